@@ -1,0 +1,95 @@
+//! The handle on something scheduled.
+
+use std::error::Error;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::reactor::Reactor;
+use crate::timers::TimerKey;
+
+/// A call scheduled with [`Reactor::call_later`], for as long as it waits.
+///
+/// `Copy` and harmless to keep: once the call has run or was cancelled, every
+/// method says so and nothing else is reached. Dropping it does not cancel the
+/// call. (Twisted: `IDelayedCall`.)
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DelayedCall {
+    pub(crate) key: TimerKey,
+}
+
+impl DelayedCall {
+    /// Takes the call back. It will not run.
+    ///
+    /// # Errors
+    ///
+    /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
+    pub fn cancel(self, reactor: &mut Reactor) -> Result<(), DelayedCallError> {
+        match reactor.timers.cancel(self.key) {
+            Some(_) => Ok(()),
+            None => Err(DelayedCallError),
+        }
+    }
+
+    /// Schedules the call anew, `delay` after the current turn's time.
+    ///
+    /// Among calls due at the same time it now counts as the last.
+    ///
+    /// # Errors
+    ///
+    /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
+    pub fn reset(self, reactor: &mut Reactor, delay: Duration) -> Result<(), DelayedCallError> {
+        let deadline = reactor.deadline_after(delay);
+        self.move_to(reactor, deadline)
+    }
+
+    /// Moves the call `by` later than it was due.
+    ///
+    /// # Errors
+    ///
+    /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
+    pub fn delay(self, reactor: &mut Reactor, by: Duration) -> Result<(), DelayedCallError> {
+        let due = self.due(reactor).ok_or(DelayedCallError)?;
+        self.move_to(reactor, due.checked_add(by).unwrap_or(due))
+    }
+
+    /// Moves the call `by` earlier than it was due. What is then due in the
+    /// past runs in the next turn.
+    ///
+    /// # Errors
+    ///
+    /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
+    pub fn hasten(self, reactor: &mut Reactor, by: Duration) -> Result<(), DelayedCallError> {
+        let due = self.due(reactor).ok_or(DelayedCallError)?;
+        self.move_to(reactor, due.checked_sub(by).unwrap_or(reactor.now()))
+    }
+
+    /// When the call is due, or `None` when it no longer waits.
+    pub fn due(self, reactor: &Reactor) -> Option<Instant> {
+        reactor.timers.deadline(self.key)
+    }
+
+    /// Whether the call still waits.
+    pub fn is_active(self, reactor: &Reactor) -> bool {
+        reactor.timers.contains(self.key)
+    }
+
+    fn move_to(self, reactor: &mut Reactor, deadline: Instant) -> Result<(), DelayedCallError> {
+        if reactor.timers.reset(self.key, deadline) {
+            Ok(())
+        } else {
+            Err(DelayedCallError)
+        }
+    }
+}
+
+/// The delayed call no longer waits: it has run, runs now, or was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DelayedCallError;
+
+impl fmt::Display for DelayedCallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("delayed call was already called or cancelled")
+    }
+}
+
+impl Error for DelayedCallError {}

@@ -1,0 +1,61 @@
+//! The loop of [bowline]: registered descriptors, timers, wake-ups, shutdown.
+//!
+//! This crate drives things that become ready ([`Descriptor`]) and things that
+//! become due ([`Reactor::call_later`]). It knows neither sockets nor
+//! protocols: those are `bowline-transport` and `bowline-protocol`. Most
+//! programs depend on the facade crate `bowline` and never name this one.
+//!
+//! # Callbacks never nest
+//!
+//! The reactor owns every descriptor in a slot and takes it out for the time
+//! of its callback. Whatever a callback asks of *another* descriptor is done
+//! to that descriptor's state at once, or recorded and delivered after the
+//! running callback has returned, within the same turn. So a
+//! `Rc<RefCell<State>>` that is borrowed only inside callbacks is never
+//! borrowed twice, and the stack never grows with the number of callbacks.
+//!
+//! # Features
+//!
+//! - `signals`: signals as callbacks, through the `signal-hook` crate.
+//! - `testing`: the [manual clock](testing::ManualClock) and the seam through
+//!   which a simulated kernel reports readiness.
+//!
+//! [bowline]: https://docs.rs/bowline
+
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod clock;
+mod delayed_call;
+mod descriptor;
+mod error;
+mod handle;
+mod log;
+mod reactor;
+mod remote;
+#[cfg(feature = "signals")]
+mod signals;
+mod slots;
+mod sys;
+mod timers;
+mod token;
+mod triggers;
+
+pub use crate::clock::{Clock, Sleep, SystemClock};
+pub use crate::delayed_call::{DelayedCall, DelayedCallError};
+pub use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
+pub use crate::error::{ReactorError, TriggerError};
+pub use crate::handle::Handle;
+pub use crate::reactor::{Limits, Reactor, Statistics, Turn};
+pub use crate::remote::{RemoteError, RemoteHandle};
+#[cfg(feature = "signals")]
+pub use crate::signals::SignalHandler;
+pub use crate::token::Token;
+pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
+
+/// Time and readiness under a test's control.
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use crate::clock::ManualClock;
+    pub use crate::reactor::ReadinessSource;
+}

@@ -1,0 +1,1117 @@
+//! The reactor: one turn as a list of phases.
+
+use std::any::{Any, TypeId};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+
+use crate::clock::{Clock, Sleep, SystemClock};
+use crate::delayed_call::DelayedCall;
+use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
+use crate::error::{ReactorError, TriggerError};
+use crate::handle::Handle;
+use crate::log;
+use crate::remote::RemoteHandle;
+use crate::slots::Slots;
+use crate::sys::{self, TimerFd};
+use crate::timers::Timers;
+use crate::token::Token;
+use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
+
+/// How many events one poll fetches. More cost latency for those at the end,
+/// fewer cost polls; a kilo-event buffer is 12 KiB.
+const EVENTS_PER_TURN: usize = 1024;
+/// How many delayed calls one turn runs. A storm of timers then delays sockets
+/// by some hundred microseconds rather than for as long as it lasts.
+const TIMERS_PER_TURN: usize = 4096;
+/// How many calls from other threads and of `call_soon` one turn runs.
+const CALLS_PER_TURN: usize = 4096;
+/// How many deferred notifications one turn delivers. Callbacks that keep on
+/// notifying each other share the loop with everything else.
+const NOTIFICATIONS_PER_TURN: usize = 16_384;
+
+/// A single-threaded, callback-driven event loop.
+///
+/// It owns the registered [`Descriptor`]s, the delayed calls and the queued
+/// calls, and runs their callbacks one at a time: callbacks never nest. A
+/// program may have any number of reactors, each in a thread of its own or
+/// turned by hand; a reactor that has stopped can be run again.
+///
+/// # One turn
+///
+/// 1. **Poll**: wait for readiness, or for the next delayed call; without
+///    waiting if anything is left to do.
+/// 2. **Calls**: from other threads, then of [`call_soon`](Self::call_soon).
+/// 3. **Timers** that are due, by time, then in the order scheduled.
+/// 4. **Ready descriptors**: those with events, then those that asked for
+///    another turn.
+/// 5. **Notifications** that callbacks left for other descriptors.
+/// 6. **System events**: startup and shutdown triggers.
+///
+/// Each phase has a budget ([`Limits`]); what it leaves waits for the next
+/// turn, whose poll then does not wait.
+///
+/// # Panics
+///
+/// A callback that panics is caught and logged and costs only the descriptor,
+/// delayed call or trigger it belongs to.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_reactor::Reactor;
+///
+/// let mut reactor = Reactor::new()?;
+/// reactor.call_later(Duration::from_millis(1), |reactor| {
+///     reactor.stop().expect("it runs: this is one of its callbacks");
+/// });
+/// reactor.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Reactor {
+    slots: Slots,
+    /// The descriptor whose callback runs, for the case that it panics;
+    /// [`Token::WAKER`] while none does.
+    current: Token,
+    /// Those that asked for another turn.
+    again: VecDeque<Token>,
+    deferred: VecDeque<Deferred>,
+    pub(crate) timers: Timers<Task>,
+    /// This turn's time, read when it is first asked for.
+    now: Cell<Option<Instant>>,
+    clock: Box<dyn Clock>,
+    soon: VecDeque<Call>,
+    remote: RemoteHandle,
+    remote_calls: VecDeque<Box<dyn FnOnce(&mut Self) + Send>>,
+    state: State,
+    triggers: Triggers,
+    limits: Limits,
+    statistics: Statistics,
+    /// Made when the loop first waits for a delayed call.
+    alarm: Option<Alarm>,
+    extensions: Vec<(TypeId, Rc<dyn Any>)>,
+    #[cfg(feature = "testing")]
+    source: Option<Box<dyn ReadinessSource>>,
+    events: mio::Events,
+    poll: mio::Poll,
+}
+
+type Call = Box<dyn FnOnce(&mut Reactor)>;
+type Entrance = Box<dyn FnOnce(Option<&mut dyn Descriptor>, &mut Reactor) -> Next>;
+
+/// What is left for the notifications phase.
+enum Deferred {
+    Attend(Token),
+    Enter(Token, Entrance),
+    Call(Call),
+}
+
+/// What a delayed call does.
+pub(crate) enum Task {
+    Call(Call),
+    Notify(Token),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    /// Waits for the holds on the startup.
+    Starting,
+    Running,
+    /// Somebody called `stop`; the triggers have not begun.
+    StopAsked,
+    /// Waits for the holds on the shutdown.
+    Stopping,
+}
+
+/// The timer descriptor and what it was last set to.
+struct Alarm {
+    timer: TimerFd,
+    set_to: Option<Instant>,
+}
+
+/// Where simulated descriptors report their readiness; feature `testing`.
+#[cfg(feature = "testing")]
+pub trait ReadinessSource: 'static {
+    /// Moves what has become ready since the last call into `events`.
+    fn poll(&mut self, events: &mut Vec<(Token, Readiness)>);
+
+    /// Whether the next [`poll`](Self::poll) would report anything.
+    fn has_events(&self) -> bool;
+}
+
+/// The budgets of one turn. What a phase leaves waits for the next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Events fetched by one poll; default 1,024.
+    pub events: usize,
+    /// Delayed calls run; default 4,096.
+    pub timers: usize,
+    /// Calls from other threads run, and as many of
+    /// [`call_soon`](Reactor::call_soon); default 4,096.
+    pub calls: usize,
+    /// Deferred notifications delivered; default 16,384.
+    pub notifications: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            events: EVENTS_PER_TURN,
+            timers: TIMERS_PER_TURN,
+            calls: CALLS_PER_TURN,
+            notifications: NOTIFICATIONS_PER_TURN,
+        }
+    }
+}
+
+/// Counters of a reactor's life so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Readiness events delivered to descriptors.
+    pub events: u64,
+    /// Events for descriptors that were gone already, which is normal in small
+    /// numbers: one callback removes what a later event of the batch is for.
+    pub stale_events: u64,
+    /// Delayed calls that ran.
+    pub timers: u64,
+    /// Callbacks that panicked.
+    pub panics: u64,
+}
+
+/// What a [turn](Reactor::turn) says about the reactor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There may be more to do.
+    Continue,
+    /// The reactor is not running: it has stopped, or was never started.
+    Stopped,
+}
+
+impl Reactor {
+    /// Makes a reactor with a poller of its own: two descriptors, and one more
+    /// from the first delayed call on.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_create1(2) and eventfd(2), `EMFILE` above all.
+    pub fn new() -> io::Result<Self> {
+        Self::with_clock(SystemClock)
+    }
+
+    /// Makes a reactor whose time comes from `clock`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_clock(clock: impl Clock) -> io::Result<Self> {
+        let poll = mio::Poll::new()?;
+        let waker = mio::Waker::new(poll.registry(), Token::WAKER.to_mio())?;
+        Ok(Self {
+            slots: Slots::new(),
+            current: Token::WAKER,
+            again: VecDeque::new(),
+            deferred: VecDeque::new(),
+            timers: Timers::new(clock.now()),
+            now: Cell::new(None),
+            clock: Box::new(clock),
+            soon: VecDeque::new(),
+            remote: RemoteHandle::new(waker),
+            remote_calls: VecDeque::new(),
+            state: State::Idle,
+            triggers: Triggers::new(),
+            limits: Limits::default(),
+            statistics: Statistics::default(),
+            alarm: None,
+            extensions: Vec::new(),
+            #[cfg(feature = "testing")]
+            source: None,
+            events: mio::Events::with_capacity(EVENTS_PER_TURN),
+            poll,
+        })
+    }
+
+    // Running and stopping.
+
+    /// Starts the reactor and turns it until it is stopped.
+    ///
+    /// Returns when the shutdown triggers have run and every descriptor was
+    /// disconnected, or at once after [`crash`](Self::crash). Can be called
+    /// again afterwards. (Twisted: `reactor.run`.)
+    ///
+    /// # Errors
+    ///
+    /// [`ReactorError::AlreadyRunning`] from inside a callback.
+    pub fn run(&mut self) -> Result<(), ReactorError> {
+        self.start()?;
+        while self.state != State::Idle {
+            self.turn(None);
+        }
+        Ok(())
+    }
+
+    /// Runs the startup triggers, for a reactor that is turned by hand.
+    ///
+    /// # Errors
+    ///
+    /// [`ReactorError::AlreadyRunning`].
+    pub fn start(&mut self) -> Result<(), ReactorError> {
+        if self.state != State::Idle {
+            return Err(ReactorError::AlreadyRunning);
+        }
+        self.state = State::Starting;
+        self.fire(Phase::Before, SystemEvent::Startup);
+        self.system_events_phase();
+        Ok(())
+    }
+
+    /// Runs one turn of the loop: waits up to `timeout` for something to do
+    /// (`None`: without end), then does it.
+    ///
+    /// For embedding the reactor in another loop: call [`start`](Self::start)
+    /// once; wait for the reactor's descriptor ([`AsFd`]) to become readable
+    /// and for [`next_deadline`](Self::next_deadline); then turn with a timeout
+    /// of zero until [`is_idle`](Self::is_idle).
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Turn {
+        self.statistics.turns += 1;
+        let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
+        self.poll_phase(&mut events, timeout);
+        self.guarded(Self::calls_phase);
+        self.guarded(Self::timers_phase);
+        self.ready_phase(&events);
+        self.events = events;
+        self.guarded(Self::notifications_phase);
+        self.slots.recycle();
+        self.system_events_phase();
+        if self.state == State::Idle {
+            Turn::Stopped
+        } else {
+            Turn::Continue
+        }
+    }
+
+    /// Ends the loop in an orderly way: the shutdown triggers run, every
+    /// descriptor is disconnected, and [`run`](Self::run) returns.
+    ///
+    /// Returns before any of that has happened. (Twisted: `reactor.stop`.)
+    ///
+    /// # Errors
+    ///
+    /// [`ReactorError::NotRunning`] when the reactor was not started or is
+    /// stopping already.
+    pub fn stop(&mut self) -> Result<(), ReactorError> {
+        match self.state {
+            State::Starting | State::Running => {
+                self.state = State::StopAsked;
+                Ok(())
+            }
+            State::Idle | State::StopAsked | State::Stopping => Err(ReactorError::NotRunning),
+        }
+    }
+
+    /// Ends the loop after this turn and leaves everything as it is: no
+    /// trigger runs, descriptors stay registered, and the reactor can be run
+    /// again. (Twisted: `reactor.crash`.)
+    ///
+    /// # Errors
+    ///
+    /// [`ReactorError::NotRunning`].
+    pub fn crash(&mut self) -> Result<(), ReactorError> {
+        if self.state == State::Idle {
+            return Err(ReactorError::NotRunning);
+        }
+        self.state = State::Idle;
+        Ok(())
+    }
+
+    /// Whether the reactor was started and has not finished stopping: true in
+    /// every callback but those before the startup.
+    pub fn is_running(&self) -> bool {
+        !matches!(self.state, State::Idle | State::Starting)
+    }
+
+    /// Whether [`stop`](Self::stop) was called and the reactor has not stopped
+    /// yet.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.state, State::StopAsked | State::Stopping)
+    }
+
+    /// Whether a turn would have nothing to do now but wait: for descriptors
+    /// or for [`next_deadline`](Self::next_deadline).
+    pub fn is_idle(&self) -> bool {
+        self.again.is_empty()
+            && self.deferred.is_empty()
+            && self.soon.is_empty()
+            && self.remote_calls.is_empty()
+            && !self.remote.is_waiting()
+            && !self.timers.has_due()
+            && self.state != State::StopAsked
+            && !self.source_has_events()
+    }
+
+    /// Adds a call to run at startup or shutdown; within a phase, triggers run
+    /// in the order they were added. (Twisted: `addSystemEventTrigger`.)
+    ///
+    /// A trigger runs once and is then forgotten.
+    pub fn add_trigger(
+        &mut self,
+        phase: Phase,
+        event: SystemEvent,
+        call: impl FnOnce(&mut Self) + 'static,
+    ) -> TriggerId {
+        self.triggers.add(phase, event, Box::new(call))
+    }
+
+    /// Takes a trigger back; works from inside another trigger too.
+    ///
+    /// # Errors
+    ///
+    /// [`TriggerError`] when it has run or was removed.
+    pub fn remove_trigger(&mut self, id: TriggerId) -> Result<(), TriggerError> {
+        if self.triggers.remove(id) {
+            Ok(())
+        } else {
+            Err(TriggerError)
+        }
+    }
+
+    /// Holds `event` in its [`Before`](Phase::Before) phase until the result is
+    /// dropped; the loop turns meanwhile. To be taken by a trigger of that
+    /// phase, or earlier.
+    pub fn hold(&self, event: SystemEvent) -> Hold {
+        self.triggers.hold(event)
+    }
+
+    /// Runs `call` once the reactor runs: now if it does, else after its
+    /// startup, in the order asked. (Twisted: `callWhenRunning`.)
+    pub fn call_when_running(&mut self, call: impl FnOnce(&mut Self) + 'static) {
+        if self.is_running() {
+            self.defer(call);
+        } else {
+            self.add_trigger(Phase::After, SystemEvent::Startup, call);
+        }
+    }
+
+    // Time.
+
+    /// The time of this turn: the clock is read at most once per turn.
+    pub fn now(&self) -> Instant {
+        self.now.get().unwrap_or_else(|| {
+            let now = self.clock.now();
+            self.now.set(Some(now));
+            now
+        })
+    }
+
+    /// Runs `call` once `delay` has passed since this turn's time, never
+    /// earlier. Calls due at the same time run in the order scheduled; one
+    /// scheduled with no delay from inside a callback runs in a later turn,
+    /// after descriptors had their chance. (Twisted: `reactor.callLater`.)
+    ///
+    /// Costs one allocation if `call` captures anything. A delay beyond what
+    /// the clock can represent never ends.
+    pub fn call_later(
+        &mut self,
+        delay: Duration,
+        call: impl FnOnce(&mut Self) + 'static,
+    ) -> DelayedCall {
+        let deadline = self.deadline_after(delay);
+        let key = self.timers.insert(deadline, Task::Call(Box::new(call)));
+        DelayedCall { key }
+    }
+
+    /// Calls [`Descriptor::timer_fired`] of the descriptor `token` after
+    /// `delay`, without allocating. Nothing happens if it is gone by then.
+    pub fn notify_later(&mut self, delay: Duration, token: Token) -> DelayedCall {
+        let deadline = self.deadline_after(delay);
+        let key = self.timers.insert(deadline, Task::Notify(token));
+        DelayedCall { key }
+    }
+
+    /// The delayed calls that wait, in no particular order. (Twisted:
+    /// `getDelayedCalls`.)
+    pub fn delayed_calls(&self) -> impl Iterator<Item = DelayedCall> + '_ {
+        self.timers.keys().map(|key| DelayedCall { key })
+    }
+
+    /// When the loop has to turn next on account of delayed calls: never later
+    /// than the earliest of them is due, and possibly earlier for one that is
+    /// far away.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.next_wakeup()
+    }
+
+    pub(crate) fn deadline_after(&self, delay: Duration) -> Instant {
+        let now = self.now();
+        // Some 30 years, should the sum be beyond what the clock can hold.
+        const NEVER: Duration = Duration::from_secs(1_000_000_000);
+        now.checked_add(delay).unwrap_or_else(|| now + NEVER)
+    }
+
+    // Calls.
+
+    /// Runs `call` in the next turn, before timers and descriptors.
+    ///
+    /// Calls run in the order they were made.
+    pub fn call_soon(&mut self, call: impl FnOnce(&mut Self) + 'static) {
+        self.soon.push_back(Box::new(call));
+    }
+
+    /// Runs `call` in this turn, after the running callback and what it
+    /// deferred before: the way to call other user code from inside a callback
+    /// without nesting.
+    pub fn defer(&mut self, call: impl FnOnce(&mut Self) + 'static) {
+        self.deferred.push_back(Deferred::Call(Box::new(call)));
+    }
+
+    /// The part of this reactor that other threads may hold.
+    pub fn remote(&self) -> RemoteHandle {
+        self.remote.clone()
+    }
+
+    // Descriptors.
+
+    /// Registers what `build` makes, once it knows its own name, and watches
+    /// its [`source`](Descriptor::source) for `interest`.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2): `EEXIST` for a file watched already, `EPERM` for
+    /// one that cannot be polled. The descriptor is dropped.
+    pub fn register(
+        &mut self,
+        interest: Interest,
+        build: impl FnOnce(Token) -> Box<dyn Descriptor>,
+    ) -> io::Result<Token> {
+        let token = self.reserve()?;
+        let entry = build(token);
+        if let Some(source) = entry.source()
+            && let Err(error) = self.watch(token, source, interest)
+        {
+            self.release(token);
+            return Err(error);
+        }
+        self.install(token, entry);
+        Ok(token)
+    }
+
+    /// Names a slot for a descriptor yet to be built: the first of three steps
+    /// for those who need to back out ([`watch`](Self::watch),
+    /// [`install`](Self::install)).
+    ///
+    /// # Errors
+    ///
+    /// When there are 2^24 descriptors.
+    pub fn reserve(&mut self) -> io::Result<Token> {
+        self.slots.reserve().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "too many registered descriptors",
+            )
+        })
+    }
+
+    /// Gives up a slot that [`reserve`](Self::reserve) named and that was not
+    /// filled.
+    pub fn release(&mut self, token: Token) {
+        let entry = self.slots.release(token);
+        debug_assert!(entry.is_none(), "released a slot that was filled");
+    }
+
+    /// Reports readiness of `source` under `token` from now on, edge-triggered;
+    /// what is ready already is reported at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn watch(
+        &mut self,
+        token: Token,
+        source: BorrowedFd<'_>,
+        interest: Interest,
+    ) -> io::Result<()> {
+        self.poll.registry().register(
+            &mut SourceFd(&source.as_raw_fd()),
+            token.to_mio(),
+            interest.to_mio(),
+        )
+    }
+
+    /// Changes the name or the interest under which `source` is watched; what
+    /// is ready now is reported again.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn rewatch(
+        &mut self,
+        token: Token,
+        source: BorrowedFd<'_>,
+        interest: Interest,
+    ) -> io::Result<()> {
+        self.poll.registry().reregister(
+            &mut SourceFd(&source.as_raw_fd()),
+            token.to_mio(),
+            interest.to_mio(),
+        )
+    }
+
+    /// Ends the watch on `source`; to be called before it is closed or passed
+    /// on. A failure is logged: there is nothing a caller could do.
+    pub fn unwatch(&mut self, source: BorrowedFd<'_>) {
+        let raw = source.as_raw_fd();
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&raw)) {
+            log::warn!(target: log::REACTOR, "cannot deregister descriptor {raw}: {error}");
+        }
+    }
+
+    /// Puts a descriptor into the slot reserved for it.
+    pub fn install(&mut self, token: Token, entry: Box<dyn Descriptor>) {
+        self.slots.put(token, entry);
+    }
+
+    /// Reaches a registered descriptor through its handle, at once.
+    ///
+    /// `None` when it is gone, or when its own callback is running (inside it
+    /// the descriptor is at hand anyway). The descriptor's
+    /// [`attend`](Descriptor::attend) is called later in the same turn, so that
+    /// it can act on what was changed.
+    pub fn get<T: ?Sized>(&mut self, handle: Handle<T>) -> Option<&mut T> {
+        let token = handle.token();
+        let slot = self.slots.get_mut(token)?;
+        if !slot.is_occupied() {
+            return None;
+        }
+        if !slot.queued {
+            slot.queued = true;
+            self.deferred.push_back(Deferred::Attend(token));
+        }
+        handle.view(slot.entry_mut()?.facet())
+    }
+
+    /// Whether `token` names a registered descriptor, be it inside its own
+    /// callback.
+    pub fn is_registered(&mut self, token: Token) -> bool {
+        self.slots.get_mut(token).is_some()
+    }
+
+    /// Asks for the [`attend`](Descriptor::attend) of a descriptor, later in
+    /// this turn.
+    pub fn notify(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.deferred.push_back(Deferred::Attend(token));
+        }
+    }
+
+    /// Gives `entrance` the descriptor itself, later in this turn, when no
+    /// callback runs; `None` if it is gone by then.
+    ///
+    /// What `entrance` returns becomes of the descriptor; a panic in it is the
+    /// descriptor's.
+    pub fn enter(
+        &mut self,
+        token: Token,
+        entrance: impl FnOnce(Option<&mut dyn Descriptor>, &mut Self) -> Next + 'static,
+    ) {
+        self.deferred
+            .push_back(Deferred::Enter(token, Box::new(entrance)));
+    }
+
+    /// Deregisters and drops a descriptor, later in this turn, without calling
+    /// it. Nothing happens if it is gone.
+    pub fn remove(&mut self, token: Token) {
+        self.enter(token, |_, _| Next::Remove);
+    }
+
+    /// How many descriptors are registered.
+    pub fn registered(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A value that lives as long as the reactor, one of each type; made when
+    /// it is first asked for. Layers above keep there what their descriptors
+    /// share.
+    pub fn extension<T: 'static>(&mut self, make: impl FnOnce() -> T) -> Rc<T> {
+        let wanted = TypeId::of::<T>();
+        let found = self.extensions.iter().find(|(id, _)| *id == wanted);
+        let value = match found {
+            Some((_, value)) => Rc::clone(value),
+            None => {
+                let value: Rc<dyn Any> = Rc::new(make());
+                self.extensions.push((wanted, Rc::clone(&value)));
+                value
+            }
+        };
+        value.downcast().expect("stored under its own type")
+    }
+
+    /// The budgets of a turn.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Sets the budgets of a turn. A budget of zero counts as one.
+    pub fn set_limits(&mut self, limits: Limits) {
+        if limits.events != self.limits.events {
+            self.events = mio::Events::with_capacity(limits.events.max(1));
+        }
+        self.limits = limits;
+    }
+
+    /// The counters so far.
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    /// Adds the place where simulated descriptors report their readiness;
+    /// feature `testing`.
+    #[cfg(feature = "testing")]
+    pub fn set_readiness_source(&mut self, source: impl ReadinessSource) {
+        self.source = Some(Box::new(source));
+    }
+
+    // The phases of a turn.
+
+    fn poll_phase(&mut self, events: &mut mio::Events, timeout: Option<Duration>) {
+        let timeout = self.poll_timeout(timeout);
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
+            Err(error) => {
+                events.clear();
+                log::error!(target: log::REACTOR, "cannot poll: {error}");
+            }
+        }
+        self.now.set(None);
+    }
+
+    fn calls_phase(&mut self) {
+        if self.remote_calls.is_empty() && self.remote.is_waiting() {
+            let mut calls = Vec::new();
+            self.remote.drain(&mut calls);
+            self.remote_calls.extend(calls);
+        }
+        self.current = Token::WAKER;
+        // What the calls add waits for the next turn: the counts are taken
+        // first. After a panic this phase is entered again and may then run
+        // some of the additions, which is harmless.
+        for _ in 0..self.remote_calls.len().min(self.limits.calls.max(1)) {
+            if let Some(call) = self.remote_calls.pop_front() {
+                call(self);
+            }
+        }
+        for _ in 0..self.soon.len().min(self.limits.calls.max(1)) {
+            if let Some(call) = self.soon.pop_front() {
+                call(self);
+            }
+        }
+    }
+
+    fn timers_phase(&mut self) {
+        if self.timers.is_empty() {
+            return;
+        }
+        self.timers.expire(self.now());
+        for _ in 0..self.limits.timers.max(1) {
+            let Some((key, task)) = self.timers.pop_due() else {
+                break;
+            };
+            self.statistics.timers += 1;
+            match task {
+                Task::Call(call) => {
+                    self.current = Token::WAKER;
+                    call(self);
+                }
+                Task::Notify(token) => {
+                    self.dispatch(token, |descriptor, reactor| {
+                        descriptor.timer_fired(reactor, DelayedCall { key })
+                    });
+                }
+            }
+        }
+    }
+
+    fn ready_phase(&mut self, events: &mio::Events) {
+        // What asks for another turn from now on waits for the next one.
+        let again = self.again.len();
+        let mut events = events.iter();
+        self.guarded(|reactor| {
+            for event in &mut events {
+                let token = Token::from_mio(event.token());
+                reactor.deliver(token, Readiness::from_mio(event));
+            }
+        });
+        self.simulated_ready_phase();
+        let mut again = 0..again;
+        self.guarded(|reactor| {
+            for _ in &mut again {
+                if let Some(token) = reactor.again.pop_front() {
+                    reactor.dispatch(token, |descriptor, reactor| {
+                        descriptor.ready(reactor, Readiness::EMPTY)
+                    });
+                }
+            }
+        });
+    }
+
+    #[cfg(feature = "testing")]
+    fn simulated_ready_phase(&mut self) {
+        let Some(source) = &mut self.source else {
+            return;
+        };
+        let mut events = Vec::new();
+        source.poll(&mut events);
+        let mut events = events.into_iter();
+        self.guarded(|reactor| {
+            for (token, readiness) in &mut events {
+                reactor.deliver(token, readiness);
+            }
+        });
+    }
+
+    #[cfg(not(feature = "testing"))]
+    fn simulated_ready_phase(&mut self) {}
+
+    #[inline]
+    fn deliver(&mut self, token: Token, readiness: Readiness) {
+        let found = self.dispatch(token, |descriptor, reactor| {
+            descriptor.ready(reactor, readiness)
+        });
+        if found {
+            self.statistics.events += 1;
+        } else {
+            self.unclaimed_event(token);
+        }
+    }
+
+    #[cold]
+    fn unclaimed_event(&mut self, token: Token) {
+        match token {
+            // The calls phase looks by itself.
+            Token::WAKER => {}
+            Token::TIMER => {
+                if let Some(alarm) = &mut self.alarm {
+                    alarm.set_to = None;
+                }
+            }
+            _ => {
+                self.statistics.stale_events += 1;
+                log::trace!(target: log::REACTOR, "{token}: event for a descriptor that is gone");
+            }
+        }
+    }
+
+    fn notifications_phase(&mut self) {
+        for _ in 0..self.limits.notifications.max(1) {
+            let Some(deferred) = self.deferred.pop_front() else {
+                break;
+            };
+            match deferred {
+                Deferred::Attend(token) => {
+                    if let Some(slot) = self.slots.get_mut(token) {
+                        slot.queued = false;
+                    }
+                    self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
+                }
+                Deferred::Enter(token, entrance) => {
+                    let mut entrance = Some(entrance);
+                    let found = self.dispatch(token, |descriptor, reactor| {
+                        let entrance = entrance.take().expect("dispatched once");
+                        entrance(Some(descriptor), reactor)
+                    });
+                    if let Some(entrance) = entrance
+                        && !found
+                    {
+                        self.current = Token::WAKER;
+                        let _: Next = entrance(None, self);
+                    }
+                }
+                Deferred::Call(call) => {
+                    self.current = Token::WAKER;
+                    call(self);
+                }
+            }
+        }
+    }
+
+    fn system_events_phase(&mut self) {
+        if self.state == State::Running {
+            return;
+        }
+        if self.state == State::Starting && !self.triggers.is_held(SystemEvent::Startup) {
+            self.state = State::Running;
+            self.fire(Phase::During, SystemEvent::Startup);
+            self.fire(Phase::After, SystemEvent::Startup);
+        }
+        if self.state == State::StopAsked {
+            self.state = State::Stopping;
+            self.fire(Phase::Before, SystemEvent::Shutdown);
+        }
+        if self.state == State::Stopping && !self.triggers.is_held(SystemEvent::Shutdown) {
+            self.disconnect_all();
+            self.fire(Phase::During, SystemEvent::Shutdown);
+            self.fire(Phase::After, SystemEvent::Shutdown);
+            self.state = State::Idle;
+        }
+    }
+
+    // What the phases are made of.
+
+    /// How long the poll may wait.
+    fn poll_timeout(&mut self, asked: Option<Duration>) -> Option<Duration> {
+        if asked == Some(Duration::ZERO) || !self.is_idle() {
+            return Some(Duration::ZERO);
+        }
+        let deadline = self.timers.next_wakeup();
+        if self.clock.before_sleep(deadline) == Sleep::Skip {
+            return Some(Duration::ZERO);
+        }
+        let Some(deadline) = deadline else {
+            return asked;
+        };
+        if self
+            .alarm
+            .as_ref()
+            .is_some_and(|alarm| alarm.set_to == Some(deadline))
+        {
+            return asked;
+        }
+        let left = deadline.saturating_duration_since(self.clock.now());
+        if left.is_zero() {
+            return Some(Duration::ZERO);
+        }
+        if asked.is_some_and(|asked| asked <= left) {
+            return asked;
+        }
+        match self.set_alarm(deadline, left) {
+            Ok(()) => asked,
+            Err(error) => {
+                // Without a timer descriptor the poll's own timeout serves, in
+                // whole milliseconds.
+                log::debug!(target: log::TIMERS, "no timer descriptor: {error}");
+                Some(left)
+            }
+        }
+    }
+
+    fn set_alarm(&mut self, deadline: Instant, left: Duration) -> io::Result<()> {
+        let alarm = match &mut self.alarm {
+            Some(alarm) => alarm,
+            none => {
+                let timer = TimerFd::new()?;
+                self.poll.registry().register(
+                    &mut SourceFd(&timer.as_fd().as_raw_fd()),
+                    Token::TIMER.to_mio(),
+                    mio::Interest::READABLE,
+                )?;
+                none.insert(Alarm {
+                    timer,
+                    set_to: None,
+                })
+            }
+        };
+        alarm.timer.set(left)?;
+        alarm.set_to = Some(deadline);
+        Ok(())
+    }
+
+    #[cfg(feature = "testing")]
+    fn source_has_events(&self) -> bool {
+        self.source
+            .as_ref()
+            .is_some_and(|source| source.has_events())
+    }
+
+    #[cfg(not(feature = "testing"))]
+    fn source_has_events(&self) -> bool {
+        false
+    }
+
+    /// Calls a descriptor that is taken out of its slot meanwhile. False if
+    /// there is none.
+    #[inline]
+    fn dispatch(
+        &mut self,
+        token: Token,
+        call: impl FnOnce(&mut dyn Descriptor, &mut Self) -> Next,
+    ) -> bool {
+        let Some(entry) = self.slots.take(token) else {
+            return false;
+        };
+        self.current = token;
+        let mut taken = Taken {
+            reactor: self,
+            token,
+            entry: Some(entry),
+        };
+        let next = taken.call(call);
+        drop(taken);
+        match next {
+            Next::Keep => {}
+            Next::Again => self.again.push_back(token),
+            Next::Remove => self.discard(token),
+        }
+        true
+    }
+
+    /// Deregisters and drops a descriptor.
+    fn discard(&mut self, token: Token) {
+        if let Some(entry) = self.slots.release(token) {
+            if let Some(source) = entry.source() {
+                self.unwatch(source);
+            }
+            drop(entry);
+        }
+    }
+
+    /// Runs a phase to its end, however many of its callbacks panic.
+    ///
+    /// One catch for a whole phase rather than one per callback: catching is
+    /// then free for those that do not panic. A phase keeps its position
+    /// outside of itself, so that it goes on where it was cut.
+    fn guarded(&mut self, mut phase: impl FnMut(&mut Self)) {
+        // The state that a panic can leave behind is what callbacks may leave
+        // behind anyway: `Taken` puts the descriptor back while unwinding.
+        while let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| phase(self))) {
+            self.recover(Panic::new(payload));
+        }
+    }
+
+    /// After a panic: tells the descriptor, whose end it normally is.
+    #[cold]
+    fn recover(&mut self, panic: Panic) {
+        self.statistics.panics += 1;
+        let token = mem::replace(&mut self.current, Token::WAKER);
+        let Some(slot) = self.slots.get_mut(token) else {
+            log::error!(target: log::REACTOR, "a callback panicked: {}", panic.message());
+            return;
+        };
+        let prefix = slot
+            .entry_mut()
+            .map_or_else(String::new, |entry| entry.log_prefix().into_owned());
+        log::error!(target: log::REACTOR, "{token} {prefix}: a callback panicked: {}", panic.message());
+        let told = panic::catch_unwind(AssertUnwindSafe(|| {
+            self.dispatch(token, |descriptor, reactor| {
+                descriptor.panicked(reactor, panic)
+            });
+        }));
+        if told.is_err() {
+            self.statistics.panics += 1;
+            log::error!(target: log::REACTOR, "{token} {prefix}: panicked again, and is dropped");
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| self.discard(token)));
+            if dropped.is_err() {
+                log::error!(target: log::REACTOR, "{token} {prefix}: panicked while being dropped");
+            }
+        }
+    }
+
+    fn fire(&mut self, phase: Phase, event: SystemEvent) {
+        self.guarded(|reactor| {
+            reactor.current = Token::WAKER;
+            while let Some(call) = reactor.triggers.take(phase, event) {
+                call(reactor);
+            }
+            reactor.notifications_phase();
+        });
+    }
+
+    /// Tells every descriptor that the reactor stops, and removes it. What
+    /// their callbacks register meanwhile is told as well, for some rounds.
+    fn disconnect_all(&mut self) {
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            let tokens = self.slots.tokens();
+            if tokens.is_empty() {
+                break;
+            }
+            let mut tokens = tokens.into_iter();
+            self.guarded(|reactor| {
+                for token in &mut tokens {
+                    reactor.dispatch(token, |descriptor, reactor| {
+                        descriptor.shutdown(reactor);
+                        Next::Remove
+                    });
+                }
+            });
+            self.guarded(Self::notifications_phase);
+            self.slots.recycle();
+        }
+        for token in self.slots.tokens() {
+            log::warn!(target: log::REACTOR, "{token}: registered anew at every shutdown, dropped");
+            self.discard(token);
+        }
+        self.slots.recycle();
+        self.again.clear();
+    }
+}
+
+/// A descriptor out of its slot. Dropping puts it back, also when a panic
+/// unwinds.
+struct Taken<'a> {
+    reactor: &'a mut Reactor,
+    token: Token,
+    entry: Option<Box<dyn Descriptor>>,
+}
+
+impl Taken<'_> {
+    #[inline]
+    fn call(&mut self, call: impl FnOnce(&mut dyn Descriptor, &mut Reactor) -> Next) -> Next {
+        match &mut self.entry {
+            Some(entry) => call(&mut **entry, self.reactor),
+            None => Next::Keep,
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.reactor.slots.put(self.token, entry);
+        }
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.remote.close();
+        // Descriptors go before the poller, each deregistered first: the file
+        // may be shared, and the registration with it.
+        for token in self.slots.tokens() {
+            self.discard(token);
+        }
+    }
+}
+
+/// The poller's own descriptor: readable when a turn has events to handle.
+impl AsFd for Reactor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::poll_descriptor(&self.poll)
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor")
+            .field("state", &self.state)
+            .field("registered", &self.slots.len())
+            .field("delayed_calls", &self.timers.len())
+            .field("statistics", &self.statistics)
+            .finish_non_exhaustive()
+    }
+}

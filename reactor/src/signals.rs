@@ -1,0 +1,166 @@
+//! Signals as callbacks; feature `signals`.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::SigId;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::descriptor::{Descriptor, Interest, Next, Readiness};
+use crate::log;
+use crate::reactor::Reactor;
+use crate::token::Token;
+
+/// The name of an installed signal handler, for
+/// [`Reactor::remove_signal_handler`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SignalHandler {
+    token: Token,
+}
+
+impl Reactor {
+    /// Calls `handler` with the number of each of `signals` that arrives, in
+    /// the reactor's thread, as any other callback.
+    ///
+    /// Signals that arrive faster than the loop turns are merged, as the
+    /// kernel does. The handlers are process-wide; several reactors, and other
+    /// users of `signal-hook`, each get the signal. When the handler is removed
+    /// (at the latest when the reactor stops or is dropped) the signals have
+    /// their default effect again.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a signal that cannot be caught; those of socketpair(2).
+    ///
+    /// # Panics
+    ///
+    /// For SIGKILL, SIGSTOP, SIGILL, SIGFPE and SIGSEGV, which `signal-hook`
+    /// refuses.
+    pub fn on_signals(
+        &mut self,
+        signals: &[i32],
+        handler: impl FnMut(&mut Self, i32) + 'static,
+    ) -> io::Result<SignalHandler> {
+        let (pipe, write_end) = UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        let mut installed = Installed {
+            ids: Vec::new(),
+            default: Arc::new(AtomicBool::new(false)),
+        };
+        let mut arrived = Vec::new();
+        for &signal in signals {
+            let flag = Arc::new(AtomicBool::new(false));
+            let default = Arc::clone(&installed.default);
+            // In this order within the handler: the flag stands before the
+            // byte in the pipe says that one does.
+            signal_hook::flag::register_conditional_default(signal, default)?;
+            let id = signal_hook::flag::register(signal, Arc::clone(&flag))?;
+            installed.ids.push(id);
+            let id = signal_hook::low_level::pipe::register(signal, write_end.try_clone()?)?;
+            installed.ids.push(id);
+            arrived.push((signal, flag));
+        }
+        let token = self.register(Interest::Readable, move |_| {
+            Box::new(SignalPipe {
+                pipe,
+                arrived,
+                handler: Box::new(handler),
+                _installed: installed,
+            })
+        })?;
+        Ok(SignalHandler { token })
+    }
+
+    /// Stops the reactor in an orderly way on SIGINT and SIGTERM.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`on_signals`](Self::on_signals).
+    pub fn stop_on_signals(&mut self) -> io::Result<SignalHandler> {
+        self.on_signals(&[SIGINT, SIGTERM], |reactor, signal| {
+            log::debug!(target: log::REACTOR, "signal {signal}: stopping");
+            if reactor.stop().is_err() {
+                log::debug!(target: log::REACTOR, "signal {signal}: stopping already");
+            }
+        })
+    }
+
+    /// Removes a signal handler, later in this turn; its signals have their
+    /// default effect again.
+    pub fn remove_signal_handler(&mut self, handler: SignalHandler) {
+        self.remove(handler.token);
+    }
+}
+
+type Handler = Box<dyn FnMut(&mut Reactor, i32)>;
+
+struct SignalPipe {
+    pipe: UnixStream,
+    arrived: Vec<(i32, Arc<AtomicBool>)>,
+    handler: Handler,
+    _installed: Installed,
+}
+
+/// What `signal-hook` runs for us; undone on drop.
+struct Installed {
+    ids: Vec<SigId>,
+    /// Set on drop: the signal has its default effect again. signal-hook never
+    /// takes its own handler out of the kernel, so the effect is emulated.
+    default: Arc<AtomicBool>,
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+        self.default.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Descriptor for SignalPipe {
+    fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
+        let mut bytes = [0; 64];
+        loop {
+            match self.pipe.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    log::error!(target: log::REACTOR, "cannot read the signal pipe: {error}");
+                    return Next::Remove;
+                }
+            }
+        }
+        for (signal, flag) in &self.arrived {
+            if flag.swap(false, Ordering::SeqCst) {
+                (self.handler)(reactor, *signal);
+            }
+        }
+        Next::Keep
+    }
+
+    fn panicked(&mut self, _: &mut Reactor, _: crate::Panic) -> Next {
+        // A handler that failed once is still the way to stop the program. The
+        // flags of signals not handled yet stand, so look again.
+        Next::Again
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.pipe.as_fd())
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        &mut self.arrived
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed("signals")
+    }
+}

@@ -1,0 +1,195 @@
+//! The slots of registered descriptors.
+//!
+//! A slot is taken by [`Slots::reserve`] and given up by [`Slots::release`].
+//! What is released in a batch of events becomes free for reuse only at
+//! [`Slots::recycle`], after the batch: together with the generation in the
+//! token this makes it impossible for an event that was fetched for the old
+//! occupant to reach a new one.
+
+use slab::Slab;
+
+use crate::descriptor::Descriptor;
+use crate::token::Token;
+
+pub(crate) struct Slots {
+    slab: Slab<Slot>,
+    /// Slots whose descriptor is gone and which wait for the batch to end.
+    released: Vec<usize>,
+    /// The generation of the next registration. Invariant: never repeats, and
+    /// fits the 40 bits a token has for it.
+    next_generation: u64,
+}
+
+pub(crate) struct Slot {
+    token: Token,
+    entry: Option<Box<dyn Descriptor>>,
+    /// Whether the descriptor stands in the reactor's queue of those that
+    /// wait for attention.
+    pub(crate) queued: bool,
+}
+
+impl Slots {
+    pub(crate) fn new() -> Self {
+        Self {
+            slab: Slab::new(),
+            released: Vec::new(),
+            next_generation: 1,
+        }
+    }
+
+    /// Names a new slot, or `None` when there are [`Token::MAX_SLOTS`].
+    pub(crate) fn reserve(&mut self) -> Option<Token> {
+        if self.slab.len() >= Token::MAX_SLOTS {
+            return None;
+        }
+        let vacant = self.slab.vacant_entry();
+        let token = Token::new(vacant.key(), self.next_generation);
+        self.next_generation += 1;
+        vacant.insert(Slot {
+            token,
+            entry: None,
+            queued: false,
+        });
+        Some(token)
+    }
+
+    pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut Slot> {
+        self.slab
+            .get_mut(token.index())
+            .filter(|slot| slot.token == token)
+    }
+
+    /// Takes the descriptor out for the time of its callback.
+    #[inline]
+    pub(crate) fn take(&mut self, token: Token) -> Option<Box<dyn Descriptor>> {
+        self.get_mut(token)?.entry.take()
+    }
+
+    /// Puts a descriptor into its slot: the first time, or after a callback.
+    #[inline]
+    pub(crate) fn put(&mut self, token: Token, entry: Box<dyn Descriptor>) {
+        if let Some(slot) = self.get_mut(token) {
+            debug_assert!(slot.entry.is_none());
+            slot.entry = Some(entry);
+        }
+    }
+
+    /// Ends the life of `token`. Its slot is reusable after
+    /// [`Slots::recycle`].
+    pub(crate) fn release(&mut self, token: Token) -> Option<Box<dyn Descriptor>> {
+        let slot = self.get_mut(token)?;
+        // No token equals this one, so nothing finds the slot any more.
+        slot.token = Token::WAKER;
+        slot.queued = false;
+        let entry = slot.entry.take();
+        self.released.push(token.index());
+        entry
+    }
+
+    /// Makes the slots that were released reusable.
+    #[inline]
+    pub(crate) fn recycle(&mut self) {
+        while let Some(index) = self.released.pop() {
+            self.slab.remove(index);
+        }
+    }
+
+    /// How many slots are taken.
+    pub(crate) fn len(&self) -> usize {
+        self.slab.len() - self.released.len()
+    }
+
+    /// The names of all that is registered, in slot order.
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        self.slab
+            .iter()
+            .map(|(_, slot)| slot.token)
+            .filter(|&token| token != Token::WAKER)
+            .collect()
+    }
+}
+
+impl Slot {
+    pub(crate) fn entry_mut(&mut self) -> Option<&mut dyn Descriptor> {
+        self.entry.as_deref_mut()
+    }
+
+    pub(crate) fn is_occupied(&self) -> bool {
+        self.entry.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::descriptor::{Next, Readiness};
+    use crate::reactor::Reactor;
+
+    struct Numbered(u32);
+
+    impl Descriptor for Numbered {
+        fn ready(&mut self, _: &mut Reactor, _: Readiness) -> Next {
+            Next::Keep
+        }
+        fn facet(&mut self) -> &mut dyn Any {
+            &mut self.0
+        }
+    }
+
+    fn number(entry: &mut dyn Descriptor) -> u32 {
+        *entry
+            .facet()
+            .downcast_mut::<u32>()
+            .expect("all are numbered")
+    }
+
+    #[test]
+    fn released_slot_is_not_reused_before_the_batch_ends() {
+        let mut slots = Slots::new();
+        let first = slots.reserve().unwrap();
+        slots.release(first);
+        let second = slots.reserve().unwrap();
+        assert_ne!(first.index(), second.index());
+        slots.recycle();
+        let third = slots.reserve().unwrap();
+        assert_eq!(first.index(), third.index());
+        assert_ne!(first, third);
+        assert!(slots.get_mut(first).is_none());
+    }
+
+    proptest! {
+        /// Any list of operations, against a map that never forgets a token.
+        #[test]
+        fn token_reaches_its_own_descriptor_or_nothing(operations in prop::collection::vec((0u8..4, 0usize..64), 1..400)) {
+            let mut slots = Slots::new();
+            let mut model = HashMap::new();
+            let mut tokens = Vec::new();
+            for (number_of, (operation, pick)) in operations.into_iter().enumerate() {
+                match operation {
+                    0 | 1 => {
+                        let token = slots.reserve().unwrap();
+                        slots.put(token, Box::new(Numbered(number_of as u32)));
+                        prop_assert!(model.insert(token, number_of as u32).is_none());
+                        tokens.push(token);
+                    }
+                    2 if !tokens.is_empty() => {
+                        let token = tokens[pick % tokens.len()];
+                        let released = slots.release(token).map(|mut entry| number(&mut *entry));
+                        prop_assert_eq!(released, model.remove(&token));
+                    }
+                    _ => slots.recycle(),
+                }
+                prop_assert_eq!(slots.len(), model.len());
+                for token in &tokens {
+                    let seen = slots.get_mut(*token).and_then(Slot::entry_mut).map(number);
+                    prop_assert_eq!(seen, model.get(token).copied());
+                }
+            }
+        }
+    }
+}

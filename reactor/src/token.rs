@@ -1,0 +1,82 @@
+//! Names of registered descriptors: slot and generation in one word.
+
+use std::fmt;
+
+/// How many bits of a token name the slot. 2^24 slots are sixteen times what
+/// Linux lets one process open by default (`fs.nr_open` is 2^20).
+const INDEX_BITS: u32 = 24;
+const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
+
+/// The name of a registered descriptor.
+///
+/// A token is `Copy`, costs nothing to keep, and outlives its descriptor
+/// harmlessly: it holds the slot's index and a generation that no other
+/// registration of the same reactor ever has (it would take 2^40 of them to
+/// come round), so a token whose descriptor is gone names nothing and never
+/// reaches a newer occupant of the slot.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(u64);
+
+// mio's token is a `usize`, and both halves have to fit it.
+const _: () = assert!(usize::BITS == 64, "bowline needs a 64-bit platform");
+
+impl Token {
+    /// The most slots that tokens can tell apart.
+    pub(crate) const MAX_SLOTS: usize = 1 << INDEX_BITS;
+
+    /// Two names that no descriptor ever has: generations start at one, and
+    /// the index of these is beyond [`Token::MAX_SLOTS`] in practice.
+    pub(crate) const WAKER: Self = Self(u64::MAX);
+    pub(crate) const TIMER: Self = Self(u64::MAX - 1);
+
+    pub(crate) fn new(index: usize, generation: u64) -> Self {
+        debug_assert!(index < Self::MAX_SLOTS);
+        Self(generation << INDEX_BITS | index as u64)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        (self.0 & INDEX_MASK) as usize
+    }
+
+    pub(crate) fn to_mio(self) -> mio::Token {
+        mio::Token(self.0 as usize)
+    }
+
+    pub(crate) fn from_mio(token: mio::Token) -> Self {
+        Self(token.0 as u64)
+    }
+
+    /// The token as a number: unique in its reactor, fit for log lines and map
+    /// keys.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// `slot.generation`, as it stands in log lines.
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index(), self.0 >> INDEX_BITS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_and_generation_survive_the_trip_through_mio() {
+        for (index, generation) in [(0, 1), (7, 3), (Token::MAX_SLOTS - 1, (1 << 40) - 2)] {
+            let token = Token::from_mio(Token::new(index, generation).to_mio());
+            assert_eq!(token, Token::new(index, generation));
+            assert_eq!(token.index(), index);
+            assert_ne!(token, Token::WAKER);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What runs when the reactor starts and stops.
+
+use std::rc::Rc;
+
+use crate::reactor::Reactor;
+
+/// The two events of a reactor's life that triggers can be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SystemEvent {
+    /// The reactor starts to run.
+    Startup,
+    /// The reactor was asked to stop.
+    Shutdown,
+}
+
+/// The part of a [`SystemEvent`] in which a trigger runs.
+///
+/// (Twisted: `addSystemEventTrigger`.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// First. The event waits here, with the loop turning, for as long as a
+    /// [`Hold`] on it is kept.
+    Before,
+    /// Second. At shutdown every descriptor is disconnected before the first
+    /// trigger of this phase runs.
+    During,
+    /// Last.
+    After,
+}
+
+/// The name of a trigger, for [`Reactor::remove_trigger`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TriggerId(u64);
+
+/// Keeps a [`SystemEvent`] in its [`Before`](Phase::Before) phase until it is
+/// dropped: the way a trigger says that it has not finished yet.
+///
+/// Taken with [`Reactor::hold`]. Drop it inside a callback: nothing else would
+/// wake the loop to see it.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    _count: Rc<()>,
+}
+
+pub(crate) struct Triggers {
+    waiting: Vec<Trigger>,
+    next_id: u64,
+    startup: Rc<()>,
+    shutdown: Rc<()>,
+}
+
+struct Trigger {
+    id: TriggerId,
+    event: SystemEvent,
+    phase: Phase,
+    call: Box<dyn FnOnce(&mut Reactor)>,
+}
+
+impl Triggers {
+    pub(crate) fn new() -> Self {
+        Self {
+            waiting: Vec::new(),
+            next_id: 0,
+            startup: Rc::new(()),
+            shutdown: Rc::new(()),
+        }
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        phase: Phase,
+        event: SystemEvent,
+        call: Box<dyn FnOnce(&mut Reactor)>,
+    ) -> TriggerId {
+        let id = TriggerId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push(Trigger {
+            id,
+            event,
+            phase,
+            call,
+        });
+        id
+    }
+
+    pub(crate) fn remove(&mut self, id: TriggerId) -> bool {
+        let found = self.waiting.iter().position(|trigger| trigger.id == id);
+        if let Some(index) = found {
+            self.waiting.remove(index);
+        }
+        found.is_some()
+    }
+
+    /// Takes the next trigger to run: one at a time, so that a running trigger
+    /// may add and remove others.
+    pub(crate) fn take(
+        &mut self,
+        phase: Phase,
+        event: SystemEvent,
+    ) -> Option<Box<dyn FnOnce(&mut Reactor)>> {
+        let index = self
+            .waiting
+            .iter()
+            .position(|trigger| trigger.phase == phase && trigger.event == event)?;
+        Some(self.waiting.remove(index).call)
+    }
+
+    pub(crate) fn hold(&self, event: SystemEvent) -> Hold {
+        Hold {
+            _count: Rc::clone(self.holds(event)),
+        }
+    }
+
+    pub(crate) fn is_held(&self, event: SystemEvent) -> bool {
+        Rc::strong_count(self.holds(event)) > 1
+    }
+
+    fn holds(&self, event: SystemEvent) -> &Rc<()> {
+        match event {
+            SystemEvent::Startup => &self.startup,
+            SystemEvent::Shutdown => &self.shutdown,
+        }
+    }
+}
