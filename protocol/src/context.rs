@@ -1,0 +1,70 @@
+//! What a callback can reach.
+
+use std::fmt;
+
+use bowline_reactor::Reactor;
+
+use crate::transport::{Transport, TransportHandle};
+
+/// What a callback of a connection is given: its own transport, and the
+/// reactor with everything else.
+///
+/// The two are disjoint borrows, so a callback writes, closes, schedules,
+/// connects, listens and acts on any other transport without `RefCell`, `Arc`
+/// or locks.
+pub struct Context<'a, T: ?Sized> {
+    /// The connection's own transport.
+    pub transport: &'a mut T,
+    /// The reactor that drives it.
+    pub reactor: &'a mut Reactor,
+}
+
+impl<'a, T: Transport + ?Sized> Context<'a, T> {
+    /// A context of these two; for transports, wrappers and tests.
+    pub fn new(transport: &'a mut T, reactor: &'a mut Reactor) -> Self {
+        Self { transport, reactor }
+    }
+
+    /// Any transport by its handle, this one included; `None` when it is gone.
+    ///
+    /// What is done to it takes effect at once (writes are buffered, reading
+    /// is paused); callbacks that this causes follow after the running one.
+    ///
+    /// # Examples
+    ///
+    /// A message to everybody in a room:
+    ///
+    /// ```
+    /// # use bowline_protocol::{Context, Transport, TransportHandle};
+    /// fn announce<T: Transport>(cx: &mut Context<'_, T>, room: &[TransportHandle], text: &[u8]) {
+    ///     for &member in room {
+    ///         if let Some(transport) = cx.get(member) {
+    ///             transport.write(text);
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn get(&mut self, handle: TransportHandle) -> Option<&mut dyn Transport> {
+        if self.transport.handle() == handle {
+            Some(self.transport.as_dyn())
+        } else {
+            self.reactor.get(handle)
+        }
+    }
+
+    /// The same context with the transport's type forgotten.
+    pub fn as_dyn(&mut self) -> Context<'_, dyn Transport> {
+        Context {
+            transport: self.transport.as_dyn(),
+            reactor: self.reactor,
+        }
+    }
+}
+
+impl<T: Transport + ?Sized> fmt::Debug for Context<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("transport", &self.transport.handle())
+            .finish_non_exhaustive()
+    }
+}

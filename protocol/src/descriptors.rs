@@ -1,0 +1,81 @@
+//! Descriptors on their way: to be sent, and received.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::vec::Drain;
+
+/// A descriptor to be passed to a peer: owned, or shared.
+///
+/// The kernel copies it when the message leaves; ours is closed then, or when
+/// the connection ends first. A shared one is for sending one listener or file
+/// to many peers without a `dup` for each: it closes with its last holder.
+#[derive(Debug)]
+pub enum PassedDescriptor {
+    /// Ours alone.
+    Owned(OwnedFd),
+    /// Held by others too.
+    Shared(Rc<OwnedFd>),
+}
+
+impl<F: Into<OwnedFd>> From<F> for PassedDescriptor {
+    fn from(fd: F) -> Self {
+        Self::Owned(fd.into())
+    }
+}
+
+impl PassedDescriptor {
+    /// A descriptor that others hold too.
+    pub fn shared(fd: &Rc<OwnedFd>) -> Self {
+        Self::Shared(Rc::clone(fd))
+    }
+}
+
+impl AsFd for PassedDescriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Owned(fd) => fd.as_fd(),
+            Self::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// The descriptors of one read, in the order they were sent: an iterator of
+/// [`OwnedFd`].
+///
+/// Each one taken is the taker's, close-on-exec. Those left when the callback
+/// returns are closed, logged and counted.
+pub struct ReceivedDescriptors<'a> {
+    descriptors: Drain<'a, OwnedFd>,
+}
+
+impl<'a> ReceivedDescriptors<'a> {
+    /// Offers all of `descriptors`, which is empty afterwards. For transports,
+    /// and for tests of protocols.
+    pub fn new(descriptors: &'a mut Vec<OwnedFd>) -> Self {
+        Self {
+            descriptors: descriptors.drain(..),
+        }
+    }
+}
+
+impl Iterator for ReceivedDescriptors<'_> {
+    type Item = OwnedFd;
+
+    #[inline]
+    fn next(&mut self) -> Option<OwnedFd> {
+        self.descriptors.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.descriptors.size_hint()
+    }
+}
+
+impl ExactSizeIterator for ReceivedDescriptors<'_> {}
+
+impl fmt::Debug for ReceivedDescriptors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.descriptors.as_slice()).finish()
+    }
+}

@@ -1,0 +1,236 @@
+//! What builds protocols, and what it is built for.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bowline_reactor::{Handle, Reactor};
+
+use crate::address::Address;
+use crate::error::ConnectError;
+use crate::protocol::Protocol;
+use crate::reason::CloseReason;
+use crate::transport::Transport;
+
+/// The name of a listener; see [`Reactor::get`].
+pub type ListenerHandle = Handle<dyn Listener>;
+
+/// The name of a connector; see [`Reactor::get`].
+pub type ConnectorHandle = Handle<dyn Connector>;
+
+/// Builds the protocol of each connection of a listener or connector, and is
+/// told of their lives.
+///
+/// A closure `FnMut(&Address) -> P` is a factory. A factory that several
+/// listeners share is an `Rc<RefCell<F>>`; it is borrowed for the time of its
+/// callbacks only.
+pub trait Factory<T: Transport>: 'static {
+    /// What it builds.
+    type Protocol: Protocol<T>;
+
+    /// Builds the protocol for a connection with `peer`. `None` declines: the
+    /// connection is closed and nothing else happens.
+    ///
+    /// The protocol's `connection_made` follows after this callback. A panic
+    /// costs this connection only.
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol>;
+
+    /// The listener listens, or the connector starts an attempt. For a
+    /// connector: once for each attempt, before anything else. (Twisted:
+    /// `doStart`, `startedConnecting`.)
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+
+    /// The listener has closed, or the connector is given up: after this
+    /// nothing more is called.
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+
+    /// The connector's attempt failed. It may
+    /// [`connect`](Connector::connect) again.
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        let _ = (cx, error);
+    }
+
+    /// The connector's connection has ended, and its protocol has been told. It
+    /// may [`connect`](Connector::connect) again.
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        let _ = (cx, reason);
+    }
+}
+
+/// What a factory's callback can reach: the listener or connector it belongs
+/// to, and the reactor.
+pub struct BuildContext<'a> {
+    /// Who asks.
+    pub origin: Origin<'a>,
+    /// The reactor.
+    pub reactor: &'a mut Reactor,
+}
+
+/// Whom a factory builds for.
+pub enum Origin<'a> {
+    /// A listener, for an accepted connection.
+    Listener(&'a mut dyn Listener),
+    /// A connector, for an outgoing one.
+    Connector(&'a mut dyn Connector),
+}
+
+impl BuildContext<'_> {
+    /// The listener, for an accepted connection.
+    pub fn listener(&mut self) -> Option<&mut dyn Listener> {
+        match &mut self.origin {
+            Origin::Listener(listener) => Some(&mut **listener),
+            Origin::Connector(_) => None,
+        }
+    }
+
+    /// The connector, for an outgoing connection.
+    pub fn connector(&mut self) -> Option<&mut dyn Connector> {
+        match &mut self.origin {
+            Origin::Listener(_) => None,
+            Origin::Connector(connector) => Some(&mut **connector),
+        }
+    }
+}
+
+impl fmt::Debug for BuildContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("BuildContext");
+        match &self.origin {
+            Origin::Listener(listener) => debug.field("listener", &listener.address()),
+            Origin::Connector(connector) => debug.field("connector", &connector.destination()),
+        };
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listener(listener) => f
+                .debug_tuple("Listener")
+                .field(&listener.address())
+                .finish(),
+            Self::Connector(connector) => f
+                .debug_tuple("Connector")
+                .field(&connector.destination())
+                .finish(),
+        }
+    }
+}
+
+/// A socket that accepts connections.
+pub trait Listener: 'static {
+    /// Where it listens: the real port, where port 0 was asked for.
+    fn address(&self) -> Address;
+
+    /// Accepts nothing from now on, and closes after the running callback. What
+    /// it accepted before stays. (Twisted: `stopListening`.)
+    fn stop_listening(&mut self);
+
+    /// Leaves new connections waiting in the kernel's queue.
+    fn pause_accepting(&mut self);
+
+    /// Accepts again.
+    fn resume_accepting(&mut self);
+
+    /// Whether it was not told to stop.
+    fn is_listening(&self) -> bool;
+
+    /// Another descriptor of the same socket, to be passed to another process
+    /// while this one goes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of fcntl(2): `EMFILE`; `NotConnected` once closed.
+    fn duplicate(&self) -> io::Result<OwnedFd>;
+
+    /// This listener's name.
+    fn handle(&self) -> ListenerHandle;
+}
+
+/// An outgoing connection: one attempt at a time, and the connection that
+/// comes of it.
+///
+/// It stays registered, so that it can connect again, for as long as there is
+/// an attempt or a connection, or its factory's callback asks for another.
+pub trait Connector: 'static {
+    /// Where it connects to, as it was asked.
+    fn destination(&self) -> Address;
+
+    /// Where it stands.
+    fn state(&self) -> ConnectorState;
+
+    /// Starts another attempt, after the running callback. Nothing happens
+    /// unless it is [disconnected](ConnectorState::Disconnected).
+    fn connect(&mut self);
+
+    /// Gives up the attempt that runs:
+    /// [`connection_failed`](Factory::connection_failed) follows with
+    /// [`ConnectError::Cancelled`]. Nothing happens otherwise.
+    fn stop_connecting(&mut self);
+
+    /// This connector's name.
+    fn handle(&self) -> ConnectorHandle;
+}
+
+/// Where a connector stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectorState {
+    /// No attempt, no connection.
+    Disconnected,
+    /// An attempt runs.
+    Connecting,
+    /// Its connection is there.
+    Connected,
+}
+
+impl<T, P, F> Factory<T> for F
+where
+    T: Transport,
+    P: Protocol<T>,
+    F: FnMut(&Address) -> P + 'static,
+{
+    type Protocol = P;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, peer: &Address) -> Option<P> {
+        Some(self(peer))
+    }
+}
+
+impl<T: Transport, F: Factory<T>> Factory<T> for Rc<RefCell<F>> {
+    type Protocol = F::Protocol;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        self.borrow_mut().build_protocol(cx, peer)
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().started(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().stopped(cx);
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        self.borrow_mut().connection_failed(cx, error);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        self.borrow_mut().connection_lost(cx, reason);
+    }
+}

@@ -1,0 +1,38 @@
+//! The contracts that users of [bowline] implement and use: [`Protocol`],
+//! [`Factory`], [`Transport`], [`Producer`], and [framing]. No sockets.
+//!
+//! Most programs depend on the facade crate `bowline` and never name this one.
+//!
+//! [bowline]: https://docs.rs/bowline
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod address;
+mod context;
+mod descriptors;
+mod error;
+mod factory;
+pub mod framing;
+mod producer;
+mod protocol;
+mod reason;
+mod transport;
+
+pub use crate::address::{Address, UnixAddress};
+pub use crate::context::Context;
+pub use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
+pub use crate::error::{
+    ConnectError, RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind,
+};
+pub use crate::factory::{
+    BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener, ListenerHandle,
+    Origin,
+};
+pub use crate::producer::{Producer, ProducerKind, ProducerRef};
+pub use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
+pub use crate::reason::CloseReason;
+pub use crate::transport::{
+    Credentials, DescriptorLimits, Linger, TcpTransport, Transport, TransportHandle,
+    TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+};

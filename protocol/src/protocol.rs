@@ -1,0 +1,283 @@
+//! The callbacks of one connection.
+
+use std::borrow::Cow;
+use std::os::fd::OwnedFd;
+
+use crate::context::Context;
+use crate::descriptors::ReceivedDescriptors;
+use crate::reason::CloseReason;
+use crate::transport::Transport;
+
+/// The callbacks of one connection, over transports of type `T`.
+///
+/// A [`Factory`](crate::Factory) builds one for each connection; the connection
+/// owns it and drops it after [`connection_lost`](Self::connection_lost).
+///
+/// Write `impl<T: Transport> Protocol<T>` for a protocol that works over
+/// anything, `impl<T: UnixTransport> Protocol<T>` for one that passes
+/// descriptors, `impl<T: TcpTransport> Protocol<T>` for one that needs TCP's
+/// options. What a transport cannot do does not compile.
+///
+/// # Callbacks never nest
+///
+/// No callback is ever called from inside another. What one of them asks of
+/// this connection or others takes effect on their state at once; callbacks
+/// that follow from it are called after it has returned. So state shared in an
+/// `Rc<RefCell<_>>` that is borrowed only inside callbacks is never borrowed
+/// twice.
+///
+/// # Panics
+///
+/// A callback that panics costs its own connection:
+/// [`connection_lost`](Self::connection_lost) follows with
+/// [`CloseReason::Panicked`], and everything else goes on.
+pub trait Protocol<T: Transport + ?Sized>: 'static {
+    /// The connection is there. Called once, first.
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// Bytes have arrived: a piece of the stream, cut anywhere, at most 64 KiB
+    /// by default. The slice belongs to the reactor; copy what is to be kept.
+    ///
+    /// Not called after `pause_producing` until `resume_producing`, after
+    /// `lose_connection` or `abort_connection`, or after the peer's end.
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]);
+
+    /// A descriptor has arrived, before the bytes it was sent with; only on
+    /// transports that pass descriptors.
+    ///
+    /// Called once for each, in the order they were sent, before the
+    /// [`data_received`](Self::data_received) of the same read. Those of a
+    /// connection that closes meanwhile are closed and not delivered.
+    /// (Twisted: `fileDescriptorReceived`.)
+    ///
+    /// # Errors
+    ///
+    /// A protocol that does not want the descriptor gives it back: it is
+    /// closed and counted, and logged once per connection. That is what the
+    /// default does.
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        let _ = cx;
+        Err(fd)
+    }
+
+    /// A read brought descriptors: all of them, with all of its bytes.
+    ///
+    /// Overriding this replaces
+    /// [`file_descriptor_received`](Self::file_descriptor_received) *and* the
+    /// [`data_received`](Self::data_received) of this read; what is not taken
+    /// from `descriptors` is closed and counted, and logged once per
+    /// connection. The default calls those two, and stops as soon as the
+    /// connection does not read any more.
+    ///
+    /// `data` can begin with bytes that were sent before the descriptors and
+    /// never holds bytes that were sent after the message they came with. To
+    /// have exactly one message, limit how far a read goes
+    /// ([`set_read_limit`](Transport::set_read_limit)), as the
+    /// [framing](crate::framing) helpers do.
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        let mut refused = Vec::new();
+        while cx.transport.is_open_for_reading()
+            && let Some(fd) = descriptors.next()
+        {
+            if let Err(fd) = self.file_descriptor_received(cx, fd) {
+                refused.push(fd);
+            }
+        }
+        cx.transport.close_unclaimed(refused);
+        if cx.transport.is_open_for_reading() {
+            self.data_received(cx, data);
+        }
+    }
+
+    /// Descriptors were lost on the way to us (`MSG_CTRUNC`): there was no free
+    /// descriptor number, or a security module refused. What did arrive of that
+    /// read, `received` of them, is closed already; its bytes are delivered
+    /// afterwards if the connection goes on.
+    fn descriptors_truncated(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        received: usize,
+    ) -> AfterTruncation {
+        let _ = (cx, received);
+        AfterTruncation::LoseConnection
+    }
+
+    /// Descriptors that were queued have left: `count` of them since the last
+    /// call. The peer has not necessarily read them yet. Our copies are closed.
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        let _ = (cx, count);
+    }
+
+    /// The peer has closed its side and everything it sent was delivered; it
+    /// may still read. Called once at the most.
+    ///
+    /// The default ends the connection at once with [`CloseReason::Done`], what
+    /// is unsent is dropped. (Twisted: `IHalfCloseableProtocol`.)
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        let _ = cx;
+        AfterReadClosed::EndConnection
+    }
+
+    /// Our side was closed as
+    /// [`lose_write_connection`](Transport::lose_write_connection) asked, and
+    /// everything written before was sent. Called once at the most.
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// The connection has ended. Called once, last; the protocol is dropped
+    /// afterwards.
+    ///
+    /// `cx.transport` is closed: its addresses can still be read, writes are
+    /// refused, and [`unsent_bytes`](Transport::unsent_bytes) says how much was
+    /// never sent.
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        let _ = (cx, reason);
+    }
+
+    /// Reading goes on after a pause: called before anything more is read, so
+    /// that a protocol which kept back what it had received can deliver it.
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// For a protocol registered as the producer of its own transport
+    /// ([`ProducerRef::Protocol`](crate::ProducerRef::Protocol)): stop writing,
+    /// the buffer is above the high watermark.
+    fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// For a protocol registered as the producer of its own transport: go on
+    /// writing, or write one portion; see
+    /// [`Producer::resume_producing`](crate::Producer::resume_producing).
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// For a protocol registered as the producer of its own transport: the
+    /// connection is lost. Called before
+    /// [`connection_lost`](Self::connection_lost).
+    fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// What log lines about this connection call the protocol; the name of its
+    /// type by default.
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<Self>())
+    }
+}
+
+/// What follows when the peer has closed its side; see
+/// [`Protocol::read_connection_lost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterReadClosed {
+    /// The connection ends at once; what is unsent is dropped.
+    EndConnection,
+    /// What is buffered is sent, then the connection ends.
+    LoseConnection,
+    /// We go on writing, and close when we are done.
+    KeepWriting,
+}
+
+/// What follows when received descriptors were truncated; see
+/// [`Protocol::descriptors_truncated`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterTruncation {
+    /// The connection ends with
+    /// [`CloseReason::DescriptorsTruncated`].
+    LoseConnection,
+    /// The protocol copes: its messages say how many descriptors they own.
+    KeepConnection,
+}
+
+/// The last part of a type's path, without its parameters.
+pub(crate) fn short_type_name<P: ?Sized>() -> &'static str {
+    let name = std::any::type_name::<P>();
+    let name = name.split('<').next().unwrap_or(name);
+    name.rsplit("::").next().unwrap_or(name)
+}
+
+/// Forwards every callback to what is inside the box.
+impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_made(cx);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        (**self).data_received(cx, data);
+    }
+
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        (**self).file_descriptor_received(cx, fd)
+    }
+
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        (**self).descriptors_received(cx, descriptors, data);
+    }
+
+    fn descriptors_truncated(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        received: usize,
+    ) -> AfterTruncation {
+        (**self).descriptors_truncated(cx, received)
+    }
+
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        (**self).descriptors_sent(cx, count);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        (**self).read_connection_lost(cx)
+    }
+
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        (**self).write_connection_lost(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        (**self).connection_lost(cx, reason);
+    }
+
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        (**self).reading_resumed(cx);
+    }
+
+    fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
+        (**self).pause_producing(cx);
+    }
+
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        (**self).resume_producing(cx);
+    }
+
+    fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
+        (**self).stop_producing(cx);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        (**self).log_prefix()
+    }
+}

@@ -1,0 +1,414 @@
+//! What a protocol may ask of its connection.
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use bowline_reactor::Handle;
+
+use crate::address::Address;
+use crate::descriptors::PassedDescriptor;
+use crate::error::{RegisterProducerError, SendDescriptorError};
+use crate::producer::{ProducerKind, ProducerRef};
+
+/// The name of any transport; see [`Context::get`](crate::Context::get).
+pub type TransportHandle = Handle<dyn Transport>;
+
+/// The name of a transport that passes descriptors; see
+/// [`Reactor::get`](bowline_reactor::Reactor::get).
+pub type UnixTransportHandle = Handle<dyn UnixTransport>;
+
+/// A connection as its protocol sees it: an ordered stream of bytes both ways,
+/// with flow control.
+///
+/// Every method may be called from any callback, and acts on the transport's
+/// state at once; none of them calls user code. What follows from it is called
+/// after the running callback has returned.
+pub trait Transport: 'static {
+    // Writing.
+
+    /// Appends `data` to what is to be sent.
+    ///
+    /// Everything written during one turn leaves together at its end, so ten
+    /// small writes are one system call; a large write on an empty buffer may
+    /// go to the kernel at once. The order of bytes is kept, always. Nothing
+    /// is done with an empty slice.
+    ///
+    /// The answer says whether the writer should go on. Bytes are taken in
+    /// full or, when [`WriteStatus::Refused`], not at all.
+    fn write(&mut self, data: &[u8]) -> WriteStatus;
+
+    /// Appends all of `parts`, as one write of their concatenation.
+    fn write_sequence(&mut self, parts: &[&[u8]]) -> WriteStatus;
+
+    /// Appends bytes that the caller gives away: a long `Vec` is sent from
+    /// where it is, without a copy.
+    fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus;
+
+    /// How many bytes are buffered and not yet taken by the kernel. After the
+    /// loss: how many never were.
+    fn unsent_bytes(&self) -> usize;
+
+    /// Whether a producer should wait: more unsent bytes than the high
+    /// watermark, or more queued descriptors than their limit.
+    fn is_send_buffer_full(&self) -> bool;
+
+    /// The watermarks in force.
+    fn watermarks(&self) -> Watermarks;
+
+    /// Sets where producers are paused and resumed, and the limit of unsent
+    /// bytes.
+    fn set_watermarks(&mut self, watermarks: Watermarks);
+
+    // Producers.
+
+    /// Registers the producer that is told when this transport's buffer is
+    /// full and when it has drained.
+    ///
+    /// A push producer registered while the buffer is full is paused. A pull
+    /// producer is asked for its first portion after the running callback.
+    /// While a producer is registered, closing waits for it to be
+    /// unregistered.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterProducerError::AlreadyRegistered`], and the present producer
+    /// stays; [`RegisterProducerError::NotConnected`], and the new one is told
+    /// to stop.
+    fn register_producer(
+        &mut self,
+        producer: ProducerRef,
+        kind: ProducerKind,
+    ) -> Result<(), RegisterProducerError>;
+
+    /// Forgets the producer, without telling it. A close that waited for it
+    /// goes on. Nothing happens when none is registered.
+    fn unregister_producer(&mut self);
+
+    /// Whether a push producer is registered and paused, or about to be told
+    /// so.
+    fn is_producer_paused(&self) -> bool;
+
+    // Reading.
+
+    /// Stops reading: no data is delivered until
+    /// [`resume_producing`](Self::resume_producing). What the peer sends waits
+    /// in the kernel, its end included.
+    fn pause_producing(&mut self);
+
+    /// Reads again.
+    fn resume_producing(&mut self);
+
+    /// Whether reading is paused.
+    fn is_reading_paused(&self) -> bool;
+
+    /// Whether more data may be delivered at all: neither closed, closing nor
+    /// at the peer's end. A paused transport may be open for reading.
+    fn is_open_for_reading(&self) -> bool;
+
+    /// Sets how many bytes one read may take at the most, until it is set
+    /// anew; `None`, the default, is the size of the reactor's buffer.
+    ///
+    /// Descriptors arrive with the read that takes the first byte of their
+    /// message. A protocol that knows where its messages end, and lets no read
+    /// go further, therefore has each message's own descriptors with it.
+    fn set_read_limit(&mut self, limit: Option<NonZeroUsize>);
+
+    // Closing.
+
+    /// Closes in an orderly way: reads no more, sends what is buffered, waits
+    /// for a registered producer, then ends with
+    /// [`CloseReason::Done`](crate::CloseReason::Done).
+    ///
+    /// Later writes are refused, except those of a producer that is still
+    /// registered. Never calls back before it returns. (Twisted:
+    /// `loseConnection`.)
+    fn lose_connection(&mut self);
+
+    /// As [`lose_connection`](Self::lose_connection), but not for longer than
+    /// `deadline`: what is unsent then is dropped, and the reason is
+    /// [`CloseReason::CloseTimedOut`](crate::CloseReason::CloseTimedOut).
+    fn lose_connection_within(&mut self, deadline: Duration);
+
+    /// Ends the connection now: what is buffered is dropped, nothing more is
+    /// read, and a TCP peer sees a reset. (Twisted: `abortConnection`.)
+    fn abort_connection(&mut self);
+
+    /// Closes our side once everything buffered was sent, and goes on reading.
+    /// Later writes are refused, except those of a producer that is still
+    /// registered. (Twisted: `loseWriteConnection`.)
+    fn lose_write_connection(&mut self);
+
+    // What it is.
+
+    /// Where in its life the connection is.
+    fn state(&self) -> TransportState;
+
+    /// Our address. Readable after the loss too.
+    fn host(&self) -> Address;
+
+    /// The peer's address. Readable after the loss too.
+    fn peer(&self) -> Address;
+
+    /// This transport's name, for others to reach it by.
+    fn handle(&self) -> TransportHandle;
+
+    /// The transport, with its type forgotten.
+    fn as_dyn(&mut self) -> &mut dyn Transport;
+
+    /// Closes received descriptors that nobody wants, and counts and logs them;
+    /// for protocols that wrap others.
+    fn close_unclaimed(&mut self, descriptors: Vec<OwnedFd>);
+}
+
+/// A transport that passes open descriptors beside its bytes.
+pub trait UnixTransport: Transport {
+    /// Queues a descriptor to travel with the earliest bytes not yet sent.
+    ///
+    /// Takes ownership: our copy is closed once the kernel has its own, or when
+    /// the connection ends first. Descriptors keep their order among
+    /// themselves and claim one byte each; the peer may see one before bytes
+    /// that were written before it, never after the byte it claimed. One with
+    /// no byte to travel with is held until something is written. Makes no
+    /// system call. (Twisted: `sendFileDescriptor`.)
+    ///
+    /// # Errors
+    ///
+    /// The descriptor comes back in the error when the connection is lost,
+    /// closing or half-closed, or the queue is at its limit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::fs::File;
+    /// # use bowline_protocol::{Context, UnixTransport, SendDescriptorError};
+    /// fn hand_over<T: UnixTransport>(cx: &mut Context<'_, T>, file: File) -> Result<(), SendDescriptorError> {
+    ///     cx.transport.send_file_descriptor(file.into())?;
+    ///     cx.transport.write(b"f");
+    ///     Ok(())
+    /// }
+    /// ```
+    fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError>;
+
+    /// Writes one message: `data`, with `descriptors` attached to its first
+    /// byte, all in one system call that begins there.
+    ///
+    /// Earlier bytes leave in a call of their own, and nothing overtakes. A
+    /// receiver that limits its reads to messages has exactly these descriptors
+    /// with exactly these bytes. With no descriptors this is
+    /// [`write`](Transport::write).
+    ///
+    /// # Errors
+    ///
+    /// Nothing is queued and the descriptors come back when there are more than
+    /// 253, when `data` is empty, when descriptors of
+    /// [`send_file_descriptor`](Self::send_file_descriptor) still wait for a
+    /// byte, or when the connection or a limit does not allow it.
+    fn write_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<WriteStatus, SendDescriptorError>;
+
+    /// How many descriptors are queued and have not left. After the loss: how
+    /// many never did.
+    fn unsent_descriptors(&self) -> usize;
+
+    /// How many descriptors have left since the connection was made.
+    fn descriptors_sent(&self) -> u64;
+
+    /// The limits in force.
+    fn descriptor_limits(&self) -> DescriptorLimits;
+
+    /// Sets the limits on descriptors, both ways.
+    fn set_descriptor_limits(&mut self, limits: DescriptorLimits);
+
+    /// Sets what happens to the linger setting of received sockets; see
+    /// [`Linger`].
+    fn set_received_linger(&mut self, linger: Linger);
+
+    /// Lets the kernel refuse (`false`) or accept (`true`, the default)
+    /// descriptors sent to us: the sender gets `EPERM` instead
+    /// (`SO_PASSRIGHTS`).
+    ///
+    /// # Errors
+    ///
+    /// `ENOPROTOOPT` before Linux 6.16.
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
+
+    /// Who connected, or listens: the process at the other end when the
+    /// connection was made (`SO_PEERCRED`), not necessarily the one that holds
+    /// it now.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the loss; those of getsockopt(2).
+    fn peer_credentials(&self) -> io::Result<Credentials>;
+
+    /// A descriptor of the process at the other end (`SO_PEERPIDFD`): unlike a
+    /// number it never comes to mean another process.
+    ///
+    /// # Errors
+    ///
+    /// `ENOPROTOOPT` or `EINVAL` before Linux 6.5; `NotConnected` after the
+    /// loss.
+    fn peer_pidfd(&self) -> io::Result<OwnedFd>;
+
+    /// This transport's name, for others to pass descriptors through it.
+    fn unix_handle(&self) -> UnixTransportHandle;
+}
+
+/// A transport over TCP.
+pub trait TcpTransport: Transport {
+    /// Whether small segments are sent at once (`TCP_NODELAY`). Off by default
+    /// unless the listener or connector was told otherwise.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the loss; those of getsockopt(2).
+    fn no_delay(&self) -> io::Result<bool>;
+
+    /// Sets `TCP_NODELAY`.
+    ///
+    /// # Errors
+    ///
+    /// As [`no_delay`](Self::no_delay).
+    fn set_no_delay(&mut self, on: bool) -> io::Result<()>;
+
+    /// Whether an idle peer is probed (`SO_KEEPALIVE`).
+    ///
+    /// # Errors
+    ///
+    /// As [`no_delay`](Self::no_delay).
+    fn keep_alive(&self) -> io::Result<bool>;
+
+    /// Sets `SO_KEEPALIVE`.
+    ///
+    /// # Errors
+    ///
+    /// As [`no_delay`](Self::no_delay).
+    fn set_keep_alive(&mut self, on: bool) -> io::Result<()>;
+}
+
+/// What a write says to the writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteStatus {
+    /// Taken; go on.
+    Ready,
+    /// Taken, and the buffer is full now: better wait until it has drained.
+    Full,
+    /// Not taken: the connection is lost, closing or half-closed, or the limit
+    /// of unsent bytes would be passed.
+    Refused,
+}
+
+impl WriteStatus {
+    /// Whether the writer should go on.
+    pub fn is_ready(self) -> bool {
+        self == Self::Ready
+    }
+}
+
+/// Where in its life a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TransportState {
+    /// Open, perhaps with one side closed.
+    Connected,
+    /// Asked to close, and not done yet.
+    Closing,
+    /// Ended.
+    Lost,
+}
+
+/// Where producers are paused and resumed: unsent bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermarks {
+    /// Resume at this many or fewer; default 0, Twisted's rule.
+    pub low: usize,
+    /// Pause above this many; default 65,536.
+    pub high: usize,
+    /// Refuse a write that would leave more than this unsent; default
+    /// `usize::MAX`, none.
+    pub limit: usize,
+}
+
+impl Default for Watermarks {
+    fn default() -> Self {
+        Self {
+            low: 0,
+            high: 65_536,
+            limit: usize::MAX,
+        }
+    }
+}
+
+/// The limits on descriptors of one transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescriptorLimits {
+    /// The buffer counts as full above this many queued; default 64.
+    pub high: usize,
+    /// Queueing is refused at this many; default 65,536.
+    pub queued: usize,
+    /// One message carries at most this many of those queued with
+    /// [`send_file_descriptor`](UnixTransport::send_file_descriptor); default
+    /// 64, which a libuv peer can still receive; at most 253.
+    pub per_message: usize,
+    /// The peer may send at most this many in what is received by one read;
+    /// default 253, all that fit.
+    pub received_per_read: usize,
+    /// The peer may send at most this many during the life of the connection;
+    /// default `usize::MAX`, none.
+    pub received_in_all: usize,
+}
+
+impl Default for DescriptorLimits {
+    fn default() -> Self {
+        Self {
+            high: 64,
+            queued: 65_536,
+            per_message: 64,
+            received_per_read: 253,
+            received_in_all: usize::MAX,
+        }
+    }
+}
+
+/// What happens to the linger setting of received sockets.
+///
+/// A peer can send a TCP socket that lingers, with unsent data: closing it
+/// then blocks the whole loop for as long as the peer chose (kernel 6.18: up
+/// to 2^31 seconds), although the socket is non-blocking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Linger {
+    /// Received sockets lose their linger setting before anything else; one
+    /// system call for each descriptor. The setting is shared with the sender.
+    /// The default.
+    Clear,
+    /// They keep it: for peers that are trusted.
+    Keep,
+}
+
+/// Who is at the other end of a UNIX connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// The process, if it is visible from our namespace.
+    pub pid: Option<u32>,
+    /// The effective user.
+    pub uid: u32,
+    /// The effective group.
+    pub gid: u32,
+}
+
+impl fmt::Debug for dyn Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("handle", &self.handle())
+            .field("state", &self.state())
+            .field("peer", &self.peer())
+            .finish_non_exhaustive()
+    }
+}
