@@ -1,0 +1,868 @@
+//! A transport with its protocol: what the reactor drives.
+//!
+//! This is where user code is called, one callback at a time. What a callback
+//! asks for stands in the transport's [`Core`] when it returns; the work loop
+//! then looks at the state again before it does anything else.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    AfterReadClosed, AfterTruncation, CloseReason, Context, Factory, ProducerKind, ProducerRef,
+    Protocol, ReceivedDescriptors, Transport,
+};
+use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Panic, Reactor, Readiness, Token};
+
+use crate::connector::ConnectionEnded;
+use crate::file_descriptor::{Core, FileDescriptor, State, flag};
+use crate::handoff::{DetachRequest, Detached, ProtocolCall};
+use crate::log;
+use crate::shared::{Ledger, ReadBuffers, Shared};
+use crate::socket::private::Sealed;
+use crate::sys::{self, SocketName};
+
+/// How many reads one connection does per turn: 256 KiB. A greedy peer then
+/// delays the others by some tens of microseconds.
+const READS_PER_TURN: u32 = 4;
+/// How many sends one connection does per turn, of at most some 200 KiB each.
+const WRITES_PER_TURN: u32 = 8;
+/// How many callbacks other than reads one connection makes per turn.
+const NOTICES_PER_TURN: u32 = 64;
+
+/// The first and the longest wait after the kernel said later without saying
+/// when (`ETOOMANYREFS`, `ENOBUFS`).
+const FIRST_RETRY: Duration = Duration::from_millis(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(100);
+
+/// When a pull producer that wrote nothing is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// A transport that can be put on a connected socket.
+pub trait StreamTransport: FileDescriptor + Transport + private::Build {}
+
+#[allow(
+    unnameable_types,
+    reason = "sealed: only the transports of this crate implement it"
+)]
+pub(crate) mod private {
+    use super::*;
+
+    pub trait Build: FileDescriptor {
+        /// The transport on top of a core.
+        fn build(core: Core<Self::Socket>) -> Self;
+
+        /// The socket, with what is known of its addresses.
+        fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
+    }
+
+    /// What is known of a socket's addresses.
+    #[derive(Debug)]
+    pub struct Names {
+        pub(crate) host: HostName,
+        pub(crate) peer: SocketName,
+    }
+
+    #[derive(Clone, Debug)]
+    pub(crate) enum HostName {
+        /// Has to be asked of the socket when it is needed.
+        Unknown,
+        Inet(std::net::SocketAddr),
+        Unix(Rc<bowline_protocol::UnixAddress>),
+    }
+}
+
+/// A transport and the protocol it feeds.
+pub(crate) struct Connection<F, P> {
+    transport: F,
+    /// Invariant: there until the connection is detached, and then it is
+    /// removed.
+    protocol: Option<P>,
+}
+
+/// Puts a transport and a protocol on a connected socket, watched by the
+/// reactor. `connection_made` follows after the running callback.
+///
+/// On failure the parts come back.
+pub(crate) fn establish<T, P>(
+    reactor: &mut Reactor,
+    socket: T::Socket,
+    protocol: P,
+    connector: Option<Token>,
+    is_shared: bool,
+) -> Result<bowline_protocol::TransportHandle, (std::io::Error, T::Socket)>
+where
+    T: StreamTransport,
+    P: Protocol<T>,
+{
+    let shared = Shared::of(reactor);
+    let token = match reactor.reserve() {
+        Ok(token) => token,
+        Err(error) => return Err((error, socket)),
+    };
+    if let Some(source) = socket.source()
+        && let Err(error) = reactor.watch(token, source, Interest::Readable)
+    {
+        reactor.release(token);
+        return Err((error, socket));
+    }
+    Ledger::add(&shared.ledger.opened, 1);
+    let mut core = Core::new(socket, shared, token);
+    if connector.is_some() || is_shared {
+        let cold = core.cold();
+        cold.connector = connector;
+        cold.is_shared = is_shared;
+    }
+    let transport = T::build(core);
+    let handle = transport.handle();
+    let connection = Connection {
+        transport,
+        protocol: Some(protocol),
+    };
+    reactor.install(token, Box::new(connection));
+    reactor.notify(token);
+    Ok(handle)
+}
+
+/// What one of the producer's methods is called for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    Pause,
+    Resume,
+    Stop,
+}
+
+impl<F, P> Connection<F, P>
+where
+    F: FileDescriptor + Transport,
+    P: Protocol<F>,
+{
+    /// Does what there is to do, within this turn's budget.
+    #[inline]
+    fn work(&mut self, reactor: &mut Reactor) -> Next {
+        let mut reads = READS_PER_TURN;
+        let mut writes = WRITES_PER_TURN;
+        let mut notices = NOTICES_PER_TURN;
+        loop {
+            let core = self.transport.core();
+            if core.pending != 0 {
+                if notices == 0 {
+                    break;
+                }
+                notices -= 1;
+                if self.deliver(reactor) {
+                    return Next::Remove;
+                }
+            } else if core.has(flag::READABLE) && core.is_reading() && reads > 0 {
+                reads -= 1;
+                self.read(reactor);
+            } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
+                writes -= 1;
+                self.transport.do_write();
+            } else if core.state == State::Open && core.cold_ref().is_none() {
+                break;
+            } else if !self.finish() {
+                break;
+            }
+        }
+        self.settle(reactor)
+    }
+
+    /// Takes the next step of closing, when everything was sent.
+    fn finish(&mut self) -> bool {
+        let queued = self.transport.queued_descriptors();
+        let core = self.transport.core_mut();
+        if core.is_broken() && !core.is_ended() {
+            // Read out, or as far as this turn goes.
+            let error = core.cold().write_error.take();
+            core.end(error.map_or(CloseReason::Done, CloseReason::Lost));
+            return true;
+        }
+        let is_drained = core.buffer.is_empty() && !core.has_producer();
+        match core.state {
+            State::Closing | State::WriteClosing if is_drained && queued > 0 => {
+                core.end(CloseReason::FileDescriptorOverrun {
+                    descriptors: queued,
+                });
+            }
+            State::Closing if is_drained => core.end(CloseReason::Done),
+            State::WriteClosing if is_drained => {
+                if let Err(error) = core.socket.shutdown_write() {
+                    // The peer is gone, which the read side is going to say.
+                    log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", core.token);
+                }
+                core.state = State::WriteClosed;
+                core.pending |= Core::<F::Socket>::WRITE_CLOSED;
+            }
+            State::WriteClosed if core.has(flag::READ_ENDED) => core.end(CloseReason::Done),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Makes sure that somebody comes back for what is left.
+    #[inline]
+    fn settle(&mut self, reactor: &mut Reactor) -> Next {
+        let core = self.transport.core_mut();
+        let wants_write = !core.buffer.is_empty();
+        if wants_write
+            && !core.has(flag::WRITABLE | flag::WATCHES_WRITING)
+            && let Some(source) = core.socket.source()
+        {
+            // Once in the life of a connection that ever fell behind. What has
+            // become writable meanwhile is reported again.
+            match reactor.rewatch(core.token, source, Interest::Both) {
+                Ok(()) => core.flags |= flag::WATCHES_WRITING,
+                Err(error) => core.end(CloseReason::Lost(error)),
+            }
+        }
+        if core.cold_ref().is_some() || core.has(flag::WAITS_FOR_TIMER) {
+            schedule(core, reactor);
+        }
+        let has_more = core.pending != 0
+            || (core.has(flag::READABLE) && core.is_reading())
+            || (wants_write && core.may_write());
+        if has_more { Next::Again } else { Next::Keep }
+    }
+
+    /// One read, and its callbacks.
+    fn read(&mut self, reactor: &mut Reactor) {
+        let shared = Rc::clone(&self.transport.core().shared);
+        let mut buffers = shared.buffers.borrow_mut();
+        let buffers = &mut *buffers;
+        match self.transport.do_read(buffers) {
+            Ok(received) if received.bytes == 0 && !received.had_ancillary => {
+                self.read_ended(reactor);
+            }
+            Ok(received) => {
+                let core = self.transport.core_mut();
+                let is_short = received.bytes < core.read_limit as usize;
+                if is_short && !received.had_ancillary && !core.has(flag::READ_CLOSED) {
+                    core.flags &= !flag::READABLE;
+                }
+                if received.had_ancillary {
+                    self.deliver_ancillary(reactor, buffers, received.bytes, received.is_truncated);
+                } else if let Some(protocol) = &mut self.protocol {
+                    let mut cx = Context::new(&mut self.transport, reactor);
+                    protocol.data_received(&mut cx, buffers.data.get(received.bytes));
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                self.transport.core_mut().flags &= !flag::READABLE;
+            }
+            Err(error) => self.transport.core_mut().end(CloseReason::Lost(error)),
+        }
+    }
+
+    #[cold]
+    fn read_ended(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        core.flags |= flag::READ_ENDED;
+        core.flags &= !flag::READABLE;
+        if core.is_broken() {
+            return;
+        }
+        let Some(protocol) = &mut self.protocol else {
+            return;
+        };
+        let mut cx = Context::new(&mut self.transport, reactor);
+        let after = protocol.read_connection_lost(&mut cx);
+        let core = self.transport.core_mut();
+        match after {
+            AfterReadClosed::EndConnection => core.end(CloseReason::Done),
+            AfterReadClosed::LoseConnection => core.lose_connection(),
+            // Two closed halves are the end; `finish` sees to it.
+            AfterReadClosed::KeepWriting => {}
+        }
+        if core.state == State::WriteClosed {
+            core.end(CloseReason::Done);
+        }
+    }
+
+    /// Delivers a read that brought something beside its bytes.
+    #[cold]
+    fn deliver_ancillary(
+        &mut self,
+        reactor: &mut Reactor,
+        buffers: &mut ReadBuffers,
+        bytes: usize,
+        is_truncated: bool,
+    ) {
+        let (per_read, in_all) = self.transport.received_limits();
+        let core = self.transport.core_mut();
+        let ancillary = &mut buffers.ancillary;
+        for (level, kind) in ancillary.unknown.drain(..) {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: unsupported ancillary data from {}: level {level}, type {kind}",
+                core.token,
+                core.socket.peer(),
+            );
+        }
+        ancillary.credentials = None;
+        ancillary.pidfd = None;
+        let count = ancillary.descriptors.len();
+        Ledger::add(&core.shared.ledger.received, count);
+        let unclaimed_before = core.cold().unclaimed;
+        core.cold().received += count;
+        let limit = if count > per_read {
+            Some(per_read)
+        } else if core.cold().received > in_all {
+            Some(in_all)
+        } else {
+            None
+        };
+        if is_truncated {
+            Ledger::add(&core.shared.ledger.truncations, 1);
+            core.close_unclaimed(ancillary.descriptors.drain(..));
+        } else if let Some(limit) = limit {
+            core.close_unclaimed(ancillary.descriptors.drain(..));
+            core.end(CloseReason::DescriptorLimit { limit });
+        }
+        let Some(protocol) = &mut self.protocol else {
+            return;
+        };
+        let mut cx = Context::new(&mut self.transport, reactor);
+        if is_truncated {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: descriptors from {} were truncated to {count}",
+                cx.transport.core().token,
+                cx.transport.core().socket.peer(),
+            );
+            match protocol.descriptors_truncated(&mut cx, count) {
+                AfterTruncation::LoseConnection => cx
+                    .transport
+                    .core_mut()
+                    .end(CloseReason::DescriptorsTruncated { received: count }),
+                AfterTruncation::KeepConnection => {}
+            }
+        }
+        let data = buffers.data.get(bytes);
+        if ancillary.descriptors.is_empty() {
+            if cx.transport.core().is_open_for_reading() && bytes > 0 {
+                protocol.data_received(&mut cx, data);
+            }
+        } else {
+            let mut descriptors = ReceivedDescriptors::new(&mut ancillary.descriptors);
+            protocol.descriptors_received(&mut cx, &mut descriptors, data);
+            self.transport.core_mut().close_unclaimed(descriptors);
+        }
+        self.warn_of_unclaimed(unclaimed_before);
+    }
+
+    /// One warning per connection: a peer could fill the disk otherwise.
+    fn warn_of_unclaimed(&mut self, before: u64) {
+        let now = self.transport.core_mut().cold().unclaimed;
+        if before == 0 && now > 0 {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: {} does not take descriptors: closed {now} received at {} from {}",
+                self.transport.core().token,
+                self.protocol_name(),
+                self.transport.core().socket.host(),
+                self.transport.core().socket.peer(),
+            );
+        }
+    }
+
+    /// Tells user code the first of what is pending. True when the connection
+    /// has ended and was told so.
+    #[cold]
+    fn deliver(&mut self, reactor: &mut Reactor) -> bool {
+        let core = self.transport.core_mut();
+        let first = core.pending & core.pending.wrapping_neg();
+        // The end overtakes all but the beginning: nothing else is of any use.
+        if core.pending & Core::<F::Socket>::END != 0 && first != Core::<F::Socket>::CONNECTION_MADE
+        {
+            self.lose(reactor);
+            return true;
+        }
+        core.pending &= !first;
+        match first {
+            bit if bit == Core::<F::Socket>::CONNECTION_MADE => {
+                if let Some(protocol) = &mut self.protocol {
+                    protocol.connection_made(&mut Context::new(&mut self.transport, reactor));
+                }
+            }
+            bit if bit == Core::<F::Socket>::STOP_REJECTED => self.stop_rejected(reactor),
+            bit if bit == Core::<F::Socket>::PAUSE_PRODUCER => {
+                self.tell_producer(reactor, Tell::Pause);
+            }
+            bit if bit == Core::<F::Socket>::RESUME_PRODUCER => self.resume_producer(reactor),
+            bit if bit == Core::<F::Socket>::DESCRIPTORS_SENT => {
+                let count = std::mem::take(&mut core.cold().descriptors_left);
+                if let Some(protocol) = &mut self.protocol {
+                    protocol
+                        .descriptors_sent(&mut Context::new(&mut self.transport, reactor), count);
+                }
+            }
+            bit if bit == Core::<F::Socket>::WRITE_CLOSED => {
+                if let Some(protocol) = &mut self.protocol {
+                    protocol.write_connection_lost(&mut Context::new(&mut self.transport, reactor));
+                }
+            }
+            bit if bit == Core::<F::Socket>::READING_RESUMED => {
+                if let Some(protocol) = &mut self.protocol
+                    && self.transport.core().is_reading()
+                {
+                    protocol.reading_resumed(&mut Context::new(&mut self.transport, reactor));
+                }
+            }
+            _ => debug_assert!(false, "every bit is named"),
+        }
+        false
+    }
+
+    /// Resumes a push producer, or asks a pull producer for one portion.
+    fn resume_producer(&mut self, reactor: &mut Reactor) {
+        let written = |core: &Core<F::Socket>| core.sent + core.buffer.len() as u64;
+        let core = self.transport.core();
+        let before = written(core);
+        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let Some((kind, serial)) = registration.map(|it| (it.kind, it.serial)) else {
+            return;
+        };
+        self.tell_producer(reactor, Tell::Resume);
+        let core = self.transport.core_mut();
+        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let is_same = registration.is_some_and(|registration| registration.serial == serial);
+        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !core.is_ended() {
+            if written(core) > before {
+                // It went straight to the kernel.
+                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
+            } else {
+                let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
+                core.cold().ask_again = Some(call);
+            }
+        }
+    }
+
+    fn tell_producer(&mut self, reactor: &mut Reactor, what: Tell) {
+        let core = self.transport.core_mut();
+        let Some(registration) = &mut core.cold().registration else {
+            return;
+        };
+        let serial = registration.serial;
+        let Some(producer) = registration.producer.take() else {
+            return;
+        };
+        // A boxed producer is out for the time of its call, so that it can
+        // unregister itself; the others are only names.
+        let producer = match producer {
+            ProducerRef::Boxed(boxed) => ProducerRef::Boxed(boxed),
+            ProducerRef::Protocol => {
+                registration.producer = Some(ProducerRef::Protocol);
+                ProducerRef::Protocol
+            }
+            ProducerRef::Transport(handle) => {
+                registration.producer = Some(ProducerRef::Transport(handle));
+                ProducerRef::Transport(handle)
+            }
+        };
+        let producer = self.call_producer(reactor, producer, what);
+        if let Some(registration) = &mut self.transport.core_mut().cold().registration
+            && registration.serial == serial
+            && registration.producer.is_none()
+        {
+            registration.producer = Some(producer);
+        }
+    }
+
+    fn call_producer(
+        &mut self,
+        reactor: &mut Reactor,
+        mut producer: ProducerRef,
+        what: Tell,
+    ) -> ProducerRef {
+        match &mut producer {
+            ProducerRef::Protocol => {
+                if let Some(protocol) = &mut self.protocol {
+                    let mut cx = Context::new(&mut self.transport, reactor);
+                    match what {
+                        Tell::Pause => protocol.pause_producing(&mut cx),
+                        Tell::Resume => protocol.resume_producing(&mut cx),
+                        Tell::Stop => protocol.stop_producing(&mut cx),
+                    }
+                }
+            }
+            ProducerRef::Transport(handle) => {
+                let mut cx = Context::new(&mut self.transport, reactor);
+                if let Some(transport) = cx.get(*handle) {
+                    match what {
+                        Tell::Pause => transport.pause_producing(),
+                        Tell::Resume => transport.resume_producing(),
+                        Tell::Stop => transport.lose_connection(),
+                    }
+                }
+            }
+            ProducerRef::Boxed(producer) => {
+                let mut cx = Context::new(self.transport.as_dyn(), reactor);
+                match what {
+                    Tell::Pause => producer.pause_producing(&mut cx),
+                    Tell::Resume => producer.resume_producing(&mut cx),
+                    Tell::Stop => producer.stop_producing(&mut cx),
+                }
+            }
+        }
+        producer
+    }
+
+    /// Stops producers that were registered too late.
+    fn stop_rejected(&mut self, reactor: &mut Reactor) {
+        while let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
+            self.call_producer(reactor, producer, Tell::Stop);
+        }
+    }
+
+    /// The end: stops the producer, closes the socket, tells the protocol.
+    ///
+    /// Each step is done once even when one of the callbacks panics and this
+    /// is entered again.
+    fn lose(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        core.state = State::Lost;
+        if core.has_producer() {
+            core.flags &= !flag::HAS_PRODUCER;
+            if let Some(registration) = core.cold().registration.take()
+                && let Some(producer) = registration.producer
+            {
+                self.call_producer(reactor, producer, Tell::Stop);
+            }
+        }
+        self.close_socket(reactor);
+        let core = self.transport.core_mut();
+        core.pending &= !Core::<F::Socket>::END;
+        let reason = match core.cold_ref() {
+            Some(_) => core.cold().reason.take().unwrap_or(CloseReason::Done),
+            None => CloseReason::Done,
+        };
+        self.log_end(&reason);
+        if let Some(protocol) = &mut self.protocol {
+            protocol.connection_lost(&mut Context::new(&mut self.transport, reactor), &reason);
+        }
+        self.stop_rejected_at_end(reactor);
+        self.tell_connector(reactor, reason);
+    }
+
+    fn stop_rejected_at_end(&mut self, reactor: &mut Reactor) {
+        if self
+            .transport
+            .core()
+            .cold_ref()
+            .is_some_and(|cold| !cold.rejected.is_empty())
+        {
+            self.stop_rejected(reactor);
+        }
+    }
+
+    fn close_socket(&mut self, reactor: &mut Reactor) {
+        let discarded = self.transport.discard_descriptors();
+        let core = self.transport.core_mut();
+        if !core.buffer.is_empty() || discarded > 0 {
+            let unsent = core.buffer.take().len();
+            let cold = core.cold();
+            cold.unsent.0 += unsent;
+            cold.unsent.1 += discarded;
+        }
+        let is_abort = core.cold_ref().is_some_and(|cold| {
+            !cold.is_shared && !matches!(cold.reason, None | Some(CloseReason::Done))
+        });
+        if let Some(source) = core.socket.source() {
+            // Deregistered before it is closed: others may hold the socket too,
+            // and epoll would report it for as long as they do.
+            reactor.unwatch(source);
+            if is_abort {
+                core.socket.prepare_abort();
+            }
+            Ledger::add(&core.shared.ledger.closed, 1);
+        }
+        core.socket.close();
+        if core.cold_ref().is_some() {
+            let cold = core.cold();
+            for call in [
+                cold.close_deadline.take(),
+                cold.retry.take(),
+                cold.ask_again.take(),
+            ]
+            .into_iter()
+            .flatten()
+            {
+                // One of them may be what ran.
+                let _ = call.cancel(reactor);
+            }
+        }
+    }
+
+    fn log_end(&self, reason: &CloseReason) {
+        let core = self.transport.core();
+        let (bytes, descriptors) = core.cold_ref().map_or((0, 0), |cold| cold.unsent);
+        log::debug!(
+            target: log::TRANSPORT,
+            "{} {},{},{}: {reason}{}; {bytes} bytes and {descriptors} descriptors unsent",
+            core.token,
+            self.protocol_name(),
+            F::Socket::KIND,
+            core.socket.peer(),
+            std::error::Error::source(reason).map_or_else(String::new, |error| format!(": {error}")),
+        );
+    }
+
+    fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
+        let core = self.transport.core_mut();
+        if core.cold_ref().is_some_and(|cold| cold.connector.is_some())
+            && let Some(connector) = core.cold().connector.take()
+        {
+            reactor.enter(connector, move |connector, reactor| match connector {
+                Some(connector) => connector.request(reactor, &mut ConnectionEnded { reason }),
+                None => Next::Keep,
+            });
+        }
+    }
+
+    fn protocol_name(&self) -> Cow<'_, str> {
+        self.protocol
+            .as_ref()
+            .map_or(Cow::Borrowed("-"), Protocol::log_prefix)
+    }
+
+    /// Takes the connection apart, if it is open.
+    fn detach(&mut self, reactor: &mut Reactor) -> Option<Detached<P>> {
+        let core = self.transport.core_mut();
+        if matches!(core.state, State::Ending | State::Lost) {
+            return None;
+        }
+        if let Some(source) = core.socket.source() {
+            reactor.unwatch(source);
+        }
+        let host = core.socket.host();
+        let peer = core.socket.peer();
+        let fd = core.socket.detach()?;
+        core.state = State::Lost;
+        Ledger::add(&core.shared.ledger.closed, 1);
+        let descriptors = self.transport.take_unsent_descriptors();
+        let core = self.transport.core_mut();
+        let unsent = core.buffer.take();
+        let registration = core.cold().registration.take();
+        let producer =
+            registration.and_then(|registration| Some((registration.producer?, registration.kind)));
+        self.close_socket(reactor);
+        self.tell_connector(reactor, CloseReason::Done);
+        Some(Detached {
+            fd,
+            protocol: self.protocol.take()?,
+            unsent,
+            descriptors,
+            producer,
+            host,
+            peer,
+        })
+    }
+}
+
+fn pop_first<T>(list: &mut Vec<T>) -> Option<T> {
+    (!list.is_empty()).then(|| list.remove(0))
+}
+
+/// Sets the timers that the transport asked for.
+#[cold]
+fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
+    let token = core.token;
+    let waits = core.has(flag::WAITS_FOR_TIMER);
+    let cold = core.cold();
+    if waits && cold.retry.is_none() {
+        cold.retry_after = (cold.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
+        cold.retry = Some(reactor.notify_later(cold.retry_after, token));
+    }
+    if let Some(within) = cold.close_within.take() {
+        if let Some(earlier) = cold.close_deadline.take() {
+            // It may have run.
+            let _ = earlier.cancel(reactor);
+        }
+        cold.close_deadline = Some(reactor.notify_later(within, token));
+    }
+}
+
+impl<F, P> Descriptor for Connection<F, P>
+where
+    F: FileDescriptor + Transport,
+    P: Protocol<F>,
+{
+    #[inline]
+    fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
+        const READABLE: Readiness = Readiness::READABLE;
+        let core = self.transport.core_mut();
+        let closed = Readiness::READ_CLOSED | Readiness::ERROR;
+        if readiness.intersects(READABLE | closed) {
+            core.flags |= flag::READABLE;
+            if readiness.intersects(closed) {
+                core.flags |= flag::READ_CLOSED;
+            }
+        }
+        if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
+            core.flags |= flag::WRITABLE;
+        }
+        self.work(reactor)
+    }
+
+    fn attend(&mut self, reactor: &mut Reactor) -> Next {
+        self.work(reactor)
+    }
+
+    fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
+        let core = self.transport.core_mut();
+        let cold = core.cold();
+        let mut is_retry = false;
+        if cold.retry == Some(call) {
+            cold.retry = None;
+            core.flags &= !flag::WAITS_FOR_TIMER;
+            core.flags |= flag::WRITABLE;
+            is_retry = true;
+        } else if cold.ask_again == Some(call) {
+            cold.ask_again = None;
+            if core.has_producer() {
+                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
+            }
+        } else if cold.close_deadline == Some(call) {
+            cold.close_deadline = None;
+            core.end(CloseReason::CloseTimedOut);
+        }
+        let next = self.work(reactor);
+        let core = self.transport.core_mut();
+        if is_retry && !core.has(flag::WAITS_FOR_TIMER) {
+            core.cold().retry_after = Duration::ZERO;
+        }
+        next
+    }
+
+    fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
+        if let Some(request) = request.downcast_mut::<DetachRequest<P>>() {
+            request.result = self.detach(reactor);
+            if request.result.is_some() {
+                return Next::Remove;
+            }
+            request.is_lost = true;
+        } else if let Some(call) = request.downcast_mut::<ProtocolCall<F, P>>()
+            && !self.transport.core().is_ended()
+            && let Some(protocol) = &mut self.protocol
+            && let Some(call) = call.call.take()
+        {
+            call(protocol, &mut Context::new(&mut self.transport, reactor));
+        }
+        self.work(reactor)
+    }
+
+    fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
+        let core = self.transport.core_mut();
+        if core.state == State::Lost && core.pending & Core::<F::Socket>::END == 0 {
+            // It was connection_lost itself, or what followed.
+            self.tell_connector(reactor, CloseReason::Panicked(panic));
+            return Next::Remove;
+        }
+        // The failure of a callback wins over what it asked for.
+        core.end(CloseReason::Done);
+        core.cold().reason = Some(CloseReason::Panicked(panic));
+        core.pending = Core::<F::Socket>::END;
+        self.work(reactor)
+    }
+
+    fn shutdown(&mut self, reactor: &mut Reactor) {
+        self.transport.core_mut().end(CloseReason::ReactorStopped);
+        // connection_made first, if it was not told yet.
+        while !self.deliver(reactor) {}
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.transport.core().socket.source()
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        &mut self.transport
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        let peer = self.transport.core().socket.peer();
+        Cow::Owned(format!(
+            "{},{},{peer}",
+            self.protocol_name(),
+            F::Socket::KIND
+        ))
+    }
+}
+
+/// Builds the protocol and the connection of a socket that was accepted or
+/// connected. False when the factory declined.
+pub(crate) fn connect_protocol<T, F>(
+    reactor: &mut Reactor,
+    protocol: F::Protocol,
+    fd: OwnedFd,
+    names: private::Names,
+    connector: Option<Token>,
+) -> std::io::Result<()>
+where
+    T: StreamTransport,
+    F: Factory<T>,
+{
+    let socket = T::socket(fd, names);
+    match establish::<T, F::Protocol>(reactor, socket, protocol, connector, false) {
+        Ok(_) => Ok(()),
+        Err((error, socket)) => {
+            drop(socket);
+            Err(error)
+        }
+    }
+}
+
+/// The name of a UNIX socket, in the words of the protocols.
+pub(crate) fn unix_address(name: SocketName) -> bowline_protocol::UnixAddress {
+    use bowline_protocol::UnixAddress;
+    match name {
+        SocketName::UnixPath(path) => UnixAddress::Path(path),
+        SocketName::UnixAbstract(name) => UnixAddress::Abstract(name),
+        SocketName::UnixUnnamed | SocketName::Inet(_) | SocketName::Other(_) => {
+            UnixAddress::Unnamed
+        }
+    }
+}
+
+impl private::Build for crate::TcpStream {
+    fn build(core: Core<crate::socket::TcpSocket>) -> Self {
+        Self::new(core)
+    }
+
+    fn socket(fd: OwnedFd, names: private::Names) -> crate::socket::TcpSocket {
+        let host = match names.host {
+            private::HostName::Inet(address) => Some(address),
+            _ => None,
+        };
+        let peer = match names.peer {
+            SocketName::Inet(address) => address,
+            // accept(2) can return a connection that was reset already.
+            _ => std::net::SocketAddr::from(([0; 4], 0)),
+        };
+        crate::socket::TcpSocket::new(fd, peer, host)
+    }
+}
+
+impl StreamTransport for crate::TcpStream {}
+
+impl private::Build for crate::UnixStream {
+    fn build(core: Core<crate::socket::UnixSocket>) -> Self {
+        Self::new(crate::Stream::new(core))
+    }
+
+    fn socket(fd: OwnedFd, names: private::Names) -> crate::socket::UnixSocket {
+        let host = match names.host {
+            private::HostName::Unix(address) => address,
+            _ => {
+                let name = sys::local_name(std::os::fd::AsFd::as_fd(&fd));
+                Rc::new(unix_address(name.unwrap_or(SocketName::UnixUnnamed)))
+            }
+        };
+        crate::socket::UnixSocket::new(fd, host, Rc::new(unix_address(names.peer)))
+    }
+}
+
+impl StreamTransport for crate::UnixStream {}

@@ -1,0 +1,146 @@
+//! What listening, adopting and detaching can refuse.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use bowline_protocol::Address;
+
+/// Why nothing listens. (Twisted: `CannotListenError`.)
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ListenError {
+    /// Where it was to listen.
+    pub address: Address,
+    /// The step that failed.
+    pub step: ListenStep,
+    /// What the system answered: `AddrInUse`, `PermissionDenied`, `NotFound`
+    /// for a missing directory.
+    pub error: io::Error,
+}
+
+/// A step on the way to listening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ListenStep {
+    /// socket(2) or an option.
+    Socket,
+    /// bind(2).
+    Bind,
+    /// Giving the socket file its mode.
+    Mode,
+    /// listen(2).
+    Listen,
+    /// Registering with the poller.
+    Watch,
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            ListenStep::Socket => "make a socket for",
+            ListenStep::Bind => "bind",
+            ListenStep::Mode => "set the mode of",
+            ListenStep::Listen => "listen on",
+            ListenStep::Watch => "watch the listener on",
+        };
+        write!(f, "cannot {step} {}", self.address)
+    }
+}
+
+impl Error for ListenError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl From<ListenError> for io::Error {
+    fn from(error: ListenError) -> Self {
+        Self::new(error.error.kind(), error)
+    }
+}
+
+/// A descriptor that was not adopted, and why. It carries the descriptor;
+/// dropping the error closes it.
+#[derive(Debug)]
+pub struct AdoptError {
+    /// Why.
+    pub kind: AdoptErrorKind,
+    /// What was to be adopted, as it was.
+    pub fd: OwnedFd,
+}
+
+/// Why a descriptor was not adopted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AdoptErrorKind {
+    /// It is no socket.
+    NotASocket,
+    /// A socket of another family than asked for.
+    WrongFamily,
+    /// Not a stream socket.
+    NotAStream,
+    /// It listens, and a connection was asked for.
+    Listening,
+    /// It does not listen.
+    NotListening,
+    /// It is not connected.
+    NotConnected,
+    /// The system refused.
+    Os(io::Error),
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            AdoptErrorKind::NotASocket => "descriptor is no socket",
+            AdoptErrorKind::WrongFamily => "socket is of another family",
+            AdoptErrorKind::NotAStream => "socket is no stream",
+            AdoptErrorKind::Listening => "socket listens",
+            AdoptErrorKind::NotListening => "socket does not listen",
+            AdoptErrorKind::NotConnected => "socket is not connected",
+            AdoptErrorKind::Os(_) => "cannot adopt the descriptor",
+        })
+    }
+}
+
+impl Error for AdoptError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.kind {
+            AdoptErrorKind::Os(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<AdoptError> for io::Error {
+    /// The descriptor is closed.
+    fn from(error: AdoptError) -> Self {
+        match error.kind {
+            AdoptErrorKind::Os(error) => error,
+            _ => Self::new(io::ErrorKind::InvalidInput, error),
+        }
+    }
+}
+
+/// Why a connection or listener was not detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// It is gone, or ending.
+    Lost,
+    /// Its protocol is of another type.
+    WrongProtocol,
+}
+
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "there is nothing to detach any more",
+            Self::WrongProtocol => "the connection has a protocol of another type",
+        })
+    }
+}
+
+impl Error for DetachError {}

@@ -1,0 +1,666 @@
+//! The base trait of transports, with its template methods, and the state they
+//! share.
+//!
+//! [`FileDescriptor`] provides buffering, producers, closing and half-closing.
+//! What differs between kinds of transport are a few overridable methods, so a
+//! layer such as [`SendmsgMixin`](crate::SendmsgMixin) changes those and
+//! delegates the rest. (Twisted: `abstract.FileDescriptor`.)
+//!
+//! Nothing here calls user code. What user code has to be told is recorded in
+//! [`Core::pending`] and delivered by the connection when no callback runs.
+
+use std::io::{self, IoSlice};
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    CloseReason, ProducerKind, ProducerRef, RegisterProducerError, TransportState, Watermarks,
+    WriteStatus,
+};
+use bowline_reactor::{DelayedCall, Token};
+
+use crate::descriptor_queue::UnsentDescriptors;
+use crate::log;
+use crate::shared::{READ_BYTES, ReadBuffers, Shared};
+use crate::socket::Socket;
+use crate::socket::private::Taken;
+use crate::sys;
+use crate::write_buffer::{MAX_SLICES, WriteBuffer};
+
+/// From how many bytes on a write on an empty buffer goes straight to the
+/// kernel: there the copy saved is worth more than the system call that a
+/// second write in the same turn would cost.
+const MIN_DIRECT_BYTES: usize = 8_192;
+
+/// A stream transport: something with an outgoing buffer, a producer that
+/// fills it, and a socket underneath.
+///
+/// The *overridable* methods say how bytes move and when the buffer is full;
+/// the *template* methods are written in terms of them and are not meant to be
+/// overridden. Implement it for a layer by delegating what the layer leaves
+/// alone to the transport below.
+pub trait FileDescriptor: Sized + 'static {
+    /// The socket at the bottom.
+    type Socket: Socket;
+
+    /// The state shared by all layers.
+    fn core(&self) -> &Core<Self::Socket>;
+
+    /// The state shared by all layers.
+    fn core_mut(&mut self) -> &mut Core<Self::Socket>;
+
+    // Overridable.
+
+    /// Offers bytes to the kernel, the first of which is the first that is
+    /// unsent, and answers how many it took. (Twisted: `writeSomeData`.)
+    ///
+    /// # Errors
+    ///
+    /// The kernel's. `WouldBlock` waits for the socket, `ENOBUFS` and
+    /// `ETOOMANYREFS` for a timer, anything else ends the connection.
+    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent>;
+
+    /// Takes note of what [`write_some_data`](Self::write_some_data) reported.
+    fn data_sent(&mut self, sent: Sent) {
+        let _ = sent;
+    }
+
+    /// Reads once into `buffers`. (Twisted: `doRead`.)
+    ///
+    /// # Errors
+    ///
+    /// The kernel's. Anything but `WouldBlock` ends the connection.
+    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received>;
+
+    /// Whether a producer should wait. (Twisted: `_isSendBufferFull`.)
+    fn is_send_buffer_full(&self) -> bool {
+        let core = self.core();
+        core.buffer.len() > core.high_watermark
+    }
+
+    /// How many things beside bytes are queued, such as descriptors.
+    fn queued_descriptors(&self) -> usize {
+        0
+    }
+
+    /// Closes what is queued beside bytes, and answers how many there were.
+    fn discard_descriptors(&mut self) -> usize {
+        0
+    }
+
+    /// How many descriptors the peer may send, in one read and in all.
+    fn received_limits(&self) -> (usize, usize) {
+        (usize::MAX, usize::MAX)
+    }
+
+    /// Takes what is queued beside bytes.
+    fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
+        Vec::new()
+    }
+
+    // Template.
+
+    /// Queues bytes; see [`Transport::write`](bowline_protocol::Transport::write).
+    #[inline]
+    fn write(&mut self, data: &[u8]) -> WriteStatus {
+        if !self.core().takes_bytes(data.len()) {
+            return WriteStatus::Refused;
+        }
+        if data.len() < MIN_DIRECT_BYTES {
+            self.core_mut().buffer_bytes(data);
+        } else {
+            let taken = self.write_directly(data);
+            self.core_mut().buffer_bytes(&data[taken..]);
+        }
+        self.bytes_queued()
+    }
+
+    /// Queues the concatenation of `parts`.
+    fn write_sequence(&mut self, parts: &[&[u8]]) -> WriteStatus {
+        let length = parts.iter().map(|part| part.len()).sum();
+        if !self.core().takes_bytes(length) {
+            return WriteStatus::Refused;
+        }
+        let core = self.core_mut();
+        for part in parts {
+            core.buffer_bytes(part);
+        }
+        self.bytes_queued()
+    }
+
+    /// Queues bytes that are given away.
+    fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus {
+        if !self.core().takes_bytes(data.len()) {
+            return WriteStatus::Refused;
+        }
+        self.core_mut().buffer.push_owned(data);
+        self.bytes_queued()
+    }
+
+    /// Sends as much as one system call takes, and takes note of what follows
+    /// when the buffer has drained. (Twisted: `doWrite`.)
+    fn do_write(&mut self) {
+        let result = {
+            let core = self.core();
+            let (front, is_all) = core.buffer.front();
+            if is_all {
+                self.write_some_data(&[IoSlice::new(front)])
+            } else {
+                let (slices, count) = core.buffer.slices();
+                self.write_some_data(&slices[..count.min(MAX_SLICES)])
+            }
+        };
+        match result {
+            Ok(sent) => {
+                let core = self.core_mut();
+                core.buffer.consume(sent.bytes);
+                core.sent += sent.bytes as u64;
+                if sent.descriptors > 0 {
+                    self.data_sent(sent);
+                }
+                self.buffer_shrunk();
+            }
+            Err(error) => self.core_mut().write_failed(error),
+        }
+    }
+
+    /// Registers a producer; see
+    /// [`Transport::register_producer`](bowline_protocol::Transport::register_producer).
+    fn register_producer(
+        &mut self,
+        producer: ProducerRef,
+        kind: ProducerKind,
+    ) -> Result<(), RegisterProducerError> {
+        let is_full = self.is_send_buffer_full();
+        let is_drained = self.core().buffer.is_empty();
+        let core = self.core_mut();
+        if core.is_ended() {
+            core.cold().rejected.push(producer);
+            core.pending |= Core::<Self::Socket>::STOP_REJECTED;
+            return Err(RegisterProducerError::NotConnected);
+        }
+        if core.has_producer() {
+            return Err(RegisterProducerError::AlreadyRegistered);
+        }
+        let serial = core.cold().next_serial;
+        core.cold().next_serial += 1;
+        core.cold().registration = Some(Registration {
+            producer: Some(producer),
+            kind,
+            is_paused: false,
+            serial,
+        });
+        core.flags |= flag::HAS_PRODUCER;
+        match kind {
+            ProducerKind::Push if is_full => core.pause_producer(),
+            ProducerKind::Pull if is_drained => {
+                core.pending |= Core::<Self::Socket>::RESUME_PRODUCER;
+            }
+            ProducerKind::Push | ProducerKind::Pull => {}
+        }
+        Ok(())
+    }
+
+    /// What follows after bytes or descriptors were queued: a push producer is
+    /// paused when that made the buffer full.
+    #[inline]
+    fn bytes_queued(&mut self) -> WriteStatus {
+        if !self.is_send_buffer_full() {
+            return WriteStatus::Ready;
+        }
+        self.core_mut().pause_push_producer();
+        WriteStatus::Full
+    }
+
+    /// What follows after bytes or descriptors have left.
+    #[inline]
+    fn buffer_shrunk(&mut self) {
+        let core = self.core_mut();
+        if core.buffer.is_empty() {
+            let storage = core.buffer.return_storage();
+            core.shared.return_storage(storage);
+        }
+        if core.flags & flag::HAS_PRODUCER != 0 {
+            let is_full = self.is_send_buffer_full();
+            self.core_mut().resume_producer_if_drained(is_full);
+        }
+    }
+
+    /// Tries to send a long write from where it is; answers how much went.
+    fn write_directly(&mut self, data: &[u8]) -> usize {
+        let core = self.core();
+        if !core.buffer.is_empty() || !core.may_write() || self.queued_descriptors() > 0 {
+            return 0;
+        }
+        match self.write_some_data(&[IoSlice::new(data)]) {
+            Ok(sent) => {
+                self.core_mut().sent += sent.bytes as u64;
+                sent.bytes
+            }
+            Err(error) => {
+                self.core_mut().write_failed(error);
+                0
+            }
+        }
+    }
+}
+
+/// What one call took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// How many bytes.
+    pub bytes: usize,
+    /// How many descriptors, all of those that the call offered.
+    pub descriptors: usize,
+}
+
+/// What one read brought; the bytes and descriptors are in the buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// How many bytes; zero is the end of the stream.
+    pub bytes: usize,
+    /// Whether the read may have ended for another reason than that nothing was
+    /// left.
+    pub had_ancillary: bool,
+    /// Whether descriptors were lost (`MSG_CTRUNC`).
+    pub is_truncated: bool,
+}
+
+impl From<Taken> for Received {
+    fn from(taken: Taken) -> Self {
+        Self {
+            bytes: taken.bytes,
+            had_ancillary: taken.had_ancillary,
+            is_truncated: taken.is_truncated,
+        }
+    }
+}
+
+/// The state that all layers of one transport share.
+#[derive(Debug)]
+pub struct Core<S> {
+    pub(crate) socket: S,
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) token: Token,
+    pub(crate) buffer: WriteBuffer,
+    /// How many bytes the kernel has taken so far: the position of the first
+    /// unsent byte in the stream.
+    pub(crate) sent: u64,
+    /// What most connections never need.
+    cold: Option<Box<Cold>>,
+    pub(crate) high_watermark: usize,
+    pub(crate) read_limit: u32,
+    pub(crate) state: State,
+    pub(crate) flags: u8,
+    /// What user code has to be told, a set of the constants below.
+    pub(crate) pending: u8,
+}
+
+/// Where in its life a transport is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Both sides open.
+    Open,
+    /// Our side closes when everything was sent.
+    WriteClosing,
+    /// Our side is closed.
+    WriteClosed,
+    /// Everything closes when everything was sent.
+    Closing,
+    /// The connection is over; its end has to be told.
+    Ending,
+    /// The socket is closed.
+    Lost,
+}
+
+/// The flags of [`Core::flags`].
+pub(crate) mod flag {
+    /// Latched readiness. Set by events, cleared by `WouldBlock` and by short
+    /// reads; interest does not touch it.
+    pub(crate) const READABLE: u8 = 1;
+    /// Latched, as above; a new socket counts as writable.
+    pub(crate) const WRITABLE: u8 = 1 << 1;
+    /// The peer has said that nothing more comes: short reads do not mean
+    /// drained any more.
+    pub(crate) const READ_CLOSED: u8 = 1 << 2;
+    /// Interest: reading is paused.
+    pub(crate) const PAUSED: u8 = 1 << 3;
+    /// The peer's end was read.
+    pub(crate) const READ_ENDED: u8 = 1 << 4;
+    /// A producer is registered.
+    pub(crate) const HAS_PRODUCER: u8 = 1 << 5;
+    /// The poller reports writability too.
+    pub(crate) const WATCHES_WRITING: u8 = 1 << 6;
+    /// The kernel said later without saying when; a timer decides.
+    pub(crate) const WAITS_FOR_TIMER: u8 = 1 << 7;
+}
+
+/// What most connections never need, behind one pointer.
+#[derive(Debug, Default)]
+pub(crate) struct Cold {
+    pub(crate) registration: Option<Registration>,
+    next_serial: u32,
+    low_watermark: usize,
+    limit: Option<usize>,
+    /// Producers that came after the loss and have to be stopped.
+    pub(crate) rejected: Vec<ProducerRef>,
+    /// Why the connection ends; [`CloseReason::Done`] if nothing stands here.
+    pub(crate) reason: Option<CloseReason>,
+    /// A write failed, and what the peer sent before is read first.
+    pub(crate) write_error: Option<io::Error>,
+    /// Asked for by `lose_connection_within`, and not yet scheduled.
+    pub(crate) close_within: Option<Duration>,
+    pub(crate) close_deadline: Option<DelayedCall>,
+    pub(crate) retry: Option<DelayedCall>,
+    /// How long to wait before the next retry.
+    pub(crate) retry_after: Duration,
+    /// A pull producer that wrote nothing is asked again then.
+    pub(crate) ask_again: Option<DelayedCall>,
+    /// Unsent bytes and descriptors, counted at the end.
+    pub(crate) unsent: (usize, usize),
+    /// Descriptors that left and were not told of yet.
+    pub(crate) descriptors_left: usize,
+    /// Unwanted descriptors so far.
+    pub(crate) unclaimed: u64,
+    pub(crate) received: usize,
+    /// The connector to be told of the loss.
+    pub(crate) connector: Option<Token>,
+    /// Whether the socket is shared with others, so that no option that would
+    /// hurt them may be set on the way out.
+    pub(crate) is_shared: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Registration {
+    /// Out while one of its methods runs.
+    pub(crate) producer: Option<ProducerRef>,
+    pub(crate) kind: ProducerKind,
+    pub(crate) is_paused: bool,
+    /// Tells this registration from later ones.
+    pub(crate) serial: u32,
+}
+
+impl<S: Socket> Core<S> {
+    // What is pending, in the order in which it is delivered.
+    pub(crate) const CONNECTION_MADE: u8 = 1;
+    pub(crate) const STOP_REJECTED: u8 = 1 << 1;
+    pub(crate) const PAUSE_PRODUCER: u8 = 1 << 2;
+    pub(crate) const RESUME_PRODUCER: u8 = 1 << 3;
+    pub(crate) const DESCRIPTORS_SENT: u8 = 1 << 4;
+    pub(crate) const WRITE_CLOSED: u8 = 1 << 5;
+    pub(crate) const READING_RESUMED: u8 = 1 << 6;
+    pub(crate) const END: u8 = 1 << 7;
+
+    pub(crate) fn new(socket: S, shared: Rc<Shared>, token: Token) -> Self {
+        Self {
+            socket,
+            shared,
+            token,
+            buffer: WriteBuffer::default(),
+            sent: 0,
+            cold: None,
+            high_watermark: Watermarks::default().high,
+            read_limit: READ_BYTES as u32,
+            state: State::Open,
+            flags: flag::WRITABLE,
+            pending: Self::CONNECTION_MADE,
+        }
+    }
+
+    pub(crate) fn cold(&mut self) -> &mut Cold {
+        self.cold.get_or_insert_default()
+    }
+
+    pub(crate) fn cold_ref(&self) -> Option<&Cold> {
+        self.cold.as_deref()
+    }
+
+    pub(crate) fn has(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    pub(crate) fn has_producer(&self) -> bool {
+        self.has(flag::HAS_PRODUCER)
+    }
+
+    /// Whether the connection is over.
+    #[inline]
+    pub(crate) fn is_ended(&self) -> bool {
+        matches!(self.state, State::Ending | State::Lost)
+    }
+
+    /// Whether a write of `length` bytes is taken.
+    #[inline]
+    pub(crate) fn takes_bytes(&self, length: usize) -> bool {
+        let is_open = match self.state {
+            State::Open => true,
+            // What closes waits for its producer, which may go on meanwhile.
+            State::Closing | State::WriteClosing => self.has_producer(),
+            State::WriteClosed | State::Ending | State::Lost => false,
+        };
+        let Some(cold) = &self.cold else {
+            return is_open;
+        };
+        let limit = cold.limit.unwrap_or(usize::MAX);
+        is_open && cold.write_error.is_none() && self.buffer.len().saturating_add(length) <= limit
+    }
+
+    /// Whether a send may succeed now.
+    #[inline]
+    pub(crate) fn may_write(&self) -> bool {
+        self.flags & (flag::WRITABLE | flag::WAITS_FOR_TIMER) == flag::WRITABLE
+            && !matches!(self.state, State::Ending | State::Lost)
+    }
+
+    /// Whether data may be delivered at all.
+    #[inline]
+    pub(crate) fn is_open_for_reading(&self) -> bool {
+        matches!(
+            self.state,
+            State::Open | State::WriteClosing | State::WriteClosed
+        ) && self.flags & flag::READ_ENDED == 0
+    }
+
+    /// Whether data may be delivered now.
+    #[inline]
+    pub(crate) fn is_reading(&self) -> bool {
+        self.is_open_for_reading() && self.flags & flag::PAUSED == 0
+    }
+
+    #[inline]
+    pub(crate) fn buffer_bytes(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        if self.buffer.needs_storage() {
+            self.buffer.lend_storage(self.shared.take_storage());
+        }
+        self.buffer.push(data);
+    }
+
+    pub(crate) fn is_producer_paused(&self) -> bool {
+        self.cold_ref()
+            .and_then(|cold| cold.registration.as_ref())
+            .is_some_and(|registration| registration.is_paused)
+    }
+
+    /// Pauses a push producer that is not paused.
+    pub(crate) fn pause_push_producer(&mut self) {
+        let registration = self
+            .cold
+            .as_ref()
+            .and_then(|cold| cold.registration.as_ref());
+        if let Some(registration) = registration
+            && registration.kind == ProducerKind::Push
+            && !registration.is_paused
+        {
+            self.pause_producer();
+        }
+    }
+
+    fn pause_producer(&mut self) {
+        if let Some(registration) = &mut self.cold().registration {
+            registration.is_paused = true;
+            self.pending |= Self::PAUSE_PRODUCER;
+        }
+    }
+
+    fn resume_producer_if_drained(&mut self, is_full: bool) {
+        let unsent = self.buffer.len();
+        let low = self.low_watermark();
+        let Some(registration) = &mut self.cold().registration else {
+            return;
+        };
+        match registration.kind {
+            ProducerKind::Push => {
+                if registration.is_paused && unsent <= low && !is_full {
+                    // Cleared before it is told: the resume may fill the
+                    // buffer again, and then pauses anew.
+                    registration.is_paused = false;
+                    self.pending |= Self::RESUME_PRODUCER;
+                }
+            }
+            ProducerKind::Pull => {
+                if unsent == 0 {
+                    self.pending |= Self::RESUME_PRODUCER;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn unregister_producer(&mut self) {
+        if let Some(cold) = &mut self.cold {
+            cold.registration = None;
+        }
+        self.flags &= !flag::HAS_PRODUCER;
+        self.pending &= !(Self::PAUSE_PRODUCER | Self::RESUME_PRODUCER);
+    }
+
+    /// Takes note of a send that failed.
+    pub(crate) fn write_failed(&mut self, error: io::Error) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.flags &= !flag::WRITABLE;
+        } else if sys::is_transient(&error) {
+            log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
+            self.flags |= flag::WAITS_FOR_TIMER;
+        } else if self.is_reading() && self.cold().write_error.is_none() {
+            // What the peer sent before it went is read first.
+            self.flags |= flag::READABLE;
+            self.drop_unsent_bytes();
+            self.cold().write_error = Some(error);
+        } else {
+            self.end(CloseReason::Lost(error));
+        }
+    }
+
+    fn drop_unsent_bytes(&mut self) {
+        let dropped = self.buffer.take().len();
+        self.cold().unsent.0 += dropped;
+    }
+
+    /// Whether a write failed, and the connection goes on only to be read out.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.cold_ref()
+            .is_some_and(|cold| cold.write_error.is_some())
+    }
+
+    /// Ends the connection, for `reason` unless there is one already.
+    pub(crate) fn end(&mut self, reason: CloseReason) {
+        if self.is_ended() {
+            return;
+        }
+        self.state = State::Ending;
+        self.pending |= Self::END;
+        if !matches!(reason, CloseReason::Done) {
+            self.cold().reason = Some(reason);
+        }
+    }
+
+    pub(crate) fn lose_connection(&mut self) {
+        if matches!(
+            self.state,
+            State::Open | State::WriteClosing | State::WriteClosed
+        ) {
+            self.state = State::Closing;
+        }
+    }
+
+    pub(crate) fn lose_connection_within(&mut self, deadline: Duration) {
+        self.lose_connection();
+        if self.state == State::Closing {
+            self.cold().close_within = Some(deadline);
+        }
+    }
+
+    pub(crate) fn lose_write_connection(&mut self) {
+        if self.state == State::Open {
+            self.state = State::WriteClosing;
+        }
+    }
+
+    pub(crate) fn pause_producing(&mut self) {
+        self.flags |= flag::PAUSED;
+        self.pending &= !Self::READING_RESUMED;
+    }
+
+    pub(crate) fn resume_producing(&mut self) {
+        if self.has(flag::PAUSED) {
+            self.flags &= !flag::PAUSED;
+            if self.is_open_for_reading() {
+                self.pending |= Self::READING_RESUMED;
+            }
+        }
+    }
+
+    pub(crate) fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
+        let limit = limit.map_or(READ_BYTES, NonZeroUsize::get).min(READ_BYTES);
+        self.read_limit = limit as u32;
+    }
+
+    fn low_watermark(&self) -> usize {
+        self.cold_ref().map_or(0, |cold| cold.low_watermark)
+    }
+
+    pub(crate) fn watermarks(&self) -> Watermarks {
+        Watermarks {
+            low: self.low_watermark(),
+            high: self.high_watermark,
+            limit: self
+                .cold_ref()
+                .and_then(|cold| cold.limit)
+                .unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(crate) fn set_watermarks(&mut self, watermarks: Watermarks) {
+        self.high_watermark = watermarks.high;
+        let cold = self.cold();
+        cold.low_watermark = watermarks.low.min(watermarks.high);
+        cold.limit = (watermarks.limit != usize::MAX).then_some(watermarks.limit);
+    }
+
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        let dropped = self.cold_ref().map_or(0, |cold| cold.unsent.0);
+        self.buffer.len() + dropped
+    }
+
+    pub(crate) fn transport_state(&self) -> TransportState {
+        match self.state {
+            State::Open | State::WriteClosing | State::WriteClosed => TransportState::Connected,
+            State::Closing => TransportState::Closing,
+            State::Ending | State::Lost => TransportState::Lost,
+        }
+    }
+
+    /// Closes descriptors that nobody wants.
+    pub(crate) fn close_unclaimed(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
+        for fd in descriptors {
+            // The peer may have made the last close block.
+            sys::disarm_linger(std::os::fd::AsFd::as_fd(&fd));
+            self.cold().unclaimed += 1;
+            crate::shared::Ledger::add(&self.shared.ledger.unclaimed, 1);
+        }
+    }
+}

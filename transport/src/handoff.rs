@@ -1,0 +1,121 @@
+//! Taking sockets over from somewhere else, and giving them away.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bowline_protocol::{Address, Context, ProducerKind, ProducerRef};
+
+use crate::connection::private::{HostName, Names};
+use crate::descriptor_queue::UnsentDescriptors;
+use crate::error::{AdoptError, AdoptErrorKind};
+use crate::sys::{self, Family, SocketName};
+
+/// A connection taken apart: its socket and everything that had not left.
+///
+/// The socket is deregistered and open, non-blocking and close-on-exec; what
+/// the kernel holds for it, unread or unsent, goes with it.
+pub struct Detached<P> {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// The protocol. It was not told of a loss.
+    pub protocol: P,
+    /// What was written and not taken by the kernel.
+    pub unsent: Vec<u8>,
+    /// The descriptors that were queued, with the part of `unsent` they belong
+    /// to.
+    pub descriptors: Vec<UnsentDescriptors>,
+    /// The producer that was registered. It was not told anything.
+    pub producer: Option<(ProducerRef, ProducerKind)>,
+    /// Our address.
+    pub host: Address,
+    /// The peer's address.
+    pub peer: Address,
+}
+
+impl<P> fmt::Debug for Detached<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detached")
+            .field("fd", &self.fd)
+            .field("unsent", &self.unsent.len())
+            .field("descriptors", &self.descriptors)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct DetachRequest<P> {
+    pub(crate) result: Option<Detached<P>>,
+    /// The protocol was of the right type, and there is no connection.
+    pub(crate) is_lost: bool,
+}
+
+pub(crate) struct DetachListenerRequest {
+    pub(crate) fd: Option<OwnedFd>,
+}
+
+type Call<F, P> = Box<dyn FnOnce(&mut P, &mut Context<'_, F>)>;
+
+pub(crate) struct ProtocolCall<F, P> {
+    pub(crate) call: Option<Call<F, P>>,
+}
+
+/// What is to be adopted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Adopted {
+    TcpListener,
+    UnixListener,
+    TcpStream,
+    UnixStream,
+}
+
+/// Checks a descriptor that came from somewhere else, and makes it fit for the
+/// loop. Nothing is done to the socket that its other holders could notice but
+/// making it non-blocking.
+pub(crate) fn check(fd: OwnedFd, wanted: Adopted) -> Result<(OwnedFd, Names), AdoptError> {
+    match check_kind(&fd, wanted) {
+        Ok(names) => Ok((fd, names)),
+        Err(kind) => Err(AdoptError { kind, fd }),
+    }
+}
+
+fn check_kind(fd: &OwnedFd, wanted: Adopted) -> Result<Names, AdoptErrorKind> {
+    let kind = sys::socket_kind(fd.as_fd()).map_err(|error| {
+        if sys::is_not_a_socket(&error) {
+            AdoptErrorKind::NotASocket
+        } else {
+            AdoptErrorKind::Os(error)
+        }
+    })?;
+    let is_tcp = matches!(wanted, Adopted::TcpListener | Adopted::TcpStream);
+    let is_listener = matches!(wanted, Adopted::TcpListener | Adopted::UnixListener);
+    match kind.domain {
+        Some(Family::Inet4 | Family::Inet6) if is_tcp => {}
+        Some(Family::Unix) if !is_tcp => {}
+        _ => return Err(AdoptErrorKind::WrongFamily),
+    }
+    if !kind.stream {
+        return Err(AdoptErrorKind::NotAStream);
+    }
+    match (kind.listening, is_listener) {
+        (true, false) => return Err(AdoptErrorKind::Listening),
+        (false, true) => return Err(AdoptErrorKind::NotListening),
+        _ => {}
+    }
+    let peer = if is_listener {
+        SocketName::Other(0)
+    } else {
+        sys::peer_name(fd.as_fd()).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotConnected {
+                AdoptErrorKind::NotConnected
+            } else {
+                AdoptErrorKind::Os(error)
+            }
+        })?
+    };
+    sys::set_nonblocking(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
+    sys::set_close_on_exec(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
+    Ok(Names {
+        host: HostName::Unknown,
+        peer,
+    })
+}

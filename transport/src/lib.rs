@@ -1,0 +1,47 @@
+//! The transports of [bowline]: TCP and UNIX streams driven by the reactor and
+//! feeding protocols, and the layer that passes descriptors.
+//!
+//! [`Transports`] adds listening, connecting, adopting and detaching to the
+//! [`Reactor`](bowline_reactor::Reactor). [`FileDescriptor`] is the base trait
+//! of transports, [`Stream`] the plain one, [`SendmsgMixin`] the layer that
+//! passes descriptors. Most programs depend on the facade crate `bowline` and
+//! never name this one.
+//!
+//! [bowline]: https://docs.rs/bowline
+
+#![deny(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+#[macro_use]
+mod transport_impl;
+
+mod connection;
+mod connector;
+mod descriptor_queue;
+mod error;
+mod file_descriptor;
+mod handoff;
+mod listener;
+mod log;
+mod options;
+mod sendmsg;
+mod shared;
+mod socket;
+mod stream;
+mod sys;
+mod transports;
+mod write_buffer;
+
+pub use crate::connection::StreamTransport;
+pub use crate::descriptor_queue::UnsentDescriptors;
+pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
+pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
+pub use crate::handoff::Detached;
+pub use crate::options::{
+    StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
+};
+pub use crate::sendmsg::{SendmsgMixin, UnixStream};
+pub use crate::shared::{DescriptorCounts, ReadBuffers};
+pub use crate::socket::{Socket, TcpSocket, UnixSocket};
+pub use crate::stream::{Stream, TcpStream};
+pub use crate::transports::Transports;

@@ -1,0 +1,514 @@
+//! Listening sockets, which accept in budgeted batches.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
+};
+use bowline_reactor::{
+    DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
+};
+
+use crate::connection::private::{HostName, Names};
+use crate::connection::{StreamTransport, connect_protocol, unix_address};
+use crate::error::{ListenError, ListenStep};
+use crate::handoff::DetachListenerRequest;
+use crate::log;
+use crate::options::{StaleSocket, TcpListenOptions, UnixListenOptions};
+use crate::shared::{Ledger, Shared};
+use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
+
+/// How many connections one listener accepts per turn. (Twisted starts at as
+/// many; ours does not vary.)
+const ACCEPTS_PER_TURN: u32 = 100;
+
+/// When a listener that could not accept for want of descriptors or memory
+/// tries again: no event is going to say that there are some.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+pub(crate) struct ListeningSocket<T, F> {
+    control: Control,
+    factory: F,
+    transport: PhantomData<fn() -> T>,
+}
+
+/// The part of a listener that handles give access to.
+pub(crate) struct Control {
+    fd: Option<OwnedFd>,
+    token: Token,
+    host: HostName,
+    address: Address,
+    shared: Rc<Shared>,
+    /// Unlinked when we close, if it is still ours.
+    file: Option<SocketFile>,
+    retry: Option<DelayedCall>,
+    /// Latched: there may be connections to accept.
+    is_readable: bool,
+    is_paused: bool,
+    is_stopping: bool,
+    is_started: bool,
+    /// Whether a shortage has been logged; one line for each shortage.
+    is_short: bool,
+}
+
+/// The file of a UNIX socket that we bound.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    identity: FileIdentity,
+}
+
+impl Drop for SocketFile {
+    /// Removes the file, unless another one has taken its place.
+    fn drop(&mut self) {
+        match sys::socket_file(&self.path) {
+            Ok(identity) if identity == self.identity => {
+                if let Err(error) = std::fs::remove_file(&self.path) {
+                    log::warn!(
+                        target: log::TRANSPORT,
+                        "cannot remove {}: {error}",
+                        self.path.display()
+                    );
+                }
+            }
+            Ok(_) => log::debug!(
+                target: log::TRANSPORT,
+                "{} is another's by now",
+                self.path.display()
+            ),
+            Err(_) => log::debug!(
+                target: log::TRANSPORT,
+                "{} is gone already",
+                self.path.display()
+            ),
+        }
+    }
+}
+
+impl Listener for Control {
+    fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    fn stop_listening(&mut self) {
+        self.is_stopping = true;
+    }
+
+    fn pause_accepting(&mut self) {
+        self.is_paused = true;
+    }
+
+    fn resume_accepting(&mut self) {
+        self.is_paused = false;
+    }
+
+    fn is_listening(&self) -> bool {
+        !self.is_stopping && self.fd.is_some()
+    }
+
+    fn handle(&self) -> ListenerHandle {
+        Handle::new(self.token, |facet| {
+            facet.downcast_mut::<Self>().map(|control| control as _)
+        })
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        let fd = self.fd.as_ref();
+        fd.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
+            .try_clone()
+    }
+}
+
+impl<T: StreamTransport, F: Factory<T>> ListeningSocket<T, F> {
+    fn work(&mut self, reactor: &mut Reactor) -> Next {
+        if !self.control.is_started {
+            self.control.is_started = true;
+            log::debug!(target: log::TRANSPORT, "{}: listening on {}", self.control.token, self.control.address);
+            self.factory.started(&mut BuildContext {
+                origin: Origin::Listener(&mut self.control),
+                reactor,
+            });
+        }
+        let mut left = ACCEPTS_PER_TURN;
+        while self.control.is_readable && !self.control.is_paused && !self.control.is_stopping {
+            if left == 0 {
+                return Next::Again;
+            }
+            left -= 1;
+            if self.control.retry.is_some() {
+                break;
+            }
+            self.accept(reactor);
+        }
+        if self.control.is_stopping {
+            self.close(reactor);
+            return Next::Remove;
+        }
+        Next::Keep
+    }
+
+    fn accept(&mut self, reactor: &mut Reactor) {
+        let Some(fd) = &self.control.fd else {
+            self.control.is_readable = false;
+            return;
+        };
+        match sys::accept(fd.as_fd()) {
+            Ok((fd, peer)) => {
+                self.control.is_short = false;
+                self.accepted(reactor, fd, peer);
+            }
+            Err(error) => self.accept_failed(reactor, &error),
+        }
+    }
+
+    #[inline]
+    fn accepted(&mut self, reactor: &mut Reactor, fd: OwnedFd, peer: SocketName) {
+        let address = peer_address(&peer);
+        let protocol = self.factory.build_protocol(
+            &mut BuildContext {
+                origin: Origin::Listener(&mut self.control),
+                reactor,
+            },
+            &address,
+        );
+        let Some(protocol) = protocol else {
+            log::debug!(target: log::TRANSPORT, "{}: declined {address}", self.control.token);
+            return;
+        };
+        let names = Names {
+            host: self.control.host.clone(),
+            peer,
+        };
+        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, None) {
+            log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", self.control.token);
+        }
+    }
+
+    #[cold]
+    fn accept_failed(&mut self, reactor: &mut Reactor, error: &io::Error) {
+        let control = &mut self.control;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            control.is_readable = false;
+            return;
+        }
+        if sys::is_of_one_connection(error) {
+            log::debug!(target: log::TRANSPORT, "{}: accept: {error}", control.token);
+            return;
+        }
+        let mut shed = None;
+        if sys::is_out_of_descriptors(error)
+            && control.shared.spend_reserve()
+            && let Some(fd) = &control.fd
+        {
+            shed = sys::accept(fd.as_fd()).ok().map(|(_, peer)| peer);
+            control.shared.fill_reserve();
+        }
+        // Written only now: a log line could have taken the freed number.
+        if let Some(peer) = shed {
+            Ledger::add(&control.shared.ledger.shed, 1);
+            log::debug!(target: log::TRANSPORT, "{}: no descriptors: closed {}", control.token, peer_address(&peer));
+        }
+        if !control.is_short {
+            control.is_short = true;
+            let what = if sys::is_out_of_descriptors(error) || sys::is_out_of_memory(error) {
+                "short of resources"
+            } else {
+                "accept failed"
+            };
+            log::warn!(target: log::TRANSPORT, "{} {}: {what}, trying again: {error}", control.token, control.address);
+        }
+        control.retry = Some(reactor.notify_later(RETRY_AFTER, control.token));
+    }
+
+    fn close(&mut self, reactor: &mut Reactor) {
+        let control = &mut self.control;
+        if let Some(fd) = control.fd.take() {
+            reactor.unwatch(fd.as_fd());
+            // The path first: a client that finds it finds a listener.
+            control.file = None;
+            drop(fd);
+            Ledger::add(&control.shared.ledger.closed, 1);
+            if let Some(retry) = control.retry.take() {
+                // It may be what runs.
+                let _ = retry.cancel(reactor);
+            }
+            log::debug!(target: log::TRANSPORT, "{}: closed {}", control.token, control.address);
+            self.factory.stopped(&mut BuildContext {
+                origin: Origin::Listener(&mut self.control),
+                reactor,
+            });
+        }
+    }
+}
+
+fn peer_address(peer: &SocketName) -> Address {
+    match peer {
+        SocketName::Inet(address) => Address::Inet(*address),
+        other => Address::Unix(unix_address(other.clone())),
+    }
+}
+
+impl<T: StreamTransport, F: Factory<T>> Descriptor for ListeningSocket<T, F> {
+    fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
+        if !readiness.is_empty() {
+            self.control.is_readable = true;
+        }
+        self.work(reactor)
+    }
+
+    fn attend(&mut self, reactor: &mut Reactor) -> Next {
+        self.work(reactor)
+    }
+
+    fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
+        if self.control.retry == Some(call) {
+            self.control.retry = None;
+        }
+        self.work(reactor)
+    }
+
+    fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
+        if let Some(request) = request.downcast_mut::<DetachListenerRequest>()
+            && let Some(fd) = self.control.fd.take()
+        {
+            reactor.unwatch(fd.as_fd());
+            Ledger::add(&self.control.shared.ledger.closed, 1);
+            if let Some(file) = self.control.file.take() {
+                // The path goes on to belong to whoever holds the listener.
+                std::mem::forget(file);
+            }
+            if let Some(retry) = self.control.retry.take() {
+                let _ = retry.cancel(reactor);
+            }
+            request.fd = Some(fd);
+            self.factory.stopped(&mut BuildContext {
+                origin: Origin::Listener(&mut self.control),
+                reactor,
+            });
+            return Next::Remove;
+        }
+        self.work(reactor)
+    }
+
+    fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
+        // The connection that was being built is closed already; the others of
+        // the batch are served in the next turn.
+        if self.control.fd.is_some() {
+            Next::Again
+        } else {
+            Next::Remove
+        }
+    }
+
+    fn shutdown(&mut self, reactor: &mut Reactor) {
+        self.control.is_stopping = true;
+        self.close(reactor);
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.control.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        &mut self.control
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(format!("listener,{}", self.control.address))
+    }
+}
+
+/// Makes and binds a TCP listener.
+pub(crate) fn bind_tcp(
+    address: std::net::SocketAddr,
+    options: &TcpListenOptions,
+) -> Result<OwnedFd, ListenError> {
+    let failed = |step| {
+        move |error| ListenError {
+            address: address.into(),
+            step,
+            error,
+        }
+    };
+    let (fd, name) = (|| {
+        let family = if address.is_ipv4() {
+            Family::Inet4
+        } else {
+            Family::Inet6
+        };
+        let fd = sys::stream_socket(family)?;
+        sys::set_reuse_address(fd.as_fd(), options.reuse_address)?;
+        if options.reuse_port {
+            sys::set_reuse_port(fd.as_fd(), true)?;
+        }
+        if address.is_ipv6() {
+            sys::set_v6_only(fd.as_fd(), options.v6_only)?;
+        }
+        if options.no_delay {
+            sys::set_no_delay(fd.as_fd(), true)?;
+        }
+        if options.keep_alive {
+            sys::set_keep_alive(fd.as_fd(), true)?;
+        }
+        Ok((fd, SocketName::Inet(address)))
+    })()
+    .map_err(failed(ListenStep::Socket))?;
+    sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
+    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
+    Ok(fd)
+}
+
+/// Makes and binds a UNIX listener; with the file, if it has one.
+pub(crate) fn bind_unix(
+    address: &UnixAddress,
+    options: &UnixListenOptions,
+) -> Result<(OwnedFd, Option<SocketFile>), ListenError> {
+    let failed = |step| {
+        move |error| ListenError {
+            address: address.clone().into(),
+            step,
+            error,
+        }
+    };
+    let name = socket_name(address);
+    let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
+    if !options.accepts_descriptors {
+        // On the listener, so that nothing slips in before the accept.
+        sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
+    }
+    let path = address.as_path();
+    if path.is_some() {
+        // Linux gives the file the mode of the unbound socket, less the umask:
+        // it is never more open than asked.
+        sys::set_mode(fd.as_fd(), options.mode).map_err(failed(ListenStep::Mode))?;
+    }
+    let mut bound = sys::bind(fd.as_fd(), &name);
+    if let Some(path) = path
+        && options.stale == StaleSocket::Remove
+        && bound
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        && remove_stale(path, &name).map_err(failed(ListenStep::Bind))?
+    {
+        bound = sys::bind(fd.as_fd(), &name);
+    }
+    bound.map_err(failed(ListenStep::Bind))?;
+    let file = match path {
+        None => None,
+        Some(path) => {
+            let path = std::path::absolute(path).map_err(failed(ListenStep::Bind))?;
+            let identity = sys::socket_file(&path).map_err(failed(ListenStep::Mode))?;
+            let file = SocketFile { path, identity };
+            // What the umask took away. Clients are refused until `listen`.
+            sys::set_file_mode(&file.path, identity, options.mode)
+                .map_err(failed(ListenStep::Mode))?;
+            Some(file)
+        }
+    };
+    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
+    Ok((fd, file))
+}
+
+fn backlog(asked: u32) -> i32 {
+    i32::try_from(asked).unwrap_or(i32::MAX)
+}
+
+/// Removes the socket file at `path` if nobody listens on it; whether it did.
+fn remove_stale(path: &Path, name: &SocketName) -> io::Result<bool> {
+    let Ok(found) = sys::socket_file(path) else {
+        // A file that is no socket is none of ours.
+        return Ok(false);
+    };
+    let probe = sys::stream_socket(Family::Unix)?;
+    match sys::connect(probe.as_fd(), name) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        Ok(Connecting::Done | Connecting::InProgress | Connecting::BacklogFull) | Err(_) => {
+            return Ok(false);
+        }
+    }
+    // Looked at again: it may have been replaced while we asked.
+    if sys::socket_file(path).is_ok_and(|now| now == found) {
+        std::fs::remove_file(path)?;
+        log::debug!(target: log::TRANSPORT, "removed stale socket {}", path.display());
+    }
+    Ok(true)
+}
+
+pub(crate) fn socket_name(address: &UnixAddress) -> SocketName {
+    match address {
+        UnixAddress::Unnamed => SocketName::UnixUnnamed,
+        UnixAddress::Path(path) => SocketName::UnixPath(path.clone()),
+        UnixAddress::Abstract(name) => SocketName::UnixAbstract(name.clone()),
+    }
+}
+
+/// Has the reactor accept connections on a listening socket.
+pub(crate) fn install<T, F>(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    file: Option<SocketFile>,
+    factory: F,
+) -> Result<ListenerHandle, (io::Error, OwnedFd)>
+where
+    T: StreamTransport,
+    F: Factory<T>,
+{
+    let (host, address) = match sys::local_name(fd.as_fd()) {
+        // Of a listener on all addresses each connection has its own.
+        Ok(SocketName::Inet(address)) if address.ip().is_unspecified() => {
+            (HostName::Unknown, Address::Inet(address))
+        }
+        Ok(SocketName::Inet(address)) => (HostName::Inet(address), Address::Inet(address)),
+        Ok(other) => {
+            let address = unix_address(other);
+            (
+                HostName::Unix(Rc::new(address.clone())),
+                Address::Unix(address),
+            )
+        }
+        Err(error) => return Err((error, fd)),
+    };
+    let shared = Shared::of(reactor);
+    shared.fill_reserve();
+    let token = match reactor.reserve() {
+        Ok(token) => token,
+        Err(error) => return Err((error, fd)),
+    };
+    if let Err(error) = reactor.watch(token, fd.as_fd(), Interest::Readable) {
+        reactor.release(token);
+        return Err((error, fd));
+    }
+    Ledger::add(&shared.ledger.opened, 1);
+    let control = Control {
+        fd: Some(fd),
+        token,
+        host,
+        address,
+        shared,
+        file,
+        retry: None,
+        is_readable: false,
+        is_paused: false,
+        is_stopping: false,
+        is_started: false,
+        is_short: false,
+    };
+    let handle = control.handle();
+    reactor.install(
+        token,
+        Box::new(ListeningSocket::<T, F> {
+            control,
+            factory,
+            transport: PhantomData,
+        }),
+    );
+    reactor.notify(token);
+    Ok(handle)
+}

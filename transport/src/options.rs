@@ -1,0 +1,133 @@
+//! How to listen and connect.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bowline_protocol::UnixAddress;
+
+/// How long the kernel's queue of connections not accepted yet is by default;
+/// the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: u32 = 1024;
+
+/// How long an attempt to connect may take by default. (Twisted: 30 s.)
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How to listen on TCP.
+#[derive(Clone, Debug)]
+pub struct TcpListenOptions {
+    /// The length of the queue of connections not accepted yet; default 1,024,
+    /// cut by the kernel to `net.core.somaxconn`.
+    pub backlog: u32,
+    /// `SO_REUSEADDR`: bind although connections of an earlier listener linger;
+    /// default true.
+    pub reuse_address: bool,
+    /// `SO_REUSEPORT`: several listeners on one address, between which the
+    /// kernel distributes connections; default false. Closing one of them
+    /// resets what waits in its queue: to restart, pass the listener on.
+    pub reuse_port: bool,
+    /// Whether an IPv6 listener leaves IPv4 alone; default true.
+    pub v6_only: bool,
+    /// `TCP_NODELAY` on accepted connections, which inherit it without a system
+    /// call; default false.
+    pub no_delay: bool,
+    /// `SO_KEEPALIVE` on accepted connections, inherited likewise; default
+    /// false.
+    pub keep_alive: bool,
+}
+
+impl Default for TcpListenOptions {
+    fn default() -> Self {
+        Self {
+            backlog: BACKLOG,
+            reuse_address: true,
+            reuse_port: false,
+            v6_only: true,
+            no_delay: false,
+            keep_alive: false,
+        }
+    }
+}
+
+/// How to listen on a UNIX socket.
+#[derive(Clone, Debug)]
+pub struct UnixListenOptions {
+    /// The length of the queue of connections not accepted yet; default 1,024.
+    pub backlog: u32,
+    /// The permissions of the socket file, in force before the first client can
+    /// connect; default `0o666`. Who may connect needs write permission, and
+    /// search permission on the directories above.
+    pub mode: u32,
+    /// What to do about a socket file at the path on which nobody listens any
+    /// more; default [`StaleSocket::Refuse`].
+    pub stale: StaleSocket,
+    /// Whether clients may send descriptors before and after they are accepted
+    /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
+    /// true. Where the kernel does not know the option, refusing fails.
+    pub accepts_descriptors: bool,
+}
+
+impl Default for UnixListenOptions {
+    fn default() -> Self {
+        Self {
+            backlog: BACKLOG,
+            mode: 0o666,
+            stale: StaleSocket::Refuse,
+            accepts_descriptors: true,
+        }
+    }
+}
+
+/// What to do about a socket file that a dead listener left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleSocket {
+    /// Fail with `AddrInUse`.
+    Refuse,
+    /// Remove it, if it is a socket and connecting to it is refused. A listener
+    /// that has bound the path and does not listen yet looks just as dead: use
+    /// it where only one program at a time takes the path.
+    Remove,
+}
+
+/// How to connect over TCP.
+#[derive(Clone, Debug)]
+pub struct TcpConnectOptions {
+    /// How long the attempt may take; default 30 seconds, `None` for as long as
+    /// the kernel tries.
+    pub timeout: Option<Duration>,
+    /// The address to connect from; default `None`, the kernel's choice.
+    pub bind_address: Option<SocketAddr>,
+    /// `TCP_NODELAY`; default false.
+    pub no_delay: bool,
+    /// `SO_KEEPALIVE`; default false.
+    pub keep_alive: bool,
+}
+
+impl Default for TcpConnectOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Some(CONNECT_TIMEOUT),
+            bind_address: None,
+            no_delay: false,
+            keep_alive: false,
+        }
+    }
+}
+
+/// How to connect to a UNIX socket.
+#[derive(Clone, Debug)]
+pub struct UnixConnectOptions {
+    /// How long the attempt may take, waiting for room in the listener's queue
+    /// included; default 30 seconds, `None` for ever.
+    pub timeout: Option<Duration>,
+    /// The address to connect from; default `None`, unnamed.
+    pub bind_address: Option<UnixAddress>,
+}
+
+impl Default for UnixConnectOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Some(CONNECT_TIMEOUT),
+            bind_address: None,
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The layer that passes descriptors.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+
+use bowline_protocol::{
+    Credentials, DescriptorLimits, Linger, PassedDescriptor, SendDescriptorError,
+    SendDescriptorErrorKind, UnixTransport, UnixTransportHandle, WriteStatus,
+};
+use bowline_reactor::Handle;
+
+use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
+use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State};
+use crate::shared::{Ledger, ReadBuffers};
+use crate::socket::UnixSocket;
+use crate::socket::private::Sealed;
+use crate::stream::Stream;
+use crate::sys::{self, MAX_DESCRIPTORS};
+use crate::write_buffer::MAX_SLICES;
+
+/// Passes open descriptors beside the bytes of the transport below.
+///
+/// It overrides [`write_some_data`](FileDescriptor::write_some_data),
+/// [`do_read`](FileDescriptor::do_read) and
+/// [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and delegates
+/// the rest. With no descriptor queued it costs one comparison per write. It
+/// gives a transport the methods of [`UnixTransport`]. (Twisted:
+/// `_SendmsgMixin`.)
+#[derive(Debug)]
+pub struct SendmsgMixin<B> {
+    base: B,
+    /// There from the first descriptor queued or limit set on.
+    passing: Option<Box<Passing>>,
+}
+
+/// A UNIX stream connection, which passes descriptors.
+pub type UnixStream = SendmsgMixin<Stream<UnixSocket>>;
+
+#[derive(Debug)]
+struct Passing {
+    queue: DescriptorQueue,
+    limits: DescriptorLimits,
+    /// How many have left.
+    left: u64,
+    /// How many were closed unsent.
+    discarded: usize,
+    linger: Linger,
+}
+
+impl<B: FileDescriptor> SendmsgMixin<B> {
+    /// Puts the layer on `base`, which should be over a UNIX socket.
+    pub(crate) fn new(base: B) -> Self {
+        Self {
+            base,
+            passing: None,
+        }
+    }
+
+    fn passing(&mut self) -> &mut Passing {
+        self.passing.get_or_insert_with(|| {
+            Box::new(Passing {
+                queue: DescriptorQueue::default(),
+                limits: DescriptorLimits::default(),
+                left: 0,
+                discarded: 0,
+                linger: Linger::Clear,
+            })
+        })
+    }
+
+    fn limits(&self) -> DescriptorLimits {
+        self.passing
+            .as_ref()
+            .map_or_else(DescriptorLimits::default, |passing| passing.limits)
+    }
+
+    pub(crate) fn take_descriptors(&mut self) -> Vec<UnsentDescriptors> {
+        let sent = self.base.core().sent;
+        self.passing
+            .as_mut()
+            .map_or_else(Vec::new, |passing| passing.queue.take(sent))
+    }
+
+    /// Why a descriptor cannot be queued, if it cannot.
+    fn refusal(&self, more: usize) -> Option<SendDescriptorErrorKind> {
+        let core = self.base.core();
+        match core.state {
+            State::Open => {}
+            State::Closing | State::WriteClosing if core.has_producer() => {}
+            State::WriteClosing | State::WriteClosed => {
+                return Some(SendDescriptorErrorKind::WriteClosed);
+            }
+            State::Closing | State::Ending | State::Lost => {
+                return Some(SendDescriptorErrorKind::NotConnected);
+            }
+        }
+        if core.is_broken() {
+            return Some(SendDescriptorErrorKind::NotConnected);
+        }
+        let queued = self.queued_descriptors();
+        (queued.saturating_add(more) > self.limits().queued)
+            .then_some(SendDescriptorErrorKind::QueueFull)
+    }
+
+    /// Sends with descriptors on the first byte.
+    #[cold]
+    fn write_with_queue(&self, passing: &Passing, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+        let core = self.base.core();
+        let unsent = data.iter().map(|slice| slice.len()).sum();
+        let plan = passing
+            .queue
+            .plan(core.sent, unsent, passing.limits.per_message);
+        let (slices, count) = cut(data, plan.bytes);
+        let slices = &slices[..count];
+        if plan.descriptors == 0 {
+            return self.base.write_some_data(slices);
+        }
+        let mut control = core.shared.send_control.borrow_mut();
+        let mut first = passing.queue.first(plan.descriptors).map(AsFd::as_fd);
+        let Some(one) = first.next() else {
+            return self.base.write_some_data(slices);
+        };
+        let bytes = if plan.descriptors == 1 {
+            core.socket
+                .send_with_descriptors(slices, &[one], &mut control)?
+        } else {
+            // On the stack: this is the hot path of those who pass many.
+            let mut descriptors = [one; MAX_DESCRIPTORS];
+            for (place, descriptor) in descriptors[1..].iter_mut().zip(first) {
+                *place = descriptor;
+            }
+            let descriptors = &descriptors[..plan.descriptors];
+            core.socket
+                .send_with_descriptors(slices, descriptors, &mut control)?
+        };
+        Ok(Sent {
+            bytes,
+            descriptors: plan.descriptors,
+        })
+    }
+}
+
+/// The first `bytes` of `data`.
+fn cut<'d>(data: &'d [IoSlice<'_>], bytes: usize) -> ([IoSlice<'d>; MAX_SLICES], usize) {
+    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+    let mut left = bytes;
+    let mut count = 0;
+    for (place, slice) in slices.iter_mut().zip(data) {
+        if left == 0 {
+            break;
+        }
+        let length = slice.len().min(left);
+        *place = IoSlice::new(&slice[..length]);
+        left -= length;
+        count += 1;
+    }
+    (slices, count)
+}
+
+impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
+    type Socket = B::Socket;
+
+    #[inline]
+    fn core(&self) -> &Core<B::Socket> {
+        self.base.core()
+    }
+
+    #[inline]
+    fn core_mut(&mut self) -> &mut Core<B::Socket> {
+        self.base.core_mut()
+    }
+
+    #[inline]
+    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+        match &self.passing {
+            Some(passing) if !passing.queue.is_empty() => self.write_with_queue(passing, data),
+            _ => self.base.write_some_data(data),
+        }
+    }
+
+    fn data_sent(&mut self, sent: Sent) {
+        if let Some(passing) = &mut self.passing {
+            passing.queue.sent(sent.descriptors);
+            passing.left += sent.descriptors as u64;
+        }
+        let core = self.base.core_mut();
+        Ledger::add(&core.shared.ledger.passed, sent.descriptors);
+        core.cold().descriptors_left += sent.descriptors;
+        core.pending |= Core::<B::Socket>::DESCRIPTORS_SENT;
+    }
+
+    #[inline]
+    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
+        let core = self.base.core_mut();
+        let limit = core.read_limit as usize;
+        let received: Received = core.socket.receive(buffers, limit)?.into();
+        if received.had_ancillary
+            && self
+                .passing
+                .as_ref()
+                .is_none_or(|passing| passing.linger == Linger::Clear)
+        {
+            for fd in &buffers.ancillary.descriptors {
+                sys::disarm_linger(fd.as_fd());
+            }
+        }
+        Ok(received)
+    }
+
+    #[inline]
+    fn is_send_buffer_full(&self) -> bool {
+        let is_queue_full = self
+            .passing
+            .as_ref()
+            .is_some_and(|passing| passing.queue.len() > passing.limits.high);
+        is_queue_full || self.base.is_send_buffer_full()
+    }
+
+    fn queued_descriptors(&self) -> usize {
+        self.passing
+            .as_ref()
+            .map_or(0, |passing| passing.queue.len())
+    }
+
+    fn discard_descriptors(&mut self) -> usize {
+        let Some(passing) = &mut self.passing else {
+            return 0;
+        };
+        let count = passing.queue.clear();
+        passing.discarded += count;
+        Ledger::add(&self.base.core().shared.ledger.unsent, count);
+        count
+    }
+
+    fn received_limits(&self) -> (usize, usize) {
+        let limits = self.limits();
+        (limits.received_per_read, limits.received_in_all)
+    }
+
+    fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
+        self.take_descriptors()
+    }
+}
+
+impl_transport!(impl<B: FileDescriptor> SendmsgMixin<B>);
+
+impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
+    fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError> {
+        if let Some(kind) = self.refusal(1) {
+            return Err(SendDescriptorError {
+                kind,
+                descriptors: vec![fd],
+            });
+        }
+        self.passing().queue.push(fd);
+        let _: WriteStatus = self.bytes_queued();
+        Ok(())
+    }
+
+    fn write_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<WriteStatus, SendDescriptorError> {
+        let core = self.base.core();
+        let (sent, start) = (core.sent, core.sent + core.buffer.len() as u64);
+        let kind = if descriptors.len() > MAX_DESCRIPTORS {
+            Some(SendDescriptorErrorKind::TooManyForOneMessage)
+        } else if descriptors.is_empty() {
+            return match FileDescriptor::write(self, data) {
+                WriteStatus::Refused => Err(SendDescriptorError {
+                    kind: self
+                        .refusal(0)
+                        .unwrap_or(SendDescriptorErrorKind::BufferFull),
+                    descriptors,
+                }),
+                status => Ok(status),
+            };
+        } else if data.is_empty() {
+            Some(SendDescriptorErrorKind::NoBytes)
+        } else if let Some(kind) = self.refusal(descriptors.len()) {
+            Some(kind)
+        } else if !core.takes_bytes(data.len()) {
+            Some(SendDescriptorErrorKind::BufferFull)
+        } else if self
+            .passing
+            .as_ref()
+            .is_some_and(|passing| !passing.queue.is_settled(sent, start))
+        {
+            Some(SendDescriptorErrorKind::DescriptorsWaiting)
+        } else {
+            None
+        };
+        if let Some(kind) = kind {
+            return Err(SendDescriptorError { kind, descriptors });
+        }
+        let end = start + data.len() as u64;
+        self.passing().queue.push_exact(start, end, descriptors);
+        self.core_mut().buffer_bytes(data);
+        Ok(self.bytes_queued())
+    }
+
+    fn unsent_descriptors(&self) -> usize {
+        self.passing
+            .as_ref()
+            .map_or(0, |passing| passing.queue.len() + passing.discarded)
+    }
+
+    fn descriptors_sent(&self) -> u64 {
+        self.passing.as_ref().map_or(0, |passing| passing.left)
+    }
+
+    fn descriptor_limits(&self) -> DescriptorLimits {
+        self.limits()
+    }
+
+    fn set_descriptor_limits(&mut self, limits: DescriptorLimits) {
+        let per_message = limits.per_message.clamp(1, MAX_DESCRIPTORS);
+        self.passing().limits = DescriptorLimits {
+            per_message,
+            ..limits
+        };
+        let _: WriteStatus = self.bytes_queued();
+    }
+
+    fn set_received_linger(&mut self, linger: Linger) {
+        self.passing().linger = linger;
+    }
+
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()> {
+        sys::set_pass_rights(source(self)?, accepted)
+    }
+
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        let credentials = sys::peer_credentials(source(self)?)?;
+        Ok(Credentials {
+            pid: credentials.pid,
+            uid: credentials.uid,
+            gid: credentials.gid,
+        })
+    }
+
+    fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        sys::peer_pidfd(source(self)?)
+    }
+
+    fn unix_handle(&self) -> UnixTransportHandle {
+        Handle::new(self.core().token, |facet| {
+            facet.downcast_mut::<Self>().map(|transport| transport as _)
+        })
+    }
+}
+
+fn source<B: FileDescriptor>(
+    transport: &SendmsgMixin<B>,
+) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+    let source = transport.core().socket.source();
+    source.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
+}

@@ -1,0 +1,189 @@
+//! What all transports of one reactor share.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bowline_reactor::Reactor;
+
+use crate::log;
+use crate::sys::{Ancillary, ControlBuffer};
+use crate::write_buffer::CHUNK_BYTES;
+
+/// How much one read can take: what a default UNIX socket holds is three
+/// times this, and a larger buffer would leave the cache.
+pub(crate) const READ_BYTES: usize = 65_536;
+
+/// Bulk reads into a buffer that starts a page are about 5 % faster.
+const PAGE_BYTES: usize = 4_096;
+
+/// The first size of a buffer of copied bytes.
+const FIRST_BYTES: usize = 4_096;
+
+/// How many unused buffers are kept: 4 MiB at the very most.
+const MAX_SPARE: usize = 64;
+
+/// One of each per reactor.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Borrowed from a read until its callbacks have returned. Callbacks never
+    /// nest, so nobody else asks meanwhile.
+    pub(crate) buffers: RefCell<ReadBuffers>,
+    pub(crate) send_control: RefCell<SendControl>,
+    spare: RefCell<Vec<Vec<u8>>>,
+    pub(crate) ledger: Ledger,
+    /// A descriptor kept for the day when there are no more: it is given up to
+    /// accept, and close, one connection.
+    reserve: RefCell<Option<OwnedFd>>,
+}
+
+/// Where control messages to be sent are put together.
+#[allow(unnameable_types, reason = "named only by sealed traits")]
+#[derive(Debug)]
+pub struct SendControl(pub(crate) ControlBuffer);
+
+/// What a read goes into.
+#[derive(Debug)]
+pub struct ReadBuffers {
+    pub(crate) data: PageAligned,
+    pub(crate) control: ControlBuffer,
+    pub(crate) ancillary: Ancillary,
+}
+
+#[derive(Debug)]
+pub(crate) struct PageAligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl PageAligned {
+    fn new(size: usize) -> Self {
+        let bytes = vec![0; size + PAGE_BYTES];
+        let start = bytes.as_ptr().align_offset(PAGE_BYTES).min(PAGE_BYTES);
+        Self { bytes, start }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, length: usize) -> &[u8] {
+        &self.bytes[self.start..self.start + length]
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, length: usize) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + length]
+    }
+}
+
+impl Shared {
+    pub(crate) fn of(reactor: &mut Reactor) -> Rc<Self> {
+        reactor.extension(|| Self {
+            buffers: RefCell::new(ReadBuffers {
+                data: PageAligned::new(READ_BYTES),
+                control: ControlBuffer::new(),
+                ancillary: Ancillary::new(),
+            }),
+            send_control: RefCell::new(SendControl(ControlBuffer::new())),
+            spare: RefCell::new(Vec::new()),
+            ledger: Ledger::default(),
+            reserve: RefCell::new(None),
+        })
+    }
+
+    /// An empty buffer for bytes to be sent.
+    #[inline]
+    pub(crate) fn take_storage(&self) -> Vec<u8> {
+        let spare = self.spare.borrow_mut().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(FIRST_BYTES))
+    }
+
+    #[inline]
+    pub(crate) fn return_storage(&self, storage: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity()) && spare.len() < MAX_SPARE {
+            spare.push(storage);
+        }
+    }
+
+    /// Takes the reserve descriptor, to be there when there are no others.
+    pub(crate) fn fill_reserve(&self) {
+        let mut reserve = self.reserve.borrow_mut();
+        if reserve.is_none() {
+            match open_anything() {
+                Ok(fd) => *reserve = Some(fd),
+                Err(error) => log::warn!(
+                    target: log::TRANSPORT,
+                    "cannot take a reserve descriptor: {error}"
+                ),
+            }
+        }
+    }
+
+    /// Gives the reserve descriptor up; whether there was one.
+    pub(crate) fn spend_reserve(&self) -> bool {
+        self.reserve.borrow_mut().take().is_some()
+    }
+}
+
+fn open_anything() -> io::Result<OwnedFd> {
+    File::open("/dev/null").map(OwnedFd::from)
+}
+
+/// Counters of descriptors, for one reactor.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pub(crate) opened: Cell<u64>,
+    pub(crate) closed: Cell<u64>,
+    pub(crate) passed: Cell<u64>,
+    pub(crate) unsent: Cell<u64>,
+    pub(crate) received: Cell<u64>,
+    pub(crate) unclaimed: Cell<u64>,
+    pub(crate) truncations: Cell<u64>,
+    pub(crate) shed: Cell<u64>,
+}
+
+/// What became of descriptors in one reactor so far; see
+/// [`Transports::descriptor_counts`](crate::Transports::descriptor_counts).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DescriptorCounts {
+    /// Sockets that transports and listeners came to own: accepted, connected,
+    /// bound, adopted.
+    pub opened: u64,
+    /// Those of them that were closed or detached.
+    pub closed: u64,
+    /// Descriptors that left to a peer.
+    pub passed: u64,
+    /// Descriptors that were queued and closed unsent.
+    pub unsent: u64,
+    /// Descriptors that came from a peer.
+    pub received: u64,
+    /// Those of them that nobody took, closed by us.
+    pub unclaimed: u64,
+    /// Reads in which the kernel lost descriptors (`MSG_CTRUNC`).
+    pub truncations: u64,
+    /// Connections that were accepted and closed at once because descriptors
+    /// had run out.
+    pub shed: u64,
+}
+
+impl Ledger {
+    #[inline]
+    pub(crate) fn add(counter: &Cell<u64>, count: usize) {
+        counter.set(counter.get() + count as u64);
+    }
+
+    pub(crate) fn counts(&self) -> DescriptorCounts {
+        DescriptorCounts {
+            opened: self.opened.get(),
+            closed: self.closed.get(),
+            passed: self.passed.get(),
+            unsent: self.unsent.get(),
+            received: self.received.get(),
+            unclaimed: self.unclaimed.get(),
+            truncations: self.truncations.get(),
+            shed: self.shed.get(),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The seam to the kernel: what a transport needs of its socket.
+//!
+//! TCP and UNIX sockets implement it with the calls of `sys`; the simulated
+//! kernel of feature `testing` implements it in memory, under the same
+//! transports.
+
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use bowline_protocol::{Address, UnixAddress};
+
+use crate::shared::{ReadBuffers, SendControl};
+use crate::sys::{self, SocketName};
+
+/// A connected, non-blocking stream socket. Sealed: implemented by the sockets
+/// of this crate.
+///
+/// Errors are the kernel's; `WouldBlock` means later.
+pub trait Socket: Sealed + 'static {}
+
+#[allow(
+    unnameable_types,
+    reason = "sealed: only the sockets of this crate implement it"
+)]
+pub(crate) mod private {
+    use super::*;
+
+    /// What one read brought.
+    #[derive(Clone, Copy, Debug)]
+    pub struct Taken {
+        /// Bytes at the start of the buffer; zero is the end of the stream.
+        pub bytes: usize,
+        /// Whether the read may have stopped for another reason than that
+        /// nothing was left.
+        pub had_ancillary: bool,
+        /// Whether descriptors were lost.
+        pub is_truncated: bool,
+    }
+
+    pub trait Sealed {
+        /// What log lines call this kind of transport.
+        const KIND: &'static str;
+
+        fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize>;
+
+        fn send_with_descriptors(
+            &self,
+            data: &[IoSlice<'_>],
+            descriptors: &[BorrowedFd<'_>],
+            control: &mut SendControl,
+        ) -> io::Result<usize>;
+
+        /// Reads up to `limit` bytes; descriptors would be lost.
+        fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken>;
+
+        /// Reads up to `limit` bytes and what is beside them.
+        fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken>;
+
+        fn shutdown_write(&self) -> io::Result<()>;
+
+        /// Makes the coming close a reset, where the protocol knows one.
+        fn prepare_abort(&self);
+
+        /// Closes; addresses stay readable.
+        fn close(&mut self);
+
+        fn host(&self) -> Address;
+        fn peer(&self) -> Address;
+
+        /// What the poller watches; `None` once closed, or if simulated.
+        fn source(&self) -> Option<BorrowedFd<'_>>;
+
+        /// Takes the descriptor out, to be used elsewhere.
+        fn detach(&mut self) -> Option<OwnedFd>;
+    }
+}
+
+use private::{Sealed, Taken};
+
+fn not_connected() -> io::Error {
+    io::Error::from(io::ErrorKind::NotConnected)
+}
+
+/// The calls on a real socket, shared by both kinds.
+mod kernel {
+    use super::*;
+
+    #[inline]
+    pub(super) fn send(fd: Option<&OwnedFd>, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        let Some(fd) = fd else {
+            return Err(not_connected());
+        };
+        match data {
+            [one] => sys::send(fd.as_fd(), one),
+            many => sys::send_vectored(fd.as_fd(), many),
+        }
+    }
+
+    #[inline]
+    pub(super) fn recv(
+        fd: Option<&OwnedFd>,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Taken> {
+        let Some(fd) = fd else {
+            return Err(not_connected());
+        };
+        let bytes = sys::recv(fd.as_fd(), buffers.data.get_mut(limit))?;
+        Ok(Taken {
+            bytes,
+            had_ancillary: false,
+            is_truncated: false,
+        })
+    }
+
+    #[inline]
+    pub(super) fn receive(
+        fd: Option<&OwnedFd>,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Taken> {
+        let Some(fd) = fd else {
+            return Err(not_connected());
+        };
+        let received = sys::receive(
+            fd.as_fd(),
+            buffers.data.get_mut(limit),
+            &mut buffers.control,
+            &mut buffers.ancillary,
+        )?;
+        Ok(Taken {
+            bytes: received.bytes,
+            had_ancillary: received.had_ancillary,
+            is_truncated: received.control_truncated,
+        })
+    }
+}
+
+/// A TCP socket.
+#[derive(Debug)]
+pub struct TcpSocket {
+    fd: Option<OwnedFd>,
+    peer: SocketAddr,
+    /// Asked of the kernel when somebody wants to know, at the latest before
+    /// the close.
+    host: Option<SocketAddr>,
+}
+
+impl TcpSocket {
+    pub(crate) fn new(fd: OwnedFd, peer: SocketAddr, host: Option<SocketAddr>) -> Self {
+        Self {
+            fd: Some(fd),
+            peer,
+            host,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+
+    fn find_host(&self) -> SocketAddr {
+        let asked = || match sys::local_name(self.fd.as_ref()?.as_fd()) {
+            Ok(SocketName::Inet(address)) => Some(address),
+            _ => None,
+        };
+        self.host
+            .or_else(asked)
+            .unwrap_or_else(|| unspecified(self.peer))
+    }
+}
+
+/// The address that says nothing, of the same family.
+pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
+    match like {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+    }
+}
+
+impl Socket for TcpSocket {}
+
+impl Sealed for TcpSocket {
+    const KIND: &'static str = "TCP";
+
+    #[inline]
+    fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        kernel::send(self.fd.as_ref(), data)
+    }
+
+    fn send_with_descriptors(
+        &self,
+        _: &[IoSlice<'_>],
+        _: &[BorrowedFd<'_>],
+        _: &mut SendControl,
+    ) -> io::Result<usize> {
+        // The kernel would report success and drop them (kernel 6.18).
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+
+    #[inline]
+    fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        kernel::recv(self.fd.as_ref(), buffers, limit)
+    }
+
+    fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        self.recv(buffers, limit)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        sys::shutdown(self.fd()?, std::net::Shutdown::Write)
+    }
+
+    fn prepare_abort(&self) {
+        if let Ok(fd) = self.fd() {
+            // A linger time of zero turns close(2) into a reset; it fails only
+            // for what is no socket.
+            let _ = sys::set_linger(fd, Some(std::time::Duration::ZERO));
+        }
+    }
+
+    fn close(&mut self) {
+        if self.host.is_none() && self.fd.is_some() {
+            self.host = Some(self.find_host());
+        }
+        self.fd = None;
+    }
+
+    fn host(&self) -> Address {
+        Address::Inet(self.find_host())
+    }
+
+    fn peer(&self) -> Address {
+        Address::Inet(self.peer)
+    }
+
+    #[inline]
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        self.host = Some(self.find_host());
+        self.fd.take()
+    }
+}
+
+/// A UNIX stream socket.
+#[derive(Debug)]
+pub struct UnixSocket {
+    fd: Option<OwnedFd>,
+    /// Shared with the listener, whose address all its connections have.
+    host: Rc<UnixAddress>,
+    peer: Rc<UnixAddress>,
+}
+
+impl UnixSocket {
+    pub(crate) fn new(fd: OwnedFd, host: Rc<UnixAddress>, peer: Rc<UnixAddress>) -> Self {
+        Self {
+            fd: Some(fd),
+            host,
+            peer,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+}
+
+impl Socket for UnixSocket {}
+
+impl Sealed for UnixSocket {
+    const KIND: &'static str = "UNIX";
+
+    #[inline]
+    fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        kernel::send(self.fd.as_ref(), data)
+    }
+
+    #[inline]
+    fn send_with_descriptors(
+        &self,
+        data: &[IoSlice<'_>],
+        descriptors: &[BorrowedFd<'_>],
+        control: &mut SendControl,
+    ) -> io::Result<usize> {
+        sys::send_with_descriptors(self.fd()?, data, descriptors, &mut control.0)
+    }
+
+    #[inline]
+    fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        kernel::recv(self.fd.as_ref(), buffers, limit)
+    }
+
+    #[inline]
+    fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        kernel::receive(self.fd.as_ref(), buffers, limit)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        sys::shutdown(self.fd()?, std::net::Shutdown::Write)
+    }
+
+    fn prepare_abort(&self) {
+        // A UNIX socket knows no reset: the peer sees the end either way.
+    }
+
+    fn close(&mut self) {
+        self.fd = None;
+    }
+
+    fn host(&self) -> Address {
+        Address::Unix((*self.host).clone())
+    }
+
+    fn peer(&self) -> Address {
+        Address::Unix((*self.peer).clone())
+    }
+
+    #[inline]
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+}

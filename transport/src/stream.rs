@@ -1,0 +1,72 @@
+//! The plain stream: bytes to and from a socket.
+
+use std::io::{self, IoSlice};
+
+use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
+use crate::shared::ReadBuffers;
+use crate::socket::{Socket, TcpSocket};
+
+/// A transport that moves bytes and nothing else: TCP as it is, and the base
+/// that [`SendmsgMixin`](crate::SendmsgMixin) is put on for UNIX sockets.
+#[derive(Debug)]
+pub struct Stream<S> {
+    core: Core<S>,
+}
+
+/// A TCP connection.
+pub type TcpStream = Stream<TcpSocket>;
+
+impl<S: Socket> Stream<S> {
+    pub(crate) fn new(core: Core<S>) -> Self {
+        Self { core }
+    }
+}
+
+impl<S: Socket> FileDescriptor for Stream<S> {
+    type Socket = S;
+
+    #[inline]
+    fn core(&self) -> &Core<S> {
+        &self.core
+    }
+
+    #[inline]
+    fn core_mut(&mut self) -> &mut Core<S> {
+        &mut self.core
+    }
+
+    #[inline]
+    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+        let bytes = self.core.socket.send(data)?;
+        Ok(Sent {
+            bytes,
+            descriptors: 0,
+        })
+    }
+
+    #[inline]
+    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
+        let limit = self.core.read_limit as usize;
+        Ok(self.core.socket.recv(buffers, limit)?.into())
+    }
+}
+
+impl_transport!(impl<S: Socket> Stream<S>);
+
+impl bowline_protocol::TcpTransport for TcpStream {
+    fn no_delay(&self) -> io::Result<bool> {
+        crate::sys::no_delay(self.core.socket.fd()?)
+    }
+
+    fn set_no_delay(&mut self, on: bool) -> io::Result<()> {
+        crate::sys::set_no_delay(self.core.socket.fd()?, on)
+    }
+
+    fn keep_alive(&self) -> io::Result<bool> {
+        crate::sys::keep_alive(self.core.socket.fd()?)
+    }
+
+    fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
+        crate::sys::set_keep_alive(self.core.socket.fd()?, on)
+    }
+}

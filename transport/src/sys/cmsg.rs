@@ -1,0 +1,277 @@
+//! Control messages: the bytes of ancillary data, written and read.
+//!
+//! Pure: no system call, no ownership, and no `unsafe`. Descriptors appear here
+//! as numbers only; `msg` makes owners of them, and only from bytes that the
+//! kernel has written.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::iter::{Copied, FusedIterator};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::slice;
+
+/// The most descriptors that one message carries: the kernel's `SCM_MAX_FD`,
+/// counted over the whole message.
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
+
+/// Bytes in a [`ControlBuffer`].
+///
+/// On a 64-bit machine 253 descriptors take 1032, credentials 32, a pidfd 24
+/// and the count of unread bytes (`SCM_INQ`) 24, together 1112. All of what
+/// is switched on shares the buffer, and what finds no room is lost, so the rest is
+/// a reserve for kinds that a later kernel may add.
+pub(crate) const CONTROL_BUFFER_BYTES: usize = 1536;
+
+/// `cmsghdr` as the kernel lays it out: length (a word), level, kind.
+const HEADER_BYTES: usize = size_of::<usize>() + 2 * NUMBER_BYTES;
+const LEVEL_AT: usize = size_of::<usize>();
+const KIND_AT: usize = LEVEL_AT + NUMBER_BYTES;
+
+/// One descriptor number in a payload.
+const NUMBER_BYTES: usize = size_of::<i32>();
+
+const SCM_PIDFD: i32 = 4;
+
+// The C library's struct must agree with the kernel's in size, or headers and
+// payloads would not be where either side looks for them.
+const _: () = assert!(size_of::<libc::cmsghdr>() == HEADER_BYTES);
+const _: () = assert!(align(HEADER_BYTES) == HEADER_BYTES);
+const _: () =
+    assert!(CONTROL_BUFFER_BYTES >= HEADER_BYTES + align(MAX_DESCRIPTORS * NUMBER_BYTES) + 80);
+
+/// Room for the ancillary data of one message, made once and used again.
+///
+/// Aligned as the kernel's headers want it. It is zeroed when it is made and
+/// never again: what a call did not write is not read after that call.
+#[repr(C)]
+pub(crate) struct ControlBuffer {
+    _align: [libc::cmsghdr; 0],
+    bytes: [u8; CONTROL_BUFFER_BYTES],
+}
+
+impl ControlBuffer {
+    /// Makes an empty buffer.
+    pub(crate) const fn new() -> Self {
+        Self {
+            _align: [],
+            bytes: [0; CONTROL_BUFFER_BYTES],
+        }
+    }
+
+    /// Writes one message that carries `descriptors`, in their order, and
+    /// answers its bytes, padding included.
+    ///
+    /// Answers `None` above [`MAX_DESCRIPTORS`], and no bytes at all for none.
+    #[inline]
+    pub(super) fn encode_descriptors(&mut self, descriptors: &[BorrowedFd<'_>]) -> Option<&[u8]> {
+        if descriptors.is_empty() {
+            return Some(&[]);
+        }
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return None;
+        }
+        let payload = descriptors.len() * NUMBER_BYTES;
+        let message = &mut self.bytes[..HEADER_BYTES + align(payload)];
+        let (header, numbers) = message.split_at_mut(HEADER_BYTES);
+        header[..LEVEL_AT].copy_from_slice(&(HEADER_BYTES + payload).to_ne_bytes());
+        header[LEVEL_AT..KIND_AT].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+        header[KIND_AT..].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+        let (numbers, _) = numbers.as_chunks_mut::<NUMBER_BYTES>();
+        // Padding, where there is any, keeps what it held: the kernel goes by the
+        // length in the header.
+        for (number, descriptor) in numbers.iter_mut().zip(descriptors) {
+            *number = descriptor.as_raw_fd().to_ne_bytes();
+        }
+        Some(message)
+    }
+
+    /// All of the buffer, for the kernel to write to.
+    #[inline]
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8; CONTROL_BUFFER_BYTES] {
+        &mut self.bytes
+    }
+}
+
+impl Default for ControlBuffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for ControlBuffer {
+    // The bytes hold numbers of descriptors that may be long gone; nobody wants
+    // them in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlBuffer").finish_non_exhaustive()
+    }
+}
+
+/// Reads the control messages in `bytes`.
+///
+/// Any bytes will do: nothing outside them is read, nothing in them is trusted,
+/// and no alignment is asked for.
+#[inline]
+pub(crate) const fn walk(bytes: &[u8]) -> ControlMessages<'_> {
+    ControlMessages { rest: bytes }
+}
+
+/// The control messages of one read, in the order in which they lie.
+///
+/// Ends at the first header that is cut short or that claims to be shorter than
+/// itself. A payload that claims to go on past the end is cut at the end:
+/// the numbers before the cut are descriptors that somebody must own.
+#[derive(Clone, Debug)]
+pub(crate) struct ControlMessages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for ControlMessages<'a> {
+    type Item = ControlMessage<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<ControlMessage<'a>> {
+        let (header, after) = self.rest.split_first_chunk::<HEADER_BYTES>()?;
+        let length = usize::from_ne_bytes(field(header, 0));
+        let level = i32::from_ne_bytes(field(header, LEVEL_AT));
+        let kind = i32::from_ne_bytes(field(header, KIND_AT));
+
+        let Some(claimed) = length.checked_sub(HEADER_BYTES) else {
+            self.rest = &[];
+            return None;
+        };
+        // A claim beyond the end must not be rounded up first: that can overflow.
+        let payload = claimed.min(after.len());
+        self.rest = &after[align(payload).min(after.len())..];
+        Some(ControlMessage::read(level, kind, &after[..payload]))
+    }
+}
+
+impl FusedIterator for ControlMessages<'_> {}
+
+/// One control message.
+#[derive(Clone, Debug)]
+pub(crate) enum ControlMessage<'a> {
+    /// `SCM_RIGHTS`: the numbers under which descriptors were installed here.
+    Descriptors(Numbers<'a>),
+    /// `SCM_CREDENTIALS`: who sent the message.
+    Credentials(Credentials),
+    /// `SCM_PIDFD`: the number of a pidfd of who sent the message. Negative
+    /// where the kernel could not make one.
+    PidFd(i32),
+    /// Of no kind that is known here, or too short to be what its kind says.
+    Unknown {
+        /// The protocol that defines `kind`, such as `SOL_SOCKET`.
+        level: i32,
+        /// The type within `level`.
+        kind: i32,
+    },
+}
+
+impl<'a> ControlMessage<'a> {
+    #[inline]
+    fn read(level: i32, kind: i32, payload: &'a [u8]) -> Self {
+        if level == libc::SOL_SOCKET {
+            match kind {
+                libc::SCM_RIGHTS => {
+                    // Fewer than four bytes at the end are no number.
+                    let (numbers, _) = payload.as_chunks::<NUMBER_BYTES>();
+                    return Self::Descriptors(Numbers(numbers.iter().copied()));
+                }
+                libc::SCM_CREDENTIALS => {
+                    if let Some(ucred) = payload.first_chunk::<{ size_of::<libc::ucred>() }>() {
+                        return Self::Credentials(Credentials::from_ucred(ucred));
+                    }
+                }
+                SCM_PIDFD => {
+                    if let Some(number) = payload.first_chunk::<NUMBER_BYTES>() {
+                        return Self::PidFd(i32::from_ne_bytes(*number));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Self::Unknown { level, kind }
+    }
+}
+
+/// The descriptor numbers in one message, as the bytes have them: numbers that
+/// own nothing, and that may be negative.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers<'a>(Copied<slice::Iter<'a, [u8; NUMBER_BYTES]>>);
+
+impl Iterator for Numbers<'_> {
+    type Item = i32;
+
+    #[inline]
+    fn next(&mut self) -> Option<i32> {
+        self.0.next().map(i32::from_ne_bytes)
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Numbers<'_> {}
+
+impl FusedIterator for Numbers<'_> {}
+
+/// Who is at the other end, as the kernel vouches for it.
+///
+/// Asked of a connection, these are the credentials at the time of `connect`,
+/// `listen` or `socketpair`; arriving beside a message, those of its sender at
+/// the time of sending. Neither says who holds the descriptor now. All
+/// numbers are translated to the namespaces of the receiver.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[doc(alias = "ucred")]
+pub(crate) struct Credentials {
+    /// The process, or `None` where it has no number here: it lives outside of
+    /// the receiver's process namespace, or the message was queued before the
+    /// receiver asked for credentials.
+    ///
+    /// A number can be given to another process once this one has ended.
+    pub(crate) pid: Option<u32>,
+    /// The effective user. 65534 (by default) where it has no number here.
+    pub(crate) uid: u32,
+    /// The effective group. 65534 (by default) where it has no number here.
+    pub(crate) gid: u32,
+}
+
+impl Credentials {
+    /// Reads `struct ucred`: three words, in this order.
+    #[inline]
+    fn from_ucred(bytes: &[u8; size_of::<libc::ucred>()]) -> Self {
+        use std::mem::offset_of;
+        Self::new(
+            i32::from_ne_bytes(field(bytes, offset_of!(libc::ucred, pid))),
+            u32::from_ne_bytes(field(bytes, offset_of!(libc::ucred, uid))),
+            u32::from_ne_bytes(field(bytes, offset_of!(libc::ucred, gid))),
+        )
+    }
+
+    /// `pid` is the kernel's, which says zero for nobody.
+    #[inline]
+    pub(super) fn new(pid: i32, uid: u32, gid: u32) -> Self {
+        Self {
+            pid: u32::try_from(pid).ok().filter(|&pid| pid != 0),
+            uid,
+            gid,
+        }
+    }
+}
+
+/// Rounds up to where the next header may start.
+#[inline]
+const fn align(length: usize) -> usize {
+    (length + size_of::<usize>() - 1) & !(size_of::<usize>() - 1)
+}
+
+/// The `N` bytes of `bytes` from `at` on, which must lie inside.
+#[inline]
+pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
+}

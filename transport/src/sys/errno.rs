@@ -1,0 +1,51 @@
+//! Errors that `std::io::ErrorKind` does not tell apart.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+
+/// Whether a send failed for want of something that comes back by itself,
+/// without any event to say so: buffers, or room under the user's limit of
+/// descriptors in flight.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS)
+    )
+}
+
+/// Whether there was no free descriptor number, in this process or at all.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Whether an accept failed for want of memory.
+pub(crate) fn is_out_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// Whether an accept failed on account of the one connection it was to
+/// return: gone already, refused by a firewall, or one of the network errors
+/// that accept(2) passes on.
+pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+        )
+    )
+}
+
+/// Whether a descriptor turned out to be no socket.
+pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOTSOCK)
+}

@@ -1,0 +1,340 @@
+//! Moving bytes, and descriptors beside them: recv(2), send(2), recvmsg(2),
+//! sendmsg(2).
+
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSlice};
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::cmsg::{CONTROL_BUFFER_BYTES, ControlBuffer, ControlMessage, Credentials};
+use super::{retry_count, walk};
+
+/// `IOV_MAX`: the kernel refuses a call with more slices than this.
+const MAX_SLICES: usize = 1024;
+
+/// No SIGPIPE, and no blocking whatever became of the socket's own flag.
+const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+
+/// Reads bytes into `buf` and answers how many; zero is the end of the stream.
+///
+/// For sockets that carry no descriptors: here the kernel would close, in the
+/// middle of this call, those that came along. Use [`receive`] on UNIX sockets.
+///
+/// # Errors
+/// `WouldBlock` where nothing is there to read; otherwise the kernel's.
+#[inline]
+pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
+    debug_assert!(!buf.is_empty(), "a read into nothing looks like the end");
+    retry_count(|| {
+        // SAFETY: pointer and length are those of `buf`, which is borrowed for
+        // writing until the call returns.
+        unsafe {
+            libc::recv(
+                fd.as_raw_fd(),
+                buf.as_mut_ptr().cast(),
+                buf.len(),
+                libc::MSG_DONTWAIT,
+            )
+        }
+    })
+}
+
+/// Sends bytes of `buf` from its start on and answers how many were taken.
+///
+/// # Errors
+/// `WouldBlock` where there is no room; `BrokenPipe` (and no signal) where the
+/// other end is gone; otherwise the kernel's. None of them took anything.
+#[inline]
+pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
+    retry_count(|| {
+        // SAFETY: pointer and length are those of `buf`, which is borrowed until
+        // the call returns, and which the kernel only reads.
+        unsafe { libc::send(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), SEND_FLAGS) }
+    })
+}
+
+/// Sends the bytes of `data`, one slice after the other, and answers how many
+/// were taken in all.
+///
+/// Slices after the 1024th wait for another call.
+///
+/// # Errors
+/// As [`send`].
+#[inline]
+pub(crate) fn send_vectored(fd: BorrowedFd<'_>, data: &[IoSlice<'_>]) -> io::Result<usize> {
+    sendmsg(fd, data, &[])
+}
+
+/// Sends the bytes of `data` with `descriptors` attached to the first of them,
+/// and answers how many bytes were taken.
+///
+/// Any positive answer means that *all* descriptors have left; what remains of
+/// the bytes must then be sent without them. An error means that none has.
+/// `control` is only scratch space. Neither list is kept or changed.
+///
+/// # Errors
+/// `InvalidInput`, without a system call, for more than
+/// [`MAX_DESCRIPTORS`](super::MAX_DESCRIPTORS), and where `data` has no byte: on a
+/// stream the kernel would take the descriptors, report success and close them.
+/// Otherwise as [`send`]; `ETOOMANYREFS` and `ENOBUFS` are the kernel's way to
+/// say later.
+///
+/// References: sendmsg(2), unix(7).
+#[doc(alias = "SCM_RIGHTS")]
+#[inline]
+pub(crate) fn send_with_descriptors(
+    fd: BorrowedFd<'_>,
+    data: &[IoSlice<'_>],
+    descriptors: &[BorrowedFd<'_>],
+    control: &mut ControlBuffer,
+) -> io::Result<usize> {
+    let Some(control) = control.encode_descriptors(descriptors) else {
+        return Err(invalid("more descriptors than one message can hold"));
+    };
+    // Only the slices that the call is going to see count.
+    if data.iter().take(MAX_SLICES).all(|slice| slice.is_empty()) {
+        return Err(invalid("descriptors need at least one byte to travel with"));
+    }
+    sendmsg(fd, data, control)
+}
+
+/// What one [`receive`] took from the socket, beside what it put in [`Ancillary`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Received {
+    /// How many bytes were written to the buffer. Zero is the end of a stream;
+    /// on sockets that keep message boundaries it may be a message of no bytes.
+    pub(crate) bytes: usize,
+    /// Ancillary data was lost. Where descriptors were among it, they were closed by
+    /// the kernel: this process had no free slot for them, or a security module
+    /// refused.
+    pub(crate) control_truncated: bool,
+    /// The message had more bytes than the buffer (never on a stream).
+    pub(crate) truncated: bool,
+    /// Ancillary data came along, lost or not: the kernel ended the read behind the
+    /// bytes that had it, so a short read does not mean that the socket is
+    /// drained.
+    pub(crate) had_ancillary: bool,
+}
+
+/// What came beside the bytes; made once and used for every read, so that the
+/// lists keep their capacity.
+#[derive(Debug, Default)]
+pub(crate) struct Ancillary {
+    /// The descriptors, in the order in which they were sent; each read
+    /// appends. Close-on-exec is set on all of them.
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Who sent the bytes, where `set_pass_credentials` asked for it.
+    pub(crate) credentials: Option<Credentials>,
+    /// A pidfd of who sent the bytes, where `set_pass_pidfd` asked for it.
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// Level and type of the messages that this module does not know.
+    pub(crate) unknown: Vec<(i32, i32)>,
+}
+
+impl Ancillary {
+    /// Makes an empty one. Allocates nothing.
+    pub(crate) const fn new() -> Self {
+        Self {
+            descriptors: Vec::new(),
+            credentials: None,
+            pidfd: None,
+            unknown: Vec::new(),
+        }
+    }
+
+    /// Closes what is left and forgets the rest; capacity is kept.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.descriptors.clear();
+        self.credentials = None;
+        self.pidfd = None;
+        self.unknown.clear();
+    }
+
+    /// Owns what the kernel has put into `control`, and answers whether all of it
+    /// was there to be owned.
+    ///
+    /// # Safety
+    /// `control` must be what a successful recvmsg(2) wrote, and must be given
+    /// to this function once only: each number in it becomes an owner.
+    pub(super) unsafe fn collect(&mut self, control: &[u8]) -> bool {
+        let mut complete = true;
+        for message in walk(control) {
+            match message {
+                ControlMessage::Descriptors(numbers) => {
+                    self.descriptors.reserve(numbers.len());
+                    for number in numbers {
+                        // SAFETY: this function's own contract: the kernel
+                        // installed `number` for this process in the read that
+                        // wrote it, nothing has owned it since, and each is
+                        // met once.
+                        match unsafe { own(number) } {
+                            Some(descriptor) => self.descriptors.push(descriptor),
+                            None => complete = false,
+                        }
+                    }
+                }
+                ControlMessage::Credentials(credentials) => self.credentials = Some(credentials),
+                ControlMessage::PidFd(number) => {
+                    // SAFETY: as above; the kernel makes a pidfd for each message
+                    // that carries one.
+                    self.pidfd = unsafe { own(number) };
+                    complete &= self.pidfd.is_some();
+                }
+                ControlMessage::Unknown { level, kind } => self.unknown.push((level, kind)),
+            }
+        }
+        complete
+    }
+}
+
+/// Reads bytes into `buf`, and appends to `ancillary` what came beside them.
+///
+/// Every descriptor that arrived is owned when this returns, whatever the
+/// flags say. Those that belong to bytes behind the end of `buf` stay with the
+/// socket. `control` is only scratch space.
+///
+/// # Errors
+/// As [`recv`]; nothing was taken then.
+///
+/// References: recvmsg(2), unix(7).
+#[doc(alias = "recvmsg")]
+#[inline]
+pub(crate) fn receive(
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    control: &mut ControlBuffer,
+    ancillary: &mut Ancillary,
+) -> io::Result<Received> {
+    receive_with_room(fd, buf, control, CONTROL_BUFFER_BYTES, ancillary)
+}
+
+/// [`receive`] with only `room` bytes of `control`, so that tests can have them
+/// run out.
+#[inline]
+pub(super) fn receive_with_room(
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+    control: &mut ControlBuffer,
+    room: usize,
+    ancillary: &mut Ancillary,
+) -> io::Result<Received> {
+    debug_assert!(!buf.is_empty(), "a read into nothing looks like the end");
+    let control = &mut control.bytes_mut()[..room];
+    let mut part = libc::iovec {
+        iov_base: buf.as_mut_ptr().cast(),
+        iov_len: buf.len(),
+    };
+    let mut header = message_header();
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = control.len() as _;
+
+    let bytes = retry_count(|| {
+        // SAFETY: `header` points to one part, which has pointer and length of
+        // `buf`, and to pointer and length of `control`; both are borrowed for
+        // writing, and all of them outlive the call. An interrupted call has
+        // not changed `header`.
+        unsafe {
+            libc::recvmsg(
+                fd.as_raw_fd(),
+                &raw mut header,
+                libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT,
+            )
+        }
+    })?;
+
+    if header.msg_controllen == 0 && header.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) == 0 {
+        return Ok(Received {
+            bytes,
+            control_truncated: false,
+            truncated: false,
+            had_ancillary: false,
+        });
+    }
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the type differs between C libraries"
+    )]
+    let written = (header.msg_controllen as usize).min(room);
+    // SAFETY: recvmsg succeeded and wrote these bytes just now; no one else has
+    // seen them, and this is the only call with them.
+    Ok(unsafe { take_ancillary(bytes, header.msg_flags, &control[..written], ancillary) })
+}
+
+/// The end of a read that brought more than plain bytes; kept apart so that the
+/// common read stays short.
+///
+/// # Safety
+/// As [`Ancillary::collect`].
+#[inline(never)]
+unsafe fn take_ancillary(
+    bytes: usize,
+    flags: libc::c_int,
+    control: &[u8],
+    ancillary: &mut Ancillary,
+) -> Received {
+    // Owning comes first: nothing may stand between the kernel's numbers and
+    // their owners, least of all a look at the flags.
+    // SAFETY: this function's own contract, and the only use of `control`.
+    let complete = unsafe { ancillary.collect(control) };
+    let control_truncated = flags & libc::MSG_CTRUNC != 0 || !complete;
+    Received {
+        bytes,
+        control_truncated,
+        truncated: flags & libc::MSG_TRUNC != 0,
+        had_ancillary: !control.is_empty() || control_truncated,
+    }
+}
+
+/// Sends `data` with `control`, the encoded control messages, beside it.
+#[inline]
+fn sendmsg(fd: BorrowedFd<'_>, data: &[IoSlice<'_>], control: &[u8]) -> io::Result<usize> {
+    let mut header = message_header();
+    // `IoSlice` is documented to have the layout of `iovec`, so the list is
+    // handed over as it is.
+    header.msg_iov = data.as_ptr().cast::<libc::iovec>().cast_mut();
+    header.msg_iovlen = data.len().min(MAX_SLICES) as _;
+    if !control.is_empty() {
+        header.msg_control = control.as_ptr().cast::<libc::c_void>().cast_mut();
+        header.msg_controllen = control.len() as _;
+    }
+    retry_count(|| {
+        // SAFETY: `header` has pointer and length of `data`, whose slices have
+        // theirs, and pointer and length of `control` or none; all are borrowed
+        // until the call returns, and the kernel only reads.
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, SEND_FLAGS) }
+    })
+}
+
+/// A header that points nowhere.
+#[inline]
+fn message_header() -> libc::msghdr {
+    // SAFETY: `msghdr` is pointers, integers and, in some C libraries, padding; all
+    // bits zero is a value of each. (A literal would not compile where there is
+    // padding, which has private names.)
+    unsafe { mem::zeroed() }
+}
+
+/// Makes an owner of a number, or `None` of a negative one, which the kernel writes
+/// in place of a descriptor that it could not install.
+///
+/// # Safety
+/// A `number` that is not negative must be an open descriptor of this process that
+/// nothing owns.
+#[inline]
+unsafe fn own(number: i32) -> Option<OwnedFd> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: not -1, which `OwnedFd` cannot hold; open and without an owner by
+    // this function's own contract.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cold]
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}

@@ -1,0 +1,647 @@
+//! Sockets: making, naming, connecting, accepting, and their options.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use super::address::{NameBuffer, SocketName};
+use super::cmsg::Credentials;
+use super::retry;
+
+// Numbers of the generic socket ABI; the C library's bindings do not have all of
+// them yet.
+const SO_PASSPIDFD: libc::c_int = 76;
+const SO_PEERPIDFD: libc::c_int = 77;
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// The families of sockets that can be made here.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Family {
+    /// IPv4.
+    Inet4,
+    /// IPv6.
+    Inet6,
+    /// UNIX, local to this machine.
+    Unix,
+}
+
+impl Family {
+    const fn number(self) -> libc::c_int {
+        match self {
+            Self::Inet4 => libc::AF_INET,
+            Self::Inet6 => libc::AF_INET6,
+            Self::Unix => libc::AF_UNIX,
+        }
+    }
+
+    const fn from_number(number: libc::c_int) -> Option<Self> {
+        match number {
+            libc::AF_INET => Some(Self::Inet4),
+            libc::AF_INET6 => Some(Self::Inet6),
+            libc::AF_UNIX => Some(Self::Unix),
+            _ => None,
+        }
+    }
+}
+
+/// How far a [`connect`] got.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Connecting {
+    /// Connected.
+    Done,
+    /// Under way: the socket becomes writable, and [`take_error`] then tells.
+    InProgress,
+    /// The UNIX listener has no room. The kernel does not say when it has again,
+    /// so all there is to do is to call again later.
+    BacklogFull,
+}
+
+/// What a socket is, as [`socket_kind`] finds it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct SocketKind {
+    /// Its family; `None` is one that cannot be made here.
+    pub(crate) domain: Option<Family>,
+    /// Whether it is a byte stream, rather than datagrams or sequenced packets.
+    pub(crate) stream: bool,
+    /// Whether it accepts connections.
+    pub(crate) listening: bool,
+}
+
+/// Makes a stream socket, non-blocking and close-on-exec.
+///
+/// # Errors
+/// The kernel's; `EMFILE` and `ENFILE` where no descriptor is free.
+pub(crate) fn stream_socket(family: Family) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let fd = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::socket(family.number(), kind, 0) }
+    })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives the socket a name.
+///
+/// A path is created in the file system, and stays there until somebody unlinks
+/// it.
+///
+/// # Errors
+/// `InvalidInput` for a name that cannot be one; otherwise the kernel's.
+pub(crate) fn bind(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<()> {
+    let name = name.encode()?;
+    let name = name.as_bytes();
+    retry(|| {
+        // SAFETY: pointer and length are those of `name`, borrowed until the call
+        // returns, and the kernel only reads.
+        unsafe { libc::bind(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as _) }
+    })?;
+    Ok(())
+}
+
+/// Makes the socket accept connections, `backlog` (and one) of which wait for
+/// [`accept`].
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::listen(fd.as_raw_fd(), backlog) }
+    })?;
+    Ok(())
+}
+
+/// Begins to connect the socket, which must be non-blocking, to `name`.
+///
+/// # Errors
+/// `InvalidInput` for a name that cannot be one; otherwise the kernel's.
+pub(crate) fn connect(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<Connecting> {
+    let unix = !matches!(name, SocketName::Inet(_));
+    let name = name.encode()?;
+    let name = name.as_bytes();
+    loop {
+        // SAFETY: pointer and length are those of `name`, borrowed until the call
+        // returns, and the kernel only reads.
+        let answer =
+            unsafe { libc::connect(fd.as_raw_fd(), name.as_ptr().cast(), name.len() as _) };
+        if answer == 0 {
+            return Ok(Connecting::Done);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINPROGRESS) => return Ok(Connecting::InProgress),
+            // A UNIX connect happens at once or not at all, so an interrupted one
+            // is made again; any other goes on in the background.
+            Some(libc::EINTR) if unix => {}
+            Some(libc::EINTR) => return Ok(Connecting::InProgress),
+            // On an IP socket this says that there is no free local port: an error.
+            Some(libc::EAGAIN) if unix => return Ok(Connecting::BacklogFull),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// Takes the first connection that waits at a listener; it is non-blocking and
+/// close-on-exec.
+///
+/// The name is the peer's as it was on arrival. Nothing is allocated for it unless
+/// the peer is a UNIX socket with a name of its own.
+///
+/// # Errors
+/// `WouldBlock` where none waits. `EMFILE` and `ENFILE`, even where none waits,
+/// while no descriptor is free: the connection stays in the queue.
+/// `ECONNABORTED` and the like concern one connection that went away, and the
+/// next may be there: go on.
+#[inline]
+pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
+    let mut name = NameBuffer::new();
+    let room = name.bytes_mut();
+    let mut length = room.len() as libc::socklen_t;
+    let accepted = retry(|| {
+        // SAFETY: pointer and length are those of `room`; it and `length` are
+        // borrowed for writing until the call returns. An interrupted call has
+        // not changed `length`.
+        unsafe {
+            libc::accept4(
+                fd.as_raw_fd(),
+                room.as_mut_ptr().cast(),
+                &raw mut length,
+                libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            )
+        }
+    })?;
+    // SAFETY: the kernel has just made `accepted` for us; nothing else owns it.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    Ok((accepted, SocketName::decode(name.prefix(length as usize))))
+}
+
+/// The socket's own name.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "getsockname")]
+pub(crate) fn local_name(fd: BorrowedFd<'_>) -> io::Result<SocketName> {
+    name_by(libc::getsockname, fd)
+}
+
+/// The name of the socket at the other end.
+///
+/// # Errors
+/// `NotConnected` where there is no other end, or none any more: even a
+/// connection just accepted may have been reset.
+#[doc(alias = "getpeername")]
+pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketName> {
+    name_by(libc::getpeername, fd)
+}
+
+/// The form that getsockname(2) and getpeername(2) share.
+type NameCall =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn name_by(call: NameCall, fd: BorrowedFd<'_>) -> io::Result<SocketName> {
+    let mut name = NameBuffer::new();
+    let room = name.bytes_mut();
+    let mut length = room.len() as libc::socklen_t;
+    retry(|| {
+        // SAFETY: `call` is one of the two above. Pointer and length are those of
+        // `room`; it and `length` are borrowed for writing until the call returns.
+        unsafe { call(fd.as_raw_fd(), room.as_mut_ptr().cast(), &raw mut length) }
+    })?;
+    Ok(SocketName::decode(name.prefix(length as usize)))
+}
+
+/// Shuts one direction of the connection, or both, for everyone who holds the
+/// socket.
+///
+/// # Errors
+/// The kernel's; `NotConnected` where the peer has reset the connection.
+pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
+    let how = match how {
+        Shutdown::Read => libc::SHUT_RD,
+        Shutdown::Write => libc::SHUT_WR,
+        Shutdown::Both => libc::SHUT_RDWR,
+    };
+    retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::shutdown(fd.as_raw_fd(), how) }
+    })?;
+    Ok(())
+}
+
+/// Takes the error that waits at the socket, if any: how a [`connect`] went, or
+/// why the connection broke.
+///
+/// # Errors
+/// The kernel's, where it could not even be asked.
+#[doc(alias = "SO_ERROR")]
+pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
+    let error: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
+    Ok((error != 0).then(|| io::Error::from_raw_os_error(error)))
+}
+
+/// Finds out what a descriptor that came from elsewhere is.
+///
+/// # Errors
+/// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
+pub(crate) fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
+    let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    let domain: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    Ok(SocketKind {
+        domain: Family::from_number(domain),
+        stream: kind == libc::SOCK_STREAM,
+        listening: flag(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?,
+    })
+}
+
+/// Has `close` wait for unsent bytes for as long as `time`, or not at all.
+///
+/// Whole seconds, rounded up; zero discards them and resets the connection.
+/// Beware: a non-blocking socket waits too, and holds up its whole thread.
+///
+/// # Errors
+/// `InvalidInput` above 2^31 - 1 seconds; otherwise the kernel's.
+#[doc(alias = "SO_LINGER")]
+pub(crate) fn set_linger(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: libc::c_int::from(time.is_some()),
+        l_linger: time.map_or(Ok(0), whole_seconds)?,
+    };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, linger)
+}
+
+/// What [`set_linger`] has set; `None` by default.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn linger(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    let linger: libc::linger = option(fd, libc::SOL_SOCKET, libc::SO_LINGER)?;
+    let seconds = u64::try_from(linger.l_linger).unwrap_or(0);
+    Ok((linger.l_onoff != 0).then(|| Duration::from_secs(seconds)))
+}
+
+/// Makes sure that closing `fd`, which came from somebody else, does not wait.
+///
+/// The sender of a socket can have it linger, and then whoever closes it last sleeps,
+/// up to 2^31 - 1 seconds. What is not a socket is left alone. The setting
+/// belongs to the socket: the sender loses it too, if it still holds a copy.
+#[inline]
+pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) {
+    // Fails where `fd` is no socket, which is the common case; and on a socket
+    // turning it off cannot fail.
+    let _ = set_linger(fd, None);
+}
+
+/// Whether small writes leave at once.
+///
+/// # Errors
+/// The kernel's; an error on a socket that is not TCP.
+#[doc(alias = "TCP_NODELAY")]
+pub(crate) fn no_delay(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    flag(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)
+}
+
+/// Has small writes leave at once, rather than wait for those before them to
+/// be acknowledged (the default).
+///
+/// # Errors
+/// As [`no_delay`].
+#[doc(alias = "TCP_NODELAY")]
+pub(crate) fn set_no_delay(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, on)
+}
+
+/// Whether the kernel probes a peer that has been silent.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_KEEPALIVE")]
+pub(crate) fn keep_alive(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    flag(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE)
+}
+
+/// Has the kernel probe a peer that has been silent (by default for two hours), and
+/// give the connection up if no answer comes.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_KEEPALIVE")]
+pub(crate) fn set_keep_alive(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on)
+}
+
+/// Sets when probing starts, what lies between two probes, and how many
+/// may go unanswered. Does not switch it on; [`set_keep_alive`] does.
+///
+/// Times in whole seconds, rounded up. The kernel takes 1 to 32767 seconds and 1 to
+/// 127 probes; its defaults are 7200 s, 75 s and 9.
+///
+/// # Errors
+/// The kernel's, `InvalidInput` outside those limits; what was set before
+/// the one that failed stays set.
+pub(crate) fn set_keep_alive_times(
+    fd: BorrowedFd<'_>,
+    idle: Duration,
+    interval: Duration,
+    count: u32,
+) -> io::Result<()> {
+    let count = libc::c_int::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (idle, interval) = (whole_seconds(idle)?, whole_seconds(interval)?);
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, interval)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, count)
+}
+
+/// Lets the socket bind to an address that connections of an earlier listener
+/// still use.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_REUSEADDR")]
+pub(crate) fn set_reuse_address(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
+}
+
+/// Lets several sockets of one user listen on one address, each with a queue of its
+/// own, which is reset when that socket closes.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_REUSEPORT")]
+pub(crate) fn set_reuse_port(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
+}
+
+/// Keeps IPv4 away from an IPv6 socket. To be set before it is bound.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IPV6_V6ONLY")]
+pub(crate) fn set_v6_only(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
+}
+
+/// Bytes that the kernel may hold for sending, its own overhead included.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_SNDBUF")]
+pub(crate) fn send_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    size(fd, libc::SO_SNDBUF)
+}
+
+/// Asks for a send buffer of `bytes`, of which the kernel makes the double, for its
+/// overhead, within its limits.
+///
+/// # Errors
+/// `InvalidInput` above 2^31 - 1; otherwise the kernel's.
+#[doc(alias = "SO_SNDBUF")]
+pub(crate) fn set_send_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    set_size(fd, libc::SO_SNDBUF, bytes)
+}
+
+/// Bytes that the kernel may hold until we read them, its own overhead included.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_RCVBUF")]
+pub(crate) fn receive_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    size(fd, libc::SO_RCVBUF)
+}
+
+/// Asks for a receive buffer of `bytes`, of which the kernel makes the double, for its
+/// overhead, within its limits. On a UNIX socket the sender's buffer counts, not this.
+///
+/// # Errors
+/// `InvalidInput` above 2^31 - 1; otherwise the kernel's.
+#[doc(alias = "SO_RCVBUF")]
+pub(crate) fn set_receive_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    set_size(fd, libc::SO_RCVBUF, bytes)
+}
+
+/// Who was at the other end of a UNIX connection when it was made.
+///
+/// # Errors
+/// `NotConnected` where the kernel knows of nobody: no connection yet, or not a
+/// UNIX socket. Otherwise the kernel's.
+#[doc(alias = "SO_PEERCRED")]
+pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let peer: libc::ucred = option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
+    // Reported as success, with a user that cannot exist. Taken for a user it might be
+    // compared with another nobody, and match.
+    if peer.uid == libc::uid_t::MAX {
+        return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
+    }
+    Ok(Credentials::new(peer.pid, peer.uid, peer.gid))
+}
+
+/// A pidfd of the process that [`peer_credentials`] speaks of: unlike its number it
+/// can never mean another one. Close-on-exec.
+///
+/// # Errors
+/// The kernel's; `ENOPROTOOPT`, or `EINVAL`, before Linux 6.5.
+#[doc(alias = "SO_PEERPIDFD")]
+pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let number: libc::c_int = option(fd, libc::SOL_SOCKET, SO_PEERPIDFD)?;
+    // SAFETY: the call succeeded, so the kernel has just made a descriptor of this
+    // number for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Says whether a UNIX socket takes descriptors (the default). Where it does not, the
+/// sender of one gets `EPERM`.
+///
+/// Set on a listener it holds for connections from before they are accepted;
+/// set after that, descriptors may have slipped in.
+///
+/// # Errors
+/// The kernel's; `ENOPROTOOPT` before Linux 6.16, `EOPNOTSUPP` on other families.
+#[doc(alias = "SO_PASSRIGHTS")]
+pub(crate) fn set_pass_rights(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, on)
+}
+
+/// Has every read from a UNIX socket say who wrote the bytes. Bytes queued before
+/// come without a process, from user 65534.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_PASSCRED")]
+pub(crate) fn set_pass_credentials(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, on)
+}
+
+/// Has every read from a UNIX socket bring a pidfd of who wrote the bytes.
+///
+/// # Errors
+/// The kernel's; `ENOPROTOOPT` before Linux 6.5.
+#[doc(alias = "SO_PASSPIDFD")]
+pub(crate) fn set_pass_pidfd(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, SO_PASSPIDFD, on)
+}
+
+/// Makes a descriptor that came from elsewhere non-blocking, for everyone who
+/// holds the same open file.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "O_NONBLOCK")]
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) }
+    })?;
+    if flags & libc::O_NONBLOCK == 0 {
+        retry(|| {
+            // SAFETY: takes integers only.
+            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }
+        })?;
+    }
+    Ok(())
+}
+
+/// Keeps a descriptor that came from elsewhere out of programs started later.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "FD_CLOEXEC")]
+pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) }
+    })?;
+    if flags & libc::FD_CLOEXEC == 0 {
+        retry(|| {
+            // SAFETY: takes integers only.
+            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, flags | libc::FD_CLOEXEC) }
+        })?;
+    }
+    Ok(())
+}
+
+/// What was sent and has not arrived: bytes not acknowledged on TCP; on a UNIX socket
+/// the memory, overhead included, of what the peer has not read.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SIOCOUTQ")]
+pub(crate) fn bytes_unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    retry(|| {
+        // SAFETY: this request writes one `int`, and `bytes` is one, borrowed for
+        // writing until the call returns. (SIOCOUTQ is the same number.)
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) }
+    })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Sets the permission bits that a UNIX socket's path is going to have when it is
+/// bound, less those that the process masks.
+///
+/// Set before binding there is no moment at which the path has wider ones.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "fchmod")]
+pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fchmod(fd.as_raw_fd(), mode as libc::mode_t) }
+    })?;
+    Ok(())
+}
+
+/// Values of socket options.
+///
+/// # Safety
+/// Every bit pattern, all zeros included, must be a value, and there must be no
+/// padding: the kernel reads and writes all bytes.
+unsafe trait OptionValue: Copy {}
+
+// SAFETY: an integer.
+unsafe impl OptionValue for libc::c_int {}
+// SAFETY: two `int`s, nothing between them.
+unsafe impl OptionValue for libc::linger {}
+// SAFETY: three 32-bit integers, nothing between them.
+unsafe impl OptionValue for libc::ucred {}
+
+#[inline]
+fn option<T: OptionValue>(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> io::Result<T> {
+    // SAFETY: all zeros is a value, by the trait's contract.
+    let mut value: T = unsafe { mem::zeroed() };
+    let mut length = size_of::<T>() as libc::socklen_t;
+    retry(|| {
+        // SAFETY: `length` is that of `value`; both are borrowed for writing until
+        // the call returns, and whatever is written makes a `T`, by the
+        // trait's contract.
+        unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                level,
+                name,
+                (&raw mut value).cast(),
+                &raw mut length,
+            )
+        }
+    })?;
+    Ok(value)
+}
+
+#[inline]
+fn set_option<T: OptionValue>(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: T,
+) -> io::Result<()> {
+    retry(|| {
+        // SAFETY: the length is that of `value`, which has no padding by the trait's
+        // contract, lives until the call returns, and is only read.
+        unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        }
+    })?;
+    Ok(())
+}
+
+fn flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<bool> {
+    option::<libc::c_int>(fd, level, name).map(|value| value != 0)
+}
+
+fn set_flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, on: bool) -> io::Result<()> {
+    set_option(fd, level, name, libc::c_int::from(on))
+}
+
+fn size(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<usize> {
+    let bytes: libc::c_int = option(fd, libc::SOL_SOCKET, name)?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+fn set_size(fd: BorrowedFd<'_>, name: libc::c_int, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    set_option(fd, libc::SOL_SOCKET, name, bytes)
+}
+
+/// Rounds up, so that a short time does not become none, which means something
+/// else.
+fn whole_seconds(time: Duration) -> io::Result<libc::c_int> {
+    let up = u64::from(time.subsec_nanos() != 0);
+    time.as_secs()
+        .checked_add(up)
+        .and_then(|seconds| libc::c_int::try_from(seconds).ok())
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}

@@ -1,0 +1,119 @@
+//! `Transport` in terms of [`FileDescriptor`](crate::FileDescriptor).
+//!
+//! A blanket implementation is not possible: the trait belongs to another
+//! crate. So each layer says this once.
+
+macro_rules! impl_transport {
+    (impl<$parameter:ident: $bound:path> $type:ty) => {
+        impl<$parameter: $bound> bowline_protocol::Transport for $type {
+            #[inline]
+            fn write(&mut self, data: &[u8]) -> bowline_protocol::WriteStatus {
+                $crate::FileDescriptor::write(self, data)
+            }
+
+            fn write_sequence(&mut self, parts: &[&[u8]]) -> bowline_protocol::WriteStatus {
+                $crate::FileDescriptor::write_sequence(self, parts)
+            }
+
+            fn write_owned(&mut self, data: Vec<u8>) -> bowline_protocol::WriteStatus {
+                $crate::FileDescriptor::write_owned(self, data)
+            }
+
+            fn unsent_bytes(&self) -> usize {
+                $crate::FileDescriptor::core(self).unsent_bytes()
+            }
+
+            fn is_send_buffer_full(&self) -> bool {
+                $crate::FileDescriptor::is_send_buffer_full(self)
+            }
+
+            fn watermarks(&self) -> bowline_protocol::Watermarks {
+                $crate::FileDescriptor::core(self).watermarks()
+            }
+
+            fn set_watermarks(&mut self, watermarks: bowline_protocol::Watermarks) {
+                $crate::FileDescriptor::core_mut(self).set_watermarks(watermarks);
+                let _ = $crate::FileDescriptor::bytes_queued(self);
+            }
+
+            fn register_producer(
+                &mut self,
+                producer: bowline_protocol::ProducerRef,
+                kind: bowline_protocol::ProducerKind,
+            ) -> Result<(), bowline_protocol::RegisterProducerError> {
+                $crate::FileDescriptor::register_producer(self, producer, kind)
+            }
+
+            fn unregister_producer(&mut self) {
+                $crate::FileDescriptor::core_mut(self).unregister_producer();
+            }
+
+            fn is_producer_paused(&self) -> bool {
+                $crate::FileDescriptor::core(self).is_producer_paused()
+            }
+
+            fn pause_producing(&mut self) {
+                $crate::FileDescriptor::core_mut(self).pause_producing();
+            }
+
+            fn resume_producing(&mut self) {
+                $crate::FileDescriptor::core_mut(self).resume_producing();
+            }
+
+            fn is_reading_paused(&self) -> bool {
+                $crate::FileDescriptor::core(self).has($crate::file_descriptor::flag::PAUSED)
+            }
+
+            fn is_open_for_reading(&self) -> bool {
+                $crate::FileDescriptor::core(self).is_open_for_reading()
+            }
+
+            fn set_read_limit(&mut self, limit: Option<std::num::NonZeroUsize>) {
+                $crate::FileDescriptor::core_mut(self).set_read_limit(limit);
+            }
+
+            fn lose_connection(&mut self) {
+                $crate::FileDescriptor::core_mut(self).lose_connection();
+            }
+
+            fn lose_connection_within(&mut self, deadline: std::time::Duration) {
+                $crate::FileDescriptor::core_mut(self).lose_connection_within(deadline);
+            }
+
+            fn abort_connection(&mut self) {
+                $crate::FileDescriptor::core_mut(self).end(bowline_protocol::CloseReason::Aborted);
+            }
+
+            fn lose_write_connection(&mut self) {
+                $crate::FileDescriptor::core_mut(self).lose_write_connection();
+            }
+
+            fn state(&self) -> bowline_protocol::TransportState {
+                $crate::FileDescriptor::core(self).transport_state()
+            }
+
+            fn host(&self) -> bowline_protocol::Address {
+                $crate::socket::private::Sealed::host(&$crate::FileDescriptor::core(self).socket)
+            }
+
+            fn peer(&self) -> bowline_protocol::Address {
+                $crate::socket::private::Sealed::peer(&$crate::FileDescriptor::core(self).socket)
+            }
+
+            #[inline]
+            fn handle(&self) -> bowline_protocol::TransportHandle {
+                bowline_reactor::Handle::new($crate::FileDescriptor::core(self).token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+
+            fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {
+                self
+            }
+
+            fn close_unclaimed(&mut self, descriptors: Vec<std::os::fd::OwnedFd>) {
+                $crate::FileDescriptor::core_mut(self).close_unclaimed(descriptors);
+            }
+        }
+    };
+}

@@ -1,0 +1,466 @@
+//! What the transports add to the reactor.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use bowline_protocol::{
+    Address, ConnectorHandle, Context, Factory, ListenerHandle, Protocol, TransportHandle,
+    UnixAddress, UnixTransport, UnixTransportHandle,
+};
+use bowline_reactor::{Handle, Next, Reactor};
+
+use crate::connection::{StreamTransport, establish, private::Names};
+use crate::connector::{self, Attempt};
+use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
+use crate::handoff::{self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall};
+use crate::listener::{self, socket_name};
+use crate::log;
+use crate::options::{TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions};
+use crate::shared::{DescriptorCounts, Shared};
+use crate::sys::SocketName;
+use crate::{TcpStream, UnixStream};
+
+/// Listening, connecting, adopting and detaching: what the transports add to
+/// [`Reactor`].
+///
+/// None of these calls user code before it returns.
+///
+/// # Examples
+///
+/// An echo server:
+///
+/// ```
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::Transports;
+///
+/// struct Echo;
+///
+/// impl<T: Transport> Protocol<T> for Echo {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let listener = reactor.listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Echo)?;
+/// let address = reactor.get(listener).map(|listener| listener.address());
+/// println!("listening on {}", address.expect("it listens"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Transports {
+    /// Listens on TCP with the default options; port 0 lets the kernel choose.
+    /// (Twisted: `reactor.listenTCP`.)
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    fn listen_tcp(
+        &mut self,
+        address: SocketAddr,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Listens on TCP.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    fn listen_tcp_with(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Listens on a UNIX socket with the default options: a path, or a name in
+    /// the abstract namespace. (Twisted: `reactor.listenUNIX`.)
+    ///
+    /// The file is removed when the listener closes, unless another has taken
+    /// its place.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    fn listen_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Listens on a UNIX socket.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    fn listen_unix_with(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Connects over TCP with the default options. (Twisted:
+    /// `reactor.connectTCP`.)
+    ///
+    /// Success and failure are told to the factory.
+    ///
+    /// # Errors
+    ///
+    /// Only when there are 2^24 descriptors.
+    fn connect_tcp(
+        &mut self,
+        address: SocketAddr,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Connects over TCP.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_tcp`](Self::connect_tcp).
+    fn connect_tcp_with(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpConnectOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Connects to a UNIX socket with the default options. (Twisted:
+    /// `reactor.connectUNIX`.)
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_tcp`](Self::connect_tcp).
+    fn connect_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Connects to a UNIX socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_tcp`](Self::connect_tcp).
+    fn connect_unix_with(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixConnectOptions,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Accepts on a TCP socket that listens already. (Twisted:
+    /// `adoptStreamPort`.)
+    ///
+    /// The socket may be shared with other processes: it is made non-blocking
+    /// and otherwise left as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back.
+    fn adopt_tcp_listener(
+        &mut self,
+        fd: OwnedFd,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, AdoptError>;
+
+    /// Accepts on a UNIX socket that listens already; its file is neither
+    /// touched now nor removed later.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back.
+    fn adopt_unix_listener(
+        &mut self,
+        fd: OwnedFd,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, AdoptError>;
+
+    /// Puts a protocol on a connected TCP socket. (Twisted:
+    /// `adoptStreamConnection`.)
+    ///
+    /// The socket may be shared: ending the connection closes our descriptor
+    /// and does not shut the socket down for others.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
+    fn adopt_tcp_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<TcpStream>,
+    ) -> Result<TransportHandle, AdoptError>;
+
+    /// Puts a protocol on a connected UNIX socket, one end of a socketpair for
+    /// instance.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
+    fn adopt_unix_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError>;
+
+    /// Takes a connection apart, after the running callback and before anything
+    /// else happens to it, and gives `then` its socket with everything that had
+    /// not left. Nothing is lost and nobody is told of an end.
+    ///
+    /// `P` is the protocol's type. `then` runs in this turn.
+    fn detach<P: 'static>(
+        &mut self,
+        handle: TransportHandle,
+        then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
+    );
+
+    /// Stops a listener without closing it, and gives `then` its socket;
+    /// connections go on to queue up in it. Its file stays.
+    fn detach_listener(
+        &mut self,
+        handle: ListenerHandle,
+        then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
+    );
+
+    /// Calls `call` with the protocol of a connection and its context, after
+    /// the running callback, in this turn: how a timer or another connection
+    /// reaches a protocol and not only its transport.
+    ///
+    /// `call` is dropped if the connection is lost, or is not of these types.
+    fn call_protocol<T: StreamTransport, P: Protocol<T>>(
+        &mut self,
+        handle: TransportHandle,
+        call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
+    );
+
+    /// What became of descriptors so far.
+    fn descriptor_counts(&mut self) -> DescriptorCounts;
+}
+
+impl Transports for Reactor {
+    fn listen_tcp(
+        &mut self,
+        address: SocketAddr,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, ListenError> {
+        self.listen_tcp_with(address, &TcpListenOptions::default(), factory)
+    }
+
+    fn listen_tcp_with(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, ListenError> {
+        let fd = listener::bind_tcp(address, options)?;
+        listener::install(self, fd, None, factory)
+            .map_err(|(error, _)| watch_failed(address.into(), error))
+    }
+
+    fn listen_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, ListenError> {
+        self.listen_unix_with(address, &UnixListenOptions::default(), factory)
+    }
+
+    fn listen_unix_with(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, ListenError> {
+        let address = address.into();
+        let (fd, file) = listener::bind_unix(&address, options)?;
+        listener::install(self, fd, file, factory)
+            .map_err(|(error, _)| watch_failed(address.into(), error))
+    }
+
+    fn connect_tcp(
+        &mut self,
+        address: SocketAddr,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle> {
+        self.connect_tcp_with(address, &TcpConnectOptions::default(), factory)
+    }
+
+    fn connect_tcp_with(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpConnectOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle> {
+        let attempt = Attempt {
+            destination: SocketName::Inet(address),
+            bind_address: options.bind_address.map(SocketName::Inet),
+            timeout: options.timeout,
+            no_delay: options.no_delay,
+            keep_alive: options.keep_alive,
+        };
+        connector::install(self, attempt, factory)
+    }
+
+    fn connect_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ConnectorHandle> {
+        self.connect_unix_with(address, &UnixConnectOptions::default(), factory)
+    }
+
+    fn connect_unix_with(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixConnectOptions,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ConnectorHandle> {
+        let attempt = Attempt {
+            destination: socket_name(&address.into()),
+            bind_address: options.bind_address.as_ref().map(socket_name),
+            timeout: options.timeout,
+            no_delay: false,
+            keep_alive: false,
+        };
+        connector::install(self, attempt, factory)
+    }
+
+    fn adopt_tcp_listener(
+        &mut self,
+        fd: OwnedFd,
+        factory: impl Factory<TcpStream>,
+    ) -> Result<ListenerHandle, AdoptError> {
+        let (fd, _) = handoff::check(fd, Adopted::TcpListener)?;
+        listener::install(self, fd, None, factory).map_err(adopt_failed)
+    }
+
+    fn adopt_unix_listener(
+        &mut self,
+        fd: OwnedFd,
+        factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, AdoptError> {
+        let (fd, _) = handoff::check(fd, Adopted::UnixListener)?;
+        listener::install(self, fd, None, factory).map_err(adopt_failed)
+    }
+
+    fn adopt_tcp_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<TcpStream>,
+    ) -> Result<TransportHandle, AdoptError> {
+        let (fd, names) = handoff::check(fd, Adopted::TcpStream)?;
+        adopt_stream(self, fd, names, protocol)
+    }
+
+    fn adopt_unix_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
+        let (fd, names) = handoff::check(fd, Adopted::UnixStream)?;
+        let handle = adopt_stream(self, fd, names, protocol)?;
+        Ok(Handle::new(handle.token(), |facet| {
+            facet
+                .downcast_mut::<UnixStream>()
+                .map(|transport| transport as &mut dyn UnixTransport)
+        }))
+    }
+
+    fn detach<P: 'static>(
+        &mut self,
+        handle: TransportHandle,
+        then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
+    ) {
+        self.enter(handle.token(), |descriptor, reactor| {
+            let mut request = DetachRequest::<P> {
+                result: None,
+                is_lost: descriptor.is_none(),
+            };
+            let next = match descriptor {
+                Some(descriptor) => descriptor.request(reactor, &mut request),
+                None => Next::Keep,
+            };
+            let result = match request.result {
+                Some(detached) => Ok(detached),
+                None if request.is_lost => Err(DetachError::Lost),
+                None => Err(DetachError::WrongProtocol),
+            };
+            // A turn of its own: its panic is not the connection's.
+            reactor.defer(move |reactor| then(reactor, result));
+            next
+        });
+    }
+
+    fn detach_listener(
+        &mut self,
+        handle: ListenerHandle,
+        then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
+    ) {
+        self.enter(handle.token(), |descriptor, reactor| {
+            let mut request = DetachListenerRequest { fd: None };
+            let next = match descriptor {
+                Some(descriptor) => descriptor.request(reactor, &mut request),
+                None => Next::Keep,
+            };
+            let result = request.fd.ok_or(DetachError::Lost);
+            reactor.defer(move |reactor| then(reactor, result));
+            next
+        });
+    }
+
+    fn call_protocol<T: StreamTransport, P: Protocol<T>>(
+        &mut self,
+        handle: TransportHandle,
+        call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
+    ) {
+        let token = handle.token();
+        self.enter(token, move |descriptor, reactor| {
+            let mut request = ProtocolCall::<T, P> {
+                call: Some(Box::new(call)),
+            };
+            let next = match descriptor {
+                Some(descriptor) => descriptor.request(reactor, &mut request),
+                None => Next::Keep,
+            };
+            if request.call.is_some() {
+                log::debug!(target: log::TRANSPORT, "{token}: call of a protocol that is not there");
+            }
+            next
+        });
+    }
+
+    fn descriptor_counts(&mut self) -> DescriptorCounts {
+        Shared::of(self).ledger.counts()
+    }
+}
+
+fn adopt_stream<T: StreamTransport>(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    names: Names,
+    protocol: impl Protocol<T>,
+) -> Result<TransportHandle, AdoptError> {
+    use crate::socket::private::Sealed;
+    let socket = T::socket(fd, names);
+    establish(reactor, socket, protocol, None, true).map_err(|(error, mut socket)| AdoptError {
+        kind: AdoptErrorKind::Os(error),
+        fd: socket.detach().expect("it was just put there"),
+    })
+}
+
+fn adopt_failed((error, fd): (io::Error, OwnedFd)) -> AdoptError {
+    AdoptError {
+        kind: AdoptErrorKind::Os(error),
+        fd,
+    }
+}
+
+fn watch_failed(address: Address, error: io::Error) -> ListenError {
+    ListenError {
+        address,
+        step: ListenStep::Watch,
+        error,
+    }
+}
