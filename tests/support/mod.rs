@@ -1,0 +1,288 @@
+//! What the integration tests share: a reactor with a deadline, protocols that
+//! record what they are told, and the count of open descriptors.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bowline::{
+    CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Transport, TransportHandle,
+};
+
+/// How long any test may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Turns the reactor until `is_done` or the deadline, which is a failure.
+#[track_caller]
+pub(crate) fn run_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> bool) {
+    let started = Instant::now();
+    loop {
+        if is_done(reactor) {
+            return;
+        }
+        assert!(
+            started.elapsed() < DEADLINE,
+            "nothing more happened within {DEADLINE:?}: {reactor:?}"
+        );
+        reactor.turn(Some(Duration::from_millis(50)));
+    }
+}
+
+/// Turns the reactor until it has had nothing to do for a moment: for tests
+/// that something does *not* happen.
+pub(crate) fn run_until_quiet(reactor: &mut Reactor) {
+    let mut quiet = 0;
+    while quiet < 3 {
+        let before = reactor.statistics();
+        reactor.turn(Some(Duration::from_millis(5)));
+        let after = reactor.statistics();
+        let is_quiet = reactor.is_idle() && before.events == after.events;
+        quiet = if is_quiet { quiet + 1 } else { 0 };
+    }
+}
+
+/// The open descriptors of this process, compared before and after.
+///
+/// Holds a lock for the time of the test, so that tests in other threads of
+/// the same process do not interfere: every test that counts has to make one,
+/// first of all.
+pub(crate) struct DescriptorLedger {
+    before: BTreeSet<i32>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+impl DescriptorLedger {
+    pub(crate) fn open() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            before: open_descriptors(),
+            _alone: alone,
+        }
+    }
+
+    /// Fails if other descriptors are open than when the ledger was opened.
+    #[track_caller]
+    pub(crate) fn assert_balanced(&self) {
+        let after = open_descriptors();
+        let leaked: Vec<_> = after
+            .difference(&self.before)
+            .map(|fd| describe(*fd))
+            .collect();
+        let lost: Vec<_> = self.before.difference(&after).collect();
+        assert!(
+            leaked.is_empty() && lost.is_empty(),
+            "leaked {leaked:?}, closed but not ours {lost:?}"
+        );
+    }
+}
+
+/// The numbers of all open descriptors.
+pub(crate) fn open_descriptors() -> BTreeSet<i32> {
+    let listing = fs::read_dir("/proc/self/fd").expect("Linux has it");
+    let listed: Vec<i32> = listing
+        .map(|entry| entry.expect("readable").file_name())
+        .map(|name| name.to_string_lossy().parse().expect("a number"))
+        .collect();
+    // One of them was the listing's own, and is closed by now.
+    listed
+        .into_iter()
+        .filter(|fd| fs::read_link(format!("/proc/self/fd/{fd}")).is_ok())
+        .collect()
+}
+
+fn describe(fd: i32) -> String {
+    let target = fs::read_link(format!("/proc/self/fd/{fd}"));
+    format!(
+        "{fd} -> {}",
+        target.map_or_else(|_| "?".into(), |path| path.display().to_string())
+    )
+}
+
+/// What a [`Recorder`] was told, in order.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Made,
+    Data(Vec<u8>),
+    Descriptor,
+    ReadClosed,
+    WriteClosed,
+    Paused,
+    Resumed,
+    Stopped,
+    ReadingResumed,
+    DescriptorsSent(usize),
+    /// The reason in words, as [`CloseReason`] displays it.
+    Lost(String),
+}
+
+/// The record of one or more recorders, and what they keep.
+#[derive(Clone, Default)]
+pub(crate) struct Record {
+    shared: Rc<RefCell<Recorded>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Recorded {
+    pub(crate) events: Vec<Event>,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    pub(crate) handles: Vec<TransportHandle>,
+}
+
+impl Record {
+    pub(crate) fn push(&self, event: Event) {
+        self.shared.borrow_mut().events.push(event);
+    }
+
+    /// All bytes received, joined.
+    pub(crate) fn data(&self) -> Vec<u8> {
+        let recorded = self.shared.borrow();
+        let pieces = recorded.events.iter().filter_map(|event| match event {
+            Event::Data(data) => Some(data.as_slice()),
+            _ => None,
+        });
+        pieces.collect::<Vec<_>>().concat()
+    }
+
+    /// The events in short form: consecutive data joined, for comparisons such
+    /// as `["made", "data 3", "lost closed cleanly"]`.
+    pub(crate) fn summary(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut bytes = 0;
+        for event in &self.shared.borrow().events {
+            if let Event::Data(data) = event {
+                bytes += data.len();
+                continue;
+            }
+            if bytes > 0 {
+                all.push(format!("data {}", std::mem::take(&mut bytes)));
+            }
+            all.push(match event {
+                Event::Made => "made".into(),
+                Event::Data(_) => continue,
+                Event::Descriptor => "descriptor".into(),
+                Event::ReadClosed => "read closed".into(),
+                Event::WriteClosed => "write closed".into(),
+                Event::Paused => "paused".into(),
+                Event::Resumed => "resumed".into(),
+                Event::Stopped => "stopped".into(),
+                Event::ReadingResumed => "reading resumed".into(),
+                Event::DescriptorsSent(count) => format!("sent {count}"),
+                Event::Lost(reason) => format!("lost {reason}"),
+            });
+        }
+        if bytes > 0 {
+            all.push(format!("data {bytes}"));
+        }
+        all
+    }
+
+    pub(crate) fn count(&self, matches: impl Fn(&Event) -> bool) -> usize {
+        self.shared
+            .borrow()
+            .events
+            .iter()
+            .filter(|event| matches(event))
+            .count()
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.count(|event| matches!(event, Event::Lost(_))) > 0
+    }
+
+    pub(crate) fn take_descriptors(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.shared.borrow_mut().descriptors)
+    }
+
+    /// The transports whose connections were made, in order.
+    pub(crate) fn handle(&self, index: usize) -> TransportHandle {
+        self.shared.borrow().handles[index]
+    }
+}
+
+/// A protocol that records what it is told, and keeps the descriptors.
+#[derive(Clone, Default)]
+pub(crate) struct Recorder {
+    pub(crate) record: Record,
+}
+
+impl Recorder {
+    pub(crate) fn new(record: &Record) -> Self {
+        Self {
+            record: record.clone(),
+        }
+    }
+}
+
+impl<T: Transport> Protocol<T> for Recorder {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.record
+            .shared
+            .borrow_mut()
+            .handles
+            .push(cx.transport.handle());
+        self.record.push(Event::Made);
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+        self.record.push(Event::Data(data.to_vec()));
+    }
+
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        for fd in descriptors {
+            self.record.shared.borrow_mut().descriptors.push(fd);
+            self.record.push(Event::Descriptor);
+        }
+        self.data_received(cx, data);
+    }
+
+    fn descriptors_sent(&mut self, _: &mut Context<'_, T>, count: usize) {
+        self.record.push(Event::DescriptorsSent(count));
+    }
+
+    fn write_connection_lost(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::WriteClosed);
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {
+        self.record.push(Event::Lost(reason.to_string()));
+    }
+
+    fn reading_resumed(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::ReadingResumed);
+    }
+
+    fn pause_producing(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::Paused);
+    }
+
+    fn resume_producing(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::Resumed);
+    }
+
+    fn stop_producing(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::Stopped);
+    }
+}
+
+/// A non-blocking socketpair of std.
+pub(crate) fn socketpair() -> (StdUnixStream, StdUnixStream) {
+    let (ours, theirs) = StdUnixStream::pair().expect("socketpair");
+    ours.set_nonblocking(true).expect("a socket");
+    theirs.set_nonblocking(true).expect("a socket");
+    (ours, theirs)
+}

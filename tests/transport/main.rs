@@ -1,0 +1,6 @@
+//! Transports over real sockets.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bytes;
