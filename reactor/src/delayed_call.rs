@@ -60,7 +60,8 @@ impl DelayedCall {
     /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
     pub fn hasten(self, reactor: &mut Reactor, by: Duration) -> Result<(), DelayedCallError> {
         let due = self.due(reactor).ok_or(DelayedCallError)?;
-        self.move_to(reactor, due.checked_sub(by).unwrap_or(reactor.now()))
+        let earlier = due.checked_sub(by).unwrap_or_else(|| reactor.now());
+        self.move_to(reactor, earlier)
     }
 
     /// When the call is due, or `None` when it no longer waits.

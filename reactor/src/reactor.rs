@@ -19,7 +19,7 @@ use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
 use crate::error::{ReactorError, TriggerError};
 use crate::handle::Handle;
 use crate::log;
-use crate::remote::RemoteHandle;
+use crate::remote::{RemoteCall, RemoteHandle};
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
 use crate::timers::Timers;
@@ -91,7 +91,7 @@ pub struct Reactor {
     clock: Box<dyn Clock>,
     soon: VecDeque<Call>,
     remote: RemoteHandle,
-    remote_calls: VecDeque<Box<dyn FnOnce(&mut Self) + Send>>,
+    remote_calls: VecDeque<RemoteCall>,
     state: State,
     triggers: Triggers,
     limits: Limits,
@@ -105,7 +105,7 @@ pub struct Reactor {
     poll: mio::Poll,
 }
 
-type Call = Box<dyn FnOnce(&mut Reactor)>;
+pub(crate) type Call = Box<dyn FnOnce(&mut Reactor)>;
 type Entrance = Box<dyn FnOnce(Option<&mut dyn Descriptor>, &mut Reactor) -> Next>;
 
 /// What is left for the notifications phase.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::log;
 use crate::reactor::Reactor;
 
-type RemoteCall = Box<dyn FnOnce(&mut Reactor) + Send>;
+pub(crate) type RemoteCall = Box<dyn FnOnce(&mut Reactor) + Send>;
 
 /// The part of a reactor that other threads may hold: `Send`, `Sync`, `Clone`.
 ///

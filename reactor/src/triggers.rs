@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::reactor::Reactor;
+use crate::reactor::Call;
 
 /// The two events of a reactor's life that triggers can be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ struct Trigger {
     id: TriggerId,
     event: SystemEvent,
     phase: Phase,
-    call: Box<dyn FnOnce(&mut Reactor)>,
+    call: Call,
 }
 
 impl Triggers {
@@ -66,12 +66,7 @@ impl Triggers {
         }
     }
 
-    pub(crate) fn add(
-        &mut self,
-        phase: Phase,
-        event: SystemEvent,
-        call: Box<dyn FnOnce(&mut Reactor)>,
-    ) -> TriggerId {
+    pub(crate) fn add(&mut self, phase: Phase, event: SystemEvent, call: Call) -> TriggerId {
         let id = TriggerId(self.next_id);
         self.next_id += 1;
         self.waiting.push(Trigger {
@@ -93,11 +88,7 @@ impl Triggers {
 
     /// Takes the next trigger to run: one at a time, so that a running trigger
     /// may add and remove others.
-    pub(crate) fn take(
-        &mut self,
-        phase: Phase,
-        event: SystemEvent,
-    ) -> Option<Box<dyn FnOnce(&mut Reactor)>> {
+    pub(crate) fn take(&mut self, phase: Phase, event: SystemEvent) -> Option<Call> {
         let index = self
             .waiting
             .iter()

@@ -161,9 +161,7 @@ where
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
-            } else if core.state == State::Open && core.cold_ref().is_none() {
-                break;
-            } else if !self.finish() {
+            } else if (core.state == State::Open && core.cold_ref().is_none()) || !self.finish() {
                 break;
             }
         }

@@ -371,7 +371,7 @@ impl Transports for Reactor {
     fn detach<P: 'static>(
         &mut self,
         handle: TransportHandle,
-        then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
+        then: impl FnOnce(&mut Self, Result<Detached<P>, DetachError>) + 'static,
     ) {
         self.enter(handle.token(), |descriptor, reactor| {
             let mut request = DetachRequest::<P> {
@@ -396,7 +396,7 @@ impl Transports for Reactor {
     fn detach_listener(
         &mut self,
         handle: ListenerHandle,
-        then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
+        then: impl FnOnce(&mut Self, Result<OwnedFd, DetachError>) + 'static,
     ) {
         self.enter(handle.token(), |descriptor, reactor| {
             let mut request = DetachListenerRequest { fd: None };
