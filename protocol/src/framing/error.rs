@@ -1,0 +1,133 @@
+//! What a peer's bytes, or a payload of ours, can be wrong about.
+
+use std::error::Error;
+use std::fmt;
+
+use crate::descriptors::PassedDescriptor;
+use crate::error::SendDescriptorErrorKind;
+
+/// How the peer broke the framing.
+///
+/// There is no way to go on by itself: where the next frame begins is not
+/// known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FramingError {
+    /// A frame is longer than the limit. It was not received in full, or not
+    /// looked at.
+    TooLong {
+        /// How many bytes the peer announced, where it announces anything and
+        /// the number could be read.
+        length: Option<u64>,
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// A netstring does not begin with a decimal number, without leading
+    /// zeros, and a colon.
+    BadLength,
+    /// A netstring has something else where its closing comma should be.
+    MissingComma,
+    /// A frame came with more descriptors than allowed.
+    TooManyDescriptors {
+        /// How many are allowed.
+        limit: usize,
+    },
+    /// Anything else; for framers written elsewhere.
+    Malformed {
+        /// What is wrong, as a lower-case phrase.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for FramingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong {
+                length: Some(length),
+                limit,
+            } => write!(
+                f,
+                "peer sent a frame of {length} bytes, {limit} are allowed"
+            ),
+            Self::TooLong {
+                length: None,
+                limit,
+            } => write!(f, "peer sent a frame of more than {limit} bytes"),
+            Self::BadLength => f.write_str("peer sent a netstring without a proper length"),
+            Self::MissingComma => f.write_str("peer sent a netstring without its closing comma"),
+            Self::TooManyDescriptors { limit } => {
+                write!(f, "peer sent more than {limit} descriptors with a frame")
+            }
+            Self::Malformed { what } => write!(f, "peer broke the framing: {what}"),
+        }
+    }
+}
+
+impl Error for FramingError {}
+
+/// Why a payload cannot be made a frame. Nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// It is longer than the format can say.
+    TooLong {
+        /// How many bytes it has.
+        length: usize,
+        /// How many fit.
+        limit: u64,
+    },
+    /// It holds the delimiter, so that the peer would see it end earlier.
+    ContainsDelimiter,
+}
+
+impl fmt::Display for EncodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { length, limit } => {
+                write!(f, "payload of {length} bytes does not fit, {limit} do")
+            }
+            Self::ContainsDelimiter => f.write_str("payload contains the delimiter"),
+        }
+    }
+}
+
+impl Error for EncodeError {}
+
+/// A frame that was not sent with its descriptors, and why.
+///
+/// It carries the descriptors it was given; dropping it closes them.
+#[derive(Debug)]
+pub struct SendFrameError {
+    /// Why.
+    pub kind: SendFrameErrorKind,
+    /// What was to be sent, in order.
+    pub descriptors: Vec<PassedDescriptor>,
+}
+
+/// Why a frame was not sent with its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendFrameErrorKind {
+    /// The payload cannot be made a frame.
+    Encode(EncodeError),
+    /// The transport did not take the message.
+    Transport(SendDescriptorErrorKind),
+}
+
+impl fmt::Display for SendFrameErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Encode(error) => error.fmt(f),
+            Self::Transport(error) => error.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for SendFrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl Error for SendFrameErrorKind {}
+impl Error for SendFrameError {}

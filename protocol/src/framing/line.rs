@@ -1,0 +1,300 @@
+//! Frames that end with a delimiter.
+
+use std::borrow::Cow;
+use std::io::BufRead;
+
+use crate::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
+
+/// Lines: frames that end with a delimiter, CR LF by default. A line is any
+/// bytes, and may be empty.
+///
+/// # The limit
+///
+/// A line may be as long as the limit, 16,384 bytes by default, without its
+/// delimiter. The verdict is passed when as many bytes as the limit and the
+/// delimiter have together are there, and looks at no more than those: it is
+/// the same however the bytes were cut, and half a delimiter at the end of a
+/// longest line is waited for. (Twisted's two line receivers disagree here.)
+#[derive(Clone, Debug)]
+pub struct LineFramer {
+    /// Invariant: not empty.
+    delimiter: Cow<'static, [u8]>,
+    max_length: usize,
+    /// No delimiter ends within this many bytes of the present line.
+    scanned: usize,
+}
+
+impl LineFramer {
+    /// The default [limit](Self::set_max_length) in bytes; Twisted's.
+    pub const MAX_LENGTH: usize = 16_384;
+
+    /// Lines that end with CR LF.
+    pub fn new() -> Self {
+        Self::with_delimiter(b"\r\n")
+    }
+
+    /// Lines that end with `delimiter`.
+    ///
+    /// # Panics
+    ///
+    /// When `delimiter` is empty.
+    #[track_caller]
+    pub fn with_delimiter(delimiter: impl Into<Cow<'static, [u8]>>) -> Self {
+        let delimiter = delimiter.into();
+        assert!(!delimiter.is_empty(), "a delimiter has at least one byte");
+        Self {
+            delimiter,
+            max_length: Self::MAX_LENGTH,
+            scanned: 0,
+        }
+    }
+
+    /// The same with another [limit](Self::set_max_length).
+    #[must_use]
+    pub fn with_max_length(mut self, max_length: usize) -> Self {
+        self.set_max_length(max_length);
+        self
+    }
+
+    /// Sets how many bytes a received line may have, without its delimiter.
+    /// What is sent is not limited.
+    pub fn set_max_length(&mut self, max_length: usize) {
+        self.max_length = max_length;
+        self.scanned = 0;
+    }
+
+    /// Sets what lines end with, from the next one on that is not yet decoded.
+    ///
+    /// # Panics
+    ///
+    /// When `delimiter` is empty.
+    #[track_caller]
+    pub fn set_delimiter(&mut self, delimiter: impl Into<Cow<'static, [u8]>>) {
+        *self = Self::with_delimiter(delimiter).with_max_length(self.max_length);
+    }
+
+    /// What lines end with.
+    pub fn delimiter(&self) -> &[u8] {
+        &self.delimiter
+    }
+
+    /// How many bytes a received line may have.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// How many bytes of the delimiter are missing at the least.
+    fn missing(&self, input: &[u8]) -> usize {
+        let begun = (1..self.delimiter.len())
+            .rev()
+            .find(|&length| input.ends_with(&self.delimiter[..length]));
+        self.delimiter.len() - begun.unwrap_or(0)
+    }
+}
+
+impl Default for LineFramer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Framer for LineFramer {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+        let longest = self.max_length.saturating_add(self.delimiter.len());
+        let window = &input[..input.len().min(longest)];
+        if let Some(end) = find_end(window, &self.delimiter, self.scanned) {
+            self.scanned = 0;
+            return Ok(Decoded::Frame {
+                payload: 0..end - self.delimiter.len(),
+                consumed: end,
+            });
+        }
+        if window.len() == longest {
+            self.scanned = 0;
+            return Err(FramingError::TooLong {
+                length: None,
+                limit: self.max_length,
+            });
+        }
+        self.scanned = input.len();
+        Ok(Decoded::NeedMore {
+            at_least: self.missing(input),
+        })
+    }
+
+    fn reset(&mut self) {
+        self.scanned = 0;
+    }
+}
+
+impl FrameEncoder for LineFramer {
+    /// Refuses a line whose end the peer would see too early.
+    fn envelope(&self, payload: &[u8]) -> Result<Envelope<'_>, EncodeError> {
+        let delimiter = &*self.delimiter;
+        // A delimiter such as `aa` can also begin in the payload and end in
+        // the delimiter.
+        let straddles = (1..delimiter.len()).any(|begun| {
+            payload.ends_with(&delimiter[..begun]) && delimiter.starts_with(&delimiter[begun..])
+        });
+        if straddles || find_end(payload, delimiter, 0).is_some() {
+            return Err(EncodeError::ContainsDelimiter);
+        }
+        Ok(Envelope::new(b"", delimiter))
+    }
+}
+
+/// Where the first `delimiter` in `bytes` ends, when none ends within the first
+/// `scanned` of them.
+fn find_end(bytes: &[u8], delimiter: &[u8], scanned: usize) -> Option<usize> {
+    let last = *delimiter.last()?;
+    let mut end = scanned.min(bytes.len());
+    while end < bytes.len() {
+        // The library's way to its vectorised memchr.
+        let mut unread = &bytes[end..];
+        end += unread
+            .skip_until(last)
+            .expect("reading from a slice cannot fail");
+        if bytes[..end].ends_with(delimiter) {
+            return Some(end);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::framing::test_support::{decode_all, decode_cut};
+
+    /// Splits everything at once.
+    fn naive(mut input: &[u8], delimiter: &[u8], max: usize) -> (Vec<Vec<u8>>, bool) {
+        let mut lines = Vec::new();
+        loop {
+            let end = input.windows(delimiter.len()).position(|w| w == delimiter);
+            match end {
+                Some(end) if end <= max => {
+                    lines.push(input[..end].to_vec());
+                    input = &input[end + delimiter.len()..];
+                }
+                Some(_) => return (lines, true),
+                None => return (lines, input.len() >= max + delimiter.len()),
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_the_same_however_they_are_cut() {
+        for input in [
+            &b"one\r\ntwo\r\n\r\nthree\r\nrest"[..],
+            b"\r\r\n\n\r\n\r",
+            b"a\rb\nc\r\n",
+            b"",
+        ] {
+            decode_cut(LineFramer::new, input);
+        }
+    }
+
+    #[test]
+    fn delimiter_may_overlap_itself() {
+        let framer = || LineFramer::with_delimiter(b"aab");
+        let (lines, rest, error) = decode_all(framer(), &[b"aaab", b"xaaaab"]);
+        assert_eq!(lines, [&b"a"[..], b"xaa"]);
+        assert_eq!((rest, error), (vec![], None));
+        decode_cut(framer, b"aaabaabxaaaabaa");
+    }
+
+    #[test]
+    fn line_of_exactly_the_limit_is_delivered_and_one_byte_more_is_refused() {
+        let mut input = vec![b'x'; 16_384];
+        input.extend(b"\r\n");
+        let (lines, ..) = decode_all(LineFramer::new(), &[&input]);
+        assert_eq!(lines[0].len(), 16_384);
+        input.insert(0, b'x');
+        input.extend(b"next\r\n");
+        let too_long = FramingError::TooLong {
+            length: None,
+            limit: 16_384,
+        };
+        let (lines, rest, error) = decode_all(LineFramer::new(), &[&input]);
+        assert_eq!((lines.len(), error), (0, Some(too_long)));
+        assert_eq!(rest, input, "the line, its delimiter and everything behind");
+    }
+
+    #[test]
+    fn unfinished_line_is_refused_only_when_no_delimiter_can_follow() {
+        let mut framer = LineFramer::new().with_max_length(4);
+        assert_eq!(
+            framer.decode(b"1234\r"),
+            Ok(Decoded::NeedMore { at_least: 1 })
+        );
+        assert!(matches!(
+            framer.decode(b"1234\r\n"),
+            Ok(Decoded::Frame { consumed: 6, .. })
+        ));
+        assert_eq!(
+            framer.decode(b"12345"),
+            Ok(Decoded::NeedMore { at_least: 2 })
+        );
+        assert!(framer.decode(b"12345\r").is_err());
+        assert!(framer.decode(b"12345\r\n").is_err());
+    }
+
+    #[test]
+    fn line_that_would_end_early_is_not_encoded() {
+        let framer = LineFramer::new();
+        assert!(framer.envelope(b"a\r\nb").is_err());
+        assert!(framer.envelope(b"a\r").is_ok());
+        let framer = LineFramer::with_delimiter(b"aa");
+        assert_eq!(
+            framer.envelope(b"ba").unwrap_err(),
+            EncodeError::ContainsDelimiter
+        );
+        assert!(framer.envelope(b"ab").is_ok());
+    }
+
+    #[test]
+    #[should_panic(expected = "a delimiter has at least one byte")]
+    fn empty_delimiter_panics() {
+        LineFramer::with_delimiter(b"");
+    }
+
+    #[test]
+    fn long_line_in_small_pieces_is_scanned_once() {
+        // Quadratic scanning would look at 2^39 bytes here.
+        let mut framer = LineFramer::with_delimiter(b"\n").with_max_length(1 << 20);
+        let input = vec![b'x'; 1 << 20];
+        for end in 0..input.len() {
+            assert!(framer.decode(&input[..end]).is_ok());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_those_of_the_naive_model(
+            input in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'a')], 0..60),
+            delimiter in proptest::sample::select(vec![&b"\r\n"[..], b"\n", b"\r\r", b"a\ra"]),
+            max in 0usize..8,
+            cuts in proptest::collection::vec(0usize..60, 0..6),
+        ) {
+            let framer = LineFramer::with_delimiter(delimiter).with_max_length(max);
+            let pieces = crate::framing::test_support::cut(&input, &cuts);
+            let (lines, _, error) = decode_all(framer, &pieces);
+            prop_assert_eq!((lines, error.is_some()), naive(&input, delimiter, max));
+        }
+
+        #[test]
+        fn what_is_encoded_is_decoded(
+            payload in proptest::collection::vec(prop_oneof![Just(b'a'), Just(b'b')], 0..12),
+            delimiter in proptest::sample::select(vec![&b"aa"[..], b"aba", b"b", b"abab"]),
+        ) {
+            let framer = LineFramer::with_delimiter(delimiter);
+            let mut whole = payload.clone();
+            whole.extend(delimiter);
+            let (lines, rest, _) = decode_all(framer.clone(), &[&whole]);
+            let survives = rest.is_empty() && lines == [payload.clone()];
+            prop_assert_eq!(framer.envelope(&payload).is_ok(), survives);
+        }
+    }
+}
