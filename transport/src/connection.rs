@@ -110,10 +110,11 @@ where
     }
     Ledger::add(&shared.ledger.opened, 1);
     let mut core = Core::new(socket, shared, token);
-    if connector.is_some() || is_shared {
-        let cold = core.cold();
-        cold.connector = connector;
-        cold.is_shared = is_shared;
+    if connector.is_some() {
+        core.cold().connector = connector;
+    }
+    if is_shared {
+        core.flags |= flag::SHARED;
     }
     let transport = T::build(core);
     let handle = transport.handle();
@@ -139,8 +140,28 @@ where
     F: FileDescriptor + Transport,
     P: Protocol<F>,
 {
+    /// What most events ask for: one read, whose callback leaves nothing but
+    /// bytes to be sent, and one send that takes them all. Anything else is
+    /// left to [`work`](Self::work).
+    #[inline(always)]
+    fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
+        let core = self.transport.core();
+        if core.pending == 0 && core.may_read() {
+            self.read(reactor);
+            let core = self.transport.core();
+            if core.pending == 0 && !core.buffer.is_empty() && core.may_write() {
+                self.transport.do_write();
+            }
+            let core = self.transport.core();
+            if core.pending == 0 && core.is_at_rest() {
+                return Next::Keep;
+            }
+        }
+        self.work(reactor)
+    }
+
     /// Does what there is to do, within this turn's budget.
-    #[inline]
+    #[inline(never)]
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         let mut reads = READS_PER_TURN;
         let mut writes = WRITES_PER_TURN;
@@ -155,13 +176,13 @@ where
                 if self.deliver(reactor) {
                     return Next::Remove;
                 }
-            } else if core.has(flag::READABLE) && core.is_reading() && reads > 0 {
+            } else if core.may_read() && reads > 0 {
                 reads -= 1;
                 self.read(reactor);
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
-            } else if (core.state == State::Open && core.cold_ref().is_none()) || !self.finish() {
+            } else if !core.has(flag::UNSETTLED) || !self.finish() {
                 break;
             }
         }
@@ -179,7 +200,7 @@ where
             return true;
         }
         let is_drained = core.buffer.is_empty() && !core.has_producer();
-        match core.state {
+        match core.state() {
             State::Closing | State::WriteClosing if is_drained && queued > 0 => {
                 core.end(CloseReason::FileDescriptorOverrun {
                     descriptors: queued,
@@ -191,7 +212,7 @@ where
                     // The peer is gone, which the read side is going to say.
                     log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", core.token);
                 }
-                core.state = State::WriteClosed;
+                core.set_state(State::WriteClosed);
                 core.pending |= Core::<F::Socket>::WRITE_CLOSED;
             }
             State::WriteClosed if core.has(flag::READ_ENDED) => core.end(CloseReason::Done),
@@ -216,20 +237,23 @@ where
                 Err(error) => core.end(CloseReason::Lost(error)),
             }
         }
-        if core.cold_ref().is_some() || core.has(flag::WAITS_FOR_TIMER) {
+        if core.has(flag::UNSETTLED) {
             schedule(core, reactor);
         }
-        let has_more = core.pending != 0
-            || (core.has(flag::READABLE) && core.is_reading())
-            || (wants_write && core.may_write());
+        let has_more = core.pending != 0 || core.may_read() || (wants_write && core.may_write());
         if has_more { Next::Again } else { Next::Keep }
     }
 
     /// One read, and its callbacks.
+    #[inline]
     fn read(&mut self, reactor: &mut Reactor) {
-        let shared = Rc::clone(&self.transport.core().shared);
-        let mut buffers = shared.buffers.borrow_mut();
-        let buffers = &mut *buffers;
+        let mut buffers = self.transport.core().shared.take_buffers();
+        self.read_into(reactor, &mut buffers);
+        self.transport.core().shared.return_buffers(buffers);
+    }
+
+    #[inline]
+    fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) {
         match self.transport.do_read(buffers) {
             Ok(received) if received.bytes == 0 && !received.had_ancillary => {
                 self.read_ended(reactor);
@@ -257,7 +281,7 @@ where
     #[cold]
     fn read_ended(&mut self, reactor: &mut Reactor) {
         let core = self.transport.core_mut();
-        core.flags |= flag::READ_ENDED;
+        core.flags |= flag::READ_ENDED | flag::NOT_READING | flag::UNSETTLED;
         core.flags &= !flag::READABLE;
         if core.is_broken() {
             return;
@@ -274,7 +298,7 @@ where
             // Two closed halves are the end; `finish` sees to it.
             AfterReadClosed::KeepWriting => {}
         }
-        if core.state == State::WriteClosed {
+        if core.state() == State::WriteClosed {
             core.end(CloseReason::Done);
         }
     }
@@ -521,7 +545,7 @@ where
     /// is entered again.
     fn lose(&mut self, reactor: &mut Reactor) {
         let core = self.transport.core_mut();
-        core.state = State::Lost;
+        core.set_state(State::Lost);
         if core.has_producer() {
             core.flags &= !flag::HAS_PRODUCER;
             if let Some(registration) = core.cold().registration.take()
@@ -565,9 +589,11 @@ where
             cold.unsent.0 += unsent;
             cold.unsent.1 += discarded;
         }
-        let is_abort = core.cold_ref().is_some_and(|cold| {
-            !cold.is_shared && !matches!(cold.reason, None | Some(CloseReason::Done))
-        });
+        let is_abort = !core.has(flag::SHARED)
+            && matches!(
+                core.cold_ref().and_then(|cold| cold.reason.as_ref()),
+                Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
+            );
         if let Some(source) = core.socket.source() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
@@ -629,7 +655,7 @@ where
     /// Takes the connection apart, if it is open.
     fn detach(&mut self, reactor: &mut Reactor) -> Option<Detached<P>> {
         let core = self.transport.core_mut();
-        if matches!(core.state, State::Ending | State::Lost) {
+        if matches!(core.state(), State::Ending | State::Lost) {
             return None;
         }
         if let Some(source) = core.socket.source() {
@@ -638,7 +664,7 @@ where
         let host = core.socket.host();
         let peer = core.socket.peer();
         let fd = core.socket.detach()?;
-        core.state = State::Lost;
+        core.set_state(State::Lost);
         Ledger::add(&core.shared.ledger.closed, 1);
         let descriptors = self.transport.take_unsent_descriptors();
         let core = self.transport.core_mut();
@@ -669,6 +695,9 @@ fn pop_first<T>(list: &mut Vec<T>) -> Option<T> {
 fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
     let token = core.token;
     let waits = core.has(flag::WAITS_FOR_TIMER);
+    if core.state() == State::Open {
+        core.flags &= !flag::UNSETTLED;
+    }
     let cold = core.cold();
     if waits && cold.retry.is_none() {
         cold.retry_after = (cold.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
@@ -702,7 +731,7 @@ where
         if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
             core.flags |= flag::WRITABLE;
         }
-        self.work(reactor)
+        self.usual_work(reactor)
     }
 
     fn attend(&mut self, reactor: &mut Reactor) -> Next {
@@ -754,7 +783,7 @@ where
 
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let core = self.transport.core_mut();
-        if core.state == State::Lost && core.pending & Core::<F::Socket>::END == 0 {
+        if core.state() == State::Lost && core.pending & Core::<F::Socket>::END == 0 {
             // It was connection_lost itself, or what followed.
             self.tell_connector(reactor, CloseReason::Panicked(panic));
             return Next::Remove;

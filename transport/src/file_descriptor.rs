@@ -292,8 +292,9 @@ pub struct Core<S> {
     cold: Option<Box<Cold>>,
     pub(crate) high_watermark: usize,
     pub(crate) read_limit: u32,
-    pub(crate) state: State,
-    pub(crate) flags: u8,
+    /// Changed by [`Core::set_state`] only.
+    state: State,
+    pub(crate) flags: u16,
     /// What user code has to be told, a set of the constants below.
     pub(crate) pending: u8,
 }
@@ -316,25 +317,42 @@ pub(crate) enum State {
 }
 
 /// The flags of [`Core::flags`].
+///
+/// Those of the second half follow from the state and are kept beside it, so
+/// that each question on the way of every message is one comparison.
 pub(crate) mod flag {
     /// Latched readiness. Set by events, cleared by `WouldBlock` and by short
     /// reads; interest does not touch it.
-    pub(crate) const READABLE: u8 = 1;
+    pub(crate) const READABLE: u16 = 1;
     /// Latched, as above; a new socket counts as writable.
-    pub(crate) const WRITABLE: u8 = 1 << 1;
+    pub(crate) const WRITABLE: u16 = 1 << 1;
     /// The peer has said that nothing more comes: short reads do not mean
     /// drained any more.
-    pub(crate) const READ_CLOSED: u8 = 1 << 2;
+    pub(crate) const READ_CLOSED: u16 = 1 << 2;
     /// Interest: reading is paused.
-    pub(crate) const PAUSED: u8 = 1 << 3;
+    pub(crate) const PAUSED: u16 = 1 << 3;
     /// The peer's end was read.
-    pub(crate) const READ_ENDED: u8 = 1 << 4;
+    pub(crate) const READ_ENDED: u16 = 1 << 4;
     /// A producer is registered.
-    pub(crate) const HAS_PRODUCER: u8 = 1 << 5;
+    pub(crate) const HAS_PRODUCER: u16 = 1 << 5;
     /// The poller reports writability too.
-    pub(crate) const WATCHES_WRITING: u8 = 1 << 6;
+    pub(crate) const WATCHES_WRITING: u16 = 1 << 6;
     /// The kernel said later without saying when; a timer decides.
-    pub(crate) const WAITS_FOR_TIMER: u8 = 1 << 7;
+    pub(crate) const WAITS_FOR_TIMER: u16 = 1 << 7;
+    /// The socket is shared with others, so that no option that would hurt
+    /// them may be set on the way out.
+    pub(crate) const SHARED: u16 = 1 << 8;
+
+    /// Nothing more may be delivered: see `Core::is_open_for_reading`.
+    pub(crate) const NOT_READING: u16 = 1 << 9;
+    /// Nothing more may be sent: the connection is over.
+    pub(crate) const NOT_WRITING: u16 = 1 << 10;
+    /// Whether bytes are taken depends on more than that the connection is
+    /// open.
+    pub(crate) const WRITES_WITH_CARE: u16 = 1 << 11;
+    /// There may be a step to take, or a timer to set, when nothing else is to
+    /// be done.
+    pub(crate) const UNSETTLED: u16 = 1 << 12;
 }
 
 /// What most connections never need, behind one pointer.
@@ -367,9 +385,6 @@ pub(crate) struct Cold {
     pub(crate) received: usize,
     /// The connector to be told of the loss.
     pub(crate) connector: Option<Token>,
-    /// Whether the socket is shared with others, so that no option that would
-    /// hurt them may be set on the way out.
-    pub(crate) is_shared: bool,
 }
 
 #[derive(Debug)]
@@ -417,7 +432,8 @@ impl<S: Socket> Core<S> {
         self.cold.as_deref()
     }
 
-    pub(crate) fn has(&self, flags: u8) -> bool {
+    #[inline]
+    pub(crate) fn has(&self, flags: u16) -> bool {
         self.flags & flags != 0
     }
 
@@ -431,42 +447,71 @@ impl<S: Socket> Core<S> {
         matches!(self.state, State::Ending | State::Lost)
     }
 
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.state = state;
+        self.flags |= match state {
+            State::Open => 0,
+            State::WriteClosing | State::WriteClosed => flag::WRITES_WITH_CARE | flag::UNSETTLED,
+            State::Closing => flag::WRITES_WITH_CARE | flag::UNSETTLED | flag::NOT_READING,
+            State::Ending | State::Lost => {
+                flag::WRITES_WITH_CARE | flag::NOT_READING | flag::NOT_WRITING
+            }
+        };
+    }
+
     /// Whether a write of `length` bytes is taken.
     #[inline]
     pub(crate) fn takes_bytes(&self, length: usize) -> bool {
+        !self.has(flag::WRITES_WITH_CARE) || self.takes_bytes_by_state(length)
+    }
+
+    fn takes_bytes_by_state(&self, length: usize) -> bool {
         let is_open = match self.state {
             State::Open => true,
             // What closes waits for its producer, which may go on meanwhile.
             State::Closing | State::WriteClosing => self.has_producer(),
             State::WriteClosed | State::Ending | State::Lost => false,
         };
-        let Some(cold) = &self.cold else {
-            return is_open;
-        };
-        let limit = cold.limit.unwrap_or(usize::MAX);
-        is_open && cold.write_error.is_none() && self.buffer.len().saturating_add(length) <= limit
+        let limit = self
+            .cold_ref()
+            .and_then(|cold| cold.limit)
+            .unwrap_or(usize::MAX);
+        is_open && !self.is_broken() && self.buffer.len().saturating_add(length) <= limit
     }
 
     /// Whether a send may succeed now.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
-        self.flags & (flag::WRITABLE | flag::WAITS_FOR_TIMER) == flag::WRITABLE
-            && !matches!(self.state, State::Ending | State::Lost)
+        self.flags & (flag::WRITABLE | flag::WAITS_FOR_TIMER | flag::NOT_WRITING) == flag::WRITABLE
     }
 
-    /// Whether data may be delivered at all.
+    /// Whether there is nothing to read, to send or to settle.
+    #[inline]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.may_read() && self.buffer.is_empty() && !self.has(flag::UNSETTLED)
+    }
+
+    /// Whether a read may succeed now, and is wanted.
+    #[inline]
+    pub(crate) fn may_read(&self) -> bool {
+        self.flags & (flag::READABLE | flag::PAUSED | flag::NOT_READING) == flag::READABLE
+    }
+
+    /// Whether data may be delivered at all: neither closing, ended, nor at the
+    /// peer's end.
     #[inline]
     pub(crate) fn is_open_for_reading(&self) -> bool {
-        matches!(
-            self.state,
-            State::Open | State::WriteClosing | State::WriteClosed
-        ) && self.flags & flag::READ_ENDED == 0
+        !self.has(flag::NOT_READING)
     }
 
     /// Whether data may be delivered now.
     #[inline]
     pub(crate) fn is_reading(&self) -> bool {
-        self.is_open_for_reading() && self.flags & flag::PAUSED == 0
+        !self.has(flag::NOT_READING | flag::PAUSED)
     }
 
     #[inline]
@@ -544,12 +589,13 @@ impl<S: Socket> Core<S> {
             self.flags &= !flag::WRITABLE;
         } else if sys::is_transient(&error) {
             log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
-            self.flags |= flag::WAITS_FOR_TIMER;
+            self.flags |= flag::WAITS_FOR_TIMER | flag::UNSETTLED;
         } else if self.is_reading() && self.cold().write_error.is_none() {
             // What the peer sent before it went is read first.
             self.flags |= flag::READABLE;
             self.drop_unsent_bytes();
             self.cold().write_error = Some(error);
+            self.flags |= flag::UNSETTLED | flag::WRITES_WITH_CARE;
         } else {
             self.end(CloseReason::Lost(error));
         }
@@ -571,7 +617,7 @@ impl<S: Socket> Core<S> {
         if self.is_ended() {
             return;
         }
-        self.state = State::Ending;
+        self.set_state(State::Ending);
         self.pending |= Self::END;
         if !matches!(reason, CloseReason::Done) {
             self.cold().reason = Some(reason);
@@ -583,7 +629,7 @@ impl<S: Socket> Core<S> {
             self.state,
             State::Open | State::WriteClosing | State::WriteClosed
         ) {
-            self.state = State::Closing;
+            self.set_state(State::Closing);
         }
     }
 
@@ -591,12 +637,13 @@ impl<S: Socket> Core<S> {
         self.lose_connection();
         if self.state == State::Closing {
             self.cold().close_within = Some(deadline);
+            self.flags |= flag::UNSETTLED;
         }
     }
 
     pub(crate) fn lose_write_connection(&mut self) {
         if self.state == State::Open {
-            self.state = State::WriteClosing;
+            self.set_state(State::WriteClosing);
         }
     }
 
@@ -639,6 +686,7 @@ impl<S: Socket> Core<S> {
         let cold = self.cold();
         cold.low_watermark = watermarks.low.min(watermarks.high);
         cold.limit = (watermarks.limit != usize::MAX).then_some(watermarks.limit);
+        self.flags |= flag::WRITES_WITH_CARE;
     }
 
     pub(crate) fn unsent_bytes(&self) -> usize {

@@ -84,7 +84,7 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
     /// Why a descriptor cannot be queued, if it cannot.
     fn refusal(&self, more: usize) -> Option<SendDescriptorErrorKind> {
         let core = self.base.core();
-        match core.state {
+        match core.state() {
             State::Open => {}
             State::Closing | State::WriteClosing if core.has_producer() => {}
             State::WriteClosing | State::WriteClosed => {

@@ -1,6 +1,7 @@
 //! What all transports of one reactor share.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,12 +27,15 @@ const FIRST_BYTES: usize = 4_096;
 const MAX_SPARE: usize = 64;
 
 /// One of each per reactor.
-#[derive(Debug)]
 pub(crate) struct Shared {
-    /// Borrowed from a read until its callbacks have returned. Callbacks never
-    /// nest, so nobody else asks meanwhile.
-    pub(crate) buffers: RefCell<ReadBuffers>,
+    /// Out from a read until its callbacks have returned. Callbacks never nest,
+    /// so nobody else asks meanwhile; after one that panicked they are made
+    /// anew.
+    buffers: Cell<Option<Box<ReadBuffers>>>,
     pub(crate) send_control: RefCell<SendControl>,
+    /// The buffer that was returned last: where connections send one after
+    /// the other, the same one serves them all.
+    last: Cell<Vec<u8>>,
     spare: RefCell<Vec<Vec<u8>>>,
     pub(crate) ledger: Ledger,
     /// A descriptor kept for the day when there are no more: it is given up to
@@ -58,6 +62,17 @@ pub(crate) struct PageAligned {
     start: usize,
 }
 
+impl ReadBuffers {
+    #[cold]
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            data: PageAligned::new(READ_BYTES),
+            control: ControlBuffer::new(),
+            ancillary: Ancillary::new(),
+        })
+    }
+}
+
 impl PageAligned {
     fn new(size: usize) -> Self {
         let bytes = vec![0; size + PAGE_BYTES];
@@ -79,29 +94,51 @@ impl PageAligned {
 impl Shared {
     pub(crate) fn of(reactor: &mut Reactor) -> Rc<Self> {
         reactor.extension(|| Self {
-            buffers: RefCell::new(ReadBuffers {
-                data: PageAligned::new(READ_BYTES),
-                control: ControlBuffer::new(),
-                ancillary: Ancillary::new(),
-            }),
+            buffers: Cell::new(None),
             send_control: RefCell::new(SendControl(ControlBuffer::new())),
+            last: Cell::new(Vec::new()),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
             reserve: RefCell::new(None),
         })
     }
 
+    /// What a read goes into; to be returned after its callbacks.
+    #[inline]
+    pub(crate) fn take_buffers(&self) -> Box<ReadBuffers> {
+        self.buffers.take().unwrap_or_else(ReadBuffers::new)
+    }
+
+    #[inline]
+    pub(crate) fn return_buffers(&self, buffers: Box<ReadBuffers>) {
+        self.buffers.set(Some(buffers));
+    }
+
     /// An empty buffer for bytes to be sent.
     #[inline]
     pub(crate) fn take_storage(&self) -> Vec<u8> {
+        let last = self.last.take();
+        if last.capacity() > 0 {
+            return last;
+        }
         let spare = self.spare.borrow_mut().pop();
         spare.unwrap_or_else(|| Vec::with_capacity(FIRST_BYTES))
     }
 
+    /// Takes back a buffer that is empty now.
     #[inline]
     pub(crate) fn return_storage(&self, storage: Vec<u8>) {
+        if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity()) {
+            let earlier = self.last.replace(storage);
+            if earlier.capacity() > 0 {
+                self.keep_spare(earlier);
+            }
+        }
+    }
+
+    fn keep_spare(&self, storage: Vec<u8>) {
         let mut spare = self.spare.borrow_mut();
-        if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity()) && spare.len() < MAX_SPARE {
+        if spare.len() < MAX_SPARE {
             spare.push(storage);
         }
     }
@@ -123,6 +160,14 @@ impl Shared {
     /// Gives the reserve descriptor up; whether there was one.
     pub(crate) fn spend_reserve(&self) -> bool {
         self.reserve.borrow_mut().take().is_some()
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("ledger", &self.ledger)
+            .finish_non_exhaustive()
     }
 }
 
