@@ -28,15 +28,16 @@ pub enum Phase {
     After,
 }
 
-/// The name of a trigger, for [`Reactor::remove_trigger`].
+/// The name of a trigger, for
+/// [`Reactor::remove_trigger`](crate::Reactor::remove_trigger).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TriggerId(u64);
 
 /// Keeps a [`SystemEvent`] in its [`Before`](Phase::Before) phase until it is
 /// dropped: the way a trigger says that it has not finished yet.
 ///
-/// Taken with [`Reactor::hold`]. Drop it inside a callback: nothing else would
-/// wake the loop to see it.
+/// Taken with [`Reactor::hold`](crate::Reactor::hold). Drop it inside a callback:
+/// nothing else would wake the loop to see it.
 #[derive(Clone, Debug)]
 pub struct Hold {
     _count: Rc<()>,
