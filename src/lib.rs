@@ -1,4 +1,149 @@
-//! The facade.
-pub use bowline_protocol::*;
-pub use bowline_reactor::*;
-pub use bowline_transport::*;
+//! A callback-driven, single-threaded reactor that passes open file descriptors
+//! between processes as ordinarily as it writes bytes.
+//!
+//! You write a [`Protocol`]: what happens when a connection is made, when bytes
+//! or descriptors arrive, and when it is lost. A [`Factory`] builds one for each
+//! connection. The [`Reactor`] owns the connections and calls their protocols,
+//! one callback at a time. There are no futures, no threads and no locks; state
+//! that connections share lives in an `Rc<RefCell<_>>`, which is never borrowed
+//! twice because [callbacks never nest](#callbacks-never-nest).
+//!
+//! ```
+//! use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+//!
+//! struct Echo;
+//!
+//! impl<T: Transport> Protocol<T> for Echo {
+//!     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+//!         cx.transport.write(data);
+//!     }
+//! }
+//!
+//! let mut reactor = Reactor::new()?;
+//! reactor.listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Echo)?;
+//! # reactor.call_soon(|reactor| reactor.stop().expect("it runs"));
+//! reactor.run()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The [guide] leads from this program to passing a live connection to another
+//! process.
+//!
+//! # By task
+//!
+//! | To | use |
+//! |---|---|
+//! | run and stop the loop | [`Reactor::run`], [`Reactor::stop`], [`Reactor::stop_on_signals`] |
+//! | listen | [`listen_tcp`](Transports::listen_tcp), [`listen_unix`](Transports::listen_unix) |
+//! | connect | [`connect_tcp`](Transports::connect_tcp), [`connect_unix`](Transports::connect_unix) |
+//! | react to a connection | [`Protocol`], built by a [`Factory`] |
+//! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
+//! | act on another connection | its [`TransportHandle`] and [`Context::get`] |
+//! | call another connection's protocol | [`call_protocol`](Transports::call_protocol) |
+//! | do something later | [`Reactor::call_later`], [`DelayedCall`] |
+//! | keep a fast source from a slow sink | [`Producer`], [`Transport::register_producer`], [`Watermarks`] |
+//! | pass a descriptor | [`UnixTransport::send_file_descriptor`] |
+//! | pass descriptors with one message exactly | [`UnixTransport::write_with_descriptors`] |
+//! | receive descriptors | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
+//! | cut the stream into messages | [`framing`] |
+//! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
+//! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
+//! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
+//! | call from another thread | [`RemoteHandle::call_from_thread`] |
+//! | handle signals | [`Reactor::on_signals`] |
+//! | run inside another loop | [`Reactor::turn`] |
+//! | drive something else that epoll watches | [`Descriptor`], [`Reactor::register`] |
+//! | see what became of descriptors | [`descriptor_counts`](Transports::descriptor_counts) |
+//!
+//! # Callbacks never nest
+//!
+//! No callback is ever called from inside another. What a callback asks of its
+//! own connection or of others (write, pause, close) takes effect on their state
+//! at once; the callbacks that follow from it are made after it has returned,
+//! in order, within the same turn of the loop as far as the turn's
+//! [budget](Limits) reaches. So the stack does not grow, the order of callbacks
+//! does not depend on who called whom, and a `RefCell` borrowed only inside
+//! callbacks is never borrowed twice. Since a pause cannot arrive inside
+//! [`write`](Transport::write), `write` answers whether to go on.
+//!
+//! # Features
+//!
+//! None is on by default; without any, the packages below this one are `mio`,
+//! `libc`, `slab` and `log`, and what those need.
+//!
+//! - `signals`: [`Reactor::on_signals`] and [`Reactor::stop_on_signals`], through
+//!   `signal-hook`.
+//! - `testing`: the module `testing`, for tests of your own protocols.
+//!
+//! # Logging
+//!
+//! Through the `log` crate, under the targets `bowline::reactor`,
+//! `bowline::timers`, `bowline::transport` and `bowline::descriptors`. `error`
+//! is for failures of callbacks and of the loop, `warn` for something dropped or
+//! closed that you would miss, `debug` for life cycles, `trace` for readiness.
+//! Bytes that were sent or received are never logged.
+
+#![forbid(unsafe_code)]
+
+pub mod guide;
+
+// The loop.
+pub use bowline_reactor::{
+    Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, Phase, Reactor, ReactorError,
+    RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent, TriggerError,
+    TriggerId, Turn,
+};
+
+// Signals.
+#[cfg(feature = "signals")]
+pub use bowline_reactor::SignalHandler;
+
+// Descriptors of one's own.
+pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
+
+// What users implement, and what their callbacks are given.
+pub use bowline_protocol::{
+    AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context, Factory,
+    Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError,
+};
+
+// Connections, listeners and connectors, as callbacks see them.
+pub use bowline_protocol::{
+    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Listener, ListenerHandle,
+    TcpTransport, Transport, TransportHandle, TransportState, UnixAddress, UnixTransport,
+    UnixTransportHandle, Watermarks, WriteStatus,
+};
+
+// Passed descriptors.
+pub use bowline_protocol::{
+    DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors, SendDescriptorError,
+    SendDescriptorErrorKind,
+};
+pub use bowline_transport::{DescriptorCounts, UnsentDescriptors};
+
+// Messages in the stream.
+#[doc(inline)]
+pub use bowline_protocol::framing;
+
+// Listening, connecting, adopting, detaching.
+pub use bowline_transport::{
+    AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, StaleSocket,
+    StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, Transports,
+    UnixConnectOptions, UnixListenOptions, UnixStream,
+};
+
+// The layers that transports are made of.
+pub use bowline_transport::{
+    Core, FileDescriptor, ReadBuffers, Received, SendmsgMixin, Sent, Socket, Stream, TcpSocket,
+    UnixSocket,
+};
+
+/// Time and readiness under a test's control; feature `testing`.
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use bowline_reactor::testing::{ManualClock, ReadinessSource};
+}
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

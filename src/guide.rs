@@ -1,0 +1,1 @@
+//! From an echo server to passing a live connection to another process.
