@@ -20,17 +20,9 @@ use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag};
 use crate::handoff::{DetachRequest, Detached, ProtocolCall};
 use crate::log;
-use crate::shared::{Ledger, ReadBuffers, Shared};
+use crate::shared::{Ledger, ReadBuffers, Shared, TransportBudgets};
 use crate::socket::private::Sealed;
 use crate::sys::{self, SocketName};
-
-/// How many reads one connection does per turn: 256 KiB. A greedy peer then
-/// delays the others by some tens of microseconds.
-const READS_PER_TURN: u32 = 4;
-/// How many sends one connection does per turn, of at most some 200 KiB each.
-const WRITES_PER_TURN: u32 = 8;
-/// How many callbacks other than reads one connection makes per turn.
-const NOTICES_PER_TURN: u32 = 64;
 
 /// The first and the longest wait after the kernel said later without saying
 /// when (`ETOOMANYREFS`, `ENOBUFS`).
@@ -163,9 +155,12 @@ where
     /// Does what there is to do, within this turn's budget.
     #[inline(never)]
     fn work(&mut self, reactor: &mut Reactor) -> Next {
-        let mut reads = READS_PER_TURN;
-        let mut writes = WRITES_PER_TURN;
-        let mut notices = NOTICES_PER_TURN;
+        let TransportBudgets {
+            mut reads,
+            mut writes,
+            mut notices,
+            ..
+        } = self.transport.core().shared.budgets.get();
         loop {
             let core = self.transport.core();
             if core.pending != 0 {

@@ -41,7 +41,7 @@ pub use crate::options::{
     StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
 };
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};
-pub use crate::shared::{DescriptorCounts, ReadBuffers};
+pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
 pub use crate::socket::{Socket, TcpSocket, UnixSocket};
 pub use crate::stream::{Stream, TcpStream};
 pub use crate::transports::Transports;

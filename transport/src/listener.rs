@@ -25,10 +25,6 @@ use crate::options::{StaleSocket, TcpListenOptions, UnixListenOptions};
 use crate::shared::{Ledger, Shared};
 use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
 
-/// How many connections one listener accepts per turn. (Twisted starts at as
-/// many; ours does not vary.)
-const ACCEPTS_PER_TURN: u32 = 100;
-
 /// When a listener that could not accept for want of descriptors or memory
 /// tries again: no event is going to say that there are some.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -136,7 +132,7 @@ impl<T: StreamTransport, F: Factory<T>> ListeningSocket<T, F> {
                 reactor,
             });
         }
-        let mut left = ACCEPTS_PER_TURN;
+        let mut left = self.control.shared.budgets.get().accepts;
         while self.control.is_readable && !self.control.is_paused && !self.control.is_stopping {
             if left == 0 {
                 return Next::Again;

@@ -26,6 +26,12 @@ const FIRST_BYTES: usize = 4_096;
 /// How many unused buffers are kept: 4 MiB at the very most.
 const MAX_SPARE: usize = 64;
 
+/// The defaults of [`TransportBudgets`].
+const READS_PER_TURN: u32 = 4;
+const WRITES_PER_TURN: u32 = 8;
+const NOTICES_PER_TURN: u32 = 64;
+const ACCEPTS_PER_TURN: u32 = 100;
+
 /// One of each per reactor.
 pub(crate) struct Shared {
     /// Out from a read until its callbacks have returned. Callbacks never nest,
@@ -38,6 +44,7 @@ pub(crate) struct Shared {
     last: Cell<Vec<u8>>,
     spare: RefCell<Vec<Vec<u8>>>,
     pub(crate) ledger: Ledger,
+    pub(crate) budgets: Cell<TransportBudgets>,
     /// A descriptor kept for the day when there are no more: it is given up to
     /// accept, and close, one connection.
     reserve: RefCell<Option<OwnedFd>>,
@@ -99,6 +106,7 @@ impl Shared {
             last: Cell::new(Vec::new()),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
+            budgets: Cell::new(TransportBudgets::default()),
             reserve: RefCell::new(None),
         })
     }
@@ -173,6 +181,37 @@ impl fmt::Debug for Shared {
 
 fn open_anything() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from)
+}
+
+/// What one transport or listener may do per turn before others have theirs;
+/// see [`Transports::set_transport_budgets`](crate::Transports::set_transport_budgets).
+///
+/// What is left is done in the next turn, whose poll then does not wait. A
+/// budget of zero counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransportBudgets {
+    /// Reads of one connection, of at most 64 KiB each; default 4. A greedy
+    /// peer then delays the others by some tens of microseconds.
+    pub reads: u32,
+    /// Sends of one connection, of at most some 200 KiB each; default 8.
+    pub writes: u32,
+    /// Callbacks of one connection that are not about a read: producers,
+    /// notices; default 64.
+    pub notices: u32,
+    /// Connections that one listener accepts; default 100. (Twisted starts at as
+    /// many; ours does not vary.)
+    pub accepts: u32,
+}
+
+impl Default for TransportBudgets {
+    fn default() -> Self {
+        Self {
+            reads: READS_PER_TURN,
+            writes: WRITES_PER_TURN,
+            notices: NOTICES_PER_TURN,
+            accepts: ACCEPTS_PER_TURN,
+        }
+    }
 }
 
 /// Counters of descriptors, for one reactor.

@@ -17,7 +17,7 @@ use crate::handoff::{self, Adopted, DetachListenerRequest, DetachRequest, Detach
 use crate::listener::{self, socket_name};
 use crate::log;
 use crate::options::{TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions};
-use crate::shared::{DescriptorCounts, Shared};
+use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
 use crate::sys::SocketName;
 use crate::{TcpStream, UnixStream};
 
@@ -237,6 +237,13 @@ pub trait Transports {
 
     /// What became of descriptors so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
+
+    /// What one transport or listener may do per turn.
+    fn transport_budgets(&mut self) -> TransportBudgets;
+
+    /// Sets what one transport or listener may do per turn, for all of this
+    /// reactor's.
+    fn set_transport_budgets(&mut self, budgets: TransportBudgets);
 }
 
 impl Transports for Reactor {
@@ -433,6 +440,19 @@ impl Transports for Reactor {
 
     fn descriptor_counts(&mut self) -> DescriptorCounts {
         Shared::of(self).ledger.counts()
+    }
+
+    fn transport_budgets(&mut self) -> TransportBudgets {
+        Shared::of(self).budgets.get()
+    }
+
+    fn set_transport_budgets(&mut self, budgets: TransportBudgets) {
+        Shared::of(self).budgets.set(TransportBudgets {
+            reads: budgets.reads.max(1),
+            writes: budgets.writes.max(1),
+            notices: budgets.notices.max(1),
+            accepts: budgets.accepts.max(1),
+        });
     }
 }
 
