@@ -67,8 +67,34 @@ pub trait Factory<T: Transport>: 'static {
     }
 }
 
-/// What a factory's callback can reach: the listener or connector it belongs
-/// to, and the reactor.
+/// Takes the sockets that a listener accepts, as they are: no transport is put
+/// on them, nothing is read, and the reactor does not watch them.
+///
+/// For programs that accept here and serve elsewhere: they pass each socket to
+/// another process. A closure `FnMut(&mut BuildContext, OwnedFd, &Address)` is
+/// an acceptor; one that several listeners share is an `Rc<RefCell<A>>`.
+pub trait Acceptor: 'static {
+    /// A connection of `peer` was accepted: `socket` is non-blocking and
+    /// close-on-exec, and the connection ends when it is dropped. A panic costs
+    /// this connection only.
+    ///
+    /// An acceptor that cannot get rid of them fast enough
+    /// [pauses](Listener::pause_accepting) the listener.
+    fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address);
+
+    /// The listener listens.
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+
+    /// The listener has closed: after this nothing more is called.
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+}
+
+/// What a factory's or acceptor's callback can reach: the listener or connector
+/// it belongs to, and the reactor.
 pub struct BuildContext<'a> {
     /// Who asks.
     pub origin: Origin<'a>,
@@ -232,5 +258,28 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Rc<RefCell<F>> {
 
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
         self.borrow_mut().connection_lost(cx, reason);
+    }
+}
+
+impl<A> Acceptor for A
+where
+    A: FnMut(&mut BuildContext<'_>, OwnedFd, &Address) + 'static,
+{
+    fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
+        self(cx, socket, peer);
+    }
+}
+
+impl<A: Acceptor> Acceptor for Rc<RefCell<A>> {
+    fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
+        self.borrow_mut().accepted(cx, socket, peer);
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().started(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().stopped(cx);
     }
 }

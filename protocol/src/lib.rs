@@ -26,8 +26,8 @@ pub use crate::error::{
     ConnectError, RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind,
 };
 pub use crate::factory::{
-    BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener, ListenerHandle,
-    Origin,
+    Acceptor, BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener,
+    ListenerHandle, Origin,
 };
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};

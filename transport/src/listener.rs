@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
+    Acceptor, Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
@@ -29,10 +29,35 @@ use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
 /// tries again: no event is going to say that there are some.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-pub(crate) struct ListeningSocket<T, F> {
+struct ListeningSocket<S> {
     control: Control,
+    service: S,
+}
+
+/// What becomes of the sockets that a listener accepts.
+pub(crate) trait Service: 'static {
+    fn started(&mut self, cx: &mut BuildContext<'_>);
+
+    fn accepted(
+        &mut self,
+        control: &mut Control,
+        reactor: &mut Reactor,
+        fd: OwnedFd,
+        peer: SocketName,
+    );
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>);
+}
+
+/// They become connections, with the protocols of a factory.
+pub(crate) struct Serve<T, F> {
     factory: F,
     transport: PhantomData<fn() -> T>,
+}
+
+/// They are given to an acceptor as they are.
+pub(crate) struct HandOver<A> {
+    pub(crate) acceptor: A,
 }
 
 /// The part of a listener that handles give access to.
@@ -122,15 +147,89 @@ impl Listener for Control {
     }
 }
 
-impl<T: StreamTransport, F: Factory<T>> ListeningSocket<T, F> {
+impl<T, F> Serve<T, F> {
+    pub(crate) fn new(factory: F) -> Self {
+        Self {
+            factory,
+            transport: PhantomData,
+        }
+    }
+}
+
+impl<T: StreamTransport, F: Factory<T>> Service for Serve<T, F> {
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.factory.started(cx);
+    }
+
+    #[inline]
+    fn accepted(
+        &mut self,
+        control: &mut Control,
+        reactor: &mut Reactor,
+        fd: OwnedFd,
+        peer: SocketName,
+    ) {
+        let address = peer_address(&peer);
+        let protocol = self
+            .factory
+            .build_protocol(&mut control.context(reactor), &address);
+        let Some(protocol) = protocol else {
+            log::debug!(target: log::TRANSPORT, "{}: declined {address}", control.token);
+            return;
+        };
+        let names = Names {
+            host: control.host.clone(),
+            peer,
+        };
+        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, None) {
+            log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", control.token);
+        }
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.factory.stopped(cx);
+    }
+}
+
+impl<A: Acceptor> Service for HandOver<A> {
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.acceptor.started(cx);
+    }
+
+    #[inline]
+    fn accepted(
+        &mut self,
+        control: &mut Control,
+        reactor: &mut Reactor,
+        fd: OwnedFd,
+        peer: SocketName,
+    ) {
+        let address = peer_address(&peer);
+        self.acceptor
+            .accepted(&mut control.context(reactor), fd, &address);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.acceptor.stopped(cx);
+    }
+}
+
+impl Control {
+    /// What the callbacks of this listener can reach.
+    fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
+        BuildContext {
+            origin: Origin::Listener(self),
+            reactor,
+        }
+    }
+}
+
+impl<S: Service> ListeningSocket<S> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if !self.control.is_started {
             self.control.is_started = true;
             log::debug!(target: log::TRANSPORT, "{}: listening on {}", self.control.token, self.control.address);
-            self.factory.started(&mut BuildContext {
-                origin: Origin::Listener(&mut self.control),
-                reactor,
-            });
+            self.service.started(&mut self.control.context(reactor));
         }
         let mut left = self.control.shared.budgets.get().accepts;
         while self.control.is_readable && !self.control.is_paused && !self.control.is_stopping {
@@ -158,32 +257,9 @@ impl<T: StreamTransport, F: Factory<T>> ListeningSocket<T, F> {
         match sys::accept(fd.as_fd()) {
             Ok((fd, peer)) => {
                 self.control.is_short = false;
-                self.accepted(reactor, fd, peer);
+                self.service.accepted(&mut self.control, reactor, fd, peer);
             }
             Err(error) => self.accept_failed(reactor, &error),
-        }
-    }
-
-    #[inline]
-    fn accepted(&mut self, reactor: &mut Reactor, fd: OwnedFd, peer: SocketName) {
-        let address = peer_address(&peer);
-        let protocol = self.factory.build_protocol(
-            &mut BuildContext {
-                origin: Origin::Listener(&mut self.control),
-                reactor,
-            },
-            &address,
-        );
-        let Some(protocol) = protocol else {
-            log::debug!(target: log::TRANSPORT, "{}: declined {address}", self.control.token);
-            return;
-        };
-        let names = Names {
-            host: self.control.host.clone(),
-            peer,
-        };
-        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, None) {
-            log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", self.control.token);
         }
     }
 
@@ -236,10 +312,7 @@ impl<T: StreamTransport, F: Factory<T>> ListeningSocket<T, F> {
                 let _ = retry.cancel(reactor);
             }
             log::debug!(target: log::TRANSPORT, "{}: closed {}", control.token, control.address);
-            self.factory.stopped(&mut BuildContext {
-                origin: Origin::Listener(&mut self.control),
-                reactor,
-            });
+            self.service.stopped(&mut self.control.context(reactor));
         }
     }
 }
@@ -251,7 +324,7 @@ fn peer_address(peer: &SocketName) -> Address {
     }
 }
 
-impl<T: StreamTransport, F: Factory<T>> Descriptor for ListeningSocket<T, F> {
+impl<S: Service> Descriptor for ListeningSocket<S> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() {
             self.control.is_readable = true;
@@ -284,17 +357,14 @@ impl<T: StreamTransport, F: Factory<T>> Descriptor for ListeningSocket<T, F> {
                 let _ = retry.cancel(reactor);
             }
             request.fd = Some(fd);
-            self.factory.stopped(&mut BuildContext {
-                origin: Origin::Listener(&mut self.control),
-                reactor,
-            });
+            self.service.stopped(&mut self.control.context(reactor));
             return Next::Remove;
         }
         self.work(reactor)
     }
 
     fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
-        // The connection that was being built is closed already; the others of
+        // The connection that was accepted is closed already; the others of
         // the batch are served in the next turn.
         if self.control.fd.is_some() {
             Next::Again
@@ -446,16 +516,12 @@ pub(crate) fn socket_name(address: &UnixAddress) -> SocketName {
 }
 
 /// Has the reactor accept connections on a listening socket.
-pub(crate) fn install<T, F>(
+pub(crate) fn install(
     reactor: &mut Reactor,
     fd: OwnedFd,
     file: Option<SocketFile>,
-    factory: F,
-) -> Result<ListenerHandle, (io::Error, OwnedFd)>
-where
-    T: StreamTransport,
-    F: Factory<T>,
-{
+    service: impl Service,
+) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
     let (host, address) = match sys::local_name(fd.as_fd()) {
         // Of a listener on all addresses each connection has its own.
         Ok(SocketName::Inet(address)) if address.ip().is_unspecified() => {
@@ -497,14 +563,7 @@ where
         is_short: false,
     };
     let handle = control.handle();
-    reactor.install(
-        token,
-        Box::new(ListeningSocket::<T, F> {
-            control,
-            factory,
-            transport: PhantomData,
-        }),
-    );
+    reactor.install(token, Box::new(ListeningSocket { control, service }));
     reactor.notify(token);
     Ok(handle)
 }

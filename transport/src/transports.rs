@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use bowline_protocol::{
-    Address, ConnectorHandle, Context, Factory, ListenerHandle, Protocol, TransportHandle,
-    UnixAddress, UnixTransport, UnixTransportHandle,
+    Acceptor, Address, ConnectorHandle, Context, Factory, ListenerHandle, Protocol,
+    TransportHandle, UnixAddress, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{Handle, Next, Reactor};
 
@@ -14,7 +14,7 @@ use crate::connection::{StreamTransport, establish, private::Names};
 use crate::connector::{self, Attempt};
 use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 use crate::handoff::{self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall};
-use crate::listener::{self, socket_name};
+use crate::listener::{self, HandOver, Serve, socket_name};
 use crate::log;
 use crate::options::{TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
@@ -99,6 +99,55 @@ pub trait Transports {
         address: impl Into<UnixAddress>,
         options: &UnixListenOptions,
         factory: impl Factory<UnixStream>,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Listens on TCP and gives every accepted socket to `acceptor`, without
+    /// putting a transport on it: for programs that pass connections on.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    ///
+    /// # Examples
+    ///
+    /// Every connection goes to another process, through the UNIX connection
+    /// `worker`; the bytes it came with are the client's and stay in the kernel:
+    ///
+    /// ```
+    /// # use std::os::fd::OwnedFd;
+    /// # use bowline_protocol::{Address, BuildContext, UnixTransportHandle};
+    /// # use bowline_reactor::Reactor;
+    /// # use bowline_transport::{ListenError, TcpListenOptions, Transports};
+    /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
+    ///     let options = TcpListenOptions::default();
+    ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
+    ///         if let Some(worker) = cx.reactor.get(worker)
+    ///             && worker.send_file_descriptor(socket.into()).is_ok()
+    ///         {
+    ///             worker.write(b"c");
+    ///         }
+    ///     };
+    ///     reactor.accept_tcp(([127, 0, 0, 1], 0).into(), &options, acceptor)?;
+    ///     Ok(())
+    /// }
+    /// ```
+    fn accept_tcp(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, ListenError>;
+
+    /// Listens on a UNIX socket and gives every accepted socket to `acceptor`.
+    ///
+    /// # Errors
+    ///
+    /// [`ListenError`], with the step that failed.
+    fn accept_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, ListenError>;
 
     /// Connects over TCP with the default options. (Twisted:
@@ -262,7 +311,7 @@ impl Transports for Reactor {
         factory: impl Factory<TcpStream>,
     ) -> Result<ListenerHandle, ListenError> {
         let fd = listener::bind_tcp(address, options)?;
-        listener::install(self, fd, None, factory)
+        listener::install(self, fd, None, Serve::<TcpStream, _>::new(factory))
             .map_err(|(error, _)| watch_failed(address.into(), error))
     }
 
@@ -282,7 +331,30 @@ impl Transports for Reactor {
     ) -> Result<ListenerHandle, ListenError> {
         let address = address.into();
         let (fd, file) = listener::bind_unix(&address, options)?;
-        listener::install(self, fd, file, factory)
+        listener::install(self, fd, file, Serve::<UnixStream, _>::new(factory))
+            .map_err(|(error, _)| watch_failed(address.into(), error))
+    }
+
+    fn accept_tcp(
+        &mut self,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, ListenError> {
+        let fd = listener::bind_tcp(address, options)?;
+        listener::install(self, fd, None, HandOver { acceptor })
+            .map_err(|(error, _)| watch_failed(address.into(), error))
+    }
+
+    fn accept_unix(
+        &mut self,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, ListenError> {
+        let address = address.into();
+        let (fd, file) = listener::bind_unix(&address, options)?;
+        listener::install(self, fd, file, HandOver { acceptor })
             .map_err(|(error, _)| watch_failed(address.into(), error))
     }
 
@@ -340,7 +412,7 @@ impl Transports for Reactor {
         factory: impl Factory<TcpStream>,
     ) -> Result<ListenerHandle, AdoptError> {
         let (fd, _) = handoff::check(fd, Adopted::TcpListener)?;
-        listener::install(self, fd, None, factory).map_err(adopt_failed)
+        listener::install(self, fd, None, Serve::<TcpStream, _>::new(factory)).map_err(adopt_failed)
     }
 
     fn adopt_unix_listener(
@@ -349,7 +421,8 @@ impl Transports for Reactor {
         factory: impl Factory<UnixStream>,
     ) -> Result<ListenerHandle, AdoptError> {
         let (fd, _) = handoff::check(fd, Adopted::UnixListener)?;
-        listener::install(self, fd, None, factory).map_err(adopt_failed)
+        listener::install(self, fd, None, Serve::<UnixStream, _>::new(factory))
+            .map_err(adopt_failed)
     }
 
     fn adopt_tcp_stream(
