@@ -103,8 +103,8 @@ pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
 
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
-    AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context, Factory,
-    Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError,
+    Acceptor, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
+    Factory, Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError,
 };
 
 // Connections, listeners and connectors, as callbacks see them.

@@ -216,6 +216,14 @@ pub trait UnixTransport: Transport {
     /// many never did.
     fn unsent_descriptors(&self) -> usize;
 
+    /// Takes back the descriptors that were queued and never left, in order:
+    /// from inside [`connection_lost`](crate::Protocol::connection_lost), to
+    /// send them to somebody else. What is left there is closed afterwards.
+    /// None at any other time.
+    fn reclaim_descriptors(&mut self) -> Vec<PassedDescriptor> {
+        Vec::new()
+    }
+
     /// How many descriptors have left since the connection was made.
     fn descriptors_sent(&self) -> u64;
 

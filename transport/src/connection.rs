@@ -560,6 +560,8 @@ where
         if let Some(protocol) = &mut self.protocol {
             protocol.connection_lost(&mut Context::new(&mut self.transport, reactor), &reason);
         }
+        // Only now: the protocol could reclaim them.
+        self.transport.discard_descriptors();
         self.stop_rejected_at_end(reactor);
         self.tell_connector(reactor, reason);
     }
@@ -576,13 +578,13 @@ where
     }
 
     fn close_socket(&mut self, reactor: &mut Reactor) {
-        let discarded = self.transport.discard_descriptors();
+        let queued = self.transport.queued_descriptors();
         let core = self.transport.core_mut();
-        if !core.buffer.is_empty() || discarded > 0 {
+        if !core.buffer.is_empty() || queued > 0 {
             let unsent = core.buffer.take().len();
             let cold = core.cold();
             cold.unsent.0 += unsent;
-            cold.unsent.1 += discarded;
+            cold.unsent.1 += queued;
         }
         let is_abort = !core.has(flag::SHARED)
             && matches!(
@@ -780,6 +782,7 @@ where
         let core = self.transport.core_mut();
         if core.state() == State::Lost && core.pending & Core::<F::Socket>::END == 0 {
             // It was connection_lost itself, or what followed.
+            self.transport.discard_descriptors();
             self.tell_connector(reactor, CloseReason::Panicked(panic));
             return Next::Remove;
         }

@@ -306,6 +306,22 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
             .map_or(0, |passing| passing.queue.len() + passing.discarded)
     }
 
+    fn reclaim_descriptors(&mut self) -> Vec<PassedDescriptor> {
+        if self.base.core().state() != State::Lost {
+            return Vec::new();
+        }
+        let groups = self.take_descriptors();
+        let reclaimed: Vec<_> = groups
+            .into_iter()
+            .flat_map(|group| group.descriptors)
+            .collect();
+        if let Some(passing) = &mut self.passing {
+            // They never left, wherever they go now.
+            passing.discarded += reclaimed.len();
+        }
+        reclaimed
+    }
+
     fn descriptors_sent(&self) -> u64 {
         self.passing.as_ref().map_or(0, |passing| passing.left)
     }
