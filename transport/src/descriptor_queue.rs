@@ -216,3 +216,6 @@ impl DescriptorQueue {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;
