@@ -785,6 +785,10 @@ impl Reactor {
     }
 
     #[cfg(not(feature = "testing"))]
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "with the feature it is mutated"
+    )]
     fn simulated_ready_phase(&mut self) {}
 
     #[inline]
