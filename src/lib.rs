@@ -128,7 +128,7 @@ pub use bowline_protocol::framing;
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{
     AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, StaleSocket,
-    StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, Transports,
+    StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, TransportBudgets, Transports,
     UnixConnectOptions, UnixListenOptions, UnixStream,
 };
 
