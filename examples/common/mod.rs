@@ -1,0 +1,149 @@
+//! What the examples share: the command line, addresses, and a graceful stop.
+
+// Each example uses a part of it.
+#![allow(dead_code)]
+
+use std::env;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bowline::{Factory, ListenError, ListenerHandle, Phase, Reactor, SystemEvent};
+use bowline::{TcpStream, Transports, UnixAddress, UnixStream};
+use rustix::process::Signal;
+
+/// How long a stop waits for open connections.
+pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What `main` returns: any error ends the program with its text.
+pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+/// The command line: `--name VALUE` and `--flag`.
+pub(crate) struct Arguments {
+    left: Vec<String>,
+}
+
+impl Arguments {
+    /// Reads the command line; for `--help` prints `help` and exits.
+    pub(crate) fn parse(help: &str) -> Self {
+        let left: Vec<_> = env::args().skip(1).collect();
+        if left.iter().any(|argument| argument == "--help") {
+            println!("{}", help.trim());
+            std::process::exit(0);
+        }
+        Self { left }
+    }
+
+    /// Takes `--name VALUE`, if it is there.
+    pub(crate) fn option<T: FromStr>(&mut self, name: &str) -> Result<Option<T>>
+    where
+        T::Err: fmt::Display,
+    {
+        let Some(position) = self.left.iter().position(|argument| argument == name) else {
+            return Ok(None);
+        };
+        self.left.remove(position);
+        if position == self.left.len() {
+            return Err(format!("{name} needs a value").into());
+        }
+        let value = self.left.remove(position);
+        let parsed = value.parse();
+        Ok(Some(
+            parsed.map_err(|error| format!("{name} {value}: {error}"))?,
+        ))
+    }
+
+    /// Takes `--name`; whether it was there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let before = self.left.len();
+        self.left.retain(|argument| argument != name);
+        self.left.len() < before
+    }
+
+    /// Nothing may be left over.
+    pub(crate) fn finish(self) -> Result {
+        match self.left.first() {
+            None => Ok(()),
+            Some(argument) => Err(format!("unknown argument {argument}; try --help").into()),
+        }
+    }
+}
+
+/// Where to listen or connect: `HOST:PORT`, the path of a UNIX socket (anything
+/// with a slash in it), or `@NAME` in the abstract namespace.
+#[derive(Clone, Debug)]
+pub(crate) enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(UnixAddress),
+}
+
+impl FromStr for Endpoint {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Self> {
+        if let Some(name) = text.strip_prefix('@') {
+            return Ok(Self::Unix(UnixAddress::Abstract(name.into())));
+        }
+        if text.contains('/') {
+            return Ok(Self::Unix(UnixAddress::Path(text.into())));
+        }
+        // Resolving blocks; this is before the reactor runs.
+        let address = text.to_socket_addrs()?.next();
+        address
+            .map(Self::Tcp)
+            .ok_or_else(|| io::Error::other("no address for that name"))
+    }
+}
+
+impl Endpoint {
+    /// Listens here, whichever kind it is: one factory serves both.
+    pub(crate) fn listen(
+        &self,
+        reactor: &mut Reactor,
+        factory: impl Factory<TcpStream> + Factory<UnixStream>,
+    ) -> std::result::Result<ListenerHandle, ListenError> {
+        match self {
+            Self::Tcp(address) => reactor.listen_tcp(*address, factory),
+            Self::Unix(address) => reactor.listen_unix(address.clone(), factory),
+        }
+    }
+}
+
+/// Prints where `listener` listens: the real port, where port 0 was asked for.
+pub(crate) fn print_address(reactor: &mut Reactor, listener: ListenerHandle) {
+    if let Some(listener) = reactor.get(listener) {
+        println!("listening on {}", listener.address());
+    }
+}
+
+/// On SIGTERM or SIGINT: closes `listener`, waits until nobody holds the
+/// shutdown any more (each open connection takes a
+/// [`hold`](bowline::Reactor::hold)), and stops. What is still open after
+/// [`STOP_DEADLINE`], or at a second signal, is cut.
+pub(crate) fn stop_gracefully_on_signals(
+    reactor: &mut Reactor,
+    listener: ListenerHandle,
+) -> io::Result<()> {
+    reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
+        if let Some(listener) = reactor.get(listener) {
+            listener.stop_listening();
+        }
+        reactor.call_later(STOP_DEADLINE, cut);
+    });
+    let signals = [Signal::TERM.as_raw(), Signal::INT.as_raw()];
+    reactor.on_signals(&signals, |reactor, _| {
+        if reactor.stop().is_err() {
+            cut(reactor);
+        }
+    })?;
+    Ok(())
+}
+
+/// Ends the loop without waiting for anybody.
+fn cut(reactor: &mut Reactor) {
+    // An error says that it has ended already.
+    let _ = reactor.crash();
+}

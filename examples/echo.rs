@@ -1,0 +1,81 @@
+//! The smallest server: what comes in goes out again. One protocol type serves
+//! TCP and UNIX sockets.
+//!
+//! ```text
+//! cargo run --example echo -- --tcp 127.0.0.1:7000
+//! cargo run --example echo -- --unix /tmp/echo.sock
+//! ```
+//!
+//! In another terminal, type something into
+//!
+//! ```text
+//! nc 127.0.0.1 7000
+//! nc -U /tmp/echo.sock
+//! ```
+//!
+//! A client that sends and does not read is not read from any more once 64 KiB
+//! wait for it: the connection is the producer of its own answers. Ctrl-C stops
+//! the server in an orderly way, and a second one at once.
+
+#![allow(clippy::print_stdout)]
+
+mod common;
+
+use bowline::{Address, AfterReadClosed, Context, Hold, ProducerKind, Protocol, Reactor};
+use bowline::{SystemEvent, Transport, UnixAddress};
+
+use crate::common::{Arguments, Endpoint};
+
+const HELP: &str = "
+Sends back what it receives, over TCP or a UNIX socket.
+
+Usage: echo --tcp HOST:PORT
+       echo --unix PATH
+";
+
+/// One connection.
+#[derive(Default)]
+struct Echo {
+    /// Lets a stop wait for this connection.
+    open: Option<Hold>,
+}
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
+        let me = cx.transport.handle();
+        cx.transport
+            .register_producer(me.into(), ProducerKind::Push)
+            .expect("it is the first one, and the connection is there");
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        // Nothing more is produced; what is buffered still goes out.
+        cx.transport.unregister_producer();
+        AfterReadClosed::LoseConnection
+    }
+}
+
+fn main() -> common::Result {
+    env_logger::init();
+    let mut arguments = Arguments::parse(HELP);
+    let tcp = arguments.option::<Endpoint>("--tcp")?;
+    let unix = arguments.option::<String>("--unix")?;
+    arguments.finish()?;
+    let endpoint = match (tcp, unix) {
+        (Some(address), None) => address,
+        (None, Some(path)) => Endpoint::Unix(UnixAddress::from(path)),
+        _ => return Err("either --tcp or --unix, please; try --help".into()),
+    };
+
+    let mut reactor = Reactor::new()?;
+    let listener = endpoint.listen(&mut reactor, |_: &Address| Echo::default())?;
+    common::print_address(&mut reactor, listener);
+    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    reactor.run()?;
+    Ok(())
+}

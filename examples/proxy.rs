@@ -1,0 +1,178 @@
+//! Forwards connections from one address to another, TCP or UNIX on either
+//! side.
+//!
+//! Each side is the producer of the other, so that whoever reads slowly slows
+//! down whoever writes, in both directions and without a buffer that grows. One
+//! side that has finished sending can go on receiving (half-close).
+//!
+//! ```text
+//! cargo run --example echo -- --unix /tmp/echo.sock
+//! cargo run --example proxy -- --listen 127.0.0.1:7001 --to /tmp/echo.sock
+//! ```
+//!
+//! In another terminal, type something into
+//!
+//! ```text
+//! nc 127.0.0.1 7001
+//! ```
+
+#![allow(clippy::print_stdout)]
+
+mod common;
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
+use bowline::{Context, Factory, Hold, ProducerKind, Protocol, Reactor, SystemEvent, Transport};
+use bowline::{TransportHandle, Transports};
+
+use crate::common::{Arguments, Endpoint};
+
+const HELP: &str = "
+Forwards connections; an ADDRESS is HOST:PORT, the path of a UNIX socket (with
+a slash in it), or @NAME in the abstract namespace.
+
+Usage: proxy --listen ADDRESS --to ADDRESS
+";
+
+/// One side of a forwarded connection.
+struct Side {
+    /// The other side, once it is there.
+    other: Rc<Cell<Option<TransportHandle>>>,
+    role: Role,
+    /// Lets a stop wait for this connection.
+    open: Option<Hold>,
+}
+
+enum Role {
+    /// Was accepted, and has a connection made to this address.
+    Front(Endpoint, Option<ConnectorHandle>),
+    /// Is that connection, and makes itself known to the front here.
+    Back(Rc<Cell<Option<TransportHandle>>>),
+}
+
+impl<T: Transport> Protocol<T> for Side {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
+        let me = cx.transport.handle();
+        match &mut self.role {
+            Role::Front(to, connector) => {
+                // There is nowhere to put anything yet.
+                cx.transport.pause_producing();
+                let back = Rc::clone(&self.other);
+                match connect(cx.reactor, to, Dial { front: me, back }) {
+                    Ok(attempt) => *connector = Some(attempt),
+                    Err(error) => {
+                        log::warn!("cannot connect: {error}");
+                        cx.transport.abort_connection();
+                    }
+                }
+            }
+            Role::Back(known_to_front) => {
+                known_to_front.set(Some(me));
+                if let Some(handle) = self.other.get()
+                    && let Some(front) = cx.reactor.get(handle)
+                {
+                    // Refused only by a side that is ending, which both are told.
+                    let _ = front.register_producer(me.into(), ProducerKind::Push);
+                    front.resume_producing();
+                    let _ = cx
+                        .transport
+                        .register_producer(handle.into(), ProducerKind::Push);
+                } else {
+                    cx.transport.abort_connection();
+                }
+            }
+        }
+    }
+
+    /// How much is buffered on the other side takes care of itself: it pauses
+    /// its producer, us.
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        if let Some(other) = self.other.get().and_then(|other| cx.get(other)) {
+            other.write(data);
+        }
+    }
+
+    /// Our peer has sent everything: the other side's is told so.
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        if let Some(other) = self.other.get().and_then(|other| cx.get(other)) {
+            other.unregister_producer();
+            other.lose_write_connection();
+        }
+        AfterReadClosed::KeepWriting
+    }
+
+    /// An orderly end is passed on as one, and a broken connection as broken.
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        if let Role::Front(_, Some(connector)) = self.role
+            && let Some(connector) = cx.reactor.get(connector)
+        {
+            connector.stop_connecting();
+        }
+        if let Some(other) = self.other.get().and_then(|other| cx.get(other)) {
+            other.unregister_producer();
+            if reason.is_clean() {
+                other.lose_connection();
+            } else {
+                other.abort_connection();
+            }
+        }
+    }
+}
+
+/// Builds the back, or gives up the front.
+struct Dial {
+    front: TransportHandle,
+    back: Rc<Cell<Option<TransportHandle>>>,
+}
+
+impl<T: Transport> Factory<T> for Dial {
+    type Protocol = Side;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Side> {
+        Some(Side {
+            other: Rc::new(Cell::new(Some(self.front))),
+            role: Role::Back(Rc::clone(&self.back)),
+            open: None,
+        })
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        log::warn!("{error}");
+        if let Some(front) = cx.reactor.get(self.front) {
+            front.abort_connection();
+        }
+    }
+}
+
+fn connect(reactor: &mut Reactor, to: &Endpoint, dial: Dial) -> io::Result<ConnectorHandle> {
+    match to {
+        Endpoint::Tcp(address) => reactor.connect_tcp(*address, dial),
+        Endpoint::Unix(address) => reactor.connect_unix(address.clone(), dial),
+    }
+}
+
+fn main() -> common::Result {
+    env_logger::init();
+    let mut arguments = Arguments::parse(HELP);
+    let listen = arguments.option::<Endpoint>("--listen")?;
+    let to = arguments.option::<Endpoint>("--to")?;
+    arguments.finish()?;
+    let (Some(listen), Some(to)) = (listen, to) else {
+        return Err("--listen and --to, please; try --help".into());
+    };
+
+    let mut reactor = Reactor::new()?;
+    let listener = listen.listen(&mut reactor, move |_: &Address| Side {
+        other: Rc::default(),
+        role: Role::Front(to.clone(), None),
+        open: None,
+    })?;
+    common::print_address(&mut reactor, listener);
+    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    reactor.run()?;
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! The examples as their users run them: started, talked to, and stopped with
+//! SIGTERM.
+
+use std::env;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where the built example is: cargo builds the examples with the tests, and
+/// puts them beside each other.
+fn path_of(example: &str) -> PathBuf {
+    let mut path = env::current_exe().expect("Linux knows");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("examples");
+    path.push(example);
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build --examples",
+        path.display()
+    );
+    path
+}
+
+/// A running example, killed if the test fails.
+struct Example {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    address: String,
+}
+
+impl Example {
+    /// Starts it and waits until it says where it listens.
+    #[track_caller]
+    fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(path_of(name))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        lines.read_line(&mut line).expect("says something");
+        let address = line.trim_end().strip_prefix("listening on ");
+        let address = address.expect("says first where it listens").to_owned();
+        Self {
+            child,
+            lines,
+            address,
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Sends SIGTERM, and expects an orderly end. What it printed last.
+    #[track_caller]
+    fn stop(mut self) -> String {
+        kill_process(self.pid(), Signal::TERM).expect("it runs");
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).expect("text");
+        let status = self.child.wait().expect("ours");
+        assert!(status.success(), "{status}; {rest}");
+        rest
+    }
+
+    #[track_caller]
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).expect("it listens");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a socket");
+        stream
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        // Nothing happens when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs an example to its end, for those that have one.
+#[track_caller]
+fn run_to_end(name: &str, arguments: &[&str]) -> Output {
+    let child = Command::new(path_of(name))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let pid = Pid::from_child(&child);
+    let (done, is_done) = mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        if is_done.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    });
+    let output = child.wait_with_output().expect("ours");
+    drop(done);
+    watch.join().expect("does not panic");
+    assert!(
+        output.status.success(),
+        "{}\n{}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    output
+}
+
+#[test]
+fn every_example_explains_itself() {
+    let examples = ["chat", "echo", "proxy"];
+    for name in examples {
+        let output = run_to_end(name, &["--help"]);
+        let help = String::from_utf8(output.stdout).expect("text");
+        assert!(help.contains(&format!("Usage: {name}")), "{help}");
+    }
+}
+
+#[test]
+fn unknown_argument_is_refused() {
+    let output = Command::new(path_of("echo")).arg("--nonsense").output();
+    let output = output.expect("starts");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("--nonsense"), "{text}");
+}
+
+#[test]
+fn echo_answers_on_tcp_and_stops_when_its_clients_are_done() {
+    let echo = Example::start("echo", &["--tcp", "127.0.0.1:0"]);
+    let mut client = echo.connect();
+    client.write_all(b"before").expect("writes");
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).expect("answers");
+    assert_eq!(&answer, b"before");
+
+    // A connection that is open is still served after SIGTERM.
+    kill_process(echo.pid(), Signal::TERM).expect("it runs");
+    wait_until_refused(&echo.address);
+    client.write_all(b" after").expect("writes");
+    client.shutdown(Shutdown::Write).expect("a socket");
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, " after");
+    let mut echo = echo;
+    assert!(echo.child.wait().expect("ours").success());
+}
+
+/// Returns once nobody listens there any more.
+#[track_caller]
+fn wait_until_refused(address: &str) {
+    let started = Instant::now();
+    while TcpStream::connect(address).is_ok() {
+        assert!(started.elapsed() < DEADLINE, "it goes on listening");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn second_signal_ends_an_example_at_once() {
+    let mut echo = Example::start("echo", &["--tcp", "127.0.0.1:0"]);
+    let mut client = echo.connect();
+    kill_process(echo.pid(), Signal::TERM).expect("it runs");
+    wait_until_refused(&echo.address);
+    let started = Instant::now();
+    kill_process(echo.pid(), Signal::TERM).expect("it runs");
+    echo.child.wait().expect("ours");
+    assert!(started.elapsed() < Duration::from_secs(4), "did not wait");
+    // Closed or reset, but gone.
+    let mut byte = [0];
+    assert!(matches!(client.read(&mut byte), Ok(0) | Err(_)));
+}
+
+#[test]
+fn echo_answers_on_a_unix_socket_and_removes_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    let echo = Example::start("echo", &["--unix", path.to_str().expect("text")]);
+    let sent: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+    let mut client = UnixStream::connect(&path).expect("it listens");
+    let mut reader = client.try_clone().expect("a descriptor");
+    let received = thread::spawn(move || {
+        let mut received = Vec::new();
+        reader.read_to_end(&mut received).map(|_| received)
+    });
+    client.write_all(&sent).expect("writes");
+    client.shutdown(Shutdown::Write).expect("a socket");
+    let received = received.join().expect("reads").expect("to the end");
+    assert!(received == sent);
+    echo.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn proxy_keeps_half_closes_and_slows_down_for_a_slow_reader() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("echo");
+    let path = path.to_str().expect("text");
+    let echo = Example::start("echo", &["--unix", path]);
+    let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", path]);
+
+    let client = proxy.connect();
+    let total = 16 * 1024 * 1024;
+    let mut writer = client.try_clone().expect("a descriptor");
+    let (progress, written) = mpsc::channel();
+    let writing = thread::spawn(move || {
+        let chunk: Vec<u8> = (0..65_536u32).map(|n| (n % 251) as u8).collect();
+        for _ in 0..total / chunk.len() {
+            writer.write_all(&chunk)?;
+            // Whoever listened has seen enough.
+            let _ = progress.send(chunk.len());
+        }
+        writer.shutdown(Shutdown::Write)
+    });
+    // Nobody reads, so that everything fills up: the writer must get stuck
+    // rather than the proxy grow.
+    let mut before = 0;
+    while let Ok(bytes) = written.recv_timeout(Duration::from_millis(300)) {
+        before += bytes;
+    }
+    assert!(before < total, "all {before} bytes were taken in");
+    let memory = resident_kilobytes(proxy.pid());
+    assert!(memory < 64 * 1024, "the proxy holds {memory} KiB");
+
+    let mut received = 0;
+    let mut reader = client;
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let count = reader.read(&mut buffer).expect("reads");
+        if count == 0 {
+            break;
+        }
+        for (index, &byte) in buffer[..count].iter().enumerate() {
+            assert_eq!(byte, ((received + index) % 65_536 % 251) as u8);
+        }
+        received += count;
+    }
+    // The end of our sending went through and came back behind the last byte.
+    assert_eq!(received, total);
+    writing.join().expect("no panic").expect("wrote everything");
+    proxy.stop();
+    echo.stop();
+}
+
+fn resident_kilobytes(pid: Pid) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+    let status = status.expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let field = line.and_then(|line| line.split_whitespace().next());
+    field.expect("Linux has it").parse().expect("a number")
+}
+
+#[test]
+fn proxy_ends_a_connection_it_cannot_make() {
+    let proxy = Example::start(
+        "proxy",
+        &["--listen", "127.0.0.1:0", "--to", "/nonexistent/socket"],
+    );
+    let mut client = proxy.connect();
+    // Closed or reset.
+    assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
+    proxy.stop();
+}
+
+#[test]
+fn chat_tells_the_others_and_shows_out_the_silent() {
+    let chat = Example::start("chat", &["--tcp", "127.0.0.1:0", "--idle", "1"]);
+    let mut ann = Guest::join(&chat, "ann");
+    assert_eq!(ann.hear(), "* welcome, ann; here: []");
+    let mut bob = Guest::join(&chat, "bob");
+    assert_eq!(bob.hear(), "* welcome, bob; here: [ann]");
+    assert_eq!(ann.hear(), "* bob has joined");
+    let mut cid = Guest::join(&chat, "bob");
+    assert_eq!(cid.hear(), "* another name, please");
+    cid.say("cid");
+    assert_eq!(cid.hear(), "* welcome, cid; here: [ann, bob]");
+    assert_eq!(ann.hear(), "* cid has joined");
+    assert_eq!(bob.hear(), "* cid has joined");
+
+    ann.say("hello");
+    assert_eq!(bob.hear(), "ann: hello");
+    assert_eq!(cid.hear(), "ann: hello");
+    drop(bob);
+    assert_eq!(ann.hear(), "* bob has left");
+    assert_eq!(cid.hear(), "* bob has left");
+
+    // Ann stays by talking; Cid is silent, and is shown out.
+    loop {
+        ann.say("still here");
+        match cid.hear().as_str() {
+            "ann: still here" => thread::park_timeout(Duration::from_millis(50)),
+            "* you have been quiet for long: bye" => break,
+            other => panic!("heard {other}"),
+        }
+    }
+    assert_eq!(cid.hear(), "");
+    assert_eq!(ann.hear(), "* cid has left");
+
+    chat.stop();
+    assert_eq!(ann.hear(), "* the room closes");
+    assert_eq!(ann.hear(), "");
+}
+
+struct Guest {
+    stream: TcpStream,
+    lines: BufReader<TcpStream>,
+}
+
+impl Guest {
+    #[track_caller]
+    fn join(chat: &Example, name: &str) -> Self {
+        let stream = chat.connect();
+        let lines = BufReader::new(stream.try_clone().expect("a descriptor"));
+        let mut guest = Self { stream, lines };
+        assert_eq!(guest.hear(), "* who are you?");
+        guest.say(name);
+        guest
+    }
+
+    #[track_caller]
+    fn say(&mut self, text: &str) {
+        writeln!(self.stream, "{text}").expect("writes");
+    }
+
+    /// The next line; empty at the end.
+    #[track_caller]
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("text");
+        line.trim_end().to_owned()
+    }
+}
