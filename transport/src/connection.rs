@@ -14,7 +14,7 @@ use bowline_protocol::{
     AfterReadClosed, AfterTruncation, CloseReason, Context, Factory, ProducerKind, ProducerRef,
     Protocol, ReceivedDescriptors, Transport,
 };
-use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Panic, Reactor, Readiness, Token};
+use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness, Token};
 
 use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag};
@@ -35,6 +35,28 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// A transport that can be put on a connected socket.
 pub trait StreamTransport: FileDescriptor + Transport + private::Build {}
 
+/// A transport whose socket is a descriptor, so that it can be accepted,
+/// connected and adopted.
+pub(crate) trait DescriptorTransport: StreamTransport {
+    /// The socket, with what is known of its addresses.
+    fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
+}
+
+/// What is known of a socket's addresses.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) host: HostName,
+    pub(crate) peer: SocketName,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum HostName {
+    /// Has to be asked of the socket when it is needed.
+    Unknown,
+    Inet(std::net::SocketAddr),
+    Unix(Rc<bowline_protocol::UnixAddress>),
+}
+
 #[allow(
     unnameable_types,
     reason = "sealed: only the transports of this crate implement it"
@@ -45,24 +67,6 @@ pub(crate) mod private {
     pub trait Build: FileDescriptor {
         /// The transport on top of a core.
         fn build(core: Core<Self::Socket>) -> Self;
-
-        /// The socket, with what is known of its addresses.
-        fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
-    }
-
-    /// What is known of a socket's addresses.
-    #[derive(Debug)]
-    pub struct Names {
-        pub(crate) host: HostName,
-        pub(crate) peer: SocketName,
-    }
-
-    #[derive(Clone, Debug)]
-    pub(crate) enum HostName {
-        /// Has to be asked of the socket when it is needed.
-        Unknown,
-        Inet(std::net::SocketAddr),
-        Unix(Rc<bowline_protocol::UnixAddress>),
     }
 }
 
@@ -94,9 +98,7 @@ where
         Ok(token) => token,
         Err(error) => return Err((error, socket)),
     };
-    if let Some(source) = socket.source()
-        && let Err(error) = reactor.watch(token, source, Interest::Readable)
-    {
+    if let Err(error) = socket.watch(reactor, token) {
         reactor.release(token);
         return Err((error, socket));
     }
@@ -223,11 +225,11 @@ where
         let wants_write = !core.buffer.is_empty();
         if wants_write
             && !core.has(flag::WRITABLE | flag::WATCHES_WRITING)
-            && let Some(source) = core.socket.source()
+            && core.state() != State::Lost
         {
             // Once in the life of a connection that ever fell behind. What has
             // become writable meanwhile is reported again.
-            match reactor.rewatch(core.token, source, Interest::Both) {
+            match core.socket.watch_writing(reactor, core.token) {
                 Ok(()) => core.flags |= flag::WATCHES_WRITING,
                 Err(error) => core.end(CloseReason::Lost(error)),
             }
@@ -591,10 +593,10 @@ where
                 core.cold_ref().and_then(|cold| cold.reason.as_ref()),
                 Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
             );
-        if let Some(source) = core.socket.source() {
+        if core.socket.is_open() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
-            reactor.unwatch(source);
+            core.socket.unwatch(reactor);
             if is_abort {
                 core.socket.prepare_abort();
             }
@@ -655,9 +657,9 @@ where
         if matches!(core.state(), State::Ending | State::Lost) {
             return None;
         }
-        if let Some(source) = core.socket.source() {
-            reactor.unwatch(source);
-        }
+        // A simulated socket has no descriptor to give away.
+        core.socket.source()?;
+        core.socket.unwatch(reactor);
         let host = core.socket.host();
         let peer = core.socket.peer();
         let fd = core.socket.detach()?;
@@ -823,11 +825,11 @@ pub(crate) fn connect_protocol<T, F>(
     reactor: &mut Reactor,
     protocol: F::Protocol,
     fd: OwnedFd,
-    names: private::Names,
+    names: Names,
     connector: Option<Token>,
 ) -> std::io::Result<()>
 where
-    T: StreamTransport,
+    T: DescriptorTransport,
     F: Factory<T>,
 {
     let socket = T::socket(fd, names);
@@ -856,10 +858,14 @@ impl private::Build for crate::TcpStream {
     fn build(core: Core<crate::socket::TcpSocket>) -> Self {
         Self::new(core)
     }
+}
 
-    fn socket(fd: OwnedFd, names: private::Names) -> crate::socket::TcpSocket {
+impl StreamTransport for crate::TcpStream {}
+
+impl DescriptorTransport for crate::TcpStream {
+    fn socket(fd: OwnedFd, names: Names) -> crate::socket::TcpSocket {
         let host = match names.host {
-            private::HostName::Inet(address) => Some(address),
+            HostName::Inet(address) => Some(address),
             _ => None,
         };
         let peer = match names.peer {
@@ -871,16 +877,18 @@ impl private::Build for crate::TcpStream {
     }
 }
 
-impl StreamTransport for crate::TcpStream {}
-
 impl private::Build for crate::UnixStream {
     fn build(core: Core<crate::socket::UnixSocket>) -> Self {
         Self::new(crate::Stream::new(core))
     }
+}
 
-    fn socket(fd: OwnedFd, names: private::Names) -> crate::socket::UnixSocket {
+impl StreamTransport for crate::UnixStream {}
+
+impl DescriptorTransport for crate::UnixStream {
+    fn socket(fd: OwnedFd, names: Names) -> crate::socket::UnixSocket {
         let host = match names.host {
-            private::HostName::Unix(address) => address,
+            HostName::Unix(address) => address,
             _ => {
                 let name = sys::local_name(std::os::fd::AsFd::as_fd(&fd));
                 Rc::new(unix_address(name.unwrap_or(SocketName::UnixUnnamed)))
@@ -889,5 +897,3 @@ impl private::Build for crate::UnixStream {
         crate::socket::UnixSocket::new(fd, host, Rc::new(unix_address(names.peer)))
     }
 }
-
-impl StreamTransport for crate::UnixStream {}

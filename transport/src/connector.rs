@@ -15,8 +15,8 @@ use bowline_reactor::{
     DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
 };
 
-use crate::connection::private::{HostName, Names};
-use crate::connection::{StreamTransport, connect_protocol, unix_address};
+use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
+use crate::connection::{HostName, Names};
 use crate::log;
 use crate::sys::{self, Connecting, Family, SocketName};
 
@@ -91,7 +91,7 @@ impl Connector for Control {
     }
 }
 
-impl<T: StreamTransport, F: Factory<T>> OutgoingConnection<T, F> {
+impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.wants_to_stop {
             self.control.wants_to_stop = false;
@@ -282,7 +282,7 @@ impl<T: StreamTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 }
 
-impl<T: StreamTransport, F: Factory<T>> Descriptor for OutgoingConnection<T, F> {
+impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T, F> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() && !self.control.wants_to_stop {
             self.check(reactor);
@@ -352,7 +352,7 @@ pub(crate) fn install<T, F>(
     factory: F,
 ) -> io::Result<ConnectorHandle>
 where
-    T: StreamTransport,
+    T: DescriptorTransport,
     F: Factory<T>,
 {
     let token = reactor.reserve()?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_protocol::{Address, Context, ProducerKind, ProducerRef};
 
-use crate::connection::private::{HostName, Names};
+use crate::connection::{HostName, Names};
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::error::{AdoptError, AdoptErrorKind};
 use crate::sys::{self, Family, SocketName};

@@ -16,8 +16,8 @@ use bowline_reactor::{
     DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
 };
 
-use crate::connection::private::{HostName, Names};
-use crate::connection::{StreamTransport, connect_protocol, unix_address};
+use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
+use crate::connection::{HostName, Names};
 use crate::error::{ListenError, ListenStep};
 use crate::handoff::DetachListenerRequest;
 use crate::log;
@@ -156,7 +156,7 @@ impl<T, F> Serve<T, F> {
     }
 }
 
-impl<T: StreamTransport, F: Factory<T>> Service for Serve<T, F> {
+impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         self.factory.started(cx);
     }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline_protocol::{Address, UnixAddress};
+use bowline_reactor::{Interest, Reactor, Token};
 
 use crate::shared::{ReadBuffers, SendControl};
 use crate::sys::{self, SocketName};
@@ -71,6 +72,37 @@ pub(crate) mod private {
 
         /// What the poller watches; `None` once closed, or if simulated.
         fn source(&self) -> Option<BorrowedFd<'_>>;
+
+        /// Whether it was neither closed nor detached.
+        #[inline]
+        fn is_open(&self) -> bool {
+            self.source().is_some()
+        }
+
+        /// Has readability, and the peer's end, reported under `token`.
+        #[inline]
+        fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+            match self.source() {
+                Some(source) => reactor.watch(token, source, Interest::Readable),
+                None => Err(not_connected()),
+            }
+        }
+
+        /// Has writability reported too.
+        fn watch_writing(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+            match self.source() {
+                Some(source) => reactor.rewatch(token, source, Interest::Both),
+                None => Err(not_connected()),
+            }
+        }
+
+        /// Has nothing reported any more.
+        #[inline]
+        fn unwatch(&self, reactor: &mut Reactor) {
+            if let Some(source) = self.source() {
+                reactor.unwatch(source);
+            }
+        }
 
         /// Takes the descriptor out, to be used elsewhere.
         fn detach(&mut self) -> Option<OwnedFd>;

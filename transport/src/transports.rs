@@ -10,7 +10,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Next, Reactor};
 
-use crate::connection::{StreamTransport, establish, private::Names};
+use crate::connection::{DescriptorTransport, Names, StreamTransport, establish};
 use crate::connector::{self, Attempt};
 use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 use crate::handoff::{self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall};
@@ -529,7 +529,7 @@ impl Transports for Reactor {
     }
 }
 
-fn adopt_stream<T: StreamTransport>(
+fn adopt_stream<T: DescriptorTransport>(
     reactor: &mut Reactor,
     fd: OwnedFd,
     names: Names,
