@@ -315,6 +315,13 @@ fn chat_tells_the_others_and_shows_out_the_silent() {
     assert_eq!(cid.hear(), "");
     assert_eq!(ann.hear(), "* cid has left");
 
+    // A connection that is closed with unread input is reset, and what was
+    // written last may be lost: be sure that Ann was heard.
+    let mut dan = Guest::join(&chat, "dan");
+    assert_eq!(dan.hear(), "* welcome, dan; here: [ann]");
+    assert_eq!(ann.hear(), "* dan has joined");
+    ann.say("good night");
+    while dan.hear() != "ann: good night" {}
     chat.stop();
     assert_eq!(ann.hear(), "* the room closes");
     assert_eq!(ann.hear(), "");
