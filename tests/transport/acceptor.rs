@@ -46,6 +46,7 @@ fn acceptor_is_given_the_socket_unread() {
 
 #[test]
 fn acceptor_can_pause_its_listener() {
+    let _alone = DescriptorLedger::open();
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("socket");
     let mut reactor = Reactor::new().expect("a reactor");
@@ -72,6 +73,7 @@ fn acceptor_can_pause_its_listener() {
 
 #[test]
 fn panic_of_an_acceptor_costs_one_connection() {
+    let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().expect("a reactor");
     let accepted = Rc::new(RefCell::new(Vec::new()));
     let listener = reactor

@@ -3,5 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod harness;
+
 mod acceptor;
 mod bytes;
+mod stream;

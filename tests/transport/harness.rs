@@ -1,0 +1,688 @@
+//! One connection of any kind: our transport at one end, a plain socket under
+//! the test's control at the other.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{
+    SocketAddr as StdUnixAddress, UnixListener as StdUnixListener, UnixStream as StdUnixStream,
+};
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bowline::testing::ManualClock;
+use bowline::{
+    Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport, TransportHandle,
+    Transports, UnixAddress,
+};
+use rustix::net::sockopt;
+use tempfile::TempDir;
+
+use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder};
+
+/// The kinds of stream transports, by how ours came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    AcceptedTcpV4,
+    ConnectingTcpV4,
+    AcceptedTcpV6,
+    ConnectingTcpV6,
+    AcceptedUnixPath,
+    ConnectingUnixPath,
+    AcceptedUnixAbstract,
+    ConnectingUnixAbstract,
+    AdoptedSocketpair,
+    AdoptedTcp,
+}
+
+impl Kind {
+    pub(crate) fn is_tcp(self) -> bool {
+        matches!(
+            self,
+            Self::AcceptedTcpV4
+                | Self::ConnectingTcpV4
+                | Self::AcceptedTcpV6
+                | Self::ConnectingTcpV6
+                | Self::AdoptedTcp
+        )
+    }
+
+    /// Whether an abort of ours is a reset for the peer: a TCP socket that
+    /// nobody else may hold.
+    pub(crate) fn aborts_with_reset(self) -> bool {
+        self.is_tcp() && self != Self::AdoptedTcp
+    }
+
+    /// Whether this machine has it; says so if not.
+    pub(crate) fn is_available(self) -> bool {
+        if !matches!(self, Self::AcceptedTcpV6 | Self::ConnectingTcpV6) {
+            return true;
+        }
+        // Not while another test counts descriptors.
+        let alone = DescriptorLedger::open();
+        let is_available = StdTcpListener::bind("[::1]:0").is_ok();
+        drop(alone);
+        if !is_available {
+            #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
+            {
+                eprintln!("SKIPPED: {self:?} was NOT tested, [::1] cannot be bound here");
+            }
+        }
+        is_available
+    }
+}
+
+/// Makes each behaviour a test of its own over each kind of transport.
+macro_rules! over_every_kind {
+    ($($behaviour:ident),* $(,)?) => {$(
+        mod $behaviour {
+            $crate::harness::over_every_kind!(@ $behaviour
+                accepted_tcp_v4 AcceptedTcpV4, connecting_tcp_v4 ConnectingTcpV4,
+                accepted_tcp_v6 AcceptedTcpV6, connecting_tcp_v6 ConnectingTcpV6,
+                accepted_unix_path AcceptedUnixPath, connecting_unix_path ConnectingUnixPath,
+                accepted_unix_abstract AcceptedUnixAbstract,
+                connecting_unix_abstract ConnectingUnixAbstract,
+                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp);
+        }
+    )*};
+    (@ $behaviour:ident $($name:ident $kind:ident),*) => {$(
+        #[test]
+        fn $name() {
+            if $crate::harness::Kind::$kind.is_available() {
+                super::$behaviour($crate::harness::Kind::$kind);
+            }
+        }
+    )*};
+}
+
+pub(crate) use over_every_kind;
+
+pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
+type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
+
+/// A protocol that records everything, and does in each callback what the test
+/// says.
+#[derive(Default)]
+pub(crate) struct Script {
+    recorder: Recorder,
+    alive: Rc<()>,
+    on_made: Option<Hook>,
+    on_data: Option<Box<dyn FnMut(&mut DynContext<'_>, &[u8])>>,
+    on_read_closed: Option<Box<dyn FnMut(&mut DynContext<'_>) -> AfterReadClosed>>,
+    on_write_closed: Option<Hook>,
+    on_lost: Option<Box<dyn FnMut(&mut DynContext<'_>, &CloseReason)>>,
+    on_reading_resumed: Option<Hook>,
+    on_pause: Option<Hook>,
+    on_resume: Option<Hook>,
+    on_stop: Option<Hook>,
+}
+
+impl Script {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.recorder.record.clone()
+    }
+
+    pub(crate) fn made(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_made = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn data(mut self, hook: impl FnMut(&mut DynContext<'_>, &[u8]) + 'static) -> Self {
+        self.on_data = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn read_closed(
+        mut self,
+        hook: impl FnMut(&mut DynContext<'_>) -> AfterReadClosed + 'static,
+    ) -> Self {
+        self.on_read_closed = Some(Box::new(hook));
+        self
+    }
+
+    /// Goes on writing when the peer has closed its side.
+    pub(crate) fn keep_writing(self) -> Self {
+        self.read_closed(|_| AfterReadClosed::KeepWriting)
+    }
+
+    pub(crate) fn write_closed(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_write_closed = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn lost(
+        mut self,
+        hook: impl FnMut(&mut DynContext<'_>, &CloseReason) + 'static,
+    ) -> Self {
+        self.on_lost = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn reading_resumed(
+        mut self,
+        hook: impl FnMut(&mut DynContext<'_>) + 'static,
+    ) -> Self {
+        self.on_reading_resumed = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn pause(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_pause = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn resume(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_resume = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn stop(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_stop = Some(Box::new(hook));
+        self
+    }
+}
+
+fn call(hook: &mut Option<Hook>, cx: &mut DynContext<'_>) {
+    if let Some(hook) = hook {
+        hook(cx);
+    }
+}
+
+impl<T: Transport> Protocol<T> for Script {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.connection_made(cx);
+        call(&mut self.on_made, &mut cx.as_dyn());
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.recorder.data_received(cx, data);
+        if let Some(hook) = &mut self.on_data {
+            hook(&mut cx.as_dyn(), data);
+        }
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        self.recorder.record.push(Event::ReadClosed);
+        match &mut self.on_read_closed {
+            Some(hook) => hook(&mut cx.as_dyn()),
+            // What the trait's own default answers.
+            None => Protocol::<T>::read_connection_lost(&mut Plain, cx),
+        }
+    }
+
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.write_connection_lost(cx);
+        call(&mut self.on_write_closed, &mut cx.as_dyn());
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.recorder.connection_lost(cx, reason);
+        if let Some(hook) = &mut self.on_lost {
+            hook(&mut cx.as_dyn(), reason);
+        }
+    }
+
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.reading_resumed(cx);
+        call(&mut self.on_reading_resumed, &mut cx.as_dyn());
+    }
+
+    fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.pause_producing(cx);
+        call(&mut self.on_pause, &mut cx.as_dyn());
+    }
+
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.resume_producing(cx);
+        call(&mut self.on_resume, &mut cx.as_dyn());
+    }
+
+    fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.recorder.stop_producing(cx);
+        call(&mut self.on_stop, &mut cx.as_dyn());
+    }
+}
+
+/// A protocol with nothing but defaults.
+struct Plain;
+
+impl<T: Transport> Protocol<T> for Plain {
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+}
+
+/// The other end: a non-blocking socket of std.
+#[derive(Debug)]
+pub(crate) enum Peer {
+    Tcp(StdTcpStream),
+    Unix(StdUnixStream),
+}
+
+/// How a stream ended for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Clean,
+    Reset,
+}
+
+impl Peer {
+    pub(crate) fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(data),
+            Self::Unix(stream) => stream.write(data),
+        }
+    }
+
+    /// Sends what certainly fits.
+    #[track_caller]
+    pub(crate) fn send(&mut self, data: &[u8]) {
+        assert_eq!(self.write(data).unwrap(), data.len());
+    }
+
+    /// Sends zeros until nothing more fits; how many.
+    pub(crate) fn fill(&mut self) -> usize {
+        let mut sent = 0;
+        loop {
+            match self.write(&[0; 65_536]) {
+                Ok(count) => sent += count,
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    return sent;
+                }
+            }
+        }
+    }
+
+    /// One read.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    /// Closes its sending side, if it is still connected.
+    pub(crate) fn shut_write(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
+    fn set_nonblocking(&self) {
+        match self {
+            Self::Tcp(stream) => stream.set_nonblocking(true),
+            Self::Unix(stream) => stream.set_nonblocking(true),
+        }
+        .expect("a socket");
+    }
+
+    /// Our address as the peer sees it, and its own.
+    pub(crate) fn addresses(&self) -> (Address, Address) {
+        match self {
+            Self::Tcp(stream) => (
+                stream.peer_addr().unwrap().into(),
+                stream.local_addr().unwrap().into(),
+            ),
+            Self::Unix(stream) => (
+                unix_address(&stream.peer_addr().unwrap()).into(),
+                unix_address(&stream.local_addr().unwrap()).into(),
+            ),
+        }
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+pub(crate) fn unix_address(address: &StdUnixAddress) -> UnixAddress {
+    if let Some(path) = address.as_pathname() {
+        UnixAddress::Path(path.into())
+    } else if let Some(name) = address.as_abstract_name() {
+        UnixAddress::Abstract(name.into())
+    } else {
+        UnixAddress::Unnamed
+    }
+}
+
+/// A name that no other test has.
+pub(crate) fn abstract_name() -> Vec<u8> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("bowline-test-{}-{next}", std::process::id()).into_bytes()
+}
+
+/// How large the buffers of the sockets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buffers {
+    Default,
+    /// Much smaller than the default for sending, where they can be set.
+    Small,
+}
+
+/// One connection, and everything around it.
+pub(crate) struct Link {
+    pub(crate) reactor: Reactor,
+    pub(crate) clock: ManualClock,
+    pub(crate) handle: TransportHandle,
+    pub(crate) record: Record,
+    /// `None` once closed.
+    pub(crate) peer: Option<Peer>,
+    alive: Weak<()>,
+    directory: Option<TempDir>,
+    ledger: DescriptorLedger,
+}
+
+impl Link {
+    /// A connection with a reactor whose clock stands still.
+    #[track_caller]
+    pub(crate) fn new(kind: Kind, script: Script) -> Self {
+        Self::with_buffers(kind, Buffers::Default, script)
+    }
+
+    #[track_caller]
+    pub(crate) fn with_buffers(kind: Kind, buffers: Buffers, script: Script) -> Self {
+        let ledger = DescriptorLedger::open();
+        let record = script.record();
+        let alive = Rc::downgrade(&script.alive);
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+        let directory = matches!(kind, Kind::AcceptedUnixPath | Kind::ConnectingUnixPath)
+            .then(|| tempfile::tempdir().unwrap());
+        let path = directory
+            .as_ref()
+            .map(|directory| directory.path().join("s"));
+        let peer = match kind {
+            Kind::AcceptedTcpV4 => accepted_tcp(&mut reactor, "127.0.0.1:0", buffers, script),
+            Kind::AcceptedTcpV6 => accepted_tcp(&mut reactor, "[::1]:0", buffers, script),
+            Kind::ConnectingTcpV4 => connecting_tcp(&mut reactor, "127.0.0.1:0", script),
+            Kind::ConnectingTcpV6 => connecting_tcp(&mut reactor, "[::1]:0", script),
+            Kind::AcceptedUnixPath => accepted_unix(&mut reactor, path.unwrap().into(), script),
+            Kind::AcceptedUnixAbstract => {
+                accepted_unix(&mut reactor, UnixAddress::Abstract(abstract_name()), script)
+            }
+            Kind::ConnectingUnixPath => connecting_unix(&mut reactor, path.unwrap().into(), script),
+            Kind::ConnectingUnixAbstract => {
+                connecting_unix(&mut reactor, UnixAddress::Abstract(abstract_name()), script)
+            }
+            Kind::AdoptedSocketpair => {
+                let (ours, theirs) = StdUnixStream::pair().unwrap();
+                shrink(&ours, buffers);
+                reactor.adopt_unix_stream(ours.into(), script).unwrap();
+                Peer::Unix(theirs)
+            }
+            Kind::AdoptedTcp => {
+                let (ours, theirs) = tcp_pair();
+                shrink(&ours, buffers);
+                reactor.adopt_tcp_stream(ours.into(), script).unwrap();
+                Peer::Tcp(theirs)
+            }
+        };
+        peer.set_nonblocking();
+        if record.summary().is_empty() {
+            // An adopted one: connection_made comes with the first turn.
+            reactor.turn(Some(Duration::ZERO));
+        }
+        let handle = record.handle(0);
+        Self {
+            reactor,
+            clock,
+            handle,
+            record,
+            peer: Some(peer),
+            alive,
+            directory,
+            ledger,
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn transport(&mut self) -> &mut dyn Transport {
+        self.reactor.get(self.handle).expect("connected")
+    }
+
+    #[track_caller]
+    pub(crate) fn peer(&mut self) -> &mut Peer {
+        self.peer.as_mut().expect("not closed")
+    }
+
+    /// Closes the peer's end.
+    pub(crate) fn close_peer(&mut self) {
+        self.peer = None;
+    }
+
+    /// Ends the peer's end with a reset: linger on TCP, unread bytes on UNIX,
+    /// which must be there.
+    #[track_caller]
+    pub(crate) fn reset_by_peer(&mut self) {
+        let peer = self.peer.take().expect("not closed");
+        if let Peer::Tcp(stream) = &peer {
+            sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+        }
+    }
+
+    pub(crate) fn turn(&mut self) {
+        self.reactor.turn(Some(Duration::ZERO));
+    }
+
+    /// Turns until nothing happens any more. The clock stands.
+    pub(crate) fn settle(&mut self) {
+        let mut quiet = 0;
+        while quiet < 3 {
+            let before = self.reactor.statistics().events;
+            // Loopback traffic is there at once; the wait is for the rest.
+            self.reactor.turn(Some(Duration::from_millis(1)));
+            let is_quiet = self.reactor.is_idle() && self.reactor.statistics().events == before;
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn run_until(&mut self, mut is_done: impl FnMut(&Record) -> bool) {
+        let record = self.record.clone();
+        crate::support::run_until(&mut self.reactor, |_| is_done(&record));
+    }
+
+    #[track_caller]
+    pub(crate) fn run_until_lost(&mut self) {
+        self.run_until(Record::is_lost);
+        // Whatever would come after it.
+        self.settle();
+        assert_eq!(
+            self.record.count(|event| matches!(event, Event::Lost(_))),
+            1
+        );
+        assert!(
+            self.reactor.get(self.handle).is_none(),
+            "a handle of the lost"
+        );
+        assert_eq!(self.alive.strong_count(), 0, "the protocol was kept");
+    }
+
+    /// Turns while the peer reads, until it has `count` more bytes.
+    #[track_caller]
+    pub(crate) fn peer_receives(&mut self, count: usize) -> Vec<u8> {
+        let (data, end) = self.peer_reads(count);
+        assert_eq!((data.len(), end), (count, None));
+        data
+    }
+
+    /// Turns while the peer reads to the end.
+    #[track_caller]
+    pub(crate) fn peer_receives_all(&mut self) -> (Vec<u8>, End) {
+        let (data, end) = self.peer_reads(usize::MAX);
+        (data, end.expect("reads to the end"))
+    }
+
+    #[track_caller]
+    fn peer_reads(&mut self, count: usize) -> (Vec<u8>, Option<End>) {
+        let started = Instant::now();
+        let mut received = Vec::new();
+        let mut buffer = vec![0; 65_536];
+        while received.len() < count {
+            assert!(
+                started.elapsed() < DEADLINE,
+                "the peer got {} bytes only; ours: {:?}",
+                received.len(),
+                self.record.summary()
+            );
+            let room = (count - received.len()).min(buffer.len());
+            match self.peer().read(&mut buffer[..room]) {
+                Ok(0) => return (received, Some(End::Clean)),
+                Ok(length) => received.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.reactor.turn(Some(Duration::from_millis(1)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return (received, Some(End::Reset));
+                }
+                Err(error) => panic!("the peer cannot read: {error}"),
+            }
+        }
+        (received, None)
+    }
+
+    /// Writes until the kernel takes no more and some bytes stay unsent; how
+    /// many bytes were written. The peer must not be reading.
+    #[track_caller]
+    pub(crate) fn fill(&mut self) -> usize {
+        let mut written = 0;
+        let mut unsent = 0;
+        loop {
+            let _ = self.transport().write_owned(vec![b'f'; 1 << 20]);
+            written += 1 << 20;
+            self.settle();
+            // TCP grows its buffers while it sends: twice the same is full.
+            let now = self.transport().unsent_bytes();
+            if now >= unsent + (1 << 20) {
+                return written;
+            }
+            unsent = now;
+            assert!(written < 64 << 20, "the kernel takes everything");
+        }
+    }
+
+    /// Closes everything, and checks that nothing was left behind.
+    #[track_caller]
+    pub(crate) fn finish(self) {
+        assert_eq!(self.reactor.statistics().panics, 0, "something panicked");
+        self.finish_after_panic();
+    }
+
+    #[track_caller]
+    pub(crate) fn finish_after_panic(self) {
+        let Self {
+            reactor,
+            peer,
+            alive,
+            directory,
+            ledger,
+            ..
+        } = self;
+        drop(reactor);
+        assert_eq!(alive.strong_count(), 0, "the protocol outlived its reactor");
+        drop((peer, directory));
+        ledger.assert_balanced();
+    }
+}
+
+/// A connected pair over the loopback interface.
+pub(crate) fn tcp_pair() -> (StdTcpStream, StdTcpStream) {
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (theirs, _) = listener.accept().unwrap();
+    (ours, theirs)
+}
+
+/// Not the receiver's: with a tiny window TCP waits for its timers.
+fn shrink(ours: &impl AsFd, buffers: Buffers) {
+    if buffers == Buffers::Small {
+        sockopt::set_socket_send_buffer_size(ours, SMALL_BYTES).unwrap();
+    }
+}
+
+const SMALL_BYTES: usize = 8_192;
+
+fn accepted_tcp(reactor: &mut Reactor, address: &str, buffers: Buffers, script: Script) -> Peer {
+    let record = script.record();
+    let mut script = Some(script);
+    let address: SocketAddr = address.parse().unwrap();
+    let listener = reactor
+        .listen_tcp(address, move |_: &Address| script.take().expect("one"))
+        .unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    // Accepted sockets inherit it.
+    let same: OwnedFd = reactor.get(listener).unwrap().duplicate().unwrap();
+    shrink(&same, buffers);
+    drop(same);
+    let peer = StdTcpStream::connect(address).unwrap();
+    crate::support::run_until(reactor, |_| !record.summary().is_empty());
+    reactor.get(listener).unwrap().stop_listening();
+    reactor.turn(Some(Duration::ZERO));
+    Peer::Tcp(peer)
+}
+
+fn connecting_tcp(reactor: &mut Reactor, address: &str, script: Script) -> Peer {
+    let record = script.record();
+    let mut script = Some(script);
+    let listener = StdTcpListener::bind(address).unwrap();
+    let address = listener.local_addr().unwrap();
+    reactor
+        .connect_tcp(address, move |_: &Address| script.take().expect("one"))
+        .unwrap();
+    crate::support::run_until(reactor, |_| !record.summary().is_empty());
+    Peer::Tcp(listener.accept().unwrap().0)
+}
+
+fn accepted_unix(reactor: &mut Reactor, address: UnixAddress, script: Script) -> Peer {
+    let record = script.record();
+    let mut script = Some(script);
+    let listener = reactor
+        .listen_unix(address.clone(), move |_: &Address| {
+            script.take().expect("one")
+        })
+        .unwrap();
+    let peer = StdUnixStream::connect_addr(&std_address(&address)).unwrap();
+    crate::support::run_until(reactor, |_| !record.summary().is_empty());
+    reactor.get(listener).unwrap().stop_listening();
+    reactor.turn(Some(Duration::ZERO));
+    Peer::Unix(peer)
+}
+
+fn connecting_unix(reactor: &mut Reactor, address: UnixAddress, script: Script) -> Peer {
+    let record = script.record();
+    let mut script = Some(script);
+    let listener = StdUnixListener::bind_addr(&std_address(&address)).unwrap();
+    reactor
+        .connect_unix(address, move |_: &Address| script.take().expect("one"))
+        .unwrap();
+    crate::support::run_until(reactor, |_| !record.summary().is_empty());
+    Peer::Unix(listener.accept().unwrap().0)
+}
+
+pub(crate) fn std_address(address: &UnixAddress) -> StdUnixAddress {
+    match address {
+        UnixAddress::Path(path) => StdUnixAddress::from_pathname(path),
+        UnixAddress::Abstract(name) => StdUnixAddress::from_abstract_name(name),
+        UnixAddress::Unnamed => unreachable!("nobody listens there"),
+    }
+    .unwrap()
+}
+
+/// A pattern in which every place can be told from its neighbours.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u32)
+        .map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8)
+        .collect()
+}
