@@ -191,7 +191,10 @@ where
         let queued = self.transport.queued_descriptors();
         let core = self.transport.core_mut();
         if core.is_broken() && !core.is_ended() {
-            // Read out, or as far as this turn goes.
+            if core.may_read() {
+                // Not read out: this turn's budget is.
+                return false;
+            }
             let error = core.cold().write_error.take();
             core.end(error.map_or(CloseReason::Done, CloseReason::Lost));
             return true;

@@ -112,6 +112,10 @@ pub trait FileDescriptor: Sized + 'static {
             self.core_mut().buffer_bytes(data);
         } else {
             let taken = self.write_directly(data);
+            if !self.core().takes_bytes(data.len() - taken) {
+                // That send found out that the connection is broken.
+                return WriteStatus::Refused;
+            }
             self.core_mut().buffer_bytes(&data[taken..]);
         }
         self.bytes_queued()

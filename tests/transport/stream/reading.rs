@@ -21,6 +21,7 @@ over_every_kind!(
     a_write_to_a_dead_peer_while_paused_ends_it,
     a_hang_up_delivers_the_data_first,
     a_hang_up_while_writing_delivers_the_data_first,
+    a_broken_write_delivers_all_that_came_before,
 );
 
 /// M-01: one event, more than one turn's worth of bytes.
@@ -282,6 +283,35 @@ fn a_hang_up_while_writing_delivers_the_data_first(kind: Kind) {
     link.peer().shut_write();
     link.run_until(Record::is_lost);
     assert_eq!(link.record.data().len(), sent);
+    link.run_until_lost();
+    link.finish();
+}
+
+/// A write that fails does not cost what the peer had sent before, though it
+/// takes more than one turn to read that.
+fn a_broken_write_delivers_all_that_came_before(kind: Kind) {
+    let script = Script::new().made(|cx| {
+        cx.transport.pause_producing();
+        cx.transport.set_read_limit(NonZeroUsize::new(1_000));
+    });
+    let mut link = Link::new(kind, script);
+    link.peer().send(&[7; 50_000]);
+    link.close_peer();
+    link.settle();
+    if kind.is_tcp() {
+        // Answered with the reset; a UNIX socket says so at once.
+        let _ = link.transport().write(&[0; 20_000]);
+    }
+    let transport = link.transport();
+    transport.resume_producing();
+    let _ = transport.write(&[0; 20_000]);
+    link.run_until(Record::is_lost);
+    assert_eq!(
+        link.record.data().len(),
+        50_000,
+        "{:?}",
+        link.record.summary()
+    );
     link.run_until_lost();
     link.finish();
 }
