@@ -245,14 +245,14 @@ where
     }
 
     /// One read, and its callbacks.
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, reactor: &mut Reactor) {
         let mut buffers = self.transport.core().shared.take_buffers();
         self.read_into(reactor, &mut buffers);
         self.transport.core().shared.return_buffers(buffers);
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) {
         match self.transport.do_read(buffers) {
             Ok(received) if received.bytes == 0 && !received.had_ancillary => {
@@ -271,10 +271,17 @@ where
                     protocol.data_received(&mut cx, buffers.data.get(received.bytes));
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                self.transport.core_mut().flags &= !flag::READABLE;
-            }
-            Err(error) => self.transport.core_mut().end(CloseReason::Lost(error)),
+            Err(error) => self.read_failed(error),
+        }
+    }
+
+    #[cold]
+    fn read_failed(&mut self, error: std::io::Error) {
+        let core = self.transport.core_mut();
+        if error.kind() == std::io::ErrorKind::WouldBlock {
+            core.flags &= !flag::READABLE;
+        } else {
+            core.end(CloseReason::Lost(error));
         }
     }
 

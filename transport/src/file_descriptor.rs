@@ -27,7 +27,7 @@ use crate::shared::{READ_BYTES, ReadBuffers, Shared};
 use crate::socket::Socket;
 use crate::socket::private::Taken;
 use crate::sys;
-use crate::write_buffer::{MAX_SLICES, WriteBuffer};
+use crate::write_buffer::WriteBuffer;
 
 /// From how many bytes on a write on an empty buffer goes straight to the
 /// kernel: there the copy saved is worth more than the system call that a
@@ -60,7 +60,17 @@ pub trait FileDescriptor: Sized + 'static {
     ///
     /// The kernel's. `WouldBlock` waits for the socket, `ENOBUFS` and
     /// `ETOOMANYREFS` for a timer, anything else ends the connection.
-    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent>;
+    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent>;
+
+    /// Offers several pieces at once, at least one. The default offers the
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_some_data`](Self::write_some_data).
+    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
+        self.write_some_data(&pieces[0])
+    }
 
     /// Takes note of what [`write_some_data`](Self::write_some_data) reported.
     fn data_sent(&mut self, sent: Sent) {
@@ -145,16 +155,13 @@ pub trait FileDescriptor: Sized + 'static {
 
     /// Sends as much as one system call takes, and takes note of what follows
     /// when the buffer has drained. (Twisted: `doWrite`.)
+    #[inline(always)]
     fn do_write(&mut self) {
-        let result = {
-            let core = self.core();
-            let (front, is_all) = core.buffer.front();
-            if is_all {
-                self.write_some_data(&[IoSlice::new(front)])
-            } else {
-                let (slices, count) = core.buffer.slices();
-                self.write_some_data(&slices[..count.min(MAX_SLICES)])
-            }
+        let (front, is_all) = self.core().buffer.front();
+        let result = if is_all {
+            self.write_some_data(front)
+        } else {
+            self.write_many_pieces()
         };
         match result {
             Ok(sent) => {
@@ -168,6 +175,13 @@ pub trait FileDescriptor: Sized + 'static {
             }
             Err(error) => self.core_mut().write_failed(error),
         }
+    }
+
+    /// Offers as many pieces as one system call takes.
+    #[inline(never)]
+    fn write_many_pieces(&self) -> io::Result<Sent> {
+        let (slices, count) = self.core().buffer.slices();
+        self.write_some_pieces(&slices[..count])
     }
 
     /// Registers a producer; see
@@ -219,17 +233,24 @@ pub trait FileDescriptor: Sized + 'static {
     }
 
     /// What follows after bytes or descriptors have left.
-    #[inline]
+    #[inline(always)]
     fn buffer_shrunk(&mut self) {
         let core = self.core_mut();
-        if core.buffer.is_empty() {
-            let storage = core.buffer.return_storage();
+        if core.buffer.is_empty()
+            && let Some(storage) = core.buffer.return_storage()
+        {
             core.shared.return_storage(storage);
         }
-        if core.flags & flag::HAS_PRODUCER != 0 {
-            let is_full = self.is_send_buffer_full();
-            self.core_mut().resume_producer_if_drained(is_full);
+        if core.has_producer() {
+            self.resume_producer_if_drained();
         }
+    }
+
+    /// Resumes the producer if the buffer has drained far enough.
+    #[inline(never)]
+    fn resume_producer_if_drained(&mut self) {
+        let is_full = self.is_send_buffer_full();
+        self.core_mut().resume_producer_if_drained(is_full);
     }
 
     /// Tries to send a long write from where it is; answers how much went.
@@ -238,7 +259,7 @@ pub trait FileDescriptor: Sized + 'static {
         if !core.buffer.is_empty() || !core.may_write() || self.queued_descriptors() > 0 {
             return 0;
         }
-        match self.write_some_data(&[IoSlice::new(data)]) {
+        match self.write_some_data(data) {
             Ok(sent) => {
                 self.core_mut().sent += sent.bytes as u64;
                 sent.bytes
@@ -518,7 +539,7 @@ impl<S: Socket> Core<S> {
         !self.has(flag::NOT_READING | flag::PAUSED)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn buffer_bytes(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;
@@ -588,6 +609,7 @@ impl<S: Socket> Core<S> {
     }
 
     /// Takes note of a send that failed.
+    #[cold]
     pub(crate) fn write_failed(&mut self, error: io::Error) {
         if error.kind() == io::ErrorKind::WouldBlock {
             self.flags &= !flag::WRITABLE;

@@ -16,7 +16,6 @@ use crate::socket::UnixSocket;
 use crate::socket::private::Sealed;
 use crate::stream::Stream;
 use crate::sys::{self, MAX_DESCRIPTORS};
-use crate::write_buffer::MAX_SLICES;
 
 /// Passes open descriptors beside the bytes of the transport below.
 ///
@@ -104,25 +103,20 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
 
     /// Sends with descriptors on the first byte.
     #[cold]
-    fn write_with_queue(&self, passing: &Passing, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+    fn write_with_queue(&self, passing: &Passing, data: &[u8]) -> io::Result<Sent> {
         let core = self.base.core();
-        let unsent = data.iter().map(|slice| slice.len()).sum();
         let plan = passing
             .queue
-            .plan(core.sent, unsent, passing.limits.per_message);
-        let (slices, count) = cut(data, plan.bytes);
-        let slices = &slices[..count];
-        if plan.descriptors == 0 {
-            return self.base.write_some_data(slices);
-        }
-        let mut control = core.shared.send_control.borrow_mut();
+            .plan(core.sent, data.len(), passing.limits.per_message);
+        let data = &data[..plan.bytes];
         let mut first = passing.queue.first(plan.descriptors).map(AsFd::as_fd);
         let Some(one) = first.next() else {
-            return self.base.write_some_data(slices);
+            return self.base.write_some_data(data);
         };
+        let mut control = core.shared.send_control.borrow_mut();
         let bytes = if plan.descriptors == 1 {
             core.socket
-                .send_with_descriptors(slices, &[one], &mut control)?
+                .send_with_descriptors(data, &[one], &mut control)?
         } else {
             // On the stack: this is the hot path of those who pass many.
             let mut descriptors = [one; MAX_DESCRIPTORS];
@@ -131,30 +125,13 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
             }
             let descriptors = &descriptors[..plan.descriptors];
             core.socket
-                .send_with_descriptors(slices, descriptors, &mut control)?
+                .send_with_descriptors(data, descriptors, &mut control)?
         };
         Ok(Sent {
             bytes,
             descriptors: plan.descriptors,
         })
     }
-}
-
-/// The first `bytes` of `data`.
-fn cut<'d>(data: &'d [IoSlice<'_>], bytes: usize) -> ([IoSlice<'d>; MAX_SLICES], usize) {
-    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let mut left = bytes;
-    let mut count = 0;
-    for (place, slice) in slices.iter_mut().zip(data) {
-        if left == 0 {
-            break;
-        }
-        let length = slice.len().min(left);
-        *place = IoSlice::new(&slice[..length]);
-        left -= length;
-        count += 1;
-    }
-    (slices, count)
 }
 
 impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
@@ -170,11 +147,20 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         self.base.core_mut()
     }
 
-    #[inline]
-    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+    #[inline(always)]
+    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent> {
         match &self.passing {
             Some(passing) if !passing.queue.is_empty() => self.write_with_queue(passing, data),
             _ => self.base.write_some_data(data),
+        }
+    }
+
+    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
+        match &self.passing {
+            Some(passing) if !passing.queue.is_empty() => {
+                self.write_with_queue(passing, &pieces[0])
+            }
+            _ => self.base.write_some_pieces(pieces),
         }
     }
 

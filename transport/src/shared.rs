@@ -11,7 +11,7 @@ use bowline_reactor::Reactor;
 
 use crate::log;
 use crate::sys::{Ancillary, ControlBuffer};
-use crate::write_buffer::CHUNK_BYTES;
+use crate::write_buffer::{CHUNK_BYTES, Storage};
 
 /// How much one read can take: what a default UNIX socket holds is three
 /// times this, and a larger buffer would leave the cache.
@@ -23,7 +23,7 @@ const PAGE_BYTES: usize = 4_096;
 /// The first size of a buffer of copied bytes.
 const FIRST_BYTES: usize = 4_096;
 
-/// How many unused buffers are kept: 4 MiB at the very most.
+/// How many unused buffers are kept beside the last: 4 MiB at the very most.
 const MAX_SPARE: usize = 64;
 
 /// The defaults of [`TransportBudgets`].
@@ -41,8 +41,9 @@ pub(crate) struct Shared {
     pub(crate) send_control: RefCell<SendControl>,
     /// The buffer that was returned last: where connections send one after
     /// the other, the same one serves them all.
-    last: Cell<Vec<u8>>,
-    spare: RefCell<Vec<Vec<u8>>>,
+    last: Cell<Option<Box<Storage>>>,
+    #[expect(clippy::vec_box, reason = "boxed when lent, and moved as such")]
+    spare: RefCell<Vec<Box<Storage>>>,
     pub(crate) ledger: Ledger,
     pub(crate) budgets: Cell<TransportBudgets>,
     /// A descriptor kept for the day when there are no more: it is given up to
@@ -103,7 +104,7 @@ impl Shared {
         reactor.extension(|| Self {
             buffers: Cell::new(None),
             send_control: RefCell::new(SendControl(ControlBuffer::new())),
-            last: Cell::new(Vec::new()),
+            last: Cell::new(None),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
             budgets: Cell::new(TransportBudgets::default()),
@@ -122,29 +123,33 @@ impl Shared {
         self.buffers.set(Some(buffers));
     }
 
-    /// An empty buffer for bytes to be sent.
-    #[inline]
-    pub(crate) fn take_storage(&self) -> Vec<u8> {
-        let last = self.last.take();
-        if last.capacity() > 0 {
-            return last;
+    /// Memory for bytes to be sent.
+    #[inline(always)]
+    pub(crate) fn take_storage(&self) -> Box<Storage> {
+        match self.last.take() {
+            Some(last) => last,
+            None => self.take_spare(),
         }
+    }
+
+    #[cold]
+    fn take_spare(&self) -> Box<Storage> {
         let spare = self.spare.borrow_mut().pop();
-        spare.unwrap_or_else(|| Vec::with_capacity(FIRST_BYTES))
+        spare.unwrap_or_else(|| Storage::with_capacity(FIRST_BYTES))
     }
 
-    /// Takes back a buffer that is empty now.
-    #[inline]
-    pub(crate) fn return_storage(&self, storage: Vec<u8>) {
-        if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity()) {
-            let earlier = self.last.replace(storage);
-            if earlier.capacity() > 0 {
-                self.keep_spare(earlier);
-            }
+    /// Takes back memory that is empty now.
+    #[inline(always)]
+    pub(crate) fn return_storage(&self, storage: Box<Storage>) {
+        if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity())
+            && let Some(earlier) = self.last.replace(Some(storage))
+        {
+            self.keep_spare(earlier);
         }
     }
 
-    fn keep_spare(&self, storage: Vec<u8>) {
+    #[cold]
+    fn keep_spare(&self, storage: Box<Storage>) {
         let mut spare = self.spare.borrow_mut();
         if spare.len() < MAX_SPARE {
             spare.push(storage);

@@ -44,11 +44,13 @@ pub(crate) mod private {
         /// What log lines call this kind of transport.
         const KIND: &'static str;
 
-        fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize>;
+        fn send(&self, data: &[u8]) -> io::Result<usize>;
+
+        fn send_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
 
         fn send_with_descriptors(
             &self,
-            data: &[IoSlice<'_>],
+            data: &[u8],
             descriptors: &[BorrowedFd<'_>],
             control: &mut SendControl,
         ) -> io::Result<usize>;
@@ -111,6 +113,7 @@ pub(crate) mod private {
 
 use private::{Sealed, Taken};
 
+#[cold]
 fn not_connected() -> io::Error {
     io::Error::from(io::ErrorKind::NotConnected)
 }
@@ -119,18 +122,22 @@ fn not_connected() -> io::Error {
 mod kernel {
     use super::*;
 
-    #[inline]
-    pub(super) fn send(fd: Option<&OwnedFd>, data: &[IoSlice<'_>]) -> io::Result<usize> {
-        let Some(fd) = fd else {
-            return Err(not_connected());
-        };
-        match data {
-            [one] => sys::send(fd.as_fd(), one),
-            many => sys::send_vectored(fd.as_fd(), many),
+    #[inline(always)]
+    pub(super) fn send(fd: Option<&OwnedFd>, data: &[u8]) -> io::Result<usize> {
+        match fd {
+            Some(fd) => sys::send(fd.as_fd(), data),
+            None => Err(not_connected()),
         }
     }
 
-    #[inline]
+    pub(super) fn send_pieces(fd: Option<&OwnedFd>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match fd {
+            Some(fd) => sys::send_vectored(fd.as_fd(), pieces),
+            None => Err(not_connected()),
+        }
+    }
+
+    #[inline(always)]
     pub(super) fn recv(
         fd: Option<&OwnedFd>,
         buffers: &mut ReadBuffers,
@@ -147,7 +154,7 @@ mod kernel {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn receive(
         fd: Option<&OwnedFd>,
         buffers: &mut ReadBuffers,
@@ -217,14 +224,18 @@ impl Socket for TcpSocket {}
 impl Sealed for TcpSocket {
     const KIND: &'static str = "TCP";
 
-    #[inline]
-    fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+    #[inline(always)]
+    fn send(&self, data: &[u8]) -> io::Result<usize> {
         kernel::send(self.fd.as_ref(), data)
+    }
+
+    fn send_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        kernel::send_pieces(self.fd.as_ref(), pieces)
     }
 
     fn send_with_descriptors(
         &self,
-        _: &[IoSlice<'_>],
+        _: &[u8],
         _: &[BorrowedFd<'_>],
         _: &mut SendControl,
     ) -> io::Result<usize> {
@@ -232,7 +243,7 @@ impl Sealed for TcpSocket {
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    #[inline]
+    #[inline(always)]
     fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
         kernel::recv(self.fd.as_ref(), buffers, limit)
     }
@@ -307,27 +318,32 @@ impl Socket for UnixSocket {}
 impl Sealed for UnixSocket {
     const KIND: &'static str = "UNIX";
 
-    #[inline]
-    fn send(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+    #[inline(always)]
+    fn send(&self, data: &[u8]) -> io::Result<usize> {
         kernel::send(self.fd.as_ref(), data)
+    }
+
+    fn send_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        kernel::send_pieces(self.fd.as_ref(), pieces)
     }
 
     #[inline]
     fn send_with_descriptors(
         &self,
-        data: &[IoSlice<'_>],
+        data: &[u8],
         descriptors: &[BorrowedFd<'_>],
         control: &mut SendControl,
     ) -> io::Result<usize> {
-        sys::send_with_descriptors(self.fd()?, data, descriptors, &mut control.0)
+        let data = [IoSlice::new(data)];
+        sys::send_with_descriptors(self.fd()?, &data, descriptors, &mut control.0)
     }
 
-    #[inline]
+    #[inline(always)]
     fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
         kernel::recv(self.fd.as_ref(), buffers, limit)
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
         kernel::receive(self.fd.as_ref(), buffers, limit)
     }

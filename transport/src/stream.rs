@@ -35,9 +35,17 @@ impl<S: Socket> FileDescriptor for Stream<S> {
         &mut self.core
     }
 
-    #[inline]
-    fn write_some_data(&self, data: &[IoSlice<'_>]) -> io::Result<Sent> {
+    #[inline(always)]
+    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent> {
         let bytes = self.core.socket.send(data)?;
+        Ok(Sent {
+            bytes,
+            descriptors: 0,
+        })
+    }
+
+    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
+        let bytes = self.core.socket.send_pieces(pieces)?;
         Ok(Sent {
             bytes,
             descriptors: 0,

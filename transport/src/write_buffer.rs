@@ -20,8 +20,15 @@ pub(crate) const MAX_SLICES: usize = 16;
 /// would cost more.
 const MIN_OWNED_BYTES: usize = 4_096;
 
+/// One pointer while nothing waits.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
+    storage: Option<Box<Storage>>,
+}
+
+/// The memory of a buffer, lent by a pool while there is something in it.
+#[derive(Debug, Default)]
+pub(crate) struct Storage {
     /// Invariant: `start <= front.len()`, and `front` has unsent bytes whenever
     /// `rest` is there.
     front: Vec<u8>,
@@ -43,46 +50,144 @@ impl WriteBuffer {
     /// How many bytes wait.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        let rest = self.rest.as_ref().map_or(0, |rest| rest.bytes);
-        self.front.len() - self.start + rest
+        self.storage.as_ref().map_or(0, |storage| storage.len())
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.front.len() == self.start
+        self.storage
+            .as_ref()
+            .is_none_or(|storage| storage.is_empty())
     }
 
-    /// Whether no memory is held for bytes to come.
+    /// Whether memory has to be lent before bytes can be copied in.
     #[inline]
     pub(crate) fn needs_storage(&self) -> bool {
-        self.front.capacity() == 0
+        self.storage.is_none()
     }
 
-    /// Lends an empty `Vec` to copy bytes into.
+    /// Lends memory to copy bytes into.
     #[inline]
-    pub(crate) fn lend_storage(&mut self, storage: Vec<u8>) {
+    pub(crate) fn lend_storage(&mut self, storage: Box<Storage>) {
         debug_assert!(self.needs_storage() && storage.is_empty());
-        self.front = storage;
+        self.storage = Some(storage);
     }
 
     /// Gives the memory back when nothing waits.
     #[inline]
-    pub(crate) fn return_storage(&mut self) -> Vec<u8> {
+    pub(crate) fn return_storage(&mut self) -> Option<Box<Storage>> {
         debug_assert!(self.is_empty());
-        self.start = 0;
-        let mut storage = std::mem::take(&mut self.front);
-        storage.clear();
-        storage
+        let mut storage = self.storage.take()?;
+        storage.front.clear();
+        storage.start = 0;
+        Some(storage)
     }
 
     /// Appends a copy of `data`.
     #[inline]
     pub(crate) fn push(&mut self, data: &[u8]) {
-        if self.rest.is_none() && self.front.len() + data.len() <= CHUNK_BYTES {
-            self.front.extend_from_slice(data);
+        let storage = self.storage.get_or_insert_default();
+        if storage.rest.is_none() && storage.front.len() + data.len() <= CHUNK_BYTES {
+            storage.front.extend_from_slice(data);
         } else {
-            self.push_behind(data);
+            storage.push_behind(data);
         }
+    }
+
+    /// Appends `data` without copying it, if it is long enough to be worth it.
+    pub(crate) fn push_owned(&mut self, data: Vec<u8>) {
+        if data.len() < MIN_OWNED_BYTES {
+            self.push(&data);
+            return;
+        }
+        let storage = self.storage.get_or_insert_default();
+        if storage.is_empty() {
+            storage.start = 0;
+            storage.front = data;
+        } else {
+            let rest = storage.rest.get_or_insert_default();
+            rest.bytes += data.len();
+            rest.chunks.push_back(data);
+            rest.is_last_ours = false;
+        }
+    }
+
+    /// The bytes at the front, and whether they are all there is.
+    #[inline(always)]
+    pub(crate) fn front(&self) -> (&[u8], bool) {
+        match &self.storage {
+            Some(storage) => (&storage.front[storage.start..], storage.rest.is_none()),
+            None => (&[], true),
+        }
+    }
+
+    /// The first [`MAX_SLICES`] pieces of what waits.
+    pub(crate) fn slices(&self) -> ([IoSlice<'_>; MAX_SLICES], usize) {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        slices[0] = IoSlice::new(self.front().0);
+        let rest = self.storage.iter().flat_map(|storage| storage.rest.iter());
+        let chunks = rest.flat_map(|rest| rest.chunks.iter());
+        let mut count = 1;
+        for (slice, chunk) in slices[1..].iter_mut().zip(chunks) {
+            *slice = IoSlice::new(chunk);
+            count += 1;
+        }
+        (slices, count)
+    }
+
+    /// Forgets the first `count` bytes, which were sent.
+    #[inline]
+    pub(crate) fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.len());
+        if let Some(storage) = &mut self.storage {
+            if storage.rest.is_none() {
+                storage.start += count;
+            } else {
+                storage.consume_chunks(count);
+            }
+        }
+    }
+
+    /// Takes everything that waits, as one piece.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        let Some(storage) = self.storage.take() else {
+            return Vec::new();
+        };
+        let mut all = storage.front;
+        all.drain(..storage.start);
+        if let Some(rest) = storage.rest {
+            for chunk in rest.chunks {
+                all.extend_from_slice(&chunk);
+            }
+        }
+        all
+    }
+}
+
+impl Storage {
+    /// Memory with room for `bytes` to begin with.
+    pub(crate) fn with_capacity(bytes: usize) -> Box<Self> {
+        Box::new(Self {
+            front: Vec::with_capacity(bytes),
+            ..Self::default()
+        })
+    }
+
+    /// For how many bytes there is room in one piece.
+    #[inline]
+    pub(crate) fn capacity(&self) -> usize {
+        self.front.capacity()
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        let rest = self.rest.as_ref().map_or(0, |rest| rest.bytes);
+        self.front.len() - self.start + rest
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.front.len() == self.start
     }
 
     #[cold]
@@ -115,51 +220,6 @@ impl WriteBuffer {
         }
     }
 
-    /// Appends `data` without copying it, if it is long enough to be worth it.
-    pub(crate) fn push_owned(&mut self, data: Vec<u8>) {
-        if data.len() < MIN_OWNED_BYTES {
-            self.push(&data);
-        } else if self.is_empty() {
-            self.start = 0;
-            self.front = data;
-        } else {
-            let rest = self.rest.get_or_insert_default();
-            rest.bytes += data.len();
-            rest.chunks.push_back(data);
-            rest.is_last_ours = false;
-        }
-    }
-
-    /// The bytes at the front, and whether they are all there is.
-    #[inline]
-    pub(crate) fn front(&self) -> (&[u8], bool) {
-        (&self.front[self.start..], self.rest.is_none())
-    }
-
-    /// The first [`MAX_SLICES`] pieces of what waits.
-    pub(crate) fn slices(&self) -> ([IoSlice<'_>; MAX_SLICES], usize) {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        slices[0] = IoSlice::new(&self.front[self.start..]);
-        let chunks = self.rest.iter().flat_map(|rest| rest.chunks.iter());
-        let mut count = 1;
-        for (slice, chunk) in slices[1..].iter_mut().zip(chunks) {
-            *slice = IoSlice::new(chunk);
-            count += 1;
-        }
-        (slices, count)
-    }
-
-    /// Forgets the first `count` bytes, which were sent.
-    #[inline]
-    pub(crate) fn consume(&mut self, count: usize) {
-        debug_assert!(count <= self.len());
-        if self.rest.is_none() {
-            self.start += count;
-        } else {
-            self.consume_chunks(count);
-        }
-    }
-
     #[cold]
     fn consume_chunks(&mut self, mut count: usize) {
         loop {
@@ -185,18 +245,6 @@ impl WriteBuffer {
             self.start = 0;
         }
     }
-
-    /// Takes everything that waits, as one piece.
-    pub(crate) fn take(&mut self) -> Vec<u8> {
-        let mut all = std::mem::take(&mut self.front);
-        all.drain(..std::mem::take(&mut self.start));
-        if let Some(rest) = self.rest.take() {
-            for chunk in rest.chunks {
-                all.extend_from_slice(&chunk);
-            }
-        }
-        all
-    }
 }
 
 #[cfg(test)]
@@ -207,7 +255,11 @@ mod tests {
 
     fn contents(buffer: &WriteBuffer) -> Vec<u8> {
         let mut all = buffer.front().0.to_vec();
-        for chunk in buffer.rest.iter().flat_map(|rest| &rest.chunks) {
+        let rest = buffer
+            .storage
+            .iter()
+            .flat_map(|storage| storage.rest.iter());
+        for chunk in rest.flat_map(|rest| &rest.chunks) {
             all.extend_from_slice(chunk);
         }
         all
@@ -264,7 +316,8 @@ mod tests {
                     }
                     Operation::Return => {
                         if buffer.is_empty() {
-                            prop_assert!(buffer.return_storage().is_empty());
+                            let storage = buffer.return_storage();
+                            prop_assert!(storage.is_none_or(|storage| storage.is_empty()));
                             prop_assert!(buffer.needs_storage());
                         }
                     }

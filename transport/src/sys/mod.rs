@@ -57,18 +57,24 @@ pub(crate) use self::socket::{
 
 /// Makes a call that answers a byte count, again for as long as a signal
 /// interrupts it.
-#[inline]
+#[inline(always)]
 fn retry_count(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {
         // Only -1 is negative, and that is the failure.
         if let Ok(count) = usize::try_from(call()) {
             return Ok(count);
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EINTR) {
+        if let Some(error) = failure() {
             return Err(error);
         }
     }
+}
+
+/// What the last call failed with, or nothing if a signal interrupted it.
+#[cold]
+fn failure() -> Option<io::Error> {
+    let error = io::Error::last_os_error();
+    (error.raw_os_error() != Some(libc::EINTR)).then_some(error)
 }
 
 /// Makes a call that answers zero or a descriptor number, again for as long
@@ -80,8 +86,7 @@ fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
         if answer >= 0 {
             return Ok(answer);
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EINTR) {
+        if let Some(error) = failure() {
             return Err(error);
         }
     }

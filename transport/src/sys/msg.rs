@@ -23,7 +23,7 @@ const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 ///
 /// # Errors
 /// `WouldBlock` where nothing is there to read; otherwise the kernel's.
-#[inline]
+#[inline(always)]
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     debug_assert!(!buf.is_empty(), "a read into nothing looks like the end");
     retry_count(|| {
@@ -45,7 +45,7 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
 /// # Errors
 /// `WouldBlock` where there is no room; `BrokenPipe` (and no signal) where the
 /// other end is gone; otherwise the kernel's. None of them took anything.
-#[inline]
+#[inline(always)]
 pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     retry_count(|| {
         // SAFETY: pointer and length are those of `buf`, which is borrowed until
