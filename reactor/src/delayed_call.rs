@@ -49,7 +49,9 @@ impl DelayedCall {
     /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
     pub fn delay(self, reactor: &mut Reactor, by: Duration) -> Result<(), DelayedCallError> {
         let due = self.due(reactor).ok_or(DelayedCallError)?;
-        self.move_to(reactor, due.checked_add(by).unwrap_or(due))
+        let deadline = due.checked_add(by);
+        let deadline = deadline.unwrap_or_else(|| reactor.deadline_after(by));
+        self.move_to(reactor, deadline)
     }
 
     /// Moves the call `by` earlier than it was due. What is then due in the

@@ -28,7 +28,8 @@ use crate::reactor::Reactor;
 /// [`panicked`](Self::panicked).
 pub trait Descriptor: 'static {
     /// The kernel reported readiness, or the descriptor asked for another turn
-    /// with [`Next::Again`] (then `readiness` is empty).
+    /// with [`Next::Again`] (then `readiness` may be empty). Called at most once
+    /// per turn.
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next;
 
     /// Somebody had access to this descriptor through a [`Handle`] or asked for

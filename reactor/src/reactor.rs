@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -93,6 +94,8 @@ pub struct Reactor {
     remote: RemoteHandle,
     remote_calls: VecDeque<RemoteCall>,
     state: State,
+    /// Whether a turn runs, and callbacks with it: they must not nest.
+    is_turning: bool,
     triggers: Triggers,
     limits: Limits,
     statistics: Statistics,
@@ -231,6 +234,7 @@ impl Reactor {
             remote: RemoteHandle::new(waker),
             remote_calls: VecDeque::new(),
             state: State::Idle,
+            is_turning: false,
             triggers: Triggers::new(),
             limits: Limits::default(),
             statistics: Statistics::default(),
@@ -253,7 +257,8 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`ReactorError::AlreadyRunning`] from inside a callback.
+    /// [`ReactorError::AlreadyRunning`] when it runs or is turned by hand:
+    /// always from inside a callback.
     pub fn run(&mut self) -> Result<(), ReactorError> {
         self.start()?;
         while self.state != State::Idle {
@@ -266,14 +271,18 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`ReactorError::AlreadyRunning`].
+    /// [`ReactorError::AlreadyRunning`], as for [`run`](Self::run).
     pub fn start(&mut self) -> Result<(), ReactorError> {
-        if self.state != State::Idle {
+        // After a crash the state is idle while the callback still runs.
+        if self.state != State::Idle || self.is_turning {
             return Err(ReactorError::AlreadyRunning);
         }
         self.state = State::Starting;
+        self.is_turning = true;
+        self.now.set(None);
         self.fire(Phase::Before, SystemEvent::Startup);
         self.system_events_phase();
+        self.is_turning = false;
         Ok(())
     }
 
@@ -284,17 +293,17 @@ impl Reactor {
     /// once; wait for the reactor's descriptor ([`AsFd`]) to become readable
     /// and for [`next_deadline`](Self::next_deadline); then turn with a timeout
     /// of zero until [`is_idle`](Self::is_idle).
+    ///
+    /// From inside a callback this does nothing but log a warning: callbacks
+    /// would nest.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Turn {
-        self.statistics.turns += 1;
-        let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
-        self.poll_phase(&mut events, timeout);
-        self.guarded(Self::calls_phase);
-        self.guarded(Self::timers_phase);
-        self.ready_phase(&events);
-        self.events = events;
-        self.guarded(Self::notifications_phase);
-        self.slots.recycle();
-        self.system_events_phase();
+        if self.is_turning {
+            log::warn!(target: log::REACTOR, "turned from inside a callback: ignored");
+        } else {
+            self.is_turning = true;
+            self.turn_once(timeout);
+            self.is_turning = false;
+        }
         if self.state == State::Idle {
             Turn::Stopped
         } else {
@@ -406,8 +415,12 @@ impl Reactor {
 
     // Time.
 
-    /// The time of this turn: the clock is read at most once per turn.
+    /// The time of this turn: the clock is read at most once per turn. Between
+    /// turns, the time it is.
     pub fn now(&self) -> Instant {
+        if !self.is_turning {
+            return self.clock.now();
+        }
         self.now.get().unwrap_or_else(|| {
             let now = self.clock.now();
             self.now.set(Some(now));
@@ -687,6 +700,22 @@ impl Reactor {
 
     // The phases of a turn.
 
+    fn turn_once(&mut self, timeout: Option<Duration>) {
+        self.statistics.turns += 1;
+        let capacity = self.limits.events;
+        let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
+        self.poll_phase(&mut events, timeout);
+        self.calls_phase();
+        self.timers_phase();
+        self.ready_phase(&events);
+        if self.limits.events == capacity {
+            self.events = events;
+        }
+        self.notifications_phase();
+        self.slots.recycle();
+        self.system_events_phase();
+    }
+
     fn poll_phase(&mut self, events: &mut mio::Events, timeout: Option<Duration>) {
         let timeout = self.poll_timeout(timeout);
         match self.poll.poll(events, timeout) {
@@ -706,44 +735,53 @@ impl Reactor {
             self.remote.drain(&mut calls);
             self.remote_calls.extend(calls);
         }
-        self.current = Token::WAKER;
         // What the calls add waits for the next turn: the counts are taken
-        // first. After a panic this phase is entered again and may then run
-        // some of the additions, which is harmless.
-        for _ in 0..self.remote_calls.len().min(self.limits.calls.max(1)) {
-            if let Some(call) = self.remote_calls.pop_front() {
-                call(self);
+        // first.
+        let budget = self.limits.calls.max(1);
+        let mut remote_calls = 0..self.remote_calls.len().min(budget);
+        let mut soon = 0..self.soon.len().min(budget);
+        self.guarded(|reactor| {
+            reactor.current = Token::WAKER;
+            for _ in &mut remote_calls {
+                if let Some(call) = reactor.remote_calls.pop_front() {
+                    call(reactor);
+                }
             }
-        }
-        for _ in 0..self.soon.len().min(self.limits.calls.max(1)) {
-            if let Some(call) = self.soon.pop_front() {
-                call(self);
+            for _ in &mut soon {
+                if let Some(call) = reactor.soon.pop_front() {
+                    call(reactor);
+                }
             }
-        }
+        });
     }
 
     fn timers_phase(&mut self) {
         if self.timers.is_empty() {
             return;
         }
+        // Once per turn, however many of them panic: a call that schedules
+        // itself anew waits for the next turn.
         self.timers.expire(self.now());
-        for _ in 0..self.limits.timers.max(1) {
-            let Some((key, task)) = self.timers.pop_due() else {
-                break;
-            };
-            self.statistics.timers += 1;
-            match task {
-                Task::Call(call) => {
-                    self.current = Token::WAKER;
-                    call(self);
-                }
-                Task::Notify(token) => {
-                    self.dispatch(token, |descriptor, reactor| {
-                        descriptor.timer_fired(reactor, DelayedCall { key })
-                    });
+        let mut budget = 0..self.limits.timers.max(1);
+        self.guarded(|reactor| {
+            for _ in &mut budget {
+                let Some((key, task)) = reactor.timers.pop_due() else {
+                    break;
+                };
+                reactor.statistics.timers += 1;
+                match task {
+                    Task::Call(call) => {
+                        reactor.current = Token::WAKER;
+                        call(reactor);
+                    }
+                    Task::Notify(token) => {
+                        reactor.dispatch(token, |descriptor, reactor| {
+                            descriptor.timer_fired(reactor, DelayedCall { key })
+                        });
+                    }
                 }
             }
-        }
+        });
     }
 
     fn ready_phase(&mut self, events: &mio::Events) {
@@ -760,9 +798,12 @@ impl Reactor {
         let mut again = 0..again;
         self.guarded(|reactor| {
             for _ in &mut again {
-                if let Some(token) = reactor.again.pop_front() {
+                if let Some(token) = reactor.again.pop_front()
+                    && let Some(slot) = reactor.slots.get_mut(token)
+                {
+                    let readiness = slot.again.take().unwrap_or_default();
                     reactor.dispatch(token, |descriptor, reactor| {
-                        descriptor.ready(reactor, Readiness::EMPTY)
+                        descriptor.ready(reactor, readiness)
                     });
                 }
             }
@@ -793,6 +834,15 @@ impl Reactor {
 
     #[inline]
     fn deliver(&mut self, token: Token, readiness: Readiness) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && let Some(latched) = &mut slot.again
+        {
+            // It is going to be called anyway, and no more than once: a peer
+            // that sends without end would otherwise gain a call each turn.
+            *latched |= readiness;
+            self.statistics.events += 1;
+            return;
+        }
         let found = self.dispatch(token, |descriptor, reactor| {
             descriptor.ready(reactor, readiness)
         });
@@ -821,34 +871,41 @@ impl Reactor {
     }
 
     fn notifications_phase(&mut self) {
-        for _ in 0..self.limits.notifications.max(1) {
-            let Some(deferred) = self.deferred.pop_front() else {
-                break;
-            };
-            match deferred {
-                Deferred::Attend(token) => {
-                    if let Some(slot) = self.slots.get_mut(token) {
-                        slot.queued = false;
-                    }
-                    self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
+        let mut budget = 0..self.limits.notifications.max(1);
+        self.guarded(|reactor| {
+            for _ in &mut budget {
+                let Some(deferred) = reactor.deferred.pop_front() else {
+                    break;
+                };
+                reactor.deliver_deferred(deferred);
+            }
+        });
+    }
+
+    fn deliver_deferred(&mut self, deferred: Deferred) {
+        match deferred {
+            Deferred::Attend(token) => {
+                if let Some(slot) = self.slots.get_mut(token) {
+                    slot.queued = false;
                 }
-                Deferred::Enter(token, entrance) => {
-                    let mut entrance = Some(entrance);
-                    let found = self.dispatch(token, |descriptor, reactor| {
-                        let entrance = entrance.take().expect("dispatched once");
-                        entrance(Some(descriptor), reactor)
-                    });
-                    if let Some(entrance) = entrance
-                        && !found
-                    {
-                        self.current = Token::WAKER;
-                        let _: Next = entrance(None, self);
-                    }
-                }
-                Deferred::Call(call) => {
+                self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
+            }
+            Deferred::Enter(token, entrance) => {
+                let mut entrance = Some(entrance);
+                let found = self.dispatch(token, |descriptor, reactor| {
+                    let entrance = entrance.take().expect("dispatched once");
+                    entrance(Some(descriptor), reactor)
+                });
+                if let Some(entrance) = entrance
+                    && !found
+                {
                     self.current = Token::WAKER;
-                    call(self);
+                    let _: Next = entrance(None, self);
                 }
+            }
+            Deferred::Call(call) => {
+                self.current = Token::WAKER;
+                call(self);
             }
         }
     }
@@ -860,7 +917,9 @@ impl Reactor {
         if self.state == State::Starting && !self.triggers.is_held(SystemEvent::Startup) {
             self.state = State::Running;
             self.fire(Phase::During, SystemEvent::Startup);
-            self.fire(Phase::After, SystemEvent::Startup);
+            if self.state != State::Idle {
+                self.fire(Phase::After, SystemEvent::Startup);
+            }
         }
         if self.state == State::StopAsked {
             self.state = State::Stopping;
@@ -967,10 +1026,20 @@ impl Reactor {
         drop(taken);
         match next {
             Next::Keep => {}
-            Next::Again => self.again.push_back(token),
+            Next::Again => self.ask_again(token),
             Next::Remove => self.discard(token),
         }
         true
+    }
+
+    /// Queues a descriptor for the next turn, once.
+    fn ask_again(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && slot.again.is_none()
+        {
+            slot.again = Some(Readiness::EMPTY);
+            self.again.push_back(token);
+        }
     }
 
     /// Deregisters and drops a descriptor.
@@ -1030,8 +1099,8 @@ impl Reactor {
             while let Some(call) = reactor.triggers.take(phase, event) {
                 call(reactor);
             }
-            reactor.notifications_phase();
         });
+        self.notifications_phase();
     }
 
     /// Tells every descriptor that the reactor stops, and removes it. What
@@ -1039,10 +1108,13 @@ impl Reactor {
     fn disconnect_all(&mut self) {
         const ROUNDS: usize = 16;
         for _ in 0..ROUNDS {
-            let tokens = self.slots.tokens();
-            if tokens.is_empty() {
+            let mut tokens = self.slots.tokens();
+            if tokens.is_empty() && self.deferred.is_empty() {
                 break;
             }
+            // The youngest first: what others were registered on behalf of is
+            // told after them, a connector after its connection.
+            tokens.sort_unstable_by_key(|token| Reverse(token.generation()));
             let mut tokens = tokens.into_iter();
             self.guarded(|reactor| {
                 for token in &mut tokens {
@@ -1052,7 +1124,7 @@ impl Reactor {
                     });
                 }
             });
-            self.guarded(Self::notifications_phase);
+            self.notifications_phase();
             self.slots.recycle();
         }
         for token in self.slots.tokens() {

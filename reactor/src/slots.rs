@@ -8,7 +8,7 @@
 
 use slab::Slab;
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Readiness};
 use crate::token::Token;
 
 pub(crate) struct Slots {
@@ -26,6 +26,9 @@ pub(crate) struct Slot {
     /// Whether the descriptor stands in the reactor's queue of those that
     /// wait for attention.
     pub(crate) queued: bool,
+    /// There while the descriptor stands in the reactor's queue of those that
+    /// asked for another turn: what was reported meanwhile.
+    pub(crate) again: Option<Readiness>,
 }
 
 impl Slots {
@@ -49,6 +52,7 @@ impl Slots {
             token,
             entry: None,
             queued: false,
+            again: None,
         });
         Some(token)
     }
@@ -127,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::descriptor::{Next, Readiness};
+    use crate::descriptor::Next;
     use crate::reactor::Reactor;
 
     struct Numbered(u32);

@@ -38,6 +38,11 @@ impl Token {
         (self.0 & INDEX_MASK) as usize
     }
 
+    /// Larger for what was registered later.
+    pub(crate) fn generation(self) -> u64 {
+        self.0 >> INDEX_BITS
+    }
+
     pub(crate) fn to_mio(self) -> mio::Token {
         mio::Token(self.0 as usize)
     }
@@ -62,7 +67,7 @@ impl fmt::Debug for Token {
 /// `slot.generation`, as it stands in log lines.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index(), self.0 >> INDEX_BITS)
+        write!(f, "{}.{}", self.index(), self.generation())
     }
 }
 
