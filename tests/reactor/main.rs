@@ -5,6 +5,7 @@
 mod support;
 
 mod lifecycle;
+mod shutdown;
 mod timers;
 mod wakeups;
 

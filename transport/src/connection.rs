@@ -121,6 +121,17 @@ where
     Ok(handle)
 }
 
+/// Why a connection is at work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    /// The reactor's call, which comes once per turn.
+    Turn,
+    /// Callbacks or timers asked for it. That happens any number of times per
+    /// turn, so nothing is read: two greedy connections that write to each
+    /// other would otherwise keep the turn to themselves.
+    Extra,
+}
+
 /// What one of the producer's methods is called for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tell {
@@ -151,18 +162,21 @@ where
                 return Next::Keep;
             }
         }
-        self.work(reactor)
+        self.work(reactor, Visit::Turn)
     }
 
     /// Does what there is to do, within this turn's budget.
     #[inline(never)]
-    fn work(&mut self, reactor: &mut Reactor) -> Next {
+    fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
         let TransportBudgets {
             mut reads,
             mut writes,
             mut notices,
             ..
         } = self.transport.core().shared.budgets.get();
+        if visit == Visit::Extra {
+            reads = 0;
+        }
         loop {
             let core = self.transport.core();
             if core.pending != 0 {
@@ -179,6 +193,9 @@ where
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
+            } else if visit == Visit::Extra && core.has(flag::READABLE) && core.is_reading() {
+                // Read in the next turn, and if it is broken before it ends.
+                break;
             } else if !core.has(flag::UNSETTLED) || !self.finish() {
                 break;
             }
@@ -744,7 +761,7 @@ where
     }
 
     fn attend(&mut self, reactor: &mut Reactor) -> Next {
-        self.work(reactor)
+        self.work(reactor, Visit::Extra)
     }
 
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
@@ -765,7 +782,7 @@ where
             cold.close_deadline = None;
             core.end(CloseReason::CloseTimedOut);
         }
-        let next = self.work(reactor);
+        let next = self.work(reactor, Visit::Extra);
         let core = self.transport.core_mut();
         if is_retry && !core.has(flag::WAITS_FOR_TIMER) {
             core.cold().retry_after = Duration::ZERO;
@@ -787,7 +804,7 @@ where
         {
             call(protocol, &mut Context::new(&mut self.transport, reactor));
         }
-        self.work(reactor)
+        self.work(reactor, Visit::Extra)
     }
 
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
@@ -802,7 +819,7 @@ where
         core.end(CloseReason::Done);
         core.cold().reason = Some(CloseReason::Panicked(panic));
         core.pending = Core::<F::Socket>::END;
-        self.work(reactor)
+        self.work(reactor, Visit::Extra)
     }
 
     fn shutdown(&mut self, reactor: &mut Reactor) {

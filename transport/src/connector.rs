@@ -324,7 +324,14 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         match self.control.state {
             ConnectorState::Connecting => self.fail(reactor, &ConnectError::ReactorStopped),
             ConnectorState::Connected => self.ended(reactor, &CloseReason::ReactorStopped),
-            ConnectorState::Disconnected => self.stopped_unless_connecting(reactor),
+            ConnectorState::Disconnected if self.control.wants_to_connect => {
+                self.fail(reactor, &ConnectError::ReactorStopped);
+            }
+            ConnectorState::Disconnected => {}
+        }
+        // Asked for by the last callback, and in vain.
+        if std::mem::take(&mut self.control.wants_to_connect) {
+            self.stopped_unless_connecting(reactor);
         }
     }
 
