@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -29,9 +29,9 @@ impl Reactor {
     ///
     /// Signals that arrive faster than the loop turns are merged, as the
     /// kernel does. The handlers are process-wide; several reactors, and other
-    /// users of `signal-hook`, each get the signal. When the handler is removed
-    /// (at the latest when the reactor stops or is dropped) the signals have
-    /// their default effect again.
+    /// users of `signal-hook`, each get the signal. When the last handler of a
+    /// signal is removed (at the latest when its reactor stops or is dropped)
+    /// the signal has its default effect again.
     ///
     /// # Errors
     ///
@@ -50,15 +50,15 @@ impl Reactor {
         pipe.set_nonblocking(true)?;
         let mut installed = Installed {
             ids: Vec::new(),
-            default: Arc::new(AtomicBool::new(false)),
+            claimed: Vec::new(),
         };
         let mut arrived = Vec::new();
         for &signal in signals {
             let flag = Arc::new(AtomicBool::new(false));
-            let default = Arc::clone(&installed.default);
+            claim(signal)?;
+            installed.claimed.push(signal);
             // In this order within the handler: the flag stands before the
             // byte in the pipe says that one does.
-            signal_hook::flag::register_conditional_default(signal, default)?;
             let id = signal_hook::flag::register(signal, Arc::clone(&flag))?;
             installed.ids.push(id);
             let id = signal_hook::low_level::pipe::register(signal, write_end.try_clone()?)?;
@@ -90,8 +90,8 @@ impl Reactor {
         })
     }
 
-    /// Removes a signal handler, later in this turn; its signals have their
-    /// default effect again.
+    /// Removes a signal handler, later in this turn; signals that have no other
+    /// have their default effect again.
     pub fn remove_signal_handler(&mut self, handler: SignalHandler) {
         self.remove(handler.token);
     }
@@ -109,9 +109,7 @@ struct SignalPipe {
 /// What `signal-hook` runs for us; undone on drop.
 struct Installed {
     ids: Vec<SigId>,
-    /// Set on drop: the signal has its default effect again. signal-hook never
-    /// takes its own handler out of the kernel, so the effect is emulated.
-    default: Arc<AtomicBool>,
+    claimed: Vec<i32>,
 }
 
 impl Drop for Installed {
@@ -119,8 +117,53 @@ impl Drop for Installed {
         for id in self.ids.drain(..) {
             signal_hook::low_level::unregister(id);
         }
-        self.default.store(true, Ordering::SeqCst);
+        let mut effects = default_effects();
+        for signal in self.claimed.drain(..) {
+            if let Some(effect) = effects.iter_mut().find(|effect| effect.signal == signal) {
+                effect.handlers -= 1;
+                effect.is_on.store(effect.handlers == 0, Ordering::SeqCst);
+            }
+        }
     }
+}
+
+/// The default effect of a signal that we have handled at some time.
+///
+/// `signal-hook` never takes its own handler out of the kernel, so the effect
+/// is emulated by an action of that handler. There is one for each signal and
+/// process: it must know of all handlers, those installed after it included.
+struct DefaultEffect {
+    signal: i32,
+    handlers: usize,
+    /// Invariant: while `handlers` is zero.
+    is_on: Arc<AtomicBool>,
+}
+
+static DEFAULT_EFFECTS: Mutex<Vec<DefaultEffect>> = Mutex::new(Vec::new());
+
+fn default_effects() -> MutexGuard<'static, Vec<DefaultEffect>> {
+    // What may panic under the lock does so before anything is changed.
+    DEFAULT_EFFECTS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts one more handler of `signal`.
+fn claim(signal: i32) -> io::Result<()> {
+    let mut effects = default_effects();
+    if let Some(effect) = effects.iter_mut().find(|effect| effect.signal == signal) {
+        effect.handlers += 1;
+        effect.is_on.store(false, Ordering::SeqCst);
+        return Ok(());
+    }
+    let is_on = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register_conditional_default(signal, Arc::clone(&is_on))?;
+    effects.push(DefaultEffect {
+        signal,
+        handlers: 1,
+        is_on,
+    });
+    Ok(())
 }
 
 impl Descriptor for SignalPipe {

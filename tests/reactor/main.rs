@@ -6,6 +6,7 @@ mod support;
 
 mod lifecycle;
 mod shutdown;
+mod signals;
 mod timers;
 mod wakeups;
 

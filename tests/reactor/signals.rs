@@ -1,0 +1,212 @@
+//! Signals as callbacks. What ends the process is tried in one of its own: the
+//! test binary runs itself again, with only [`child`].
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bowline::{Reactor, SignalHandler};
+use rustix::process::{Signal, getpid, kill_process};
+
+use crate::support::{DEADLINE, DescriptorLedger, run_until};
+use crate::{Notes, PANIC};
+
+const CASE: &str = "BOWLINE_TEST_SIGNALS";
+
+fn raise(signal: Signal) {
+    kill_process(getpid(), signal).unwrap();
+}
+
+/// Runs one case of [`child`] in a process of its own.
+fn run_child(case: &str) -> ExitStatus {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "signals::child", "--nocapture"])
+        .env(CASE, case)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if began.elapsed() > DEADLINE {
+            child.kill().unwrap();
+            panic!("{case} did not end: {:?}", child.wait());
+        }
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Fails the case unless the process has ended by then.
+fn await_death() -> ! {
+    thread::sleep(DEADLINE / 2);
+    panic!("survived the signal");
+}
+
+#[test]
+fn child() {
+    let Ok(case) = std::env::var(CASE) else {
+        return;
+    };
+    let mut reactor = Reactor::new().unwrap();
+    match case.as_str() {
+        "stop" | "stop, then default" => {
+            reactor.stop_on_signals().unwrap();
+            reactor.call_when_running(|_| raise(Signal::TERM));
+            reactor.run().unwrap();
+            if case != "stop" {
+                raise(Signal::TERM);
+                await_death();
+            }
+        }
+        "removed, then default" => {
+            let handler = reactor
+                .on_signals(&[Signal::TERM.as_raw()], |_, _| {})
+                .unwrap();
+            reactor.remove_signal_handler(handler);
+            reactor.turn(Some(Duration::ZERO));
+            raise(Signal::TERM);
+            await_death();
+        }
+        "dropped, then default" => {
+            reactor
+                .on_signals(&[Signal::TERM.as_raw()], |_, _| {})
+                .unwrap();
+            drop(reactor);
+            raise(Signal::TERM);
+            await_death();
+        }
+        "refused, then default" => {
+            assert!(
+                reactor
+                    .on_signals(&[Signal::TERM.as_raw(), 4_000], |_, _| {})
+                    .is_err()
+            );
+            raise(Signal::TERM);
+            await_death();
+        }
+        "installed anew" => {
+            let notes = Notes::new();
+            for round in 0..3 {
+                let seen = notes.clone();
+                let handler = reactor
+                    .on_signals(&[Signal::TERM.as_raw()], move |_, _| seen.push(round))
+                    .unwrap();
+                raise(Signal::TERM);
+                run_until(&mut reactor, |_| notes.len() > round);
+                reactor.remove_signal_handler(handler);
+                reactor.turn(Some(Duration::ZERO));
+            }
+            assert_eq!(notes.all(), [0, 1, 2]);
+        }
+        "one of two removed" => {
+            let notes = Notes::new();
+            let (seen, kept) = (notes.clone(), notes.clone());
+            let signals = [Signal::TERM.as_raw()];
+            let removed = reactor
+                .on_signals(&signals, move |_, _| seen.push("removed"))
+                .unwrap();
+            let mut other = Reactor::new().unwrap();
+            other
+                .on_signals(&signals, move |_, _| kept.push("kept"))
+                .unwrap();
+            reactor.remove_signal_handler(removed);
+            reactor.turn(Some(Duration::ZERO));
+            raise(Signal::TERM);
+            run_until(&mut other, |_| notes.len() == 1);
+            assert_eq!(notes.all(), ["kept"]);
+        }
+        other => panic!("no case {other}"),
+    }
+}
+
+#[test]
+fn signal_is_a_callback_with_its_number() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let notes = Notes::new();
+    let seen = notes.clone();
+    let signals = [Signal::USR1.as_raw(), Signal::USR2.as_raw()];
+    let handler: SignalHandler = reactor
+        .on_signals(&signals, move |_, signal| seen.push(signal))
+        .unwrap();
+    for signal in [Signal::USR1, Signal::USR2, Signal::USR1] {
+        let before = notes.len();
+        raise(signal);
+        run_until(&mut reactor, |_| notes.len() > before);
+        assert_eq!(notes.all().last(), Some(&signal.as_raw()));
+    }
+    assert_eq!(notes.len(), 3);
+    reactor.remove_signal_handler(handler);
+    reactor.turn(Some(Duration::ZERO));
+    assert_eq!(reactor.registered(), 0);
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn failing_handler_is_called_for_the_next_signal_too() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let notes = Notes::new();
+    let seen = notes.clone();
+    reactor
+        .on_signals(&[Signal::USR1.as_raw()], move |_, signal| {
+            seen.push(signal);
+            panic!("{PANIC}");
+        })
+        .unwrap();
+    for count in 1..=2 {
+        raise(Signal::USR1);
+        run_until(&mut reactor, |_| notes.len() == count);
+    }
+}
+
+#[test]
+fn signal_wakes_a_loop_that_waits_without_end() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    reactor
+        .on_signals(&[Signal::USR2.as_raw()], |reactor, _| {
+            reactor.stop().unwrap()
+        })
+        .unwrap();
+    let sender = thread::spawn(|| raise(Signal::USR2));
+    reactor.run().unwrap();
+    sender.join().unwrap();
+    assert_eq!(reactor.registered(), 0);
+}
+
+#[test]
+fn term_stops_the_loop_in_an_orderly_way() {
+    assert!(run_child("stop").success());
+}
+
+#[test]
+fn signal_has_its_default_effect_after_its_handler_is_gone() {
+    for case in [
+        "stop, then default",
+        "removed, then default",
+        "dropped, then default",
+        "refused, then default",
+    ] {
+        let status = run_child(case);
+        assert_eq!(
+            status.signal(),
+            Some(Signal::TERM.as_raw()),
+            "{case}: {status}"
+        );
+    }
+}
+
+/// The default effect of the handler removed first stayed, and killed the
+/// process although another handler had been installed since.
+#[test]
+fn handler_installed_after_another_was_removed_gets_the_signal() {
+    for case in ["installed anew", "one of two removed"] {
+        let status = run_child(case);
+        assert!(status.success(), "{case}: {status}");
+    }
+}
