@@ -461,7 +461,7 @@ fn nothing_is_left_when_a_reactor_is_dropped_in_the_middle() {
         let mut reactor = Reactor::new().unwrap();
         let record = Record::default();
         let recorder = Recorder::new(&record);
-        let for_factory = (Rc::clone(&kept), recorder.clone());
+        let for_factory = (Rc::clone(&kept), recorder);
         let factory = move |_: &bowline::Address| {
             let _ = &for_factory.0;
             for_factory.1.clone()

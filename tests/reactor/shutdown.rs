@@ -288,7 +288,7 @@ impl<T: Transport> Protocol<T> for Reconnects {
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         self.lost.borrow_mut().push(reason.to_string());
         let (address, lost) = (self.address, Rc::clone(&self.lost));
-        let factory = move |_: &Address| Reconnects {
+        let factory = move |_: &Address| Self {
             address,
             lost: Rc::clone(&lost),
         };

@@ -89,12 +89,12 @@ fn call_made_inside_the_loop_runs_in_the_next_turn_without_waiting() {
     let notes = Shared::default();
     let outer = notes.clone();
     reactor.call_soon(move |reactor| {
-        let inner = outer.clone();
+        let inner = outer;
         reactor
             .remote()
             .call_from_thread(move |reactor| {
                 inner.push(1);
-                let innermost = inner.clone();
+                let innermost = inner;
                 let added = move |_: &mut Reactor| innermost.push(2);
                 reactor.remote().call_from_thread(added).unwrap();
             })

@@ -193,7 +193,7 @@ where
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
-            } else if visit == Visit::Extra && core.has(flag::READABLE) && core.is_reading() {
+            } else if visit == Visit::Extra && core.may_read() {
                 // Read in the next turn, and if it is broken before it ends.
                 break;
             } else if !core.has(flag::UNSETTLED) || !self.finish() {
