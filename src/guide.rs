@@ -1,1 +1,45 @@
 //! From an echo server to passing a live connection to another process.
+//!
+//! Each chapter is a module without items. They build on each other; every
+//! program in them is compiled and run by the tests.
+//!
+//! 1. [An echo server](echo)
+//! 2. [Protocols, factories and shared state](protocols)
+//! 3. [Time](time)
+//! 4. [Producers, consumers and a proxy](producers)
+//! 5. [Passing descriptors](descriptors)
+//! 6. [Closing](closing)
+//! 7. [Giving a connection to another process](handoff)
+//! 8. [Testing your protocol](testing)
+//! 9. [Threads, signals and other loops](embedding)
+//! 10. [Coming from Twisted](twisted)
+
+#[doc = include_str!("guide/echo.md")]
+pub mod echo {}
+
+#[doc = include_str!("guide/protocols.md")]
+pub mod protocols {}
+
+#[doc = include_str!("guide/time.md")]
+pub mod time {}
+
+#[doc = include_str!("guide/producers.md")]
+pub mod producers {}
+
+#[doc = include_str!("guide/descriptors.md")]
+pub mod descriptors {}
+
+#[doc = include_str!("guide/closing.md")]
+pub mod closing {}
+
+#[doc = include_str!("guide/handoff.md")]
+pub mod handoff {}
+
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("guide/embedding.md")]
+pub mod embedding {}
+
+#[doc = include_str!("guide/twisted.md")]
+pub mod twisted {}

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! The [guide] leads from this program to passing a live connection to another
-//! process.
+//! process; who knows Twisted may begin at [its last chapter](guide::twisted).
 //!
 //! # By task
 //!
