@@ -1,6 +1,7 @@
 //! The examples as their users run them: started, talked to, and stopped with
 //! SIGTERM.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -321,7 +322,10 @@ fn chat_tells_the_others_and_shows_out_the_silent() {
     assert_eq!(dan.hear(), "* welcome, dan; here: [ann]");
     assert_eq!(ann.hear(), "* dan has joined");
     ann.say("good night");
-    while dan.hear() != "ann: good night" {}
+    let heard = (0..1000)
+        .map(|_| dan.hear())
+        .find(|line| line != "ann: still here");
+    assert_eq!(heard.as_deref(), Some("ann: good night"));
     chat.stop();
     assert_eq!(ann.hear(), "* the room closes");
     assert_eq!(ann.hear(), "");
@@ -355,4 +359,141 @@ impl Guest {
         self.lines.read_line(&mut line).expect("text");
         line.trim_end().to_owned()
     }
+}
+
+#[test]
+fn fd_passing_proves_all_four() {
+    let output = run_to_end("fd_passing", &[]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.starts_with("listening on 127.0.0.1:"), "{text}");
+    let proofs = [
+        ("open file", "read \"read there\""),
+        ("end of a pipe", "read \"written before\""),
+        ("listening socket", "heard \"process"),
+        ("connected socket", "heard \"process"),
+    ];
+    for (what, proof) in proofs {
+        let row = text.lines().find(|line| line.starts_with(what));
+        assert!(row.is_some_and(|row| row.contains(proof)), "{text}");
+    }
+}
+
+#[test]
+fn prefork_passes_its_own_load() {
+    let output = run_to_end("prefork", &["--workers", "3"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.starts_with("listening on 127.0.0.1:"), "{text}");
+    assert!(
+        text.contains("4000 descriptors passed, 0 failures"),
+        "{text}"
+    );
+    // Three workers and the one that replaced the one that was killed.
+    let rows = text.lines().filter(|line| {
+        let mut fields = line.split_whitespace();
+        fields.next().is_some_and(|pid| pid.parse::<u32>().is_ok()) && fields.count() == 2
+    });
+    assert_eq!(rows.count(), 4, "{text}");
+}
+
+/// One request on a connection of its own: the process that answered.
+fn ask(address: &str) -> Option<u32> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (_, process) = answer.split_once("\r\n\r\nprocess ")?;
+    process.trim_end().parse().ok()
+}
+
+fn is_running(process: u32) -> bool {
+    // A zombie has ended.
+    std::fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < DEADLINE, "{what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn prefork_goes_on_when_a_worker_is_killed_under_load() {
+    let prefork = Example::start("prefork", &["--serve", "--workers", "2"]);
+    let address = prefork.address.clone();
+    let (answers, answered) = mpsc::channel();
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (address, answers) = (address.clone(), answers.clone());
+            // Ends when nobody listens to the answers any more.
+            thread::spawn(move || while answers.send(ask(&address)).is_ok() {})
+        })
+        .collect();
+    let next = || answered.recv_timeout(DEADLINE).expect("it answers");
+    let mut before = BTreeSet::new();
+    while before.len() < 2 {
+        before.insert(next().expect("nobody was killed yet"));
+    }
+
+    let victim = *before.first().expect("two");
+    let pid = i32::try_from(victim).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), Signal::KILL).expect("it runs");
+    // What had been passed to it is lost with it: a handful, since each of the
+    // four clients has one connection.
+    let mut failures = 0;
+    loop {
+        match next() {
+            Some(process) if !before.contains(&process) => break,
+            Some(_) => {}
+            None => failures += 1,
+        }
+        assert!(failures <= 8, "{failures} connections were lost");
+    }
+    // Its successor serves, and nothing is lost any more.
+    for _ in 0..500 {
+        assert_ne!(next().expect("answered"), victim);
+    }
+    drop(answered);
+    for client in clients {
+        client.join().expect("no panic");
+    }
+    wait_until("the dead worker was reaped", || !is_running(victim));
+    prefork.stop();
+    wait_until("workers end", || !before.iter().any(|pid| is_running(*pid)));
+}
+
+#[test]
+fn prefork_answers_what_it_accepted_before_it_stops() {
+    let prefork = Example::start("prefork", &["--serve"]);
+    let mut clients: Vec<_> = (0..20).map(|_| prefork.connect()).collect();
+    // In the middle of a request.
+    for client in &mut clients {
+        client.write_all(b"GET / HTTP/1.1\r\n").expect("writes");
+    }
+    // By now the others have been accepted, since the queue is in order.
+    assert!(ask(&prefork.address).is_some());
+    kill_process(prefork.pid(), Signal::TERM).expect("it runs");
+    wait_until_refused(&prefork.address);
+    for client in &mut clients {
+        client.write_all(b"Host: x\r\n\r\n").expect("writes");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("text");
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    let mut prefork = prefork;
+    assert!(prefork.child.wait().expect("ours").success());
+}
+
+#[test]
+fn workers_of_a_prefork_server_end_when_it_is_killed() {
+    let mut prefork = Example::start("prefork", &["--serve", "--workers", "1"]);
+    let worker = ask(&prefork.address).expect("answers");
+    assert!(is_running(worker));
+    prefork.child.kill().expect("it runs");
+    wait_until("the worker ends", || !is_running(worker));
 }
