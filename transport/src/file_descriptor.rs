@@ -232,6 +232,18 @@ pub trait FileDescriptor: Sized + 'static {
         WriteStatus::Full
     }
 
+    /// What follows after a limit was changed: a push producer is paused, or
+    /// resumed if nothing else would ever say that it may go on.
+    fn limits_changed(&mut self) {
+        let is_full = self.is_send_buffer_full();
+        let core = self.core_mut();
+        if is_full {
+            core.pause_push_producer();
+        } else if core.is_producer_paused() {
+            core.resume_producer_if_drained(is_full);
+        }
+    }
+
     /// What follows after bytes or descriptors have left.
     #[inline(always)]
     fn buffer_shrunk(&mut self) {

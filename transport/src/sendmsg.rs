@@ -322,7 +322,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
             per_message,
             ..limits
         };
-        let _: WriteStatus = self.bytes_queued();
+        self.limits_changed();
     }
 
     fn set_received_linger(&mut self, linger: Linger) {

@@ -33,7 +33,7 @@ macro_rules! impl_transport {
 
             fn set_watermarks(&mut self, watermarks: bowline_protocol::Watermarks) {
                 $crate::FileDescriptor::core_mut(self).set_watermarks(watermarks);
-                let _ = $crate::FileDescriptor::bytes_queued(self);
+                $crate::FileDescriptor::limits_changed(self);
             }
 
             fn register_producer(

@@ -1,0 +1,10 @@
+//! Passing descriptors, with raw sockets or another transport at the other end.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod peer;
+
+mod closing;
+mod exact;
+mod sending;

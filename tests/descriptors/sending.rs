@@ -1,0 +1,415 @@
+//! `send_file_descriptor`: descriptors that ride with the earliest bytes.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bowline::{
+    Address, DescriptorLimits, PassedDescriptor, ProducerKind, ProducerRef, Reactor,
+    SendDescriptorErrorKind, Transports, UnixTransport, WriteStatus,
+};
+
+use crate::peer::{
+    OneByOne, Seen, adopt, file, files, identities, identity, receive, receive_all,
+    shrink_send_buffer, transport,
+};
+use crate::support::{DescriptorLedger, Event, Record, Recorder, run_until, run_until_quiet};
+
+/// Queues all of them.
+#[track_caller]
+fn queue(transport: &mut dyn UnixTransport, descriptors: Vec<OwnedFd>) {
+    for fd in descriptors {
+        transport.send_file_descriptor(fd.into()).expect("queued");
+    }
+}
+
+#[test]
+fn descriptors_arrive_in_order_over_any_number_of_flushes() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        let (sent, expected) = files(9);
+        let mut received = Vec::new();
+        for fd in sent {
+            queue(transport(&mut reactor, handle), vec![fd]);
+            transport(&mut reactor, handle).write(b"x");
+            run_until_quiet(&mut reactor);
+            received.extend(receive_all(&peer));
+        }
+        let descriptors: Vec<OwnedFd> =
+            received.into_iter().flat_map(|it| it.descriptors).collect();
+        assert_eq!(identities(&descriptors), expected);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn peer_has_the_same_open_file() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        let ours = file();
+        rustix::io::write(&ours, b"shared offset").unwrap();
+        let copy = ours.try_clone().unwrap();
+        queue(transport(&mut reactor, handle), vec![copy]);
+        transport(&mut reactor, handle).write(b"x");
+        run_until_quiet(&mut reactor);
+        let message = receive(&peer, 10).unwrap();
+        let theirs = &message.descriptors[0];
+        assert_eq!(identity(theirs), identity(&ours));
+        assert_eq!(rustix::fs::tell(theirs).unwrap(), 13);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn queueing_makes_no_system_call() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        run_until_quiet(&mut reactor);
+        let (sent, expected) = files(2);
+        queue(transport(&mut reactor, handle), sent);
+        // A long write alone would go to the kernel at once.
+        transport(&mut reactor, handle).write(&[7; 20_000]);
+        assert!(receive(&peer, 1).is_none());
+        run_until_quiet(&mut reactor);
+        let message = receive(&peer, 65_536).unwrap();
+        assert_eq!(message.data, vec![7; 20_000]);
+        assert_eq!(identities(&message.descriptors), expected);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptor_and_byte_may_be_queued_in_either_order() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        transport(&mut reactor, handle).write(b"ab");
+        queue(transport(&mut reactor, handle), vec![file()]);
+        run_until_quiet(&mut reactor);
+        let message = receive(&peer, 10).unwrap();
+        assert_eq!(
+            (message.data.as_slice(), message.descriptors.len()),
+            (&b"ab"[..], 1)
+        );
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptor_without_a_byte_is_held_until_something_is_written() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
+        let (sent, expected) = files(3);
+        queue(transport(&mut reactor, handle), sent);
+        for round in 0..3 {
+            run_until_quiet(&mut reactor);
+            assert_eq!(
+                transport(&mut reactor, handle).unsent_descriptors(),
+                3 - round
+            );
+            assert!(receive(&peer, 10).is_none());
+            // One byte takes one of them.
+            transport(&mut reactor, handle).write(b"x");
+            run_until_quiet(&mut reactor);
+            let message = receive(&peer, 10).unwrap();
+            assert_eq!(message.contents(), (&b"x"[..], vec![expected[round]]));
+        }
+        assert_eq!(record.summary(), ["made", "sent 1", "sent 1", "sent 1"]);
+        assert_eq!(transport(&mut reactor, handle).descriptors_sent(), 3);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn consecutive_descriptors_travel_in_batches_with_the_real_bytes() {
+    let ledger = DescriptorLedger::open();
+    for (per_message, counts) in [
+        (64, vec![64, 64, 64, 8]),
+        (253, vec![200]),
+        // Out of range: cut to what one message can hold.
+        (10_000, vec![200]),
+        (0, vec![1; 200]),
+        (100, vec![100, 100]),
+    ] {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
+            per_message,
+            ..DescriptorLimits::default()
+        });
+        let (sent, expected) = files(200);
+        queue(transport(&mut reactor, handle), sent);
+        let data: Vec<u8> = (0..1_000u32).map(|n| n as u8).collect();
+        transport(&mut reactor, handle).write(&data);
+        run_until(&mut reactor, |reactor| {
+            transport(reactor, handle).unsent_descriptors() == 0
+        });
+        run_until_quiet(&mut reactor);
+        let messages = receive_all(&peer);
+        let seen: Vec<usize> = messages.iter().map(|it| it.descriptors.len()).collect();
+        assert_eq!(seen, counts, "per message {per_message}");
+        let all: Vec<u8> = messages.iter().flat_map(|it| it.data.clone()).collect();
+        assert!(all == data);
+        for message in &messages {
+            assert!(message.descriptors.len() <= message.data.len());
+        }
+        let descriptors = messages.into_iter().flat_map(|it| it.descriptors);
+        assert_eq!(identities(&descriptors.collect::<Vec<_>>()), expected);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn never_more_descriptors_than_bytes() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        let (sent, expected) = files(10);
+        queue(transport(&mut reactor, handle), sent);
+        transport(&mut reactor, handle).write(b"abc");
+        run_until_quiet(&mut reactor);
+        let message = receive(&peer, 10).unwrap();
+        assert_eq!(message.contents(), (&b"abc"[..], expected[..3].to_vec()));
+        assert_eq!(transport(&mut reactor, handle).unsent_descriptors(), 7);
+        assert!(receive(&peer, 10).is_none());
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn sixty_fifth_descriptor_pauses_a_push_producer_and_a_byte_for_each_resumes_it() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
+        run_until_quiet(&mut reactor);
+        let it = transport(&mut reactor, handle);
+        it.register_producer(ProducerRef::Protocol, ProducerKind::Push)
+            .unwrap();
+        queue(it, files(64).0);
+        assert!(!it.is_send_buffer_full() && !it.is_producer_paused());
+        queue(it, files(1).0);
+        assert!(it.is_send_buffer_full() && it.is_producer_paused());
+        queue(it, files(5).0);
+        assert_eq!(it.write(b"x"), WriteStatus::Full);
+        run_until_quiet(&mut reactor);
+        assert_eq!(record.count(|event| matches!(event, Event::Paused)), 1);
+        assert_eq!(record.count(|event| matches!(event, Event::Resumed)), 0);
+        transport(&mut reactor, handle).write(&[0; 100]);
+        run_until_quiet(&mut reactor);
+        assert_eq!(record.count(|event| matches!(event, Event::Paused)), 1);
+        assert_eq!(record.count(|event| matches!(event, Event::Resumed)), 1);
+        assert!(!transport(&mut reactor, handle).is_producer_paused());
+        assert_eq!(
+            receive_all(&peer)
+                .iter()
+                .map(|it| it.descriptors.len())
+                .sum::<usize>(),
+            70
+        );
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn limit_that_pauses_is_settable_and_raising_it_resumes() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, _peer) = adopt(&mut reactor, Recorder::new(&record));
+        let it = transport(&mut reactor, handle);
+        let limits = DescriptorLimits {
+            high: 2,
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+        it.register_producer(ProducerRef::Protocol, ProducerKind::Push)
+            .unwrap();
+        queue(it, files(2).0);
+        assert!(!it.is_producer_paused());
+        queue(it, files(1).0);
+        assert!(it.is_producer_paused());
+        run_until_quiet(&mut reactor);
+        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits::default());
+        run_until_quiet(&mut reactor);
+        assert_eq!(record.summary(), ["made", "paused", "resumed"]);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn pull_producer_is_never_paused_by_descriptors() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, _peer) = adopt(&mut reactor, Recorder::new(&record));
+        let it = transport(&mut reactor, handle);
+        it.register_producer(ProducerRef::Protocol, ProducerKind::Pull)
+            .unwrap();
+        queue(it, files(70).0);
+        run_until_quiet(&mut reactor);
+        assert_eq!(record.count(|event| matches!(event, Event::Paused)), 0);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn our_copy_is_closed_when_the_descriptor_has_left() {
+    let ledger = DescriptorLedger::open();
+    {
+        let seen = Seen::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        queue(transport(&mut reactor, handle), vec![writer]);
+        transport(&mut reactor, handle).write(b"x");
+        run_until_quiet(&mut reactor);
+        assert_eq!(seen.all(), ["sent 1"]);
+        // The peer has not read it, and it lives.
+        drop(reactor);
+        let theirs = receive(&peer, 10).unwrap().descriptors;
+        rustix::io::write(&theirs[0], b"y").unwrap();
+        drop(theirs);
+        let mut buffer = [0; 4];
+        assert_eq!(rustix::io::read(&reader, &mut buffer).unwrap(), 1);
+        assert_eq!(rustix::io::read(&reader, &mut buffer).unwrap(), 0);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn one_descriptor_is_shared_by_many_peers() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let shared = Rc::new(file());
+        let mut peers = Vec::new();
+        for _ in 0..20 {
+            let (handle, peer) = adopt(&mut reactor, Recorder::default());
+            let it = transport(&mut reactor, handle);
+            it.send_file_descriptor(PassedDescriptor::shared(&shared))
+                .unwrap();
+            it.write(b"x");
+            peers.push(peer);
+        }
+        assert_eq!(Rc::strong_count(&shared), 21);
+        run_until_quiet(&mut reactor);
+        assert_eq!(Rc::strong_count(&shared), 1);
+        for peer in &peers {
+            let message = receive(peer, 10).unwrap();
+            assert_eq!(message.contents(), (&b"x"[..], vec![identity(&*shared)]));
+        }
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptors_wait_in_order_while_the_peer_does_not_read() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, peer) = crate::support::socketpair();
+        shrink_send_buffer(&ours);
+        let handle = reactor
+            .adopt_unix_stream(ours.into(), Recorder::default())
+            .unwrap();
+        let it = transport(&mut reactor, handle);
+        it.set_descriptor_limits(DescriptorLimits {
+            per_message: 1,
+            ..DescriptorLimits::default()
+        });
+        let (sent, expected) = files(60);
+        let data: Vec<u8> = (0..5_000u32).map(|n| n as u8).collect();
+        queue(it, sent);
+        it.write(&data);
+        run_until_quiet(&mut reactor);
+        let waiting = transport(&mut reactor, handle).unsent_descriptors();
+        assert!(waiting > 0 && waiting < 60, "{waiting} wait");
+        // No plain bytes went past those that wait.
+        let unsent = transport(&mut reactor, handle).unsent_bytes();
+        assert_eq!(data.len() - unsent, 60 - waiting);
+        let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
+        run_until(&mut reactor, |_| {
+            for message in receive_all(&peer) {
+                bytes.extend(message.data);
+                descriptors.extend(message.descriptors);
+            }
+            bytes.len() == data.len()
+        });
+        assert!(bytes == data);
+        assert_eq!(identities(&descriptors), expected);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn accepted_and_connected_transports_pass_descriptors_both_ways() {
+    let ledger = DescriptorLedger::open();
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let (server, client) = (Record::default(), Record::default());
+        let mut reactor = Reactor::new().unwrap();
+        let recorder = Recorder::new(&server);
+        reactor
+            .listen_unix(path.as_path(), move |_: &Address| recorder.clone())
+            .unwrap();
+        let recorder = Recorder::new(&client);
+        reactor
+            .connect_unix(path.as_path(), move |_: &Address| recorder.clone())
+            .unwrap();
+        run_until(&mut reactor, |_| {
+            !server.summary().is_empty() && !client.summary().is_empty()
+        });
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            let (sent, expected) = files(2);
+            let token = from.handle(0);
+            // Any transport can be reached by a handle that sees what it can.
+            let handle = bowline::Handle::new(token.token(), |facet| {
+                facet
+                    .downcast_mut::<bowline::UnixStream>()
+                    .map(|transport| transport as &mut dyn UnixTransport)
+            });
+            queue(transport(&mut reactor, handle), sent);
+            transport(&mut reactor, handle).write(b"hello");
+            run_until(&mut reactor, |_| to.data() == b"hello");
+            assert_eq!(identities(&to.take_descriptors()), expected);
+        }
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptor_comes_back_when_the_queue_is_full() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, _peer) = adopt(&mut reactor, Recorder::default());
+        let it = transport(&mut reactor, handle);
+        it.set_descriptor_limits(DescriptorLimits {
+            queued: 2,
+            ..DescriptorLimits::default()
+        });
+        queue(it, files(2).0);
+        let (mut third, expected) = files(1);
+        let error = it.send_file_descriptor(third.remove(0).into()).unwrap_err();
+        assert_eq!(error.kind, SendDescriptorErrorKind::QueueFull);
+        assert_eq!(error.descriptors.len(), 1);
+        assert_eq!(identity(&error.descriptors[0]), expected[0]);
+        assert_eq!(it.unsent_descriptors(), 2);
+    }
+    ledger.assert_balanced();
+}
