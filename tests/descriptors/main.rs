@@ -7,4 +7,6 @@ mod peer;
 
 mod closing;
 mod exact;
+mod hostile;
+mod receiving;
 mod sending;

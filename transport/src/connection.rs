@@ -362,9 +362,9 @@ where
         };
         if is_truncated {
             Ledger::add(&core.shared.ledger.truncations, 1);
-            core.close_unclaimed(ancillary.descriptors.drain(..));
+            core.shared.close_received(ancillary.descriptors.drain(..));
         } else if let Some(limit) = limit {
-            core.close_unclaimed(ancillary.descriptors.drain(..));
+            core.shared.close_received(ancillary.descriptors.drain(..));
             core.end(CloseReason::DescriptorLimit { limit });
         }
         let Some(protocol) = &mut self.protocol else {
@@ -392,9 +392,13 @@ where
                 protocol.data_received(&mut cx, data);
             }
         } else {
-            let mut descriptors = ReceivedDescriptors::new(&mut ancillary.descriptors);
-            protocol.descriptors_received(&mut cx, &mut descriptors, data);
-            self.transport.core_mut().close_unclaimed(descriptors);
+            let mut offered = Offered {
+                shared: Rc::clone(&cx.transport.core().shared),
+                descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
+            };
+            protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
+            let core = self.transport.core_mut();
+            core.close_unclaimed(offered.descriptors.by_ref());
         }
         self.warn_of_unclaimed(unclaimed_before);
     }
@@ -709,6 +713,19 @@ where
             host,
             peer,
         })
+    }
+}
+
+/// Descriptors while a callback may take them. Those that it leaves are closed
+/// as unclaimed ones, also when it panics.
+struct Offered<'a> {
+    shared: Rc<Shared>,
+    descriptors: ReceivedDescriptors<'a>,
+}
+
+impl Drop for Offered<'_> {
+    fn drop(&mut self) {
+        self.shared.close_received(self.descriptors.by_ref());
     }
 }
 

@@ -740,13 +740,11 @@ impl<S: Socket> Core<S> {
         }
     }
 
-    /// Closes descriptors that nobody wants.
+    /// Closes descriptors that the protocol does not want.
     pub(crate) fn close_unclaimed(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
-        for fd in descriptors {
-            // The peer may have made the last close block.
-            sys::disarm_linger(std::os::fd::AsFd::as_fd(&fd));
-            self.cold().unclaimed += 1;
-            crate::shared::Ledger::add(&self.shared.ledger.unclaimed, 1);
+        let count = self.shared.close_received(descriptors);
+        if count > 0 {
+            self.cold().unclaimed += count as u64;
         }
     }
 }

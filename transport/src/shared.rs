@@ -4,13 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline_reactor::Reactor;
 
 use crate::log;
-use crate::sys::{Ancillary, ControlBuffer};
+use crate::sys::{self, Ancillary, ControlBuffer};
 use crate::write_buffer::{CHUNK_BYTES, Storage};
 
 /// How much one read can take: what a default UNIX socket holds is three
@@ -154,6 +154,19 @@ impl Shared {
         if spare.len() < MAX_SPARE {
             spare.push(storage);
         }
+    }
+
+    /// Closes descriptors that were received and that nobody took; answers how
+    /// many there were.
+    pub(crate) fn close_received(&self, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
+        let mut count = 0;
+        for fd in descriptors {
+            // The peer may have made the last close block.
+            sys::disarm_linger(fd.as_fd());
+            count += 1;
+        }
+        Ledger::add(&self.ledger.unclaimed, count);
+        count
     }
 
     /// Takes the reserve descriptor, to be there when there are no others.
