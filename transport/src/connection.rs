@@ -738,7 +738,8 @@ fn pop_first<T>(list: &mut Vec<T>) -> Option<T> {
 fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
     let token = core.token;
     let waits = core.has(flag::WAITS_FOR_TIMER);
-    if core.state() == State::Open {
+    // A broken connection has yet to end, once it is read out.
+    if core.state() == State::Open && !core.is_broken() {
         core.flags &= !flag::UNSETTLED;
     }
     let cold = core.cold();
