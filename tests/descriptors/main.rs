@@ -7,6 +7,8 @@ mod peer;
 
 mod closing;
 mod exact;
+mod figures;
 mod hostile;
+mod limits;
 mod receiving;
 mod sending;
