@@ -138,10 +138,17 @@ pub use bowline_transport::{
     UnixSocket,
 };
 
-/// Time and readiness under a test's control; feature `testing`.
+/// Connections in memory and time that stands still, for the tests of your
+/// protocols; feature `testing`.
+///
+/// [`Pump`](testing::Pump) is where to begin.
 #[cfg(feature = "testing")]
 pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ReadinessSource};
+    pub use bowline_transport::testing::{
+        Delivery, KernelSettings, MemoryHandle, MemoryPeer, MemorySocket, MemoryStream, PeerRead,
+        Pump, Random, SimulatedKernel, SocketId,
+    };
 }
 
 #[cfg(doctest)]

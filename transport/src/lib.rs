@@ -7,6 +7,11 @@
 //! passes descriptors. Most programs depend on the facade crate `bowline` and
 //! never name this one.
 //!
+//! # Features
+//!
+//! - `testing`: connections in memory, for the tests of protocols; module
+//!   `testing`.
+//!
 //! [bowline]: https://docs.rs/bowline
 
 #![deny(unsafe_code)]
@@ -29,6 +34,8 @@ mod shared;
 mod socket;
 mod stream;
 mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod transports;
 mod write_buffer;
 

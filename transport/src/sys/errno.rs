@@ -49,3 +49,25 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
 pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENOTSOCK)
 }
+
+/// What the simulated kernel answers: the numbers of the real one.
+#[cfg(feature = "testing")]
+pub(crate) mod simulated {
+    use std::io;
+
+    pub(crate) fn would_block() -> io::Error {
+        io::Error::from_raw_os_error(libc::EAGAIN)
+    }
+
+    pub(crate) fn broken_pipe() -> io::Error {
+        io::Error::from_raw_os_error(libc::EPIPE)
+    }
+
+    pub(crate) fn connection_reset() -> io::Error {
+        io::Error::from_raw_os_error(libc::ECONNRESET)
+    }
+
+    pub(crate) fn invalid() -> io::Error {
+        io::Error::from_raw_os_error(libc::EINVAL)
+    }
+}

@@ -39,6 +39,8 @@ pub(crate) use self::cmsg::{
     CONTROL_BUFFER_BYTES, ControlBuffer, ControlMessage, ControlMessages, Credentials,
     MAX_DESCRIPTORS, Numbers, walk,
 };
+#[cfg(feature = "testing")]
+pub(crate) use self::errno::simulated;
 pub(crate) use self::errno::{
     is_not_a_socket, is_of_one_connection, is_out_of_descriptors, is_out_of_memory, is_transient,
 };

@@ -1,0 +1,770 @@
+//! The simulated kernel: every queue, every setting and every choice of a
+//! simulation in one object.
+//!
+//! What is modelled, for connected UNIX stream sockets, and where it comes
+//! from: the buffers a send is cut into and what each is charged
+//! (`unix_stream_sendmsg`, `sock_alloc_send_pskb`), where a read ends
+//! (`unix_stream_read_generic`), what closing does to the other end
+//! (`unix_release_sock`), and which event each of those raises under an
+//! edge-triggered poller (`ep_poll_callback`, `unix_poll`). The tests of this
+//! module run the same lists of operations over the real thing.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use bowline_reactor::testing::ReadinessSource;
+use bowline_reactor::{Interest, Reactor, Readiness, Token};
+
+use super::random::Random;
+use super::socket::MemorySocket;
+use crate::sys::{self, MAX_DESCRIPTORS};
+
+/// The memory that Linux lets the unread bytes of one socket take by default
+/// (`net.core.wmem_default`).
+const SEND_BUFFER: usize = 212_992;
+/// The most bytes of one buffer: what fits beside its own header in a page,
+/// and eight pages more.
+const BUFFER_BYTES: usize = HEAD_BYTES + 32_768;
+const HEAD_BYTES: usize = PAGE - SHARED_INFO;
+const PAGE: usize = 4_096;
+/// What the kernel keeps behind a buffer's first part, and the buffer's own
+/// description, both rounded to cache lines (x86-64).
+const SHARED_INFO: usize = 320;
+const DESCRIPTION: usize = 256;
+
+/// A kernel that holds connections in memory and reports their readiness to
+/// reactors.
+///
+/// Clones are the same kernel. A reactor gets to know it when the first of its
+/// sockets is put there, and can then belong to no other; several reactors may
+/// share one, as processes do.
+///
+/// Everything that could be one way or the other is decided by the
+/// [settings](KernelSettings) and by one generator of choices, so a run can be
+/// repeated from its seed.
+///
+/// # Limits
+///
+/// A descriptor on its way occupies a number of this process. Sockets have no
+/// names, no credentials and no options, and cannot be detached.
+#[derive(Clone)]
+pub struct SimulatedKernel {
+    state: Rc<RefCell<State>>,
+}
+
+/// How the simulated kernel behaves, from the next call on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSettings {
+    /// How much memory unread bytes may take before a send has to wait
+    /// (`SO_SNDBUF` as getsockopt(2) reports it). A send is taken as long as
+    /// less is used, so it may go beyond by one buffer, and even one byte costs
+    /// 768 bytes. Default 212,992; at least 4,608.
+    pub send_buffer: usize,
+    /// How many bytes one send takes at the most; default `usize::MAX`. At
+    /// least 1.
+    pub largest_send: usize,
+    /// How many bytes one read takes at the most; default `usize::MAX`. At
+    /// least 1. A read that was cut by this is followed by a new event, as if
+    /// the rest had arrived just afterwards.
+    pub largest_read: usize,
+    /// How many of a hundred sends and reads are cut at a chosen byte, in the
+    /// same way; default 0.
+    pub cut_percent: u8,
+    /// How events are delivered.
+    pub delivery: Delivery,
+}
+
+/// How many of the events that wait a poll fetches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// All, in the order in which they were raised; the default.
+    Batch,
+    /// The first, so that every turn serves one socket.
+    OneAtATime,
+    /// Some, in some order.
+    Random,
+}
+
+/// The name of one end of a simulated connection; unique in its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(u64);
+
+impl Default for KernelSettings {
+    fn default() -> Self {
+        Self {
+            send_buffer: SEND_BUFFER,
+            largest_send: usize::MAX,
+            largest_read: usize::MAX,
+            cut_percent: 0,
+            delivery: Delivery::Batch,
+        }
+    }
+}
+
+impl SimulatedKernel {
+    /// A kernel with the default settings, which makes no choices.
+    #[expect(
+        clippy::new_without_default,
+        reason = "two of them are different kernels"
+    )]
+    pub fn new() -> Self {
+        Self::with_seed(0)
+    }
+
+    /// A kernel whose choices come from `seed`.
+    pub fn with_seed(seed: u64) -> Self {
+        Self {
+            state: Rc::new(RefCell::new(State {
+                settings: KernelSettings::default(),
+                random: Random::new(seed),
+                ends: BTreeMap::new(),
+                next_id: 0,
+                ready: Vec::new(),
+                fingerprint: 0,
+            })),
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> KernelSettings {
+        self.state.borrow().settings
+    }
+
+    /// Changes how the kernel behaves. What is on its way stays.
+    pub fn set_settings(&self, settings: KernelSettings) {
+        self.state.borrow_mut().settings = KernelSettings {
+            send_buffer: settings.send_buffer.max(4_608),
+            largest_send: settings.largest_send.max(1),
+            largest_read: settings.largest_read.max(1),
+            ..settings
+        };
+    }
+
+    /// Two connected sockets.
+    pub fn pair(&self) -> (MemorySocket, MemorySocket) {
+        let (one, other) = self.state.borrow_mut().add_pair();
+        (
+            MemorySocket::new(self.clone(), one),
+            MemorySocket::new(self.clone(), other),
+        )
+    }
+
+    /// Makes the `nth` send of a socket from now on fail with `error`; 0 is the
+    /// next one. It takes no byte and no descriptor.
+    ///
+    /// Any error may be given. `WouldBlock` is followed by an event, as the
+    /// real one is; `Interrupted` is not seen, as the transport repeats such a
+    /// call. An error from [`io::Error::from_raw_os_error`] is what the kernel
+    /// answers: one without a number is never taken for `ENOBUFS`, say.
+    pub fn fail_send(&self, socket: SocketId, nth: usize, error: io::Error) {
+        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
+            end.failing_sends.push((nth, error));
+        }
+    }
+
+    /// Makes the `nth` read of a socket from now on fail with `error`; as
+    /// [`fail_send`](Self::fail_send).
+    pub fn fail_read(&self, socket: SocketId, nth: usize, error: io::Error) {
+        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
+            end.failing_reads.push((nth, error));
+        }
+    }
+
+    /// Lets the next read of a socket that brings descriptors have only the
+    /// first `kept` of them, as when descriptor numbers have run out
+    /// (`MSG_CTRUNC`).
+    pub fn truncate_descriptors(&self, socket: SocketId, kept: usize) {
+        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
+            end.truncated_to = Some(kept);
+        }
+    }
+
+    /// How many ends of connections are open.
+    pub fn open_sockets(&self) -> usize {
+        self.state.borrow().ends.len()
+    }
+
+    /// How many bytes and descriptors wait to be read from a socket.
+    pub fn unread(&self, socket: SocketId) -> (usize, usize) {
+        let state = self.state.borrow();
+        let inbox = state.ends.get(&socket).map(|end| &end.inbox);
+        inbox.into_iter().flatten().fold((0, 0), |sum, buffer| {
+            (
+                sum.0 + buffer.bytes.len() - buffer.start,
+                sum.1 + buffer.descriptors.len(),
+            )
+        })
+    }
+
+    /// A number made of all that has happened so far: of each call its kind,
+    /// its socket and its outcome, and of each event. Two runs that differ
+    /// anywhere differ here.
+    pub fn fingerprint(&self) -> u64 {
+        self.state.borrow().fingerprint
+    }
+
+    /// Has the choices made with the kernel's own generator, for tests whose
+    /// other choices should come from the same seed.
+    pub fn choose<T>(&self, choice: impl FnOnce(&mut Random) -> T) -> T {
+        choice(&mut self.state.borrow_mut().random)
+    }
+
+    pub(super) fn send(
+        &self,
+        socket: SocketId,
+        data: &[IoSlice<'_>],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<usize> {
+        let mut state = self.state.borrow_mut();
+        let result = state.send(socket, data, descriptors);
+        state.note(1, socket, &result);
+        result
+    }
+
+    /// Reads into `buf`, and appends descriptors to `descriptors`.
+    pub(super) fn read(
+        &self,
+        socket: SocketId,
+        buf: &mut [u8],
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> io::Result<Read> {
+        let mut state = self.state.borrow_mut();
+        let before = descriptors.len();
+        let result = state.read(socket, buf, descriptors);
+        let count = descriptors.len() - before;
+        let noted = result.as_ref().map(|read| read.bytes << 8 | count);
+        state.note(2, socket, &noted);
+        result
+    }
+
+    pub(super) fn shutdown_write(&self, socket: SocketId) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let result = state.shutdown_write(socket);
+        let noted = result.as_ref().map(|()| 0);
+        state.note(3, socket, &noted);
+        result
+    }
+
+    pub(super) fn close(&self, socket: SocketId) {
+        let mut state = self.state.borrow_mut();
+        state.close(socket);
+        state.note::<()>(4, socket, &Ok(0));
+    }
+
+    pub(super) fn watch(
+        &self,
+        socket: SocketId,
+        reactor: &mut Reactor,
+        token: Token,
+        interest: Interest,
+    ) -> io::Result<()> {
+        let poller = self.poller_of(reactor)?;
+        let mut state = self.state.borrow_mut();
+        let limit = state.settings.send_buffer;
+        let end = state.end(socket)?;
+        // One that is watched already keeps its place in the queue.
+        let is_raised = end.watch.as_ref().is_some_and(|watch| watch.is_raised);
+        end.watch = Some(Watch {
+            poller,
+            token,
+            interest,
+            is_raised,
+        });
+        if !end.readiness(limit).is_empty() {
+            state.raise(socket, Cause::Any);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&self, socket: SocketId) {
+        self.state.borrow_mut().unwatch(socket);
+    }
+
+    /// Whether the other end has said that nothing more comes, and all of it
+    /// was read.
+    pub(super) fn is_at_end(&self, socket: SocketId) -> bool {
+        let state = self.state.borrow();
+        let end = state.ends.get(&socket);
+        end.is_none_or(|end| end.inbox.is_empty() && end.is_read_shut)
+    }
+
+    /// What this reactor's next turn would be told.
+    #[cfg(test)]
+    pub(super) fn poll(&self, reactor: &mut Reactor) -> Vec<(Token, Readiness)> {
+        let mut events = Vec::new();
+        let poller = self.poller_of(reactor).expect("it is of this kernel");
+        self.state.borrow_mut().poll(poller, &mut events);
+        events
+    }
+
+    /// The queue of events for this reactor, made when it is first asked for.
+    fn poller_of(&self, reactor: &mut Reactor) -> io::Result<usize> {
+        let mut is_new = false;
+        let attached = reactor.extension(|| {
+            is_new = true;
+            let ready = &mut self.state.borrow_mut().ready;
+            ready.push(VecDeque::new());
+            Attached {
+                kernel: self.clone(),
+                poller: ready.len() - 1,
+            }
+        });
+        if is_new {
+            reactor.set_readiness_source(Poller {
+                kernel: self.clone(),
+                index: attached.poller,
+            });
+        } else if !Rc::ptr_eq(&attached.kernel.state, &self.state) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the reactor belongs to another simulated kernel",
+            ));
+        }
+        Ok(attached.poller)
+    }
+}
+
+/// What a reactor keeps of its kernel.
+struct Attached {
+    kernel: SimulatedKernel,
+    poller: usize,
+}
+
+/// The events for one reactor.
+struct Poller {
+    kernel: SimulatedKernel,
+    index: usize,
+}
+
+impl ReadinessSource for Poller {
+    fn poll(&mut self, events: &mut Vec<(Token, Readiness)>) {
+        self.kernel.state.borrow_mut().poll(self.index, events);
+    }
+
+    fn has_events(&self) -> bool {
+        !self.kernel.state.borrow().ready[self.index].is_empty()
+    }
+}
+
+/// What one read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Read {
+    pub(super) bytes: usize,
+    pub(super) had_descriptors: bool,
+    pub(super) is_truncated: bool,
+}
+
+struct State {
+    settings: KernelSettings,
+    random: Random,
+    /// Ordered, so that nothing depends on how names are hashed.
+    ends: BTreeMap<SocketId, End>,
+    next_id: u64,
+    /// For each reactor the sockets that something happened to.
+    ready: Vec<VecDeque<SocketId>>,
+    fingerprint: u64,
+}
+
+/// One end of a connection.
+struct End {
+    /// May be gone.
+    peer: SocketId,
+    inbox: VecDeque<Buffer>,
+    /// What the buffers that were sent from here and not read are charged.
+    charged: usize,
+    is_read_shut: bool,
+    is_write_shut: bool,
+    /// The other end was closed with bytes of ours unread, which the next read
+    /// is told.
+    is_reset: bool,
+    watch: Option<Watch>,
+    failing_sends: Vec<(usize, io::Error)>,
+    failing_reads: Vec<(usize, io::Error)>,
+    truncated_to: Option<usize>,
+}
+
+/// A part of one send, with its descriptors if it is the first.
+struct Buffer {
+    bytes: Vec<u8>,
+    /// How far it was read.
+    start: usize,
+    descriptors: Vec<OwnedFd>,
+    charge: usize,
+}
+
+/// How a socket is watched: what an edge-triggered poller keeps of it.
+struct Watch {
+    poller: usize,
+    token: Token,
+    interest: Interest,
+    /// It stands in the poller's queue.
+    is_raised: bool,
+}
+
+/// What has happened to a socket: a watch for reading is not woken by room to
+/// write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Any,
+    Arrival,
+    Room,
+}
+
+impl State {
+    fn add_pair(&mut self) -> (SocketId, SocketId) {
+        let (one, other) = (SocketId(self.next_id), SocketId(self.next_id + 1));
+        self.next_id += 2;
+        self.ends.insert(one, End::new(other));
+        self.ends.insert(other, End::new(one));
+        (one, other)
+    }
+
+    fn end(&mut self, socket: SocketId) -> io::Result<&mut End> {
+        self.ends
+            .get_mut(&socket)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
+    }
+
+    fn send(
+        &mut self,
+        socket: SocketId,
+        data: &[IoSlice<'_>],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<usize> {
+        let asked = data.iter().map(|slice| slice.len()).sum();
+        let end = self.end(socket)?;
+        if let Some(error) = end.fails(|end| &mut end.failing_sends) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.raise(socket, Cause::Room);
+            }
+            return Err(error);
+        }
+        let (peer, is_shut) = (end.peer, end.is_write_shut);
+        if descriptors.len() > MAX_DESCRIPTORS || (asked == 0 && !descriptors.is_empty()) {
+            return Err(sys::simulated::invalid());
+        }
+        if is_shut {
+            return Err(sys::simulated::broken_pipe());
+        }
+        // Before anything is taken, and all or none.
+        let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+        let mut copies = copies.collect::<io::Result<Vec<_>>>()?;
+
+        let length = self.cut(asked, self.settings.largest_send);
+        let limit = self.settings.send_buffer;
+        let largest = (limit / 2 - 64).min(BUFFER_BYTES);
+        let mut slices = data.iter().map(|slice| &**slice);
+        let mut rest: &[u8] = &[];
+        let mut sent = 0;
+        while sent < length {
+            let end = self.end(socket)?;
+            if end.charged >= limit {
+                break;
+            }
+            let size = (length - sent).min(largest);
+            let charge = charge(size);
+            end.charged += charge;
+            let mut bytes = Vec::with_capacity(size);
+            while bytes.len() < size {
+                if rest.is_empty() {
+                    rest = slices.next().unwrap_or_default();
+                    continue;
+                }
+                let (fits, left) = rest.split_at(rest.len().min(size - bytes.len()));
+                bytes.extend_from_slice(fits);
+                rest = left;
+            }
+            self.end(peer)?.inbox.push_back(Buffer {
+                bytes,
+                start: 0,
+                descriptors: std::mem::take(&mut copies),
+                charge,
+            });
+            self.raise(peer, Cause::Arrival);
+            sent += size;
+        }
+        if sent == 0 && asked > 0 {
+            return Err(sys::simulated::would_block());
+        }
+        Ok(sent)
+    }
+
+    fn read(
+        &mut self,
+        socket: SocketId,
+        buf: &mut [u8],
+        descriptors: &mut Vec<OwnedFd>,
+    ) -> io::Result<Read> {
+        let end = self.end(socket)?;
+        if let Some(error) = end.fails(|end| &mut end.failing_reads) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.raise(socket, Cause::Arrival);
+            }
+            return Err(error);
+        }
+        if end.inbox.is_empty() {
+            if std::mem::take(&mut end.is_reset) {
+                return Err(sys::simulated::connection_reset());
+            }
+            if !end.is_read_shut {
+                return Err(sys::simulated::would_block());
+            }
+        }
+        let length = self.cut(buf.len(), self.settings.largest_read);
+        let end = self.end(socket)?;
+        let peer = end.peer;
+        let mut read = Read {
+            bytes: 0,
+            had_descriptors: false,
+            is_truncated: false,
+        };
+        let mut freed = Vec::new();
+        while read.bytes < length
+            && let Some(buffer) = end.inbox.front_mut()
+        {
+            let unread = &buffer.bytes[buffer.start..];
+            let count = unread.len().min(length - read.bytes);
+            buf[read.bytes..read.bytes + count].copy_from_slice(&unread[..count]);
+            read.bytes += count;
+            buffer.start += count;
+            // They come with the first byte of their buffer.
+            if !buffer.descriptors.is_empty() {
+                read.had_descriptors = true;
+                if let Some(kept) = end.truncated_to.take() {
+                    read.is_truncated = kept < buffer.descriptors.len();
+                    buffer.descriptors.truncate(kept);
+                }
+                descriptors.append(&mut buffer.descriptors);
+            }
+            if buffer.start < buffer.bytes.len() {
+                break;
+            }
+            // Room is made by whole buffers only.
+            freed.push(buffer.charge);
+            end.inbox.pop_front();
+            if read.had_descriptors {
+                break;
+            }
+        }
+        let is_cut = read.bytes == length && length < buf.len() && !end.inbox.is_empty();
+        for charge in freed {
+            self.release(peer, charge);
+        }
+        if is_cut {
+            self.raise(socket, Cause::Arrival);
+        }
+        Ok(read)
+    }
+
+    /// How much of a call of `asked` bytes is done.
+    fn cut(&mut self, asked: usize, largest: usize) -> usize {
+        let length = asked.min(largest);
+        let percent = self.settings.cut_percent;
+        if percent > 0 && length > 1 && self.random.chance(percent) {
+            1 + self.random.below(length - 1)
+        } else {
+            length
+        }
+    }
+
+    /// Takes note that a buffer sent by `socket` is gone.
+    fn release(&mut self, socket: SocketId, charge: usize) {
+        let limit = self.settings.send_buffer;
+        if let Some(end) = self.ends.get_mut(&socket) {
+            end.charged -= charge;
+            // The kernel counts one byte for the socket, and has kept one of
+            // the buffer's when it asks.
+            if (end.charged + 2) * 4 <= limit {
+                self.raise(socket, Cause::Room);
+            }
+        }
+    }
+
+    fn shutdown_write(&mut self, socket: SocketId) -> io::Result<()> {
+        let end = self.end(socket)?;
+        end.is_write_shut = true;
+        let peer = end.peer;
+        self.raise(socket, Cause::Any);
+        if let Some(peer_end) = self.ends.get_mut(&peer) {
+            peer_end.is_read_shut = true;
+            self.raise(peer, Cause::Any);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, socket: SocketId) {
+        self.unwatch(socket);
+        let Some(end) = self.ends.remove(&socket) else {
+            return;
+        };
+        if let Some(peer) = self.ends.get_mut(&end.peer) {
+            peer.is_read_shut = true;
+            peer.is_write_shut = true;
+            peer.is_reset |= !end.inbox.is_empty();
+            self.raise(end.peer, Cause::Any);
+        }
+        for buffer in end.inbox {
+            self.release(end.peer, buffer.charge);
+            // The descriptors in it are closed here.
+        }
+    }
+
+    fn unwatch(&mut self, socket: SocketId) {
+        if let Some(end) = self.ends.get_mut(&socket)
+            && let Some(watch) = end.watch.take()
+            && watch.is_raised
+        {
+            self.ready[watch.poller].retain(|&ready| ready != socket);
+        }
+    }
+
+    /// Queues a socket for its poller. What it is ready for is looked at when
+    /// it is polled, so several causes make one event.
+    fn raise(&mut self, socket: SocketId, cause: Cause) {
+        let Some(watch) = self
+            .ends
+            .get_mut(&socket)
+            .and_then(|end| end.watch.as_mut())
+        else {
+            return;
+        };
+        let is_wanted = match (cause, watch.interest) {
+            (Cause::Any, _) | (_, Interest::Both) => true,
+            (Cause::Arrival, interest) => interest == Interest::Readable,
+            (Cause::Room, interest) => interest == Interest::Writable,
+        };
+        if is_wanted && !watch.is_raised {
+            watch.is_raised = true;
+            self.ready[watch.poller].push_back(socket);
+        }
+    }
+
+    fn poll(&mut self, poller: usize, events: &mut Vec<(Token, Readiness)>) {
+        let waiting = self.ready[poller].len();
+        let count = match self.settings.delivery {
+            Delivery::Batch => waiting,
+            Delivery::OneAtATime => waiting.min(1),
+            Delivery::Random if waiting > 1 => 1 + self.random.below(waiting),
+            Delivery::Random => waiting,
+        };
+        for _ in 0..count {
+            let queue = &mut self.ready[poller];
+            let next = match self.settings.delivery {
+                Delivery::Random if queue.len() > 1 => {
+                    let index = self.random.below(queue.len());
+                    queue.remove(index)
+                }
+                _ => queue.pop_front(),
+            };
+            let limit = self.settings.send_buffer;
+            if let Some(socket) = next
+                && let Some(end) = self.ends.get_mut(&socket)
+            {
+                let readiness = end.readiness(limit);
+                if let Some(watch) = &mut end.watch {
+                    watch.is_raised = false;
+                    if !readiness.is_empty() {
+                        events.push((watch.token, readiness));
+                        let token = watch.token.to_bits();
+                        self.note::<()>(5, socket, &Ok(token as usize));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Mixes one thing that happened into the fingerprint.
+    fn note<E>(&mut self, kind: u64, socket: SocketId, result: &Result<usize, E>) {
+        let outcome = result.as_ref().map_or(u64::MAX, |count| *count as u64);
+        for word in [kind, socket.0, outcome] {
+            let mixed = (self.fingerprint ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.fingerprint = mixed ^ (mixed >> 29);
+        }
+    }
+}
+
+impl End {
+    fn new(peer: SocketId) -> Self {
+        Self {
+            peer,
+            inbox: VecDeque::new(),
+            charged: 0,
+            is_read_shut: false,
+            is_write_shut: false,
+            is_reset: false,
+            watch: None,
+            failing_sends: Vec::new(),
+            failing_reads: Vec::new(),
+            truncated_to: None,
+        }
+    }
+
+    /// The error that this call was told to fail with.
+    fn fails(
+        &mut self,
+        list: impl FnOnce(&mut Self) -> &mut Vec<(usize, io::Error)>,
+    ) -> Option<io::Error> {
+        let list = list(self);
+        let due = list.iter().position(|(nth, _)| *nth == 0);
+        for (nth, _) in list.iter_mut() {
+            *nth = nth.saturating_sub(1);
+        }
+        let (_, error) = list.remove(due?);
+        (error.kind() != io::ErrorKind::Interrupted).then_some(error)
+    }
+
+    /// What a poller reports, of what it was asked to.
+    fn readiness(&self, send_buffer: usize) -> Readiness {
+        let interest = self.watch.as_ref().map(|watch| watch.interest);
+        let wants_reading = matches!(interest, Some(Interest::Readable | Interest::Both));
+        let wants_writing = matches!(interest, Some(Interest::Writable | Interest::Both));
+        let is_hung_up = self.is_read_shut && self.is_write_shut;
+        let is_writable = wants_writing && (self.charged + 1) * 4 <= send_buffer;
+        let mut readiness = Readiness::EMPTY;
+        if wants_reading && (self.is_read_shut || !self.inbox.is_empty()) {
+            readiness |= Readiness::READABLE;
+        }
+        if is_writable {
+            readiness |= Readiness::WRITABLE;
+        }
+        if is_hung_up || (wants_reading && self.is_read_shut) {
+            readiness |= Readiness::READ_CLOSED;
+        }
+        if is_hung_up || (is_writable && self.is_reset) {
+            readiness |= Readiness::WRITE_CLOSED;
+        }
+        if self.is_reset {
+            readiness |= Readiness::ERROR;
+        }
+        readiness
+    }
+}
+
+/// What a buffer of `size` bytes is charged.
+fn charge(size: usize) -> usize {
+    let in_pages = size.saturating_sub(HEAD_BYTES);
+    let in_pages = in_pages.next_multiple_of(PAGE).min(size);
+    let head = (size - in_pages).next_multiple_of(64) + SHARED_INFO;
+    head.next_power_of_two() + DESCRIPTION + in_pages.next_multiple_of(PAGE)
+}
+
+impl fmt::Debug for SimulatedKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        f.debug_struct("SimulatedKernel")
+            .field("settings", &state.settings)
+            .field("open_sockets", &state.ends.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The socket's name in its kernel, as log lines have it.
+impl fmt::Display for SocketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory {}", self.0)
+    }
+}

@@ -1,0 +1,25 @@
+//! Connections in memory, for the tests of protocols.
+//!
+//! A [`SimulatedKernel`] holds the two ends of each connection, and what is on
+//! its way between them. The transport on top, [`MemoryStream`], is the real
+//! one; only the socket at its bottom is simulated. [`Pump`] puts protocols on
+//! such transports, in a reactor whose clock stands still, and turns it until
+//! nothing is left to do. [`MemoryPeer`] is the other end in the hands of a
+//! test.
+//!
+//! Bytes and descriptors travel by the rules of a UNIX stream socket of Linux.
+
+mod kernel;
+mod peer;
+mod pump;
+mod random;
+mod socket;
+
+pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
+pub use self::peer::{MemoryPeer, PeerRead};
+pub use self::pump::Pump;
+pub use self::random::Random;
+pub use self::socket::{MemoryHandle, MemorySocket, MemoryStream};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,395 @@
+//! Protocols in a reactor of their own, turned by hand.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bowline_protocol::Protocol;
+use bowline_reactor::testing::ManualClock;
+use bowline_reactor::{Clock, Reactor, Turn};
+
+use super::kernel::SimulatedKernel;
+use super::peer::{MemoryPeer, PeerRead};
+use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
+
+/// After how many turns [`Pump::run`] gives up: what does not come to rest
+/// within these never will.
+const MOST_TURNS: usize = 1_000_000;
+
+/// Joins protocols by connections in memory, and runs them until they rest.
+///
+/// It owns a [`Reactor`] whose clock stands still until it is
+/// [advanced](Self::advance), and a [`SimulatedKernel`]. Nothing waits, nothing
+/// depends on the machine, and no socket is made: only the reactor's own two
+/// descriptors. Callbacks come in the order, and by the rules, of real
+/// connections; none runs before [`run`](Self::run) or [`turn`](Self::turn).
+///
+/// # Examples
+///
+/// A protocol and a test that plays its peer:
+///
+/// ```
+/// use bowline_protocol::{Context, Protocol, Transport};
+/// use bowline_transport::testing::Pump;
+///
+/// /// Answers each byte with its capital.
+/// struct Shout;
+///
+/// impl<T: Transport> Protocol<T> for Shout {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         if data.contains(&b'.') {
+///             cx.transport.lose_connection();
+///         } else {
+///             cx.transport.write(&data.to_ascii_uppercase());
+///         }
+///     }
+/// }
+///
+/// let (mut pump, peer) = Pump::with_peer(Shout)?;
+/// assert_eq!(pump.exchange(&peer, b"hello").bytes, b"HELLO");
+/// peer.send(b".")?;
+/// pump.run();
+/// assert!(peer.is_at_end() && pump.is_lost());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// Two protocols joined, and a deadline that takes no time:
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_protocol::{Context, Protocol, Transport};
+/// use bowline_transport::testing::Pump;
+///
+/// /// Says hello, and hangs up after a minute.
+/// struct Impatient;
+///
+/// impl<T: Transport> Protocol<T> for Impatient {
+///     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+///         cx.transport.write(b"hello");
+///         let me = cx.transport.handle();
+///         cx.reactor.call_later(Duration::from_secs(60), move |reactor| {
+///             if let Some(transport) = reactor.get(me) {
+///                 transport.abort_connection();
+///             }
+///         });
+///     }
+///
+///     fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+///         assert_eq!(data, b"hello");
+///     }
+/// }
+///
+/// let mut pump = Pump::new(Impatient, Impatient)?;
+/// pump.run();
+/// assert!(!pump.is_lost());
+/// pump.advance(Duration::from_secs(60));
+/// assert!(pump.is_lost());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// Descriptors are real:
+///
+/// ```
+/// use std::{fs::File, os::fd::AsFd};
+/// use bowline_protocol::{Context, Protocol, UnixTransport, WriteStatus};
+/// use bowline_transport::testing::Pump;
+///
+/// /// Sends back what it was sent, descriptors first.
+/// struct Return;
+///
+/// impl<T: UnixTransport> Protocol<T> for Return {
+///     fn file_descriptor_received(
+///         &mut self,
+///         cx: &mut Context<'_, T>,
+///         fd: std::os::fd::OwnedFd,
+///     ) -> Result<(), std::os::fd::OwnedFd> {
+///         cx.transport.send_file_descriptor(fd.into()).expect("it is open");
+///         Ok(())
+///     }
+///
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let (mut pump, peer) = Pump::with_peer(Return)?;
+/// let file = File::open("/dev/null")?;
+/// peer.send_with_descriptors(b"f", &[file.as_fd()])?;
+/// pump.run();
+/// let back = peer.take();
+/// assert_eq!((back.bytes.as_slice(), back.descriptors.len()), (&b"f"[..], 1));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Pump {
+    reactor: Reactor,
+    clock: ManualClock,
+    kernel: SimulatedKernel,
+    transports: Vec<MemoryHandle>,
+}
+
+impl Pump {
+    /// Joins two protocols.
+    ///
+    /// # Errors
+    ///
+    /// When the reactor cannot be made: `EMFILE`.
+    pub fn new(
+        first: impl Protocol<MemoryStream>,
+        second: impl Protocol<MemoryStream>,
+    ) -> io::Result<Self> {
+        let mut pump = Self::with_kernel(SimulatedKernel::new())?;
+        pump.join(first, second)?;
+        Ok(pump)
+    }
+
+    /// Puts a protocol on a connection whose other end is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_peer(protocol: impl Protocol<MemoryStream>) -> io::Result<(Self, MemoryPeer)> {
+        let mut pump = Self::with_kernel(SimulatedKernel::new())?;
+        let (_, peer) = pump.connect(protocol)?;
+        Ok((pump, peer))
+    }
+
+    /// A pump on a kernel with settings or a seed of its own, with no
+    /// connection yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_kernel(kernel: SimulatedKernel) -> io::Result<Self> {
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(clock.clone())?;
+        reactor.start().expect("it was made just now");
+        Ok(Self {
+            reactor,
+            clock,
+            kernel,
+            transports: Vec::new(),
+        })
+    }
+
+    /// Joins two more protocols by a connection of their own.
+    ///
+    /// # Errors
+    ///
+    /// Only when there are 2^24 descriptors.
+    pub fn join(
+        &mut self,
+        first: impl Protocol<MemoryStream>,
+        second: impl Protocol<MemoryStream>,
+    ) -> io::Result<(MemoryHandle, MemoryHandle)> {
+        let (one, other) = self.kernel.pair();
+        Ok((self.put(one, first)?, self.put(other, second)?))
+    }
+
+    /// Puts one more protocol on a connection whose other end is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join).
+    pub fn connect(
+        &mut self,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<(MemoryHandle, MemoryPeer)> {
+        let (ours, theirs) = self.kernel.pair();
+        Ok((self.put(ours, protocol)?, MemoryPeer::new(theirs)))
+    }
+
+    fn put(
+        &mut self,
+        socket: MemorySocket,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<MemoryHandle> {
+        let handle = socket.adopt(&mut self.reactor, protocol)?;
+        self.transports.push(handle);
+        Ok(handle)
+    }
+
+    // Running.
+
+    /// Runs until nothing is left to do at the present time.
+    ///
+    /// # Panics
+    ///
+    /// After a million turns: the protocols do not come to rest. Those that
+    /// keep on answering each other are run with [`turn`](Self::turn) or
+    /// [`run_until`](Self::run_until).
+    #[track_caller]
+    pub fn run(&mut self) {
+        for _ in 0..MOST_TURNS {
+            if !self.turn() {
+                return;
+            }
+        }
+        panic!("not at rest after {MOST_TURNS} turns: {self:?}");
+    }
+
+    /// Runs until `is_done`, asked before each turn, or until nothing is left
+    /// to do. Answers what it said last.
+    ///
+    /// # Panics
+    ///
+    /// After a million turns.
+    #[track_caller]
+    pub fn run_until(&mut self, mut is_done: impl FnMut(&mut Self) -> bool) -> bool {
+        for _ in 0..MOST_TURNS {
+            if is_done(self) {
+                return true;
+            }
+            if !self.turn() {
+                return is_done(self);
+            }
+        }
+        panic!("not done after {MOST_TURNS} turns: {self:?}");
+    }
+
+    /// Runs one turn of the reactor. Answers whether there is more to do at
+    /// the present time.
+    pub fn turn(&mut self) -> bool {
+        if self.reactor.turn(Some(Duration::ZERO)) == Turn::Stopped {
+            return false;
+        }
+        let now = self.clock.now();
+        let is_due = self
+            .reactor
+            .next_deadline()
+            .is_some_and(|deadline| deadline <= now);
+        is_due || !self.reactor.is_idle()
+    }
+
+    /// Lets time pass: runs what is to be done now, then what each delayed call
+    /// on the way brings, at its own time.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn advance(&mut self, by: Duration) {
+        let end = self.clock.now() + by;
+        self.run();
+        while let Some(deadline) = self.reactor.next_deadline()
+            && deadline <= end
+        {
+            let wait = deadline.saturating_duration_since(self.clock.now());
+            self.clock.advance(wait);
+            self.run();
+        }
+        let rest = end.saturating_duration_since(self.clock.now());
+        self.clock.advance(rest);
+        self.run();
+    }
+
+    /// Sends `bytes` from a peer and runs, until the protocol has had them all
+    /// and rests. Answers everything that it sent.
+    ///
+    /// Ends early when the protocol closes the connection.
+    ///
+    /// # Panics
+    ///
+    /// When the protocol stops reading before it has taken everything, or never
+    /// comes to rest.
+    #[track_caller]
+    pub fn exchange(&mut self, peer: &MemoryPeer, bytes: &[u8]) -> PeerRead {
+        let mut answer = PeerRead::default();
+        let mut unsent = bytes;
+        loop {
+            let taken = if unsent.is_empty() {
+                0
+            } else {
+                match peer.send(unsent) {
+                    Ok(taken) => taken,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                    Err(_) => {
+                        unsent = &[];
+                        0
+                    }
+                }
+            };
+            unsent = &unsent[taken..];
+            self.run();
+            let read = peer.take();
+            let is_quiet = taken == 0 && read.bytes.is_empty();
+            answer.bytes.extend(read.bytes);
+            answer.descriptors.extend(read.descriptors);
+            if is_quiet {
+                assert!(
+                    unsent.is_empty(),
+                    "the protocol does not read: {} of {} bytes were not taken",
+                    unsent.len(),
+                    bytes.len()
+                );
+                return answer;
+            }
+        }
+    }
+
+    // What is in it.
+
+    /// The transport of the first protocol, until its connection is lost.
+    pub fn first(&mut self) -> Option<&mut MemoryStream> {
+        self.nth(0)
+    }
+
+    /// The transport of the second protocol, until its connection is lost.
+    pub fn second(&mut self) -> Option<&mut MemoryStream> {
+        self.nth(1)
+    }
+
+    fn nth(&mut self, index: usize) -> Option<&mut MemoryStream> {
+        let transport = *self.transports.get(index)?;
+        self.get(transport)
+    }
+
+    /// A transport, until its connection is lost. What is done to it takes
+    /// effect at once; callbacks follow when the pump runs.
+    pub fn get(&mut self, transport: MemoryHandle) -> Option<&mut MemoryStream> {
+        self.reactor.get(transport.handle())
+    }
+
+    /// The names of the transports, in the order in which they were put here.
+    pub fn transports(&self) -> &[MemoryHandle] {
+        &self.transports
+    }
+
+    /// Whether every connection is lost, and its protocol was told so.
+    pub fn is_lost(&mut self) -> bool {
+        let reactor = &mut self.reactor;
+        let mut handles = self.transports.iter();
+        handles.all(|transport| !reactor.is_registered(transport.handle().token()))
+    }
+
+    /// Ends one side as the death of its process would: its protocol is dropped
+    /// without a word, its socket closes with everything unread and unsent.
+    pub fn kill(&mut self, transport: MemoryHandle) {
+        self.reactor.remove(transport.handle().token());
+    }
+
+    /// The reactor, to schedule, to stop, or to call protocols
+    /// ([`call_protocol`](crate::Transports::call_protocol)).
+    pub fn reactor(&mut self) -> &mut Reactor {
+        &mut self.reactor
+    }
+
+    /// The reactor's clock.
+    pub fn clock(&self) -> &ManualClock {
+        &self.clock
+    }
+
+    /// The kernel, to change its settings or to have calls fail.
+    pub fn kernel(&self) -> &SimulatedKernel {
+        &self.kernel
+    }
+}
+
+impl fmt::Debug for Pump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pump")
+            .field("reactor", &self.reactor)
+            .field("kernel", &self.kernel)
+            .field("transports", &self.transports)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,217 @@
+//! The simulated socket, under the real transports.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use bowline_protocol::{Address, Protocol, TransportHandle, UnixAddress};
+use bowline_reactor::{Handle, Interest, Reactor, Token};
+
+use super::kernel::{SimulatedKernel, SocketId};
+use crate::connection::{StreamTransport, establish, private};
+use crate::file_descriptor::{Core, FileDescriptor};
+use crate::shared::{ReadBuffers, SendControl};
+use crate::socket::Socket;
+use crate::socket::private::{Sealed, Taken};
+use crate::{SendmsgMixin, Stream};
+
+/// A connection in memory: the transport of UNIX connections, on a socket of a
+/// [`SimulatedKernel`].
+///
+/// All that is above the socket is what real connections have. What asks the
+/// kernel about the other process
+/// ([`peer_credentials`](bowline_protocol::UnixTransport::peer_credentials) and
+/// its like) fails with `NotConnected`.
+pub type MemoryStream = SendmsgMixin<Stream<MemorySocket>>;
+
+/// The name of a connection in memory: of its transport in the reactor, and of
+/// its socket in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryHandle {
+    handle: Handle<MemoryStream>,
+    socket: SocketId,
+}
+
+impl MemoryHandle {
+    /// The transport, in its reactor.
+    pub fn handle(self) -> Handle<MemoryStream> {
+        self.handle
+    }
+
+    /// The transport, as protocols know each other's.
+    pub fn transport(self) -> TransportHandle {
+        Handle::new(self.handle.token(), |facet| {
+            facet
+                .downcast_mut::<MemoryStream>()
+                .map(|transport| transport as _)
+        })
+    }
+
+    /// The socket, in its kernel.
+    pub fn socket(self) -> SocketId {
+        self.socket
+    }
+}
+
+/// One end of a connection of a [`SimulatedKernel`]. Dropping it closes it.
+#[derive(Debug)]
+pub struct MemorySocket {
+    kernel: SimulatedKernel,
+    id: SocketId,
+    is_open: bool,
+}
+
+impl MemorySocket {
+    pub(super) fn new(kernel: SimulatedKernel, id: SocketId) -> Self {
+        Self {
+            kernel,
+            id,
+            is_open: true,
+        }
+    }
+
+    /// Puts a protocol on this socket, in a reactor, which belongs to the
+    /// kernel of this socket from then on. `connection_made` follows in the
+    /// reactor's next turn.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when the reactor belongs to another simulated kernel;
+    /// `OutOfMemory` when it has 2^24 descriptors. The socket is closed.
+    pub fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<MemoryHandle> {
+        let socket = self.id;
+        let handle = establish::<MemoryStream, _>(reactor, self, protocol, None, false)
+            .map_err(|(error, _)| error)?;
+        let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
+        Ok(MemoryHandle { handle, socket })
+    }
+
+    /// Its name in its kernel.
+    pub fn id(&self) -> SocketId {
+        self.id
+    }
+
+    /// The kernel it is of.
+    pub fn kernel(&self) -> &SimulatedKernel {
+        &self.kernel
+    }
+}
+
+impl MemoryStream {
+    /// The name of the socket below, to tell its kernel what should happen to
+    /// it; feature `testing`.
+    pub fn socket_id(&self) -> SocketId {
+        self.core().socket.id()
+    }
+}
+
+impl Socket for MemorySocket {}
+
+impl Sealed for MemorySocket {
+    const KIND: &'static str = "memory";
+
+    fn send(&self, data: &[u8]) -> io::Result<usize> {
+        self.kernel.send(self.id, &[IoSlice::new(data)], &[])
+    }
+
+    fn send_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.kernel.send(self.id, pieces, &[])
+    }
+
+    fn send_with_descriptors(
+        &self,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        _: &mut SendControl,
+    ) -> io::Result<usize> {
+        self.kernel
+            .send(self.id, &[IoSlice::new(data)], descriptors)
+    }
+
+    fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        // A plain read closes what came along.
+        let mut lost = Vec::new();
+        let data = buffers.data.get_mut(limit);
+        let read = self.kernel.read(self.id, data, &mut lost)?;
+        Ok(Taken {
+            bytes: read.bytes,
+            had_ancillary: false,
+            is_truncated: false,
+        })
+    }
+
+    fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+        let data = buffers.data.get_mut(limit);
+        let descriptors = &mut buffers.ancillary.descriptors;
+        let read = self.kernel.read(self.id, data, descriptors)?;
+        Ok(Taken {
+            bytes: read.bytes,
+            had_ancillary: read.had_descriptors,
+            is_truncated: read.is_truncated,
+        })
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.kernel.shutdown_write(self.id)
+    }
+
+    fn prepare_abort(&self) {
+        // As a UNIX socket: the peer sees the end either way.
+    }
+
+    fn close(&mut self) {
+        if std::mem::take(&mut self.is_open) {
+            self.kernel.close(self.id);
+        }
+    }
+
+    fn host(&self) -> Address {
+        Address::Unix(UnixAddress::Unnamed)
+    }
+
+    fn peer(&self) -> Address {
+        Address::Unix(UnixAddress::Unnamed)
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        None
+    }
+
+    fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        self.kernel
+            .watch(self.id, reactor, token, Interest::Readable)
+    }
+
+    fn watch_writing(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        self.kernel.watch(self.id, reactor, token, Interest::Both)
+    }
+
+    fn unwatch(&self, _: &mut Reactor) {
+        self.kernel.unwatch(self.id);
+    }
+}
+
+impl Drop for MemorySocket {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl private::Build for MemoryStream {
+    fn build(core: Core<MemorySocket>) -> Self {
+        Self::new(Stream::new(core))
+    }
+}
+
+impl StreamTransport for MemoryStream {}
