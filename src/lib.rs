@@ -35,6 +35,7 @@
 //! |---|---|
 //! | run and stop the loop | [`Reactor::run`], [`Reactor::stop`], [`Reactor::stop_on_signals`] |
 //! | listen | [`listen_tcp`](Transports::listen_tcp), [`listen_unix`](Transports::listen_unix) |
+//! | accept sockets without serving them here | [`Acceptor`], [`accept_tcp`](Transports::accept_tcp) |
 //! | connect | [`connect_tcp`](Transports::connect_tcp), [`connect_unix`](Transports::connect_unix) |
 //! | react to a connection | [`Protocol`], built by a [`Factory`] |
 //! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
@@ -53,6 +54,7 @@
 //! | handle signals | [`Reactor::on_signals`] |
 //! | run inside another loop | [`Reactor::turn`] |
 //! | drive something else that epoll watches | [`Descriptor`], [`Reactor::register`] |
+//! | bound what one turn does | [`Limits`], [`TransportBudgets`] |
 //! | see what became of descriptors | [`descriptor_counts`](Transports::descriptor_counts) |
 //!
 //! # Callbacks never nest
