@@ -379,6 +379,32 @@ fn fd_passing_proves_all_four() {
 }
 
 #[test]
+fn producer_consumer_stays_below_its_watermark_and_plots_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let plot = directory.path().join("plot.svg");
+    let path = plot.to_str().expect("text");
+    let sizes = ["--bytes", "6MiB", "--rate", "40MiB/s", "--plot", path];
+    let output = run_to_end("producer_consumer", &sizes);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.starts_with("listening on "), "{text}");
+    for kind in ["push", "pull"] {
+        let row = text.lines().find(|line| line.starts_with(kind));
+        let row = row.expect("a row for each");
+        assert!(row.contains("6.00 MiB"), "{row}");
+    }
+    let plot = std::fs::read_to_string(plot).expect("written");
+    assert!(plot.contains("push producer") && plot.contains("pull producer"));
+    assert!(plot.trim_end().ends_with("</svg>"));
+}
+
+#[test]
+fn producer_consumer_can_be_interrupted() {
+    let example = Example::start("producer_consumer", &[]);
+    let rest = example.stop();
+    assert!(rest.contains("interrupted"), "{rest}");
+}
+
+#[test]
 fn prefork_passes_its_own_load() {
     let output = run_to_end("prefork", &["--workers", "3"]);
     let text = String::from_utf8(output.stdout).expect("text");
