@@ -101,6 +101,9 @@ pub(crate) use over_every_kind;
 
 pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
+type DataHook = Box<dyn FnMut(&mut DynContext<'_>, &[u8])>;
+type ReadClosedHook = Box<dyn FnMut(&mut DynContext<'_>) -> AfterReadClosed>;
+type LostHook = Box<dyn FnMut(&mut DynContext<'_>, &CloseReason)>;
 
 /// A protocol that records everything, and does in each callback what the test
 /// says.
@@ -109,14 +112,13 @@ pub(crate) struct Script {
     recorder: Recorder,
     alive: Rc<()>,
     on_made: Option<Hook>,
-    on_data: Option<Box<dyn FnMut(&mut DynContext<'_>, &[u8])>>,
-    on_read_closed: Option<Box<dyn FnMut(&mut DynContext<'_>) -> AfterReadClosed>>,
+    on_data: Option<DataHook>,
+    on_read_closed: Option<ReadClosedHook>,
     on_write_closed: Option<Hook>,
-    on_lost: Option<Box<dyn FnMut(&mut DynContext<'_>, &CloseReason)>>,
+    on_lost: Option<LostHook>,
     on_reading_resumed: Option<Hook>,
     on_pause: Option<Hook>,
     on_resume: Option<Hook>,
-    on_stop: Option<Hook>,
 }
 
 impl Script {
@@ -181,11 +183,6 @@ impl Script {
         self.on_resume = Some(Box::new(hook));
         self
     }
-
-    pub(crate) fn stop(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
-        self.on_stop = Some(Box::new(hook));
-        self
-    }
 }
 
 fn call(hook: &mut Option<Hook>, cx: &mut DynContext<'_>) {
@@ -245,7 +242,6 @@ impl<T: Transport> Protocol<T> for Script {
 
     fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
         self.recorder.stop_producing(cx);
-        call(&mut self.on_stop, &mut cx.as_dyn());
     }
 }
 

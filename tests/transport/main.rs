@@ -7,4 +7,5 @@ mod harness;
 
 mod acceptor;
 mod bytes;
+mod producers;
 mod stream;

@@ -196,7 +196,7 @@ where
             } else if visit == Visit::Extra && core.may_read() {
                 // Read in the next turn, and if it is broken before it ends.
                 break;
-            } else if !core.has(flag::UNSETTLED) || !self.finish() {
+            } else if !core.has(flag::UNSETTLED) || !self.finish(reactor) {
                 break;
             }
         }
@@ -204,7 +204,8 @@ where
     }
 
     /// Takes the next step of closing, when everything was sent.
-    fn finish(&mut self) -> bool {
+    fn finish(&mut self, reactor: &mut Reactor) -> bool {
+        self.forget_spent_producer(reactor);
         let queued = self.transport.queued_descriptors();
         let core = self.transport.core_mut();
         if core.is_broken() && !core.is_ended() {
@@ -236,6 +237,30 @@ where
             _ => return false,
         }
         true
+    }
+
+    /// What closes does not wait for a transport that is gone, nor for what it
+    /// would read itself: neither can produce anything more.
+    fn forget_spent_producer(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        if !core.has_producer() || !matches!(core.state(), State::Closing | State::WriteClosing) {
+            return;
+        }
+        let registration = core.cold().registration.as_ref();
+        let Some(ProducerRef::Transport(handle)) =
+            registration.and_then(|registration| registration.producer.as_ref())
+        else {
+            return;
+        };
+        let producer = handle.token();
+        let is_spent = if producer == core.token {
+            !core.is_open_for_reading()
+        } else {
+            !reactor.is_registered(producer)
+        };
+        if is_spent {
+            core.unregister_producer();
+        }
     }
 
     /// Makes sure that somebody comes back for what is left.
@@ -483,7 +508,7 @@ where
             if written(core) > before {
                 // It went straight to the kernel.
                 core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
-            } else {
+            } else if core.cold().ask_again.is_none() {
                 let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
                 core.cold().ask_again = Some(call);
             }
@@ -793,7 +818,12 @@ where
             is_retry = true;
         } else if cold.ask_again == Some(call) {
             cold.ask_again = None;
-            if core.has_producer() {
+            // It may have been set for a producer that another has followed.
+            let is_pull = cold
+                .registration
+                .as_ref()
+                .is_some_and(|registration| registration.kind == ProducerKind::Pull);
+            if is_pull && core.buffer.is_empty() {
                 core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
             }
         } else if cold.close_deadline == Some(call) {
