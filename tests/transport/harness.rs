@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bowline::testing::ManualClock;
+use bowline::testing::{KernelSettings, ManualClock, MemoryPeer, SimulatedKernel};
 use bowline::{
     Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport, TransportHandle,
     Transports, UnixAddress,
@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     ConnectingUnixAbstract,
     AdoptedSocketpair,
     AdoptedTcp,
+    /// A memory transport: it has to be indistinguishable.
+    Memory,
 }
 
 impl Kind {
@@ -84,7 +86,7 @@ macro_rules! over_every_kind {
                 accepted_unix_path AcceptedUnixPath, connecting_unix_path ConnectingUnixPath,
                 accepted_unix_abstract AcceptedUnixAbstract,
                 connecting_unix_abstract ConnectingUnixAbstract,
-                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp);
+                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp, memory Memory);
         }
     )*};
     (@ $behaviour:ident $($name:ident $kind:ident),*) => {$(
@@ -252,11 +254,12 @@ impl<T: Transport> Protocol<T> for Plain {
     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
 }
 
-/// The other end: a non-blocking socket of std.
+/// The other end: a non-blocking socket of std, or of the simulated kernel.
 #[derive(Debug)]
 pub(crate) enum Peer {
     Tcp(StdTcpStream),
     Unix(StdUnixStream),
+    Memory(MemoryPeer),
 }
 
 /// How a stream ended for the peer.
@@ -271,6 +274,7 @@ impl Peer {
         match self {
             Self::Tcp(stream) => stream.write(data),
             Self::Unix(stream) => stream.write(data),
+            Self::Memory(peer) => peer.send(data),
         }
     }
 
@@ -299,6 +303,10 @@ impl Peer {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+            Self::Memory(peer) => peer.receive(buffer.len()).map(|read| {
+                buffer[..read.bytes.len()].copy_from_slice(&read.bytes);
+                read.bytes.len()
+            }),
         }
     }
 
@@ -307,6 +315,10 @@ impl Peer {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Memory(peer) => {
+                peer.shutdown_write();
+                Ok(())
+            }
         };
     }
 
@@ -314,6 +326,7 @@ impl Peer {
         match self {
             Self::Tcp(stream) => stream.set_nonblocking(true),
             Self::Unix(stream) => stream.set_nonblocking(true),
+            Self::Memory(_) => Ok(()),
         }
         .expect("a socket");
     }
@@ -329,6 +342,7 @@ impl Peer {
                 unix_address(&stream.peer_addr().unwrap()).into(),
                 unix_address(&stream.local_addr().unwrap()).into(),
             ),
+            Self::Memory(_) => (UnixAddress::Unnamed.into(), UnixAddress::Unnamed.into()),
         }
     }
 }
@@ -338,6 +352,7 @@ impl AsFd for Peer {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Memory(_) => unreachable!("asked for of TCP only"),
         }
     }
 }
@@ -423,6 +438,18 @@ impl Link {
                 shrink(&ours, buffers);
                 reactor.adopt_tcp_stream(ours.into(), script).unwrap();
                 Peer::Tcp(theirs)
+            }
+            Kind::Memory => {
+                let kernel = SimulatedKernel::new();
+                if buffers == Buffers::Small {
+                    kernel.set_settings(KernelSettings {
+                        send_buffer: 2 * SMALL_BYTES,
+                        ..kernel.settings()
+                    });
+                }
+                let (ours, theirs) = kernel.pair();
+                ours.adopt(&mut reactor, script).unwrap();
+                Peer::Memory(MemoryPeer::new(theirs))
             }
         };
         peer.set_nonblocking();
