@@ -264,7 +264,7 @@ impl Flood {
         while self.left > 0 && !transport.is_send_buffer_full() {
             self.left -= 1;
             let fd = PassedDescriptor::shared(&self.passed);
-            if self.left % 2 == 0 {
+            if self.left.is_multiple_of(2) {
                 transport.send_file_descriptor(fd).expect("queued");
                 transport.write(&[self.left as u8; FLOOD_BYTES]);
             } else {

@@ -16,8 +16,11 @@ use crate::peer::{
 };
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet};
 
-/// Keeps each read as it was: bytes, and what its descriptors are.
-struct Reads(Rc<RefCell<Vec<(Vec<u8>, Vec<Identity>)>>>);
+/// The bytes of a read, and what its descriptors are.
+type Read = (Vec<u8>, Vec<Identity>);
+
+/// Keeps each read as it was.
+struct Reads(Rc<RefCell<Vec<Read>>>);
 
 impl Protocol<UnixStream> for Reads {
     fn data_received(&mut self, _: &mut Context<'_, UnixStream>, data: &[u8]) {
@@ -93,7 +96,7 @@ fn plain_bytes_sent_earlier_are_glued_in_front_and_later_ones_never_behind() {
 /// Reads frames of a header, one byte that says how long the body is, and the
 /// body, which comes with its descriptors; no read goes further than that.
 struct Frames {
-    reads: Rc<RefCell<Vec<(Vec<u8>, Vec<Identity>)>>>,
+    reads: Rc<RefCell<Vec<Read>>>,
     needed: usize,
     in_body: bool,
     frame: Vec<u8>,
