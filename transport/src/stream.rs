@@ -14,6 +14,66 @@ pub struct Stream<S> {
 }
 
 /// A TCP connection.
+///
+/// It passes no descriptors, which the compiler knows. A protocol of UNIX
+/// connections may say
+///
+/// ```
+/// use std::os::fd::OwnedFd;
+/// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
+/// use bowline_transport::UnixStream;
+///
+/// struct Lender(Option<OwnedFd>);
+///
+/// impl Protocol<UnixStream> for Lender {
+///     fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
+///         if let Some(fd) = self.0.take() {
+///             // An error gives it back, and closes it when it is dropped.
+///             let _ = cx.transport.send_file_descriptor(fd.into());
+///         }
+///         cx.transport.write(data);
+///     }
+/// }
+/// ```
+///
+/// and the same over TCP is an error:
+///
+/// ```compile_fail,E0599
+/// use std::os::fd::OwnedFd;
+/// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
+/// use bowline_transport::TcpStream;
+///
+/// struct Lender(Option<OwnedFd>);
+///
+/// impl Protocol<TcpStream> for Lender {
+///     fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+///         if let Some(fd) = self.0.take() {
+///             // An error gives it back, and closes it when it is dropped.
+///             let _ = cx.transport.send_file_descriptor(fd.into());
+///         }
+///         cx.transport.write(data);
+///     }
+/// }
+/// ```
+///
+/// So is a protocol for any transport that passes descriptors on a TCP
+/// listener:
+///
+/// ```compile_fail,E0277
+/// use bowline_protocol::{Address, Context, Protocol, UnixTransport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::Transports;
+///
+/// struct Worker;
+///
+/// impl<T: UnixTransport> Protocol<T> for Worker {
+///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// reactor.listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Worker)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub type TcpStream = Stream<TcpSocket>;
 
 impl<S: Socket> Stream<S> {

@@ -1,0 +1,202 @@
+//! No heap allocation per message in a steady echo.
+
+#![allow(
+    unsafe_code,
+    reason = "an allocator that counts cannot be written without"
+)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpStream as StdTcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use bowline::{
+    Address, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+use crate::support::{DescriptorLedger, socketpair};
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    // Without a destructor and made in advance, so that it allocates nothing.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises, passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises, passed on.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Messages before the count, for what is allocated once.
+const WARM_UP: usize = 100;
+const MESSAGES: usize = 5_000;
+/// Connections that take turns.
+const CONNECTIONS: usize = 8;
+
+struct Echo;
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// Sends back descriptors too.
+struct EchoDescriptors;
+
+impl Protocol<UnixStream> for EchoDescriptors {
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, UnixStream>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        cx.transport.send_file_descriptor(fd.into()).expect("room");
+        Ok(())
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// Sends `message` and turns the reactor until all of it is back.
+fn exchange(reactor: &mut Reactor, peer: &mut (impl Read + Write), message: &[u8]) {
+    let mut room = [0; 4_096];
+    peer.write_all(message).expect("there is room");
+    let mut missing = message.len();
+    while missing > 0 {
+        reactor.turn(Some(Duration::from_secs(1)));
+        match peer.read(&mut room[..missing]) {
+            Ok(count) => missing -= count,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    }
+}
+
+/// The same with a descriptor beside the message.
+fn exchange_descriptor(reactor: &mut Reactor, peer: &StdUnixStream, passed: BorrowedFd<'_>) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let passed = [passed];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&passed)));
+    let flags = SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(peer, &[IoSlice::new(b"message")], &mut control, flags)
+        .expect("there is room");
+    let mut descriptors = 0;
+    while descriptors == 0 {
+        reactor.turn(Some(Duration::from_secs(1)));
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut room = [0; 100];
+        let parts = &mut [IoSliceMut::new(&mut room)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        match rustix::net::recvmsg(peer, parts, &mut control, flags) {
+            Ok(received) => assert_eq!(received.bytes, 7),
+            Err(error) => assert_eq!(error, rustix::io::Errno::WOULDBLOCK),
+        }
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(list) = message {
+                descriptors += list.count();
+            }
+        }
+    }
+}
+
+/// How often `exchange` allocates in [`MESSAGES`] calls, once it runs steadily.
+fn allocations(mut exchange: impl FnMut(usize)) -> u64 {
+    for number in 0..WARM_UP {
+        exchange(number);
+    }
+    let before = ALLOCATIONS.get();
+    for number in 0..MESSAGES {
+        exchange(number);
+    }
+    ALLOCATIONS.get() - before
+}
+
+#[test]
+fn steady_echo_does_not_allocate() {
+    let ledger = DescriptorLedger::open();
+    let mut counted = Vec::new();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let listener = reactor
+            .listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Echo)
+            .unwrap();
+        let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+        let mut tcp: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                let peer = StdTcpStream::connect(address).unwrap();
+                peer.set_nonblocking(true).unwrap();
+                peer
+            })
+            .collect();
+        let mut unix = Vec::new();
+        let mut passing = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let (ours, theirs) = socketpair();
+            reactor.adopt_unix_stream(ours.into(), Echo).unwrap();
+            unix.push(theirs);
+            let (ours, theirs) = socketpair();
+            reactor
+                .adopt_unix_stream(ours.into(), EchoDescriptors)
+                .unwrap();
+            passing.push(theirs);
+        }
+        for length in [1, 64, 4_096] {
+            let message = vec![7; length];
+            let name = format!("TCP, {length} bytes");
+            let count = allocations(|number| {
+                exchange(&mut reactor, &mut tcp[number % CONNECTIONS], &message);
+            });
+            counted.push((name, count));
+            let name = format!("UNIX, {length} bytes");
+            let count = allocations(|number| {
+                exchange(&mut reactor, &mut unix[number % CONNECTIONS], &message);
+            });
+            counted.push((name, count));
+        }
+        let passed = std::fs::File::open("/dev/null").unwrap();
+        let count = allocations(|number| {
+            let peer = &passing[number % CONNECTIONS];
+            exchange_descriptor(&mut reactor, peer, passed.as_fd());
+        });
+        counted.push(("UNIX, a descriptor each".into(), count));
+    }
+    ledger.assert_balanced();
+    for (name, count) in &counted {
+        eprintln!("{name}: {count} allocations in {MESSAGES} messages");
+    }
+    assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
+}
