@@ -168,8 +168,8 @@ fn main() -> common::Result {
         // The framing takes off the LF, and `trim` a CR if there is one.
         Framed::new(LineFramer::with_delimiter(b"\n"), member)
     })?;
-    common::print_address(&mut reactor, listener);
     common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())
 }

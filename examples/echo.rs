@@ -74,8 +74,8 @@ fn main() -> common::Result {
 
     let mut reactor = Reactor::new()?;
     let listener = endpoint.listen(&mut reactor, |_: &Address| Echo::default())?;
-    common::print_address(&mut reactor, listener);
     common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())
 }

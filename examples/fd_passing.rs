@@ -163,7 +163,6 @@ fn send() -> common::Result {
     // A listener. Whoever connects waits in its queue for the other process.
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address: SocketAddr = listener.local_addr()?;
-    println!("listening on {address}");
     // A connected pair, of which one end goes.
     let connected = TcpStream::connect(address)?;
     let (kept, _) = listener.accept()?;
@@ -196,6 +195,7 @@ fn send() -> common::Result {
     reactor.adopt_unix_stream(ours.into(), framed(sender))?;
     reactor.connect_tcp(address, proof("listening socket"))?;
     reactor.stop_on_signals()?;
+    println!("listening on {address}");
     reactor.call_later(DEADLINE, |reactor| {
         let _ = reactor.stop();
     });

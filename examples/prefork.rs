@@ -295,7 +295,6 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
     };
     let listener = reactor.accept_tcp(address, &options, accepted)?;
     pool.borrow_mut().listener = Some(listener);
-    common::print_address(&mut reactor, listener);
     common::stop_gracefully_on_signals(&mut reactor, listener)?;
 
     let stopping = Rc::clone(&pool);
@@ -308,6 +307,7 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
         }
     });
 
+    common::print_address(&mut reactor, listener);
     let load = if serve {
         None
     } else {

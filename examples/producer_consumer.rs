@@ -77,8 +77,8 @@ fn main() -> common::Result {
         demo: Rc::clone(&consuming),
         started: None,
     })?;
-    common::print_address(&mut reactor, listener);
     reactor.stop_on_signals()?;
+    common::print_address(&mut reactor, listener);
     start_next_run(&mut reactor, &demo);
     sample(&mut reactor, &demo);
     reactor.run()?;

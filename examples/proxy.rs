@@ -171,8 +171,8 @@ fn main() -> common::Result {
         role: Role::Front(to.clone(), None),
         open: None,
     })?;
-    common::print_address(&mut reactor, listener);
     common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())
 }

@@ -113,6 +113,7 @@ impl Endpoint {
 }
 
 /// Prints where `listener` listens: the real port, where port 0 was asked for.
+/// To be called last, as whoever reads it may send a signal at once.
 pub(crate) fn print_address(reactor: &mut Reactor, listener: ListenerHandle) {
     if let Some(listener) = reactor.get(listener) {
         println!("listening on {}", listener.address());
