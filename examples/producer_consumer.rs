@@ -298,13 +298,16 @@ impl<T: Transport> Protocol<T> for Consumer {
         AfterReadClosed::EndConnection
     }
 
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        if !reason.is_clean() {
+            // Interrupted. An error says that it is stopping already.
+            let _ = cx.reactor.stop();
+            return;
+        }
         let now = cx.reactor.now();
         let mut demo = self.demo.borrow_mut();
         let run = demo.run();
-        if run.consumed > 0 {
-            run.took = Some(now - run.started);
-        }
+        run.took = Some(now - run.started);
         drop(demo);
         start_next_run(cx.reactor, &self.demo);
     }
