@@ -1,0 +1,8 @@
+//! Memory transports: protocols joined by a pump, and whole runs from a seed.
+//! (That one connection in memory behaves as one over a socket is shown by the
+//! suite of `tests/transport`, which runs over both.)
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod pump;

@@ -1,0 +1,510 @@
+//! Two protocols, or one and its test, joined by a pump.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use bowline::testing::{Delivery, KernelSettings, MemoryStream, Pump, SimulatedKernel};
+use bowline::{
+    AfterReadClosed, Context, PassedDescriptor, Producer, ProducerKind, ProducerRef, Protocol,
+    Reactor, Transport, TransportState, Transports, UnixTransport, WriteStatus,
+};
+
+use crate::support::{DescriptorLedger, Event, Record, Recorder};
+
+/// Sends everything back.
+struct Echo;
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        let _ = cx.transport.write(data);
+    }
+}
+
+fn recorded() -> (Record, Recorder) {
+    let record = Record::default();
+    let recorder = Recorder::new(&record);
+    (record, recorder)
+}
+
+fn null() -> PassedDescriptor {
+    File::open("/dev/null").unwrap().into()
+}
+
+#[test]
+fn nothing_is_called_before_the_pump_runs() {
+    let (record, recorder) = recorded();
+    let mut pump = Pump::new(recorder, Echo).unwrap();
+    assert!(record.summary().is_empty());
+    pump.run();
+    assert_eq!(record.summary(), ["made"]);
+    assert!(!pump.turn(), "at rest");
+}
+
+#[test]
+fn a_megabyte_through_an_echo_comes_back_whole() {
+    let ledger = DescriptorLedger::open();
+    let (record, recorder) = recorded();
+    let mut pump = Pump::new(recorder, Echo).unwrap();
+    let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    pump.run();
+    assert_eq!(pump.first().unwrap().write(&sent), WriteStatus::Full);
+    pump.run();
+    assert!(record.data() == sent);
+    let kernel = pump.kernel().clone();
+    drop(pump);
+    assert_eq!(kernel.open_sockets(), 0);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn delivery_is_never_nested_in_the_write() {
+    /// Counts down with its like; checks that it is not inside of itself.
+    struct CountDown(bool);
+
+    impl<T: Transport> Protocol<T> for CountDown {
+        fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+            let _ = cx.transport.write(&[200]);
+        }
+
+        fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+            assert!(!std::mem::replace(&mut self.0, true), "nested");
+            for byte in data {
+                match byte.checked_sub(1) {
+                    Some(next) => {
+                        let _ = cx.transport.write(&[next]);
+                    }
+                    None => cx.transport.lose_connection(),
+                }
+            }
+            self.0 = false;
+        }
+    }
+
+    let mut pump = Pump::new(CountDown(false), CountDown(false)).unwrap();
+    pump.run();
+    assert!(pump.is_lost());
+    assert_eq!(pump.reactor().statistics().panics, 0);
+}
+
+#[test]
+fn orderly_close_delivers_everything_and_is_told_to_both() {
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    let _ = transport.write_owned(vec![1; 500_000]);
+    transport.lose_connection();
+    assert_eq!(transport.state(), TransportState::Closing);
+    pump.run();
+    assert_eq!(one.summary(), ["made", "lost closed cleanly"]);
+    assert_eq!(
+        other.summary(),
+        ["made", "data 500000", "lost closed cleanly"]
+    );
+    assert!(pump.is_lost() && pump.first().is_none() && pump.second().is_none());
+}
+
+#[test]
+fn abort_with_bytes_unread_is_a_reset_for_the_other() {
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    pump.first().unwrap().pause_producing();
+    let _ = pump.second().unwrap().write(b"never read");
+    pump.run();
+    pump.first().unwrap().abort_connection();
+    pump.run();
+    assert_eq!(one.summary(), ["made", "lost aborted by us"]);
+    assert_eq!(other.summary(), ["made", "lost connection lost"]);
+}
+
+#[test]
+fn half_close_lets_the_other_side_finish() {
+    /// Answers when the question is complete.
+    #[derive(Default)]
+    struct Answer(usize);
+
+    impl<T: Transport> Protocol<T> for Answer {
+        fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+            self.0 += data.len();
+        }
+
+        fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+            let _ = cx.transport.write(self.0.to_string().as_bytes());
+            AfterReadClosed::LoseConnection
+        }
+    }
+
+    let (record, recorder) = recorded();
+    let mut pump = Pump::new(recorder, Answer::default()).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    let _ = transport.write(&[0; 300_000]);
+    transport.lose_write_connection();
+    pump.run();
+    assert_eq!(record.data(), b"300000");
+    assert_eq!(
+        record.summary(),
+        ["made", "write closed", "data 6", "lost closed cleanly"]
+    );
+}
+
+#[test]
+fn push_producer_is_paused_and_resumed_as_the_peer_reads() {
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    transport
+        .register_producer(ProducerRef::Protocol, ProducerKind::Push)
+        .unwrap();
+    // What the socket holds, and more than the high watermark behind it.
+    let _ = transport.write(&[1; 219_264 + 65_536]);
+    assert!(!transport.is_producer_paused());
+    assert_eq!(transport.write(&[1]), WriteStatus::Full);
+    pump.run();
+    assert_eq!(record.summary(), ["made", "paused"]);
+    assert_eq!(pump.first().unwrap().unsent_bytes(), 65_537);
+
+    // Three quarters are not enough for the socket to say that it has room.
+    assert_eq!(peer.receive(4 * 36_544).unwrap().bytes.len(), 4 * 36_544);
+    pump.run();
+    assert_eq!(record.summary(), ["made", "paused"]);
+    assert_eq!(peer.take().bytes.len(), 2 * 36_544);
+    pump.run();
+    assert_eq!(record.summary(), ["made", "paused", "resumed"]);
+    assert_eq!(peer.take().bytes.len(), 65_537);
+}
+
+#[test]
+fn pull_producer_is_asked_as_fast_as_the_peer_reads() {
+    /// A portion at a time.
+    struct Portions(u32);
+
+    impl Producer for Portions {
+        fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
+            if self.0 == 0 {
+                cx.transport.unregister_producer();
+                cx.transport.lose_connection();
+            } else {
+                self.0 -= 1;
+                let _ = cx.transport.write(&[7; 10_000]);
+            }
+        }
+    }
+
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    pump.first()
+        .unwrap()
+        .register_producer(ProducerRef::boxed(Portions(100)), ProducerKind::Pull)
+        .unwrap();
+    pump.run();
+    let first = peer.take().bytes.len();
+    assert!(first < 300_000, "{first} bytes without anybody reading");
+    let rest = pump.exchange(&peer, b"").bytes.len();
+    assert_eq!(first + rest, 1_000_000);
+    assert!(peer.is_at_end());
+    assert_eq!(record.summary(), ["made", "lost closed cleanly"]);
+}
+
+#[test]
+fn paused_reader_holds_the_writer_back() {
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    pump.second().unwrap().pause_producing();
+    let _ = pump.first().unwrap().write_owned(vec![1; 1_000_000]);
+    pump.run();
+    assert_eq!(other.data().len(), 0);
+    assert_eq!(pump.first().unwrap().unsent_bytes(), 1_000_000 - 219_264);
+    pump.second().unwrap().resume_producing();
+    pump.run();
+    assert_eq!(other.data().len(), 1_000_000);
+    assert_eq!(one.summary(), ["made"]);
+}
+
+#[test]
+fn descriptors_arrive_with_their_bytes_and_are_closed_by_nobody_else() {
+    let ledger = DescriptorLedger::open();
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    for _ in 0..70 {
+        transport.send_file_descriptor(null()).unwrap();
+    }
+    let _ = transport.write(&[1; 100]);
+    transport
+        .write_with_descriptors(b"exact", vec![null(), null()])
+        .unwrap();
+    pump.run();
+    assert_eq!(other.take_descriptors().len(), 72);
+    assert_eq!(other.data().len(), 105);
+    // 64 travel in one message, at most.
+    assert_eq!(one.summary(), ["made", "sent 64", "sent 6", "sent 2"]);
+    drop(pump);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptors_on_their_way_are_closed_with_the_socket() {
+    let ledger = DescriptorLedger::open();
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    transport.send_file_descriptor(null()).unwrap();
+    let _ = transport.write(b"x");
+    pump.run();
+    assert_eq!(peer.kernel().unread(peer.id()), (1, 1));
+    peer.close();
+    pump.run();
+    assert_eq!(record.summary(), ["made", "sent 1", "lost connection lost"]);
+    drop(pump);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptors_that_nobody_takes_are_closed_and_counted() {
+    let ledger = DescriptorLedger::open();
+    let (mut pump, peer) = Pump::with_peer(Echo).unwrap();
+    let file = File::open("/dev/null").unwrap();
+    peer.send_with_descriptors(b"two", &[file.as_fd(), file.as_fd()])
+        .unwrap();
+    pump.run();
+    assert_eq!(peer.take().bytes, b"two");
+    assert_eq!(pump.reactor().descriptor_counts().unclaimed, 2);
+    drop((pump, file));
+    ledger.assert_balanced();
+}
+
+#[test]
+fn truncated_descriptors_end_the_connection() {
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    let socket = pump.transports()[0].socket();
+    pump.kernel().truncate_descriptors(socket, 1);
+    let file = File::open("/dev/null").unwrap();
+    peer.send_with_descriptors(b"x", &[file.as_fd(), file.as_fd()])
+        .unwrap();
+    pump.run();
+    assert_eq!(
+        record.summary(),
+        ["made", "lost received descriptors were truncated to 1"]
+    );
+}
+
+#[test]
+fn lose_connection_within_runs_on_the_manual_clock() {
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    let transport = pump.first().unwrap();
+    let _ = transport.write_owned(vec![1; 1_000_000]);
+    transport.lose_connection_within(Duration::from_secs(30));
+    pump.advance(Duration::from_millis(29_999));
+    assert!(!record.is_lost());
+    pump.advance(Duration::from_millis(1));
+    assert_eq!(
+        record.summary(),
+        [
+            "made",
+            "lost not everything could be sent before the deadline"
+        ]
+    );
+    assert_eq!(peer.take().bytes.len(), 219_264);
+}
+
+#[test]
+fn delayed_calls_run_in_order_at_their_own_times() {
+    let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
+    let record = Record::default();
+    let start = pump.reactor().now();
+    for seconds in [3, 1, 2] {
+        let record = record.clone();
+        pump.reactor()
+            .call_later(Duration::from_secs(seconds), move |reactor| {
+                let late = reactor.now() - start;
+                record.push(Event::Data(vec![late.as_secs() as u8]));
+                let record = record.clone();
+                reactor.call_later(Duration::ZERO, move |_| record.push(Event::Data(vec![0])));
+            });
+    }
+    pump.advance(Duration::from_secs(10));
+    assert_eq!(record.data(), [1, 0, 2, 0, 3, 0]);
+    assert_eq!(pump.reactor().now() - start, Duration::from_secs(10));
+}
+
+#[test]
+fn failures_on_command_reach_the_transport() {
+    // Later, by a timer: ENOBUFS and ETOOMANYREFS.
+    for errno in [105, 109] {
+        let (record, recorder) = recorded();
+        let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+        let socket = pump.transports()[0].socket();
+        let error = io::Error::from_raw_os_error(errno);
+        pump.kernel().fail_send(socket, 0, error);
+        pump.run();
+        let _ = pump.first().unwrap().write(b"late");
+        pump.run();
+        assert_eq!(peer.take().bytes, b"");
+        pump.advance(Duration::from_secs(1));
+        assert_eq!(peer.take().bytes, b"late");
+        assert!(!record.is_lost());
+    }
+    // The end: whatever else.
+    for kind in [ErrorKind::PermissionDenied, ErrorKind::BrokenPipe] {
+        let (record, recorder) = recorded();
+        let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+        let socket = pump.transports()[0].socket();
+        pump.kernel().fail_read(socket, 1, kind.into());
+        peer.send(b"one").unwrap();
+        pump.run();
+        peer.send(b"two").unwrap();
+        pump.run();
+        assert_eq!(record.summary(), ["made", "data 3", "lost connection lost"]);
+    }
+    // Nothing at all: what the transport repeats, and what an event follows.
+    for kind in [ErrorKind::Interrupted, ErrorKind::WouldBlock] {
+        let (mut pump, peer) = Pump::with_peer(Echo).unwrap();
+        let socket = pump.transports()[0].socket();
+        pump.kernel().fail_read(socket, 0, kind.into());
+        pump.kernel().fail_send(socket, 0, kind.into());
+        assert_eq!(pump.exchange(&peer, b"on").bytes, b"on");
+    }
+}
+
+#[test]
+fn killed_side_is_told_nothing_and_its_peer_everything() {
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    let _ = pump.first().unwrap().write(b"last words");
+    pump.run();
+    let victim = pump.transports()[0];
+    pump.kill(victim);
+    pump.run();
+    assert_eq!(one.summary(), ["made"]);
+    assert_eq!(other.summary(), ["made", "data 10", "lost closed cleanly"]);
+}
+
+#[test]
+fn panic_costs_its_own_side() {
+    struct Faulty;
+
+    impl<T: Transport> Protocol<T> for Faulty {
+        fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {
+            panic!("on purpose");
+        }
+    }
+
+    let (record, recorder) = recorded();
+    let mut pump = Pump::new(recorder, Faulty).unwrap();
+    pump.run();
+    let _ = pump.first().unwrap().write(b"x");
+    pump.run();
+    assert_eq!(pump.reactor().statistics().panics, 1);
+    assert_eq!(record.summary(), ["made", "lost closed cleanly"]);
+}
+
+#[test]
+fn reactor_that_stops_ends_everything() {
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    pump.reactor().stop().unwrap();
+    pump.run();
+    assert!(one.is_lost() && other.is_lost() && pump.is_lost());
+}
+
+#[test]
+fn short_reads_and_sends_lose_nothing() {
+    for delivery in [Delivery::Batch, Delivery::OneAtATime, Delivery::Random] {
+        let kernel = SimulatedKernel::with_seed(1);
+        kernel.set_settings(KernelSettings {
+            largest_read: 7,
+            largest_send: 11,
+            cut_percent: 50,
+            delivery,
+            ..kernel.settings()
+        });
+        let mut pump = Pump::with_kernel(kernel).unwrap();
+        let (record, recorder) = recorded();
+        pump.join(recorder, Echo).unwrap();
+        pump.run();
+        let sent: Vec<u8> = (0..2_000u32).map(|n| n as u8).collect();
+        let _ = pump.first().unwrap().write(&sent);
+        pump.run();
+        assert!(record.data() == sent);
+    }
+}
+
+#[test]
+fn protocols_are_reached_through_the_reactor() {
+    let (record, recorder) = recorded();
+    let (mut pump, _peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    let handle = pump.transports()[0].transport();
+    pump.reactor()
+        .call_protocol::<MemoryStream, Recorder>(handle, |recorder, cx| {
+            recorder.record.push(Event::ReadClosed);
+            cx.transport.abort_connection();
+        });
+    pump.run();
+    assert_eq!(
+        record.summary(),
+        ["made", "read closed", "lost aborted by us"]
+    );
+}
+
+#[test]
+fn memory_transport_cannot_be_detached_and_goes_on() {
+    let (record, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    let handle = pump.transports()[0].transport();
+    pump.reactor().detach::<Recorder>(handle, |_, result| {
+        assert!(result.is_err());
+    });
+    pump.run();
+    peer.send(b"still here").unwrap();
+    pump.run();
+    assert_eq!(record.data(), b"still here");
+    assert_eq!(pump.reactor().statistics().panics, 0);
+}
+
+#[test]
+fn several_reactors_share_a_kernel_and_a_reactor_has_one() {
+    let kernel = SimulatedKernel::new();
+    let (here, there) = kernel.pair();
+    let (record, recorder) = recorded();
+    let mut pump = Pump::with_kernel(kernel).unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    here.adopt(pump.reactor(), Echo).unwrap();
+    there.adopt(&mut reactor, recorder).unwrap();
+    reactor.turn(Some(Duration::ZERO));
+    let _ = reactor.get(record.handle(0)).unwrap().write(b"across");
+    reactor.turn(Some(Duration::ZERO));
+    pump.run();
+    reactor.turn(Some(Duration::ZERO));
+    assert_eq!(record.data(), b"across");
+
+    let (foreign, _peer) = SimulatedKernel::new().pair();
+    let error = foreign.adopt(&mut reactor, Echo).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert_eq!(reactor.registered(), 1);
+}
+
+#[test]
+#[should_panic(expected = "the protocol does not read")]
+fn exchange_says_when_a_protocol_does_not_read() {
+    let (_, recorder) = recorded();
+    let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    pump.run();
+    pump.first().unwrap().pause_producing();
+    pump.exchange(&peer, &[0; 1_000_000]);
+}
