@@ -591,3 +591,77 @@ fn sending_to_a_peer_that_refuses_ends_the_connection_and_keeps_count() {
     }
     ledger.assert_balanced();
 }
+
+#[test]
+fn pause_inside_the_callback_holds_from_the_next_read_on() {
+    let ledger = DescriptorLedger::open();
+    {
+        let seen = Seen::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(
+            &mut reactor,
+            OneByOne::new(&seen, |cx, _| {
+                cx.transport.pause_producing();
+                Ok(())
+            }),
+        );
+        send_message(&peer, b"one", &files(2).0);
+        send_message(&peer, b"two", &files(1).0);
+        run_until_quiet(&mut reactor);
+        assert_eq!(seen.all(), ["descriptor", "descriptor", "data one"]);
+        transport(&mut reactor, handle).resume_producing();
+        run_until_quiet(&mut reactor);
+        assert_eq!(seen.all()[3..], ["descriptor", "data two"]);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn descriptors_of_a_peer_that_is_gone_are_read_although_a_send_fails() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
+        let mut expected = Vec::new();
+        for _ in 0..20 {
+            let (sent, identities) = files(2);
+            send_message(&peer, b"x", &sent);
+            expected.extend(identities);
+        }
+        drop(peer);
+        let it = transport(&mut reactor, handle);
+        it.send_file_descriptor(file().into()).unwrap();
+        it.write(b"too late");
+        run_until(&mut reactor, |_| record.is_lost());
+        assert_eq!(record.data(), [b'x'; 20]);
+        assert_eq!(identities(&record.take_descriptors()), expected);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn credentials_beside_the_bytes_disturb_nothing() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, peer) = crate::support::socketpair();
+        // As whoever made the socket may have asked for.
+        rustix::net::sockopt::set_socket_passcred(&ours, true).unwrap();
+        reactor
+            .adopt_unix_stream(ours.into(), Recorder::new(&record))
+            .unwrap();
+        let (sent, expected) = files(253);
+        send_message(&peer, b"plain", &[]);
+        send_message(&peer, b"passed", &sent);
+        send_message(&peer, b"more", &[]);
+        run_until_quiet(&mut reactor);
+        assert_eq!(record.data(), b"plainpassedmore");
+        assert_eq!(identities(&record.take_descriptors()), expected);
+        drop(peer);
+        run_until(&mut reactor, |_| record.is_lost());
+        assert_eq!(record.summary().last().unwrap(), "lost closed cleanly");
+    }
+    ledger.assert_balanced();
+}

@@ -297,7 +297,10 @@ where
     #[inline(always)]
     fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) {
         match self.transport.do_read(buffers) {
-            Ok(received) if received.bytes == 0 && !received.had_ancillary => {
+            Ok(received) if received.bytes == 0 => {
+                // Credentials, where the socket asks for them, come beside the
+                // end too, and descriptors never without a byte.
+                buffers.ancillary.clear();
                 self.read_ended(reactor);
             }
             Ok(received) => {
@@ -413,7 +416,7 @@ where
         }
         let data = buffers.data.get(bytes);
         if ancillary.descriptors.is_empty() {
-            if cx.transport.core().is_open_for_reading() && bytes > 0 {
+            if cx.transport.core().is_open_for_reading() {
                 protocol.data_received(&mut cx, data);
             }
         } else {
