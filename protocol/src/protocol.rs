@@ -49,7 +49,8 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
     ///
     /// Called once for each, in the order they were sent, before the
     /// [`data_received`](Self::data_received) of the same read. Those of a
-    /// connection that closes meanwhile are closed and not delivered.
+    /// connection that closes meanwhile are closed and not delivered. A pause
+    /// holds from the next read on: what came with this one is delivered.
     /// (Twisted: `fileDescriptorReceived`.)
     ///
     /// # Errors

@@ -389,6 +389,12 @@ impl Default for DescriptorLimits {
 /// A peer can send a TCP socket that lingers, with unsent data: closing it
 /// then blocks the whole loop for as long as the peer chose (kernel 6.18: up
 /// to 2^31 seconds), although the socket is non-blocking.
+///
+/// What is closed by the kernel before we ever have it can block all the same:
+/// descriptors that are unread when their connection closes, and those that
+/// find no free number here. A peer that is not trusted, and has no
+/// descriptors to send, is better refused them altogether
+/// ([`set_descriptors_accepted`](UnixTransport::set_descriptors_accepted)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Linger {

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bowline::{
-    CloseReason, Context, PassedDescriptor, Protocol, Reactor, SendDescriptorErrorKind, Transports,
-    UnixStream, UnixTransport,
+    CloseReason, Context, PassedDescriptor, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
+    SendDescriptorErrorKind, Transport, Transports, UnixStream, UnixTransport,
 };
 
 use crate::peer::{
@@ -280,6 +280,64 @@ fn detached_connection_takes_its_queue_along() {
             .flat_map(|unsent| unsent.descriptors.iter().map(identity))
             .collect();
         assert_eq!([arrived, kept].concat(), expected);
+    }
+    ledger.assert_balanced();
+}
+
+/// Goes on producing while its transport closes: a descriptor and a byte each
+/// time it is asked.
+struct LastOnes {
+    left: usize,
+    seen: Seen,
+}
+
+impl Producer for LastOnes {
+    fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
+        if self.left == 0 {
+            cx.transport.unregister_producer();
+            return;
+        }
+        self.left -= 1;
+        cx.transport.write(b"x");
+        self.seen.push("produced");
+    }
+}
+
+#[test]
+fn close_waits_for_a_producer_which_may_pass_descriptors_meanwhile() {
+    let ledger = DescriptorLedger::open();
+    {
+        let seen = Seen::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
+        let it = transport(&mut reactor, handle);
+        let producer = LastOnes {
+            left: 2,
+            seen: seen.clone(),
+        };
+        it.register_producer(ProducerRef::boxed(producer), ProducerKind::Pull)
+            .unwrap();
+        it.lose_connection();
+        it.send_file_descriptor(file().into())
+            .expect("its producer is there");
+        run_until(&mut reactor, |_| seen.has("lost"));
+        let expected = [
+            "produced",
+            "sent 1",
+            "produced",
+            "lost closed cleanly; 0 unsent",
+        ];
+        let mut all = seen.all();
+        // Which of the two comes first in their turn is not promised.
+        all[..3].sort_unstable();
+        let mut sorted = expected;
+        sorted[..3].sort_unstable();
+        assert_eq!(all, sorted);
+        let arrived: usize = receive_all(&peer)
+            .iter()
+            .map(|it| it.descriptors.len())
+            .sum();
+        assert_eq!(arrived, 1);
     }
     ledger.assert_balanced();
 }

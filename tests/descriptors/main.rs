@@ -10,5 +10,6 @@ mod exact;
 mod figures;
 mod hostile;
 mod limits;
+mod random;
 mod receiving;
 mod sending;
