@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use bowline::testing::{KernelSettings, ManualClock, MemoryPeer, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport, TransportHandle,
-    Transports, UnixAddress,
+    Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol,
+    Reactor, Transport, TransportHandle, Transports, UnixAddress,
 };
 use rustix::net::sockopt;
 use tempfile::TempDir;
@@ -708,4 +708,98 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length as u32)
         .map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8)
         .collect()
+}
+
+/// The callbacks of a factory, and of its protocols, in words and in order.
+pub(crate) type Log = Rc<std::cell::RefCell<Vec<String>>>;
+type FactoryHook = Box<dyn FnMut(&mut BuildContext<'_>)>;
+type BuildHook = Box<dyn FnMut(&mut BuildContext<'_>) -> Option<Script>>;
+
+/// A factory that logs everything, and does in each callback what the test
+/// says.
+pub(crate) struct Doorman {
+    log: Log,
+    on_started: FactoryHook,
+    on_build: BuildHook,
+    on_failed: FactoryHook,
+    on_lost: FactoryHook,
+}
+
+impl Doorman {
+    /// One that builds a protocol for everybody.
+    pub(crate) fn new(log: &Log) -> Self {
+        let scripts = Rc::clone(log);
+        Self {
+            log: Rc::clone(log),
+            on_started: Box::new(|_| {}),
+            on_build: Box::new(move |_| Some(logging_script(&scripts))),
+            on_failed: Box::new(|_| {}),
+            on_lost: Box::new(|_| {}),
+        }
+    }
+
+    pub(crate) fn started(mut self, hook: impl FnMut(&mut BuildContext<'_>) + 'static) -> Self {
+        self.on_started = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn build(
+        mut self,
+        hook: impl FnMut(&mut BuildContext<'_>) -> Option<Script> + 'static,
+    ) -> Self {
+        self.on_build = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn failed(mut self, hook: impl FnMut(&mut BuildContext<'_>) + 'static) -> Self {
+        self.on_failed = Box::new(hook);
+        self
+    }
+
+    pub(crate) fn lost(mut self, hook: impl FnMut(&mut BuildContext<'_>) + 'static) -> Self {
+        self.on_lost = Box::new(hook);
+        self
+    }
+
+    fn note(&self, text: impl Into<String>) {
+        self.log.borrow_mut().push(text.into());
+    }
+}
+
+/// A protocol whose beginning and end stand in the log.
+pub(crate) fn logging_script(log: &Log) -> Script {
+    let (made, lost) = (Rc::clone(log), Rc::clone(log));
+    Script::new()
+        .made(move |_| made.borrow_mut().push("made".into()))
+        .lost(move |_, reason| {
+            lost.borrow_mut().push(format!("protocol lost: {reason}"));
+        })
+}
+
+impl<T: Transport> Factory<T> for Doorman {
+    type Protocol = Script;
+
+    fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Script> {
+        self.note("build");
+        (self.on_build)(cx)
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.note("started");
+        (self.on_started)(cx);
+    }
+
+    fn stopped(&mut self, _: &mut BuildContext<'_>) {
+        self.note("stopped");
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        self.note(format!("failed: {error}"));
+        (self.on_failed)(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        self.note(format!("lost: {reason}"));
+        (self.on_lost)(cx);
+    }
 }

@@ -7,5 +7,7 @@ mod harness;
 
 mod acceptor;
 mod bytes;
+mod connectors;
+mod listeners;
 mod producers;
 mod stream;

@@ -50,6 +50,8 @@ pub(crate) struct OutgoingConnection<T, F> {
     timeout: Option<DelayedCall>,
     retry: Option<DelayedCall>,
     retry_after: Duration,
+    /// Whether the factory was told that nothing more comes.
+    is_stopped: bool,
     transport: PhantomData<fn() -> T>,
 }
 
@@ -274,6 +276,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
 
     fn stopped_unless_connecting(&mut self, reactor: &mut Reactor) {
         if !self.control.wants_to_connect {
+            self.is_stopped = true;
             self.factory.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -315,8 +318,18 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         self.work(reactor)
     }
 
-    fn panicked(&mut self, reactor: &mut Reactor, _: Panic) -> Next {
+    fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         drop(self.take_socket(reactor));
+        if self.control.state == ConnectorState::Connected {
+            // It was build_protocol: somebody waits to be told how it went.
+            self.ended(reactor, &CloseReason::Panicked(panic));
+            return self.after();
+        }
+        self.control.state = ConnectorState::Disconnected;
+        self.control.wants_to_connect = false;
+        if !self.is_stopped {
+            self.stopped_unless_connecting(reactor);
+        }
         Next::Remove
     }
 
@@ -386,6 +399,7 @@ where
             timeout: None,
             retry: None,
             retry_after: FIRST_RETRY,
+            is_stopped: false,
             transport: PhantomData,
         }),
     );

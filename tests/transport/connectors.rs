@@ -1,0 +1,617 @@
+//! Connecting: the order of callbacks, every way to fail, and again.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::testing::ManualClock;
+use bowline::{
+    Address, ConnectorHandle, ConnectorState, Reactor, TcpConnectOptions, Transports, UnixAddress,
+    UnixConnectOptions,
+};
+use tempfile::TempDir;
+
+use crate::harness::{Doorman, Log, abstract_name, logging_script, std_address, unix_address};
+use crate::support::{DescriptorLedger, run_until, run_until_quiet};
+
+/// A reactor whose clock stands still, and what is around it.
+struct Stage {
+    reactor: Reactor,
+    clock: ManualClock,
+    log: Log,
+    ledger: DescriptorLedger,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let ledger = DescriptorLedger::open();
+        let clock = ManualClock::new();
+        Self {
+            reactor: Reactor::with_clock(clock.clone()).unwrap(),
+            clock,
+            log: Log::default(),
+            ledger,
+        }
+    }
+
+    fn settle(&mut self) {
+        run_until_quiet(&mut self.reactor);
+    }
+
+    #[track_caller]
+    fn assert_log(&self, expected: &[&str]) {
+        assert_eq!(*self.log.borrow(), expected);
+    }
+
+    #[track_caller]
+    fn run_until_stopped(&mut self) {
+        let log = Rc::clone(&self.log);
+        run_until(&mut self.reactor, |_| {
+            log.borrow().last().is_some_and(|last| last == "stopped")
+        });
+        self.settle();
+        assert_eq!(self.reactor.registered(), 0);
+        assert_eq!(self.reactor.delayed_calls().count(), 0);
+    }
+
+    #[track_caller]
+    fn finish(self) {
+        drop(self.reactor);
+        self.ledger.assert_balanced();
+    }
+}
+
+/// An address at which nobody listens.
+fn refused_address() -> SocketAddr {
+    StdTcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+/// A TCP listener that answers nobody any more: its queue is full.
+fn deaf_tcp() -> (StdTcpListener, StdTcpStream, SocketAddr) {
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = StdTcpStream::connect(address).unwrap();
+    (listener, client, address)
+}
+
+/// A UNIX listener whose queue is full.
+fn full_unix() -> (StdUnixListener, StdUnixStream, UnixAddress) {
+    let address = UnixAddress::Abstract(abstract_name());
+    let listener = StdUnixListener::bind_addr(&std_address(&address)).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let client = StdUnixStream::connect_addr(&std_address(&address)).unwrap();
+    (listener, client, address)
+}
+
+/// C-01, C-03, C-07, C-08.
+#[test]
+fn callbacks_come_in_order() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let factory = Doorman::new(&stage.log)
+        .started(|cx| {
+            let connector = cx.connector().unwrap();
+            assert_eq!(connector.state(), ConnectorState::Connecting);
+            connector.connect();
+        })
+        .lost(|cx| {
+            let connector = cx.connector().unwrap();
+            assert_eq!(connector.state(), ConnectorState::Disconnected);
+        });
+    let handle = stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.assert_log(&[]);
+    let log = Rc::clone(&stage.log);
+    run_until(&mut stage.reactor, |_| log.borrow().len() == 3);
+    stage.assert_log(&["started", "build", "made"]);
+    let connector = stage.reactor.get(handle).unwrap();
+    assert_eq!(connector.state(), ConnectorState::Connected);
+    assert_eq!(connector.destination(), Address::Inet(address));
+    assert_eq!(connector.handle(), handle);
+    // Neither means anything to one that is connected.
+    connector.connect();
+    connector.stop_connecting();
+    stage.settle();
+    drop(listener.accept().unwrap());
+    stage.run_until_stopped();
+    stage.assert_log(&[
+        "started",
+        "build",
+        "made",
+        "protocol lost: closed cleanly",
+        "lost: closed cleanly",
+        "stopped",
+    ]);
+    assert!(stage.reactor.get(handle).is_none());
+    drop(listener);
+    stage.finish();
+}
+
+/// C-02, C-04.
+#[test]
+fn failures_are_told_from_the_loop_with_their_errno() {
+    let mut stage = Stage::new();
+    let address = refused_address();
+    stage
+        .reactor
+        .connect_tcp(address, Doorman::new(&stage.log))
+        .unwrap();
+    stage.assert_log(&[]);
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: connection refused", "stopped"]);
+
+    stage.log.borrow_mut().clear();
+    let directory = TempDir::new().unwrap();
+    stage
+        .reactor
+        .connect_unix(directory.path().join("nobody"), Doorman::new(&stage.log))
+        .unwrap();
+    stage.assert_log(&[]);
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: cannot connect", "stopped"]);
+
+    stage.log.borrow_mut().clear();
+    let stale = directory.path().join("stale");
+    drop(StdUnixListener::bind(&stale).unwrap());
+    stage
+        .reactor
+        .connect_unix(stale, Doorman::new(&stage.log))
+        .unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: connection refused", "stopped"]);
+    drop(directory);
+    stage.finish();
+}
+
+#[test]
+fn the_error_of_the_system_is_kept() {
+    use bowline::{BuildContext, ConnectError, Factory, TcpStream};
+    struct Keeps(Rc<std::cell::Cell<Option<i32>>>);
+    impl Factory<TcpStream> for Keeps {
+        type Protocol = crate::support::Recorder;
+
+        fn build_protocol(
+            &mut self,
+            _: &mut BuildContext<'_>,
+            _: &Address,
+        ) -> Option<Self::Protocol> {
+            None
+        }
+
+        fn connection_failed(&mut self, _: &mut BuildContext<'_>, error: &ConnectError) {
+            assert!(matches!(error, ConnectError::Refused(_)));
+            self.0.set(error.as_os().and_then(io::Error::raw_os_error));
+        }
+    }
+    let mut stage = Stage::new();
+    let seen = Rc::new(std::cell::Cell::new(None));
+    stage
+        .reactor
+        .connect_tcp(refused_address(), Keeps(Rc::clone(&seen)))
+        .unwrap();
+    run_until(&mut stage.reactor, |_| seen.get().is_some());
+    assert_eq!(
+        seen.get(),
+        Some(rustix::io::Errno::CONNREFUSED.raw_os_error())
+    );
+    stage.finish();
+}
+
+/// C-05.
+#[test]
+fn an_attempt_ends_at_its_timeout() {
+    let mut stage = Stage::new();
+    let (listener, client, address) = deaf_tcp();
+    stage
+        .reactor
+        .connect_tcp(address, Doorman::new(&stage.log))
+        .unwrap();
+    stage.settle();
+    stage.clock.advance(Duration::from_millis(29_999));
+    stage.settle();
+    stage.assert_log(&["started"]);
+    stage.clock.advance(Duration::from_millis(1));
+    stage.run_until_stopped();
+    stage.assert_log(&[
+        "started",
+        "failed: connecting took longer than its timeout",
+        "stopped",
+    ]);
+    drop((listener, client));
+    stage.finish();
+}
+
+#[test]
+fn no_timeout_means_none() {
+    let mut stage = Stage::new();
+    let (listener, client, address) = deaf_tcp();
+    let options = TcpConnectOptions {
+        timeout: None,
+        ..TcpConnectOptions::default()
+    };
+    let handle = stage
+        .reactor
+        .connect_tcp_with(address, &options, Doorman::new(&stage.log))
+        .unwrap();
+    stage.settle();
+    assert_eq!(stage.reactor.delayed_calls().count(), 0);
+    stage.clock.advance(Duration::from_secs(1_000_000));
+    stage.settle();
+    stage.assert_log(&["started"]);
+    stage.reactor.get(handle).unwrap().stop_connecting();
+    stage.run_until_stopped();
+    drop((listener, client));
+    stage.finish();
+}
+
+/// C-17, W-51.
+#[test]
+fn a_full_unix_queue_is_tried_until_there_is_room() {
+    let mut stage = Stage::new();
+    let (listener, client, address) = full_unix();
+    let handle = stage
+        .reactor
+        .connect_unix(address, Doorman::new(&stage.log))
+        .unwrap();
+    for _ in 0..50 {
+        stage.reactor.turn(Some(Duration::ZERO));
+        stage.clock.advance(Duration::from_millis(100));
+    }
+    stage.assert_log(&["started"]);
+    assert_eq!(
+        stage.reactor.get(handle).unwrap().state(),
+        ConnectorState::Connecting
+    );
+    drop(listener.accept().unwrap());
+    stage.clock.advance(Duration::from_millis(100));
+    stage.settle();
+    stage.assert_log(&["started", "build", "made"]);
+    assert_eq!(stage.reactor.delayed_calls().count(), 0);
+    drop(listener.accept().unwrap());
+    stage.run_until_stopped();
+    drop((listener, client));
+    stage.finish();
+}
+
+/// C-17.
+#[test]
+fn a_full_unix_queue_is_tried_until_the_timeout() {
+    let mut stage = Stage::new();
+    let (listener, client, address) = full_unix();
+    let options = UnixConnectOptions {
+        timeout: Some(Duration::from_secs(2)),
+        ..UnixConnectOptions::default()
+    };
+    stage
+        .reactor
+        .connect_unix_with(address, &options, Doorman::new(&stage.log))
+        .unwrap();
+    for _ in 0..20 {
+        stage.settle();
+        stage.assert_log(&["started"]);
+        stage.clock.advance(Duration::from_millis(100));
+    }
+    stage.run_until_stopped();
+    stage.assert_log(&[
+        "started",
+        "failed: connecting took longer than its timeout",
+        "stopped",
+    ]);
+    drop((listener, client));
+    stage.finish();
+}
+
+const CANCELLED: [&str; 3] = ["started", "failed: connecting was cancelled", "stopped"];
+
+/// C-06.
+#[test]
+fn an_attempt_can_be_given_up_at_any_moment() {
+    // Inside started.
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let factory = Doorman::new(&stage.log).started(|cx| cx.connector().unwrap().stop_connecting());
+    let address = listener.local_addr().unwrap();
+    stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&CANCELLED);
+
+    // While the kernel tries.
+    stage.log.borrow_mut().clear();
+    let (deaf, client, address) = deaf_tcp();
+    let factory = Doorman::new(&stage.log);
+    let handle = stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.settle();
+    let connector = stage.reactor.get(handle).unwrap();
+    connector.stop_connecting();
+    connector.stop_connecting();
+    stage.assert_log(&["started"]);
+    stage.run_until_stopped();
+    stage.assert_log(&CANCELLED);
+    drop((deaf, client));
+
+    // While it waits for room.
+    stage.log.borrow_mut().clear();
+    let (full, client, address) = full_unix();
+    let factory = Doorman::new(&stage.log);
+    let handle = stage.reactor.connect_unix(address, factory).unwrap();
+    stage.settle();
+    stage.reactor.get(handle).unwrap().stop_connecting();
+    stage.run_until_stopped();
+    stage.assert_log(&CANCELLED);
+    drop((full, client));
+
+    // When the connection is there and was not noticed yet.
+    stage.log.borrow_mut().clear();
+    let address = listener.local_addr().unwrap();
+    let factory = Doorman::new(&stage.log);
+    let handle = stage.reactor.connect_tcp(address, factory).unwrap();
+    let log = Rc::clone(&stage.log);
+    while log.borrow().is_empty() {
+        stage.reactor.turn(Some(Duration::ZERO));
+    }
+    if let Some(connector) = stage.reactor.get(handle)
+        && connector.state() == ConnectorState::Connecting
+    {
+        connector.stop_connecting();
+        stage.run_until_stopped();
+        stage.assert_log(&CANCELLED);
+    }
+    drop(listener);
+    stage.finish();
+}
+
+/// Before the first turn nothing has begun: it is as if it had never been.
+#[test]
+fn an_attempt_can_be_given_up_before_it_begins() {
+    let mut stage = Stage::new();
+    let factory = Doorman::new(&stage.log);
+    let handle = stage
+        .reactor
+        .connect_tcp(refused_address(), factory)
+        .unwrap();
+    stage.reactor.get(handle).unwrap().stop_connecting();
+    stage.settle();
+    assert_eq!(stage.reactor.registered(), 0);
+    assert!(
+        !stage
+            .log
+            .borrow()
+            .iter()
+            .any(|line| line.starts_with("failed: connection refused"))
+    );
+    stage.finish();
+}
+
+/// C-09.
+#[test]
+fn a_failed_attempt_can_be_followed_by_others() {
+    let mut stage = Stage::new();
+    let mut left = 2;
+    let factory = Doorman::new(&stage.log).failed(move |cx| {
+        let connector = cx.connector().unwrap();
+        assert_eq!(connector.state(), ConnectorState::Disconnected);
+        if left > 0 {
+            left -= 1;
+            connector.connect();
+        }
+    });
+    stage
+        .reactor
+        .connect_tcp(refused_address(), factory)
+        .unwrap();
+    stage.run_until_stopped();
+    let attempt = ["started", "failed: connection refused"];
+    stage.assert_log(&[&attempt[..], &attempt, &attempt, &["stopped"]].concat());
+    stage.finish();
+}
+
+/// C-09.
+#[test]
+fn a_lost_connection_can_be_followed_by_another() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let mut left = 1;
+    let factory = Doorman::new(&stage.log).lost(move |cx| {
+        if left > 0 {
+            left -= 1;
+            cx.connector().unwrap().connect();
+        }
+    });
+    let address = listener.local_addr().unwrap();
+    stage.reactor.connect_tcp(address, factory).unwrap();
+    for connections in 1..=2 {
+        let log = Rc::clone(&stage.log);
+        run_until(&mut stage.reactor, |_| {
+            log.borrow().iter().filter(|line| *line == "made").count() == connections
+        });
+        drop(listener.accept().unwrap());
+    }
+    stage.run_until_stopped();
+    let connection = [
+        "started",
+        "build",
+        "made",
+        "protocol lost: closed cleanly",
+        "lost: closed cleanly",
+    ];
+    stage.assert_log(&[&connection[..], &connection, &["stopped"]].concat());
+    drop(listener);
+    stage.finish();
+}
+
+/// C-11.
+#[test]
+fn a_factory_that_declines_closes_the_connection() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let factory = Doorman::new(&stage.log).build(|_| None);
+    let address = listener.local_addr().unwrap();
+    stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "build", "lost: closed cleanly", "stopped"]);
+    let (mut peer, _) = listener.accept().unwrap();
+    assert_eq!(io::Read::read(&mut peer, &mut [0]).unwrap(), 0);
+    drop((listener, peer));
+    stage.finish();
+}
+
+/// Somebody waits to be told how it went, also when the factory has a bug.
+#[test]
+fn a_factory_that_panics_is_told_of_the_end() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let factory = Doorman::new(&stage.log).build(|_| panic!("on purpose"));
+    let address = listener.local_addr().unwrap();
+    stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "build", "lost: a callback panicked", "stopped"]);
+    drop(listener);
+    stage.finish();
+}
+
+#[test]
+fn whatever_panics_the_factory_is_told_that_nothing_more_comes() {
+    let mut stage = Stage::new();
+    let factory = Doorman::new(&stage.log).started(|_| panic!("on purpose"));
+    stage
+        .reactor
+        .connect_tcp(refused_address(), factory)
+        .unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "stopped"]);
+
+    stage.log.borrow_mut().clear();
+    let factory = Doorman::new(&stage.log).failed(|_| panic!("on purpose"));
+    stage
+        .reactor
+        .connect_tcp(refused_address(), factory)
+        .unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: connection refused", "stopped"]);
+    stage.finish();
+}
+
+/// C-12.
+#[test]
+fn the_address_to_connect_from_is_honoured() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let options = TcpConnectOptions {
+        bind_address: Some(([127, 0, 0, 3], 0).into()),
+        ..TcpConnectOptions::default()
+    };
+    let hosts = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = Rc::clone(&hosts);
+    let build = move |log: &Log| {
+        let seen = Rc::clone(&seen);
+        logging_script(log).made(move |cx| seen.borrow_mut().push(cx.transport.host()))
+    };
+    let (log, builds) = (Rc::clone(&stage.log), build.clone());
+    let factory = Doorman::new(&stage.log).build(move |_| Some(builds(&log)));
+    let address = listener.local_addr().unwrap();
+    stage
+        .reactor
+        .connect_tcp_with(address, &options, factory)
+        .unwrap();
+    run_until(&mut stage.reactor, |_| hosts.borrow().len() == 1);
+    let (_, from) = listener.accept().unwrap();
+    assert_eq!(from.ip().to_string(), "127.0.0.3");
+    assert_eq!(hosts.borrow()[0], Address::Inet(from));
+    stage.run_until_stopped();
+
+    let directory = TempDir::new().unwrap();
+    let name = UnixAddress::Abstract(abstract_name());
+    let unix = StdUnixListener::bind_addr(&std_address(&name)).unwrap();
+    let own = UnixAddress::Path(directory.path().join("client"));
+    let options = UnixConnectOptions {
+        bind_address: Some(own.clone()),
+        ..UnixConnectOptions::default()
+    };
+    let (log, builds) = (Rc::clone(&stage.log), build);
+    let factory = Doorman::new(&stage.log).build(move |_| Some(builds(&log)));
+    stage
+        .reactor
+        .connect_unix_with(name, &options, factory)
+        .unwrap();
+    run_until(&mut stage.reactor, |_| hosts.borrow().len() == 2);
+    let (_, from) = unix.accept().unwrap();
+    assert_eq!(unix_address(&from), own);
+    assert_eq!(hosts.borrow()[1], Address::Unix(own));
+    stage.run_until_stopped();
+    drop((listener, unix, directory));
+    stage.finish();
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_fails_the_attempt() {
+    let mut stage = Stage::new();
+    let options = TcpConnectOptions {
+        bind_address: Some(([192, 0, 2, 1], 0).into()),
+        ..TcpConnectOptions::default()
+    };
+    stage
+        .reactor
+        .connect_tcp_with(refused_address(), &options, Doorman::new(&stage.log))
+        .unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&[
+        "started",
+        "failed: cannot bind the local address to connect from",
+        "stopped",
+    ]);
+    stage.finish();
+}
+
+fn stop(stage: &mut Stage) {
+    stage.reactor.stop().unwrap();
+    run_until(&mut stage.reactor, |reactor| !reactor.is_running());
+}
+
+#[test]
+fn the_reactor_stopping_fails_an_attempt() {
+    let mut stage = Stage::new();
+    let (listener, client, address) = deaf_tcp();
+    // It asks for more, and does not get it.
+    let factory = Doorman::new(&stage.log).failed(|cx| cx.connector().unwrap().connect());
+    stage.reactor.start().unwrap();
+    stage.reactor.connect_tcp(address, factory).unwrap();
+    stage.settle();
+    stop(&mut stage);
+    stage.assert_log(&[
+        "started",
+        "failed: reactor stopped while connecting",
+        "stopped",
+    ]);
+    drop((listener, client));
+    stage.finish();
+}
+
+/// F-20: first the protocol, then the factory, at the shutdown too.
+#[test]
+fn the_reactor_stopping_tells_the_protocol_before_the_factory() {
+    let mut stage = Stage::new();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let factory = Doorman::new(&stage.log).lost(|cx| cx.connector().unwrap().connect());
+    stage.reactor.start().unwrap();
+    let address = listener.local_addr().unwrap();
+    let _: ConnectorHandle = stage.reactor.connect_tcp(address, factory).unwrap();
+    let log = Rc::clone(&stage.log);
+    run_until(&mut stage.reactor, |_| log.borrow().len() == 3);
+    stop(&mut stage);
+    stage.assert_log(&[
+        "started",
+        "build",
+        "made",
+        "protocol lost: reactor stopped",
+        "lost: reactor stopped",
+        "stopped",
+    ]);
+    drop(listener);
+    stage.finish();
+}
