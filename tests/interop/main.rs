@@ -25,6 +25,8 @@ use crate::support::DescriptorLedger;
 mod support;
 
 mod attachment;
+mod bytes;
+mod closing;
 mod descriptors;
 mod pair;
 mod peer;
@@ -50,6 +52,8 @@ impl Scenario {
 fn scenarios() -> Vec<Scenario> {
     let mut all = Vec::new();
     all.extend(descriptors::scenarios());
+    all.extend(bytes::scenarios());
+    all.extend(closing::scenarios());
     all.extend(sockets::scenarios());
     all.extend(attachment::scenarios());
     all

@@ -159,6 +159,11 @@ impl Peer {
         control.write(b"\n");
     }
 
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+
     /// What it told so far.
     pub(crate) fn events(&self) -> Vec<String> {
         self.events.borrow().clone()
