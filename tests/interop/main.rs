@@ -28,6 +28,7 @@ mod attachment;
 mod bytes;
 mod closing;
 mod descriptors;
+mod framing;
 mod pair;
 mod peer;
 mod sockets;
@@ -54,6 +55,7 @@ fn scenarios() -> Vec<Scenario> {
     all.extend(descriptors::scenarios());
     all.extend(bytes::scenarios());
     all.extend(closing::scenarios());
+    all.extend(framing::scenarios());
     all.extend(sockets::scenarios());
     all.extend(attachment::scenarios());
     all
