@@ -69,7 +69,8 @@ pub struct KernelSettings {
     pub largest_send: usize,
     /// How many bytes one read takes at the most; default `usize::MAX`. At
     /// least 1. A read that was cut by this is followed by a new event, as if
-    /// the rest had arrived just afterwards.
+    /// the rest had arrived just afterwards; so none is cut once the other end
+    /// is closed.
     pub largest_read: usize,
     /// How many of a hundred sends and reads are cut at a chosen byte, in the
     /// same way; default 0.
@@ -514,7 +515,11 @@ impl State {
                 return Err(sys::simulated::would_block());
             }
         }
-        let length = self.cut(buf.len(), self.settings.largest_read);
+        let length = if end.is_read_shut {
+            buf.len()
+        } else {
+            self.cut(buf.len(), self.settings.largest_read)
+        };
         let end = self.end(socket)?;
         let peer = end.peer;
         let mut read = Read {
