@@ -472,7 +472,9 @@ fn prefork_goes_on_when_a_worker_is_killed_under_load() {
     // What had been passed to it is lost with it: a handful, since each of the
     // four clients has one connection.
     let mut failures = 0;
+    let started = Instant::now();
     loop {
+        assert!(started.elapsed() < DEADLINE, "it was not replaced");
         match next() {
             Some(process) if !before.contains(&process) => break,
             Some(_) => {}
@@ -522,4 +524,45 @@ fn workers_of_a_prefork_server_end_when_it_is_killed() {
     assert!(is_running(worker));
     prefork.child.kill().expect("it runs");
     wait_until("the worker ends", || !is_running(worker));
+}
+
+#[test]
+fn prefork_takes_a_burst_with_one_worker() {
+    let prefork = Example::start("prefork", &["--serve", "--workers", "1"]);
+    // More wait than one turn accepts, and far more than its channel takes
+    // before it counts as full.
+    kill_process(prefork.pid(), Signal::STOP).expect("it runs");
+    let mut clients: Vec<_> = (0..300).map(|_| prefork.connect()).collect();
+    for client in &mut clients {
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.0\r\n\r\n";
+        client.write_all(request).expect("writes");
+    }
+    kill_process(prefork.pid(), Signal::CONT).expect("it is there");
+    for client in &mut clients {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("text");
+        // One on a connection that is kept, one on the same that is not.
+        assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+    }
+    prefork.stop();
+}
+
+#[test]
+fn prefork_refuses_what_it_does_not_speak() {
+    let prefork = Example::start("prefork", &["--serve", "--workers", "1"]);
+    for (request, status) in [
+        ("POST / HTTP/1.1\r\n\r\n", "405"),
+        ("what?\r\n\r\n", "400"),
+        (&*format!("GET /{} HTTP/1.1\r\n", "x".repeat(20_000)), "431"),
+    ] {
+        let mut client = prefork.connect();
+        client.write_all(request.as_bytes()).expect("writes");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("text");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+    }
+    prefork.stop();
 }
