@@ -3,13 +3,15 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream as StdTcpStream;
+use std::net::{TcpListener, TcpStream as StdTcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::rc::Rc;
 
 use bowline::{
-    Address, BuildContext, CloseReason, Context, DescriptorLimits, PassedDescriptor, Protocol,
-    Reactor, TcpListenOptions, Transports, UnixListenOptions, UnixTransport,
+    Address, AdoptErrorKind, BuildContext, CloseReason, Context, DescriptorLimits,
+    PassedDescriptor, Protocol, Reactor, TcpListenOptions, Transports, UnixListenOptions,
+    UnixTransport,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
@@ -61,7 +63,7 @@ fn acceptor_can_pause_its_listener() {
         })
         .expect("listens");
     let clients: Vec<_> = (0..3)
-        .map(|_| std::os::unix::net::UnixStream::connect(&path).expect("connects"))
+        .map(|_| StdUnixStream::connect(&path).expect("connects"))
         .collect();
     for expected in 1..=clients.len() {
         run_until(&mut reactor, |_| *accepted.borrow() == expected);
@@ -69,6 +71,44 @@ fn acceptor_can_pause_its_listener() {
         assert_eq!(*accepted.borrow(), expected);
         reactor.get(listener).expect("there").resume_accepting();
     }
+}
+
+#[test]
+fn acceptor_on_a_listener_from_elsewhere() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().expect("a reactor");
+        let count = Rc::new(RefCell::new(0));
+        let acceptor = || {
+            let count = Rc::clone(&count);
+            move |_: &mut BuildContext<'_>, _: OwnedFd, _: &Address| *count.borrow_mut() += 1
+        };
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let address = tcp.local_addr().expect("bound");
+        let path = directory.path().join("socket");
+        let unix = UnixListener::bind(&path).expect("listens");
+        reactor
+            .accept_adopted(tcp.into(), acceptor())
+            .expect("a TCP listener");
+        reactor
+            .accept_adopted(unix.into(), acceptor())
+            .expect("a UNIX listener");
+        let _tcp = StdTcpStream::connect(address).expect("connects");
+        let _unix = StdUnixStream::connect(&path).expect("connects");
+        run_until(&mut reactor, |_| *count.borrow() == 2);
+
+        let (no_listener, _peer) = socketpair();
+        let refused = reactor.accept_adopted(no_listener.into(), acceptor());
+        let refused = refused.expect_err("it does not listen");
+        assert!(matches!(refused.kind, AdoptErrorKind::NotListening));
+        let file = File::open("/dev/null").expect("it is there");
+        let refused = reactor.accept_adopted(file.into(), acceptor());
+        let refused = refused.expect_err("it is no socket");
+        assert!(matches!(refused.kind, AdoptErrorKind::NotASocket));
+        assert!(path.exists(), "not ours to remove");
+    }
+    ledger.assert_balanced();
 }
 
 #[test]

@@ -227,6 +227,18 @@ pub trait Transports {
         factory: impl Factory<UnixStream>,
     ) -> Result<ListenerHandle, AdoptError>;
 
+    /// Accepts on a socket that listens already, TCP or UNIX, and gives every
+    /// accepted socket to `acceptor`; see [`accept_tcp`](Self::accept_tcp).
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back.
+    fn accept_adopted(
+        &mut self,
+        fd: OwnedFd,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, AdoptError>;
+
     /// Puts a protocol on a connected TCP socket. (Twisted:
     /// `adoptStreamConnection`.)
     ///
@@ -423,6 +435,21 @@ impl Transports for Reactor {
         let (fd, _) = handoff::check(fd, Adopted::UnixListener)?;
         listener::install(self, fd, None, Serve::<UnixStream, _>::new(factory))
             .map_err(adopt_failed)
+    }
+
+    fn accept_adopted(
+        &mut self,
+        fd: OwnedFd,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, AdoptError> {
+        let (fd, _) = match handoff::check(fd, Adopted::TcpListener) {
+            Err(AdoptError {
+                kind: AdoptErrorKind::WrongFamily,
+                fd,
+            }) => handoff::check(fd, Adopted::UnixListener)?,
+            checked => checked?,
+        };
+        listener::install(self, fd, None, HandOver { acceptor }).map_err(adopt_failed)
     }
 
     fn adopt_tcp_stream(
