@@ -588,10 +588,17 @@ where
         producer
     }
 
-    /// Stops producers that were registered too late.
+    /// Stops producers that were registered too late. What they register in
+    /// turn is not looked at: that could go on for ever.
     fn stop_rejected(&mut self, reactor: &mut Reactor) {
-        while let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
-            self.call_producer(reactor, producer, Tell::Stop);
+        let core = self.transport.core_mut();
+        if core.cold_ref().is_none() {
+            return;
+        }
+        for _ in 0..core.cold().rejected.len() {
+            if let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
+                self.call_producer(reactor, producer, Tell::Stop);
+            }
         }
     }
 
@@ -610,6 +617,7 @@ where
                 self.call_producer(reactor, producer, Tell::Stop);
             }
         }
+        self.stop_rejected(reactor);
         self.close_socket(reactor);
         let core = self.transport.core_mut();
         core.pending &= !Core::<F::Socket>::END;
@@ -623,19 +631,14 @@ where
         }
         // Only now: the protocol could reclaim them.
         self.transport.discard_descriptors();
-        self.stop_rejected_at_end(reactor);
-        self.tell_connector(reactor, reason);
-    }
-
-    fn stop_rejected_at_end(&mut self, reactor: &mut Reactor) {
-        if self
-            .transport
-            .core()
-            .cold_ref()
-            .is_some_and(|cold| !cold.rejected.is_empty())
-        {
-            self.stop_rejected(reactor);
+        let core = self.transport.core_mut();
+        if core.cold_ref().is_some() {
+            // The protocol was told the last there is.
+            let rejected = &mut core.cold().rejected;
+            rejected.retain(|producer| !matches!(producer, ProducerRef::Protocol));
         }
+        self.stop_rejected(reactor);
+        self.tell_connector(reactor, reason);
     }
 
     fn close_socket(&mut self, reactor: &mut Reactor) {

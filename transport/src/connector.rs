@@ -281,6 +281,8 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
             });
+            // Nothing more is called, so asking for more is in vain.
+            self.control.wants_to_connect = false;
         }
     }
 }

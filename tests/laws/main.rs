@@ -1,0 +1,6 @@
+//! The laws that hold everywhere, each tried where it is easiest to break.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod callbacks;
