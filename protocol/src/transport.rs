@@ -133,7 +133,8 @@ pub trait Transport: 'static {
     fn lose_connection_within(&mut self, deadline: Duration);
 
     /// Ends the connection now: what is buffered is dropped, nothing more is
-    /// read, and a TCP peer sees a reset. (Twisted: `abortConnection`.)
+    /// read, and a TCP peer sees a reset, unless the socket was adopted and may
+    /// be another's too. (Twisted: `abortConnection`.)
     fn abort_connection(&mut self);
 
     /// Closes our side once everything buffered was sent, and goes on reading.

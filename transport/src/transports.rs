@@ -268,7 +268,9 @@ pub trait Transports {
 
     /// Takes a connection apart, after the running callback and before anything
     /// else happens to it, and gives `then` its socket with everything that had
-    /// not left. Nothing is lost and nobody is told of an end.
+    /// not left. Nothing is lost, and neither the protocol nor a producer is told
+    /// of an end. A connector is told that its connection has ended with
+    /// [`Done`](bowline_protocol::CloseReason::Done), since it may connect again.
     ///
     /// `P` is the protocol's type. `then` runs in this turn.
     fn detach<P: 'static>(
