@@ -101,6 +101,23 @@ macro_rules! over_every_kind {
 
 pub(crate) use over_every_kind;
 
+/// As [`over_every_kind`], for what needs a real socket.
+macro_rules! over_every_socket {
+    ($($behaviour:ident),* $(,)?) => {$(
+        mod $behaviour {
+            $crate::harness::over_every_kind!(@ $behaviour
+                accepted_tcp_v4 AcceptedTcpV4, connecting_tcp_v4 ConnectingTcpV4,
+                accepted_tcp_v6 AcceptedTcpV6, connecting_tcp_v6 ConnectingTcpV6,
+                accepted_unix_path AcceptedUnixPath, connecting_unix_path ConnectingUnixPath,
+                accepted_unix_abstract AcceptedUnixAbstract,
+                connecting_unix_abstract ConnectingUnixAbstract,
+                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp);
+        }
+    )*};
+}
+
+pub(crate) use over_every_socket;
+
 pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
 type DataHook = Box<dyn FnMut(&mut DynContext<'_>, &[u8])>;

@@ -6,6 +6,7 @@ mod support;
 mod harness;
 
 mod acceptor;
+mod adoption;
 mod bytes;
 mod connectors;
 mod listeners;

@@ -151,7 +151,7 @@ where
     #[inline(always)]
     fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
         let core = self.transport.core();
-        if core.pending == 0 && core.may_read() {
+        if core.pending == 0 && core.may_read() && !core.shared.is_held(core.token) {
             self.read(reactor);
             let core = self.transport.core();
             if core.pending == 0 && !core.buffer.is_empty() && core.may_write() {
@@ -179,6 +179,9 @@ where
         }
         loop {
             let core = self.transport.core();
+            if core.shared.is_held(core.token) {
+                break;
+            }
             if core.pending != 0 {
                 if notices == 0 {
                     break;

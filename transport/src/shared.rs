@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use bowline_reactor::Reactor;
+use bowline_reactor::{Reactor, Token};
 
 use crate::log;
 use crate::sys::{self, Ancillary, ControlBuffer};
@@ -49,6 +49,10 @@ pub(crate) struct Shared {
     /// A descriptor kept for the day when there are no more: it is given up to
     /// accept, and close, one connection.
     reserve: RefCell<Option<OwnedFd>>,
+    /// Connections about to be detached: nothing may happen to them any more.
+    held: RefCell<Vec<Token>>,
+    /// How many those are, so that nobody else looks.
+    holds: Cell<usize>,
 }
 
 /// Where control messages to be sent are put together.
@@ -108,6 +112,8 @@ impl Shared {
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
             budgets: Cell::new(TransportBudgets::default()),
+            held: RefCell::new(Vec::new()),
+            holds: Cell::new(0),
             reserve: RefCell::new(None),
         })
     }
@@ -167,6 +173,26 @@ impl Shared {
         }
         Ledger::add(&self.ledger.unclaimed, count);
         count
+    }
+
+    /// Leaves the connection `token` as it is, until released as often.
+    pub(crate) fn hold(&self, token: Token) {
+        let mut held = self.held.borrow_mut();
+        held.push(token);
+        self.holds.set(held.len());
+    }
+
+    pub(crate) fn release(&self, token: Token) {
+        let mut held = self.held.borrow_mut();
+        if let Some(place) = held.iter().position(|it| *it == token) {
+            held.swap_remove(place);
+        }
+        self.holds.set(held.len());
+    }
+
+    #[inline]
+    pub(crate) fn is_held(&self, token: Token) -> bool {
+        self.holds.get() > 0 && self.held.borrow().contains(&token)
     }
 
     /// Takes the reserve descriptor, to be there when there are no others.

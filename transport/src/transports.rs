@@ -482,7 +482,11 @@ impl Transports for Reactor {
         handle: TransportHandle,
         then: impl FnOnce(&mut Self, Result<Detached<P>, DetachError>) + 'static,
     ) {
-        self.enter(handle.token(), |descriptor, reactor| {
+        let token = handle.token();
+        let shared = Shared::of(self);
+        shared.hold(token);
+        self.enter(token, move |descriptor, reactor| {
+            shared.release(token);
             let mut request = DetachRequest::<P> {
                 result: None,
                 is_lost: descriptor.is_none(),
