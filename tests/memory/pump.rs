@@ -330,7 +330,6 @@ fn delayed_calls_run_in_order_at_their_own_times() {
             .call_later(Duration::from_secs(seconds), move |reactor| {
                 let late = reactor.now() - start;
                 record.push(Event::Data(vec![late.as_secs() as u8]));
-                let record = record.clone();
                 reactor.call_later(Duration::ZERO, move |_| record.push(Event::Data(vec![0])));
             });
     }
