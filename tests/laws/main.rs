@@ -4,3 +4,7 @@
 mod support;
 
 mod callbacks;
+mod exhaustion;
+mod fairness;
+mod handles;
+mod time;
