@@ -10,6 +10,10 @@ use std::collections::VecDeque;
 
 use bowline_protocol::PassedDescriptor;
 
+/// How long a queue may be whose memory is kept when it is empty: what comes
+/// in one go, and not what a peer that was slow for once left behind.
+const MOST_KEPT: usize = 256;
+
 #[derive(Debug, Default)]
 pub(crate) struct DescriptorQueue {
     items: VecDeque<Item>,
@@ -184,6 +188,9 @@ impl DescriptorQueue {
             }
         }
         self.count -= count - left;
+        if self.items.is_empty() && self.items.capacity() > 2 * MOST_KEPT {
+            self.items = VecDeque::new();
+        }
     }
 
     /// Closes everything and answers how many there were.

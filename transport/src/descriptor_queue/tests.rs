@@ -322,3 +322,20 @@ fn descriptors_without_a_byte_wait_for_one() {
     assert!(!queue.is_settled(1, 2));
     assert!(queue.is_settled(1, 3));
 }
+
+#[test]
+fn long_queue_gives_its_memory_back() {
+    let fd = Rc::new(File::open("/dev/null").expect("it is there").into());
+    let mut queue = DescriptorQueue::default();
+    for _ in 0..10_000 {
+        queue.push(PassedDescriptor::shared(&fd));
+    }
+    queue.sent(9_999);
+    assert!(queue.items.capacity() >= 10_000);
+    queue.sent(1);
+    assert_eq!(queue.items.capacity(), 0);
+    // Short ones do not allocate anew each time.
+    queue.push(PassedDescriptor::shared(&fd));
+    queue.sent(1);
+    assert!(queue.items.capacity() > 0);
+}
