@@ -1,6 +1,6 @@
 //! Peers that mean harm, and descriptors that do.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use crate::peer::{
 };
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet};
 
-/// How long the hostile socket lingers: far beyond the deadline of any test.
-const LINGER: Duration = Duration::from_secs(600);
+/// How long the hostile socket lingers. It could be 68 years, but a test that
+/// fails should end.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// How long a turn may take with it. Without a defence it would be the linger
 /// time.
@@ -140,6 +141,45 @@ fn listener_that_was_passed_on_stays_silent_here() {
             run_until_quiet(&mut reactor);
             drop((client, passed.accept().unwrap()));
         }
+        let after = reactor.statistics();
+        assert_eq!(after.events, before.events);
+        assert_eq!(after.stale_events, before.stale_events);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn connection_that_was_detached_and_passed_on_stays_silent_here() {
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::default());
+        let listener = StdTcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut client = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let connection = reactor
+            .adopt_tcp_stream(accepted.into(), Recorder::default())
+            .unwrap();
+        run_until_quiet(&mut reactor);
+        reactor.detach::<Recorder>(connection, move |reactor, detached| {
+            let fd = detached.expect("it is open").fd;
+            let it = reactor.get(handle).expect("it is there");
+            it.write_with_descriptors(b"connection", vec![fd.into()])
+                .expect("queued");
+        });
+        run_until_quiet(&mut reactor);
+        let passed = receive_all(&peer).remove(0).descriptors.remove(0);
+        let mut passed = StdTcpStream::from(passed);
+        passed.set_nonblocking(false).unwrap();
+        let before = reactor.statistics();
+        for _ in 0..5 {
+            client.write_all(b"hello").unwrap();
+            run_until_quiet(&mut reactor);
+            passed.read_exact(&mut [0; 5]).unwrap();
+        }
+        drop(client);
+        run_until_quiet(&mut reactor);
+        assert_eq!(passed.read(&mut [0]).unwrap(), 0);
         let after = reactor.statistics();
         assert_eq!(after.events, before.events);
         assert_eq!(after.stale_events, before.stale_events);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bowline::{
     Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors, Transport,
-    Transports, UnixStream,
+    Transports, UnixListenOptions, UnixStream,
 };
 
 use crate::peer::{
@@ -558,6 +558,40 @@ fn refusing_descriptors_in_the_kernel_gives_the_sender_an_error() {
         send_message(&peer, b"y", &[passed]);
         run_until(&mut reactor, |_| record.data() == b"plainy");
         assert_eq!(record.take_descriptors().len(), 1);
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn listener_that_refuses_descriptors_does_so_before_it_accepts() {
+    let ledger = DescriptorLedger::open();
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let recorder = Recorder::new(&record);
+        let options = UnixListenOptions {
+            accepts_descriptors: false,
+            ..UnixListenOptions::default()
+        };
+        let listening = reactor.listen_unix_with(path.as_path(), &options, move |_: &Address| {
+            recorder.clone()
+        });
+        if let Err(error) = listening {
+            eprintln!("SKIPPED: this kernel cannot refuse descriptors: {error}");
+            return;
+        }
+        let peer = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let passed = file();
+        for accepted in [false, true] {
+            let error = send(&peer, b"x", &[passed.as_fd()]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+            send_message(&peer, b"plain", &[]);
+            assert!(accepted || record.summary().is_empty());
+            run_until_quiet(&mut reactor);
+        }
+        assert_eq!(record.data(), b"plainplain");
     }
     ledger.assert_balanced();
 }
