@@ -14,6 +14,7 @@ use crate::peer::{
 };
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet};
 
+/// S-36.
 #[test]
 fn descriptor_write_and_close_in_one_turn_are_all_sent() {
     let ledger = DescriptorLedger::open();
@@ -35,6 +36,7 @@ fn descriptor_write_and_close_in_one_turn_are_all_sent() {
     ledger.assert_balanced();
 }
 
+/// S-10, at the close and not before.
 #[test]
 fn close_with_descriptors_that_have_no_byte_is_an_overrun() {
     for half_close in [false, true] {
@@ -102,6 +104,7 @@ fn overrun_says_how_many() {
     ledger.assert_balanced();
 }
 
+/// S-37.
 #[test]
 fn abort_closes_the_queue_and_says_how_many() {
     let ledger = DescriptorLedger::open();
@@ -130,6 +133,7 @@ fn abort_closes_the_queue_and_says_how_many() {
     ledger.assert_balanced();
 }
 
+/// S-43.
 #[test]
 fn loss_closes_the_queue_and_says_how_many() {
     let ledger = DescriptorLedger::open();
@@ -149,6 +153,7 @@ fn loss_closes_the_queue_and_says_how_many() {
     ledger.assert_balanced();
 }
 
+/// S-16, S-18, S-19.
 #[test]
 fn write_to_a_dead_peer_keeps_none_of_its_descriptors() {
     let ledger = DescriptorLedger::open();
@@ -169,6 +174,7 @@ fn write_to_a_dead_peer_keeps_none_of_its_descriptors() {
     ledger.assert_balanced();
 }
 
+/// S-43.
 #[test]
 fn dropping_the_reactor_closes_what_is_queued() {
     let ledger = DescriptorLedger::open();
@@ -184,6 +190,7 @@ fn dropping_the_reactor_closes_what_is_queued() {
     ledger.assert_balanced();
 }
 
+/// S-39.
 #[test]
 fn descriptor_sent_after_half_close_comes_back_and_reading_goes_on() {
     let ledger = DescriptorLedger::open();
@@ -228,6 +235,7 @@ impl Protocol<UnixStream> for TooLate {
     }
 }
 
+/// S-38.
 #[test]
 fn descriptor_sent_after_the_loss_comes_back() {
     let ledger = DescriptorLedger::open();

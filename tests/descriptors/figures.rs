@@ -17,6 +17,7 @@ use crate::peer::{
 };
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
 
+/// S-26.
 #[test]
 fn one_message_carries_253_descriptors_from_us_and_to_us() {
     let ledger = DescriptorLedger::open();
@@ -165,6 +166,7 @@ fn stream_of_300_000(
     (positions, arrived)
 }
 
+/// S-08, S-15.
 #[test]
 fn descriptors_never_arrive_after_their_bytes_in_300_000() {
     let ledger = DescriptorLedger::open();
@@ -204,6 +206,7 @@ fn exact_descriptors_arrive_with_their_first_byte_in_300_000() {
     ledger.assert_balanced();
 }
 
+/// M-01.
 #[test]
 fn all_messages_that_wait_are_seen_without_a_further_event() {
     let ledger = DescriptorLedger::open();

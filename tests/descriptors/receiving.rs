@@ -40,6 +40,7 @@ impl Protocol<UnixStream> for Reads {
     }
 }
 
+/// S-24, S-25.
 #[test]
 fn descriptors_come_one_by_one_in_order_before_the_bytes() {
     let ledger = DescriptorLedger::open();
@@ -69,6 +70,7 @@ fn descriptors_come_one_by_one_in_order_before_the_bytes() {
     ledger.assert_balanced();
 }
 
+/// S-29.
 #[test]
 fn plain_bytes_sent_earlier_are_glued_in_front_and_later_ones_never_behind() {
     let ledger = DescriptorLedger::open();
@@ -177,6 +179,7 @@ fn read_limit_delivers_a_message_with_exactly_its_descriptors() {
     ledger.assert_balanced();
 }
 
+/// S-30.
 #[test]
 fn message_read_in_pieces_has_its_descriptors_with_the_first() {
     let ledger = DescriptorLedger::open();
@@ -198,6 +201,7 @@ fn message_read_in_pieces_has_its_descriptors_with_the_first() {
     ledger.assert_balanced();
 }
 
+/// S-45, where Twisted leaves them inheritable.
 #[test]
 fn received_descriptors_are_close_on_exec() {
     let ledger = DescriptorLedger::open();
@@ -217,6 +221,7 @@ fn received_descriptors_are_close_on_exec() {
     ledger.assert_balanced();
 }
 
+/// S-05, S-27, M-08.
 #[test]
 fn descriptors_are_delivered_although_the_sender_is_gone() {
     let ledger = DescriptorLedger::open();
@@ -237,6 +242,7 @@ fn descriptors_are_delivered_although_the_sender_is_gone() {
     ledger.assert_balanced();
 }
 
+/// M-03.
 #[test]
 fn paused_transport_delivers_descriptors_when_it_reads_again() {
     let ledger = DescriptorLedger::open();
@@ -281,6 +287,7 @@ fn assert_nothing_after(
     (reactor, seen)
 }
 
+/// S-35, where Twisted delivers the rest.
 #[test]
 fn nothing_is_delivered_after_a_close_inside_the_callback() {
     let ledger = DescriptorLedger::open();
@@ -292,6 +299,7 @@ fn nothing_is_delivered_after_a_close_inside_the_callback() {
     ledger.assert_balanced();
 }
 
+/// S-35, likewise.
 #[test]
 fn nothing_is_delivered_after_an_abort_inside_the_callback() {
     let ledger = DescriptorLedger::open();
@@ -304,6 +312,7 @@ fn nothing_is_delivered_after_an_abort_inside_the_callback() {
     ledger.assert_balanced();
 }
 
+/// S-34.
 #[test]
 fn panic_in_the_callback_closes_all_and_costs_the_connection() {
     let ledger = DescriptorLedger::open();
@@ -324,6 +333,7 @@ fn panic_in_the_callback_closes_all_and_costs_the_connection() {
     ledger.assert_balanced();
 }
 
+/// S-31, with one log line per connection rather than per message.
 #[test]
 fn unwanted_descriptors_are_closed_with_one_warning_per_connection() {
     let ledger = DescriptorLedger::open();
@@ -431,6 +441,7 @@ fn descriptors_left_in_the_group_are_closed() {
     ledger.assert_balanced();
 }
 
+/// S-33.
 #[test]
 fn wrapper_forwards_descriptors() {
     let ledger = DescriptorLedger::open();
@@ -596,6 +607,7 @@ fn listener_that_refuses_descriptors_does_so_before_it_accepts() {
     ledger.assert_balanced();
 }
 
+/// S-16.
 #[test]
 fn sending_to_a_peer_that_refuses_ends_the_connection_and_keeps_count() {
     let ledger = DescriptorLedger::open();
@@ -650,6 +662,7 @@ fn pause_inside_the_callback_holds_from_the_next_read_on() {
     ledger.assert_balanced();
 }
 
+/// S-28, M-08.
 #[test]
 fn descriptors_of_a_peer_that_is_gone_are_read_although_a_send_fails() {
     let ledger = DescriptorLedger::open();
@@ -674,6 +687,7 @@ fn descriptors_of_a_peer_that_is_gone_are_read_although_a_send_fails() {
     ledger.assert_balanced();
 }
 
+/// S-27, S-32.
 #[test]
 fn credentials_beside_the_bytes_disturb_nothing() {
     let ledger = DescriptorLedger::open();

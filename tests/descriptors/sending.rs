@@ -22,6 +22,7 @@ fn queue(transport: &mut dyn UnixTransport, descriptors: Vec<OwnedFd>) {
     }
 }
 
+/// S-01.
 #[test]
 fn descriptors_arrive_in_order_over_any_number_of_flushes() {
     let ledger = DescriptorLedger::open();
@@ -43,6 +44,7 @@ fn descriptors_arrive_in_order_over_any_number_of_flushes() {
     ledger.assert_balanced();
 }
 
+/// S-02.
 #[test]
 fn peer_has_the_same_open_file() {
     let ledger = DescriptorLedger::open();
@@ -63,6 +65,7 @@ fn peer_has_the_same_open_file() {
     ledger.assert_balanced();
 }
 
+/// S-03.
 #[test]
 fn queueing_makes_no_system_call() {
     let ledger = DescriptorLedger::open();
@@ -83,6 +86,7 @@ fn queueing_makes_no_system_call() {
     ledger.assert_balanced();
 }
 
+/// S-11.
 #[test]
 fn descriptor_and_byte_may_be_queued_in_either_order() {
     let ledger = DescriptorLedger::open();
@@ -101,6 +105,7 @@ fn descriptor_and_byte_may_be_queued_in_either_order() {
     ledger.assert_balanced();
 }
 
+/// S-10, S-12, S-42, where Twisted ends the connection.
 #[test]
 fn descriptor_without_a_byte_is_held_until_something_is_written() {
     let ledger = DescriptorLedger::open();
@@ -129,6 +134,7 @@ fn descriptor_without_a_byte_is_held_until_something_is_written() {
     ledger.assert_balanced();
 }
 
+/// S-07, S-09, where Twisted sends each with a byte of its own.
 #[test]
 fn consecutive_descriptors_travel_in_batches_with_the_real_bytes() {
     let ledger = DescriptorLedger::open();
@@ -168,6 +174,7 @@ fn consecutive_descriptors_travel_in_batches_with_the_real_bytes() {
     ledger.assert_balanced();
 }
 
+/// S-10, S-42.
 #[test]
 fn never_more_descriptors_than_bytes() {
     let ledger = DescriptorLedger::open();
@@ -186,6 +193,7 @@ fn never_more_descriptors_than_bytes() {
     ledger.assert_balanced();
 }
 
+/// S-21, S-22, S-23.
 #[test]
 fn sixty_fifth_descriptor_pauses_a_push_producer_and_a_byte_for_each_resumes_it() {
     let ledger = DescriptorLedger::open();
@@ -249,6 +257,7 @@ fn limit_that_pauses_is_settable_and_raising_it_resumes() {
     ledger.assert_balanced();
 }
 
+/// S-22.
 #[test]
 fn pull_producer_is_never_paused_by_descriptors() {
     let ledger = DescriptorLedger::open();
@@ -266,6 +275,7 @@ fn pull_producer_is_never_paused_by_descriptors() {
     ledger.assert_balanced();
 }
 
+/// S-04, S-05, S-06: the queue owns what it holds.
 #[test]
 fn our_copy_is_closed_when_the_descriptor_has_left() {
     let ledger = DescriptorLedger::open();
@@ -316,6 +326,7 @@ fn one_descriptor_is_shared_by_many_peers() {
     ledger.assert_balanced();
 }
 
+/// S-13, S-14, S-15, S-18, S-20.
 #[test]
 fn descriptors_wait_in_order_while_the_peer_does_not_read() {
     let ledger = DescriptorLedger::open();
@@ -355,6 +366,7 @@ fn descriptors_wait_in_order_while_the_peer_does_not_read() {
     ledger.assert_balanced();
 }
 
+/// S-40.
 #[test]
 fn accepted_and_connected_transports_pass_descriptors_both_ways() {
     let ledger = DescriptorLedger::open();
