@@ -1,12 +1,15 @@
 //! Python's own `socket.send_fds` and `socket.recv_fds`.
 
+use std::fs::File;
 use std::io::Read;
 
 use bowline::Transports;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Scenario;
 use crate::pair::{Direction, Pair, adler32, canary, counted};
 use crate::peer::{Needs, Peers};
+use crate::support::open_descriptors;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let scenario = |name: &str, run: fn(&Peers)| {
@@ -20,6 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         scenario("sends", sends),
         scenario("sends_253_in_one_message", sends_253),
         scenario("sends_and_closes", sends_and_closes),
+        scenario("sends_more_than_we_have_room_for", we_have_too_little_room),
     ]
 }
 
@@ -148,4 +152,53 @@ fn sends_and_closes(peers: &Peers) {
         ]
     );
     assert_eq!(pair.received_identities(), pair.identities(0..2));
+}
+
+/// `MSG_CTRUNC` at our end: no number is free for all but one of them.
+fn we_have_too_little_room(peers: &Peers) {
+    let mut pair = Pair::with_socket(peers, Direction::WeConnect);
+    pair.make_files(3);
+    pair.transport().pause_producing();
+    pair.tell("send=4=0,1,2 done");
+    pair.wait_for("done");
+    let full = FullTable::leaving(1);
+    pair.transport().resume_producing();
+    pair.wait_for_our_loss();
+    drop(full);
+    assert_eq!(
+        pair.record.summary(),
+        ["made", "lost received descriptors were truncated to 1"]
+    );
+    assert_eq!(pair.reactor.descriptor_counts().truncations, 1);
+}
+
+/// Takes all descriptor numbers of this process until it is dropped.
+struct FullTable {
+    limit: Rlimit,
+    _taken: Vec<File>,
+}
+
+impl FullTable {
+    fn leaving(free: usize) -> Self {
+        let limit = getrlimit(Resource::Nofile);
+        let highest = open_descriptors().last().copied().unwrap_or(0);
+        let lowered = Rlimit {
+            current: Some(highest as u64 + 8),
+            ..limit
+        };
+        setrlimit(Resource::Nofile, lowered).expect("lower than before");
+        let null = || File::open("/dev/null").ok();
+        let mut taken: Vec<_> = std::iter::from_fn(null).collect();
+        taken.truncate(taken.len() - free);
+        Self {
+            limit,
+            _taken: taken,
+        }
+    }
+}
+
+impl Drop for FullTable {
+    fn drop(&mut self) {
+        setrlimit(Resource::Nofile, self.limit).expect("as it was before");
+    }
 }
