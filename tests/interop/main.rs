@@ -29,6 +29,7 @@ mod bytes;
 mod closing;
 mod descriptors;
 mod framing;
+mod handoff;
 mod pair;
 mod peer;
 mod sockets;
@@ -56,6 +57,7 @@ fn scenarios() -> Vec<Scenario> {
     all.extend(bytes::scenarios());
     all.extend(closing::scenarios());
     all.extend(framing::scenarios());
+    all.extend(handoff::scenarios());
     all.extend(sockets::scenarios());
     all.extend(attachment::scenarios());
     all

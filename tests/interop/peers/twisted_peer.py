@@ -79,6 +79,25 @@ class Control(LineReceiver):
         """Moves in the file of the last descriptor received."""
         os.lseek(peer.descriptors[-1], int(offset), os.SEEK_SET)
 
+    def do_adopt(self, _):
+        """Serves the last descriptor received, a TCP connection."""
+        fd = peer.descriptors.pop()
+        reactor.adoptStreamConnection(fd, socket.AF_INET, quiet(Factory, Echo))
+        os.close(fd)
+
+    def do_listen_tcp(self, _):
+        port = reactor.listenTCP(0, quiet(Factory, Held), interface="127.0.0.1")
+        say("port", port.getHost().port)
+
+    def do_pass_held(self, _):
+        peer.transport.sendFileDescriptor(held.transport.fileno())
+
+    def do_resume_held(self, _):
+        held.transport.resumeProducing()
+
+    def do_lose_held(self, _):
+        held.transport.loseConnection()
+
     def do_pause(self, _):
         peer.transport.pauseProducing()
 
@@ -232,6 +251,21 @@ def framed(receiver):
     return FramedBy
 
 
+class Echo(Protocol):
+    def dataReceived(self, data):
+        self.transport.write(data)
+
+
+class Held(Echo):
+    """Reads nothing until it is told to."""
+
+    def connectionMade(self):
+        global held
+        held = self
+        self.transport.pauseProducing()
+        say("held")
+
+
 PROTOCOLS = {
     "plain": Plain,
     "receiver": Receiver,
@@ -272,7 +306,7 @@ def serve_control():
 how, path, protocol, FILES = sys.argv[1:]
 control = serve_control()
 say = control.say
-peer = None
+peer = held = None
 log.addObserver(observe)
 say("Python", platform.python_version(), "Twisted", twisted.__version__)
 
