@@ -646,8 +646,12 @@ impl Reactor {
     }
 
     /// Deregisters and drops a descriptor, later in this turn, without calling
-    /// it. Nothing happens if it is gone.
+    /// it: its name is stale from now on, and what the poller has reported for
+    /// it already is dropped. Nothing happens if it is gone.
     pub fn remove(&mut self, token: Token) {
+        // Not dropped here: what it owns may be user code's, and that would run
+        // inside of the present callback.
+        let token = self.slots.rename(token).unwrap_or(token);
         self.enter(token, |_, _| Next::Remove);
     }
 

@@ -78,6 +78,19 @@ impl Slots {
         }
     }
 
+    /// Gives a descriptor a new name, and so makes all others stale; `None` if
+    /// it is gone or out for its callback.
+    pub(crate) fn rename(&mut self, token: Token) -> Option<Token> {
+        let generation = self.next_generation;
+        let slot = self.get_mut(token).filter(|slot| slot.is_occupied())?;
+        slot.token = Token::new(token.index(), generation);
+        slot.queued = false;
+        slot.again = None;
+        let renamed = slot.token;
+        self.next_generation += 1;
+        Some(renamed)
+    }
+
     /// Ends the life of `token`. Its slot is reusable after
     /// [`Slots::recycle`].
     pub(crate) fn release(&mut self, token: Token) -> Option<Box<dyn Descriptor>> {

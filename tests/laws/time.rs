@@ -82,8 +82,10 @@ fn connecting_times_out_by_the_clock() {
     let mut reactor = Reactor::with_clock(clock).unwrap();
     let start = reactor.now();
     let record = Record::default();
-    let mut options = UnixConnectOptions::default();
-    options.timeout = Some(Duration::from_secs(60));
+    let options = UnixConnectOptions {
+        timeout: Some(Duration::from_secs(60)),
+        ..UnixConnectOptions::default()
+    };
     let connector = reactor
         .connect_unix_with(
             UnixAddress::Path(path),
