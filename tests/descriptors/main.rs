@@ -8,6 +8,7 @@ mod peer;
 mod closing;
 mod exact;
 mod figures;
+mod framed;
 mod hostile;
 mod limits;
 mod random;
