@@ -1,0 +1,114 @@
+//! A server as a process of its own, started fresh, on a CPU of its own.
+
+use std::env;
+use std::io::{self, Read};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::peers::{Family, Job, Peer};
+use crate::sys;
+
+pub(crate) const SERVER_CPU: usize = 0;
+pub(crate) const GENERATOR_CPU: usize = 1;
+
+const BACKLOG: i32 = 4096;
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+enum Address {
+    Tcp(u16),
+    Unix(PathBuf),
+}
+
+/// A running server; dropping it ends it.
+pub(crate) struct ServerProcess {
+    child: Child,
+    output: ChildStdout,
+    address: Address,
+}
+
+impl ServerProcess {
+    pub(crate) fn start(peer: Peer, job: Job) -> io::Result<Self> {
+        let (listener, address) = listen(job.family)?;
+        sys::set_backlog(listener.as_raw_fd(), BACKLOG)?;
+        sys::set_nonblocking(listener.as_raw_fd())?;
+        let mut command = Command::new(env::current_exe()?);
+        command.arg("serve").arg(peer.name()).arg(job.task.name());
+        command.arg(job.family.name()).arg(job.message.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = sys::spawn_with_listener(&mut command, listener)?;
+        let output = child.stdout.take().expect("it is piped");
+        Ok(Self {
+            child,
+            output,
+            address,
+        })
+    }
+
+    /// A blocking connection.
+    pub(crate) fn connect(&self) -> io::Result<OwnedFd> {
+        self.connect_from(1)
+    }
+
+    /// A blocking connection; over TCP from an address of many.
+    pub(crate) fn connect_from(&self, source: u16) -> io::Result<OwnedFd> {
+        match &self.address {
+            Address::Tcp(port) => sys::connect_from(source, *port),
+            Address::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        }
+    }
+
+    /// A connection, if not too many wait to be accepted.
+    pub(crate) fn connect_at_once(&self) -> io::Result<OwnedFd> {
+        match &self.address {
+            Address::Tcp(port) => sys::connect_from(1, *port),
+            Address::Unix(path) => sys::connect_unix_at_once(path),
+        }
+    }
+
+    pub(crate) fn cpu_time(&self) -> io::Result<Duration> {
+        sys::cpu_time(self.child.id())
+    }
+
+    /// How many bytes the server has allocated.
+    pub(crate) fn allocated(&mut self) -> io::Result<u64> {
+        sys::signal_report(self.child.id())?;
+        let mut bytes = [0; 8];
+        self.output.read_exact(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // Gone already, or not: either way it is reaped.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        if let Address::Unix(path) = &self.address {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+fn listen(family: Family) -> io::Result<(OwnedFd, Address)> {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    match family {
+        Family::Tcp => {
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            sys::set_no_delay(listener.as_raw_fd())?;
+            let port = listener.local_addr()?.port();
+            Ok((listener.into(), Address::Tcp(port)))
+        }
+        Family::Unix => {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("bowline-bench-{}-{number}", std::process::id());
+            let path = env::temp_dir().join(name);
+            Ok((UnixListener::bind(&path)?.into(), Address::Unix(path)))
+        }
+    }
+}

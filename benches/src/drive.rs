@@ -1,0 +1,115 @@
+//! User-space instructions per message: a single process in which the writes
+//! of the peers and the turns of the server alternate, under callgrind, which
+//! collects only inside [`server_turn`]. The same to the unit in every run.
+
+use std::env;
+use std::io::{self, ErrorKind};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use crate::peers::{self, Family, Job, Peer, Server, Wait};
+use crate::report::Measure;
+use crate::sys;
+
+const CONNECTIONS: usize = 64;
+/// Rounds before counting begins, for memory to be there: a run of these alone
+/// is subtracted.
+const WARM_UP: usize = 10;
+
+/// One turn of the server; callgrind knows it by its name.
+#[inline(never)]
+fn server_turn(server: &mut dyn Server) -> io::Result<()> {
+    server.turn(Wait::No)
+}
+
+/// The process that is counted: `rounds` messages on each connection.
+pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<()> {
+    let mut server = peers::build(peer, job, None)?;
+    let mut clients = Vec::new();
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    for _ in 0..CONNECTIONS {
+        let (client, served): (OwnedFd, OwnedFd) = match job.family {
+            Family::Tcp => {
+                let client = TcpStream::connect(listener.local_addr()?)?;
+                let (served, _) = listener.accept()?;
+                (client.into(), served.into())
+            }
+            Family::Unix => {
+                let (client, served) = UnixStream::pair()?;
+                (client.into(), served.into())
+            }
+        };
+        for socket in [&client, &served] {
+            sys::set_nonblocking(socket.as_raw_fd())?;
+            if job.family == Family::Tcp {
+                sys::set_no_delay(socket.as_raw_fd())?;
+            }
+        }
+        server.adopt(served)?;
+        clients.push(client);
+    }
+    for number in 0..WARM_UP + rounds {
+        let message = vec![number as u8; job.message];
+        for client in &clients {
+            sys::send(client.as_raw_fd(), &message)?;
+        }
+        for client in &clients {
+            let mut answer = vec![0; job.message];
+            loop {
+                match sys::receive(client.as_raw_fd(), &mut answer) {
+                    Ok(length) => {
+                        assert!(answer[..length] == message, "wrong answer");
+                        break;
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        server_turn(&mut *server)?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Instructions for each message of one peer; nothing without valgrind.
+pub(crate) fn count_instructions(
+    peer: Peer,
+    job: Job,
+    rounds: usize,
+) -> io::Result<Vec<(Measure, f64)>> {
+    let warm = collected(peer, job, 0)?;
+    let all = collected(peer, job, rounds)?;
+    Ok(match (warm, all) {
+        (Some(warm), Some(all)) => {
+            let each = (all - warm) as f64 / (rounds * CONNECTIONS) as f64;
+            vec![(Measure::Instructions, each)]
+        }
+        _ => Vec::new(),
+    })
+}
+
+fn collected(peer: Peer, job: Job, rounds: usize) -> io::Result<Option<u64>> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg("--toggle-collect=*drive::server_turn*")
+        .arg(env::current_exe()?)
+        .args(["drive", peer.name(), job.task.name(), job.family.name()])
+        .args([job.message.to_string(), rounds.to_string()])
+        .output();
+    let output = match output {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        output => output?,
+    };
+    let text = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        return Err(io::Error::other(text.into_owned()));
+    }
+    let count = text
+        .lines()
+        .find_map(|line| line.split_once("Collected :"))
+        .and_then(|(_, count)| count.trim().parse().ok());
+    Ok(count)
+}

@@ -1,0 +1,154 @@
+//! bowline beside a hand-written loop and beside its peers, in one run.
+//!
+//! ```text
+//! cargo run --release -p bowline-bench -- all            everything; some minutes
+//! cargo run --release -p bowline-bench -- all --quick    a short form
+//!     --only TEXT      works whose name contains TEXT
+//!     --peers A,B      these beside the limit
+//!     --rounds N       how often each is measured
+//!     --write FILE     the table as Markdown, with the machine's description
+//!     --svg FILE       a picture of it
+//! ```
+//!
+//! Each server is a process of its own, started fresh for every round and bound
+//! to the first CPU; the generator is bound to the second. Wants two CPUs, 20,000
+//! descriptors for the largest works, and valgrind for the count of
+//! instructions.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that prints"
+)]
+
+mod child;
+mod drive;
+mod load;
+mod peers;
+mod report;
+mod sys;
+mod timers;
+mod wheel;
+mod works;
+
+use std::error::Error;
+use std::{env, fs, io};
+
+use crate::peers::{Family, Job, Peer, Task, Wait};
+use crate::report::Table;
+use crate::timers::Timed;
+use crate::works::Effort;
+
+#[global_allocator]
+static ALLOCATOR: sys::Counting = sys::Counting;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match *arguments {
+        ["all", ref options @ ..] => all(options),
+        ["serve", peer, task, family, message] => Ok(serve(peer, job(task, family, message)?)?),
+        ["drive", peer, task, family, message, rounds] => Ok(drive::drive(
+            find(&Peer::ALL, Peer::name, peer)?,
+            job(task, family, message)?,
+            rounds.parse()?,
+        )?),
+        ["time", peer, timed, count] => time(peer, timed, count),
+        _ => Err("usage: all [--quick] [--only TEXT] [--peers A,B] [--rounds N] [--write FILE] [--svg FILE]".into()),
+    }
+}
+
+fn all(options: &[&str]) -> Result<(), Box<dyn Error>> {
+    let mut effort = Effort::FULL;
+    let mut peers = Peer::ALL.to_vec();
+    let mut only = "";
+    let mut file = None;
+    let mut picture = None;
+    let mut options_left = options.iter();
+    while let Some(&option) = options_left.next() {
+        if option == "--quick" {
+            effort = Effort::QUICK;
+            continue;
+        }
+        let value = options_left.next().ok_or("the option wants a value")?;
+        match option {
+            "--only" => only = value,
+            "--rounds" => effort.rounds = value.parse()?,
+            "--write" => file = Some(value),
+            "--svg" => picture = Some(value),
+            "--peers" => {
+                peers = vec![Peer::Limit];
+                for name in value.split(',') {
+                    let peer = find(&Peer::ALL, Peer::name, name)?;
+                    if peer != Peer::Limit {
+                        peers.push(peer);
+                    }
+                }
+            }
+            _ => return Err(format!("unknown option {option}").into()),
+        }
+    }
+    if sys::raise_descriptor_limit()? < 10_200 {
+        return Err("10,000 connections want a limit of 10,200 open files or more".into());
+    }
+    sys::pin(child::GENERATOR_CPU)?;
+    let mut table = Table::new(&peers);
+    println!("{}", table.head());
+    for work in works::all() {
+        if work.name.contains(only) {
+            works::run(&work, &peers, effort, &mut table)?;
+            for line in table.lines_of(work.name) {
+                println!("{line}");
+            }
+        }
+    }
+    if let Some(file) = file {
+        let command = format!(
+            "cargo run --release -p bowline-bench -- all {}",
+            options.join(" ")
+        );
+        fs::write(file, table.markdown(&command))?;
+    }
+    if let Some(picture) = picture {
+        table.draw(picture)?;
+    }
+    Ok(())
+}
+
+fn serve(peer: &str, job: Job) -> io::Result<()> {
+    sys::pin(child::SERVER_CPU)?;
+    sys::raise_descriptor_limit()?;
+    sys::report_memory_on_signal()?;
+    let peer = find(&Peer::ALL, Peer::name, peer)?;
+    let mut server = peers::build(peer, job, Some(sys::inherited_listener()))?;
+    loop {
+        match server.turn(Wait::Forever) {
+            // Asked for its memory.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => other?,
+        }
+    }
+}
+
+fn time(peer: &str, timed: &str, count: &str) -> Result<(), Box<dyn Error>> {
+    sys::pin(child::SERVER_CPU)?;
+    let peer = find(&Peer::ALL, Peer::name, peer)?;
+    let timed = find(&Timed::ALL, Timed::name, timed)?;
+    for value in peers::time(peer, timed, count.parse()?)? {
+        println!("{value}");
+    }
+    Ok(())
+}
+
+fn job(task: &str, family: &str, message: &str) -> io::Result<Job> {
+    Ok(Job {
+        task: find(&Task::ALL, Task::name, task)?,
+        family: find(&Family::ALL, Family::name, family)?,
+        message: message.parse().map_err(io::Error::other)?,
+    })
+}
+
+fn find<T: Copy>(all: &[T], name_of: fn(T) -> &'static str, name: &str) -> io::Result<T> {
+    let found = all.iter().copied().find(|&one| name_of(one) == name);
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no {name}")))
+}

@@ -1,0 +1,194 @@
+//! The same small servers, each the way its own community would write it.
+//!
+//! They are given a listener whose sockets inherit `TCP_NODELAY` from it.
+
+mod bowline;
+mod calloop;
+mod hand;
+mod limit;
+mod mio;
+mod tokio;
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::timers::Timed;
+
+/// Who serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    /// The hand-written edge-triggered loop on libc: what the kernel allows.
+    Limit,
+    Mio,
+    Bowline,
+    Tokio,
+    Calloop,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Limit,
+        Self::Mio,
+        Self::Bowline,
+        Self::Tokio,
+        Self::Calloop,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Mio => "mio",
+            Self::Bowline => "bowline",
+            Self::Tokio => "tokio",
+            Self::Calloop => "calloop",
+        }
+    }
+}
+
+/// What a server does with its connections. The number is the parameter that
+/// the hand-written servers are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Task {
+    /// Sends back what it receives.
+    Echo = ECHO,
+    /// The same, ready for descriptors that never come.
+    EchoMixin = ECHO_MIXIN,
+    /// Writes what it receives ten times, in ten writes.
+    Ten = TEN,
+    /// Receives until the end, then sends how many bytes there were.
+    Sink = SINK,
+    /// Receives a number and sends as many bytes.
+    Source = SOURCE,
+    /// Receives descriptors until the end, then sends how many there were.
+    ReceiveDescriptors = RECEIVE,
+    /// The same from a peer that is trusted; differs for bowline only, which
+    /// otherwise clears the linger setting of each descriptor.
+    ReceiveTrusted = RECEIVE_TRUSTED,
+    /// Receives a number and sends as many descriptors, each with a byte.
+    SendDescriptors = SEND,
+}
+
+const ECHO: u8 = 0;
+const ECHO_MIXIN: u8 = 1;
+const TEN: u8 = 2;
+const SINK: u8 = 3;
+const SOURCE: u8 = 4;
+const RECEIVE: u8 = 5;
+const RECEIVE_TRUSTED: u8 = 6;
+const SEND: u8 = 7;
+
+impl Task {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Echo,
+        Self::EchoMixin,
+        Self::Ten,
+        Self::Sink,
+        Self::Source,
+        Self::ReceiveDescriptors,
+        Self::ReceiveTrusted,
+        Self::SendDescriptors,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::EchoMixin => "echo-mixin",
+            Self::Ten => "ten",
+            Self::Sink => "sink",
+            Self::Source => "source",
+            Self::ReceiveDescriptors => "receive-descriptors",
+            Self::ReceiveTrusted => "receive-trusted",
+            Self::SendDescriptors => "send-descriptors",
+        }
+    }
+}
+
+/// What a server listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    Tcp,
+    Unix,
+}
+
+impl Family {
+    pub(crate) const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// What a server is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job {
+    pub(crate) task: Task,
+    pub(crate) family: Family,
+    /// How long the messages are at the most: those that keep a buffer for
+    /// each connection choose its size by this.
+    pub(crate) message: usize,
+}
+
+/// A server that is turned by its owner.
+pub(crate) trait Server {
+    /// Serves a connected non-blocking socket.
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<()>;
+
+    /// Waits for something to do, or not, and does it.
+    fn turn(&mut self, wait: Wait) -> io::Result<()>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    No,
+    Forever,
+}
+
+/// Makes a server on a listener, or one that is given its connections.
+pub(crate) fn build(
+    peer: Peer,
+    job: Job,
+    listener: Option<OwnedFd>,
+) -> io::Result<Box<dyn Server>> {
+    match peer {
+        Peer::Limit => limit::build(job, listener),
+        Peer::Mio => mio::build(job, listener),
+        Peer::Bowline => bowline::build(job, listener),
+        Peer::Tokio => tokio::build(job, listener),
+        Peer::Calloop => calloop::build(job, listener),
+    }
+}
+
+/// Runs one of the timer works; how long each operation took, and how late
+/// timers were.
+pub(crate) fn time(peer: Peer, timed: Timed, count: usize) -> io::Result<Vec<f64>> {
+    match peer {
+        Peer::Limit => limit::time(timed, count),
+        // mio has no timers; what one would write is the limit.
+        Peer::Mio => Ok(Vec::new()),
+        Peer::Bowline => bowline::time(timed, count),
+        Peer::Tokio => tokio::time(timed, count),
+        Peer::Calloop => calloop::time(timed, count),
+    }
+}
+
+/// Calls `build` of a hand-written server, compiled for the task.
+macro_rules! for_each_task {
+    ($task:expr, $build:ident($($argument:expr),*)) => {
+        match $task {
+            Task::Echo => $build::<{ super::ECHO }>($($argument),*),
+            Task::EchoMixin => $build::<{ super::ECHO_MIXIN }>($($argument),*),
+            Task::Ten => $build::<{ super::TEN }>($($argument),*),
+            Task::Sink => $build::<{ super::SINK }>($($argument),*),
+            Task::Source => $build::<{ super::SOURCE }>($($argument),*),
+            Task::ReceiveDescriptors | Task::ReceiveTrusted => {
+                $build::<{ super::RECEIVE }>($($argument),*)
+            }
+            Task::SendDescriptors => $build::<{ super::SEND }>($($argument),*),
+        }
+    };
+}
+use for_each_task;

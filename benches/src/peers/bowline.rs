@@ -1,0 +1,294 @@
+//! bowline, as its guide says.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ::bowline::{
+    AfterReadClosed, Context, DescriptorLimits, Linger, PassedDescriptor, ProducerKind,
+    ProducerRef, Protocol, Reactor, ReceivedDescriptors, Transport, Transports, UnixTransport,
+};
+
+use super::{Family, Job, Server, Task, Wait};
+use crate::sys::{MAX_DESCRIPTORS, own_cpu_time};
+use crate::timers::{self, Timed};
+
+const CHUNK_BYTES: usize = 65_536;
+const WRITES: usize = 10;
+
+pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
+    let mut reactor = Reactor::new()?;
+    if let Some(listener) = listener {
+        match job.family {
+            Family::Tcp => listen_tcp(&mut reactor, job.task, listener),
+            Family::Unix => listen_unix(&mut reactor, job.task, listener)?,
+        }
+    }
+    reactor.start().map_err(io::Error::other)?;
+    Ok(Box::new(Bowline { reactor, job }))
+}
+
+struct Bowline {
+    reactor: Reactor,
+    job: Job,
+}
+
+impl Server for Bowline {
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<()> {
+        match self.job.family {
+            Family::Tcp => drop(self.reactor.adopt_tcp_stream(socket, Echo)),
+            Family::Unix => drop(self.reactor.adopt_unix_stream(socket, Echo)),
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        let timeout = match wait {
+            Wait::No => Some(Duration::ZERO),
+            Wait::Forever => None,
+        };
+        self.reactor.turn(timeout);
+        Ok(())
+    }
+}
+
+fn listen_tcp(reactor: &mut Reactor, task: Task, listener: OwnedFd) {
+    let adopted = match task {
+        Task::Ten => reactor.adopt_tcp_listener(listener, |_: &_| Ten),
+        Task::Sink => reactor.adopt_tcp_listener(listener, |_: &_| Sink { count: 0 }),
+        Task::Source => reactor.adopt_tcp_listener(listener, |_: &_| Source::new()),
+        _ => reactor.adopt_tcp_listener(listener, |_: &_| Echo),
+    };
+    adopted.expect("the parent left a listener");
+}
+
+fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Result<()> {
+    let file = Rc::new(OwnedFd::from(File::open("/dev/null")?));
+    let adopted = match task {
+        Task::Ten => reactor.adopt_unix_listener(listener, |_: &_| Ten),
+        Task::Sink => reactor.adopt_unix_listener(listener, |_: &_| Sink { count: 0 }),
+        Task::Source => reactor.adopt_unix_listener(listener, |_: &_| Source::new()),
+        Task::ReceiveDescriptors => reactor.adopt_unix_listener(listener, |_: &_| Receiver {
+            count: 0,
+            linger: Linger::Clear,
+        }),
+        Task::ReceiveTrusted => reactor.adopt_unix_listener(listener, |_: &_| Receiver {
+            count: 0,
+            linger: Linger::Keep,
+        }),
+        Task::SendDescriptors => reactor.adopt_unix_listener(listener, move |_: &_| Sender {
+            count: 0,
+            file: Rc::clone(&file),
+        }),
+        Task::Echo | Task::EchoMixin => reactor.adopt_unix_listener(listener, |_: &_| Echo),
+    };
+    adopted.expect("the parent left a listener");
+    Ok(())
+}
+
+struct Echo;
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+struct Ten;
+
+impl<T: Transport> Protocol<T> for Ten {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        for _ in 0..WRITES {
+            cx.transport.write(data);
+        }
+    }
+}
+
+struct Sink {
+    count: usize,
+}
+
+impl<T: Transport> Protocol<T> for Sink {
+    fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+        self.count += data.len();
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        cx.transport.write(&self.count.to_le_bytes());
+        AfterReadClosed::LoseConnection
+    }
+}
+
+struct Source {
+    count: usize,
+    chunk: Box<[u8]>,
+}
+
+impl Source {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            chunk: vec![0; CHUNK_BYTES].into(),
+        }
+    }
+}
+
+impl<T: Transport> Protocol<T> for Source {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.count = usize::from_le_bytes(data.try_into().expect("one number is sent"));
+        cx.transport
+            .register_producer(ProducerRef::Protocol, ProducerKind::Push)
+            .expect("the first producer");
+        <Self as Protocol<T>>::resume_producing(self, cx);
+    }
+
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        while self.count > 0 {
+            let length = self.count.min(CHUNK_BYTES);
+            self.count -= length;
+            if !cx.transport.write(&self.chunk[..length]).is_ready() {
+                break;
+            }
+        }
+        if self.count == 0 {
+            cx.transport.unregister_producer();
+            cx.transport.lose_connection();
+        }
+    }
+}
+
+struct Receiver {
+    count: usize,
+    linger: Linger,
+}
+
+impl<T: UnixTransport> Protocol<T> for Receiver {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.set_received_linger(self.linger);
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+
+    fn descriptors_received(
+        &mut self,
+        _: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        _: &[u8],
+    ) {
+        self.count += descriptors.count();
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        cx.transport.write(&self.count.to_le_bytes());
+        AfterReadClosed::LoseConnection
+    }
+}
+
+struct Sender {
+    count: usize,
+    file: Rc<OwnedFd>,
+}
+
+impl<T: UnixTransport> Protocol<T> for Sender {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.count = usize::from_le_bytes(data.try_into().expect("one number is sent"));
+        cx.transport.set_descriptor_limits(DescriptorLimits {
+            high: 4 * MAX_DESCRIPTORS,
+            per_message: MAX_DESCRIPTORS,
+            ..DescriptorLimits::default()
+        });
+        cx.transport
+            .register_producer(ProducerRef::Protocol, ProducerKind::Push)
+            .expect("the first producer");
+        <Self as Protocol<T>>::resume_producing(self, cx);
+    }
+
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        while self.count > 0 {
+            let count = self.count.min(MAX_DESCRIPTORS);
+            self.count -= count;
+            for _ in 0..count {
+                cx.transport
+                    .send_file_descriptor(PassedDescriptor::shared(&self.file))
+                    .expect("the queue is far from its limit");
+            }
+            if !cx
+                .transport
+                .write(&[0; MAX_DESCRIPTORS][..count])
+                .is_ready()
+            {
+                break;
+            }
+        }
+        if self.count == 0 {
+            cx.transport.unregister_producer();
+            cx.transport.lose_connection();
+        }
+    }
+}
+
+pub(super) fn time(timed: Timed, count: usize) -> io::Result<Vec<f64>> {
+    let mut reactor = Reactor::new()?;
+    reactor.start().map_err(io::Error::other)?;
+    let before = own_cpu_time();
+    match timed {
+        Timed::Fire => {
+            let fired = Rc::new(Cell::new(0));
+            for delay in timers::delays(count) {
+                let fired = Rc::clone(&fired);
+                reactor.call_later(delay, move |_| fired.set(fired.get() + 1));
+            }
+            while fired.get() < count {
+                reactor.turn(None);
+            }
+        }
+        Timed::Cancel => {
+            let ran = Rc::new(Cell::new(0));
+            let calls: Vec<_> = timers::far_delays(count)
+                .map(|delay| {
+                    let ran = Rc::clone(&ran);
+                    reactor.call_later(delay, move |_| ran.set(ran.get() + 1))
+                })
+                .collect();
+            for call in calls {
+                call.cancel(&mut reactor).map_err(io::Error::other)?;
+            }
+        }
+        Timed::Reset => {
+            let calls: Vec<_> = timers::far_delays(count)
+                .map(|delay| reactor.call_later(delay, |_| {}))
+                .collect();
+            let before = own_cpu_time();
+            for (call, delay) in calls.into_iter().zip(timers::moved_delays(count)) {
+                call.reset(&mut reactor, delay).map_err(io::Error::other)?;
+            }
+            return Ok(timers::per_operation(before, count));
+        }
+        Timed::Lateness => {
+            let late: Rc<Cell<Vec<Duration>>> = Rc::default();
+            for delay in timers::delays(count) {
+                let late = Rc::clone(&late);
+                let due = Instant::now() + delay;
+                // The turn's time may be older than the clock's.
+                let delay = due - reactor.now();
+                reactor.call_later(delay, move |_| {
+                    let mut all = late.take();
+                    all.push(Instant::now().saturating_duration_since(due));
+                    late.set(all);
+                });
+            }
+            loop {
+                reactor.turn(None);
+                let all = late.take();
+                if all.len() == count {
+                    return Ok(timers::lateness(all));
+                }
+                late.set(all);
+            }
+        }
+    }
+    Ok(timers::per_operation(before, count))
+}
