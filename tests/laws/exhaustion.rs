@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use bowline::{Address, Reactor, Transports, UnixAddress};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::{DEADLINE, Record, Recorder, open_descriptors, run_until};
+use crate::support::{DEADLINE, DescriptorLedger, Record, Recorder, open_descriptors, run_until};
 
 const CASE: &str = "BOWLINE_TEST_EXHAUSTION";
 
 fn run_child(case: &str) {
+    // Its pipes would be found by the tests that count descriptors meanwhile.
+    let ledger = DescriptorLedger::open();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "exhaustion::child", "--nocapture"])
         .env(CASE, case)
@@ -26,6 +28,7 @@ fn run_child(case: &str) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    ledger.assert_balanced();
 }
 
 #[test]
