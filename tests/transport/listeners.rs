@@ -117,6 +117,8 @@ fn more_connections_than_a_batch_are_all_accepted() {
     reactor
         .listen_unix(path.clone(), Doorman::new(&log))
         .unwrap();
+    // What follows a new listener's first notice is a batch too.
+    run_until_quiet(&mut reactor);
     let tcp: Vec<_> = (0..CLIENTS / 2)
         .map(|_| StdTcpStream::connect(address).unwrap())
         .collect();
