@@ -24,6 +24,7 @@ use crate::support::DescriptorLedger;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod at_random;
 mod attachment;
 mod bytes;
 mod closing;
@@ -60,6 +61,7 @@ fn scenarios() -> Vec<Scenario> {
     all.extend(handoff::scenarios());
     all.extend(sockets::scenarios());
     all.extend(attachment::scenarios());
+    all.extend(at_random::scenarios());
     all
 }
 

@@ -188,6 +188,11 @@ impl Pair {
         self.transport().write(&data);
     }
 
+    /// How much of the counted stream we wrote so far.
+    pub(crate) fn written(&self) -> usize {
+        self.written
+    }
+
     /// Writes the next bytes of the counted stream with these files.
     #[track_caller]
     pub(crate) fn write_with_files(&mut self, count: usize, files: Range<usize>) {
