@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bowline::{
     Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, ReceivedDescriptors,
-    Transports, UnixStream, UnixTransport, UnixTransportHandle,
+    Transports, UnixAddress, UnixStream, UnixTransport, UnixTransportHandle,
 };
 use tempfile::TempDir;
 
@@ -127,7 +127,14 @@ impl Pair {
         mut build: impl FnMut(&Record, &Link) -> P + 'static,
     ) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("socket");
+        // Twisted's are paths and those of plain sockets are abstract names, as
+        // unique as the directory.
+        let path = directory.path().join("socket");
+        let path = path.to_str().expect("a plain path");
+        let (address, argument) = match needs {
+            Needs::Twisted => (UnixAddress::Path(path.into()), path.to_owned()),
+            _ => (UnixAddress::Abstract(path.into()), format!("@{path}")),
+        };
         let (record, link) = (Record::default(), Link::default());
         let factory = {
             let (record, link) = (record.clone(), Rc::clone(&link));
@@ -137,7 +144,7 @@ impl Pair {
             Direction::WeConnect => "listen",
             Direction::PeerConnects => "connect",
         };
-        let mut arguments = vec![how, socket.to_str().expect("a plain path")];
+        let mut arguments = vec![how, &argument];
         arguments.extend(protocol);
         arguments.push(directory.path().to_str().expect("a plain path"));
 
@@ -147,7 +154,7 @@ impl Pair {
             && let Some(factory) = factory.take()
         {
             reactor
-                .listen_unix(socket.as_path(), factory)
+                .listen_unix(address.clone(), factory)
                 .expect("listens");
         }
         let peer = Peer::start(&mut reactor, peers, needs, script, &arguments);
@@ -162,7 +169,7 @@ impl Pair {
         if let Some(factory) = factory {
             pair.wait_for("listening");
             pair.reactor
-                .connect_unix(socket.as_path(), factory)
+                .connect_unix(address, factory)
                 .expect("there is room");
         }
         pair.wait("both ends are made", |pair| {

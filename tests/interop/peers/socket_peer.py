@@ -1,9 +1,10 @@
 """A peer made of Python's own socket module: send_fds and recv_fds.
 
-    socket_peer.py listen|connect PATH FILES
+    socket_peer.py listen|connect ADDRESS FILES
 
-Descriptor 0 is the control socket, as for twisted_peer.py: a line of commands
-in, lines of events out. All calls block.
+ADDRESS is a path, or @ and a name in the abstract namespace. Descriptor 0 is
+the control socket, as for twisted_peer.py: a line of commands in, lines of
+events out. All calls block.
 """
 
 import os
@@ -49,10 +50,6 @@ def receive(count, room):
     say("received", len(data), zlib.adler32(data), truncated)
 
 
-def close_writing():
-    connection.shutdown(socket.SHUT_WR)
-
-
 def close():
     connection.close()
 
@@ -67,22 +64,23 @@ COMMANDS = {
     "send": send,
     "frame": frame,
     "receive": receive,
-    "close_writing": close_writing,
     "close": close,
 }
 
-how, path, FILES = sys.argv[1:]
+how, address, FILES = sys.argv[1:]
+if address.startswith("@"):
+    address = "\0" + address[1:]
 control = socket.socket(fileno=0).makefile("rw")
 say("Python", platform.python_version())
 connection = socket.socket(socket.AF_UNIX)
 if how == "listen":
     listener = connection
-    listener.bind(path)
+    listener.bind(address)
     listener.listen()
     say("listening")
     connection, _ = listener.accept()
 else:
-    connection.connect(path)
+    connection.connect(address)
 say("made")
 for line in control:
     for command in line.split():
