@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bowline_reactor::Handle;
@@ -159,6 +159,15 @@ pub trait Transport: 'static {
     /// The transport, with its type forgotten.
     fn as_dyn(&mut self) -> &mut dyn Transport;
 
+    /// The socket itself, for options that have no method here; `None` after
+    /// the loss, and for transports in memory. (Twisted: `getHandle`.)
+    ///
+    /// Reading, writing or closing it behind the transport's back breaks the
+    /// transport.
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Closes received descriptors that nobody wants, and counts and logs them;
     /// for protocols that wrap others.
     fn close_unclaimed(&mut self, descriptors: Vec<OwnedFd>);
@@ -299,6 +308,21 @@ pub trait TcpTransport: Transport {
     ///
     /// As [`no_delay`](Self::no_delay).
     fn set_keep_alive(&mut self, on: bool) -> io::Result<()>;
+
+    /// Sets when an idle peer is first probed, how often then, and after how
+    /// many probes without an answer it counts as lost (`TCP_KEEPIDLE`,
+    /// `TCP_KEEPINTVL`, `TCP_KEEPCNT`); in whole seconds, at least one each.
+    ///
+    /// # Errors
+    ///
+    /// As [`no_delay`](Self::no_delay); `InvalidInput` beyond what the kernel
+    /// takes.
+    fn set_keep_alive_times(
+        &mut self,
+        idle: Duration,
+        interval: Duration,
+        probes: u32,
+    ) -> io::Result<()>;
 }
 
 /// What a write says to the writer.

@@ -10,5 +10,6 @@ mod adoption;
 mod bytes;
 mod connectors;
 mod listeners;
+mod options;
 mod producers;
 mod stream;

@@ -1,6 +1,7 @@
 //! The plain stream: bytes to and from a socket.
 
 use std::io::{self, IoSlice};
+use std::time::Duration;
 
 use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
 use crate::shared::ReadBuffers;
@@ -136,5 +137,14 @@ impl bowline_protocol::TcpTransport for TcpStream {
 
     fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
         crate::sys::set_keep_alive(self.core.socket.fd()?, on)
+    }
+
+    fn set_keep_alive_times(
+        &mut self,
+        idle: Duration,
+        interval: Duration,
+        probes: u32,
+    ) -> io::Result<()> {
+        crate::sys::set_keep_alive_times(self.core.socket.fd()?, idle, interval, probes)
     }
 }

@@ -107,6 +107,10 @@ macro_rules! impl_transport {
                 })
             }
 
+            fn socket_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+                $crate::socket::private::Sealed::source(&$crate::FileDescriptor::core(self).socket)
+            }
+
             fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {
                 self
             }

@@ -20,9 +20,6 @@
 //!   can clear it at any moment.
 //! - Pointer and length of what the kernel reads or writes come from one slice.
 
-// TODO: goes when every call below has its caller in this crate.
-#![allow(dead_code, unused_imports)]
-
 mod address;
 mod cmsg;
 mod errno;
@@ -34,27 +31,31 @@ mod tests;
 
 use std::io;
 
-pub(crate) use self::address::{MAX_NAME_BYTES, SocketName};
-pub(crate) use self::cmsg::{
-    CONTROL_BUFFER_BYTES, ControlBuffer, ControlMessage, ControlMessages, Credentials,
-    MAX_DESCRIPTORS, Numbers, walk,
-};
+pub(crate) use self::address::SocketName;
+pub(crate) use self::cmsg::{ControlBuffer, MAX_DESCRIPTORS};
 #[cfg(feature = "testing")]
 pub(crate) use self::errno::simulated;
 pub(crate) use self::errno::{
     is_not_a_socket, is_of_one_connection, is_out_of_descriptors, is_out_of_memory, is_transient,
 };
-pub(crate) use self::msg::{
-    Ancillary, Received, receive, recv, send, send_vectored, send_with_descriptors,
-};
+pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
 pub(crate) use self::socket::{
-    Connecting, Family, SocketKind, accept, bind, bytes_unsent, connect, disarm_linger, keep_alive,
-    linger, listen, local_name, no_delay, peer_credentials, peer_name, peer_pidfd,
-    receive_buffer_size, send_buffer_size, set_close_on_exec, set_keep_alive, set_keep_alive_times,
-    set_linger, set_mode, set_no_delay, set_nonblocking, set_pass_credentials, set_pass_pidfd,
-    set_pass_rights, set_receive_buffer_size, set_reuse_address, set_reuse_port,
-    set_send_buffer_size, set_v6_only, shutdown, socket_kind, stream_socket, take_error,
+    Connecting, Family, accept, bind, connect, disarm_linger, keep_alive, listen, local_name,
+    no_delay, peer_credentials, peer_name, peer_pidfd, set_close_on_exec, set_keep_alive,
+    set_keep_alive_times, set_linger, set_mode, set_no_delay, set_nonblocking, set_pass_rights,
+    set_reuse_address, set_reuse_port, set_v6_only, shutdown, socket_kind, stream_socket,
+    take_error,
+};
+#[cfg(test)]
+pub(crate) use self::{
+    address::MAX_NAME_BYTES,
+    cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, Credentials, walk},
+    msg::Received,
+    socket::{
+        SocketKind, bytes_unsent, linger, receive_buffer_size, send_buffer_size,
+        set_pass_credentials, set_pass_pidfd, set_receive_buffer_size, set_send_buffer_size,
+    },
 };
 
 /// Makes a call that answers a byte count, again for as long as a signal

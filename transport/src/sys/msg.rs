@@ -7,8 +7,9 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use super::cmsg::walk;
 use super::cmsg::{CONTROL_BUFFER_BYTES, ControlBuffer, ControlMessage, Credentials};
-use super::{retry_count, walk};
+use super::retry_count;
 
 /// `IOV_MAX`: the kernel refuses a call with more slices than this.
 const MAX_SLICES: usize = 1024;

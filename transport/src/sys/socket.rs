@@ -14,6 +14,7 @@ use super::retry;
 
 // Numbers of the generic socket ABI; the C library's bindings do not have all of
 // them yet.
+#[cfg(test)]
 const SO_PASSPIDFD: libc::c_int = 76;
 const SO_PEERPIDFD: libc::c_int = 77;
 const SO_PASSRIGHTS: libc::c_int = 83;
@@ -274,6 +275,7 @@ pub(crate) fn set_linger(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Resu
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, linger)
 }
 
+#[cfg(test)]
 /// What [`set_linger`] has set; `None` by default.
 ///
 /// # Errors
@@ -385,6 +387,7 @@ pub(crate) fn set_v6_only(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
+#[cfg(test)]
 /// Bytes that the kernel may hold for sending, its own overhead included.
 ///
 /// # Errors
@@ -394,6 +397,7 @@ pub(crate) fn send_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_SNDBUF)
 }
 
+#[cfg(test)]
 /// Asks for a send buffer of `bytes`, of which the kernel makes the double, for its
 /// overhead, within its limits.
 ///
@@ -404,6 +408,7 @@ pub(crate) fn set_send_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Resu
     set_size(fd, libc::SO_SNDBUF, bytes)
 }
 
+#[cfg(test)]
 /// Bytes that the kernel may hold until we read them, its own overhead included.
 ///
 /// # Errors
@@ -413,6 +418,7 @@ pub(crate) fn receive_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_RCVBUF)
 }
 
+#[cfg(test)]
 /// Asks for a receive buffer of `bytes`, of which the kernel makes the double, for its
 /// overhead, within its limits. On a UNIX socket the sender's buffer counts, not this.
 ///
@@ -465,6 +471,7 @@ pub(crate) fn set_pass_rights(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, on)
 }
 
+#[cfg(test)]
 /// Has every read from a UNIX socket say who wrote the bytes. Bytes queued before
 /// come without a process, from user 65534.
 ///
@@ -475,6 +482,7 @@ pub(crate) fn set_pass_credentials(fd: BorrowedFd<'_>, on: bool) -> io::Result<(
     set_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, on)
 }
 
+#[cfg(test)]
 /// Has every read from a UNIX socket bring a pidfd of who wrote the bytes.
 ///
 /// # Errors
@@ -523,6 +531,7 @@ pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+#[cfg(test)]
 /// What was sent and has not arrived: bytes not acknowledged on TCP; on a UNIX socket
 /// the memory, overhead included, of what the peer has not read.
 ///
@@ -626,11 +635,13 @@ fn set_flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, on: bool)
     set_option(fd, level, name, libc::c_int::from(on))
 }
 
+#[cfg(test)]
 fn size(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<usize> {
     let bytes: libc::c_int = option(fd, libc::SOL_SOCKET, name)?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+#[cfg(test)]
 fn set_size(fd: BorrowedFd<'_>, name: libc::c_int, bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
     set_option(fd, libc::SOL_SOCKET, name, bytes)

@@ -1,0 +1,132 @@
+//! Socket options, and the socket itself for those that have no method.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::{
+    Address, CloseReason, Context, Protocol, Reactor, TcpConnectOptions, TcpListenOptions,
+    TcpTransport, Transports,
+};
+use rustix::net::sockopt;
+
+use crate::support::{DescriptorLedger, run_until};
+
+/// What one end saw of its options, made and lost.
+#[derive(Debug, Default)]
+struct Seen {
+    at_first: Vec<(bool, bool)>,
+    after_setting: Vec<(bool, bool)>,
+    times: Vec<(Duration, Duration, u32)>,
+    after_the_loss: Vec<(Option<io::ErrorKind>, bool)>,
+}
+
+struct Prober {
+    seen: Rc<RefCell<Seen>>,
+}
+
+impl<T: TcpTransport> Protocol<T> for Prober {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let mut seen = self.seen.borrow_mut();
+        let transport = &mut *cx.transport;
+        seen.at_first.push((
+            transport.no_delay().unwrap(),
+            transport.keep_alive().unwrap(),
+        ));
+        transport.set_no_delay(true).unwrap();
+        transport.set_keep_alive(true).unwrap();
+        let (idle, interval) = (Duration::from_secs(77), Duration::from_secs(7));
+        transport.set_keep_alive_times(idle, interval, 3).unwrap();
+        seen.after_setting.push((
+            transport.no_delay().unwrap(),
+            transport.keep_alive().unwrap(),
+        ));
+        let socket = transport.socket_descriptor().unwrap();
+        seen.times.push((
+            sockopt::tcp_keepidle(socket).unwrap(),
+            sockopt::tcp_keepintvl(socket).unwrap(),
+            sockopt::tcp_keepcnt(socket).unwrap(),
+        ));
+        transport.lose_connection();
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+        let asked = cx.transport.no_delay();
+        self.seen.borrow_mut().after_the_loss.push((
+            asked.err().map(|error| error.kind()),
+            cx.transport.socket_descriptor().is_none(),
+        ));
+    }
+}
+
+/// Contract T-01, T-02, T-12.
+#[test]
+fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
+    let ledger = DescriptorLedger::open();
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let mut reactor = Reactor::new().unwrap();
+    let prober = |seen: &Rc<RefCell<Seen>>| {
+        let seen = Rc::clone(seen);
+        move |_: &Address| Prober {
+            seen: Rc::clone(&seen),
+        }
+    };
+    let listener = reactor
+        .listen_tcp(([127, 0, 0, 1], 0).into(), prober(&seen))
+        .unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    reactor.connect_tcp(address, prober(&seen)).unwrap();
+    run_until(&mut reactor, |_| seen.borrow().after_the_loss.len() == 2);
+    let seen = seen.take();
+    assert_eq!(seen.at_first, [(false, false); 2]);
+    assert_eq!(seen.after_setting, [(true, true); 2]);
+    assert_eq!(
+        seen.times,
+        [(Duration::from_secs(77), Duration::from_secs(7), 3); 2]
+    );
+    assert_eq!(
+        seen.after_the_loss,
+        [(Some(io::ErrorKind::NotConnected), true); 2]
+    );
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn options_of_listener_and_connector_are_in_force_from_the_start() {
+    let ledger = DescriptorLedger::open();
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let mut reactor = Reactor::new().unwrap();
+    let options = TcpListenOptions {
+        no_delay: true,
+        keep_alive: true,
+        ..TcpListenOptions::default()
+    };
+    let of_accepted = Rc::clone(&seen);
+    let listener = reactor
+        .listen_tcp_with(([127, 0, 0, 1], 0).into(), &options, move |_: &Address| {
+            Prober {
+                seen: Rc::clone(&of_accepted),
+            }
+        })
+        .unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    let options = TcpConnectOptions {
+        no_delay: true,
+        keep_alive: true,
+        ..TcpConnectOptions::default()
+    };
+    let of_connected = Rc::clone(&seen);
+    reactor
+        .connect_tcp_with(address, &options, move |_: &Address| Prober {
+            seen: Rc::clone(&of_connected),
+        })
+        .unwrap();
+    run_until(&mut reactor, |_| seen.borrow().after_the_loss.len() == 2);
+    assert_eq!(seen.borrow().at_first, [(true, true); 2]);
+    drop(reactor);
+    ledger.assert_balanced();
+}
