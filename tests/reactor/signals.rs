@@ -20,6 +20,8 @@ fn raise(signal: Signal) {
 
 /// Runs one case of [`child`] in a process of its own.
 fn run_child(case: &str) -> ExitStatus {
+    // Its pipes would be seen by tests in other threads.
+    let _alone = DescriptorLedger::open();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "signals::child", "--nocapture"])
         .env(CASE, case)
