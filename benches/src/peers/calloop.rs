@@ -21,6 +21,10 @@ use super::{Family, Job, Server, Task, Wait, for_each_task};
 use crate::sys::{self, own_cpu_time};
 use crate::timers::{self, Timed};
 
+/// How many connections are accepted before others have their turn: the level
+/// brings the loop back for the rest.
+const ACCEPTS: usize = 64;
+
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
     for_each_task!(job.task, with_task(job, listener))
 }
@@ -77,7 +81,7 @@ impl<const TASK: u8> Loop<TASK> {
             self.events
                 .handle()
                 .insert_source(source, move |_, listener, state: &mut State| {
-                    loop {
+                    for _ in 0..ACCEPTS {
                         match accept(listener) {
                             Ok(stream) => serve::<S, TASK>(&state.handle, stream)?,
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
