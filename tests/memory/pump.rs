@@ -34,6 +34,7 @@ fn null() -> PassedDescriptor {
 
 #[test]
 fn nothing_is_called_before_the_pump_runs() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let mut pump = Pump::new(recorder, Echo).unwrap();
     assert!(record.summary().is_empty());
@@ -60,6 +61,7 @@ fn a_megabyte_through_an_echo_comes_back_whole() {
 
 #[test]
 fn delivery_is_never_nested_in_the_write() {
+    let _ledger = DescriptorLedger::open();
     /// Counts down with its like; checks that it is not inside of itself.
     struct CountDown(bool);
 
@@ -90,6 +92,7 @@ fn delivery_is_never_nested_in_the_write() {
 
 #[test]
 fn orderly_close_delivers_everything_and_is_told_to_both() {
+    let _ledger = DescriptorLedger::open();
     let ((one, first), (other, second)) = (recorded(), recorded());
     let mut pump = Pump::new(first, second).unwrap();
     pump.run();
@@ -108,6 +111,7 @@ fn orderly_close_delivers_everything_and_is_told_to_both() {
 
 #[test]
 fn abort_with_bytes_unread_is_a_reset_for_the_other() {
+    let _ledger = DescriptorLedger::open();
     let ((one, first), (other, second)) = (recorded(), recorded());
     let mut pump = Pump::new(first, second).unwrap();
     pump.run();
@@ -122,6 +126,7 @@ fn abort_with_bytes_unread_is_a_reset_for_the_other() {
 
 #[test]
 fn half_close_lets_the_other_side_finish() {
+    let _ledger = DescriptorLedger::open();
     /// Answers when the question is complete.
     #[derive(Default)]
     struct Answer(usize);
@@ -153,6 +158,7 @@ fn half_close_lets_the_other_side_finish() {
 
 #[test]
 fn push_producer_is_paused_and_resumed_as_the_peer_reads() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
     pump.run();
@@ -180,6 +186,7 @@ fn push_producer_is_paused_and_resumed_as_the_peer_reads() {
 
 #[test]
 fn pull_producer_is_asked_as_fast_as_the_peer_reads() {
+    let _ledger = DescriptorLedger::open();
     /// A portion at a time.
     struct Portions(u32);
 
@@ -213,6 +220,7 @@ fn pull_producer_is_asked_as_fast_as_the_peer_reads() {
 
 #[test]
 fn paused_reader_holds_the_writer_back() {
+    let _ledger = DescriptorLedger::open();
     let ((one, first), (other, second)) = (recorded(), recorded());
     let mut pump = Pump::new(first, second).unwrap();
     pump.run();
@@ -284,6 +292,7 @@ fn descriptors_that_nobody_takes_are_closed_and_counted() {
 
 #[test]
 fn truncated_descriptors_end_the_connection() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
     let socket = pump.transports()[0].socket();
@@ -300,6 +309,7 @@ fn truncated_descriptors_end_the_connection() {
 
 #[test]
 fn lose_connection_within_runs_on_the_manual_clock() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
     pump.run();
@@ -321,6 +331,7 @@ fn lose_connection_within_runs_on_the_manual_clock() {
 
 #[test]
 fn delayed_calls_run_in_order_at_their_own_times() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
     let record = Record::default();
     let start = pump.reactor().now();
@@ -340,6 +351,7 @@ fn delayed_calls_run_in_order_at_their_own_times() {
 
 #[test]
 fn failures_on_command_reach_the_transport() {
+    let _ledger = DescriptorLedger::open();
     // Later, by a timer: ENOBUFS and ETOOMANYREFS.
     for errno in [105, 109] {
         let (record, recorder) = recorded();
@@ -379,6 +391,7 @@ fn failures_on_command_reach_the_transport() {
 
 #[test]
 fn killed_side_is_told_nothing_and_its_peer_everything() {
+    let _ledger = DescriptorLedger::open();
     let ((one, first), (other, second)) = (recorded(), recorded());
     let mut pump = Pump::new(first, second).unwrap();
     pump.run();
@@ -393,6 +406,7 @@ fn killed_side_is_told_nothing_and_its_peer_everything() {
 
 #[test]
 fn panic_costs_its_own_side() {
+    let _ledger = DescriptorLedger::open();
     struct Faulty;
 
     impl<T: Transport> Protocol<T> for Faulty {
@@ -412,6 +426,7 @@ fn panic_costs_its_own_side() {
 
 #[test]
 fn reactor_that_stops_ends_everything() {
+    let _ledger = DescriptorLedger::open();
     let ((one, first), (other, second)) = (recorded(), recorded());
     let mut pump = Pump::new(first, second).unwrap();
     pump.run();
@@ -422,6 +437,7 @@ fn reactor_that_stops_ends_everything() {
 
 #[test]
 fn short_reads_and_sends_lose_nothing() {
+    let _ledger = DescriptorLedger::open();
     for delivery in [Delivery::Batch, Delivery::OneAtATime, Delivery::Random] {
         let kernel = SimulatedKernel::with_seed(1);
         kernel.set_settings(KernelSettings {
@@ -444,6 +460,7 @@ fn short_reads_and_sends_lose_nothing() {
 
 #[test]
 fn protocols_are_reached_through_the_reactor() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, _peer) = Pump::with_peer(recorder).unwrap();
     pump.run();
@@ -462,6 +479,7 @@ fn protocols_are_reached_through_the_reactor() {
 
 #[test]
 fn memory_transport_cannot_be_detached_and_goes_on() {
+    let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
     pump.run();
@@ -478,6 +496,7 @@ fn memory_transport_cannot_be_detached_and_goes_on() {
 
 #[test]
 fn several_reactors_share_a_kernel_and_a_reactor_has_one() {
+    let _ledger = DescriptorLedger::open();
     let kernel = SimulatedKernel::new();
     let (here, there) = kernel.pair();
     let (record, recorder) = recorded();
@@ -501,6 +520,7 @@ fn several_reactors_share_a_kernel_and_a_reactor_has_one() {
 #[test]
 #[should_panic(expected = "the protocol does not read")]
 fn exchange_says_when_a_protocol_does_not_read() {
+    let _ledger = DescriptorLedger::open();
     let (_, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
     pump.run();

@@ -428,6 +428,7 @@ fn every_seed_keeps_the_promises() {
 
 #[test]
 fn same_seed_does_the_same_again() {
+    let _ledger = DescriptorLedger::open();
     let files = Rc::new(Files::new());
     for seed in 0..500 {
         assert!(
@@ -443,6 +444,7 @@ fn same_seed_does_the_same_again() {
 #[test]
 #[ignore = "replays one seed by hand"]
 fn replay() {
+    let _ledger = DescriptorLedger::open();
     let seed = std::env::var("BOWLINE_SEED").expect("the seed");
     simulate(seed.parse().expect("a number"), &Rc::new(Files::new()));
 }

@@ -52,8 +52,8 @@ pub(crate) fn run_until_quiet(reactor: &mut Reactor) {
 /// The open descriptors of this process, compared before and after.
 ///
 /// Holds a lock for the time of the test, so that tests in other threads of
-/// the same process do not interfere: every test that counts has to make one,
-/// first of all.
+/// the same process do not interfere: every test that opens descriptors has to
+/// make one, first of all. What it then drops last is compared once more.
 pub(crate) struct DescriptorLedger {
     before: BTreeSet<i32>,
     _alone: MutexGuard<'static, ()>,
@@ -83,6 +83,14 @@ impl DescriptorLedger {
             leaked.is_empty() && lost.is_empty(),
             "leaked {leaked:?}, closed but not ours {lost:?}"
         );
+    }
+}
+
+impl Drop for DescriptorLedger {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.assert_balanced();
+        }
     }
 }
 
