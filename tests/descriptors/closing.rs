@@ -36,7 +36,7 @@ fn descriptor_write_and_close_in_one_turn_are_all_sent() {
     ledger.assert_balanced();
 }
 
-/// S-10, at the close and not before.
+/// S-10, W-06, at the close and not before.
 #[test]
 fn close_with_descriptors_that_have_no_byte_is_an_overrun() {
     for half_close in [false, true] {
@@ -104,7 +104,7 @@ fn overrun_says_how_many() {
     ledger.assert_balanced();
 }
 
-/// S-37.
+/// S-37, W-03.
 #[test]
 fn abort_closes_the_queue_and_says_how_many() {
     let ledger = DescriptorLedger::open();
@@ -133,7 +133,7 @@ fn abort_closes_the_queue_and_says_how_many() {
     ledger.assert_balanced();
 }
 
-/// S-43.
+/// S-43, W-03.
 #[test]
 fn loss_closes_the_queue_and_says_how_many() {
     let ledger = DescriptorLedger::open();
@@ -190,7 +190,7 @@ fn dropping_the_reactor_closes_what_is_queued() {
     ledger.assert_balanced();
 }
 
-/// S-39.
+/// S-39, W-07.
 #[test]
 fn descriptor_sent_after_half_close_comes_back_and_reading_goes_on() {
     let ledger = DescriptorLedger::open();
@@ -235,7 +235,7 @@ impl Protocol<UnixStream> for TooLate {
     }
 }
 
-/// S-38.
+/// S-38, W-07.
 #[test]
 fn descriptor_sent_after_the_loss_comes_back() {
     let ledger = DescriptorLedger::open();

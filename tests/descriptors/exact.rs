@@ -34,7 +34,7 @@ fn assert_received(message: Option<Message>, data: &[u8], expected: &[(u64, u64)
     assert_eq!(message.contents(), (data, expected.to_vec()));
 }
 
-/// S-08, where Twisted lets a descriptor overtake bytes written earlier.
+/// S-08, W-04, where Twisted lets a descriptor overtake bytes written earlier.
 #[test]
 fn descriptors_are_attached_to_the_first_byte_of_their_message() {
     let ledger = DescriptorLedger::open();
@@ -237,7 +237,7 @@ fn message_after_half_close_is_refused() {
     assert_refused(kind, b"x", 2, |transport| transport.lose_write_connection());
 }
 
-/// S-13, S-30.
+/// S-13, S-30, S-20.
 #[test]
 fn message_larger_than_the_send_buffer_has_its_descriptors_once_at_its_first_byte() {
     let ledger = DescriptorLedger::open();

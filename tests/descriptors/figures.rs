@@ -17,7 +17,7 @@ use crate::peer::{
 };
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
 
-/// S-26.
+/// S-26, W-05.
 #[test]
 fn one_message_carries_253_descriptors_from_us_and_to_us() {
     let ledger = DescriptorLedger::open();

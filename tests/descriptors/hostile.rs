@@ -116,6 +116,7 @@ fn linger_of_a_trusted_peer_is_kept() {
     ledger.assert_balanced();
 }
 
+/// Contract R-39.
 #[test]
 fn listener_that_was_passed_on_stays_silent_here() {
     let ledger = DescriptorLedger::open();

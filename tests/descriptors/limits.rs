@@ -88,7 +88,7 @@ const BURST: usize = 1_000;
 /// The limit of those in flight.
 const IN_FLIGHT: u64 = 64;
 
-/// S-16, M-07, where Twisted ends the connection.
+/// S-16, M-07, S-14, W-08, where Twisted ends the connection.
 #[test]
 fn too_many_in_flight_wait_for_the_reader_and_all_arrive() {
     in_own_process(
@@ -228,7 +228,7 @@ impl Protocol<UnixStream> for Truncated {
     }
 }
 
-/// S-44, where Twisted does not notice.
+/// S-44, W-09, where Twisted does not notice.
 #[test]
 fn lost_descriptors_end_the_connection() {
     in_own_process("lost_descriptors_end_the_connection", || {

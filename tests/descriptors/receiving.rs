@@ -201,7 +201,7 @@ fn message_read_in_pieces_has_its_descriptors_with_the_first() {
     ledger.assert_balanced();
 }
 
-/// S-45, where Twisted leaves them inheritable.
+/// S-45, W-10, where Twisted leaves them inheritable.
 #[test]
 fn received_descriptors_are_close_on_exec() {
     let ledger = DescriptorLedger::open();
@@ -287,7 +287,7 @@ fn assert_nothing_after(
     (reactor, seen)
 }
 
-/// S-35, where Twisted delivers the rest.
+/// S-35, W-12, where Twisted delivers the rest.
 #[test]
 fn nothing_is_delivered_after_a_close_inside_the_callback() {
     let ledger = DescriptorLedger::open();
@@ -299,7 +299,7 @@ fn nothing_is_delivered_after_a_close_inside_the_callback() {
     ledger.assert_balanced();
 }
 
-/// S-35, likewise.
+/// S-35, W-12, likewise.
 #[test]
 fn nothing_is_delivered_after_an_abort_inside_the_callback() {
     let ledger = DescriptorLedger::open();
@@ -312,7 +312,7 @@ fn nothing_is_delivered_after_an_abort_inside_the_callback() {
     ledger.assert_balanced();
 }
 
-/// S-34.
+/// S-34, W-11.
 #[test]
 fn panic_in_the_callback_closes_all_and_costs_the_connection() {
     let ledger = DescriptorLedger::open();
@@ -333,7 +333,7 @@ fn panic_in_the_callback_closes_all_and_costs_the_connection() {
     ledger.assert_balanced();
 }
 
-/// S-31, with one log line per connection rather than per message.
+/// S-31, G-01, W-14, with one log line per connection rather than per message.
 #[test]
 fn unwanted_descriptors_are_closed_with_one_warning_per_connection() {
     let ledger = DescriptorLedger::open();
@@ -466,6 +466,7 @@ fn wrapper_forwards_descriptors() {
     ledger.assert_balanced();
 }
 
+/// Contract W-13.
 #[test]
 fn more_descriptors_in_one_read_than_allowed_end_the_connection() {
     let ledger = DescriptorLedger::open();
@@ -494,6 +495,7 @@ fn more_descriptors_in_one_read_than_allowed_end_the_connection() {
     ledger.assert_balanced();
 }
 
+/// Contract W-13.
 #[test]
 fn more_descriptors_in_all_than_allowed_end_the_connection() {
     let ledger = DescriptorLedger::open();
@@ -518,6 +520,7 @@ fn more_descriptors_in_all_than_allowed_end_the_connection() {
     ledger.assert_balanced();
 }
 
+/// Contract W-15.
 #[test]
 fn transport_knows_who_is_at_the_other_end() {
     let ledger = DescriptorLedger::open();

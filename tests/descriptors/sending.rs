@@ -44,7 +44,7 @@ fn descriptors_arrive_in_order_over_any_number_of_flushes() {
     ledger.assert_balanced();
 }
 
-/// S-02.
+/// S-02, S-40, E-16.
 #[test]
 fn peer_has_the_same_open_file() {
     let ledger = DescriptorLedger::open();
@@ -105,7 +105,7 @@ fn descriptor_and_byte_may_be_queued_in_either_order() {
     ledger.assert_balanced();
 }
 
-/// S-10, S-12, S-42, where Twisted ends the connection.
+/// S-10, S-12, S-42, W-06, where Twisted ends the connection.
 #[test]
 fn descriptor_without_a_byte_is_held_until_something_is_written() {
     let ledger = DescriptorLedger::open();
@@ -230,6 +230,7 @@ fn sixty_fifth_descriptor_pauses_a_push_producer_and_a_byte_for_each_resumes_it(
     ledger.assert_balanced();
 }
 
+/// Contract W-17.
 #[test]
 fn limit_that_pauses_is_settable_and_raising_it_resumes() {
     let ledger = DescriptorLedger::open();
@@ -275,7 +276,7 @@ fn pull_producer_is_never_paused_by_descriptors() {
     ledger.assert_balanced();
 }
 
-/// S-04, S-05, S-06: the queue owns what it holds.
+/// S-04, S-05, S-06, W-01, W-02: the queue owns what it holds.
 #[test]
 fn our_copy_is_closed_when_the_descriptor_has_left() {
     let ledger = DescriptorLedger::open();

@@ -31,11 +31,13 @@ fn run_child(case: &str) {
     ledger.assert_balanced();
 }
 
+/// Contract M-06.
 #[test]
 fn listener_recovers_without_a_new_client_when_descriptors_return() {
     run_child("recovers");
 }
 
+/// Contract L-07, W-49.
 #[test]
 fn listener_without_descriptors_does_not_spin() {
     run_child("does not spin");

@@ -49,6 +49,7 @@ fn large_pair() -> (std::net::TcpStream, std::net::TcpStream) {
     (ours, theirs)
 }
 
+/// Contract F-29, W-42.
 #[test]
 fn greedy_peer_has_its_share_of_a_turn_and_no_more() {
     let ledger = DescriptorLedger::open();
@@ -148,6 +149,7 @@ fn what_the_budget_left_is_read_without_a_new_event() {
     ledger.assert_balanced();
 }
 
+/// Contract L-03.
 #[test]
 fn flood_of_connections_leaves_others_their_turn_and_is_accepted_whole() {
     const CLIENTS: usize = 350;

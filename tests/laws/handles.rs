@@ -10,6 +10,7 @@ use bowline::{
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
 
+/// Contract R-39, W-33.
 #[test]
 fn stale_handle_never_reaches_who_took_the_slot() {
     let ledger = DescriptorLedger::open();
@@ -46,6 +47,7 @@ fn stale_handle_never_reaches_who_took_the_slot() {
     ledger.assert_balanced();
 }
 
+/// Contract F-25.
 #[test]
 fn what_is_asked_of_the_lost_is_refused_and_comes_back() {
     let ledger = DescriptorLedger::open();

@@ -16,6 +16,7 @@ fn settle(reactor: &mut Reactor) {
     }
 }
 
+/// Contract R-47.
 #[test]
 fn deadline_of_closing_is_the_clocks() {
     let ledger = DescriptorLedger::open();
@@ -63,6 +64,7 @@ impl<T: Transport> Factory<T> for NotesFailure {
     }
 }
 
+/// Contract R-47.
 #[test]
 fn connecting_times_out_by_the_clock() {
     let ledger = DescriptorLedger::open();
@@ -116,6 +118,7 @@ fn connecting_times_out_by_the_clock() {
     ledger.assert_balanced();
 }
 
+/// Contract R-47.
 #[test]
 fn idle_pull_producer_is_asked_again_by_the_clock() {
     let _alone = DescriptorLedger::open();

@@ -59,6 +59,7 @@ fn a_megabyte_through_an_echo_comes_back_whole() {
     ledger.assert_balanced();
 }
 
+/// Contract H-23.
 #[test]
 fn delivery_is_never_nested_in_the_write() {
     let _ledger = DescriptorLedger::open();
@@ -90,6 +91,7 @@ fn delivery_is_never_nested_in_the_write() {
     assert_eq!(pump.reactor().statistics().panics, 0);
 }
 
+/// Contract H-23.
 #[test]
 fn orderly_close_delivers_everything_and_is_told_to_both() {
     let _ledger = DescriptorLedger::open();
@@ -156,6 +158,7 @@ fn half_close_lets_the_other_side_finish() {
     );
 }
 
+/// Contract H-23.
 #[test]
 fn push_producer_is_paused_and_resumed_as_the_peer_reads() {
     let _ledger = DescriptorLedger::open();
@@ -349,6 +352,7 @@ fn delayed_calls_run_in_order_at_their_own_times() {
     assert_eq!(pump.reactor().now() - start, Duration::from_secs(10));
 }
 
+/// Contract S-17, F-10.
 #[test]
 fn failures_on_command_reach_the_transport() {
     let _ledger = DescriptorLedger::open();

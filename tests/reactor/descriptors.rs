@@ -238,6 +238,7 @@ fn removed_descriptor_is_deregistered_and_dropped() {
     ledger.assert_balanced();
 }
 
+/// Contract R-35, W-40.
 #[test]
 fn regular_file_cannot_be_watched_and_leaves_nothing_behind() {
     let ledger = DescriptorLedger::open();
@@ -286,6 +287,7 @@ fn regular_file_cannot_be_watched_and_leaves_nothing_behind() {
     ledger.assert_balanced();
 }
 
+/// Contract R-33.
 #[test]
 fn same_file_watched_twice_is_refused_and_the_first_goes_on() {
     let ledger = DescriptorLedger::open();
@@ -311,6 +313,7 @@ fn same_file_watched_twice_is_refused_and_the_first_goes_on() {
 }
 
 /// The removal was left for the end of the turn, and the event delivered.
+/// Contract M-09, R-36.
 #[test]
 fn removed_descriptor_gets_no_event_from_same_batch() {
     let ledger = DescriptorLedger::open();
@@ -365,6 +368,7 @@ fn descriptor_may_remove_itself_by_its_name() {
 /// A turn's events are fetched at once. One of them frees a slot by removing
 /// itself, and registers another descriptor: what the batch still holds for the
 /// slot's old owner must not reach the new one.
+/// Contract W-33.
 #[test]
 fn token_of_a_removed_descriptor_reaches_nobody_when_the_slot_is_reused() {
     let ledger = DescriptorLedger::open();
@@ -398,6 +402,7 @@ fn token_of_a_removed_descriptor_reaches_nobody_when_the_slot_is_reused() {
     ledger.assert_balanced();
 }
 
+/// Contract M-09.
 #[test]
 fn slot_freed_in_a_batch_is_not_reused_within_it() {
     let ledger = DescriptorLedger::open();
@@ -465,6 +470,7 @@ fn timer_of_a_descriptor_reaches_it_and_is_harmless_afterwards() {
     assert_eq!(bench.notes.len(), 1);
 }
 
+/// Contract R-31.
 #[test]
 fn failing_descriptor_is_told_and_the_rest_of_the_batch_goes_on() {
     let ledger = DescriptorLedger::open();

@@ -19,6 +19,7 @@ fn stop_soon(reactor: &mut Reactor) {
     reactor.call_soon(|reactor| reactor.stop().unwrap());
 }
 
+/// Contract R-01, W-41.
 #[test]
 fn stop_and_crash_are_refused_unless_running() {
     let _alone = DescriptorLedger::open();
@@ -42,6 +43,7 @@ fn stop_and_crash_are_refused_unless_running() {
     assert_eq!(reactor.statistics().panics, 0);
 }
 
+/// Contract.
 #[test]
 fn triggers_run_by_phase_then_in_the_order_added() {
     let _alone = DescriptorLedger::open();
@@ -69,6 +71,7 @@ fn triggers_run_by_phase_then_in_the_order_added() {
     assert_eq!(notes.len(), wanted.len());
 }
 
+/// Contract R-02.
 #[test]
 fn stop_returns_before_any_shutdown_trigger_runs() {
     let _alone = DescriptorLedger::open();
@@ -96,6 +99,7 @@ fn stop_returns_before_any_shutdown_trigger_runs() {
     );
 }
 
+/// Contract R-07.
 #[test]
 fn running_is_false_before_the_startup_and_true_until_after_the_shutdown() {
     let _alone = DescriptorLedger::open();
@@ -116,6 +120,7 @@ fn running_is_false_before_the_startup_and_true_until_after_the_shutdown() {
     assert_eq!(notes.all(), [false, true, true, true, true, true]);
 }
 
+/// Contract R-08.
 #[test]
 fn call_when_running_runs_after_the_startup_or_in_this_turn() {
     let _alone = DescriptorLedger::open();
@@ -134,6 +139,7 @@ fn call_when_running_runs_after_the_startup_or_in_this_turn() {
     assert_eq!(notes.all(), ["first", "second", "not inside", "at once"]);
 }
 
+/// Contract R-04.
 #[test]
 fn hold_keeps_the_event_in_its_first_phase_while_the_loop_turns() {
     let _alone = DescriptorLedger::open();
@@ -172,6 +178,7 @@ fn hold_keeps_the_event_in_its_first_phase_while_the_loop_turns() {
     }
 }
 
+/// Contract R-04.
 #[test]
 fn hold_on_one_event_does_not_hold_the_other() {
     let _alone = DescriptorLedger::open();
@@ -205,6 +212,7 @@ fn stop_while_the_startup_is_held_stops() {
     assert_eq!(notes.all(), ["stopped"]);
 }
 
+/// Contract R-09.
 #[test]
 fn failing_trigger_does_not_spare_the_others() {
     let _alone = DescriptorLedger::open();
@@ -222,6 +230,7 @@ fn failing_trigger_does_not_spare_the_others() {
     assert_eq!(reactor.statistics().panics, 6);
 }
 
+/// Contract R-10.
 #[test]
 fn removed_trigger_never_runs_and_is_removed_only_once() {
     let _alone = DescriptorLedger::open();
@@ -239,6 +248,7 @@ fn removed_trigger_never_runs_and_is_removed_only_once() {
     assert_eq!(reactor.remove_trigger(ran), Err(TriggerError));
 }
 
+/// Contract R-10.
 #[test]
 fn trigger_may_remove_others_of_its_own_and_of_later_phases() {
     let _alone = DescriptorLedger::open();
@@ -266,6 +276,7 @@ fn trigger_may_remove_others_of_its_own_and_of_later_phases() {
     assert_eq!(reactor.statistics().panics, 0);
 }
 
+/// Contract.
 #[test]
 fn crash_ends_the_run_and_leaves_everything_as_it_is() {
     let ledger = DescriptorLedger::open();
@@ -310,6 +321,7 @@ fn crash_in_the_startup_lets_no_further_trigger_run() {
     assert_eq!(notes.len(), 0);
 }
 
+/// Contract R-05, W-38.
 #[test]
 fn reactor_runs_again_after_it_was_stopped() {
     let ledger = DescriptorLedger::open();
@@ -344,6 +356,7 @@ fn reactor_runs_again_after_it_was_stopped() {
 
 /// After a crash, and in a reactor that is turned without having been started,
 /// the state said idle: a callback could start a loop inside the loop.
+/// Contract R-05.
 #[test]
 fn run_and_start_are_refused_inside_every_callback() {
     let _alone = DescriptorLedger::open();
@@ -411,6 +424,7 @@ fn turn_inside_a_callback_does_nothing() {
     assert_eq!(notes.len(), 3);
 }
 
+/// Contract W-38.
 #[test]
 fn several_reactors_live_in_one_process_and_one_runs_inside_another() {
     let ledger = DescriptorLedger::open();
@@ -451,6 +465,7 @@ fn several_reactors_live_in_one_process_and_one_runs_inside_another() {
     ledger.assert_balanced();
 }
 
+/// Contract R-34.
 #[test]
 fn nothing_is_left_when_a_reactor_is_dropped_in_the_middle() {
     let ledger = DescriptorLedger::open();
@@ -509,6 +524,7 @@ fn turn_in_foreign_loop(reactor: &mut Reactor) -> u32 {
     }
 }
 
+/// Contract R-44.
 #[test]
 fn foreign_loop_drives_sockets_timers_and_wakeups() {
     let ledger = DescriptorLedger::open();

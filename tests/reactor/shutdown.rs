@@ -17,6 +17,7 @@ fn stop(reactor: &mut Reactor) {
     reactor.run().unwrap();
 }
 
+/// Contract.
 #[test]
 fn every_transport_is_told_once_paused_ones_included() {
     let ledger = DescriptorLedger::open();
@@ -69,6 +70,7 @@ fn every_transport_is_told_once_paused_ones_included() {
     ledger.assert_balanced();
 }
 
+/// Contract R-14.
 #[test]
 fn connections_are_lost_between_the_first_and_the_second_phase() {
     let _alone = DescriptorLedger::open();
@@ -103,6 +105,7 @@ impl<T: Transport> Protocol<T> for Fails {
     }
 }
 
+/// Contract R-12.
 #[test]
 fn failing_connection_lost_does_not_spare_the_others() {
     let ledger = DescriptorLedger::open();

@@ -124,6 +124,7 @@ fn child() {
     }
 }
 
+/// Contract R-41.
 #[test]
 fn signal_is_a_callback_with_its_number() {
     let ledger = DescriptorLedger::open();
@@ -181,11 +182,13 @@ fn signal_wakes_a_loop_that_waits_without_end() {
     assert_eq!(reactor.registered(), 0);
 }
 
+/// Contract R-41.
 #[test]
 fn term_stops_the_loop_in_an_orderly_way() {
     assert!(run_child("stop").success());
 }
 
+/// Contract W-39.
 #[test]
 fn signal_has_its_default_effect_after_its_handler_is_gone() {
     for case in [

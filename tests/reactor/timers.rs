@@ -22,6 +22,7 @@ fn turn(reactor: &mut Reactor) {
     reactor.turn(Some(Duration::ZERO));
 }
 
+/// Contract R-20.
 #[test]
 fn delayed_call_runs_when_due_and_not_before() {
     let _alone = DescriptorLedger::open();
@@ -40,6 +41,7 @@ fn delayed_call_runs_when_due_and_not_before() {
     assert_eq!(notes.all(), ["called"]);
 }
 
+/// Contract R-23.
 #[test]
 fn earlier_call_runs_first_and_equal_ones_in_the_order_scheduled() {
     let _alone = DescriptorLedger::open();
@@ -53,6 +55,7 @@ fn earlier_call_runs_first_and_equal_ones_in_the_order_scheduled() {
     assert_eq!(notes.all(), ['a', 'b', 'c', 'd', 'e', 'f']);
 }
 
+/// Contract W-36.
 #[test]
 fn a_thousand_calls_without_delay_run_in_the_order_scheduled() {
     let _alone = DescriptorLedger::open();
@@ -65,6 +68,7 @@ fn a_thousand_calls_without_delay_run_in_the_order_scheduled() {
     assert!(notes.all().is_sorted());
 }
 
+/// Contract R-16.
 #[test]
 fn call_without_delay_made_in_a_callback_waits_for_a_later_turn() {
     let _alone = DescriptorLedger::open();
@@ -82,6 +86,7 @@ fn call_without_delay_made_in_a_callback_waits_for_a_later_turn() {
     assert_eq!(notes.all(), ["outer", "inner"]);
 }
 
+/// Contract R-18.
 #[test]
 fn cancelled_call_does_not_run_and_cannot_be_cancelled_again() {
     let _alone = DescriptorLedger::open();
@@ -98,6 +103,7 @@ fn cancelled_call_does_not_run_and_cannot_be_cancelled_again() {
     assert_eq!(notes.len(), 0);
 }
 
+/// Contract R-18.
 #[test]
 fn call_cannot_be_cancelled_while_or_after_it_runs() {
     let _alone = DescriptorLedger::open();
@@ -149,6 +155,7 @@ fn due_call_cancelled_by_another_of_the_same_turn_does_not_run() {
     assert_eq!(notes.all(), ["first"]);
 }
 
+/// Contract R-19.
 #[test]
 fn reset_counts_from_now_and_delay_from_the_due_time() {
     let _alone = DescriptorLedger::open();
@@ -185,6 +192,7 @@ fn call_hastened_into_the_past_runs_in_the_next_turn() {
 }
 
 /// Adding too much to the due time left the call where it was.
+/// Contract R-22.
 #[test]
 fn delay_beyond_what_the_clock_can_hold_never_ends() {
     let _alone = DescriptorLedger::open();
@@ -199,6 +207,7 @@ fn delay_beyond_what_the_clock_can_hold_never_ends() {
     assert!(delayed.is_active(&reactor));
 }
 
+/// Contract R-20.
 #[test]
 fn listing_has_what_waits_and_nothing_else() {
     let _alone = DescriptorLedger::open();
@@ -215,6 +224,7 @@ fn listing_has_what_waits_and_nothing_else() {
     assert!(reactor.next_deadline().unwrap() <= calls[1].due(&reactor).unwrap());
 }
 
+/// Contract R-21.
 #[test]
 fn failing_call_is_counted_and_others_of_the_turn_still_run() {
     let _alone = DescriptorLedger::open();
@@ -317,6 +327,7 @@ fn clock_that_advances_by_itself_runs_years_at_once() {
     }
 }
 
+/// Contract W-37.
 #[test]
 fn million_calls_wait_and_run_in_order_of_their_time() {
     let _alone = DescriptorLedger::open();
@@ -355,6 +366,7 @@ fn million_calls_wait_and_run_in_order_of_their_time() {
     assert_eq!(reactor.delayed_calls().count(), 0);
 }
 
+/// Contract R-16, W-42.
 #[test]
 fn storm_of_due_calls_leaves_sockets_their_turn() {
     let _alone = DescriptorLedger::open();
@@ -415,6 +427,7 @@ fn real_clock_is_never_early_and_hardly_late() {
     assert!(*best < Duration::from_millis(2), "late by {attempts:?}");
 }
 
+/// Contract R-22.
 #[test]
 fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     let _alone = DescriptorLedger::open();

@@ -29,6 +29,7 @@ impl Shared {
     }
 }
 
+/// Contract R-25.
 #[test]
 fn calls_from_a_thread_run_in_the_reactors_thread_in_order() {
     let _alone = DescriptorLedger::open();
@@ -53,6 +54,7 @@ fn calls_from_a_thread_run_in_the_reactors_thread_in_order() {
     assert!(notes.all().is_sorted());
 }
 
+/// Contract R-25.
 #[test]
 fn call_from_a_thread_wakes_a_poll_that_waits_without_end() {
     let _alone = DescriptorLedger::open();
@@ -82,6 +84,7 @@ fn wake_ends_the_turn_early() {
     waker.join().unwrap();
 }
 
+/// Contract R-25.
 #[test]
 fn call_made_inside_the_loop_runs_in_the_next_turn_without_waiting() {
     let _alone = DescriptorLedger::open();
@@ -109,6 +112,7 @@ fn call_made_inside_the_loop_runs_in_the_next_turn_without_waiting() {
     assert_eq!(notes.all(), [1, 2]);
 }
 
+/// Contract R-26.
 #[test]
 fn calls_made_before_the_run_are_kept_until_it_has_started() {
     let _alone = DescriptorLedger::open();
@@ -177,6 +181,7 @@ fn call_that_is_dropped_with_the_reactor_may_call_it() {
     assert_eq!(*results.lock().unwrap(), [Err(RemoteError)]);
 }
 
+/// Contract R-26.
 #[test]
 fn flood_of_calls_costs_few_turns_and_keeps_its_order() {
     let _alone = DescriptorLedger::open();
@@ -245,6 +250,7 @@ fn no_call_of_many_threads_is_lost() {
     }
 }
 
+/// Contract R-26.
 #[test]
 fn failing_call_does_not_stop_the_others() {
     let _alone = DescriptorLedger::open();

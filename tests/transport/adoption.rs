@@ -56,7 +56,8 @@ const UNIX_LISTENER: Adopt = |reactor, fd| {
 const TCP_STREAM: Adopt = |reactor, fd| reactor.adopt_tcp_stream(fd, Script::new()).map(|_| ());
 const UNIX_STREAM: Adopt = |reactor, fd| reactor.adopt_unix_stream(fd, Script::new()).map(|_| ());
 
-/// L-27, W-53, W-74: each says what is wrong, and gives the descriptor back.
+/// L-27, W-53, W-74, E-11, E-15: each says what is wrong, and gives the
+/// descriptor back.
 #[test]
 fn what_does_not_fit_comes_back() {
     let ledger = DescriptorLedger::open();
@@ -137,7 +138,7 @@ fn descriptor_flags(raw: i32) -> u32 {
 const NONBLOCK: u32 = 0o4_000;
 const CLOEXEC: u32 = 0o2_000_000;
 
-/// L-15, L-27.
+/// L-15, L-27, E-11.
 #[test]
 fn what_is_adopted_is_made_nonblocking_and_close_on_exec() {
     let ledger = DescriptorLedger::open();
@@ -167,7 +168,7 @@ fn what_is_adopted_is_made_nonblocking_and_close_on_exec() {
     ledger.assert_balanced();
 }
 
-/// E-17, W-25: the other holder goes on as if nothing had been.
+/// E-17, W-25, F-38: the other holder goes on as if nothing had been.
 #[test]
 fn ending_an_adopted_connection_leaves_the_other_holders() {
     let ends: [fn(&mut dyn Transport); 3] = [
@@ -307,6 +308,7 @@ fn adopt(link: &mut Link, kind: Kind, detached: Detached<Script>) {
 }
 
 /// Unsent bytes go first, and the stream has no seam.
+/// Contract E-15.
 fn a_connection_moves_whole(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let all = pattern(10 << 20);

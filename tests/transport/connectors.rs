@@ -89,7 +89,7 @@ fn full_unix() -> (StdUnixListener, StdUnixStream, UnixAddress) {
     (listener, client, address)
 }
 
-/// C-01, C-03, C-07, C-08.
+/// C-01, C-03, C-07, C-08, F-20.
 #[test]
 fn callbacks_come_in_order() {
     let mut stage = Stage::new();
@@ -133,7 +133,7 @@ fn callbacks_come_in_order() {
     stage.finish();
 }
 
-/// C-02, C-04.
+/// C-02, C-04, C-10.
 #[test]
 fn failures_are_told_from_the_loop_with_their_errno() {
     let mut stage = Stage::new();
@@ -169,6 +169,7 @@ fn failures_are_told_from_the_loop_with_their_errno() {
     stage.finish();
 }
 
+/// Contract C-04.
 #[test]
 fn the_error_of_the_system_is_kept() {
     use bowline::{BuildContext, ConnectError, Factory, TcpStream};
@@ -227,6 +228,7 @@ fn an_attempt_ends_at_its_timeout() {
     stage.finish();
 }
 
+/// Contract C-05.
 #[test]
 fn no_timeout_means_none() {
     let mut stage = Stage::new();
@@ -548,6 +550,7 @@ fn the_address_to_connect_from_is_honoured() {
     stage.finish();
 }
 
+/// Contract C-04.
 #[test]
 fn an_address_that_cannot_be_bound_fails_the_attempt() {
     let mut stage = Stage::new();

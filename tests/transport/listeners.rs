@@ -104,7 +104,7 @@ fn listening_where_one_cannot_is_an_error() {
     ledger.assert_balanced();
 }
 
-/// L-03, M-04: one event stands for any number of connections.
+/// L-03, M-04, L-04: one event stands for any number of connections.
 #[test]
 fn more_connections_than_a_batch_are_all_accepted() {
     const CLIENTS: usize = 230;
@@ -220,7 +220,7 @@ fn a_paused_listener_leaves_clients_waiting() {
     ledger.assert_balanced();
 }
 
-/// L-16, L-17, L-19.
+/// L-16, L-17, L-19, T-11.
 #[test]
 fn started_and_stopped_are_told_once_and_from_the_loop() {
     let ledger = DescriptorLedger::open();
@@ -260,6 +260,7 @@ fn stopping_before_the_first_turn_still_tells_both() {
     ledger.assert_balanced();
 }
 
+/// Contract L-18.
 #[test]
 fn the_reactor_stopping_stops_the_listener_and_removes_its_file() {
     let ledger = DescriptorLedger::open();
@@ -372,7 +373,7 @@ fn the_file_is_removed_only_if_it_is_ours() {
     ledger.assert_balanced();
 }
 
-/// L-25.
+/// L-25, L-24, W-44.
 #[test]
 fn a_stale_socket_is_removed_only_if_asked() {
     let ledger = DescriptorLedger::open();

@@ -62,7 +62,7 @@ impl<T: TcpTransport> Protocol<T> for Prober {
     }
 }
 
-/// Contract T-01, T-02, T-12.
+/// Contract T-01, T-02, T-12, T-13.
 #[test]
 fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
     let ledger = DescriptorLedger::open();

@@ -501,7 +501,7 @@ fn a_producer_that_comes_too_late_is_stopped(kind: Kind) {
     }
 }
 
-/// P-16.
+/// P-16, F-20.
 fn the_loss_stops_the_producer_first(kind: Kind) {
     for who in EVERYBODY {
         for producer_kind in [ProducerKind::Push, ProducerKind::Pull] {
@@ -636,7 +636,7 @@ fn closing_waits_for_a_running_push_producer(kind: Kind) {
     }
 }
 
-/// P-17.
+/// P-17, F-11.
 fn closing_waits_for_a_paused_push_producer(kind: Kind) {
     for who in EVERYBODY {
         let mut it = Produced::new(kind, who, Hooks::none());
@@ -648,7 +648,7 @@ fn closing_waits_for_a_paused_push_producer(kind: Kind) {
     }
 }
 
-/// P-13, P-17.
+/// P-13, P-17, F-11.
 fn closing_waits_for_a_pull_producer(kind: Kind) {
     for who in EVERYBODY {
         let mut it = Produced::new(kind, who, Hooks::none());
@@ -658,7 +658,7 @@ fn closing_waits_for_a_pull_producer(kind: Kind) {
     }
 }
 
-/// P-24.
+/// P-24, F-11.
 fn half_close_waits_for_a_producer(kind: Kind) {
     for who in EVERYBODY {
         for producer_kind in [ProducerKind::Push, ProducerKind::Pull] {
@@ -932,6 +932,7 @@ fn a_transport_closes_when_the_one_that_produced_for_it_is_lost() {
 }
 
 /// P-16 for a transport: it is asked to close.
+/// Contract F-34.
 #[test]
 fn a_transport_is_closed_when_its_consumer_is_lost() {
     let mut proxy = Proxy::new(|_| {});
@@ -948,6 +949,7 @@ fn a_transport_is_closed_when_its_consumer_is_lost() {
 }
 
 /// L1: nothing that a producer does is called from inside what it does it in.
+/// Contract P-12.
 #[test]
 fn producer_callbacks_never_nest() {
     let depth = Rc::new(RefCell::new(()));

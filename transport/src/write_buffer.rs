@@ -345,6 +345,7 @@ mod tests {
         assert_eq!((front.len(), is_all), (100, true));
     }
 
+    /// Contract W-32.
     #[test]
     fn given_away_bytes_are_not_copied() {
         let mut buffer = WriteBuffer::default();
@@ -358,6 +359,7 @@ mod tests {
         assert_eq!(slices[1].as_ptr(), address);
     }
 
+    /// Contract W-32.
     #[test]
     fn copied_bytes_are_never_moved_to_make_room() {
         let mut buffer = WriteBuffer::default();

@@ -144,6 +144,7 @@ mod tests {
         big.into_iter().chain(little).collect()
     }
 
+    /// Contract H-11.
     #[test]
     fn frames_are_the_same_however_they_are_cut() {
         for framer in all() {
@@ -157,6 +158,7 @@ mod tests {
         }
     }
 
+    /// Contract H-11.
     #[test]
     fn prefix_is_in_network_order_unless_told_otherwise() {
         let frame = |framer: LengthPrefixedFramer| {
@@ -173,6 +175,7 @@ mod tests {
         );
     }
 
+    /// Contract H-12.
     #[test]
     fn length_of_exactly_the_limit_is_accepted_and_one_more_is_refused() {
         let mut framer = LengthPrefixedFramer::u32();
@@ -199,6 +202,7 @@ mod tests {
         );
     }
 
+    /// Contract H-13.
     #[test]
     fn payload_too_long_for_its_prefix_is_not_encoded() {
         for (framer, limit) in [

@@ -184,6 +184,7 @@ mod tests {
         }
     }
 
+    /// Contract H-01.
     #[test]
     fn lines_are_the_same_however_they_are_cut() {
         for input in [
@@ -205,6 +206,7 @@ mod tests {
         decode_cut(framer, b"aaabaabxaaaabaa");
     }
 
+    /// Contract H-02.
     #[test]
     fn line_of_exactly_the_limit_is_delivered_and_one_byte_more_is_refused() {
         let mut input = vec![b'x'; 16_384];
@@ -222,6 +224,7 @@ mod tests {
         assert_eq!(rest, input, "the line, its delimiter and everything behind");
     }
 
+    /// Contract H-03, W-68.
     #[test]
     fn unfinished_line_is_refused_only_when_no_delimiter_can_follow() {
         let mut framer = LineFramer::new().with_max_length(4);

@@ -136,6 +136,7 @@ mod tests {
     use super::*;
     use crate::framing::test_support::{cut, decode_all, decode_cut};
 
+    /// Contract H-09.
     #[test]
     fn netstrings_are_the_same_however_they_are_cut() {
         for input in [
@@ -150,12 +151,14 @@ mod tests {
         }
     }
 
+    /// Contract H-09.
     #[test]
     fn nested_netstring_is_not_misread() {
         let (frames, ..) = decode_all(NetstringFramer::new(), &[b"12:3:abc,4:defg,,"]);
         assert_eq!(frames, [b"3:abc,4:defg"]);
     }
 
+    /// Contract H-10.
     #[test]
     fn broken_netstrings_are_refused_at_the_first_wrong_byte() {
         for (input, error) in [
@@ -176,6 +179,7 @@ mod tests {
         }
     }
 
+    /// Contract H-10.
     #[test]
     fn length_of_exactly_the_limit_is_accepted_and_one_more_is_refused() {
         let mut framer = NetstringFramer::new();

@@ -324,6 +324,7 @@ fn keys_are_those_pending_or_due() {
     assert_eq!(timers.len(), 2);
 }
 
+/// Contract R-24, W-37.
 #[test]
 fn memory_is_reused() {
     let (mut timers, t0) = new();

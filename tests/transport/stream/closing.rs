@@ -35,7 +35,7 @@ over_every_kind!(
     what_the_kernel_took_survives_the_reactor,
 );
 
-/// F-13, F-15.
+/// F-13, F-15, F-12, F-37.
 fn lose_connection_sends_everything_first(kind: Kind) {
     let script = Script::new().data(|cx, _| {
         let _ = cx.transport.write(b"head ");
@@ -58,6 +58,7 @@ fn lose_connection_sends_everything_first(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-15.
 fn lose_connection_never_calls_back_before_it_returns(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     link.transport().lose_connection();
@@ -82,6 +83,7 @@ fn lose_connection_twice_is_once(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-13.
 fn data_after_lose_connection_is_not_delivered(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let written = link.fill();
@@ -99,7 +101,7 @@ fn data_after_lose_connection_is_not_delivered(kind: Kind) {
     link.finish();
 }
 
-/// F-23, T-07.
+/// F-23, T-07, F-38.
 fn abort_drops_what_is_unsent(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let written = link.fill();
@@ -117,7 +119,7 @@ fn abort_drops_what_is_unsent(kind: Kind) {
     link.finish();
 }
 
-/// F-23.
+/// F-23, F-37.
 fn abort_is_told_after_the_callback(kind: Kind) {
     let script = Script::new();
     let record = script.record();
@@ -147,7 +149,7 @@ fn abort_after_lose_connection_aborts(kind: Kind) {
     link.finish();
 }
 
-/// F-24.
+/// F-24, F-36.
 fn lose_connection_after_abort_changes_nothing(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let transport = link.transport();
@@ -282,6 +284,7 @@ fn a_later_deadline_replaces_the_earlier(kind: Kind) {
     link.finish();
 }
 
+/// Contract S-27, F-35.
 fn peer_close_is_done(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     link.close_peer();
@@ -293,7 +296,7 @@ fn peer_close_is_done(kind: Kind) {
     link.finish();
 }
 
-/// S-28, T-08: the bytes that came before the reset are delivered.
+/// S-28, T-08, R-32: the bytes that came before the reset are delivered.
 fn peer_reset_is_lost(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let _ = link.transport().write(b"never read");
@@ -314,6 +317,7 @@ fn peer_reset_is_lost(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-10.
 fn a_write_to_a_reset_connection_ends_it(kind: Kind) {
     let mut link = Link::new(kind, Script::new().keep_writing());
     link.close_peer();
@@ -337,7 +341,7 @@ fn a_write_to_a_reset_connection_ends_it(kind: Kind) {
     link.finish();
 }
 
-/// T-04 to T-06, C-15, W-26.
+/// T-04, T-05, T-06, C-15, W-26, E-16, W-50.
 fn addresses_are_right_at_both_ends_and_after_the_loss(kind: Kind) {
     let seen = std::rc::Rc::new(std::cell::RefCell::new(None));
     let at_end = seen.clone();

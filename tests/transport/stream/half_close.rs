@@ -23,7 +23,7 @@ over_every_kind!(
     the_peers_end_is_delivered_after_its_data,
 );
 
-/// F-17.
+/// F-17, F-37.
 fn our_side_closes_when_everything_was_sent(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let written = link.fill();
@@ -38,6 +38,7 @@ fn our_side_closes_when_everything_was_sent(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-17.
 fn reading_goes_on_after_our_side_closed(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     link.transport().lose_write_connection();
@@ -110,7 +111,7 @@ fn the_peers_end_with_lose_connection_sends_everything(kind: Kind) {
     link.finish();
 }
 
-/// T-09.
+/// T-09, R-32.
 fn the_peers_end_with_keep_writing_leaves_our_side(kind: Kind) {
     let mut link = Link::new(kind, Script::new().keep_writing());
     link.peer().shut_write();

@@ -150,7 +150,7 @@ fn what_came_during_the_pause_is_delivered_at_resume(kind: Kind) {
     link.finish();
 }
 
-/// F-32.
+/// F-32, W-27.
 fn paused_data_and_close_come_after_resume(kind: Kind) {
     let script = Script::new().made(|cx| cx.transport.pause_producing());
     let mut link = Link::new(kind, script);
@@ -185,6 +185,7 @@ fn pause_and_resume_in_one_callback_delivers(kind: Kind) {
     link.finish();
 }
 
+/// Contract R-33.
 fn resume_without_pause_does_nothing(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     link.transport().resume_producing();
@@ -255,7 +256,7 @@ fn a_write_to_a_dead_peer_while_paused_ends_it(kind: Kind) {
     link.finish();
 }
 
-/// M-08, R-28.
+/// M-08, R-28, R-29.
 fn a_hang_up_delivers_the_data_first(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let sent = link.peer().fill();
@@ -273,7 +274,7 @@ fn a_hang_up_delivers_the_data_first(kind: Kind) {
     link.finish();
 }
 
-/// W-28, R-29.
+/// W-28, R-29, R-28.
 fn a_hang_up_while_writing_delivers_the_data_first(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let _ = link.fill();

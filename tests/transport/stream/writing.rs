@@ -19,7 +19,8 @@ over_every_kind!(
     what_was_never_sent_is_counted,
 );
 
-/// F-05, with the three ways to write, and sizes around every threshold.
+/// S-41, F-04, F-05, F-08, F-09, with the three ways to write, and sizes around
+/// every threshold.
 fn any_mix_of_writes_arrives_whole_and_in_order(kind: Kind) {
     const SIZES: [usize; 14] = [
         1, 0, 13, 4_095, 4_096, 5_000, 8_191, 8_192, 9_000, 65_535, 65_536, 65_537, 140_000, 7,
@@ -60,6 +61,7 @@ fn any_mix_of_writes_arrives_whole_and_in_order(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-01.
 fn ten_small_writes_leave_together(kind: Kind) {
     let script = Script::new().data(|cx, _| {
         for digit in b'0'..=b'9' {
@@ -141,7 +143,7 @@ fn a_write_after_the_buffer_was_full_needs_no_new_event(kind: Kind) {
     link.finish();
 }
 
-/// W-23.
+/// W-23, F-16.
 fn writes_are_refused_while_closing(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
     let written = link.fill();
@@ -156,6 +158,7 @@ fn writes_are_refused_while_closing(kind: Kind) {
     link.finish();
 }
 
+/// Contract F-18.
 fn writes_are_refused_after_half_close(kind: Kind) {
     let mut link = Link::new(
         kind,
@@ -174,7 +177,7 @@ fn writes_are_refused_after_half_close(kind: Kind) {
     link.finish();
 }
 
-/// F-03.
+/// F-03, F-30.
 fn writes_are_refused_in_connection_lost(kind: Kind) {
     let script = Script::new().lost(|cx, _| {
         assert_eq!(cx.transport.write(b"late"), WriteStatus::Refused);

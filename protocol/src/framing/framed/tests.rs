@@ -36,6 +36,7 @@ fn frames_reach_the_receiver_however_they_are_cut() {
     }
 }
 
+/// Contract H-05.
 #[test]
 fn pause_holds_back_the_rest_and_resume_delivers_it() {
     let mut peer = Peer::new(Framed::new(LineFramer::new(), Recorder::default()));
@@ -83,6 +84,7 @@ fn rest_kept_while_paused_is_what_was_received_and_is_freed_afterwards() {
     assert_eq!(peer.protocol.buffer.kept.capacity(), 0);
 }
 
+/// Contract H-15, W-67.
 #[test]
 fn pause_and_resume_inside_a_callback_deliver_nothing_twice() {
     let mut peer = Peer::new(Framed::new(
@@ -113,6 +115,7 @@ fn pause_when_reading_is_resumed_holds_everything_back_again() {
     assert_eq!(peer.events(), ["pause", "resumed"]);
 }
 
+/// Contract H-06, W-67.
 #[test]
 fn nothing_is_delivered_once_the_connection_closes() {
     fn check<F: Framer + FrameEncoder + Clone>(framer: F) {
@@ -150,6 +153,7 @@ fn connection_closed_while_paused_delivers_nothing_when_resumed() {
     assert_eq!(peer.events(), ["pause", "resumed"]);
 }
 
+/// Contract H-04.
 #[test]
 fn raw_mode_takes_the_rest_of_the_chunk_and_what_follows() {
     let mut peer = Peer::new(Framed::new(LineFramer::new(), Recorder::default()));
@@ -179,6 +183,7 @@ fn raw_mode_for_a_count_ends_by_itself_however_it_is_cut() {
     }
 }
 
+/// Contract H-04.
 #[test]
 fn modes_switch_any_number_of_times_within_one_chunk() {
     // Raw data ends with a semicolon, wherever that is.
@@ -228,6 +233,7 @@ fn mode_switches_survive_a_pause() {
     );
 }
 
+/// Contract H-05.
 #[test]
 fn raw_data_is_held_back_while_paused() {
     let mut peer = Peer::new(Framed::new(
@@ -245,6 +251,7 @@ fn raw_data_is_held_back_while_paused() {
     assert_eq!(peer.events(), ["resumed", "raw:abc"]);
 }
 
+/// Contract H-07.
 #[test]
 fn rest_can_be_taken_inside_a_callback() {
     let taken = Rc::new(RefCell::new(Vec::new()));
@@ -280,6 +287,7 @@ fn rest_of_a_frame_that_came_in_pieces_can_be_taken() {
     assert!(peer.protocol.buffer.is_empty());
 }
 
+/// Contract H-14.
 #[test]
 fn another_protocol_takes_over_in_the_middle_of_a_chunk() {
     struct Upgrade(Option<Framed<NetstringFramer, Recorder<NetstringFramer>>>);
@@ -369,6 +377,7 @@ fn changes_made_outside_of_a_frame_apply_to_what_is_kept() {
     assert_eq!(peer.events(), ["c"]);
 }
 
+/// Contract H-10.
 #[test]
 fn broken_framing_is_told_once_with_everything_received_and_closes() {
     let input = b"1:a,3:abcd,1:b,";
@@ -386,6 +395,7 @@ fn broken_framing_is_told_once_with_everything_received_and_closes() {
     }
 }
 
+/// Contract H-12.
 #[test]
 fn frame_over_the_limit_is_not_delivered_although_it_is_there() {
     let mut peer = Peer::new(Framed::new(
@@ -469,6 +479,7 @@ fn unfinished_frame_can_be_taken_when_the_peer_has_closed() {
     assert_eq!(*taken.borrow(), b"last words");
 }
 
+/// Contract S-33.
 #[test]
 fn every_callback_is_forwarded() {
     let mut peer = Peer::new(Framed::new(LineFramer::new(), Recorder::default()));
@@ -525,6 +536,7 @@ fn frame_is_sent_as_one_write() {
     assert_eq!(peer.transport.written, [b"answer\r\n"]);
 }
 
+/// Contract H-13.
 #[test]
 fn frame_that_does_not_fit_its_prefix_is_not_sent() {
     let mut peer = Peer::new(Framed::new(

@@ -100,6 +100,7 @@ fn more_than_a_message_holds_is_not_encoded() {
     assert!(ControlBuffer::new().encode_descriptors(&list).is_none());
 }
 
+/// Contract S-25.
 #[test]
 fn several_messages_are_walked_in_order() {
     let mut ucred = Vec::new();
@@ -194,6 +195,7 @@ fn length_beyond_the_end_stops_at_the_end() {
     }
 }
 
+/// Contract W-18.
 #[test]
 fn payload_that_is_no_multiple_of_four_loses_its_tail() {
     for stray in 1..4 {

@@ -166,6 +166,7 @@ fn interrupted<N: From<i8>>(mut times: u32) -> impl FnMut() -> N {
     }
 }
 
+/// Contract S-17.
 #[test]
 fn interrupted_calls_are_made_again() {
     assert_eq!(super::retry(interrupted(3)).unwrap(), 7);

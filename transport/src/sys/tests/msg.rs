@@ -307,6 +307,7 @@ fn nothing_leaks_over_many_messages() {
     });
 }
 
+/// Contract F-10.
 #[test]
 fn sigpipe_is_never_raised() {
     in_child("msg::sigpipe_is_never_raised", || {

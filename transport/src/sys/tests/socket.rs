@@ -68,6 +68,7 @@ fn sockets_are_born_nonblocking_and_close_on_exec() {
     }
 }
 
+/// Contract L-15.
 #[test]
 fn ip_connections_know_their_names() {
     for (family, any) in [(Family::Inet4, "127.0.0.1:0"), (Family::Inet6, "[::1]:0")] {
@@ -104,6 +105,7 @@ fn std_connects_to_us_and_we_to_std() {
     assert_eq!(peer_name(client.as_fd()).unwrap(), name);
 }
 
+/// Contract L-15.
 #[test]
 fn unix_connections_know_their_names() {
     let folder = tempfile::tempdir().unwrap();
