@@ -184,7 +184,7 @@ impl Table {
              is; the others as ratios\nto it in the same round: the median, and the middle half of \
              the rounds. More is better, except for instructions, bytes and\nlateness. Server and \
              generator have a CPU each, so throughput is that of the slower; CPU efficiency is the \
-             limit's\nCPU time per operation over the server's own.\n\n{}\n",
+             limit's\nCPU time per operation over the server's own. Not among the peers: libuv and Twisted.\n\n{}\n",
             self.head()
         );
         for row in &self.rows {

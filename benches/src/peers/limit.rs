@@ -10,6 +10,8 @@ use crate::sys::{self, Epoll};
 pub(super) use crate::wheel::time;
 
 const EVENTS: usize = 1024;
+/// How many connections are accepted in a row.
+const ACCEPTS: usize = 64;
 const LISTENER: u64 = u64::MAX;
 const CLOSED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
@@ -88,13 +90,20 @@ impl<const TASK: u8> Server for Limit<TASK> {
 impl<const TASK: u8> Limit<TASK> {
     #[cold]
     fn accept(&mut self) -> io::Result<()> {
-        while let Some(listener) = &self.listener {
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else {
+                return Ok(());
+            };
             match sys::accept(listener.as_raw_fd()) {
                 Ok(socket) => self.adopt(socket)?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        // Others have their turn; what is left is reported again.
+        match &self.listener {
+            Some(listener) => self.epoll.modify(listener.as_raw_fd(), sys::READ, LISTENER),
+            None => Ok(()),
+        }
     }
 }

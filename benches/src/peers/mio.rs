@@ -11,6 +11,8 @@ use super::hand::{After, Connection, Scratch, Socket, Trigger};
 use super::{Family, Job, Server, Task, Wait, for_each_task};
 
 const EVENTS: usize = 1024;
+/// How many connections are accepted in a row.
+const ACCEPTS: usize = 64;
 const LISTENER: Token = Token(usize::MAX);
 
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
@@ -147,14 +149,26 @@ impl<L: Listener, const TASK: u8> Server for Loop<L, TASK> {
         }
         for event in &self.events {
             if event.token() == LISTENER {
-                while let Some(listener) = &self.listener {
+                let Some(listener) = &mut self.listener else {
+                    continue;
+                };
+                let mut has_more = true;
+                for _ in 0..ACCEPTS {
                     match listener.accept() {
                         Ok(stream) => {
                             Self::serve(&self.poll, &mut self.connections, &mut self.free, stream)?
                         }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            has_more = false;
+                            break;
+                        }
                         Err(error) => return Err(error),
                     }
+                }
+                if has_more {
+                    // Others have their turn; what is left is reported again.
+                    let registry = self.poll.registry();
+                    registry.reregister(listener, LISTENER, Interest::READABLE)?;
                 }
                 continue;
             }
