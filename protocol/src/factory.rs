@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bowline_reactor::{Handle, Reactor};
 
@@ -55,13 +56,15 @@ pub trait Factory<T: Transport>: 'static {
     }
 
     /// The connector's attempt failed. It may
-    /// [`connect`](Connector::connect) again.
+    /// [`connect`](Connector::connect) again, at once or
+    /// [later](Connector::connect_after).
     fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
         let _ = (cx, error);
     }
 
     /// The connector's connection has ended, and its protocol has been told. It
-    /// may [`connect`](Connector::connect) again.
+    /// may [`connect`](Connector::connect) again, at once or
+    /// [later](Connector::connect_after).
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
         let _ = (cx, reason);
     }
@@ -188,7 +191,8 @@ pub trait Listener: 'static {
 /// comes of it.
 ///
 /// It stays registered, so that it can connect again, for as long as there is
-/// an attempt or a connection, or its factory's callback asks for another.
+/// an attempt or a connection, or its factory's callback asks for another, now
+/// or later.
 pub trait Connector: 'static {
     /// Where it connects to, as it was asked.
     fn destination(&self) -> Address;
@@ -197,12 +201,19 @@ pub trait Connector: 'static {
     fn state(&self) -> ConnectorState;
 
     /// Starts another attempt, after the running callback. Nothing happens
-    /// unless it is [disconnected](ConnectorState::Disconnected).
+    /// unless it is [disconnected](ConnectorState::Disconnected) or
+    /// [waits](ConnectorState::Waiting), whose wait is over then.
     fn connect(&mut self);
 
-    /// Gives up the attempt that runs:
+    /// Starts another attempt once `delay` has passed; meanwhile it [waits](ConnectorState::Waiting). Replaces
+    /// what was asked before. Nothing happens where [`connect`](Self::connect)
+    /// would do nothing.
+    fn connect_after(&mut self, delay: Duration);
+
+    /// Gives up: for the attempt that runs,
     /// [`connection_failed`](Factory::connection_failed) follows with
-    /// [`ConnectError::Cancelled`]. Nothing happens otherwise.
+    /// [`ConnectError::Cancelled`]; the wait for the next one ends, and
+    /// [`stopped`](Factory::stopped) follows. A connection stays.
     fn stop_connecting(&mut self);
 
     /// This connector's name.
@@ -214,6 +225,8 @@ pub trait Connector: 'static {
 pub enum ConnectorState {
     /// No attempt, no connection.
     Disconnected,
+    /// The next attempt is to come after a delay.
+    Waiting,
     /// An attempt runs.
     Connecting,
     /// Its connection is there.

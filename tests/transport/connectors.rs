@@ -413,6 +413,112 @@ fn a_failed_attempt_can_be_followed_by_others() {
     stage.finish();
 }
 
+const REFUSED: [&str; 2] = ["started", "failed: connection refused"];
+
+/// A connector that was refused, and is to try again in five seconds.
+fn waiting(stage: &mut Stage) -> ConnectorHandle {
+    let factory = Doorman::new(&stage.log).failed(|cx| {
+        let connector = cx.connector().unwrap();
+        connector.connect_after(Duration::from_secs(5));
+    });
+    let address = refused_address();
+    let handle = stage.reactor.connect_tcp(address, factory).unwrap();
+    let log = Rc::clone(&stage.log);
+    run_until(&mut stage.reactor, |_| log.borrow().len() == 2);
+    stage.settle();
+    stage.assert_log(&REFUSED);
+    let connector = stage.reactor.get(handle).unwrap();
+    assert_eq!(connector.state(), ConnectorState::Waiting);
+    handle
+}
+
+/// C-18.
+#[test]
+fn another_attempt_can_come_after_a_delay() {
+    let mut stage = Stage::new();
+    let handle = waiting(&mut stage);
+    stage.clock.advance(Duration::from_millis(4_999));
+    stage.settle();
+    stage.assert_log(&REFUSED);
+    stage.clock.advance(Duration::from_millis(1));
+    stage.settle();
+    stage.assert_log(&[REFUSED, REFUSED].concat());
+    // Neither the attempt nor the wait left a timer of another kind.
+    assert_eq!(stage.reactor.delayed_calls().count(), 1);
+    let connector = stage.reactor.get(handle).unwrap();
+    assert_eq!(connector.state(), ConnectorState::Waiting);
+    stage.finish();
+}
+
+/// C-20.
+#[test]
+fn a_wait_can_be_given_up() {
+    let mut stage = Stage::new();
+    let handle = waiting(&mut stage);
+    stage.reactor.get(handle).unwrap().stop_connecting();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: connection refused", "stopped"]);
+    assert!(stage.reactor.get(handle).is_none());
+    stage.finish();
+}
+
+#[test]
+fn a_wait_can_be_cut_short_or_changed() {
+    let mut stage = Stage::new();
+    let handle = waiting(&mut stage);
+    stage.reactor.get(handle).unwrap().connect();
+    stage.settle();
+    stage.assert_log(&[REFUSED, REFUSED].concat());
+    let connector = stage.reactor.get(handle).unwrap();
+    connector.stop_connecting();
+    connector.connect_after(Duration::from_secs(9));
+    stage.settle();
+    stage.clock.advance(Duration::from_millis(8_999));
+    stage.settle();
+    stage.assert_log(&[REFUSED, REFUSED].concat());
+    stage.clock.advance(Duration::from_millis(1));
+    stage.settle();
+    stage.assert_log(&[REFUSED; 3].concat());
+    stage.finish();
+}
+
+#[test]
+fn a_wait_ends_with_the_reactor() {
+    let mut stage = Stage::new();
+    waiting(&mut stage);
+    stage.reactor.start().unwrap();
+    stage.reactor.stop().unwrap();
+    run_until(&mut stage.reactor, |reactor| !reactor.is_running());
+    stage.assert_log(&[
+        "started",
+        "failed: connection refused",
+        "failed: reactor stopped while connecting",
+        "stopped",
+    ]);
+    stage.finish();
+}
+
+/// Taken back after the callback that asked for it, and before it began: the
+/// factory was left in the belief that there would be more.
+#[test]
+fn an_attempt_that_is_taken_back_is_the_last() {
+    let mut stage = Stage::new();
+    let factory = Doorman::new(&stage.log).failed(|cx| {
+        cx.connector().unwrap().connect();
+        let connector = cx.connector().unwrap().handle();
+        cx.reactor.defer(move |reactor| {
+            reactor.get(connector).unwrap().stop_connecting();
+        });
+    });
+    let directory = TempDir::new().unwrap();
+    let nobody = directory.path().join("nobody");
+    stage.reactor.connect_unix(nobody, factory).unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: cannot connect", "stopped"]);
+    drop(directory);
+    stage.finish();
+}
+
 /// C-09.
 #[test]
 fn a_lost_connection_can_be_followed_by_another() {

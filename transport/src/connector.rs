@@ -48,10 +48,13 @@ pub(crate) struct OutgoingConnection<T, F> {
     socket: Option<OwnedFd>,
     is_watched: bool,
     timeout: Option<DelayedCall>,
+    /// When the next attempt begins; there while the connector waits.
+    wait: Option<DelayedCall>,
     retry: Option<DelayedCall>,
     retry_after: Duration,
-    /// Whether the factory was told that nothing more comes.
-    is_stopped: bool,
+    /// Whether the factory was told of an attempt, and not yet that nothing
+    /// more comes.
+    is_started: bool,
     transport: PhantomData<fn() -> T>,
 }
 
@@ -60,7 +63,8 @@ pub(crate) struct Control {
     token: Token,
     destination: Address,
     state: ConnectorState,
-    wants_to_connect: bool,
+    /// After what delay to connect, as was asked and not yet done.
+    next_attempt: Option<Duration>,
     wants_to_stop: bool,
 }
 
@@ -74,14 +78,25 @@ impl Connector for Control {
     }
 
     fn connect(&mut self) {
-        if self.state == ConnectorState::Disconnected {
-            self.wants_to_connect = true;
+        self.connect_after(Duration::ZERO);
+    }
+
+    fn connect_after(&mut self, delay: Duration) {
+        if matches!(
+            self.state,
+            ConnectorState::Disconnected | ConnectorState::Waiting
+        ) {
+            self.next_attempt = Some(delay);
+            self.wants_to_stop = false;
         }
     }
 
     fn stop_connecting(&mut self) {
-        self.wants_to_connect = false;
-        if self.state == ConnectorState::Connecting {
+        self.next_attempt = None;
+        if matches!(
+            self.state,
+            ConnectorState::Connecting | ConnectorState::Waiting
+        ) {
             self.wants_to_stop = true;
         }
     }
@@ -97,31 +112,71 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.wants_to_stop {
             self.control.wants_to_stop = false;
-            if self.control.state == ConnectorState::Connecting {
-                self.fail(reactor, &ConnectError::Cancelled);
+            match self.control.state {
+                ConnectorState::Connecting => self.fail(reactor, &ConnectError::Cancelled),
+                ConnectorState::Waiting => {
+                    self.end_wait(reactor);
+                    self.stopped_unless_connecting(reactor);
+                }
+                ConnectorState::Disconnected | ConnectorState::Connected => {}
             }
-        } else if self.control.wants_to_connect
-            && self.control.state == ConnectorState::Disconnected
-        {
-            self.control.wants_to_connect = false;
+        } else if self.control.next_attempt == Some(Duration::ZERO) && self.is_without_attempt() {
+            self.end_wait(reactor);
+            self.control.next_attempt = None;
             self.begin(reactor);
         }
-        self.after()
+        self.after(reactor)
+    }
+
+    fn is_without_attempt(&self) -> bool {
+        matches!(
+            self.control.state,
+            ConnectorState::Disconnected | ConnectorState::Waiting
+        )
     }
 
     /// What becomes of the connector: another attempt comes in the next turn,
     /// so that one that fails at once does not keep the loop.
-    fn after(&self) -> Next {
+    fn after(&mut self, reactor: &mut Reactor) -> Next {
+        if self.control.wants_to_stop {
+            return Next::Again;
+        }
+        if self.is_without_attempt()
+            && let Some(delay) = self.control.next_attempt
+        {
+            if delay.is_zero() {
+                return Next::Again;
+            }
+            self.end_wait(reactor);
+            self.control.next_attempt = None;
+            self.control.state = ConnectorState::Waiting;
+            self.wait = Some(reactor.notify_later(delay, self.control.token));
+        }
         match self.control.state {
-            _ if self.control.wants_to_stop => Next::Again,
-            ConnectorState::Disconnected if self.control.wants_to_connect => Next::Again,
-            ConnectorState::Disconnected => Next::Remove,
-            ConnectorState::Connecting | ConnectorState::Connected => Next::Keep,
+            ConnectorState::Disconnected => {
+                if self.is_started {
+                    // Another attempt was asked for, and then taken back.
+                    self.stopped_unless_connecting(reactor);
+                }
+                Next::Remove
+            }
+            ConnectorState::Waiting | ConnectorState::Connecting | ConnectorState::Connected => {
+                Next::Keep
+            }
+        }
+    }
+
+    fn end_wait(&mut self, reactor: &mut Reactor) {
+        if let Some(wait) = self.wait.take() {
+            // It may be what ran.
+            let _ = wait.cancel(reactor);
+            self.control.state = ConnectorState::Disconnected;
         }
     }
 
     fn begin(&mut self, reactor: &mut Reactor) {
         self.control.state = ConnectorState::Connecting;
+        self.is_started = true;
         self.retry_after = FIRST_RETRY;
         if let Some(timeout) = self.attempt.timeout {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
@@ -275,14 +330,14 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 
     fn stopped_unless_connecting(&mut self, reactor: &mut Reactor) {
-        if !self.control.wants_to_connect {
-            self.is_stopped = true;
+        if self.control.next_attempt.is_none() {
+            self.is_started = false;
             self.factory.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
             });
             // Nothing more is called, so asking for more is in vain.
-            self.control.wants_to_connect = false;
+            self.control.next_attempt = None;
         }
     }
 }
@@ -306,6 +361,10 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         } else if self.timeout == Some(call) {
             self.timeout = None;
             self.fail(reactor, &ConnectError::TimedOut);
+        } else if self.wait == Some(call) {
+            self.end_wait(reactor);
+            // What was asked meanwhile counts.
+            self.control.next_attempt.get_or_insert_default();
         }
         self.work(reactor)
     }
@@ -325,11 +384,12 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         if self.control.state == ConnectorState::Connected {
             // It was build_protocol: somebody waits to be told how it went.
             self.ended(reactor, &CloseReason::Panicked(panic));
-            return self.after();
+            return self.after(reactor);
         }
+        self.end_wait(reactor);
         self.control.state = ConnectorState::Disconnected;
-        self.control.wants_to_connect = false;
-        if !self.is_stopped {
+        self.control.next_attempt = None;
+        if self.is_started {
             self.stopped_unless_connecting(reactor);
         }
         Next::Remove
@@ -339,13 +399,22 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         match self.control.state {
             ConnectorState::Connecting => self.fail(reactor, &ConnectError::ReactorStopped),
             ConnectorState::Connected => self.ended(reactor, &CloseReason::ReactorStopped),
-            ConnectorState::Disconnected if self.control.wants_to_connect => {
+            ConnectorState::Waiting if self.control.wants_to_stop => {
+                self.end_wait(reactor);
+                self.stopped_unless_connecting(reactor);
+            }
+            ConnectorState::Waiting => {
+                self.end_wait(reactor);
+                self.control.next_attempt = None;
+                self.fail(reactor, &ConnectError::ReactorStopped);
+            }
+            ConnectorState::Disconnected if self.control.next_attempt.take().is_some() => {
                 self.fail(reactor, &ConnectError::ReactorStopped);
             }
             ConnectorState::Disconnected => {}
         }
         // Asked for by the last callback, and in vain.
-        if std::mem::take(&mut self.control.wants_to_connect) {
+        if self.control.next_attempt.take().is_some() {
             self.stopped_unless_connecting(reactor);
         }
     }
@@ -386,7 +455,7 @@ where
         token,
         destination,
         state: ConnectorState::Disconnected,
-        wants_to_connect: true,
+        next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
     };
     let handle = control.handle();
@@ -399,9 +468,10 @@ where
             socket: None,
             is_watched: false,
             timeout: None,
+            wait: None,
             retry: None,
             retry_after: FIRST_RETRY,
-            is_stopped: false,
+            is_started: false,
             transport: PhantomData,
         }),
     );
