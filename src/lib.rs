@@ -47,6 +47,8 @@
 //! | pass descriptors with one message exactly | [`UnixTransport::write_with_descriptors`] |
 //! | receive descriptors | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
 //! | cut the stream into messages | [`framing`] |
+//! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
+//! | limit time, connections or bytes per second | [`policies`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
@@ -126,6 +128,10 @@ pub use bowline_transport::{DescriptorCounts, UnsentDescriptors};
 // Messages in the stream.
 #[doc(inline)]
 pub use bowline_protocol::framing;
+
+// Time limits, limits of connections and bytes, connecting again.
+#[doc(inline)]
+pub use bowline_protocol::policies;
 
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{

@@ -1,5 +1,5 @@
 //! The contracts that users of [bowline] implement and use: [`Protocol`],
-//! [`Factory`], [`Transport`], [`Producer`], and [framing]. No sockets.
+//! [`Factory`], [`Transport`], [`Producer`], [framing] and [policies]. No sockets.
 //!
 //! Most programs depend on the facade crate `bowline` and never name this one.
 //!
@@ -14,6 +14,8 @@ mod descriptors;
 mod error;
 mod factory;
 pub mod framing;
+mod log;
+pub mod policies;
 mod producer;
 mod protocol;
 mod reason;

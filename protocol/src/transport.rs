@@ -51,6 +51,9 @@ pub trait Transport: 'static {
     /// loss: how many never were.
     fn unsent_bytes(&self) -> usize;
 
+    /// How many bytes the kernel has taken since the connection was made.
+    fn bytes_sent(&self) -> u64;
+
     /// Whether a producer should wait: more unsent bytes than the high
     /// watermark, or more queued descriptors than their limit.
     fn is_send_buffer_full(&self) -> bool;
@@ -103,6 +106,20 @@ pub trait Transport: 'static {
 
     /// Whether reading is paused.
     fn is_reading_paused(&self) -> bool;
+
+    /// Stops reading for a reason that neither the protocol nor a producer
+    /// knows of, such as a [throttle](crate::policies::Throttle): nothing is
+    /// read until each hold was [released](Self::release_reading).
+    ///
+    /// Holds are counted, and independent of
+    /// [`pause_producing`](Self::pause_producing): a connection is read when it
+    /// is neither paused nor held. Only the pause shows in
+    /// [`is_reading_paused`](Self::is_reading_paused), and only its end is told
+    /// with [`reading_resumed`](crate::Protocol::reading_resumed).
+    fn hold_reading(&mut self);
+
+    /// Takes one hold back. Nothing happens when there is none.
+    fn release_reading(&mut self);
 
     /// Whether more data may be delivered at all: neither closed, closing nor
     /// at the peer's end. A paused transport may be open for reading.

@@ -390,6 +390,9 @@ pub(crate) mod flag {
     /// There may be a step to take, or a timer to set, when nothing else is to
     /// be done.
     pub(crate) const UNSETTLED: u16 = 1 << 12;
+
+    /// Interest: reading is held, as `Cold::holds` says.
+    pub(crate) const HELD: u16 = 1 << 13;
 }
 
 /// What most connections never need, behind one pointer.
@@ -411,6 +414,8 @@ pub(crate) struct Cold {
     pub(crate) retry: Option<DelayedCall>,
     /// How long to wait before the next retry.
     pub(crate) retry_after: Duration,
+    /// How many reasons there are not to read, beside the pause.
+    holds: u32,
     /// A pull producer that wrote nothing is asked again then.
     pub(crate) ask_again: Option<DelayedCall>,
     /// Unsent bytes and descriptors, counted at the end.
@@ -535,7 +540,8 @@ impl<S: Socket> Core<S> {
     /// Whether a read may succeed now, and is wanted.
     #[inline]
     pub(crate) fn may_read(&self) -> bool {
-        self.flags & (flag::READABLE | flag::PAUSED | flag::NOT_READING) == flag::READABLE
+        self.flags & (flag::READABLE | flag::PAUSED | flag::HELD | flag::NOT_READING)
+            == flag::READABLE
     }
 
     /// Whether data may be delivered at all: neither closing, ended, nor at the
@@ -695,6 +701,21 @@ impl<S: Socket> Core<S> {
             self.flags &= !flag::PAUSED;
             if self.is_open_for_reading() {
                 self.pending |= Self::READING_RESUMED;
+            }
+        }
+    }
+
+    pub(crate) fn hold_reading(&mut self) {
+        self.cold().holds += 1;
+        self.flags |= flag::HELD;
+    }
+
+    pub(crate) fn release_reading(&mut self) {
+        if self.has(flag::HELD) {
+            let cold = self.cold();
+            cold.holds -= 1;
+            if cold.holds == 0 {
+                self.flags &= !flag::HELD;
             }
         }
     }

@@ -23,6 +23,10 @@ macro_rules! impl_transport {
                 $crate::FileDescriptor::core(self).unsent_bytes()
             }
 
+            fn bytes_sent(&self) -> u64 {
+                $crate::FileDescriptor::core(self).sent
+            }
+
             fn is_send_buffer_full(&self) -> bool {
                 $crate::FileDescriptor::is_send_buffer_full(self)
             }
@@ -62,6 +66,14 @@ macro_rules! impl_transport {
 
             fn is_reading_paused(&self) -> bool {
                 $crate::FileDescriptor::core(self).has($crate::file_descriptor::flag::PAUSED)
+            }
+
+            fn hold_reading(&mut self) {
+                $crate::FileDescriptor::core_mut(self).hold_reading();
+            }
+
+            fn release_reading(&mut self) {
+                $crate::FileDescriptor::core_mut(self).release_reading();
             }
 
             fn is_open_for_reading(&self) -> bool {

@@ -1145,6 +1145,9 @@ impl Transport for Script {
     fn unsent_bytes(&self) -> usize {
         0
     }
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
     fn is_send_buffer_full(&self) -> bool {
         false
     }
@@ -1172,6 +1175,8 @@ impl Transport for Script {
     fn is_reading_paused(&self) -> bool {
         self.paused
     }
+    fn hold_reading(&mut self) {}
+    fn release_reading(&mut self) {}
     fn is_open_for_reading(&self) -> bool {
         self.state == TransportState::Connected && !self.read_closed
     }

@@ -1,0 +1,63 @@
+//! Layers around protocols and factories: trying again, time limits, limits of
+//! connections and of bytes.
+//!
+//! Each is a [`Factory`](crate::Factory) around another, which knows nothing of
+//! it; they are nested at will. All of them hand on everything that a transport
+//! tells a protocol (descriptors, truncation, half-closes, the calls of a
+//! producer), and an inner factory that declines a connection has declined it.
+//!
+//! | To | use |
+//! |---|---|
+//! | connect again after a failure or loss | [`Reconnecting`] |
+//! | end connections without traffic | [`IdleTimeout`] |
+//! | have a time limit in a protocol of your own | [`Timeout`] |
+//! | bound how many connections there are, in all or from one peer | [`LimitConnections`] |
+//! | bound how fast peers are read | [`ThrottleReading`] |
+//! | write another policy | [`Policy`], [`ProtocolWrapper`] |
+//!
+//! All time is the reactor's, so tests drive them with a clock moved by hand.
+
+/// The events of a factory that a layer hands on as they are.
+macro_rules! forward_factory_events {
+    () => {
+        fn started(&mut self, cx: &mut $crate::BuildContext<'_>) {
+            self.factory.started(cx);
+        }
+
+        fn connection_failed(
+            &mut self,
+            cx: &mut $crate::BuildContext<'_>,
+            error: &$crate::ConnectError,
+        ) {
+            self.factory.connection_failed(cx, error);
+        }
+
+        fn connection_lost(
+            &mut self,
+            cx: &mut $crate::BuildContext<'_>,
+            reason: &$crate::CloseReason,
+        ) {
+            self.factory.connection_lost(cx, reason);
+        }
+
+        fn stopped(&mut self, cx: &mut $crate::BuildContext<'_>) {
+            self.factory.stopped(cx);
+        }
+    };
+}
+
+mod backoff;
+mod idle;
+mod limit;
+mod reconnecting;
+mod throttle;
+mod timeout;
+mod wrapper;
+
+pub use self::backoff::{Backoff, Jitter};
+pub use self::idle::{Idle, IdleTimeout};
+pub use self::limit::{ConnectionCount, Counted, LimitConnections};
+pub use self::reconnecting::{Reconnecting, Reconnection};
+pub use self::throttle::{Rate, Throttle, ThrottleReading, Throttled};
+pub use self::timeout::Timeout;
+pub use self::wrapper::{Event, Policy, ProtocolWrapper};

@@ -1,0 +1,298 @@
+//! Connecting again.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_reactor::Reactor;
+
+use super::backoff::Backoff;
+use crate::address::Address;
+use crate::error::ConnectError;
+use crate::factory::{BuildContext, ConnectorHandle, ConnectorState, Factory};
+use crate::log;
+use crate::reason::CloseReason;
+use crate::transport::Transport;
+
+/// How long a connection has to last, unless set otherwise, to count as a
+/// success: a server that dies of every client is not one that is back.
+const DEFAULT_SETTLED: Duration = Duration::from_secs(10);
+
+/// Has a connector try again after each failed attempt and each lost
+/// connection, with waits that grow ([`Backoff`]); a layer around the factory
+/// of *one* connector.
+///
+/// It goes on for ever by default, whoever closed the connection. What ends it:
+/// [`Reconnection::stop_trying`], [`max_retries`](Self::max_retries) in a row,
+/// [`stop_connecting`](crate::Connector::stop_connecting) while it does not have
+/// a connection, and the end of the reactor. [`Factory::stopped`] follows.
+///
+/// The waits begin anew after a connection that lasted for
+/// [`settled_after`](Self::settled_after), or when told to
+/// ([`Reconnection::reset_delay`]). An attempt that the inner factory asks for
+/// by itself is replaced by the one after the wait. (Twisted:
+/// `ReconnectingClientFactory`.)
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_protocol::policies::{Backoff, Reconnecting};
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+///
+/// struct Client;
+///
+/// impl<T: Transport> Protocol<T> for Client {
+///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+/// }
+///
+/// let factory = Reconnecting::new(|_: &Address| Client)
+///     .backoff(Backoff::new().cap(Duration::from_secs(20)))
+///     .max_retries(Some(50));
+/// let reconnection = factory.reconnection();
+/// // reactor.connect_tcp(address, factory)?;
+/// assert_eq!(reconnection.retries(), 0);
+/// ```
+pub struct Reconnecting<F> {
+    factory: F,
+    max_retries: Option<u32>,
+    settled_after: Duration,
+    connected_at: Option<Instant>,
+    reconnection: Reconnection,
+}
+
+/// The reins of a [`Reconnecting`]: for the protocols of its connections, or
+/// for whoever else decides. A clone holds the same ones.
+#[derive(Clone)]
+pub struct Reconnection {
+    state: Rc<RefCell<State>>,
+}
+
+struct State {
+    backoff: Backoff,
+    stage: Stage,
+    connector: Option<ConnectorHandle>,
+}
+
+/// Whether it goes on, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Trying,
+    /// Somebody asked for it.
+    Stopped,
+    /// There were as many retries as allowed.
+    Spent,
+    ReactorStopped,
+}
+
+impl<F> Reconnecting<F> {
+    /// Tries again for ever, with the waits of [`Backoff::new`].
+    pub fn new(factory: F) -> Self {
+        Self {
+            factory,
+            max_retries: None,
+            settled_after: DEFAULT_SETTLED,
+            connected_at: None,
+            reconnection: Reconnection {
+                state: Rc::new(RefCell::new(State {
+                    backoff: Backoff::new(),
+                    stage: Stage::Trying,
+                    connector: None,
+                })),
+            },
+        }
+    }
+
+    /// Sets the waits.
+    #[must_use]
+    pub fn backoff(self, backoff: Backoff) -> Self {
+        self.reconnection.state.borrow_mut().backoff = backoff;
+        self
+    }
+
+    /// Sets after how many retries in a row it gives up; `None`, the default,
+    /// is never. Zero tries once.
+    #[must_use]
+    pub fn max_retries(mut self, retries: Option<u32>) -> Self {
+        self.max_retries = retries;
+        self
+    }
+
+    /// Sets how long a connection has to last for the waits to begin anew, and
+    /// for the retries before it to be forgotten; default 10 s.
+    #[must_use]
+    pub fn settled_after(mut self, settled_after: Duration) -> Self {
+        self.settled_after = settled_after;
+        self
+    }
+
+    /// The reins.
+    pub fn reconnection(&self) -> Reconnection {
+        self.reconnection.clone()
+    }
+
+    /// Asks for the next attempt, unless it is over.
+    fn retry(&self, cx: &mut BuildContext<'_>) {
+        let Some(connector) = cx.connector() else {
+            return;
+        };
+        let destination = connector.destination();
+        let mut state = self.reconnection.state.borrow_mut();
+        if state.stage != Stage::Trying {
+            // The inner factory may have asked for more.
+            connector.stop_connecting();
+            return;
+        }
+        let retries = state.backoff.retries();
+        if self.max_retries.is_some_and(|most| retries >= most) {
+            log::warn!(
+                target: log::TRANSPORT,
+                "{destination}: reconnecting abandoned after {retries} retries"
+            );
+            state.stage = Stage::Spent;
+            connector.stop_connecting();
+            return;
+        }
+        let wait = state.backoff.next_wait();
+        log::debug!(
+            target: log::TRANSPORT,
+            "{destination}: will retry in {:.3} seconds",
+            wait.as_secs_f64()
+        );
+        connector.connect_after(wait);
+    }
+
+    /// Goes on no more, for this reason unless there is one already.
+    fn give_up(&self, stage: Stage) {
+        let mut state = self.reconnection.state.borrow_mut();
+        if state.stage == Stage::Trying {
+            state.stage = stage;
+        }
+    }
+}
+
+impl Reconnection {
+    /// Tries no more: ends the wait or the attempt that is on, and lets an
+    /// established connection be, after whose end nothing follows. Cannot be
+    /// undone.
+    pub fn stop_trying(&self, reactor: &mut Reactor) {
+        let connector = {
+            let mut state = self.state.borrow_mut();
+            if state.stage == Stage::Trying {
+                state.stage = Stage::Stopped;
+            }
+            state.connector
+        };
+        if let Some(connector) = connector.and_then(|handle| reactor.get(handle))
+            && connector.state() != ConnectorState::Connected
+        {
+            connector.stop_connecting();
+        }
+    }
+
+    /// Has the waits begin anew with the next one, and forgets the retries so
+    /// far. A wait that is on stays as it is, and nothing that was stopped goes
+    /// on.
+    pub fn reset_delay(&self) {
+        self.state.borrow_mut().backoff.reset();
+    }
+
+    /// How many retries there were, or are about to be, since the last success.
+    pub fn retries(&self) -> u32 {
+        self.state.borrow().backoff.retries()
+    }
+
+    /// Whether another attempt would follow the next failure or loss, as far as
+    /// is known: false once it was stopped, or has given up.
+    pub fn is_trying(&self) -> bool {
+        self.state.borrow().stage == Stage::Trying
+    }
+}
+
+impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
+    type Protocol = F::Protocol;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        let protocol = self.factory.build_protocol(cx, peer)?;
+        self.connected_at = Some(cx.reactor.now());
+        Some(protocol)
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        if let Some(connector) = cx.connector() {
+            let handle = connector.handle();
+            self.reconnection.state.borrow_mut().connector = Some(handle);
+        }
+        self.factory.started(cx);
+        if !self.reconnection.is_trying()
+            && let Some(connector) = cx.connector()
+        {
+            // Stopped by the callback, which cannot reach the connector by its
+            // handle.
+            connector.stop_connecting();
+        }
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        self.connected_at = None;
+        match error {
+            ConnectError::Cancelled => self.give_up(Stage::Stopped),
+            ConnectError::ReactorStopped => self.give_up(Stage::ReactorStopped),
+            _ => {}
+        }
+        self.factory.connection_failed(cx, error);
+        self.retry(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        let connected_at = self.connected_at.take();
+        if connected_at.is_some_and(|since| cx.reactor.now() >= since + self.settled_after) {
+            self.reconnection.reset_delay();
+        }
+        if matches!(reason, CloseReason::ReactorStopped) {
+            self.give_up(Stage::ReactorStopped);
+        }
+        self.factory.connection_lost(cx, reason);
+        self.retry(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        // Still trying: the wait was given up, at the connector.
+        self.give_up(Stage::Stopped);
+        if self.reconnection.state.borrow().stage == Stage::Stopped
+            && let Some(connector) = cx.connector()
+        {
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: reconnecting abandoned on request",
+                connector.destination()
+            );
+        }
+        self.factory.stopped(cx);
+    }
+}
+
+impl<F> fmt::Debug for Reconnecting<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reconnecting")
+            .field("max_retries", &self.max_retries)
+            .field("settled_after", &self.settled_after)
+            .field("reconnection", &self.reconnection)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reconnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        f.debug_struct("Reconnection")
+            .field("stage", &state.stage)
+            .field("backoff", &state.backoff)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,365 @@
+//! How fast peers are read.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::num::NonZeroU64;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use bowline_reactor::{DelayedCall, Reactor};
+
+use super::wrapper::{Event, Policy, ProtocolWrapper};
+use crate::address::Address;
+use crate::context::Context;
+use crate::factory::{BuildContext, Factory};
+use crate::transport::{Transport, TransportHandle};
+
+/// How many bytes per second, and how many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// What is read on the average, at the most.
+    pub bytes_per_second: NonZeroU64,
+    /// What is saved up while less is read, in bytes: so much may be read at
+    /// once.
+    pub burst: u64,
+}
+
+impl Rate {
+    /// So many bytes per second, of which one second's may be read at once.
+    pub fn per_second(bytes_per_second: NonZeroU64) -> Self {
+        Self {
+            bytes_per_second,
+            burst: bytes_per_second.get(),
+        }
+    }
+
+    /// Sets what may be read at once, in bytes.
+    #[must_use]
+    pub fn burst(mut self, burst: u64) -> Self {
+        self.burst = burst;
+        self
+    }
+
+    /// How long it takes to read so many bytes.
+    fn time_for(self, bytes: u64) -> Duration {
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second.get());
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// A token bucket, kept as the moment at which it would be full again: nothing
+/// is added up, so nothing drifts.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    rate: Rate,
+    /// `None` until something was taken.
+    full_at: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes `bytes`, beyond what is there if need be.
+    fn take(&mut self, now: Instant, bytes: usize) {
+        let from = self.full_at.map_or(now, |full_at| full_at.max(now));
+        let time = self.rate.time_for(bytes as u64);
+        self.full_at = Some(from.checked_add(time).unwrap_or(from));
+    }
+
+    /// How long until it is out of debt; zero when something may be taken.
+    fn wait(&self, now: Instant) -> Duration {
+        let to_full = self.full_at.map_or(Duration::ZERO, |full_at| {
+            full_at.saturating_duration_since(now)
+        });
+        to_full.saturating_sub(self.rate.time_for(self.rate.burst))
+    }
+}
+
+/// One token bucket, and the connections that wait for it: a clone is the same
+/// one.
+///
+/// A connection under it is [`Throttled`]. Those under the same throttle share
+/// its rate; to each its own, make one for each.
+#[derive(Clone)]
+pub struct Throttle {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    bucket: Cell<Bucket>,
+    held: RefCell<BTreeSet<TransportHandle>>,
+    call: Cell<Option<DelayedCall>>,
+    /// How often those that were held were released.
+    releases: Cell<u64>,
+}
+
+impl Throttle {
+    /// A throttle with everything saved up that `rate` allows.
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            shared: Rc::new(Shared {
+                bucket: Cell::new(Bucket {
+                    rate,
+                    full_at: None,
+                }),
+                held: RefCell::default(),
+                call: Cell::new(None),
+                releases: Cell::new(0),
+            }),
+        }
+    }
+
+    /// The policy for one more connection under this throttle.
+    pub fn throttled(&self) -> Throttled {
+        Throttled {
+            throttle: self.clone(),
+            held_since: None,
+        }
+    }
+
+    /// How many connections are held at present.
+    pub fn held(&self) -> usize {
+        self.shared.held.borrow().len()
+    }
+}
+
+impl Shared {
+    fn schedule(shared: &Rc<Self>, reactor: &mut Reactor, wait: Duration) {
+        let weak = Rc::downgrade(shared);
+        let call = reactor.call_later(wait, move |reactor| Self::refilled(&weak, reactor));
+        shared.call.set(Some(call));
+    }
+
+    /// The wait is over, unless more was taken meanwhile.
+    fn refilled(shared: &Weak<Self>, reactor: &mut Reactor) {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        shared.call.set(None);
+        let wait = shared.bucket.get().wait(reactor.now());
+        if !wait.is_zero() {
+            Self::schedule(&shared, reactor, wait);
+            return;
+        }
+        shared.releases.set(shared.releases.get() + 1);
+        for handle in shared.held.take() {
+            if let Some(transport) = reactor.get(handle) {
+                transport.release_reading();
+            }
+        }
+    }
+}
+
+/// A connection under a [`Throttle`]: the policy for it.
+pub struct Throttled {
+    throttle: Throttle,
+    /// After which release it was held.
+    held_since: Option<u64>,
+}
+
+impl Throttled {
+    fn is_held(&self) -> bool {
+        self.held_since == Some(self.throttle.shared.releases.get())
+    }
+
+    fn account<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>, bytes: usize) {
+        let shared = &self.throttle.shared;
+        let now = cx.reactor.now();
+        let mut bucket = shared.bucket.get();
+        bucket.take(now, bytes);
+        shared.bucket.set(bucket);
+        let wait = bucket.wait(now);
+        if wait.is_zero() || self.is_held() {
+            return;
+        }
+        self.held_since = Some(shared.releases.get());
+        cx.transport.hold_reading();
+        shared.held.borrow_mut().insert(cx.transport.handle());
+        if shared.call.get().is_none() {
+            Shared::schedule(shared, cx.reactor, wait);
+        }
+    }
+
+    fn end<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
+        let shared = &self.throttle.shared;
+        let mut held = shared.held.borrow_mut();
+        if held.remove(&cx.transport.handle())
+            && held.is_empty()
+            && let Some(call) = shared.call.take()
+        {
+            // It may have run.
+            let _ = call.cancel(cx.reactor);
+        }
+    }
+}
+
+impl<T: Transport + ?Sized> Policy<T> for Throttled {
+    #[inline]
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        match event {
+            // One that comes while others wait, waits with them.
+            Event::ConnectionMade => self.account(cx, 0),
+            Event::DataReceived(data) | Event::DescriptorsReceived { data, .. } => {
+                self.account(cx, data.len());
+            }
+            Event::ConnectionLost(_) => self.end(cx),
+            _ => {}
+        }
+    }
+}
+
+impl fmt::Debug for Throttle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Throttle")
+            .field("rate", &self.shared.bucket.get().rate)
+            .field("held", &self.held())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Throttled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Throttled")
+            .field("throttle", &self.throttle)
+            .field("is_held", &self.is_held())
+            .finish()
+    }
+}
+
+/// Bounds how fast peers are read: each connection, all of them together, or
+/// both; a layer around a factory, with no limit unless one is set.
+///
+/// A connection whose bytes are used up is not read until there are some again:
+/// what the peer sends waits in the kernel, and the peer with it. The hold is
+/// none of the protocol's business: it may pause and resume reading as it likes
+/// ([`hold_reading`](Transport::hold_reading)).
+///
+/// A read is not cut short: the one that uses up what is left may take more, up
+/// to 64 KiB by default, and what it took too much is waited for. So may one
+/// read of every other connection under the same limit. The average holds all
+/// the same. Descriptors are not counted. (Twisted:
+/// `policies.ThrottlingFactory`.)
+///
+/// # Examples
+///
+/// ```
+/// use std::num::NonZeroU64;
+/// use bowline_protocol::policies::{Rate, ThrottleReading};
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+///
+/// struct Upload;
+///
+/// impl<T: Transport> Protocol<T> for Upload {
+///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+/// }
+///
+/// let megabyte = NonZeroU64::new(1_000_000).expect("not zero");
+/// let factory = ThrottleReading::new(|_: &Address| Upload)
+///     .total(Some(Rate::per_second(megabyte)))
+///     .per_connection(Some(Rate::per_second(megabyte).burst(65_536)));
+/// // reactor.listen_tcp(address, factory)?;
+/// # let _ = factory;
+/// ```
+pub struct ThrottleReading<F> {
+    factory: F,
+    total: Option<Throttle>,
+    per_connection: Option<Rate>,
+}
+
+impl<F> ThrottleReading<F> {
+    /// Limits nothing yet.
+    pub fn new(factory: F) -> Self {
+        Self {
+            factory,
+            total: None,
+            per_connection: None,
+        }
+    }
+
+    /// Sets what all connections together are read at; `None`, the default, is
+    /// as fast as they come.
+    #[must_use]
+    pub fn total(mut self, rate: Option<Rate>) -> Self {
+        self.total = rate.map(Throttle::new);
+        self
+    }
+
+    /// As [`total`](Self::total), with a throttle that others are under too.
+    #[must_use]
+    pub fn under(mut self, throttle: &Throttle) -> Self {
+        self.total = Some(throttle.clone());
+        self
+    }
+
+    /// Sets what each connection is read at; `None`, the default, is as fast as
+    /// it comes.
+    #[must_use]
+    pub fn per_connection(mut self, rate: Option<Rate>) -> Self {
+        self.per_connection = rate;
+        self
+    }
+}
+
+impl<T: Transport, F: Factory<T>> Factory<T> for ThrottleReading<F> {
+    type Protocol = ProtocolWrapper<F::Protocol, (Option<Throttled>, Option<Throttled>)>;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        let protocol = self.factory.build_protocol(cx, peer)?;
+        let total = self.total.as_ref().map(Throttle::throttled);
+        let own = self
+            .per_connection
+            .map(|rate| Throttle::new(rate).throttled());
+        Some(ProtocolWrapper::new(protocol, (total, own)))
+    }
+
+    forward_factory_events!();
+}
+
+impl<F> fmt::Debug for ThrottleReading<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThrottleReading")
+            .field("total", &self.total)
+            .field("per_connection", &self.per_connection)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Against a bucket that counts tokens: nothing is given out too early,
+        /// and nothing later than rounding explains.
+        #[test]
+        fn bucket_keeps_the_rate(
+            rate in 1..100_000u64,
+            burst in 0..100_000u64,
+            steps in proptest::collection::vec((0..5_000_000u64, 0..70_000usize), 1..50),
+        ) {
+            let rate = Rate {
+                bytes_per_second: NonZeroU64::new(rate).unwrap(),
+                burst,
+            };
+            let mut bucket = Bucket { rate, full_at: None };
+            let mut now = Instant::now();
+            let per_second = rate.bytes_per_second.get() as f64;
+            let mut tokens = burst as f64;
+            for (micros, bytes) in steps {
+                let passed = Duration::from_micros(micros);
+                now += passed;
+                tokens = (tokens + passed.as_secs_f64() * per_second).min(burst as f64);
+                bucket.take(now, bytes);
+                tokens -= bytes as f64;
+                let expected = (-tokens / per_second).max(0.0);
+                let wait = bucket.wait(now).as_secs_f64();
+                prop_assert!((wait - expected).abs() < 1e-3, "{wait} for {expected}");
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A time limit that messages put off.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use bowline_reactor::{DelayedCall, Reactor};
+
+use crate::context::Context;
+use crate::transport::{Transport, TransportHandle};
+
+/// A time limit in a protocol: [set](Self::set) when something begins to be
+/// waited for, [reset](Self::reset) when there is progress,
+/// [cancelled](Self::cancel) when it is over, at the latest in
+/// `connection_lost`.
+///
+/// At its end the connection is closed as by
+/// [`lose_connection`](Transport::lose_connection), or what
+/// [`with_action`](Self::with_action) was given is done, and nothing is limited
+/// until it is set anew.
+///
+/// A reset notes the time and does nothing else: no allocation, no timer is
+/// moved. The one timer there is looks, when it runs, how much is left. A limit
+/// that is dropped does nothing any more. (Twisted: `policies.TimeoutMixin`.)
+///
+/// # Examples
+///
+/// A minute for each line, and no more than an hour for them all would be two
+/// of these. Here is one:
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_protocol::policies::Timeout;
+/// use bowline_protocol::{CloseReason, Context, Protocol, Transport};
+///
+/// #[derive(Default)]
+/// struct Polite {
+///     patience: Timeout,
+/// }
+///
+/// impl<T: Transport> Protocol<T> for Polite {
+///     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+///         self.patience.set(cx, Some(Duration::from_secs(60)));
+///     }
+///
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         self.patience.reset(cx.reactor);
+///         cx.transport.write(data);
+///     }
+///
+///     fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+///         self.patience.cancel(cx.reactor);
+///     }
+/// }
+/// ```
+#[derive(Default)]
+pub struct Timeout {
+    state: Rc<State>,
+}
+
+type Action = Box<dyn FnMut(&mut Reactor, TransportHandle)>;
+
+#[derive(Default)]
+struct State {
+    /// There while something is limited.
+    limit: Cell<Option<Limit>>,
+    call: Cell<Option<DelayedCall>>,
+    /// Out while it runs.
+    action: RefCell<Option<Action>>,
+}
+
+#[derive(Clone, Copy)]
+struct Limit {
+    period: Duration,
+    since: Instant,
+    transport: TransportHandle,
+}
+
+impl Timeout {
+    /// A limit that is not set, and closes the connection at its end.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A limit that is not set, and at whose end `action` is called with the
+    /// name of the transport; outside of any other callback. Through
+    /// `call_protocol` it reaches the protocol.
+    pub fn with_action(action: impl FnMut(&mut Reactor, TransportHandle) + 'static) -> Self {
+        Self {
+            state: Rc::new(State {
+                action: RefCell::new(Some(Box::new(action))),
+                ..State::default()
+            }),
+        }
+    }
+
+    /// Limits what begins now to `period`, or, with `None`, nothing. Answers
+    /// what was set before. (Twisted: `setTimeout`.)
+    pub fn set<T: Transport + ?Sized>(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        period: Option<Duration>,
+    ) -> Option<Duration> {
+        let Some(period) = period else {
+            return self.cancel(cx.reactor);
+        };
+        let limit = Limit {
+            period,
+            since: cx.reactor.now(),
+            transport: cx.transport.handle(),
+        };
+        let before = self.state.limit.replace(Some(limit));
+        let call = self.state.call.get();
+        if call.is_none_or(|call| call.reset(cx.reactor, period).is_err()) {
+            State::schedule(&self.state, cx.reactor, period);
+        }
+        before.map(|limit| limit.period)
+    }
+
+    /// Has the period begin anew, if one is set. (Twisted: `resetTimeout`.)
+    #[inline]
+    pub fn reset(&mut self, reactor: &Reactor) {
+        if let Some(limit) = self.state.limit.get() {
+            self.state.limit.set(Some(Limit {
+                since: reactor.now(),
+                ..limit
+            }));
+        }
+    }
+
+    /// Limits nothing from now on, and leaves no timer. Answers what was set.
+    pub fn cancel(&mut self, reactor: &mut Reactor) -> Option<Duration> {
+        if let Some(call) = self.state.call.take() {
+            // It may be what runs.
+            let _ = call.cancel(reactor);
+        }
+        self.state.limit.take().map(|limit| limit.period)
+    }
+
+    /// What is set; `None` after its end too.
+    pub fn period(&self) -> Option<Duration> {
+        self.state.limit.get().map(|limit| limit.period)
+    }
+}
+
+impl State {
+    fn schedule(state: &Rc<Self>, reactor: &mut Reactor, delay: Duration) {
+        let weak = Rc::downgrade(state);
+        let call = reactor.call_later(delay, move |reactor| Self::check(&weak, reactor));
+        state.call.set(Some(call));
+    }
+
+    /// The timer has run: ends the limit, or waits for what is left of it.
+    fn check(state: &Weak<Self>, reactor: &mut Reactor) {
+        let Some(state) = state.upgrade() else {
+            return;
+        };
+        state.call.set(None);
+        let Some(limit) = state.limit.get() else {
+            return;
+        };
+        let passed = reactor.now().saturating_duration_since(limit.since);
+        if let Some(left) = limit.period.checked_sub(passed)
+            && !left.is_zero()
+        {
+            Self::schedule(&state, reactor, left);
+            return;
+        }
+        state.limit.set(None);
+        let action = state.action.borrow_mut().take();
+        if let Some(mut action) = action {
+            action(reactor, limit.transport);
+            *state.action.borrow_mut() = Some(action);
+        } else if let Some(transport) = reactor.get(limit.transport) {
+            transport.lose_connection();
+        }
+    }
+}
+
+impl fmt::Debug for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timeout")
+            .field("period", &self.period())
+            .finish_non_exhaustive()
+    }
+}

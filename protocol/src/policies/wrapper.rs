@@ -1,0 +1,307 @@
+//! A protocol with a policy around it: the forwarding, written once.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+use crate::context::Context;
+use crate::descriptors::ReceivedDescriptors;
+use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
+use crate::reason::CloseReason;
+use crate::transport::Transport;
+
+/// What is done around the callbacks of a protocol that knows nothing of it;
+/// put there by a [`ProtocolWrapper`].
+///
+/// `None` does nothing, and a pair is one policy inside another: the first sees
+/// each event before, and its end after, the second.
+///
+/// # Examples
+///
+/// Counts what a connection receives:
+///
+/// ```
+/// use std::{cell::Cell, rc::Rc};
+/// use bowline_protocol::policies::{Event, Policy};
+/// use bowline_protocol::{Context, Transport};
+///
+/// struct Meter(Rc<Cell<usize>>);
+///
+/// impl<T: Transport + ?Sized> Policy<T> for Meter {
+///     fn before(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
+///         self.0.set(self.0.get() + event.received_bytes());
+///     }
+/// }
+/// ```
+pub trait Policy<T: Transport + ?Sized>: 'static {
+    /// The protocol is about to be told of `event`.
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        let _ = (cx, event);
+    }
+
+    /// The protocol was told of `event`. Not called when it panicked: a policy
+    /// that has something to put in order does so before
+    /// [`ConnectionLost`](Event::ConnectionLost), or when it is dropped.
+    fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        let _ = (cx, event);
+    }
+}
+
+/// A callback of a [`Protocol`], as a [`Policy`] sees it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// [`Protocol::connection_made`].
+    ConnectionMade,
+    /// [`Protocol::data_received`], with the bytes.
+    DataReceived(&'a [u8]),
+    /// [`Protocol::file_descriptor_received`], called by itself.
+    FileDescriptorReceived,
+    /// [`Protocol::descriptors_received`]: both the descriptors and the bytes
+    /// of one read.
+    DescriptorsReceived {
+        /// How many descriptors.
+        descriptors: usize,
+        /// The bytes.
+        data: &'a [u8],
+    },
+    /// [`Protocol::descriptors_truncated`].
+    DescriptorsTruncated {
+        /// How many descriptors did arrive.
+        received: usize,
+    },
+    /// [`Protocol::descriptors_sent`].
+    DescriptorsSent {
+        /// How many descriptors have left.
+        count: usize,
+    },
+    /// [`Protocol::read_connection_lost`].
+    ReadConnectionLost,
+    /// [`Protocol::write_connection_lost`].
+    WriteConnectionLost,
+    /// [`Protocol::connection_lost`], with its reason.
+    ConnectionLost(&'a CloseReason),
+    /// [`Protocol::reading_resumed`].
+    ReadingResumed,
+    /// [`Protocol::pause_producing`].
+    PauseProducing,
+    /// [`Protocol::resume_producing`].
+    ResumeProducing,
+    /// [`Protocol::stop_producing`].
+    StopProducing,
+}
+
+impl Event<'_> {
+    /// How many bytes have arrived with it.
+    pub fn received_bytes(&self) -> usize {
+        match self {
+            Self::DataReceived(data) | Self::DescriptorsReceived { data, .. } => data.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl<T: Transport + ?Sized, Y: Policy<T>> Policy<T> for Option<Y> {
+    #[inline]
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        if let Some(policy) = self {
+            policy.before(cx, event);
+        }
+    }
+
+    #[inline]
+    fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        if let Some(policy) = self {
+            policy.after(cx, event);
+        }
+    }
+}
+
+impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
+    #[inline]
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        self.0.before(cx, event);
+        self.1.before(cx, event);
+    }
+
+    #[inline]
+    fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        self.1.after(cx, event);
+        self.0.after(cx, event);
+    }
+}
+
+/// A protocol with a [`Policy`] around it.
+///
+/// Every callback reaches the protocol as the transport made it: descriptors,
+/// truncation, half-closes and the calls of a producer too. To its own
+/// transport the protocol speaks directly, so nothing it asks is lost on the
+/// way. Log lines name the protocol, not the wrapper.
+///
+/// The layers of this module build them; make one yourself to put a policy on a
+/// protocol that no factory builds, for an adopted socket for instance. Through
+/// `call_protocol` it is named with its whole type, and
+/// [`protocol_mut`](Self::protocol_mut) leads to the inner one.
+pub struct ProtocolWrapper<P, Y> {
+    protocol: P,
+    policy: Y,
+}
+
+impl<P, Y> ProtocolWrapper<P, Y> {
+    /// Puts `policy` around `protocol`.
+    pub fn new(protocol: P, policy: Y) -> Self {
+        Self { protocol, policy }
+    }
+
+    /// The protocol, to change it.
+    pub fn protocol_mut(&mut self) -> &mut P {
+        &mut self.protocol
+    }
+
+    /// The policy, to change it.
+    pub fn policy_mut(&mut self) -> &mut Y {
+        &mut self.policy
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> &P {
+        &self.protocol
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Y {
+        &self.policy
+    }
+
+    /// The protocol, without the policy: of a connection that was detached.
+    pub fn into_protocol(self) -> P {
+        self.protocol
+    }
+
+    #[inline]
+    fn around<T: Transport + ?Sized, R>(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        event: &Event<'_>,
+        tell: impl FnOnce(&mut P, &mut Context<'_, T>) -> R,
+    ) -> R
+    where
+        Y: Policy<T>,
+    {
+        self.policy.before(cx, event);
+        let answer = tell(&mut self.protocol, cx);
+        self.policy.after(cx, event);
+        answer
+    }
+}
+
+impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for ProtocolWrapper<P, Y> {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::ConnectionMade, |protocol, cx| {
+            protocol.connection_made(cx);
+        });
+    }
+
+    #[inline]
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.around(cx, &Event::DataReceived(data), |protocol, cx| {
+            protocol.data_received(cx, data);
+        });
+    }
+
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        self.around(cx, &Event::FileDescriptorReceived, |protocol, cx| {
+            protocol.file_descriptor_received(cx, fd)
+        })
+    }
+
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        let event = Event::DescriptorsReceived {
+            descriptors: descriptors.len(),
+            data,
+        };
+        self.around(cx, &event, |protocol, cx| {
+            protocol.descriptors_received(cx, descriptors, data);
+        });
+    }
+
+    fn descriptors_truncated(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        received: usize,
+    ) -> AfterTruncation {
+        let event = Event::DescriptorsTruncated { received };
+        self.around(cx, &event, |protocol, cx| {
+            protocol.descriptors_truncated(cx, received)
+        })
+    }
+
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        self.around(cx, &Event::DescriptorsSent { count }, |protocol, cx| {
+            protocol.descriptors_sent(cx, count);
+        });
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        self.around(cx, &Event::ReadConnectionLost, |protocol, cx| {
+            protocol.read_connection_lost(cx)
+        })
+    }
+
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::WriteConnectionLost, |protocol, cx| {
+            protocol.write_connection_lost(cx);
+        });
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.around(cx, &Event::ConnectionLost(reason), |protocol, cx| {
+            protocol.connection_lost(cx, reason);
+        });
+    }
+
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::ReadingResumed, |protocol, cx| {
+            protocol.reading_resumed(cx);
+        });
+    }
+
+    fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::PauseProducing, |protocol, cx| {
+            protocol.pause_producing(cx);
+        });
+    }
+
+    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::ResumeProducing, |protocol, cx| {
+            protocol.resume_producing(cx);
+        });
+    }
+
+    fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::StopProducing, |protocol, cx| {
+            protocol.stop_producing(cx);
+        });
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        self.protocol.log_prefix()
+    }
+}
+
+impl<P, Y: fmt::Debug> fmt::Debug for ProtocolWrapper<P, Y> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProtocolWrapper")
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,43 @@
+//! The log lines of the running thread.
+
+use std::cell::RefCell;
+use std::sync::Once;
+
+thread_local! {
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Capture;
+
+impl log::Log for Capture {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "bowline::transport"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{}: {}", record.level(), record.args());
+            LINES.with_borrow_mut(|lines| lines.push(line));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Begins to keep what is logged.
+pub(crate) fn start() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Capture).expect("there is no other");
+        log::set_max_level(log::LevelFilter::Debug);
+    });
+    LINES.take();
+}
+
+/// What was logged with this in it.
+pub(crate) fn lines(about: &str) -> Vec<String> {
+    LINES.with_borrow(|lines| {
+        let matching = lines.iter().filter(|line| line.contains(about));
+        matching.cloned().collect()
+    })
+}

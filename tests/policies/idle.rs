@@ -1,0 +1,262 @@
+//! Time limits (H-16, H-17, W-69, R-47).
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::policies::{Idle, IdleTimeout, ProtocolWrapper, Timeout};
+use bowline::testing::{MemoryPeer, MemoryStream, Pump, SimulatedKernel};
+use bowline::{Address, CloseReason, Context, Protocol, Transport, TransportHandle, Transports};
+
+use crate::support::{Record, Recorder};
+use crate::{build, capture, client, seconds, timers};
+
+fn idle(period: f64) -> (Pump, MemoryPeer, Record) {
+    let record = Record::default();
+    let protocol = ProtocolWrapper::new(Recorder::new(&record), Idle::new(seconds(period)));
+    let (mut pump, peer) = Pump::with_peer(protocol).unwrap();
+    pump.run();
+    (pump, peer, record)
+}
+
+/// H-17.
+#[test]
+fn an_idle_connection_is_closed_after_half_an_hour() {
+    capture::start();
+    let record = Record::default();
+    let made = record.clone();
+    let mut factory = IdleTimeout::new(move |_: &Address| Recorder::new(&made));
+    let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
+    let protocol = build(&mut pump, &mut factory, &client("192.0.2.7:1")).unwrap();
+    let (_, peer) = pump.connect(protocol).unwrap();
+    pump.advance(seconds(1799.999));
+    assert_eq!(record.summary(), ["made"]);
+    pump.advance(seconds(0.001));
+    assert_eq!(record.summary(), ["made", "lost closed cleanly"]);
+    assert!(peer.is_at_end());
+    assert_eq!(timers(&mut pump), 0);
+    assert_eq!(capture::lines("no traffic").len(), 1);
+}
+
+/// H-17.
+#[test]
+fn what_the_peer_sends_puts_the_close_off() {
+    let (mut pump, peer, record) = idle(10.0);
+    for _ in 0..5 {
+        pump.advance(seconds(9.0));
+        peer.send(b"x").unwrap();
+        pump.run();
+    }
+    pump.advance(seconds(9.999));
+    assert!(!record.is_lost());
+    pump.advance(seconds(0.001));
+    assert!(record.is_lost());
+}
+
+/// H-17.
+#[test]
+fn what_others_write_puts_the_close_off() {
+    let (mut pump, peer, record) = idle(10.0);
+    for _ in 0..5 {
+        pump.advance(seconds(9.0));
+        let _ = pump.first().unwrap().write(b"news");
+        pump.run();
+        assert_eq!(peer.take().bytes, b"news");
+    }
+    pump.advance(seconds(9.999));
+    assert!(!record.is_lost());
+    pump.advance(seconds(2.501));
+    assert!(record.is_lost());
+    assert_eq!(timers(&mut pump), 0);
+}
+
+/// A transfer is no idleness, however slow.
+#[test]
+fn what_the_peer_takes_puts_the_close_off() {
+    let (mut pump, peer, record) = idle(10.0);
+    let _ = pump.first().unwrap().write_owned(vec![0; 3_000_000]);
+    let mut taken = 0;
+    while taken < 3_000_000 {
+        assert!(!record.is_lost());
+        pump.advance(seconds(7.0));
+        taken += peer.take().bytes.len();
+        pump.run();
+    }
+    pump.advance(seconds(12.5));
+    assert!(record.is_lost());
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_not_waited_for() {
+    let (mut pump, _peer, record) = idle(10.0);
+    let _ = pump.first().unwrap().write_owned(vec![0; 3_000_000]);
+    pump.advance(seconds(12.5));
+    assert!(!record.is_lost(), "it may still take it");
+    pump.advance(seconds(10.0));
+    assert!(record.is_lost());
+    assert!(record.summary()[1].contains("deadline"));
+    assert_eq!(timers(&mut pump), 0);
+}
+
+/// W-69: upstream fails with "already called".
+#[test]
+fn traffic_after_the_time_is_over_does_nothing() {
+    let (mut pump, peer, record) = idle(10.0);
+    // What is unsent keeps it open for a moment.
+    let _ = pump.first().unwrap().write_owned(vec![0; 1_000_000]);
+    pump.advance(seconds(12.5));
+    peer.send(b"late").unwrap();
+    pump.run();
+    assert!(!record.is_lost());
+    while !record.is_lost() {
+        assert!(!peer.take().bytes.is_empty());
+        pump.run();
+    }
+    assert_eq!(record.summary(), ["made", "lost closed cleanly"]);
+    assert_eq!(timers(&mut pump), 0);
+    assert_eq!(pump.reactor().statistics().panics, 0);
+}
+
+#[test]
+fn a_lost_connection_leaves_no_timer() {
+    let (mut pump, peer, _) = idle(10.0);
+    assert_eq!(timers(&mut pump), 1);
+    peer.close();
+    pump.run();
+    assert!(pump.is_lost());
+    assert_eq!(timers(&mut pump), 0);
+}
+
+/// A protocol with a limit of its own.
+struct Limited {
+    limit: Timeout,
+    answers: Rc<RefCell<Vec<Option<Duration>>>>,
+}
+
+impl<T: Transport> Protocol<T> for Limited {
+    /// A digit sets so many seconds; other bytes reset, cancel and ask.
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        for &byte in data {
+            let answer = match byte {
+                b'0'..=b'9' => {
+                    let period = Duration::from_secs(u64::from(byte - b'0'));
+                    self.limit.set(cx, Some(period))
+                }
+                b'r' => {
+                    self.limit.reset(cx.reactor);
+                    continue;
+                }
+                b'c' => self.limit.cancel(cx.reactor),
+                b'n' => self.limit.set(cx, None),
+                _ => self.limit.period(),
+            };
+            self.answers.borrow_mut().push(answer);
+        }
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+        self.limit.cancel(cx.reactor);
+    }
+}
+
+struct Stage {
+    pump: Pump,
+    peer: MemoryPeer,
+    answers: Rc<RefCell<Vec<Option<Duration>>>>,
+}
+
+impl Stage {
+    fn new(limit: Timeout) -> Self {
+        let answers = Rc::default();
+        let protocol = Limited {
+            limit,
+            answers: Rc::clone(&answers),
+        };
+        let (mut pump, peer) = Pump::with_peer(protocol).unwrap();
+        pump.run();
+        Self {
+            pump,
+            peer,
+            answers,
+        }
+    }
+
+    fn tell(&mut self, what: &str) -> Vec<Option<u64>> {
+        self.peer.send(what.as_bytes()).unwrap();
+        self.pump.run();
+        let answers = self.answers.take();
+        let answers = answers.into_iter();
+        answers
+            .map(|answer| answer.map(|period| period.as_secs()))
+            .collect()
+    }
+}
+
+/// H-16.
+#[test]
+fn a_limit_is_set_changed_reset_and_cancelled() {
+    let mut stage = Stage::new(Timeout::new());
+    assert_eq!(stage.tell("?5?"), [None, None, Some(5)]);
+    stage.pump.advance(seconds(4.0));
+    assert_eq!(stage.tell("r"), []);
+    stage.pump.advance(seconds(4.0));
+    // Longer, then shorter: each counts from when it was set.
+    assert_eq!(stage.tell("9"), [Some(5)]);
+    stage.pump.advance(seconds(8.0));
+    assert_eq!(stage.tell("2"), [Some(9)]);
+    stage.pump.advance(seconds(1.9));
+    assert!(!stage.pump.is_lost());
+    assert_eq!(stage.tell("c?c"), [Some(2), None, None]);
+    assert_eq!(timers(&mut stage.pump), 0);
+    stage.pump.advance(seconds(100.0));
+    assert_eq!(stage.tell("3n?"), [None, Some(3), None]);
+    stage.pump.advance(seconds(100.0));
+    assert!(!stage.pump.is_lost());
+    assert_eq!(stage.tell("3"), [None]);
+    stage.pump.advance(seconds(2.999));
+    assert!(!stage.pump.is_lost());
+    stage.pump.advance(seconds(0.001));
+    assert!(stage.pump.is_lost());
+    assert_eq!(timers(&mut stage.pump), 0);
+}
+
+/// H-16: a reset costs nothing, so it moves no timer.
+#[test]
+fn a_reset_leaves_the_timer_where_it_is() {
+    let mut stage = Stage::new(Timeout::new());
+    stage.tell("5");
+    let before: Vec<_> = stage.pump.reactor().delayed_calls().collect();
+    stage.pump.advance(seconds(3.0));
+    stage.tell("rrrr");
+    let after: Vec<_> = stage.pump.reactor().delayed_calls().collect();
+    assert_eq!(before, after);
+    stage.pump.advance(seconds(4.999));
+    assert!(!stage.pump.is_lost());
+    stage.pump.advance(seconds(0.001));
+    assert!(stage.pump.is_lost());
+}
+
+/// H-16.
+#[test]
+fn an_action_replaces_the_close_and_reset_after_it_does_nothing() {
+    let ended = Rc::new(RefCell::new(Vec::new()));
+    let noted = Rc::clone(&ended);
+    let limit = Timeout::with_action(move |reactor, transport: TransportHandle| {
+        noted.borrow_mut().push(transport);
+        reactor.call_protocol::<MemoryStream, Limited>(transport, |_, cx| {
+            cx.transport.write(b"too slow");
+        });
+    });
+    let mut stage = Stage::new(limit);
+    stage.tell("5");
+    stage.pump.advance(seconds(5.0));
+    assert_eq!(ended.borrow().len(), 1);
+    assert_eq!(stage.peer.take().bytes, b"too slow");
+    assert_eq!(stage.tell("r?"), [None]);
+    stage.pump.advance(seconds(100.0));
+    assert_eq!(ended.borrow().len(), 1);
+    assert_eq!(stage.tell("1"), [None]);
+    stage.pump.advance(seconds(1.0));
+    assert_eq!(ended.borrow().len(), 2);
+    assert!(!stage.pump.is_lost());
+}

@@ -1,0 +1,187 @@
+//! How many connections there may be (H-19, H-20, W-71).
+
+use std::cell::RefCell;
+use std::io::Read;
+use std::net::TcpStream as StdTcpStream;
+use std::rc::Rc;
+
+use bowline::policies::{ConnectionCount, LimitConnections};
+use bowline::testing::{Pump, SimulatedKernel};
+use bowline::{Address, Context, Factory, Protocol, Reactor, Transport, Transports, UnixAddress};
+
+use crate::support::{DEADLINE, DescriptorLedger, run_until};
+use crate::{build, client};
+
+/// Panics when told to, or at its end if it was told so.
+#[derive(Default)]
+struct Brittle(bool);
+
+impl<T: Transport> Protocol<T> for Brittle {
+    fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+        self.0 = data == b"later";
+        assert!(self.0, "told to panic");
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, _: &bowline::CloseReason) {
+        assert!(!self.0, "told to panic");
+    }
+}
+
+fn brittle(_: &Address) -> Brittle {
+    Brittle::default()
+}
+
+fn pump() -> Pump {
+    Pump::with_kernel(SimulatedKernel::new()).unwrap()
+}
+
+fn silence_panics() {
+    std::panic::set_hook(Box::new(|_| {}));
+}
+
+/// H-20.
+#[test]
+fn beyond_the_total_connections_are_declined() {
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle).total(Some(2));
+    let count = factory.count();
+    let peers = ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"].map(client);
+    let first = build(&mut pump, &mut factory, &peers[0]).unwrap();
+    let second = build(&mut pump, &mut factory, &peers[1]);
+    assert!(second.is_some());
+    assert!(build(&mut pump, &mut factory, &peers[2]).is_none());
+    assert_eq!((count.open(), count.declined()), (2, 1));
+    let (_, peer) = pump.connect(first).unwrap();
+    pump.run();
+    peer.close();
+    pump.run();
+    assert_eq!(count.open(), 1);
+    assert!(build(&mut pump, &mut factory, &peers[2]).is_some());
+    // Built, and dropped without a connection.
+    assert_eq!(count.open(), 1);
+    drop(second);
+    assert_eq!(count.open(), 0);
+}
+
+/// H-20: with no limit all are counted and none is declined.
+#[test]
+fn none_is_unlimited() {
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle);
+    let count = factory.count();
+    let peer = client("192.0.2.1:1");
+    let built: Vec<_> = (0..1000)
+        .filter_map(|_| build(&mut pump, &mut factory, &peer))
+        .collect();
+    assert_eq!(
+        (built.len(), count.open(), count.declined()),
+        (1000, 1000, 0)
+    );
+}
+
+/// H-19, W-71.
+#[test]
+fn a_peer_is_its_ip_address_or_any_unix_peer() {
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle).per_peer(Some(2));
+    let count = factory.count();
+    let mut admitted = |address: &Address| build(&mut pump, &mut factory, address);
+    let one = admitted(&client("192.0.2.1:1000")).unwrap();
+    let mapped = admitted(&client("[::ffff:192.0.2.1]:2000"));
+    assert!(mapped.is_some());
+    assert!(admitted(&client("192.0.2.1:3000")).is_none());
+    let other = admitted(&client("192.0.2.2:1000"));
+    assert!(other.is_some());
+    let unix = [
+        UnixAddress::Unnamed,
+        UnixAddress::Path("/run/one".into()),
+        UnixAddress::Abstract(b"two".to_vec()),
+    ]
+    .map(|address| admitted(&Address::Unix(address)));
+    assert!(unix[0].is_some() && unix[1].is_some() && unix[2].is_none());
+    let peer = client("192.0.2.1:9");
+    assert_eq!((count.open(), count.open_with(&peer)), (5, 2));
+    drop(one);
+    assert_eq!(count.open_with(&peer), 1);
+    drop((mapped, other, unix));
+    assert_eq!((count.open(), count.open_with(&peer)), (0, 0));
+}
+
+/// H-20: wherever the panic is, the count falls, once.
+#[test]
+fn the_count_falls_when_a_callback_panics() {
+    silence_panics();
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle).total(Some(1));
+    let count = factory.count();
+    for orders in [&b"now"[..], b"later"] {
+        let protocol = build(&mut pump, &mut factory, &client("192.0.2.1:1")).unwrap();
+        let (_, peer) = pump.connect(protocol).unwrap();
+        pump.run();
+        assert_eq!(count.open(), 1);
+        peer.send(orders).unwrap();
+        pump.run();
+        peer.close();
+        pump.run();
+        assert_eq!(count.open(), 0);
+    }
+    assert!(pump.reactor().statistics().panics >= 2);
+
+    // In build_protocol itself.
+    let mut fails = LimitConnections::new(|_: &Address| -> Brittle { panic!("told to panic") });
+    let count = fails.count();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        build(&mut pump, &mut fails, &client("192.0.2.1:1"))
+    }));
+    assert!(result.is_err());
+    assert_eq!(count.open(), 0);
+}
+
+#[test]
+fn a_killed_connection_is_not_counted() {
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle);
+    let count = factory.count();
+    let protocol = build(&mut pump, &mut factory, &client("192.0.2.1:1")).unwrap();
+    let (transport, _peer) = pump.connect(protocol).unwrap();
+    pump.run();
+    pump.kill(transport);
+    pump.run();
+    assert_eq!(count.open(), 0);
+}
+
+/// H-19, H-20: two listeners under one limit, with real clients.
+#[test]
+fn real_listeners_share_a_limit() {
+    fn listen<F>(reactor: &mut Reactor, factory: &Rc<RefCell<F>>) -> std::net::SocketAddr
+    where
+        F: Factory<bowline::TcpStream>,
+    {
+        let any = ([127, 0, 0, 1], 0).into();
+        let listener = reactor.listen_tcp(any, Rc::clone(factory)).unwrap();
+        let address = reactor.get(listener).unwrap().address();
+        address.as_inet().unwrap()
+    }
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let factory = LimitConnections::new(brittle).per_peer(Some(1));
+    let count: ConnectionCount = factory.count();
+    let factory = Rc::new(RefCell::new(factory));
+    let (one, other) = (
+        listen(&mut reactor, &factory),
+        listen(&mut reactor, &factory),
+    );
+    let served = StdTcpStream::connect(one).unwrap();
+    run_until(&mut reactor, |_| count.open() == 1);
+    let mut declined = StdTcpStream::connect(other).unwrap();
+    declined.set_read_timeout(Some(DEADLINE)).unwrap();
+    run_until(&mut reactor, |_| count.declined() == 1);
+    assert_eq!(declined.read(&mut [0]).unwrap(), 0, "closed");
+    drop(served);
+    run_until(&mut reactor, |_| count.open() == 0);
+    let again = StdTcpStream::connect(other).unwrap();
+    run_until(&mut reactor, |_| count.open() == 1);
+    drop((again, declined, reactor, factory));
+    assert_eq!(count.open(), 0);
+    ledger.assert_balanced();
+}
