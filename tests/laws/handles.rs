@@ -1,14 +1,16 @@
 //! A handle whose descriptor is gone answers `None`, for ever.
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::{
     Address, Context, DelayedCallError, DetachError, ProducerKind, ProducerRef, Protocol, Reactor,
-    SendDescriptorErrorKind, Transport, Transports, UnixAddress, UnixStream,
+    SendDescriptorErrorKind, Transport, TransportHandle, Transports, UnixAddress, UnixStream,
 };
 
-use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
+use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
 
 /// Contract R-39, W-33.
 #[test]
@@ -73,8 +75,8 @@ fn what_is_asked_of_the_lost_is_refused_and_comes_back() {
     let dynamic = transport.handle();
     run_until(&mut reactor, |_| record.is_lost());
     assert_eq!(record.summary(), ["made", "stopped", "lost aborted by us"]);
-    let answers = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
-    let seen = std::rc::Rc::clone(&answers);
+    let answers = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = Rc::clone(&answers);
     reactor.detach::<Recorder>(dynamic, move |_, result| {
         seen.borrow_mut().push(result.err())
     });
@@ -148,4 +150,48 @@ fn own_handle_is_found_through_the_context_only() {
     std::io::Read::read_exact(&mut theirs, &mut echo).unwrap();
     assert_eq!(&echo, b"echo");
     assert_eq!(reactor.statistics().panics, 0);
+}
+
+/// Pauses the other connection as soon as it receives anything.
+struct PausesTheOther {
+    other: Rc<Cell<Option<TransportHandle>>>,
+    record: Record,
+}
+
+impl<T: Transport> Protocol<T> for PausesTheOther {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.record.push(crate::support::Event::Data(data.to_vec()));
+        let other = self.other.get().expect("set before the turn");
+        cx.get(other).expect("it is there").pause_producing();
+    }
+}
+
+/// Contract R-37, W-34: both have data, and both are watched for writing too.
+#[test]
+fn paused_by_another_of_the_same_batch_receives_nothing() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let record = Record::default();
+    let names = [Rc::new(Cell::new(None)), Rc::new(Cell::new(None))];
+    let mut peers = Vec::new();
+    for number in 0..2 {
+        let (ours, theirs) = socketpair();
+        let protocol = PausesTheOther {
+            other: Rc::clone(&names[1 - number]),
+            record: record.clone(),
+        };
+        let handle = reactor.adopt_unix_stream(ours.into(), protocol).unwrap();
+        names[number].set(Some(reactor.get(handle).unwrap().handle()));
+        peers.push(theirs);
+    }
+    run_until_quiet(&mut reactor);
+    for (peer, name) in peers.iter_mut().zip(&names) {
+        std::io::Write::write_all(peer, b"go").unwrap();
+        let transport = reactor.get(name.get().unwrap()).unwrap();
+        let _ = transport.write(&[0; 1_000_000]);
+    }
+    run_until_quiet(&mut reactor);
+    assert_eq!(record.summary(), ["data 2"], "the other was paused");
+    drop((reactor, peers));
+    ledger.assert_balanced();
 }

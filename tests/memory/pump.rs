@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bowline::testing::{Delivery, KernelSettings, MemoryStream, Pump, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, Context, PassedDescriptor, Producer, ProducerKind, ProducerRef, Protocol,
-    Reactor, Transport, TransportState, Transports, UnixTransport, WriteStatus,
+    AfterReadClosed, Context, DescriptorLimits, PassedDescriptor, Producer, ProducerKind,
+    ProducerRef, Protocol, Reactor, Transport, TransportState, Transports, UnixTransport,
+    WriteStatus,
 };
 
 use crate::support::{DescriptorLedger, Event, Record, Recorder};
@@ -391,6 +392,37 @@ fn failures_on_command_reach_the_transport() {
         pump.kernel().fail_send(socket, 0, kind.into());
         assert_eq!(pump.exchange(&peer, b"on").bytes, b"on");
     }
+}
+
+/// Contract S-19: what a send before it took is gone, the rest is counted.
+#[test]
+fn send_that_fails_after_others_keeps_count_of_what_left() {
+    let ledger = DescriptorLedger::open();
+    let ((one, first), (other, second)) = (recorded(), recorded());
+    let mut pump = Pump::new(first, second).unwrap();
+    pump.run();
+    let socket = pump.transports()[0].socket();
+    pump.kernel()
+        .fail_send(socket, 2, ErrorKind::BrokenPipe.into());
+    let transport = pump.first().unwrap();
+    transport.set_descriptor_limits(DescriptorLimits {
+        per_message: 1,
+        ..DescriptorLimits::default()
+    });
+    for _ in 0..5 {
+        transport.send_file_descriptor(null()).unwrap();
+    }
+    let _ = transport.write(b"abcdefgh");
+    pump.run();
+    assert_eq!(
+        one.summary(),
+        ["made", "sent 1", "sent 1", "lost connection lost"]
+    );
+    assert_eq!(pump.reactor().descriptor_counts().unsent, 3);
+    assert_eq!(other.take_descriptors().len(), 2);
+    assert_eq!(other.data(), b"ab");
+    drop(pump);
+    ledger.assert_balanced();
 }
 
 #[test]

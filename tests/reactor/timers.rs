@@ -442,3 +442,36 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     assert_eq!(notes.all(), ["later"]);
     assert!(reactor.statistics().turns - before < 10);
 }
+
+/// Contract R-15: what was asked for elsewhere, what is due, what is ready, in
+/// this order; and what a callback asks for waits for the next turn.
+#[test]
+fn phases_of_a_turn_come_in_their_order() {
+    let ledger = DescriptorLedger::open();
+    let (clock, mut reactor) = manual();
+    let notes = Notes::new();
+    let (ours, theirs) = socketpair();
+    struct Noting(Notes<&'static str>);
+    impl<T: bowline::Transport> bowline::Protocol<T> for Noting {
+        fn data_received(&mut self, cx: &mut bowline::Context<'_, T>, _: &[u8]) {
+            self.0.push("data");
+            cx.reactor
+                .call_later(Duration::ZERO, self.0.noting("later"));
+            cx.reactor.defer(self.0.noting("deferred"));
+        }
+    }
+    reactor
+        .adopt_unix_stream(ours.into(), Noting(notes.clone()))
+        .unwrap();
+    turn(&mut reactor);
+    std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+    reactor.call_later(SECOND, notes.noting("timer"));
+    clock.advance(SECOND);
+    reactor.call_soon(notes.noting("call"));
+    turn(&mut reactor);
+    assert_eq!(notes.all(), ["call", "timer", "data", "deferred"]);
+    turn(&mut reactor);
+    assert_eq!(notes.all().last(), Some(&"later"));
+    drop((reactor, theirs));
+    ledger.assert_balanced();
+}

@@ -17,6 +17,7 @@ over_every_kind!(
     abort_after_lose_connection_aborts,
     lose_connection_after_abort_changes_nothing,
     nothing_is_delivered_after_an_abort,
+    an_abort_in_data_received_sends_nothing_more,
     there_is_one_loss_whatever_is_combined,
     a_close_that_nobody_reads_times_out,
     a_close_in_time_leaves_no_timer,
@@ -176,6 +177,31 @@ fn nothing_is_delivered_after_an_abort(kind: Kind) {
         1
     );
     assert!(link.record.data().len() < sent);
+    link.finish();
+}
+
+/// the event that brought the data says that there is room, too.
+fn an_abort_in_data_received_sends_nothing_more(kind: Kind) {
+    let unsent = std::rc::Rc::new(std::cell::Cell::new((0, 0)));
+    let (at_data, at_end) = (unsent.clone(), unsent.clone());
+    let script = Script::new()
+        .data(move |cx, _| {
+            at_data.set((cx.transport.unsent_bytes(), 0));
+            cx.transport.abort_connection();
+        })
+        .lost(move |cx, _| at_end.set((at_end.get().0, cx.transport.unsent_bytes())));
+    let mut link = Link::new(kind, script);
+    let written = link.fill();
+    let before = link.transport().unsent_bytes();
+    assert!(before > 0 && before < written);
+    // What the sockets hold, so that there is room, and no turn in between.
+    let mut buffer = [0; 65_536];
+    while link.peer().read(&mut buffer).is_ok() {}
+    link.peer().send(b"go");
+    link.run_until_lost();
+    let (at_data, at_end) = unsent.get();
+    assert!(at_data > 0, "nothing was left to send");
+    assert_eq!(at_data, at_end, "sent after the abort");
     link.finish();
 }
 
