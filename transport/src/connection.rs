@@ -4,25 +4,34 @@
 //! asks for stands in the transport's [`Core`] when it returns; the work loop
 //! then looks at the state again before it does anything else.
 
+mod ancillary;
+mod establish;
+mod producers;
+
 use std::any::Any;
 use std::borrow::Cow;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, AfterTruncation, CloseReason, Context, Factory, ProducerKind, ProducerRef,
-    Protocol, ReceivedDescriptors, Transport,
+    AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol, Transport,
 };
-use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness, Token};
+use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness};
 
 use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag};
 use crate::handoff::{DetachRequest, Detached, ProtocolCall};
 use crate::log;
-use crate::shared::{Ledger, ReadBuffers, Shared, TransportBudgets};
+use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
 use crate::socket::private::Sealed;
-use crate::sys::{self, SocketName};
+
+pub use self::establish::StreamTransport;
+#[cfg(feature = "testing")]
+pub(crate) use self::establish::private;
+pub(crate) use self::establish::{
+    DescriptorTransport, HostName, Names, connect_protocol, establish, unix_address,
+};
+use self::producers::Tell;
 
 /// The first and the longest wait after the kernel said later without saying
 /// when (`ETOOMANYREFS`, `ENOBUFS`).
@@ -32,93 +41,12 @@ const LONGEST_RETRY: Duration = Duration::from_millis(100);
 /// When a pull producer that wrote nothing is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
-/// A transport that can be put on a connected socket.
-pub trait StreamTransport: FileDescriptor + Transport + private::Build {}
-
-/// A transport whose socket is a descriptor, so that it can be accepted,
-/// connected and adopted.
-pub(crate) trait DescriptorTransport: StreamTransport {
-    /// The socket, with what is known of its addresses.
-    fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
-}
-
-/// What is known of a socket's addresses.
-#[derive(Debug)]
-pub(crate) struct Names {
-    pub(crate) host: HostName,
-    pub(crate) peer: SocketName,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum HostName {
-    /// Has to be asked of the socket when it is needed.
-    Unknown,
-    Inet(std::net::SocketAddr),
-    Unix(Rc<bowline_protocol::UnixAddress>),
-}
-
-#[allow(
-    unnameable_types,
-    reason = "sealed: only the transports of this crate implement it"
-)]
-pub(crate) mod private {
-    use super::*;
-
-    pub trait Build: FileDescriptor {
-        /// The transport on top of a core.
-        fn build(core: Core<Self::Socket>) -> Self;
-    }
-}
-
 /// A transport and the protocol it feeds.
 pub(crate) struct Connection<F, P> {
     transport: F,
     /// Invariant: there until the connection is detached, and then it is
     /// removed.
     protocol: Option<P>,
-}
-
-/// Puts a transport and a protocol on a connected socket, watched by the
-/// reactor. `connection_made` follows after the running callback.
-///
-/// On failure the parts come back.
-pub(crate) fn establish<T, P>(
-    reactor: &mut Reactor,
-    socket: T::Socket,
-    protocol: P,
-    connector: Option<Token>,
-    is_shared: bool,
-) -> Result<bowline_protocol::TransportHandle, (std::io::Error, T::Socket)>
-where
-    T: StreamTransport,
-    P: Protocol<T>,
-{
-    let shared = Shared::of(reactor);
-    let token = match reactor.reserve() {
-        Ok(token) => token,
-        Err(error) => return Err((error, socket)),
-    };
-    if let Err(error) = socket.watch(reactor, token) {
-        reactor.release(token);
-        return Err((error, socket));
-    }
-    Ledger::add(&shared.ledger.opened, 1);
-    let mut core = Core::new(socket, shared, token);
-    if connector.is_some() {
-        core.cold().connector = connector;
-    }
-    if is_shared {
-        core.flags |= flag::SHARED;
-    }
-    let transport = T::build(core);
-    let handle = transport.handle();
-    let connection = Connection {
-        transport,
-        protocol: Some(protocol),
-    };
-    reactor.install(token, Box::new(connection));
-    reactor.notify(token);
-    Ok(handle)
 }
 
 /// Why a connection is at work.
@@ -130,14 +58,6 @@ enum Visit {
     /// turn, so nothing is read: two greedy connections that write to each
     /// other would otherwise keep the turn to themselves.
     Extra,
-}
-
-/// What one of the producer's methods is called for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tell {
-    Pause,
-    Resume,
-    Stop,
 }
 
 impl<F, P> Connection<F, P>
@@ -242,30 +162,6 @@ where
         true
     }
 
-    /// What closes does not wait for a transport that is gone, nor for what it
-    /// would read itself: neither can produce anything more.
-    fn forget_spent_producer(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        if !core.has_producer() || !matches!(core.state(), State::Closing | State::WriteClosing) {
-            return;
-        }
-        let registration = core.cold().registration.as_ref();
-        let Some(ProducerRef::Transport(handle)) =
-            registration.and_then(|registration| registration.producer.as_ref())
-        else {
-            return;
-        };
-        let producer = handle.token();
-        let is_spent = if producer == core.token {
-            !core.is_open_for_reading()
-        } else {
-            !reactor.is_registered(producer)
-        };
-        if is_spent {
-            core.unregister_producer();
-        }
-    }
-
     /// Makes sure that somebody comes back for what is left.
     #[inline]
     fn settle(&mut self, reactor: &mut Reactor) -> Next {
@@ -358,97 +254,6 @@ where
         }
     }
 
-    /// Delivers a read that brought something beside its bytes.
-    #[cold]
-    fn deliver_ancillary(
-        &mut self,
-        reactor: &mut Reactor,
-        buffers: &mut ReadBuffers,
-        bytes: usize,
-        is_truncated: bool,
-    ) {
-        let (per_read, in_all) = self.transport.received_limits();
-        let core = self.transport.core_mut();
-        let ancillary = &mut buffers.ancillary;
-        for (level, kind) in ancillary.unknown.drain(..) {
-            log::warn!(
-                target: log::DESCRIPTORS,
-                "{}: unsupported ancillary data from {}: level {level}, type {kind}",
-                core.token,
-                core.socket.peer(),
-            );
-        }
-        ancillary.credentials = None;
-        ancillary.pidfd = None;
-        let count = ancillary.descriptors.len();
-        Ledger::add(&core.shared.ledger.received, count);
-        let unclaimed_before = core.cold().unclaimed;
-        core.cold().received += count;
-        let limit = if count > per_read {
-            Some(per_read)
-        } else if core.cold().received > in_all {
-            Some(in_all)
-        } else {
-            None
-        };
-        if is_truncated {
-            Ledger::add(&core.shared.ledger.truncations, 1);
-            core.shared.close_received(ancillary.descriptors.drain(..));
-        } else if let Some(limit) = limit {
-            core.shared.close_received(ancillary.descriptors.drain(..));
-            core.end(CloseReason::DescriptorLimit { limit });
-        }
-        let Some(protocol) = &mut self.protocol else {
-            return;
-        };
-        let mut cx = Context::new(&mut self.transport, reactor);
-        if is_truncated {
-            log::warn!(
-                target: log::DESCRIPTORS,
-                "{}: descriptors from {} were truncated to {count}",
-                cx.transport.core().token,
-                cx.transport.core().socket.peer(),
-            );
-            match protocol.descriptors_truncated(&mut cx, count) {
-                AfterTruncation::LoseConnection => cx
-                    .transport
-                    .core_mut()
-                    .end(CloseReason::DescriptorsTruncated { received: count }),
-                AfterTruncation::KeepConnection => {}
-            }
-        }
-        let data = buffers.data.get(bytes);
-        if ancillary.descriptors.is_empty() {
-            if cx.transport.core().is_open_for_reading() {
-                protocol.data_received(&mut cx, data);
-            }
-        } else {
-            let mut offered = Offered {
-                shared: Rc::clone(&cx.transport.core().shared),
-                descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
-            };
-            protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
-            let core = self.transport.core_mut();
-            core.close_unclaimed(offered.descriptors.by_ref());
-        }
-        self.warn_of_unclaimed(unclaimed_before);
-    }
-
-    /// One warning per connection: a peer could fill the disk otherwise.
-    fn warn_of_unclaimed(&mut self, before: u64) {
-        let now = self.transport.core_mut().cold().unclaimed;
-        if before == 0 && now > 0 {
-            log::warn!(
-                target: log::DESCRIPTORS,
-                "{}: {} does not take descriptors: closed {now} received at {} from {}",
-                self.transport.core().token,
-                self.protocol_name(),
-                self.transport.core().socket.host(),
-                self.transport.core().socket.peer(),
-            );
-        }
-    }
-
     /// Tells user code the first of what is pending. True when the connection
     /// has ended and was told so.
     #[cold]
@@ -495,114 +300,6 @@ where
             _ => debug_assert!(false, "every bit is named"),
         }
         false
-    }
-
-    /// Resumes a push producer, or asks a pull producer for one portion.
-    fn resume_producer(&mut self, reactor: &mut Reactor) {
-        let written = |core: &Core<F::Socket>| core.sent + core.buffer.len() as u64;
-        let core = self.transport.core();
-        let before = written(core);
-        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
-        let Some((kind, serial)) = registration.map(|it| (it.kind, it.serial)) else {
-            return;
-        };
-        self.tell_producer(reactor, Tell::Resume);
-        let core = self.transport.core_mut();
-        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
-        let is_same = registration.is_some_and(|registration| registration.serial == serial);
-        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !core.is_ended() {
-            if written(core) > before {
-                // It went straight to the kernel.
-                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
-            } else if core.cold().ask_again.is_none() {
-                let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
-                core.cold().ask_again = Some(call);
-            }
-        }
-    }
-
-    fn tell_producer(&mut self, reactor: &mut Reactor, what: Tell) {
-        let core = self.transport.core_mut();
-        let Some(registration) = &mut core.cold().registration else {
-            return;
-        };
-        let serial = registration.serial;
-        let Some(producer) = registration.producer.take() else {
-            return;
-        };
-        // A boxed producer is out for the time of its call, so that it can
-        // unregister itself; the others are only names.
-        let producer = match producer {
-            ProducerRef::Boxed(boxed) => ProducerRef::Boxed(boxed),
-            ProducerRef::Protocol => {
-                registration.producer = Some(ProducerRef::Protocol);
-                ProducerRef::Protocol
-            }
-            ProducerRef::Transport(handle) => {
-                registration.producer = Some(ProducerRef::Transport(handle));
-                ProducerRef::Transport(handle)
-            }
-        };
-        let producer = self.call_producer(reactor, producer, what);
-        if let Some(registration) = &mut self.transport.core_mut().cold().registration
-            && registration.serial == serial
-            && registration.producer.is_none()
-        {
-            registration.producer = Some(producer);
-        }
-    }
-
-    fn call_producer(
-        &mut self,
-        reactor: &mut Reactor,
-        mut producer: ProducerRef,
-        what: Tell,
-    ) -> ProducerRef {
-        match &mut producer {
-            ProducerRef::Protocol => {
-                if let Some(protocol) = &mut self.protocol {
-                    let mut cx = Context::new(&mut self.transport, reactor);
-                    match what {
-                        Tell::Pause => protocol.pause_producing(&mut cx),
-                        Tell::Resume => protocol.resume_producing(&mut cx),
-                        Tell::Stop => protocol.stop_producing(&mut cx),
-                    }
-                }
-            }
-            ProducerRef::Transport(handle) => {
-                let mut cx = Context::new(&mut self.transport, reactor);
-                if let Some(transport) = cx.get(*handle) {
-                    match what {
-                        Tell::Pause => transport.pause_producing(),
-                        Tell::Resume => transport.resume_producing(),
-                        Tell::Stop => transport.lose_connection(),
-                    }
-                }
-            }
-            ProducerRef::Boxed(producer) => {
-                let mut cx = Context::new(self.transport.as_dyn(), reactor);
-                match what {
-                    Tell::Pause => producer.pause_producing(&mut cx),
-                    Tell::Resume => producer.resume_producing(&mut cx),
-                    Tell::Stop => producer.stop_producing(&mut cx),
-                }
-            }
-        }
-        producer
-    }
-
-    /// Stops producers that were registered too late. What they register in
-    /// turn is not looked at: that could go on for ever.
-    fn stop_rejected(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        if core.cold_ref().is_none() {
-            return;
-        }
-        for _ in 0..core.cold().rejected.len() {
-            if let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
-                self.call_producer(reactor, producer, Tell::Stop);
-            }
-        }
     }
 
     /// The end: stops the producer, closes the socket, tells the protocol.
@@ -750,23 +447,6 @@ where
     }
 }
 
-/// Descriptors while a callback may take them. Those that it leaves are closed
-/// as unclaimed ones, also when it panics.
-struct Offered<'a> {
-    shared: Rc<Shared>,
-    descriptors: ReceivedDescriptors<'a>,
-}
-
-impl Drop for Offered<'_> {
-    fn drop(&mut self) {
-        self.shared.close_received(self.descriptors.by_ref());
-    }
-}
-
-fn pop_first<T>(list: &mut Vec<T>) -> Option<T> {
-    (!list.is_empty()).then(|| list.remove(0))
-}
-
 /// Sets the timers that the transport asked for.
 #[cold]
 fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
@@ -900,84 +580,5 @@ where
             self.protocol_name(),
             F::Socket::KIND
         ))
-    }
-}
-
-/// Builds the protocol and the connection of a socket that was accepted or
-/// connected. False when the factory declined.
-pub(crate) fn connect_protocol<T, F>(
-    reactor: &mut Reactor,
-    protocol: F::Protocol,
-    fd: OwnedFd,
-    names: Names,
-    connector: Option<Token>,
-) -> std::io::Result<()>
-where
-    T: DescriptorTransport,
-    F: Factory<T>,
-{
-    let socket = T::socket(fd, names);
-    match establish::<T, F::Protocol>(reactor, socket, protocol, connector, false) {
-        Ok(_) => Ok(()),
-        Err((error, socket)) => {
-            drop(socket);
-            Err(error)
-        }
-    }
-}
-
-/// The name of a UNIX socket, in the words of the protocols.
-pub(crate) fn unix_address(name: SocketName) -> bowline_protocol::UnixAddress {
-    use bowline_protocol::UnixAddress;
-    match name {
-        SocketName::UnixPath(path) => UnixAddress::Path(path),
-        SocketName::UnixAbstract(name) => UnixAddress::Abstract(name),
-        SocketName::UnixUnnamed | SocketName::Inet(_) | SocketName::Other(_) => {
-            UnixAddress::Unnamed
-        }
-    }
-}
-
-impl private::Build for crate::TcpStream {
-    fn build(core: Core<crate::socket::TcpSocket>) -> Self {
-        Self::new(core)
-    }
-}
-
-impl StreamTransport for crate::TcpStream {}
-
-impl DescriptorTransport for crate::TcpStream {
-    fn socket(fd: OwnedFd, names: Names) -> crate::socket::TcpSocket {
-        let host = match names.host {
-            HostName::Inet(address) => Some(address),
-            _ => None,
-        };
-        let peer = match names.peer {
-            SocketName::Inet(address) => address,
-            // accept(2) can return a connection that was reset already.
-            _ => std::net::SocketAddr::from(([0; 4], 0)),
-        };
-        crate::socket::TcpSocket::new(fd, peer, host)
-    }
-}
-
-impl private::Build for crate::UnixStream {
-    fn build(core: Core<crate::socket::UnixSocket>) -> Self {
-        Self::new(crate::Stream::new(core))
-    }
-}
-
-impl StreamTransport for crate::UnixStream {}
-
-impl DescriptorTransport for crate::UnixStream {
-    fn socket(fd: OwnedFd, names: Names) -> crate::socket::UnixSocket {
-        let host = match names.host {
-            HostName::Unix(address) => address,
-            _ => {
-                let name = sys::local_name(std::os::fd::AsFd::as_fd(&fd));
-                Rc::new(unix_address(name.unwrap_or(SocketName::UnixUnnamed)))
-            }
-        };
-        crate::socket::UnixSocket::new(fd, host, Rc::new(unix_address(names.peer)))
     }
 }

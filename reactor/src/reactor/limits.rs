@@ -1,0 +1,55 @@
+//! What one turn may do, and what was done so far.
+
+/// How many events one poll fetches. More cost latency for those at the end,
+/// fewer cost polls; a kilo-event buffer is 12 KiB.
+pub(super) const EVENTS_PER_TURN: usize = 1024;
+/// How many delayed calls one turn runs. A storm of timers then delays sockets
+/// by some hundred microseconds rather than for as long as it lasts.
+const TIMERS_PER_TURN: usize = 4096;
+/// How many calls from other threads and of `call_soon` one turn runs.
+const CALLS_PER_TURN: usize = 4096;
+/// How many deferred notifications one turn delivers. Callbacks that keep on
+/// notifying each other share the loop with everything else.
+const NOTIFICATIONS_PER_TURN: usize = 16_384;
+
+/// The budgets of one turn. What a phase leaves waits for the next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Events fetched by one poll; default 1,024.
+    pub events: usize,
+    /// Delayed calls run; default 4,096.
+    pub timers: usize,
+    /// Calls from other threads run, and as many of
+    /// [`call_soon`](Reactor::call_soon); default 4,096.
+    pub calls: usize,
+    /// Deferred notifications delivered; default 16,384.
+    pub notifications: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            events: EVENTS_PER_TURN,
+            timers: TIMERS_PER_TURN,
+            calls: CALLS_PER_TURN,
+            notifications: NOTIFICATIONS_PER_TURN,
+        }
+    }
+}
+
+/// Counters of a reactor's life so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Readiness events delivered to descriptors.
+    pub events: u64,
+    /// Events for descriptors that were gone already, which is normal in small
+    /// numbers: one callback removes what a later event of the batch is for.
+    pub stale_events: u64,
+    /// Delayed calls that ran.
+    pub timers: u64,
+    /// Callbacks that panicked.
+    pub panics: u64,
+}

@@ -1,0 +1,485 @@
+//! One turn of the loop: its phases, and what they are made of.
+
+use std::cmp::Reverse;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{self, AssertUnwindSafe};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+
+use super::{Alarm, Deferred, Reactor, State, Task};
+use crate::clock::Sleep;
+use crate::delayed_call::DelayedCall;
+use crate::descriptor::{Descriptor, Next, Panic, Readiness};
+use crate::log;
+use crate::sys::TimerFd;
+use crate::token::Token;
+use crate::triggers::{Phase, SystemEvent};
+
+impl Reactor {
+    // The phases of a turn.
+
+    pub(super) fn turn_once(&mut self, timeout: Option<Duration>) {
+        self.statistics.turns += 1;
+        let capacity = self.limits.events;
+        let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
+        self.poll_phase(&mut events, timeout);
+        self.calls_phase();
+        self.timers_phase();
+        self.ready_phase(&events);
+        if self.limits.events == capacity {
+            self.events = events;
+        }
+        self.notifications_phase();
+        self.slots.recycle();
+        self.system_events_phase();
+    }
+
+    fn poll_phase(&mut self, events: &mut mio::Events, timeout: Option<Duration>) {
+        let timeout = self.poll_timeout(timeout);
+        match self.poll.poll(events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
+            Err(error) => {
+                events.clear();
+                log::error!(target: log::REACTOR, "cannot poll: {error}");
+            }
+        }
+        self.now.set(None);
+    }
+
+    fn calls_phase(&mut self) {
+        if self.remote_calls.is_empty() && self.remote.is_waiting() {
+            let mut calls = Vec::new();
+            self.remote.drain(&mut calls);
+            self.remote_calls.extend(calls);
+        }
+        // What the calls add waits for the next turn: the counts are taken
+        // first.
+        let budget = self.limits.calls.max(1);
+        let mut remote_calls = 0..self.remote_calls.len().min(budget);
+        let mut soon = 0..self.soon.len().min(budget);
+        self.guarded(|reactor| {
+            reactor.current = Token::WAKER;
+            for _ in &mut remote_calls {
+                if let Some(call) = reactor.remote_calls.pop_front() {
+                    call(reactor);
+                }
+            }
+            for _ in &mut soon {
+                if let Some(call) = reactor.soon.pop_front() {
+                    call(reactor);
+                }
+            }
+        });
+    }
+
+    fn timers_phase(&mut self) {
+        if self.timers.is_empty() {
+            return;
+        }
+        // Once per turn, however many of them panic: a call that schedules
+        // itself anew waits for the next turn.
+        self.timers.expire(self.now());
+        let mut budget = 0..self.limits.timers.max(1);
+        self.guarded(|reactor| {
+            for _ in &mut budget {
+                let Some((key, task)) = reactor.timers.pop_due() else {
+                    break;
+                };
+                reactor.statistics.timers += 1;
+                match task {
+                    Task::Call(call) => {
+                        reactor.current = Token::WAKER;
+                        call(reactor);
+                    }
+                    Task::Notify(token) => {
+                        reactor.dispatch(token, |descriptor, reactor| {
+                            descriptor.timer_fired(reactor, DelayedCall { key })
+                        });
+                    }
+                }
+            }
+        });
+    }
+
+    fn ready_phase(&mut self, events: &mio::Events) {
+        // What asks for another turn from now on waits for the next one.
+        let again = self.again.len();
+        let mut events = events.iter();
+        self.guarded(|reactor| {
+            for event in &mut events {
+                let token = Token::from_mio(event.token());
+                reactor.deliver(token, Readiness::from_mio(event));
+            }
+        });
+        self.simulated_ready_phase();
+        let mut again = 0..again;
+        self.guarded(|reactor| {
+            for _ in &mut again {
+                if let Some(token) = reactor.again.pop_front()
+                    && let Some(slot) = reactor.slots.get_mut(token)
+                {
+                    let readiness = slot.again.take().unwrap_or_default();
+                    reactor.dispatch(token, |descriptor, reactor| {
+                        descriptor.ready(reactor, readiness)
+                    });
+                }
+            }
+        });
+    }
+
+    #[cfg(feature = "testing")]
+    fn simulated_ready_phase(&mut self) {
+        let Some(source) = &mut self.source else {
+            return;
+        };
+        let mut events = Vec::new();
+        source.poll(&mut events);
+        let mut events = events.into_iter();
+        self.guarded(|reactor| {
+            for (token, readiness) in &mut events {
+                reactor.deliver(token, readiness);
+            }
+        });
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(
+        clippy::needless_pass_by_ref_mut,
+        reason = "with the feature it is mutated"
+    )]
+    fn simulated_ready_phase(&mut self) {}
+
+    #[inline]
+    fn deliver(&mut self, token: Token, readiness: Readiness) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && let Some(latched) = &mut slot.again
+        {
+            // It is going to be called anyway, and no more than once: a peer
+            // that sends without end would otherwise gain a call each turn.
+            *latched |= readiness;
+            self.statistics.events += 1;
+            return;
+        }
+        let found = self.dispatch(token, |descriptor, reactor| {
+            descriptor.ready(reactor, readiness)
+        });
+        if found {
+            self.statistics.events += 1;
+        } else {
+            self.unclaimed_event(token);
+        }
+    }
+
+    #[cold]
+    fn unclaimed_event(&mut self, token: Token) {
+        match token {
+            // The calls phase looks by itself.
+            Token::WAKER => {}
+            Token::TIMER => {
+                if let Some(alarm) = &mut self.alarm {
+                    alarm.set_to = None;
+                }
+            }
+            _ => {
+                self.statistics.stale_events += 1;
+                log::trace!(target: log::REACTOR, "{token}: event for a descriptor that is gone");
+            }
+        }
+    }
+
+    fn notifications_phase(&mut self) {
+        let mut budget = 0..self.limits.notifications.max(1);
+        self.guarded(|reactor| {
+            for _ in &mut budget {
+                let Some(deferred) = reactor.deferred.pop_front() else {
+                    break;
+                };
+                reactor.deliver_deferred(deferred);
+            }
+        });
+    }
+
+    fn deliver_deferred(&mut self, deferred: Deferred) {
+        match deferred {
+            Deferred::Attend(token) => {
+                if let Some(slot) = self.slots.get_mut(token) {
+                    slot.queued = false;
+                }
+                self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
+            }
+            Deferred::Enter(token, entrance) => {
+                let mut entrance = Some(entrance);
+                let found = self.dispatch(token, |descriptor, reactor| {
+                    let entrance = entrance.take().expect("dispatched once");
+                    entrance(Some(descriptor), reactor)
+                });
+                if let Some(entrance) = entrance
+                    && !found
+                {
+                    self.current = Token::WAKER;
+                    let _: Next = entrance(None, self);
+                }
+            }
+            Deferred::Call(call) => {
+                self.current = Token::WAKER;
+                call(self);
+            }
+        }
+    }
+
+    pub(super) fn system_events_phase(&mut self) {
+        if self.state == State::Running {
+            return;
+        }
+        if self.state == State::Starting && !self.triggers.is_held(SystemEvent::Startup) {
+            self.state = State::Running;
+            self.fire(Phase::During, SystemEvent::Startup);
+            if self.state != State::Idle {
+                self.fire(Phase::After, SystemEvent::Startup);
+            }
+        }
+        if self.state == State::StopAsked {
+            self.state = State::Stopping;
+            self.fire(Phase::Before, SystemEvent::Shutdown);
+        }
+        if self.state == State::Stopping && !self.triggers.is_held(SystemEvent::Shutdown) {
+            self.disconnect_all();
+            self.fire(Phase::During, SystemEvent::Shutdown);
+            self.fire(Phase::After, SystemEvent::Shutdown);
+            self.state = State::Idle;
+        }
+    }
+
+    // What the phases are made of.
+
+    /// How long the poll may wait.
+    fn poll_timeout(&mut self, asked: Option<Duration>) -> Option<Duration> {
+        if asked == Some(Duration::ZERO) || !self.is_idle() {
+            return Some(Duration::ZERO);
+        }
+        let deadline = self.timers.next_wakeup();
+        if self.clock.before_sleep(deadline) == Sleep::Skip {
+            return Some(Duration::ZERO);
+        }
+        let Some(deadline) = deadline else {
+            return asked;
+        };
+        if self
+            .alarm
+            .as_ref()
+            .is_some_and(|alarm| alarm.set_to == Some(deadline))
+        {
+            return asked;
+        }
+        let left = deadline.saturating_duration_since(self.clock.now());
+        if left.is_zero() {
+            return Some(Duration::ZERO);
+        }
+        if asked.is_some_and(|asked| asked <= left) {
+            return asked;
+        }
+        match self.set_alarm(deadline, left) {
+            Ok(()) => asked,
+            Err(error) => {
+                // Without a timer descriptor the poll's own timeout serves, in
+                // whole milliseconds.
+                log::debug!(target: log::TIMERS, "no timer descriptor: {error}");
+                Some(left)
+            }
+        }
+    }
+
+    fn set_alarm(&mut self, deadline: Instant, left: Duration) -> io::Result<()> {
+        let alarm = match &mut self.alarm {
+            Some(alarm) => alarm,
+            none => {
+                let timer = TimerFd::new()?;
+                self.poll.registry().register(
+                    &mut SourceFd(&timer.as_fd().as_raw_fd()),
+                    Token::TIMER.to_mio(),
+                    mio::Interest::READABLE,
+                )?;
+                none.insert(Alarm {
+                    timer,
+                    set_to: None,
+                })
+            }
+        };
+        alarm.timer.set(left)?;
+        alarm.set_to = Some(deadline);
+        Ok(())
+    }
+
+    #[cfg(feature = "testing")]
+    pub(super) fn source_has_events(&self) -> bool {
+        self.source
+            .as_ref()
+            .is_some_and(|source| source.has_events())
+    }
+
+    #[cfg(not(feature = "testing"))]
+    pub(super) fn source_has_events(&self) -> bool {
+        false
+    }
+
+    /// Calls a descriptor that is taken out of its slot meanwhile. False if
+    /// there is none.
+    #[inline]
+    fn dispatch(
+        &mut self,
+        token: Token,
+        call: impl FnOnce(&mut dyn Descriptor, &mut Self) -> Next,
+    ) -> bool {
+        let Some(entry) = self.slots.take(token) else {
+            return false;
+        };
+        self.current = token;
+        let mut taken = Taken {
+            reactor: self,
+            token,
+            entry: Some(entry),
+        };
+        let next = taken.call(call);
+        drop(taken);
+        match next {
+            Next::Keep => {}
+            Next::Again => self.ask_again(token),
+            Next::Remove => self.discard(token),
+        }
+        true
+    }
+
+    /// Queues a descriptor for the next turn, once.
+    fn ask_again(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && slot.again.is_none()
+        {
+            slot.again = Some(Readiness::EMPTY);
+            self.again.push_back(token);
+        }
+    }
+
+    /// Deregisters and drops a descriptor.
+    pub(super) fn discard(&mut self, token: Token) {
+        if let Some(entry) = self.slots.release(token) {
+            if let Some(source) = entry.source() {
+                self.unwatch(source);
+            }
+            drop(entry);
+        }
+    }
+
+    /// Runs a phase to its end, however many of its callbacks panic.
+    ///
+    /// One catch for a whole phase rather than one per callback: catching is
+    /// then free for those that do not panic. A phase keeps its position
+    /// outside of itself, so that it goes on where it was cut.
+    fn guarded(&mut self, mut phase: impl FnMut(&mut Self)) {
+        // The state that a panic can leave behind is what callbacks may leave
+        // behind anyway: `Taken` puts the descriptor back while unwinding.
+        while let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| phase(self))) {
+            self.recover(Panic::new(payload));
+        }
+    }
+
+    /// After a panic: tells the descriptor, whose end it normally is.
+    #[cold]
+    fn recover(&mut self, panic: Panic) {
+        self.statistics.panics += 1;
+        let token = mem::replace(&mut self.current, Token::WAKER);
+        let Some(slot) = self.slots.get_mut(token) else {
+            log::error!(target: log::REACTOR, "a callback panicked: {}", panic.message());
+            return;
+        };
+        let prefix = slot
+            .entry_mut()
+            .map_or_else(String::new, |entry| entry.log_prefix().into_owned());
+        log::error!(target: log::REACTOR, "{token} {prefix}: a callback panicked: {}", panic.message());
+        let told = panic::catch_unwind(AssertUnwindSafe(|| {
+            self.dispatch(token, |descriptor, reactor| {
+                descriptor.panicked(reactor, panic)
+            });
+        }));
+        if told.is_err() {
+            self.statistics.panics += 1;
+            log::error!(target: log::REACTOR, "{token} {prefix}: panicked again, and is dropped");
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| self.discard(token)));
+            if dropped.is_err() {
+                log::error!(target: log::REACTOR, "{token} {prefix}: panicked while being dropped");
+            }
+        }
+    }
+
+    pub(super) fn fire(&mut self, phase: Phase, event: SystemEvent) {
+        self.guarded(|reactor| {
+            reactor.current = Token::WAKER;
+            while let Some(call) = reactor.triggers.take(phase, event) {
+                call(reactor);
+            }
+        });
+        self.notifications_phase();
+    }
+
+    /// Tells every descriptor that the reactor stops, and removes it. What
+    /// their callbacks register meanwhile is told as well, for some rounds.
+    fn disconnect_all(&mut self) {
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            let mut tokens = self.slots.tokens();
+            if tokens.is_empty() && self.deferred.is_empty() {
+                break;
+            }
+            // The youngest first: what others were registered on behalf of is
+            // told after them, a connector after its connection.
+            tokens.sort_unstable_by_key(|token| Reverse(token.generation()));
+            let mut tokens = tokens.into_iter();
+            self.guarded(|reactor| {
+                for token in &mut tokens {
+                    reactor.dispatch(token, |descriptor, reactor| {
+                        descriptor.shutdown(reactor);
+                        Next::Remove
+                    });
+                }
+            });
+            self.notifications_phase();
+            self.slots.recycle();
+        }
+        for token in self.slots.tokens() {
+            log::warn!(target: log::REACTOR, "{token}: registered anew at every shutdown, dropped");
+            self.discard(token);
+        }
+        self.slots.recycle();
+        self.again.clear();
+    }
+}
+
+/// A descriptor out of its slot. Dropping puts it back, also when a panic
+/// unwinds.
+struct Taken<'a> {
+    reactor: &'a mut Reactor,
+    token: Token,
+    entry: Option<Box<dyn Descriptor>>,
+}
+
+impl Taken<'_> {
+    #[inline]
+    fn call(&mut self, call: impl FnOnce(&mut dyn Descriptor, &mut Reactor) -> Next) -> Next {
+        match &mut self.entry {
+            Some(entry) => call(&mut **entry, self.reactor),
+            None => Next::Keep,
+        }
+    }
+}
+
+impl Drop for Taken<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.reactor.slots.put(self.token, entry);
+        }
+    }
+}

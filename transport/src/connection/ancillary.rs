@@ -1,0 +1,124 @@
+//! Reads that brought something beside their bytes.
+
+use std::rc::Rc;
+
+use bowline_protocol::{
+    AfterTruncation, CloseReason, Context, Protocol, ReceivedDescriptors, Transport,
+};
+use bowline_reactor::Reactor;
+
+use super::Connection;
+use crate::file_descriptor::FileDescriptor;
+use crate::log;
+use crate::shared::{Ledger, ReadBuffers, Shared};
+use crate::socket::private::Sealed;
+
+impl<F, P> Connection<F, P>
+where
+    F: FileDescriptor + Transport,
+    P: Protocol<F>,
+{
+    /// Delivers a read that brought something beside its bytes.
+    #[cold]
+    pub(super) fn deliver_ancillary(
+        &mut self,
+        reactor: &mut Reactor,
+        buffers: &mut ReadBuffers,
+        bytes: usize,
+        is_truncated: bool,
+    ) {
+        let (per_read, in_all) = self.transport.received_limits();
+        let core = self.transport.core_mut();
+        let ancillary = &mut buffers.ancillary;
+        for (level, kind) in ancillary.unknown.drain(..) {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: unsupported ancillary data from {}: level {level}, type {kind}",
+                core.token,
+                core.socket.peer(),
+            );
+        }
+        ancillary.credentials = None;
+        ancillary.pidfd = None;
+        let count = ancillary.descriptors.len();
+        Ledger::add(&core.shared.ledger.received, count);
+        let unclaimed_before = core.cold().unclaimed;
+        core.cold().received += count;
+        let limit = if count > per_read {
+            Some(per_read)
+        } else if core.cold().received > in_all {
+            Some(in_all)
+        } else {
+            None
+        };
+        if is_truncated {
+            Ledger::add(&core.shared.ledger.truncations, 1);
+            core.shared.close_received(ancillary.descriptors.drain(..));
+        } else if let Some(limit) = limit {
+            core.shared.close_received(ancillary.descriptors.drain(..));
+            core.end(CloseReason::DescriptorLimit { limit });
+        }
+        let Some(protocol) = &mut self.protocol else {
+            return;
+        };
+        let mut cx = Context::new(&mut self.transport, reactor);
+        if is_truncated {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: descriptors from {} were truncated to {count}",
+                cx.transport.core().token,
+                cx.transport.core().socket.peer(),
+            );
+            match protocol.descriptors_truncated(&mut cx, count) {
+                AfterTruncation::LoseConnection => cx
+                    .transport
+                    .core_mut()
+                    .end(CloseReason::DescriptorsTruncated { received: count }),
+                AfterTruncation::KeepConnection => {}
+            }
+        }
+        let data = buffers.data.get(bytes);
+        if ancillary.descriptors.is_empty() {
+            if cx.transport.core().is_open_for_reading() {
+                protocol.data_received(&mut cx, data);
+            }
+        } else {
+            let mut offered = Offered {
+                shared: Rc::clone(&cx.transport.core().shared),
+                descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
+            };
+            protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
+            let core = self.transport.core_mut();
+            core.close_unclaimed(offered.descriptors.by_ref());
+        }
+        self.warn_of_unclaimed(unclaimed_before);
+    }
+
+    /// One warning per connection: a peer could fill the disk otherwise.
+    pub(super) fn warn_of_unclaimed(&mut self, before: u64) {
+        let now = self.transport.core_mut().cold().unclaimed;
+        if before == 0 && now > 0 {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: {} does not take descriptors: closed {now} received at {} from {}",
+                self.transport.core().token,
+                self.protocol_name(),
+                self.transport.core().socket.host(),
+                self.transport.core().socket.peer(),
+            );
+        }
+    }
+}
+
+/// Descriptors while a callback may take them. Those that it leaves are closed
+/// as unclaimed ones, also when it panics.
+struct Offered<'a> {
+    shared: Rc<Shared>,
+    descriptors: ReceivedDescriptors<'a>,
+}
+
+impl Drop for Offered<'_> {
+    fn drop(&mut self) {
+        self.shared.close_received(self.descriptors.by_ref());
+    }
+}

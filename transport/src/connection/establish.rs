@@ -1,0 +1,172 @@
+//! How a connection comes about: what is put on a connected socket.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use bowline_protocol::{Factory, Protocol, Transport, TransportHandle, UnixAddress};
+use bowline_reactor::{Reactor, Token};
+
+use super::Connection;
+use crate::file_descriptor::{Core, FileDescriptor, flag};
+use crate::shared::{Ledger, Shared};
+use crate::socket::private::Sealed;
+use crate::sys::{self, SocketName};
+
+/// A transport that can be put on a connected socket.
+pub trait StreamTransport: FileDescriptor + Transport + private::Build {}
+
+/// A transport whose socket is a descriptor, so that it can be accepted,
+/// connected and adopted.
+pub(crate) trait DescriptorTransport: StreamTransport {
+    /// The socket, with what is known of its addresses.
+    fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
+}
+
+/// What is known of a socket's addresses.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) host: HostName,
+    pub(crate) peer: SocketName,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum HostName {
+    /// Has to be asked of the socket when it is needed.
+    Unknown,
+    Inet(std::net::SocketAddr),
+    Unix(Rc<UnixAddress>),
+}
+
+#[allow(
+    unnameable_types,
+    reason = "sealed: only the transports of this crate implement it"
+)]
+pub(crate) mod private {
+    use super::*;
+
+    pub trait Build: FileDescriptor {
+        /// The transport on top of a core.
+        fn build(core: Core<Self::Socket>) -> Self;
+    }
+}
+
+/// Puts a transport and a protocol on a connected socket, watched by the
+/// reactor. `connection_made` follows after the running callback.
+///
+/// On failure the parts come back.
+pub(crate) fn establish<T, P>(
+    reactor: &mut Reactor,
+    socket: T::Socket,
+    protocol: P,
+    connector: Option<Token>,
+    is_shared: bool,
+) -> Result<TransportHandle, (std::io::Error, T::Socket)>
+where
+    T: StreamTransport,
+    P: Protocol<T>,
+{
+    let shared = Shared::of(reactor);
+    let token = match reactor.reserve() {
+        Ok(token) => token,
+        Err(error) => return Err((error, socket)),
+    };
+    if let Err(error) = socket.watch(reactor, token) {
+        reactor.release(token);
+        return Err((error, socket));
+    }
+    Ledger::add(&shared.ledger.opened, 1);
+    let mut core = Core::new(socket, shared, token);
+    if connector.is_some() {
+        core.cold().connector = connector;
+    }
+    if is_shared {
+        core.flags |= flag::SHARED;
+    }
+    let transport = T::build(core);
+    let handle = transport.handle();
+    let connection = Connection {
+        transport,
+        protocol: Some(protocol),
+    };
+    reactor.install(token, Box::new(connection));
+    reactor.notify(token);
+    Ok(handle)
+}
+
+/// Builds the protocol and the connection of a socket that was accepted or
+/// connected. False when the factory declined.
+pub(crate) fn connect_protocol<T, F>(
+    reactor: &mut Reactor,
+    protocol: F::Protocol,
+    fd: OwnedFd,
+    names: Names,
+    connector: Option<Token>,
+) -> std::io::Result<()>
+where
+    T: DescriptorTransport,
+    F: Factory<T>,
+{
+    let socket = T::socket(fd, names);
+    match establish::<T, F::Protocol>(reactor, socket, protocol, connector, false) {
+        Ok(_) => Ok(()),
+        Err((error, socket)) => {
+            drop(socket);
+            Err(error)
+        }
+    }
+}
+
+/// The name of a UNIX socket, in the words of the protocols.
+pub(crate) fn unix_address(name: SocketName) -> UnixAddress {
+    match name {
+        SocketName::UnixPath(path) => UnixAddress::Path(path),
+        SocketName::UnixAbstract(name) => UnixAddress::Abstract(name),
+        SocketName::UnixUnnamed | SocketName::Inet(_) | SocketName::Other(_) => {
+            UnixAddress::Unnamed
+        }
+    }
+}
+
+impl private::Build for crate::TcpStream {
+    fn build(core: Core<crate::socket::TcpSocket>) -> Self {
+        Self::new(core)
+    }
+}
+
+impl StreamTransport for crate::TcpStream {}
+
+impl DescriptorTransport for crate::TcpStream {
+    fn socket(fd: OwnedFd, names: Names) -> crate::socket::TcpSocket {
+        let host = match names.host {
+            HostName::Inet(address) => Some(address),
+            _ => None,
+        };
+        let peer = match names.peer {
+            SocketName::Inet(address) => address,
+            // accept(2) can return a connection that was reset already.
+            _ => std::net::SocketAddr::from(([0; 4], 0)),
+        };
+        crate::socket::TcpSocket::new(fd, peer, host)
+    }
+}
+
+impl private::Build for crate::UnixStream {
+    fn build(core: Core<crate::socket::UnixSocket>) -> Self {
+        Self::new(crate::Stream::new(core))
+    }
+}
+
+impl StreamTransport for crate::UnixStream {}
+
+impl DescriptorTransport for crate::UnixStream {
+    fn socket(fd: OwnedFd, names: Names) -> crate::socket::UnixSocket {
+        let host = match names.host {
+            HostName::Unix(address) => address,
+            _ => {
+                let name = sys::local_name(std::os::fd::AsFd::as_fd(&fd));
+                Rc::new(unix_address(name.unwrap_or(SocketName::UnixUnnamed)))
+            }
+        };
+        crate::socket::UnixSocket::new(fd, host, Rc::new(unix_address(names.peer)))
+    }
+}

@@ -1,0 +1,157 @@
+//! What a connection tells the producer of its transport.
+
+use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol, Transport};
+use bowline_reactor::Reactor;
+
+use super::{ASK_AGAIN_AFTER, Connection};
+use crate::file_descriptor::{Core, FileDescriptor, State};
+
+/// What one of the producer's methods is called for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tell {
+    Pause,
+    Resume,
+    Stop,
+}
+
+impl<F, P> Connection<F, P>
+where
+    F: FileDescriptor + Transport,
+    P: Protocol<F>,
+{
+    /// Resumes a push producer, or asks a pull producer for one portion.
+    pub(super) fn resume_producer(&mut self, reactor: &mut Reactor) {
+        let written = |core: &Core<F::Socket>| core.sent + core.buffer.len() as u64;
+        let core = self.transport.core();
+        let before = written(core);
+        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let Some((kind, serial)) = registration.map(|it| (it.kind, it.serial)) else {
+            return;
+        };
+        self.tell_producer(reactor, Tell::Resume);
+        let core = self.transport.core_mut();
+        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let is_same = registration.is_some_and(|registration| registration.serial == serial);
+        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !core.is_ended() {
+            if written(core) > before {
+                // It went straight to the kernel.
+                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
+            } else if core.cold().ask_again.is_none() {
+                let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
+                core.cold().ask_again = Some(call);
+            }
+        }
+    }
+
+    pub(super) fn tell_producer(&mut self, reactor: &mut Reactor, what: Tell) {
+        let core = self.transport.core_mut();
+        let Some(registration) = &mut core.cold().registration else {
+            return;
+        };
+        let serial = registration.serial;
+        let Some(producer) = registration.producer.take() else {
+            return;
+        };
+        // A boxed producer is out for the time of its call, so that it can
+        // unregister itself; the others are only names.
+        let producer = match producer {
+            ProducerRef::Boxed(boxed) => ProducerRef::Boxed(boxed),
+            ProducerRef::Protocol => {
+                registration.producer = Some(ProducerRef::Protocol);
+                ProducerRef::Protocol
+            }
+            ProducerRef::Transport(handle) => {
+                registration.producer = Some(ProducerRef::Transport(handle));
+                ProducerRef::Transport(handle)
+            }
+        };
+        let producer = self.call_producer(reactor, producer, what);
+        if let Some(registration) = &mut self.transport.core_mut().cold().registration
+            && registration.serial == serial
+            && registration.producer.is_none()
+        {
+            registration.producer = Some(producer);
+        }
+    }
+
+    pub(super) fn call_producer(
+        &mut self,
+        reactor: &mut Reactor,
+        mut producer: ProducerRef,
+        what: Tell,
+    ) -> ProducerRef {
+        match &mut producer {
+            ProducerRef::Protocol => {
+                if let Some(protocol) = &mut self.protocol {
+                    let mut cx = Context::new(&mut self.transport, reactor);
+                    match what {
+                        Tell::Pause => protocol.pause_producing(&mut cx),
+                        Tell::Resume => protocol.resume_producing(&mut cx),
+                        Tell::Stop => protocol.stop_producing(&mut cx),
+                    }
+                }
+            }
+            ProducerRef::Transport(handle) => {
+                let mut cx = Context::new(&mut self.transport, reactor);
+                if let Some(transport) = cx.get(*handle) {
+                    match what {
+                        Tell::Pause => transport.pause_producing(),
+                        Tell::Resume => transport.resume_producing(),
+                        Tell::Stop => transport.lose_connection(),
+                    }
+                }
+            }
+            ProducerRef::Boxed(producer) => {
+                let mut cx = Context::new(self.transport.as_dyn(), reactor);
+                match what {
+                    Tell::Pause => producer.pause_producing(&mut cx),
+                    Tell::Resume => producer.resume_producing(&mut cx),
+                    Tell::Stop => producer.stop_producing(&mut cx),
+                }
+            }
+        }
+        producer
+    }
+
+    /// Stops producers that were registered too late. What they register in
+    /// turn is not looked at: that could go on for ever.
+    pub(super) fn stop_rejected(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        if core.cold_ref().is_none() {
+            return;
+        }
+        for _ in 0..core.cold().rejected.len() {
+            if let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
+                self.call_producer(reactor, producer, Tell::Stop);
+            }
+        }
+    }
+
+    /// What closes does not wait for a transport that is gone, nor for what it
+    /// would read itself: neither can produce anything more.
+    pub(super) fn forget_spent_producer(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        if !core.has_producer() || !matches!(core.state(), State::Closing | State::WriteClosing) {
+            return;
+        }
+        let registration = core.cold().registration.as_ref();
+        let Some(ProducerRef::Transport(handle)) =
+            registration.and_then(|registration| registration.producer.as_ref())
+        else {
+            return;
+        };
+        let producer = handle.token();
+        let is_spent = if producer == core.token {
+            !core.is_open_for_reading()
+        } else {
+            !reactor.is_registered(producer)
+        };
+        if is_spent {
+            core.unregister_producer();
+        }
+    }
+}
+
+fn pop_first<T>(list: &mut Vec<T>) -> Option<T> {
+    (!list.is_empty()).then(|| list.remove(0))
+}
