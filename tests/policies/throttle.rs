@@ -45,7 +45,8 @@ fn what_was_saved_up_is_read_at_once_and_the_rest_in_time() {
     assert_eq!(record.summary(), ["made", "data 3005"]);
 }
 
-/// H-18: over any time, no more than the rate, what was saved up, and a read.
+/// H-18, W-70: over any time, no more than the rate, what was saved up, and a
+/// read.
 #[test]
 fn the_average_holds() {
     let (mut pump, peer, record) = throttled(rate(100_000).burst(10_000));
