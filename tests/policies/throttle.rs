@@ -9,7 +9,7 @@ use bowline::testing::{ManualClock, MemoryPeer, Pump, SimulatedKernel};
 use bowline::{Address, Reactor, Transport, Transports};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
-use crate::{build, client, name, seconds, timers};
+use crate::{build, client, seconds, timers};
 
 fn rate(bytes_per_second: u64) -> Rate {
     Rate::per_second(NonZeroU64::new(bytes_per_second).unwrap())
@@ -142,11 +142,21 @@ fn the_total_is_shared_and_timers_end_with_the_last() {
     pump.advance(seconds(0.001));
     assert_eq!(record.data().len(), 2002);
 
+    // One that is lost while it is held takes nothing from the others.
+    other.send(&[0; 5000]).unwrap();
+    pump.run();
+    one.send(b"c").unwrap();
+    late.send(b"d").unwrap();
+    pump.get(first).unwrap().abort_connection();
+    pump.run();
+    assert_eq!(timers(&mut pump), 1);
+    pump.advance(seconds(20.0));
+    assert_eq!(record.data().len(), 7003);
+    assert_eq!(timers(&mut pump), 0);
+
     other.send(&[0; 5000]).unwrap();
     pump.run();
     assert_eq!(timers(&mut pump), 1);
-    let held = name(&mut pump, first);
-    pump.reactor().get(held).unwrap().abort_connection();
     for transport in pump.transports().to_vec() {
         if let Some(transport) = pump.get(transport) {
             transport.abort_connection();
