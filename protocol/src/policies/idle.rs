@@ -31,9 +31,8 @@ const LOOKS_PER_PERIOD: u32 = 4;
 /// factory.
 ///
 /// Traffic is what the peer sends, what is written to it, and what the kernel
-/// takes of that: a download that goes on slowly is not idle, and neither is
-/// one whose protocol waits for nothing but the end of a callback. What waits
-/// unread in the kernel because reading is paused or held does not count.
+/// takes of that: a download that goes on slowly is not idle. What waits unread
+/// in the kernel because reading is paused or held does not count.
 ///
 /// A connection is closed exactly when its period has passed since the last
 /// callback with traffic. What others write to it, and what the kernel takes

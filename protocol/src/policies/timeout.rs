@@ -26,8 +26,7 @@ use crate::transport::{Transport, TransportHandle};
 ///
 /// # Examples
 ///
-/// A minute for each line, and no more than an hour for them all would be two
-/// of these. Here is one:
+/// An echo that ends when nothing was said for a minute:
 ///
 /// ```
 /// use std::time::Duration;
