@@ -11,7 +11,7 @@ struct Capture;
 
 impl log::Log for Capture {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target() == "bowline::transport"
+        metadata.target().starts_with("bowline::")
     }
 
     fn log(&self, record: &log::Record<'_>) {
