@@ -329,6 +329,7 @@ impl<F> fmt::Debug for ThrottleReading<F> {
 
 #[cfg(test)]
 mod tests {
+    use bowline_reactor::{Clock, SystemClock};
     use proptest::prelude::*;
 
     use super::*;
@@ -347,7 +348,7 @@ mod tests {
                 burst,
             };
             let mut bucket = Bucket { rate, full_at: None };
-            let mut now = Instant::now();
+            let mut now = SystemClock.now();
             let per_second = rate.bytes_per_second.get() as f64;
             let mut tokens = burst as f64;
             for (micros, bytes) in steps {
