@@ -218,6 +218,7 @@ fn all_layers_together_hand_on_every_callback() {
 /// What a policy sees comes before and after what the protocol does.
 #[test]
 fn a_policy_sees_each_event_on_both_sides() {
+    let _ledger = DescriptorLedger::open();
     struct Sees(Log);
     impl<T: Transport> Policy<T> for Sees {
         fn before(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
@@ -282,6 +283,7 @@ fn descriptors_and_the_end_of_a_peer_arrive_through_all_layers() {
 /// W-70, W-72.
 #[test]
 fn no_protocol_stays_none_and_counts_nowhere() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let log = Log::default();
     let maker = |declines| Maker {
@@ -304,6 +306,7 @@ fn no_protocol_stays_none_and_counts_nowhere() {
 /// H-21.
 #[test]
 fn the_events_of_a_factory_are_handed_on() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let log = Log::default();
     let mut factory = in_all_layers(Maker {

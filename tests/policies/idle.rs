@@ -8,7 +8,7 @@ use bowline::policies::{Idle, IdleTimeout, ProtocolWrapper, Timeout};
 use bowline::testing::{MemoryPeer, MemoryStream, Pump, SimulatedKernel};
 use bowline::{Address, CloseReason, Context, Protocol, Transport, TransportHandle, Transports};
 
-use crate::support::{Record, Recorder};
+use crate::support::{DescriptorLedger, Record, Recorder};
 use crate::{build, capture, client, seconds, timers};
 
 fn idle(period: f64) -> (Pump, MemoryPeer, Record) {
@@ -22,6 +22,7 @@ fn idle(period: f64) -> (Pump, MemoryPeer, Record) {
 /// H-17.
 #[test]
 fn an_idle_connection_is_closed_after_half_an_hour() {
+    let _ledger = DescriptorLedger::open();
     capture::start();
     let record = Record::default();
     let made = record.clone();
@@ -41,6 +42,7 @@ fn an_idle_connection_is_closed_after_half_an_hour() {
 /// H-17.
 #[test]
 fn what_the_peer_sends_puts_the_close_off() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = idle(10.0);
     for _ in 0..5 {
         pump.advance(seconds(9.0));
@@ -56,6 +58,7 @@ fn what_the_peer_sends_puts_the_close_off() {
 /// H-17.
 #[test]
 fn what_others_write_puts_the_close_off() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = idle(10.0);
     for _ in 0..5 {
         pump.advance(seconds(9.0));
@@ -73,6 +76,7 @@ fn what_others_write_puts_the_close_off() {
 /// A transfer is no idleness, however slow.
 #[test]
 fn what_the_peer_takes_puts_the_close_off() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = idle(10.0);
     let _ = pump.first().unwrap().write_owned(vec![0; 3_000_000]);
     let mut taken = 0;
@@ -88,6 +92,7 @@ fn what_the_peer_takes_puts_the_close_off() {
 
 #[test]
 fn a_peer_that_takes_nothing_is_not_waited_for() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, _peer, record) = idle(10.0);
     let _ = pump.first().unwrap().write_owned(vec![0; 3_000_000]);
     pump.advance(seconds(12.5));
@@ -101,6 +106,7 @@ fn a_peer_that_takes_nothing_is_not_waited_for() {
 /// W-69: upstream fails with "already called".
 #[test]
 fn traffic_after_the_time_is_over_does_nothing() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = idle(10.0);
     // What is unsent keeps it open for a moment.
     let _ = pump.first().unwrap().write_owned(vec![0; 1_000_000]);
@@ -119,6 +125,7 @@ fn traffic_after_the_time_is_over_does_nothing() {
 
 #[test]
 fn a_lost_connection_leaves_no_timer() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, _) = idle(10.0);
     assert_eq!(timers(&mut pump), 1);
     peer.close();
@@ -195,6 +202,7 @@ impl Stage {
 /// H-16.
 #[test]
 fn a_limit_is_set_changed_reset_and_cancelled() {
+    let _ledger = DescriptorLedger::open();
     let mut stage = Stage::new(Timeout::new());
     assert_eq!(stage.tell("?5?"), [None, None, Some(5)]);
     stage.pump.advance(seconds(4.0));
@@ -223,6 +231,7 @@ fn a_limit_is_set_changed_reset_and_cancelled() {
 /// H-16: a reset costs nothing, so it moves no timer.
 #[test]
 fn a_reset_leaves_the_timer_where_it_is() {
+    let _ledger = DescriptorLedger::open();
     let mut stage = Stage::new(Timeout::new());
     stage.tell("5");
     let before: Vec<_> = stage.pump.reactor().delayed_calls().collect();
@@ -239,6 +248,7 @@ fn a_reset_leaves_the_timer_where_it_is() {
 /// H-16.
 #[test]
 fn an_action_replaces_the_close_and_reset_after_it_does_nothing() {
+    let _ledger = DescriptorLedger::open();
     let ended = Rc::new(RefCell::new(Vec::new()));
     let noted = Rc::clone(&ended);
     let limit = Timeout::with_action(move |reactor, transport: TransportHandle| {

@@ -42,6 +42,7 @@ fn silence_panics() {
 /// H-20.
 #[test]
 fn beyond_the_total_connections_are_declined() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let mut factory = LimitConnections::new(brittle).total(Some(2));
     let count = factory.count();
@@ -66,6 +67,7 @@ fn beyond_the_total_connections_are_declined() {
 /// H-20: with no limit all are counted and none is declined.
 #[test]
 fn none_is_unlimited() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let mut factory = LimitConnections::new(brittle);
     let count = factory.count();
@@ -82,6 +84,7 @@ fn none_is_unlimited() {
 /// H-19, W-71.
 #[test]
 fn a_peer_is_its_ip_address_or_any_unix_peer() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let mut factory = LimitConnections::new(brittle).per_peer(Some(2));
     let count = factory.count();
@@ -110,6 +113,7 @@ fn a_peer_is_its_ip_address_or_any_unix_peer() {
 /// H-20: wherever the panic is, the count falls, once.
 #[test]
 fn the_count_falls_when_a_callback_panics() {
+    let _ledger = DescriptorLedger::open();
     silence_panics();
     let mut pump = pump();
     let mut factory = LimitConnections::new(brittle).total(Some(1));
@@ -139,6 +143,7 @@ fn the_count_falls_when_a_callback_panics() {
 
 #[test]
 fn a_killed_connection_is_not_counted() {
+    let _ledger = DescriptorLedger::open();
     let mut pump = pump();
     let mut factory = LimitConnections::new(brittle);
     let count = factory.count();

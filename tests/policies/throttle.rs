@@ -27,6 +27,7 @@ fn throttled(rate: Rate) -> (Pump, MemoryPeer, Record) {
 /// H-18.
 #[test]
 fn what_was_saved_up_is_read_at_once_and_the_rest_in_time() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = throttled(rate(1000).burst(2000));
     for expected in [1000, 2000, 3000] {
         peer.send(&[0; 1000]).unwrap();
@@ -49,6 +50,7 @@ fn what_was_saved_up_is_read_at_once_and_the_rest_in_time() {
 /// read.
 #[test]
 fn the_average_holds() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = throttled(rate(100_000).burst(10_000));
     let mut sent = 0;
     for step in 1..=500_u64 {
@@ -66,6 +68,7 @@ fn the_average_holds() {
 /// The protocol's pause and the hold know nothing of each other.
 #[test]
 fn a_pause_of_the_protocol_outlasts_the_hold_and_the_reverse() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = throttled(rate(1000).burst(0));
     peer.send(&[0; 1000]).unwrap();
     pump.run();
@@ -98,6 +101,7 @@ fn a_pause_of_the_protocol_outlasts_the_hold_and_the_reverse() {
 /// Two holds are two: what releases one leaves the other.
 #[test]
 fn holds_are_counted() {
+    let _ledger = DescriptorLedger::open();
     let (mut pump, peer, record) = throttled(rate(1_000_000));
     let transport = pump.first().unwrap();
     transport.hold_reading();
@@ -116,6 +120,7 @@ fn holds_are_counted() {
 /// H-18: one bucket for all, and each its own.
 #[test]
 fn the_total_is_shared_and_timers_end_with_the_last() {
+    let _ledger = DescriptorLedger::open();
     let record = Record::default();
     let made = record.clone();
     let mut factory = ThrottleReading::new(move |_: &Address| Recorder::new(&made))
