@@ -20,7 +20,7 @@ pub struct Limits {
     /// Delayed calls run; default 4,096.
     pub timers: usize,
     /// Calls from other threads run, and as many of
-    /// [`call_soon`](Reactor::call_soon); default 4,096.
+    /// [`call_soon`](crate::Reactor::call_soon); default 4,096.
     pub calls: usize,
     /// Deferred notifications delivered; default 16,384.
     pub notifications: usize,
