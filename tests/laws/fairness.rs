@@ -2,20 +2,20 @@
 
 use std::cell::Cell;
 use std::io::{Read, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream as Peer;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::{
-    Address, Context, Limits, Protocol, Reactor, Transport, TransportHandle, Transports,
-    UnixAddress,
+    Address, Context, Limits, Protocol, Reactor, Transport, TransportBudgets, TransportHandle,
+    Transports, UnixAddress,
 };
 
-use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
+use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
 
-/// As much as one connection may read in one turn: four times its buffer, and
-/// the one read that comes before anything else.
-const MOST_PER_TURN: usize = 5 * 65_536;
+/// As much as one connection may read in one turn: four times its buffer.
+const MOST_PER_TURN: usize = 4 * 65_536;
 
 /// Counts what it received.
 struct Counts {
@@ -222,6 +222,52 @@ fn more_ready_descriptors_than_a_poll_fetches_all_get_their_turn() {
     drop(reactor);
     for (mut peer, _) in all {
         let _ = peer.read(&mut [0]);
+    }
+    ledger.assert_balanced();
+}
+
+/// Limits its reads to ten bytes and counts them.
+struct SmallReader {
+    reads: Rc<Cell<usize>>,
+}
+
+impl<T: Transport> Protocol<T> for SmallReader {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.set_read_limit(NonZeroUsize::new(10));
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+        assert_eq!(data.len(), 10);
+        self.reads.set(self.reads.get() + 1);
+    }
+}
+
+/// L5: the budget of reads is what it says, whatever it is set to.
+#[test]
+fn connection_reads_as_often_per_turn_as_its_budget_says() {
+    let ledger = DescriptorLedger::open();
+    for (asked, budget) in [(None, 4), (Some(1), 1), (Some(0), 1), (Some(7), 7)] {
+        let reads = Rc::new(Cell::new(0));
+        let mut reactor = Reactor::new().unwrap();
+        if let Some(reads) = asked {
+            reactor.set_transport_budgets(TransportBudgets {
+                reads,
+                ..TransportBudgets::default()
+            });
+        }
+        assert_eq!(reactor.transport_budgets().reads, budget);
+        let (ours, mut theirs) = socketpair();
+        let reader = SmallReader {
+            reads: Rc::clone(&reads),
+        };
+        reactor.adopt_unix_stream(ours.into(), reader).unwrap();
+        run_until_quiet(&mut reactor);
+        theirs.write_all(&[0; 10 * 28]).unwrap();
+        // 28 reads are a whole number of turns for each of the budgets.
+        for turn in 1..=28 / budget as usize {
+            reactor.turn(Some(Duration::from_secs(1)));
+            assert_eq!(reads.get(), turn * budget as usize, "budget {budget}");
+        }
     }
     ledger.assert_balanced();
 }

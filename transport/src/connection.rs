@@ -54,6 +54,8 @@ pub(crate) struct Connection<F, P> {
 enum Visit {
     /// The reactor's call, which comes once per turn.
     Turn,
+    /// The same, with one read of the budget spent.
+    AfterRead,
     /// Callbacks or timers asked for it. That happens any number of times per
     /// turn, so nothing is read: two greedy connections that write to each
     /// other would otherwise keep the turn to themselves.
@@ -81,6 +83,7 @@ where
             if core.pending == 0 && core.is_at_rest() {
                 return Next::Keep;
             }
+            return self.work(reactor, Visit::AfterRead);
         }
         self.work(reactor, Visit::Turn)
     }
@@ -94,8 +97,10 @@ where
             mut notices,
             ..
         } = self.transport.core().shared.budgets.get();
-        if visit == Visit::Extra {
-            reads = 0;
+        match visit {
+            Visit::Turn => {}
+            Visit::AfterRead => reads -= 1,
+            Visit::Extra => reads = 0,
         }
         loop {
             let core = self.transport.core();
