@@ -146,6 +146,10 @@ pub use bowline_transport::{
     UnixSocket,
 };
 
+/// Worker pools, restarts that lose nothing, and the interfaces of systemd.
+#[doc(inline)]
+pub use bowline_handoff as handoff;
+
 /// Connections in memory and time that stands still, for the tests of your
 /// protocols; feature `testing`.
 ///

@@ -1,0 +1,12 @@
+//! Hand-off of sockets between processes for [bowline]: worker pools, restarts
+//! that lose nothing, and the interfaces of systemd.
+//!
+//! Built on the public API of the layers below only. Most programs depend on
+//! the facade crate `bowline`, which re-exports this as `bowline::handoff`.
+//!
+//! [bowline]: https://docs.rs/bowline
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod log;
