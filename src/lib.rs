@@ -50,6 +50,7 @@
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | limit time, connections or bytes per second | [`policies`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
+//! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
 //! | call from another thread | [`RemoteHandle::call_from_thread`] |
@@ -138,6 +139,12 @@ pub use bowline_transport::{
     AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, StaleSocket,
     StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, TransportBudgets, Transports,
     UnixConnectOptions, UnixListenOptions, UnixStream,
+};
+
+// Descriptors that processes are started with, and what belongs to it.
+pub use bowline_transport::{
+    SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
+    send_datagram, spawn_with_descriptors, take_inherited,
 };
 
 // The layers that transports are made of.

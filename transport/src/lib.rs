@@ -29,6 +29,7 @@ mod handoff;
 mod listener;
 mod log;
 mod options;
+mod process;
 mod sendmsg;
 mod shared;
 mod socket;
@@ -46,6 +47,10 @@ pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
 pub use crate::handoff::Detached;
 pub use crate::options::{
     StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
+};
+pub use crate::process::{
+    SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
+    send_datagram, spawn_with_descriptors, take_inherited,
 };
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};

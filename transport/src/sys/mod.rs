@@ -6,7 +6,8 @@
 //! - [`receive`] and [`send_with_descriptors`]: bytes with what rides beside
 //!   them, through a [`ControlBuffer`] and an [`Ancillary`];
 //! - sockets, their names and their options ([`stream_socket`], [`bind`],
-//!   [`listen`], [`connect`], [`accept`], and the rest of `socket`).
+//!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
+//! - what is given over exec ([`spawn`], [`take_inherited`]).
 //!
 //! The rules that hold for every function, so that no caller needs to think
 //! of them:
@@ -25,6 +26,7 @@ mod cmsg;
 mod errno;
 mod msg;
 mod path;
+mod process;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,9 @@ pub(crate) use self::errno::{
 };
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
+pub(crate) use self::process::{
+    effective_user, monotonic_microseconds, remove_environment, spawn, take_inherited,
+};
 pub(crate) use self::socket::{
     Connecting, Family, accept, bind, connect, disarm_linger, keep_alive, listen, local_name,
     no_delay, peer_credentials, peer_name, peer_pidfd, set_close_on_exec, set_keep_alive,

@@ -5,6 +5,7 @@
 mod address;
 mod cmsg;
 mod msg;
+mod process;
 mod socket;
 
 use std::io;

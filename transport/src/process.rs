@@ -1,0 +1,141 @@
+//! Between processes, without a reactor: descriptors that a child is started
+//! with, those that this process was started with, and single datagrams with
+//! descriptors.
+
+use std::io;
+use std::io::IoSlice;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::process::{Child, Command};
+
+use bowline_protocol::Address;
+
+use crate::connection::unix_address;
+use crate::sys::{self, ControlBuffer, Family, SocketName};
+
+/// Starts `command` with descriptors under agreed numbers in the child: for
+/// programs that expect their sockets by number, bowline's or not.
+///
+/// The descriptors are borrowed and stay open here. Beside its standard
+/// streams the child has exactly these, whatever else is open here and not
+/// close-on-exec (before Linux 5.11: that too). Numbers may overlap with those that the descriptors have
+/// here, or be swapped.
+///
+/// # Errors
+///
+/// `InvalidInput` for a number below 3 and for one that is given twice;
+/// otherwise those of [`Command::spawn`].
+///
+/// # Examples
+///
+/// ```
+/// use std::fs::File;
+/// use std::os::fd::AsFd;
+/// use std::process::{Command, Stdio};
+/// use bowline_transport::spawn_with_descriptors;
+///
+/// let file = File::open("/proc/self/comm")?;
+/// let mut command = Command::new("sh");
+/// command.args(["-c", "cat <&7"]).stdout(Stdio::piped());
+/// let child = spawn_with_descriptors(command, &[(file.as_fd(), 7)])?;
+/// assert!(!child.wait_with_output()?.stdout.is_empty());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn spawn_with_descriptors(
+    command: Command,
+    descriptors: &[(BorrowedFd<'_>, u32)],
+) -> io::Result<Child> {
+    sys::spawn(command, descriptors)
+}
+
+/// Takes ownership of a descriptor that this process was started with, under
+/// the number that was agreed on, and makes it close-on-exec.
+///
+/// Each number is given out once. To be called first in `main`: a program
+/// that opens files without close-on-exec (nothing in std or bowline does)
+/// must not have opened any before.
+///
+/// # Errors
+///
+/// `InvalidInput` for the standard streams; `NotFound` where nothing is open
+/// under the number; `AlreadyExists` where it was taken before, or was made by
+/// this process.
+pub fn take_inherited(number: u32) -> io::Result<OwnedFd> {
+    sys::take_inherited(number)
+}
+
+/// Removes variables from the environment, so that no child inherits them:
+/// what std can only offer as `unsafe`. To be called first in `main`.
+///
+/// # Errors
+///
+/// `Unsupported`, with nothing removed, where other threads run already: they
+/// may be reading the environment. Leave them out of each child's instead
+/// ([`Command::env_remove`]).
+pub fn remove_environment(names: &[&str]) -> io::Result<()> {
+    sys::remove_environment(names)
+}
+
+/// Sends one datagram, with descriptors, on a connected datagram socket;
+/// never blocks.
+///
+/// # Errors
+///
+/// `InvalidInput` for more than 253 descriptors, or for descriptors without a
+/// byte; `WouldBlock` where the receiver's queue is full; otherwise those of
+/// sendmsg(2).
+pub fn send_datagram(
+    socket: BorrowedFd<'_>,
+    data: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    if descriptors.is_empty() {
+        sys::send(socket, data)?;
+    } else {
+        let mut control = ControlBuffer::new();
+        sys::send_with_descriptors(socket, &[IoSlice::new(data)], descriptors, &mut control)?;
+    }
+    Ok(())
+}
+
+/// What a descriptor from elsewhere is, as far as sockets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SocketDescription {
+    /// Its own address; `None` for families other than IP and UNIX.
+    pub address: Option<Address>,
+    /// Whether it is a byte stream, rather than datagrams or sequenced packets.
+    pub is_stream: bool,
+    /// Whether it accepts connections.
+    pub is_listening: bool,
+}
+
+/// Asks the kernel what `fd` is.
+///
+/// # Errors
+///
+/// `ENOTSOCK` where it is no socket.
+pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
+    let kind = sys::socket_kind(fd)?;
+    let address = match sys::local_name(fd)? {
+        SocketName::Inet(address) => Some(Address::Inet(address)),
+        name if kind.domain == Some(Family::Unix) => Some(Address::Unix(unix_address(name))),
+        _ => None,
+    };
+    Ok(SocketDescription {
+        address,
+        is_stream: kind.stream,
+        is_listening: kind.listening,
+    })
+}
+
+/// The kernel's monotonic clock, in microseconds since some fixed point: what
+/// systemd compares times by (`CLOCK_MONOTONIC`).
+pub fn monotonic_microseconds() -> u64 {
+    sys::monotonic_microseconds()
+}
+
+/// The user whose rights this process has (geteuid(2)), to be compared with
+/// those of a peer.
+pub fn effective_user() -> u32 {
+    sys::effective_user()
+}

@@ -1,0 +1,184 @@
+//! What processes give each other over fork and exec: descriptors under agreed
+//! numbers, and the environment.
+
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
+
+use super::retry;
+
+/// The first number that is not a standard stream.
+const FIRST: RawFd = 3;
+
+/// Starts `command` with `grants` under their numbers in the child.
+///
+/// Sources are borrowed and stay open here. The child has, beside its standard
+/// streams, exactly these: what else is open is made close-on-exec there, in case
+/// that it was not.
+///
+/// # Errors
+/// `InvalidInput` for a number below 3 and one given twice; otherwise those of
+/// fork and exec.
+pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
+    let mut moves = Vec::with_capacity(grants.len());
+    let mut numbers = BTreeSet::new();
+    for (fd, number) in grants {
+        let number = RawFd::try_from(*number).unwrap_or(-1);
+        if number < FIRST || !numbers.insert(number) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        moves.push((fd.as_raw_fd(), number));
+    }
+    let top = numbers.last().map_or(FIRST, |last| last + 1);
+    // std reports a failed exec through a socket of its own, and takes the lowest free
+    // number for it. If that were one of the grants', the child would close it
+    // and write the error to the granted file: so all of them are taken meanwhile.
+    let mut placeholders = Vec::new();
+    if let Some((source, _)) = grants.first() {
+        for &number in &numbers {
+            let placeholder = duplicate_at_least(source.as_raw_fd(), number)?;
+            if placeholder.as_raw_fd() == number {
+                placeholders.push(placeholder);
+            }
+        }
+    }
+    let arrange = move || arrange(&mut moves, top);
+    // SAFETY: between fork and exec only async-signal-safe calls may be made and no
+    // memory allocated: `arrange` calls fcntl, dup2 and close_range on numbers, and
+    // writes to a vector that was made before. The numbers are open in the child:
+    // `grants` borrows their owners until the spawn below is over, and `command` is
+    // not used again.
+    unsafe { command.pre_exec(arrange) };
+    command.spawn()
+}
+
+/// Puts every source under its number, in the child.
+///
+/// Those that stand where another one is to go are moved out of the way first,
+/// above `top`, so that numbers may overlap or be swapped.
+fn arrange(moves: &mut [(RawFd, RawFd)], top: RawFd) -> io::Result<()> {
+    // Something that was inherited here and that nobody claimed, or was opened by a
+    // library that does not know better. Not before Linux 5.11; then it stays.
+    // SAFETY: takes integers only.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            FIRST,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    for (source, _) in &mut *moves {
+        if *source < top {
+            *source = retry(|| {
+                // SAFETY: takes integers only.
+                unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, top) }
+            })?;
+        }
+    }
+    for &mut (source, number) in moves {
+        // The numbers differ, and so the new one is not close-on-exec.
+        retry(|| {
+            // SAFETY: takes integers only. What stood at `number` is closed: in the
+            // child nobody uses it any more.
+            unsafe { libc::dup2(source, number) }
+        })?;
+    }
+    Ok(())
+}
+
+fn duplicate_at_least(source: RawFd, number: RawFd) -> io::Result<OwnedFd> {
+    let fd = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, number) }
+    })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The numbers that were taken by [`take_inherited`]: each is given out once.
+static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Takes ownership of a descriptor that this process was started with, and makes it
+/// close-on-exec.
+///
+/// # Errors
+/// `InvalidInput` below 3; `NotFound` where nothing is open under the number;
+/// `AlreadyExists` where it was taken before, or is close-on-exec and so was not
+/// inherited but made by this process.
+pub(crate) fn take_inherited(number: u32) -> io::Result<OwnedFd> {
+    let number = RawFd::try_from(number).unwrap_or(-1);
+    if number < FIRST {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // Held to the end: of two threads one is refused.
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if taken.contains(&number) {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    }
+    let flags = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fcntl(number, libc::F_GETFD) }
+    });
+    let flags = match flags {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        flags => flags?,
+    };
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    }
+    retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) }
+    })?;
+    taken.insert(number);
+    // SAFETY: `number` is open. It survived the exec that started this program, since it
+    // was not close-on-exec, as everything is that this program makes through std or
+    // this crate; so nothing in this process has made it, and whoever was told of it
+    // by number comes here, where it is given out once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Removes variables from this process's environment.
+///
+/// # Errors
+/// `Unsupported`, and nothing is removed, once other threads run: they may be
+/// reading it.
+pub(crate) fn remove_environment(names: &[&str]) -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    }
+    for name in names {
+        // SAFETY: the environment may not be read or written by another thread
+        // meanwhile: there is none, as the kernel has just said, and only this one
+        // could start one.
+        unsafe { std::env::remove_var(name) };
+    }
+    Ok(())
+}
+
+/// `CLOCK_MONOTONIC`, in microseconds: what systemd compares times by.
+pub(crate) fn monotonic_microseconds() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is that of `time`, borrowed for writing until the call
+    // returns. It cannot fail: the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000 + u64::try_from(time.tv_nsec / 1_000).unwrap_or(0)
+}
+
+/// The user whose rights this process has.
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() }
+}

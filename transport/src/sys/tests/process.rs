@@ -1,0 +1,157 @@
+//! What children are given, and what they take.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+
+use super::CHILD;
+use crate::sys::{remove_environment, spawn, take_inherited};
+
+/// Prints the numbers of all descriptors that it has, each with its file.
+///
+/// One of those that it finds is the shell's own, and closed by the time of the
+/// test.
+const LIST: &str =
+    "for fd in /proc/$$/fd/*; do [ -L $fd ] && echo ${fd##*/} $(readlink $fd); done; true";
+
+/// A file of its own, that says `name`.
+fn file(name: &str) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(name.as_bytes()).unwrap();
+    file
+}
+
+fn shell(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+#[track_caller]
+fn output(command: Command, grants: &[(&File, u32)]) -> String {
+    let grants: Vec<_> = grants
+        .iter()
+        .map(|(file, number)| (file.as_fd(), *number))
+        .collect();
+    let child = spawn(command, &grants).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The numbers above the standard streams in what [`LIST`] printed.
+fn numbers(listing: &str) -> Vec<u32> {
+    let numbers = listing.lines().filter_map(|line| line.split(' ').next());
+    let mut numbers: Vec<u32> = numbers
+        .map(|number| number.parse().unwrap())
+        .filter(|number| *number > 2)
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// X-02, X-04: also what this process holds without close-on-exec, inherited
+/// by its parent's mistake, say, stays here.
+#[test]
+fn child_has_exactly_the_granted_descriptors() {
+    let (one, other) = (file("one"), file("other"));
+    let careless = file("careless");
+    fcntl_setfd(&careless, FdFlags::empty()).unwrap();
+    let listing = output(shell(LIST), &[(&one, 3), (&other, 42)]);
+    assert_eq!(numbers(&listing), [3, 42], "{listing}");
+    let listing = output(shell(LIST), &[]);
+    assert_eq!(numbers(&listing), [0; 0], "{listing}");
+}
+
+/// X-03.
+#[test]
+fn numbers_may_overlap_and_be_swapped() {
+    let files: Vec<_> = ["a", "b", "c"].map(file).into_iter().collect();
+    let at = |index: usize| u32::try_from(files[index].as_raw_fd()).unwrap();
+    // The first two swapped; the last stays where it is, which dup2(2) would
+    // leave close-on-exec.
+    let grants = [(&files[0], at(1)), (&files[1], at(0)), (&files[2], at(2))];
+    let listing = output(shell(LIST), &grants);
+    let link = |file: &File| {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        std::fs::read_link(path).unwrap().display().to_string()
+    };
+    for (file, number) in grants {
+        let line = format!("{number} {}", link(file));
+        assert!(
+            listing.lines().any(|each| each == line),
+            "{line}\n{listing}"
+        );
+    }
+}
+
+/// The socket on which std learns of a failed exec has a number too.
+#[test]
+fn failed_exec_is_reported_and_not_written_to_what_was_granted() {
+    let file = file("");
+    let grants: Vec<_> = (3..64).map(|number| (file.as_fd(), number)).collect();
+    let error = spawn(Command::new("/nonexistent/program"), &grants).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    assert_eq!(file.metadata().unwrap().len(), 0);
+}
+
+#[test]
+fn standard_streams_and_numbers_given_twice_are_refused() {
+    let file = file("");
+    for grants in [
+        [(file.as_fd(), 2), (file.as_fd(), 5)],
+        [(file.as_fd(), 5); 2],
+    ] {
+        let error = spawn(Command::new("true"), &grants).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
+
+#[test]
+fn inherited_descriptor_is_taken_once_and_not_inherited_further() {
+    const NUMBER: u32 = 93;
+    if std::env::var_os(CHILD).is_some() {
+        let ours = file("made here");
+        let made_here = u32::try_from(ours.as_raw_fd()).unwrap();
+        let kind = |number| take_inherited(number).unwrap_err().kind();
+        assert_eq!(kind(2), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(NUMBER + 1), io::ErrorKind::NotFound);
+        assert_eq!(kind(made_here), io::ErrorKind::AlreadyExists);
+        let taken: OwnedFd = take_inherited(NUMBER).unwrap();
+        assert!(
+            rustix::io::fcntl_getfd(&taken)
+                .unwrap()
+                .contains(FdFlags::CLOEXEC)
+        );
+        assert_eq!(kind(NUMBER), io::ErrorKind::AlreadyExists);
+        drop(taken);
+        // Even when something else has the number by now.
+        assert_eq!(kind(NUMBER), io::ErrorKind::AlreadyExists);
+        println!("taken once");
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "--nocapture"])
+        .arg("sys::tests::process::inherited_descriptor_is_taken_once_and_not_inherited_further")
+        .env(CHILD, "inherited")
+        .stdout(Stdio::piped());
+    let said = output(command, &[(&file("given"), NUMBER)]);
+    assert!(said.contains("taken once"), "{said}");
+}
+
+/// E-13: the test harness itself runs threads, so this is where it is refused;
+/// that it works is seen in `tests/handoff`.
+#[test]
+fn environment_is_left_alone_once_threads_run() {
+    let running = std::thread::spawn(|| {
+        let error = remove_environment(&["PATH"]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    });
+    running.join().unwrap();
+    assert!(std::env::var_os("PATH").is_some());
+}
