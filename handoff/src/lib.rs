@@ -9,4 +9,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+mod inherited;
 mod log;
+pub mod systemd;
+
+pub use crate::inherited::Inherited;

@@ -1,0 +1,136 @@
+//! Named descriptors that came from somebody else.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bowline_protocol::Address;
+use bowline_transport::{SocketDescription, describe_socket};
+
+use crate::log;
+
+/// Descriptors that this process was given, by name: from systemd
+/// ([`systemd::inherited`](crate::systemd::inherited)), from a predecessor, or
+/// from whoever else keeps them.
+///
+/// Each is claimed once, by name, and is the claimer's from then on. Those
+/// that nobody claims are closed when this is dropped, each with a warning in
+/// the log that says what it was.
+#[derive(Default)]
+pub struct Inherited {
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    name: String,
+    fd: OwnedFd,
+}
+
+impl Inherited {
+    /// None at all, as in a program that was started by hand.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a descriptor under a name. Several may have the same one.
+    pub fn add(&mut self, name: impl Into<String>, fd: OwnedFd) {
+        let name = name.into();
+        self.entries.push(Entry { name, fd });
+    }
+
+    /// Takes the first descriptor of that name, whatever it is.
+    pub fn claim(&mut self, name: &str) -> Option<OwnedFd> {
+        self.claim_where(name, |_| true)
+    }
+
+    /// Takes the first listening stream socket of that name at that address.
+    ///
+    /// Port 0 fits every port, and an unnamed UNIX address every UNIX address:
+    /// what matters then is the name. A socket of that name and another address
+    /// stays unclaimed, and is reported: the configuration has changed.
+    pub fn claim_listener(&mut self, name: &str, address: &Address) -> Option<OwnedFd> {
+        self.claim_where(name, |entry| {
+            describe_socket(entry.fd.as_fd()).is_ok_and(|found| is_listener_at(&found, address))
+        })
+    }
+
+    fn claim_where(&mut self, name: &str, fits: impl Fn(&Entry) -> bool) -> Option<OwnedFd> {
+        let position = self
+            .entries
+            .iter()
+            .position(|entry| entry.name == name && fits(entry))?;
+        Some(self.entries.remove(position).fd)
+    }
+
+    /// The names of those that nobody has claimed yet, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.name.as_str())
+    }
+
+    /// How many nobody has claimed yet.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether every one was claimed, or none was there.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Moves everything of `other` behind what is here.
+    pub fn append(&mut self, mut other: Self) {
+        self.entries.append(&mut other.entries);
+    }
+}
+
+impl Drop for Inherited {
+    fn drop(&mut self) {
+        for entry in self.entries.drain(..) {
+            log::warn!(
+                target: log::HANDOFF,
+                "inherited descriptor {:?} ({}) was not claimed: closed",
+                entry.name,
+                describe(&entry.fd)
+            );
+        }
+    }
+}
+
+impl fmt::Debug for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.entries.iter().map(|entry| (&entry.name, &entry.fd)))
+            .finish()
+    }
+}
+
+fn is_listener_at(found: &SocketDescription, wanted: &Address) -> bool {
+    if !found.is_stream || !found.is_listening {
+        return false;
+    }
+    match (&found.address, wanted) {
+        (Some(Address::Inet(found)), Address::Inet(wanted)) => {
+            found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
+        }
+        (Some(Address::Unix(found)), Address::Unix(wanted)) => {
+            *wanted == bowline_protocol::UnixAddress::Unnamed || found == wanted
+        }
+        _ => false,
+    }
+}
+
+fn describe(fd: &OwnedFd) -> String {
+    match describe_socket(fd.as_fd()) {
+        Err(_) => "no socket".into(),
+        Ok(socket) => {
+            let kind = match (socket.is_stream, socket.is_listening) {
+                (_, true) => "listener",
+                (true, false) => "stream",
+                (false, false) => "socket",
+            };
+            match socket.address {
+                Some(address) => format!("{kind} at {address}"),
+                None => kind.into(),
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! `LISTEN_FDS` and its companions: sd_listen_fds_with_names(3).
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use bowline_transport::{remove_environment, take_inherited};
+
+use crate::inherited::Inherited;
+use crate::log;
+
+/// The number of the first descriptor (`SD_LISTEN_FDS_START`).
+const FIRST: u32 = 3;
+
+/// More than systemd's own limit on descriptors of one service (`LimitNOFILE`
+/// is at most 2^30 there); what matters is that a nonsensical count does not
+/// become a list of that length.
+const MOST: u32 = 1 << 16;
+
+/// What is removed from the environment when the descriptors are taken.
+const VARIABLES: [&str; 4] = [
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+];
+
+/// The name of descriptors that were given without (systemd's own word).
+const UNNAMED: &str = "unknown";
+
+/// A descriptor as the environment announces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Announced {
+    /// Its number.
+    pub number: u32,
+    /// Its name: `FileDescriptorName=` of the socket unit, which is the unit's
+    /// own name by default; `unknown` where no names were given.
+    pub name: String,
+}
+
+/// Why inherited descriptors were not taken.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ActivationError {
+    /// A variable that is meant for us does not hold what it should; its name.
+    Malformed(&'static str),
+    /// There are more or fewer names than descriptors.
+    NamesDoNotMatch {
+        /// How many descriptors were announced.
+        descriptors: usize,
+        /// How many names.
+        names: usize,
+    },
+    /// A descriptor could not be taken: nothing is open under its number, or
+    /// somebody has taken it before.
+    Descriptor {
+        /// Its number.
+        number: u32,
+        /// What the system answered.
+        error: io::Error,
+    },
+}
+
+/// Reads the announcement in an environment, given as a lookup of variables:
+/// pure, so that nothing depends on this process's own.
+///
+/// There is none where `LISTEN_PID` or `LISTEN_FDS` is missing or is no number,
+/// or `LISTEN_PID` is not `pid`: the variables were another process's, and we
+/// have inherited them by mistake.
+///
+/// # Errors
+///
+/// [`ActivationError::Malformed`] and [`ActivationError::NamesDoNotMatch`].
+///
+/// # Examples
+///
+/// ```
+/// use bowline_handoff::systemd::announced;
+///
+/// let environment = |name: &str| match name {
+///     "LISTEN_PID" => Some("42".to_owned()),
+///     "LISTEN_FDS" => Some("2".to_owned()),
+///     "LISTEN_FDNAMES" => Some("web:admin".to_owned()),
+///     _ => None,
+/// };
+/// let found = announced(environment, 42)?;
+/// assert_eq!((found[1].number, found[1].name.as_str()), (4, "admin"));
+/// assert!(announced(environment, 43)?.is_empty());
+/// # Ok::<(), bowline_handoff::systemd::ActivationError>(())
+/// ```
+pub fn announced(
+    variable: impl Fn(&str) -> Option<String>,
+    pid: u32,
+) -> Result<Vec<Announced>, ActivationError> {
+    let number = |name| variable(name).and_then(|value| value.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(pid) {
+        return Ok(Vec::new());
+    }
+    let Some(count) = number("LISTEN_FDS") else {
+        return Ok(Vec::new());
+    };
+    if count > MOST {
+        return Err(ActivationError::Malformed("LISTEN_FDS"));
+    }
+    let names: Vec<String> = match variable("LISTEN_FDNAMES") {
+        Some(names) => names.split(':').map(str::to_owned).collect(),
+        None => vec![UNNAMED.to_owned(); count as usize],
+    };
+    if names.len() != count as usize && !(count == 0 && names == [""]) {
+        return Err(ActivationError::NamesDoNotMatch {
+            descriptors: count as usize,
+            names: names.len(),
+        });
+    }
+    let numbers = FIRST..FIRST + count;
+    Ok(numbers
+        .zip(names)
+        .map(|(number, name)| Announced { number, name })
+        .collect())
+}
+
+/// Takes the descriptors that this process was started with, each with its
+/// name, close-on-exec from now on. To be called first in `main`.
+///
+/// The variables are removed from the environment, so that no child takes them
+/// for its own; where other threads run already they cannot be, and stay: they
+/// name this process, so children that check see that. A second call finds
+/// nothing.
+///
+/// # Errors
+///
+/// [`ActivationError`]. What was taken by then is closed, the variables stay.
+pub fn inherited() -> Result<Inherited, ActivationError> {
+    let mut all = Inherited::new();
+    let announced = announced(|name| std::env::var(name).ok(), std::process::id())?;
+    for Announced { number, name } in announced {
+        match take_inherited(number) {
+            Ok(fd) => all.add(name, fd),
+            // Of an earlier call, where the variables had to stay.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && all.is_empty() => {
+                return Ok(all);
+            }
+            Err(error) => return Err(ActivationError::Descriptor { number, error }),
+        }
+    }
+    if let Err(error) = remove_environment(&VARIABLES) {
+        log::debug!(target: log::HANDOFF, "LISTEN_FDS stays in the environment: {error}");
+    }
+    Ok(all)
+}
+
+impl fmt::Display for ActivationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(variable) => write!(f, "{variable} makes no sense"),
+            Self::NamesDoNotMatch { descriptors, names } => {
+                write!(f, "{names} names for {descriptors} descriptors")
+            }
+            Self::Descriptor { number, .. } => {
+                write!(f, "cannot take inherited descriptor {number}")
+            }
+        }
+    }
+}
+
+impl Error for ActivationError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Descriptor { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<ActivationError> for io::Error {
+    fn from(error: ActivationError) -> Self {
+        match error {
+            ActivationError::Descriptor { error, .. } => error,
+            _ => Self::new(io::ErrorKind::InvalidInput, error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(variables: &[(&str, &str)]) -> Result<Vec<(u32, String)>, ActivationError> {
+        let lookup = |wanted: &str| {
+            let found = variables.iter().find(|(name, _)| *name == wanted);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        let all = announced(lookup, 42)?;
+        Ok(all
+            .into_iter()
+            .map(|each| (each.number, each.name))
+            .collect())
+    }
+
+    #[test]
+    fn numbering_starts_at_three_and_names_are_split_at_colons() {
+        let found = parse(&[
+            ("LISTEN_PID", "42"),
+            ("LISTEN_FDS", "3"),
+            ("LISTEN_FDNAMES", "web::admin"),
+        ]);
+        let expected = [(3, "web"), (4, ""), (5, "admin")];
+        assert_eq!(
+            found.unwrap(),
+            expected.map(|(number, name)| (number, name.to_owned()))
+        );
+    }
+
+    #[test]
+    fn missing_names_are_unknown_rather_than_no_descriptors() {
+        let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "2")]).unwrap();
+        assert_eq!(found, [(3, "unknown".into()), (4, "unknown".into())]);
+    }
+
+    #[test]
+    fn variables_of_another_process_and_nonsense_announce_nothing() {
+        for variables in [
+            &[][..],
+            &[("LISTEN_FDS", "1")],
+            &[("LISTEN_PID", "42")],
+            &[("LISTEN_PID", "41"), ("LISTEN_FDS", "1")],
+            &[("LISTEN_PID", "us"), ("LISTEN_FDS", "1")],
+            &[("LISTEN_PID", "42"), ("LISTEN_FDS", "one")],
+            &[("LISTEN_PID", "42"), ("LISTEN_FDS", "-1")],
+            &[("LISTEN_PID", "42"), ("LISTEN_FDS", "0")],
+            &[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", "0"),
+                ("LISTEN_FDNAMES", ""),
+            ],
+        ] {
+            assert_eq!(parse(variables).unwrap(), [], "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_do_not_match_and_absurd_counts_are_refused() {
+        for names in ["web", "web:admin:more"] {
+            let found = parse(&[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", "2"),
+                ("LISTEN_FDNAMES", names),
+            ]);
+            let error = found.unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    ActivationError::NamesDoNotMatch { descriptors: 2, .. }
+                ),
+                "{error}"
+            );
+        }
+        let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "4000000000")]);
+        assert!(matches!(
+            found.unwrap_err(),
+            ActivationError::Malformed("LISTEN_FDS")
+        ));
+    }
+}

@@ -1,0 +1,5 @@
+//! Hand-off between processes: sockets that are inherited, pooled, taken over.
+
+#[path = "../support/mod.rs"]
+mod support;
+mod systemd;

@@ -1,0 +1,324 @@
+//! The interfaces of systemd: against its own `systemd-socket-activate`, and
+//! against a receiver of notices of ours.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::handoff::systemd::{self, Notice, Notifier, Watchdog};
+use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::support::{DEADLINE, DescriptorLedger, run_until};
+
+/// Says to the test that it is the program that was activated.
+const ACTIVATED: &str = "BOWLINE_TEST_ACTIVATED";
+
+/// Killed when the test fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Answers every connection with its own name, and stops the loop.
+struct Name(&'static str);
+
+impl<T: Transport> Protocol<T> for Name {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.write(self.0.as_bytes());
+        cx.transport.lose_connection();
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+}
+
+/// What runs under `systemd-socket-activate`.
+fn activated() {
+    let mut reactor = Reactor::new().expect("epoll");
+    let mut inherited = systemd::inherited().expect("what systemd announces");
+    let names: Vec<_> = inherited.names().map(str::to_owned).collect();
+    assert_eq!(names, ["tcp", "unix", "spare"]);
+    let again = systemd::inherited().expect("nothing is wrong with it");
+    assert!(again.is_empty(), "each is given out once: {again:?}");
+
+    let tcp = Address::Inet(([127, 0, 0, 1], 0).into());
+    // By name and address: nothing else fits.
+    assert!(inherited.claim_listener("unix", &tcp).is_none());
+    assert!(inherited.claim_listener("web", &tcp).is_none());
+    let fd = inherited.claim_listener("tcp", &tcp).expect("port 0 fits");
+    assert!(is_close_on_exec(&fd));
+    reactor
+        .adopt_tcp_listener(fd, |_: &Address| Name("tcp"))
+        .expect("a listener");
+    let fd = inherited.claim("unix").expect("announced");
+    reactor
+        .adopt_unix_listener(fd, |_: &Address| Name("unix"))
+        .expect("a listener");
+    assert_eq!(inherited.names().collect::<Vec<_>>(), ["spare"]);
+    drop(inherited);
+    // Until it is killed.
+    reactor.run().expect("it does not run yet");
+}
+
+fn is_close_on_exec(fd: &OwnedFd) -> bool {
+    let flags = rustix::io::fcntl_getfd(fd).expect("open");
+    flags.contains(rustix::io::FdFlags::CLOEXEC)
+}
+
+/// E-12, E-13, E-14, W-73: names, numbers, families; taken once, close-on-exec.
+#[test]
+fn sockets_of_systemd_are_claimed_by_name() {
+    if std::env::var_os(ACTIVATED).is_some() {
+        return activated();
+    }
+    let Some(program) = program("systemd-socket-activate") else {
+        return;
+    };
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    // Free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let port = port.expect("loopback").to_string();
+    let child = Command::new(program)
+        .args(["-l", &port, "-l", &path("unix"), "-l", &path("spare")])
+        .args(["--fdname=tcp:unix:spare", "-E", &format!("{ACTIVATED}=1")])
+        .arg(std::env::current_exe().expect("Linux knows"))
+        .args(["--exact", "--nocapture"])
+        .arg("systemd::sockets_of_systemd_are_claimed_by_name")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let child = Killed(child.expect("starts"));
+    let mut answer = String::new();
+    let mut stream = eventually(|| TcpStream::connect(&port));
+    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    stream.read_to_string(&mut answer).expect("answers");
+    assert_eq!(answer, "tcp");
+    answer.clear();
+    let mut stream = UnixStream::connect(path("unix")).expect("it listens");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+    stream.read_to_string(&mut answer).expect("answers");
+    assert_eq!(answer, "unix");
+    // Nobody claimed it: closed there, so that nobody waits in its queue for ever.
+    eventually(|| match UnixStream::connect(path("spare")) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        other => Err(io::Error::other(format!("{other:?}"))),
+    });
+    drop(child);
+}
+
+/// Where the program is; says so loudly where it is not.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.exists());
+    if found.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none() && std::env::var_os("BOWLINE_INTEROP").is_none(),
+            "{name} is missing: apt-get install systemd"
+        );
+        // Straight to the terminal: the harness keeps what tests that pass print.
+        let _ = io::stderr().write_all(
+            format!("NOT RUN: {name} is missing (Debian: apt-get install systemd)\n").as_bytes(),
+        );
+    }
+    found
+}
+
+/// Asks again until it works, or the deadline: another process has to get there.
+#[track_caller]
+fn eventually<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
+    let started = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// A service manager, as far as notices go.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn at_path(directory: &tempfile::TempDir) -> (Self, String) {
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("binds");
+        (Self { socket }, path.display().to_string())
+    }
+
+    /// A notice, with the descriptors that came along.
+    #[track_caller]
+    fn receive(&self) -> (String, Vec<OwnedFd>) {
+        self.socket
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a socket");
+        let mut bytes = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let message = recvmsg(
+            &self.socket,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+        .expect("a notice");
+        let descriptors = ancillary
+            .drain()
+            .flat_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect(),
+                _ => Vec::new(),
+            })
+            .collect();
+        let text = String::from_utf8(bytes[..message.bytes].to_vec());
+        (text.expect("text"), descriptors)
+    }
+}
+
+#[test]
+fn notices_reach_a_manager_at_a_path_and_in_the_abstract_namespace() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    let notifier = Notifier::connect(&path).expect("it is there");
+    let notice = Notice::new().ready().status("serving").main_pid(7);
+    notifier.send(&notice).expect("there is room");
+    assert_eq!(manager.receive().0, "READY=1\nSTATUS=serving\nMAINPID=7\n");
+
+    let name = format!("bowline-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a name");
+    let socket = UnixDatagram::bind_addr(&address).expect("binds");
+    let manager = Manager { socket };
+    let notifier = Notifier::connect(&format!("@{name}")).expect("it is there");
+    notifier.send(&Notice::new().stopping()).expect("room");
+    assert_eq!(manager.receive().0, "STOPPING=1\n");
+}
+
+#[test]
+fn stored_descriptors_arrive_with_their_name_and_stay_ours() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    let notifier = Notifier::connect(&path).expect("it is there");
+    let mut file = tempfile::tempfile().expect("temporary file");
+    file.write_all(b"state").expect("room");
+    let notice = Notice::new().store("state").expect("a name");
+    notifier
+        .send_with(&notice, &[file.as_fd(), directory_of(&directory).as_fd()])
+        .expect("room");
+    let (text, descriptors) = manager.receive();
+    assert_eq!(text, "FDSTORE=1\nFDNAME=state\n");
+    assert_eq!(descriptors.len(), 2);
+    let inode = |fd: &dyn Fn() -> rustix::fs::Stat| fd().st_ino;
+    assert_eq!(
+        inode(&|| rustix::fs::fstat(&descriptors[0]).expect("open")),
+        inode(&|| rustix::fs::fstat(&file).expect("still ours")),
+    );
+    let notice = Notice::new().remove_stored("state").expect("a name");
+    notifier.send(&notice).expect("room");
+    assert_eq!(manager.receive().0, "FDSTOREREMOVE=1\nFDNAME=state\n");
+}
+
+fn directory_of(directory: &tempfile::TempDir) -> File {
+    File::open(directory.path()).expect("readable")
+}
+
+/// The queue of a manager that does not read is short; waiting for it would be
+/// up to whoever has other connections to serve.
+#[test]
+fn notice_that_finds_no_room_is_refused_at_once() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    let notifier = Notifier::connect(&path).expect("it is there");
+    let error = loop {
+        if let Err(error) = notifier.send(&Notice::new().ready()) {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    manager.receive();
+    notifier.send(&Notice::new().ready()).expect("room again");
+}
+
+#[test]
+fn barrier_is_passed_when_the_manager_closes_its_end_and_times_out_else() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    let notifier = Notifier::connect(&path).expect("it is there");
+    let mut reactor = Reactor::new().expect("epoll");
+    let results = Rc::new(RefCell::new(Vec::new()));
+    let result = |results: &Rc<RefCell<Vec<_>>>| {
+        let results = Rc::clone(results);
+        move |_: &mut Reactor, result: io::Result<()>| {
+            results
+                .borrow_mut()
+                .push(result.map_err(|error| error.kind()));
+        }
+    };
+    notifier
+        .barrier(&mut reactor, DEADLINE, result(&results))
+        .expect("room");
+    let (text, descriptors) = manager.receive();
+    assert_eq!((text.as_str(), descriptors.len()), ("BARRIER=1\n", 1));
+    reactor.turn(Some(Duration::ZERO));
+    assert!(results.borrow().is_empty(), "the manager has not got there");
+    drop(descriptors);
+    run_until(&mut reactor, |_| results.borrow().len() == 1);
+
+    let soon = Duration::from_millis(10);
+    notifier
+        .barrier(&mut reactor, soon, result(&results))
+        .expect("room");
+    let _kept = manager.receive();
+    run_until(&mut reactor, |_| results.borrow().len() == 2);
+    assert_eq!(*results.borrow(), [Ok(()), Err(io::ErrorKind::TimedOut)]);
+    assert_eq!(reactor.registered(), 0);
+}
+
+#[test]
+fn watchdog_is_fed_by_the_loop_until_it_is_dropped() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    manager.socket.set_nonblocking(true).expect("a socket");
+    let notifier = Rc::new(Notifier::connect(&path).expect("it is there"));
+    let mut reactor = Reactor::new().expect("epoll");
+    let interval = Duration::from_millis(20);
+    let watchdog = Watchdog::start(&mut reactor, notifier, interval);
+    let mut received = 0;
+    let started = Instant::now();
+    run_until(&mut reactor, |_| {
+        let mut bytes = [0; 64];
+        while let Ok(length) = manager.socket.recv(&mut bytes) {
+            assert_eq!(&bytes[..length], b"WATCHDOG=1\n");
+            received += 1;
+        }
+        received == 5
+    });
+    // The first at once, then one in each half of the interval, never earlier.
+    assert!(started.elapsed() >= interval * 2, "{:?}", started.elapsed());
+    drop(watchdog);
+    run_until(&mut reactor, |reactor| reactor.delayed_calls().count() == 0);
+    assert!(manager.socket.recv(&mut [0; 64]).is_err(), "it has stopped");
+}
