@@ -1,6 +1,9 @@
 //! Hand-off of sockets between processes for [bowline]: worker pools, restarts
 //! that lose nothing, and the interfaces of systemd.
 //!
+//! - [`wire`]: messages and the descriptors they own, in one stream;
+//! - [`channel`]: the handshake and the protocol that delivers them.
+//!
 //! Built on the public API of the layers below only. Most programs depend on
 //! the facade crate `bowline`, which re-exports this as `bowline::handoff`.
 //!
@@ -9,8 +12,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod channel;
 mod inherited;
 mod log;
 pub mod systemd;
+pub mod wire;
 
 pub use crate::inherited::Inherited;

@@ -4,5 +4,4 @@
 pub(crate) use ::log::{debug, error, info, trace, warn};
 
 /// The target of this crate's lines.
-#[allow(dead_code)]
 pub(crate) const HANDOFF: &str = "bowline::handoff";

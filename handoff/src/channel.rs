@@ -1,0 +1,712 @@
+//! A connection between two processes that exchange messages and descriptors:
+//! the handshake, and the protocol that delivers each message with exactly its
+//! descriptors.
+//!
+//! [`Channel`] is a [`Protocol`] for any [`UnixTransport`]: one end of a
+//! socketpair, or a connection to a socket with a name. It drives a
+//! [`ChannelReceiver`]. Messages are written with [`wire::send`], from any
+//! callback; [`wire`](crate::wire) says what they look like.
+//!
+//! # The handshake
+//!
+//! Each side begins with a [`Hello`], without waiting for the other's, and each
+//! judges the other's by the same rule, so that no further answer is needed: the
+//! version is the highest that both know, and each has to be what the other
+//! expects ([`Role`]). Before that, the kernel is asked who is at the other
+//! end ([`Users`]). Whoever does not agree ends the connection, and says why in
+//! [`channel_lost`](ChannelReceiver::channel_lost).
+//!
+//! # What has a deadline
+//!
+//! The other's hello ([`ChannelSettings::handshake_timeout`]), and every frame
+//! that has begun to arrive ([`ChannelSettings::frame_timeout`]). Sending never
+//! waits. How long an answer may take is the receiver's to know.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//!
+//! use bowline_handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Peer, Role};
+//! use bowline_handoff::wire::{
+//!     self, Incoming, Message, PayloadReader, PayloadWriter, WireError,
+//! };
+//! use bowline_protocol::{Context, UnixTransport};
+//! use bowline_reactor::Reactor;
+//! use bowline_transport::Transports;
+//!
+//! /// The one message of this set: a descriptor, and what it is called.
+//! struct Named(String);
+//!
+//! impl Message for Named {
+//!     fn kind(&self) -> u16 {
+//!         0x8000
+//!     }
+//!     fn encode(&self, payload: &mut PayloadWriter<'_>) {
+//!         payload.string(&self.0);
+//!     }
+//!     fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+//!         match kind {
+//!             0x8000 => payload.string().map(Self),
+//!             kind => Err(WireError::UnknownKind { kind }),
+//!         }
+//!     }
+//! }
+//!
+//! struct Giver;
+//!
+//! impl<T: UnixTransport> ChannelReceiver<T> for Giver {
+//!     type Message = Named;
+//!
+//!     fn channel_made(&mut self, cx: &mut Context<'_, T>, _: &Peer) {
+//!         let file = std::fs::File::open("/proc/self/comm").expect("Linux has it");
+//!         if let Err(error) = wire::send(cx.transport, &Named("comm".into()), vec![file.into()]) {
+//!             println!("{error}"); // it has the descriptor
+//!         }
+//!     }
+//!
+//!     fn message_received(&mut self, _: &mut Context<'_, T>, _: Incoming<Named>) {}
+//! }
+//!
+//! struct Taker;
+//!
+//! impl<T: UnixTransport> ChannelReceiver<T> for Taker {
+//!     type Message = Named;
+//!
+//!     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<Named>) {
+//!         println!("{}: {:?}", incoming.message.0, incoming.descriptors);
+//!         # assert_eq!(incoming.descriptors.len(), 1);
+//!         cx.reactor.stop().expect("it runs: this is a callback");
+//!     }
+//! }
+//!
+//! const GIVER: Role = Role(0x8000);
+//! const TAKER: Role = Role(0x8001);
+//!
+//! let (left, right) = UnixStream::pair()?;
+//! let mut reactor = Reactor::new()?;
+//! let settings = ChannelSettings::new(GIVER, TAKER);
+//! reactor.adopt_unix_stream(left.into(), Channel::new(settings, Giver))?;
+//! let settings = ChannelSettings::new(TAKER, GIVER);
+//! reactor.adopt_unix_stream(right.into(), Channel::new(settings, Taker))?;
+//! reactor.run()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::policies::Timeout;
+use bowline_protocol::{
+    AfterReadClosed, AfterTruncation, CloseReason, Context, Credentials, Protocol,
+    ReceivedDescriptors, UnixTransport,
+};
+use bowline_transport::effective_user;
+
+use crate::log;
+use crate::wire::{
+    self, Decoder, Incoming, MAX_PAYLOAD, Message, PayloadReader, PayloadWriter, WireError,
+    decode_payload,
+};
+
+/// What a channel does with what arrives.
+///
+/// As with [`Protocol`], no callback is ever made from inside another one.
+pub trait ChannelReceiver<T: UnixTransport + ?Sized>: 'static {
+    /// What the peer may send.
+    type Message: Message;
+
+    /// The two sides agree. Called once, before any message is delivered.
+    /// What is sent earlier than this is encoded without knowing the peer's
+    /// version.
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
+        let _ = (cx, peer);
+    }
+
+    /// A message has arrived, with its descriptors. Not called any more once
+    /// the transport is closed, nor while it is paused.
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<Self::Message>);
+
+    /// Descriptors that were sent have left; see
+    /// [`Protocol::descriptors_sent`].
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        let _ = (cx, count);
+    }
+
+    /// The peer has closed its side; see [`Protocol::read_connection_lost`].
+    fn read_channel_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        let _ = cx;
+        AfterReadClosed::EndConnection
+    }
+
+    /// The channel has ended. Called once, last, and also if it never was
+    /// [made](Self::channel_made). `error` is what the channel itself found
+    /// wrong, if it did; `reason` is how the connection ended.
+    fn channel_lost(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        let _ = (cx, error, reason);
+    }
+}
+
+/// What a process is in a channel; each side says which one it is and which
+/// one it expects. Numbers from 0x8000 on are free for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Role(pub u16);
+
+impl Role {
+    /// Accepts connections, and passes them to workers.
+    pub const DISPATCHER: Self = Self(1);
+    /// Serves connections that it is passed.
+    pub const WORKER: Self = Self(2);
+    /// Runs already, and is going to be replaced.
+    pub const PREDECESSOR: Self = Self(3);
+    /// Takes over from a predecessor.
+    pub const SUCCESSOR: Self = Self(4);
+    /// Keeps descriptors for others.
+    pub const HOLDER: Self = Self(5);
+    /// Gives descriptors to a holder, and gets them back.
+    pub const CLIENT: Self = Self(6);
+}
+
+/// How one side of a channel behaves.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ChannelSettings {
+    /// What this side is.
+    pub role: Role,
+    /// What the other side has to be.
+    pub peer_role: Role,
+    /// The versions of the message set that this side knows; default 1 only.
+    pub versions: RangeInclusive<u16>,
+    /// Who may be at the other end; default [`Users::Same`].
+    pub users: Users,
+    /// The longest payload that is accepted, in bytes; default 1 MiB. The peer
+    /// is told ([`Peer::max_payload`]).
+    pub max_payload: usize,
+    /// How long the other's hello may take; default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long a frame that has begun to arrive may take; default 10 s.
+    pub frame_timeout: Duration,
+}
+
+impl ChannelSettings {
+    /// The defaults, for a side that is `role` and expects `peer_role`.
+    pub fn new(role: Role, peer_role: Role) -> Self {
+        Self {
+            role,
+            peer_role,
+            versions: 1..=1,
+            users: Users::Same,
+            max_payload: 1 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            frame_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Which users may be at the other end of a channel, by what the kernel says
+/// of whoever made the connection (`SO_PEERCRED`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Users {
+    /// The effective user of this process.
+    Same,
+    /// One of these.
+    OneOf(Vec<u32>),
+    /// Anyone who could reach the socket.
+    Any,
+}
+
+/// The first message of either side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The lowest and the highest version of the message set it knows.
+    pub versions: RangeInclusive<u16>,
+    /// What it is.
+    pub role: Role,
+    /// Its process id, as it sees itself. The kernel's word for who is at the
+    /// other end is [`Peer::credentials`].
+    pub pid: u32,
+    /// The longest payload it accepts.
+    pub max_payload: u32,
+}
+
+impl Hello {
+    const KIND: u16 = 1;
+    /// So that another program is told from another version: "bwln".
+    const MAGIC: u32 = 0x6277_6c6e;
+}
+
+impl Message for Hello {
+    fn kind(&self) -> u16 {
+        Self::KIND
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        payload.u32(Self::MAGIC);
+        payload.u16(*self.versions.start());
+        payload.u16(*self.versions.end());
+        payload.u16(self.role.0);
+        payload.u32(self.pid);
+        payload.u32(self.max_payload);
+    }
+
+    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        if kind != Self::KIND {
+            return Err(WireError::UnknownKind { kind });
+        }
+        if payload.u32()? != Self::MAGIC {
+            return Err(WireError::Malformed { what: "hello" });
+        }
+        let hello = Self {
+            versions: payload.u16()?..=payload.u16()?,
+            role: Role(payload.u16()?),
+            pid: payload.u32()?,
+            max_payload: payload.u32()?,
+        };
+        // Later versions may say more.
+        payload.rest();
+        Ok(hello)
+    }
+}
+
+/// Who is at the other end, and what was agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// The version of the message set that both use.
+    pub version: u16,
+    /// The peer's process id, as it said.
+    pub pid: u32,
+    /// The longest payload that the peer accepts, in bytes.
+    pub max_payload: usize,
+    /// Who made the connection, as the kernel says: for a socketpair that is
+    /// who made the pair.
+    pub credentials: Option<Credentials>,
+}
+
+/// What a channel found wrong with its peer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ChannelError {
+    /// What it sent is no frame, or no message of the set.
+    Wire(WireError),
+    /// It did not begin with a hello.
+    HelloExpected,
+    /// The two have no version in common.
+    NoCommonVersion {
+        /// What we know.
+        ours: RangeInclusive<u16>,
+        /// What it knows.
+        theirs: RangeInclusive<u16>,
+    },
+    /// It is not what was expected.
+    WrongRole {
+        /// What it says it is.
+        role: Role,
+    },
+    /// It belongs to another user.
+    ForeignUser {
+        /// The user.
+        uid: u32,
+    },
+    /// The kernel did not say who it is.
+    Credentials(io::Error),
+    /// No hello came in time.
+    HandshakeTimedOut,
+    /// A frame began and did not become whole in time.
+    FrameTimedOut,
+    /// The connection ended inside of a frame.
+    CutShort,
+}
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wire(_) => f.write_str("peer broke the framing"),
+            Self::HelloExpected => f.write_str("peer did not begin with a hello"),
+            Self::NoCommonVersion { ours, theirs } => write!(
+                f,
+                "no version in common: {} to {} here, {} to {} there",
+                ours.start(),
+                ours.end(),
+                theirs.start(),
+                theirs.end()
+            ),
+            Self::WrongRole { role } => write!(f, "peer has the unexpected role {}", role.0),
+            Self::ForeignUser { uid } => write!(f, "peer belongs to user {uid}"),
+            Self::Credentials(_) => f.write_str("cannot tell whose the peer is"),
+            Self::HandshakeTimedOut => f.write_str("no hello in time"),
+            Self::FrameTimedOut => f.write_str("frame did not become whole in time"),
+            Self::CutShort => f.write_str("connection ended inside of a frame"),
+        }
+    }
+}
+
+impl Error for ChannelError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Wire(error) => Some(error),
+            Self::Credentials(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// The protocol of one end of a channel.
+pub struct Channel<R> {
+    settings: ChannelSettings,
+    decoder: Decoder,
+    state: State,
+    error: Option<ChannelError>,
+    /// Limits the handshake, then each frame that has begun.
+    limit: Timeout,
+    limited: Rc<Cell<Limited>>,
+    receiver: R,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The peer's hello is awaited.
+    Greeting {
+        credentials: Option<Credentials>,
+    },
+    Made {
+        version: u16,
+    },
+    Failed,
+}
+
+/// What the running limit is for, and whether it has passed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Limited {
+    Nothing,
+    Handshake,
+    Frame,
+    HandshakePassed,
+    FramePassed,
+}
+
+impl<R> Channel<R> {
+    /// One end of a channel, which delivers to `receiver`.
+    pub fn new(settings: ChannelSettings, receiver: R) -> Self {
+        let limited = Rc::new(Cell::new(Limited::Nothing));
+        let passed = Rc::clone(&limited);
+        let limit = Timeout::with_action(move |reactor, transport| {
+            passed.set(match passed.get() {
+                Limited::Handshake => Limited::HandshakePassed,
+                Limited::Frame => Limited::FramePassed,
+                other => other,
+            });
+            if let Some(transport) = reactor.get(transport) {
+                transport.abort_connection();
+            }
+        });
+        Self {
+            decoder: Decoder::new(settings.max_payload),
+            state: State::Greeting { credentials: None },
+            error: None,
+            limit,
+            limited,
+            settings,
+            receiver,
+        }
+    }
+
+    /// The receiver.
+    pub fn receiver(&self) -> &R {
+        &self.receiver
+    }
+
+    /// The receiver, for calls from outside through
+    /// [`call_protocol`](bowline_transport::Transports::call_protocol).
+    pub fn receiver_mut(&mut self) -> &mut R {
+        &mut self.receiver
+    }
+
+    fn hello(&self) -> Hello {
+        let max = self.settings.max_payload.min(MAX_PAYLOAD);
+        Hello {
+            versions: self.settings.versions.clone(),
+            role: self.settings.role,
+            pid: std::process::id(),
+            max_payload: max as u32,
+        }
+    }
+
+    /// Asks the kernel who is there.
+    fn check_user<T: UnixTransport + ?Sized>(
+        &self,
+        transport: &T,
+    ) -> Result<Option<Credentials>, ChannelError> {
+        let credentials = match transport.peer_credentials() {
+            Ok(credentials) => credentials,
+            Err(_) if self.settings.users == Users::Any => return Ok(None),
+            Err(error) => return Err(ChannelError::Credentials(error)),
+        };
+        let is_allowed = match &self.settings.users {
+            Users::Same => credentials.uid == effective_user(),
+            Users::OneOf(users) => users.contains(&credentials.uid),
+            Users::Any => true,
+        };
+        if is_allowed {
+            Ok(Some(credentials))
+        } else {
+            Err(ChannelError::ForeignUser {
+                uid: credentials.uid,
+            })
+        }
+    }
+
+    /// Delivers every message that is whole.
+    fn deliver<T>(&mut self, cx: &mut Context<'_, T>)
+    where
+        T: UnixTransport + ?Sized,
+        R: ChannelReceiver<T>,
+    {
+        while cx.transport.is_open_for_reading() && !cx.transport.is_reading_paused() {
+            match self.deliver_next(cx) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return self.fail(cx, error),
+            }
+        }
+        if !cx.transport.is_open_for_reading() {
+            self.close_descriptors(cx);
+        }
+        self.limit_frame(cx);
+    }
+
+    fn deliver_next<T>(&mut self, cx: &mut Context<'_, T>) -> Result<bool, ChannelError>
+    where
+        T: UnixTransport + ?Sized,
+        R: ChannelReceiver<T>,
+    {
+        let Some(frame) = self.decoder.next().map_err(ChannelError::Wire)? else {
+            return Ok(false);
+        };
+        match self.state {
+            State::Greeting { credentials } => {
+                if frame.kind != Hello::KIND || !frame.descriptors.is_empty() {
+                    return Err(ChannelError::HelloExpected);
+                }
+                let theirs =
+                    decode_payload(frame.kind, 0, frame.payload).map_err(ChannelError::Wire)?;
+                let peer = agree(&self.settings, &theirs, credentials)?;
+                self.state = State::Made {
+                    version: peer.version,
+                };
+                self.limit.cancel(cx.reactor);
+                self.limited.set(Limited::Nothing);
+                self.receiver.channel_made(cx, &peer);
+            }
+            State::Made { version } => {
+                let message = decode_payload(frame.kind, version, frame.payload)
+                    .map_err(ChannelError::Wire)?;
+                let incoming = Incoming {
+                    message,
+                    descriptors: frame.descriptors,
+                    lost: frame.lost,
+                };
+                self.receiver.message_received(cx, incoming);
+            }
+            State::Failed => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Gives a frame that has begun its time, from its beginning on.
+    fn limit_frame<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        let is_waiting = self.decoder.is_inside_frame()
+            && cx.transport.is_open_for_reading()
+            && !cx.transport.is_reading_paused();
+        match (self.limited.get(), is_waiting) {
+            (Limited::Nothing, true) => {
+                self.limited.set(Limited::Frame);
+                self.limit.set(cx, Some(self.settings.frame_timeout));
+            }
+            (Limited::Frame, false) => {
+                self.limited.set(Limited::Nothing);
+                self.limit.cancel(cx.reactor);
+            }
+            _ => {}
+        }
+    }
+
+    fn fail<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>, error: ChannelError) {
+        self.error = Some(error);
+        self.state = State::Failed;
+        self.close_descriptors(cx);
+        cx.transport.abort_connection();
+    }
+
+    fn close_descriptors<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        let left = self.decoder.clear();
+        if !left.is_empty() {
+            cx.transport.close_unclaimed(left);
+        }
+    }
+}
+
+/// The rule by which both sides judge: what follows from two hellos.
+fn agree(
+    ours: &ChannelSettings,
+    theirs: &Hello,
+    credentials: Option<Credentials>,
+) -> Result<Peer, ChannelError> {
+    let version = *ours.versions.end().min(theirs.versions.end());
+    if !ours.versions.contains(&version) || !theirs.versions.contains(&version) {
+        return Err(ChannelError::NoCommonVersion {
+            ours: ours.versions.clone(),
+            theirs: theirs.versions.clone(),
+        });
+    }
+    if theirs.role != ours.peer_role {
+        return Err(ChannelError::WrongRole { role: theirs.role });
+    }
+    Ok(Peer {
+        version,
+        pid: theirs.pid,
+        max_payload: MAX_PAYLOAD.min(theirs.max_payload as usize),
+        credentials,
+    })
+}
+
+impl<T, R> Protocol<T> for Channel<R>
+where
+    T: UnixTransport + ?Sized,
+    R: ChannelReceiver<T>,
+{
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let credentials = match self.check_user(cx.transport) {
+            Ok(credentials) => credentials,
+            Err(error) => return self.fail(cx, error),
+        };
+        self.state = State::Greeting { credentials };
+        if let Err(error) = wire::send(cx.transport, &self.hello(), Vec::new()) {
+            // Lost already, which the end is going to say.
+            log::debug!(target: log::HANDOFF, "cannot greet: {error}");
+        }
+        self.limited.set(Limited::Handshake);
+        self.limit.set(cx, Some(self.settings.handshake_timeout));
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.decoder.feed(data);
+        self.deliver(cx);
+    }
+
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        self.decoder.descriptors(descriptors);
+        self.decoder.feed(data);
+        self.deliver(cx);
+    }
+
+    fn descriptors_truncated(&mut self, _: &mut Context<'_, T>, _: usize) -> AfterTruncation {
+        self.decoder.truncated();
+        AfterTruncation::KeepConnection
+    }
+
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        self.receiver.descriptors_sent(cx, count);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        if self.decoder.is_inside_frame() {
+            self.error.get_or_insert(ChannelError::CutShort);
+        }
+        self.receiver.read_channel_lost(cx)
+    }
+
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.deliver(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.limit.cancel(cx.reactor);
+        match self.limited.get() {
+            Limited::HandshakePassed => self.error = Some(ChannelError::HandshakeTimedOut),
+            Limited::FramePassed => self.error = Some(ChannelError::FrameTimedOut),
+            Limited::Nothing | Limited::Handshake | Limited::Frame => {}
+        }
+        self.close_descriptors(cx);
+        self.receiver.channel_lost(cx, self.error.as_ref(), reason);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed("Channel")
+    }
+}
+
+impl<R> fmt::Debug for Channel<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("settings", &self.settings)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(versions: RangeInclusive<u16>, role: Role) -> Hello {
+        Hello {
+            versions,
+            role,
+            pid: 1,
+            max_payload: 100,
+        }
+    }
+
+    #[test]
+    fn the_highest_version_in_common_is_agreed_on() {
+        let mut ours = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+        for (known, offered, agreed) in [
+            (1..=1, 1..=1, Some(1)),
+            (1..=3, 2..=5, Some(3)),
+            (2..=5, 1..=3, Some(3)),
+            (4..=5, 1..=3, None),
+            (1..=3, 4..=5, None),
+            // A range that contains nothing.
+            (1..=3, RangeInclusive::new(3, 2), None),
+        ] {
+            ours.versions = known;
+            let answer = agree(&ours, &hello(offered, Role::WORKER), None);
+            assert_eq!(answer.ok().map(|peer| peer.version), agreed);
+        }
+    }
+
+    #[test]
+    fn another_role_is_refused() {
+        let ours = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+        let answer = agree(&ours, &hello(1..=1, Role::DISPATCHER), None);
+        assert!(matches!(answer, Err(ChannelError::WrongRole { role }) if role.0 == 1));
+    }
+
+    #[test]
+    fn a_hello_of_a_later_version_may_say_more() {
+        let mut frame = Vec::new();
+        let said = hello(1..=9, Role::WORKER);
+        wire::encode_frame(&said, 0, &mut frame).expect("it is short");
+        frame.push(7);
+        let heard: Hello = decode_payload(Hello::KIND, 0, &frame[8..]).expect("more is ignored");
+        assert_eq!(heard, said);
+    }
+}

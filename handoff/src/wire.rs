@@ -1,0 +1,720 @@
+//! The framing of messages between processes that hand each other descriptors;
+//! pure: bytes and descriptors go in, messages come out.
+//!
+//! # A frame
+//!
+//! ```text
+//!  0        4      6         7             8
+//! +--------+------+---------+-------------+----------------+
+//! | length | kind | version | descriptors | payload        |
+//! | u32    | u16  | u8      | u8          | length bytes   |
+//! +--------+------+---------+-------------+----------------+
+//! ```
+//!
+//! All numbers are big-endian. `length` counts the payload only, at most
+//! [`MAX_PAYLOAD`]. `version` is that of this layout, [`FRAME_VERSION`]; what the
+//! payloads of a [`Message`] set look like is agreed on in the
+//! [handshake](crate::channel). `descriptors` says how many descriptors the
+//! frame owns, at most [`MAX_DESCRIPTORS`].
+//!
+//! # Which descriptors belong to which frame
+//!
+//! The sender attaches a frame's descriptors to the frame's first byte
+//! ([`send`] does, through
+//! [`write_with_descriptors`](UnixTransport::write_with_descriptors)). The
+//! kernel delivers them with the read that takes that byte, so when a frame is
+//! whole its descriptors are there. The receiver keeps the descriptors in the
+//! order in which they came, and each frame takes as many as it says from the
+//! front: exact, however the stream was cut or glued, and with no more reads
+//! than there are bytes for. Descriptors that no frame has announced break the
+//! framing.
+//!
+//! Where the kernel had no free number for a descriptor, the frame arrives
+//! without any, and says how many it [lost](Incoming::lost); the frames after
+//! it have theirs.
+//!
+//! # Message sets
+//!
+//! A message set is an enum that implements [`Message`]. Its kinds are numbers
+//! of its own choice outside of those that [`kinds`] lists; kinds below 256 are
+//! the channel's.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+
+use bowline_protocol::{
+    PassedDescriptor, SendDescriptorError, SendDescriptorErrorKind, UnixTransport, WriteStatus,
+};
+
+/// The version of the frame's layout.
+pub const FRAME_VERSION: u8 = 1;
+
+/// How many bytes stand before the payload.
+pub const HEADER_BYTES: usize = 8;
+
+/// The most bytes that a payload may have: 16 MiB. What a channel accepts is
+/// less unless it is [set](crate::channel::ChannelSettings::max_payload).
+pub const MAX_PAYLOAD: usize = 16 << 20;
+
+/// The most descriptors that a frame may own: what the kernel carries in one
+/// message.
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// Memory of an idle decoder is given back above this many bytes.
+const KEPT_CAPACITY: usize = 64 << 10;
+
+/// Which numbers belong to which message set of this crate.
+pub mod kinds {
+    use std::ops::RangeInclusive;
+
+    /// The channel itself: the handshake.
+    pub const CHANNEL: RangeInclusive<u16> = 0x0000..=0x00ff;
+    /// Worker pools.
+    pub const POOL: RangeInclusive<u16> = 0x0100..=0x01ff;
+    /// Restarts.
+    pub const RESTART: RangeInclusive<u16> = 0x0200..=0x02ff;
+    /// Keeping descriptors between the lives of a program.
+    pub const HOLDER: RangeInclusive<u16> = 0x0300..=0x03ff;
+    /// Free for programs.
+    pub const PRIVATE: RangeInclusive<u16> = 0x8000..=0xffff;
+}
+
+/// A set of messages that one side sends or receives: usually an enum.
+///
+/// # Examples
+///
+/// ```
+/// use bowline_handoff::wire::{Message, PayloadReader, PayloadWriter, WireError};
+///
+/// #[derive(Debug, PartialEq)]
+/// enum Question {
+///     HowMany,
+///     WhatIs { name: String },
+/// }
+///
+/// impl Message for Question {
+///     fn kind(&self) -> u16 {
+///         match self {
+///             Self::HowMany => 0x8000,
+///             Self::WhatIs { .. } => 0x8001,
+///         }
+///     }
+///
+///     fn encode(&self, payload: &mut PayloadWriter<'_>) {
+///         match self {
+///             Self::HowMany => {}
+///             Self::WhatIs { name } => payload.string(name),
+///         }
+///     }
+///
+///     fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+///         match kind {
+///             0x8000 => Ok(Self::HowMany),
+///             0x8001 => Ok(Self::WhatIs { name: payload.string()? }),
+///             kind => Err(WireError::UnknownKind { kind }),
+///         }
+///     }
+/// }
+/// ```
+pub trait Message: Sized + 'static {
+    /// The number of this message's kind.
+    fn kind(&self) -> u16;
+
+    /// Appends the payload.
+    fn encode(&self, payload: &mut PayloadWriter<'_>);
+
+    /// Reads the payload of a message of this `kind`; `version` is that of the
+    /// message set, agreed on in the handshake. All of the payload has to be
+    /// read: what is left over is an error of the frame.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::UnknownKind`]; [`WireError::Malformed`]; those of the
+    /// reader.
+    fn decode(kind: u16, version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError>;
+}
+
+/// A message as it arrived, with exactly its descriptors.
+#[derive(Debug)]
+pub struct Incoming<M> {
+    /// The message.
+    pub message: M,
+    /// Its descriptors, in the order in which they were sent; dropping them
+    /// closes them.
+    pub descriptors: Vec<OwnedFd>,
+    /// How many more were sent with it and lost on the way, since there was no
+    /// free descriptor number here, or a security module refused. All or none
+    /// are.
+    pub lost: usize,
+}
+
+/// Appends `message` as a frame that owns `descriptors` descriptors.
+///
+/// # Errors
+///
+/// [`WireError::TooLong`] and [`WireError::TooManyDescriptors`]; `out` is as it
+/// was then.
+pub fn encode_frame<M: Message>(
+    message: &M,
+    descriptors: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), WireError> {
+    let Some(count) = u8::try_from(descriptors)
+        .ok()
+        .filter(|count| usize::from(*count) <= MAX_DESCRIPTORS)
+    else {
+        return Err(WireError::TooManyDescriptors { count: descriptors });
+    };
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&message.kind().to_be_bytes());
+    out.extend_from_slice(&[FRAME_VERSION, count]);
+    message.encode(&mut PayloadWriter { bytes: out });
+    let length = out.len() - start - HEADER_BYTES;
+    if length > MAX_PAYLOAD {
+        out.truncate(start);
+        return Err(WireError::TooLong {
+            length,
+            max: MAX_PAYLOAD,
+        });
+    }
+    out[start..start + 4].copy_from_slice(&(length as u32).to_be_bytes());
+    Ok(())
+}
+
+/// Writes one message with its descriptors to a channel's transport, from
+/// anywhere: one's own in a callback, another by its handle.
+///
+/// Taken in full or not at all. Sends nothing by itself: what was written
+/// during one turn leaves at its end. Never waits: it is the transport's
+/// buffer that grows; [`is_send_buffer_full`] says when to stop.
+///
+/// [`is_send_buffer_full`]: bowline_protocol::Transport::is_send_buffer_full
+///
+/// # Errors
+///
+/// [`SendError`] gives the descriptors back.
+pub fn send<T, M>(
+    transport: &mut T,
+    message: &M,
+    descriptors: Vec<PassedDescriptor>,
+) -> Result<WriteStatus, SendError>
+where
+    T: UnixTransport + ?Sized,
+    M: Message,
+{
+    let mut frame = Vec::with_capacity(64);
+    if let Err(error) = encode_frame(message, descriptors.len(), &mut frame) {
+        return Err(SendError {
+            kind: SendErrorKind::Wire(error),
+            descriptors,
+        });
+    }
+    transport
+        .write_with_descriptors(&frame, descriptors)
+        .map_err(|error| {
+            let SendDescriptorError { kind, descriptors } = error;
+            SendError {
+                kind: SendErrorKind::Transport(kind),
+                descriptors,
+            }
+        })
+}
+
+/// A message that was not sent, and why.
+#[derive(Debug)]
+pub struct SendError {
+    /// Why.
+    pub kind: SendErrorKind,
+    /// The descriptors that were to go with it, in order; dropping them closes
+    /// them.
+    pub descriptors: Vec<PassedDescriptor>,
+}
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendErrorKind {
+    /// It does not fit into a frame.
+    Wire(WireError),
+    /// The transport refused it.
+    Transport(SendDescriptorErrorKind),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            SendErrorKind::Wire(_) => f.write_str("message does not fit into a frame"),
+            SendErrorKind::Transport(_) => f.write_str("channel does not take the message"),
+        }
+    }
+}
+
+impl Error for SendError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.kind {
+            SendErrorKind::Wire(error) => Some(error),
+            SendErrorKind::Transport(error) => Some(error),
+        }
+    }
+}
+
+/// What is wrong with bytes or descriptors that claim to be a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireError {
+    /// A frame of another layout.
+    UnknownVersion {
+        /// The version it names.
+        version: u8,
+    },
+    /// A message that the set does not have.
+    UnknownKind {
+        /// The number it names.
+        kind: u16,
+    },
+    /// A payload longer than is accepted.
+    TooLong {
+        /// Its length in bytes.
+        length: usize,
+        /// What is accepted.
+        max: usize,
+    },
+    /// More descriptors than a frame can own.
+    TooManyDescriptors {
+        /// How many.
+        count: usize,
+    },
+    /// Fewer descriptors came than the frame owns.
+    DescriptorsMissing {
+        /// How many it owns.
+        announced: usize,
+        /// How many came.
+        received: usize,
+    },
+    /// Descriptors came that no frame owns.
+    DescriptorsUnannounced {
+        /// How many.
+        count: usize,
+    },
+    /// The payload ends inside of a value.
+    Truncated,
+    /// The payload goes on behind the message.
+    Surplus {
+        /// By how many bytes.
+        bytes: usize,
+    },
+    /// A value that means nothing.
+    Malformed {
+        /// What was to be read.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownVersion { version } => write!(f, "frame of unknown version {version}"),
+            Self::UnknownKind { kind } => write!(f, "message of unknown kind {kind:#06x}"),
+            Self::TooLong { length, max } => {
+                write!(f, "payload of {length} bytes, where {max} are accepted")
+            }
+            Self::TooManyDescriptors { count } => {
+                write!(f, "{count} descriptors are more than a frame can own")
+            }
+            Self::DescriptorsMissing {
+                announced,
+                received,
+            } => write!(f, "frame owns {announced} descriptors, and {received} came"),
+            Self::DescriptorsUnannounced { count } => {
+                write!(f, "{count} descriptors that no frame owns")
+            }
+            Self::Truncated => f.write_str("payload ends inside of a value"),
+            Self::Surplus { bytes } => write!(f, "{bytes} bytes behind the message"),
+            Self::Malformed { what } => write!(f, "malformed {what}"),
+        }
+    }
+}
+
+impl Error for WireError {}
+
+/// Cuts a stream of bytes and descriptors into frames.
+///
+/// For every read: first what came beside the bytes ([`descriptors`] or
+/// [`truncated`]), then the bytes ([`feed`]), then [`next`] until there is
+/// none. After an error the stream has no meaning any more.
+///
+/// It holds at most one frame that is not whole, and at most
+/// [`MAX_DESCRIPTORS`] of its descriptors.
+///
+/// [`descriptors`]: Self::descriptors
+/// [`truncated`]: Self::truncated
+/// [`feed`]: Self::feed
+/// [`next`]: Self::next
+#[derive(Debug)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+    /// How many of `bytes` were taken already.
+    taken: usize,
+    arrived: VecDeque<Arrived>,
+    max_payload: usize,
+}
+
+/// What came beside bytes, in order.
+#[derive(Debug)]
+enum Arrived {
+    Descriptor(OwnedFd),
+    /// All descriptors of one frame were lost on the way.
+    Lost,
+}
+
+/// A whole frame.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// The number of the message's kind.
+    pub kind: u16,
+    /// The encoded message.
+    pub payload: &'a [u8],
+    /// The descriptors it owns.
+    pub descriptors: Vec<OwnedFd>,
+    /// How many it owned and were lost on the way.
+    pub lost: usize,
+}
+
+impl Decoder {
+    /// A decoder that accepts payloads of up to `max_payload` bytes, and never
+    /// more than [`MAX_PAYLOAD`].
+    pub fn new(max_payload: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            taken: 0,
+            arrived: VecDeque::new(),
+            max_payload: max_payload.min(MAX_PAYLOAD),
+        }
+    }
+
+    /// Takes the descriptors that came with the bytes fed next.
+    pub fn descriptors(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
+        self.arrived
+            .extend(descriptors.into_iter().map(Arrived::Descriptor));
+    }
+
+    /// Notes that the descriptors that came with the bytes fed next were lost.
+    /// They are those of one frame, as the kernel does not join the descriptors
+    /// of two messages in one read.
+    pub fn truncated(&mut self) {
+        self.arrived.push_back(Arrived::Lost);
+    }
+
+    /// Takes bytes.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.taken > 0 {
+            self.bytes.drain(..self.taken);
+            self.taken = 0;
+        }
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next frame, if it is whole.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError`], and from then on nothing that follows can be trusted.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "a frame borrows from the decoder, which an iterator's items cannot"
+    )]
+    pub fn next(&mut self) -> Result<Option<Frame<'_>>, WireError> {
+        let bytes = &self.bytes[self.taken..];
+        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return self.wait_for_more(MAX_DESCRIPTORS);
+        };
+        let [l0, l1, l2, l3, k0, k1, version, count] = *header;
+        if version != FRAME_VERSION {
+            return Err(WireError::UnknownVersion { version });
+        }
+        let count = usize::from(count);
+        if count > MAX_DESCRIPTORS {
+            return Err(WireError::TooManyDescriptors { count });
+        }
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        if length > self.max_payload {
+            return Err(WireError::TooLong {
+                length,
+                max: self.max_payload,
+            });
+        }
+        if rest.len() < length {
+            return self.wait_for_more(count);
+        }
+        let start = self.taken + HEADER_BYTES;
+        self.taken = start + length;
+        let (descriptors, lost) = self.take_descriptors(count)?;
+        Ok(Some(Frame {
+            kind: u16::from_be_bytes([k0, k1]),
+            payload: &self.bytes[start..self.taken],
+            descriptors,
+            lost,
+        }))
+    }
+
+    /// Whether a frame has begun and is not whole.
+    pub fn is_inside_frame(&self) -> bool {
+        self.taken < self.bytes.len()
+    }
+
+    /// Gives up everything: the descriptors that no frame has taken.
+    pub fn clear(&mut self) -> Vec<OwnedFd> {
+        self.bytes = Vec::new();
+        self.taken = 0;
+        self.arrived
+            .drain(..)
+            .filter_map(|arrived| match arrived {
+                Arrived::Descriptor(fd) => Some(fd),
+                Arrived::Lost => None,
+            })
+            .collect()
+    }
+
+    /// Nothing is whole: there may be the descriptors of the frame that has
+    /// begun, at most `owned`, and no others.
+    fn wait_for_more(&mut self, owned: usize) -> Result<Option<Frame<'_>>, WireError> {
+        let owned = if self.is_inside_frame() { owned } else { 0 };
+        if self.arrived.len() > owned {
+            return Err(WireError::DescriptorsUnannounced {
+                count: self.arrived.len() - owned,
+            });
+        }
+        if !self.is_inside_frame() {
+            self.bytes.clear();
+            self.taken = 0;
+            if self.bytes.capacity() > KEPT_CAPACITY {
+                self.bytes = Vec::new();
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Result<(Vec<OwnedFd>, usize), WireError> {
+        let mut taken = Vec::with_capacity(count);
+        for received in 0..count {
+            match self.arrived.pop_front() {
+                Some(Arrived::Descriptor(fd)) => taken.push(fd),
+                Some(Arrived::Lost) if received == 0 => return Ok((taken, count)),
+                Some(Arrived::Lost) | None => {
+                    return Err(WireError::DescriptorsMissing {
+                        announced: count,
+                        received,
+                    });
+                }
+            }
+        }
+        Ok((taken, 0))
+    }
+}
+
+/// Appends the values of a payload.
+#[derive(Debug)]
+pub struct PayloadWriter<'a> {
+    bytes: &'a mut Vec<u8>,
+}
+
+impl<'a> PayloadWriter<'a> {
+    /// Appends to `bytes`.
+    pub fn new(bytes: &'a mut Vec<u8>) -> Self {
+        Self { bytes }
+    }
+
+    /// Appends a number of one byte.
+    pub fn u8(&mut self, value: u8) {
+        self.bytes.push(value);
+    }
+
+    /// Appends a number of two bytes.
+    pub fn u16(&mut self, value: u16) {
+        self.bytes.extend_from_slice(&value.to_be_bytes());
+    }
+
+    /// Appends a number of four bytes.
+    pub fn u32(&mut self, value: u32) {
+        self.bytes.extend_from_slice(&value.to_be_bytes());
+    }
+
+    /// Appends a number of eight bytes.
+    pub fn u64(&mut self, value: u64) {
+        self.bytes.extend_from_slice(&value.to_be_bytes());
+    }
+
+    /// Appends bytes behind their length in four bytes. A frame holds less than
+    /// that can count.
+    pub fn bytes(&mut self, value: &[u8]) {
+        self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        self.bytes.extend_from_slice(value);
+    }
+
+    /// Appends text, as its bytes.
+    pub fn string(&mut self, value: &str) {
+        self.bytes(value.as_bytes());
+    }
+
+    /// Appends the address of an internet peer, or that there is none.
+    pub fn socket_address(&mut self, value: Option<SocketAddr>) {
+        match value {
+            None => self.u8(0),
+            Some(SocketAddr::V4(address)) => {
+                self.u8(4);
+                self.bytes.extend_from_slice(&address.ip().octets());
+                self.u16(address.port());
+            }
+            Some(SocketAddr::V6(address)) => {
+                self.u8(6);
+                self.bytes.extend_from_slice(&address.ip().octets());
+                self.u16(address.port());
+                self.u32(address.flowinfo());
+                self.u32(address.scope_id());
+            }
+        }
+    }
+}
+
+/// Reads the values of a payload, in the order in which they were written.
+#[derive(Debug)]
+pub struct PayloadReader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> PayloadReader<'a> {
+    /// Reads `payload` from its start.
+    pub fn new(payload: &'a [u8]) -> Self {
+        Self { rest: payload }
+    }
+
+    /// Reads a number of one byte.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Truncated`], as for all values.
+    pub fn u8(&mut self) -> Result<u8, WireError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    /// Reads a number of two bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8).
+    pub fn u16(&mut self) -> Result<u16, WireError> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// Reads a number of four bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8).
+    pub fn u32(&mut self) -> Result<u32, WireError> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    /// Reads a number of eight bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8).
+    pub fn u64(&mut self) -> Result<u64, WireError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// Reads bytes behind their length.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8).
+    pub fn bytes(&mut self) -> Result<&'a [u8], WireError> {
+        let length = self.u32()? as usize;
+        let (bytes, rest) = self
+            .rest
+            .split_at_checked(length)
+            .ok_or(WireError::Truncated)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// Reads text.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8); [`WireError::Malformed`] if it is not UTF-8.
+    pub fn string(&mut self) -> Result<String, WireError> {
+        let text = std::str::from_utf8(self.bytes()?);
+        text.map(str::to_owned)
+            .map_err(|_| WireError::Malformed { what: "text" })
+    }
+
+    /// Reads the address of an internet peer, or that there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`u8`](Self::u8); [`WireError::Malformed`] for an unknown family.
+    pub fn socket_address(&mut self) -> Result<Option<SocketAddr>, WireError> {
+        match self.u8()? {
+            0 => Ok(None),
+            4 => {
+                let ip = IpAddr::V4(Ipv4Addr::from(self.array::<4>()?));
+                Ok(Some(SocketAddr::new(ip, self.u16()?)))
+            }
+            6 => {
+                let ip = Ipv6Addr::from(self.array::<16>()?);
+                let port = self.u16()?;
+                let flow = self.u32()?;
+                let scope = self.u32()?;
+                Ok(Some(SocketAddrV6::new(ip, port, flow, scope).into()))
+            }
+            _ => Err(WireError::Malformed { what: "address" }),
+        }
+    }
+
+    /// Reads all that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// Ends reading: nothing may be left.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Surplus`].
+    pub fn finish(self) -> Result<(), WireError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            bytes => Err(WireError::Surplus { bytes }),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+        let (array, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(WireError::Truncated)?;
+        self.rest = rest;
+        Ok(*array)
+    }
+}
+
+/// Reads one whole payload.
+///
+/// # Errors
+///
+/// Those of [`Message::decode`], and [`WireError::Surplus`].
+pub fn decode_payload<M: Message>(kind: u16, version: u16, payload: &[u8]) -> Result<M, WireError> {
+    let mut reader = PayloadReader::new(payload);
+    let message = M::decode(kind, version, &mut reader)?;
+    reader.finish()?;
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests;
