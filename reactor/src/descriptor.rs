@@ -150,7 +150,21 @@ impl Readiness {
         self.0 == 0
     }
 
+    #[inline(always)]
     pub(crate) fn from_mio(event: &mio::event::Event) -> Self {
+        // What most events say, with fewer questions.
+        let is_more = event.is_writable()
+            || event.is_read_closed()
+            || event.is_write_closed()
+            || event.is_error();
+        if !is_more && event.is_readable() {
+            return Self::READABLE;
+        }
+        Self::all_from_mio(event)
+    }
+
+    #[inline(never)]
+    fn all_from_mio(event: &mio::event::Event) -> Self {
         let flag = |is_set: bool, flag: Self| if is_set { flag } else { Self::EMPTY };
         flag(event.is_readable(), Self::READABLE)
             | flag(event.is_writable(), Self::WRITABLE)

@@ -6,6 +6,8 @@
 //! token this makes it impossible for an event that was fetched for the old
 //! occupant to reach a new one.
 
+use std::mem;
+
 use slab::Slab;
 
 use crate::descriptor::{Descriptor, Readiness};
@@ -57,6 +59,7 @@ impl Slots {
         Some(token)
     }
 
+    #[inline(always)]
     pub(crate) fn get_mut(&mut self, token: Token) -> Option<&mut Slot> {
         self.slab
             .get_mut(token.index())
@@ -70,11 +73,16 @@ impl Slots {
     }
 
     /// Puts a descriptor into its slot: the first time, or after a callback.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put(&mut self, token: Token, entry: Box<dyn Descriptor>) {
-        if let Some(slot) = self.get_mut(token) {
-            debug_assert!(slot.entry.is_none());
-            slot.entry = Some(entry);
+        match self.get_mut(token) {
+            Some(slot) => {
+                let earlier = slot.entry.replace(entry);
+                debug_assert!(earlier.is_none());
+                // Nothing, which does not have to be looked at to be dropped.
+                mem::forget(earlier);
+            }
+            None => drop_removed(entry),
         }
     }
 
@@ -124,6 +132,13 @@ impl Slots {
             .filter(|&token| token != Token::WAKER)
             .collect()
     }
+}
+
+/// Drops a descriptor that was removed during its own callback.
+#[cold]
+#[inline(never)]
+fn drop_removed(entry: Box<dyn Descriptor>) {
+    drop(entry);
 }
 
 impl Slot {

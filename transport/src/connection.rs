@@ -19,7 +19,7 @@ use bowline_protocol::{
 use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness};
 
 use crate::connector::ConnectionEnded;
-use crate::file_descriptor::{Core, FileDescriptor, State, flag};
+use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
 use crate::handoff::{DetachRequest, Detached, ProtocolCall};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
@@ -73,14 +73,13 @@ where
     #[inline(always)]
     fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
         let core = self.transport.core();
-        if core.pending == 0 && core.may_read() && !core.shared.is_held(core.token) {
+        if core.may_only_read() && !core.shared.is_held(core.token) {
             self.read(reactor);
             let core = self.transport.core();
-            if core.pending == 0 && !core.buffer.is_empty() && core.may_write() {
+            if core.may_only_write() && !core.buffer.is_empty() {
                 self.transport.do_write();
             }
-            let core = self.transport.core();
-            if core.pending == 0 && core.is_at_rest() {
+            if self.transport.core().is_at_rest() {
                 return Next::Keep;
             }
             return self.work(reactor, Visit::AfterRead);
@@ -107,7 +106,7 @@ where
             if core.shared.is_held(core.token) {
                 break;
             }
-            if core.pending != 0 {
+            if core.has(pending::ANY) {
                 if notices == 0 {
                     break;
                 }
@@ -159,7 +158,7 @@ where
                     log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", core.token);
                 }
                 core.set_state(State::WriteClosed);
-                core.pending |= Core::<F::Socket>::WRITE_CLOSED;
+                core.flags |= pending::WRITE_CLOSED;
             }
             State::WriteClosed if core.has(flag::READ_ENDED) => core.end(CloseReason::Done),
             _ => return false,
@@ -186,7 +185,8 @@ where
         if core.has(flag::UNSETTLED) {
             schedule(core, reactor);
         }
-        let has_more = core.pending != 0 || core.may_read() || (wants_write && core.may_write());
+        let has_more =
+            core.has(pending::ANY) || core.may_read() || (wants_write && core.may_write());
         if has_more { Next::Again } else { Next::Keep }
     }
 
@@ -264,38 +264,38 @@ where
     #[cold]
     fn deliver(&mut self, reactor: &mut Reactor) -> bool {
         let core = self.transport.core_mut();
-        let first = core.pending & core.pending.wrapping_neg();
+        let told = core.flags & pending::ANY;
+        let first = told & told.wrapping_neg();
         // The end overtakes all but the beginning: nothing else is of any use.
-        if core.pending & Core::<F::Socket>::END != 0 && first != Core::<F::Socket>::CONNECTION_MADE
-        {
+        if core.has(pending::END) && first != pending::CONNECTION_MADE {
             self.lose(reactor);
             return true;
         }
-        core.pending &= !first;
+        core.flags &= !first;
         match first {
-            bit if bit == Core::<F::Socket>::CONNECTION_MADE => {
+            pending::CONNECTION_MADE => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.connection_made(&mut Context::new(&mut self.transport, reactor));
                 }
             }
-            bit if bit == Core::<F::Socket>::STOP_REJECTED => self.stop_rejected(reactor),
-            bit if bit == Core::<F::Socket>::PAUSE_PRODUCER => {
+            pending::STOP_REJECTED => self.stop_rejected(reactor),
+            pending::PAUSE_PRODUCER => {
                 self.tell_producer(reactor, Tell::Pause);
             }
-            bit if bit == Core::<F::Socket>::RESUME_PRODUCER => self.resume_producer(reactor),
-            bit if bit == Core::<F::Socket>::DESCRIPTORS_SENT => {
+            pending::RESUME_PRODUCER => self.resume_producer(reactor),
+            pending::DESCRIPTORS_SENT => {
                 let count = std::mem::take(&mut core.cold().descriptors_left);
                 if let Some(protocol) = &mut self.protocol {
                     protocol
                         .descriptors_sent(&mut Context::new(&mut self.transport, reactor), count);
                 }
             }
-            bit if bit == Core::<F::Socket>::WRITE_CLOSED => {
+            pending::WRITE_CLOSED => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.write_connection_lost(&mut Context::new(&mut self.transport, reactor));
                 }
             }
-            bit if bit == Core::<F::Socket>::READING_RESUMED => {
+            pending::READING_RESUMED => {
                 if let Some(protocol) = &mut self.protocol
                     && self.transport.core().is_reading()
                 {
@@ -325,7 +325,7 @@ where
         self.stop_rejected(reactor);
         self.close_socket(reactor);
         let core = self.transport.core_mut();
-        core.pending &= !Core::<F::Socket>::END;
+        core.flags &= !pending::END;
         let reason = match core.cold_ref() {
             Some(_) => core.cold().reason.take().unwrap_or(CloseReason::Done),
             None => CloseReason::Done,
@@ -452,6 +452,21 @@ where
     }
 }
 
+/// Notes what was reported.
+#[inline(never)]
+fn latch<S: crate::Socket>(core: &mut Core<S>, readiness: Readiness) {
+    let closed = Readiness::READ_CLOSED | Readiness::ERROR;
+    if readiness.intersects(Readiness::READABLE | closed) {
+        core.flags |= flag::READABLE;
+    }
+    if readiness.intersects(closed) {
+        core.flags |= flag::READ_CLOSED;
+    }
+    if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
+        core.flags |= flag::WRITABLE;
+    }
+}
+
 /// Sets the timers that the transport asked for.
 #[cold]
 fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
@@ -482,17 +497,11 @@ where
 {
     #[inline]
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
-        const READABLE: Readiness = Readiness::READABLE;
         let core = self.transport.core_mut();
-        let closed = Readiness::READ_CLOSED | Readiness::ERROR;
-        if readiness.intersects(READABLE | closed) {
+        if readiness == Readiness::READABLE {
             core.flags |= flag::READABLE;
-            if readiness.intersects(closed) {
-                core.flags |= flag::READ_CLOSED;
-            }
-        }
-        if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
-            core.flags |= flag::WRITABLE;
+        } else {
+            latch(core, readiness);
         }
         self.usual_work(reactor)
     }
@@ -518,7 +527,7 @@ where
                 .as_ref()
                 .is_some_and(|registration| registration.kind == ProducerKind::Pull);
             if is_pull && core.buffer.is_empty() {
-                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
+                core.flags |= pending::RESUME_PRODUCER;
             }
         } else if cold.close_deadline == Some(call) {
             cold.close_deadline = None;
@@ -551,7 +560,7 @@ where
 
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let core = self.transport.core_mut();
-        if core.state() == State::Lost && core.pending & Core::<F::Socket>::END == 0 {
+        if core.state() == State::Lost && !core.has(pending::END) {
             // It was connection_lost itself, or what followed.
             self.transport.discard_descriptors();
             self.tell_connector(reactor, CloseReason::Panicked(panic));
@@ -560,7 +569,7 @@ where
         // The failure of a callback wins over what it asked for.
         core.end(CloseReason::Done);
         core.cold().reason = Some(CloseReason::Panicked(panic));
-        core.pending = Core::<F::Socket>::END;
+        core.flags = core.flags & !pending::ANY | pending::END;
         self.work(reactor, Visit::Extra)
     }
 

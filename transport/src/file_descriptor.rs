@@ -7,7 +7,7 @@
 //! delegates the rest. (Twisted: `abstract.FileDescriptor`.)
 //!
 //! Nothing here calls user code. What user code has to be told is recorded in
-//! [`Core::pending`] and delivered by the connection when no callback runs.
+//! [`Core::flags`] and delivered by the connection when no callback runs.
 
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
@@ -113,8 +113,18 @@ pub trait FileDescriptor: Sized + 'static {
     // Template.
 
     /// Queues bytes; see [`Transport::write`](bowline_protocol::Transport::write).
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, data: &[u8]) -> WriteStatus {
+        if self.core_mut().append(data) {
+            return self.bytes_queued();
+        }
+        self.write_with_care(data)
+    }
+
+    /// What [`write`](Self::write) does with bytes that do not simply fit into
+    /// the memory at hand.
+    #[inline(never)]
+    fn write_with_care(&mut self, data: &[u8]) -> WriteStatus {
         if !self.core().takes_bytes(data.len()) {
             return WriteStatus::Refused;
         }
@@ -166,12 +176,16 @@ pub trait FileDescriptor: Sized + 'static {
         match result {
             Ok(sent) => {
                 let core = self.core_mut();
-                core.buffer.consume(sent.bytes);
                 core.sent += sent.bytes as u64;
+                if let Some(storage) = core.buffer.consume(sent.bytes) {
+                    core.shared.return_storage(storage);
+                }
                 if sent.descriptors > 0 {
                     self.data_sent(sent);
                 }
-                self.buffer_shrunk();
+                if self.core().has_producer() {
+                    self.resume_producer_if_drained();
+                }
             }
             Err(error) => self.core_mut().write_failed(error),
         }
@@ -196,7 +210,7 @@ pub trait FileDescriptor: Sized + 'static {
         let core = self.core_mut();
         if core.is_ended() {
             core.cold().rejected.push(producer);
-            core.pending |= Core::<Self::Socket>::STOP_REJECTED;
+            core.flags |= pending::STOP_REJECTED;
             return Err(RegisterProducerError::NotConnected);
         }
         if core.has_producer() {
@@ -214,7 +228,7 @@ pub trait FileDescriptor: Sized + 'static {
         match kind {
             ProducerKind::Push if is_full => core.pause_producer(),
             ProducerKind::Pull if is_drained => {
-                core.pending |= Core::<Self::Socket>::RESUME_PRODUCER;
+                core.flags |= pending::RESUME_PRODUCER;
             }
             ProducerKind::Push | ProducerKind::Pull => {}
         }
@@ -223,7 +237,7 @@ pub trait FileDescriptor: Sized + 'static {
 
     /// What follows after bytes or descriptors were queued: a push producer is
     /// paused when that made the buffer full.
-    #[inline]
+    #[inline(always)]
     fn bytes_queued(&mut self) -> WriteStatus {
         if !self.is_send_buffer_full() {
             return WriteStatus::Ready;
@@ -241,20 +255,6 @@ pub trait FileDescriptor: Sized + 'static {
             core.pause_push_producer();
         } else if core.is_producer_paused() {
             core.resume_producer_if_drained(is_full);
-        }
-    }
-
-    /// What follows after bytes or descriptors have left.
-    #[inline(always)]
-    fn buffer_shrunk(&mut self) {
-        let core = self.core_mut();
-        if core.buffer.is_empty()
-            && let Some(storage) = core.buffer.return_storage()
-        {
-            core.shared.return_storage(storage);
-        }
-        if core.has_producer() {
-            self.resume_producer_if_drained();
         }
     }
 
@@ -329,11 +329,11 @@ pub struct Core<S> {
     cold: Option<Box<Cold>>,
     pub(crate) high_watermark: usize,
     pub(crate) read_limit: u32,
+    /// The bits of [`flag`] and of [`pending`], in one word, so that most
+    /// questions about a connection are one comparison.
+    pub(crate) flags: u32,
     /// Changed by [`Core::set_state`] only.
     state: State,
-    pub(crate) flags: u16,
-    /// What user code has to be told, a set of the constants below.
-    pub(crate) pending: u8,
 }
 
 /// Where in its life a transport is.
@@ -360,39 +360,55 @@ pub(crate) enum State {
 pub(crate) mod flag {
     /// Latched readiness. Set by events, cleared by `WouldBlock` and by short
     /// reads; interest does not touch it.
-    pub(crate) const READABLE: u16 = 1;
+    pub(crate) const READABLE: u32 = 1;
     /// Latched, as above; a new socket counts as writable.
-    pub(crate) const WRITABLE: u16 = 1 << 1;
+    pub(crate) const WRITABLE: u32 = 1 << 1;
     /// The peer has said that nothing more comes: short reads do not mean
     /// drained any more.
-    pub(crate) const READ_CLOSED: u16 = 1 << 2;
+    pub(crate) const READ_CLOSED: u32 = 1 << 2;
     /// Interest: reading is paused.
-    pub(crate) const PAUSED: u16 = 1 << 3;
+    pub(crate) const PAUSED: u32 = 1 << 3;
     /// The peer's end was read.
-    pub(crate) const READ_ENDED: u16 = 1 << 4;
+    pub(crate) const READ_ENDED: u32 = 1 << 4;
     /// A producer is registered.
-    pub(crate) const HAS_PRODUCER: u16 = 1 << 5;
+    pub(crate) const HAS_PRODUCER: u32 = 1 << 5;
     /// The poller reports writability too.
-    pub(crate) const WATCHES_WRITING: u16 = 1 << 6;
+    pub(crate) const WATCHES_WRITING: u32 = 1 << 6;
     /// The kernel said later without saying when; a timer decides.
-    pub(crate) const WAITS_FOR_TIMER: u16 = 1 << 7;
+    pub(crate) const WAITS_FOR_TIMER: u32 = 1 << 7;
     /// The socket is shared with others, so that no option that would hurt
     /// them may be set on the way out.
-    pub(crate) const SHARED: u16 = 1 << 8;
+    pub(crate) const SHARED: u32 = 1 << 8;
 
     /// Nothing more may be delivered: see `Core::is_open_for_reading`.
-    pub(crate) const NOT_READING: u16 = 1 << 9;
+    pub(crate) const NOT_READING: u32 = 1 << 9;
     /// Nothing more may be sent: the connection is over.
-    pub(crate) const NOT_WRITING: u16 = 1 << 10;
+    pub(crate) const NOT_WRITING: u32 = 1 << 10;
     /// Whether bytes are taken depends on more than that the connection is
     /// open.
-    pub(crate) const WRITES_WITH_CARE: u16 = 1 << 11;
+    pub(crate) const WRITES_WITH_CARE: u32 = 1 << 11;
     /// There may be a step to take, or a timer to set, when nothing else is to
     /// be done.
-    pub(crate) const UNSETTLED: u16 = 1 << 12;
+    pub(crate) const UNSETTLED: u32 = 1 << 12;
 
     /// Interest: reading is held, as `Cold::holds` says.
-    pub(crate) const HELD: u16 = 1 << 13;
+    pub(crate) const HELD: u32 = 1 << 13;
+}
+
+/// The other bits of [`Core::flags`]: what user code has to be told, in the
+/// order in which it is.
+pub(crate) mod pending {
+    pub(crate) const CONNECTION_MADE: u32 = 1 << 16;
+    pub(crate) const STOP_REJECTED: u32 = 1 << 17;
+    pub(crate) const PAUSE_PRODUCER: u32 = 1 << 18;
+    pub(crate) const RESUME_PRODUCER: u32 = 1 << 19;
+    pub(crate) const DESCRIPTORS_SENT: u32 = 1 << 20;
+    pub(crate) const WRITE_CLOSED: u32 = 1 << 21;
+    pub(crate) const READING_RESUMED: u32 = 1 << 22;
+    pub(crate) const END: u32 = 1 << 23;
+
+    /// Anything at all.
+    pub(crate) const ANY: u32 = 0xff << 16;
 }
 
 /// What most connections never need, behind one pointer.
@@ -440,16 +456,6 @@ pub(crate) struct Registration {
 }
 
 impl<S: Socket> Core<S> {
-    // What is pending, in the order in which it is delivered.
-    pub(crate) const CONNECTION_MADE: u8 = 1;
-    pub(crate) const STOP_REJECTED: u8 = 1 << 1;
-    pub(crate) const PAUSE_PRODUCER: u8 = 1 << 2;
-    pub(crate) const RESUME_PRODUCER: u8 = 1 << 3;
-    pub(crate) const DESCRIPTORS_SENT: u8 = 1 << 4;
-    pub(crate) const WRITE_CLOSED: u8 = 1 << 5;
-    pub(crate) const READING_RESUMED: u8 = 1 << 6;
-    pub(crate) const END: u8 = 1 << 7;
-
     pub(crate) fn new(socket: S, shared: Rc<Shared>, token: Token) -> Self {
         Self {
             socket,
@@ -460,9 +466,8 @@ impl<S: Socket> Core<S> {
             cold: None,
             high_watermark: Watermarks::default().high,
             read_limit: READ_BYTES as u32,
+            flags: flag::WRITABLE | pending::CONNECTION_MADE,
             state: State::Open,
-            flags: flag::WRITABLE,
-            pending: Self::CONNECTION_MADE,
         }
     }
 
@@ -475,7 +480,7 @@ impl<S: Socket> Core<S> {
     }
 
     #[inline]
-    pub(crate) fn has(&self, flags: u16) -> bool {
+    pub(crate) fn has(&self, flags: u32) -> bool {
         self.flags & flags != 0
     }
 
@@ -531,10 +536,18 @@ impl<S: Socket> Core<S> {
         self.flags & (flag::WRITABLE | flag::WAITS_FOR_TIMER | flag::NOT_WRITING) == flag::WRITABLE
     }
 
-    /// Whether there is nothing to read, to send or to settle.
+    /// Whether a send may succeed now, and nothing comes before it.
+    #[inline]
+    pub(crate) fn may_only_write(&self) -> bool {
+        let decisive = flag::WRITABLE | flag::WAITS_FOR_TIMER | flag::NOT_WRITING | pending::ANY;
+        self.flags & decisive == flag::WRITABLE
+    }
+
+    /// Whether there is surely nothing to tell, to read, to send or to settle.
+    /// Of what is paused with something to read that is not known.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
-        !self.may_read() && self.buffer.is_empty() && !self.has(flag::UNSETTLED)
+        !self.has(flag::READABLE | flag::UNSETTLED | pending::ANY) && self.buffer.is_empty()
     }
 
     /// Whether a read may succeed now, and is wanted.
@@ -542,6 +555,13 @@ impl<S: Socket> Core<S> {
     pub(crate) fn may_read(&self) -> bool {
         self.flags & (flag::READABLE | flag::PAUSED | flag::HELD | flag::NOT_READING)
             == flag::READABLE
+    }
+
+    /// Whether a read may succeed now, is wanted, and nothing comes before it.
+    #[inline]
+    pub(crate) fn may_only_read(&self) -> bool {
+        let masks = flag::PAUSED | flag::HELD | flag::NOT_READING | pending::ANY;
+        self.flags & (flag::READABLE | masks) == flag::READABLE
     }
 
     /// Whether data may be delivered at all: neither closing, ended, nor at the
@@ -557,7 +577,22 @@ impl<S: Socket> Core<S> {
         !self.has(flag::NOT_READING | flag::PAUSED)
     }
 
+    /// Appends bytes that are few, wanted, and fit into the memory that is
+    /// there; does nothing to others.
     #[inline(always)]
+    pub(crate) fn append(&mut self, data: &[u8]) -> bool {
+        if data.is_empty() || data.len() >= MIN_DIRECT_BYTES || self.has(flag::WRITES_WITH_CARE) {
+            return false;
+        }
+        if self.buffer.needs_storage() {
+            let Some(storage) = self.shared.take_last_storage() else {
+                return false;
+            };
+            self.buffer.lend_storage(storage);
+        }
+        self.buffer.append(data)
+    }
+
     pub(crate) fn buffer_bytes(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;
@@ -575,6 +610,8 @@ impl<S: Socket> Core<S> {
     }
 
     /// Pauses a push producer that is not paused.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn pause_push_producer(&mut self) {
         let registration = self
             .cold
@@ -591,7 +628,7 @@ impl<S: Socket> Core<S> {
     fn pause_producer(&mut self) {
         if let Some(registration) = &mut self.cold().registration {
             registration.is_paused = true;
-            self.pending |= Self::PAUSE_PRODUCER;
+            self.flags |= pending::PAUSE_PRODUCER;
         }
     }
 
@@ -607,12 +644,12 @@ impl<S: Socket> Core<S> {
                     // Cleared before it is told: the resume may fill the
                     // buffer again, and then pauses anew.
                     registration.is_paused = false;
-                    self.pending |= Self::RESUME_PRODUCER;
+                    self.flags |= pending::RESUME_PRODUCER;
                 }
             }
             ProducerKind::Pull => {
                 if unsent == 0 {
-                    self.pending |= Self::RESUME_PRODUCER;
+                    self.flags |= pending::RESUME_PRODUCER;
                 }
             }
         }
@@ -623,7 +660,7 @@ impl<S: Socket> Core<S> {
             cold.registration = None;
         }
         self.flags &= !flag::HAS_PRODUCER;
-        self.pending &= !(Self::PAUSE_PRODUCER | Self::RESUME_PRODUCER);
+        self.flags &= !(pending::PAUSE_PRODUCER | pending::RESUME_PRODUCER);
     }
 
     /// Takes note of a send that failed.
@@ -662,7 +699,7 @@ impl<S: Socket> Core<S> {
             return;
         }
         self.set_state(State::Ending);
-        self.pending |= Self::END;
+        self.flags |= pending::END;
         if !matches!(reason, CloseReason::Done) {
             self.cold().reason = Some(reason);
         }
@@ -693,14 +730,14 @@ impl<S: Socket> Core<S> {
 
     pub(crate) fn pause_producing(&mut self) {
         self.flags |= flag::PAUSED;
-        self.pending &= !Self::READING_RESUMED;
+        self.flags &= !pending::READING_RESUMED;
     }
 
     pub(crate) fn resume_producing(&mut self) {
         if self.has(flag::PAUSED) {
             self.flags &= !flag::PAUSED;
             if self.is_open_for_reading() {
-                self.pending |= Self::READING_RESUMED;
+                self.flags |= pending::READING_RESUMED;
             }
         }
     }

@@ -10,7 +10,7 @@ use bowline_protocol::{
 use bowline_reactor::Handle;
 
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
-use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State};
+use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State, pending};
 use crate::shared::{Ledger, ReadBuffers};
 use crate::socket::UnixSocket;
 use crate::socket::private::Sealed;
@@ -172,7 +172,7 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         let core = self.base.core_mut();
         Ledger::add(&core.shared.ledger.passed, sent.descriptors);
         core.cold().descriptors_left += sent.descriptors;
-        core.pending |= Core::<B::Socket>::DESCRIPTORS_SENT;
+        core.flags |= pending::DESCRIPTORS_SENT;
     }
 
     #[inline]

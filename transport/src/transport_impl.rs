@@ -6,7 +6,7 @@
 macro_rules! impl_transport {
     (impl<$parameter:ident: $bound:path> $type:ty) => {
         impl<$parameter: $bound> bowline_protocol::Transport for $type {
-            #[inline]
+            #[inline(always)]
             fn write(&mut self, data: &[u8]) -> bowline_protocol::WriteStatus {
                 $crate::FileDescriptor::write(self, data)
             }

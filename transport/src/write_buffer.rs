@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::mem;
 
 /// How large a buffer of copied bytes may grow; more goes to another one. As
 /// large as one read, so that what was read can be written back in one piece.
@@ -20,9 +21,12 @@ pub(crate) const MAX_SLICES: usize = 16;
 /// would cost more.
 const MIN_OWNED_BYTES: usize = 4_096;
 
-/// One pointer while nothing waits.
+/// Owns no memory while nothing waits.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
+    /// How many bytes wait.
+    unsent: usize,
+    /// Invariant: there whenever bytes wait.
     storage: Option<Box<Storage>>,
 }
 
@@ -30,7 +34,7 @@ pub(crate) struct WriteBuffer {
 #[derive(Debug, Default)]
 pub(crate) struct Storage {
     /// Invariant: `start <= front.len()`, and `front` has unsent bytes whenever
-    /// `rest` is there.
+    /// any wait; otherwise all of this is as it was when it was lent.
     front: Vec<u8>,
     start: usize,
     /// Invariant: never there without a chunk in it.
@@ -40,8 +44,6 @@ pub(crate) struct Storage {
 #[derive(Debug, Default)]
 struct Rest {
     chunks: VecDeque<Vec<u8>>,
-    /// The sum of the chunks' lengths.
-    bytes: usize,
     /// Whether the last chunk is of our making, and may be appended to.
     is_last_ours: bool,
 }
@@ -50,14 +52,12 @@ impl WriteBuffer {
     /// How many bytes wait.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.storage.as_ref().map_or(0, |storage| storage.len())
+        self.unsent
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.storage
-            .as_ref()
-            .is_none_or(|storage| storage.is_empty())
+        self.unsent == 0
     }
 
     /// Whether memory has to be lent before bytes can be copied in.
@@ -67,31 +67,43 @@ impl WriteBuffer {
     }
 
     /// Lends memory to copy bytes into.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lend_storage(&mut self, storage: Box<Storage>) {
-        debug_assert!(self.needs_storage() && storage.is_empty());
-        self.storage = Some(storage);
+        let earlier = self.storage.replace(storage);
+        debug_assert!(earlier.is_none());
+        // Nothing, which does not have to be looked at to be dropped.
+        mem::forget(earlier);
     }
 
-    /// Gives the memory back when nothing waits.
-    #[inline]
-    pub(crate) fn return_storage(&mut self) -> Option<Box<Storage>> {
-        debug_assert!(self.is_empty());
-        let mut storage = self.storage.take()?;
-        storage.front.clear();
-        storage.start = 0;
-        Some(storage)
+    /// Appends a copy of `data` where that needs no more memory than was lent,
+    /// and otherwise does nothing; whether it did.
+    #[inline(always)]
+    pub(crate) fn append(&mut self, data: &[u8]) -> bool {
+        let Some(storage) = &mut self.storage else {
+            return false;
+        };
+        let room = storage.front.capacity() - storage.front.len();
+        let fits = storage.rest.is_none() && data.len() <= room;
+        if fits {
+            storage.front.extend_from_slice(data);
+            self.unsent += data.len();
+        }
+        fits
     }
 
     /// Appends a copy of `data`.
-    #[inline]
     pub(crate) fn push(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
         let storage = self.storage.get_or_insert_default();
-        if storage.rest.is_none() && storage.front.len() + data.len() <= CHUNK_BYTES {
+        let fits = storage.front.len() + data.len() <= CHUNK_BYTES;
+        if self.unsent == 0 || (storage.rest.is_none() && fits) {
             storage.front.extend_from_slice(data);
         } else {
             storage.push_behind(data);
         }
+        self.unsent += data.len();
     }
 
     /// Appends `data` without copying it, if it is long enough to be worth it.
@@ -100,16 +112,16 @@ impl WriteBuffer {
             self.push(&data);
             return;
         }
+        let length = data.len();
         let storage = self.storage.get_or_insert_default();
-        if storage.is_empty() {
-            storage.start = 0;
+        if self.unsent == 0 {
             storage.front = data;
         } else {
             let rest = storage.rest.get_or_insert_default();
-            rest.bytes += data.len();
             rest.chunks.push_back(data);
             rest.is_last_ours = false;
         }
+        self.unsent += length;
     }
 
     /// The bytes at the front, and whether they are all there is.
@@ -135,21 +147,30 @@ impl WriteBuffer {
         (slices, count)
     }
 
-    /// Forgets the first `count` bytes, which were sent.
-    #[inline]
-    pub(crate) fn consume(&mut self, count: usize) {
-        debug_assert!(count <= self.len());
-        if let Some(storage) = &mut self.storage {
-            if storage.rest.is_none() {
-                storage.start += count;
-            } else {
-                storage.consume_chunks(count);
+    /// Forgets the first `count` bytes, which were sent, and gives the memory
+    /// back when those were all.
+    #[inline(always)]
+    pub(crate) fn consume(&mut self, count: usize) -> Option<Box<Storage>> {
+        debug_assert!(count <= self.unsent);
+        self.unsent -= count;
+        if self.unsent > 0 {
+            if let Some(storage) = &mut self.storage {
+                storage.consume_part(count);
             }
+            return None;
         }
+        let mut storage = self.storage.take()?;
+        storage.front.clear();
+        storage.start = 0;
+        if storage.rest.is_some() {
+            storage.rest = None;
+        }
+        Some(storage)
     }
 
     /// Takes everything that waits, as one piece.
     pub(crate) fn take(&mut self) -> Vec<u8> {
+        self.unsent = 0;
         let Some(storage) = self.storage.take() else {
             return Vec::new();
         };
@@ -179,31 +200,9 @@ impl Storage {
         self.front.capacity()
     }
 
-    #[inline]
-    fn len(&self) -> usize {
-        let rest = self.rest.as_ref().map_or(0, |rest| rest.bytes);
-        self.front.len() - self.start + rest
-    }
-
-    #[inline]
-    fn is_empty(&self) -> bool {
-        self.front.len() == self.start
-    }
-
     #[cold]
     fn push_behind(&mut self, mut data: &[u8]) {
-        if data.is_empty() {
-            return;
-        }
-        if self.is_empty() {
-            // Everything before was sent: start anew, in a buffer large enough.
-            self.front.clear();
-            self.start = 0;
-            self.front.extend_from_slice(data);
-            return;
-        }
         let rest = self.rest.get_or_insert_default();
-        rest.bytes += data.len();
         if rest.is_last_ours
             && let Some(last) = rest.chunks.back_mut()
         {
@@ -220,8 +219,9 @@ impl Storage {
         }
     }
 
-    #[cold]
-    fn consume_chunks(&mut self, mut count: usize) {
+    /// Forgets `count` bytes, behind which there are more.
+    #[inline(never)]
+    fn consume_part(&mut self, mut count: usize) {
         loop {
             let here = count.min(self.front.len() - self.start);
             self.start += here;
@@ -230,19 +230,14 @@ impl Storage {
                 return;
             }
             let Some(rest) = &mut self.rest else {
-                debug_assert_eq!(count, 0);
+                debug_assert!(false, "there are more bytes");
                 return;
             };
-            let Some(next) = rest.chunks.pop_front() else {
-                self.rest = None;
-                return;
-            };
-            rest.bytes -= next.len();
+            self.front = rest.chunks.pop_front().unwrap_or_default();
+            self.start = 0;
             if rest.chunks.is_empty() {
                 self.rest = None;
             }
-            self.front = next;
-            self.start = 0;
         }
     }
 }
@@ -270,7 +265,8 @@ mod tests {
         Push(usize),
         PushOwned(usize),
         Consume(usize),
-        Return,
+        /// With so much memory lent, if any has to be.
+        Append(usize, usize),
     }
 
     fn operation() -> impl Strategy<Value = Operation> {
@@ -283,7 +279,7 @@ mod tests {
             length.clone().prop_map(Operation::Push),
             length.clone().prop_map(Operation::PushOwned),
             length.prop_map(Operation::Consume),
-            Just(Operation::Return),
+            (0..8_192usize, 0..5_000usize).prop_map(|(lent, count)| Operation::Append(lent, count)),
         ]
     }
 
@@ -311,14 +307,27 @@ mod tests {
                     }
                     Operation::Consume(count) => {
                         let count = count.min(model.len());
-                        buffer.consume(count);
+                        let was_empty = model.is_empty();
+                        let returned = buffer.consume(count);
                         model.drain(..count);
+                        prop_assert_eq!(returned.is_some(), model.is_empty() && !was_empty);
+                        prop_assert_eq!(buffer.needs_storage(), model.is_empty());
+                        if let Some(storage) = returned {
+                            prop_assert!(storage.front.is_empty() && storage.rest.is_none());
+                            prop_assert_eq!(storage.start, 0);
+                        }
                     }
-                    Operation::Return => {
-                        if buffer.is_empty() {
-                            let storage = buffer.return_storage();
-                            prop_assert!(storage.is_none_or(|storage| storage.is_empty()));
-                            prop_assert!(buffer.needs_storage());
+                    Operation::Append(lent, count) => {
+                        if buffer.needs_storage() {
+                            buffer.lend_storage(Storage::with_capacity(lent));
+                        }
+                        let data = bytes(count);
+                        if buffer.append(&data) {
+                            model.extend(data);
+                        }
+                        if model.is_empty() {
+                            // Lent and not used: nobody leaves it like that.
+                            buffer = WriteBuffer::default();
                         }
                     }
                 }

@@ -345,12 +345,20 @@ impl Reactor {
         };
         let next = taken.call(call);
         drop(taken);
+        if next != Next::Keep {
+            self.follow(token, next);
+        }
+        true
+    }
+
+    /// Does what a descriptor wants after its callback.
+    #[inline(never)]
+    fn follow(&mut self, token: Token, next: Next) {
         match next {
             Next::Keep => {}
             Next::Again => self.ask_again(token),
             Next::Remove => self.discard(token),
         }
-        true
     }
 
     /// Queues a descriptor for the next turn, once.
@@ -466,7 +474,7 @@ struct Taken<'a> {
 }
 
 impl Taken<'_> {
-    #[inline]
+    #[inline(always)]
     fn call(&mut self, call: impl FnOnce(&mut dyn Descriptor, &mut Reactor) -> Next) -> Next {
         match &mut self.entry {
             Some(entry) => call(&mut **entry, self.reactor),
@@ -476,7 +484,8 @@ impl Taken<'_> {
 }
 
 impl Drop for Taken<'_> {
-    #[inline]
+    // Inlined, or the fields would have to stand in memory during the call.
+    #[inline(always)]
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
             self.reactor.slots.put(self.token, entry);

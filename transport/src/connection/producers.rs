@@ -4,7 +4,7 @@ use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol, Transport};
 use bowline_reactor::Reactor;
 
 use super::{ASK_AGAIN_AFTER, Connection};
-use crate::file_descriptor::{Core, FileDescriptor, State};
+use crate::file_descriptor::{Core, FileDescriptor, State, pending};
 
 /// What one of the producer's methods is called for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ where
         if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !core.is_ended() {
             if written(core) > before {
                 // It went straight to the kernel.
-                core.pending |= Core::<F::Socket>::RESUME_PRODUCER;
+                core.flags |= pending::RESUME_PRODUCER;
             } else if core.cold().ask_again.is_none() {
                 let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
                 core.cold().ask_again = Some(call);
