@@ -110,6 +110,7 @@ pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
     Factory, Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError,
+    SocketFile,
 };
 
 // Connections, listeners and connectors, as callbacks see them.
@@ -136,9 +137,9 @@ pub use bowline_protocol::policies;
 
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{
-    AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, StaleSocket,
-    StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, TransportBudgets, Transports,
-    UnixConnectOptions, UnixListenOptions, UnixStream,
+    AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, ReattachError,
+    StaleSocket, StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, TransportBudgets,
+    Transports, UnixConnectOptions, UnixListenOptions, UnixStream, Unsent,
 };
 
 // Descriptors that processes are started with, and what belongs to it.

@@ -172,8 +172,34 @@ pub trait Listener: 'static {
     /// Accepts again.
     fn resume_accepting(&mut self);
 
+    /// Accepts what waits in the kernel's queue, and then closes. To be asked of
+    /// a listener that another process has taken over: what came before is
+    /// served here, and nothing that comes later waits for us.
+    ///
+    /// Ends an earlier [pause](Self::pause_accepting).
+    fn stop_listening_when_drained(&mut self);
+
     /// Whether it was not told to stop.
     fn is_listening(&self) -> bool;
+
+    /// The file that is removed when this listener closes, while it is ours;
+    /// `None` for listeners without one, and for those that were adopted.
+    fn socket_file(&self) -> Option<SocketFile>;
+
+    /// Leaves the file where it is from now on, for somebody else who
+    /// [owns](Self::own_socket_file) it.
+    fn disown_socket_file(&mut self);
+
+    /// Has the file of an adopted listener removed when this listener closes,
+    /// unless another has taken its place by then. Its owner before has to
+    /// [disown](Self::disown_socket_file) it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` where this listener has no path; `NotFound` and
+    /// `AlreadyExists` where another file stands there, or none: it is not
+    /// owned then.
+    fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()>;
 
     /// Another descriptor of the same socket, to be passed to another process
     /// while this one goes on.
@@ -185,6 +211,16 @@ pub trait Listener: 'static {
 
     /// This listener's name.
     fn handle(&self) -> ListenerHandle;
+}
+
+/// Which file a UNIX listener made: its path may have come to lead to
+/// another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketFile {
+    /// The device of its file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
 /// An outgoing connection: one attempt at a time, and the connection that

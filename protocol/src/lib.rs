@@ -29,7 +29,7 @@ pub use crate::error::{
 };
 pub use crate::factory::{
     Acceptor, BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener,
-    ListenerHandle, Origin,
+    ListenerHandle, Origin, SocketFile,
 };
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};

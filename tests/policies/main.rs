@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use bowline::testing::{MemoryHandle, MemoryStream, Pump};
 use bowline::{
-    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, Transport, TransportHandle,
+    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, SocketFile, Transport,
+    TransportHandle,
 };
 
 /// A listener that is only asked for its factory.
@@ -29,8 +30,16 @@ impl Listener for Door {
     fn stop_listening(&mut self) {}
     fn pause_accepting(&mut self) {}
     fn resume_accepting(&mut self) {}
+    fn stop_listening_when_drained(&mut self) {}
     fn is_listening(&self) -> bool {
         true
+    }
+    fn socket_file(&self) -> Option<SocketFile> {
+        None
+    }
+    fn disown_socket_file(&mut self) {}
+    fn own_socket_file(&mut self, _: SocketFile) -> io::Result<()> {
+        Err(io::ErrorKind::InvalidInput.into())
     }
     fn duplicate(&self) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::NotConnected.into())

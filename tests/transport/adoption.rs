@@ -15,16 +15,19 @@ use std::time::Duration;
 
 use bowline::{
     Address, AdoptError, AdoptErrorKind, DetachError, Detached, ProducerKind, ProducerRef, Reactor,
-    Transport, TransportHandle, Transports, UnixAddress,
+    SocketFile, TcpStream, Transport, TransportHandle, Transports, UnixAddress, UnixStream, Unsent,
+    UnsentDescriptors, Watermarks,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::harness::{Doorman, End, Kind, Link, Log, Script, over_every_socket, pattern, tcp_pair};
-use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet};
+use crate::support::{DescriptorLedger, Event, Record, Recorder, run_until, run_until_quiet};
 
 over_every_socket!(
     a_connection_moves_whole,
     a_connection_moves_with_what_the_kernel_holds,
+    a_connection_comes_back_as_if_nothing_had_happened,
+    what_was_unsent_elsewhere_leaves_first,
     a_detached_socket_gets_no_events,
     a_detached_protocol_is_told_of_no_end,
     the_producer_comes_out_with_the_rest,
@@ -341,6 +344,72 @@ fn a_connection_moves_whole(kind: Kind) {
     link.finish();
 }
 
+/// Half-sent bytes, a pause, watermarks and the producer: all as it was, and the
+/// protocol was told of nothing.
+fn a_connection_comes_back_as_if_nothing_had_happened(kind: Kind) {
+    let mut link = Link::new(kind, Script::new());
+    let all = pattern(9 << 20);
+    let _ = link.transport().write(&all);
+    link.settle();
+    let watermarks = Watermarks {
+        low: 10,
+        high: 1 << 30,
+        limit: usize::MAX,
+    };
+    link.transport().set_watermarks(watermarks);
+    link.transport().pause_producing();
+    link.transport().set_read_limit(NonZeroUsize::new(5));
+    link.peer().send(b"while it is apart");
+    let old = link.handle;
+    let detached = detach(&mut link);
+    link.handle = if kind.is_tcp() {
+        link.reactor.reattach::<TcpStream, _>(detached).unwrap()
+    } else {
+        link.reactor.reattach::<UnixStream, _>(detached).unwrap()
+    };
+    assert_ne!(link.handle, old);
+    link.settle();
+    let sent = link.transport().bytes_sent();
+    assert_eq!(sent + link.transport().unsent_bytes() as u64, 9 << 20);
+    assert_eq!(link.transport().watermarks(), watermarks);
+    assert!(link.transport().is_reading_paused());
+    assert_eq!(link.record.summary(), ["made"]);
+    link.transport().resume_producing();
+    link.run_until(|record| record.data() == b"while it is apart");
+    // In pieces, as it is told: the limit holds.
+    assert!(link.record.count(|event| matches!(event, Event::Data(_))) >= 4);
+    assert!(link.peer_receives(all.len()) == all);
+    link.transport().lose_connection();
+    assert_eq!(link.peer_receives_all(), (Vec::new(), End::Clean));
+    link.run_until_lost();
+    link.finish();
+}
+
+/// Before anything that the new protocol writes when it is made.
+fn what_was_unsent_elsewhere_leaves_first(kind: Kind) {
+    let mut link = Link::new(kind, Script::new());
+    let detached = detach(&mut link);
+    let greeting = Script::new().made(|cx| {
+        cx.transport.write(b" made");
+    });
+    let unsent = Unsent {
+        bytes: b"unsent".to_vec(),
+        descriptors: Vec::new(),
+    };
+    if kind.is_tcp() {
+        link.reactor
+            .adopt_tcp_stream_with(detached.fd, unsent, greeting)
+            .unwrap();
+    } else {
+        link.reactor
+            .adopt_unix_stream_with(detached.fd, unsent, greeting)
+            .unwrap();
+    }
+    assert_eq!(link.peer_receives(11), b"unsent made");
+    drop(detached.protocol);
+    link.finish();
+}
+
 /// What came before and was not read is there for the next.
 fn a_connection_moves_with_what_the_kernel_holds(kind: Kind) {
     let script = Script::new().made(|cx| cx.transport.pause_producing());
@@ -540,6 +609,98 @@ fn a_detached_socket_is_fit_for_the_next_loop(kind: Kind) {
 
 /// Clients that wait are served by whoever has the listener next; its file
 /// stays, and so does its right to it.
+#[test]
+fn a_listener_that_drains_serves_what_waits_and_closes() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let log = Log::default();
+    let listener = reactor
+        .listen_tcp(([127, 0, 0, 1], 0).into(), Doorman::new(&log))
+        .unwrap();
+    reactor.turn(Some(Duration::ZERO));
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    reactor.get(listener).unwrap().pause_accepting();
+    let clients: Vec<_> = (0..100)
+        .map(|_| StdTcpStream::connect(address).unwrap())
+        .collect();
+    run_until_quiet(&mut reactor);
+    assert_eq!(reactor.registered(), 1, "it is paused");
+    reactor.get(listener).unwrap().stop_listening_when_drained();
+    run_until(&mut reactor, |reactor| reactor.get(listener).is_none());
+    assert_eq!(reactor.registered(), 100);
+    let refused = StdTcpStream::connect(address).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    drop(clients);
+    run_until(&mut reactor, |reactor| reactor.registered() == 0);
+}
+
+/// the file goes with its owner of record, whoever else holds the socket.
+#[test]
+fn the_file_of_a_listener_is_removed_by_its_owner_alone() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut reactor = Reactor::new().unwrap();
+    let log = Log::default();
+    let first = reactor.listen_unix(&path, Doorman::new(&log)).unwrap();
+    let copy = reactor.get(first).unwrap().duplicate().unwrap();
+    let file = reactor.get(first).unwrap().socket_file().unwrap();
+    let second = reactor
+        .adopt_unix_listener(copy, Doorman::new(&log))
+        .unwrap();
+    let listener = reactor.get(second).unwrap();
+    assert_eq!(listener.socket_file(), None);
+    let other = SocketFile {
+        inode: file.inode + 1,
+        ..file
+    };
+    let refused = listener.own_socket_file(other).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+    listener.own_socket_file(file).unwrap();
+    assert_eq!(listener.socket_file(), Some(file));
+    let first_listener = reactor.get(first).unwrap();
+    first_listener.disown_socket_file();
+    first_listener.stop_listening();
+    run_until(&mut reactor, |reactor| reactor.get(first).is_none());
+    assert!(path.exists(), "its owner is the other one");
+    reactor.get(second).unwrap().stop_listening();
+    run_until(&mut reactor, |reactor| reactor.get(second).is_none());
+    assert!(!path.exists());
+}
+
+/// Each with the bytes it belonged to, and none with what remains of a message
+/// whose descriptors have left.
+#[test]
+fn unsent_descriptors_are_restored_with_their_bytes() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    let file = || File::open("/proc/self/comm").unwrap().into();
+    let unsent = Unsent {
+        bytes: b"rest,exact,float".to_vec(),
+        descriptors: vec![
+            UnsentDescriptors::new(Some(0..5), Vec::new()),
+            UnsentDescriptors::new(Some(5..11), vec![file(), file()]),
+            UnsentDescriptors::new(None, vec![file()]),
+        ],
+    };
+    let record = Record::default();
+    reactor
+        .adopt_unix_stream_with(ours.into(), unsent, Recorder::default())
+        .unwrap();
+    let peer = reactor
+        .adopt_unix_stream(theirs.into(), Recorder::new(&record))
+        .unwrap();
+    run_until(&mut reactor, |_| record.data().len() == 16);
+    // Joined in one read, whose descriptors come first, or as they were sent:
+    // either way nothing is before its own bytes.
+    let events = record.summary();
+    assert_eq!(record.take_descriptors().len(), 3, "{events:?}");
+    assert_eq!(record.data(), b"rest,exact,float");
+    reactor.get(peer).unwrap().lose_connection();
+    run_until(&mut reactor, |reactor| reactor.registered() == 0);
+}
+
 #[test]
 fn a_listener_moves_with_its_queue() {
     let ledger = DescriptorLedger::open();

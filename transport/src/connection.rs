@@ -29,7 +29,7 @@ pub use self::establish::StreamTransport;
 #[cfg(feature = "testing")]
 pub(crate) use self::establish::private;
 pub(crate) use self::establish::{
-    DescriptorTransport, HostName, Names, connect_protocol, establish, unix_address,
+    DescriptorTransport, HostName, Names, connect_protocol, establish, establish_with, unix_address,
 };
 use self::producers::Tell;
 
@@ -430,9 +430,11 @@ where
         let host = core.socket.host();
         let peer = core.socket.peer();
         let fd = core.socket.detach()?;
+        let mut kept = core.kept();
         core.set_state(State::Lost);
         Ledger::add(&core.shared.ledger.closed, 1);
         let descriptors = self.transport.take_unsent_descriptors();
+        kept.settings = self.transport.take_settings();
         let core = self.transport.core_mut();
         let unsent = core.buffer.take();
         let registration = core.cold().registration.take();
@@ -448,6 +450,7 @@ where
             producer,
             host,
             peer,
+            kept,
         })
     }
 }

@@ -58,8 +58,22 @@ pub struct UnsentDescriptors {
     /// The message they belong to exactly, as a range of the unsent bytes;
     /// `None` for those that were to travel with any byte.
     pub message: Option<std::ops::Range<usize>>,
-    /// The descriptors, in order.
+    /// The descriptors, in order. None for a message that has left in part,
+    /// and its descriptors with it: no other may travel with what remains.
     pub descriptors: Vec<PassedDescriptor>,
+}
+
+impl UnsentDescriptors {
+    /// Descriptors that belong to a range of the unsent bytes, or to none.
+    pub fn new(
+        message: Option<std::ops::Range<usize>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Self {
+        Self {
+            message,
+            descriptors,
+        }
+    }
 }
 
 impl DescriptorQueue {
@@ -204,6 +218,12 @@ impl DescriptorQueue {
     pub(crate) fn take(&mut self, sent: u64) -> Vec<UnsentDescriptors> {
         let mut all: Vec<UnsentDescriptors> = Vec::new();
         let offset = |position: u64| usize::try_from(position - sent).unwrap_or(usize::MAX);
+        if self.not_before > sent {
+            all.push(UnsentDescriptors::new(
+                Some(0..offset(self.not_before)),
+                Vec::new(),
+            ));
+        }
         for item in self.items.drain(..) {
             match item {
                 Item::Floating(descriptor) => match all.last_mut() {
@@ -221,6 +241,29 @@ impl DescriptorQueue {
         }
         self.clear();
         all
+    }
+
+    /// Queues what [`take`](Self::take) took, for the bytes behind `sent`.
+    pub(crate) fn restore(&mut self, sent: u64, groups: Vec<UnsentDescriptors>) {
+        for UnsentDescriptors {
+            message,
+            descriptors,
+        } in groups
+        {
+            match message {
+                None => descriptors.into_iter().for_each(|each| self.push(each)),
+                Some(range) if descriptors.is_empty() => {
+                    self.not_before = self.not_before.max(sent + range.end as u64);
+                }
+                Some(range) => {
+                    self.push_exact(
+                        sent + range.start as u64,
+                        sent + range.end as u64,
+                        descriptors,
+                    );
+                }
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! Nothing here calls user code. What user code has to be told is recorded in
 //! [`Core::flags`] and delivered by the connection when no callback runs.
 
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -108,6 +109,23 @@ pub trait FileDescriptor: Sized + 'static {
     /// Takes what is queued beside bytes.
     fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
         Vec::new()
+    }
+
+    /// Queues what was taken so elsewhere, for the bytes that are unsent now.
+    /// Layers that cannot pass any close them.
+    fn restore_unsent_descriptors(&mut self, descriptors: Vec<UnsentDescriptors>) {
+        drop(descriptors);
+    }
+
+    /// What this layer was set to, for a connection that is taken apart and may
+    /// come back.
+    fn take_settings(&mut self) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    /// Sets it again.
+    fn restore_settings(&mut self, settings: Box<dyn Any>) {
+        drop(settings);
     }
 
     // Template.
@@ -455,6 +473,23 @@ pub(crate) struct Registration {
     pub(crate) serial: u32,
 }
 
+/// What a connection was set to, and where it stood, when it was taken apart.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    sent: u64,
+    state: State,
+    flags: u32,
+    holds: u32,
+    received: usize,
+    descriptors_left: usize,
+    read_limit: u32,
+    watermarks: Watermarks,
+    /// Whether the producer, if there is one, was told to pause.
+    pub(crate) producer_is_paused: bool,
+    /// Of the layer above.
+    pub(crate) settings: Option<Box<dyn Any>>,
+}
+
 impl<S: Socket> Core<S> {
     pub(crate) fn new(socket: S, shared: Rc<Shared>, token: Token) -> Self {
         Self {
@@ -469,6 +504,53 @@ impl<S: Socket> Core<S> {
             flags: flag::WRITABLE | pending::CONNECTION_MADE,
             state: State::Open,
         }
+    }
+
+    /// The flags that a connection has again when it comes back; what is latched
+    /// or registered is found out anew.
+    const KEPT: u32 = flag::PAUSED
+        | flag::HELD
+        | flag::READ_ENDED
+        | flag::READ_CLOSED
+        | flag::NOT_READING
+        | pending::CONNECTION_MADE
+        | pending::PAUSE_PRODUCER
+        | pending::RESUME_PRODUCER
+        | pending::DESCRIPTORS_SENT
+        | pending::WRITE_CLOSED
+        | pending::READING_RESUMED;
+
+    pub(crate) fn kept(&self) -> Kept {
+        let cold = self.cold_ref();
+        Kept {
+            sent: self.sent,
+            state: self.state,
+            flags: self.flags & Self::KEPT,
+            holds: cold.map_or(0, |cold| cold.holds),
+            received: cold.map_or(0, |cold| cold.received),
+            descriptors_left: cold.map_or(0, |cold| cold.descriptors_left),
+            read_limit: self.read_limit,
+            watermarks: self.watermarks(),
+            producer_is_paused: self.is_producer_paused(),
+            settings: None,
+        }
+    }
+
+    /// Stands again where another stood.
+    pub(crate) fn restore(&mut self, kept: &Kept) {
+        self.sent = kept.sent;
+        self.read_limit = kept.read_limit;
+        self.flags = self.flags & !Self::KEPT | kept.flags;
+        if kept.watermarks != Watermarks::default() {
+            self.set_watermarks(kept.watermarks);
+        }
+        if kept.holds > 0 || kept.received > 0 || kept.descriptors_left > 0 {
+            let cold = self.cold();
+            cold.holds = kept.holds;
+            cold.received = kept.received;
+            cold.descriptors_left = kept.descriptors_left;
+        }
+        self.set_state(kept.state);
     }
 
     pub(crate) fn cold(&mut self) -> &mut Cold {
@@ -652,6 +734,29 @@ impl<S: Socket> Core<S> {
                     self.flags |= pending::RESUME_PRODUCER;
                 }
             }
+        }
+    }
+
+    /// Registers the producer that was there before, which knows how it stands.
+    pub(crate) fn restore_producer(
+        &mut self,
+        producer: ProducerRef,
+        kind: ProducerKind,
+        is_paused: bool,
+    ) {
+        let is_drained = self.buffer.is_empty();
+        let serial = self.cold().next_serial;
+        self.cold().next_serial += 1;
+        self.cold().registration = Some(Registration {
+            producer: Some(producer),
+            kind,
+            is_paused,
+            serial,
+        });
+        self.flags |= flag::HAS_PRODUCER;
+        if is_drained && kind == ProducerKind::Pull {
+            // Nothing is going to leave that would have it asked.
+            self.flags |= pending::RESUME_PRODUCER;
         }
     }
 

@@ -8,6 +8,7 @@ use bowline_protocol::{Address, Context, ProducerKind, ProducerRef};
 use crate::connection::{HostName, Names};
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::error::{AdoptError, AdoptErrorKind};
+use crate::file_descriptor::Kept;
 use crate::sys::{self, Family, SocketName};
 
 /// A connection taken apart: its socket and everything that had not left.
@@ -30,6 +31,18 @@ pub struct Detached<P> {
     pub host: Address,
     /// The peer's address.
     pub peer: Address,
+    /// For [`reattach`](crate::Transports::reattach).
+    pub(crate) kept: Kept,
+}
+
+/// What a connection that comes from elsewhere had not sent there.
+#[derive(Debug, Default)]
+pub struct Unsent {
+    /// The bytes; as [`Detached::unsent`].
+    pub bytes: Vec<u8>,
+    /// The descriptors, with the part of `bytes` they belong to; as
+    /// [`Detached::descriptors`].
+    pub descriptors: Vec<UnsentDescriptors>,
 }
 
 impl<P> fmt::Debug for Detached<P> {
@@ -40,6 +53,38 @@ impl<P> fmt::Debug for Detached<P> {
             .field("descriptors", &self.descriptors)
             .field("peer", &self.peer)
             .finish_non_exhaustive()
+    }
+}
+
+/// A connection that was not put together again, and why.
+pub struct ReattachError<P> {
+    /// Why.
+    pub kind: AdoptErrorKind,
+    /// What was to be put together.
+    pub detached: Box<Detached<P>>,
+}
+
+impl<P> fmt::Debug for ReattachError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReattachError")
+            .field("kind", &self.kind)
+            .field("detached", &self.detached)
+            .finish()
+    }
+}
+
+impl<P> fmt::Display for ReattachError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot put the connection together again")
+    }
+}
+
+impl<P: 'static> std::error::Error for ReattachError<P> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            AdoptErrorKind::Os(error) => Some(error),
+            _ => None,
+        }
     }
 }
 

@@ -44,7 +44,7 @@ pub use crate::connection::StreamTransport;
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
-pub use crate::handoff::Detached;
+pub use crate::handoff::{Detached, ReattachError, Unsent};
 pub use crate::options::{
     StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
 };

@@ -4,11 +4,13 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::io;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline_protocol as protocol;
 use bowline_protocol::{
     Acceptor, Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
 };
@@ -74,6 +76,8 @@ pub(crate) struct Control {
     is_readable: bool,
     is_paused: bool,
     is_stopping: bool,
+    /// Stops when there is nothing more to accept.
+    is_draining: bool,
     is_started: bool,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
@@ -84,6 +88,14 @@ pub(crate) struct Control {
 pub(crate) struct SocketFile {
     path: PathBuf,
     identity: FileIdentity,
+}
+
+impl SocketFile {
+    /// The path goes on to belong to whoever holds the listener.
+    fn leave(self) {
+        let mut file = ManuallyDrop::new(self);
+        drop(std::mem::take(&mut file.path));
+    }
 }
 
 impl Drop for SocketFile {
@@ -130,8 +142,42 @@ impl Listener for Control {
         self.is_paused = false;
     }
 
+    fn stop_listening_when_drained(&mut self) {
+        self.is_draining = true;
+        self.is_paused = false;
+        // Whatever the latch says: the kernel is asked once more.
+        self.is_readable = true;
+    }
+
     fn is_listening(&self) -> bool {
         !self.is_stopping && self.fd.is_some()
+    }
+
+    fn socket_file(&self) -> Option<protocol::SocketFile> {
+        let identity = self.file.as_ref()?.identity;
+        Some(protocol::SocketFile {
+            device: identity.device,
+            inode: identity.inode,
+        })
+    }
+
+    fn disown_socket_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            file.leave();
+        }
+    }
+
+    fn own_socket_file(&mut self, file: protocol::SocketFile) -> io::Result<()> {
+        let path = match &self.address {
+            Address::Unix(UnixAddress::Path(path)) => std::path::absolute(path)?,
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        };
+        let identity = sys::socket_file(&path)?;
+        if (identity.device, identity.inode) != (file.device, file.inode) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        self.file = Some(SocketFile { path, identity });
+        Ok(())
     }
 
     fn handle(&self) -> ListenerHandle {
@@ -242,6 +288,9 @@ impl<S: Service> ListeningSocket<S> {
             }
             self.accept(reactor);
         }
+        if self.control.is_draining && !self.control.is_readable {
+            self.control.is_stopping = true;
+        }
         if self.control.is_stopping {
             self.close(reactor);
             return Next::Remove;
@@ -350,8 +399,7 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
             reactor.unwatch(fd.as_fd());
             Ledger::add(&self.control.shared.ledger.closed, 1);
             if let Some(file) = self.control.file.take() {
-                // The path goes on to belong to whoever holds the listener.
-                std::mem::forget(file);
+                file.leave();
             }
             if let Some(retry) = self.control.retry.take() {
                 let _ = retry.cancel(reactor);
@@ -559,6 +607,7 @@ pub(crate) fn install(
         is_readable: false,
         is_paused: false,
         is_stopping: false,
+        is_draining: false,
         is_started: false,
         is_short: false,
     };

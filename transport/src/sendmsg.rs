@@ -1,5 +1,6 @@
 //! The layer that passes descriptors.
 
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -225,6 +226,22 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
 
     fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
         self.take_descriptors()
+    }
+
+    fn restore_unsent_descriptors(&mut self, descriptors: Vec<UnsentDescriptors>) {
+        if !descriptors.is_empty() {
+            let sent = self.base.core().sent;
+            self.passing().queue.restore(sent, descriptors);
+        }
+    }
+
+    fn take_settings(&mut self) -> Option<Box<dyn Any>> {
+        self.passing.take().map(|passing| passing as Box<dyn Any>)
+    }
+
+    fn restore_settings(&mut self, settings: Box<dyn Any>) {
+        // Its queue is empty: what was in it comes back on its own.
+        self.passing = settings.downcast().ok();
     }
 }
 

@@ -10,10 +10,13 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Next, Reactor};
 
-use crate::connection::{DescriptorTransport, Names, StreamTransport, establish};
+use crate::connection::{DescriptorTransport, Names, StreamTransport, establish_with};
 use crate::connector::{self, Attempt};
 use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
-use crate::handoff::{self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall};
+use crate::handoff::{
+    self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
+    Unsent,
+};
 use crate::listener::{self, HandOver, Serve, socket_name};
 use crate::log;
 use crate::options::{TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions};
@@ -266,6 +269,49 @@ pub trait Transports {
         protocol: impl Protocol<UnixStream>,
     ) -> Result<UnixTransportHandle, AdoptError>;
 
+    /// As [`adopt_tcp_stream`](Self::adopt_tcp_stream), for a connection that
+    /// was detached elsewhere, in another process say: `unsent` leaves first.
+    /// Descriptors in it are closed: TCP passes none.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back; the rest is dropped.
+    fn adopt_tcp_stream_with(
+        &mut self,
+        fd: OwnedFd,
+        unsent: Unsent,
+        protocol: impl Protocol<TcpStream>,
+    ) -> Result<TransportHandle, AdoptError>;
+
+    /// As [`adopt_unix_stream`](Self::adopt_unix_stream), for a connection
+    /// that was detached elsewhere: `unsent` leaves first, each descriptor with
+    /// the bytes it belongs to.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back; the rest is dropped.
+    fn adopt_unix_stream_with(
+        &mut self,
+        fd: OwnedFd,
+        unsent: Unsent,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError>;
+
+    /// Puts together again what [`detach`](Self::detach) took apart, as it was:
+    /// with everything unsent, its producer, limits and pauses. `T` is its
+    /// transport.
+    ///
+    /// The protocol is told nothing: for it, nothing has happened, but that its
+    /// transport has a new handle.
+    ///
+    /// # Errors
+    ///
+    /// [`ReattachError`] gives everything back.
+    fn reattach<T: StreamTransport, P: Protocol<T>>(
+        &mut self,
+        detached: Detached<P>,
+    ) -> Result<TransportHandle, ReattachError<P>>;
+
     /// Takes a connection apart, after the running callback and before anything
     /// else happens to it, and gives `then` its socket with everything that had
     /// not left. Nothing is lost, and neither the protocol nor a producer is told
@@ -459,8 +505,7 @@ impl Transports for Reactor {
         fd: OwnedFd,
         protocol: impl Protocol<TcpStream>,
     ) -> Result<TransportHandle, AdoptError> {
-        let (fd, names) = handoff::check(fd, Adopted::TcpStream)?;
-        adopt_stream(self, fd, names, protocol)
+        self.adopt_tcp_stream_with(fd, Unsent::default(), protocol)
     }
 
     fn adopt_unix_stream(
@@ -468,13 +513,35 @@ impl Transports for Reactor {
         fd: OwnedFd,
         protocol: impl Protocol<UnixStream>,
     ) -> Result<UnixTransportHandle, AdoptError> {
+        self.adopt_unix_stream_with(fd, Unsent::default(), protocol)
+    }
+
+    fn adopt_tcp_stream_with(
+        &mut self,
+        fd: OwnedFd,
+        unsent: Unsent,
+        protocol: impl Protocol<TcpStream>,
+    ) -> Result<TransportHandle, AdoptError> {
+        let (fd, names) = handoff::check(fd, Adopted::TcpStream)?;
+        adopt_stream(self, fd, names, protocol, unsent)
+    }
+
+    fn adopt_unix_stream_with(
+        &mut self,
+        fd: OwnedFd,
+        unsent: Unsent,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
         let (fd, names) = handoff::check(fd, Adopted::UnixStream)?;
-        let handle = adopt_stream(self, fd, names, protocol)?;
-        Ok(Handle::new(handle.token(), |facet| {
-            facet
-                .downcast_mut::<UnixStream>()
-                .map(|transport| transport as &mut dyn UnixTransport)
-        }))
+        let handle = adopt_stream(self, fd, names, protocol, unsent)?;
+        Ok(unix_handle(handle))
+    }
+
+    fn reattach<T: StreamTransport, P: Protocol<T>>(
+        &mut self,
+        detached: Detached<P>,
+    ) -> Result<TransportHandle, ReattachError<P>> {
+        reattach(self, detached)
     }
 
     fn detach<P: 'static>(
@@ -567,12 +634,94 @@ fn adopt_stream<T: DescriptorTransport>(
     fd: OwnedFd,
     names: Names,
     protocol: impl Protocol<T>,
+    unsent: Unsent,
 ) -> Result<TransportHandle, AdoptError> {
     use crate::socket::private::Sealed;
     let socket = T::socket(fd, names);
-    establish(reactor, socket, protocol, None, true).map_err(|(error, mut socket)| AdoptError {
-        kind: AdoptErrorKind::Os(error),
-        fd: socket.detach().expect("it was just put there"),
+    let prepare = |transport: &mut T| restore_unsent(transport, unsent);
+    establish_with(reactor, socket, protocol, None, true, prepare).map_err(
+        |(error, mut socket, _)| AdoptError {
+            kind: AdoptErrorKind::Os(error),
+            fd: socket.detach().expect("it was just put there"),
+        },
+    )
+}
+
+pub(crate) fn restore_unsent<T: StreamTransport>(transport: &mut T, unsent: Unsent) {
+    transport.restore_unsent_descriptors(unsent.descriptors);
+    transport.core_mut().buffer_bytes(&unsent.bytes);
+}
+
+fn reattach<T: StreamTransport, P: Protocol<T>>(
+    reactor: &mut Reactor,
+    detached: Detached<P>,
+) -> Result<TransportHandle, ReattachError<P>> {
+    use crate::socket::private::Sealed;
+    let Detached {
+        fd,
+        protocol,
+        unsent,
+        descriptors,
+        producer,
+        host,
+        peer,
+        mut kept,
+    } = detached;
+    let failed = |kind, fd, protocol, unsent: Unsent, producer, kept| ReattachError {
+        kind,
+        detached: Box::new(Detached {
+            fd,
+            protocol,
+            unsent: unsent.bytes,
+            descriptors: unsent.descriptors,
+            producer,
+            host: host.clone(),
+            peer: peer.clone(),
+            kept,
+        }),
+    };
+    let unsent = Unsent {
+        bytes: unsent,
+        descriptors,
+    };
+    let socket = match T::socket_again(fd, &host, &peer) {
+        Ok(socket) => socket,
+        Err(fd) => {
+            let kind = AdoptErrorKind::WrongFamily;
+            return Err(failed(kind, fd, protocol, unsent, producer, kept));
+        }
+    };
+    // Handed over only when nothing can fail any more.
+    let mut parts = Some((unsent, producer));
+    let prepare = |transport: &mut T| {
+        let (unsent, producer) = parts.take().expect("prepared once");
+        transport.core_mut().restore(&kept);
+        if let Some(settings) = kept.settings.take() {
+            transport.restore_settings(settings);
+        }
+        restore_unsent(transport, unsent);
+        if let Some((producer, kind)) = producer {
+            transport
+                .core_mut()
+                .restore_producer(producer, kind, kept.producer_is_paused);
+        }
+    };
+    match establish_with(reactor, socket, protocol, None, true, prepare) {
+        Ok(handle) => Ok(handle),
+        Err((error, mut socket, protocol)) => {
+            let fd = socket.detach().expect("it was just put there");
+            let (unsent, producer) = parts.take().expect("nothing was prepared");
+            let kind = AdoptErrorKind::Os(error);
+            Err(failed(kind, fd, protocol, unsent, producer, kept))
+        }
+    }
+}
+
+fn unix_handle(handle: TransportHandle) -> UnixTransportHandle {
+    Handle::new(handle.token(), |facet| {
+        facet
+            .downcast_mut::<UnixStream>()
+            .map(|transport| transport as &mut dyn UnixTransport)
     })
 }
 

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use bowline_protocol::{Factory, Protocol, Transport, TransportHandle, UnixAddress};
+use bowline_protocol::{Address, Factory, Protocol, Transport, TransportHandle, UnixAddress};
 use bowline_reactor::{Reactor, Token};
 
 use super::Connection;
@@ -47,6 +47,14 @@ pub(crate) mod private {
     pub trait Build: FileDescriptor {
         /// The transport on top of a core.
         fn build(core: Core<Self::Socket>) -> Self;
+
+        /// A socket that was detached; handed back where none is made of a
+        /// descriptor.
+        fn socket_again(
+            fd: OwnedFd,
+            host: &Address,
+            peer: &Address,
+        ) -> Result<Self::Socket, OwnedFd>;
     }
 }
 
@@ -65,14 +73,33 @@ where
     T: StreamTransport,
     P: Protocol<T>,
 {
+    let prepare = |_: &mut T| ();
+    establish_with(reactor, socket, protocol, connector, is_shared, prepare)
+        .map_err(|(error, socket, _)| (error, socket))
+}
+
+/// As [`establish`], with something done to the transport before its protocol
+/// sees it.
+pub(crate) fn establish_with<T, P>(
+    reactor: &mut Reactor,
+    socket: T::Socket,
+    protocol: P,
+    connector: Option<Token>,
+    is_shared: bool,
+    prepare: impl FnOnce(&mut T),
+) -> Result<TransportHandle, (std::io::Error, T::Socket, P)>
+where
+    T: StreamTransport,
+    P: Protocol<T>,
+{
     let shared = Shared::of(reactor);
     let token = match reactor.reserve() {
         Ok(token) => token,
-        Err(error) => return Err((error, socket)),
+        Err(error) => return Err((error, socket, protocol)),
     };
     if let Err(error) = socket.watch(reactor, token) {
         reactor.release(token);
-        return Err((error, socket));
+        return Err((error, socket, protocol));
     }
     Ledger::add(&shared.ledger.opened, 1);
     let mut core = Core::new(socket, shared, token);
@@ -82,7 +109,8 @@ where
     if is_shared {
         core.flags |= flag::SHARED;
     }
-    let transport = T::build(core);
+    let mut transport = T::build(core);
+    prepare(&mut transport);
     let handle = transport.handle();
     let connection = Connection {
         transport,
@@ -131,6 +159,13 @@ impl private::Build for crate::TcpStream {
     fn build(core: Core<crate::socket::TcpSocket>) -> Self {
         Self::new(core)
     }
+
+    fn socket_again(fd: OwnedFd, host: &Address, peer: &Address) -> Result<Self::Socket, OwnedFd> {
+        let peer = peer
+            .as_inet()
+            .unwrap_or_else(|| std::net::SocketAddr::from(([0; 4], 0)));
+        Ok(crate::socket::TcpSocket::new(fd, peer, host.as_inet()))
+    }
 }
 
 impl StreamTransport for crate::TcpStream {}
@@ -153,6 +188,14 @@ impl DescriptorTransport for crate::TcpStream {
 impl private::Build for crate::UnixStream {
     fn build(core: Core<crate::socket::UnixSocket>) -> Self {
         Self::new(crate::Stream::new(core))
+    }
+
+    fn socket_again(fd: OwnedFd, host: &Address, peer: &Address) -> Result<Self::Socket, OwnedFd> {
+        let name = |address: &Address| {
+            let address = address.as_unix().cloned();
+            Rc::new(address.unwrap_or(UnixAddress::Unnamed))
+        };
+        Ok(crate::socket::UnixSocket::new(fd, name(host), name(peer)))
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 /// Which file stands at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
-    device: u64,
-    inode: u64,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
 }
 
 /// The socket file at `path`, if it is one; links are not followed.

@@ -212,6 +212,11 @@ impl private::Build for MemoryStream {
     fn build(core: Core<MemorySocket>) -> Self {
         Self::new(Stream::new(core))
     }
+
+    fn socket_again(fd: OwnedFd, _: &Address, _: &Address) -> Result<Self::Socket, OwnedFd> {
+        // What is in memory cannot be detached in the first place.
+        Err(fd)
+    }
 }
 
 impl StreamTransport for MemoryStream {}
