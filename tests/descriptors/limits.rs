@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
-use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -17,32 +16,12 @@ use crate::peer::{
     MOST, OneByOne, Seen, adopt, files, identities, identity, receive, send, send_message,
     transport,
 };
-use crate::support::{DescriptorLedger, open_descriptors, run_until, run_until_quiet};
-
-/// Set in the process that runs only one test.
-const IS_CHILD: &str = "BOWLINE_TEST_CHILD";
+use crate::support::{open_descriptors, run_until, run_until_quiet};
 
 /// Runs `test`, the named one, in a process of its own.
 #[track_caller]
 fn in_own_process(name: &str, test: impl FnOnce()) {
-    if std::env::var_os(IS_CHILD).is_some() {
-        return test();
-    }
-    let ledger = DescriptorLedger::open();
-    let module = module_path!().split_once("::").expect("a module").1;
-    let output = Command::new(std::env::current_exe().expect("it runs"))
-        .args(["--exact", &format!("{module}::{name}"), "--nocapture"])
-        .arg("--test-threads=1")
-        .env(IS_CHILD, "1")
-        .output()
-        .expect("it starts");
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(output.status.success(), "{out}{err}");
-    assert!(out.contains("1 passed"), "it ran: {out}{err}");
-    ledger.assert_balanced();
+    crate::support::own_process::in_own_process(module_path!(), name, test);
 }
 
 /// Sets the limit of descriptors, of this process and, for those in flight, of

@@ -4,6 +4,9 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod figures;
+pub(crate) mod own_process;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,0 +1,12 @@
+//! The rows of the table of reliability (`tests/RELIABILITY.md`) that have no
+//! better place. `cargo test` runs their short form; `tests/reliability/run`
+//! prints the table.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../descriptors/peer.rs"]
+#[allow(dead_code, reason = "shared, and used in part")]
+mod peer;
+
+mod framing;
