@@ -38,6 +38,10 @@ use self::producers::Tell;
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
 
+/// What a read counts at the least: about the bytes that could be copied in the
+/// time of its system call and callback.
+const LEAST_READ_COST: usize = 8_192;
+
 /// When a pull producer that wrote nothing is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
@@ -54,8 +58,8 @@ pub(crate) struct Connection<F, P> {
 enum Visit {
     /// The reactor's call, which comes once per turn.
     Turn,
-    /// The same, with one read of the budget spent.
-    AfterRead,
+    /// The same, with one read done that brought so many bytes.
+    AfterRead(usize),
     /// Callbacks or timers asked for it. That happens any number of times per
     /// turn, so nothing is read: two greedy connections that write to each
     /// other would otherwise keep the turn to themselves.
@@ -74,7 +78,7 @@ where
     fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
         let core = self.transport.core();
         if core.may_only_read() && !core.shared.is_held(core.token) {
-            self.read(reactor);
+            let bytes = self.read(reactor);
             let core = self.transport.core();
             if core.may_only_write() && !core.buffer.is_empty() {
                 self.transport.do_write();
@@ -82,7 +86,7 @@ where
             if self.transport.core().is_at_rest() {
                 return Next::Keep;
             }
-            return self.work(reactor, Visit::AfterRead);
+            return self.work(reactor, Visit::AfterRead(bytes));
         }
         self.work(reactor, Visit::Turn)
     }
@@ -91,15 +95,15 @@ where
     #[inline(never)]
     fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
         let TransportBudgets {
-            mut reads,
+            mut read_bytes,
             mut writes,
             mut notices,
             ..
         } = self.transport.core().shared.budgets.get();
         match visit {
             Visit::Turn => {}
-            Visit::AfterRead => reads -= 1,
-            Visit::Extra => reads = 0,
+            Visit::AfterRead(bytes) => read_bytes = read_bytes.saturating_sub(cost(bytes)),
+            Visit::Extra => read_bytes = 0,
         }
         loop {
             let core = self.transport.core();
@@ -114,9 +118,9 @@ where
                 if self.deliver(reactor) {
                     return Next::Remove;
                 }
-            } else if core.may_read() && reads > 0 {
-                reads -= 1;
-                self.read(reactor);
+            } else if core.may_read() && read_bytes > 0 {
+                let bytes = self.read(reactor);
+                read_bytes = read_bytes.saturating_sub(cost(bytes));
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
@@ -190,22 +194,24 @@ where
         if has_more { Next::Again } else { Next::Keep }
     }
 
-    /// One read, and its callbacks.
+    /// One read, and its callbacks; answers how many bytes it brought.
     #[inline(always)]
-    fn read(&mut self, reactor: &mut Reactor) {
+    fn read(&mut self, reactor: &mut Reactor) -> usize {
         let mut buffers = self.transport.core().shared.take_buffers();
-        self.read_into(reactor, &mut buffers);
+        let bytes = self.read_into(reactor, &mut buffers);
         self.transport.core().shared.return_buffers(buffers);
+        bytes
     }
 
     #[inline(always)]
-    fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) {
+    fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) -> usize {
         match self.transport.do_read(buffers) {
             Ok(received) if received.bytes == 0 => {
                 // Credentials, where the socket asks for them, come beside the
                 // end too, and descriptors never without a byte.
                 buffers.ancillary.clear();
                 self.read_ended(reactor);
+                0
             }
             Ok(received) => {
                 let core = self.transport.core_mut();
@@ -219,8 +225,12 @@ where
                     let mut cx = Context::new(&mut self.transport, reactor);
                     protocol.data_received(&mut cx, buffers.data.get(received.bytes));
                 }
+                received.bytes
             }
-            Err(error) => self.read_failed(error),
+            Err(error) => {
+                self.read_failed(error);
+                0
+            }
         }
     }
 
@@ -453,6 +463,11 @@ where
             kept,
         })
     }
+}
+
+/// What a read takes of the turn's budget.
+fn cost(bytes: usize) -> usize {
+    bytes.max(LEAST_READ_COST)
 }
 
 /// Notes what was reported.

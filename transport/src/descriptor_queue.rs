@@ -7,6 +7,7 @@
 //! it ([`DescriptorQueue::plan`]).
 
 use std::collections::VecDeque;
+use std::mem;
 
 use bowline_protocol::PassedDescriptor;
 
@@ -16,10 +17,12 @@ const MOST_KEPT: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct DescriptorQueue {
-    items: VecDeque<Item>,
-    /// How many descriptors there are.
-    count: usize,
-    /// How many floating ones stand behind the last exact group.
+    /// All that wait, in order, whatever their kind.
+    descriptors: VecDeque<PassedDescriptor>,
+    /// Which of them belong to a message, in order.
+    groups: VecDeque<Exact>,
+    /// How many floating ones stand behind the last exact group. Invariant:
+    /// `descriptors.len()` is this and what the groups count.
     trailing: usize,
     /// Where the last exact group that was queued ends. Floating ones behind
     /// it have no business within its message.
@@ -28,19 +31,15 @@ pub(crate) struct DescriptorQueue {
     not_before: u64,
 }
 
-#[derive(Debug)]
-enum Item {
-    Floating(PassedDescriptor),
-    Exact(Exact),
-}
-
 /// Descriptors that belong to the bytes from `start` to `end`, positions in the
 /// whole stream.
 #[derive(Debug)]
 struct Exact {
+    /// How many floating ones stand before them, behind the group before.
+    floating: usize,
     start: u64,
     end: u64,
-    descriptors: Vec<PassedDescriptor>,
+    count: usize,
 }
 
 /// What the next `sendmsg` takes from the front: so many bytes, with so many
@@ -78,18 +77,20 @@ impl UnsentDescriptors {
 
 impl DescriptorQueue {
     /// How many descriptors wait.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.count
+        self.descriptors.len()
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.descriptors.is_empty()
     }
 
     /// Queues a descriptor for any byte.
+    #[inline]
     pub(crate) fn push(&mut self, descriptor: PassedDescriptor) {
-        self.items.push_back(Item::Floating(descriptor));
-        self.count += 1;
+        self.descriptors.push_back(descriptor);
         self.trailing += 1;
     }
 
@@ -104,14 +105,14 @@ impl DescriptorQueue {
     /// with it.
     pub(crate) fn push_exact(&mut self, start: u64, end: u64, descriptors: Vec<PassedDescriptor>) {
         debug_assert!(start < end && !descriptors.is_empty());
-        self.count += descriptors.len();
-        self.trailing = 0;
-        self.exact_end = end;
-        self.items.push_back(Item::Exact(Exact {
+        self.groups.push_back(Exact {
+            floating: mem::take(&mut self.trailing),
             start,
             end,
-            descriptors,
-        }));
+            count: descriptors.len(),
+        });
+        self.exact_end = end;
+        self.descriptors.extend(descriptors);
     }
 
     /// What the next call takes of the `unsent` bytes (at least one) behind
@@ -121,125 +122,114 @@ impl DescriptorQueue {
             let bytes = position.saturating_sub(sent);
             unsent.min(usize::try_from(bytes).unwrap_or(usize::MAX))
         };
-        match self.items.front() {
-            None => Plan {
+        if self.is_empty() {
+            return Plan {
                 bytes: unsent,
                 descriptors: 0,
-            },
-            Some(Item::Exact(exact)) if sent < exact.start => Plan {
-                bytes: until(exact.start),
-                descriptors: 0,
-            },
+            };
+        }
+        let (floating, boundary) = match self.groups.front() {
+            Some(exact) if exact.floating > 0 => (exact.floating, exact.start),
+            Some(exact) if sent < exact.start => {
+                return Plan {
+                    bytes: until(exact.start),
+                    descriptors: 0,
+                };
+            }
             // To the end of the message and no further: the receiver's kernel
             // then ends a read there.
-            Some(Item::Exact(exact)) => Plan {
-                bytes: until(exact.end),
-                descriptors: exact.descriptors.len(),
-            },
-            Some(Item::Floating(_)) if sent < self.not_before => Plan {
+            Some(exact) => {
+                return Plan {
+                    bytes: until(exact.end),
+                    descriptors: exact.count,
+                };
+            }
+            None => (self.trailing, u64::MAX),
+        };
+        if sent < self.not_before {
+            return Plan {
                 bytes: until(self.not_before),
                 descriptors: 0,
+            };
+        }
+        let available = until(boundary);
+        let descriptors = floating.min(per_message).min(available);
+        Plan {
+            // Each of those left behind keeps its byte.
+            bytes: if floating > descriptors {
+                descriptors
+            } else {
+                available
             },
-            Some(Item::Floating(_)) => {
-                let mut run = 0;
-                let mut boundary = u64::MAX;
-                for item in &self.items {
-                    match item {
-                        // One more than fits tells that there are more. An
-                        // exact group behind those need not be looked for:
-                        // it was queued behind a byte for each of them.
-                        Item::Floating(_) if run <= per_message => run += 1,
-                        Item::Floating(_) => break,
-                        Item::Exact(exact) => {
-                            boundary = exact.start;
-                            break;
-                        }
-                    }
-                }
-                let available = until(boundary);
-                let descriptors = run.min(per_message).min(available);
-                Plan {
-                    // Each of those left behind keeps its byte.
-                    bytes: if run > descriptors {
-                        descriptors
-                    } else {
-                        available
-                    },
-                    descriptors,
-                }
-            }
+            descriptors,
         }
     }
 
     /// The first `count` descriptors, as [`plan`](Self::plan) counted them.
+    #[inline]
     pub(crate) fn first(&self, count: usize) -> impl Iterator<Item = &PassedDescriptor> {
-        self.items
-            .iter()
-            .flat_map(|item| match item {
-                Item::Floating(descriptor) => std::slice::from_ref(descriptor),
-                Item::Exact(exact) => exact.descriptors.as_slice(),
-            })
-            .take(count)
+        self.descriptors.iter().take(count)
     }
 
     /// Closes the first `count` descriptors, which have left.
     pub(crate) fn sent(&mut self, count: usize) {
         let mut left = count;
         while left > 0 {
-            match self.items.pop_front() {
-                Some(Item::Floating(_)) => {
-                    left -= 1;
-                    // Those behind an exact group are the only ones left once
-                    // no group is.
-                    self.trailing = self.trailing.min(self.items.len());
-                }
-                Some(Item::Exact(exact)) => {
-                    debug_assert!(exact.descriptors.len() <= left, "a group leaves as a whole");
-                    left = left.saturating_sub(exact.descriptors.len());
-                    self.not_before = exact.end;
-                }
-                None => break,
+            let Some(exact) = self.groups.front_mut() else {
+                debug_assert!(left <= self.trailing);
+                self.trailing -= left;
+                break;
+            };
+            if exact.floating > 0 {
+                let floating = left.min(exact.floating);
+                exact.floating -= floating;
+                left -= floating;
+            } else {
+                debug_assert!(exact.count <= left, "a group leaves as a whole");
+                left -= exact.count;
+                self.not_before = exact.end;
+                self.groups.pop_front();
             }
         }
-        self.count -= count - left;
-        if self.items.is_empty() && self.items.capacity() > 2 * MOST_KEPT {
-            self.items = VecDeque::new();
+        self.descriptors.drain(..count);
+        if self.is_empty() && self.descriptors.capacity() > 2 * MOST_KEPT {
+            self.descriptors = VecDeque::new();
+            self.groups = VecDeque::new();
         }
     }
 
     /// Closes everything and answers how many there were.
     pub(crate) fn clear(&mut self) -> usize {
-        self.items.clear();
+        let count = self.len();
+        self.descriptors.clear();
+        self.groups.clear();
         self.trailing = 0;
-        std::mem::take(&mut self.count)
+        count
     }
 
     /// Takes everything; positions become offsets into the bytes behind `sent`.
     pub(crate) fn take(&mut self, sent: u64) -> Vec<UnsentDescriptors> {
-        let mut all: Vec<UnsentDescriptors> = Vec::new();
         let offset = |position: u64| usize::try_from(position - sent).unwrap_or(usize::MAX);
+        let mut descriptors = self.descriptors.drain(..);
+        let mut all = Vec::new();
         if self.not_before > sent {
-            all.push(UnsentDescriptors::new(
-                Some(0..offset(self.not_before)),
-                Vec::new(),
-            ));
+            let message = Some(0..offset(self.not_before));
+            all.push(UnsentDescriptors::new(message, Vec::new()));
         }
-        for item in self.items.drain(..) {
-            match item {
-                Item::Floating(descriptor) => match all.last_mut() {
-                    Some(last) if last.message.is_none() => last.descriptors.push(descriptor),
-                    _ => all.push(UnsentDescriptors {
-                        message: None,
-                        descriptors: vec![descriptor],
-                    }),
-                },
-                Item::Exact(exact) => all.push(UnsentDescriptors {
-                    message: Some(offset(exact.start)..offset(exact.end)),
-                    descriptors: exact.descriptors,
-                }),
+        let mut add = |message, count| {
+            if count > 0 {
+                all.push(UnsentDescriptors {
+                    message,
+                    descriptors: descriptors.by_ref().take(count).collect(),
+                });
             }
+        };
+        for exact in self.groups.drain(..) {
+            add(None, exact.floating);
+            add(Some(offset(exact.start)..offset(exact.end)), exact.count);
         }
-        self.clear();
+        add(None, mem::take(&mut self.trailing));
+        drop(descriptors);
         all
     }
 

@@ -11,7 +11,7 @@ use bowline_protocol::{
 use bowline_reactor::Handle;
 
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
-use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State, pending};
+use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State, flag, pending};
 use crate::shared::{Ledger, ReadBuffers};
 use crate::socket::UnixSocket;
 use crate::socket::private::Sealed;
@@ -82,7 +82,21 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
     }
 
     /// Why a descriptor cannot be queued, if it cannot.
+    #[inline]
     fn refusal(&self, more: usize) -> Option<SendDescriptorErrorKind> {
+        if self.base.core().has(flag::WRITES_WITH_CARE)
+            && let Some(kind) = self.refusal_by_state()
+        {
+            return Some(kind);
+        }
+        let (queued, most) = match &self.passing {
+            Some(passing) => (passing.queue.len(), passing.limits.queued),
+            None => (0, DescriptorLimits::default().queued),
+        };
+        (queued.saturating_add(more) > most).then_some(SendDescriptorErrorKind::QueueFull)
+    }
+
+    fn refusal_by_state(&self) -> Option<SendDescriptorErrorKind> {
         let core = self.base.core();
         match core.state() {
             State::Open => {}
@@ -94,12 +108,8 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
                 return Some(SendDescriptorErrorKind::NotConnected);
             }
         }
-        if core.is_broken() {
-            return Some(SendDescriptorErrorKind::NotConnected);
-        }
-        let queued = self.queued_descriptors();
-        (queued.saturating_add(more) > self.limits().queued)
-            .then_some(SendDescriptorErrorKind::QueueFull)
+        core.is_broken()
+            .then_some(SendDescriptorErrorKind::NotConnected)
     }
 
     /// Sends with descriptors on the first byte.

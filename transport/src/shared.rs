@@ -25,7 +25,7 @@ const FIRST_BYTES: usize = 4_096;
 const MAX_SPARE: usize = 64;
 
 /// The defaults of [`TransportBudgets`].
-const READS_PER_TURN: u32 = 4;
+const READ_BYTES_PER_TURN: usize = 4 * READ_BYTES;
 const WRITES_PER_TURN: u32 = 8;
 const NOTICES_PER_TURN: u32 = 64;
 const ACCEPTS_PER_TURN: u32 = 100;
@@ -230,9 +230,11 @@ fn open_anything() -> io::Result<OwnedFd> {
 /// budget of zero counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransportBudgets {
-    /// Reads of one connection, of at most 64 KiB each; default 4. A greedy
-    /// peer then delays the others by some tens of microseconds.
-    pub reads: u32,
+    /// How many bytes one connection reads; default 256 KiB, four full reads.
+    /// The read that reaches it is the last, and each counts as 8 KiB at the
+    /// least, so that there are no more than 32 of the default. A greedy peer
+    /// then delays the others by some tens of microseconds.
+    pub read_bytes: usize,
     /// Sends of one connection, of at most some 200 KiB each; default 8.
     pub writes: u32,
     /// Callbacks of one connection that are not about a read: producers,
@@ -246,7 +248,7 @@ pub struct TransportBudgets {
 impl Default for TransportBudgets {
     fn default() -> Self {
         Self {
-            reads: READS_PER_TURN,
+            read_bytes: READ_BYTES_PER_TURN,
             writes: WRITES_PER_TURN,
             notices: NOTICES_PER_TURN,
             accepts: ACCEPTS_PER_TURN,

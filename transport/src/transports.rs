@@ -621,7 +621,7 @@ impl Transports for Reactor {
 
     fn set_transport_budgets(&mut self, budgets: TransportBudgets) {
         Shared::of(self).budgets.set(TransportBudgets {
-            reads: budgets.reads.max(1),
+            read_bytes: budgets.read_bytes.max(1),
             writes: budgets.writes.max(1),
             notices: budgets.notices.max(1),
             accepts: budgets.accepts.max(1),

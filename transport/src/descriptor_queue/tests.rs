@@ -331,11 +331,11 @@ fn long_queue_gives_its_memory_back() {
         queue.push(PassedDescriptor::shared(&fd));
     }
     queue.sent(9_999);
-    assert!(queue.items.capacity() >= 10_000);
+    assert!(queue.descriptors.capacity() >= 10_000);
     queue.sent(1);
-    assert_eq!(queue.items.capacity(), 0);
+    assert_eq!(queue.descriptors.capacity(), 0);
     // Short ones do not allocate anew each time.
     queue.push(PassedDescriptor::shared(&fd));
     queue.sent(1);
-    assert!(queue.items.capacity() > 0);
+    assert!(queue.descriptors.capacity() > 0);
 }
