@@ -133,6 +133,17 @@ pub trait Transport: 'static {
     /// go further, therefore has each message's own descriptors with it.
     fn set_read_limit(&mut self, limit: Option<NonZeroUsize>);
 
+    /// Puts `data` in front of what is to be read next, to be delivered as if it
+    /// had just arrived: for bytes that were read from this connection before it
+    /// was given its present protocol, in another process for instance.
+    ///
+    /// It is delivered in a later turn of the loop, before anything that the
+    /// kernel holds, under the same rules: not while reading is paused or held,
+    /// and not more at a time than the [read limit](Self::set_read_limit). What
+    /// was put back before comes after it. Dropped if nothing can be delivered
+    /// any more.
+    fn push_back(&mut self, data: Vec<u8>);
+
     // Closing.
 
     /// Closes in an orderly way: reads no more, sends what is buffered, waits

@@ -164,6 +164,16 @@ impl Record {
         pieces.collect::<Vec<_>>().concat()
     }
 
+    /// The lengths of the pieces in which the bytes came.
+    pub(crate) fn pieces(&self) -> Vec<usize> {
+        let recorded = self.shared.borrow();
+        let lengths = recorded.events.iter().filter_map(|event| match event {
+            Event::Data(data) => Some(data.len()),
+            _ => None,
+        });
+        lengths.collect()
+    }
+
     /// The events in short form: consecutive data joined, for comparisons such
     /// as `["made", "data 3", "lost closed cleanly"]`.
     pub(crate) fn summary(&self) -> Vec<String> {

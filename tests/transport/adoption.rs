@@ -21,7 +21,9 @@ use bowline::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::harness::{Doorman, End, Kind, Link, Log, Script, over_every_socket, pattern, tcp_pair};
-use crate::support::{DescriptorLedger, Event, Record, Recorder, run_until, run_until_quiet};
+use crate::support::{
+    DescriptorLedger, Event, Record, Recorder, run_until, run_until_quiet, socketpair,
+};
 
 over_every_socket!(
     a_connection_moves_whole,
@@ -784,4 +786,67 @@ fn a_connector_learns_that_its_connection_was_detached() {
     assert_eq!(ours.as_fd().as_raw_fd(), ours.as_raw_fd());
     drop((detached.protocol, reactor, server, ours, peer));
     ledger.assert_balanced();
+}
+
+/// What was read elsewhere is delivered first, under the rules of any read, and
+/// comes out again undelivered when the connection moves on.
+#[test]
+fn what_is_put_back_is_delivered_before_what_the_kernel_holds() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, mut theirs) = socketpair();
+    theirs.write_all(b" kernel").unwrap();
+    let record = Record::default();
+    let handle = reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&record))
+        .unwrap();
+    let transport = reactor.get(handle).unwrap();
+    transport.push_back(b"second".to_vec());
+    transport.push_back(b"first ".to_vec());
+    transport.set_read_limit(NonZeroUsize::new(4));
+    transport.hold_reading();
+    run_until_quiet(&mut reactor);
+    assert_eq!(record.data(), b"");
+    reactor.get(handle).unwrap().release_reading();
+    run_until(&mut reactor, |_| record.data().len() >= 19);
+    assert_eq!(record.data(), b"first second kernel");
+    // No read went further than it may, and none mixed the two.
+    let pieces = record.pieces();
+    assert!(
+        pieces.iter().all(|piece| (1..=4).contains(piece)),
+        "{pieces:?}"
+    );
+    assert_eq!(pieces[..3], [4, 4, 4]);
+
+    let transport = reactor.get(handle).unwrap();
+    transport.pause_producing();
+    transport.push_back(b"unread".to_vec());
+    let token = reactor.get(handle).unwrap().handle();
+    let unread = Rc::new(RefCell::new(None));
+    let result = Rc::clone(&unread);
+    reactor.detach::<Recorder>(token, move |_, detached| {
+        *result.borrow_mut() = detached.ok().map(|detached| detached.unread);
+    });
+    run_until(&mut reactor, |_| unread.borrow().is_some());
+    assert_eq!(unread.borrow().as_deref(), Some(&b"unread"[..]));
+}
+
+/// Without a byte in the kernel, nor an event, what was put back is delivered;
+/// and not any more once the peer's end was.
+#[test]
+fn what_is_put_back_needs_no_event() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = socketpair();
+    let record = Record::default();
+    let handle = reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&record))
+        .unwrap();
+    run_until_quiet(&mut reactor);
+    reactor.get(handle).unwrap().push_back(b"late".to_vec());
+    run_until(&mut reactor, |_| record.data() == b"late");
+    reactor.get(handle).unwrap().push_back(b"last".to_vec());
+    drop(theirs);
+    run_until(&mut reactor, |_| record.is_lost());
+    assert_eq!(record.summary(), ["made", "data 8", "lost closed cleanly"]);
 }

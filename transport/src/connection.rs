@@ -119,7 +119,11 @@ where
                     return Next::Remove;
                 }
             } else if core.may_read() && read_bytes > 0 {
-                let bytes = self.read(reactor);
+                let bytes = if core.has(flag::PUSHED_BACK) {
+                    self.read_pushed_back(reactor)
+                } else {
+                    self.read(reactor)
+                };
                 read_bytes = read_bytes.saturating_sub(cost(bytes));
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
@@ -232,6 +236,16 @@ where
                 0
             }
         }
+    }
+
+    #[cold]
+    fn read_pushed_back(&mut self, reactor: &mut Reactor) -> usize {
+        let data = self.transport.core_mut().take_pushed_back();
+        if let Some(protocol) = &mut self.protocol {
+            let mut cx = Context::new(&mut self.transport, reactor);
+            protocol.data_received(&mut cx, &data);
+        }
+        data.len()
     }
 
     #[cold]
@@ -447,6 +461,7 @@ where
         kept.settings = self.transport.take_settings();
         let core = self.transport.core_mut();
         let unsent = core.buffer.take();
+        let unread = core.take_unread();
         let registration = core.cold().registration.take();
         let producer =
             registration.and_then(|registration| Some((registration.producer?, registration.kind)));
@@ -456,6 +471,7 @@ where
             fd,
             protocol: self.protocol.take()?,
             unsent,
+            unread,
             descriptors,
             producer,
             host,

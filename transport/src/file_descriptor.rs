@@ -411,6 +411,10 @@ pub(crate) mod flag {
 
     /// Interest: reading is held, as `Cold::holds` says.
     pub(crate) const HELD: u32 = 1 << 13;
+
+    /// There are bytes to be delivered before anything is read:
+    /// `Cold::pushed_back`.
+    pub(crate) const PUSHED_BACK: u32 = 1 << 14;
 }
 
 /// The other bits of [`Core::flags`]: what user code has to be told, in the
@@ -450,6 +454,8 @@ pub(crate) struct Cold {
     pub(crate) retry_after: Duration,
     /// How many reasons there are not to read, beside the pause.
     holds: u32,
+    /// Delivered before anything is read.
+    pushed_back: Vec<u8>,
     /// A pull producer that wrote nothing is asked again then.
     pub(crate) ask_again: Option<DelayedCall>,
     /// Unsent bytes and descriptors, counted at the end.
@@ -642,7 +648,8 @@ impl<S: Socket> Core<S> {
     /// Whether a read may succeed now, is wanted, and nothing comes before it.
     #[inline]
     pub(crate) fn may_only_read(&self) -> bool {
-        let masks = flag::PAUSED | flag::HELD | flag::NOT_READING | pending::ANY;
+        let masks =
+            flag::PAUSED | flag::HELD | flag::NOT_READING | flag::PUSHED_BACK | pending::ANY;
         self.flags & (flag::READABLE | masks) == flag::READABLE
     }
 
@@ -865,6 +872,42 @@ impl<S: Socket> Core<S> {
     pub(crate) fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
         let limit = limit.map_or(READ_BYTES, NonZeroUsize::get).min(READ_BYTES);
         self.read_limit = limit as u32;
+    }
+
+    pub(crate) fn push_back(&mut self, mut data: Vec<u8>) {
+        if data.is_empty() || !self.is_open_for_reading() {
+            return;
+        }
+        let cold = self.cold();
+        data.append(&mut cold.pushed_back);
+        cold.pushed_back = data;
+        // Latched like any other bytes that are there to be read.
+        self.flags |= flag::PUSHED_BACK | flag::READABLE;
+    }
+
+    /// Takes of what was put back as much as one read may.
+    pub(crate) fn take_pushed_back(&mut self) -> Vec<u8> {
+        let limit = self.read_limit as usize;
+        let left = &mut self.cold().pushed_back;
+        let rest = if left.len() > limit {
+            left.split_off(limit)
+        } else {
+            Vec::new()
+        };
+        let taken = std::mem::replace(left, rest);
+        if self.cold().pushed_back.is_empty() {
+            self.flags &= !flag::PUSHED_BACK;
+        }
+        taken
+    }
+
+    /// Takes all of what was put back.
+    pub(crate) fn take_unread(&mut self) -> Vec<u8> {
+        if !self.has(flag::PUSHED_BACK) {
+            return Vec::new();
+        }
+        self.flags &= !flag::PUSHED_BACK;
+        std::mem::take(&mut self.cold().pushed_back)
     }
 
     fn low_watermark(&self) -> usize {

@@ -22,6 +22,9 @@ pub struct Detached<P> {
     pub protocol: P,
     /// What was written and not taken by the kernel.
     pub unsent: Vec<u8>,
+    /// What was [put back](bowline_protocol::Transport::push_back) and not
+    /// delivered.
+    pub unread: Vec<u8>,
     /// The descriptors that were queued, with the part of `unsent` they belong
     /// to.
     pub descriptors: Vec<UnsentDescriptors>,

@@ -84,6 +84,10 @@ macro_rules! impl_transport {
                 $crate::FileDescriptor::core_mut(self).set_read_limit(limit);
             }
 
+            fn push_back(&mut self, data: Vec<u8>) {
+                $crate::FileDescriptor::core_mut(self).push_back(data);
+            }
+
             fn lose_connection(&mut self) {
                 $crate::FileDescriptor::core_mut(self).lose_connection();
             }

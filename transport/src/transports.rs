@@ -661,18 +661,20 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         fd,
         protocol,
         unsent,
+        unread,
         descriptors,
         producer,
         host,
         peer,
         mut kept,
     } = detached;
-    let failed = |kind, fd, protocol, unsent: Unsent, producer, kept| ReattachError {
+    let failed = |kind, fd, protocol, unsent: Unsent, unread, producer, kept| ReattachError {
         kind,
         detached: Box::new(Detached {
             fd,
             protocol,
             unsent: unsent.bytes,
+            unread,
             descriptors: unsent.descriptors,
             producer,
             host: host.clone(),
@@ -688,18 +690,19 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         Ok(socket) => socket,
         Err(fd) => {
             let kind = AdoptErrorKind::WrongFamily;
-            return Err(failed(kind, fd, protocol, unsent, producer, kept));
+            return Err(failed(kind, fd, protocol, unsent, unread, producer, kept));
         }
     };
     // Handed over only when nothing can fail any more.
-    let mut parts = Some((unsent, producer));
+    let mut parts = Some((unsent, unread, producer));
     let prepare = |transport: &mut T| {
-        let (unsent, producer) = parts.take().expect("prepared once");
+        let (unsent, unread, producer) = parts.take().expect("prepared once");
         transport.core_mut().restore(&kept);
         if let Some(settings) = kept.settings.take() {
             transport.restore_settings(settings);
         }
         restore_unsent(transport, unsent);
+        transport.core_mut().push_back(unread);
         if let Some((producer, kind)) = producer {
             transport
                 .core_mut()
@@ -710,9 +713,9 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         Ok(handle) => Ok(handle),
         Err((error, mut socket, protocol)) => {
             let fd = socket.detach().expect("it was just put there");
-            let (unsent, producer) = parts.take().expect("nothing was prepared");
+            let (unsent, unread, producer) = parts.take().expect("nothing was prepared");
             let kind = AdoptErrorKind::Os(error);
-            Err(failed(kind, fd, protocol, unsent, producer, kept))
+            Err(failed(kind, fd, protocol, unsent, unread, producer, kept))
         }
     }
 }

@@ -1183,6 +1183,7 @@ impl Transport for Script {
     fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
         self.read_limit = limit;
     }
+    fn push_back(&mut self, _: Vec<u8>) {}
     fn lose_connection(&mut self) {
         self.state = TransportState::Closing;
     }
