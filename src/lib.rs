@@ -54,6 +54,7 @@
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
 //! | call from another thread | [`RemoteHandle::call_from_thread`] |
+//! | do work that blocks | [`Reactor::call_in_thread`], [`ThreadPool`] |
 //! | handle signals | [`Reactor::on_signals`] |
 //! | run inside another loop | [`Reactor::turn`] |
 //! | drive something else that epoll watches | [`Descriptor`], [`Reactor::register`] |
@@ -97,6 +98,11 @@ pub use bowline_reactor::{
     Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, Phase, Reactor, ReactorError,
     RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent, TriggerError,
     TriggerId, Turn,
+};
+
+// Threads for work that blocks.
+pub use bowline_reactor::{
+    AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
 };
 
 // Signals.

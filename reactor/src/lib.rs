@@ -37,6 +37,7 @@ mod remote;
 mod signals;
 mod slots;
 mod sys;
+mod thread_pool;
 mod timers;
 mod token;
 mod triggers;
@@ -50,6 +51,9 @@ pub use crate::reactor::{Limits, Reactor, Statistics, Turn};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::SignalHandler;
+pub use crate::thread_pool::{
+    AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
+};
 pub use crate::token::Token;
 pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
 

@@ -8,6 +8,7 @@ mod descriptors;
 mod lifecycle;
 mod shutdown;
 mod signals;
+mod thread_pool;
 mod timers;
 mod wakeups;
 

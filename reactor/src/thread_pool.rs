@@ -1,0 +1,543 @@
+//! Work that blocks, in threads beside the reactor's.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::descriptor::Panic;
+use crate::log;
+use crate::reactor::Reactor;
+use crate::triggers::{Hold, Phase, SystemEvent};
+
+/// As many as Twisted has. They are for waiting, on a disk or on a name server,
+/// rather than for computing, so their number does not follow the processors'.
+const MAX_THREADS: usize = 10;
+
+/// How long a thread without work stays: longer than the gaps within a burst.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much may wait. Whoever has more to do than this is not going to catch
+/// up.
+const MAX_QUEUED: usize = 65_536;
+
+/// Threads for work that blocks, and what waits for one of them; a clone is the
+/// same pool.
+///
+/// Threads are started when there is work and none of them is free, up to a
+/// limit, and end when they had none for a while: a pool that is not used costs
+/// nothing. Each reactor has one, for [`Reactor::call_in_thread`]. Make another
+/// for work that must not be kept waiting by the rest, or must not keep it
+/// waiting. (Twisted: `ThreadPool`, `deferToThreadPool`.)
+///
+/// # Shutdown
+///
+/// With [`AtShutdown::Finish`] a reactor that was asked to stop goes on turning
+/// until all work is done and told; its threads have ended before
+/// [`Reactor::run`] returns. Work that comes even later, when connections are
+/// being closed, is finished without turning. With [`AtShutdown::Abandon`]
+/// nothing is waited for. A reactor that is dropped without having stopped
+/// drops what waits, and leaves running work to itself.
+#[derive(Clone)]
+pub struct ThreadPool {
+    local: Rc<Local>,
+}
+
+/// How a [`ThreadPool`] works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadPoolOptions {
+    /// How many threads there are at the most; default 10. Zero counts as one.
+    pub max_threads: usize,
+    /// How much work may wait for a thread; default 65,536. More is refused.
+    pub max_queued: usize,
+    /// After how long without work a thread ends; default 10 s.
+    pub idle_timeout: Duration,
+    /// What a reactor that stops does about work that is not done; default
+    /// [`AtShutdown::Finish`].
+    pub at_shutdown: AtShutdown,
+}
+
+impl Default for ThreadPoolOptions {
+    fn default() -> Self {
+        Self {
+            max_threads: MAX_THREADS,
+            max_queued: MAX_QUEUED,
+            idle_timeout: IDLE_TIMEOUT,
+            at_shutdown: AtShutdown::Finish,
+        }
+    }
+}
+
+/// What a reactor that stops does about work that is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtShutdown {
+    /// It waits until all of it is done. Work that never ends holds the shutdown
+    /// for ever; [`Reactor::crash`] is the way out.
+    Finish,
+    /// It waits for none: what has not begun never does, what runs ends by
+    /// itself at some time, and both are told as [`ThreadCallError::Stopped`].
+    /// For work without effect, such as looking something up.
+    Abandon,
+}
+
+/// How busy a [`ThreadPool`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ThreadPoolCounts {
+    /// The threads there are.
+    pub threads: usize,
+    /// Those of them that have nothing to do.
+    pub idle: usize,
+    /// The work that waits for one.
+    pub queued: usize,
+}
+
+/// The name of a call that was given to a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ThreadCall {
+    id: u64,
+}
+
+/// Why a call in a thread has no result.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ThreadCallError {
+    /// It panicked.
+    Panicked(Panic),
+    /// As much work waits as may; it was not begun.
+    QueueFull,
+    /// The system gave us no thread, and there is none; it was not begun.
+    NoThread(io::Error),
+    /// The reactor stopped: it was not begun, or not waited for.
+    Stopped,
+}
+
+impl fmt::Display for ThreadCallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked(panic) => write!(f, "call in a thread panicked: {}", panic.message()),
+            Self::QueueFull => f.write_str("too many calls wait for a thread"),
+            Self::NoThread(_) => f.write_str("cannot start a thread"),
+            Self::Stopped => f.write_str("reactor stopped before the call in a thread was done"),
+        }
+    }
+}
+
+impl Error for ThreadCallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::NoThread(error) => Some(error),
+            Self::Panicked(_) | Self::QueueFull | Self::Stopped => None,
+        }
+    }
+}
+
+impl Reactor {
+    /// Runs `work` in a thread of this reactor's [pool](Self::thread_pool), and
+    /// then `done` with its result in the reactor's thread, as any other
+    /// callback.
+    ///
+    /// `done` is called exactly once, and never before this returns, unless it
+    /// is [cancelled](ThreadCall::cancel) or the reactor is dropped or crashes
+    /// before. It need not be `Send`: it never leaves this thread. Work begins
+    /// in the order it was given, before the reactor runs too. (Twisted:
+    /// `deferToThread`.)
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bowline_reactor::Reactor;
+    ///
+    /// let mut reactor = Reactor::new()?;
+    /// reactor.call_in_thread(
+    ///     || std::fs::read_to_string("/proc/self/comm"),
+    ///     |reactor, name| {
+    ///         println!("{:?}", name.expect("it does not panic"));
+    ///         reactor.stop().expect("it runs: this is one of its callbacks");
+    ///     },
+    /// );
+    /// reactor.run()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn call_in_thread<R: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> R + Send + 'static,
+        done: impl FnOnce(&mut Self, Result<R, ThreadCallError>) + 'static,
+    ) -> ThreadCall {
+        let pool = self.thread_pool();
+        pool.call_in_thread(self, work, done)
+    }
+
+    /// The pool of [`call_in_thread`](Self::call_in_thread). (Twisted:
+    /// `getThreadPool`.)
+    pub fn thread_pool(&mut self) -> ThreadPool {
+        struct Own(ThreadPool);
+        let own = self.extension(|| Own(ThreadPool::new(ThreadPoolOptions::default())));
+        own.0.clone()
+    }
+}
+
+impl ThreadPool {
+    /// A pool, without any thread as yet.
+    pub fn new(options: ThreadPoolOptions) -> Self {
+        Self {
+            local: Rc::new(Local {
+                shared: Arc::new(Shared {
+                    queue: Mutex::new(Queue {
+                        options,
+                        jobs: VecDeque::new(),
+                        threads: Vec::new(),
+                        alive: 0,
+                        idle: 0,
+                        is_closed: false,
+                    }),
+                    changed: Condvar::new(),
+                }),
+                unfinished: Cell::new(0),
+                hold: Cell::new(None),
+                is_awaiting_shutdown: Cell::new(false),
+            }),
+        }
+    }
+
+    /// As [`Reactor::call_in_thread`], in this pool. It belongs to the reactor
+    /// that it was first used with.
+    pub fn call_in_thread<R: Send + 'static>(
+        &self,
+        reactor: &mut Reactor,
+        work: impl FnOnce() -> R + Send + 'static,
+        done: impl FnOnce(&mut Reactor, Result<R, ThreadCallError>) + 'static,
+    ) -> ThreadCall {
+        let (sender, receiver) = mpsc::channel::<Result<R, Panic>>();
+        let tell = move |reactor: &mut Reactor, refused: Option<ThreadCallError>| {
+            let result = match (refused, receiver.try_recv()) {
+                (Some(error), _) => Err(error),
+                (None, Ok(result)) => result.map_err(ThreadCallError::Panicked),
+                // Its sender is gone, or is still at work.
+                (None, Err(_)) => Err(ThreadCallError::Stopped),
+            };
+            done(reactor, result);
+        };
+        let calls = Calls::of(reactor);
+        let id = calls.add(self, Box::new(tell));
+        let remote = reactor.remote();
+        let run = move || {
+            let result = panic::catch_unwind(AssertUnwindSafe(work));
+            // Fails if nobody wants to know any more; what it brought is dropped
+            // here then, as is everything if the reactor is gone.
+            let _ = sender.send(result.map_err(Panic::new));
+            let _ = remote.call_from_thread(move |reactor| Calls::finished(reactor, id));
+        };
+        let job = Job {
+            id,
+            run: Box::new(run),
+        };
+        if let Err(error) = self.submit(reactor, job) {
+            self.call_ended();
+            reactor.defer(move |reactor| Calls::tell(reactor, id, Some(error)));
+        }
+        ThreadCall { id }
+    }
+
+    /// Changes how it works, from now on. Threads beyond a lower limit end when
+    /// they have done what they do.
+    pub fn set_options(&self, options: ThreadPoolOptions) {
+        self.local.shared.queue().options = options;
+        self.local.shared.changed.notify_all();
+    }
+
+    /// How it works.
+    pub fn options(&self) -> ThreadPoolOptions {
+        self.local.shared.queue().options.clone()
+    }
+
+    /// How busy it is, at this moment.
+    pub fn counts(&self) -> ThreadPoolCounts {
+        let queue = self.local.shared.queue();
+        ThreadPoolCounts {
+            threads: queue.alive,
+            idle: queue.idle,
+            queued: queue.jobs.len(),
+        }
+    }
+
+    fn submit(&self, reactor: &mut Reactor, job: Job) -> Result<(), ThreadCallError> {
+        let local = &self.local;
+        local.unfinished.set(local.unfinished.get() + 1);
+        let mut queue = local.shared.queue();
+        if queue.is_closed && reactor.is_stopping() {
+            return Err(ThreadCallError::Stopped);
+        }
+        queue.is_closed = false;
+        if queue.jobs.len() >= queue.options.max_queued {
+            return Err(ThreadCallError::QueueFull);
+        }
+        // Those that are idle have a job each already, as far as they reach.
+        if queue.jobs.len() >= queue.idle
+            && queue.alive < queue.options.max_threads.max(1)
+            && let Err(error) = queue.start_thread(&local.shared)
+            && queue.alive == 0
+        {
+            return Err(ThreadCallError::NoThread(error));
+        }
+        queue.jobs.push_back(job);
+        let finishes = queue.options.at_shutdown == AtShutdown::Finish;
+        drop(queue);
+        local.shared.changed.notify_one();
+        if finishes && local.unfinished.get() == 1 {
+            local.hold.set(Some(reactor.hold(SystemEvent::Shutdown)));
+        }
+        if !local.is_awaiting_shutdown.replace(true) {
+            let local = Rc::downgrade(local);
+            reactor.add_trigger(Phase::During, SystemEvent::Shutdown, move |reactor| {
+                if let Some(local) = local.upgrade() {
+                    Self { local }.stop(reactor);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends all threads, and tells of what is not done.
+    fn stop(&self, reactor: &mut Reactor) {
+        self.local.is_awaiting_shutdown.set(false);
+        let mut queue = self.local.shared.queue();
+        queue.is_closed = true;
+        let threads = std::mem::take(&mut queue.threads);
+        let finishes = queue.options.at_shutdown == AtShutdown::Finish;
+        let dropped = if finishes {
+            VecDeque::new()
+        } else {
+            std::mem::take(&mut queue.jobs)
+        };
+        drop(queue);
+        self.local.shared.changed.notify_all();
+        drop(dropped);
+        if finishes {
+            for thread in threads {
+                // What they run catches panics.
+                let _ = thread.join();
+            }
+        }
+        for id in Calls::of(reactor).of_pool(self) {
+            // Each in a trigger of its own, for the case that it panics.
+            reactor.add_trigger(Phase::During, SystemEvent::Shutdown, move |reactor| {
+                Calls::finished(reactor, id);
+            });
+        }
+    }
+
+    fn call_ended(&self) {
+        let left = self.local.unfinished.get().saturating_sub(1);
+        self.local.unfinished.set(left);
+        if left == 0 {
+            self.local.hold.set(None);
+        }
+    }
+}
+
+impl ThreadCall {
+    /// Has `done` not be called, and the work not be begun if it has not; work
+    /// that runs goes on, for nobody. Whether it was in time.
+    pub fn cancel(self, reactor: &mut Reactor) -> bool {
+        Calls::of(reactor).cancel(self.id)
+    }
+}
+
+/// The pool's part in the reactor's thread.
+struct Local {
+    shared: Arc<Shared>,
+    /// What was submitted and has not come back, cancelled calls included.
+    unfinished: Cell<usize>,
+    /// Keeps the reactor turning while there is any.
+    hold: Cell<Option<Hold>>,
+    /// Whether the trigger that stops it is there.
+    is_awaiting_shutdown: Cell<bool>,
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue();
+        queue.is_closed = true;
+        let dropped = std::mem::take(&mut queue.jobs);
+        drop(queue);
+        self.shared.changed.notify_all();
+        // What they own is dropped outside the lock.
+        drop(dropped);
+    }
+}
+
+/// The part that threads have too.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Work has come, or the pool has closed or changed.
+    changed: Condvar,
+}
+
+struct Queue {
+    options: ThreadPoolOptions,
+    jobs: VecDeque<Job>,
+    threads: Vec<JoinHandle<()>>,
+    alive: usize,
+    idle: usize,
+    is_closed: bool,
+}
+
+struct Job {
+    id: u64,
+    run: Box<dyn FnOnce() + Send>,
+}
+
+impl Queue {
+    fn start_thread(&mut self, shared: &Arc<Shared>) -> io::Result<()> {
+        self.threads.retain(|thread| !thread.is_finished());
+        let shared = Arc::clone(shared);
+        let thread = thread::Builder::new()
+            .name("bowline-pool".into())
+            .spawn(move || shared.work())?;
+        self.threads.push(thread);
+        self.alive += 1;
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// What a thread does.
+    fn work(&self) {
+        let mut queue = self.queue();
+        loop {
+            if queue.alive > queue.options.max_threads.max(1) {
+                break;
+            }
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                // The work's own panic is its result. What is caught here is one
+                // of what it leaves behind.
+                if panic::catch_unwind(AssertUnwindSafe(job.run)).is_err() {
+                    log::error!(target: log::REACTOR, "what a thread left behind panicked");
+                }
+                queue = self.queue();
+                continue;
+            }
+            if queue.is_closed {
+                break;
+            }
+            queue.idle += 1;
+            let idle_timeout = queue.options.idle_timeout;
+            let (guard, waited) = self
+                .changed
+                .wait_timeout(queue, idle_timeout)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            queue.idle -= 1;
+            if waited.timed_out() && queue.jobs.is_empty() {
+                break;
+            }
+        }
+        queue.alive -= 1;
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while the lock is held.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Tell = Box<dyn FnOnce(&mut Reactor, Option<ThreadCallError>)>;
+
+/// The calls of one reactor that are out: what has to stay in its thread.
+#[derive(Default)]
+struct Calls {
+    waiting: RefCell<BTreeMap<u64, Waiting>>,
+    next_id: Cell<u64>,
+}
+
+struct Waiting {
+    pool: ThreadPool,
+    /// None once cancelled.
+    tell: Option<Tell>,
+}
+
+impl Calls {
+    fn of(reactor: &mut Reactor) -> Rc<Self> {
+        reactor.extension(Self::default)
+    }
+
+    fn add(&self, pool: &ThreadPool, tell: Tell) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        let waiting = Waiting {
+            pool: pool.clone(),
+            tell: Some(tell),
+        };
+        self.waiting.borrow_mut().insert(id, waiting);
+        id
+    }
+
+    /// A call has come back, or is not going to.
+    fn finished(reactor: &mut Reactor, id: u64) {
+        let calls = Self::of(reactor);
+        let Some(waiting) = calls.waiting.borrow_mut().remove(&id) else {
+            return;
+        };
+        waiting.pool.call_ended();
+        if let Some(tell) = waiting.tell {
+            tell(reactor, None);
+        }
+    }
+
+    /// Tells why a call was refused.
+    fn tell(reactor: &mut Reactor, id: u64, error: Option<ThreadCallError>) {
+        let calls = Self::of(reactor);
+        let waiting = calls.waiting.borrow_mut().remove(&id);
+        if let Some(tell) = waiting.and_then(|waiting| waiting.tell) {
+            if let Some(error) = &error {
+                log::debug!(target: log::REACTOR, "{error}");
+            }
+            tell(reactor, error);
+        }
+    }
+
+    fn cancel(&self, id: u64) -> bool {
+        let mut calls = self.waiting.borrow_mut();
+        let Some(waiting) = calls.get_mut(&id) else {
+            return false;
+        };
+        let tell = waiting.tell.take();
+        let pool = waiting.pool.clone();
+        let mut queue = pool.local.shared.queue();
+        let place = queue.jobs.iter().position(|job| job.id == id);
+        let job = place.and_then(|place| queue.jobs.remove(place));
+        drop(queue);
+        let is_gone = job.is_some().then(|| calls.remove(&id));
+        drop(calls);
+        if is_gone.is_some() {
+            pool.call_ended();
+        }
+        // What they own is the user's, and dropped when nothing is borrowed.
+        drop(job);
+        tell.is_some()
+    }
+
+    fn of_pool(&self, pool: &ThreadPool) -> Vec<u64> {
+        let calls = self.waiting.borrow();
+        let of_pool =
+            |(_, waiting): &(&u64, &Waiting)| Rc::ptr_eq(&waiting.pool.local, &pool.local);
+        calls.iter().filter(of_pool).map(|(id, _)| *id).collect()
+    }
+}
+
+impl fmt::Debug for ThreadPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThreadPool")
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}
