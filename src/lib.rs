@@ -42,6 +42,7 @@
 //! | act on another connection | its [`TransportHandle`] and [`Context::get`] |
 //! | call another connection's protocol | [`call_protocol`](Transports::call_protocol) |
 //! | do something later | [`Reactor::call_later`], [`DelayedCall`] |
+//! | do something at intervals | [`Reactor::call_every`], [`PeriodicCall`] |
 //! | keep a fast source from a slow sink | [`Producer`], [`Transport::register_producer`], [`Watermarks`] |
 //! | pass a descriptor | [`UnixTransport::send_file_descriptor`] |
 //! | pass descriptors with one message exactly | [`UnixTransport::write_with_descriptors`] |
@@ -95,9 +96,9 @@ pub mod guide;
 
 // The loop.
 pub use bowline_reactor::{
-    Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, Phase, Reactor, ReactorError,
-    RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent, TriggerError,
-    TriggerId, Turn,
+    Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, PeriodicCall, PeriodicEnd, Phase,
+    Reactor, ReactorError, RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent,
+    TriggerError, TriggerId, Turn,
 };
 
 // Threads for work that blocks.

@@ -31,6 +31,7 @@ mod descriptor;
 mod error;
 mod handle;
 mod log;
+mod periodic_call;
 mod reactor;
 mod remote;
 #[cfg(feature = "signals")]
@@ -47,6 +48,7 @@ pub use crate::delayed_call::{DelayedCall, DelayedCallError};
 pub use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
 pub use crate::error::{ReactorError, TriggerError};
 pub use crate::handle::Handle;
+pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
 pub use crate::reactor::{Limits, Reactor, Statistics, Turn};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]

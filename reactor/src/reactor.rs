@@ -379,6 +379,11 @@ impl Reactor {
         })
     }
 
+    /// What the clock says at this moment, in the middle of a turn too.
+    pub(crate) fn time_of_clock(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Runs `call` once `delay` has passed since this turn's time, never
     /// earlier. Calls due at the same time run in the order scheduled; one
     /// scheduled with no delay from inside a callback runs in a later turn,

@@ -6,6 +6,7 @@ mod support;
 
 mod descriptors;
 mod lifecycle;
+mod periodic;
 mod shutdown;
 mod signals;
 mod thread_pool;

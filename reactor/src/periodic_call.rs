@@ -1,0 +1,246 @@
+//! Calls at intervals.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::delayed_call::DelayedCall;
+use crate::reactor::Reactor;
+
+type Periodic = Box<dyn FnMut(&mut Reactor, &PeriodicCall)>;
+type Ended = Box<dyn FnOnce(&mut Reactor, PeriodicEnd)>;
+
+/// A call that is made again and again; a clone is the same one. (Twisted:
+/// `LoopingCall`.)
+///
+/// The runs are due at whole multiples of the interval after the start, however
+/// late each of them is, so nothing adds up. A run that is due while the one
+/// before is under way, or while the loop is busy elsewhere, is left out, and
+/// the next one that is made is told how many were ([`skipped`](Self::skipped)).
+/// Two never overlap. With an interval of zero there is one in each turn, and
+/// descriptors have theirs in between.
+///
+/// It goes on without anybody holding it, until it is [stopped](Self::stop),
+/// panics, or its reactor ends.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_reactor::Reactor;
+///
+/// let mut reactor = Reactor::new()?;
+/// let mut left = 3;
+/// reactor.call_every(Duration::from_millis(1), move |reactor, periodic| {
+///     left -= 1;
+///     if left == 0 {
+///         periodic.stop(reactor);
+///         reactor.stop().expect("it runs: this is one of its callbacks");
+///     }
+/// });
+/// reactor.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct PeriodicCall {
+    state: Rc<State>,
+}
+
+struct State {
+    ended: RefCell<Vec<Ended>>,
+    end: Cell<Option<PeriodicEnd>>,
+    interval: Cell<Duration>,
+    /// What the runs are counted from, and how many intervals after that the
+    /// last one was, or would have been.
+    origin: Cell<Instant>,
+    count: Cell<u128>,
+    skipped: Cell<u64>,
+    /// The next run, which owns the call; none while one is under way.
+    next: Cell<Option<DelayedCall>>,
+}
+
+/// How a [`PeriodicCall`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PeriodicEnd {
+    /// It was [stopped](PeriodicCall::stop).
+    Stopped,
+    /// A run of it panicked. The log has the message.
+    Panicked,
+}
+
+impl Reactor {
+    /// Runs `call` again and again, for the first time when `interval` has
+    /// passed. (Twisted: `LoopingCall.start` with `now=False`.)
+    pub fn call_every(
+        &mut self,
+        interval: Duration,
+        call: impl FnMut(&mut Self, &PeriodicCall) + 'static,
+    ) -> PeriodicCall {
+        let periodic = PeriodicCall::new(interval, self.now());
+        periodic.schedule(self, 1, Box::new(call));
+        periodic
+    }
+
+    /// Runs `call` again and again, for the first time in this turn, after the
+    /// running callback. (Twisted: `LoopingCall.start`.)
+    pub fn call_now_and_every(
+        &mut self,
+        interval: Duration,
+        call: impl FnMut(&mut Self, &PeriodicCall) + 'static,
+    ) -> PeriodicCall {
+        let periodic = PeriodicCall::new(interval, self.now());
+        let first = periodic.clone();
+        self.defer(move |reactor| first.run(reactor, Box::new(call)));
+        periodic
+    }
+}
+
+impl PeriodicCall {
+    fn new(interval: Duration, origin: Instant) -> Self {
+        Self {
+            state: Rc::new(State {
+                ended: RefCell::new(Vec::new()),
+                end: Cell::new(None),
+                interval: Cell::new(interval),
+                origin: Cell::new(origin),
+                count: Cell::new(0),
+                skipped: Cell::new(0),
+                next: Cell::new(None),
+            }),
+        }
+    }
+
+    /// Ends it, for good; inside of its own run too, which is the last then.
+    /// Nothing happens if it has ended.
+    pub fn stop(&self, reactor: &mut Reactor) {
+        self.end(reactor, PeriodicEnd::Stopped);
+    }
+
+    /// Counts the intervals from now on: the next run comes when a whole one has
+    /// passed. Nothing happens if it has ended.
+    pub fn reset(&self, reactor: &mut Reactor) {
+        if !self.is_active() {
+            return;
+        }
+        self.state.origin.set(reactor.now());
+        self.state.count.set(0);
+        // Inside of its own run it is scheduled afterwards.
+        if let Some(next) = self.state.next.get() {
+            let _ = next.reset(reactor, self.state.interval.get());
+        }
+    }
+
+    /// Changes the interval, and counts from now on as [`reset`](Self::reset)
+    /// does.
+    pub fn set_interval(&self, reactor: &mut Reactor, interval: Duration) {
+        self.state.interval.set(interval);
+        self.reset(reactor);
+    }
+
+    /// Has `ended` called when it has ended, after the callback that ended it;
+    /// at once after the running one if it has already. The end of the reactor
+    /// is none.
+    pub fn on_end(
+        &self,
+        reactor: &mut Reactor,
+        ended: impl FnOnce(&mut Reactor, PeriodicEnd) + 'static,
+    ) {
+        match self.state.end.get() {
+            Some(end) => reactor.defer(move |reactor| ended(reactor, end)),
+            None => self.state.ended.borrow_mut().push(Box::new(ended)),
+        }
+    }
+
+    /// Whether it goes on.
+    pub fn is_active(&self) -> bool {
+        self.state.end.get().is_none()
+    }
+
+    /// The interval.
+    pub fn interval(&self) -> Duration {
+        self.state.interval.get()
+    }
+
+    /// How many runs were left out before the last one, or the one that is under
+    /// way: zero if all is well. (Twisted: `LoopingCall.withCount`, less one.)
+    pub fn skipped(&self) -> u64 {
+        self.state.skipped.get()
+    }
+
+    fn run(&self, reactor: &mut Reactor, mut call: Periodic) {
+        self.state.next.set(None);
+        if !self.is_active() {
+            return;
+        }
+        let count = self.intervals_until(reactor.now());
+        let left_out = count.saturating_sub(self.state.count.get() + 1);
+        self.state.count.set(count);
+        let left_out = u64::try_from(left_out).unwrap_or(u64::MAX);
+        self.state.skipped.set(left_out);
+        let result = panic::catch_unwind(AssertUnwindSafe(|| call(reactor, self)));
+        if let Err(payload) = result {
+            self.end(reactor, PeriodicEnd::Panicked);
+            // The reactor logs and counts it as any other.
+            panic::resume_unwind(payload);
+        }
+        if self.is_active() {
+            // The time it is, not the turn's: one that takes longer than its
+            // interval would be due at once, and leave no gap.
+            let passed = self.intervals_until(reactor.time_of_clock());
+            self.schedule(reactor, passed.max(self.state.count.get()) + 1, call);
+        }
+    }
+
+    /// How many whole intervals have passed since the origin at `time`.
+    fn intervals_until(&self, time: Instant) -> u128 {
+        let passed = time.saturating_duration_since(self.state.origin.get());
+        let interval = self.state.interval.get().as_nanos();
+        passed.as_nanos().checked_div(interval).unwrap_or(0)
+    }
+
+    /// Schedules the run that is due so many intervals after the origin.
+    fn schedule(&self, reactor: &mut Reactor, count: u128, call: Periodic) {
+        let due_after = duration(self.state.interval.get().as_nanos().saturating_mul(count));
+        let passed = reactor
+            .now()
+            .saturating_duration_since(self.state.origin.get());
+        let periodic = self.clone();
+        let next = reactor.call_later(due_after.saturating_sub(passed), move |reactor| {
+            periodic.run(reactor, call);
+        });
+        self.state.next.set(Some(next));
+    }
+
+    fn end(&self, reactor: &mut Reactor, end: PeriodicEnd) {
+        if self.state.end.get().is_some() {
+            return;
+        }
+        self.state.end.set(Some(end));
+        if let Some(next) = self.state.next.take() {
+            let _ = next.cancel(reactor);
+        }
+        for ended in self.state.ended.take() {
+            reactor.defer(move |reactor| ended(reactor, end));
+        }
+    }
+}
+
+/// So many nanoseconds, or as many as a `Duration` can hold.
+fn duration(nanos: u128) -> Duration {
+    const PER_SECOND: u128 = 1_000_000_000;
+    u64::try_from(nanos / PER_SECOND).map_or(Duration::MAX, |seconds| {
+        Duration::new(seconds, (nanos % PER_SECOND) as u32)
+    })
+}
+
+impl fmt::Debug for PeriodicCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeriodicCall")
+            .field("interval", &self.state.interval.get())
+            .field("end", &self.state.end.get())
+            .finish_non_exhaustive()
+    }
+}
