@@ -1,5 +1,5 @@
 //! Forwards connections from one address to another, TCP or UNIX on either
-//! side.
+//! side. The name of a host is looked up for each of them, off the loop.
 //!
 //! Each side is the producer of the other, so that whoever reads slowly slows
 //! down whoever writes, in both directions and without a buffer that grows. One
@@ -23,10 +23,11 @@ mod common;
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::str::FromStr;
 
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
 use bowline::{Context, Factory, Hold, ProducerKind, Protocol, Reactor, SystemEvent, Transport};
-use bowline::{TransportHandle, Transports};
+use bowline::{TransportHandle, Transports, UnixAddress};
 
 use crate::common::{Arguments, Endpoint};
 
@@ -48,7 +49,7 @@ struct Side {
 
 enum Role {
     /// Was accepted, and has a connection made to this address.
-    Front(Endpoint, Option<ConnectorHandle>),
+    Front(To, Option<ConnectorHandle>),
     /// Is that connection, and makes itself known to the front here.
     Back(Rc<Cell<Option<TransportHandle>>>),
 }
@@ -148,10 +149,33 @@ impl<T: Transport> Factory<T> for Dial {
     }
 }
 
-fn connect(reactor: &mut Reactor, to: &Endpoint, dial: Dial) -> io::Result<ConnectorHandle> {
+/// Where to; a host by its name or address.
+#[derive(Clone)]
+enum To {
+    Host(String, u16),
+    Unix(UnixAddress),
+}
+
+impl FromStr for To {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Self> {
+        let host = text.rsplit_once(':').filter(|_| !text.contains(['/', '@']));
+        if let Some((host, port)) = host {
+            let port = port.parse().map_err(io::Error::other)?;
+            return Ok(Self::Host(host.trim_matches(['[', ']']).into(), port));
+        }
+        match text.parse()? {
+            Endpoint::Unix(address) => Ok(Self::Unix(address)),
+            Endpoint::Tcp(address) => Ok(Self::Host(address.ip().to_string(), address.port())),
+        }
+    }
+}
+
+fn connect(reactor: &mut Reactor, to: &To, dial: Dial) -> io::Result<ConnectorHandle> {
     match to {
-        Endpoint::Tcp(address) => reactor.connect_tcp(*address, dial),
-        Endpoint::Unix(address) => reactor.connect_unix(address.clone(), dial),
+        To::Host(name, port) => reactor.connect_host(name, *port, dial),
+        To::Unix(address) => reactor.connect_unix(address.clone(), dial),
     }
 }
 
@@ -159,7 +183,7 @@ fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
     let listen = arguments.option::<Endpoint>("--listen")?;
-    let to = arguments.option::<Endpoint>("--to")?;
+    let to = arguments.option::<To>("--to")?;
     arguments.finish()?;
     let (Some(listen), Some(to)) = (listen, to) else {
         return Err("--listen and --to, please; try --help".into());

@@ -37,6 +37,8 @@
 //! | listen | [`listen_tcp`](Transports::listen_tcp), [`listen_unix`](Transports::listen_unix) |
 //! | accept sockets without serving them here | [`Acceptor`], [`accept_tcp`](Transports::accept_tcp) |
 //! | connect | [`connect_tcp`](Transports::connect_tcp), [`connect_unix`](Transports::connect_unix) |
+//! | connect to a host by its name | [`connect_host`](Transports::connect_host) |
+//! | find the addresses of a host | [`resolve`](Transports::resolve), [`Resolver`] |
 //! | react to a connection | [`Protocol`], built by a [`Factory`] |
 //! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
 //! | act on another connection | its [`TransportHandle`] and [`Context::get`] |
@@ -116,15 +118,15 @@ pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
-    Factory, Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError,
-    SocketFile,
+    Factory, FailedAttempt, LookupError, Origin, Producer, ProducerKind, ProducerRef, Protocol,
+    RegisterProducerError, SocketFile,
 };
 
 // Connections, listeners and connectors, as callbacks see them.
 pub use bowline_protocol::{
-    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Listener, ListenerHandle,
-    TcpTransport, Transport, TransportHandle, TransportState, UnixAddress, UnixTransport,
-    UnixTransportHandle, Watermarks, WriteStatus,
+    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, Listener,
+    ListenerHandle, TcpTransport, Transport, TransportHandle, TransportState, UnixAddress,
+    UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
 };
 
 // Passed descriptors.
@@ -144,9 +146,9 @@ pub use bowline_protocol::policies;
 
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{
-    AdoptError, AdoptErrorKind, DetachError, Detached, ListenError, ListenStep, ReattachError,
-    StaleSocket, StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream, TransportBudgets,
-    Transports, UnixConnectOptions, UnixListenOptions, UnixStream, Unsent,
+    AdoptError, AdoptErrorKind, DetachError, Detached, HostConnectOptions, ListenError, ListenStep,
+    ReattachError, StaleSocket, StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream,
+    TransportBudgets, Transports, UnixConnectOptions, UnixListenOptions, UnixStream, Unsent,
 };
 
 // Descriptors that processes are started with, and what belongs to it.
@@ -154,6 +156,9 @@ pub use bowline_transport::{
     SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
     send_datagram, spawn_with_descriptors, take_inherited,
 };
+
+// Host names.
+pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
 
 // The layers that transports are made of.
 pub use bowline_transport::{

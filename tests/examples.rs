@@ -283,6 +283,21 @@ fn proxy_ends_a_connection_it_cannot_make() {
 }
 
 #[test]
+fn proxy_connects_to_a_host() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = server.local_addr().unwrap().to_string();
+    let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", &to]);
+    let mut client = proxy.connect();
+    client.write_all(b"to the host").unwrap();
+    let (mut behind, _) = server.accept().unwrap();
+    let mut received = [0; 11];
+    behind.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"to the host");
+    drop((client, behind));
+    proxy.stop();
+}
+
+#[test]
 fn chat_tells_the_others_and_shows_out_the_silent() {
     let chat = Example::start("chat", &["--tcp", "127.0.0.1:0", "--idle", "1"]);
     let mut ann = Guest::join(&chat, "ann");

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// The address of one end of a connection, or of a listener.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +13,21 @@ pub enum Address {
     Inet(SocketAddr),
     /// A UNIX socket.
     Unix(UnixAddress),
+}
+
+/// Where a connector connects to, as it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Destination {
+    /// One address.
+    Address(Address),
+    /// A host, whose addresses are looked up for each attempt.
+    Host {
+        /// Its name, or an IP address in writing.
+        name: Rc<str>,
+        /// The TCP port.
+        port: u16,
+    },
 }
 
 /// The address of a UNIX socket; see unix(7).
@@ -54,6 +70,34 @@ impl UnixAddress {
         match self {
             Self::Path(path) => Some(path),
             Self::Unnamed | Self::Abstract(_) => None,
+        }
+    }
+}
+
+impl Destination {
+    /// The address, where it is one.
+    pub fn as_address(&self) -> Option<&Address> {
+        match self {
+            Self::Address(address) => Some(address),
+            Self::Host { .. } => None,
+        }
+    }
+}
+
+impl<A: Into<Address>> From<A> for Destination {
+    fn from(address: A) -> Self {
+        Self::Address(address.into())
+    }
+}
+
+/// `example.org:80`, or the address.
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            // An IPv6 address in writing.
+            Self::Host { name, port } if name.contains(':') => write!(f, "[{name}]:{port}"),
+            Self::Host { name, port } => write!(f, "{name}:{port}"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 
 use crate::descriptors::PassedDescriptor;
 
@@ -24,6 +25,11 @@ pub enum ConnectError {
     Bind(io::Error),
     /// The reactor stopped.
     ReactorStopped,
+    /// The host name has no address, or none that could be found out.
+    Lookup(LookupError),
+    /// The addresses of the host name were tried, every one in vain: one at
+    /// least, in the order in which they failed.
+    AllFailed(Vec<FailedAttempt>),
     /// Anything else the system answered: `ENOENT` for a UNIX path that is not
     /// there, `EACCES`, `EMFILE`.
     Os(io::Error),
@@ -42,15 +48,76 @@ impl ConnectError {
         }
     }
 
-    /// The error of the system, where there was one.
+    /// The error of the system, where there was one; of several attempts, that
+    /// of the first that failed.
     pub fn as_os(&self) -> Option<&io::Error> {
         match self {
             Self::Refused(error)
             | Self::Unreachable(error)
             | Self::TimedOutByKernel(error)
             | Self::Bind(error)
-            | Self::Os(error) => Some(error),
-            Self::TimedOut | Self::Cancelled | Self::ReactorStopped => None,
+            | Self::Os(error)
+            | Self::Lookup(LookupError::Failed(error)) => Some(error),
+            Self::AllFailed(attempts) => attempts.first()?.error.as_os(),
+            Self::TimedOut | Self::Cancelled | Self::ReactorStopped | Self::Lookup(_) => None,
+        }
+    }
+
+    /// The attempts that failed, with their addresses, where a host name was
+    /// connected to.
+    pub fn attempts(&self) -> &[FailedAttempt] {
+        match self {
+            Self::AllFailed(attempts) => attempts,
+            _ => &[],
+        }
+    }
+}
+
+/// One of the attempts of a [`ConnectError::AllFailed`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FailedAttempt {
+    /// Where it was to connect to.
+    pub address: SocketAddr,
+    /// Why it did not.
+    pub error: ConnectError,
+}
+
+impl FailedAttempt {
+    /// An attempt at `address` that ended with `error`.
+    pub fn new(address: SocketAddr, error: ConnectError) -> Self {
+        Self { address, error }
+    }
+}
+
+/// Why a host name could not be resolved. (Twisted: `DNSLookupError`.)
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LookupError {
+    /// The resolver failed, or knows that there is no such name.
+    Failed(io::Error),
+    /// It knows of no address, or of none that can be reached from the address
+    /// to connect from.
+    NoAddress,
+    /// It took too long.
+    TimedOut,
+}
+
+impl fmt::Display for LookupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed(_) => "host name cannot be resolved",
+            Self::NoAddress => "host name has no address",
+            Self::TimedOut => "host name was not resolved in time",
+        })
+    }
+}
+
+impl Error for LookupError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) => Some(error),
+            Self::NoAddress | Self::TimedOut => None,
         }
     }
 }
@@ -58,6 +125,10 @@ impl ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::AllFailed(attempts) => {
+                return write!(f, "cannot connect to any address, of {}", attempts.len());
+            }
+            Self::Lookup(_) => "cannot find the address to connect to",
             Self::Refused(_) => "connection refused",
             Self::Unreachable(_) => "destination unreachable",
             Self::TimedOut => "connecting took longer than its timeout",
@@ -71,8 +142,13 @@ impl fmt::Display for ConnectError {
 }
 
 impl Error for ConnectError {
+    /// Of several attempts, the error of the first that failed.
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.as_os().map(|error| error as _)
+        match self {
+            Self::Lookup(error) => Some(error),
+            Self::AllFailed(attempts) => attempts.first().map(|attempt| &attempt.error as _),
+            _ => self.as_os().map(|error| error as _),
+        }
     }
 }
 

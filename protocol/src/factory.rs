@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bowline_reactor::{Handle, Reactor};
 
-use crate::address::Address;
+use crate::address::{Address, Destination};
 use crate::error::ConnectError;
 use crate::protocol::Protocol;
 use crate::reason::CloseReason;
@@ -231,7 +231,7 @@ pub struct SocketFile {
 /// or later.
 pub trait Connector: 'static {
     /// Where it connects to, as it was asked.
-    fn destination(&self) -> Address;
+    fn destination(&self) -> Destination;
 
     /// Where it stands.
     fn state(&self) -> ConnectorState;

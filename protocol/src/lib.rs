@@ -21,11 +21,12 @@ mod protocol;
 mod reason;
 mod transport;
 
-pub use crate::address::{Address, UnixAddress};
+pub use crate::address::{Address, Destination, UnixAddress};
 pub use crate::context::Context;
 pub use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 pub use crate::error::{
-    ConnectError, RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind,
+    ConnectError, FailedAttempt, LookupError, RegisterProducerError, SendDescriptorError,
+    SendDescriptorErrorKind,
 };
 pub use crate::factory::{
     Acceptor, BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError};
 
 use crate::delayed_call::DelayedCall;
 use crate::reactor::Reactor;
@@ -210,28 +211,36 @@ impl fmt::Debug for Readiness {
 
 /// What a callback panicked with.
 pub struct Panic {
-    payload: Box<dyn Any + Send>,
+    message: Cow<'static, str>,
+    /// In a lock that nobody takes, so that errors with a panic are `Sync`.
+    payload: Mutex<Box<dyn Any + Send>>,
 }
 
 impl Panic {
     pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
-        Self { payload }
+        let message = if let Some(text) = payload.downcast_ref::<&'static str>() {
+            Cow::Borrowed(*text)
+        } else if let Some(text) = payload.downcast_ref::<String>() {
+            Cow::Owned(text.clone())
+        } else {
+            Cow::Borrowed("a value that is no string")
+        };
+        Self {
+            message,
+            payload: Mutex::new(payload),
+        }
     }
 
     /// The panic's message, where it is a string.
     pub fn message(&self) -> &str {
-        if let Some(text) = self.payload.downcast_ref::<&'static str>() {
-            text
-        } else if let Some(text) = self.payload.downcast_ref::<String>() {
-            text
-        } else {
-            "a value that is no string"
-        }
+        &self.message
     }
 
     /// The value itself, for [`std::panic::resume_unwind`] or a downcast.
     pub fn into_payload(self) -> Box<dyn Any + Send> {
         self.payload
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Work in threads beside the reactor's.
 
 use std::collections::HashSet;
-use std::fs;
 use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
@@ -11,27 +10,8 @@ use bowline::{
     AtShutdown, Phase, Reactor, SystemEvent, ThreadCallError, ThreadPool, ThreadPoolOptions,
 };
 
-use crate::support::{DEADLINE, DescriptorLedger, run_until};
+use crate::support::{DEADLINE, DescriptorLedger, assert_no_pool_threads, pool_threads, run_until};
 use crate::{Notes, PANIC};
-
-/// The threads of pools in this process, as the system sees them.
-fn threads() -> usize {
-    fs::read_dir("/proc/self/task")
-        .unwrap()
-        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
-        .filter(|name| name.trim() == "bowline-pool")
-        .count()
-}
-
-/// That there are none: a thread that was joined may be listed for a moment.
-#[track_caller]
-fn assert_no_threads() {
-    let began = Instant::now();
-    while threads() > 0 {
-        assert!(began.elapsed() < DEADLINE, "{} threads are left", threads());
-        thread::yield_now();
-    }
-}
 
 /// Keeps work from ending until it is opened.
 #[derive(Clone, Default)]
@@ -86,7 +66,7 @@ fn threads_come_with_work_and_are_gone_before_run_returns() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
     let pool = reactor.thread_pool();
-    assert_eq!((pool.counts().threads, threads()), (0, 0));
+    assert_eq!((pool.counts().threads, pool_threads()), (0, 0));
     let notes = Notes::new();
     let here = thread::current().id();
     // Before the run, and what is told need not be able to leave the thread.
@@ -102,7 +82,7 @@ fn threads_come_with_work_and_are_gone_before_run_returns() {
             reactor.call_in_thread(
                 || 7,
                 move |reactor, result| {
-                    assert!((1..=2).contains(&threads()));
+                    assert!((1..=2).contains(&pool_threads()));
                     seen.push(described(result));
                     reactor.stop().unwrap();
                 },
@@ -115,7 +95,7 @@ fn threads_come_with_work_and_are_gone_before_run_returns() {
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["first", "7"]);
     assert_eq!(pool.counts().threads, 0);
-    assert_no_threads();
+    assert_no_pool_threads();
 
     // And again, with the same one.
     let seen = notes.clone();
@@ -128,7 +108,7 @@ fn threads_come_with_work_and_are_gone_before_run_returns() {
     );
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["first", "7", "8"]);
-    assert_no_threads();
+    assert_no_pool_threads();
 }
 
 fn pool_is_quiet(pool: &ThreadPool) {
@@ -161,7 +141,7 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
         submit(&mut reactor);
     }
     gate.await_waiting(10);
-    assert_eq!((threads(), pool.counts().queued), (10, 20));
+    assert_eq!((pool_threads(), pool.counts().queued), (10, 20));
     let options = ThreadPoolOptions {
         max_threads: 12,
         ..pool.options()
@@ -170,7 +150,7 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
     submit(&mut reactor);
     submit(&mut reactor);
     gate.await_waiting(12);
-    assert_eq!((threads(), pool.counts().queued), (12, 20));
+    assert_eq!((pool_threads(), pool.counts().queued), (12, 20));
     gate.open();
     run_until(&mut reactor, |_| notes.all().len() == 32);
     let distinct: HashSet<_> = notes.all().into_iter().collect();
@@ -180,7 +160,7 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
         ..options
     });
     // One is left, which works.
-    run_until(&mut reactor, |_| threads() == 1);
+    run_until(&mut reactor, |_| pool_threads() == 1);
     submit(&mut reactor);
     run_until(&mut reactor, |_| notes.all().len() == 33);
     finish(reactor);
@@ -190,7 +170,7 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
 fn finish(mut reactor: Reactor) {
     reactor.call_soon(|reactor| reactor.stop().unwrap());
     reactor.run().unwrap();
-    assert_no_threads();
+    assert_no_pool_threads();
 }
 
 /// Contract R-27: from ten down to none.
@@ -205,7 +185,9 @@ fn threads_without_work_end() {
     let notes = Notes::new();
     let seen = notes.clone();
     pool.call_in_thread(&mut reactor, || (), move |_, _| seen.push(()));
-    run_until(&mut reactor, |_| !notes.all().is_empty() && threads() == 0);
+    run_until(&mut reactor, |_| {
+        !notes.all().is_empty() && pool_threads() == 0
+    });
     assert_eq!(pool.counts().threads, 0);
     finish(reactor);
 }
@@ -245,7 +227,7 @@ fn stopping_waits_for_all_work_and_tells_its_results() {
     });
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["Ok(0)", "Ok(1)", "Ok(2)", "during"]);
-    assert_no_threads();
+    assert_no_pool_threads();
 }
 
 /// Contract R-27: work that connections ask for while they are lost.
@@ -283,7 +265,7 @@ fn work_asked_for_during_the_shutdown_is_finished_or_refused() {
     reactor.call_soon(|reactor| reactor.stop().unwrap());
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["1", "not inside the call", STOPPED]);
-    assert_no_threads();
+    assert_no_pool_threads();
     drop(theirs);
 }
 
@@ -312,7 +294,7 @@ fn abandoned_work_does_not_hold_the_shutdown() {
     assert_eq!(notes.all(), [STOPPED, STOPPED]);
     // What comes of it later interests nobody, and what had not begun never does.
     gate.open();
-    assert_no_threads();
+    assert_no_pool_threads();
     assert_eq!(gate.state.0.lock().unwrap().waiting, 1);
     assert_eq!(notes.all().len(), 2);
 }
@@ -340,7 +322,7 @@ fn work_that_panics_is_told_and_costs_nothing_else() {
     assert_eq!(reactor.statistics().panics, 1);
     // No thread was lost over it.
     let pool = reactor.thread_pool();
-    run_until(&mut reactor, |_| pool.counts().threads == threads());
+    run_until(&mut reactor, |_| pool.counts().threads == pool_threads());
     finish(reactor);
 }
 
@@ -442,7 +424,7 @@ fn reactor_dropped_without_a_stop_drops_what_waits() {
     // Of the one that runs, its own.
     assert_eq!(Arc::strong_count(&owned), 2);
     gate.open();
-    assert_no_threads();
+    assert_no_pool_threads();
     assert_eq!(Arc::strong_count(&owned), 1);
     assert_eq!(gate.state.0.lock().unwrap().waiting, 1);
 }

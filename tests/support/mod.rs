@@ -52,6 +52,30 @@ pub(crate) fn run_until_quiet(reactor: &mut Reactor) {
     }
 }
 
+/// The threads of pools in this process, as the system sees them.
+pub(crate) fn pool_threads() -> usize {
+    fs::read_dir("/proc/self/task")
+        .expect("Linux has it")
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok())
+        .filter(|name| name.trim() == "bowline-pool")
+        .count()
+}
+
+/// That there are none: a thread that has ended may be listed for a moment, and
+/// what it had with it is closed only then.
+#[track_caller]
+pub(crate) fn assert_no_pool_threads() {
+    let began = Instant::now();
+    while pool_threads() > 0 {
+        assert!(
+            began.elapsed() < DEADLINE,
+            "{} threads are left",
+            pool_threads()
+        );
+        std::thread::yield_now();
+    }
+}
+
 /// The open descriptors of this process, compared before and after.
 ///
 /// Holds a lock for the time of the test, so that tests in other threads of

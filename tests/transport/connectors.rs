@@ -17,15 +17,15 @@ use crate::harness::{Doorman, Log, abstract_name, logging_script, std_address, u
 use crate::support::{DescriptorLedger, run_until, run_until_quiet};
 
 /// A reactor whose clock stands still, and what is around it.
-struct Stage {
-    reactor: Reactor,
-    clock: ManualClock,
-    log: Log,
+pub(crate) struct Stage {
+    pub(crate) reactor: Reactor,
+    pub(crate) clock: ManualClock,
+    pub(crate) log: Log,
     ledger: DescriptorLedger,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let ledger = DescriptorLedger::open();
         let clock = ManualClock::new();
         Self {
@@ -36,17 +36,17 @@ impl Stage {
         }
     }
 
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         run_until_quiet(&mut self.reactor);
     }
 
     #[track_caller]
-    fn assert_log(&self, expected: &[&str]) {
+    pub(crate) fn assert_log(&self, expected: &[&str]) {
         assert_eq!(*self.log.borrow(), expected);
     }
 
     #[track_caller]
-    fn run_until_stopped(&mut self) {
+    pub(crate) fn run_until_stopped(&mut self) {
         let log = Rc::clone(&self.log);
         run_until(&mut self.reactor, |_| {
             log.borrow().last().is_some_and(|last| last == "stopped")
@@ -57,14 +57,14 @@ impl Stage {
     }
 
     #[track_caller]
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         drop(self.reactor);
         self.ledger.assert_balanced();
     }
 }
 
 /// An address at which nobody listens.
-fn refused_address() -> SocketAddr {
+pub(crate) fn refused_address() -> SocketAddr {
     StdTcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -72,7 +72,7 @@ fn refused_address() -> SocketAddr {
 }
 
 /// A TCP listener that answers nobody any more: its queue is full.
-fn deaf_tcp() -> (StdTcpListener, StdTcpStream, SocketAddr) {
+pub(crate) fn deaf_tcp() -> (StdTcpListener, StdTcpStream, SocketAddr) {
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
     rustix::net::listen(&listener, 0).unwrap();
     let address = listener.local_addr().unwrap();
@@ -112,7 +112,7 @@ fn callbacks_come_in_order() {
     stage.assert_log(&["started", "build", "made"]);
     let connector = stage.reactor.get(handle).unwrap();
     assert_eq!(connector.state(), ConnectorState::Connected);
-    assert_eq!(connector.destination(), Address::Inet(address));
+    assert_eq!(connector.destination(), address.into());
     assert_eq!(connector.handle(), handle);
     // Neither means anything to one that is connected.
     connector.connect();

@@ -4,6 +4,7 @@
 mod support;
 
 mod harness;
+mod hosts;
 
 mod acceptor;
 mod adoption;

@@ -1,15 +1,19 @@
 //! Outgoing connections.
 
+mod race;
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::io;
 use std::marker::PhantomData;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
     Address, BuildContext, CloseReason, ConnectError, Connector, ConnectorHandle, ConnectorState,
-    Factory, Origin,
+    Destination, Factory, LookupError, Origin,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
@@ -18,36 +22,71 @@ use bowline_reactor::{
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
 use crate::connection::{HostName, Names};
 use crate::log;
+use crate::options::{HostConnectOptions, LEAST_ATTEMPT_DELAY};
+use crate::resolver::{self, Lookup};
 use crate::sys::{self, Connecting, Family, SocketName};
+
+use self::race::Race;
 
 /// The first and the longest wait for room in the queue of a UNIX listener:
 /// no event says that there is some.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
 
+/// How many addresses in a row may fail at once before others have their turn:
+/// whoever answers for a name can name thousands.
+const DIALS_PER_TURN: usize = 16;
+
 /// Tells a connector that its connection has ended.
 pub(crate) struct ConnectionEnded {
     pub(crate) reason: CloseReason,
 }
 
+/// Tells a connector what the resolver answered.
+struct LookedUp {
+    /// The attempt that asked.
+    attempt: u64,
+    result: Option<Result<Vec<SocketAddr>, LookupError>>,
+}
+
 /// How each attempt is made.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
-    pub(crate) destination: SocketName,
+    pub(crate) target: Target,
     pub(crate) bind_address: Option<SocketName>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) no_delay: bool,
     pub(crate) keep_alive: bool,
 }
 
+/// Where an attempt leads.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Address(SocketName),
+    Host {
+        name: Rc<str>,
+        port: u16,
+        /// How long each address is tried alone; none is until it fails.
+        attempt_delay: Option<Duration>,
+    },
+}
+
 pub(crate) struct OutgoingConnection<T, F> {
     control: Control,
     attempt: Attempt,
     factory: F,
-    /// There while an attempt runs.
-    socket: Option<OwnedFd>,
-    is_watched: bool,
+    /// The sockets that connect, all of them watched, the oldest first; there
+    /// while an attempt runs.
+    dialed: Vec<Dialed>,
+    /// The addresses of a host: those that were not tried yet, and those that
+    /// failed.
+    race: Race,
+    lookup: Option<Lookup>,
+    /// How many attempts there were.
+    attempts: u64,
     timeout: Option<DelayedCall>,
+    /// When the next address is tried beside the present ones.
+    next_dial: Option<DelayedCall>,
     /// When the next attempt begins; there while the connector waits.
     wait: Option<DelayedCall>,
     retry: Option<DelayedCall>,
@@ -58,10 +97,23 @@ pub(crate) struct OutgoingConnection<T, F> {
     transport: PhantomData<fn() -> T>,
 }
 
+/// A socket that connects.
+struct Dialed {
+    fd: OwnedFd,
+    name: SocketName,
+}
+
+/// What became of connecting a socket.
+enum Dial {
+    Connected(OwnedFd),
+    InProgress,
+    BacklogFull,
+}
+
 /// The part of a connector that handles give access to.
 pub(crate) struct Control {
     token: Token,
-    destination: Address,
+    destination: Destination,
     state: ConnectorState,
     /// After what delay to connect, as was asked and not yet done.
     next_attempt: Option<Duration>,
@@ -69,7 +121,7 @@ pub(crate) struct Control {
 }
 
 impl Connector for Control {
-    fn destination(&self) -> Address {
+    fn destination(&self) -> Destination {
         self.destination.clone()
     }
 
@@ -177,6 +229,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     fn begin(&mut self, reactor: &mut Reactor) {
         self.control.state = ConnectorState::Connecting;
         self.is_started = true;
+        self.attempts += 1;
         self.retry_after = FIRST_RETRY;
         if let Some(timeout) = self.attempt.timeout {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
@@ -186,25 +239,22 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             reactor,
         });
         if !self.control.wants_to_stop {
-            self.try_connecting(reactor);
+            match &self.attempt.target {
+                Target::Address(_) => self.dial_only_address(reactor),
+                Target::Host { .. } => self.look_up(reactor),
+            }
         }
     }
 
-    fn try_connecting(&mut self, reactor: &mut Reactor) {
-        match self.connect() {
-            Ok(Connecting::Done) => self.connected(reactor),
-            Ok(Connecting::InProgress) => {
-                if let Some(socket) = &self.socket {
-                    let watched =
-                        reactor.watch(self.control.token, socket.as_fd(), Interest::Writable);
-                    match watched {
-                        Ok(()) => self.is_watched = true,
-                        Err(error) => self.fail(reactor, &ConnectError::Os(error)),
-                    }
-                }
-            }
-            Ok(Connecting::BacklogFull) => {
-                self.socket = None;
+    fn dial_only_address(&mut self, reactor: &mut Reactor) {
+        let Target::Address(name) = &self.attempt.target else {
+            return;
+        };
+        let name = name.clone();
+        match self.dial(reactor, &name) {
+            Ok(Dial::Connected(fd)) => self.connected(reactor, fd, name),
+            Ok(Dial::InProgress) => {}
+            Ok(Dial::BacklogFull) => {
                 self.retry = Some(reactor.notify_later(self.retry_after, self.control.token));
                 self.retry_after = (self.retry_after * 2).min(LONGEST_RETRY);
             }
@@ -212,8 +262,87 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         }
     }
 
-    fn connect(&mut self) -> Result<Connecting, ConnectError> {
-        let family = match &self.attempt.destination {
+    fn look_up(&mut self, reactor: &mut Reactor) {
+        let Target::Host { name, port, .. } = &self.attempt.target else {
+            return;
+        };
+        let token = self.control.token;
+        let attempt = self.attempts;
+        // The time limit of the attempt is the limit for this too.
+        let lookup = resolver::look_up(reactor, name, *port, None, move |reactor, result| {
+            reactor.enter(token, move |descriptor, reactor| {
+                let result = Some(result);
+                let mut looked_up = LookedUp { attempt, result };
+                descriptor.map_or(Next::Keep, |it| it.request(reactor, &mut looked_up))
+            });
+        });
+        self.lookup = Some(lookup);
+    }
+
+    fn looked_up(&mut self, reactor: &mut Reactor, result: Result<Vec<SocketAddr>, LookupError>) {
+        let addresses = match result {
+            Ok(addresses) => addresses,
+            Err(error) => return self.fail(reactor, &ConnectError::Lookup(error)),
+        };
+        let bound = match self.attempt.bind_address {
+            Some(SocketName::Inet(address)) => Some(address),
+            _ => None,
+        };
+        let fits = |address: &SocketAddr| bound.is_none_or(|it| it.is_ipv4() == address.is_ipv4());
+        self.race = Race::new(addresses.into_iter().filter(fits));
+        if self.race.has_next() {
+            self.dial_next(reactor);
+        } else {
+            self.fail(reactor, &ConnectError::Lookup(LookupError::NoAddress));
+        }
+    }
+
+    /// Tries the next address of the host, beside those that are being tried.
+    fn dial_next(&mut self, reactor: &mut Reactor) {
+        if let Some(call) = self.next_dial.take() {
+            // It may be what ran.
+            let _ = call.cancel(reactor);
+        }
+        let Target::Host { attempt_delay, .. } = self.attempt.target else {
+            return;
+        };
+        for _ in 0..DIALS_PER_TURN {
+            let Some(address) = self.race.next() else {
+                if self.dialed.is_empty() {
+                    let failed = std::mem::take(&mut self.race).into_failed();
+                    self.fail(reactor, &ConnectError::AllFailed(failed));
+                }
+                return;
+            };
+            let name = SocketName::Inet(address);
+            match self.dial(reactor, &name) {
+                Ok(Dial::Connected(fd)) => return self.connected(reactor, fd, name),
+                Ok(Dial::InProgress | Dial::BacklogFull) => {
+                    if self.race.has_next() {
+                        self.next_dial = attempt_delay
+                            .map(|delay| reactor.notify_later(delay, self.control.token));
+                    }
+                    return;
+                }
+                Err(error) => self.address_failed(address, error),
+            }
+        }
+        self.next_dial = Some(reactor.notify_later(Duration::ZERO, self.control.token));
+    }
+
+    fn address_failed(&mut self, address: SocketAddr, error: ConnectError) {
+        log::debug!(
+            target: log::TRANSPORT,
+            "{}: {} at {address}: {error}",
+            self.control.token,
+            self.control.destination,
+        );
+        self.race.failed(address, error);
+    }
+
+    /// Begins to connect a new socket.
+    fn dial(&mut self, reactor: &mut Reactor, name: &SocketName) -> Result<Dial, ConnectError> {
+        let family = match name {
             SocketName::Inet(address) if address.is_ipv4() => Family::Inet4,
             SocketName::Inet(_) => Family::Inet6,
             _ => Family::Unix,
@@ -228,41 +357,63 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         if let Some(name) = &self.attempt.bind_address {
             sys::bind(fd.as_fd(), name).map_err(ConnectError::Bind)?;
         }
-        let connecting =
-            sys::connect(fd.as_fd(), &self.attempt.destination).map_err(ConnectError::from_os)?;
-        self.socket = Some(fd);
-        Ok(connecting)
-    }
-
-    /// The socket reported something: whether it is connected is known from the
-    /// socket, not from the event.
-    fn check(&mut self, reactor: &mut Reactor) {
-        let Some(socket) = &self.socket else {
-            return;
-        };
-        match sys::take_error(socket.as_fd()) {
-            Ok(None) => match sys::peer_name(socket.as_fd()) {
-                Ok(_) => self.connected(reactor),
-                // A spurious event.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                Err(error) => self.fail(reactor, &ConnectError::Os(error)),
-            },
-            Ok(Some(error)) | Err(error) => self.fail(reactor, &ConnectError::from_os(error)),
+        match sys::connect(fd.as_fd(), name).map_err(ConnectError::from_os)? {
+            Connecting::Done => Ok(Dial::Connected(fd)),
+            Connecting::InProgress => {
+                reactor
+                    .watch(self.control.token, fd.as_fd(), Interest::Writable)
+                    .map_err(ConnectError::Os)?;
+                let name = name.clone();
+                self.dialed.push(Dialed { fd, name });
+                Ok(Dial::InProgress)
+            }
+            Connecting::BacklogFull => Ok(Dial::BacklogFull),
         }
     }
 
-    fn connected(&mut self, reactor: &mut Reactor) {
-        let Some(fd) = self.take_socket(reactor) else {
-            return;
-        };
+    /// A socket reported something: whether it is connected, and which one it
+    /// is, is known from the sockets, not from the event.
+    fn check(&mut self, reactor: &mut Reactor) {
+        let mut at = 0;
+        let mut has_failed = false;
+        while let Some(dialed) = self.dialed.get(at) {
+            let error = match outcome(dialed.fd.as_fd()) {
+                None => {
+                    at += 1;
+                    continue;
+                }
+                Some(outcome) => outcome.err(),
+            };
+            let Dialed { fd, name } = self.dialed.remove(at);
+            reactor.unwatch(fd.as_fd());
+            match (error, name) {
+                (None, name) => return self.connected(reactor, fd, name),
+                (Some(error), SocketName::Inet(address)) if self.is_racing() => {
+                    self.address_failed(address, error);
+                    has_failed = true;
+                }
+                (Some(error), _) => {
+                    drop(fd);
+                    return self.fail(reactor, &error);
+                }
+            }
+        }
+        if has_failed {
+            self.dial_next(reactor);
+        }
+    }
+
+    fn is_racing(&self) -> bool {
+        matches!(self.attempt.target, Target::Host { .. })
+    }
+
+    fn connected(&mut self, reactor: &mut Reactor, fd: OwnedFd, peer: SocketName) {
+        self.end_attempt(reactor);
         self.control.state = ConnectorState::Connected;
-        let (peer, address) = match &self.attempt.destination {
+        let address = match &peer {
+            SocketName::Inet(address) => Address::Inet(*address),
             // A UNIX listener's name is what was asked for.
-            name @ (SocketName::UnixPath(_)
-            | SocketName::UnixAbstract(_)
-            | SocketName::UnixUnnamed
-            | SocketName::Other(_)) => (name.clone(), Address::Unix(unix_address(name.clone()))),
-            SocketName::Inet(address) => (SocketName::Inet(*address), Address::Inet(*address)),
+            other => Address::Unix(unix_address(other.clone())),
         };
         let protocol = self.factory.build_protocol(
             &mut BuildContext {
@@ -286,24 +437,24 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         }
     }
 
-    /// Ends the attempt's use of the socket, and its timers.
-    fn take_socket(&mut self, reactor: &mut Reactor) -> Option<OwnedFd> {
-        for call in [self.timeout.take(), self.retry.take()]
-            .into_iter()
-            .flatten()
-        {
+    /// Closes the sockets of the attempt, and ends its lookup and timers.
+    fn end_attempt(&mut self, reactor: &mut Reactor) {
+        let calls = [&mut self.timeout, &mut self.retry, &mut self.next_dial];
+        for call in calls.into_iter().filter_map(Option::take) {
             // One of them may be what ran.
             let _ = call.cancel(reactor);
         }
-        let fd = self.socket.take()?;
-        if std::mem::take(&mut self.is_watched) {
+        if let Some(lookup) = self.lookup.take() {
+            lookup.cancel(reactor);
+        }
+        for Dialed { fd, .. } in self.dialed.drain(..) {
             reactor.unwatch(fd.as_fd());
         }
-        Some(fd)
+        self.race = Race::default();
     }
 
     fn fail(&mut self, reactor: &mut Reactor, error: &ConnectError) {
-        drop(self.take_socket(reactor));
+        self.end_attempt(reactor);
         self.control.state = ConnectorState::Disconnected;
         self.control.wants_to_stop = false;
         log::debug!(target: log::TRANSPORT, "{}: {}: {error}", self.control.token, self.control.destination);
@@ -357,7 +508,9 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
         if self.retry == Some(call) {
             self.retry = None;
-            self.try_connecting(reactor);
+            self.dial_only_address(reactor);
+        } else if self.next_dial == Some(call) {
+            self.dial_next(reactor);
         } else if self.timeout == Some(call) {
             self.timeout = None;
             self.fail(reactor, &ConnectError::TimedOut);
@@ -375,12 +528,19 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         {
             let reason = std::mem::replace(&mut ended.reason, CloseReason::Done);
             self.ended(reactor, &reason);
+        } else if let Some(looked_up) = request.downcast_mut::<LookedUp>()
+            && self.control.state == ConnectorState::Connecting
+            && self.attempts == looked_up.attempt
+            && !self.control.wants_to_stop
+            && let Some(result) = looked_up.result.take()
+        {
+            self.looked_up(reactor, result);
         }
         self.work(reactor)
     }
 
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
-        drop(self.take_socket(reactor));
+        self.end_attempt(reactor);
         if self.control.state == ConnectorState::Connected {
             // It was build_protocol: somebody waits to be told how it went.
             self.ended(reactor, &CloseReason::Panicked(panic));
@@ -419,11 +579,10 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         }
     }
 
+    /// One of them. The sockets of an attempt are closed, each deregistered
+    /// before, when it ends; this is for a reactor that is dropped.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.socket
-            .as_ref()
-            .filter(|_| self.is_watched)
-            .map(AsFd::as_fd)
+        self.dialed.first().map(|dialed| dialed.fd.as_fd())
     }
 
     fn facet(&mut self) -> &mut dyn Any {
@@ -432,6 +591,31 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
 
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Owned(format!("connector,{}", self.control.destination))
+    }
+}
+
+/// Whether a socket has come to be connected, or why not; `None` for neither,
+/// after a spurious event.
+fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
+    match sys::take_error(socket) {
+        Ok(None) => match sys::peer_name(socket) {
+            Ok(_) => Some(Ok(())),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => None,
+            Err(error) => Some(Err(ConnectError::Os(error))),
+        },
+        Ok(Some(error)) | Err(error) => Some(Err(ConnectError::from_os(error))),
+    }
+}
+
+impl Target {
+    pub(crate) fn host(name: &str, port: u16, options: &HostConnectOptions) -> Self {
+        let is_bound_to_port = options.tcp.bind_address.is_some_and(|it| it.port() != 0);
+        Self::Host {
+            name: name.into(),
+            port,
+            attempt_delay: (!is_bound_to_port)
+                .then(|| options.attempt_delay.max(LEAST_ATTEMPT_DELAY)),
+        }
     }
 }
 
@@ -447,9 +631,13 @@ where
     F: Factory<T>,
 {
     let token = reactor.reserve()?;
-    let destination = match &attempt.destination {
-        SocketName::Inet(address) => Address::Inet(*address),
-        other => Address::Unix(unix_address(other.clone())),
+    let destination = match &attempt.target {
+        Target::Address(SocketName::Inet(address)) => (*address).into(),
+        Target::Address(other) => unix_address(other.clone()).into(),
+        Target::Host { name, port, .. } => Destination::Host {
+            name: Rc::clone(name),
+            port: *port,
+        },
     };
     let control = Control {
         token,
@@ -465,9 +653,12 @@ where
             control,
             attempt,
             factory,
-            socket: None,
-            is_watched: false,
+            dialed: Vec::new(),
+            race: Race::default(),
+            lookup: None,
+            attempts: 0,
             timeout: None,
+            next_dial: None,
             wait: None,
             retry: None,
             retry_after: FIRST_RETRY,

@@ -30,6 +30,7 @@ mod listener;
 mod log;
 mod options;
 mod process;
+mod resolver;
 mod sendmsg;
 mod shared;
 mod socket;
@@ -46,12 +47,14 @@ pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, Lis
 pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
 pub use crate::handoff::{Detached, ReattachError, Unsent};
 pub use crate::options::{
-    StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
+    HostConnectOptions, StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions,
+    UnixListenOptions,
 };
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
     send_datagram, spawn_with_descriptors, take_inherited,
 };
+pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
 pub use crate::socket::{Socket, TcpSocket, UnixSocket};

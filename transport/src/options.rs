@@ -131,3 +131,30 @@ impl Default for UnixConnectOptions {
         }
     }
 }
+
+/// How long an attempt has before the next address is tried beside it, and the
+/// least that may be set (RFC 8305, section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
+
+/// How to connect to a host by its name.
+#[derive(Clone, Debug)]
+pub struct HostConnectOptions {
+    /// How each address is connected to. The timeout is for everything together,
+    /// looking up included. With an address to connect from, addresses of the
+    /// other family are left out; with a port of it too, they are tried one after
+    /// the other, since two sockets cannot have the same one.
+    pub tcp: TcpConnectOptions,
+    /// How long an attempt has before the next address is tried beside it;
+    /// default 250 ms, as RFC 8305 recommends. Less than 10 ms counts as 10 ms.
+    pub attempt_delay: Duration,
+}
+
+impl Default for HostConnectOptions {
+    fn default() -> Self {
+        Self {
+            tcp: TcpConnectOptions::default(),
+            attempt_delay: ATTEMPT_DELAY,
+        }
+    }
+}

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use bowline_reactor::{Reactor, Token};
 
 use crate::log;
+use crate::resolver::{Resolver, SharedResolver, SystemResolver};
 use crate::sys::{self, Ancillary, ControlBuffer};
 use crate::write_buffer::{CHUNK_BYTES, Storage};
 
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     /// A descriptor kept for the day when there are no more: it is given up to
     /// accept, and close, one connection.
     reserve: RefCell<Option<OwnedFd>>,
+    /// Who finds the addresses of host names; made when first asked.
+    resolver: RefCell<Option<SharedResolver>>,
     /// Connections about to be detached: nothing may happen to them any more.
     held: RefCell<Vec<Token>>,
     /// How many those are, so that nobody else looks.
@@ -112,6 +115,7 @@ impl Shared {
             held: RefCell::new(Vec::new()),
             holds: Cell::new(0),
             reserve: RefCell::new(None),
+            resolver: RefCell::new(None),
         })
     }
 
@@ -189,6 +193,19 @@ impl Shared {
     #[inline]
     pub(crate) fn is_held(&self, token: Token) -> bool {
         self.holds.get() > 0 && self.held.borrow().contains(&token)
+    }
+
+    /// Who finds the addresses of host names.
+    pub(crate) fn resolver(&self) -> SharedResolver {
+        let mut resolver = self.resolver.borrow_mut();
+        let resolver = resolver.get_or_insert_with(|| Rc::new(RefCell::new(SystemResolver::new())));
+        Rc::clone(resolver)
+    }
+
+    pub(crate) fn set_resolver(&self, resolver: impl Resolver) {
+        let earlier = self.resolver.replace(Some(Rc::new(RefCell::new(resolver))));
+        // What it owns is dropped when nothing is borrowed.
+        drop(earlier);
     }
 
     /// Takes the reserve descriptor, to be there when there are no others.

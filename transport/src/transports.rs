@@ -3,15 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, ConnectorHandle, Context, Factory, ListenerHandle, Protocol,
+    Acceptor, Address, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, Protocol,
     TransportHandle, UnixAddress, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{Handle, Next, Reactor};
 
 use crate::connection::{DescriptorTransport, Names, StreamTransport, establish_with};
-use crate::connector::{self, Attempt};
+use crate::connector::{self, Attempt, Target};
 use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 use crate::handoff::{
     self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
@@ -19,7 +20,10 @@ use crate::handoff::{
 };
 use crate::listener::{self, HandOver, Serve, socket_name};
 use crate::log;
-use crate::options::{TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions};
+use crate::options::{
+    HostConnectOptions, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
+};
+use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
 use crate::sys::SocketName;
 use crate::{TcpStream, UnixStream};
@@ -178,6 +182,69 @@ pub trait Transports {
         options: &TcpConnectOptions,
         factory: impl Factory<TcpStream>,
     ) -> io::Result<ConnectorHandle>;
+
+    /// Connects over TCP to a host by its name, or by its IP address in writing,
+    /// with the default options. (Twisted: `HostnameEndpoint`.)
+    ///
+    /// Each attempt looks the name up ([`Resolver`]) and tries its addresses as
+    /// RFC 8305 says: the families by turns, each address beside those before it
+    /// after a quarter of a second, and at once when one has failed. The first
+    /// that is connected is the connection, and the others are closed. The
+    /// factory sees one attempt; [`ConnectError`](bowline_protocol::ConnectError)
+    /// tells it that the name has no address, or how each of them failed. The
+    /// protocol is built for the address that was connected to.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_tcp`](Self::connect_tcp). What is wrong with the name is told
+    /// to the factory.
+    fn connect_host(
+        &mut self,
+        host: &str,
+        port: u16,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Connects over TCP to a host by its name.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect_host`](Self::connect_host).
+    fn connect_host_with(
+        &mut self,
+        host: &str,
+        port: u16,
+        options: &HostConnectOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Finds the addresses of a host and gives them to `done`, from the loop and
+    /// once, within 60 seconds. (Twisted: `reactor.resolve`,
+    /// `nameResolver.resolveHostName`.)
+    ///
+    /// They are in the order in which they are best tried, each with `port`. An
+    /// IP address in writing is its own answer, in this turn. The empty name is
+    /// refused, unlike in Twisted, where it is every address of this machine.
+    fn resolve(
+        &mut self,
+        host: &str,
+        port: u16,
+        done: impl FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>) + 'static,
+    ) -> Lookup;
+
+    /// As [`resolve`](Self::resolve), within `timeout`; `None` waits for as long
+    /// as the resolver takes.
+    fn resolve_within(
+        &mut self,
+        timeout: Option<Duration>,
+        host: &str,
+        port: u16,
+        done: impl FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>) + 'static,
+    ) -> Lookup;
+
+    /// Has `resolver` find the addresses of host names from now on, instead of
+    /// the [`SystemResolver`](crate::SystemResolver).
+    fn set_resolver(&mut self, resolver: impl Resolver);
 
     /// Connects to a UNIX socket with the default options. (Twisted:
     /// `reactor.connectUNIX`.)
@@ -432,14 +499,51 @@ impl Transports for Reactor {
         options: &TcpConnectOptions,
         factory: impl Factory<TcpStream>,
     ) -> io::Result<ConnectorHandle> {
-        let attempt = Attempt {
-            destination: SocketName::Inet(address),
-            bind_address: options.bind_address.map(SocketName::Inet),
-            timeout: options.timeout,
-            no_delay: options.no_delay,
-            keep_alive: options.keep_alive,
-        };
-        connector::install(self, attempt, factory)
+        let target = Target::Address(SocketName::Inet(address));
+        connector::install(self, tcp_attempt(target, options), factory)
+    }
+
+    fn connect_host(
+        &mut self,
+        host: &str,
+        port: u16,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle> {
+        self.connect_host_with(host, port, &HostConnectOptions::default(), factory)
+    }
+
+    fn connect_host_with(
+        &mut self,
+        host: &str,
+        port: u16,
+        options: &HostConnectOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ConnectorHandle> {
+        let target = Target::host(host, port, options);
+        connector::install(self, tcp_attempt(target, &options.tcp), factory)
+    }
+
+    fn resolve(
+        &mut self,
+        host: &str,
+        port: u16,
+        done: impl FnOnce(&mut Self, Result<Vec<SocketAddr>, LookupError>) + 'static,
+    ) -> Lookup {
+        self.resolve_within(Some(LOOKUP_TIMEOUT), host, port, done)
+    }
+
+    fn resolve_within(
+        &mut self,
+        timeout: Option<Duration>,
+        host: &str,
+        port: u16,
+        done: impl FnOnce(&mut Self, Result<Vec<SocketAddr>, LookupError>) + 'static,
+    ) -> Lookup {
+        resolver::look_up(self, host, port, timeout, done)
+    }
+
+    fn set_resolver(&mut self, resolver: impl Resolver) {
+        Shared::of(self).set_resolver(resolver);
     }
 
     fn connect_unix(
@@ -457,7 +561,7 @@ impl Transports for Reactor {
         factory: impl Factory<UnixStream>,
     ) -> io::Result<ConnectorHandle> {
         let attempt = Attempt {
-            destination: socket_name(&address.into()),
+            target: Target::Address(socket_name(&address.into())),
             bind_address: options.bind_address.as_ref().map(socket_name),
             timeout: options.timeout,
             no_delay: false,
@@ -626,6 +730,16 @@ impl Transports for Reactor {
             notices: budgets.notices.max(1),
             accepts: budgets.accepts.max(1),
         });
+    }
+}
+
+fn tcp_attempt(target: Target, options: &TcpConnectOptions) -> Attempt {
+    Attempt {
+        target,
+        bind_address: options.bind_address.map(SocketName::Inet),
+        timeout: options.timeout,
+        no_delay: options.no_delay,
+        keep_alive: options.keep_alive,
     }
 }
 
