@@ -279,6 +279,11 @@ pub trait UnixTransport: Transport {
     /// descriptors sent to us: the sender gets `EPERM` instead
     /// (`SO_PASSRIGHTS`).
     ///
+    /// Those sent before are still delivered. Refusing also makes reading as
+    /// cheap as over TCP: once none can wait, there is nothing to look for
+    /// beside the bytes. A process with which the socket is shared must not set
+    /// the option back behind our back: descriptors would be lost then.
+    ///
     /// # Errors
     ///
     /// `ENOPROTOOPT` before Linux 6.16.

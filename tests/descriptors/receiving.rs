@@ -576,6 +576,40 @@ fn refusing_descriptors_in_the_kernel_gives_the_sender_an_error() {
     ledger.assert_balanced();
 }
 
+/// Reading looks for none any more, but not before those are read that were
+/// there already.
+#[test]
+fn descriptors_sent_before_they_were_refused_are_delivered() {
+    let ledger = DescriptorLedger::open();
+    {
+        let record = Record::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
+        send_message(&peer, b"plain", &[]);
+        send_message(&peer, b"x", &[file()]);
+        send_message(&peer, b"y", &[file(), file()]);
+        if let Err(error) = transport(&mut reactor, handle).set_descriptors_accepted(false) {
+            eprintln!("SKIPPED: this kernel cannot refuse descriptors: {error}");
+            return;
+        }
+        run_until(&mut reactor, |_| record.data() == b"plainxy");
+        assert_eq!(record.take_descriptors().len(), 3);
+        // Several times each way, each with a read that finds nothing more.
+        for round in 1..4 {
+            send_message(&peer, b"z", &[]);
+            run_until(&mut reactor, |_| record.data().len() == 7 + 2 * round - 1);
+            let it = transport(&mut reactor, handle);
+            it.set_descriptors_accepted(true).unwrap();
+            send_message(&peer, b"a", &[file()]);
+            run_until(&mut reactor, |_| record.data().len() == 7 + 2 * round);
+            assert_eq!(record.take_descriptors().len(), 1);
+            let it = transport(&mut reactor, handle);
+            it.set_descriptors_accepted(false).unwrap();
+        }
+    }
+    ledger.assert_balanced();
+}
+
 #[test]
 fn listener_that_refuses_descriptors_does_so_before_it_accepts() {
     let ledger = DescriptorLedger::open();

@@ -415,6 +415,13 @@ pub(crate) mod flag {
     /// There are bytes to be delivered before anything is read:
     /// `Cold::pushed_back`.
     pub(crate) const PUSHED_BACK: u32 = 1 << 14;
+
+    /// The kernel refuses descriptors from the peer; some that it took before
+    /// may wait to be read.
+    pub(crate) const REFUSES_DESCRIPTORS: u32 = 1 << 15;
+    /// Nothing but bytes can come: none wait either. Never without
+    /// `REFUSES_DESCRIPTORS`.
+    pub(crate) const PLAIN_READS: u32 = 1 << 24;
 }
 
 /// The other bits of [`Core::flags`]: what user code has to be told, in the

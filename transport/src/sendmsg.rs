@@ -112,6 +112,45 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
             .then_some(SendDescriptorErrorKind::NotConnected)
     }
 
+    /// Reads from a socket to which the kernel lets nobody send descriptors. As
+    /// soon as none can wait from before, a plain read does.
+    #[inline]
+    fn read_refusing(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
+        if self.base.core().has(flag::PLAIN_READS) {
+            return self.base.do_read(buffers);
+        }
+        let core = self.base.core_mut();
+        let limit = core.read_limit as usize;
+        let received = core.socket.receive(buffers, limit).map(Received::from);
+        let is_drained = match &received {
+            // What carries descriptors is glued to what comes before it
+            // (unix(7) does not say so; Linux does).
+            Ok(received) => received.bytes < limit && !received.had_ancillary,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        };
+        if is_drained {
+            core.flags |= flag::PLAIN_READS;
+        }
+        if matches!(&received, Ok(received) if received.had_ancillary) {
+            self.disarm(buffers);
+        }
+        received
+    }
+
+    /// Takes the linger setting from what was received.
+    #[cold]
+    fn disarm(&self, buffers: &ReadBuffers) {
+        let is_wanted = self
+            .passing
+            .as_ref()
+            .is_none_or(|passing| passing.linger == Linger::Clear);
+        if is_wanted {
+            for fd in &buffers.ancillary.descriptors {
+                sys::disarm_linger(fd.as_fd());
+            }
+        }
+    }
+
     /// Sends with descriptors on the first byte.
     #[cold]
     fn write_with_queue(&self, passing: &Passing, data: &[u8]) -> io::Result<Sent> {
@@ -189,17 +228,13 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
     #[inline]
     fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
         let core = self.base.core_mut();
+        if core.has(flag::REFUSES_DESCRIPTORS) {
+            return self.read_refusing(buffers);
+        }
         let limit = core.read_limit as usize;
         let received: Received = core.socket.receive(buffers, limit)?.into();
-        if received.had_ancillary
-            && self
-                .passing
-                .as_ref()
-                .is_none_or(|passing| passing.linger == Linger::Clear)
-        {
-            for fd in &buffers.ancillary.descriptors {
-                sys::disarm_linger(fd.as_fd());
-            }
+        if received.had_ancillary {
+            self.disarm(buffers);
         }
         Ok(received)
     }
@@ -357,7 +392,13 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     }
 
     fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()> {
-        sys::set_pass_rights(source(self)?, accepted)
+        sys::set_pass_rights(source(self)?, accepted)?;
+        let core = self.core_mut();
+        core.flags &= !(flag::REFUSES_DESCRIPTORS | flag::PLAIN_READS);
+        if !accepted {
+            core.flags |= flag::REFUSES_DESCRIPTORS;
+        }
+        Ok(())
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {
