@@ -225,6 +225,15 @@ fn set_option(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Resul
     Ok(())
 }
 
+/// Has the kernel refuse descriptors, where it can (`SO_PASSRIGHTS`, Linux 6.16).
+pub(crate) fn refuse_descriptors(fd: RawFd) -> io::Result<()> {
+    const SO_PASSRIGHTS: i32 = 83;
+    match set_option(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+        other => other,
+    }
+}
+
 pub(crate) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointer is involved.
     let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;

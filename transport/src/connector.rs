@@ -430,6 +430,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         let names = Names {
             host: HostName::Unknown,
             peer,
+            refuses_descriptors: false,
         };
         let token = self.control.token;
         if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Some(token)) {

@@ -165,5 +165,6 @@ fn check_kind(fd: &OwnedFd, wanted: Adopted) -> Result<Names, AdoptErrorKind> {
     Ok(Names {
         host: HostName::Unknown,
         peer,
+        refuses_descriptors: false,
     })
 }

@@ -81,6 +81,8 @@ pub(crate) struct Control {
     is_started: bool,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
+    /// Whether the kernel refuses descriptors to all who connect.
+    refuses_descriptors: bool,
 }
 
 /// The file of a UNIX socket that we bound.
@@ -226,6 +228,7 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
         let names = Names {
             host: control.host.clone(),
             peer,
+            refuses_descriptors: control.refuses_descriptors,
         };
         if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, None) {
             log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", control.token);
@@ -596,6 +599,7 @@ pub(crate) fn install(
         return Err((error, fd));
     }
     Ledger::add(&shared.ledger.opened, 1);
+    let refuses_descriptors = matches!(host, HostName::Unix(_)) && !sys::passes_rights(fd.as_fd());
     let control = Control {
         fd: Some(fd),
         token,
@@ -610,6 +614,7 @@ pub(crate) fn install(
         is_draining: false,
         is_started: false,
         is_short: false,
+        refuses_descriptors,
     };
     let handle = control.handle();
     reactor.install(token, Box::new(ListeningSocket { control, service }));

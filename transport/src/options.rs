@@ -62,7 +62,8 @@ pub struct UnixListenOptions {
     pub stale: StaleSocket,
     /// Whether clients may send descriptors before and after they are accepted
     /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
-    /// true. Where the kernel does not know the option, refusing fails.
+    /// true. Where the kernel does not know the option, refusing fails. Reading
+    /// costs less where none can come.
     pub accepts_descriptors: bool,
 }
 

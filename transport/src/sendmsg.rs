@@ -112,13 +112,11 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
             .then_some(SendDescriptorErrorKind::NotConnected)
     }
 
-    /// Reads from a socket to which the kernel lets nobody send descriptors. As
-    /// soon as none can wait from before, a plain read does.
-    #[inline]
+    /// Reads from a socket to which the kernel lets nobody send descriptors,
+    /// those that wait from before. Plain reads will do when none can be left.
+    #[cold]
+    #[inline(never)]
     fn read_refusing(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
-        if self.base.core().has(flag::PLAIN_READS) {
-            return self.base.do_read(buffers);
-        }
         let core = self.base.core_mut();
         let limit = core.read_limit as usize;
         let received = core.socket.receive(buffers, limit).map(Received::from);
@@ -225,9 +223,12 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         core.flags |= pending::DESCRIPTORS_SENT;
     }
 
-    #[inline]
+    #[inline(always)]
     fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
         let core = self.base.core_mut();
+        if core.has(flag::PLAIN_READS) {
+            return self.base.do_read(buffers);
+        }
         if core.has(flag::REFUSES_DESCRIPTORS) {
             return self.read_refusing(buffers);
         }

@@ -113,7 +113,7 @@ impl<S: Socket> FileDescriptor for Stream<S> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
         let limit = self.core.read_limit as usize;
         Ok(self.core.socket.recv(buffers, limit)?.into())

@@ -286,7 +286,8 @@ pub trait Transports {
     ) -> Result<ListenerHandle, AdoptError>;
 
     /// Accepts on a UNIX socket that listens already; its file is neither
-    /// touched now nor removed later.
+    /// touched now nor removed later. Whether it refuses descriptors
+    /// ([`UnixListenOptions::accepts_descriptors`]) is asked of it once, now.
     ///
     /// # Errors
     ///

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,10 @@ impl Server for Bowline {
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<()> {
         match self.job.family {
             Family::Tcp => drop(self.reactor.adopt_tcp_stream(socket, Echo)),
-            Family::Unix => drop(self.reactor.adopt_unix_stream(socket, Echo)),
+            Family::Unix if self.job.task == Task::EchoMixin => {
+                drop(self.reactor.adopt_unix_stream(socket, Echo));
+            }
+            Family::Unix => drop(self.reactor.adopt_unix_stream(socket, PlainEcho)),
         }
         Ok(())
     }
@@ -67,6 +70,10 @@ fn listen_tcp(reactor: &mut Reactor, task: Task, listener: OwnedFd) {
 
 fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Result<()> {
     let file = Rc::new(OwnedFd::from(File::open("/dev/null")?));
+    if matches!(task, Task::Echo | Task::Ten | Task::Sink | Task::Source) {
+        // These want no descriptors, and say so once for all who connect.
+        crate::sys::refuse_descriptors(listener.as_raw_fd())?;
+    }
     let adopted = match task {
         Task::Ten => reactor.adopt_unix_listener(listener, |_: &_| Ten),
         Task::Sink => reactor.adopt_unix_listener(listener, |_: &_| Sink { count: 0 }),
@@ -92,6 +99,20 @@ fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Resu
 struct Echo;
 
 impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// An echo that wants no descriptors.
+struct PlainEcho;
+
+impl<T: UnixTransport> Protocol<T> for PlainEcho {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        // Where the kernel cannot, reading goes on looking for them.
+        let _ = cx.transport.set_descriptors_accepted(false);
+    }
+
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         cx.transport.write(data);
     }

@@ -22,11 +22,13 @@ pub(crate) trait DescriptorTransport: StreamTransport {
     fn socket(fd: OwnedFd, names: Names) -> Self::Socket;
 }
 
-/// What is known of a socket's addresses.
+/// What is known of a socket: its addresses, and whether descriptors can come.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub(crate) host: HostName,
     pub(crate) peer: SocketName,
+    /// Whether the kernel refuses descriptors from the peer.
+    pub(crate) refuses_descriptors: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +64,7 @@ pub(crate) mod private {
 /// reactor. `connection_made` follows after the running callback.
 ///
 /// On failure the parts come back.
+#[cfg(feature = "testing")]
 pub(crate) fn establish<T, P>(
     reactor: &mut Reactor,
     socket: T::Socket,
@@ -134,13 +137,16 @@ where
     T: DescriptorTransport,
     F: Factory<T>,
 {
+    let refuses_descriptors = names.refuses_descriptors;
     let socket = T::socket(fd, names);
-    match establish::<T, F::Protocol>(reactor, socket, protocol, connector, false) {
-        Ok(_) => Ok(()),
-        Err((error, socket)) => {
-            drop(socket);
-            Err(error)
+    let prepare = |transport: &mut T| {
+        if refuses_descriptors {
+            transport.core_mut().flags |= flag::REFUSES_DESCRIPTORS;
         }
+    };
+    match establish_with(reactor, socket, protocol, connector, false, prepare) {
+        Ok(_) => Ok(()),
+        Err((error, _, _)) => Err(error),
     }
 }
 

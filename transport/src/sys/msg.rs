@@ -201,7 +201,7 @@ impl Ancillary {
 ///
 /// References: recvmsg(2), unix(7).
 #[doc(alias = "recvmsg")]
-#[inline]
+#[inline(always)]
 pub(crate) fn receive(
     fd: BorrowedFd<'_>,
     buf: &mut [u8],
@@ -213,7 +213,7 @@ pub(crate) fn receive(
 
 /// [`receive`] with only `room` bytes of `control`, so that tests can have them
 /// run out.
-#[inline]
+#[inline(always)]
 pub(super) fn receive_with_room(
     fd: BorrowedFd<'_>,
     buf: &mut [u8],

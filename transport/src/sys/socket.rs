@@ -471,6 +471,13 @@ pub(crate) fn set_pass_rights(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, on)
 }
 
+/// Whether the kernel takes descriptors that are sent to this socket; true
+/// where it cannot be asked.
+#[doc(alias = "SO_PASSRIGHTS")]
+pub(crate) fn passes_rights(fd: BorrowedFd<'_>) -> bool {
+    flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS).unwrap_or(true)
+}
+
 #[cfg(test)]
 /// Has every read from a UNIX socket say who wrote the bytes. Bytes queued before
 /// come without a process, from user 65534.
