@@ -11,6 +11,9 @@ pub(crate) enum Timed {
     Fire,
     /// Schedules timers and cancels them.
     Cancel,
+    /// Schedules and cancels [`BESIDE_PENDING`] timers, one by one, while others
+    /// wait.
+    Pending,
     /// Moves scheduled timers.
     Reset,
     /// How late they fire.
@@ -18,12 +21,19 @@ pub(crate) enum Timed {
 }
 
 impl Timed {
-    pub(crate) const ALL: [Self; 4] = [Self::Fire, Self::Cancel, Self::Reset, Self::Lateness];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Fire,
+        Self::Cancel,
+        Self::Pending,
+        Self::Reset,
+        Self::Lateness,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Fire => "fire",
             Self::Cancel => "cancel",
+            Self::Pending => "pending",
             Self::Reset => "reset",
             Self::Lateness => "lateness",
         }
@@ -31,7 +41,9 @@ impl Timed {
 }
 
 /// Over what time they are due.
-const SPAN: Duration = Duration::from_millis(100);
+pub(crate) const SPAN: Duration = Duration::from_millis(100);
+/// How many come and go while others wait.
+pub(crate) const BESIDE_PENDING: usize = 100_000;
 /// When those are due that are cancelled or moved before.
 const FAR: Duration = Duration::from_secs(30);
 

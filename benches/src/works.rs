@@ -266,14 +266,14 @@ pub(crate) fn all() -> Vec<Work> {
             0,
         ),
         work(
-            "timers: cancel, 1,000 pending",
+            "timers: one more, 1,000 pending",
             Kind::Pending(1_000),
             Task::Echo,
             Unix,
             0,
         ),
         work(
-            "timers: cancel, 1,000,000 pending",
+            "timers: one more, 1,000,000 pending",
             Kind::Pending(1_000_000),
             Task::Echo,
             Unix,
@@ -331,7 +331,7 @@ fn once(work: &Work, peer: Peer, effort: Effort) -> io::Result<Vec<(Measure, f64
             return crate::drive::count_instructions(peer, work.job, effort.counted);
         }
         Kind::Timed(timed) => return time(peer, timed, effort.timers),
-        Kind::Pending(count) => return time(peer, Timed::Cancel, count),
+        Kind::Pending(count) => return time(peer, Timed::Pending, count),
         _ => {}
     }
     let mut server = ServerProcess::start(peer, work.job)?;

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::reactor::Reactor;
+use crate::reactor::{Reactor, Task};
 use crate::timers::TimerKey;
 
 /// A call scheduled with [`Reactor::call_later`], for as long as it waits.
@@ -25,9 +25,11 @@ impl DelayedCall {
     /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
     pub fn cancel(self, reactor: &mut Reactor) -> Result<(), DelayedCallError> {
         match reactor.timers.cancel(self.key) {
-            Some(_) => Ok(()),
-            None => Err(DelayedCallError),
+            Some(Task::Call(call)) => reactor.calls.discard(call),
+            Some(Task::Notify(_)) => {}
+            None => return Err(DelayedCallError),
         }
+        Ok(())
     }
 
     /// Schedules the call anew, `delay` after the current turn's time.
@@ -38,8 +40,15 @@ impl DelayedCall {
     ///
     /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
     pub fn reset(self, reactor: &mut Reactor, delay: Duration) -> Result<(), DelayedCallError> {
-        let deadline = reactor.deadline_after(delay);
-        self.move_to(reactor, deadline)
+        let Some(deadline) = reactor.moment_after(delay) else {
+            let deadline = reactor.deadline_after(delay);
+            return self.move_to(reactor, deadline);
+        };
+        if reactor.timers.reset_at(self.key, deadline) {
+            Ok(())
+        } else {
+            Err(DelayedCallError)
+        }
     }
 
     /// Moves the call `by` later than it was due.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 
+use crate::calls::{CallKey, Calls};
 use crate::clock::{Clock, SystemClock};
 use crate::delayed_call::DelayedCall;
 #[cfg(feature = "testing")]
@@ -25,7 +26,7 @@ use crate::log;
 use crate::remote::{RemoteCall, RemoteHandle};
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
-use crate::timers::Timers;
+use crate::timers::{Moment, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
@@ -80,8 +81,12 @@ pub struct Reactor {
     again: VecDeque<Token>,
     deferred: VecDeque<Deferred>,
     pub(crate) timers: Timers<Task>,
+    /// The closures of the timers.
+    pub(crate) calls: Calls,
     /// This turn's time, read when it is first asked for.
-    now: Cell<Option<Instant>>,
+    now: Cell<Option<(Instant, Moment)>>,
+    /// When delayed calls ran last.
+    timers_ran: Option<Instant>,
     clock: Box<dyn Clock>,
     soon: VecDeque<Call>,
     remote: RemoteHandle,
@@ -113,9 +118,13 @@ enum Deferred {
 
 /// What a delayed call does.
 pub(crate) enum Task {
-    Call(Call),
-    Notify(Token),
+    Call(CallKey),
+    /// The halves of a token.
+    Notify([u32; 2]),
 }
+
+// With it a timer fills half a line of the cache.
+const _: () = assert!(size_of::<Option<Task>>() == 12);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -179,7 +188,9 @@ impl Reactor {
             again: VecDeque::new(),
             deferred: VecDeque::new(),
             timers: Timers::new(clock.now()),
+            calls: Calls::new(),
             now: Cell::new(None),
+            timers_ran: None,
             clock: Box::new(clock),
             soon: VecDeque::new(),
             remote: RemoteHandle::new(waker),
@@ -369,14 +380,25 @@ impl Reactor {
     /// The time of this turn: the clock is read at most once per turn. Between
     /// turns, the time it is.
     pub fn now(&self) -> Instant {
-        if !self.is_turning {
-            return self.clock.now();
+        self.now_and_moment().0
+    }
+
+    /// The same, and as the timers count.
+    #[inline]
+    fn now_and_moment(&self) -> (Instant, Moment) {
+        match self.now.get() {
+            Some(now) if self.is_turning => now,
+            _ => self.read_clock(),
         }
-        self.now.get().unwrap_or_else(|| {
-            let now = self.clock.now();
+    }
+
+    fn read_clock(&self) -> (Instant, Moment) {
+        let now = self.clock.now();
+        let now = (now, self.timers.moment(now));
+        if self.is_turning {
             self.now.set(Some(now));
-            now
-        })
+        }
+        now
     }
 
     /// What the clock says at this moment, in the middle of a turn too.
@@ -389,24 +411,37 @@ impl Reactor {
     /// scheduled with no delay from inside a callback runs in a later turn,
     /// after descriptors had their chance. (Twisted: `reactor.callLater`.)
     ///
-    /// Costs one allocation if `call` captures anything. A delay beyond what
-    /// the clock can represent never ends.
+    /// Does not allocate, as soon as so many calls of one kind have waited
+    /// before; only what captures more than 64 bytes is boxed. A delay beyond
+    /// what the clock can represent never ends.
     pub fn call_later(
         &mut self,
         delay: Duration,
         call: impl FnOnce(&mut Self) + 'static,
     ) -> DelayedCall {
-        let deadline = self.deadline_after(delay);
-        let key = self.timers.insert(deadline, Task::Call(Box::new(call)));
-        DelayedCall { key }
+        let call = self.calls.insert(call);
+        self.schedule(delay, Task::Call(call))
     }
 
     /// Calls [`Descriptor::timer_fired`] of the descriptor `token` after
     /// `delay`, without allocating. Nothing happens if it is gone by then.
     pub fn notify_later(&mut self, delay: Duration, token: Token) -> DelayedCall {
-        let deadline = self.deadline_after(delay);
-        let key = self.timers.insert(deadline, Task::Notify(token));
+        self.schedule(delay, Task::Notify(token.to_halves()))
+    }
+
+    #[inline]
+    fn schedule(&mut self, delay: Duration, task: Task) -> DelayedCall {
+        let key = match self.moment_after(delay) {
+            Some(deadline) => self.timers.insert_at(deadline, task),
+            None => self.timers.insert(self.deadline_after(delay), task),
+        };
         DelayedCall { key }
+    }
+
+    /// `None` for what only an `Instant` can say.
+    #[inline]
+    pub(crate) fn moment_after(&self, delay: Duration) -> Option<Moment> {
+        self.now_and_moment().1.after(delay)
     }
 
     /// The delayed calls that wait, in no particular order. (Twisted:

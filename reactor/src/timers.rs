@@ -25,8 +25,7 @@
 //! mostly twice below two minutes. Empty slots are skipped by bitmaps, so a
 //! jump over days costs what the timers in between cost.
 //!
-//! A timer takes 24 bytes and its value (40 for a boxed closure), a wheel
-//! 72 KiB. Room is reused and never given back, so nothing is allocated once
+//! A timer takes 20 bytes and its value (32 in the reactor), a wheel 96 KiB. Room is reused and never given back, so nothing is allocated once
 //! the peak has been seen.
 
 use std::cell::Cell;
@@ -56,14 +55,11 @@ pub(crate) struct Timers<T> {
     /// those before it are.
     elapsed: u64,
     /// The heads of the lists ([`SLOTS`] slots, the finest level first, then
-    /// [`DUE`]), then a node for each of `values`.
+    /// [`DUE`]), then the timers.
     ///
-    /// Invariant: a node with a value is in exactly one of the circular lists. The due list is sorted by deadline, then by order of
-    /// scheduling.
-    nodes: Vec<Node>,
-    /// Kept apart from the nodes, so that cascading and resetting many timers
-    /// stays within the cache.
-    values: Vec<Option<T>>,
+    /// Invariant: a node with a value is in exactly one of the circular lists.
+    /// The due list is sorted by deadline, then by order of scheduling.
+    nodes: Vec<Node<T>>,
     /// Invariant: a bit is set if and only if its slot is not empty.
     occupied: Bitmap,
     /// The first of the nodes to reuse, linked by `next`; [`NIL`] if none.
@@ -78,6 +74,28 @@ pub(crate) struct Timers<T> {
     distant: BTreeMap<u32, Instant>,
     /// Room for sorting one slot, empty between calls.
     batch: Vec<Expired>,
+}
+
+/// An instant as the wheel counts: what is computed once for a whole turn, so
+/// that scheduling is an addition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// Nanoseconds since the origin.
+    nanos: i64,
+}
+
+impl Moment {
+    /// Returns the moment `delay` later, `None` where it may lie outside of
+    /// the wheel's time.
+    #[inline]
+    pub(crate) fn after(self, delay: Duration) -> Option<Self> {
+        if delay.as_secs() >= MAX_SECS {
+            return None;
+        }
+        let delay = delay.as_secs() * 1_000_000_000 + u64::from(delay.subsec_nanos());
+        let nanos = self.nanos.checked_add(delay.cast_signed())?;
+        (!is_distant(nanos)).then_some(Self { nanos })
+    }
 }
 
 /// The name of one scheduled timer.
@@ -103,13 +121,13 @@ impl<T> Timers<T> {
                 prev: list,
                 next: list,
                 generation: NonZeroU32::MAX,
+                value: None,
             })
             .collect();
         Self {
             origin,
             elapsed: 0,
             nodes,
-            values: Vec::new(),
             occupied: Bitmap::EMPTY,
             free: NIL,
             len: 0,
@@ -125,22 +143,42 @@ impl<T> Timers<T> {
     /// before. Takes constant time.
     ///
     /// # Panics
-    /// With 4 billion timers pending, which is 160 GB of them.
-    #[inline]
+    /// With 4 billion timers pending, which is 128 GB of them.
     pub(crate) fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
-        let nanos = self.nanos(deadline);
+        let key = self.insert_at(self.moment(deadline), value);
+        self.note_if_distant(key, deadline);
+        key
+    }
+
+    /// As [`insert`](Self::insert), for a deadline within the wheel's time.
+    #[inline]
+    pub(crate) fn insert_at(&mut self, deadline: Moment, value: T) -> TimerKey {
+        let nanos = deadline.nanos;
+        let next = self.enter_slot(nanos);
+        let prev = self.nodes[next as usize].prev;
         let node = self.free;
-        if node == NIL {
-            return self.insert_new(deadline, nanos, value);
-        }
-        let Node {
-            next, generation, ..
-        } = self.nodes[node as usize];
-        self.free = next;
-        self.values[(node - FIRST_TIMER) as usize] = Some(value);
+        let key = match self.nodes.get_mut(node as usize) {
+            Some(place) => {
+                self.free = place.next;
+                place.deadline = nanos;
+                place.prev = prev;
+                place.next = next;
+                place.value = Some(value);
+                let generation = place.generation;
+                TimerKey { node, generation }
+            }
+            None => self.add_place(Node {
+                deadline: nanos,
+                prev,
+                next,
+                generation: NonZeroU32::MIN,
+                value: Some(value),
+            }),
+        };
+        self.nodes[prev as usize].next = key.node;
+        self.nodes[next as usize].prev = key.node;
         self.len += 1;
-        self.schedule(node, deadline, nanos);
-        TimerKey { node, generation }
+        key
     }
 
     /// Takes a timer out of the queue.
@@ -149,11 +187,21 @@ impl<T> Timers<T> {
     /// due but not popped yet can still be cancelled. Takes constant time.
     #[inline]
     pub(crate) fn cancel(&mut self, key: TimerKey) -> Option<T> {
-        if !self.contains(key) {
+        let place = self.nodes.get_mut(key.node as usize)?;
+        if place.generation != key.generation {
             return None;
         }
-        self.unschedule(key.node);
-        Some(self.release(key.node))
+        let &mut Node {
+            deadline,
+            prev,
+            next,
+            ..
+        } = place;
+        let value = place.vacate(key.node, &mut self.free);
+        self.join(prev, next);
+        self.not_waiting(key.node, deadline);
+        self.left();
+        value
     }
 
     /// Moves a timer to another deadline, as if it had been scheduled now.
@@ -162,14 +210,38 @@ impl<T> Timers<T> {
     /// goes back to waiting, and is not popped before the next
     /// [`expire`](Self::expire). Answers `false` if it has been popped or
     /// cancelled before. Takes constant time.
-    #[inline]
     pub(crate) fn reset(&mut self, key: TimerKey, deadline: Instant) -> bool {
-        if !self.contains(key) {
+        let moved = self.reset_at(key, self.moment(deadline));
+        if moved {
+            self.note_if_distant(key, deadline);
+        }
+        moved
+    }
+
+    /// As [`reset`](Self::reset), for a deadline within the wheel's time.
+    #[inline]
+    pub(crate) fn reset_at(&mut self, key: TimerKey, deadline: Moment) -> bool {
+        let Some(place) = self.nodes.get_mut(key.node as usize) else {
+            return false;
+        };
+        if place.generation != key.generation {
             return false;
         }
-        self.unschedule(key.node);
-        self.schedule(key.node, deadline, self.nanos(deadline));
+        let Node { prev, next, .. } = *place;
+        let before = std::mem::replace(&mut place.deadline, deadline.nanos);
+        self.join(prev, next);
+        self.not_waiting(key.node, before);
+        let list = self.enter_slot(deadline.nanos);
+        self.link_last(list, key.node);
         true
+    }
+
+    /// Returns an instant as the wheel counts.
+    #[inline]
+    pub(crate) fn moment(&self, instant: Instant) -> Moment {
+        Moment {
+            nanos: self.nanos(instant),
+        }
     }
 
     /// Turns the wheel to `now`: whatever has its deadline at or before it
@@ -180,9 +252,14 @@ impl<T> Timers<T> {
     /// that of the timers that become due or cascade, however far `now` is from
     /// the last call; only a timer scheduled for a time before the deadline of
     /// one that was already due costs a walk along the due list.
-    pub(crate) fn expire(&mut self, now: Instant) {
-        let now = self.nanos(now).min(NEVER - 1);
+    pub(crate) fn expire(&mut self, now: Moment) {
+        let now = now.nanos.min(NEVER - 1);
         let target = self.tick(now);
+        if now < self.wakeup.get() && target >> DIGIT_BITS == self.elapsed >> DIGIT_BITS {
+            // Nothing is due, and no coarse slot is entered.
+            self.elapsed = target;
+            return;
+        }
         loop {
             self.expire_finest(target, now);
             match self.first_coarse() {
@@ -208,9 +285,16 @@ impl<T> Timers<T> {
         if node == DUE {
             return None;
         }
-        let generation = self.nodes[node as usize].generation;
-        self.unlink(node);
-        Some((TimerKey { node, generation }, self.release(node)))
+        // The due list has no bit to be cleared.
+        let place = &mut self.nodes[node as usize];
+        let &mut Node {
+            next, generation, ..
+        } = place;
+        let value = place.vacate(node, &mut self.free)?;
+        self.nodes[DUE as usize].next = next;
+        self.nodes[next as usize].prev = DUE;
+        self.left();
+        Some((TimerKey { node, generation }, value))
     }
 
     /// Returns whether [`pop_due`](Self::pop_due) would give something.
@@ -288,91 +372,69 @@ impl<T> Timers<T> {
     /// Takes time in proportion to the most timers that were ever pending.
     pub(crate) fn keys(&self) -> impl Iterator<Item = TimerKey> {
         (FIRST_TIMER..)
-            .zip(&self.values)
-            .filter(|(_, value)| value.is_some())
-            .map(|(node, _)| TimerKey {
+            .zip(&self.nodes[FIRST_TIMER as usize..])
+            .filter(|(_, place)| place.value.is_some())
+            .map(|(node, place)| TimerKey {
                 node,
-                generation: self.nodes[node as usize].generation,
+                generation: place.generation,
             })
     }
 
-    #[cold]
-    #[inline(never)]
-    fn insert_new(&mut self, deadline: Instant, nanos: i64, value: T) -> TimerKey {
-        let node = u32::try_from(self.nodes.len())
-            .ok()
-            .filter(|&node| node != NIL)
-            .expect("fewer than 4 billion timers are pending");
-        let generation = NonZeroU32::MIN;
-        self.nodes.push(Node {
-            deadline: nanos,
-            prev: node,
-            next: node,
+    /// Adds a place to the slab.
+    #[inline]
+    fn add_place(&mut self, place: Node<T>) -> TimerKey {
+        let node = self.nodes.len();
+        assert!(node < NIL as usize, "4 billion timers are pending");
+        let generation = place.generation;
+        self.nodes.push(place);
+        TimerKey {
+            node: node as u32,
             generation,
-        });
-        self.values.push(Some(value));
-        self.len += 1;
-        self.schedule(node, deadline, nanos);
-        TimerKey { node, generation }
-    }
-
-    /// Puts a node that is in no list on the wheel.
-    #[inline]
-    fn schedule(&mut self, node: u32, deadline: Instant, nanos: i64) {
-        if is_distant(nanos) {
-            self.remember_distant(node, deadline);
         }
-        self.wakeup.set(self.wakeup.get().min(nanos));
-        self.nodes[node as usize].deadline = nanos;
-        self.append(self.slot(nanos), node);
     }
 
-    /// Takes a node out of its list, as its deadline no longer holds.
+    /// Notes that a timer comes to stand in the slot for a deadline, which is
+    /// returned.
     #[inline]
-    fn unschedule(&mut self, node: u32) {
-        let nanos = self.unlink(node);
-        if nanos == self.wakeup.get() {
+    fn enter_slot(&mut self, nanos: i64) -> u32 {
+        self.wakeup.set(self.wakeup.get().min(nanos));
+        let list = self.slot(nanos);
+        self.occupied.set(list);
+        list
+    }
+
+    /// Forgets what is known of a deadline that no longer holds.
+    #[inline]
+    fn not_waiting(&mut self, node: u32, deadline: i64) {
+        if deadline == self.wakeup.get() {
             self.wakeup.set(UNKNOWN);
         }
-        if is_distant(nanos) {
+        if is_distant(deadline) {
             self.forget_distant(node);
         }
     }
 
-    // Out of line, so that their needs do not weigh on every timer.
-    #[cold]
-    #[inline(never)]
-    fn remember_distant(&mut self, node: u32, deadline: Instant) {
-        self.distant.insert(node, deadline);
+    fn note_if_distant(&mut self, key: TimerKey, deadline: Instant) {
+        if is_distant(self.nodes[key.node as usize].deadline) {
+            self.distant.insert(key.node, deadline);
+        }
     }
 
+    // Out of line, so that its needs do not weigh on every timer.
     #[cold]
     #[inline(never)]
     fn forget_distant(&mut self, node: u32) {
         self.distant.remove(&node);
     }
 
-    /// Gives up the place of a node that is in no list.
+    /// Counts a timer that has been popped or cancelled.
     #[inline]
-    fn release(&mut self, node: u32) -> T {
-        let value = self.values[(node - FIRST_TIMER) as usize]
-            .take()
-            .expect("a listed timer has its value");
-        // The last generation is never given out, so that a place that has come
-        // to it can be retired: 40 bytes for 4 billion timers, rather than an
-        // old key that names a new timer.
-        let links = &mut self.nodes[node as usize];
-        links.generation = links.generation.saturating_add(1);
-        if links.generation != NonZeroU32::MAX {
-            links.next = self.free;
-            self.free = node;
-        }
+    fn left(&mut self) {
         self.len -= 1;
         if self.len == 0 {
             // The next one scheduled is the earliest.
             self.wakeup.set(i64::MAX);
         }
-        value
     }
 
     /// Makes due what stands on the finest level, as far as it reaches.
@@ -428,9 +490,14 @@ impl<T> Timers<T> {
     fn expire_part_of_slot(&mut self, list: u32, now: i64) {
         let mut node = self.nodes[list as usize].next;
         while node != list {
-            let Node { deadline, next, .. } = self.nodes[node as usize];
+            let Node {
+                deadline,
+                prev,
+                next,
+                ..
+            } = self.nodes[node as usize];
             if deadline <= now {
-                self.unlink(node);
+                self.join(prev, next);
                 self.add_to_batch(deadline, node);
             }
             node = next;
@@ -474,7 +541,9 @@ impl<T> Timers<T> {
         let (mut node, _) = self.take_list(list);
         while node != list {
             let Node { deadline, next, .. } = self.nodes[node as usize];
-            self.append(self.slot(deadline), node);
+            let finer = self.slot(deadline);
+            self.occupied.set(finer);
+            self.link_last(finer, node);
             node = next;
         }
     }
@@ -490,10 +559,9 @@ impl<T> Timers<T> {
         )
     }
 
-    /// Adds a node to the end of a list.
+    /// Adds a node to the end of a list, whose bit is set.
     #[inline]
-    fn append(&mut self, list: u32, node: u32) {
-        self.occupied.set(list);
+    fn link_last(&mut self, list: u32, node: u32) {
         let prev = std::mem::replace(&mut self.nodes[list as usize].prev, node);
         self.nodes[prev as usize].next = node;
         let links = &mut self.nodes[node as usize];
@@ -501,22 +569,15 @@ impl<T> Timers<T> {
         links.next = list;
     }
 
-    /// Takes a node out of its list and returns its deadline.
+    /// Links the neighbours of a node that leaves its list.
     #[inline]
-    fn unlink(&mut self, node: u32) -> i64 {
-        let Node {
-            deadline,
-            prev,
-            next,
-            ..
-        } = self.nodes[node as usize];
+    fn join(&mut self, prev: u32, next: u32) {
         self.nodes[prev as usize].next = next;
         self.nodes[next as usize].prev = prev;
         if prev == next {
             // Both are the head of the list: the node was alone in it.
             self.occupied.clear(next);
         }
-        deadline
     }
 
     /// Returns the earliest deadline in a list that is not empty.
@@ -602,14 +663,32 @@ impl<T> fmt::Debug for Timers<T> {
     }
 }
 
-/// The head of a list or the part of a timer that a list needs.
-struct Node {
+/// The head of a list, or the place of a timer: 32 bytes where the value has
+/// 12, so that two share a line of the cache.
+struct Node<T> {
     /// Nanoseconds since the origin.
     deadline: i64,
     prev: u32,
     next: u32,
     /// Counted up when the timer is gone.
     generation: NonZeroU32,
+    /// What a timer has and nothing else.
+    value: Option<T>,
+}
+
+impl<T> Node<T> {
+    /// Gives up the place of a timer, and returns its value.
+    #[inline]
+    fn vacate(&mut self, node: u32, free: &mut u32) -> Option<T> {
+        // The last generation is never given out, so that a place that has come
+        // to it can be retired: 32 bytes for 4 billion timers, rather than an
+        // old key that names a new timer.
+        self.generation = self.generation.saturating_add(1);
+        if self.generation != NonZeroU32::MAX {
+            self.next = std::mem::replace(free, node);
+        }
+        self.value.take()
+    }
 }
 
 /// A timer on its way to the due list. The order of the fields is that of
@@ -679,7 +758,8 @@ fn digit(tick: u64, level: u32) -> u32 {
 /// Returns whether a deadline stands for one that cannot be expressed.
 #[inline]
 fn is_distant(nanos: i64) -> bool {
-    nanos == NEVER || nanos == i64::MIN
+    // Either of the two extremes.
+    nanos.wrapping_add(1) <= i64::MIN + 1
 }
 
 /// A tick is 2^10 ns, about the time of one turn of a loop that has nothing to

@@ -427,6 +427,56 @@ fn real_clock_is_never_early_and_hardly_late() {
     assert!(*best < Duration::from_millis(2), "late by {attempts:?}");
 }
 
+fn with_slack(slack: Duration) -> Reactor {
+    let mut reactor = Reactor::new().unwrap();
+    reactor.set_limits(Limits {
+        timer_slack: slack,
+        ..Limits::default()
+    });
+    reactor
+}
+
+#[test]
+fn dense_calls_share_wakeups_and_none_runs_early() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = with_slack(Duration::from_millis(20));
+    let left = Rc::new(Cell::new(500));
+    for number in 0..500 {
+        let delay = Duration::from_micros(number * 100);
+        let due = Instant::now() + delay;
+        let left = Rc::clone(&left);
+        reactor.call_later(delay, move |_| {
+            assert!(Instant::now() >= due, "early");
+            left.set(left.get() - 1);
+        });
+    }
+    run_until(&mut reactor, |_| left.get() == 0);
+    // 50 ms, 20 at a time, and a turn in between that sets the alarm.
+    let turns = reactor.statistics().turns;
+    assert!(turns < 12, "{turns} turns");
+}
+
+#[test]
+fn slack_does_not_delay_what_stands_alone_or_is_wanted_at_once() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = with_slack(Duration::from_secs(3600));
+    let notes = Notes::new();
+    let alone = notes.noting("alone");
+    reactor.call_later(Duration::from_millis(1), move |reactor| {
+        alone(reactor);
+        chain(reactor, 1_000);
+    });
+    run_until(&mut reactor, |reactor| reactor.statistics().timers == 1_001);
+    assert_eq!(notes.all(), ["alone"]);
+}
+
+/// So many calls without delay, each from the one before.
+fn chain(reactor: &mut Reactor, left: u32) {
+    if left > 0 {
+        reactor.call_later(Duration::ZERO, move |reactor| chain(reactor, left - 1));
+    }
+}
+
 /// Contract R-22.
 #[test]
 fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {

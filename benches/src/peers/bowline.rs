@@ -1,8 +1,9 @@
 //! bowline, as its guide says.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -254,62 +255,95 @@ impl<T: UnixTransport> Protocol<T> for Sender {
 pub(super) fn time(timed: Timed, count: usize) -> io::Result<Vec<f64>> {
     let mut reactor = Reactor::new()?;
     reactor.start().map_err(io::Error::other)?;
-    let before = own_cpu_time();
-    match timed {
-        Timed::Fire => {
-            let fired = Rc::new(Cell::new(0));
-            for delay in timers::delays(count) {
-                let fired = Rc::clone(&fired);
-                reactor.call_later(delay, move |_| fired.set(fired.get() + 1));
-            }
-            while fired.get() < count {
-                reactor.turn(None);
-            }
-        }
-        Timed::Cancel => {
-            let ran = Rc::new(Cell::new(0));
-            let calls: Vec<_> = timers::far_delays(count)
-                .map(|delay| {
-                    let ran = Rc::clone(&ran);
-                    reactor.call_later(delay, move |_| ran.set(ran.get() + 1))
-                })
-                .collect();
-            for call in calls {
-                call.cancel(&mut reactor).map_err(io::Error::other)?;
-            }
-        }
-        Timed::Reset => {
-            let calls: Vec<_> = timers::far_delays(count)
-                .map(|delay| reactor.call_later(delay, |_| {}))
-                .collect();
-            let before = own_cpu_time();
-            for (call, delay) in calls.into_iter().zip(timers::moved_delays(count)) {
-                call.reset(&mut reactor, delay).map_err(io::Error::other)?;
-            }
-            return Ok(timers::per_operation(before, count));
-        }
-        Timed::Lateness => {
-            let late: Rc<Cell<Vec<Duration>>> = Rc::default();
-            for delay in timers::delays(count) {
-                let late = Rc::clone(&late);
-                let due = Instant::now() + delay;
-                // The turn's time may be older than the clock's.
-                let delay = due - reactor.now();
-                reactor.call_later(delay, move |_| {
-                    let mut all = late.take();
-                    all.push(Instant::now().saturating_duration_since(due));
-                    late.set(all);
-                });
-            }
-            loop {
-                reactor.turn(None);
-                let all = late.take();
-                if all.len() == count {
-                    return Ok(timers::lateness(all));
-                }
-                late.set(all);
-            }
+    let result: Rc<Cell<Vec<f64>>> = Rc::default();
+    let answer = Rc::clone(&result);
+    // In a callback, as all of a program's timers are: the clock is read once.
+    reactor.call_soon(move |reactor| match timed {
+        Timed::Fire => fire(reactor, count, &answer),
+        Timed::Cancel => cancel(reactor, count, &answer),
+        Timed::Pending => pending(reactor, count, &answer),
+        Timed::Reset => reset(reactor, count, &answer),
+        Timed::Lateness => lateness(reactor, count, &answer),
+    });
+    loop {
+        reactor.turn(None);
+        let values = result.take();
+        if !values.is_empty() {
+            return Ok(values);
         }
     }
-    Ok(timers::per_operation(before, count))
+}
+
+type Answer = Rc<Cell<Vec<f64>>>;
+
+fn fire(reactor: &mut Reactor, count: usize, answer: &Answer) {
+    let before = own_cpu_time();
+    let fired = Rc::new(Cell::new(0));
+    for delay in timers::delays(count) {
+        let fired = Rc::clone(&fired);
+        reactor.call_later(delay, move |_| fired.set(fired.get() + 1));
+    }
+    // Runs behind all of them.
+    let answer = Rc::clone(answer);
+    reactor.call_later(timers::SPAN, move |_| {
+        assert_eq!(fired.get(), count, "calls that ran");
+        answer.set(timers::per_operation(before, count));
+    });
+}
+
+fn cancel(reactor: &mut Reactor, count: usize, answer: &Answer) {
+    let before = own_cpu_time();
+    // Each with a word of its own, as at the limit.
+    let calls: Vec<_> = (0_u64..)
+        .zip(timers::far_delays(count))
+        .map(|(number, delay)| {
+            reactor.call_later(delay, move |_| unreachable!("call {number} was cancelled"))
+        })
+        .collect();
+    for call in calls {
+        call.cancel(reactor).expect("it waits");
+    }
+    answer.set(timers::per_operation(before, count));
+}
+
+fn pending(reactor: &mut Reactor, count: usize, answer: &Answer) {
+    for delay in timers::far_delays(count) {
+        reactor.call_later(delay, |_| {});
+    }
+    let before = own_cpu_time();
+    for (number, delay) in (0_u64..).zip(timers::far_delays(timers::BESIDE_PENDING)) {
+        reactor
+            .call_later(delay, move |_| unreachable!("call {number} was cancelled"))
+            .cancel(reactor)
+            .expect("it waits");
+    }
+    answer.set(timers::per_operation(before, timers::BESIDE_PENDING));
+}
+
+fn reset(reactor: &mut Reactor, count: usize, answer: &Answer) {
+    let calls: Vec<_> = timers::far_delays(count)
+        .map(|delay| reactor.call_later(delay, |_| {}))
+        .collect();
+    let before = own_cpu_time();
+    for (call, delay) in calls.into_iter().zip(timers::moved_delays(count)) {
+        call.reset(reactor, delay).expect("it waits");
+    }
+    answer.set(timers::per_operation(before, count));
+}
+
+fn lateness(reactor: &mut Reactor, count: usize, answer: &Answer) {
+    let late = Rc::new(RefCell::new(Vec::with_capacity(count)));
+    let now = reactor.now();
+    for delay in timers::delays(count) {
+        let due = now + delay;
+        let late = Rc::clone(&late);
+        let answer = Rc::clone(answer);
+        reactor.call_later(delay, move |_| {
+            let mut late = late.borrow_mut();
+            late.push(Instant::now().saturating_duration_since(due));
+            if late.len() == count {
+                answer.set(timers::lateness(mem::take(&mut late)));
+            }
+        });
+    }
 }

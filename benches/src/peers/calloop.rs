@@ -25,6 +25,9 @@ use crate::timers::{self, Timed};
 /// brings the loop back for the rest.
 const ACCEPTS: usize = 64;
 
+/// As many as wait: removing one takes a time that grows with them.
+const CALLOOP_BESIDE_PENDING: usize = 1_000;
+
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
     for_each_task!(job.task, with_task(job, listener))
 }
@@ -227,6 +230,16 @@ pub(super) fn time(timed: Timed, count: usize) -> io::Result<Vec<f64>> {
             for token in tokens? {
                 handle.remove(token);
             }
+        }
+        Timed::Pending => {
+            for delay in timers::far_delays(count) {
+                insert(now + delay)?;
+            }
+            let before = own_cpu_time();
+            for delay in timers::far_delays(CALLOOP_BESIDE_PENDING) {
+                handle.remove(insert(now + delay)?);
+            }
+            return Ok(timers::per_operation(before, CALLOOP_BESIDE_PENDING));
         }
         Timed::Reset => {
             let tokens: io::Result<Vec<_>> = timers::far_delays(count)

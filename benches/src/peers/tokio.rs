@@ -218,6 +218,16 @@ pub(super) fn time(timed: Timed, count: usize) -> io::Result<Vec<f64>> {
                 poll_all(&mut sleeps).await;
                 drop(sleeps);
             }
+            Timed::Pending => {
+                let mut sleeps = registered(timers::far_delays(count), now);
+                poll_all(&mut sleeps).await;
+                let before = own_cpu_time();
+                for delay in timers::far_delays(timers::BESIDE_PENDING) {
+                    let sleep = sleep_until((now + delay).into());
+                    poll_all(&mut [Box::pin(sleep)]).await;
+                }
+                return Ok(timers::per_operation(before, timers::BESIDE_PENDING));
+            }
             Timed::Reset => {
                 let mut sleeps = registered(timers::far_delays(count), now);
                 poll_all(&mut sleeps).await;

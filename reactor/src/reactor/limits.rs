@@ -1,11 +1,18 @@
 //! What one turn may do, and what was done so far.
 
+use std::time::Duration;
+
 /// How many events one poll fetches. More cost latency for those at the end,
 /// fewer cost polls; a kilo-event buffer is 12 KiB.
 pub(super) const EVENTS_PER_TURN: usize = 1024;
 /// How many delayed calls one turn runs. A storm of timers then delays sockets
 /// by some hundred microseconds rather than for as long as it lasts.
 const TIMERS_PER_TURN: usize = 4096;
+/// How long the loop sleeps at least between two wake-ups for delayed calls. A
+/// wake-up costs some microseconds, so that a crowd of calls, each with a time
+/// of its own, would otherwise keep a CPU busy. A hand-written wheel has ticks
+/// of this length; a call that is alone is not delayed.
+const TIMER_SLACK: Duration = Duration::from_micros(100);
 /// How many calls from other threads and of `call_soon` one turn runs.
 const CALLS_PER_TURN: usize = 4096;
 /// How many deferred notifications one turn delivers. Callbacks that keep on
@@ -19,6 +26,10 @@ pub struct Limits {
     pub events: usize,
     /// Delayed calls run; default 4,096.
     pub timers: usize,
+    /// How long the loop may sleep after delayed calls ran, although the next
+    /// one becomes due before; default 100 us. One that stands alone, or that
+    /// was scheduled without delay, does not wait for it.
+    pub timer_slack: Duration,
     /// Calls from other threads run, and as many of
     /// [`call_soon`](crate::Reactor::call_soon); default 4,096.
     pub calls: usize,
@@ -31,6 +42,7 @@ impl Default for Limits {
         Self {
             events: EVENTS_PER_TURN,
             timers: TIMERS_PER_TURN,
+            timer_slack: TIMER_SLACK,
             calls: CALLS_PER_TURN,
             notifications: NOTIFICATIONS_PER_TURN,
         }

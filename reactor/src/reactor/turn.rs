@@ -82,7 +82,12 @@ impl Reactor {
         }
         // Once per turn, however many of them panic: a call that schedules
         // itself anew waits for the next turn.
-        self.timers.expire(self.now());
+        let (now, moment) = self.now_and_moment();
+        self.timers.expire(moment);
+        if !self.timers.has_due() {
+            return;
+        }
+        self.timers_ran = Some(now);
         let mut budget = 0..self.limits.timers.max(1);
         self.guarded(|reactor| {
             for _ in &mut budget {
@@ -93,9 +98,11 @@ impl Reactor {
                 match task {
                     Task::Call(call) => {
                         reactor.current = Token::WAKER;
-                        call(reactor);
+                        let run = reactor.calls.runner(&call);
+                        run(reactor, call);
                     }
                     Task::Notify(token) => {
+                        let token = Token::from_halves(token);
                         reactor.dispatch(token, |descriptor, reactor| {
                             descriptor.timer_fired(reactor, DelayedCall { key })
                         });
@@ -268,6 +275,7 @@ impl Reactor {
         let Some(deadline) = deadline else {
             return asked;
         };
+        let deadline = self.with_slack(deadline);
         if self
             .alarm
             .as_ref()
@@ -290,6 +298,18 @@ impl Reactor {
                 log::debug!(target: log::TIMERS, "no timer descriptor: {error}");
                 Some(left)
             }
+        }
+    }
+
+    /// When to wake up for a call that is due at `deadline`: where calls are
+    /// dense, one wake-up serves several.
+    fn with_slack(&self, deadline: Instant) -> Instant {
+        // One for the time of this turn or before is wanted at once.
+        let is_for_now = self.now.get().is_some_and(|(now, _)| deadline <= now);
+        let slack = self.limits.timer_slack;
+        match self.timers_ran.and_then(|ran| ran.checked_add(slack)) {
+            Some(earliest) if !is_for_now => deadline.max(earliest),
+            _ => deadline,
         }
     }
 
