@@ -128,7 +128,7 @@ fn run_to_end(name: &str, arguments: &[&str]) -> Output {
 
 #[test]
 fn every_example_explains_itself() {
-    let examples = ["chat", "echo", "proxy"];
+    let examples = ["chat", "echo", "hot_restart", "proxy"];
     for name in examples {
         let output = run_to_end(name, &["--help"]);
         let help = String::from_utf8(output.stdout).expect("text");
@@ -417,6 +417,25 @@ fn producer_consumer_can_be_interrupted() {
     let example = Example::start("producer_consumer", &[]);
     let rest = example.stop();
     assert!(rest.contains("interrupted"), "{rest}");
+}
+
+#[test]
+fn hot_restart_loses_nothing_of_its_own_load() {
+    for arguments in [&[][..], &["--move"]] {
+        let size = ["--restarts", "3", "--connections", "1000"];
+        let output = run_to_end("hot_restart", &[&size, arguments].concat());
+        let said = String::from_utf8(output.stdout).expect("text");
+        let row = |name: &str| {
+            let line = said.lines().find(|line| line.starts_with(name));
+            let value = line.and_then(|line| line.split_ascii_whitespace().last());
+            value.and_then(|value| value.parse::<usize>().ok())
+        };
+        assert_eq!(row("failures"), Some(0), "{said}");
+        assert_eq!(row("restarts"), Some(3), "{said}");
+        assert!(row("connections  ") >= Some(1000), "{said}");
+        let moved = row("connections moved").expect("a number");
+        assert_eq!(moved > 0, arguments.contains(&"--move"), "{said}");
+    }
 }
 
 #[test]

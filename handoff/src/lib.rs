@@ -2,7 +2,9 @@
 //! that lose nothing, and the interfaces of systemd.
 //!
 //! - [`wire`]: messages and the descriptors they own, in one stream;
-//! - [`channel`]: the handshake and the protocol that delivers them.
+//! - [`channel`]: the handshake and the protocol that delivers them;
+//! - [`restart`]: a new process takes over from the old one;
+//! - [`systemd`]: sockets that were inherited, and notices.
 //!
 //! Built on the public API of the layers below only. Most programs depend on
 //! the facade crate `bowline`, which re-exports this as `bowline::handoff`.
@@ -15,6 +17,7 @@
 pub mod channel;
 mod inherited;
 mod log;
+pub mod restart;
 pub mod systemd;
 pub mod wire;
 

@@ -1,0 +1,243 @@
+//! The server: each line comes back with the process that answers it.
+
+use std::cell::{Cell, OnceCell};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{self, Command};
+use std::rc::Rc;
+
+use bowline::describe_socket;
+use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
+use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
+use bowline::handoff::systemd::{self, Notice, Notifier};
+use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor, StaleSocket};
+use bowline::{StreamTransport, SystemEvent, TcpListenOptions, Transports, UnixListenOptions};
+use rustix::process::Signal;
+
+use crate::common::{self, STOP_DEADLINE};
+
+/// The longest line.
+const MAX_LINE: usize = 4096;
+
+pub(crate) struct Options {
+    pub(crate) listen: SocketAddr,
+    pub(crate) unix: Option<PathBuf>,
+    pub(crate) directory: PathBuf,
+    pub(crate) moves: bool,
+}
+
+pub(crate) fn run(options: Options) -> common::Result {
+    // First of all, while nothing else is open and no thread runs.
+    let inherited = systemd::inherited()?;
+    let notifier = Notifier::from_environment()?.map(Rc::new);
+    let mut settings = RestartSettings::new(&options.directory);
+    settings.inherited = inherited;
+    settings.drain = STOP_DEADLINE;
+    settings.notifier = notifier.clone();
+    let mut reactor = Reactor::new()?;
+    let shared = Rc::new(Shared {
+        restart: OnceCell::new(),
+        moves: options.moves,
+        has_failed: Cell::new(false),
+    });
+    // Before anyone can know that we are there: SIGHUP would end us.
+    let restarting = Rc::clone(&shared);
+    reactor.on_signals(&[Signal::HUP.as_raw()], move |reactor, _| {
+        // By its path: a new version may stand there.
+        let mut arguments = std::env::args_os();
+        let mut command = Command::new(arguments.next().unwrap_or_default());
+        command.args(arguments).stdin(process::Stdio::null());
+        if let Some(restart) = restarting.restart.get()
+            && let Err(error) = restart.start_successor(reactor, command)
+        {
+            log::warn!("no restart now: {error}");
+        }
+    })?;
+    let signals = [Signal::TERM.as_raw(), Signal::INT.as_raw()];
+    reactor.on_signals(&signals, move |reactor, _| {
+        if let Some(notifier) = &notifier {
+            // It finds out anyhow.
+            let _ = notifier.send(&Notice::new().stopping());
+        }
+        stop(reactor);
+    })?;
+    let server = Server {
+        shared: Rc::clone(&shared),
+        options,
+    };
+    let restart = Restart::begin(&mut reactor, settings, server)?;
+    if shared.restart.set(restart).is_err() {
+        unreachable!("it is set here only");
+    }
+    reactor.run()?;
+    if shared.has_failed.get() {
+        return Err("not started; the log says why".into());
+    }
+    Ok(())
+}
+
+/// Stops when the open connections have ended, or after a while.
+fn stop(reactor: &mut Reactor) {
+    if reactor.stop().is_ok() {
+        reactor.call_later(STOP_DEADLINE, |reactor| {
+            let _ = reactor.crash();
+        });
+    }
+}
+
+struct Shared {
+    restart: OnceCell<Restart>,
+    moves: bool,
+    has_failed: Cell<bool>,
+}
+
+struct Server {
+    shared: Rc<Shared>,
+    options: Options,
+}
+
+impl Server {
+    fn lines(&self) -> impl FnMut(&Address) -> Lines + use<> {
+        let shared = Rc::clone(&self.shared);
+        move |_| Lines::new(&shared, Vec::new())
+    }
+}
+
+impl Program for Server {
+    fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
+        let options = TcpListenOptions {
+            backlog: 4096,
+            no_delay: true,
+            ..TcpListenOptions::default()
+        };
+        let address = self.options.listen;
+        let web = listeners.tcp(reactor, "web", address, &options, self.lines())?;
+        if let Some(path) = self.options.unix.clone() {
+            let options = UnixListenOptions {
+                backlog: 4096,
+                stale: StaleSocket::Remove,
+                ..UnixListenOptions::default()
+            };
+            listeners.unix(reactor, "local", path, &options, self.lines())?;
+        }
+        if let Some(listener) = reactor.get(web) {
+            // A successor has inherited standard output, whose reader may be gone.
+            let _ = writeln!(io::stdout(), "listening on {}", listener.address());
+        }
+        Ok(())
+    }
+
+    fn serving(&mut self, _: &mut Reactor, start: Start) {
+        log::info!("process {}: {start:?}", process::id());
+    }
+
+    fn not_started(&mut self, reactor: &mut Reactor, error: &RestartError) {
+        log::error!("process {}: not started: {error}", process::id());
+        self.shared.has_failed.set(true);
+        stop(reactor);
+    }
+
+    fn successor_failed(&mut self, _: &mut Reactor, error: &RestartError) {
+        log::error!("process {}: serving on: {error}", process::id());
+    }
+
+    fn takes(&self, kind: &str) -> bool {
+        kind == LINES
+    }
+
+    fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
+        let lines = Lines::new(&self.shared, moved.packed.unread);
+        let is_tcp = describe_socket(moved.fd.as_fd())
+            .is_ok_and(|socket| matches!(socket.address, Some(Address::Inet(_))));
+        let adopted = if is_tcp {
+            reactor
+                .adopt_tcp_stream_with(moved.fd, moved.unsent, lines)
+                .map(|_| ())
+        } else {
+            reactor
+                .adopt_unix_stream_with(moved.fd, moved.unsent, lines)
+                .map(|_| ())
+        };
+        if let Err(error) = adopted {
+            log::warn!("a connection ended on its way: {error}");
+        }
+    }
+}
+
+const LINES: &str = "lines";
+
+/// One connection.
+struct Lines {
+    shared: Rc<Shared>,
+    /// The beginning of a line that has not arrived whole.
+    partial: Vec<u8>,
+    ticket: Option<MoveTicket>,
+    /// Keeps a stop waiting.
+    open: Option<Hold>,
+    is_half_closed: bool,
+}
+
+impl Lines {
+    fn new(shared: &Rc<Shared>, partial: Vec<u8>) -> Self {
+        Self {
+            shared: Rc::clone(shared),
+            partial,
+            ticket: None,
+            open: None,
+            is_half_closed: false,
+        }
+    }
+}
+
+impl<T: StreamTransport> Protocol<T> for Lines {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
+        if self.shared.moves
+            && let Some(restart) = self.shared.restart.get()
+        {
+            self.ticket = Some(restart.movable::<T, Self>(cx.transport.handle()));
+        }
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.partial.extend_from_slice(data);
+        let Some(end) = self.partial.iter().rposition(|&byte| byte == b'\n') else {
+            if self.partial.len() > MAX_LINE {
+                cx.transport.abort_connection();
+            }
+            return;
+        };
+        let restart = self.shared.restart.get();
+        let is_last = restart.is_some_and(|restart| restart.has_handed_over());
+        let lines: Vec<u8> = self.partial.drain(..=end).collect();
+        for line in lines.split_inclusive(|&byte| byte == b'\n') {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            let by = format!(" {}{}\n", process::id(), if is_last { " bye" } else { "" });
+            cx.transport.as_dyn().write_sequence(&[line, by.as_bytes()]);
+        }
+        if is_last {
+            // Whoever reads `bye` says nothing more here.
+            cx.transport.lose_connection();
+        }
+    }
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
+        self.is_half_closed = true;
+        AfterReadClosed::LoseConnection
+    }
+}
+
+impl<T: StreamTransport> Movable<T> for Lines {
+    const KIND: &'static str = LINES;
+
+    fn pack(&mut self) -> Option<Packed> {
+        (!self.is_half_closed).then(|| Packed {
+            unread: self.partial.clone(),
+            ..Packed::default()
+        })
+    }
+
+    fn unpack(&mut self, _: Packed) {}
+}

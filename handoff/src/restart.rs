@@ -1,0 +1,885 @@
+//! A new process of a program takes over from the old one, and nobody outside
+//! notices.
+//!
+//! The old process, the *predecessor*, goes on serving until its *successor*
+//! has everything and says so; then the listeners change hands, the
+//! connections that can [move](Movable) do, and the predecessor ends when the
+//! others have. If anything goes wrong with the successor before, the
+//! predecessor goes on as if nothing had happened.
+//!
+//! A program says what it listens on and how it goes on, as a [`Program`];
+//! [`Restart::begin`] finds out whether there is a predecessor. The same code
+//! serves a cold start, a start by systemd with sockets
+//! ([`RestartSettings::inherited`]), and a take-over.
+//!
+//! # How it goes
+//!
+//! ```text
+//! predecessor                            successor
+//!  serves                                 starts, connects to the control socket
+//!  checks who it is          <- take      or starts cold, where nobody listens
+//!  offer, listeners          ->           keeps them, by name
+//!                            <- taken     (253 listeners at a time)
+//!                                         Program::listen: adopts, then binds
+//!  serves                    <- ready     has turned its loop once
+//!  stops accepting, commit   ->           accepts; owns the socket files
+//!                            <- serving
+//!  detaches, connections     ->           keeps them           (64 at a time)
+//!  go                        <- prepared  says which it refuses
+//!  forgets its copies        <- live      puts protocols on them
+//!  done                      ->           Program::serving
+//!  accepts what still waits, closes the
+//!  listeners; Program::handed_over
+//! ```
+//!
+//! Every step has a deadline ([`RestartSettings`]), and every failure an end:
+//! before `commit` the predecessor just goes on; after it, until `done`, it
+//! accepts again and has back whatever was not `live`. A successor whose
+//! predecessor dies once it is ready serves.
+//!
+//! One successor at a time: another is refused ([`Refusal::Busy`]).
+//!
+//! # The control socket
+//!
+//! It stands in a directory that only its owner may enter, which is made with
+//! mode 0700 and checked; who connects has to be of the same user. It is itself
+//! handed over, so its path never changes.
+
+mod handshake;
+mod messages;
+mod moving;
+mod predecessor;
+mod successor;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    Acceptor, Address, Factory, ListenerHandle, SocketFile, TransportHandle, UnixAddress,
+};
+use bowline_reactor::Reactor;
+use bowline_transport::{
+    StaleSocket, StreamTransport, TcpListenOptions, TcpStream, Transports, UnixListenOptions,
+    UnixStream, effective_user,
+};
+
+use self::handshake::Patience;
+pub use self::messages::Refusal;
+use self::moving::List;
+pub use self::moving::{Movable, MoveTicket, Moved, Packed};
+use self::predecessor::Offer;
+use self::successor::TakeOver;
+use crate::inherited::Inherited;
+use crate::log;
+use crate::systemd::{Notice, Notifier};
+
+/// The name of the control socket, as a file and among the listeners.
+const CONTROL: &str = "control";
+
+/// How often a child that was started is asked whether it has ended.
+const REAP_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a listener that was handed over goes on accepting what waits.
+const DRAIN_LISTENERS: Duration = Duration::from_secs(1);
+
+/// A program that can be restarted while it serves.
+///
+/// As with all callbacks, none of these is called from inside another.
+pub trait Program: 'static {
+    /// Listens on everything that the program serves, through `listeners`:
+    /// what a predecessor or systemd had is adopted, by name, the rest bound.
+    /// Nothing is accepted before it returned `Ok` and, after a predecessor,
+    /// before that has stopped accepting.
+    ///
+    /// Called once.
+    ///
+    /// # Errors
+    ///
+    /// Those of listening; the program [is not started](Self::not_started)
+    /// then, and a predecessor goes on.
+    fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()>;
+
+    /// The program serves, and alone: it was started cold, or its predecessor
+    /// has handed over everything. Called once.
+    fn serving(&mut self, reactor: &mut Reactor, start: Start) {
+        let _ = (reactor, start);
+    }
+
+    /// The program is not going to serve, since it could not listen or take
+    /// over. Called once, instead of [`serving`](Self::serving). By default the
+    /// reactor stops.
+    fn not_started(&mut self, reactor: &mut Reactor, error: &RestartError) {
+        let _ = error;
+        // It may be stopping already.
+        let _ = reactor.stop();
+    }
+
+    /// A successor did not make it, and this process serves as before.
+    fn successor_failed(&mut self, reactor: &mut Reactor, error: &RestartError) {
+        let _ = (reactor, error);
+    }
+
+    /// Everything was handed over: no connection comes any more, and those that
+    /// are left here are to be served to their end. Called once. By default the
+    /// reactor [stops](Reactor::stop), for which it waits as long as somebody
+    /// [holds](Reactor::hold) the shutdown, and is cut short after
+    /// [`RestartSettings::drain`].
+    fn handed_over(&mut self, reactor: &mut Reactor) {
+        let _ = reactor.stop();
+    }
+
+    /// Whether connections of a [kind](Movable::KIND) can be taken over; by
+    /// default none can.
+    fn takes(&self, kind: &str) -> bool {
+        let _ = kind;
+        false
+    }
+
+    /// A connection has moved here, of a kind that it [takes](Self::takes): to
+    /// be adopted, with its state.
+    fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
+        let _ = (reactor, moved);
+    }
+}
+
+/// How a program came to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Start {
+    /// Nobody served before, or nobody who handed over.
+    Cold,
+    /// It took over from the process of this number.
+    TookOver {
+        /// The predecessor, as it said.
+        pid: u32,
+        /// How many live connections moved here.
+        connections: usize,
+    },
+}
+
+/// How a program is restarted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct RestartSettings {
+    /// The directory of the control socket, for this program alone: made if it
+    /// is not there.
+    pub directory: PathBuf,
+    /// What the states of moved connections look like, in numbers of the
+    /// program's own: a predecessor of another format refuses. Default 0.
+    pub format: u32,
+    /// How long one answer of the other process may take; default 10 s.
+    pub answer: Duration,
+    /// How long a successor that was started may take until it asks to take
+    /// over; default 30 s.
+    pub start: Duration,
+    /// How long a successor may take until it is ready; default 60 s.
+    pub ready: Duration,
+    /// How long the connections that stay with the predecessor have until they
+    /// are cut; default 30 s.
+    pub drain: Duration,
+    /// Descriptors from elsewhere, systemd above all, that
+    /// [`Program::listen`] may claim too.
+    pub inherited: Inherited,
+    /// The service manager, to be told of restarts: `RELOADING` when a
+    /// successor is started, `READY` when one of the two serves, `MAINPID`
+    /// when it is the new one.
+    pub notifier: Option<Rc<Notifier>>,
+}
+
+impl RestartSettings {
+    /// The defaults, with the control socket in `directory`.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            format: 0,
+            answer: Duration::from_secs(10),
+            start: Duration::from_secs(30),
+            ready: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
+            inherited: Inherited::new(),
+            notifier: None,
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            answer: self.answer,
+            ready: self.ready,
+        }
+    }
+}
+
+/// Why a take-over did not happen.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RestartError {
+    /// Another successor is being served.
+    Busy,
+    /// This process does not serve: it starts, or has handed over.
+    NotServing,
+    /// The successor could not be started.
+    Spawn(io::Error),
+    /// The successor has ended, with or without success, before it took over.
+    Exited(ExitStatus),
+    /// The other process did not take the next step in time.
+    TimedOut,
+    /// The other process is gone.
+    Lost,
+    /// The other process gave up.
+    GaveUp,
+    /// The predecessor does not want this successor.
+    Refused(Refusal),
+    /// The program could not listen.
+    Listen(io::Error),
+    /// The control socket could not be had.
+    Control(io::Error),
+}
+
+impl fmt::Display for RestartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("another successor is being served"),
+            Self::NotServing => f.write_str("this process does not serve"),
+            Self::Spawn(_) => f.write_str("cannot start the successor"),
+            Self::Exited(status) => write!(f, "successor ended before it took over: {status}"),
+            Self::TimedOut => f.write_str("the other process took too long"),
+            Self::Lost => f.write_str("the other process is gone"),
+            Self::GaveUp => f.write_str("the other process gave up"),
+            Self::Refused(Refusal::Busy) => f.write_str("predecessor serves another successor"),
+            Self::Refused(Refusal::Format) => f.write_str("predecessor is of another format"),
+            Self::Refused(Refusal::NotServing) => f.write_str("predecessor does not serve"),
+            Self::Listen(_) => f.write_str("cannot listen"),
+            Self::Control(_) => f.write_str("cannot have the control socket"),
+        }
+    }
+}
+
+impl Error for RestartError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Spawn(error) | Self::Listen(error) | Self::Control(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What a running program does about its own restart; copies are of the same
+/// one.
+///
+/// # Examples
+///
+/// An echo server that is replaced by a new process on SIGHUP:
+///
+/// ```no_run
+/// use std::io;
+/// use std::process::Command;
+///
+/// use bowline_handoff::restart::{Listeners, Program, Restart, RestartSettings};
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::TcpListenOptions;
+///
+/// struct Echo;
+///
+/// impl<T: Transport> Protocol<T> for Echo {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// struct Server;
+///
+/// impl Program for Server {
+///     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
+///         let address = ([127, 0, 0, 1], 7007).into();
+///         listeners.tcp(reactor, "echo", address, &TcpListenOptions::default(), |_: &Address| Echo)?;
+///         Ok(())
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let settings = RestartSettings::new("/run/echo");
+/// let restart = Restart::begin(&mut reactor, settings, Server)?;
+/// # #[cfg(any())]
+/// reactor.on_signals(&[1], move |reactor, _| {
+///     let program = Command::new("/proc/self/exe");
+///     if let Err(error) = restart.start_successor(reactor, program) {
+///         eprintln!("{error}");
+///     }
+/// })?;
+/// reactor.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Restart {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    settings: RestartSettings,
+    program: RefCell<Box<dyn Program>>,
+    state: RefCell<State>,
+    list: Rc<RefCell<List>>,
+}
+
+struct State {
+    role: Role,
+    listeners: Vec<Named>,
+    /// Connections to the control socket.
+    offers: BTreeMap<u64, Offer>,
+    next_offer: u64,
+    /// The one of them that is served.
+    attempt: Option<u64>,
+    /// The successor that was started here, until it has ended.
+    child: Option<Started>,
+    take_over: Option<TakeOver>,
+    inherited: Inherited,
+    /// How many connections have moved, from here or to here.
+    moved: usize,
+}
+
+/// What this process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Starting,
+    Serving,
+    HandedOver,
+}
+
+/// A listener by its name.
+struct Named {
+    name: String,
+    handle: ListenerHandle,
+    /// The file that it owned, or is going to own.
+    file: Option<SocketFile>,
+}
+
+struct Started {
+    process: Child,
+    /// Whether it has asked to take over.
+    has_asked: bool,
+    serial: u64,
+}
+
+impl Restart {
+    /// Begins: takes over from the process that serves, if there is one, or
+    /// starts cold. Calls nothing of `program` before it returns.
+    ///
+    /// # Errors
+    ///
+    /// Those of making the directory; `PermissionDenied` where it is another
+    /// user's, or others may enter it.
+    pub fn begin(
+        reactor: &mut Reactor,
+        mut settings: RestartSettings,
+        program: impl Program,
+    ) -> io::Result<Self> {
+        private_directory(&settings.directory)?;
+        let inherited = std::mem::take(&mut settings.inherited);
+        let this = Self {
+            shared: Rc::new(Shared {
+                settings,
+                program: RefCell::new(Box::new(program)),
+                state: RefCell::new(State {
+                    role: Role::Starting,
+                    listeners: Vec::new(),
+                    offers: BTreeMap::new(),
+                    next_offer: 0,
+                    attempt: None,
+                    child: None,
+                    take_over: None,
+                    inherited,
+                    moved: 0,
+                }),
+                list: Rc::default(),
+            }),
+        };
+        successor::connect(reactor, &this)?;
+        Ok(this)
+    }
+
+    /// Starts `command` as the successor: this program, as a rule, in its
+    /// present version. What becomes of it is told to [`Program`].
+    ///
+    /// # Errors
+    ///
+    /// [`RestartError::Busy`] while another one is being served or was started
+    /// and has not ended; [`RestartError::NotServing`]; [`RestartError::Spawn`].
+    pub fn start_successor(
+        &self,
+        reactor: &mut Reactor,
+        mut command: Command,
+    ) -> Result<(), RestartError> {
+        {
+            let state = self.shared.state.borrow();
+            if state.role != Role::Serving {
+                return Err(RestartError::NotServing);
+            }
+            if state.attempt.is_some() || state.child.is_some() {
+                return Err(RestartError::Busy);
+            }
+        }
+        let process = command.spawn().map_err(RestartError::Spawn)?;
+        log::debug!(target: log::HANDOFF, "started successor {}", process.id());
+        self.tell_manager(&Notice::new().reloading());
+        let serial = {
+            let mut state = self.shared.state.borrow_mut();
+            let serial = state.next_offer;
+            state.next_offer += 1;
+            state.child = Some(Started {
+                process,
+                has_asked: false,
+                serial,
+            });
+            serial
+        };
+        let this = self.clone();
+        reactor.call_later(self.shared.settings.start, move |reactor| {
+            this.start_timed_out(reactor, serial);
+        });
+        self.reap_later(reactor);
+        Ok(())
+    }
+
+    /// Puts a connection on the list of those that move to a successor; the
+    /// ticket is to be kept in its protocol. To be called when it is made.
+    pub fn movable<T: StreamTransport, P: Movable<T>>(
+        &self,
+        handle: TransportHandle,
+    ) -> MoveTicket {
+        List::add::<T, P>(&self.shared.list, handle)
+    }
+
+    /// Whether this process serves: started, and has not handed over.
+    pub fn is_serving(&self) -> bool {
+        self.shared.state.borrow().role == Role::Serving
+    }
+
+    /// Whether everything was handed over to a successor.
+    pub fn has_handed_over(&self) -> bool {
+        self.shared.state.borrow().role == Role::HandedOver
+    }
+
+    /// Whether a successor is being started or served.
+    pub fn is_under_way(&self) -> bool {
+        let state = self.shared.state.borrow();
+        state.attempt.is_some() || state.child.is_some()
+    }
+
+    /// How many live connections have moved, to this process or from it.
+    pub fn connections_moved(&self) -> usize {
+        self.shared.state.borrow().moved
+    }
+
+    fn control_path(&self) -> PathBuf {
+        self.shared.settings.directory.join(CONTROL)
+    }
+
+    fn tell_manager(&self, notice: &Notice) {
+        if let Some(notifier) = &self.shared.settings.notifier
+            && let Err(error) = notifier.send(notice)
+        {
+            log::warn!(target: log::HANDOFF, "the service manager was not told: {error}");
+        }
+    }
+
+    /// Calls the program when no callback runs.
+    fn call_program(
+        &self,
+        reactor: &mut Reactor,
+        call: impl FnOnce(&mut dyn Program, &mut Reactor) + 'static,
+    ) {
+        let shared = Rc::clone(&self.shared);
+        reactor.defer(move |reactor| call(&mut **shared.program.borrow_mut(), reactor));
+    }
+
+    // Starting.
+
+    /// Nobody serves.
+    fn start_cold(&self, reactor: &mut Reactor) {
+        let options = UnixListenOptions {
+            mode: 0o600,
+            stale: StaleSocket::Remove,
+            ..UnixListenOptions::default()
+        };
+        let factory = predecessor::factory(self);
+        // First of all: of two that start cold, one has to give way.
+        match reactor.listen_unix_with(self.control_path(), &options, factory) {
+            Ok(handle) => self.add_listener(reactor, CONTROL, handle),
+            Err(error) => {
+                return self.not_started(reactor, RestartError::Control(error.into()));
+            }
+        }
+        let inherited = std::mem::take(&mut self.shared.state.borrow_mut().inherited);
+        match self.listen(reactor, inherited, Vec::new()) {
+            Ok(()) => self.serve(reactor, Start::Cold),
+            Err(error) => self.not_started(reactor, RestartError::Listen(error)),
+        }
+    }
+
+    /// Has the program listen, on what was inherited where it can. Nothing is
+    /// accepted before [`accept`](Self::accept).
+    fn listen(
+        &self,
+        reactor: &mut Reactor,
+        inherited: Inherited,
+        files: Vec<(String, SocketFile)>,
+    ) -> io::Result<()> {
+        let mut listeners = Listeners {
+            restart: self,
+            inherited,
+            files,
+        };
+        let result = self
+            .shared
+            .program
+            .borrow_mut()
+            .listen(reactor, &mut listeners);
+        // What is not claimed is reported now.
+        drop(listeners);
+        result
+    }
+
+    fn add_listener(&self, reactor: &mut Reactor, name: &str, handle: ListenerHandle) {
+        let file = reactor.get(handle).and_then(|listener| {
+            listener.pause_accepting();
+            listener.socket_file()
+        });
+        self.shared.state.borrow_mut().listeners.push(Named {
+            name: name.to_owned(),
+            handle,
+            file,
+        });
+    }
+
+    /// Accepts on all listeners, and owns their files.
+    fn accept(&self, reactor: &mut Reactor) {
+        for named in &self.shared.state.borrow().listeners {
+            let Some(listener) = reactor.get(named.handle) else {
+                continue;
+            };
+            listener.resume_accepting();
+            if let Some(file) = named.file
+                && listener.socket_file().is_none()
+                && let Err(error) = listener.own_socket_file(file)
+            {
+                log::warn!(
+                    target: log::HANDOFF,
+                    "{}: the file of {:?} is another's by now: {error}",
+                    listener.address(),
+                    named.name
+                );
+            }
+        }
+    }
+
+    /// Accepts on none, and leaves the files to whoever has the listeners now.
+    fn withdraw(&self, reactor: &mut Reactor) {
+        for named in &mut self.shared.state.borrow_mut().listeners {
+            if let Some(listener) = reactor.get(named.handle) {
+                listener.pause_accepting();
+                if let Some(file) = listener.socket_file() {
+                    named.file = Some(file);
+                    listener.disown_socket_file();
+                }
+            }
+        }
+    }
+
+    /// The program serves, alone.
+    fn serve(&self, reactor: &mut Reactor, start: Start) {
+        self.shared.state.borrow_mut().role = Role::Serving;
+        self.accept(reactor);
+        self.tell_manager(&Notice::new().ready());
+        self.call_program(reactor, move |program, reactor| {
+            program.serving(reactor, start);
+        });
+    }
+
+    fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
+        log::debug!(target: log::HANDOFF, "not started: {error}");
+        let listeners = std::mem::take(&mut self.shared.state.borrow_mut().listeners);
+        for named in listeners {
+            if let Some(listener) = reactor.get(named.handle) {
+                listener.stop_listening();
+            }
+        }
+        self.call_program(reactor, move |program, reactor| {
+            program.not_started(reactor, &error);
+        });
+    }
+
+    // Handing over.
+
+    /// The listeners are the successor's: what waits is served, then they close.
+    fn close_listeners(&self, reactor: &mut Reactor) {
+        let listeners = {
+            let mut state = self.shared.state.borrow_mut();
+            state.role = Role::HandedOver;
+            std::mem::take(&mut state.listeners)
+        };
+        let mut draining = Vec::new();
+        for named in listeners {
+            if let Some(listener) = reactor.get(named.handle) {
+                if named.name == CONTROL {
+                    listener.stop_listening();
+                } else {
+                    listener.stop_listening_when_drained();
+                    draining.push(named.handle);
+                }
+            }
+        }
+        let deadline = reactor.now() + DRAIN_LISTENERS;
+        self.when_closed(reactor, draining, deadline);
+    }
+
+    fn when_closed(
+        &self,
+        reactor: &mut Reactor,
+        mut draining: Vec<ListenerHandle>,
+        deadline: std::time::Instant,
+    ) {
+        draining.retain(|handle| reactor.get(*handle).is_some());
+        if draining.is_empty() || reactor.now() >= deadline {
+            for handle in draining {
+                if let Some(listener) = reactor.get(handle) {
+                    listener.stop_listening();
+                }
+            }
+            self.call_program(reactor, |program, reactor| program.handed_over(reactor));
+            let drain = self.shared.settings.drain;
+            reactor.call_later(drain, |reactor| {
+                log::debug!(target: log::HANDOFF, "cutting what is left");
+                // It may have ended by itself.
+                let _ = reactor.crash();
+            });
+            return;
+        }
+        let this = self.clone();
+        reactor.call_soon(move |reactor| this.when_closed(reactor, draining, deadline));
+    }
+
+    // The child.
+
+    fn start_timed_out(&self, reactor: &mut Reactor, serial: u64) {
+        let is_late = {
+            let state = self.shared.state.borrow();
+            let child = state.child.as_ref();
+            child.is_some_and(|child| child.serial == serial && !child.has_asked)
+        };
+        if is_late {
+            self.attempt_failed(reactor, RestartError::TimedOut);
+        }
+    }
+
+    /// The successor did not make it: this process goes on.
+    fn attempt_failed(&self, reactor: &mut Reactor, error: RestartError) {
+        log::debug!(target: log::HANDOFF, "successor failed: {error}");
+        {
+            let mut state = self.shared.state.borrow_mut();
+            state.attempt = None;
+            if let Some(child) = &mut state.child {
+                child.has_asked = true;
+                // Whatever state it is in; it is reaped later.
+                let _ = child.process.kill();
+            }
+        }
+        self.tell_manager(&Notice::new().ready());
+        self.call_program(reactor, move |program, reactor| {
+            program.successor_failed(reactor, &error);
+        });
+    }
+
+    fn reap_later(&self, reactor: &mut Reactor) {
+        let this = self.clone();
+        reactor.call_later(REAP_EVERY, move |reactor| this.reap(reactor));
+    }
+
+    fn reap(&self, reactor: &mut Reactor) {
+        let status = {
+            let mut state = self.shared.state.borrow_mut();
+            if state.role == Role::HandedOver {
+                // It is on its own now, and ends after us.
+                return;
+            }
+            let Some(child) = &mut state.child else {
+                return;
+            };
+            match child.process.try_wait() {
+                Ok(None) => None,
+                Ok(Some(status)) => {
+                    let has_asked = child.has_asked;
+                    state.child = None;
+                    Some((status, has_asked))
+                }
+                Err(error) => {
+                    log::error!(target: log::HANDOFF, "cannot wait for the successor: {error}");
+                    state.child = None;
+                    return;
+                }
+            }
+        };
+        match status {
+            None => self.reap_later(reactor),
+            // One that has asked is known by its channel.
+            Some((status, false)) => self.attempt_failed(reactor, RestartError::Exited(status)),
+            Some(_) => {}
+        }
+    }
+}
+
+impl fmt::Debug for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.borrow();
+        f.debug_struct("Restart")
+            .field("role", &state.role)
+            .field("is_under_way", &state.attempt.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the directory with mode 0700, or checks that it is one like that.
+fn private_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() || found.uid() != effective_user() || found.mode() & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the directory of the control socket has to be ours and ours alone",
+        ));
+    }
+    Ok(())
+}
+
+/// What a program listens on: adopted by name, or bound.
+///
+/// Each listener has a name of its own, by which a successor finds it; a
+/// listener of that name at another address is not adopted, and is reported.
+pub struct Listeners<'a> {
+    restart: &'a Restart,
+    inherited: Inherited,
+    files: Vec<(String, SocketFile)>,
+}
+
+impl Listeners<'_> {
+    /// The restart that this is part of, for [`Restart::movable`].
+    pub fn restart(&self) -> &Restart {
+        self.restart
+    }
+
+    /// What was inherited and not claimed yet.
+    pub fn inherited(&mut self) -> &mut Inherited {
+        &mut self.inherited
+    }
+
+    /// Listens on TCP. Port 0 adopts whatever port the listener of that name
+    /// had.
+    ///
+    /// # Errors
+    ///
+    /// Those of listening and adopting; `AlreadyExists` for a name that is
+    /// taken.
+    pub fn tcp(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        factory: impl Factory<TcpStream>,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let handle = match self.inherited.claim_listener(name, &address.into()) {
+            Some(fd) => reactor.adopt_tcp_listener(fd, factory)?,
+            None => reactor.listen_tcp_with(address, options, factory)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens on a UNIX socket. Its file passes from one process to the next
+    /// with the listener, and is removed by whoever serves last.
+    ///
+    /// # Errors
+    ///
+    /// As [`tcp`](Self::tcp).
+    pub fn unix(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let address = address.into();
+        let inherited = self
+            .inherited
+            .claim_listener(name, &Address::Unix(address.clone()));
+        let handle = match inherited {
+            Some(fd) => reactor.adopt_unix_listener(fd, factory)?,
+            None => reactor.listen_unix_with(address, options, factory)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens on TCP for an acceptor, a worker pool say.
+    ///
+    /// # Errors
+    ///
+    /// As [`tcp`](Self::tcp).
+    pub fn accept_tcp(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        address: SocketAddr,
+        options: &TcpListenOptions,
+        acceptor: impl Acceptor,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let handle = match self.inherited.claim_listener(name, &address.into()) {
+            Some(fd) => reactor.accept_adopted(fd, acceptor)?,
+            None => reactor.accept_tcp(address, options, acceptor)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    fn check_name(&self, name: &str) -> io::Result<()> {
+        let state = self.restart.shared.state.borrow();
+        if name == CONTROL || state.listeners.iter().any(|named| named.name == name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        Ok(())
+    }
+
+    fn add(&self, reactor: &mut Reactor, name: &str, handle: ListenerHandle) -> ListenerHandle {
+        self.restart.add_listener(reactor, name, handle);
+        if let Some((_, file)) = self.files.iter().find(|(of, _)| of == name)
+            && let Some(named) = self.restart.shared.state.borrow_mut().listeners.last_mut()
+            && named.file.is_none()
+        {
+            // To be owned when the predecessor has let go of it.
+            named.file = Some(*file);
+        }
+        handle
+    }
+}
+
+impl fmt::Debug for Listeners<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listeners")
+            .field("inherited", &self.inherited)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,470 @@
+//! The steps of taking over, as pure values: what was said goes in, what is to
+//! be done comes out.
+
+use std::time::Duration;
+
+use super::messages::Refusal;
+
+/// Where the process that serves stands with one that wants to take over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offering {
+    /// Connected, and has not asked.
+    Asked,
+    /// It takes listeners: so many batches are acknowledged, of so many.
+    Taking { taken: u32, batches: u32 },
+    /// It adopts and binds.
+    Preparing,
+    /// It was told that everything is its own, and has not said that it serves.
+    Committed,
+    /// It serves; connections move.
+    Moving,
+    /// Everything is said.
+    Done,
+    /// Ended without.
+    Failed,
+}
+
+/// What happened, as the one that serves sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// `Take`; whether it can be served, and in how many batches.
+    Take(Result<u32, Refusal>),
+    /// `Taken`.
+    Taken(u32),
+    /// `Ready`.
+    Ready,
+    /// `Serving`.
+    Serving,
+    /// Nothing more is to move.
+    Moved,
+    /// `Abort`, or a message that has no business here.
+    Abort,
+    /// The channel is gone.
+    Lost,
+    /// The present step took too long.
+    TooLate,
+}
+
+/// What the one that serves does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Do {
+    /// Says no, and hangs up.
+    Refuse(Refusal),
+    /// Says how much comes.
+    Offer,
+    /// Sends a batch of listeners.
+    Send(u32),
+    /// Stops accepting, and says `Commit`.
+    Commit,
+    /// Moves connections.
+    Move,
+    /// Says `Done` and begins to drain.
+    Finish,
+    /// Takes everything back, if it was given away: goes on accepting.
+    Resume,
+    /// Says `Abort` and hangs up, if there is still somebody.
+    HangUp,
+}
+
+/// How long the steps may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// One answer.
+    pub(crate) answer: Duration,
+    /// Adopting, binding, and whatever else a program does before it serves.
+    pub(crate) ready: Duration,
+}
+
+impl Offering {
+    /// What follows.
+    pub(crate) fn hear(&mut self, heard: Heard) -> &'static [Do] {
+        use Offering::{Asked, Committed, Done, Failed, Moving, Preparing, Taking};
+        let (next, actions): (Self, &'static [Do]) = match (*self, heard) {
+            // Whatever comes then is too late.
+            (Done | Failed, _) => (*self, &[]),
+            (Asked, Heard::Take(Err(refusal))) => (
+                Failed,
+                match refusal {
+                    Refusal::Busy => &[Do::Refuse(Refusal::Busy)],
+                    Refusal::Format => &[Do::Refuse(Refusal::Format)],
+                    Refusal::NotServing => &[Do::Refuse(Refusal::NotServing)],
+                },
+            ),
+            (Asked, Heard::Take(Ok(0))) => (Preparing, &[Do::Offer]),
+            (Asked, Heard::Take(Ok(batches))) => {
+                (Taking { taken: 0, batches }, &[Do::Offer, Do::Send(0)])
+            }
+            (Taking { taken, batches }, Heard::Taken(batch)) if batch == taken => {
+                if taken + 1 == batches {
+                    (Preparing, &[])
+                } else {
+                    let taken = taken + 1;
+                    (
+                        Taking { taken, batches },
+                        SEND.get(taken as usize).map_or(&[], |it| it),
+                    )
+                }
+            }
+            (Preparing, Heard::Ready) => (Committed, &[Do::Commit]),
+            (Committed, Heard::Serving) => (Moving, &[Do::Move]),
+            (Moving, Heard::Moved) => (Done, &[Do::Finish]),
+            // Nobody to hang up on.
+            (Committed | Moving, Heard::Lost) => (Failed, &[Do::Resume]),
+            (_, Heard::Lost) => (Failed, &[]),
+            (Committed | Moving, _) => (Failed, &[Do::HangUp, Do::Resume]),
+            _ => (Failed, &[Do::HangUp]),
+        };
+        *self = next;
+        actions
+    }
+
+    /// How long the present step may take; moving has deadlines of its own.
+    pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
+        match self {
+            Self::Asked | Self::Taking { .. } | Self::Committed => Some(patience.answer),
+            Self::Preparing => Some(patience.ready),
+            Self::Moving | Self::Done | Self::Failed => None,
+        }
+    }
+}
+
+/// The most batches of listeners: 16,192 of them.
+pub(crate) const MOST_BATCHES: usize = 64;
+
+/// `Send` of each batch, so that the machine needs no memory of its own.
+static SEND: [[Do; 1]; MOST_BATCHES] = {
+    let mut all = [[Do::Send(0)]; MOST_BATCHES];
+    let mut at = 0;
+    while at < MOST_BATCHES {
+        all[at] = [Do::Send(at as u32)];
+        at += 1;
+    }
+    all
+};
+
+/// Where a process that wants to take over stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// Has asked.
+    Asking,
+    /// Takes listeners: so many batches are here, of so many.
+    Receiving { received: u32, batches: u32 },
+    /// Adopts and binds.
+    Adopting,
+    /// Has said `Ready`.
+    Ready,
+    /// Serves; connections arrive.
+    Serving,
+    /// The predecessor has nothing more.
+    Done,
+    /// Ended without.
+    Failed,
+}
+
+/// What happened, as the one that takes over sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// `Refused`.
+    Refused,
+    /// `Offer`.
+    Offer(u32),
+    /// `Listeners`, all of whose descriptors arrived.
+    Listeners(u32),
+    /// The program has adopted and bound everything, and the loop has turned.
+    Adopted,
+    /// The program could not.
+    NotAdopted,
+    /// `Commit`.
+    Commit,
+    /// `Connections` or `Go`.
+    Connections,
+    /// `Done`.
+    Done,
+    /// `Abort`, or a message that has no business here.
+    Abort,
+    /// The channel is gone, without any of these before: the predecessor has died.
+    Lost,
+    /// The present step took too long.
+    TooLate,
+}
+
+/// What the one that takes over does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Acknowledges a batch of listeners.
+    Acknowledge(u32),
+    /// Has the program adopt and bind.
+    Adopt,
+    /// Says `Ready`.
+    SayReady,
+    /// Accepts, and owns the socket files.
+    Serve,
+    /// Says `Serving`.
+    SaySo,
+    /// Takes notice of connections.
+    Receive,
+    /// Is done: all that was on its way has arrived.
+    Finish,
+    /// Stops accepting, and leaves the socket files to their owner.
+    Withdraw,
+    /// Says `Abort` and hangs up, if there is still somebody.
+    HangUp,
+    /// Tells the program that it is not to be.
+    Fail,
+}
+
+impl Taking {
+    /// What follows.
+    pub(crate) fn hear(&mut self, told: Told) -> Vec<Act> {
+        use Taking::{Adopting, Asking, Done, Failed, Ready, Receiving, Serving};
+        let (next, acts): (Self, &[Act]) = match (*self, told) {
+            (Done | Failed, _) => (*self, &[]),
+            (Asking, Told::Refused) => (Failed, &[Act::Fail]),
+            (Asking, Told::Offer(0)) => (Adopting, &[Act::Adopt]),
+            (Asking, Told::Offer(batches)) => (
+                Receiving {
+                    received: 0,
+                    batches,
+                },
+                &[],
+            ),
+            (Receiving { received, batches }, Told::Listeners(batch)) if batch == received => {
+                let received = received + 1;
+                let mut acts = vec![Act::Acknowledge(batch)];
+                if received == batches {
+                    *self = Adopting;
+                    acts.push(Act::Adopt);
+                } else {
+                    *self = Receiving { received, batches };
+                }
+                return acts;
+            }
+            (Adopting, Told::Adopted) => (Ready, &[Act::SayReady]),
+            (Adopting, Told::NotAdopted) => (Failed, &[Act::HangUp, Act::Fail]),
+            (Ready, Told::Commit) => (Serving, &[Act::SaySo, Act::Serve]),
+            (Serving, Told::Connections) => (Serving, &[Act::Receive]),
+            (Serving, Told::Done) => (Done, &[Act::Finish]),
+            // The predecessor has died, and it is all here: nobody else is going to
+            // serve.
+            (Ready, Told::Lost) => (Done, &[Act::Serve, Act::Finish]),
+            (Serving, Told::Lost) => (Done, &[Act::Finish]),
+            // Not yet for us to know what the program makes of it.
+            (Adopting, Told::Lost) => (Adopting, &[]),
+            (Serving, _) => (Failed, &[Act::Withdraw, Act::HangUp, Act::Fail]),
+            (_, Told::Lost) => (Failed, &[Act::Fail]),
+            _ => (Failed, &[Act::HangUp, Act::Fail]),
+        };
+        *self = next;
+        acts.to_vec()
+    }
+
+    /// How long the present step may take. While it is ready the predecessor may
+    /// have its reasons; while it serves, it serves.
+    pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
+        match self {
+            Self::Asking | Self::Receiving { .. } | Self::Ready => Some(patience.answer),
+            Self::Adopting | Self::Serving | Self::Done | Self::Failed => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both machines, and what is on its way between them.
+    #[derive(Clone)]
+    struct Both {
+        old: Offering,
+        new: Taking,
+        old_accepts: bool,
+        new_accepts: bool,
+        new_failed: bool,
+        finished: bool,
+        to_old: Vec<Heard>,
+        to_new: Vec<Told>,
+    }
+
+    impl Both {
+        fn new(batches: u32) -> Self {
+            Self {
+                old: Offering::Asked,
+                new: Taking::Asking,
+                old_accepts: true,
+                new_accepts: false,
+                new_failed: false,
+                finished: false,
+                to_old: vec![Heard::Take(Ok(batches))],
+                to_new: Vec::new(),
+            }
+        }
+
+        fn old_hears(&mut self, heard: Heard, batches: u32) {
+            for action in self.old.hear(heard) {
+                match *action {
+                    Do::Refuse(_) => self.to_new.push(Told::Refused),
+                    Do::Offer => self.to_new.push(Told::Offer(batches)),
+                    Do::Send(batch) => self.to_new.push(Told::Listeners(batch)),
+                    Do::Commit => {
+                        self.old_accepts = false;
+                        self.to_new.push(Told::Commit);
+                    }
+                    Do::Move => self.to_old.push(Heard::Moved),
+                    Do::Finish => {
+                        self.finished = true;
+                        self.to_new.push(Told::Done);
+                    }
+                    Do::Resume => self.old_accepts = true,
+                    Do::HangUp => self.to_new.push(Told::Abort),
+                }
+            }
+        }
+
+        fn new_hears(&mut self, told: Told) {
+            for act in self.new.hear(told) {
+                match act {
+                    Act::Acknowledge(batch) => self.to_old.push(Heard::Taken(batch)),
+                    Act::Adopt => self.to_new.push(Told::Adopted),
+                    Act::SayReady => self.to_old.push(Heard::Ready),
+                    Act::SaySo => self.to_old.push(Heard::Serving),
+                    Act::Serve => self.new_accepts = true,
+                    Act::Withdraw => self.new_accepts = false,
+                    Act::HangUp => self.to_old.push(Heard::Abort),
+                    Act::Fail => self.new_failed = true,
+                    Act::Receive | Act::Finish => {}
+                }
+            }
+        }
+
+        /// One message is delivered; false when none is on its way.
+        fn step(&mut self, batches: u32) -> bool {
+            if !self.to_new.is_empty() {
+                let told = self.to_new.remove(0);
+                self.new_hears(told);
+            } else if !self.to_old.is_empty() {
+                let heard = self.to_old.remove(0);
+                self.old_hears(heard, batches);
+            } else {
+                return false;
+            }
+            true
+        }
+
+        fn settle(&mut self, batches: u32) {
+            while self.step(batches) {}
+        }
+    }
+
+    #[test]
+    fn everything_is_handed_over_in_any_number_of_batches() {
+        for batches in [0, 1, 2, 63, 64] {
+            let mut both = Both::new(batches);
+            both.settle(batches);
+            assert_eq!((both.old, both.new), (Offering::Done, Taking::Done));
+            assert!(both.new_accepts && !both.old_accepts && both.finished);
+        }
+    }
+
+    /// Cuts the story after each step, in each of the ways that it can end.
+    #[test]
+    fn somebody_accepts_however_it_ends() {
+        for batches in [0, 3] {
+            for after in 0..40 {
+                let mut both = Both::new(batches);
+                for _ in 0..after {
+                    both.step(batches);
+                }
+
+                // The new one dies; what it said before is still heard.
+                let mut dead = both.clone();
+                dead.to_new.clear();
+                dead.to_old.push(Heard::Lost);
+                while !dead.to_old.is_empty() {
+                    let heard = dead.to_old.remove(0);
+                    dead.old_hears(heard, batches);
+                    dead.to_new.clear();
+                }
+                // Died after everything was handed over: another story.
+                assert!(dead.old_accepts || dead.finished, "{after}: {:?}", dead.old);
+
+                // The old one dies.
+                let mut dead = both.clone();
+                dead.to_old.clear();
+                dead.to_new.push(Told::Lost);
+                while !dead.to_new.is_empty() {
+                    let told = dead.to_new.remove(0);
+                    dead.new_hears(told);
+                    dead.to_old.clear();
+                }
+                // It was adopting, and is told once more when it has.
+                if dead.new == Taking::Ready {
+                    dead.new_hears(Told::Lost);
+                }
+                assert!(
+                    dead.new_accepts || dead.new_failed,
+                    "{after}: {:?}",
+                    dead.new
+                );
+
+                // Either loses its patience, and the other learns of it.
+                let mut late = both.clone();
+                late.old_hears(Heard::TooLate, batches);
+                late.settle(batches);
+                assert!(
+                    late.old_accepts != late.new_accepts,
+                    "{after}: {:?}",
+                    late.old
+                );
+                let mut late = both.clone();
+                if late.new.patience(PATIENCE).is_some() {
+                    late.new_hears(Told::TooLate);
+                    late.settle(batches);
+                    assert!(
+                        late.old_accepts && !late.new_accepts,
+                        "{after}: {:?}",
+                        late.new
+                    );
+                }
+            }
+        }
+    }
+
+    const PATIENCE: Patience = Patience {
+        answer: Duration::from_secs(1),
+        ready: Duration::from_secs(1),
+    };
+
+    #[test]
+    fn refusal_says_why_and_leaves_the_old_one_alone() {
+        for refusal in [Refusal::Busy, Refusal::Format, Refusal::NotServing] {
+            let mut old = Offering::Asked;
+            assert_eq!(old.hear(Heard::Take(Err(refusal))), [Do::Refuse(refusal)]);
+            assert_eq!(old.hear(Heard::Ready), []);
+        }
+        let mut new = Taking::Asking;
+        assert_eq!(new.hear(Told::Refused), [Act::Fail]);
+    }
+
+    #[test]
+    fn what_has_no_business_here_ends_it() {
+        let mut old = Offering::Taking {
+            taken: 1,
+            batches: 3,
+        };
+        assert_eq!(old.hear(Heard::Taken(2)), [Do::HangUp]);
+        let mut old = Offering::Preparing;
+        assert_eq!(old.hear(Heard::Serving), [Do::HangUp]);
+        let mut old = Offering::Moving;
+        assert_eq!(old.hear(Heard::Ready), [Do::HangUp, Do::Resume]);
+        let mut new = Taking::Receiving {
+            received: 0,
+            batches: 2,
+        };
+        assert_eq!(new.hear(Told::Listeners(1)), [Act::HangUp, Act::Fail]);
+        let mut new = Taking::Serving;
+        assert_eq!(
+            new.hear(Told::Offer(1)),
+            [Act::Withdraw, Act::HangUp, Act::Fail]
+        );
+    }
+}

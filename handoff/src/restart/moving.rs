@@ -1,0 +1,459 @@
+//! Live connections on their way to a successor.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::{Rc, Weak};
+
+use bowline_protocol::{PassedDescriptor, Protocol, TransportHandle, TransportState};
+use bowline_reactor::Reactor;
+use bowline_transport::{
+    DetachError, Detached, StreamTransport, Transports, Unsent, UnsentDescriptors,
+};
+
+use super::messages::Record;
+use crate::log;
+use crate::wire::MAX_DESCRIPTORS;
+
+/// The most connections in one batch: each of them stands still from when it is
+/// detached here until it is adopted there, so a batch is short.
+const BATCH_CONNECTIONS: usize = 64;
+
+/// The most bytes in one batch that holds more than one connection.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// A protocol whose connections can move to a successor, in the middle of
+/// their life.
+///
+/// The connection is taken apart; what the kernel holds for it goes with the
+/// socket, what was written and had not left is taken along by itself, each
+/// queued descriptor with the bytes it belongs to. What the *protocol* holds is
+/// its own to say: [`pack`](Self::pack).
+pub trait Movable<T: StreamTransport>: Protocol<T> + Sized {
+    /// What the successor calls connections of this kind; it gets them by this
+    /// name, in [`Program::connection_moved`](super::Program::connection_moved).
+    const KIND: &'static str;
+
+    /// Says what another process needs to go on from exactly here, or `None`:
+    /// this connection stays, to its end.
+    ///
+    /// Called when the connection is detached. Bytes that were received and not
+    /// used are [`Packed::unread`]. Descriptors that the protocol holds for the
+    /// connection move along as [`Packed::descriptors`]. A connection that is
+    /// half closed had better stay.
+    fn pack(&mut self) -> Option<Packed>;
+
+    /// The successor did not take the connection: this protocol goes on with
+    /// it. What was packed comes back, above all its descriptors.
+    fn unpack(&mut self, packed: Packed);
+}
+
+/// What a protocol gives along when its connection moves.
+#[derive(Debug, Default)]
+pub struct Packed {
+    /// Its state, in a form that the successor's version understands:
+    /// programs differ, [`format`](super::RestartSettings::format) says when
+    /// too much.
+    pub state: Vec<u8>,
+    /// Bytes received and not used; over there they are given to
+    /// [`push_back`](bowline_protocol::Transport::push_back), say, when the
+    /// connection is made.
+    pub unread: Vec<u8>,
+    /// Descriptors it holds.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+/// A connection that has moved here.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Moved {
+    /// [`Movable::KIND`] of its protocol there.
+    pub kind: String,
+    /// The socket, to be given to
+    /// [`adopt_tcp_stream_with`](Transports::adopt_tcp_stream_with) or
+    /// [`adopt_unix_stream_with`](Transports::adopt_unix_stream_with).
+    pub fd: OwnedFd,
+    /// What had not left, to be given along.
+    pub unsent: Unsent,
+    /// What its protocol there packed, for the one here.
+    pub packed: Packed,
+}
+
+/// Keeps a connection on the list of those that are to move; to be kept in its
+/// protocol, and dropped with it.
+#[derive(Debug)]
+#[must_use = "the connection leaves the list when it is dropped"]
+pub struct MoveTicket {
+    list: Weak<RefCell<List>>,
+    id: u64,
+}
+
+impl Drop for MoveTicket {
+    fn drop(&mut self) {
+        if let Some(list) = self.list.upgrade() {
+            list.borrow_mut().connections.remove(&self.id);
+        }
+    }
+}
+
+type Then = Box<dyn FnOnce(&mut Reactor, Option<Box<dyn Parts>>)>;
+
+/// The connections that are to move.
+#[derive(Default)]
+pub(crate) struct List {
+    connections: BTreeMap<u64, Listed>,
+    next: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Listed {
+    handle: TransportHandle,
+    take: fn(&mut Reactor, TransportHandle, Then),
+}
+
+impl fmt::Debug for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.connections.keys()).finish()
+    }
+}
+
+/// A connection taken apart, whatever its types.
+trait Parts {
+    /// What is said of it, and copies of its descriptors, socket first.
+    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>>;
+
+    /// Puts it together again.
+    fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<TransportHandle>;
+}
+
+struct Apart<T, P> {
+    detached: Detached<P>,
+    packed: Option<Packed>,
+    transport: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
+    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
+        if self.detached.producer.is_some() {
+            // It could not be told where its consumer has gone.
+            return Ok(None);
+        }
+        self.packed = self.detached.protocol.pack();
+        let Some(packed) = &self.packed else {
+            return Ok(None);
+        };
+        let mut descriptors = vec![PassedDescriptor::from(self.detached.fd.try_clone()?)];
+        let mut queued = Vec::new();
+        for group in &self.detached.descriptors {
+            let range = group.message.clone();
+            let range = range.map(|range| range.start as u32..range.end as u32);
+            queued.push((range, group.descriptors.len() as u32));
+            for descriptor in &group.descriptors {
+                descriptors.push(descriptor.as_fd().try_clone_to_owned()?.into());
+            }
+        }
+        for descriptor in &packed.descriptors {
+            descriptors.push(descriptor.try_clone()?.into());
+        }
+        let record = Record {
+            kind: P::KIND.to_owned(),
+            state: packed.state.clone(),
+            // What the transport was given back comes behind what the protocol
+            // has kept.
+            unread: [packed.unread.as_slice(), &self.detached.unread].concat(),
+            unsent: self.detached.unsent.clone(),
+            queued,
+            held: packed.descriptors.len() as u32,
+        };
+        Ok(Some((record, descriptors)))
+    }
+
+    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<TransportHandle> {
+        if let Some(packed) = self.packed.take() {
+            self.detached.protocol.unpack(packed);
+        }
+        match reactor.reattach::<T, P>(self.detached) {
+            Ok(handle) => Some(handle),
+            Err(error) => {
+                log::error!(target: log::HANDOFF, "a connection that came back is lost: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl List {
+    /// Puts a connection on the list.
+    pub(crate) fn add<T: StreamTransport, P: Movable<T>>(
+        list: &Rc<RefCell<Self>>,
+        handle: TransportHandle,
+    ) -> MoveTicket {
+        let mut this = list.borrow_mut();
+        let id = this.next;
+        this.next += 1;
+        this.connections.insert(
+            id,
+            Listed {
+                handle,
+                take: take::<T, P>,
+            },
+        );
+        MoveTicket {
+            list: Rc::downgrade(list),
+            id,
+        }
+    }
+
+    /// The next connections behind `after`, at most a batch of them.
+    fn next_batch(&self, after: Option<u64>) -> Vec<(u64, Listed)> {
+        let from = after.map_or(0, |after| after + 1);
+        self.connections
+            .range(from..)
+            .take(BATCH_CONNECTIONS)
+            .map(|(id, listed)| (*id, *listed))
+            .collect()
+    }
+}
+
+fn take<T: StreamTransport, P: Movable<T>>(
+    reactor: &mut Reactor,
+    handle: TransportHandle,
+    then: Then,
+) {
+    reactor.detach::<P>(handle, move |reactor, detached| match detached {
+        Ok(detached) => {
+            let apart = Apart::<T, P> {
+                detached,
+                packed: None,
+                transport: std::marker::PhantomData,
+            };
+            then(reactor, Some(Box::new(apart)));
+        }
+        Err(error) => {
+            if error == DetachError::WrongProtocol {
+                log::error!(target: log::HANDOFF, "a connection was listed with another type than it has");
+            }
+            then(reactor, None);
+        }
+    });
+}
+
+/// A batch on its way, and how to undo it.
+#[derive(Default)]
+pub(crate) struct Batch {
+    connections: Vec<(u64, Box<dyn Parts>)>,
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.connections.iter().map(|(id, _)| id))
+            .finish()
+    }
+}
+
+/// What a batch says and holds.
+#[derive(Debug, Default)]
+pub(crate) struct Packet {
+    pub(crate) records: Vec<Record>,
+    pub(crate) descriptors: Vec<PassedDescriptor>,
+}
+
+impl Batch {
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Detaches the next connections behind `after` and gives `then` the batch
+    /// with the last that was looked at; `None` when there are no more.
+    ///
+    /// What does not want to move, or does not fit, goes on where it is.
+    pub(crate) fn collect(
+        reactor: &mut Reactor,
+        list: &Rc<RefCell<List>>,
+        after: Option<u64>,
+        max_bytes: usize,
+        then: impl FnOnce(&mut Reactor, Option<(Self, Packet, u64)>) + 'static,
+    ) {
+        let candidates = list.borrow().next_batch(after);
+        if candidates.is_empty() {
+            reactor.defer(|reactor| then(reactor, None));
+            return;
+        }
+        let gathering = Rc::new(RefCell::new(Vec::new()));
+        let mut last = 0;
+        let (mut bytes, mut asked) = (0, 0);
+        for (id, listed) in candidates {
+            // Those that are closing have said what they want.
+            let transport = reactor.get(listed.handle);
+            let transport =
+                transport.filter(|transport| transport.state() == TransportState::Connected);
+            last = id;
+            let Some(transport) = transport else {
+                continue;
+            };
+            bytes += transport.unsent_bytes();
+            if bytes > BATCH_BYTES && asked > 0 {
+                last = id - 1;
+                break;
+            }
+            asked += 1;
+            let gathering = Rc::clone(&gathering);
+            (listed.take)(
+                reactor,
+                listed.handle,
+                Box::new(move |_, parts| {
+                    if let Some(parts) = parts {
+                        gathering.borrow_mut().push((id, parts));
+                    }
+                }),
+            );
+        }
+        // Behind all of them: what is deferred runs in order, and a detach
+        // defers its own.
+        let list = Rc::clone(list);
+        reactor.defer(move |reactor| {
+            reactor.defer(move |reactor| {
+                let apart = std::mem::take(&mut *gathering.borrow_mut());
+                let (batch, packet, seen) = Self::pack(reactor, &list, apart, last, max_bytes);
+                then(reactor, Some((batch, packet, seen)));
+            });
+        });
+    }
+
+    /// Packs as many as fit. The rest goes on where it is, and is looked at
+    /// again: the answer is the last that needs no second look.
+    fn pack(
+        reactor: &mut Reactor,
+        list: &Rc<RefCell<List>>,
+        apart: Vec<(u64, Box<dyn Parts>)>,
+        last: u64,
+        max_bytes: usize,
+    ) -> (Self, Packet, u64) {
+        let mut batch = Self::default();
+        let mut packet = Packet::default();
+        let mut bytes = 0;
+        let mut seen = last;
+        let mut is_full = false;
+        for (id, mut parts) in apart {
+            if is_full {
+                Self::return_one(reactor, list, id, parts);
+                continue;
+            }
+            let packed = parts.record();
+            let (record, descriptors) = match packed {
+                Ok(Some(packed)) => packed,
+                Ok(None) => {
+                    Self::return_one(reactor, list, id, parts);
+                    continue;
+                }
+                Err(error) => {
+                    log::warn!(target: log::HANDOFF, "a connection stays here: {error}");
+                    Self::return_one(reactor, list, id, parts);
+                    continue;
+                }
+            };
+            let size = record.size();
+            if size > max_bytes || record.descriptors() > MAX_DESCRIPTORS {
+                log::warn!(
+                    target: log::HANDOFF,
+                    "a connection stays here: {size} bytes and {} descriptors are too many for one message",
+                    record.descriptors()
+                );
+                Self::return_one(reactor, list, id, parts);
+                continue;
+            }
+            let limit = BATCH_BYTES.min(max_bytes);
+            if !packet.records.is_empty()
+                && (bytes + size > limit
+                    || packet.descriptors.len() + descriptors.len() > MAX_DESCRIPTORS)
+            {
+                is_full = true;
+                seen = id - 1;
+                Self::return_one(reactor, list, id, parts);
+                continue;
+            }
+            bytes += size;
+            packet.records.push(record);
+            packet.descriptors.extend(descriptors);
+            batch.connections.push((id, parts));
+        }
+        (batch, packet, seen)
+    }
+
+    fn return_one(reactor: &mut Reactor, list: &Rc<RefCell<List>>, id: u64, parts: Box<dyn Parts>) {
+        if let Some(handle) = parts.roll_back(reactor)
+            && let Some(listed) = list.borrow_mut().connections.get_mut(&id)
+        {
+            listed.handle = handle;
+        }
+    }
+
+    /// Puts those at the given places together again; the others stay on their
+    /// way.
+    pub(crate) fn return_refused(
+        &mut self,
+        reactor: &mut Reactor,
+        list: &Rc<RefCell<List>>,
+        refused: &[u32],
+    ) {
+        let all = std::mem::take(&mut self.connections);
+        for (at, (id, parts)) in all.into_iter().enumerate() {
+            if refused.contains(&(at as u32)) {
+                Self::return_one(reactor, list, id, parts);
+            } else {
+                self.connections.push((id, parts));
+            }
+        }
+    }
+
+    /// Puts all of them together again.
+    pub(crate) fn roll_back(self, reactor: &mut Reactor, list: &Rc<RefCell<List>>) {
+        for (id, parts) in self.connections {
+            Self::return_one(reactor, list, id, parts);
+        }
+    }
+}
+
+/// What arrived of a batch: each connection, or `None` for one that is refused.
+pub(crate) fn unpack(
+    records: Vec<Record>,
+    descriptors: Vec<OwnedFd>,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Vec<Option<Moved>> {
+    let mut descriptors = descriptors.into_iter();
+    let mut take = move |count: usize| -> Option<Vec<OwnedFd>> {
+        let taken: Vec<_> = descriptors.by_ref().take(count).collect();
+        (taken.len() == count).then_some(taken)
+    };
+    records
+        .into_iter()
+        .map(|record| {
+            // All of them are taken, so that the next has its own.
+            let mut socket = take(1)?;
+            let mut groups = Vec::new();
+            for (range, count) in &record.queued {
+                let range = range.clone();
+                let range = range.map(|range| range.start as usize..range.end as usize);
+                let group = take(*count as usize)?.into_iter().map(Into::into);
+                groups.push(UnsentDescriptors::new(range, group.collect()));
+            }
+            let held = take(record.held as usize)?;
+            is_wanted(&record.kind).then(|| Moved {
+                kind: record.kind,
+                fd: socket.pop().expect("one was taken"),
+                unsent: Unsent {
+                    bytes: record.unsent,
+                    descriptors: groups,
+                },
+                packed: Packed {
+                    state: record.state,
+                    unread: record.unread,
+                    descriptors: held,
+                },
+            })
+        })
+        .collect()
+}

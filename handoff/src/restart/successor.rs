@@ -1,0 +1,457 @@
+//! The side of the process that takes over.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use bowline_protocol::{
+    Address, BuildContext, CloseReason, ConnectError, Context, Factory, SocketFile, Transport,
+    UnixAddress, UnixTransport, UnixTransportHandle,
+};
+use bowline_reactor::{DelayedCall, Reactor};
+use bowline_transport::{Transports, UnixConnectOptions, UnixStream};
+
+use super::handshake::{Act, Taking, Told};
+use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
+use super::moving::{self, Moved};
+use super::predecessor::{self, settings};
+use super::{CONTROL, Restart, RestartError, Start};
+use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer};
+use crate::inherited::Inherited;
+use crate::log;
+use crate::wire::{self, Incoming};
+
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A take-over under way.
+pub(super) struct TakeOver {
+    machine: Taking,
+    channel: UnixTransportHandle,
+    pid: u32,
+    deadline: Option<DelayedCall>,
+    inherited: Inherited,
+    files: Vec<(String, SocketFile)>,
+    refusal: Option<Refusal>,
+    is_lost: bool,
+    /// Connections that are here and not served yet.
+    prepared: BTreeMap<u32, Prepared>,
+}
+
+struct Prepared {
+    connections: Vec<Option<Moved>>,
+    /// Up to where the channel has to be sent for them to be ours: `Live` has
+    /// left then, and the predecessor is going to know.
+    ours_at: Option<u64>,
+}
+
+/// Looks for a predecessor.
+pub(super) fn connect(reactor: &mut Reactor, restart: &Restart) -> io::Result<()> {
+    let options = UnixConnectOptions {
+        timeout: Some(restart.shared.settings.answer),
+        ..UnixConnectOptions::default()
+    };
+    let address = UnixAddress::Path(restart.control_path());
+    let finder = Finder {
+        restart: restart.clone(),
+    };
+    reactor.connect_unix_with(address, &options, finder)?;
+    Ok(())
+}
+
+struct Finder {
+    restart: Restart,
+}
+
+impl Factory<UnixStream> for Finder {
+    type Protocol = Channel<Receiver>;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
+        let settings = settings(channel::Role::SUCCESSOR, channel::Role::PREDECESSOR);
+        let receiver = Receiver {
+            restart: self.restart.clone(),
+            is_made: false,
+        };
+        Some(Channel::new(settings, receiver))
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        let nobody = match error {
+            ConnectError::Refused(_) => true,
+            ConnectError::Os(error) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        let error = match error.as_os() {
+            Some(error) => io::Error::new(error.kind(), error.to_string()),
+            None => io::ErrorKind::TimedOut.into(),
+        };
+        let restart = self.restart.clone();
+        cx.reactor.defer(move |reactor| {
+            if nobody {
+                restart.start_cold(reactor);
+            } else {
+                restart.not_started(reactor, RestartError::Control(error));
+            }
+        });
+    }
+}
+
+/// Passes on what arrives, to be dealt with when no callback runs.
+struct Receiver {
+    restart: Restart,
+    is_made: bool,
+}
+
+impl ChannelReceiver<UnixStream> for Receiver {
+    type Message = FromPredecessor;
+
+    fn channel_made(&mut self, cx: &mut Context<'_, UnixStream>, peer: &Peer) {
+        self.is_made = true;
+        let format = self.restart.shared.settings.format;
+        if let Err(error) = wire::send(cx.transport, &FromSuccessor::Take { format }, Vec::new()) {
+            log::debug!(target: log::HANDOFF, "not sent: {error}");
+        }
+        self.restart.shared.state.borrow_mut().take_over = Some(TakeOver {
+            machine: Taking::Asking,
+            channel: cx.transport.unix_handle(),
+            pid: peer.pid,
+            deadline: None,
+            inherited: Inherited::new(),
+            files: Vec::new(),
+            refusal: None,
+            is_lost: false,
+            prepared: BTreeMap::new(),
+        });
+        self.restart.set_taking_deadline(cx.reactor);
+    }
+
+    fn message_received(
+        &mut self,
+        cx: &mut Context<'_, UnixStream>,
+        incoming: Incoming<FromPredecessor>,
+    ) {
+        let restart = self.restart.clone();
+        cx.reactor
+            .defer(move |reactor| restart.told(reactor, incoming));
+    }
+
+    fn channel_lost(
+        &mut self,
+        cx: &mut Context<'_, UnixStream>,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        match error {
+            Some(error) => log::warn!(target: log::HANDOFF, "predecessor: {error}"),
+            None => log::debug!(target: log::HANDOFF, "predecessor: {reason}"),
+        }
+        let sent = cx.transport.bytes_sent();
+        let (restart, is_made) = (self.restart.clone(), self.is_made);
+        cx.reactor.defer(move |reactor| {
+            if is_made {
+                restart.predecessor_is_gone(reactor, sent);
+            } else {
+                restart.not_started(reactor, RestartError::GaveUp);
+            }
+        });
+    }
+}
+
+impl Restart {
+    fn with_take_over<R>(&self, call: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
+        self.shared.state.borrow_mut().take_over.as_mut().map(call)
+    }
+
+    fn told(&self, reactor: &mut Reactor, incoming: Incoming<FromPredecessor>) {
+        let Incoming {
+            message,
+            descriptors,
+            lost,
+        } = incoming;
+        let told = match message {
+            FromPredecessor::Refused { refusal } => {
+                self.with_take_over(|take_over| take_over.refusal = Some(refusal));
+                Told::Refused
+            }
+            FromPredecessor::Offer { batches } => Told::Offer(batches),
+            FromPredecessor::Listeners { batch, listeners } => {
+                if lost > 0 || listeners.len() != descriptors.len() {
+                    log::warn!(target: log::HANDOFF, "{lost} listeners were lost on the way");
+                    Told::Abort
+                } else {
+                    self.keep_listeners(listeners, descriptors);
+                    Told::Listeners(batch)
+                }
+            }
+            FromPredecessor::Commit => Told::Commit,
+            FromPredecessor::Connections { batch, connections } => {
+                let is_ours = self
+                    .with_take_over(|take_over| take_over.machine.hear(Told::Connections))
+                    .is_some_and(|acts| acts.contains(&Act::Receive));
+                if is_ours {
+                    return self.prepare(reactor, batch, connections, descriptors);
+                }
+                Told::Abort
+            }
+            FromPredecessor::Go { batch } => return self.go(reactor, batch),
+            FromPredecessor::Done => Told::Done,
+            FromPredecessor::Abort => Told::Abort,
+        };
+        self.takes(reactor, told);
+    }
+
+    fn keep_listeners(&self, listeners: Vec<Offered>, descriptors: Vec<OwnedFd>) {
+        self.with_take_over(|take_over| {
+            for (offered, fd) in listeners.into_iter().zip(descriptors) {
+                if let Some(file) = offered.file {
+                    take_over.files.push((offered.name.clone(), file));
+                }
+                take_over.inherited.add(offered.name, fd);
+            }
+        });
+    }
+
+    fn takes(&self, reactor: &mut Reactor, told: Told) {
+        let acts = self.with_take_over(|take_over| {
+            log::trace!(target: log::HANDOFF, "{:?} is told {told:?}", take_over.machine);
+            take_over.machine.hear(told)
+        });
+        for act in acts.unwrap_or_default() {
+            match act {
+                Act::Acknowledge(batch) => self.answer(reactor, &FromSuccessor::Taken { batch }),
+                Act::Adopt => self.adopt(reactor),
+                Act::SayReady => self.answer(reactor, &FromSuccessor::Ready),
+                Act::SaySo => self.answer(reactor, &FromSuccessor::Serving),
+                Act::Serve => self.accept(reactor),
+                Act::Receive => {}
+                Act::Finish => self.taken_over(reactor),
+                Act::Withdraw => self.withdraw(reactor),
+                Act::HangUp => {
+                    self.answer(reactor, &FromSuccessor::Abort);
+                    self.hang_up_on_predecessor(reactor);
+                }
+                Act::Fail => self.take_over_failed(reactor, told),
+            }
+        }
+        self.set_taking_deadline(reactor);
+    }
+
+    fn set_taking_deadline(&self, reactor: &mut Reactor) {
+        let patience = self.shared.settings.patience();
+        let this = self.clone();
+        self.with_take_over(|take_over| {
+            if let Some(deadline) = take_over.deadline.take() {
+                // It may be what runs.
+                let _ = deadline.cancel(reactor);
+            }
+            if let Some(limit) = take_over.machine.patience(patience) {
+                let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
+                take_over.deadline = Some(reactor.call_later(limit, late));
+            }
+        });
+    }
+
+    fn answer(&self, reactor: &mut Reactor, message: &FromSuccessor) {
+        let channel = self.with_take_over(|take_over| take_over.channel);
+        if let Some(channel) = channel.and_then(|channel| reactor.get(channel))
+            && let Err(error) = wire::send(channel, message, Vec::new())
+        {
+            // Its end is going to be told.
+            log::debug!(target: log::HANDOFF, "not sent: {error}");
+        }
+    }
+
+    fn hang_up_on_predecessor(&self, reactor: &mut Reactor) {
+        let channel = self.with_take_over(|take_over| take_over.channel);
+        if let Some(channel) = channel.and_then(|channel| reactor.get(channel)) {
+            channel.lose_connection_within(FAREWELL);
+        }
+    }
+
+    /// Everything is here: the control socket is adopted, and the program adopts
+    /// and binds.
+    fn adopt(&self, reactor: &mut Reactor) {
+        let taken = {
+            let mut state = self.shared.state.borrow_mut();
+            let more = std::mem::take(&mut state.inherited);
+            state.take_over.as_mut().map(|take_over| {
+                let mut inherited = std::mem::take(&mut take_over.inherited);
+                inherited.append(more);
+                (inherited, std::mem::take(&mut take_over.files))
+            })
+        };
+        let Some((mut inherited, files)) = taken else {
+            return;
+        };
+        let control = match inherited.claim(CONTROL) {
+            Some(fd) => reactor
+                .adopt_unix_listener(fd, predecessor::factory(self))
+                .map_err(io::Error::from),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        let result = control.and_then(|control| {
+            self.add_listener(reactor, CONTROL, control);
+            let mut state = self.shared.state.borrow_mut();
+            if let Some(named) = state.listeners.last_mut() {
+                let file = files.iter().find(|(name, _)| name == CONTROL);
+                named.file = file.map(|(_, file)| *file);
+            }
+            drop(state);
+            self.listen(reactor, inherited, files)
+        });
+        let this = self.clone();
+        match result {
+            // In a later turn, which has polled.
+            Ok(()) => {
+                reactor.call_later(std::time::Duration::ZERO, move |reactor| {
+                    this.takes(reactor, Told::Adopted);
+                    if this.with_take_over(|take_over| take_over.is_lost) == Some(true) {
+                        this.takes(reactor, Told::Lost);
+                    }
+                });
+            }
+            Err(error) => {
+                self.with_take_over(|take_over| take_over.machine.hear(Told::NotAdopted));
+                self.answer(reactor, &FromSuccessor::Abort);
+                self.hang_up_on_predecessor(reactor);
+                self.not_started(reactor, RestartError::Listen(error));
+            }
+        }
+    }
+
+    fn take_over_failed(&self, reactor: &mut Reactor, told: Told) {
+        let refusal = self.with_take_over(|take_over| take_over.refusal).flatten();
+        let error = match (told, refusal) {
+            (Told::Refused, Some(refusal)) => RestartError::Refused(refusal),
+            (Told::Lost, _) => RestartError::Lost,
+            (Told::TooLate, _) => RestartError::TimedOut,
+            _ => RestartError::GaveUp,
+        };
+        self.not_started(reactor, error);
+    }
+
+    fn taken_over(&self, reactor: &mut Reactor) {
+        let (pid, connections) = {
+            let state = self.shared.state.borrow();
+            (
+                state
+                    .take_over
+                    .as_ref()
+                    .map_or(0, |take_over| take_over.pid),
+                state.moved,
+            )
+        };
+        self.serve(reactor, Start::TookOver { pid, connections });
+    }
+
+    // Connections.
+
+    fn prepare(
+        &self,
+        reactor: &mut Reactor,
+        batch: u32,
+        records: Vec<super::messages::Record>,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let connections = {
+            let program = self.shared.program.borrow();
+            moving::unpack(records, descriptors, |kind| program.takes(kind))
+        };
+        let refused = connections
+            .iter()
+            .zip(0..)
+            .filter(|(connection, _)| connection.is_none())
+            .map(|(_, at)| at)
+            .collect();
+        self.with_take_over(|take_over| {
+            take_over.prepared.insert(
+                batch,
+                Prepared {
+                    connections,
+                    ours_at: None,
+                },
+            )
+        });
+        self.answer(reactor, &FromSuccessor::Prepared { batch, refused });
+    }
+
+    fn go(&self, reactor: &mut Reactor, batch: u32) {
+        let channel = self.with_take_over(|take_over| {
+            let is_there = take_over.prepared.contains_key(&batch);
+            is_there.then_some(take_over.channel)
+        });
+        let Some(channel) = channel.flatten() else {
+            return self.takes(reactor, Told::Abort);
+        };
+        self.answer(reactor, &FromSuccessor::Live { batch });
+        let position = reactor
+            .get(channel)
+            .map(|channel| channel.bytes_sent() + channel.unsent_bytes() as u64);
+        self.with_take_over(|take_over| {
+            if let Some(prepared) = take_over.prepared.get_mut(&batch) {
+                prepared.ours_at = Some(position.unwrap_or(u64::MAX));
+            }
+        });
+        self.serve_when_said(reactor, batch);
+    }
+
+    /// Serves a batch once `Live` has left: were it served before, and we died,
+    /// the predecessor would take back connections that have gone on here.
+    fn serve_when_said(&self, reactor: &mut Reactor, batch: u32) {
+        let waiting = self.with_take_over(|take_over| {
+            let prepared = take_over.prepared.get(&batch)?;
+            Some((take_over.channel, prepared.ours_at?))
+        });
+        // Served already, or given up.
+        let Some((channel, ours_at)) = waiting.flatten() else {
+            return;
+        };
+        match reactor.get(channel).map(|channel| channel.bytes_sent()) {
+            Some(sent) if sent >= ours_at => self.serve_batch(reactor, batch),
+            Some(_) => {
+                let this = self.clone();
+                reactor.call_soon(move |reactor| this.serve_when_said(reactor, batch));
+            }
+            // Its end says what becomes of them.
+            None => {}
+        }
+    }
+
+    fn serve_batch(&self, reactor: &mut Reactor, batch: u32) {
+        let prepared = self.with_take_over(|take_over| take_over.prepared.remove(&batch));
+        let Some(prepared) = prepared.flatten() else {
+            return;
+        };
+        for moved in prepared.connections.into_iter().flatten() {
+            self.shared.state.borrow_mut().moved += 1;
+            self.call_program(reactor, |program, reactor| {
+                program.connection_moved(reactor, moved);
+            });
+        }
+    }
+
+    fn predecessor_is_gone(&self, reactor: &mut Reactor, sent: u64) {
+        let found = self.with_take_over(|take_over| {
+            take_over.is_lost = true;
+            let batches: Vec<_> = take_over
+                .prepared
+                .iter()
+                .map(|(batch, prepared)| (*batch, prepared.ours_at))
+                .collect();
+            (take_over.machine, batches)
+        });
+        let Some((machine, batches)) = found else {
+            return;
+        };
+        for (batch, ours_at) in batches {
+            // One that took them back has said so. One that has died has not, and
+            // then nobody else has them.
+            let has_died = machine != Taking::Failed;
+            if has_died || ours_at.is_some_and(|at| sent >= at) {
+                self.serve_batch(reactor, batch);
+            } else {
+                self.with_take_over(|take_over| take_over.prepared.remove(&batch));
+            }
+        }
+        self.takes(reactor, Told::Lost);
+    }
+}
