@@ -153,8 +153,8 @@ pub use bowline_transport::{
 
 // Descriptors that processes are started with, and what belongs to it.
 pub use bowline_transport::{
-    SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
-    send_datagram, spawn_with_descriptors, take_inherited,
+    SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
+    remove_environment, send_datagram, spawn_with_descriptors, take_inherited,
 };
 
 // Host names.

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::handoff::pool::Pool;
 use bowline::{Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol};
 use bowline::{Reactor, Transport, Transports};
 
-use crate::{Call, SharedPool};
+type Call = Box<dyn FnOnce(&mut Reactor)>;
 
 /// How many connections there are, one request on each, and how many of them
 /// at a time.
@@ -30,10 +31,12 @@ pub(crate) struct Load {
     pub(crate) answers: BTreeMap<u32, u64>,
     pub(crate) failures: u64,
     when_done: Option<Call>,
+    /// Called once when a worker has taken the place of the killed one.
+    when_replaced: Option<Call>,
 }
 
 /// Half of the load; then a worker is killed; once it was replaced, the rest.
-pub(crate) fn start(reactor: &mut Reactor, pool: &SharedPool, address: SocketAddr) -> SharedLoad {
+pub(crate) fn start(reactor: &mut Reactor, pool: &Pool, address: SocketAddr) -> SharedLoad {
     let load = Rc::new(RefCell::new(Load {
         address,
         left: 0,
@@ -41,18 +44,17 @@ pub(crate) fn start(reactor: &mut Reactor, pool: &SharedPool, address: SocketAdd
         answers: BTreeMap::new(),
         failures: 0,
         when_done: None,
+        when_replaced: None,
     }));
-    let (pool, second) = (Rc::clone(pool), Rc::clone(&load));
+    let (pool, second) = (pool.clone(), Rc::clone(&load));
     run_load(reactor, &load, CONNECTIONS / 2, move |_| {
-        let mut pool = pool.borrow_mut();
-        if let Some(worker) = pool.workers.first_mut() {
-            println!("killing worker {} halfway", worker.process.id());
-            if let Err(error) = worker.process.kill() {
-                log::error!("it is gone already: {error}");
-            }
+        if let Some(worker) = pool.statistics().workers.first() {
+            println!("killing worker {} halfway", worker.pid);
+            pool.kill(worker.id);
         }
-        pool.on_replaced = Some(Box::new(move |reactor| {
-            run_load(reactor, &second, CONNECTIONS - CONNECTIONS / 2, |reactor| {
+        let rest = Rc::clone(&second);
+        second.borrow_mut().when_replaced = Some(Box::new(move |reactor| {
+            run_load(reactor, &rest, CONNECTIONS - CONNECTIONS / 2, |reactor| {
                 // An error says that it is stopping already.
                 let _ = reactor.stop();
             });
@@ -65,6 +67,13 @@ pub(crate) fn start(reactor: &mut Reactor, pool: &SharedPool, address: SocketAdd
         let _ = reactor.stop();
     });
     load
+}
+
+/// A worker is there: the rest of the load may begin, if it is its turn.
+pub(crate) fn worker_ready(reactor: &mut Reactor, load: &SharedLoad) {
+    if let Some(call) = load.borrow_mut().when_replaced.take() {
+        reactor.defer(call);
+    }
 }
 
 fn run_load(

@@ -2,35 +2,33 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io;
-use std::os::fd::AsFd;
 use std::process;
 use std::rc::Rc;
+use std::time::Duration;
 
-use bowline::{AfterReadClosed, CloseReason, Context, Hold, Protocol, Reactor};
-use bowline::{ReceivedDescriptors, SystemEvent, TcpStream, Transport, TransportHandle};
-use bowline::{Transports, UnixTransport};
+use bowline::handoff::pool::inherited_channel;
+use bowline::handoff::pool::{Connection, Live, Service, Worker, WorkerSettings};
+use bowline::{AfterReadClosed, CloseReason, Context, Protocol, Reactor, TcpStream, Transport};
+use bowline::{TransportHandle, Transports};
 use rustix::process::Signal;
 
-use crate::common::{self, STOP_DEADLINE};
+use crate::common;
 
 /// Serves what comes through the channel, to its end.
 pub(crate) fn run() -> common::Result {
+    let channel = inherited_channel()?;
     let mut reactor = Reactor::new()?;
     let body = format!("process {}\n", process::id());
     let answer = |header| {
         let length = body.len();
         format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{header}\r\n{body}").into_bytes()
     };
-    let server = Rc::new(Server {
+    let server = Server(Rc::new(Shared {
         open: RefCell::default(),
         keep: answer(""),
         close: answer("Connection: close\r\n"),
-    });
-    // Standard input stays open beside its copy: the acceptor sees the channel
-    // end when this process has ended, and not before.
-    let channel = io::stdin().as_fd().try_clone_to_owned()?;
-    reactor.adopt_unix_stream(channel, Inlet { server })?;
+    }));
+    Worker::start(&mut reactor, channel, WorkerSettings::default(), server)?;
     // Ctrl-C goes to all processes of a terminal. It is the acceptor's to
     // decide; SIGTERM to a worker ends it at once.
     reactor.on_signals(&[Signal::INT.as_raw()], |_, _| {})?;
@@ -38,71 +36,48 @@ pub(crate) fn run() -> common::Result {
     Ok(())
 }
 
-/// What the connections of one worker share.
-#[derive(Default)]
-struct Server {
+/// What serves the connections of one worker.
+struct Server(Rc<Shared>);
+
+/// What they share.
+struct Shared {
     open: RefCell<BTreeSet<TransportHandle>>,
     /// The answers that keep the connection, and that close it.
     keep: Vec<u8>,
     close: Vec<u8>,
 }
 
-/// The worker's end of its channel.
-struct Inlet {
-    server: Rc<Server>,
-}
-
-impl<T: UnixTransport> Protocol<T> for Inlet {
-    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
-
-    fn descriptors_received(
-        &mut self,
-        cx: &mut Context<'_, T>,
-        descriptors: &mut ReceivedDescriptors<'_>,
-        _: &[u8],
-    ) {
-        for socket in descriptors {
-            let http = Http::new(&self.server, cx.reactor.hold(SystemEvent::Shutdown));
-            match cx.reactor.adopt_tcp_stream(socket, http) {
-                Ok(connection) => {
-                    self.server.open.borrow_mut().insert(connection);
-                }
-                // Reset before it got here, most likely.
-                Err(error) => log::debug!("cannot serve: {error}"),
+impl Service for Server {
+    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+        match connection.adopt_tcp(reactor, Http::new(&self.0, live)) {
+            Ok(connection) => {
+                self.0.open.borrow_mut().insert(connection);
             }
+            // Reset before it got here, most likely.
+            Err(error) => log::debug!("cannot serve: {error}"),
         }
     }
 
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        for &connection in &*self.server.open.borrow() {
-            cx.reactor.call_protocol(
+    fn draining(&mut self, reactor: &mut Reactor, _: Duration) {
+        for &connection in &*self.0.open.borrow() {
+            reactor.call_protocol(
                 connection,
                 |http: &mut Http, cx: &mut Context<'_, TcpStream>| {
                     http.stop(cx);
                 },
             );
         }
-        AfterReadClosed::EndConnection
-    }
-
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
-        // Waits for the holds of the connections, and ends early only if they
-        // take too long. An error says that it is stopping already.
-        let _ = cx.reactor.stop();
-        cx.reactor.call_later(STOP_DEADLINE, |reactor| {
-            let _ = reactor.crash();
-        });
     }
 }
 
 /// One HTTP connection. A shortcut: GET only, and no bodies.
 struct Http {
-    server: Rc<Server>,
+    server: Rc<Shared>,
     /// The beginning of a request that has not arrived whole.
     partial: Vec<u8>,
     has_answered: bool,
     is_last: bool,
-    _open: Hold,
+    _live: Live,
 }
 
 impl<T: Transport> Protocol<T> for Http {
@@ -132,13 +107,13 @@ impl Http {
     const MAX_HEADERS: usize = 64;
     const MAX_REQUEST: usize = 16 * 1024;
 
-    fn new(server: &Rc<Server>, open: Hold) -> Self {
+    fn new(server: &Rc<Shared>, live: Live) -> Self {
         Self {
             server: Rc::clone(server),
             partial: Vec::new(),
             has_answered: false,
             is_last: false,
-            _open: open,
+            _live: live,
         }
     }
 

@@ -3,6 +3,7 @@
 //!
 //! - [`wire`]: messages and the descriptors they own, in one stream;
 //! - [`channel`]: the handshake and the protocol that delivers them;
+//! - [`pool`]: worker processes that are passed connections;
 //! - [`restart`]: a new process takes over from the old one;
 //! - [`systemd`]: sockets that were inherited, and notices.
 //!
@@ -17,6 +18,7 @@
 pub mod channel;
 mod inherited;
 mod log;
+pub mod pool;
 pub mod restart;
 pub mod systemd;
 pub mod wire;

@@ -51,8 +51,8 @@ pub use crate::options::{
     UnixListenOptions,
 };
 pub use crate::process::{
-    SocketDescription, describe_socket, effective_user, monotonic_microseconds, remove_environment,
-    send_datagram, spawn_with_descriptors, take_inherited,
+    SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
+    remove_environment, send_datagram, spawn_with_descriptors, take_inherited,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};

@@ -47,6 +47,18 @@ pub fn spawn_with_descriptors(
     sys::spawn(command, descriptors)
 }
 
+/// A descriptor that becomes readable when `child` exits (pidfd_open(2)), to be
+/// [registered](bowline_reactor::Reactor::register): the way to learn of an end
+/// without signals and without asking again and again. The child is yet to be
+/// waited for, with [`Child::try_wait`] then. `None` if it has exited already.
+///
+/// # Errors
+///
+/// `ENOSYS` before Linux 5.3; no free descriptor number.
+pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
+    sys::exit_descriptor(child)
+}
+
 /// Takes ownership of a descriptor that this process was started with, under
 /// the number that was agreed on, and makes it close-on-exec.
 ///

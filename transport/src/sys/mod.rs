@@ -43,7 +43,8 @@ pub(crate) use self::errno::{
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
 pub(crate) use self::process::{
-    effective_user, monotonic_microseconds, remove_environment, spawn, take_inherited,
+    effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
+    take_inherited,
 };
 pub(crate) use self::socket::{
     Connecting, Family, accept, bind, connect, disarm_linger, keep_alive, listen, local_name,

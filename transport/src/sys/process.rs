@@ -146,6 +146,24 @@ pub(crate) fn take_inherited(number: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// A descriptor of `child` that becomes readable when it exits: a pidfd,
+/// close-on-exec. `None` if it has exited.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.3; those of pidfd_open(2) and wait4(2).
+#[doc(alias = "pidfd_open")]
+pub(crate) fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
+    // One that was waited for has no number any more: it may be another's.
+    if child.try_wait()?.is_some() {
+        return Ok(None);
+    }
+    let number = child.id().cast_signed();
+    // SAFETY: takes integers only.
+    let fd = retry(|| unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) as libc::c_int })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
 /// Removes variables from this process's environment.
 ///
 /// # Errors

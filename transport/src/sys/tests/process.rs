@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::CHILD;
-use crate::sys::{remove_environment, spawn, take_inherited};
+use crate::sys::{exit_descriptor, remove_environment, spawn, take_inherited};
 
 /// Prints the numbers of all descriptors that it has, each with its file.
 ///
@@ -154,4 +155,26 @@ fn environment_is_left_alone_once_threads_run() {
     });
     running.join().unwrap();
     assert!(std::env::var_os("PATH").is_some());
+}
+
+/// It says when, and is close-on-exec.
+#[test]
+fn exit_of_a_child_makes_a_descriptor_readable() {
+    let is_readable = |fd: &OwnedFd, seconds| {
+        let patience = Timespec {
+            tv_sec: seconds,
+            tv_nsec: 0,
+        };
+        let mut watched = [PollFd::new(fd, PollFlags::IN)];
+        poll(&mut watched, Some(&patience)).unwrap() == 1
+    };
+    let mut command = shell("read line");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let fd = exit_descriptor(&mut child).unwrap().unwrap();
+    assert!(super::is_close_on_exec(fd.as_fd()));
+    assert!(!is_readable(&fd, 0));
+    drop(child.stdin.take());
+    assert!(is_readable(&fd, 10));
+    child.wait().unwrap();
+    assert!(exit_descriptor(&mut child).unwrap().is_none());
 }

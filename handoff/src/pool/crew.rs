@@ -1,0 +1,472 @@
+//! The workers of a pool, from their start to the end of their processes.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_protocol::CloseReason;
+use bowline_reactor::{Reactor, SystemEvent};
+use bowline_transport::Transports;
+
+use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
+use super::messages::{FromWorker, Refusal};
+use super::process::{WorkerProcess, watch_exit};
+use super::settings::{PoolEvent, Undelivered, WorkerStage};
+use super::state::{Call, Leaving, Life, State, Worker};
+use super::{Spawned, WorkerId};
+use crate::channel::{Channel, ChannelError, ChannelSettings, Role};
+use crate::log;
+
+/// How often deadlines are looked at while there are any: a fiftieth of the
+/// shortest that is of use.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How long the channel of a process that has ended may stay open: its end is
+/// usually there at the same moment, unless somebody else has it too.
+const CHANNEL_GRACE: Duration = Duration::from_secs(1);
+
+impl Shared {
+    // Workers.
+
+    pub(super) fn start_missing_workers(self: &Rc<Self>, reactor: &mut Reactor) {
+        while self.state.borrow().lacks_workers() {
+            let id = {
+                let mut state = self.state.borrow_mut();
+                state.next_worker += 1;
+                WorkerId(state.next_worker - 1)
+            };
+            let spawned = self.spawn.borrow_mut().spawn(reactor, id);
+            let installed = spawned.and_then(|spawned| self.install(reactor, id, spawned));
+            if let Err(error) = installed {
+                log::error!(target: log::HANDOFF, "cannot start {id}, trying again: {error}");
+                self.replace_later(reactor);
+            }
+        }
+    }
+
+    /// Connects with a process that was just started.
+    pub(super) fn install(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        spawned: Spawned,
+    ) -> std::io::Result<()> {
+        let Spawned {
+            channel,
+            mut process,
+        } = spawned;
+        let pid = process.pid();
+        let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+        settings.handshake_timeout = self.state.borrow().settings.start_timeout;
+        let link = Link {
+            shared: Rc::clone(self),
+            worker: id,
+        };
+        let channel = match reactor.adopt_unix_stream(channel, Channel::new(settings, link)) {
+            Ok(channel) => channel,
+            Err(error) => {
+                if let Err(error) = process.kill() {
+                    log::warn!(target: log::HANDOFF, "cannot kill process {pid}: {error}");
+                }
+                self.leave(reactor, id, process, false, None);
+                return Err(error.into());
+            }
+        };
+        let is_watched = match process.exit_descriptor() {
+            Ok(Some(fd)) => {
+                let shared = Rc::clone(self);
+                let watch = watch_exit(reactor, fd, move |reactor| shared.exited(reactor, id));
+                watch.is_ok()
+            }
+            // Gone already, or to be asked again when the channel ends.
+            Ok(None) | Err(_) => false,
+        };
+        let mut state = self.state.borrow_mut();
+        state.counts.started += 1;
+        state.workers.push(Worker {
+            id,
+            pid,
+            channel,
+            process,
+            stage: WorkerStage::Starting,
+            in_flight: VecDeque::new(),
+            live: 0,
+            acknowledged: 0,
+            refused: 0,
+            started: reactor.now(),
+            not_before: None,
+            drain_deadline: None,
+            is_watched,
+        });
+        Ok(())
+    }
+
+    /// Starts a worker after a wait that grows.
+    pub(super) fn replace_later(self: &Rc<Self>, reactor: &mut Reactor) {
+        let mut state = self.state.borrow_mut();
+        state.replacements += 1;
+        let wait = state.backoff.next_wait();
+        drop(state);
+        let shared = Rc::clone(self);
+        reactor.call_later(wait, move |reactor| {
+            shared.state.borrow_mut().replacements -= 1;
+            shared.start_missing_workers(reactor);
+        });
+    }
+
+    pub(super) fn ready(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
+        let mut state = self.state.borrow_mut();
+        let Some(worker) = state.worker(id) else {
+            return;
+        };
+        worker.stage = match worker.stage {
+            WorkerStage::Starting => WorkerStage::Serving,
+            other => other,
+        };
+        let pid = worker.pid;
+        drop(state);
+        self.tell(reactor, PoolEvent::Ready { worker: id, pid });
+        self.pump_later(reactor);
+    }
+
+    pub(super) fn answered(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        answer: &FromWorker,
+    ) {
+        let mut state = self.state.borrow_mut();
+        let State {
+            workers, counts, ..
+        } = &mut *state;
+        let Some(worker) = workers.iter_mut().find(|worker| worker.id == id) else {
+            return;
+        };
+        let (delivery, live, refusal) = match *answer {
+            FromWorker::Accepted { id, live } => (Some(id), live, None),
+            FromWorker::Refused { id, reason, live } => (Some(id), live, Some(reason)),
+            FromWorker::Load { live } => (None, live, None),
+        };
+        worker.live = live;
+        worker.not_before = None;
+        let mut event = None;
+        if worker.stage == WorkerStage::Hung {
+            worker.stage = WorkerStage::Serving;
+            let (worker, pid) = (id, worker.pid);
+            event = Some(PoolEvent::Recovered { worker, pid });
+        }
+        let job = delivery.and_then(|delivery| worker.take(delivery));
+        if job.is_none()
+            && let Some(delivery) = delivery
+        {
+            log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
+        }
+        let mut refused = None;
+        match (job, refusal) {
+            (Some(_taken), None) => {
+                // Our copy is closed: the worker has its own.
+                worker.acknowledged += 1;
+                counts.acknowledged += 1;
+            }
+            (Some(mut job), Some(reason)) => {
+                worker.refused += 1;
+                counts.refused += 1;
+                match reason {
+                    Refusal::Draining if worker.stage == WorkerStage::Serving => {
+                        worker.stage = WorkerStage::Draining;
+                    }
+                    Refusal::Overloaded | Refusal::DescriptorLost => {
+                        worker.not_before = Some(reactor.now() + REFUSAL_PAUSE);
+                    }
+                    _ => {}
+                }
+                job.refused_by.push((id, reason));
+                job.since = reactor.now();
+                refused = Some(job);
+            }
+            (None, _) => {}
+        }
+        let has_use = refused.is_some() || !state.waiting.is_empty() || !state.paused.is_empty();
+        let is_stopping = matches!(state.life, Life::Stopping { .. });
+        if let Some(job) = refused {
+            state.waiting.push_front(job);
+        }
+        drop(state);
+        if let Some(event) = event {
+            self.tell(reactor, event);
+        }
+        if has_use || is_stopping {
+            self.pump_later(reactor);
+        }
+    }
+
+    /// The channel has ended: with it, everything that the worker had not
+    /// answered is ours again.
+    pub(super) fn lost(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        let mut state = self.state.borrow_mut();
+        let Some(place) = state.workers.iter().position(|worker| worker.id == id) else {
+            return;
+        };
+        let mut worker = state.workers.remove(place);
+        let now = reactor.now();
+        if matches!(reason, CloseReason::ReactorStopped) {
+            state.life = Life::Stopped;
+        }
+        let was_asked = worker.drain_deadline.is_some();
+        let unanswered = worker.in_flight.len();
+        state.counts.resent += unanswered as u64;
+        // Oldest first, before those that came later.
+        for mut job in worker.in_flight.drain(..).rev() {
+            job.since = now;
+            state.waiting.push_front(job);
+        }
+        let event = PoolEvent::Lost {
+            worker: id,
+            pid: worker.pid,
+            acknowledged: worker.acknowledged,
+            unanswered,
+        };
+        let mut kill_at = Some(now + state.settings.exit_timeout);
+        if let Some(error) = error {
+            log::warn!(target: log::HANDOFF, "{id}, process {}: {error}", worker.pid);
+            worker.kill();
+            kill_at = None;
+        }
+        let needs_replacement = matches!(state.life, Life::Running) && !was_asked;
+        if needs_replacement {
+            state.counts.deaths += 1;
+            if now.saturating_duration_since(worker.started) >= state.settings.stable_after {
+                state.backoff.reset();
+            }
+        }
+        drop(state);
+        self.leave(reactor, id, worker.process, worker.is_watched, kill_at);
+        self.tell(reactor, event);
+        if needs_replacement {
+            self.replace_later(reactor);
+        } else {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.start_missing_workers(reactor));
+        }
+        self.pump_later(reactor);
+        self.arm_tick(reactor);
+    }
+
+    /// Waits for a process without a channel to end.
+    pub(super) fn leave(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        process: Box<dyn WorkerProcess>,
+        is_watched: bool,
+        kill_at: Option<Instant>,
+    ) {
+        self.state.borrow_mut().leaving.push(Leaving {
+            id,
+            pid: process.pid(),
+            process,
+            kill_at,
+            is_watched,
+        });
+        // It may have ended before its channel was seen to.
+        let shared = Rc::clone(self);
+        reactor.defer(move |reactor| shared.exited(reactor, id));
+        self.arm_tick(reactor);
+    }
+
+    /// A process may have ended: asks without waiting.
+    pub(super) fn exited(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
+        let mut state = self.state.borrow_mut();
+        if let Some(worker) = state.worker(id) {
+            // Its channel is going to say so too, once it is read out.
+            let channel = worker.channel;
+            reactor.call_later(CHANNEL_GRACE, move |reactor| {
+                if let Some(channel) = reactor.get(channel) {
+                    log::warn!(target: log::HANDOFF, "{id} is gone, and somebody else has its channel");
+                    channel.abort_connection();
+                }
+            });
+            return;
+        }
+        let Some(place) = state.leaving.iter().position(|leaving| leaving.id == id) else {
+            return;
+        };
+        let status = match state.leaving[place].process.try_wait() {
+            Ok(None) => return,
+            Ok(Some(status)) => Some(status),
+            Err(error) => {
+                let pid = state.leaving[place].pid;
+                log::warn!(target: log::HANDOFF, "{id}, process {pid}: cannot tell how it ended: {error}");
+                None
+            }
+        };
+        let leaving = state.leaving.remove(place);
+        drop(state);
+        let (worker, pid) = (id, leaving.pid);
+        self.tell(
+            reactor,
+            PoolEvent::Exited {
+                worker,
+                pid,
+                status,
+            },
+        );
+        self.advance_stop(reactor);
+    }
+
+    // Time.
+
+    pub(super) fn arm_tick(self: &Rc<Self>, reactor: &mut Reactor) {
+        let mut state = self.state.borrow_mut();
+        if state.tick.is_none() && state.needs_tick() {
+            let shared = Rc::clone(self);
+            state.tick = Some(reactor.call_later(TICK, move |reactor| shared.tick(reactor)));
+        }
+    }
+
+    pub(super) fn tick(self: &Rc<Self>, reactor: &mut Reactor) {
+        let now = reactor.now();
+        let mut events = Vec::new();
+        let mut late = Vec::new();
+        let mut ask = Vec::new();
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            state.tick = None;
+            for worker in &mut state.workers {
+                let age = worker.in_flight.front().map_or(Duration::ZERO, |job| {
+                    now.saturating_duration_since(job.since)
+                });
+                if worker.stage == WorkerStage::Serving && age > state.settings.ack_timeout {
+                    worker.stage = WorkerStage::Hung;
+                    state.counts.hangs += 1;
+                    let (worker, pid) = (worker.id, worker.pid);
+                    events.push(PoolEvent::Hung { worker, pid });
+                }
+                let is_too_late = state.settings.kill_timeout.is_some_and(|limit| age > limit)
+                    || worker
+                        .drain_deadline
+                        .is_some_and(|deadline| now >= deadline);
+                if is_too_late && worker.stage != WorkerStage::Killed {
+                    worker.kill();
+                }
+            }
+            for leaving in &mut state.leaving {
+                if leaving.kill_at.is_some_and(|deadline| now >= deadline) {
+                    leaving.kill_at = None;
+                    log::warn!(target: log::HANDOFF, "{}, process {}, does not exit: killed", leaving.id, leaving.pid);
+                    if let Err(error) = leaving.process.kill() {
+                        log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", leaving.pid);
+                    }
+                }
+                if !leaving.is_watched {
+                    ask.push(leaving.id);
+                }
+            }
+            let is_over =
+                matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
+            let limit = state.settings.queue_timeout;
+            let mut staying = VecDeque::with_capacity(state.waiting.len());
+            for job in state.waiting.drain(..) {
+                if is_over {
+                    late.push((job, Undelivered::Stopped));
+                } else if now.saturating_duration_since(job.since) > limit {
+                    late.push((job, Undelivered::WaitedTooLong));
+                } else {
+                    staying.push_back(job);
+                }
+            }
+            state.waiting = staying;
+            let killable = |worker: &&mut Worker| worker.stage != WorkerStage::Killed;
+            if is_over {
+                state
+                    .workers
+                    .iter_mut()
+                    .filter(killable)
+                    .for_each(Worker::kill);
+            }
+        }
+        for (job, why) in late {
+            self.undelivered(reactor, job, why);
+        }
+        for event in events {
+            self.tell(reactor, event);
+        }
+        for id in ask {
+            self.exited(reactor, id);
+        }
+        self.pump(reactor);
+        self.arm_tick(reactor);
+    }
+
+    // Stopping.
+
+    pub(super) fn stop(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        within: Duration,
+        then: Option<Call>,
+    ) {
+        let mut state = self.state.borrow_mut();
+        let hold = reactor.hold(SystemEvent::Shutdown);
+        let until = reactor.now() + within;
+        match &mut state.life {
+            Life::Running => {
+                state.life = Life::Stopping {
+                    deadline: until,
+                    then: then.into_iter().collect(),
+                    _holds: vec![hold],
+                };
+            }
+            Life::Stopping {
+                deadline,
+                then: calls,
+                ..
+            } => {
+                *deadline = until.min(*deadline);
+                calls.extend(then);
+            }
+            Life::Stopped => {
+                if let Some(then) = then {
+                    reactor.defer(then);
+                }
+            }
+        }
+        drop(state);
+        self.pump_later(reactor);
+        self.arm_tick(reactor);
+    }
+
+    /// Takes the next step of stopping, if there is one to take.
+    pub(super) fn advance_stop(self: &Rc<Self>, reactor: &mut Reactor) {
+        let mut state = self.state.borrow_mut();
+        let Life::Stopping { deadline, .. } = state.life else {
+            return;
+        };
+        if !state.waiting.is_empty() {
+            return;
+        }
+        let within = deadline.saturating_duration_since(reactor.now());
+        let serving: Vec<WorkerId> = state.workers.iter().map(|worker| worker.id).collect();
+        for id in serving {
+            state.drain_worker(reactor, id, within);
+        }
+        if !state.workers.is_empty() || !state.leaving.is_empty() {
+            return;
+        }
+        let Life::Stopping { then, .. } = mem::replace(&mut state.life, Life::Stopped) else {
+            return;
+        };
+        drop(state);
+        for call in then {
+            reactor.defer(call);
+        }
+    }
+}

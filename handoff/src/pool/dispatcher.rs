@@ -1,0 +1,436 @@
+//! The accepting side of a pool.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{Acceptor, Address, BuildContext, CloseReason, Context, UnixTransport};
+use bowline_reactor::{Phase, Reactor, SystemEvent};
+
+use super::WorkerId;
+use super::connection::Connection;
+use super::messages::FromWorker;
+use super::policy::{Candidate, Policy, RoundRobin};
+use super::process::Spawn;
+use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
+use super::state::{Job, Life, State};
+use crate::channel::{ChannelError, ChannelReceiver, Peer};
+use crate::log;
+use crate::wire::Incoming;
+
+/// For how long a worker that refused a connection, being full, is not asked
+/// again, unless it says something itself.
+pub const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// What of a connection's bytes fits into a message beside the rest, given what
+/// channels accept by default.
+const MAX_TRAVELLING_BYTES: usize = (1 << 20) - 1024;
+
+/// The accepting side of a pool of worker processes; see the [module](super).
+///
+/// A clone is the same pool. It lives on in its reactor when all are dropped.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Rc<Shared>,
+}
+
+type EventHandler = Box<dyn FnMut(&mut Reactor, PoolEvent)>;
+type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, Connection, Undelivered)>;
+
+pub(super) struct Shared {
+    /// Never borrowed while code of the user runs.
+    pub(super) state: RefCell<State>,
+    // Each is borrowed only while it runs, and callbacks never nest.
+    pub(super) spawn: RefCell<Box<dyn Spawn>>,
+    pub(super) policy: RefCell<Box<dyn Policy>>,
+    pub(super) on_event: RefCell<Option<EventHandler>>,
+    pub(super) on_undelivered: RefCell<Option<UndeliveredHandler>>,
+    /// Memory that is used again for each choice.
+    pub(super) candidates: RefCell<Vec<Candidate>>,
+    pub(super) pump_is_due: Cell<bool>,
+}
+
+impl Pool {
+    /// Starts the workers, in turn ([`RoundRobin`]); [`with_policy`] lets
+    /// another policy choose. One that cannot be started is tried again later,
+    /// with growing waits.
+    ///
+    /// [`with_policy`]: Self::with_policy
+    pub fn start(reactor: &mut Reactor, settings: PoolSettings, spawn: impl Spawn) -> Self {
+        Self::with_policy(reactor, settings, RoundRobin::new(), spawn)
+    }
+
+    /// Starts the workers; `policy` chooses who gets a connection.
+    pub fn with_policy(
+        reactor: &mut Reactor,
+        settings: PoolSettings,
+        policy: impl Policy,
+        spawn: impl Spawn,
+    ) -> Self {
+        let drain_timeout = settings.drain_timeout;
+        let pool = Self {
+            shared: Rc::new(Shared {
+                state: RefCell::new(State {
+                    backoff: settings.backoff.clone(),
+                    settings,
+                    workers: Vec::new(),
+                    leaving: Vec::new(),
+                    waiting: VecDeque::new(),
+                    undelivered: VecDeque::new(),
+                    paused: Vec::new(),
+                    replacements: 0,
+                    next_worker: 1,
+                    next_delivery: 1,
+                    tick: None,
+                    life: Life::Running,
+                    counts: PoolStatistics::default(),
+                }),
+                spawn: RefCell::new(Box::new(spawn)),
+                policy: RefCell::new(Box::new(policy)),
+                on_event: RefCell::new(None),
+                on_undelivered: RefCell::new(None),
+                candidates: RefCell::new(Vec::new()),
+                pump_is_due: Cell::new(false),
+            }),
+        };
+        if let Some(within) = drain_timeout {
+            let stopping = Rc::downgrade(&pool.shared);
+            reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
+                if let Some(shared) = stopping.upgrade() {
+                    shared.stop(reactor, within, None);
+                }
+            });
+        }
+        pool.shared.start_missing_workers(reactor);
+        pool
+    }
+
+    /// Gives a connection to a worker, now or when one has room.
+    ///
+    /// The connection is served once, or ends up in
+    /// [`on_undelivered`](Self::on_undelivered).
+    pub fn dispatch(&self, reactor: &mut Reactor, connection: Connection) {
+        self.shared.dispatch(reactor, connection);
+    }
+
+    /// Whether a worker would get the next connection at once. A source of
+    /// connections other than an [`acceptor`](Self::acceptor) should wait while
+    /// it is false.
+    pub fn has_room(&self, reactor: &Reactor) -> bool {
+        self.shared.state.borrow().has_room(reactor.now())
+    }
+
+    /// What a listener is given, for
+    /// [`accept_tcp`](bowline_transport::Transports::accept_tcp) and the like: it dispatches every
+    /// connection under this label, and pauses the listener while no worker
+    /// can take one.
+    pub fn acceptor(&self, label: u32) -> PoolAcceptor {
+        PoolAcceptor {
+            pool: self.clone(),
+            label,
+        }
+    }
+
+    /// Sets what is done with connections that nobody takes; they are closed
+    /// otherwise.
+    pub fn on_undelivered(
+        &self,
+        handler: impl FnMut(&mut Reactor, Connection, Undelivered) + 'static,
+    ) {
+        *self.shared.on_undelivered.borrow_mut() = Some(Box::new(handler));
+    }
+
+    /// Sets what is told of what happens to workers.
+    pub fn on_event(&self, handler: impl FnMut(&mut Reactor, PoolEvent) + 'static) {
+        *self.shared.on_event.borrow_mut() = Some(Box::new(handler));
+    }
+
+    /// What there is, and what has been.
+    pub fn statistics(&self) -> PoolStatistics {
+        self.shared.state.borrow().statistics()
+    }
+
+    /// Has a worker end when it has served what it has, in `within` at the
+    /// most, and starts another one now. Does nothing if it is gone or about to
+    /// end.
+    pub fn retire(&self, reactor: &mut Reactor, worker: WorkerId, within: Duration) {
+        self.shared
+            .state
+            .borrow_mut()
+            .drain_worker(reactor, worker, within);
+        self.shared.arm_tick(reactor);
+        let shared = Rc::clone(&self.shared);
+        reactor.defer(move |reactor| shared.start_missing_workers(reactor));
+    }
+
+    /// Ends a worker's process at once; what it has not answered goes to
+    /// others.
+    pub fn kill(&self, worker: WorkerId) {
+        let mut state = self.shared.state.borrow_mut();
+        if let Some(worker) = state.worker(worker) {
+            worker.kill();
+        }
+    }
+
+    /// Stops the pool: gives what waits here to workers, has each serve what it
+    /// has to the end, and calls `then` when all are gone. Whoever is not done
+    /// in `within` is killed. Listeners are the caller's to close, before.
+    pub fn stop(
+        &self,
+        reactor: &mut Reactor,
+        within: Duration,
+        then: impl FnOnce(&mut Reactor) + 'static,
+    ) {
+        self.shared.stop(reactor, within, Some(Box::new(then)));
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pool").field(&self.statistics()).finish()
+    }
+}
+
+/// Dispatches what a listener accepts; see [`Pool::acceptor`].
+#[derive(Debug)]
+pub struct PoolAcceptor {
+    pool: Pool,
+    label: u32,
+}
+
+impl Acceptor for PoolAcceptor {
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.pause_if_full(cx);
+    }
+
+    fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
+        let connection = Connection {
+            peer: peer.as_inet(),
+            label: self.label,
+            ..Connection::new(socket)
+        };
+        self.pool.dispatch(cx.reactor, connection);
+        self.pause_if_full(cx);
+    }
+}
+
+impl PoolAcceptor {
+    fn pause_if_full(&self, cx: &mut BuildContext<'_>) {
+        if self.pool.has_room(cx.reactor) {
+            return;
+        }
+        if let Some(listener) = cx.listener() {
+            listener.pause_accepting();
+            let mut state = self.pool.shared.state.borrow_mut();
+            state.paused.push(listener.handle());
+        }
+        // Room may come with time alone.
+        self.pool.shared.arm_tick(cx.reactor);
+    }
+}
+
+impl Shared {
+    pub(super) fn dispatch(self: &Rc<Self>, reactor: &mut Reactor, connection: Connection) {
+        let job = Box::new(Job::new(connection, reactor.now()));
+        if job.dispatch.read.len() + job.dispatch.unsent.len() > MAX_TRAVELLING_BYTES {
+            return self.undelivered(reactor, job, Undelivered::TooLong);
+        }
+        if matches!(self.state.borrow().life, Life::Stopped) {
+            return self.undelivered(reactor, job, Undelivered::Stopped);
+        }
+        // Those that wait come first.
+        let nobody_waits = self.state.borrow().waiting.is_empty();
+        let job = if nobody_waits {
+            match self.give(reactor, job) {
+                Ok(()) => return,
+                Err(job) => job,
+            }
+        } else {
+            job
+        };
+        let mut state = self.state.borrow_mut();
+        if state.waiting.len() >= state.settings.queue {
+            drop(state);
+            return self.undelivered(reactor, job, Undelivered::QueueFull);
+        }
+        state.waiting.push_back(job);
+        drop(state);
+        self.arm_tick(reactor);
+    }
+
+    /// Gives a connection to the worker that the policy chooses, or back.
+    pub(super) fn give(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        job: Box<Job>,
+    ) -> Result<(), Box<Job>> {
+        let mut candidates = self.candidates.take();
+        let given = self.give_to_one_of(reactor, job, &mut candidates);
+        *self.candidates.borrow_mut() = candidates;
+        given
+    }
+
+    pub(super) fn give_to_one_of(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        mut job: Box<Job>,
+        candidates: &mut Vec<Candidate>,
+    ) -> Result<(), Box<Job>> {
+        loop {
+            let now = reactor.now();
+            self.state.borrow().candidates(now, &job, candidates);
+            if candidates.is_empty() {
+                return Err(job);
+            }
+            let chosen = self
+                .policy
+                .borrow_mut()
+                .choose(&job.offer(), candidates)
+                .and_then(|place| candidates.get(place));
+            let Some(chosen) = chosen else {
+                return Err(job);
+            };
+            // A worker whose channel refused is no candidate in the next round.
+            match self
+                .state
+                .borrow_mut()
+                .send(reactor, chosen.worker, job, now)
+            {
+                Ok(()) => break,
+                Err(back) => job = back,
+            }
+        }
+        self.arm_tick(reactor);
+        Ok(())
+    }
+
+    /// Sees later in this turn what can be given out now: a channel cannot be
+    /// reached from its own callback.
+    pub(super) fn pump_later(self: &Rc<Self>, reactor: &mut Reactor) {
+        if !self.pump_is_due.replace(true) {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| {
+                shared.pump_is_due.set(false);
+                shared.pump(reactor);
+            });
+        }
+    }
+
+    pub(super) fn pump(self: &Rc<Self>, reactor: &mut Reactor) {
+        // Those that stay keep their order.
+        let mut waiting = mem::take(&mut self.state.borrow_mut().waiting);
+        let mut staying = VecDeque::new();
+        while let Some(job) = waiting.pop_front() {
+            let why = self.state.borrow().is_hopeless(&job);
+            if let Some(why) = why {
+                self.undelivered(reactor, job, why);
+            } else if let Err(job) = self.give(reactor, job) {
+                staying.push_back(job);
+            }
+        }
+        let mut state = self.state.borrow_mut();
+        staying.append(&mut state.waiting);
+        state.waiting = staying;
+        if state.has_room(reactor.now()) {
+            for listener in mem::take(&mut state.paused) {
+                if let Some(listener) = reactor.get(listener) {
+                    listener.resume_accepting();
+                }
+            }
+        }
+        drop(state);
+        self.advance_stop(reactor);
+    }
+
+    /// Has the user's handler see a connection that nobody took, or closes it.
+    pub(super) fn undelivered(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        job: Box<Job>,
+        why: Undelivered,
+    ) {
+        let mut state = self.state.borrow_mut();
+        state.counts.undelivered += 1;
+        let is_due = state.undelivered.is_empty();
+        state.undelivered.push_back((job, why));
+        drop(state);
+        if is_due {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.deliver_undelivered(reactor));
+        }
+    }
+
+    pub(super) fn deliver_undelivered(&self, reactor: &mut Reactor) {
+        loop {
+            let next = self.state.borrow_mut().undelivered.pop_front();
+            let Some((job, why)) = next else { break };
+            let peer = job.dispatch.peer;
+            let handler = self.on_undelivered.take();
+            let Some(mut handler) = handler else {
+                log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {why:?}");
+                continue;
+            };
+            match job.into_connection() {
+                Ok(connection) => handler(reactor, connection, why),
+                Err(error) => {
+                    log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {error}");
+                }
+            }
+            self.on_undelivered.borrow_mut().get_or_insert(handler);
+        }
+    }
+
+    pub(super) fn tell(self: &Rc<Self>, reactor: &mut Reactor, event: PoolEvent) {
+        log::debug!(target: log::HANDOFF, "{event:?}");
+        if self.on_event.borrow().is_none() {
+            return;
+        }
+        let shared = Rc::clone(self);
+        reactor.defer(move |reactor| {
+            // Out while it runs: it may set another one.
+            let handler = shared.on_event.take();
+            if let Some(mut handler) = handler {
+                handler(reactor, event);
+                shared.on_event.borrow_mut().get_or_insert(handler);
+            }
+        });
+    }
+}
+
+/// The pool's end of the channel with one worker.
+pub(super) struct Link {
+    pub(super) shared: Rc<Shared>,
+    pub(super) worker: WorkerId,
+}
+
+impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Link {
+    type Message = FromWorker;
+
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, _: &Peer) {
+        self.shared.ready(cx.reactor, self.worker);
+    }
+
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromWorker>) {
+        if !incoming.descriptors.is_empty() {
+            // A worker has nothing to give.
+            cx.transport.close_unclaimed(incoming.descriptors);
+        }
+        self.shared
+            .answered(cx.reactor, self.worker, &incoming.message);
+    }
+
+    fn channel_lost(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        // Of what never left, we have our own copies.
+        drop(cx.transport.reclaim_descriptors());
+        self.shared.lost(cx.reactor, self.worker, error, reason);
+    }
+}

@@ -1,0 +1,264 @@
+//! What dispatcher and worker say to each other.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::wire::{Message, PayloadReader, PayloadWriter, WireError};
+
+/// What the dispatcher sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ToWorker {
+    /// A connection, with its one descriptor. Answered by one
+    /// [`FromWorker::Accepted`] or [`FromWorker::Refused`].
+    Dispatch(Dispatch),
+    /// Nothing more comes: serve what there is, then close the channel.
+    Drain {
+        /// When the dispatcher ends it otherwise, in milliseconds from now.
+        within_ms: u32,
+    },
+}
+
+/// What is said of a connection that is passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dispatch {
+    /// The number of this delivery: no two have the same, also when the
+    /// connection was given to somebody else before.
+    pub id: u64,
+    /// What the program calls it.
+    pub label: u32,
+    /// The peer, over TCP.
+    pub peer: Option<SocketAddr>,
+    /// What was read of it already, to be seen first.
+    pub read: Vec<u8>,
+    /// What is to be sent on it first.
+    pub unsent: Vec<u8>,
+}
+
+/// What a worker sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FromWorker {
+    /// The connection is the worker's now: the dispatcher may forget it.
+    Accepted {
+        /// Which delivery.
+        id: u64,
+        /// How many connections the worker has, this one among them.
+        live: u32,
+    },
+    /// The connection stays the dispatcher's; the worker has closed its copy.
+    Refused {
+        /// Which delivery.
+        id: u64,
+        /// Why.
+        reason: Refusal,
+        /// How many connections the worker has.
+        live: u32,
+    },
+    /// How many connections the worker has, when that changed by itself.
+    Load {
+        /// The number.
+        live: u32,
+    },
+}
+
+/// Why a worker did not take a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It has as many as it may.
+    Overloaded,
+    /// It is about to end.
+    Draining,
+    /// The descriptor is no connection.
+    WrongKind,
+    /// The descriptor was lost on the way: the worker has no free number.
+    DescriptorLost,
+    /// The service did not want it.
+    Unwanted,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Overloaded => "worker is at its limit",
+            Self::Draining => "worker is about to end",
+            Self::WrongKind => "descriptor is no connection",
+            Self::DescriptorLost => "descriptor was lost on the way",
+            Self::Unwanted => "service did not want it",
+        })
+    }
+}
+
+const DISPATCH: u16 = 0x0100;
+const DRAIN: u16 = 0x0101;
+const ACCEPTED: u16 = 0x0180;
+const REFUSED: u16 = 0x0181;
+const LOAD: u16 = 0x0182;
+
+impl Message for ToWorker {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Dispatch(_) => DISPATCH,
+            Self::Drain { .. } => DRAIN,
+        }
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        match self {
+            Self::Dispatch(dispatch) => dispatch.encode(payload),
+            Self::Drain { within_ms } => payload.u32(*within_ms),
+        }
+    }
+
+    fn decode(kind: u16, version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        match kind {
+            DISPATCH => Dispatch::decode(kind, version, payload).map(Self::Dispatch),
+            DRAIN => Ok(Self::Drain {
+                within_ms: payload.u32()?,
+            }),
+            kind => Err(WireError::UnknownKind { kind }),
+        }
+    }
+}
+
+/// By itself too, so that one that is kept can be sent again.
+impl Message for Dispatch {
+    fn kind(&self) -> u16 {
+        DISPATCH
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        payload.u64(self.id);
+        payload.u32(self.label);
+        payload.socket_address(self.peer);
+        payload.bytes(&self.read);
+        payload.bytes(&self.unsent);
+    }
+
+    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        if kind != DISPATCH {
+            return Err(WireError::UnknownKind { kind });
+        }
+        Ok(Self {
+            id: payload.u64()?,
+            label: payload.u32()?,
+            peer: payload.socket_address()?,
+            read: payload.bytes()?.to_vec(),
+            unsent: payload.bytes()?.to_vec(),
+        })
+    }
+}
+
+impl Message for FromWorker {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Accepted { .. } => ACCEPTED,
+            Self::Refused { .. } => REFUSED,
+            Self::Load { .. } => LOAD,
+        }
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        match self {
+            Self::Accepted { id, live } => {
+                payload.u64(*id);
+                payload.u32(*live);
+            }
+            Self::Refused { id, reason, live } => {
+                payload.u64(*id);
+                payload.u8(match reason {
+                    Refusal::Overloaded => 1,
+                    Refusal::Draining => 2,
+                    Refusal::WrongKind => 3,
+                    Refusal::DescriptorLost => 4,
+                    Refusal::Unwanted => 5,
+                });
+                payload.u32(*live);
+            }
+            Self::Load { live } => payload.u32(*live),
+        }
+    }
+
+    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        match kind {
+            ACCEPTED => Ok(Self::Accepted {
+                id: payload.u64()?,
+                live: payload.u32()?,
+            }),
+            REFUSED => Ok(Self::Refused {
+                id: payload.u64()?,
+                reason: match payload.u8()? {
+                    1 => Refusal::Overloaded,
+                    2 => Refusal::Draining,
+                    3 => Refusal::WrongKind,
+                    4 => Refusal::DescriptorLost,
+                    5 => Refusal::Unwanted,
+                    _ => return Err(WireError::Malformed { what: "refusal" }),
+                },
+                live: payload.u32()?,
+            }),
+            LOAD => Ok(Self::Load {
+                live: payload.u32()?,
+            }),
+            kind => Err(WireError::UnknownKind { kind }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::{HEADER_BYTES, decode_payload, encode_frame};
+
+    fn there_and_back<M: Message + Clone>(message: &M) -> M {
+        let mut frame = Vec::new();
+        encode_frame(message, 0, &mut frame).expect("it fits");
+        decode_payload(message.kind(), 1, &frame[HEADER_BYTES..]).expect("well formed")
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let dispatch = ToWorker::Dispatch(Dispatch {
+            id: u64::MAX,
+            label: 7,
+            peer: Some("[::1]:80".parse().expect("an address")),
+            read: b"GET /".to_vec(),
+            unsent: Vec::new(),
+        });
+        assert_eq!(there_and_back(&dispatch), dispatch);
+        let drain = ToWorker::Drain { within_ms: 5 };
+        assert_eq!(there_and_back(&drain), drain);
+        for reason in [
+            Refusal::Overloaded,
+            Refusal::Draining,
+            Refusal::WrongKind,
+            Refusal::DescriptorLost,
+            Refusal::Unwanted,
+        ] {
+            let (id, live) = (1, 2);
+            let refused = FromWorker::Refused { id, reason, live };
+            assert_eq!(there_and_back(&refused), refused);
+        }
+        for message in [
+            FromWorker::Accepted { id: 1, live: 2 },
+            FromWorker::Load { live: 3 },
+        ] {
+            assert_eq!(there_and_back(&message), message);
+        }
+    }
+
+    proptest! {
+        /// Any payload of any kind is a message or an error.
+        #[test]
+        fn any_payload_is_a_message_or_an_error(
+            kind in prop_oneof![0x0100..0x0103_u16, 0x0180..0x0184_u16, any::<u16>()],
+            payload in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let _ = decode_payload::<ToWorker>(kind, 1, &payload);
+            let _ = decode_payload::<FromWorker>(kind, 1, &payload);
+        }
+    }
+}

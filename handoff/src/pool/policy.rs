@@ -1,0 +1,160 @@
+//! Who gets a connection.
+
+use std::net::SocketAddr;
+
+use super::WorkerId;
+
+/// Chooses the worker that gets a connection. Any closure of this shape is one:
+/// to send a client always to the same worker, say.
+pub trait Policy: 'static {
+    /// The place in `candidates` of the one that gets it; `None`, or a place
+    /// that does not exist, leaves it waiting.
+    ///
+    /// `candidates` are the workers that have room and have not refused this
+    /// connection before: at least one, in the order of their ids.
+    fn choose(&mut self, offer: &Offer<'_>, candidates: &[Candidate]) -> Option<usize>;
+}
+
+impl<F> Policy for F
+where
+    F: FnMut(&Offer<'_>, &[Candidate]) -> Option<usize> + 'static,
+{
+    fn choose(&mut self, offer: &Offer<'_>, candidates: &[Candidate]) -> Option<usize> {
+        self(offer, candidates)
+    }
+}
+
+/// The connection that is to be given to somebody.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Offer<'a> {
+    /// Its peer, over TCP.
+    pub peer: Option<SocketAddr>,
+    /// What the program calls it; [`Connection::label`](super::Connection::label).
+    pub label: u32,
+    /// What was read of it; [`Connection::read`](super::Connection::read).
+    pub read: &'a [u8],
+}
+
+/// A worker that has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// Which one.
+    pub worker: WorkerId,
+    /// How many connections it had when it last said so.
+    pub live: u32,
+    /// How many it was given and has not answered.
+    pub in_flight: usize,
+    /// How many it may have unanswered.
+    pub window: usize,
+}
+
+impl Candidate {
+    /// How many connections it has or is about to have.
+    pub fn load(&self) -> usize {
+        self.live as usize + self.in_flight
+    }
+}
+
+/// One after the other, as far as they have room.
+#[derive(Debug, Default)]
+pub struct RoundRobin {
+    last: Option<WorkerId>,
+}
+
+impl RoundRobin {
+    /// Begins with the oldest worker.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for RoundRobin {
+    fn choose(&mut self, _: &Offer<'_>, candidates: &[Candidate]) -> Option<usize> {
+        let next = candidates
+            .iter()
+            .position(|candidate| Some(candidate.worker) > self.last)
+            .unwrap_or(0);
+        self.last = Some(candidates.get(next)?.worker);
+        Some(next)
+    }
+}
+
+/// The one with the fewest [connections](Candidate::load); among equals, one
+/// after the other.
+#[derive(Debug, Default)]
+pub struct LeastLoaded {
+    last: Option<WorkerId>,
+}
+
+impl LeastLoaded {
+    /// Begins with the oldest worker.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Policy for LeastLoaded {
+    fn choose(&mut self, _: &Offer<'_>, candidates: &[Candidate]) -> Option<usize> {
+        let last = self.last;
+        let (place, chosen) = candidates.iter().enumerate().min_by_key(|(_, candidate)| {
+            // Of equals, those after the last one come first.
+            (candidate.load(), Some(candidate.worker) <= last)
+        })?;
+        self.last = Some(chosen.worker);
+        Some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(loads: &[(u64, u32, usize)]) -> Vec<Candidate> {
+        let candidate = |&(id, live, in_flight)| Candidate {
+            worker: WorkerId(id),
+            live,
+            in_flight,
+            window: 64,
+        };
+        loads.iter().map(candidate).collect()
+    }
+
+    fn choices(policy: &mut impl Policy, loads: &[(u64, u32, usize)], count: usize) -> Vec<u64> {
+        let offer = Offer {
+            peer: None,
+            label: 0,
+            read: &[],
+        };
+        let candidates = candidates(loads);
+        let mut choose = || {
+            let place = policy.choose(&offer, &candidates).expect("there are some");
+            candidates[place].worker.0
+        };
+        (0..count).map(|_| choose()).collect()
+    }
+
+    #[test]
+    fn round_robin_goes_round_whoever_has_room() {
+        let mut policy = RoundRobin::new();
+        let three = [(1, 9, 9), (2, 0, 0), (5, 0, 0)];
+        assert_eq!(choices(&mut policy, &three, 4), [1, 2, 5, 1]);
+        assert_eq!(choices(&mut policy, &three[1..], 3), [2, 5, 2]);
+        assert_eq!(choices(&mut policy, &three[..1], 2), [1, 1]);
+    }
+
+    #[test]
+    fn least_loaded_counts_what_is_on_its_way() {
+        let mut policy = LeastLoaded::new();
+        assert_eq!(
+            choices(&mut policy, &[(1, 5, 0), (2, 2, 2), (3, 0, 6)], 2),
+            [2, 2]
+        );
+        // Equals take turns.
+        assert_eq!(
+            choices(&mut policy, &[(1, 1, 0), (2, 0, 1), (3, 1, 0)], 4),
+            [3, 1, 2, 3]
+        );
+    }
+}

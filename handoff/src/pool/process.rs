@@ -1,0 +1,173 @@
+//! The processes of workers: how they are started, and how their end is
+//! noticed.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus};
+
+use bowline_reactor::{Descriptor, Interest, Next, Reactor, Readiness, Token};
+use bowline_transport::{exit_descriptor, spawn_with_descriptors, take_inherited};
+
+use super::WorkerId;
+
+/// The number under which a worker that was started by [`spawn_command`] has
+/// its end of the channel.
+pub const CHANNEL_NUMBER: u32 = 3;
+
+/// Starts worker processes: any closure of this shape, or [`spawn_command`].
+pub trait Spawn: 'static {
+    /// Starts one. Called whenever the pool has too few of them, outside of any
+    /// other callback.
+    ///
+    /// # Errors
+    ///
+    /// Whatever went wrong: it is logged, and tried again after a wait.
+    fn spawn(&mut self, reactor: &mut Reactor, worker: WorkerId) -> io::Result<Spawned>;
+}
+
+impl<F> Spawn for F
+where
+    F: FnMut(&mut Reactor, WorkerId) -> io::Result<Spawned> + 'static,
+{
+    fn spawn(&mut self, reactor: &mut Reactor, worker: WorkerId) -> io::Result<Spawned> {
+        self(reactor, worker)
+    }
+}
+
+/// A worker process that was started.
+pub struct Spawned {
+    /// Our end of the channel: a connected UNIX stream socket, whose other end
+    /// no process has but the worker. (Somebody else who has it keeps the pool
+    /// from seeing the worker's end.)
+    pub channel: OwnedFd,
+    /// The process.
+    pub process: Box<dyn WorkerProcess>,
+}
+
+impl std::fmt::Debug for Spawned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spawned")
+            .field("channel", &self.channel)
+            .field("pid", &self.process.pid())
+            .finish()
+    }
+}
+
+/// What the pool has to know of, and do to, the process of a worker.
+pub trait WorkerProcess: 'static {
+    /// Its process id.
+    fn pid(&self) -> u32;
+
+    /// Ends it at once, as by SIGKILL. Nothing happens if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It could not be.
+    fn kill(&mut self) -> io::Result<()>;
+
+    /// How it has ended, if it has; never waits for that.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told; the process is forgotten then.
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
+
+    /// A descriptor that becomes readable when it ends, or `None` if it has
+    /// ended.
+    ///
+    /// # Errors
+    ///
+    /// There is none: [`try_wait`](Self::try_wait) is then asked again and
+    /// again, from when the channel has ended.
+    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+impl WorkerProcess for Child {
+    fn pid(&self) -> u32 {
+        self.id()
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        Self::kill(self)
+    }
+
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Self::try_wait(self)
+    }
+
+    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
+        exit_descriptor(self)
+    }
+}
+
+/// Workers that are started by commands: each has the channel under
+/// [`CHANNEL_NUMBER`], where [`inherited_channel`] finds it, and no other
+/// descriptor beside its standard streams.
+pub fn spawn_command(mut command: impl FnMut(WorkerId) -> Command + 'static) -> impl Spawn {
+    move |_: &mut Reactor, worker: WorkerId| {
+        let (ours, theirs) = UnixStream::pair()?;
+        let granted = [(theirs.as_fd(), CHANNEL_NUMBER)];
+        let child = spawn_with_descriptors(command(worker), &granted)?;
+        Ok(Spawned {
+            channel: ours.into(),
+            process: Box::new(child),
+        })
+    }
+}
+
+/// The worker's end of the channel, in a process that was started by
+/// [`spawn_command`]. To be called first in `main`.
+///
+/// # Errors
+///
+/// `NotFound` where there is none; `AlreadyExists` where it was taken before.
+pub fn inherited_channel() -> io::Result<OwnedFd> {
+    take_inherited(CHANNEL_NUMBER)
+}
+
+/// Calls `then` when the process ends, once.
+pub(super) fn watch_exit(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    then: impl FnOnce(&mut Reactor) + 'static,
+) -> io::Result<Token> {
+    reactor.register(Interest::Readable, move |_| {
+        Box::new(ExitWatch {
+            fd,
+            then: Some(Box::new(then)),
+        })
+    })
+}
+
+type Then = Box<dyn FnOnce(&mut Reactor)>;
+
+struct ExitWatch {
+    fd: OwnedFd,
+    then: Option<Then>,
+}
+
+impl Descriptor for ExitWatch {
+    fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
+        if let Some(then) = self.then.take() {
+            reactor.defer(then);
+        }
+        Next::Remove
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed("worker process")
+    }
+}

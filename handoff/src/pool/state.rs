@@ -1,0 +1,334 @@
+//! What a pool knows; changed here, and told to nobody from here.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_protocol::policies::Backoff;
+use bowline_protocol::{ListenerHandle, PassedDescriptor, UnixTransportHandle};
+use bowline_reactor::{DelayedCall, Hold, Reactor};
+
+use super::WorkerId;
+use super::connection::Connection;
+use super::dispatcher::REFUSAL_PAUSE;
+use super::messages::{Dispatch, Refusal, ToWorker};
+use super::policy::{Candidate, Offer};
+use super::process::WorkerProcess;
+use super::settings::{PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics};
+use crate::log;
+use crate::wire;
+
+pub(super) type Call = Box<dyn FnOnce(&mut Reactor)>;
+
+pub(super) struct State {
+    pub(super) settings: PoolSettings,
+    /// With a channel; oldest first.
+    pub(super) workers: Vec<Worker>,
+    /// Without a channel any more, and not known to be gone.
+    pub(super) leaving: Vec<Leaving>,
+    pub(super) waiting: VecDeque<Box<Job>>,
+    pub(super) undelivered: VecDeque<(Box<Job>, Undelivered)>,
+    /// Listeners that were paused, to be resumed.
+    pub(super) paused: Vec<ListenerHandle>,
+    pub(super) backoff: Backoff,
+    /// How many replacements are scheduled.
+    pub(super) replacements: usize,
+    pub(super) next_worker: u64,
+    pub(super) next_delivery: u64,
+    pub(super) tick: Option<DelayedCall>,
+    pub(super) life: Life,
+    pub(super) counts: PoolStatistics,
+}
+
+pub(super) enum Life {
+    Running,
+    Stopping {
+        deadline: Instant,
+        then: Vec<Call>,
+        _holds: Vec<Hold>,
+    },
+    Stopped,
+}
+
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) pid: u32,
+    pub(super) channel: UnixTransportHandle,
+    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) stage: WorkerStage,
+    /// Unanswered, oldest first.
+    pub(super) in_flight: VecDeque<Box<Job>>,
+    pub(super) live: u32,
+    pub(super) acknowledged: u64,
+    pub(super) refused: u64,
+    pub(super) started: Instant,
+    /// Not given anything before then.
+    pub(super) not_before: Option<Instant>,
+    /// When a draining one is ended.
+    pub(super) drain_deadline: Option<Instant>,
+    /// The kernel tells of its end.
+    pub(super) is_watched: bool,
+}
+
+pub(super) struct Leaving {
+    pub(super) id: WorkerId,
+    pub(super) pid: u32,
+    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) kill_at: Option<Instant>,
+    pub(super) is_watched: bool,
+}
+
+/// A connection that nobody has taken yet.
+pub(super) struct Job {
+    /// Ours, until somebody has taken it: shared with the channel's queue.
+    pub(super) fd: Rc<OwnedFd>,
+    pub(super) dispatch: Dispatch,
+    pub(super) attempts: u32,
+    pub(super) refused_by: Vec<(WorkerId, Refusal)>,
+    /// Since when it waits here, or is with a worker.
+    pub(super) since: Instant,
+}
+
+impl State {
+    pub(super) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.id == id)
+    }
+
+    pub(super) fn lacks_workers(&self) -> bool {
+        self.missing_workers() > self.replacements
+    }
+
+    pub(super) fn missing_workers(&self) -> usize {
+        let staying = self.workers.iter().filter(|worker| worker.is_staying());
+        match self.life {
+            Life::Running => self.settings.workers.saturating_sub(staying.count()),
+            Life::Stopping { .. } | Life::Stopped => 0,
+        }
+    }
+
+    pub(super) fn anybody_has_room(&self, now: Instant) -> bool {
+        let window = self.settings.window;
+        self.workers
+            .iter()
+            .any(|worker| worker.has_room(window, now))
+    }
+
+    /// Whether the next one would be given out at once.
+    pub(super) fn has_room(&self, now: Instant) -> bool {
+        self.waiting.is_empty() && self.anybody_has_room(now)
+    }
+
+    /// Fills the list with the workers that can take this one.
+    pub(super) fn candidates(&self, now: Instant, job: &Job, candidates: &mut Vec<Candidate>) {
+        let window = self.settings.window;
+        candidates.clear();
+        candidates.extend(
+            self.workers
+                .iter()
+                .filter(|worker| worker.has_room(window, now) && !job.was_refused_by(worker.id))
+                .map(|worker| Candidate {
+                    worker: worker.id,
+                    live: worker.live,
+                    in_flight: worker.in_flight.len(),
+                    window,
+                }),
+        );
+    }
+
+    /// Why there is nobody left to give this one to, if so.
+    pub(super) fn is_hopeless(&self, job: &Job) -> Option<Undelivered> {
+        if job.attempts >= self.settings.max_attempts {
+            return Some(Undelivered::TooManyAttempts);
+        }
+        let &(_, reason) = job.refused_by.last()?;
+        let mut staying = self.workers.iter().filter(|worker| worker.is_staying());
+        // One that hangs may recover, and one that is missing is replaced.
+        let is_hopeless = match reason {
+            // No other will find that it is one.
+            Refusal::WrongKind => true,
+            _ => staying.all(|worker| job.was_refused_by(worker.id)) && self.missing_workers() == 0,
+        };
+        is_hopeless.then_some(Undelivered::Refused(reason))
+    }
+
+    pub(super) fn send(
+        &mut self,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        mut job: Box<Job>,
+        now: Instant,
+    ) -> Result<(), Box<Job>> {
+        let delivery = self.next_delivery;
+        let Some(worker) = self.worker(id) else {
+            return Err(job);
+        };
+        job.dispatch.id = delivery;
+        let descriptors = vec![PassedDescriptor::shared(&job.fd)];
+        let sent = match reactor.get(worker.channel) {
+            Some(channel) => wire::send(channel, &job.dispatch, descriptors),
+            None => {
+                worker.not_before = Some(now + REFUSAL_PAUSE);
+                return Err(job);
+            }
+        };
+        if let Err(error) = sent {
+            log::debug!(target: log::HANDOFF, "{id}: {error}: {:?}", error.kind);
+            worker.not_before = Some(now + REFUSAL_PAUSE);
+            return Err(job);
+        }
+        job.attempts += 1;
+        job.since = now;
+        worker.in_flight.push_back(job);
+        self.next_delivery += 1;
+        self.counts.sent += 1;
+        Ok(())
+    }
+
+    pub(super) fn drain_worker(&mut self, reactor: &mut Reactor, id: WorkerId, within: Duration) {
+        let now = reactor.now();
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
+        match worker.stage {
+            // It has nothing.
+            WorkerStage::Starting => return worker.kill(),
+            WorkerStage::Serving | WorkerStage::Hung => {}
+            WorkerStage::Draining if worker.drain_deadline.is_none() => {}
+            WorkerStage::Draining | WorkerStage::Killed => return,
+        }
+        if let Some(channel) = reactor.get(worker.channel) {
+            let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
+            if let Err(error) = wire::send(channel, &ToWorker::Drain { within_ms }, Vec::new()) {
+                // The channel has ended, which is going to be told.
+                log::debug!(target: log::HANDOFF, "{id}: {error}");
+            }
+        }
+        worker.stage = WorkerStage::Draining;
+        worker.drain_deadline = Some(now + within);
+    }
+
+    pub(super) fn needs_tick(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.paused.is_empty()
+            || !self.leaving.is_empty()
+            || matches!(self.life, Life::Stopping { .. })
+            || self
+                .workers
+                .iter()
+                .any(|worker| !worker.in_flight.is_empty() || worker.drain_deadline.is_some())
+    }
+
+    pub(super) fn statistics(&self) -> PoolStatistics {
+        let workers = self.workers.iter().map(|worker| WorkerStatistics {
+            id: worker.id,
+            pid: worker.pid,
+            stage: worker.stage,
+            in_flight: worker.in_flight.len(),
+            live: worker.live,
+            acknowledged: worker.acknowledged,
+            refused: worker.refused,
+        });
+        PoolStatistics {
+            waiting: self.waiting.len(),
+            in_flight: self
+                .workers
+                .iter()
+                .map(|worker| worker.in_flight.len())
+                .sum(),
+            is_paused: !self.paused.is_empty(),
+            workers: workers.collect(),
+            ..self.counts.clone()
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn has_room(&self, window: usize, now: Instant) -> bool {
+        self.stage == WorkerStage::Serving
+            && self.in_flight.len() < window
+            && self.not_before.is_none_or(|time| now >= time)
+    }
+
+    /// Whether it counts as one of those that the pool is to have.
+    pub(super) fn is_staying(&self) -> bool {
+        match self.stage {
+            // A killed one is replaced when its end is known.
+            WorkerStage::Starting
+            | WorkerStage::Serving
+            | WorkerStage::Hung
+            | WorkerStage::Killed => true,
+            WorkerStage::Draining => false,
+        }
+    }
+
+    pub(super) fn take(&mut self, delivery: u64) -> Option<Box<Job>> {
+        // Answers come in order, mostly: the first place usually.
+        let place = self
+            .in_flight
+            .iter()
+            .position(|job| job.dispatch.id == delivery)?;
+        self.in_flight.remove(place)
+    }
+
+    pub(super) fn kill(&mut self) {
+        match self.process.kill() {
+            Ok(()) => self.stage = WorkerStage::Killed,
+            Err(error) => {
+                log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", self.pid);
+            }
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(connection: Connection, now: Instant) -> Self {
+        let Connection {
+            fd,
+            peer,
+            label,
+            read,
+            unsent,
+        } = connection;
+        Self {
+            fd: Rc::new(fd),
+            dispatch: Dispatch {
+                id: 0,
+                label,
+                peer,
+                read,
+                unsent,
+            },
+            attempts: 0,
+            refused_by: Vec::new(),
+            since: now,
+        }
+    }
+
+    pub(super) fn offer(&self) -> Offer<'_> {
+        Offer {
+            peer: self.dispatch.peer,
+            label: self.dispatch.label,
+            read: &self.dispatch.read,
+        }
+    }
+
+    pub(super) fn was_refused_by(&self, id: WorkerId) -> bool {
+        self.refused_by.iter().any(|(by, _)| *by == id)
+    }
+
+    pub(super) fn into_connection(self) -> std::io::Result<Connection> {
+        let fd = match Rc::try_unwrap(self.fd) {
+            Ok(fd) => fd,
+            // A channel that is about to end has it queued.
+            Err(shared) => shared.try_clone()?,
+        };
+        Ok(Connection {
+            fd,
+            peer: self.dispatch.peer,
+            label: self.dispatch.label,
+            read: self.dispatch.read,
+            unsent: self.dispatch.unsent,
+        })
+    }
+}

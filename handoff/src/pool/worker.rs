@@ -1,0 +1,475 @@
+//! The serving side of a pool.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{AfterReadClosed, CloseReason, Context, UnixTransport, UnixTransportHandle};
+use bowline_reactor::{DelayedCall, Reactor};
+use bowline_transport::{AdoptError, Transports, describe_socket};
+
+use super::connection::Connection;
+use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
+use crate::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings, Role};
+use crate::log;
+use crate::wire::{self, Incoming};
+
+/// When an answer that the kernel has not taken yet is looked after again.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// How soon the pool learns that connections have ended by themselves; without
+/// a change the next look comes twice as late, up to [`LONGEST_REPORT`].
+const FIRST_REPORT: Duration = Duration::from_millis(50);
+
+/// How late at the most.
+const LONGEST_REPORT: Duration = Duration::from_secs(1);
+
+/// How often a draining worker looks whether its connections have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// What a worker does with connections. Any closure of the shape of
+/// [`serve`](Self::serve) is one.
+///
+/// As everywhere, its callbacks are made outside of any other callback.
+pub trait Service: 'static {
+    /// Whether a connection is wanted; called before the pool is answered. It
+    /// may be looked at, and not touched: it is not this worker's yet.
+    ///
+    /// # Errors
+    ///
+    /// The reason: the pool gives it to another worker.
+    fn admit(&mut self, reactor: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
+        let _ = (reactor, connection);
+        Ok(())
+    }
+
+    /// A connection is this worker's: the pool knows, and nobody else is going
+    /// to serve it. `live` counts it until it is dropped, so it belongs into
+    /// the protocol of the connection.
+    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live);
+
+    /// No connection comes any more: the pool has asked to end within this
+    /// time, or is gone. Connections that are between requests should be
+    /// closed.
+    fn draining(&mut self, reactor: &mut Reactor, within: Duration) {
+        let _ = (reactor, within);
+    }
+
+    /// All connections have ended, or the time for it has passed. Stops the
+    /// reactor unless overridden.
+    fn drained(&mut self, reactor: &mut Reactor) {
+        // An error says that it is stopping already, or was never run.
+        let _ = reactor.stop();
+    }
+}
+
+impl<F: FnMut(&mut Reactor, Connection, Live) + 'static> Service for F {
+    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+        self(reactor, connection, live);
+    }
+}
+
+/// Counts a connection as long as it exists.
+pub struct Live {
+    shared: Rc<Shared>,
+}
+
+impl Live {
+    fn new(shared: &Rc<Shared>) -> Self {
+        shared.live.set(shared.live.get() + 1);
+        Self {
+            shared: Rc::clone(shared),
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.shared.live.set(self.shared.live.get() - 1);
+    }
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Live({})", self.shared.live.get())
+    }
+}
+
+/// How a worker behaves.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerSettings {
+    /// How many connections it has at the most; others are refused. Default
+    /// `None`, no limit.
+    pub max_live: Option<u32>,
+    /// What becomes of connections that the pool has sent and that could not be
+    /// answered, because the pool's process is gone.
+    pub orphans: Orphans,
+    /// How long it goes on to serve what it has when the pool is gone without
+    /// having asked it to drain; default 30 s.
+    pub orphaned_timeout: Duration,
+    /// How long the pool may take to say hello; default 10 s.
+    pub start_timeout: Duration,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            max_live: None,
+            orphans: Orphans::Serve,
+            orphaned_timeout: Duration::from_secs(30),
+            start_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What a worker does with connections whose pool is gone before it could be
+/// answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Orphans {
+    /// Serves them: nobody else has them, since a [`Pool`](super::Pool) ends a
+    /// channel only with its process, or after having killed the worker. The
+    /// default.
+    Serve,
+    /// Closes them: for pools that are not this crate's.
+    Close,
+}
+
+/// The serving side of a pool, in a process of its own; see the
+/// [module](super).
+#[derive(Clone)]
+pub struct Worker {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    settings: WorkerSettings,
+    service: RefCell<Box<dyn Service>>,
+    channel: Cell<Option<UnixTransportHandle>>,
+    /// Promised to the pool, in order, and not begun.
+    promised: RefCell<VecDeque<Promised>>,
+    live: Cell<u32>,
+    reported: Cell<u32>,
+    report: Cell<Option<DelayedCall>>,
+    report_after: Cell<Duration>,
+    look_is_due: Cell<bool>,
+    stage: Cell<Stage>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Draining,
+    Drained,
+}
+
+/// A connection that may be begun when the kernel has our answer.
+struct Promised {
+    /// How many bytes the channel has sent by then.
+    answer_ends: u64,
+    connection: Connection,
+    live: Live,
+}
+
+impl Worker {
+    /// Serves what comes through `channel`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`]: the descriptor is no connected UNIX stream socket.
+    pub fn start(
+        reactor: &mut Reactor,
+        channel: OwnedFd,
+        settings: WorkerSettings,
+        service: impl Service,
+    ) -> Result<Self, AdoptError> {
+        let mut channel_settings = ChannelSettings::new(Role::WORKER, Role::DISPATCHER);
+        channel_settings.handshake_timeout = settings.start_timeout;
+        let shared = Rc::new(Shared {
+            settings,
+            service: RefCell::new(Box::new(service)),
+            channel: Cell::new(None),
+            promised: RefCell::default(),
+            live: Cell::new(0),
+            reported: Cell::new(0),
+            report: Cell::new(None),
+            report_after: Cell::new(FIRST_REPORT),
+            look_is_due: Cell::new(false),
+            stage: Cell::new(Stage::Serving),
+        });
+        let inlet = Inlet {
+            shared: Rc::clone(&shared),
+        };
+        let channel = reactor.adopt_unix_stream(channel, Channel::new(channel_settings, inlet))?;
+        shared.channel.set(Some(channel));
+        Ok(Self { shared })
+    }
+
+    /// How many connections there are.
+    pub fn live(&self) -> u32 {
+        self.shared.live.get()
+    }
+
+    /// Refuses all connections from now on, serves those that there are, and
+    /// ends: as when the pool asks for it. The pool starts another worker.
+    pub fn drain(&self, reactor: &mut Reactor, within: Duration) {
+        let shared = Rc::clone(&self.shared);
+        reactor.defer(move |reactor| shared.drain(reactor, within));
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("live", &self.shared.live.get())
+            .field("promised", &self.shared.promised.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Judges a connection that the pool offers.
+    fn judge(
+        &self,
+        reactor: &mut Reactor,
+        dispatch: Dispatch,
+        mut descriptors: Vec<OwnedFd>,
+        lost: usize,
+    ) -> Result<Connection, Refusal> {
+        if self.stage.get() != Stage::Serving {
+            return Err(Refusal::Draining);
+        }
+        if lost > 0 {
+            return Err(Refusal::DescriptorLost);
+        }
+        let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
+            return Err(Refusal::WrongKind);
+        };
+        let kind = describe_socket(fd.as_fd()).map_err(|_| Refusal::WrongKind)?;
+        if !kind.is_stream || kind.is_listening {
+            return Err(Refusal::WrongKind);
+        }
+        let limit = self.settings.max_live.unwrap_or(u32::MAX);
+        if self.live.get() >= limit {
+            return Err(Refusal::Overloaded);
+        }
+        let connection = Connection {
+            peer: dispatch.peer,
+            label: dispatch.label,
+            read: dispatch.read,
+            unsent: dispatch.unsent,
+            ..Connection::new(fd)
+        };
+        self.service.borrow_mut().admit(reactor, &connection)?;
+        Ok(connection)
+    }
+
+    /// Begins to serve what the pool knows to be ours.
+    fn begin(self: &Rc<Self>, reactor: &mut Reactor) {
+        self.look_is_due.set(false);
+        loop {
+            let sent = self
+                .channel
+                .get()
+                .and_then(|channel| reactor.get(channel))
+                .map(|channel| channel.bytes_sent());
+            // Without a channel, its end has settled what becomes of the rest.
+            let Some(sent) = sent else { return };
+            let mut promised = self.promised.borrow_mut();
+            match promised.front() {
+                None => return,
+                Some(first) if first.answer_ends > sent => break,
+                Some(_) => {}
+            }
+            let first = promised.pop_front();
+            drop(promised);
+            if let Some(first) = first {
+                self.serve(reactor, first);
+            }
+        }
+        // The pool does not read: it is stopped, or busy.
+        self.look_is_due.set(true);
+        let shared = Rc::clone(self);
+        reactor.call_later(LOOK_AGAIN, move |reactor| shared.begin(reactor));
+    }
+
+    fn begin_later(self: &Rc<Self>, reactor: &mut Reactor) {
+        if !self.look_is_due.replace(true) {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.begin(reactor));
+        }
+    }
+
+    fn serve(self: &Rc<Self>, reactor: &mut Reactor, promised: Promised) {
+        let Promised {
+            connection, live, ..
+        } = promised;
+        self.service.borrow_mut().serve(reactor, connection, live);
+    }
+
+    // Reports.
+
+    fn report_later(self: &Rc<Self>, reactor: &mut Reactor) {
+        if self.report.get().is_none() {
+            let after = if self.stage.get() == Stage::Draining {
+                DRAIN_LOOK
+            } else {
+                self.report_after.get()
+            };
+            let shared = Rc::clone(self);
+            let call = reactor.call_later(after, move |reactor| {
+                shared.report.set(None);
+                shared.report(reactor);
+            });
+            self.report.set(Some(call));
+        }
+    }
+
+    fn report(self: &Rc<Self>, reactor: &mut Reactor) {
+        let live = self.live.get();
+        if live == self.reported.get() {
+            let longer = self.report_after.get() * 2;
+            self.report_after.set(longer.min(LONGEST_REPORT));
+        } else {
+            self.report_after.set(FIRST_REPORT);
+            if let Some(channel) = self.channel.get()
+                && let Some(channel) = reactor.get(channel)
+            {
+                self.say(channel, &FromWorker::Load { live });
+            }
+        }
+        if self.stage.get() == Stage::Draining && live == 0 {
+            self.drained(reactor);
+        } else if live > 0 {
+            self.report_later(reactor);
+        }
+    }
+
+    fn say<T: UnixTransport + ?Sized>(&self, channel: &mut T, message: &FromWorker) {
+        self.reported.set(self.live.get());
+        if let Err(error) = wire::send(channel, message, Vec::new()) {
+            // The channel has ended, which is going to be told.
+            log::debug!(target: log::HANDOFF, "cannot answer the pool: {error}");
+        }
+    }
+
+    // Ending.
+
+    fn drain(self: &Rc<Self>, reactor: &mut Reactor, within: Duration) {
+        if self.stage.get() != Stage::Serving {
+            return;
+        }
+        self.stage.set(Stage::Draining);
+        self.service.borrow_mut().draining(reactor, within);
+        let late = Rc::clone(self);
+        reactor.call_later(within, move |reactor| late.drained(reactor));
+        if let Some(report) = self.report.take() {
+            // It may have run.
+            let _ = report.cancel(reactor);
+        }
+        self.report_later(reactor);
+    }
+
+    fn drained(self: &Rc<Self>, reactor: &mut Reactor) {
+        if self.stage.replace(Stage::Drained) == Stage::Drained {
+            return;
+        }
+        if let Some(channel) = self.channel.get()
+            && let Some(channel) = reactor.get(channel)
+        {
+            channel.lose_connection();
+        }
+        let shared = Rc::clone(self);
+        reactor.defer(move |reactor| shared.service.borrow_mut().drained(reactor));
+    }
+}
+
+/// The worker's end of its channel.
+struct Inlet {
+    shared: Rc<Shared>,
+}
+
+impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
+    type Message = ToWorker;
+
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<ToWorker>) {
+        let shared = &self.shared;
+        let dispatch = match incoming.message {
+            ToWorker::Drain { within_ms } => {
+                let shared = Rc::clone(shared);
+                let within = Duration::from_millis(within_ms.into());
+                // After what was promised before.
+                shared.begin_later(cx.reactor);
+                cx.reactor
+                    .defer(move |reactor| shared.drain(reactor, within));
+                return;
+            }
+            ToWorker::Dispatch(dispatch) => dispatch,
+        };
+        let id = dispatch.id;
+        let judged = shared.judge(cx.reactor, dispatch, incoming.descriptors, incoming.lost);
+        match judged {
+            Ok(connection) => {
+                let live = Live::new(shared);
+                let answer = FromWorker::Accepted {
+                    id,
+                    live: shared.live.get(),
+                };
+                shared.say(cx.transport, &answer);
+                let unsent = cx.transport.unsent_bytes() as u64;
+                shared.promised.borrow_mut().push_back(Promised {
+                    answer_ends: cx.transport.bytes_sent() + unsent,
+                    connection,
+                    live,
+                });
+                shared.begin_later(cx.reactor);
+                shared.report_after.set(FIRST_REPORT);
+                shared.report_later(cx.reactor);
+            }
+            Err(reason) => {
+                log::debug!(target: log::HANDOFF, "refused delivery {id}: {reason}");
+                let live = shared.live.get();
+                shared.say(cx.transport, &FromWorker::Refused { id, reason, live });
+            }
+        }
+    }
+
+    fn read_channel_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
+        AfterReadClosed::EndConnection
+    }
+
+    fn channel_lost(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        let shared = &self.shared;
+        shared.channel.set(None);
+        if let Some(error) = error {
+            log::warn!(target: log::HANDOFF, "channel of the pool: {error}");
+        }
+        if matches!(reason, CloseReason::ReactorStopped) {
+            shared.promised.borrow_mut().clear();
+            return;
+        }
+        let sent = cx.transport.bytes_sent();
+        let promised = mem::take(&mut *shared.promised.borrow_mut());
+        let is_ours = |promised: &Promised| {
+            promised.answer_ends <= sent || shared.settings.orphans == Orphans::Serve
+        };
+        for promised in promised.into_iter().filter(is_ours) {
+            let shared = Rc::clone(shared);
+            cx.reactor
+                .defer(move |reactor| shared.serve(reactor, promised));
+        }
+        let shared = Rc::clone(shared);
+        cx.reactor
+            .defer(move |reactor| shared.drain(reactor, shared.settings.orphaned_timeout));
+    }
+}
