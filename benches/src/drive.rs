@@ -80,8 +80,19 @@ pub(crate) fn count_instructions(
     job: Job,
     rounds: usize,
 ) -> io::Result<Vec<(Measure, f64)>> {
-    let warm = collected(peer, job, 0)?;
-    let all = collected(peer, job, rounds)?;
+    let server_turn = |rounds: usize| {
+        let arguments = [
+            "drive",
+            peer.name(),
+            job.task.name(),
+            job.family.name(),
+            &job.message.to_string(),
+            &rounds.to_string(),
+        ];
+        collected("*drive::server_turn*", &arguments.map(String::from))
+    };
+    let warm = server_turn(0)?;
+    let all = server_turn(rounds)?;
     Ok(match (warm, all) {
         (Some(warm), Some(all)) => {
             let each = (all - warm) as f64 / (rounds * CONNECTIONS) as f64;
@@ -91,13 +102,14 @@ pub(crate) fn count_instructions(
     })
 }
 
-fn collected(peer: Peer, job: Job, rounds: usize) -> io::Result<Option<u64>> {
+/// How many instructions this program takes with `arguments` inside of one
+/// function; nothing without valgrind.
+pub(crate) fn collected(function: &str, arguments: &[String]) -> io::Result<Option<u64>> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg("--toggle-collect=*drive::server_turn*")
+        .arg(format!("--toggle-collect={function}"))
         .arg(env::current_exe()?)
-        .args(["drive", peer.name(), job.task.name(), job.family.name()])
-        .args([job.message.to_string(), rounds.to_string()])
+        .args(arguments)
         .output();
     let output = match output {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -9,6 +9,9 @@
 //!     --span MS        how long each time
 //!     --write FILE     the table as Markdown, with the machine's description
 //!     --svg FILE       a picture of it
+//!
+//! cargo run --release -p bowline-bench -- ceilings benches/CEILINGS
+//!                      bowline's instructions, held against a file
 //! ```
 //!
 //! Each server is a process of its own, started fresh for every round and bound
@@ -22,6 +25,7 @@
     reason = "a program that prints"
 )]
 
+mod ceilings;
 mod child;
 mod drive;
 mod load;
@@ -58,6 +62,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             job(task, family, message)?,
             rounds.parse()?,
         )?),
+        ["ceilings", file] => match ceilings::check(file)? {
+            true => Ok(()),
+            false => Err("more instructions than the ceiling allows".into()),
+        },
+        ["steady", timed] => Ok(ceilings::drive(find(&Timed::ALL, Timed::name, timed)?)?),
         ["time", peer, timed, count] => time(peer, timed, count),
         _ => Err(USAGE.into()),
     }

@@ -1,0 +1,150 @@
+//! The user-space instructions that bowline takes, held against a file: a
+//! regression then fails by a number that no machine's mood changes.
+
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use ::bowline::{Clock, DelayedCall, Reactor, Sleep};
+
+use crate::drive::{collected, count_instructions};
+use crate::peers::{Family, Job, Peer, Task};
+use crate::timers::{self, Timed};
+
+const ROUNDS: usize = 100;
+const TIMERS: usize = 20_000;
+/// Between two turns while timers fire: a busy loop.
+const STEP: Duration = Duration::from_micros(100);
+
+/// Counts what each line of the file names; whether all stay below.
+///
+/// A line is a number and a name; what follows a `#` is not read.
+pub(crate) fn check(path: &str) -> io::Result<bool> {
+    let mut is_kept = true;
+    println!("{:>9} {:>9}  instructions per", "counted", "ceiling");
+    for line in fs::read_to_string(path)?.lines() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let Some((ceiling, name)) = line.split_once(' ') else {
+            continue;
+        };
+        let ceiling: f64 = ceiling.parse().map_err(io::Error::other)?;
+        let counted = count(name.trim())?;
+        let verdict = if counted > ceiling { "  TOO MANY" } else { "" };
+        println!("{counted:9.1} {ceiling:9.1}  {}{verdict}", name.trim());
+        is_kept &= counted <= ceiling;
+    }
+    Ok(is_kept)
+}
+
+fn count(name: &str) -> io::Result<f64> {
+    let echo = |task, family| {
+        let job = Job {
+            task,
+            family,
+            message: 64,
+        };
+        let counted = count_instructions(Peer::Bowline, job, ROUNDS)?;
+        io::Result::Ok(counted.first().map(|(_, count)| *count))
+    };
+    let counted = match name {
+        "echo, TCP" => echo(Task::Echo, Family::Tcp)?,
+        "echo, UNIX" => echo(Task::Echo, Family::Unix)?,
+        "echo, UNIX with the mixin" => echo(Task::EchoMixin, Family::Unix)?,
+        "timer scheduled and fired" => steady(Timed::Fire)?,
+        "timer scheduled and cancelled" => steady(Timed::Cancel)?,
+        "timer reset" => steady(Timed::Reset)?,
+        _ => {
+            let text = format!("nobody can count {name}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+    };
+    counted.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "valgrind is not installed"))
+}
+
+fn steady(timed: Timed) -> io::Result<Option<f64>> {
+    let arguments = ["steady", timed.name()].map(String::from);
+    let all = collected("*ceilings::counted*", &arguments)?;
+    Ok(all.map(|all| all as f64 / TIMERS as f64))
+}
+
+/// The process that is counted: timers on a clock that is moved by hand, once
+/// for memory to be there, and once more to be counted.
+pub(crate) fn drive(timed: Timed) -> io::Result<()> {
+    let clock = Stepped(Rc::new(Cell::new(Instant::now())));
+    let mut reactor = Reactor::with_clock(clock.clone())?;
+    reactor.start().map_err(io::Error::other)?;
+    let fired = Rc::new(Cell::new(0));
+    let calls = schedule(&mut reactor, &fired);
+    finish(&mut reactor, timed, &clock, &fired, calls);
+    fired.set(0);
+    match timed {
+        Timed::Reset => {
+            let calls = schedule(&mut reactor, &fired);
+            counted(|| move_all(&mut reactor, &calls));
+        }
+        _ => counted(|| {
+            let calls = schedule(&mut reactor, &fired);
+            finish(&mut reactor, timed, &clock, &fired, calls);
+        }),
+    }
+    if timed == Timed::Fire {
+        assert_eq!(fired.get(), TIMERS, "calls that ran");
+    }
+    Ok(())
+}
+
+/// callgrind knows it by its name.
+#[inline(never)]
+fn counted(work: impl FnOnce()) {
+    work();
+}
+
+fn schedule(reactor: &mut Reactor, fired: &Rc<Cell<usize>>) -> Vec<DelayedCall> {
+    timers::delays(TIMERS)
+        .map(|delay| {
+            let fired = Rc::clone(fired);
+            reactor.call_later(delay, move |_| fired.set(fired.get() + 1))
+        })
+        .collect()
+}
+
+fn move_all(reactor: &mut Reactor, calls: &[DelayedCall]) {
+    for (call, delay) in calls.iter().zip(timers::moved_delays(TIMERS)) {
+        call.reset(reactor, delay).expect("it waits");
+    }
+}
+
+fn finish(
+    reactor: &mut Reactor,
+    timed: Timed,
+    clock: &Stepped,
+    fired: &Cell<usize>,
+    calls: Vec<DelayedCall>,
+) {
+    if timed == Timed::Fire {
+        while fired.get() < TIMERS {
+            clock.0.set(clock.0.get() + STEP);
+            reactor.turn(Some(Duration::ZERO));
+        }
+    } else {
+        for call in calls {
+            call.cancel(reactor).expect("it waits");
+        }
+    }
+}
+
+/// A clock that is moved by hand, and never waited for.
+#[derive(Clone)]
+struct Stepped(Rc<Cell<Instant>>);
+
+impl Clock for Stepped {
+    fn now(&self) -> Instant {
+        self.0.get()
+    }
+
+    fn before_sleep(&self, _: Option<Instant>) -> Sleep {
+        Sleep::Skip
+    }
+}
