@@ -4,6 +4,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod own_process;
 

@@ -14,17 +14,31 @@ const IS_CHILD: &str = "BOWLINE_TEST_CHILD";
 /// only the test `name` of the module `module` (`module_path!()`).
 #[track_caller]
 pub(crate) fn in_own_process(module: &str, name: &str, test: impl FnOnce()) {
+    in_own_process_with(module, name, |_| (), test);
+}
+
+/// As [`in_own_process`]; `prepare` adds to the command that starts it, and
+/// answers what is to be kept until it has ended.
+#[track_caller]
+pub(crate) fn in_own_process_with<K>(
+    module: &str,
+    name: &str,
+    prepare: impl FnOnce(&mut Command) -> K,
+    test: impl FnOnce(),
+) {
     if std::env::var_os(IS_CHILD).is_some() {
         return test();
     }
     let ledger = DescriptorLedger::open();
     let module = module.split_once("::").expect("a module").1;
-    let output = Command::new(std::env::current_exe().expect("it runs"))
+    let mut command = Command::new(std::env::current_exe().expect("it runs"));
+    command
         .args(["--exact", &format!("{module}::{name}"), "--nocapture"])
         .arg("--test-threads=1")
-        .env(IS_CHILD, "1")
-        .output()
-        .expect("it starts");
+        .env(IS_CHILD, "1");
+    let kept = prepare(&mut command);
+    let output = command.output().expect("it starts");
+    drop(kept);
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

@@ -5,6 +5,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{self, AssertUnwindSafe};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -17,6 +18,10 @@ use crate::log;
 use crate::sys::TimerFd;
 use crate::token::Token;
 use crate::triggers::{Phase, SystemEvent};
+
+/// How long a turn waits whose poll failed; a hundred log lines a second tell
+/// enough.
+const POLL_RETRY: Duration = Duration::from_millis(10);
 
 impl Reactor {
     // The phases of a turn.
@@ -39,15 +44,22 @@ impl Reactor {
 
     fn poll_phase(&mut self, events: &mut mio::Events, timeout: Option<Duration>) {
         let timeout = self.poll_timeout(timeout);
-        match self.poll.poll(events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
-            Err(error) => {
-                events.clear();
-                log::error!(target: log::REACTOR, "cannot poll: {error}");
+        if let Err(error) = self.poll.poll(events, timeout) {
+            events.clear();
+            if error.kind() != io::ErrorKind::Interrupted {
+                Self::poll_failed(&error, timeout);
             }
         }
         self.now.set(None);
+    }
+
+    /// Waits a little in place of the poll, so that a loop whose poller is broken,
+    /// by a program that closed its descriptor say, neither spins nor loses its
+    /// timers.
+    #[cold]
+    fn poll_failed(error: &io::Error, timeout: Option<Duration>) {
+        log::error!(target: log::REACTOR, "cannot poll: {error}");
+        thread::sleep(timeout.map_or(POLL_RETRY, |timeout| timeout.min(POLL_RETRY)));
     }
 
     fn calls_phase(&mut self) {

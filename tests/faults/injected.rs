@@ -1,0 +1,279 @@
+//! Every call that the loop makes fails once, with every error that the kernel
+//! may answer.
+
+#![allow(
+    clippy::print_stderr,
+    reason = "what was tried is shown beside the figures"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use bowline::testing::Random;
+use rustix::io::Errno;
+
+use crate::journal;
+use crate::scenarios::{self, Run, Scenario};
+use crate::support::faults::{Call, Faults, with_faults};
+use crate::support::figures::{Bound, Figures, is_full};
+use crate::support::open_descriptors;
+
+/// How many of the points the short form tries.
+const SAMPLED: usize = 600;
+/// Replays one: `servers/Recv/3/1/104`, as a failure says.
+const REPLAY: &str = "BOWLINE_FAULT";
+
+/// A call that is to fail.
+#[derive(Clone, Copy)]
+struct Point {
+    name: &'static str,
+    scenario: Scenario,
+    call: Call,
+    nth: u32,
+    times: u32,
+    error: Errno,
+}
+
+impl Point {
+    fn path(&self) -> String {
+        let Self {
+            name,
+            call,
+            nth,
+            times,
+            error,
+            ..
+        } = self;
+        format!("{name}/{call:?}/{nth}/{times}/{}", error.raw_os_error())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
+enum Outcome {
+    /// As if nothing had happened.
+    Recovered,
+    /// Something is over, and the program was told.
+    CleanError,
+    /// The call was not made this time.
+    NotReached,
+    Violated,
+}
+
+/// Reliability T-34: whichever call fails, with whatever error, the loop
+/// recovers or says what is over; nothing leaks, spins or hangs.
+#[test]
+fn whatever_call_fails_the_loop_recovers_or_ends_cleanly() {
+    with_faults(
+        module_path!(),
+        "whatever_call_fails_the_loop_recovers_or_ends_cleanly",
+        |faults| {
+            let folder = tempfile::tempdir().expect("a folder");
+            watch_over_hangs();
+            let points = points(faults, folder.path());
+            let all = points.len();
+            let chosen = choose(points);
+            let mut outcomes = BTreeMap::new();
+            let mut failures = Vec::new();
+            let mut by_call = BTreeMap::<Call, [usize; 2]>::new();
+            for point in &chosen {
+                let (outcome, said) = run(faults, folder.path(), point);
+                *outcomes.entry(outcome).or_insert(0_usize) += 1;
+                match outcome {
+                    Outcome::Recovered => by_call.entry(point.call).or_default()[0] += 1,
+                    Outcome::CleanError => by_call.entry(point.call).or_default()[1] += 1,
+                    Outcome::Violated => failures.push(format!("{}: {said}", point.path())),
+                    Outcome::NotReached => {}
+                }
+            }
+            for (call, [recovered, ended]) in by_call {
+                eprintln!("{call:?}: {recovered} recovered, {ended} ended cleanly");
+            }
+            let of = |outcome| outcomes.get(&outcome).copied().unwrap_or(0);
+            assert!(
+                failures.is_empty(),
+                "{} of {} points, each replayed with {REPLAY}=...:\n{}",
+                failures.len(),
+                chosen.len(),
+                failures.join("\n")
+            );
+            let injected = of(Outcome::Recovered) + of(Outcome::CleanError);
+            let (least, least_there) = if std::env::var_os(REPLAY).is_some() {
+                (0, 0)
+            } else if is_full() {
+                (5_000, 5_000)
+            } else {
+                (500, 5_000)
+            };
+            Figures::of("T-34")
+                .must(
+                    "places and errors there are",
+                    all,
+                    Bound::AtLeast,
+                    least_there,
+                )
+                .must("faults injected", injected, Bound::AtLeast, least)
+                .must("recovered", of(Outcome::Recovered), Bound::AtLeast, 1)
+                .must("ended cleanly", of(Outcome::CleanError), Bound::AtLeast, 0)
+                .must(
+                    "crashes, leaks, spins and hangs",
+                    failures.len(),
+                    Bound::Exactly,
+                    0,
+                );
+        },
+    );
+}
+
+/// A poller that is broken for good, by a program that closed a descriptor that
+/// it did not own, say.
+#[test]
+fn loop_that_cannot_poll_runs_its_timers_and_does_not_spin() {
+    with_faults(
+        module_path!(),
+        "loop_that_cannot_poll_runs_its_timers_and_does_not_spin",
+        |faults| {
+            let mut reactor = bowline::Reactor::new().unwrap();
+            let due = std::rc::Rc::new(std::cell::Cell::new(false));
+            let called = std::rc::Rc::clone(&due);
+            reactor.call_later(Duration::from_millis(500), move |_| called.set(true));
+            faults.fail(Call::EpollWait, 0, u32::MAX, Errno::BADF);
+            faults.arm();
+            while !due.get() {
+                reactor.turn(None);
+            }
+            faults.disarm();
+            assert!(faults.fired() > 0);
+            let turns = reactor.statistics().turns;
+            assert!(turns <= 500, "{turns} turns in half a second");
+        },
+    );
+}
+
+/// All points: what each scenario calls when nothing fails, times the errors.
+fn points(faults: &Faults, folder: &std::path::Path) -> Vec<Point> {
+    let mut points = Vec::new();
+    for (name, scenario) in scenarios::ALL {
+        // The first run sets up what stays, a logger say.
+        for _ in 0..2 {
+            faults.reset();
+            journal::start();
+            let run = scenario(faults, folder);
+            assert!(
+                run.is_complete && run.violations.is_empty(),
+                "{name} without a fault: {run:?}, {:?}",
+                journal::lines()
+            );
+        }
+        for call in Call::ALL {
+            // std talks to itself there, and panics when it cannot.
+            if name == "children" && matches!(call, Call::Recv | Call::Send) {
+                continue;
+            }
+            for nth in 0..faults.count(call) {
+                for &error in call.errors() {
+                    for times in [1, 4] {
+                        points.push(Point {
+                            name,
+                            scenario,
+                            call,
+                            nth,
+                            times,
+                            error,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    points
+}
+
+fn choose(mut points: Vec<Point>) -> Vec<Point> {
+    if let Ok(path) = std::env::var(REPLAY) {
+        points.retain(|point| point.path() == path);
+        assert!(!points.is_empty(), "no such point");
+        return points;
+    }
+    if is_full() {
+        return points;
+    }
+    let mut random = Random::new(34);
+    // Each call with each error at least once, then any.
+    let mut chosen = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for index in (1..points.len()).rev() {
+        points.swap(index, random.below(index + 1));
+    }
+    points.retain(|point| {
+        let is_new = seen.insert((point.name, point.call, point.error.raw_os_error()));
+        if is_new && chosen.len() < SAMPLED {
+            chosen.push(*point);
+        }
+        !is_new
+    });
+    let left = SAMPLED.saturating_sub(chosen.len());
+    chosen.extend(points.into_iter().take(left));
+    chosen
+}
+
+/// Counts runs, so that a hang inside of one is noticed.
+static RUNS: AtomicU64 = AtomicU64::new(0);
+
+/// Ends the process when a run does not come back at all.
+fn watch_over_hangs() {
+    thread::spawn(|| {
+        let mut before = u64::MAX;
+        loop {
+            thread::sleep(Duration::from_secs(60));
+            let now = RUNS.load(Ordering::Relaxed);
+            if now == before {
+                eprintln!("a call does not return");
+                std::process::abort();
+            }
+            before = now;
+        }
+    });
+}
+
+fn run(faults: &Faults, folder: &std::path::Path, point: &Point) -> (Outcome, String) {
+    RUNS.fetch_add(1, Ordering::Relaxed);
+    let before = open_descriptors();
+    journal::start();
+    faults.reset();
+    faults.fail(point.call, point.nth, point.times, point.error);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        (point.scenario)(faults, folder)
+    }));
+    faults.disarm();
+    let fired = faults.fired();
+    let Run {
+        is_complete,
+        mut violations,
+    } = caught.unwrap_or_else(|_| Run {
+        is_complete: false,
+        violations: vec!["a panic".into()],
+    });
+    let after = open_descriptors();
+    if after != before {
+        violations.push(format!("leaked {:?}", after.difference(&before)));
+    }
+    let said = journal::lines();
+    if !is_complete && said.is_empty() {
+        violations.push("nothing was said".into());
+    }
+    if violations.is_empty() {
+        let outcome = match (fired, is_complete) {
+            (0, _) => Outcome::NotReached,
+            (_, true) => Outcome::Recovered,
+            (_, false) => Outcome::CleanError,
+        };
+        (outcome, String::new())
+    } else {
+        (
+            Outcome::Violated,
+            format!("{}; said {said:?}", violations.join("; ")),
+        )
+    }
+}

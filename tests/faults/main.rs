@@ -1,0 +1,10 @@
+//! Calls that fail, whichever one it is: the reactor goes on, or says cleanly
+//! what is over.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod injected;
+mod journal;
+mod peers;
+mod scenarios;
