@@ -7,3 +7,4 @@ mod support;
 
 mod pump;
 mod simulation;
+mod tokens;
