@@ -6,5 +6,6 @@ mod support;
 
 mod injected;
 mod journal;
+mod panics;
 mod peers;
 mod scenarios;

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod panics;
 mod pump;
 mod simulation;
 mod tokens;
