@@ -46,6 +46,7 @@
 //! | do something later | [`Reactor::call_later`], [`DelayedCall`] |
 //! | do something at intervals | [`Reactor::call_every`], [`PeriodicCall`] |
 //! | keep a fast source from a slow sink | [`Producer`], [`Transport::register_producer`], [`Watermarks`] |
+//! | send a file | [`FileSender`] |
 //! | pass a descriptor | [`UnixTransport::send_file_descriptor`] |
 //! | pass descriptors with one message exactly | [`UnixTransport::write_with_descriptors`] |
 //! | receive descriptors | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
@@ -118,8 +119,8 @@ pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
-    Factory, FailedAttempt, LookupError, Origin, Producer, ProducerKind, ProducerRef, Protocol,
-    RegisterProducerError, SocketFile,
+    Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender, FileSent, LookupError,
+    Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError, SocketFile,
 };
 
 // Connections, listeners and connectors, as callbacks see them.

@@ -13,6 +13,7 @@ mod context;
 mod descriptors;
 mod error;
 mod factory;
+mod file_sender;
 pub mod framing;
 mod log;
 pub mod policies;
@@ -32,6 +33,7 @@ pub use crate::factory::{
     Acceptor, BuildContext, Connector, ConnectorHandle, ConnectorState, Factory, Listener,
     ListenerHandle, Origin, SocketFile,
 };
+pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
 pub use crate::reason::CloseReason;

@@ -10,6 +10,7 @@ mod acceptor;
 mod adoption;
 mod bytes;
 mod connectors;
+mod files;
 mod listeners;
 mod options;
 mod producers;
