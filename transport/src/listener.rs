@@ -337,7 +337,12 @@ impl<S: Service> ListeningSocket<S> {
         // Written only now: a log line could have taken the freed number.
         if let Some(peer) = shed {
             Ledger::add(&control.shared.ledger.shed, 1);
-            log::debug!(target: log::TRANSPORT, "{}: no descriptors: closed {}", control.token, peer_address(&peer));
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: no descriptors: gave up the reserve to close {}",
+                control.token,
+                peer_address(&peer),
+            );
         }
         if !control.is_short {
             control.is_short = true;
@@ -391,6 +396,8 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
         if self.control.retry == Some(call) {
             self.control.retry = None;
+            // Somebody else may have taken its number, the last time.
+            self.control.shared.fill_reserve();
         }
         self.work(reactor)
     }

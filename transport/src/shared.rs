@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     /// A descriptor kept for the day when there are no more: it is given up to
     /// accept, and close, one connection.
     reserve: RefCell<Option<OwnedFd>>,
+    /// Whether it could not be had, the last time.
+    is_reserve_missed: Cell<bool>,
     /// Who finds the addresses of host names; made when first asked.
     resolver: RefCell<Option<SharedResolver>>,
     /// Connections about to be detached: nothing may happen to them any more.
@@ -115,6 +117,7 @@ impl Shared {
             held: RefCell::new(Vec::new()),
             holds: Cell::new(0),
             reserve: RefCell::new(None),
+            is_reserve_missed: Cell::new(false),
             resolver: RefCell::new(None),
         })
     }
@@ -208,16 +211,27 @@ impl Shared {
         drop(earlier);
     }
 
-    /// Takes the reserve descriptor, to be there when there are no others.
+    /// Takes the reserve descriptor, to be there when there are no others. That
+    /// it cannot be had is logged once, until it can.
     pub(crate) fn fill_reserve(&self) {
         let mut reserve = self.reserve.borrow_mut();
-        if reserve.is_none() {
-            match open_anything() {
-                Ok(fd) => *reserve = Some(fd),
-                Err(error) => log::warn!(
-                    target: log::TRANSPORT,
-                    "cannot take a reserve descriptor: {error}"
-                ),
+        if reserve.is_some() {
+            return;
+        }
+        match open_anything() {
+            Ok(fd) => {
+                *reserve = Some(fd);
+                if self.is_reserve_missed.replace(false) {
+                    log::debug!(target: log::TRANSPORT, "there is a reserve descriptor again");
+                }
+            }
+            Err(error) => {
+                if !self.is_reserve_missed.replace(true) {
+                    log::warn!(
+                        target: log::TRANSPORT,
+                        "cannot take a reserve descriptor: {error}"
+                    );
+                }
             }
         }
     }
