@@ -5,10 +5,18 @@ mod capture;
 #[path = "support/mod.rs"]
 mod support;
 
+use std::io::Write;
+use std::num::NonZeroU64;
+use std::os::unix::net::UnixStream as Client;
 use std::time::Duration;
 
+use bowline::policies::{
+    Backoff, IdleTimeout, Jitter, LimitConnections, Rate, Reconnecting, ThrottleReading,
+};
+use bowline::testing::ManualClock;
 use bowline::{
-    Address, CloseReason, Context, Phase, Protocol, Reactor, SystemEvent, Transport, Transports,
+    Address, BuildContext, CloseReason, Context, Factory, Phase, Protocol, Reactor, SystemEvent,
+    Transport, Transports,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -108,7 +116,7 @@ fn each_panic_is_logged_once_and_says_whose_it_is() {
     reactor
         .adopt_unix_stream(ours.into(), Fragile(record.clone()))
         .unwrap();
-    std::io::Write::write_all(&mut theirs, b"x").unwrap();
+    theirs.write_all(b"x").unwrap();
     run_until(&mut reactor, |_| record.is_lost());
     let lines = capture::lines(&message);
     assert_eq!(lines.len(), 1);
@@ -127,5 +135,181 @@ fn each_panic_is_logged_once_and_says_whose_it_is() {
         assert_eq!(capture::lines(&message).len(), 1, "{text}");
     }
     drop((reactor, remote, theirs));
+    ledger.assert_balanced();
+}
+
+/// Contract G-05: whose name is the factory's own, or the protocol's that a
+/// closure builds.
+#[test]
+fn factories_are_said_to_start_and_to_stop() {
+    struct Doors;
+    impl<T: Transport> Factory<T> for Doors {
+        type Protocol = Recorder;
+
+        fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {
+            None
+        }
+    }
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let mut reactor = Reactor::new().unwrap();
+    let any = ([127, 0, 0, 1], 0).into();
+    let listeners = [
+        reactor.listen_tcp(any, Doors).unwrap(),
+        reactor
+            .listen_tcp(any, |_: &Address| Fragile(Record::default()))
+            .unwrap(),
+        reactor.listen_tcp(any, IdleTimeout::new(Doors)).unwrap(),
+    ];
+    run_until_quiet(&mut reactor);
+    let count = |what: &str| capture::lines(&format!("{what} factory ")).len();
+    assert_eq!((count("starting"), count("stopping")), (3, 0));
+    assert_eq!(capture::lines("starting factory Doors").len(), 2);
+    assert_eq!(capture::lines("starting factory Fragile").len(), 1);
+    for listener in listeners {
+        reactor.get(listener).unwrap().stop_listening();
+    }
+    run_until_quiet(&mut reactor);
+    assert_eq!((count("starting"), count("stopping")), (3, 3));
+
+    // A connector starts it once, however many attempts there are.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let backoff = Backoff::new().first(Duration::ZERO).jitter(Jitter::None);
+    let factory = Reconnecting::new(Doors)
+        .backoff(backoff)
+        .max_retries(Some(1));
+    reactor.connect_tcp(address, factory).unwrap();
+    run_until(&mut reactor, |reactor| reactor.registered() == 0);
+    assert_eq!((count("starting"), count("stopping")), (4, 4));
+    assert_eq!(capture::lines(&format!("connecting to {address}")).len(), 2);
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+/// Contract G-12.
+#[test]
+fn signals_and_the_end_of_the_loop_are_logged() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let signal = rustix::process::Signal::USR2;
+    let mut reactor = Reactor::new().unwrap();
+    reactor
+        .on_signals(&[signal.as_raw()], |reactor, _| reactor.stop().unwrap())
+        .unwrap();
+    reactor.call_soon(move |_| {
+        assert!(capture::lines("the loop has ended").is_empty());
+        rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
+    });
+    reactor.run().unwrap();
+    let received = format!("received signal {}", signal.as_raw());
+    assert_eq!(capture::lines(&received).len(), 1);
+    assert_eq!(capture::lines("the loop has ended").len(), 1);
+
+    reactor.call_soon(|reactor| reactor.crash().unwrap());
+    reactor.run().unwrap();
+    assert_eq!(capture::lines("the loop begins").len(), 2);
+    assert_eq!(
+        capture::lines("the loop ends, and leaves everything").len(),
+        1
+    );
+    assert_eq!(capture::lines("the loop has ended").len(), 1);
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+/// Contract G-12.
+#[test]
+fn limits_and_throttling_are_logged() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    let record = Record::default();
+    let recorder = Recorder::new(&record);
+    let rate = Rate::per_second(NonZeroU64::new(10).unwrap());
+    let throttled =
+        ThrottleReading::new(move |_: &Address| recorder.clone()).per_connection(Some(rate));
+    let limited = LimitConnections::new(throttled).total(Some(1));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    reactor.listen_unix(path.clone(), limited).unwrap();
+    let mut first = Client::connect(&path).unwrap();
+    run_until(&mut reactor, |_| !record.summary().is_empty());
+    assert!(capture::lines("declined").is_empty());
+    let second = Client::connect(&path).unwrap();
+    run_until(&mut reactor, |_| {
+        !capture::lines("declined a connection with unnamed: 1 are open").is_empty()
+    });
+
+    assert!(capture::lines("throttling").is_empty());
+    first.write_all(&[0; 30]).unwrap();
+    run_until(&mut reactor, |_| record.data().len() == 30);
+    let held = capture::lines("throttling: unnamed is not read for 2.000 seconds");
+    assert_eq!(held.len(), 1, "{:?}", capture::lines("throttling"));
+    assert!(capture::lines("throttling ends").is_empty());
+    clock.advance(Duration::from_secs(2));
+    run_until_quiet(&mut reactor);
+    assert_eq!(
+        capture::lines("throttling ends: 1 connections are read again").len(),
+        1
+    );
+    drop((reactor, first, second, directory));
+    ledger.assert_balanced();
+}
+
+/// Contract S-32, G-02: what the kernel is asked to add is of no kind that we
+/// know (`SO_INQ`, Linux 6.17).
+#[test]
+fn ancillary_data_of_an_unknown_kind_is_logged_once_and_does_no_harm() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let (ours, mut theirs) = socketpair();
+    let set = "import socket; socket.socket(fileno=0).setsockopt(socket.SOL_SOCKET, 84, 1)";
+    let python = std::process::Command::new("python3")
+        .args(["-c", set])
+        .stdin(std::os::fd::OwnedFd::from(ours.try_clone().unwrap()))
+        .stderr(std::process::Stdio::null())
+        .status();
+    if !python.is_ok_and(|status| status.success()) {
+        #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
+        {
+            eprintln!("SKIPPED: no python3, or no SO_INQ before Linux 6.17");
+        }
+        return;
+    }
+    let mut reactor = Reactor::new().unwrap();
+    let record = Record::default();
+    reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&record))
+        .unwrap();
+    // With a descriptor beside it, and again.
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [std::os::fd::AsFd::as_fd(&file)];
+    assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let data = [std::io::IoSlice::new(b"one, ")];
+    rustix::net::sendmsg(
+        &theirs,
+        &data,
+        &mut control,
+        rustix::net::SendFlags::empty(),
+    )
+    .unwrap();
+    run_until(&mut reactor, |_| record.data() == b"one, ");
+    theirs.write_all(b"two").unwrap();
+    run_until(&mut reactor, |_| record.data() == b"one, two");
+    assert_eq!(record.take_descriptors().len(), 1);
+    let lines = capture::lines("unsupported ancillary data: level 1, type 84");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("WARN: "), "{lines:?}");
+    assert!(lines[0].contains("received by Recorder at unnamed from unnamed"));
+    assert_eq!(capture::lines("ancillary").len(), 1);
+    drop(theirs);
+    run_until(&mut reactor, |_| record.is_lost());
+    assert_eq!(record.summary().last().unwrap(), "lost closed cleanly");
+    drop((reactor, file));
     ledger.assert_balanced();
 }

@@ -1,5 +1,6 @@
 //! What builds protocols, and what it is built for.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
@@ -11,7 +12,7 @@ use bowline_reactor::{Handle, Reactor};
 
 use crate::address::{Address, Destination};
 use crate::error::ConnectError;
-use crate::protocol::Protocol;
+use crate::protocol::{Protocol, short_type_name};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
 
@@ -67,6 +68,12 @@ pub trait Factory<T: Transport>: 'static {
     /// [later](Connector::connect_after).
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
         let _ = (cx, reason);
+    }
+
+    /// What log lines call this factory; the name of its type by default, and of
+    /// a closure that of its protocol's.
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<Self>())
     }
 }
 
@@ -280,6 +287,10 @@ where
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, peer: &Address) -> Option<P> {
         Some(self(peer))
     }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<P>())
+    }
 }
 
 impl<T: Transport, F: Factory<T>> Factory<T> for Rc<RefCell<F>> {
@@ -307,6 +318,10 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Rc<RefCell<F>> {
 
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
         self.borrow_mut().connection_lost(cx, reason);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(self.borrow().log_prefix().into_owned())
     }
 }
 

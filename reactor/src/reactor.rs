@@ -239,6 +239,7 @@ impl Reactor {
         if self.state != State::Idle || self.is_turning {
             return Err(ReactorError::AlreadyRunning);
         }
+        log::debug!(target: log::REACTOR, "the loop begins");
         self.state = State::Starting;
         self.is_turning = true;
         self.now.set(None);
@@ -304,6 +305,7 @@ impl Reactor {
             return Err(ReactorError::NotRunning);
         }
         self.state = State::Idle;
+        log::debug!(target: log::REACTOR, "the loop ends, and leaves everything as it is");
         Ok(())
     }
 

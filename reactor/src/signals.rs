@@ -83,7 +83,6 @@ impl Reactor {
     /// Those of [`on_signals`](Self::on_signals).
     pub fn stop_on_signals(&mut self) -> io::Result<SignalHandler> {
         self.on_signals(&[SIGINT, SIGTERM], |reactor, signal| {
-            log::debug!(target: log::REACTOR, "signal {signal}: stopping");
             if reactor.stop().is_err() {
                 log::debug!(target: log::REACTOR, "signal {signal}: stopping already");
             }
@@ -183,6 +182,7 @@ impl Descriptor for SignalPipe {
         }
         for (signal, flag) in &self.arrived {
             if flag.swap(false, Ordering::SeqCst) {
+                log::debug!(target: log::REACTOR, "received signal {signal}");
                 (self.handler)(reactor, *signal);
             }
         }

@@ -228,7 +228,21 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
 
     fn begin(&mut self, reactor: &mut Reactor) {
         self.control.state = ConnectorState::Connecting;
-        self.is_started = true;
+        if !self.is_started {
+            self.is_started = true;
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: starting factory {}",
+                self.control.token,
+                self.factory.log_prefix(),
+            );
+        }
+        log::debug!(
+            target: log::TRANSPORT,
+            "{}: connecting to {}",
+            self.control.token,
+            self.control.destination,
+        );
         self.attempts += 1;
         self.retry_after = FIRST_RETRY;
         if let Some(timeout) = self.attempt.timeout {
@@ -484,6 +498,12 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     fn stopped_unless_connecting(&mut self, reactor: &mut Reactor) {
         if self.control.next_attempt.is_none() {
             self.is_started = false;
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: stopping factory {}",
+                self.control.token,
+                self.factory.log_prefix(),
+            );
             self.factory.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,

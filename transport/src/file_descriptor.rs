@@ -471,6 +471,8 @@ pub(crate) struct Cold {
     pub(crate) descriptors_left: usize,
     /// Unwanted descriptors so far.
     pub(crate) unclaimed: u64,
+    /// Whether control messages of an unknown kind were warned of.
+    pub(crate) has_unknown: bool,
     pub(crate) received: usize,
     /// The connector to be told of the loss.
     pub(crate) connector: Option<Token>,

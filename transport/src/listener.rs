@@ -206,6 +206,14 @@ impl<T, F> Serve<T, F> {
 
 impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
+        if let Some(listener) = cx.listener() {
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: starting factory {}",
+                listener.handle().token(),
+                self.factory.log_prefix(),
+            );
+        }
         self.factory.started(cx);
     }
 
@@ -236,6 +244,14 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
     }
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        if let Some(listener) = cx.listener() {
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: stopping factory {}",
+                listener.handle().token(),
+                self.factory.log_prefix(),
+            );
+        }
         self.factory.stopped(cx);
     }
 }

@@ -43,6 +43,10 @@ macro_rules! forward_factory_events {
         fn stopped(&mut self, cx: &mut $crate::BuildContext<'_>) {
             self.factory.stopped(cx);
         }
+
+        fn log_prefix(&self) -> std::borrow::Cow<'_, str> {
+            self.factory.log_prefix()
+        }
     };
 }
 

@@ -1,5 +1,6 @@
 //! Connecting again.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
@@ -274,6 +275,10 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
             );
         }
         self.factory.stopped(cx);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        self.factory.log_prefix()
     }
 }
 

@@ -13,6 +13,7 @@ use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
+use crate::log;
 use crate::transport::{Transport, TransportHandle};
 
 /// How many bytes per second, and how many at once.
@@ -141,7 +142,13 @@ impl Shared {
             return;
         }
         shared.releases.set(shared.releases.get() + 1);
-        for handle in shared.held.take() {
+        let held = shared.held.take();
+        log::debug!(
+            target: log::TRANSPORT,
+            "throttling ends: {} connections are read again",
+            held.len()
+        );
+        for handle in held {
             if let Some(transport) = reactor.get(handle) {
                 transport.release_reading();
             }
@@ -174,7 +181,14 @@ impl Throttled {
         self.held_since = Some(shared.releases.get());
         cx.transport.hold_reading();
         shared.held.borrow_mut().insert(cx.transport.handle());
+        // One line for all that are held together.
         if shared.call.get().is_none() {
+            log::debug!(
+                target: log::TRANSPORT,
+                "throttling: {} is not read for {:.3} seconds, nor who comes after it",
+                cx.transport.peer(),
+                wait.as_secs_f64()
+            );
             Shared::schedule(shared, cx.reactor, wait);
         }
     }
@@ -186,6 +200,7 @@ impl Throttled {
             && held.is_empty()
             && let Some(call) = shared.call.take()
         {
+            log::debug!(target: log::TRANSPORT, "throttling ends: no connection is left");
             // It may have run.
             let _ = call.cancel(cx.reactor);
         }

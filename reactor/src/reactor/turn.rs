@@ -270,6 +270,7 @@ impl Reactor {
             self.fire(Phase::During, SystemEvent::Shutdown);
             self.fire(Phase::After, SystemEvent::Shutdown);
             self.state = State::Idle;
+            log::debug!(target: log::REACTOR, "the loop has ended");
         }
     }
 

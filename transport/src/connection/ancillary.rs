@@ -30,14 +30,8 @@ where
         let (per_read, in_all) = self.transport.received_limits();
         let core = self.transport.core_mut();
         let ancillary = &mut buffers.ancillary;
-        for (level, kind) in ancillary.unknown.drain(..) {
-            log::warn!(
-                target: log::DESCRIPTORS,
-                "{}: unsupported ancillary data from {}: level {level}, type {kind}",
-                core.token,
-                core.socket.peer(),
-            );
-        }
+        let unknown = ancillary.unknown.first().copied();
+        ancillary.unknown.clear();
         ancillary.credentials = None;
         ancillary.pidfd = None;
         let count = ancillary.descriptors.len();
@@ -57,6 +51,9 @@ where
         } else if let Some(limit) = limit {
             core.shared.close_received(ancillary.descriptors.drain(..));
             core.end(CloseReason::DescriptorLimit { limit });
+        }
+        if let Some(unknown) = unknown {
+            self.warn_of_unknown(unknown);
         }
         let Some(protocol) = &mut self.protocol else {
             return;
@@ -92,6 +89,20 @@ where
             core.close_unclaimed(offered.descriptors.by_ref());
         }
         self.warn_of_unclaimed(unclaimed_before);
+    }
+
+    /// One warning per connection, as below.
+    fn warn_of_unknown(&mut self, (level, kind): (i32, i32)) {
+        if !std::mem::replace(&mut self.transport.core_mut().cold().has_unknown, true) {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: unsupported ancillary data: level {level}, type {kind}, received by {} at {} from {}",
+                self.transport.core().token,
+                self.protocol_name(),
+                self.transport.core().socket.host(),
+                self.transport.core().socket.peer(),
+            );
+        }
     }
 
     /// One warning per connection: a peer could fill the disk otherwise.

@@ -354,6 +354,7 @@ fn credentials_and_pidfd_arrive_beside_a_full_message() {
     passed.expect_closed_everywhere();
 }
 
+/// Contract S-32.
 #[test]
 fn unknown_control_messages_are_named() {
     let near = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
