@@ -52,7 +52,7 @@
 //! | receive descriptors | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
 //! | cut the stream into messages | [`framing`] |
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
-//! | limit time, connections or bytes per second | [`policies`] |
+//! | limit time, connections or bytes per second; log traffic | [`policies`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
@@ -91,7 +91,8 @@
 //! `bowline::timers`, `bowline::transport` and `bowline::descriptors`. `error`
 //! is for failures of callbacks and of the loop, `warn` for something dropped or
 //! closed that you would miss, `debug` for life cycles, `trace` for readiness.
-//! Bytes that were sent or received are never logged.
+//! Bytes that were sent or received are never logged, unless asked for with a
+//! [`policies::TrafficLog`], under `bowline::traffic`.
 
 #![forbid(unsafe_code)]
 

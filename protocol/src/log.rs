@@ -3,3 +3,6 @@
 pub(crate) use ::log::{debug, warn};
 
 pub(crate) const TRANSPORT: &str = "bowline::transport";
+
+/// What connections receive and are written, for those who ask for it.
+pub(crate) const TRAFFIC: &str = "bowline::traffic";

@@ -11,6 +11,7 @@ use bowline_reactor::Handle;
 use crate::address::Address;
 use crate::descriptors::PassedDescriptor;
 use crate::error::{RegisterProducerError, SendDescriptorError};
+use crate::policies::WriteLog;
 use crate::producer::{ProducerKind, ProducerRef};
 
 /// The name of any transport; see [`Context::get`](crate::Context::get).
@@ -194,6 +195,13 @@ pub trait Transport: 'static {
     /// transport.
     fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Has everything that is written from now on logged, or nothing any more;
+    /// for [`TrafficLog`](crate::policies::TrafficLog). Transports that cannot,
+    /// the default, do nothing.
+    fn set_write_log(&mut self, log: Option<WriteLog>) {
+        let _ = log;
     }
 
     /// Closes received descriptors that nobody wants, and counts and logs them;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bowline::policies::{
     Event, IdleTimeout, LimitConnections, Policy, ProtocolWrapper, Rate, Reconnecting,
-    ThrottleReading,
+    ThrottleReading, TrafficLog,
 };
 use bowline::testing::{MemoryStream, Pump, SimulatedKernel};
 use bowline::{
@@ -126,7 +126,8 @@ fn in_all_layers(maker: Maker) -> impl Factory<MemoryStream> {
     let throttled = ThrottleReading::new(Reconnecting::new(maker))
         .total(Some(rate))
         .per_connection(Some(rate));
-    IdleTimeout::new(LimitConnections::new(throttled).total(Some(1)))
+    let logged = TrafficLog::new(throttled);
+    IdleTimeout::new(LimitConnections::new(logged).total(Some(1)))
 }
 
 fn pump() -> Pump {

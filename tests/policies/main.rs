@@ -9,6 +9,7 @@ mod idle;
 mod limit;
 mod reconnecting;
 mod throttle;
+mod traffic;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline_protocol::policies::WriteLog;
 use bowline_protocol::{
     CloseReason, ProducerKind, ProducerRef, RegisterProducerError, TransportState, Watermarks,
     WriteStatus,
@@ -146,6 +147,7 @@ pub trait FileDescriptor: Sized + 'static {
         if !self.core().takes_bytes(data.len()) {
             return WriteStatus::Refused;
         }
+        self.core().note_written(data);
         if data.len() < MIN_DIRECT_BYTES {
             self.core_mut().buffer_bytes(data);
         } else {
@@ -167,6 +169,7 @@ pub trait FileDescriptor: Sized + 'static {
         }
         let core = self.core_mut();
         for part in parts {
+            core.note_written(part);
             core.buffer_bytes(part);
         }
         self.bytes_queued()
@@ -177,6 +180,7 @@ pub trait FileDescriptor: Sized + 'static {
         if !self.core().takes_bytes(data.len()) {
             return WriteStatus::Refused;
         }
+        self.core().note_written(&data);
         self.core_mut().buffer.push_owned(data);
         self.bytes_queued()
     }
@@ -461,6 +465,7 @@ pub(crate) struct Cold {
     pub(crate) retry_after: Duration,
     /// How many reasons there are not to read, beside the pause.
     holds: u32,
+    write_log: Option<WriteLog>,
     /// Delivered before anything is read.
     pushed_back: Vec<u8>,
     /// A pull producer that wrote nothing is asked again then.
@@ -625,6 +630,21 @@ impl<S: Socket> Core<S> {
             .and_then(|cold| cold.limit)
             .unwrap_or(usize::MAX);
         is_open && !self.is_broken() && self.buffer.len().saturating_add(length) <= limit
+    }
+
+    pub(crate) fn set_write_log(&mut self, log: Option<WriteLog>) {
+        self.cold().write_log = log;
+        self.flags |= flag::WRITES_WITH_CARE;
+    }
+
+    /// Logs what was written, if that was asked for.
+    #[inline]
+    pub(crate) fn note_written(&self, data: &[u8]) {
+        if self.has(flag::WRITES_WITH_CARE)
+            && let Some(log) = self.cold_ref().and_then(|cold| cold.write_log.as_ref())
+        {
+            log.written(data);
+        }
     }
 
     /// Whether a send may succeed now.

@@ -345,6 +345,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
         }
         let end = start + data.len() as u64;
         self.passing().queue.push_exact(start, end, descriptors);
+        self.core().note_written(data);
         self.core_mut().buffer_bytes(data);
         Ok(self.bytes_queued())
     }

@@ -131,6 +131,10 @@ macro_rules! impl_transport {
                 self
             }
 
+            fn set_write_log(&mut self, log: Option<bowline_protocol::policies::WriteLog>) {
+                $crate::FileDescriptor::core_mut(self).set_write_log(log);
+            }
+
             fn close_unclaimed(&mut self, descriptors: Vec<std::os::fd::OwnedFd>) {
                 $crate::FileDescriptor::core_mut(self).close_unclaimed(descriptors);
             }

@@ -13,6 +13,7 @@
 //! | have a time limit in a protocol of your own | [`Timeout`] |
 //! | bound how many connections there are, in all or from one peer | [`LimitConnections`] |
 //! | bound how fast peers are read | [`ThrottleReading`] |
+//! | see in the log what is received and written | [`TrafficLog`] |
 //! | write another policy | [`Policy`], [`ProtocolWrapper`] |
 //!
 //! All time is the reactor's, so tests drive them with a clock moved by hand.
@@ -56,6 +57,7 @@ mod limit;
 mod reconnecting;
 mod throttle;
 mod timeout;
+mod traffic;
 mod wrapper;
 
 pub use self::backoff::{Backoff, Jitter};
@@ -64,4 +66,5 @@ pub use self::limit::{ConnectionCount, Counted, LimitConnections};
 pub use self::reconnecting::{Reconnecting, Reconnection};
 pub use self::throttle::{Rate, Throttle, ThrottleReading, Throttled};
 pub use self::timeout::Timeout;
+pub use self::traffic::{Traffic, TrafficLog, WriteLog};
 pub use self::wrapper::{Event, Policy, ProtocolWrapper};

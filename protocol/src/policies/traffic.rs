@@ -1,0 +1,211 @@
+//! What a connection receives and is written, in the log.
+
+use std::fmt;
+
+use super::wrapper::{Event, Policy, ProtocolWrapper};
+use crate::address::Address;
+use crate::context::Context;
+use crate::factory::{BuildContext, Factory};
+use crate::log;
+use crate::transport::Transport;
+
+/// How much of what was received or written a line shows by default: a line on
+/// a screen.
+const SHOWN_BYTES: usize = 64;
+
+/// Logs what its connections receive and are written; a layer around a factory,
+/// for finding out what two programs say to each other.
+///
+/// Each connection has a number, from 1, and each event a line at level `debug`
+/// under the target `bowline::traffic`:
+///
+/// ```text
+/// 1: made with 192.0.2.1:50342
+/// 1: received 12 bytes "hello, world"
+/// 1: written 12 bytes "hello, world"
+/// 1: lost: closed cleanly
+/// ```
+///
+/// What is written by others than the protocol, through the transport's handle,
+/// is there as well, and what was refused is not. Nothing else logs the content
+/// of connections: it may be secret. Show none of it with
+/// [`shown_bytes(0)`](Self::shown_bytes). (Twisted:
+/// `policies.TrafficLoggingFactory`.)
+///
+/// # Examples
+///
+/// ```
+/// use bowline_protocol::policies::TrafficLog;
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+///
+/// struct Echo;
+///
+/// impl<T: Transport> Protocol<T> for Echo {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let factory = TrafficLog::new(|_: &Address| Echo).shown_bytes(16);
+/// // reactor.listen_tcp(address, factory)?;
+/// # let _ = factory;
+/// ```
+pub struct TrafficLog<F> {
+    factory: F,
+    shown_bytes: usize,
+    connections: u64,
+}
+
+impl<F> TrafficLog<F> {
+    /// Shows the first 64 bytes of everything.
+    pub fn new(factory: F) -> Self {
+        Self {
+            factory,
+            shown_bytes: SHOWN_BYTES,
+            connections: 0,
+        }
+    }
+
+    /// Sets how much of what was received or written at once a line shows;
+    /// default 64 bytes.
+    #[must_use]
+    pub fn shown_bytes(mut self, bytes: usize) -> Self {
+        self.shown_bytes = bytes;
+        self
+    }
+}
+
+impl<T: Transport, F: Factory<T>> Factory<T> for TrafficLog<F> {
+    type Protocol = ProtocolWrapper<F::Protocol, Traffic>;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        let protocol = self.factory.build_protocol(cx, peer)?;
+        self.connections += 1;
+        let traffic = Traffic::new(self.connections).shown_bytes(self.shown_bytes);
+        Some(ProtocolWrapper::new(protocol, traffic))
+    }
+
+    forward_factory_events!();
+}
+
+/// The policy of [`TrafficLog`], for one connection.
+#[derive(Debug)]
+pub struct Traffic {
+    number: u64,
+    shown_bytes: usize,
+}
+
+impl Traffic {
+    /// Logs a connection under this number.
+    pub fn new(number: u64) -> Self {
+        Self {
+            number,
+            shown_bytes: SHOWN_BYTES,
+        }
+    }
+
+    /// As [`TrafficLog::shown_bytes`].
+    #[must_use]
+    pub fn shown_bytes(mut self, bytes: usize) -> Self {
+        self.shown_bytes = bytes;
+        self
+    }
+}
+
+impl<T: Transport + ?Sized> Policy<T> for Traffic {
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        let (number, shown) = (self.number, self.shown_bytes);
+        match event {
+            Event::ConnectionMade => {
+                cx.transport.set_write_log(Some(WriteLog {
+                    number,
+                    shown_bytes: shown,
+                }));
+                log::debug!(target: log::TRAFFIC, "{number}: made with {}", cx.transport.peer());
+            }
+            Event::DataReceived(data) => {
+                log::debug!(target: log::TRAFFIC, "{number}: received {}", Cut { data, shown });
+            }
+            Event::FileDescriptorReceived => {
+                log::debug!(target: log::TRAFFIC, "{number}: received a descriptor");
+            }
+            Event::DescriptorsReceived { descriptors, data } => log::debug!(
+                target: log::TRAFFIC,
+                "{number}: received {descriptors} descriptors and {}",
+                Cut { data, shown }
+            ),
+            Event::DescriptorsTruncated { received } => log::debug!(
+                target: log::TRAFFIC,
+                "{number}: received {received} descriptors and lost others"
+            ),
+            Event::DescriptorsSent { count } => {
+                log::debug!(target: log::TRAFFIC, "{number}: sent {count} descriptors");
+            }
+            Event::ReadConnectionLost => {
+                log::debug!(target: log::TRAFFIC, "{number}: the peer writes no more");
+            }
+            Event::WriteConnectionLost => {
+                log::debug!(target: log::TRAFFIC, "{number}: nothing more is written");
+            }
+            Event::ConnectionLost(reason) => {
+                log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
+            }
+            Event::ReadingResumed
+            | Event::PauseProducing
+            | Event::ResumeProducing
+            | Event::StopProducing => {}
+        }
+    }
+}
+
+/// Has a transport log what is written to it:
+/// [`Transport::set_write_log`]. Made by a [`TrafficLog`].
+#[derive(Clone, Debug)]
+pub struct WriteLog {
+    number: u64,
+    shown_bytes: usize,
+}
+
+impl WriteLog {
+    /// Logs that `data` was written; for transports.
+    #[cold]
+    pub fn written(&self, data: &[u8]) {
+        if !data.is_empty() {
+            let shown = self.shown_bytes;
+            log::debug!(target: log::TRAFFIC, "{}: written {}", self.number, Cut { data, shown });
+        }
+    }
+}
+
+/// Bytes as a line shows them.
+struct Cut<'a> {
+    data: &'a [u8],
+    shown: usize,
+}
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.data.len())?;
+        let shown = &self.data[..self.data.len().min(self.shown)];
+        if !shown.is_empty() {
+            write!(f, " \"{}\"", shown.escape_ascii())?;
+        }
+        if shown.len() < self.data.len() && self.shown > 0 {
+            f.write_str("...")?;
+        }
+        Ok(())
+    }
+}
+
+impl<F> fmt::Debug for TrafficLog<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrafficLog")
+            .field("shown_bytes", &self.shown_bytes)
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}
