@@ -6,3 +6,4 @@ pub(crate) const TRANSPORT: &str = "bowline::transport";
 
 /// What connections receive and are written, for those who ask for it.
 pub(crate) const TRAFFIC: &str = "bowline::traffic";
+pub(crate) const DESCRIPTORS: &str = "bowline::descriptors";

@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
 use crate::framing::buffer::Found;
 use crate::framing::receiver::Changes;
 use crate::framing::{FrameBuffer, FrameContext, FrameReceiver, Framer, Framing, FramingError};
+use crate::log;
+use crate::policies::Timeout;
 use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
@@ -41,18 +44,32 @@ enum Descriptors {
     /// The receiver is given each as it arrives.
     Loose,
     /// They are delivered with their frame.
-    WithFrame {
-        max: usize,
-        /// The present frame has more than `max`; that is to be said when its
-        /// bytes are there.
-        exceeded: bool,
-    },
+    WithFrame(WithFrame),
+}
+
+/// Descriptors that are delivered with their frame.
+#[derive(Debug)]
+struct WithFrame {
+    max: usize,
+    /// The present frame has more than `max`; that is to be said when its
+    /// bytes are there.
+    exceeded: bool,
+    /// Some of the present frame's were lost on the way to us.
+    truncated: bool,
+    /// How long an unfinished frame's are kept.
+    deadline: Option<Duration>,
+    /// There from the first descriptor on.
+    timeout: Option<Timeout>,
 }
 
 impl<F: Framer, R> Framed<F, R> {
     /// How many descriptors a frame may come with, if not
     /// [set](Self::max_descriptors).
     pub const MAX_DESCRIPTORS: usize = 16;
+
+    /// How long the descriptors of a frame wait for the rest of it, if not
+    /// [set](Self::descriptor_deadline).
+    pub const DESCRIPTOR_DEADLINE: Duration = Duration::from_secs(30);
 
     /// Delivers frames to `receiver`. Descriptors, on transports that pass
     /// them, are delivered as they arrive, before the frames of the same read.
@@ -79,10 +96,13 @@ impl<F: Framer, R> Framed<F, R> {
     /// [`send_frame_with_descriptors`]: FrameContext::send_frame_with_descriptors
     pub fn with_descriptors(framer: F, receiver: R) -> Self {
         Self {
-            descriptors: Descriptors::WithFrame {
+            descriptors: Descriptors::WithFrame(WithFrame {
                 max: Self::MAX_DESCRIPTORS,
                 exceeded: false,
-            },
+                truncated: false,
+                deadline: Some(Self::DESCRIPTOR_DEADLINE),
+                timeout: None,
+            }),
             ..Self::new(framer, receiver)
         }
     }
@@ -92,8 +112,24 @@ impl<F: Framer, R> Framed<F, R> {
     /// [`with_descriptors`](Self::with_descriptors).
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
-        if let Descriptors::WithFrame { max, .. } = &mut self.descriptors {
-            *max = count;
+        if let Descriptors::WithFrame(it) = &mut self.descriptors {
+            it.max = count;
+        }
+        self
+    }
+
+    /// Sets how long the descriptors of a frame wait for the rest of it, from
+    /// the first one on; 30 seconds unless set, `None` for as long as it takes.
+    /// After that the connection is
+    /// [aborted](crate::Transport::abort_connection), and they are closed.
+    ///
+    /// It is the time for one frame: a peer that sends one after the other, and
+    /// finishes each, can always have descriptors on the way. It begins anew
+    /// when reading goes on after a pause. Nothing happens unless this was made [`with_descriptors`](Self::with_descriptors).
+    #[must_use]
+    pub fn descriptor_deadline(mut self, deadline: Option<Duration>) -> Self {
+        if let Descriptors::WithFrame(it) = &mut self.descriptors {
+            it.deadline = deadline;
         }
         self
     }
@@ -166,6 +202,13 @@ impl<F: Framer, R> Framed<F, R> {
         T: Transport + ?Sized,
         R: FrameReceiver<T, F>,
     {
+        if self.was_truncated() {
+            self.close_descriptors(cx);
+            self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
+                receiver.frame_truncated(cx, frame);
+            });
+            return;
+        }
         if self.buffer.descriptors.is_empty() {
             self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
                 receiver.frame_received(cx, frame);
@@ -311,6 +354,9 @@ impl<F: Framer, R> Framed<F, R> {
         if rest_taken {
             self.close_descriptors(cx);
         }
+        if self.buffer.descriptors.is_empty() {
+            self.wait_no_more();
+        }
         (answer, framing_changed)
     }
 
@@ -373,6 +419,51 @@ impl<F: Framer, R> Framed<F, R> {
         if !self.buffer.descriptors.is_empty() {
             let descriptors = std::mem::take(&mut self.buffer.descriptors);
             cx.transport.close_unclaimed(descriptors);
+            self.wait_no_more();
+        }
+    }
+
+    /// Has the frame, which has its first descriptor, be complete in time.
+    fn wait_for_frame<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        if let Descriptors::WithFrame(it) = &mut self.descriptors
+            && let Some(deadline) = it.deadline
+        {
+            let timeout = it.timeout.get_or_insert_with(|| {
+                Timeout::with_action(move |reactor, handle| {
+                    // While we do not read the peer cannot finish it.
+                    if let Some(transport) = reactor.get(handle)
+                        && !transport.is_reading_paused()
+                    {
+                        log::warn!(
+                            target: log::DESCRIPTORS,
+                            "{}: descriptors from {} waited {deadline:?} for the rest of their frame: closing",
+                            handle.token(),
+                            transport.peer(),
+                        );
+                        transport.abort_connection();
+                    }
+                })
+            });
+            timeout.set(cx, Some(deadline));
+        }
+    }
+
+    /// The descriptors of the present frame have gone one way or the other.
+    fn wait_no_more(&self) {
+        if let Descriptors::WithFrame(WithFrame {
+            timeout: Some(timeout),
+            ..
+        }) = &self.descriptors
+        {
+            timeout.suspend();
+        }
+    }
+
+    /// Whether descriptors of the present frame were lost. Asked once.
+    fn was_truncated(&mut self) -> bool {
+        match &mut self.descriptors {
+            Descriptors::WithFrame(it) => std::mem::take(&mut it.truncated),
+            Descriptors::Loose => false,
         }
     }
 
@@ -380,7 +471,7 @@ impl<F: Framer, R> Framed<F, R> {
     /// once.
     fn exceeded_limit(&mut self) -> Option<usize> {
         match &mut self.descriptors {
-            Descriptors::WithFrame { max, exceeded } => std::mem::take(exceeded).then_some(*max),
+            Descriptors::WithFrame(it) => std::mem::take(&mut it.exceeded).then_some(it.max),
             Descriptors::Loose => None,
         }
     }
@@ -423,12 +514,15 @@ where
     ) -> Result<(), OwnedFd> {
         match (&mut self.descriptors, self.mode) {
             (_, Mode::Failed) => Err(fd),
-            (Descriptors::WithFrame { max, exceeded }, Mode::Frames) => {
-                if self.buffer.descriptors.len() >= *max {
-                    *exceeded = true;
+            (Descriptors::WithFrame(it), Mode::Frames) => {
+                if self.buffer.descriptors.len() >= it.max {
+                    it.exceeded = true;
                     return Err(fd);
                 }
                 self.buffer.descriptors.push(fd);
+                if self.buffer.descriptors.len() == 1 {
+                    self.wait_for_frame(cx);
+                }
                 Ok(())
             }
             _ => self.forward(cx, |receiver, cx| receiver.file_descriptor_received(cx, fd)),
@@ -440,9 +534,15 @@ where
         cx: &mut Context<'_, T>,
         received: usize,
     ) -> AfterTruncation {
-        self.forward(cx, |receiver, cx| {
+        let after = self.forward(cx, |receiver, cx| {
             receiver.descriptors_truncated(cx, received)
-        })
+        });
+        if let Descriptors::WithFrame(it) = &mut self.descriptors
+            && self.mode == Mode::Frames
+        {
+            it.truncated = after == AfterTruncation::KeepConnection;
+        }
+        after
     }
 
     fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
@@ -461,9 +561,19 @@ where
         self.notify(cx, |receiver, cx| receiver.connection_lost(cx, reason));
         self.buffer.clear();
         self.close_descriptors(cx);
+        if let Descriptors::WithFrame(WithFrame {
+            timeout: Some(timeout),
+            ..
+        }) = &mut self.descriptors
+        {
+            timeout.cancel(cx.reactor);
+        }
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        if !self.buffer.descriptors.is_empty() {
+            self.wait_for_frame(cx);
+        }
         self.notify(cx, |receiver, cx| receiver.reading_resumed(cx));
         self.deliver_all(cx, &[]);
     }

@@ -53,6 +53,19 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         self.frame_received(cx, frame);
     }
 
+    /// A frame has arrived that was sent with descriptors, some or all of which
+    /// were lost on the way to us; those that did arrive are closed. Only with
+    /// [`Framed::with_descriptors`](crate::framing::Framed::with_descriptors),
+    /// where [`descriptors_truncated`](Self::descriptors_truncated) kept the
+    /// connection; the frames that follow have exactly theirs again.
+    ///
+    /// The default drops the frame, so that no code meets one that lacks what
+    /// it speaks of. A protocol that keeps the connection answers it with an
+    /// error of its own, most likely.
+    fn frame_truncated(&mut self, cx: &mut FrameContext<'_, T, F>, frame: &[u8]) {
+        let _ = (cx, frame);
+    }
+
     /// A descriptor has arrived that is tied to no frame: before the frames that
     /// end in the same read, or before the bytes of
     /// [raw mode](Framing::set_raw_mode).
@@ -101,9 +114,9 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     }
 
     /// Descriptors were lost on the way to us. With
-    /// [exact descriptors](crate::framing::Framed::with_descriptors) the present
-    /// frame does not have all of its own, so do not keep the connection
-    /// lightly.
+    /// [exact descriptors](crate::framing::Framed::with_descriptors) they were
+    /// the present frame's: where the connection is kept, that frame comes as
+    /// [`frame_truncated`](Self::frame_truncated), and none is paired wrongly.
     fn descriptors_truncated(
         &mut self,
         cx: &mut FrameContext<'_, T, F>,

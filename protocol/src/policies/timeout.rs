@@ -137,6 +137,12 @@ impl Timeout {
         self.state.limit.take().map(|limit| limit.period)
     }
 
+    /// Limits nothing from now on, as [`cancel`](Self::cancel), but keeps the
+    /// timer: where there soon is a limit again, that costs nothing.
+    pub(crate) fn suspend(&self) {
+        self.state.limit.set(None);
+    }
+
     /// What is set; `None` after its end too.
     pub fn period(&self) -> Option<Duration> {
         self.state.limit.get().map(|limit| limit.period)

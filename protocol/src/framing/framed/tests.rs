@@ -6,7 +6,7 @@ use std::io::{self, PipeReader};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::Reactor;
+use bowline_reactor::{Handle, Reactor, Token};
 use proptest::prelude::*;
 
 use super::*;
@@ -1009,10 +1009,15 @@ struct Peer<P> {
 
 impl<P: Protocol<Script>> Peer<P> {
     fn new(protocol: P) -> Self {
+        let mut reactor = Reactor::new().unwrap();
+        let transport = Script {
+            token: Some(reactor.reserve().unwrap()),
+            ..Script::default()
+        };
         Self {
             protocol,
-            transport: Script::default(),
-            reactor: Reactor::new().unwrap(),
+            transport,
+            reactor,
             pipes: Vec::new(),
         }
     }
@@ -1114,6 +1119,8 @@ struct Script {
     read_closed: bool,
     state: TransportState,
     read_limit: Option<NonZeroUsize>,
+    /// It leads nowhere.
+    token: Option<Token>,
 }
 
 impl Default for Script {
@@ -1127,6 +1134,7 @@ impl Default for Script {
             read_closed: false,
             state: TransportState::Connected,
             read_limit: None,
+            token: None,
         }
     }
 }
@@ -1204,7 +1212,7 @@ impl Transport for Script {
         self.host()
     }
     fn handle(&self) -> TransportHandle {
-        unreachable!("no test asks for a name")
+        Handle::new(self.token.expect("it has one"), |_| None)
     }
     fn as_dyn(&mut self) -> &mut dyn Transport {
         self
