@@ -12,6 +12,7 @@
 //! | end connections without traffic | [`IdleTimeout`] |
 //! | have a time limit in a protocol of your own | [`Timeout`] |
 //! | bound how many connections there are, in all or from one peer | [`LimitConnections`] |
+//! | bound how many peers are not logged in yet, and for how long | [`LimitHandshakes`] |
 //! | bound how fast peers are read | [`ThrottleReading`] |
 //! | see in the log what is received and written | [`TrafficLog`] |
 //! | write another policy | [`Policy`], [`ProtocolWrapper`] |
@@ -52,6 +53,7 @@ macro_rules! forward_factory_events {
 }
 
 mod backoff;
+mod handshake;
 mod idle;
 mod limit;
 mod reconnecting;
@@ -61,6 +63,7 @@ mod traffic;
 mod wrapper;
 
 pub use self::backoff::{Backoff, Jitter};
+pub use self::handshake::{Handshake, HandshakeCount, Handshaking, LimitHandshakes};
 pub use self::idle::{Idle, IdleTimeout};
 pub use self::limit::{ConnectionCount, Counted, LimitConnections};
 pub use self::reconnecting::{Reconnecting, Reconnection};

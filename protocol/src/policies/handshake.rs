@@ -1,0 +1,332 @@
+//! Peers that have connected and not yet said who they are.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use bowline_reactor::Reactor;
+
+use super::timeout::Timeout;
+use super::wrapper::{Event, Policy, ProtocolWrapper};
+use crate::address::Address;
+use crate::context::Context;
+use crate::factory::{BuildContext, Factory, ListenerHandle};
+use crate::log;
+use crate::protocol::Protocol;
+use crate::transport::Transport;
+
+/// How many may be at it. Some hundreds of honest ones are rare.
+const DEFAULT_MOST: usize = 1_024;
+
+/// How long each has. D-Bus had half a minute, tried five seconds, and went back:
+/// a machine that boots is slow.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A factory whose connections have to get through a handshake: only so many at
+/// a time, and each within a time.
+///
+/// What a handshake is, the protocol knows: it is given a [`Handshake`], and
+/// [completes](Handshake::complete) it when the peer has logged in, sent its
+/// first request, shown its certificate. A connection that has not by its
+/// deadline is aborted. While as many as there may be are at it, the listener is
+/// [paused](crate::Listener::pause_accepting): peers wait in the kernel's queue
+/// and are not turned away. One factory for several listeners, in an
+/// `Rc<RefCell<_>>`, pauses the one over which the last came.
+///
+/// # Examples
+///
+/// A peer has to say the word before anything else:
+///
+/// ```
+/// use std::time::Duration;
+/// use bowline_protocol::policies::{Handshake, LimitHandshakes};
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+///
+/// struct Guarded(Handshake);
+///
+/// impl<T: Transport> Protocol<T> for Guarded {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         if self.0.is_complete() {
+///             cx.transport.write(data);
+///         } else if data == b"swordfish" {
+///             self.0.complete(cx.reactor);
+///         } else {
+///             cx.transport.lose_connection();
+///         }
+///     }
+/// }
+///
+/// let factory = LimitHandshakes::new(|_: &Address, handshake| Guarded(handshake))
+///     .most(200)
+///     .deadline(Duration::from_secs(10));
+/// // reactor.listen_tcp(address, factory)?;
+/// # let _ = factory;
+/// ```
+pub struct LimitHandshakes<B> {
+    build: B,
+    state: Rc<State>,
+}
+
+struct State {
+    most: Cell<usize>,
+    deadline: Cell<Duration>,
+    open: Cell<usize>,
+    timed_out: Cell<u64>,
+    /// Those paused by us.
+    paused: RefCell<Vec<ListenerHandle>>,
+}
+
+impl<B> LimitHandshakes<B> {
+    /// Protocols are made by `build`, for each connection with its handshake.
+    pub fn new<P>(build: B) -> Self
+    where
+        B: FnMut(&Address, Handshake) -> P + 'static,
+    {
+        Self {
+            build,
+            state: Rc::new(State {
+                most: Cell::new(DEFAULT_MOST),
+                deadline: Cell::new(DEFAULT_DEADLINE),
+                open: Cell::new(0),
+                timed_out: Cell::new(0),
+                paused: RefCell::new(Vec::new()),
+            }),
+        }
+    }
+
+    /// Sets how many may be at it at a time; default 1,024, at least one.
+    #[must_use]
+    pub fn most(self, count: usize) -> Self {
+        self.state.most.set(count.max(1));
+        self
+    }
+
+    /// Sets how long each has, from the beginning of the connection; default
+    /// 30 s.
+    #[must_use]
+    pub fn deadline(self, deadline: Duration) -> Self {
+        self.state.deadline.set(deadline);
+        self
+    }
+
+    /// The count, to be looked at from elsewhere.
+    pub fn count(&self) -> HandshakeCount {
+        HandshakeCount(Rc::clone(&self.state))
+    }
+}
+
+impl<T, B, P> Factory<T> for LimitHandshakes<B>
+where
+    T: Transport,
+    B: FnMut(&Address, Handshake) -> P + 'static,
+    P: Protocol<T>,
+{
+    type Protocol = ProtocolWrapper<P, Handshaking>;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        let slot = Slot::taken(&self.state);
+        let protocol = (self.build)(peer, Handshake(Rc::clone(&slot)));
+        if self.state.open.get() >= self.state.most.get()
+            && let Some(listener) = cx.listener()
+        {
+            listener.pause_accepting();
+            let handle = listener.handle();
+            State::paused(&self.state, cx.reactor, handle);
+        }
+        Some(ProtocolWrapper::new(protocol, Handshaking::new(slot)))
+    }
+}
+
+impl State {
+    fn paused(state: &Rc<Self>, reactor: &mut Reactor, listener: ListenerHandle) {
+        let is_first = state.paused.borrow().is_empty();
+        state.paused.borrow_mut().push(listener);
+        if is_first {
+            Self::look_later(state, reactor);
+        }
+    }
+
+    /// Slots are also freed where no reactor is at hand: by then, though, each
+    /// of those that are taken now is.
+    fn look_later(state: &Rc<Self>, reactor: &mut Reactor) {
+        let weak: Weak<Self> = Rc::downgrade(state);
+        reactor.call_later(state.deadline.get(), move |reactor| {
+            if let Some(state) = weak.upgrade() {
+                state.resume_if_free(reactor);
+                if !state.paused.borrow().is_empty() {
+                    Self::look_later(&state, reactor);
+                }
+            }
+        });
+    }
+
+    fn resume_if_free(&self, reactor: &mut Reactor) {
+        if self.open.get() < self.most.get() {
+            for listener in self.paused.take() {
+                if let Some(listener) = reactor.get(listener) {
+                    listener.resume_accepting();
+                }
+            }
+        }
+    }
+}
+
+/// One of the handshakes there may be.
+struct Slot {
+    state: Rc<State>,
+    is_free: Cell<bool>,
+}
+
+impl Slot {
+    fn taken(state: &Rc<State>) -> Rc<Self> {
+        state.open.set(state.open.get() + 1);
+        Rc::new(Self {
+            state: Rc::clone(state),
+            is_free: Cell::new(false),
+        })
+    }
+
+    fn free(&self) -> bool {
+        let is_first = !self.is_free.replace(true);
+        if is_first {
+            self.state.open.set(self.state.open.get() - 1);
+        }
+        is_first
+    }
+
+    fn free_and_resume(&self, reactor: &mut Reactor) {
+        if self.free() {
+            self.state.resume_if_free(reactor);
+        }
+    }
+}
+
+impl Drop for Slot {
+    /// Where the factory panicked.
+    fn drop(&mut self) {
+        self.free();
+    }
+}
+
+/// What a protocol completes; made by [`LimitHandshakes`]. It counts as at it
+/// until then, or until its connection is lost.
+pub struct Handshake(Rc<Slot>);
+
+impl Handshake {
+    /// The peer got through: nothing limits this connection any more. Nothing
+    /// happens the second time.
+    pub fn complete(&self, reactor: &mut Reactor) {
+        self.0.free_and_resume(reactor);
+    }
+
+    /// Whether it was completed, or is over.
+    pub fn is_complete(&self) -> bool {
+        self.0.is_free.get()
+    }
+}
+
+/// The policy of [`LimitHandshakes`], for one connection.
+pub struct Handshaking {
+    slot: Rc<Slot>,
+    timeout: Timeout,
+}
+
+impl Handshaking {
+    fn new(slot: Rc<Slot>) -> Self {
+        let of_timer = Rc::clone(&slot);
+        let timeout = Timeout::with_action(move |reactor, transport| {
+            let state = &of_timer.state;
+            if !of_timer.is_free.get()
+                && let Some(transport) = reactor.get(transport)
+            {
+                state.timed_out.set(state.timed_out.get() + 1);
+                log::debug!(
+                    target: log::TRANSPORT,
+                    "no handshake with {} within {:?}: closing",
+                    transport.peer(),
+                    state.deadline.get(),
+                );
+                transport.abort_connection();
+            }
+        });
+        Self { slot, timeout }
+    }
+}
+
+impl<T: Transport + ?Sized> Policy<T> for Handshaking {
+    fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
+        match event {
+            Event::ConnectionMade => {
+                let deadline = self.slot.state.deadline.get();
+                self.timeout.set(cx, Some(deadline));
+            }
+            Event::ConnectionLost(_) => {
+                self.timeout.cancel(cx.reactor);
+                self.slot.free_and_resume(cx.reactor);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        self.slot.free();
+    }
+}
+
+/// How many handshakes a [`LimitHandshakes`] has. A clone shows the same.
+#[derive(Clone)]
+pub struct HandshakeCount(Rc<State>);
+
+impl HandshakeCount {
+    /// How many connections are at it.
+    pub fn open(&self) -> usize {
+        self.0.open.get()
+    }
+
+    /// How many did not complete it in time so far.
+    pub fn timed_out(&self) -> u64 {
+        self.0.timed_out.get()
+    }
+}
+
+impl<B> fmt::Debug for LimitHandshakes<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LimitHandshakes")
+            .field("most", &self.state.most.get())
+            .field("deadline", &self.state.deadline.get())
+            .field("open", &self.state.open.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handshake")
+            .field("is_complete", &self.is_complete())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Handshaking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handshaking")
+            .field("is_complete", &self.slot.is_free.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HandshakeCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandshakeCount")
+            .field("open", &self.open())
+            .field("timed_out", &self.timed_out())
+            .finish()
+    }
+}
