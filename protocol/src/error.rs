@@ -206,6 +206,10 @@ pub enum SendDescriptorErrorKind {
     DescriptorsWaiting,
     /// The bytes would pass the transport's limit of unsent bytes.
     BufferFull,
+    /// The transport's own socket, which nobody could close any more once it
+    /// were queued in itself. Found out for sockets that a transport has
+    /// [lent out](crate::Transport::socket_descriptor).
+    OwnSocket,
 }
 
 impl fmt::Display for SendDescriptorError {
@@ -224,6 +228,7 @@ impl fmt::Display for SendDescriptorErrorKind {
             Self::NoBytes => "descriptors need a byte to travel with",
             Self::DescriptorsWaiting => "descriptors queued before still wait for a byte",
             Self::BufferFull => "limit of unsent bytes reached",
+            Self::OwnSocket => "a socket cannot be sent through itself",
         })
     }
 }

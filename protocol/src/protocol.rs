@@ -102,7 +102,8 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
     }
 
     /// Descriptors were lost on the way to us (`MSG_CTRUNC`): there was no free
-    /// descriptor number, or a security module refused. What did arrive of that
+    /// descriptor number outside of the reserve, or a security module refused.
+    /// What did arrive of that
     /// read, `received` of them, is closed already; its bytes are delivered
     /// afterwards if the connection goes on.
     fn descriptors_truncated(

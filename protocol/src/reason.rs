@@ -35,7 +35,8 @@ pub enum CloseReason {
         descriptors: usize,
     },
     /// Descriptors that the peer sent were lost on the way to us: there was no
-    /// free descriptor number here, or a security module refused. (`MSG_CTRUNC`)
+    /// free descriptor number here outside of the reserve, or a security module
+    /// refused. (`MSG_CTRUNC`)
     DescriptorsTruncated {
         /// How many of that read did arrive; they were closed.
         received: usize,
@@ -46,6 +47,9 @@ pub enum CloseReason {
         /// The limit that was passed.
         limit: usize,
     },
+    /// The peer sent this connection its own socket, which would have kept it
+    /// open after everybody else had closed it.
+    OwnSocket,
 }
 
 impl CloseReason {
@@ -77,6 +81,7 @@ impl fmt::Display for CloseReason {
             Self::DescriptorLimit { limit } => {
                 write!(f, "peer sent more than {limit} descriptors")
             }
+            Self::OwnSocket => f.write_str("peer sent the connection its own socket"),
         }
     }
 }

@@ -436,6 +436,10 @@ pub struct DescriptorLimits {
     /// The peer may send at most this many during the life of the connection;
     /// default `usize::MAX`, none.
     pub received_in_all: usize,
+    /// The peer may send at most this many that the protocol does not take,
+    /// during the life of the connection; default 64. Each is closed at once;
+    /// this ends what can only be a mistake or meant to keep us busy.
+    pub unclaimed: usize,
 }
 
 impl Default for DescriptorLimits {
@@ -446,6 +450,7 @@ impl Default for DescriptorLimits {
             per_message: 64,
             received_per_read: 253,
             received_in_all: usize::MAX,
+            unclaimed: 64,
         }
     }
 }

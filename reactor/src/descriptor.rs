@@ -104,7 +104,7 @@ pub enum Next {
 /// What the poller is asked to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// Reading, and the peer's closing.
+    /// Reading, urgent data, and the peer's closing.
     Readable,
     /// Writing only.
     Writable,
@@ -113,11 +113,15 @@ pub enum Interest {
 }
 
 impl Interest {
+    /// With urgent data: a read stops where it was sent, so that a descriptor
+    /// that takes a short read for the last has to know.
+    const READABLE: mio::Interest = mio::Interest::READABLE.add(mio::Interest::PRIORITY);
+
     pub(crate) fn to_mio(self) -> mio::Interest {
         match self {
-            Self::Readable => mio::Interest::READABLE,
+            Self::Readable => Self::READABLE,
             Self::Writable => mio::Interest::WRITABLE,
-            Self::Both => mio::Interest::READABLE.add(mio::Interest::WRITABLE),
+            Self::Both => Self::READABLE.add(mio::Interest::WRITABLE),
         }
     }
 }
@@ -140,6 +144,9 @@ impl Readiness {
     pub const WRITE_CLOSED: Self = Self(1 << 3);
     /// An error waits to be fetched (`EPOLLERR`).
     pub const ERROR: Self = Self(1 << 4);
+    /// The peer sent urgent data (`EPOLLPRI`), where reads stop however much
+    /// there is behind it.
+    pub const PRIORITY: Self = Self(1 << 5);
 
     /// Whether any of the flags of `other` is set.
     pub fn intersects(self, other: Self) -> bool {
@@ -157,7 +164,8 @@ impl Readiness {
         let is_more = event.is_writable()
             || event.is_read_closed()
             || event.is_write_closed()
-            || event.is_error();
+            || event.is_error()
+            || event.is_priority();
         if !is_more && event.is_readable() {
             return Self::READABLE;
         }
@@ -172,6 +180,7 @@ impl Readiness {
             | flag(event.is_read_closed(), Self::READ_CLOSED)
             | flag(event.is_write_closed(), Self::WRITE_CLOSED)
             | flag(event.is_error(), Self::ERROR)
+            | flag(event.is_priority(), Self::PRIORITY)
     }
 }
 
@@ -197,6 +206,7 @@ impl fmt::Debug for Readiness {
             (Self::READ_CLOSED, "read closed"),
             (Self::WRITE_CLOSED, "write closed"),
             (Self::ERROR, "error"),
+            (Self::PRIORITY, "priority"),
         ];
         f.debug_set()
             .entries(

@@ -1,15 +1,28 @@
 //! Control messages and framing: nothing lost, nothing doubled, nothing with
 //! the wrong message.
 
-use std::cell::Cell;
-use std::os::fd::AsFd;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use bowline::{Context, Protocol, Reactor, ReceivedDescriptors, Transports, UnixStream};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::testing::Random;
+use bowline::{
+    AfterTruncation, CloseReason, Context, PassedDescriptor, Protocol, Reactor,
+    ReceivedDescriptors, Transports, UnixStream, UnixTransportHandle,
+};
 
-use crate::peer::{file, send};
+use crate::peer::{
+    Identity, file, files, identities, identity, receive, send, shrink_send_buffer, transport,
+};
 use crate::support::figures::{Bound, Figures, scaled};
-use crate::support::{DescriptorLedger, run_until, run_until_quiet, socketpair};
+use crate::support::own_process::{in_own_process, leave_free, limit_descriptors};
+use crate::support::{
+    DEADLINE, DescriptorLedger, Recorder, run_until, run_until_quiet, socketpair,
+};
 
 /// Counts bytes and descriptors.
 struct Counter(Rc<Cell<(usize, usize)>>);
@@ -60,4 +73,394 @@ fn all_messages_sent_before_we_look_are_seen() {
     Figures::of("T-7").must("messages seen", seen, Bound::Exactly, messages);
     drop(passed);
     ledger.assert_balanced();
+}
+
+/// The bytes of a frame, and what the descriptors are that came with it.
+type Frame = (Vec<u8>, Vec<Identity>);
+
+/// Keeps each frame; and what was said of lost descriptors.
+#[derive(Default)]
+struct Collected {
+    frames: VecDeque<Frame>,
+    truncated: Vec<Vec<u8>>,
+    notices: usize,
+    lost: Option<String>,
+}
+
+struct Collector {
+    collected: Rc<RefCell<Collected>>,
+    after_truncation: AfterTruncation,
+}
+
+type FrameCx<'a> = FrameContext<'a, UnixStream, LengthPrefixedFramer>;
+
+impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Collector {
+    fn frame_received(&mut self, _: &mut FrameCx<'_>, frame: &[u8]) {
+        let frame = (frame.to_vec(), Vec::new());
+        self.collected.borrow_mut().frames.push_back(frame);
+    }
+
+    fn frame_with_descriptors(
+        &mut self,
+        _: &mut FrameCx<'_>,
+        frame: &[u8],
+        descriptors: &mut ReceivedDescriptors<'_>,
+    ) {
+        let taken: Vec<OwnedFd> = descriptors.collect();
+        let frame = (frame.to_vec(), identities(&taken));
+        self.collected.borrow_mut().frames.push_back(frame);
+    }
+
+    fn frame_truncated(&mut self, _: &mut FrameCx<'_>, frame: &[u8]) {
+        self.collected.borrow_mut().truncated.push(frame.to_vec());
+    }
+
+    fn descriptors_truncated(&mut self, _: &mut FrameCx<'_>, _: usize) -> AfterTruncation {
+        self.collected.borrow_mut().notices += 1;
+        self.after_truncation
+    }
+
+    fn connection_lost(&mut self, _: &mut FrameCx<'_>, reason: &CloseReason) {
+        self.collected.borrow_mut().lost = Some(reason.to_string());
+    }
+}
+
+/// A framed protocol on a new connection, and the other end.
+fn framed(
+    reactor: &mut Reactor,
+    after_truncation: AfterTruncation,
+) -> (UnixTransportHandle, StdUnixStream, Rc<RefCell<Collected>>) {
+    let collected = Rc::new(RefCell::new(Collected::default()));
+    let collector = Collector {
+        collected: Rc::clone(&collected),
+        after_truncation,
+    };
+    let (ours, theirs) = socketpair();
+    let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), collector);
+    let handle = reactor.adopt_unix_stream(ours.into(), protocol).unwrap();
+    (handle, theirs, collected)
+}
+
+/// What is passed, over and over.
+struct Files {
+    all: Vec<Rc<OwnedFd>>,
+    identities: Vec<Identity>,
+    next: usize,
+}
+
+impl Files {
+    fn new() -> Self {
+        let (all, identities) = files(37);
+        Self {
+            all: all.into_iter().map(Rc::new).collect(),
+            identities,
+            next: 0,
+        }
+    }
+
+    fn take(&mut self, count: usize) -> (Vec<Rc<OwnedFd>>, Vec<Identity>) {
+        let places = (self.next..self.next + count).map(|at| at % self.all.len());
+        self.next += count;
+        places
+            .map(|at| (Rc::clone(&self.all[at]), self.identities[at]))
+            .unzip()
+    }
+}
+
+/// A frame with its prefix: the first byte of its body says how many descriptors
+/// it owns, for who reads by that alone.
+fn encoded(random: &mut Random, length: usize, count: usize) -> Vec<u8> {
+    let mut frame = u32::try_from(length).unwrap().to_be_bytes().to_vec();
+    frame.push(count as u8);
+    let filling = random.any() as u8;
+    frame.resize(4 + length, filling);
+    frame
+}
+
+/// One of `1..=most`, each power of two as likely as the next.
+fn size(random: &mut Random, most: usize) -> usize {
+    let power = 1 << random.below(most.ilog2() as usize + 1);
+    (power + random.below(power)).min(most)
+}
+
+/// As [`run_until`], where the test itself is the other end: turns do not wait.
+#[track_caller]
+fn step_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> bool) {
+    let began = Instant::now();
+    while !is_done(reactor) {
+        assert!(began.elapsed() < DEADLINE, "nothing more happened");
+        reactor.turn(Some(Duration::ZERO));
+    }
+}
+
+/// Reads what a connection sends, and takes frames apart as D-Bus does: by a
+/// queue of descriptors, and each frame's count.
+#[derive(Default)]
+struct Reader {
+    bytes: Vec<u8>,
+    queue: VecDeque<Identity>,
+}
+
+impl Reader {
+    fn read(&mut self, peer: &StdUnixStream, limit: usize) -> bool {
+        let Some(message) = receive(peer, limit) else {
+            return false;
+        };
+        self.bytes.extend(&message.data);
+        self.queue.extend(message.descriptors.iter().map(identity));
+        true
+    }
+
+    fn next_frame(&mut self) -> Option<Frame> {
+        let length = u32::from_be_bytes(*self.bytes.first_chunk()?) as usize;
+        let body = self.bytes.get(4..4 + length)?.to_vec();
+        self.bytes.drain(..4 + length);
+        let owned = self.queue.drain(..usize::from(body[0])).collect();
+        Some((body, owned))
+    }
+}
+
+/// One list of frames both ways; answers how many did not arrive as they were
+/// sent: what the peer sends in random pieces arrives
+/// with its frames, and what we send is put together again by somebody who reads
+/// in random pieces.
+fn frames_both_ways(reactor: &mut Reactor, files: &mut Files, random: &mut Random) -> usize {
+    let mut astray = 0;
+    let (handle, peer, collected) = framed(reactor, AfterTruncation::LoseConnection);
+    let is_narrow = random.chance(20);
+    if is_narrow {
+        shrink_send_buffer(&peer);
+    }
+    let (mut to_us, mut from_us) = (VecDeque::new(), VecDeque::new());
+    let (mut outgoing, mut reader) = (VecDeque::new(), Reader::default());
+    for _ in 0..1 + random.below(8) {
+        // Both ways: the same in kind.
+        for is_ours in [false, true] {
+            let most = if random.chance(5) { 90_000 } else { 3_000 };
+            let length = size(random, most);
+            let (passed, known) = files.take(random.below(17));
+            let frame = encoded(random, length, passed.len());
+            let expected = (frame[4..].to_vec(), known);
+            if is_ours {
+                let passed = passed.iter().map(PassedDescriptor::shared).collect();
+                transport(reactor, handle)
+                    .write_with_descriptors(&frame, passed)
+                    .expect("nothing else waits");
+                from_us.push_back(expected);
+            } else {
+                to_us.push_back(expected);
+                outgoing.push_back((frame, passed));
+            }
+        }
+    }
+    step_until(reactor, |reactor| {
+        if let Some((frame, passed)) = outgoing.front_mut() {
+            // Some of it, the descriptors with the first byte, which may be
+            // glued to the end of the frame before.
+            let piece = size(random, 65_536).min(frame.len());
+            let borrowed: Vec<_> = passed.iter().map(|fd| fd.as_fd()).collect();
+            if let Ok(sent) = send(&peer, &frame[..piece], &borrowed) {
+                frame.drain(..sent);
+                passed.clear();
+                if frame.is_empty() {
+                    outgoing.pop_front();
+                }
+            }
+        }
+        if random.chance(50) {
+            reactor.turn(Some(Duration::ZERO));
+        }
+        if random.chance(60) {
+            reader.read(&peer, size(random, 65_536));
+        }
+        while let Some(frame) = reader.next_frame() {
+            astray += usize::from(Some(frame) != from_us.pop_front());
+        }
+        while let Some(frame) = collected.borrow_mut().frames.pop_front() {
+            astray += usize::from(Some(frame) != to_us.pop_front());
+        }
+        to_us.is_empty() && from_us.is_empty()
+    });
+    assert!(reader.queue.is_empty() && reader.bytes.is_empty());
+    transport(reactor, handle).abort_connection();
+    run_until(reactor, |_| collected.borrow().lost.is_some());
+    astray
+}
+
+/// Reliability T-4.
+#[test]
+fn each_descriptor_reaches_its_frame_however_it_is_cut() {
+    let ledger = DescriptorLedger::open();
+    let cases = scaled(10_000, 100_000);
+    let mut astray = 0;
+    {
+        let mut files = Files::new();
+        let mut reactor = Reactor::new().unwrap();
+        for seed in 0..cases {
+            let guard = Seed(seed as u64);
+            astray += frames_both_ways(&mut reactor, &mut files, &mut Random::new(seed as u64));
+            std::mem::forget(guard);
+        }
+        assert!(files.all.iter().all(|fd| Rc::strong_count(fd) == 1));
+        Figures::of("T-4")
+            .must("cases", cases, Bound::AtLeast, scaled(10_000, 100_000))
+            .must(
+                "frames without exactly their own",
+                astray,
+                Bound::Exactly,
+                0,
+            )
+            .must("descriptors passed", files.next, Bound::AtLeast, cases * 16);
+    }
+    ledger.assert_balanced();
+}
+
+/// Says which case it was, when one fails.
+struct Seed(u64);
+
+impl Drop for Seed {
+    #[allow(clippy::print_stderr, reason = "what a failed test has to say")]
+    fn drop(&mut self) {
+        eprintln!("case {}", self.0);
+    }
+}
+
+/// Reliability T-5: frames of all sizes through the smallest buffer, to somebody
+/// who reads a little now and then.
+#[test]
+fn each_descriptor_is_sent_once_however_often_a_write_falls_short() {
+    let ledger = DescriptorLedger::open();
+    {
+        let frames = scaled(300, 10_000);
+        let largest = scaled(1 << 19, 1 << 22);
+        let mut random = Random::new(5);
+        let mut files = Files::new();
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, peer) = socketpair();
+        shrink_send_buffer(&ours);
+        let sender = reactor
+            .adopt_unix_stream(ours.into(), Recorder::default())
+            .unwrap();
+        let mut reader = Reader::default();
+        let (mut doubled, mut arrived) = (0, 0);
+        for _ in 0..frames {
+            let length = size(&mut random, largest);
+            let (passed, known) = files.take(1 + random.below(16));
+            let frame = encoded(&mut random, length, passed.len());
+            let passed = passed.iter().map(PassedDescriptor::shared).collect();
+            transport(&mut reactor, sender)
+                .write_with_descriptors(&frame, passed)
+                .unwrap();
+            let mut read = None;
+            step_until(&mut reactor, |_| {
+                // Less than the buffer holds, and not at every turn.
+                if random.chance(80) {
+                    reader.read(&peer, size(&mut random, 65_536));
+                }
+                read = read.take().or_else(|| reader.next_frame());
+                read.is_some()
+            });
+            let (body, owned) = read.unwrap();
+            assert!(body == frame[4..]);
+            assert_eq!(owned, known);
+            doubled += reader.queue.len();
+            arrived += owned.len();
+        }
+        let sent = reactor.descriptor_counts().passed as usize;
+        Figures::of("T-5")
+            .must("frames", frames, Bound::AtLeast, scaled(300, 10_000))
+            .must("descriptors arrived", arrived, Bound::Exactly, files.next)
+            .must("descriptors sent", sent, Bound::Exactly, files.next)
+            .must("descriptors doubled", doubled, Bound::Exactly, 0);
+    }
+    ledger.assert_balanced();
+}
+
+/// Sends one frame with `count` descriptors while only `free` numbers are left
+/// at the other end, which is in this process.
+fn send_into_a_full_table(
+    reactor: &mut Reactor,
+    peer: &StdUnixStream,
+    frame: &[u8],
+    passed: &[Rc<OwnedFd>],
+    free: usize,
+    mut is_done: impl FnMut() -> bool,
+) {
+    let borrowed: Vec<_> = passed.iter().map(|fd| fd.as_fd()).collect();
+    assert_eq!(send(peer, frame, &borrowed).expect("room"), frame.len());
+    leave_free(free);
+    run_until(reactor, |_| is_done());
+    limit_descriptors(1_000);
+}
+
+/// Reliability T-8: descriptors that are lost cost their frame, or the
+/// connection, as the receiver has it; never is one paired with another frame.
+#[test]
+fn truncation_costs_its_own_frame_or_the_connection() {
+    in_own_process(
+        module_path!(),
+        "truncation_costs_its_own_frame_or_the_connection",
+        || {
+            let mut random = Random::new(8);
+            let mut files = Files::new();
+            let mut reactor = Reactor::new().unwrap();
+            // It is the kernel that is to lose them.
+            reactor.set_descriptor_reserve(0);
+            let (mut truncations, mut frames, mut wrong) = (0, 0, 0);
+            let (_, peer, collected) = framed(&mut reactor, AfterTruncation::KeepConnection);
+            while truncations < 1_000 {
+                let (passed, known) = files.take(random.below(17));
+                let length = size(&mut random, 5_000);
+                let frame = encoded(&mut random, length, passed.len());
+                let free = random.below(20);
+                frames += 1;
+                send_into_a_full_table(&mut reactor, &peer, &frame, &passed, free, || {
+                    let collected = collected.borrow();
+                    collected.frames.len() + collected.truncated.len() > 0
+                });
+                let mut collected = collected.borrow_mut();
+                let whole = collected.frames.pop_front();
+                let cut = collected.truncated.pop();
+                if free < passed.len() {
+                    truncations += 1;
+                    wrong += usize::from(cut.as_deref() != Some(&frame[4..]) || whole.is_some());
+                } else {
+                    wrong += usize::from(whole != Some((frame[4..].to_vec(), known)));
+                }
+            }
+            assert_eq!(collected.borrow().notices, truncations);
+            let counted = reactor.descriptor_counts().truncations as usize;
+            assert_eq!(counted, truncations);
+            // The other policy: the default.
+            let mut ended = 0;
+            for _ in 0..100 {
+                let (_, peer, collected) = framed(&mut reactor, AfterTruncation::LoseConnection);
+                let (passed, _) = files.take(1 + random.below(16));
+                let free = random.below(passed.len());
+                let frame = encoded(&mut random, 100, passed.len());
+                send_into_a_full_table(&mut reactor, &peer, &frame, &passed, free, || {
+                    collected.borrow().lost.is_some()
+                });
+                let collected = collected.borrow();
+                let expected = format!("received descriptors were truncated to {free}");
+                ended += usize::from(collected.lost.as_ref() == Some(&expected));
+                assert!(collected.frames.is_empty() && collected.truncated.is_empty());
+            }
+            Figures::of("T-8")
+                .must("truncations", truncations, Bound::AtLeast, 1_000)
+                .must(
+                    "frames between them",
+                    frames - truncations,
+                    Bound::AtLeast,
+                    100,
+                )
+                .must("frames paired wrongly", wrong, Bound::Exactly, 0)
+                .must(
+                    "connections ended by the default",
+                    ended,
+                    Bound::Exactly,
+                    100,
+                );
+        },
+    );
 }

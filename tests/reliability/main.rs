@@ -10,3 +10,4 @@ mod support;
 mod peer;
 
 mod framing;
+mod hostile;

@@ -5,7 +5,9 @@
 
 use std::process::Command;
 
-use super::DescriptorLedger;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{DescriptorLedger, open_descriptors};
 
 /// Set in the process that runs only one test.
 const IS_CHILD: &str = "BOWLINE_TEST_CHILD";
@@ -50,4 +52,61 @@ pub(crate) fn in_own_process_with<K>(
     assert!(output.status.success(), "{out}{err}");
     assert!(out.contains("1 passed"), "it ran: {out}{err}");
     ledger.assert_balanced();
+}
+
+/// Sets the limit of descriptors, of this process and, for those in flight, of
+/// its user.
+pub(crate) fn limit_descriptors(current: u64) {
+    let limit = getrlimit(Resource::Nofile);
+    let lowered = Rlimit {
+        current: Some(current),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, lowered).expect("below the maximum");
+}
+
+/// The limit that leaves `free` descriptors.
+pub(crate) fn leave_free(free: usize) {
+    let taken = open_descriptors();
+    // Numbers below the limit that are taken stay so; count upwards.
+    let mut limit = 0;
+    let mut left = free;
+    while left > 0 || taken.contains(&limit) {
+        if !taken.contains(&limit) {
+            left -= 1;
+        }
+        limit += 1;
+    }
+    limit_descriptors(limit as u64);
+}
+
+/// Sets the limit of descriptors in flight, which holds for all processes of a
+/// user together: `user` is to be one that no other test has. The superuser,
+/// who has no such limit, becomes that user; anybody else stays who they are.
+pub(crate) fn limit_in_flight(user: u32, limit: u64) {
+    limit_descriptors(limit);
+    if rustix::process::geteuid().is_root() {
+        // The kernel goes by this thread.
+        let user = rustix::process::Uid::from_raw(user);
+        rustix::thread::set_thread_res_uid(user, user, user).expect("as root");
+    }
+}
+
+/// How long this thread has been on a processor, in nanoseconds.
+pub(crate) fn thread_time() -> u64 {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has it");
+    let first = times.split(' ').next().expect("three numbers");
+    first.parse().expect("a number")
+}
+
+/// What of this process is in memory, in bytes.
+pub(crate) fn resident_bytes() -> u64 {
+    let sizes = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let pages: u64 = sizes
+        .split(' ')
+        .nth(1)
+        .expect("seven")
+        .parse()
+        .expect("a number");
+    pages * 4096
 }

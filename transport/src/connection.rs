@@ -36,7 +36,7 @@ use self::producers::Tell;
 /// The first and the longest wait after the kernel said later without saying
 /// when (`ETOOMANYREFS`, `ENOBUFS`).
 const FIRST_RETRY: Duration = Duration::from_millis(1);
-const LONGEST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
 /// What a read counts at the least: about the bytes that could be copied in the
 /// time of its system call and callback.
@@ -220,7 +220,7 @@ where
             Ok(received) => {
                 let core = self.transport.core_mut();
                 let is_short = received.bytes < core.read_limit as usize;
-                if is_short && !received.had_ancillary && !core.has(flag::READ_CLOSED) {
+                if is_short && !received.had_ancillary && !core.has(flag::READ_ON) {
                     core.flags &= !flag::READABLE;
                 }
                 if received.had_ancillary {
@@ -384,6 +384,7 @@ where
                 core.cold_ref().and_then(|cold| cold.reason.as_ref()),
                 Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
             );
+        let may_hold_more = !core.has(flag::SHARED | flag::READ_ENDED);
         if core.socket.is_open() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
@@ -392,7 +393,11 @@ where
                 core.socket.prepare_abort();
             }
             Ledger::add(&core.shared.ledger.closed, 1);
+            if may_hold_more {
+                self.transport.disarm_unread();
+            }
         }
+        let core = self.transport.core_mut();
         core.socket.close();
         if core.cold_ref().is_some() {
             let cold = core.cold();
@@ -493,8 +498,8 @@ fn latch<S: crate::Socket>(core: &mut Core<S>, readiness: Readiness) {
     if readiness.intersects(Readiness::READABLE | closed) {
         core.flags |= flag::READABLE;
     }
-    if readiness.intersects(closed) {
-        core.flags |= flag::READ_CLOSED;
+    if readiness.intersects(closed | Readiness::PRIORITY) {
+        core.flags |= flag::READ_ON;
     }
     if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
         core.flags |= flag::WRITABLE;

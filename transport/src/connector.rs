@@ -57,6 +57,7 @@ pub(crate) struct Attempt {
     pub(crate) timeout: Option<Duration>,
     pub(crate) no_delay: bool,
     pub(crate) keep_alive: bool,
+    pub(crate) accepts_descriptors: bool,
 }
 
 /// Where an attempt leads.
@@ -368,6 +369,9 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         if self.attempt.keep_alive {
             sys::set_keep_alive(fd.as_fd(), true).map_err(ConnectError::Os)?;
         }
+        if !self.attempt.accepts_descriptors {
+            sys::set_pass_rights(fd.as_fd(), false).map_err(ConnectError::Os)?;
+        }
         if let Some(name) = &self.attempt.bind_address {
             sys::bind(fd.as_fd(), name).map_err(ConnectError::Bind)?;
         }
@@ -444,7 +448,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         let names = Names {
             host: HostName::Unknown,
             peer,
-            refuses_descriptors: false,
+            refuses_descriptors: !self.attempt.accepts_descriptors,
         };
         let token = self.control.token;
         if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Some(token)) {

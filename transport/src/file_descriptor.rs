@@ -102,9 +102,13 @@ pub trait FileDescriptor: Sized + 'static {
         0
     }
 
-    /// How many descriptors the peer may send, in one read and in all.
-    fn received_limits(&self) -> (usize, usize) {
-        (usize::MAX, usize::MAX)
+    /// Makes sure that the coming close waits for nothing that the peer sent and
+    /// nobody read.
+    fn disarm_unread(&mut self) {}
+
+    /// How many descriptors the peer may send.
+    fn received_limits(&self) -> ReceivedLimits {
+        ReceivedLimits::NONE
     }
 
     /// Takes what is queued beside bytes.
@@ -385,9 +389,9 @@ pub(crate) mod flag {
     pub(crate) const READABLE: u32 = 1;
     /// Latched, as above; a new socket counts as writable.
     pub(crate) const WRITABLE: u32 = 1 << 1;
-    /// The peer has said that nothing more comes: short reads do not mean
-    /// drained any more.
-    pub(crate) const READ_CLOSED: u32 = 1 << 2;
+    /// Short reads do not mean drained any more: the peer has said that nothing
+    /// more comes, or has sent urgent data once.
+    pub(crate) const READ_ON: u32 = 1 << 2;
     /// Interest: reading is paused.
     pub(crate) const PAUSED: u32 = 1 << 3;
     /// The peer's end was read.
@@ -442,6 +446,23 @@ pub(crate) mod pending {
 
     /// Anything at all.
     pub(crate) const ANY: u32 = 0xff << 16;
+}
+
+/// How many descriptors a peer may send.
+#[allow(unnameable_types, reason = "named only by a sealed trait")]
+#[derive(Clone, Copy, Debug)]
+pub struct ReceivedLimits {
+    pub(crate) per_read: usize,
+    pub(crate) in_all: usize,
+    pub(crate) unclaimed: usize,
+}
+
+impl ReceivedLimits {
+    pub(crate) const NONE: Self = Self {
+        per_read: usize::MAX,
+        in_all: usize::MAX,
+        unclaimed: usize::MAX,
+    };
 }
 
 /// What most connections never need, behind one pointer.
@@ -531,7 +552,7 @@ impl<S: Socket> Core<S> {
     const KEPT: u32 = flag::PAUSED
         | flag::HELD
         | flag::READ_ENDED
-        | flag::READ_CLOSED
+        | flag::READ_ON
         | flag::NOT_READING
         | pending::CONNECTION_MADE
         | pending::PAUSE_PRODUCER

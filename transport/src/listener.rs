@@ -322,13 +322,37 @@ impl<S: Service> ListeningSocket<S> {
             self.control.is_readable = false;
             return;
         };
+        if self.control.shared.numbers.is_near()
+            && !self.control.shared.numbers.has_room(fd.as_fd())
+        {
+            return self.wait_for_room(reactor);
+        }
         match sys::accept(fd.as_fd()) {
             Ok((fd, peer)) => {
                 self.control.is_short = false;
+                // Accepted is served; but the next one looks first.
+                let _ = self.control.shared.numbers.is_reserved(fd.as_fd());
                 self.service.accepted(&mut self.control, reactor, fd, peer);
             }
             Err(error) => self.accept_failed(reactor, &error),
         }
+    }
+
+    /// Leaves clients waiting in the kernel's queue until descriptors are closed.
+    #[cold]
+    fn wait_for_room(&mut self, reactor: &mut Reactor) {
+        let control = &mut self.control;
+        if !control.is_short {
+            control.is_short = true;
+            log::warn!(
+                target: log::TRANSPORT,
+                "{} {}: only the reserve of {} descriptors is left, accepting later",
+                control.token,
+                control.address,
+                control.shared.numbers.reserve(),
+            );
+        }
+        control.retry = Some(reactor.notify_later(RETRY_AFTER, control.token));
     }
 
     #[cold]
@@ -349,6 +373,7 @@ impl<S: Service> ListeningSocket<S> {
         {
             shed = sys::accept(fd.as_fd()).ok().map(|(_, peer)| peer);
             control.shared.fill_reserve();
+            control.shared.numbers.ran_out();
         }
         // Written only now: a log line could have taken the freed number.
         if let Some(peer) = shed {

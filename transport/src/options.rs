@@ -122,6 +122,10 @@ pub struct UnixConnectOptions {
     pub timeout: Option<Duration>,
     /// The address to connect from; default `None`, unnamed.
     pub bind_address: Option<UnixAddress>,
+    /// Whether the peer may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), set
+    /// before it can send anything; default true. Where the kernel does not know
+    /// the option, refusing fails.
+    pub accepts_descriptors: bool,
 }
 
 impl Default for UnixConnectOptions {
@@ -129,6 +133,7 @@ impl Default for UnixConnectOptions {
         Self {
             timeout: Some(CONNECT_TIMEOUT),
             bind_address: None,
+            accepts_descriptors: true,
         }
     }
 }

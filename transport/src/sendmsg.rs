@@ -2,17 +2,19 @@
 
 use std::any::Any;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bowline_protocol::{
-    Credentials, DescriptorLimits, Linger, PassedDescriptor, SendDescriptorError,
+    CloseReason, Credentials, DescriptorLimits, Linger, PassedDescriptor, SendDescriptorError,
     SendDescriptorErrorKind, UnixTransport, UnixTransportHandle, WriteStatus,
 };
 use bowline_reactor::Handle;
 
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
-use crate::file_descriptor::{Core, FileDescriptor, Received, Sent, State, flag, pending};
-use crate::shared::{Ledger, ReadBuffers};
+use crate::file_descriptor::{
+    Core, FileDescriptor, Received, ReceivedLimits, Sent, State, flag, pending,
+};
+use crate::shared::{Ledger, READ_BYTES, ReadBuffers};
 use crate::socket::UnixSocket;
 use crate::socket::private::Sealed;
 use crate::stream::Stream;
@@ -35,6 +37,10 @@ pub struct SendmsgMixin<B> {
 
 /// A UNIX stream connection, which passes descriptors.
 pub type UnixStream = SendmsgMixin<Stream<UnixSocket>>;
+
+/// How often an ended connection is read for descriptors at most. A socket
+/// holds some 280 messages unless its peer may have it hold more.
+const MOST_UNREAD: usize = 4_096;
 
 #[derive(Debug)]
 struct Passing {
@@ -135,18 +141,52 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         received
     }
 
-    /// Takes the linger setting from what was received.
+    /// Takes the linger setting from what was received, unless the peer is
+    /// trusted.
     #[cold]
-    fn disarm(&self, buffers: &ReadBuffers) {
+    fn disarm(&mut self, buffers: &mut ReadBuffers) {
         let is_wanted = self
             .passing
             .as_ref()
             .is_none_or(|passing| passing.linger == Linger::Clear);
         if is_wanted {
+            let mut has_socket = false;
             for fd in &buffers.ancillary.descriptors {
-                sys::disarm_linger(fd.as_fd());
+                has_socket |= sys::disarm_linger(fd.as_fd());
+            }
+            if has_socket {
+                self.refuse_own_socket(buffers);
             }
         }
+    }
+
+    /// Ends the connection if the peer sent it its own socket: that would keep
+    /// it open when everybody else has closed it.
+    #[cold]
+    fn refuse_own_socket(&mut self, buffers: &mut ReadBuffers) {
+        let descriptors = &mut buffers.ancillary.descriptors;
+        if descriptors.iter().any(|fd| self.is_own_socket(fd.as_fd())) {
+            let core = self.base.core_mut();
+            Ledger::add(&core.shared.ledger.received, descriptors.len());
+            core.shared.refuse_received(descriptors.drain(..));
+            core.end(CloseReason::OwnSocket);
+        }
+    }
+
+    fn is_own_socket(&self, fd: BorrowedFd<'_>) -> bool {
+        let own = self.base.core().socket.source();
+        own.is_some_and(|own| match (sys::cookie(own), sys::cookie(fd)) {
+            (Ok(own), Ok(other)) => own == other,
+            _ => false,
+        })
+    }
+
+    /// Whether one of `descriptors` is this transport's own socket. Looked at
+    /// only where somebody can have a copy of one, since it costs a system call
+    /// for each.
+    fn has_own_socket(&self, descriptors: &[PassedDescriptor]) -> bool {
+        self.base.core().shared.has_lent.get()
+            && descriptors.iter().any(|fd| self.is_own_socket(fd.as_fd()))
     }
 
     /// Sends with descriptors on the first byte.
@@ -265,9 +305,48 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         count
     }
 
-    fn received_limits(&self) -> (usize, usize) {
+    #[cold]
+    fn disarm_unread(&mut self) {
+        let core = self.base.core_mut();
+        let is_trusted = self
+            .passing
+            .as_ref()
+            .is_some_and(|passing| passing.linger == Linger::Keep);
+        let Some(source) = core.socket.source() else {
+            return;
+        };
+        if is_trusted || core.has(flag::PLAIN_READS) {
+            return;
+        }
+        // What is closed unread is closed by the kernel, in our call, and can
+        // linger: so it is read, once nothing can come after it. (Before Linux
+        // 6.16 it can, if the peer is quick enough.)
+        let _ = sys::set_pass_rights(source, false);
+        let mut buffers = core.shared.take_buffers();
+        for _ in 0..MOST_UNREAD {
+            let read = core.socket.receive(&mut buffers, READ_BYTES);
+            let count = buffers.ancillary.descriptors.len();
+            if count > 0 {
+                Ledger::add(&core.shared.ledger.received, count);
+                core.shared
+                    .refuse_received(buffers.ancillary.descriptors.drain(..));
+            }
+            buffers.ancillary.clear();
+            if read.is_ok_and(|taken| taken.bytes > 0) {
+                continue;
+            }
+            break;
+        }
+        core.shared.return_buffers(buffers);
+    }
+
+    fn received_limits(&self) -> ReceivedLimits {
         let limits = self.limits();
-        (limits.received_per_read, limits.received_in_all)
+        ReceivedLimits {
+            per_read: limits.received_per_read,
+            in_all: limits.received_in_all,
+            unclaimed: limits.unclaimed,
+        }
     }
 
     fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
@@ -295,7 +374,13 @@ impl_transport!(impl<B: FileDescriptor> SendmsgMixin<B>);
 
 impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError> {
-        if let Some(kind) = self.refusal(1) {
+        let kind = match self.refusal(1) {
+            None if self.has_own_socket(std::slice::from_ref(&fd)) => {
+                Some(SendDescriptorErrorKind::OwnSocket)
+            }
+            kind => kind,
+        };
+        if let Some(kind) = kind {
             return Err(SendDescriptorError {
                 kind,
                 descriptors: vec![fd],
@@ -329,6 +414,8 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
             Some(SendDescriptorErrorKind::NoBytes)
         } else if let Some(kind) = self.refusal(descriptors.len()) {
             Some(kind)
+        } else if self.has_own_socket(&descriptors) {
+            Some(SendDescriptorErrorKind::OwnSocket)
         } else if !core.takes_bytes(data.len()) {
             Some(SendDescriptorErrorKind::BufferFull)
         } else if self
@@ -423,9 +510,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     }
 }
 
-fn source<B: FileDescriptor>(
-    transport: &SendmsgMixin<B>,
-) -> io::Result<std::os::fd::BorrowedFd<'_>> {
+fn source<B: FileDescriptor>(transport: &SendmsgMixin<B>) -> io::Result<BorrowedFd<'_>> {
     let source = transport.core().socket.source();
     source.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
 }

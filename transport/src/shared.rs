@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline_reactor::{Reactor, Token};
@@ -31,6 +31,13 @@ const WRITES_PER_TURN: u32 = 8;
 const NOTICES_PER_TURN: u32 = 64;
 const ACCEPTS_PER_TURN: u32 = 100;
 
+/// How many descriptor numbers peers leave to the program, unless set: enough
+/// for a log file, a lookup, a child with its pipes.
+const RESERVE: usize = 16;
+
+/// From this far below the reserve on accepting looks before it leaps.
+const NEAR: i32 = 64;
+
 /// One of each per reactor.
 pub(crate) struct Shared {
     /// Out from a read until its callbacks have returned. Callbacks never nest,
@@ -52,6 +59,10 @@ pub(crate) struct Shared {
     is_reserve_missed: Cell<bool>,
     /// Who finds the addresses of host names; made when first asked.
     resolver: RefCell<Option<SharedResolver>>,
+    pub(crate) numbers: Numbers,
+    /// Whether a transport has lent its socket out, so that somebody may hold a
+    /// copy of one.
+    pub(crate) has_lent: Cell<bool>,
     /// Connections about to be detached: nothing may happen to them any more.
     held: RefCell<Vec<Token>>,
     /// How many those are, so that nobody else looks.
@@ -119,6 +130,8 @@ impl Shared {
             reserve: RefCell::new(None),
             is_reserve_missed: Cell::new(false),
             resolver: RefCell::new(None),
+            numbers: Numbers::new(),
+            has_lent: Cell::new(false),
         })
     }
 
@@ -163,6 +176,12 @@ impl Shared {
         if spare.len() < MAX_SPARE {
             spare.push(storage);
         }
+    }
+
+    /// Closes descriptors that were received and are offered to nobody.
+    pub(crate) fn refuse_received(&self, descriptors: impl IntoIterator<Item = OwnedFd>) {
+        let count = self.close_received(descriptors);
+        Ledger::add(&self.ledger.refused, count);
     }
 
     /// Closes descriptors that were received and that nobody took; answers how
@@ -250,6 +269,109 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// How near the process is to having no descriptor number left.
+///
+/// The kernel gives out the lowest that is free, so a high one says that all
+/// below are taken: that costs a comparison, where counting would cost a walk.
+#[derive(Debug)]
+pub(crate) struct Numbers {
+    /// How many of the highest are left to the program itself.
+    reserve: Cell<usize>,
+    /// How many below those are left for what one read brings, so that the
+    /// kernel always has room for it: what it closes for want of room can make
+    /// us wait, what we close cannot. None until a peer sends any.
+    message: Cell<usize>,
+    /// The first of either; looked up when it seems to be reached.
+    first_reserved: Cell<i32>,
+    is_near: Cell<bool>,
+}
+
+impl Numbers {
+    fn new() -> Self {
+        let numbers = Self {
+            reserve: Cell::new(RESERVE),
+            message: Cell::new(0),
+            first_reserved: Cell::new(i32::MAX),
+            is_near: Cell::new(false),
+        };
+        numbers.look_up();
+        numbers
+    }
+
+    pub(crate) fn reserve(&self) -> usize {
+        self.reserve.get()
+    }
+
+    pub(crate) fn set_reserve(&self, count: usize) {
+        self.reserve.set(count);
+        self.message.set(0);
+        self.look_up();
+    }
+
+    /// Whether `fd`, which has just been made, is one of the reserve. To be
+    /// asked of each that peers cause.
+    #[inline]
+    pub(crate) fn is_reserved(&self, fd: BorrowedFd<'_>) -> bool {
+        sys::reaches(fd, self.first_reserved.get().saturating_sub(NEAR)) && self.is_really(fd)
+    }
+
+    #[cold]
+    fn is_really(&self, fd: BorrowedFd<'_>) -> bool {
+        self.look_up();
+        let first = self.first_reserved.get();
+        if sys::reaches(fd, first.saturating_sub(NEAR)) {
+            self.is_near.set(true);
+        }
+        sys::reaches(fd, first)
+    }
+
+    /// Notes that peers send descriptors.
+    #[inline]
+    pub(crate) fn expect_descriptors(&self) {
+        if self.message.get() == 0 && self.reserve.get() > 0 {
+            self.message.set(sys::MAX_DESCRIPTORS);
+            self.look_up();
+        }
+    }
+
+    /// Whether the reserve is near, so that it is better to ask
+    /// [`has_room`](Self::has_room) first.
+    #[inline]
+    pub(crate) fn is_near(&self) -> bool {
+        self.is_near.get()
+    }
+
+    /// Notes that there was no number at all.
+    pub(crate) fn ran_out(&self) {
+        self.look_up();
+        self.is_near.set(true);
+    }
+
+    /// Whether a number is free outside of the reserve; `any` is an open
+    /// descriptor.
+    #[cold]
+    pub(crate) fn has_room(&self, any: BorrowedFd<'_>) -> bool {
+        self.look_up();
+        let first = self.first_reserved.get();
+        let Ok(lowest) = sys::lowest_free(any) else {
+            return self.reserve.get() == 0;
+        };
+        self.is_near.set(lowest >= first.saturating_sub(NEAR));
+        lowest < first
+    }
+
+    fn look_up(&self) {
+        let limit = sys::descriptor_limit().unwrap_or(u64::MAX);
+        // Of a small table not all.
+        let reserve = (limit / 3).min((self.reserve.get() + self.message.get()) as u64);
+        let first = match reserve {
+            0 => i32::MAX,
+            _ => i32::try_from(limit - reserve).unwrap_or(i32::MAX),
+        };
+        self.first_reserved.set(first);
+    }
+}
+
 fn open_anything() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from)
 }
@@ -297,6 +419,7 @@ pub(crate) struct Ledger {
     pub(crate) received: Cell<u64>,
     pub(crate) unclaimed: Cell<u64>,
     pub(crate) truncations: Cell<u64>,
+    pub(crate) refused: Cell<u64>,
     pub(crate) shed: Cell<u64>,
 }
 
@@ -318,11 +441,27 @@ pub struct DescriptorCounts {
     pub received: u64,
     /// Those of them that nobody took, closed by us.
     pub unclaimed: u64,
+    /// Those of the unclaimed that no protocol was offered: beyond a limit, in
+    /// the [reserve](crate::Transports::set_descriptor_reserve), beside lost
+    /// ones, or a connection's own socket.
+    pub refused: u64,
     /// Reads in which the kernel lost descriptors (`MSG_CTRUNC`).
     pub truncations: u64,
     /// Connections that were accepted and closed at once because descriptors
     /// had run out.
     pub shed: u64,
+}
+
+impl DescriptorCounts {
+    /// How many sockets transports and listeners own now.
+    pub fn open(&self) -> u64 {
+        self.opened - self.closed
+    }
+
+    /// How many received descriptors protocols have taken so far.
+    pub fn claimed(&self) -> u64 {
+        self.received - self.unclaimed
+    }
 }
 
 impl Ledger {
@@ -340,6 +479,7 @@ impl Ledger {
             received: self.received.get(),
             unclaimed: self.unclaimed.get(),
             truncations: self.truncations.get(),
+            refused: self.refused.get(),
             shed: self.shed.get(),
         }
     }

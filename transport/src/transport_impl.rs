@@ -124,7 +124,9 @@ macro_rules! impl_transport {
             }
 
             fn socket_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-                $crate::socket::private::Sealed::source(&$crate::FileDescriptor::core(self).socket)
+                let core = $crate::FileDescriptor::core(self);
+                core.shared.has_lent.set(true);
+                $crate::socket::private::Sealed::source(&core.socket)
             }
 
             fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {

@@ -415,6 +415,21 @@ pub trait Transports {
     /// What became of descriptors so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
 
+    /// How many descriptor numbers are left to the program itself.
+    fn descriptor_reserve(&mut self) -> usize;
+
+    /// Sets how many of the descriptor numbers that this process may use
+    /// (`RLIMIT_NOFILE`) peers leave to the program itself; default 16, and 0
+    /// for none. Where peers send descriptors, another 253 stay free for what
+    /// one read brings. Together they are at most a third of all.
+    ///
+    /// When only these are free, listeners leave clients waiting and look ten
+    /// times a second whether that has changed; and descriptors that a peer
+    /// sends are closed and [lost](bowline_protocol::CloseReason::DescriptorsTruncated),
+    /// as they would be without any number left. Whatever peers do, the program
+    /// can then open a file, start a child, say in its log what is going on.
+    fn set_descriptor_reserve(&mut self, count: usize);
+
     /// What one transport or listener may do per turn.
     fn transport_budgets(&mut self) -> TransportBudgets;
 
@@ -567,6 +582,7 @@ impl Transports for Reactor {
             timeout: options.timeout,
             no_delay: false,
             keep_alive: false,
+            accepts_descriptors: options.accepts_descriptors,
         };
         connector::install(self, attempt, factory)
     }
@@ -720,6 +736,14 @@ impl Transports for Reactor {
         Shared::of(self).ledger.counts()
     }
 
+    fn descriptor_reserve(&mut self) -> usize {
+        Shared::of(self).numbers.reserve()
+    }
+
+    fn set_descriptor_reserve(&mut self, count: usize) {
+        Shared::of(self).numbers.set_reserve(count);
+    }
+
     fn transport_budgets(&mut self) -> TransportBudgets {
         Shared::of(self).budgets.get()
     }
@@ -741,6 +765,7 @@ fn tcp_attempt(target: Target, options: &TcpConnectOptions) -> Attempt {
         timeout: options.timeout,
         no_delay: options.no_delay,
         keep_alive: options.keep_alive,
+        accepts_descriptors: true,
     }
 }
 

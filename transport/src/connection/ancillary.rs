@@ -1,5 +1,6 @@
 //! Reads that brought something beside their bytes.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use bowline_protocol::{
@@ -27,7 +28,7 @@ where
         bytes: usize,
         is_truncated: bool,
     ) {
-        let (per_read, in_all) = self.transport.received_limits();
+        let limits = self.transport.received_limits();
         let core = self.transport.core_mut();
         let ancillary = &mut buffers.ancillary;
         let unknown = ancillary.unknown.first().copied();
@@ -38,19 +39,25 @@ where
         Ledger::add(&core.shared.ledger.received, count);
         let unclaimed_before = core.cold().unclaimed;
         core.cold().received += count;
-        let limit = if count > per_read {
-            Some(per_read)
-        } else if core.cold().received > in_all {
-            Some(in_all)
+        let limit = if count > limits.per_read {
+            Some(limits.per_read)
+        } else if core.cold().received > limits.in_all {
+            Some(limits.in_all)
         } else {
             None
         };
+        core.shared.numbers.expect_descriptors();
+        // The last has the highest number.
+        let last = ancillary.descriptors.last();
+        let is_reserved = last.is_some_and(|fd| core.shared.numbers.is_reserved(fd.as_fd()));
         if is_truncated {
             Ledger::add(&core.shared.ledger.truncations, 1);
-            core.shared.close_received(ancillary.descriptors.drain(..));
-        } else if let Some(limit) = limit {
-            core.shared.close_received(ancillary.descriptors.drain(..));
+        }
+        if let Some(limit) = limit {
             core.end(CloseReason::DescriptorLimit { limit });
+        }
+        if is_truncated || is_reserved || limit.is_some() {
+            core.shared.refuse_received(ancillary.descriptors.drain(..));
         }
         if let Some(unknown) = unknown {
             self.warn_of_unknown(unknown);
@@ -59,10 +66,15 @@ where
             return;
         };
         let mut cx = Context::new(&mut self.transport, reactor);
-        if is_truncated {
+        if (is_truncated || is_reserved) && limit.is_none() {
+            let what = if is_truncated {
+                "were truncated to"
+            } else {
+                "would have taken the reserve, closed"
+            };
             log::warn!(
                 target: log::DESCRIPTORS,
-                "{}: descriptors from {} were truncated to {count}",
+                "{}: descriptors from {} {what} {count}",
                 cx.transport.core().token,
                 cx.transport.core().socket.peer(),
             );
@@ -88,7 +100,7 @@ where
             let core = self.transport.core_mut();
             core.close_unclaimed(offered.descriptors.by_ref());
         }
-        self.warn_of_unclaimed(unclaimed_before);
+        self.look_at_unclaimed(unclaimed_before, limits.unclaimed);
     }
 
     /// One warning per connection, as below.
@@ -105,9 +117,14 @@ where
         }
     }
 
-    /// One warning per connection: a peer could fill the disk otherwise.
-    pub(super) fn warn_of_unclaimed(&mut self, before: u64) {
-        let now = self.transport.core_mut().cold().unclaimed;
+    /// One warning per connection: a peer could fill the disk otherwise. And an
+    /// end to it: every one costs us.
+    fn look_at_unclaimed(&mut self, before: u64, limit: usize) {
+        let core = self.transport.core_mut();
+        let now = core.cold().unclaimed;
+        if now > limit as u64 {
+            core.end(CloseReason::DescriptorLimit { limit });
+        }
         if before == 0 && now > 0 {
             log::warn!(
                 target: log::DESCRIPTORS,

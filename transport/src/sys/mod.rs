@@ -25,6 +25,7 @@ mod address;
 mod cmsg;
 mod errno;
 mod msg;
+mod number;
 mod path;
 mod process;
 mod socket;
@@ -41,17 +42,18 @@ pub(crate) use self::errno::{
     is_not_a_socket, is_of_one_connection, is_out_of_descriptors, is_out_of_memory, is_transient,
 };
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
+pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
     take_inherited,
 };
 pub(crate) use self::socket::{
-    Connecting, Family, accept, bind, connect, disarm_linger, keep_alive, listen, local_name,
-    no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd, set_close_on_exec,
-    set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay, set_nonblocking,
-    set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown, socket_kind,
-    stream_socket, take_error,
+    Connecting, Family, accept, bind, connect, cookie, disarm_linger, keep_alive, listen,
+    local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
+    set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay,
+    set_nonblocking, set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown,
+    socket_kind, stream_socket, take_error,
 };
 #[cfg(test)]
 pub(crate) use self::{

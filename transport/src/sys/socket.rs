@@ -16,6 +16,7 @@ use super::retry;
 // them yet.
 #[cfg(test)]
 const SO_PASSPIDFD: libc::c_int = 76;
+const SO_COOKIE: libc::c_int = 57;
 const SO_PEERPIDFD: libc::c_int = 77;
 const SO_PASSRIGHTS: libc::c_int = 83;
 
@@ -291,11 +292,23 @@ pub(crate) fn linger(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
 /// The sender of a socket can have it linger, and then whoever closes it last sleeps,
 /// up to 2^31 - 1 seconds. What is not a socket is left alone. The setting
 /// belongs to the socket: the sender loses it too, if it still holds a copy.
+///
+/// Answers whether it is a socket.
 #[inline]
-pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) {
+pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) -> bool {
     // Fails where `fd` is no socket, which is the common case; and on a socket
     // turning it off cannot fail.
-    let _ = set_linger(fd, None);
+    set_linger(fd, None).is_ok()
+}
+
+/// The number that the kernel gave this socket and gives no other; the same for
+/// all descriptors of it.
+///
+/// # Errors
+/// The kernel's, of what is no socket for one.
+#[doc(alias = "SO_COOKIE")]
+pub(crate) fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    option(fd, libc::SOL_SOCKET, SO_COOKIE)
 }
 
 /// Whether small writes leave at once.
@@ -580,6 +593,8 @@ unsafe trait OptionValue: Copy {}
 
 // SAFETY: an integer.
 unsafe impl OptionValue for libc::c_int {}
+// SAFETY: an integer.
+unsafe impl OptionValue for u64 {}
 // SAFETY: two `int`s, nothing between them.
 unsafe impl OptionValue for libc::linger {}
 // SAFETY: three 32-bit integers, nothing between them.

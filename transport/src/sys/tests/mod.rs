@@ -7,6 +7,7 @@ mod cmsg;
 mod msg;
 mod process;
 mod socket;
+mod sweep;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -133,17 +134,31 @@ fn in_child(test: &str, body: impl FnOnce()) {
     // The first part of the path is the crate, which test names leave out.
     let (_, here) = module_path!().split_once("::").expect("not the crate root");
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("{here}::{test}"), "--test-threads=1"])
+        .args([
+            "--exact",
+            &format!("{here}::{test}"),
+            "--test-threads=1",
+            "--nocapture",
+        ])
         .env(CHILD, test)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
+    print_figures(&said);
     assert!(
         output.status.success() && said.contains("1 passed"),
         "{}\n{said}\n{}",
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Prints the lines of a child that are figures of the table of reliability.
+#[allow(clippy::print_stdout, reason = "figures are printed to be read")]
+fn print_figures(said: &str) {
+    for line in said.lines().filter(|line| line.starts_with("T-")) {
+        println!("\n{line}");
+    }
 }
 
 /// How many descriptors this process has open. Of use in a child only.
