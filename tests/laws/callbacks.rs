@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory, Origin,
-    Phase, Producer, ProducerKind, ProducerRef, Protocol, Reactor, ReceivedDescriptors,
-    SystemEvent, Transport, Transports, Turn, UnixAddress, UnixStream, UnixTransportHandle,
+    Address, AfterReadClosed, Answer, BuildContext, CloseReason, ConnectError, Context, Factory,
+    FileSender, Origin, Phase, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
+    ReceivedDescriptors, Resolver, SystemEvent, Transport, Transports, Turn, UnixAddress,
+    UnixStream, UnixTransportHandle,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -54,11 +55,17 @@ enum Kind {
     ProtocolCall,
     StartupTrigger,
     ShutdownTrigger,
+    PeriodicRun,
+    PeriodicEnded,
+    ThreadDone,
+    ResolverAsked,
+    LookupDone,
+    FileSent,
     /// What actions schedule; takes none itself.
     Scheduled,
 }
 
-const KINDS: [Kind; 27] = [
+const KINDS: [Kind; 33] = [
     Kind::ConnectionMade,
     Kind::DataReceived,
     Kind::FileDescriptorReceived,
@@ -86,6 +93,12 @@ const KINDS: [Kind; 27] = [
     Kind::ProtocolCall,
     Kind::StartupTrigger,
     Kind::ShutdownTrigger,
+    Kind::PeriodicRun,
+    Kind::PeriodicEnded,
+    Kind::ThreadDone,
+    Kind::ResolverAsked,
+    Kind::LookupDone,
+    Kind::FileSent,
 ];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,9 +134,12 @@ enum Action {
     CloseAll,
     DetachSelf,
     CallProtocol,
+    Repeat,
+    Resolve,
+    SendFile,
 }
 
-const ACTIONS: [Action; 31] = [
+const ACTIONS: [Action; 34] = [
     Action::Nothing,
     Action::CloseSelf,
     Action::CloseSelfWithin,
@@ -155,6 +171,9 @@ const ACTIONS: [Action; 31] = [
     Action::CloseAll,
     Action::DetachSelf,
     Action::CallProtocol,
+    Action::Repeat,
+    Action::Resolve,
+    Action::SendFile,
 ];
 
 /// What one play of the script knows.
@@ -432,6 +451,27 @@ fn act(world: &World, mut own: Own<'_, '_>, reactor: &mut Reactor) {
                 });
             }
         }
+        Action::Repeat => {
+            let periodic = reactor.call_now_and_every(Duration::ZERO, |reactor, periodic| {
+                periodic.stop(reactor);
+                callback(0, Kind::Scheduled, Own::Nobody, reactor);
+            });
+            periodic.on_end(reactor, |reactor, _| {
+                callback(0, Kind::Scheduled, Own::Nobody, reactor);
+            });
+        }
+        Action::Resolve => {
+            for host in ["", "127.0.0.1", "a.test"] {
+                reactor.resolve(host, 1, |reactor, _| {
+                    callback(0, Kind::Scheduled, Own::Nobody, reactor);
+                });
+            }
+        }
+        Action::SendFile => on_self(&mut own, reactor, &|it| {
+            let _ = FileSender::new(&b"a file"[..]).send(it, |cx, _| {
+                callback(0, Kind::Scheduled, Own::Transport(cx.transport), cx.reactor);
+            });
+        }),
     }
 }
 
@@ -575,6 +615,16 @@ impl Producer for BoxedProducer {
     }
 }
 
+/// Knows no host.
+struct Ignorant;
+
+impl Resolver for Ignorant {
+    fn resolve(&mut self, reactor: &mut Reactor, _: &str, _: u16, answer: Answer) {
+        callback(0, Kind::ResolverAsked, Own::Nobody, reactor);
+        answer.give(reactor, Ok(Vec::new()));
+    }
+}
+
 struct Builder {
     id: u32,
 }
@@ -702,6 +752,7 @@ impl Stage {
             .adopt_unix_stream(ours.into(), Subject::new(false))
             .unwrap();
         world.other.set(Some(other));
+        reactor.set_resolver(Ignorant);
         let (_, peer) = socketpair();
         Self {
             reactor,
@@ -789,6 +840,39 @@ impl Stage {
                         subject.called(Kind::ProtocolCall, cx);
                     });
             }
+        }))?;
+        done(self.step(|it| {
+            let run = call(Kind::PeriodicRun);
+            let periodic =
+                it.reactor
+                    .call_now_and_every(Duration::ZERO, move |reactor, periodic| {
+                        periodic.stop(reactor);
+                        run(reactor);
+                    });
+            let ended = call(Kind::PeriodicEnded);
+            periodic.on_end(&mut it.reactor, move |reactor, _| ended(reactor));
+        }))?;
+        done(self.step(|it| {
+            let told = call(Kind::ThreadDone);
+            it.reactor
+                .call_in_thread(|| (), move |reactor, _| told(reactor));
+            // It has come back when the thread has nothing to do any more.
+            let pool = it.reactor.thread_pool();
+            while pool.counts().idle != 1 {
+                std::thread::yield_now();
+            }
+        }))?;
+        done(self.step(|it| {
+            let told = call(Kind::LookupDone);
+            it.reactor
+                .resolve("host.test", 1, move |reactor, _| told(reactor));
+        }))?;
+        done(self.step(|it| {
+            it.with_subject(world, |subject| {
+                let _ = FileSender::new(&b"file"[..]).send(subject, |cx, _| {
+                    callback(0, Kind::FileSent, Own::Transport(cx.transport), cx.reactor);
+                });
+            });
         }))?;
         done(self.step(|it| write(&it.peer, b"data")))?;
         done(self.step(|it| send_descriptor(&it.peer)))?;
@@ -1014,5 +1098,10 @@ fn nothing_nests_in_callbacks_of_factories() {
 
 #[test]
 fn nothing_nests_in_calls_and_triggers() {
-    play_all(&KINDS[20..]);
+    play_all(&KINDS[20..27]);
+}
+
+#[test]
+fn nothing_nests_in_what_comes_back() {
+    play_all(&KINDS[27..]);
 }
