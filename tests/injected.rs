@@ -90,7 +90,7 @@ fn accept_that_fails_without_end_does_not_keep_the_loop() {
     );
 }
 
-/// Contract L-06, G-07, M-06: told once, tried again by a timer, and nobody is
+/// Contract L-06, G-07, M-06, W-49: told once, tried again by a timer, and nobody is
 /// lost.
 #[test]
 fn accept_that_fails_for_want_of_memory_is_tried_again() {
@@ -100,7 +100,7 @@ fn accept_that_fails_for_want_of_memory_is_tried_again() {
     }
 }
 
-/// Contract L-06, G-06, G-07, M-06: as when the process has none, the reserve
+/// Contract L-06, G-06, G-07, M-06, W-49: as when the process has none, the reserve
 /// sheds one.
 #[test]
 fn accept_that_fails_for_want_of_files_in_the_system_sheds_one() {

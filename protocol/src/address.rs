@@ -142,3 +142,39 @@ impl fmt::Display for UnixAddress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Contract E-19.
+    #[test]
+    fn unix_addresses_are_compared_by_their_bytes() {
+        let names = [
+            UnixAddress::Unnamed,
+            UnixAddress::from("/run/a"),
+            UnixAddress::from("/run/../run/a"),
+            UnixAddress::Abstract(b"/run/a".to_vec()),
+            UnixAddress::Abstract(b"/run/a\0".to_vec()),
+        ];
+        let different: HashSet<_> = names.iter().cloned().collect();
+        assert_eq!(different.len(), names.len());
+        assert_eq!(names[1], UnixAddress::from("/run/a".to_owned()));
+        assert!(different.contains(&UnixAddress::Abstract(b"/run/a".to_vec())));
+    }
+
+    #[test]
+    fn destinations_are_written_as_one_would_type_them() {
+        let host = |name: &str| Destination::Host {
+            name: name.into(),
+            port: 80,
+        };
+        assert_eq!(host("example.org").to_string(), "example.org:80");
+        assert_eq!(host("::1").to_string(), "[::1]:80");
+        let address: SocketAddr = "[::1]:80".parse().unwrap();
+        assert_eq!(Destination::from(address).to_string(), "[::1]:80");
+        assert_eq!(host("::1").as_address(), None);
+    }
+}

@@ -196,7 +196,7 @@ fn assert_forwards<P: Protocol<MemoryStream>>(pump: &mut Pump, protocol: P, log:
     assert_eq!(timers(pump), 0);
 }
 
-/// H-21, W-72.
+/// E-04, H-21, W-72.
 #[test]
 fn all_layers_together_hand_on_every_callback() {
     let ledger = DescriptorLedger::open();
@@ -250,7 +250,7 @@ fn a_policy_sees_each_event_on_both_sides() {
     );
 }
 
-/// W-72, S-33: not only when called by hand.
+/// E-04, W-72, S-33: not only when called by hand.
 #[test]
 fn descriptors_and_the_end_of_a_peer_arrive_through_all_layers() {
     let ledger = DescriptorLedger::open();
@@ -304,7 +304,7 @@ fn no_protocol_stays_none_and_counts_nowhere() {
     assert!(first.is_some() && build(&mut pump, &mut limited, &peer).is_none());
 }
 
-/// H-21.
+/// E-04, H-21.
 #[test]
 fn the_events_of_a_factory_are_handed_on() {
     let _ledger = DescriptorLedger::open();
@@ -323,6 +323,8 @@ fn the_events_of_a_factory_are_handed_on() {
     factory.connection_failed(&mut cx, &ConnectError::TimedOut);
     factory.connection_lost(&mut cx, &CloseReason::Done);
     factory.stopped(&mut cx);
+    let prefix = Factory::<MemoryStream>::log_prefix(&factory);
+    assert_eq!(prefix, "Maker");
     assert_eq!(
         log.take(),
         [

@@ -19,7 +19,7 @@ fn idle(period: f64) -> (Pump, MemoryPeer, Record) {
     (pump, peer, record)
 }
 
-/// H-17.
+/// R-47, H-17.
 #[test]
 fn an_idle_connection_is_closed_after_half_an_hour() {
     let _ledger = DescriptorLedger::open();

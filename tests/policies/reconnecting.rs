@@ -160,7 +160,7 @@ impl Stage {
     }
 }
 
-/// C-18, G-11, W-52: the first wait is the first, and none passes the cap.
+/// R-47, C-18, G-11, W-52: the first wait is the first, and none passes the cap.
 #[test]
 fn waits_grow_from_the_first_to_the_cap() {
     let mut stage = Stage::new(|it| it);
@@ -186,7 +186,7 @@ fn waits_grow_from_the_first_to_the_cap() {
     stage.assert_over();
 }
 
-/// C-18: with jitter, the waits of a seed are below their bounds, and spread.
+/// W-52, C-18: with jitter, the waits of a seed are below their bounds, and spread.
 #[test]
 fn jitter_stays_below_the_bounds() {
     let mut stage = Stage::new(|it| it.backoff(Backoff::new().seed(4).cap(seconds(8.0))));

@@ -24,7 +24,7 @@ fn throttled(rate: Rate) -> (Pump, MemoryPeer, Record) {
     (pump, peer, record)
 }
 
-/// H-18.
+/// R-47, H-18.
 #[test]
 fn what_was_saved_up_is_read_at_once_and_the_rest_in_time() {
     let _ledger = DescriptorLedger::open();

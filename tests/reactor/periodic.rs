@@ -60,7 +60,7 @@ impl Stage {
     }
 }
 
-/// Contract R-46: no drift, and what was missed is skipped and counted.
+/// Contract: no drift, and what was missed is skipped and counted.
 #[test]
 fn runs_come_at_multiples_of_the_interval_however_late_each_is() {
     let mut stage = Stage::new();

@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bowline::testing::ManualClock;
-use bowline::{DelayedCallError, Limits, Reactor, Transports};
+use bowline::{DelayedCallError, Limits, Phase, Reactor, SystemEvent, Transports};
 
-use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
+use crate::support::{DEADLINE, DescriptorLedger, Record, Recorder, run_until, socketpair};
 use crate::{Notes, PANIC};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -162,22 +164,37 @@ fn reset_counts_from_now_and_delay_from_the_due_time() {
     let (clock, mut reactor) = manual();
     let start = reactor.now();
     let notes = Notes::new();
-    let reset = reactor.call_later(SECOND * 10, notes.noting("reset"));
-    let delayed = reactor.call_later(SECOND * 10, notes.noting("delayed"));
-    let hastened = reactor.call_later(SECOND * 10, notes.noting("hastened"));
+    let noting = |what: &'static str| {
+        let notes = notes.clone();
+        move |reactor: &mut Reactor| notes.push(((reactor.now() - start).as_secs(), what))
+    };
+    let sooner = reactor.call_later(SECOND * 10, noting("sooner"));
+    let later = reactor.call_later(SECOND * 10, noting("later"));
+    let delayed = reactor.call_later(SECOND * 10, noting("delayed"));
+    let hastened = reactor.call_later(SECOND * 10, noting("hastened"));
     clock.advance(SECOND);
     turn(&mut reactor);
-    reset.reset(&mut reactor, SECOND * 4).unwrap();
+    sooner.reset(&mut reactor, SECOND * 4).unwrap();
+    later.reset(&mut reactor, SECOND * 14).unwrap();
     delayed.delay(&mut reactor, SECOND * 2).unwrap();
     hastened.hasten(&mut reactor, SECOND * 7).unwrap();
-    assert_eq!(reset.due(&reactor), Some(start + SECOND * 5));
+    assert_eq!(sooner.due(&reactor), Some(start + SECOND * 5));
+    assert_eq!(later.due(&reactor), Some(start + SECOND * 15));
     assert_eq!(delayed.due(&reactor), Some(start + SECOND * 12));
     assert_eq!(hastened.due(&reactor), Some(start + SECOND * 3));
     for _ in 0..20 {
         clock.advance(SECOND);
         turn(&mut reactor);
     }
-    assert_eq!(notes.all(), ["hastened", "reset", "delayed"]);
+    assert_eq!(
+        notes.all(),
+        [
+            (3, "hastened"),
+            (5, "sooner"),
+            (12, "delayed"),
+            (15, "later")
+        ]
+    );
 }
 
 #[test]
@@ -192,6 +209,32 @@ fn call_hastened_into_the_past_runs_in_the_next_turn() {
 }
 
 /// Adding too much to the due time left the call where it was.
+/// Contract R-22: the poll waits until the call that was moved, however far away
+/// the others are, and does not wake for one that was put off.
+#[test]
+fn poll_waits_for_the_time_to_which_a_call_was_moved() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let notes = Notes::new();
+    // Has the poller set to some time, and then to a far one.
+    reactor.call_later(Duration::from_millis(1), notes.noting("first"));
+    let put_off = reactor.call_later(SECOND * 5, notes.noting("put off"));
+    run_until(&mut reactor, |_| notes.len() == 1);
+    put_off.reset(&mut reactor, SECOND * 3600).unwrap();
+    let moved = reactor.call_later(SECOND * 1800, notes.noting("moved"));
+    reactor.turn(Some(Duration::from_millis(20)));
+    assert_eq!(notes.len(), 1);
+    moved.reset(&mut reactor, Duration::from_millis(5)).unwrap();
+    let began = Instant::now();
+    let before = reactor.statistics().turns;
+    while notes.len() == 1 {
+        reactor.turn(Some(DEADLINE));
+    }
+    assert_eq!(notes.all(), ["first", "moved"]);
+    assert!(began.elapsed() < DEADLINE / 2, "it was not moved");
+    assert!(reactor.statistics().turns - before < 10);
+}
+
 /// Contract R-22.
 #[test]
 fn delay_beyond_what_the_clock_can_hold_never_ends() {
@@ -493,8 +536,9 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     assert!(reactor.statistics().turns - before < 10);
 }
 
-/// Contract R-15: what was asked for elsewhere, what is due, what is ready, in
-/// this order; and what a callback asks for waits for the next turn.
+/// Contract R-15: what is ready is fetched first; then come what was asked for
+/// elsewhere, what is due, what is ready, and the end; and what a callback asks
+/// for waits for the next turn.
 #[test]
 fn phases_of_a_turn_come_in_their_order() {
     let ledger = DescriptorLedger::open();
@@ -514,14 +558,30 @@ fn phases_of_a_turn_come_in_their_order() {
         .adopt_unix_stream(ours.into(), Noting(notes.clone()))
         .unwrap();
     turn(&mut reactor);
+    // The end waits for a hold, so that there is a turn after this one.
+    let hold = reactor.hold(SystemEvent::Shutdown);
+    let end = notes.noting("end");
+    reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, end);
+    reactor.start().unwrap();
     std::io::Write::write_all(&mut &theirs, b"x").unwrap();
     reactor.call_later(SECOND, notes.noting("timer"));
     clock.advance(SECOND);
-    reactor.call_soon(notes.noting("call"));
+    let from_thread = Arc::new(AtomicBool::new(false));
+    let (call, was_called) = (notes.noting("call"), Arc::clone(&from_thread));
+    reactor.call_soon(move |reactor| {
+        assert!(was_called.load(Ordering::Relaxed), "those of threads first");
+        reactor.stop().unwrap();
+        call(reactor);
+    });
+    let calling = move |_: &mut Reactor| from_thread.store(true, Ordering::Relaxed);
+    reactor.remote().call_from_thread(calling).unwrap();
     turn(&mut reactor);
-    assert_eq!(notes.all(), ["call", "timer", "data", "deferred"]);
+    assert_eq!(notes.all(), ["call", "timer", "data", "deferred", "end"]);
     turn(&mut reactor);
     assert_eq!(notes.all().last(), Some(&"later"));
+    drop(hold);
+    turn(&mut reactor);
+    assert!(!reactor.is_running());
     drop((reactor, theirs));
     ledger.assert_balanced();
 }

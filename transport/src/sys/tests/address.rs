@@ -28,6 +28,7 @@ fn bytes_of<T>(value: &T) -> &[u8] {
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
+/// Contract T-04, with the scope of an IPv6 address.
 #[test]
 fn ip_names_are_the_c_structs() {
     let v4 = libc::sockaddr_in {
