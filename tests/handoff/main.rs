@@ -4,4 +4,5 @@
 mod support;
 
 mod channel;
+mod pool;
 mod systemd;

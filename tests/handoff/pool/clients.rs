@@ -1,0 +1,185 @@
+//! Clients of a pool, in the reactor of the test: each makes one connection,
+//! asks with its number, and reads the answer to the end.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bowline::handoff::pool::{Connection, Pool};
+use bowline::{
+    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol, Reactor,
+    TcpConnectOptions, TcpListenOptions, TcpStream, Transport, Transports,
+};
+
+/// What became of the clients so far.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    /// Who has answered whom.
+    pub(crate) answered: BTreeMap<u32, u32>,
+    pub(crate) failed: Vec<u32>,
+    running: usize,
+    next: u32,
+}
+
+impl Outcome {
+    pub(crate) fn done(&self) -> usize {
+        self.answered.len() + self.failed.len()
+    }
+}
+
+/// Clients that come one after the other, some at a time.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    pub(crate) outcome: Rc<RefCell<Outcome>>,
+    addresses: Rc<Vec<SocketAddr>>,
+    total: u32,
+}
+
+impl Clients {
+    /// `total` clients of these addresses in turn, `at_a_time` together.
+    pub(crate) fn start(
+        reactor: &mut Reactor,
+        addresses: Vec<SocketAddr>,
+        total: u32,
+        at_a_time: usize,
+    ) -> Self {
+        let clients = Self {
+            outcome: Rc::default(),
+            addresses: Rc::new(addresses),
+            total,
+        };
+        for _ in 0..at_a_time {
+            clients.start_next(reactor);
+        }
+        clients
+    }
+
+    pub(crate) fn are_done(&self) -> bool {
+        self.outcome.borrow().done() == self.total as usize
+    }
+
+    fn start_next(&self, reactor: &mut Reactor) {
+        let mut outcome = self.outcome.borrow_mut();
+        if outcome.next == self.total {
+            return;
+        }
+        let number = outcome.next;
+        outcome.next += 1;
+        outcome.running += 1;
+        let address = self.addresses[number as usize % self.addresses.len()];
+        let client = Client {
+            clients: self.clone(),
+            number,
+        };
+        let mut options = TcpConnectOptions::default();
+        options.no_delay = true;
+        reactor
+            .connect_tcp_with(address, &options, client)
+            .expect("there is room");
+    }
+
+    fn ended(&self, reactor: &mut Reactor, number: u32, process: Option<u32>) {
+        let mut outcome = self.outcome.borrow_mut();
+        outcome.running -= 1;
+        match process {
+            Some(process) => {
+                outcome.answered.insert(number, process);
+            }
+            None => outcome.failed.push(number),
+        }
+        drop(outcome);
+        self.start_next(reactor);
+    }
+}
+
+struct Client {
+    clients: Clients,
+    number: u32,
+}
+
+struct Request {
+    clients: Clients,
+    number: u32,
+    answer: Vec<u8>,
+}
+
+impl Factory<TcpStream> for Client {
+    type Protocol = Request;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Request> {
+        Some(Request {
+            clients: self.clients.clone(),
+            number: self.number,
+            answer: Vec::new(),
+        })
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, _: &ConnectError) {
+        self.clients.ended(cx.reactor, self.number, None);
+    }
+}
+
+impl Protocol<TcpStream> for Request {
+    fn connection_made(&mut self, cx: &mut Context<'_, TcpStream>) {
+        cx.transport.write(format!("{}\n", self.number).as_bytes());
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, TcpStream>, data: &[u8]) {
+        self.answer.extend_from_slice(data);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, TcpStream>, _: &CloseReason) {
+        let answer = std::str::from_utf8(&self.answer).unwrap_or_default();
+        let process = answer
+            .strip_suffix('\n')
+            .and_then(|answer| answer.split_once(' '))
+            .filter(|(number, _)| number.parse() == Ok(self.number))
+            .and_then(|(_, process)| process.parse().ok());
+        self.clients.ended(cx.reactor, self.number, process);
+    }
+}
+
+/// Reads the first piece of what the client says, then gives the connection to
+/// the pool with it.
+struct Front {
+    pool: Pool,
+    read: Vec<u8>,
+}
+
+impl Protocol<TcpStream> for Front {
+    fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+        self.read.extend_from_slice(data);
+        cx.transport.pause_producing();
+        let handle = cx.transport.handle();
+        cx.reactor.detach::<Self>(handle, |reactor, detached| {
+            let Ok(mut detached) = detached else { return };
+            let pool = detached.protocol.pool.clone();
+            let read = std::mem::take(&mut detached.protocol.read);
+            let connection = Connection::from_detached(detached, read);
+            pool.dispatch(reactor, connection.expect("nothing is queued"));
+        });
+    }
+}
+
+/// Two listeners of the pool: one passes connections as they are, the other with
+/// what it has read of them.
+pub(crate) fn listen(reactor: &mut Reactor, pool: &Pool) -> Vec<SocketAddr> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let plain = reactor
+        .accept_tcp(any, &TcpListenOptions::default(), pool.acceptor(0))
+        .expect("listens");
+    let pool = pool.clone();
+    let front = move |_: &Address| Front {
+        pool: pool.clone(),
+        read: Vec::new(),
+    };
+    let reading = reactor.listen_tcp(any, front).expect("listens");
+    [plain, reading]
+        .iter()
+        .map(|listener| {
+            let listener = reactor.get(*listener).expect("it listens");
+            listener.address().as_inet().expect("over TCP")
+        })
+        .collect()
+}

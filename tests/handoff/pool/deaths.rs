@@ -1,0 +1,312 @@
+//! Whoever dies, at whatever step: nothing is lost that was not taken, and
+//! nothing is served twice.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::handoff::pool::{Pool, PoolStatistics, WorkerId, WorkerStage};
+use bowline::{Reactor, Transports};
+use rustix::process::Signal;
+
+use super::clients::{Clients, listen};
+use super::process::{Script, end, expect_clean_exits, scripted, served, settings, signal};
+use crate::support::DescriptorLedger;
+use crate::support::figures::{Bound, Figures, scaled};
+
+/// How long all of one test may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How many workers there are: as many as can die at a time.
+const WORKERS: usize = 4;
+
+#[derive(Debug, Default)]
+struct Seen {
+    connections: usize,
+    answered: usize,
+    failed: usize,
+    /// More than once from the first byte on.
+    served_twice: usize,
+    statistics: PoolStatistics,
+}
+
+/// Lets `connections` clients come while workers die as their scripts, and
+/// `meddle`, say; then has everything end.
+fn run(
+    connections: u32,
+    choose: impl FnMut(u64) -> Script + 'static,
+    meddle: impl FnMut(&mut Reactor, &Pool, usize),
+) -> Seen {
+    run_with(connections, choose, |_, _| {}, meddle)
+}
+
+/// As [`run`]; `ready` is told of every worker before it gets anything.
+fn run_with(
+    connections: u32,
+    choose: impl FnMut(u64) -> Script + 'static,
+    ready: impl FnMut(WorkerId, u32) + 'static,
+    mut meddle: impl FnMut(&mut Reactor, &Pool, usize),
+) -> Seen {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = directory.path().join("served");
+    let mut reactor = Reactor::new().unwrap();
+    let mut choose = choose;
+    let mut started = 0;
+    let choose = move |_| {
+        started += 1;
+        choose(started)
+    };
+    let spawn = scripted(PathBuf::from(&log), choose);
+    let pool = Pool::start(&mut reactor, settings(WORKERS), spawn);
+    let unclean = expect_clean_exits(&pool, ready);
+    let addresses = listen(&mut reactor, &pool);
+    let clients = Clients::start(&mut reactor, addresses, connections, 32);
+    let began = Instant::now();
+    while !clients.are_done() {
+        reactor.turn(Some(Duration::from_millis(20)));
+        meddle(&mut reactor, &pool, clients.outcome.borrow().done());
+        assert!(began.elapsed() < PATIENCE, "{:?}", pool.statistics());
+    }
+    end(&mut reactor, &pool);
+    assert_eq!(reactor.descriptor_counts().unclaimed, 0);
+    assert_eq!(unclean.get(), 0, "workers that leaked, or failed");
+    let outcome = clients.outcome.borrow();
+    let seen = Seen {
+        connections: connections as usize,
+        answered: outcome.answered.len(),
+        failed: outcome.failed.len(),
+        served_twice: twice(&log),
+        statistics: pool.statistics(),
+    };
+    // Whoever was answered was answered by the one that has noted it.
+    let served: BTreeMap<u32, u32> = served(&log).into_iter().collect();
+    for (number, process) in &outcome.answered {
+        assert_eq!(served.get(number), Some(process));
+    }
+    seen
+}
+
+fn twice(log: &Path) -> usize {
+    let mut times = BTreeMap::new();
+    for (number, _) in served(log) {
+        *times.entry(number).or_insert(0_usize) += 1;
+    }
+    times.values().filter(|times| **times > 1).count()
+}
+
+impl Seen {
+    /// Everybody was answered, once, although so many workers died.
+    fn expect_nothing_lost(&self, figures: Figures, step: &str) {
+        figures
+            .must(
+                &format!("lost, killed {step}"),
+                self.failed,
+                Bound::Exactly,
+                0,
+            )
+            .must(
+                &format!("served twice, killed {step}"),
+                self.served_twice,
+                Bound::Exactly,
+                0,
+            );
+        self.expect_one_answer_each();
+    }
+
+    /// Each connection was taken by exactly one worker.
+    fn expect_one_answer_each(&self) {
+        let statistics = &self.statistics;
+        assert_eq!(statistics.acknowledged, self.connections as u64, "{self:?}");
+        assert_eq!(
+            statistics.sent,
+            statistics.acknowledged + statistics.resent,
+            "{self:?}"
+        );
+        assert_eq!(statistics.undelivered, 0, "{self:?}");
+        assert_eq!(self.answered + self.failed, self.connections);
+    }
+}
+
+/// A number that differs from worker to worker, from 1 to `most`.
+fn spread(worker: u64, most: u32) -> u32 {
+    1 + (worker.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 % most
+}
+
+/// Reliability T-25: of connections that a worker had not answered for, none is
+/// lost by its death, and none is served twice.
+#[test]
+fn workers_killed_before_they_answer_cost_no_connection() {
+    let ledger = DescriptorLedger::open();
+    let figures = Figures::of("T-25");
+    let connections = scaled(150, 2_500);
+    let wanted = scaled(10, 300);
+
+    let enough = |deaths: u64, script: Script| {
+        move |worker: u64| {
+            // The last ones see it to its end.
+            if worker <= deaths {
+                script
+            } else {
+                Script::Serve
+            }
+        }
+    };
+    // Received, and not registered.
+    let seen = run(
+        connections,
+        move |worker| {
+            let script = Script::DieBeforeRegistering(spread(worker, 9));
+            enough(wanted, script)(worker)
+        },
+        |_, _, _| {},
+    );
+    seen.expect_nothing_lost(figures, "before it registers");
+    let mut kills = seen.statistics.deaths;
+
+    // Stopped when it begins, so that what it is given stays in its socket; then
+    // killed.
+    let left = Rc::new(Cell::new(wanted));
+    let stopped = Rc::new(RefCell::new(Vec::new()));
+    let (to_stop, to_kill) = (Rc::clone(&left), Rc::clone(&stopped));
+    let seen = run_with(
+        connections,
+        |_| Script::Serve,
+        move |worker, pid| {
+            if to_stop.get() > 0 {
+                to_stop.set(to_stop.get() - 1);
+                signal(pid, Signal::STOP);
+                to_kill.borrow_mut().push(worker);
+            }
+        },
+        move |_, pool, _| {
+            let workers = pool.statistics().workers;
+            stopped.borrow_mut().retain(|id| {
+                let worker = workers.iter().find(|worker| worker.id == *id);
+                let has_some = worker.is_some_and(|worker| worker.in_flight > 0);
+                if has_some {
+                    pool.kill(*id);
+                }
+                !has_some
+            });
+            if left.get() == 0 {
+                // The rest has nothing, and may go on.
+                for worker in &workers {
+                    if stopped.borrow().contains(&worker.id) && worker.in_flight == 0 {
+                        signal(worker.pid, Signal::CONT);
+                    }
+                }
+            }
+        },
+    );
+    seen.expect_nothing_lost(figures, "before it receives");
+    kills += seen.statistics.deaths;
+    figures
+        .must(
+            "connections",
+            2 * connections as usize,
+            Bound::AtLeast,
+            scaled(300, 5_000),
+        )
+        .must(
+            "workers killed before they answered",
+            kills as usize,
+            Bound::AtLeast,
+            scaled(20, 600),
+        );
+    ledger.assert_balanced();
+}
+
+/// Reliability T-25: a worker that has answered takes its own connections with
+/// it, and no others.
+#[test]
+fn workers_killed_after_they_answered_cost_their_own_connections_only() {
+    let ledger = DescriptorLedger::open();
+    let figures = Figures::of("T-25");
+    let connections = scaled(150, 1_250);
+    let wanted = scaled(10, 125);
+    type Make = fn(u32) -> Script;
+    let steps: [(&str, Make); 2] = [
+        ("after it answered", Script::DieAfterAnswering),
+        ("inside of a request", Script::DieInsideRequest),
+    ];
+    for (step, make) in steps {
+        let seen = run(
+            connections,
+            move |worker| {
+                if worker <= wanted {
+                    make(spread(worker, 9))
+                } else {
+                    Script::Serve
+                }
+            },
+            |_, _, _| {},
+        );
+        // As many as it can have had at a time: 32 clients, in all.
+        let deaths = seen.statistics.deaths as usize;
+        figures
+            .must(
+                &format!("lost, killed {step}"),
+                seen.failed,
+                Bound::AtMost,
+                32 * deaths,
+            )
+            .must(
+                &format!("lost, killed {step}, of those that died"),
+                seen.failed,
+                Bound::AtLeast,
+                deaths,
+            )
+            .must(
+                &format!("served twice, killed {step}"),
+                seen.served_twice,
+                Bound::Exactly,
+                0,
+            );
+        seen.expect_one_answer_each();
+    }
+    ledger.assert_balanced();
+}
+
+/// Reliability T-25: at any moment.
+#[test]
+fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
+    let ledger = DescriptorLedger::open();
+    let connections = scaled(300, 2_500);
+    let every = 10;
+    let mut killed = 0;
+    let seen = run(
+        connections,
+        |_| Script::Serve,
+        |_, pool, done| {
+            if done / every > killed {
+                let workers = pool.statistics().workers;
+                let serving: Vec<_> = workers
+                    .iter()
+                    .filter(|worker| worker.stage == WorkerStage::Serving)
+                    .collect();
+                if serving.len() > 1 {
+                    killed += 1;
+                    pool.kill(serving[killed % serving.len()].id);
+                }
+            }
+        },
+    );
+    Figures::of("T-25")
+        .must(
+            "workers killed at random times",
+            seen.statistics.deaths as usize,
+            Bound::AtLeast,
+            scaled(10, 100),
+        )
+        .must(
+            "served twice, killed at random times",
+            seen.served_twice,
+            Bound::Exactly,
+            0,
+        );
+    // Each is somebody's, exactly once; what failed was a dead one's.
+    seen.expect_one_answer_each();
+    ledger.assert_balanced();
+}

@@ -1,0 +1,161 @@
+//! A worker that hangs: others take over, nothing waits for it but what it has.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::Reactor;
+use bowline::handoff::pool::{Pool, PoolEvent, WorkerStage};
+use rustix::process::Signal;
+
+use super::clients::{Clients, listen};
+use super::process::{Script, end, scripted, settings, signal};
+use crate::support::DescriptorLedger;
+use crate::support::figures::{Bound, Figures, scaled};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Reliability T-27: its window fills and no more, the others serve everybody
+/// else, the loop does not stall, and what it has is served when it goes on.
+#[test]
+fn a_stopped_worker_is_routed_around_and_recovers() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = directory.path().join("served");
+    let mut reactor = Reactor::new().unwrap();
+    let mut settings = settings(3);
+    settings.ack_timeout = Duration::from_secs(1);
+    let window = settings.window;
+    let pool = Pool::start(&mut reactor, settings, scripted(log, |_| Script::Serve));
+    let (hung, recovered) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let (told_hung, told_recovered) = (Rc::clone(&hung), Rc::clone(&recovered));
+    pool.on_event(move |_, event| match event {
+        PoolEvent::Hung { .. } => told_hung.set(told_hung.get() + 1),
+        PoolEvent::Recovered { .. } => told_recovered.set(told_recovered.get() + 1),
+        _ => {}
+    });
+    let began = Instant::now();
+    while pool
+        .statistics()
+        .workers
+        .iter()
+        .any(|worker| worker.stage != WorkerStage::Serving)
+    {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    }
+
+    let victim = pool.statistics().workers[0].clone();
+    signal(victim.pid, Signal::STOP);
+    let addresses = listen(&mut reactor, &pool);
+    let total = scaled(1_000, 20_000);
+    // More at a time than the window: otherwise it could not fill.
+    let clients = Clients::start(&mut reactor, addresses, total, 300);
+    let mut most_in_flight = 0;
+    let mut longest_turn = Duration::ZERO;
+    let began = Instant::now();
+    // All but those that the stopped one has.
+    while clients.outcome.borrow().done() < total as usize - window {
+        let turn = Instant::now();
+        reactor.turn(Some(Duration::ZERO));
+        longest_turn = longest_turn.max(turn.elapsed());
+        let workers = pool.statistics().workers;
+        let has = workers.iter().map(|worker| worker.in_flight).max();
+        most_in_flight = most_in_flight.max(has.unwrap_or(0));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    }
+    let began = Instant::now();
+    while hung.get() == 0 {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    }
+    let workers = pool.statistics().workers;
+    let stopped = workers.iter().find(|worker| worker.id == victim.id);
+    let stopped = stopped.expect("it was not killed");
+    assert_eq!(stopped.stage, WorkerStage::Hung);
+    let waiting = stopped.in_flight;
+    assert_eq!(clients.outcome.borrow().failed.len(), 0);
+
+    signal(victim.pid, Signal::CONT);
+    let began = Instant::now();
+    while !clients.are_done() {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    }
+    let outcome = clients.outcome.borrow();
+    let by_it = outcome.answered.values().filter(|by| **by == victim.pid);
+    let statistics = pool.statistics();
+    Figures::of("T-27")
+        .must("in flight at most", most_in_flight, Bound::AtMost, window)
+        .must(
+            "in flight to the stopped one",
+            waiting,
+            Bound::Exactly,
+            window,
+        )
+        .must("clients failed", outcome.failed.len(), Bound::Exactly, 0)
+        .must(
+            "given out twice",
+            statistics.resent as usize,
+            Bound::Exactly,
+            0,
+        )
+        .must("recoveries", recovered.get(), Bound::Exactly, 1)
+        .must(
+            "answered by it after it went on",
+            by_it.count(),
+            Bound::AtLeast,
+            window,
+        )
+        .measured(
+            "longest turn of the loop",
+            longest_turn.as_secs_f64() * 1e3,
+            "ms",
+            Bound::Below,
+            20.0,
+        );
+    drop(outcome);
+    end(&mut reactor, &pool);
+    drop((reactor, clients));
+    ledger.assert_balanced();
+}
+
+/// One that does not come back is killed, and what it was given goes to others.
+#[test]
+fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = PathBuf::from(directory.path().join("served"));
+    let mut reactor = Reactor::new().unwrap();
+    let mut settings = settings(2);
+    settings.ack_timeout = Duration::from_millis(50);
+    settings.kill_timeout = Some(Duration::from_millis(200));
+    let stopped = Rc::new(Cell::new(false));
+    let pool = Pool::start(&mut reactor, settings, scripted(log, |_| Script::Serve));
+    // The first one stops before it gets anything.
+    let has_stopped = Rc::clone(&stopped);
+    pool.on_event(move |_, event| {
+        if let PoolEvent::Ready { pid, .. } = event
+            && !has_stopped.replace(true)
+        {
+            signal(pid, Signal::STOP);
+        }
+    });
+    let addresses = listen(&mut reactor, &pool);
+    let clients = Clients::start(&mut reactor, addresses, 50, 50);
+    let began = Instant::now();
+    while !clients.are_done() {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    }
+    let statistics = pool.statistics();
+    assert_eq!(clients.outcome.borrow().failed, [0_u32; 0]);
+    assert_eq!(
+        (statistics.hangs, statistics.deaths),
+        (1, 1),
+        "{statistics:?}"
+    );
+    assert!(statistics.resent > 0, "{statistics:?}");
+    end(&mut reactor, &pool);
+}

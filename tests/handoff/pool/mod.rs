@@ -1,0 +1,7 @@
+//! Worker pools, with real worker processes.
+
+mod clients;
+mod process;
+
+mod deaths;
+mod hung;

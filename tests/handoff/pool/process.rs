@@ -1,0 +1,308 @@
+//! Worker processes: this test binary, told by a variable to be one.
+
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio, exit};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::handoff::pool::{Connection, Live, Pool, PoolEvent, PoolSettings, Refusal};
+use bowline::handoff::pool::{Service, Spawn, Worker, WorkerId, WorkerSettings};
+use bowline::handoff::pool::{inherited_channel, spawn_command};
+use bowline::policies::Backoff;
+use bowline::{AfterReadClosed, Context, Protocol, Reactor, TcpStream, Transport};
+use rustix::process::{Pid, Signal, getpid, kill_process};
+
+use crate::support::open_descriptors;
+
+/// How long all workers may take to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the process is to do: [`Script`] in words.
+const SCRIPT: &str = "BOWLINE_TEST_WORKER";
+
+/// The file in which workers note whom they serve from its first byte on.
+const LOG: &str = "BOWLINE_TEST_WORKER_LOG";
+
+/// What a worker that has leaked or lost a descriptor exits with.
+const UNBALANCED: i32 = 3;
+
+/// Where a worker kills itself (SIGKILL), or what else it does that others do
+/// not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Script {
+    /// Answers everybody.
+    Serve,
+    /// Dies with a connection that it has received and not registered, this one
+    /// or the first after it when it has no other.
+    DieBeforeRegistering(u32),
+    /// Dies when the pool has its answer, and nothing was read.
+    DieAfterAnswering(u32),
+    /// Dies with half of a request.
+    DieInsideRequest(u32),
+    /// Takes nothing.
+    Refuse,
+    /// Takes this many at a time.
+    Limited(u32),
+    /// Ends before it says hello.
+    NeverReady,
+}
+
+impl Script {
+    fn to_words(self) -> String {
+        let (name, number) = match self {
+            Self::Serve => ("serve", 0),
+            Self::DieBeforeRegistering(number) => ("before-registering", number),
+            Self::DieAfterAnswering(number) => ("after-answering", number),
+            Self::DieInsideRequest(number) => ("inside-request", number),
+            Self::Refuse => ("refuse", 0),
+            Self::Limited(number) => ("limited", number),
+            Self::NeverReady => ("never-ready", 0),
+        };
+        format!("{name} {number}")
+    }
+
+    fn from_words(words: &str) -> Self {
+        let (name, number) = words.split_once(' ').expect("a name and a number");
+        let number = number.parse().expect("a number");
+        match name {
+            "serve" => Self::Serve,
+            "before-registering" => Self::DieBeforeRegistering(number),
+            "after-answering" => Self::DieAfterAnswering(number),
+            "inside-request" => Self::DieInsideRequest(number),
+            "refuse" => Self::Refuse,
+            "limited" => Self::Limited(number),
+            "never-ready" => Self::NeverReady,
+            name => panic!("no script {name}"),
+        }
+    }
+}
+
+/// Starts workers that follow the script that `choose` gives them.
+pub(crate) fn scripted(
+    log: PathBuf,
+    mut choose: impl FnMut(WorkerId) -> Script + 'static,
+) -> impl Spawn {
+    let program = std::env::current_exe().expect("Linux knows");
+    spawn_command(move |worker| {
+        let mut command = Command::new(&program);
+        command
+            .args(["--exact", "--nocapture", "--test-threads=1"])
+            .arg("pool::process::a_process_that_is_started_as_a_worker_is_one")
+            .env(SCRIPT, choose(worker).to_words())
+            .env(LOG, &log)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    })
+}
+
+/// Settings for tests: waits that a test can spend, limits that a slow machine
+/// keeps.
+pub(crate) fn settings(workers: usize) -> PoolSettings {
+    let mut settings = PoolSettings::default();
+    settings.workers = workers;
+    settings.ack_timeout = Duration::from_secs(30);
+    settings.kill_timeout = None;
+    settings.queue_timeout = Duration::from_secs(60);
+    settings.start_timeout = Duration::from_secs(60);
+    settings.exit_timeout = Duration::from_secs(30);
+    settings.drain_timeout = None;
+    settings.max_attempts = 1_000;
+    settings.backoff = Backoff::new()
+        .first(Duration::from_millis(1))
+        .cap(Duration::from_millis(5));
+    settings
+}
+
+/// Counts the workers that end otherwise than killed, or with success and a
+/// balanced ledger. `ready` is told of those that begin.
+pub(crate) fn expect_clean_exits(
+    pool: &Pool,
+    mut ready: impl FnMut(WorkerId, u32) + 'static,
+) -> Rc<Cell<usize>> {
+    let unclean = Rc::new(Cell::new(0));
+    let seen = Rc::clone(&unclean);
+    pool.on_event(move |_, event| match event {
+        PoolEvent::Ready { worker, pid } => ready(worker, pid),
+        PoolEvent::Exited { status, .. } => {
+            let code = status.and_then(|status| status.code());
+            // None: by a signal.
+            if code.is_some_and(|code| code != 0) {
+                seen.set(seen.get() + 1);
+            }
+        }
+        _ => {}
+    });
+    unclean
+}
+
+/// Stops the pool, and waits until all processes are gone.
+pub(crate) fn end(reactor: &mut Reactor, pool: &Pool) {
+    let stopped = Rc::new(Cell::new(false));
+    let told = Rc::clone(&stopped);
+    pool.stop(reactor, Duration::from_secs(60), move |_| told.set(true));
+    let began = Instant::now();
+    while !stopped.get() {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{:?}", pool.statistics());
+    }
+}
+
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), signal).expect("it is there");
+}
+
+/// Whom each connection was served by from its first byte on: its number, and
+/// the process, in order.
+pub(crate) fn served(log: &Path) -> Vec<(u32, u32)> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let (number, process) = line.split_once(' ').expect("two numbers");
+            let number = number.parse().expect("a number");
+            (number, process.parse().expect("a number"))
+        })
+        .collect()
+}
+
+/// The process of a worker, when this binary was started as one; nothing
+/// otherwise.
+#[test]
+fn a_process_that_is_started_as_a_worker_is_one() {
+    if let Ok(words) = std::env::var(SCRIPT) {
+        exit(run(Script::from_words(&words)));
+    }
+}
+
+fn run(script: Script) -> i32 {
+    if script == Script::NeverReady {
+        return 0;
+    }
+    let channel = inherited_channel().expect("it was given");
+    let mut before = open_descriptors();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&channel);
+    assert!(before.remove(&number), "it is open");
+    let log = std::env::var_os(LOG).expect("it was given");
+    let log = OpenOptions::new().append(true).create(true).open(log);
+    let service = Scripted {
+        script,
+        log: Rc::new(log.expect("it can be written")),
+        admitted: 0,
+        open: Rc::default(),
+        begun: 0,
+    };
+    let mut reactor = Reactor::new().expect("a reactor");
+    let mut settings = WorkerSettings::default();
+    if let Script::Limited(count) = script {
+        settings.max_live = Some(count);
+    }
+    Worker::start(&mut reactor, channel, settings, service).expect("a channel");
+    reactor.run().expect("it runs");
+    drop(reactor);
+    if open_descriptors() == before {
+        0
+    } else {
+        UNBALANCED
+    }
+}
+
+fn die() {
+    kill_process(getpid(), Signal::KILL).expect("it is ours");
+    loop {
+        std::thread::park();
+    }
+}
+
+struct Scripted {
+    script: Script,
+    log: Rc<File>,
+    admitted: u32,
+    /// Admitted, and not over.
+    open: Rc<Cell<u32>>,
+    begun: u32,
+}
+
+impl Service for Scripted {
+    fn admit(&mut self, _: &mut Reactor, _: &Connection) -> Result<(), Refusal> {
+        self.admitted += 1;
+        match self.script {
+            Script::DieBeforeRegistering(number)
+                if self.admitted >= number && self.open.get() == 0 =>
+            {
+                die();
+            }
+            Script::Refuse => return Err(Refusal::Unwanted),
+            _ => {}
+        }
+        self.open.set(self.open.get() + 1);
+        Ok(())
+    }
+
+    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+        self.begun += 1;
+        if matches!(self.script, Script::DieAfterAnswering(number) if self.begun >= number) {
+            die();
+        }
+        let answerer = Answerer {
+            dies: matches!(self.script, Script::DieInsideRequest(number) if self.begun >= number),
+            log: Rc::clone(&self.log),
+            request: Vec::new(),
+            open: Rc::clone(&self.open),
+            _live: live,
+        };
+        // Reset by its client, if not.
+        let _ = connection.adopt_tcp(reactor, answerer);
+    }
+}
+
+/// Answers lines with a number: with that, and its process. "stay" before the
+/// number keeps the connection for another line.
+struct Answerer {
+    dies: bool,
+    log: Rc<File>,
+    request: Vec<u8>,
+    open: Rc<Cell<u32>>,
+    _live: Live,
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        self.open.set(self.open.get() - 1);
+    }
+}
+
+impl Protocol<TcpStream> for Answerer {
+    fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+        self.request.extend_from_slice(data);
+        if self.dies {
+            die();
+        }
+        let Some(line) = self.request.strip_suffix(b"\n") else {
+            return;
+        };
+        let line = std::str::from_utf8(line).expect("text");
+        let (stays, number) = match line.strip_prefix("stay ") {
+            Some(number) => (true, number),
+            None => (false, line),
+        };
+        let process = std::process::id();
+        // One call, so that lines of several processes do not mix.
+        let note = format!("{number} {process}\n");
+        (&*self.log)
+            .write_all(note.as_bytes())
+            .expect("it can be written");
+        cx.transport.write(note.as_bytes());
+        if !stays {
+            cx.transport.lose_connection();
+        }
+        self.request.clear();
+    }
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, TcpStream>) -> AfterReadClosed {
+        AfterReadClosed::LoseConnection
+    }
+}
