@@ -4,5 +4,6 @@
 mod support;
 
 mod channel;
+mod flood;
 mod pool;
 mod systemd;

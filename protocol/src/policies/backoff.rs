@@ -110,6 +110,10 @@ impl Backoff {
 
     /// What the next wait is not longer than.
     pub fn bound(&self) -> Duration {
+        if self.first.is_zero() {
+            // Nothing grows from nothing; infinitely often is no number.
+            return Duration::ZERO;
+        }
         // 2^31 retries are as good as infinitely many.
         let exponent = i32::try_from(self.retries).unwrap_or(i32::MAX);
         let seconds = self.first.as_secs_f64() * self.factor.powi(exponent);
@@ -161,6 +165,12 @@ mod tests {
         assert!((0.45..0.55).contains(&mean), "{mean}");
         assert!(waits.iter().any(|wait| *wait < 0.01));
         assert!(waits.iter().any(|wait| *wait > 0.99));
+    }
+
+    #[test]
+    fn no_wait_stays_none_however_often() {
+        let mut backoff = Backoff::new().first(Duration::ZERO);
+        assert!((0..3_000).all(|_| backoff.next_wait().is_zero()));
     }
 
     #[test]

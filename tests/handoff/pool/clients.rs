@@ -72,8 +72,10 @@ impl Clients {
             clients: self.clone(),
             number,
         };
-        let mut options = TcpConnectOptions::default();
-        options.no_delay = true;
+        let options = TcpConnectOptions {
+            no_delay: true,
+            ..TcpConnectOptions::default()
+        };
         reactor
             .connect_tcp_with(address, &options, client)
             .expect("there is room");

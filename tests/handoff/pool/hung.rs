@@ -1,7 +1,6 @@
 //! A worker that hangs: others take over, nothing waits for it but what it has.
 
 use std::cell::Cell;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -126,7 +125,7 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
 fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
     let _ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let log = PathBuf::from(directory.path().join("served"));
+    let log = directory.path().join("served");
     let mut reactor = Reactor::new().unwrap();
     let mut settings = settings(2);
     settings.ack_timeout = Duration::from_millis(50);

@@ -2,6 +2,10 @@
 
 mod clients;
 mod process;
+mod raw;
 
+mod behaviour;
 mod deaths;
+mod fuzz;
 mod hung;
+mod sender;

@@ -210,7 +210,7 @@ fn run(script: Script) -> i32 {
     }
 }
 
-fn die() {
+pub(crate) fn die() -> ! {
     kill_process(getpid(), Signal::KILL).expect("it is ours");
     loop {
         std::thread::park();
