@@ -65,7 +65,7 @@ fn count(name: &str) -> io::Result<f64> {
 
 fn steady(timed: Timed) -> io::Result<Option<f64>> {
     let arguments = ["steady", timed.name()].map(String::from);
-    let all = collected("*ceilings::counted*", &arguments)?;
+    let all = collected(Peer::Bowline, "*ceilings::counted*", &arguments)?;
     Ok(all.map(|all| all as f64 / TIMERS as f64))
 }
 

@@ -6,10 +6,11 @@ use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use crate::external;
 use crate::peers::{Family, Job, Peer};
 use crate::sys;
 
@@ -37,17 +38,21 @@ impl ServerProcess {
         let (listener, address) = listen(job.family)?;
         sys::set_backlog(listener.as_raw_fd(), BACKLOG)?;
         sys::set_nonblocking(listener.as_raw_fd())?;
-        let mut command = Command::new(env::current_exe()?);
+        let mut command = external::program(peer)?;
         command.arg("serve").arg(peer.name()).arg(job.task.name());
         command.arg(job.family.name()).arg(job.message.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        sys::pin_child(&mut command, SERVER_CPU);
         let mut child = sys::spawn_with_listener(&mut command, listener)?;
         let output = child.stdout.take().expect("it is piped");
-        Ok(Self {
+        let mut server = Self {
             child,
             output,
             address,
-        })
+        };
+        // An interpreter takes its time.
+        server.output.read_exact(&mut [0])?;
+        Ok(server)
     }
 
     /// A blocking connection.

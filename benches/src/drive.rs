@@ -2,13 +2,13 @@
 //! of the peers and the turns of the server alternate, under callgrind, which
 //! collects only inside [`server_turn`]. The same to the unit in every run.
 
-use std::env;
 use std::io::{self, ErrorKind};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+use crate::external;
 use crate::peers::{self, Family, Job, Peer, Server, Wait};
 use crate::report::Measure;
 use crate::sys;
@@ -89,7 +89,12 @@ pub(crate) fn count_instructions(
             &job.message.to_string(),
             &rounds.to_string(),
         ];
-        collected("*drive::server_turn*", &arguments.map(String::from))
+        let function = match peer {
+            // In C.
+            Peer::Libuv => "server_turn",
+            _ => "*drive::server_turn*",
+        };
+        collected(peer, function, &arguments.map(String::from))
     };
     let warm = server_turn(0)?;
     let all = server_turn(rounds)?;
@@ -102,13 +107,17 @@ pub(crate) fn count_instructions(
     })
 }
 
-/// How many instructions this program takes with `arguments` inside of one
+/// How many instructions a peer's program takes with `arguments` inside of one
 /// function; nothing without valgrind.
-pub(crate) fn collected(function: &str, arguments: &[String]) -> io::Result<Option<u64>> {
+pub(crate) fn collected(
+    peer: Peer,
+    function: &str,
+    arguments: &[String],
+) -> io::Result<Option<u64>> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(format!("--toggle-collect={function}"))
-        .arg(env::current_exe()?)
+        .arg(external::program(peer)?.get_program())
         .args(arguments)
         .output();
     let output = match output {

@@ -17,7 +17,8 @@
 //! Each server is a process of its own, started fresh for every round and bound
 //! to the first CPU; the generator is bound to the second. Wants two CPUs, 20,000
 //! descriptors for the largest works, and valgrind for the count of
-//! instructions.
+//! instructions. libuv takes part where a C compiler finds it, Twisted after
+//! tests/interop/setup.
 
 #![allow(
     clippy::print_stdout,
@@ -28,6 +29,7 @@
 mod ceilings;
 mod child;
 mod drive;
+mod external;
 mod load;
 mod peers;
 mod report;
@@ -37,6 +39,7 @@ mod wheel;
 mod works;
 
 use std::error::Error;
+use std::io::Write;
 use std::time::Duration;
 use std::{env, fs, io};
 
@@ -107,6 +110,13 @@ fn all(options: &[&str]) -> Result<(), Box<dyn Error>> {
         return Err("10,000 connections want a limit of 10,200 open files or more".into());
     }
     sys::pin(child::GENERATOR_CPU)?;
+    peers.retain(|&peer| {
+        let missing = external::missing(peer);
+        if let Some(missing) = missing {
+            eprintln!("NOT RUN: {} {missing}", peer.name());
+        }
+        missing.is_none()
+    });
     let mut table = Table::new(&peers);
     println!("{}", table.head());
     for work in works::all() {
@@ -131,11 +141,13 @@ fn all(options: &[&str]) -> Result<(), Box<dyn Error>> {
 }
 
 fn serve(peer: &str, job: Job) -> io::Result<()> {
-    sys::pin(child::SERVER_CPU)?;
     sys::raise_descriptor_limit()?;
     sys::report_memory_on_signal()?;
     let peer = find(&Peer::ALL, Peer::name, peer)?;
     let mut server = peers::build(peer, job, Some(sys::inherited_listener()))?;
+    // The parent waits for it.
+    io::stdout().write_all(b"R")?;
+    io::stdout().flush()?;
     loop {
         match server.turn(Wait::Forever) {
             // Asked for its memory.
@@ -146,7 +158,6 @@ fn serve(peer: &str, job: Job) -> io::Result<()> {
 }
 
 fn time(peer: &str, timed: &str, count: &str) -> Result<(), Box<dyn Error>> {
-    sys::pin(child::SERVER_CPU)?;
     let peer = find(&Peer::ALL, Peer::name, peer)?;
     let timed = find(&Timed::ALL, Timed::name, timed)?;
     for value in peers::time(peer, timed, count.parse()?)? {

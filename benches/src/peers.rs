@@ -2,6 +2,7 @@
 //!
 //! They are given a listener whose sockets inherit `TCP_NODELAY` from it.
 
+mod anchovy;
 mod bowline;
 mod calloop;
 mod hand;
@@ -22,16 +23,25 @@ pub(crate) enum Peer {
     Mio,
     Bowline,
     Tokio,
+    /// tokio with `anchovy`, which passes descriptors only.
+    Anchovy,
     Calloop,
+    /// In C, a program of its own.
+    Libuv,
+    /// In Python.
+    Twisted,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Limit,
         Self::Mio,
         Self::Bowline,
         Self::Tokio,
+        Self::Anchovy,
         Self::Calloop,
+        Self::Libuv,
+        Self::Twisted,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -40,7 +50,10 @@ impl Peer {
             Self::Mio => "mio",
             Self::Bowline => "bowline",
             Self::Tokio => "tokio",
+            Self::Anchovy => "anchovy",
             Self::Calloop => "calloop",
+            Self::Libuv => "libuv",
+            Self::Twisted => "Twisted",
         }
     }
 }
@@ -158,7 +171,9 @@ pub(crate) fn build(
         Peer::Mio => mio::build(job, listener),
         Peer::Bowline => bowline::build(job, listener),
         Peer::Tokio => tokio::build(job, listener),
+        Peer::Anchovy => anchovy::build(job, listener),
         Peer::Calloop => calloop::build(job, listener),
+        Peer::Libuv | Peer::Twisted => Err(elsewhere()),
     }
 }
 
@@ -168,11 +183,16 @@ pub(crate) fn time(peer: Peer, timed: Timed, count: usize) -> io::Result<Vec<f64
     match peer {
         Peer::Limit => limit::time(timed, count),
         // mio has no timers; what one would write is the limit.
-        Peer::Mio => Ok(Vec::new()),
+        Peer::Mio | Peer::Anchovy => Ok(Vec::new()),
         Peer::Bowline => bowline::time(timed, count),
         Peer::Tokio => tokio::time(timed, count),
         Peer::Calloop => calloop::time(timed, count),
+        Peer::Libuv | Peer::Twisted => Err(elsewhere()),
     }
+}
+
+fn elsewhere() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "it is a program of its own")
 }
 
 /// Calls `build` of a hand-written server, compiled for the task.

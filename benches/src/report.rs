@@ -184,7 +184,9 @@ impl Table {
              is; the others as ratios\nto it in the same round: the median, and the middle half of \
              the rounds. More is better, except for instructions, bytes and\nlateness. Server and \
              generator have a CPU each, so throughput is that of the slower; CPU efficiency is the \
-             limit's\nCPU time per operation over the server's own. Not among the peers: libuv and Twisted.\n\n{}\n",
+             limit's\nCPU time per operation over the server's own. A dash: it cannot, or was not asked \
+             to{}.\n\n{}\n",
+            self.absent(),
             self.head()
         );
         for row in &self.rows {
@@ -192,6 +194,19 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+
+    /// Who was missing.
+    fn absent(&self) -> String {
+        let absent: Vec<_> = Peer::ALL
+            .iter()
+            .filter(|peer| !self.peers.contains(peer))
+            .map(|peer| peer.name())
+            .collect();
+        match absent.is_empty() {
+            true => String::new(),
+            false => format!(". Not among the peers: {}", absent.join(", ")),
+        }
     }
 
     /// Draws CPU efficiency, bars by work and peer.
@@ -221,6 +236,9 @@ impl Table {
             RGBColor(20, 90, 160),
             RGBColor(220, 120, 30),
             RGBColor(80, 150, 80),
+            RGBColor(150, 90, 170),
+            RGBColor(190, 60, 60),
+            RGBColor(170, 150, 60),
         ];
         let text = ("sans-serif", 12).into_font().color(&BLACK);
         let scale = f64::from(WIDTH - LEFT - 20) / MOST;

@@ -40,6 +40,13 @@ pub(crate) fn pin(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Binds a process that is to be started to one CPU.
+pub(crate) fn pin_child(command: &mut std::process::Command, cpu: usize) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { command.pre_exec(move || pin(cpu)) };
+}
+
 /// Raises the limit of open descriptors as far as it goes, and returns it.
 pub(crate) fn raise_descriptor_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit {

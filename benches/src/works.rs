@@ -1,14 +1,14 @@
 //! The works, what each measures, and the rounds.
 
-use std::env;
 use std::io;
-use std::process::Command;
 use std::time::Duration;
 
-use crate::child::ServerProcess;
+use crate::child::{self, ServerProcess};
+use crate::external;
 use crate::load::{self, Beside, Echo, Echoing, Outcome};
 use crate::peers::{Family, Job, Peer, Task};
 use crate::report::{Measure, Table};
+use crate::sys;
 use crate::timers::Timed;
 
 const SMALL: usize = 64;
@@ -54,6 +54,22 @@ impl Effort {
         idle: 1_000,
         counted: 40,
     };
+}
+
+impl Effort {
+    /// As much as a peer can do in a reasonable time; what is measured is per
+    /// operation.
+    fn of(self, peer: Peer) -> Self {
+        match peer {
+            Peer::Twisted => Self {
+                bulk_bytes: self.bulk_bytes / 4,
+                descriptors: self.descriptors / 4,
+                timers: self.timers / 10,
+                ..self
+            },
+            _ => self,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -313,7 +329,10 @@ pub(crate) fn run(work: &Work, peers: &[Peer], effort: Effort, table: &mut Table
     };
     for _ in 0..rounds {
         for &peer in peers {
-            match once(work, peer, effort) {
+            if !takes_part(peer, work) {
+                continue;
+            }
+            match once(work, peer, effort.of(peer)) {
                 Ok(values) => {
                     for (measure, value) in values {
                         table.add(work.name, measure, peer, value);
@@ -322,6 +341,19 @@ pub(crate) fn run(work: &Work, peers: &[Peer], effort: Effort, table: &mut Table
                 Err(error) => eprintln!("{}, {}: {error}", work.name, peer.name()),
             }
         }
+    }
+}
+
+/// Whether a peer can do a work at all.
+fn takes_part(peer: Peer, work: &Work) -> bool {
+    let passes = matches!(work.kind, Kind::DescriptorsIn(_) | Kind::DescriptorsOut);
+    match peer {
+        Peer::Anchovy => passes,
+        // It passes sockets, and drops what is anything else.
+        Peer::Libuv => !passes,
+        // The interpreter's instructions and memory are another matter.
+        Peer::Twisted => !matches!(work.kind, Kind::Instructions | Kind::Idle),
+        _ => true,
     }
 }
 
@@ -410,7 +442,9 @@ fn time(peer: Peer, timed: Timed, count: usize) -> io::Result<Vec<(Measure, f64)
         (Peer::Calloop, _) => count.min(CALLOOP_TIMERS),
         _ => count,
     };
-    let output = Command::new(env::current_exe()?)
+    let mut command = external::program(peer)?;
+    sys::pin_child(&mut command, child::SERVER_CPU);
+    let output = command
         .args(["time", peer.name(), timed.name(), &count.to_string()])
         .output()?;
     if !output.status.success() {

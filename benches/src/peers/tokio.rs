@@ -59,10 +59,15 @@ pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn S
         }
     }
     drop(_guard);
-    Ok(Box::new(Tokio { runtime, job }))
+    Ok(server(runtime, job))
 }
 
-fn runtime() -> io::Result<Runtime> {
+/// A server whose tasks are spawned already.
+pub(super) fn server(runtime: Runtime, job: Job) -> Box<dyn Server> {
+    Box::new(Tokio { runtime, job })
+}
+
+pub(super) fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
