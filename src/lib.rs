@@ -178,10 +178,10 @@ pub use bowline_handoff as handoff;
 /// [`Pump`](testing::Pump) is where to begin.
 #[cfg(feature = "testing")]
 pub mod testing {
-    pub use bowline_reactor::testing::{ManualClock, ReadinessSource};
+    pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
     pub use bowline_transport::testing::{
         Delivery, KernelSettings, MemoryHandle, MemoryPeer, MemorySocket, MemoryStream, PeerRead,
-        Pump, Random, SimulatedKernel, SocketId,
+        Points, ProcessId, Pump, Random, SimulatedKernel, Simulation, SocketId,
     };
 }
 

@@ -64,5 +64,5 @@ pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
 #[cfg(feature = "testing")]
 pub mod testing {
     pub use crate::clock::ManualClock;
-    pub use crate::reactor::ReadinessSource;
+    pub use crate::reactor::{ProcessDied, ReadinessSource};
 }

@@ -144,6 +144,13 @@ struct Alarm {
     set_to: Option<Instant>,
 }
 
+/// What unwinds out of [`Reactor::turn`] when the simulated process that it is
+/// of has died: unlike a panic it is not caught on the way, and nothing is told
+/// of it. Whoever turns the reactor catches it and drops the reactor.
+#[cfg(feature = "testing")]
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessDied;
+
 /// Where simulated descriptors report their readiness; feature `testing`.
 #[cfg(feature = "testing")]
 pub trait ReadinessSource: 'static {

@@ -6,6 +6,7 @@
 mod support;
 
 mod panics;
+mod processes;
 mod pump;
 mod simulation;
 mod tokens;

@@ -1,11 +1,15 @@
 //! Two protocols, or one and its test, joined by a pump.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::testing::{Delivery, KernelSettings, MemoryStream, Pump, SimulatedKernel};
+use bowline::testing::{
+    Delivery, KernelSettings, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel,
+};
 use bowline::{
     AfterReadClosed, Context, DescriptorLimits, PassedDescriptor, Producer, ProducerKind,
     ProducerRef, Protocol, Reactor, Transport, TransportState, Transports, UnixTransport,
@@ -514,20 +518,61 @@ fn protocols_are_reached_through_the_reactor() {
 }
 
 #[test]
-fn memory_transport_cannot_be_detached_and_goes_on() {
+fn memory_transport_is_detached_and_put_together_again_elsewhere() {
     let _ledger = DescriptorLedger::open();
     let (record, recorder) = recorded();
     let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+    let mut elsewhere = Pump::with_kernel(pump.kernel().clone()).unwrap();
+    pump.run();
+    peer.send(b"before").unwrap();
     pump.run();
     let handle = pump.transports()[0].transport();
-    pump.reactor().detach::<Recorder>(handle, |_, result| {
-        assert!(result.is_err());
+    let detached = Rc::new(RefCell::new(None));
+    let taken = Rc::clone(&detached);
+    pump.reactor().detach::<Recorder>(handle, move |_, result| {
+        *taken.borrow_mut() = result.ok();
     });
     pump.run();
-    peer.send(b"still here").unwrap();
-    pump.run();
-    assert_eq!(record.data(), b"still here");
-    assert_eq!(pump.reactor().statistics().panics, 0);
+    assert!(pump.is_lost());
+    peer.send(b" between").unwrap();
+    let detached = detached.take().expect("it was open");
+    let again = elsewhere
+        .reactor()
+        .reattach::<MemoryStream, _>(detached)
+        .unwrap();
+    elsewhere.run();
+    peer.send(b" after").unwrap();
+    elsewhere.run();
+    assert_eq!(record.data(), b"before between after");
+    assert!(!record.is_lost());
+    elsewhere
+        .reactor()
+        .get(again)
+        .expect("it is there")
+        .lose_connection();
+    elsewhere.run();
+    assert!(peer.is_at_end());
+}
+
+#[test]
+fn simulated_socket_is_open_while_a_descriptor_stands_for_it() {
+    let _ledger = DescriptorLedger::open();
+    let kernel = SimulatedKernel::new();
+    let (one, other) = kernel.pair();
+    let peer = MemoryPeer::new(other);
+    let fd = one.into_descriptor().unwrap();
+    let copy = fd.try_clone().unwrap();
+    peer.send(b"kept").unwrap();
+    drop(fd);
+    assert_eq!(kernel.open_sockets(), 2);
+    let back = MemoryPeer::new(MemorySocket::from_descriptor(copy).unwrap());
+    assert_eq!(back.take().bytes, b"kept");
+    drop(back);
+    assert_eq!(kernel.open_sockets(), 1);
+    assert!(peer.is_at_end());
+
+    let other_file = File::open("/dev/null").unwrap();
+    assert!(MemorySocket::from_descriptor(other_file.into()).is_err());
 }
 
 #[test]

@@ -297,6 +297,8 @@ fn simulate(seed: u64, files: &Rc<Files>) -> Trace {
         largest_read: [usize::MAX, usize::MAX, 400][random.below(3)],
         cut_percent: [0, 20, 60][random.below(3)],
         delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)],
+        passing_errors_percent: [0, 0, 20][random.below(3)],
+        lasting_errors_per_10_000: 0,
     });
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),

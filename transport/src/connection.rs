@@ -453,8 +453,9 @@ where
         if matches!(core.state(), State::Ending | State::Lost) {
             return None;
         }
-        // A simulated socket has no descriptor to give away.
-        core.socket.source()?;
+        if !core.socket.is_open() {
+            return None;
+        }
         core.socket.unwatch(reactor);
         let host = core.socket.host();
         let peer = core.socket.peer();

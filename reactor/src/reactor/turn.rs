@@ -1,5 +1,6 @@
 //! One turn of the loop: its phases, and what they are made of.
 
+use std::any::Any;
 use std::cmp::Reverse;
 use std::io;
 use std::mem;
@@ -423,7 +424,7 @@ impl Reactor {
         // The state that a panic can leave behind is what callbacks may leave
         // behind anyway: `Taken` puts the descriptor back while unwinding.
         while let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| phase(self))) {
-            self.recover(Panic::new(payload));
+            self.recover(Panic::new(unless_died(payload)));
         }
     }
 
@@ -445,11 +446,13 @@ impl Reactor {
                 descriptor.panicked(reactor, panic)
             });
         }));
-        if told.is_err() {
+        if let Err(payload) = told {
+            drop(unless_died(payload));
             self.statistics.panics += 1;
             log::error!(target: log::REACTOR, "{token} {prefix}: panicked again, and is dropped");
             let dropped = panic::catch_unwind(AssertUnwindSafe(|| self.discard(token)));
-            if dropped.is_err() {
+            if let Err(payload) = dropped {
+                drop(unless_died(payload));
                 log::error!(target: log::REACTOR, "{token} {prefix}: panicked while being dropped");
             }
         }
@@ -496,6 +499,21 @@ impl Reactor {
         self.slots.recycle();
         self.again.clear();
     }
+}
+
+/// Goes on unwinding if it is the death of a simulated process, of which
+/// nothing runs any more.
+#[cfg(feature = "testing")]
+fn unless_died(payload: Box<dyn Any + Send>) -> Box<dyn Any + Send> {
+    if payload.is::<super::ProcessDied>() {
+        panic::resume_unwind(payload);
+    }
+    payload
+}
+
+#[cfg(not(feature = "testing"))]
+fn unless_died(payload: Box<dyn Any + Send>) -> Box<dyn Any + Send> {
+    payload
 }
 
 /// A descriptor out of its slot. Dropping puts it back, also when a panic

@@ -70,4 +70,20 @@ pub(crate) mod simulated {
     pub(crate) fn invalid() -> io::Error {
         io::Error::from_raw_os_error(libc::EINVAL)
     }
+
+    /// What passes by itself: a send is to be made again later.
+    pub(crate) const PASSING: [i32; 3] = [libc::ENOBUFS, libc::ENOMEM, libc::ETOOMANYREFS];
+
+    /// What ends a connection, of all kinds of errors.
+    pub(crate) const LASTING: [i32; 9] = [
+        libc::ECONNRESET,
+        libc::EPIPE,
+        libc::ETIMEDOUT,
+        libc::EHOSTUNREACH,
+        libc::ENETDOWN,
+        libc::EPERM,
+        libc::EINVAL,
+        libc::EBADF,
+        libc::EIO,
+    ];
 }

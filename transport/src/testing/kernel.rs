@@ -12,9 +12,12 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io::{self, IoSlice, Read as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::rc::{Rc, Weak};
 
 use bowline_reactor::testing::ReadinessSource;
 use bowline_reactor::{Interest, Reactor, Readiness, Token};
@@ -49,8 +52,9 @@ const DESCRIPTION: usize = 256;
 ///
 /// # Limits
 ///
-/// A descriptor on its way occupies a number of this process. Sockets have no
-/// names, no credentials and no options, and cannot be detached.
+/// A descriptor on its way occupies a number of this process, and so do two for
+/// each socket that was [made a descriptor](MemorySocket::into_descriptor).
+/// Sockets have no names, no credentials and no options; nobody listens.
 #[derive(Clone)]
 pub struct SimulatedKernel {
     state: Rc<RefCell<State>>,
@@ -77,6 +81,15 @@ pub struct KernelSettings {
     pub cut_percent: u8,
     /// How events are delivered.
     pub delivery: Delivery,
+    /// How many of a hundred sends and reads of transports fail with an error
+    /// that passes: "would block", which an event follows; for sends also
+    /// `ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`. None once the other end is closed.
+    /// Default 0.
+    pub passing_errors_percent: u8,
+    /// How many of ten thousand sends and reads of transports fail with an error
+    /// that ends the connection: `ECONNRESET`, `ETIMEDOUT`, `EPERM`, any.
+    /// Default 0.
+    pub lasting_errors_per_10_000: u16,
 }
 
 /// How many of the events that wait a poll fetches.
@@ -102,6 +115,8 @@ impl Default for KernelSettings {
             largest_read: usize::MAX,
             cut_percent: 0,
             delivery: Delivery::Batch,
+            passing_errors_percent: 0,
+            lasting_errors_per_10_000: 0,
         }
     }
 }
@@ -118,16 +133,21 @@ impl SimulatedKernel {
 
     /// A kernel whose choices come from `seed`.
     pub fn with_seed(seed: u64) -> Self {
-        Self {
-            state: Rc::new(RefCell::new(State {
-                settings: KernelSettings::default(),
-                random: Random::new(seed),
-                ends: BTreeMap::new(),
-                next_id: 0,
-                ready: Vec::new(),
-                fingerprint: 0,
-            })),
-        }
+        let state = Rc::new(RefCell::new(State {
+            settings: KernelSettings::default(),
+            random: Random::new(seed),
+            ends: BTreeMap::new(),
+            parked: Vec::new(),
+            next_id: 0,
+            next_holder: 0,
+            ready: Vec::new(),
+            fingerprint: 0,
+        }));
+        KERNELS.with_borrow_mut(|kernels| {
+            kernels.retain(|kernel| kernel.strong_count() > 0);
+            kernels.push(Rc::downgrade(&state));
+        });
+        Self { state }
     }
 
     /// The settings in force.
@@ -186,7 +206,9 @@ impl SimulatedKernel {
 
     /// How many ends of connections are open.
     pub fn open_sockets(&self) -> usize {
-        self.state.borrow().ends.len()
+        let mut state = self.state.borrow_mut();
+        state.reap();
+        state.ends.len()
     }
 
     /// How many bytes and descriptors wait to be read from a socket.
@@ -250,15 +272,68 @@ impl SimulatedKernel {
         result
     }
 
-    pub(super) fn close(&self, socket: SocketId) {
+    /// One more who holds the socket.
+    pub(super) fn hold(&self, socket: SocketId) -> Holder {
         let mut state = self.state.borrow_mut();
-        state.close(socket);
+        let holder = Holder(state.next_holder);
+        state.next_holder += 1;
+        if let Some(end) = state.ends.get_mut(&socket) {
+            end.holders += 1;
+        }
+        holder
+    }
+
+    /// Somebody closes his descriptor of it; the last one closes the socket.
+    pub(super) fn close(&self, socket: SocketId, holder: Holder) {
+        let mut state = self.state.borrow_mut();
+        state.unwatch(socket, holder);
+        state.let_go(socket);
         state.note::<()>(4, socket, &Ok(0));
+    }
+
+    /// A real descriptor that stands for the socket: as long as a copy of it is
+    /// open anywhere, so is the socket.
+    pub(super) fn park(&self, socket: SocketId) -> io::Result<OwnedFd> {
+        let (given, guard) = UnixStream::pair()?;
+        guard.set_nonblocking(true)?;
+        let given = OwnedFd::from(given);
+        let inode = inode(&given)?;
+        let mut state = self.state.borrow_mut();
+        state.end(socket)?.holders += 1;
+        state.parked.push(Parked {
+            inode,
+            guard,
+            socket,
+        });
+        Ok(given)
+    }
+
+    /// The socket that a descriptor stands for, and its kernel.
+    pub(super) fn unpark(fd: &OwnedFd) -> Option<(Self, SocketId)> {
+        let inode = inode(fd).ok()?;
+        let kernels: Vec<_> =
+            KERNELS.with_borrow(|kernels| kernels.iter().filter_map(Weak::upgrade).collect());
+        kernels.into_iter().find_map(|state| {
+            let socket = {
+                let mut state = state.borrow_mut();
+                // The number of a file that is gone may be another's by now.
+                state.reap();
+                let parked = state.parked.iter().find(|parked| parked.inode == inode);
+                parked?.socket
+            };
+            Some((Self { state }, socket))
+        })
+    }
+
+    /// Mixes a choice of the simulation into the fingerprint.
+    pub(super) fn note_choice(&self, choice: usize) {
+        let mut state = self.state.borrow_mut();
+        state.note::<()>(6, SocketId(0), &Ok(choice));
     }
 
     pub(super) fn watch(
         &self,
-        socket: SocketId,
+        (socket, holder): (SocketId, Holder),
         reactor: &mut Reactor,
         token: Token,
         interest: Interest,
@@ -268,8 +343,17 @@ impl SimulatedKernel {
         let limit = state.settings.send_buffer;
         let end = state.end(socket)?;
         // One that is watched already keeps its place in the queue.
-        let is_raised = end.watch.as_ref().is_some_and(|watch| watch.is_raised);
+        let watched = end.watch.as_ref();
+        let is_raised = watched.is_some_and(|watch| watch.is_raised && watch.holder == holder);
+        if let Some(watch) = end.watch.take_if(|watch| watch.holder != holder)
+            && watch.is_raised
+        {
+            // It goes on with whoever watches last.
+            state.ready[watch.poller].retain(|&ready| ready != socket);
+        }
+        let end = state.end(socket)?;
         end.watch = Some(Watch {
+            holder,
             poller,
             token,
             interest,
@@ -281,8 +365,8 @@ impl SimulatedKernel {
         Ok(())
     }
 
-    pub(super) fn unwatch(&self, socket: SocketId) {
-        self.state.borrow_mut().unwatch(socket);
+    pub(super) fn unwatch(&self, socket: SocketId, holder: Holder) {
+        self.state.borrow_mut().unwatch(socket, holder);
     }
 
     /// Whether the other end has said that nothing more comes, and all of it
@@ -347,7 +431,9 @@ impl ReadinessSource for Poller {
     }
 
     fn has_events(&self) -> bool {
-        !self.kernel.state.borrow().ready[self.index].is_empty()
+        let mut state = self.kernel.state.borrow_mut();
+        state.reap();
+        !state.ready[self.index].is_empty()
     }
 }
 
@@ -364,16 +450,43 @@ struct State {
     random: Random,
     /// Ordered, so that nothing depends on how names are hashed.
     ends: BTreeMap<SocketId, End>,
+    /// Sockets that real descriptors stand for.
+    parked: Vec<Parked>,
     next_id: u64,
+    next_holder: u64,
     /// For each reactor the sockets that something happened to.
     ready: Vec<VecDeque<SocketId>>,
     fingerprint: u64,
+}
+
+/// One of those who hold a socket, as processes hold copies of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Holder(u64);
+
+/// A socket that a real descriptor stands for.
+struct Parked {
+    /// The descriptor's.
+    inode: u64,
+    /// The other end of what was given out: it ends when no copy is left.
+    guard: UnixStream,
+    socket: SocketId,
+}
+
+thread_local! {
+    /// All kernels of this thread, to find the one whose socket a descriptor
+    /// stands for.
+    static KERNELS: RefCell<Vec<Weak<RefCell<State>>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn inode(fd: &OwnedFd) -> io::Result<u64> {
+    Ok(File::from(fd.try_clone()?).metadata()?.ino())
 }
 
 /// One end of a connection.
 struct End {
     /// May be gone.
     peer: SocketId,
+    holders: usize,
     inbox: VecDeque<Buffer>,
     /// What the buffers that were sent from here and not read are charged.
     charged: usize,
@@ -399,6 +512,7 @@ struct Buffer {
 
 /// How a socket is watched: what an edge-triggered poller keeps of it.
 struct Watch {
+    holder: Holder,
     poller: usize,
     token: Token,
     interest: Interest,
@@ -445,6 +559,9 @@ impl State {
             return Err(error);
         }
         let (peer, is_shut) = (end.peer, end.is_write_shut);
+        if let Some(error) = self.error_by_chance(socket, Cause::Room) {
+            return Err(error);
+        }
         if descriptors.len() > MAX_DESCRIPTORS || (asked == 0 && !descriptors.is_empty()) {
             return Err(sys::simulated::invalid());
         }
@@ -507,6 +624,10 @@ impl State {
             }
             return Err(error);
         }
+        if let Some(error) = self.error_by_chance(socket, Cause::Arrival) {
+            return Err(error);
+        }
+        let end = self.end(socket)?;
         if end.inbox.is_empty() {
             if std::mem::take(&mut end.is_reset) {
                 return Err(sys::simulated::connection_reset());
@@ -565,6 +686,38 @@ impl State {
         Ok(read)
     }
 
+    /// The error that this call fails with by the settings: of transports only,
+    /// not of those who play their peers.
+    fn error_by_chance(&mut self, socket: SocketId, cause: Cause) -> Option<io::Error> {
+        let KernelSettings {
+            passing_errors_percent: passing,
+            lasting_errors_per_10_000: lasting,
+            ..
+        } = self.settings;
+        if passing == 0 && lasting == 0 {
+            return None;
+        }
+        let end = self.ends.get(&socket)?;
+        end.watch.as_ref()?;
+        // Neither blocks any more once the other end is closed.
+        let is_over = end.is_read_shut;
+        if self.random.below(10_000) < usize::from(lasting) {
+            let all = sys::simulated::LASTING;
+            let error = all[self.random.below(all.len())];
+            return Some(io::Error::from_raw_os_error(error));
+        }
+        if is_over || !self.random.chance(passing) {
+            return None;
+        }
+        if cause == Cause::Room && self.random.chance(50) {
+            let all = sys::simulated::PASSING;
+            let error = all[self.random.below(all.len())];
+            return Some(io::Error::from_raw_os_error(error));
+        }
+        self.raise(socket, cause);
+        Some(sys::simulated::would_block())
+    }
+
     /// How much of a call of `asked` bytes is done.
     fn cut(&mut self, asked: usize, largest: usize) -> usize {
         let length = asked.min(largest);
@@ -601,11 +754,41 @@ impl State {
         Ok(())
     }
 
+    /// Notices which of the real descriptors that stand for sockets are gone.
+    fn reap(&mut self) {
+        let mut gone = Vec::new();
+        self.parked.retain(|parked| {
+            // Nobody writes to it: it has nothing to say but its end.
+            let is_gone = matches!((&parked.guard).read(&mut [0]), Ok(0));
+            if is_gone {
+                gone.push(parked.socket);
+            }
+            !is_gone
+        });
+        for socket in gone {
+            self.let_go(socket);
+        }
+    }
+
+    /// One holder less.
+    fn let_go(&mut self, socket: SocketId) {
+        if let Some(end) = self.ends.get_mut(&socket) {
+            end.holders -= 1;
+            if end.holders == 0 {
+                self.close(socket);
+            }
+        }
+    }
+
     fn close(&mut self, socket: SocketId) {
-        self.unwatch(socket);
         let Some(end) = self.ends.remove(&socket) else {
             return;
         };
+        if let Some(watch) = end.watch
+            && watch.is_raised
+        {
+            self.ready[watch.poller].retain(|&ready| ready != socket);
+        }
         if let Some(peer) = self.ends.get_mut(&end.peer) {
             peer.is_read_shut = true;
             peer.is_write_shut = true;
@@ -618,9 +801,9 @@ impl State {
         }
     }
 
-    fn unwatch(&mut self, socket: SocketId) {
+    fn unwatch(&mut self, socket: SocketId, holder: Holder) {
         if let Some(end) = self.ends.get_mut(&socket)
-            && let Some(watch) = end.watch.take()
+            && let Some(watch) = end.watch.take_if(|watch| watch.holder == holder)
             && watch.is_raised
         {
             self.ready[watch.poller].retain(|&ready| ready != socket);
@@ -649,6 +832,7 @@ impl State {
     }
 
     fn poll(&mut self, poller: usize, events: &mut Vec<(Token, Readiness)>) {
+        self.reap();
         let waiting = self.ready[poller].len();
         let count = match self.settings.delivery {
             Delivery::Batch => waiting,
@@ -696,6 +880,7 @@ impl End {
     fn new(peer: SocketId) -> Self {
         Self {
             peer,
+            holders: 0,
             inbox: VecDeque::new(),
             charged: 0,
             is_read_shut: false,

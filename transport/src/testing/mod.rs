@@ -7,18 +7,23 @@
 //! nothing is left to do. [`MemoryPeer`] is the other end in the hands of a
 //! test.
 //!
+//! A [`Simulation`] is several such reactors, as processes that are connected,
+//! pass each other descriptors, and die.
+//!
 //! Bytes and descriptors travel by the rules of a UNIX stream socket of Linux.
 
 mod kernel;
 mod peer;
 mod pump;
 mod random;
+mod simulation;
 mod socket;
 
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
 pub use self::peer::{MemoryPeer, PeerRead};
 pub use self::pump::Pump;
 pub use self::random::Random;
+pub use self::simulation::{Points, ProcessId, Simulation};
 pub use self::socket::{MemoryHandle, MemorySocket, MemoryStream};
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use bowline_protocol::{Address, Protocol, TransportHandle, UnixAddress};
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
-use super::kernel::{SimulatedKernel, SocketId};
+use super::kernel::{Holder, SimulatedKernel, SocketId};
 use crate::connection::{StreamTransport, establish, private};
 use crate::file_descriptor::{Core, FileDescriptor};
 use crate::shared::{ReadBuffers, SendControl};
@@ -57,15 +57,46 @@ impl MemoryHandle {
 pub struct MemorySocket {
     kernel: SimulatedKernel,
     id: SocketId,
+    holder: Holder,
     is_open: bool,
 }
 
 impl MemorySocket {
     pub(super) fn new(kernel: SimulatedKernel, id: SocketId) -> Self {
+        let holder = kernel.hold(id);
         Self {
             kernel,
             id,
+            holder,
             is_open: true,
+        }
+    }
+
+    /// Makes it a descriptor, to be passed like any other: as long as a copy of
+    /// that is open somewhere, be it on its way, so is the socket.
+    ///
+    /// The descriptor is a real one that only stands for the socket: nothing
+    /// can be sent through it.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE`: this takes two descriptors. The socket is closed then.
+    pub fn into_descriptor(self) -> io::Result<OwnedFd> {
+        self.kernel.park(self.id)
+    }
+
+    /// The socket that a descriptor made by
+    /// [`into_descriptor`](Self::into_descriptor), or a copy of it, stands for.
+    /// Others may hold it too, as after dup(2); who watches it last is told of
+    /// its events.
+    ///
+    /// # Errors
+    ///
+    /// Gives back a descriptor that stands for none of this thread's.
+    pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
+        match SimulatedKernel::unpark(&fd) {
+            Some((kernel, id)) => Ok(Self::new(kernel, id)),
+            None => Err(fd),
         }
     }
 
@@ -97,6 +128,11 @@ impl MemorySocket {
     /// The kernel it is of.
     pub fn kernel(&self) -> &SimulatedKernel {
         &self.kernel
+    }
+
+    #[cfg(test)]
+    pub(super) fn holder(&self) -> Holder {
+        self.holder
     }
 }
 
@@ -164,7 +200,7 @@ impl Sealed for MemorySocket {
 
     fn close(&mut self) {
         if std::mem::take(&mut self.is_open) {
-            self.kernel.close(self.id);
+            self.kernel.close(self.id, self.holder);
         }
     }
 
@@ -181,7 +217,10 @@ impl Sealed for MemorySocket {
     }
 
     fn detach(&mut self) -> Option<OwnedFd> {
-        None
+        let fd = self.kernel.park(self.id);
+        let fd = fd.expect("two descriptors are left for a socket that is detached");
+        self.close();
+        Some(fd)
     }
 
     fn is_open(&self) -> bool {
@@ -190,15 +229,16 @@ impl Sealed for MemorySocket {
 
     fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
         self.kernel
-            .watch(self.id, reactor, token, Interest::Readable)
+            .watch((self.id, self.holder), reactor, token, Interest::Readable)
     }
 
     fn watch_writing(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
-        self.kernel.watch(self.id, reactor, token, Interest::Both)
+        self.kernel
+            .watch((self.id, self.holder), reactor, token, Interest::Both)
     }
 
     fn unwatch(&self, _: &mut Reactor) {
-        self.kernel.unwatch(self.id);
+        self.kernel.unwatch(self.id, self.holder);
     }
 }
 
@@ -214,8 +254,7 @@ impl private::Build for MemoryStream {
     }
 
     fn socket_again(fd: OwnedFd, _: &Address, _: &Address) -> Result<Self::Socket, OwnedFd> {
-        // What is in memory cannot be detached in the first place.
-        Err(fd)
+        MemorySocket::from_descriptor(fd)
     }
 }
 

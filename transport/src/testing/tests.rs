@@ -281,7 +281,12 @@ impl Simulated {
         let tokens = [reactor.reserve().unwrap(), reactor.reserve().unwrap()];
         for (socket, token) in [&one, &other].into_iter().zip(tokens) {
             kernel
-                .watch(socket.id(), &mut reactor, token, Interest::Readable)
+                .watch(
+                    (socket.id(), socket.holder()),
+                    &mut reactor,
+                    token,
+                    Interest::Readable,
+                )
                 .unwrap();
         }
         Self {
@@ -323,9 +328,11 @@ impl Sockets for Simulated {
     }
 
     fn watch_writing(&mut self, end: usize) {
-        let (id, token) = (self.id(end), self.tokens[end]);
+        let token = self.tokens[end];
+        let socket = self.ends[end].as_ref().unwrap();
+        let name = (socket.id(), socket.holder());
         self.kernel
-            .watch(id, &mut self.reactor, token, Interest::Both)
+            .watch(name, &mut self.reactor, token, Interest::Both)
             .unwrap();
     }
 

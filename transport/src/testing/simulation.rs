@@ -1,0 +1,368 @@
+//! Several processes on one simulated kernel.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_protocol::Protocol;
+use bowline_reactor::testing::{ManualClock, ProcessDied};
+use bowline_reactor::{Clock, Reactor};
+
+use super::kernel::SimulatedKernel;
+use super::peer::MemoryPeer;
+use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
+
+/// After how many turns [`Simulation::run`] gives up.
+const MOST_TURNS: usize = 1_000_000;
+
+/// Processes that are connected with each other, on one kernel and one clock.
+///
+/// Each is a [`Reactor`] with what it owns. Which of those that have work makes
+/// the next turn is a choice of the kernel's seed, as everything is that could
+/// be one way or the other: bytes cut anywhere, events in any order, calls that
+/// fail ([`KernelSettings`](super::KernelSettings)). A run is repeated from its
+/// seed, to the last event: [`fingerprint`](SimulatedKernel::fingerprint) says
+/// whether it was.
+///
+/// A process dies between two turns ([`kill`](Self::kill)) or at a point that
+/// its code passes ([`kill_at`](Self::kill_at)): there and then. Nothing of it
+/// runs any more but destructors, no protocol is told; its sockets close with
+/// what they have not read or sent, and what was on its way from it arrives.
+///
+/// Connections pass from one process to another as descriptors do, once
+/// [detached](crate::Transports::detach) or made one
+/// ([`MemorySocket::into_descriptor`]).
+///
+/// # Examples
+///
+/// A worker that dies before it has answered, and its connection with it, which
+/// the client is told:
+///
+/// ```
+/// use bowline_protocol::{Context, Protocol, Transport};
+/// use bowline_transport::testing::{Points, Simulation};
+///
+/// struct Worker(Points);
+///
+/// impl<T: Transport> Protocol<T> for Worker {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         self.0.pass("request read");
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let mut simulation = Simulation::new(7);
+/// let worker = simulation.spawn()?;
+/// let protocol = Worker(simulation.points(worker));
+/// let (_, client) = simulation.connect(worker, protocol)?;
+/// simulation.kill_at(worker, "request read", 1);
+///
+/// client.send(b"first")?;
+/// simulation.run();
+/// assert_eq!(client.take().bytes, b"first");
+/// assert!(simulation.is_alive(worker));
+///
+/// client.send(b"second")?;
+/// simulation.run();
+/// assert!(!simulation.is_alive(worker));
+/// assert!(client.take().bytes.is_empty() && client.is_at_end());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct Simulation {
+    kernel: SimulatedKernel,
+    clock: ManualClock,
+    processes: Vec<Process>,
+}
+
+/// The name of a process of a [`Simulation`]; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(usize);
+
+struct Process {
+    /// `None` once it is dead.
+    reactor: Option<Reactor>,
+    points: Points,
+}
+
+/// The points that the code of one process passes, by their names.
+///
+/// A program under test holds one, or a trait of its own that does nothing
+/// outside of tests.
+#[derive(Clone, Debug, Default)]
+pub struct Points {
+    plan: Rc<RefCell<Plan>>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    passed: BTreeMap<&'static str, usize>,
+    /// Where to die, and at which passing from now on.
+    deaths: Vec<(&'static str, usize)>,
+}
+
+impl Points {
+    /// Says that this point is passed. Does not return if the process dies here.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a turn of [`Simulation`], where the process would die: nobody
+    /// catches what unwinds then.
+    pub fn pass(&self, name: &'static str) {
+        let mut plan = self.plan.borrow_mut();
+        *plan.passed.entry(name).or_default() += 1;
+        let mut dies = false;
+        for (point, left) in &mut plan.deaths {
+            if *point == name {
+                dies |= *left == 0;
+                *left = left.saturating_sub(1);
+            }
+        }
+        drop(plan);
+        if dies {
+            // Not a panic: nothing is printed, and the loop does not catch it.
+            panic::resume_unwind(Box::new(ProcessDied));
+        }
+    }
+
+    /// How often a point was passed.
+    pub fn passed(&self, name: &str) -> usize {
+        self.plan.borrow().passed.get(name).copied().unwrap_or(0)
+    }
+}
+
+impl Simulation {
+    /// No process yet, on a kernel whose choices come from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self::with_kernel(SimulatedKernel::with_seed(seed))
+    }
+
+    /// No process yet, on a kernel with settings of its own.
+    pub fn with_kernel(kernel: SimulatedKernel) -> Self {
+        Self {
+            kernel,
+            clock: ManualClock::new(),
+            processes: Vec::new(),
+        }
+    }
+
+    /// Starts a process, with nothing in it.
+    ///
+    /// # Errors
+    ///
+    /// When its reactor cannot be made: `EMFILE`.
+    pub fn spawn(&mut self) -> io::Result<ProcessId> {
+        let mut reactor = Reactor::with_clock(self.clock.clone())?;
+        reactor.start().expect("it was made just now");
+        self.processes.push(Process {
+            reactor: Some(reactor),
+            points: Points::default(),
+        });
+        Ok(ProcessId(self.processes.len() - 1))
+    }
+
+    /// Joins two protocols by a connection, each in a process; it may be the
+    /// same.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` when one of the processes is dead.
+    pub fn join(
+        &mut self,
+        first: (ProcessId, impl Protocol<MemoryStream>),
+        second: (ProcessId, impl Protocol<MemoryStream>),
+    ) -> io::Result<(MemoryHandle, MemoryHandle)> {
+        let (one, other) = self.kernel.pair();
+        Ok((
+            self.put(first.0, one, first.1)?,
+            self.put(second.0, other, second.1)?,
+        ))
+    }
+
+    /// Puts a protocol on a connection whose other end is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` when the process is dead.
+    pub fn connect(
+        &mut self,
+        process: ProcessId,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<(MemoryHandle, MemoryPeer)> {
+        let (ours, theirs) = self.kernel.pair();
+        let handle = self.put(process, ours, protocol)?;
+        Ok((handle, MemoryPeer::new(theirs)))
+    }
+
+    fn put(
+        &mut self,
+        process: ProcessId,
+        socket: MemorySocket,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<MemoryHandle> {
+        match self.reactor(process) {
+            Some(reactor) => socket.adopt(reactor, protocol),
+            None => Err(io::Error::from(io::ErrorKind::NotConnected)),
+        }
+    }
+
+    // Death.
+
+    /// Ends a process between two turns.
+    pub fn kill(&mut self, process: ProcessId) {
+        self.bury(process.0);
+    }
+
+    /// Has a process die where it passes the point `name`, for the time number
+    /// `nth` from now on; 0 is the next one.
+    pub fn kill_at(&mut self, process: ProcessId, name: &'static str, nth: usize) {
+        let points = &self.processes[process.0].points;
+        points.plan.borrow_mut().deaths.push((name, nth));
+    }
+
+    /// The points of a process, for its code to pass.
+    pub fn points(&self, process: ProcessId) -> Points {
+        self.processes[process.0].points.clone()
+    }
+
+    /// Whether a process has not died.
+    pub fn is_alive(&self, process: ProcessId) -> bool {
+        self.processes[process.0].reactor.is_some()
+    }
+
+    fn bury(&mut self, index: usize) {
+        if let Some(reactor) = self.processes[index].reactor.take() {
+            self.kernel.note_choice(usize::MAX - index);
+            // A destructor that passes the point once more dies again.
+            let dropped = panic::catch_unwind(AssertUnwindSafe(|| drop(reactor)));
+            if let Err(payload) = dropped
+                && !payload.is::<ProcessDied>()
+            {
+                panic::resume_unwind(payload);
+            }
+        }
+    }
+
+    // Running.
+
+    /// Has one process make a turn, of those that have work. Answers whether
+    /// there was one.
+    pub fn turn(&mut self) -> bool {
+        let now = self.clock.now();
+        let mut ready = Vec::new();
+        for (index, process) in self.processes.iter_mut().enumerate() {
+            if let Some(reactor) = &mut process.reactor
+                && (!reactor.is_idle() || reactor.next_deadline().is_some_and(|due| due <= now))
+            {
+                ready.push(index);
+            }
+        }
+        if ready.is_empty() {
+            return false;
+        }
+        let chosen = ready[self.kernel.choose(|random| random.below(ready.len()))];
+        self.kernel.note_choice(chosen);
+        if let Some(reactor) = &mut self.processes[chosen].reactor {
+            let turn = || reactor.turn(Some(Duration::ZERO));
+            if let Err(payload) = panic::catch_unwind(AssertUnwindSafe(turn)) {
+                if !payload.is::<ProcessDied>() {
+                    panic::resume_unwind(payload);
+                }
+                self.bury(chosen);
+            }
+        }
+        true
+    }
+
+    /// Runs until no process has anything left to do at the present time.
+    ///
+    /// # Panics
+    ///
+    /// After a million turns: they do not come to rest.
+    #[track_caller]
+    pub fn run(&mut self) {
+        for _ in 0..MOST_TURNS {
+            if !self.turn() {
+                return;
+            }
+        }
+        panic!("not at rest after {MOST_TURNS} turns: {self:?}");
+    }
+
+    /// Lets time pass: what each delayed call on the way brings happens at its
+    /// own time. (To make the clock jump over them, advance the
+    /// [clock](Self::clock).)
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    #[track_caller]
+    pub fn advance(&mut self, by: Duration) {
+        let end = self.clock.now() + by;
+        self.run();
+        while let Some(deadline) = self.next_deadline()
+            && deadline <= end
+        {
+            self.pass_to(deadline);
+        }
+        self.pass_to(end);
+    }
+
+    #[track_caller]
+    fn pass_to(&mut self, time: Instant) {
+        let wait = time.saturating_duration_since(self.clock.now());
+        self.clock.advance(wait);
+        self.run();
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        let reactors = self.processes.iter_mut();
+        let reactors = reactors.filter_map(|process| process.reactor.as_mut());
+        reactors.filter_map(|reactor| reactor.next_deadline()).min()
+    }
+
+    // What is in it.
+
+    /// The reactor of a process, unless it is dead.
+    pub fn reactor(&mut self, process: ProcessId) -> Option<&mut Reactor> {
+        self.processes[process.0].reactor.as_mut()
+    }
+
+    /// A transport in a process, until its connection is lost.
+    pub fn get(
+        &mut self,
+        process: ProcessId,
+        transport: MemoryHandle,
+    ) -> Option<&mut MemoryStream> {
+        self.reactor(process)?.get(transport.handle())
+    }
+
+    /// The names of all processes, dead ones too.
+    pub fn processes(&self) -> impl Iterator<Item = ProcessId> + use<> {
+        (0..self.processes.len()).map(ProcessId)
+    }
+
+    /// The clock of all processes.
+    pub fn clock(&self) -> &ManualClock {
+        &self.clock
+    }
+
+    /// The kernel, to change its settings or to have calls fail.
+    pub fn kernel(&self) -> &SimulatedKernel {
+        &self.kernel
+    }
+}
+
+impl fmt::Debug for Simulation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let alive = self.processes().filter(|process| self.is_alive(*process));
+        f.debug_struct("Simulation")
+            .field("processes", &self.processes.len())
+            .field("alive", &alive.count())
+            .field("kernel", &self.kernel)
+            .finish_non_exhaustive()
+    }
+}
