@@ -6,4 +6,5 @@ mod support;
 mod channel;
 mod flood;
 mod pool;
+mod sharing;
 mod systemd;

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -79,6 +80,8 @@ pub(crate) struct Control {
     /// Stops when there is nothing more to accept.
     is_draining: bool,
     is_started: bool,
+    /// Whether another process may hold the socket, and so make it block.
+    is_shared: Cell<bool>,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
     /// Whether the kernel refuses descriptors to all who connect.
@@ -189,6 +192,7 @@ impl Listener for Control {
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.is_shared.set(true);
         let fd = self.fd.as_ref();
         fd.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
             .try_clone()
@@ -296,6 +300,13 @@ impl<S: Service> ListeningSocket<S> {
             log::debug!(target: log::TRANSPORT, "{}: listening on {}", self.control.token, self.control.address);
             self.service.started(&mut self.control.context(reactor));
         }
+        if self.control.is_shared.get()
+            && self.control.is_readable
+            && let Some(fd) = &self.control.fd
+            && let Err(error) = sys::set_nonblocking(fd.as_fd())
+        {
+            log::warn!(target: log::TRANSPORT, "{}: cannot keep it from blocking: {error}", self.control.token);
+        }
         let mut left = self.control.shared.budgets.get().accepts;
         while self.control.is_readable && !self.control.is_paused && !self.control.is_stopping {
             if left == 0 {
@@ -327,7 +338,12 @@ impl<S: Service> ListeningSocket<S> {
         {
             return self.wait_for_room(reactor);
         }
-        match sys::accept(fd.as_fd()) {
+        let accepted = if self.control.is_shared.get() {
+            sys::accept_shared(fd.as_fd())
+        } else {
+            sys::accept(fd.as_fd())
+        };
+        match accepted {
             Ok((fd, peer)) => {
                 self.control.is_short = false;
                 // Accepted is served; but the next one looks first.
@@ -621,6 +637,32 @@ pub(crate) fn install(
     file: Option<SocketFile>,
     service: impl Service,
 ) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
+    install_as(reactor, fd, file, Sharing::Ours, service)
+}
+
+/// As [`install`], for a socket that came from somewhere else.
+pub(crate) fn install_adopted(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    service: impl Service,
+) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
+    install_as(reactor, fd, None, Sharing::Shared, service)
+}
+
+/// Whether others may hold a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Ours,
+    Shared,
+}
+
+fn install_as(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    file: Option<SocketFile>,
+    sharing: Sharing,
+    service: impl Service,
+) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
     let (host, address) = match sys::local_name(fd.as_fd()) {
         // Of a listener on all addresses each connection has its own.
         Ok(SocketName::Inet(address)) if address.ip().is_unspecified() => {
@@ -661,6 +703,7 @@ pub(crate) fn install(
         is_stopping: false,
         is_draining: false,
         is_started: false,
+        is_shared: Cell::new(sharing == Sharing::Shared),
         is_short: false,
         refuses_descriptors,
     };

@@ -593,7 +593,8 @@ impl Transports for Reactor {
         factory: impl Factory<TcpStream>,
     ) -> Result<ListenerHandle, AdoptError> {
         let (fd, _) = handoff::check(fd, Adopted::TcpListener)?;
-        listener::install(self, fd, None, Serve::<TcpStream, _>::new(factory)).map_err(adopt_failed)
+        listener::install_adopted(self, fd, Serve::<TcpStream, _>::new(factory))
+            .map_err(adopt_failed)
     }
 
     fn adopt_unix_listener(
@@ -602,7 +603,7 @@ impl Transports for Reactor {
         factory: impl Factory<UnixStream>,
     ) -> Result<ListenerHandle, AdoptError> {
         let (fd, _) = handoff::check(fd, Adopted::UnixListener)?;
-        listener::install(self, fd, None, Serve::<UnixStream, _>::new(factory))
+        listener::install_adopted(self, fd, Serve::<UnixStream, _>::new(factory))
             .map_err(adopt_failed)
     }
 
@@ -618,7 +619,7 @@ impl Transports for Reactor {
             }) => handoff::check(fd, Adopted::UnixListener)?,
             checked => checked?,
         };
-        listener::install(self, fd, None, HandOver { acceptor }).map_err(adopt_failed)
+        listener::install_adopted(self, fd, HandOver { acceptor }).map_err(adopt_failed)
     }
 
     fn adopt_tcp_stream(

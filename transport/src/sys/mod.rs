@@ -18,7 +18,8 @@
 //! - No call blocks. Sockets made here are non-blocking and close-on-exec from
 //!   birth, and the calls that move bytes ask for that each time, because the
 //!   flag belongs to the open file: another process that holds the same socket
-//!   can clear it at any moment.
+//!   can clear it at any moment. (accept4(2) cannot be asked: see
+//!   [`accept_shared`].)
 //! - Pointer and length of what the kernel reads or writes come from one slice.
 
 mod address;
@@ -49,8 +50,8 @@ pub(crate) use self::process::{
     take_inherited,
 };
 pub(crate) use self::socket::{
-    Connecting, Family, accept, bind, connect, cookie, disarm_linger, keep_alive, listen,
-    local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
+    Connecting, Family, accept, accept_shared, bind, connect, cookie, disarm_linger, keep_alive,
+    listen, local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
     set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay,
     set_nonblocking, set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown,
     socket_kind, stream_socket, take_error,

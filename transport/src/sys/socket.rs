@@ -182,6 +182,31 @@ pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
     Ok((accepted, SocketName::decode(name.prefix(length as usize))))
 }
 
+/// As [`accept`], from a listener that others hold too. They may have made it
+/// block, and unlike the calls that move bytes, accept4(2) cannot be told not to:
+/// so it is made only where a connection waits.
+///
+/// What is left is that another holder makes it block *and* takes the connection
+/// between the two calls.
+///
+/// # Errors
+/// As [`accept`].
+pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
+    let mut watched = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let count = retry(|| {
+        // SAFETY: one element, borrowed for writing until the call returns.
+        unsafe { libc::poll(&raw mut watched, 1, 0) }
+    })?;
+    if count == 0 {
+        return Err(io::Error::from(io::ErrorKind::WouldBlock));
+    }
+    accept(fd)
+}
+
 /// The socket's own name.
 ///
 /// # Errors
