@@ -4,7 +4,8 @@
 //! You write a [`Protocol`]: what happens when a connection is made, when bytes
 //! or descriptors arrive, and when it is lost. A [`Factory`] builds one for each
 //! connection. The [`Reactor`] owns the connections and calls their protocols,
-//! one callback at a time. There are no futures, no threads and no locks; state
+//! one callback at a time. There are no futures, and your code needs no locks: it
+//! runs in one thread. State
 //! that connections share lives in an `Rc<RefCell<_>>`, which is never borrowed
 //! twice because [callbacks never nest](#callbacks-never-nest).
 //!

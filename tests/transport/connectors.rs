@@ -11,10 +11,11 @@ use bowline::{
     Address, ConnectorHandle, ConnectorState, Reactor, TcpConnectOptions, Transports, UnixAddress,
     UnixConnectOptions,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 use crate::harness::{Doorman, Log, abstract_name, logging_script, std_address, unix_address};
-use crate::support::{DescriptorLedger, run_until, run_until_quiet};
+use crate::support::{DEADLINE, DescriptorLedger, run_until, run_until_quiet};
 
 /// A reactor whose clock stands still, and what is around it.
 pub(crate) struct Stage {
@@ -77,6 +78,10 @@ pub(crate) fn deaf_tcp() -> (StdTcpListener, StdTcpStream, SocketAddr) {
     rustix::net::listen(&listener, 0).unwrap();
     let address = listener.local_addr().unwrap();
     let client = StdTcpStream::connect(address).unwrap();
+    // It is in the queue only when the listener has heard that its answer came.
+    let mut polled = [PollFd::new(&listener, PollFlags::IN)];
+    let patience = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut polled, Some(&patience)).unwrap(), 1);
     (listener, client, address)
 }
 

@@ -86,7 +86,7 @@ fn a_file_arrives_whole_and_its_end_is_told(kind: Kind) {
     }
 }
 
-/// Contract P-21: 16,384 bytes at a time unless set, each when everything before
+/// Contract P-21, W-40: 16,384 bytes at a time unless set, each when everything before
 /// has left.
 fn a_file_is_read_no_faster_than_it_leaves(kind: Kind) {
     for (set, chunk) in [(None, 16_384), (Some(100_000), 100_000), (Some(0), 1)] {

@@ -315,6 +315,27 @@ fn a_host_without_an_address_is_a_failed_lookup() {
     stage.finish();
 }
 
+#[test]
+fn a_resolver_that_panics_fails_the_lookup_and_is_asked_again() {
+    let mut stage = Stage::new();
+    let mut is_first = true;
+    let (listener, address) = listen();
+    stage.reactor.set_resolver(move |_: &str, _: u16| {
+        assert!(!std::mem::take(&mut is_first), "on purpose, in a test");
+        Ok(vec![address])
+    });
+    let told = failure(&mut stage, NAME, &HostConnectOptions::default());
+    assert!(told.contains("resolver panicked"), "{told}");
+    assert_eq!(stage.reactor.statistics().panics, 1);
+    connect(&mut stage);
+    stage.settle();
+    assert_connected(&stage, address);
+    drop(listener.accept().unwrap());
+    stage.run_until_stopped();
+    drop(listener);
+    stage.finish();
+}
+
 /// Contract E-07: nothing is wrong before it connects.
 #[test]
 fn an_impossible_name_fails_like_any_other() {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +52,8 @@ pub trait Resolver: 'static {
     /// [given](Answer::give) to `answer` with `port`, now or at any time, in the
     /// order in which they are to be tried; families need not alternate.
     ///
-    /// Called by the loop, never inside of another callback. Must not block.
+    /// Called by the loop, never inside of another callback. Must not block. A
+    /// panic fails this lookup only.
     fn resolve(&mut self, reactor: &mut Reactor, host: &str, port: u16, answer: Answer);
 }
 
@@ -184,9 +186,20 @@ pub(crate) fn look_up(
     let resolver = Shared::of(reactor).resolver();
     let host: Box<str> = host.into();
     reactor.defer(move |reactor| {
-        let answer = Answer { pending };
-        if answer.is_wanted() {
+        let answer = Answer {
+            pending: Rc::clone(&pending),
+        };
+        if !answer.is_wanted() {
+            return;
+        }
+        let asked = panic::catch_unwind(AssertUnwindSafe(|| {
             resolver.borrow_mut().resolve(reactor, &host, port, answer);
+        }));
+        if let Err(payload) = asked {
+            let error = io::Error::other("resolver panicked");
+            pending.end(reactor, Err(LookupError::Failed(error)));
+            // The reactor logs and counts it as any other.
+            panic::resume_unwind(payload);
         }
     });
     lookup
