@@ -22,20 +22,22 @@
 //!                            <- taken     (253 listeners at a time)
 //!                                         Program::listen: adopts, then binds
 //!  serves                    <- ready     has turned its loop once
-//!  stops accepting, commit   ->           accepts; owns the socket files
-//!                            <- serving
 //!  detaches, connections     ->           keeps them           (64 at a time)
 //!  go                        <- prepared  says which it refuses
 //!  forgets its copies        <- live      puts protocols on them
+//!  stops accepting, commit   ->           accepts; owns the socket files
+//!                            <- serving
+//!  (connections that came meanwhile, as before)
 //!  done                      ->           Program::serving
-//!  accepts what still waits, closes the
-//!  listeners; Program::handed_over
+//!  closes its listeners; Program::handed_over
 //! ```
 //!
 //! Every step has a deadline ([`RestartSettings`]), and every failure an end:
-//! before `commit` the predecessor just goes on; after it, until `done`, it
-//! accepts again and has back whatever was not `live`. A successor whose
-//! predecessor dies once it is ready serves.
+//! until `done` the predecessor can go on, and has back whatever was not
+//! `live`. A successor whose predecessor dies once it is ready serves.
+//!
+//! What waits in the queues of the listeners is nobody's until it is accepted:
+//! the two share them, and closing one's own copy loses nothing.
 //!
 //! One successor at a time: another is refused ([`Refusal::Busy`]).
 //!
@@ -88,9 +90,6 @@ const CONTROL: &str = "control";
 
 /// How often a child that was started is asked whether it has ended.
 const REAP_EVERY: Duration = Duration::from_millis(20);
-
-/// How long a listener that was handed over goes on accepting what waits.
-const DRAIN_LISTENERS: Duration = Duration::from_secs(1);
 
 /// A program that can be restarted while it serves.
 ///
@@ -368,6 +367,8 @@ struct Started {
     process: Child,
     /// Whether it has asked to take over.
     has_asked: bool,
+    /// Why it failed; told when it has ended, so that the next may be started.
+    failure: Option<RestartError>,
     serial: u64,
 }
 
@@ -404,7 +405,7 @@ impl Restart {
                 list: Rc::default(),
             }),
         };
-        successor::connect(reactor, &this)?;
+        successor::connect(reactor, &this, successor::LOOK_AGAIN)?;
         Ok(this)
     }
 
@@ -439,6 +440,7 @@ impl Restart {
             state.child = Some(Started {
                 process,
                 has_asked: false,
+                failure: None,
                 serial,
             });
             serial
@@ -621,52 +623,24 @@ impl Restart {
 
     // Handing over.
 
-    /// The listeners are the successor's: what waits is served, then they close.
+    /// The listeners are the successor's, and what waits in their queues with them.
     fn close_listeners(&self, reactor: &mut Reactor) {
         let listeners = {
             let mut state = self.shared.state.borrow_mut();
             state.role = Role::HandedOver;
             std::mem::take(&mut state.listeners)
         };
-        let mut draining = Vec::new();
         for named in listeners {
             if let Some(listener) = reactor.get(named.handle) {
-                if named.name == CONTROL {
-                    listener.stop_listening();
-                } else {
-                    listener.stop_listening_when_drained();
-                    draining.push(named.handle);
-                }
+                listener.stop_listening();
             }
         }
-        let deadline = reactor.now() + DRAIN_LISTENERS;
-        self.when_closed(reactor, draining, deadline);
-    }
-
-    fn when_closed(
-        &self,
-        reactor: &mut Reactor,
-        mut draining: Vec<ListenerHandle>,
-        deadline: std::time::Instant,
-    ) {
-        draining.retain(|handle| reactor.get(*handle).is_some());
-        if draining.is_empty() || reactor.now() >= deadline {
-            for handle in draining {
-                if let Some(listener) = reactor.get(handle) {
-                    listener.stop_listening();
-                }
-            }
-            self.call_program(reactor, |program, reactor| program.handed_over(reactor));
-            let drain = self.shared.settings.drain;
-            reactor.call_later(drain, |reactor| {
-                log::debug!(target: log::HANDOFF, "cutting what is left");
-                // It may have ended by itself.
-                let _ = reactor.crash();
-            });
-            return;
-        }
-        let this = self.clone();
-        reactor.call_soon(move |reactor| this.when_closed(reactor, draining, deadline));
+        self.call_program(reactor, |program, reactor| program.handed_over(reactor));
+        reactor.call_later(self.shared.settings.drain, |reactor| {
+            log::debug!(target: log::HANDOFF, "cutting what is left");
+            // It may have ended by itself.
+            let _ = reactor.crash();
+        });
     }
 
     // The child.
@@ -675,25 +649,33 @@ impl Restart {
         let is_late = {
             let state = self.shared.state.borrow();
             let child = state.child.as_ref();
-            child.is_some_and(|child| child.serial == serial && !child.has_asked)
+            child.is_some_and(|child| {
+                child.serial == serial && !child.has_asked && child.failure.is_none()
+            })
         };
         if is_late {
             self.attempt_failed(reactor, RestartError::TimedOut);
         }
     }
 
-    /// The successor did not make it: this process goes on.
+    /// The successor did not make it: this process goes on. The program is told
+    /// when nothing is left of it.
     fn attempt_failed(&self, reactor: &mut Reactor, error: RestartError) {
         log::debug!(target: log::HANDOFF, "successor failed: {error}");
         {
             let mut state = self.shared.state.borrow_mut();
             state.attempt = None;
             if let Some(child) = &mut state.child {
-                child.has_asked = true;
-                // Whatever state it is in; it is reaped later.
+                // Whatever state it is in.
                 let _ = child.process.kill();
+                child.failure.get_or_insert(error);
+                return;
             }
         }
+        self.tell_of_failure(reactor, error);
+    }
+
+    fn tell_of_failure(&self, reactor: &mut Reactor, error: RestartError) {
         self.tell_manager(&Notice::new().ready());
         self.call_program(reactor, move |program, reactor| {
             program.successor_failed(reactor, &error);
@@ -706,7 +688,7 @@ impl Restart {
     }
 
     fn reap(&self, reactor: &mut Reactor) {
-        let status = {
+        let ended = {
             let mut state = self.shared.state.borrow_mut();
             if state.role == Role::HandedOver {
                 // It is on its own now, and ends after us.
@@ -715,25 +697,26 @@ impl Restart {
             let Some(child) = &mut state.child else {
                 return;
             };
-            match child.process.try_wait() {
-                Ok(None) => None,
-                Ok(Some(status)) => {
-                    let has_asked = child.has_asked;
-                    state.child = None;
-                    Some((status, has_asked))
-                }
-                Err(error) => {
-                    log::error!(target: log::HANDOFF, "cannot wait for the successor: {error}");
-                    state.child = None;
-                    return;
-                }
+            let status = child.process.try_wait();
+            if matches!(status, Ok(None)) {
+                None
+            } else {
+                state.child.take().map(|child| (child, status))
             }
         };
-        match status {
+        match ended {
             None => self.reap_later(reactor),
-            // One that has asked is known by its channel.
-            Some((status, false)) => self.attempt_failed(reactor, RestartError::Exited(status)),
-            Some(_) => {}
+            Some((_, Err(error))) => {
+                log::error!(target: log::HANDOFF, "cannot wait for the successor: {error}");
+            }
+            Some((child, Ok(status))) => match (child.failure, status) {
+                (Some(error), _) => self.tell_of_failure(reactor, error),
+                (None, Some(status)) if !child.has_asked => {
+                    self.tell_of_failure(reactor, RestartError::Exited(status));
+                }
+                // Its channel tells what it was for.
+                _ => {}
+            },
         }
     }
 }

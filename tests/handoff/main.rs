@@ -6,5 +6,6 @@ mod support;
 mod channel;
 mod flood;
 mod pool;
+mod restart;
 mod sharing;
 mod systemd;

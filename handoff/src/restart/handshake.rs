@@ -14,10 +14,12 @@ pub(crate) enum Offering {
     Taking { taken: u32, batches: u32 },
     /// It adopts and binds.
     Preparing,
-    /// It was told that everything is its own, and has not said that it serves.
-    Committed,
-    /// It serves; connections move.
+    /// It is ready; connections move, while new ones still come here.
     Moving,
+    /// It was told that the listeners are its own, and has not said that it serves.
+    Committed,
+    /// It serves; the connections that came meanwhile move.
+    Following,
     /// Everything is said.
     Done,
     /// Ended without.
@@ -78,7 +80,7 @@ pub(crate) struct Patience {
 impl Offering {
     /// What follows.
     pub(crate) fn hear(&mut self, heard: Heard) -> &'static [Do] {
-        use Offering::{Asked, Committed, Done, Failed, Moving, Preparing, Taking};
+        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing, Taking};
         let (next, actions): (Self, &'static [Do]) = match (*self, heard) {
             // Whatever comes then is too late.
             (Done | Failed, _) => (*self, &[]),
@@ -105,13 +107,14 @@ impl Offering {
                     )
                 }
             }
-            (Preparing, Heard::Ready) => (Committed, &[Do::Commit]),
-            (Committed, Heard::Serving) => (Moving, &[Do::Move]),
-            (Moving, Heard::Moved) => (Done, &[Do::Finish]),
+            (Preparing, Heard::Ready) => (Moving, &[Do::Move]),
+            (Moving, Heard::Moved) => (Committed, &[Do::Commit]),
+            (Committed, Heard::Serving) => (Following, &[Do::Move]),
+            (Following, Heard::Moved) => (Done, &[Do::Finish]),
             // Nobody to hang up on.
-            (Committed | Moving, Heard::Lost) => (Failed, &[Do::Resume]),
+            (Committed | Following, Heard::Lost) => (Failed, &[Do::Resume]),
             (_, Heard::Lost) => (Failed, &[]),
-            (Committed | Moving, _) => (Failed, &[Do::HangUp, Do::Resume]),
+            (Committed | Following, _) => (Failed, &[Do::HangUp, Do::Resume]),
             _ => (Failed, &[Do::HangUp]),
         };
         *self = next;
@@ -123,8 +126,13 @@ impl Offering {
         match self {
             Self::Asked | Self::Taking { .. } | Self::Committed => Some(patience.answer),
             Self::Preparing => Some(patience.ready),
-            Self::Moving | Self::Done | Self::Failed => None,
+            Self::Moving | Self::Following | Self::Done | Self::Failed => None,
         }
+    }
+
+    /// Whether connections move.
+    pub(crate) fn is_moving(self) -> bool {
+        matches!(self, Self::Moving | Self::Following)
     }
 }
 
@@ -151,9 +159,9 @@ pub(crate) enum Taking {
     Receiving { received: u32, batches: u32 },
     /// Adopts and binds.
     Adopting,
-    /// Has said `Ready`.
+    /// Has said `Ready`; connections arrive.
     Ready,
-    /// Serves; connections arrive.
+    /// Serves; more connections arrive.
     Serving,
     /// The predecessor has nothing more.
     Done,
@@ -242,7 +250,7 @@ impl Taking {
             (Adopting, Told::Adopted) => (Ready, &[Act::SayReady]),
             (Adopting, Told::NotAdopted) => (Failed, &[Act::HangUp, Act::Fail]),
             (Ready, Told::Commit) => (Serving, &[Act::SaySo, Act::Serve]),
-            (Serving, Told::Connections) => (Serving, &[Act::Receive]),
+            (Ready | Serving, Told::Connections) => (*self, &[Act::Receive]),
             (Serving, Told::Done) => (Done, &[Act::Finish]),
             // The predecessor has died, and it is all here: nobody else is going to
             // serve.
@@ -455,6 +463,8 @@ mod tests {
         let mut old = Offering::Preparing;
         assert_eq!(old.hear(Heard::Serving), [Do::HangUp]);
         let mut old = Offering::Moving;
+        assert_eq!(old.hear(Heard::Ready), [Do::HangUp]);
+        let mut old = Offering::Following;
         assert_eq!(old.hear(Heard::Ready), [Do::HangUp, Do::Resume]);
         let mut new = Taking::Receiving {
             received: 0,

@@ -273,7 +273,7 @@ impl Restart {
             let _ = deadline.cancel(reactor);
         }
         let limit = match &offer.moving.on_its_way {
-            Some(_) if offer.machine == Offering::Moving => Some(patience.answer),
+            Some(_) if offer.machine.is_moving() => Some(patience.answer),
             _ => offer.machine.patience(patience),
         };
         if let Some(limit) = limit {
@@ -440,7 +440,7 @@ impl Restart {
             let mut state = self.shared.state.borrow_mut();
             let offer = state.offers.get_mut(&id);
             offer
-                .filter(|offer| offer.machine == Offering::Moving)
+                .filter(|offer| offer.machine.is_moving())
                 .map(|offer| {
                     offer.moving.seen = Some(seen);
                     offer.moving.next_batch += 1;

@@ -44,8 +44,13 @@ struct Prepared {
     ours_at: Option<u64>,
 }
 
+/// How often a predecessor that goes while we greet it is looked for again, and
+/// after which time: it is ending, and then nobody listens there.
+pub(super) const LOOK_AGAIN: u32 = 10;
+const LOOK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Looks for a predecessor.
-pub(super) fn connect(reactor: &mut Reactor, restart: &Restart) -> io::Result<()> {
+pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, again: u32) -> io::Result<()> {
     let options = UnixConnectOptions {
         timeout: Some(restart.shared.settings.answer),
         ..UnixConnectOptions::default()
@@ -53,6 +58,7 @@ pub(super) fn connect(reactor: &mut Reactor, restart: &Restart) -> io::Result<()
     let address = UnixAddress::Path(restart.control_path());
     let finder = Finder {
         restart: restart.clone(),
+        again,
     };
     reactor.connect_unix_with(address, &options, finder)?;
     Ok(())
@@ -60,6 +66,7 @@ pub(super) fn connect(reactor: &mut Reactor, restart: &Restart) -> io::Result<()
 
 struct Finder {
     restart: Restart,
+    again: u32,
 }
 
 impl Factory<UnixStream> for Finder {
@@ -70,6 +77,7 @@ impl Factory<UnixStream> for Finder {
         let receiver = Receiver {
             restart: self.restart.clone(),
             is_made: false,
+            again: self.again,
         };
         Some(Channel::new(settings, receiver))
     }
@@ -99,6 +107,7 @@ impl Factory<UnixStream> for Finder {
 struct Receiver {
     restart: Restart,
     is_made: bool,
+    again: u32,
 }
 
 impl ChannelReceiver<UnixStream> for Receiver {
@@ -145,14 +154,21 @@ impl ChannelReceiver<UnixStream> for Receiver {
             None => log::debug!(target: log::HANDOFF, "predecessor: {reason}"),
         }
         let sent = cx.transport.bytes_sent();
-        let (restart, is_made) = (self.restart.clone(), self.is_made);
-        cx.reactor.defer(move |reactor| {
-            if is_made {
-                restart.predecessor_is_gone(reactor, sent);
-            } else {
-                restart.not_started(reactor, RestartError::GaveUp);
-            }
-        });
+        let restart = self.restart.clone();
+        if self.is_made {
+            cx.reactor
+                .defer(move |reactor| restart.predecessor_is_gone(reactor, sent));
+        } else if error.is_none() && self.again > 0 {
+            let again = self.again - 1;
+            cx.reactor.call_later(LOOK_AGAIN_AFTER, move |reactor| {
+                if let Err(error) = connect(reactor, &restart, again) {
+                    restart.not_started(reactor, RestartError::Control(error));
+                }
+            });
+        } else {
+            cx.reactor
+                .defer(move |reactor| restart.not_started(reactor, RestartError::GaveUp));
+        }
     }
 }
 
@@ -188,11 +204,15 @@ impl Restart {
                     .with_take_over(|take_over| take_over.machine.hear(Told::Connections))
                     .is_some_and(|acts| acts.contains(&Act::Receive));
                 if is_ours {
-                    return self.prepare(reactor, batch, connections, descriptors);
+                    self.prepare(reactor, batch, connections, descriptors);
+                    return self.set_taking_deadline(reactor);
                 }
                 Told::Abort
             }
-            FromPredecessor::Go { batch } => return self.go(reactor, batch),
+            FromPredecessor::Go { batch } => {
+                self.go(reactor, batch);
+                return self.set_taking_deadline(reactor);
+            }
             FromPredecessor::Done => Told::Done,
             FromPredecessor::Abort => Told::Abort,
         };

@@ -1,0 +1,219 @@
+//! Whatever goes wrong with a successor, its predecessor serves on (T-30).
+
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::client::{DEADLINE, Server, eventually};
+use super::server::PATIENCE;
+use crate::support::DescriptorLedger;
+
+/// Clients that ask again and again, each time on a new connection.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    clients: Vec<thread::JoinHandle<Result<usize, String>>>,
+}
+
+impl Load {
+    fn start(server: &Server) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let mut clients = Vec::new();
+        for name in ["one", "two"] {
+            let address = fs::read_to_string(server.path(name)).expect("it listens");
+            let is_over = Arc::clone(&is_over);
+            clients.push(thread::spawn(move || {
+                let mut count = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    ask(&address).map_err(|error| format!("request {count}: {error}"))?;
+                    count += 1;
+                }
+                Ok(count)
+            }));
+        }
+        Self { is_over, clients }
+    }
+
+    /// Ends; nothing may have failed.
+    #[track_caller]
+    fn finish(self) -> usize {
+        self.is_over.store(true, Ordering::Relaxed);
+        let counts = self.clients.into_iter().map(|client| {
+            let result = client.join().expect("does not panic");
+            result.unwrap_or_else(|error| panic!("{error}"))
+        });
+        counts.sum()
+    }
+}
+
+/// One request on one connection.
+fn ask(address: &str) -> io::Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.write_all(b"\0\0\0\x02ehi")?;
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer)?;
+    if &answer[..7] != b"\0\0\0\x0aEhi" {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(())
+}
+
+/// Each of the ways in which a successor can fail: the old one goes on, says
+/// why, has the descriptors it had, and is replaced by the next that is good.
+#[test]
+fn successor_that_fails_leaves_the_old_process_serving() {
+    let _ledger = DescriptorLedger::open();
+    let server = Server::start();
+    let old = server.pid();
+    let mut client = server.connect_tcp("one");
+    client.echo(b"before");
+    let descriptors = server.descriptors();
+    let load = Load::start(&server);
+    for (fault, says) in [
+        (
+            "crashes at once",
+            "goes on: successor ended before it took over",
+        ),
+        (
+            "exits early",
+            "goes on: successor ended before it took over: exit status: 0",
+        ),
+        (
+            "crashes while it listens",
+            "goes on: the other process is gone",
+        ),
+        ("cannot listen", "goes on: the other process gave up"),
+        (
+            "is of another format",
+            "goes on: predecessor is of another format",
+        ),
+        ("is never ready", "goes on: the other process took too long"),
+        ("never asks", "goes on: the other process took too long"),
+        (
+            "crashes while connections move",
+            "goes on: the other process is gone",
+        ),
+        (
+            "hangs while connections move",
+            "goes on: the other process took too long",
+        ),
+    ] {
+        server.set_fault(fault);
+        let before = server.log().matches(says).count();
+        let started = Instant::now();
+        server.signal(Signal::HUP);
+        server.until(|log| (log.matches(says).count() > before).then_some(()));
+        // Each step has its deadline, and so has the whole.
+        assert!(
+            started.elapsed() < PATIENCE * 8,
+            "{fault}: {:?}",
+            started.elapsed()
+        );
+        assert_eq!(server.pid(), old, "{fault}");
+        client.echo(fault.as_bytes());
+        // Connections of the load come and go; between them it is what it was.
+        eventually(|| {
+            let now = server.descriptors();
+            let spare = now.abs_diff(descriptors);
+            (spare <= 4)
+                .then_some(())
+                .ok_or_else(|| format!("{fault}: {now} of {descriptors}"))
+        });
+    }
+    server.set_fault("");
+    server.restart();
+    assert_ne!(server.pid(), old);
+    assert_eq!(client.ask_pid().expect("it has moved"), server.pid());
+    let requests = load.finish();
+    assert!(requests > 100, "{requests} requests are no load");
+    let log = server.log();
+    assert!(!log.contains("nonsense"), "{log}");
+}
+
+#[test]
+fn successor_whose_program_is_missing_leaves_the_old_process_serving() {
+    let _ledger = DescriptorLedger::open();
+    let server = Server::start();
+    let old = server.pid();
+    fs::write(server.path("program"), "/nonexistent/program").expect("ours");
+    server.signal(Signal::HUP);
+    server.wait_for(&format!("{old} no restart: cannot start the successor"));
+    server.connect_tcp("two").echo(b"still there");
+    fs::remove_file(server.path("program")).expect("ours");
+    server.restart();
+    server.connect_tcp("two").echo(b"still there");
+}
+
+///
+#[test]
+fn second_successor_at_a_time_is_refused() {
+    let _ledger = DescriptorLedger::open();
+    let mut server = Server::start();
+    let old = server.pid();
+    server.set_fault("is never ready");
+    server.signal(Signal::HUP);
+    // Another is started while the first is being served.
+    let hanging = server.child_of(old);
+    server.wait_for(&format!("{hanging} hangs"));
+    server.set_fault("");
+    server.signal(Signal::HUP);
+    server.wait_for(&format!(
+        "{old} no restart: another successor is being served"
+    ));
+    let stranger = server.start_stranger();
+    server.wait_for(&format!(
+        "{stranger} not started: predecessor serves another successor"
+    ));
+    server.wait_for(&format!("{old} goes on: the other process took too long"));
+    assert_eq!(server.pid(), old);
+    // And after it, one that nobody here has started may.
+    let stranger = server.start_stranger();
+    server.wait_for(&format!("{stranger} took over from {old} "));
+    server.wait_for(&format!("{old} handed over"));
+    server.connect_unix().echo(b"served by the stranger");
+}
+
+/// A successor that is killed at any moment before it has everything: the old
+/// process goes on with all connections, those it had and new ones.
+#[test]
+fn killing_the_successor_at_random_moments_loses_no_connection() {
+    let _ledger = DescriptorLedger::open();
+    let mut killed = 0;
+    for round in 0_usize..20 {
+        let server = Server::start();
+        let old = server.pid();
+        // Those that have moved die with it, and are another story.
+        server.set_fault("takes no connections");
+        let mut clients: Vec<_> = (0..20).map(|_| server.connect_unix()).collect();
+        server.signal(Signal::HUP);
+        let child = server.child_of(old);
+        // Some more time in each round: what so many requests take.
+        for _ in 0..round {
+            for client in &mut clients {
+                client.echo(b"passes the time");
+            }
+        }
+        let pid = Pid::from_raw(child.cast_signed()).expect("not 0");
+        let _ = kill_process(pid, Signal::KILL);
+        let goes_on = server.until(|log| {
+            let has_ended = log.contains(&format!("{old} handed over"));
+            let goes_on = log.contains(&format!("{old} goes on"));
+            (has_ended || goes_on).then_some(goes_on)
+        });
+        if goes_on {
+            killed += 1;
+            clients.push(server.connect_tcp("one"));
+            clients.push(server.connect_unix());
+        }
+        for client in &mut clients {
+            assert_eq!(client.ask_pid().expect("an answer"), old);
+        }
+    }
+    assert!(killed > 0, "it was never in time");
+}

@@ -1,0 +1,16 @@
+//! Restarts: a server in processes of its own, restarted while its clients go
+//! on.
+
+mod client;
+mod faults;
+mod moves;
+mod paths;
+mod server;
+
+/// No test, but the server: what the other tests start.
+#[test]
+fn server_process() {
+    if let Some(directory) = std::env::var_os(server::DIRECTORY) {
+        server::run(directory.as_ref());
+    }
+}

@@ -1,0 +1,117 @@
+//! The life of a socket's path (T-32, R-25).
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use super::client::Server;
+use crate::support::DescriptorLedger;
+
+/// Upgrades, then an end, with and without somebody else's file at the path: in
+/// all orders the path is removed by whoever serves last, if the file is still
+/// the one that the first has made, and never otherwise.
+#[test]
+fn path_belongs_to_whoever_serves_last() {
+    let _ledger = DescriptorLedger::open();
+    for upgrades in [0, 1, 3] {
+        for is_killed in [false, true] {
+            for is_foreign in [false, true] {
+                check(upgrades, is_killed, is_foreign);
+            }
+        }
+    }
+}
+
+fn check(upgrades: usize, is_killed: bool, is_foreign: bool) {
+    let order = format!("{upgrades} upgrades, killed: {is_killed}, foreign: {is_foreign}");
+    let mut server = Server::start();
+    let path = server.path("socket");
+    let inode = |path: &std::path::Path| fs::symlink_metadata(path).map(|file| file.ino());
+    let first = inode(&path).expect("bound");
+    for upgrade in 0..upgrades {
+        if is_foreign && upgrade + 1 == upgrades {
+            // In the middle of it: the last one finds it when it takes over.
+            exchange(&path);
+        }
+        server.restart();
+        if !is_foreign {
+            assert_eq!(inode(&path).expect("there"), first, "{order}");
+            server.connect_unix().echo(b"through the same path");
+        }
+    }
+    if is_foreign && upgrades == 0 {
+        exchange(&path);
+    }
+    let before = inode(&path).expect("there");
+    if is_killed {
+        server.kill();
+    } else {
+        server.stop();
+    }
+    let after = inode(&path).ok();
+    match (is_killed, is_foreign) {
+        (false, false) => assert_eq!(after, None, "{order}"),
+        (true, false) => assert_eq!(after, Some(first), "{order}"),
+        (_, true) => assert_eq!(after, Some(before), "{order}"),
+    }
+    assert!(
+        !server.path("control/control").exists() || is_killed,
+        "{order}"
+    );
+    // The next one: replaces what is stale, and leaves what is not a socket.
+    let next = server.start_stranger();
+    if is_foreign {
+        server.wait_for(&format!("{next} not started: cannot listen"));
+        assert_eq!(inode(&path).ok(), Some(before), "{order}");
+    } else {
+        server.wait_for(&format!("{next} serves"));
+        let file = fs::symlink_metadata(&path).expect("bound");
+        assert!(file.file_type().is_socket(), "{order}");
+        server.connect_unix().echo(b"bound anew");
+        server.stop();
+        assert!(!path.exists(), "{order}");
+    }
+}
+
+/// Puts a file of somebody else in its place.
+fn exchange(path: &std::path::Path) {
+    fs::remove_file(path).expect("there");
+    fs::write(path, "not a socket").expect("ours");
+}
+
+/// Whoever can write into the directory could put a socket of their own there.
+#[test]
+fn directory_that_others_may_enter_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+
+    use bowline::Reactor;
+    use bowline::handoff::restart::{Listeners, Program, Restart, RestartSettings};
+
+    struct Nothing;
+
+    impl Program for Nothing {
+        fn listen(&mut self, _: &mut Reactor, _: &mut Listeners<'_>) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut reactor = Reactor::new().expect("epoll");
+    let mut begin = |path: &std::path::Path| {
+        Restart::begin(&mut reactor, RestartSettings::new(path), Nothing)
+            .map(|_| ())
+            .map_err(|error| error.kind())
+    };
+    let open = directory.path().join("open");
+    fs::create_dir(&open).expect("ours");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o711)).expect("ours");
+    let denied = Err(std::io::ErrorKind::PermissionDenied);
+    assert_eq!(begin(&open), denied);
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&open, &link).expect("ours");
+    assert_eq!(begin(&link), denied);
+    let new = directory.path().join("new");
+    assert_eq!(begin(&new), Ok(()));
+    let mode = fs::metadata(&new).expect("made").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
