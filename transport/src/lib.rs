@@ -41,6 +41,16 @@ pub mod testing;
 mod transports;
 mod write_buffer;
 
+/// For the fuzz targets, which are built with `--cfg fuzzing`; no public API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Walks `bytes` as the control messages of a read.
+    pub fn walk_control(bytes: &[u8]) {
+        crate::sys::fuzz_control(bytes);
+    }
+}
+
 pub use crate::connection::StreamTransport;
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};

@@ -275,3 +275,24 @@ pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     field.copy_from_slice(&bytes[at..at + N]);
     field
 }
+
+/// Walks any bytes, for the fuzzer: what is found lies within them.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let mut taken = 0;
+    for message in walk(bytes) {
+        let payload = match message {
+            ControlMessage::Descriptors(numbers) => {
+                let expected = numbers.len();
+                let count = numbers.map(std::hint::black_box).count();
+                assert_eq!(count, expected);
+                count * NUMBER_BYTES
+            }
+            ControlMessage::Credentials(_) => size_of::<libc::ucred>(),
+            ControlMessage::PidFd(_) => NUMBER_BYTES,
+            ControlMessage::Unknown { .. } => 0,
+        };
+        taken += HEADER_BYTES + payload;
+        assert!(taken <= bytes.len(), "more than there is");
+    }
+}

@@ -36,6 +36,8 @@ mod tests;
 use std::io;
 
 pub(crate) use self::address::SocketName;
+#[cfg(fuzzing)]
+pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, MAX_DESCRIPTORS};
 #[cfg(feature = "testing")]
 pub(crate) use self::errno::simulated;
