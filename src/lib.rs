@@ -54,6 +54,7 @@
 //! | cut the stream into messages | [`framing`] |
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | limit time, connections or bytes per second; log traffic | [`policies`] |
+//! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |

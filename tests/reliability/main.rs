@@ -9,5 +9,7 @@ mod support;
 #[allow(dead_code, reason = "shared, and used in part")]
 mod peer;
 
+mod children;
+mod crowds;
 mod framing;
 mod hostile;

@@ -180,6 +180,7 @@ impl State {
 struct Slot {
     state: Rc<State>,
     is_free: Cell<bool>,
+    is_complete: Cell<bool>,
 }
 
 impl Slot {
@@ -188,6 +189,7 @@ impl Slot {
         Rc::new(Self {
             state: Rc::clone(state),
             is_free: Cell::new(false),
+            is_complete: Cell::new(false),
         })
     }
 
@@ -221,12 +223,13 @@ impl Handshake {
     /// The peer got through: nothing limits this connection any more. Nothing
     /// happens the second time.
     pub fn complete(&self, reactor: &mut Reactor) {
+        self.0.is_complete.set(true);
         self.0.free_and_resume(reactor);
     }
 
-    /// Whether it was completed, or is over.
+    /// Whether it was completed.
     pub fn is_complete(&self) -> bool {
-        self.0.is_free.get()
+        self.0.is_complete.get()
     }
 }
 
@@ -317,7 +320,7 @@ impl fmt::Debug for Handshake {
 impl fmt::Debug for Handshaking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handshaking")
-            .field("is_complete", &self.slot.is_free.get())
+            .field("is_complete", &self.slot.is_complete.get())
             .finish_non_exhaustive()
     }
 }

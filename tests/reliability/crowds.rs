@@ -1,0 +1,601 @@
+//! Many peers at once, some of which mean harm.
+
+use std::cell::{Cell, RefCell};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::policies::{Handshake, LimitHandshakes};
+use bowline::{
+    Address, BuildContext, CloseReason, Context, DescriptorLimits, Protocol, Reactor,
+    ReceivedDescriptors, Transport, Transports, UnixStream, UnixTransport,
+};
+use tempfile::TempDir;
+
+use crate::children::Peer;
+use crate::peer::{adopt, file, receive, send};
+use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::own_process::{
+    in_own_process, limit_descriptors, limit_in_flight, resident_bytes,
+};
+use crate::support::{open_descriptors, run_until, run_until_quiet, socketpair};
+
+/// How long the flood and what follows may take.
+const LONG: Duration = Duration::from_secs(60);
+
+fn paths<const N: usize>() -> (TempDir, [PathBuf; N]) {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = std::array::from_fn(|number| directory.path().join(number.to_string()));
+    (directory, paths)
+}
+
+/// Sends back what it gets.
+struct Echo;
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// Keeps every descriptor it is sent, for as long as it lives.
+#[derive(Default)]
+struct Hoarder(Vec<OwnedFd>);
+
+impl Protocol<UnixStream> for Hoarder {
+    fn connection_made(&mut self, cx: &mut Context<'_, UnixStream>) {
+        cx.transport.set_descriptor_limits(DescriptorLimits {
+            received_per_read: 64,
+            received_in_all: 64,
+            ..DescriptorLimits::default()
+        });
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
+
+    fn descriptors_received(
+        &mut self,
+        _: &mut Context<'_, UnixStream>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        _: &[u8],
+    ) {
+        self.0.extend(descriptors);
+    }
+}
+
+/// Turns until `is_done`, which is asked after every turn.
+#[track_caller]
+fn turn_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> bool) {
+    let began = Instant::now();
+    while !is_done(reactor) {
+        assert!(began.elapsed() < LONG, "nothing more happened");
+        reactor.turn(Some(Duration::from_millis(20)));
+    }
+}
+
+/// Reliability T-9, R-4, R-11: four attackers flood protocols that keep what they
+/// get and protocols that want none, beside an honest client.
+#[test]
+fn floods_of_descriptors_are_cut_and_others_served() {
+    let name = "floods_of_descriptors_are_cut_and_others_served";
+    in_own_process(module_path!(), name, || {
+        let seconds = scaled(1.5, 20.0);
+        let (_directory, [wanting, unwanting, honest]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let hoarder = |_: &Address| Hoarder::default();
+        reactor.listen_unix(wanting.clone(), hoarder).unwrap();
+        reactor
+            .listen_unix(unwanting.clone(), |_: &Address| Echo)
+            .unwrap();
+        reactor
+            .listen_unix(honest.clone(), |_: &Address| Echo)
+            .unwrap();
+        let words = seconds.to_string();
+        let attackers: Vec<_> = [&wanting, &unwanting, &wanting, &unwanting]
+            .map(|path| Peer::start("flood", &[path.to_str().unwrap(), &words]).numbers_later())
+            .into();
+        // The pipes to them, and what the loop needs, are not what they cause.
+        turn_until(&mut reactor, |it| it.descriptor_counts().received > 10_000);
+        let before = resident_bytes();
+        let pings = scaled(300, 5_000);
+        let client = Peer::start("echo", &[honest.to_str().unwrap(), &pings.to_string()]);
+        let client = client.numbers_later();
+        let base = 64;
+        let budget = base + 4 * 64 + pings;
+        let mut most = 0;
+        turn_until(&mut reactor, |_| {
+            most = most.max(open_descriptors().len());
+            client.is_finished() && attackers.iter().all(|it| it.is_finished())
+        });
+        let grown = resident_bytes().saturating_sub(before) as f64 / 1_048_576.0;
+        let (_client, answers) = client.join().unwrap();
+        let said: Vec<_> = attackers
+            .into_iter()
+            .map(|it| it.join().unwrap().1)
+            .collect();
+        let cut: f64 = said.iter().map(|it| it[0]).sum();
+        let slowest = said.iter().map(|it| it[1]).fold(0.0, f64::max);
+        let counts = reactor.descriptor_counts();
+        Figures::of("T-9")
+            .must("attackers cut", cut as usize, Bound::AtLeast, 8)
+            .must(
+                "descriptors received",
+                counts.received as usize,
+                Bound::AtLeast,
+                10_000,
+            )
+            .must(
+                "open at most, of a budget of 64 a connection",
+                most,
+                Bound::AtMost,
+                budget,
+            )
+            .must(
+                "honest pings answered",
+                answers[1] as usize,
+                Bound::Exactly,
+                pings,
+            )
+            .measured("growth of memory", grown, "MiB", Bound::Below, 10.0)
+            .measured(
+                "honest connect and ping, p99",
+                answers[0],
+                "ms",
+                Bound::Below,
+                50.0,
+            )
+            .measured("cut after at most", slowest, "ms", Bound::Below, 1_000.0);
+    });
+}
+
+/// Takes frames and drops what comes with them.
+struct Dropping;
+
+impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Dropping {
+    fn frame_received(
+        &mut self,
+        _: &mut FrameContext<'_, UnixStream, LengthPrefixedFramer>,
+        _: &[u8],
+    ) {
+    }
+}
+
+/// Reliability T-10, R-4: a process with 1,024 numbers whose peers park more
+/// descriptors than that.
+#[test]
+fn parked_descriptors_leave_the_reserve_and_accepting_resumes() {
+    let name = "parked_descriptors_leave_the_reserve_and_accepting_resumes";
+    in_own_process(module_path!(), name, || {
+        const LIMIT: usize = 1_024;
+        const CLIENTS: usize = 400;
+        limit_descriptors(LIMIT as u64);
+        let (_directory, [parking, honest]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        reactor
+            .listen_unix(parking.clone(), |_: &Address| {
+                Framed::with_descriptors(LengthPrefixedFramer::u32(), Dropping)
+                    .max_descriptors(64)
+                    .descriptor_deadline(Some(Duration::from_secs(2)))
+            })
+            .unwrap();
+        reactor
+            .listen_unix(honest.clone(), |_: &Address| Echo)
+            .unwrap();
+        let mut highest = 0;
+        let mut look = |_: &mut Reactor| {
+            highest = highest.max(open_descriptors().into_iter().max().unwrap_or(0) as usize);
+        };
+        let park = Peer::start("park", &[parking.to_str().unwrap(), "200", "64"]).numbers_later();
+        turn_until(&mut reactor, |reactor| {
+            look(reactor);
+            park.is_finished()
+        });
+        for _ in 0..20 {
+            reactor.turn(Some(Duration::ZERO));
+            look(&mut reactor);
+        }
+        let accepted = reactor.descriptor_counts().opened;
+        let clients = CLIENTS.to_string();
+        let client = Peer::start("echo", &[honest.to_str().unwrap(), &clients]).numbers_later();
+        let mut waited = false;
+        let began = Instant::now();
+        turn_until(&mut reactor, |reactor| {
+            look(reactor);
+            // It got some, and the next waits until descriptors are closed.
+            let served = (reactor.descriptor_counts().opened - accepted) as usize;
+            waited |= served < CLIENTS && began.elapsed() > Duration::from_secs(1);
+            client.is_finished()
+        });
+        let (_client, answers) = client.join().unwrap();
+        let counts = reactor.descriptor_counts();
+        // The program can still open its files.
+        let used = highest.saturating_sub(LIMIT - 16 - 1);
+        Figures::of("T-10")
+            .must(
+                "descriptors received",
+                counts.received as usize,
+                Bound::AtLeast,
+                12_800,
+            )
+            .must("numbers of the reserve used", used, Bound::Exactly, 0)
+            .must(
+                "clients that waited and were served",
+                answers[1] as usize,
+                Bound::Exactly,
+                CLIENTS,
+            )
+            .must(
+                "pauses of accepting",
+                usize::from(waited),
+                Bound::AtLeast,
+                1,
+            )
+            .must(
+                "refused for the reserve",
+                counts.refused as usize,
+                Bound::AtLeast,
+                1,
+            )
+            .must(
+                "cut off by the kernel",
+                counts.truncations as usize,
+                Bound::Exactly,
+                0,
+            )
+            .must(
+                "panics",
+                reactor.statistics().panics as usize,
+                Bound::Exactly,
+                0,
+            );
+    });
+}
+
+/// Reliability T-12, R-1: somebody of the same user keeps the budget of
+/// descriptors in flight full, while a dispatcher passes accepted connections on.
+/// The kernel counts by user, so that who it is does not matter: it is this
+/// process.
+#[test]
+fn full_budget_in_flight_delays_connections_and_loses_none() {
+    let name = "full_budget_in_flight_delays_connections_and_loses_none";
+    in_own_process(module_path!(), name, || {
+        const CLIENTS: usize = 20;
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let (to_worker, worker) = adopt(&mut reactor, Echo);
+        let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
+            let it = cx.reactor.get(to_worker).expect("it is there");
+            it.send_file_descriptor(socket.into()).expect("queued");
+            it.write(b"c");
+        };
+        let options = bowline::UnixListenOptions::default();
+        reactor
+            .accept_unix(path.clone(), &options, acceptor)
+            .unwrap();
+        let (passed, hog) = (file(), socketpair());
+        limit_in_flight(65_532, 64);
+        let mut hogged = 0;
+        while send(&hog.0, b"x", &[passed.as_fd(); 4]).is_ok() {
+            hogged += 4;
+        }
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(StdUnixStream::connect(&path).unwrap());
+            clients.last_mut().unwrap().write_all(b"hello").unwrap();
+        }
+        let held = scaled(Duration::from_secs(2), Duration::from_secs(30));
+        let began = Instant::now();
+        while began.elapsed() < held {
+            reactor.turn(Some(Duration::from_millis(20)));
+        }
+        let it = reactor.get(to_worker).expect("it is there");
+        let waiting = it.unsent_descriptors();
+        drop(hog);
+        let released = Instant::now();
+        let mut served = 0;
+        let mut recovered = None;
+        turn_until(&mut reactor, |_| {
+            while let Some(message) = receive(&worker, 65_536) {
+                recovered.get_or_insert_with(|| released.elapsed());
+                for socket in message.descriptors {
+                    let mut socket = StdUnixStream::from(socket);
+                    let mut word = [0; 5];
+                    socket.read_exact(&mut word).unwrap();
+                    socket.write_all(&word).unwrap();
+                    served += 1;
+                }
+            }
+            served == CLIENTS
+        });
+        let answered = clients
+            .iter_mut()
+            .map(|client| client.read(&mut [0; 5]))
+            .filter(|read| matches!(read, Ok(5)))
+            .count();
+        let recovered = recovered.unwrap().as_secs_f64() * 1e3;
+        Figures::of("T-12")
+            .must("in flight by the hog", hogged, Bound::AtLeast, 60)
+            .must(
+                "connections that waited",
+                waiting,
+                Bound::AtLeast,
+                CLIENTS - 4,
+            )
+            .must("connections lost", CLIENTS - answered, Bound::Exactly, 0)
+            .measured("recovered after", recovered, "ms", Bound::Below, 100.0);
+    });
+}
+
+/// Says hello and keeps the connection.
+struct Greeter(Rc<Cell<usize>>);
+
+impl Protocol<UnixStream> for Greeter {
+    fn connection_made(&mut self, cx: &mut Context<'_, UnixStream>) {
+        cx.transport.write(b"!");
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
+}
+
+/// Reliability T-13, R-18: the limit goes down under waiting clients, and up.
+#[test]
+fn listener_survives_a_limit_that_goes_down_and_up() {
+    let name = "listener_survives_a_limit_that_goes_down_and_up";
+    in_own_process(module_path!(), name, || {
+        const CLIENTS: usize = 500;
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let greeted = Rc::new(Cell::new(0));
+        let of_greeter = Rc::clone(&greeted);
+        reactor
+            .listen_unix(path.clone(), move |_: &Address| {
+                Greeter(Rc::clone(&of_greeter))
+            })
+            .unwrap();
+        // The alarm of the retry is a descriptor too.
+        reactor.call_later(Duration::from_millis(1), |_| {});
+        run_until_quiet(&mut reactor);
+        let mut clients = Peer::start("greet", &[path.to_str().unwrap(), &CLIENTS.to_string()]);
+        assert_eq!(clients.numbers(), [CLIENTS as f64]);
+        let highest = open_descriptors().into_iter().max().unwrap() as u64;
+        let fillers: Vec<OwnedFd> = (0..highest as usize + 1 - open_descriptors().len())
+            .map(|_| file())
+            .collect();
+        limit_descriptors(highest + 1);
+        let starved = scaled(Duration::from_secs(2), Duration::from_secs(20));
+        let (began, turns) = (Instant::now(), reactor.statistics().turns);
+        while began.elapsed() < starved {
+            reactor.turn(Some(Duration::from_millis(500)));
+        }
+        let turns = (reactor.statistics().turns - turns) as f64 / began.elapsed().as_secs_f64();
+        assert_eq!(greeted.get(), 0, "accepted out of nothing");
+        limit_descriptors(1_000);
+        let returned = Instant::now();
+        turn_until(&mut reactor, |_| greeted.get() > 0);
+        let first = returned.elapsed().as_secs_f64() * 1e3;
+        let clients = clients.numbers_later();
+        turn_until(&mut reactor, |_| clients.is_finished());
+        let (_clients, ends) = clients.join().unwrap();
+        drop(fillers);
+        Figures::of("T-13")
+            .must(
+                "answered or closed",
+                (ends[0] + ends[1]) as usize,
+                Bound::Exactly,
+                CLIENTS,
+            )
+            .must("closed of them", ends[1] as usize, Bound::AtMost, 40)
+            .measured(
+                "turns a second while starved",
+                turns,
+                "",
+                Bound::AtMost,
+                20.0,
+            )
+            .measured("first accept after", first, "ms", Bound::Below, 200.0)
+            .remark("other errors of accept: T-34 and T-35 inject them");
+    });
+}
+
+/// Reliability T-16, R-28: children started while descriptors arrive have the
+/// three they are given.
+#[test]
+fn children_have_exactly_the_descriptors_they_are_given() {
+    let name = "children_have_exactly_the_descriptors_they_are_given";
+    in_own_process(module_path!(), name, || {
+        let spawns = scaled(300, 10_000);
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        reactor
+            .listen_unix(path.clone(), |_: &Address| Keeping::default())
+            .unwrap();
+        let words = [path.to_str().unwrap(), "100000"];
+        let flood = Peer::start("flood", &words);
+        // What this process was itself started with is the only thing more.
+        let given = listed_by_a_child();
+        // From another thread, at any moment of a read.
+        let spawner = std::thread::spawn(move || {
+            (0..spawns).filter(|_| listed_by_a_child() != given).count()
+        });
+        while !spawner.is_finished() {
+            reactor.turn(Some(Duration::from_millis(20)));
+        }
+        let more = spawner.join().unwrap();
+        let received = reactor.descriptor_counts().received as usize;
+        drop(flood);
+        Figures::of("T-16")
+            .must("children", spawns, Bound::AtLeast, scaled(300, 10_000))
+            .must("with more than they were given", more, Bound::Exactly, 0)
+            .must(
+                "descriptors received meanwhile",
+                received,
+                Bound::AtLeast,
+                spawns,
+            );
+    });
+}
+
+/// The descriptors that a child finds open.
+fn listed_by_a_child() -> String {
+    let output = Command::new("/bin/ls")
+        .arg("/proc/self/fd")
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Keeps the last few descriptors, so that there always are some.
+#[derive(Default)]
+struct Keeping(Vec<OwnedFd>);
+
+impl Protocol<UnixStream> for Keeping {
+    fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
+
+    fn descriptors_received(
+        &mut self,
+        _: &mut Context<'_, UnixStream>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        _: &[u8],
+    ) {
+        self.0 = descriptors.collect();
+    }
+}
+
+/// Answers once the word was said.
+struct Guarded {
+    handshake: Handshake,
+    lost: Rc<RefCell<Vec<Duration>>>,
+    made: Instant,
+}
+
+impl Protocol<UnixStream> for Guarded {
+    fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
+        if data.contains(&b'y') {
+            self.handshake.complete(cx.reactor);
+            cx.transport.write(b"y");
+        }
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, UnixStream>, _: &CloseReason) {
+        if !self.handshake.is_complete() {
+            self.lost.borrow_mut().push(self.made.elapsed());
+        }
+    }
+}
+
+/// Reliability T-19, R-6: peers that never get through their handshake.
+#[test]
+fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
+    let name = "half_open_handshakes_end_at_the_deadline_and_others_are_served";
+    in_own_process(module_path!(), name, || {
+        crate::peer::raise_descriptor_limit();
+        let half_open = scaled(1_000, 5_000);
+        let deadline = scaled(Duration::from_secs(4), Duration::from_secs(20));
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let lost = Rc::default();
+        let of_guard = Rc::clone(&lost);
+        let factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
+            handshake,
+            lost: Rc::clone(&of_guard),
+            made: Instant::now(),
+        })
+        .most(half_open + 100)
+        .deadline(deadline);
+        let count = factory.count();
+        reactor.listen_unix(path.clone(), factory).unwrap();
+        run_until_quiet(&mut reactor);
+        let before = resident_bytes();
+        let words = [path.to_str().unwrap(), &half_open.to_string()];
+        let attacker = Peer::start("stall", &words).numbers_later();
+        turn_until(&mut reactor, |_| {
+            attacker.is_finished() && count.open() >= half_open
+        });
+        let each = resident_bytes().saturating_sub(before) as f64 / half_open as f64 / 1024.0;
+        let honest = scaled(500, 2_000);
+        let words = [path.to_str().unwrap(), &honest.to_string()];
+        let client = Peer::start("echo", &words).numbers_later();
+        turn_until(&mut reactor, |_| client.is_finished());
+        let (_client, answers) = client.join().unwrap();
+        turn_until(&mut reactor, |_| count.open() == 0);
+        let late = lost.borrow().iter().max().unwrap().as_secs_f64() / deadline.as_secs_f64();
+        let early = lost.borrow().iter().min().unwrap().as_secs_f64() / deadline.as_secs_f64();
+        Figures::of("T-19")
+            .must(
+                "half-open handshakes",
+                half_open,
+                Bound::AtLeast,
+                scaled(1_000, 5_000),
+            )
+            .must(
+                "ended at the deadline",
+                count.timed_out() as usize,
+                Bound::Exactly,
+                half_open,
+            )
+            .must(
+                "honest handshakes",
+                answers[1] as usize,
+                Bound::Exactly,
+                honest,
+            )
+            .measured(
+                "honest connect and answer, p99",
+                answers[0],
+                "ms",
+                Bound::Below,
+                100.0,
+            )
+            .measured("memory of each", each, "KiB", Bound::Below, 4.0)
+            .measured("the first after", early, "deadlines", Bound::AtLeast, 0.9)
+            .measured("the last after", late, "deadlines", Bound::AtMost, 1.1);
+        drop(attacker);
+    });
+}
+
+/// A full house leaves newcomers waiting instead of turning them away.
+#[test]
+fn listener_is_paused_while_handshakes_are_at_their_limit() {
+    let ledger = crate::support::DescriptorLedger::open();
+    {
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let lost = Rc::default();
+        let factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
+            handshake,
+            lost: Rc::clone(&lost),
+            made: Instant::now(),
+        })
+        .most(2)
+        .deadline(Duration::from_millis(700));
+        let count = factory.count();
+        reactor.listen_unix(path.clone(), factory).unwrap();
+        let mut clients: Vec<_> = (0..5)
+            .map(|_| StdUnixStream::connect(&path).unwrap())
+            .collect();
+        run_until_quiet(&mut reactor);
+        assert_eq!((count.open(), count.timed_out()), (2, 0));
+        // One gets through: the third has its place.
+        clients[0].write_all(b"y").unwrap();
+        clients[2].write_all(b"y").unwrap();
+        run_until(&mut reactor, |_| count.open() == 2 && answered(&clients[2]));
+        // The second never does: its place is free at the deadline.
+        clients[4].write_all(b"y").unwrap();
+        run_until(&mut reactor, |_| answered(&clients[4]));
+        run_until(&mut reactor, |_| count.open() == 0);
+        assert_eq!(count.timed_out(), 2);
+    }
+    ledger.assert_balanced();
+}
+
+fn answered(client: &StdUnixStream) -> bool {
+    client.set_nonblocking(true).unwrap();
+    let mut client = client;
+    matches!(client.read(&mut [0]), Ok(1))
+}
