@@ -60,6 +60,13 @@ fn described<R: std::fmt::Debug>(result: Result<R, ThreadCallError>) -> String {
 
 const STOPPED: &str = "reactor stopped before the call in a thread was done";
 
+fn with_one_thread() -> ThreadPool {
+    ThreadPool::new(ThreadPoolOptions {
+        max_threads: 1,
+        ..ThreadPoolOptions::default()
+    })
+}
+
 /// Contract R-27: lazily, also during the run, and all gone before it returns.
 #[test]
 fn threads_come_with_work_and_are_gone_before_run_returns() {
@@ -197,10 +204,7 @@ fn threads_without_work_end() {
 fn stopping_waits_for_all_work_and_tells_its_results() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = with_one_thread();
     let notes = Notes::new();
     let remote = reactor.remote();
     for number in 0..3 {
@@ -365,10 +369,7 @@ fn work_beyond_the_queue_is_refused_after_the_call() {
 fn cancelled_work_is_not_told_and_not_begun() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = with_one_thread();
     let gate = Gate::default();
     let owned = Arc::new(());
     let submit = |reactor: &mut Reactor| {
@@ -400,10 +401,7 @@ fn cancelled_work_is_not_told_and_not_begun() {
 fn reactor_dropped_without_a_stop_drops_what_waits() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = with_one_thread();
     let gate = Gate::default();
     let owned = Arc::new(());
     for _ in 0..2 {
