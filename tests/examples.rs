@@ -128,7 +128,7 @@ fn run_to_end(name: &str, arguments: &[&str]) -> Output {
 
 #[test]
 fn every_example_explains_itself() {
-    let examples = ["chat", "echo", "hot_restart", "proxy"];
+    let examples = ["chat", "echo", "fd_holder", "hot_restart", "proxy"];
     for name in examples {
         let output = run_to_end(name, &["--help"]);
         let help = String::from_utf8(output.stdout).expect("text");
@@ -417,6 +417,51 @@ fn producer_consumer_can_be_interrupted() {
     let example = Example::start("producer_consumer", &[]);
     let rest = example.stop();
     assert!(rest.contains("interrupted"), "{rest}");
+}
+
+#[test]
+fn fd_holder_keeps_a_listener_between_the_lives_of_its_program() {
+    let output = run_to_end("fd_holder", &[]);
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(said.contains("its first life: process "), "{said}");
+    assert!(said.contains("[(\"web\", 1)]"), "{said}");
+    assert!(said.contains("its second life: process "), "{said}");
+}
+
+#[test]
+fn fd_holder_keeps_each_name_once_and_no_more_than_its_limit() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("holder").display().to_string();
+    let _holder = Example::start("fd_holder", &["--serve", "--path", &path, "--limit", "2"]);
+    let ask = |argument: &str, name: &str| {
+        let mut command = Command::new(path_of("fd_holder"));
+        command.args(["--path", &path, argument]);
+        if !name.is_empty() {
+            command.arg(name);
+        }
+        let input = std::fs::File::open("/proc/sys/kernel/ostype").expect("Linux has it");
+        let output = command.stdin(input).output().expect("starts");
+        let said = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8(said).expect("text"),
+        )
+    };
+    assert_eq!(ask("--store", "one"), (true, String::new()));
+    let (is_kept, said) = ask("--store", "one");
+    assert!(
+        !is_kept && said.contains("something of that name"),
+        "{said}"
+    );
+    assert_eq!(ask("--store", "two"), (true, String::new()));
+    let (is_kept, said) = ask("--store", "three");
+    assert!(!is_kept && said.contains("no room"), "{said}");
+    assert_eq!(ask("--list", ""), (true, "one 1\ntwo 1\n".into()));
+    assert_eq!(ask("--retrieve", "one"), (true, "Linux\n".into()));
+    let (is_there, said) = ask("--retrieve", "one");
+    assert!(!is_there && said.contains("nothing of that name"), "{said}");
+    assert_eq!(ask("--remove", "two"), (true, String::new()));
+    assert_eq!(ask("--list", ""), (true, String::new()));
 }
 
 #[test]

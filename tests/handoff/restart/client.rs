@@ -7,7 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -52,6 +52,18 @@ impl Server {
         };
         this.start_cold();
         this
+    }
+
+    /// Starts it under a service manager: what that receives.
+    pub(crate) fn start_managed() -> (Self, UnixDatagram) {
+        let mut this = Self {
+            directory: tempfile::tempdir().expect("temporary directory"),
+            children: Vec::new(),
+        };
+        let manager = UnixDatagram::bind(this.path("manager")).expect("binds");
+        manager.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        this.start_cold();
+        (this, manager)
     }
 
     /// Starts a process that nobody asked for; its number.

@@ -136,6 +136,29 @@ fn successor_that_fails_leaves_the_old_process_serving() {
     assert!(!log.contains("nonsense"), "{log}");
 }
 
+/// The old process says who the new one is, since systemd listens to the main
+/// process only; when it all came to nothing, that it is ready again.
+#[test]
+fn service_manager_is_told_who_serves() {
+    let _ledger = DescriptorLedger::open();
+    let (server, manager) = Server::start_managed();
+    let receive = || {
+        let mut bytes = [0; 256];
+        let length = manager.recv(&mut bytes).expect("a notice");
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    assert_eq!(receive(), "READY=1\n");
+    server.set_fault("exits early");
+    server.signal(Signal::HUP);
+    assert!(receive().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(receive(), "READY=1\n");
+    server.set_fault("");
+    server.restart();
+    assert!(receive().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(receive(), format!("MAINPID={}\n", server.pid()));
+    assert_eq!(receive(), "READY=1\n");
+}
+
 #[test]
 fn successor_whose_program_is_missing_leaves_the_old_process_serving() {
     let _ledger = DescriptorLedger::open();

@@ -16,6 +16,7 @@ use bowline::handoff::restart::{
     Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
     Start,
 };
+use bowline::handoff::systemd::Notifier;
 use bowline::{
     Address, Context, Hold, Phase, Protocol, Reactor, StaleSocket, SystemEvent, TcpListenOptions,
     TcpStream, Transport, Transports, UnixListenOptions, UnixStream, UnixTransport,
@@ -48,8 +49,13 @@ pub(crate) fn command(directory: &Path) -> Command {
     command
         .args(["--exact", "--nocapture", TEST])
         .env(DIRECTORY, directory)
+        .env_remove("NOTIFY_SOCKET")
         .stdin(process::Stdio::null())
         .stdout(process::Stdio::null());
+    let manager = directory.join("manager");
+    if manager.exists() {
+        command.env("NOTIFY_SOCKET", manager);
+    }
     let errors = OpenOptions::new()
         .append(true)
         .create(true)
@@ -73,6 +79,8 @@ pub(crate) fn run(directory: &Path) {
     settings.start = PATIENCE;
     settings.ready = PATIENCE;
     settings.drain = PATIENCE;
+    let notifier = Notifier::from_environment().expect("the manager is there");
+    settings.notifier = notifier.map(Rc::new);
     if fault == "is of another format" {
         settings.format = 1;
     }

@@ -1,0 +1,230 @@
+//! The holder, and what it is asked.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+
+use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Role};
+use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
+use bowline::policies::LimitConnections;
+use bowline::{Address, Context, PassedDescriptor, Reactor, StaleSocket, Transports};
+use bowline::{UnixListenOptions, UnixTransport};
+
+use crate::common;
+
+/// How many clients at a time; others are turned away.
+const CLIENTS: usize = 16;
+
+/// The longest name.
+const LONGEST_NAME: usize = 255;
+
+/// What a client asks.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Keep the descriptors of this message.
+    Store { name: String },
+    /// Give them back: they are not kept any more.
+    Retrieve { name: String },
+    /// Close them.
+    Remove { name: String },
+    /// Say what there is.
+    List,
+}
+
+/// What the holder answers.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// Done; with the descriptors, if any were asked for.
+    Done,
+    Names(Vec<(String, u32)>),
+    NotThere,
+    /// There is something of that name, and nothing was kept.
+    Taken,
+    /// So many it does not keep.
+    Full,
+    /// A name that is empty or too long, or nothing to keep.
+    Nonsense,
+}
+
+impl Message for Request {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Store { .. } => 0x0300,
+            Self::Retrieve { .. } => 0x0301,
+            Self::Remove { .. } => 0x0302,
+            Self::List => 0x0303,
+        }
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        match self {
+            Self::Store { name } | Self::Retrieve { name } | Self::Remove { name } => {
+                payload.string(name);
+            }
+            Self::List => {}
+        }
+    }
+
+    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        let mut name = || payload.string();
+        Ok(match kind {
+            0x0300 => Self::Store { name: name()? },
+            0x0301 => Self::Retrieve { name: name()? },
+            0x0302 => Self::Remove { name: name()? },
+            0x0303 => Self::List,
+            kind => return Err(WireError::UnknownKind { kind }),
+        })
+    }
+}
+
+impl Message for Reply {
+    fn kind(&self) -> u16 {
+        match self {
+            Self::Done => 0x0310,
+            Self::Names(_) => 0x0311,
+            Self::NotThere => 0x0312,
+            Self::Taken => 0x0313,
+            Self::Full => 0x0314,
+            Self::Nonsense => 0x0315,
+        }
+    }
+
+    fn encode(&self, payload: &mut PayloadWriter<'_>) {
+        if let Self::Names(names) = self {
+            payload.u32(names.len() as u32);
+            for (name, count) in names {
+                payload.string(name);
+                payload.u32(*count);
+            }
+        }
+    }
+
+    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+        Ok(match kind {
+            0x0310 => Self::Done,
+            0x0311 => {
+                let mut names = Vec::new();
+                for _ in 0..payload.u32()? {
+                    names.push((payload.string()?, payload.u32()?));
+                }
+                Self::Names(names)
+            }
+            0x0312 => Self::NotThere,
+            0x0313 => Self::Taken,
+            0x0314 => Self::Full,
+            0x0315 => Self::Nonsense,
+            kind => return Err(WireError::UnknownKind { kind }),
+        })
+    }
+}
+
+/// What is kept.
+struct Store {
+    kept: BTreeMap<String, Vec<OwnedFd>>,
+    count: usize,
+    limit: usize,
+}
+
+impl Store {
+    fn answer(
+        &mut self,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> (Reply, Vec<PassedDescriptor>) {
+        let reply = match request {
+            Request::Store { name } => self.store(name, descriptors),
+            Request::Retrieve { name } => match self.take(&name) {
+                Some(kept) => {
+                    let kept = kept.into_iter().map(Into::into).collect();
+                    return (Reply::Done, kept);
+                }
+                None => Reply::NotThere,
+            },
+            Request::Remove { name } => match self.take(&name) {
+                Some(_) => Reply::Done,
+                None => Reply::NotThere,
+            },
+            Request::List => {
+                let names = self.kept.iter();
+                Reply::Names(
+                    names
+                        .map(|(name, kept)| (name.clone(), kept.len() as u32))
+                        .collect(),
+                )
+            }
+        };
+        (reply, Vec::new())
+    }
+
+    /// Descriptors that are not kept are closed.
+    fn store(&mut self, name: String, descriptors: Vec<OwnedFd>) -> Reply {
+        if name.is_empty() || name.len() > LONGEST_NAME || descriptors.is_empty() {
+            Reply::Nonsense
+        } else if self.kept.contains_key(&name) {
+            Reply::Taken
+        } else if self.count + descriptors.len() > self.limit {
+            Reply::Full
+        } else {
+            self.count += descriptors.len();
+            self.kept.insert(name, descriptors);
+            Reply::Done
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Vec<OwnedFd>> {
+        let kept = self.kept.remove(name)?;
+        self.count -= kept.len();
+        Some(kept)
+    }
+}
+
+/// The holder's end of one channel.
+struct Keeper {
+    store: Rc<RefCell<Store>>,
+}
+
+impl<T: UnixTransport> ChannelReceiver<T> for Keeper {
+    type Message = Request;
+
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<Request>) {
+        let Incoming {
+            message,
+            descriptors,
+            ..
+        } = incoming;
+        log::info!("{message:?} with {} descriptors", descriptors.len());
+        let (reply, descriptors) = self.store.borrow_mut().answer(message, descriptors);
+        if let Err(error) = wire::send(cx.transport, &reply, descriptors) {
+            // A shortcut: what was retrieved is closed with the error.
+            log::warn!("the client is gone: {error}");
+        }
+    }
+}
+
+pub(crate) fn run(path: &Path, limit: usize) -> common::Result {
+    let mut reactor = Reactor::new()?;
+    let store = Rc::new(RefCell::new(Store {
+        kept: BTreeMap::new(),
+        count: 0,
+        limit,
+    }));
+    let channels = move |_: &Address| {
+        // By default for the same user alone.
+        let settings = ChannelSettings::new(Role::HOLDER, Role::CLIENT);
+        let store = Rc::clone(&store);
+        Channel::new(settings, Keeper { store })
+    };
+    let options = UnixListenOptions {
+        mode: 0o600,
+        stale: StaleSocket::Remove,
+        ..UnixListenOptions::default()
+    };
+    let channels = LimitConnections::new(channels).total(Some(CLIENTS));
+    let listener = reactor.listen_unix_with(path, &options, channels)?;
+    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    common::print_address(&mut reactor, listener);
+    reactor.run()?;
+    Ok(())
+}
