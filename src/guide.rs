@@ -10,9 +10,10 @@
 //! 5. [Passing descriptors](descriptors)
 //! 6. [Closing](closing)
 //! 7. [Giving a connection to another process](handoff)
-//! 8. [Testing your protocol](testing)
-//! 9. [Threads, signals and other loops](embedding)
-//! 10. [Coming from Twisted](twisted)
+//! 8. [Worker processes](pools)
+//! 9. [Testing your protocol](testing)
+//! 10. [Threads, signals and other loops](embedding)
+//! 11. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -34,6 +35,9 @@ pub mod closing {}
 
 #[doc = include_str!("guide/handoff.md")]
 pub mod handoff {}
+
+#[doc = include_str!("guide/pools.md")]
+pub mod pools {}
 
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}

@@ -58,6 +58,7 @@
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
+//! | serve with several processes | [`handoff::pool`] |
 //! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
 //! | call from another thread | [`RemoteHandle::call_from_thread`] |
 //! | do work that blocks | [`Reactor::call_in_thread`], [`ThreadPool`] |

@@ -5,7 +5,7 @@
 //! [`Channel`] is a [`Protocol`] for any [`UnixTransport`]: one end of a
 //! socketpair, or a connection to a socket with a name. It drives a
 //! [`ChannelReceiver`]. Messages are written with [`wire::send`], from any
-//! callback; [`wire`](crate::wire) says what they look like.
+//! callback; [`wire`] says what they look like.
 //!
 //! # The handshake
 //!

@@ -12,7 +12,7 @@ use bowline::{Reactor, Transports};
 use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, expect_clean_exits, scripted, served, settings, signal};
+use super::process::{Script, end, expect_clean_exits, scripted, served, settings, signal, stop};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -176,7 +176,7 @@ fn workers_killed_before_they_answer_cost_no_connection() {
         move |worker, pid| {
             if to_stop.get() > 0 {
                 to_stop.set(to_stop.get() - 1);
-                signal(pid, Signal::STOP);
+                stop(pid);
                 to_kill.borrow_mut().push(worker);
             }
         },
@@ -191,9 +191,10 @@ fn workers_killed_before_they_answer_cost_no_connection() {
                 !has_some
             });
             if left.get() == 0 {
-                // The rest has nothing, and may go on.
-                for worker in &workers {
-                    if stopped.borrow().contains(&worker.id) && worker.in_flight == 0 {
+                // The rest has nothing, and may go on: it is not killed any more.
+                for id in stopped.take() {
+                    let worker = workers.iter().find(|worker| worker.id == id);
+                    if let Some(worker) = worker {
                         signal(worker.pid, Signal::CONT);
                     }
                 }

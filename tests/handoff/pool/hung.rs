@@ -9,7 +9,7 @@ use bowline::handoff::pool::{Pool, PoolEvent, WorkerStage};
 use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, scripted, settings, signal};
+use super::process::{Script, end, scripted, settings, signal, stop};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -46,19 +46,25 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
     }
 
     let victim = pool.statistics().workers[0].clone();
-    signal(victim.pid, Signal::STOP);
+    stop(victim.pid);
     let addresses = listen(&mut reactor, &pool);
     let total = scaled(1_000, 20_000);
     // More at a time than the window: otherwise it could not fill.
     let clients = Clients::start(&mut reactor, addresses, total, 300);
     let mut most_in_flight = 0;
-    let mut longest_turn = Duration::ZERO;
+    let (mut longest_turn, mut longest_wait) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();
     // All but those that the stopped one has.
     while clients.outcome.borrow().done() < total as usize - window {
-        let turn = Instant::now();
+        let (turn, waits_before) = (Instant::now(), waits());
         reactor.turn(Some(Duration::ZERO));
-        longest_turn = longest_turn.max(turn.elapsed());
+        let took = turn.elapsed();
+        longest_turn = longest_turn.max(took);
+        // Others on the machine take the processor; what we give up is a call
+        // that blocks.
+        if waits() > waits_before {
+            longest_wait = longest_wait.max(took);
+        }
         let workers = pool.statistics().workers;
         let has = workers.iter().map(|worker| worker.in_flight).max();
         most_in_flight = most_in_flight.max(has.unwrap_or(0));
@@ -108,16 +114,28 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
             window,
         )
         .measured(
-            "longest turn of the loop",
-            longest_turn.as_secs_f64() * 1e3,
+            "longest turn of the loop that gave up the processor",
+            longest_wait.as_secs_f64() * 1e3,
             "ms",
             Bound::Below,
             20.0,
-        );
+        )
+        .remark(&format!("longest turn of all: {longest_turn:?}"));
     drop(outcome);
     end(&mut reactor, &pool);
     drop((reactor, clients));
     ledger.assert_balanced();
+}
+
+/// How often this thread has given up the processor by itself.
+fn waits() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("Linux has it");
+    let count = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count
+        .and_then(|count| count.trim().parse().ok())
+        .expect("Linux counts them")
 }
 
 /// One that does not come back is killed, and what it was given goes to others.
@@ -138,7 +156,7 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
         if let PoolEvent::Ready { pid, .. } = event
             && !has_stopped.replace(true)
         {
-            signal(pid, Signal::STOP);
+            stop(pid);
         }
     });
     let addresses = listen(&mut reactor, &pool);

@@ -156,6 +156,21 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     kill_process(pid.expect("a process"), signal).expect("it is there");
 }
 
+/// Stops a process, and waits until it has stopped: the signal may find it
+/// running, on another processor.
+pub(crate) fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    let is_running = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
+        !stat.contains(") T ")
+    };
+    let began = Instant::now();
+    while is_running() {
+        assert!(began.elapsed() < PATIENCE, "it does not stop");
+        std::thread::yield_now();
+    }
+}
+
 /// Whom each connection was served by from its first byte on: its number, and
 /// the process, in order.
 pub(crate) fn served(log: &Path) -> Vec<(u32, u32)> {
