@@ -450,7 +450,7 @@ fn every_seed_of_processes_keeps_the_promises_and_repeats() {
     }
     let seeds = std::env::var("BOWLINE_SEEDS").ok();
     let seeds = seeds.map_or_else(
-        || scaled(300, 2_000),
+        || scaled(500, 2_000),
         |seeds| seeds.parse().expect("a number"),
     );
     let (mut deaths, mut answered, mut equal) = (0, 0, 0);
