@@ -474,6 +474,18 @@ struct Guarded {
     made: Instant,
 }
 
+/// Makes them; `lost` has how long each lived that never said it.
+fn guarded(
+    lost: &Rc<RefCell<Vec<Duration>>>,
+) -> impl FnMut(&Address, Handshake) -> Guarded + 'static {
+    let lost = Rc::clone(lost);
+    move |_, handshake| Guarded {
+        handshake,
+        lost: Rc::clone(&lost),
+        made: Instant::now(),
+    }
+}
+
 impl Protocol<UnixStream> for Guarded {
     fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
         if data.contains(&b'y') {
@@ -500,14 +512,9 @@ fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
         let (_directory, [path]) = paths();
         let mut reactor = Reactor::new().unwrap();
         let lost = Rc::default();
-        let of_guard = Rc::clone(&lost);
-        let factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
-            handshake,
-            lost: Rc::clone(&of_guard),
-            made: Instant::now(),
-        })
-        .most(half_open + 100)
-        .deadline(deadline);
+        let factory = LimitHandshakes::new(guarded(&lost))
+            .most(half_open + 100)
+            .deadline(deadline);
         let count = factory.count();
         reactor.listen_unix(path.clone(), factory).unwrap();
         run_until_quiet(&mut reactor);
@@ -566,14 +573,9 @@ fn listener_is_paused_while_handshakes_are_at_their_limit() {
     {
         let (_directory, [path]) = paths();
         let mut reactor = Reactor::new().unwrap();
-        let lost = Rc::default();
-        let factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
-            handshake,
-            lost: Rc::clone(&lost),
-            made: Instant::now(),
-        })
-        .most(2)
-        .deadline(Duration::from_millis(700));
+        let factory = LimitHandshakes::new(guarded(&Rc::default()))
+            .most(2)
+            .deadline(Duration::from_millis(700));
         let count = factory.count();
         reactor.listen_unix(path.clone(), factory).unwrap();
         let mut clients: Vec<_> = (0..5)

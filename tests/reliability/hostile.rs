@@ -53,6 +53,22 @@ impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Frames {
     }
 }
 
+/// Frames with exactly their descriptors; how many came, and how it ended.
+#[expect(clippy::type_complexity, reason = "named where it is taken apart")]
+fn frames() -> (
+    Framed<LengthPrefixedFramer, Frames>,
+    Rc<Cell<usize>>,
+    Rc<RefCell<Option<String>>>,
+) {
+    let (received, lost) = (Rc::default(), Rc::default());
+    let frames = Frames {
+        received: Rc::clone(&received),
+        lost: Rc::clone(&lost),
+    };
+    let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), frames);
+    (protocol, received, lost)
+}
+
 /// Reliability T-11: descriptors whose frame never becomes complete are closed at
 /// the deadline, in real time; a peer that is only slow is served for as long as
 /// it likes, in the time of a clock that is moved by hand.
@@ -61,14 +77,9 @@ fn descriptors_of_an_unfinished_frame_are_closed_at_the_deadline() {
     let ledger = DescriptorLedger::open();
     {
         let deadline = scaled(Duration::from_secs(1), Duration::from_secs(30));
-        let (received, lost) = (Rc::new(Cell::new(0)), Rc::default());
         let mut reactor = Reactor::new().unwrap();
-        let frames = Frames {
-            received: Rc::clone(&received),
-            lost: Rc::clone(&lost),
-        };
-        let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), frames)
-            .descriptor_deadline(Some(deadline));
+        let (protocol, received, lost) = frames();
+        let protocol = protocol.descriptor_deadline(Some(deadline));
         let (_, peer) = adopt(&mut reactor, protocol);
         // Announced as of 100 bytes, of which one comes.
         send_message(&peer, &[0, 0, 0, 100, b'x'], &[file(), file()]);
@@ -84,14 +95,9 @@ fn descriptors_of_an_unfinished_frame_are_closed_at_the_deadline() {
         Figures::of("T-11").measured("closed off the deadline by", off, "%", Bound::AtMost, 10.0);
     }
     {
-        let (received, lost) = (Rc::new(Cell::new(0)), Rc::default());
         let clock = ManualClock::new();
         let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
-        let frames = Frames {
-            received: Rc::clone(&received),
-            lost: Rc::clone(&lost),
-        };
-        let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), frames);
+        let (protocol, received, lost) = frames();
         let (_, peer) = adopt(&mut reactor, protocol);
         // One frame a second for ten minutes; at every moment the descriptors of
         // an unfinished one are here.
@@ -131,14 +137,9 @@ fn descriptors_of_an_unfinished_frame_are_closed_at_the_deadline() {
 fn deadline_of_an_unfinished_frame_waits_while_reading_is_paused() {
     let ledger = DescriptorLedger::open();
     {
-        let (received, lost) = (Rc::new(Cell::new(0)), Rc::default());
         let clock = ManualClock::new();
         let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
-        let frames = Frames {
-            received: Rc::clone(&received),
-            lost: Rc::clone(&lost),
-        };
-        let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), frames);
+        let (protocol, received, lost) = frames();
         let (handle, peer) = adopt(&mut reactor, protocol);
         send_message(&peer, &[0, 0, 0, 2, b'x'], &[file()]);
         run_until_quiet(&mut reactor);
@@ -418,6 +419,43 @@ fn own_socket_that_was_lent_is_not_sent() {
         assert_eq!(error.kind, bowline::SendDescriptorErrorKind::OwnSocket);
         assert_eq!(error.descriptors.len(), 2, "they come back");
         it.send_file_descriptor(file().into()).unwrap();
+    }
+    ledger.assert_balanced();
+}
+
+/// What we have not read is not lost to those who hold the socket too.
+#[test]
+fn copy_of_a_lent_socket_keeps_what_was_unread() {
+    let ledger = DescriptorLedger::open();
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let record = Record::default();
+        let recorder = record.clone();
+        let mut reactor = Reactor::new().unwrap();
+        reactor
+            .listen_unix(path.clone(), move |_: &bowline::Address| {
+                Recorder::new(&recorder)
+            })
+            .unwrap();
+        let peer = StdUnixStream::connect(&path).unwrap();
+        run_until(&mut reactor, |_| !record.summary().is_empty());
+        let it = reactor.get(record.handle(0)).unwrap();
+        it.pause_producing();
+        let lent = it.socket_descriptor().unwrap();
+        let copy = StdUnixStream::from(lent.try_clone_to_owned().unwrap());
+        send_message(&peer, b"for the other", &[file()]);
+        run_until_quiet(&mut reactor);
+        let it = reactor.get(record.handle(0)).unwrap();
+        it.abort_connection();
+        run_until(&mut reactor, |_| record.is_lost());
+        let message = crate::peer::receive(&copy, 100).unwrap();
+        assert_eq!(
+            (&message.data[..], message.descriptors.len()),
+            (&b"for the other"[..], 1)
+        );
+        // Nor does anything keep descriptors from it.
+        send_message(&peer, b"more", &[file()]);
     }
     ledger.assert_balanced();
 }

@@ -384,7 +384,8 @@ where
                 core.cold_ref().and_then(|cold| cold.reason.as_ref()),
                 Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
             );
-        let may_hold_more = !core.has(flag::SHARED | flag::READ_ENDED);
+        // What others may hold too is theirs to read.
+        let is_ours_to_read = !core.has(flag::SHARED | flag::READ_ENDED) && !core.has_lent.get();
         if core.socket.is_open() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
@@ -393,7 +394,7 @@ where
                 core.socket.prepare_abort();
             }
             Ledger::add(&core.shared.ledger.closed, 1);
-            if may_hold_more {
+            if is_ours_to_read {
                 self.transport.disarm_unread();
             }
         }

@@ -10,6 +10,7 @@
 //! [`Core::flags`] and delivered by the connection when no callback runs.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -360,6 +361,8 @@ pub struct Core<S> {
     pub(crate) flags: u32,
     /// Changed by [`Core::set_state`] only.
     state: State,
+    /// Whether the socket was lent out, so that somebody may hold a copy of it.
+    pub(crate) has_lent: Cell<bool>,
 }
 
 /// Where in its life a transport is.
@@ -544,6 +547,7 @@ impl<S: Socket> Core<S> {
             read_limit: READ_BYTES as u32,
             flags: flag::WRITABLE | pending::CONNECTION_MADE,
             state: State::Open,
+            has_lent: Cell::new(false),
         }
     }
 
@@ -580,6 +584,8 @@ impl<S: Socket> Core<S> {
     /// Stands again where another stood.
     pub(crate) fn restore(&mut self, kept: &Kept) {
         self.sent = kept.sent;
+        // It was in other hands.
+        self.has_lent.set(true);
         self.read_limit = kept.read_limit;
         self.flags = self.flags & !Self::KEPT | kept.flags;
         if kept.watermarks != Watermarks::default() {

@@ -182,10 +182,10 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
     }
 
     /// Whether one of `descriptors` is this transport's own socket. Looked at
-    /// only where somebody can have a copy of one, since it costs a system call
+    /// only where somebody can have a copy of it, since it costs a system call
     /// for each.
     fn has_own_socket(&self, descriptors: &[PassedDescriptor]) -> bool {
-        self.base.core().shared.has_lent.get()
+        self.base.core().has_lent.get()
             && descriptors.iter().any(|fd| self.is_own_socket(fd.as_fd()))
     }
 

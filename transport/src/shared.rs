@@ -60,9 +60,6 @@ pub(crate) struct Shared {
     /// Who finds the addresses of host names; made when first asked.
     resolver: RefCell<Option<SharedResolver>>,
     pub(crate) numbers: Numbers,
-    /// Whether a transport has lent its socket out, so that somebody may hold a
-    /// copy of one.
-    pub(crate) has_lent: Cell<bool>,
     /// Connections about to be detached: nothing may happen to them any more.
     held: RefCell<Vec<Token>>,
     /// How many those are, so that nobody else looks.
@@ -131,7 +128,6 @@ impl Shared {
             is_reserve_missed: Cell::new(false),
             resolver: RefCell::new(None),
             numbers: Numbers::new(),
-            has_lent: Cell::new(false),
         })
     }
 

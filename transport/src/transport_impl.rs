@@ -125,7 +125,7 @@ macro_rules! impl_transport {
 
             fn socket_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
                 let core = $crate::FileDescriptor::core(self);
-                core.shared.has_lent.set(true);
+                core.has_lent.set(true);
                 $crate::socket::private::Sealed::source(&core.socket)
             }
 
