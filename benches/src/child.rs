@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -65,6 +65,14 @@ impl ServerProcess {
         match &self.address {
             Address::Tcp(port) => sys::connect_from(source, *port),
             Address::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        }
+    }
+
+    /// Where it listens, if that is in the file system.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match &self.address {
+            Address::Tcp(_) => None,
+            Address::Unix(path) => Some(path),
         }
     }
 

@@ -43,7 +43,7 @@ use std::io::Write;
 use std::time::Duration;
 use std::{env, fs, io};
 
-use crate::peers::{Family, Job, Peer, Task, Wait};
+use crate::peers::{Family, Job, Peer, Task, Wait, passing};
 use crate::report::Table;
 use crate::timers::Timed;
 use crate::works::Effort;
@@ -65,6 +65,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             job(task, family, message)?,
             rounds.parse()?,
         )?),
+        ["work", peer] => Ok(passing::work(
+            find(&Peer::ALL, Peer::name, peer)?,
+            sys::inherited_listener(),
+        )?),
+        ["fetch", peer, path, count] => {
+            let peer = find(&Peer::ALL, Peer::name, peer)?;
+            let (arrived, seconds) = passing::fetch(peer, path.as_ref(), count.parse()?)?;
+            println!("{arrived} {seconds}");
+            Ok(())
+        }
         ["ceilings", file] => match ceilings::check(file)? {
             true => Ok(()),
             false => Err("more instructions than the ceiling allows".into()),
@@ -144,6 +154,11 @@ fn serve(peer: &str, job: Job) -> io::Result<()> {
     sys::raise_descriptor_limit()?;
     sys::report_memory_on_signal()?;
     let peer = find(&Peer::ALL, Peer::name, peer)?;
+    if job.task == Task::Pass {
+        io::stdout().write_all(b"R")?;
+        io::stdout().flush()?;
+        return passing::accept(peer, sys::inherited_listener());
+    }
     let mut server = peers::build(peer, job, Some(sys::inherited_listener()))?;
     // The parent waits for it.
     io::stdout().write_all(b"R")?;

@@ -8,6 +8,7 @@ mod calloop;
 mod hand;
 mod limit;
 mod mio;
+pub(crate) mod passing;
 mod tokio;
 
 use std::io;
@@ -80,6 +81,9 @@ pub(crate) enum Task {
     ReceiveTrusted = RECEIVE_TRUSTED,
     /// Receives a number and sends as many descriptors, each with a byte.
     SendDescriptors = SEND,
+    /// Passes the connections that it accepts to a worker, which sends back
+    /// what it receives; see `passing`.
+    Pass = PASS,
 }
 
 const ECHO: u8 = 0;
@@ -90,9 +94,10 @@ const SOURCE: u8 = 4;
 const RECEIVE: u8 = 5;
 const RECEIVE_TRUSTED: u8 = 6;
 const SEND: u8 = 7;
+const PASS: u8 = 8;
 
 impl Task {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Echo,
         Self::EchoMixin,
         Self::Ten,
@@ -101,6 +106,7 @@ impl Task {
         Self::ReceiveDescriptors,
         Self::ReceiveTrusted,
         Self::SendDescriptors,
+        Self::Pass,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -113,6 +119,7 @@ impl Task {
             Self::ReceiveDescriptors => "receive-descriptors",
             Self::ReceiveTrusted => "receive-trusted",
             Self::SendDescriptors => "send-descriptors",
+            Self::Pass => "pass",
         }
     }
 }
@@ -199,7 +206,7 @@ fn elsewhere() -> io::Error {
 macro_rules! for_each_task {
     ($task:expr, $build:ident($($argument:expr),*)) => {
         match $task {
-            Task::Echo => $build::<{ super::ECHO }>($($argument),*),
+            Task::Echo | Task::Pass => $build::<{ super::ECHO }>($($argument),*),
             Task::EchoMixin => $build::<{ super::ECHO_MIXIN }>($($argument),*),
             Task::Ten => $build::<{ super::TEN }>($($argument),*),
             Task::Sink => $build::<{ super::SINK }>($($argument),*),

@@ -1,12 +1,13 @@
 //! The works, what each measures, and the rounds.
 
 use std::io;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::child::{self, ServerProcess};
 use crate::external;
 use crate::load::{self, Beside, Echo, Echoing, Outcome};
-use crate::peers::{Family, Job, Peer, Task};
+use crate::peers::{Family, Job, Peer, Task, passing};
 use crate::report::{Measure, Table};
 use crate::sys;
 use crate::timers::Timed;
@@ -81,6 +82,10 @@ enum Kind {
     BulkOut,
     DescriptorsIn(usize),
     DescriptorsOut,
+    /// From one process of a peer to another.
+    BothSides,
+    /// Accepted here, answered there, one after the other.
+    Pass,
     Fair(Beside),
     Timed(Timed),
     /// The time to schedule and cancel with so many waiting.
@@ -254,6 +259,20 @@ pub(crate) fn all() -> Vec<Work> {
             SMALL,
         ),
         work(
+            "descriptors, both sides the peer's",
+            Kind::BothSides,
+            Task::SendDescriptors,
+            Unix,
+            SMALL,
+        ),
+        work(
+            "accept, pass, answer, serial",
+            Kind::Pass,
+            Task::Pass,
+            Tcp,
+            SMALL,
+        ),
+        work(
             "timers: schedule and fire",
             Kind::Timed(Timed::Fire),
             Task::Echo,
@@ -346,6 +365,9 @@ pub(crate) fn run(work: &Work, peers: &[Peer], effort: Effort, table: &mut Table
 
 /// Whether a peer can do a work at all.
 fn takes_part(peer: Peer, work: &Work) -> bool {
+    if matches!(work.kind, Kind::BothSides | Kind::Pass) {
+        return passing::can(peer);
+    }
     let passes = matches!(work.kind, Kind::DescriptorsIn(_) | Kind::DescriptorsOut);
     match peer {
         Peer::Anchovy => passes,
@@ -388,6 +410,12 @@ fn once(work: &Work, peer: Peer, effort: Effort) -> io::Result<Vec<(Measure, f64
             ]);
         }
         Kind::Idle => return idle(&mut server, effort.idle),
+        Kind::BothSides => return both_sides(peer, &server, effort.descriptors),
+        Kind::Pass => {
+            // What is at work is two processes: only the time tells.
+            let outcome = load::churn(&server, 1, effort.span)?;
+            return Ok(vec![(Measure::Rate, outcome.rate())]);
+        }
         Kind::Churn => load::churn(&server, CHURNING, effort.span)?,
         Kind::BulkIn => load::bulk_in(&server, effort.bulk_bytes)?,
         Kind::BulkOut => load::bulk_out(&server, effort.bulk_bytes)?,
@@ -432,6 +460,39 @@ fn idle(server: &mut ServerProcess, count: usize) -> io::Result<Vec<(Measure, f6
     ])
 }
 
+fn both_sides(peer: Peer, server: &ServerProcess, count: usize) -> io::Result<Vec<(Measure, f64)>> {
+    let path = server.path().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut command = external::program(peer)?;
+    command.args(["fetch", peer.name()]).arg(path);
+    command.arg(count.to_string());
+    // Beside the server, where the generator is otherwise.
+    sys::pin_child(&mut command, child::GENERATOR_CPU);
+    let [arrived, seconds] = numbers(command)?[..] else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    assert_eq!(arrived as usize, count, "descriptors received");
+    let cpu = server.cpu_time()?.as_nanos() as f64 / count as f64;
+    Ok(vec![
+        (Measure::Rate, count as f64 / seconds),
+        (Measure::Cpu, cpu),
+    ])
+}
+
+/// The numbers that a command prints.
+fn numbers(mut command: Command) -> io::Result<Vec<f64>> {
+    let output = command.output()?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(text.into_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let numbers = text.split_whitespace().map(|number| {
+        let number: Result<f64, _> = number.parse();
+        number.map_err(io::Error::other)
+    });
+    numbers.collect()
+}
+
 /// calloop's timers take a time that grows with how many there are.
 const CALLOOP_TIMERS: usize = 10_000;
 
@@ -444,22 +505,11 @@ fn time(peer: Peer, timed: Timed, count: usize) -> io::Result<Vec<(Measure, f64)
     };
     let mut command = external::program(peer)?;
     sys::pin_child(&mut command, child::SERVER_CPU);
-    let output = command
-        .args(["time", peer.name(), timed.name(), &count.to_string()])
-        .output()?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(text.into_owned()));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let values = text.split_whitespace().map(|number| {
-        let number: Result<f64, _> = number.parse();
-        number.map_err(io::Error::other)
-    });
-    let values: io::Result<Vec<_>> = values.collect();
+    command.args(["time", peer.name(), timed.name(), &count.to_string()]);
+    let values = numbers(command)?;
     let measures = match timed {
         Timed::Lateness => [Measure::MeanLate, Measure::P99Late],
         _ => [Measure::Cpu, Measure::Cpu],
     };
-    Ok(measures.into_iter().zip(values?).collect())
+    Ok(measures.into_iter().zip(values).collect())
 }

@@ -91,7 +91,9 @@ fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Resu
             count: 0,
             file: Rc::clone(&file),
         }),
-        Task::Echo | Task::EchoMixin => reactor.adopt_unix_listener(listener, |_: &_| Echo),
+        Task::Echo | Task::EchoMixin | Task::Pass => {
+            reactor.adopt_unix_listener(listener, |_: &_| Echo)
+        }
     };
     adopted.expect("the parent left a listener");
     Ok(())
