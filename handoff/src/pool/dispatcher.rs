@@ -71,6 +71,9 @@ impl Pool {
         policy: impl Policy,
         spawn: impl Spawn,
     ) -> Self {
+        let mut settings = settings;
+        // None at all could never be given anything.
+        settings.window = settings.window.max(1);
         let drain_timeout = settings.drain_timeout;
         let pool = Self {
             shared: Rc::new(Shared {
@@ -321,20 +324,21 @@ impl Shared {
     }
 
     pub(super) fn pump(self: &Rc<Self>, reactor: &mut Reactor) {
-        // Those that stay keep their order.
-        let mut waiting = mem::take(&mut self.state.borrow_mut().waiting);
-        let mut staying = VecDeque::new();
-        while let Some(job) = waiting.pop_front() {
+        // Each once; those that stay keep their order by going round. None is out
+        // of the queue for longer than a policy looks at it, which may panic.
+        let count = self.state.borrow().waiting.len();
+        for _ in 0..count {
+            let Some(job) = self.state.borrow_mut().waiting.pop_front() else {
+                break;
+            };
             let why = self.state.borrow().is_hopeless(&job);
             if let Some(why) = why {
                 self.undelivered(reactor, job, why);
             } else if let Err(job) = self.give(reactor, job) {
-                staying.push_back(job);
+                self.state.borrow_mut().waiting.push_back(job);
             }
         }
         let mut state = self.state.borrow_mut();
-        staying.append(&mut state.waiting);
-        state.waiting = staying;
         if state.has_room(reactor.now()) {
             for listener in mem::take(&mut state.paused) {
                 if let Some(listener) = reactor.get(listener) {

@@ -141,6 +141,11 @@ impl State {
         if job.attempts >= self.settings.max_attempts {
             return Some(Undelivered::TooManyAttempts);
         }
+        let is_stopping = !matches!(self.life, Life::Running);
+        if is_stopping && !self.workers.iter().any(Worker::is_staying) {
+            // Those that end take nothing, and none is started any more.
+            return Some(Undelivered::Stopped);
+        }
         let &(_, reason) = job.refused_by.last()?;
         let mut staying = self.workers.iter().filter(|worker| worker.is_staying());
         // One that hangs may recover, and one that is missing is replaced.

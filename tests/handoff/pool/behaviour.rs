@@ -18,7 +18,7 @@ use bowline::policies::Backoff;
 use bowline::{Context, Protocol, Reactor, TcpListenOptions, TcpStream, Transport, Transports};
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, expect_clean_exits, scripted, served, settings};
+use super::process::{Script, end, expect_clean_exits, scripted, served, settings, stop};
 use super::raw::{Raw, dispatch, tcp_pair, wrong_kinds};
 use crate::support::{DescriptorLedger, run_until, run_until_quiet, socketpair};
 
@@ -575,6 +575,69 @@ fn the_least_loaded_gets_the_next() {
     }
     turn_until(&mut reactor, &pool, |_| live(&pool)[idle] == 3);
     drop((kept, more));
+    end(&mut reactor, &pool);
+}
+
+/// What a worker had not taken when it died is nobody's any more once the pool
+/// is stopping: it is told at once, and the stop does not wait for its deadline.
+#[test]
+fn a_stopping_pool_does_not_wait_for_what_nobody_can_take() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("served");
+    let mut reactor = Reactor::new().unwrap();
+    let pool = Pool::start(&mut reactor, settings(1), scripted(log, |_| Script::Serve));
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&told);
+    pool.on_undelivered(move |_, connection, why| seen.borrow_mut().push((connection.label, why)));
+    turn_until(&mut reactor, &pool, |reactor| pool.has_room(reactor));
+    let worker = pool.statistics().workers[0].clone();
+    stop(worker.pid);
+    let (_client, accepted) = tcp_pair();
+    let mut connection = Connection::new(accepted);
+    connection.label = 7;
+    pool.dispatch(&mut reactor, connection);
+    let stopped = Rc::new(Cell::new(false));
+    let done = Rc::clone(&stopped);
+    pool.stop(&mut reactor, Duration::from_secs(3_600), move |_| {
+        done.set(true)
+    });
+    turn_until(&mut reactor, &pool, |_| {
+        pool.statistics().workers[0].stage == WorkerStage::Draining
+    });
+    pool.kill(worker.id);
+    turn_until(&mut reactor, &pool, |_| stopped.get());
+    assert_eq!(*told.borrow(), [(7, Undelivered::Stopped)]);
+}
+
+/// A policy that panics costs the connection that it looked at, and no other.
+#[test]
+fn a_policy_that_panics_costs_one_connection() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("served");
+    let mut reactor = Reactor::new().unwrap();
+    let policy = |offer: &Offer<'_>, _: &[Candidate]| {
+        assert_ne!(offer.label, 1, "as the test wants it");
+        Some(0)
+    };
+    let spawn = scripted(log, |_| Script::Serve);
+    let pool = Pool::with_policy(&mut reactor, settings(1), policy, spawn);
+    // All of them wait for the worker.
+    let clients: Vec<_> = (0..4)
+        .map(|label| {
+            let (client, accepted) = tcp_pair();
+            let mut connection = Connection::new(accepted);
+            connection.label = label;
+            pool.dispatch(&mut reactor, connection);
+            client
+        })
+        .collect();
+    turn_until(&mut reactor, &pool, |_| pool.statistics().acknowledged == 3);
+    run_until(&mut reactor, |_| try_read(&clients[1]) == Some(Vec::new()));
+    assert_eq!(reactor.statistics().panics, 1);
+    assert_eq!(pool.statistics().waiting, 0);
+    drop(clients);
     end(&mut reactor, &pool);
 }
 

@@ -1,7 +1,7 @@
 //! Clients of a pool, in the reactor of the test: each makes one connection,
 //! asks with its number, and reads the answer to the end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -33,7 +33,7 @@ impl Outcome {
 pub(crate) struct Clients {
     pub(crate) outcome: Rc<RefCell<Outcome>>,
     addresses: Rc<Vec<SocketAddr>>,
-    total: u32,
+    total: Rc<Cell<u32>>,
 }
 
 impl Clients {
@@ -47,7 +47,7 @@ impl Clients {
         let clients = Self {
             outcome: Rc::default(),
             addresses: Rc::new(addresses),
-            total,
+            total: Rc::new(Cell::new(total)),
         };
         for _ in 0..at_a_time {
             clients.start_next(reactor);
@@ -56,12 +56,24 @@ impl Clients {
     }
 
     pub(crate) fn are_done(&self) -> bool {
-        self.outcome.borrow().done() == self.total as usize
+        self.outcome.borrow().done() == self.total() as usize
+    }
+
+    pub(crate) fn total(&self) -> u32 {
+        self.total.get()
+    }
+
+    /// As many again, when all are done.
+    pub(crate) fn go_on(&self, reactor: &mut Reactor, more: u32) {
+        self.total.set(self.total.get() + more);
+        for _ in 0..more {
+            self.start_next(reactor);
+        }
     }
 
     fn start_next(&self, reactor: &mut Reactor) {
         let mut outcome = self.outcome.borrow_mut();
-        if outcome.next == self.total {
+        if outcome.next == self.total.get() {
             return;
         }
         let number = outcome.next;

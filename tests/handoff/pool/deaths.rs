@@ -32,19 +32,21 @@ struct Seen {
     statistics: PoolStatistics,
 }
 
-/// Lets `connections` clients come while workers die as their scripts, and
-/// `meddle`, say; then has everything end.
+/// Lets `connections` clients come, and more until `deaths` workers have died as
+/// their scripts, and `meddle`, say; then has everything end.
 fn run(
     connections: u32,
+    deaths: u64,
     choose: impl FnMut(u64) -> Script + 'static,
     meddle: impl FnMut(&mut Reactor, &Pool, usize),
 ) -> Seen {
-    run_with(connections, choose, |_, _| {}, meddle)
+    run_with(connections, deaths, choose, |_, _| {}, meddle)
 }
 
 /// As [`run`]; `ready` is told of every worker before it gets anything.
 fn run_with(
     connections: u32,
+    deaths: u64,
     choose: impl FnMut(u64) -> Script + 'static,
     ready: impl FnMut(WorkerId, u32) + 'static,
     mut meddle: impl FnMut(&mut Reactor, &Pool, usize),
@@ -64,7 +66,10 @@ fn run_with(
     let addresses = listen(&mut reactor, &pool);
     let clients = Clients::start(&mut reactor, addresses, connections, 32);
     let began = Instant::now();
-    while !clients.are_done() {
+    while !clients.are_done() || pool.statistics().deaths < deaths {
+        if clients.are_done() {
+            clients.go_on(&mut reactor, 32);
+        }
         reactor.turn(Some(Duration::from_millis(20)));
         meddle(&mut reactor, &pool, clients.outcome.borrow().done());
         assert!(began.elapsed() < PATIENCE, "{:?}", pool.statistics());
@@ -74,7 +79,7 @@ fn run_with(
     assert_eq!(unclean.get(), 0, "workers that leaked, or failed");
     let outcome = clients.outcome.borrow();
     let seen = Seen {
-        connections: connections as usize,
+        connections: clients.total() as usize,
         answered: outcome.answered.len(),
         failed: outcome.failed.len(),
         served_twice: twice(&log),
@@ -156,6 +161,7 @@ fn workers_killed_before_they_answer_cost_no_connection() {
     // Received, and not registered.
     let seen = run(
         connections,
+        wanted,
         move |worker| {
             let script = Script::DieBeforeRegistering(spread(worker, 9));
             enough(wanted, script)(worker)
@@ -172,6 +178,7 @@ fn workers_killed_before_they_answer_cost_no_connection() {
     let (to_stop, to_kill) = (Rc::clone(&left), Rc::clone(&stopped));
     let seen = run_with(
         connections,
+        wanted,
         |_| Script::Serve,
         move |worker, pid| {
             if to_stop.get() > 0 {
@@ -235,6 +242,7 @@ fn workers_killed_after_they_answered_cost_their_own_connections_only() {
     for (step, make) in steps {
         let seen = run(
             connections,
+            wanted,
             move |worker| {
                 if worker <= wanted {
                     make(spread(worker, 9))
@@ -277,8 +285,10 @@ fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
     let connections = scaled(300, 2_500);
     let every = 10;
     let mut killed = 0;
+    let deaths = scaled(20, 150);
     let seen = run(
         connections,
+        deaths,
         |_| Script::Serve,
         |_, pool, done| {
             if done / every > killed {
@@ -299,7 +309,7 @@ fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
             "workers killed at random times",
             seen.statistics.deaths as usize,
             Bound::AtLeast,
-            scaled(10, 100),
+            deaths as usize,
         )
         .must(
             "served twice, killed at random times",

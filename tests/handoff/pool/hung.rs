@@ -146,8 +146,9 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
     let log = directory.path().join("served");
     let mut reactor = Reactor::new().unwrap();
     let mut settings = settings(2);
-    settings.ack_timeout = Duration::from_millis(50);
-    settings.kill_timeout = Some(Duration::from_millis(200));
+    settings.ack_timeout = Duration::from_millis(200);
+    // Long enough for the other one on a busy machine.
+    settings.kill_timeout = Some(Duration::from_secs(2));
     let stopped = Rc::new(Cell::new(false));
     let pool = Pool::start(&mut reactor, settings, scripted(log, |_| Script::Serve));
     // The first one stops before it gets anything.
@@ -168,11 +169,8 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
     }
     let statistics = pool.statistics();
     assert_eq!(clients.outcome.borrow().failed, [0_u32; 0]);
-    assert_eq!(
-        (statistics.hangs, statistics.deaths),
-        (1, 1),
-        "{statistics:?}"
-    );
+    assert_eq!(statistics.deaths, 1, "{statistics:?}");
+    assert!(statistics.hangs >= 1, "{statistics:?}");
     assert!(statistics.resent > 0, "{statistics:?}");
     end(&mut reactor, &pool);
 }
