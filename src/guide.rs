@@ -11,9 +11,10 @@
 //! 6. [Closing](closing)
 //! 7. [Giving a connection to another process](handoff)
 //! 8. [Worker processes](pools)
-//! 9. [Testing your protocol](testing)
-//! 10. [Threads, signals and other loops](embedding)
-//! 11. [Coming from Twisted](twisted)
+//! 9. [Restarts, moves and systemd](restarts)
+//! 10. [Testing your protocol](testing)
+//! 11. [Threads, signals and other loops](embedding)
+//! 12. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -38,6 +39,9 @@ pub mod handoff {}
 
 #[doc = include_str!("guide/pools.md")]
 pub mod pools {}
+
+#[doc = include_str!("guide/restarts.md")]
+pub mod restarts {}
 
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}

@@ -59,6 +59,8 @@
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | serve with several processes | [`handoff::pool`] |
+//! | be replaced by a new process without losing a connection | [`handoff::restart`] |
+//! | take sockets from systemd, and tell it how we are | [`handoff::systemd`] |
 //! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
 //! | call from another thread | [`RemoteHandle::call_from_thread`] |
 //! | do work that blocks | [`Reactor::call_in_thread`], [`ThreadPool`] |
