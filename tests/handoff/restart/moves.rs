@@ -11,8 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::client::{Client, Server};
 use crate::support::DescriptorLedger;
 
-/// How many connections, in all and those that never rest; the full tier has
-/// more (`BOWLINE_MOVES=10000`).
+/// How many connections, those that never rest beside them, and how many
+/// restarts; more with `BOWLINE_MOVES=2000`.
 fn sizes() -> (usize, usize, usize) {
     let wanted = std::env::var("BOWLINE_MOVES").ok();
     match wanted.and_then(|wanted| wanted.parse().ok()) {
@@ -27,7 +27,7 @@ const BIG: usize = 700_000;
 #[test]
 fn live_connections_move_with_every_byte_and_descriptor() {
     let _ledger = DescriptorLedger::open();
-    let (connections, busy, restarts) = sizes();
+    let (connections, never_resting, restarts) = sizes();
     let limit = getrlimit(Resource::Nofile);
     let most = Rlimit {
         current: limit.maximum,
@@ -51,7 +51,9 @@ fn live_connections_move_with_every_byte_and_descriptor() {
     }
     let is_over = Arc::new(AtomicBool::new(false));
     let busy = {
-        let clients: Vec<_> = (0..busy).map(|_| server.connect_tcp("two")).collect();
+        let clients: Vec<_> = (0..never_resting)
+            .map(|_| server.connect_tcp("two"))
+            .collect();
         let is_over = Arc::clone(&is_over);
         thread::spawn(move || keep_busy(clients, &is_over))
     };
@@ -131,7 +133,7 @@ fn live_connections_move_with_every_byte_and_descriptor() {
          within {p99:?} (p99), {:?} (all)",
         pauses[pauses.len() - 1]
     );
-    assert_eq!(moved, restarts * (connections + connections / 10));
+    assert_eq!(moved, restarts * (connections + never_resting));
     // Clean in the last process: nothing is left of the connections, nor of moves.
     drop(idle);
     super::client::eventually(|| {
