@@ -254,7 +254,12 @@ fn frames_both_ways(reactor: &mut Reactor, files: &mut Files, random: &mut Rando
         }
     }
     step_until(reactor, |reactor| {
-        if let Some((frame, passed)) = outgoing.front_mut() {
+        // Several before we look, so that the end of one frame and the
+        // beginning of the next lie side by side.
+        for _ in 0..random.below(5) {
+            let Some((frame, passed)) = outgoing.front_mut() else {
+                break;
+            };
             // Some of it, the descriptors with the first byte, which may be
             // glued to the end of the frame before.
             let piece = size(random, 65_536).min(frame.len());
