@@ -175,8 +175,9 @@ impl Descriptor for SignalPipe {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
+                    // The flags say which signals came; the pipe only wakes us.
                     log::error!(target: log::REACTOR, "cannot read the signal pipe: {error}");
-                    return Next::Remove;
+                    break;
                 }
             }
         }
