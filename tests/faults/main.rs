@@ -6,6 +6,8 @@ mod support;
 
 mod injected;
 mod journal;
+mod load;
+mod outside;
 mod panics;
 mod peers;
 mod scenarios;

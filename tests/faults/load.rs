@@ -1,0 +1,344 @@
+//! Load that stays: connections held, and a mix of everything for a while.
+
+use std::cell::Cell;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream as StdTcp};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnix;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline::testing::Random;
+use bowline::{Address, Context, PassedDescriptor, Protocol, Reactor, Transport, Transports};
+use bowline::{ReceivedDescriptors, UnixStream, UnixTransport};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::peers::{Farewell, Peer};
+use crate::support::faults::with_faults;
+use crate::support::figures::{Bound, Figures, is_full, scaled};
+use crate::support::open_descriptors;
+use crate::support::own_process::in_own_process;
+
+/// Echoes, and counts who is there.
+struct Echo(Rc<Cell<usize>>);
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn connection_made(&mut self, _: &mut Context<'_, T>) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, _: &bowline::CloseReason) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Sends back bytes with the descriptors that came with them.
+struct Return(Rc<Cell<usize>>);
+
+impl Protocol<UnixStream> for Return {
+    fn connection_made(&mut self, _: &mut Context<'_, UnixStream>) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, UnixStream>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        let back = descriptors.map(PassedDescriptor::from).collect();
+        // Refused where the connection is ending.
+        let _ = cx.transport.write_with_descriptors(data, back);
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, UnixStream>, _: &bowline::CloseReason) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Memory that this process has in use, in bytes.
+fn resident() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has it");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    kib.and_then(|kib| kib.parse::<usize>().ok())
+        .expect("a number")
+        * 1024
+}
+
+/// What this process has used of a processor.
+fn processor_time() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").expect("Linux has it");
+    // Behind the name, which may have spaces in it; in hundredths of a second.
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    let ticks = ticks.map(|field| field.parse::<u64>().expect("a number"));
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
+/// Reliability T-36: clients come and go, echo, pass descriptors and leave
+/// badly, while calls fail by chance; memory and descriptors stay what they are,
+/// and no byte is wrong. (Restarts under load are the rows T-29 to T-31.)
+#[test]
+fn long_mixed_load_with_faults_leaks_nothing() {
+    with_faults(
+        module_path!(),
+        "long_mixed_load_with_faults_leaks_nothing",
+        |faults| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("socket");
+            let mut reactor = Reactor::new().unwrap();
+            let open = Rc::new(Cell::new(0));
+            let of = Rc::clone(&open);
+            let listener = reactor
+                .listen_tcp(([127, 0, 0, 1], 0).into(), move |_: &Address| {
+                    Echo(Rc::clone(&of))
+                })
+                .unwrap();
+            let Address::Inet(address) = reactor.get(listener).unwrap().address() else {
+                panic!("it is TCP");
+            };
+            let of = Rc::clone(&open);
+            reactor
+                .listen_unix(&*path, move |_: &Address| Return(Rc::clone(&of)))
+                .unwrap();
+            let length = scaled(Duration::from_secs(10), Duration::from_secs(300));
+            let warm = length / 4;
+            let mut random = Random::new(36);
+            let mut peers: Vec<Peer> = Vec::new();
+            let started = Instant::now();
+            let (mut clients, mut satisfied, mut baseline) = (0, 0, None);
+            while started.elapsed() < length {
+                while peers.len() < 40 {
+                    clients += 1;
+                    peers.push(client(&mut random, address, &path));
+                }
+                faults.storm(random.below(30) as u32, random.any() as u32);
+                faults.during(|| reactor.turn(Some(Duration::from_millis(10))));
+                peers.iter_mut().for_each(Peer::step);
+                peers.retain(|peer| {
+                    assert!(peer.is_unharmed(), "other bytes came back");
+                    satisfied += usize::from(peer.is_satisfied());
+                    !peer.is_done()
+                });
+                if baseline.is_none() && started.elapsed() > warm {
+                    baseline = Some((resident(), Instant::now()));
+                }
+            }
+            let (before, since) = baseline.expect("it has run on");
+            let grown = resident() as f64 - before as f64;
+            let per_hour = grown / since.elapsed().as_secs_f64() * 3600.0;
+            peers.clear();
+            let ended = Instant::now();
+            while open.get() > 0 && ended.elapsed() < Duration::from_secs(20) {
+                reactor.turn(Some(Duration::from_millis(10)));
+            }
+            assert_eq!(open.get(), 0, "connections that nobody is at");
+            let left = reactor.registered();
+            let descriptors = open_descriptors().len();
+            assert_eq!(left, 2, "the listeners");
+            assert_eq!(reactor.statistics().panics, 0);
+            let figures = Figures::of("T-36")
+                .must("seconds", length.as_secs() as usize, Bound::AtLeast, 10)
+                .must("clients", clients, Bound::AtLeast, 100)
+                .must(
+                    "of them with all they asked for",
+                    satisfied,
+                    Bound::AtLeast,
+                    clients / 2,
+                )
+                .must("faults", faults.fired() as usize, Bound::AtLeast, 100)
+                .must("descriptors left", descriptors, Bound::AtMost, 20)
+                .measured(
+                    "memory grown since the first quarter",
+                    grown / 1048576.0,
+                    "MiB",
+                    Bound::Below,
+                    1.0,
+                );
+            if is_full() {
+                let per_hour = per_hour / 1048576.0;
+                figures.measured("memory grown per hour", per_hour, "MiB", Bound::Below, 1.0);
+            }
+        },
+    );
+}
+
+fn client(random: &mut Random, address: SocketAddr, path: &Path) -> Peer {
+    let file = || OwnedFd::from(fs::File::open("/dev/null").expect("there"));
+    let peer = match random.below(4) {
+        0 => Peer::tcp(address).echoes(random.below(2_000)),
+        1 => Peer::tcp(address).echoes(random.below(150_000)),
+        2 => Peer::unix(path).echoes(random.below(50_000)),
+        _ => Peer::unix(path).passes((0..random.below(5)).map(|_| vec![file(), file()]).collect()),
+    };
+    // Some leave with bytes unread.
+    match random.below(4) {
+        0 => peer.then(Farewell::Close),
+        _ => peer,
+    }
+}
+
+/// Set in the processes that hold the other ends: how many of each kind, and
+/// where.
+const HOLD: &str = "BOWLINE_TEST_HOLD";
+
+/// The other ends; it says when they are there, then uses one in a hundred each
+/// time it is told a line, and ends with its input.
+#[test]
+fn holds_the_other_ends() {
+    let Ok(what) = std::env::var(HOLD) else {
+        return;
+    };
+    raise_limit();
+    let mut words = what.split(' ');
+    let mut next = || words.next().expect("four words");
+    let (tcp, unix): (usize, usize) = (next().parse().unwrap(), next().parse().unwrap());
+    let address: SocketAddr = next().parse().unwrap();
+    let path = next().to_owned();
+    let mut streams: Vec<Box<dyn Both>> = Vec::new();
+    for _ in 0..tcp {
+        streams.push(Box::new(StdTcp::connect(address).expect("it listens")));
+    }
+    for _ in 0..unix {
+        streams.push(Box::new(StdUnix::connect(&path).expect("it listens")));
+    }
+    let mut at = 0;
+    let say = |word: &str| {
+        let mut out = io::stdout();
+        writeln!(out, "\n{word}")
+            .and_then(|()| out.flush())
+            .expect("a pipe");
+    };
+    say("there");
+    for _ in io::stdin().lines() {
+        for _ in 0..streams.len() / 100 {
+            at = (at + 101) % streams.len();
+            let stream = &mut streams[at];
+            stream.write_all(b"alive?").expect("alive");
+            let mut answer = [0; 6];
+            stream.read_exact(&mut answer).expect("alive");
+            assert_eq!(&answer, b"alive?");
+        }
+        say("used");
+    }
+}
+
+trait Both: Read + Write {}
+impl<S: Read + Write> Both for S {}
+
+fn raise_limit() {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    let limits = Rlimit {
+        current: hard,
+        maximum: hard,
+    };
+    setrlimit(Resource::Nofile, limits).expect("up to the hard limit");
+}
+
+/// Reliability T-39: thousands of connections in one process, of which one in a
+/// hundred has something to say.
+#[test]
+fn thousands_of_connections_are_held_at_little_cost() {
+    in_own_process(
+        module_path!(),
+        "thousands_of_connections_are_held_at_little_cost",
+        || {
+            raise_limit();
+            let (tcp, unix) = scaled((1_500, 400), (15_000, 4_000));
+            let length = scaled(Duration::from_secs(3), Duration::from_secs(60));
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("socket");
+            let mut reactor = Reactor::new().unwrap();
+            let open = Rc::new(Cell::new(0));
+            let of = Rc::clone(&open);
+            let listener = reactor
+                .listen_tcp(([127, 0, 0, 1], 0).into(), move |_: &Address| {
+                    Echo(Rc::clone(&of))
+                })
+                .unwrap();
+            let Address::Inet(address) = reactor.get(listener).unwrap().address() else {
+                panic!("it is TCP");
+            };
+            let of = Rc::clone(&open);
+            reactor
+                .listen_unix(&*path, move |_: &Address| Echo(Rc::clone(&of)))
+                .unwrap();
+            reactor.turn(Some(Duration::ZERO));
+            let before = resident();
+            let mut holder = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "load::holds_the_other_ends", "--nocapture"])
+                .env(HOLD, format!("{tcp} {unix} {address} {}", path.display()))
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut input = holder.stdin.take().unwrap();
+            let mut output = holder.stdout.take().unwrap();
+            rustix::fs::fcntl_setfl(output.as_fd(), rustix::fs::OFlags::NONBLOCK).unwrap();
+            let mut said = String::new();
+            let mut hear = move |words: usize, word: &str| {
+                let mut bytes = [0; 4096];
+                if let Ok(count) = output.read(&mut bytes) {
+                    said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+                }
+                said.matches(word).count() >= words
+            };
+            let began = Instant::now();
+            while open.get() < tcp + unix || !hear(1, "there") {
+                reactor.turn(Some(Duration::from_millis(20)));
+                assert!(
+                    began.elapsed() < Duration::from_secs(120),
+                    "{} are open",
+                    open.get()
+                );
+            }
+            let held = open.get();
+            let each = (resident() - before) as f64 / held as f64;
+            // One in a hundred every second; what else is idle.
+            let (cpu, started) = (processor_time(), Instant::now());
+            let mut rounds = 0;
+            while started.elapsed() < length {
+                rounds += 1;
+                input.write_all(b"go\n").unwrap();
+                let next = started + Duration::from_secs(rounds);
+                let mut is_heard = false;
+                while !is_heard || Instant::now() < next {
+                    let left = next.saturating_duration_since(Instant::now());
+                    reactor.turn(Some(
+                        left.clamp(Duration::from_millis(1), Duration::from_millis(100)),
+                    ));
+                    is_heard = is_heard || hear(rounds as usize, "used");
+                    let elapsed = started.elapsed();
+                    assert!(elapsed < length + Duration::from_secs(60), "no answer");
+                }
+            }
+            let busy = (processor_time() - cpu).as_secs_f64() / started.elapsed().as_secs_f64();
+            assert_eq!(open.get(), held, "all are alive");
+            drop(input);
+            while holder.try_wait().unwrap().is_none() {
+                reactor.turn(Some(Duration::from_millis(10)));
+            }
+            Figures::of("T-39")
+                .must("connections held", held, Bound::Exactly, tcp + unix)
+                .measured("memory each", each / 1024.0, "KiB", Bound::Below, 8.0)
+                .measured(
+                    "processor in use at 1 % activity",
+                    busy * 100.0,
+                    "%",
+                    Bound::Below,
+                    5.0,
+                );
+        },
+    );
+}
