@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use bowline::handoff::pool::{Pool, PoolStatistics, WorkerId, WorkerStage};
 use bowline::{Reactor, Transports};
-use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, expect_clean_exits, scripted, served, settings, signal, stop};
+use super::process::{Script, end, expect_clean_exits, scripted, served, settings, stop};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -172,17 +171,17 @@ fn workers_killed_before_they_answer_cost_no_connection() {
     let mut kills = seen.statistics.deaths;
 
     // Stopped when it begins, so that what it is given stays in its socket; then
-    // killed.
-    let left = Rc::new(Cell::new(wanted));
+    // killed. Clients come until that has happened to all that were stopped.
+    let left = Cell::new(wanted);
     let stopped = Rc::new(RefCell::new(Vec::new()));
-    let (to_stop, to_kill) = (Rc::clone(&left), Rc::clone(&stopped));
+    let to_kill = Rc::clone(&stopped);
     let seen = run_with(
         connections,
         wanted,
         |_| Script::Serve,
         move |worker, pid| {
-            if to_stop.get() > 0 {
-                to_stop.set(to_stop.get() - 1);
+            if left.get() > 0 {
+                left.set(left.get() - 1);
                 stop(pid);
                 to_kill.borrow_mut().push(worker);
             }
@@ -197,15 +196,6 @@ fn workers_killed_before_they_answer_cost_no_connection() {
                 }
                 !has_some
             });
-            if left.get() == 0 {
-                // The rest has nothing, and may go on: it is not killed any more.
-                for id in stopped.take() {
-                    let worker = workers.iter().find(|worker| worker.id == id);
-                    if let Some(worker) = worker {
-                        signal(worker.pid, Signal::CONT);
-                    }
-                }
-            }
         },
     );
     seen.expect_nothing_lost(figures, "before it receives");
