@@ -93,7 +93,7 @@ impl DescriptorLedger {
     pub(crate) fn open() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         Self {
-            before: open_descriptors(),
+            before: settled_descriptors(),
             _alone: alone,
         }
     }
@@ -120,6 +120,21 @@ impl Drop for DescriptorLedger {
             self.assert_balanced();
         }
     }
+}
+
+/// Those that are open for longer than a moment. The C library opens a file of
+/// its own when another thread allocates for the first time (glibc, to count the
+/// processors), and no lock of ours keeps it from that.
+fn settled_descriptors() -> BTreeSet<i32> {
+    let mut seen = open_descriptors();
+    let mut times = 1;
+    while times < 3 {
+        std::thread::yield_now();
+        let now = open_descriptors();
+        times = if now == seen { times + 1 } else { 1 };
+        seen = now;
+    }
+    seen
 }
 
 /// The numbers of all open descriptors.
