@@ -95,6 +95,7 @@ impl Shared {
             acknowledged: 0,
             refused: 0,
             started: reactor.now(),
+            answered: reactor.now(),
             not_before: None,
             drain_deadline: None,
             is_watched,
@@ -149,6 +150,7 @@ impl Shared {
             FromWorker::Load { live } => (None, live, None),
         };
         worker.live = live;
+        worker.answered = reactor.now();
         worker.not_before = None;
         let mut event = None;
         if worker.stage == WorkerStage::Hung {
@@ -341,10 +343,11 @@ impl Shared {
             let state = &mut *state;
             state.tick = None;
             for worker in &mut state.workers {
-                let age = worker.in_flight.front().map_or(Duration::ZERO, |job| {
-                    now.saturating_duration_since(job.since)
-                });
-                if worker.stage == WorkerStage::Serving && age > state.settings.ack_timeout {
+                let oldest = worker.in_flight.front().map_or(now, |job| job.since);
+                let age = now.saturating_duration_since(oldest);
+                // One that goes on has much to answer that is old by then.
+                let silence = now.saturating_duration_since(oldest.max(worker.answered));
+                if worker.stage == WorkerStage::Serving && silence > state.settings.ack_timeout {
                     worker.stage = WorkerStage::Hung;
                     state.counts.hangs += 1;
                     let (worker, pid) = (worker.id, worker.pid);

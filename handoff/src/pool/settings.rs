@@ -17,8 +17,8 @@ pub struct PoolSettings {
     /// How many connections a worker may have been given without having
     /// answered; default 64.
     pub window: usize,
-    /// How old an unanswered connection may get before its worker counts as
-    /// hung and gets no more; default 1 s.
+    /// How long a worker that has connections to answer may say nothing before
+    /// it counts as hung and gets no more; default 1 s.
     pub ack_timeout: Duration,
     /// How old it may get before its worker is killed; default 10 s, `None`
     /// for never.

@@ -63,6 +63,8 @@ pub(super) struct Worker {
     pub(super) acknowledged: u64,
     pub(super) refused: u64,
     pub(super) started: Instant,
+    /// When it last answered; its start before that.
+    pub(super) answered: Instant,
     /// Not given anything before then.
     pub(super) not_before: Option<Instant>,
     /// When a draining one is ended.
