@@ -33,17 +33,19 @@ mod load;
 mod server;
 
 use std::cell::RefCell;
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bowline::Reactor;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, STOP_DEADLINE};
 use crate::load::Load;
 
 const HELP: &str = "
@@ -51,6 +53,7 @@ A server that is replaced by a new process of itself while it serves.
 
 Usage: hot_restart [--move] [--restarts N] [--connections N] [--clients N]
        hot_restart --serve [--move] [--listen HOST:PORT] [--unix PATH] [--directory DIR]
+                   [--record FILE]
 
   --move              live connections move to the new process
   --restarts N        how often it restarts under load [default: 5]
@@ -62,7 +65,12 @@ Usage: hot_restart [--move] [--restarts N] [--connections N] [--clients N]
   --unix PATH         where to listen too
   --directory DIR     where processes find each other; ours alone [default:
                       hot_restart in the directory of temporary files]
+  --record FILE       where each process appends its number and how many
+                      descriptors it had open at its end
 ";
+
+/// That file, in the demonstration.
+const RECORD: &str = "ended";
 
 /// How long after a restart the next one follows. Meanwhile the load is what it
 /// is without.
@@ -80,6 +88,7 @@ fn main() -> common::Result {
     let listen = arguments.option("--listen")?;
     let unix: Option<PathBuf> = arguments.option("--unix")?;
     let directory = arguments.option("--directory")?;
+    let record = arguments.option("--record")?;
     let restarts = arguments.option("--restarts")?.unwrap_or(5);
     let connections = arguments.option("--connections")?.unwrap_or(5_000);
     let clients = arguments.option("--clients")?.unwrap_or(16);
@@ -90,6 +99,7 @@ fn main() -> common::Result {
             unix,
             directory: directory.unwrap_or_else(|| std::env::temp_dir().join("hot_restart")),
             moves,
+            record,
         })
     } else {
         demonstrate(moves, restarts, connections, clients)
@@ -104,7 +114,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(directory: &std::path::Path, moves: bool) -> common::Result<Self> {
+    fn start(directory: &Path, moves: bool) -> common::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("--serve")
@@ -112,6 +122,8 @@ impl Server {
             .arg(directory.join("control"))
             .arg("--unix")
             .arg(directory.join("socket"))
+            .arg("--record")
+            .arg(directory.join(RECORD))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         if moves {
@@ -168,13 +180,36 @@ fn demonstrate(moves: bool, restarts: usize, connections: usize, clients: usize)
     }
     let first = server.process.wait()?;
     println!("{}", load.report());
+    let (ended, left) = descriptors_left(directory.path(), load.generations())?;
+    println!("descriptors left open at the end of {ended} processes: {left}");
     if !first.success() {
         return Err(format!("the first server ended with {first}").into());
     }
-    if load.failures() > 0 || load.generations() <= restarts {
+    if load.failures() > 0 || load.generations() <= restarts || left > 0 {
         return Err("something was lost".into());
     }
     Ok(())
+}
+
+/// How many servers have ended, and how many descriptors they had open then, once
+/// there are `wanted` of them. All but the first are nobody's children here.
+fn descriptors_left(directory: &Path, wanted: usize) -> common::Result<(usize, usize)> {
+    let began = Instant::now();
+    loop {
+        let record = fs::read_to_string(directory.join(RECORD)).unwrap_or_default();
+        let left = record.lines().map(|line| {
+            let count = line.split_once(' ').and_then(|(_, left)| left.parse().ok());
+            count.ok_or_else(|| format!("what is {line}?"))
+        });
+        let left = left.collect::<Result<Vec<usize>, _>>()?;
+        if left.len() >= wanted {
+            return Ok((left.len(), left.iter().sum()));
+        }
+        if began.elapsed() > 2 * STOP_DEADLINE {
+            return Err(format!("of {wanted} servers only {} ended well", left.len()).into());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Has the latest process restart, whenever the last restart is through.

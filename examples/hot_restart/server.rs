@@ -1,6 +1,8 @@
 //! The server: each line comes back with the process that answers it.
 
 use std::cell::{Cell, OnceCell};
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -26,9 +28,51 @@ pub(crate) struct Options {
     pub(crate) unix: Option<PathBuf>,
     pub(crate) directory: PathBuf,
     pub(crate) moves: bool,
+    /// Where each process says at its end what it left open.
+    pub(crate) record: Option<PathBuf>,
 }
 
 pub(crate) fn run(options: Options) -> common::Result {
+    let record = options.record.clone();
+    let others = open_descriptors()?;
+    let result = serve(options);
+    if let Some(record) = record {
+        // What the program was started with is not ours, sockets excepted: these
+        // it was handed.
+        let is_ours = |it: &Descriptor| it.is_socket() || !others.contains(it);
+        let left = open_descriptors()?.into_iter().filter(is_ours).count();
+        let mut record = File::options().append(true).create(true).open(record)?;
+        // In one write, whole beside those of others.
+        record.write_all(format!("{} {left}\n", process::id()).as_bytes())?;
+    }
+    result
+}
+
+/// An open descriptor: its number, and what it is.
+#[derive(PartialEq)]
+struct Descriptor(OsString, PathBuf);
+
+impl Descriptor {
+    fn is_socket(&self) -> bool {
+        self.1.to_string_lossy().starts_with("socket:")
+    }
+}
+
+fn open_descriptors() -> io::Result<Vec<Descriptor>> {
+    let listed: Vec<_> = fs::read_dir("/proc/self/fd")?.collect::<io::Result<_>>()?;
+    // The listing's own is closed by now.
+    Ok(listed
+        .into_iter()
+        .filter_map(|entry| {
+            Some(Descriptor(
+                entry.file_name(),
+                fs::read_link(entry.path()).ok()?,
+            ))
+        })
+        .collect())
+}
+
+fn serve(options: Options) -> common::Result {
     // First of all, while nothing else is open and no thread runs.
     let inherited = systemd::inherited()?;
     let notifier = Notifier::from_environment()?.map(Rc::new);
