@@ -86,6 +86,10 @@ fn processor_time() -> Duration {
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
+/// What the mean number of open descriptors may differ by with the clients that
+/// there are by chance; a leak for every hundredth is about as many.
+const MORE_OPEN: f64 = 40.0;
+
 /// Reliability T-36: clients come and go, echo, pass descriptors and leave
 /// badly, while calls fail by chance; memory and descriptors stay what they are,
 /// and no byte is wrong. (Restarts under load are the rows T-29 to T-31.)
@@ -118,6 +122,9 @@ fn long_mixed_load_with_faults_leaks_nothing() {
             let mut peers: Vec<Peer> = Vec::new();
             let started = Instant::now();
             let (mut clients, mut satisfied, mut baseline) = (0, 0, None);
+            // Of each quarter of the time: samples, and descriptors open in all.
+            let mut quarters = [(0_usize, 0_usize); 4];
+            let mut turns = 0_u64;
             while started.elapsed() < length {
                 while peers.len() < 40 {
                     clients += 1;
@@ -131,6 +138,13 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                     satisfied += usize::from(peer.is_satisfied());
                     !peer.is_done()
                 });
+                turns += 1;
+                if turns.is_multiple_of(16) {
+                    let quarter = started.elapsed().as_secs_f64() / length.as_secs_f64() * 4.0;
+                    let (samples, sum) = &mut quarters[(quarter as usize).min(3)];
+                    *samples += 1;
+                    *sum += open_descriptors().len();
+                }
                 if baseline.is_none() && started.elapsed() > warm {
                     baseline = Some((resident(), Instant::now()));
                 }
@@ -138,6 +152,9 @@ fn long_mixed_load_with_faults_leaks_nothing() {
             let (before, since) = baseline.expect("it has run on");
             let grown = resident() as f64 - before as f64;
             let per_hour = grown / since.elapsed().as_secs_f64() * 3600.0;
+            // As many clients all the time: what is open does not grow either.
+            let mean = |(samples, sum): (usize, usize)| sum as f64 / samples as f64;
+            let more_open = mean(quarters[3]) - mean(quarters[1]);
             peers.clear();
             let ended = Instant::now();
             while open.get() > 0 && ended.elapsed() < Duration::from_secs(20) {
@@ -160,12 +177,20 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                 .must("faults", faults.fired() as usize, Bound::AtLeast, 100)
                 .must("descriptors left", descriptors, Bound::AtMost, 20)
                 .measured(
+                    "descriptors open in the last quarter more than in the second",
+                    more_open,
+                    "",
+                    Bound::Below,
+                    MORE_OPEN,
+                )
+                .measured(
                     "memory grown since the first quarter",
                     grown / 1048576.0,
                     "MiB",
                     Bound::Below,
                     1.0,
                 );
+            assert!(more_open < MORE_OPEN, "{more_open} more are open");
             if is_full() {
                 let per_hour = per_hour / 1048576.0;
                 figures.measured("memory grown per hour", per_hour, "MiB", Bound::Below, 1.0);

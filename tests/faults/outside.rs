@@ -1,11 +1,14 @@
 //! Faults from outside: the examples as they are built for their users, with
 //! calls that strace or a preloaded library has fail.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -96,25 +99,30 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("it is there");
-        let mut line = String::new();
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        lines.read_line(&mut line).expect("text");
+        let (say, hear) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            lines.read_line(&mut line).expect("text");
+            // Nobody hears it who has waited for too long.
+            let _ = say.send((line, lines));
+        });
+        let Ok((line, lines)) = hear.recv_timeout(DEADLINE) else {
+            kill(&mut child);
+            panic!("it neither starts nor ends");
+        };
         let address = line.trim_end().strip_prefix("listening on ");
         let Some(address) = address.map(str::to_owned) else {
-            let status = wait(&mut child, "at the start");
-            assert!(status.code().is_some(), "{status}");
+            // 1 is an error that main answers, 127 one of the dynamic loader, before
+            // main; a panic has another status, a crash none.
+            let status = wait(&mut child);
+            let is_said = matches!(status.code(), Some(1 | 127));
+            assert!(is_said, "at the start: {status}");
             return None;
         };
         let mut pid = Pid::from_child(&child);
         if is_traced {
-            let tracer = pid.as_raw_nonzero();
-            let children = format!("/proc/{tracer}/task/{tracer}/children");
-            let first = std::fs::read_to_string(children).expect("Linux has it");
-            let first = first.split_whitespace().next().map(str::parse);
-            pid = first
-                .and_then(Result::ok)
-                .and_then(Pid::from_raw)
-                .expect("strace runs it");
+            pid = first_child(pid).expect("strace runs it");
         }
         let address = unix.map_or_else(|| Address::Tcp(address), Address::Unix);
         Some(Self {
@@ -177,9 +185,9 @@ impl Server {
         self.child.try_wait().expect("ours").is_some()
     }
 
-    fn stop(mut self, fault: &str) -> ExitStatus {
+    fn stop(mut self) -> ExitStatus {
         let _ = kill_process(self.pid, Signal::TERM);
-        wait(&mut self.child, fault)
+        wait(&mut self.child)
     }
 }
 
@@ -198,36 +206,85 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
+fn first_child(parent: Pid) -> Option<Pid> {
+    let parent = parent.as_raw_nonzero();
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    let children = fs::read_to_string(children).ok()?;
+    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+}
+
+/// Ends a process, and before it the one that it traces.
+fn kill(child: &mut Child) {
+    if let Some(traced) = first_child(Pid::from_child(child)) {
+        let _ = kill_process(traced, Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
 #[track_caller]
-fn wait(child: &mut Child, fault: &str) -> ExitStatus {
+fn wait(child: &mut Child) -> ExitStatus {
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("ours") {
             return status;
         }
-        assert!(started.elapsed() < DEADLINE, "{fault}: it does not stop");
+        if started.elapsed() > DEADLINE {
+            kill(child);
+            panic!("it does not stop");
+        }
         thread::yield_now();
     }
 }
 
 /// Serves clients until the fault has hit, and looks whether all is well then.
-fn visit(mut server: Server, fault: &str) {
+fn visit(mut server: Server) {
     let mut served = 0;
     for _ in 0..4 {
         served += usize::from(server.echo(BYTES));
     }
-    assert!(!server.has_crashed(), "{fault}: it has ended");
+    assert!(!server.has_crashed(), "it has ended");
     // Whatever happened: it serves.
     let mut tries = 0;
     while !server.echo(100) {
         tries += 1;
         assert!(
             tries < 50,
-            "{fault}: it does not serve any more, after {served} clients"
+            "it does not serve any more, after {served} clients"
         );
     }
-    let status = server.stop(fault);
-    assert!(status.success(), "{fault}: {status}");
+    let status = server.stop();
+    assert!(status.success(), "at the end: {status}");
+}
+
+/// What a check of a server found wrong, where it did.
+fn objection(check: impl FnOnce()) -> Option<String> {
+    let said = catch_unwind(AssertUnwindSafe(check)).err()?;
+    let text = said.downcast::<String>().map_or_else(
+        |said| said.downcast::<&str>().map(|text| text.to_string()),
+        |text| Ok(*text),
+    );
+    Some(text.unwrap_or_else(|_| "a panic".into()))
+}
+
+/// Whether strace is there; says so loudly where it is not, and fails where it
+/// has to be.
+fn has_strace() -> bool {
+    let version = Command::new("strace")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status();
+    if version.is_ok_and(|status| status.success()) {
+        return true;
+    }
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    assert!(
+        !is("CI", "true") && !is("BOWLINE_INTEROP", "require"),
+        "CANNOT RUN strace, which this test needs: install the package `strace`"
+    );
+    // Straight to the terminal: the harness keeps what tests that pass print.
+    let _ = io::stderr().write_all(b"NOT RUN: faults by strace, which is missing\n");
+    false
 }
 
 /// Reliability T-35: calls of the examples, built as their users build them,
@@ -239,11 +296,9 @@ fn examples_survive_faults_from_outside() {
     let wanted = scaled(24, 200);
     let mut random = Random::new(35);
     let (mut traced, mut preloaded, mut refused) = (0, 0, 0);
-    let has_strace = Command::new("strace")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .is_ok();
+    let (mut hit_traced, mut hit_preloaded) = (0, 0);
+    let mut failures = Vec::new();
+    let has_strace = has_strace();
     while traced + preloaded < wanted {
         let name = format!("echo-{}", traced + preloaded);
         let unix = random.chance(50).then(|| folder.path().join(name));
@@ -257,18 +312,25 @@ fn examples_survive_faults_from_outside() {
             let error = errors[random.below(errors.len())];
             let nth = 1 + random.below(8);
             let fault = format!("inject={call}:error={error}:when={nth}");
+            let log = folder.path().join("trace");
             let mut command = Command::new("strace");
             command
-                .args(["-f", "--seccomp-bpf", "-o", "/dev/null", "-e"])
+                .args(["-f", "--seccomp-bpf", "-o"])
+                .arg(&log)
+                .arg("-e")
                 .arg(format!("trace={call}"))
                 .arg("-e")
                 .arg(&fault)
                 .arg(example("echo"))
                 .args(&arguments);
-            match Server::start(command, unix, true) {
-                Some(server) => visit(server, &fault),
+            let found = objection(|| match Server::start(command, unix, true) {
+                Some(server) => visit(server),
                 None => refused += 1,
-            }
+            });
+            failures.extend(found.map(|found| format!("{fault}: {found}")));
+            let trace = fs::read(&log).map(|trace| String::from_utf8_lossy(&trace).into_owned());
+            let _ = fs::remove_file(&log);
+            hit_traced += usize::from(trace.is_ok_and(|trace| trace.contains("(INJECTED)")));
             continue;
         }
         preloaded += 1;
@@ -276,38 +338,64 @@ fn examples_survive_faults_from_outside() {
         let mut command = Command::new(example("echo"));
         command.args(&arguments);
         faults.preload_into(&mut command);
-        let server = Server::start(command, unix, false).expect("nothing fails yet");
-        let call = Call::ALL[random.below(Call::ALL.len())];
         let mut fault = "storm".to_owned();
-        if random.chance(30) {
-            // Nothing of this may be noticed by any client.
-            faults.storm(10 + random.below(40) as u32, random.any() as u32);
-            faults.arm();
-            for _ in 0..3 {
-                assert!(server.echo(BYTES), "bytes are missing");
+        let found = objection(|| {
+            let server = Server::start(command, unix, false).expect("nothing fails yet");
+            let call = Call::ALL[random.below(Call::ALL.len())];
+            if random.chance(30) {
+                // Nothing of this may be noticed by any client.
+                faults.storm(10 + random.below(40) as u32, random.any() as u32);
+                faults.arm();
+                for _ in 0..3 {
+                    assert!(server.echo(BYTES), "bytes are missing");
+                }
+                assert!(faults.fired() > 0, "nothing was disturbed");
+                faults.disarm();
+            } else {
+                let error = call.errors()[random.below(call.errors().len())];
+                let times = [1, 5][random.below(2)];
+                let nth = random.below(6) as u32;
+                fault = format!("{call:?} number {nth}, {times} times {error}");
+                faults.fail(call, nth, times, error);
+                faults.arm();
             }
-            assert!(faults.fired() > 0);
-            faults.disarm();
-        } else {
-            let error = call.errors()[random.below(call.errors().len())];
-            let times = [1, 5][random.below(2)];
-            let nth = random.below(6) as u32;
-            fault = format!("{call:?} number {nth}, {times} times {error}");
-            faults.fail(call, nth, times, error);
-            faults.arm();
-        }
-        visit(server, &fault);
+            visit(server);
+        });
+        failures.extend(found.map(|found| format!("{fault}: {found}")));
+        hit_preloaded += usize::from(faults.fired() > 0);
     }
-    Figures::of("T-35")
+    // Many name a call that the server makes less often, or never.
+    let least = wanted / 8;
+    let (hit, missed) = (hit_traced + hit_preloaded, failures.len());
+    let figures = Figures::of("T-35")
         .must(
             "faults from outside",
             traced + preloaded,
             Bound::AtLeast,
             wanted,
         )
-        .must("of them by strace", traced, Bound::AtLeast, 0)
-        .must("kept it from starting", refused, Bound::AtMost, wanted)
-        .must("crashes and hangs", 0, Bound::Exactly, 0);
+        .must("that hit a call", hit, Bound::AtLeast, 2 * least)
+        // The table shows where strace was not there.
+        .measured(
+            "by strace",
+            hit_traced as f64,
+            "",
+            Bound::AtLeast,
+            least as f64,
+        )
+        .measured("crashes and hangs", missed as f64, "", Bound::Exactly, 0.0);
+    if refused > 0 {
+        figures.remark(&format!("{refused} kept it from starting, which it said"));
+    }
+    assert!(
+        failures.is_empty(),
+        "{missed} of {wanted} faults:\n{}",
+        failures.join("\n")
+    );
+    assert!(
+        !has_strace || hit_traced >= least,
+        "strace injected into {hit_traced}; may it trace here?"
+    );
     ledger.assert_balanced();
 }
 
@@ -334,6 +422,6 @@ fn proxy_loses_no_byte_in_a_storm_of_interruptions() {
     }
     assert!(faults.fired() > 100);
     faults.disarm();
-    assert!(front.stop("storm").success());
-    assert!(behind.stop("storm").success());
+    assert!(front.stop().success());
+    assert!(behind.stop().success());
 }
