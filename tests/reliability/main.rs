@@ -13,3 +13,4 @@ mod children;
 mod crowds;
 mod framing;
 mod hostile;
+mod packages;
