@@ -277,6 +277,9 @@ fn play(data: &[u8], files: &Files) {
         largest_read: [usize::MAX, 400][settings / 6 % 2],
         cut_percent: [0, 40][settings / 12 % 2],
         delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][settings / 24 % 3],
+        passing_errors_percent: [0, 30][settings / 72 % 2],
+        // They end a connection at any moment, and the promises with it.
+        lasting_errors_per_10_000: 0,
     });
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),
