@@ -92,8 +92,10 @@ static ALONE: Mutex<()> = Mutex::new(());
 impl DescriptorLedger {
     pub(crate) fn open() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of the test before, which may have ended a moment ago.
+        assert_no_pool_threads();
         Self {
-            before: settled_descriptors(),
+            before: open_descriptors(),
             _alone: alone,
         }
     }
@@ -122,23 +124,22 @@ impl Drop for DescriptorLedger {
     }
 }
 
-/// Those that are open for longer than a moment. The C library opens a file of
-/// its own when another thread allocates for the first time (glibc, to count the
-/// processors), and no lock of ours keeps it from that.
-fn settled_descriptors() -> BTreeSet<i32> {
-    let mut seen = open_descriptors();
+/// The numbers of all descriptors that are open for longer than a moment. The C
+/// library opens a file of its own when another thread allocates for the first
+/// time (glibc, to count the processors), and no lock of ours keeps it from that.
+pub(crate) fn open_descriptors() -> BTreeSet<i32> {
+    let mut seen = listed_descriptors();
     let mut times = 1;
-    while times < 3 {
+    while times < 4 {
         std::thread::yield_now();
-        let now = open_descriptors();
+        let now = listed_descriptors();
         times = if now == seen { times + 1 } else { 1 };
         seen = now;
     }
     seen
 }
 
-/// The numbers of all open descriptors.
-pub(crate) fn open_descriptors() -> BTreeSet<i32> {
+fn listed_descriptors() -> BTreeSet<i32> {
     let listing = fs::read_dir("/proc/self/fd").expect("Linux has it");
     let listed: Vec<i32> = listing
         .map(|entry| entry.expect("readable").file_name())
