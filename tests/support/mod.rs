@@ -84,9 +84,6 @@ pub(crate) fn assert_no_pool_threads() {
 /// make one, first of all. What it then drops last is compared once more.
 pub(crate) struct DescriptorLedger {
     before: BTreeSet<i32>,
-    /// Those of them that the C library or a panic's backtrace reads in another
-    /// thread: files of the system and of programs, which no test opens.
-    passing: BTreeSet<i32>,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -97,18 +94,8 @@ impl DescriptorLedger {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Those of the test before, which may have ended a moment ago.
         assert_no_pool_threads();
-        let before = open_descriptors();
-        let is_passing = |fd: &&i32| {
-            let target = fs::read_link(format!("/proc/self/fd/{fd}"));
-            target.is_ok_and(|it| {
-                let is_of_system = ["/proc", "/sys", "/etc", "/usr", "/lib"];
-                is_of_system.iter().any(|place| it.starts_with(place))
-                    || Some(it) == std::env::current_exe().ok()
-            })
-        };
         Self {
-            passing: before.iter().filter(is_passing).copied().collect(),
-            before,
+            before: open_descriptors(),
             _alone: alone,
         }
     }
@@ -122,10 +109,6 @@ impl DescriptorLedger {
             .map(|fd| describe(*fd))
             .collect();
         let lost: Vec<_> = self.before.difference(&after).collect();
-        let lost: Vec<_> = lost
-            .into_iter()
-            .filter(|fd| !self.passing.contains(fd))
-            .collect();
         assert!(
             leaked.is_empty() && lost.is_empty(),
             "leaked {leaked:?}, closed but not ours {lost:?}"

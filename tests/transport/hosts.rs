@@ -641,6 +641,8 @@ fn a_lookup_is_told_once_and_never_inside_the_call() {
 /// Contract R-45: the system is asked off the loop.
 #[test]
 fn the_system_knows_this_machine() {
+    // First of all: the file below is a descriptor that others would count.
+    let ledger = DescriptorLedger::open();
     let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
     if !hosts.split_whitespace().any(|word| word == "localhost") {
         #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
@@ -649,7 +651,6 @@ fn the_system_knows_this_machine() {
         }
         return;
     }
-    let ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
     type Found = Option<Result<Vec<SocketAddr>, LookupError>>;
     let told: Rc<RefCell<Found>> = Rc::default();
