@@ -48,23 +48,22 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
     let victim = pool.statistics().workers[0].clone();
     stop(victim.pid);
     let addresses = listen(&mut reactor, &pool);
+    make_room_for_descriptors();
     let total = scaled(1_000, 20_000);
     // More at a time than the window: otherwise it could not fill.
     let clients = Clients::start(&mut reactor, addresses, total, 300);
     let mut most_in_flight = 0;
-    let (mut longest_turn, mut longest_wait) = (Duration::ZERO, Duration::ZERO);
+    let (mut longest_turn, mut longest_stall) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();
     // All but those that the stopped one has.
     while clients.outcome.borrow().done() < total as usize - window {
-        let (turn, waits_before) = (Instant::now(), waits());
+        let (turn, lent) = (Instant::now(), lent_to_others());
         reactor.turn(Some(Duration::ZERO));
         let took = turn.elapsed();
         longest_turn = longest_turn.max(took);
-        // Others on the machine take the processor; what we give up is a call
-        // that blocks.
-        if waits() > waits_before {
-            longest_wait = longest_wait.max(took);
-        }
+        // Others on the machine take the processor. What is left is ours: work,
+        // that of the clients too, and calls that block.
+        longest_stall = longest_stall.max(took.saturating_sub(lent_to_others() - lent));
         let workers = pool.statistics().workers;
         let has = workers.iter().map(|worker| worker.in_flight).max();
         most_in_flight = most_in_flight.max(has.unwrap_or(0));
@@ -114,28 +113,39 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
             window,
         )
         .measured(
-            "longest turn of the loop that gave up the processor",
-            longest_wait.as_secs_f64() * 1e3,
+            "longest turn of the loop, less what others had the processor",
+            longest_stall.as_secs_f64() * 1e3,
             "ms",
             Bound::Below,
             20.0,
         )
-        .remark(&format!("longest turn of all: {longest_turn:?}"));
+        .remark(&format!("longest turn of all: {longest_turn:.1?}"))
+        .remark(
+            "the table of descriptors is enlarged beforehand: where threads share it, as in the \
+             harness, that makes the kernel wait some 10 ms",
+        );
     drop(outcome);
     end(&mut reactor, &pool);
     drop((reactor, clients));
     ledger.assert_balanced();
 }
 
-/// How often this thread has given up the processor by itself.
-fn waits() -> u64 {
-    let status = std::fs::read_to_string("/proc/thread-self/status").expect("Linux has it");
-    let count = status
-        .lines()
-        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    count
-        .and_then(|count| count.trim().parse().ok())
-        .expect("Linux counts them")
+/// For how long this thread was ready to run, and others ran.
+fn lent_to_others() -> Duration {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux has it");
+    let waited = times.split_ascii_whitespace().nth(1);
+    let waited = waited.and_then(|waited| waited.parse().ok());
+    Duration::from_nanos(waited.expect("Linux counts it"))
+}
+
+/// Has the kernel enlarge the table of descriptors now. Where threads share it,
+/// as they do under the harness, the call that opens one too many waits until
+/// every processor has seen the new table: some 10 ms, twice on the way to the
+/// number that the clients need here. A pool in a process of one thread does not
+/// have that.
+fn make_room_for_descriptors() {
+    let any = std::fs::File::open("/dev/null").expect("it is there");
+    rustix::io::fcntl_dupfd_cloexec(&any, 1_000).expect("below the soft limit");
 }
 
 /// One that does not come back is killed, and what it was given goes to others.
