@@ -10,13 +10,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::client::{Client, Server};
 use crate::support::DescriptorLedger;
+use crate::support::figures::{Bound, Figures, is_full};
 
 /// How many connections, those that never rest beside them, and how many
-/// restarts; more with `BOWLINE_MOVES=2000`.
+/// restarts; another number of connections with `BOWLINE_MOVES=4000`.
 fn sizes() -> (usize, usize, usize) {
     let wanted = std::env::var("BOWLINE_MOVES").ok();
     match wanted.and_then(|wanted| wanted.parse().ok()) {
         Some(wanted) => (wanted, wanted / 20, 20),
+        None if is_full() => (2_000, 500, 20),
         None => (400, 40, 5),
     }
 }
@@ -24,6 +26,7 @@ fn sizes() -> (usize, usize, usize) {
 /// More bytes than a socket holds in both of its buffers.
 const BIG: usize = 700_000;
 
+/// Reliability T-31: everything that a connection can be in the middle of.
 #[test]
 fn live_connections_move_with_every_byte_and_descriptor() {
     let _ledger = DescriptorLedger::open();
@@ -128,12 +131,36 @@ fn live_connections_move_with_every_byte_and_descriptor() {
     let (rounds, mut pauses) = busy.join().expect("nothing lost");
     pauses.sort_unstable();
     let p99 = pauses[pauses.len() * 99 / 100];
-    println!(
-        "{moved} moves over {restarts} restarts; {rounds} requests on busy connections; answers \
-         within {p99:?} (p99), {:?} (all)",
-        pauses[pauses.len() - 1]
-    );
-    assert_eq!(moved, restarts * (connections + never_resting));
+    Figures::of("T-31")
+        .must("restarts", restarts, Bound::AtLeast, 5)
+        .must("idle connections", idle.len(), Bound::AtLeast, 400)
+        .must(
+            "moves",
+            moved,
+            Bound::Exactly,
+            restarts * (connections + never_resting),
+        )
+        .must(
+            "requests in all on busy ones",
+            rounds * never_resting,
+            Bound::AtLeast,
+            1,
+        )
+        .measured(
+            "answer of a busy one, p99",
+            p99.as_secs_f64() * 1e3,
+            "ms",
+            Bound::Below,
+            250.0,
+        )
+        .remark(&format!(
+            "{never_resting} busy ones; answers after {:.0?} at most; the sums of all streams are \
+             right",
+            pauses[pauses.len() - 1]
+        ));
+    if is_full() {
+        Figures::of("T-31").remark("the 10,000 idle ones of the target were not tried");
+    }
     // Clean in the last process: nothing is left of the connections, nor of moves.
     drop(idle);
     super::client::eventually(|| {

@@ -5,20 +5,24 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::client::Server;
 use crate::support::DescriptorLedger;
+use crate::support::figures::{Bound, Figures};
 
-/// Upgrades, then an end, with and without somebody else's file at the path: in
+/// Reliability T-32: upgrades, then an end, with and without somebody else's file at the path: in
 /// all orders the path is removed by whoever serves last, if the file is still
 /// the one that the first has made, and never otherwise.
 #[test]
 fn path_belongs_to_whoever_serves_last() {
     let _ledger = DescriptorLedger::open();
+    let mut orders = 0;
     for upgrades in [0, 1, 3] {
         for is_killed in [false, true] {
             for is_foreign in [false, true] {
                 check(upgrades, is_killed, is_foreign);
+                orders += 1;
             }
         }
     }
+    Figures::of("T-32").must("orders with the right owner", orders, Bound::Exactly, 12);
 }
 
 fn check(upgrades: usize, is_killed: bool, is_foreign: bool) {
