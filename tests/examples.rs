@@ -1,6 +1,9 @@
 //! The examples as their users run them: started, talked to, and stopped with
 //! SIGTERM.
 
+#[path = "support/mod.rs"]
+mod support;
+
 use std::collections::BTreeSet;
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,6 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::figures::{Bound, Figures, scaled};
 
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -99,6 +104,11 @@ impl Drop for Example {
 /// Runs an example to its end, for those that have one.
 #[track_caller]
 fn run_to_end(name: &str, arguments: &[&str]) -> Output {
+    run_to_end_within(DEADLINE, name, arguments)
+}
+
+#[track_caller]
+fn run_to_end_within(deadline: Duration, name: &str, arguments: &[&str]) -> Output {
     let child = Command::new(path_of(name))
         .args(arguments)
         .stdin(Stdio::null())
@@ -109,7 +119,7 @@ fn run_to_end(name: &str, arguments: &[&str]) -> Output {
     let pid = Pid::from_child(&child);
     let (done, is_done) = mpsc::channel::<()>();
     let watch = thread::spawn(move || {
-        if is_done.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if is_done.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
             let _ = kill_process(pid, Signal::KILL);
         }
     });
@@ -464,23 +474,63 @@ fn fd_holder_keeps_each_name_once_and_no_more_than_its_limit() {
     assert_eq!(ask("--list", ""), (true, String::new()));
 }
 
+/// What a row of the table that `hot_restart` prints says.
+fn row_of(said: &str, name: &str) -> f64 {
+    let line = said.lines().find(|line| line.starts_with(name));
+    let value = line.and_then(|line| line[name.len()..].split_ascii_whitespace().next());
+    let value = value.and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in {said}"))
+}
+
+/// Reliability T-29: restarts under load, and nothing of it fails.
 #[test]
 fn hot_restart_loses_nothing_of_its_own_load() {
-    for arguments in [&[][..], &["--move"]] {
-        let size = ["--restarts", "3", "--connections", "1000"];
-        let output = run_to_end("hot_restart", &[&size, arguments].concat());
-        let said = String::from_utf8(output.stdout).expect("text");
-        let row = |name: &str| {
-            let line = said.lines().find(|line| line.starts_with(name));
-            let value = line.and_then(|line| line.split_ascii_whitespace().last());
-            value.and_then(|value| value.parse::<usize>().ok())
-        };
-        assert_eq!(row("failures"), Some(0), "{said}");
-        assert_eq!(row("restarts"), Some(3), "{said}");
-        assert!(row("connections  ") >= Some(1000), "{said}");
-        let moved = row("connections moved").expect("a number");
-        assert_eq!(moved > 0, arguments.contains(&"--move"), "{said}");
-    }
+    let restarts = scaled(3, 180);
+    let connections = scaled(1_000, 1_000_000);
+    let numbers = [restarts.to_string(), connections.to_string()];
+    let clients = scaled("16", "64");
+    let size = ["--restarts", &numbers[0], "--connections", &numbers[1]];
+    let arguments = [&size[..], &["--clients", clients]].concat();
+    let deadline = scaled(DEADLINE, Duration::from_secs(1_800));
+    let output = run_to_end_within(deadline, "hot_restart", &arguments);
+    let said = String::from_utf8(output.stdout).expect("text");
+    let count = |name: &str| row_of(&said, name) as usize;
+    assert_eq!(count("connections moved"), 0, "{said}");
+    let during = row_of(&said, "latency during restarts, p99 ");
+    let steady = row_of(&said, "latency steady, p99 ");
+    Figures::of("T-29")
+        .must("failed", count("failures"), Bound::Exactly, 0)
+        .must("restarts", count("restarts"), Bound::Exactly, restarts)
+        .must(
+            "connections",
+            count("connections "),
+            Bound::AtLeast,
+            connections,
+        )
+        .must("requests", count("requests "), Bound::AtLeast, connections)
+        .measured(
+            "p99 during restarts, of that between them",
+            during / steady,
+            "times",
+            Bound::Below,
+            5.0,
+        )
+        .remark(&format!(
+            "longest gap between answers {} ms",
+            row_of(&said, "longest gap between answers")
+        ));
+}
+
+#[test]
+fn hot_restart_moves_the_connections_of_its_own_load() {
+    let size = ["--restarts", "3", "--connections", "1000", "--move"];
+    let output = run_to_end("hot_restart", &size);
+    let said = String::from_utf8(output.stdout).expect("text");
+    let count = |name: &str| row_of(&said, name) as usize;
+    assert_eq!(count("failures"), 0, "{said}");
+    assert_eq!(count("restarts"), 3, "{said}");
+    assert!(count("connections ") >= 1000, "{said}");
+    assert!(count("connections moved") > 0, "{said}");
 }
 
 #[test]
