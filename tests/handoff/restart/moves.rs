@@ -18,7 +18,7 @@ fn sizes() -> (usize, usize, usize) {
     let wanted = std::env::var("BOWLINE_MOVES").ok();
     match wanted.and_then(|wanted| wanted.parse().ok()) {
         Some(wanted) => (wanted, wanted / 20, 20),
-        None if is_full() => (2_000, 500, 20),
+        None if is_full() => (2_000, 100, 20),
         None => (400, 40, 5),
     }
 }
@@ -159,7 +159,14 @@ fn live_connections_move_with_every_byte_and_descriptor() {
             pauses[pauses.len() - 1]
         ));
     if is_full() {
-        Figures::of("T-31").remark("the 10,000 idle ones of the target were not tried");
+        // What the target speaks of was not tried, so the row is missed.
+        Figures::of("T-31").measured(
+            "idle connections of those in the target",
+            idle.len() as f64,
+            "",
+            Bound::AtLeast,
+            10_000.0,
+        );
     }
     // Clean in the last process: nothing is left of the connections, nor of moves.
     drop(idle);
