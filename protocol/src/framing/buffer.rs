@@ -397,6 +397,90 @@ mod tests {
         let _ = FrameBuffer::new(Endless).next_frame(&mut &b"x"[..]);
     }
 
+    #[test]
+    fn room_of_a_long_frame_is_not_held_for_a_short_one() {
+        for (length, is_reused) in [(REUSED_ROOM, true), (REUSED_ROOM + 1, false)] {
+            let mut buffer = FrameBuffer::new(LineFramer::new());
+            let mut line = vec![b'a'; length - 2];
+            line.extend_from_slice(b"\r\n");
+            buffer.keep(&mut &line[..]);
+            let before = buffer.kept.capacity();
+            assert!(buffer.next_frame(&mut &[][..]).unwrap().is_some());
+            buffer.keep(&mut &b"x"[..]);
+            assert_eq!(buffer.kept.capacity() == before, is_reused, "{length}");
+            assert_eq!(buffer.take_rest(&mut &[][..]), b"x");
+        }
+    }
+
+    #[test]
+    fn long_beginning_is_kept_while_more_arrives() {
+        let mut buffer = FrameBuffer::new(LineFramer::new());
+        buffer.keep(&mut &vec![b'a'; REUSED_ROOM + 1][..]);
+        buffer.keep(&mut &b"b"[..]);
+        assert_eq!(buffer.len(), REUSED_ROOM + 2);
+    }
+
+    #[test]
+    fn descriptors_stay_until_they_are_taken() {
+        let mut buffer = FrameBuffer::new(LineFramer::new());
+        let fd = std::fs::File::open("/dev/null").unwrap().into();
+        buffer.descriptors().push(fd);
+        buffer.take_rest(&mut &b"rest"[..]);
+        assert_eq!(buffer.descriptors().len(), 1);
+    }
+
+    #[test]
+    fn framer_looks_anew_only_when_what_it_found_is_to_be_found_again() {
+        #[derive(Default)]
+        struct Counted(LineFramer, usize);
+        impl Framer for Counted {
+            fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+                self.0.decode(input)
+            }
+            fn reset(&mut self) {
+                self.1 += 1;
+                self.0.reset();
+            }
+        }
+        let mut buffer = FrameBuffer::new(Counted::default());
+        buffer.keep(&mut &b"begin"[..]);
+        assert!(buffer.bytes_wanted().is_some());
+        assert_eq!(buffer.framer().1, 0);
+        buffer.keep(&mut &b"\r\n"[..]);
+        assert!(buffer.bytes_wanted().is_none());
+        assert_eq!(buffer.framer().1, 1);
+    }
+
+    #[test]
+    fn boxed_framer_forgets_as_well() {
+        let framer: Box<dyn Framer> = Box::new(LineFramer::new());
+        let mut buffer = FrameBuffer::new(framer);
+        assert_eq!(buffer.next_frame(&mut &b"a long beginning"[..]), Ok(None));
+        buffer.take_rest(&mut &[][..]);
+        assert_eq!(buffer.next_frame(&mut &b"x\r\n"[..]), Ok(Some(&b"x"[..])));
+    }
+
+    #[test]
+    fn frame_is_encoded_in_the_room_it_takes() {
+        use crate::framing::FrameEncoder;
+        let mut out = Vec::new();
+        LineFramer::new().encode(&[b'a'; 1000], &mut out).unwrap();
+        assert_eq!((out.len(), out.capacity()), (1002, 1002));
+    }
+
+    #[test]
+    fn debug_output_says_what_is_kept_and_what_surrounds() {
+        use crate::framing::FrameEncoder;
+        let mut buffer = FrameBuffer::new(LineFramer::new());
+        buffer.keep(&mut &b"a\r\nbc"[..]);
+        assert!(buffer.next_frame(&mut &[][..]).unwrap().is_some());
+        assert!(format!("{buffer:?}").contains("bytes: 2"));
+        let framer = LineFramer::new();
+        let envelope = framer.envelope(b"a").unwrap();
+        let text = format!("{envelope:?}");
+        assert!(text.contains("head: ") && text.contains("tail: "), "{text}");
+    }
+
     proptest! {
         /// Stops after any frame, keeps the rest, and goes on later.
         #[test]
