@@ -1,7 +1,7 @@
 //! Listening: where, for whom, until when, and what becomes of the file.
 
 use std::cell::RefCell;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::{
-    Address, ListenStep, ListenerHandle, Reactor, StaleSocket, Transports, UnixAddress,
-    UnixListenOptions,
+    Address, CloseReason, Context, ListenStep, ListenerHandle, Protocol, Reactor, StaleSocket,
+    Transport, Transports, UnixAddress, UnixListenOptions,
 };
 use rustix::fs::Mode;
 
@@ -545,4 +545,94 @@ fn build_protocol_is_given_the_peers_address() {
     );
     drop((reactor, over_tcp, unnamed, bound, directory));
     ledger.assert_balanced();
+}
+
+/// What was sent before the connection was accepted is read in the turn that
+/// accepts it; and a client that is gone again by then needs no event.
+#[test]
+fn client_that_sends_and_closes_is_served_by_the_event_of_the_listener() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("early");
+    let record = Record::default();
+    let mut reactor = Reactor::new().unwrap();
+    let recorder = record.clone();
+    reactor
+        .listen_unix(&path, move |_: &Address| Recorder::new(&recorder))
+        .unwrap();
+    run_until_quiet(&mut reactor);
+    let events = reactor.statistics().events;
+
+    let mut client = StdUnixStream::connect(&path).unwrap();
+    client.write_all(b"early").unwrap();
+    drop(client);
+    reactor.turn(Some(Duration::from_secs(20)));
+    assert_eq!(record.summary(), ["made", "data 5"]);
+    run_until(&mut reactor, |_| record.is_lost());
+    assert_eq!(reactor.statistics().events, events + 1);
+
+    // One that stays is watched from then on.
+    let record = Record::default();
+    let path = directory.path().join("patient");
+    let recorder = record.clone();
+    reactor
+        .listen_unix(&path, move |_: &Address| Recorder::new(&recorder))
+        .unwrap();
+    let mut client = StdUnixStream::connect(&path).unwrap();
+    run_until_quiet(&mut reactor);
+    assert_eq!(record.summary(), ["made"]);
+    client.write_all(b"later").unwrap();
+    run_until(&mut reactor, |_| record.data() == b"later");
+    let handle = record.handle(0);
+    reactor.get(handle).unwrap().abort_connection();
+    run_until(&mut reactor, |_| record.is_lost());
+    drop(client);
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+/// A reader that pauses as soon as it can is not read, and what came meanwhile
+/// is there when it goes on.
+#[test]
+fn connection_paused_when_it_is_made_loses_nothing_of_what_was_sent_before() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("paused");
+    let record = Record::default();
+    let mut reactor = Reactor::new().unwrap();
+    let recorder = record.clone();
+    let listener = reactor
+        .listen_unix(&path, move |_: &Address| Pausing(Recorder::new(&recorder)))
+        .unwrap();
+    let mut client = StdUnixStream::connect(&path).unwrap();
+    client.write_all(b"before").unwrap();
+    run_until_quiet(&mut reactor);
+    assert_eq!(record.summary(), ["made"]);
+    client.write_all(b" and after").unwrap();
+    drop(client);
+    run_until_quiet(&mut reactor);
+    let handle = record.handle(0);
+    reactor.get(handle).unwrap().resume_producing();
+    run_until(&mut reactor, |_| record.is_lost());
+    assert_eq!(record.data(), b"before and after");
+    reactor.get(listener).unwrap().stop_listening();
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+struct Pausing(Recorder);
+
+impl<T: Transport> Protocol<T> for Pausing {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.pause_producing();
+        self.0.connection_made(cx);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.0.data_received(cx, data);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.0.connection_lost(cx, reason);
+    }
 }

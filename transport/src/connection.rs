@@ -27,7 +27,7 @@ use crate::socket::private::Sealed;
 
 pub use self::establish::StreamTransport;
 pub(crate) use self::establish::{
-    DescriptorTransport, HostName, Names, connect_protocol, establish_with, unix_address,
+    DescriptorTransport, HostName, Names, Source, connect_protocol, establish_with, unix_address,
 };
 #[cfg(feature = "testing")]
 pub(crate) use self::establish::{establish, private};
@@ -60,6 +60,9 @@ enum Visit {
     Turn,
     /// The same, with one read done that brought so many bytes.
     AfterRead(usize),
+    /// The first, in the turn that accepted the connection, which has reported
+    /// nothing yet: one read, of what the peer may have sent already.
+    First,
     /// Callbacks or timers asked for it. That happens any number of times per
     /// turn, so nothing is read: two greedy connections that write to each
     /// other would otherwise keep the turn to themselves.
@@ -103,6 +106,7 @@ where
         match visit {
             Visit::Turn => {}
             Visit::AfterRead(bytes) => read_bytes = read_bytes.saturating_sub(cost(bytes)),
+            Visit::First => read_bytes = 1,
             Visit::Extra => read_bytes = 0,
         }
         loop {
@@ -178,6 +182,9 @@ where
     #[inline]
     fn settle(&mut self, reactor: &mut Reactor) -> Next {
         let core = self.transport.core_mut();
+        if core.has(flag::UNWATCHED) {
+            core.watch_if_waiting(reactor);
+        }
         let wants_write = !core.buffer.is_empty();
         if wants_write
             && !core.has(flag::WRITABLE | flag::WATCHES_WRITING)
@@ -220,7 +227,8 @@ where
             Ok(received) => {
                 let core = self.transport.core_mut();
                 let is_short = received.bytes < core.read_limit as usize;
-                if is_short && !received.had_ancillary && !core.has(flag::READ_ON) {
+                let reads_on = core.has(flag::READ_ON | flag::UNWATCHED);
+                if is_short && !received.had_ancillary && !reads_on {
                     core.flags &= !flag::READABLE;
                 }
                 if received.had_ancillary {
@@ -389,7 +397,7 @@ where
         if core.socket.is_open() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
-            core.socket.unwatch(reactor);
+            core.unwatch(reactor);
             if is_abort {
                 core.socket.prepare_abort();
             }
@@ -457,7 +465,7 @@ where
         if !core.socket.is_open() {
             return None;
         }
-        core.socket.unwatch(reactor);
+        core.unwatch(reactor);
         let host = core.socket.host();
         let peer = core.socket.peer();
         let fd = core.socket.detach()?;
@@ -548,7 +556,12 @@ where
     }
 
     fn attend(&mut self, reactor: &mut Reactor) -> Next {
-        self.work(reactor, Visit::Extra)
+        let core = self.transport.core();
+        let visit = match core.has(flag::UNWATCHED) && core.has(pending::CONNECTION_MADE) {
+            true => Visit::First,
+            false => Visit::Extra,
+        };
+        self.work(reactor, visit)
     }
 
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
@@ -621,7 +634,11 @@ where
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.transport.core().socket.source()
+        let core = self.transport.core();
+        match core.has(flag::UNWATCHED) {
+            true => None,
+            false => core.socket.source(),
+        }
     }
 
     fn facet(&mut self) -> &mut dyn Any {

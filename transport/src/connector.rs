@@ -20,7 +20,7 @@ use bowline_reactor::{
 };
 
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
-use crate::connection::{HostName, Names};
+use crate::connection::{HostName, Names, Source};
 use crate::log;
 use crate::options::{HostConnectOptions, LEAST_ATTEMPT_DELAY};
 use crate::resolver::{self, Lookup};
@@ -450,8 +450,8 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             peer,
             refuses_descriptors: !self.attempt.accepts_descriptors,
         };
-        let token = self.control.token;
-        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Some(token)) {
+        let source = Source::Connected(self.control.token);
+        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, source) {
             self.fail(reactor, &ConnectError::Os(error));
         }
     }

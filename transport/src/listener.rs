@@ -20,7 +20,7 @@ use bowline_reactor::{
 };
 
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
-use crate::connection::{HostName, Names};
+use crate::connection::{HostName, Names, Source};
 use crate::error::{ListenError, ListenStep};
 use crate::handoff::DetachListenerRequest;
 use crate::log;
@@ -242,7 +242,8 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
             peer,
             refuses_descriptors: control.refuses_descriptors,
         };
-        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, None) {
+        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Source::Accepted)
+        {
             log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", control.token);
         }
     }

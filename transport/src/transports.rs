@@ -11,7 +11,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Next, Reactor};
 
-use crate::connection::{DescriptorTransport, Names, StreamTransport, establish_with};
+use crate::connection::{DescriptorTransport, Names, Source, StreamTransport, establish_with};
 use crate::connector::{self, Attempt, Target};
 use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 use crate::handoff::{
@@ -780,7 +780,7 @@ fn adopt_stream<T: DescriptorTransport>(
     use crate::socket::private::Sealed;
     let socket = T::socket(fd, names);
     let prepare = |transport: &mut T| restore_unsent(transport, unsent);
-    establish_with(reactor, socket, protocol, None, true, prepare).map_err(
+    establish_with(reactor, socket, protocol, Source::Adopted, prepare).map_err(
         |(error, mut socket, _)| AdoptError {
             kind: AdoptErrorKind::Os(error),
             fd: socket.detach().expect("it was just put there"),
@@ -850,7 +850,7 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
                 .restore_producer(producer, kind, kept.producer_is_paused);
         }
     };
-    match establish_with(reactor, socket, protocol, None, true, prepare) {
+    match establish_with(reactor, socket, protocol, Source::Adopted, prepare) {
         Ok(handle) => Ok(handle),
         Err((error, mut socket, protocol)) => {
             let fd = socket.detach().expect("it was just put there");

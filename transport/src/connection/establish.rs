@@ -31,6 +31,20 @@ pub(crate) struct Names {
     pub(crate) refuses_descriptors: bool,
 }
 
+/// Where a connected socket comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A listener: the peer may have sent already, and may be gone again soon.
+    Accepted,
+    /// A connector, which wants to be told of the loss.
+    Connected(Token),
+    /// Somebody else, who may hold it too.
+    Adopted,
+    /// A simulated kernel.
+    #[cfg(feature = "testing")]
+    Simulated,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum HostName {
     /// Has to be asked of the socket when it is needed.
@@ -60,8 +74,9 @@ pub(crate) mod private {
     }
 }
 
-/// Puts a transport and a protocol on a connected socket, watched by the
-/// reactor. `connection_made` follows after the running callback.
+/// Puts a transport and a protocol on a connected socket. The reactor watches
+/// it: from now on, or once it waits for a peer that was accepted.
+/// `connection_made` follows after the running callback.
 ///
 /// On failure the parts come back.
 #[cfg(feature = "testing")]
@@ -69,15 +84,14 @@ pub(crate) fn establish<T, P>(
     reactor: &mut Reactor,
     socket: T::Socket,
     protocol: P,
-    connector: Option<Token>,
-    is_shared: bool,
+    source: Source,
 ) -> Result<TransportHandle, (std::io::Error, T::Socket)>
 where
     T: StreamTransport,
     P: Protocol<T>,
 {
     let prepare = |_: &mut T| ();
-    establish_with(reactor, socket, protocol, connector, is_shared, prepare)
+    establish_with(reactor, socket, protocol, source, prepare)
         .map_err(|(error, socket, _)| (error, socket))
 }
 
@@ -87,8 +101,7 @@ pub(crate) fn establish_with<T, P>(
     reactor: &mut Reactor,
     socket: T::Socket,
     protocol: P,
-    connector: Option<Token>,
-    is_shared: bool,
+    source: Source,
     prepare: impl FnOnce(&mut T),
 ) -> Result<TransportHandle, (std::io::Error, T::Socket, P)>
 where
@@ -100,17 +113,20 @@ where
         Ok(token) => token,
         Err(error) => return Err((error, socket, protocol)),
     };
-    if let Err(error) = socket.watch(reactor, token) {
+    if source != Source::Accepted
+        && let Err(error) = socket.watch(reactor, token)
+    {
         reactor.release(token);
         return Err((error, socket, protocol));
     }
     Ledger::add(&shared.ledger.opened, 1);
     let mut core = Core::new(socket, shared, token);
-    if connector.is_some() {
-        core.cold().connector = connector;
-    }
-    if is_shared {
-        core.flags |= flag::SHARED;
+    match source {
+        Source::Accepted => core.flags |= flag::UNWATCHED | flag::READABLE,
+        Source::Connected(connector) => core.cold().connector = Some(connector),
+        Source::Adopted => core.flags |= flag::SHARED,
+        #[cfg(feature = "testing")]
+        Source::Simulated => {}
     }
     let mut transport = T::build(core);
     prepare(&mut transport);
@@ -131,7 +147,7 @@ pub(crate) fn connect_protocol<T, F>(
     protocol: F::Protocol,
     fd: OwnedFd,
     names: Names,
-    connector: Option<Token>,
+    source: Source,
 ) -> std::io::Result<()>
 where
     T: DescriptorTransport,
@@ -144,7 +160,7 @@ where
             transport.core_mut().flags |= flag::REFUSES_DESCRIPTORS;
         }
     };
-    match establish_with(reactor, socket, protocol, connector, false, prepare) {
+    match establish_with(reactor, socket, protocol, source, prepare) {
         Ok(_) => Ok(()),
         Err((error, _, _)) => Err(error),
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bowline_protocol::policies::WriteLog;
 use bowline_protocol::{CloseReason, ProducerKind, ProducerRef, TransportState, Watermarks};
-use bowline_reactor::{DelayedCall, Token};
+use bowline_reactor::{DelayedCall, Reactor, Token};
 
 use super::MIN_DIRECT_BYTES;
 use crate::log;
@@ -111,6 +111,11 @@ pub(crate) mod flag {
     /// Nothing but bytes can come: none wait either. Never without
     /// `REFUSES_DESCRIPTORS`.
     pub(crate) const PLAIN_READS: u32 = 1 << 24;
+
+    /// The poller does not know the socket yet. It counts as readable, and is
+    /// registered when a read says that it would block, or before a wait for
+    /// writability: a peer that sends and closes at once is then served without.
+    pub(crate) const UNWATCHED: u32 = 1 << 25;
 }
 
 /// The other bits of [`Core::flags`]: what user code has to be told, in the
@@ -352,7 +357,29 @@ impl<S: Socket> Core<S> {
     /// Of what is paused with something to read that is not known.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
-        !self.has(flag::READABLE | flag::UNSETTLED | pending::ANY) && self.buffer.is_empty()
+        let unrest = flag::READABLE | flag::UNSETTLED | flag::UNWATCHED | pending::ANY;
+        !self.has(unrest) && self.buffer.is_empty()
+    }
+
+    /// Has the poller watch a socket that it does not know yet, if there is
+    /// something to wait for.
+    pub(crate) fn watch_if_waiting(&mut self, reactor: &mut Reactor) {
+        let waits_to_write = !self.buffer.is_empty() && !self.has(flag::WRITABLE);
+        if !self.socket.is_open() || self.has(flag::READABLE) && !waits_to_write {
+            return;
+        }
+        match self.socket.watch(reactor, self.token) {
+            // What has come up meanwhile is reported.
+            Ok(()) => self.flags &= !flag::UNWATCHED,
+            Err(error) => self.end(CloseReason::Lost(error)),
+        }
+    }
+
+    /// Has nothing reported of the socket any more.
+    pub(crate) fn unwatch(&self, reactor: &mut Reactor) {
+        if !self.has(flag::UNWATCHED) {
+            self.socket.unwatch(reactor);
+        }
     }
 
     /// Whether a read may succeed now, and is wanted.

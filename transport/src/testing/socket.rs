@@ -7,7 +7,7 @@ use bowline_protocol::{Address, Protocol, TransportHandle, UnixAddress};
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
-use crate::connection::{StreamTransport, establish, private};
+use crate::connection::{Source, StreamTransport, establish, private};
 use crate::file_descriptor::{Core, FileDescriptor};
 use crate::shared::{ReadBuffers, SendControl};
 use crate::socket::Socket;
@@ -114,7 +114,7 @@ impl MemorySocket {
         protocol: impl Protocol<MemoryStream>,
     ) -> io::Result<MemoryHandle> {
         let socket = self.id;
-        let handle = establish::<MemoryStream, _>(reactor, self, protocol, None, false)
+        let handle = establish::<MemoryStream, _>(reactor, self, protocol, Source::Simulated)
             .map_err(|(error, _)| error)?;
         let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
         Ok(MemoryHandle { handle, socket })
