@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -234,16 +235,13 @@ impl<T: UnixTransport> Protocol<T> for Sender {
         while self.count > 0 {
             let count = self.count.min(MAX_DESCRIPTORS);
             self.count -= count;
-            for _ in 0..count {
-                cx.transport
-                    .send_file_descriptor(PassedDescriptor::shared(&self.file))
-                    .expect("the queue is far from its limit");
-            }
-            if !cx
+            let shared = || PassedDescriptor::shared(&self.file);
+            let descriptors = iter::repeat_with(shared).take(count).collect();
+            let status = cx
                 .transport
-                .write(&[0; MAX_DESCRIPTORS][..count])
-                .is_ready()
-            {
+                .write_with_descriptors(&[0; MAX_DESCRIPTORS][..count], descriptors)
+                .expect("the queue is far from its limit");
+            if !status.is_ready() {
                 break;
             }
         }
