@@ -1,6 +1,6 @@
 //! The server: each line comes back with the process that answers it.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -82,7 +82,7 @@ fn serve(options: Options) -> common::Result {
     settings.notifier = notifier.clone();
     let mut reactor = Reactor::new()?;
     let shared = Rc::new(Shared {
-        restart: OnceCell::new(),
+        restart: RefCell::new(None),
         moves: options.moves,
         has_failed: Cell::new(false),
     });
@@ -93,7 +93,7 @@ fn serve(options: Options) -> common::Result {
         let mut arguments = std::env::args_os();
         let mut command = Command::new(arguments.next().unwrap_or_default());
         command.args(arguments).stdin(process::Stdio::null());
-        if let Some(restart) = restarting.restart.get()
+        if let Some(restart) = restarting.restart.borrow().as_ref()
             && let Err(error) = restart.start_successor(reactor, command)
         {
             log::warn!("no restart now: {error}");
@@ -112,10 +112,11 @@ fn serve(options: Options) -> common::Result {
         options,
     };
     let restart = Restart::begin(&mut reactor, settings, server)?;
-    if shared.restart.set(restart).is_err() {
-        unreachable!("it is set here only");
-    }
-    reactor.run()?;
+    shared.restart.replace(Some(restart));
+    let outcome = reactor.run();
+    // It owns the server, which would own it for ever.
+    shared.restart.take();
+    outcome?;
     if shared.has_failed.get() {
         return Err("not started; the log says why".into());
     }
@@ -132,7 +133,7 @@ fn stop(reactor: &mut Reactor) {
 }
 
 struct Shared {
-    restart: OnceCell<Restart>,
+    restart: RefCell<Option<Restart>>,
     moves: bool,
     has_failed: Cell<bool>,
 }
@@ -239,7 +240,7 @@ impl<T: StreamTransport> Protocol<T> for Lines {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
         if self.shared.moves
-            && let Some(restart) = self.shared.restart.get()
+            && let Some(restart) = self.shared.restart.borrow().as_ref()
         {
             self.ticket = Some(restart.movable::<T, Self>(cx.transport.handle()));
         }
@@ -253,8 +254,12 @@ impl<T: StreamTransport> Protocol<T> for Lines {
             }
             return;
         };
-        let restart = self.shared.restart.get();
-        let is_last = restart.is_some_and(|restart| restart.has_handed_over());
+        let is_last = self
+            .shared
+            .restart
+            .borrow()
+            .as_ref()
+            .is_some_and(Restart::has_handed_over);
         let lines: Vec<u8> = self.partial.drain(..=end).collect();
         for line in lines.split_inclusive(|&byte| byte == b'\n') {
             let line = line.strip_suffix(b"\n").unwrap_or(line);

@@ -376,6 +376,9 @@ impl Restart {
     /// Begins: takes over from the process that serves, if there is one, or
     /// starts cold. Calls nothing of `program` before it returns.
     ///
+    /// It owns `program`: one that keeps a `Restart` of its own, to be asked in
+    /// its callbacks, has to let go of it in the end, or neither is ever freed.
+    ///
     /// # Errors
     ///
     /// Those of making the directory; `PermissionDenied` where it is another
