@@ -7,11 +7,14 @@
 )]
 
 use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use bowline::testing::Random;
+use bowline::{Context, Protocol, Transport, Transports};
 use rustix::io::Errno;
 
 use crate::journal;
@@ -131,6 +134,84 @@ fn whatever_call_fails_the_loop_recovers_or_ends_cleanly() {
                 );
         },
     );
+}
+
+/// Reliability T-13: whatever error accepting meets, those who wait are answered
+/// or closed, without anybody new who would wake the loop.
+#[test]
+fn clients_that_wait_are_served_after_any_error_of_accepting() {
+    with_faults(
+        module_path!(),
+        "clients_that_wait_are_served_after_any_error_of_accepting",
+        |faults| {
+            const CLIENTS: usize = 20;
+            let folder = tempfile::tempdir().expect("a folder");
+            watch_over_hangs();
+            let before = open_descriptors();
+            let times = scaled(4, 2 * CLIENTS as u32);
+            let errors = Call::Accept.errors();
+            let (mut ends, mut closed, mut most_turns) = (0, 0, 0);
+            for error in errors {
+                let path = folder.path().join(error.raw_os_error().to_string());
+                let mut reactor = bowline::Reactor::new().expect("a reactor");
+                reactor
+                    .listen_unix(path.clone(), |_: &bowline::Address| Greeter)
+                    .expect("a new path");
+                let clients: Vec<_> = (0..CLIENTS)
+                    .map(|_| UnixStream::connect(&path).expect("it listens"))
+                    .collect();
+                faults.reset();
+                // In full more often than there are clients: a whole batch meets nothing else.
+                faults.fail(Call::Accept, 0, times, *error);
+                faults.arm();
+                let ended = clients.iter().map(|mut client| {
+                    client.set_nonblocking(true).expect("a socket");
+                    loop {
+                        match client.read(&mut [0]) {
+                            Ok(count) => break count,
+                            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                            // Closed before what it sent was read.
+                            Err(_) => break 0,
+                        }
+                        reactor.turn(Some(Duration::from_millis(100)));
+                    }
+                });
+                let greeted: usize = ended.sum();
+                faults.disarm();
+                assert_eq!(faults.fired(), times, "{error}");
+                ends += CLIENTS;
+                closed += CLIENTS - greeted;
+                most_turns = most_turns.max(reactor.statistics().turns as usize);
+            }
+            assert_eq!(open_descriptors(), before);
+            Figures::of("T-13")
+                .must(
+                    "errors of accept injected",
+                    errors.len(),
+                    Bound::AtLeast,
+                    11,
+                )
+                .must(
+                    "then answered or closed",
+                    ends,
+                    Bound::Exactly,
+                    CLIENTS * errors.len(),
+                )
+                .must("closed of them", closed, Bound::AtMost, 4 * CLIENTS)
+                .must("turns for one error", most_turns, Bound::AtMost, 500);
+        },
+    );
+}
+
+/// Says something to everybody.
+struct Greeter;
+
+impl Protocol<bowline::UnixStream> for Greeter {
+    fn connection_made(&mut self, cx: &mut Context<'_, bowline::UnixStream>) {
+        cx.transport.write(b"!");
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, bowline::UnixStream>, _: &[u8]) {}
 }
 
 /// A poller that is broken for good, by a program that closed a descriptor that

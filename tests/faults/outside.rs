@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::peers::pattern;
 use crate::support::DescriptorLedger;
 use crate::support::faults::{Call, Faults};
-use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::figures::{Bound, Figures, is_full, scaled};
 
 /// What does not answer within this hangs.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -84,6 +84,11 @@ fn example(name: &str) -> PathBuf {
     if release.exists() {
         return release;
     }
+    assert!(
+        !is_full(),
+        "{} is missing: cargo build --release --examples",
+        release.display()
+    );
     path.push("examples");
     path.push(name);
     path
