@@ -18,13 +18,22 @@ fn sizes() -> (usize, usize, usize) {
     let wanted = std::env::var("BOWLINE_MOVES").ok();
     match wanted.and_then(|wanted| wanted.parse().ok()) {
         Some(wanted) => (wanted, wanted / 20, 20),
-        None if is_full() => (2_000, 100, 20),
+        None if is_full() => (10_000, 500, 20),
         None => (400, 40, 5),
     }
 }
 
 /// More bytes than a socket holds in both of its buffers.
 const BIG: usize = 700_000;
+
+/// Those with unsent bytes and descriptors are among so many: with all of them the
+/// descriptors alone would be more than the 20,000 that a process may have.
+const HEAVY: usize = 2_000;
+
+/// Whether this one has unsent bytes there while it moves in this restart.
+fn is_heavy(index: usize, restart: usize) -> bool {
+    index < HEAVY && index % 4 < 2 && matches!((index + restart) % 10, 2 | 7)
+}
 
 /// Reliability T-31: everything that a connection can be in the middle of.
 #[test]
@@ -72,7 +81,7 @@ fn live_connections_move_with_every_byte_and_descriptor() {
                 // In the middle of one that came with a descriptor.
                 3 | 5 if is_unix => client.begin(b'k', b"kept", Some(&kept)),
                 // Unsent bytes there, and another request behind.
-                2 | 7 if index % 4 < 2 => {
+                _ if is_heavy(index, restart) => {
                     let length = (BIG as u32).to_be_bytes();
                     client.send(b'b', &length).expect("connected");
                     if is_unix {
@@ -108,7 +117,7 @@ fn live_connections_move_with_every_byte_and_descriptor() {
                     let [back] = client.receive_kept().try_into().expect("one was kept");
                     assert!(is_same(&back, &kept));
                 }
-                2 | 7 if index % 4 < 2 => {
+                _ if is_heavy(index, restart) => {
                     client.receive_pattern(BIG);
                     if is_unix {
                         for count in [3, 0, 20] {
@@ -133,7 +142,12 @@ fn live_connections_move_with_every_byte_and_descriptor() {
     let p99 = pauses[pauses.len() * 99 / 100];
     Figures::of("T-31")
         .must("restarts", restarts, Bound::AtLeast, 5)
-        .must("idle connections", idle.len(), Bound::AtLeast, 400)
+        .must(
+            "idle connections",
+            idle.len(),
+            Bound::AtLeast,
+            if is_full() { 10_000 } else { 400 },
+        )
         .must(
             "moves",
             moved,
@@ -158,16 +172,6 @@ fn live_connections_move_with_every_byte_and_descriptor() {
              right",
             pauses[pauses.len() - 1]
         ));
-    if is_full() {
-        // What the target speaks of was not tried, so the row is missed.
-        Figures::of("T-31").measured(
-            "idle connections of those in the target",
-            idle.len() as f64,
-            "",
-            Bound::AtLeast,
-            10_000.0,
-        );
-    }
     // Clean in the last process: nothing is left of the connections, nor of moves.
     drop(idle);
     super::client::eventually(|| {
