@@ -6,7 +6,6 @@
 
 use std::any::Any;
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Pair;
 use std::time::Duration;
@@ -72,16 +71,13 @@ mod timers {
             // Out of reach of the time that passes here.
             reactor.call_later(Duration::from_secs(1_000_000 + number % 1_000), |_| {});
         }
-        bencher
-            .counter(ItemsCount::new(EACH))
-            .with_inputs(|| ())
-            .bench_local_values(|()| {
-                for number in 0..EACH as u64 {
-                    reactor.call_later(Duration::from_micros(number), |_| {});
-                }
-                clock.advance(Duration::from_millis(1));
-                reactor.turn(Some(Duration::ZERO))
-            });
+        bencher.counter(ItemsCount::new(EACH)).bench_local(|| {
+            for number in 0..EACH as u64 {
+                reactor.call_later(Duration::from_micros(number), |_| {});
+            }
+            clock.advance(Duration::from_millis(1));
+            reactor.turn(Some(Duration::ZERO))
+        });
     }
 }
 
@@ -233,7 +229,7 @@ mod descriptors {
 
     /// Returns every descriptor as soon as `wanted` are there.
     struct Return {
-        wanted: NonZeroUsize,
+        wanted: usize,
         held: Vec<OwnedFd>,
         rounds: usize,
     }
@@ -249,7 +245,7 @@ mod descriptors {
         }
 
         fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {
-            if self.held.len() < self.wanted.get() {
+            if self.held.len() < self.wanted {
                 return;
             }
             if self.rounds == 0 {
@@ -258,7 +254,7 @@ mod descriptors {
             }
             self.rounds -= 1;
             let descriptors = self.held.drain(..).map(Into::into).collect();
-            let bytes = vec![0; self.wanted.get()];
+            let bytes = vec![0; self.wanted];
             cx.transport
                 .write_with_descriptors(&bytes, descriptors)
                 .expect("it takes so many");
@@ -275,16 +271,15 @@ mod descriptors {
                 let held = (0..count)
                     .map(|_| file.try_clone().expect("descriptors are left").into())
                     .collect();
-                let wanted = NonZeroUsize::new(count).expect("it is none of 0");
                 let (left, right) = Pair::pair().expect("descriptors are left");
                 let mut reactor = Reactor::new().expect("descriptors are left");
                 let starts = Return {
-                    wanted,
+                    wanted: count,
                     held,
                     rounds: ROUNDS,
                 };
                 let answers = Return {
-                    wanted,
+                    wanted: count,
                     held: Vec::new(),
                     rounds: usize::MAX,
                 };

@@ -65,8 +65,9 @@ fn ask(address: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Reliability T-30: each of the ways in which a successor can fail: the old one goes on, says
-/// why, has the descriptors it had, and is replaced by the next that is good.
+/// Reliability T-30: each of the ways in which a successor can fail: the old one
+/// goes on, says why, has the descriptors it had, and is replaced by the next that
+/// is good.
 #[test]
 fn successor_that_fails_leaves_the_old_process_serving() {
     let _ledger = DescriptorLedger::open();
@@ -220,8 +221,9 @@ fn second_successor_at_a_time_is_refused() {
     server.connect_unix().echo(b"served by the stranger");
 }
 
-/// Reliability T-30: a successor that is killed at any moment before it has everything: the old
-/// process goes on with all connections, those it had and new ones.
+/// Reliability T-30: a successor that is killed at any moment before it has
+/// everything: the old process goes on with all connections, those it had and new
+/// ones.
 #[test]
 fn killing_the_successor_at_random_moments_loses_no_connection() {
     let _ledger = DescriptorLedger::open();

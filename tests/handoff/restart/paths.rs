@@ -7,9 +7,9 @@ use super::client::Server;
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
 
-/// Reliability T-32: upgrades, then an end, with and without somebody else's file at the path: in
-/// all orders the path is removed by whoever serves last, if the file is still
-/// the one that the first has made, and never otherwise.
+/// Reliability T-32: upgrades, then an end, with and without somebody else's file
+/// at the path: in all orders the path is removed by whoever serves last, if the
+/// file is still the one that the first has made, and never otherwise.
 #[test]
 fn path_belongs_to_whoever_serves_last() {
     let _ledger = DescriptorLedger::open();
