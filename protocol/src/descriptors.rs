@@ -79,3 +79,22 @@ impl fmt::Debug for ReceivedDescriptors<'_> {
         f.debug_list().entries(self.descriptors.as_slice()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_not_yet_taken_are_counted_and_printed() {
+        let open = || OwnedFd::from(File::open("/dev/null").expect("Linux has it"));
+        let mut descriptors = vec![open(), open(), open()];
+        let mut received = ReceivedDescriptors::new(&mut descriptors);
+        let first = received.next().expect("the first of three");
+        assert_eq!(received.len(), 2);
+        let printed = format!("{received:?}");
+        assert_eq!(printed.matches("OwnedFd").count(), 2, "{printed}");
+        assert!(!printed.contains(&format!("{first:?}")), "{printed}");
+    }
+}

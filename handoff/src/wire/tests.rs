@@ -146,9 +146,39 @@ fn descriptors_without_an_owner_break_the_framing() {
 }
 
 #[test]
+fn descriptors_beyond_those_of_the_frame_that_has_begun_break_the_framing() {
+    let mut decoder = Decoder::new(1000);
+    decoder.descriptors([descriptor(), descriptor()]);
+    let bytes = frame(&note(1, b"abc"), 2);
+    decoder.feed(&bytes[..10]);
+    assert_eq!(whole(&mut decoder), Ok(vec![]));
+    decoder.descriptors([descriptor()]);
+    decoder.feed(&bytes[10..11]);
+    assert_eq!(
+        whole(&mut decoder),
+        Err(WireError::DescriptorsUnannounced { count: 1 })
+    );
+}
+
+#[test]
 fn a_frame_without_its_descriptors_breaks_the_framing() {
     let mut decoder = Decoder::new(1000);
     decoder.descriptors([descriptor()]);
+    decoder.feed(&frame(&note(1, b""), 2));
+    assert_eq!(
+        whole(&mut decoder),
+        Err(WireError::DescriptorsMissing {
+            announced: 2,
+            received: 1
+        })
+    );
+}
+
+#[test]
+fn a_frame_that_lost_some_of_its_descriptors_only_breaks_the_framing() {
+    let mut decoder = Decoder::new(1000);
+    decoder.descriptors([descriptor()]);
+    decoder.truncated();
     decoder.feed(&frame(&note(1, b""), 2));
     assert_eq!(
         whole(&mut decoder),
@@ -201,6 +231,105 @@ fn what_does_not_fit_into_a_frame_is_refused_whole() {
 }
 
 #[test]
+fn frames_of_the_greatest_length_and_number_of_descriptors_are_whole() {
+    // Four bytes of the payload say how long the note is.
+    let longest = note(1, &vec![0; MAX_PAYLOAD - 4]);
+    let bytes = frame(&longest, MAX_DESCRIPTORS);
+    let mut decoder = Decoder::new(usize::MAX);
+    let file = File::open("/dev/null").expect("Linux has it");
+    let copy = |_| file.try_clone().expect("a copy").into();
+    decoder.descriptors((0..MAX_DESCRIPTORS).map(copy));
+    decoder.feed(&bytes);
+    let got = whole(&mut decoder).expect("well formed");
+    assert_eq!(got.len(), 1);
+    assert!(got[0].0 == longest);
+    assert_eq!(got[0].1.len(), MAX_DESCRIPTORS);
+
+    let longer = note(1, &vec![0; MAX_PAYLOAD - 3]);
+    assert_eq!(
+        encode_frame(&longer, 0, &mut Vec::new()),
+        Err(WireError::TooLong {
+            length: MAX_PAYLOAD + 1,
+            max: MAX_PAYLOAD
+        })
+    );
+}
+
+#[test]
+fn frame_is_appended_behind_others() {
+    let messages = [note(1, b"first"), note(2, b"second"), note(3, b"")];
+    let mut bytes = Vec::new();
+    for message in &messages {
+        encode_frame(message, 0, &mut bytes).expect("it fits");
+    }
+    let mut decoder = Decoder::new(1000);
+    decoder.feed(&bytes);
+    let got = whole(&mut decoder).expect("well formed");
+    let got: Vec<_> = got.into_iter().map(|(message, _, _)| message).collect();
+    assert_eq!(got, messages);
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_numbers() {
+    for (error, text) in [
+        (
+            WireError::UnknownVersion { version: 2 },
+            "frame of unknown version 2",
+        ),
+        (
+            WireError::UnknownKind { kind: 0x8001 },
+            "message of unknown kind 0x8001",
+        ),
+        (
+            WireError::TooLong { length: 9, max: 8 },
+            "payload of 9 bytes, where 8 are accepted",
+        ),
+        (
+            WireError::TooManyDescriptors { count: 254 },
+            "254 descriptors are more than a frame can own",
+        ),
+        (
+            WireError::DescriptorsMissing {
+                announced: 2,
+                received: 1,
+            },
+            "frame owns 2 descriptors, and 1 came",
+        ),
+        (
+            WireError::DescriptorsUnannounced { count: 3 },
+            "3 descriptors that no frame owns",
+        ),
+        (WireError::Truncated, "payload ends inside of a value"),
+        (
+            WireError::Surplus { bytes: 4 },
+            "4 bytes behind the message",
+        ),
+        (
+            WireError::Malformed { what: "address" },
+            "malformed address",
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+        let unsent = SendError {
+            kind: SendErrorKind::Wire(error),
+            descriptors: Vec::new(),
+        };
+        assert_eq!(unsent.to_string(), "message does not fit into a frame");
+        assert_eq!(unsent.source().expect("the error").to_string(), text);
+    }
+    let refused = SendDescriptorErrorKind::NotConnected;
+    let unsent = SendError {
+        kind: SendErrorKind::Transport(refused),
+        descriptors: Vec::new(),
+    };
+    assert_eq!(unsent.to_string(), "channel does not take the message");
+    assert_eq!(
+        unsent.source().expect("the error").to_string(),
+        refused.to_string()
+    );
+}
+
+#[test]
 fn addresses_come_back_as_they_were() {
     let addresses = [
         None,
@@ -221,11 +350,33 @@ fn addresses_come_back_as_they_were() {
 }
 
 #[test]
-fn cleared_memory_is_given_back() {
-    let mut decoder = Decoder::new(MAX_PAYLOAD);
-    decoder.feed(&frame(&note(1, &vec![0; 1 << 20]), 0));
-    assert_eq!(whole(&mut decoder).expect("well formed").len(), 1);
-    assert_eq!(decoder.bytes.capacity(), 0);
+fn memory_of_long_frames_is_given_back() {
+    for (length, is_kept) in [
+        (KEPT_CAPACITY, true),
+        (KEPT_CAPACITY + 1, false),
+        (1 << 20, false),
+    ] {
+        let mut decoder = Decoder::new(MAX_PAYLOAD);
+        let bytes = frame(&note(1, &vec![0; length - HEADER_BYTES - 4]), 0);
+        assert_eq!(bytes.len(), length);
+        decoder.feed(&bytes);
+        assert_eq!(whole(&mut decoder).expect("well formed").len(), 1);
+        let kept = if is_kept { length } else { 0 };
+        assert_eq!(decoder.bytes.capacity(), kept, "of {length}");
+    }
+}
+
+#[test]
+fn memory_does_not_grow_where_no_read_ends_with_a_frame() {
+    let bytes = frame(&note(1, &[7; 100]), 0);
+    let (begin, end) = bytes.split_at(50);
+    let mut decoder = Decoder::new(1000);
+    decoder.feed(begin);
+    for _ in 0..1000 {
+        decoder.feed(&[end, begin].concat());
+        assert_eq!(whole(&mut decoder).expect("well formed").len(), 1);
+    }
+    assert!(decoder.bytes.capacity() < 4 * bytes.len());
 }
 
 proptest! {

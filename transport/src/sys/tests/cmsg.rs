@@ -100,6 +100,14 @@ fn more_than_a_message_holds_is_not_encoded() {
     assert!(ControlBuffer::new().encode_descriptors(&list).is_none());
 }
 
+#[test]
+fn numbers_in_a_control_buffer_are_not_printed() {
+    assert_eq!(
+        format!("{:?}", ControlBuffer::new()),
+        "ControlBuffer { .. }"
+    );
+}
+
 /// Contract S-25.
 #[test]
 fn several_messages_are_walked_in_order() {
