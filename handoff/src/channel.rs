@@ -701,6 +701,97 @@ mod tests {
     }
 
     #[test]
+    fn layout_of_a_hello_stays_as_it_is() {
+        let mut frame = Vec::new();
+        let said = Hello {
+            versions: 2..=3,
+            role: Role::WORKER,
+            pid: 0x0405_0607,
+            max_payload: 0x0809_0a0b,
+        };
+        wire::encode_frame(&said, 0, &mut frame).expect("it is short");
+        assert_eq!(frame[..8], [0, 0, 0, 18, 0, 1, 1, 0]);
+        assert_eq!(
+            frame[8..],
+            *b"bwln\0\x02\0\x03\0\x02\x04\x05\x06\x07\x08\x09\x0a\x0b"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_peer_is_said_with_its_reason() {
+        let refused = io::Error::from(io::ErrorKind::NotConnected);
+        let no_common = ChannelError::NoCommonVersion {
+            ours: 1..=2,
+            theirs: 3..=4,
+        };
+        let role = Role::HOLDER;
+        let reason = refused.to_string();
+        for (error, text, source) in [
+            (
+                ChannelError::Wire(WireError::Truncated),
+                "peer broke the framing",
+                Some("payload ends inside of a value"),
+            ),
+            (
+                ChannelError::HelloExpected,
+                "peer did not begin with a hello",
+                None,
+            ),
+            (
+                no_common,
+                "no version in common: 1 to 2 here, 3 to 4 there",
+                None,
+            ),
+            (
+                ChannelError::WrongRole { role },
+                "peer has the unexpected role 5",
+                None,
+            ),
+            (
+                ChannelError::ForeignUser { uid: 7 },
+                "peer belongs to user 7",
+                None,
+            ),
+            (
+                ChannelError::Credentials(refused),
+                "cannot tell whose the peer is",
+                Some(&*reason),
+            ),
+            (ChannelError::HandshakeTimedOut, "no hello in time", None),
+            (
+                ChannelError::FrameTimedOut,
+                "frame did not become whole in time",
+                None,
+            ),
+            (
+                ChannelError::CutShort,
+                "connection ended inside of a frame",
+                None,
+            ),
+        ] {
+            assert_eq!(error.to_string(), text);
+            let said = error.source().map(ToString::to_string);
+            assert_eq!(said.as_deref(), source, "{text}");
+        }
+    }
+
+    #[test]
+    fn channel_is_named_in_the_log_and_printed_without_its_receiver() {
+        struct Silent;
+        impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Silent {
+            type Message = Hello;
+            fn message_received(&mut self, _: &mut Context<'_, T>, _: Incoming<Hello>) {}
+        }
+        let settings = ChannelSettings::new(Role::HOLDER, Role::CLIENT);
+        let channel = Channel::new(settings, Silent);
+        let prefix = Protocol::<dyn UnixTransport>::log_prefix(&channel);
+        assert_eq!(prefix, "Channel");
+        let printed = format!("{channel:?}");
+        assert!(printed.starts_with("Channel { settings: "), "{printed}");
+        assert!(printed.contains("state: Greeting"), "{printed}");
+    }
+
+    #[test]
     fn a_hello_of_a_later_version_may_say_more() {
         let mut frame = Vec::new();
         let said = hello(1..=9, Role::WORKER);

@@ -194,10 +194,37 @@ mod tests {
         assert!(slots.get_mut(first).is_none());
     }
 
+    #[test]
+    fn descriptor_removed_during_its_callback_is_dropped_and_not_put_back() {
+        let mut slots = Slots::new();
+        let token = slots.reserve().unwrap();
+        slots.put(token, Box::new(Numbered(1)));
+        let out = slots.take(token).unwrap();
+        assert!(slots.take(token).is_none(), "it is out");
+        assert!(slots.rename(token).is_none(), "nobody renames what is out");
+        assert!(slots.release(token).is_none(), "its slot is empty");
+        slots.put(token, out);
+        assert!(slots.get_mut(token).is_none());
+        assert_eq!((slots.len(), slots.tokens()), (0, vec![]));
+    }
+
+    #[test]
+    fn what_stood_in_a_queue_under_its_old_name_does_not_under_the_new() {
+        let mut slots = Slots::new();
+        let old = slots.reserve().unwrap();
+        slots.put(old, Box::new(Numbered(1)));
+        let slot = slots.get_mut(old).unwrap();
+        slot.queued = true;
+        slot.again = Some(Readiness::default());
+        let new = slots.rename(old).unwrap();
+        let slot = slots.get_mut(new).unwrap();
+        assert!(!slot.queued && slot.again.is_none());
+    }
+
     proptest! {
         /// Any list of operations, against a map that never forgets a token.
         #[test]
-        fn token_reaches_its_own_descriptor_or_nothing(operations in prop::collection::vec((0u8..4, 0usize..64), 1..400)) {
+        fn token_reaches_its_own_descriptor_or_nothing(operations in prop::collection::vec((0u8..6, 0usize..64), 1..400)) {
             let mut slots = Slots::new();
             let mut model = HashMap::new();
             let mut tokens = Vec::new();
@@ -214,9 +241,34 @@ mod tests {
                         let released = slots.release(token).map(|mut entry| number(&mut *entry));
                         prop_assert_eq!(released, model.remove(&token));
                     }
+                    3 if !tokens.is_empty() => {
+                        let token = tokens[pick % tokens.len()];
+                        let renamed = slots.rename(token);
+                        let number = model.remove(&token);
+                        prop_assert_eq!(renamed.is_some(), number.is_some());
+                        if let (Some(renamed), Some(number)) = (renamed, number) {
+                            prop_assert_eq!(renamed.index(), token.index());
+                            prop_assert!(!tokens.contains(&renamed));
+                            model.insert(renamed, number);
+                            tokens.push(renamed);
+                        }
+                    }
+                    4 if !tokens.is_empty() => {
+                        let token = tokens[pick % tokens.len()];
+                        let out = slots.take(token);
+                        prop_assert_eq!(out.is_some(), model.contains_key(&token));
+                        if let Some(out) = out {
+                            prop_assert!(!slots.get_mut(token).unwrap().is_occupied());
+                            slots.put(token, out);
+                        }
+                    }
                     _ => slots.recycle(),
                 }
                 prop_assert_eq!(slots.len(), model.len());
+                let named = slots.tokens();
+                prop_assert!(named.is_sorted_by_key(|token| token.index()));
+                prop_assert_eq!(named.len(), model.len());
+                prop_assert!(named.iter().all(|token| model.contains_key(token)));
                 for token in &tokens {
                     let seen = slots.get_mut(*token).and_then(Slot::entry_mut).map(number);
                     prop_assert_eq!(seen, model.get(token).copied());

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bowline::handoff::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings};
 use bowline::handoff::channel::{Peer, Role, Users};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
+use bowline::testing::Pump;
 use bowline::{CloseReason, Context, PassedDescriptor, Reactor, Transports, UnixTransport};
 use bowline::{UnixTransportHandle, effective_user};
 use rustix::fs::MemfdFlags;
@@ -255,6 +256,42 @@ fn ends_that_do_not_agree_part_and_both_know_why() {
             );
         }
         assert!(ends.iter().any(|(end, _)| end.error().is_some()));
+    }
+}
+
+#[test]
+fn peer_that_the_kernel_does_not_know_is_let_in_only_where_anyone_is() {
+    let _ledger = DescriptorLedger::open();
+    for (users, error) in [
+        (Users::Any, None),
+        (Users::Same, Some("cannot tell whose the peer is")),
+        (
+            Users::OneOf(vec![effective_user()]),
+            Some("cannot tell whose the peer is"),
+        ),
+    ] {
+        let ends = [(LEFT, RIGHT), (RIGHT, LEFT)].map(|(role, peer_role)| {
+            let mut settings = settings(role, peer_role);
+            settings.users = users.clone();
+            let end = End::default();
+            (end.clone(), Channel::new(settings, end))
+        });
+        let [(left, first), (right, second)] = ends;
+        // No kernel is between the two.
+        let mut pump = Pump::new(first, second).unwrap();
+        pump.run();
+        match error {
+            None => {
+                for end in [&left, &right] {
+                    let peer = end.0.borrow().peer.clone().expect("they agree");
+                    assert_eq!(peer.credentials, None);
+                }
+            }
+            Some(error) => {
+                assert_eq!(left.error().as_deref(), Some(error));
+                assert!(left.0.borrow().peer.is_none() && right.0.borrow().peer.is_none());
+            }
+        }
     }
 }
 

@@ -202,6 +202,13 @@ mod tests {
         );
     }
 
+    #[test]
+    fn limit_is_answered_as_it_is() {
+        let framer = LengthPrefixedFramer::u16();
+        assert_eq!(framer.max_length(), LengthPrefixedFramer::MAX_LENGTH);
+        assert_eq!(framer.with_max_length(7).max_length(), 7);
+    }
+
     /// Contract H-13.
     #[test]
     fn payload_too_long_for_its_prefix_is_not_encoded() {

@@ -258,6 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn settings_are_answered_as_they_are() {
+        let mut framer = LineFramer::new();
+        assert_eq!(framer.delimiter(), b"\r\n");
+        assert_eq!(framer.max_length(), LineFramer::MAX_LENGTH);
+        framer.set_max_length(7);
+        framer.set_delimiter(&b"end"[..]);
+        assert_eq!(framer.delimiter(), b"end");
+        assert_eq!(framer.max_length(), 7);
+    }
+
+    #[test]
     #[should_panic(expected = "a delimiter has at least one byte")]
     fn empty_delimiter_panics() {
         LineFramer::with_delimiter(b"");

@@ -179,6 +179,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn least_that_is_missing_is_no_more_than_the_frame_needs_and_no_less() {
+        let mut framer = NetstringFramer::new();
+        assert_eq!(framer.max_length(), NetstringFramer::MAX_LENGTH);
+        for (input, rest) in [
+            (&b""[..], &b"0:,"[..]),
+            (b"0", b":,"),
+            (b"3", b":abc,"),
+            (b"12", b":abcdefghijkl,"),
+            (b"3:", b"abc,"),
+            (b"3:abc", b","),
+        ] {
+            let at_least = rest.len();
+            assert_eq!(framer.decode(input), Ok(Decoded::NeedMore { at_least }));
+            let consumed = input.len() + at_least;
+            let whole = [input, rest].concat();
+            let is_whole = matches!(
+                framer.decode(&whole),
+                Ok(Decoded::Frame { consumed: all, .. }) if all == consumed
+            );
+            assert!(is_whole, "{whole:?}");
+        }
+    }
+
     /// Contract H-10.
     #[test]
     fn length_of_exactly_the_limit_is_accepted_and_one_more_is_refused() {

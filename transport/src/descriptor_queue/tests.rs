@@ -52,6 +52,9 @@ enum Operation {
         taken: usize,
     },
     Refuse,
+    /// All that waits goes on in another queue, as it does with a connection
+    /// that is moved.
+    Move,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -67,6 +70,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         5 => (per_message, taken)
             .prop_map(|(per_message, taken)| Operation::Send { per_message, taken }),
         1 => Just(Operation::Refuse),
+        1 => Just(Operation::Move),
     ]
 }
 
@@ -97,6 +101,8 @@ struct Model {
     written: u64,
     waiting: VecDeque<Waiting>,
     exact_end: u64,
+    /// Where the last message that has begun to leave with its descriptors ends.
+    begun_end: u64,
 }
 
 impl Model {
@@ -145,6 +151,7 @@ impl Model {
                     assert_eq!(self.sent, start, "not on the first byte");
                     assert!(planned_end <= end, "with bytes that came later");
                     group = Some(start);
+                    self.begun_end = end;
                 }
             }
         }
@@ -231,6 +238,13 @@ fn run(supply: &mut Supply, operations: Vec<Operation>) {
                     assert_eq!(plan, queue.plan(model.sent, unsent, 64));
                 }
             }
+            Operation::Move => {
+                let taken = queue.take(model.sent);
+                check_taken(&taken, &model);
+                assert!(queue.is_empty());
+                queue = DescriptorQueue::default();
+                queue.restore(model.sent, taken);
+            }
         }
         assert_eq!(queue.len(), model.waiting.len());
         assert_eq!(queue.is_empty(), model.waiting.is_empty());
@@ -247,16 +261,29 @@ fn run(supply: &mut Supply, operations: Vec<Operation>) {
             assert!(queue.is_empty());
         }
         1 => assert_eq!(queue.clear(), model.waiting.len()),
-        _ => check_taken(&mut queue, &model),
+        _ => check_taken(&queue.take(model.sent), &model),
     }
     assert!(queue.is_empty() && queue.is_settled(model.sent, model.written));
     assert!(supply.is_all_that_is_left(), "everything is closed");
 }
 
 /// What is taken out says the same as the model, in offsets.
-fn check_taken(queue: &mut DescriptorQueue, model: &Model) {
+fn check_taken(taken: &[UnsentDescriptors], model: &Model) {
+    let without: Vec<_> = taken
+        .iter()
+        .filter(|unsent| unsent.descriptors.is_empty())
+        .map(|unsent| unsent.message.clone())
+        .collect();
+    let left = model.begun_end.saturating_sub(model.sent) as usize;
+    let begun = (left > 0).then_some(Some(0..left));
+    assert_eq!(
+        without,
+        Vec::from_iter(begun),
+        "of a message that has begun"
+    );
+
     let mut flat = Vec::new();
-    for unsent in queue.take(model.sent) {
+    for unsent in taken {
         for descriptor in &unsent.descriptors {
             let message = unsent.message.clone();
             flat.push((descriptor.as_fd().as_raw_fd(), message));
@@ -321,6 +348,19 @@ fn descriptors_without_a_byte_wait_for_one() {
     assert!(!queue.is_settled(1, 1));
     assert!(!queue.is_settled(1, 2));
     assert!(queue.is_settled(1, 3));
+}
+
+#[test]
+fn queue_of_a_burst_keeps_its_memory() {
+    let fd = Rc::new(File::open("/dev/null").expect("it is there").into());
+    for (count, is_kept) in [(2 * MOST_KEPT, true), (2 * MOST_KEPT + 1, false)] {
+        let mut queue = DescriptorQueue::default();
+        queue.descriptors = VecDeque::with_capacity(count);
+        queue.push(PassedDescriptor::shared(&fd));
+        queue.sent(1);
+        let kept = if is_kept { count } else { 0 };
+        assert_eq!(queue.descriptors.capacity(), kept);
+    }
 }
 
 #[test]
