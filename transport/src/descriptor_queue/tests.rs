@@ -354,8 +354,10 @@ fn descriptors_without_a_byte_wait_for_one() {
 fn queue_of_a_burst_keeps_its_memory() {
     let fd = Rc::new(File::open("/dev/null").expect("it is there").into());
     for (count, is_kept) in [(2 * MOST_KEPT, true), (2 * MOST_KEPT + 1, false)] {
-        let mut queue = DescriptorQueue::default();
-        queue.descriptors = VecDeque::with_capacity(count);
+        let mut queue = DescriptorQueue {
+            descriptors: VecDeque::with_capacity(count),
+            ..DescriptorQueue::default()
+        };
         queue.push(PassedDescriptor::shared(&fd));
         queue.sent(1);
         let kept = if is_kept { count } else { 0 };
