@@ -141,7 +141,9 @@ pub use bowline_protocol::{
     DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors, SendDescriptorError,
     SendDescriptorErrorKind,
 };
-pub use bowline_transport::{DescriptorCounts, UnsentDescriptors};
+pub use bowline_transport::{
+    DescriptorCounts, UnsentDescriptors, close_received, descriptors_closing,
+};
 
 // Messages in the stream.
 #[doc(inline)]

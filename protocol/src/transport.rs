@@ -461,9 +461,12 @@ impl Default for DescriptorLimits {
 /// then blocks the whole loop for as long as the peer chose (kernel 6.18: up
 /// to 2^31 seconds), although the socket is non-blocking.
 ///
+/// A UNIX socket can have such a socket in its own queue, where no setting reaches it:
+/// what bowline closes of that kind it closes in another thread, and a protocol that
+/// has taken one does well to do the same (`close_received`).
+///
 /// What is closed by the kernel before we ever have it can block all the same:
-/// descriptors that are unread when their connection closes, and those that
-/// find no free number here. A peer that is not trusted, and has no
+/// descriptors that find no free number here. A peer that is not trusted, and has no
 /// descriptors to send, is better refused them altogether
 /// ([`set_descriptors_accepted`](UnixTransport::set_descriptors_accepted)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -569,6 +569,131 @@ fn descriptors_that_linger_do_not_stall_the_loop() {
     });
 }
 
+/// A UNIX socket in whose queue, so many queues down, a socket lies that lingers for a
+/// minute; beside it, what keeps that from ending by itself.
+fn nested(depth: usize) -> (OwnedFd, StdTcpStream) {
+    let (mut inner, unread) = lingering_socket(Duration::from_secs(60));
+    for _ in 0..depth {
+        let (sender, holder) = socketpair();
+        send_message(&sender, b"x", &[inner]);
+        inner = holder.into();
+    }
+    (inner, unread)
+}
+
+/// Reliability T-18: nor does one that lies unread in a socket that we close: one that
+/// was sent to us, or our own.
+#[test]
+fn descriptors_inside_of_others_do_not_stall_the_loop() {
+    let name = "descriptors_inside_of_others_do_not_stall_the_loop";
+    in_own_process(module_path!(), name, || {
+        let directory = tempfile::tempdir().unwrap();
+        let cases = ["unwanted", "over a limit", "unread at close", "wanted"];
+        for (case, depth) in cases.iter().flat_map(|case| [(*case, 1), (*case, 3)]) {
+            let (seen, record) = (Seen::default(), Record::default());
+            let mut reactor = Reactor::new().unwrap();
+            let path = directory.path().join(format!("{case}{depth}"));
+            let (builder, recorder) = (seen.clone(), record.clone());
+            reactor
+                .listen_unix(path.clone(), move |_: &bowline::Address| Hostile {
+                    is_wanted: case == "wanted",
+                    is_limited: case == "over a limit",
+                    is_paused: case == "unread at close",
+                    seen: builder.clone(),
+                    record: recorder.clone(),
+                })
+                .unwrap();
+            let peer = StdUnixStream::connect(&path).unwrap();
+            run_until(&mut reactor, |_| seen.has("made"));
+            let (hostile, _unread) = nested(depth);
+            send_message(&peer, b"x", &[hostile, file()]);
+            let longest = match case {
+                "unread at close" => {
+                    run_until_quiet(&mut reactor);
+                    reactor.get(record.handle(0)).unwrap().abort_connection();
+                    longest_turn(&mut reactor, |_| seen.has("lost"))
+                }
+                "over a limit" => longest_turn(&mut reactor, |_| seen.has("lost")),
+                _ => longest_turn(&mut reactor, |_| seen.has("data")),
+            };
+            let began = Instant::now();
+            for taken in record.take_descriptors() {
+                bowline::close_received(taken);
+            }
+            not_stalled(
+                &format!("{case}, {depth} down"),
+                longest.max(began.elapsed()),
+            );
+        }
+    });
+}
+
+/// Reliability T-18: a client that sends a socket that lingers, and that we close
+/// before we have read it.
+#[test]
+fn clients_that_nobody_serves_do_not_stall_the_loop() {
+    struct Declines;
+    impl bowline::Factory<UnixStream> for Declines {
+        type Protocol = BytesOnly;
+
+        fn build_protocol(
+            &mut self,
+            _: &mut bowline::BuildContext<'_>,
+            _: &bowline::Address,
+        ) -> Option<BytesOnly> {
+            None
+        }
+    }
+    let name = "clients_that_nobody_serves_do_not_stall_the_loop";
+    in_own_process(module_path!(), name, || {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let client = |unread: &mut Vec<StdTcpStream>| {
+            let client = StdUnixStream::connect(&path).unwrap();
+            let (hostile, peer) = lingering_socket(Duration::from_secs(60));
+            send_message(&client, b"x", &[hostile]);
+            unread.push(peer);
+            client
+        };
+        let mut unread = Vec::new();
+        let mut reactor = Reactor::new().unwrap();
+        let listener = reactor.listen_unix(path.clone(), Declines).unwrap();
+        let mut declined = client(&mut unread);
+        declined.set_nonblocking(true).unwrap();
+        let longest = longest_turn(&mut reactor, |_| {
+            std::io::Read::read(&mut declined, &mut [0; 1]).is_ok_and(|bytes| bytes == 0)
+        });
+        not_stalled("declined", longest);
+        reactor.get(listener).unwrap().pause_accepting();
+        let _waits = client(&mut unread);
+        reactor.get(listener).unwrap().stop_listening();
+        let longest = longest_turn(&mut reactor, |reactor| reactor.get(listener).is_none());
+        not_stalled("never accepted", longest);
+
+        // Adopted: others may hold the socket, so it is not read out.
+        let seen = Seen::default();
+        let (ours, peer) = socketpair();
+        let handle = reactor
+            .adopt_unix_stream(ours.into(), BytesOnly { seen: seen.clone() })
+            .unwrap();
+        transport(&mut reactor, handle).pause_producing();
+        let (hostile, peer_of_it) = lingering_socket(Duration::from_secs(60));
+        unread.push(peer_of_it);
+        send_message(&peer, b"x", &[hostile]);
+        transport(&mut reactor, handle).abort_connection();
+        let longest = longest_turn(&mut reactor, |_| seen.has("lost"));
+        not_stalled("adopted", longest);
+    });
+}
+
+#[track_caller]
+fn not_stalled(case: &str, longest: Duration) {
+    let longest = longest.as_secs_f64() * 1e3;
+    Figures::of("T-18").measured(&format!("stall, {case}"), longest, "ms", Bound::Below, 20.0);
+    // On a loaded machine too it is far from a minute.
+    assert!(longest < 5_000.0, "{case}: {longest} ms");
+}
+
 /// Does with descriptors what a case wants.
 struct Hostile {
     is_wanted: bool,

@@ -62,6 +62,16 @@ pub(crate) fn pool_threads() -> usize {
         .count()
 }
 
+/// Waits until other threads have closed what peers have sent.
+#[track_caller]
+pub(crate) fn wait_for_closes() {
+    let began = Instant::now();
+    while bowline::descriptors_closing() > 0 {
+        assert!(began.elapsed() < DEADLINE, "something is not closed");
+        std::thread::yield_now();
+    }
+}
+
 /// That there are none: a thread that has ended may be listed for a moment, and
 /// what it had with it is closed only then.
 #[track_caller]
@@ -128,6 +138,7 @@ impl Drop for DescriptorLedger {
 /// library opens a file of its own when another thread allocates for the first
 /// time (glibc, to count the processors), and no lock of ours keeps it from that.
 pub(crate) fn open_descriptors() -> BTreeSet<i32> {
+    wait_for_closes();
     let mut seen = listed_descriptors();
     let mut times = 1;
     while times < 4 {

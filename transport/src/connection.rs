@@ -404,6 +404,8 @@ where
             Ledger::add(&core.shared.ledger.closed, 1);
             if is_ours_to_read {
                 self.transport.disarm_unread();
+            } else {
+                self.transport.leave_unread();
             }
         }
         let core = self.transport.core_mut();

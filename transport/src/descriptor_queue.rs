@@ -198,13 +198,11 @@ impl DescriptorQueue {
         }
     }
 
-    /// Closes everything and answers how many there were.
-    pub(crate) fn clear(&mut self) -> usize {
-        let count = self.len();
-        self.descriptors.clear();
+    /// Takes everything, to be closed.
+    pub(crate) fn clear(&mut self) -> VecDeque<PassedDescriptor> {
         self.groups.clear();
         self.trailing = 0;
-        count
+        mem::take(&mut self.descriptors)
     }
 
     /// Takes everything; positions become offsets into the bytes behind `sent`.

@@ -99,6 +99,10 @@ pub trait FileDescriptor: Sized + 'static {
     /// nobody read.
     fn disarm_unread(&mut self) {}
 
+    /// As [`disarm_unread`](Self::disarm_unread), of a socket that others may hold
+    /// too, and what is unread with it.
+    fn leave_unread(&mut self) {}
+
     /// How many descriptors the peer may send.
     fn received_limits(&self) -> ReceivedLimits {
         ReceivedLimits::NONE

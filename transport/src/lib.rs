@@ -20,6 +20,7 @@
 #[macro_use]
 mod transport_impl;
 
+mod closer;
 mod connection;
 mod connector;
 mod descriptor_queue;
@@ -51,6 +52,7 @@ pub mod fuzzing {
     }
 }
 
+pub use crate::closer::{close_received, descriptors_closing};
 pub use crate::connection::StreamTransport;
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};

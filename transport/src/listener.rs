@@ -19,6 +19,7 @@ use bowline_reactor::{
     DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
 };
 
+use crate::closer::close_elsewhere;
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
 use crate::connection::{HostName, Names, Source};
 use crate::error::{ListenError, ListenStep};
@@ -235,7 +236,8 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
             .build_protocol(&mut control.context(reactor), &address);
         let Some(protocol) = protocol else {
             log::debug!(target: log::TRANSPORT, "{}: declined {address}", control.token);
-            return;
+            // Its peer may send at this very moment.
+            return close_unserved(fd, true);
         };
         let names = Names {
             host: control.host.clone(),
@@ -420,7 +422,8 @@ impl<S: Service> ListeningSocket<S> {
             reactor.unwatch(fd.as_fd());
             // The path first: a client that finds it finds a listener.
             control.file = None;
-            drop(fd);
+            let has_clients = sys::has_waiting(fd.as_fd()).unwrap_or(true);
+            close_unserved(fd, has_clients);
             Ledger::add(&control.shared.ledger.closed, 1);
             if let Some(retry) = control.retry.take() {
                 // It may be what runs.
@@ -429,6 +432,13 @@ impl<S: Service> ListeningSocket<S> {
             log::debug!(target: log::TRANSPORT, "{}: closed {}", control.token, control.address);
             self.service.stopped(&mut self.control.context(reactor));
         }
+    }
+}
+
+/// Closes a socket from which nobody has read, or accepted, what may have come.
+fn close_unserved(fd: OwnedFd, may_have_come: bool) {
+    if may_have_come && sys::is_unix(fd.as_fd()) {
+        close_elsewhere(fd);
     }
 }
 

@@ -10,6 +10,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::Handle;
 
+use crate::closer::close_elsewhere;
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
 use crate::file_descriptor::{
     Core, FileDescriptor, Received, ReceivedLimits, Sent, State, flag, pending,
@@ -299,7 +300,16 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         let Some(passing) = &mut self.passing else {
             return 0;
         };
-        let count = passing.queue.clear();
+        let queued = passing.queue.clear();
+        let count = queued.len();
+        for descriptor in queued {
+            // It may have come from another peer.
+            if let PassedDescriptor::Owned(fd) = descriptor
+                && sys::is_unix(fd.as_fd())
+            {
+                close_elsewhere(fd);
+            }
+        }
         passing.discarded += count;
         Ledger::add(&self.base.core().shared.ledger.unsent, count);
         count
@@ -323,7 +333,9 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         // 6.16 it can, if the peer is quick enough.)
         let _ = sys::set_pass_rights(source, false);
         let mut buffers = core.shared.take_buffers();
-        for _ in 0..MOST_UNREAD {
+        let mut left = MOST_UNREAD;
+        while left > 0 {
+            left -= 1;
             let read = core.socket.receive(&mut buffers, READ_BYTES);
             let count = buffers.ancillary.descriptors.len();
             if count > 0 {
@@ -338,6 +350,29 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
             break;
         }
         core.shared.return_buffers(buffers);
+        if left == 0
+            && let Some(fd) = core.socket.detach()
+        {
+            close_elsewhere(fd);
+        }
+    }
+
+    #[cold]
+    fn leave_unread(&mut self) {
+        let core = self.base.core_mut();
+        // With nothing unread it is closed here, so that the peer sees the end by the time
+        // that it is told; one that sends at this very moment would have to hit the
+        // microsecond.
+        let has_unread = core
+            .socket
+            .source()
+            .is_some_and(|source| sys::has_waiting(source).unwrap_or(true));
+        if has_unread
+            && !core.has(flag::READ_ENDED)
+            && let Some(fd) = core.socket.detach()
+        {
+            close_elsewhere(fd);
+        }
     }
 
     fn received_limits(&self) -> ReceivedLimits {

@@ -5,11 +5,12 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline_reactor::{Reactor, Token};
 
+use crate::closer::close_received;
 use crate::log;
 use crate::resolver::{Resolver, SharedResolver, SystemResolver};
 use crate::sys::{self, Ancillary, ControlBuffer};
@@ -186,7 +187,7 @@ impl Shared {
         let mut count = 0;
         for fd in descriptors {
             // The peer may have made the last close block.
-            sys::disarm_linger(fd.as_fd());
+            close_received(fd);
             count += 1;
         }
         Ledger::add(&self.ledger.unclaimed, count);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bowline_protocol::policies::Backoff;
 use bowline_protocol::{ListenerHandle, PassedDescriptor, UnixTransportHandle};
 use bowline_reactor::{DelayedCall, Hold, Reactor};
+use bowline_transport::close_received;
 
 use super::WorkerId;
 use super::connection::Connection;
@@ -83,13 +84,34 @@ pub(super) struct Leaving {
 
 /// A connection that nobody has taken yet.
 pub(super) struct Job {
-    /// Ours, until somebody has taken it: shared with the channel's queue.
-    pub(super) fd: Rc<OwnedFd>,
+    /// Ours, until somebody has taken it.
+    socket: KeptSocket,
     pub(super) dispatch: Dispatch,
     pub(super) attempts: u32,
     pub(super) refused_by: Vec<(WorkerId, Refusal)>,
     /// Since when it waits here, or is with a worker.
     pub(super) since: Instant,
+}
+
+/// The socket of a connection, shared with the channel's queue.
+///
+/// Of a UNIX socket it may be the last copy that is closed here, when its worker is
+/// done with it already: then what its client sent and nobody read goes with it, which
+/// can make the close wait.
+struct KeptSocket {
+    /// There until it is taken.
+    fd: Option<Rc<OwnedFd>>,
+    is_tcp: bool,
+}
+
+impl Drop for KeptSocket {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take().and_then(Rc::into_inner)
+            && !self.is_tcp
+        {
+            close_received(fd);
+        }
+    }
 }
 
 impl State {
@@ -171,7 +193,8 @@ impl State {
             return Err(job);
         };
         job.dispatch.id = delivery;
-        let descriptors = vec![PassedDescriptor::shared(&job.fd)];
+        let descriptors = job.socket.fd.as_ref().map(PassedDescriptor::shared);
+        let descriptors = descriptors.into_iter().collect();
         let sent = match reactor.get(worker.channel) {
             Some(channel) => wire::send(channel, &job.dispatch, descriptors),
             None => {
@@ -298,7 +321,10 @@ impl Job {
             unsent,
         } = connection;
         Self {
-            fd: Rc::new(fd),
+            socket: KeptSocket {
+                fd: Some(Rc::new(fd)),
+                is_tcp: peer.is_some(),
+            },
             dispatch: Dispatch {
                 id: 0,
                 label,
@@ -324,8 +350,9 @@ impl Job {
         self.refused_by.iter().any(|(by, _)| *by == id)
     }
 
-    pub(super) fn into_connection(self) -> std::io::Result<Connection> {
-        let fd = match Rc::try_unwrap(self.fd) {
+    pub(super) fn into_connection(mut self) -> std::io::Result<Connection> {
+        let fd = self.socket.fd.take().ok_or(std::io::ErrorKind::NotFound)?;
+        let fd = match Rc::try_unwrap(fd) {
             Ok(fd) => fd,
             // A channel that is about to end has it queued.
             Err(shared) => shared.try_clone()?,

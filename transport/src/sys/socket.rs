@@ -192,6 +192,17 @@ pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
 /// # Errors
 /// As [`accept`].
 pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
+    if !has_waiting(fd)? {
+        return Err(io::Error::from(io::ErrorKind::WouldBlock));
+    }
+    accept(fd)
+}
+
+/// Whether a connection waits at a listener, or something to read at any other socket.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn has_waiting(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),
         events: libc::POLLIN,
@@ -201,10 +212,7 @@ pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketNa
         // SAFETY: one element, borrowed for writing until the call returns.
         unsafe { libc::poll(&raw mut watched, 1, 0) }
     })?;
-    if count == 0 {
-        return Err(io::Error::from(io::ErrorKind::WouldBlock));
-    }
-    accept(fd)
+    Ok(count > 0)
 }
 
 /// The socket's own name.
@@ -324,6 +332,13 @@ pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) -> bool {
     // Fails where `fd` is no socket, which is the common case; and on a socket
     // turning it off cannot fail.
     set_linger(fd, None).is_ok()
+}
+
+/// Whether `fd` is a UNIX socket, of any type: one that can hold descriptors.
+#[inline]
+pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> bool {
+    option::<libc::c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
+        .is_ok_and(|domain| domain == libc::AF_UNIX)
 }
 
 /// The number that the kernel gave this socket and gives no other; the same for

@@ -1,0 +1,176 @@
+//! Closing what a stranger has had a hand in.
+//!
+//! close(2) of the last descriptor of a UNIX socket closes what lies unread in its
+//! queue, and a descriptor there can be a socket that lingers, or hold one that does:
+//! then the call sleeps, up to 2^31 - 1 seconds, for as long as the sender likes
+//! (Linux 6.18). Nothing that could be asked of the outer socket says so, and reading
+//! it out would take from others who hold it. So such sockets are closed in a thread,
+//! which lives for as long as there are any.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::log;
+use crate::sys;
+
+/// What the threads are called.
+const NAME: &str = "bowline-closer";
+
+/// They call close(2) and little else.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// How long a close may take before the others go on without it: a thousand
+/// times what one takes.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How many may be asleep in a close, each in a thread of its own. Beyond that,
+/// what is to be closed waits, and its number with it: the reserve of the listeners
+/// and of the program is what bounds that.
+const MOST_ASLEEP: usize = 256;
+
+/// What waits to be closed, of all reactors of this process.
+static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+    waiting: VecDeque::new(),
+    is_served: false,
+});
+
+/// How many were given away and are not closed.
+static UNCLOSED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many of them a thread is closing.
+static CLOSING: AtomicUsize = AtomicUsize::new(0);
+
+struct Queue {
+    waiting: VecDeque<OwnedFd>,
+    /// Whether there is a thread that takes from it.
+    is_served: bool,
+}
+
+/// Closes a descriptor that a peer has sent, without ever waiting for it: by the time
+/// this returns, or, where its close could wait for something, a moment later in
+/// another thread.
+///
+/// A UNIX socket may hold descriptors that nobody has read, and its close closes
+/// those too; if one of them is a socket that lingers, dropping the [`OwnedFd`] holds
+/// up the whole loop for as long as the sender chose. What bowline closes itself,
+/// descriptors that no protocol took above all, it closes like this.
+///
+/// # Examples
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+///
+/// let (theirs, ours) = UnixStream::pair()?;
+/// bowline_transport::close_received(theirs.into());
+/// // The other end sees it, as after any close.
+/// assert_eq!(std::io::Read::read(&mut &ours, &mut [0; 1])?, 0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn close_received(fd: OwnedFd) {
+    if sys::disarm_linger(fd.as_fd()) && sys::is_unix(fd.as_fd()) {
+        close_elsewhere(fd);
+    }
+}
+
+/// How many descriptors other threads of this process are closing, see
+/// [`close_received`]. If that is more than none for more than a moment, a peer has
+/// sent something whose close waits.
+pub fn descriptors_closing() -> usize {
+    UNCLOSED.load(Ordering::Acquire)
+}
+
+/// Closes a UNIX socket whose queue nobody has read.
+#[cold]
+pub(crate) fn close_elsewhere(fd: OwnedFd) {
+    UNCLOSED.fetch_add(1, Ordering::Relaxed);
+    let mut queue = queue();
+    queue.waiting.push_back(fd);
+    if queue.is_served {
+        return;
+    }
+    match start(serve) {
+        Ok(()) => queue.is_served = true,
+        // The next one tries again.
+        Err(error) => log::warn!(
+            target: log::DESCRIPTORS,
+            "no thread to close {} descriptors in: {error}",
+            queue.waiting.len()
+        ),
+    }
+}
+
+fn queue() -> MutexGuard<'static, Queue> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new()
+        .name(NAME.to_owned())
+        .stack_size(STACK_BYTES);
+    thread.spawn(run).map(drop)
+}
+
+/// Has all that waits closed, and ends.
+fn serve() {
+    let mut closer = None;
+    loop {
+        let mut queue = queue();
+        let Some(fd) = queue.waiting.pop_front() else {
+            queue.is_served = false;
+            return;
+        };
+        drop(queue);
+        closer = close_by(closer, fd);
+    }
+}
+
+fn close(fd: OwnedFd) {
+    drop(fd);
+    UNCLOSED.fetch_sub(1, Ordering::Release);
+}
+
+/// A thread that closes one after the other, and says when it has.
+struct Closer {
+    give: Sender<OwnedFd>,
+    done: Receiver<()>,
+}
+
+impl Closer {
+    fn start() -> io::Result<Self> {
+        let (give, take) = mpsc::channel::<OwnedFd>();
+        let (say, done) = mpsc::channel();
+        start(move || {
+            for fd in take {
+                close(fd);
+                CLOSING.fetch_sub(1, Ordering::Relaxed);
+                if say.send(()).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { give, done })
+    }
+}
+
+/// Has `closer`, or a new one, close `fd`; answers it if it can go on.
+fn close_by(closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
+    let Some(closer) = closer.or_else(|| Closer::start().ok()) else {
+        // It is this thread that waits, and no loop.
+        close(fd);
+        return None;
+    };
+    let is_last = CLOSING.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_ASLEEP;
+    closer.give.send(fd).ok()?;
+    let patience = if is_last { Duration::MAX } else { PATIENCE };
+    match closer.done.recv_timeout(patience) {
+        Ok(()) => Some(closer),
+        // It ends when it wakes up.
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+    }
+}
