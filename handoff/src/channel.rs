@@ -637,6 +637,10 @@ where
         self.deliver(cx);
     }
 
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        self.limit.reattached(cx);
+    }
+
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         self.limit.cancel(cx.reactor);
         match self.limited.get() {

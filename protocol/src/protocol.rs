@@ -154,6 +154,18 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
         let _ = cx;
     }
 
+    /// The connection was taken apart and put together again, as after a restart that did
+    /// not take it: it is as it was, but that its transport has another
+    /// [handle](Transport::handle), and nothing reaches it by the old one. A protocol
+    /// that has given its handle to somebody, a timer for one, gives it the new one here:
+    /// what bowline has for that follows it as `cx` says
+    /// ([`Timeout::reattached`](crate::policies::Timeout::reattached)).
+    ///
+    /// Called before anything more is read.
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
     /// For a protocol registered as the producer of its own transport
     /// ([`ProducerRef::Protocol`](crate::ProducerRef::Protocol)): stop writing,
     /// the buffer is above the high watermark.
@@ -265,6 +277,10 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         (**self).reading_resumed(cx);
+    }
+
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_reattached(cx);
     }
 
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {

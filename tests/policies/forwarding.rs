@@ -80,6 +80,9 @@ impl<T: Transport> Protocol<T> for Told {
     fn reading_resumed(&mut self, _: &mut Context<'_, T>) {
         self.note("reading_resumed");
     }
+    fn connection_reattached(&mut self, _: &mut Context<'_, T>) {
+        self.note("connection_reattached");
+    }
     fn pause_producing(&mut self, _: &mut Context<'_, T>) {
         self.note("pause_producing");
     }
@@ -135,7 +138,7 @@ fn pump() -> Pump {
 }
 
 /// Every callback but the first and last, which the connection makes.
-const ALL: [&str; 12] = [
+const ALL: [&str; 13] = [
     "data_received 3",
     "file_descriptor_received",
     "descriptors_received 1 2",
@@ -144,6 +147,7 @@ const ALL: [&str; 12] = [
     "read_connection_lost",
     "write_connection_lost",
     "reading_resumed",
+    "connection_reattached",
     "pause_producing",
     "resume_producing",
     "stop_producing",
@@ -170,6 +174,7 @@ fn call_everything<P: Protocol<MemoryStream>>(
     assert_eq!(after, AfterReadClosed::KeepWriting);
     protocol.write_connection_lost(cx);
     protocol.reading_resumed(cx);
+    protocol.connection_reattached(cx);
     protocol.pause_producing(cx);
     protocol.resume_producing(cx);
     protocol.stop_producing(cx);

@@ -7,6 +7,7 @@ mod capture;
 mod forwarding;
 mod idle;
 mod limit;
+mod reattached;
 mod reconnecting;
 mod throttle;
 mod traffic;

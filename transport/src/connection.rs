@@ -334,6 +334,11 @@ where
                     protocol.reading_resumed(&mut Context::new(&mut self.transport, reactor));
                 }
             }
+            pending::REATTACHED => {
+                if let Some(protocol) = &mut self.protocol {
+                    protocol.connection_reattached(&mut Context::new(&mut self.transport, reactor));
+                }
+            }
             _ => debug_assert!(false, "every bit is named"),
         }
         false
@@ -472,6 +477,10 @@ where
         let peer = core.socket.peer();
         let fd = core.socket.detach()?;
         let mut kept = core.kept();
+        if let Some(deadline) = core.cold_ref().and_then(|cold| cold.close_deadline) {
+            let due = deadline.due(reactor);
+            kept.close_within = due.map(|due| due.saturating_duration_since(reactor.now()));
+        }
         core.set_state(State::Lost);
         Ledger::add(&core.shared.ledger.closed, 1);
         let descriptors = self.transport.take_unsent_descriptors();

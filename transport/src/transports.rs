@@ -369,8 +369,9 @@ pub trait Transports {
     /// with everything unsent, its producer, limits and pauses. `T` is its
     /// transport.
     ///
-    /// The protocol is told nothing: for it, nothing has happened, but that its
-    /// transport has a new handle.
+    /// For the protocol nothing has happened, but that its transport has a new
+    /// handle, of which it is
+    /// [told](bowline_protocol::Protocol::connection_reattached).
     ///
     /// # Errors
     ///

@@ -46,7 +46,9 @@ pub trait Movable<T: StreamTransport>: Protocol<T> + Sized {
     fn pack(&mut self) -> Option<Packed>;
 
     /// The successor did not take the connection: this protocol goes on with
-    /// it. What was packed comes back, above all its descriptors.
+    /// it. What was packed comes back, above all its descriptors; that its
+    /// transport has another handle, it is told once it is whole again
+    /// ([`connection_reattached`](Protocol::connection_reattached)).
     fn unpack(&mut self, packed: Packed);
 }
 

@@ -578,6 +578,17 @@ where
         self.deliver_all(cx, &[]);
     }
 
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        if let Descriptors::WithFrame(WithFrame {
+            timeout: Some(timeout),
+            ..
+        }) = &mut self.descriptors
+        {
+            timeout.reattached(cx);
+        }
+        self.forward(cx, |receiver, cx| receiver.connection_reattached(cx));
+    }
+
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
         self.forward(cx, |receiver, cx| receiver.pause_producing(cx));
     }

@@ -156,6 +156,12 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         let _ = cx;
     }
 
+    /// The connection was taken apart and put together again, and its transport has
+    /// another handle.
+    fn connection_reattached(&mut self, cx: &mut FrameContext<'_, T, F>) {
+        let _ = cx;
+    }
+
     /// For a receiver registered as the producer of its own transport: stop
     /// writing.
     fn pause_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {

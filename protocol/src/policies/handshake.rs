@@ -268,6 +268,7 @@ impl<T: Transport + ?Sized> Policy<T> for Handshaking {
                 let deadline = self.slot.state.deadline.get();
                 self.timeout.set(cx, Some(deadline));
             }
+            Event::ConnectionReattached => self.timeout.reattached(cx),
             Event::ConnectionLost(_) => {
                 self.timeout.cancel(cx.reactor);
                 self.slot.free_and_resume(cx.reactor);

@@ -128,7 +128,7 @@ pub struct Idle {
 struct Watch {
     period: Duration,
     close_within: Duration,
-    transport: TransportHandle,
+    transport: Cell<TransportHandle>,
     /// The last traffic that is known of.
     since: Cell<Instant>,
     /// The bytes sent and unsent at the last look.
@@ -157,13 +157,23 @@ impl Idle {
         let watch = Rc::new(Watch {
             period: self.period,
             close_within: self.close_within,
-            transport: cx.transport.handle(),
+            transport: Cell::new(cx.transport.handle()),
             since: Cell::new(cx.reactor.now()),
             written: Cell::new(written(cx.transport)),
             call: Cell::new(None),
         });
         Watch::schedule(&watch, cx.reactor, self.period);
         self.watch = Some(watch);
+    }
+
+    fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        if let Some(watch) = &self.watch {
+            watch.transport.set(cx.transport.handle());
+            if watch.call.get().is_none() {
+                // It ran meanwhile, and found nobody.
+                Watch::schedule(watch, cx.reactor, Duration::ZERO);
+            }
+        }
     }
 
     fn end(&mut self, reactor: &mut Reactor) {
@@ -180,6 +190,7 @@ impl<T: Transport + ?Sized> Policy<T> for Idle {
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         match event {
             Event::ConnectionMade => self.begin(cx),
+            Event::ConnectionReattached => self.reattached(cx),
             Event::ConnectionLost(_) => self.end(cx.reactor),
             _ => {}
         }
@@ -190,8 +201,8 @@ impl<T: Transport + ?Sized> Policy<T> for Idle {
         if let Some(watch) = &self.watch {
             let written = written(cx.transport);
             // That reading goes on is no traffic yet.
-            if watch.written.replace(written) != written || !matches!(event, Event::ReadingResumed)
-            {
+            let is_traffic = !matches!(event, Event::ReadingResumed | Event::ConnectionReattached);
+            if watch.written.replace(written) != written || is_traffic {
                 watch.since.set(cx.reactor.now());
             }
         }
@@ -213,7 +224,7 @@ impl Watch {
         };
         watch.call.set(None);
         let now = reactor.now();
-        let Some(transport) = reactor.get(watch.transport) else {
+        let Some(transport) = reactor.get(watch.transport.get()) else {
             return;
         };
         let written = written(transport);
@@ -227,7 +238,7 @@ impl Watch {
                 log::debug!(
                     target: log::TRANSPORT,
                     "{}: no traffic with {} for {:?}: closing",
-                    watch.transport.token(),
+                    watch.transport.get().token(),
                     transport.peer(),
                     watch.period
                 );

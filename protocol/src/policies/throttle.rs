@@ -1,7 +1,7 @@
 //! How fast peers are read.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::rc::{Rc, Weak};
@@ -87,10 +87,9 @@ pub struct Throttle {
 
 struct Shared {
     bucket: Cell<Bucket>,
-    held: RefCell<BTreeSet<TransportHandle>>,
+    /// Those that wait, and whether they do.
+    held: RefCell<BTreeMap<TransportHandle, Rc<Cell<bool>>>>,
     call: Cell<Option<DelayedCall>>,
-    /// How often those that were held were released.
-    releases: Cell<u64>,
 }
 
 impl Throttle {
@@ -104,7 +103,6 @@ impl Throttle {
                 }),
                 held: RefCell::default(),
                 call: Cell::new(None),
-                releases: Cell::new(0),
             }),
         }
     }
@@ -113,7 +111,8 @@ impl Throttle {
     pub fn throttled(&self) -> Throttled {
         Throttled {
             throttle: self.clone(),
-            held_since: None,
+            held_as: None,
+            is_held: Rc::default(),
         }
     }
 
@@ -141,15 +140,16 @@ impl Shared {
             Self::schedule(&shared, reactor, wait);
             return;
         }
-        shared.releases.set(shared.releases.get() + 1);
         let held = shared.held.take();
         log::debug!(
             target: log::TRANSPORT,
             "throttling ends: {} connections are read again",
             held.len()
         );
-        for handle in held {
+        for (handle, is_held) in held {
+            // One that was taken apart is held still if it comes back.
             if let Some(transport) = reactor.get(handle) {
+                is_held.set(false);
                 transport.release_reading();
             }
         }
@@ -159,15 +159,12 @@ impl Shared {
 /// A connection under a [`Throttle`]: the policy for it.
 pub struct Throttled {
     throttle: Throttle,
-    /// After which release it was held.
-    held_since: Option<u64>,
+    /// Under which name it was held last.
+    held_as: Option<TransportHandle>,
+    is_held: Rc<Cell<bool>>,
 }
 
 impl Throttled {
-    fn is_held(&self) -> bool {
-        self.held_since == Some(self.throttle.shared.releases.get())
-    }
-
     fn account<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>, bytes: usize) {
         let shared = &self.throttle.shared;
         let now = cx.reactor.now();
@@ -175,12 +172,14 @@ impl Throttled {
         bucket.take(now, bytes);
         shared.bucket.set(bucket);
         let wait = bucket.wait(now);
-        if wait.is_zero() || self.is_held() {
+        if wait.is_zero() || self.is_held.replace(true) {
             return;
         }
-        self.held_since = Some(shared.releases.get());
         cx.transport.hold_reading();
-        shared.held.borrow_mut().insert(cx.transport.handle());
+        let handle = cx.transport.handle();
+        self.held_as = Some(handle);
+        let is_held = Rc::clone(&self.is_held);
+        shared.held.borrow_mut().insert(handle, is_held);
         // One line for all that are held together.
         if shared.call.get().is_none() {
             log::debug!(
@@ -193,10 +192,29 @@ impl Throttled {
         }
     }
 
+    /// Waits on under its new name, or not, if the wait ended meanwhile.
+    fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        if !self.is_held.get() {
+            return;
+        }
+        let handle = cx.transport.handle();
+        let earlier = self.held_as.replace(handle);
+        let mut held = self.throttle.shared.held.borrow_mut();
+        match earlier.and_then(|earlier| held.remove(&earlier)) {
+            Some(is_held) => {
+                held.insert(handle, is_held);
+            }
+            None => {
+                self.is_held.set(false);
+                cx.transport.release_reading();
+            }
+        }
+    }
+
     fn end<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
         let shared = &self.throttle.shared;
         let mut held = shared.held.borrow_mut();
-        if held.remove(&cx.transport.handle())
+        if held.remove(&cx.transport.handle()).is_some()
             && held.is_empty()
             && let Some(call) = shared.call.take()
         {
@@ -216,6 +234,7 @@ impl<T: Transport + ?Sized> Policy<T> for Throttled {
             Event::DataReceived(data) | Event::DescriptorsReceived { data, .. } => {
                 self.account(cx, data.len());
             }
+            Event::ConnectionReattached => self.reattached(cx),
             Event::ConnectionLost(_) => self.end(cx),
             _ => {}
         }
@@ -235,7 +254,7 @@ impl fmt::Debug for Throttled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Throttled")
             .field("throttle", &self.throttle)
-            .field("is_held", &self.is_held())
+            .field("is_held", &self.is_held.get())
             .finish()
     }
 }

@@ -76,6 +76,13 @@ struct Limit {
     transport: TransportHandle,
 }
 
+impl Limit {
+    fn left(&self, reactor: &Reactor) -> Duration {
+        let passed = reactor.now().saturating_duration_since(self.since);
+        self.period.saturating_sub(passed)
+    }
+}
+
 impl Timeout {
     /// A limit that is not set, and closes the connection at its end.
     pub fn new() -> Self {
@@ -128,6 +135,23 @@ impl Timeout {
         }
     }
 
+    /// Goes on with a connection that was taken apart and put together again, to be
+    /// called in
+    /// [`connection_reattached`](crate::Protocol::connection_reattached): the time passed
+    /// meanwhile counts.
+    pub fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        let Some(limit) = self.state.limit.get() else {
+            return;
+        };
+        self.state.limit.set(Some(Limit {
+            transport: cx.transport.handle(),
+            ..limit
+        }));
+        if self.state.call.get().is_none() {
+            State::schedule(&self.state, cx.reactor, limit.left(cx.reactor));
+        }
+    }
+
     /// Limits nothing from now on, and leaves no timer. Answers what was set.
     pub fn cancel(&mut self, reactor: &mut Reactor) -> Option<Duration> {
         if let Some(call) = self.state.call.take() {
@@ -165,11 +189,13 @@ impl State {
         let Some(limit) = state.limit.get() else {
             return;
         };
-        let passed = reactor.now().saturating_duration_since(limit.since);
-        if let Some(left) = limit.period.checked_sub(passed)
-            && !left.is_zero()
-        {
+        let left = limit.left(reactor);
+        if !left.is_zero() {
             Self::schedule(&state, reactor, left);
+            return;
+        }
+        if reactor.get(limit.transport).is_none() {
+            // Taken apart: it goes on if it is put together again.
             return;
         }
         state.limit.set(None);

@@ -155,6 +155,7 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
                 log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
             }
             Event::ReadingResumed
+            | Event::ConnectionReattached
             | Event::PauseProducing
             | Event::ResumeProducing
             | Event::StopProducing => {}

@@ -83,6 +83,8 @@ pub enum Event<'a> {
     ConnectionLost(&'a CloseReason),
     /// [`Protocol::reading_resumed`].
     ReadingResumed,
+    /// [`Protocol::connection_reattached`].
+    ConnectionReattached,
     /// [`Protocol::pause_producing`].
     PauseProducing,
     /// [`Protocol::resume_producing`].
@@ -272,6 +274,12 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         self.around(cx, &Event::ReadingResumed, |protocol, cx| {
             protocol.reading_resumed(cx);
+        });
+    }
+
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::ConnectionReattached, |protocol, cx| {
+            protocol.connection_reattached(cx);
         });
     }
 

@@ -130,8 +130,11 @@ pub(crate) mod pending {
     pub(crate) const READING_RESUMED: u32 = 1 << 22;
     pub(crate) const END: u32 = 1 << 23;
 
+    /// In a place of its own, as the last.
+    pub(crate) const REATTACHED: u32 = 1 << 26;
+
     /// Anything at all.
-    pub(crate) const ANY: u32 = 0xff << 16;
+    pub(crate) const ANY: u32 = 0xff << 16 | REATTACHED;
 }
 
 /// What most connections never need, behind one pointer.
@@ -191,9 +194,14 @@ pub(crate) struct Kept {
     flags: u32,
     holds: u32,
     received: usize,
+    unclaimed: u64,
+    has_unknown: bool,
     descriptors_left: usize,
     read_limit: u32,
     watermarks: Watermarks,
+    write_log: Option<WriteLog>,
+    /// How much is left of the time for closing, if that is limited.
+    pub(crate) close_within: Option<Duration>,
     /// Whether the producer, if there is one, was told to pause.
     pub(crate) producer_is_paused: bool,
     /// Of the layer above.
@@ -224,6 +232,7 @@ impl<S: Socket> Core<S> {
         | flag::READ_ENDED
         | flag::READ_ON
         | flag::NOT_READING
+        | flag::REFUSES_DESCRIPTORS
         | pending::CONNECTION_MADE
         | pending::PAUSE_PRODUCER
         | pending::RESUME_PRODUCER
@@ -239,9 +248,13 @@ impl<S: Socket> Core<S> {
             flags: self.flags & Self::KEPT,
             holds: cold.map_or(0, |cold| cold.holds),
             received: cold.map_or(0, |cold| cold.received),
+            unclaimed: cold.map_or(0, |cold| cold.unclaimed),
+            has_unknown: cold.is_some_and(|cold| cold.has_unknown),
             descriptors_left: cold.map_or(0, |cold| cold.descriptors_left),
             read_limit: self.read_limit,
             watermarks: self.watermarks(),
+            write_log: cold.and_then(|cold| cold.write_log.clone()),
+            close_within: cold.and_then(|cold| cold.close_within),
             producer_is_paused: self.is_producer_paused(),
             settings: None,
         }
@@ -257,12 +270,19 @@ impl<S: Socket> Core<S> {
         if kept.watermarks != Watermarks::default() {
             self.set_watermarks(kept.watermarks);
         }
-        if kept.holds > 0 || kept.received > 0 || kept.descriptors_left > 0 {
-            let cold = self.cold();
-            cold.holds = kept.holds;
-            cold.received = kept.received;
-            cold.descriptors_left = kept.descriptors_left;
+        if !self.has(pending::CONNECTION_MADE) {
+            self.flags |= pending::REATTACHED;
         }
+        if let Some(log) = &kept.write_log {
+            self.set_write_log(Some(log.clone()));
+        }
+        let cold = self.cold();
+        cold.holds = kept.holds;
+        cold.received = kept.received;
+        cold.unclaimed = kept.unclaimed;
+        cold.has_unknown = kept.has_unknown;
+        cold.descriptors_left = kept.descriptors_left;
+        cold.close_within = kept.close_within;
         self.set_state(kept.state);
     }
 
