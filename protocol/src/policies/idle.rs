@@ -166,7 +166,7 @@ impl Idle {
         self.watch = Some(watch);
     }
 
-    fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+    fn reattached<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
         if let Some(watch) = &self.watch {
             watch.transport.set(cx.transport.handle());
             if watch.call.get().is_none() {

@@ -139,7 +139,7 @@ impl Timeout {
     /// called in
     /// [`connection_reattached`](crate::Protocol::connection_reattached): the time passed
     /// meanwhile counts.
-    pub fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+    pub fn reattached<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
         let Some(limit) = self.state.limit.get() else {
             return;
         };
