@@ -131,3 +131,31 @@ impl fmt::Display for SendFrameError {
 
 impl Error for SendFrameErrorKind {}
 impl Error for SendFrameError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_that_was_not_sent_says_why() {
+        let full = SendDescriptorErrorKind::QueueFull;
+        let too_long = EncodeError::TooLong {
+            length: 256,
+            limit: 255,
+        };
+        for (kind, text) in [
+            (
+                SendFrameErrorKind::Encode(too_long),
+                "payload of 256 bytes does not fit, 255 do",
+            ),
+            (
+                SendFrameErrorKind::Encode(EncodeError::ContainsDelimiter),
+                "payload contains the delimiter",
+            ),
+            (SendFrameErrorKind::Transport(full), &*full.to_string()),
+        ] {
+            let descriptors = Vec::new();
+            assert_eq!(SendFrameError { kind, descriptors }.to_string(), text);
+        }
+    }
+}

@@ -220,9 +220,7 @@ impl<F: Framer, R> Framed<F, R> {
         self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
             receiver.frame_with_descriptors(cx, frame, &mut offered);
         });
-        if offered.len() > 0 {
-            cx.transport.close_unclaimed(offered.collect());
-        }
+        cx.transport.close_unclaimed(offered.collect());
     }
 
     fn deliver_raw<T>(

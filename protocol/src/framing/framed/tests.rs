@@ -649,6 +649,8 @@ fn read_limit_follows_the_frame() {
     assert_eq!(limit(&peer), Some(4));
     peer.receive(b"\0\0\0\x03raw");
     assert_eq!(limit(&peer), None, "raw data without end");
+    peer.receive(b"and more of it");
+    assert_eq!(limit(&peer), None, "raw data without end");
 }
 
 #[test]
@@ -675,6 +677,105 @@ fn descriptors_that_the_receiver_leaves_are_closed_as_unclaimed() {
     peer.receive_with(b"\x01x", 3);
     assert_eq!(peer.transport.unclaimed, 2);
     assert_eq!(peer.protocol.receiver().0.len(), 1);
+}
+
+/// Has nothing but what it must have.
+struct Least(Vec<String>);
+
+impl<F: Framer> FrameReceiver<Script, F> for Least {
+    fn frame_received(&mut self, _: &mut FrameContext<'_, Script, F>, frame: &[u8]) {
+        self.0.push(text(frame));
+    }
+}
+
+#[test]
+fn receiver_that_knows_nothing_of_descriptors_gets_its_frames() {
+    let framer = LengthPrefixedFramer::u8();
+    let mut peer = Peer::new(Framed::with_descriptors(framer, Least(Vec::new())));
+    peer.receive_with(b"\x01x", 2);
+    assert_eq!(peer.transport.unclaimed, 2);
+    assert_eq!(peer.protocol.receiver().0, ["x"]);
+
+    let (_reader, writer) = io::pipe().unwrap();
+    let framer = LengthPrefixedFramer::u8();
+    let mut peer = Peer::new(Framed::new(framer, Least(Vec::new())));
+    let answer = peer.with(|protocol, cx| protocol.file_descriptor_received(cx, writer.into()));
+    assert!(answer.is_err(), "given back");
+    peer.receive(b"\x01y");
+    assert_eq!(peer.protocol.receiver().0, ["y"]);
+}
+
+#[test]
+fn callback_knows_its_mode_its_transport_by_handle_and_how_to_print_both() {
+    let framer = LengthPrefixedFramer::u8();
+    let hook = |cx: &mut FrameContext<'_, Script, _>, event: &str| {
+        let own = cx.transport.handle();
+        assert!(cx.get(own).is_some(), "{event}");
+        assert!(!cx.framing.is_raw_mode(), "{event}");
+        if event == "made" {
+            cx.framing.set_raw_mode_for(2);
+            assert!(cx.framing.is_raw_mode());
+        }
+        let printed = format!("{cx:?}");
+        assert!(printed.starts_with("FrameContext { transport: "));
+        assert!(printed.contains("framing: Framing { framer: LengthPrefixedFramer"));
+        let rest = if event == "raw:xy" {
+            "rest: 3"
+        } else {
+            "rest: 0"
+        };
+        assert!(printed.contains(rest), "{printed}");
+    };
+    let mut peer = Peer::new(Framed::new(framer, Recorder::scripted(hook)));
+    peer.made();
+    peer.receive(b"xy\x02ab");
+    assert_eq!(peer.events(), ["made", "raw:xy", "ab"]);
+}
+
+#[test]
+fn receiver_that_knows_nothing_of_errors_loses_its_connection_by_one() {
+    let framer = LengthPrefixedFramer::u8().with_max_length(1);
+    let mut peer = Peer::new(Framed::new(framer, Least(Vec::new())));
+    peer.receive(b"\x01x\x02xy");
+    assert_eq!(peer.protocol.receiver().0, ["x"]);
+    assert_eq!(peer.transport.state, TransportState::Closing);
+}
+
+#[test]
+fn lost_descriptors_cost_their_own_frame_only() {
+    let mut peer = Peer::new(Framed::with_descriptors(
+        LengthPrefixedFramer::u8(),
+        Recorder::default(),
+    ));
+    peer.receive_with(b"\x01a", 1);
+    peer.with(|protocol, cx| protocol.descriptors_truncated(cx, 2));
+    peer.receive_with(b"\x01", 2);
+    peer.receive(b"b");
+    assert_eq!(peer.transport.unclaimed, 2);
+    peer.receive_with(b"\x01c", 1);
+    assert_eq!(peer.events(), ["a+1", "truncated 2", "c+1"]);
+
+    // Those that were to come beside raw data belong to no frame.
+    peer.receive(b"\x05raw 2");
+    peer.with(|protocol, cx| protocol.descriptors_truncated(cx, 0));
+    peer.receive_with(b"12", 1);
+    peer.receive_with(b"\x01d", 1);
+    assert_eq!(
+        peer.events(),
+        ["raw 2", "truncated 0", "fd", "raw:12", "d+1"]
+    );
+}
+
+#[test]
+fn descriptors_behind_what_is_broken_are_given_back() {
+    let framer = LengthPrefixedFramer::u8().with_max_length(1);
+    let mut peer = Peer::new(Framed::new(framer, Recorder::tolerant(|_, _| {})));
+    peer.receive(b"\x02ab");
+    assert_eq!(peer.events().len(), 1);
+    let (_reader, writer) = io::pipe().unwrap();
+    let answer = peer.with(|protocol, cx| protocol.file_descriptor_received(cx, writer.into()));
+    assert!(answer.is_err(), "given back");
+    assert_eq!(peer.events(), [""; 0]);
 }
 
 #[test]
