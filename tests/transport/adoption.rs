@@ -1,6 +1,7 @@
 //! Sockets that come from somewhere else, and that go there.
 
 use std::cell::RefCell;
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream, UdpSocket};
@@ -13,6 +14,7 @@ use std::os::unix::net::{
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::testing::MemoryStream;
 use bowline::{
     Address, AdoptError, AdoptErrorKind, DetachError, Detached, ProducerKind, ProducerRef, Reactor,
     SocketFile, TcpStream, Transport, TransportHandle, Transports, UnixAddress, UnixStream, Unsent,
@@ -668,6 +670,49 @@ fn the_file_of_a_listener_is_removed_by_its_owner_alone() {
     reactor.get(second).unwrap().stop_listening();
     run_until(&mut reactor, |reactor| reactor.get(second).is_none());
     assert!(!path.exists());
+}
+
+#[test]
+fn what_cannot_be_put_together_again_comes_back_whole() {
+    let mut link = Link::new(Kind::AdoptedSocketpair, Script::new());
+    let all = pattern(4 << 20);
+    let _ = link.transport().write(&all);
+    link.settle();
+    let unsent = link.transport().unsent_bytes();
+    assert!(unsent > 0, "the kernel took everything");
+    let detached = detach(&mut link);
+    let parts = format!("{detached:?}");
+    assert!(parts.starts_with("Detached { fd: "), "{parts}");
+    assert!(parts.contains(&format!("unsent: {unsent}, ")), "{parts}");
+
+    let refused = link.reactor.reattach::<MemoryStream, _>(detached);
+    let mut error = refused.expect_err("it is none of the simulated kernel");
+    assert!(matches!(error.kind, AdoptErrorKind::WrongFamily));
+    assert_eq!(
+        error.to_string(),
+        "cannot put the connection together again"
+    );
+    assert!(error.source().is_none());
+    assert_eq!(
+        format!("{error:?}"),
+        format!("ReattachError {{ kind: WrongFamily, detached: {parts} }}")
+    );
+    error.kind = AdoptErrorKind::Os(io::ErrorKind::OutOfMemory.into());
+    let source = error.source().expect("what the system said");
+    assert_eq!(
+        source.to_string(),
+        io::Error::from(io::ErrorKind::OutOfMemory).to_string()
+    );
+
+    link.handle = link
+        .reactor
+        .reattach::<UnixStream, _>(*error.detached)
+        .unwrap();
+    assert!(link.peer_receives(all.len()) == all);
+    link.transport().lose_connection();
+    assert_eq!(link.peer_receives_all(), (Vec::new(), End::Clean));
+    link.run_until_lost();
+    link.finish();
 }
 
 /// Each with the bytes it belonged to, and none with what remains of a message
