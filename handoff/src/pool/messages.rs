@@ -250,6 +250,49 @@ mod tests {
         }
     }
 
+    #[test]
+    fn messages_keep_their_numbers_between_versions() {
+        let dispatch = Dispatch {
+            id: 1,
+            label: 2,
+            peer: None,
+            read: b"r".to_vec(),
+            unsent: b"un".to_vec(),
+        };
+        let (id, live, reason) = (1, 2, Refusal::Unwanted);
+        assert_eq!(dispatch.kind(), 0x0100);
+        assert_eq!(ToWorker::Dispatch(dispatch.clone()).kind(), 0x0100);
+        assert_eq!(ToWorker::Drain { within_ms: 5 }.kind(), 0x0101);
+        assert_eq!(FromWorker::Accepted { id, live }.kind(), 0x0180);
+        assert_eq!(FromWorker::Refused { id, reason, live }.kind(), 0x0181);
+        assert_eq!(FromWorker::Load { live }.kind(), 0x0182);
+
+        // One that is kept is sent as if it had never been.
+        assert_eq!(there_and_back(&dispatch), dispatch);
+        let mut frame = Vec::new();
+        encode_frame(&dispatch, 1, &mut frame).expect("it fits");
+        let mut wrapped = Vec::new();
+        encode_frame(&ToWorker::Dispatch(dispatch), 1, &mut wrapped).expect("it fits");
+        assert_eq!(frame, wrapped);
+        assert_eq!(
+            decode_payload::<Dispatch>(0x0101, 1, &frame[HEADER_BYTES..]),
+            Err(WireError::UnknownKind { kind: 0x0101 })
+        );
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        for (reason, text) in [
+            (Refusal::Overloaded, "worker is at its limit"),
+            (Refusal::Draining, "worker is about to end"),
+            (Refusal::WrongKind, "descriptor is no connection"),
+            (Refusal::DescriptorLost, "descriptor was lost on the way"),
+            (Refusal::Unwanted, "service did not want it"),
+        ] {
+            assert_eq!(reason.to_string(), text);
+        }
+    }
+
     proptest! {
         /// Any payload of any kind is a message or an error.
         #[test]

@@ -145,6 +145,14 @@ mod tests {
     }
 
     #[test]
+    fn any_closure_is_a_policy() {
+        let mut last = |_: &Offer<'_>, candidates: &[Candidate]| candidates.len().checked_sub(1);
+        let three = [(1, 0, 0), (2, 0, 0), (5, 0, 0)];
+        assert_eq!(choices(&mut last, &three, 2), [5, 5]);
+        assert_eq!(WorkerId(5).to_string(), "worker 5");
+    }
+
+    #[test]
     fn least_loaded_counts_what_is_on_its_way() {
         let mut policy = LeastLoaded::new();
         assert_eq!(
