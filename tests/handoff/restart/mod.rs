@@ -3,6 +3,7 @@
 
 mod client;
 mod faults;
+mod hung;
 mod moves;
 mod paths;
 mod server;

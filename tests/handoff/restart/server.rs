@@ -24,6 +24,8 @@ use bowline::{
 };
 use rustix::process::Signal;
 
+use super::hung;
+
 /// Says to the test that it is to be the server, and where its files are.
 pub(crate) const DIRECTORY: &str = "BOWLINE_TEST_SERVER";
 
@@ -72,6 +74,16 @@ pub(crate) fn run(directory: &Path) {
         "crashes at once" => process::abort(),
         "exits early" => process::exit(0),
         "never asks" => hang(),
+        hung::TOLD_TO_GO | hung::LIVE => {
+            let shared = Shared {
+                restart: OnceCell::new(),
+                directory: directory.clone(),
+            };
+            hung::run(&directory, &fault, || {
+                shared.log("hangs");
+                hang();
+            });
+        }
         _ => {}
     }
     let mut settings = RestartSettings::new(directory.join("control"));
