@@ -368,23 +368,27 @@ impl Shared {
         }
     }
 
-    pub(super) fn deliver_undelivered(&self, reactor: &mut Reactor) {
-        loop {
-            let next = self.state.borrow_mut().undelivered.pop_front();
-            let Some((job, why)) = next else { break };
-            let peer = job.dispatch.peer;
-            let handler = self.on_undelivered.take();
-            let Some(mut handler) = handler else {
-                log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {why:?}");
-                continue;
-            };
-            match job.into_connection() {
-                Ok(connection) => handler(reactor, connection, why),
-                Err(error) => {
-                    log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {error}");
-                }
+    /// One at a time: if the handler panics, that costs the one it was called for.
+    pub(super) fn deliver_undelivered(self: &Rc<Self>, reactor: &mut Reactor) {
+        let (next, has_more) = {
+            let mut state = self.state.borrow_mut();
+            (state.undelivered.pop_front(), !state.undelivered.is_empty())
+        };
+        let Some((job, why)) = next else { return };
+        if has_more {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.deliver_undelivered(reactor));
+        }
+        let peer = job.dispatch.peer;
+        let Some(mut handler) = Out::of(&self.on_undelivered) else {
+            log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {why:?}");
+            return;
+        };
+        match job.into_connection() {
+            Ok(connection) => handler.get()(reactor, connection, why),
+            Err(error) => {
+                log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {error}");
             }
-            self.on_undelivered.borrow_mut().get_or_insert(handler);
         }
     }
 
@@ -395,13 +399,36 @@ impl Shared {
         }
         let shared = Rc::clone(self);
         reactor.defer(move |reactor| {
-            // Out while it runs: it may set another one.
-            let handler = shared.on_event.take();
-            if let Some(mut handler) = handler {
-                handler(reactor, event);
-                shared.on_event.borrow_mut().get_or_insert(handler);
+            if let Some(mut handler) = Out::of(&shared.on_event) {
+                handler.get()(reactor, event);
             }
         });
+    }
+}
+
+/// A handler that is out while it runs, since it may set another one; if it does not,
+/// it goes back, when it panics too.
+struct Out<'a, H> {
+    place: &'a RefCell<Option<H>>,
+    handler: Option<H>,
+}
+
+impl<'a, H> Out<'a, H> {
+    fn of(place: &'a RefCell<Option<H>>) -> Option<Self> {
+        let handler = Some(place.take()?);
+        Some(Self { place, handler })
+    }
+
+    fn get(&mut self) -> &mut H {
+        self.handler.as_mut().expect("it goes back at the end")
+    }
+}
+
+impl<H> Drop for Out<'_, H> {
+    fn drop(&mut self) {
+        if let Some(handler) = self.handler.take() {
+            self.place.borrow_mut().get_or_insert(handler);
+        }
     }
 }
 

@@ -610,6 +610,39 @@ fn a_stopping_pool_does_not_wait_for_what_nobody_can_take() {
     assert_eq!(*told.borrow(), [(7, Undelivered::Stopped)]);
 }
 
+/// The handler of what nobody took panics: those that wait behind are handled by it all
+/// the same.
+#[test]
+fn a_handler_that_panics_costs_one_connection() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let mut settings = PoolSettings::default();
+    settings.workers = 1;
+    settings.queue = 0;
+    let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
+        Err(std::io::Error::from(ErrorKind::NotFound))
+    });
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&told);
+    pool.on_undelivered(move |_, connection, _| {
+        seen.borrow_mut().push(connection.label);
+        assert!(connection.label % 2 == 1, "a panic that is meant");
+    });
+    let mut clients = Vec::new();
+    for label in 0..4 {
+        let (client, accepted) = tcp_pair();
+        let mut connection = Connection::new(accepted);
+        connection.label = label;
+        pool.dispatch(&mut reactor, connection);
+        clients.push(client);
+    }
+    run_until(&mut reactor, |_| told.borrow().len() == 4);
+    assert_eq!(*told.borrow(), [0, 1, 2, 3]);
+    for client in &mut clients {
+        assert_eq!(client.read(&mut [0; 1]).expect("an end"), 0);
+    }
+}
+
 /// A policy that panics costs the connection that it looked at, and no other.
 #[test]
 fn a_policy_that_panics_costs_one_connection() {
