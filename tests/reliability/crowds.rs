@@ -23,7 +23,7 @@ use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{
     in_own_process, limit_descriptors, limit_in_flight, resident_bytes,
 };
-use crate::support::{open_descriptors, run_until, run_until_quiet, socketpair};
+use crate::support::{Event, open_descriptors, run_until, run_until_quiet, socketpair};
 
 /// How long the flood and what follows may take.
 const LONG: Duration = Duration::from_secs(60);
@@ -253,6 +253,57 @@ fn parked_descriptors_leave_the_reserve_and_accepting_resumes() {
                 Bound::Exactly,
                 0,
             );
+    });
+}
+
+/// Reliability T-10: connections alone, as many as there can be. Who was there before and
+/// sends descriptors goes on to, and so does the program.
+#[test]
+fn crowd_of_connections_leaves_descriptors_to_those_that_were_there() {
+    let name = "crowd_of_connections_leaves_descriptors_to_those_that_were_there";
+    in_own_process(module_path!(), name, || {
+        limit_descriptors(1_024);
+        let (_directory, [crowded]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        reactor
+            .listen_unix(crowded.clone(), |_: &Address| Echo)
+            .unwrap();
+        let record = crate::support::Record::default();
+        let (ours, honest) = socketpair();
+        let recorder = crate::support::Recorder::new(&record);
+        reactor.adopt_unix_stream(ours.into(), recorder).unwrap();
+        let passed = file();
+        let mut sent = 0;
+        let mut send_some = |reactor: &mut Reactor, count: usize| {
+            send(&honest, b"x", &vec![passed.as_fd(); count]).expect("room");
+            sent += count;
+            turn_until(reactor, |_| {
+                let received = record.count(|event| matches!(event, Event::Descriptor));
+                received == sent || record.is_lost()
+            });
+            assert!(!record.is_lost(), "{:?}", record.summary());
+        };
+        send_some(&mut reactor, 1);
+        let _crowd = Peer::start("stall", &[crowded.to_str().unwrap(), "1000"]);
+        turn_until(&mut reactor, |it| it.descriptor_counts().open() > 600);
+        // All that are let in.
+        let mut open = 0;
+        while open < reactor.descriptor_counts().open() {
+            open = reactor.descriptor_counts().open();
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(300) {
+                reactor.turn(Some(Duration::from_millis(10)));
+            }
+        }
+        for _ in 0..5 {
+            send_some(&mut reactor, 10);
+        }
+        Figures::of("T-10").must(
+            "descriptors received beside a crowd of connections",
+            sent,
+            Bound::Exactly,
+            51,
+        );
     });
 }
 

@@ -37,7 +37,11 @@ const ACCEPTS_PER_TURN: u32 = 100;
 const RESERVE: usize = 16;
 
 /// From this far below the reserve on accepting looks before it leaps.
-const NEAR: i32 = 64;
+const NEAR: i32 = 64 + FOR_THE_CONNECTED;
+
+/// How many numbers connections leave to descriptors that are received, where there are
+/// any: as many as one connection may have closed unclaimed.
+const FOR_THE_CONNECTED: i32 = 64;
 
 /// One of each per reactor.
 pub(crate) struct Shared {
@@ -344,8 +348,10 @@ impl Numbers {
         self.is_near.set(true);
     }
 
-    /// Whether a number is free outside of the reserve; `any` is an open
-    /// descriptor.
+    /// Whether a connection may be accepted: a number is free outside of the reserve, and
+    /// where peers send descriptors, some more are for those that are connected. A
+    /// flood of clients would otherwise leave none of them, and cost those who did
+    /// nothing but send theirs. `any` is an open descriptor.
     #[cold]
     pub(crate) fn has_room(&self, any: BorrowedFd<'_>) -> bool {
         self.look_up();
@@ -354,7 +360,12 @@ impl Numbers {
             return self.reserve.get() == 0;
         };
         self.is_near.set(lowest >= first.saturating_sub(NEAR));
-        lowest < first
+        let for_the_connected = match self.message.get() {
+            0 => 0,
+            // Of a small table not all.
+            _ => FOR_THE_CONNECTED.min(first / 8),
+        };
+        lowest < first.saturating_sub(for_the_connected)
     }
 
     fn look_up(&self) {

@@ -422,7 +422,9 @@ pub trait Transports {
     /// Sets how many of the descriptor numbers that this process may use
     /// (`RLIMIT_NOFILE`) peers leave to the program itself; default 16, and 0
     /// for none. Where peers send descriptors, another 253 stay free for what
-    /// one read brings. Together they are at most a third of all.
+    /// one read brings. Together they are at most a third of all. Listeners then
+    /// leave 64 more to what those send that are connected, so that no crowd of
+    /// clients costs them their descriptors.
     ///
     /// When only these are free, listeners leave clients waiting and look ten
     /// times a second whether that has changed; and descriptors that a peer
