@@ -13,10 +13,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IoSlice, Read as _};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, IoSlice, PipeReader, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 
 use bowline_reactor::testing::ReadinessSource;
@@ -294,8 +293,9 @@ impl SimulatedKernel {
     /// A real descriptor that stands for the socket: as long as a copy of it is
     /// open anywhere, so is the socket.
     pub(super) fn park(&self, socket: SocketId) -> io::Result<OwnedFd> {
-        let (given, guard) = UnixStream::pair()?;
-        guard.set_nonblocking(true)?;
+        // A pipe, and no socket, whose close could take place in another thread.
+        let (guard, given) = io::pipe()?;
+        sys::set_nonblocking(guard.as_fd())?;
         let given = OwnedFd::from(given);
         let inode = inode(&given)?;
         let mut state = self.state.borrow_mut();
@@ -468,7 +468,7 @@ struct Parked {
     /// The descriptor's.
     inode: u64,
     /// The other end of what was given out: it ends when no copy is left.
-    guard: UnixStream,
+    guard: PipeReader,
     socket: SocketId,
 }
 
