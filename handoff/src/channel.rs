@@ -474,9 +474,10 @@ impl<R> Channel<R> {
         T: UnixTransport + ?Sized,
         R: ChannelReceiver<T>,
     {
+        let mut has_delivered = false;
         while cx.transport.is_open_for_reading() && !cx.transport.is_reading_paused() {
             match self.deliver_next(cx) {
-                Ok(true) => {}
+                Ok(true) => has_delivered = true,
                 Ok(false) => break,
                 Err(error) => return self.fail(cx, error),
             }
@@ -484,7 +485,7 @@ impl<R> Channel<R> {
         if !cx.transport.is_open_for_reading() {
             self.close_descriptors(cx);
         }
-        self.limit_frame(cx);
+        self.limit_frame(cx, has_delivered);
     }
 
     fn deliver_next<T>(&mut self, cx: &mut Context<'_, T>) -> Result<bool, ChannelError>
@@ -525,8 +526,9 @@ impl<R> Channel<R> {
         Ok(true)
     }
 
-    /// Gives a frame that has begun its time, from its beginning on.
-    fn limit_frame<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+    /// Gives a frame that has begun its time, from its beginning on; it is another
+    /// than the last time if one `has_ended`.
+    fn limit_frame<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>, has_ended: bool) {
         let is_waiting = self.decoder.is_inside_frame()
             && cx.transport.is_open_for_reading()
             && !cx.transport.is_reading_paused();
@@ -535,6 +537,7 @@ impl<R> Channel<R> {
                 self.limited.set(Limited::Frame);
                 self.limit.set(cx, Some(self.settings.frame_timeout));
             }
+            (Limited::Frame, true) if has_ended => self.limit.reset(cx.reactor),
             (Limited::Frame, false) => {
                 self.limited.set(Limited::Nothing);
                 self.limit.cancel(cx.reactor);

@@ -318,6 +318,40 @@ fn silence_and_half_frames_end_at_their_deadline() {
     }
 }
 
+/// Each frame has its time, however many there are: a peer that always is in the middle
+/// of the next when we have read what there is, is as good as any.
+#[test]
+fn frames_that_never_pause_do_not_share_a_deadline() {
+    let _ledger = DescriptorLedger::open();
+    let mut settings = settings(LEFT, RIGHT);
+    settings.users = Users::Any;
+    let end = End::default();
+    let (mut pump, peer) = Pump::with_peer(Channel::new(settings, end.clone())).unwrap();
+    let mut bytes = hello_of(ChannelSettings::new(RIGHT, LEFT));
+    let second = Duration::from_secs(1);
+    for number in 0..25 {
+        let note = Note {
+            number,
+            filling: vec![7; 100],
+        };
+        let mut frame = Vec::new();
+        wire::encode_frame(&note, 0, &mut frame).expect("short");
+        // The rest of the one before, and half of this one.
+        bytes.extend_from_slice(&frame[..50]);
+        assert_eq!(peer.send(&bytes).expect("room"), bytes.len());
+        bytes = frame[50..].to_vec();
+        pump.advance(second);
+        assert!(!end.is_lost(), "{number}: {:?}", end.error());
+    }
+    assert_eq!(end.0.borrow().notes.len(), 24);
+    // The last began nine seconds before, and then ten.
+    pump.advance(second * 8);
+    assert!(!end.is_lost());
+    pump.advance(second);
+    let error = Some("frame did not become whole in time");
+    assert_eq!(end.error().as_deref(), error);
+}
+
 #[test]
 fn what_breaks_the_rules_ends_the_channel() {
     let _ledger = DescriptorLedger::open();
