@@ -494,6 +494,7 @@ fn every_callback_is_forwarded() {
         protocol.resume_producing(cx);
         protocol.stop_producing(cx);
         protocol.reading_resumed(cx);
+        protocol.connection_reattached(cx);
         protocol.read_connection_lost(cx);
         protocol.write_connection_lost(cx);
         protocol.connection_lost(cx, &CloseReason::Done);
@@ -508,6 +509,7 @@ fn every_callback_is_forwarded() {
             "producer resumed",
             "producer stopped",
             "resumed",
+            "reattached",
             "read lost",
             "write lost",
             "lost: closed cleanly",
@@ -1085,6 +1087,10 @@ impl<F: Framer> FrameReceiver<Script, F> for Recorder<F> {
 
     fn reading_resumed(&mut self, cx: &mut FrameContext<'_, Script, F>) {
         self.note(cx, "resumed");
+    }
+
+    fn connection_reattached(&mut self, cx: &mut FrameContext<'_, Script, F>) {
+        self.note(cx, "reattached");
     }
 
     fn pause_producing(&mut self, cx: &mut FrameContext<'_, Script, F>) {
