@@ -5,7 +5,7 @@ use std::io::Read;
 use std::net::TcpStream as StdTcpStream;
 use std::rc::Rc;
 
-use bowline::policies::{ConnectionCount, LimitConnections};
+use bowline::policies::{ConnectionCount, LimitConnections, ProtocolWrapper};
 use bowline::testing::{Pump, SimulatedKernel};
 use bowline::{Address, Context, Factory, Protocol, Reactor, Transport, Transports, UnixAddress};
 
@@ -37,6 +37,32 @@ fn pump() -> Pump {
 
 fn silence_panics() {
     std::panic::set_hook(Box::new(|_| {}));
+}
+
+/// H-19, H-20: connections that were moved here are many already.
+#[test]
+fn adopted_connections_count_too() {
+    let _ledger = DescriptorLedger::open();
+    let mut pump = pump();
+    let mut factory = LimitConnections::new(brittle)
+        .total(Some(3))
+        .per_peer(Some(2));
+    let count = factory.count();
+    let peers = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "192.0.2.3:1"].map(client);
+    let mut moved = Vec::new();
+    for peer in &peers[..2] {
+        let protocol = ProtocolWrapper::new(Brittle::default(), count.counted(peer));
+        moved.push(pump.connect(protocol).unwrap().1);
+    }
+    pump.run();
+    assert_eq!((count.open(), count.open_with(&peers[0])), (2, 2));
+    assert!(build(&mut pump, &mut factory, &peers[0]).is_none());
+    let third = build(&mut pump, &mut factory, &peers[2]);
+    assert!(third.is_some() && build(&mut pump, &mut factory, &peers[3]).is_none());
+    drop(moved);
+    pump.run();
+    assert_eq!((count.open(), count.declined()), (1, 2));
+    assert!(build(&mut pump, &mut factory, &peers[0]).is_some());
 }
 
 /// H-20.

@@ -21,7 +21,8 @@ use crate::transport::Transport;
 /// counts from the moment its protocol is built until its `connection_lost` has
 /// returned, or until its protocol is dropped: after a panic, or where a
 /// detached connection is served elsewhere. What the inner factory declines
-/// never counts.
+/// never counts, nor what no factory builds, unless it is
+/// [counted](ConnectionCount::counted).
 ///
 /// To bound several listeners together, give each an `Rc<RefCell<_>>` of the
 /// same one. (Twisted: `policies.LimitTotalConnectionsFactory`,
@@ -98,11 +99,8 @@ impl<F> LimitConnections<F> {
             counts.declined += 1;
             return None;
         }
-        counts.open += 1;
-        counts.by_peer.insert(peer, of_peer + 1);
-        Some(Counted {
-            entry: Some((self.count.clone(), peer)),
-        })
+        drop(counts);
+        Some(Counted::new(self.count.clone(), peer))
     }
 }
 
@@ -173,6 +171,20 @@ impl ConnectionCount {
         self.counts.borrow().declined
     }
 
+    /// Counts one more connection with `peer`, one that no factory was asked for: it was
+    /// adopted, from a predecessor say. Nothing declines it, and those that are
+    /// accepted after it count it. For a
+    /// [`ProtocolWrapper`](crate::policies::ProtocolWrapper) around its protocol.
+    pub fn counted(&self, peer: &Address) -> Counted {
+        Counted::new(self.clone(), peer_of(peer))
+    }
+
+    fn add(&self, peer: Peer) {
+        let mut counts = self.counts.borrow_mut();
+        counts.open += 1;
+        *counts.by_peer.entry(peer).or_default() += 1;
+    }
+
     fn remove(&self, peer: Peer) {
         let mut counts = self.counts.borrow_mut();
         counts.open -= 1;
@@ -198,6 +210,13 @@ pub struct Counted {
 }
 
 impl Counted {
+    fn new(count: ConnectionCount, peer: Peer) -> Self {
+        count.add(peer);
+        Self {
+            entry: Some((count, peer)),
+        }
+    }
+
     fn end(&mut self) {
         if let Some((count, peer)) = self.entry.take() {
             count.remove(peer);
