@@ -572,13 +572,17 @@ fn descriptors_that_linger_do_not_stall_the_loop() {
 /// A UNIX socket in whose queue, so many queues down, a socket lies that lingers for a
 /// minute; beside it, what keeps that from ending by itself.
 fn nested(depth: usize) -> (OwnedFd, StdTcpStream) {
-    let (mut inner, unread) = lingering_socket(Duration::from_secs(60));
+    let (inner, unread) = lingering_socket(Duration::from_secs(60));
+    (nested_in(depth, inner), unread)
+}
+
+fn nested_in(depth: usize, mut inner: OwnedFd) -> OwnedFd {
     for _ in 0..depth {
         let (sender, holder) = socketpair();
         send_message(&sender, b"x", &[inner]);
         inner = holder.into();
     }
-    (inner, unread)
+    inner
 }
 
 /// Reliability T-18: nor does one that lies unread in a socket that we close: one that
@@ -628,22 +632,79 @@ fn descriptors_inside_of_others_do_not_stall_the_loop() {
     });
 }
 
+/// Reliability T-18: however many of them are sent, there is somebody to close the next,
+/// and to close on a client that is not wanted.
+#[test]
+fn many_descriptors_inside_of_others_hold_up_nobody() {
+    let name = "many_descriptors_inside_of_others_hold_up_nobody";
+    in_own_process(module_path!(), name, || {
+        raise_descriptor_limit();
+        const MOST_ASLEEP: usize = 64;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut reactor = Reactor::new().unwrap();
+        reactor.listen_unix(path.clone(), Declines).unwrap();
+        let mut unread = Vec::new();
+        let mut longest = Duration::ZERO;
+        for _ in 0..3 {
+            let seen = Seen::default();
+            let (_, peer) = adopt(&mut reactor, BytesOnly { seen: seen.clone() });
+            let sockets: Vec<OwnedFd> = (0..40)
+                .map(|_| {
+                    let (inner, unread_end) = small_lingering_socket();
+                    unread.push(unread_end);
+                    nested_in(2, inner)
+                })
+                .collect();
+            send_message(&peer, b"x", &sockets);
+            drop(sockets);
+            longest = longest.max(longest_turn(&mut reactor, |_| seen.has("data")));
+        }
+        not_stalled("by 120 inside of others", longest);
+        run_until(&mut reactor, |_| {
+            bowline::descriptors_closing() == MOST_ASLEEP
+        });
+        let mut client = StdUnixStream::connect(&path).unwrap();
+        client.set_nonblocking(true).unwrap();
+        run_until(&mut reactor, |_| {
+            std::io::Read::read(&mut client, &mut [0; 1]).is_ok_and(|bytes| bytes == 0)
+        });
+    });
+}
+
+/// As [`lingering_socket`], with little in it.
+fn small_lingering_socket() -> (OwnedFd, StdTcpStream) {
+    use rustix::net::sockopt;
+    let listener = StdTcpListener::bind(("127.0.0.1", 0)).unwrap();
+    sockopt::set_socket_recv_buffer_size(&listener, 4_096).unwrap();
+    let mut socket = StdTcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    sockopt::set_socket_send_buffer_size(&socket, 4_096).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 65_536]).is_ok() {}
+    sockopt::set_socket_linger(&socket, Some(Duration::from_secs(600))).unwrap();
+    (socket.into(), peer)
+}
+
+/// Declines everybody.
+struct Declines;
+
+impl bowline::Factory<UnixStream> for Declines {
+    type Protocol = BytesOnly;
+
+    fn build_protocol(
+        &mut self,
+        _: &mut bowline::BuildContext<'_>,
+        _: &bowline::Address,
+    ) -> Option<BytesOnly> {
+        None
+    }
+}
+
 /// Reliability T-18: a client that sends a socket that lingers, and that we close
 /// before we have read it.
 #[test]
 fn clients_that_nobody_serves_do_not_stall_the_loop() {
-    struct Declines;
-    impl bowline::Factory<UnixStream> for Declines {
-        type Protocol = BytesOnly;
-
-        fn build_protocol(
-            &mut self,
-            _: &mut bowline::BuildContext<'_>,
-            _: &bowline::Address,
-        ) -> Option<BytesOnly> {
-            None
-        }
-    }
     let name = "clients_that_nobody_serves_do_not_stall_the_loop";
     in_own_process(module_path!(), name, || {
         let directory = tempfile::tempdir().unwrap();

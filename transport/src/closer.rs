@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::log;
-use crate::sys;
+use crate::sys::{self, Ancillary, ControlBuffer};
 
 /// What the threads are called.
 const NAME: &str = "bowline-closer";
@@ -29,10 +29,12 @@ const STACK_BYTES: usize = 64 * 1024;
 /// times what one takes.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// How many may be asleep in a close, each in a thread of its own. Beyond that,
-/// what is to be closed waits, and its number with it: the reserve of the listeners
-/// and of the program is what bounds that.
-const MOST_ASLEEP: usize = 256;
+/// How many may be asleep in a close, each in a thread of its own. Beyond that somebody
+/// means harm, and sockets are emptied before they are closed.
+const MOST_ASLEEP: usize = 64;
+
+/// How many messages and clients are taken out of one socket, and those inside of it.
+const MOST_TAKEN: usize = 65_536;
 
 /// What waits to be closed, of all reactors of this process.
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
@@ -135,6 +137,45 @@ fn close(fd: OwnedFd) {
     UNCLOSED.fetch_sub(1, Ordering::Release);
 }
 
+/// Closes a socket after everything was taken out of it whose close could wait, and out
+/// of what was in that. Others who hold it lose what they had not read: whoever sent it
+/// could have done that too.
+fn close_emptied(fd: OwnedFd) {
+    let mut data = vec![0; 4_096];
+    let mut control = Box::new(ControlBuffer::new());
+    let mut ancillary = Ancillary::new();
+    let mut left = MOST_TAKEN;
+    let mut sockets = vec![fd];
+    while let Some(fd) = sockets.pop() {
+        // So that nothing follows; before Linux 6.16 it can.
+        let _ = sys::set_pass_rights(fd.as_fd(), false);
+        let kind = sys::socket_kind(fd.as_fd());
+        let (is_stream, is_listener) = kind.map_or((true, false), |it| (it.stream, it.listening));
+        while left > 0 {
+            left -= 1;
+            if is_listener {
+                match sys::accept_shared(fd.as_fd()) {
+                    Ok((client, _)) => sockets.push(client),
+                    Err(_) => break,
+                }
+                continue;
+            }
+            let read = sys::receive(fd.as_fd(), &mut data, &mut control, &mut ancillary);
+            for inner in ancillary.descriptors.drain(..) {
+                if sys::disarm_linger(inner.as_fd()) && sys::is_unix(inner.as_fd()) {
+                    sockets.push(inner);
+                }
+            }
+            ancillary.clear();
+            match read {
+                Ok(received) if received.bytes > 0 || !is_stream => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+    }
+    UNCLOSED.fetch_sub(1, Ordering::Release);
+}
+
 /// A thread that closes one after the other, and says when it has.
 struct Closer {
     give: Sender<OwnedFd>,
@@ -160,15 +201,18 @@ impl Closer {
 
 /// Has `closer`, or a new one, close `fd`; answers it if it can go on.
 fn close_by(closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
-    let Some(closer) = closer.or_else(|| Closer::start().ok()) else {
-        // It is this thread that waits, and no loop.
-        close(fd);
-        return None;
+    let asleep = CLOSING.load(Ordering::Relaxed);
+    let closer = match closer.map_or_else(Closer::start, Ok) {
+        Ok(closer) if asleep < MOST_ASLEEP => closer,
+        others => {
+            // If it has to wait, it is this thread that does, and no loop.
+            close_emptied(fd);
+            return others.ok();
+        }
     };
-    let is_last = CLOSING.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_ASLEEP;
+    CLOSING.fetch_add(1, Ordering::Relaxed);
     closer.give.send(fd).ok()?;
-    let patience = if is_last { Duration::MAX } else { PATIENCE };
-    match closer.done.recv_timeout(patience) {
+    match closer.done.recv_timeout(PATIENCE) {
         Ok(()) => Some(closer),
         // It ends when it wakes up.
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
