@@ -361,6 +361,8 @@ struct Named {
     handle: ListenerHandle,
     /// The file that it owned, or is going to own.
     file: Option<SocketFile>,
+    /// Whether we keep it from accepting.
+    is_held: bool,
 }
 
 struct Started {
@@ -557,23 +559,26 @@ impl Restart {
 
     fn add_listener(&self, reactor: &mut Reactor, name: &str, handle: ListenerHandle) {
         let file = reactor.get(handle).and_then(|listener| {
-            listener.pause_accepting();
+            listener.hold_accepting();
             listener.socket_file()
         });
         self.shared.state.borrow_mut().listeners.push(Named {
             name: name.to_owned(),
             handle,
             file,
+            is_held: true,
         });
     }
 
     /// Accepts on all listeners, and owns their files.
     fn accept(&self, reactor: &mut Reactor) {
-        for named in &self.shared.state.borrow().listeners {
+        for named in &mut self.shared.state.borrow_mut().listeners {
             let Some(listener) = reactor.get(named.handle) else {
                 continue;
             };
-            listener.resume_accepting();
+            if std::mem::take(&mut named.is_held) {
+                listener.release_accepting();
+            }
             if let Some(file) = named.file
                 && listener.socket_file().is_none()
                 && let Err(error) = listener.own_socket_file(file)
@@ -592,7 +597,9 @@ impl Restart {
     fn withdraw(&self, reactor: &mut Reactor) {
         for named in &mut self.shared.state.borrow_mut().listeners {
             if let Some(listener) = reactor.get(named.handle) {
-                listener.pause_accepting();
+                if !std::mem::replace(&mut named.is_held, true) {
+                    listener.hold_accepting();
+                }
                 if let Some(file) = listener.socket_file() {
                     named.file = Some(file);
                     listener.disown_socket_file();

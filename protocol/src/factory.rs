@@ -176,14 +176,25 @@ pub trait Listener: 'static {
     /// Leaves new connections waiting in the kernel's queue.
     fn pause_accepting(&mut self);
 
-    /// Accepts again.
+    /// Accepts again, unless somebody [holds](Self::hold_accepting) it.
     fn resume_accepting(&mut self);
+
+    /// Leaves new connections waiting, beside [`pause_accepting`](Self::pause_accepting)
+    /// and for a reason of one's own: for layers around a factory, and for whoever
+    /// hands listeners over. It lasts until
+    /// [released](Self::release_accepting) as often as it was held, whatever the
+    /// program pauses and resumes meanwhile.
+    fn hold_accepting(&mut self);
+
+    /// Takes one [hold](Self::hold_accepting) back.
+    fn release_accepting(&mut self);
 
     /// Accepts what waits in the kernel's queue, and then closes. To be asked of
     /// a listener that another process has taken over: what came before is
     /// served here, and nothing that comes later waits for us.
     ///
-    /// Ends an earlier [pause](Self::pause_accepting).
+    /// Ends an earlier [pause](Self::pause_accepting), and disregards
+    /// [holds](Self::hold_accepting).
     fn stop_listening_when_drained(&mut self);
 
     /// Whether it was not told to stop.

@@ -32,6 +32,8 @@ impl Listener for Door {
     fn stop_listening(&mut self) {}
     fn pause_accepting(&mut self) {}
     fn resume_accepting(&mut self) {}
+    fn hold_accepting(&mut self) {}
+    fn release_accepting(&mut self) {}
     fn stop_listening_when_drained(&mut self) {}
     fn is_listening(&self) -> bool {
         true

@@ -649,6 +649,33 @@ fn listener_is_paused_while_handshakes_are_at_their_limit() {
     ledger.assert_balanced();
 }
 
+/// Who gets through ends the wait for handshakes, and not the pause that the program has
+/// asked for meanwhile.
+#[test]
+fn handshake_that_ends_does_not_open_a_listener_that_is_paused() {
+    let ledger = crate::support::DescriptorLedger::open();
+    {
+        let (_directory, [path]) = paths();
+        let mut reactor = Reactor::new().unwrap();
+        let factory = LimitHandshakes::new(guarded(&Rc::default())).most(1);
+        let count = factory.count();
+        let listener = reactor.listen_unix(path.clone(), factory).unwrap();
+        let mut clients: Vec<_> = (0..2)
+            .map(|_| StdUnixStream::connect(&path).unwrap())
+            .collect();
+        run_until_quiet(&mut reactor);
+        reactor.get(listener).unwrap().pause_accepting();
+        clients[0].write_all(b"y").unwrap();
+        clients[1].write_all(b"y").unwrap();
+        run_until(&mut reactor, |_| answered(&clients[0]));
+        run_until_quiet(&mut reactor);
+        assert_eq!(count.open(), 0, "nobody else is let in");
+        reactor.get(listener).unwrap().resume_accepting();
+        run_until(&mut reactor, |_| answered(&clients[1]));
+    }
+    ledger.assert_balanced();
+}
+
 fn answered(client: &StdUnixStream) -> bool {
     client.set_nonblocking(true).unwrap();
     let mut client = client;

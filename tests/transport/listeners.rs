@@ -220,6 +220,43 @@ fn a_paused_listener_leaves_clients_waiting() {
     ledger.assert_balanced();
 }
 
+/// A layer's reason not to accept and the program's know nothing of each other.
+#[test]
+fn a_held_listener_leaves_clients_waiting_whatever_is_resumed() {
+    let ledger = DescriptorLedger::open();
+    let log = Log::default();
+    let mut reactor = Reactor::new().unwrap();
+    let (listener, address) = listen(&mut reactor, Doorman::new(&log));
+    let it = reactor.get(listener).unwrap();
+    it.hold_accepting();
+    it.hold_accepting();
+    it.pause_accepting();
+    it.resume_accepting();
+    let client = StdTcpStream::connect(address).unwrap();
+    run_until_quiet(&mut reactor);
+    reactor.get(listener).unwrap().release_accepting();
+    run_until_quiet(&mut reactor);
+    let it = reactor.get(listener).unwrap();
+    it.pause_accepting();
+    it.release_accepting();
+    // Once too often.
+    it.release_accepting();
+    run_until_quiet(&mut reactor);
+    assert_eq!(*log.borrow(), ["started"]);
+    reactor.get(listener).unwrap().resume_accepting();
+    run_until(&mut reactor, |_| count(&log, "made") == 1);
+    // What waits is accepted before the end, held or not.
+    reactor.get(listener).unwrap().hold_accepting();
+    let other = StdTcpStream::connect(address).unwrap();
+    run_until_quiet(&mut reactor);
+    assert_eq!(count(&log, "made"), 1);
+    reactor.get(listener).unwrap().stop_listening_when_drained();
+    run_until(&mut reactor, |reactor| reactor.get(listener).is_none());
+    assert_eq!(count(&log, "build"), 2);
+    drop((reactor, client, other));
+    ledger.assert_balanced();
+}
+
 /// L-16, L-17, L-19, T-11.
 #[test]
 fn started_and_stopped_are_told_once_and_from_the_loop() {

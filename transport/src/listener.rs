@@ -77,6 +77,8 @@ pub(crate) struct Control {
     /// Latched: there may be connections to accept.
     is_readable: bool,
     is_paused: bool,
+    /// How many reasons there are not to accept, beside the pause.
+    holds: u32,
     is_stopping: bool,
     /// Stops when there is nothing more to accept.
     is_draining: bool,
@@ -146,6 +148,14 @@ impl Listener for Control {
 
     fn resume_accepting(&mut self) {
         self.is_paused = false;
+    }
+
+    fn hold_accepting(&mut self) {
+        self.holds += 1;
+    }
+
+    fn release_accepting(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
     }
 
     fn stop_listening_when_drained(&mut self) {
@@ -287,6 +297,11 @@ impl<A: Acceptor> Service for HandOver<A> {
 }
 
 impl Control {
+    fn may_accept(&self) -> bool {
+        let is_held = self.holds > 0 && !self.is_draining;
+        !self.is_paused && !is_held && !self.is_stopping
+    }
+
     /// What the callbacks of this listener can reach.
     fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
         BuildContext {
@@ -311,7 +326,7 @@ impl<S: Service> ListeningSocket<S> {
             log::warn!(target: log::TRANSPORT, "{}: cannot keep it from blocking: {error}", self.control.token);
         }
         let mut left = self.control.shared.budgets.get().accepts;
-        while self.control.is_readable && !self.control.is_paused && !self.control.is_stopping {
+        while self.control.is_readable && self.control.may_accept() {
             if left == 0 {
                 return Next::Again;
             }
@@ -711,6 +726,7 @@ fn install_as(
         retry: None,
         is_readable: false,
         is_paused: false,
+        holds: 0,
         is_stopping: false,
         is_draining: false,
         is_started: false,

@@ -227,7 +227,7 @@ impl PoolAcceptor {
             return;
         }
         if let Some(listener) = cx.listener() {
-            listener.pause_accepting();
+            listener.hold_accepting();
             let mut state = self.pool.shared.state.borrow_mut();
             state.paused.push(listener.handle());
         }
@@ -342,7 +342,7 @@ impl Shared {
         if state.has_room(reactor.now()) {
             for listener in mem::take(&mut state.paused) {
                 if let Some(listener) = reactor.get(listener) {
-                    listener.resume_accepting();
+                    listener.release_accepting();
                 }
             }
         }

@@ -30,9 +30,9 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 /// [completes](Handshake::complete) it when the peer has logged in, sent its
 /// first request, shown its certificate. A connection that has not by its
 /// deadline is aborted. While as many as there may be are at it, the listener is
-/// [paused](crate::Listener::pause_accepting): peers wait in the kernel's queue
+/// [held](crate::Listener::hold_accepting): peers wait in the kernel's queue
 /// and are not turned away. One factory for several listeners, in an
-/// `Rc<RefCell<_>>`, pauses the one over which the last came.
+/// `Rc<RefCell<_>>`, holds the one over which the last came.
 ///
 /// # Examples
 ///
@@ -73,8 +73,8 @@ struct State {
     deadline: Cell<Duration>,
     open: Cell<usize>,
     timed_out: Cell<u64>,
-    /// Those paused by us.
-    paused: RefCell<Vec<ListenerHandle>>,
+    /// Those held by us.
+    held: RefCell<Vec<ListenerHandle>>,
 }
 
 impl<B> LimitHandshakes<B> {
@@ -90,7 +90,7 @@ impl<B> LimitHandshakes<B> {
                 deadline: Cell::new(DEFAULT_DEADLINE),
                 open: Cell::new(0),
                 timed_out: Cell::new(0),
-                paused: RefCell::new(Vec::new()),
+                held: RefCell::new(Vec::new()),
             }),
         }
     }
@@ -134,18 +134,18 @@ where
         if self.state.open.get() >= self.state.most.get()
             && let Some(listener) = cx.listener()
         {
-            listener.pause_accepting();
+            listener.hold_accepting();
             let handle = listener.handle();
-            State::paused(&self.state, cx.reactor, handle);
+            State::hold(&self.state, cx.reactor, handle);
         }
         Some(ProtocolWrapper::new(protocol, Handshaking::new(slot)))
     }
 }
 
 impl State {
-    fn paused(state: &Rc<Self>, reactor: &mut Reactor, listener: ListenerHandle) {
-        let is_first = state.paused.borrow().is_empty();
-        state.paused.borrow_mut().push(listener);
+    fn hold(state: &Rc<Self>, reactor: &mut Reactor, listener: ListenerHandle) {
+        let is_first = state.held.borrow().is_empty();
+        state.held.borrow_mut().push(listener);
         if is_first {
             Self::look_later(state, reactor);
         }
@@ -158,7 +158,7 @@ impl State {
         reactor.call_later(state.deadline.get(), move |reactor| {
             if let Some(state) = weak.upgrade() {
                 state.resume_if_free(reactor);
-                if !state.paused.borrow().is_empty() {
+                if !state.held.borrow().is_empty() {
                     Self::look_later(&state, reactor);
                 }
             }
@@ -167,9 +167,9 @@ impl State {
 
     fn resume_if_free(&self, reactor: &mut Reactor) {
         if self.open.get() < self.most.get() {
-            for listener in self.paused.take() {
+            for listener in self.held.take() {
                 if let Some(listener) = reactor.get(listener) {
-                    listener.resume_accepting();
+                    listener.release_accepting();
                 }
             }
         }

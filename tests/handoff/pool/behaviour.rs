@@ -610,6 +610,36 @@ fn a_stopping_pool_does_not_wait_for_what_nobody_can_take() {
     assert_eq!(*told.borrow(), [(7, Undelivered::Stopped)]);
 }
 
+/// While there is nobody to serve them, clients wait, even if somebody who knows nothing
+/// of the pool resumes its listener: a restart that takes over, or the program.
+#[test]
+fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let mut settings = PoolSettings::default();
+    settings.queue = 1;
+    let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
+        Err(std::io::Error::from(ErrorKind::NotFound))
+    });
+    let options = TcpListenOptions::default();
+    let any = ([127, 0, 0, 1], 0).into();
+    let listener = reactor
+        .accept_tcp(any, &options, pool.acceptor(0))
+        .expect("listens");
+    run_until_quiet(&mut reactor);
+    let it = reactor.get(listener).expect("it listens");
+    let address = it.address().as_inet().expect("TCP");
+    it.pause_accepting();
+    it.resume_accepting();
+    let clients: Vec<_> = (0..5)
+        .map(|_| StdTcpStream::connect(address).expect("it listens"))
+        .collect();
+    run_until_quiet(&mut reactor);
+    assert_eq!(pool.statistics().undelivered, 0);
+    assert_eq!(reactor.descriptor_counts().open(), 1, "the listener");
+    drop(clients);
+}
+
 /// The handler of what nobody took panics: those that wait behind are handled by it all
 /// the same.
 #[test]
