@@ -617,7 +617,7 @@ fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
     let _ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
     let mut settings = PoolSettings::default();
-    settings.queue = 1;
+    settings.queue = 0;
     let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
         Err(std::io::Error::from(ErrorKind::NotFound))
     });
@@ -635,8 +635,7 @@ fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
         .map(|_| StdTcpStream::connect(address).expect("it listens"))
         .collect();
     run_until_quiet(&mut reactor);
-    assert_eq!(pool.statistics().undelivered, 0);
-    assert_eq!(reactor.descriptor_counts().open(), 1, "the listener");
+    assert_eq!(pool.statistics().undelivered, 0, "none was accepted");
     drop(clients);
 }
 
