@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -485,6 +486,40 @@ fn longest_turn(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> 
     longest
 }
 
+/// The longest turn, or close, of a connection that is sent `hostile` with another
+/// descriptor, and does with them what the case says; `close` closes what it took.
+fn stall(case: &str, path: &Path, hostile: OwnedFd, close: fn(OwnedFd)) -> Duration {
+    let (seen, record) = (Seen::default(), Record::default());
+    let mut reactor = Reactor::new().unwrap();
+    let (builder, recorder) = (seen.clone(), record.clone());
+    let [is_wanted, is_limited, is_paused] =
+        ["wanted", "over a limit", "unread at close"].map(|it| case == it);
+    reactor
+        .listen_unix(path, move |_: &bowline::Address| Hostile {
+            is_wanted,
+            is_limited,
+            is_paused,
+            seen: builder.clone(),
+            record: recorder.clone(),
+        })
+        .unwrap();
+    let peer = StdUnixStream::connect(path).unwrap();
+    run_until(&mut reactor, |_| seen.has("made"));
+    send_message(&peer, b"x", &[hostile, file()]);
+    let longest = match case {
+        "unread at close" => {
+            run_until_quiet(&mut reactor);
+            reactor.get(record.handle(0)).unwrap().abort_connection();
+            longest_turn(&mut reactor, |_| seen.has("lost"))
+        }
+        "over a limit" => longest_turn(&mut reactor, |_| seen.has("lost")),
+        _ => longest_turn(&mut reactor, |_| seen.has("data")),
+    };
+    let began = Instant::now();
+    record.take_descriptors().into_iter().for_each(close);
+    longest.max(began.elapsed())
+}
+
 /// Reliability T-18: a socket that lingers does not stall the loop, wherever it
 /// is closed.
 #[test]
@@ -495,36 +530,9 @@ fn descriptors_that_linger_do_not_stall_the_loop() {
         let figures = Figures::of("T-18");
         let directory = tempfile::tempdir().unwrap();
         for case in ["wanted", "unwanted", "over a limit", "unread at close"] {
-            let seen = Seen::default();
-            let record = Record::default();
-            let mut reactor = Reactor::new().unwrap();
-            let path = directory.path().join(case);
-            let (builder, recorder) = (seen.clone(), record.clone());
-            reactor
-                .listen_unix(path.clone(), move |_: &bowline::Address| Hostile {
-                    is_wanted: case == "wanted",
-                    is_limited: case == "over a limit",
-                    is_paused: case == "unread at close",
-                    seen: builder.clone(),
-                    record: recorder.clone(),
-                })
-                .unwrap();
-            let peer = StdUnixStream::connect(&path).unwrap();
-            run_until(&mut reactor, |_| seen.has("made"));
             let (hostile, _unread) = lingering_socket(MINUTE);
-            send_message(&peer, b"x", &[hostile, file()]);
-            let longest = match case {
-                "unread at close" => {
-                    run_until_quiet(&mut reactor);
-                    reactor.get(record.handle(0)).unwrap().abort_connection();
-                    longest_turn(&mut reactor, |_| seen.has("lost"))
-                }
-                "over a limit" => longest_turn(&mut reactor, |_| seen.has("lost")),
-                _ => longest_turn(&mut reactor, |_| seen.has("data")),
-            };
-            let began = Instant::now();
-            drop(record.take_descriptors());
-            let longest = longest.max(began.elapsed()).as_secs_f64() * 1e3;
+            let longest = stall(case, &directory.path().join(case), hostile, drop);
+            let longest = longest.as_secs_f64() * 1e3;
             figures.measured(&format!("stall, {case}"), longest, "ms", Bound::Below, 20.0);
             // On a loaded machine too it is far from a minute.
             assert!(longest < 5_000.0, "{case}: {longest} ms");
@@ -594,40 +602,10 @@ fn descriptors_inside_of_others_do_not_stall_the_loop() {
         let directory = tempfile::tempdir().unwrap();
         let cases = ["unwanted", "over a limit", "unread at close", "wanted"];
         for (case, depth) in cases.iter().flat_map(|case| [(*case, 1), (*case, 3)]) {
-            let (seen, record) = (Seen::default(), Record::default());
-            let mut reactor = Reactor::new().unwrap();
             let path = directory.path().join(format!("{case}{depth}"));
-            let (builder, recorder) = (seen.clone(), record.clone());
-            reactor
-                .listen_unix(path.clone(), move |_: &bowline::Address| Hostile {
-                    is_wanted: case == "wanted",
-                    is_limited: case == "over a limit",
-                    is_paused: case == "unread at close",
-                    seen: builder.clone(),
-                    record: recorder.clone(),
-                })
-                .unwrap();
-            let peer = StdUnixStream::connect(&path).unwrap();
-            run_until(&mut reactor, |_| seen.has("made"));
             let (hostile, _unread) = nested(depth);
-            send_message(&peer, b"x", &[hostile, file()]);
-            let longest = match case {
-                "unread at close" => {
-                    run_until_quiet(&mut reactor);
-                    reactor.get(record.handle(0)).unwrap().abort_connection();
-                    longest_turn(&mut reactor, |_| seen.has("lost"))
-                }
-                "over a limit" => longest_turn(&mut reactor, |_| seen.has("lost")),
-                _ => longest_turn(&mut reactor, |_| seen.has("data")),
-            };
-            let began = Instant::now();
-            for taken in record.take_descriptors() {
-                bowline::close_received(taken);
-            }
-            not_stalled(
-                &format!("{case}, {depth} down"),
-                longest.max(began.elapsed()),
-            );
+            let longest = stall(case, &path, hostile, bowline::close_received);
+            not_stalled(&format!("{case}, {depth} down"), longest);
         }
     });
 }

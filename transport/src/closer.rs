@@ -96,14 +96,13 @@ pub(crate) fn close_elsewhere(fd: OwnedFd) {
     if queue.is_served {
         return;
     }
-    match start(serve) {
-        Ok(()) => queue.is_served = true,
+    let started = start(serve);
+    queue.is_served = started.is_ok();
+    let waiting = queue.waiting.len();
+    drop(queue);
+    if let Err(error) = started {
         // The next one tries again.
-        Err(error) => log::warn!(
-            target: log::DESCRIPTORS,
-            "no thread to close {} descriptors in: {error}",
-            queue.waiting.len()
-        ),
+        log::warn!(target: log::DESCRIPTORS, "no thread to close {waiting} descriptors in: {error}");
     }
 }
 
