@@ -11,7 +11,7 @@ use std::time::Duration;
 use bowline::handoff::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings};
 use bowline::handoff::channel::{Peer, Role, Users};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
-use bowline::testing::Pump;
+use bowline::testing::{ManualClock, Pump};
 use bowline::{CloseReason, Context, PassedDescriptor, Reactor, Transports, UnixTransport};
 use bowline::{UnixTransportHandle, effective_user};
 use rustix::fs::MemfdFlags;
@@ -350,6 +350,60 @@ fn frames_that_never_pause_do_not_share_a_deadline() {
     pump.advance(second);
     let error = Some("frame did not become whole in time");
     assert_eq!(end.error().as_deref(), error);
+}
+
+/// Not where nothing has begun, and not while nobody reads.
+#[test]
+fn frame_has_its_time_only_while_it_is_awaited() {
+    let ledger = DescriptorLedger::open();
+    let hello = hello_of(settings(RIGHT, LEFT));
+    let frame = |number| {
+        let filling = Vec::new();
+        let mut bytes = Vec::new();
+        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
+        bytes
+    };
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
+    let received = || end.0.borrow().notes.len();
+    let pass = |reactor: &mut Reactor, seconds| {
+        clock.advance(Duration::from_secs(seconds));
+        run_until_quiet(reactor);
+    };
+    let resume = |reactor: &mut Reactor| {
+        let handle = end.0.borrow().handle.unwrap();
+        reactor.get(handle).unwrap().resume_producing();
+        run_until_quiet(reactor);
+    };
+    peer.write_all(&[hello, frame(0)].concat()).unwrap();
+    run_until(&mut reactor, |_| received() == 1);
+    pass(&mut reactor, 3600);
+    assert!(!end.is_lost(), "idle");
+
+    end.0.borrow_mut().pauses = true;
+    let (begun, rest) = (&frame(2)[..9], &frame(2)[9..]);
+    peer.write_all(&[&frame(1), begun].concat()).unwrap();
+    run_until(&mut reactor, |_| received() == 2);
+    pass(&mut reactor, 3600);
+    assert!(!end.is_lost(), "paused");
+    resume(&mut reactor);
+    pass(&mut reactor, 9);
+    assert!(!end.is_lost(), "its time begins when reading goes on");
+    peer.write_all(rest).unwrap();
+    run_until(&mut reactor, |_| received() == 3);
+    resume(&mut reactor);
+
+    peer.write_all(begun).unwrap();
+    run_until_quiet(&mut reactor);
+    pass(&mut reactor, 9);
+    assert!(!end.is_lost(), "it has another second");
+    pass(&mut reactor, 2);
+    run_until(&mut reactor, |_| end.is_lost());
+    let error = end.error();
+    assert_eq!(error.as_deref(), Some("frame did not become whole in time"));
+    drop((reactor, peer));
+    ledger.assert_balanced();
 }
 
 #[test]
