@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::reactor::{Reactor, Task};
+use crate::reactor::Reactor;
 use crate::timers::TimerKey;
 
 /// A call scheduled with [`Reactor::call_later`], for as long as it waits.
@@ -24,12 +24,11 @@ impl DelayedCall {
     ///
     /// [`DelayedCallError`] when it has run, runs now, or was cancelled.
     pub fn cancel(self, reactor: &mut Reactor) -> Result<(), DelayedCallError> {
-        match reactor.timers.cancel(self.key) {
-            Some(Task::Call(call)) => reactor.calls.discard(call),
-            Some(Task::Notify(_)) => {}
-            None => return Err(DelayedCallError),
+        if reactor.timers.cancel(self.key) {
+            Ok(())
+        } else {
+            Err(DelayedCallError)
         }
-        Ok(())
     }
 
     /// Schedules the call anew, `delay` after the current turn's time.

@@ -25,7 +25,6 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
-mod calls;
 mod clock;
 mod delayed_call;
 mod descriptor;

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 
-use crate::calls::{CallKey, Calls};
 use crate::clock::{Clock, SystemClock};
 use crate::delayed_call::DelayedCall;
 #[cfg(feature = "testing")]
@@ -26,7 +25,7 @@ use crate::log;
 use crate::remote::{RemoteCall, RemoteHandle};
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
-use crate::timers::{Moment, Timers};
+use crate::timers::{Moment, TimerKey, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
@@ -80,11 +79,12 @@ pub struct Reactor {
     /// Those that asked for another turn.
     again: VecDeque<Token>,
     deferred: VecDeque<Deferred>,
-    pub(crate) timers: Timers<Task>,
-    /// The closures of the timers.
-    pub(crate) calls: Calls,
+    /// What is due is told its own name.
+    pub(crate) timers: Timers<sys::Call<DelayedCall>>,
     /// This turn's time, read when it is first asked for.
-    now: Cell<Option<(Instant, Moment)>>,
+    now: Cell<Option<Instant>>,
+    /// What `now` is to the timers, once it has been read.
+    moment: Cell<Moment>,
     /// When delayed calls ran last.
     timers_ran: Option<Instant>,
     clock: Box<dyn Clock>,
@@ -106,7 +106,13 @@ pub struct Reactor {
     poll: mio::Poll,
 }
 
-pub(crate) type Call = Box<dyn FnOnce(&mut Reactor)>;
+/// A call that is told nothing but the reactor.
+pub(crate) type Call = sys::Call<()>;
+
+fn plain(call: impl FnOnce(&mut Reactor) + 'static) -> Call {
+    Call::new(|reactor: &mut Reactor, ()| call(reactor))
+}
+
 type Entrance = Box<dyn FnOnce(Option<&mut dyn Descriptor>, &mut Reactor) -> Next>;
 
 /// What is left for the notifications phase.
@@ -115,16 +121,6 @@ enum Deferred {
     Enter(Token, Entrance),
     Call(Call),
 }
-
-/// What a delayed call does.
-pub(crate) enum Task {
-    Call(CallKey),
-    /// The halves of a token.
-    Notify([u32; 2]),
-}
-
-// With it a timer fills half a line of the cache.
-const _: () = assert!(size_of::<Option<Task>>() == 12);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -195,7 +191,7 @@ impl Reactor {
             again: VecDeque::new(),
             deferred: VecDeque::new(),
             timers: Timers::new(clock.now()),
-            calls: Calls::new(),
+            moment: Cell::new(Moment::ORIGIN),
             now: Cell::new(None),
             timers_ran: None,
             clock: Box::new(clock),
@@ -351,7 +347,7 @@ impl Reactor {
         event: SystemEvent,
         call: impl FnOnce(&mut Self) + 'static,
     ) -> TriggerId {
-        self.triggers.add(phase, event, Box::new(call))
+        self.triggers.add(phase, event, plain(call))
     }
 
     /// Takes a trigger back; works from inside another trigger too.
@@ -389,21 +385,25 @@ impl Reactor {
     /// The time of this turn: the clock is read at most once per turn. Between
     /// turns, the time it is.
     pub fn now(&self) -> Instant {
-        self.now_and_moment().0
-    }
-
-    /// The same, and as the timers count.
-    #[inline]
-    fn now_and_moment(&self) -> (Instant, Moment) {
         match self.now.get() {
             Some(now) if self.is_turning => now,
             _ => self.read_clock(),
         }
     }
 
-    fn read_clock(&self) -> (Instant, Moment) {
+    /// [`now`](Self::now), as the timers count.
+    #[inline]
+    fn moment(&self) -> Moment {
+        if !self.is_turning || self.now.get().is_none() {
+            self.read_clock();
+        }
+        self.moment.get()
+    }
+
+    #[inline(never)]
+    fn read_clock(&self) -> Instant {
         let now = self.clock.now();
-        let now = (now, self.timers.moment(now));
+        self.moment.set(self.timers.moment(now));
         if self.is_turning {
             self.now.set(Some(now));
         }
@@ -420,37 +420,54 @@ impl Reactor {
     /// scheduled with no delay from inside a callback runs in a later turn,
     /// after descriptors had their chance. (Twisted: `reactor.callLater`.)
     ///
-    /// Does not allocate, as soon as so many calls of one kind have waited
-    /// before; only what captures more than 64 bytes is boxed. A delay beyond
+    /// Does not allocate, as soon as so many calls have waited before; only
+    /// what captures more than 24 bytes is boxed. A delay beyond
     /// what the clock can represent never ends.
     pub fn call_later(
         &mut self,
         delay: Duration,
         call: impl FnOnce(&mut Self) + 'static,
     ) -> DelayedCall {
-        let call = self.calls.insert(call);
-        self.schedule(delay, Task::Call(call))
+        let (delayed, place) = self.schedule(delay);
+        *place = Some(sys::Call::new(|reactor: &mut Self, _| call(reactor)));
+        delayed
     }
 
     /// Calls [`Descriptor::timer_fired`] of the descriptor `token` after
     /// `delay`, without allocating. Nothing happens if it is gone by then.
     pub fn notify_later(&mut self, delay: Duration, token: Token) -> DelayedCall {
-        self.schedule(delay, Task::Notify(token.to_halves()))
+        let (delayed, place) = self.schedule(delay);
+        *place = Some(sys::Call::new(move |reactor: &mut Self, call| {
+            reactor.dispatch(token, |descriptor, reactor| {
+                descriptor.timer_fired(reactor, call)
+            });
+        }));
+        delayed
     }
 
+    /// The place returned is to be filled at once.
     #[inline]
-    fn schedule(&mut self, delay: Duration, task: Task) -> DelayedCall {
-        let key = match self.moment_after(delay) {
-            Some(deadline) => self.timers.insert_at(deadline, task),
-            None => self.timers.insert(self.deadline_after(delay), task),
+    fn schedule(&mut self, delay: Duration) -> (DelayedCall, &mut Option<sys::Call<DelayedCall>>) {
+        let (key, place) = match self.moment_after(delay) {
+            Some(deadline) => self.timers.insert_place(deadline),
+            None => self.schedule_distant(delay),
         };
-        DelayedCall { key }
+        (DelayedCall { key }, place)
+    }
+
+    #[cold]
+    fn schedule_distant(
+        &mut self,
+        delay: Duration,
+    ) -> (TimerKey, &mut Option<sys::Call<DelayedCall>>) {
+        let deadline = self.deadline_after(delay);
+        self.timers.insert_distant(deadline)
     }
 
     /// `None` for what only an `Instant` can say.
     #[inline]
     pub(crate) fn moment_after(&self, delay: Duration) -> Option<Moment> {
-        self.now_and_moment().1.after(delay)
+        self.moment().after(delay)
     }
 
     /// The delayed calls that wait, in no particular order. (Twisted:
@@ -479,14 +496,14 @@ impl Reactor {
     ///
     /// Calls run in the order they were made.
     pub fn call_soon(&mut self, call: impl FnOnce(&mut Self) + 'static) {
-        self.soon.push_back(Box::new(call));
+        self.soon.push_back(plain(call));
     }
 
     /// Runs `call` in this turn, after the running callback and what it
     /// deferred before: the way to call other user code from inside a callback
     /// without nesting.
     pub fn defer(&mut self, call: impl FnOnce(&mut Self) + 'static) {
-        self.deferred.push_back(Deferred::Call(Box::new(call)));
+        self.deferred.push_back(Deferred::Call(plain(call)));
     }
 
     /// The part of this reactor that other threads may hold.

@@ -25,12 +25,15 @@
 //! mostly twice below two minutes. Empty slots are skipped by bitmaps, so a
 //! jump over days costs what the timers in between cost.
 //!
-//! A timer takes 20 bytes and its value (32 in the reactor), a wheel 96 KiB. Room is reused and never given back, so nothing is allocated once
-//! the peak has been seen.
+//! A timer takes 24 bytes and its value (56 in the reactor), a wheel 48 KiB. The
+//! values stand apart: what is done to the neighbours of a timer, and moving one,
+//! does not touch them. Room is reused and never given back, so nothing is
+//! allocated once the peak has been seen.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -57,9 +60,11 @@ pub(crate) struct Timers<T> {
     /// The heads of the lists ([`SLOTS`] slots, the finest level first, then
     /// [`DUE`]), then the timers.
     ///
-    /// Invariant: a node with a value is in exactly one of the circular lists.
+    /// Invariant: the node of a timer is in exactly one of the circular lists.
     /// The due list is sorted by deadline, then by order of scheduling.
-    nodes: Vec<Node<T>>,
+    nodes: Vec<Node>,
+    /// The rest of the timers, from [`FIRST_TIMER`] on.
+    places: Vec<Place<T>>,
     /// Invariant: a bit is set if and only if its slot is not empty.
     occupied: Bitmap,
     /// The first of the nodes to reuse, linked by `next`; [`NIL`] if none.
@@ -85,6 +90,8 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
+    pub(crate) const ORIGIN: Self = Self { nanos: 0 };
+
     /// Returns the moment `delay` later, `None` where it may lie outside of
     /// the wheel's time.
     #[inline]
@@ -94,7 +101,7 @@ impl Moment {
         }
         let delay = delay.as_secs() * 1_000_000_000 + u64::from(delay.subsec_nanos());
         let nanos = self.nanos.checked_add(delay.cast_signed())?;
-        (!is_distant(nanos)).then_some(Self { nanos })
+        (nanos != NEVER).then_some(Self { nanos })
     }
 }
 
@@ -120,14 +127,13 @@ impl<T> Timers<T> {
                 deadline: i64::MIN,
                 prev: list,
                 next: list,
-                generation: NonZeroU32::MAX,
-                value: None,
             })
             .collect();
         Self {
             origin,
             elapsed: 0,
             nodes,
+            places: Vec::new(),
             occupied: Bitmap::EMPTY,
             free: NIL,
             len: 0,
@@ -138,70 +144,77 @@ impl<T> Timers<T> {
     }
 
     /// Schedules `value` for `deadline`.
+    #[cfg(test)]
+    fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
+        let (key, place) = self.insert_distant(deadline);
+        *place = Some(value);
+        key
+    }
+
+    /// Schedules a timer for `deadline`, and returns the place of its value,
+    /// which the caller fills at once: made where it stays, it is not copied.
     ///
     /// A deadline in the past is due at the next [`expire`](Self::expire), not
     /// before. Takes constant time.
     ///
     /// # Panics
-    /// With 4 billion timers pending, which is 128 GB of them.
-    pub(crate) fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
-        let key = self.insert_at(self.moment(deadline), value);
-        self.note_if_distant(key, deadline);
-        key
-    }
-
-    /// As [`insert`](Self::insert), for a deadline within the wheel's time.
+    /// With 4 billion timers pending, which is 240 GB of them.
     #[inline]
-    pub(crate) fn insert_at(&mut self, deadline: Moment, value: T) -> TimerKey {
-        let nanos = deadline.nanos;
-        let next = self.enter_slot(nanos);
-        let prev = self.nodes[next as usize].prev;
-        let node = self.free;
-        let key = match self.nodes.get_mut(node as usize) {
-            Some(place) => {
-                self.free = place.next;
-                place.deadline = nanos;
-                place.prev = prev;
-                place.next = next;
-                place.value = Some(value);
-                let generation = place.generation;
-                TimerKey { node, generation }
-            }
-            None => self.add_place(Node {
-                deadline: nanos,
-                prev,
-                next,
-                generation: NonZeroU32::MIN,
-                value: Some(value),
-            }),
+    pub(crate) fn insert_place(&mut self, deadline: Moment) -> (TimerKey, &mut Option<T>) {
+        let list = self.enter_slot(deadline.nanos);
+        let mut node = self.free;
+        match self.nodes.get(node as usize) {
+            Some(place) => self.free = place.next,
+            None => node = self.add_place(),
+        }
+        let prev = mem::replace(&mut self.nodes[list as usize].prev, node);
+        self.nodes[prev as usize].next = node;
+        self.nodes[node as usize] = Node {
+            deadline: deadline.nanos,
+            prev,
+            next: list,
         };
-        self.nodes[prev as usize].next = key.node;
-        self.nodes[next as usize].prev = key.node;
         self.len += 1;
-        key
+        let place = &mut self.places[(node - FIRST_TIMER) as usize];
+        let generation = place.generation;
+        (TimerKey { node, generation }, &mut place.value)
     }
 
-    /// Takes a timer out of the queue.
+    /// As [`insert_place`](Self::insert_place), for a deadline that may lie
+    /// outside of the wheel's time.
+    pub(crate) fn insert_distant(&mut self, deadline: Instant) -> (TimerKey, &mut Option<T>) {
+        let (key, _) = self.insert_place(self.moment(deadline));
+        self.note_if_distant(key, deadline);
+        (
+            key,
+            &mut self.places[(key.node - FIRST_TIMER) as usize].value,
+        )
+    }
+
+    /// Takes a timer out of the queue and drops its value.
     ///
-    /// Answers `None` if it has been popped or cancelled before. One that is
+    /// Answers `false` if it has been popped or cancelled before. One that is
     /// due but not popped yet can still be cancelled. Takes constant time.
     #[inline]
-    pub(crate) fn cancel(&mut self, key: TimerKey) -> Option<T> {
-        let place = self.nodes.get_mut(key.node as usize)?;
-        if place.generation != key.generation {
-            return None;
-        }
+    pub(crate) fn cancel(&mut self, key: TimerKey) -> bool {
+        let Some(place) = place_of(&mut self.places, key) else {
+            return false;
+        };
+        let node = &mut self.nodes[key.node as usize];
         let &mut Node {
             deadline,
             prev,
             next,
-            ..
-        } = place;
-        let value = place.vacate(key.node, &mut self.free);
+        } = node;
+        if place.vacate() {
+            node.next = mem::replace(&mut self.free, key.node);
+        }
         self.join(prev, next);
         self.not_waiting(key.node, deadline);
         self.left();
-        value
+        // Last, as it may panic; and where it is, not to be copied.
+        self.places[(key.node - FIRST_TIMER) as usize].value = None;
+        true
     }
 
     /// Moves a timer to another deadline, as if it had been scheduled now.
@@ -221,14 +234,12 @@ impl<T> Timers<T> {
     /// As [`reset`](Self::reset), for a deadline within the wheel's time.
     #[inline]
     pub(crate) fn reset_at(&mut self, key: TimerKey, deadline: Moment) -> bool {
-        let Some(place) = self.nodes.get_mut(key.node as usize) else {
-            return false;
-        };
-        if place.generation != key.generation {
+        if !self.contains(key) {
             return false;
         }
-        let Node { prev, next, .. } = *place;
-        let before = std::mem::replace(&mut place.deadline, deadline.nanos);
+        let node = &mut self.nodes[key.node as usize];
+        let Node { prev, next, .. } = *node;
+        let before = mem::replace(&mut node.deadline, deadline.nanos);
         self.join(prev, next);
         self.not_waiting(key.node, before);
         let list = self.enter_slot(deadline.nanos);
@@ -286,11 +297,15 @@ impl<T> Timers<T> {
             return None;
         }
         // The due list has no bit to be cleared.
-        let place = &mut self.nodes[node as usize];
-        let &mut Node {
-            next, generation, ..
-        } = place;
-        let value = place.vacate(node, &mut self.free)?;
+        let place = &mut self.places[(node - FIRST_TIMER) as usize];
+        let generation = place.generation;
+        let value = place.value.take()?;
+        let is_free = place.vacate();
+        let links = &mut self.nodes[node as usize];
+        let next = links.next;
+        if is_free {
+            links.next = mem::replace(&mut self.free, node);
+        }
         self.nodes[DUE as usize].next = next;
         self.nodes[next as usize].prev = DUE;
         self.left();
@@ -351,9 +366,9 @@ impl<T> Timers<T> {
     /// Returns whether a timer has been neither popped nor cancelled.
     #[inline]
     pub(crate) fn contains(&self, key: TimerKey) -> bool {
-        self.nodes
-            .get(key.node as usize)
-            .is_some_and(|node| node.generation == key.generation)
+        self.places
+            .get(key.node.wrapping_sub(FIRST_TIMER) as usize)
+            .is_some_and(|place| place.generation == key.generation)
     }
 
     /// Returns the number of timers that are neither popped nor cancelled.
@@ -372,7 +387,7 @@ impl<T> Timers<T> {
     /// Takes time in proportion to the most timers that were ever pending.
     pub(crate) fn keys(&self) -> impl Iterator<Item = TimerKey> {
         (FIRST_TIMER..)
-            .zip(&self.nodes[FIRST_TIMER as usize..])
+            .zip(&self.places)
             .filter(|(_, place)| place.value.is_some())
             .map(|(node, place)| TimerKey {
                 node,
@@ -380,17 +395,22 @@ impl<T> Timers<T> {
             })
     }
 
-    /// Adds a place to the slab.
-    #[inline]
-    fn add_place(&mut self, place: Node<T>) -> TimerKey {
+    /// Adds a place, in no list yet.
+    #[cold]
+    fn add_place(&mut self) -> u32 {
         let node = self.nodes.len();
         assert!(node < NIL as usize, "4 billion timers are pending");
-        let generation = place.generation;
-        self.nodes.push(place);
-        TimerKey {
-            node: node as u32,
-            generation,
-        }
+        let node = node as u32;
+        self.nodes.push(Node {
+            deadline: 0,
+            prev: node,
+            next: node,
+        });
+        self.places.push(Place {
+            generation: NonZeroU32::MIN,
+            value: None,
+        });
+        node
     }
 
     /// Notes that a timer comes to stand in the slot for a deadline, which is
@@ -528,7 +548,7 @@ impl<T> Timers<T> {
             while self.nodes[prev as usize].deadline > deadline {
                 prev = self.nodes[prev as usize].prev;
             }
-            let next = std::mem::replace(&mut self.nodes[prev as usize].next, node);
+            let next = mem::replace(&mut self.nodes[prev as usize].next, node);
             self.nodes[next as usize].prev = node;
             self.nodes[node as usize].prev = prev;
             self.nodes[node as usize].next = next;
@@ -554,15 +574,15 @@ impl<T> Timers<T> {
         self.occupied.clear(list);
         let head = &mut self.nodes[list as usize];
         (
-            std::mem::replace(&mut head.next, list),
-            std::mem::replace(&mut head.prev, list),
+            mem::replace(&mut head.next, list),
+            mem::replace(&mut head.prev, list),
         )
     }
 
     /// Adds a node to the end of a list, whose bit is set.
     #[inline]
     fn link_last(&mut self, list: u32, node: u32) {
-        let prev = std::mem::replace(&mut self.nodes[list as usize].prev, node);
+        let prev = mem::replace(&mut self.nodes[list as usize].prev, node);
         self.nodes[prev as usize].next = node;
         let links = &mut self.nodes[node as usize];
         links.prev = prev;
@@ -663,32 +683,41 @@ impl<T> fmt::Debug for Timers<T> {
     }
 }
 
-/// The head of a list, or the place of a timer: 32 bytes where the value has
-/// 12, so that two share a line of the cache.
-struct Node<T> {
+/// The head of a list, or a timer without its value.
+#[derive(Clone, Copy)]
+struct Node {
     /// Nanoseconds since the origin.
     deadline: i64,
     prev: u32,
     next: u32,
+}
+
+/// What a timer has besides its node.
+struct Place<T> {
     /// Counted up when the timer is gone.
     generation: NonZeroU32,
-    /// What a timer has and nothing else.
+    /// `None` where there is no timer.
     value: Option<T>,
 }
 
-impl<T> Node<T> {
-    /// Gives up the place of a timer, and returns its value.
+impl<T> Place<T> {
+    /// Ends the life of the timer's name; whether the place can have another.
     #[inline]
-    fn vacate(&mut self, node: u32, free: &mut u32) -> Option<T> {
+    fn vacate(&mut self) -> bool {
         // The last generation is never given out, so that a place that has come
-        // to it can be retired: 32 bytes for 4 billion timers, rather than an
+        // to it can be retired: 56 bytes for 4 billion timers, rather than an
         // old key that names a new timer.
         self.generation = self.generation.saturating_add(1);
-        if self.generation != NonZeroU32::MAX {
-            self.next = std::mem::replace(free, node);
-        }
-        self.value.take()
+        self.generation != NonZeroU32::MAX
     }
+}
+
+/// Returns the place of a timer that has been neither popped nor cancelled.
+#[inline]
+fn place_of<T>(places: &mut [Place<T>], key: TimerKey) -> Option<&mut Place<T>> {
+    places
+        .get_mut(key.node.wrapping_sub(FIRST_TIMER) as usize)
+        .filter(|place| place.generation == key.generation)
 }
 
 /// A timer on its way to the due list. The order of the fields is that of
@@ -700,52 +729,39 @@ struct Expired {
     node: u32,
 }
 
-/// A bit for each list, and above them a bit for each word of bits.
+/// A bit for each list.
 struct Bitmap {
     words: [u64; (LEVELS * WORDS + 1) as usize],
-    summary: [u64; (LEVELS + 1) as usize],
 }
 
 impl Bitmap {
-    const EMPTY: Self = Self {
-        words: [0; _],
-        summary: [0; _],
-    };
+    const EMPTY: Self = Self { words: [0; _] };
 
     #[inline]
     fn set(&mut self, list: u32) {
-        let word = &mut self.words[(list / 64) as usize];
-        if *word == 0 {
-            self.summary[(list / DIGITS) as usize] |= 1 << (list % DIGITS / 64);
-        }
-        *word |= 1 << (list % 64);
+        self.words[(list / 64) as usize] |= 1 << (list % 64);
     }
 
     #[inline]
     fn clear(&mut self, list: u32) {
-        let word = &mut self.words[(list / 64) as usize];
-        *word &= !(1 << (list % 64));
-        if *word == 0 {
-            self.summary[(list / DIGITS) as usize] &= !(1 << (list % DIGITS / 64));
-        }
+        self.words[(list / 64) as usize] &= !(1 << (list % 64));
     }
 
     /// Returns the first occupied slot of a level that has at least the given
     /// digit.
     #[inline]
     fn first_from(&self, level: u32, digit: u32) -> Option<u32> {
-        let first_word = level * WORDS;
-        let word = digit / 64;
-        let here = self.words[(first_word + word) as usize] >> (digit % 64);
+        let first = level * DIGITS + digit;
+        let word = first / 64;
+        let here = self.words[word as usize] >> (first % 64);
         if here != 0 {
-            return Some(level * DIGITS + digit + here.trailing_zeros());
+            return Some(first + here.trailing_zeros());
         }
-        let later = self.summary[level as usize] >> word >> 1;
-        if later == 0 {
-            return None;
-        }
-        let word = first_word + word + 1 + later.trailing_zeros();
-        Some(word * 64 + self.words[word as usize].trailing_zeros())
+        let end = (level + 1) * WORDS;
+        (word + 1..end).find_map(|word| {
+            let bits = self.words[word as usize];
+            (bits != 0).then(|| word * 64 + bits.trailing_zeros())
+        })
     }
 }
 

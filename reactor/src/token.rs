@@ -51,15 +51,6 @@ impl Token {
         Self(token.0 as u64)
     }
 
-    /// The token for places that are aligned to four bytes.
-    pub(crate) fn to_halves(self) -> [u32; 2] {
-        [(self.0 >> 32) as u32, self.0 as u32]
-    }
-
-    pub(crate) fn from_halves([high, low]: [u32; 2]) -> Self {
-        Self(u64::from(high) << 32 | u64::from(low))
-    }
-
     /// The token as a number: unique in its reactor, fit for log lines and map
     /// keys.
     pub fn to_bits(self) -> u64 {
@@ -91,7 +82,6 @@ mod tests {
             assert_eq!(token, Token::new(index, generation));
             assert_eq!(token.index(), index);
             assert_ne!(token, Token::WAKER);
-            assert_eq!(Token::from_halves(token.to_halves()), token);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 
-use super::{Alarm, Deferred, Reactor, State, Task};
+use super::{Alarm, Deferred, Reactor, State};
 use crate::clock::Sleep;
 use crate::delayed_call::DelayedCall;
 use crate::descriptor::{Descriptor, Next, Panic, Readiness};
@@ -83,7 +83,7 @@ impl Reactor {
             }
             for _ in &mut soon {
                 if let Some(call) = reactor.soon.pop_front() {
-                    call(reactor);
+                    call.run(reactor, ());
                 }
             }
         });
@@ -95,8 +95,8 @@ impl Reactor {
         }
         // Once per turn, however many of them panic: a call that schedules
         // itself anew waits for the next turn.
-        let (now, moment) = self.now_and_moment();
-        self.timers.expire(moment);
+        let now = self.now();
+        self.timers.expire(self.moment());
         if !self.timers.has_due() {
             return;
         }
@@ -104,23 +104,12 @@ impl Reactor {
         let mut budget = 0..self.limits.timers.max(1);
         self.guarded(|reactor| {
             for _ in &mut budget {
-                let Some((key, task)) = reactor.timers.pop_due() else {
+                let Some((key, call)) = reactor.timers.pop_due() else {
                     break;
                 };
                 reactor.statistics.timers += 1;
-                match task {
-                    Task::Call(call) => {
-                        reactor.current = Token::WAKER;
-                        let run = reactor.calls.runner(&call);
-                        run(reactor, call);
-                    }
-                    Task::Notify(token) => {
-                        let token = Token::from_halves(token);
-                        reactor.dispatch(token, |descriptor, reactor| {
-                            descriptor.timer_fired(reactor, DelayedCall { key })
-                        });
-                    }
-                }
+                reactor.current = Token::WAKER;
+                call.run(reactor, DelayedCall { key });
             }
         });
     }
@@ -248,7 +237,7 @@ impl Reactor {
             }
             Deferred::Call(call) => {
                 self.current = Token::WAKER;
-                call(self);
+                call.run(self, ());
             }
         }
     }
@@ -321,7 +310,7 @@ impl Reactor {
     /// dense, one wake-up serves several.
     fn with_slack(&self, deadline: Instant) -> Instant {
         // One for the time of this turn or before is wanted at once.
-        let is_for_now = self.now.get().is_some_and(|(now, _)| deadline <= now);
+        let is_for_now = self.now.get().is_some_and(|now| deadline <= now);
         let slack = self.limits.timer_slack;
         match self.timers_ran.and_then(|ran| ran.checked_add(slack)) {
             Some(earliest) if !is_for_now => deadline.max(earliest),
@@ -365,7 +354,7 @@ impl Reactor {
     /// Calls a descriptor that is taken out of its slot meanwhile. False if
     /// there is none.
     #[inline]
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         token: Token,
         call: impl FnOnce(&mut dyn Descriptor, &mut Self) -> Next,
@@ -464,7 +453,7 @@ impl Reactor {
         self.guarded(|reactor| {
             reactor.current = Token::WAKER;
             while let Some(call) = reactor.triggers.take(phase, event) {
-                call(reactor);
+                call.run(reactor, ());
             }
         });
         self.notifications_phase();

@@ -1,12 +1,14 @@
-//! The system calls that the loop itself needs and mio does not offer; with
-//! `timerfd.rs`, the only place of this crate where `unsafe` stands.
+//! The system calls that the loop itself needs and mio does not offer; and
+//! closures without a box: the only place of this crate where `unsafe` stands.
 
 #![allow(unsafe_code)]
 
+mod call;
 mod timerfd;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+pub(crate) use self::call::Call;
 pub(crate) use self::timerfd::TimerFd;
 
 /// The poller's own descriptor, for embedding the loop in another one.
