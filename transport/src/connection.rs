@@ -665,3 +665,16 @@ where
         ))
     }
 }
+
+#[cfg(all(test, target_pointer_width = "64"))]
+mod tests {
+    use super::Connection;
+    use crate::{TcpStream, UnixStream};
+
+    // `benches/README.md` says what each byte is for.
+    #[test]
+    fn a_connection_is_as_small_as_its_parts() {
+        assert_eq!(size_of::<Connection<TcpStream, ()>>(), 144);
+        assert_eq!(size_of::<Connection<UnixStream, ()>>(), 112);
+    }
+}

@@ -698,7 +698,7 @@ fn install_as(
         Ok(other) => {
             let address = unix_address(other);
             (
-                HostName::Unix(Rc::new(address.clone())),
+                HostName::Unix(address.clone().into()),
                 Address::Unix(address),
             )
         }

@@ -294,13 +294,33 @@ impl Sealed for TcpSocket {
 #[derive(Debug)]
 pub struct UnixSocket {
     fd: Option<OwnedFd>,
-    /// Shared with the listener, whose address all its connections have.
-    host: Rc<UnixAddress>,
-    peer: Rc<UnixAddress>,
+    host: UnixName,
+    peer: UnixName,
+}
+
+/// The address of one end. All connections of a listener share that of theirs;
+/// an end without a name, as that of most clients, costs nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct UnixName(Option<Rc<UnixAddress>>);
+
+impl From<UnixAddress> for UnixName {
+    fn from(address: UnixAddress) -> Self {
+        Self(match address {
+            UnixAddress::Unnamed => None,
+            named => Some(Rc::new(named)),
+        })
+    }
+}
+
+impl UnixName {
+    fn address(&self) -> Address {
+        let name = self.0.as_deref();
+        Address::Unix(name.map_or(UnixAddress::Unnamed, UnixAddress::clone))
+    }
 }
 
 impl UnixSocket {
-    pub(crate) fn new(fd: OwnedFd, host: Rc<UnixAddress>, peer: Rc<UnixAddress>) -> Self {
+    pub(crate) fn new(fd: OwnedFd, host: UnixName, peer: UnixName) -> Self {
         Self {
             fd: Some(fd),
             host,
@@ -361,11 +381,11 @@ impl Sealed for UnixSocket {
     }
 
     fn host(&self) -> Address {
-        Address::Unix((*self.host).clone())
+        self.host.address()
     }
 
     fn peer(&self) -> Address {
-        Address::Unix((*self.peer).clone())
+        self.peer.address()
     }
 
     #[inline]

@@ -1,7 +1,6 @@
 //! How a connection comes about: what is put on a connected socket.
 
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 
 use bowline_protocol::{Address, Factory, Protocol, Transport, TransportHandle, UnixAddress};
 use bowline_reactor::{Reactor, Token};
@@ -9,6 +8,7 @@ use bowline_reactor::{Reactor, Token};
 use super::Connection;
 use crate::file_descriptor::{Core, FileDescriptor, flag};
 use crate::shared::{Ledger, Shared};
+use crate::socket::UnixName;
 use crate::socket::private::Sealed;
 use crate::sys::{self, SocketName};
 
@@ -50,7 +50,7 @@ pub(crate) enum HostName {
     /// Has to be asked of the socket when it is needed.
     Unknown,
     Inet(std::net::SocketAddr),
-    Unix(Rc<UnixAddress>),
+    Unix(UnixName),
 }
 
 #[allow(
@@ -215,7 +215,7 @@ impl private::Build for crate::UnixStream {
     fn socket_again(fd: OwnedFd, host: &Address, peer: &Address) -> Result<Self::Socket, OwnedFd> {
         let name = |address: &Address| {
             let address = address.as_unix().cloned();
-            Rc::new(address.unwrap_or(UnixAddress::Unnamed))
+            UnixName::from(address.unwrap_or(UnixAddress::Unnamed))
         };
         Ok(crate::socket::UnixSocket::new(fd, name(host), name(peer)))
     }
@@ -229,9 +229,9 @@ impl DescriptorTransport for crate::UnixStream {
             HostName::Unix(address) => address,
             _ => {
                 let name = sys::local_name(std::os::fd::AsFd::as_fd(&fd));
-                Rc::new(unix_address(name.unwrap_or(SocketName::UnixUnnamed)))
+                unix_address(name.unwrap_or(SocketName::UnixUnnamed)).into()
             }
         };
-        crate::socket::UnixSocket::new(fd, host, Rc::new(unix_address(names.peer)))
+        crate::socket::UnixSocket::new(fd, host, unix_address(names.peer).into())
     }
 }
