@@ -76,18 +76,13 @@ pub(crate) fn drive(timed: Timed) -> io::Result<()> {
     let mut reactor = Reactor::with_clock(clock.clone())?;
     reactor.start().map_err(io::Error::other)?;
     let fired = Rc::new(Cell::new(0));
-    let calls = schedule(&mut reactor, &fired);
-    finish(&mut reactor, timed, &clock, &fired, calls);
+    work(&mut reactor, timed, &clock, &fired);
     fired.set(0);
-    match timed {
-        Timed::Reset => {
-            let calls = schedule(&mut reactor, &fired);
-            counted(|| move_all(&mut reactor, &calls));
-        }
-        _ => counted(|| {
-            let calls = schedule(&mut reactor, &fired);
-            finish(&mut reactor, timed, &clock, &fired, calls);
-        }),
+    if timed == Timed::Reset {
+        let calls = in_a_turn(&mut reactor, |reactor| schedule(reactor, &Rc::default()));
+        counted(|| in_a_turn(&mut reactor, move |reactor| move_all(reactor, &calls)));
+    } else {
+        counted(|| work(&mut reactor, timed, &clock, &fired));
     }
     if timed == Timed::Fire {
         assert_eq!(fired.get(), TIMERS, "calls that ran");
@@ -99,6 +94,36 @@ pub(crate) fn drive(timed: Timed) -> io::Result<()> {
 #[inline(never)]
 fn counted(work: impl FnOnce()) {
     work();
+}
+
+/// As a program's timers are used: from inside callbacks, where the clock is not
+/// read again.
+fn in_a_turn<R: 'static>(
+    reactor: &mut Reactor,
+    work: impl FnOnce(&mut Reactor) -> R + 'static,
+) -> R {
+    let result = Rc::new(Cell::new(None));
+    let answer = Rc::clone(&result);
+    reactor.call_soon(move |reactor| answer.set(Some(work(reactor))));
+    reactor.turn(Some(Duration::ZERO));
+    result.take().expect("it has run")
+}
+
+fn work(reactor: &mut Reactor, timed: Timed, clock: &Stepped, fired: &Rc<Cell<usize>>) {
+    let count = Rc::clone(fired);
+    if timed == Timed::Fire {
+        in_a_turn(reactor, move |reactor| drop(schedule(reactor, &count)));
+        while fired.get() < TIMERS {
+            clock.0.set(clock.0.get() + STEP);
+            reactor.turn(Some(Duration::ZERO));
+        }
+    } else {
+        in_a_turn(reactor, move |reactor| {
+            for call in schedule(reactor, &count) {
+                call.cancel(reactor).expect("it waits");
+            }
+        });
+    }
 }
 
 fn schedule(reactor: &mut Reactor, fired: &Rc<Cell<usize>>) -> Vec<DelayedCall> {
@@ -113,25 +138,6 @@ fn schedule(reactor: &mut Reactor, fired: &Rc<Cell<usize>>) -> Vec<DelayedCall> 
 fn move_all(reactor: &mut Reactor, calls: &[DelayedCall]) {
     for (call, delay) in calls.iter().zip(timers::moved_delays(TIMERS)) {
         call.reset(reactor, delay).expect("it waits");
-    }
-}
-
-fn finish(
-    reactor: &mut Reactor,
-    timed: Timed,
-    clock: &Stepped,
-    fired: &Cell<usize>,
-    calls: Vec<DelayedCall>,
-) {
-    if timed == Timed::Fire {
-        while fired.get() < TIMERS {
-            clock.0.set(clock.0.get() + STEP);
-            reactor.turn(Some(Duration::ZERO));
-        }
-    } else {
-        for call in calls {
-            call.cancel(reactor).expect("it waits");
-        }
     }
 }
 
