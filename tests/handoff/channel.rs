@@ -398,6 +398,9 @@ fn frame_has_its_time_only_while_it_is_awaited() {
     run_until_quiet(&mut reactor);
     pass(&mut reactor, 9);
     assert!(!end.is_lost(), "it has another second");
+    // Byte by byte it gets no more.
+    peer.write_all(&rest[..1]).unwrap();
+    run_until_quiet(&mut reactor);
     pass(&mut reactor, 2);
     run_until(&mut reactor, |_| end.is_lost());
     let error = end.error();
