@@ -554,10 +554,7 @@ impl<R> Channel<R> {
     }
 
     fn close_descriptors<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        let left = self.decoder.clear();
-        if !left.is_empty() {
-            cx.transport.close_unclaimed(left);
-        }
+        cx.transport.close_unclaimed(self.decoder.clear());
     }
 }
 

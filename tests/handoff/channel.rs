@@ -447,6 +447,30 @@ fn what_breaks_the_rules_ends_the_channel() {
 }
 
 #[test]
+fn descriptors_of_a_frame_that_never_ends_are_unclaimed() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let [(_, handle), (right, _)] =
+        joined(&mut reactor, settings(LEFT, RIGHT), settings(RIGHT, LEFT));
+    run_until(&mut reactor, |_| right.0.borrow().peer.is_some());
+    let (number, filling) = (1, Vec::new());
+    let mut bytes = Vec::new();
+    wire::encode_frame(&Note { number, filling }, 2, &mut bytes).unwrap();
+    let transport = reactor.get(handle).unwrap();
+    let descriptors = vec![descriptor().into(), descriptor().into()];
+    transport
+        .write_with_descriptors(&bytes[..9], descriptors)
+        .unwrap();
+    transport.lose_connection();
+    run_until(&mut reactor, |_| right.is_lost());
+    let error = right.error();
+    assert_eq!(error.as_deref(), Some("connection ended inside of a frame"));
+    assert_eq!(reactor.descriptor_counts().unclaimed, 2);
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+#[test]
 fn a_paused_channel_keeps_messages_for_later() {
     let _ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
