@@ -44,7 +44,9 @@ impl AsFd for PassedDescriptor {
 /// [`OwnedFd`].
 ///
 /// Each one taken is the taker's, close-on-exec. Those left when the callback
-/// returns are closed, logged and counted.
+/// returns are closed, logged and counted. To close one that was taken, where the peer
+/// is not trusted, give it to `close_received`: dropping a UNIX socket can hold up the
+/// loop.
 pub struct ReceivedDescriptors<'a> {
     descriptors: Drain<'a, OwnedFd>,
 }
