@@ -9,13 +9,15 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{self, Command};
 use std::rc::Rc;
+use std::thread;
+use std::time::Instant;
 
-use bowline::describe_socket;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notice, Notifier};
 use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor, StaleSocket};
 use bowline::{StreamTransport, SystemEvent, TcpListenOptions, Transports, UnixListenOptions};
+use bowline::{describe_socket, descriptors_closing};
 use rustix::process::Signal;
 
 use crate::common::{self, STOP_DEADLINE};
@@ -40,6 +42,11 @@ pub(crate) fn run(options: Options) -> common::Result {
         // What the program was started with is not ours, sockets excepted: these
         // it was handed.
         let is_ours = |it: &Descriptor| it.is_socket() || !others.contains(it);
+        // What other threads close is closed any moment now.
+        let ended = Instant::now();
+        while descriptors_closing() > 0 && ended.elapsed() < STOP_DEADLINE {
+            thread::yield_now();
+        }
         let left = open_descriptors()?.into_iter().filter(is_ours).count();
         let mut record = File::options().append(true).create(true).open(record)?;
         // In one write, whole beside those of others.
