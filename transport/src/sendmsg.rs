@@ -360,6 +360,10 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
     #[cold]
     fn leave_unread(&mut self) {
         let core = self.base.core_mut();
+        if core.has(flag::READ_ENDED | flag::PLAIN_READS) {
+            // No descriptor waits, nor can one come.
+            return;
+        }
         // With nothing unread it is closed here, so that the peer sees the end by the time
         // that it is told; one that sends at this very moment would have to hit the
         // microsecond.
@@ -367,10 +371,7 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
             .socket
             .source()
             .is_some_and(|source| sys::has_waiting(source).unwrap_or(true));
-        if has_unread
-            && !core.has(flag::READ_ENDED)
-            && let Some(fd) = core.socket.detach()
-        {
+        if has_unread && let Some(fd) = core.socket.detach() {
             close_elsewhere(fd);
         }
     }
