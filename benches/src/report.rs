@@ -183,8 +183,8 @@ impl Table {
             "\nMade by `{command}`. The limit, an edge-triggered epoll loop by hand, is given as it \
              is; the others as ratios\nto it in the same round: the median, and the middle half of \
              the rounds. More is better, except for instructions, bytes and\nlateness. Server and \
-             generator have a CPU each, so throughput is that of the slower; CPU efficiency is the \
-             limit's\nCPU time per operation over the server's own. A dash: it cannot, or was not asked \
+             generator have a CPU each (serial work shares one), so throughput is that of the slower; \
+             CPU efficiency is\nthe limit's CPU time per operation over the server's own. A dash: it cannot, or was not asked \
              to{}.\n\n{}\n",
             self.absent(),
             self.head()
