@@ -57,6 +57,8 @@ struct Told {
     /// Number, length of the filling, identities of the descriptors, lost.
     notes: Vec<(u32, usize, Vec<u64>, usize)>,
     handle: Option<UnixTransportHandle>,
+    /// How many descriptors have left.
+    sent: usize,
     /// Whether to pause after each message.
     pauses: bool,
     lost: Option<(Option<String>, String)>,
@@ -87,6 +89,10 @@ impl<T: UnixTransport> ChannelReceiver<T> for End {
         if told.pauses {
             cx.transport.pause_producing();
         }
+    }
+
+    fn descriptors_sent(&mut self, _: &mut Context<'_, T>, count: usize) {
+        self.0.borrow_mut().sent += count;
     }
 
     fn channel_lost(
@@ -201,6 +207,8 @@ fn two_ends_agree_and_exchange_messages_with_exactly_their_descriptors() {
     });
     assert_eq!(right.0.borrow().notes, wanted);
     assert!(left.0.borrow().peer.is_some());
+    let sent: usize = wanted.iter().map(|(_, _, all, _)| all.len()).sum();
+    assert_eq!(left.0.borrow().sent, sent);
     assert_eq!(reactor.descriptor_counts().unclaimed, 0);
     drop(reactor);
     ledger.assert_balanced();
