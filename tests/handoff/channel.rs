@@ -13,7 +13,7 @@ use bowline::handoff::channel::{Peer, Role, Users};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
 use bowline::testing::{ManualClock, Pump};
 use bowline::{CloseReason, Context, PassedDescriptor, Reactor, Transports, UnixTransport};
-use bowline::{UnixTransportHandle, effective_user};
+use bowline::{UnixStream, UnixTransportHandle, effective_user};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -410,6 +410,35 @@ fn frame_has_its_time_only_while_it_is_awaited() {
     peer.write_all(&rest[..1]).unwrap();
     run_until_quiet(&mut reactor);
     pass(&mut reactor, 2);
+    run_until(&mut reactor, |_| end.is_lost());
+    let error = end.error();
+    assert_eq!(error.as_deref(), Some("frame did not become whole in time"));
+    drop((reactor, peer));
+    ledger.assert_balanced();
+}
+
+#[test]
+fn frame_has_no_more_time_where_its_channel_was_taken_apart() {
+    let ledger = DescriptorLedger::open();
+    let mut bytes = hello_of(settings(RIGHT, LEFT));
+    for number in 0..2 {
+        let filling = Vec::new();
+        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
+    }
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
+    peer.write_all(&bytes[..bytes.len() - 1]).unwrap();
+    run_until(&mut reactor, |_| end.0.borrow().notes.len() == 1);
+    let handle = end.0.borrow().handle.unwrap();
+    let handle = reactor.get(handle).unwrap().handle();
+    reactor.detach::<Channel<End>>(handle, |reactor, detached| {
+        let again = reactor.reattach::<UnixStream, _>(detached.expect("connected"));
+        again.expect("it was one");
+    });
+    run_until_quiet(&mut reactor);
+    assert!(reactor.get(handle).is_none() && !end.is_lost());
+    clock.advance(Duration::from_secs(11));
     run_until(&mut reactor, |_| end.is_lost());
     let error = end.error();
     assert_eq!(error.as_deref(), Some("frame did not become whole in time"));
