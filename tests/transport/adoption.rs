@@ -685,7 +685,10 @@ fn what_cannot_be_put_together_again_comes_back_whole() {
     assert!(parts.starts_with("Detached { fd: "), "{parts}");
     assert!(parts.contains(&format!("unsent: {unsent}, ")), "{parts}");
 
-    let refused = link.reactor.reattach::<MemoryStream, _>(detached);
+    let refused = link.reactor.reattach::<TcpStream, _>(detached);
+    let error = refused.expect_err("it is no TCP connection");
+    assert!(matches!(error.kind, AdoptErrorKind::WrongFamily));
+    let refused = link.reactor.reattach::<MemoryStream, _>(*error.detached);
     let mut error = refused.expect_err("it is none of the simulated kernel");
     assert!(matches!(error.kind, AdoptErrorKind::WrongFamily));
     assert_eq!(

@@ -64,8 +64,8 @@ pub(crate) mod private {
         /// The transport on top of a core.
         fn build(core: Core<Self::Socket>) -> Self;
 
-        /// A socket that was detached; handed back where none is made of a
-        /// descriptor.
+        /// A socket that was detached; handed back where it is none of this
+        /// family.
         fn socket_again(
             fd: OwnedFd,
             host: &Address,
@@ -183,10 +183,10 @@ impl private::Build for crate::TcpStream {
     }
 
     fn socket_again(fd: OwnedFd, host: &Address, peer: &Address) -> Result<Self::Socket, OwnedFd> {
-        let peer = peer
-            .as_inet()
-            .unwrap_or_else(|| std::net::SocketAddr::from(([0; 4], 0)));
-        Ok(crate::socket::TcpSocket::new(fd, peer, host.as_inet()))
+        match peer.as_inet() {
+            Some(peer) => Ok(crate::socket::TcpSocket::new(fd, peer, host.as_inet())),
+            None => Err(fd),
+        }
     }
 }
 
@@ -213,11 +213,12 @@ impl private::Build for crate::UnixStream {
     }
 
     fn socket_again(fd: OwnedFd, host: &Address, peer: &Address) -> Result<Self::Socket, OwnedFd> {
-        let name = |address: &Address| {
-            let address = address.as_unix().cloned();
-            UnixName::from(address.unwrap_or(UnixAddress::Unnamed))
-        };
-        Ok(crate::socket::UnixSocket::new(fd, name(host), name(peer)))
+        match (host.as_unix().cloned(), peer.as_unix().cloned()) {
+            (Some(host), Some(peer)) => {
+                Ok(crate::socket::UnixSocket::new(fd, host.into(), peer.into()))
+            }
+            _ => Err(fd),
+        }
     }
 }
 
