@@ -8,7 +8,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,6 +30,9 @@ const CALLS_BESIDE: u64 = 500 + 4 * CONNECTIONS;
 
 /// Names the variable that makes the second process a server, and where.
 const SERVE: &str = "BOWLINE_SYSTEM_CALLS_SERVE";
+/// Serves over TCP on a listener that was made elsewhere.
+const ADOPTED: &str = "adopted";
+const ADOPTED_ALONE: &str = "adopted, alone";
 
 /// A socket of std that blocks.
 trait Client: Read + Write {}
@@ -61,6 +64,19 @@ fn echo_over_unix_costs_one_receive_and_one_send() {
         Box::new(stream)
     });
     counted.assert_one_receive_and_one_send("recvmsg", "sendto");
+}
+
+/// Others may make it block, whom it may be taken to have none of.
+#[test]
+fn only_a_listener_that_others_may_hold_is_asked_before_each_accept() {
+    for (serve, is_asked) in [(ADOPTED, true), (ADOPTED_ALONE, false)] {
+        let directory = tempfile::tempdir().unwrap();
+        let counted = count_calls(directory.path(), serve, |address| {
+            Box::new(TcpStream::connect(address).unwrap())
+        });
+        let polls = counted.of("poll");
+        assert_eq!(polls >= CONNECTIONS, is_asked, "{polls} poll, {serve}");
+    }
 }
 
 /// The calls of a server, by name, and the turns that its reactor made.
@@ -203,12 +219,20 @@ fn server_process() {
     let open = Rc::new(Cell::new(CONNECTIONS));
     let factory = move |_: &Address| Echo { open: open.clone() };
     let mut reactor = Reactor::new().unwrap();
-    let listener = if serve == "tcp" {
-        reactor.listen_tcp(([127, 0, 0, 1], 0).into(), factory)
-    } else {
-        reactor.listen_unix(Path::new(&serve), factory)
+    let listener = match &*serve {
+        "tcp" => reactor
+            .listen_tcp(([127, 0, 0, 1], 0).into(), factory)
+            .unwrap(),
+        ADOPTED | ADOPTED_ALONE => {
+            let made = TcpListener::bind("127.0.0.1:0").unwrap();
+            reactor.adopt_tcp_listener(made.into(), factory).unwrap()
+        }
+        path => reactor.listen_unix(Path::new(path), factory).unwrap(),
     };
-    let listener = reactor.get(listener.unwrap()).unwrap();
+    let listener = reactor.get(listener).unwrap();
+    if serve == ADOPTED_ALONE {
+        listener.assume_sole_holder();
+    }
     println!("listening on {}", listener.address());
     reactor.run().unwrap();
     println!("turns: {}", reactor.statistics().turns);

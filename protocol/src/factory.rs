@@ -227,6 +227,15 @@ pub trait Listener: 'static {
     /// Those of fcntl(2): `EMFILE`; `NotConnected` once closed.
     fn duplicate(&self) -> io::Result<OwnedFd>;
 
+    /// Says that no other process holds this listener, nor will.
+    ///
+    /// One that was adopted or [duplicated](Self::duplicate) is taken to be held by
+    /// others too. They may make it block, and accept4(2) cannot be told not to; so
+    /// each one is preceded by a poll(2), some 2 % of what a connection costs that
+    /// comes and goes. Where this is said and not true, another holder can block
+    /// the loop until a client comes.
+    fn assume_sole_holder(&mut self);
+
     /// This listener's name.
     fn handle(&self) -> ListenerHandle;
 }

@@ -158,6 +158,10 @@ impl Listener for Control {
         self.holds = self.holds.saturating_sub(1);
     }
 
+    fn assume_sole_holder(&mut self) {
+        self.is_shared.set(false);
+    }
+
     fn stop_listening_when_drained(&mut self) {
         self.is_draining = true;
         self.is_paused = false;

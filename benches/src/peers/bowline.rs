@@ -10,8 +10,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ::bowline::{
-    AfterReadClosed, Context, DescriptorLimits, Linger, PassedDescriptor, ProducerKind,
-    ProducerRef, Protocol, Reactor, ReceivedDescriptors, Transport, Transports, UnixTransport,
+    AfterReadClosed, Context, DescriptorLimits, Linger, ListenerHandle, PassedDescriptor,
+    ProducerKind, ProducerRef, Protocol, Reactor, ReceivedDescriptors, Transport, Transports,
+    UnixTransport,
 };
 
 use super::{Family, Job, Server, Task, Wait};
@@ -24,10 +25,13 @@ const WRITES: usize = 10;
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
     let mut reactor = Reactor::new()?;
     if let Some(listener) = listener {
-        match job.family {
+        let listener = match job.family {
             Family::Tcp => listen_tcp(&mut reactor, job.task, listener),
             Family::Unix => listen_unix(&mut reactor, job.task, listener)?,
-        }
+        };
+        // The generator that made it has let go of it.
+        let listener = reactor.get(listener).expect("it was just made");
+        listener.assume_sole_holder();
     }
     reactor.start().map_err(io::Error::other)?;
     Ok(Box::new(Bowline { reactor, job }))
@@ -60,17 +64,17 @@ impl Server for Bowline {
     }
 }
 
-fn listen_tcp(reactor: &mut Reactor, task: Task, listener: OwnedFd) {
+fn listen_tcp(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> ListenerHandle {
     let adopted = match task {
         Task::Ten => reactor.adopt_tcp_listener(listener, |_: &_| Ten),
         Task::Sink => reactor.adopt_tcp_listener(listener, |_: &_| Sink { count: 0 }),
         Task::Source => reactor.adopt_tcp_listener(listener, |_: &_| Source::new()),
         _ => reactor.adopt_tcp_listener(listener, |_: &_| Echo),
     };
-    adopted.expect("the parent left a listener");
+    adopted.expect("the parent left a listener")
 }
 
-fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Result<()> {
+fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Result<ListenerHandle> {
     let file = Rc::new(OwnedFd::from(File::open("/dev/null")?));
     if matches!(task, Task::Echo | Task::Ten | Task::Sink | Task::Source) {
         // These want no descriptors, and say so once for all who connect.
@@ -96,8 +100,7 @@ fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Resu
             reactor.adopt_unix_listener(listener, |_: &_| Echo)
         }
     };
-    adopted.expect("the parent left a listener");
-    Ok(())
+    Ok(adopted.expect("the parent left a listener"))
 }
 
 struct Echo;
