@@ -37,8 +37,9 @@ impl Connection {
     }
 
     /// A connection that was [detached](Transports::detach), and of which its
-    /// protocol had read `read` without using it. Queued descriptors and
-    /// producers do not travel: `None` where there are any.
+    /// protocol had read `read` without using it. Queued descriptors, the rest
+    /// of a message whose descriptors have left, and producers do not travel:
+    /// `None` where there are any.
     pub fn from_detached<P>(detached: Detached<P>, mut read: Vec<u8>) -> Option<Self> {
         if !detached.descriptors.is_empty() || detached.producer.is_some() {
             return None;
