@@ -83,7 +83,7 @@ pub struct Reactor {
     pub(crate) timers: Timers<sys::Call<DelayedCall>>,
     /// This turn's time, read when it is first asked for.
     now: Cell<Option<Instant>>,
-    /// What `now` is to the timers, once it has been read.
+    /// The time that was read last, as the timers count.
     moment: Cell<Moment>,
     /// When delayed calls ran last.
     timers_ran: Option<Instant>,
@@ -421,8 +421,8 @@ impl Reactor {
     /// after descriptors had their chance. (Twisted: `reactor.callLater`.)
     ///
     /// Does not allocate, as soon as so many calls have waited before; only
-    /// what captures more than 24 bytes is boxed. A delay beyond
-    /// what the clock can represent never ends.
+    /// what captures more than 24 bytes is boxed. A delay beyond what the clock
+    /// can represent never ends.
     pub fn call_later(
         &mut self,
         delay: Duration,

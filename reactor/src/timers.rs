@@ -26,9 +26,9 @@
 //! jump over days costs what the timers in between cost.
 //!
 //! A timer takes 24 bytes and its value (56 in the reactor), a wheel 48 KiB. The
-//! values stand apart: what is done to the neighbours of a timer, and moving one,
-//! does not touch them. Room is reused and never given back, so nothing is
-//! allocated once the peak has been seen.
+//! values stand apart: what is done to the neighbours of a timer does not touch
+//! theirs. Room is reused and never given back, so nothing is allocated once the
+//! peak has been seen.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
