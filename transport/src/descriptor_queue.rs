@@ -199,7 +199,7 @@ impl DescriptorQueue {
     }
 
     /// Takes everything, to be closed.
-    pub(crate) fn clear(&mut self) -> VecDeque<PassedDescriptor> {
+    pub(crate) fn take_all(&mut self) -> VecDeque<PassedDescriptor> {
         self.groups.clear();
         self.trailing = 0;
         mem::take(&mut self.descriptors)

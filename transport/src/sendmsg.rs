@@ -300,7 +300,7 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         let Some(passing) = &mut self.passing else {
             return 0;
         };
-        let queued = passing.queue.clear();
+        let queued = passing.queue.take_all();
         let count = queued.len();
         for descriptor in queued {
             // It may have come from another peer.

@@ -260,7 +260,7 @@ fn run(supply: &mut Supply, operations: Vec<Operation>) {
             }
             assert!(queue.is_empty());
         }
-        1 => assert_eq!(queue.clear().len(), model.waiting.len()),
+        1 => assert_eq!(queue.take_all().len(), model.waiting.len()),
         _ => check_taken(&queue.take(model.sent), &model),
     }
     assert!(queue.is_empty() && queue.is_settled(model.sent, model.written));

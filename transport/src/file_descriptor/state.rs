@@ -276,13 +276,22 @@ impl<S: Socket> Core<S> {
         if let Some(log) = &kept.write_log {
             self.set_write_log(Some(log.clone()));
         }
-        let cold = self.cold();
-        cold.holds = kept.holds;
-        cold.received = kept.received;
-        cold.unclaimed = kept.unclaimed;
-        cold.has_unknown = kept.has_unknown;
-        cold.descriptors_left = kept.descriptors_left;
-        cold.close_within = kept.close_within;
+        // Most need none of it, and are as small as before.
+        if kept.holds > 0
+            || kept.received > 0
+            || kept.unclaimed > 0
+            || kept.has_unknown
+            || kept.descriptors_left > 0
+            || kept.close_within.is_some()
+        {
+            let cold = self.cold();
+            cold.holds = kept.holds;
+            cold.received = kept.received;
+            cold.unclaimed = kept.unclaimed;
+            cold.has_unknown = kept.has_unknown;
+            cold.descriptors_left = kept.descriptors_left;
+            cold.close_within = kept.close_within;
+        }
         self.set_state(kept.state);
     }
 
