@@ -5,15 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::retry;
 
 /// The first number that is not a standard stream.
 const FIRST: RawFd = 3;
+
+/// How often [`spawn`] begins again when other threads close what it needs.
+const SPAWN_ATTEMPTS: u32 = 64;
 
 /// Starts `command` with `grants` under their numbers in the child.
 ///
@@ -22,8 +28,9 @@ const FIRST: RawFd = 3;
 /// that it was not.
 ///
 /// # Errors
-/// `InvalidInput` for a number below 3 and one given twice; otherwise those of
-/// fork and exec.
+/// `InvalidInput` for a number below 3 and one given twice; `WouldBlock` where other
+/// threads closed and opened descriptors at the granted numbers during every one of
+/// 64 attempts; otherwise those of fork and exec.
 pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
     let mut moves = Vec::with_capacity(grants.len());
     let mut numbers = BTreeSet::new();
@@ -35,26 +42,94 @@ pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> i
         moves.push((fd.as_raw_fd(), number));
     }
     let top = numbers.last().map_or(FIRST, |last| last + 1);
-    // std reports a failed exec through a socket of its own, and takes the lowest free
-    // number for it. If that were one of the grants', the child would close it
-    // and write the error to the granted file: so all of them are taken meanwhile.
+    let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
+    let seen = Arc::clone(&places);
+    let arrange = move || {
+        if seen.iter().any(Place::has_changed) {
+            return Err(io::Error::from_raw_os_error(PLACE_CHANGED));
+        }
+        arrange(&mut moves, top)
+    };
+    // SAFETY: between fork and exec only async-signal-safe calls may be made and no
+    // memory allocated: `arrange` calls fstat, fcntl, dup2 and close_range on numbers,
+    // reads atomics, and writes to a vector that was made before. The numbers are open
+    // in the child: `grants` borrows their owners until the spawns below are over, and
+    // `command` is not used again.
+    unsafe { command.pre_exec(arrange) };
     let mut placeholders = Vec::new();
-    if let Some((source, _)) = grants.first() {
-        for &number in &numbers {
-            let placeholder = duplicate_at_least(source.as_raw_fd(), number)?;
-            if placeholder.as_raw_fd() == number {
-                placeholders.push(placeholder);
+    for _ in 0..SPAWN_ATTEMPTS {
+        if let Some((source, _)) = grants.first() {
+            for place in &*places {
+                placeholders.extend(place.occupy(source)?);
+            }
+        }
+        match command.spawn() {
+            Err(error) if error.raw_os_error() == Some(PLACE_CHANGED) => {}
+            spawned => return spawned,
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::WouldBlock))
+}
+
+/// What the child reports instead of taking its descriptors: an error that none of
+/// the calls for it, and none of exec, has.
+const PLACE_CHANGED: libc::c_int = libc::EIDRM;
+
+/// A number that the child is to have something under.
+///
+/// std reports a failed exec through a pipe of its own, and takes the lowest free
+/// number for it. If that were one of the grants', the child would close it and write
+/// the error to the granted file, and the parent take the program for started. So
+/// each is occupied meanwhile; where another thread has it, and may close it at any
+/// moment, the child looks whether it still is what it was.
+#[derive(Debug)]
+struct Place {
+    number: RawFd,
+    device: AtomicU64,
+    inode: AtomicU64,
+}
+
+impl Place {
+    fn new(number: RawFd) -> Self {
+        Self {
+            number,
+            device: AtomicU64::new(0),
+            inode: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes sure that something is open under the number, and notes what. Answers it
+    /// where nothing else was: with `source` then, for as long as it is kept.
+    fn occupy(&self, source: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
+        loop {
+            let placeholder = duplicate_at_least(source.as_raw_fd(), self.number)?;
+            let is_ours = placeholder.as_raw_fd() == self.number;
+            // If not, its owner may have closed it by now.
+            if let Some((device, inode)) = self.identity() {
+                self.device.store(device, Relaxed);
+                self.inode.store(inode, Relaxed);
+                return Ok(is_ours.then_some(placeholder));
             }
         }
     }
-    let arrange = move || arrange(&mut moves, top);
-    // SAFETY: between fork and exec only async-signal-safe calls may be made and no
-    // memory allocated: `arrange` calls fcntl, dup2 and close_range on numbers, and
-    // writes to a vector that was made before. The numbers are open in the child:
-    // `grants` borrows their owners until the spawn below is over, and `command` is
-    // not used again.
-    unsafe { command.pre_exec(arrange) };
-    command.spawn()
+
+    /// Whether something else is open under the number than was noted: maybe std's
+    /// pipe. In the child, where no other thread runs.
+    fn has_changed(&self) -> bool {
+        let noted = (self.device.load(Relaxed), self.inode.load(Relaxed));
+        self.identity().is_some_and(|identity| identity != noted)
+    }
+
+    /// Device and inode of what is open under the number.
+    fn identity(&self) -> Option<(u64, u64)> {
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the pointer is that of `stat`, borrowed for writing until the call
+        // returns; of the number the kernel says whether it is open.
+        retry(|| unsafe { libc::fstat(self.number, stat.as_mut_ptr()) }).ok()?;
+        // SAFETY: the call succeeded, and so filled it in.
+        let stat = unsafe { stat.assume_init() };
+        Some((stat.st_dev, stat.st_ino))
+    }
 }
 
 /// Puts every source under its number, in the child.

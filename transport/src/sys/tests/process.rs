@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -100,6 +103,32 @@ fn failed_exec_is_reported_and_not_written_to_what_was_granted() {
     assert_eq!(file.metadata().unwrap().len(), 0);
 }
 
+/// Numbers that another thread has may become free, and std's, at any moment.
+#[test]
+fn failed_exec_is_reported_while_other_threads_open_and_close() {
+    let file = file("");
+    let is_over = AtomicBool::new(false);
+    let errors: Vec<_> = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                let held = [(); 8].map(|()| file.try_clone().unwrap());
+                thread::yield_now();
+                drop(held);
+            }
+        });
+        let grants: Vec<_> = (3..64).map(|number| (file.as_fd(), number)).collect();
+        let spawn = |_| spawn(Command::new("/nonexistent/program"), &grants);
+        let errors = (0..200).map(spawn).map(|spawned| spawned.map(drop));
+        let errors = errors.collect();
+        is_over.store(true, Relaxed);
+        errors
+    });
+    for error in errors {
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+    assert_eq!(file.metadata().unwrap().len(), 0);
+}
+
 #[test]
 fn standard_streams_and_numbers_given_twice_are_refused() {
     let file = file("");
@@ -149,7 +178,7 @@ fn inherited_descriptor_is_taken_once_and_not_inherited_further() {
 /// that it works is seen in `tests/handoff`.
 #[test]
 fn environment_is_left_alone_once_threads_run() {
-    let running = std::thread::spawn(|| {
+    let running = thread::spawn(|| {
         let error = remove_environment(&["PATH"]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Unsupported);
     });
