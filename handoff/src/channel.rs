@@ -93,6 +93,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod socket;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::error::Error;
@@ -109,6 +111,7 @@ use bowline_protocol::{
 };
 use bowline_transport::effective_user;
 
+pub use self::socket::ChannelSocket;
 use crate::log;
 use crate::wire::{
     self, Decoder, Incoming, MAX_PAYLOAD, Message, PayloadReader, PayloadWriter, WireError,
@@ -555,6 +558,18 @@ impl<R> Channel<R> {
 
     fn close_descriptors<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
         cx.transport.close_unclaimed(self.decoder.clear());
+    }
+}
+
+/// Whether a channel has ended because the other end did, be it with its process.
+pub(crate) fn is_end_of_peer(reason: &CloseReason) -> bool {
+    match reason {
+        CloseReason::Done => true,
+        CloseReason::Lost(error) => matches!(
+            error.kind(),
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        ),
+        _ => false,
     }
 }
 

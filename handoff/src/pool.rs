@@ -22,8 +22,9 @@
 //! | in the listener's queue | goes to another worker | stays there if somebody else has the listener, ends otherwise |
 //!
 //! No connection that was not answered is lost by the death of a worker, and
-//! none is served twice. What a worker that breaks the protocol was given is
-//! given to others after it was killed; whether it had begun is not known then.
+//! none is served twice. What a worker that breaks the protocol was given, or one
+//! whose channel fails while both live (for lack of memory, say), is given to others
+//! after it was killed; whether it had begun is not known then.
 //!
 //! # Workers that are slow, full, hung or dead
 //!
@@ -103,8 +104,8 @@
 //! settings.workers = 1;
 //! let pool = Pool::start(&mut reactor, settings, |reactor: &mut Reactor, _: WorkerId| {
 //!     let (ours, theirs) = UnixStream::pair()?;
-//!     Worker::start(reactor, theirs.into(), WorkerSettings::default(), serve)?;
-//!     Ok(Spawned { channel: ours.into(), process: Box::new(NoProcess) })
+//!     Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;
+//!     Ok(Spawned { channel: ours, process: Box::new(NoProcess) })
 //! });
 //! let options = TcpListenOptions::default();
 //! let listener = reactor.accept_tcp(([127, 0, 0, 1], 0).into(), &options, pool.acceptor(0))?;

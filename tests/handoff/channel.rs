@@ -11,7 +11,7 @@ use std::time::Duration;
 use bowline::handoff::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings};
 use bowline::handoff::channel::{Peer, Role, Users};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
-use bowline::testing::{ManualClock, Pump};
+use bowline::testing::{ManualClock, Pump, SimulatedKernel};
 use bowline::{CloseReason, Context, PassedDescriptor, Reactor, Transports, UnixTransport};
 use bowline::{UnixStream, UnixTransportHandle, effective_user};
 use rustix::fs::MemfdFlags;
@@ -285,8 +285,10 @@ fn peer_that_the_kernel_does_not_know_is_let_in_only_where_anyone_is() {
             (end.clone(), Channel::new(settings, end))
         });
         let [(left, first), (right, second)] = ends;
-        // No kernel is between the two.
-        let mut pump = Pump::new(first, second).unwrap();
+        let kernel = SimulatedKernel::new();
+        kernel.set_peer_credentials(None);
+        let mut pump = Pump::with_kernel(kernel).unwrap();
+        pump.join(first, second).unwrap();
         pump.run();
         match error {
             None => {

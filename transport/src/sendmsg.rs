@@ -527,12 +527,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {
-        let credentials = sys::peer_credentials(source(self)?)?;
-        Ok(Credentials {
-            pid: credentials.pid,
-            uid: credentials.uid,
-            gid: credentials.gid,
-        })
+        self.core().socket.peer_credentials()
     }
 
     fn peer_pidfd(&self) -> io::Result<OwnedFd> {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use bowline_protocol::{Address, UnixAddress};
+use bowline_protocol::{Address, Credentials, UnixAddress};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use crate::shared::{ReadBuffers, SendControl};
@@ -72,6 +72,14 @@ pub(crate) mod private {
         fn host(&self) -> Address;
         fn peer(&self) -> Address;
 
+        /// The process at the other end.
+        fn peer_credentials(&self) -> io::Result<Credentials> {
+            match self.source() {
+                Some(source) => sys::peer_credentials(source).map(Credentials::from),
+                None => Err(not_connected()),
+            }
+        }
+
         /// What the poller watches; `None` once closed, or if simulated.
         fn source(&self) -> Option<BorrowedFd<'_>>;
 
@@ -112,6 +120,16 @@ pub(crate) mod private {
 }
 
 use private::{Sealed, Taken};
+
+impl From<sys::Credentials> for Credentials {
+    fn from(credentials: sys::Credentials) -> Self {
+        Self {
+            pid: credentials.pid,
+            uid: credentials.uid,
+            gid: credentials.gid,
+        }
+    }
+}
 
 #[cold]
 fn not_connected() -> io::Error {

@@ -3,19 +3,18 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline_protocol::CloseReason;
 use bowline_reactor::{Reactor, SystemEvent};
-use bowline_transport::Transports;
 
+use super::WorkerId;
 use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
 use super::messages::{FromWorker, Refusal};
-use super::process::{WorkerProcess, watch_exit};
+use super::process::{Started, watch_exit};
 use super::settings::{PoolEvent, Undelivered, WorkerStage};
 use super::state::{Call, Leaving, Life, State, Worker};
-use super::{Spawned, WorkerId};
-use crate::channel::{Channel, ChannelError, ChannelSettings, Role};
+use crate::channel::{Channel, ChannelError, ChannelSettings, Role, is_end_of_peer};
 use crate::log;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
@@ -36,8 +35,15 @@ impl Shared {
                 state.next_worker += 1;
                 WorkerId(state.next_worker - 1)
             };
-            let spawned = self.spawn.borrow_mut().spawn(reactor, id);
-            let installed = spawned.and_then(|spawned| self.install(reactor, id, spawned));
+            let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+            settings.handshake_timeout = self.state.borrow().settings.start_timeout;
+            let link = Link {
+                shared: Rc::clone(self),
+                worker: id,
+            };
+            let end = Channel::new(settings, link);
+            let started = self.spawn.borrow_mut().start(reactor, id, end);
+            let installed = started.and_then(|started| self.install(reactor, id, started));
             if let Err(error) = installed {
                 log::error!(target: log::HANDOFF, "cannot start {id}, trying again: {error}");
                 self.replace_later(reactor);
@@ -45,32 +51,34 @@ impl Shared {
         }
     }
 
-    /// Connects with a process that was just started.
+    /// Takes in a process that was just started.
     pub(super) fn install(
         self: &Rc<Self>,
         reactor: &mut Reactor,
         id: WorkerId,
-        spawned: Spawned,
+        started: Started,
     ) -> std::io::Result<()> {
-        let Spawned {
+        let Started {
             channel,
             mut process,
-        } = spawned;
+        } = started;
         let pid = process.pid();
-        let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
-        settings.handshake_timeout = self.state.borrow().settings.start_timeout;
-        let link = Link {
-            shared: Rc::clone(self),
-            worker: id,
-        };
-        let channel = match reactor.adopt_unix_stream(channel, Channel::new(settings, link)) {
+        let channel = match channel {
             Ok(channel) => channel,
             Err(error) => {
                 if let Err(error) = process.kill() {
                     log::warn!(target: log::HANDOFF, "cannot kill process {pid}: {error}");
                 }
-                self.leave(reactor, id, process, false, None);
-                return Err(error.into());
+                let leaving = Leaving {
+                    id,
+                    pid,
+                    process,
+                    held: VecDeque::new(),
+                    kill_at: None,
+                    is_watched: false,
+                };
+                self.leave(reactor, leaving);
+                return Err(error);
             }
         };
         let is_watched = match process.exit_descriptor() {
@@ -203,8 +211,8 @@ impl Shared {
         }
     }
 
-    /// The channel has ended: with it, everything that the worker had not
-    /// answered is ours again.
+    /// The channel has ended: with it, everything that the worker had not answered
+    /// is ours again; where it broke, once the worker is gone.
     pub(super) fn lost(
         self: &Rc<Self>,
         reactor: &mut Reactor,
@@ -223,11 +231,8 @@ impl Shared {
         }
         let was_asked = worker.drain_deadline.is_some();
         let unanswered = worker.in_flight.len();
-        state.counts.resent += unanswered as u64;
-        // Oldest first, before those that came later.
-        for mut job in worker.in_flight.drain(..).rev() {
+        for job in &mut worker.in_flight {
             job.since = now;
-            state.waiting.push_front(job);
         }
         let event = PoolEvent::Lost {
             worker: id,
@@ -235,12 +240,30 @@ impl Shared {
             acknowledged: worker.acknowledged,
             unanswered,
         };
-        let mut kill_at = Some(now + state.settings.exit_timeout);
-        if let Some(error) = error {
-            log::warn!(target: log::HANDOFF, "{id}, process {}: {error}", worker.pid);
+        let has_ended = is_end_of_peer(reason) || matches!(reason, CloseReason::ReactorStopped);
+        let is_broken = error.is_some() || !has_ended;
+        if is_broken {
+            match error {
+                Some(error) => {
+                    log::warn!(target: log::HANDOFF, "{id}, process {}: {error}", worker.pid);
+                }
+                None => {
+                    log::warn!(target: log::HANDOFF, "{id}, process {}: {reason}", worker.pid);
+                }
+            }
             worker.kill();
-            kill_at = None;
+        } else {
+            state.take_back(&mut worker.in_flight);
         }
+        let is_killed = worker.stage == WorkerStage::Killed;
+        let leaving = Leaving {
+            id,
+            pid: worker.pid,
+            process: worker.process,
+            held: worker.in_flight,
+            kill_at: (!is_killed).then(|| now + state.settings.exit_timeout),
+            is_watched: worker.is_watched,
+        };
         let needs_replacement = matches!(state.life, Life::Running) && !was_asked;
         if needs_replacement {
             state.counts.deaths += 1;
@@ -249,7 +272,7 @@ impl Shared {
             }
         }
         drop(state);
-        self.leave(reactor, id, worker.process, worker.is_watched, kill_at);
+        self.leave(reactor, leaving);
         self.tell(reactor, event);
         if needs_replacement {
             self.replace_later(reactor);
@@ -262,21 +285,9 @@ impl Shared {
     }
 
     /// Waits for a process without a channel to end.
-    pub(super) fn leave(
-        self: &Rc<Self>,
-        reactor: &mut Reactor,
-        id: WorkerId,
-        process: Box<dyn WorkerProcess>,
-        is_watched: bool,
-        kill_at: Option<Instant>,
-    ) {
-        self.state.borrow_mut().leaving.push(Leaving {
-            id,
-            pid: process.pid(),
-            process,
-            kill_at,
-            is_watched,
-        });
+    pub(super) fn leave(self: &Rc<Self>, reactor: &mut Reactor, leaving: Leaving) {
+        let id = leaving.id;
+        self.state.borrow_mut().leaving.push(leaving);
         // It may have ended before its channel was seen to.
         let shared = Rc::clone(self);
         reactor.defer(move |reactor| shared.exited(reactor, id));
@@ -309,7 +320,11 @@ impl Shared {
                 None
             }
         };
-        let leaving = state.leaving.remove(place);
+        let mut leaving = state.leaving.remove(place);
+        if !leaving.held.is_empty() {
+            state.take_back(&mut leaving.held);
+            self.pump_later(reactor);
+        }
         drop(state);
         let (worker, pid) = (id, leaving.pid);
         self.tell(
@@ -376,17 +391,20 @@ impl Shared {
             let is_over =
                 matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
             let limit = state.settings.queue_timeout;
-            let mut staying = VecDeque::with_capacity(state.waiting.len());
-            for job in state.waiting.drain(..) {
-                if is_over {
-                    late.push((job, Undelivered::Stopped));
-                } else if now.saturating_duration_since(job.since) > limit {
-                    late.push((job, Undelivered::WaitedTooLong));
-                } else {
-                    staying.push_back(job);
+            let held = state.leaving.iter_mut().map(|leaving| &mut leaving.held);
+            for queue in held.chain([&mut state.waiting]) {
+                let mut staying = VecDeque::with_capacity(queue.len());
+                for job in queue.drain(..) {
+                    if is_over {
+                        late.push((job, Undelivered::Stopped));
+                    } else if now.saturating_duration_since(job.since) > limit {
+                        late.push((job, Undelivered::WaitedTooLong));
+                    } else {
+                        staying.push_back(job);
+                    }
                 }
+                *queue = staying;
             }
-            state.waiting = staying;
             let killable = |worker: &&mut Worker| worker.stage != WorkerStage::Killed;
             if is_over {
                 state

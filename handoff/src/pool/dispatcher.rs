@@ -15,7 +15,7 @@ use super::WorkerId;
 use super::connection::Connection;
 use super::messages::FromWorker;
 use super::policy::{Candidate, Policy, RoundRobin};
-use super::process::Spawn;
+use super::process::{Spawn, Start};
 use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
 use super::state::{Job, Life, State};
 use crate::channel::{ChannelError, ChannelReceiver, Peer};
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     /// Never borrowed while code of the user runs.
     pub(super) state: RefCell<State>,
     // Each is borrowed only while it runs, and callbacks never nest.
-    pub(super) spawn: RefCell<Box<dyn Spawn>>,
+    pub(super) spawn: RefCell<Box<dyn Start>>,
     pub(super) policy: RefCell<Box<dyn Policy>>,
     pub(super) on_event: RefCell<Option<EventHandler>>,
     pub(super) on_undelivered: RefCell<Option<UndeliveredHandler>>,

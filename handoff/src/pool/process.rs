@@ -8,10 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus};
 
+use bowline_protocol::UnixTransportHandle;
 use bowline_reactor::{Descriptor, Interest, Next, Reactor, Readiness, Token};
 use bowline_transport::{exit_descriptor, spawn_with_descriptors, take_inherited};
 
 use super::WorkerId;
+use super::dispatcher::Link;
+use crate::channel::{Channel, ChannelSocket};
 
 /// The number under which a worker that was started by [`spawn_command`] has
 /// its end of the channel.
@@ -19,40 +22,81 @@ pub const CHANNEL_NUMBER: u32 = 3;
 
 /// Starts worker processes: any closure of this shape, or [`spawn_command`].
 pub trait Spawn: 'static {
+    /// What the channels with workers run over: a descriptor or std's `UnixStream`,
+    /// outside of simulations.
+    type Channel: ChannelSocket;
+
     /// Starts one. Called whenever the pool has too few of them, outside of any
     /// other callback.
     ///
     /// # Errors
     ///
     /// Whatever went wrong: it is logged, and tried again after a wait.
-    fn spawn(&mut self, reactor: &mut Reactor, worker: WorkerId) -> io::Result<Spawned>;
+    fn spawn(
+        &mut self,
+        reactor: &mut Reactor,
+        worker: WorkerId,
+    ) -> io::Result<Spawned<Self::Channel>>;
 }
 
-impl<F> Spawn for F
+impl<F, C> Spawn for F
 where
-    F: FnMut(&mut Reactor, WorkerId) -> io::Result<Spawned> + 'static,
+    F: FnMut(&mut Reactor, WorkerId) -> io::Result<Spawned<C>> + 'static,
+    C: ChannelSocket,
 {
-    fn spawn(&mut self, reactor: &mut Reactor, worker: WorkerId) -> io::Result<Spawned> {
+    type Channel = C;
+
+    fn spawn(&mut self, reactor: &mut Reactor, worker: WorkerId) -> io::Result<Spawned<C>> {
         self(reactor, worker)
     }
 }
 
 /// A worker process that was started.
-pub struct Spawned {
+pub struct Spawned<C = OwnedFd> {
     /// Our end of the channel: a connected UNIX stream socket, whose other end
     /// no process has but the worker. (Somebody else who has it keeps the pool
     /// from seeing the worker's end.)
-    pub channel: OwnedFd,
+    pub channel: C,
     /// The process.
     pub process: Box<dyn WorkerProcess>,
 }
 
-impl std::fmt::Debug for Spawned {
+impl<C: std::fmt::Debug> std::fmt::Debug for Spawned<C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Spawned")
             .field("channel", &self.channel)
             .field("pid", &self.process.pid())
             .finish()
+    }
+}
+
+/// [`Spawn`], whatever its channels run over.
+pub(super) trait Start: 'static {
+    /// Starts a process and puts the pool's end on the channel with it.
+    fn start(
+        &mut self,
+        reactor: &mut Reactor,
+        worker: WorkerId,
+        end: Channel<Link>,
+    ) -> io::Result<Started>;
+}
+
+/// A worker process that was started.
+pub(super) struct Started {
+    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) channel: io::Result<UnixTransportHandle>,
+}
+
+impl<S: Spawn> Start for S {
+    fn start(
+        &mut self,
+        reactor: &mut Reactor,
+        worker: WorkerId,
+        end: Channel<Link>,
+    ) -> io::Result<Started> {
+        let Spawned { channel, process } = self.spawn(reactor, worker)?;
+        let channel = channel.adopt(reactor, end).map_err(Into::into);
+        Ok(Started { process, channel })
     }
 }
 
@@ -108,7 +152,9 @@ impl WorkerProcess for Child {
 /// Workers that are started by commands: each has the channel under
 /// [`CHANNEL_NUMBER`], where [`inherited_channel`] finds it, and no other
 /// descriptor beside its standard streams.
-pub fn spawn_command(mut command: impl FnMut(WorkerId) -> Command + 'static) -> impl Spawn {
+pub fn spawn_command(
+    mut command: impl FnMut(WorkerId) -> Command + 'static,
+) -> impl Spawn<Channel = OwnedFd> {
     move |_: &mut Reactor, worker: WorkerId| {
         let (ours, theirs) = UnixStream::pair()?;
         let granted = [(theirs.as_fd(), CHANNEL_NUMBER)];

@@ -75,7 +75,8 @@ impl Default for PoolSettings {
 pub struct PoolStatistics {
     /// Connections that wait here for a worker with room.
     pub waiting: usize,
-    /// Connections that were given to workers and not answered.
+    /// Connections that were given to workers and not answered; also by one whose
+    /// channel broke, until it is gone.
     pub in_flight: usize,
     /// Deliveries so far: connections, and those that were given out again.
     pub sent: u64,

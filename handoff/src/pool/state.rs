@@ -1,6 +1,7 @@
 //! What a pool knows; changed here, and told to nobody from here.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -78,6 +79,9 @@ pub(super) struct Leaving {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
     pub(super) process: Box<dyn WorkerProcess>,
+    /// What it had not answered when its channel broke: it may have begun, or be about
+    /// to, so that others get it when it is gone.
+    pub(super) held: VecDeque<Box<Job>>,
     pub(super) kill_at: Option<Instant>,
     pub(super) is_watched: bool,
 }
@@ -215,6 +219,14 @@ impl State {
         Ok(())
     }
 
+    /// Has what a worker did not answer wait for another: oldest first, before what came
+    /// later.
+    pub(super) fn take_back(&mut self, unanswered: &mut VecDeque<Box<Job>>) {
+        self.counts.resent += unanswered.len() as u64;
+        unanswered.append(&mut self.waiting);
+        mem::swap(unanswered, &mut self.waiting);
+    }
+
     pub(super) fn drain_worker(&mut self, reactor: &mut Reactor, id: WorkerId, within: Duration) {
         let now = reactor.now();
         let Some(worker) = self.worker(id) else {
@@ -259,13 +271,11 @@ impl State {
             acknowledged: worker.acknowledged,
             refused: worker.refused,
         });
+        let given = self.workers.iter().map(|worker| worker.in_flight.len());
+        let held = self.leaving.iter().map(|leaving| leaving.held.len());
         PoolStatistics {
             waiting: self.waiting.len(),
-            in_flight: self
-                .workers
-                .iter()
-                .map(|worker| worker.in_flight.len())
-                .sum(),
+            in_flight: given.chain(held).sum(),
             is_paused: !self.paused.is_empty(),
             workers: workers.collect(),
             ..self.counts.clone()

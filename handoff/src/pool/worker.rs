@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use bowline_protocol::{AfterReadClosed, CloseReason, Context, UnixTransport, UnixTransportHandle};
 use bowline_reactor::{DelayedCall, Reactor};
-use bowline_transport::{AdoptError, Transports, describe_socket};
+use bowline_transport::describe_socket;
 
 use super::connection::Connection;
 use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
-use crate::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings, Role};
+use crate::channel::{
+    Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, is_end_of_peer,
+};
 use crate::log;
 use crate::wire::{self, Incoming};
 
@@ -75,27 +77,28 @@ impl<F: FnMut(&mut Reactor, Connection, Live) + 'static> Service for F {
 
 /// Counts a connection as long as it exists.
 pub struct Live {
-    shared: Rc<Shared>,
+    /// All that exist. Not the worker, which holds some itself.
+    count: Rc<Cell<u32>>,
 }
 
 impl Live {
-    fn new(shared: &Rc<Shared>) -> Self {
-        shared.live.set(shared.live.get() + 1);
+    fn new(count: &Rc<Cell<u32>>) -> Self {
+        count.set(count.get() + 1);
         Self {
-            shared: Rc::clone(shared),
+            count: Rc::clone(count),
         }
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.shared.live.set(self.shared.live.get() - 1);
+        self.count.set(self.count.get() - 1);
     }
 }
 
 impl fmt::Debug for Live {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Live({})", self.shared.live.get())
+        write!(f, "Live({})", self.count.get())
     }
 }
 
@@ -133,8 +136,9 @@ impl Default for WorkerSettings {
 #[non_exhaustive]
 pub enum Orphans {
     /// Serves them: nobody else has them, since a [`Pool`](super::Pool) ends a
-    /// channel only with its process, or after having killed the worker. The
-    /// default.
+    /// channel only with its process, or with its reactor, or after having killed
+    /// the worker. What the worker itself has lost the channel for, lack of memory
+    /// say, is closed: the pool gives it to others. The default.
     Serve,
     /// Closes them: for pools that are not this crate's.
     Close,
@@ -153,7 +157,7 @@ struct Shared {
     channel: Cell<Option<UnixTransportHandle>>,
     /// Promised to the pool, in order, and not begun.
     promised: RefCell<VecDeque<Promised>>,
-    live: Cell<u32>,
+    live: Rc<Cell<u32>>,
     reported: Cell<u32>,
     report: Cell<Option<DelayedCall>>,
     report_after: Cell<Duration>,
@@ -181,13 +185,14 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// [`AdoptError`]: the descriptor is no connected UNIX stream socket.
-    pub fn start(
+    /// [`AdoptError`](bowline_transport::AdoptError): the descriptor is no connected
+    /// UNIX stream socket.
+    pub fn start<C: ChannelSocket>(
         reactor: &mut Reactor,
-        channel: OwnedFd,
+        channel: C,
         settings: WorkerSettings,
         service: impl Service,
-    ) -> Result<Self, AdoptError> {
+    ) -> Result<Self, C::Error> {
         let mut channel_settings = ChannelSettings::new(Role::WORKER, Role::DISPATCHER);
         channel_settings.handshake_timeout = settings.start_timeout;
         let shared = Rc::new(Shared {
@@ -195,7 +200,7 @@ impl Worker {
             service: RefCell::new(Box::new(service)),
             channel: Cell::new(None),
             promised: RefCell::default(),
-            live: Cell::new(0),
+            live: Rc::default(),
             reported: Cell::new(0),
             report: Cell::new(None),
             report_after: Cell::new(FIRST_REPORT),
@@ -205,7 +210,7 @@ impl Worker {
         let inlet = Inlet {
             shared: Rc::clone(&shared),
         };
-        let channel = reactor.adopt_unix_stream(channel, Channel::new(channel_settings, inlet))?;
+        let channel = channel.adopt(reactor, Channel::new(channel_settings, inlet))?;
         shared.channel.set(Some(channel));
         Ok(Self { shared })
     }
@@ -415,7 +420,7 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let judged = shared.judge(cx.reactor, dispatch, incoming.descriptors, incoming.lost);
         match judged {
             Ok(connection) => {
-                let live = Live::new(shared);
+                let live = Live::new(&shared.live);
                 let answer = FromWorker::Accepted {
                     id,
                     live: shared.live.get(),
@@ -460,9 +465,12 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         }
         let sent = cx.transport.bytes_sent();
         let promised = mem::take(&mut *shared.promised.borrow_mut());
-        let is_ours = |promised: &Promised| {
-            promised.answer_ends <= sent || shared.settings.orphans == Orphans::Serve
-        };
+        // If the channel broke here, the pool lives, and gives to others what it has no
+        // answer for. One that dies may do so in the middle of a message.
+        let is_cut = matches!(error, None | Some(ChannelError::CutShort));
+        let is_alone = is_cut && is_end_of_peer(reason);
+        let serves_orphans = is_alone && shared.settings.orphans == Orphans::Serve;
+        let is_ours = |promised: &Promised| promised.answer_ends <= sent || serves_orphans;
         for promised in promised.into_iter().filter(is_ours) {
             let shared = Rc::clone(shared);
             cx.reactor

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Candidate, Connection, FromWorker, LeastLoaded, Live, Offer, Orphans, Pool, PoolSettings,
-    Refusal, ToWorker, Undelivered, Worker, WorkerSettings, WorkerStage,
+    Refusal, Spawned, ToWorker, Undelivered, Worker, WorkerSettings, WorkerStage,
 };
 use bowline::policies::Backoff;
 use bowline::{Context, Protocol, Reactor, TcpListenOptions, TcpStream, Transport, Transports};
@@ -42,7 +42,7 @@ fn echo(reactor: &mut Reactor, connection: Connection, live: Live) {
 /// A worker in this process, and the other end of its channel.
 fn worker(reactor: &mut Reactor, settings: WorkerSettings) -> (Worker, Raw) {
     let (ours, theirs) = socketpair();
-    let worker = Worker::start(reactor, ours.into(), settings, echo).expect("a channel");
+    let worker = Worker::start(reactor, ours, settings, echo).expect("a channel");
     (worker, Raw::new(theirs, Role::DISPATCHER))
 }
 
@@ -141,7 +141,7 @@ fn a_connection_is_not_begun_before_the_answer_has_left() {
     let (ours, theirs) = socketpair();
     rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1).unwrap();
     let settings = WorkerSettings::default();
-    let worker = Worker::start(&mut reactor, ours.into(), settings, echo).unwrap();
+    let worker = Worker::start(&mut reactor, ours, settings, echo).unwrap();
     let mut raw = Raw::new(theirs, Role::DISPATCHER);
     // Answers that nobody reads fill its channel.
     for id in 0..200 {
@@ -373,7 +373,7 @@ fn what_finds_no_room_or_waits_too_long_is_undelivered() {
         .jitter(bowline::policies::Jitter::None);
     // No worker ever comes.
     let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err(std::io::Error::from(ErrorKind::NotFound))
+        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
     });
     assert!(!pool.has_room(&reactor));
     let reasons = Rc::new(RefCell::new(Vec::new()));
@@ -619,7 +619,7 @@ fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
     let mut settings = PoolSettings::default();
     settings.queue = 0;
     let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err(std::io::Error::from(ErrorKind::NotFound))
+        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
     });
     let options = TcpListenOptions::default();
     let any = ([127, 0, 0, 1], 0).into();
@@ -649,7 +649,7 @@ fn a_handler_that_panics_costs_one_connection() {
     settings.workers = 1;
     settings.queue = 0;
     let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err(std::io::Error::from(ErrorKind::NotFound))
+        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
     });
     let told = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&told);

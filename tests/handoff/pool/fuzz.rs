@@ -168,7 +168,7 @@ fn at_the_worker(random: &mut Random, wanted: usize) -> Seen {
         let (ours, theirs) = socketpair();
         let service = |_: &mut Reactor, _: Connection, _: Live| {};
         let settings = WorkerSettings::default();
-        Worker::start(&mut reactor, ours.into(), settings, service).unwrap();
+        Worker::start(&mut reactor, ours, settings, service).unwrap();
         let mut raw = if random.chance(5) {
             let raw = Raw::silent(theirs);
             send_mutated(random, &raw.socket, frame(&hello(Role::DISPATCHER), 0), &[]);
@@ -239,7 +239,7 @@ fn at_the_pool(random: &mut Random, wanted: usize) -> Seen {
         let (ours, theirs) = socketpair();
         given.borrow_mut().push(theirs);
         Ok(Spawned {
-            channel: ours.into(),
+            channel: ours,
             process: Box::new(NoProcess),
         })
     };

@@ -5,6 +5,7 @@ mod process;
 mod raw;
 
 mod behaviour;
+mod broken;
 mod connections;
 mod deaths;
 mod fuzz;

@@ -74,10 +74,9 @@ pub(crate) mod simulated {
     /// What passes by itself: a send is to be made again later.
     pub(crate) const PASSING: [i32; 3] = [libc::ENOBUFS, libc::ENOMEM, libc::ETOOMANYREFS];
 
-    /// What ends a connection, of all kinds of errors.
-    pub(crate) const LASTING: [i32; 9] = [
-        libc::ECONNRESET,
-        libc::EPIPE,
+    /// What ends a connection, of all kinds of errors. Not those by which UNIX sockets
+    /// say that the other end is closed: who hears of that may rely on it.
+    pub(crate) const LASTING: [i32; 7] = [
         libc::ETIMEDOUT,
         libc::EHOSTUNREACH,
         libc::ENETDOWN,

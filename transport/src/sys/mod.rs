@@ -38,7 +38,7 @@ use std::io;
 pub(crate) use self::address::SocketName;
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
-pub(crate) use self::cmsg::{ControlBuffer, MAX_DESCRIPTORS};
+pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
 #[cfg(feature = "testing")]
 pub(crate) use self::errno::simulated;
 pub(crate) use self::errno::{
@@ -47,6 +47,8 @@ pub(crate) use self::errno::{
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
+#[cfg(feature = "testing")]
+pub(crate) use self::process::own_credentials;
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
     take_inherited,
@@ -61,7 +63,7 @@ pub(crate) use self::socket::{
 #[cfg(test)]
 pub(crate) use self::{
     address::MAX_NAME_BYTES,
-    cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, Credentials, walk},
+    cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, walk},
     msg::Received,
     socket::{
         SocketKind, bytes_unsent, linger, receive_buffer_size, send_buffer_size,

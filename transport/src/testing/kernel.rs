@@ -18,6 +18,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::rc::{Rc, Weak};
 
+use bowline_protocol::Credentials;
 use bowline_reactor::testing::ReadinessSource;
 use bowline_reactor::{Interest, Reactor, Readiness, Token};
 
@@ -86,7 +87,8 @@ pub struct KernelSettings {
     /// Default 0.
     pub passing_errors_percent: u8,
     /// How many of ten thousand sends and reads of transports fail with an error
-    /// that ends the connection: `ECONNRESET`, `ETIMEDOUT`, `EPERM`, any.
+    /// that ends the connection: `ETIMEDOUT`, `EPERM`, `EIO`, any but `EPIPE` and
+    /// `ECONNRESET`, which a UNIX socket answers when its other end is closed.
     /// Default 0.
     pub lasting_errors_per_10_000: u16,
 }
@@ -137,6 +139,7 @@ impl SimulatedKernel {
             random: Random::new(seed),
             ends: BTreeMap::new(),
             parked: Vec::new(),
+            credentials: Some(sys::own_credentials().into()),
             next_id: 0,
             next_holder: 0,
             ready: Vec::new(),
@@ -162,6 +165,18 @@ impl SimulatedKernel {
             largest_read: settings.largest_read.max(1),
             ..settings
         };
+    }
+
+    /// Sets what every socket says of the process at its other end
+    /// ([`peer_credentials`](bowline_protocol::UnixTransport::peer_credentials));
+    /// `None` for `NotConnected`. By default it is this process.
+    pub fn set_peer_credentials(&self, credentials: Option<Credentials>) {
+        self.state.borrow_mut().credentials = credentials;
+    }
+
+    pub(super) fn peer_credentials(&self) -> io::Result<Credentials> {
+        let credentials = self.state.borrow().credentials;
+        credentials.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
     }
 
     /// Two connected sockets.
@@ -297,7 +312,7 @@ impl SimulatedKernel {
         let (guard, given) = io::pipe()?;
         sys::set_nonblocking(guard.as_fd())?;
         let given = OwnedFd::from(given);
-        let inode = inode(&given)?;
+        let inode = inode(given.as_fd())?;
         let mut state = self.state.borrow_mut();
         state.end(socket)?.holders += 1;
         state.parked.push(Parked {
@@ -309,7 +324,7 @@ impl SimulatedKernel {
     }
 
     /// The socket that a descriptor stands for, and its kernel.
-    pub(super) fn unpark(fd: &OwnedFd) -> Option<(Self, SocketId)> {
+    pub(super) fn unpark(fd: BorrowedFd<'_>) -> Option<(Self, SocketId)> {
         let inode = inode(fd).ok()?;
         let kernels: Vec<_> =
             KERNELS.with_borrow(|kernels| kernels.iter().filter_map(Weak::upgrade).collect());
@@ -372,7 +387,8 @@ impl SimulatedKernel {
     /// Whether the other end has said that nothing more comes, and all of it
     /// was read.
     pub(super) fn is_at_end(&self, socket: SocketId) -> bool {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
+        state.reap();
         let end = state.ends.get(&socket);
         end.is_none_or(|end| end.inbox.is_empty() && end.is_read_shut)
     }
@@ -452,6 +468,8 @@ struct State {
     ends: BTreeMap<SocketId, End>,
     /// Sockets that real descriptors stand for.
     parked: Vec<Parked>,
+    /// Of whoever is at the other end of a socket.
+    credentials: Option<Credentials>,
     next_id: u64,
     next_holder: u64,
     /// For each reactor the sockets that something happened to.
@@ -478,8 +496,8 @@ thread_local! {
     static KERNELS: RefCell<Vec<Weak<RefCell<State>>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn inode(fd: &OwnedFd) -> io::Result<u64> {
-    Ok(File::from(fd.try_clone()?).metadata()?.ino())
+fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(File::from(fd.try_clone_to_owned()?).metadata()?.ino())
 }
 
 /// One end of a connection.

@@ -12,6 +12,8 @@
 //!
 //! Bytes and descriptors travel by the rules of a UNIX stream socket of Linux.
 
+use bowline_protocol::{Address, UnixAddress};
+
 mod kernel;
 mod peer;
 mod pump;
@@ -25,6 +27,16 @@ pub use self::pump::Pump;
 pub use self::random::Random;
 pub use self::simulation::{Points, ProcessId, Simulation};
 pub use self::socket::{MemoryHandle, MemorySocket, MemoryStream};
+
+/// What a descriptor stands for that was made of a [`MemorySocket`].
+pub(crate) fn describe(fd: std::os::fd::BorrowedFd<'_>) -> Option<crate::SocketDescription> {
+    let stands_for_socket = SimulatedKernel::unpark(fd).is_some();
+    stands_for_socket.then_some(crate::SocketDescription {
+        address: Some(Address::Unix(UnixAddress::Unnamed)),
+        is_stream: true,
+        is_listening: false,
+    })
+}
 
 #[cfg(test)]
 mod tests;

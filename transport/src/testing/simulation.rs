@@ -318,7 +318,8 @@ impl Simulation {
         self.run();
     }
 
-    fn next_deadline(&mut self) -> Option<Instant> {
+    /// When the next delayed call of any process is due.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
         let reactors = self.processes.iter_mut();
         let reactors = reactors.filter_map(|process| process.reactor.as_mut());
         reactors.filter_map(|reactor| reactor.next_deadline()).min()

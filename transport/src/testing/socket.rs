@@ -1,9 +1,11 @@
 //! The simulated socket, under the real transports.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use bowline_protocol::{Address, Protocol, TransportHandle, UnixAddress};
+use bowline_protocol::{
+    Address, Credentials, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
+};
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
@@ -17,10 +19,10 @@ use crate::{SendmsgMixin, Stream};
 /// A connection in memory: the transport of UNIX connections, on a socket of a
 /// [`SimulatedKernel`].
 ///
-/// All that is above the socket is what real connections have. What asks the
-/// kernel about the other process
-/// ([`peer_credentials`](bowline_protocol::UnixTransport::peer_credentials) and
-/// its like) fails with `NotConnected`.
+/// All that is above the socket is what real connections have. Of the process at the
+/// other end they know what the kernel was
+/// [told](SimulatedKernel::set_peer_credentials), and have no descriptor: `peer_pidfd`
+/// fails with `NotConnected`.
 pub type MemoryStream = SendmsgMixin<Stream<MemorySocket>>;
 
 /// The name of a connection in memory: of its transport in the reactor, and of
@@ -39,6 +41,15 @@ impl MemoryHandle {
 
     /// The transport, as protocols know each other's.
     pub fn transport(self) -> TransportHandle {
+        Handle::new(self.handle.token(), |facet| {
+            facet
+                .downcast_mut::<MemoryStream>()
+                .map(|transport| transport as _)
+        })
+    }
+
+    /// The same, to pass descriptors through it.
+    pub fn unix_transport(self) -> UnixTransportHandle {
         Handle::new(self.handle.token(), |facet| {
             facet
                 .downcast_mut::<MemoryStream>()
@@ -76,7 +87,8 @@ impl MemorySocket {
     /// that is open somewhere, be it on its way, so is the socket.
     ///
     /// The descriptor is a real one that only stands for the socket: nothing
-    /// can be sent through it.
+    /// can be sent through it. [`describe_socket`](crate::describe_socket) says of
+    /// it what it stands for.
     ///
     /// # Errors
     ///
@@ -94,7 +106,7 @@ impl MemorySocket {
     ///
     /// Gives back a descriptor that stands for none of this thread's.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
-        match SimulatedKernel::unpark(&fd) {
+        match SimulatedKernel::unpark(fd.as_fd()) {
             Some((kernel, id)) => Ok(Self::new(kernel, id)),
             None => Err(fd),
         }
@@ -210,6 +222,14 @@ impl Sealed for MemorySocket {
 
     fn peer(&self) -> Address {
         Address::Unix(UnixAddress::Unnamed)
+    }
+
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        if self.is_open {
+            self.kernel.peer_credentials()
+        } else {
+            Err(io::Error::from(io::ErrorKind::NotConnected))
+        }
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {

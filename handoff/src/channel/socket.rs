@@ -1,0 +1,77 @@
+//! What channels run over.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net;
+
+use bowline_protocol::{Protocol, UnixTransport, UnixTransportHandle};
+use bowline_reactor::Reactor;
+#[cfg(feature = "testing")]
+use bowline_transport::testing::{MemorySocket, MemoryStream};
+use bowline_transport::{AdoptError, Transports as _, UnixStream};
+
+/// A connected socket that a channel can run over: a UNIX stream socket, or, with the
+/// feature `testing`, a socket of a simulated kernel.
+///
+/// What takes one, [`Worker::start`](crate::pool::Worker::start) and what starts the
+/// workers of a [pool](crate::pool), so runs as a process of a
+/// `Simulation` too.
+pub trait ChannelSocket: Sized + 'static {
+    /// The transport over such a socket.
+    type Transport: UnixTransport;
+
+    /// Why it could not be adopted.
+    type Error: Into<io::Error>;
+
+    /// Puts a protocol on it.
+    ///
+    /// # Errors
+    ///
+    /// It is no connected UNIX stream socket, or there is no room for it.
+    fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<Self::Transport>,
+    ) -> Result<UnixTransportHandle, Self::Error>;
+}
+
+impl ChannelSocket for OwnedFd {
+    type Transport = UnixStream;
+    type Error = AdoptError;
+
+    fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
+        reactor.adopt_unix_stream(self, protocol)
+    }
+}
+
+/// One end of [`net::UnixStream::pair`].
+impl ChannelSocket for net::UnixStream {
+    type Transport = UnixStream;
+    type Error = AdoptError;
+
+    fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
+        reactor.adopt_unix_stream(self.into(), protocol)
+    }
+}
+
+#[cfg(feature = "testing")]
+impl ChannelSocket for MemorySocket {
+    type Transport = MemoryStream;
+    type Error = io::Error;
+
+    fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<MemoryStream>,
+    ) -> io::Result<UnixTransportHandle> {
+        Ok(Self::adopt(self, reactor, protocol)?.unix_transport())
+    }
+}
