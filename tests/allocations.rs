@@ -1,4 +1,5 @@
-//! No heap allocation per message in a steady echo.
+//! No heap allocation per message in a steady echo, and none per call of the
+//! reactor.
 
 #![allow(
     unsafe_code,
@@ -27,29 +28,33 @@ use rustix::net::{
 
 use crate::support::{DescriptorLedger, socketpair};
 
-/// Counts the allocations of each thread.
+/// Counts the allocations of each thread, and what it has.
 struct Counting;
 
 thread_local! {
     // Without a destructor and made in advance, so that it allocates nothing.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: every call goes to the system's allocator as it is.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size().cast_signed());
         // SAFETY: the caller's promises, passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        BYTES.set(BYTES.get() - layout.size().cast_signed());
         // SAFETY: the caller's promises, passed on.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        BYTES.set(BYTES.get() + size.cast_signed() - layout.size().cast_signed());
         // SAFETY: the caller's promises, passed on.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -199,4 +204,100 @@ fn steady_echo_does_not_allocate() {
         eprintln!("{name}: {count} allocations in {MESSAGES} messages");
     }
     assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
+}
+
+thread_local! {
+    static CALLED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The ways to have something called.
+#[derive(Clone, Copy, Debug)]
+enum Ask {
+    Later,
+    LaterThenCancelled,
+    LaterThenMoved,
+    Soon,
+    Deferred,
+}
+
+/// Asks for a call that captures so many words, and has it made, if it was left to.
+fn ask<const WORDS: usize>(reactor: &mut Reactor, ask: Ask) {
+    let words = [1; WORDS];
+    let call = move |_: &mut Reactor| CALLED.set(CALLED.get() + words.iter().sum::<usize>());
+    match ask {
+        Ask::Later => drop(reactor.call_later(Duration::ZERO, call)),
+        Ask::LaterThenCancelled => {
+            let call = reactor.call_later(Duration::ZERO, call);
+            call.cancel(reactor).expect("not called yet");
+        }
+        Ask::LaterThenMoved => {
+            let call = reactor.call_later(Duration::from_secs(60), call);
+            call.reset(reactor, Duration::ZERO).expect("not called yet");
+        }
+        Ask::Soon => reactor.call_soon(call),
+        Ask::Deferred => reactor.defer(call),
+    }
+    reactor.turn(Some(Duration::ZERO));
+}
+
+/// Three words: a counted reference and a handle, say. More need a box, of which this
+/// test has to know.
+#[test]
+fn calls_of_the_reactor_do_not_allocate() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    for way in [
+        Ask::Later,
+        Ask::LaterThenCancelled,
+        Ask::LaterThenMoved,
+        Ask::Soon,
+        Ask::Deferred,
+    ] {
+        CALLED.set(0);
+        let count = allocations(|_| ask::<3>(&mut reactor, way));
+        assert_eq!(count, 0, "{way:?}");
+        let made = match way {
+            Ask::LaterThenCancelled => 0,
+            _ => 3 * (WARM_UP + MESSAGES),
+        };
+        assert_eq!(CALLED.get(), made, "{way:?}");
+        let count = allocations(|_| ask::<4>(&mut reactor, way));
+        assert_eq!(count, MESSAGES as u64, "{way:?}");
+    }
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+/// What most connections never need is left out again.
+#[test]
+fn connection_put_together_again_takes_as_little_as_before() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let connect = |reactor: &mut Reactor| {
+        let (ours, theirs) = socketpair();
+        let handle = reactor.adopt_unix_stream(ours.into(), Echo).unwrap();
+        reactor.turn(Some(Duration::ZERO));
+        (reactor.get(handle).unwrap().handle(), theirs)
+    };
+    let put_together_again = |reactor: &mut Reactor, handle| {
+        reactor.detach::<Echo>(handle, |reactor, detached| {
+            let again = reactor.reattach::<UnixStream, _>(detached.expect("an echo"));
+            again.expect("it is as it was");
+        });
+        for _ in 0..3 {
+            reactor.turn(Some(Duration::ZERO));
+        }
+    };
+    // What the first brings for all of them.
+    let (first, others) = connect(&mut reactor);
+    put_together_again(&mut reactor, first);
+    let before = BYTES.get();
+    let (handle, theirs) = connect(&mut reactor);
+    let fresh = BYTES.get() - before;
+    put_together_again(&mut reactor, handle);
+    let again = BYTES.get() - before;
+    assert!(again <= fresh, "{again} bytes, {fresh} before");
+    assert_eq!(reactor.registered(), 2);
+    drop((reactor, others, theirs));
+    ledger.assert_balanced();
 }
