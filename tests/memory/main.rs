@@ -9,4 +9,5 @@ mod panics;
 mod processes;
 mod pump;
 mod simulation;
+mod suspended;
 mod tokens;

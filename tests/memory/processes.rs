@@ -1,6 +1,6 @@
 //! Whole runs from a seed of several processes: a pool that hands connections to
-//! its workers, workers that die anywhere, a pool that dies, a kernel that cuts,
-//! delays and fails. Pool and workers are those of `bowline::handoff::pool`, as they
+//! its workers, workers that die anywhere, hang and are retired, a pool that dies or
+//! stops, a kernel that cuts, delays and fails. Pool and workers are those of `bowline::handoff::pool`, as they
 //! are. Whoever has not taken over a connection cannot lose it, and nobody serves one
 //! that another serves.
 
@@ -49,6 +49,8 @@ struct Job {
 struct World {
     jobs: Vec<Job>,
     lives: Vec<Life>,
+    is_stopping: bool,
+    has_stopped: bool,
     /// Processes that the pool has asked for, and that do not run yet.
     to_start: Vec<(Life, MemorySocket)>,
     wrong: Vec<String>,
@@ -266,7 +268,13 @@ impl Run {
                 let world = &mut *world.borrow_mut();
                 let job = &mut world.jobs[connection.label as usize];
                 job.served_by.push(None);
-                if !matches!(why, Undelivered::Refused(_)) {
+                let is_expected = match why {
+                    Undelivered::Refused(_) => true,
+                    // Nobody is left to be given it, and nobody is started any more.
+                    Undelivered::Stopped => world.is_stopping,
+                    _ => false,
+                };
+                if !is_expected {
                     world.wrong.push(format!("undelivered: {why:?}"));
                 }
             }
@@ -399,6 +407,38 @@ impl Run {
         }
     }
 
+    /// Has a worker leave: in its own time, or at once.
+    fn retire(&mut self, worker: WorkerId, in_time: bool) {
+        let reactor = self.simulation.reactor(self.dispatcher);
+        if let (Some(reactor), Some(pool)) = (reactor, &self.pool) {
+            if in_time {
+                pool.retire(reactor, worker, Duration::from_secs(1));
+            } else {
+                pool.kill(worker);
+            }
+        }
+    }
+
+    /// The pool stops: who waits is served, and everybody leaves.
+    fn stop(&mut self) {
+        let reactor = self.simulation.reactor(self.dispatcher);
+        if let (Some(reactor), Some(pool)) = (reactor, &self.pool) {
+            self.shared.borrow_mut().is_stopping = true;
+            let world = Rc::clone(&self.shared);
+            pool.stop(reactor, Duration::from_secs(100), move |_| {
+                world.borrow_mut().has_stopped = true;
+            });
+            for _ in 0..101 {
+                self.advance(Duration::from_secs(1));
+            }
+            let has_stopped = self.shared.borrow().has_stopped;
+            let has_pool = self.simulation.is_alive(self.dispatcher);
+            assert!(has_stopped || !has_pool, "{:?}", self.pool);
+            let mut lives = self.workers.iter().map(|life| life.state.borrow());
+            assert!(!has_pool || lives.all(|state| state.is_dead));
+        }
+    }
+
     fn is_over(&self) -> bool {
         let world = self.shared.borrow();
         world.jobs.iter().all(|job| job.outcome.is_some())
@@ -453,6 +493,10 @@ fn simulate(seed: u64) -> Trace {
                 run.simulation.kill_at(process, point, random.below(3));
             }
             10 if random.chance(30) => run.simulation.kill(process),
+            // Stopped for a while, which may be longer than the pool bears.
+            10 if random.chance(30) => run.simulation.suspend(process),
+            10 if random.chance(30) => run.simulation.resume(process),
+            10 if random.chance(30) => run.retire(worker.worker, random.chance(50)),
             10 => run.advance(Duration::from_millis(random.below(50) as u64)),
             _ if random.chance(5) => run.simulation.kill(run.dispatcher),
             // Over whatever was to happen on the way.
@@ -463,6 +507,12 @@ fn simulate(seed: u64) -> Trace {
         }
     }
     // From here on nobody is told to die, but those that were told may.
+    for process in run.simulation.processes() {
+        run.simulation.resume(process);
+    }
+    if random.chance(30) {
+        run.stop();
+    }
     for _ in 0..200 {
         run.advance(Duration::from_secs(1));
         if run.is_over() {

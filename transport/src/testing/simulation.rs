@@ -85,6 +85,7 @@ pub struct ProcessId(usize);
 struct Process {
     /// `None` once it is dead.
     reactor: Option<Reactor>,
+    is_suspended: bool,
     points: Points,
 }
 
@@ -159,6 +160,7 @@ impl Simulation {
         reactor.start().expect("it was made just now");
         self.processes.push(Process {
             reactor: Some(reactor),
+            is_suspended: false,
             points: Points::default(),
         });
         Ok(ProcessId(self.processes.len() - 1))
@@ -233,6 +235,17 @@ impl Simulation {
         self.processes[process.0].reactor.is_some()
     }
 
+    /// Keeps a process from making turns until it is [resumed](Self::resume), as SIGSTOP
+    /// does: what is sent to it waits, its calls are late. It can still be killed.
+    pub fn suspend(&mut self, process: ProcessId) {
+        self.processes[process.0].is_suspended = true;
+    }
+
+    /// Lets a process make turns again.
+    pub fn resume(&mut self, process: ProcessId) {
+        self.processes[process.0].is_suspended = false;
+    }
+
     fn bury(&mut self, index: usize) {
         if let Some(reactor) = self.processes[index].reactor.take() {
             self.kernel.note_choice(usize::MAX - index);
@@ -255,6 +268,7 @@ impl Simulation {
         let mut ready = Vec::new();
         for (index, process) in self.processes.iter_mut().enumerate() {
             if let Some(reactor) = &mut process.reactor
+                && !process.is_suspended
                 && (!reactor.is_idle() || reactor.next_deadline().is_some_and(|due| due <= now))
             {
                 ready.push(index);
@@ -318,10 +332,11 @@ impl Simulation {
         self.run();
     }
 
-    /// When the next delayed call of any process is due.
+    /// When the next delayed call is due of any process that is not suspended.
     pub fn next_deadline(&mut self) -> Option<Instant> {
-        let reactors = self.processes.iter_mut();
-        let reactors = reactors.filter_map(|process| process.reactor.as_mut());
+        let running = self.processes.iter_mut();
+        let running = running.filter(|process| !process.is_suspended);
+        let reactors = running.filter_map(|process| process.reactor.as_mut());
         reactors.filter_map(|reactor| reactor.next_deadline()).min()
     }
 
