@@ -1,5 +1,6 @@
 //! Worker pools, with real worker processes.
 
+mod alone;
 mod clients;
 mod process;
 mod raw;

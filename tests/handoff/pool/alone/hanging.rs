@@ -1,0 +1,169 @@
+//! Workers that do not answer.
+
+use bowline::handoff::pool::{FromWorker, Refusal, WorkerStage};
+
+use super::{Stage, TICK, ms, settings};
+
+#[test]
+fn a_worker_counts_as_hung_when_it_has_said_nothing_for_too_long() {
+    let mut stage = Stage::serving(settings(2));
+    stage.events();
+    stage.dispatch([1]);
+    // Exactly the limit.
+    stage.advance(ms(1_000));
+    assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+    stage.advance(TICK);
+    assert_eq!(stage.stage_of(0), WorkerStage::Hung);
+    assert_eq!(stage.events(), ["worker 1 hung, 101"]);
+    // One that has nothing to answer may be silent.
+    assert_eq!(stage.stage_of(1), WorkerStage::Serving);
+    stage.pass(ms(2_000));
+    assert_eq!(stage.events(), [""; 0], "told once");
+    assert_eq!(stage.pool.statistics().hangs, 1);
+    // It gets nothing, although its window is not full.
+    stage.dispatch([2, 3]);
+    assert_eq!(stage.hand(0).labels(), [1]);
+    assert_eq!(stage.hand(1).labels(), [2, 3]);
+}
+
+#[test]
+fn a_hung_worker_recovers_with_whatever_it_says() {
+    let mut stage = Stage::serving(settings(1));
+    for (id, answer) in [
+        (1, FromWorker::Accepted { id: 1, live: 0 }),
+        (2, FromWorker::Load { live: 0 }),
+    ] {
+        stage.dispatch([id as u32]);
+        stage.advance(ms(1_000));
+        stage.advance(TICK);
+        assert_eq!(stage.stage_of(0), WorkerStage::Hung);
+        assert!(!stage.has_room());
+        stage.events();
+        stage.say(0, answer);
+        assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+        assert_eq!(stage.events(), ["worker 1 recovered, 101"]);
+        assert!(stage.has_room());
+    }
+    assert_eq!(stage.pool.statistics().hangs, 2);
+    // What it had, it still has.
+    assert_eq!(stage.worker(0).in_flight, 1);
+    // An answer of one that does not hang is no recovery.
+    stage.accept(0, 2, 0);
+    assert_eq!(stage.events(), [""; 0]);
+}
+
+#[test]
+fn a_worker_that_goes_on_answering_does_not_hang() {
+    let mut stage = Stage::serving(settings(1));
+    stage.dispatch(0..20);
+    for id in 2..12 {
+        stage.pass(ms(900));
+        stage.accept(0, id, 0);
+    }
+    // The oldest is nine seconds old, the last word none.
+    assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+    assert_eq!(stage.pool.statistics().hangs, 0);
+    stage.pass(ms(1_000));
+    assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+    stage.pass(TICK);
+    assert_eq!(stage.hand(0).kills.get(), 1, "for the age of the oldest");
+}
+
+#[test]
+fn one_that_does_not_answer_in_time_is_killed_once() {
+    let mut settings = settings(2);
+    settings.kill_timeout = Some(ms(3_000));
+    let mut stage = Stage::serving(settings);
+    stage.dispatch([1, 2]);
+    stage.accept(1, 2, 0);
+    stage.pass(ms(3_000));
+    assert_eq!(stage.hand(0).kills.get(), 0);
+    stage.pass(TICK);
+    assert_eq!(stage.hand(0).kills.get(), 1);
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+    stage.pass(ms(1_000));
+    assert_eq!(
+        (stage.hand(0).kills.get(), stage.hand(1).kills.get()),
+        (1, 0)
+    );
+    // What it has begun to do is known when its channel ends.
+    assert_eq!(stage.worker(0).in_flight, 1);
+    assert_eq!(stage.hand(1).labels(), [2]);
+    stage.end(0);
+    assert_eq!(stage.hand(1).labels(), [1]);
+}
+
+#[test]
+fn without_a_limit_nobody_is_killed() {
+    let mut settings = settings(1);
+    settings.kill_timeout = None;
+    let mut stage = Stage::serving(settings);
+    stage.dispatch([1]);
+    stage.pass(ms(1_000));
+    stage.advance(ms(3_600_000));
+    stage.pass(ms(100));
+    assert_eq!(stage.stage_of(0), WorkerStage::Hung);
+    assert_eq!(stage.hand(0).kills.get(), 0);
+}
+
+#[test]
+fn one_that_drains_is_not_hung_but_killed_when_it_does_not_answer() {
+    let mut settings = settings(1);
+    settings.kill_timeout = Some(ms(3_000));
+    let mut stage = Stage::serving(settings);
+    stage.dispatch([1, 2]);
+    stage.refuse(0, 1, Refusal::Draining);
+    stage.pass(ms(2_000));
+    assert_eq!(stage.stage_of(0), WorkerStage::Draining);
+    assert_eq!(stage.pool.statistics().hangs, 0);
+    stage.pass(ms(1_000) + TICK);
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+}
+
+#[test]
+fn a_kill_that_fails_is_tried_again() {
+    let mut settings = settings(1);
+    settings.kill_timeout = Some(ms(3_000));
+    let mut stage = Stage::serving(settings);
+    stage.hand(0).can_be_killed.set(false);
+    stage.dispatch([1]);
+    stage.pass(ms(3_000) + 2 * TICK);
+    assert_eq!(stage.hand(0).kills.get(), 2);
+    assert_eq!(stage.stage_of(0), WorkerStage::Hung);
+    stage.hand(0).can_be_killed.set(true);
+    stage.pass(2 * TICK);
+    assert_eq!(stage.hand(0).kills.get(), 3);
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+}
+
+#[test]
+fn answers_of_a_killed_worker_still_count() {
+    let mut stage = Stage::serving(settings(2));
+    stage.dispatch([1, 2, 3, 4, 5]);
+    let id = stage.hand(0).id;
+    stage.pool.kill(id);
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+    assert_eq!(
+        (stage.hand(0).kills.get(), stage.hand(1).kills.get()),
+        (1, 0)
+    );
+    stage.events();
+    // It had taken this one before it died, and not that one.
+    stage.accept(0, 1, 1);
+    stage.refuse(0, 3, Refusal::Draining);
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+    stage.end(0);
+    assert_eq!(
+        stage.events(),
+        [
+            "worker 1 lost, 101: took 1, not 1",
+            "worker 1 exited, 101: Some(Some(0))"
+        ]
+    );
+    assert_eq!(stage.hand(1).labels(), [2, 4, 3, 5]);
+    let statistics = stage.pool.statistics();
+    assert_eq!((statistics.acknowledged, statistics.resent), (1, 1));
+    // Nobody is there any more.
+    stage.pool.kill(id);
+    assert_eq!(stage.hand(0).kills.get(), 1);
+}
