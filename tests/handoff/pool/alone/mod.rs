@@ -1,10 +1,13 @@
-//! A pool alone in the reactor of the test: its clock is moved by
+//! A pool, or a worker, alone in the reactor of the test: its clock is moved by
 //! hand, and its other side is made of plain calls. So every limit is met exactly.
+
+mod desk;
 
 mod dispatching;
 mod ends;
 mod hanging;
 mod limits;
+mod serving;
 mod stopping;
 
 use std::cell::{Cell, RefCell};

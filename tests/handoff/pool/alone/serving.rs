@@ -1,0 +1,454 @@
+//! A worker alone: what it takes, when it begins, what it reports, how it ends.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::handoff::channel::Role;
+use bowline::handoff::pool::{
+    Connection, Dispatch, FromWorker, Live, Orphans, Refusal, ToWorker, Worker, WorkerSettings,
+};
+use bowline::testing::ManualClock;
+use bowline::{AdoptErrorKind, Reactor};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::super::raw::{Raw, dispatch, tcp_pair};
+use super::desk::{Desk, Keeping, Told};
+use super::ms;
+use crate::support::own_process::{in_own_process, leave_free};
+use crate::support::{DescriptorLedger, socketpair};
+
+fn limited(max_live: u32) -> WorkerSettings {
+    let mut settings = WorkerSettings::default();
+    settings.max_live = Some(max_live);
+    settings
+}
+
+#[test]
+fn a_connection_is_served_with_all_that_was_said_of_it() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    let (mut client, accepted) = socketpair();
+    let message = Dispatch {
+        id: 12,
+        label: 34,
+        peer: Some(SocketAddr::from(([192, 0, 2, 1], 80))),
+        read: b"read".to_vec(),
+        unsent: b"unsent".to_vec(),
+    };
+    desk.pool.send(&message, &[accepted.as_fd()]).unwrap();
+    drop(accepted);
+    desk.settle();
+    assert_eq!(desk.said(), [FromWorker::Accepted { id: 12, live: 1 }]);
+    assert_eq!(desk.told(), [Told::Admit(34), Told::Serve(34)]);
+    assert_eq!(desk.worker.live(), 1);
+    let (connection, live) = desk.service.kept.borrow_mut().remove(0);
+    assert_eq!(connection.label, 34);
+    assert_eq!(connection.peer, message.peer);
+    assert_eq!(
+        (connection.read, connection.unsent),
+        (message.read, message.unsent)
+    );
+    StdUnixStream::from(connection.fd)
+        .write_all(b"through")
+        .unwrap();
+    let mut bytes = [0; 7];
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"through");
+    assert_eq!(format!("{live:?}"), "Live(1)");
+    drop(live);
+    assert_eq!(desk.worker.live(), 0);
+}
+
+#[test]
+fn a_worker_takes_as_many_as_it_may() {
+    let mut desk = Desk::new(limited(2));
+    desk.send([1, 2, 3]);
+    let overloaded = |id| FromWorker::Refused {
+        id,
+        reason: Refusal::Overloaded,
+        live: 2,
+    };
+    let accepted = |id, live| FromWorker::Accepted { id, live };
+    assert_eq!(desk.said(), [accepted(1, 1), accepted(2, 2), overloaded(3)]);
+    assert_eq!(
+        desk.told(),
+        [
+            Told::Admit(1),
+            Told::Admit(2),
+            Told::Serve(1),
+            Told::Serve(2)
+        ]
+    );
+    desk.end_one();
+    desk.send([4, 5]);
+    assert_eq!(desk.said(), [accepted(4, 2), overloaded(5)]);
+    // None at all, if that is said.
+    let mut none = {
+        drop(desk);
+        Desk::new(limited(0))
+    };
+    none.send([1]);
+    let said = none.said();
+    assert!(matches!(
+        said[..],
+        [FromWorker::Refused {
+            reason: Refusal::Overloaded,
+            live: 0,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn the_service_refuses_with_its_reason() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    let reason = Refusal::Unwanted;
+    desk.service.refuses.set(Some(reason));
+    desk.send([1]);
+    let live = 0;
+    assert_eq!(
+        desk.said(),
+        [FromWorker::Refused {
+            id: 1,
+            reason,
+            live
+        }]
+    );
+    assert_eq!(desk.told(), [Told::Admit(1)]);
+    // Its copy is closed; so the client sees the end.
+    assert_eq!(desk.clients[0].read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn a_descriptor_that_finds_no_number_is_said_to_be_lost() {
+    let name = "a_descriptor_that_finds_no_number_is_said_to_be_lost";
+    in_own_process(module_path!(), name, || {
+        let mut desk = Desk::new(WorkerSettings::default());
+        desk.settle();
+        let (_client, accepted) = socketpair();
+        desk.pool
+            .send(&dispatch(1, b""), &[accepted.as_fd()])
+            .unwrap();
+        leave_free(0);
+        desk.settle();
+        let (reason, live) = (Refusal::DescriptorLost, 0);
+        assert_eq!(
+            desk.said(),
+            [FromWorker::Refused {
+                id: 1,
+                reason,
+                live
+            }]
+        );
+        assert_eq!(desk.told(), []);
+        let limit = Some(1_000);
+        let (current, maximum) = (limit, limit);
+        setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    });
+}
+
+#[test]
+fn a_channel_that_is_none_is_given_back() {
+    let _ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let file = File::open("/proc/self/comm").unwrap();
+    let settings = WorkerSettings::default();
+    let started = Worker::start(
+        &mut reactor,
+        OwnedFd::from(file),
+        settings,
+        Keeping::default(),
+    );
+    let error = started.expect_err("it is a file");
+    assert!(
+        matches!(error.kind, AdoptErrorKind::NotASocket),
+        "{error:?}"
+    );
+}
+
+/// Of those that are promised, each is begun when its own answer has left, and is
+/// looked after every two milliseconds.
+#[test]
+fn a_connection_is_begun_when_its_answer_has_left() {
+    const ANSWER: u64 = 20;
+    let mut desk = Desk::narrow(WorkerSettings::default());
+    // The hello of the worker.
+    assert_eq!(desk.said(), []);
+    for id in 1..=30 {
+        desk.send([id]);
+    }
+    let served = |desk: &Desk| desk.service.kept.borrow().len() as u64;
+    let unread = |desk: &Desk| rustix::io::ioctl_fionread(&desk.pool.socket).unwrap();
+    let mut read = 0;
+    assert!(served(&desk) > 0, "there was room for none");
+    assert!(served(&desk) < 30, "there was room for all");
+    let printed = format!("{:?}", desk.worker);
+    let promised = 30 - served(&desk);
+    let expected = format!("Worker {{ live: 30, promised: {promised}, .. }}");
+    assert_eq!(printed, expected);
+    while served(&desk) < 30 {
+        assert_eq!(served(&desk), (read + unread(&desk)) / ANSWER);
+        let before = served(&desk);
+        (&desk.pool.socket)
+            .read_exact(&mut [0; ANSWER as usize])
+            .unwrap();
+        read += ANSWER;
+        desk.settle();
+        desk.advance(ms(2) - Duration::from_nanos(1));
+        assert_eq!(served(&desk), before, "too soon");
+        desk.advance(Duration::from_nanos(1));
+    }
+    assert_eq!(desk.worker.live(), 30);
+}
+
+#[test]
+fn what_could_not_be_answered_is_served_or_closed_as_asked() {
+    for (orphans, served) in [(Orphans::Serve, 1), (Orphans::Close, 0)] {
+        let mut settings = WorkerSettings::default();
+        settings.orphans = orphans;
+        let mut desk = Desk::blocked(settings);
+        desk.send([100]);
+        assert_eq!(desk.told(), [Told::Admit(100)]);
+        desk.pool.socket.shutdown(Shutdown::Both).unwrap();
+        desk.settle();
+        assert_eq!(desk.service.kept.borrow().len(), served);
+        assert_eq!(desk.worker.live(), served as u32);
+        let last = desk.told().pop();
+        assert_eq!(last, Some(Told::Draining(Duration::from_secs(30))));
+        let end = desk.clients[0].read(&mut [0; 1]);
+        assert_eq!(end.is_ok(), orphans == Orphans::Close, "{end:?}");
+    }
+}
+
+/// The pool has the answer, and so gives it to nobody else.
+#[test]
+fn what_was_answered_is_served_whatever_is_done_with_orphans() {
+    let mut settings = WorkerSettings::default();
+    settings.orphans = Orphans::Close;
+    let mut desk = Desk::new(settings);
+    desk.settle();
+    let (client, accepted) = socketpair();
+    desk.pool
+        .send(&dispatch(1, b""), &[accepted.as_fd()])
+        .unwrap();
+    desk.pool.socket.shutdown(Shutdown::Write).unwrap();
+    desk.settle();
+    let said = desk.pool.receive().expect("an answer");
+    assert_eq!(said, [FromWorker::Accepted { id: 1, live: 1 }]);
+    assert_eq!(desk.service.kept.borrow().len(), 1);
+    drop(client);
+}
+
+#[test]
+fn nothing_is_begun_when_the_reactor_stops() {
+    let mut desk = Desk::blocked(WorkerSettings::default());
+    desk.send([100]);
+    desk.reactor.call_soon(|reactor| reactor.stop().unwrap());
+    desk.reactor.run().unwrap();
+    assert_eq!(desk.told(), [Told::Admit(100)]);
+    assert_eq!(desk.worker.live(), 0);
+}
+
+/// What the worker says when, in milliseconds.
+#[track_caller]
+fn expect_load(desk: &mut Desk, at: u64, live: u32) {
+    desk.advance(ms(at) - Duration::from_nanos(1));
+    assert_eq!(desk.said(), [], "too soon");
+    desk.advance(Duration::from_nanos(1));
+    assert_eq!(desk.said(), [FromWorker::Load { live }]);
+}
+
+#[test]
+fn the_pool_learns_of_ends_soon_and_is_bothered_seldom() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    desk.send(1..=5);
+    assert_eq!(desk.said().len(), 5);
+    desk.end_one();
+    expect_load(&mut desk, 50, 4);
+    // Seen after 50 ms more, then after twice that, and so on.
+    desk.advance(ms(50));
+    desk.end_one();
+    expect_load(&mut desk, 100, 3);
+    for wait in [50, 100, 200, 400, 800, 1_000, 1_000] {
+        assert_eq!(desk.said(), []);
+        desk.advance(ms(wait));
+    }
+    desk.end_one();
+    expect_load(&mut desk, 1_000, 2);
+    // One that comes has it look soon again; what it says then needs no report.
+    for wait in [50, 100] {
+        desk.advance(ms(wait));
+    }
+    desk.send([6]);
+    assert_eq!(desk.said(), [FromWorker::Accepted { id: 6, live: 3 }]);
+    desk.advance(ms(200));
+    assert_eq!(desk.said(), []);
+    desk.end_one();
+    expect_load(&mut desk, 100, 2);
+    desk.end_one();
+    desk.end_one();
+    expect_load(&mut desk, 50, 0);
+    desk.advance(ms(10_000));
+    assert_eq!(desk.said(), []);
+    // And from the beginning.
+    desk.send([7]);
+    assert_eq!(desk.said().len(), 1);
+    desk.end_one();
+    expect_load(&mut desk, 50, 0);
+    assert_eq!(desk.told().last(), Some(&Told::Serve(7)));
+}
+
+#[test]
+fn without_connections_a_worker_does_not_look_for_ends() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    desk.send([1]);
+    desk.end_one();
+    desk.advance(ms(50));
+    assert_eq!(desk.said().len(), 2);
+    let printed = format!("{:?}", desk.reactor);
+    assert!(printed.contains(" delayed_calls: 0,"), "{printed}");
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_serves_what_it_has_first() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    // In one go: what was promised before is begun before.
+    let (client, accepted) = socketpair();
+    desk.pool
+        .send(&dispatch(1, b""), &[accepted.as_fd()])
+        .unwrap();
+    drop(accepted);
+    desk.drain(60_000);
+    let within = Duration::from_secs(60);
+    assert_eq!(
+        desk.told(),
+        [Told::Admit(0), Told::Serve(0), Told::Draining(within)]
+    );
+    assert_eq!(desk.said(), [FromWorker::Accepted { id: 1, live: 1 }]);
+    desk.send([2]);
+    let (reason, live) = (Refusal::Draining, 1);
+    assert_eq!(
+        desk.said(),
+        [FromWorker::Refused {
+            id: 2,
+            reason,
+            live
+        }]
+    );
+    // Asked again, it goes on as it is.
+    desk.drain(5);
+    for _ in 0..100 {
+        desk.advance(ms(10));
+    }
+    assert_eq!(desk.told(), []);
+    desk.end_one();
+    desk.advance(ms(10) - Duration::from_nanos(1));
+    assert_eq!(desk.told(), []);
+    desk.advance(Duration::from_nanos(1));
+    assert_eq!(desk.told(), [Told::Drained]);
+    // The channel ends with that.
+    assert_eq!(desk.said(), [FromWorker::Load { live: 0 }]);
+    assert_eq!(desk.pool.receive(), None);
+    desk.advance(within);
+    assert_eq!(desk.told(), [], "told once");
+    drop(client);
+}
+
+#[test]
+fn one_that_has_nothing_ends_when_it_is_asked() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    desk.drain(60_000);
+    desk.advance(ms(10));
+    let within = Duration::from_secs(60);
+    assert_eq!(desk.told(), [Told::Draining(within), Told::Drained]);
+    assert_eq!(desk.pool.receive(), None);
+}
+
+#[test]
+fn connections_that_do_not_end_in_time_keep_no_worker() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    desk.send([1]);
+    // By itself.
+    desk.worker.drain(&mut desk.reactor, ms(777));
+    assert_eq!(
+        desk.told(),
+        [Told::Admit(1), Told::Serve(1)],
+        "inside of the call"
+    );
+    desk.settle();
+    assert_eq!(desk.told(), [Told::Draining(ms(777))]);
+    desk.advance(ms(777) - Duration::from_nanos(1));
+    assert_eq!(desk.told(), []);
+    desk.advance(Duration::from_nanos(1));
+    assert_eq!(desk.told(), [Told::Drained]);
+    assert_eq!(desk.said().len(), 1);
+    assert_eq!(desk.pool.receive(), None);
+    assert_eq!(desk.worker.live(), 1);
+}
+
+#[test]
+fn a_worker_without_its_pool_goes_on_for_a_while() {
+    let mut settings = WorkerSettings::default();
+    settings.orphaned_timeout = ms(4_000);
+    let mut desk = Desk::new(settings);
+    desk.send([1]);
+    desk.told();
+    desk.pool.socket.shutdown(Shutdown::Both).unwrap();
+    desk.settle();
+    assert_eq!(desk.told(), [Told::Draining(ms(4_000))]);
+    desk.advance(ms(4_000) - Duration::from_nanos(1));
+    assert_eq!(desk.told(), []);
+    desk.advance(Duration::from_nanos(1));
+    assert_eq!(desk.told(), [Told::Drained]);
+}
+
+#[test]
+fn a_pool_that_says_no_hello_is_none() {
+    let mut settings = WorkerSettings::default();
+    settings.start_timeout = ms(900);
+    let mut desk = Desk::silent(settings, |_| ());
+    desk.advance(ms(900) - Duration::from_nanos(1));
+    assert_eq!(desk.told(), []);
+    desk.advance(Duration::from_nanos(1));
+    assert_eq!(desk.told(), [Told::Draining(Duration::from_secs(30))]);
+}
+
+/// A closure is a service: what it says nothing of, a service does by itself.
+#[test]
+fn a_closure_serves_everything_and_the_reactor_stops_when_it_is_drained() {
+    let _ledger = DescriptorLedger::open();
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    let (ours, theirs) = socketpair();
+    let served = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&served);
+    let serve = move |_: &mut Reactor, _: Connection, _: Live| counted.set(counted.get() + 1);
+    let settings = WorkerSettings::default();
+    Worker::start(&mut reactor, ours, settings, serve).unwrap();
+    let pool = Raw::new(theirs, Role::DISPATCHER);
+    let (_client, accepted) = tcp_pair();
+    pool.send(&dispatch(1, b""), &[accepted.as_fd()]).unwrap();
+    pool.send(&ToWorker::Drain { within_ms: 1_000 }, &[])
+        .unwrap();
+    let left = Rc::new(Cell::new(200));
+    pass_turns(&mut reactor, clock, Rc::clone(&left));
+    reactor.run().unwrap();
+    assert_ne!(left.get(), 0, "it did not stop by itself");
+    assert_eq!(served.get(), 1);
+}
+
+/// Moves the time on by a millisecond with each turn of a running reactor, and stops
+/// it when so many have passed.
+fn pass_turns(reactor: &mut Reactor, clock: ManualClock, left: Rc<Cell<u32>>) {
+    if left.get() == 0 {
+        return reactor.stop().unwrap();
+    }
+    left.set(left.get() - 1);
+    clock.advance(ms(1));
+    reactor.call_soon(move |reactor| pass_turns(reactor, clock, left));
+}
