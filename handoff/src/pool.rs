@@ -39,7 +39,9 @@
 //!   to another, and never to the same again. Short of descriptors or at its
 //!   limit, the worker gets nothing for [`REFUSAL_PAUSE`].
 //! - A dead worker is replaced after a wait that grows from death to death
-//!   ([`backoff`](PoolSettings::backoff)).
+//!   ([`backoff`](PoolSettings::backoff)). One that [drains by
+//!   itself](Worker::drain) is replaced as soon as it refuses a connection for
+//!   that.
 //!
 //! # When nobody can take one
 //!

@@ -172,7 +172,8 @@ impl Shared {
         {
             log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
         }
-        let mut refused = None;
+        let started = worker.started;
+        let (mut refused, mut drains) = (None, false);
         match (job, refusal) {
             (Some(_taken), None) => {
                 // Our copy is closed: the worker has its own.
@@ -185,6 +186,7 @@ impl Shared {
                 match reason {
                     Refusal::Draining if worker.stage == WorkerStage::Serving => {
                         worker.stage = WorkerStage::Draining;
+                        drains = true;
                     }
                     Refusal::Overloaded | Refusal::DescriptorLost => {
                         worker.not_before = Some(reactor.now() + REFUSAL_PAUSE);
@@ -202,9 +204,15 @@ impl Shared {
         if let Some(job) = refused {
             state.waiting.push_front(job);
         }
+        if drains {
+            state.judge_life(started, reactor.now());
+        }
         drop(state);
         if let Some(event) = event {
             self.tell(reactor, event);
+        }
+        if drains {
+            self.replace_later(reactor);
         }
         if has_use || is_stopping {
             self.pump_later(reactor);
@@ -264,13 +272,13 @@ impl Shared {
             kill_at: (!is_killed).then(|| now + state.settings.exit_timeout),
             is_watched: worker.is_watched,
         };
-        let needs_replacement = matches!(state.life, Life::Running) && !was_asked;
-        if needs_replacement {
+        let is_death = matches!(state.life, Life::Running) && !was_asked;
+        if is_death {
             state.counts.deaths += 1;
-            if now.saturating_duration_since(worker.started) >= state.settings.stable_after {
-                state.backoff.reset();
-            }
+            state.judge_life(worker.started, now);
         }
+        // One that had said that it drains has its replacement.
+        let needs_replacement = is_death && state.lacks_workers();
         drop(state);
         self.leave(reactor, leaving);
         self.tell(reactor, event);

@@ -135,6 +135,13 @@ impl State {
         }
     }
 
+    /// Whether a worker was good enough for the waits to begin anew.
+    pub(super) fn judge_life(&mut self, started: Instant, now: Instant) {
+        if now.saturating_duration_since(started) >= self.settings.stable_after {
+            self.backoff.reset();
+        }
+    }
+
     pub(super) fn anybody_has_room(&self, now: Instant) -> bool {
         let window = self.settings.window;
         self.workers
@@ -228,13 +235,16 @@ impl State {
     }
 
     pub(super) fn drain_worker(&mut self, reactor: &mut Reactor, id: WorkerId, within: Duration) {
-        let now = reactor.now();
+        let deadline = reactor.now() + within;
         let Some(worker) = self.worker(id) else {
             return;
         };
         match worker.stage {
             // It has nothing.
-            WorkerStage::Starting => return worker.kill(),
+            WorkerStage::Starting => {
+                worker.drain_deadline = Some(deadline);
+                return worker.kill();
+            }
             WorkerStage::Serving | WorkerStage::Hung => {}
             WorkerStage::Draining if worker.drain_deadline.is_none() => {}
             WorkerStage::Draining | WorkerStage::Killed => return,
@@ -247,7 +257,7 @@ impl State {
             }
         }
         worker.stage = WorkerStage::Draining;
-        worker.drain_deadline = Some(now + within);
+        worker.drain_deadline = Some(deadline);
     }
 
     pub(super) fn needs_tick(&self) -> bool {

@@ -221,7 +221,8 @@ impl Worker {
     }
 
     /// Refuses all connections from now on, serves those that there are, and
-    /// ends: as when the pool asks for it. The pool starts another worker.
+    /// ends: as when the pool asks for it. The pool starts another worker, when
+    /// this one refuses a connection or has ended.
     pub fn drain(&self, reactor: &mut Reactor, within: Duration) {
         let shared = Rc::clone(&self.shared);
         reactor.defer(move |reactor| shared.drain(reactor, within));

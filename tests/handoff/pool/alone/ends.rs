@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bowline::Reactor;
 use bowline::handoff::pool::{
-    Candidate, Connection, Offer, Pool, RoundRobin, Spawned, Undelivered, WorkerProcess,
+    Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerProcess,
     WorkerStage,
 };
 use bowline::testing::ManualClock;
@@ -95,6 +95,31 @@ fn each_of_several_that_die_is_replaced_once() {
     stage.pass(ms(1_000));
     assert_eq!(stage.started(), 6);
     assert_eq!(stage.pool.statistics().workers.len(), 3);
+}
+
+/// It takes nothing any more: the pool is not to be one short for as long as it goes on
+/// to serve what it has.
+#[test]
+fn a_worker_that_drains_by_itself_is_replaced_when_it_says_so() {
+    let mut stage = Stage::serving(settings(1));
+    stage.dispatch([1, 2]);
+    stage.accept(0, 1, 1);
+    stage.refuse(0, 2, Refusal::Draining);
+    assert_eq!(stage.stage_of(0), WorkerStage::Draining);
+    assert_eq!(stage.undelivered(), []);
+    assert!(!stage.has_room());
+    stage.pass(ms(100));
+    assert_eq!(stage.started(), 2);
+    stage.greet_all();
+    assert_eq!(stage.hand(1).labels(), [2]);
+    // Once, however often it says so.
+    stage.refuse(0, 2, Refusal::Draining);
+    stage.pass(ms(5_000));
+    stage.end(0);
+    assert_eq!(stage.pool.statistics().deaths, 1);
+    stage.pass(ms(5_000));
+    assert_eq!(stage.started(), 2);
+    assert_eq!(stage.pool.statistics().workers.len(), 1);
 }
 
 #[test]

@@ -257,6 +257,17 @@ fn a_worker_that_drains_by_itself_gets_a_deadline_when_it_is_retired() {
     assert_eq!(stage.pool.statistics().deaths, 0);
 }
 
+/// It has nothing, and has been asked to end: it is no death.
+#[test]
+fn a_worker_that_starts_is_retired_at_once() {
+    let mut stage = Stage::starting(settings(1));
+    stage.retire(0, ms(700));
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+    stage.end(0);
+    assert_eq!(stage.started(), 2);
+    assert_eq!(stage.pool.statistics().deaths, 0);
+}
+
 #[test]
 fn a_killed_worker_is_not_retired() {
     let mut stage = Stage::serving(settings(1));
