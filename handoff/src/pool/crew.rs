@@ -13,7 +13,7 @@ use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
 use super::messages::{FromWorker, Refusal};
 use super::process::{Started, watch_exit};
 use super::settings::{PoolEvent, Undelivered, WorkerStage};
-use super::state::{Call, Leaving, Life, State, Worker};
+use super::state::{Call, Leaving, Life, State, Worker, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, is_end_of_peer};
 use crate::log;
 
@@ -269,7 +269,7 @@ impl Shared {
             pid: worker.pid,
             process: worker.process,
             held: worker.in_flight,
-            kill_at: (!is_killed).then(|| now + state.settings.exit_timeout),
+            kill_at: (!is_killed).then(|| moment_after(now, state.settings.exit_timeout)),
             is_watched: worker.is_watched,
         };
         let is_death = matches!(state.life, Life::Running) && !was_asked;
@@ -445,7 +445,7 @@ impl Shared {
     ) {
         let mut state = self.state.borrow_mut();
         let hold = reactor.hold(SystemEvent::Shutdown);
-        let until = reactor.now() + within;
+        let until = moment_after(reactor.now(), within);
         match &mut state.life {
             Life::Running => {
                 state.life = Life::Stopping {

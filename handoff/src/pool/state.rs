@@ -118,6 +118,14 @@ impl Drop for KeptSocket {
     }
 }
 
+/// As long as nobody waits: 136 years.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+
+/// When so much time has passed, be it more than a clock can tell.
+pub(super) fn moment_after(now: Instant, time: Duration) -> Instant {
+    now + time.min(FOREVER)
+}
+
 impl State {
     pub(super) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
         self.workers.iter_mut().find(|worker| worker.id == id)
@@ -235,7 +243,7 @@ impl State {
     }
 
     pub(super) fn drain_worker(&mut self, reactor: &mut Reactor, id: WorkerId, within: Duration) {
-        let deadline = reactor.now() + within;
+        let deadline = moment_after(reactor.now(), within);
         let Some(worker) = self.worker(id) else {
             return;
         };

@@ -171,6 +171,23 @@ fn of_two_stops_the_earlier_deadline_holds_and_both_are_told() {
 }
 
 #[test]
+fn a_stop_without_an_end_waits_for_one() {
+    let mut stage = Stage::serving(settings(2));
+    stage.retire(0, Duration::MAX);
+    let over = stage.stop(Duration::MAX);
+    for place in [0, 1] {
+        assert_eq!(stage.hand(place).told_to_drain(), u32::MAX);
+    }
+    stage.advance(ms(1_000_000_000));
+    assert_eq!(stage.stage_of(0), WorkerStage::Draining);
+    for place in 0..stage.started() {
+        stage.end(place);
+    }
+    stage.pass(TICK);
+    assert_eq!(over.get(), 1);
+}
+
+#[test]
 fn calls_after_a_stop_are_made_in_order() {
     let mut stage = Stage::serving(settings(1));
     let made = Rc::new(RefCell::new(Vec::new()));
