@@ -129,10 +129,11 @@ impl Shared {
         let Some(worker) = state.worker(id) else {
             return;
         };
-        worker.stage = match worker.stage {
-            WorkerStage::Starting => WorkerStage::Serving,
-            other => other,
-        };
+        if worker.stage != WorkerStage::Starting {
+            // It was killed meanwhile.
+            return;
+        }
+        worker.stage = WorkerStage::Serving;
         let pid = worker.pid;
         drop(state);
         self.tell(reactor, PoolEvent::Ready { worker: id, pid });

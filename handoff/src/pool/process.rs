@@ -2,7 +2,6 @@
 //! noticed.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -211,9 +210,5 @@ impl Descriptor for ExitWatch {
 
     fn facet(&mut self) -> &mut dyn Any {
         self
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        Cow::Borrowed("worker process")
     }
 }

@@ -214,15 +214,10 @@ impl State {
         job.dispatch.id = delivery;
         let descriptors = job.socket.fd.as_ref().map(PassedDescriptor::shared);
         let descriptors = descriptors.into_iter().collect();
-        let sent = match reactor.get(worker.channel) {
-            Some(channel) => wire::send(channel, &job.dispatch, descriptors),
-            None => {
-                worker.not_before = Some(now + REFUSAL_PAUSE);
-                return Err(job);
-            }
-        };
-        if let Err(error) = sent {
-            log::debug!(target: log::HANDOFF, "{id}: {error}: {:?}", error.kind);
+        let channel = reactor.get(worker.channel);
+        let sent = channel.map(|channel| wire::send(channel, &job.dispatch, descriptors));
+        if !matches!(sent, Some(Ok(_))) {
+            log::debug!(target: log::HANDOFF, "{id}: its channel takes nothing: {sent:?}");
             worker.not_before = Some(now + REFUSAL_PAUSE);
             return Err(job);
         }

@@ -167,3 +167,13 @@ fn answers_of_a_killed_worker_still_count() {
     stage.pool.kill(id);
     assert_eq!(stage.hand(0).kills.get(), 1);
 }
+
+#[test]
+fn a_worker_that_is_killed_before_it_is_ready_is_not_said_to_be() {
+    let mut stage = Stage::starting(settings(1));
+    stage.pool.kill(stage.hand(0).id);
+    stage.greet_all();
+    assert_eq!(stage.stage_of(0), WorkerStage::Killed);
+    assert_eq!(stage.events(), [""; 0]);
+    assert!(!stage.has_room());
+}
