@@ -293,15 +293,21 @@ impl Shared {
                 Some(_) => {}
             }
             let first = promised.pop_front();
+            let has_more = !promised.is_empty();
             drop(promised);
+            if has_more {
+                // If this one panics, that costs no other.
+                self.begin_later(reactor);
+            }
             if let Some(first) = first {
                 self.serve(reactor, first);
             }
         }
         // The pool does not read: it is stopped, or busy.
-        self.look_is_due.set(true);
-        let shared = Rc::clone(self);
-        reactor.call_later(LOOK_AGAIN, move |reactor| shared.begin(reactor));
+        if !self.look_is_due.replace(true) {
+            let shared = Rc::clone(self);
+            reactor.call_later(LOOK_AGAIN, move |reactor| shared.begin(reactor));
+        }
     }
 
     fn begin_later(self: &Rc<Self>, reactor: &mut Reactor) {
@@ -371,7 +377,6 @@ impl Shared {
             return;
         }
         self.stage.set(Stage::Draining);
-        self.service.borrow_mut().draining(reactor, within);
         let late = Rc::clone(self);
         reactor.call_later(within, move |reactor| late.drained(reactor));
         if let Some(report) = self.report.take() {
@@ -379,6 +384,8 @@ impl Shared {
             let _ = report.cancel(reactor);
         }
         self.report_later(reactor);
+        // Last, since it may panic.
+        self.service.borrow_mut().draining(reactor, within);
     }
 
     fn drained(self: &Rc<Self>, reactor: &mut Reactor) {

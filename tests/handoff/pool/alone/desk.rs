@@ -35,25 +35,35 @@ pub(super) struct Keeping {
     pub(super) told: Rc<RefCell<Vec<Told>>>,
     pub(super) kept: Rc<RefCell<Vec<(Connection, Live)>>>,
     pub(super) refuses: Rc<Cell<Option<Refusal>>>,
+    /// The last thing that it is told before it panics.
+    pub(super) panics_at: Rc<RefCell<Option<Told>>>,
+}
+
+impl Keeping {
+    fn note(&self, told: Told) {
+        let panics = self.panics_at.borrow().as_ref() == Some(&told);
+        self.told.borrow_mut().push(told);
+        assert!(!panics, "a panic that is meant");
+    }
 }
 
 impl Service for Keeping {
     fn admit(&mut self, _: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
-        self.told.borrow_mut().push(Told::Admit(connection.label));
+        self.note(Told::Admit(connection.label));
         self.refuses.get().map_or(Ok(()), Err)
     }
 
     fn serve(&mut self, _: &mut Reactor, connection: Connection, live: Live) {
-        self.told.borrow_mut().push(Told::Serve(connection.label));
+        self.note(Told::Serve(connection.label));
         self.kept.borrow_mut().push((connection, live));
     }
 
     fn draining(&mut self, _: &mut Reactor, within: Duration) {
-        self.told.borrow_mut().push(Told::Draining(within));
+        self.note(Told::Draining(within));
     }
 
     fn drained(&mut self, _: &mut Reactor) {
-        self.told.borrow_mut().push(Told::Drained);
+        self.note(Told::Drained);
     }
 }
 

@@ -206,6 +206,26 @@ fn a_connection_is_begun_when_its_answer_has_left() {
     assert_eq!(desk.worker.live(), 30);
 }
 
+/// A service that panics while it begins to serve one, and while it is told to drain:
+/// others are served all the same, and the worker ends.
+#[test]
+fn a_service_that_panics_costs_one_connection() {
+    let mut desk = Desk::new(WorkerSettings::default());
+    desk.service.panics_at.replace(Some(Told::Serve(2)));
+    desk.send(1..=4);
+    let served: Vec<_> = (1..=4).map(Told::Serve).collect();
+    assert_eq!(desk.told()[4..], served);
+    assert_eq!(desk.reactor.statistics().panics, 1);
+    assert_eq!(desk.worker.live(), 3);
+    let within = ms(1_000);
+    desk.service.panics_at.replace(Some(Told::Draining(within)));
+    desk.drain(1_000);
+    assert_eq!(desk.reactor.statistics().panics, 2);
+    desk.service.kept.borrow_mut().clear();
+    desk.advance(ms(10));
+    assert_eq!(desk.told(), [Told::Draining(within), Told::Drained]);
+}
+
 #[test]
 fn what_could_not_be_answered_is_served_or_closed_as_asked() {
     for (orphans, served) in [(Orphans::Serve, 1), (Orphans::Close, 0)] {
