@@ -33,8 +33,10 @@ impl Shared {
             let id = {
                 let mut state = self.state.borrow_mut();
                 state.next_worker += 1;
+                state.is_starting = true;
                 WorkerId(state.next_worker - 1)
             };
+            self.arm_tick(reactor);
             let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
             settings.handshake_timeout = self.state.borrow().settings.start_timeout;
             let link = Link {
@@ -44,6 +46,7 @@ impl Shared {
             let end = Channel::new(settings, link);
             let started = self.spawn.borrow_mut().start(reactor, id, end);
             let installed = started.and_then(|started| self.install(reactor, id, started));
+            self.state.borrow_mut().is_starting = false;
             if let Err(error) = installed {
                 log::error!(target: log::HANDOFF, "cannot start {id}, trying again: {error}");
                 self.replace_later(reactor);
@@ -362,10 +365,12 @@ impl Shared {
         let mut events = Vec::new();
         let mut late = Vec::new();
         let mut ask = Vec::new();
+        let has_panicked;
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
             state.tick = None;
+            has_panicked = mem::take(&mut state.is_starting);
             for worker in &mut state.workers {
                 let oldest = worker.in_flight.front().map_or(now, |job| job.since);
                 let age = now.saturating_duration_since(oldest);
@@ -431,6 +436,10 @@ impl Shared {
         }
         for id in ask {
             self.exited(reactor, id);
+        }
+        if has_panicked {
+            // It is not called again before a wait, as one that fails.
+            self.replace_later(reactor);
         }
         self.pump(reactor);
         self.arm_tick(reactor);

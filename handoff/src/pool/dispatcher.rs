@@ -86,6 +86,7 @@ impl Pool {
                     undelivered: VecDeque::new(),
                     paused: Vec::new(),
                     replacements: 0,
+                    is_starting: false,
                     next_worker: 1,
                     next_delivery: 1,
                     tick: None,

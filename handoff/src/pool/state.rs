@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) backoff: Backoff,
     /// How many replacements are scheduled.
     pub(super) replacements: usize,
+    /// Code of the user is starting a worker, or has panicked meanwhile.
+    pub(super) is_starting: bool,
     pub(super) next_worker: u64,
     pub(super) next_delivery: u64,
     pub(super) tick: Option<DelayedCall>,
@@ -264,7 +266,8 @@ impl State {
     }
 
     pub(super) fn needs_tick(&self) -> bool {
-        !self.waiting.is_empty()
+        self.is_starting
+            || !self.waiting.is_empty()
             || !self.paused.is_empty()
             || !self.leaving.is_empty()
             || matches!(self.life, Life::Stopping { .. })

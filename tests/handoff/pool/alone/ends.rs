@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bowline::Reactor;
 use bowline::handoff::pool::{
-    Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerProcess,
-    WorkerStage,
+    Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerId,
+    WorkerProcess, WorkerStage,
 };
 use bowline::testing::ManualClock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -336,6 +336,27 @@ fn workers_that_cannot_be_started_are_tried_again_with_growing_waits() {
     }
     let statistics = pool.statistics();
     assert_eq!((statistics.started, statistics.deaths), (0, 0));
+}
+
+#[test]
+fn a_start_that_panics_is_tried_again_after_a_wait() {
+    let hire = |id: WorkerId| {
+        assert_ne!(id.to_string(), "worker 2", "a panic that is meant");
+        Hand::new(id, Process::Asked)
+    };
+    let mut stage = Stage::with_hands(settings(1), RoundRobin::new(), hire);
+    stage.greet_all();
+    stage.end(0);
+    stage.advance(ms(100));
+    assert_eq!(stage.reactor.statistics().panics, 1);
+    assert_eq!(stage.started(), 1);
+    stage.advance(TICK);
+    stage.advance(ms(199));
+    assert_eq!(stage.started(), 1);
+    stage.advance(ms(1));
+    assert_eq!(stage.hand(1).id.to_string(), "worker 3");
+    stage.greet_all();
+    assert!(stage.has_room());
 }
 
 #[test]

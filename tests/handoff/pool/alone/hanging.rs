@@ -26,6 +26,21 @@ fn a_worker_counts_as_hung_when_it_has_said_nothing_for_too_long() {
     assert_eq!(stage.hand(1).labels(), [2, 3]);
 }
 
+/// Nothing is looked at again and again while nothing is to come.
+#[test]
+fn a_pool_that_waits_for_nothing_sleeps() {
+    let mut stage = Stage::serving(settings(2));
+    stage.pass(TICK);
+    assert_eq!(stage.reactor.next_deadline(), None);
+    stage.dispatch(0..5);
+    assert_eq!(stage.reactor.delayed_calls().count(), 1);
+    for (place, id) in [(0, 1), (1, 2), (0, 3), (1, 4), (0, 5)] {
+        stage.accept(place, id, 1);
+    }
+    stage.pass(TICK);
+    assert_eq!(stage.reactor.next_deadline(), None);
+}
+
 #[test]
 fn a_hung_worker_recovers_with_whatever_it_says() {
     let mut stage = Stage::serving(settings(1));
