@@ -176,7 +176,8 @@ pub struct RestartSettings {
     /// What the states of moved connections look like, in numbers of the
     /// program's own: a predecessor of another format refuses. Default 0.
     pub format: u32,
-    /// How long one answer of the other process may take; default 10 s.
+    /// How long one answer of the other process may take, its greeting included;
+    /// default 10 s.
     pub answer: Duration,
     /// How long a successor that was started may take until it asks to take
     /// over; default 30 s.

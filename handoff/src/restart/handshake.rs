@@ -184,8 +184,6 @@ pub(crate) enum Told {
     NotAdopted,
     /// `Commit`.
     Commit,
-    /// `Connections` or `Go`.
-    Connections,
     /// `Done`.
     Done,
     /// `Abort`, or a message that has no business here.
@@ -209,8 +207,6 @@ pub(crate) enum Act {
     Serve,
     /// Says `Serving`.
     SaySo,
-    /// Takes notice of connections.
-    Receive,
     /// Is done: all that was on its way has arrived.
     Finish,
     /// Stops accepting, and leaves the socket files to their owner.
@@ -248,9 +244,7 @@ impl Taking {
                 return acts;
             }
             (Adopting, Told::Adopted) => (Ready, &[Act::SayReady]),
-            (Adopting, Told::NotAdopted) => (Failed, &[Act::HangUp, Act::Fail]),
             (Ready, Told::Commit) => (Serving, &[Act::SaySo, Act::Serve]),
-            (Ready | Serving, Told::Connections) => (*self, &[Act::Receive]),
             (Serving, Told::Done) => (Done, &[Act::Finish]),
             // The predecessor has died, and it is all here: nobody else is going to
             // serve.
@@ -273,6 +267,11 @@ impl Taking {
             Self::Asking | Self::Receiving { .. } | Self::Ready => Some(patience.answer),
             Self::Adopting | Self::Serving | Self::Done | Self::Failed => None,
         }
+    }
+
+    /// Whether connections may come.
+    pub(crate) fn is_receiving(self) -> bool {
+        matches!(self, Self::Ready | Self::Serving)
     }
 }
 
@@ -339,7 +338,7 @@ mod tests {
                     Act::Withdraw => self.new_accepts = false,
                     Act::HangUp => self.to_old.push(Heard::Abort),
                     Act::Fail => self.new_failed = true,
-                    Act::Receive | Act::Finish => {}
+                    Act::Finish => {}
                 }
             }
         }
@@ -441,6 +440,205 @@ mod tests {
         answer: Duration::from_secs(1),
         ready: Duration::from_secs(1),
     };
+
+    /// Lets the one that serves hear what it does next, from any step.
+    fn offering(mut from: Offering, heard: Heard) -> (Offering, Vec<Do>) {
+        let actions = from.hear(heard).to_vec();
+        (from, actions)
+    }
+
+    fn taking(mut from: Taking, told: Told) -> (Taking, Vec<Act>) {
+        let acts = from.hear(told);
+        (from, acts)
+    }
+
+    const PARTLY_TAKEN: Offering = Offering::Taking {
+        taken: 1,
+        batches: 3,
+    };
+
+    const PARTLY_RECEIVED: Taking = Taking::Receiving {
+        received: 1,
+        batches: 3,
+    };
+
+    #[test]
+    fn steps_of_the_one_that_serves_follow_each_other() {
+        use Offering::{Asked, Committed, Done, Following, Moving, Preparing};
+        let taking = |taken, batches| Offering::Taking { taken, batches };
+        for (from, heard, to, actions) in [
+            (Asked, Heard::Take(Ok(0)), Preparing, vec![Do::Offer]),
+            (
+                Asked,
+                Heard::Take(Ok(2)),
+                taking(0, 2),
+                vec![Do::Offer, Do::Send(0)],
+            ),
+            (
+                taking(0, 2),
+                Heard::Taken(0),
+                taking(1, 2),
+                vec![Do::Send(1)],
+            ),
+            (
+                taking(1, 3),
+                Heard::Taken(1),
+                taking(2, 3),
+                vec![Do::Send(2)],
+            ),
+            (taking(1, 2), Heard::Taken(1), Preparing, vec![]),
+            (Preparing, Heard::Ready, Moving, vec![Do::Move]),
+            (Moving, Heard::Moved, Committed, vec![Do::Commit]),
+            (Committed, Heard::Serving, Following, vec![Do::Move]),
+            (Following, Heard::Moved, Done, vec![Do::Finish]),
+        ] {
+            assert_eq!(offering(from, heard), (to, actions), "{from:?} {heard:?}");
+        }
+        let last = MOST_BATCHES as u32;
+        for batch in 0..last - 1 {
+            let next = offering(taking(batch, last), Heard::Taken(batch));
+            assert_eq!(next, (taking(batch + 1, last), vec![Do::Send(batch + 1)]));
+        }
+    }
+
+    #[test]
+    fn the_one_that_serves_goes_on_if_it_ends_at_any_step() {
+        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing};
+        for from in [Asked, PARTLY_TAKEN, Preparing, Moving] {
+            assert_eq!(offering(from, Heard::Lost), (Failed, vec![]), "{from:?}");
+            for heard in [Heard::Abort, Heard::TooLate, Heard::Taken(9)] {
+                let answer = offering(from, heard);
+                assert_eq!(answer, (Failed, vec![Do::HangUp]), "{from:?} {heard:?}");
+            }
+        }
+        for from in [Committed, Following] {
+            let resumed = offering(from, Heard::Lost);
+            assert_eq!(resumed, (Failed, vec![Do::Resume]), "{from:?}");
+            for heard in [Heard::Abort, Heard::TooLate, Heard::Ready] {
+                let answer = offering(from, heard);
+                let wanted = (Failed, vec![Do::HangUp, Do::Resume]);
+                assert_eq!(answer, wanted, "{from:?} {heard:?}");
+            }
+        }
+        for from in [Done, Failed] {
+            for heard in [Heard::Lost, Heard::Abort, Heard::Ready, Heard::Take(Ok(1))] {
+                assert_eq!(offering(from, heard), (from, vec![]), "{heard:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_of_the_one_that_takes_over_follow_each_other() {
+        use Taking::{Adopting, Asking, Done, Ready, Serving};
+        let receiving = |received, batches| Taking::Receiving { received, batches };
+        for (from, told, to, acts) in [
+            (Asking, Told::Offer(0), Adopting, vec![Act::Adopt]),
+            (Asking, Told::Offer(2), receiving(0, 2), vec![]),
+            (
+                receiving(0, 2),
+                Told::Listeners(0),
+                receiving(1, 2),
+                vec![Act::Acknowledge(0)],
+            ),
+            (
+                receiving(1, 2),
+                Told::Listeners(1),
+                Adopting,
+                vec![Act::Acknowledge(1), Act::Adopt],
+            ),
+            (Adopting, Told::Adopted, Ready, vec![Act::SayReady]),
+            (Ready, Told::Commit, Serving, vec![Act::SaySo, Act::Serve]),
+            (Serving, Told::Done, Done, vec![Act::Finish]),
+            // Whoever has everything serves, if there is nobody else.
+            (Ready, Told::Lost, Done, vec![Act::Serve, Act::Finish]),
+            (Serving, Told::Lost, Done, vec![Act::Finish]),
+            (Adopting, Told::Lost, Adopting, vec![]),
+        ] {
+            assert_eq!(taking(from, told), (to, acts), "{from:?} {told:?}");
+        }
+    }
+
+    #[test]
+    fn the_one_that_takes_over_lets_go_if_it_ends_at_any_step() {
+        use Taking::{Adopting, Asking, Done, Failed, Ready, Serving};
+        let gives_up = (Failed, vec![Act::HangUp, Act::Fail]);
+        for from in [Asking, PARTLY_RECEIVED, Adopting, Ready] {
+            for told in [Told::Abort, Told::TooLate, Told::NotAdopted, Told::Done] {
+                assert_eq!(taking(from, told), gives_up, "{from:?} {told:?}");
+            }
+        }
+        for from in [Asking, PARTLY_RECEIVED] {
+            let gone = taking(from, Told::Lost);
+            assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
+        }
+        assert_eq!(
+            taking(Asking, Told::Refused),
+            (Failed, vec![Act::Fail]),
+            "the other has hung up"
+        );
+        assert_eq!(
+            taking(Serving, Told::Abort),
+            (Failed, vec![Act::Withdraw, Act::HangUp, Act::Fail])
+        );
+        for from in [Done, Failed] {
+            for told in [Told::Lost, Told::Abort, Told::Commit] {
+                assert_eq!(taking(from, told), (from, vec![]), "{told:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn steps_that_wait_for_the_other_have_a_limit() {
+        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing};
+        let limits = Patience {
+            answer: Duration::from_secs(1),
+            ready: Duration::from_secs(2),
+        };
+        for step in [Asked, PARTLY_TAKEN, Committed] {
+            assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
+        }
+        assert_eq!(Preparing.patience(limits), Some(limits.ready));
+        for step in [Moving, Following, Done, Failed] {
+            assert_eq!(step.patience(limits), None, "{step:?}");
+        }
+        let moving = [
+            Asked,
+            PARTLY_TAKEN,
+            Preparing,
+            Moving,
+            Committed,
+            Following,
+            Done,
+            Failed,
+        ]
+        .map(Offering::is_moving);
+        assert_eq!(
+            moving,
+            [false, false, false, true, false, true, false, false]
+        );
+        for step in [Taking::Asking, PARTLY_RECEIVED, Taking::Ready] {
+            assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
+        }
+        for step in [
+            Taking::Adopting,
+            Taking::Serving,
+            Taking::Done,
+            Taking::Failed,
+        ] {
+            assert_eq!(step.patience(limits), None, "{step:?}");
+        }
+        let receiving = [
+            Taking::Asking,
+            PARTLY_RECEIVED,
+            Taking::Adopting,
+            Taking::Ready,
+            Taking::Serving,
+            Taking::Done,
+            Taking::Failed,
+        ]
+        .map(Taking::is_receiving);
+        assert_eq!(receiving, [false, false, false, true, true, false, false]);
+    }
 
     #[test]
     fn refusal_says_why_and_leaves_the_old_one_alone() {

@@ -360,10 +360,13 @@ mod tests {
             held: 4,
         };
         assert_eq!(record.descriptors(), 8);
+        assert_eq!(record.size(), 64 + 4 + 2 + 1 + 100 + 16 * 3);
+        assert_eq!(Record::default().descriptors(), 1, "the socket");
+        assert_eq!(Record::default().size(), 64);
+        for refusal in [Refusal::Busy, Refusal::Format, Refusal::NotServing] {
+            there_and_back(FromPredecessor::Refused { refusal });
+        }
         for message in [
-            FromPredecessor::Refused {
-                refusal: Refusal::Format,
-            },
             FromPredecessor::Offer { batches: 2 },
             FromPredecessor::Listeners {
                 batch: 0,
@@ -379,6 +382,80 @@ mod tests {
             FromPredecessor::Abort,
         ] {
             there_and_back(message);
+        }
+    }
+
+    /// What the sizes of messages are reckoned with is never too little.
+    #[test]
+    fn record_takes_no_more_room_than_its_size() {
+        let record = Record {
+            kind: "chat".into(),
+            state: vec![1; 10],
+            unread: vec![2; 20],
+            unsent: vec![3; 30],
+            queued: vec![(None, 1); 40],
+            held: 50,
+        };
+        let size = record.size();
+        let message = FromPredecessor::Connections {
+            batch: 0,
+            connections: vec![record.clone(), record],
+        };
+        let mut frame = Vec::new();
+        encode_frame(&message, 0, &mut frame).unwrap();
+        assert!(frame.len() <= HEADER_BYTES + 8 + 2 * size);
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_with_its_reason() {
+        let unknown = |kind| WireError::UnknownKind { kind };
+        for kind in [0x01ff, 0x0207, 0x0210] {
+            let back = decode_payload::<FromSuccessor>(kind, 1, &[]);
+            assert_eq!(back, Err(unknown(kind)));
+        }
+        for kind in [0x0200, 0x020f, 0x0218] {
+            let back = decode_payload::<FromPredecessor>(kind, 1, &[]);
+            assert_eq!(back, Err(unknown(kind)));
+        }
+        for byte in [0, 4, 255] {
+            let back = decode_payload::<FromPredecessor>(0x0210, 1, &[byte]);
+            assert_eq!(back, Err(WireError::Malformed { what: "refusal" }));
+        }
+        // A list that says that it is longer than it is.
+        let announced = [0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff];
+        for kind in [0x0212, 0x0214] {
+            let back = decode_payload::<FromPredecessor>(kind, 1, &announced);
+            assert_eq!(back, Err(WireError::Truncated));
+        }
+        let back = decode_payload::<FromSuccessor>(0x0204, 1, &announced);
+        assert_eq!(back, Err(WireError::Truncated));
+        // More than the message.
+        for kind in [0x0202, 0x0203, 0x0206] {
+            let back = decode_payload::<FromSuccessor>(kind, 1, b"!");
+            assert_eq!(back, Err(WireError::Surplus { bytes: 1 }));
+        }
+        for kind in [0x0213, 0x0216, 0x0217] {
+            let back = decode_payload::<FromPredecessor>(kind, 1, b"!");
+            assert_eq!(back, Err(WireError::Surplus { bytes: 1 }));
+        }
+    }
+
+    #[test]
+    fn groups_at_the_edges_of_the_unsent_bytes_are_taken() {
+        for queued in [
+            vec![(Some(0..10), 1)],
+            vec![(Some(0..10), 0)],
+            vec![(Some(0..1), 0), (Some(1..10), 1)],
+            vec![(Some(9..10), 253)],
+        ] {
+            there_and_back(FromPredecessor::Connections {
+                batch: 0,
+                connections: vec![Record {
+                    unsent: vec![0; 10],
+                    queued,
+                    ..Record::default()
+                }],
+            });
         }
     }
 

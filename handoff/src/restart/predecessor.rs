@@ -46,9 +46,14 @@ struct OnItsWay {
     has_gone: bool,
 }
 
-pub(super) fn settings(role: channel::Role, peer_role: channel::Role) -> ChannelSettings {
-    let mut settings = ChannelSettings::new(role, peer_role);
+/// How a channel of these roles behaves, ours and the other's.
+pub(super) fn settings(
+    restart: &Restart,
+    (ours, theirs): (channel::Role, channel::Role),
+) -> ChannelSettings {
+    let mut settings = ChannelSettings::new(ours, theirs);
     settings.max_payload = MAX_PAYLOAD;
+    settings.handshake_timeout = restart.shared.settings.answer;
     settings
 }
 
@@ -56,7 +61,8 @@ pub(super) fn settings(role: channel::Role, peer_role: channel::Role) -> Channel
 pub(super) fn factory(restart: &Restart) -> impl Factory<UnixStream> + use<> {
     let restart = restart.clone();
     move |_: &Address| {
-        let settings = settings(channel::Role::PREDECESSOR, channel::Role::SUCCESSOR);
+        let roles = (channel::Role::PREDECESSOR, channel::Role::SUCCESSOR);
+        let settings = settings(&restart, roles);
         let receiver = Receiver {
             restart: restart.clone(),
             offer: None,
@@ -147,7 +153,7 @@ impl Restart {
 
     fn heard(&self, reactor: &mut Reactor, id: u64, message: FromSuccessor) {
         let heard = match message {
-            FromSuccessor::Take { format } => Heard::Take(self.admit(id, format)),
+            FromSuccessor::Take { format } => Heard::Take(self.admit(reactor, id, format)),
             FromSuccessor::Taken { batch } => Heard::Taken(batch),
             FromSuccessor::Ready => Heard::Ready,
             FromSuccessor::Serving => Heard::Serving,
@@ -161,7 +167,7 @@ impl Restart {
     }
 
     /// Whether the successor may take over, and in how many batches.
-    fn admit(&self, id: u64, format: u32) -> Result<u32, Refusal> {
+    fn admit(&self, reactor: &mut Reactor, id: u64, format: u32) -> Result<u32, Refusal> {
         let mut state = self.shared.state.borrow_mut();
         if state.role != Role::Serving {
             return Err(Refusal::NotServing);
@@ -185,6 +191,10 @@ impl Restart {
         if let Some(child) = &mut state.child {
             child.has_asked = true;
         }
+        // Those that the program has stopped are nobody's.
+        state
+            .listeners
+            .retain(|named| reactor.get(named.handle).is_some());
         let batches = state.listeners.len().div_ceil(MAX_DESCRIPTORS);
         Ok(batches.min(MOST_BATCHES) as u32)
     }

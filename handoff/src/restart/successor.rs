@@ -73,7 +73,8 @@ impl Factory<UnixStream> for Finder {
     type Protocol = Channel<Receiver>;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
-        let settings = settings(channel::Role::SUCCESSOR, channel::Role::PREDECESSOR);
+        let roles = (channel::Role::SUCCESSOR, channel::Role::PREDECESSOR);
+        let settings = settings(&self.restart, roles);
         let receiver = Receiver {
             restart: self.restart.clone(),
             is_made: false,
@@ -166,8 +167,12 @@ impl ChannelReceiver<UnixStream> for Receiver {
                 }
             });
         } else {
+            let why = match error {
+                Some(ChannelError::HandshakeTimedOut) => RestartError::TimedOut,
+                _ => RestartError::GaveUp,
+            };
             cx.reactor
-                .defer(move |reactor| restart.not_started(reactor, RestartError::GaveUp));
+                .defer(move |reactor| restart.not_started(reactor, why));
         }
     }
 }
@@ -190,8 +195,13 @@ impl Restart {
             }
             FromPredecessor::Offer { batches } => Told::Offer(batches),
             FromPredecessor::Listeners { batch, listeners } => {
-                if lost > 0 || listeners.len() != descriptors.len() {
-                    log::warn!(target: log::HANDOFF, "{lost} listeners were lost on the way");
+                if listeners.len() != descriptors.len() {
+                    log::warn!(
+                        target: log::HANDOFF,
+                        "{} descriptors came of {} listeners, {lost} were lost on the way",
+                        descriptors.len(),
+                        listeners.len()
+                    );
                     Told::Abort
                 } else {
                     self.keep_listeners(listeners, descriptors);
@@ -200,10 +210,8 @@ impl Restart {
             }
             FromPredecessor::Commit => Told::Commit,
             FromPredecessor::Connections { batch, connections } => {
-                let is_ours = self
-                    .with_take_over(|take_over| take_over.machine.hear(Told::Connections))
-                    .is_some_and(|acts| acts.contains(&Act::Receive));
-                if is_ours {
+                let machine = self.with_take_over(|take_over| take_over.machine);
+                if machine.is_some_and(Taking::is_receiving) {
                     self.prepare(reactor, batch, connections, descriptors);
                     return self.set_taking_deadline(reactor);
                 }
@@ -242,7 +250,6 @@ impl Restart {
                 Act::SayReady => self.answer(reactor, &FromSuccessor::Ready),
                 Act::SaySo => self.answer(reactor, &FromSuccessor::Serving),
                 Act::Serve => self.accept(reactor),
-                Act::Receive => {}
                 Act::Finish => self.taken_over(reactor),
                 Act::Withdraw => self.withdraw(reactor),
                 Act::HangUp => {
@@ -396,7 +403,9 @@ impl Restart {
 
     fn go(&self, reactor: &mut Reactor, batch: u32) {
         let channel = self.with_take_over(|take_over| {
-            let is_there = take_over.prepared.contains_key(&batch);
+            // It may have given up meanwhile, or they were taken back.
+            let is_ours = take_over.machine.is_receiving();
+            let is_there = is_ours && take_over.prepared.contains_key(&batch);
             is_there.then_some(take_over.channel)
         });
         let Some(channel) = channel.flatten() else {

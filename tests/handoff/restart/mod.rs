@@ -1,6 +1,7 @@
 //! Restarts: a server in processes of its own, restarted while its clients go
 //! on.
 
+mod alone;
 mod client;
 mod faults;
 mod hung;

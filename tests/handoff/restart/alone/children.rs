@@ -1,0 +1,319 @@
+//! Successors that were started here: real processes, which do nothing but run until
+//! they are killed. What they would say is said by hand.
+
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::process::Command;
+use std::time::Instant;
+
+use bowline::handoff::restart::RestartError;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use super::wire::{ready, serving, take, taken};
+use super::{REAP, Server, Stage, ms};
+use crate::support::DEADLINE;
+
+/// One that runs until it is killed, or nobody holds it any more.
+pub(super) struct Sleeper {
+    pub(super) pid: u32,
+    input: PipeWriter,
+    output: PipeReader,
+}
+
+impl Sleeper {
+    pub(super) fn start(stage: &mut Stage, server: &Server) -> Self {
+        let (stdin, input) = std::io::pipe().expect("a pipe");
+        let (output, stdout) = std::io::pipe().expect("a pipe");
+        let mut command = Command::new("cat");
+        command.stdin(stdin).stdout(stdout);
+        let pid = start(stage, server, command);
+        Self { pid, input, output }
+    }
+
+    /// Whether it was not killed: it does not answer even if it is not dead yet.
+    fn lives(&mut self) -> bool {
+        self.input.write_all(b"?").is_ok() && matches!(self.output.read(&mut [0]), Ok(1))
+    }
+
+    fn kill(self) {
+        kill(self.pid);
+        let pid = Pid::from_raw(self.pid.cast_signed());
+        waitpid(pid, WaitOptions::empty()).expect("ours");
+    }
+}
+
+/// A command that is not to be started.
+fn never() -> Command {
+    Command::new("false")
+}
+
+fn kill(pid: u32) {
+    let pid = Pid::from_raw(pid.cast_signed()).expect("not 0");
+    kill_process(pid, Signal::KILL).expect("ours");
+}
+
+/// One that ends at once, so.
+fn exits(code: i32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("exit {code}")]);
+    command
+}
+
+/// Starts it; its number.
+fn start(stage: &mut Stage, server: &Server, command: Command) -> u32 {
+    let children = children();
+    server
+        .restart
+        .start_successor(&mut stage.reactor, command)
+        .expect("it serves");
+    let new: Vec<_> = self::children()
+        .into_iter()
+        .filter(|pid| !children.contains(pid))
+        .collect();
+    assert_eq!(new.len(), 1, "one was started");
+    new[0]
+}
+
+/// The children of this thread.
+fn children() -> Vec<u32> {
+    let all = std::fs::read_to_string("/proc/thread-self/children").expect("Linux has it");
+    all.split_ascii_whitespace()
+        .map(|pid| pid.parse().expect("a number"))
+        .collect()
+}
+
+/// Whether it is neither gone nor a zombie.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
+}
+
+/// Moves the time in steps until the process is reaped; it ends in real time.
+#[track_caller]
+pub(super) fn reap(stage: &mut Stage, pid: u32) {
+    let started = Instant::now();
+    while children().contains(&pid) {
+        assert!(started.elapsed() < DEADLINE, "{pid} does not end");
+        stage.advance(REAP);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    for code in [0, 3] {
+        let pid = start(&mut stage, &server, exits(code));
+        assert!(server.restart.is_under_way());
+        reap(&mut stage, pid);
+        assert!(!server.restart.is_under_way());
+        let ended = "goes on: successor ended before it took over: exit status";
+        assert_eq!(server.events(), [format!("{ended}: {code}")]);
+    }
+}
+
+#[test]
+fn child_is_asked_every_so_often_whether_it_has_ended() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let pid = start(&mut stage, &server, exits(0));
+    let started = Instant::now();
+    while runs(pid) {
+        assert!(started.elapsed() < DEADLINE, "it does not end");
+        std::thread::yield_now();
+    }
+    stage.advance(REAP - ms(1));
+    assert_eq!(server.events(), [""; 0]);
+    stage.advance(ms(1));
+    assert_eq!(server.events().len(), 1);
+}
+
+#[test]
+fn child_that_does_not_ask_in_time_is_killed() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let mut child = Sleeper::start(&mut stage, &server);
+    stage.advance(ms(2_999));
+    assert!(child.lives());
+    stage.advance(ms(1));
+    reap(&mut stage, child.pid);
+    let late = ["goes on: the other process took too long"];
+    assert_eq!(server.events(), late);
+    assert!(server.restart.is_serving() && !server.restart.is_under_way());
+}
+
+/// The limit of one that has ended is not that of the next.
+#[test]
+fn each_child_has_its_own_time_to_ask() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let first = start(&mut stage, &server, exits(0));
+    stage.advance(ms(1_000));
+    reap(&mut stage, first);
+    server.events();
+    let mut second = Sleeper::start(&mut stage, &server);
+    stage.advance(ms(2_999));
+    assert!(second.lives() && server.restart.is_under_way());
+    stage.advance(ms(1));
+    reap(&mut stage, second.pid);
+    assert_eq!(server.events().len(), 1);
+}
+
+#[test]
+fn child_that_has_asked_has_the_time_of_its_steps() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let mut child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    for message in [take(0), taken(0)] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    // Longer than it had to ask.
+    stage.advance(ms(4_999));
+    assert!(child.lives());
+    assert_eq!(server.events(), [""; 0]);
+    for message in [ready(), serving()] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    assert_eq!(server.events(), ["handed over"]);
+    // It is on its own now.
+    stage.advance(ms(3_000));
+    assert!(child.lives());
+    child.kill();
+}
+
+#[test]
+fn only_the_child_is_served_while_there_is_one() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let mut child = Sleeper::start(&mut stage, &server);
+    let stranger = stage.successor(child.pid + 1);
+    stranger.send(&take(0), &[]);
+    stage.settle();
+    assert_eq!(stranger.hears(), ["refused 1", "lost"]);
+    assert_eq!(server.events(), [""; 0]);
+    assert!(child.lives());
+    let hand = stage.successor(child.pid);
+    hand.send(&take(0), &[]);
+    stage.settle();
+    assert_eq!(hand.hears()[0], "offer 1");
+    // Once.
+    let again = stage.successor(child.pid);
+    again.send(&take(0), &[]);
+    stage.settle();
+    assert_eq!(again.hears(), ["refused 1", "lost"]);
+    assert!(child.lives());
+    drop(hand);
+    stage.settle();
+    reap(&mut stage, child.pid);
+    assert_eq!(server.events(), ["goes on: the other process is gone"]);
+}
+
+#[test]
+fn child_of_another_format_is_killed() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    hand.send(&take(1), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["refused 2", "lost"]);
+    reap(&mut stage, child.pid);
+    let told = ["goes on: predecessor is of another format"];
+    assert_eq!(server.events(), told);
+}
+
+/// The program is told when nothing is left of the child, so that it may start the
+/// next at once.
+#[test]
+fn child_that_fails_is_killed_before_the_program_is_told() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    hand.send(&take(0), &[]);
+    stage.settle();
+    // Not for the first reason only.
+    stage.advance(ms(1_000));
+    drop(hand);
+    stage.settle();
+    reap(&mut stage, child.pid);
+    let late = ["goes on: the other process took too long"];
+    assert_eq!(server.events(), late);
+    let next = start(&mut stage, &server, exits(0));
+    reap(&mut stage, next);
+    assert_eq!(server.events().len(), 1);
+}
+
+/// Its channel may outlive it for a moment: that tells what it was for.
+#[test]
+fn child_that_ends_with_its_channel_open_is_told_of_once() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    hand.send(&take(0), &[]);
+    stage.settle();
+    kill(child.pid);
+    let started = Instant::now();
+    while runs(child.pid) {
+        assert!(started.elapsed() < DEADLINE, "it does not end");
+        std::thread::yield_now();
+    }
+    stage.advance(REAP);
+    assert!(!children().contains(&child.pid));
+    assert_eq!(server.events(), [""; 0]);
+    assert!(server.restart.is_under_way());
+    drop(hand);
+    stage.settle();
+    assert_eq!(server.events(), ["goes on: the other process is gone"]);
+    stage.advance(ms(10_000));
+    assert_eq!(server.events(), [""; 0]);
+}
+
+#[test]
+fn no_child_is_started_where_there_is_no_use_for_one() {
+    let mut stage = Stage::new();
+    let settings = stage.settings();
+    let server = stage.begin_only(settings, "old", &["web"]);
+    let before = children();
+    let refuses = |stage: &mut Stage, command| {
+        let started = server.restart.start_successor(&mut stage.reactor, command);
+        assert_eq!(children(), before);
+        started.expect_err("no use").to_string()
+    };
+    let not_serving = RestartError::NotServing.to_string();
+    assert_eq!(refuses(&mut stage, never()), not_serving);
+    stage.settle();
+    let missing = Command::new("/nonexistent/program");
+    assert_eq!(refuses(&mut stage, missing), "cannot start the successor");
+    assert!(!server.restart.is_under_way());
+    // Another one is served.
+    let hand = stage.successor(1);
+    hand.send(&take(0), &[]);
+    stage.settle();
+    let busy = RestartError::Busy.to_string();
+    assert_eq!(refuses(&mut stage, never()), busy);
+    drop(hand);
+    stage.settle();
+    // Another one was started.
+    let child = Sleeper::start(&mut stage, &server);
+    let again = server.restart.start_successor(&mut stage.reactor, never());
+    assert_eq!(again.expect_err("one is there").to_string(), busy);
+    stage.advance(ms(3_000));
+    reap(&mut stage, child.pid);
+}

@@ -1,0 +1,407 @@
+//! The process that serves, with successors by hand.
+
+use std::rc::Rc;
+
+use bowline::{Reactor, TcpListenOptions, UnixListenOptions};
+
+use super::wire::{
+    Hand, commit, gives_up, go, live, number, offer, prepared, ready, serving, take, taken,
+};
+use super::{Line, Stage, ms};
+use crate::support::Recorder;
+
+/// Both in one: the process that serves `web`, and a successor that has gone so
+/// many steps of those to everything.
+const STEPS: usize = 4;
+
+fn step(hand: &Hand, step: usize) {
+    hand.send(&[take(0), taken(0), ready(), serving()][step], &[]);
+}
+
+fn go_to(stage: &mut Stage, hand: &Hand, steps: usize) {
+    for at in 0..steps {
+        step(hand, at);
+        stage.settle();
+    }
+}
+
+#[test]
+fn everything_is_handed_over_step_by_step() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web", "more"]);
+    server.events();
+    let hand = stage.successor(1);
+    let mut heard = Vec::new();
+    for at in 0..STEPS {
+        assert!(server.restart.is_serving());
+        step(&hand, at);
+        stage.settle();
+        heard.push(hand.hears());
+    }
+    assert_eq!(
+        heard.concat(),
+        [
+            "offer 1",
+            "listeners 0: control+ web+ more+ [3]",
+            "commit",
+            "done",
+            "lost"
+        ]
+    );
+    assert_eq!(heard[1], [""; 0], "nothing until it is ready");
+    assert_eq!(server.events(), ["handed over"]);
+    assert!(server.restart.has_handed_over() && !server.restart.is_serving());
+    assert!(!server.restart.is_under_way());
+    // The files are the successor's, which has not closed the listeners.
+    assert!(stage.is_listening("web") && stage.is_listening("more"));
+    hand.descriptors.borrow_mut().clear();
+    crate::support::wait_for_closes();
+    assert!(!stage.is_listening("web") && stage.path("web").exists());
+    assert!(stage.control().exists());
+}
+
+#[test]
+fn somebody_who_never_greets_has_the_time_of_an_answer() {
+    let mut stage = Stage::new();
+    let _server = stage.begin("old", &["web"]);
+    let socket = std::os::unix::net::UnixStream::connect(stage.control()).expect("it listens");
+    let hand = Hand::new(socket);
+    stage.settle();
+    stage.advance(ms(999));
+    assert_eq!(hand.hears(), [""; 0]);
+    stage.advance(ms(1));
+    assert_eq!(hand.hears(), ["lost"]);
+}
+
+#[test]
+fn one_that_serves_says_that_a_successor_is_under_way() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    assert!(!server.restart.is_under_way(), "it has not asked");
+    step(&hand, 0);
+    stage.settle();
+    assert!(server.restart.is_under_way());
+    let printed = format!("{:?}", server.restart);
+    assert_eq!(printed, "Restart { role: Serving, is_under_way: true, .. }");
+    drop(hand);
+    stage.settle();
+    assert!(!server.restart.is_under_way());
+}
+
+#[test]
+fn each_step_has_its_own_limit() {
+    // Those that a successor has gone, and how long the next may take.
+    for (steps, limit) in [(0, 1_000), (1, 1_000), (2, 5_000), (3, 1_000)] {
+        let mut stage = Stage::new();
+        let server = stage.begin("old", &["web"]);
+        server.events();
+        let hand = stage.successor(1);
+        go_to(&mut stage, &hand, steps);
+        hand.hears();
+        stage.advance(ms(limit - 1));
+        assert_eq!(hand.hears(), [""; 0], "{steps}");
+        stage.advance(ms(1));
+        assert_eq!(hand.hears(), ["takes back", "lost"], "{steps}");
+        let told = server.events();
+        if steps == 0 {
+            assert_eq!(told, [""; 0], "it never asked");
+        } else {
+            assert_eq!(told, ["goes on: the other process took too long"]);
+        }
+        assert!(server.restart.is_serving() && !server.restart.is_under_way());
+        let mut client = stage.client("web");
+        assert_eq!(stage.ask(&mut client, "who"), "old 0", "{steps}");
+        // That was all.
+        drop(hand);
+        stage.advance(ms(60_000));
+        assert_eq!(server.events(), [""; 0], "{steps}");
+    }
+}
+
+/// A limit begins anew with each step.
+#[test]
+fn successor_that_is_just_in_time_at_each_step_takes_over() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    for (at, limit) in [1_000, 1_000, 5_000, 1_000].into_iter().enumerate() {
+        stage.advance(ms(limit - 1));
+        step(&hand, at);
+        stage.settle();
+    }
+    assert!(server.restart.has_handed_over());
+}
+
+#[test]
+fn successor_that_ends_at_any_step_leaves_the_old_one_serving() {
+    for steps in 0..STEPS {
+        for gives in [false, true] {
+            let mut stage = Stage::new();
+            let server = stage.begin("old", &["web"]);
+            server.events();
+            let hand = stage.successor(1);
+            go_to(&mut stage, &hand, steps);
+            // Nobody is lost who comes meanwhile.
+            let mut waiting = stage.client("web");
+            hand.hears();
+            if gives {
+                hand.send(&gives_up(), &[]);
+                stage.settle();
+                assert_eq!(hand.hears(), ["takes back", "lost"]);
+            }
+            drop(hand);
+            stage.settle();
+            let wanted = match (steps, gives) {
+                (0, _) => vec![],
+                (_, true) => vec!["goes on: the other process gave up"],
+                (_, false) => vec!["goes on: the other process is gone"],
+            };
+            assert_eq!(server.events(), wanted, "{steps} {gives}");
+            assert_eq!(stage.ask(&mut waiting, "who"), "old 0", "{steps} {gives}");
+            drop(waiting);
+            stage.settle();
+            server.events();
+            // The next is served, from the beginning.
+            let hand = stage.successor(2);
+            go_to(&mut stage, &hand, STEPS);
+            assert_eq!(server.events(), ["handed over"]);
+        }
+    }
+}
+
+#[test]
+fn nothing_is_accepted_between_commit_and_the_end() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    go_to(&mut stage, &hand, 2);
+    let mut before = stage.client("web");
+    assert_eq!(stage.ask(&mut before, "who"), "old 0");
+    before
+        .socket
+        .shutdown(std::net::Shutdown::Both)
+        .expect("open");
+    stage.settle();
+    step(&hand, 2);
+    stage.settle();
+    assert_eq!(hand.hears().last().expect("a word"), "commit");
+    let mut client = stage.client("web");
+    assert_eq!(stage.ask(&mut client, "who"), "");
+    drop(hand);
+    stage.settle();
+    assert_eq!(client.hears(), "old 1");
+    assert!(server.restart.is_serving());
+    // And the files are its own again.
+    drop(server);
+    drop(stage.reactor);
+    assert!(!stage.directory.path().join("web").exists());
+    assert!(!stage.directory.path().join("control/control").exists());
+}
+
+#[test]
+fn one_of_another_format_is_refused() {
+    let mut stage = Stage::new();
+    let mut settings = stage.settings();
+    settings.format = 7;
+    let server = stage.begin_with(settings, "old", &["web"]);
+    server.events();
+    for format in [0, 6, 8] {
+        let hand = stage.successor(1);
+        hand.send(&take(format), &[]);
+        stage.settle();
+        assert_eq!(hand.hears(), ["refused 2", "lost"]);
+        assert!(!server.restart.is_under_way());
+    }
+    // Nobody here has started them.
+    assert_eq!(server.events(), [""; 0]);
+    let hand = stage.successor(1);
+    hand.send(&take(7), &[]);
+    stage.settle();
+    assert_eq!(hand.hears()[0], "offer 1");
+}
+
+#[test]
+fn second_successor_is_refused_while_the_first_is_served() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let (first, second) = (stage.successor(1), stage.successor(2));
+    step(&first, 0);
+    stage.settle();
+    step(&second, 0);
+    stage.settle();
+    assert_eq!(second.hears(), ["refused 1", "lost"]);
+    drop(second);
+    stage.settle();
+    assert_eq!(server.events(), [""; 0]);
+    assert!(server.restart.is_under_way());
+    first.hears();
+    for at in 1..STEPS {
+        step(&first, at);
+        stage.settle();
+    }
+    assert_eq!(first.hears(), ["commit", "done", "lost"]);
+    assert_eq!(server.events(), ["handed over"]);
+}
+
+#[test]
+fn successor_that_asks_when_all_is_handed_over_is_refused() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let (first, second) = (stage.successor(1), stage.successor(2));
+    go_to(&mut stage, &first, STEPS);
+    assert!(server.restart.has_handed_over());
+    step(&second, 0);
+    stage.settle();
+    assert_eq!(second.hears(), ["refused 3", "lost"]);
+    assert_eq!(server.events().last().expect("told"), "handed over");
+    let command = std::process::Command::new("true");
+    let again = server.restart.start_successor(&mut stage.reactor, command);
+    let error = again.expect_err("it has handed over");
+    assert_eq!(error.to_string(), "this process does not serve");
+}
+
+#[test]
+fn what_has_no_business_at_a_step_ends_the_attempt() {
+    let all = || {
+        [
+            take(0),
+            taken(0),
+            ready(),
+            serving(),
+            prepared(1, &[]),
+            live(1),
+        ]
+    };
+    for steps in 1..STEPS {
+        for (at, message) in all().into_iter().enumerate() {
+            if at == steps {
+                continue;
+            }
+            let mut stage = Stage::new();
+            let server = stage.begin("old", &["web"]);
+            server.events();
+            let hand = stage.successor(1);
+            go_to(&mut stage, &hand, steps);
+            hand.hears();
+            hand.send(&message, &[]);
+            stage.settle();
+            assert_eq!(hand.hears(), ["takes back", "lost"], "{steps} {at}");
+            let gave_up = ["goes on: the other process gave up"];
+            assert_eq!(server.events(), gave_up, "{steps} {at}");
+        }
+    }
+    // What a predecessor says, and what nobody does.
+    for message in [offer(1), commit(), go(1), number(0x0299, 1)] {
+        let mut stage = Stage::new();
+        let server = stage.begin("old", &["web"]);
+        server.events();
+        let hand = stage.successor(1);
+        go_to(&mut stage, &hand, 1);
+        hand.hears();
+        hand.send(&message, &[]);
+        stage.settle();
+        assert_eq!(hand.hears(), ["lost"]);
+        assert_eq!(server.events(), ["goes on: the other process is gone"]);
+    }
+}
+
+#[test]
+fn more_listeners_than_one_message_holds_go_in_several() {
+    let mut stage = Stage::new();
+    let settings = stage.settings();
+    let server = stage.begin_as(settings, "old", |_, reactor, listeners| {
+        for at in 0..2 * 253_usize {
+            let any = ([127, 0, 0, 1], 0).into();
+            let recorder = |_: &bowline::Address| Recorder::default();
+            listeners.tcp(
+                reactor,
+                &at.to_string(),
+                any,
+                &TcpListenOptions::default(),
+                recorder,
+            )?;
+        }
+        Ok(())
+    });
+    stage.settle();
+    let hand = stage.successor(1);
+    step(&hand, 0);
+    stage.settle();
+    let mut heard = Vec::new();
+    for batch in 0..3 {
+        heard.extend(hand.hears());
+        hand.send(&taken(batch), &[]);
+        stage.settle();
+    }
+    let names = |range: std::ops::Range<usize>| {
+        let names = range.map(|at| format!(" {at}"));
+        names.collect::<String>()
+    };
+    assert_eq!(
+        heard,
+        [
+            "offer 3".to_owned(),
+            format!("listeners 0: control+{} [253]", names(0..252)),
+            format!("listeners 1:{} [253]", names(252..505)),
+            "listeners 2: 505 [1]".to_owned(),
+        ]
+    );
+    for message in [ready(), serving()] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    assert!(server.restart.has_handed_over());
+}
+
+#[test]
+fn batch_acknowledged_out_of_turn_ends_the_attempt() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    step(&hand, 0);
+    stage.settle();
+    hand.hears();
+    hand.send(&taken(1), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["takes back", "lost"]);
+    assert!(!server.restart.is_under_way());
+}
+
+/// It was stopped by the program: it is nobody's to pass on, and no reason not to be
+/// replaced.
+#[test]
+fn listener_that_the_program_has_stopped_is_not_passed_on() {
+    let mut stage = Stage::new();
+    let handles = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let kept = Rc::clone(&handles);
+    let directory = stage.directory.path().to_owned();
+    let settings = stage.settings();
+    let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
+        for name in ["web", "more"] {
+            let lines = Line::factory(scene, listeners.restart());
+            let options = UnixListenOptions::default();
+            let path = directory.join(name);
+            let handle = listeners.unix(reactor, name, path, &options, lines)?;
+            kept.borrow_mut().push(handle);
+        }
+        Ok(())
+    });
+    stage.settle();
+    let stop = |reactor: &mut Reactor| {
+        let listener = reactor.get(handles.borrow()[0]);
+        listener.expect("it listens").stop_listening();
+    };
+    stop(&mut stage.reactor);
+    stage.settle();
+    let hand = stage.successor(1);
+    step(&hand, 0);
+    stage.settle();
+    assert_eq!(hand.hears(), ["offer 1", "listeners 0: control+ more+ [2]"]);
+    for at in 1..STEPS {
+        step(&hand, at);
+        stage.settle();
+    }
+    assert!(server.restart.has_handed_over());
+}

@@ -1,0 +1,451 @@
+//! What a program is started with, and what it is told of that.
+
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::{UnixDatagram, UnixListener as StdUnixListener};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::handoff::restart::{
+    Listeners, Program, Refusal, Restart, RestartError, RestartSettings,
+};
+use bowline::handoff::systemd::Notifier;
+use bowline::{
+    Acceptor, Address, BuildContext, Reactor, TcpListenOptions, UnixListenOptions, describe_socket,
+};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Line, Stage, file, ms, wire};
+use crate::support::Recorder;
+
+#[test]
+fn defaults_are_as_documented() {
+    let settings = RestartSettings::new("somewhere");
+    assert_eq!(settings.directory.to_str(), Some("somewhere"));
+    assert_eq!(settings.format, 0);
+    assert_eq!(settings.answer, Duration::from_secs(10));
+    assert_eq!(settings.start, Duration::from_secs(30));
+    assert_eq!(settings.ready, Duration::from_secs(60));
+    assert_eq!(settings.drain, Duration::from_secs(30));
+    assert!(settings.inherited.is_empty() && settings.notifier.is_none());
+}
+
+#[test]
+fn errors_say_what_happened_with_its_reason() {
+    let os = || io::Error::from(io::ErrorKind::AddrInUse);
+    let why = os().to_string();
+    let refused = RestartError::Refused;
+    for (error, text, source) in [
+        (
+            RestartError::Busy,
+            "another successor is being served",
+            None,
+        ),
+        (
+            RestartError::NotServing,
+            "this process does not serve",
+            None,
+        ),
+        (
+            RestartError::Spawn(os()),
+            "cannot start the successor",
+            Some(&why),
+        ),
+        (
+            RestartError::Exited(ExitStatus::from_raw(3 << 8)),
+            "successor ended before it took over: exit status: 3",
+            None,
+        ),
+        (
+            RestartError::TimedOut,
+            "the other process took too long",
+            None,
+        ),
+        (RestartError::Lost, "the other process is gone", None),
+        (RestartError::GaveUp, "the other process gave up", None),
+        (
+            refused(Refusal::Busy),
+            "predecessor serves another successor",
+            None,
+        ),
+        (
+            refused(Refusal::Format),
+            "predecessor is of another format",
+            None,
+        ),
+        (
+            refused(Refusal::NotServing),
+            "predecessor does not serve",
+            None,
+        ),
+        (RestartError::Listen(os()), "cannot listen", Some(&why)),
+        (
+            RestartError::Control(os()),
+            "cannot have the control socket",
+            Some(&why),
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+        let said = error.source().map(ToString::to_string);
+        assert_eq!(said.as_ref(), source, "{text}");
+    }
+}
+
+#[test]
+fn cold_start_listens_and_serves() {
+    let mut stage = Stage::new();
+    let settings = stage.settings();
+    let server = stage.begin_only(settings, "old", &["web"]);
+    assert_eq!(
+        server.events(),
+        [""; 0],
+        "nothing is called before begin returns"
+    );
+    assert!(!server.restart.is_serving() && !server.restart.has_handed_over());
+    let printed = format!("{:?}", server.restart);
+    assert_eq!(
+        printed,
+        "Restart { role: Starting, is_under_way: false, .. }"
+    );
+    stage.settle();
+    assert_eq!(server.events(), ["listens", "serves"]);
+    assert!(server.restart.is_serving() && !server.restart.has_handed_over());
+    assert!(!server.restart.is_under_way());
+    assert_eq!(server.restart.connections_moved(), 0);
+    let mut client = stage.client("web");
+    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+    // Others may not ask for the listeners.
+    let mode = fs::metadata(stage.control()).expect("bound").mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn control_socket_that_nobody_listens_on_is_replaced() {
+    let mut stage = Stage::new();
+    drop(stage.predecessor());
+    assert!(stage.control().exists());
+    let server = stage.begin("old", &["web"]);
+    assert_eq!(server.events(), ["listens", "serves"]);
+    let hand = stage.successor(1);
+    hand.send(&wire::take(0), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["offer 1", "listeners 0: control+ web+ [2]"]);
+}
+
+#[test]
+fn control_path_that_is_something_else_keeps_the_program_from_starting() {
+    let mut stage = Stage::new();
+    drop(stage.predecessor());
+    fs::remove_file(stage.control()).expect("ours");
+    let other = UnixDatagram::bind(stage.control()).expect("bound");
+    let server = stage.begin("old", &["web"]);
+    assert_eq!(
+        server.events(),
+        ["not started: cannot have the control socket"]
+    );
+    assert!(!server.restart.is_serving());
+    drop(other);
+}
+
+#[test]
+fn program_that_cannot_listen_leaves_nothing_behind() {
+    let mut stage = Stage::new();
+    let path = stage.path("web");
+    let settings = stage.settings();
+    let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
+        let lines = Line::factory(scene, listeners.restart());
+        let options = UnixListenOptions::default();
+        listeners.unix(reactor, "web", path.clone(), &options, lines)?;
+        Err(io::ErrorKind::AddrInUse.into())
+    });
+    stage.settle();
+    assert_eq!(server.events(), ["listens", "not started: cannot listen"]);
+    assert!(!server.restart.is_serving());
+    assert!(!stage.is_listening("web"));
+    assert!(!stage.path("web").exists() && !stage.control().exists());
+}
+
+/// One that overrides nothing.
+struct Plain;
+
+impl Program for Plain {
+    fn listen(&mut self, _: &mut Reactor, _: &mut Listeners<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As [`Plain`], but it cannot listen.
+struct Hopeless;
+
+impl Program for Hopeless {
+    fn listen(&mut self, _: &mut Reactor, _: &mut Listeners<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::AddrInUse.into())
+    }
+}
+
+#[test]
+fn reactor_stops_by_default_when_the_program_cannot_start() {
+    let mut stage = Stage::new();
+    let settings = stage.settings();
+    stage.reactor.start().expect("not running");
+    Restart::begin(&mut stage.reactor, settings, Hopeless).expect("ours");
+    stage.settle();
+    assert!(!stage.reactor.is_running());
+}
+
+#[test]
+fn by_default_no_connection_is_taken_and_the_reactor_stops_when_all_is_handed_over() {
+    let mut stage = Stage::new();
+    let settings = stage.settings();
+    let old = stage.begin("old", &["web"]);
+    let mut client = stage.client("web");
+    let new = Restart::begin(&mut stage.reactor, settings, Plain).expect("ours");
+    stage.settle();
+    assert!(new.is_serving() && old.restart.has_handed_over());
+    assert_eq!(new.connections_moved(), 0);
+    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+    stage.reactor.start().expect("not running");
+    let hand = stage.successor(1);
+    for message in [
+        wire::take(0),
+        wire::taken(0),
+        wire::ready(),
+        wire::serving(),
+    ] {
+        hand.send(&message, &[]);
+        assert!(stage.reactor.is_running());
+        stage.settle();
+    }
+    assert!(new.has_handed_over() && !new.is_serving());
+    assert!(!stage.reactor.is_running());
+}
+
+#[test]
+fn directory_has_to_be_ours_and_ours_alone() {
+    let mut stage = Stage::new();
+    let mut begin = |path: std::path::PathBuf| {
+        let settings = RestartSettings::new(&path);
+        let begun = Restart::begin(&mut stage.reactor, settings, Plain);
+        begun.map(|_| ()).map_err(|error| error.kind())
+    };
+    let inside = stage.directory.path();
+    let denied = Err(io::ErrorKind::PermissionDenied);
+    let new = inside.join("new");
+    assert_eq!(begin(new.clone()), Ok(()));
+    assert_eq!(fs::metadata(&new).expect("made").mode() & 0o777, 0o700);
+    // Once more, since it is there.
+    assert_eq!(begin(new.clone()), Ok(()));
+    for mode in [0o701, 0o710, 0o704, 0o740, 0o702, 0o720] {
+        let open = inside.join(format!("{mode:o}"));
+        fs::create_dir(&open).expect("ours");
+        fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("ours");
+        assert_eq!(begin(open), denied, "{mode:o}");
+    }
+    let file = inside.join("file");
+    fs::write(&file, "").expect("ours");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).expect("ours");
+    assert_eq!(begin(file), denied);
+    let link = inside.join("link");
+    symlink(&new, &link).expect("ours");
+    assert_eq!(begin(link), denied);
+    assert_eq!(begin(inside.join("no/such")), Err(io::ErrorKind::NotFound));
+    // Why it could not be made, not that it is not there.
+    let never = begin("/sys/kernel/bowline".into());
+    assert_ne!(never, Ok(()));
+    assert_ne!(never, Err(io::ErrorKind::NotFound));
+    if rustix::process::geteuid().is_root() {
+        let foreign = inside.join("foreign");
+        fs::create_dir(&foreign).expect("ours");
+        fs::set_permissions(&foreign, fs::Permissions::from_mode(0o700)).expect("ours");
+        std::os::unix::fs::chown(&foreign, Some(1), None).expect("the superuser may");
+        assert_eq!(begin(foreign), denied);
+    }
+}
+
+/// Keeps what it accepts.
+struct Keeps(Rc<std::cell::RefCell<Vec<OwnedFd>>>);
+
+impl Acceptor for Keeps {
+    fn accepted(&mut self, _: &mut BuildContext<'_>, socket: OwnedFd, _: &Address) {
+        self.0.borrow_mut().push(socket);
+    }
+}
+
+#[test]
+fn each_way_to_listen_binds_and_then_adopts_by_name() {
+    let mut stage = Stage::new();
+    let accepted = Rc::default();
+    let any = ([127, 0, 0, 1], 0).into();
+    let mut found = Vec::new();
+    let mut servers = Vec::new();
+    for name in ["old", "new"] {
+        let path = stage.path("web");
+        let addresses = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let (keeps, seen) = (Rc::clone(&accepted), Rc::clone(&addresses));
+        let settings = stage.settings();
+        let server = stage.begin_as(settings, name, move |scene, reactor, listeners| {
+            let unix = UnixListenOptions::default();
+            let tcp = TcpListenOptions::default();
+            let lines = Line::factory(scene, listeners.restart());
+            let recorder = |_: &Address| Recorder::default();
+            assert_eq!(
+                listeners.inherited().len(),
+                if name == "old" { 0 } else { 3 }
+            );
+            let printed = format!("{listeners:?}");
+            assert!(printed.starts_with("Listeners { inherited: {"), "{printed}");
+            let handles = [
+                listeners.unix(reactor, "web", path.clone(), &unix, lines)?,
+                listeners.tcp(reactor, "tcp", any, &tcp, recorder)?,
+                listeners.accept_tcp(reactor, "pool", any, &tcp, Keeps(Rc::clone(&keeps)))?,
+            ];
+            // Each name once, and that of the control socket never.
+            for taken in ["web", "tcp", "pool", "control"] {
+                let kinds = [
+                    listeners.tcp(reactor, taken, any, &tcp, recorder),
+                    listeners.accept_tcp(reactor, taken, any, &tcp, Keeps(Rc::clone(&keeps))),
+                    listeners.unix(reactor, taken, "/nowhere", &unix, recorder),
+                ]
+                .map(|result| result.map_err(|error| error.kind()));
+                assert_eq!(kinds, [Err(io::ErrorKind::AlreadyExists); 3], "{taken}");
+            }
+            for handle in handles {
+                let listener = reactor.get(handle).expect("it listens");
+                seen.borrow_mut().push(listener.address());
+            }
+            Ok(())
+        });
+        stage.settle();
+        assert!(server.restart.is_serving());
+        found.push(addresses.take());
+        servers.push(server);
+    }
+    assert_eq!(found[0].len(), 3);
+    assert_eq!(found[0], found[1], "the same sockets");
+    let Address::Inet(pool) = &found[1][2] else {
+        panic!("{found:?}")
+    };
+    let client = std::net::TcpStream::connect(pool).expect("it listens");
+    stage.settle();
+    let local = client.local_addr().expect("an address");
+    let fds = accepted.take();
+    assert_eq!(fds.len(), 1);
+    let socket = std::net::TcpStream::from(fds.into_iter().next().expect("one"));
+    assert_eq!(socket.peer_addr().expect("connected"), local);
+}
+
+#[test]
+fn descriptors_from_elsewhere_are_claimed_by_name() {
+    let mut stage = Stage::new();
+    let listener = StdUnixListener::bind(stage.path("web")).expect("bound");
+    listener.set_nonblocking(true).expect("a socket");
+    let mut settings = stage.settings();
+    settings.inherited.add("web", listener.into());
+    settings.inherited.add("store", file());
+    let path = stage.path("web");
+    let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
+        assert!(listeners.inherited().claim("store").is_some());
+        let lines = Line::factory(scene, listeners.restart());
+        let options = UnixListenOptions::default();
+        let handle = listeners.unix(reactor, "web", path.clone(), &options, lines)?;
+        // It was made by somebody else.
+        assert!(
+            reactor
+                .get(handle)
+                .expect("it listens")
+                .socket_file()
+                .is_none()
+        );
+        assert!(listeners.inherited().is_empty());
+        Ok(())
+    });
+    stage.settle();
+    assert_eq!(server.events(), ["listens", "serves"]);
+    let mut client = stage.client("web");
+    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+}
+
+/// A successor has those of its predecessor first, and its own beside them.
+#[test]
+fn successor_claims_what_it_was_given_from_elsewhere_too() {
+    let mut stage = Stage::new();
+    let _old = stage.begin("old", &["web"]);
+    let mut settings = stage.settings();
+    settings.inherited.add("store", file());
+    let names = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let seen = Rc::clone(&names);
+    let new = stage.begin_as(settings, "new", move |_, _, listeners| {
+        let all = listeners.inherited().names().map(str::to_owned);
+        seen.borrow_mut().extend(all);
+        let web = listeners.inherited().claim("web").expect("inherited");
+        assert!(describe_socket(web.as_fd()).expect("a socket").is_listening);
+        Ok(())
+    });
+    stage.settle();
+    assert!(new.restart.is_serving());
+    assert_eq!(names.take(), ["web", "store"]);
+}
+
+#[test]
+fn service_manager_is_told_each_step() {
+    let mut stage = Stage::new();
+    let manager = UnixDatagram::bind(stage.path("manager")).expect("bound");
+    manager.set_nonblocking(true).expect("a socket");
+    let told = || {
+        let mut bytes = [0; 256];
+        let mut all = Vec::new();
+        while let Ok(length) = manager.recv(&mut bytes) {
+            all.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        all
+    };
+    let mut settings = stage.settings();
+    let address = stage.path("manager");
+    let notifier = Notifier::connect(address.to_str().expect("text")).expect("it is there");
+    settings.notifier = Some(Rc::new(notifier));
+    let server = stage.begin_with(settings, "old", &["web"]);
+    assert_eq!(told(), ["READY=1\n"]);
+    // One that nobody has started here.
+    let hand = stage.successor(4_242);
+    hand.send(&wire::take(0), &[]);
+    stage.settle();
+    drop(hand);
+    stage.settle();
+    assert_eq!(told(), ["READY=1\n"], "it is ready again");
+    let hand = stage.successor(4_242);
+    for message in [wire::take(0), wire::taken(0), wire::ready()] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    assert_eq!(told(), [""; 0]);
+    hand.send(&wire::serving(), &[]);
+    stage.settle();
+    assert_eq!(told(), ["MAINPID=4242\n"]);
+    assert!(server.restart.has_handed_over());
+}
+
+#[test]
+fn what_is_left_is_cut_when_the_time_to_drain_is_over() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    stage.reactor.start().expect("not running");
+    let hand = stage.successor(1);
+    for message in [
+        wire::take(0),
+        wire::taken(0),
+        wire::ready(),
+        wire::serving(),
+    ] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    assert_eq!(server.events().last().expect("told"), "handed over");
+    stage.advance(ms(6_999));
+    assert!(stage.reactor.is_running());
+    stage.advance(ms(1));
+    assert!(!stage.reactor.is_running());
+}
