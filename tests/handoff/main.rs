@@ -5,6 +5,7 @@ mod support;
 
 mod channel;
 mod flood;
+mod inherited;
 mod pool;
 mod restart;
 mod sharing;

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::handoff::systemd::{self, Notice, Notifier, Watchdog};
+use bowline::testing::ManualClock;
 use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -294,6 +295,86 @@ fn barrier_is_passed_when_the_manager_closes_its_end_and_times_out_else() {
     run_until(&mut reactor, |_| results.borrow().len() == 2);
     assert_eq!(*results.borrow(), [Ok(()), Err(io::ErrorKind::TimedOut)]);
     assert_eq!(reactor.registered(), 0);
+}
+
+#[test]
+fn watchdog_is_fed_twice_in_each_interval() {
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    manager.socket.set_nonblocking(true).expect("a socket");
+    let notifier = Rc::new(Notifier::connect(&path).expect("it is there"));
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).expect("epoll");
+    let interval = Duration::from_millis(1_001);
+    let watchdog = Watchdog::start(&mut reactor, notifier, interval);
+    let mut fed = |by: Duration| {
+        clock.advance(by);
+        reactor.turn(Some(Duration::ZERO));
+        let mut bytes = [0; 64];
+        let mut count = 0;
+        while let Ok(length) = manager.socket.recv(&mut bytes) {
+            assert_eq!(&bytes[..length], b"WATCHDOG=1\n");
+            count += 1;
+        }
+        count
+    };
+    assert_eq!(fed(Duration::ZERO), 1, "at once");
+    let nearly = interval / 2 - Duration::from_millis(1);
+    for _ in 0..3 {
+        assert_eq!(fed(nearly), 0);
+        assert_eq!(fed(Duration::from_millis(1)), 1);
+    }
+    drop(watchdog);
+    assert_eq!(fed(interval), 0);
+}
+
+/// Says to the test that it is the process that is to be watched.
+const WATCHED: &str = "BOWLINE_TEST_WATCHED";
+
+/// What the environment says is for the process that it names.
+#[test]
+fn watchdog_and_manager_are_found_in_the_environment() {
+    if let Some(wanted) = std::env::var_os(WATCHED) {
+        let mut reactor = Reactor::new().expect("epoll");
+        let notifier = Notifier::from_environment().expect("an address");
+        let Some(notifier) = notifier else {
+            assert_eq!(wanted, "no manager");
+            return;
+        };
+        let watchdog = Watchdog::from_environment(&mut reactor, Rc::new(notifier));
+        assert_eq!(watchdog.is_some(), wanted == "watched");
+        return;
+    }
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let (manager, path) = Manager::at_path(&directory);
+    manager.socket.set_nonblocking(true).expect("a socket");
+    for (wanted, notices) in [("watched", 1), ("not watched", 0), ("no manager", 0)] {
+        let mut command = Command::new(std::env::current_exe().expect("Linux knows"));
+        command
+            .args(["--exact", "--nocapture"])
+            .arg("systemd::watchdog_and_manager_are_found_in_the_environment")
+            .env_remove("WATCHDOG_PID")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("NOTIFY_SOCKET")
+            .env(WATCHED, wanted)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if wanted != "no manager" {
+            command.env("NOTIFY_SOCKET", &path);
+        }
+        if wanted == "watched" {
+            command.env("WATCHDOG_USEC", "1000000");
+        }
+        assert!(command.status().expect("starts").success(), "{wanted}");
+        let mut received = 0;
+        while manager.socket.recv(&mut [0; 64]).is_ok() {
+            received += 1;
+        }
+        assert_eq!(received, notices, "{wanted}");
+    }
 }
 
 #[test]

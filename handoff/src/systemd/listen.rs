@@ -256,10 +256,58 @@ mod tests {
                 "{error}"
             );
         }
-        let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "4000000000")]);
-        assert!(matches!(
-            found.unwrap_err(),
-            ActivationError::Malformed("LISTEN_FDS")
-        ));
+        for (count, names, announced) in [("0", "web", 1), ("2", "", 1), ("1", "a:b", 2)] {
+            let found = parse(&[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", count),
+                ("LISTEN_FDNAMES", names),
+            ]);
+            let error = found.unwrap_err().to_string();
+            assert_eq!(error, format!("{announced} names for {count} descriptors"));
+        }
+        let count = |count: &str| parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", count)]);
+        assert_eq!(count("65536").unwrap().len(), 65_536);
+        for absurd in ["65537", "4000000000"] {
+            assert!(matches!(
+                count(absurd).unwrap_err(),
+                ActivationError::Malformed("LISTEN_FDS")
+            ));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_reason() {
+        let closed = || io::Error::from(io::ErrorKind::NotFound);
+        let reason = closed().to_string();
+        for (error, text, source, kind) in [
+            (
+                ActivationError::Malformed("LISTEN_FDS"),
+                "LISTEN_FDS makes no sense",
+                None,
+                io::ErrorKind::InvalidInput,
+            ),
+            (
+                ActivationError::NamesDoNotMatch {
+                    descriptors: 2,
+                    names: 3,
+                },
+                "3 names for 2 descriptors",
+                None,
+                io::ErrorKind::InvalidInput,
+            ),
+            (
+                ActivationError::Descriptor {
+                    number: 7,
+                    error: closed(),
+                },
+                "cannot take inherited descriptor 7",
+                Some(reason),
+                io::ErrorKind::NotFound,
+            ),
+        ] {
+            assert_eq!(error.to_string(), text);
+            assert_eq!(error.source().map(ToString::to_string), source);
+            assert_eq!(io::Error::from(error).kind(), kind, "{text}");
+        }
     }
 }

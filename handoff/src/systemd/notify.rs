@@ -317,6 +317,27 @@ mod tests {
     }
 
     #[test]
+    fn names_are_printable_up_to_the_longest() {
+        for name in [" ", "~", "a b", &"x".repeat(255)] {
+            let stored = Notice::new().store(name).unwrap();
+            assert_eq!(stored.as_str(), format!("FDSTORE=1\nFDNAME={name}\n"));
+        }
+        let error = Notice::new().store("").unwrap_err();
+        let text = "this cannot be the name of a stored descriptor";
+        assert_eq!(error.to_string(), text);
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn each_notice_is_a_line() {
+        let notice = Notice::new().stopping().watchdog().ready().main_pid(9);
+        let lines = "STOPPING=1\nWATCHDOG=1\nREADY=1\nMAINPID=9\n";
+        assert_eq!(notice.as_str(), lines);
+    }
+
+    #[test]
     fn reloading_says_when() {
         let notice = Notice::new().reloading();
         let time = notice.as_str().strip_prefix("RELOADING=1\nMONOTONIC_USEC=");

@@ -84,6 +84,8 @@ mod tests {
         assert_eq!(with(Some("42"), "1000"), Some(Duration::from_millis(1)));
         assert_eq!(with(Some("43"), "1000"), None);
         assert_eq!(with(Some("us"), "1000"), None);
+        assert_eq!(with(None, "1"), Some(Duration::from_micros(1)));
+        assert_eq!(with(Some("43"), "0"), None);
         assert_eq!(with(None, "0"), None);
         assert_eq!(with(None, "soon"), None);
     }
