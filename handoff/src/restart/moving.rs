@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -113,12 +112,6 @@ pub(crate) struct List {
 struct Listed {
     handle: TransportHandle,
     take: fn(&mut Reactor, TransportHandle, Then),
-}
-
-impl fmt::Debug for List {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.connections.keys()).finish()
-    }
 }
 
 /// A connection taken apart, whatever its types.
@@ -246,14 +239,6 @@ fn take<T: StreamTransport, P: Movable<T>>(
 #[derive(Default)]
 pub(crate) struct Batch {
     connections: Vec<(u64, Box<dyn Parts>)>,
-}
-
-impl fmt::Debug for Batch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set()
-            .entries(self.connections.iter().map(|(id, _)| id))
-            .finish()
-    }
 }
 
 /// What a batch says and holds.
