@@ -54,8 +54,8 @@ pub trait Service: 'static {
     /// the protocol of the connection.
     fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live);
 
-    /// No connection comes any more: the pool has asked to end within this
-    /// time, or is gone. Connections that are between requests should be
+    /// No connection comes any more, all have begun: the pool has asked to end
+    /// within this time, or is gone. Connections that are between requests should be
     /// closed.
     fn draining(&mut self, reactor: &mut Reactor, within: Duration) {
         let _ = (reactor, within);
@@ -163,6 +163,8 @@ struct Shared {
     report_after: Cell<Duration>,
     look_is_due: Cell<bool>,
     stage: Cell<Stage>,
+    /// The service is to be told to drain within this time.
+    untold: Cell<Option<Duration>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,6 +208,7 @@ impl Worker {
             report_after: Cell::new(FIRST_REPORT),
             look_is_due: Cell::new(false),
             stage: Cell::new(Stage::Serving),
+            untold: Cell::new(None),
         });
         let inlet = Inlet {
             shared: Rc::clone(&shared),
@@ -287,21 +290,20 @@ impl Shared {
             // Without a channel, its end has settled what becomes of the rest.
             let Some(sent) = sent else { return };
             let mut promised = self.promised.borrow_mut();
-            match promised.front() {
-                None => return,
-                Some(first) if first.answer_ends > sent => break,
-                Some(_) => {}
-            }
-            let first = promised.pop_front();
+            let has_left = |first: &mut Promised| first.answer_ends <= sent;
+            let Some(first) = promised.pop_front_if(has_left) else {
+                break;
+            };
             let has_more = !promised.is_empty();
             drop(promised);
             if has_more {
                 // If this one panics, that costs no other.
                 self.begin_later(reactor);
             }
-            if let Some(first) = first {
-                self.serve(reactor, first);
-            }
+            self.serve(reactor, first);
+        }
+        if self.promised.borrow().is_empty() {
+            return self.tell_draining(reactor);
         }
         // The pool does not read: it is stopped, or busy.
         if !self.look_is_due.replace(true) {
@@ -374,7 +376,7 @@ impl Shared {
 
     fn drain(self: &Rc<Self>, reactor: &mut Reactor, within: Duration) {
         if self.stage.get() != Stage::Serving {
-            return;
+            return self.tell_draining(reactor);
         }
         self.stage.set(Stage::Draining);
         let late = Rc::clone(self);
@@ -384,8 +386,18 @@ impl Shared {
             let _ = report.cancel(reactor);
         }
         self.report_later(reactor);
+        self.untold.set(Some(within));
         // Last, since it may panic.
-        self.service.borrow_mut().draining(reactor, within);
+        self.tell_draining(reactor);
+    }
+
+    /// Tells the service, once it has begun all that was promised.
+    fn tell_draining(&self, reactor: &mut Reactor) {
+        if self.promised.borrow().is_empty()
+            && let Some(within) = self.untold.take()
+        {
+            self.service.borrow_mut().draining(reactor, within);
+        }
     }
 
     fn drained(self: &Rc<Self>, reactor: &mut Reactor) {

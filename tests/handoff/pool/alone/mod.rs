@@ -4,6 +4,7 @@
 mod desk;
 
 mod dispatching;
+mod draining;
 mod ends;
 mod hanging;
 mod limits;
