@@ -1,4 +1,4 @@
-//! Worker pools, with real worker processes.
+//! Worker pools: with real worker processes, in memory, and alone.
 
 mod alone;
 mod clients;
