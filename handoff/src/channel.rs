@@ -561,8 +561,12 @@ impl<R> Channel<R> {
     }
 }
 
-/// Whether a channel has ended because the other end did, be it with its process.
-pub(crate) fn is_end_of_peer(reason: &CloseReason) -> bool {
+/// Whether a channel has ended because the other end did, be it with its process, in
+/// the middle of a message maybe; and did not break here.
+pub(crate) fn has_peer_ended(error: Option<&ChannelError>, reason: &CloseReason) -> bool {
+    if !matches!(error, None | Some(ChannelError::CutShort)) {
+        return false;
+    }
     match reason {
         CloseReason::Done => true,
         CloseReason::Lost(error) => matches!(

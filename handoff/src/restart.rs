@@ -77,7 +77,7 @@ use bowline_transport::{
 
 use self::handshake::Patience;
 pub use self::messages::Refusal;
-use self::moving::List;
+use self::moving::{Batch, List};
 pub use self::moving::{Movable, MoveTicket, Moved, Packed};
 use self::predecessor::Offer;
 use self::successor::TakeOver;
@@ -373,6 +373,9 @@ struct Started {
     /// Why it failed; told when it has ended, so that the next may be started.
     failure: Option<RestartError>,
     serial: u64,
+    /// Connections that it may serve, of which its channel broke before it said so:
+    /// they come back when it is dead.
+    held: Option<Batch>,
 }
 
 impl Restart {
@@ -448,6 +451,7 @@ impl Restart {
                 has_asked: false,
                 failure: None,
                 serial,
+                held: None,
             });
             serial
         };
@@ -715,6 +719,12 @@ impl Restart {
                 state.child.take().map(|child| (child, status))
             }
         };
+        let ended = ended.map(|(mut child, status)| {
+            if let Some(batch) = child.held.take() {
+                batch.roll_back(reactor, &self.shared.list);
+            }
+            (child, status)
+        });
         match ended {
             None => self.reap_later(reactor),
             Some((_, Err(error))) => {

@@ -14,7 +14,7 @@ use super::messages::{FromWorker, Refusal};
 use super::process::{Started, watch_exit};
 use super::settings::{PoolEvent, Undelivered, WorkerStage};
 use super::state::{Call, Leaving, Life, State, Worker, moment_after};
-use crate::channel::{Channel, ChannelError, ChannelSettings, Role, is_end_of_peer};
+use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_peer_ended};
 use crate::log;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
@@ -252,8 +252,8 @@ impl Shared {
             acknowledged: worker.acknowledged,
             unanswered,
         };
-        let has_ended = is_end_of_peer(reason) || matches!(reason, CloseReason::ReactorStopped);
-        let is_broken = error.is_some() || !has_ended;
+        let is_stopped = matches!(reason, CloseReason::ReactorStopped);
+        let is_broken = !is_stopped && !has_peer_ended(error, reason);
         if is_broken {
             match error {
                 Some(error) => {

@@ -15,7 +15,7 @@ use bowline_transport::describe_socket;
 use super::connection::Connection;
 use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
 use crate::channel::{
-    Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, is_end_of_peer,
+    Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
 };
 use crate::log;
 use crate::wire::{self, Incoming};
@@ -486,9 +486,8 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let sent = cx.transport.bytes_sent();
         let promised = mem::take(&mut *shared.promised.borrow_mut());
         // If the channel broke here, the pool lives, and gives to others what it has no
-        // answer for. One that dies may do so in the middle of a message.
-        let is_cut = matches!(error, None | Some(ChannelError::CutShort));
-        let is_alone = is_cut && is_end_of_peer(reason);
+        // answer for.
+        let is_alone = has_peer_ended(error, reason);
         let serves_orphans = is_alone && shared.settings.orphans == Orphans::Serve;
         let is_ours = |promised: &Promised| promised.answer_ends <= sent || serves_orphans;
         for promised in promised.into_iter().filter(is_ours) {

@@ -10,7 +10,9 @@ use super::handshake::{Do, Heard, MOST_BATCHES, Offering};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{Batch, Packet};
 use super::{Restart, RestartError, Role};
-use crate::channel::{self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer};
+use crate::channel::{
+    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_peer_ended,
+};
 use crate::log;
 use crate::systemd::Notice;
 use crate::wire::{self, Incoming, MAX_DESCRIPTORS, MAX_PAYLOAD};
@@ -111,9 +113,11 @@ impl ChannelReceiver<UnixStream> for Receiver {
         }
         if let Some(offer) = self.offer.take() {
             let restart = self.restart.clone();
+            let is_stopped = matches!(reason, CloseReason::ReactorStopped);
+            let is_broken = !is_stopped && !has_peer_ended(error, reason);
             cx.reactor.defer(move |reactor| {
                 restart.offer_hears(reactor, offer, Heard::Lost);
-                restart.offer_is_gone(reactor, offer);
+                restart.offer_is_gone(reactor, offer, is_broken);
             });
         }
     }
@@ -137,8 +141,12 @@ impl Restart {
         id
     }
 
-    /// The channel of an offer has ended, and that was heard.
-    fn offer_is_gone(&self, reactor: &mut Reactor, id: u64) {
+    /// The channel of an offer has ended, and that was heard; or it broke, and the
+    /// successor may live.
+    fn offer_is_gone(&self, reactor: &mut Reactor, id: u64, is_broken: bool) {
+        if is_broken {
+            self.hold_what_has_gone(id);
+        }
         let offer = self.shared.state.borrow_mut().offers.remove(&id);
         let Some(offer) = offer else { return };
         if let Some(deadline) = offer.deadline {
@@ -315,6 +323,18 @@ impl Restart {
             self.batch_is_lost(id);
         }
         self.offer_hears(reactor, id, Heard::TooLate);
+    }
+
+    /// What a successor was told to serve is taken back when it is dead, which the end
+    /// of its channel does not tell any more. (Killed it is: it has failed.)
+    fn hold_what_has_gone(&self, id: u64) {
+        let state = &mut *self.shared.state.borrow_mut();
+        if let Some(child) = &mut state.child
+            && let Some(offer) = state.offers.get_mut(&id)
+            && let Some(it) = offer.moving.on_its_way.take_if(|it| it.has_gone)
+        {
+            child.held = Some(it.batch);
+        }
     }
 
     fn batch_is_lost(&self, id: u64) {

@@ -16,7 +16,7 @@ use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{self, Moved};
 use super::predecessor::{self, settings};
 use super::{CONTROL, Restart, RestartError, Start};
-use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer};
+use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer, has_peer_ended};
 use crate::inherited::Inherited;
 use crate::log;
 use crate::wire::{self, Incoming};
@@ -157,8 +157,14 @@ impl ChannelReceiver<UnixStream> for Receiver {
         let sent = cx.transport.bytes_sent();
         let restart = self.restart.clone();
         if self.is_made {
-            cx.reactor
-                .defer(move |reactor| restart.predecessor_is_gone(reactor, sent));
+            let is_alone = has_peer_ended(error, reason);
+            cx.reactor.defer(move |reactor| {
+                if !is_alone {
+                    // The channel broke here: the predecessor lives, and goes on.
+                    restart.takes(reactor, Told::Abort);
+                }
+                restart.predecessor_is_gone(reactor, sent);
+            });
         } else if error.is_none() && self.again > 0 {
             let again = self.again - 1;
             cx.reactor.call_later(LOOK_AGAIN_AFTER, move |reactor| {

@@ -1,7 +1,9 @@
 //! Connections that move: to a successor by hand, and to one beside it.
 
 use super::children::{Sleeper, reap};
-use super::wire::{Hand, connections, gives_up, live, prepared, ready, serving, take, taken};
+use super::wire::{
+    Hand, NONSENSE, connections, gives_up, live, nothing, prepared, ready, serving, take, taken,
+};
 use super::{Client, Server, Stage, ms};
 
 /// What of a message is kept for all but the connections.
@@ -305,6 +307,33 @@ fn connections_of_a_child_that_hangs_when_told_to_go_come_back_when_it_is_dead()
     stage.settle();
     let events = ["goes on: the other process is gone", "0 reattached"];
     assert_eq!(server.events(), events);
+    assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+}
+
+/// It may have begun to serve them, and its end is not heard any more.
+#[test]
+fn connections_of_a_child_whose_channel_breaks_come_back_when_it_is_dead() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    make_ready(&mut stage, &hand);
+    hand.send(&prepared(1, &[]), &[]);
+    stage.settle();
+    hand.send(&nothing(NONSENSE), &[]);
+    stage.settle();
+    assert_eq!(
+        server.events(),
+        ["packs 0"],
+        "it is killed, and not dead yet"
+    );
+    reap(&mut stage, child.pid);
+    let mut events = server.events();
+    events.sort();
+    assert_eq!(
+        events,
+        ["0 reattached", "goes on: the other process is gone"]
+    );
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
 

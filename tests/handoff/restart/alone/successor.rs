@@ -8,7 +8,8 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use bowline::handoff::channel::Role;
 
 use super::wire::{
-    Hand, commit, connections, done, go, listeners, number, offer, ready, refused, take, takes_back,
+    Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, ready, refused, take,
+    takes_back,
 };
 use super::{Client, Server, Stage, file, ms};
 use crate::support::socketpair;
@@ -355,15 +356,38 @@ fn what_has_no_business_at_a_step_ends_the_take_over() {
         assert_eq!(pair.hand.hears(), ["gives up", "lost"], "{steps}");
         assert_eq!(pair.new.events(), [GAVE_UP], "{steps}");
     }
-    // What a successor says, and what nobody does.
-    for message in [ready(), number(0x0299, 1)] {
+}
+
+/// What cannot be understood breaks the channel: nobody has died of it.
+#[test]
+fn channel_that_breaks_is_no_death_of_the_predecessor() {
+    for (steps, message) in [
+        (0, ready()),
+        (0, nothing(NONSENSE)),
+        (1, nothing(NONSENSE)),
+        (2, nothing(NONSENSE)),
+        (3, nothing(NONSENSE)),
+    ] {
         let mut stage = Stage::new();
         let pair = Pair::new(&mut stage);
+        pair.go_to(&mut stage, steps);
+        pair.hand.hears();
+        pair.new.events();
         pair.hand.send(&message, &[]);
         stage.settle();
         assert_eq!(pair.hand.hears(), ["lost"]);
-        assert_eq!(pair.new.events(), [GONE]);
+        assert_eq!(pair.new.events(), [GAVE_UP], "{steps}");
+        assert!(!pair.new.restart.is_serving());
+        drop((pair.control, pair.web));
+        assert!(!stage.is_listening("web"), "{steps}");
     }
+    let mut stage = Stage::new();
+    let pair = Pair::new(&mut stage);
+    let mut client = prepared_one(&mut stage, &pair);
+    pair.hand.send(&nothing(NONSENSE), &[]);
+    stage.settle();
+    assert_eq!(pair.new.events(), [GAVE_UP]);
+    assert_eq!(client.hears(), "lost");
 }
 
 #[test]

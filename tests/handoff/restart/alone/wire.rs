@@ -50,6 +50,9 @@ pub(super) fn nothing(kind: u16) -> Said {
     said(kind, |_| {})
 }
 
+/// The kind of no message.
+pub(super) const NONSENSE: u16 = 0x02ff;
+
 pub(super) fn number(kind: u16, number: u32) -> Said {
     said(kind, |payload| payload.u32(number))
 }
