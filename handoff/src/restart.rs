@@ -625,7 +625,15 @@ impl Restart {
 
     fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
         log::debug!(target: log::HANDOFF, "not started: {error}");
-        let listeners = std::mem::take(&mut self.shared.state.borrow_mut().listeners);
+        let (listeners, inherited) = {
+            let mut state = self.shared.state.borrow_mut();
+            let received = state.take_over.as_mut().map(TakeOver::let_go);
+            let elsewhere = std::mem::take(&mut state.inherited);
+            let listeners = std::mem::take(&mut state.listeners);
+            (listeners, (received, elsewhere))
+        };
+        // Nobody is going to claim them.
+        drop(inherited);
         for named in listeners {
             if let Some(listener) = reactor.get(named.handle) {
                 listener.stop_listening();
@@ -664,9 +672,7 @@ impl Restart {
         let is_late = {
             let state = self.shared.state.borrow();
             let child = state.child.as_ref();
-            child.is_some_and(|child| {
-                child.serial == serial && !child.has_asked && child.failure.is_none()
-            })
+            child.is_some_and(|child| child.serial == serial && !child.has_asked)
         };
         if is_late {
             self.attempt_failed(reactor, RestartError::TimedOut);
@@ -727,16 +733,18 @@ impl Restart {
         });
         match ended {
             None => self.reap_later(reactor),
-            Some((_, Err(error))) => {
-                log::error!(target: log::HANDOFF, "cannot wait for the successor: {error}");
-            }
-            Some((child, Ok(status))) => match (child.failure, status) {
+            Some((child, status)) => match (child.failure, status) {
                 (Some(error), _) => self.tell_of_failure(reactor, error),
-                (None, Some(status)) if !child.has_asked => {
+                // Its channel tells what it was for.
+                _ if child.has_asked => {}
+                (None, Ok(Some(status))) => {
                     self.tell_of_failure(reactor, RestartError::Exited(status));
                 }
-                // Its channel tells what it was for.
-                _ => {}
+                (None, error) => {
+                    // Somebody else has waited for it, or children are not waited for.
+                    log::warn!(target: log::HANDOFF, "how the successor ended: {error:?}");
+                    self.tell_of_failure(reactor, RestartError::Lost);
+                }
             },
         }
     }

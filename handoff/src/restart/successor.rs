@@ -37,6 +37,13 @@ pub(super) struct TakeOver {
     prepared: BTreeMap<u32, Prepared>,
 }
 
+impl TakeOver {
+    /// Lets go of the listeners that nobody has claimed.
+    pub(super) fn let_go(&mut self) -> Inherited {
+        std::mem::take(&mut self.inherited)
+    }
+}
+
 struct Prepared {
     connections: Vec<Option<Moved>>,
     /// Up to where the channel has to be sent for them to be ours: `Live` has

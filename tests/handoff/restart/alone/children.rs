@@ -117,6 +117,22 @@ fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
     }
 }
 
+/// Whoever waits for all children of a program waits for this one too.
+#[test]
+fn child_that_somebody_else_has_waited_for_is_a_failure() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    server.events();
+    let pid = start(&mut stage, &server, exits(0));
+    let number = Pid::from_raw(pid.cast_signed());
+    waitpid(number, WaitOptions::empty()).expect("ours");
+    stage.advance(REAP);
+    assert_eq!(server.events(), ["goes on: the other process is gone"]);
+    assert!(!server.restart.is_under_way());
+    stage.advance(ms(10_000));
+    assert_eq!(server.events(), [""; 0]);
+}
+
 #[test]
 fn child_is_asked_every_so_often_whether_it_has_ended() {
     let mut stage = Stage::new();

@@ -408,6 +408,27 @@ fn listeners_in_several_messages_are_acknowledged_one_by_one() {
 }
 
 #[test]
+fn listeners_that_were_received_in_vain_are_closed() {
+    let mut stage = Stage::new();
+    let control = stage.predecessor();
+    let web = StdUnixListener::bind(stage.path("web")).expect("bound");
+    let other = StdUnixListener::bind(stage.path("other")).expect("bound");
+    let mut settings = stage.settings();
+    settings.inherited.add("other", other.into());
+    let new = stage.begin_only(settings, "new", &["web"]);
+    let hand = stage.found(&control);
+    hand.send(&offer(2), &[]);
+    let half = listeners(0, &[("web", None)]);
+    hand.send(&half, &[web.as_fd()]);
+    stage.settle();
+    hand.send(&takes_back(), &[]);
+    drop(web);
+    stage.settle();
+    assert_eq!(new.events(), [GAVE_UP]);
+    assert!(!stage.is_listening("web") && !stage.is_listening("other"));
+}
+
+#[test]
 fn listeners_that_do_not_match_their_names_end_the_take_over() {
     let (one, both) = (&[("web", None)], &[("web", None), ("control", None)]);
     for names in [one.as_slice(), both.as_slice()] {
