@@ -1,12 +1,13 @@
 //! Descriptors with names, from whoever had them.
 
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use bowline::handoff::Inherited;
 use bowline::{Address, UnixAddress};
 
+use crate::capture;
 use crate::support::DescriptorLedger;
 
 fn file() -> OwnedFd {
@@ -56,13 +57,34 @@ fn each_is_claimed_once_by_its_name() {
 }
 
 #[test]
-fn what_nobody_claims_is_closed() {
+fn what_nobody_claims_is_closed_and_reported() {
     let ledger = DescriptorLedger::open();
     let mut all = Inherited::new();
-    all.add("web", file());
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback");
+    let address = listener.local_addr().expect("an address");
+    let (stream, other) = UnixStream::pair().expect("a pair");
+    let datagram = UdpSocket::bind(("127.0.0.1", 0)).expect("loopback");
+    let receives = datagram.local_addr().expect("an address");
+    all.add("file", file());
+    all.add("web", listener.into());
+    all.add("stream", stream.into());
+    all.add("datagram", datagram.into());
     let printed = format!("{all:?}");
-    assert!(printed.starts_with("{\"web\": OwnedFd"), "{printed}");
+    assert!(printed.starts_with("{\"file\": OwnedFd"), "{printed}");
+    capture::start();
     drop(all);
+    let reported = capture::lines("inherited");
+    let wanted = [
+        ("file", "no socket".to_owned()),
+        ("web", format!("listener at {address}")),
+        ("stream", "stream at unnamed".to_owned()),
+        ("datagram", format!("socket at {receives}")),
+    ]
+    .map(|(name, what)| {
+        format!("WARN: inherited descriptor {name:?} ({what}) was not claimed: closed")
+    });
+    assert_eq!(reported, wanted);
+    drop(other);
     ledger.assert_balanced();
 }
 

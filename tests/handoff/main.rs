@@ -1,5 +1,7 @@
 //! Hand-off between processes: sockets that are inherited, pooled, taken over.
 
+#[path = "../policies/capture.rs"]
+mod capture;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -396,6 +396,10 @@ impl Protocol<UnixStream> for Line {
             "hold" => self.packed.descriptors = (0..count).map(|_| file()).collect(),
             "stay" => self.stays = true,
             "leave" => self.ticket = None,
+            "pretend" => {
+                let handle = cx.transport.handle();
+                self.ticket = Some(self.restart.movable::<UnixStream, Impostor>(handle));
+            }
             "write" => {
                 cx.transport.write(&vec![b'w'; count]);
             }
@@ -424,6 +428,23 @@ impl Protocol<UnixStream> for Line {
         self.scene.note(format!("{} lost", self.number));
         let _ = cx;
     }
+}
+
+/// What no connection is.
+struct Impostor;
+
+impl Protocol<UnixStream> for Impostor {
+    fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
+}
+
+impl Movable<UnixStream> for Impostor {
+    const KIND: &'static str = "line";
+
+    fn pack(&mut self) -> Option<Packed> {
+        Some(Packed::default())
+    }
+
+    fn unpack(&mut self, _: Packed) {}
 }
 
 impl Movable<UnixStream> for Line {

@@ -5,6 +5,7 @@ use super::wire::{
     Hand, NONSENSE, connections, gives_up, live, nothing, prepared, ready, serving, take, taken,
 };
 use super::{Client, Server, Stage, ms};
+use crate::capture;
 
 /// What of a message is kept for all but the connections.
 const OVERHEAD: u32 = 4_096;
@@ -382,6 +383,21 @@ fn connections_that_do_not_want_to_move_stay() {
     assert!(server.restart.has_handed_over());
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
     assert_eq!(stage.ask(&mut clients[1], "who"), "old 1");
+}
+
+#[test]
+fn connection_that_was_listed_as_something_else_stays_and_is_reported() {
+    let mut stage = Stage::new();
+    let (_server, mut clients) = serving_clients(&mut stage, 1);
+    stage.ask(&mut clients[0], "pretend");
+    capture::start();
+    let hand = ready_one(&mut stage, 1 << 20);
+    assert_eq!(hand.hears(), ["commit"]);
+    assert_eq!(
+        capture::lines("listed"),
+        ["ERROR: a connection was listed with another type than it has"]
+    );
+    assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
 
 #[test]
