@@ -245,6 +245,26 @@ fn connections_come_back_however_the_successor_fails_before_they_are_its_own() {
     }
 }
 
+/// It is gone by the time that they are taken apart.
+#[test]
+fn connections_stay_here_if_the_successor_dies_as_soon_as_it_is_ready() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let hand = stage.successor(1);
+    for message in [take(0), taken(0)] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    hand.send(&ready(), &[]);
+    drop(hand);
+    stage.settle();
+    let events = server.events();
+    let gone = "goes on: the other process is gone";
+    assert!(events.contains(&gone.to_owned()), "{events:?}");
+    assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+    assert_eq!(server.restart.connections_moved(), 0);
+}
+
 #[test]
 fn batch_on_its_way_has_its_limit() {
     let mut stage = Stage::new();
