@@ -206,7 +206,7 @@ impl Shared {
         let has_use = refused.is_some() || !state.waiting.is_empty() || !state.paused.is_empty();
         let is_stopping = matches!(state.life, Life::Stopping { .. });
         if let Some(job) = refused {
-            state.waiting.push_front(job);
+            state.wait_for_another(job);
         }
         if drains {
             state.judge_life(started, reactor.now());

@@ -246,9 +246,8 @@ impl Shared {
         if matches!(self.state.borrow().life, Life::Stopped) {
             return self.undelivered(reactor, job, Undelivered::Stopped);
         }
-        // Those that wait come first.
-        let nobody_waits = self.state.borrow().waiting.is_empty();
-        let job = if nobody_waits {
+        let is_first = self.state.borrow().is_next_first();
+        let job = if is_first {
             match self.give(reactor, job) {
                 Ok(()) => return,
                 Err(job) => job,

@@ -161,7 +161,23 @@ impl State {
 
     /// Whether the next one would be given out at once.
     pub(super) fn has_room(&self, now: Instant) -> bool {
-        self.waiting.is_empty() && self.anybody_has_room(now)
+        self.is_next_first() && self.anybody_has_room(now)
+    }
+
+    /// Whether one that comes goes before those that wait: they wait for somebody who
+    /// has not refused them, which is not to hold up everybody else.
+    pub(super) fn is_next_first(&self) -> bool {
+        self.waiting.is_empty()
+            || self.waiting.len() < self.settings.queue
+                && self.waiting.iter().all(|job| job.was_refused())
+    }
+
+    /// Has one that was refused wait, after those that were refused before it, and
+    /// before all others.
+    pub(super) fn wait_for_another(&mut self, job: Box<Job>) {
+        let refused = self.waiting.iter().take_while(|job| job.was_refused());
+        let place = refused.count();
+        self.waiting.insert(place, job);
     }
 
     /// Fills the list with the workers that can take this one.
@@ -370,6 +386,10 @@ impl Job {
             label: self.dispatch.label,
             read: &self.dispatch.read,
         }
+    }
+
+    fn was_refused(&self) -> bool {
+        !self.refused_by.is_empty()
     }
 
     pub(super) fn was_refused_by(&self, id: WorkerId) -> bool {

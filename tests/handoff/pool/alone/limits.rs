@@ -234,6 +234,33 @@ fn what_was_refused_waits_for_one_that_hangs_or_is_to_come() {
     assert_eq!(stage.hand(2).labels(), [1, 3]);
 }
 
+/// It would wait for as long as the one that is to come takes to start, and everybody
+/// with it.
+#[test]
+fn what_was_refused_holds_nobody_up() {
+    let mut settings = settings(2);
+    settings.queue = 3;
+    let mut stage = Stage::serving(settings);
+    stage.end(1);
+    stage.dispatch([1]);
+    stage.refuse(0, 1, Refusal::Unwanted);
+    assert_eq!(stage.pool.statistics().waiting, 1);
+    assert!(stage.has_room());
+    stage.dispatch([2]);
+    assert_eq!(stage.hand(0).labels(), [1, 2]);
+    // As many as may wait; the others come behind them.
+    stage.refuse(0, 2, Refusal::Unwanted);
+    assert!(stage.has_room());
+    stage.dispatch([3]);
+    stage.refuse(0, 3, Refusal::Unwanted);
+    assert!(!stage.has_room());
+    stage.dispatch([4]);
+    assert_eq!(stage.undelivered(), [(4, Undelivered::QueueFull)]);
+    stage.pass(ms(100));
+    stage.greet_all();
+    assert_eq!(stage.hand(2).labels(), [1, 2, 3]);
+}
+
 #[test]
 fn one_is_given_out_as_often_as_it_may() {
     let mut settings = settings(4);
