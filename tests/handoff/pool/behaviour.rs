@@ -251,6 +251,17 @@ fn turn_until(reactor: &mut Reactor, pool: &Pool, mut is_done: impl FnMut(&mut R
     }
 }
 
+/// Turns until all workers are there: otherwise one may have done it all before.
+#[track_caller]
+fn turn_until_serving(reactor: &mut Reactor, pool: &Pool) {
+    turn_until(reactor, pool, |_| {
+        let workers = pool.statistics().workers;
+        workers
+            .iter()
+            .all(|worker| worker.stage == WorkerStage::Serving)
+    });
+}
+
 #[test]
 fn connections_go_round_and_workers_end_with_what_they_began_with() {
     let _ledger = DescriptorLedger::open();
@@ -277,14 +288,14 @@ fn what_one_worker_refuses_another_gets() {
     let _ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("served");
-    let choose = |worker| {
-        if worker == 1 {
-            Script::Refuse
-        } else {
-            Script::Serve
-        }
-    };
-    let (mut reactor, pool, clients) = serve(&log, settings(2), choose, 40);
+    let mut refusing = Some(Script::Refuse);
+    let choose = move |_| refusing.take().unwrap_or(Script::Serve);
+    let mut reactor = Reactor::new().unwrap();
+    let pool = Pool::start(&mut reactor, settings(2), scripted(log, choose));
+    turn_until_serving(&mut reactor, &pool);
+    let addresses = listen(&mut reactor, &pool);
+    let clients = Clients::start(&mut reactor, addresses, 40, 16);
+    turn_until(&mut reactor, &pool, |_| clients.are_done());
     assert_eq!(clients.outcome.borrow().answered.len(), 40);
     let statistics = pool.statistics();
     assert!(statistics.refused > 0, "{statistics:?}");
@@ -538,12 +549,7 @@ fn the_least_loaded_gets_the_next() {
     let mut reactor = Reactor::new().unwrap();
     let spawn = scripted(PathBuf::from(&log), |_| Script::Serve);
     let pool = Pool::with_policy(&mut reactor, settings(2), LeastLoaded::new(), spawn);
-    turn_until(&mut reactor, &pool, |_| {
-        let workers = pool.statistics().workers;
-        workers
-            .iter()
-            .all(|worker| worker.stage == WorkerStage::Serving)
-    });
+    turn_until_serving(&mut reactor, &pool);
     let mut clients = Vec::new();
     let live = |pool: &Pool| -> Vec<u32> {
         let workers = pool.statistics().workers;
