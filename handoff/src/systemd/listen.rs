@@ -216,6 +216,8 @@ mod tests {
     fn missing_names_are_unknown_rather_than_no_descriptors() {
         let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "2")]).unwrap();
         assert_eq!(found, [(3, "unknown".into()), (4, "unknown".into())]);
+        let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "1")]).unwrap();
+        assert_eq!(found, [(3, "unknown".into())]);
     }
 
     #[test]

@@ -331,6 +331,25 @@ fn connections_of_a_child_that_hangs_when_told_to_go_come_back_when_it_is_dead()
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
 
+/// Its end of the channel ends with it, and not before.
+#[test]
+fn connections_of_a_child_that_dies_when_told_to_go_come_back_at_once() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let child = Sleeper::start(&mut stage, &server);
+    let hand = stage.successor(child.pid);
+    make_ready(&mut stage, &hand);
+    hand.send(&prepared(1, &[]), &[]);
+    stage.settle();
+    drop(hand);
+    stage.settle();
+    assert_eq!(server.events(), ["packs 0", "0 reattached"]);
+    assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+    reap(&mut stage, child.pid);
+    let gone = ["goes on: the other process is gone"];
+    assert_eq!(server.events(), gone);
+}
+
 /// It may have begun to serve them, and its end is not heard any more.
 #[test]
 fn connections_of_a_child_whose_channel_breaks_come_back_when_it_is_dead() {
