@@ -48,8 +48,9 @@
 //! Listeners of the pool ([`Pool::acceptor`]) are paused, so that connections
 //! wait in the kernel. What is dispatched all the same waits here, at most
 //! [`queue`](PoolSettings::queue) at a time and each at most
-//! [`queue_timeout`](PoolSettings::queue_timeout) long. What finds no room, waits
-//! too long, was refused by every worker or given out
+//! [`queue_timeout`](PoolSettings::queue_timeout) long; one that waits since all
+//! workers have refused it but those that hang, or are to come, holds up no other.
+//! What finds no room, waits too long, was refused by every worker or given out
 //! [`max_attempts`](PoolSettings::max_attempts) times is given to
 //! [`Pool::on_undelivered`], which may serve it here, and is closed without one.
 //!

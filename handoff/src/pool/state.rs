@@ -145,7 +145,7 @@ impl State {
         }
     }
 
-    /// Whether a worker was good enough for the waits to begin anew.
+    /// Has the waits begin anew if a worker lived long enough.
     pub(super) fn judge_life(&mut self, started: Instant, now: Instant) {
         if now.saturating_duration_since(started) >= self.settings.stable_after {
             self.backoff.reset();
