@@ -152,6 +152,21 @@ fn control_path_that_is_something_else_keeps_the_program_from_starting() {
 }
 
 #[test]
+fn one_of_two_that_start_cold_gives_way() {
+    let mut stage = Stage::new();
+    let settings = [stage.settings(), stage.settings()];
+    // Neither finds the other.
+    let [one, other] = settings.map(|settings| stage.begin_only(settings, "old", &["web"]));
+    stage.settle();
+    let mut events = [one.events(), other.events()];
+    events.sort();
+    let gives_way = "not started: cannot have the control socket";
+    assert_eq!(events, [vec!["listens", "serves"], vec![gives_way]]);
+    let mut client = stage.client("web");
+    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+}
+
+#[test]
 fn program_that_cannot_listen_leaves_nothing_behind() {
     let mut stage = Stage::new();
     let path = stage.path("web");
