@@ -14,9 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::handoff::systemd::{self, Notice, Notifier, Watchdog};
+use bowline::handoff::systemd::{self, ActivationError, Notice, Notifier, Watchdog};
 use bowline::testing::ManualClock;
-use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, take_inherited};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
@@ -327,6 +327,49 @@ fn watchdog_is_fed_twice_in_each_interval() {
     }
     drop(watchdog);
     assert_eq!(fed(interval), 0);
+}
+
+/// Says to the test that it was given descriptors, and which way.
+const GIVEN: &str = "BOWLINE_TEST_GIVEN";
+
+/// What of them is wrong is said with its number.
+#[test]
+fn descriptors_that_cannot_be_taken_are_named() {
+    if let Some(given) = std::env::var_os(GIVEN) {
+        // By somebody else, before.
+        let taken = (given == "taken").then(|| take_inherited(4).expect("open"));
+        let wanted = if given == "none" { 3 } else { 4 };
+        let error = systemd::inherited().expect_err("one is missing");
+        let ActivationError::Descriptor { number, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(number, wanted);
+        if taken.is_some() {
+            let again = systemd::inherited().expect("an earlier call has them");
+            assert!(again.is_empty(), "{again:?}");
+        }
+        return;
+    }
+    let _ledger = DescriptorLedger::open();
+    for (given, open) in [
+        ("none", "3<&- 4<&-"),
+        ("one", "3</dev/null 4<&-"),
+        ("taken", "3</dev/null 4</dev/null"),
+    ] {
+        // The number of the process that is to take them.
+        let script = format!("export LISTEN_PID=$$; exec \"$@\" {open}");
+        let status = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .arg(std::env::current_exe().expect("Linux knows"))
+            .args(["--exact", "--nocapture"])
+            .arg("systemd::descriptors_that_cannot_be_taken_are_named")
+            .env("LISTEN_FDS", "2")
+            .env(GIVEN, given)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        assert!(status.expect("starts").success(), "{given}");
+    }
 }
 
 /// Says to the test that it is the process that is to be watched.
