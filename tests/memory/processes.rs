@@ -194,9 +194,12 @@ impl Protocol<MemoryStream> for Client {
 
     fn data_received(&mut self, _: &mut Context<'_, MemoryStream>, data: &[u8]) {
         for byte in data {
-            if *byte != (self.received + self.job) as u8 {
+            // Who began before its channel broke has answered in part.
+            let world = &mut *self.shared.borrow_mut();
+            let is_first = world.jobs[self.job].served_by.len() <= 1;
+            if is_first && *byte != (self.received + self.job) as u8 {
                 let line = format!("client {} got another's bytes", self.job);
-                self.shared.borrow_mut().wrong.push(line);
+                world.wrong.push(line);
             }
             self.received += 1;
         }

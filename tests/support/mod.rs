@@ -8,7 +8,7 @@ pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod own_process;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -99,11 +99,24 @@ pub(crate) struct DescriptorLedger {
 
 static ALONE: Mutex<()> = Mutex::new(());
 
+thread_local! {
+    static HAS_LEDGER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls what opens descriptors for a moment, where the test may have no ledger yet:
+/// reading how many processors there are, say.
+pub(crate) fn alone<R>(call: impl FnOnce() -> R) -> R {
+    let alone = || ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = (!HAS_LEDGER.get()).then(alone);
+    call()
+}
+
 impl DescriptorLedger {
     pub(crate) fn open() -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Those of the test before, which may have ended a moment ago.
         assert_no_pool_threads();
+        HAS_LEDGER.set(true);
         Self {
             before: open_descriptors(),
             _alone: alone,
@@ -128,6 +141,7 @@ impl DescriptorLedger {
 
 impl Drop for DescriptorLedger {
     fn drop(&mut self) {
+        HAS_LEDGER.set(false);
         if !std::thread::panicking() {
             self.assert_balanced();
         }

@@ -370,6 +370,8 @@ impl Shared {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
             state.tick = None;
+            let is_over =
+                matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
             has_panicked = mem::take(&mut state.is_starting);
             for worker in &mut state.workers {
                 let oldest = worker.in_flight.front().map_or(now, |job| job.since);
@@ -391,7 +393,10 @@ impl Shared {
                 }
             }
             for leaving in &mut state.leaving {
-                if leaving.kill_at.is_some_and(|deadline| now >= deadline) {
+                if leaving
+                    .kill_at
+                    .is_some_and(|deadline| is_over || now >= deadline)
+                {
                     leaving.kill_at = None;
                     log::warn!(target: log::HANDOFF, "{}, process {}, does not exit: killed", leaving.id, leaving.pid);
                     if let Err(error) = leaving.process.kill() {
@@ -402,8 +407,6 @@ impl Shared {
                     ask.push(leaving.id);
                 }
             }
-            let is_over =
-                matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
             let limit = state.settings.queue_timeout;
             let held = state.leaving.iter_mut().map(|leaving| &mut leaving.held);
             for queue in held.chain([&mut state.waiting]) {

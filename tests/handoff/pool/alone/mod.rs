@@ -35,7 +35,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::raw::{frame, hello, send_bytes};
-use crate::support::{DescriptorLedger, socketpair};
+use crate::support::{DescriptorLedger, alone, socketpair};
 
 /// How often a pool looks at its deadlines.
 const TICK: Duration = Duration::from_millis(20);
@@ -56,7 +56,7 @@ fn settle(reactor: &mut Reactor) {
 
 /// The defaults, but for what would make tests depend on the machine.
 fn settings(workers: usize) -> PoolSettings {
-    let mut settings = PoolSettings::default();
+    let mut settings = alone(PoolSettings::default);
     settings.workers = workers;
     settings.drain_timeout = None;
     settings.backoff = Backoff::new()

@@ -152,6 +152,23 @@ fn whoever_is_not_done_at_the_deadline_is_killed() {
     assert_eq!(undelivered, [(1, stopped), (2, stopped), (3, stopped)]);
 }
 
+/// However long it might take to exit otherwise.
+#[test]
+fn a_process_that_does_not_exit_is_killed_at_the_deadline_of_a_stop() {
+    let mut settings = settings(1);
+    settings.exit_timeout = ms(5_000);
+    let mut stage = Stage::serving(settings);
+    let over = stage.stop(ms(1_000));
+    stage.hang_up(0);
+    stage.pass(ms(1_000) - TICK);
+    assert_eq!(stage.hand(0).kills.get(), 0);
+    stage.pass(TICK);
+    assert_eq!((stage.hand(0).kills.get(), over.get()), (1, 0));
+    stage.end(0);
+    stage.pass(TICK);
+    assert_eq!(over.get(), 1);
+}
+
 #[test]
 fn of_two_stops_the_earlier_deadline_holds_and_both_are_told() {
     for (first, second) in [(2_000, 1_000), (1_000, 5_000)] {
