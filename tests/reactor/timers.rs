@@ -525,8 +525,9 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
     let notes = Notes::new();
-    let soon = reactor.call_later(Duration::from_millis(1), notes.noting("soon"));
-    reactor.call_later(Duration::from_millis(20), notes.noting("later"));
+    // So long that even a machine that stalls has not come to it before.
+    let soon = reactor.call_later(Duration::from_millis(500), notes.noting("soon"));
+    reactor.call_later(Duration::from_millis(520), notes.noting("later"));
     reactor.turn(Some(Duration::ZERO));
     soon.cancel(&mut reactor).unwrap();
     let before = reactor.statistics().turns;
