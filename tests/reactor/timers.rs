@@ -531,7 +531,9 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     reactor.turn(Some(Duration::ZERO));
     soon.cancel(&mut reactor).unwrap();
     let before = reactor.statistics().turns;
-    run_until(&mut reactor, |_| notes.len() > 0);
+    while notes.len() == 0 {
+        reactor.turn(Some(DEADLINE));
+    }
     assert_eq!(notes.all(), ["later"]);
     assert!(reactor.statistics().turns - before < 10);
 }
