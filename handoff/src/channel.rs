@@ -561,6 +561,11 @@ impl<R> Channel<R> {
     }
 }
 
+/// Whether a channel has failed while the other end, for all that is known, is there.
+pub(crate) fn has_broken(error: Option<&ChannelError>, reason: &CloseReason) -> bool {
+    !matches!(reason, CloseReason::ReactorStopped) && !has_peer_ended(error, reason)
+}
+
 /// Whether a channel has ended because the other end did, be it with its process, in
 /// the middle of a message maybe; and did not break here.
 pub(crate) fn has_peer_ended(error: Option<&ChannelError>, reason: &CloseReason) -> bool {

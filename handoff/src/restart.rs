@@ -725,27 +725,24 @@ impl Restart {
                 state.child.take().map(|child| (child, status))
             }
         };
-        let ended = ended.map(|(mut child, status)| {
-            if let Some(batch) = child.held.take() {
-                batch.roll_back(reactor, &self.shared.list);
+        let Some((child, status)) = ended else {
+            return self.reap_later(reactor);
+        };
+        if let Some(batch) = child.held {
+            batch.roll_back(reactor, &self.shared.list);
+        }
+        match (child.failure, status) {
+            (Some(error), _) => self.tell_of_failure(reactor, error),
+            // Its channel tells what it was for.
+            _ if child.has_asked => {}
+            (None, Ok(Some(status))) => {
+                self.tell_of_failure(reactor, RestartError::Exited(status));
             }
-            (child, status)
-        });
-        match ended {
-            None => self.reap_later(reactor),
-            Some((child, status)) => match (child.failure, status) {
-                (Some(error), _) => self.tell_of_failure(reactor, error),
-                // Its channel tells what it was for.
-                _ if child.has_asked => {}
-                (None, Ok(Some(status))) => {
-                    self.tell_of_failure(reactor, RestartError::Exited(status));
-                }
-                (None, error) => {
-                    // Somebody else has waited for it, or children are not waited for.
-                    log::warn!(target: log::HANDOFF, "how the successor ended: {error:?}");
-                    self.tell_of_failure(reactor, RestartError::Lost);
-                }
-            },
+            (None, error) => {
+                // Somebody else has waited for it, or children are not waited for.
+                log::warn!(target: log::HANDOFF, "how the successor ended: {error:?}");
+                self.tell_of_failure(reactor, RestartError::Lost);
+            }
         }
     }
 }

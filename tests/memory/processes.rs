@@ -1,7 +1,8 @@
 //! Whole runs from a seed of several processes: a pool that hands connections to
 //! its workers, workers that die anywhere, hang and are retired, a pool that dies or
-//! stops, a kernel that cuts, delays and fails. Pool and workers are those of `bowline::handoff::pool`, as they
-//! are. Whoever has not taken over a connection cannot lose it, and nobody serves one
+//! stops, a kernel that cuts, delays and fails. Pool and workers are those of
+//! `bowline::handoff::pool`, as they are. Whoever has not taken over a connection
+//! cannot lose it, and nobody serves one
 //! that another serves.
 
 use std::cell::RefCell;

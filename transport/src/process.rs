@@ -22,8 +22,9 @@ use crate::sys::{self, ControlBuffer, Family, SocketName};
 ///
 /// # Errors
 ///
-/// `InvalidInput` for a number below 3 and for one that is given twice;
-/// otherwise those of [`Command::spawn`].
+/// `InvalidInput` for a number below 3 and for one that is given twice; `WouldBlock`
+/// where other threads went on closing and opening descriptors at these numbers
+/// through 64 attempts; otherwise those of [`Command::spawn`].
 ///
 /// # Examples
 ///

@@ -1,6 +1,7 @@
 //! The workers of a pool, from their start to the end of their processes.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::mem;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::messages::{FromWorker, Refusal};
 use super::process::{Started, watch_exit};
 use super::settings::{PoolEvent, Undelivered, WorkerStage};
 use super::state::{Call, Leaving, Life, State, Worker, moment_after};
-use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_peer_ended};
+use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
@@ -252,17 +253,9 @@ impl Shared {
             acknowledged: worker.acknowledged,
             unanswered,
         };
-        let is_stopped = matches!(reason, CloseReason::ReactorStopped);
-        let is_broken = !is_stopped && !has_peer_ended(error, reason);
-        if is_broken {
-            match error {
-                Some(error) => {
-                    log::warn!(target: log::HANDOFF, "{id}, process {}: {error}", worker.pid);
-                }
-                None => {
-                    log::warn!(target: log::HANDOFF, "{id}, process {}: {reason}", worker.pid);
-                }
-            }
+        if has_broken(error, reason) {
+            let why: &dyn fmt::Display = error.map_or(reason, |error| error);
+            log::warn!(target: log::HANDOFF, "{id}, process {}: {why}", worker.pid);
             worker.kill();
         } else {
             state.take_back(&mut worker.in_flight);

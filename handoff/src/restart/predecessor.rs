@@ -11,7 +11,7 @@ use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{Batch, Packet};
 use super::{Restart, RestartError, Role};
 use crate::channel::{
-    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_peer_ended,
+    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_broken,
 };
 use crate::log;
 use crate::systemd::Notice;
@@ -113,8 +113,7 @@ impl ChannelReceiver<UnixStream> for Receiver {
         }
         if let Some(offer) = self.offer.take() {
             let restart = self.restart.clone();
-            let is_stopped = matches!(reason, CloseReason::ReactorStopped);
-            let is_broken = !is_stopped && !has_peer_ended(error, reason);
+            let is_broken = has_broken(error, reason);
             cx.reactor.defer(move |reactor| {
                 restart.offer_hears(reactor, offer, Heard::Lost);
                 restart.offer_is_gone(reactor, offer, is_broken);
