@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,7 +17,10 @@ use std::rc::Rc;
 use std::time::Duration;
 use std::{env, fs};
 
-use bowline::{Address, CloseReason, Context, Protocol, Reactor, Transport, Transports};
+use bowline::{
+    Address, BuildContext, CloseReason, Context, ListenerHandle, Protocol, Reactor, Transport,
+    Transports,
+};
 
 const CONNECTIONS: u64 = 64;
 const ROUNDS: u64 = 100;
@@ -33,6 +37,12 @@ const SERVE: &str = "BOWLINE_SYSTEM_CALLS_SERVE";
 /// Serves over TCP on a listener that was made elsewhere.
 const ADOPTED: &str = "adopted";
 const ADOPTED_ALONE: &str = "adopted, alone";
+/// Accepts such connections, sends them through a pair of sockets and serves them
+/// where they come out.
+const PASSED: &str = "passed";
+/// The type of each of the pair; of the listener type, domain and whether it
+/// listens; the identity of the socket through which connections come.
+const OF_THE_CHANNELS: u64 = 2 + 3 + 1;
 
 /// A socket of std that blocks.
 trait Client: Read + Write {}
@@ -77,6 +87,28 @@ fn only_a_listener_that_others_may_hold_is_asked_before_each_accept() {
         let polls = counted.of("poll");
         assert_eq!(polls >= CONNECTIONS, is_asked, "{polls} poll, {serve}");
     }
+}
+
+/// A client waits for all of them.
+#[test]
+fn connection_that_was_accepted_elsewhere_is_asked_no_more_than_is_needed() {
+    let directory = tempfile::tempdir().unwrap();
+    let counted = count_calls(directory.path(), PASSED, |address| {
+        Box::new(TcpStream::connect(address).unwrap())
+    });
+    // That it is not the channel itself, and that it is a stream.
+    let asked = counted.of("getsockopt") - OF_THE_CHANNELS;
+    assert_eq!(asked, 2 * CONNECTIONS, "getsockopt");
+    // That it has a peer, and which; at the end, the name of this side of it.
+    let of_the_channels = 2;
+    assert_eq!(counted.of("getpeername"), CONNECTIONS + of_the_channels);
+    assert!(counted.of("getsockname") <= CONNECTIONS + 10);
+    // That its sender's linger time is off.
+    let set = counted.of("setsockopt");
+    assert!(
+        (CONNECTIONS..=CONNECTIONS + 5).contains(&set),
+        "{set} setsockopt"
+    );
 }
 
 /// The calls of a server, by name, and the turns that its reactor made.
@@ -210,6 +242,48 @@ impl<T: Transport> Protocol<T> for Echo {
     }
 }
 
+struct Channel<F> {
+    factory: F,
+}
+
+impl<F: Fn(&Address) -> Echo + 'static> Protocol<bowline::UnixStream> for Channel<F> {
+    fn data_received(&mut self, _: &mut Context<'_, bowline::UnixStream>, _: &[u8]) {}
+
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, bowline::UnixStream>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        let peer = Address::Inet(([0; 4], 0).into());
+        cx.reactor
+            .adopt_tcp_stream(fd, (self.factory)(&peer))
+            .unwrap();
+        Ok(())
+    }
+}
+
+fn pass_connections(
+    reactor: &mut Reactor,
+    factory: impl Fn(&Address) -> Echo + Clone + 'static,
+) -> ListenerHandle {
+    let (here, there) = UnixStream::pair().unwrap();
+    let channel = |factory| Channel { factory };
+    let here = reactor
+        .adopt_unix_stream(here.into(), channel(factory.clone()))
+        .unwrap();
+    reactor
+        .adopt_unix_stream(there.into(), channel(factory))
+        .unwrap();
+    let made = TcpListener::bind("127.0.0.1:0").unwrap();
+    let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
+        let channel = cx.reactor.get(here).unwrap();
+        channel
+            .write_with_descriptors(b"c", vec![socket.into()])
+            .unwrap();
+    };
+    reactor.accept_adopted(made.into(), acceptor).unwrap()
+}
+
 #[test]
 #[ignore = "the server of the other tests, which run it in a process of its own"]
 fn server_process() {
@@ -227,6 +301,7 @@ fn server_process() {
             let made = TcpListener::bind("127.0.0.1:0").unwrap();
             reactor.adopt_tcp_listener(made.into(), factory).unwrap()
         }
+        PASSED => pass_connections(&mut reactor, factory),
         path => reactor.listen_unix(Path::new(path), factory).unwrap(),
     };
     let listener = reactor.get(listener).unwrap();

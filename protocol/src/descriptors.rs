@@ -32,6 +32,7 @@ impl PassedDescriptor {
 }
 
 impl AsFd for PassedDescriptor {
+    #[inline]
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Owned(fd) => fd.as_fd(),

@@ -165,10 +165,15 @@ impl DescriptorQueue {
         }
     }
 
-    /// The first `count` descriptors, as [`plan`](Self::plan) counted them.
+    /// The first `count` descriptors, as [`plan`](Self::plan) counted them, in two
+    /// pieces: each is walked in a fraction of the time that both take as one.
     #[inline]
-    pub(crate) fn first(&self, count: usize) -> impl Iterator<Item = &PassedDescriptor> {
-        self.descriptors.iter().take(count)
+    pub(crate) fn first(&self, count: usize) -> (&[PassedDescriptor], &[PassedDescriptor]) {
+        let (front, back) = self.descriptors.as_slices();
+        match count.checked_sub(front.len()) {
+            Some(more) => (front, &back[..more]),
+            None => (&front[..count], &[]),
+        }
     }
 
     /// Closes the first `count` descriptors, which have left.

@@ -127,6 +127,46 @@ pub(crate) fn check(fd: OwnedFd, wanted: Adopted) -> Result<(OwnedFd, Names), Ad
 }
 
 fn check_kind(fd: &OwnedFd, wanted: Adopted) -> Result<Names, AdoptErrorKind> {
+    let peer = match wanted {
+        Adopted::TcpListener | Adopted::UnixListener => {
+            look_closely(fd, wanted)?;
+            SocketName::Other(0)
+        }
+        // Two questions where the closer look has three, for every connection that
+        // somebody accepted elsewhere: what has a peer does not listen, and the
+        // peer's name is of the socket's family.
+        Adopted::TcpStream | Adopted::UnixStream => match sys::peer_name(fd.as_fd()) {
+            Ok(name) if is_of(&name, wanted) && sys::is_stream(fd.as_fd()).unwrap_or(false) => name,
+            answer => {
+                look_closely(fd, wanted)?;
+                answer.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotConnected => AdoptErrorKind::NotConnected,
+                    _ => AdoptErrorKind::Os(error),
+                })?
+            }
+        },
+    };
+    sys::set_nonblocking(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
+    sys::set_close_on_exec(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
+    Ok(Names {
+        host: HostName::Unknown,
+        peer,
+        refuses_descriptors: false,
+    })
+}
+
+fn is_of(name: &SocketName, wanted: Adopted) -> bool {
+    match name {
+        SocketName::Inet(_) => wanted == Adopted::TcpStream,
+        SocketName::UnixUnnamed | SocketName::UnixPath(_) | SocketName::UnixAbstract(_) => {
+            wanted == Adopted::UnixStream
+        }
+        SocketName::Other(_) => false,
+    }
+}
+
+/// Says what is wrong with `fd`, if anything is.
+fn look_closely(fd: &OwnedFd, wanted: Adopted) -> Result<(), AdoptErrorKind> {
     let kind = sys::socket_kind(fd.as_fd()).map_err(|error| {
         if sys::is_not_a_socket(&error) {
             AdoptErrorKind::NotASocket
@@ -145,26 +185,8 @@ fn check_kind(fd: &OwnedFd, wanted: Adopted) -> Result<Names, AdoptErrorKind> {
         return Err(AdoptErrorKind::NotAStream);
     }
     match (kind.listening, is_listener) {
-        (true, false) => return Err(AdoptErrorKind::Listening),
-        (false, true) => return Err(AdoptErrorKind::NotListening),
-        _ => {}
+        (true, false) => Err(AdoptErrorKind::Listening),
+        (false, true) => Err(AdoptErrorKind::NotListening),
+        _ => Ok(()),
     }
-    let peer = if is_listener {
-        SocketName::Other(0)
-    } else {
-        sys::peer_name(fd.as_fd()).map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotConnected {
-                AdoptErrorKind::NotConnected
-            } else {
-                AdoptErrorKind::Os(error)
-            }
-        })?
-    };
-    sys::set_nonblocking(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
-    sys::set_close_on_exec(fd.as_fd()).map_err(AdoptErrorKind::Os)?;
-    Ok(Names {
-        host: HostName::Unknown,
-        peer,
-        refuses_descriptors: false,
-    })
 }

@@ -136,37 +136,37 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         if is_drained {
             core.flags |= flag::PLAIN_READS;
         }
-        if matches!(&received, Ok(received) if received.had_ancillary) {
+        if matches!(&received, Ok(received) if received.had_ancillary) && self.is_wary() {
             self.disarm(buffers);
         }
         received
     }
 
-    /// Takes the linger setting from what was received, unless the peer is
-    /// trusted.
-    #[cold]
+    /// Whether the peer is not trusted.
+    #[inline]
+    fn is_wary(&self) -> bool {
+        let passing = self.passing.as_ref();
+        passing.is_none_or(|passing| passing.linger == Linger::Clear)
+    }
+
+    /// Takes the linger setting from what was received, which may have come from
+    /// anybody.
+    #[inline(never)]
     fn disarm(&mut self, buffers: &mut ReadBuffers) {
-        let is_wanted = self
-            .passing
-            .as_ref()
-            .is_none_or(|passing| passing.linger == Linger::Clear);
-        if is_wanted {
-            let mut has_socket = false;
-            for fd in &buffers.ancillary.descriptors {
-                has_socket |= sys::disarm_linger(fd.as_fd());
-            }
-            if has_socket {
-                self.refuse_own_socket(buffers);
-            }
+        let mut has_socket = false;
+        for fd in &buffers.ancillary.descriptors {
+            has_socket |= sys::disarm_linger(fd.as_fd());
+        }
+        if has_socket {
+            self.refuse_own_socket(buffers);
         }
     }
 
     /// Ends the connection if the peer sent it its own socket: that would keep
     /// it open when everybody else has closed it.
-    #[cold]
     fn refuse_own_socket(&mut self, buffers: &mut ReadBuffers) {
         let descriptors = &mut buffers.ancillary.descriptors;
-        if descriptors.iter().any(|fd| self.is_own_socket(fd.as_fd())) {
+        if self.has_own_socket(descriptors) {
             let core = self.base.core_mut();
             Ledger::add(&core.shared.ledger.received, descriptors.len());
             core.shared.refuse_received(descriptors.drain(..));
@@ -174,20 +174,29 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         }
     }
 
-    fn is_own_socket(&self, fd: BorrowedFd<'_>) -> bool {
-        let own = self.base.core().socket.source();
-        own.is_some_and(|own| match (sys::cookie(own), sys::cookie(fd)) {
-            (Ok(own), Ok(other)) => own == other,
-            _ => false,
-        })
+    /// Whether one of `descriptors` is this transport's own socket. That costs a
+    /// system call for each.
+    fn has_own_socket(&mut self, descriptors: &[impl AsFd]) -> bool {
+        let core = self.base.core_mut();
+        let own = match core.cold_ref().and_then(|cold| cold.own_cookie) {
+            Some(own) => own,
+            None => {
+                let source = core.socket.source();
+                let Some(own) = source.and_then(|own| sys::cookie(own).ok()) else {
+                    return false;
+                };
+                *core.cold().own_cookie.insert(own)
+            }
+        };
+        descriptors
+            .iter()
+            .any(|fd| sys::cookie(fd.as_fd()).is_ok_and(|cookie| cookie == own))
     }
 
-    /// Whether one of `descriptors` is this transport's own socket. Looked at
-    /// only where somebody can have a copy of it, since it costs a system call
-    /// for each.
-    fn has_own_socket(&self, descriptors: &[PassedDescriptor]) -> bool {
-        self.base.core().has_lent.get()
-            && descriptors.iter().any(|fd| self.is_own_socket(fd.as_fd()))
+    /// Whether one of `descriptors`, which are to be sent, is this transport's own
+    /// socket. Looked at only where somebody can have a copy of it.
+    fn would_send_itself(&mut self, descriptors: &[PassedDescriptor]) -> bool {
+        self.base.core().has_lent.get() && self.has_own_socket(descriptors)
     }
 
     /// Sends with descriptors on the first byte.
@@ -198,8 +207,8 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
             .queue
             .plan(core.sent, data.len(), passing.limits.per_message);
         let data = &data[..plan.bytes];
-        let mut first = passing.queue.first(plan.descriptors).map(AsFd::as_fd);
-        let Some(one) = first.next() else {
+        let (front, back) = passing.queue.first(plan.descriptors);
+        let Some(one) = front.first().map(AsFd::as_fd) else {
             return self.base.write_some_data(data);
         };
         let mut control = core.shared.send_control.borrow_mut();
@@ -209,8 +218,12 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         } else {
             // On the stack: this is the hot path of those who pass many.
             let mut descriptors = [one; MAX_DESCRIPTORS];
-            for (place, descriptor) in descriptors[1..].iter_mut().zip(first) {
-                *place = descriptor;
+            let (in_front, behind) = descriptors.split_at_mut(front.len());
+            for (place, descriptor) in in_front.iter_mut().zip(front) {
+                *place = descriptor.as_fd();
+            }
+            for (place, descriptor) in behind.iter_mut().zip(back) {
+                *place = descriptor.as_fd();
             }
             let descriptors = &descriptors[..plan.descriptors];
             core.socket
@@ -275,7 +288,7 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         }
         let limit = core.read_limit as usize;
         let received: Received = core.socket.receive(buffers, limit)?.into();
-        if received.had_ancillary {
+        if received.had_ancillary && self.is_wary() {
             self.disarm(buffers);
         }
         Ok(received)
@@ -377,7 +390,10 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
     }
 
     fn received_limits(&self) -> ReceivedLimits {
-        let limits = self.limits();
+        let limits = match &self.passing {
+            Some(passing) => &passing.limits,
+            None => &DescriptorLimits::default(),
+        };
         ReceivedLimits {
             per_read: limits.received_per_read,
             in_all: limits.received_in_all,
@@ -411,7 +427,7 @@ impl_transport!(impl<B: FileDescriptor> SendmsgMixin<B>);
 impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError> {
         let kind = match self.refusal(1) {
-            None if self.has_own_socket(std::slice::from_ref(&fd)) => {
+            None if self.would_send_itself(std::slice::from_ref(&fd)) => {
                 Some(SendDescriptorErrorKind::OwnSocket)
             }
             kind => kind,
@@ -434,6 +450,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
     ) -> Result<WriteStatus, SendDescriptorError> {
         let core = self.base.core();
         let (sent, start) = (core.sent, core.sent + core.buffer.len() as u64);
+        let has_room = core.takes_bytes(data.len());
         let kind = if descriptors.len() > MAX_DESCRIPTORS {
             Some(SendDescriptorErrorKind::TooManyForOneMessage)
         } else if descriptors.is_empty() {
@@ -450,9 +467,9 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
             Some(SendDescriptorErrorKind::NoBytes)
         } else if let Some(kind) = self.refusal(descriptors.len()) {
             Some(kind)
-        } else if self.has_own_socket(&descriptors) {
+        } else if self.would_send_itself(&descriptors) {
             Some(SendDescriptorErrorKind::OwnSocket)
-        } else if !core.takes_bytes(data.len()) {
+        } else if !has_room {
             Some(SendDescriptorErrorKind::BufferFull)
         } else if self
             .passing

@@ -9,10 +9,11 @@ use bowline_protocol::{
 use bowline_reactor::Reactor;
 
 use super::Connection;
-use crate::file_descriptor::FileDescriptor;
+use crate::file_descriptor::{FileDescriptor, ReceivedLimits};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, Shared};
 use crate::socket::private::Sealed;
+use crate::sys::Ancillary;
 
 impl<F, P> Connection<F, P>
 where
@@ -20,7 +21,7 @@ where
     P: Protocol<F>,
 {
     /// Delivers a read that brought something beside its bytes.
-    #[cold]
+    #[inline(never)]
     pub(super) fn deliver_ancillary(
         &mut self,
         reactor: &mut Reactor,
@@ -31,14 +32,58 @@ where
         let limits = self.transport.received_limits();
         let core = self.transport.core_mut();
         let ancillary = &mut buffers.ancillary;
-        let unknown = ancillary.unknown.first().copied();
-        ancillary.unknown.clear();
         ancillary.credentials = None;
         ancillary.pidfd = None;
         let count = ancillary.descriptors.len();
         Ledger::add(&core.shared.ledger.received, count);
-        let unclaimed_before = core.cold().unclaimed;
-        core.cold().received += count;
+        core.shared.numbers.expect_descriptors();
+        // The last has the highest number.
+        let last = ancillary.descriptors.last();
+        let is_reserved = last.is_some_and(|fd| core.shared.numbers.is_reserved(fd.as_fd()));
+        let cold = core.cold();
+        let unclaimed_before = cold.unclaimed;
+        cold.received += count;
+        let is_over = count > limits.per_read || cold.received > limits.in_all;
+        if is_truncated || is_reserved || is_over || !ancillary.unknown.is_empty() {
+            self.refuse_ancillary(reactor, ancillary, &limits, is_truncated, is_reserved);
+        }
+        let Some(protocol) = &mut self.protocol else {
+            return;
+        };
+        let mut cx = Context::new(&mut self.transport, reactor);
+        let data = buffers.data.get(bytes);
+        if ancillary.descriptors.is_empty() {
+            if cx.transport.core().is_open_for_reading() {
+                protocol.data_received(&mut cx, data);
+            }
+        } else {
+            let mut offered = Offered {
+                shared: Rc::clone(&cx.transport.core().shared),
+                descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
+            };
+            protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
+            let left = offered.close_left();
+            self.transport.core_mut().cold().unclaimed += left as u64;
+        }
+        let unclaimed = self.transport.core_mut().cold().unclaimed;
+        if unclaimed != unclaimed_before || unclaimed > limits.unclaimed as u64 {
+            self.look_at_unclaimed(unclaimed_before, limits.unclaimed);
+        }
+    }
+
+    /// What is done about descriptors that no protocol is offered, and about control
+    /// messages that nobody knows.
+    #[cold]
+    fn refuse_ancillary(
+        &mut self,
+        reactor: &mut Reactor,
+        ancillary: &mut Ancillary,
+        limits: &ReceivedLimits,
+        is_truncated: bool,
+        is_reserved: bool,
+    ) {
+        let core = self.transport.core_mut();
+        let count = ancillary.descriptors.len();
         let limit = if count > limits.per_read {
             Some(limits.per_read)
         } else if core.cold().received > limits.in_all {
@@ -46,10 +91,6 @@ where
         } else {
             None
         };
-        core.shared.numbers.expect_descriptors();
-        // The last has the highest number.
-        let last = ancillary.descriptors.last();
-        let is_reserved = last.is_some_and(|fd| core.shared.numbers.is_reserved(fd.as_fd()));
         if is_truncated {
             Ledger::add(&core.shared.ledger.truncations, 1);
         }
@@ -59,14 +100,16 @@ where
         if is_truncated || is_reserved || limit.is_some() {
             core.shared.refuse_received(ancillary.descriptors.drain(..));
         }
+        let unknown = ancillary.unknown.first().copied();
+        ancillary.unknown.clear();
         if let Some(unknown) = unknown {
             self.warn_of_unknown(unknown);
         }
         let Some(protocol) = &mut self.protocol else {
             return;
         };
-        let mut cx = Context::new(&mut self.transport, reactor);
         if (is_truncated || is_reserved) && limit.is_none() {
+            let mut cx = Context::new(&mut self.transport, reactor);
             let what = if is_truncated {
                 "were truncated to"
             } else {
@@ -86,24 +129,10 @@ where
                 AfterTruncation::KeepConnection => {}
             }
         }
-        let data = buffers.data.get(bytes);
-        if ancillary.descriptors.is_empty() {
-            if cx.transport.core().is_open_for_reading() {
-                protocol.data_received(&mut cx, data);
-            }
-        } else {
-            let mut offered = Offered {
-                shared: Rc::clone(&cx.transport.core().shared),
-                descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
-            };
-            protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
-            let core = self.transport.core_mut();
-            core.close_unclaimed(offered.descriptors.by_ref());
-        }
-        self.look_at_unclaimed(unclaimed_before, limits.unclaimed);
     }
 
     /// One warning per connection, as below.
+    #[cold]
     fn warn_of_unknown(&mut self, (level, kind): (i32, i32)) {
         if !std::mem::replace(&mut self.transport.core_mut().cold().has_unknown, true) {
             log::warn!(
@@ -119,6 +148,7 @@ where
 
     /// One warning per connection: a peer could fill the disk otherwise. And an
     /// end to it: every one costs us.
+    #[cold]
     fn look_at_unclaimed(&mut self, before: u64, limit: usize) {
         let core = self.transport.core_mut();
         let now = core.cold().unclaimed;
@@ -145,8 +175,20 @@ struct Offered<'a> {
     descriptors: ReceivedDescriptors<'a>,
 }
 
+impl Offered<'_> {
+    /// Closes those that nobody took; answers how many there were.
+    #[inline]
+    fn close_left(&mut self) -> usize {
+        match self.descriptors.len() {
+            0 => 0,
+            _ => self.shared.close_received(self.descriptors.by_ref()),
+        }
+    }
+}
+
 impl Drop for Offered<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.shared.close_received(self.descriptors.by_ref());
+        self.close_left();
     }
 }

@@ -173,7 +173,8 @@ impl Model {
 }
 
 fn names(queue: &DescriptorQueue, count: usize) -> Vec<i32> {
-    let first = queue.first(count);
+    let (front, back) = queue.first(count);
+    let first = front.iter().chain(back);
     first.map(|it| it.as_fd().as_raw_fd()).collect()
 }
 
@@ -249,7 +250,7 @@ fn run(supply: &mut Supply, operations: Vec<Operation>) {
         assert_eq!(queue.len(), model.waiting.len());
         assert_eq!(queue.is_empty(), model.waiting.is_empty());
         let expected: Vec<i32> = model.waiting.iter().map(|it| it.name).collect();
-        assert_eq!(names(&queue, usize::MAX), expected);
+        assert_eq!(names(&queue, queue.len()), expected);
     }
     match supply.next % 3 {
         0 => {

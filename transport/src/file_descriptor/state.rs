@@ -172,6 +172,8 @@ pub(crate) struct Cold {
     /// Whether control messages of an unknown kind were warned of.
     pub(crate) has_unknown: bool,
     pub(crate) received: usize,
+    /// Which socket the kernel says it is, once that was asked.
+    pub(crate) own_cookie: Option<u64>,
     /// The connector to be told of the loss.
     pub(crate) connector: Option<Token>,
 }

@@ -284,13 +284,22 @@ pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
 /// # Errors
 /// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
 pub(crate) fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
-    let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    let stream = is_stream(fd)?;
     let domain: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
     Ok(SocketKind {
         domain: Family::from_number(domain),
-        stream: kind == libc::SOCK_STREAM,
+        stream,
         listening: flag(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?,
     })
+}
+
+/// Whether the socket is of type `SOCK_STREAM`.
+///
+/// # Errors
+/// As [`socket_kind`].
+pub(crate) fn is_stream(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    Ok(kind == libc::SOCK_STREAM)
 }
 
 /// Has `close` wait for unsent bytes for as long as `time`, or not at all.
