@@ -162,9 +162,12 @@ fn accept_bowline(listener: OwnedFd, channel: OwnedFd) -> io::Result<()> {
             .write_with_descriptors(b"c", vec![socket.into()])
             .expect("the queue is far from its limit");
     };
-    reactor
+    let listener = reactor
         .accept_adopted(listener, acceptor)
         .map_err(io::Error::other)?;
+    // The generator that made it has let go of it, and the worker has no copy.
+    let listener = reactor.get(listener).expect("it was just made");
+    listener.assume_sole_holder();
     reactor.run().map_err(io::Error::other)
 }
 
