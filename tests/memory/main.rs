@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod listeners;
 mod panics;
 mod processes;
 mod pump;

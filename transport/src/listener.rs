@@ -1,5 +1,7 @@
 //! Listening sockets, which accept in budgeted batches.
 
+mod socket;
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -15,9 +17,7 @@ use bowline_protocol as protocol;
 use bowline_protocol::{
     Acceptor, Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
 };
-use bowline_reactor::{
-    DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
-};
+use bowline_reactor::{DelayedCall, Descriptor, Handle, Next, Panic, Reactor, Readiness, Token};
 
 use crate::closer::close_elsewhere;
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
@@ -28,12 +28,16 @@ use crate::log;
 use crate::options::{StaleSocket, TcpListenOptions, UnixListenOptions};
 use crate::shared::{Ledger, Shared};
 use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
+#[cfg(feature = "testing")]
+use crate::testing::MemoryListener;
+
+use self::socket::ListeningSocket;
 
 /// When a listener that could not accept for want of descriptors or memory
 /// tries again: no event is going to say that there are some.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-struct ListeningSocket<S> {
+struct Accepting<S> {
     control: Control,
     service: S,
 }
@@ -66,7 +70,7 @@ pub(crate) struct HandOver<A> {
 
 /// The part of a listener that handles give access to.
 pub(crate) struct Control {
-    fd: Option<OwnedFd>,
+    socket: Option<ListeningSocket>,
     token: Token,
     host: HostName,
     address: Address,
@@ -170,7 +174,7 @@ impl Listener for Control {
     }
 
     fn is_listening(&self) -> bool {
-        !self.is_stopping && self.fd.is_some()
+        !self.is_stopping && self.socket.is_some()
     }
 
     fn socket_file(&self) -> Option<protocol::SocketFile> {
@@ -208,9 +212,10 @@ impl Listener for Control {
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
         self.is_shared.set(true);
-        let fd = self.fd.as_ref();
-        fd.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
-            .try_clone()
+        let socket = self.socket.as_ref();
+        socket
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
+            .duplicate()
     }
 }
 
@@ -315,7 +320,7 @@ impl Control {
     }
 }
 
-impl<S: Service> ListeningSocket<S> {
+impl<S: Service> Accepting<S> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if !self.control.is_started {
             self.control.is_started = true;
@@ -324,8 +329,8 @@ impl<S: Service> ListeningSocket<S> {
         }
         if self.control.is_shared.get()
             && self.control.is_readable
-            && let Some(fd) = &self.control.fd
-            && let Err(error) = sys::set_nonblocking(fd.as_fd())
+            && let Some(socket) = &self.control.socket
+            && let Err(error) = socket.set_nonblocking()
         {
             log::warn!(target: log::TRANSPORT, "{}: cannot keep it from blocking: {error}", self.control.token);
         }
@@ -351,20 +356,15 @@ impl<S: Service> ListeningSocket<S> {
     }
 
     fn accept(&mut self, reactor: &mut Reactor) {
-        let Some(fd) = &self.control.fd else {
+        let Some(socket) = &self.control.socket else {
             self.control.is_readable = false;
             return;
         };
-        if self.control.shared.numbers.is_near()
-            && !self.control.shared.numbers.has_room(fd.as_fd())
-        {
+        let numbers = &self.control.shared.numbers;
+        if numbers.is_near() && !socket.has_room(numbers) {
             return self.wait_for_room(reactor);
         }
-        let accepted = if self.control.is_shared.get() {
-            sys::accept_shared(fd.as_fd())
-        } else {
-            sys::accept(fd.as_fd())
-        };
+        let accepted = socket.accept(self.control.is_shared.get());
         match accepted {
             Ok((fd, peer)) => {
                 self.control.is_short = false;
@@ -407,9 +407,9 @@ impl<S: Service> ListeningSocket<S> {
         let mut shed = None;
         if sys::is_out_of_descriptors(error)
             && control.shared.spend_reserve()
-            && let Some(fd) = &control.fd
+            && let Some(socket) = &control.socket
         {
-            shed = sys::accept(fd.as_fd()).ok().map(|(_, peer)| peer);
+            shed = socket.accept(false).ok().map(|(_, peer)| peer);
             control.shared.fill_reserve();
             control.shared.numbers.ran_out();
         }
@@ -437,12 +437,11 @@ impl<S: Service> ListeningSocket<S> {
 
     fn close(&mut self, reactor: &mut Reactor) {
         let control = &mut self.control;
-        if let Some(fd) = control.fd.take() {
-            reactor.unwatch(fd.as_fd());
+        if let Some(socket) = control.socket.take() {
+            socket.unwatch(reactor);
             // The path first: a client that finds it finds a listener.
             control.file = None;
-            let has_clients = sys::has_waiting(fd.as_fd()).unwrap_or(true);
-            close_unserved(fd, has_clients);
+            socket.close();
             Ledger::add(&control.shared.ledger.closed, 1);
             if let Some(retry) = control.retry.take() {
                 // It may be what runs.
@@ -468,7 +467,7 @@ fn peer_address(peer: &SocketName) -> Address {
     }
 }
 
-impl<S: Service> Descriptor for ListeningSocket<S> {
+impl<S: Service> Descriptor for Accepting<S> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() {
             self.control.is_readable = true;
@@ -491,9 +490,9 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
 
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
         if let Some(request) = request.downcast_mut::<DetachListenerRequest>()
-            && let Some(fd) = self.control.fd.take()
+            && let Some(socket) = self.control.socket.take()
         {
-            reactor.unwatch(fd.as_fd());
+            socket.unwatch(reactor);
             Ledger::add(&self.control.shared.ledger.closed, 1);
             if let Some(file) = self.control.file.take() {
                 file.leave();
@@ -501,7 +500,7 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
             if let Some(retry) = self.control.retry.take() {
                 let _ = retry.cancel(reactor);
             }
-            request.fd = Some(fd);
+            request.fd = Some(socket.into_descriptor());
             self.service.stopped(&mut self.control.context(reactor));
             return Next::Remove;
         }
@@ -511,7 +510,7 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
     fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
         // The connection that was accepted is closed already; the others of
         // the batch are served in the next turn.
-        if self.control.fd.is_some() {
+        if self.control.socket.is_some() {
             Next::Again
         } else {
             Next::Remove
@@ -524,7 +523,7 @@ impl<S: Service> Descriptor for ListeningSocket<S> {
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.control.fd.as_ref().map(AsFd::as_fd)
+        self.control.socket.as_ref()?.source()
     }
 
     fn facet(&mut self) -> &mut dyn Any {
@@ -667,7 +666,14 @@ pub(crate) fn install(
     file: Option<SocketFile>,
     service: impl Service,
 ) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
-    install_as(reactor, fd, file, Sharing::Ours, service)
+    install_as(
+        reactor,
+        ListeningSocket::Real(fd),
+        file,
+        Sharing::Ours,
+        service,
+    )
+    .map_err(given_back)
 }
 
 /// As [`install`], for a socket that came from somewhere else.
@@ -676,7 +682,23 @@ pub(crate) fn install_adopted(
     fd: OwnedFd,
     service: impl Service,
 ) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
-    install_as(reactor, fd, None, Sharing::Shared, service)
+    let socket = ListeningSocket::Real(fd);
+    install_as(reactor, socket, None, Sharing::Shared, service).map_err(given_back)
+}
+
+/// As [`install`], on a simulated kernel. What fails is closed.
+#[cfg(feature = "testing")]
+pub(crate) fn install_simulated(
+    reactor: &mut Reactor,
+    listener: MemoryListener,
+    service: impl Service,
+) -> io::Result<ListenerHandle> {
+    let socket = ListeningSocket::Simulated(listener);
+    install_as(reactor, socket, None, Sharing::Shared, service).map_err(|(error, _)| error)
+}
+
+fn given_back((error, socket): (io::Error, ListeningSocket)) -> (io::Error, OwnedFd) {
+    (error, socket.into_descriptor())
 }
 
 /// Whether others may hold a socket.
@@ -688,12 +710,12 @@ enum Sharing {
 
 fn install_as(
     reactor: &mut Reactor,
-    fd: OwnedFd,
+    socket: ListeningSocket,
     file: Option<SocketFile>,
     sharing: Sharing,
     service: impl Service,
-) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
-    let (host, address) = match sys::local_name(fd.as_fd()) {
+) -> Result<ListenerHandle, (io::Error, ListeningSocket)> {
+    let (host, address) = match socket.name() {
         // Of a listener on all addresses each connection has its own.
         Ok(SocketName::Inet(address)) if address.ip().is_unspecified() => {
             (HostName::Unknown, Address::Inet(address))
@@ -706,22 +728,22 @@ fn install_as(
                 Address::Unix(address),
             )
         }
-        Err(error) => return Err((error, fd)),
+        Err(error) => return Err((error, socket)),
     };
     let shared = Shared::of(reactor);
     shared.fill_reserve();
     let token = match reactor.reserve() {
         Ok(token) => token,
-        Err(error) => return Err((error, fd)),
+        Err(error) => return Err((error, socket)),
     };
-    if let Err(error) = reactor.watch(token, fd.as_fd(), Interest::Readable) {
+    if let Err(error) = socket.watch(reactor, token) {
         reactor.release(token);
-        return Err((error, fd));
+        return Err((error, socket));
     }
     Ledger::add(&shared.ledger.opened, 1);
-    let refuses_descriptors = matches!(host, HostName::Unix(_)) && !sys::passes_rights(fd.as_fd());
+    let refuses_descriptors = matches!(host, HostName::Unix(_)) && !socket.passes_rights();
     let control = Control {
-        fd: Some(fd),
+        socket: Some(socket),
         token,
         host,
         address,
@@ -739,7 +761,7 @@ fn install_as(
         refuses_descriptors,
     };
     let handle = control.handle();
-    reactor.install(token, Box::new(ListeningSocket { control, service }));
+    reactor.install(token, Box::new(Accepting { control, service }));
     reactor.notify(token);
     Ok(handle)
 }

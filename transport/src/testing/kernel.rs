@@ -22,6 +22,7 @@ use bowline_protocol::Credentials;
 use bowline_reactor::testing::ReadinessSource;
 use bowline_reactor::{Interest, Reactor, Readiness, Token};
 
+use super::listener::MemoryListener;
 use super::random::Random;
 use super::socket::MemorySocket;
 use crate::sys::{self, MAX_DESCRIPTORS};
@@ -54,7 +55,8 @@ const DESCRIPTION: usize = 256;
 ///
 /// A descriptor on its way occupies a number of this process, and so do two for
 /// each socket that was [made a descriptor](MemorySocket::into_descriptor).
-/// Sockets have no names, no credentials and no options; nobody listens.
+/// Connections have no names, one set of credentials for all, and no options. A
+/// listener's queue has no limit.
 #[derive(Clone)]
 pub struct SimulatedKernel {
     state: Rc<RefCell<State>>,
@@ -104,7 +106,8 @@ pub enum Delivery {
     Random,
 }
 
-/// The name of one end of a simulated connection; unique in its kernel.
+/// The name of one end of a simulated connection, or of a listener; unique in its
+/// kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId(u64);
 
@@ -138,6 +141,7 @@ impl SimulatedKernel {
             settings: KernelSettings::default(),
             random: Random::new(seed),
             ends: BTreeMap::new(),
+            listeners: BTreeMap::new(),
             parked: Vec::new(),
             credentials: Some(sys::own_credentials().into()),
             next_id: 0,
@@ -186,6 +190,88 @@ impl SimulatedKernel {
             MemorySocket::new(self.clone(), one),
             MemorySocket::new(self.clone(), other),
         )
+    }
+
+    /// Listens under a name.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` while somebody holds another listener of that name.
+    pub fn listen(&self, name: &str) -> io::Result<MemoryListener> {
+        let mut state = self.state.borrow_mut();
+        if state.listener_called(name).is_some() {
+            return Err(io::Error::from(io::ErrorKind::AddrInUse));
+        }
+        let id = SocketId(state.next_id);
+        state.next_id += 1;
+        let listener = Listening {
+            name: name.to_owned(),
+            holders: 0,
+            waiting: VecDeque::new(),
+            watches: Vec::new(),
+        };
+        state.listeners.insert(id, listener);
+        state.note::<()>(7, id, &Ok(0));
+        drop(state);
+        Ok(MemoryListener::new(self.clone(), id))
+    }
+
+    /// Connects to whoever accepts on the listener of that name, now or later.
+    ///
+    /// # Errors
+    ///
+    /// `ConnectionRefused` when nobody holds one.
+    pub fn connect(&self, name: &str) -> io::Result<MemorySocket> {
+        let mut state = self.state.borrow_mut();
+        let Some(listener) = state.listener_called(name) else {
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        };
+        let (ours, theirs) = state.add_pair();
+        // It is the queue's.
+        state.end(theirs)?.holders += 1;
+        if let Some(listening) = state.listeners.get_mut(&listener) {
+            listening.waiting.push_back(theirs);
+        }
+        state.raise_listener(listener);
+        state.note::<()>(8, listener, &Ok(theirs.0 as usize));
+        drop(state);
+        Ok(MemorySocket::new(self.clone(), ours))
+    }
+
+    /// How many listeners are open.
+    pub fn open_listeners(&self) -> usize {
+        let mut state = self.state.borrow_mut();
+        state.reap();
+        state.listeners.len()
+    }
+
+    /// How many connections wait to be accepted on the listener of that name;
+    /// `None` where there is none.
+    pub fn waiting(&self, name: &str) -> Option<usize> {
+        let mut state = self.state.borrow_mut();
+        let listener = state.listener_called(name)?;
+        let listening = state.listeners.get(&listener)?;
+        Some(listening.waiting.len())
+    }
+
+    /// Takes the first connection that waits.
+    pub(super) fn accept(&self, listener: SocketId, holder: Holder) -> io::Result<MemorySocket> {
+        let mut state = self.state.borrow_mut();
+        let accepted = state.accept(listener, holder);
+        let noted = accepted.as_ref().map(|socket| socket.0 as usize);
+        state.note(9, listener, &noted);
+        drop(state);
+        let socket = accepted?;
+        let accepted = MemorySocket::new(self.clone(), socket);
+        self.state.borrow_mut().let_go(socket);
+        Ok(accepted)
+    }
+
+    /// The name under which a listener listens; `None` for the end of a connection.
+    pub(super) fn name_of(&self, listener: SocketId) -> Option<String> {
+        let state = self.state.borrow();
+        let listening = state.listeners.get(&listener)?;
+        Some(listening.name.clone())
     }
 
     /// Makes the `nth` send of a socket from now on fail with `error`; 0 is the
@@ -291,8 +377,8 @@ impl SimulatedKernel {
         let mut state = self.state.borrow_mut();
         let holder = Holder(state.next_holder);
         state.next_holder += 1;
-        if let Some(end) = state.ends.get_mut(&socket) {
-            end.holders += 1;
+        if let Some(holders) = state.holders_of(socket) {
+            *holders += 1;
         }
         holder
     }
@@ -314,7 +400,8 @@ impl SimulatedKernel {
         let given = OwnedFd::from(given);
         let inode = inode(given.as_fd())?;
         let mut state = self.state.borrow_mut();
-        state.end(socket)?.holders += 1;
+        let holders = state.holders_of(socket);
+        *holders.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))? += 1;
         state.parked.push(Parked {
             inode,
             guard,
@@ -355,6 +442,20 @@ impl SimulatedKernel {
     ) -> io::Result<()> {
         let poller = self.poller_of(reactor)?;
         let mut state = self.state.borrow_mut();
+        if state.listeners.contains_key(&socket) {
+            state.unwatch(socket, holder);
+            state.watch_listener(
+                socket,
+                Watch {
+                    holder,
+                    poller,
+                    token,
+                    interest,
+                    is_raised: false,
+                },
+            );
+            return Ok(());
+        }
         let limit = state.settings.send_buffer;
         let end = state.end(socket)?;
         // One that is watched already keeps its place in the queue.
@@ -466,6 +567,7 @@ struct State {
     random: Random,
     /// Ordered, so that nothing depends on how names are hashed.
     ends: BTreeMap<SocketId, End>,
+    listeners: BTreeMap<SocketId, Listening>,
     /// Sockets that real descriptors stand for.
     parked: Vec<Parked>,
     /// Of whoever is at the other end of a socket.
@@ -498,6 +600,15 @@ thread_local! {
 
 fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(File::from(fd.try_clone_to_owned()?).metadata()?.ino())
+}
+
+/// A listener, which several may hold and watch.
+struct Listening {
+    name: String,
+    holders: usize,
+    /// Nobody has accepted them yet.
+    waiting: VecDeque<SocketId>,
+    watches: Vec<Watch>,
 }
 
 /// One end of a connection.
@@ -554,6 +665,75 @@ impl State {
         self.ends.insert(one, End::new(other));
         self.ends.insert(other, End::new(one));
         (one, other)
+    }
+
+    /// The open listener of that name.
+    fn listener_called(&mut self, name: &str) -> Option<SocketId> {
+        self.reap();
+        let mut listeners = self.listeners.iter();
+        let (id, _) = listeners.find(|(_, listening)| listening.name == name)?;
+        Some(*id)
+    }
+
+    fn holders_of(&mut self, socket: SocketId) -> Option<&mut usize> {
+        match self.ends.get_mut(&socket) {
+            Some(end) => Some(&mut end.holders),
+            None => Some(&mut self.listeners.get_mut(&socket)?.holders),
+        }
+    }
+
+    fn accept(&mut self, listener: SocketId, holder: Holder) -> io::Result<SocketId> {
+        let fails = self.random_error(self.settings.passing_errors_percent);
+        let Some(listening) = self.listeners.get_mut(&listener) else {
+            return Err(io::Error::from(io::ErrorKind::NotConnected));
+        };
+        if fails {
+            // As if it came only now.
+            let watches = &mut listening.watches;
+            if let Some(watch) = watches.iter_mut().find(|watch| watch.holder == holder)
+                && !std::mem::replace(&mut watch.is_raised, true)
+            {
+                self.ready[watch.poller].push_back(listener);
+            }
+            return Err(sys::simulated::would_block());
+        }
+        let waiting = listening.waiting.pop_front();
+        waiting.ok_or_else(sys::simulated::would_block)
+    }
+
+    fn random_error(&mut self, percent: u8) -> bool {
+        percent > 0 && self.random.chance(percent)
+    }
+
+    fn watch_listener(&mut self, listener: SocketId, watch: Watch) {
+        if let Some(listening) = self.listeners.get_mut(&listener) {
+            listening.watches.push(watch);
+            if !listening.waiting.is_empty() {
+                self.raise_listener(listener);
+            }
+        }
+    }
+
+    /// Queues a listener for everybody who watches it.
+    fn raise_listener(&mut self, listener: SocketId) {
+        if let Some(listening) = self.listeners.get_mut(&listener) {
+            for watch in &mut listening.watches {
+                if !std::mem::replace(&mut watch.is_raised, true) {
+                    self.ready[watch.poller].push_back(listener);
+                }
+            }
+        }
+    }
+
+    fn close_listener(&mut self, listener: SocketId) {
+        if let Some(listening) = self.listeners.remove(&listener) {
+            for watch in listening.watches {
+                self.ready[watch.poller].retain(|&ready| ready != listener);
+            }
+            for socket in listening.waiting {
+                self.let_go(socket);
+            }
+        }
     }
 
     fn end(&mut self, socket: SocketId) -> io::Result<&mut End> {
@@ -790,11 +970,17 @@ impl State {
 
     /// One holder less.
     fn let_go(&mut self, socket: SocketId) {
-        if let Some(end) = self.ends.get_mut(&socket) {
-            end.holders -= 1;
-            if end.holders == 0 {
-                self.close(socket);
-            }
+        let Some(holders) = self.holders_of(socket) else {
+            return;
+        };
+        *holders -= 1;
+        if *holders > 0 {
+            return;
+        }
+        if self.listeners.contains_key(&socket) {
+            self.close_listener(socket);
+        } else {
+            self.close(socket);
         }
     }
 
@@ -820,6 +1006,14 @@ impl State {
     }
 
     fn unwatch(&mut self, socket: SocketId, holder: Holder) {
+        if let Some(listening) = self.listeners.get_mut(&socket) {
+            let watches = &mut listening.watches;
+            if let Some(place) = watches.iter().position(|watch| watch.holder == holder) {
+                let watch = watches.swap_remove(place);
+                self.ready[watch.poller].retain(|&ready| ready != socket);
+            }
+            return;
+        }
         if let Some(end) = self.ends.get_mut(&socket)
             && let Some(watch) = end.watch.take_if(|watch| watch.holder == holder)
             && watch.is_raised
@@ -868,7 +1062,21 @@ impl State {
                 _ => queue.pop_front(),
             };
             let limit = self.settings.send_buffer;
-            if let Some(socket) = next
+            if let Some(listener) = next
+                && let Some(listening) = self.listeners.get_mut(&listener)
+            {
+                let mut watches = listening.watches.iter_mut();
+                let is_here = |watch: &&mut Watch| watch.poller == poller && watch.is_raised;
+                if let Some(watch) = watches.find(is_here) {
+                    watch.is_raised = false;
+                    // Somebody else may have been quicker.
+                    if !listening.waiting.is_empty() {
+                        let token = watch.token;
+                        events.push((token, Readiness::READABLE));
+                        self.note::<()>(5, listener, &Ok(token.to_bits() as usize));
+                    }
+                }
+            } else if let Some(socket) = next
                 && let Some(end) = self.ends.get_mut(&socket)
             {
                 let readiness = end.readiness(limit);

@@ -15,6 +15,7 @@
 use bowline_protocol::{Address, UnixAddress};
 
 mod kernel;
+mod listener;
 mod peer;
 mod pump;
 mod random;
@@ -22,19 +23,26 @@ mod simulation;
 mod socket;
 
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
+pub use self::listener::MemoryListener;
 pub use self::peer::{MemoryPeer, PeerRead};
 pub use self::pump::Pump;
 pub use self::random::Random;
 pub use self::simulation::{Points, ProcessId, Simulation};
 pub use self::socket::{MemoryHandle, MemorySocket, MemoryStream};
 
-/// What a descriptor stands for that was made of a [`MemorySocket`].
+/// What a descriptor stands for that was made of a [`MemorySocket`] or a
+/// [`MemoryListener`].
 pub(crate) fn describe(fd: std::os::fd::BorrowedFd<'_>) -> Option<crate::SocketDescription> {
-    let stands_for_socket = SimulatedKernel::unpark(fd).is_some();
-    stands_for_socket.then_some(crate::SocketDescription {
-        address: Some(Address::Unix(UnixAddress::Unnamed)),
+    let (kernel, id) = SimulatedKernel::unpark(fd)?;
+    let name = kernel.name_of(id);
+    let is_listening = name.is_some();
+    let address = name.map_or(UnixAddress::Unnamed, |name| {
+        UnixAddress::Abstract(name.into_bytes())
+    });
+    Some(crate::SocketDescription {
+        address: Some(Address::Unix(address)),
         is_stream: true,
-        is_listening: false,
+        is_listening,
     })
 }
 

@@ -9,12 +9,15 @@ use bowline_protocol::{
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
-use crate::connection::{Source, StreamTransport, establish, private};
+use crate::connection::{
+    DescriptorTransport, Names, Source, StreamTransport, establish, establish_with, private,
+};
 use crate::file_descriptor::{Core, FileDescriptor};
 use crate::shared::{ReadBuffers, SendControl};
 use crate::socket::Socket;
 use crate::socket::private::{Sealed, Taken};
-use crate::{SendmsgMixin, Stream};
+use crate::transports::restore_unsent;
+use crate::{SendmsgMixin, Stream, Unsent};
 
 /// A connection in memory: the transport of UNIX connections, on a socket of a
 /// [`SimulatedKernel`].
@@ -107,8 +110,8 @@ impl MemorySocket {
     /// Gives back a descriptor that stands for none of this thread's.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match SimulatedKernel::unpark(fd.as_fd()) {
-            Some((kernel, id)) => Ok(Self::new(kernel, id)),
-            None => Err(fd),
+            Some((kernel, id)) if kernel.name_of(id).is_none() => Ok(Self::new(kernel, id)),
+            _ => Err(fd),
         }
     }
 
@@ -128,6 +131,26 @@ impl MemorySocket {
         let socket = self.id;
         let handle = establish::<MemoryStream, _>(reactor, self, protocol, Source::Simulated)
             .map_err(|(error, _)| error)?;
+        let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
+        Ok(MemoryHandle { handle, socket })
+    }
+
+    /// As [`adopt`](Self::adopt), for a connection that comes from elsewhere, with
+    /// what had not left there.
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt`](Self::adopt).
+    pub fn adopt_with(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<MemoryStream>,
+        unsent: Unsent,
+    ) -> io::Result<MemoryHandle> {
+        let socket = self.id;
+        let prepare = |transport: &mut MemoryStream| restore_unsent(transport, unsent);
+        let handle = establish_with(reactor, self, protocol, Source::Simulated, prepare)
+            .map_err(|(error, ..)| error)?;
         let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
         Ok(MemoryHandle { handle, socket })
     }
@@ -279,3 +302,9 @@ impl private::Build for MemoryStream {
 }
 
 impl StreamTransport for MemoryStream {}
+
+impl DescriptorTransport for MemoryStream {
+    fn socket(fd: OwnedFd, _: Names) -> MemorySocket {
+        MemorySocket::from_descriptor(fd).expect("a simulated listener accepted it")
+    }
+}
