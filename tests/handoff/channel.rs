@@ -411,7 +411,7 @@ fn frame_has_its_time_only_while_it_is_awaited() {
     // Byte by byte it gets no more.
     peer.write_all(&rest[..1]).unwrap();
     run_until_quiet(&mut reactor);
-    pass(&mut reactor, 2);
+    pass(&mut reactor, 1);
     run_until(&mut reactor, |_| end.is_lost());
     let error = end.error();
     assert_eq!(error.as_deref(), Some("frame did not become whole in time"));
@@ -440,7 +440,7 @@ fn frame_has_no_more_time_where_its_channel_was_taken_apart() {
     });
     run_until_quiet(&mut reactor);
     assert!(reactor.get(handle).is_none() && !end.is_lost());
-    clock.advance(Duration::from_secs(11));
+    clock.advance(Duration::from_secs(10));
     run_until(&mut reactor, |_| end.is_lost());
     let error = end.error();
     assert_eq!(error.as_deref(), Some("frame did not become whole in time"));

@@ -55,6 +55,27 @@ fn what_the_peer_sends_puts_the_close_off() {
     assert!(record.is_lost());
 }
 
+/// What came meanwhile is read before anything is closed.
+#[test]
+fn time_in_which_the_loop_was_stopped_does_not_count() {
+    let _ledger = DescriptorLedger::open();
+    let (mut pump, peer, record) = idle(10.0);
+    pump.advance(seconds(4.0));
+    peer.send(b"x").unwrap();
+    pump.clock().advance(seconds(3600.0));
+    pump.run();
+    // It counts from when it was read; and once more from before the stop.
+    for _ in 0..2 {
+        pump.advance(seconds(4.0));
+        assert!(!record.is_lost());
+        pump.clock().advance(seconds(3600.0));
+        pump.run();
+        assert!(!record.is_lost());
+    }
+    pump.advance(seconds(3.0));
+    assert!(record.is_lost());
+}
+
 /// H-17.
 #[test]
 fn what_others_write_puts_the_close_off() {
@@ -226,6 +247,31 @@ fn a_limit_is_set_changed_reset_and_cancelled() {
     stage.pump.advance(seconds(0.001));
     assert!(stage.pump.is_lost());
     assert_eq!(timers(&mut stage.pump), 0);
+}
+
+/// A loop that was stopped looks once more.
+#[test]
+fn what_came_while_the_loop_was_stopped_is_read_before_the_limit_ends_it() {
+    let _ledger = DescriptorLedger::open();
+    let mut stage = Stage::new(Timeout::new());
+    stage.tell("5");
+    stage.peer.send(b"r").unwrap();
+    stage.pump.clock().advance(seconds(3600.0));
+    stage.pump.run();
+    stage.pump.advance(seconds(4.999));
+    assert!(!stage.pump.is_lost());
+    stage.pump.advance(seconds(0.001));
+    assert!(stage.pump.is_lost());
+
+    // Once, and not for ever.
+    let mut stage = Stage::new(Timeout::new());
+    stage.tell("5");
+    stage.pump.clock().advance(seconds(3600.0));
+    stage.pump.run();
+    assert!(!stage.pump.is_lost());
+    stage.pump.clock().advance(seconds(3600.0));
+    stage.pump.run();
+    assert!(stage.pump.is_lost());
 }
 
 /// H-16: a reset costs nothing, so it moves no timer.

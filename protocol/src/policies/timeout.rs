@@ -20,6 +20,10 @@ use crate::transport::{Transport, TransportHandle};
 /// [`with_action`](Self::with_action) was given is done, and nothing is limited
 /// until it is set anew.
 ///
+/// A loop that was itself stopped for longer than the limit (by a debugger, with its
+/// virtual machine, in a callback) looks once more before it ends anything: what has
+/// come meanwhile is read first.
+///
 /// A reset notes the time and does nothing else: no allocation, no timer is
 /// moved. The one timer there is looks, when it runs, how much is left. A limit
 /// that is dropped does nothing any more. (Twisted: `policies.TimeoutMixin`.)
@@ -74,12 +78,25 @@ struct Limit {
     period: Duration,
     since: Instant,
     transport: TransportHandle,
+    /// It has passed, and is looked at once more.
+    is_last_look: bool,
 }
+
+/// A timer that runs so much too late says that the loop was stopped.
+const STALL: Duration = Duration::from_millis(50);
+/// How long a loop that was stopped has to read what has come meanwhile.
+const LAST_LOOK_AFTER: Duration = Duration::from_millis(10);
 
 impl Limit {
     fn left(&self, reactor: &Reactor) -> Duration {
         let passed = reactor.now().saturating_duration_since(self.since);
         self.period.saturating_sub(passed)
+    }
+
+    /// Whether it has passed for so long that nobody can have looked at the time.
+    fn was_missed(&self, reactor: &Reactor) -> bool {
+        let passed = reactor.now().saturating_duration_since(self.since);
+        passed > self.period.saturating_add(STALL)
     }
 }
 
@@ -115,6 +132,7 @@ impl Timeout {
             period,
             since: cx.reactor.now(),
             transport: cx.transport.handle(),
+            is_last_look: false,
         };
         let before = self.state.limit.replace(Some(limit));
         let call = self.state.call.get();
@@ -130,6 +148,7 @@ impl Timeout {
         if let Some(limit) = self.state.limit.get() {
             self.state.limit.set(Some(Limit {
                 since: reactor.now(),
+                is_last_look: false,
                 ..limit
             }));
         }
@@ -193,6 +212,13 @@ impl State {
         if !left.is_zero() {
             Self::schedule(&state, reactor, left);
             return;
+        }
+        if !limit.is_last_look && limit.was_missed(reactor) {
+            state.limit.set(Some(Limit {
+                is_last_look: true,
+                ..limit
+            }));
+            return Self::schedule(&state, reactor, LAST_LOOK_AFTER);
         }
         if reactor.get(limit.transport).is_none() {
             // Taken apart: it goes on if it is put together again.
