@@ -69,8 +69,9 @@
 //! use std::os::unix::net::UnixStream;
 //! use std::process::ExitStatus;
 //!
+//! use bowline_handoff::ChildProcess;
 //! use bowline_handoff::pool::{
-//!     Connection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId, WorkerProcess,
+//!     Connection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId,
 //!     WorkerSettings,
 //! };
 //! use bowline_protocol::{Context, Protocol, Transport};
@@ -96,7 +97,7 @@
 //!
 //! /// Stands for a process; usually `spawn_command` makes one.
 //! struct NoProcess;
-//! impl WorkerProcess for NoProcess {
+//! impl ChildProcess for NoProcess {
 //!     fn pid(&self) -> u32 { std::process::id() }
 //!     fn kill(&mut self) -> io::Result<()> { Ok(()) }
 //!     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> { Ok(Some(ExitStatus::default())) }
@@ -145,9 +146,7 @@ pub use self::connection::Connection;
 pub use self::dispatcher::{Pool, PoolAcceptor, REFUSAL_PAUSE};
 pub use self::messages::{Dispatch, FromWorker, Refusal, ToWorker};
 pub use self::policy::{Candidate, LeastLoaded, Offer, Policy, RoundRobin};
-pub use self::process::{
-    CHANNEL_NUMBER, Spawn, Spawned, WorkerProcess, inherited_channel, spawn_command,
-};
+pub use self::process::{CHANNEL_NUMBER, Spawn, Spawned, inherited_channel, spawn_command};
 pub use self::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
 };

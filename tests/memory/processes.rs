@@ -13,9 +13,10 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
     Connection, Live, Pool, PoolSettings, Refusal, Service, Spawned, Undelivered, Worker, WorkerId,
-    WorkerProcess, WorkerSettings,
+    WorkerSettings,
 };
 use bowline::policies::{Backoff, Jitter};
 use bowline::testing::{
@@ -77,7 +78,7 @@ struct LifeState {
 /// The pool's side of it.
 struct Child(Life);
 
-impl WorkerProcess for Child {
+impl ChildProcess for Child {
     fn pid(&self) -> u32 {
         u32::MAX
     }
@@ -500,6 +501,9 @@ fn simulate(seed: u64) -> Trace {
             // Stopped for a while, which may be longer than the pool bears.
             10 if random.chance(30) => run.simulation.suspend(process),
             10 if random.chance(30) => run.simulation.resume(process),
+            // The pool itself is stopped, which is no reason to end anybody.
+            10 if random.chance(10) => run.simulation.suspend(run.dispatcher),
+            10 if random.chance(20) => run.simulation.resume(run.dispatcher),
             10 if random.chance(30) => run.retire(worker.worker, random.chance(50)),
             10 => run.advance(Duration::from_millis(random.below(50) as u64)),
             _ if random.chance(5) => run.simulation.kill(run.dispatcher),

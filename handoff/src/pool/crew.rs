@@ -22,6 +22,10 @@ use crate::log;
 /// shortest that is of use.
 const TICK: Duration = Duration::from_millis(20);
 
+/// A tick that comes so much too late says that this process was stopped, with its
+/// virtual machine say, and read nothing meanwhile.
+const STALL: Duration = Duration::from_millis(50);
+
 /// How long the channel of a process that has ended may stay open: its end is
 /// usually there at the same moment, unless somebody else has it too.
 const CHANNEL_GRACE: Duration = Duration::from_secs(1);
@@ -350,6 +354,7 @@ impl Shared {
         if state.tick.is_none() && state.needs_tick() {
             let shared = Rc::clone(self);
             state.tick = Some(reactor.call_later(TICK, move |reactor| shared.tick(reactor)));
+            state.tick_due = reactor.now().checked_add(TICK);
         }
     }
 
@@ -363,6 +368,12 @@ impl Shared {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
             state.tick = None;
+            let too_late = state
+                .tick_due
+                .map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+            if too_late > STALL {
+                state.leave_out(too_late);
+            }
             let is_over =
                 matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
             has_panicked = mem::take(&mut state.is_starting);

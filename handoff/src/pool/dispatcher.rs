@@ -42,7 +42,7 @@ type EventHandler = Box<dyn FnMut(&mut Reactor, PoolEvent)>;
 type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, Connection, Undelivered)>;
 
 pub(super) struct Shared {
-    /// Never borrowed while code of the user runs, but that of a `WorkerProcess`.
+    /// Never borrowed while code of the user runs, but that of a `ChildProcess`.
     pub(super) state: RefCell<State>,
     // Each is borrowed only while it runs, and callbacks never nest.
     pub(super) spawn: RefCell<Box<dyn Start>>,
@@ -90,6 +90,7 @@ impl Pool {
                     next_worker: 1,
                     next_delivery: 1,
                     tick: None,
+                    tick_due: None,
                     life: Life::Running,
                     counts: PoolStatistics::default(),
                 }),

@@ -5,15 +5,16 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, ExitStatus};
+use std::process::Command;
 
 use bowline_protocol::UnixTransportHandle;
 use bowline_reactor::{Descriptor, Interest, Next, Reactor, Readiness, Token};
-use bowline_transport::{exit_descriptor, spawn_with_descriptors, take_inherited};
+use bowline_transport::{spawn_with_descriptors, take_inherited};
 
 use super::WorkerId;
 use super::dispatcher::Link;
 use crate::channel::{Channel, ChannelSocket};
+use crate::process::ChildProcess;
 
 /// The number under which a worker that was started by [`spawn_command`] has
 /// its end of the channel.
@@ -57,7 +58,7 @@ pub struct Spawned<C = OwnedFd> {
     /// from seeing the worker's end.)
     pub channel: C,
     /// The process.
-    pub process: Box<dyn WorkerProcess>,
+    pub process: Box<dyn ChildProcess>,
 }
 
 impl<C: std::fmt::Debug> std::fmt::Debug for Spawned<C> {
@@ -82,7 +83,7 @@ pub(super) trait Start: 'static {
 
 /// A worker process that was started.
 pub(super) struct Started {
-    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) process: Box<dyn ChildProcess>,
     pub(super) channel: io::Result<UnixTransportHandle>,
 }
 
@@ -96,55 +97,6 @@ impl<S: Spawn> Start for S {
         let Spawned { channel, process } = self.spawn(reactor, worker)?;
         let channel = channel.adopt(reactor, end).map_err(Into::into);
         Ok(Started { process, channel })
-    }
-}
-
-/// What the pool has to know of, and do to, the process of a worker.
-pub trait WorkerProcess: 'static {
-    /// Its process id.
-    fn pid(&self) -> u32;
-
-    /// Ends it at once, as by SIGKILL. Nothing happens if it has ended.
-    ///
-    /// # Errors
-    ///
-    /// It could not be.
-    fn kill(&mut self) -> io::Result<()>;
-
-    /// How it has ended, if it has; never waits for that.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be told; the process is forgotten then.
-    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
-
-    /// A descriptor that becomes readable when it ends, or `None` if it has
-    /// ended.
-    ///
-    /// # Errors
-    ///
-    /// There is none: [`try_wait`](Self::try_wait) is then asked again and
-    /// again, from when the channel has ended.
-    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
-        Err(io::Error::from(io::ErrorKind::Unsupported))
-    }
-}
-
-impl WorkerProcess for Child {
-    fn pid(&self) -> u32 {
-        self.id()
-    }
-
-    fn kill(&mut self) -> io::Result<()> {
-        Self::kill(self)
-    }
-
-    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        Self::try_wait(self)
-    }
-
-    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
-        exit_descriptor(self)
     }
 }
 

@@ -16,9 +16,9 @@ use super::connection::Connection;
 use super::dispatcher::REFUSAL_PAUSE;
 use super::messages::{Dispatch, Refusal, ToWorker};
 use super::policy::{Candidate, Offer};
-use super::process::WorkerProcess;
 use super::settings::{PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics};
 use crate::log;
+use crate::process::ChildProcess;
 use crate::wire;
 
 pub(super) type Call = Box<dyn FnOnce(&mut Reactor)>;
@@ -41,6 +41,8 @@ pub(super) struct State {
     pub(super) next_worker: u64,
     pub(super) next_delivery: u64,
     pub(super) tick: Option<DelayedCall>,
+    /// When that was to be.
+    pub(super) tick_due: Option<Instant>,
     pub(super) life: Life,
     pub(super) counts: PoolStatistics,
 }
@@ -59,7 +61,7 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
     pub(super) channel: UnixTransportHandle,
-    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) process: Box<dyn ChildProcess>,
     pub(super) stage: WorkerStage,
     /// Unanswered, oldest first.
     pub(super) in_flight: VecDeque<Box<Job>>,
@@ -80,7 +82,7 @@ pub(super) struct Worker {
 pub(super) struct Leaving {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
-    pub(super) process: Box<dyn WorkerProcess>,
+    pub(super) process: Box<dyn ChildProcess>,
     /// What it had not answered when its channel broke: it may have begun, or be about
     /// to, so that others get it when it is gone.
     pub(super) held: VecDeque<Box<Job>>,
@@ -291,6 +293,33 @@ impl State {
                 .workers
                 .iter()
                 .any(|worker| !worker.in_flight.is_empty() || worker.drain_deadline.is_some())
+    }
+
+    /// Leaves out a time in which this process was stopped: what workers said then is
+    /// still to be heard, and they may have been stopped with it.
+    pub(super) fn leave_out(&mut self, time: Duration) {
+        let later = |instant: &mut Instant| *instant += time;
+        for worker in &mut self.workers {
+            later(&mut worker.answered);
+            worker.drain_deadline.iter_mut().for_each(later);
+            worker
+                .in_flight
+                .iter_mut()
+                .for_each(|job| later(&mut job.since));
+        }
+        for leaving in &mut self.leaving {
+            leaving.kill_at.iter_mut().for_each(later);
+            leaving
+                .held
+                .iter_mut()
+                .for_each(|job| later(&mut job.since));
+        }
+        self.waiting
+            .iter_mut()
+            .for_each(|job| later(&mut job.since));
+        if let Life::Stopping { deadline, .. } = &mut self.life {
+            later(deadline);
+        }
     }
 
     pub(super) fn statistics(&self) -> PoolStatistics {

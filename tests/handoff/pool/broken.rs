@@ -7,9 +7,9 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
-    Connection, Live, Pool, PoolSettings, Spawned, Undelivered, Worker, WorkerId, WorkerProcess,
-    WorkerSettings,
+    Connection, Live, Pool, PoolSettings, Spawned, Undelivered, Worker, WorkerId, WorkerSettings,
 };
 use bowline::testing::{MemoryPeer, MemorySocket, Pump, SimulatedKernel, SocketId};
 use bowline::{Context, Protocol, Reactor, Transport};
@@ -41,7 +41,7 @@ struct Child {
     world: Shared,
 }
 
-impl WorkerProcess for Child {
+impl ChildProcess for Child {
     fn pid(&self) -> u32 {
         7
     }

@@ -9,10 +9,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
+use bowline::handoff::ChildProcess;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Connection, FromWorker, Live, Pool, Refusal, Spawned, ToWorker, Worker, WorkerId,
-    WorkerProcess, WorkerSettings,
+    WorkerSettings,
 };
 use bowline::handoff::wire::HEADER_BYTES;
 use bowline::testing::Random;
@@ -214,7 +215,7 @@ fn at_the_worker(random: &mut Random, wanted: usize) -> Seen {
 /// A worker's process that is none: its channel is the test's.
 struct NoProcess;
 
-impl WorkerProcess for NoProcess {
+impl ChildProcess for NoProcess {
     fn pid(&self) -> u32 {
         std::process::id()
     }

@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
+use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
     Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerId,
-    WorkerProcess, WorkerStage,
+    WorkerStage,
 };
 use bowline::testing::ManualClock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -408,7 +409,7 @@ fn a_child_can_be_a_workers_process() {
     let _ledger = DescriptorLedger::open();
     let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     let number = child.id();
-    let process: &mut dyn WorkerProcess = &mut child;
+    let process: &mut dyn ChildProcess = &mut child;
     assert_eq!(process.pid(), number);
     assert_eq!(process.try_wait().unwrap(), None);
     let end = process.exit_descriptor().unwrap().expect("it runs");

@@ -10,9 +10,9 @@ fn a_worker_counts_as_hung_when_it_has_said_nothing_for_too_long() {
     stage.events();
     stage.dispatch([1]);
     // Exactly the limit.
-    stage.advance(ms(1_000));
+    stage.pass(ms(1_000));
     assert_eq!(stage.stage_of(0), WorkerStage::Serving);
-    stage.advance(TICK);
+    stage.pass(TICK);
     assert_eq!(stage.stage_of(0), WorkerStage::Hung);
     assert_eq!(stage.events(), ["worker 1 hung, 101"]);
     // One that has nothing to answer may be silent.
@@ -49,8 +49,7 @@ fn a_hung_worker_recovers_with_whatever_it_says() {
         (2, FromWorker::Load { live: 0 }),
     ] {
         stage.dispatch([id as u32]);
-        stage.advance(ms(1_000));
-        stage.advance(TICK);
+        stage.pass(ms(1_000) + TICK);
         assert_eq!(stage.stage_of(0), WorkerStage::Hung);
         assert!(!stage.has_room());
         stage.events();
@@ -191,4 +190,30 @@ fn a_worker_that_is_killed_before_it_is_ready_is_not_said_to_be() {
     assert_eq!(stage.stage_of(0), WorkerStage::Killed);
     assert_eq!(stage.events(), [""; 0]);
     assert!(!stage.has_room());
+}
+
+/// With its virtual machine, say: what workers said meanwhile is heard first, and
+/// they were stopped too.
+#[test]
+fn nobody_is_killed_because_the_pool_was_stopped() {
+    let mut settings = settings(2);
+    settings.kill_timeout = Some(ms(3_000));
+    settings.queue_timeout = ms(3_000);
+    let mut stage = Stage::serving(settings);
+    stage.events();
+    stage.dispatch([1, 2]);
+    stage.pass(ms(500));
+    stage.clock.advance(ms(60_000));
+    stage.accept(0, 1, 0);
+    assert_eq!(stage.events(), [""; 0]);
+    // What was left of its time it still has.
+    stage.pass(ms(460));
+    assert_eq!(stage.stage_of(1), WorkerStage::Serving);
+    stage.pass(ms(60) + TICK);
+    assert_eq!(stage.events(), ["worker 2 hung, 102"]);
+    stage.pass(ms(1_900));
+    assert_eq!(stage.hand(1).kills.get(), 0);
+    stage.pass(ms(100) + TICK);
+    let kills = [0, 1].map(|place| stage.hand(place).kills.get());
+    assert_eq!(kills, [0, 1]);
 }

@@ -23,10 +23,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
+use bowline::handoff::ChildProcess;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Connection, FromWorker, Policy, Pool, PoolEvent, PoolSettings, Refusal, RoundRobin, Spawned,
-    ToWorker, Undelivered, WorkerId, WorkerProcess, WorkerStage, WorkerStatistics,
+    ToWorker, Undelivered, WorkerId, WorkerStage, WorkerStatistics,
 };
 use bowline::handoff::wire::{Decoder, Message, decode_payload};
 use bowline::policies::{Backoff, Jitter};
@@ -314,7 +315,7 @@ impl Hand {
         (hand, theirs.into())
     }
 
-    fn process(self: &Rc<Self>) -> Box<dyn WorkerProcess> {
+    fn process(self: &Rc<Self>) -> Box<dyn ChildProcess> {
         let hand = Rc::clone(self);
         match self.kind {
             Process::Asked => Box::new(Sham(hand)),
@@ -435,7 +436,7 @@ fn receive(socket: &StdUnixStream) -> Option<(Vec<u8>, VecDeque<OwnedFd>)> {
 
 struct Sham(Rc<Hand>);
 
-impl WorkerProcess for Sham {
+impl ChildProcess for Sham {
     fn pid(&self) -> u32 {
         self.0.pid()
     }
@@ -457,7 +458,7 @@ impl WorkerProcess for Sham {
 
 struct Watched(Sham);
 
-impl WorkerProcess for Watched {
+impl ChildProcess for Watched {
     fn pid(&self) -> u32 {
         self.0.pid()
     }
