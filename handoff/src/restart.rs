@@ -34,7 +34,10 @@
 //!
 //! Every step has a deadline ([`RestartSettings`]), and every failure an end:
 //! until `done` the predecessor can go on, and has back whatever was not
-//! `live`. A successor whose predecessor dies once it is ready serves.
+//! `live`. A successor whose predecessor dies once it is ready serves. Where a
+//! channel breaks, and both live, what was on its way is left to the successor: it
+//! may have gone on already, and a connection must not go on twice. (A successor that
+//! was started here is killed then, and those connections end with it.)
 //!
 //! What waits in the queues of the listeners is nobody's until it is accepted:
 //! the two share them, and closing one's own copy loses nothing.
@@ -47,6 +50,7 @@
 //! mode 0700 and checked; who connects has to be of the same user. It is itself
 //! handed over, so its path never changes.
 
+mod control;
 mod handshake;
 mod messages;
 mod moving;
@@ -62,7 +66,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,19 +74,22 @@ use bowline_protocol::{
     Acceptor, Address, Factory, ListenerHandle, SocketFile, TransportHandle, UnixAddress,
 };
 use bowline_reactor::Reactor;
+#[cfg(feature = "testing")]
+use bowline_transport::testing::{MemoryStream, SimulatedKernel};
 use bowline_transport::{
-    StaleSocket, StreamTransport, TcpListenOptions, TcpStream, Transports, UnixListenOptions,
-    UnixStream, effective_user,
+    StreamTransport, TcpListenOptions, TcpStream, Transports, UnixListenOptions, UnixStream,
+    effective_user,
 };
 
 use self::handshake::Patience;
 pub use self::messages::Refusal;
-use self::moving::{Batch, List};
+use self::moving::List;
 pub use self::moving::{Movable, MoveTicket, Moved, Packed};
 use self::predecessor::Offer;
 use self::successor::TakeOver;
 use crate::inherited::Inherited;
 use crate::log;
+use crate::process::ChildProcess;
 use crate::systemd::{Notice, Notifier};
 
 /// The name of the control socket, as a file and among the listeners.
@@ -190,6 +197,11 @@ pub struct RestartSettings {
     /// Descriptors from elsewhere, systemd above all, that
     /// [`Program::listen`] may claim too.
     pub inherited: Inherited,
+    /// Feature `testing`: the processes find each other on this simulated kernel,
+    /// under the name of the directory, which is not made. What the program listens
+    /// on is there too ([`Listeners::memory`]).
+    #[cfg(feature = "testing")]
+    pub kernel: Option<SimulatedKernel>,
     /// The service manager, to be told of restarts: `RELOADING` when a
     /// successor is started, `READY` when one of the two serves, `MAINPID`
     /// when it is the new one.
@@ -207,6 +219,8 @@ impl RestartSettings {
             ready: Duration::from_secs(60),
             drain: Duration::from_secs(30),
             inherited: Inherited::new(),
+            #[cfg(feature = "testing")]
+            kernel: None,
             notifier: None,
         }
     }
@@ -367,15 +381,12 @@ struct Named {
 }
 
 struct Started {
-    process: Child,
+    process: Box<dyn ChildProcess>,
     /// Whether it has asked to take over.
     has_asked: bool,
     /// Why it failed; told when it has ended, so that the next may be started.
     failure: Option<RestartError>,
     serial: u64,
-    /// Connections that it may serve, of which its channel broke before it said so:
-    /// they come back when it is dead.
-    held: Option<Batch>,
 }
 
 impl Restart {
@@ -394,7 +405,7 @@ impl Restart {
         mut settings: RestartSettings,
         program: impl Program,
     ) -> io::Result<Self> {
-        private_directory(&settings.directory)?;
+        control::prepare(&settings)?;
         let inherited = std::mem::take(&mut settings.inherited);
         let this = Self {
             shared: Rc::new(Shared {
@@ -430,6 +441,22 @@ impl Restart {
         reactor: &mut Reactor,
         mut command: Command,
     ) -> Result<(), RestartError> {
+        self.start_successor_with(reactor, || Ok(Box::new(command.spawn()?)))
+    }
+
+    /// As [`start_successor`](Self::start_successor), for a process that is started
+    /// in another way: in a container, by a helper, in a simulation. `start` is
+    /// called if there may be a successor now.
+    ///
+    /// # Errors
+    ///
+    /// As [`start_successor`](Self::start_successor); [`RestartError::Spawn`] is the
+    /// error of `start`.
+    pub fn start_successor_with(
+        &self,
+        reactor: &mut Reactor,
+        start: impl FnOnce() -> io::Result<Box<dyn ChildProcess>>,
+    ) -> Result<(), RestartError> {
         {
             let state = self.shared.state.borrow();
             if state.role != Role::Serving {
@@ -439,8 +466,8 @@ impl Restart {
                 return Err(RestartError::Busy);
             }
         }
-        let process = command.spawn().map_err(RestartError::Spawn)?;
-        log::debug!(target: log::HANDOFF, "started successor {}", process.id());
+        let process = start().map_err(RestartError::Spawn)?;
+        log::debug!(target: log::HANDOFF, "started successor {}", process.pid());
         self.tell_manager(&Notice::new().reloading());
         let serial = {
             let mut state = self.shared.state.borrow_mut();
@@ -451,7 +478,6 @@ impl Restart {
                 has_asked: false,
                 failure: None,
                 serial,
-                held: None,
             });
             serial
         };
@@ -519,17 +545,11 @@ impl Restart {
 
     /// Nobody serves.
     fn start_cold(&self, reactor: &mut Reactor) {
-        let options = UnixListenOptions {
-            mode: 0o600,
-            stale: StaleSocket::Remove,
-            ..UnixListenOptions::default()
-        };
-        let factory = predecessor::factory(self);
         // First of all: of two that start cold, one has to give way.
-        match reactor.listen_unix_with(self.control_path(), &options, factory) {
+        match control::listen(reactor, self) {
             Ok(handle) => self.add_listener(reactor, CONTROL, handle),
             Err(error) => {
-                return self.not_started(reactor, RestartError::Control(error.into()));
+                return self.not_started(reactor, RestartError::Control(error));
             }
         }
         let inherited = std::mem::take(&mut self.shared.state.borrow_mut().inherited);
@@ -728,9 +748,6 @@ impl Restart {
         let Some((child, status)) = ended else {
             return self.reap_later(reactor);
         };
-        if let Some(batch) = child.held {
-            batch.roll_back(reactor, &self.shared.list);
-        }
         match (child.failure, status) {
             (Some(error), _) => self.tell_of_failure(reactor, error),
             // Its channel tells what it was for.
@@ -861,6 +878,27 @@ impl Listeners<'_> {
             Some(fd) => reactor.accept_adopted(fd, acceptor)?,
             None => reactor.accept_tcp(address, options, acceptor)?,
         };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens on a simulated kernel, under `name` there too; feature `testing`.
+    ///
+    /// # Errors
+    ///
+    /// As [`tcp`](Self::tcp).
+    #[cfg(feature = "testing")]
+    pub fn memory(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        kernel: &SimulatedKernel,
+        factory: impl Factory<MemoryStream>,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let address = Address::Unix(UnixAddress::Abstract(name.as_bytes().to_vec()));
+        let inherited = self.inherited.claim_listener(name, &address);
+        let listener = control::listener_of(kernel, name, inherited)?;
+        let handle = listener.serve(reactor, factory)?;
         Ok(self.add(reactor, name, handle))
     }
 

@@ -9,6 +9,7 @@ mod listeners;
 mod panics;
 mod processes;
 mod pump;
+mod restarts;
 mod simulation;
 mod suspended;
 mod tokens;

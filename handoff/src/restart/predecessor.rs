@@ -1,24 +1,33 @@
 //! The side of the process that serves.
 
+use std::time::Duration;
+
 use bowline_protocol::{
     Address, CloseReason, Context, Factory, PassedDescriptor, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
-use bowline_transport::UnixStream;
 
 use super::handshake::{Do, Heard, MOST_BATCHES, Offering};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{Batch, Packet};
 use super::{Restart, RestartError, Role};
 use crate::channel::{
-    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_broken,
+    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_peer_ended,
 };
 use crate::log;
 use crate::systemd::Notice;
 use crate::wire::{self, Incoming, MAX_DESCRIPTORS, MAX_PAYLOAD};
 
 /// How long a farewell may take.
-const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long before its deadline the other process is looked at a last time: what it
+/// has said while this one was stopped, or busy, is heard then.
+const LAST_MOMENT: Duration = Duration::from_millis(100);
+
+pub(super) fn last_moment(limit: Duration) -> Duration {
+    LAST_MOMENT.min(limit / 2)
+}
 
 /// What of a message is not the connections themselves.
 const OVERHEAD_BYTES: usize = 4096;
@@ -29,6 +38,10 @@ pub(super) struct Offer {
     channel: UnixTransportHandle,
     peer: Option<Peer>,
     deadline: Option<DelayedCall>,
+    /// Its process is the child of this one, or was.
+    was_started_here: bool,
+    /// What it says from now on is not heard.
+    has_hung_up: bool,
     moving: Moving,
 }
 
@@ -60,7 +73,7 @@ pub(super) fn settings(
 }
 
 /// Builds a channel for each connection to the control socket.
-pub(super) fn factory(restart: &Restart) -> impl Factory<UnixStream> + use<> {
+pub(super) fn factory<T: UnixTransport>(restart: &Restart) -> impl Factory<T> + use<T> {
     let restart = restart.clone();
     move |_: &Address| {
         let roles = (channel::Role::PREDECESSOR, channel::Role::SUCCESSOR);
@@ -80,20 +93,16 @@ struct Receiver {
     offer: Option<u64>,
 }
 
-impl ChannelReceiver<UnixStream> for Receiver {
+impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
     type Message = FromSuccessor;
 
-    fn channel_made(&mut self, cx: &mut Context<'_, UnixStream>, peer: &Peer) {
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
         let offer = self.restart.new_offer(cx.transport.unix_handle(), peer);
         self.offer = Some(offer);
         self.restart.set_offer_deadline(cx.reactor, offer);
     }
 
-    fn message_received(
-        &mut self,
-        cx: &mut Context<'_, UnixStream>,
-        incoming: Incoming<FromSuccessor>,
-    ) {
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromSuccessor>) {
         if let Some(offer) = self.offer {
             let restart = self.restart.clone();
             cx.reactor
@@ -103,7 +112,7 @@ impl ChannelReceiver<UnixStream> for Receiver {
 
     fn channel_lost(
         &mut self,
-        cx: &mut Context<'_, UnixStream>,
+        cx: &mut Context<'_, T>,
         error: Option<&ChannelError>,
         reason: &CloseReason,
     ) {
@@ -113,13 +122,22 @@ impl ChannelReceiver<UnixStream> for Receiver {
         }
         if let Some(offer) = self.offer.take() {
             let restart = self.restart.clone();
-            let is_broken = has_broken(error, reason);
+            let has_ended = has_peer_ended(error, reason);
             cx.reactor.defer(move |reactor| {
                 restart.offer_hears(reactor, offer, Heard::Lost);
-                restart.offer_is_gone(reactor, offer, is_broken);
+                restart.offer_is_gone(reactor, offer, has_ended);
             });
         }
     }
+}
+
+/// Our copies are closed.
+fn leave_to_successor(batch: &Batch) {
+    let count = batch.len();
+    log::warn!(
+        target: log::HANDOFF,
+        "{count} connections are left to a successor, of which nobody knows whether it serves them"
+    );
 }
 
 impl Restart {
@@ -134,27 +152,34 @@ impl Restart {
                 channel,
                 peer: Some(peer.clone()),
                 deadline: None,
+                was_started_here: false,
+                has_hung_up: false,
                 moving: Moving::default(),
             },
         );
         id
     }
 
-    /// The channel of an offer has ended, and that was heard; or it broke, and the
-    /// successor may live.
-    fn offer_is_gone(&self, reactor: &mut Reactor, id: u64, is_broken: bool) {
-        if is_broken {
-            self.hold_what_has_gone(id);
-        }
+    /// The channel of an offer is no more: it has ended at the other end, which was
+    /// heard to its last word, or here.
+    fn offer_is_gone(&self, reactor: &mut Reactor, id: u64, has_ended: bool) {
         let offer = self.shared.state.borrow_mut().offers.remove(&id);
         let Some(offer) = offer else { return };
         if let Some(deadline) = offer.deadline {
             // It may have passed.
             let _ = deadline.cancel(reactor);
         }
-        // What the successor did not say that it serves, it does not serve.
-        if let Some(on_its_way) = offer.moving.on_its_way {
+        let Some(on_its_way) = offer.moving.on_its_way else {
+            return;
+        };
+        // What the successor did not say that it serves, it does not serve. But who did
+        // not listen to the end does not know what it said; and one that lives takes
+        // us for dead, and everything for its own. A connection that has gone on there
+        // must not go on here.
+        if has_ended && !offer.has_hung_up {
             on_its_way.batch.roll_back(reactor, &self.shared.list);
+        } else {
+            leave_to_successor(&on_its_way.batch);
         }
     }
 
@@ -168,7 +193,11 @@ impl Restart {
                 return self.batch_prepared(reactor, id, batch, &refused);
             }
             FromSuccessor::Live { batch } => return self.batch_lives(reactor, id, batch),
-            FromSuccessor::Abort => Heard::Abort,
+            FromSuccessor::Abort => {
+                // All that it serves it has said before.
+                self.roll_back(reactor, id, true);
+                Heard::Abort
+            }
         };
         self.offer_hears(reactor, id, heard);
     }
@@ -190,13 +219,16 @@ impl Restart {
         let is_expected = state
             .child
             .as_ref()
-            .is_none_or(|child| Some(child.process.id()) == pid);
+            .is_none_or(|child| Some(child.process.pid()) == pid);
         if state.attempt.is_some() || !is_expected {
             return Err(Refusal::Busy);
         }
         state.attempt = Some(id);
         if let Some(child) = &mut state.child {
             child.has_asked = true;
+            if let Some(offer) = state.offers.get_mut(&id) {
+                offer.was_started_here = true;
+            }
         }
         // Those that the program has stopped are nobody's.
         state
@@ -243,7 +275,7 @@ impl Restart {
                 Do::Resume => self.accept(reactor),
                 Do::HangUp => {
                     self.say(reactor, id, &FromPredecessor::Abort, Vec::new());
-                    self.roll_back_if_not_gone(reactor, id);
+                    self.roll_back(reactor, id, false);
                     self.hang_up(reactor, id);
                 }
             }
@@ -271,7 +303,7 @@ impl Restart {
         let is_our_child = {
             let state = self.shared.state.borrow();
             let offer = state.offers.get(&id).and_then(|offer| offer.peer.as_ref());
-            let child = state.child.as_ref().map(|child| child.process.id());
+            let child = state.child.as_ref().map(|child| child.process.pid());
             child.is_some() && offer.map(|peer| peer.pid) == child && state.attempt.is_none()
         };
         if is_our_child {
@@ -295,64 +327,55 @@ impl Restart {
         };
         if let Some(limit) = limit {
             let this = self.clone();
-            offer.deadline =
-                Some(reactor.call_later(limit, move |reactor| this.offer_is_late(reactor, id)));
+            let last = last_moment(limit);
+            let nearly = move |reactor: &mut Reactor| this.offer_is_nearly_late(reactor, id, last);
+            offer.deadline = Some(reactor.call_later(limit - last, nearly));
+        }
+    }
+
+    fn offer_is_nearly_late(&self, reactor: &mut Reactor, id: u64, last: Duration) {
+        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
+            let this = self.clone();
+            let late = move |reactor: &mut Reactor| this.offer_is_late(reactor, id);
+            offer.deadline = Some(reactor.call_later(last, late));
         }
     }
 
     fn offer_is_late(&self, reactor: &mut Reactor, id: u64) {
-        let has_gone = {
+        {
             let mut state = self.shared.state.borrow_mut();
-            let offer = state.offers.get_mut(&id);
-            let has_gone = offer.is_some_and(|offer| {
-                let on_its_way = offer.moving.on_its_way.as_ref();
-                on_its_way.is_some_and(|on_its_way| on_its_way.has_gone)
-            });
-            if has_gone && let Some(child) = &mut state.child {
+            let Some(offer) = state.offers.get_mut(&id) else {
+                return;
+            };
+            let on_its_way = &mut offer.moving.on_its_way;
+            if on_its_way.as_ref().is_some_and(|it| it.has_gone) {
                 // It may serve them already, and does not say so: taking them back
                 // is safe only once it is dead, of which its channel tells.
-                log::warn!(target: log::HANDOFF, "killing the successor, which hangs");
-                let _ = child.process.kill();
-                return;
+                if offer.was_started_here {
+                    if let Some(child) = &mut state.child {
+                        log::warn!(target: log::HANDOFF, "killing the successor, which hangs");
+                        let _ = child.process.kill();
+                    }
+                    return;
+                }
+                // Not ours to kill: they are its own, for better or worse.
+                if let Some(on_its_way) = on_its_way.take() {
+                    leave_to_successor(&on_its_way.batch);
+                }
             }
-            has_gone
-        };
-        if has_gone {
-            // Not ours to kill: they are its own, for better or worse.
-            self.batch_is_lost(id);
         }
         self.offer_hears(reactor, id, Heard::TooLate);
     }
 
-    /// What a successor was told to serve is taken back when it is dead, which the end
-    /// of its channel does not tell any more. (Killed it is: it has failed.)
-    fn hold_what_has_gone(&self, id: u64) {
-        let state = &mut *self.shared.state.borrow_mut();
-        if let Some(child) = &mut state.child
-            && let Some(offer) = state.offers.get_mut(&id)
-            && let Some(it) = offer.moving.on_its_way.take_if(|it| it.has_gone)
-        {
-            child.held = Some(it.batch);
-        }
-    }
-
-    fn batch_is_lost(&self, id: u64) {
-        let mut state = self.shared.state.borrow_mut();
-        let offer = state.offers.get_mut(&id);
-        if let Some(on_its_way) = offer.and_then(|offer| offer.moving.on_its_way.take()) {
-            let count = on_its_way.batch.len();
-            log::warn!(target: log::HANDOFF, "{count} connections are left to a successor that hangs");
-        }
-    }
-
-    /// Takes back connections that the successor was not told to serve.
-    fn roll_back_if_not_gone(&self, reactor: &mut Reactor, id: u64) {
+    /// Takes back connections that the successor was not told to serve, or, with
+    /// those that have gone, does not serve either.
+    fn roll_back(&self, reactor: &mut Reactor, id: u64, with_gone: bool) {
         let on_its_way = {
             let mut state = self.shared.state.borrow_mut();
             let offer = state.offers.get_mut(&id);
             offer.and_then(|offer| {
                 let on_its_way = &mut offer.moving.on_its_way;
-                on_its_way.take_if(|on_its_way| !on_its_way.has_gone)
+                on_its_way.take_if(|on_its_way| with_gone || !on_its_way.has_gone)
             })
         };
         if let Some(on_its_way) = on_its_way {
@@ -387,6 +410,9 @@ impl Restart {
     }
 
     fn hang_up(&self, reactor: &mut Reactor, id: u64) {
+        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
+            offer.has_hung_up = true;
+        }
         if let Some(channel) = self.channel_of(id).and_then(|handle| reactor.get(handle)) {
             channel.lose_connection_within(FAREWELL);
         }

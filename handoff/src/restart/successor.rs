@@ -3,25 +3,26 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use bowline_protocol::{
-    Address, BuildContext, CloseReason, ConnectError, Context, Factory, SocketFile, Transport,
-    UnixAddress, UnixTransport, UnixTransportHandle,
+    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Producer, ProducerKind,
+    ProducerRef, SocketFile, Transport, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
-use bowline_transport::{Transports, UnixConnectOptions, UnixStream};
+use bowline_transport::UnixStream;
 
 use super::handshake::{Act, Taking, Told};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{self, Moved};
-use super::predecessor::{self, settings};
-use super::{CONTROL, Restart, RestartError, Start};
+use super::predecessor::{last_moment, settings};
+use super::{CONTROL, Restart, RestartError, Start, control};
 use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer, has_peer_ended};
 use crate::inherited::Inherited;
 use crate::log;
 use crate::wire::{self, Incoming};
 
-const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A take-over under way.
 pub(super) struct TakeOver {
@@ -54,32 +55,26 @@ struct Prepared {
 /// How often a predecessor that goes while we greet it is looked for again, and
 /// after which time: it is ending, and then nobody listens there.
 pub(super) const LOOK_AGAIN: u32 = 10;
-const LOOK_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(20);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Looks for a predecessor.
 pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, again: u32) -> io::Result<()> {
-    let options = UnixConnectOptions {
-        timeout: Some(restart.shared.settings.answer),
-        ..UnixConnectOptions::default()
-    };
-    let address = UnixAddress::Path(restart.control_path());
     let finder = Finder {
         restart: restart.clone(),
         again,
     };
-    reactor.connect_unix_with(address, &options, finder)?;
-    Ok(())
+    control::connect(reactor, restart, finder)
 }
 
-struct Finder {
+/// Is told whether there is a predecessor.
+pub(super) struct Finder {
     restart: Restart,
     again: u32,
 }
 
-impl Factory<UnixStream> for Finder {
-    type Protocol = Channel<Receiver>;
-
-    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
+impl Finder {
+    /// Our end of a channel with a predecessor.
+    pub(super) fn channel(&self) -> Channel<Receiver> {
         let roles = (channel::Role::SUCCESSOR, channel::Role::PREDECESSOR);
         let settings = settings(&self.restart, roles);
         let receiver = Receiver {
@@ -87,7 +82,21 @@ impl Factory<UnixStream> for Finder {
             is_made: false,
             again: self.again,
         };
-        Some(Channel::new(settings, receiver))
+        Channel::new(settings, receiver)
+    }
+
+    /// Nobody serves.
+    pub(super) fn found_nobody(&self, reactor: &mut Reactor) {
+        let restart = self.restart.clone();
+        reactor.defer(move |reactor| restart.start_cold(reactor));
+    }
+}
+
+impl Factory<UnixStream> for Finder {
+    type Protocol = Channel<Receiver>;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
+        Some(self.channel())
     }
 
     fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
@@ -100,28 +109,47 @@ impl Factory<UnixStream> for Finder {
             Some(error) => io::Error::new(error.kind(), error.to_string()),
             None => io::ErrorKind::TimedOut.into(),
         };
+        if nobody {
+            return self.found_nobody(cx.reactor);
+        }
         let restart = self.restart.clone();
-        cx.reactor.defer(move |reactor| {
-            if nobody {
-                restart.start_cold(reactor);
-            } else {
-                restart.not_started(reactor, RestartError::Control(error));
-            }
-        });
+        cx.reactor
+            .defer(move |reactor| restart.not_started(reactor, RestartError::Control(error)));
+    }
+}
+
+type Then = Box<dyn FnOnce(&mut Reactor)>;
+
+/// Has something done once everything that was written has left: a producer that
+/// produces nothing.
+struct WhenDrained(Option<Then>);
+
+impl WhenDrained {
+    fn new(then: impl FnOnce(&mut Reactor) + 'static) -> Self {
+        Self(Some(Box::new(then)))
+    }
+}
+
+impl Producer for WhenDrained {
+    fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
+        cx.transport.unregister_producer();
+        if let Some(then) = self.0.take() {
+            cx.reactor.defer(then);
+        }
     }
 }
 
 /// Passes on what arrives, to be dealt with when no callback runs.
-struct Receiver {
+pub(super) struct Receiver {
     restart: Restart,
     is_made: bool,
     again: u32,
 }
 
-impl ChannelReceiver<UnixStream> for Receiver {
+impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
     type Message = FromPredecessor;
 
-    fn channel_made(&mut self, cx: &mut Context<'_, UnixStream>, peer: &Peer) {
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
         self.is_made = true;
         let format = self.restart.shared.settings.format;
         if let Err(error) = wire::send(cx.transport, &FromSuccessor::Take { format }, Vec::new()) {
@@ -141,11 +169,7 @@ impl ChannelReceiver<UnixStream> for Receiver {
         self.restart.set_taking_deadline(cx.reactor);
     }
 
-    fn message_received(
-        &mut self,
-        cx: &mut Context<'_, UnixStream>,
-        incoming: Incoming<FromPredecessor>,
-    ) {
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromPredecessor>) {
         let restart = self.restart.clone();
         cx.reactor
             .defer(move |reactor| restart.told(reactor, incoming));
@@ -153,7 +177,7 @@ impl ChannelReceiver<UnixStream> for Receiver {
 
     fn channel_lost(
         &mut self,
-        cx: &mut Context<'_, UnixStream>,
+        cx: &mut Context<'_, T>,
         error: Option<&ChannelError>,
         reason: &CloseReason,
     ) {
@@ -284,9 +308,18 @@ impl Restart {
                 let _ = deadline.cancel(reactor);
             }
             if let Some(limit) = take_over.machine.patience(patience) {
-                let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
-                take_over.deadline = Some(reactor.call_later(limit, late));
+                let last = last_moment(limit);
+                let nearly = move |reactor: &mut Reactor| this.nearly_too_late(reactor, last);
+                take_over.deadline = Some(reactor.call_later(limit - last, nearly));
             }
+        });
+    }
+
+    fn nearly_too_late(&self, reactor: &mut Reactor, last: Duration) {
+        let this = self.clone();
+        self.with_take_over(|take_over| {
+            let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
+            take_over.deadline = Some(reactor.call_later(last, late));
         });
     }
 
@@ -323,9 +356,7 @@ impl Restart {
             return;
         };
         let control = match inherited.claim(CONTROL) {
-            Some(fd) => reactor
-                .adopt_unix_listener(fd, predecessor::factory(self))
-                .map_err(io::Error::from),
+            Some(fd) => control::adopt(reactor, self, fd),
             None => Err(io::ErrorKind::NotFound.into()),
         };
         let result = control.and_then(|control| {
@@ -342,7 +373,7 @@ impl Restart {
         match result {
             // In a later turn, which has polled.
             Ok(()) => {
-                reactor.call_later(std::time::Duration::ZERO, move |reactor| {
+                reactor.call_later(Duration::ZERO, move |reactor| {
                     this.takes(reactor, Told::Adopted);
                     if this.with_take_over(|take_over| take_over.is_lost) == Some(true) {
                         this.takes(reactor, Told::Lost);
@@ -433,28 +464,38 @@ impl Restart {
                 prepared.ours_at = Some(position.unwrap_or(u64::MAX));
             }
         });
-        self.serve_when_said(reactor, batch);
+        self.serve_what_was_said(reactor);
     }
 
-    /// Serves a batch once `Live` has left: were it served before, and we died,
-    /// the predecessor would take back connections that have gone on here.
-    fn serve_when_said(&self, reactor: &mut Reactor, batch: u32) {
-        let waiting = self.with_take_over(|take_over| {
-            let prepared = take_over.prepared.get(&batch)?;
-            Some((take_over.channel, prepared.ours_at?))
+    /// Serves what `Live` has left for: were it served before, and we died, the
+    /// predecessor would take back connections that have gone on here.
+    fn serve_what_was_said(&self, reactor: &mut Reactor) {
+        let said = self.with_take_over(|take_over| {
+            let prepared = take_over.prepared.iter();
+            let said: Vec<_> = prepared
+                .filter_map(|(batch, prepared)| Some((*batch, prepared.ours_at?)))
+                .collect();
+            (take_over.channel, said)
         });
-        // Served already, or given up.
-        let Some((channel, ours_at)) = waiting.flatten() else {
+        let Some((channel, said)) = said else { return };
+        let Some(sent) = reactor.get(channel).map(|channel| channel.bytes_sent()) else {
+            // Its end says what becomes of them.
             return;
         };
-        match reactor.get(channel).map(|channel| channel.bytes_sent()) {
-            Some(sent) if sent >= ours_at => self.serve_batch(reactor, batch),
-            Some(_) => {
-                let this = self.clone();
-                reactor.call_soon(move |reactor| this.serve_when_said(reactor, batch));
+        let mut waits = false;
+        for (batch, ours_at) in said {
+            if sent >= ours_at {
+                self.serve_batch(reactor, batch);
+            } else {
+                waits = true;
             }
-            // Its end says what becomes of them.
-            None => {}
+        }
+        if waits && let Some(channel) = reactor.get(channel) {
+            let this = self.clone();
+            let then = WhenDrained::new(move |reactor| this.serve_what_was_said(reactor));
+            // If one is registered already, it looks for all. And a channel that is
+            // lost says so.
+            let _ = channel.register_producer(ProducerRef::boxed(then), ProducerKind::Pull);
         }
     }
 

@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::handoff::channel::Role;
 use bowline::handoff::restart::{
@@ -26,8 +26,8 @@ use bowline::handoff::restart::{
 };
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, Context, Protocol, Reactor, Transport, Transports, UnixListenOptions, UnixStream,
-    UnixTransport,
+    Address, Clock, Context, Protocol, Reactor, Transport, Transports, UnixListenOptions,
+    UnixStream, UnixTransport,
 };
 
 use self::wire::Hand;
@@ -86,8 +86,25 @@ impl Stage {
         }
     }
 
-    /// Moves the time, at once, and lets happen what is due then.
+    /// Moves the time, and lets happen what is due on the way.
     fn advance(&mut self, by: Duration) {
+        let end = self.clock.now() + by;
+        while let Some(due) = self.reactor.next_deadline()
+            && due <= end
+        {
+            self.pass_to(due);
+        }
+        self.pass_to(end);
+    }
+
+    fn pass_to(&mut self, time: Instant) {
+        self.clock
+            .advance(time.saturating_duration_since(self.clock.now()));
+        self.settle();
+    }
+
+    /// Moves the time, at once, as if the process had been stopped.
+    fn jump(&mut self, by: Duration) {
         self.clock.advance(by);
         self.settle();
     }

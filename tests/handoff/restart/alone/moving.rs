@@ -197,7 +197,7 @@ fn connection_that_came_back_moves_with_the_next_successor() {
 }
 
 #[test]
-fn connections_come_back_however_the_successor_fails_before_they_are_its_own() {
+fn connections_come_back_if_the_successor_fails_before_they_are_its_own() {
     for is_told in [false, true] {
         for (fails, how) in ["drop", "gives up", "nonsense", "wrong batch"]
             .iter()
@@ -231,15 +231,19 @@ fn connections_come_back_however_the_successor_fails_before_they_are_its_own() {
             }
             drop(hand);
             stage.settle();
+            // It was hung up on, and what it may have said was not heard.
+            let is_known = !is_told || fails < 2;
             for (at, client) in clients.iter_mut().enumerate() {
-                assert_eq!(
-                    stage.ask(client, "who"),
-                    format!("old {at}"),
-                    "{is_told} {how}"
-                );
+                if is_known {
+                    let answer = stage.ask(client, "who");
+                    assert_eq!(answer, format!("old {at}"), "{is_told} {how}");
+                } else {
+                    assert_eq!(client.hears(), "lost", "{is_told} {how}");
+                }
             }
             let events = server.events();
-            assert!(events.contains(&"1 reattached".into()), "{events:?}");
+            let is_back = events.contains(&"1 reattached".into());
+            assert_eq!(is_back, is_known, "{events:?}");
             assert_eq!(server.restart.connections_moved(), 0);
         }
     }
@@ -350,54 +354,110 @@ fn connections_of_a_child_that_dies_when_told_to_go_come_back_at_once() {
     assert_eq!(server.events(), gone);
 }
 
-/// It may have begun to serve them, and its end is not heard any more.
+/// It may have begun to serve them, and what it said of that is not heard any more:
+/// nobody could go on where it was.
 #[test]
-fn connections_of_a_child_whose_channel_breaks_come_back_when_it_is_dead() {
+fn connections_of_a_child_whose_channel_breaks_end_with_it() {
+    for has_gone in [false, true] {
+        let mut stage = Stage::new();
+        let (server, mut clients) = serving_clients(&mut stage, 1);
+        let child = Sleeper::start(&mut stage, &server);
+        let hand = stage.successor(child.pid);
+        make_ready(&mut stage, &hand);
+        if has_gone {
+            hand.send(&prepared(1, &[]), &[]);
+            stage.settle();
+        }
+        hand.send(&nothing(NONSENSE), &[]);
+        stage.settle();
+        assert_eq!(server.events(), ["packs 0"]);
+        assert_eq!(clients[0].hears(), "", "it may serve");
+        reap(&mut stage, child.pid);
+        let gone = ["goes on: the other process is gone"];
+        assert_eq!(server.events(), gone);
+        // What the kernel does when the process ends.
+        drop(hand);
+        assert_eq!(clients[0].hears(), "lost");
+    }
+}
+
+#[test]
+fn connections_are_not_taken_back_from_one_that_is_not_heard_to_the_end() {
     let mut stage = Stage::new();
     let (server, mut clients) = serving_clients(&mut stage, 1);
-    let child = Sleeper::start(&mut stage, &server);
-    let hand = stage.successor(child.pid);
-    make_ready(&mut stage, &hand);
+    let hand = ready_one(&mut stage, 1 << 20);
     hand.send(&prepared(1, &[]), &[]);
     stage.settle();
-    hand.send(&nothing(NONSENSE), &[]);
+    hand.hears();
+    server.events();
+    // It is hung up on for this, and may be about to say `Live`.
+    hand.send(&prepared(1, &[]), &[]);
     stage.settle();
-    assert_eq!(
-        server.events(),
-        ["packs 0"],
-        "it is killed, and not dead yet"
-    );
-    reap(&mut stage, child.pid);
+    assert_eq!(hand.hears(), ["takes back", "lost"]);
+    assert_eq!(server.events(), ["goes on: the other process gave up"]);
+    assert_eq!(clients[0].hears(), "");
+    hand.descriptors.borrow_mut().clear();
+    assert_eq!(clients[0].hears(), "lost");
+}
+
+/// All that it serves it has said before.
+#[test]
+fn connections_come_back_from_one_that_gives_up_when_told_to_go() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let hand = ready_one(&mut stage, 1 << 20);
+    hand.send(&prepared(1, &[]), &[]);
+    stage.settle();
+    hand.send(&gives_up(), &[]);
+    stage.settle();
     let mut events = server.events();
     events.sort();
-    assert_eq!(
-        events,
-        ["0 reattached", "goes on: the other process is gone"]
-    );
+    let back = [
+        "0 reattached",
+        "goes on: the other process gave up",
+        "packs 0",
+    ];
+    assert_eq!(events, back);
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
 
-/// However long its last words take: the farewell has a limit of its own.
+/// It is heard to the end before it is said to be late.
 #[test]
-fn connections_come_back_when_a_failed_successor_does_not_read() {
+fn successor_is_not_late_because_its_predecessor_was_stopped() {
     let mut stage = Stage::new();
-    let mut settings = stage.settings();
-    settings.answer = ms(500);
-    let server = stage.begin_with(settings, "old", &["web"]);
-    let mut client = stage.client("web");
-    stage.ask(&mut client, "keep 900000");
+    let (server, _clients) = serving_clients(&mut stage, 1);
     let hand = ready_one(&mut stage, 1 << 20);
-    for message in [prepared(1, &[]), prepared(1, &[])] {
+    for message in [prepared(1, &[]), live(1), serving()] {
         hand.send(&message, &[]);
-        stage.settle();
+        stage.jump(ms(60_000));
     }
-    server.events();
-    stage.advance(ms(500));
-    stage.advance(ms(499));
-    assert_eq!(server.events(), [""; 0]);
-    stage.advance(ms(1));
-    assert_eq!(server.events(), ["0 reattached"]);
-    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+    assert!(server.restart.has_handed_over());
+    assert_eq!(server.restart.connections_moved(), 1);
+}
+
+/// Its end is there to be read, and its process was waited for already.
+#[test]
+fn connections_of_a_child_that_died_while_its_predecessor_was_stopped_come_back() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let child = Sleeper::start(&mut stage, &server);
+    let pid = child.pid;
+    let hand = stage.successor(pid);
+    make_ready(&mut stage, &hand);
+    hand.send(&prepared(1, &[]), &[]);
+    stage.settle();
+    // It ends when nobody holds it.
+    drop(child);
+    reap(&mut stage, pid);
+    stage.advance(ms(2_000));
+    assert_eq!(server.events(), ["packs 0"]);
+    drop(hand);
+    stage.settle();
+    let mut events = server.events();
+    events.sort();
+    let back = ["0 reattached", "goes on: the other process is gone"];
+    assert_eq!(events, back);
+    assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
 
 #[test]

@@ -623,6 +623,7 @@ fn connections_are_not_served_before_the_word_has_left() {
         stage.settle();
         assert_eq!(stage.ask(&mut client, "who"), "", "{ends}");
         assert_eq!(pair.new.events(), [""; 0], "{ends}");
+        assert!(stage.reactor.is_idle(), "it waits, and does not ask");
         match ends {
             "read" => {
                 for _ in 0..20 {

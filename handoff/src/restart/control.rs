@@ -1,0 +1,93 @@
+//! Where the processes of a program find each other: a UNIX socket in its
+//! directory, or a listener of a simulated kernel.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use bowline_protocol::{ListenerHandle, UnixAddress};
+use bowline_reactor::Reactor;
+#[cfg(feature = "testing")]
+use bowline_transport::testing::{MemoryListener, SimulatedKernel};
+use bowline_transport::{StaleSocket, Transports, UnixConnectOptions, UnixListenOptions};
+
+use super::successor::Finder;
+use super::{Restart, predecessor, private_directory};
+
+/// Looks for a predecessor; the finder is told of it.
+pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, finder: Finder) -> io::Result<()> {
+    #[cfg(feature = "testing")]
+    if let Some(kernel) = &restart.shared.settings.kernel {
+        match kernel.connect(&simulated_name(restart)) {
+            Ok(socket) => drop(socket.adopt(reactor, finder.channel())?),
+            Err(_) => finder.found_nobody(reactor),
+        }
+        return Ok(());
+    }
+    let options = UnixConnectOptions {
+        timeout: Some(restart.shared.settings.answer),
+        ..UnixConnectOptions::default()
+    };
+    let address = UnixAddress::Path(restart.control_path());
+    reactor.connect_unix_with(address, &options, finder)?;
+    Ok(())
+}
+
+/// Listens for successors. One of several who do so at once succeeds.
+pub(super) fn listen(reactor: &mut Reactor, restart: &Restart) -> io::Result<ListenerHandle> {
+    #[cfg(feature = "testing")]
+    if let Some(kernel) = &restart.shared.settings.kernel {
+        let listener = kernel.listen(&simulated_name(restart))?;
+        return listener.serve(reactor, predecessor::factory(restart));
+    }
+    let options = UnixListenOptions {
+        mode: 0o600,
+        stale: StaleSocket::Remove,
+        ..UnixListenOptions::default()
+    };
+    let factory = predecessor::factory(restart);
+    let listener = reactor.listen_unix_with(restart.control_path(), &options, factory)?;
+    Ok(listener)
+}
+
+/// Goes on listening for successors where the predecessor did.
+pub(super) fn adopt(
+    reactor: &mut Reactor,
+    restart: &Restart,
+    fd: OwnedFd,
+) -> io::Result<ListenerHandle> {
+    #[cfg(feature = "testing")]
+    if restart.shared.settings.kernel.is_some() {
+        let listener = MemoryListener::from_descriptor(fd);
+        let listener = listener.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        return listener.serve(reactor, predecessor::factory(restart));
+    }
+    let listener = reactor.adopt_unix_listener(fd, predecessor::factory(restart))?;
+    Ok(listener)
+}
+
+/// Makes sure that nobody else can be found there.
+pub(super) fn prepare(settings: &super::RestartSettings) -> io::Result<()> {
+    #[cfg(feature = "testing")]
+    if settings.kernel.is_some() {
+        return Ok(());
+    }
+    private_directory(&settings.directory)
+}
+
+#[cfg(feature = "testing")]
+fn simulated_name(restart: &Restart) -> String {
+    restart.control_path().to_string_lossy().into_owned()
+}
+
+/// Listens under `name` in a simulated kernel, or goes on where the predecessor did.
+#[cfg(feature = "testing")]
+pub(super) fn listener_of(
+    kernel: &SimulatedKernel,
+    name: &str,
+    inherited: Option<OwnedFd>,
+) -> io::Result<MemoryListener> {
+    match inherited.map(MemoryListener::from_descriptor) {
+        Some(Ok(listener)) => Ok(listener),
+        _ => kernel.listen(name),
+    }
+}
