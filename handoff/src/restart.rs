@@ -360,6 +360,8 @@ struct State {
     inherited: Inherited,
     /// How many connections have moved, from here or to here.
     moved: usize,
+    /// The program listens.
+    is_listening: bool,
 }
 
 /// What this process is.
@@ -421,6 +423,7 @@ impl Restart {
                     take_over: None,
                     inherited,
                     moved: 0,
+                    is_listening: false,
                 }),
                 list: Rc::default(),
             }),
@@ -555,7 +558,7 @@ impl Restart {
         let inherited = std::mem::take(&mut self.shared.state.borrow_mut().inherited);
         match self.listen(reactor, inherited, Vec::new()) {
             Ok(()) => self.serve(reactor, Start::Cold),
-            Err(error) => self.not_started(reactor, RestartError::Listen(error)),
+            Err(error) => self.listen_failed(reactor, error),
         }
     }
 
@@ -572,14 +575,28 @@ impl Restart {
             inherited,
             files,
         };
+        // The next thing that happens, if the program panics.
+        self.shared.state.borrow_mut().is_listening = true;
+        let this = self.clone();
+        reactor.defer(move |reactor| {
+            if std::mem::take(&mut this.shared.state.borrow_mut().is_listening) {
+                this.listen_failed(reactor, io::Error::other("it panicked"));
+            }
+        });
         let result = self
             .shared
             .program
             .borrow_mut()
             .listen(reactor, &mut listeners);
+        self.shared.state.borrow_mut().is_listening = false;
         // What is not claimed is reported now.
         drop(listeners);
         result
+    }
+
+    fn listen_failed(&self, reactor: &mut Reactor, error: io::Error) {
+        self.tell_predecessor_of_failure(reactor);
+        self.not_started(reactor, RestartError::Listen(error));
     }
 
     fn add_listener(&self, reactor: &mut Reactor, name: &str, handle: ListenerHandle) {
@@ -817,7 +834,7 @@ impl Listeners<'_> {
     /// # Errors
     ///
     /// Those of listening and adopting; `AlreadyExists` for a name that is
-    /// taken.
+    /// taken, `InvalidInput` beyond 16,191 of them.
     pub fn tcp(
         &mut self,
         reactor: &mut Reactor,
@@ -906,6 +923,10 @@ impl Listeners<'_> {
         let state = self.restart.shared.state.borrow();
         if name == CONTROL || state.listeners.iter().any(|named| named.name == name) {
             return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if handshake::batches(state.listeners.len() + 1).is_none() {
+            let text = "more listeners than can be handed over";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         Ok(())
     }

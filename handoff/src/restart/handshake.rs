@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::messages::Refusal;
+use crate::wire::MAX_DESCRIPTORS;
 
 /// Where the process that serves stands with one that wants to take over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +138,13 @@ impl Offering {
 }
 
 /// The most batches of listeners: 16,192 of them.
-pub(crate) const MOST_BATCHES: usize = 64;
+const MOST_BATCHES: usize = 64;
+
+/// In how many batches so many listeners are sent; `None` if they are too many.
+pub(crate) fn batches(listeners: usize) -> Option<u32> {
+    let batches = listeners.div_ceil(MAX_DESCRIPTORS);
+    (batches <= MOST_BATCHES).then_some(batches as u32)
+}
 
 /// `Send` of each batch, so that the machine needs no memory of its own.
 static SEND: [[Do; 1]; MOST_BATCHES] = {
@@ -360,6 +367,13 @@ mod tests {
         fn settle(&mut self, batches: u32) {
             while self.step(batches) {}
         }
+    }
+
+    #[test]
+    fn listeners_go_in_batches_up_to_the_most_there_can_be() {
+        let counted = [0, 1, 253, 254, 16_192, 16_193].map(batches);
+        let wanted = [Some(0), Some(1), Some(1), Some(2), Some(64), None];
+        assert_eq!(counted, wanted);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{DelayedCall, Reactor};
 
-use super::handshake::{Do, Heard, MOST_BATCHES, Offering};
+use super::handshake::{Do, Heard, Offering, batches};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{Batch, Packet};
 use super::{Restart, RestartError, Role};
@@ -234,8 +234,8 @@ impl Restart {
         state
             .listeners
             .retain(|named| reactor.get(named.handle).is_some());
-        let batches = state.listeners.len().div_ceil(MAX_DESCRIPTORS);
-        Ok(batches.min(MOST_BATCHES) as u32)
+        // No more were added than there can be batches of.
+        Ok(batches(state.listeners.len()).unwrap_or(0))
     }
 
     fn offer_hears(&self, reactor: &mut Reactor, id: u64, heard: Heard) {
@@ -262,7 +262,7 @@ impl Restart {
                 }
                 Do::Offer => {
                     let count = self.shared.state.borrow().listeners.len();
-                    let batches = count.div_ceil(MAX_DESCRIPTORS).min(MOST_BATCHES) as u32;
+                    let batches = batches(count).unwrap_or(0);
                     self.say(reactor, id, &FromPredecessor::Offer { batches }, Vec::new());
                 }
                 Do::Send(batch) => self.send_listeners(reactor, id, batch),

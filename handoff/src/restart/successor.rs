@@ -380,13 +380,15 @@ impl Restart {
                     }
                 });
             }
-            Err(error) => {
-                self.with_take_over(|take_over| take_over.machine.hear(Told::NotAdopted));
-                self.answer(reactor, &FromSuccessor::Abort);
-                self.hang_up_on_predecessor(reactor);
-                self.not_started(reactor, RestartError::Listen(error));
-            }
+            Err(error) => self.listen_failed(reactor, error),
         }
+    }
+
+    /// That the program could not listen, if there is a predecessor.
+    pub(super) fn tell_predecessor_of_failure(&self, reactor: &mut Reactor) {
+        self.with_take_over(|take_over| take_over.machine.hear(Told::NotAdopted));
+        self.answer(reactor, &FromSuccessor::Abort);
+        self.hang_up_on_predecessor(reactor);
     }
 
     fn take_over_failed(&self, reactor: &mut Reactor, told: Told) {

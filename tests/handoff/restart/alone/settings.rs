@@ -168,20 +168,25 @@ fn one_of_two_that_start_cold_gives_way() {
 
 #[test]
 fn program_that_cannot_listen_leaves_nothing_behind() {
-    let mut stage = Stage::new();
-    let path = stage.path("web");
-    let settings = stage.settings();
-    let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
-        let lines = Line::factory(scene, listeners.restart());
-        let options = UnixListenOptions::default();
-        listeners.unix(reactor, "web", path.clone(), &options, lines)?;
-        Err(io::ErrorKind::AddrInUse.into())
-    });
-    stage.settle();
-    assert_eq!(server.events(), ["listens", "not started: cannot listen"]);
-    assert!(!server.restart.is_serving());
-    assert!(!stage.is_listening("web"));
-    assert!(!stage.path("web").exists() && !stage.control().exists());
+    for panics in [false, true] {
+        let mut stage = Stage::new();
+        let path = stage.path("web");
+        let settings = stage.settings();
+        let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
+            let lines = Line::factory(scene, listeners.restart());
+            let options = UnixListenOptions::default();
+            listeners.unix(reactor, "web", path.clone(), &options, lines)?;
+            if panics {
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+            Err(io::ErrorKind::AddrInUse.into())
+        });
+        stage.settle();
+        assert_eq!(server.events(), ["listens", "not started: cannot listen"]);
+        assert!(!server.restart.is_serving());
+        assert!(!stage.is_listening("web"));
+        assert!(!stage.path("web").exists() && !stage.control().exists());
+    }
 }
 
 /// One that overrides nothing.
