@@ -10,6 +10,7 @@ mod panics;
 mod processes;
 mod pump;
 mod restarts;
+mod seeds;
 mod simulation;
 mod suspended;
 mod tokens;

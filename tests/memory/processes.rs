@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
@@ -23,17 +23,14 @@ use bowline::testing::{
     Delivery, KernelSettings, MemorySocket, MemoryStream, Points, ProcessId, Random,
     SimulatedKernel, Simulation,
 };
-use bowline::{AfterReadClosed, Clock, CloseReason, Context, Protocol, Reactor, Transport};
+use bowline::{AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
+use crate::seeds::{System, every_seed};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
 /// Where workers die.
 const POINTS: [&str; 4] = ["before the answer", "before serving", "serving", "end"];
-/// Replays one seed.
-const SEED: &str = "BOWLINE_SEED";
-/// After how many turns at one time a run does not come to rest.
-const MOST_TURNS: usize = 1_000_000;
 
 /// A client's connection, as seen from above.
 #[derive(Debug, Default)]
@@ -302,89 +299,6 @@ impl Run {
         }
     }
 
-    /// What the system does between two turns: starts and ends processes.
-    fn system(&mut self) {
-        let to_start = std::mem::take(&mut self.shared.borrow_mut().to_start);
-        for (life, channel) in to_start {
-            let process = self.simulation.spawn().expect("descriptors");
-            life.state.borrow_mut().process = Some(process);
-            let service = Echoes {
-                life: life.clone(),
-                shared: Rc::clone(&self.shared),
-                points: self.simulation.points(process),
-                refuses_percent: self.refuses_percent,
-                may_break: self
-                    .simulation
-                    .kernel()
-                    .settings()
-                    .lasting_errors_per_10_000
-                    > 0,
-                random: Random::new(self.seed ^ self.workers.len() as u64),
-            };
-            let reactor = self.simulation.reactor(process).expect("it lives");
-            // The kernel may have failed it: then it exits, as real ones do.
-            if Worker::start(reactor, channel, WorkerSettings::default(), service).is_err() {
-                self.simulation.kill(process);
-            }
-            self.workers.push(life);
-        }
-        if !self.simulation.is_alive(self.dispatcher) {
-            self.pool = None;
-        }
-        for life in &self.workers {
-            let state = &mut *life.state.borrow_mut();
-            let process = state.process.expect("it was started");
-            // A signal takes its time.
-            if state.has_exited || state.is_killed && self.random.chance(30) {
-                self.simulation.kill(process);
-            }
-            state.is_dead = !self.simulation.is_alive(process);
-        }
-    }
-
-    fn turn(&mut self) -> bool {
-        self.system();
-        self.simulation.turn()
-    }
-
-    /// Runs until nothing is left to do at this time.
-    fn settle(&mut self) {
-        for _ in 0..MOST_TURNS {
-            if !self.turn() && !self.has_signals() {
-                return;
-            }
-        }
-        panic!("not at rest: {:?}", self.simulation);
-    }
-
-    /// Whether processes are about to start or to end.
-    fn has_signals(&self) -> bool {
-        let world = self.shared.borrow();
-        let is_dying = |life: &Life| {
-            let state = life.state.borrow();
-            (state.is_killed || state.has_exited) && !state.is_dead
-        };
-        !world.to_start.is_empty() || world.lives.iter().any(is_dying)
-    }
-
-    fn pass_to(&mut self, time: Instant) {
-        let wait = time.saturating_duration_since(self.simulation.clock().now());
-        self.simulation.clock().advance(wait);
-        self.settle();
-    }
-
-    /// Lets time pass, each call at its own.
-    fn advance(&mut self, by: Duration) {
-        let end = self.simulation.clock().now() + by;
-        self.settle();
-        while let Some(deadline) = self.simulation.next_deadline()
-            && deadline <= end
-        {
-            self.pass_to(deadline);
-        }
-        self.pass_to(end);
-    }
-
     fn add_client(&mut self, request: usize) {
         let (accepted, theirs) = self.simulation.kernel().pair();
         let job = {
@@ -459,6 +373,60 @@ impl Run {
     }
 }
 
+impl System for Run {
+    fn simulation(&mut self) -> &mut Simulation {
+        &mut self.simulation
+    }
+
+    fn act(&mut self) {
+        let to_start = std::mem::take(&mut self.shared.borrow_mut().to_start);
+        for (life, channel) in to_start {
+            let process = self.simulation.spawn().expect("descriptors");
+            life.state.borrow_mut().process = Some(process);
+            let service = Echoes {
+                life: life.clone(),
+                shared: Rc::clone(&self.shared),
+                points: self.simulation.points(process),
+                refuses_percent: self.refuses_percent,
+                may_break: self
+                    .simulation
+                    .kernel()
+                    .settings()
+                    .lasting_errors_per_10_000
+                    > 0,
+                random: Random::new(self.seed ^ self.workers.len() as u64),
+            };
+            let reactor = self.simulation.reactor(process).expect("it lives");
+            // The kernel may have failed it: then it exits, as real ones do.
+            if Worker::start(reactor, channel, WorkerSettings::default(), service).is_err() {
+                self.simulation.kill(process);
+            }
+            self.workers.push(life);
+        }
+        if !self.simulation.is_alive(self.dispatcher) {
+            self.pool = None;
+        }
+        for life in &self.workers {
+            let state = &mut *life.state.borrow_mut();
+            let process = state.process.expect("it was started");
+            // A signal takes its time.
+            if state.has_exited || state.is_killed && self.random.chance(30) {
+                self.simulation.kill(process);
+            }
+            state.is_dead = !self.simulation.is_alive(process);
+        }
+    }
+
+    fn is_acting(&self) -> bool {
+        let world = self.shared.borrow();
+        let is_dying = |life: &Life| {
+            let state = life.state.borrow();
+            (state.is_killed || state.has_exited) && !state.is_dead
+        };
+        !world.to_start.is_empty() || world.lives.iter().any(is_dying)
+    }
+}
+
 /// What a run leaves to be compared, and how many of its processes died.
 #[derive(Debug, PartialEq, Eq)]
 struct Trace {
@@ -482,7 +450,7 @@ fn simulate(seed: u64) -> Trace {
     });
     let simulation = Simulation::with_kernel(kernel.clone());
     let mut run = Run::new(simulation, seed, &mut random);
-    run.system();
+    run.act();
     for _ in 0..20 + random.below(60) {
         let worker = run.workers[random.below(run.workers.len())].clone();
         let process = worker.state.borrow().process.expect("it was started");
@@ -573,26 +541,14 @@ fn simulate(seed: u64) -> Trace {
 #[test]
 fn every_seed_of_processes_keeps_the_promises_and_repeats() {
     let ledger = DescriptorLedger::open();
-    if let Ok(seed) = std::env::var(SEED) {
-        let seed = seed.parse().expect("a number");
-        assert_eq!(simulate(seed), simulate(seed));
+    let (mut deaths, mut answered) = (0, 0);
+    let counted = every_seed((500, 2_000), simulate, |trace: Trace| {
+        deaths += trace.deaths;
+        answered += trace.answered;
+    });
+    let Some((seeds, equal)) = counted else {
         return;
-    }
-    let seeds = std::env::var("BOWLINE_SEEDS").ok();
-    let seeds = seeds.map_or_else(
-        || scaled(500, 2_000),
-        |seeds| seeds.parse().expect("a number"),
-    );
-    let (mut deaths, mut answered, mut equal) = (0, 0, 0);
-    for seed in 0..seeds as u64 {
-        let outcome = std::panic::catch_unwind(|| (simulate(seed), simulate(seed)));
-        let Ok((first, second)) = outcome else {
-            panic!("{SEED}={seed} replays this");
-        };
-        deaths += first.deaths;
-        answered += first.answered;
-        equal += usize::from(first == second);
-    }
+    };
     Figures::of("T-37")
         .must(
             "seeds of several processes",

@@ -11,7 +11,7 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline::handoff::ChildProcess;
 use bowline::handoff::restart::{
@@ -22,10 +22,9 @@ use bowline::testing::{
     Delivery, KernelSettings, MemoryHandle, MemorySocket, MemoryStream, Points, ProcessId, Random,
     SimulatedKernel, Simulation,
 };
-use bowline::{
-    Address, AfterReadClosed, Clock, CloseReason, Context, Protocol, Reactor, Transport,
-};
+use bowline::{Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
+use crate::seeds::{System, every_seed};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -39,10 +38,6 @@ const POINTS: [&str; 7] = [
     "serving",
     "made",
 ];
-/// Replays one seed.
-const SEED: &str = "BOWLINE_SEED";
-/// After how many turns at one time a run does not come to rest.
-const MOST_TURNS: usize = 1_000_000;
 /// What the program listens on.
 const SERVICE: &str = "service";
 /// A client says first which one it is.
@@ -415,81 +410,6 @@ impl Run {
         }
     }
 
-    /// What the system does between two turns: starts and ends processes.
-    fn system(&mut self) {
-        for life in self.lives() {
-            let process = life.state.borrow().process;
-            let Some(process) = process else {
-                self.start(&life);
-                continue;
-            };
-            let is_alive = self.simulation.is_alive(process);
-            let (exits, dies) = {
-                let state = &mut *life.state.borrow_mut();
-                state.has_exited |= is_alive && state.has_left();
-                // A signal takes its time.
-                (state.has_exited, state.is_killed && self.random.chance(30))
-            };
-            if exits || dies {
-                self.simulation.kill(process);
-            }
-            if self.simulation.is_alive(process) {
-                continue;
-            }
-            let restart = {
-                let state = &mut *life.state.borrow_mut();
-                if !std::mem::replace(&mut state.is_dead, true) && !state.has_exited {
-                    self.shared.borrow_mut().killed += 1;
-                }
-                state.restart.take()
-            };
-            // With connections that it was about to move.
-            drop(restart);
-        }
-    }
-
-    fn turn(&mut self) -> bool {
-        self.system();
-        self.simulation.turn()
-    }
-
-    /// Runs until nothing is left to do at this time.
-    fn settle(&mut self) {
-        for _ in 0..MOST_TURNS {
-            if !self.turn() && !self.has_signals() {
-                return;
-            }
-        }
-        panic!("not at rest: {:?}", self.simulation);
-    }
-
-    /// Whether processes are about to start or to end.
-    fn has_signals(&self) -> bool {
-        self.lives().iter().any(|life| {
-            let state = life.state.borrow();
-            let is_ending = state.is_killed || state.has_exited || state.has_left();
-            state.process.is_none() || is_ending && !state.is_dead
-        })
-    }
-
-    fn pass_to(&mut self, time: Instant) {
-        let wait = time.saturating_duration_since(self.simulation.clock().now());
-        self.simulation.clock().advance(wait);
-        self.settle();
-    }
-
-    /// Lets time pass, each call at its own.
-    fn advance(&mut self, by: Duration) {
-        let end = self.simulation.clock().now() + by;
-        self.settle();
-        while let Some(deadline) = self.simulation.next_deadline()
-            && deadline <= end
-        {
-            self.pass_to(deadline);
-        }
-        self.pass_to(end);
-    }
-
     /// The processes that serve, as they see it.
     fn serving(&self) -> Vec<Life> {
         let mut lives = self.lives();
@@ -498,7 +418,7 @@ impl Run {
     }
 
     fn add_client(&mut self, length: usize) {
-        self.system();
+        self.act();
         let Ok(socket) = self.simulation.kernel().connect(SERVICE) else {
             let serving = self.serving();
             assert!(serving.is_empty(), "{} serve", serving.len());
@@ -620,6 +540,52 @@ impl Run {
             }
             None => world.killed > job.killed_before,
         }
+    }
+}
+
+impl System for Run {
+    fn simulation(&mut self) -> &mut Simulation {
+        &mut self.simulation
+    }
+
+    fn act(&mut self) {
+        for life in self.lives() {
+            let process = life.state.borrow().process;
+            let Some(process) = process else {
+                self.start(&life);
+                continue;
+            };
+            let is_alive = self.simulation.is_alive(process);
+            let (exits, dies) = {
+                let state = &mut *life.state.borrow_mut();
+                state.has_exited |= is_alive && state.has_left();
+                // A signal takes its time.
+                (state.has_exited, state.is_killed && self.random.chance(30))
+            };
+            if exits || dies {
+                self.simulation.kill(process);
+            }
+            if self.simulation.is_alive(process) {
+                continue;
+            }
+            let restart = {
+                let state = &mut *life.state.borrow_mut();
+                if !std::mem::replace(&mut state.is_dead, true) && !state.has_exited {
+                    self.shared.borrow_mut().killed += 1;
+                }
+                state.restart.take()
+            };
+            // With connections that it was about to move.
+            drop(restart);
+        }
+    }
+
+    fn is_acting(&self) -> bool {
+        self.lives().iter().any(|life| {
+            let state = life.state.borrow();
+            let is_ending = state.is_killed || state.has_exited || state.has_left();
+            state.process.is_none() || is_ending && !state.is_dead
+        })
     }
 }
 
@@ -759,28 +725,16 @@ fn simulate(seed: u64) -> Trace {
 #[test]
 fn every_seed_of_restarts_keeps_the_promises_and_repeats() {
     let ledger = DescriptorLedger::open();
-    if let Ok(seed) = std::env::var(SEED) {
-        let seed = seed.parse().expect("a number");
-        assert_eq!(simulate(seed), simulate(seed));
+    let (mut killed, mut taken_over, mut moved, mut answered) = (0, 0, 0, 0);
+    let counted = every_seed((300, 2_000), simulate, |trace: Trace| {
+        killed += trace.killed;
+        taken_over += trace.taken_over;
+        moved += trace.moved;
+        answered += trace.answered;
+    });
+    let Some((seeds, equal)) = counted else {
         return;
-    }
-    let seeds = std::env::var("BOWLINE_SEEDS").ok();
-    let seeds = seeds.map_or_else(
-        || scaled(300, 2_000),
-        |seeds| seeds.parse().expect("a number"),
-    );
-    let (mut killed, mut taken_over, mut moved, mut answered, mut equal) = (0, 0, 0, 0, 0);
-    for seed in 0..seeds as u64 {
-        let outcome = std::panic::catch_unwind(|| (simulate(seed), simulate(seed)));
-        let Ok((first, second)) = outcome else {
-            panic!("{SEED}={seed} replays this");
-        };
-        killed += first.killed;
-        taken_over += first.taken_over;
-        moved += first.moved;
-        answered += first.answered;
-        equal += usize::from(first == second);
-    }
+    };
     Figures::of("T-37")
         .must(
             "seeds of restarts",
