@@ -342,27 +342,28 @@ impl Restart {
     }
 
     fn offer_is_late(&self, reactor: &mut Reactor, id: u64) {
-        {
+        let has_gone = {
             let mut state = self.shared.state.borrow_mut();
             let Some(offer) = state.offers.get_mut(&id) else {
                 return;
             };
-            let on_its_way = &mut offer.moving.on_its_way;
-            if on_its_way.as_ref().is_some_and(|it| it.has_gone) {
+            let was_started_here = offer.was_started_here;
+            let has_gone = offer.moving.on_its_way.take_if(|it| it.has_gone);
+            if has_gone.is_some() && was_started_here {
                 // It may serve them already, and does not say so: taking them back
                 // is safe only once it is dead, of which its channel tells.
-                if offer.was_started_here {
-                    if let Some(child) = &mut state.child {
-                        log::warn!(target: log::HANDOFF, "killing the successor, which hangs");
-                        let _ = child.process.kill();
-                    }
-                    return;
+                offer.moving.on_its_way = has_gone;
+                if let Some(child) = &mut state.child {
+                    log::warn!(target: log::HANDOFF, "killing the successor, which hangs");
+                    let _ = child.process.kill();
                 }
-                // Not ours to kill: they are its own, for better or worse.
-                if let Some(on_its_way) = on_its_way.take() {
-                    leave_to_successor(&on_its_way.batch);
-                }
+                return;
             }
+            has_gone
+        };
+        if let Some(on_its_way) = has_gone {
+            // Not ours to kill: they are its own, for better or worse.
+            leave_to_successor(&on_its_way.batch);
         }
         self.offer_hears(reactor, id, Heard::TooLate);
     }
