@@ -127,7 +127,7 @@ fn descriptors_of_an_unfinished_frame_are_closed_at_the_deadline() {
         clock.advance(Duration::from_secs(29));
         run_until_quiet(&mut reactor);
         assert!(lost.borrow().is_none(), "cut before the deadline");
-        clock.advance(Duration::from_secs(2));
+        clock.advance(Duration::from_secs(1));
         run_until(&mut reactor, |_| lost.borrow().is_some());
     }
     ledger.assert_balanced();
@@ -158,7 +158,7 @@ fn deadline_of_an_unfinished_frame_waits_while_reading_is_paused() {
         run_until_quiet(&mut reactor);
         transport(&mut reactor, handle).resume_producing();
         run_until_quiet(&mut reactor);
-        clock.advance(Duration::from_secs(31));
+        clock.advance(Duration::from_secs(30));
         run_until(&mut reactor, |_| lost.borrow().is_some());
     }
     ledger.assert_balanced();
