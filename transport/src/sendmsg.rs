@@ -39,9 +39,11 @@ pub struct SendmsgMixin<B> {
 /// A UNIX stream connection, which passes descriptors.
 pub type UnixStream = SendmsgMixin<Stream<UnixSocket>>;
 
-/// How often an ended connection is read for descriptors at most. A socket
-/// holds some 280 messages unless its peer may have it hold more.
-const MOST_UNREAD: usize = 4_096;
+/// How often an ended connection is read for descriptors at most, and how many are
+/// closed then: about a millisecond's worth. A flooder's socket holds 70,000; whoever
+/// leaves more has it closed in another thread, and is told of a reset.
+const MOST_UNREAD: usize = 256;
+const MOST_UNREAD_DESCRIPTORS: usize = 1_024;
 
 #[derive(Debug)]
 struct Passing {
@@ -346,26 +348,23 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         // 6.16 it can, if the peer is quick enough.)
         let _ = sys::set_pass_rights(source, false);
         let mut buffers = core.shared.take_buffers();
-        let mut left = MOST_UNREAD;
-        while left > 0 {
-            left -= 1;
+        let (mut reads, mut descriptors) = (0, 0);
+        let mut has_more = true;
+        while has_more && reads < MOST_UNREAD && descriptors < MOST_UNREAD_DESCRIPTORS {
             let read = core.socket.receive(&mut buffers, READ_BYTES);
+            has_more = read.is_ok_and(|taken| taken.bytes > 0);
             let count = buffers.ancillary.descriptors.len();
+            reads += 1;
+            descriptors += count;
             if count > 0 {
                 Ledger::add(&core.shared.ledger.received, count);
                 core.shared
                     .refuse_received(buffers.ancillary.descriptors.drain(..));
             }
             buffers.ancillary.clear();
-            if read.is_ok_and(|taken| taken.bytes > 0) {
-                continue;
-            }
-            break;
         }
         core.shared.return_buffers(buffers);
-        if left == 0
-            && let Some(fd) = core.socket.detach()
-        {
+        if has_more && let Some(fd) = core.socket.detach() {
             close_elsewhere(fd);
         }
     }
