@@ -83,8 +83,8 @@ pub struct KernelSettings {
     pub cut_percent: u8,
     /// How events are delivered.
     pub delivery: Delivery,
-    /// How many of a hundred sends and reads of transports fail with an error
-    /// that passes: "would block", which an event follows; for sends also
+    /// How many of a hundred sends and reads of transports, and accepts, fail with
+    /// an error that passes: "would block", which an event follows; for sends also
     /// `ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`. None once the other end is closed.
     /// Default 0.
     pub passing_errors_percent: u8,
