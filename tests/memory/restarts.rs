@@ -90,6 +90,8 @@ struct LifeState {
     /// Exits when it has no connection any more.
     is_leaving: bool,
     is_suspended: bool,
+    /// It died before it served.
+    was_taking_over: bool,
     connections: usize,
 }
 
@@ -534,12 +536,10 @@ impl Run {
             let state = life.state.borrow();
             state.is_dead && !state.has_exited
         });
-        match job.had_by.last() {
-            Some(last) => {
-                killed.any(|life| life.number > *last || job.had_by.contains(&life.number))
-            }
-            None => world.killed > job.killed_before,
+        if job.had_by.is_empty() {
+            return world.killed > job.killed_before;
         }
+        killed.any(|life| life.state.borrow().was_taking_over || job.had_by.contains(&life.number))
     }
 }
 
@@ -573,7 +573,11 @@ impl System for Run {
                 if !std::mem::replace(&mut state.is_dead, true) && !state.has_exited {
                     self.shared.borrow_mut().killed += 1;
                 }
-                state.restart.take()
+                let restart = state.restart.take();
+                state.was_taking_over |= restart
+                    .as_ref()
+                    .is_some_and(|restart| !restart.is_serving() && !restart.has_handed_over());
+                restart
             };
             // With connections that it was about to move.
             drop(restart);
