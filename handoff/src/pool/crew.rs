@@ -23,8 +23,8 @@ use crate::log;
 const TICK: Duration = Duration::from_millis(20);
 
 /// A tick that comes so much too late says that this process was stopped, with its
-/// virtual machine say, and read nothing meanwhile.
-const STALL: Duration = Duration::from_millis(50);
+/// virtual machine say, and read nothing meanwhile. Turns that are only long count.
+const STALL: Duration = Duration::from_millis(500);
 
 /// How long the channel of a process that has ended may stay open: its end is
 /// usually there at the same moment, unless somebody else has it too.

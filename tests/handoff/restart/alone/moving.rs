@@ -303,7 +303,9 @@ fn connections_of_a_stranger_that_hangs_when_told_to_go_are_not_taken_back() {
     hand.hears();
     stage.advance(ms(999));
     assert_eq!(hand.hears(), [""; 0]);
+    capture::start();
     stage.advance(ms(1));
+    assert_eq!(capture::lines("1 connections are left to").len(), 1);
     assert_eq!(hand.hears(), ["takes back", "lost"]);
     let late = ["packs 0", "goes on: the other process took too long"];
     assert_eq!(server.events(), late);

@@ -119,6 +119,23 @@ fn each_step_has_its_own_limit() {
     }
 }
 
+/// Also of those that are shorter than the time before them in which the other is
+/// looked at once more.
+#[test]
+fn shortest_limit_is_kept() {
+    let mut stage = Stage::new();
+    let mut settings = stage.settings();
+    settings.answer = ms(10);
+    let _server = stage.begin_with(settings, "old", &["web"]);
+    let hand = stage.successor(1);
+    go_to(&mut stage, &hand, 1);
+    hand.hears();
+    stage.advance(ms(9));
+    assert_eq!(hand.hears(), [""; 0]);
+    stage.advance(ms(1));
+    assert_eq!(hand.hears(), ["takes back", "lost"]);
+}
+
 /// A limit begins anew with each step.
 #[test]
 fn successor_that_is_just_in_time_at_each_step_takes_over() {
