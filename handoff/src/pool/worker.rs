@@ -44,6 +44,11 @@ pub trait Service: 'static {
     /// # Errors
     ///
     /// The reason: the pool gives it to another worker.
+    ///
+    /// # Panics
+    ///
+    /// One that panics ends the channel: this worker serves what it has and drains, and
+    /// the pool starts another.
     fn admit(&mut self, reactor: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
         let _ = (reactor, connection);
         Ok(())
