@@ -685,7 +685,13 @@ fn simulate(seed: u64) -> Trace {
     // Whatever is under way has come to its end by then.
     run.advance(Duration::from_secs(200));
 
-    assert_eq!(run.serving().len(), 1, "who serves in the end");
+    // A child whose predecessor's channel broke serves until it is killed, and can start
+    // a process that survives it: a stranger, as above.
+    let serving = run.serving().len();
+    assert!(
+        serving == 1 || serving == 2 && lasting > 0,
+        "{serving} serve"
+    );
     assert_eq!(kernel.waiting(SERVICE), Some(0));
     let world = run.shared.borrow();
     assert!(world.wrong.is_empty(), "{:?}", world.wrong);
