@@ -75,7 +75,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::Reactor;
 #[cfg(feature = "testing")]
-use bowline_transport::testing::{MemoryStream, SimulatedKernel};
+use bowline_transport::testing::{MemoryListener, MemoryStream, SimulatedKernel};
 use bowline_transport::{
     StreamTransport, TcpListenOptions, TcpStream, Transports, UnixListenOptions, UnixStream,
     effective_user,
@@ -914,7 +914,10 @@ impl Listeners<'_> {
         self.check_name(name)?;
         let address = Address::Unix(UnixAddress::Abstract(name.as_bytes().to_vec()));
         let inherited = self.inherited.claim_listener(name, &address);
-        let listener = control::listener_of(kernel, name, inherited)?;
+        let listener = match inherited.map(MemoryListener::from_descriptor) {
+            Some(Ok(listener)) => listener,
+            _ => kernel.listen(name)?,
+        };
         let handle = listener.serve(reactor, factory)?;
         Ok(self.add(reactor, name, handle))
     }

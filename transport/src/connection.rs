@@ -26,11 +26,11 @@ use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
 use crate::socket::private::Sealed;
 
 pub use self::establish::StreamTransport;
+#[cfg(feature = "testing")]
+pub(crate) use self::establish::private;
 pub(crate) use self::establish::{
     DescriptorTransport, HostName, Names, Source, connect_protocol, establish_with, unix_address,
 };
-#[cfg(feature = "testing")]
-pub(crate) use self::establish::{establish, private};
 use self::producers::Tell;
 
 /// The first and the longest wait after the kernel said later without saying

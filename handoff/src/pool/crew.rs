@@ -353,8 +353,8 @@ impl Shared {
         let mut state = self.state.borrow_mut();
         if state.tick.is_none() && state.needs_tick() {
             let shared = Rc::clone(self);
-            state.tick = Some(reactor.call_later(TICK, move |reactor| shared.tick(reactor)));
-            state.tick_due = reactor.now().checked_add(TICK);
+            state.tick = Some(reactor.now() + TICK);
+            reactor.call_later(TICK, move |reactor| shared.tick(reactor));
         }
     }
 
@@ -367,10 +367,8 @@ impl Shared {
         {
             let mut state = self.state.borrow_mut();
             let state = &mut *state;
-            state.tick = None;
-            let too_late = state
-                .tick_due
-                .map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+            let due = state.tick.take().unwrap_or(now);
+            let too_late = now.saturating_duration_since(due);
             if too_late > STALL {
                 state.leave_out(too_late);
             }

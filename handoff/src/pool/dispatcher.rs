@@ -90,7 +90,6 @@ impl Pool {
                     next_worker: 1,
                     next_delivery: 1,
                     tick: None,
-                    tick_due: None,
                     life: Life::Running,
                     counts: PoolStatistics::default(),
                 }),

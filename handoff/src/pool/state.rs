@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bowline_protocol::policies::Backoff;
 use bowline_protocol::{ListenerHandle, PassedDescriptor, UnixTransportHandle};
-use bowline_reactor::{DelayedCall, Hold, Reactor};
+use bowline_reactor::{Hold, Reactor};
 use bowline_transport::close_received;
 
 use super::WorkerId;
@@ -40,9 +40,8 @@ pub(super) struct State {
     pub(super) is_starting: bool,
     pub(super) next_worker: u64,
     pub(super) next_delivery: u64,
-    pub(super) tick: Option<DelayedCall>,
-    /// When that was to be.
-    pub(super) tick_due: Option<Instant>,
+    /// When the next tick is to be.
+    pub(super) tick: Option<Instant>,
     pub(super) life: Life,
     pub(super) counts: PoolStatistics,
 }

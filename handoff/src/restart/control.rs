@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use bowline_protocol::{ListenerHandle, UnixAddress};
 use bowline_reactor::Reactor;
 #[cfg(feature = "testing")]
-use bowline_transport::testing::{MemoryListener, SimulatedKernel};
+use bowline_transport::testing::MemoryListener;
 use bowline_transport::{StaleSocket, Transports, UnixConnectOptions, UnixListenOptions};
 
 use super::successor::Finder;
@@ -77,17 +77,4 @@ pub(super) fn prepare(settings: &super::RestartSettings) -> io::Result<()> {
 #[cfg(feature = "testing")]
 fn simulated_name(restart: &Restart) -> String {
     restart.control_path().to_string_lossy().into_owned()
-}
-
-/// Listens under `name` in a simulated kernel, or goes on where the predecessor did.
-#[cfg(feature = "testing")]
-pub(super) fn listener_of(
-    kernel: &SimulatedKernel,
-    name: &str,
-    inherited: Option<OwnedFd>,
-) -> io::Result<MemoryListener> {
-    match inherited.map(MemoryListener::from_descriptor) {
-        Some(Ok(listener)) => Ok(listener),
-        _ => kernel.listen(name),
-    }
 }

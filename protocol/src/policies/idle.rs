@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bowline_reactor::{DelayedCall, Reactor};
 
+use super::timeout::STALL;
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
 use crate::context::Context;
@@ -139,9 +140,6 @@ struct Watch {
     /// When that was to be.
     due: Cell<Instant>,
 }
-
-/// A look that comes so much too late says that the loop was stopped.
-const STALL: Duration = Duration::from_millis(50);
 
 impl Idle {
     /// Ends its connection after `period` without traffic.

@@ -83,20 +83,22 @@ struct Limit {
 }
 
 /// A timer that runs so much too late says that the loop was stopped.
-const STALL: Duration = Duration::from_millis(50);
+pub(super) const STALL: Duration = Duration::from_millis(50);
 /// How long a loop that was stopped has to read what has come meanwhile.
 const LAST_LOOK_AFTER: Duration = Duration::from_millis(10);
 
 impl Limit {
+    fn passed(&self, reactor: &Reactor) -> Duration {
+        reactor.now().saturating_duration_since(self.since)
+    }
+
     fn left(&self, reactor: &Reactor) -> Duration {
-        let passed = reactor.now().saturating_duration_since(self.since);
-        self.period.saturating_sub(passed)
+        self.period.saturating_sub(self.passed(reactor))
     }
 
     /// Whether it has passed for so long that nobody can have looked at the time.
     fn was_missed(&self, reactor: &Reactor) -> bool {
-        let passed = reactor.now().saturating_duration_since(self.since);
-        passed > self.period.saturating_add(STALL)
+        self.passed(reactor) > self.period.saturating_add(STALL)
     }
 }
 

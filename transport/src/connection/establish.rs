@@ -78,25 +78,8 @@ pub(crate) mod private {
 /// it: from now on, or once it waits for a peer that was accepted.
 /// `connection_made` follows after the running callback.
 ///
-/// On failure the parts come back.
-#[cfg(feature = "testing")]
-pub(crate) fn establish<T, P>(
-    reactor: &mut Reactor,
-    socket: T::Socket,
-    protocol: P,
-    source: Source,
-) -> Result<TransportHandle, (std::io::Error, T::Socket)>
-where
-    T: StreamTransport,
-    P: Protocol<T>,
-{
-    let prepare = |_: &mut T| ();
-    establish_with(reactor, socket, protocol, source, prepare)
-        .map_err(|(error, socket, _)| (error, socket))
-}
-
-/// As [`establish`], with something done to the transport before its protocol
-/// sees it.
+/// `prepare` does something to the transport before its protocol sees it. On failure
+/// the parts come back.
 pub(crate) fn establish_with<T, P>(
     reactor: &mut Reactor,
     socket: T::Socket,

@@ -683,7 +683,8 @@ impl State {
     }
 
     fn accept(&mut self, listener: SocketId, holder: Holder) -> io::Result<SocketId> {
-        let fails = self.random_error(self.settings.passing_errors_percent);
+        let percent = self.settings.passing_errors_percent;
+        let fails = percent > 0 && self.random.chance(percent);
         let Some(listening) = self.listeners.get_mut(&listener) else {
             return Err(io::Error::from(io::ErrorKind::NotConnected));
         };
@@ -699,10 +700,6 @@ impl State {
         }
         let waiting = listening.waiting.pop_front();
         waiting.ok_or_else(sys::simulated::would_block)
-    }
-
-    fn random_error(&mut self, percent: u8) -> bool {
-        percent > 0 && self.random.chance(percent)
     }
 
     fn watch_listener(&mut self, listener: SocketId, watch: Watch) {

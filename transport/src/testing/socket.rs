@@ -10,7 +10,7 @@ use bowline_reactor::{Handle, Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
 use crate::connection::{
-    DescriptorTransport, Names, Source, StreamTransport, establish, establish_with, private,
+    DescriptorTransport, Names, Source, StreamTransport, establish_with, private,
 };
 use crate::file_descriptor::{Core, FileDescriptor};
 use crate::shared::{ReadBuffers, SendControl};
@@ -128,11 +128,7 @@ impl MemorySocket {
         reactor: &mut Reactor,
         protocol: impl Protocol<MemoryStream>,
     ) -> io::Result<MemoryHandle> {
-        let socket = self.id;
-        let handle = establish::<MemoryStream, _>(reactor, self, protocol, Source::Simulated)
-            .map_err(|(error, _)| error)?;
-        let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
-        Ok(MemoryHandle { handle, socket })
+        self.adopt_with(reactor, protocol, Unsent::default())
     }
 
     /// As [`adopt`](Self::adopt), for a connection that comes from elsewhere, with
