@@ -402,6 +402,29 @@ fn connections_are_not_taken_back_from_one_that_is_not_heard_to_the_end() {
     assert_eq!(clients[0].hears(), "lost");
 }
 
+/// However long its last words take: the farewell has a limit of its own.
+#[test]
+fn failed_successor_that_does_not_read_is_not_waited_for() {
+    let mut stage = Stage::new();
+    let mut settings = stage.settings();
+    settings.answer = ms(500);
+    let server = stage.begin_with(settings, "old", &["web"]);
+    let mut client = stage.client("web");
+    stage.ask(&mut client, "keep 900000");
+    let hand = ready_one(&mut stage, 1 << 20);
+    capture::start();
+    for message in [prepared(1, &[]), prepared(1, &[])] {
+        hand.send(&message, &[]);
+        stage.settle();
+    }
+    let is_over = || !capture::lines("1 connections are left to").is_empty();
+    stage.advance(ms(999));
+    assert!(!is_over());
+    stage.advance(ms(1));
+    assert!(is_over());
+    assert!(server.restart.is_serving() && !server.restart.is_under_way());
+}
+
 /// All that it serves it has said before.
 #[test]
 fn connections_come_back_from_one_that_gives_up_when_told_to_go() {
