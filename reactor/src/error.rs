@@ -9,8 +9,7 @@ use std::fmt;
 pub enum ReactorError {
     /// `run` or `start` on a reactor that runs.
     AlreadyRunning,
-    /// `stop` or `crash` on a reactor that does not run, or `stop` on one that
-    /// is stopping already.
+    /// `stop` or `crash` on a reactor that does not run.
     NotRunning,
 }
 

@@ -284,15 +284,16 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`ReactorError::NotRunning`] when the reactor was not started or is
-    /// stopping already.
+    /// [`ReactorError::NotRunning`] when the reactor was not started, or has
+    /// stopped. That it is stopping already is no error: it does what was asked.
     pub fn stop(&mut self) -> Result<(), ReactorError> {
         match self.state {
             State::Starting | State::Running => {
                 self.state = State::StopAsked;
                 Ok(())
             }
-            State::Idle | State::StopAsked | State::Stopping => Err(ReactorError::NotRunning),
+            State::StopAsked | State::Stopping => Ok(()),
+            State::Idle => Err(ReactorError::NotRunning),
         }
     }
 
