@@ -107,7 +107,7 @@ pub mod guide;
 pub use bowline_reactor::{
     Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, PeriodicCall, PeriodicEnd, Phase,
     Reactor, ReactorError, RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent,
-    TriggerError, TriggerId, Turn,
+    TriggerError, TriggerId, Turn, Vacancy,
 };
 
 // Threads for work that blocks.

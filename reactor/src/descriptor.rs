@@ -13,7 +13,7 @@ use crate::reactor::Reactor;
 /// Something the reactor watches and calls: a socket with its protocol, a
 /// listener, an `eventfd`, a pipe.
 ///
-/// The reactor owns it from [`Reactor::install`] on and takes it out of its
+/// The reactor owns it from [`Vacancy::install`](crate::Vacancy::install) on and takes it out of its
 /// slot while one of its methods runs, so a method can do anything to the
 /// reactor; only its own handle answers `None` meanwhile. Every method returns
 /// what it wants next.
@@ -63,12 +63,14 @@ pub trait Descriptor: 'static {
         Next::Remove
     }
 
-    /// The reactor stops. Called once; the descriptor is removed afterwards.
+    /// The reactor stops, or somebody has the descriptor
+    /// [removed](Reactor::remove). Called once; it is removed afterwards.
     fn shutdown(&mut self, reactor: &mut Reactor) {
         let _ = reactor;
     }
 
-    /// What the poller watches, while there is something to watch.
+    /// What the poller watches, while there is something to watch: without it
+    /// there is nothing to [register](Reactor::register).
     ///
     /// The reactor asks when the descriptor is removed, to deregister it: one
     /// that closes its file earlier calls [`Reactor::unwatch`] before and

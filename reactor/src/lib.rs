@@ -49,7 +49,7 @@ pub use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
 pub use crate::error::{ReactorError, TriggerError};
 pub use crate::handle::Handle;
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
-pub use crate::reactor::{Limits, Reactor, Statistics, Turn};
+pub use crate::reactor::{Limits, Reactor, Statistics, Turn, Vacancy};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::SignalHandler;

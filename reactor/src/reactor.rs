@@ -2,6 +2,7 @@
 
 mod limits;
 mod turn;
+mod vacancy;
 
 use std::any::{Any, TypeId};
 use std::cell::Cell;
@@ -31,6 +32,7 @@ use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
 use self::limits::EVENTS_PER_TURN;
 pub use self::limits::{Limits, Statistics};
+pub use self::vacancy::Vacancy;
 
 /// A single-threaded, callback-driven event loop.
 ///
@@ -517,48 +519,48 @@ impl Reactor {
     /// Registers what `build` makes, once it knows its own name, and watches
     /// its [`source`](Descriptor::source) for `interest`.
     ///
+    /// One that has nothing to be watched, and lives by notifications and timers,
+    /// goes through a [`vacancy`](Self::vacancy).
+    ///
     /// # Errors
     ///
     /// Those of epoll_ctl(2): `EEXIST` for a file watched already, `EPERM` for
-    /// one that cannot be polled. The descriptor is dropped.
+    /// one that cannot be polled; `InvalidInput` for a descriptor without a
+    /// source, which nothing would ever call. The descriptor is dropped.
     pub fn register(
         &mut self,
         interest: Interest,
         build: impl FnOnce(Token) -> Box<dyn Descriptor>,
     ) -> io::Result<Token> {
-        let token = self.reserve()?;
-        let entry = build(token);
-        if let Some(source) = entry.source()
-            && let Err(error) = self.watch(token, source, interest)
-        {
-            self.release(token);
-            return Err(error);
-        }
-        self.install(token, entry);
-        Ok(token)
+        let mut vacancy = self.vacancy()?;
+        let entry = build(vacancy.token());
+        let source = entry.source().ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "descriptor has no source to be watched",
+            )
+        })?;
+        vacancy.watch(source, interest)?;
+        Ok(vacancy.install(entry))
     }
 
-    /// Names a slot for a descriptor yet to be built: the first of three steps
-    /// for those who need to back out ([`watch`](Self::watch),
-    /// [`install`](Self::install)).
+    /// Names a slot for a descriptor yet to be built, for those who need its name
+    /// first, or may have to back out.
     ///
     /// # Errors
     ///
     /// When there are 2^24 descriptors.
-    pub fn reserve(&mut self) -> io::Result<Token> {
-        self.slots.reserve().ok_or_else(|| {
+    pub fn vacancy(&mut self) -> io::Result<Vacancy<'_>> {
+        let token = self.slots.reserve().ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::OutOfMemory,
                 "too many registered descriptors",
             )
+        })?;
+        Ok(Vacancy {
+            reactor: self,
+            token,
         })
-    }
-
-    /// Gives up a slot that [`reserve`](Self::reserve) named and that was not
-    /// filled.
-    pub fn release(&mut self, token: Token) {
-        let entry = self.slots.release(token);
-        debug_assert!(entry.is_none(), "released a slot that was filled");
     }
 
     /// Reports readiness of `source` under `token` from now on, edge-triggered;
@@ -606,11 +608,6 @@ impl Reactor {
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&raw)) {
             log::warn!(target: log::REACTOR, "cannot deregister descriptor {raw}: {error}");
         }
-    }
-
-    /// Puts a descriptor into the slot reserved for it.
-    pub fn install(&mut self, token: Token, entry: Box<dyn Descriptor>) {
-        self.slots.put(token, entry);
     }
 
     /// Reaches a registered descriptor through its handle, at once.
@@ -663,14 +660,20 @@ impl Reactor {
             .push_back(Deferred::Enter(token, Box::new(entrance)));
     }
 
-    /// Deregisters and drops a descriptor, later in this turn, without calling
-    /// it: its name is stale from now on, and what the poller has reported for
-    /// it already is dropped. Nothing happens if it is gone.
+    /// Ends a descriptor, later in this turn: it is told so
+    /// ([`shutdown`](Descriptor::shutdown)), deregistered and dropped. Its name is
+    /// stale from now on, and what the poller has reported for it already is
+    /// dropped. Nothing happens if it is gone.
     pub fn remove(&mut self, token: Token) {
         // Not dropped here: what it owns may be user code's, and that would run
         // inside of the present callback.
         let token = self.slots.rename(token).unwrap_or(token);
-        self.enter(token, |_, _| Next::Remove);
+        self.enter(token, |descriptor, reactor| {
+            if let Some(descriptor) = descriptor {
+                descriptor.shutdown(reactor);
+            }
+            Next::Remove
+        });
     }
 
     /// How many descriptors are registered.

@@ -85,10 +85,11 @@ struct Numbered {
 
 impl Numbered {
     fn register(reactor: &mut Reactor, world: &Rc<RefCell<World>>) {
-        let token = reactor.reserve().expect("a slot");
+        let vacancy = reactor.vacancy().expect("a slot");
+        let token = vacancy.token();
         let world = Rc::clone(world);
         world.borrow_mut().alive.push(token);
-        reactor.install(token, Box::new(Self { token, world }));
+        vacancy.install(Box::new(Self { token, world }));
     }
 }
 

@@ -276,10 +276,7 @@ fn regular_file_cannot_be_watched_and_leaves_nothing_behind() {
     std::io::Seek::rewind(&mut file).unwrap();
     let read = Notes::new();
     let pages = Pages(file, read.clone());
-    let token = bench
-        .reactor
-        .register(Interest::Readable, |_| Box::new(pages))
-        .unwrap();
+    let token = bench.reactor.vacancy().unwrap().install(Box::new(pages));
     bench.reactor.notify(token);
     run_until(&mut bench.reactor, |reactor| reactor.registered() == 0);
     assert_eq!(read.all(), [4096, 4096, 1808, 0]);
@@ -293,23 +290,63 @@ fn same_file_watched_twice_is_refused_and_the_first_goes_on() {
     let ledger = DescriptorLedger::open();
     let mut bench = Bench::new();
     let end = bench.add(None);
-    let token = bench.reactor.reserve().unwrap();
-    bench
-        .reactor
-        .watch(token, end.fd.as_fd(), Interest::Readable)
-        .unwrap();
-    let error = bench
-        .reactor
-        .watch(token, end.fd.as_fd(), Interest::Readable)
+    let mut vacancy = bench.reactor.vacancy().unwrap();
+    vacancy.watch(end.fd.as_fd(), Interest::Readable).unwrap();
+    let error = vacancy
+        .watch(end.fd.as_fd(), Interest::Readable)
         .unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::EXIST.raw_os_error()));
+    drop(vacancy);
     bench.reactor.unwatch(end.fd.as_fd());
-    bench.reactor.release(token);
     end.add(1);
     bench.turn();
     assert_eq!(bench.notes.all(), ["0 ready"]);
     drop((bench, end));
     ledger.assert_balanced();
+}
+
+/// It was taken, and waited for ever.
+#[test]
+fn descriptor_without_a_source_is_refused_and_leaves_nothing_behind() {
+    struct Forgetful;
+    impl Descriptor for Forgetful {
+        fn ready(&mut self, _: &mut Reactor, _: Readiness) -> Next {
+            Next::Keep
+        }
+        fn facet(&mut self) -> &mut dyn Any {
+            self
+        }
+    }
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    for interest in [Interest::Readable, Interest::Writable, Interest::Both] {
+        let error = reactor
+            .register(interest, |_| Box::new(Forgetful))
+            .unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert_eq!(error.to_string(), "descriptor has no source to be watched");
+    }
+    assert_eq!(reactor.registered(), 0);
+    // Where nothing is to be watched, one says so.
+    let vacancy = reactor.vacancy().unwrap();
+    let token = vacancy.token();
+    vacancy.install(Box::new(Forgetful));
+    assert!(reactor.is_registered(token));
+}
+
+#[test]
+fn vacancy_that_is_not_filled_gives_its_slot_up() {
+    let _alone = DescriptorLedger::open();
+    let mut bench = Bench::new();
+    let vacancy = bench.reactor.vacancy().unwrap();
+    let token = vacancy.token();
+    drop(vacancy);
+    assert!(!bench.reactor.is_registered(token));
+    assert_eq!(bench.reactor.registered(), 0);
+    bench.turn();
+    let heir = bench.add(None);
+    assert_ne!(heir.token, token);
+    assert!(!bench.reactor.is_registered(token));
 }
 
 /// The removal was left for the end of the turn, and the event delivered.
@@ -337,7 +374,9 @@ fn removed_descriptor_gets_no_event_from_same_batch() {
         end.add(1);
     }
     bench.turn();
-    assert_eq!(bench.notes.len(), 1);
+    let first = bench.notes.all()[0].clone();
+    let other = if first == "0 ready" { "1" } else { "0" };
+    assert_eq!(bench.notes.all(), [first, format!("{other} shutdown")]);
     assert_eq!(bench.reactor.registered(), 1);
     assert_eq!(bench.reactor.statistics().stale_events, 1);
     assert_eq!(bench.reactor.statistics().panics, 0);
@@ -360,7 +399,7 @@ fn descriptor_may_remove_itself_by_its_name() {
     bench.turn();
     assert_eq!(bench.reactor.registered(), 0);
     bench.turn();
-    assert_eq!(bench.notes.all(), ["0 ready"]);
+    assert_eq!(bench.notes.all(), ["0 ready", "0 shutdown"]);
     drop((bench, end));
     ledger.assert_balanced();
 }
@@ -467,7 +506,7 @@ fn timer_of_a_descriptor_reaches_it_and_is_harmless_afterwards() {
         .notify_later(Duration::from_millis(1), end.token);
     bench.reactor.remove(end.token);
     run_until(&mut bench.reactor, |reactor| !late.is_active(reactor));
-    assert_eq!(bench.notes.len(), 1);
+    assert_eq!(bench.notes.all(), ["0 timer", "0 shutdown"]);
 }
 
 /// Contract R-31.

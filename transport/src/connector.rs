@@ -655,7 +655,8 @@ where
     T: DescriptorTransport,
     F: Factory<T>,
 {
-    let token = reactor.reserve()?;
+    let vacancy = reactor.vacancy()?;
+    let token = vacancy.token();
     let destination = match &attempt.target {
         Target::Address(SocketName::Inet(address)) => (*address).into(),
         Target::Address(other) => unix_address(other.clone()).into(),
@@ -672,25 +673,22 @@ where
         wants_to_stop: false,
     };
     let handle = control.handle();
-    reactor.install(
-        token,
-        Box::new(OutgoingConnection::<T, F> {
-            control,
-            attempt,
-            factory,
-            dialed: Vec::new(),
-            race: Race::default(),
-            lookup: None,
-            attempts: 0,
-            timeout: None,
-            next_dial: None,
-            wait: None,
-            retry: None,
-            retry_after: FIRST_RETRY,
-            is_started: false,
-            transport: PhantomData,
-        }),
-    );
+    vacancy.install(Box::new(OutgoingConnection::<T, F> {
+        control,
+        attempt,
+        factory,
+        dialed: Vec::new(),
+        race: Race::default(),
+        lookup: None,
+        attempts: 0,
+        timeout: None,
+        next_dial: None,
+        wait: None,
+        retry: None,
+        retry_after: FIRST_RETRY,
+        is_started: false,
+        transport: PhantomData,
+    }));
     reactor.notify(token);
     Ok(handle)
 }

@@ -732,12 +732,12 @@ fn install_as(
     };
     let shared = Shared::of(reactor);
     shared.fill_reserve();
-    let token = match reactor.reserve() {
-        Ok(token) => token,
+    let mut vacancy = match reactor.vacancy() {
+        Ok(vacancy) => vacancy,
         Err(error) => return Err((error, socket)),
     };
-    if let Err(error) = socket.watch(reactor, token) {
-        reactor.release(token);
+    let token = vacancy.token();
+    if let Err(error) = socket.watch(vacancy.reactor(), token) {
         return Err((error, socket));
     }
     Ledger::add(&shared.ledger.opened, 1);
@@ -761,7 +761,7 @@ fn install_as(
         refuses_descriptors,
     };
     let handle = control.handle();
-    reactor.install(token, Box::new(Accepting { control, service }));
+    vacancy.install(Box::new(Accepting { control, service }));
     reactor.notify(token);
     Ok(handle)
 }

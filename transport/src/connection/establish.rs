@@ -92,14 +92,14 @@ where
     P: Protocol<T>,
 {
     let shared = Shared::of(reactor);
-    let token = match reactor.reserve() {
-        Ok(token) => token,
+    let mut vacancy = match reactor.vacancy() {
+        Ok(vacancy) => vacancy,
         Err(error) => return Err((error, socket, protocol)),
     };
+    let token = vacancy.token();
     if source != Source::Accepted
-        && let Err(error) = socket.watch(reactor, token)
+        && let Err(error) = socket.watch(vacancy.reactor(), token)
     {
-        reactor.release(token);
         return Err((error, socket, protocol));
     }
     Ledger::add(&shared.ledger.opened, 1);
@@ -118,7 +118,7 @@ where
         transport,
         protocol: Some(protocol),
     };
-    reactor.install(token, Box::new(connection));
+    vacancy.install(Box::new(connection));
     reactor.notify(token);
     Ok(handle)
 }

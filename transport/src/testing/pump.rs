@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bowline_protocol::Protocol;
 use bowline_reactor::testing::ManualClock;
-use bowline_reactor::{Clock, Reactor, Turn};
+use bowline_reactor::{Clock, Next, Reactor, Turn};
 
 use super::kernel::SimulatedKernel;
 use super::peer::{MemoryPeer, PeerRead};
@@ -364,7 +364,8 @@ impl Pump {
     /// Ends one side as the death of its process would: its protocol is dropped
     /// without a word, its socket closes with everything unread and unsent.
     pub fn kill(&mut self, transport: MemoryHandle) {
-        self.reactor.remove(transport.handle().token());
+        self.reactor
+            .enter(transport.handle().token(), |_, _| Next::Remove);
     }
 
     /// The reactor, to schedule, to stop, or to call protocols

@@ -278,7 +278,7 @@ impl Simulated {
         });
         let (one, other) = kernel.pair();
         let mut reactor = Reactor::new().unwrap();
-        let tokens = [reactor.reserve().unwrap(), reactor.reserve().unwrap()];
+        let tokens = [(); 2].map(|()| reactor.vacancy().unwrap().token());
         for (socket, token) in [&one, &other].into_iter().zip(tokens) {
             kernel
                 .watch(

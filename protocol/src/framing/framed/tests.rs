@@ -1118,7 +1118,7 @@ impl<P: Protocol<Script>> Peer<P> {
     fn new(protocol: P) -> Self {
         let mut reactor = Reactor::new().unwrap();
         let transport = Script {
-            token: Some(reactor.reserve().unwrap()),
+            token: Some(reactor.vacancy().unwrap().token()),
             ..Script::default()
         };
         Self {

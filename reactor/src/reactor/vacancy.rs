@@ -1,0 +1,65 @@
+//! A slot that is named and not filled yet.
+
+use std::fmt;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::BorrowedFd;
+
+use super::Reactor;
+use crate::descriptor::{Descriptor, Interest};
+use crate::token::Token;
+
+/// A slot of the reactor for a descriptor that is being built, as given out by
+/// [`Reactor::vacancy`].
+///
+/// [Filling](Self::install) it is the end of it. Dropped before, it gives the slot
+/// up: who has to back out returns. What was [watched](Self::watch) by then is
+/// still its owner's to [unwatch](Reactor::unwatch).
+pub struct Vacancy<'a> {
+    pub(super) reactor: &'a mut Reactor,
+    pub(super) token: Token,
+}
+
+impl Vacancy<'_> {
+    /// The name that the descriptor is going to have.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// The reactor whose slot it is.
+    pub fn reactor(&mut self) -> &mut Reactor {
+        self.reactor
+    }
+
+    /// Reports readiness of `source` to the descriptor from now on, as
+    /// [`Reactor::watch`]. A descriptor may have several sources, or none.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    pub fn watch(&mut self, source: BorrowedFd<'_>, interest: Interest) -> io::Result<()> {
+        self.reactor.watch(self.token, source, interest)
+    }
+
+    /// Fills the slot.
+    pub fn install(self, entry: Box<dyn Descriptor>) -> Token {
+        // What is filled is not given up.
+        let mut this = ManuallyDrop::new(self);
+        let token = this.token;
+        this.reactor.slots.put(token, entry);
+        token
+    }
+}
+
+impl Drop for Vacancy<'_> {
+    fn drop(&mut self) {
+        let entry = self.reactor.slots.release(self.token);
+        debug_assert!(entry.is_none(), "nobody else fills it");
+    }
+}
+
+impl fmt::Debug for Vacancy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Vacancy").field(&self.token).finish()
+    }
+}
