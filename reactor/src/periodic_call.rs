@@ -23,7 +23,8 @@ type Ended = Box<dyn FnOnce(&mut Reactor, PeriodicEnd)>;
 /// descriptors have theirs in between.
 ///
 /// It goes on without anybody holding it, until it is [stopped](Self::stop),
-/// panics, or its reactor ends.
+/// panics, or its reactor ends. Given another reactor than its own, the methods
+/// do nothing.
 ///
 /// # Examples
 ///
@@ -49,6 +50,8 @@ pub struct PeriodicCall {
 }
 
 struct State {
+    /// The [number](Reactor::number) of the reactor that makes the call.
+    reactor: u32,
     ended: RefCell<Vec<Ended>>,
     end: Cell<Option<PeriodicEnd>>,
     interval: Cell<Duration>,
@@ -79,7 +82,7 @@ impl Reactor {
         interval: Duration,
         call: impl FnMut(&mut Self, &PeriodicCall) + 'static,
     ) -> PeriodicCall {
-        let periodic = PeriodicCall::new(interval, self.now());
+        let periodic = PeriodicCall::new(interval, self);
         periodic.schedule(self, 1, Box::new(call));
         periodic
     }
@@ -91,7 +94,7 @@ impl Reactor {
         interval: Duration,
         call: impl FnMut(&mut Self, &PeriodicCall) + 'static,
     ) -> PeriodicCall {
-        let periodic = PeriodicCall::new(interval, self.now());
+        let periodic = PeriodicCall::new(interval, self);
         let first = periodic.clone();
         self.defer(move |reactor| first.run(reactor, Box::new(call)));
         periodic
@@ -99,13 +102,14 @@ impl Reactor {
 }
 
 impl PeriodicCall {
-    fn new(interval: Duration, origin: Instant) -> Self {
+    fn new(interval: Duration, reactor: &Reactor) -> Self {
         Self {
             state: Rc::new(State {
+                reactor: reactor.number(),
                 ended: RefCell::new(Vec::new()),
                 end: Cell::new(None),
                 interval: Cell::new(interval),
-                origin: Cell::new(origin),
+                origin: Cell::new(reactor.now()),
                 count: Cell::new(0),
                 skipped: Cell::new(0),
                 next: Cell::new(None),
@@ -122,7 +126,7 @@ impl PeriodicCall {
     /// Counts the intervals from now on: the next run comes when a whole one has
     /// passed. Nothing happens if it has ended.
     pub fn reset(&self, reactor: &mut Reactor) {
-        if !self.is_active() {
+        if !self.is_active() || !self.is_of(reactor) {
             return;
         }
         self.state.origin.set(reactor.now());
@@ -136,8 +140,10 @@ impl PeriodicCall {
     /// Changes the interval, and counts from now on as [`reset`](Self::reset)
     /// does.
     pub fn set_interval(&self, reactor: &mut Reactor, interval: Duration) {
-        self.state.interval.set(interval);
-        self.reset(reactor);
+        if self.is_of(reactor) {
+            self.state.interval.set(interval);
+            self.reset(reactor);
+        }
     }
 
     /// Has `ended` called when it has ended, after the callback that ended it;
@@ -168,6 +174,10 @@ impl PeriodicCall {
     /// way: zero if all is well. (Twisted: `LoopingCall.withCount`, less one.)
     pub fn skipped(&self) -> u64 {
         self.state.skipped.get()
+    }
+
+    fn is_of(&self, reactor: &Reactor) -> bool {
+        self.state.reactor == reactor.number()
     }
 
     fn run(&self, reactor: &mut Reactor, mut call: Periodic) {
@@ -215,7 +225,7 @@ impl PeriodicCall {
     }
 
     fn end(&self, reactor: &mut Reactor, end: PeriodicEnd) {
-        if self.state.end.get().is_some() {
+        if !self.is_active() || !self.is_of(reactor) {
             return;
         }
         self.state.end.set(Some(end));

@@ -448,6 +448,11 @@ impl Reactor {
         delayed
     }
 
+    /// What no other reactor of the process answers.
+    pub(crate) fn number(&self) -> u32 {
+        self.timers.number()
+    }
+
     /// The place returned is to be filled at once.
     #[inline]
     fn schedule(&mut self, delay: Duration) -> (DelayedCall, &mut Option<sys::Call<DelayedCall>>) {

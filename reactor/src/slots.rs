@@ -11,15 +11,15 @@ use std::mem;
 use slab::Slab;
 
 use crate::descriptor::{Descriptor, Readiness};
-use crate::token::Token;
+use crate::token::{Generations, Token};
 
 pub(crate) struct Slots {
     slab: Slab<Slot>,
     /// Slots whose descriptor is gone and which wait for the batch to end.
     released: Vec<usize>,
-    /// The generation of the next registration. Invariant: never repeats, and
-    /// fits the 40 bits a token has for it.
-    next_generation: u64,
+    /// Those of the registrations to come. Never repeated in the process, so
+    /// that a token means nothing in another reactor.
+    generations: Generations,
 }
 
 pub(crate) struct Slot {
@@ -38,7 +38,7 @@ impl Slots {
         Self {
             slab: Slab::new(),
             released: Vec::new(),
-            next_generation: 1,
+            generations: Generations::new(),
         }
     }
 
@@ -48,8 +48,7 @@ impl Slots {
             return None;
         }
         let vacant = self.slab.vacant_entry();
-        let token = Token::new(vacant.key(), self.next_generation);
-        self.next_generation += 1;
+        let token = Token::new(vacant.key(), self.generations.next());
         vacant.insert(Slot {
             token,
             entry: None,
@@ -89,14 +88,12 @@ impl Slots {
     /// Gives a descriptor a new name, and so makes all others stale; `None` if
     /// it is gone or out for its callback.
     pub(crate) fn rename(&mut self, token: Token) -> Option<Token> {
-        let generation = self.next_generation;
-        let slot = self.get_mut(token).filter(|slot| slot.is_occupied())?;
-        slot.token = Token::new(token.index(), generation);
+        let slot = self.slab.get_mut(token.index());
+        let slot = slot.filter(|slot| slot.token == token && slot.is_occupied())?;
+        slot.token = Token::new(token.index(), self.generations.next());
         slot.queued = false;
         slot.again = None;
-        let renamed = slot.token;
-        self.next_generation += 1;
-        Some(renamed)
+        Some(slot.token)
     }
 
     /// Ends the life of `token`. Its slot is reusable after

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -117,6 +118,8 @@ pub enum ThreadCallError {
     NoThread(io::Error),
     /// The reactor stopped: it was not begun, or not waited for.
     Stopped,
+    /// The pool belongs to another reactor; it was not begun.
+    OtherReactor,
 }
 
 impl fmt::Display for ThreadCallError {
@@ -126,6 +129,7 @@ impl fmt::Display for ThreadCallError {
             Self::QueueFull => f.write_str("too many calls wait for a thread"),
             Self::NoThread(_) => f.write_str("cannot start a thread"),
             Self::Stopped => f.write_str("reactor stopped before the call in a thread was done"),
+            Self::OtherReactor => f.write_str("thread pool belongs to another reactor"),
         }
     }
 }
@@ -134,7 +138,7 @@ impl Error for ThreadCallError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::NoThread(error) => Some(error),
-            Self::Panicked(_) | Self::QueueFull | Self::Stopped => None,
+            Self::Panicked(_) | Self::QueueFull | Self::Stopped | Self::OtherReactor => None,
         }
     }
 }
@@ -200,6 +204,7 @@ impl ThreadPool {
                     }),
                     changed: Condvar::new(),
                 }),
+                reactor: Cell::new(None),
                 unfinished: Cell::new(0),
                 hold: Cell::new(None),
                 is_awaiting_shutdown: Cell::new(false),
@@ -208,7 +213,8 @@ impl ThreadPool {
     }
 
     /// As [`Reactor::call_in_thread`], in this pool. It belongs to the reactor
-    /// that it was first used with.
+    /// that it was first used with; with another one `done` is told
+    /// [`ThreadCallError::OtherReactor`].
     pub fn call_in_thread<R: Send + 'static>(
         &self,
         reactor: &mut Reactor,
@@ -271,6 +277,11 @@ impl ThreadPool {
     fn submit(&self, reactor: &mut Reactor, job: Job) -> Result<(), ThreadCallError> {
         let local = &self.local;
         local.unfinished.set(local.unfinished.get() + 1);
+        let number = reactor.number();
+        if local.reactor.get().is_some_and(|owner| owner != number) {
+            return Err(ThreadCallError::OtherReactor);
+        }
+        local.reactor.set(Some(number));
         let mut queue = local.shared.queue();
         if queue.is_closed && reactor.is_stopping() {
             return Err(ThreadCallError::Stopped);
@@ -354,6 +365,8 @@ impl ThreadCall {
 /// The pool's part in the reactor's thread.
 struct Local {
     shared: Arc<Shared>,
+    /// The [number](Reactor::number) of the reactor that it was first used with.
+    reactor: Cell<Option<u32>>,
     /// What was submitted and has not come back, cancelled calls included.
     unfinished: Cell<usize>,
     /// Keeps the reactor turning while there is any.
@@ -456,7 +469,6 @@ type Tell = Box<dyn FnOnce(&mut Reactor, Option<ThreadCallError>)>;
 #[derive(Default)]
 struct Calls {
     waiting: RefCell<BTreeMap<u64, Waiting>>,
-    next_id: Cell<u64>,
 }
 
 struct Waiting {
@@ -471,8 +483,9 @@ impl Calls {
     }
 
     fn add(&self, pool: &ThreadPool, tell: Tell) -> u64 {
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
+        // Of all reactors, so that none finds the call of another.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting {
             pool: pool.clone(),
             tell: Some(tell),

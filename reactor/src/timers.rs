@@ -34,7 +34,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A queue of values, each with the instant from which it is due.
@@ -51,6 +52,9 @@ use std::time::{Duration, Instant};
 /// beyond that can be held, reset and cancelled, but never becomes due.
 pub(crate) struct Timers<T> {
     origin: Instant,
+    /// What the generations of all places begin with: no other queue of the
+    /// process has it, so that a key means nothing there.
+    first_generation: NonZeroU64,
     /// The tick up to which the wheel has been turned.
     ///
     /// Invariant: on every level but the finest, the slot that contains this
@@ -112,8 +116,11 @@ impl Moment {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct TimerKey {
     node: u32,
-    generation: NonZeroU32,
+    generation: NonZeroU64,
 }
+
+/// How many queues there have been in the process.
+static QUEUES: AtomicU32 = AtomicU32::new(0);
 
 impl<T> Timers<T> {
     /// Makes an empty queue whose time begins at `origin`.
@@ -129,8 +136,12 @@ impl<T> Timers<T> {
                 next: list,
             })
             .collect();
+        // The upper half is the queue's own, and it takes 2^32 of them to come
+        // round; the lower half counts the timers of a place.
+        let queue = u64::from(QUEUES.fetch_add(1, Ordering::Relaxed));
         Self {
             origin,
+            first_generation: NonZeroU64::MIN | (queue << 32),
             elapsed: 0,
             nodes,
             places: Vec::new(),
@@ -376,6 +387,11 @@ impl<T> Timers<T> {
         self.len
     }
 
+    /// Returns what no other queue of the process answers.
+    pub(crate) fn number(&self) -> u32 {
+        (self.first_generation.get() >> 32) as u32
+    }
+
     /// Returns whether no timer is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
@@ -407,7 +423,7 @@ impl<T> Timers<T> {
             next: node,
         });
         self.places.push(Place {
-            generation: NonZeroU32::MIN,
+            generation: self.first_generation,
             value: None,
         });
         node
@@ -694,8 +710,8 @@ struct Node {
 
 /// What a timer has besides its node.
 struct Place<T> {
-    /// Counted up when the timer is gone.
-    generation: NonZeroU32,
+    /// Counted up when the timer is gone, in the lower half.
+    generation: NonZeroU64,
     /// `None` where there is no timer.
     value: Option<T>,
 }
@@ -708,7 +724,7 @@ impl<T> Place<T> {
         // to it can be retired: 56 bytes for 4 billion timers, rather than an
         // old key that names a new timer.
         self.generation = self.generation.saturating_add(1);
-        self.generation != NonZeroU32::MAX
+        self.generation.get() as u32 != u32::MAX
     }
 }
 

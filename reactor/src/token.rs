@@ -1,19 +1,22 @@
 //! Names of registered descriptors: slot and generation in one word.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many bits of a token name the slot. 2^24 slots are sixteen times what
 /// Linux lets one process open by default (`fs.nr_open` is 2^20).
 const INDEX_BITS: u32 = 24;
 const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
+const GENERATION_MASK: u64 = u64::MAX >> INDEX_BITS;
 
 /// The name of a registered descriptor.
 ///
 /// A token is `Copy`, costs nothing to keep, and outlives its descriptor
 /// harmlessly: it holds the slot's index and a generation that no other
-/// registration of the same reactor ever has (it would take 2^40 of them to
-/// come round), so a token whose descriptor is gone names nothing and never
-/// reaches a newer occupant of the slot.
+/// registration of the process ever has (it would take 2^40 of them to come
+/// round). So a token whose descriptor is gone never reaches a newer occupant of
+/// the slot, and one that is given to another reactor names nothing there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(u64);
 
@@ -51,10 +54,52 @@ impl Token {
         Self(token.0 as u64)
     }
 
-    /// The token as a number: unique in its reactor, fit for log lines and map
+    /// The token as a number: unique in the process, fit for log lines and map
     /// keys.
     pub fn to_bits(self) -> u64 {
         self.0
+    }
+}
+
+/// Generations that nobody else in the process has, in ascending order.
+///
+/// They are drawn from one count in blocks: a registration then costs no atomic
+/// operation, and nothing is locked, which a forked child could find locked for
+/// ever.
+pub(crate) struct Generations {
+    block: Range<u64>,
+}
+
+/// How many generations a reactor draws at once. What one that is dropped leaves
+/// unused is lost.
+const BLOCK: u64 = 1024;
+
+static NEXT_BLOCK: AtomicU64 = AtomicU64::new(0);
+
+impl Generations {
+    pub(crate) const fn new() -> Self {
+        Self { block: 0..0 }
+    }
+
+    #[inline]
+    pub(crate) fn next(&mut self) -> u64 {
+        match self.block.next() {
+            Some(generation) => generation,
+            None => self.draw(),
+        }
+    }
+
+    #[cold]
+    fn draw(&mut self) -> u64 {
+        let first = NEXT_BLOCK.fetch_add(BLOCK, Ordering::Relaxed) & GENERATION_MASK;
+        self.block = first..first + BLOCK;
+        if first == 0 {
+            // No token has it.
+            self.block.start = 1;
+        }
+        let generation = self.block.start;
+        self.block.start += 1;
+        generation
     }
 }
 
@@ -82,6 +127,20 @@ mod tests {
             assert_eq!(token, Token::new(index, generation));
             assert_eq!(token.index(), index);
             assert_ne!(token, Token::WAKER);
+        }
+    }
+
+    #[test]
+    fn no_generation_is_given_out_twice() {
+        let mut several = [Generations::new(), Generations::new(), Generations::new()];
+        let mut last = [0; 3];
+        let mut seen = std::collections::HashSet::new();
+        for number in 0..10 * BLOCK as usize {
+            let which = number % 7 % 3;
+            let generation = several[which].next();
+            assert!(generation > last[which], "ascending, and never zero");
+            assert!(seen.insert(generation), "{generation} twice");
+            last[which] = generation;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What runs when the reactor starts and stops.
 
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::reactor::Call;
 
@@ -45,7 +46,6 @@ pub struct Hold {
 
 pub(crate) struct Triggers {
     waiting: Vec<Trigger>,
-    next_id: u64,
     startup: Rc<()>,
     shutdown: Rc<()>,
 }
@@ -61,15 +61,15 @@ impl Triggers {
     pub(crate) fn new() -> Self {
         Self {
             waiting: Vec::new(),
-            next_id: 0,
             startup: Rc::new(()),
             shutdown: Rc::new(()),
         }
     }
 
     pub(crate) fn add(&mut self, phase: Phase, event: SystemEvent, call: Call) -> TriggerId {
-        let id = TriggerId(self.next_id);
-        self.next_id += 1;
+        // Of all reactors, so that none finds the trigger of another.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = TriggerId(NEXT.fetch_add(1, Ordering::Relaxed));
         self.waiting.push(Trigger {
             id,
             event,

@@ -6,8 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::{
-    Address, Context, DelayedCallError, DetachError, ProducerKind, ProducerRef, Protocol, Reactor,
-    SendDescriptorErrorKind, Transport, TransportHandle, Transports, UnixAddress, UnixStream,
+    Address, Context, DelayedCallError, DetachError, Phase, ProducerKind, ProducerRef, Protocol,
+    Reactor, SendDescriptorErrorKind, SystemEvent, Transport, TransportHandle, Transports,
+    UnixAddress, UnixStream,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -193,5 +194,154 @@ fn paused_by_another_of_the_same_batch_receives_nothing() {
     run_until_quiet(&mut reactor);
     assert_eq!(record.summary(), ["data 2"], "the other was paused");
     drop((reactor, peers));
+    ledger.assert_balanced();
+}
+
+/// Two reactors of one program, as alike as they can be: what one of them gave a
+/// name to has no equal in the other.
+#[test]
+fn names_of_one_reactor_find_nothing_in_another() {
+    let ledger = DescriptorLedger::open();
+    let mut one = Reactor::new().unwrap();
+    let mut other = Reactor::new().unwrap();
+    let records = [Record::default(), Record::default()];
+    let mut peers = Vec::new();
+    let mut names = Vec::new();
+    for (reactor, record) in [&mut one, &mut other].into_iter().zip(&records) {
+        let (ours, theirs) = socketpair();
+        peers.push(theirs);
+        let transport = reactor
+            .adopt_unix_stream(ours.into(), Recorder::new(record))
+            .unwrap();
+        let local = ([127, 0, 0, 1], 0).into();
+        let listener = reactor.listen_tcp(local, |_: &Address| Recorder::default());
+        let directory = tempfile::tempdir().unwrap();
+        let nowhere = UnixAddress::Path(directory.path().join("nowhere"));
+        let connector = reactor.connect_unix(nowhere, |_: &Address| Recorder::default());
+        names.push((transport, listener.unwrap(), connector.unwrap()));
+        reactor.start().unwrap();
+        reactor.turn(Some(Duration::ZERO));
+    }
+    let (transport, listener, connector) = names[0];
+    assert!(other.get(transport).is_none());
+    assert!(other.get(listener).is_none());
+    assert!(other.get(connector).is_none());
+    for token in [transport.token(), listener.token(), connector.token()] {
+        assert!(!other.is_registered(token));
+        other.notify(token);
+        other.remove(token);
+        other.notify_later(Duration::ZERO, token);
+    }
+    let of_any_kind = one.get(transport).unwrap().handle();
+    other.call_protocol::<UnixStream, Recorder>(of_any_kind, |_, _| panic!("a stranger's"));
+    let answer = Rc::new(Cell::new(None));
+    let told = Rc::clone(&answer);
+    other.detach::<Recorder>(of_any_kind, move |_, result| told.set(result.err()));
+    other.detach_listener(listener, |_, result| assert!(result.is_err()));
+    run_until_quiet(&mut other);
+    assert!(matches!(answer.take(), Some(DetachError::Lost)));
+    assert_eq!(records[1].summary(), ["made"]);
+    assert!(other.get(names[1].0).is_some());
+    assert!(other.get(names[1].1).is_some());
+    assert_eq!(other.statistics().panics, 0);
+    drop((one, other, peers));
+    ledger.assert_balanced();
+}
+
+/// The same for what is scheduled and waits.
+#[test]
+fn calls_of_one_reactor_cannot_be_reached_through_another() {
+    let ledger = DescriptorLedger::open();
+    let mut one = Reactor::new().unwrap();
+    let mut other = Reactor::new().unwrap();
+    let second = Duration::from_secs(1);
+    let count = Rc::new(Cell::new(0));
+    let counting = |count: &Rc<Cell<u32>>| {
+        let count = Rc::clone(count);
+        move |_: &mut Reactor| count.set(count.get() + 1)
+    };
+    let theirs = one.call_later(second, |_| {});
+    let ours = other.call_later(Duration::ZERO, counting(&count));
+    assert!(!theirs.is_active(&other) && theirs.due(&other).is_none());
+    assert_eq!(theirs.reset(&mut other, second), Err(DelayedCallError));
+    assert_eq!(theirs.delay(&mut other, second), Err(DelayedCallError));
+    assert_eq!(theirs.hasten(&mut other, second), Err(DelayedCallError));
+    assert_eq!(theirs.cancel(&mut other), Err(DelayedCallError));
+    assert!(theirs.is_active(&one) && ours.is_active(&other));
+
+    let theirs = one.add_trigger(Phase::After, SystemEvent::Startup, |_| {});
+    other.add_trigger(Phase::After, SystemEvent::Startup, counting(&count));
+    assert!(other.remove_trigger(theirs).is_err());
+    assert!(one.remove_trigger(theirs).is_ok());
+
+    let theirs = one.call_in_thread(|| (), |_, _| {});
+    let told = counting(&count);
+    other.call_in_thread(|| (), move |reactor, _| told(reactor));
+    assert!(!theirs.cancel(&mut other));
+
+    let runs = Rc::new(Cell::new(0));
+    let ran = counting(&runs);
+    let periodic = one.call_now_and_every(second, move |reactor, _| ran(reactor));
+    periodic.stop(&mut other);
+    periodic.set_interval(&mut other, second * 2);
+    periodic.reset(&mut other);
+    assert!(periodic.is_active() && periodic.interval() == second);
+
+    let pool = bowline::ThreadPool::new(bowline::ThreadPoolOptions::default());
+    pool.call_in_thread(&mut one, || (), |_, _| {});
+    let refused = counting(&count);
+    pool.call_in_thread(
+        &mut other,
+        || (),
+        move |reactor, result| {
+            assert!(matches!(
+                result,
+                Err(bowline::ThreadCallError::OtherReactor)
+            ));
+            refused(reactor);
+        },
+    );
+    other.start().unwrap();
+    run_until(&mut other, |_| count.get() == 4);
+    assert_eq!(runs.get(), 0);
+    one.start().unwrap();
+    run_until(&mut one, |_| runs.get() == 1);
+    periodic.stop(&mut one);
+    assert!(!periodic.is_active());
+    for reactor in [&mut one, &mut other] {
+        reactor.stop().unwrap();
+        run_until_stopped(reactor);
+    }
+    drop((one, other));
+    ledger.assert_balanced();
+}
+
+fn run_until_stopped(reactor: &mut Reactor) {
+    while reactor.turn(Some(crate::support::DEADLINE)) != bowline::Turn::Stopped {}
+}
+
+/// A connection was dropped without a word, its end in no count.
+#[test]
+fn who_is_removed_by_name_is_told_of_the_end() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = socketpair();
+    let record = Record::default();
+    let handle = reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&record))
+        .unwrap();
+    let local = ([127, 0, 0, 1], 0).into();
+    let listener = reactor
+        .listen_tcp(local, |_: &Address| Recorder::default())
+        .unwrap();
+    reactor.remove(handle.token());
+    reactor.remove(listener.token());
+    assert!(reactor.get(handle).is_none());
+    run_until_quiet(&mut reactor);
+    assert_eq!(record.summary(), ["made", "lost reactor stopped"]);
+    assert_eq!(reactor.registered(), 0);
+    let counts = reactor.descriptor_counts();
+    assert_eq!(counts.opened, counts.closed);
+    drop((reactor, theirs));
     ledger.assert_balanced();
 }
