@@ -90,7 +90,7 @@ pub struct FileSendError {
 pub enum FileSendErrorKind {
     /// It could not be read. The connection is as it was.
     Read(io::Error),
-    /// The connection ended.
+    /// The connection ended, or nothing more can be sent over it.
     ConnectionLost,
     /// A portion was more than the transport's
     /// [limit](crate::Watermarks::limit) of unsent bytes.
@@ -217,8 +217,17 @@ impl<R: Read + 'static> Producer for Sending<R> {
             self.sent.bytes += self.chunk.len() as u64;
             self.sent.last_byte = self.chunk.last().copied().or(self.sent.last_byte);
         } else if cx.transport.state() != TransportState::Lost {
+            let limit = cx.transport.watermarks().limit;
             cx.transport.unregister_producer();
-            self.finish(cx, Err(FileSendErrorKind::Refused));
+            self.finish(
+                cx,
+                Err(if self.chunk.len() > limit {
+                    FileSendErrorKind::Refused
+                } else {
+                    // A write has failed, and what the peer sent is still being read.
+                    FileSendErrorKind::ConnectionLost
+                }),
+            );
         }
         // Otherwise the connection has just turned out to be broken, and we are
         // told to stop.

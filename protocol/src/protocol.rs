@@ -124,6 +124,9 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
     /// The peer has closed its side and everything it sent was delivered; it
     /// may still read. Called once at the most.
     ///
+    /// Called too where a write has failed before: the answer does not matter then,
+    /// and the end follows with that error.
+    ///
     /// The default ends the connection at once with [`CloseReason::Done`], what
     /// is unsent is dropped. (Twisted: `IHalfCloseableProtocol`.)
     fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {

@@ -100,6 +100,15 @@ pub trait Transport: 'static {
     /// Stops reading: no data is delivered until
     /// [`resume_producing`](Self::resume_producing). What the peer sends waits
     /// in the kernel, its end included.
+    ///
+    /// A write that fails meanwhile ends nothing yet. Later writes are refused. What
+    /// had arrived is delivered after the pause, and then the connection ends with the
+    /// error. With nothing left to be read it ends at once, paused or not.
+    ///
+    /// A TCP connection that the peer has reset ends during the pause: nothing can
+    /// come or go any more. Bytes that had arrived wait for a quarter of a second, and
+    /// as long again each time that some were taken. Then they are dropped. (A UNIX
+    /// socket knows no reset. What its peer has sent is complete, and waits.)
     fn pause_producing(&mut self);
 
     /// Reads again.
@@ -114,7 +123,8 @@ pub trait Transport: 'static {
     ///
     /// Holds are counted, and independent of
     /// [`pause_producing`](Self::pause_producing): a connection is read when it
-    /// is neither paused nor held. Only the pause shows in
+    /// is neither paused nor held. What is said there of failed writes and resets
+    /// holds here too. Only the pause shows in
     /// [`is_reading_paused`](Self::is_reading_paused), and only its end is told
     /// with [`reading_resumed`](crate::Protocol::reading_resumed).
     fn hold_reading(&mut self);

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
 use bowline::{PassedDescriptor, Reactor, ReceivedDescriptors, Transports, UnixStream};
 
-use crate::peer::{Identity, files, identities, shrink_send_buffer, transport};
-use crate::support::{DescriptorLedger, Recorder, run_until, socketpair};
+use crate::peer::{Identity, files, identities, send_message, shrink_send_buffer, transport};
+use crate::support::{DescriptorLedger, Recorder, run_until, run_until_quiet, socketpair};
 
 const FRAMES: usize = 400;
 
@@ -54,6 +54,36 @@ fn length_of(number: usize) -> usize {
         2 => 40_000,
         other => number * other,
     }
+}
+
+/// Its reads are limited, so that there are many of them after the write that failed.
+#[test]
+fn frames_of_a_peer_that_is_gone_are_complete_although_a_send_fails() {
+    let ledger = DescriptorLedger::open();
+    {
+        let arrived = Frames::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, theirs) = socketpair();
+        let framed =
+            Framed::with_descriptors(LengthPrefixedFramer::u32(), Collector(Rc::clone(&arrived)));
+        let handle = reactor.adopt_unix_stream(ours.into(), framed).unwrap();
+        reactor.turn(Some(std::time::Duration::ZERO));
+        transport(&mut reactor, handle).pause_producing();
+        let mut expected = Vec::new();
+        for number in 0..20_u8 {
+            let (sent, known) = files(usize::from(number) % 3);
+            send_message(&theirs, &[0, 0, 0, 2, number, number], &sent);
+            expected.push((vec![number; 2], known));
+        }
+        drop(theirs);
+        transport(&mut reactor, handle).write(b"too late");
+        run_until_quiet(&mut reactor);
+        assert!(arrived.borrow().is_empty());
+        transport(&mut reactor, handle).resume_producing();
+        run_until(&mut reactor, |reactor| reactor.get(handle).is_none());
+        assert_eq!(*arrived.borrow(), expected);
+    }
+    ledger.assert_balanced();
 }
 
 #[test]

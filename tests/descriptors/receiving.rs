@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline::{
-    Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors, Transport,
-    Transports, UnixListenOptions, UnixStream,
+    Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors,
+    SendDescriptorErrorKind, Transport, Transports, UnixListenOptions, UnixStream,
 };
 
 use crate::peer::{
@@ -722,6 +722,49 @@ fn descriptors_of_a_peer_that_is_gone_are_read_although_a_send_fails() {
         assert_eq!(identities(&record.take_descriptors()), expected);
     }
     ledger.assert_balanced();
+}
+
+/// What a test does to a transport, whichever it is.
+type Change = fn(&mut dyn Transport);
+
+/// W-28: they wait in the kernel, and the pause is no reason to lose them.
+#[test]
+fn descriptors_of_a_peer_that_is_gone_wait_for_a_reader_although_a_send_fails() {
+    let ways: [(Change, Change); 2] = [
+        (|it| it.pause_producing(), |it| it.resume_producing()),
+        (|it| it.hold_reading(), |it| it.release_reading()),
+    ];
+    for (begin, end) in ways {
+        let ledger = DescriptorLedger::open();
+        {
+            let record = Record::default();
+            let mut reactor = Reactor::new().unwrap();
+            let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
+            begin(transport(&mut reactor, handle).as_dyn());
+            let mut expected = Vec::new();
+            for _ in 0..20 {
+                let (sent, identities) = files(2);
+                send_message(&peer, b"x", &sent);
+                expected.extend(identities);
+            }
+            drop(peer);
+            let it = transport(&mut reactor, handle);
+            it.send_file_descriptor(file().into()).unwrap();
+            it.write(b"too late");
+            run_until_quiet(&mut reactor);
+            assert_eq!(record.summary(), ["made"]);
+            let it = transport(&mut reactor, handle);
+            // Nothing more leaves, be it bytes or descriptors.
+            let refused = it.send_file_descriptor(file().into()).unwrap_err();
+            assert_eq!(refused.kind, SendDescriptorErrorKind::NotConnected);
+            drop(refused);
+            end(it.as_dyn());
+            run_until(&mut reactor, |_| record.is_lost());
+            assert_eq!(record.data(), [b'x'; 20]);
+            assert_eq!(identities(&record.take_descriptors()), expected);
+        }
+        ledger.assert_balanced();
+    }
 }
 
 /// S-27, S-32.

@@ -23,6 +23,7 @@ use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
 use crate::handoff::{DetachRequest, Detached, ProtocolCall};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
+use crate::socket::Remains;
 use crate::socket::private::Sealed;
 
 pub use self::establish::StreamTransport;
@@ -44,6 +45,10 @@ const LEAST_READ_COST: usize = 8_192;
 
 /// When a pull producer that wrote nothing is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// How long a reset waits for a reader who has paused with something unread and
+/// takes none of it.
+const RESET_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A transport and the protocol it feeds.
 pub(crate) struct Connection<F, P> {
@@ -147,14 +152,15 @@ where
         self.forget_spent_producer(reactor);
         let queued = self.transport.queued_descriptors();
         let core = self.transport.core_mut();
-        if core.is_broken() && !core.is_ended() {
-            if core.may_read() {
-                // Not read out: this turn's budget is.
-                return false;
+        if core.has(flag::FAILED) && !core.may_read() && !core.is_ended() {
+            core.flags &= !flag::FAILED;
+            if let Some(error) = core.socket.take_error() {
+                core.break_off(error);
+                return true;
             }
-            let error = core.cold().write_error.take();
-            core.end(error.map_or(CloseReason::Done, CloseReason::Lost));
-            return true;
+        }
+        if core.is_broken() && !core.is_ended() {
+            return self.finish_broken(reactor);
         }
         let is_drained = core.buffer.is_empty() && !core.has_producer();
         match core.state() {
@@ -176,6 +182,43 @@ where
             _ => return false,
         }
         true
+    }
+
+    /// Ends a connection over which nothing more can be sent, if what had arrived was
+    /// delivered.
+    #[cold]
+    fn finish_broken(&mut self, reactor: &mut Reactor) -> bool {
+        let core = self.transport.core_mut();
+        if core.may_read() {
+            // Not read out: this turn's budget is.
+            return false;
+        }
+        if core.has(flag::READABLE) && core.is_open_for_reading() {
+            let unread = core.undelivered();
+            let remains = core.remains();
+            if unread > 0 {
+                // A pause may last for ever. Who only takes a breath can have the rest
+                // of what a reset has cut off; nothing else waits for its reader in vain.
+                if remains == Some(Remains::Pieces) && core.cold().patience.is_none() {
+                    let call = reactor.notify_later(RESET_PATIENCE, core.token);
+                    core.cold().patience = Some((call, unread));
+                }
+                return false;
+            }
+            if remains == Some(Remains::Everything) {
+                self.read_ended(reactor);
+            }
+        }
+        self.transport.core_mut().end_broken();
+        true
+    }
+
+    /// Looks again at a reset that waits for a reader.
+    fn patience_ends(&mut self, unread_before: usize) {
+        let core = self.transport.core_mut();
+        if core.is_broken() && !core.may_read() && core.undelivered() >= unread_before {
+            core.end_broken();
+        }
     }
 
     /// Makes sure that somebody comes back for what is left.
@@ -240,7 +283,7 @@ where
                 received.bytes
             }
             Err(error) => {
-                self.read_failed(error);
+                self.read_failed(reactor, error);
                 0
             }
         }
@@ -257,10 +300,17 @@ where
     }
 
     #[cold]
-    fn read_failed(&mut self, error: std::io::Error) {
+    fn read_failed(&mut self, reactor: &mut Reactor, error: std::io::Error) {
         let core = self.transport.core_mut();
         if error.kind() == std::io::ErrorKind::WouldBlock {
             core.flags &= !flag::READABLE;
+        } else if core.socket.remains(&error) == Remains::Everything {
+            // Told once, behind the last byte: a UNIX peer has closed, and did not
+            // read all that we sent. The end is there nevertheless.
+            if !core.is_broken() {
+                core.break_off(error);
+            }
+            self.read_ended(reactor);
         } else {
             core.end(CloseReason::Lost(error));
         }
@@ -271,7 +321,8 @@ where
         let core = self.transport.core_mut();
         core.flags |= flag::READ_ENDED | flag::NOT_READING | flag::UNSETTLED;
         core.flags &= !flag::READABLE;
-        if core.is_broken() {
+        if core.remains() == Some(Remains::Pieces) {
+            // Once a reset was told, all that TCP says is that nothing more comes.
             return;
         }
         let Some(protocol) = &mut self.protocol else {
@@ -280,6 +331,10 @@ where
         let mut cx = Context::new(&mut self.transport, reactor);
         let after = protocol.read_connection_lost(&mut cx);
         let core = self.transport.core_mut();
+        if core.is_broken() {
+            // `finish` ends it, and says why.
+            return;
+        }
         match after {
             AfterReadClosed::EndConnection => core.end(CloseReason::Done),
             AfterReadClosed::LoseConnection => core.lose_connection(),
@@ -421,6 +476,7 @@ where
                 cold.close_deadline.take(),
                 cold.retry.take(),
                 cold.ask_again.take(),
+                cold.patience.take().map(|(call, _)| call),
             ]
             .into_iter()
             .flatten()
@@ -522,6 +578,11 @@ fn latch<S: crate::Socket>(core: &mut Core<S>, readiness: Readiness) {
     if readiness.intersects(closed | Readiness::PRIORITY) {
         core.flags |= flag::READ_ON;
     }
+    if readiness.intersects(Readiness::ERROR) {
+        core.flags |= flag::FAILED | flag::UNSETTLED;
+    } else if readiness.intersects(Readiness::READ_CLOSED) {
+        core.flags |= flag::END_ARRIVED;
+    }
     if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
         core.flags |= flag::WRITABLE;
     }
@@ -533,7 +594,7 @@ fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
     let token = core.token;
     let waits = core.has(flag::WAITS_FOR_TIMER);
     // A broken connection has yet to end, once it is read out.
-    if core.state() == State::Open && !core.is_broken() {
+    if core.state() == State::Open && !core.is_broken() && !core.has(flag::FAILED) {
         core.flags &= !flag::UNSETTLED;
     }
     let cold = core.cold();
@@ -597,6 +658,8 @@ where
         } else if cold.close_deadline == Some(call) {
             cold.close_deadline = None;
             core.end(CloseReason::CloseTimedOut);
+        } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
+            self.patience_ends(unread);
         }
         let next = self.work(reactor, Visit::Extra);
         let core = self.transport.core_mut();

@@ -40,9 +40,23 @@ pub(crate) mod private {
         pub is_truncated: bool,
     }
 
+    /// What is left of a connection over which nothing more can be sent.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Remains {
+        /// What has arrived, and no end: the peer has reset it, or is out of reach.
+        Pieces,
+        /// All that the peer sent, its end too.
+        Everything,
+        /// The direction towards us, where more may come.
+        Reading,
+    }
+
     pub trait Sealed {
         /// What log lines call this kind of transport.
         const KIND: &'static str;
+
+        /// Whether a connection can end in the middle of what its peer sends.
+        const CAN_BE_RESET: bool;
 
         fn send(&self, data: &[u8]) -> io::Result<usize>;
 
@@ -83,6 +97,36 @@ pub(crate) mod private {
         /// What the poller watches; `None` once closed, or if simulated.
         fn source(&self) -> Option<BorrowedFd<'_>>;
 
+        /// The error that the poller reported and no call has told of yet
+        /// (`SO_ERROR`).
+        fn take_error(&self) -> Option<io::Error> {
+            sys::take_error(self.source()?).unwrap_or_else(Some)
+        }
+
+        /// How many bytes wait to be read; some, where nobody knows.
+        fn unread(&self) -> usize {
+            let asked = |source| sys::bytes_unread(source).unwrap_or(1);
+            self.source().map_or(0, asked)
+        }
+
+        /// Whether nothing can come or go any more, but for what has arrived.
+        fn is_hung_up(&self) -> bool {
+            self.source().is_some_and(sys::is_hung_up)
+        }
+
+        /// What is left when a send failed with `error`, or the poller reported it.
+        fn remains(&self, error: &io::Error) -> Remains {
+            if !self.is_hung_up() {
+                Remains::Reading
+            } else if Self::CAN_BE_RESET && error.kind() != io::ErrorKind::BrokenPipe {
+                Remains::Pieces
+            } else {
+                // On TCP this is the error of a reset that came behind the peer's
+                // end (`tcp_reset` in Linux). All that a UNIX peer sent is here.
+                Remains::Everything
+            }
+        }
+
         /// Whether it was neither closed nor detached.
         #[inline]
         fn is_open(&self) -> bool {
@@ -119,6 +163,7 @@ pub(crate) mod private {
     }
 }
 
+pub(crate) use private::Remains;
 use private::{Sealed, Taken};
 
 impl From<sys::Credentials> for Credentials {
@@ -241,6 +286,7 @@ impl Socket for TcpSocket {}
 
 impl Sealed for TcpSocket {
     const KIND: &'static str = "TCP";
+    const CAN_BE_RESET: bool = true;
 
     #[inline(always)]
     fn send(&self, data: &[u8]) -> io::Result<usize> {
@@ -355,6 +401,7 @@ impl Socket for UnixSocket {}
 
 impl Sealed for UnixSocket {
     const KIND: &'static str = "UNIX";
+    const CAN_BE_RESET: bool = false;
 
     #[inline(always)]
     fn send(&self, data: &[u8]) -> io::Result<usize> {

@@ -841,7 +841,7 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
     let mut parts = Some((unsent, unread, producer));
     let prepare = |transport: &mut T| {
         let (unsent, unread, producer) = parts.take().expect("prepared once");
-        transport.core_mut().restore(&kept);
+        transport.core_mut().restore(&mut kept);
         if let Some(settings) = kept.settings.take() {
             transport.restore_settings(settings);
         }

@@ -1,6 +1,7 @@
 //! What every kind of stream transport does alike: each behaviour is a test of
 //! its own over each kind.
 
+mod broken;
 mod closing;
 mod half_close;
 mod reading;

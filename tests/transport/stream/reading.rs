@@ -235,7 +235,7 @@ fn pausing_in_reading_resumed_holds(kind: Kind) {
     link.finish();
 }
 
-/// F-33.
+/// F-33: nothing is left to wait for but the end, which is told.
 fn a_write_to_a_dead_peer_while_paused_ends_it(kind: Kind) {
     let script = Script::new().made(|cx| cx.transport.pause_producing());
     let mut link = Link::new(kind, script);
@@ -252,7 +252,10 @@ fn a_write_to_a_dead_peer_while_paused_ends_it(kind: Kind) {
         }
     });
     link.run_until_lost();
-    assert_eq!(link.record.summary(), ["made", "lost connection lost"]);
+    assert_eq!(
+        link.record.summary(),
+        ["made", "read closed", "lost connection lost"]
+    );
     link.finish();
 }
 

@@ -32,7 +32,9 @@ where
         let core = self.transport.core_mut();
         let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
         let is_same = registration.is_some_and(|registration| registration.serial == serial);
-        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !core.is_ended() {
+        // A broken connection takes nothing more.
+        let is_over = core.is_ended() || core.is_broken();
+        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !is_over {
             if written(core) > before {
                 // It went straight to the kernel.
                 core.flags |= pending::RESUME_PRODUCER;

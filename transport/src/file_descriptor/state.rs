@@ -16,7 +16,7 @@ use bowline_reactor::{DelayedCall, Reactor, Token};
 use super::MIN_DIRECT_BYTES;
 use crate::log;
 use crate::shared::{READ_BYTES, Shared};
-use crate::socket::Socket;
+use crate::socket::{Remains, Socket};
 use crate::sys;
 use crate::write_buffer::WriteBuffer;
 
@@ -114,8 +114,15 @@ pub(crate) mod flag {
 
     /// The poller does not know the socket yet. It counts as readable, and is
     /// registered when a read says that it would block, or before a wait for
-    /// writability: a peer that sends and closes at once is then served without.
+    /// anything else: a peer that sends and closes at once is then served without.
     pub(crate) const UNWATCHED: u32 = 1 << 25;
+
+    // 1 << 26 is pending::REATTACHED.
+
+    /// The poller reported an error, which reading may tell of, or nothing.
+    pub(crate) const FAILED: u32 = 1 << 27;
+    /// The poller reported the peer's end, at a time when it reported no error.
+    pub(crate) const END_ARRIVED: u32 = 1 << 28;
 }
 
 /// The other bits of [`Core::flags`]: what user code has to be told, in the
@@ -148,8 +155,11 @@ pub(crate) struct Cold {
     pub(crate) rejected: Vec<ProducerRef>,
     /// Why the connection ends; [`CloseReason::Done`] if nothing stands here.
     pub(crate) reason: Option<CloseReason>,
-    /// A write failed, and what the peer sent before is read first.
-    pub(crate) write_error: Option<io::Error>,
+    /// Nothing more can be sent, and what the peer sent before is read first.
+    pub(crate) broken: Option<Broken>,
+    /// Runs while a reset waits for a reader, with how much was unread when it was
+    /// set.
+    pub(crate) patience: Option<(DelayedCall, usize)>,
     /// Asked for by `lose_connection_within`, and not yet scheduled.
     pub(crate) close_within: Option<Duration>,
     pub(crate) close_deadline: Option<DelayedCall>,
@@ -178,6 +188,13 @@ pub(crate) struct Cold {
     pub(crate) connector: Option<Token>,
 }
 
+/// What ends a connection once it is read out.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) error: io::Error,
+    pub(crate) remains: Remains,
+}
+
 #[derive(Debug)]
 pub(crate) struct Registration {
     /// Out while one of its methods runs.
@@ -199,6 +216,9 @@ pub(crate) struct Kept {
     unclaimed: u64,
     has_unknown: bool,
     descriptors_left: usize,
+    /// The error of a connection that only has to be read out, and how many bytes
+    /// that cost.
+    broken: Option<(Broken, usize)>,
     read_limit: u32,
     watermarks: Watermarks,
     write_log: Option<WriteLog>,
@@ -233,6 +253,7 @@ impl<S: Socket> Core<S> {
         | flag::HELD
         | flag::READ_ENDED
         | flag::READ_ON
+        | flag::END_ARRIVED
         | flag::NOT_READING
         | flag::REFUSES_DESCRIPTORS
         | pending::CONNECTION_MADE
@@ -242,7 +263,11 @@ impl<S: Socket> Core<S> {
         | pending::WRITE_CLOSED
         | pending::READING_RESUMED;
 
-    pub(crate) fn kept(&self) -> Kept {
+    pub(crate) fn kept(&mut self) -> Kept {
+        let broken = self.cold.as_mut().and_then(|cold| {
+            let broken = cold.broken.take()?;
+            Some((broken, cold.unsent.0))
+        });
         let cold = self.cold_ref();
         Kept {
             sent: self.sent,
@@ -253,6 +278,7 @@ impl<S: Socket> Core<S> {
             unclaimed: cold.map_or(0, |cold| cold.unclaimed),
             has_unknown: cold.is_some_and(|cold| cold.has_unknown),
             descriptors_left: cold.map_or(0, |cold| cold.descriptors_left),
+            broken,
             read_limit: self.read_limit,
             watermarks: self.watermarks(),
             write_log: cold.and_then(|cold| cold.write_log.clone()),
@@ -263,7 +289,7 @@ impl<S: Socket> Core<S> {
     }
 
     /// Stands again where another stood.
-    pub(crate) fn restore(&mut self, kept: &Kept) {
+    pub(crate) fn restore(&mut self, kept: &mut Kept) {
         self.sent = kept.sent;
         // It was in other hands.
         self.has_lent.set(true);
@@ -293,6 +319,10 @@ impl<S: Socket> Core<S> {
             cold.has_unknown = kept.has_unknown;
             cold.descriptors_left = kept.descriptors_left;
             cold.close_within = kept.close_within;
+        }
+        if let Some((broken, unsent)) = kept.broken.take() {
+            self.cold().unsent.0 = unsent;
+            self.set_broken(broken);
         }
         self.set_state(kept.state);
     }
@@ -392,11 +422,11 @@ impl<S: Socket> Core<S> {
         !self.has(unrest) && self.buffer.is_empty()
     }
 
-    /// Has the poller watch a socket that it does not know yet, if there is
-    /// something to wait for.
+    /// Has the poller watch a socket that it does not know yet, unless it is about
+    /// to be read: who does not read waits for a reset at least.
     pub(crate) fn watch_if_waiting(&mut self, reactor: &mut Reactor) {
         let waits_to_write = !self.buffer.is_empty() && !self.has(flag::WRITABLE);
-        if !self.socket.is_open() || self.has(flag::READABLE) && !waits_to_write {
+        if !self.socket.is_open() || self.may_read() && !waits_to_write {
             return;
         }
         match self.socket.watch(reactor, self.token) {
@@ -558,26 +588,61 @@ impl<S: Socket> Core<S> {
         } else if sys::is_transient(&error) {
             log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
             self.flags |= flag::WAITS_FOR_TIMER | flag::UNSETTLED;
-        } else if self.is_reading() && self.cold().write_error.is_none() {
-            // What the peer sent before it went is read first.
-            self.flags |= flag::READABLE;
-            self.drop_unsent_bytes();
-            self.cold().write_error = Some(error);
-            self.flags |= flag::UNSETTLED | flag::WRITES_WITH_CARE;
         } else {
-            self.end(CloseReason::Lost(error));
+            self.break_off(error);
         }
     }
 
-    fn drop_unsent_bytes(&mut self) {
+    /// Takes note that nothing more can be sent. What the peer sent before it went
+    /// is read first, as slowly as the reader wants to: the kernel has it.
+    #[cold]
+    pub(crate) fn break_off(&mut self, error: io::Error) {
+        if !self.is_open_for_reading() || self.is_broken() {
+            self.end(CloseReason::Lost(error));
+            return;
+        }
+        let remains = match self.socket.remains(&error) {
+            Remains::Pieces if self.has(flag::END_ARRIVED) => Remains::Everything,
+            remains => remains,
+        };
         let dropped = self.buffer.take().len();
         self.cold().unsent.0 += dropped;
+        self.set_broken(Broken { error, remains });
+        if self.has_producer() {
+            // It may be what holds the reader: nothing is unsent any more.
+            self.resume_producer_if_drained(false);
+        }
     }
 
-    /// Whether a write failed, and the connection goes on only to be read out.
+    fn set_broken(&mut self, broken: Broken) {
+        self.cold().broken = Some(broken);
+        // Short reads say nothing now: it is read until there is nothing.
+        self.flags |= flag::READABLE | flag::READ_ON;
+        self.flags |= flag::UNSETTLED | flag::WRITES_WITH_CARE;
+    }
+
+    /// Whether nothing more can be sent, and the connection goes on only to be read
+    /// out.
     pub(crate) fn is_broken(&self) -> bool {
-        self.cold_ref()
-            .is_some_and(|cold| cold.write_error.is_some())
+        self.remains().is_some()
+    }
+
+    /// What there is to be read out of a broken connection.
+    pub(crate) fn remains(&self) -> Option<Remains> {
+        let broken = self.cold_ref()?.broken.as_ref();
+        broken.map(|broken| broken.remains)
+    }
+
+    /// Ends a connection that was read out, with what broke it.
+    pub(crate) fn end_broken(&mut self) {
+        let broken = self.cold().broken.take();
+        self.end(broken.map_or(CloseReason::Done, |it| CloseReason::Lost(it.error)));
+    }
+
+    /// How many bytes have arrived and were not delivered.
+    pub(crate) fn undelivered(&self) -> usize {
+        let pushed_back = self.cold_ref().map_or(0, |cold| cold.pushed_back.len());
+        pushed_back + self.socket.unread()
     }
 
     /// Ends the connection, for `reason` unless there is one already.

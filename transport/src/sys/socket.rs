@@ -215,6 +215,35 @@ pub(crate) fn has_waiting(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(count > 0)
 }
 
+/// Whether nothing can come or go any more, but for what has arrived (`POLLHUP`).
+pub(crate) fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut watched = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    let count = retry(|| {
+        // SAFETY: one element, borrowed for writing until the call returns.
+        unsafe { libc::poll(&raw mut watched, 1, 0) }
+    });
+    count.is_ok() && watched.revents & libc::POLLHUP != 0
+}
+
+/// How many bytes wait to be read. Of a stream, descriptors never wait without one.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SIOCINQ")]
+pub(crate) fn bytes_unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    retry(|| {
+        // SAFETY: this request writes one `int`, and `bytes` is one, borrowed for
+        // writing until the call returns. (SIOCINQ is the same number.)
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }
+    })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// The socket's own name.
 ///
 /// # Errors

@@ -485,6 +485,20 @@ impl SimulatedKernel {
         self.state.borrow_mut().unwatch(socket, holder);
     }
 
+    /// Takes the error that the poller reports, as `SO_ERROR` does.
+    pub(super) fn take_error(&self, socket: SocketId) -> Option<io::Error> {
+        let mut state = self.state.borrow_mut();
+        let end = state.ends.get_mut(&socket)?;
+        std::mem::take(&mut end.is_reset).then(sys::simulated::connection_reset)
+    }
+
+    /// Whether both directions have ended.
+    pub(super) fn is_hung_up(&self, socket: SocketId) -> bool {
+        let state = self.state.borrow();
+        let end = state.ends.get(&socket);
+        end.is_some_and(|end| end.is_read_shut && end.is_write_shut)
+    }
+
     /// Whether the other end has said that nothing more comes, and all of it
     /// was read.
     pub(super) fn is_at_end(&self, socket: SocketId) -> bool {

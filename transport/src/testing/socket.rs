@@ -179,6 +179,7 @@ impl Socket for MemorySocket {}
 
 impl Sealed for MemorySocket {
     const KIND: &'static str = "memory";
+    const CAN_BE_RESET: bool = false;
 
     fn send(&self, data: &[u8]) -> io::Result<usize> {
         self.kernel.send(self.id, &[IoSlice::new(data)], &[])
@@ -260,6 +261,18 @@ impl Sealed for MemorySocket {
         let fd = fd.expect("two descriptors are left for a socket that is detached");
         self.close();
         Some(fd)
+    }
+
+    fn take_error(&self) -> Option<io::Error> {
+        self.kernel.take_error(self.id)
+    }
+
+    fn unread(&self) -> usize {
+        self.kernel.unread(self.id).0
+    }
+
+    fn is_hung_up(&self) -> bool {
+        self.kernel.is_hung_up(self.id)
     }
 
     fn is_open(&self) -> bool {

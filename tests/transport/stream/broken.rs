@@ -1,0 +1,302 @@
+//! Connections over which nothing more can be sent: what had arrived is delivered
+//! first, as slowly as the reader wants to, and none stays that cannot end any more.
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::testing::MemoryStream;
+use bowline::{
+    Detached, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixStream, WriteStatus,
+};
+
+use crate::harness::{DynContext, Kind, Link, Script, over_every_kind, over_every_socket, pattern};
+use crate::support::{Record, run_until};
+
+over_every_kind!(
+    what_arrived_comes_before_the_failed_write_is_told,
+    a_failed_write_refuses_what_follows,
+    a_failed_write_resumes_the_producer_that_it_had_paused,
+    closing_a_broken_one_waits_for_no_reader,
+    a_broken_one_is_still_broken_where_it_was_moved,
+);
+
+over_every_socket!(
+    a_reset_is_told_at_once_when_nothing_is_unread,
+    a_reset_is_told_although_nobody_reads_what_came_before,
+    a_reader_who_takes_a_breath_has_all_before_the_reset,
+    a_reset_behind_the_peers_end_is_told,
+);
+
+/// How a connection does not read for a while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Paused,
+    Held,
+    /// Both, undone one after the other.
+    PausedAndHeld,
+    /// Paused anew in each callback.
+    AtEachRead,
+    Reads,
+}
+
+const WAYS: [Way; 5] = [
+    Way::Paused,
+    Way::Held,
+    Way::PausedAndHeld,
+    Way::AtEachRead,
+    Way::Reads,
+];
+
+impl Way {
+    fn begin(self, transport: &mut dyn Transport) {
+        if matches!(self, Self::Paused | Self::PausedAndHeld | Self::AtEachRead) {
+            transport.pause_producing();
+        }
+        if matches!(self, Self::Held | Self::PausedAndHeld) {
+            transport.hold_reading();
+        }
+    }
+
+    fn end(self, transport: &mut dyn Transport) {
+        transport.resume_producing();
+        transport.release_reading();
+    }
+
+    fn script(self, limit: Option<usize>) -> Script {
+        let script = Script::new().made(move |cx| {
+            cx.transport
+                .set_read_limit(limit.and_then(NonZeroUsize::new));
+            self.begin(cx.transport);
+        });
+        match self {
+            Self::AtEachRead => script.data(|cx, _| pause_for_a_turn(cx)),
+            _ => script,
+        }
+    }
+}
+
+fn pause_for_a_turn(cx: &mut DynContext<'_>) {
+    cx.transport.pause_producing();
+    let me = cx.transport.handle();
+    cx.reactor.call_soon(move |reactor| {
+        if let Some(it) = reactor.get(me) {
+            it.resume_producing();
+        }
+    });
+}
+
+/// Writes until that fails for good. A peer that is gone answers the first bytes
+/// over TCP with a reset.
+fn write_until_refused(reactor: &mut Reactor, handle: TransportHandle) {
+    run_until(reactor, |reactor| match reactor.get(handle) {
+        Some(it) => it.write(b"anybody?") == WriteStatus::Refused,
+        None => true,
+    });
+}
+
+/// F-32, W-28.
+fn what_arrived_comes_before_the_failed_write_is_told(kind: Kind) {
+    for way in WAYS {
+        // All in one read, and in many.
+        for limit in [None, Some(4_000)] {
+            let mut link = Link::new(kind, way.script(limit));
+            let sent = pattern(50_000);
+            link.peer().send(&sent);
+            link.close_peer();
+            write_until_refused(&mut link.reactor, link.handle);
+            link.settle();
+            if !matches!(way, Way::AtEachRead | Way::Reads) {
+                assert_eq!(link.record.summary(), ["made"], "{way:?}");
+                way.end(link.transport());
+            } else if let Some(it) = link.reactor.get(link.handle) {
+                way.end(it);
+            }
+            link.run_until_lost();
+            assert!(link.record.data() == sent, "{way:?}: not all arrived");
+            let summary = link.record.summary();
+            let (last, before) = summary.split_last().expect("it was made");
+            assert_eq!(before.last().unwrap(), "read closed", "{way:?}");
+            // Who reads may see the end before a write fails.
+            if !matches!(way, Way::AtEachRead | Way::Reads) {
+                assert_eq!(last, "lost connection lost", "{way:?}");
+            }
+            link.finish();
+        }
+    }
+}
+
+fn a_failed_write_refuses_what_follows(kind: Kind) {
+    let mut link = Link::new(kind, Way::Paused.script(None));
+    link.peer().send(b"before");
+    link.close_peer();
+    write_until_refused(&mut link.reactor, link.handle);
+    let transport = link.transport();
+    assert_eq!(transport.write(b"more"), WriteStatus::Refused);
+    assert_eq!(
+        transport.write_owned(b"more".to_vec()),
+        WriteStatus::Refused
+    );
+    // Reading is not over.
+    assert!(transport.is_open_for_reading());
+    transport.resume_producing();
+    link.run_until_lost();
+    assert_eq!(link.record.data(), b"before");
+    link.finish();
+}
+
+/// One that pauses its own reading while its buffer is full would wait for ever.
+fn a_failed_write_resumes_the_producer_that_it_had_paused(kind: Kind) {
+    let mut link = Link::new(kind, Script::new());
+    let me = link.handle;
+    link.transport()
+        .register_producer(me.into(), bowline::ProducerKind::Push)
+        .unwrap();
+    link.peer().send(b"before");
+    let _ = link.fill();
+    assert!(link.transport().is_reading_paused());
+    link.close_peer();
+    link.run_until_lost();
+    assert_eq!(link.record.data(), b"before");
+    link.finish();
+}
+
+fn closing_a_broken_one_waits_for_no_reader(kind: Kind) {
+    let ends: [fn(&mut dyn Transport); 2] = [|it| it.lose_connection(), |it| it.abort_connection()];
+    for end in ends {
+        let mut link = Link::new(kind, Way::Held.script(None));
+        link.peer().send(b"unwanted");
+        link.close_peer();
+        write_until_refused(&mut link.reactor, link.handle);
+        end(link.transport());
+        link.run_until_lost();
+        assert_eq!(link.record.data(), b"");
+        link.finish();
+    }
+}
+
+fn a_broken_one_is_still_broken_where_it_was_moved(kind: Kind) {
+    let mut link = Link::new(kind, Way::Paused.script(Some(10)));
+    link.peer().send(&pattern(1_000));
+    link.close_peer();
+    write_until_refused(&mut link.reactor, link.handle);
+    let detached: Rc<RefCell<Option<Detached<Script>>>> = Rc::default();
+    let result = Rc::clone(&detached);
+    link.reactor.detach(link.handle, move |_, it| {
+        *result.borrow_mut() = it.ok();
+    });
+    link.settle();
+    let detached = detached.take().expect("it is open");
+    let handle = if kind == Kind::Memory {
+        link.reactor.reattach::<MemoryStream, _>(detached)
+    } else if kind.is_tcp() {
+        link.reactor.reattach::<TcpStream, _>(detached)
+    } else {
+        link.reactor.reattach::<UnixStream, _>(detached)
+    };
+    link.handle = handle.unwrap();
+    link.settle();
+    let transport = link.transport();
+    assert_eq!(transport.write(b"more"), WriteStatus::Refused);
+    transport.resume_producing();
+    link.run_until_lost();
+    assert_eq!(link.record.data(), pattern(1_000));
+    assert_eq!(
+        link.record.summary().last().unwrap(),
+        "lost connection lost"
+    );
+    link.finish();
+}
+
+/// W-27. An accepted connection that never reads is one that the poller need not
+/// know otherwise.
+fn a_reset_is_told_at_once_when_nothing_is_unread(kind: Kind) {
+    for way in [Way::Paused, Way::Held, Way::PausedAndHeld] {
+        let mut link = Link::new(kind, way.script(None));
+        let _ = link.transport().write(b"never read");
+        link.settle();
+        link.reset_by_peer();
+        link.run_until_lost();
+        let summary = link.record.summary();
+        assert_eq!(summary.last().unwrap(), "lost connection lost");
+        link.finish();
+    }
+}
+
+/// W-27.
+fn a_reset_is_told_although_nobody_reads_what_came_before(kind: Kind) {
+    if !kind.is_tcp() {
+        return;
+    }
+    for way in [Way::Paused, Way::Held, Way::PausedAndHeld] {
+        for unread in [1, 100_000] {
+            let mut link = Link::new(kind, way.script(None));
+            link.peer().send(&vec![0; unread]);
+            link.settle();
+            link.reset_by_peer();
+            link.settle();
+            // It may be a short pause.
+            assert_eq!(link.record.summary(), ["made"], "{way:?}, {unread}");
+            link.clock.advance(Duration::from_millis(250));
+            link.run_until_lost();
+            assert_eq!(link.record.summary(), ["made", "lost connection lost"]);
+            link.finish();
+        }
+    }
+}
+
+fn a_reader_who_takes_a_breath_has_all_before_the_reset(kind: Kind) {
+    if !kind.is_tcp() {
+        return;
+    }
+    let script = Way::Paused.script(Some(20_000));
+    let mut link = Link::new(
+        kind,
+        script.data(|cx, _| {
+            cx.transport.pause_producing();
+            let me = cx.transport.handle();
+            let again = move |reactor: &mut Reactor| {
+                if let Some(it) = reactor.get(me) {
+                    it.resume_producing();
+                }
+            };
+            cx.reactor.call_later(Duration::from_millis(200), again);
+        }),
+    );
+    let sent = pattern(100_000);
+    link.peer().send(&sent);
+    link.settle();
+    link.reset_by_peer();
+    link.settle();
+    link.transport().resume_producing();
+    for _ in 0..20 {
+        link.settle();
+        link.clock.advance(Duration::from_millis(100));
+    }
+    link.run_until_lost();
+    assert_eq!(link.record.data().len(), sent.len());
+    assert_eq!(
+        link.record.summary().last().unwrap(),
+        "lost connection lost"
+    );
+    link.finish();
+}
+
+/// With nothing to write, nothing else would ever find out.
+fn a_reset_behind_the_peers_end_is_told(kind: Kind) {
+    let mut link = Link::new(kind, Script::new().keep_writing());
+    let _ = link.transport().write(b"never read");
+    link.settle();
+    link.peer().shut_write();
+    link.run_until(|record| record.summary() == ["made", "read closed"]);
+    link.settle();
+    link.reset_by_peer();
+    link.run_until(Record::is_lost);
+    link.run_until_lost();
+    assert_eq!(
+        link.record.summary(),
+        ["made", "read closed", "lost connection lost"]
+    );
+    link.finish();
+}
