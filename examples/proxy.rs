@@ -24,6 +24,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
 use bowline::{Context, Factory, Hold, ProducerKind, Protocol, Reactor, SystemEvent, Transport};
@@ -38,11 +39,16 @@ a slash in it), or @NAME in the abstract namespace.
 Usage: proxy --listen ADDRESS --to ADDRESS
 ";
 
+/// How long a server has to take the rest of the request of a client that has gone.
+const REST_WITHIN: Duration = Duration::from_secs(30);
+
 /// One side of a forwarded connection.
 struct Side {
     /// The other side, once it is there.
     other: Rc<Cell<Option<TransportHandle>>>,
     role: Role,
+    /// Whether our peer's end was passed on, behind all that it sent.
+    is_passed_on: bool,
     /// Lets a stop wait for this connection.
     open: Option<Hold>,
 }
@@ -99,6 +105,7 @@ impl<T: Transport> Protocol<T> for Side {
 
     /// Our peer has sent everything: the other side's is told so.
     fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        self.is_passed_on = true;
         if let Some(other) = self.other.get().and_then(|other| cx.get(other)) {
             other.unregister_producer();
             other.lose_write_connection();
@@ -106,7 +113,10 @@ impl<T: Transport> Protocol<T> for Side {
         AfterReadClosed::KeepWriting
     }
 
-    /// An orderly end is passed on as one, and a broken connection as broken.
+    /// What a server has sent is passed on to its end, whatever became of the
+    /// connection: one that answers early closes before it has read everything. A
+    /// client that broke off takes its connection to the server with it, unless its
+    /// request is complete: then the server has a while to take the rest.
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         if let Role::Front(_, Some(connector)) = self.role
             && let Some(connector) = cx.reactor.get(connector)
@@ -115,8 +125,10 @@ impl<T: Transport> Protocol<T> for Side {
         }
         if let Some(other) = self.other.get().and_then(|other| cx.get(other)) {
             other.unregister_producer();
-            if reason.is_clean() {
+            if reason.is_clean() || matches!(self.role, Role::Back(_)) {
                 other.lose_connection();
+            } else if self.is_passed_on {
+                other.lose_connection_within(REST_WITHIN);
             } else {
                 other.abort_connection();
             }
@@ -137,6 +149,7 @@ impl<T: Transport> Factory<T> for Dial {
         Some(Side {
             other: Rc::new(Cell::new(Some(self.front))),
             role: Role::Back(Rc::clone(&self.back)),
+            is_passed_on: false,
             open: None,
         })
     }
@@ -193,6 +206,7 @@ fn main() -> common::Result {
     let listener = listen.listen(&mut reactor, move |_: &Address| Side {
         other: Rc::default(),
         role: Role::Front(to.clone(), None),
+        is_passed_on: false,
         open: None,
     })?;
     common::stop_gracefully_on_signals(&mut reactor, listener)?;

@@ -15,6 +15,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::figures::{Bound, Figures, scaled};
@@ -270,6 +271,108 @@ fn proxy_keeps_half_closes_and_slows_down_for_a_slow_reader() {
     writing.join().expect("no panic").expect("wrote everything");
     proxy.stop();
     echo.stop();
+}
+
+/// Which of a connection's bytes a server leaves unread when it closes.
+#[derive(Clone, Copy, Debug)]
+enum Upload {
+    /// The client sends more when the answer is complete.
+    Late,
+    /// It has sent more than the server reads.
+    Early,
+}
+
+/// One that answers `answer` bytes and closes, seven bytes into the request.
+fn answer_early(mut stream: impl Read + Write, answer: usize) {
+    stream.read_exact(&mut [0; 7]).expect("a request");
+    stream.write_all(&vec![b'r'; answer]).expect("takes it all");
+}
+
+/// What a client that reads slowly gets.
+fn read_slowly(client: &mut TcpStream, upload: Upload, answered: &mpsc::Receiver<()>) -> usize {
+    let sent: &[u8] = match upload {
+        Upload::Late => b"request",
+        Upload::Early => b"request and what nobody reads",
+    };
+    client.write_all(sent).expect("takes it");
+    answered.recv_timeout(DEADLINE).expect("answers");
+    let (mut received, mut buffer) = (0, vec![0; 20_000]);
+    while let Ok(count @ 1..) = client.read(&mut buffer) {
+        if received == 0 && matches!(upload, Upload::Late) {
+            client.write_all(b"more of it").expect("the proxy takes it");
+        }
+        received += count;
+        // What it has not read yet waits at the proxy's other side meanwhile.
+        thread::sleep(Duration::from_millis(2));
+    }
+    received
+}
+
+#[test]
+fn proxy_passes_on_all_that_a_server_sent_before_it_closed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("back");
+    let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let to_tcp = tcp.local_addr().expect("bound").to_string();
+    let to_unix = path.to_str().expect("text").to_owned();
+    // A TCP server that closes so destroys what is still on its way: as much as
+    // surely has arrived by then.
+    for (to, answer) in [(to_unix, 1_000_000), (to_tcp, 50_000)] {
+        let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", &to]);
+        for upload in [Upload::Late, Upload::Early] {
+            let (answering, answered) = mpsc::channel();
+            let is_unix = to.starts_with('/');
+            let received = thread::scope(|scope| {
+                scope.spawn(|| {
+                    if is_unix {
+                        answer_early(unix.accept().expect("comes").0, answer);
+                    } else {
+                        answer_early(tcp.accept().expect("comes").0, answer);
+                    }
+                    answering.send(()).expect("waits");
+                });
+                read_slowly(&mut proxy.connect(), upload, &answered)
+            });
+            assert_eq!(received, answer, "{to}, {upload:?}");
+        }
+        proxy.stop();
+    }
+}
+
+#[test]
+fn proxy_lets_go_of_clients_that_have_vanished() {
+    // Accepted by the kernel, and read by nobody.
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("back");
+    let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let to_tcp = tcp.local_addr().expect("bound").to_string();
+    for to in [path.to_str().expect("text"), &to_tcp] {
+        let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", to]);
+        let directory = format!("/proc/{}/fd", proxy.pid().as_raw_nonzero());
+        let open = || std::fs::read_dir(&directory).expect("it runs").count();
+        let before = open();
+        for _ in 0..5 {
+            let mut client = proxy.connect();
+            let wait = Some(Duration::from_millis(200));
+            client.set_write_timeout(wait).expect("a socket");
+            while client.write(&[0; 65_536]).is_ok() {}
+            sockopt::set_socket_linger(&client, Some(Duration::ZERO)).expect("a socket");
+        }
+        // The lookup's thread may keep some.
+        let started = Instant::now();
+        while open() > before + 3 {
+            assert!(
+                started.elapsed() < DEADLINE,
+                "{to}: {before} descriptors before, {} after",
+                open()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        proxy.stop();
+    }
+    drop((unix, tcp));
 }
 
 fn resident_kilobytes(pid: Pid) -> u64 {
