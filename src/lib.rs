@@ -106,8 +106,8 @@ pub mod guide;
 // The loop.
 pub use bowline_reactor::{
     Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, PeriodicCall, PeriodicEnd, Phase,
-    Reactor, ReactorError, RemoteError, RemoteHandle, Sleep, Statistics, SystemClock, SystemEvent,
-    TriggerError, TriggerId, Turn, Vacancy,
+    Reactor, ReactorError, RemoteError, RemoteHandle, RunError, Sleep, Statistics, SystemClock,
+    SystemEvent, TriggerError, TriggerId, Turn, Vacancy,
 };
 
 // Threads for work that blocks.

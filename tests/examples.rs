@@ -6,8 +6,8 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::env;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -154,6 +154,36 @@ fn unknown_argument_is_refused() {
     assert!(!output.status.success());
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("--nonsense"), "{text}");
+}
+
+#[test]
+fn example_that_cannot_listen_says_why_and_ends_with_a_failure() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let directory = tempfile::tempdir().expect("a directory");
+    let control = directory.path().join("control");
+    let control = control.to_str().expect("text");
+    let reason = io::Error::from(rustix::io::Errno::ADDRINUSE).to_string();
+    for (name, arguments) in [
+        ("echo", vec!["--tcp", &address]),
+        ("chat", vec!["--tcp", &address]),
+        ("proxy", vec!["--listen", &address, "--to", &address]),
+        ("prefork", vec!["--serve", "--listen", &address]),
+        (
+            "hot_restart",
+            vec!["--serve", "--listen", &address, "--directory", control],
+        ),
+    ] {
+        let started = Command::new(path_of(name)).args(arguments).output();
+        let output = started.expect("it starts");
+        assert!(!output.status.success(), "{name}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        let said = text.lines().last().unwrap_or_default();
+        assert!(
+            said.contains(&address) && said.contains(&reason),
+            "{name}: {text}"
+        );
+    }
 }
 
 #[test]

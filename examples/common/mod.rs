@@ -21,7 +21,7 @@ pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// What `main` returns: any error ends the program with its text.
 pub(crate) type Result<T = ()> = std::result::Result<T, Failure>;
 
-/// Any error, shown with its causes: `main` prints the debug form.
+/// Any error, shown as its text: `main` prints the debug form.
 pub(crate) struct Failure(Box<dyn Error>);
 
 impl<E: Into<Box<dyn Error>>> From<E> for Failure {
@@ -32,13 +32,7 @@ impl<E: Into<Box<dyn Error>>> From<E> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The server: each line comes back with the process that answers it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -91,7 +91,6 @@ fn serve(options: Options) -> common::Result {
     let shared = Rc::new(Shared {
         restart: RefCell::new(None),
         moves: options.moves,
-        has_failed: Cell::new(false),
     });
     // Before anyone can know that we are there: SIGHUP would end us.
     let restarting = Rc::clone(&shared);
@@ -123,10 +122,8 @@ fn serve(options: Options) -> common::Result {
     let outcome = reactor.run();
     // It owns the server, which would own it for ever.
     shared.restart.take();
+    // That it could not start is an error of the run.
     outcome?;
-    if shared.has_failed.get() {
-        return Err("not started; the log says why".into());
-    }
     Ok(())
 }
 
@@ -142,7 +139,6 @@ fn stop(reactor: &mut Reactor) {
 struct Shared {
     restart: RefCell<Option<Restart>>,
     moves: bool,
-    has_failed: Cell<bool>,
 }
 
 struct Server {
@@ -183,12 +179,6 @@ impl Program for Server {
 
     fn serving(&mut self, _: &mut Reactor, start: Start) {
         log::info!("process {}: {start:?}", process::id());
-    }
-
-    fn not_started(&mut self, reactor: &mut Reactor, error: &RestartError) {
-        log::error!("process {}: not started: {error}", process::id());
-        self.shared.has_failed.set(true);
-        stop(reactor);
     }
 
     fn successor_failed(&mut self, _: &mut Reactor, error: &RestartError) {

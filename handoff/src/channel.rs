@@ -336,7 +336,7 @@ pub enum ChannelError {
 impl fmt::Display for ChannelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wire(_) => f.write_str("peer broke the framing"),
+            Self::Wire(error) => write!(f, "peer broke the framing: {error}"),
             Self::HelloExpected => f.write_str("peer did not begin with a hello"),
             Self::NoCommonVersion { ours, theirs } => write!(
                 f,
@@ -348,7 +348,7 @@ impl fmt::Display for ChannelError {
             ),
             Self::WrongRole { role } => write!(f, "peer has the unexpected role {}", role.0),
             Self::ForeignUser { uid } => write!(f, "peer belongs to user {uid}"),
-            Self::Credentials(_) => f.write_str("cannot tell whose the peer is"),
+            Self::Credentials(error) => write!(f, "cannot tell whose the peer is: {error}"),
             Self::HandshakeTimedOut => f.write_str("no hello in time"),
             Self::FrameTimedOut => f.write_str("frame did not become whole in time"),
             Self::CutShort => f.write_str("connection ended inside of a frame"),
@@ -797,7 +797,11 @@ mod tests {
                 None,
             ),
         ] {
-            assert_eq!(error.to_string(), text);
+            let cause = source.map(|cause| format!(": {cause}"));
+            assert_eq!(
+                error.to_string(),
+                format!("{text}{}", cause.unwrap_or_default())
+            );
             let said = error.source().map(ToString::to_string);
             assert_eq!(said.as_deref(), source, "{text}");
         }

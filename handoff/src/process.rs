@@ -1,9 +1,11 @@
 //! Processes that were started to take over something.
 
+use std::any::Any;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, ExitStatus};
 
+use bowline_reactor::{Descriptor, Interest, Next, Reactor, Readiness, Token};
 use bowline_transport::exit_descriptor;
 
 /// What has to be known of, and done to, the process of a worker or a successor;
@@ -53,5 +55,44 @@ impl ChildProcess for Child {
 
     fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
         exit_descriptor(self)
+    }
+}
+
+/// Calls `then` when the process of this [exit descriptor](ChildProcess::exit_descriptor)
+/// ends, once.
+pub(crate) fn watch_exit(
+    reactor: &mut Reactor,
+    fd: OwnedFd,
+    then: impl FnOnce(&mut Reactor) + 'static,
+) -> io::Result<Token> {
+    reactor.register(Interest::Readable, move |_| {
+        Box::new(ExitWatch {
+            fd,
+            then: Some(Box::new(then)),
+        })
+    })
+}
+
+type Then = Box<dyn FnOnce(&mut Reactor)>;
+
+struct ExitWatch {
+    fd: OwnedFd,
+    then: Option<Then>,
+}
+
+impl Descriptor for ExitWatch {
+    fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
+        if let Some(then) = self.then.take() {
+            reactor.defer(then);
+        }
+        Next::Remove
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        self
     }
 }

@@ -64,6 +64,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -89,14 +90,16 @@ use self::predecessor::Offer;
 use self::successor::TakeOver;
 use crate::inherited::Inherited;
 use crate::log;
-use crate::process::ChildProcess;
+use crate::process::{ChildProcess, watch_exit};
 use crate::systemd::{Notice, Notifier};
 
 /// The name of the control socket, as a file and among the listeners.
 const CONTROL: &str = "control";
 
-/// How often a child that was started is asked whether it has ended.
+/// How often a child is asked whether it has ended, where the kernel does not tell.
 const REAP_EVERY: Duration = Duration::from_millis(20);
+/// How often once it serves.
+const REAP_AT_LEISURE: Duration = Duration::from_secs(1);
 
 /// A program that can be restarted while it serves.
 ///
@@ -122,15 +125,16 @@ pub trait Program: 'static {
     }
 
     /// The program is not going to serve, since it could not listen or take
-    /// over. Called once, instead of [`serving`](Self::serving). By default the
-    /// reactor stops.
+    /// over. Called once, instead of [`serving`](Self::serving), after the error
+    /// was logged. By default the reactor [fails](Reactor::fail): it stops, and
+    /// [`run`](Reactor::run) answers the error.
     fn not_started(&mut self, reactor: &mut Reactor, error: &RestartError) {
-        let _ = error;
-        // It may be stopping already.
-        let _ = reactor.stop();
+        reactor.fail(error.to_io());
     }
 
-    /// A successor did not make it, and this process serves as before.
+    /// A successor did not make it, and this process serves as before. Called
+    /// once for each that was started or had asked, after the error was logged,
+    /// and [counted](Restart::successors_failed).
     fn successor_failed(&mut self, reactor: &mut Reactor, error: &RestartError) {
         let _ = (reactor, error);
     }
@@ -259,12 +263,24 @@ pub enum RestartError {
     Control(io::Error),
 }
 
+impl RestartError {
+    /// The same as an error of the system's kind, with all that this one says.
+    fn to_io(&self) -> io::Error {
+        let kind = match self {
+            Self::Spawn(error) | Self::Listen(error) | Self::Control(error) => error.kind(),
+            Self::TimedOut => io::ErrorKind::TimedOut,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self.to_string())
+    }
+}
+
 impl fmt::Display for RestartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => f.write_str("another successor is being served"),
             Self::NotServing => f.write_str("this process does not serve"),
-            Self::Spawn(_) => f.write_str("cannot start the successor"),
+            Self::Spawn(error) => write!(f, "cannot start the successor: {error}"),
             Self::Exited(status) => write!(f, "successor ended before it took over: {status}"),
             Self::TimedOut => f.write_str("the other process took too long"),
             Self::Lost => f.write_str("the other process is gone"),
@@ -272,8 +288,8 @@ impl fmt::Display for RestartError {
             Self::Refused(Refusal::Busy) => f.write_str("predecessor serves another successor"),
             Self::Refused(Refusal::Format) => f.write_str("predecessor is of another format"),
             Self::Refused(Refusal::NotServing) => f.write_str("predecessor does not serve"),
-            Self::Listen(_) => f.write_str("cannot listen"),
-            Self::Control(_) => f.write_str("cannot have the control socket"),
+            Self::Listen(error) => write!(f, "cannot listen: {error}"),
+            Self::Control(error) => write!(f, "cannot have the control socket: {error}"),
         }
     }
 }
@@ -360,6 +376,8 @@ struct State {
     inherited: Inherited,
     /// How many connections have moved, from here or to here.
     moved: usize,
+    /// How many successors did not make it.
+    failed: u64,
     /// The program listens.
     is_listening: bool,
 }
@@ -423,6 +441,7 @@ impl Restart {
                     take_over: None,
                     inherited,
                     moved: 0,
+                    failed: 0,
                     is_listening: false,
                 }),
                 list: Rc::default(),
@@ -469,9 +488,17 @@ impl Restart {
                 return Err(RestartError::Busy);
             }
         }
-        let process = start().map_err(RestartError::Spawn)?;
+        let mut process = match start() {
+            Ok(process) => process,
+            Err(error) => {
+                self.shared.state.borrow_mut().failed += 1;
+                log::error!(target: log::HANDOFF, "cannot start the successor: {error}");
+                return Err(RestartError::Spawn(error));
+            }
+        };
         log::debug!(target: log::HANDOFF, "started successor {}", process.pid());
         self.tell_manager(&Notice::new().reloading());
+        let exit = process.exit_descriptor();
         let serial = {
             let mut state = self.shared.state.borrow_mut();
             let serial = state.next_offer;
@@ -488,7 +515,7 @@ impl Restart {
         reactor.call_later(self.shared.settings.start, move |reactor| {
             this.start_timed_out(reactor, serial);
         });
-        self.reap_later(reactor);
+        self.reap_at_its_end(reactor, exit);
         Ok(())
     }
 
@@ -515,6 +542,12 @@ impl Restart {
     pub fn is_under_way(&self) -> bool {
         let state = self.shared.state.borrow();
         state.attempt.is_some() || state.child.is_some()
+    }
+
+    /// How many successors did not make it: could not be started, ended, hung,
+    /// gave up or were refused.
+    pub fn successors_failed(&self) -> u64 {
+        self.shared.state.borrow().failed
     }
 
     /// How many live connections have moved, to this process or from it.
@@ -661,7 +694,7 @@ impl Restart {
     }
 
     fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
-        log::debug!(target: log::HANDOFF, "not started: {error}");
+        log::error!(target: log::HANDOFF, "not started: {error}");
         let (listeners, inherited) = {
             let mut state = self.shared.state.borrow_mut();
             let received = state.take_over.as_mut().map(TakeOver::let_go);
@@ -719,7 +752,6 @@ impl Restart {
     /// The successor did not make it: this process goes on. The program is told
     /// when nothing is left of it.
     fn attempt_failed(&self, reactor: &mut Reactor, error: RestartError) {
-        log::debug!(target: log::HANDOFF, "successor failed: {error}");
         {
             let mut state = self.shared.state.borrow_mut();
             state.attempt = None;
@@ -734,24 +766,47 @@ impl Restart {
     }
 
     fn tell_of_failure(&self, reactor: &mut Reactor, error: RestartError) {
+        log::error!(target: log::HANDOFF, "successor failed, serving on: {error}");
+        self.shared.state.borrow_mut().failed += 1;
         self.tell_manager(&Notice::new().ready());
         self.call_program(reactor, move |program, reactor| {
             program.successor_failed(reactor, &error);
         });
     }
 
-    fn reap_later(&self, reactor: &mut Reactor) {
+    /// Has the child reaped as soon as it ends, be it after we have handed over: it
+    /// may hand over itself and end while we still serve what is left here, and is
+    /// ours alone to wait for.
+    fn reap_at_its_end(&self, reactor: &mut Reactor, exit: io::Result<Option<OwnedFd>>) {
         let this = self.clone();
-        reactor.call_later(REAP_EVERY, move |reactor| this.reap(reactor));
+        let reap = move |reactor: &mut Reactor| this.reap(reactor);
+        let is_told = match exit {
+            Ok(Some(fd)) => watch_exit(reactor, fd, reap).is_ok(),
+            // It has ended already.
+            Ok(None) => {
+                reactor.defer(reap);
+                true
+            }
+            Err(_) => false,
+        };
+        if !is_told {
+            self.reap_later(reactor);
+        }
+    }
+
+    fn reap_later(&self, reactor: &mut Reactor) {
+        let wait = match self.shared.state.borrow().role {
+            // It is on its own now, and may live for long.
+            Role::HandedOver => REAP_AT_LEISURE,
+            _ => REAP_EVERY,
+        };
+        let this = self.clone();
+        reactor.call_later(wait, move |reactor| this.reap(reactor));
     }
 
     fn reap(&self, reactor: &mut Reactor) {
         let ended = {
             let mut state = self.shared.state.borrow_mut();
-            if state.role == Role::HandedOver {
-                // It is on its own now, and ends after us.
-                return;
-            }
             let Some(child) = &mut state.child else {
                 return;
             };
@@ -894,6 +949,32 @@ impl Listeners<'_> {
         let handle = match self.inherited.claim_listener(name, &address.into()) {
             Some(fd) => reactor.accept_adopted(fd, acceptor)?,
             None => reactor.accept_tcp(address, options, acceptor)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens on a UNIX socket for an acceptor; its file passes on as with
+    /// [`unix`](Self::unix).
+    ///
+    /// # Errors
+    ///
+    /// As [`tcp`](Self::tcp).
+    pub fn accept_unix(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        address: impl Into<UnixAddress>,
+        options: &UnixListenOptions,
+        acceptor: impl Acceptor,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let address = address.into();
+        let inherited = self
+            .inherited
+            .claim_listener(name, &Address::Unix(address.clone()));
+        let handle = match inherited {
+            Some(fd) => reactor.accept_adopted(fd, acceptor)?,
+            None => reactor.accept_unix(address, options, acceptor)?,
         };
         Ok(self.add(reactor, name, handle))
     }

@@ -247,8 +247,10 @@ pub enum SendErrorKind {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            SendErrorKind::Wire(_) => f.write_str("message does not fit into a frame"),
-            SendErrorKind::Transport(_) => f.write_str("channel does not take the message"),
+            SendErrorKind::Wire(error) => write!(f, "message does not fit into a frame: {error}"),
+            SendErrorKind::Transport(error) => {
+                write!(f, "channel does not take the message: {error}")
+            }
         }
     }
 }

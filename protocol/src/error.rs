@@ -105,11 +105,11 @@ pub enum LookupError {
 
 impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Failed(_) => "host name cannot be resolved",
-            Self::NoAddress => "host name has no address",
-            Self::TimedOut => "host name was not resolved in time",
-        })
+        match self {
+            Self::Failed(error) => write!(f, "host name cannot be resolved: {error}"),
+            Self::NoAddress => f.write_str("host name has no address"),
+            Self::TimedOut => f.write_str("host name was not resolved in time"),
+        }
     }
 }
 
@@ -124,20 +124,26 @@ impl Error for LookupError {
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        match self {
             Self::AllFailed(attempts) => {
-                return write!(f, "cannot connect to any address, of {}", attempts.len());
+                write!(f, "cannot connect to any address, of {}", attempts.len())?;
+                match attempts.first() {
+                    Some(FailedAttempt { address, error }) => write!(f, "; {address}: {error}"),
+                    None => Ok(()),
+                }
             }
-            Self::Lookup(_) => "cannot find the address to connect to",
-            Self::Refused(_) => "connection refused",
-            Self::Unreachable(_) => "destination unreachable",
-            Self::TimedOut => "connecting took longer than its timeout",
-            Self::TimedOutByKernel(_) => "connecting timed out",
-            Self::Cancelled => "connecting was cancelled",
-            Self::Bind(_) => "cannot bind the local address to connect from",
-            Self::ReactorStopped => "reactor stopped while connecting",
-            Self::Os(_) => "cannot connect",
-        })
+            Self::Lookup(error) => write!(f, "cannot find the address to connect to: {error}"),
+            Self::Refused(error)
+            | Self::Unreachable(error)
+            | Self::TimedOutByKernel(error)
+            | Self::Os(error) => write!(f, "cannot connect: {error}"),
+            Self::TimedOut => f.write_str("connecting took longer than its timeout"),
+            Self::Cancelled => f.write_str("connecting was cancelled"),
+            Self::Bind(error) => {
+                write!(f, "cannot bind the local address to connect from: {error}")
+            }
+            Self::ReactorStopped => f.write_str("reactor stopped while connecting"),
+        }
     }
 }
 

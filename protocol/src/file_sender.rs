@@ -240,8 +240,10 @@ impl<R: Read + 'static> Producer for Sending<R> {
 
 impl fmt::Display for FileSendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            FileSendErrorKind::Read(_) => "cannot read the file to be sent",
+        f.write_str(match &self.kind {
+            FileSendErrorKind::Read(error) => {
+                return write!(f, "cannot read the file to be sent: {error}");
+            }
             FileSendErrorKind::ConnectionLost => "connection ended before the file was sent",
             FileSendErrorKind::Refused => "portion of the file exceeds the limit of unsent bytes",
         })

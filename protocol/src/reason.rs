@@ -67,8 +67,8 @@ impl fmt::Display for CloseReason {
             Self::Aborted => f.write_str("aborted by us"),
             Self::CloseTimedOut => f.write_str("not everything could be sent before the deadline"),
             Self::ReactorStopped => f.write_str("reactor stopped"),
-            Self::Lost(_) => f.write_str("connection lost"),
-            Self::Panicked(_) => f.write_str("a callback panicked"),
+            Self::Lost(error) => write!(f, "connection lost: {error}"),
+            Self::Panicked(panic) => write!(f, "a callback panicked: {}", panic.message()),
             Self::FileDescriptorOverrun { descriptors } => {
                 write!(
                     f,

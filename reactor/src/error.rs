@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 /// A call that does not fit the state the reactor is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,44 @@ impl fmt::Display for ReactorError {
 }
 
 impl Error for ReactorError {}
+
+/// Why [`run`](crate::Reactor::run) did not run, or did not end well.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The reactor runs already, or is turned by hand.
+    AlreadyRunning,
+    /// The program could not go on, for this reason:
+    /// [`fail`](crate::Reactor::fail) was called.
+    Failed(io::Error),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyRunning => ReactorError::AlreadyRunning.fmt(f),
+            Self::Failed(error) => write!(f, "cannot go on: {error}"),
+        }
+    }
+}
+
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::AlreadyRunning => None,
+            Self::Failed(error) => Some(error),
+        }
+    }
+}
+
+impl From<RunError> for io::Error {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::AlreadyRunning => Self::other(error),
+            RunError::Failed(error) => error,
+        }
+    }
+}
 
 /// A trigger that is not there to be removed: it ran, was removed before, or
 /// belongs to another reactor.

@@ -46,7 +46,7 @@ mod triggers;
 pub use crate::clock::{Clock, Sleep, SystemClock};
 pub use crate::delayed_call::{DelayedCall, DelayedCallError};
 pub use crate::descriptor::{Descriptor, Interest, Next, Panic, Readiness};
-pub use crate::error::{ReactorError, TriggerError};
+pub use crate::error::{ReactorError, RunError, TriggerError};
 pub use crate::handle::Handle;
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
 pub use crate::reactor::{Limits, Reactor, Statistics, Turn, Vacancy};

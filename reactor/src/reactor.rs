@@ -20,7 +20,7 @@ use crate::delayed_call::DelayedCall;
 #[cfg(feature = "testing")]
 use crate::descriptor::Readiness;
 use crate::descriptor::{Descriptor, Interest, Next};
-use crate::error::{ReactorError, TriggerError};
+use crate::error::{ReactorError, RunError, TriggerError};
 use crate::handle::Handle;
 use crate::log;
 use crate::remote::{RemoteCall, RemoteHandle};
@@ -94,6 +94,8 @@ pub struct Reactor {
     remote: RemoteHandle,
     remote_calls: VecDeque<RemoteCall>,
     state: State,
+    /// Why the program cannot go on, until `run` has answered it.
+    failure: Option<io::Error>,
     /// Whether a turn runs, and callbacks with it: they must not nest.
     is_turning: bool,
     triggers: Triggers,
@@ -201,6 +203,7 @@ impl Reactor {
             remote: RemoteHandle::new(waker),
             remote_calls: VecDeque::new(),
             state: State::Idle,
+            failure: None,
             is_turning: false,
             triggers: Triggers::new(),
             limits: Limits::default(),
@@ -224,14 +227,21 @@ impl Reactor {
     ///
     /// # Errors
     ///
-    /// [`ReactorError::AlreadyRunning`] when it runs or is turned by hand:
-    /// always from inside a callback.
-    pub fn run(&mut self) -> Result<(), ReactorError> {
-        self.start()?;
+    /// [`RunError::AlreadyRunning`] when it runs or is turned by hand: always
+    /// from inside a callback. [`RunError::Failed`] after [`fail`](Self::fail).
+    pub fn run(&mut self) -> Result<(), RunError> {
+        self.start().map_err(|_| RunError::AlreadyRunning)?;
+        if self.failure.is_some() {
+            // Of before the start: what has begun ends as ever.
+            let _ = self.stop();
+        }
         while self.state != State::Idle {
             self.turn(None);
         }
-        Ok(())
+        match self.failure.take() {
+            Some(error) => Err(RunError::Failed(error)),
+            None => Ok(()),
+        }
     }
 
     /// Runs the startup triggers, for a reactor that is turned by hand.
@@ -297,6 +307,25 @@ impl Reactor {
             State::StopAsked | State::Stopping => Ok(()),
             State::Idle => Err(ReactorError::NotRunning),
         }
+    }
+
+    /// Ends the loop, since the program cannot go on: [stops](Self::stop) it,
+    /// and [`run`](Self::run) then answers `error`, so that a `main` that
+    /// passes it on ends with a failure status. The error is logged at once.
+    ///
+    /// Of several errors the first is answered. One that is told before the
+    /// reactor runs ends the next run. Whoever turns the reactor by hand asks
+    /// [`take_failure`](Self::take_failure).
+    pub fn fail(&mut self, error: io::Error) {
+        log::error!(target: log::REACTOR, "stopping, since the program cannot go on: {error}");
+        self.failure.get_or_insert(error);
+        // It may not run yet, or be stopping.
+        let _ = self.stop();
+    }
+
+    /// Takes what [`fail`](Self::fail) was told, in place of [`run`](Self::run).
+    pub fn take_failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
     }
 
     /// Ends the loop after this turn and leaves everything as it is: no

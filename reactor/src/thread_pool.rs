@@ -127,7 +127,7 @@ impl fmt::Display for ThreadCallError {
         match self {
             Self::Panicked(panic) => write!(f, "call in a thread panicked: {}", panic.message()),
             Self::QueueFull => f.write_str("too many calls wait for a thread"),
-            Self::NoThread(_) => f.write_str("cannot start a thread"),
+            Self::NoThread(error) => write!(f, "cannot start a thread: {error}"),
             Self::Stopped => f.write_str("reactor stopped before the call in a thread was done"),
             Self::OtherReactor => f.write_str("thread pool belongs to another reactor"),
         }

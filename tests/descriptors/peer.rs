@@ -20,7 +20,7 @@ use rustix::net::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::support::socketpair;
+use crate::support::{in_short, socketpair};
 
 /// The most descriptors that one message carries.
 pub(crate) const MOST: usize = 253;
@@ -221,7 +221,8 @@ impl Protocol<UnixStream> for OneByOne {
 
     fn connection_lost(&mut self, cx: &mut Context<'_, UnixStream>, reason: &CloseReason) {
         let unsent = cx.transport.unsent_descriptors();
-        self.seen.push(format!("lost {reason}; {unsent} unsent"));
+        self.seen
+            .push(format!("lost {}; {unsent} unsent", in_short(reason)));
     }
 }
 

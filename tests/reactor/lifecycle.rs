@@ -1,12 +1,14 @@
 //! Starting, stopping, triggers, and reactors inside other loops.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::{
-    Hold, Phase, Reactor, ReactorError, SystemEvent, Transports, TriggerError, TriggerId, Turn,
+    Hold, Phase, Reactor, ReactorError, RunError, SystemEvent, Transports, TriggerError, TriggerId,
+    Turn,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -97,6 +99,40 @@ fn stop_returns_before_any_shutdown_trigger_runs() {
             "trigger"
         ]
     );
+}
+
+/// It stops in order, and the first reason is what `run` answers, once.
+#[test]
+fn run_answers_why_the_program_cannot_go_on() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let notes = Notes::new();
+    reactor.add_trigger(Phase::After, SystemEvent::Shutdown, notes.noting("stopped"));
+    reactor.call_soon(|reactor| {
+        reactor.fail(io::Error::new(io::ErrorKind::AddrInUse, "no port"));
+        assert!(reactor.is_stopping());
+        reactor.fail(io::Error::other("nor anything else"));
+    });
+    let error = reactor.run().unwrap_err();
+    assert_eq!(error.to_string(), "cannot go on: no port");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(notes.all(), ["stopped"]);
+    stop_soon(&mut reactor);
+    reactor.run().unwrap();
+}
+
+#[test]
+fn failure_before_the_run_ends_it_and_by_hand_it_is_asked_for() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    reactor.fail(io::Error::other("too early"));
+    let error = reactor.run().unwrap_err();
+    assert_eq!(error.to_string(), "cannot go on: too early");
+    reactor.start().unwrap();
+    reactor.call_soon(|reactor| reactor.fail(io::Error::other("by hand")));
+    while reactor.turn(Some(Duration::ZERO)) == Turn::Continue {}
+    assert_eq!(reactor.take_failure().unwrap().to_string(), "by hand");
+    assert!(reactor.take_failure().is_none());
 }
 
 /// Contract R-07.
@@ -299,7 +335,7 @@ fn crash_ends_the_run_and_leaves_everything_as_it_is() {
     assert_eq!(reactor.registered(), 1);
 
     // It goes on where it was.
-    std::io::Write::write_all(&mut &theirs, b"abc").unwrap();
+    io::Write::write_all(&mut &theirs, b"abc").unwrap();
     reactor.call_later(Duration::from_millis(4), |reactor| reactor.stop().unwrap());
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["timer", "shutdown", "shutdown", "shutdown"]);
@@ -332,7 +368,7 @@ fn reactor_runs_again_after_it_was_stopped() {
         reactor
             .adopt_unix_stream(ours.into(), Recorder::new(&record))
             .unwrap();
-        std::io::Write::write_all(&mut &theirs, b"abc").unwrap();
+        io::Write::write_all(&mut &theirs, b"abc").unwrap();
         let watched = record.clone();
         fn stop_at_data(reactor: &mut Reactor, record: Record) {
             if record.data().is_empty() {
@@ -365,11 +401,11 @@ fn run_and_start_are_refused_inside_every_callback() {
     let try_to_run = {
         let refusals = refusals.clone();
         move |reactor: &mut Reactor| {
-            refusals.push(reactor.run());
-            refusals.push(reactor.start());
+            refusals.push(matches!(reactor.run(), Err(RunError::AlreadyRunning)));
+            refusals.push(reactor.start() == Err(ReactorError::AlreadyRunning));
             if reactor.crash().is_ok() {
-                refusals.push(reactor.run());
-                refusals.push(reactor.start());
+                refusals.push(matches!(reactor.run(), Err(RunError::AlreadyRunning)));
+                refusals.push(reactor.start() == Err(ReactorError::AlreadyRunning));
             }
         }
     };
@@ -385,12 +421,7 @@ fn run_and_start_are_refused_inside_every_callback() {
     reactor.add_trigger(Phase::Before, SystemEvent::Startup, try_to_run);
     reactor.run().unwrap();
     assert_eq!(refusals.len(), 10);
-    assert!(
-        refusals
-            .all()
-            .iter()
-            .all(|it| *it == Err(ReactorError::AlreadyRunning))
-    );
+    assert!(refusals.all().iter().all(|is_refused| *is_refused));
 }
 
 /// The turn used to nest, with callbacks inside the callback.
@@ -546,7 +577,7 @@ fn foreign_loop_drives_sockets_timers_and_wakeups() {
     assert!(!reactor.is_idle());
     reactor.turn(Some(Duration::ZERO));
 
-    std::io::Write::write_all(&mut &theirs, &vec![7; 150_000]).unwrap();
+    io::Write::write_all(&mut &theirs, &vec![7; 150_000]).unwrap();
     turn_in_foreign_loop(&mut reactor);
     assert_eq!(record.data().len(), 150_000);
     assert_eq!(ran.get(), None);
@@ -595,7 +626,7 @@ fn limit_of_events_set_inside_a_callback_holds() {
         reactor
             .adopt_unix_stream(ours.into(), Recorder::new(&record))
             .unwrap();
-        std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+        io::Write::write_all(&mut &theirs, b"x").unwrap();
         peers.push(theirs);
     }
     for turn in 1..=3 {

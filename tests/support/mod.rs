@@ -264,7 +264,7 @@ impl Record {
                 Event::Stopped => "stopped".into(),
                 Event::ReadingResumed => "reading resumed".into(),
                 Event::DescriptorsSent(count) => format!("sent {count}"),
-                Event::Lost(reason) => format!("lost {reason}"),
+                Event::Lost(reason) => format!("lost {}", in_short(reason)),
             });
         }
         if bytes > 0 {
@@ -294,6 +294,14 @@ impl Record {
     pub(crate) fn handle(&self, index: usize) -> TransportHandle {
         self.shared.borrow().handles[index]
     }
+}
+
+/// What a reason or an error says first, without its cause.
+pub(crate) fn in_short(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    text.split_once(": ")
+        .map_or(&*text, |(what, _)| what)
+        .into()
 }
 
 /// A protocol that records what it is told, and keeps the descriptors.

@@ -693,7 +693,7 @@ fn what_cannot_be_put_together_again_comes_back_whole() {
     assert!(matches!(error.kind, AdoptErrorKind::WrongFamily));
     assert_eq!(
         error.to_string(),
-        "cannot put the connection together again"
+        "cannot put the connection together again: it is a socket of another family"
     );
     assert!(error.source().is_none());
     assert_eq!(

@@ -20,7 +20,7 @@ use bowline::{
 use rustix::net::sockopt;
 use tempfile::TempDir;
 
-use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder};
+use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder, in_short};
 
 /// The kinds of stream transports, by how ours came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -789,8 +789,19 @@ pub(crate) fn logging_script(log: &Log) -> Script {
     Script::new()
         .made(move |_| made.borrow_mut().push("made".into()))
         .lost(move |_, reason| {
-            lost.borrow_mut().push(format!("protocol lost: {reason}"));
+            lost.borrow_mut()
+                .push(format!("protocol lost: {}", in_short(reason)));
         })
+}
+
+/// The kind of failure, in words.
+pub(crate) fn failure_in_short(error: &ConnectError) -> String {
+    match error {
+        ConnectError::Refused(_) => "connection refused".into(),
+        ConnectError::Unreachable(_) => "destination unreachable".into(),
+        ConnectError::TimedOutByKernel(_) => "connecting timed out".into(),
+        _ => in_short(error),
+    }
 }
 
 impl<T: Transport> Factory<T> for Doorman {
@@ -811,12 +822,12 @@ impl<T: Transport> Factory<T> for Doorman {
     }
 
     fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        self.note(format!("failed: {error}"));
+        self.note(format!("failed: {}", failure_in_short(error)));
         (self.on_failed)(cx);
     }
 
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
-        self.note(format!("lost: {reason}"));
+        self.note(format!("lost: {}", in_short(reason)));
         (self.on_lost)(cx);
     }
 }

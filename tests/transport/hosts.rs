@@ -16,9 +16,9 @@ use bowline::{
 };
 
 use crate::connectors::{Stage, deaf_tcp, refused_address};
-use crate::harness::{Doorman, Script};
+use crate::harness::{Doorman, Script, failure_in_short};
 use crate::support::{
-    DescriptorLedger, Recorder, assert_no_pool_threads, open_descriptors, run_until,
+    DescriptorLedger, Recorder, assert_no_pool_threads, in_short, open_descriptors, run_until,
 };
 
 const NAME: &str = "server.test";
@@ -78,7 +78,10 @@ fn door(stage: &Stage) -> Doorman {
                 made.borrow_mut()
                     .push(format!("made {}", cx.transport.peer()))
             })
-            .lost(move |_, reason| lost.borrow_mut().push(format!("protocol lost: {reason}")));
+            .lost(move |_, reason| {
+                lost.borrow_mut()
+                    .push(format!("protocol lost: {}", in_short(reason)))
+            });
         Some(script)
     })
 }
@@ -251,7 +254,7 @@ impl Factory<TcpStream> for Keeps {
         let attempts = error
             .attempts()
             .iter()
-            .map(|attempt| format!("{} {}", attempt.address, attempt.error));
+            .map(|attempt| format!("{} {}", attempt.address, failure_in_short(&attempt.error)));
         let text = match error {
             ConnectError::Lookup(error) => format!("{error:?}"),
             ConnectError::AllFailed(_) => {

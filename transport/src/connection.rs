@@ -492,12 +492,11 @@ where
         let (bytes, descriptors) = core.cold_ref().map_or((0, 0), |cold| cold.unsent);
         log::debug!(
             target: log::TRANSPORT,
-            "{} {},{},{}: {reason}{}; {bytes} bytes and {descriptors} descriptors unsent",
+            "{} {},{},{}: {reason}; {bytes} bytes and {descriptors} descriptors unsent",
             core.token,
             self.protocol_name(),
             F::Socket::KIND,
             core.socket.peer(),
-            std::error::Error::source(reason).map_or_else(String::new, |error| format!(": {error}")),
         );
     }
 

@@ -45,7 +45,7 @@ impl fmt::Display for ListenError {
             ListenStep::Listen => "listen on",
             ListenStep::Watch => "watch the listener on",
         };
-        write!(f, "cannot {step} {}", self.address)
+        write!(f, "cannot {step} {}: {}", self.address, self.error)
     }
 }
 
@@ -93,14 +93,20 @@ pub enum AdoptErrorKind {
 
 impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            AdoptErrorKind::NotASocket => "descriptor is no socket",
-            AdoptErrorKind::WrongFamily => "socket is of another family",
-            AdoptErrorKind::NotAStream => "socket is no stream",
-            AdoptErrorKind::Listening => "socket listens",
-            AdoptErrorKind::NotListening => "socket does not listen",
-            AdoptErrorKind::NotConnected => "socket is not connected",
-            AdoptErrorKind::Os(_) => "cannot adopt the descriptor",
+        write!(f, "cannot adopt the descriptor: {}", self.kind)
+    }
+}
+
+impl fmt::Display for AdoptErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotASocket => "it is no socket",
+            Self::WrongFamily => "it is a socket of another family",
+            Self::NotAStream => "it is no stream socket",
+            Self::Listening => "it listens",
+            Self::NotListening => "it does not listen",
+            Self::NotConnected => "it is not connected",
+            Self::Os(error) => return error.fmt(f),
         })
     }
 }

@@ -78,7 +78,7 @@ impl<P> fmt::Debug for ReattachError<P> {
 
 impl<P> fmt::Display for ReattachError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot put the connection together again")
+        write!(f, "cannot put the connection together again: {}", self.kind)
     }
 }
 

@@ -12,11 +12,12 @@ use bowline_reactor::{Reactor, SystemEvent};
 use super::WorkerId;
 use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
 use super::messages::{FromWorker, Refusal};
-use super::process::{Started, watch_exit};
+use super::process::Started;
 use super::settings::{PoolEvent, Undelivered, WorkerStage};
 use super::state::{Call, Leaving, Life, State, Worker, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
+use crate::process::watch_exit;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
 /// shortest that is of use.

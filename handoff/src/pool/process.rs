@@ -1,14 +1,13 @@
 //! The processes of workers: how they are started, and how their end is
 //! noticed.
 
-use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use bowline_protocol::UnixTransportHandle;
-use bowline_reactor::{Descriptor, Interest, Next, Reactor, Readiness, Token};
+use bowline_reactor::Reactor;
 use bowline_transport::{spawn_with_descriptors, take_inherited};
 
 use super::WorkerId;
@@ -31,7 +30,8 @@ pub trait Spawn: 'static {
     ///
     /// # Errors
     ///
-    /// Whatever went wrong: it is logged, and tried again after a wait.
+    /// Whatever went wrong: it is logged, [told](super::PoolEvent::NotStarted)
+    /// and counted, and tried again after a wait.
     fn spawn(
         &mut self,
         reactor: &mut Reactor,
@@ -125,42 +125,4 @@ pub fn spawn_command(
 /// `NotFound` where there is none; `AlreadyExists` where it was taken before.
 pub fn inherited_channel() -> io::Result<OwnedFd> {
     take_inherited(CHANNEL_NUMBER)
-}
-
-/// Calls `then` when the process ends, once.
-pub(super) fn watch_exit(
-    reactor: &mut Reactor,
-    fd: OwnedFd,
-    then: impl FnOnce(&mut Reactor) + 'static,
-) -> io::Result<Token> {
-    reactor.register(Interest::Readable, move |_| {
-        Box::new(ExitWatch {
-            fd,
-            then: Some(Box::new(then)),
-        })
-    })
-}
-
-type Then = Box<dyn FnOnce(&mut Reactor)>;
-
-struct ExitWatch {
-    fd: OwnedFd,
-    then: Option<Then>,
-}
-
-impl Descriptor for ExitWatch {
-    fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
-        if let Some(then) = self.then.take() {
-            reactor.defer(then);
-        }
-        Next::Remove
-    }
-
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
-    }
-
-    fn facet(&mut self) -> &mut dyn Any {
-        self
-    }
 }

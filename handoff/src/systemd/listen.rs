@@ -157,8 +157,8 @@ impl fmt::Display for ActivationError {
             Self::NamesDoNotMatch { descriptors, names } => {
                 write!(f, "{names} names for {descriptors} descriptors")
             }
-            Self::Descriptor { number, .. } => {
-                write!(f, "cannot take inherited descriptor {number}")
+            Self::Descriptor { number, error } => {
+                write!(f, "cannot take inherited descriptor {number}: {error}")
             }
         }
     }
@@ -302,7 +302,7 @@ mod tests {
                     number: 7,
                     error: closed(),
                 },
-                "cannot take inherited descriptor 7",
+                "cannot take inherited descriptor 7: entity not found",
                 Some(reason),
                 io::ErrorKind::NotFound,
             ),

@@ -314,7 +314,10 @@ fn what_is_wrong_is_said_with_its_numbers() {
             kind: SendErrorKind::Wire(error),
             descriptors: Vec::new(),
         };
-        assert_eq!(unsent.to_string(), "message does not fit into a frame");
+        assert_eq!(
+            unsent.to_string(),
+            format!("message does not fit into a frame: {text}")
+        );
         assert_eq!(unsent.source().expect("the error").to_string(), text);
     }
     let refused = SendDescriptorErrorKind::NotConnected;
@@ -322,7 +325,10 @@ fn what_is_wrong_is_said_with_its_numbers() {
         kind: SendErrorKind::Transport(refused),
         descriptors: Vec::new(),
     };
-    assert_eq!(unsent.to_string(), "channel does not take the message");
+    assert_eq!(
+        unsent.to_string(),
+        "channel does not take the message: connection is lost or closing"
+    );
     assert_eq!(
         unsent.source().expect("the error").to_string(),
         refused.to_string()

@@ -2,9 +2,10 @@
 //! they are killed. What they would say is said by hand.
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
+use bowline::handoff::ChildProcess;
 use bowline::handoff::restart::RestartError;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
@@ -33,12 +34,6 @@ impl Sleeper {
     fn lives(&mut self) -> bool {
         self.input.write_all(b"?").is_ok() && matches!(self.output.read(&mut [0]), Ok(1))
     }
-
-    fn kill(self) {
-        kill(self.pid);
-        let pid = Pid::from_raw(self.pid.cast_signed());
-        waitpid(pid, WaitOptions::empty()).expect("ours");
-    }
 }
 
 /// A command that is not to be started.
@@ -59,18 +54,34 @@ fn exits(code: i32) -> Command {
 }
 
 /// Starts it; its number.
-fn start(stage: &mut Stage, server: &Server, command: Command) -> u32 {
-    let children = children();
+fn start(stage: &mut Stage, server: &Server, mut command: Command) -> u32 {
+    let mut pid = 0;
     server
         .restart
-        .start_successor(&mut stage.reactor, command)
+        .start_successor_with(&mut stage.reactor, || {
+            let child = command.spawn()?;
+            pid = child.id();
+            Ok(Box::new(child))
+        })
         .expect("it serves");
-    let new: Vec<_> = self::children()
-        .into_iter()
-        .filter(|pid| !children.contains(pid))
-        .collect();
-    assert_eq!(new.len(), 1, "one was started");
-    new[0]
+    pid
+}
+
+/// A process of whose end the kernel does not tell.
+struct Untold(Child);
+
+impl ChildProcess for Untold {
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
+        self.0.kill()
+    }
+
+    fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.0.try_wait()
+    }
 }
 
 /// The children of this thread.
@@ -107,11 +118,16 @@ fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
     let mut stage = Stage::new();
     let server = stage.begin("old", &["web"]);
     server.events();
+    let mut failed = 0;
     for code in [0, 3] {
         let pid = start(&mut stage, &server, exits(code));
         assert!(server.restart.is_under_way());
         reap(&mut stage, pid);
+        // It may have ended before its end was watched.
+        stage.settle();
         assert!(!server.restart.is_under_way());
+        failed += 1;
+        assert_eq!(server.restart.successors_failed(), failed);
         let ended = "goes on: successor ended before it took over: exit status";
         assert_eq!(server.events(), [format!("{ended}: {code}")]);
     }
@@ -123,8 +139,17 @@ fn child_that_somebody_else_has_waited_for_is_a_failure() {
     let mut stage = Stage::new();
     let server = stage.begin("old", &["web"]);
     server.events();
-    let pid = start(&mut stage, &server, exits(0));
-    let number = Pid::from_raw(pid.cast_signed());
+    // It is not asked for while it is started, which would be the first to wait.
+    let mut command = Command::new("sh");
+    command.args(["-c", "read _"]).stdin(Stdio::piped());
+    let mut child = command.spawn().expect("a shell");
+    let input = child.stdin.take();
+    let number = Pid::from_raw(child.id().cast_signed());
+    server
+        .restart
+        .start_successor_with(&mut stage.reactor, || Ok(Box::new(child)))
+        .expect("it serves");
+    drop(input);
     waitpid(number, WaitOptions::empty()).expect("ours");
     stage.advance(REAP);
     assert_eq!(server.events(), ["goes on: the other process is gone"]);
@@ -134,16 +159,21 @@ fn child_that_somebody_else_has_waited_for_is_a_failure() {
 }
 
 #[test]
-fn child_is_asked_every_so_often_whether_it_has_ended() {
+fn child_of_whose_end_the_kernel_does_not_tell_is_asked_every_so_often() {
     let mut stage = Stage::new();
     let server = stage.begin("old", &["web"]);
     server.events();
-    let pid = start(&mut stage, &server, exits(0));
+    let child = exits(0).spawn().expect("a shell");
+    let pid = child.id();
     let started = Instant::now();
     while runs(pid) {
         assert!(started.elapsed() < DEADLINE, "it does not end");
         std::thread::yield_now();
     }
+    server
+        .restart
+        .start_successor_with(&mut stage.reactor, || Ok(Box::new(Untold(child))))
+        .expect("it serves");
     stage.advance(REAP - ms(1));
     assert_eq!(server.events(), [""; 0]);
     stage.advance(ms(1));
@@ -205,7 +235,40 @@ fn child_that_has_asked_has_the_time_of_its_steps() {
     // It is on its own now.
     stage.advance(ms(3_000));
     assert!(child.lives());
-    child.kill();
+    kill(child.pid);
+    reap(&mut stage, child.pid);
+}
+
+/// It may hand over too, and end while the first process serves what is left there:
+/// nobody else can wait for it.
+#[test]
+fn child_that_has_taken_over_is_reaped_when_it_ends() {
+    for is_told in [true, false] {
+        let mut stage = Stage::new();
+        let server = stage.begin("old", &["web"]);
+        server.events();
+        let child = Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let pid = child.id();
+        let process: Box<dyn ChildProcess> = match is_told {
+            true => Box::new(child),
+            false => Box::new(Untold(child)),
+        };
+        let start = server
+            .restart
+            .start_successor_with(&mut stage.reactor, || Ok(process));
+        start.expect("it serves");
+        let hand = stage.successor(pid);
+        for message in [take(0), taken(0), ready(), serving()] {
+            hand.send(&message, &[]);
+            stage.settle();
+        }
+        assert_eq!(server.events(), ["handed over"]);
+        kill(pid);
+        reap(&mut stage, pid);
+        stage.advance(ms(10_000));
+        assert_eq!(server.events(), [""; 0], "it is nobody's failure");
+        assert_eq!(server.restart.successors_failed(), 0);
+    }
 }
 
 #[test]
@@ -316,7 +379,12 @@ fn no_child_is_started_where_there_is_no_use_for_one() {
     assert_eq!(refuses(&mut stage, never()), not_serving);
     stage.settle();
     let missing = Command::new("/nonexistent/program");
-    assert_eq!(refuses(&mut stage, missing), "cannot start the successor");
+    let not_found = std::io::Error::from_raw_os_error(2);
+    assert_eq!(
+        refuses(&mut stage, missing),
+        format!("cannot start the successor: {not_found}")
+    );
+    assert_eq!(server.restart.successors_failed(), 1);
     assert!(!server.restart.is_under_way());
     // Another one is served.
     let hand = stage.successor(1);

@@ -31,7 +31,7 @@ use bowline::{
 };
 
 use self::wire::Hand;
-use crate::support::DescriptorLedger;
+use crate::support::{DescriptorLedger, in_short};
 
 /// How often a predecessor asks whether its child has ended.
 const REAP: Duration = Duration::from_millis(20);
@@ -315,6 +315,7 @@ impl Program for Play {
     }
 
     fn not_started(&mut self, _: &mut Reactor, error: &RestartError) {
+        let error = in_short(error);
         self.scene.note(format!("not started: {error}"));
     }
 

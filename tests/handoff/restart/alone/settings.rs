@@ -89,7 +89,11 @@ fn errors_say_what_happened_with_its_reason() {
             Some(&why),
         ),
     ] {
-        assert_eq!(error.to_string(), text);
+        let cause = source.map(|cause| format!(": {cause}"));
+        assert_eq!(
+            error.to_string(),
+            format!("{text}{}", cause.unwrap_or_default())
+        );
         let said = error.source().map(ToString::to_string);
         assert_eq!(said.as_ref(), source, "{text}");
     }
@@ -208,12 +212,16 @@ impl Program for Hopeless {
 }
 
 #[test]
-fn reactor_stops_by_default_when_the_program_cannot_start() {
+fn reactor_fails_by_default_when_the_program_cannot_start() {
     let mut stage = Stage::new();
     let settings = stage.settings();
-    stage.reactor.start().expect("not running");
     Restart::begin(&mut stage.reactor, settings, Hopeless).expect("ours");
-    stage.settle();
+    let error = stage.reactor.run().expect_err("it cannot listen");
+    assert_eq!(
+        error.to_string(),
+        "cannot go on: cannot listen: address in use"
+    );
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::AddrInUse);
     assert!(!stage.reactor.is_running());
 }
 
@@ -303,7 +311,7 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
     let mut found = Vec::new();
     let mut servers = Vec::new();
     for name in ["old", "new"] {
-        let path = stage.path("web");
+        let (path, local) = (stage.path("web"), stage.path("local"));
         let addresses = Rc::new(std::cell::RefCell::new(Vec::new()));
         let (keeps, seen) = (Rc::clone(&accepted), Rc::clone(&addresses));
         let settings = stage.settings();
@@ -314,7 +322,7 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
             let recorder = |_: &Address| Recorder::default();
             assert_eq!(
                 listeners.inherited().len(),
-                if name == "old" { 0 } else { 3 }
+                if name == "old" { 0 } else { 4 }
             );
             let printed = format!("{listeners:?}");
             assert!(printed.starts_with("Listeners { inherited: {"), "{printed}");
@@ -322,16 +330,30 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
                 listeners.unix(reactor, "web", path.clone(), &unix, lines)?,
                 listeners.tcp(reactor, "tcp", any, &tcp, recorder)?,
                 listeners.accept_tcp(reactor, "pool", any, &tcp, Keeps(Rc::clone(&keeps)))?,
+                listeners.accept_unix(
+                    reactor,
+                    "local",
+                    local.clone(),
+                    &unix,
+                    Keeps(Rc::clone(&keeps)),
+                )?,
             ];
             // Each name once, and that of the control socket never.
-            for taken in ["web", "tcp", "pool", "control"] {
+            for taken in ["web", "tcp", "pool", "local", "control"] {
                 let kinds = [
                     listeners.tcp(reactor, taken, any, &tcp, recorder),
                     listeners.accept_tcp(reactor, taken, any, &tcp, Keeps(Rc::clone(&keeps))),
                     listeners.unix(reactor, taken, "/nowhere", &unix, recorder),
+                    listeners.accept_unix(
+                        reactor,
+                        taken,
+                        "/nowhere",
+                        &unix,
+                        Keeps(Rc::clone(&keeps)),
+                    ),
                 ]
                 .map(|result| result.map_err(|error| error.kind()));
-                assert_eq!(kinds, [Err(io::ErrorKind::AlreadyExists); 3], "{taken}");
+                assert_eq!(kinds, [Err(io::ErrorKind::AlreadyExists); 4], "{taken}");
             }
             for handle in handles {
                 let listener = reactor.get(handle).expect("it listens");
@@ -344,7 +366,7 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
         found.push(addresses.take());
         servers.push(server);
     }
-    assert_eq!(found[0].len(), 3);
+    assert_eq!(found[0].len(), 4);
     assert_eq!(found[0], found[1], "the same sockets");
     let Address::Inet(pool) = &found[1][2] else {
         panic!("{found:?}")

@@ -1,0 +1,232 @@
+//! An error's text names its cause: whoever prints it, and nothing else, says why.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::rc::Rc;
+
+use bowline::framing::{EncodeError, FramingError, SendFrameError, SendFrameErrorKind};
+use bowline::handoff::channel::ChannelError;
+use bowline::handoff::restart::{Refusal, RestartError};
+use bowline::handoff::systemd::{ActivationError, Notice, NoticeError};
+use bowline::handoff::wire::{SendError, SendErrorKind, WireError};
+use bowline::testing::MemoryStream;
+use bowline::{
+    Address, AdoptError, AdoptErrorKind, CloseReason, ConnectError, DelayedCallError, DetachError,
+    FailedAttempt, FileSendError, FileSender, ListenError, LookupError, Reactor, ReactorError,
+    ReattachError, RegisterProducerError, RemoteError, RunError, SendDescriptorError,
+    SendDescriptorErrorKind, ThreadCallError, TransportHandle, Transports, TriggerError,
+};
+
+mod support;
+
+use support::{Recorder, run_until};
+
+const WHY: &str = "out of quills";
+
+fn why() -> io::Error {
+    io::Error::other(WHY)
+}
+
+fn file() -> OwnedFd {
+    fs::File::open("/dev/null").unwrap().into()
+}
+
+/// One of each, or of each variant that has a cause.
+fn errors() -> Vec<Box<dyn Error>> {
+    let address = ([192, 0, 2, 1], 80).into();
+    vec![
+        Box::new(ReactorError::NotRunning),
+        Box::new(RunError::Failed(why())),
+        Box::new(TriggerError),
+        Box::new(delayed_call_error()),
+        Box::new(remote_error()),
+        Box::new(ThreadCallError::NoThread(why())),
+        Box::new(LookupError::Failed(why())),
+        Box::new(ConnectError::Refused(why())),
+        Box::new(ConnectError::Unreachable(why())),
+        Box::new(ConnectError::TimedOutByKernel(why())),
+        Box::new(ConnectError::Bind(why())),
+        Box::new(ConnectError::Os(why())),
+        Box::new(ConnectError::Lookup(LookupError::Failed(why()))),
+        Box::new(ConnectError::Lookup(LookupError::NoAddress)),
+        Box::new(ConnectError::AllFailed(vec![FailedAttempt::new(
+            address,
+            ConnectError::Refused(why()),
+        )])),
+        Box::new(RegisterProducerError::NotConnected),
+        Box::new(SendDescriptorErrorKind::QueueFull),
+        Box::new(SendDescriptorError {
+            kind: SendDescriptorErrorKind::QueueFull,
+            descriptors: Vec::new(),
+        }),
+        Box::new(CloseReason::Lost(why())),
+        Box::new(FramingError::BadLength),
+        Box::new(EncodeError::ContainsDelimiter),
+        Box::new(SendFrameErrorKind::Encode(EncodeError::ContainsDelimiter)),
+        Box::new(SendFrameError {
+            kind: SendFrameErrorKind::Encode(EncodeError::ContainsDelimiter),
+            descriptors: Vec::new(),
+        }),
+        Box::new(file_send_error()),
+        Box::new(listen_error()),
+        Box::new(AdoptError {
+            kind: AdoptErrorKind::Os(why()),
+            fd: file(),
+        }),
+        Box::new(DetachError::Lost),
+        Box::new(reattach_error()),
+        Box::new(RestartError::Spawn(why())),
+        Box::new(RestartError::Listen(why())),
+        Box::new(RestartError::Control(why())),
+        Box::new(RestartError::Refused(Refusal::Format)),
+        Box::new(ChannelError::Wire(WireError::Truncated)),
+        Box::new(ChannelError::Credentials(why())),
+        Box::new(WireError::Truncated),
+        Box::new(SendError {
+            kind: SendErrorKind::Wire(WireError::Truncated),
+            descriptors: Vec::new(),
+        }),
+        Box::new(SendError {
+            kind: SendErrorKind::Transport(SendDescriptorErrorKind::QueueFull),
+            descriptors: Vec::new(),
+        }),
+        Box::new(ActivationError::Descriptor {
+            number: 7,
+            error: why(),
+        }),
+        Box::new(notice_error()),
+    ]
+}
+
+fn delayed_call_error() -> DelayedCallError {
+    let mut reactor = Reactor::new().unwrap();
+    let call = reactor.call_later(std::time::Duration::ZERO, |_| {});
+    call.cancel(&mut reactor).unwrap();
+    call.cancel(&mut reactor).unwrap_err()
+}
+
+fn notice_error() -> NoticeError {
+    Notice::new().remove_stored("a:b").unwrap_err()
+}
+
+fn remote_error() -> RemoteError {
+    let remote = Reactor::new().unwrap().remote();
+    remote.call_from_thread(|_| {}).unwrap_err()
+}
+
+/// A reactor with a connection, and its other end.
+fn connected() -> (Reactor, TransportHandle, StdUnixStream) {
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    let handle = reactor
+        .adopt_unix_stream(ours.into(), Recorder::default())
+        .unwrap();
+    let handle = reactor.get(handle).unwrap().handle();
+    (reactor, handle, theirs)
+}
+
+/// A file that cannot be read.
+struct Broken;
+
+impl io::Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(why())
+    }
+}
+
+fn file_send_error() -> FileSendError {
+    let (mut reactor, handle, _theirs) = connected();
+    let told = Rc::new(RefCell::new(None));
+    let result = Rc::clone(&told);
+    FileSender::new(Broken)
+        .send(reactor.get(handle).unwrap(), move |_, it| {
+            *result.borrow_mut() = it.err();
+        })
+        .unwrap();
+    run_until(&mut reactor, |_| told.borrow().is_some());
+    told.take().unwrap()
+}
+
+fn listen_error() -> ListenError {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    reactor
+        .listen_tcp(taken.local_addr().unwrap(), |_: &Address| {
+            Recorder::default()
+        })
+        .unwrap_err()
+}
+
+fn reattach_error() -> ReattachError<Recorder> {
+    let (mut reactor, handle, _theirs) = connected();
+    let told = Rc::new(RefCell::new(None));
+    let result = Rc::clone(&told);
+    reactor.detach(handle, move |_, it| *result.borrow_mut() = it.ok());
+    run_until(&mut reactor, |_| told.borrow().is_some());
+    let detached = told.take().unwrap();
+    let mut error = reactor.reattach::<MemoryStream, _>(detached).unwrap_err();
+    error.kind = AdoptErrorKind::Os(why());
+    error
+}
+
+#[test]
+fn text_of_every_error_names_its_cause() {
+    let mut with_cause = 0;
+    for error in errors() {
+        let text = error.to_string();
+        let mut cause = error.source();
+        with_cause += u32::from(cause.is_some());
+        while let Some(error) = cause {
+            assert!(text.contains(&error.to_string()), "{text}, of {error}");
+            cause = error.source();
+        }
+        assert!(!text.ends_with('.'), "{text}");
+    }
+    assert!(with_cause >= 20, "{with_cause}");
+    // Where the cause is no error by itself.
+    let text = reattach_error().to_string();
+    assert!(text.ends_with(WHY), "{text}");
+    let text = ConnectError::AllFailed(vec![FailedAttempt::new(
+        ([192, 0, 2, 1], 80).into(),
+        ConnectError::TimedOut,
+    )]);
+    let text = text.to_string();
+    assert!(text.ends_with("192.0.2.1:80: connecting took longer than its timeout"));
+}
+
+#[test]
+fn no_error_type_is_missing_above() {
+    let tested = fs::read_to_string(file!()).unwrap();
+    let mut types = BTreeSet::new();
+    for package in ["reactor", "protocol", "transport", "handoff"] {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        find(&root.join(package).join("src"), &mut types);
+    }
+    assert!(types.len() >= 24, "{types:?}");
+    for name in types {
+        assert!(tested.contains(&name), "{name} has no row in the table");
+    }
+}
+
+/// The types that are errors in the sources of a folder.
+fn find(folder: &Path, types: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            find(&path, types);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let names = text.lines().filter(|line| line.starts_with("impl"));
+            let names =
+                names.filter_map(|line| line.split_once("Error for ")?.1.split(['<', ' ']).next());
+            types.extend(names.map(String::from));
+        }
+    }
+}
