@@ -34,6 +34,7 @@ mod worker;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::rc::Rc;
@@ -74,6 +75,9 @@ fn main() -> common::Result {
     }
 }
 
+/// Nobody would be served.
+const MAX_FAILED_STARTS: u32 = 20;
+
 /// How many connections each process has taken, by its id: told when it ends.
 type Taken = Rc<RefCell<BTreeMap<u32, u64>>>;
 
@@ -82,6 +86,7 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
     let mut settings = PoolSettings::default();
     settings.workers = workers.max(1);
     settings.drain_timeout = Some(STOP_DEADLINE);
+    settings.max_failed_starts = Some(MAX_FAILED_STARTS);
     let program = std::env::current_exe()?;
     let command = move |_: WorkerId| {
         let mut command = Command::new(&program);
@@ -131,6 +136,10 @@ fn watch(pool: &Pool, load: Option<load::SharedLoad>, taken: Taken) {
             taken.borrow_mut().insert(pid, acknowledged);
         }
         PoolEvent::Exited { pid, status, .. } => log::info!("worker {pid}: {status:?}"),
+        PoolEvent::GaveUp { failures } => {
+            let text = format!("{failures} workers in a row could not be started");
+            reactor.fail(io::Error::other(text));
+        }
         _ => {}
     });
 }

@@ -54,9 +54,43 @@ impl Shared {
             let installed = started.and_then(|started| self.install(reactor, id, started));
             self.state.borrow_mut().is_starting = false;
             if let Err(error) = installed {
-                log::error!(target: log::HANDOFF, "cannot start {id}, trying again: {error}");
-                self.replace_later(reactor);
+                self.not_started(reactor, id, error);
             }
+        }
+    }
+
+    fn not_started(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId, error: std::io::Error) {
+        log::error!(target: log::HANDOFF, "cannot start {id}: {error}");
+        let mut state = self.state.borrow_mut();
+        state.counts.not_started += 1;
+        let failures = state.failed_starts.saturating_add(1);
+        drop(state);
+        self.tell(
+            reactor,
+            PoolEvent::NotStarted {
+                worker: id,
+                error,
+                failures,
+            },
+        );
+        self.start_failed(reactor);
+        self.replace_later(reactor);
+    }
+
+    /// A start has brought nothing, which may be the last that is allowed.
+    fn start_failed(self: &Rc<Self>, reactor: &mut Reactor) {
+        let mut state = self.state.borrow_mut();
+        let had_given_up = state.has_given_up();
+        state.failed_starts = state.failed_starts.saturating_add(1);
+        let failures = state.failed_starts;
+        let gives_up = state.has_given_up() && !had_given_up;
+        drop(state);
+        if gives_up {
+            log::error!(
+                target: log::HANDOFF,
+                "{failures} workers in a row could not be started: no more are tried"
+            );
+            self.tell(reactor, PoolEvent::GaveUp { failures });
         }
     }
 
@@ -107,6 +141,7 @@ impl Shared {
             channel,
             process,
             stage: WorkerStage::Starting,
+            was_ready: false,
             in_flight: VecDeque::new(),
             live: 0,
             acknowledged: 0,
@@ -143,7 +178,11 @@ impl Shared {
             return;
         }
         worker.stage = WorkerStage::Serving;
+        worker.was_ready = true;
         let pid = worker.pid;
+        if !state.has_given_up() {
+            state.failed_starts = 0;
+        }
         drop(state);
         self.tell(reactor, PoolEvent::Ready { worker: id, pid });
         self.pump_later(reactor);
@@ -275,6 +314,7 @@ impl Shared {
             is_watched: worker.is_watched,
         };
         let is_death = matches!(state.life, Life::Running) && !was_asked;
+        let is_failed_start = is_death && !worker.was_ready;
         if is_death {
             state.counts.deaths += 1;
             state.judge_life(worker.started, now);
@@ -284,6 +324,9 @@ impl Shared {
         drop(state);
         self.leave(reactor, leaving);
         self.tell(reactor, event);
+        if is_failed_start {
+            self.start_failed(reactor);
+        }
         if needs_replacement {
             self.replace_later(reactor);
         } else {
@@ -444,8 +487,8 @@ impl Shared {
             self.exited(reactor, id);
         }
         if has_panicked {
-            // It is not called again before a wait, as one that fails.
-            self.replace_later(reactor);
+            let id = WorkerId(self.state.borrow().next_worker - 1);
+            self.not_started(reactor, id, std::io::Error::other("it panicked"));
         }
         self.pump(reactor);
         self.arm_tick(reactor);

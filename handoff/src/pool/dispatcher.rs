@@ -56,8 +56,9 @@ pub(super) struct Shared {
 
 impl Pool {
     /// Starts the workers, in turn ([`RoundRobin`]); [`with_policy`] lets
-    /// another policy choose. One that cannot be started is tried again later,
-    /// with growing waits.
+    /// another policy choose. One that cannot be started is told as
+    /// [`PoolEvent::NotStarted`] and tried again later, with growing waits, as often
+    /// as [may be](PoolSettings::max_failed_starts).
     ///
     /// [`with_policy`]: Self::with_policy
     pub fn start(reactor: &mut Reactor, settings: PoolSettings, spawn: impl Spawn) -> Self {
@@ -87,6 +88,7 @@ impl Pool {
                     paused: Vec::new(),
                     replacements: 0,
                     is_starting: false,
+                    failed_starts: 0,
                     next_worker: 1,
                     next_delivery: 1,
                     tick: None,
@@ -148,7 +150,8 @@ impl Pool {
         *self.shared.on_undelivered.borrow_mut() = Some(Box::new(handler));
     }
 
-    /// Sets what is told of what happens to workers.
+    /// Sets what is told of what happens to workers, from what has happened in this
+    /// callback on.
     pub fn on_event(&self, handler: impl FnMut(&mut Reactor, PoolEvent) + 'static) {
         *self.shared.on_event.borrow_mut() = Some(Box::new(handler));
     }
@@ -394,9 +397,8 @@ impl Shared {
 
     pub(super) fn tell(self: &Rc<Self>, reactor: &mut Reactor, event: PoolEvent) {
         log::debug!(target: log::HANDOFF, "{event:?}");
-        if self.on_event.borrow().is_none() {
-            return;
-        }
+        // Also without a handler: what happens while the pool starts is told to the
+        // one that is set after it.
         let shared = Rc::clone(self);
         reactor.defer(move |reactor| {
             if let Some(mut handler) = Out::of(&shared.on_event) {

@@ -1,5 +1,6 @@
 //! How a pool behaves, and what it says of itself.
 
+use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -46,6 +47,12 @@ pub struct PoolSettings {
     /// A worker that lived this long was a good one: the waits begin anew;
     /// default 10 s.
     pub stable_after: Duration,
+    /// How many starts in a row may fail until the pool gives up: no more
+    /// workers are started then, those that there are go on, and
+    /// [`PoolEvent::GaveUp`] says so. One has failed where the worker could not
+    /// be started or ended before it was [ready](PoolEvent::Ready). Default
+    /// `None`: it tries for ever.
+    pub max_failed_starts: Option<u32>,
 }
 
 impl Default for PoolSettings {
@@ -65,6 +72,7 @@ impl Default for PoolSettings {
                 .first(Duration::from_millis(100))
                 .cap(Duration::from_secs(10)),
             stable_after: Duration::from_secs(10),
+            max_failed_starts: None,
         }
     }
 }
@@ -90,6 +98,8 @@ pub struct PoolStatistics {
     pub undelivered: u64,
     /// Workers that were started.
     pub started: u64,
+    /// Workers that could not be started.
+    pub not_started: u64,
     /// Workers that ended without having been asked to.
     pub deaths: u64,
     /// Times that a worker counted as hung.
@@ -141,6 +151,24 @@ pub enum WorkerStage {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PoolEvent {
+    /// A worker could not be started; it is tried again after a wait. Those of
+    /// [`Pool::start`](super::Pool::start) itself are told too, to a handler
+    /// that is set before the reactor turns again.
+    NotStarted {
+        /// Which one: another number is tried next.
+        worker: WorkerId,
+        /// Why: the error of [`Spawn`](super::Spawn), or of watching the channel.
+        error: io::Error,
+        /// How many starts have failed in a row, this one included.
+        failures: u32,
+    },
+    /// As many starts have failed as
+    /// [may](PoolSettings::max_failed_starts): no worker is started any more. A
+    /// program that is of no use without can [fail](bowline_reactor::Reactor::fail).
+    GaveUp {
+        /// How many have failed in a row.
+        failures: u32,
+    },
     /// A worker is there and takes connections.
     Ready {
         /// Which one.

@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) replacements: usize,
     /// Code of the user is starting a worker, or has panicked meanwhile.
     pub(super) is_starting: bool,
+    /// How many starts have failed since a worker was ready.
+    pub(super) failed_starts: u32,
     pub(super) next_worker: u64,
     pub(super) next_delivery: u64,
     /// When the next tick is to be.
@@ -62,6 +64,8 @@ pub(super) struct Worker {
     pub(super) channel: UnixTransportHandle,
     pub(super) process: Box<dyn ChildProcess>,
     pub(super) stage: WorkerStage,
+    /// It has said hello.
+    pub(super) was_ready: bool,
     /// Unanswered, oldest first.
     pub(super) in_flight: VecDeque<Box<Job>>,
     pub(super) live: u32,
@@ -141,9 +145,17 @@ impl State {
     pub(super) fn missing_workers(&self) -> usize {
         let staying = self.workers.iter().filter(|worker| worker.is_staying());
         match self.life {
-            Life::Running => self.settings.workers.saturating_sub(staying.count()),
-            Life::Stopping { .. } | Life::Stopped => 0,
+            Life::Running if !self.has_given_up() => {
+                self.settings.workers.saturating_sub(staying.count())
+            }
+            Life::Running | Life::Stopping { .. } | Life::Stopped => 0,
         }
+    }
+
+    /// Whether no worker is started any more, since so many could not be.
+    pub(super) fn has_given_up(&self) -> bool {
+        let limit = self.settings.max_failed_starts;
+        limit.is_some_and(|limit| self.failed_starts >= limit.max(1))
     }
 
     /// Has the waits begin anew if a worker lived long enough.

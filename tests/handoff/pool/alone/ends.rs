@@ -319,7 +319,20 @@ fn workers_that_cannot_be_started_are_tried_again_with_growing_waits() {
         counted.set(counted.get() + 1);
         Err::<Spawned, _>(io::ErrorKind::NotFound.into())
     });
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let told = Rc::clone(&events);
+    pool.on_event(move |_, event| told.borrow_mut().push(super::in_short(&event)));
     assert_eq!(tries.get(), 2);
+    settle(&mut reactor);
+    // Those of the start itself too.
+    let why = "entity not found";
+    assert_eq!(
+        events.take(),
+        [
+            format!("worker 1 not started, 1: {why}"),
+            format!("worker 2 not started, 2: {why}"),
+        ]
+    );
     // Each that fails has the next one wait for longer.
     for (wait, tried) in [
         (99, 2),
@@ -337,6 +350,71 @@ fn workers_that_cannot_be_started_are_tried_again_with_growing_waits() {
     }
     let statistics = pool.statistics();
     assert_eq!((statistics.started, statistics.deaths), (0, 0));
+    assert_eq!(statistics.not_started, 6);
+    assert_eq!(
+        events.take().last().expect("four more"),
+        &format!("worker 6 not started, 6: {why}")
+    );
+}
+
+/// It could not be started, or ended before it was ready; in between, one that is
+/// ready has the count begin anew.
+#[test]
+fn starts_that_fail_in_a_row_are_bounded_if_asked_for() {
+    let mut few = settings(2);
+    few.max_failed_starts = Some(3);
+    let broken = Rc::new(Cell::new(false));
+    let is_broken = Rc::clone(&broken);
+    let hire = move |id| {
+        let (hand, channel) = Hand::new(id, Process::Watched);
+        match is_broken.get() {
+            // No channel can be put on it.
+            true => (hand, File::open("/proc/self/comm").expect("a file").into()),
+            false => (hand, channel),
+        }
+    };
+    let mut stage = Stage::with_hands(few, RoundRobin::new(), hire);
+    // Twice, before one is ready.
+    for hand in [0, 1] {
+        stage.end(hand);
+    }
+    stage.advance(ms(300));
+    assert_eq!(stage.started(), 4);
+    for hand in [2, 3] {
+        stage.hand(hand).greet();
+    }
+    stage.settle();
+    stage.events.take();
+    // After that, the death of one that was ready does not count, and starts that fail do.
+    broken.set(true);
+    stage.end(2);
+    for _ in 0..5 {
+        stage.advance(ms(10_000));
+    }
+    let events = stage.events.take();
+    let failed: Vec<_> = events
+        .iter()
+        .filter(|event| event.contains("not started") || event.contains("gave up"))
+        .collect();
+    assert_eq!(failed.len(), 4, "{events:?}");
+    for (event, start) in failed
+        .iter()
+        .zip(["worker 5", "worker 6", "worker 7", "gave up"])
+    {
+        assert!(event.starts_with(start), "{events:?}");
+    }
+    assert_eq!(failed[3], "gave up after 3");
+    assert_eq!(stage.pool.statistics().not_started, 3);
+    // The one that is left serves, and no other is tried, were it the last.
+    assert!(stage.has_room());
+    broken.set(false);
+    let started = stage.started();
+    stage.end(3);
+    for _ in 0..5 {
+        stage.advance(ms(10_000));
+    }
+    assert_eq!(stage.started(), started);
+    assert!(!stage.has_room());
 }
 
 #[test]
@@ -351,7 +429,13 @@ fn a_start_that_panics_is_tried_again_after_a_wait() {
     stage.advance(ms(100));
     assert_eq!(stage.reactor.statistics().panics, 1);
     assert_eq!(stage.started(), 1);
+    stage.events.take();
     stage.advance(TICK);
+    assert_eq!(
+        stage.events.take(),
+        ["worker 2 not started, 1: it panicked"]
+    );
+    assert_eq!(stage.pool.statistics().not_started, 1);
     stage.advance(ms(199));
     assert_eq!(stage.started(), 1);
     stage.advance(ms(1));
@@ -383,7 +467,13 @@ fn one_whose_channel_is_none_is_killed_and_tried_again() {
     first.exit(9);
     clock.advance(TICK);
     settle(&mut reactor);
-    assert_eq!(events.take(), ["worker 1 exited, 101: Some(Some(9))"]);
+    assert_eq!(
+        events.take(),
+        [
+            "worker 1 not started, 1: cannot adopt the descriptor: it is no socket",
+            "worker 1 exited, 101: Some(Some(9))"
+        ]
+    );
     assert_eq!(hands.borrow().len(), 1);
     clock.advance(ms(80));
     settle(&mut reactor);

@@ -263,6 +263,12 @@ fn in_short(event: &PoolEvent) -> String {
             let code = status.map(|status| status.code());
             format!("{worker} exited, {pid}: {code:?}")
         }
+        PoolEvent::NotStarted {
+            worker,
+            error,
+            failures,
+        } => format!("{worker} not started, {failures}: {error}"),
+        PoolEvent::GaveUp { failures } => format!("gave up after {failures}"),
         event => panic!("unknown: {event:?}"),
     }
 }
