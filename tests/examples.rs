@@ -427,7 +427,7 @@ fn proxy_ends_a_connection_it_cannot_make() {
 
 #[test]
 fn proxy_connects_to_a_host() {
-    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = server.local_addr().unwrap().to_string();
     let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", &to]);
     let mut client = proxy.connect();
