@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -36,7 +37,8 @@ pub enum Destination {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UnixAddress {
     /// Not bound: a client that did not ask for an address, or either end of a
-    /// socketpair.
+    /// socketpair. Asked for when binding or listening, the kernel chooses an abstract
+    /// name that is free (five hexadecimal digits; unix(7), "Autobind").
     Unnamed,
     /// A file; at most 107 bytes.
     Path(PathBuf),
@@ -114,11 +116,28 @@ impl From<UnixAddress> for Address {
     }
 }
 
-/// A path. For a name in the abstract namespace use
-/// [`UnixAddress::Abstract`].
+/// A path; or, where it begins with `@`, the name in the abstract namespace that
+/// follows, as systemd, Go and ss(8) write them.
+///
+/// A file whose name begins with `@` is `./@name`, or an [`UnixAddress::Path`]. An
+/// abstract name has no permissions: where an address comes from a configuration, look
+/// at what it has become.
+///
+/// # Examples
+///
+/// ```
+/// use bowline_protocol::UnixAddress;
+///
+/// assert_eq!(UnixAddress::from("@bus"), UnixAddress::Abstract(b"bus".to_vec()));
+/// assert_eq!(UnixAddress::from("/run/bus"), UnixAddress::Path("/run/bus".into()));
+/// ```
 impl<P: Into<PathBuf>> From<P> for UnixAddress {
     fn from(path: P) -> Self {
-        Self::Path(path.into())
+        let path = path.into();
+        match path.as_os_str().as_bytes() {
+            [b'@', name @ ..] => Self::Abstract(name.to_vec()),
+            _ => Self::Path(path),
+        }
     }
 }
 
@@ -163,6 +182,18 @@ mod tests {
         assert_eq!(different.len(), names.len());
         assert_eq!(names[1], UnixAddress::from("/run/a".to_owned()));
         assert!(different.contains(&UnixAddress::Abstract(b"/run/a".to_vec())));
+    }
+
+    #[test]
+    fn a_name_that_begins_with_an_at_sign_is_abstract() {
+        for name in ["@bus", "@"] {
+            let address = UnixAddress::from(name);
+            assert_eq!(address, UnixAddress::Abstract(name.as_bytes()[1..].into()));
+            assert_eq!(address.to_string(), name);
+        }
+        for path in ["./@bus", "/run/@bus", "bus@"] {
+            assert_eq!(UnixAddress::from(path), UnixAddress::Path(path.into()));
+        }
     }
 
     #[test]
