@@ -57,6 +57,7 @@
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
+//! | make a listener only to give it away | [`bind_tcp_listener`], [`bind_unix_listener`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | serve with several processes | [`handoff::pool`] |
 //! | be replaced by a new process without losing a connection | [`handoff::restart`] |
@@ -158,6 +159,7 @@ pub use bowline_transport::{
     AdoptError, AdoptErrorKind, DetachError, Detached, HostConnectOptions, ListenError, ListenStep,
     ReattachError, StaleSocket, StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream,
     TransportBudgets, Transports, UnixConnectOptions, UnixListenOptions, UnixStream, Unsent,
+    bind_tcp_listener, bind_unix_listener,
 };
 
 // Descriptors that processes are started with, and what belongs to it.

@@ -15,7 +15,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as StdUnixAddress, UnixStream as Client};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread;
@@ -32,6 +32,29 @@ const CASE: &str = "BOWLINE_TEST_INJECTED";
 /// Runs a case in a process in which strace makes calls fail.
 #[track_caller]
 fn run(case: &str, strace: &[&str]) {
+    let (trace, output) = traced(case, strace);
+    let injected = trace.lines().filter(|line| line.contains("(INJECTED)"));
+    assert!(
+        injected.count() > 0,
+        "nothing was injected; may strace trace here?\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_success(case, &output);
+}
+
+#[track_caller]
+fn assert_success(case: &str, output: &Output) {
+    assert!(
+        output.status.success(),
+        "{case}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Runs a case under strace; what that wrote, and how the case ended.
+#[track_caller]
+fn traced(case: &str, strace: &[&str]) -> (String, Output) {
     let log = tempfile::NamedTempFile::new().unwrap();
     let output = Command::new("strace")
         .arg("-f")
@@ -48,19 +71,7 @@ fn run(case: &str, strace: &[&str]) {
                 "CANNOT RUN strace, which this test needs ({error}): install the package `strace`"
             )
         });
-    let trace = fs::read_to_string(log.path()).unwrap();
-    let injected = trace.lines().filter(|line| line.contains("(INJECTED)"));
-    assert!(
-        injected.count() > 0,
-        "nothing was injected; may strace trace here?\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(
-        output.status.success(),
-        "{case}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    (fs::read_to_string(log.path()).unwrap(), output)
 }
 
 /// Contract L-05: one is refused, those behind it are served in the same turn.
@@ -211,6 +222,63 @@ fn poll_that_a_signal_interrupts_is_an_empty_turn() {
     reading.join().unwrap();
 }
 
+/// Contract L-22, W-45: in every way in which a listener can end. The other way round a
+/// successor could take the path over in between, with the same number for its file
+/// even, and lose it.
+#[test]
+fn the_file_of_a_listener_is_removed_before_its_socket_is_closed() {
+    for how in ["drop", "stop", "crash", "panic", "never-turned"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let case = format!("path {} {how}", path.display());
+        let (trace, output) = traced(&case, &["-e", "trace=bind,listen,unlink,close"]);
+        assert_success(&case, &output);
+        let bind = trace.lines().find(|line| line.contains("bind("));
+        let descriptor = bind
+            .and_then(|line| line.split_once("bind("))
+            .and_then(|(_, rest)| rest.split_once(','))
+            .expect("it binds")
+            .0;
+        let after = trace.split_once("listen(").expect("it listens").1;
+        let place = |what: String| after.find(&what).unwrap_or_else(|| panic!("{how}: {what}"));
+        let removed = place(format!("unlink(\"{}\")", path.display()));
+        let closed = place(format!("close({descriptor})"));
+        assert!(removed < closed, "{how}: closed first");
+    }
+}
+
+/// Contract L-25, W-44: whoever dies on the way to a path leaves nothing that keeps the next
+/// from it.
+#[test]
+fn a_program_that_is_killed_while_it_takes_a_path_stops_nobody() {
+    let calls = [
+        ("socket", 1..=3),
+        ("fchmod", 1..=1),
+        ("bind", 1..=3),
+        ("flock", 1..=2),
+        ("connect", 1..=4),
+        ("unlink", 1..=1),
+        ("fchmodat2", 1..=1),
+        ("listen", 1..=1),
+    ];
+    for (call, times) in calls {
+        for time in times {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let case = format!("path {} drop", path.display());
+            let inject = format!("inject={call}:signal=KILL:when={time}");
+            let (trace, output) = traced(&case, &["-e", &inject]);
+            assert!(
+                !output.status.success(),
+                "{call} {time}: not killed\n{trace}"
+            );
+            let (_, output) = traced(&case, &["-e", "trace=none"]);
+            assert_success(&format!("after {call} {time}"), &output);
+        }
+    }
+}
+
 #[test]
 #[ignore = "a case of the other tests, which run it in a process of its own"]
 fn case() {
@@ -228,8 +296,44 @@ fn case() {
         ["interrupted"] => polls_that_fail(false),
         ["poll", _] => polls_that_fail(true),
         ["stopped"] => stopped(),
+        ["path", how] => a_path(how),
         other => panic!("no case {other:?}"),
     }
+}
+
+/// Listens on a path, is reached, and ends.
+fn a_path(arguments: &str) {
+    let (path, how) = arguments.split_once(' ').unwrap();
+    let record = Record::default();
+    let recorder = Recorder::new(&record);
+    let run = || {
+        // As with most programs: the umask takes something from the mode.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let mut reactor = Reactor::new().unwrap();
+        let listener = reactor
+            .listen_unix(path, move |_: &Address| recorder.clone())
+            .unwrap();
+        let client = Client::connect(path).unwrap();
+        if how != "never-turned" {
+            run_until(&mut reactor, |_| !record.summary().is_empty());
+        }
+        drop(client);
+        match how {
+            "stop" => {
+                reactor.get(listener).unwrap().stop_listening();
+                run_until_quiet(&mut reactor);
+            }
+            "crash" => {
+                reactor.call_later(Duration::ZERO, |reactor| reactor.crash().unwrap());
+                reactor.run().unwrap();
+            }
+            "panic" => panic!("as asked"),
+            _ => {}
+        }
+    };
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    assert_eq!(ended.is_err(), how == "panic");
+    assert!(!std::path::Path::new(path).exists());
 }
 
 /// A listener with clients that wait at it.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Role};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
 use bowline::policies::LimitConnections;
-use bowline::{Address, Context, PassedDescriptor, Reactor, StaleSocket, Transports};
+use bowline::{Address, Context, PassedDescriptor, Reactor, Transports};
 use bowline::{UnixListenOptions, UnixTransport};
 
 use crate::common;
@@ -218,7 +218,6 @@ pub(crate) fn run(path: &Path, limit: usize) -> common::Result {
     };
     let options = UnixListenOptions {
         mode: 0o600,
-        stale: StaleSocket::Remove,
         ..UnixListenOptions::default()
     };
     let channels = LimitConnections::new(channels).total(Some(CLIENTS));

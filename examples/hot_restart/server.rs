@@ -15,7 +15,7 @@ use std::time::Instant;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notice, Notifier};
-use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor, StaleSocket};
+use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor};
 use bowline::{StreamTransport, SystemEvent, TcpListenOptions, Transports, UnixListenOptions};
 use bowline::{describe_socket, descriptors_closing};
 use rustix::process::Signal;
@@ -165,7 +165,7 @@ impl Program for Server {
         if let Some(path) = self.options.unix.clone() {
             let options = UnixListenOptions {
                 backlog: 4096,
-                stale: StaleSocket::Remove,
+
                 ..UnixListenOptions::default()
             };
             listeners.unix(reactor, "local", path, &options, self.lines())?;

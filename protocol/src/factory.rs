@@ -202,14 +202,19 @@ pub trait Listener: 'static {
 
     /// The file that is removed when this listener closes, while it is ours;
     /// `None` for listeners without one, and for those that were adopted.
+    ///
+    /// It is removed before the socket is closed, if it still stands at its path: a
+    /// socket that is open has its file's number to itself. A process that was forked
+    /// from the one that made it or [owned](Self::own_socket_file) it last leaves it
+    /// alone; one that goes on in its place owns it first.
     fn socket_file(&self) -> Option<SocketFile>;
 
     /// Leaves the file where it is from now on, for somebody else who
     /// [owns](Self::own_socket_file) it.
     fn disown_socket_file(&mut self);
 
-    /// Has the file of an adopted listener removed when this listener closes,
-    /// unless another has taken its place by then. Its owner before has to
+    /// Has the file of an adopted listener removed when this listener closes, in this
+    /// process, unless another has taken its place by then. Its owner before has to
     /// [disown](Self::disown_socket_file) it.
     ///
     /// # Errors

@@ -13,5 +13,6 @@ mod connectors;
 mod files;
 mod listeners;
 mod options;
+mod paths;
 mod producers;
 mod stream;

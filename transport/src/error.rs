@@ -28,6 +28,9 @@ pub enum ListenStep {
     Socket,
     /// bind(2).
     Bind,
+    /// Removing the file of a dead socket from the path
+    /// ([`StaleSocket::Remove`](crate::StaleSocket::Remove)).
+    RemoveStale,
     /// Giving the socket file its mode.
     Mode,
     /// listen(2).
@@ -41,6 +44,7 @@ impl fmt::Display for ListenError {
         let step = match self.step {
             ListenStep::Socket => "make a socket for",
             ListenStep::Bind => "bind",
+            ListenStep::RemoveStale => "remove the dead socket at",
             ListenStep::Mode => "set the mode of",
             ListenStep::Listen => "listen on",
             ListenStep::Watch => "watch the listener on",

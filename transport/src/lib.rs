@@ -58,6 +58,7 @@ pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
 pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
 pub use crate::handoff::{Detached, ReattachError, Unsent};
+pub use crate::listener::{bind_tcp_listener, bind_unix_listener};
 pub use crate::options::{
     HostConnectOptions, StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions,
     UnixListenOptions,

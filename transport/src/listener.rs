@@ -1,5 +1,6 @@
 //! Listening sockets, which accept in budgeted batches.
 
+mod bind;
 mod socket;
 
 use std::any::Any;
@@ -7,9 +8,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,15 +21,15 @@ use bowline_reactor::{DelayedCall, Descriptor, Handle, Next, Panic, Reactor, Rea
 use crate::closer::close_elsewhere;
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
 use crate::connection::{HostName, Names, Source};
-use crate::error::{ListenError, ListenStep};
 use crate::handoff::DetachListenerRequest;
 use crate::log;
-use crate::options::{StaleSocket, TcpListenOptions, UnixListenOptions};
 use crate::shared::{Ledger, Shared};
-use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
+use crate::sys::{self, SocketName};
 #[cfg(feature = "testing")]
 use crate::testing::MemoryListener;
 
+pub(crate) use self::bind::{SocketFile, bind_tcp, bind_unix, socket_name};
+pub use self::bind::{bind_tcp_listener, bind_unix_listener};
 use self::socket::ListeningSocket;
 
 /// When a listener that could not accept for want of descriptors or memory
@@ -70,13 +69,14 @@ pub(crate) struct HandOver<A> {
 
 /// The part of a listener that handles give access to.
 pub(crate) struct Control {
+    /// Removed when we close, if it is still ours: before the socket, and so
+    /// before it when this is dropped.
+    file: Option<SocketFile>,
     socket: Option<ListeningSocket>,
     token: Token,
     host: HostName,
     address: Address,
     shared: Rc<Shared>,
-    /// Unlinked when we close, if it is still ours.
-    file: Option<SocketFile>,
     retry: Option<DelayedCall>,
     /// Latched: there may be connections to accept.
     is_readable: bool,
@@ -93,48 +93,6 @@ pub(crate) struct Control {
     is_short: bool,
     /// Whether the kernel refuses descriptors to all who connect.
     refuses_descriptors: bool,
-}
-
-/// The file of a UNIX socket that we bound.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    identity: FileIdentity,
-}
-
-impl SocketFile {
-    /// The path goes on to belong to whoever holds the listener.
-    fn leave(self) {
-        let mut file = ManuallyDrop::new(self);
-        drop(std::mem::take(&mut file.path));
-    }
-}
-
-impl Drop for SocketFile {
-    /// Removes the file, unless another one has taken its place.
-    fn drop(&mut self) {
-        match sys::socket_file(&self.path) {
-            Ok(identity) if identity == self.identity => {
-                if let Err(error) = std::fs::remove_file(&self.path) {
-                    log::warn!(
-                        target: log::TRANSPORT,
-                        "cannot remove {}: {error}",
-                        self.path.display()
-                    );
-                }
-            }
-            Ok(_) => log::debug!(
-                target: log::TRANSPORT,
-                "{} is another's by now",
-                self.path.display()
-            ),
-            Err(_) => log::debug!(
-                target: log::TRANSPORT,
-                "{} is gone already",
-                self.path.display()
-            ),
-        }
-    }
 }
 
 impl Listener for Control {
@@ -192,15 +150,17 @@ impl Listener for Control {
     }
 
     fn own_socket_file(&mut self, file: protocol::SocketFile) -> io::Result<()> {
-        let path = match &self.address {
-            Address::Unix(UnixAddress::Path(path)) => std::path::absolute(path)?,
-            _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        let Address::Unix(UnixAddress::Path(path)) = &self.address else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        let identity = sys::socket_file(&path)?;
-        if (identity.device, identity.inode) != (file.device, file.inode) {
+        let found = SocketFile::at(path)?;
+        if (found.identity.device, found.identity.inode) != (file.device, file.inode) {
+            found.leave();
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
-        self.file = Some(SocketFile { path, identity });
+        if let Some(before) = self.file.replace(found) {
+            before.leave();
+        }
         Ok(())
     }
 
@@ -439,7 +399,8 @@ impl<S: Service> Accepting<S> {
         let control = &mut self.control;
         if let Some(socket) = control.socket.take() {
             socket.unwatch(reactor);
-            // The path first: a client that finds it finds a listener.
+            // The path first: a client that finds it finds a listener, and nobody has
+            // taken it over while the socket is open.
             control.file = None;
             socket.close();
             Ledger::add(&control.shared.ledger.closed, 1);
@@ -532,130 +493,6 @@ impl<S: Service> Descriptor for Accepting<S> {
 
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Owned(format!("listener,{}", self.control.address))
-    }
-}
-
-/// Makes and binds a TCP listener.
-pub(crate) fn bind_tcp(
-    address: std::net::SocketAddr,
-    options: &TcpListenOptions,
-) -> Result<OwnedFd, ListenError> {
-    let failed = |step| {
-        move |error| ListenError {
-            address: address.into(),
-            step,
-            error,
-        }
-    };
-    let (fd, name) = (|| {
-        let family = if address.is_ipv4() {
-            Family::Inet4
-        } else {
-            Family::Inet6
-        };
-        let fd = sys::stream_socket(family)?;
-        sys::set_reuse_address(fd.as_fd(), options.reuse_address)?;
-        if options.reuse_port {
-            sys::set_reuse_port(fd.as_fd(), true)?;
-        }
-        if address.is_ipv6() {
-            sys::set_v6_only(fd.as_fd(), options.v6_only)?;
-        }
-        if options.no_delay {
-            sys::set_no_delay(fd.as_fd(), true)?;
-        }
-        if options.keep_alive {
-            sys::set_keep_alive(fd.as_fd(), true)?;
-        }
-        Ok((fd, SocketName::Inet(address)))
-    })()
-    .map_err(failed(ListenStep::Socket))?;
-    sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
-    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
-    Ok(fd)
-}
-
-/// Makes and binds a UNIX listener; with the file, if it has one.
-pub(crate) fn bind_unix(
-    address: &UnixAddress,
-    options: &UnixListenOptions,
-) -> Result<(OwnedFd, Option<SocketFile>), ListenError> {
-    let failed = |step| {
-        move |error| ListenError {
-            address: address.clone().into(),
-            step,
-            error,
-        }
-    };
-    let name = socket_name(address);
-    let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
-    if !options.accepts_descriptors {
-        // On the listener, so that nothing slips in before the accept.
-        sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
-    }
-    let path = address.as_path();
-    if path.is_some() {
-        // Linux gives the file the mode of the unbound socket, less the umask:
-        // it is never more open than asked.
-        sys::set_mode(fd.as_fd(), options.mode).map_err(failed(ListenStep::Mode))?;
-    }
-    let mut bound = sys::bind(fd.as_fd(), &name);
-    if let Some(path) = path
-        && options.stale == StaleSocket::Remove
-        && bound
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-        && remove_stale(path, &name).map_err(failed(ListenStep::Bind))?
-    {
-        bound = sys::bind(fd.as_fd(), &name);
-    }
-    bound.map_err(failed(ListenStep::Bind))?;
-    let file = match path {
-        None => None,
-        Some(path) => {
-            let path = std::path::absolute(path).map_err(failed(ListenStep::Bind))?;
-            let identity = sys::socket_file(&path).map_err(failed(ListenStep::Mode))?;
-            let file = SocketFile { path, identity };
-            // What the umask took away. Clients are refused until `listen`.
-            sys::set_file_mode(&file.path, identity, options.mode)
-                .map_err(failed(ListenStep::Mode))?;
-            Some(file)
-        }
-    };
-    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
-    Ok((fd, file))
-}
-
-fn backlog(asked: u32) -> i32 {
-    i32::try_from(asked).unwrap_or(i32::MAX)
-}
-
-/// Removes the socket file at `path` if nobody listens on it; whether it did.
-fn remove_stale(path: &Path, name: &SocketName) -> io::Result<bool> {
-    let Ok(found) = sys::socket_file(path) else {
-        // A file that is no socket is none of ours.
-        return Ok(false);
-    };
-    let probe = sys::stream_socket(Family::Unix)?;
-    match sys::connect(probe.as_fd(), name) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        Ok(Connecting::Done | Connecting::InProgress | Connecting::BacklogFull) | Err(_) => {
-            return Ok(false);
-        }
-    }
-    // Looked at again: it may have been replaced while we asked.
-    if sys::socket_file(path).is_ok_and(|now| now == found) {
-        std::fs::remove_file(path)?;
-        log::debug!(target: log::TRANSPORT, "removed stale socket {}", path.display());
-    }
-    Ok(true)
-}
-
-pub(crate) fn socket_name(address: &UnixAddress) -> SocketName {
-    match address {
-        UnixAddress::Unnamed => SocketName::UnixUnnamed,
-        UnixAddress::Path(path) => SocketName::UnixPath(path.clone()),
-        UnixAddress::Abstract(name) => SocketName::UnixAbstract(name.clone()),
     }
 }
 

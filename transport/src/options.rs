@@ -57,8 +57,9 @@ pub struct UnixListenOptions {
     /// connect; default `0o666`. Who may connect needs write permission, and
     /// search permission on the directories above.
     pub mode: u32,
-    /// What to do about a socket file at the path on which nobody listens any
-    /// more; default [`StaleSocket::Refuse`].
+    /// What to do about the file of a dead socket at the path; default
+    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
+    /// another kind, is `AddrInUse`.
     pub stale: StaleSocket,
     /// Whether clients may send descriptors before and after they are accepted
     /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
@@ -72,20 +73,31 @@ impl Default for UnixListenOptions {
         Self {
             backlog: BACKLOG,
             mode: 0o666,
-            stale: StaleSocket::Refuse,
+            stale: StaleSocket::Remove,
             accepts_descriptors: true,
         }
     }
 }
 
-/// What to do about a socket file that a dead listener left.
+/// What to do about the file of a dead socket: one that no process on this machine has
+/// any more. A program that is killed, or ends without its reactor being dropped,
+/// leaves such a file.
+///
+/// A socket is alive while any process has it, whether it listens, is bound and does
+/// not listen yet, or waits in a queue of descriptors. On a file system that several
+/// machines share, a socket of another machine looks dead, as it does to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleSocket {
     /// Fail with `AddrInUse`.
     Refuse,
-    /// Remove it, if it is a socket and connecting to it is refused. A listener
-    /// that has bound the path and does not listen yet looks just as dead: use
-    /// it where only one program at a time takes the path.
+    /// Remove it and take its place. Of several that do so at once, in whatever
+    /// processes and threads, one listens, and the others fail with `AddrInUse`.
+    ///
+    /// Who removes one holds the lock of the directory meanwhile (flock(2)), for less
+    /// than a millisecond; it has to be readable. Where somebody else holds it for more
+    /// than five seconds, listening fails with `TimedOut`; where the directory does not
+    /// let us remove the file, with `PermissionDenied`. A program of another kind that
+    /// removes the file without looking, alive or not, is not kept from it.
     Remove,
 }
 

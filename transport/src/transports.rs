@@ -82,14 +82,23 @@ pub trait Transports {
     ) -> Result<ListenerHandle, ListenError>;
 
     /// Listens on a UNIX socket with the default options: a path, or a name in
-    /// the abstract namespace. (Twisted: `reactor.listenUNIX`.)
+    /// the abstract namespace, written `@name`. (Twisted: `reactor.listenUNIX`.)
     ///
-    /// The file is removed when the listener closes, unless another has taken
-    /// its place.
+    /// The file of a dead socket at the path is replaced
+    /// ([`StaleSocket::Remove`](crate::StaleSocket::Remove)), so that a program that was
+    /// killed can be started again. The file is removed when the listener closes, before
+    /// the socket is, and unless another has taken its place. It is left alone by a
+    /// process that was forked from the one that made it.
+    /// [`UnixAddress::Unnamed`] has the kernel choose an abstract name, which
+    /// [`Listener::address`](bowline_protocol::Listener::address) tells.
+    ///
+    /// Needs no /proc, but for one case: before Linux 6.6, a mode that the umask takes
+    /// something from.
     ///
     /// # Errors
     ///
-    /// [`ListenError`], with the step that failed.
+    /// [`ListenError`], with the step that failed: `AddrInUse` where somebody has a
+    /// socket on the path or the name, or a file of another kind is there.
     fn listen_unix(
         &mut self,
         address: impl Into<UnixAddress>,

@@ -18,9 +18,8 @@ use bowline::handoff::restart::{
 };
 use bowline::handoff::systemd::Notifier;
 use bowline::{
-    Address, Context, Hold, Phase, Protocol, Reactor, StaleSocket, SystemEvent, TcpListenOptions,
-    TcpStream, Transport, Transports, UnixListenOptions, UnixStream, UnixTransport,
-    describe_socket,
+    Address, Context, Hold, Phase, Protocol, Reactor, SystemEvent, TcpListenOptions, TcpStream,
+    Transport, Transports, UnixListenOptions, UnixStream, UnixTransport, describe_socket,
 };
 use rustix::process::Signal;
 
@@ -193,10 +192,7 @@ impl Program for Server {
                 fs::rename(path.with_extension("new"), path)?;
             }
         }
-        let options = UnixListenOptions {
-            stale: StaleSocket::Remove,
-            ..UnixListenOptions::default()
-        };
+        let options = UnixListenOptions::default();
         let path = self.shared.directory.join("socket");
         listeners.unix(reactor, "local", path, &options, self.frames())?;
         Ok(())

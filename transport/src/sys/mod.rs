@@ -46,7 +46,7 @@ pub(crate) use self::errno::{
 };
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
-pub(crate) use self::path::{FileIdentity, set_file_mode, socket_file};
+pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 #[cfg(feature = "testing")]
 pub(crate) use self::process::own_credentials;
 pub(crate) use self::process::{
@@ -54,12 +54,12 @@ pub(crate) use self::process::{
     take_inherited,
 };
 pub(crate) use self::socket::{
-    Connecting, Family, accept, accept_shared, bind, bytes_unread, connect, cookie, disarm_linger,
-    has_waiting, is_hung_up, is_stream, is_unix, keep_alive, listen, local_name, no_delay,
-    passes_rights, peer_credentials, peer_name, peer_pidfd, set_close_on_exec, set_keep_alive,
-    set_keep_alive_times, set_linger, set_mode, set_no_delay, set_nonblocking, set_pass_rights,
-    set_reuse_address, set_reuse_port, set_v6_only, shutdown, socket_kind, stream_socket,
-    take_error,
+    Connecting, Family, accept, accept_shared, bind, bytes_unread, connect, cookie,
+    datagram_socket, disarm_linger, has_waiting, is_hung_up, is_stream, is_unix, keep_alive,
+    listen, local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
+    set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay,
+    set_nonblocking, set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown,
+    socket_kind, stream_socket, take_error,
 };
 #[cfg(test)]
 pub(crate) use self::{

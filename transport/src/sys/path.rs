@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+use super::socket::set_mode_of_held;
 
 /// Which file stands at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,34 +17,74 @@ pub(crate) struct FileIdentity {
     pub(crate) inode: u64,
 }
 
+impl FileIdentity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}
+
 /// The socket file at `path`, if it is one; links are not followed.
 pub(crate) fn socket_file(path: &Path) -> io::Result<FileIdentity> {
     let metadata = fs::symlink_metadata(path)?;
     if !metadata.file_type().is_socket() {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists));
     }
-    Ok(FileIdentity {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-    })
+    Ok(FileIdentity::of(&metadata))
+}
+
+/// A socket file that is held: its number is given to no other meanwhile, removed or
+/// not.
+#[derive(Debug)]
+pub(crate) struct HeldFile {
+    fd: File,
+    metadata: Metadata,
+}
+
+impl HeldFile {
+    pub(crate) fn identity(&self) -> FileIdentity {
+        FileIdentity::of(&self.metadata)
+    }
+}
+
+/// Holds the socket file at `path`, as [`socket_file`].
+pub(crate) fn hold_socket_file(path: &Path) -> io::Result<HeldFile> {
+    let fd = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let metadata = fd.metadata()?;
+    if !metadata.file_type().is_socket() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    }
+    Ok(HeldFile { fd, metadata })
 }
 
 /// Gives the socket file at `path` exactly `mode`, if it is `file`: the file is
 /// held by a descriptor meanwhile, so that it cannot be exchanged for another.
+///
+/// # Errors
+/// `Unsupported` where there is neither fchmodat2(2), Linux 6.6, nor /proc.
 pub(crate) fn set_file_mode(path: &Path, file: FileIdentity, mode: u32) -> io::Result<()> {
-    let held: OwnedFd = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
-        .open(path)?
-        .into();
-    // chmod(2) works through this link, fchmod(2) refuses O_PATH descriptors.
-    let held_path = format!("/proc/self/fd/{}", held.as_raw_fd());
-    let metadata = fs::metadata(&held_path)?;
-    if (metadata.dev(), metadata.ino()) != (file.device, file.inode) {
+    let held = hold_socket_file(path)?;
+    if held.identity() != file {
         return Err(io::Error::other("the socket file was exchanged"));
     }
-    if metadata.permissions().mode() & 0o7777 == mode {
+    if held.metadata.permissions().mode() & 0o7777 == mode {
         return Ok(());
     }
-    fs::set_permissions(&held_path, Permissions::from_mode(mode))
+    if set_mode_of_held(held.fd.as_fd(), mode).is_ok() {
+        return Ok(());
+    }
+    // chmod(2) works through this link; fchmod(2) refuses O_PATH descriptors.
+    let link = format!("/proc/self/fd/{}", held.fd.as_raw_fd());
+    match fs::set_permissions(link, Permissions::from_mode(mode)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = "to undo the umask takes fchmodat2 (Linux 6.6) or /proc";
+            Err(io::Error::new(io::ErrorKind::Unsupported, text))
+        }
+        result => result,
+    }
 }

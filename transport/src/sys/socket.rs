@@ -87,6 +87,20 @@ pub(crate) fn stream_socket(family: Family) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes a UNIX datagram socket, as [`stream_socket`].
+///
+/// # Errors
+/// As [`stream_socket`].
+pub(crate) fn datagram_socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let fd = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::socket(libc::AF_UNIX, kind, 0) }
+    })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Gives the socket a name.
 ///
 /// A path is created in the file system, and stays there until somebody unlinks
@@ -658,6 +672,23 @@ pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     retry(|| {
         // SAFETY: takes integers only.
         unsafe { libc::fchmod(fd.as_raw_fd(), mode as libc::mode_t) }
+    })?;
+    Ok(())
+}
+
+/// Sets the permission bits of a file that is held by an `O_PATH` descriptor, whatever
+/// stands at its path by now.
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.6; otherwise the kernel's.
+#[doc(alias = "fchmodat2")]
+pub(super) fn set_mode_of_held(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+    retry(|| {
+        // SAFETY: the path is an empty string that ends with a NUL and lives as long as
+        // the program; the rest are integers.
+        let answer = unsafe { libc::syscall(libc::SYS_fchmodat2, fd, c"".as_ptr(), mode, flags) };
+        answer as libc::c_int
     })?;
     Ok(())
 }
