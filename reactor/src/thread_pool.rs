@@ -55,7 +55,8 @@ pub struct ThreadPool {
 pub struct ThreadPoolOptions {
     /// How many threads there are at the most; default 10. Zero counts as one.
     pub max_threads: usize,
-    /// How much work may wait for a thread; default 65,536. More is refused.
+    /// How much work may wait for a thread; default 65,536. More is refused. With zero
+    /// work is taken only while a thread is free or may still be started.
     pub max_queued: usize,
     /// After how long without work a thread ends; default 10 s.
     pub idle_timeout: Duration,
@@ -200,6 +201,7 @@ impl ThreadPool {
                         threads: Vec::new(),
                         alive: 0,
                         idle: 0,
+                        busy: 0,
                         is_closed: false,
                     }),
                     changed: Condvar::new(),
@@ -287,7 +289,8 @@ impl ThreadPool {
             return Err(ThreadCallError::Stopped);
         }
         queue.is_closed = false;
-        if queue.jobs.len() >= queue.options.max_queued {
+        let free = queue.options.max_threads.max(1).saturating_sub(queue.busy);
+        if queue.jobs.len() >= queue.options.max_queued.saturating_add(free) {
             return Err(ThreadCallError::QueueFull);
         }
         // Those that are idle have a job each already, as far as they reach.
@@ -400,6 +403,8 @@ struct Queue {
     threads: Vec<JoinHandle<()>>,
     alive: usize,
     idle: usize,
+    /// How many threads do a job just now.
+    busy: usize,
     is_closed: bool,
 }
 
@@ -430,6 +435,7 @@ impl Shared {
                 break;
             }
             if let Some(job) = queue.jobs.pop_front() {
+                queue.busy += 1;
                 drop(queue);
                 // The work's own panic is its result. What is caught here is one
                 // of what it leaves behind.
@@ -437,6 +443,7 @@ impl Shared {
                     log::error!(target: log::REACTOR, "what a thread left behind panicked");
                 }
                 queue = self.queue();
+                queue.busy -= 1;
                 continue;
             }
             if queue.is_closed {

@@ -365,6 +365,39 @@ fn work_beyond_the_queue_is_refused_after_the_call() {
     finish(reactor);
 }
 
+/// Work that a thread takes at once waits for none: as much as there may be threads.
+#[test]
+fn pool_without_a_queue_takes_what_its_threads_can_do() {
+    let _alone = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let pool = ThreadPool::new(ThreadPoolOptions {
+        max_threads: 2,
+        max_queued: 0,
+        ..ThreadPoolOptions::default()
+    });
+    let gate = Gate::default();
+    let notes = Notes::new();
+    let submit = |reactor: &mut Reactor, number: i32| {
+        let (gate, seen) = (gate.clone(), notes.clone());
+        let work = move || {
+            gate.wait();
+            number
+        };
+        pool.call_in_thread(reactor, work, move |_, result| seen.push(described(result)));
+    };
+    for number in 0..3 {
+        submit(&mut reactor, number);
+    }
+    reactor.turn(Some(Duration::ZERO));
+    assert_eq!(notes.all(), ["too many calls wait for a thread"]);
+    gate.open();
+    run_until(&mut reactor, |_| notes.all().len() == 3);
+    submit(&mut reactor, 3);
+    run_until(&mut reactor, |_| notes.all().len() == 4);
+    assert_eq!(notes.all()[3], "3");
+    finish(reactor);
+}
+
 #[test]
 fn cancelled_work_is_not_told_and_not_begun() {
     let _alone = DescriptorLedger::open();
