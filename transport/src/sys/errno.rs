@@ -45,9 +45,10 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a descriptor turned out to be no socket.
+/// Whether a descriptor that is open turned out to be no socket. One that only names
+/// a file (`O_PATH`) answers as if it were closed, to all that asks a socket.
 pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOTSOCK)
+    matches!(error.raw_os_error(), Some(libc::ENOTSOCK | libc::EBADF))
 }
 
 /// What the simulated kernel answers: the numbers of the real one.
