@@ -11,7 +11,9 @@ use crate::descriptors::PassedDescriptor;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// Nobody listens there (`ECONNREFUSED`).
+    /// Nobody listens there (`ECONNREFUSED`), which includes a TCP socket that the
+    /// kernel connected to itself: it does that where the port asked for is the one
+    /// that it chose for our end.
     Refused(io::Error),
     /// No way there (`ENETUNREACH`, `EHOSTUNREACH`).
     Unreachable(io::Error),

@@ -610,6 +610,28 @@ fn whatever_panics_the_factory_is_told_that_nothing_more_comes() {
     stage.finish();
 }
 
+/// TCP connects a socket that sends to its own port to itself. Nobody is there, and
+/// the port stays free for a server that is to come.
+#[test]
+fn a_socket_that_was_connected_to_itself_is_refused() {
+    let mut stage = Stage::new();
+    let address = refused_address();
+    let options = TcpConnectOptions {
+        bind_address: Some(address),
+        ..TcpConnectOptions::default()
+    };
+    let factory = Doorman::new(&stage.log);
+    stage
+        .reactor
+        .connect_tcp_with(address, &options, factory)
+        .unwrap();
+    stage.run_until_stopped();
+    stage.assert_log(&["started", "failed: connection refused", "stopped"]);
+    // Of a close in order something stays for a minute.
+    drop(StdTcpListener::bind(address).expect("the port is free"));
+    stage.finish();
+}
+
 /// C-12.
 #[test]
 fn the_address_to_connect_from_is_honoured() {

@@ -472,6 +472,31 @@ fn connecting_again_looks_up_again() {
     stage.finish();
 }
 
+/// One of a host's addresses may be the one connected from, where nobody else listens.
+#[test]
+fn the_next_address_is_tried_where_a_socket_was_connected_to_itself() {
+    let mut stage = Stage::new();
+    let (listener, address) = listen();
+    let own = refused_address();
+    let table = Table::of(&mut stage.reactor, [own, address]);
+    let options = HostConnectOptions {
+        tcp: TcpConnectOptions {
+            bind_address: Some(own),
+            ..TcpConnectOptions::default()
+        },
+        ..HostConnectOptions::default()
+    };
+    connect_with(&mut stage, &options);
+    stage.settle();
+    assert_connected(&stage, address);
+    let (client, peer) = listener.accept().unwrap();
+    assert_eq!(peer, own);
+    drop((client, table));
+    stage.run_until_stopped();
+    drop(listener);
+    stage.finish();
+}
+
 /// Contract C-12: an address to connect from chooses the family, and one with a
 /// port serves one attempt at a time.
 #[test]

@@ -106,7 +106,7 @@ struct Dialed {
 
 /// What became of connecting a socket.
 enum Dial {
-    Connected(OwnedFd),
+    Connected(OwnedFd, HostName),
     InProgress,
     BacklogFull,
 }
@@ -267,7 +267,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         };
         let name = name.clone();
         match self.dial(reactor, &name) {
-            Ok(Dial::Connected(fd)) => self.connected(reactor, fd, name),
+            Ok(Dial::Connected(fd, host)) => self.connected(reactor, fd, host, name),
             Ok(Dial::InProgress) => {}
             Ok(Dial::BacklogFull) => {
                 self.retry = Some(reactor.notify_later(self.retry_after, self.control.token));
@@ -331,7 +331,9 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             };
             let name = SocketName::Inet(address);
             match self.dial(reactor, &name) {
-                Ok(Dial::Connected(fd)) => return self.connected(reactor, fd, name),
+                Ok(Dial::Connected(fd, host)) => {
+                    return self.connected(reactor, fd, host, name);
+                }
                 Ok(Dial::InProgress | Dial::BacklogFull) => {
                     if self.race.has_next() {
                         self.next_dial = attempt_delay
@@ -376,7 +378,10 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             sys::bind(fd.as_fd(), name).map_err(ConnectError::Bind)?;
         }
         match sys::connect(fd.as_fd(), name).map_err(ConnectError::from_os)? {
-            Connecting::Done => Ok(Dial::Connected(fd)),
+            Connecting::Done => {
+                let (fd, host) = unless_to_itself(fd, name)?;
+                Ok(Dial::Connected(fd, host))
+            }
             Connecting::InProgress => {
                 reactor
                     .watch(self.control.token, fd.as_fd(), Interest::Writable)
@@ -395,25 +400,21 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         let mut at = 0;
         let mut has_failed = false;
         while let Some(dialed) = self.dialed.get(at) {
-            let error = match outcome(dialed.fd.as_fd()) {
-                None => {
-                    at += 1;
-                    continue;
-                }
-                Some(outcome) => outcome.err(),
+            let Some(outcome) = outcome(dialed.fd.as_fd()) else {
+                at += 1;
+                continue;
             };
             let Dialed { fd, name } = self.dialed.remove(at);
             reactor.unwatch(fd.as_fd());
-            match (error, name) {
-                (None, name) => return self.connected(reactor, fd, name),
-                (Some(error), SocketName::Inet(address)) if self.is_racing() => {
+            // One that failed is closed here.
+            let connected = outcome.and_then(|()| unless_to_itself(fd, &name));
+            match (connected, name) {
+                (Ok((fd, host)), name) => return self.connected(reactor, fd, host, name),
+                (Err(error), SocketName::Inet(address)) if self.is_racing() => {
                     self.address_failed(address, error);
                     has_failed = true;
                 }
-                (Some(error), _) => {
-                    drop(fd);
-                    return self.fail(reactor, &error);
-                }
+                (Err(error), _) => return self.fail(reactor, &error),
             }
         }
         if has_failed {
@@ -425,7 +426,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         matches!(self.attempt.target, Target::Host { .. })
     }
 
-    fn connected(&mut self, reactor: &mut Reactor, fd: OwnedFd, peer: SocketName) {
+    fn connected(&mut self, reactor: &mut Reactor, fd: OwnedFd, host: HostName, peer: SocketName) {
         self.end_attempt(reactor);
         self.control.state = ConnectorState::Connected;
         let address = match &peer {
@@ -446,7 +447,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             return;
         };
         let names = Names {
-            host: HostName::Unknown,
+            host,
             peer,
             refuses_descriptors: !self.attempt.accepts_descriptors,
         };
@@ -630,6 +631,33 @@ fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
         },
         Ok(Some(error)) | Err(error) => Some(Err(ConnectError::from_os(error))),
     }
+}
+
+/// A connected socket, with the name of our end where that had to be asked for; an
+/// error if its peer is the socket itself.
+///
+/// TCP makes a connection of one socket that sends to its own port (simultaneous
+/// open), and the kernel may choose that port for who connects where nobody listens.
+fn unless_to_itself(
+    socket: OwnedFd,
+    peer: &SocketName,
+) -> Result<(OwnedFd, HostName), ConnectError> {
+    let SocketName::Inet(peer) = peer else {
+        return Ok((socket, HostName::Unknown));
+    };
+    let Ok(SocketName::Inet(host)) = sys::local_name(socket.as_fd()) else {
+        return Ok((socket, HostName::Unknown));
+    };
+    if (host.ip(), host.port()) != (peer.ip(), peer.port()) {
+        return Ok((socket, HostName::Inet(host)));
+    }
+    // A close in order would keep the port from its server for a minute. This one is a
+    // reset; it can fail only for what is no socket.
+    let _ = sys::set_linger(socket.as_fd(), Some(Duration::ZERO));
+    Err(ConnectError::Refused(io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        "nobody listens there: the socket was connected to itself",
+    )))
 }
 
 impl Target {
