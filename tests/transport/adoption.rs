@@ -92,6 +92,15 @@ fn what_does_not_fit_comes_back() {
         refuses(adopt, file.into(), |kind| {
             matches!(kind, AdoptErrorKind::NotASocket)
         });
+        // Only names its file: every call of sockets answers EBADF.
+        let path = rustix::fs::open(
+            "/dev/null",
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        );
+        refuses(adopt, path.unwrap(), |kind| {
+            matches!(kind, AdoptErrorKind::NotASocket)
+        });
     }
     let is_wrong_family: fn(&AdoptErrorKind) -> bool =
         |kind| matches!(kind, AdoptErrorKind::WrongFamily);
@@ -749,6 +758,63 @@ fn unsent_descriptors_are_restored_with_their_bytes() {
     assert_eq!(record.data(), b"rest,exact,float");
     reactor.get(peer).unwrap().lose_connection();
     run_until(&mut reactor, |reactor| reactor.registered() == 0);
+}
+
+/// They come from another process, and an own one can change them too.
+#[test]
+fn unsent_descriptors_that_do_not_fit_their_bytes_are_refused() {
+    type Group = (Option<std::ops::Range<usize>>, usize);
+    #[expect(clippy::reversed_empty_ranges, reason = "is to be refused")]
+    let refused: [&[Group]; 11] = [
+        &[(Some(3..3), 1)],
+        &[(Some(5..3), 1)],
+        &[(Some(8..11), 1)],
+        &[(Some(1..usize::MAX), 1)],
+        &[(Some(0..5), 1), (Some(3..8), 1)],
+        &[(Some(5..8), 1), (Some(0..3), 1)],
+        // Of a message that has left in part there is one, which is the first.
+        &[(Some(0..3), 1), (Some(3..5), 0)],
+        &[(Some(1..3), 0)],
+        // No message has more.
+        &[(Some(0..10), 254)],
+        // Each for any byte has one in front of the next message.
+        &[(None, 1), (Some(0..3), 1)],
+        &[(Some(0..3), 1), (None, 2), (Some(4..6), 1)],
+    ];
+    let taken: [&[Group]; 5] = [
+        &[(Some(0..10), 253)],
+        &[(Some(0..4), 1), (Some(4..10), 1)],
+        &[(Some(0..3), 0), (None, 2), (Some(5..10), 1), (None, 30)],
+        &[(None, 100)],
+        &[(Some(9..10), 1)],
+    ];
+    let ledger = DescriptorLedger::open();
+    let each = refused.into_iter().map(|it| (it, false));
+    for (groups, is_right) in each.chain(taken.into_iter().map(|it| (it, true))) {
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        let number = ours.as_raw_fd();
+        let file = Rc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+        let descriptors = groups.iter().map(|(message, count)| {
+            let all = (0..*count).map(|_| bowline::PassedDescriptor::Shared(Rc::clone(&file)));
+            UnsentDescriptors::new(message.clone(), all.collect())
+        });
+        let unsent = Unsent {
+            bytes: vec![0; 10],
+            descriptors: descriptors.collect(),
+        };
+        let adopted = reactor.adopt_unix_stream_with(ours.into(), unsent, Recorder::default());
+        match adopted {
+            Ok(_) => assert!(is_right, "{groups:?}"),
+            Err(error) => {
+                assert!(!is_right, "{groups:?}");
+                assert!(matches!(error.kind, AdoptErrorKind::UnfitDescriptors));
+                assert_eq!(error.fd.as_raw_fd(), number);
+            }
+        }
+        drop((reactor, theirs));
+    }
+    ledger.assert_balanced();
 }
 
 #[test]

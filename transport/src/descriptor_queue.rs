@@ -11,6 +11,8 @@ use std::mem;
 
 use bowline_protocol::PassedDescriptor;
 
+use crate::sys::MAX_DESCRIPTORS;
+
 /// How long a queue may be whose memory is kept when it is empty: what comes
 /// in one go, and not what a peer that was slow for once left behind.
 const MOST_KEPT: usize = 256;
@@ -51,6 +53,13 @@ pub(crate) struct Plan {
 }
 
 /// Descriptors that did not leave, with what they were queued for.
+///
+/// In a list of them, as [`Unsent`](crate::Unsent) has it, the messages are ranges of
+/// the unsent bytes that are not empty, in order, and not across each other. Each has
+/// at most 253 descriptors. One without any is the first, and begins at 0. In front of
+/// a message stand as many bytes of no message as there are descriptors for any byte.
+/// Whoever adopts a connection with another list is refused
+/// ([`AdoptErrorKind::UnfitDescriptors`](crate::AdoptErrorKind)).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UnsentDescriptors {
@@ -73,6 +82,28 @@ impl UnsentDescriptors {
             descriptors,
         }
     }
+}
+
+/// Whether a list could have been [taken](DescriptorQueue::take) from a queue with so
+/// many unsent bytes. It may come from another process, and be anything.
+pub(crate) fn fit(groups: &[UnsentDescriptors], bytes: usize) -> bool {
+    // Where the message before ends, and how many floating ones stand behind it.
+    let (mut from, mut floating) = (0, 0);
+    groups.iter().enumerate().all(|(at, group)| {
+        let count = group.descriptors.len();
+        let Some(range) = &group.message else {
+            floating += count;
+            return true;
+        };
+        let is_rest = count == 0 && at == 0 && range.start == 0;
+        let is_message = (1..=MAX_DESCRIPTORS).contains(&count)
+            && range
+                .start
+                .checked_sub(from)
+                .is_some_and(|room| floating <= room);
+        (from, floating) = (range.end, 0);
+        (is_rest || is_message) && range.start < range.end && range.end <= bytes
+    })
 }
 
 impl DescriptorQueue {

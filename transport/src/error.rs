@@ -79,7 +79,7 @@ pub struct AdoptError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AdoptErrorKind {
-    /// It is no socket.
+    /// It is no socket: a file, a pipe, or one that only names something (`O_PATH`).
     NotASocket,
     /// A socket of another family than asked for.
     WrongFamily,
@@ -91,6 +91,9 @@ pub enum AdoptErrorKind {
     NotListening,
     /// It is not connected.
     NotConnected,
+    /// What had not left does not fit together, so that it could never leave: see
+    /// [`UnsentDescriptors`](crate::UnsentDescriptors).
+    UnfitDescriptors,
     /// The system refused.
     Os(io::Error),
 }
@@ -110,6 +113,7 @@ impl fmt::Display for AdoptErrorKind {
             Self::Listening => "it listens",
             Self::NotListening => "it does not listen",
             Self::NotConnected => "it is not connected",
+            Self::UnfitDescriptors => "its unsent descriptors do not fit its unsent bytes",
             Self::Os(error) => return error.fmt(f),
         })
     }

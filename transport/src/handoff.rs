@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bowline_protocol::{Address, Context, ProducerKind, ProducerRef};
 
 use crate::connection::{HostName, Names};
-use crate::descriptor_queue::UnsentDescriptors;
+use crate::descriptor_queue::{self, UnsentDescriptors};
 use crate::error::{AdoptError, AdoptErrorKind};
 use crate::file_descriptor::Kept;
 use crate::sys::{self, Family, SocketName};
@@ -46,6 +46,15 @@ pub struct Unsent {
     /// The descriptors, with the part of `bytes` they belong to; as
     /// [`Detached::descriptors`].
     pub descriptors: Vec<UnsentDescriptors>,
+}
+
+impl Unsent {
+    pub(crate) fn check(&self) -> Result<(), AdoptErrorKind> {
+        match descriptor_queue::fit(&self.descriptors, self.bytes.len()) {
+            true => Ok(()),
+            false => Err(AdoptErrorKind::UnfitDescriptors),
+        }
+    }
 }
 
 impl<P> fmt::Debug for Detached<P> {

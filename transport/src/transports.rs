@@ -366,7 +366,8 @@ pub trait Transports {
     ///
     /// # Errors
     ///
-    /// [`AdoptError`] gives the descriptor back; the rest is dropped.
+    /// [`AdoptError`] gives the descriptor back; the rest is dropped. It is refused
+    /// too where the descriptors [do not fit](crate::UnsentDescriptors) the bytes.
     fn adopt_unix_stream_with(
         &mut self,
         fd: OwnedFd,
@@ -666,6 +667,9 @@ impl Transports for Reactor {
         unsent: Unsent,
         protocol: impl Protocol<UnixStream>,
     ) -> Result<UnixTransportHandle, AdoptError> {
+        if let Err(kind) = unsent.check() {
+            return Err(AdoptError { kind, fd });
+        }
         let (fd, names) = handoff::check(fd, Adopted::UnixStream)?;
         let handle = adopt_stream(self, fd, names, protocol, unsent)?;
         Ok(unix_handle(handle))
@@ -839,6 +843,9 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         bytes: unsent,
         descriptors,
     };
+    if let Err(kind) = unsent.check() {
+        return Err(failed(kind, fd, protocol, unsent, unread, producer, kept));
+    }
     let socket = match T::socket_again(fd, &host, &peer) {
         Ok(socket) => socket,
         Err(fd) => {

@@ -136,13 +136,17 @@ impl MemorySocket {
     ///
     /// # Errors
     ///
-    /// As [`adopt`](Self::adopt).
+    /// As [`adopt`](Self::adopt); `InvalidInput` too where the descriptors do not fit
+    /// the bytes.
     pub fn adopt_with(
         self,
         reactor: &mut Reactor,
         protocol: impl Protocol<MemoryStream>,
         unsent: Unsent,
     ) -> io::Result<MemoryHandle> {
+        if unsent.check().is_err() {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
         let socket = self.id;
         let prepare = |transport: &mut MemoryStream| restore_unsent(transport, unsent);
         let handle = establish_with(reactor, self, protocol, Source::Simulated, prepare)
