@@ -56,7 +56,7 @@
 //! | limit time, connections or bytes per second; log traffic | [`policies`] |
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
-//! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_inherited`] |
+//! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_granted`] |
 //! | make a listener only to give it away | [`bind_tcp_listener`], [`bind_unix_listener`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | serve with several processes | [`handoff::pool`] |
@@ -165,7 +165,7 @@ pub use bowline_transport::{
 // Descriptors that processes are started with, and what belongs to it.
 pub use bowline_transport::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
-    remove_environment, send_datagram, spawn_with_descriptors, take_inherited,
+    remove_environment, send_datagram, spawn_with_descriptors, take_granted, take_inherited,
 };
 
 // Host names.

@@ -11,7 +11,7 @@ use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Peer,
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
 use bowline::{
     Context, PassedDescriptor, Reactor, Transports, UnixTransport, spawn_with_descriptors,
-    take_inherited,
+    take_granted,
 };
 use rustix::fs::MemfdFlags;
 
@@ -182,7 +182,7 @@ fn run(socket: OwnedFd, role: Role, peer: Role, total: u32) -> (Rc<RefCell<Progr
 fn two_processes_that_flood_each_other_both_finish() {
     if let Ok(total) = std::env::var(OTHER) {
         let total = total.parse().expect("a number");
-        let socket = take_inherited(CHANNEL).expect("it was given");
+        let socket = take_granted(CHANNEL).expect("it was given");
         let (progress, _) = run(socket, RIGHT, LEFT, total);
         let progress = progress.borrow();
         let is_good = progress.is_over && progress.wrong == 0;

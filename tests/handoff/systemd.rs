@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bowline::handoff::systemd::{self, ActivationError, Notice, Notifier, Watchdog};
 use bowline::testing::ManualClock;
-use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, take_inherited};
+use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, take_granted};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
@@ -337,7 +337,7 @@ const GIVEN: &str = "BOWLINE_TEST_GIVEN";
 fn descriptors_that_cannot_be_taken_are_named() {
     if let Some(given) = std::env::var_os(GIVEN) {
         // By somebody else, before.
-        let taken = (given == "taken").then(|| take_inherited(4).expect("open"));
+        let taken = (given == "taken").then(|| take_granted(4).expect("open"));
         let wanted = if given == "none" { 3 } else { 4 };
         let error = systemd::inherited().expect_err("one is missing");
         let ActivationError::Descriptor { number, .. } = error else {

@@ -65,11 +65,12 @@ pub use crate::options::{
 };
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
-    remove_environment, send_datagram, spawn_with_descriptors, take_inherited,
+    remove_environment, send_datagram, spawn_with_descriptors, take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
 pub use crate::socket::{Socket, TcpSocket, UnixSocket};
 pub use crate::stream::{Stream, TcpStream};
+pub use crate::sys::take_inherited;
 pub use crate::transports::Transports;

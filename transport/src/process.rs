@@ -18,7 +18,8 @@ use crate::sys::{self, ControlBuffer, Family, SocketName};
 /// The descriptors are borrowed and stay open here. Beside its standard
 /// streams the child has exactly these, whatever else is open here and not
 /// close-on-exec (before Linux 5.11: that too). Numbers may overlap with those that the descriptors have
-/// here, or be swapped.
+/// here, or be swapped. A child that is a program of bowline's takes them with
+/// [`take_granted`]; for it the variable `BOWLINE_DESCRIPTORS` is set.
 ///
 /// # Errors
 ///
@@ -60,20 +61,47 @@ pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
     sys::exit_descriptor(child)
 }
 
-/// Takes ownership of a descriptor that this process was started with, under
-/// the number that was agreed on, and makes it close-on-exec.
+/// Takes ownership of a descriptor that this process was started with, under the number
+/// that was agreed on, and makes it close-on-exec: of one that
+/// [`spawn_with_descriptors`] has given it, or systemd.
 ///
-/// Each number is given out once. To be called first in `main`: a program
-/// that opens files without close-on-exec (nothing in std or bowline does)
-/// must not have opened any before.
+/// The environment that the program was started with has to name it: in
+/// `BOWLINE_DESCRIPTORS`, which `spawn_with_descriptors` sets and which says also which
+/// file it is; or by `LISTEN_FDS`, with the `LISTEN_PID` of this process. What the program
+/// has put into its environment since does not count (without /proc it cannot be
+/// told, and does). Each number is given out once. To be called first in `main`.
+///
+/// For descriptors that were given in another way there is [`take_inherited`](crate::take_inherited).
 ///
 /// # Errors
 ///
 /// `InvalidInput` for the standard streams; `NotFound` where nothing is open
-/// under the number; `AlreadyExists` where it was taken before, or was made by
-/// this process.
-pub fn take_inherited(number: u32) -> io::Result<OwnedFd> {
-    sys::take_inherited(number)
+/// under the number, or the environment does not name it; `AlreadyExists` where it was
+/// taken before, or was made by this process.
+///
+/// # Examples
+///
+/// ```
+/// use std::fs::File;
+/// use std::io;
+/// use std::os::fd::AsFd;
+/// use std::process::Command;
+/// use bowline_transport::{spawn_with_descriptors, take_granted};
+///
+/// if std::env::args().nth(1).is_some() {
+///     let file = File::from(take_granted(7)?);
+///     assert!(!io::read_to_string(file)?.is_empty());
+///     return Ok(());
+/// }
+/// let file = File::open("/proc/self/comm")?;
+/// let mut command = Command::new(std::env::current_exe()?);
+/// command.arg("child");
+/// let mut child = spawn_with_descriptors(command, &[(file.as_fd(), 7)])?;
+/// assert!(child.wait()?.success());
+/// # Ok::<(), io::Error>(())
+/// ```
+pub fn take_granted(number: u32) -> io::Result<OwnedFd> {
+    sys::take_granted(number)
 }
 
 /// Removes variables from the environment, so that no child inherits them:
@@ -82,8 +110,17 @@ pub fn take_inherited(number: u32) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// `Unsupported`, with nothing removed, where other threads run already: they
-/// may be reading the environment. Leave them out of each child's instead
+/// may be reading the environment. (Asked of /proc, and where there is none of
+/// unshare(2), which a sandbox may deny: then too.) Leave them out of each child's instead
 /// ([`Command::env_remove`]).
+///
+/// # Examples
+///
+/// ```standalone_crate
+/// bowline_transport::remove_environment(&["PATH"])?;
+/// assert!(std::env::var_os("PATH").is_none());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn remove_environment(names: &[&str]) -> io::Result<()> {
     sys::remove_environment(names)
 }

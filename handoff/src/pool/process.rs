@@ -8,7 +8,7 @@ use std::process::Command;
 
 use bowline_protocol::UnixTransportHandle;
 use bowline_reactor::Reactor;
-use bowline_transport::{spawn_with_descriptors, take_inherited};
+use bowline_transport::{spawn_with_descriptors, take_granted};
 
 use super::WorkerId;
 use super::dispatcher::Link;
@@ -124,5 +124,5 @@ pub fn spawn_command(
 ///
 /// `NotFound` where there is none; `AlreadyExists` where it was taken before.
 pub fn inherited_channel() -> io::Result<OwnedFd> {
-    take_inherited(CHANNEL_NUMBER)
+    take_granted(CHANNEL_NUMBER)
 }

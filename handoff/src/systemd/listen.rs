@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use bowline_transport::{remove_environment, take_inherited};
+use bowline_transport::{remove_environment, take_granted};
 
 use crate::inherited::Inherited;
 use crate::log;
@@ -135,7 +135,7 @@ pub fn inherited() -> Result<Inherited, ActivationError> {
     let mut all = Inherited::new();
     let announced = announced(|name| std::env::var(name).ok(), std::process::id())?;
     for Announced { number, name } in announced {
-        match take_inherited(number) {
+        match take_granted(number) {
             Ok(fd) => all.add(name, fd),
             // Of an earlier call, where the variables had to stay.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && all.is_empty() => {

@@ -7,7 +7,7 @@
 //!   them, through a [`ControlBuffer`] and an [`Ancillary`];
 //! - sockets, their names and their options ([`stream_socket`], [`bind`],
 //!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
-//! - what is given over exec ([`spawn`], [`take_inherited`]).
+//! - what is given over exec ([`spawn`], [`take_granted`], [`take_inherited`]).
 //!
 //! The rules that hold for every function, so that no caller needs to think
 //! of them:
@@ -49,9 +49,10 @@ pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 #[cfg(feature = "testing")]
 pub(crate) use self::process::own_credentials;
+pub use self::process::take_inherited;
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
-    take_inherited,
+    take_granted,
 };
 pub(crate) use self::socket::{
     Connecting, Family, accept, accept_shared, bind, bytes_unread, connect, cookie,

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -19,6 +20,10 @@ use super::retry;
 
 /// The first number that is not a standard stream.
 const FIRST: RawFd = 3;
+
+/// The variable that names to a child what [`spawn`] gives it: number, device and inode
+/// of each, `3:9:4711,7:9:4712`.
+const GRANTED: &str = "BOWLINE_DESCRIPTORS";
 
 /// How often [`spawn`] begins again when other threads close what it needs.
 const SPAWN_ATTEMPTS: u32 = 64;
@@ -43,6 +48,10 @@ pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> i
         }
         moves.push((fd.as_raw_fd(), number));
     }
+    match announcement(&moves)? {
+        text if text.is_empty() => command.env_remove(GRANTED),
+        text => command.env(GRANTED, text),
+    };
     let top = numbers.last().map_or(FIRST, |last| last + 1);
     let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
     let seen = Arc::clone(&places);
@@ -122,16 +131,32 @@ impl Place {
         self.identity().is_some_and(|identity| identity != noted)
     }
 
-    /// Device and inode of what is open under the number.
     fn identity(&self) -> Option<(u64, u64)> {
-        let mut stat = MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: the pointer is that of `stat`, borrowed for writing until the call
-        // returns; of the number the kernel says whether it is open.
-        retry(|| unsafe { libc::fstat(self.number, stat.as_mut_ptr()) }).ok()?;
-        // SAFETY: the call succeeded, and so filled it in.
-        let stat = unsafe { stat.assume_init() };
-        Some((stat.st_dev, stat.st_ino))
+        identity(self.number).ok()
     }
+}
+
+/// Device and inode of what is open under the number.
+fn identity(number: RawFd) -> io::Result<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the pointer is that of `stat`, borrowed for writing until the call
+    // returns; of the number the kernel says whether it is open.
+    retry(|| unsafe { libc::fstat(number, stat.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, and so filled it in.
+    let stat = unsafe { stat.assume_init() };
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// What [`GRANTED`] says of these, each a source and the number that it is to have.
+fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
+    let mut text = String::new();
+    for &(source, number) in moves {
+        let (device, inode) = identity(source)?;
+        let comma = if text.is_empty() { "" } else { "," };
+        // To a `String` this cannot fail.
+        let _ = write!(text, "{comma}{number}:{device}:{inode}");
+    }
+    Ok(text)
 }
 
 /// Puts every source under its number, in the child.
@@ -181,14 +206,58 @@ fn duplicate_at_least(source: RawFd, number: RawFd) -> io::Result<OwnedFd> {
 /// The numbers that were taken by [`take_inherited`]: each is given out once.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes ownership of a descriptor that this process was started with, and makes it
-/// close-on-exec.
+/// Takes ownership of a descriptor that this process was started with, under a number
+/// that was agreed on in whatever way, and makes it close-on-exec. For what
+/// [`spawn_with_descriptors`](crate::spawn_with_descriptors) or systemd have given,
+/// [`take_granted`](crate::take_granted) does it safely.
+///
+/// Each number is given out once.
 ///
 /// # Errors
-/// `InvalidInput` below 3; `NotFound` where nothing is open under the number;
-/// `AlreadyExists` where it was taken before, or is close-on-exec and so was not
-/// inherited but made by this process.
-pub(crate) fn take_inherited(number: u32) -> io::Result<OwnedFd> {
+///
+/// `InvalidInput` for the standard streams; `NotFound` where nothing is open under the
+/// number; `AlreadyExists` where it was taken before, or is close-on-exec: then it was
+/// not inherited, but made by this process.
+///
+/// # Safety
+///
+/// This process was started with the descriptor of this number, and nothing in it owns
+/// it. That cannot be found out: what was opened here and had its close-on-exec flag
+/// cleared looks the same. (See `std::os::fd`, "I/O safety".) Called first in `main`, it
+/// is enough that whoever started us has opened it.
+///
+/// # Examples
+///
+/// ```
+/// use std::process::{Command, Stdio};
+///
+/// if std::env::args().nth(1).is_some() {
+///     // SAFETY: the shell below has opened it for us, and nobody has touched it yet.
+///     let file = unsafe { bowline_transport::take_inherited(3) }?;
+///     assert!(!std::io::read_to_string(std::fs::File::from(file))?.is_empty());
+///     return Ok(());
+/// }
+/// let status = Command::new("sh")
+///     .args(["-c", "exec \"$0\" child 3</proc/self/comm"])
+///     .arg(std::env::current_exe()?)
+///     .status()?;
+/// assert!(status.success());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub unsafe fn take_inherited(number: u32) -> io::Result<OwnedFd> {
+    take(number, |_| true)
+}
+
+/// As [`take_inherited`], of a number that the environment names which this process was
+/// started with.
+///
+/// # Errors
+/// As [`take_inherited`]; `NotFound` too where it is not named.
+pub(crate) fn take_granted(number: u32) -> io::Result<OwnedFd> {
+    take(number, is_granted)
+}
+
+fn take(number: u32, is_ours: impl FnOnce(RawFd) -> bool) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(number).unwrap_or(-1);
     if number < FIRST {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -211,16 +280,60 @@ pub(crate) fn take_inherited(number: u32) -> io::Result<OwnedFd> {
     if flags & libc::FD_CLOEXEC != 0 {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists));
     }
+    if !is_ours(number) {
+        let text = "the environment names no descriptor of this number";
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
+    }
     retry(|| {
         // SAFETY: takes integers only.
         unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) }
     })?;
     taken.insert(number);
-    // SAFETY: `number` is open. It survived the exec that started this program, since it
-    // was not close-on-exec, as everything is that this program makes through std or
-    // this crate; so nothing in this process has made it, and whoever was told of it
-    // by number comes here, where it is given out once.
+    // SAFETY: `number` is open, and is given out here once. That nothing else owns it the
+    // caller of `take_inherited` promises. Of `take_granted`, whoever started this
+    // program has said with the environment that it was open then; so no call in this
+    // process was given the number since, unless somebody has closed it that did not own
+    // it. It is not close-on-exec, as everything is that std and this crate make, and is
+    // the very file that was named where that was said as well.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether the environment that this process was started with names a number.
+fn is_granted(number: RawFd) -> bool {
+    let by_us = || {
+        let found = identity(number).ok()?;
+        let text = initial_variable(GRANTED)?;
+        let is_it = |entry: &str| parse_granted(entry) == Some((number, found));
+        Some(text.split(',').any(is_it))
+    };
+    let by_systemd = || {
+        let integer = |name| initial_variable(name)?.parse::<u32>().ok();
+        let count = RawFd::try_from(integer("LISTEN_FDS")?).ok()?;
+        let is_for_us = integer("LISTEN_PID")? == std::process::id();
+        Some(is_for_us && number - FIRST < count)
+    };
+    by_us() == Some(true) || by_systemd() == Some(true)
+}
+
+fn parse_granted(entry: &str) -> Option<(RawFd, (u64, u64))> {
+    let (number, rest) = entry.split_once(':')?;
+    let (device, inode) = rest.split_once(':')?;
+    let identity = (device.parse().ok()?, inode.parse().ok()?);
+    Some((number.parse().ok()?, identity))
+}
+
+/// A variable as it was when this program was started: what it has set for itself since
+/// vouches for nothing. Where there is no /proc, as it is now.
+fn initial_variable(name: &str) -> Option<String> {
+    let Ok(environment) = std::fs::read("/proc/self/environ") else {
+        return std::env::var(name).ok();
+    };
+    let mut entries = environment.split(|byte| *byte == 0);
+    let value = entries.find_map(|entry| {
+        let value = entry.strip_prefix(name.as_bytes())?;
+        value.strip_prefix(b"=")
+    })?;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 /// A descriptor of `child` that becomes readable when it exits: a pidfd,
@@ -245,9 +358,9 @@ pub(crate) fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> 
 ///
 /// # Errors
 /// `Unsupported`, and nothing is removed, once other threads run: they may be
-/// reading it.
+/// reading it. Also where that cannot be found out.
 pub(crate) fn remove_environment(names: &[&str]) -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if !is_single_threaded() {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
     }
     for name in names {
@@ -257,6 +370,17 @@ pub(crate) fn remove_environment(names: &[&str]) -> io::Result<()> {
         unsafe { std::env::remove_var(name) };
     }
     Ok(())
+}
+
+/// Whether no other thread runs, as far as can be found out.
+fn is_single_threaded() -> bool {
+    if let Ok(tasks) = std::fs::read_dir("/proc/self/task") {
+        return tasks.count() == 1;
+    }
+    // Without /proc: this changes nothing, and is refused to a process of several
+    // threads (unshare(2)).
+    // SAFETY: takes integers only.
+    retry(|| unsafe { libc::unshare(libc::CLONE_THREAD) }).is_ok()
 }
 
 /// `CLOCK_MONOTONIC`, in microseconds: what systemd compares times by.

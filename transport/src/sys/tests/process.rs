@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::CHILD;
-use crate::sys::{exit_descriptor, remove_environment, spawn, take_inherited};
+use crate::sys::{exit_descriptor, remove_environment, spawn, take_granted, take_inherited};
 
 /// Prints the numbers of all descriptors that it has, each with its file.
 ///
@@ -141,17 +141,21 @@ fn standard_streams_and_numbers_given_twice_are_refused() {
     }
 }
 
+/// E-13: also by those who name it without having been given it.
 #[test]
-fn inherited_descriptor_is_taken_once_and_not_inherited_further() {
+fn granted_descriptor_is_taken_once_and_not_inherited_further() {
     const NUMBER: u32 = 93;
     if std::env::var_os(CHILD).is_some() {
         let ours = file("made here");
         let made_here = u32::try_from(ours.as_raw_fd()).unwrap();
-        let kind = |number| take_inherited(number).unwrap_err().kind();
+        let kind = |number| take_granted(number).unwrap_err().kind();
         assert_eq!(kind(2), io::ErrorKind::InvalidInput);
         assert_eq!(kind(NUMBER + 1), io::ErrorKind::NotFound);
         assert_eq!(kind(made_here), io::ErrorKind::AlreadyExists);
-        let taken: OwnedFd = take_inherited(NUMBER).unwrap();
+        // Looks like one that was inherited.
+        fcntl_setfd(&ours, FdFlags::empty()).unwrap();
+        assert_eq!(kind(made_here), io::ErrorKind::NotFound);
+        let taken: OwnedFd = take_granted(NUMBER).unwrap();
         assert!(
             rustix::io::fcntl_getfd(&taken)
                 .unwrap()
@@ -164,14 +168,65 @@ fn inherited_descriptor_is_taken_once_and_not_inherited_further() {
         println!("taken once");
         return;
     }
+    let said = output(
+        this_test("granted_descriptor_is_taken_once_and_not_inherited_further"),
+        &[(&file("given"), NUMBER)],
+    );
+    assert!(said.contains("taken once"), "{said}");
+}
+
+/// This binary as a child that runs one test, in which [`CHILD`] is set.
+fn this_test(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "--nocapture"])
-        .arg("sys::tests::process::inherited_descriptor_is_taken_once_and_not_inherited_further")
-        .env(CHILD, "inherited")
+        .args(["--exact", "--nocapture", "--test-threads=1"])
+        .arg(format!("sys::tests::process::{name}"))
+        .env(CHILD, name)
         .stdout(Stdio::piped());
-    let said = output(command, &[(&file("given"), NUMBER)]);
-    assert!(said.contains("taken once"), "{said}");
+    command
+}
+
+/// Names alone are no grant: the file has to be the one that was given, and variables of
+/// another process are left over where a child of a child has them.
+#[test]
+fn what_is_named_and_was_not_given_is_not_taken() {
+    // As high as a shell takes them.
+    const NUMBER: u32 = 9;
+    if std::env::var_os(CHILD).is_some() {
+        // Inherited, by way of a shell, and not what the variable says.
+        assert_eq!(
+            take_granted(NUMBER).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        // SAFETY: the shell has opened it for this test alone.
+        let taken = unsafe { take_inherited(NUMBER) }.unwrap();
+        assert_eq!(
+            // SAFETY: refused, as it was taken.
+            unsafe { take_inherited(NUMBER) }.unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        drop(taken);
+        println!("not taken");
+        return;
+    }
+    let name = "what_is_named_and_was_not_given_is_not_taken";
+    for variables in [
+        "BOWLINE_DESCRIPTORS=9:1:1",
+        "BOWLINE_DESCRIPTORS=9",
+        "BOWLINE_DESCRIPTORS=,:,::,9::",
+        "LISTEN_FDS=200 LISTEN_PID=1",
+        "LISTEN_FDS=2 LISTEN_PID=$$",
+        "LISTEN_FDS=200",
+    ] {
+        let mut command = shell(&format!(
+            "export {variables}; exec \"$0\" \"$@\" {NUMBER}</dev/null"
+        ));
+        let test = this_test(name);
+        command.arg(test.get_program()).args(test.get_args());
+        command.env(CHILD, name);
+        let said = output(command, &[]);
+        assert!(said.contains("not taken"), "{variables}: {said}");
+    }
 }
 
 /// E-13: the test harness itself runs threads, so this is where it is refused;
