@@ -125,9 +125,10 @@ pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
 
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
-    Acceptor, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
-    Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender, FileSent, LookupError,
-    Origin, Producer, ProducerKind, ProducerRef, Protocol, RegisterProducerError, SocketFile,
+    Acceptor, AfterReadClosed, AfterTruncation, AnyContext, BuildContext, CloseReason,
+    ConnectError, Context, Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender,
+    FileSent, LookupError, Origin, Producer, ProducerKind, ProducerRef, Protocol,
+    RegisterProducerError, SocketFile,
 };
 
 // Connections, listeners and connectors, as callbacks see them.

@@ -61,6 +61,27 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
     }
 }
 
+/// A [`Context`], or one with more in it
+/// ([`FrameContext`](crate::framing::FrameContext)): for what needs to know only
+/// whose callback runs, a time limit say.
+pub trait AnyContext {
+    /// The name of the connection's own transport.
+    fn own_handle(&self) -> TransportHandle;
+
+    /// The reactor that drives it.
+    fn reactor(&mut self) -> &mut Reactor;
+}
+
+impl<T: Transport + ?Sized> AnyContext for Context<'_, T> {
+    fn own_handle(&self) -> TransportHandle {
+        self.transport.handle()
+    }
+
+    fn reactor(&mut self) -> &mut Reactor {
+        self.reactor
+    }
+}
+
 impl<T: Transport + ?Sized> fmt::Debug for Context<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")

@@ -23,7 +23,7 @@ mod reason;
 mod transport;
 
 pub use crate::address::{Address, Destination, UnixAddress};
-pub use crate::context::Context;
+pub use crate::context::{AnyContext, Context};
 pub use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 pub use crate::error::{
     ConnectError, FailedAttempt, LookupError, RegisterProducerError, SendDescriptorError,

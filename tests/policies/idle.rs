@@ -1,12 +1,15 @@
 //! Time limits (H-16, H-17, W-69, R-47).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::policies::{Idle, IdleTimeout, ProtocolWrapper, Timeout};
 use bowline::testing::{MemoryPeer, MemoryStream, Pump, SimulatedKernel};
-use bowline::{Address, CloseReason, Context, Protocol, Transport, TransportHandle, Transports};
+use bowline::{
+    Address, CloseReason, Context, Producer, ProducerKind, ProducerRef, Protocol, Transport,
+    TransportHandle, Transports,
+};
 
 use crate::support::{DescriptorLedger, Record, Recorder};
 use crate::{build, capture, client, seconds, timers};
@@ -315,4 +318,92 @@ fn an_action_replaces_the_close_and_reset_after_it_does_nothing() {
     stage.pump.advance(seconds(1.0));
     assert_eq!(ended.borrow().len(), 2);
     assert!(!stage.pump.is_lost());
+}
+
+/// Always has more.
+struct Endless;
+
+impl Producer for Endless {
+    fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
+        cx.transport.write(&[0; 100_000]);
+    }
+}
+
+/// W-30: it used to wait for what never leaves, and for whoever produces.
+#[test]
+fn a_limit_ends_a_connection_whose_peer_does_not_read() {
+    let _ledger = DescriptorLedger::open();
+    type Ready = fn(&mut MemoryStream);
+    let unsent: Ready = |_| {};
+    let pushes: Ready = |it| {
+        let producer = ProducerRef::boxed(Endless);
+        it.register_producer(producer, ProducerKind::Push).unwrap();
+    };
+    let pulls: Ready = |it| {
+        let producer = ProducerRef::boxed(Endless);
+        it.register_producer(producer, ProducerKind::Pull).unwrap();
+    };
+    let paused: Ready = |it| it.pause_producing();
+    let held: Ready = |it| it.hold_reading();
+    let half_closed: Ready = |it| it.lose_write_connection();
+    let closing: Ready = |it| it.lose_connection();
+    let all = [unsent, pushes, pulls, paused, held, half_closed, closing];
+    for (number, ready) in all.into_iter().enumerate() {
+        // The limit; how long the close may take; when the connection is over.
+        for (limit, within, over) in [
+            ("5", None, 10.0),
+            ("1", None, 2.0),
+            ("5", Some(seconds(0.5)), 5.5),
+            ("5", Some(Duration::ZERO), 5.0),
+        ] {
+            let mut timeout = Timeout::new();
+            if let Some(within) = within {
+                timeout = timeout.close_within(within);
+            }
+            let mut stage = Stage::new(timeout);
+            stage.tell(limit);
+            stage.pump.first().unwrap().write(&vec![0; 1_000_000]);
+            stage.pump.run();
+            ready(stage.pump.first().unwrap());
+            stage.pump.advance(seconds(over - 0.001));
+            assert!(!stage.pump.is_lost(), "{number}, {limit}, {within:?}");
+            stage.pump.advance(seconds(0.001));
+            assert!(stage.pump.is_lost(), "{number}, {limit}, {within:?}");
+            assert_eq!(timers(&mut stage.pump), 0);
+        }
+    }
+}
+
+/// A peer that reads has what was written, with nothing cut off.
+#[test]
+fn what_was_written_leaves_before_a_limit_closes() {
+    let _ledger = DescriptorLedger::open();
+    let mut stage = Stage::new(Timeout::new());
+    stage.tell("5");
+    stage.pump.first().unwrap().write(&vec![7; 1_000_000]);
+    stage.pump.advance(seconds(9.9));
+    assert!(!stage.pump.is_lost());
+    let rest = stage.pump.exchange(&stage.peer, b"");
+    assert_eq!(rest.bytes.len(), 1_000_000);
+    assert!(stage.pump.is_lost() && stage.peer.is_at_end());
+}
+
+/// It was gone after that, and the next limit closed the connection.
+#[test]
+fn an_action_that_panicked_is_called_the_next_time() {
+    let _ledger = DescriptorLedger::open();
+    let calls = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&calls);
+    let limit = Timeout::with_action(move |_, _| {
+        counted.set(counted.get() + 1);
+        assert_ne!(counted.get(), 1, "on purpose");
+    });
+    let mut stage = Stage::new(limit);
+    for called in 1..=3 {
+        stage.tell("1");
+        stage.pump.advance(seconds(1.0));
+        assert_eq!(calls.get(), called);
+        assert!(!stage.pump.is_lost());
+    }
+    assert_eq!(stage.pump.reactor().statistics().panics, 1);
 }

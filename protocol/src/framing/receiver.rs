@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use bowline_reactor::Reactor;
 
-use crate::context::Context;
+use crate::context::{AnyContext, Context};
 use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 use crate::error::SendDescriptorError;
 use crate::framing::framed::Mode;
@@ -365,6 +365,16 @@ impl<F> Framing<'_, F> {
         *self.mode = mode;
         self.changes.framing_changed = true;
         self.changes.used = None;
+    }
+}
+
+impl<T: Transport + ?Sized, F> AnyContext for FrameContext<'_, T, F> {
+    fn own_handle(&self) -> TransportHandle {
+        self.transport.handle()
+    }
+
+    fn reactor(&mut self) -> &mut Reactor {
+        self.reactor
     }
 }
 

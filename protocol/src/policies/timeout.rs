@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bowline_reactor::{DelayedCall, Reactor};
 
-use crate::context::Context;
-use crate::transport::{Transport, TransportHandle};
+use crate::context::AnyContext;
+use crate::transport::TransportHandle;
 
 /// A time limit in a protocol: [set](Self::set) when something begins to be
 /// waited for, [reset](Self::reset) when there is progress,
@@ -16,9 +16,11 @@ use crate::transport::{Transport, TransportHandle};
 /// `connection_lost`.
 ///
 /// At its end the connection is closed as by
-/// [`lose_connection`](Transport::lose_connection), or what
-/// [`with_action`](Self::with_action) was given is done, and nothing is limited
-/// until it is set anew.
+/// [`lose_connection_within`](crate::Transport::lose_connection_within), whether its peer
+/// reads or not and whoever produces, or what [`with_action`](Self::with_action)
+/// was given is done; and nothing is limited until it is set anew. What was
+/// written has as long to leave as the limit was, but at least 1 s and at most
+/// 10 s, unless [`close_within`](Self::close_within) says how long.
 ///
 /// A loop that was itself stopped for longer than the limit (by a debugger, with its
 /// virtual machine, in a callback) looks once more before it ends anything: what has
@@ -69,8 +71,30 @@ struct State {
     /// There while something is limited.
     limit: Cell<Option<Limit>>,
     call: Cell<Option<DelayedCall>>,
+    close_within: Cell<Option<Duration>>,
     /// Out while it runs.
     action: RefCell<Option<Action>>,
+}
+
+/// The action, while it runs: it may drop the limit, and goes back in the end,
+/// when it panics too.
+struct Running<'a> {
+    place: &'a RefCell<Option<Action>>,
+    action: Option<Action>,
+}
+
+impl Running<'_> {
+    fn call(&mut self, reactor: &mut Reactor, transport: TransportHandle) {
+        if let Some(action) = &mut self.action {
+            action(reactor, transport);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.place.replace(self.action.take());
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -84,6 +108,10 @@ struct Limit {
 
 /// A timer that runs so much too late says that the loop was stopped.
 pub(super) const STALL: Duration = Duration::from_millis(50);
+/// How long what was written may take to leave a connection that is closed: as long
+/// as its limit, within these. A peer on the other side of the world has the time to
+/// take a last word, and one that takes nothing is gone soon after its limit.
+const CLOSE_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// How long a loop that was stopped has to read what has come meanwhile.
 const LAST_LOOK_AFTER: Duration = Duration::from_millis(10);
 
@@ -120,26 +148,32 @@ impl Timeout {
         }
     }
 
+    /// Sets how long what was written may take to leave when the connection is
+    /// closed; with zero it is aborted. Not for one with an action.
+    #[must_use]
+    pub fn close_within(self, within: Duration) -> Self {
+        self.state.close_within.set(Some(within));
+        self
+    }
+
     /// Limits what begins now to `period`, or, with `None`, nothing. Answers
     /// what was set before. (Twisted: `setTimeout`.)
-    pub fn set<T: Transport + ?Sized>(
-        &mut self,
-        cx: &mut Context<'_, T>,
-        period: Option<Duration>,
-    ) -> Option<Duration> {
+    pub fn set(&mut self, cx: &mut impl AnyContext, period: Option<Duration>) -> Option<Duration> {
+        let transport = cx.own_handle();
+        let reactor = cx.reactor();
         let Some(period) = period else {
-            return self.cancel(cx.reactor);
+            return self.cancel(reactor);
         };
         let limit = Limit {
             period,
-            since: cx.reactor.now(),
-            transport: cx.transport.handle(),
+            since: reactor.now(),
+            transport,
             is_last_look: false,
         };
         let before = self.state.limit.replace(Some(limit));
         let call = self.state.call.get();
-        if call.is_none_or(|call| call.reset(cx.reactor, period).is_err()) {
-            State::schedule(&self.state, cx.reactor, period);
+        if call.is_none_or(|call| call.reset(reactor, period).is_err()) {
+            State::schedule(&self.state, reactor, period);
         }
         before.map(|limit| limit.period)
     }
@@ -160,16 +194,17 @@ impl Timeout {
     /// called in
     /// [`connection_reattached`](crate::Protocol::connection_reattached): the time passed
     /// meanwhile counts.
-    pub fn reattached<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
+    pub fn reattached(&self, cx: &mut impl AnyContext) {
         let Some(limit) = self.state.limit.get() else {
             return;
         };
         self.state.limit.set(Some(Limit {
-            transport: cx.transport.handle(),
+            transport: cx.own_handle(),
             ..limit
         }));
         if self.state.call.get().is_none() {
-            State::schedule(&self.state, cx.reactor, limit.left(cx.reactor));
+            let reactor = cx.reactor();
+            State::schedule(&self.state, reactor, limit.left(reactor));
         }
     }
 
@@ -227,12 +262,16 @@ impl State {
             return;
         }
         state.limit.set(None);
-        let action = state.action.borrow_mut().take();
-        if let Some(mut action) = action {
-            action(reactor, limit.transport);
-            *state.action.borrow_mut() = Some(action);
+        let mut running = Running {
+            action: state.action.take(),
+            place: &state.action,
+        };
+        if running.action.is_some() {
+            running.call(reactor, limit.transport);
         } else if let Some(transport) = reactor.get(limit.transport) {
-            transport.lose_connection();
+            let (least, most) = CLOSE_WITHIN;
+            let within = state.close_within.get();
+            transport.lose_connection_within(within.unwrap_or(limit.period.clamp(least, most)));
         }
     }
 }
