@@ -284,6 +284,14 @@ pub trait Connector: 'static {
     /// [`stopped`](Factory::stopped) follows. A connection stays.
     fn stop_connecting(&mut self);
 
+    /// Whether the last thing that was asked of it is to
+    /// [give up](Self::stop_connecting), in
+    /// [`connection_failed`](Factory::connection_failed) or
+    /// [`connection_lost`](Factory::connection_lost) too, where nothing runs that
+    /// could be given up. For layers that connect again by themselves, which it
+    /// ends.
+    fn was_told_to_stop(&self) -> bool;
+
     /// This connector's name.
     fn handle(&self) -> ConnectorHandle;
 }

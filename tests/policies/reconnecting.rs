@@ -1,6 +1,7 @@
 //! Connecting again (C-18 to C-21, G-11, W-52).
 
 use std::cell::RefCell;
+use std::net::TcpListener;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 use bowline::policies::{Backoff, Jitter, Reconnecting, Reconnection};
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, BuildContext, CloseReason, ConnectError, ConnectorHandle, ConnectorState, Factory,
-    Reactor, Transports, UnixStream,
+    Address, BuildContext, CloseReason, ConnectError, ConnectorHandle, ConnectorState, Context,
+    Factory, Protocol, Reactor, Transport, Transports, UnixStream,
 };
 use tempfile::TempDir;
 
@@ -345,5 +346,149 @@ fn the_end_of_the_reactor_is_the_end() {
         assert_eq!(stage.log.borrow().last().unwrap(), "0 stopped");
         assert!(capture::lines("abandoned").is_empty());
         stage.assert_over();
+    }
+}
+
+/// A factory that does something each time that it is told of the end of an attempt
+/// or a connection.
+struct Hooked {
+    log: Log,
+    on_failed: fn(&mut BuildContext<'_>),
+    on_lost: fn(&mut BuildContext<'_>),
+}
+
+impl<T: Transport> Factory<T> for Hooked {
+    type Protocol = Leaves;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Leaves> {
+        Some(Leaves)
+    }
+
+    fn started(&mut self, _: &mut BuildContext<'_>) {
+        self.log.borrow_mut().push("started".into());
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, _: &ConnectError) {
+        self.log.borrow_mut().push("failed".into());
+        (self.on_failed)(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, _: &CloseReason) {
+        self.log.borrow_mut().push("lost".into());
+        (self.on_lost)(cx);
+    }
+
+    fn stopped(&mut self, _: &mut BuildContext<'_>) {
+        self.log.borrow_mut().push("stopped".into());
+    }
+}
+
+/// A protocol that hangs up at once.
+struct Leaves;
+
+impl<T: Transport> Protocol<T> for Leaves {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.lose_connection();
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+}
+
+/// The ways to connect, to somebody or to nobody.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Unix,
+    Tcp,
+    Host,
+}
+
+/// What a client hears that connects again at once, until it is stopped: the rest is
+/// the factory's.
+fn heard(way: Way, is_served: bool, hooks: [fn(&mut BuildContext<'_>); 2]) -> Vec<String> {
+    let ledger = DescriptorLedger::open();
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("server");
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let unix = is_served.then(|| StdUnixListener::bind(&path).unwrap());
+    let tcp = is_served.then_some(tcp);
+    let mut reactor = Reactor::new().unwrap();
+    reactor.start().unwrap();
+    let log = Log::default();
+    let [on_failed, on_lost] = hooks;
+    let hooked = Hooked {
+        log: Rc::clone(&log),
+        on_failed,
+        on_lost,
+    };
+    let factory = Reconnecting::new(hooked).backoff(Backoff::new().first(Duration::ZERO));
+    match way {
+        Way::Unix => reactor.connect_unix(path, factory),
+        Way::Tcp => reactor.connect_tcp(address, factory),
+        Way::Host => reactor.connect_host("127.0.0.1", address.port(), factory),
+    }
+    .unwrap();
+    // Two attempts more than there may be, should it go on.
+    run_until(&mut reactor, |_| {
+        let log = log.borrow();
+        log.iter().any(|line| line == "stopped") || log.len() >= 6
+    });
+    drop((reactor, tcp, unix, directory));
+    ledger.assert_balanced();
+    log.take()
+}
+
+/// C-20: wherever no connection is there.
+#[test]
+fn stopping_the_connector_in_the_inner_factory_ends_it() {
+    let stop: fn(&mut BuildContext<'_>) = |cx| cx.connector().unwrap().stop_connecting();
+    let asks_first: fn(&mut BuildContext<'_>) = |cx| {
+        cx.connector().unwrap().connect();
+        cx.connector().unwrap().stop_connecting();
+    };
+    let nothing: fn(&mut BuildContext<'_>) = |_| {};
+    for way in [Way::Unix, Way::Tcp, Way::Host] {
+        for stop in [stop, asks_first] {
+            let failed = heard(way, false, [stop, nothing]);
+            assert_eq!(failed, ["started", "failed", "stopped"], "{way:?}");
+            let lost = heard(way, true, [nothing, stop]);
+            assert_eq!(lost, ["started", "lost", "stopped"], "{way:?}");
+        }
+        // The last word counts.
+        let twice = heard(
+            way,
+            false,
+            [
+                |cx| {
+                    cx.connector().unwrap().stop_connecting();
+                    cx.connector().unwrap().connect();
+                },
+                nothing,
+            ],
+        );
+        assert_eq!(twice[..3], ["started", "failed", "started"], "{way:?}");
+    }
+}
+
+/// C-02: the attempt that was to come never began.
+#[test]
+fn stopping_the_reactor_in_the_inner_factory_fails_no_attempt_more() {
+    // It may be stopping already.
+    let stop: fn(&mut BuildContext<'_>) = |cx| drop(cx.reactor.stop());
+    let nothing: fn(&mut BuildContext<'_>) = |_| {};
+    for way in [Way::Unix, Way::Tcp, Way::Host] {
+        let failed = heard(way, false, [stop, nothing]);
+        let count = |what: &str| failed.iter().filter(|it| *it == what).count();
+        // The next one may begin still, and fails then.
+        assert_eq!(count("failed"), count("started"), "{way:?}: {failed:?}");
+        assert_eq!(failed.last().unwrap(), "stopped", "{way:?}");
+        let lost = heard(way, true, [nothing, stop]);
+        let count = |what: &str| lost.iter().filter(|it| *it == what).count();
+        assert_eq!(
+            count("lost") + count("failed"),
+            count("started"),
+            "{lost:?}"
+        );
+        assert_eq!(lost.last().unwrap(), "stopped", "{way:?}");
     }
 }

@@ -119,6 +119,8 @@ pub(crate) struct Control {
     /// After what delay to connect, as was asked and not yet done.
     next_attempt: Option<Duration>,
     wants_to_stop: bool,
+    /// To give up is the last that was asked.
+    was_told_to_stop: bool,
 }
 
 impl Connector for Control {
@@ -141,17 +143,25 @@ impl Connector for Control {
         ) {
             self.next_attempt = Some(delay);
             self.wants_to_stop = false;
+            self.was_told_to_stop = false;
         }
     }
 
     fn stop_connecting(&mut self) {
         self.next_attempt = None;
+        if self.state != ConnectorState::Connected {
+            self.was_told_to_stop = true;
+        }
         if matches!(
             self.state,
             ConnectorState::Connecting | ConnectorState::Waiting
         ) {
             self.wants_to_stop = true;
         }
+    }
+
+    fn was_told_to_stop(&self) -> bool {
+        self.was_told_to_stop
     }
 
     fn handle(&self) -> ConnectorHandle {
@@ -229,15 +239,6 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
 
     fn begin(&mut self, reactor: &mut Reactor) {
         self.control.state = ConnectorState::Connecting;
-        if !self.is_started {
-            self.is_started = true;
-            log::debug!(
-                target: log::TRANSPORT,
-                "{}: starting factory {}",
-                self.control.token,
-                self.factory.log_prefix(),
-            );
-        }
         log::debug!(
             target: log::TRANSPORT,
             "{}: connecting to {}",
@@ -249,16 +250,29 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         if let Some(timeout) = self.attempt.timeout {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
         }
-        self.factory.started(&mut BuildContext {
-            origin: Origin::Connector(&mut self.control),
-            reactor,
-        });
+        self.tell_started(reactor);
         if !self.control.wants_to_stop {
             match &self.attempt.target {
                 Target::Address(_) => self.dial_only_address(reactor),
                 Target::Host { .. } => self.look_up(reactor),
             }
         }
+    }
+
+    fn tell_started(&mut self, reactor: &mut Reactor) {
+        if !self.is_started {
+            self.is_started = true;
+            log::debug!(
+                target: log::TRANSPORT,
+                "{}: starting factory {}",
+                self.control.token,
+                self.factory.log_prefix(),
+            );
+        }
+        self.factory.started(&mut BuildContext {
+            origin: Origin::Connector(&mut self.control),
+            reactor,
+        });
     }
 
     fn dial_only_address(&mut self, reactor: &mut Reactor) {
@@ -585,16 +599,19 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         match self.control.state {
             ConnectorState::Connecting => self.fail(reactor, &ConnectError::ReactorStopped),
             ConnectorState::Connected => self.ended(reactor, &CloseReason::ReactorStopped),
-            ConnectorState::Waiting if self.control.wants_to_stop => {
-                self.end_wait(reactor);
-                self.stopped_unless_connecting(reactor);
-            }
+            // The attempt that was to come did not begin, so it cannot fail.
             ConnectorState::Waiting => {
                 self.end_wait(reactor);
                 self.control.next_attempt = None;
-                self.fail(reactor, &ConnectError::ReactorStopped);
+                self.stopped_unless_connecting(reactor);
             }
+            ConnectorState::Disconnected if self.is_started => {
+                self.control.next_attempt = None;
+                self.stopped_unless_connecting(reactor);
+            }
+            // The very first: whoever asked for it is told.
             ConnectorState::Disconnected if self.control.next_attempt.take().is_some() => {
+                self.tell_started(reactor);
                 self.fail(reactor, &ConnectError::ReactorStopped);
             }
             ConnectorState::Disconnected => {}
@@ -699,6 +716,7 @@ where
         state: ConnectorState::Disconnected,
         next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
+        was_told_to_stop: false,
     };
     let handle = control.handle();
     vacancy.install(Box::new(OutgoingConnection::<T, F> {

@@ -27,7 +27,8 @@ const DEFAULT_SETTLED: Duration = Duration::from_secs(10);
 /// It goes on for ever by default, whoever closed the connection. What ends it:
 /// [`Reconnection::stop_trying`], [`max_retries`](Self::max_retries) in a row,
 /// [`stop_connecting`](crate::Connector::stop_connecting) while it does not have
-/// a connection, and the end of the reactor. [`Factory::stopped`] follows.
+/// a connection, the inner factory's `connection_failed` and `connection_lost`
+/// included, and the end of the reactor. [`Factory::stopped`] follows.
 ///
 /// The waits begin anew after a connection that lasted for
 /// [`settled_after`](Self::settled_after), or when told to
@@ -140,6 +141,9 @@ impl<F> Reconnecting<F> {
         };
         let destination = connector.destination();
         let mut state = self.reconnection.state.borrow_mut();
+        if state.stage == Stage::Trying && connector.was_told_to_stop() {
+            state.stage = Stage::Stopped;
+        }
         if state.stage != Stage::Trying {
             // The inner factory may have asked for more.
             connector.stop_connecting();
@@ -263,8 +267,11 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
     }
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
-        // Still trying: the wait was given up, at the connector.
-        self.give_up(Stage::Stopped);
+        // Still trying: the wait was given up, at the connector, or by the end.
+        self.give_up(match cx.reactor.is_stopping() {
+            true => Stage::ReactorStopped,
+            false => Stage::Stopped,
+        });
         if self.reconnection.state.borrow().stage == Stage::Stopped
             && let Some(connector) = cx.connector()
         {
