@@ -343,7 +343,7 @@ fn proxy_passes_on_all_that_a_server_sent_before_it_closed() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("back");
     let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("binds");
     let to_tcp = tcp.local_addr().expect("bound").to_string();
     let to_unix = path.to_str().expect("text").to_owned();
     // A TCP server that closes so destroys what is still on its way: as much as
@@ -376,7 +376,7 @@ fn proxy_lets_go_of_clients_that_have_vanished() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("back");
     let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("binds");
     let to_tcp = tcp.local_addr().expect("bound").to_string();
     for to in [path.to_str().expect("text"), &to_tcp] {
         let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", to]);

@@ -12,8 +12,8 @@ use bowline::testing::{
 };
 use bowline::{
     AfterReadClosed, Context, DescriptorLimits, PassedDescriptor, Producer, ProducerKind,
-    ProducerRef, Protocol, Reactor, Transport, TransportState, Transports, UnixTransport,
-    WriteStatus,
+    ProducerRef, Protocol, Reactor, TcpTransport, Transport, TransportState, Transports,
+    UnixTransport, WriteStatus,
 };
 
 use crate::support::{DescriptorLedger, Event, Record, Recorder};
@@ -607,4 +607,76 @@ fn exchange_says_when_a_protocol_does_not_read() {
     pump.run();
     pump.first().unwrap().pause_producing();
     pump.exchange(&peer, &[0; 1_000_000]);
+}
+
+/// Answers each byte with two.
+struct Twice;
+
+impl<T: Transport> Protocol<T> for Twice {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        for byte in data {
+            cx.transport.write(&[*byte, *byte]);
+        }
+    }
+}
+
+/// A send that is tried again later is no rest.
+#[test]
+fn exchange_answers_everything_although_calls_fail_in_passing() {
+    let _ledger = DescriptorLedger::open();
+    for percent in [5, 20, 50, 90] {
+        for seed in 0..100 {
+            let kernel = SimulatedKernel::with_seed(seed);
+            let mut settings = kernel.settings();
+            settings.passing_errors_percent = percent;
+            kernel.set_settings(settings);
+            let mut pump = Pump::with_kernel(kernel).unwrap();
+            let (_, peer) = pump.connect(Twice).unwrap();
+            for _ in 0..3 {
+                let answer = pump.exchange(&peer, b"hello").bytes;
+                assert_eq!(answer, b"hheelllloo", "{percent} %, seed {seed}");
+            }
+        }
+    }
+}
+
+/// Sets what only TCP has, and says who is there.
+struct OverTcp;
+
+impl<T: TcpTransport> Protocol<T> for OverTcp {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        assert!(!cx.transport.no_delay().unwrap() && !cx.transport.keep_alive().unwrap());
+        cx.transport.set_no_delay(true).unwrap();
+        cx.transport.set_keep_alive(true).unwrap();
+        let minute = Duration::from_secs(60);
+        cx.transport
+            .set_keep_alive_times(minute, minute, 3)
+            .unwrap();
+        assert!(cx.transport.no_delay().unwrap() && cx.transport.keep_alive().unwrap());
+        let who = format!("{} to {}", cx.transport.peer(), cx.transport.host());
+        cx.transport.write(who.as_bytes());
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {
+        cx.transport.abort_connection();
+        let lost = cx.transport.no_delay().map_err(|error| error.kind());
+        assert_eq!(lost, Err(ErrorKind::NotConnected));
+    }
+}
+
+#[test]
+fn protocols_of_tcp_run_in_memory_and_are_shown_addresses() {
+    let _ledger = DescriptorLedger::open();
+    let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
+    let host = ([192, 0, 2, 1], 80).into();
+    for port in [4321, 4322] {
+        let peer = ([192, 0, 2, 7], port).into();
+        let (_, client) = pump.connect_tcp(OverTcp, host, peer).unwrap();
+        pump.run();
+        let said = String::from_utf8(client.take().bytes).unwrap();
+        assert_eq!(said, format!("192.0.2.7:{port} to 192.0.2.1:80"));
+        client.send(b"x").unwrap();
+        pump.run();
+        assert!(client.is_at_end());
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use bowline_protocol::Protocol;
 use bowline_reactor::testing::ManualClock;
@@ -11,10 +12,15 @@ use bowline_reactor::{Clock, Next, Reactor, Turn};
 use super::kernel::SimulatedKernel;
 use super::peer::{MemoryPeer, PeerRead};
 use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
+use crate::file_descriptor::FileDescriptor;
 
 /// After how many turns [`Pump::run`] gives up: what does not come to rest
 /// within these never will.
 const MOST_TURNS: usize = 1_000_000;
+
+/// After how many failures in a row [`Pump::exchange`] gives up: where half of all
+/// calls fail, that is as good as never.
+const MOST_RETRIES: usize = 1_000;
 
 /// Joins protocols by connections in memory, and runs them until they rest.
 ///
@@ -198,6 +204,53 @@ impl Pump {
         Ok((self.put(ours, protocol)?, MemoryPeer::new(theirs)))
     }
 
+    /// As [`connect`](Self::connect), for a protocol of TCP transports, which is
+    /// shown these addresses: its own, and that of the peer.
+    ///
+    /// A connection in memory keeps what is set of a
+    /// [`TcpTransport`](bowline_protocol::TcpTransport), and does nothing with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`join`](Self::join).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bowline_protocol::{Context, Protocol, TcpTransport};
+    /// use bowline_transport::testing::{Pump, SimulatedKernel};
+    ///
+    /// /// Says who has connected.
+    /// struct WhoAmI;
+    ///
+    /// impl<T: TcpTransport> Protocol<T> for WhoAmI {
+    ///     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+    ///         cx.transport.set_no_delay(true).expect("it is connected");
+    ///         let peer = cx.transport.peer().to_string();
+    ///         cx.transport.write(peer.as_bytes());
+    ///     }
+    ///
+    ///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+    /// }
+    ///
+    /// let mut pump = Pump::with_kernel(SimulatedKernel::new())?;
+    /// let (host, peer) = (([192, 0, 2, 1], 80).into(), ([192, 0, 2, 7], 4321).into());
+    /// let (_, client) = pump.connect_tcp(WhoAmI, host, peer)?;
+    /// pump.run();
+    /// assert_eq!(client.take().bytes, b"192.0.2.7:4321");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn connect_tcp(
+        &mut self,
+        protocol: impl Protocol<MemoryStream>,
+        host: SocketAddr,
+        peer: SocketAddr,
+    ) -> io::Result<(MemoryHandle, MemoryPeer)> {
+        let (mut ours, theirs) = self.kernel.pair();
+        ours.set_addresses(host.into(), peer.into());
+        Ok((self.put(ours, protocol)?, MemoryPeer::new(theirs)))
+    }
+
     fn put(
         &mut self,
         socket: MemorySocket,
@@ -285,16 +338,20 @@ impl Pump {
     /// Sends `bytes` from a peer and runs, until the protocol has had them all
     /// and rests. Answers everything that it sent.
     ///
-    /// Ends early when the protocol closes the connection.
+    /// Where the kernel has refused a send in passing
+    /// ([`passing_errors_percent`](super::KernelSettings::passing_errors_percent)),
+    /// time passes until the transport has tried again, and other delayed calls on
+    /// the way run too. Ends early when the protocol closes the connection.
     ///
     /// # Panics
     ///
     /// When the protocol stops reading before it has taken everything, or never
-    /// comes to rest.
+    /// comes to rest; when a send has failed a thousand times in a row.
     #[track_caller]
     pub fn exchange(&mut self, peer: &MemoryPeer, bytes: &[u8]) -> PeerRead {
         let mut answer = PeerRead::default();
         let mut unsent = bytes;
+        let mut retries = 0;
         loop {
             let taken = if unsent.is_empty() {
                 0
@@ -314,7 +371,13 @@ impl Pump {
             let is_quiet = taken == 0 && read.bytes.is_empty();
             answer.bytes.extend(read.bytes);
             answer.descriptors.extend(read.descriptors);
-            if is_quiet {
+            if !is_quiet {
+                retries = 0;
+            } else if let Some(due) = self.next_retry() {
+                retries += 1;
+                assert!(retries < MOST_RETRIES, "sends fail for ever: {self:?}");
+                self.advance(due.saturating_duration_since(self.clock.now()));
+            } else {
                 assert!(
                     unsent.is_empty(),
                     "the protocol does not read: {} of {} bytes were not taken",
@@ -324,6 +387,19 @@ impl Pump {
                 return answer;
             }
         }
+    }
+
+    /// When the first of the transports tries anew what the kernel has refused.
+    fn next_retry(&mut self) -> Option<Instant> {
+        let mut first = None;
+        for index in 0..self.transports.len() {
+            let stream = self.nth(index);
+            let call = stream.and_then(|it| it.core().cold_ref()?.retry);
+            if let Some(due) = call.and_then(|call| call.due(&self.reactor)) {
+                first = Some(first.map_or(due, |first: Instant| first.min(due)));
+            }
+        }
+        first
     }
 
     // What is in it.

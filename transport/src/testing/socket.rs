@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use bowline_protocol::{
-    Address, Credentials, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
+    Address, Credentials, Protocol, TcpTransport, TransportHandle, UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
@@ -73,6 +74,16 @@ pub struct MemorySocket {
     id: SocketId,
     holder: Holder,
     is_open: bool,
+    /// Its own and the peer's, as far as anybody is told.
+    addresses: (Address, Address),
+    tcp: TcpSettings,
+}
+
+/// What TCP would be set to.
+#[derive(Clone, Copy, Debug, Default)]
+struct TcpSettings {
+    no_delay: bool,
+    keep_alive: bool,
 }
 
 impl MemorySocket {
@@ -83,7 +94,15 @@ impl MemorySocket {
             id,
             holder,
             is_open: true,
+            addresses: (UnixAddress::Unnamed.into(), UnixAddress::Unnamed.into()),
+            tcp: TcpSettings::default(),
         }
+    }
+
+    /// Sets which addresses its transport shows, its own and the peer's; unnamed
+    /// UNIX ones unless set. They do not go with a [descriptor](Self::into_descriptor).
+    pub fn set_addresses(&mut self, host: Address, peer: Address) {
+        self.addresses = (host, peer);
     }
 
     /// Makes it a descriptor, to be passed like any other: as long as a copy of
@@ -179,6 +198,48 @@ impl MemoryStream {
     }
 }
 
+impl MemoryStream {
+    fn tcp(&mut self) -> io::Result<&mut TcpSettings> {
+        let socket = &mut self.core_mut().socket;
+        match socket.is_open {
+            true => Ok(&mut socket.tcp),
+            false => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn tcp_as_set(&self) -> io::Result<TcpSettings> {
+        let socket = &self.core().socket;
+        let lost = || io::ErrorKind::NotConnected.into();
+        socket.is_open.then_some(socket.tcp).ok_or_else(lost)
+    }
+}
+
+/// So that protocols of TCP run in memory too: what is set is kept, and has no
+/// effect.
+impl TcpTransport for MemoryStream {
+    fn no_delay(&self) -> io::Result<bool> {
+        Ok(self.tcp_as_set()?.no_delay)
+    }
+
+    fn set_no_delay(&mut self, on: bool) -> io::Result<()> {
+        self.tcp()?.no_delay = on;
+        Ok(())
+    }
+
+    fn keep_alive(&self) -> io::Result<bool> {
+        Ok(self.tcp_as_set()?.keep_alive)
+    }
+
+    fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
+        self.tcp()?.keep_alive = on;
+        Ok(())
+    }
+
+    fn set_keep_alive_times(&mut self, _: Duration, _: Duration, _: u32) -> io::Result<()> {
+        self.tcp().map(|_| ())
+    }
+}
+
 impl Socket for MemorySocket {}
 
 impl Sealed for MemorySocket {
@@ -241,11 +302,11 @@ impl Sealed for MemorySocket {
     }
 
     fn host(&self) -> Address {
-        Address::Unix(UnixAddress::Unnamed)
+        self.addresses.0.clone()
     }
 
     fn peer(&self) -> Address {
-        Address::Unix(UnixAddress::Unnamed)
+        self.addresses.1.clone()
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {
