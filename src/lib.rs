@@ -165,8 +165,9 @@ pub use bowline_transport::{
 
 // Descriptors that processes are started with, and what belongs to it.
 pub use bowline_transport::{
-    SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
-    remove_environment, send_datagram, spawn_with_descriptors, take_granted, take_inherited,
+    SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
+    monotonic_microseconds, remove_environment, send_datagram, spawn_with_descriptors,
+    take_granted, take_inherited,
 };
 
 // Host names.

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
-use bowline::handoff::systemd::{self, Notice, Notifier};
+use bowline::handoff::systemd::{self, Notifier, Watchdog};
 use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor};
 use bowline::{StreamTransport, SystemEvent, TcpListenOptions, Transports, UnixListenOptions};
 use bowline::{describe_socket, descriptors_closing};
@@ -82,12 +82,16 @@ fn open_descriptors() -> io::Result<Vec<Descriptor>> {
 fn serve(options: Options) -> common::Result {
     // First of all, while nothing else is open and no thread runs.
     let inherited = systemd::inherited()?;
-    let notifier = Notifier::from_environment()?.map(Rc::new);
     let mut settings = RestartSettings::new(&options.directory);
     settings.inherited = inherited;
     settings.drain = STOP_DEADLINE;
-    settings.notifier = notifier.clone();
+    settings.notifier = Notifier::from_environment()?.map(Rc::new);
     let mut reactor = Reactor::new()?;
+    // Where systemd asks for it (`WatchdogSec=`), in whichever process serves.
+    let _watchdog = settings
+        .notifier
+        .clone()
+        .and_then(|notifier| Watchdog::from_environment(&mut reactor, notifier));
     let shared = Rc::new(Shared {
         restart: RefCell::new(None),
         moves: options.moves,
@@ -106,13 +110,8 @@ fn serve(options: Options) -> common::Result {
         }
     })?;
     let signals = [Signal::TERM.as_raw(), Signal::INT.as_raw()];
-    reactor.on_signals(&signals, move |reactor, _| {
-        if let Some(notifier) = &notifier {
-            // It finds out anyhow.
-            let _ = notifier.send(&Notice::new().stopping());
-        }
-        stop(reactor);
-    })?;
+    // The notifier says so to the service manager.
+    reactor.on_signals(&signals, |reactor, _| stop(reactor))?;
     let server = Server {
         shared: Rc::clone(&shared),
         options,

@@ -29,8 +29,15 @@
 //!                            <- serving
 //!  (connections that came meanwhile, as before)
 //!  done                      ->           Program::serving
-//!  closes its listeners; Program::handed_over
+//!  closes its listeners
+//!                            <- parted    the service manager knows that it serves
+//!  Program::handed_over
 //! ```
+//!
+//! Where there is a service manager ([`RestartSettings::notifier`]), `done` is said when
+//! it has been told who is the main process, and `parted` when it has been told that the
+//! service is ready. Both wait for room in its queue, for
+//! [`RestartSettings::manager`] at the longest.
 //!
 //! Every step has a deadline ([`RestartSettings`]), and every failure an end:
 //! until `done` the predecessor can go on, and has back whatever was not
@@ -91,7 +98,7 @@ use self::successor::TakeOver;
 use crate::inherited::Inherited;
 use crate::log;
 use crate::process::{ChildProcess, watch_exit};
-use crate::systemd::{Notice, Notifier};
+use crate::systemd::{Notice, Notifier, prepare_successor};
 
 /// The name of the control socket, as a file and among the listeners.
 const CONTROL: &str = "control";
@@ -136,6 +143,14 @@ pub trait Program: 'static {
     /// once for each that was started or had asked, after the error was logged,
     /// and [counted](Restart::successors_failed).
     fn successor_failed(&mut self, reactor: &mut Reactor, error: &RestartError) {
+        let _ = (reactor, error);
+    }
+
+    /// The service manager did not take a notice within
+    /// [`RestartSettings::manager`], which it has to know of a restart; the restart goes
+    /// on without. It is still sent, if there is room while this process lives. Logged
+    /// at `error`. By default nothing happens.
+    fn manager_not_told(&mut self, reactor: &mut Reactor, error: &RestartError) {
         let _ = (reactor, error);
     }
 
@@ -198,6 +213,11 @@ pub struct RestartSettings {
     /// How long the connections that stay with the predecessor have until they
     /// are cut; default 30 s.
     pub drain: Duration,
+    /// How long the service manager may take until it has room for a notice that a
+    /// restart waits for: a predecessor does not end before its manager knows who is the
+    /// main process, and that it is ready. Default 30 s;
+    /// [told](Program::manager_not_told) when it has passed.
+    pub manager: Duration,
     /// Descriptors from elsewhere, systemd above all, that
     /// [`Program::listen`] may claim too.
     pub inherited: Inherited,
@@ -222,6 +242,7 @@ impl RestartSettings {
             start: Duration::from_secs(30),
             ready: Duration::from_secs(60),
             drain: Duration::from_secs(30),
+            manager: Duration::from_secs(30),
             inherited: Inherited::new(),
             #[cfg(feature = "testing")]
             kernel: None,
@@ -233,6 +254,7 @@ impl RestartSettings {
         Patience {
             answer: self.answer,
             ready: self.ready,
+            manager: self.manager,
         }
     }
 }
@@ -261,13 +283,18 @@ pub enum RestartError {
     Listen(io::Error),
     /// The control socket could not be had.
     Control(io::Error),
+    /// The service manager did not take a notice.
+    Manager(io::Error),
 }
 
 impl RestartError {
     /// The same as an error of the system's kind, with all that this one says.
     fn to_io(&self) -> io::Error {
         let kind = match self {
-            Self::Spawn(error) | Self::Listen(error) | Self::Control(error) => error.kind(),
+            Self::Spawn(error)
+            | Self::Listen(error)
+            | Self::Control(error)
+            | Self::Manager(error) => error.kind(),
             Self::TimedOut => io::ErrorKind::TimedOut,
             _ => io::ErrorKind::Other,
         };
@@ -290,6 +317,7 @@ impl fmt::Display for RestartError {
             Self::Refused(Refusal::NotServing) => f.write_str("predecessor does not serve"),
             Self::Listen(error) => write!(f, "cannot listen: {error}"),
             Self::Control(error) => write!(f, "cannot have the control socket: {error}"),
+            Self::Manager(error) => write!(f, "cannot tell the service manager: {error}"),
         }
     }
 }
@@ -297,7 +325,10 @@ impl fmt::Display for RestartError {
 impl Error for RestartError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Spawn(error) | Self::Listen(error) | Self::Control(error) => Some(error),
+            Self::Spawn(error)
+            | Self::Listen(error)
+            | Self::Control(error)
+            | Self::Manager(error) => Some(error),
             _ => None,
         }
     }
@@ -426,6 +457,10 @@ impl Restart {
         program: impl Program,
     ) -> io::Result<Self> {
         control::prepare(&settings)?;
+        if let Some(notifier) = &settings.notifier {
+            notifier.attach(reactor)?;
+            notifier.is_not_main();
+        }
         let inherited = std::mem::take(&mut settings.inherited);
         let this = Self {
             shared: Rc::new(Shared {
@@ -454,6 +489,10 @@ impl Restart {
     /// Starts `command` as the successor: this program, as a rule, in its
     /// present version. What becomes of it is told to [`Program`].
     ///
+    /// Variables that are for this process are left out of its environment, unless
+    /// `command` sets them: `LISTEN_FDS` and its companions, and a `WATCHDOG_PID` that
+    /// names this one, or one that it has taken over from.
+    ///
     /// # Errors
     ///
     /// [`RestartError::Busy`] while another one is being served or was started
@@ -463,6 +502,8 @@ impl Restart {
         reactor: &mut Reactor,
         mut command: Command,
     ) -> Result<(), RestartError> {
+        let notifier = self.shared.settings.notifier.as_ref();
+        prepare_successor(&mut command, notifier.and_then(|it| it.watched()));
         self.start_successor_with(reactor, || Ok(Box::new(command.spawn()?)))
     }
 
@@ -561,10 +602,49 @@ impl Restart {
 
     fn tell_manager(&self, notice: &Notice) {
         if let Some(notifier) = &self.shared.settings.notifier
-            && let Err(error) = notifier.send(notice)
+            && let Err(error) = notifier.tell(notice)
         {
             log::warn!(target: log::HANDOFF, "the service manager was not told: {error}");
         }
+    }
+
+    /// Tells the service manager and does what comes after that: when the notice has
+    /// left, or cannot be waited for any longer. Answers its number, if there is one.
+    fn tell_manager_then(
+        &self,
+        reactor: &mut Reactor,
+        notice: &Notice,
+        then: impl FnOnce(&Self, &mut Reactor) + 'static,
+    ) -> Option<u64> {
+        let Some(notifier) = &self.shared.settings.notifier else {
+            then(self, reactor);
+            return None;
+        };
+        let number = match notifier.tell(notice) {
+            Ok(number) => number,
+            Err(error) => {
+                self.manager_not_told(reactor, error);
+                then(self, reactor);
+                return None;
+            }
+        };
+        let this = self.clone();
+        let limit = self.shared.settings.manager;
+        notifier.when_left(reactor, number, limit, move |reactor, result| {
+            if let Err(error) = result {
+                this.manager_not_told(reactor, error);
+            }
+            then(&this, reactor);
+        });
+        Some(number)
+    }
+
+    fn manager_not_told(&self, reactor: &mut Reactor, error: io::Error) {
+        log::error!(target: log::HANDOFF, "the service manager does not know of the restart: {error}");
+        let error = RestartError::Manager(error);
+        self.call_program(reactor, move |program, reactor| {
+            program.manager_not_told(reactor, &error);
+        });
     }
 
     /// Calls the program when no callback runs.
@@ -687,7 +767,10 @@ impl Restart {
     fn serve(&self, reactor: &mut Reactor, start: Start) {
         self.shared.state.borrow_mut().role = Role::Serving;
         self.accept(reactor);
-        self.tell_manager(&Notice::new().ready());
+        self.tell_manager_then(reactor, &Notice::new().ready(), Self::part);
+        if let Some(notifier) = &self.shared.settings.notifier {
+            notifier.becomes_main(reactor, &self.heir_of());
+        }
         self.call_program(reactor, move |program, reactor| {
             program.serving(reactor, start);
         });
@@ -728,6 +811,10 @@ impl Restart {
                 listener.stop_listening();
             }
         }
+    }
+
+    /// Nothing is left to be done but to serve what stays.
+    fn leave(&self, reactor: &mut Reactor) {
         self.call_program(reactor, |program, reactor| program.handed_over(reactor));
         reactor.call_later(self.shared.settings.drain, |reactor| {
             log::debug!(target: log::HANDOFF, "cutting what is left");

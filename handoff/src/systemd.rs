@@ -5,10 +5,17 @@
 //! [`Notifier::from_environment`] answers `None`. Both are protocols that
 //! others speak too (`systemd-socket-activate`, s6, containers).
 
+mod environment;
 mod listen;
+mod notice;
 mod notify;
+mod queue;
+mod sender;
 mod watchdog;
+mod way;
 
+pub(crate) use self::environment::prepare_successor;
 pub use self::listen::{ActivationError, Announced, announced, inherited};
-pub use self::notify::{Notice, NoticeError, Notifier};
+pub use self::notice::{Notice, NoticeError, NotifyAccess};
+pub use self::notify::Notifier;
 pub use self::watchdog::{Watchdog, watchdog_interval};

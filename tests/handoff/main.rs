@@ -8,6 +8,7 @@ mod support;
 mod channel;
 mod flood;
 mod inherited;
+mod notices;
 mod pool;
 mod restart;
 mod sharing;

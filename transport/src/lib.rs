@@ -64,8 +64,9 @@ pub use crate::options::{
     UnixListenOptions,
 };
 pub use crate::process::{
-    SocketDescription, describe_socket, effective_user, exit_descriptor, monotonic_microseconds,
-    remove_environment, send_datagram, spawn_with_descriptors, take_granted,
+    SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
+    monotonic_microseconds, remove_environment, send_datagram, spawn_with_descriptors,
+    take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};

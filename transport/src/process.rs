@@ -147,6 +147,14 @@ pub fn send_datagram(
     Ok(())
 }
 
+/// Whether a send failed for want of something that comes back by itself, and that
+/// nothing announces: memory of the kernel, or room under the user's limit of
+/// descriptors on their way (`ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`). To be made again
+/// after a while.
+pub fn is_passing_shortage(error: &io::Error) -> bool {
+    sys::is_transient(error)
+}
+
 /// What a descriptor from elsewhere is, as far as sockets go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -21,6 +21,10 @@ pub(crate) enum Offering {
     Committed,
     /// It serves; the connections that came meanwhile move.
     Following,
+    /// Everything has moved; the service manager is told who is the main process.
+    Announcing,
+    /// It has everything. It says when the service manager knows of it, or as good as.
+    Parting,
     /// Everything is said.
     Done,
     /// Ended without.
@@ -40,6 +44,10 @@ pub(crate) enum Heard {
     Serving,
     /// Nothing more is to move.
     Moved,
+    /// The service manager has been told, or cannot be: `true`. There is none: `false`.
+    Announced(bool),
+    /// `Parted`.
+    Parted,
     /// `Abort`, or a message that has no business here.
     Abort,
     /// The channel is gone.
@@ -61,8 +69,12 @@ pub(crate) enum Do {
     Commit,
     /// Moves connections.
     Move,
-    /// Says `Done` and begins to drain.
+    /// Tells the service manager of the new main process.
+    Announce,
+    /// Says `Done`, and lets go of the listeners.
     Finish,
+    /// Hangs up and begins to drain.
+    Leave,
     /// Takes everything back, if it was given away: goes on accepting.
     Resume,
     /// Says `Abort` and hangs up, if there is still somebody.
@@ -76,12 +88,17 @@ pub(crate) struct Patience {
     pub(crate) answer: Duration,
     /// Adopting, binding, and whatever else a program does before it serves.
     pub(crate) ready: Duration,
+    /// Until the service manager has taken a notice.
+    pub(crate) manager: Duration,
 }
 
 impl Offering {
     /// What follows.
     pub(crate) fn hear(&mut self, heard: Heard) -> &'static [Do] {
-        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing, Taking};
+        use Offering::{
+            Announcing, Asked, Committed, Done, Failed, Following, Moving, Parting, Preparing,
+            Taking,
+        };
         let (next, actions): (Self, &'static [Do]) = match (*self, heard) {
             // Whatever comes then is too late.
             (Done | Failed, _) => (*self, &[]),
@@ -111,11 +128,15 @@ impl Offering {
             (Preparing, Heard::Ready) => (Moving, &[Do::Move]),
             (Moving, Heard::Moved) => (Committed, &[Do::Commit]),
             (Committed, Heard::Serving) => (Following, &[Do::Move]),
-            (Following, Heard::Moved) => (Done, &[Do::Finish]),
+            (Following, Heard::Moved) => (Announcing, &[Do::Announce]),
+            (Announcing, Heard::Announced(true)) => (Parting, &[Do::Finish]),
+            (Announcing, Heard::Announced(false)) => (Done, &[Do::Finish, Do::Leave]),
+            // It has everything, whatever becomes of it.
+            (Parting, _) => (Done, &[Do::Leave]),
             // Nobody to hang up on.
-            (Committed | Following, Heard::Lost) => (Failed, &[Do::Resume]),
+            (Committed | Following | Announcing, Heard::Lost) => (Failed, &[Do::Resume]),
             (_, Heard::Lost) => (Failed, &[]),
-            (Committed | Following, _) => (Failed, &[Do::HangUp, Do::Resume]),
+            (Committed | Following | Announcing, _) => (Failed, &[Do::HangUp, Do::Resume]),
             _ => (Failed, &[Do::HangUp]),
         };
         *self = next;
@@ -127,7 +148,9 @@ impl Offering {
         match self {
             Self::Asked | Self::Taking { .. } | Self::Committed => Some(patience.answer),
             Self::Preparing => Some(patience.ready),
-            Self::Moving | Self::Following | Self::Done | Self::Failed => None,
+            Self::Parting => Some(patience.manager + patience.answer),
+            // Announcing has a limit of its own.
+            Self::Moving | Self::Following | Self::Announcing | Self::Done | Self::Failed => None,
         }
     }
 
@@ -295,6 +318,7 @@ mod tests {
         new_accepts: bool,
         new_failed: bool,
         finished: bool,
+        has_left: bool,
         to_old: Vec<Heard>,
         to_new: Vec<Told>,
     }
@@ -308,6 +332,7 @@ mod tests {
                 new_accepts: false,
                 new_failed: false,
                 finished: false,
+                has_left: false,
                 to_old: vec![Heard::Take(Ok(batches))],
                 to_new: Vec::new(),
             }
@@ -328,6 +353,8 @@ mod tests {
                         self.finished = true;
                         self.to_new.push(Told::Done);
                     }
+                    Do::Announce => self.to_old.push(Heard::Announced(true)),
+                    Do::Leave => self.has_left = true,
                     Do::Resume => self.old_accepts = true,
                     Do::HangUp => self.to_new.push(Told::Abort),
                 }
@@ -345,7 +372,7 @@ mod tests {
                     Act::Withdraw => self.new_accepts = false,
                     Act::HangUp => self.to_old.push(Heard::Abort),
                     Act::Fail => self.new_failed = true,
-                    Act::Finish => {}
+                    Act::Finish => self.to_old.push(Heard::Parted),
                 }
             }
         }
@@ -382,7 +409,7 @@ mod tests {
             let mut both = Both::new(batches);
             both.settle(batches);
             assert_eq!((both.old, both.new), (Offering::Done, Taking::Done));
-            assert!(both.new_accepts && !both.old_accepts && both.finished);
+            assert!(both.new_accepts && !both.old_accepts && both.finished && both.has_left);
         }
     }
 
@@ -453,6 +480,7 @@ mod tests {
     const PATIENCE: Patience = Patience {
         answer: Duration::from_secs(1),
         ready: Duration::from_secs(1),
+        manager: Duration::from_secs(1),
     };
 
     /// Lets the one that serves hear what it does next, from any step.
@@ -478,7 +506,7 @@ mod tests {
 
     #[test]
     fn steps_of_the_one_that_serves_follow_each_other() {
-        use Offering::{Asked, Committed, Done, Following, Moving, Preparing};
+        use Offering::{Announcing, Asked, Committed, Following, Moving, Preparing};
         let taking = |taken, batches| Offering::Taking { taken, batches };
         for (from, heard, to, actions) in [
             (Asked, Heard::Take(Ok(0)), Preparing, vec![Do::Offer]),
@@ -504,7 +532,7 @@ mod tests {
             (Preparing, Heard::Ready, Moving, vec![Do::Move]),
             (Moving, Heard::Moved, Committed, vec![Do::Commit]),
             (Committed, Heard::Serving, Following, vec![Do::Move]),
-            (Following, Heard::Moved, Done, vec![Do::Finish]),
+            (Following, Heard::Moved, Announcing, vec![Do::Announce]),
         ] {
             assert_eq!(offering(from, heard), (to, actions), "{from:?} {heard:?}");
         }
@@ -603,16 +631,21 @@ mod tests {
 
     #[test]
     fn steps_that_wait_for_the_other_have_a_limit() {
-        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing};
+        use Offering::{
+            Announcing, Asked, Committed, Done, Failed, Following, Moving, Parting, Preparing,
+        };
         let limits = Patience {
             answer: Duration::from_secs(1),
             ready: Duration::from_secs(2),
+            manager: Duration::from_secs(3),
         };
         for step in [Asked, PARTLY_TAKEN, Committed] {
             assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
         }
         assert_eq!(Preparing.patience(limits), Some(limits.ready));
-        for step in [Moving, Following, Done, Failed] {
+        let parting = limits.manager + limits.answer;
+        assert_eq!(Parting.patience(limits), Some(parting));
+        for step in [Moving, Following, Announcing, Done, Failed] {
             assert_eq!(step.patience(limits), None, "{step:?}");
         }
         let moving = [
@@ -622,14 +655,14 @@ mod tests {
             Moving,
             Committed,
             Following,
+            Announcing,
+            Parting,
             Done,
             Failed,
         ]
         .map(Offering::is_moving);
-        assert_eq!(
-            moving,
-            [false, false, false, true, false, true, false, false]
-        );
+        let wanted = [3, 5].map(|place| place as usize);
+        assert!((0..moving.len()).all(|place| moving[place] == wanted.contains(&place)));
         for step in [Taking::Asking, PARTLY_RECEIVED, Taking::Ready] {
             assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
         }
@@ -663,6 +696,38 @@ mod tests {
         }
         let mut new = Taking::Asking;
         assert_eq!(new.hear(Told::Refused), [Act::Fail]);
+    }
+
+    /// It has everything: nothing that happens then is taken back.
+    #[test]
+    fn manager_is_told_before_the_successor_and_left_after_it() {
+        use Offering::{Announcing, Done, Failed, Following, Parting};
+        let step = |from: Offering, heard| {
+            let mut machine = from;
+            let actions = machine.hear(heard).to_vec();
+            (machine, actions)
+        };
+        assert_eq!(
+            step(Following, Heard::Moved),
+            (Announcing, vec![Do::Announce])
+        );
+        assert_eq!(
+            step(Announcing, Heard::Announced(true)),
+            (Parting, vec![Do::Finish])
+        );
+        // Nobody is to be told.
+        assert_eq!(
+            step(Announcing, Heard::Announced(false)),
+            (Done, vec![Do::Finish, Do::Leave])
+        );
+        assert_eq!(step(Announcing, Heard::Lost), (Failed, vec![Do::Resume]));
+        assert_eq!(
+            step(Announcing, Heard::Abort),
+            (Failed, vec![Do::HangUp, Do::Resume])
+        );
+        for heard in [Heard::Parted, Heard::Lost, Heard::TooLate, Heard::Abort] {
+            assert_eq!(step(Parting, heard), (Done, vec![Do::Leave]), "{heard:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub(crate) enum FromSuccessor {
     Live { batch: u32 },
     /// It gives up.
     Abort,
+    /// The service manager knows of it, as far as that can be helped: the
+    /// predecessor may go.
+    Parted,
 }
 
 /// What the predecessor says.
@@ -30,8 +33,9 @@ pub(crate) enum FromSuccessor {
 pub(crate) enum FromPredecessor {
     /// Not now, or not with this one.
     Refused { refusal: Refusal },
-    /// So many batches of listeners follow.
-    Offer { batches: u32 },
+    /// So many batches of listeners follow. `watched` is the process that the service
+    /// manager was to watch in the first place, if it is to: its number, or 0.
+    Offer { batches: u32, watched: u32 },
     /// A batch of listeners, each with one descriptor.
     Listeners { batch: u32, listeners: Vec<Offered> },
     /// The listeners are the successor's from here on.
@@ -110,6 +114,7 @@ impl Message for FromSuccessor {
             Self::Prepared { .. } => 0x0204,
             Self::Live { .. } => 0x0205,
             Self::Abort => 0x0206,
+            Self::Parted => 0x0207,
         }
     }
 
@@ -121,7 +126,7 @@ impl Message for FromSuccessor {
                 payload.u32(*batch);
                 list(payload, refused, |payload, index| payload.u32(*index));
             }
-            Self::Ready | Self::Serving | Self::Abort => {}
+            Self::Ready | Self::Serving | Self::Abort | Self::Parted => {}
         }
     }
 
@@ -143,6 +148,7 @@ impl Message for FromSuccessor {
                 batch: payload.u32()?,
             },
             0x0206 => Self::Abort,
+            0x0207 => Self::Parted,
             kind => return Err(WireError::UnknownKind { kind }),
         })
     }
@@ -169,7 +175,10 @@ impl Message for FromPredecessor {
                 Refusal::Format => 2,
                 Refusal::NotServing => 3,
             }),
-            Self::Offer { batches } => payload.u32(*batches),
+            Self::Offer { batches, watched } => {
+                payload.u32(*batches);
+                payload.u32(*watched);
+            }
             Self::Listeners { batch, listeners } => {
                 payload.u32(*batch);
                 list(payload, listeners, |payload, offered| {
@@ -221,6 +230,7 @@ impl Message for FromPredecessor {
             },
             0x0211 => Self::Offer {
                 batches: payload.u32()?,
+                watched: payload.u32()?,
             },
             0x0212 => Self::Listeners {
                 batch: payload.u32()?,
@@ -340,6 +350,7 @@ mod tests {
             },
             FromSuccessor::Live { batch: 3 },
             FromSuccessor::Abort,
+            FromSuccessor::Parted,
         ] {
             there_and_back(message);
         }
@@ -367,7 +378,10 @@ mod tests {
             there_and_back(FromPredecessor::Refused { refusal });
         }
         for message in [
-            FromPredecessor::Offer { batches: 2 },
+            FromPredecessor::Offer {
+                batches: 2,
+                watched: 7,
+            },
             FromPredecessor::Listeners {
                 batch: 0,
                 listeners: listeners.into(),
@@ -409,7 +423,7 @@ mod tests {
     #[test]
     fn what_is_no_message_is_refused_with_its_reason() {
         let unknown = |kind| WireError::UnknownKind { kind };
-        for kind in [0x01ff, 0x0207, 0x0210] {
+        for kind in [0x01ff, 0x0208, 0x0210] {
             let back = decode_payload::<FromSuccessor>(kind, 1, &[]);
             assert_eq!(back, Err(unknown(kind)));
         }
@@ -430,7 +444,7 @@ mod tests {
         let back = decode_payload::<FromSuccessor>(0x0204, 1, &announced);
         assert_eq!(back, Err(WireError::Truncated));
         // More than the message.
-        for kind in [0x0202, 0x0203, 0x0206] {
+        for kind in [0x0202, 0x0203, 0x0206, 0x0207] {
             let back = decode_payload::<FromSuccessor>(kind, 1, b"!");
             assert_eq!(back, Err(WireError::Surplus { bytes: 1 }));
         }

@@ -40,6 +40,8 @@ pub(super) struct Offer {
     deadline: Option<DelayedCall>,
     /// Its process is the child of this one, or was.
     was_started_here: bool,
+    /// What the service manager is told of it, by its number.
+    announcement: Option<u64>,
     /// What it says from now on is not heard.
     has_hung_up: bool,
     moving: Moving,
@@ -153,6 +155,7 @@ impl Restart {
                 peer: Some(peer.clone()),
                 deadline: None,
                 was_started_here: false,
+                announcement: None,
                 has_hung_up: false,
                 moving: Moving::default(),
             },
@@ -193,6 +196,7 @@ impl Restart {
                 return self.batch_prepared(reactor, id, batch, &refused);
             }
             FromSuccessor::Live { batch } => return self.batch_lives(reactor, id, batch),
+            FromSuccessor::Parted => Heard::Parted,
             FromSuccessor::Abort => {
                 // All that it serves it has said before.
                 self.roll_back(reactor, id, true);
@@ -263,7 +267,10 @@ impl Restart {
                 Do::Offer => {
                     let count = self.shared.state.borrow().listeners.len();
                     let batches = batches(count).unwrap_or(0);
-                    self.say(reactor, id, &FromPredecessor::Offer { batches }, Vec::new());
+                    let notifier = self.shared.settings.notifier.as_ref();
+                    let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
+                    let offer = FromPredecessor::Offer { batches, watched };
+                    self.say(reactor, id, &offer, Vec::new());
                 }
                 Do::Send(batch) => self.send_listeners(reactor, id, batch),
                 Do::Commit => {
@@ -271,8 +278,22 @@ impl Restart {
                     self.say(reactor, id, &FromPredecessor::Commit, Vec::new());
                 }
                 Do::Move => self.move_next(reactor, id),
+                Do::Announce => self.announce(reactor, id),
                 Do::Finish => self.finish(reactor, id),
-                Do::Resume => self.accept(reactor),
+                Do::Leave => {
+                    if heard == Heard::TooLate {
+                        log::warn!(
+                            target: log::HANDOFF,
+                            "the successor serves, and does not say whether the service manager knows"
+                        );
+                    }
+                    self.hang_up(reactor, id);
+                    self.leave(reactor);
+                }
+                Do::Resume => {
+                    self.take_announcement_back(id);
+                    self.accept(reactor);
+                }
                 Do::HangUp => {
                     self.say(reactor, id, &FromPredecessor::Abort, Vec::new());
                     self.roll_back(reactor, id, false);
@@ -571,20 +592,52 @@ impl Restart {
         self.move_next(reactor, id);
     }
 
-    /// Everything is said: the service manager first, since it listens to the main
-    /// process only.
-    fn finish(&self, reactor: &mut Reactor, id: u64) {
+    /// The service manager is told first, since it listens to the main process only.
+    /// Were this process to end before it knows, it would take the service for ended.
+    fn announce(&self, reactor: &mut Reactor, id: u64) {
         let pid = {
-            let mut state = self.shared.state.borrow_mut();
-            state.attempt = None;
+            let state = self.shared.state.borrow();
             let offer = state.offers.get(&id);
             offer.and_then(|offer| offer.peer.as_ref().map(|peer| peer.pid))
         };
-        if let Some(pid) = pid {
-            self.tell_manager(&Notice::new().main_pid(pid));
+        let has_manager = self.shared.settings.notifier.is_some();
+        let Some(pid) = pid.filter(|_| has_manager) else {
+            return self.offer_hears(reactor, id, Heard::Announced(has_manager));
+        };
+        let number = self.tell_manager_then(
+            reactor,
+            &Notice::new().main_pid(pid),
+            move |this, reactor| {
+                this.offer_hears(reactor, id, Heard::Announced(true));
+            },
+        );
+        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
+            offer.announcement = number;
+        }
+    }
+
+    /// The successor came no further.
+    fn take_announcement_back(&self, id: u64) {
+        let number = {
+            let mut state = self.shared.state.borrow_mut();
+            let offer = state.offers.get_mut(&id);
+            offer.and_then(|offer| offer.announcement.take())
+        };
+        if let (Some(number), Some(notifier)) = (number, &self.shared.settings.notifier)
+            && !notifier.take_back(number)
+        {
+            // A manager that listens to all our processes hears it.
+            self.tell_manager(&Notice::new().main_pid(std::process::id()));
+        }
+    }
+
+    /// Everything is said.
+    fn finish(&self, reactor: &mut Reactor, id: u64) {
+        self.shared.state.borrow_mut().attempt = None;
+        if let Some(notifier) = &self.shared.settings.notifier {
+            notifier.is_not_main();
         }
         self.say(reactor, id, &FromPredecessor::Done, Vec::new());
-        self.hang_up(reactor, id);
         self.close_listeners(reactor);
     }
 }

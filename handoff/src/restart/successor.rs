@@ -29,6 +29,8 @@ pub(super) struct TakeOver {
     machine: Taking,
     channel: UnixTransportHandle,
     pid: u32,
+    /// Whom the service manager was to watch in the first place, or 0.
+    watched: u32,
     deadline: Option<DelayedCall>,
     inherited: Inherited,
     files: Vec<(String, SocketFile)>,
@@ -159,6 +161,7 @@ impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
             machine: Taking::Asking,
             channel: cx.transport.unix_handle(),
             pid: peer.pid,
+            watched: 0,
             deadline: None,
             inherited: Inherited::new(),
             files: Vec::new(),
@@ -230,7 +233,10 @@ impl Restart {
                 self.with_take_over(|take_over| take_over.refusal = Some(refusal));
                 Told::Refused
             }
-            FromPredecessor::Offer { batches } => Told::Offer(batches),
+            FromPredecessor::Offer { batches, watched } => {
+                self.with_take_over(|take_over| take_over.watched = watched);
+                Told::Offer(batches)
+            }
             FromPredecessor::Listeners { batch, listeners } => {
                 if listeners.len() != descriptors.len() {
                     log::warn!(
@@ -382,6 +388,19 @@ impl Restart {
             }
             Err(error) => self.listen_failed(reactor, error),
         }
+    }
+
+    /// The predecessor may go, if there is one.
+    pub(super) fn part(&self, reactor: &mut Reactor) {
+        self.answer(reactor, &FromSuccessor::Parted);
+    }
+
+    /// The processes in whose place this one serves.
+    pub(super) fn heir_of(&self) -> Vec<u32> {
+        let heir_of = self.with_take_over(|take_over| [take_over.pid, take_over.watched]);
+        // Where it is of nobody, that is no process either.
+        let heir_of = heir_of.into_iter().flatten();
+        heir_of.filter(|pid| *pid != 0).collect()
     }
 
     /// That the program could not listen, if there is a predecessor.

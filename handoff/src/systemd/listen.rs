@@ -18,7 +18,7 @@ const FIRST: u32 = 3;
 const MOST: u32 = 1 << 16;
 
 /// What is removed from the environment when the descriptors are taken.
-const VARIABLES: [&str; 4] = [
+pub(super) const VARIABLES: [&str; 4] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "LISTEN_PID",

@@ -1,167 +1,133 @@
-//! `NOTIFY_SOCKET`: sd_notify(3).
+//! `NOTIFY_SOCKET`: how notices reach the manager.
 
-use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
-use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Reactor, Readiness};
-use bowline_transport::{monotonic_microseconds, send_datagram};
+use bowline_reactor::{
+    DelayedCall, Hold, Interest, Phase, Reactor, RemoteHandle, SystemEvent, Token,
+};
 
-/// The longest name of a stored descriptor (systemd's own limit).
-const LONGEST_NAME: usize = 255;
+use super::notice::{LONGEST, Notice};
+use super::queue::{MOST, Purpose, Queue};
+use super::sender::{Barrier, Sender};
+use super::watchdog::Dog;
+use super::way::{Trouble, Way};
+use crate::log;
+use crate::wire::MAX_DESCRIPTORS;
 
-/// What the service manager is told, in one message: a pure value.
+/// How many notices leave in one turn, at most.
+pub(super) const BUDGET: usize = 64;
+
+/// How long a stop of the reactor waits for what has not left, where the manager
+/// only has no room: it reads as fast as it can, as a rule.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// After which time without room it is worth a line in the log.
+const LONG: Duration = Duration::from_secs(10);
+
+/// The way to the service manager; copies are the same one.
+///
+/// Sending never blocks. A manager does not read for a while when it is busy, and its
+/// queue is short: ten notices (`net.unix.max_dgram_qlen`) where systemd has not made
+/// it longer. What finds no room there is kept and sent when there is some, in order,
+/// by the reactor that this is [attached](Self::attach) to; as long as it is attached
+/// to none, such a notice is refused with `WouldBlock`. A
+/// [`Restart`](crate::restart::Restart), a [`Watchdog`](super::Watchdog) and a
+/// [`barrier`](Self::barrier) attach it.
+///
+/// A manager that has gone and comes back at the same address is found: each notice
+/// goes to whoever has the address by then. While nobody has it, notices are kept in
+/// the same way; that is logged once.
+///
+/// What is kept is bounded: 1,024 notices and as many descriptors
+/// ([`set_most_waiting`](Self::set_most_waiting)). When the reactor stops, it waits up
+/// to 5 s for a manager that has no room; what has not left by then is counted in the
+/// log.
+///
+/// An attached one says `STOPPING=1` by itself when the reactor begins to
+/// [stop](Reactor::stop), unless the program has said so, or its process is not the
+/// main one of the service: a successor that does not serve yet, or a predecessor
+/// that has handed over.
 ///
 /// # Examples
 ///
 /// ```
-/// use bowline_handoff::systemd::Notice;
+/// use std::os::unix::net::UnixDatagram;
 ///
-/// let notice = Notice::new().ready().status("serving").main_pid(42);
-/// assert_eq!(notice.as_str(), "READY=1\nSTATUS=serving\nMAINPID=42\n");
+/// use bowline_handoff::systemd::{Notice, Notifier};
+/// use bowline_reactor::Reactor;
+///
+/// let (path, mut reactor) = (std::env::temp_dir().join("notify-example"), Reactor::new()?);
+/// # let _ = std::fs::remove_file(&path);
+/// let manager = UnixDatagram::bind(&path)?;
+/// let notifier = Notifier::connect(path.to_str().expect("text"))?;
+/// notifier.attach(&mut reactor)?;
+/// // More than the manager has room for.
+/// for number in 0..300 {
+///     notifier.send(&Notice::new().status(&number.to_string()))?;
+/// }
+/// notifier.send(&Notice::new().ready())?;
+/// # manager.set_nonblocking(true)?;
+/// # let mut last = Vec::new();
+/// # while last != b"READY=1\n" {
+/// #     let mut bytes = [0; 100];
+/// #     reactor.turn(Some(std::time::Duration::ZERO));
+/// #     while let Ok(count) = manager.recv(&mut bytes) {
+/// #         last = bytes[..count].to_vec();
+/// #     }
+/// # }
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), std::io::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Notice {
-    text: String,
-}
-
-/// Why a notice cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NoticeError {
-    /// The name of a descriptor is empty, longer than 255 bytes, or has
-    /// something else in it than printable ASCII without colons.
-    Name,
-}
-
-impl Notice {
-    /// Says nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The service is up, or up again after [`reloading`](Self::reloading).
-    #[must_use]
-    pub fn ready(self) -> Self {
-        self.with("READY", 1)
-    }
-
-    /// The service reloads its configuration, or hands over to a successor,
-    /// from now on; says when that is (`MONOTONIC_USEC`), as services of
-    /// `Type=notify-reload` have to. [`ready`](Self::ready) ends it.
-    #[must_use]
-    pub fn reloading(self) -> Self {
-        self.with("RELOADING", 1)
-            .with("MONOTONIC_USEC", monotonic_microseconds())
-    }
-
-    /// The service is shutting down.
-    #[must_use]
-    pub fn stopping(self) -> Self {
-        self.with("STOPPING", 1)
-    }
-
-    /// One line for people to read; line breaks become spaces.
-    #[must_use]
-    pub fn status(self, text: &str) -> Self {
-        self.with("STATUS", text.replace(['\n', '\r', '\0'], " "))
-    }
-
-    /// The main process of the service is another one from now on: for a
-    /// predecessor to say of its successor, since systemd listens to the main
-    /// process only (`NotifyAccess=main`).
-    #[must_use]
-    pub fn main_pid(self, pid: u32) -> Self {
-        self.with("MAINPID", pid)
-    }
-
-    /// We are alive; see [`Watchdog`](super::Watchdog), which says it by itself.
-    #[must_use]
-    pub fn watchdog(self) -> Self {
-        self.with("WATCHDOG", 1)
-    }
-
-    /// The descriptors sent along are to be kept between the lives of the
-    /// service (`FileDescriptorStoreMax=` says how many), and come back as
-    /// [inherited](super::inherited) ones under `name`.
-    ///
-    /// # Errors
-    ///
-    /// [`NoticeError::Name`].
-    pub fn store(self, name: &str) -> Result<Self, NoticeError> {
-        check_name(name)?;
-        Ok(self.with("FDSTORE", 1).with("FDNAME", name))
-    }
-
-    /// As [`store`](Self::store), and they stay when they become unreadable:
-    /// by default systemd drops those whose other end has closed.
-    ///
-    /// # Errors
-    ///
-    /// [`NoticeError::Name`].
-    pub fn store_without_polling(self, name: &str) -> Result<Self, NoticeError> {
-        Ok(self.store(name)?.with("FDPOLL", 0))
-    }
-
-    /// The descriptors kept under `name` are to be closed.
-    ///
-    /// # Errors
-    ///
-    /// [`NoticeError::Name`].
-    pub fn remove_stored(self, name: &str) -> Result<Self, NoticeError> {
-        check_name(name)?;
-        Ok(self.with("FDSTOREREMOVE", 1).with("FDNAME", name))
-    }
-
-    /// The text as it is sent.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    fn with(mut self, name: &str, value: impl fmt::Display) -> Self {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "{name}={value}");
-        self
-    }
-}
-
-fn check_name(name: &str) -> Result<(), NoticeError> {
-    let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
-    if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(is_fine) {
-        return Err(NoticeError::Name);
-    }
-    Ok(())
-}
-
-impl fmt::Display for NoticeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name => f.write_str("this cannot be the name of a stored descriptor"),
-        }
-    }
-}
-
-impl Error for NoticeError {}
-
-impl From<NoticeError> for io::Error {
-    fn from(error: NoticeError) -> Self {
-        Self::new(io::ErrorKind::InvalidInput, error)
-    }
-}
-
-/// The way to the service manager.
-///
-/// Sending never blocks. The manager may not read for a while, and its queue
-/// is short (`net.unix.max_dgram_qlen`): `WouldBlock` says that a notice was
-/// not taken, and is to be sent again later.
-#[derive(Debug)]
+#[derive(Clone)]
 pub struct Notifier {
-    socket: UnixDatagram,
+    inner: Rc<Inner>,
 }
+
+pub(super) struct Inner {
+    pub(super) way: Way,
+    pub(super) state: RefCell<State>,
+}
+
+pub(super) struct State {
+    pub(super) queue: Queue,
+    pub(super) runs_on: Option<RunsOn>,
+    /// Since when the first one waits, and for what.
+    blocked: Option<(Trouble, Instant)>,
+    is_long: bool,
+    pub(super) watchers: Vec<Watcher>,
+    next_watcher: u64,
+    /// Barriers that could not be sent.
+    pub(super) lost: BTreeSet<u64>,
+    /// Keeps the reactor from stopping.
+    pub(super) hold: Option<Hold>,
+    is_main: bool,
+    has_said_stopping: bool,
+    dogs: Vec<Weak<Dog>>,
+}
+
+/// Where it is attached.
+pub(super) struct RunsOn {
+    remote: RemoteHandle,
+    token: Token,
+}
+
+/// Somebody waits for a notice to leave.
+pub(super) struct Watcher {
+    id: u64,
+    number: u64,
+    then: Then,
+    deadline: DelayedCall,
+    /// Why it never will.
+    pub(super) error: Option<io::Error>,
+}
+
+pub(super) type Then = Box<dyn FnOnce(&mut Reactor, io::Result<()>)>;
 
 impl Notifier {
     /// The one that this process was told of, if it was (`NOTIFY_SOCKET`).
@@ -179,171 +145,470 @@ impl Notifier {
         }
     }
 
-    /// Connects to a path, or to `@name` in the abstract namespace.
+    /// One for a manager at a path, or at `@name` in the abstract namespace. It need
+    /// not be there yet: each notice looks for it.
     ///
     /// # Errors
     ///
     /// `InvalidInput` for an address that is neither; otherwise those of
-    /// socket(2) and connect(2).
+    /// socket(2).
     pub fn connect(address: &str) -> io::Result<Self> {
-        let address = if let Some(name) = address.strip_prefix('@') {
-            SocketAddr::from_abstract_name(name)?
-        } else if address.starts_with('/') {
-            SocketAddr::from_pathname(address)?
-        } else {
-            // vsock:... for virtual machines, above all.
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        socket.connect_addr(&address)?;
-        Ok(Self { socket })
+        Ok(Self::over(Way::to(address)?))
     }
 
-    /// Sends a notice.
+    fn over(way: Way) -> Self {
+        let state = State {
+            queue: Queue::new(MOST),
+            runs_on: None,
+            blocked: None,
+            is_long: false,
+            watchers: Vec::new(),
+            next_watcher: 0,
+            lost: BTreeSet::new(),
+            hold: None,
+            is_main: true,
+            has_said_stopping: false,
+            dogs: Vec::new(),
+        };
+        let state = RefCell::new(state);
+        Self {
+            inner: Rc::new(Inner { way, state }),
+        }
+    }
+
+    /// Has `reactor` send what cannot leave at once, from now on. One that is attached
+    /// stays where it is. It is let go of when the last copy is dropped and everything
+    /// has left.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` as said above; `ConnectionRefused` where nobody listens any
-    /// more.
+    /// As [`Reactor::vacancy`].
+    pub fn attach(&self, reactor: &mut Reactor) -> io::Result<()> {
+        if self.inner.state.borrow().runs_on.is_some() {
+            return Ok(());
+        }
+        let vacancy = reactor.vacancy()?;
+        let token = vacancy.token();
+        vacancy.install(Box::new(Sender::new(Rc::clone(&self.inner), token)));
+        let remote = reactor.remote();
+        self.inner.state.borrow_mut().runs_on = Some(RunsOn { remote, token });
+        let inner = Rc::downgrade(&self.inner);
+        reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
+            if let Some(inner) = inner.upgrade() {
+                inner.stops(reactor);
+            }
+        });
+        Ok(())
+    }
+
+    /// Sets how many notices of the program may wait, and how many descriptors they
+    /// may hold; default 1,024 each. A notice alone may have as many descriptors as a
+    /// message holds.
+    pub fn set_most_waiting(&self, most: usize) {
+        self.inner.state.borrow_mut().queue.set_most(most);
+    }
+
+    /// How many notices wait to be sent.
+    pub fn waiting(&self) -> usize {
+        self.inner.state.borrow().queue.len()
+    }
+
+    /// Sends a notice, now or when there is room.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for one longer than 4,096 bytes, which systemd would drop
+    /// without a word. `WouldBlock` where too many wait already. Not attached: `WouldBlock`
+    /// where the manager has no room, `NotFound` and `ConnectionRefused` where there is
+    /// none, and others of sendmsg(2). The notice was not taken, then.
     pub fn send(&self, notice: &Notice) -> io::Result<()> {
         self.send_with(notice, &[])
     }
 
     /// Sends a notice with descriptors, those to be
-    /// [stored](Notice::store). They are borrowed: the manager gets copies.
+    /// [stored](Notice::store). They are borrowed: the manager gets copies, and so
+    /// does a notice that has to wait.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); `InvalidInput` for more than 253.
+    /// As [`send`](Self::send); `InvalidInput` for more than 253; `EMFILE` where no
+    /// copy can be made.
     pub fn send_with(&self, notice: &Notice, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        send_datagram(self.socket.as_fd(), notice.as_str().as_bytes(), descriptors)
+        self.submit(notice, descriptors, Purpose::Program)?;
+        Ok(())
+    }
+
+    /// Calls `then` when everything that was sent by now has left for the manager's
+    /// queue, or with `TimedOut` after `limit`, or with why it never will. What waits
+    /// goes on waiting after that. [Attaches](Self::attach) this.
+    ///
+    /// `then` runs once, as a callback of the loop. That the manager has read it is
+    /// what a [`barrier`](Self::barrier) tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`attach`](Self::attach); `then` is dropped.
+    pub fn when_sent(
+        &self,
+        reactor: &mut Reactor,
+        limit: Duration,
+        then: impl FnOnce(&mut Reactor, io::Result<()>) + 'static,
+    ) -> io::Result<()> {
+        self.attach(reactor)?;
+        match self.inner.state.borrow().queue.next().checked_sub(1) {
+            Some(last) if !self.has_left(last) => {}
+            _ => {
+                reactor.defer(|reactor| then(reactor, Ok(())));
+                return Ok(());
+            }
+        }
+        let last = self.inner.state.borrow().queue.next() - 1;
+        self.watch(reactor, last, limit, Box::new(then));
+        Ok(())
+    }
+
+    fn watch(&self, reactor: &mut Reactor, number: u64, limit: Duration, then: Then) {
+        let mut state = self.inner.state.borrow_mut();
+        let id = state.next_watcher;
+        state.next_watcher += 1;
+        let inner = Rc::downgrade(&self.inner);
+        let deadline = reactor.call_later(limit, move |reactor| {
+            if let Some(inner) = inner.upgrade() {
+                inner.is_late(reactor, id);
+            }
+        });
+        state.watchers.push(Watcher {
+            id,
+            number,
+            then,
+            deadline,
+            error: None,
+        });
     }
 
     /// Calls `then` when the manager has handled everything that was sent
-    /// before, or with `TimedOut` at the deadline.
+    /// before, or with `TimedOut` at the deadline: the time in which it has no room
+    /// counts. [Attaches](Self::attach) this.
     ///
     /// To be waited for before exiting after a notice that matters, since the
     /// manager may otherwise not know any more whose notice it was. `then` runs
-    /// once, as a callback of the loop.
+    /// once, as a callback of the loop; it may own a copy of the notifier.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send), and those of pipe(2); `then` is dropped.
+    /// As [`attach`](Self::attach) and [`send`](Self::send), but for `WouldBlock`;
+    /// those of pipe(2). `then` is dropped.
     pub fn barrier(
         &self,
         reactor: &mut Reactor,
         deadline: Duration,
         then: impl FnOnce(&mut Reactor, io::Result<()>) + 'static,
     ) -> io::Result<()> {
+        self.attach(reactor)?;
         let (read, write) = io::pipe()?;
-        // Alone in its message, as systemd demands.
-        let barrier = Notice::new().with("BARRIER", 1);
-        self.send_with(&barrier, &[write.as_fd()])?;
+        let number = self.submit(&Notice::of_barrier(), &[write.as_fd()], Purpose::Limited)?;
         drop(write);
         let token = reactor.register(Interest::Readable, |_| {
-            Box::new(Barrier {
-                read: read.into(),
-                then: Some(Box::new(then)),
-            })
+            Box::new(Barrier::new(
+                &self.inner,
+                number,
+                read.into(),
+                Box::new(then),
+            ))
         })?;
         reactor.notify_later(deadline, token);
         Ok(())
     }
-}
 
-type Then = Box<dyn FnOnce(&mut Reactor, io::Result<()>)>;
-
-/// Waits until the manager has closed the other end of a pipe.
-struct Barrier {
-    read: OwnedFd,
-    then: Option<Then>,
-}
-
-impl Barrier {
-    fn finish(&mut self, reactor: &mut Reactor, result: io::Result<()>) -> Next {
-        if let Some(then) = self.then.take() {
-            then(reactor, result);
+    /// Sends or keeps; answers the notice's number.
+    pub(super) fn submit(
+        &self,
+        notice: &Notice,
+        descriptors: &[BorrowedFd<'_>],
+        purpose: Purpose,
+    ) -> io::Result<u64> {
+        let text = notice.as_str();
+        if text.len() > LONGEST || descriptors.len() > MAX_DESCRIPTORS {
+            let text = "a notice holds 4,096 bytes and 253 descriptors";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        Next::Remove
+        let inner = &self.inner;
+        let is_attached = inner.state.borrow().runs_on.is_some();
+        if !is_attached {
+            // What the reactor has left behind that it was attached to goes first.
+            inner.pump(usize::MAX, None);
+        }
+        let state = &mut *inner.state.borrow_mut();
+        state.has_said_stopping |= notice.get("STOPPING") == Some("1");
+        if state.queue.is_empty() {
+            match inner.way.send(text.as_bytes(), descriptors) {
+                Ok(()) => return Ok(state.queue.pass()),
+                Err(error) if !is_attached || Trouble::of(&error).is_none() => return Err(error),
+                Err(_) => {}
+            }
+        } else if !is_attached {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if let Some(number) = state.queue.stands_for(purpose) {
+            return Ok(number);
+        }
+        if !state.queue.has_room(purpose, descriptors.len()) {
+            let text = "too many notices wait for the service manager";
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+        }
+        let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+        let copies = copies.collect::<io::Result<_>>()?;
+        let number = state.queue.push(notice.clone(), copies, purpose);
+        if state.queue.len() == 1 {
+            state.wake();
+        }
+        Ok(number)
     }
-}
 
-impl Descriptor for Barrier {
-    fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
-        if readiness.intersects(Readiness::READ_CLOSED | Readiness::ERROR) {
-            self.finish(reactor, Ok(()))
+    /// As [`send`](Self::send), of a notice that the program's do not keep out.
+    pub(crate) fn tell(&self, notice: &Notice) -> io::Result<u64> {
+        self.submit(notice, &[], Purpose::Limited)
+    }
+
+    /// Calls `then` when a notice has left, as [`when_sent`](Self::when_sent); at once
+    /// if it has.
+    pub(crate) fn when_left(
+        &self,
+        reactor: &mut Reactor,
+        number: u64,
+        limit: Duration,
+        then: impl FnOnce(&mut Reactor, io::Result<()>) + 'static,
+    ) {
+        if self.has_left(number) {
+            then(reactor, Ok(()));
         } else {
-            Next::Keep
+            self.watch(reactor, number, limit, Box::new(then));
         }
     }
 
-    fn timer_fired(&mut self, reactor: &mut Reactor, _: DelayedCall) -> Next {
-        self.finish(reactor, Err(io::ErrorKind::TimedOut.into()))
+    fn has_left(&self, number: u64) -> bool {
+        self.inner.state.borrow().queue.is_behind(number)
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.read.as_fd())
+    /// Takes back a notice that has not left; whether it could be.
+    pub(crate) fn take_back(&self, number: u64) -> bool {
+        self.inner.state.borrow_mut().queue.cancel(number)
     }
 
-    fn facet(&mut self) -> &mut dyn std::any::Any {
-        &mut self.read
+    // Whose process is the main one of the service.
+
+    pub(super) fn is_main(&self) -> bool {
+        self.inner.state.borrow().is_main
+    }
+
+    pub(super) fn add_dog(&self, dog: &Rc<Dog>) {
+        let mut state = self.inner.state.borrow_mut();
+        state.dogs.retain(|dog| dog.strong_count() > 0);
+        state.dogs.push(Rc::downgrade(dog));
+    }
+
+    /// This process is not the main one of its service, or not any more: its watchdog
+    /// rests.
+    pub(crate) fn is_not_main(&self) {
+        self.inner.state.borrow_mut().is_main = false;
+    }
+
+    /// This process is the main one of its service from now on. What was meant for one
+    /// of the processes that it took over from is for it.
+    pub(crate) fn becomes_main(&self, reactor: &mut Reactor, heir_of: &[u32]) {
+        let dogs: Vec<_> = {
+            let mut state = self.inner.state.borrow_mut();
+            state.is_main = true;
+            state.dogs.iter().filter_map(Weak::upgrade).collect()
+        };
+        for dog in dogs {
+            dog.wakes(reactor, self, heir_of);
+        }
+    }
+
+    /// The process that was to be watched in the first place, by its number: whose
+    /// heir a successor of this one is, too.
+    pub(crate) fn watched(&self) -> Option<u32> {
+        let state = self.inner.state.borrow();
+        let mut dogs = state.dogs.iter().filter_map(Weak::upgrade);
+        dogs.find_map(|dog| dog.stands_for())
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        // Of the sender and of this one.
+        if Rc::strong_count(&self.inner) == 2 {
+            self.inner.state.borrow().wake();
+        }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notifier")
+            .field("way", &self.inner.way)
+            .field("waiting", &self.waiting())
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Has the sender look what there is to do.
+    fn wake(&self) {
+        if let Some(RunsOn { remote, token }) = &self.runs_on {
+            let token = *token;
+            // Where the reactor is gone the sender is, too.
+            let _ = remote.call_from_thread(move |reactor| reactor.notify(token));
+        }
+    }
+}
+
+/// How far it got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pumped {
+    Everything,
+    /// As much as it was allowed to.
+    Enough,
+    /// The next one has to wait.
+    Blocked(Trouble),
+}
+
+impl Inner {
+    /// Sends what waits, up to `budget` notices.
+    pub(super) fn pump(&self, budget: usize, now: Option<Instant>) -> Pumped {
+        let state = &mut *self.state.borrow_mut();
+        for _ in 0..budget {
+            let Some(first) = state.queue.first() else {
+                state.blocked = None;
+                return Pumped::Everything;
+            };
+            let descriptors: Vec<_> = first.descriptors.iter().map(AsFd::as_fd).collect();
+            let sent = self
+                .way
+                .send(first.notice.as_str().as_bytes(), &descriptors);
+            let trouble = match &sent {
+                Ok(()) => None,
+                Err(error) => Trouble::of(error),
+            };
+            if let (Some(trouble), Err(error)) = (trouble, &sent) {
+                state.note_trouble(trouble, error, now);
+                return Pumped::Blocked(trouble);
+            }
+            state.blocked = None;
+            let Some(gone) = state.queue.pop() else {
+                continue;
+            };
+            if let Err(error) = sent {
+                log::error!(target: log::HANDOFF, "a notice to the service manager is lost: {error}");
+                if gone.notice == Notice::of_barrier() {
+                    state.lost.insert(gone.number);
+                }
+                for watcher in &mut state.watchers {
+                    if watcher.number == gone.number {
+                        watcher.error = Some(io::Error::new(error.kind(), error.to_string()));
+                    }
+                }
+            }
+        }
+        if state.queue.is_empty() {
+            Pumped::Everything
+        } else {
+            Pumped::Enough
+        }
+    }
+
+    /// Tells those whose notice has left, later in this turn.
+    pub(super) fn settle(&self, reactor: &mut Reactor) {
+        let state = &mut *self.state.borrow_mut();
+        let (done, rest) = std::mem::take(&mut state.watchers)
+            .into_iter()
+            .partition(|watcher| state.queue.is_behind(watcher.number));
+        state.watchers = rest;
+        Self::tell_all(reactor, done);
+    }
+
+    pub(super) fn tell_all(reactor: &mut Reactor, watchers: Vec<Watcher>) {
+        for watcher in watchers {
+            // It may be what runs.
+            let _ = watcher.deadline.cancel(reactor);
+            let result = watcher.error.map_or(Ok(()), Err);
+            let then = watcher.then;
+            reactor.defer(|reactor| then(reactor, result));
+        }
+    }
+
+    fn is_late(&self, reactor: &mut Reactor, id: u64) {
+        // If it was late for want of turns, there is room by now.
+        self.pump(BUDGET, Some(reactor.now()));
+        self.settle(reactor);
+        let late = {
+            let watchers = &mut self.state.borrow_mut().watchers;
+            let place = watchers.iter().position(|watcher| watcher.id == id);
+            place.map(|place| watchers.remove(place))
+        };
+        if let Some(late) = late {
+            (late.then)(reactor, Err(io::ErrorKind::TimedOut.into()));
+        }
+    }
+
+    /// The reactor was asked to stop.
+    fn stops(self: &Rc<Self>, reactor: &mut Reactor) {
+        let says_so = {
+            let state = self.state.borrow();
+            state.is_main && !state.has_said_stopping && state.runs_on.is_some()
+        };
+        let notifier = Notifier {
+            inner: Rc::clone(self),
+        };
+        if says_so && let Err(error) = notifier.tell(&Notice::new().stopping()) {
+            log::warn!(target: log::HANDOFF, "the service manager was not told of the end: {error}");
+        }
+        if let Pumped::Blocked(Trouble::Full) = self.pump(usize::MAX, Some(reactor.now())) {
+            self.state.borrow_mut().hold = Some(reactor.hold(SystemEvent::Shutdown));
+            let inner = Rc::downgrade(self);
+            reactor.call_later(FAREWELL, move |_| {
+                if let Some(inner) = inner.upgrade() {
+                    inner.state.borrow_mut().hold = None;
+                }
+            });
+        }
+    }
+}
+
+impl State {
+    fn note_trouble(&mut self, trouble: Trouble, error: &io::Error, now: Option<Instant>) {
+        let Some(now) = now else { return };
+        let since = match self.blocked {
+            Some((of_old, since)) if of_old == trouble => since,
+            _ => {
+                self.is_long = false;
+                if trouble == Trouble::Nobody {
+                    log::warn!(
+                        target: log::HANDOFF,
+                        "the service manager cannot be reached, and {} notices wait: {error}",
+                        self.queue.len()
+                    );
+                }
+                now
+            }
+        };
+        self.blocked = Some((trouble, since));
+        if now.saturating_duration_since(since) >= LONG
+            && !std::mem::replace(&mut self.is_long, true)
+        {
+            log::warn!(
+                target: log::HANDOFF,
+                "the service manager takes no notices, and {} wait: {error}",
+                self.queue.len()
+            );
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn status_stays_on_one_line() {
-        let notice = Notice::new().status("all\nREADY=1");
-        assert_eq!(notice.as_str(), "STATUS=all READY=1\n");
-    }
-
-    #[test]
-    fn names_that_systemd_would_not_take_are_refused() {
-        for name in ["", "a:b", "a\nb", "ä", "\u{7f}"] {
-            assert_eq!(Notice::new().store(name), Err(NoticeError::Name), "{name}");
-        }
-        assert_eq!(
-            Notice::new().store(&"x".repeat(256)),
-            Err(NoticeError::Name)
-        );
-        let stored = Notice::new().store_without_polling("web").unwrap();
-        assert_eq!(stored.as_str(), "FDSTORE=1\nFDNAME=web\nFDPOLL=0\n");
-        let removed = Notice::new().remove_stored(&"x".repeat(255)).unwrap();
-        assert!(removed.as_str().starts_with("FDSTOREREMOVE=1\nFDNAME=x"));
-    }
-
-    #[test]
-    fn names_are_printable_up_to_the_longest() {
-        for name in [" ", "~", "a b", &"x".repeat(255)] {
-            let stored = Notice::new().store(name).unwrap();
-            assert_eq!(stored.as_str(), format!("FDSTORE=1\nFDNAME={name}\n"));
-        }
-        let error = Notice::new().store("").unwrap_err();
-        let text = "this cannot be the name of a stored descriptor";
-        assert_eq!(error.to_string(), text);
-        let error = io::Error::from(error);
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(error.to_string(), text);
-    }
-
-    #[test]
-    fn each_notice_is_a_line() {
-        let notice = Notice::new().stopping().watchdog().ready().main_pid(9);
-        let lines = "STOPPING=1\nWATCHDOG=1\nREADY=1\nMAINPID=9\n";
-        assert_eq!(notice.as_str(), lines);
-    }
-
-    #[test]
-    fn reloading_says_when() {
-        let notice = Notice::new().reloading();
-        let time = notice.as_str().strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
-        let time: u64 = time.unwrap().trim_end().parse().unwrap();
-        assert!(time > 0 && time <= monotonic_microseconds());
-    }
 
     #[test]
     fn addresses_that_are_neither_path_nor_name_are_refused() {

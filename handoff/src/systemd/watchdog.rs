@@ -1,11 +1,14 @@
 //! `WATCHDOG_USEC`: sd_watchdog_enabled(3).
 
+use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bowline_reactor::Reactor;
 
-use super::notify::{Notice, Notifier};
+use super::notice::Notice;
+use super::notify::Notifier;
+use super::queue::Purpose;
 use crate::log;
 
 /// How often the service manager wants to hear of this process, read from an
@@ -21,48 +24,175 @@ use crate::log;
 /// assert_eq!(watchdog_interval(environment, 42), Some(Duration::from_secs(2)));
 /// ```
 pub fn watchdog_interval(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Option<Duration> {
-    let for_us = match variable("WATCHDOG_PID") {
-        Some(wanted) => wanted.parse() == Ok(pid),
-        None => true,
-    };
+    let (interval, named) = asked(variable)?;
+    let is_for_us = named.is_none_or(|named| named == Named::Process(pid));
+    is_for_us.then_some(interval)
+}
+
+/// Whom `WATCHDOG_PID` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Process(u32),
+    /// It is no number.
+    Nobody,
+}
+
+/// How often the manager wants to hear, and of whom, if somebody is named.
+fn asked(variable: impl Fn(&str) -> Option<String>) -> Option<(Duration, Option<Named>)> {
     let microseconds: u64 = variable("WATCHDOG_USEC")?.parse().ok()?;
-    (for_us && microseconds > 0).then(|| Duration::from_micros(microseconds))
+    let named = variable("WATCHDOG_PID");
+    let named = named.map(|pid| pid.parse().map_or(Named::Nobody, Named::Process));
+    (microseconds > 0).then(|| (Duration::from_micros(microseconds), named))
 }
 
 /// Tells the service manager from the loop that this process is alive, twice
 /// in each interval, until this is dropped.
 ///
 /// It is the loop that says so: a callback that does not return is noticed.
+///
+/// In a service that is restarted by a [`Restart`](crate::restart::Restart) with the
+/// same notifier, the process that serves says it: a successor from when it serves, a
+/// predecessor until it has handed over.
 #[derive(Debug)]
 #[must_use = "it stops when it is dropped"]
 pub struct Watchdog {
-    _alive: Rc<()>,
+    dog: Rc<Dog>,
+}
+
+/// What a [`Watchdog`] and its notifier share.
+#[derive(Debug)]
+pub(super) struct Dog {
+    every: Duration,
+    /// The process that is to be watched, if it is named.
+    named: Option<u32>,
+    state: Cell<DogState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DogState {
+    /// It is for another process, of which this one is no heir yet.
+    OfAnother,
+    Running,
 }
 
 impl Watchdog {
     /// Starts as the environment asks (`WATCHDOG_USEC`), if it does.
+    ///
+    /// `WATCHDOG_PID` may name another process. If that is the predecessor from which
+    /// this process takes over, or what that had taken over from, this process is
+    /// watched in its place from then on; until then, and if it does not, nothing is
+    /// said. That is logged, once.
     pub fn from_environment(reactor: &mut Reactor, notifier: Rc<Notifier>) -> Option<Self> {
-        let interval = watchdog_interval(|name| std::env::var(name).ok(), std::process::id())?;
-        Some(Self::start(reactor, notifier, interval))
+        let (interval, named) = asked(|name| std::env::var(name).ok())?;
+        let named = match named {
+            Some(Named::Process(pid)) => pid,
+            // No process has that number.
+            Some(Named::Nobody) => 0,
+            None => std::process::id(),
+        };
+        Some(Self::start_for(reactor, notifier, interval, named))
+    }
+
+    /// As [`from_environment`](Self::from_environment), for an environment that was read
+    /// in another way: the process that is to be watched is `pid`.
+    pub fn start_for(
+        reactor: &mut Reactor,
+        notifier: Rc<Notifier>,
+        interval: Duration,
+        pid: u32,
+    ) -> Self {
+        let is_ours = pid == std::process::id();
+        if !is_ours {
+            log::warn!(
+                target: log::HANDOFF,
+                "WATCHDOG_PID names {pid}: the watchdog is off, unless that hands over to this process"
+            );
+        }
+        let state = if is_ours {
+            DogState::Running
+        } else {
+            DogState::OfAnother
+        };
+        Self::with(reactor, &notifier, interval, Some(pid), state)
     }
 
     /// Starts: the first notice leaves now.
     pub fn start(reactor: &mut Reactor, notifier: Rc<Notifier>, interval: Duration) -> Self {
-        let alive = Rc::new(());
-        tell(reactor, notifier, interval / 2, Rc::downgrade(&alive));
-        Self { _alive: alive }
+        Self::with(reactor, &notifier, interval, None, DogState::Running)
+    }
+
+    fn with(
+        reactor: &mut Reactor,
+        notifier: &Notifier,
+        interval: Duration,
+        named: Option<u32>,
+        state: DogState,
+    ) -> Self {
+        let dog = Rc::new(Dog {
+            every: interval / 2,
+            named,
+            state: Cell::new(state),
+        });
+        notifier.add_dog(&dog);
+        if let Err(error) = notifier.attach(reactor) {
+            // What finds no room is not kept, then: the next one may be taken.
+            log::warn!(target: log::HANDOFF, "the notifier is not attached: {error}");
+        }
+        if state == DogState::Running {
+            tell(reactor, notifier.clone(), Rc::downgrade(&dog));
+        }
+        Self { dog }
+    }
+
+    /// Whether it is for this process: not while `WATCHDOG_PID` names another one that
+    /// has not handed over to this one.
+    pub fn is_for_us(&self) -> bool {
+        self.dog.state.get() == DogState::Running
     }
 }
 
-fn tell(reactor: &mut Reactor, notifier: Rc<Notifier>, every: Duration, alive: Weak<()>) {
-    if alive.strong_count() == 0 {
-        return;
+impl Dog {
+    /// This process is the main one of the service from now on.
+    pub(super) fn wakes(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        notifier: &Notifier,
+        heir_of: &[u32],
+    ) {
+        match self.state.get() {
+            // At once: the manager may have heard nothing for a while.
+            DogState::Running => feed(notifier),
+            DogState::OfAnother if self.named.is_some_and(|pid| heir_of.contains(&pid)) => {
+                self.state.set(DogState::Running);
+                log::debug!(target: log::HANDOFF, "watched in place of {:?}", self.named);
+                tell(reactor, notifier.clone(), Rc::downgrade(self));
+            }
+            DogState::OfAnother => {}
+        }
     }
-    if let Err(error) = notifier.send(&Notice::new().watchdog()) {
+
+    /// The process that is to be watched in the first place, where this one is watched
+    /// for it.
+    pub(super) fn stands_for(&self) -> Option<u32> {
+        self.named.filter(|_| self.state.get() == DogState::Running)
+    }
+}
+
+fn feed(notifier: &Notifier) {
+    if let Err(error) = notifier.submit(&Notice::new().watchdog(), &[], Purpose::Watchdog) {
         // The next one may be taken.
         log::debug!(target: log::HANDOFF, "watchdog: {error}");
     }
-    reactor.call_later(every, move |reactor| tell(reactor, notifier, every, alive));
+}
+
+fn tell(reactor: &mut Reactor, notifier: Notifier, dog: Weak<Dog>) {
+    let Some(every) = dog.upgrade().map(|dog| dog.every) else {
+        return;
+    };
+    if notifier.is_main() {
+        feed(&notifier);
+    }
+    reactor.call_later(every, move |reactor| tell(reactor, notifier, dog));
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! met exactly, and nothing waits.
 
 mod children;
+mod manager;
 mod moving;
 mod predecessor;
 mod settings;
@@ -321,6 +322,10 @@ impl Program for Play {
 
     fn successor_failed(&mut self, _: &mut Reactor, error: &RestartError) {
         self.scene.note(format!("goes on: {error}"));
+    }
+
+    fn manager_not_told(&mut self, _: &mut Reactor, error: &RestartError) {
+        self.scene.note(error.to_string());
     }
 
     fn handed_over(&mut self, _: &mut Reactor) {

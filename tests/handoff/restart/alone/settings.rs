@@ -28,6 +28,7 @@ fn defaults_are_as_documented() {
     assert_eq!(settings.directory.to_str(), Some("somewhere"));
     assert_eq!(settings.format, 0);
     assert_eq!(settings.answer, Duration::from_secs(10));
+    assert_eq!(settings.manager, Duration::from_secs(30));
     assert_eq!(settings.start, Duration::from_secs(30));
     assert_eq!(settings.ready, Duration::from_secs(60));
     assert_eq!(settings.drain, Duration::from_secs(30));

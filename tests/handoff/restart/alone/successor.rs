@@ -106,6 +106,7 @@ fn everything_is_taken_over_step_by_step() {
     stage.settle();
     assert_eq!(pair.new.events(), ["took over 77 0"]);
     assert!(pair.new.restart.is_serving());
+    assert_eq!(pair.hand.hears(), ["parted"]);
     // What comes now is too late.
     pair.hand.send(&takes_back(), &[]);
     stage.settle();

@@ -91,6 +91,10 @@ pub(super) fn gives_up() -> Said {
     nothing(0x0206)
 }
 
+pub(super) fn parted() -> Said {
+    nothing(0x0207)
+}
+
 // What a predecessor says.
 
 pub(super) fn refused(why: u8) -> Said {
@@ -98,7 +102,15 @@ pub(super) fn refused(why: u8) -> Said {
 }
 
 pub(super) fn offer(batches: u32) -> Said {
-    number(0x0211, batches)
+    offer_of(batches, 0)
+}
+
+/// With the process that was to be watched.
+pub(super) fn offer_of(batches: u32, watched: u32) -> Said {
+    said(0x0211, |payload| {
+        payload.u32(batches);
+        payload.u32(watched);
+    })
 }
 
 /// Each with the file it owns, by device and inode.
@@ -271,8 +283,15 @@ fn in_short(kind: u16, payload: &[u8], descriptors: usize) -> Result<String, Wir
         }
         0x0205 => format!("live {}", payload.u32()?),
         0x0206 => "gives up".into(),
+        0x0207 => "parted".into(),
         0x0210 => format!("refused {}", payload.u8()?),
-        0x0211 => format!("offer {}", payload.u32()?),
+        0x0211 => {
+            let batches = payload.u32()?;
+            match payload.u32()? {
+                0 => format!("offer {batches}"),
+                watched => format!("offer {batches} watched {watched}"),
+            }
+        }
         0x0212 => {
             let mut text = format!("listeners {}:", payload.u32()?);
             for _ in 0..payload.u32()? {
