@@ -1084,7 +1084,8 @@ impl State {
                     if !listening.waiting.is_empty() {
                         let token = watch.token;
                         events.push((token, Readiness::READABLE));
-                        self.note::<()>(5, listener, &Ok(token.to_bits() as usize));
+                        // Not the token: no two runs in a process have the same.
+                        self.note::<()>(5, listener, &Ok(poller));
                     }
                 }
             } else if let Some(socket) = next
@@ -1095,8 +1096,7 @@ impl State {
                     watch.is_raised = false;
                     if !readiness.is_empty() {
                         events.push((watch.token, readiness));
-                        let token = watch.token.to_bits();
-                        self.note::<()>(5, socket, &Ok(token as usize));
+                        self.note::<()>(5, socket, &Ok(poller));
                     }
                 }
             }
