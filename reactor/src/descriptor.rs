@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, PoisonError};
 
 use crate::delayed_call::DelayedCall;
+use crate::panic::Panic;
 use crate::reactor::Reactor;
 
 /// Something the reactor watches and calls: a socket with its protocol, a
@@ -56,8 +56,9 @@ pub trait Descriptor: 'static {
         Next::Keep
     }
 
-    /// One of this descriptor's methods panicked. By default the descriptor is
-    /// removed; the panic has been logged.
+    /// One of this descriptor's methods panicked, this one included: it is called
+    /// again then, a few times, before the descriptor is dropped without. By
+    /// default the descriptor is removed; the panic has been logged.
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let _ = (reactor, panic);
         Next::Remove
@@ -218,46 +219,5 @@ impl fmt::Debug for Readiness {
                     .map(|(_, name)| name),
             )
             .finish()
-    }
-}
-
-/// What a callback panicked with.
-pub struct Panic {
-    message: Cow<'static, str>,
-    /// In a lock that nobody takes, so that errors with a panic are `Sync`.
-    payload: Mutex<Box<dyn Any + Send>>,
-}
-
-impl Panic {
-    pub(crate) fn new(payload: Box<dyn Any + Send>) -> Self {
-        let message = if let Some(text) = payload.downcast_ref::<&'static str>() {
-            Cow::Borrowed(*text)
-        } else if let Some(text) = payload.downcast_ref::<String>() {
-            Cow::Owned(text.clone())
-        } else {
-            Cow::Borrowed("a value that is no string")
-        };
-        Self {
-            message,
-            payload: Mutex::new(payload),
-        }
-    }
-
-    /// The panic's message, where it is a string.
-    pub fn message(&self) -> &str {
-        &self.message
-    }
-
-    /// The value itself, for [`std::panic::resume_unwind`] or a downcast.
-    pub fn into_payload(self) -> Box<dyn Any + Send> {
-        self.payload
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Panic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Panic").field(&self.message()).finish()
     }
 }

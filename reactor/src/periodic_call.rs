@@ -2,11 +2,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::delayed_call::DelayedCall;
+use crate::panic::{Contained, catch_panic};
 use crate::reactor::Reactor;
 
 type Periodic = Box<dyn FnMut(&mut Reactor, &PeriodicCall)>;
@@ -190,11 +191,11 @@ impl PeriodicCall {
         self.state.count.set(count);
         let left_out = u64::try_from(left_out).unwrap_or(u64::MAX);
         self.state.skipped.set(left_out);
-        let result = panic::catch_unwind(AssertUnwindSafe(|| call(reactor, self)));
-        if let Err(payload) = result {
+        if let Err(panic) = catch_panic(|| call(reactor, self)) {
             self.end(reactor, PeriodicEnd::Panicked);
+            drop(Contained::new(call));
             // The reactor logs and counts it as any other.
-            panic::resume_unwind(payload);
+            panic::resume_unwind(panic.into_payload());
         }
         if self.is_active() {
             // The time it is, not the turn's: one that takes longer than its

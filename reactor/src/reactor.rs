@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use crate::descriptor::{Descriptor, Interest, Next};
 use crate::error::{ReactorError, RunError, TriggerError};
 use crate::handle::Handle;
 use crate::log;
+use crate::panic::{Contained, catch_panic};
 use crate::remote::{RemoteCall, RemoteHandle};
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
@@ -30,7 +32,7 @@ use crate::timers::{Moment, TimerKey, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
-use self::limits::EVENTS_PER_TURN;
+use self::limits::{EVENTS_PER_TURN, MAX_EVENTS};
 pub use self::limits::{Limits, Statistics};
 pub use self::vacancy::Vacancy;
 
@@ -256,11 +258,11 @@ impl Reactor {
         }
         log::debug!(target: log::REACTOR, "the loop begins");
         self.state = State::Starting;
-        self.is_turning = true;
         self.now.set(None);
-        self.fire(Phase::Before, SystemEvent::Startup);
-        self.system_events_phase();
-        self.is_turning = false;
+        let turning = Turning::begin(self);
+        turning.reactor.fire(Phase::Before, SystemEvent::Startup);
+        turning.reactor.system_events_phase();
+        turning.end();
         Ok(())
     }
 
@@ -278,9 +280,9 @@ impl Reactor {
         if self.is_turning {
             log::warn!(target: log::REACTOR, "turned from inside a callback: ignored");
         } else {
-            self.is_turning = true;
-            self.turn_once(timeout);
-            self.is_turning = false;
+            let turning = Turning::begin(self);
+            turning.reactor.turn_once(timeout);
+            turning.end();
         }
         if self.state == State::Idle {
             Turn::Stopped
@@ -739,10 +741,15 @@ impl Reactor {
 
     /// Sets the budgets of a turn. A budget of zero counts as one.
     pub fn set_limits(&mut self, limits: Limits) {
-        if limits.events != self.limits.events {
-            self.events = mio::Events::with_capacity(limits.events.max(1));
+        let before = mem::replace(&mut self.limits, limits);
+        if limits.events != before.events {
+            self.make_room_for_events();
         }
-        self.limits = limits;
+    }
+
+    fn make_room_for_events(&mut self) {
+        let count = self.limits.events.clamp(1, MAX_EVENTS);
+        self.events = mio::Events::with_capacity(count);
     }
 
     /// The counters so far.
@@ -758,14 +765,64 @@ impl Reactor {
     }
 }
 
+/// A turn under way. Unwinding ends it too: nothing of a callback gets here, but
+/// a clock may panic, or what a simulated process dies of may pass.
+struct Turning<'a> {
+    reactor: &'a mut Reactor,
+}
+
+impl<'a> Turning<'a> {
+    fn begin(reactor: &'a mut Reactor) -> Self {
+        reactor.is_turning = true;
+        Self { reactor }
+    }
+
+    fn end(self) {
+        self.reactor.is_turning = false;
+        mem::forget(self);
+    }
+}
+
+impl Drop for Turning<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.reactor.is_turning = false;
+        if self.reactor.events.capacity() == 0 {
+            self.reactor.make_room_for_events();
+        }
+    }
+}
+
 impl Drop for Reactor {
     fn drop(&mut self) {
-        self.remote.close();
+        // All that is user code's one by one: a panic of a drop is its own.
+        drop_each(self.remote.close());
         // Descriptors go before the poller, each deregistered first: the file
         // may be shared, and the registration with it.
         for token in self.slots.tokens() {
-            self.discard(token);
+            if let Err(panic) = catch_panic(|| self.discard(token)) {
+                self.log_panic(token, &panic);
+            }
         }
+        drop_each(mem::take(&mut self.deferred));
+        drop_each(mem::take(&mut self.soon));
+        drop_each(mem::take(&mut self.remote_calls));
+        drop_each(self.triggers.take_all());
+        for key in self.timers.keys().collect::<Vec<_>>() {
+            if let Err(panic) = catch_panic(|| self.timers.cancel(key)) {
+                self.log_panic(Token::TIMER, &panic);
+            }
+        }
+        drop_each(mem::take(&mut self.extensions));
+        #[cfg(feature = "testing")]
+        drop_each(self.source.take());
+        drop_each([mem::replace(&mut self.clock, Box::new(SystemClock))]);
+    }
+}
+
+fn drop_each<T>(values: impl IntoIterator<Item = T>) {
+    for value in values {
+        drop(Contained::new(value));
     }
 }
 

@@ -91,13 +91,12 @@ impl RemoteHandle {
         std::mem::swap(&mut self.queue().calls, into);
     }
 
-    pub(crate) fn close(&self) {
+    /// Refuses calls from now on; returns those that wait, to be dropped outside
+    /// of the lock: what they own may call us.
+    pub(crate) fn close(&self) -> Vec<RemoteCall> {
         let mut queue = self.queue();
         queue.is_closed = true;
-        let calls = std::mem::take(&mut queue.calls);
-        // Dropped outside the lock: what a closure owns may call us.
-        drop(queue);
-        drop(calls);
+        std::mem::take(&mut queue.calls)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {

@@ -11,6 +11,7 @@ use std::mem;
 use slab::Slab;
 
 use crate::descriptor::{Descriptor, Readiness};
+use crate::panic::Contained;
 use crate::token::{Generations, Token};
 
 pub(crate) struct Slots {
@@ -131,11 +132,12 @@ impl Slots {
     }
 }
 
-/// Drops a descriptor that was removed during its own callback.
+/// Drops a descriptor that was removed during its own callback, of which a panic
+/// may be on its way.
 #[cold]
 #[inline(never)]
 fn drop_removed(entry: Box<dyn Descriptor>) {
-    drop(entry);
+    drop(Contained::new(entry));
 }
 
 impl Slot {

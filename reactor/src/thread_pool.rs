@@ -5,15 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::descriptor::Panic;
 use crate::log;
+use crate::panic::{Panic, catch_panic};
 use crate::reactor::Reactor;
 use crate::triggers::{Hold, Phase, SystemEvent};
 
@@ -237,10 +236,10 @@ impl ThreadPool {
         let id = calls.add(self, Box::new(tell));
         let remote = reactor.remote();
         let run = move || {
-            let result = panic::catch_unwind(AssertUnwindSafe(work));
+            let result = catch_panic(work);
             // Fails if nobody wants to know any more; what it brought is dropped
             // here then, as is everything if the reactor is gone.
-            let _ = sender.send(result.map_err(Panic::new));
+            let _ = sender.send(result);
             let _ = remote.call_from_thread(move |reactor| Calls::finished(reactor, id));
         };
         let job = Job {
@@ -439,7 +438,7 @@ impl Shared {
                 drop(queue);
                 // The work's own panic is its result. What is caught here is one
                 // of what it leaves behind.
-                if panic::catch_unwind(AssertUnwindSafe(job.run)).is_err() {
+                if catch_panic(job.run).is_err() {
                     log::error!(target: log::REACTOR, "what a thread left behind panicked");
                 }
                 queue = self.queue();

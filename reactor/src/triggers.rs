@@ -97,6 +97,13 @@ impl Triggers {
         Some(self.waiting.remove(index).call)
     }
 
+    /// Takes all that wait, to be dropped.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Call> {
+        std::mem::take(&mut self.waiting)
+            .into_iter()
+            .map(|trigger| trigger.call)
+    }
+
     pub(crate) fn hold(&self, event: SystemEvent) -> Hold {
         Hold {
             _count: Rc::clone(self.holds(event)),

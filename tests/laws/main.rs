@@ -7,4 +7,5 @@ mod callbacks;
 mod exhaustion;
 mod fairness;
 mod handles;
+mod panics;
 mod time;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bowline_protocol::{
     AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol, Transport,
 };
-use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness};
+use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness, catch_panic};
 
 use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
@@ -422,7 +422,8 @@ where
             Some(_) => core.cold().reason.take().unwrap_or(CloseReason::Done),
             None => CloseReason::Done,
         };
-        self.log_end(&reason);
+        // Nothing that is asked for the log's sake keeps it from being told.
+        let _ = catch_panic(|| self.log_end(&reason));
         if let Some(protocol) = &mut self.protocol {
             protocol.connection_lost(&mut Context::new(&mut self.transport, reactor), &reason);
         }
@@ -515,7 +516,7 @@ where
     fn protocol_name(&self) -> Cow<'_, str> {
         self.protocol
             .as_ref()
-            .map_or(Cow::Borrowed("-"), Protocol::log_prefix)
+            .map_or(Cow::Borrowed("-"), |it| log::name(|| it.log_prefix()))
     }
 
     /// Takes the connection apart, if it is open.

@@ -266,7 +266,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
                 target: log::TRANSPORT,
                 "{}: starting factory {}",
                 self.control.token,
-                self.factory.log_prefix(),
+                log::name(|| self.factory.log_prefix()),
             );
         }
         self.factory.started(&mut BuildContext {
@@ -521,7 +521,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
                 target: log::TRANSPORT,
                 "{}: stopping factory {}",
                 self.control.token,
-                self.factory.log_prefix(),
+                log::name(|| self.factory.log_prefix()),
             );
             self.factory.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),

@@ -195,7 +195,7 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
                 target: log::TRANSPORT,
                 "{}: starting factory {}",
                 listener.handle().token(),
-                self.factory.log_prefix(),
+                log::name(|| self.factory.log_prefix()),
             );
         }
         self.factory.started(cx);
@@ -235,7 +235,7 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
                 target: log::TRANSPORT,
                 "{}: stopping factory {}",
                 listener.handle().token(),
-                self.factory.log_prefix(),
+                log::name(|| self.factory.log_prefix()),
             );
         }
         self.factory.stopped(cx);

@@ -4,14 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bowline_protocol::LookupError;
-use bowline_reactor::{AtShutdown, DelayedCall, Reactor, ThreadPool, ThreadPoolOptions};
+use bowline_reactor::{
+    AtShutdown, DelayedCall, Reactor, ThreadPool, ThreadPoolOptions, catch_panic,
+};
 
 use crate::shared::Shared;
 
@@ -192,14 +194,14 @@ pub(crate) fn look_up(
         if !answer.is_wanted() {
             return;
         }
-        let asked = panic::catch_unwind(AssertUnwindSafe(|| {
+        let asked = catch_panic(|| {
             resolver.borrow_mut().resolve(reactor, &host, port, answer);
-        }));
-        if let Err(payload) = asked {
+        });
+        if let Err(panic) = asked {
             let error = io::Error::other("resolver panicked");
             pending.end(reactor, Err(LookupError::Failed(error)));
             // The reactor logs and counts it as any other.
-            panic::resume_unwind(payload);
+            panic::resume_unwind(panic.into_payload());
         }
     });
     lookup

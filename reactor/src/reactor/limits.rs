@@ -5,6 +5,9 @@ use std::time::Duration;
 /// How many events one poll fetches. More cost latency for those at the end,
 /// fewer cost polls; a kilo-event buffer is 12 KiB.
 pub(super) const EVENTS_PER_TURN: usize = 1024;
+/// The most that one poll fetches: 12 MiB of them, and as many descriptors as one
+/// process may have by default (`fs.nr_open`).
+pub(super) const MAX_EVENTS: usize = 1 << 20;
 /// How many delayed calls one turn runs. A storm of timers then delays sockets
 /// by some hundred microseconds rather than for as long as it lasts.
 const TIMERS_PER_TURN: usize = 4096;
@@ -20,9 +23,12 @@ const CALLS_PER_TURN: usize = 4096;
 const NOTIFICATIONS_PER_TURN: usize = 16_384;
 
 /// The budgets of one turn. What a phase leaves waits for the next turn.
+///
+/// Any value is taken: zero counts as one, `usize::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Events fetched by one poll; default 1,024.
+    /// Events fetched by one poll; default 1,024, at the most 1,048,576. There is
+    /// room for as many, of 12 bytes each.
     pub events: usize,
     /// Delayed calls run; default 4,096.
     pub timers: usize,

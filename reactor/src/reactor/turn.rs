@@ -1,11 +1,9 @@
 //! One turn of the loop: its phases, and what they are made of.
 
-use std::any::Any;
 use std::cmp::Reverse;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
-use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +12,10 @@ use mio::unix::SourceFd;
 use super::{Alarm, Deferred, Reactor, State};
 use crate::clock::Sleep;
 use crate::delayed_call::DelayedCall;
-use crate::descriptor::{Descriptor, Next, Panic, Readiness};
+use crate::descriptor::{Descriptor, Next, Readiness};
 use crate::log;
+use crate::panic::{Panic, catch_panic};
+use crate::slots::Slot;
 use crate::sys::TimerFd;
 use crate::token::Token;
 use crate::triggers::{Phase, SystemEvent};
@@ -23,6 +23,10 @@ use crate::triggers::{Phase, SystemEvent};
 /// How long a turn waits whose poll failed; a hundred log lines a second tell
 /// enough.
 const POLL_RETRY: Duration = Duration::from_millis(10);
+
+/// How often a descriptor is told that it panicked which panics when it is told:
+/// once for what happened, once for its last callback, and one to spare.
+const TOLD_OF_PANICS: u32 = 3;
 
 impl Reactor {
     // The phases of a turn.
@@ -414,39 +418,55 @@ impl Reactor {
     fn guarded(&mut self, mut phase: impl FnMut(&mut Self)) {
         // The state that a panic can leave behind is what callbacks may leave
         // behind anyway: `Taken` puts the descriptor back while unwinding.
-        while let Err(payload) = panic::catch_unwind(AssertUnwindSafe(|| phase(self))) {
-            self.recover(Panic::new(unless_died(payload)));
+        while let Err(panic) = catch_panic(|| phase(self)) {
+            self.recover(panic);
         }
     }
 
     /// After a panic: tells the descriptor, whose end it normally is.
+    ///
+    /// Whatever is called for that, and whatever is dropped, may panic as well. It
+    /// costs the same descriptor, and no more.
     #[cold]
-    fn recover(&mut self, panic: Panic) {
-        self.statistics.panics += 1;
+    fn recover(&mut self, mut panic: Panic) {
         let token = mem::replace(&mut self.current, Token::WAKER);
-        let Some(slot) = self.slots.get_mut(token) else {
-            log::error!(target: log::REACTOR, "a callback panicked: {}", panic.message());
-            return;
-        };
-        let prefix = slot
-            .entry_mut()
-            .map_or_else(String::new, |entry| entry.log_prefix().into_owned());
-        log::error!(target: log::REACTOR, "{token} {prefix}: a callback panicked: {}", panic.message());
-        let told = panic::catch_unwind(AssertUnwindSafe(|| {
-            self.dispatch(token, |descriptor, reactor| {
-                descriptor.panicked(reactor, panic)
-            });
-        }));
-        if let Err(payload) = told {
-            drop(unless_died(payload));
+        for _ in 0..TOLD_OF_PANICS {
             self.statistics.panics += 1;
-            log::error!(target: log::REACTOR, "{token} {prefix}: panicked again, and is dropped");
-            let dropped = panic::catch_unwind(AssertUnwindSafe(|| self.discard(token)));
-            if let Err(payload) = dropped {
-                drop(unless_died(payload));
-                log::error!(target: log::REACTOR, "{token} {prefix}: panicked while being dropped");
+            self.log_panic(token, &panic);
+            let told = catch_panic(|| {
+                self.dispatch(token, |descriptor, reactor| {
+                    descriptor.panicked(reactor, panic)
+                });
+            });
+            match told {
+                Ok(()) => return,
+                Err(another) => panic = another,
             }
         }
+        self.log_panic(token, &panic);
+        // What panics here has left its slot.
+        let dropped = catch_panic(|| self.discard(token));
+        if let Err(panic) = dropped {
+            self.log_panic(token, &panic);
+        }
+    }
+
+    /// The name of the descriptor in the log is user code's, and so is the log.
+    pub(super) fn log_panic(&mut self, token: Token, panic: &Panic) {
+        let message = panic.message();
+        let entry = self.slots.get_mut(token).and_then(Slot::entry_mut);
+        let _ = match entry {
+            Some(entry) => {
+                let prefix = catch_panic(|| entry.log_prefix().into_owned());
+                let prefix = prefix.unwrap_or_else(|_| "(whose log_prefix panics)".into());
+                catch_panic(|| {
+                    log::error!(target: log::REACTOR, "{token} {prefix}: a callback panicked: {message}");
+                })
+            }
+            None => catch_panic(|| {
+                log::error!(target: log::REACTOR, "a callback panicked: {message}");
+            }),
+        };
     }
 
     pub(super) fn fire(&mut self, phase: Phase, event: SystemEvent) {
@@ -485,26 +505,11 @@ impl Reactor {
         }
         for token in self.slots.tokens() {
             log::warn!(target: log::REACTOR, "{token}: registered anew at every shutdown, dropped");
-            self.discard(token);
+            self.guarded(|reactor| reactor.discard(token));
         }
         self.slots.recycle();
         self.again.clear();
     }
-}
-
-/// Goes on unwinding if it is the death of a simulated process, of which
-/// nothing runs any more.
-#[cfg(feature = "testing")]
-fn unless_died(payload: Box<dyn Any + Send>) -> Box<dyn Any + Send> {
-    if payload.is::<super::ProcessDied>() {
-        panic::resume_unwind(payload);
-    }
-    payload
-}
-
-#[cfg(not(feature = "testing"))]
-fn unless_died(payload: Box<dyn Any + Send>) -> Box<dyn Any + Send> {
-    payload
 }
 
 /// A descriptor out of its slot. Dropping puts it back, also when a panic

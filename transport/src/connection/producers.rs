@@ -1,7 +1,7 @@
 //! What a connection tells the producer of its transport.
 
 use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol, Transport};
-use bowline_reactor::Reactor;
+use bowline_reactor::{Contained, Reactor};
 
 use super::{ASK_AGAIN_AFTER, Connection};
 use crate::file_descriptor::{Core, FileDescriptor, State, pending};
@@ -79,10 +79,12 @@ where
     pub(super) fn call_producer(
         &mut self,
         reactor: &mut Reactor,
-        mut producer: ProducerRef,
+        producer: ProducerRef,
         what: Tell,
     ) -> ProducerRef {
-        match &mut producer {
+        // Its own panic drops it.
+        let mut producer = Contained::new(producer);
+        match &mut *producer {
             ProducerRef::Protocol => {
                 if let Some(protocol) = &mut self.protocol {
                     let mut cx = Context::new(&mut self.transport, reactor);
@@ -112,7 +114,7 @@ where
                 }
             }
         }
-        producer
+        producer.into_inner()
     }
 
     /// Stops producers that were registered too late. What they register in
