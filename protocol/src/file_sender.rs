@@ -13,6 +13,10 @@ use crate::transport::{Transport, TransportState};
 /// write that goes to the kernel without being copied into our buffer.
 const CHUNK_SIZE: usize = 16_384;
 
+/// More than this is asked for to have no limit, and is not made room for: no
+/// read or write of more is any faster.
+const LARGEST_CHUNK: usize = 16 << 20;
+
 /// Sends what can be read from a file, or anything else that is
 /// [`Read`], to the end. (Twisted: `basic.FileSender`.)
 ///
@@ -109,7 +113,7 @@ impl<R: Read + 'static> FileSender<R> {
     }
 
     /// Sets how much is read at once at the most; default 16,384 bytes. Zero
-    /// counts as one.
+    /// counts as one, and more than 16 MiB as that: so much room is made.
     #[must_use]
     pub fn chunk_size(mut self, bytes: usize) -> Self {
         self.chunk_size = bytes;
@@ -145,7 +149,7 @@ impl<R: Read + 'static> FileSender<R> {
         let sending = Sending {
             source: self.source,
             chunk: Vec::new(),
-            chunk_size: self.chunk_size.max(1),
+            chunk_size: self.chunk_size.clamp(1, LARGEST_CHUNK),
             transform: self.transform,
             sent: FileSent::default(),
             done: Some(Box::new(done)),

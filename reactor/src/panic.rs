@@ -160,7 +160,7 @@ mod tests {
     impl Drop for Bomb {
         fn drop(&mut self) {
             if self.0 > 0 {
-                resume_unwind(Box::new(Bomb(self.0 - 1)));
+                resume_unwind(Box::new(Self(self.0 - 1)));
             }
         }
     }

@@ -8,4 +8,5 @@ mod exhaustion;
 mod fairness;
 mod handles;
 mod panics;
+mod settings;
 mod time;

@@ -23,7 +23,7 @@ struct Bomb(u32);
 impl Drop for Bomb {
     fn drop(&mut self) {
         if self.0 > 0 {
-            resume_unwind(Box::new(Bomb(self.0 - 1)));
+            resume_unwind(Box::new(Self(self.0 - 1)));
         }
     }
 }

@@ -371,7 +371,7 @@ impl Numbers {
     fn look_up(&self) {
         let limit = sys::descriptor_limit().unwrap_or(u64::MAX);
         // Of a small table not all.
-        let reserve = (limit / 3).min((self.reserve.get() + self.message.get()) as u64);
+        let reserve = (limit / 3).min(self.reserve.get().saturating_add(self.message.get()) as u64);
         let first = match reserve {
             0 => i32::MAX,
             _ => i32::try_from(limit - reserve).unwrap_or(i32::MAX),

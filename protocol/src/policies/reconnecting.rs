@@ -256,7 +256,9 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
 
     fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
         let connected_at = self.connected_at.take();
-        if connected_at.is_some_and(|since| cx.reactor.now() >= since + self.settled_after) {
+        if connected_at.is_some_and(|since| {
+            cx.reactor.now().saturating_duration_since(since) >= self.settled_after
+        }) {
             self.reconnection.reset_delay();
         }
         if matches!(reason, CloseReason::ReactorStopped) {

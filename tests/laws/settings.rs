@@ -1,0 +1,373 @@
+//! Every value of every setting is taken: the largest is how one says that there
+//! is no limit, zero is what a mistake gives.
+
+use std::fs::File;
+use std::io::Read;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::time::Duration;
+
+use bowline::policies::{
+    Backoff, IdleTimeout, LimitConnections, LimitHandshakes, Rate, Reconnecting, ThrottleReading,
+    TrafficLog,
+};
+use bowline::{
+    Address, Context, DescriptorLimits, Factory, FileSender, Limits, Protocol, Reactor,
+    ThreadPoolOptions, Transport, TransportBudgets, Transports, UnixAddress, UnixConnectOptions,
+    UnixListenOptions, UnixTransport, Watermarks,
+};
+
+use crate::support::{DescriptorLedger, Record, Recorder, run_until_quiet, socketpair};
+
+/// Zero, or the largest there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value {
+    Zero,
+    Largest,
+}
+
+impl Value {
+    fn size(self) -> usize {
+        self.of(0, usize::MAX)
+    }
+    fn number(self) -> u32 {
+        self.of(0, u32::MAX)
+    }
+    fn time(self) -> Duration {
+        self.of(Duration::ZERO, Duration::MAX)
+    }
+    fn of<T>(self, zero: T, largest: T) -> T {
+        match self {
+            Self::Zero => zero,
+            Self::Largest => largest,
+        }
+    }
+}
+
+type Set = fn(Value, &mut Reactor);
+
+const OF_THE_REACTOR: [(&str, Set); 12] = [
+    ("events", |value, reactor| {
+        let events = value.size();
+        reactor.set_limits(Limits {
+            events,
+            ..reactor.limits()
+        });
+    }),
+    ("timers", |value, reactor| {
+        let timers = value.size();
+        reactor.set_limits(Limits {
+            timers,
+            ..reactor.limits()
+        });
+    }),
+    ("timer_slack", |value, reactor| {
+        let timer_slack = value.time();
+        reactor.set_limits(Limits {
+            timer_slack,
+            ..reactor.limits()
+        });
+    }),
+    ("calls", |value, reactor| {
+        let calls = value.size();
+        reactor.set_limits(Limits {
+            calls,
+            ..reactor.limits()
+        });
+    }),
+    ("notifications", |value, reactor| {
+        let notifications = value.size();
+        reactor.set_limits(Limits {
+            notifications,
+            ..reactor.limits()
+        });
+    }),
+    ("descriptor reserve", |value, reactor| {
+        reactor.set_descriptor_reserve(value.size());
+    }),
+    ("read_bytes", |value, reactor| {
+        let read_bytes = value.size();
+        let budgets = reactor.transport_budgets();
+        reactor.set_transport_budgets(TransportBudgets {
+            read_bytes,
+            ..budgets
+        });
+    }),
+    ("writes, notices, accepts", |value, reactor| {
+        let count = value.number();
+        let budgets = reactor.transport_budgets();
+        reactor.set_transport_budgets(TransportBudgets {
+            writes: count,
+            notices: count,
+            accepts: count,
+            ..budgets
+        });
+    }),
+    ("threads", |value, reactor| {
+        reactor.thread_pool().set_options(ThreadPoolOptions {
+            max_threads: value.size(),
+            max_queued: value.size(),
+            idle_timeout: value.time(),
+            ..ThreadPoolOptions::default()
+        });
+        reactor.call_in_thread(|| (), |_, _| {});
+    }),
+    ("call_later", |value, reactor| {
+        let call = reactor.call_later(value.time(), |_| {});
+        let _ = call.delay(reactor, value.time());
+        let _ = call.hasten(reactor, value.time());
+        let _ = call.reset(reactor, value.time());
+    }),
+    ("call_every", |value, reactor| {
+        let periodic = reactor.call_every(value.time(), |_, _| {});
+        periodic.set_interval(reactor, value.time());
+        reactor.call_later(Duration::from_millis(2), move |reactor| {
+            periodic.stop(reactor)
+        });
+    }),
+    ("turn", |value, reactor| {
+        reactor.call_soon(|_| {});
+        reactor.turn(Some(value.time()));
+    }),
+];
+
+/// Sets a limit of a connection that is open.
+type SetOf = fn(Value, &mut dyn UnixTransport);
+
+const OF_A_CONNECTION: [(&str, SetOf); 12] = [
+    ("low", |value, it| {
+        let watermarks = Watermarks {
+            low: value.size(),
+            ..Watermarks::default()
+        };
+        it.set_watermarks(watermarks);
+    }),
+    ("high", |value, it| {
+        let watermarks = Watermarks {
+            high: value.size(),
+            ..Watermarks::default()
+        };
+        it.set_watermarks(watermarks);
+    }),
+    ("limit", |value, it| {
+        let watermarks = Watermarks {
+            limit: value.size(),
+            ..Watermarks::default()
+        };
+        it.set_watermarks(watermarks);
+    }),
+    ("read_limit", |value, it| {
+        it.set_read_limit(NonZeroUsize::new(value.size()))
+    }),
+    ("high of descriptors", |value, it| {
+        let limits = DescriptorLimits {
+            high: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("queued", |value, it| {
+        let limits = DescriptorLimits {
+            queued: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("per_message", |value, it| {
+        let limits = DescriptorLimits {
+            per_message: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("received_per_read", |value, it| {
+        let limits = DescriptorLimits {
+            received_per_read: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("received_in_all", |value, it| {
+        let limits = DescriptorLimits {
+            received_in_all: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("unclaimed", |value, it| {
+        let limits = DescriptorLimits {
+            unclaimed: value.size(),
+            ..DescriptorLimits::default()
+        };
+        it.set_descriptor_limits(limits);
+    }),
+    ("lose_connection_within", |value, it| {
+        it.write(b"hello");
+        it.lose_connection_within(value.time());
+    }),
+    ("chunk_size", |value, it| {
+        let file = File::open("/proc/self/comm").unwrap().take(3);
+        FileSender::new(file)
+            .chunk_size(value.size())
+            .send(it, |_, _| {})
+            .unwrap();
+    }),
+];
+
+#[test]
+fn any_value_of_a_setting_of_the_reactor_is_taken() {
+    let ledger = DescriptorLedger::open();
+    for (name, set) in OF_THE_REACTOR {
+        for value in [Value::Zero, Value::Largest] {
+            let mut reactor = Reactor::new().unwrap();
+            reactor.start().unwrap();
+            set(value, &mut reactor);
+            goes_on(&mut reactor, &format!("{name}, {value:?}"), |_| {});
+        }
+    }
+    ledger.assert_balanced();
+}
+
+#[test]
+fn any_value_of_a_setting_of_a_connection_is_taken() {
+    let ledger = DescriptorLedger::open();
+    for (name, set) in OF_A_CONNECTION {
+        for value in [Value::Zero, Value::Largest] {
+            let mut reactor = Reactor::new().unwrap();
+            reactor.start().unwrap();
+            let what = format!("{name}, {value:?}");
+            goes_on(&mut reactor, &what, |it| set(value, it));
+        }
+    }
+    ledger.assert_balanced();
+}
+
+/// A connection sends and receives bytes and a descriptor, and another is served
+/// whatever became of it.
+fn goes_on(reactor: &mut Reactor, what: &str, set: impl FnOnce(&mut dyn UnixTransport)) {
+    let records = [Record::default(), Record::default()];
+    let mut set = Some(set);
+    for (round, record) in records.iter().enumerate() {
+        let (ours, theirs) = socketpair();
+        let sink = Record::default();
+        let sender = reactor
+            .adopt_unix_stream(ours.into(), Recorder::new(record))
+            .unwrap();
+        reactor
+            .adopt_unix_stream(theirs.into(), Recorder::new(&sink))
+            .unwrap();
+        let transport = reactor.get(sender).unwrap();
+        if let Some(set) = set.take() {
+            set(transport);
+        }
+        let null = File::open("/dev/null").unwrap().into();
+        let sent = transport.write_with_descriptors(b"hello", vec![null]);
+        run_until_quiet(reactor);
+        if round == 1 {
+            sent.unwrap();
+            assert_eq!(sink.data(), b"hello", "{what}");
+        }
+    }
+    assert_eq!(reactor.statistics().panics, 0, "{what}");
+}
+
+struct Peers {
+    reactor: Reactor,
+    directory: tempfile::TempDir,
+}
+
+impl Peers {
+    /// Listens with `served`, connects with `dialled`.
+    fn meet<S, D>(served: S, dialled: D, listen: &UnixListenOptions, connect: &UnixConnectOptions)
+    where
+        S: Factory<bowline::UnixStream>,
+        D: Factory<bowline::UnixStream>,
+    {
+        let mut peers = Self {
+            reactor: Reactor::new().unwrap(),
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let path = UnixAddress::Path(peers.directory.path().join("socket"));
+        let reactor = &mut peers.reactor;
+        reactor.start().unwrap();
+        if reactor
+            .listen_unix_with(path.clone(), listen, served)
+            .is_ok()
+        {
+            reactor.connect_unix_with(path, connect, dialled).unwrap();
+        }
+        for _ in 0..20 {
+            reactor.turn(Some(Duration::from_millis(1)));
+        }
+        assert_eq!(reactor.statistics().panics, 0);
+        reactor.stop().unwrap();
+        while reactor.turn(Some(Duration::ZERO)) != bowline::Turn::Stopped {}
+        assert_eq!(reactor.statistics().panics, 0);
+    }
+}
+
+/// Writes at once, and ends the connection with what comes back.
+#[derive(Clone)]
+struct Talks;
+
+impl<T: Transport> Protocol<T> for Talks {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.write(b"hello\r\n");
+    }
+    fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {
+        cx.transport.lose_connection();
+    }
+}
+
+fn talks(_: &Address) -> Talks {
+    Talks
+}
+
+#[test]
+fn any_value_of_a_setting_of_listeners_connectors_and_policies_is_taken() {
+    let ledger = DescriptorLedger::open();
+    let (listening, connecting) = (UnixListenOptions::default(), UnixConnectOptions::default());
+    for value in [Value::Zero, Value::Largest] {
+        let (time, size, number) = (value.time(), value.size(), value.number());
+        let listen = UnixListenOptions {
+            backlog: number,
+            ..listening.clone()
+        };
+        Peers::meet(talks, talks, &listen, &connecting);
+        let listen = UnixListenOptions {
+            mode: number,
+            ..listening.clone()
+        };
+        Peers::meet(talks, talks, &listen, &connecting);
+        let connect = UnixConnectOptions {
+            timeout: Some(time),
+            ..connecting.clone()
+        };
+        Peers::meet(talks, talks, &listening, &connect);
+
+        let idle = IdleTimeout::new(talks).period(time).close_within(time);
+        Peers::meet(idle, talks, &listening, &connecting);
+        let limit = LimitConnections::new(talks)
+            .total(Some(size))
+            .per_peer(Some(size));
+        Peers::meet(limit, talks, &listening, &connecting);
+        let limit = LimitHandshakes::new(|_: &Address, _| Talks)
+            .most(size)
+            .deadline(time);
+        Peers::meet(limit, talks, &listening, &connecting);
+        let rate = NonZeroU64::new(value.of(1, u64::MAX)).unwrap();
+        let rate = Some(Rate::per_second(rate).burst(value.of(0, u64::MAX)));
+        let throttle = ThrottleReading::new(talks).total(rate).per_connection(rate);
+        Peers::meet(throttle, talks, &listening, &connecting);
+        let log = TrafficLog::new(talks).shown_bytes(size);
+        Peers::meet(log, talks, &listening, &connecting);
+        let backoff = Backoff::new()
+            .first(time)
+            .cap(time)
+            .factor(value.of(0.0, f64::MAX));
+        let again = Reconnecting::new(talks)
+            .backoff(backoff)
+            .settled_after(time);
+        Peers::meet(talks, again, &listening, &connecting);
+    }
+    ledger.assert_balanced();
+}
