@@ -205,7 +205,8 @@ pub enum SendDescriptorErrorKind {
     /// The queue is full; the limit is settable
     /// ([`DescriptorLimits::queued`](crate::DescriptorLimits)).
     QueueFull,
-    /// More than the 253 descriptors that one message can hold.
+    /// More than the 253 descriptors that one message can hold, or than the
+    /// [limit](crate::DescriptorLimits::per_exact_message) set for the peer.
     TooManyForOneMessage,
     /// A message without bytes: a descriptor needs a byte to travel with.
     NoBytes,

@@ -259,7 +259,7 @@ pub trait UnixTransport: Transport {
     /// # Errors
     ///
     /// Nothing is queued and the descriptors come back when there are more than
-    /// 253, when `data` is empty, when descriptors of
+    /// 253, or than [set](DescriptorLimits::per_exact_message), when `data` is empty, when descriptors of
     /// [`send_file_descriptor`](Self::send_file_descriptor) still wait for a
     /// byte, or when the connection or a limit does not allow it.
     fn write_with_descriptors(
@@ -438,8 +438,17 @@ pub struct DescriptorLimits {
     pub queued: usize,
     /// One message carries at most this many of those queued with
     /// [`send_file_descriptor`](UnixTransport::send_file_descriptor); default
-    /// 64, which a libuv peer can still receive; at most 253.
+    /// 64; at most 253.
+    ///
+    /// What a peer takes by one message is its own: of more a program on libuv
+    /// gets 60 and no sign of the rest, and a Wayland library 28 before it ends
+    /// the connection. Set this to what the peer takes.
     pub per_message: usize,
+    /// One message of
+    /// [`write_with_descriptors`](UnixTransport::write_with_descriptors) may
+    /// come with at most this many, more are refused; default 253, all that the
+    /// kernel takes. Set this to what the peer takes, too.
+    pub per_exact_message: usize,
     /// The peer may send at most this many in what is received by one read;
     /// default 253, all that fit.
     pub received_per_read: usize,
@@ -458,6 +467,7 @@ impl Default for DescriptorLimits {
             high: 64,
             queued: 65_536,
             per_message: 64,
+            per_exact_message: 253,
             received_per_read: 253,
             received_in_all: usize::MAX,
             unclaimed: 64,

@@ -224,6 +224,23 @@ fn message_above_the_limit_of_descriptors_is_refused() {
     });
 }
 
+/// What the peer takes by one message can be said, and holds before the kernel is
+/// asked.
+#[test]
+fn message_above_what_the_peer_takes_is_refused() {
+    assert_refused(
+        SendDescriptorErrorKind::TooManyForOneMessage,
+        b"x",
+        29,
+        |transport| {
+            transport.set_descriptor_limits(DescriptorLimits {
+                per_exact_message: 28,
+                ..DescriptorLimits::default()
+            });
+        },
+    );
+}
+
 #[test]
 fn message_after_close_is_refused() {
     let kind = SendDescriptorErrorKind::NotConnected;

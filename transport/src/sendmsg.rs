@@ -450,9 +450,7 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
         let core = self.base.core();
         let (sent, start) = (core.sent, core.sent + core.buffer.len() as u64);
         let has_room = core.takes_bytes(data.len());
-        let kind = if descriptors.len() > MAX_DESCRIPTORS {
-            Some(SendDescriptorErrorKind::TooManyForOneMessage)
-        } else if descriptors.is_empty() {
+        let kind = if descriptors.is_empty() {
             return match FileDescriptor::write(self, data) {
                 WriteStatus::Refused => Err(SendDescriptorError {
                     kind: self
@@ -462,6 +460,8 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
                 }),
                 status => Ok(status),
             };
+        } else if descriptors.len() > self.limits().per_exact_message.min(MAX_DESCRIPTORS) {
+            Some(SendDescriptorErrorKind::TooManyForOneMessage)
         } else if data.is_empty() {
             Some(SendDescriptorErrorKind::NoBytes)
         } else if let Some(kind) = self.refusal(descriptors.len()) {
