@@ -25,8 +25,8 @@ use std::process::{self, Command};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
-use bowline::{Address, CloseReason, Context, Protocol, Reactor, ReceivedDescriptors};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
+use bowline::{Address, CloseReason, Context, Protocol, Reactor};
 use bowline::{Transport, Transports, UnixTransport};
 
 use crate::common::Arguments;
@@ -237,15 +237,10 @@ fn print_table(table: &[Passed]) {
 struct Receiver;
 
 impl<T: UnixTransport> FrameReceiver<T, LengthPrefixedFramer> for Receiver {
-    fn frame_received(&mut self, _: &mut Cx<'_, T>, _: &[u8]) {}
-
-    fn frame_with_descriptors(
-        &mut self,
-        cx: &mut Cx<'_, T>,
-        what: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        let Some(fd) = descriptors.next() else { return };
+    fn frame_received(&mut self, cx: &mut Cx<'_, T>, what: &[u8]) {
+        let Some(fd) = cx.framing.descriptors().next() else {
+            return;
+        };
         let what = String::from_utf8_lossy(what);
         let (number, object) = (fd.as_raw_fd(), object(fd.as_fd()));
         let used = use_descriptor(cx.reactor, &what, fd);
@@ -306,7 +301,9 @@ fn receive() -> common::Result {
 
 /// Messages behind their length, each with its own descriptors.
 fn framed<R>(receiver: R) -> Framed<LengthPrefixedFramer, R> {
-    Framed::with_descriptors(LengthPrefixedFramer::u32(), receiver).max_descriptors(1)
+    Framed::new(LengthPrefixedFramer::u32(), receiver)
+        .pairing(Pairing::Exact)
+        .max_descriptors(1)
 }
 
 /// What a descriptor stands for, as the kernel names it.

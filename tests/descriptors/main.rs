@@ -11,6 +11,7 @@ mod figures;
 mod framed;
 mod hostile;
 mod limits;
+mod protocols;
 mod random;
 mod receiving;
 mod sending;

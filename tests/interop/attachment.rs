@@ -8,10 +8,10 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use bowline::framing::{FrameContext, FrameEncoder, FrameReceiver, Framed, LengthPrefixedFramer};
-use bowline::{
-    PassedDescriptor, Reactor, ReceivedDescriptors, Transports, UnixTransport, UnixTransportHandle,
+use bowline::framing::{
+    FrameContext, FrameEncoder, FrameReceiver, Framed, LengthPrefixedFramer, Pairing,
 };
+use bowline::{PassedDescriptor, Reactor, Transports, UnixTransport, UnixTransportHandle};
 
 use crate::Scenario;
 use crate::pair::{Direction, Link, Pair, counted, identity, number};
@@ -79,24 +79,13 @@ impl<T: UnixTransport> FrameReceiver<T, LengthPrefixedFramer> for Keeper {
         self.link.set(Some(cx.transport.unix_handle()));
     }
 
-    fn frame_received(&mut self, _: &mut Cx<'_, T>, frame: &[u8]) {
+    fn frame_received(&mut self, cx: &mut Cx<'_, T>, frame: &[u8]) {
         assert!(
             frame == counted(0..frame.len()),
             "other bytes than were sent"
         );
-        self.received.borrow_mut().push((frame.len(), Vec::new()));
-    }
-
-    fn frame_with_descriptors(
-        &mut self,
-        cx: &mut Cx<'_, T>,
-        frame: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        self.frame_received(cx, frame);
-        let mut received = self.received.borrow_mut();
-        let (_, kept) = received.last_mut().expect("it was just pushed");
-        kept.extend(descriptors);
+        let kept = cx.framing.descriptors().collect();
+        self.received.borrow_mut().push((frame.len(), kept));
     }
 }
 
@@ -113,7 +102,7 @@ fn send_all(transport: &mut dyn UnixTransport, file: impl Fn(usize) -> PassedDes
     for (bytes, files) in files() {
         let mut frame = Vec::new();
         framer()
-            .encode(&counted(0..bytes), &mut frame)
+            .encode(&(), &counted(0..bytes), 0, &mut frame)
             .expect("it fits the format");
         transport
             .write_with_descriptors(&frame, files.map(&file).collect())
@@ -141,7 +130,7 @@ fn between_two_bowlines() -> Vec<Received> {
     reactor
         .adopt_unix_stream(
             other.into(),
-            Framed::with_descriptors(framer(), keeper.clone()),
+            Framed::new(framer(), keeper.clone()).pairing(Pairing::Exact),
         )
         .expect("a connected socket");
     send_all(reactor.get(sender).expect("it is there"), |index| {
@@ -190,13 +179,11 @@ fn from_python(peers: &Peers) -> Vec<Received> {
     let start = |peers: &Peers, keeper: Keeper| {
         Pair::with_socket_and_protocol(peers, Direction::PeerConnects, move |_, link| {
             let link = Rc::clone(link);
-            Framed::with_descriptors(
-                framer(),
-                Keeper {
-                    link,
-                    ..keeper.clone()
-                },
-            )
+            let keeper = Keeper {
+                link,
+                ..keeper.clone()
+            };
+            Framed::new(framer(), keeper).pairing(Pairing::Exact)
         })
     };
     keep(peers, start, &commands.join(" "))
@@ -213,13 +200,11 @@ fn from_twisted(peers: &Peers) -> Vec<Received> {
     let start = |peers: &Peers, keeper: Keeper| {
         Pair::with_protocol(peers, Direction::PeerConnects, "int32", move |_, link| {
             let link = Rc::clone(link);
-            Framed::with_descriptors(
-                framer(),
-                Keeper {
-                    link,
-                    ..keeper.clone()
-                },
-            )
+            let keeper = Keeper {
+                link,
+                ..keeper.clone()
+            };
+            Framed::new(framer(), keeper).pairing(Pairing::Exact)
         })
     };
     keep(peers, start, &commands.join(" "))

@@ -138,7 +138,7 @@ fn connect<F: Framer>(
 }
 
 /// Frames of these lengths, glued as they come, both ways.
-fn frames<F: Framer + FrameEncoder>(
+fn frames<F: Framer + FrameEncoder<Header = ()>>(
     peers: &Peers,
     direction: Direction,
     protocol: &str,
@@ -152,7 +152,7 @@ fn frames<F: Framer + FrameEncoder>(
         .collect();
     for payload in &payloads {
         framer()
-            .send_to(pair.transport(), payload)
+            .send_to(pair.transport(), &(), payload)
             .expect("it fits the format");
     }
     let commands: Vec<_> = lengths
@@ -176,7 +176,7 @@ fn frames<F: Framer + FrameEncoder>(
 
 /// Each side ends the connection on a frame that is one byte too long, having
 /// delivered the one before it and none behind it.
-fn over_the_limit<F: Framer + FrameEncoder>(
+fn over_the_limit<F: Framer + FrameEncoder<Header = ()>>(
     peers: &Peers,
     direction: Direction,
     protocol: &str,
@@ -187,7 +187,7 @@ fn over_the_limit<F: Framer + FrameEncoder>(
     let (mut pair, _) = connect(peers, direction, protocol, framer);
     for length in lengths {
         framer()
-            .send_to(pair.transport(), &payload(protocol, length))
+            .send_to(pair.transport(), &(), &payload(protocol, length))
             .expect("it fits the format");
     }
     pair.wait_for_peers_loss();

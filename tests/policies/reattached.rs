@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::policies::{
     Handshake, Idle, LimitHandshakes, ProtocolWrapper, Rate, Throttle, Timeout, Traffic,
 };
@@ -227,9 +227,9 @@ fn descriptors_of_an_unfinished_frame_wait_no_longer() {
     for apart in [0.0, 20.0] {
         let _ledger = DescriptorLedger::open();
         let told = Rc::new(RefCell::new(Vec::new()));
-        let framed =
-            Framed::with_descriptors(LengthPrefixedFramer::u16(), Frames(Rc::clone(&told)))
-                .descriptor_deadline(Some(seconds(10.0)));
+        let framed = Framed::new(LengthPrefixedFramer::u16(), Frames(Rc::clone(&told)))
+            .pairing(Pairing::Exact)
+            .descriptor_deadline(Some(seconds(10.0)));
         let (mut pump, peer) = Pump::with_peer(framed).unwrap();
         pump.run();
         let file = std::fs::File::open("/dev/null").unwrap();

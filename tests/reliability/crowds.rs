@@ -9,7 +9,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::policies::{Handshake, LimitHandshakes};
 use bowline::{
     Address, BuildContext, CloseReason, Context, DescriptorLimits, Protocol, Reactor,
@@ -178,7 +178,8 @@ fn parked_descriptors_leave_the_reserve_and_accepting_resumes() {
         let mut reactor = Reactor::new().unwrap();
         reactor
             .listen_unix(parking.clone(), |_: &Address| {
-                Framed::with_descriptors(LengthPrefixedFramer::u32(), Dropping)
+                Framed::new(LengthPrefixedFramer::u32(), Dropping)
+                    .pairing(Pairing::Exact)
                     .max_descriptors(64)
                     .descriptor_deadline(Some(Duration::from_secs(2)))
             })

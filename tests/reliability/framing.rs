@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::testing::Random;
 use bowline::{
     AfterTruncation, CloseReason, Context, PassedDescriptor, Protocol, Reactor,
@@ -95,18 +95,8 @@ struct Collector {
 type FrameCx<'a> = FrameContext<'a, UnixStream, LengthPrefixedFramer>;
 
 impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Collector {
-    fn frame_received(&mut self, _: &mut FrameCx<'_>, frame: &[u8]) {
-        let frame = (frame.to_vec(), Vec::new());
-        self.collected.borrow_mut().frames.push_back(frame);
-    }
-
-    fn frame_with_descriptors(
-        &mut self,
-        _: &mut FrameCx<'_>,
-        frame: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        let taken: Vec<OwnedFd> = descriptors.collect();
+    fn frame_received(&mut self, cx: &mut FrameCx<'_>, frame: &[u8]) {
+        let taken: Vec<OwnedFd> = cx.framing.descriptors().collect();
         let frame = (frame.to_vec(), identities(&taken));
         self.collected.borrow_mut().frames.push_back(frame);
     }
@@ -136,7 +126,7 @@ fn framed(
         after_truncation,
     };
     let (ours, theirs) = socketpair();
-    let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), collector);
+    let protocol = Framed::new(LengthPrefixedFramer::u32(), collector).pairing(Pairing::Exact);
     let handle = reactor.adopt_unix_stream(ours.into(), protocol).unwrap();
     (handle, theirs, collected)
 }

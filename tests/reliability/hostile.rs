@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::testing::ManualClock;
 use bowline::{
     CloseReason, Context, DescriptorLimits, ProducerKind, ProducerRef, Protocol, Reactor,
@@ -35,17 +35,8 @@ struct Frames {
 type FrameCx<'a> = FrameContext<'a, UnixStream, LengthPrefixedFramer>;
 
 impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Frames {
-    fn frame_received(&mut self, _: &mut FrameCx<'_>, _: &[u8]) {
-        self.received.set(self.received.get() + 1);
-    }
-
-    fn frame_with_descriptors(
-        &mut self,
-        _: &mut FrameCx<'_>,
-        _: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        drop(descriptors.collect::<Vec<OwnedFd>>());
+    fn frame_received(&mut self, cx: &mut FrameCx<'_>, _: &[u8]) {
+        drop(cx.framing.descriptors().collect::<Vec<OwnedFd>>());
         self.received.set(self.received.get() + 1);
     }
 
@@ -66,7 +57,7 @@ fn frames() -> (
         received: Rc::clone(&received),
         lost: Rc::clone(&lost),
     };
-    let protocol = Framed::with_descriptors(LengthPrefixedFramer::u32(), frames);
+    let protocol = Framed::new(LengthPrefixedFramer::u32(), frames).pairing(Pairing::Exact);
     (protocol, received, lost)
 }
 

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 
 use crate::framing::{Decoded, Framer, FramingError};
 
-/// Bytes and descriptors in, frames out: a framer with what it could not use
-/// yet. [`Framed`](crate::framing::Framed) without a connection.
+/// Bytes in, frames out: a framer with what it could not use yet.
+/// [`Framed`](crate::framing::Framed) without a connection.
 ///
 /// A frame that stands in the input as a whole is found there; only what is
 /// unfinished at the end of the input is copied. An empty one owns no memory.
@@ -41,7 +40,6 @@ pub struct FrameBuffer<F> {
     /// How many bytes the framer asked for when it was last shown exactly what
     /// is kept; 0 when it has not been.
     pub(super) wanted: usize,
-    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 /// Where a piece for the receiver is, and where what follows it begins.
@@ -64,7 +62,6 @@ impl<F: Framer> FrameBuffer<F> {
             kept: Vec::new(),
             start: 0,
             wanted: 0,
-            descriptors: Vec::new(),
         }
     }
 
@@ -119,23 +116,12 @@ impl<F: Framer> FrameBuffer<F> {
     }
 
     /// Takes all bytes that belong to no frame yet, those of `input` last: for
-    /// another protocol, or to be thrown away. Descriptors stay.
+    /// another protocol, or to be thrown away.
     pub fn take_rest(&mut self, input: &mut &[u8]) -> Vec<u8> {
         self.keep(input);
         self.compact();
         self.forget();
         std::mem::take(&mut self.kept)
-    }
-
-    /// The descriptors received and not taken, oldest first: push those of a
-    /// read before its bytes, and take those of a frame when it is there.
-    ///
-    /// The bytes of a frame never arrive before the descriptors that were sent
-    /// with its first byte. Which of them belong to it the frame has to say,
-    /// unless no read goes further than
-    /// [`bytes_wanted`](Self::bytes_wanted): then they are all its own.
-    pub fn descriptors(&mut self) -> &mut Vec<OwnedFd> {
-        &mut self.descriptors
     }
 
     /// How many bytes can be received without passing the end of the next
@@ -249,6 +235,30 @@ impl<F: Framer> FrameBuffer<F> {
         })
     }
 
+    /// No bytes, where the next frame begins.
+    pub(super) fn find_nothing(&self) -> Found {
+        Found::Kept {
+            payload: self.start..self.start,
+            end: self.start,
+        }
+    }
+
+    /// How many bytes there are behind what was `found`.
+    pub(super) fn left(&self, input: &[u8], found: &Found) -> usize {
+        match found {
+            Found::Kept { end, .. } => self.kept.len() - end + input.len(),
+            Found::Input { end, .. } => input.len() - end,
+        }
+    }
+
+    /// The frame that was `found`, with what surrounds its payload.
+    pub(super) fn whole<'a>(&'a self, input: &'a [u8], found: &Found) -> &'a [u8] {
+        match found {
+            Found::Kept { end, .. } => &self.kept[self.start..*end],
+            Found::Input { end, .. } => &input[..*end],
+        }
+    }
+
     /// Drops all bytes.
     pub(super) fn clear(&mut self) {
         self.forget();
@@ -295,7 +305,6 @@ impl<F: fmt::Debug> fmt::Debug for FrameBuffer<F> {
         f.debug_struct("FrameBuffer")
             .field("framer", &self.framer)
             .field("bytes", &(self.kept.len() - self.start))
-            .field("descriptors", &self.descriptors)
             .finish_non_exhaustive()
     }
 }
@@ -421,15 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_stay_until_they_are_taken() {
-        let mut buffer = FrameBuffer::new(LineFramer::new());
-        let fd = std::fs::File::open("/dev/null").unwrap().into();
-        buffer.descriptors().push(fd);
-        buffer.take_rest(&mut &b"rest"[..]);
-        assert_eq!(buffer.descriptors().len(), 1);
-    }
-
-    #[test]
     fn framer_looks_anew_only_when_what_it_found_is_to_be_found_again() {
         #[derive(Default)]
         struct Counted(LineFramer, usize);
@@ -464,7 +464,9 @@ mod tests {
     fn frame_is_encoded_in_the_room_it_takes() {
         use crate::framing::FrameEncoder;
         let mut out = Vec::new();
-        LineFramer::new().encode(&[b'a'; 1000], &mut out).unwrap();
+        LineFramer::new()
+            .encode(&(), &[b'a'; 1000], 0, &mut out)
+            .unwrap();
         assert_eq!((out.len(), out.capacity()), (1002, 1002));
     }
 
@@ -476,7 +478,7 @@ mod tests {
         assert!(buffer.next_frame(&mut &[][..]).unwrap().is_some());
         assert!(format!("{buffer:?}").contains("bytes: 2"));
         let framer = LineFramer::new();
-        let envelope = framer.envelope(b"a").unwrap();
+        let envelope = framer.envelope(&(), b"a", 0).unwrap();
         let text = format!("{envelope:?}");
         assert!(text.contains("head: ") && text.contains("tail: "), "{text}");
     }
@@ -492,7 +494,7 @@ mod tests {
             let framer = LengthPrefixedFramer::u16();
             let mut stream = Vec::new();
             for payload in &payloads {
-                framer.encode(payload, &mut stream).unwrap();
+                framer.encode(&(), payload, 0, &mut stream).unwrap();
             }
             let mut buffer = FrameBuffer::new(framer);
             let mut frames = Vec::new();

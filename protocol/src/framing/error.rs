@@ -32,6 +32,19 @@ pub enum FramingError {
         /// How many are allowed.
         limit: usize,
     },
+    /// A frame says that it owns more descriptors than have arrived.
+    DescriptorsMissing {
+        /// How many it owns.
+        claimed: usize,
+        /// How many there are.
+        received: usize,
+    },
+    /// Descriptors came that no frame claims: those of a read whose frames do
+    /// not, more than may wait for a frame, or for longer.
+    DescriptorsUnclaimed {
+        /// How many.
+        count: usize,
+    },
     /// Anything else; for framers written elsewhere.
     Malformed {
         /// What is wrong, as a lower-case phrase.
@@ -58,6 +71,13 @@ impl fmt::Display for FramingError {
             Self::TooManyDescriptors { limit } => {
                 write!(f, "peer sent more than {limit} descriptors with a frame")
             }
+            Self::DescriptorsMissing { claimed, received } => write!(
+                f,
+                "peer sent a frame of {claimed} descriptors with {received} of them"
+            ),
+            Self::DescriptorsUnclaimed { count } => {
+                write!(f, "peer sent {count} descriptors that no frame claims")
+            }
             Self::Malformed { what } => write!(f, "peer broke the framing: {what}"),
         }
     }
@@ -78,6 +98,18 @@ pub enum EncodeError {
     },
     /// It holds the delimiter, so that the peer would see it end earlier.
     ContainsDelimiter,
+    /// More descriptors than one frame may own.
+    TooManyDescriptors {
+        /// How many were to go with it.
+        count: usize,
+        /// How many may.
+        limit: usize,
+    },
+    /// Anything else; for encoders written elsewhere.
+    Malformed {
+        /// What is wrong, as a lower-case phrase.
+        what: &'static str,
+    },
 }
 
 impl fmt::Display for EncodeError {
@@ -87,6 +119,13 @@ impl fmt::Display for EncodeError {
                 write!(f, "payload of {length} bytes does not fit, {limit} do")
             }
             Self::ContainsDelimiter => f.write_str("payload contains the delimiter"),
+            Self::TooManyDescriptors { count, limit } => {
+                write!(
+                    f,
+                    "frame of {count} descriptors, {limit} may be sent with one"
+                )
+            }
+            Self::Malformed { what } => write!(f, "frame cannot be made: {what}"),
         }
     }
 }

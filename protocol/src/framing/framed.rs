@@ -5,16 +5,19 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use self::waiting::Waiting;
 use crate::context::Context;
-use crate::descriptors::ReceivedDescriptors;
 use crate::framing::buffer::Found;
+use crate::framing::pairing::Arrivals;
 use crate::framing::receiver::Changes;
-use crate::framing::{FrameBuffer, FrameContext, FrameReceiver, Framer, Framing, FramingError};
-use crate::log;
-use crate::policies::Timeout;
+use crate::framing::{
+    FrameBuffer, FrameContext, FrameReceiver, Framer, Framing, FramingError, Pairing, Unclaimed,
+};
 use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
+
+mod waiting;
 
 /// A [`Protocol`] that cuts what it receives into frames and calls a
 /// [`FrameReceiver`]; see the [module](crate::framing).
@@ -22,7 +25,11 @@ use crate::transport::Transport;
 pub struct Framed<F, R> {
     buffer: FrameBuffer<F>,
     mode: Mode,
-    descriptors: Descriptors,
+    /// The transport's read limit is ours.
+    limits_reads: bool,
+    arrivals: Arrivals,
+    bounds: Bounds,
+    waiting: Waiting,
     receiver: R,
 }
 
@@ -38,28 +45,12 @@ pub(super) enum Mode {
     Failed,
 }
 
-/// What is done with descriptors.
+/// What is allowed of descriptors.
 #[derive(Debug)]
-enum Descriptors {
-    /// The receiver is given each as it arrives.
-    Loose,
-    /// They are delivered with their frame.
-    WithFrame(WithFrame),
-}
-
-/// Descriptors that are delivered with their frame.
-#[derive(Debug)]
-struct WithFrame {
-    max: usize,
-    /// The present frame has more than `max`; that is to be said when its
-    /// bytes are there.
-    exceeded: bool,
-    /// Some of the present frame's were lost on the way to us.
-    truncated: bool,
-    /// How long an unfinished frame's are kept.
+struct Bounds {
+    per_frame: usize,
+    waiting: usize,
     deadline: Option<Duration>,
-    /// There from the first descriptor on.
-    timeout: Option<Timeout>,
 }
 
 impl<F: Framer, R> Framed<F, R> {
@@ -67,71 +58,118 @@ impl<F: Framer, R> Framed<F, R> {
     /// [set](Self::max_descriptors).
     pub const MAX_DESCRIPTORS: usize = 16;
 
-    /// How long the descriptors of a frame wait for the rest of it, if not
+    /// How many descriptors may wait for frames that claim them, if not
+    /// [set](Self::max_waiting).
+    pub const MAX_WAITING: usize = 64;
+
+    /// How long descriptors wait for their frame, if not
     /// [set](Self::descriptor_deadline).
     pub const DESCRIPTOR_DEADLINE: Duration = Duration::from_secs(30);
 
     /// Delivers frames to `receiver`. Descriptors, on transports that pass
-    /// them, are delivered as they arrive, before the frames of the same read.
+    /// them, are delivered as they arrive, before the frames of the same read,
+    /// unless another [`pairing`](Self::pairing) is set.
     pub fn new(framer: F, receiver: R) -> Self {
         Self {
             buffer: FrameBuffer::new(framer),
             mode: Mode::Frames,
-            descriptors: Descriptors::Loose,
+            limits_reads: false,
+            arrivals: Arrivals::default(),
+            bounds: Bounds {
+                per_frame: Self::MAX_DESCRIPTORS,
+                waiting: Self::MAX_WAITING,
+                deadline: Some(Self::DESCRIPTOR_DEADLINE),
+            },
+            waiting: Waiting::default(),
             receiver,
         }
     }
 
-    /// Delivers frames to `receiver`, each together with exactly its
-    /// descriptors.
-    ///
-    /// To that end no read goes further than the framer knows the present frame
-    /// to go ([`Transport::set_read_limit`] is taken over), so that descriptors
-    /// received meanwhile were sent with this frame's bytes: a peer has to send
-    /// a frame's descriptors with its own bytes, best with the first, as
-    /// [`send_frame_with_descriptors`] does. This costs two reads or more for
-    /// each frame: a length-prefixed one takes two, a netstring about as many as
-    /// its length has digits, a line about half as many as it has bytes.
-    ///
-    /// [`send_frame_with_descriptors`]: FrameContext::send_frame_with_descriptors
-    pub fn with_descriptors(framer: F, receiver: R) -> Self {
-        Self {
-            descriptors: Descriptors::WithFrame(WithFrame {
-                max: Self::MAX_DESCRIPTORS,
-                exceeded: false,
-                truncated: false,
-                deadline: Some(Self::DESCRIPTOR_DEADLINE),
-                timeout: None,
-            }),
-            ..Self::new(framer, receiver)
-        }
+    /// Sets by which rule frames are given the descriptors that belong to them;
+    /// [`Pairing::Loose`] unless set, which gives them none. A receiver can
+    /// [change](Framing::set_pairing) it later.
+    #[must_use]
+    pub fn pairing(mut self, pairing: Pairing) -> Self {
+        self.arrivals.pairing = pairing;
+        self
     }
 
-    /// Sets how many descriptors a frame may come with, 16 unless set; one with
-    /// more breaks the framing. Nothing happens unless this was made
-    /// [`with_descriptors`](Self::with_descriptors).
+    /// Sets how many descriptors a frame may come with, or claim; 16 unless set.
+    /// One with more breaks the framing. It does not hold where the receiver
+    /// says what a frame claims, nor with [`Pairing::Loose`].
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
-        if let Descriptors::WithFrame(it) = &mut self.descriptors {
-            it.max = count;
-        }
+        self.bounds.per_frame = count;
         self
     }
 
-    /// Sets how long the descriptors of a frame wait for the rest of it, from
-    /// the first one on; 30 seconds unless set, `None` for as long as it takes.
-    /// After that the connection is
-    /// [aborted](crate::Transport::abort_connection), and they are closed.
+    /// Sets how many descriptors may wait for frames that
+    /// [claim](Pairing::Claimed) them when all whole frames have taken theirs;
+    /// 64 unless set. More break the framing.
+    #[must_use]
+    pub fn max_waiting(mut self, count: usize) -> Self {
+        self.bounds.waiting = count;
+        self
+    }
+
+    /// Sets how long descriptors wait for their frame: to become whole, or to
+    /// come and claim them; 30 seconds unless set, `None` for as long as it
+    /// takes. After that the connection is
+    /// [aborted](crate::Transport::abort_connection), which is logged, and they
+    /// are closed; the receiver is told by
+    /// [`framing_failed`](FrameReceiver::framing_failed) before it is told the
+    /// end.
     ///
-    /// It is the time for one frame: a peer that sends one after the other, and
-    /// finishes each, can always have descriptors on the way. It begins anew
-    /// when reading goes on after a pause. Nothing happens unless this was made [`with_descriptors`](Self::with_descriptors).
+    /// It is the time of each descriptor: a peer that sends one after the other
+    /// can always have some on the way. It begins anew when reading goes on
+    /// after a pause.
     #[must_use]
     pub fn descriptor_deadline(mut self, deadline: Option<Duration>) -> Self {
-        if let Descriptors::WithFrame(it) = &mut self.descriptors {
-            it.deadline = deadline;
-        }
+        self.bounds.deadline = deadline;
         self
+    }
+
+    /// Calls `act` with the receiver and all that its callbacks can reach: from
+    /// a timer, by way of `call_protocol`, it sends frames and changes how the
+    /// bytes that follow are cut as they do.
+    ///
+    /// No callback is made inside of this: frames that a change makes whole are
+    /// delivered when the loop comes to this connection again, in the same turn
+    /// or the next.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bowline_protocol::framing::{FrameReceiver, Framed, LineFramer};
+    /// use bowline_protocol::{Context, Transport};
+    ///
+    /// /// To be called through `call_protocol`, every minute for instance.
+    /// fn ask<T: Transport, R: FrameReceiver<T, LineFramer>>(
+    ///     framed: &mut Framed<LineFramer, R>,
+    ///     cx: &mut Context<'_, T>,
+    /// ) {
+    ///     let sent = framed.call(cx, |_, cx| cx.send_frame(b"still there?"));
+    ///     assert!(sent.is_ok(), "there is no CR LF in it");
+    /// }
+    /// ```
+    pub fn call<T, A>(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        act: impl FnOnce(&mut R, &mut FrameContext<'_, T, F>) -> A,
+    ) -> A
+    where
+        T: Transport + ?Sized,
+    {
+        let (answer, framing_changed) = self.notify(cx, act);
+        if framing_changed {
+            if !cx.transport.is_reading_paused() {
+                let rest = self.buffer.take_rest(&mut &[][..]);
+                self.arrivals.unreceive(rest.len());
+                cx.transport.push_back(rest);
+            }
+            self.limit_reads(cx);
+        }
+        answer
     }
 
     /// The receiver.
@@ -150,9 +188,25 @@ impl<F: Framer, R> Framed<F, R> {
     }
 
     /// Delivers what can be delivered of what is kept and of `input`, keeps the
-    /// rest. The one place where frames are delivered from: whatever a callback
-    /// changes is seen here before the next.
-    fn deliver_all<T>(&mut self, cx: &mut Context<'_, T>, mut input: &[u8])
+    /// rest, and says when that was all of a read.
+    fn deliver_all<T>(&mut self, cx: &mut Context<'_, T>, input: &[u8])
+    where
+        T: Transport + ?Sized,
+        R: FrameReceiver<T, F>,
+    {
+        if self.deliver(cx, input) {
+            let ((), framing_changed) = self.notify(cx, |receiver, cx| receiver.read_delivered(cx));
+            if framing_changed {
+                self.deliver(cx, &[]);
+            }
+        }
+        self.limit_reads(cx);
+        self.limit_waiting(cx);
+    }
+
+    /// The one place where frames are delivered from: whatever a callback changes
+    /// is seen here before the next. Answers whether all was delivered that can be.
+    fn deliver<T>(&mut self, cx: &mut Context<'_, T>, mut input: &[u8]) -> bool
     where
         T: Transport + ?Sized,
         R: FrameReceiver<T, F>,
@@ -161,40 +215,87 @@ impl<F: Framer, R> Framed<F, R> {
             if !cx.transport.is_open_for_reading() || self.mode == Mode::Failed {
                 self.buffer.clear();
                 self.close_descriptors(cx);
-                break;
+                return false;
             }
             if cx.transport.is_reading_paused() {
                 self.buffer.keep(&mut input);
                 self.buffer.shrink();
-                break;
+                return false;
             }
             match self.mode {
                 Mode::Frames => {
-                    if let Some(limit) = self.exceeded_limit() {
-                        let error = FramingError::TooManyDescriptors { limit };
-                        self.fail(cx, &mut input, error);
+                    if !self.arrivals.is_empty() && self.settle_arrivals(cx, &mut input) {
                         continue;
                     }
                     match self.buffer.find(&mut input) {
                         Ok(Some(found)) => self.deliver_frame(cx, &mut input, found),
-                        Ok(None) => break,
+                        Ok(None) => match self.too_many_waiting() {
+                            None => return true,
+                            Some(error) => self.fail(cx, &mut input, error),
+                        },
                         Err(error) => self.fail(cx, &mut input, error),
                     }
                 }
                 Mode::Raw { left } => {
-                    if !self.buffer.descriptors.is_empty() {
+                    let found = self.buffer.find_raw(input, left);
+                    if self.is_stranded(input, found.as_ref(), left) {
                         self.deliver_stranded_descriptor(cx);
-                    } else if let Some(found) = self.buffer.find_raw(input, left) {
+                    } else if let Some(found) = found {
                         self.deliver_raw(cx, &mut input, found, left);
                     } else {
                         self.buffer.shrink();
-                        break;
+                        return true;
                     }
                 }
                 Mode::Failed => {}
             }
         }
-        self.limit_reads(cx);
+    }
+
+    /// Looks at what waits where one frame has ended and the next not yet been
+    /// found. Answers whether a callback was made.
+    fn settle_arrivals<T>(&mut self, cx: &mut Context<'_, T>, input: &mut &[u8]) -> bool
+    where
+        T: Transport + ?Sized,
+        R: FrameReceiver<T, F>,
+    {
+        let unclaimed = match self.arrivals.pairing {
+            Pairing::Loose => {
+                self.deliver_stranded_descriptor(cx);
+                return true;
+            }
+            Pairing::Exact | Pairing::ByLastByte => return false,
+            Pairing::Claimed(unclaimed) => unclaimed,
+        };
+        let position = self.arrivals.position(self.buffer.len() + input.len());
+        self.arrivals.drop_lost(position);
+        let count = self.arrivals.due(position);
+        match unclaimed {
+            _ if count == 0 => {}
+            Unclaimed::Wait => {}
+            Unclaimed::Close => {
+                let closed = self.arrivals.take_first(count);
+                cx.transport.close_unclaimed(closed);
+            }
+            Unclaimed::Fail => {
+                self.fail(cx, input, FramingError::DescriptorsUnclaimed { count });
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What is wrong where more wait for a frame than may.
+    fn too_many_waiting(&self) -> Option<FramingError> {
+        let count = self.arrivals.len();
+        match self.arrivals.pairing {
+            Pairing::Claimed(_) => (count > self.bounds.waiting)
+                .then_some(FramingError::DescriptorsUnclaimed { count }),
+            _ => {
+                let limit = self.bounds.per_frame;
+                (count > limit).then_some(FramingError::TooManyDescriptors { limit })
+            }
+        }
     }
 
     fn deliver_frame<T>(&mut self, cx: &mut Context<'_, T>, input: &mut &[u8], found: Found)
@@ -202,25 +303,72 @@ impl<F: Framer, R> Framed<F, R> {
         T: Transport + ?Sized,
         R: FrameReceiver<T, F>,
     {
-        if self.was_truncated() {
-            self.close_descriptors(cx);
-            self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
-                receiver.frame_truncated(cx, frame);
-            });
-            return;
+        let may_own =
+            !self.arrivals.is_empty() || matches!(self.arrivals.pairing, Pairing::Claimed(_));
+        if may_own {
+            match self.owned_by(input, &found) {
+                Ok(Owned::Offered(count)) => self.arrivals.offer(count),
+                Ok(Owned::Truncated(count)) => {
+                    let closed = self.arrivals.take_first(count);
+                    cx.transport.close_unclaimed(closed);
+                    self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
+                        receiver.frame_truncated(cx, frame);
+                    });
+                    return;
+                }
+                Err(error) => return self.fail(cx, input, error),
+            }
         }
-        if self.buffer.descriptors.is_empty() {
-            self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
-                receiver.frame_received(cx, frame);
-            });
-            return;
-        }
-        let mut descriptors = std::mem::take(&mut self.buffer.descriptors);
-        let mut offered = ReceivedDescriptors::new(&mut descriptors);
-        self.call(cx, input, found, Usable::Whole, |receiver, cx, frame| {
-            receiver.frame_with_descriptors(cx, frame, &mut offered);
+        self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
+            receiver.frame_received(cx, frame);
         });
-        cx.transport.close_unclaimed(offered.collect());
+    }
+
+    /// Which of what has arrived is the frame's.
+    fn owned_by(&self, input: &[u8], found: &Found) -> Result<Owned, FramingError> {
+        let arrivals = &self.arrivals;
+        let limit = self.bounds.per_frame;
+        let count = match arrivals.pairing {
+            Pairing::Claimed(_) => match self.buffer.framer.claims(self.buffer.whole(input, found))
+            {
+                None => return Ok(Owned::Offered(Arrivals::ANY)),
+                Some(count) => count,
+            },
+            _ => arrivals.due(arrivals.position(self.buffer.left(input, found))),
+        };
+        if count > limit {
+            return Err(FramingError::TooManyDescriptors { limit });
+        }
+        let received = arrivals.available(count);
+        if received == count {
+            return Ok(Owned::Offered(count));
+        }
+        match arrivals.pairing {
+            // All of one frame's are lost together.
+            Pairing::Claimed(_) if received == 0 && !arrivals.is_empty() => Ok(Owned::Truncated(1)),
+            Pairing::Claimed(_) => Err(FramingError::DescriptorsMissing {
+                claimed: count,
+                received,
+            }),
+            _ => Ok(Owned::Truncated(count)),
+        }
+    }
+
+    /// Whether something has arrived that is to be told before the raw bytes
+    /// that were `found`.
+    fn is_stranded(&self, input: &[u8], found: Option<&Found>, left: u64) -> bool {
+        if self.arrivals.is_empty() {
+            return false;
+        }
+        match (self.arrivals.pairing, found) {
+            (Pairing::Loose, _) => true,
+            _ if left == u64::MAX => true,
+            (Pairing::Claimed(_), _) | (_, None) => false,
+            (_, Some(found)) => {
+                let end = self.arrivals.position(self.buffer.left(input, found));
+                self.arrivals.due(end) > 0
+            }
+        }
     }
 
     fn deliver_raw<T>(
@@ -239,7 +387,10 @@ impl<F: Framer, R> Framed<F, R> {
             _ if left == count => Mode::Frames,
             _ => Mode::Raw { left: left - count },
         };
-        self.call(
+        if let Pairing::Claimed(_) = self.arrivals.pairing {
+            self.arrivals.offer(Arrivals::ANY);
+        }
+        self.call_with(
             cx,
             input,
             found,
@@ -250,13 +401,16 @@ impl<F: Framer, R> Framed<F, R> {
         );
     }
 
-    /// Delivers one descriptor of a frame that is raw data now.
+    /// Delivers the first descriptor to no frame.
     fn deliver_stranded_descriptor<T>(&mut self, cx: &mut Context<'_, T>)
     where
         T: Transport + ?Sized,
         R: FrameReceiver<T, F>,
     {
-        let fd = self.buffer.descriptors.remove(0);
+        // That it was lost was told when it was.
+        let Some(fd) = self.arrivals.take_first(1).pop() else {
+            return;
+        };
         let (answer, _) = self.notify(cx, |receiver, cx| receiver.file_descriptor_received(cx, fd));
         if let Err(fd) = answer {
             cx.transport.close_unclaimed(vec![fd]);
@@ -275,11 +429,9 @@ impl<F: Framer, R> Framed<F, R> {
             self.buffer.keep(input);
         }
         self.buffer.forget();
-        let Some(rest) = self.buffer.find_raw(input, u64::MAX) else {
-            // Descriptors without a byte: no transport delivers that.
-            return cx.transport.lose_connection();
-        };
-        self.call(
+        let rest = self.buffer.find_raw(input, u64::MAX);
+        let rest = rest.unwrap_or_else(|| self.buffer.find_nothing());
+        self.call_with(
             cx,
             input,
             rest,
@@ -292,7 +444,7 @@ impl<F: Framer, R> Framed<F, R> {
 
     /// Calls the receiver with the bytes that were `found`, then does what it
     /// asked for.
-    fn call<T, A>(
+    fn call_with<T, A>(
         &mut self,
         cx: &mut Context<'_, T>,
         input: &mut &[u8],
@@ -318,7 +470,7 @@ impl<F: Framer, R> Framed<F, R> {
                 framer: &mut buffer.framer,
                 mode: &mut self.mode,
                 rest,
-                descriptors: &mut buffer.descriptors,
+                arrivals: &mut self.arrivals,
                 changes: Changes::default(),
             },
         };
@@ -349,11 +501,12 @@ impl<F: Framer, R> Framed<F, R> {
         if framing_changed {
             buffer.forget();
         }
+        let left = self.arrivals.withdraw();
+        if !left.is_empty() {
+            cx.transport.close_unclaimed(left);
+        }
         if rest_taken {
             self.close_descriptors(cx);
-        }
-        if self.buffer.descriptors.is_empty() {
-            self.wait_no_more();
         }
         (answer, framing_changed)
     }
@@ -368,12 +521,8 @@ impl<F: Framer, R> Framed<F, R> {
     where
         T: Transport + ?Sized,
     {
-        let at = self.buffer.start;
-        let nothing = Found::Kept {
-            payload: at..at,
-            end: at,
-        };
-        self.call(
+        let nothing = self.buffer.find_nothing();
+        self.call_with(
             cx,
             &mut &[][..],
             nothing,
@@ -394,17 +543,22 @@ impl<F: Framer, R> Framed<F, R> {
     {
         let (answer, framing_changed) = self.notify(cx, callback);
         if framing_changed {
-            self.deliver_all(cx, &[]);
+            self.deliver(cx, &[]);
+            self.limit_reads(cx);
+            self.limit_waiting(cx);
         }
         answer
     }
 
-    /// Lets no read pass the end of the present frame.
+    /// Lets no read pass the end of the present frame, where that is the rule.
     fn limit_reads<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        if matches!(self.descriptors, Descriptors::Loose) {
+        let is_exact = self.arrivals.pairing == Pairing::Exact;
+        if !is_exact && !self.limits_reads {
             return;
         }
+        self.limits_reads = is_exact;
         let limit = match self.mode {
+            _ if !is_exact => None,
             // With a whole frame at hand reading is paused.
             Mode::Frames => Some(self.buffer.bytes_wanted().unwrap_or(NonZeroUsize::MIN)),
             Mode::Raw { left: u64::MAX } | Mode::Failed => None,
@@ -413,66 +567,29 @@ impl<F: Framer, R> Framed<F, R> {
         cx.transport.set_read_limit(limit);
     }
 
+    /// Has the oldest of what waits find its frame in time.
+    #[inline]
+    fn limit_waiting<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        let since = self.arrivals.since();
+        if since != self.waiting.since() {
+            self.waiting.follow(cx, since, self.bounds.deadline);
+            self.arrivals.shrink();
+        }
+    }
+
     fn close_descriptors<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        if !self.buffer.descriptors.is_empty() {
-            let descriptors = std::mem::take(&mut self.buffer.descriptors);
-            cx.transport.close_unclaimed(descriptors);
-            self.wait_no_more();
+        if !self.arrivals.is_empty() {
+            cx.transport.close_unclaimed(self.arrivals.take_all());
         }
     }
+}
 
-    /// Has the frame, which has its first descriptor, be complete in time.
-    fn wait_for_frame<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        if let Descriptors::WithFrame(it) = &mut self.descriptors
-            && let Some(deadline) = it.deadline
-        {
-            let timeout = it.timeout.get_or_insert_with(|| {
-                Timeout::with_action(move |reactor, handle| {
-                    // While we do not read the peer cannot finish it.
-                    if let Some(transport) = reactor.get(handle)
-                        && !transport.is_reading_paused()
-                    {
-                        log::warn!(
-                            target: log::DESCRIPTORS,
-                            "{}: descriptors from {} waited {deadline:?} for the rest of their frame: closing",
-                            handle.token(),
-                            transport.peer(),
-                        );
-                        transport.abort_connection();
-                    }
-                })
-            });
-            timeout.set(cx, Some(deadline));
-        }
-    }
-
-    /// The descriptors of the present frame have gone one way or the other.
-    fn wait_no_more(&self) {
-        if let Descriptors::WithFrame(WithFrame {
-            timeout: Some(timeout),
-            ..
-        }) = &self.descriptors
-        {
-            timeout.suspend();
-        }
-    }
-
-    /// Whether descriptors of the present frame were lost. Asked once.
-    fn was_truncated(&mut self) -> bool {
-        match &mut self.descriptors {
-            Descriptors::WithFrame(it) => std::mem::take(&mut it.truncated),
-            Descriptors::Loose => false,
-        }
-    }
-
-    /// The limit of descriptors, if the present frame has exceeded it. Asked
-    /// once.
-    fn exceeded_limit(&mut self) -> Option<usize> {
-        match &mut self.descriptors {
-            Descriptors::WithFrame(it) => std::mem::take(&mut it.exceeded).then_some(it.max),
-            Descriptors::Loose => None,
-        }
-    }
+/// Which of the descriptors that have arrived are a frame's.
+enum Owned {
+    /// The first so many, to be taken by the receiver.
+    Offered(usize),
+    /// The first so many, some of which were lost on the way.
+    Truncated(usize),
 }
 
 /// What the receiver may leave of the bytes it is given.
@@ -502,6 +619,7 @@ where
     }
 
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.arrivals.note_received(data.len());
         self.deliver_all(cx, data);
     }
 
@@ -510,21 +628,19 @@ where
         cx: &mut Context<'_, T>,
         fd: OwnedFd,
     ) -> Result<(), OwnedFd> {
-        match (&mut self.descriptors, self.mode) {
-            (_, Mode::Failed) => Err(fd),
-            (Descriptors::WithFrame(it), Mode::Frames) => {
-                if self.buffer.descriptors.len() >= it.max {
-                    it.exceeded = true;
-                    return Err(fd);
-                }
-                self.buffer.descriptors.push(fd);
-                if self.buffer.descriptors.len() == 1 {
-                    self.wait_for_frame(cx);
-                }
-                Ok(())
-            }
-            _ => self.forward(cx, |receiver, cx| receiver.file_descriptor_received(cx, fd)),
+        let is_loose = matches!(
+            (self.mode, self.arrivals.pairing),
+            (Mode::Raw { left: u64::MAX }, _) | (_, Pairing::Loose)
+        );
+        if self.mode == Mode::Failed {
+            return Err(fd);
         }
+        // Behind those that are still to be told it waits its turn.
+        if is_loose && self.arrivals.is_empty() {
+            return self.forward(cx, |receiver, cx| receiver.file_descriptor_received(cx, fd));
+        }
+        self.arrivals.push(fd, cx.reactor.now());
+        Ok(())
     }
 
     fn descriptors_truncated(
@@ -535,10 +651,8 @@ where
         let after = self.forward(cx, |receiver, cx| {
             receiver.descriptors_truncated(cx, received)
         });
-        if let Descriptors::WithFrame(it) = &mut self.descriptors
-            && self.mode == Mode::Frames
-        {
-            it.truncated = after == AfterTruncation::KeepConnection;
+        if after == AfterTruncation::KeepConnection && self.arrivals.pairing != Pairing::Loose {
+            self.arrivals.push_lost(cx.reactor.now());
         }
         after
     }
@@ -556,34 +670,28 @@ where
     }
 
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        if self.waiting.has_expired() {
+            let count = self.arrivals.len();
+            self.fail(
+                cx,
+                &mut &[][..],
+                FramingError::DescriptorsUnclaimed { count },
+            );
+        }
         self.notify(cx, |receiver, cx| receiver.connection_lost(cx, reason));
         self.buffer.clear();
         self.close_descriptors(cx);
-        if let Descriptors::WithFrame(WithFrame {
-            timeout: Some(timeout),
-            ..
-        }) = &mut self.descriptors
-        {
-            timeout.cancel(cx.reactor);
-        }
+        self.waiting.cancel(cx.reactor);
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
-        if !self.buffer.descriptors.is_empty() {
-            self.wait_for_frame(cx);
-        }
+        self.arrivals.restart(cx.reactor.now());
         self.notify(cx, |receiver, cx| receiver.reading_resumed(cx));
         self.deliver_all(cx, &[]);
     }
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        if let Descriptors::WithFrame(WithFrame {
-            timeout: Some(timeout),
-            ..
-        }) = &mut self.descriptors
-        {
-            timeout.reattached(cx);
-        }
+        self.waiting.reattached(cx);
         self.forward(cx, |receiver, cx| receiver.connection_reattached(cx));
     }
 

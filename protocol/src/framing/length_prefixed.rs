@@ -110,8 +110,10 @@ impl Framer for LengthPrefixedFramer {
 }
 
 impl FrameEncoder for LengthPrefixedFramer {
+    type Header = ();
+
     /// Refuses a payload whose length does not fit the prefix.
-    fn envelope(&self, payload: &[u8]) -> Result<Envelope<'_>, EncodeError> {
+    fn envelope(&self, _: &(), payload: &[u8], _: usize) -> Result<Envelope<'_>, EncodeError> {
         let limit = u32::MAX >> (32 - 8 * self.width);
         let length = u32::try_from(payload.len())
             .ok()
@@ -150,7 +152,7 @@ mod tests {
         for framer in all() {
             let mut input = Vec::new();
             for payload in [&b"hello"[..], b"", b"\0\0\0\x01x", b"end"] {
-                framer.encode(payload, &mut input).unwrap();
+                framer.encode(&(), payload, 0, &mut input).unwrap();
             }
             for length in 0..=input.len() {
                 decode_cut(|| framer.clone(), &input[..length]);
@@ -163,7 +165,7 @@ mod tests {
     fn prefix_is_in_network_order_unless_told_otherwise() {
         let frame = |framer: LengthPrefixedFramer| {
             let mut out = Vec::new();
-            framer.encode(b"ab", &mut out).unwrap();
+            framer.encode(&(), b"ab", 0, &mut out).unwrap();
             out
         };
         assert_eq!(frame(LengthPrefixedFramer::u8()), b"\x02ab");
@@ -217,10 +219,10 @@ mod tests {
             (LengthPrefixedFramer::u16(), 65_535),
         ] {
             let mut out = Vec::new();
-            framer.encode(&vec![0; limit], &mut out).unwrap();
+            framer.encode(&(), &vec![0; limit], 0, &mut out).unwrap();
             out.clear();
             assert_eq!(
-                framer.encode(&vec![0; limit + 1], &mut out),
+                framer.encode(&(), &vec![0; limit + 1], 0, &mut out),
                 Err(EncodeError::TooLong {
                     length: limit + 1,
                     limit: limit as u64
@@ -240,7 +242,7 @@ mod tests {
             let framer = all().swap_remove(which);
             let mut input = Vec::new();
             for payload in &payloads {
-                framer.encode(payload, &mut input).unwrap();
+                framer.encode(&(), payload, 0, &mut input).unwrap();
             }
             let (frames, rest, error) = decode_all(framer, &cut(&input, &cuts));
             prop_assert_eq!((frames, rest, error), (payloads, vec![], None));

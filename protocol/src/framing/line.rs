@@ -128,8 +128,10 @@ impl Framer for LineFramer {
 }
 
 impl FrameEncoder for LineFramer {
+    type Header = ();
+
     /// Refuses a line whose end the peer would see too early.
-    fn envelope(&self, payload: &[u8]) -> Result<Envelope<'_>, EncodeError> {
+    fn envelope(&self, _: &(), payload: &[u8], _: usize) -> Result<Envelope<'_>, EncodeError> {
         let delimiter = &*self.delimiter;
         // A delimiter such as `aa` can also begin in the payload and end in
         // the delimiter.
@@ -247,14 +249,14 @@ mod tests {
     #[test]
     fn line_that_would_end_early_is_not_encoded() {
         let framer = LineFramer::new();
-        assert!(framer.envelope(b"a\r\nb").is_err());
-        assert!(framer.envelope(b"a\r").is_ok());
+        assert!(framer.envelope(&(), b"a\r\nb", 0).is_err());
+        assert!(framer.envelope(&(), b"a\r", 0).is_ok());
         let framer = LineFramer::with_delimiter(b"aa");
         assert_eq!(
-            framer.envelope(b"ba").unwrap_err(),
+            framer.envelope(&(), b"ba", 0).unwrap_err(),
             EncodeError::ContainsDelimiter
         );
-        assert!(framer.envelope(b"ab").is_ok());
+        assert!(framer.envelope(&(), b"ab", 0).is_ok());
     }
 
     #[test]
@@ -308,7 +310,7 @@ mod tests {
             whole.extend(delimiter);
             let (lines, rest, _) = decode_all(framer.clone(), &[&whole]);
             let survives = rest.is_empty() && lines == [payload.clone()];
-            prop_assert_eq!(framer.envelope(&payload).is_ok(), survives);
+            prop_assert_eq!(framer.envelope(&(), &payload, 0).is_ok(), survives);
         }
     }
 }

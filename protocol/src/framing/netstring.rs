@@ -112,7 +112,9 @@ impl Framer for NetstringFramer {
 }
 
 impl FrameEncoder for NetstringFramer {
-    fn envelope(&self, payload: &[u8]) -> Result<Envelope<'_>, EncodeError> {
+    type Header = ();
+
+    fn envelope(&self, _: &(), payload: &[u8], _: usize) -> Result<Envelope<'_>, EncodeError> {
         let mut head = [0; 21];
         let mut start = head.len() - 1;
         head[start] = b':';
@@ -251,7 +253,7 @@ mod tests {
         ) {
             let mut input = Vec::new();
             for payload in &payloads {
-                NetstringFramer::new().encode(payload, &mut input).unwrap();
+                NetstringFramer::new().encode(&(), payload, 0, &mut input).unwrap();
             }
             let (frames, rest, error) = decode_all(NetstringFramer::new(), &cut(&input, &cuts));
             prop_assert_eq!((frames, rest, error), (payloads, vec![], None));

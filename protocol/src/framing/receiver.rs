@@ -7,10 +7,12 @@ use std::os::fd::OwnedFd;
 use bowline_reactor::Reactor;
 
 use crate::context::{AnyContext, Context};
-use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
-use crate::error::SendDescriptorError;
+use crate::descriptors::PassedDescriptor;
 use crate::framing::framed::Mode;
-use crate::framing::{EncodeError, FrameEncoder, FramingError, SendFrameError, SendFrameErrorKind};
+use crate::framing::pairing::Arrivals;
+use crate::framing::{
+    EncodeError, FrameDescriptors, FrameEncoder, FramingError, Pairing, SendFrameError,
+};
 use crate::protocol::{AfterReadClosed, AfterTruncation};
 use crate::reason::CloseReason;
 use crate::transport::{Transport, TransportHandle, UnixTransport, WriteStatus};
@@ -30,34 +32,20 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
 
     /// A frame has arrived: its payload, whole. Copy what is to be kept.
     ///
+    /// Its descriptors, if it has any, are in
+    /// [`cx.framing.descriptors()`](Framing::descriptors); which those are,
+    /// [`Pairing`] says. What is not taken is closed and counted, and logged once
+    /// per connection.
+    ///
     /// Not called while reading is paused, nor any more once the connection
     /// closes or was aborted, for frames that were received already neither.
     fn frame_received(&mut self, cx: &mut FrameContext<'_, T, F>, frame: &[u8]);
 
-    /// A frame has arrived with descriptors; only
-    /// [`Framed::with_descriptors`](crate::framing::Framed::with_descriptors)
-    /// calls it, and calls [`frame_received`](Self::frame_received) for frames
-    /// that have none.
-    ///
-    /// They are all of this frame and none of another, as long as the peer
-    /// sends each with a byte of its frame. What is not taken from `descriptors`
-    /// is closed and counted, and logged once per connection. The default takes
-    /// none and calls `frame_received`.
-    fn frame_with_descriptors(
-        &mut self,
-        cx: &mut FrameContext<'_, T, F>,
-        frame: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        let _ = descriptors;
-        self.frame_received(cx, frame);
-    }
-
     /// A frame has arrived that was sent with descriptors, some or all of which
-    /// were lost on the way to us; those that did arrive are closed. Only with
-    /// [`Framed::with_descriptors`](crate::framing::Framed::with_descriptors),
-    /// where [`descriptors_truncated`](Self::descriptors_truncated) kept the
-    /// connection; the frames that follow have exactly theirs again.
+    /// were lost on the way to us; those that did arrive are closed. Only where
+    /// [`descriptors_truncated`](Self::descriptors_truncated) kept the
+    /// connection. The frames that follow have exactly theirs again, as long as
+    /// the peer sends each frame's by themselves.
     ///
     /// The default drops the frame, so that no code meets one that lacks what
     /// it speaks of. A protocol that keeps the connection answers it with an
@@ -66,9 +54,9 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         let _ = (cx, frame);
     }
 
-    /// A descriptor has arrived that is tied to no frame: before the frames that
-    /// end in the same read, or before the bytes of
-    /// [raw mode](Framing::set_raw_mode).
+    /// A descriptor has arrived that is tied to no frame: with
+    /// [`Pairing::Loose`] before the frames that end in the same read, otherwise
+    /// before the bytes of [raw mode](Framing::set_raw_mode) that it came with.
     ///
     /// # Errors
     ///
@@ -88,6 +76,18 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// drops them.
     fn raw_data_received(&mut self, cx: &mut FrameContext<'_, T, F>, data: &[u8]) {
         let _ = (cx, data);
+    }
+
+    /// What one read brought was delivered: all frames that are whole, or what
+    /// there was of raw data. For those who answer per read.
+    ///
+    /// Called once for each read, also where that completed nothing; where
+    /// reading was paused on the way, when the rest was delivered after the
+    /// pause. Not called once the connection closes. How much of an unfinished
+    /// frame there is, [`Framing::rest_len`] says.
+    #[inline]
+    fn read_delivered(&mut self, cx: &mut FrameContext<'_, T, F>) {
+        let _ = cx;
     }
 
     /// The peer broke the framing. `rest` is everything from the beginning of
@@ -113,10 +113,12 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         cx.transport.lose_connection();
     }
 
-    /// Descriptors were lost on the way to us. With
-    /// [exact descriptors](crate::framing::Framed::with_descriptors) they were
-    /// the present frame's: where the connection is kept, that frame comes as
-    /// [`frame_truncated`](Self::frame_truncated), and none is paired wrongly.
+    /// Descriptors were lost on the way to us. Where the connection is kept, the
+    /// frame they belong to comes as [`frame_truncated`](Self::frame_truncated),
+    /// and none is paired wrongly.
+    ///
+    /// With [`Pairing::Claimed`] that is so only where the peer sends the
+    /// descriptors of each frame by themselves: how many were lost is not known.
     fn descriptors_truncated(
         &mut self,
         cx: &mut FrameContext<'_, T, F>,
@@ -200,7 +202,7 @@ pub struct FrameContext<'a, T: ?Sized, F> {
 
 impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
     /// Sends a frame with `payload`, as one write and without putting it
-    /// together first.
+    /// together first. For encoders without a [header](FrameEncoder::Header).
     ///
     /// # Errors
     ///
@@ -208,21 +210,38 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
     /// transport does not take it is no error but a [`WriteStatus`].
     pub fn send_frame(&mut self, payload: &[u8]) -> Result<WriteStatus, EncodeError>
     where
-        F: FrameEncoder,
+        F: FrameEncoder<Header = ()>,
     {
-        self.framing.framer.send_to(self.transport, payload)
+        self.send_frame_of(&(), payload)
     }
 
-    /// Sends a frame with `payload` and these descriptors as one message, the
-    /// descriptors attached to its first byte: what the peer's
-    /// [`Framed::with_descriptors`](crate::framing::Framed::with_descriptors)
-    /// needs to tell whose they are.
+    /// As [`send_frame`](Self::send_frame), with the values of its header.
     ///
     /// # Errors
     ///
-    /// The payload does not fit the format, or the transport refused; see
-    /// [`UnixTransport::write_with_descriptors`]. Nothing is sent, and the
-    /// descriptors come back in the error.
+    /// As there.
+    pub fn send_frame_of(
+        &mut self,
+        header: &F::Header,
+        payload: &[u8],
+    ) -> Result<WriteStatus, EncodeError>
+    where
+        F: FrameEncoder,
+    {
+        self.framing.framer.send_to(self.transport, header, payload)
+    }
+
+    /// Sends a frame with `payload` and these descriptors as one message, the
+    /// descriptors attached to its first byte: what a peer of any
+    /// [`Pairing`] but the loose takes for this frame's. For encoders without a
+    /// [header](FrameEncoder::Header).
+    ///
+    /// # Errors
+    ///
+    /// The payload does not fit the format, there are more descriptors than the
+    /// [protocol](FrameEncoder::max_descriptors) allows, or the transport
+    /// refused; see [`UnixTransport::write_with_descriptors`]. Nothing is sent,
+    /// and the descriptors come back in the error.
     pub fn send_frame_with_descriptors(
         &mut self,
         payload: &[u8],
@@ -230,21 +249,29 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
     ) -> Result<WriteStatus, SendFrameError>
     where
         T: UnixTransport,
+        F: FrameEncoder<Header = ()>,
+    {
+        self.send_frame_of_with_descriptors(&(), payload, descriptors)
+    }
+
+    /// As [`send_frame_with_descriptors`](Self::send_frame_with_descriptors),
+    /// with the values of its header.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_frame_of_with_descriptors(
+        &mut self,
+        header: &F::Header,
+        payload: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<WriteStatus, SendFrameError>
+    where
+        T: UnixTransport,
         F: FrameEncoder,
     {
-        let mut frame = Vec::new();
-        if let Err(error) = self.framing.framer.encode(payload, &mut frame) {
-            return Err(SendFrameError {
-                kind: SendFrameErrorKind::Encode(error),
-                descriptors,
-            });
-        }
-        self.transport
-            .write_with_descriptors(&frame, descriptors)
-            .map_err(|SendDescriptorError { kind, descriptors }| SendFrameError {
-                kind: SendFrameErrorKind::Transport(kind),
-                descriptors,
-            })
+        let framer = &*self.framing.framer;
+        framer.send_with_descriptors_to(self.transport, header, payload, descriptors)
     }
 
     /// Any transport by its handle; see [`Context::get`].
@@ -274,7 +301,7 @@ pub struct Framing<'a, F> {
     pub(super) mode: &'a mut Mode,
     /// What follows the piece that is being delivered.
     pub(super) rest: [&'a [u8]; 2],
-    pub(super) descriptors: &'a mut Vec<OwnedFd>,
+    pub(super) arrivals: &'a mut Arrivals,
     pub(super) changes: Changes,
 }
 
@@ -293,15 +320,19 @@ impl<F> Framing<'_, F> {
     /// [`raw_data_received`](FrameReceiver::raw_data_received), until
     /// [`set_frame_mode`](Self::set_frame_mode).
     ///
-    /// Reads are not limited then, so that descriptors are no longer tied to
-    /// frames that arrive together with raw data; where it is known how many
-    /// bytes are raw, prefer [`set_raw_mode_for`](Self::set_raw_mode_for).
+    /// Descriptors are told one by one then, whatever the [`Pairing`], and reads
+    /// are not limited: those of a frame that arrives together with raw data are
+    /// no longer tied to it. Where it is known how many bytes are raw, prefer
+    /// [`set_raw_mode_for`](Self::set_raw_mode_for).
     pub fn set_raw_mode(&mut self) {
         self.set_mode(Mode::Raw { left: u64::MAX });
     }
 
     /// Delivers the next `count` bytes as they come, in as many pieces as they
     /// arrive in, and frames afterwards.
+    ///
+    /// Descriptors that came with them are told one by one, before them; with
+    /// [`Pairing::Claimed`] they stay to be claimed.
     pub fn set_raw_mode_for(&mut self, count: u64) {
         self.set_mode(match count {
             0 => Mode::Frames,
@@ -340,9 +371,32 @@ impl<F> Framing<'_, F> {
         std::mem::take(&mut self.rest).concat()
     }
 
-    /// Takes the descriptors received with a frame that is not complete yet.
+    /// The descriptors of the frame that is being delivered; none in other
+    /// callbacks.
+    ///
+    /// With [`Pairing::Claimed`] and a framer that does not say how many a frame
+    /// [claims](crate::framing::Framer::claims): all that have arrived. A frame
+    /// takes what it speaks of, and leaves the others.
+    pub fn descriptors(&mut self) -> FrameDescriptors<'_> {
+        FrameDescriptors(self.arrivals)
+    }
+
+    /// Takes the descriptors that were received and are not those of the frame
+    /// that is being delivered.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
-        std::mem::take(self.descriptors)
+        self.arrivals.take_others()
+    }
+
+    /// By which rule frames are given their descriptors.
+    pub fn pairing(&self) -> Pairing {
+        self.arrivals.pairing
+    }
+
+    /// Sets by which rule frames are given their descriptors, from the next on:
+    /// from the byte on that follows what is being delivered.
+    pub fn set_pairing(&mut self, pairing: Pairing) {
+        self.arrivals.pairing = pairing;
+        self.changes.framing_changed = true;
     }
 
     /// How many bytes were received behind what is being delivered.
@@ -392,6 +446,7 @@ impl<F: fmt::Debug> fmt::Debug for Framing<'_, F> {
         f.debug_struct("Framing")
             .field("framer", &self.framer)
             .field("mode", &self.mode)
+            .field("pairing", &self.arrivals.pairing)
             .field("rest", &self.rest_len())
             .finish_non_exhaustive()
     }

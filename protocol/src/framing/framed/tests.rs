@@ -9,9 +9,11 @@ use std::time::Duration;
 use bowline_reactor::{Handle, Reactor, Token};
 use proptest::prelude::*;
 
+mod pairing;
+
 use super::*;
 use crate::address::{Address, UnixAddress};
-use crate::descriptors::PassedDescriptor;
+use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 use crate::error::{RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind};
 use crate::framing::{
     EncodeError, FrameEncoder, LengthPrefixedFramer, LineFramer, NetstringFramer,
@@ -118,10 +120,10 @@ fn pause_when_reading_is_resumed_holds_everything_back_again() {
 /// Contract H-06, W-67.
 #[test]
 fn nothing_is_delivered_once_the_connection_closes() {
-    fn check<F: Framer + FrameEncoder + Clone>(framer: F) {
+    fn check<F: Framer + FrameEncoder<Header = ()> + Clone>(framer: F) {
         let mut stream = Vec::new();
         for payload in [&b"a"[..], b"close", b"b"] {
-            framer.encode(payload, &mut stream).unwrap();
+            framer.encode(&(), payload, 0, &mut stream).unwrap();
         }
         for word in ["close", "abort"] {
             let mut peer = Peer::new(Framed::new(
@@ -570,6 +572,10 @@ fn frame_that_does_not_fit_its_prefix_is_not_sent() {
 
 // Descriptors.
 
+fn exact<F: Framer, R>(framer: F, receiver: R) -> Framed<F, R> {
+    Framed::new(framer, receiver).pairing(Pairing::Exact)
+}
+
 #[test]
 fn loose_descriptors_come_before_the_frames_of_their_read() {
     let mut peer = Peer::new(Framed::new(LineFramer::new(), Recorder::default()));
@@ -596,10 +602,7 @@ fn loose_descriptors_are_not_delivered_once_the_connection_closes() {
 #[test]
 fn each_frame_has_exactly_its_descriptors() {
     let framer = LengthPrefixedFramer::u16();
-    let mut peer = Peer::new(Framed::with_descriptors(
-        framer.clone(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(framer.clone(), Recorder::default()));
     let mut wire = Wire::default();
     for (payload, count) in [("one", 1), ("", 2), ("none", 0), ("many", 16), ("last", 0)] {
         wire.send(&framer, payload.as_bytes(), count);
@@ -615,10 +618,7 @@ fn each_frame_has_exactly_its_descriptors() {
 
 #[test]
 fn lines_have_exactly_their_descriptors_too() {
-    let mut peer = Peer::new(Framed::with_descriptors(
-        LineFramer::new(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(LineFramer::new(), Recorder::default()));
     let mut wire = Wire::default();
     for (payload, count) in [("a", 1), ("", 1), ("b\r", 0), ("\n", 3)] {
         wire.send(&LineFramer::new(), payload.as_bytes(), count);
@@ -630,10 +630,7 @@ fn lines_have_exactly_their_descriptors_too() {
 
 #[test]
 fn read_limit_follows_the_frame() {
-    let mut peer = Peer::new(Framed::with_descriptors(
-        LengthPrefixedFramer::u32(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(LengthPrefixedFramer::u32(), Recorder::default()));
     peer.made();
     let limit = |peer: &Peer<_>| peer.transport.read_limit.map(NonZeroUsize::get);
     assert_eq!(limit(&peer), Some(4));
@@ -661,21 +658,14 @@ fn descriptors_that_the_receiver_leaves_are_closed_as_unclaimed() {
     impl FrameReceiver<Script, LengthPrefixedFramer> for Picky {
         fn frame_received(
             &mut self,
-            _: &mut FrameContext<'_, Script, LengthPrefixedFramer>,
+            cx: &mut FrameContext<'_, Script, LengthPrefixedFramer>,
             _: &[u8],
         ) {
-        }
-        fn frame_with_descriptors(
-            &mut self,
-            _: &mut FrameContext<'_, Script, LengthPrefixedFramer>,
-            _: &[u8],
-            descriptors: &mut ReceivedDescriptors<'_>,
-        ) {
-            self.0.extend(descriptors.next());
+            self.0.extend(cx.framing.descriptors().next());
         }
     }
     let framer = LengthPrefixedFramer::u8();
-    let mut peer = Peer::new(Framed::with_descriptors(framer, Picky(Vec::new())));
+    let mut peer = Peer::new(exact(framer, Picky(Vec::new())));
     peer.receive_with(b"\x01x", 3);
     assert_eq!(peer.transport.unclaimed, 2);
     assert_eq!(peer.protocol.receiver().0.len(), 1);
@@ -693,7 +683,7 @@ impl<F: Framer> FrameReceiver<Script, F> for Least {
 #[test]
 fn receiver_that_knows_nothing_of_descriptors_gets_its_frames() {
     let framer = LengthPrefixedFramer::u8();
-    let mut peer = Peer::new(Framed::with_descriptors(framer, Least(Vec::new())));
+    let mut peer = Peer::new(exact(framer, Least(Vec::new())));
     peer.receive_with(b"\x01x", 2);
     assert_eq!(peer.transport.unclaimed, 2);
     assert_eq!(peer.protocol.receiver().0, ["x"]);
@@ -745,10 +735,7 @@ fn receiver_that_knows_nothing_of_errors_loses_its_connection_by_one() {
 
 #[test]
 fn lost_descriptors_cost_their_own_frame_only() {
-    let mut peer = Peer::new(Framed::with_descriptors(
-        LengthPrefixedFramer::u8(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(LengthPrefixedFramer::u8(), Recorder::default()));
     peer.receive_with(b"\x01a", 1);
     peer.with(|protocol, cx| protocol.descriptors_truncated(cx, 2));
     peer.receive_with(b"\x01", 2);
@@ -783,7 +770,7 @@ fn descriptors_behind_what_is_broken_are_given_back() {
 #[test]
 fn frame_with_too_many_descriptors_breaks_the_framing() {
     let framer = LengthPrefixedFramer::u8;
-    let exact = |max| Framed::with_descriptors(framer(), Recorder::default()).max_descriptors(max);
+    let exact = |max| exact(framer(), Recorder::default()).max_descriptors(max);
     let mut peer = Peer::new(exact(2));
     peer.receive_with(b"\x01", 1);
     peer.receive_with(b"a", 1);
@@ -804,10 +791,7 @@ fn frame_with_too_many_descriptors_breaks_the_framing() {
 
 #[test]
 fn descriptors_of_an_unfinished_frame_are_closed_at_the_end() {
-    let mut peer = Peer::new(Framed::with_descriptors(
-        LengthPrefixedFramer::u8(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(LengthPrefixedFramer::u8(), Recorder::default()));
     peer.receive_with(b"\x05ab", 2);
     peer.with(|protocol, cx| protocol.connection_lost(cx, &CloseReason::Aborted));
     assert_eq!(peer.transport.unclaimed, 2);
@@ -815,10 +799,7 @@ fn descriptors_of_an_unfinished_frame_are_closed_at_the_end() {
 
 #[test]
 fn descriptors_of_a_frame_are_dropped_when_the_connection_closes_before_its_end() {
-    let mut peer = Peer::new(Framed::with_descriptors(
-        LengthPrefixedFramer::u8(),
-        Recorder::default(),
-    ));
+    let mut peer = Peer::new(exact(LengthPrefixedFramer::u8(), Recorder::default()));
     peer.receive_with(b"\x05ab", 2);
     peer.transport.lose_connection();
     peer.receive(b"cde");
@@ -831,7 +812,7 @@ fn rest_is_taken_with_its_descriptors_or_they_are_closed() {
     for take in [true, false] {
         let taken = Rc::new(RefCell::new(Vec::new()));
         let sink = Rc::clone(&taken);
-        let mut peer = Peer::new(Framed::with_descriptors(
+        let mut peer = Peer::new(exact(
             LengthPrefixedFramer::u8(),
             Recorder::scripted(move |cx, event| {
                 if event == "producer resumed" {
@@ -854,7 +835,7 @@ fn rest_is_taken_with_its_descriptors_or_they_are_closed() {
 
 #[test]
 fn unfinished_frame_that_becomes_raw_gives_its_descriptors_first() {
-    let mut peer = Peer::new(Framed::with_descriptors(
+    let mut peer = Peer::new(exact(
         LengthPrefixedFramer::u8(),
         Recorder::scripted(|cx, event| {
             if event == "producer resumed" {
@@ -880,7 +861,7 @@ proptest! {
         reads in proptest::collection::vec(1usize..30, 1..20),
         framer in 0usize..3,
     ) {
-        fn run<F: Framer + FrameEncoder + Clone>(
+        fn run<F: Framer + FrameEncoder<Header = ()> + Clone>(
             framer: F,
             frames: &[(String, usize)],
             reads: &[usize],
@@ -889,7 +870,7 @@ proptest! {
             for (payload, count) in frames {
                 wire.send(&framer, payload.as_bytes(), *count);
             }
-            let mut peer = Peer::new(Framed::with_descriptors(framer, Recorder::default()));
+            let mut peer = Peer::new(exact(framer, Recorder::default()));
             peer.made();
             let mut reads = reads.iter().cycle();
             while !wire.bytes.is_empty() {
@@ -1019,17 +1000,12 @@ impl<F: Framer> FrameReceiver<Script, F> for Recorder<F> {
     }
 
     fn frame_received(&mut self, cx: &mut FrameContext<'_, Script, F>, frame: &[u8]) {
-        self.record(cx, text(frame));
-    }
-
-    fn frame_with_descriptors(
-        &mut self,
-        cx: &mut FrameContext<'_, Script, F>,
-        frame: &[u8],
-        descriptors: &mut ReceivedDescriptors<'_>,
-    ) {
-        let event = format!("{}+{}", text(frame), descriptors.len());
-        self.descriptors.extend(descriptors);
+        let mut event = text(frame);
+        let descriptors = cx.framing.descriptors();
+        if descriptors.len() > 0 {
+            event = format!("{event}+{}", descriptors.len());
+            self.descriptors.extend(descriptors);
+        }
         self.record(cx, event);
     }
 
@@ -1207,9 +1183,16 @@ struct Wire {
 }
 
 impl Wire {
-    fn send(&mut self, framer: &impl FrameEncoder, payload: &[u8], descriptors: usize) {
+    fn send(
+        &mut self,
+        framer: &impl FrameEncoder<Header = ()>,
+        payload: &[u8],
+        descriptors: usize,
+    ) {
         let begin = self.bytes.len();
-        framer.encode(payload, &mut self.bytes).unwrap();
+        framer
+            .encode(&(), payload, descriptors, &mut self.bytes)
+            .unwrap();
         if descriptors > 0 {
             self.messages.push((begin, self.bytes.len(), descriptors));
         }
@@ -1222,6 +1205,7 @@ struct Script {
     passed: usize,
     takes_descriptors: bool,
     unclaimed: usize,
+    pushed_back: Vec<u8>,
     paused: bool,
     read_closed: bool,
     state: TransportState,
@@ -1237,6 +1221,7 @@ impl Default for Script {
             passed: 0,
             takes_descriptors: false,
             unclaimed: 0,
+            pushed_back: Vec::new(),
             paused: false,
             read_closed: false,
             state: TransportState::Connected,
@@ -1298,7 +1283,9 @@ impl Transport for Script {
     fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
         self.read_limit = limit;
     }
-    fn push_back(&mut self, _: Vec<u8>) {}
+    fn push_back(&mut self, data: Vec<u8>) {
+        self.pushed_back.extend(data);
+    }
     fn lose_connection(&mut self) {
         self.state = TransportState::Closing;
     }

@@ -1,0 +1,85 @@
+//! The limit on how long descriptors wait for their frame.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_reactor::Reactor;
+
+use crate::context::Context;
+use crate::log;
+use crate::policies::Timeout;
+use crate::transport::Transport;
+
+/// Ends the connection when the oldest has waited for too long.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    /// When that arrived whose time is running.
+    since: Option<Instant>,
+    /// There from the first time on that one waits.
+    timeout: Option<Timeout>,
+    /// Made with it.
+    has_expired: Option<Rc<Cell<bool>>>,
+}
+
+impl Waiting {
+    /// The oldest arrived then, or none waits any more.
+    pub(super) fn follow<T: Transport + ?Sized>(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        since: Option<Instant>,
+        deadline: Option<Duration>,
+    ) {
+        self.since = since;
+        if let (Some(since), Some(deadline)) = (since, deadline) {
+            let passed = cx.reactor.now().saturating_duration_since(since);
+            let timeout = self.timeout.get_or_insert_with(|| {
+                let has_expired = self.has_expired.insert(Rc::default());
+                limit(deadline, Rc::clone(has_expired))
+            });
+            timeout.set(cx, Some(deadline.saturating_sub(passed)));
+        } else if let Some(timeout) = &self.timeout {
+            timeout.suspend();
+        }
+    }
+
+    pub(super) fn reattached<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
+        if let Some(timeout) = &self.timeout {
+            timeout.reattached(cx);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, reactor: &mut Reactor) {
+        if let Some(timeout) = &mut self.timeout {
+            timeout.cancel(reactor);
+        }
+    }
+
+    #[inline]
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// The time has passed, and the connection was aborted for it.
+    pub(super) fn has_expired(&self) -> bool {
+        self.has_expired.as_ref().is_some_and(|it| it.get())
+    }
+}
+
+fn limit(deadline: Duration, has_expired: Rc<Cell<bool>>) -> Timeout {
+    Timeout::with_action(move |reactor, handle| {
+        // While we do not read the peer cannot finish it.
+        if let Some(transport) = reactor.get(handle)
+            && !transport.is_reading_paused()
+        {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: descriptors from {} waited {deadline:?} for their frame: closing",
+                handle.token(),
+                transport.peer(),
+            );
+            has_expired.set(true);
+            transport.abort_connection();
+        }
+    })
+}
