@@ -6,6 +6,7 @@
 use bowline::framing::{
     Decoded, FrameBuffer, Framer, FramingError, LengthPrefixedFramer, LineFramer, NetstringFramer,
 };
+use bowline::handoff::wire::WireFramer;
 
 type Outcome = (Vec<Vec<u8>>, Option<FramingError>);
 
@@ -15,7 +16,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     };
     let max = usize::from(*limit);
     let step = usize::from(*step).max(1);
-    match kind % 5 {
+    match kind % 6 {
         0 => compare(|| LineFramer::new().with_max_length(max), input, step),
         1 => compare(|| NetstringFramer::new().with_max_length(max), input, step),
         2 => compare(
@@ -28,6 +29,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             input,
             step,
         ),
+        4 => compare(|| WireFramer::new(max), input, step),
         _ => compare(
             || LengthPrefixedFramer::u32().with_max_length(max),
             input,

@@ -3,8 +3,8 @@
 //! descriptors.
 //!
 //! [`Channel`] is a [`Protocol`] for any [`UnixTransport`]: one end of a
-//! socketpair, or a connection to a socket with a name. It drives a
-//! [`ChannelReceiver`]. Messages are written with [`wire::send`], from any
+//! socketpair, or a connection to a socket with a name. It is a receiver of
+//! [`framing`](bowline_protocol::framing), and drives a [`ChannelReceiver`]. Messages are written with [`wire::send`], from any
 //! callback; [`wire`] says what they look like.
 //!
 //! # The handshake
@@ -101,21 +101,24 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline_protocol::framing::{
+    FrameContext, FrameReceiver, Framed, FramingError, Pairing, Unclaimed,
+};
 use bowline_protocol::policies::Timeout;
 use bowline_protocol::{
-    AfterReadClosed, AfterTruncation, CloseReason, Context, Credentials, Protocol,
-    ReceivedDescriptors, UnixTransport,
+    AfterReadClosed, AfterTruncation, CloseReason, Context, Credentials, Protocol, UnixTransport,
 };
 use bowline_transport::effective_user;
 
 pub use self::socket::ChannelSocket;
 use crate::log;
 use crate::wire::{
-    self, Decoder, Incoming, MAX_PAYLOAD, Message, PayloadReader, PayloadWriter, WireError,
-    decode_payload,
+    self, Incoming, MAX_DESCRIPTORS, MAX_PAYLOAD, Message, PayloadReader, PayloadWriter, WireError,
+    WireFramer, decode_payload,
 };
 
 /// What a channel does with what arrives.
@@ -302,7 +305,9 @@ pub struct Peer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ChannelError {
-    /// What it sent is no frame, or no message of the set.
+    /// What it sent is no frame, or not with the descriptors it speaks of.
+    Framing(FramingError),
+    /// What it sent is no message of the set.
     Wire(WireError),
     /// It did not begin with a hello.
     HelloExpected,
@@ -336,6 +341,7 @@ pub enum ChannelError {
 impl fmt::Display for ChannelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Framing(error) => error.fmt(f),
             Self::Wire(error) => write!(f, "peer broke the framing: {error}"),
             Self::HelloExpected => f.write_str("peer did not begin with a hello"),
             Self::NoCommonVersion { ours, theirs } => write!(
@@ -359,6 +365,7 @@ impl fmt::Display for ChannelError {
 impl Error for ChannelError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
+            Self::Framing(error) => Some(error),
             Self::Wire(error) => Some(error),
             Self::Credentials(error) => Some(error),
             _ => None,
@@ -368,8 +375,14 @@ impl Error for ChannelError {
 
 /// The protocol of one end of a channel.
 pub struct Channel<R> {
+    framed: Framed<WireFramer, End<R>>,
+}
+
+type FrameCx<'a, T> = FrameContext<'a, T, WireFramer>;
+
+/// What is done with the frames of a channel.
+struct End<R> {
     settings: ChannelSettings,
-    decoder: Decoder,
     state: State,
     error: Option<ChannelError>,
     /// Limits the handshake, then each frame that has begun.
@@ -406,37 +419,51 @@ impl<R> Channel<R> {
         let limited = Rc::new(Cell::new(Limited::Nothing));
         let passed = Rc::clone(&limited);
         let limit = Timeout::with_action(move |reactor, transport| {
+            let Some(transport) = reactor.get(transport) else {
+                return;
+            };
             passed.set(match passed.get() {
                 Limited::Handshake => Limited::HandshakePassed,
+                // While we do not read the peer cannot finish it.
+                Limited::Frame if transport.is_reading_paused() => {
+                    return passed.set(Limited::Nothing);
+                }
                 Limited::Frame => Limited::FramePassed,
                 other => other,
             });
-            if let Some(transport) = reactor.get(transport) {
-                transport.abort_connection();
-            }
+            transport.abort_connection();
         });
-        Self {
-            decoder: Decoder::new(settings.max_payload),
+        let framer = WireFramer::new(settings.max_payload);
+        let end = End {
+            settings,
             state: State::Greeting { credentials: None },
             error: None,
             limit,
             limited,
-            settings,
             receiver,
-        }
+        };
+        // A frame that has begun has its own deadline, with descriptors or without.
+        let framed = Framed::new(framer, end)
+            .pairing(Pairing::Claimed(Unclaimed::Fail))
+            .max_descriptors(MAX_DESCRIPTORS)
+            .max_waiting(MAX_DESCRIPTORS)
+            .descriptor_deadline(None);
+        Self { framed }
     }
 
     /// The receiver.
     pub fn receiver(&self) -> &R {
-        &self.receiver
+        &self.framed.receiver().receiver
     }
 
     /// The receiver, for calls from outside through
     /// [`call_protocol`](bowline_transport::Transports::call_protocol).
     pub fn receiver_mut(&mut self) -> &mut R {
-        &mut self.receiver
+        &mut self.framed.receiver_mut().receiver
     }
+}
 
+impl<R> End<R> {
     fn hello(&self) -> Hello {
         let max = self.settings.max_payload.min(MAX_PAYLOAD);
         Hello {
@@ -471,93 +498,60 @@ impl<R> Channel<R> {
         }
     }
 
-    /// Delivers every message that is whole.
-    fn deliver<T>(&mut self, cx: &mut Context<'_, T>)
+    /// A frame is whole, with its descriptors, or without those that were lost.
+    fn deliver<T>(
+        &mut self,
+        cx: &mut FrameCx<'_, T>,
+        frame: &[u8],
+        lost: usize,
+    ) -> Result<(), ChannelError>
     where
         T: UnixTransport + ?Sized,
         R: ChannelReceiver<T>,
     {
-        let mut has_delivered = false;
-        while cx.transport.is_open_for_reading() && !cx.transport.is_reading_paused() {
-            match self.deliver_next(cx) {
-                Ok(true) => has_delivered = true,
-                Ok(false) => break,
-                Err(error) => return self.fail(cx, error),
-            }
+        if self.limited.get() == Limited::Frame {
+            self.limit_nothing(cx);
         }
-        if !cx.transport.is_open_for_reading() {
-            self.close_descriptors(cx);
-        }
-        self.limit_frame(cx, has_delivered);
-    }
-
-    fn deliver_next<T>(&mut self, cx: &mut Context<'_, T>) -> Result<bool, ChannelError>
-    where
-        T: UnixTransport + ?Sized,
-        R: ChannelReceiver<T>,
-    {
-        let Some(frame) = self.decoder.next().map_err(ChannelError::Wire)? else {
-            return Ok(false);
-        };
+        let descriptors: Vec<OwnedFd> = cx.framing.descriptors().collect();
+        let (kind, payload) = wire::kind_and_payload(frame).map_err(ChannelError::Wire)?;
+        let mut cx = cx.as_context();
         match self.state {
             State::Greeting { credentials } => {
-                if frame.kind != Hello::KIND || !frame.descriptors.is_empty() {
+                if kind != Hello::KIND || !descriptors.is_empty() {
                     return Err(ChannelError::HelloExpected);
                 }
-                let theirs =
-                    decode_payload(frame.kind, 0, frame.payload).map_err(ChannelError::Wire)?;
+                let theirs = decode_payload(kind, 0, payload).map_err(ChannelError::Wire)?;
                 let peer = agree(&self.settings, &theirs, credentials)?;
                 self.state = State::Made {
                     version: peer.version,
                 };
                 self.limit.cancel(cx.reactor);
                 self.limited.set(Limited::Nothing);
-                self.receiver.channel_made(cx, &peer);
+                self.receiver.channel_made(&mut cx, &peer);
             }
             State::Made { version } => {
-                let message = decode_payload(frame.kind, version, frame.payload)
-                    .map_err(ChannelError::Wire)?;
+                let message = decode_payload(kind, version, payload).map_err(ChannelError::Wire)?;
                 let incoming = Incoming {
                     message,
-                    descriptors: frame.descriptors,
-                    lost: frame.lost,
+                    descriptors,
+                    lost,
                 };
-                self.receiver.message_received(cx, incoming);
+                self.receiver.message_received(&mut cx, incoming);
             }
-            State::Failed => return Ok(false),
+            State::Failed => {}
         }
-        Ok(true)
+        Ok(())
     }
 
-    /// Gives a frame that has begun its time, from its beginning on; it is another
-    /// than the last time if one `has_ended`.
-    fn limit_frame<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>, has_ended: bool) {
-        let is_waiting = self.decoder.is_inside_frame()
-            && cx.transport.is_open_for_reading()
-            && !cx.transport.is_reading_paused();
-        match (self.limited.get(), is_waiting) {
-            (Limited::Nothing, true) => {
-                self.limited.set(Limited::Frame);
-                self.limit.set(cx, Some(self.settings.frame_timeout));
-            }
-            (Limited::Frame, true) if has_ended => self.limit.reset(cx.reactor),
-            (Limited::Frame, false) => {
-                self.limited.set(Limited::Nothing);
-                self.limit.cancel(cx.reactor);
-            }
-            _ => {}
-        }
+    fn limit_nothing<T: ?Sized>(&mut self, cx: &mut FrameCx<'_, T>) {
+        self.limited.set(Limited::Nothing);
+        self.limit.cancel(cx.reactor);
     }
 
-    fn fail<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>, error: ChannelError) {
+    fn fail<T: UnixTransport + ?Sized>(&mut self, cx: &mut FrameCx<'_, T>, error: ChannelError) {
         self.error = Some(error);
         self.state = State::Failed;
-        self.close_descriptors(cx);
         cx.transport.abort_connection();
-    }
-
-    fn close_descriptors<T: UnixTransport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        cx.transport.close_unclaimed(self.decoder.clear());
     }
 }
 
@@ -606,12 +600,12 @@ fn agree(
     })
 }
 
-impl<T, R> Protocol<T> for Channel<R>
+impl<T, R> FrameReceiver<T, WireFramer> for End<R>
 where
     T: UnixTransport + ?Sized,
     R: ChannelReceiver<T>,
 {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+    fn connection_made(&mut self, cx: &mut FrameCx<'_, T>) {
         let credentials = match self.check_user(cx.transport) {
             Ok(credentials) => credentials,
             Err(error) => return self.fail(cx, error),
@@ -622,58 +616,64 @@ where
             log::debug!(target: log::HANDOFF, "cannot greet: {error}");
         }
         self.limited.set(Limited::Handshake);
-        self.limit.set(cx, Some(self.settings.handshake_timeout));
+        let timeout = self.settings.handshake_timeout;
+        self.limit.set(cx, Some(timeout));
     }
 
-    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
-        self.decoder.feed(data);
-        self.deliver(cx);
+    fn frame_received(&mut self, cx: &mut FrameCx<'_, T>, frame: &[u8]) {
+        if let Err(error) = self.deliver(cx, frame, 0) {
+            self.fail(cx, error);
+        }
     }
 
-    fn descriptors_received(
-        &mut self,
-        cx: &mut Context<'_, T>,
-        descriptors: &mut ReceivedDescriptors<'_>,
-        data: &[u8],
-    ) {
-        self.decoder.descriptors(descriptors);
-        self.decoder.feed(data);
-        self.deliver(cx);
+    fn frame_truncated(&mut self, cx: &mut FrameCx<'_, T>, frame: &[u8]) {
+        if let Err(error) = self.deliver(cx, frame, wire::claims(frame)) {
+            self.fail(cx, error);
+        }
     }
 
-    fn descriptors_truncated(&mut self, _: &mut Context<'_, T>, _: usize) -> AfterTruncation {
-        self.decoder.truncated();
+    /// Gives a frame that has begun its time.
+    fn read_delivered(&mut self, cx: &mut FrameCx<'_, T>) {
+        if cx.framing.rest_len() > 0 && self.limited.get() == Limited::Nothing {
+            self.limited.set(Limited::Frame);
+            let timeout = self.settings.frame_timeout;
+            self.limit.set(cx, Some(timeout));
+        }
+    }
+
+    fn framing_failed(&mut self, cx: &mut FrameCx<'_, T>, error: FramingError, _: &[u8]) {
+        self.fail(cx, ChannelError::Framing(error));
+    }
+
+    fn descriptors_truncated(&mut self, _: &mut FrameCx<'_, T>, _: usize) -> AfterTruncation {
         AfterTruncation::KeepConnection
     }
 
-    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
-        self.receiver.descriptors_sent(cx, count);
+    fn descriptors_sent(&mut self, cx: &mut FrameCx<'_, T>, count: usize) {
+        self.receiver.descriptors_sent(&mut cx.as_context(), count);
     }
 
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        if self.decoder.is_inside_frame() {
+    fn read_connection_lost(&mut self, cx: &mut FrameCx<'_, T>) -> AfterReadClosed {
+        if cx.framing.rest_len() > 0 {
             self.error.get_or_insert(ChannelError::CutShort);
         }
-        self.receiver.read_channel_lost(cx)
+        self.receiver.read_channel_lost(&mut cx.as_context())
     }
 
-    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
-        self.deliver(cx);
-    }
-
-    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+    fn connection_reattached(&mut self, cx: &mut FrameCx<'_, T>) {
         self.limit.reattached(cx);
     }
 
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        self.limit.cancel(cx.reactor);
+    fn connection_lost(&mut self, cx: &mut FrameCx<'_, T>, reason: &CloseReason) {
         match self.limited.get() {
             Limited::HandshakePassed => self.error = Some(ChannelError::HandshakeTimedOut),
             Limited::FramePassed => self.error = Some(ChannelError::FrameTimedOut),
             Limited::Nothing | Limited::Handshake | Limited::Frame => {}
         }
-        self.close_descriptors(cx);
-        self.receiver.channel_lost(cx, self.error.as_ref(), reason);
+        self.limit_nothing(cx);
+        let error = self.error.as_ref();
+        self.receiver
+            .channel_lost(&mut cx.as_context(), error, reason);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -681,11 +681,62 @@ where
     }
 }
 
+/// Forwards to the framing.
+impl<T, R> Protocol<T> for Channel<R>
+where
+    T: UnixTransport + ?Sized,
+    R: ChannelReceiver<T>,
+{
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.framed.connection_made(cx);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.framed.data_received(cx, data);
+    }
+
+    fn file_descriptor_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        self.framed.file_descriptor_received(cx, fd)
+    }
+
+    fn descriptors_truncated(&mut self, cx: &mut Context<'_, T>, count: usize) -> AfterTruncation {
+        self.framed.descriptors_truncated(cx, count)
+    }
+
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        self.framed.descriptors_sent(cx, count);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        self.framed.read_connection_lost(cx)
+    }
+
+    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.framed.reading_resumed(cx);
+    }
+
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        self.framed.connection_reattached(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.framed.connection_lost(cx, reason);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Protocol::<T>::log_prefix(&self.framed)
+    }
+}
+
 impl<R> fmt::Debug for Channel<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
-            .field("settings", &self.settings)
-            .field("state", &self.state)
+            .field("settings", &self.framed.receiver().settings)
+            .field("state", &self.framed.receiver().state)
             .finish_non_exhaustive()
     }
 }

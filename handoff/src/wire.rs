@@ -1,5 +1,5 @@
-//! The framing of messages between processes that hand each other descriptors;
-//! pure: bytes and descriptors go in, messages come out.
+//! The encoding of messages between processes that hand each other descriptors;
+//! pure.
 //!
 //! # A frame
 //!
@@ -23,11 +23,10 @@
 //! ([`send`] does, through
 //! [`write_with_descriptors`](UnixTransport::write_with_descriptors)). The
 //! kernel delivers them with the read that takes that byte, so when a frame is
-//! whole its descriptors are there. The receiver keeps the descriptors in the
-//! order in which they came, and each frame takes as many as it says from the
-//! front: exact, however the stream was cut or glued, and with no more reads
-//! than there are bytes for. Descriptors that no frame has announced break the
-//! framing.
+//! whole its descriptors are there. They are [claimed](bowline_protocol::framing::Pairing::Claimed): each
+//! frame takes as many as it says, oldest first. That is exact, however the
+//! stream was cut or glued, and takes no more reads than there are bytes for.
+//! Descriptors that no frame claims break the framing.
 //!
 //! Where the kernel had no free number for a descriptor, the frame arrives
 //! without any, and says how many it [lost](Incoming::lost); the frames after
@@ -39,12 +38,12 @@
 //! of its own choice outside of those that [`kinds`] lists; kinds below 256 are
 //! the channel's.
 
-use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
+use bowline_protocol::framing::{Decoded, Framer, FramingError};
 use bowline_protocol::{
     PassedDescriptor, SendDescriptorError, SendDescriptorErrorKind, UnixTransport, WriteStatus,
 };
@@ -62,9 +61,6 @@ pub const MAX_PAYLOAD: usize = 16 << 20;
 /// The most descriptors that a frame may own: what the kernel carries in one
 /// message.
 pub const MAX_DESCRIPTORS: usize = 253;
-
-/// Memory of an idle decoder is given back above this many bytes.
-const KEPT_CAPACITY: usize = 64 << 10;
 
 /// Which numbers belong to which message set of this crate.
 pub mod kinds {
@@ -264,15 +260,10 @@ impl Error for SendError {
     }
 }
 
-/// What is wrong with bytes or descriptors that claim to be a frame.
+/// What is wrong with a message, or with bytes that claim to be one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WireError {
-    /// A frame of another layout.
-    UnknownVersion {
-        /// The version it names.
-        version: u8,
-    },
     /// A message that the set does not have.
     UnknownKind {
         /// The number it names.
@@ -287,18 +278,6 @@ pub enum WireError {
     },
     /// More descriptors than a frame can own.
     TooManyDescriptors {
-        /// How many.
-        count: usize,
-    },
-    /// Fewer descriptors came than the frame owns.
-    DescriptorsMissing {
-        /// How many it owns.
-        announced: usize,
-        /// How many came.
-        received: usize,
-    },
-    /// Descriptors came that no frame owns.
-    DescriptorsUnannounced {
         /// How many.
         count: usize,
     },
@@ -319,20 +298,12 @@ pub enum WireError {
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownVersion { version } => write!(f, "frame of unknown version {version}"),
             Self::UnknownKind { kind } => write!(f, "message of unknown kind {kind:#06x}"),
             Self::TooLong { length, max } => {
                 write!(f, "payload of {length} bytes, where {max} are accepted")
             }
             Self::TooManyDescriptors { count } => {
                 write!(f, "{count} descriptors are more than a frame can own")
-            }
-            Self::DescriptorsMissing {
-                announced,
-                received,
-            } => write!(f, "frame owns {announced} descriptors, and {received} came"),
-            Self::DescriptorsUnannounced { count } => {
-                write!(f, "{count} descriptors that no frame owns")
             }
             Self::Truncated => f.write_str("payload ends inside of a value"),
             Self::Surplus { bytes } => write!(f, "{bytes} bytes behind the message"),
@@ -343,177 +314,79 @@ impl fmt::Display for WireError {
 
 impl Error for WireError {}
 
-/// Cuts a stream of bytes and descriptors into frames.
-///
-/// For every read: first what came beside the bytes ([`descriptors`] or
-/// [`truncated`]), then the bytes ([`feed`]), then [`next`] until there is
-/// none. After an error the stream has no meaning any more.
-///
-/// It holds at most one frame that is not whole, and at most
-/// [`MAX_DESCRIPTORS`] of its descriptors.
-///
-/// [`descriptors`]: Self::descriptors
-/// [`truncated`]: Self::truncated
-/// [`feed`]: Self::feed
-/// [`next`]: Self::next
-#[derive(Debug)]
-pub struct Decoder {
-    bytes: Vec<u8>,
-    /// How many of `bytes` were taken already.
-    taken: usize,
-    arrived: VecDeque<Arrived>,
+/// Cuts a stream into frames, and says how many descriptors each owns. A frame
+/// is given with its header; [`kind_and_payload`] takes it apart.
+#[derive(Clone, Debug)]
+pub struct WireFramer {
     max_payload: usize,
 }
 
-/// What came beside bytes, in order.
-#[derive(Debug)]
-enum Arrived {
-    Descriptor(OwnedFd),
-    /// All descriptors of one frame were lost on the way.
-    Lost,
-}
-
-/// A whole frame.
-#[derive(Debug)]
-pub struct Frame<'a> {
-    /// The number of the message's kind.
-    pub kind: u16,
-    /// The encoded message.
-    pub payload: &'a [u8],
-    /// The descriptors it owns.
-    pub descriptors: Vec<OwnedFd>,
-    /// How many it owned and were lost on the way.
-    pub lost: usize,
-}
-
-impl Decoder {
-    /// A decoder that accepts payloads of up to `max_payload` bytes, and never
-    /// more than [`MAX_PAYLOAD`].
+impl WireFramer {
+    /// Accepts payloads of up to `max_payload` bytes, and never more than
+    /// [`MAX_PAYLOAD`].
     pub fn new(max_payload: usize) -> Self {
         Self {
-            bytes: Vec::new(),
-            taken: 0,
-            arrived: VecDeque::new(),
             max_payload: max_payload.min(MAX_PAYLOAD),
         }
     }
+}
 
-    /// Takes the descriptors that came with the bytes fed next.
-    pub fn descriptors(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
-        self.arrived
-            .extend(descriptors.into_iter().map(Arrived::Descriptor));
-    }
-
-    /// Notes that the descriptors that came with the bytes fed next were lost.
-    /// They are those of one frame, as the kernel does not join the descriptors
-    /// of two messages in one read.
-    pub fn truncated(&mut self) {
-        self.arrived.push_back(Arrived::Lost);
-    }
-
-    /// Takes bytes.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// The next frame, if it is whole.
-    ///
-    /// # Errors
-    ///
-    /// [`WireError`], and from then on nothing that follows can be trusted.
-    #[allow(
-        clippy::should_implement_trait,
-        reason = "a frame borrows from the decoder, which an iterator's items cannot"
-    )]
-    pub fn next(&mut self) -> Result<Option<Frame<'_>>, WireError> {
-        let bytes = &self.bytes[self.taken..];
-        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-            return self.wait_for_more(MAX_DESCRIPTORS);
+impl Framer for WireFramer {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
+        let Some(header) = input.first_chunk::<HEADER_BYTES>() else {
+            return Ok(Decoded::NeedMore {
+                at_least: HEADER_BYTES - input.len(),
+            });
         };
-        let [l0, l1, l2, l3, k0, k1, version, count] = *header;
+        let [l0, l1, l2, l3, _, _, version, count] = *header;
         if version != FRAME_VERSION {
-            return Err(WireError::UnknownVersion { version });
+            let what = "frame of an unknown version";
+            return Err(FramingError::Malformed { what });
         }
-        let count = usize::from(count);
-        if count > MAX_DESCRIPTORS {
-            return Err(WireError::TooManyDescriptors { count });
+        if usize::from(count) > MAX_DESCRIPTORS {
+            let limit = MAX_DESCRIPTORS;
+            return Err(FramingError::TooManyDescriptors { limit });
         }
-        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
-        if length > self.max_payload {
-            return Err(WireError::TooLong {
-                length,
-                max: self.max_payload,
+        let length = u32::from_be_bytes([l0, l1, l2, l3]);
+        let end = HEADER_BYTES + length as usize;
+        if length as usize > self.max_payload {
+            return Err(FramingError::TooLong {
+                length: Some(length.into()),
+                limit: self.max_payload,
             });
         }
-        if rest.len() < length {
-            return self.wait_for_more(count);
-        }
-        let start = self.taken + HEADER_BYTES;
-        self.taken = start + length;
-        let (descriptors, lost) = self.take_descriptors(count)?;
-        Ok(Some(Frame {
-            kind: u16::from_be_bytes([k0, k1]),
-            payload: &self.bytes[start..self.taken],
-            descriptors,
-            lost,
-        }))
-    }
-
-    /// Whether a frame has begun and is not whole.
-    pub fn is_inside_frame(&self) -> bool {
-        self.taken < self.bytes.len()
-    }
-
-    /// Gives up everything: the descriptors that no frame has taken.
-    pub fn clear(&mut self) -> Vec<OwnedFd> {
-        self.bytes = Vec::new();
-        self.taken = 0;
-        self.arrived
-            .drain(..)
-            .filter_map(|arrived| match arrived {
-                Arrived::Descriptor(fd) => Some(fd),
-                Arrived::Lost => None,
-            })
-            .collect()
-    }
-
-    /// Nothing is whole: there may be the descriptors of the frame that has
-    /// begun, at most `owned`, and no others.
-    fn wait_for_more(&mut self, owned: usize) -> Result<Option<Frame<'_>>, WireError> {
-        let owned = if self.is_inside_frame() { owned } else { 0 };
-        if self.arrived.len() > owned {
-            return Err(WireError::DescriptorsUnannounced {
-                count: self.arrived.len() - owned,
-            });
-        }
-        if !self.is_inside_frame() {
-            self.bytes.clear();
-            self.taken = 0;
-            if self.bytes.capacity() > KEPT_CAPACITY {
-                self.bytes = Vec::new();
+        Ok(if input.len() < end {
+            Decoded::NeedMore {
+                at_least: end - input.len(),
             }
-        }
-        Ok(None)
+        } else {
+            Decoded::Frame {
+                payload: 0..end,
+                consumed: end,
+            }
+        })
     }
 
-    fn take_descriptors(&mut self, count: usize) -> Result<(Vec<OwnedFd>, usize), WireError> {
-        let mut taken = Vec::with_capacity(count);
-        for received in 0..count {
-            match self.arrived.pop_front() {
-                Some(Arrived::Descriptor(fd)) => taken.push(fd),
-                Some(Arrived::Lost) if received == 0 => return Ok((taken, count)),
-                Some(Arrived::Lost) | None => {
-                    return Err(WireError::DescriptorsMissing {
-                        announced: count,
-                        received,
-                    });
-                }
-            }
-        }
-        Ok((taken, 0))
+    fn claims(&self, frame: &[u8]) -> Option<usize> {
+        Some(claims(frame))
     }
+}
+
+/// How many descriptors a whole frame says that it owns.
+pub(crate) fn claims(frame: &[u8]) -> usize {
+    frame.get(HEADER_BYTES - 1).copied().map_or(0, usize::from)
+}
+
+/// The number of the message's kind in a whole frame, and the encoded message.
+///
+/// # Errors
+///
+/// [`WireError::Truncated`], for what is shorter than a header.
+pub fn kind_and_payload(frame: &[u8]) -> Result<(u16, &[u8]), WireError> {
+    let (header, payload) = frame
+        .split_first_chunk::<HEADER_BYTES>()
+        .ok_or(WireError::Truncated)?;
+    Ok((u16::from_be_bytes([header[4], header[5]]), payload))
 }
 
 /// Appends the values of a payload.

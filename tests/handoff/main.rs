@@ -7,6 +7,7 @@ mod support;
 
 mod channel;
 mod flood;
+mod frames;
 mod inherited;
 mod notices;
 mod pool;

@@ -8,14 +8,16 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline::handoff::channel::{Hello, Role};
 use bowline::handoff::pool::{Dispatch, FromWorker};
-use bowline::handoff::wire::{Decoder, Message, decode_payload, encode_frame};
+use bowline::handoff::wire::{Message, decode_payload, encode_frame};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::frames::Frames;
 
 /// The other end of a worker's, or a pool's, channel.
 pub(crate) struct Raw {
     pub(crate) socket: StdUnixStream,
-    decoder: Decoder,
+    frames: Frames,
 }
 
 impl Raw {
@@ -24,7 +26,7 @@ impl Raw {
         socket.set_nonblocking(true).expect("a socket");
         Self {
             socket,
-            decoder: Decoder::new(1 << 20),
+            frames: Frames::default(),
         }
     }
 
@@ -50,15 +52,15 @@ impl Raw {
         let is_over = loop {
             match self.socket.read(&mut bytes) {
                 Ok(0) => break true,
-                Ok(count) => self.decoder.feed(&bytes[..count]),
+                Ok(count) => self.frames.feed(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break true,
                 Err(error) => panic!("{error}"),
             }
         };
-        while let Some(frame) = self.decoder.next().expect("well formed") {
+        while let Some(frame) = self.frames.next() {
             if frame.kind >= 0x100 {
-                let message = decode_payload(frame.kind, 1, frame.payload);
+                let message = decode_payload(frame.kind, 1, &frame.payload);
                 messages.push(message.expect("well formed"));
             }
         }

@@ -29,13 +29,14 @@ use bowline::handoff::pool::{
     Connection, FromWorker, Policy, Pool, PoolEvent, PoolSettings, Refusal, RoundRobin, Spawned,
     ToWorker, Undelivered, WorkerId, WorkerStage, WorkerStatistics,
 };
-use bowline::handoff::wire::{Decoder, Message, decode_payload};
+use bowline::handoff::wire::{Message, decode_payload};
 use bowline::policies::{Backoff, Jitter};
 use bowline::testing::ManualClock;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::raw::{frame, hello, send_bytes};
+use crate::frames::Frames;
 use crate::support::{DescriptorLedger, alone, socketpair};
 
 /// How often a pool looks at its deadlines.
@@ -287,7 +288,7 @@ enum Process {
 struct Hand {
     id: WorkerId,
     socket: RefCell<Option<StdUnixStream>>,
-    decoder: RefCell<Decoder>,
+    frames: RefCell<Frames>,
     has_greeted: Cell<bool>,
     kind: Process,
     /// Given to the pool, and what ends it.
@@ -309,7 +310,7 @@ impl Hand {
         let hand = Self {
             id,
             socket: RefCell::new(Some(ours)),
-            decoder: RefCell::new(Decoder::new(2 << 20)),
+            frames: RefCell::default(),
             has_greeted: Cell::new(false),
             kind,
             exit_watch: RefCell::new(watch),
@@ -372,18 +373,18 @@ impl Hand {
     /// What was sent to it since the last time, each with its descriptors.
     fn heard(&self) -> Vec<(ToWorker, Vec<OwnedFd>)> {
         let socket = self.socket.borrow();
-        let mut decoder = self.decoder.borrow_mut();
+        let mut frames = self.frames.borrow_mut();
         let socket = socket.as_ref().expect("its channel is there");
         while let Some((bytes, fds)) = receive(socket) {
-            decoder.descriptors(fds);
-            decoder.feed(&bytes);
+            frames.descriptors(fds);
+            frames.feed(&bytes);
         }
         let mut messages = Vec::new();
-        while let Some(next) = decoder.next().expect("well formed") {
+        while let Some(next) = frames.next() {
             if next.kind == HELLO {
                 continue;
             }
-            let message = decode_payload(next.kind, 1, next.payload).expect("well formed");
+            let message = decode_payload(next.kind, 1, &next.payload).expect("well formed");
             messages.push((message, next.descriptors));
         }
         messages

@@ -8,14 +8,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline::handoff::channel::{Hello, Role};
-use bowline::handoff::wire::{
-    Decoder, Message, PayloadReader, PayloadWriter, WireError, encode_frame,
-};
+use bowline::handoff::wire::{Message, PayloadReader, PayloadWriter, WireError, encode_frame};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+
+use crate::frames::Frames;
 
 /// A message of any kind.
 pub(super) struct Said {
@@ -165,7 +165,7 @@ pub(super) fn takes_back() -> Said {
 /// One end of a channel.
 pub(super) struct Hand {
     pub(super) socket: StdUnixStream,
-    decoder: RefCell<Decoder>,
+    frames: RefCell<Frames>,
     pub(super) descriptors: RefCell<Vec<OwnedFd>>,
 }
 
@@ -174,7 +174,7 @@ impl Hand {
         socket.set_nonblocking(true).expect("a socket");
         Self {
             socket,
-            decoder: RefCell::new(Decoder::new(usize::MAX)),
+            frames: RefCell::default(),
             descriptors: RefCell::default(),
         }
     }
@@ -223,7 +223,7 @@ impl Hand {
     /// What the other side has said since it was asked last, its hello left out;
     /// the descriptors are kept.
     pub(super) fn hears(&self) -> Vec<String> {
-        let mut decoder = self.decoder.borrow_mut();
+        let mut frames = self.frames.borrow_mut();
         let mut bytes = vec![0; 1 << 16];
         let mut end = None;
         while end.is_none() {
@@ -239,10 +239,10 @@ impl Hand {
                 Ok(received) => {
                     for message in control.drain() {
                         if let RecvAncillaryMessage::ScmRights(fds) = message {
-                            decoder.descriptors(fds);
+                            frames.descriptors(fds);
                         }
                     }
-                    decoder.feed(&bytes[..received.bytes]);
+                    frames.feed(&bytes[..received.bytes]);
                     if received.bytes == 0 {
                         end = Some("lost");
                     }
@@ -255,9 +255,9 @@ impl Hand {
             }
         }
         let mut all = Vec::new();
-        while let Some(frame) = decoder.next().expect("well formed") {
+        while let Some(frame) = frames.next() {
             if frame.kind >= 0x0200 {
-                let text = in_short(frame.kind, frame.payload, frame.descriptors.len());
+                let text = in_short(frame.kind, &frame.payload, frame.descriptors.len());
                 all.push(text.expect("well formed"));
             }
             self.descriptors.borrow_mut().extend(frame.descriptors);
