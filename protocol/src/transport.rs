@@ -148,11 +148,12 @@ pub trait Transport: 'static {
     /// had just arrived: for bytes that were read from this connection before it
     /// was given its present protocol, in another process for instance.
     ///
-    /// It is delivered in a later turn of the loop, before anything that the
-    /// kernel holds, under the same rules: not while reading is paused or held,
-    /// and not more at a time than the [read limit](Self::set_read_limit). What
-    /// was put back before comes after it. Dropped if nothing can be delivered
-    /// any more.
+    /// It is delivered after the running callback, in this turn of the loop or the next,
+    /// and before anything that the kernel holds. It counts as a read: not while reading
+    /// is paused or held, not more at a time than the
+    /// [read limit](Self::set_read_limit), and only as often in a turn as the budget of
+    /// reads allows, 32 times by default. What was put back before comes after it.
+    /// Dropped if nothing can be delivered any more.
     fn push_back(&mut self, data: Vec<u8>);
 
     // Closing.

@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod budgets;
 mod callbacks;
+mod ends;
 mod exhaustion;
 mod fairness;
 mod handles;
