@@ -87,6 +87,14 @@ pub trait Transport: 'static {
         kind: ProducerKind,
     ) -> Result<(), RegisterProducerError>;
 
+    /// Forgets the producer and closes: what a producer that is done asks for, be it the
+    /// protocol itself. As [`unregister_producer`](Self::unregister_producer) and
+    /// [`lose_connection`](Self::lose_connection). (Twisted: `stopConsuming`.)
+    fn stop_consuming(&mut self) {
+        self.unregister_producer();
+        self.lose_connection();
+    }
+
     /// Forgets the producer, without telling it. A close that waited for it
     /// goes on. Nothing happens when none is registered.
     fn unregister_producer(&mut self);
@@ -161,6 +169,10 @@ pub trait Transport: 'static {
     /// Closes in an orderly way: reads no more, sends what is buffered, waits
     /// for a registered producer, then ends with
     /// [`CloseReason::Done`](crate::CloseReason::Done).
+    ///
+    /// It waits for a protocol too that is its own producer: others can close a
+    /// connection, and what is half sent is to arrive. A protocol that is done
+    /// itself says so with [`stop_consuming`](Self::stop_consuming).
     ///
     /// Later writes are refused, except those of a producer that is still
     /// registered. Never calls back before it returns. (Twisted:

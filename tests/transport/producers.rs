@@ -37,6 +37,7 @@ over_every_kind!(
     closing_waits_for_a_running_push_producer,
     closing_waits_for_a_paused_push_producer,
     closing_waits_for_a_pull_producer,
+    a_producer_that_is_done_closes_with_one_call,
     half_close_waits_for_a_producer,
     unregistering_inside_the_pause,
     unregistering_inside_the_resume,
@@ -633,6 +634,27 @@ fn closing_waits_for_a_running_push_producer(kind: Kind) {
         it.register(ProducerKind::Push);
         assert_close_waits(&mut it, 0);
         it.link.finish();
+    }
+}
+
+/// F-34: whoever produces, and before all is sent or after.
+fn a_producer_that_is_done_closes_with_one_call(kind: Kind) {
+    for who in EVERYBODY {
+        for producer in [ProducerKind::Push, ProducerKind::Pull] {
+            for after in [false, true] {
+                let mut it = Produced::new(kind, who, Hooks::none());
+                it.register(producer);
+                let _ = it.link.transport().write(b"the last");
+                if after {
+                    it.link.settle();
+                }
+                it.link.transport().stop_consuming();
+                let received = it.link.peer_receives_all();
+                assert_eq!(received, (b"the last".to_vec(), End::Clean));
+                it.link.run_until_lost();
+                it.link.finish();
+            }
+        }
     }
 }
 
