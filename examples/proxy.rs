@@ -27,7 +27,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
-use bowline::{Context, Factory, Hold, ProducerKind, Protocol, Reactor, SystemEvent, Transport};
+use bowline::{
+    Context, Factory, Hold, LingeringClose, ProducerKind, Protocol, Reactor, SystemEvent, Transport,
+};
 use bowline::{TransportHandle, Transports, UnixAddress};
 
 use crate::common::{Arguments, Endpoint};
@@ -66,6 +68,10 @@ impl<T: Transport> Protocol<T> for Side {
         let me = cx.transport.handle();
         match &mut self.role {
             Role::Front(to, connector) => {
+                // A client may still be sending when the server has said all: a reset
+                // would destroy what is on its way to it.
+                cx.transport
+                    .set_lingering_close(Some(LingeringClose::default()));
                 // There is nowhere to put anything yet.
                 cx.transport.pause_producing();
                 let back = Rc::clone(&self.other);

@@ -133,9 +133,9 @@ pub use bowline_protocol::{
 
 // Connections, listeners and connectors, as callbacks see them.
 pub use bowline_protocol::{
-    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, Listener,
-    ListenerHandle, TcpTransport, Transport, TransportHandle, TransportState, UnixAddress,
-    UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, LingeringClose,
+    Listener, ListenerHandle, TcpTransport, Transport, TransportHandle, TransportState,
+    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
 };
 
 // Passed descriptors.

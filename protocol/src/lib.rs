@@ -38,6 +38,6 @@ pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
 pub use crate::reason::CloseReason;
 pub use crate::transport::{
-    Credentials, DescriptorLimits, Linger, TcpTransport, Transport, TransportHandle,
-    TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+    Credentials, DescriptorLimits, Linger, LingeringClose, TcpTransport, Transport,
+    TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
 };

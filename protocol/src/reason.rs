@@ -34,6 +34,16 @@ pub enum CloseReason {
         /// How many descriptors had no byte.
         descriptors: usize,
     },
+    /// One of our descriptors is of a kind that the kernel passes to nobody, such as an
+    /// io_uring. Nothing was sent of the message that it was to travel with, and of what
+    /// was queued behind it. All that never left comes back from
+    /// [`reclaim_descriptors`](crate::UnixTransport::reclaim_descriptors).
+    UnpassableDescriptor {
+        /// Its place among those, from 0.
+        position: usize,
+        /// What the kernel said.
+        error: io::Error,
+    },
     /// Descriptors that the peer sent were lost on the way to us: there was no
     /// free descriptor number here outside of the reserve, or a security module
     /// refused. (`MSG_CTRUNC`)
@@ -75,6 +85,12 @@ impl fmt::Display for CloseReason {
                     "closed with {descriptors} descriptors that had no byte to travel with"
                 )
             }
+            Self::UnpassableDescriptor { position, error } => {
+                write!(
+                    f,
+                    "kernel does not pass descriptor {position} of those queued: {error}"
+                )
+            }
             Self::DescriptorsTruncated { received } => {
                 write!(f, "received descriptors were truncated to {received}")
             }
@@ -89,7 +105,7 @@ impl fmt::Display for CloseReason {
 impl Error for CloseReason {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::Lost(error) => Some(error),
+            Self::Lost(error) | Self::UnpassableDescriptor { error, .. } => Some(error),
             _ => None,
         }
     }

@@ -184,6 +184,23 @@ pub trait Transport: 'static {
     /// [`CloseReason::CloseTimedOut`](crate::CloseReason::CloseTimedOut).
     fn lose_connection_within(&mut self, deadline: Duration);
 
+    /// Has every orderly close from now on wait for the peer as `lingering` says;
+    /// `None`, the default, does not wait.
+    ///
+    /// TCP answers bytes that nobody has read, or that come after a close, with a reset,
+    /// and that destroys what the peer has not received yet: the answer to an upload
+    /// that was refused, for one. A lingering close sends everything, then says that
+    /// nothing more comes, and reads and drops what the peer still sends until it has
+    /// closed too. The reason is [`CloseReason::Done`](crate::CloseReason::Done), with the
+    /// limits reached too. [`lose_connection_within`](Self::lose_connection_within) bounds
+    /// the time until everything was sent.
+    ///
+    /// A socket that others may hold closes as without. So does a UNIX one, which has
+    /// no resets.
+    fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
+        let _ = lingering;
+    }
+
     /// Ends the connection now: what is buffered is dropped, nothing more is
     /// read, and a TCP peer sees a reset, unless the socket was adopted and may
     /// be another's too. (Twisted: `abortConnection`.)
@@ -418,6 +435,26 @@ pub enum TransportState {
     Closing,
     /// Ended.
     Lost,
+}
+
+/// How long an orderly close waits for the peer; see
+/// [`Transport::set_lingering_close`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LingeringClose {
+    /// For how long at the most; default 5 s.
+    pub time: Duration,
+    /// How many bytes are read and dropped at the most; default 16 MiB, more than can
+    /// be on its way.
+    pub bytes: usize,
+}
+
+impl Default for LingeringClose {
+    fn default() -> Self {
+        Self {
+            time: Duration::from_secs(5),
+            bytes: 16 << 20,
+        }
+    }
 }
 
 /// Where producers are paused and resumed: unsent bytes.

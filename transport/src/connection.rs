@@ -22,7 +22,7 @@ use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
 use crate::handoff::{DetachRequest, Detached, ProtocolCall};
 use crate::log;
-use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
+use crate::shared::{Ledger, READ_BYTES, ReadBuffers, TransportBudgets};
 use crate::socket::Remains;
 use crate::socket::private::Sealed;
 
@@ -140,6 +140,8 @@ where
             } else if visit == Visit::Extra && core.may_read() {
                 // Read in the next turn, and if it is broken before it ends.
                 break;
+            } else if core.may_drop() && read_bytes > 0 {
+                read_bytes = read_bytes.saturating_sub(cost(self.drop_unread()));
             } else if !core.has(flag::UNSETTLED) || !self.finish(reactor) {
                 break;
             }
@@ -155,7 +157,8 @@ where
         if core.has(flag::FAILED) && !core.may_read() && !core.is_ended() {
             core.flags &= !flag::FAILED;
             if let Some(error) = core.socket.take_error() {
-                core.break_off(error);
+                let remains = core.socket.remains(&error);
+                core.break_off(CloseReason::Lost(error), remains);
                 return true;
             }
         }
@@ -169,7 +172,7 @@ where
                     descriptors: queued,
                 });
             }
-            State::Closing if is_drained => core.end(CloseReason::Done),
+            State::Closing if is_drained => self.linger_or_end(reactor),
             State::WriteClosing if is_drained => {
                 if let Err(error) = core.socket.shutdown_write() {
                     // The peer is gone, which the read side is going to say.
@@ -182,6 +185,62 @@ where
             _ => return false,
         }
         true
+    }
+
+    /// Everything was sent. A close would be a reset now if something is unread, or when
+    /// something comes later, and destroy what is still on its way to the peer.
+    fn linger_or_end(&mut self, reactor: &mut Reactor) {
+        let core = self.transport.core_mut();
+        let lingering = core.cold_ref().and_then(|cold| cold.lingering);
+        let Some(lingering) = lingering else {
+            return core.end(CloseReason::Done);
+        };
+        // What others hold too is theirs to shut.
+        let is_over = core.has(flag::READ_ENDED | flag::SHARED) || core.has_lent.get();
+        if is_over || core.socket.shutdown_write().is_err() {
+            return core.end(CloseReason::Done);
+        }
+        core.set_state(State::Lingering);
+        core.flags |= flag::READABLE;
+        let call = reactor.notify_later(lingering.time, core.token);
+        let cold = core.cold();
+        cold.close_within = None;
+        if let Some(earlier) = cold.close_deadline.replace(call) {
+            // It was in time.
+            let _ = earlier.cancel(reactor);
+        }
+    }
+
+    /// Reads once of what nobody wants any more; how many bytes.
+    #[cold]
+    fn drop_unread(&mut self) -> usize {
+        let core = self.transport.core_mut();
+        let mut buffers = core.shared.take_buffers();
+        let read = core.socket.recv(&mut buffers, READ_BYTES);
+        core.shared.return_buffers(buffers);
+        match read {
+            Ok(taken) if taken.bytes > 0 => {
+                if let Some(lingering) = &mut core.cold().lingering {
+                    lingering.bytes = lingering.bytes.saturating_sub(taken.bytes);
+                    if lingering.bytes == 0 {
+                        core.end(CloseReason::Done);
+                    }
+                }
+                taken.bytes
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                core.flags &= !flag::READABLE;
+                0
+            }
+            Err(error) => {
+                core.end(CloseReason::Lost(error));
+                0
+            }
+            Ok(_) => {
+                core.end(CloseReason::Done);
+                0
+            }
+        }
     }
 
     /// Ends a connection over which nothing more can be sent, if what had arrived was
@@ -243,8 +302,10 @@ where
         if core.has(flag::UNSETTLED) {
             schedule(core, reactor);
         }
-        let has_more =
-            core.has(pending::ANY) || core.may_read() || (wants_write && core.may_write());
+        let has_more = core.has(pending::ANY)
+            || core.may_read()
+            || core.may_drop()
+            || (wants_write && core.may_write());
         if has_more { Next::Again } else { Next::Keep }
     }
 
@@ -308,7 +369,7 @@ where
             // Told once, behind the last byte: a UNIX peer has closed, and did not
             // read all that we sent. The end is there nevertheless.
             if !core.is_broken() {
-                core.break_off(error);
+                core.break_off(CloseReason::Lost(error), Remains::Everything);
             }
             self.read_ended(reactor);
         } else {
@@ -522,7 +583,7 @@ where
     /// Takes the connection apart, if it is open.
     fn detach(&mut self, reactor: &mut Reactor) -> Option<Detached<P>> {
         let core = self.transport.core_mut();
-        if matches!(core.state(), State::Ending | State::Lost) {
+        if matches!(core.state(), State::Lingering | State::Ending | State::Lost) {
             return None;
         }
         if !core.socket.is_open() {
@@ -657,7 +718,11 @@ where
             }
         } else if cold.close_deadline == Some(call) {
             cold.close_deadline = None;
-            core.end(CloseReason::CloseTimedOut);
+            core.end(match core.state() {
+                // All of it was sent.
+                State::Lingering => CloseReason::Done,
+                _ => CloseReason::CloseTimedOut,
+            });
         } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
             self.patience_ends(unread);
         }

@@ -14,12 +14,14 @@ mod state;
 use std::any::Any;
 use std::io::{self, IoSlice};
 
-use bowline_protocol::{ProducerKind, ProducerRef, RegisterProducerError, WriteStatus};
+use bowline_protocol::{
+    CloseReason, ProducerKind, ProducerRef, RegisterProducerError, WriteStatus,
+};
 
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::shared::ReadBuffers;
 use crate::socket::Socket;
-use crate::socket::private::Taken;
+use crate::socket::private::{Sealed, Taken};
 
 pub use self::state::Core;
 pub(crate) use self::state::{Kept, Registration, State, flag, pending};
@@ -70,6 +72,12 @@ pub trait FileDescriptor: Sized + 'static {
     /// Takes note of what [`write_some_data`](Self::write_some_data) reported.
     fn data_sent(&mut self, sent: Sent) {
         let _ = sent;
+    }
+
+    /// Why the connection ends now that [`write_some_data`](Self::write_some_data) has
+    /// failed for good.
+    fn reason_of(&mut self, error: io::Error) -> CloseReason {
+        CloseReason::Lost(error)
     }
 
     /// Reads once into `buffers`. (Twisted: `doRead`.)
@@ -210,7 +218,18 @@ pub trait FileDescriptor: Sized + 'static {
                     self.resume_producer_if_drained();
                 }
             }
-            Err(error) => self.core_mut().write_failed(error),
+            Err(error) => self.write_failed(error),
+        }
+    }
+
+    /// Takes note of a send that failed.
+    #[cold]
+    #[inline(never)]
+    fn write_failed(&mut self, error: io::Error) {
+        if let Some(error) = self.core_mut().lasting_error(error) {
+            let remains = self.core().socket.remains(&error);
+            let reason = self.reason_of(error);
+            self.core_mut().break_off(reason, remains);
         }
     }
 
@@ -300,7 +319,7 @@ pub trait FileDescriptor: Sized + 'static {
                 sent.bytes
             }
             Err(error) => {
-                self.core_mut().write_failed(error);
+                self.write_failed(error);
                 0
             }
         }

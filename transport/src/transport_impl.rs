@@ -96,6 +96,10 @@ macro_rules! impl_transport {
                 $crate::FileDescriptor::core_mut(self).lose_connection_within(deadline);
             }
 
+            fn set_lingering_close(&mut self, lingering: Option<bowline_protocol::LingeringClose>) {
+                $crate::FileDescriptor::core_mut(self).set_lingering_close(lingering);
+            }
+
             fn abort_connection(&mut self) {
                 $crate::FileDescriptor::core_mut(self).end(bowline_protocol::CloseReason::Aborted);
             }

@@ -4,5 +4,6 @@
 mod broken;
 mod closing;
 mod half_close;
+mod lingering;
 mod reading;
 mod writing;

@@ -10,7 +10,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::policies::WriteLog;
-use bowline_protocol::{CloseReason, ProducerKind, ProducerRef, TransportState, Watermarks};
+use bowline_protocol::{
+    CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks,
+};
 use bowline_reactor::{DelayedCall, Reactor, Token};
 
 use super::MIN_DIRECT_BYTES;
@@ -54,6 +56,8 @@ pub(crate) enum State {
     WriteClosed,
     /// Everything closes when everything was sent.
     Closing,
+    /// Everything was sent, and our side is closed; what still comes is dropped.
+    Lingering,
     /// The connection is over; its end has to be told.
     Ending,
     /// The socket is closed.
@@ -163,6 +167,8 @@ pub(crate) struct Cold {
     /// Asked for by `lose_connection_within`, and not yet scheduled.
     pub(crate) close_within: Option<Duration>,
     pub(crate) close_deadline: Option<DelayedCall>,
+    /// How to end in an orderly way, where that was asked for.
+    pub(crate) lingering: Option<LingeringClose>,
     pub(crate) retry: Option<DelayedCall>,
     /// How long to wait before the next retry.
     pub(crate) retry_after: Duration,
@@ -191,7 +197,7 @@ pub(crate) struct Cold {
 /// What ends a connection once it is read out.
 #[derive(Debug)]
 pub(crate) struct Broken {
-    pub(crate) error: io::Error,
+    pub(crate) reason: CloseReason,
     pub(crate) remains: Remains,
 }
 
@@ -222,6 +228,7 @@ pub(crate) struct Kept {
     read_limit: u32,
     watermarks: Watermarks,
     write_log: Option<WriteLog>,
+    lingering: Option<LingeringClose>,
     /// How much is left of the time for closing, if that is limited.
     pub(crate) close_within: Option<Duration>,
     /// Whether the producer, if there is one, was told to pause.
@@ -282,6 +289,7 @@ impl<S: Socket> Core<S> {
             read_limit: self.read_limit,
             watermarks: self.watermarks(),
             write_log: cold.and_then(|cold| cold.write_log.clone()),
+            lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
             producer_is_paused: self.is_producer_paused(),
             settings: None,
@@ -320,6 +328,7 @@ impl<S: Socket> Core<S> {
             cold.descriptors_left = kept.descriptors_left;
             cold.close_within = kept.close_within;
         }
+        self.set_lingering_close(kept.lingering);
         if let Some((broken, unsent)) = kept.broken.take() {
             self.cold().unsent.0 = unsent;
             self.set_broken(broken);
@@ -359,7 +368,9 @@ impl<S: Socket> Core<S> {
         self.flags |= match state {
             State::Open => 0,
             State::WriteClosing | State::WriteClosed => flag::WRITES_WITH_CARE | flag::UNSETTLED,
-            State::Closing => flag::WRITES_WITH_CARE | flag::UNSETTLED | flag::NOT_READING,
+            State::Closing | State::Lingering => {
+                flag::WRITES_WITH_CARE | flag::UNSETTLED | flag::NOT_READING
+            }
             State::Ending | State::Lost => {
                 flag::WRITES_WITH_CARE | flag::NOT_READING | flag::NOT_WRITING
             }
@@ -377,7 +388,7 @@ impl<S: Socket> Core<S> {
             State::Open => true,
             // What closes waits for its producer, which may go on meanwhile.
             State::Closing | State::WriteClosing => self.has_producer(),
-            State::WriteClosed | State::Ending | State::Lost => false,
+            State::WriteClosed | State::Lingering | State::Ending | State::Lost => false,
         };
         let limit = self
             .cold_ref()
@@ -580,34 +591,34 @@ impl<S: Socket> Core<S> {
         self.flags &= !(pending::PAUSE_PRODUCER | pending::RESUME_PRODUCER);
     }
 
-    /// Takes note of a send that failed.
-    #[cold]
-    pub(crate) fn write_failed(&mut self, error: io::Error) {
+    /// Takes note of a send that failed; the error, if another will not do better.
+    pub(crate) fn lasting_error(&mut self, error: io::Error) -> Option<io::Error> {
         if error.kind() == io::ErrorKind::WouldBlock {
             self.flags &= !flag::WRITABLE;
         } else if sys::is_transient(&error) {
             log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
             self.flags |= flag::WAITS_FOR_TIMER | flag::UNSETTLED;
         } else {
-            self.break_off(error);
+            return Some(error);
         }
+        None
     }
 
     /// Takes note that nothing more can be sent. What the peer sent before it went
     /// is read first, as slowly as the reader wants to: the kernel has it.
     #[cold]
-    pub(crate) fn break_off(&mut self, error: io::Error) {
+    pub(crate) fn break_off(&mut self, reason: CloseReason, remains: Remains) {
         if !self.is_open_for_reading() || self.is_broken() {
-            self.end(CloseReason::Lost(error));
+            self.end(reason);
             return;
         }
-        let remains = match self.socket.remains(&error) {
+        let remains = match remains {
             Remains::Pieces if self.has(flag::END_ARRIVED) => Remains::Everything,
             remains => remains,
         };
         let dropped = self.buffer.take().len();
         self.cold().unsent.0 += dropped;
-        self.set_broken(Broken { error, remains });
+        self.set_broken(Broken { reason, remains });
         if self.has_producer() {
             // It may be what holds the reader: nothing is unsent any more.
             self.resume_producer_if_drained(false);
@@ -636,7 +647,7 @@ impl<S: Socket> Core<S> {
     /// Ends a connection that was read out, with what broke it.
     pub(crate) fn end_broken(&mut self) {
         let broken = self.cold().broken.take();
-        self.end(broken.map_or(CloseReason::Done, |it| CloseReason::Lost(it.error)));
+        self.end(broken.map_or(CloseReason::Done, |it| it.reason));
     }
 
     /// How many bytes have arrived and were not delivered.
@@ -672,6 +683,18 @@ impl<S: Socket> Core<S> {
             self.cold().close_within = Some(deadline);
             self.flags |= flag::UNSETTLED;
         }
+    }
+
+    pub(crate) fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
+        // Where no reset can destroy what was sent there is nothing to wait for.
+        if S::CAN_BE_RESET && (lingering.is_some() || self.cold.is_some()) {
+            self.cold().lingering = lingering;
+        }
+    }
+
+    /// Whether what the peer still sends is to be read and dropped.
+    pub(crate) fn may_drop(&self) -> bool {
+        self.state == State::Lingering && self.has(flag::READABLE)
     }
 
     pub(crate) fn lose_write_connection(&mut self) {
@@ -781,7 +804,7 @@ impl<S: Socket> Core<S> {
     pub(crate) fn transport_state(&self) -> TransportState {
         match self.state {
             State::Open | State::WriteClosing | State::WriteClosed => TransportState::Connected,
-            State::Closing => TransportState::Closing,
+            State::Closing | State::Lingering => TransportState::Closing,
             State::Ending | State::Lost => TransportState::Lost,
         }
     }

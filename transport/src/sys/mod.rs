@@ -70,6 +70,7 @@ pub(crate) use self::{
     socket::{
         SocketKind, bytes_unsent, linger, receive_buffer_size, send_buffer_size,
         set_pass_credentials, set_pass_pidfd, set_receive_buffer_size, set_send_buffer_size,
+        unpassable,
     },
 };
 

@@ -660,6 +660,18 @@ pub(crate) fn bytes_unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+/// A descriptor that the kernel passes to nobody, where it gives us one: an io_uring.
+#[cfg(test)]
+pub(crate) fn unpassable() -> Option<OwnedFd> {
+    // struct io_uring_params: zeros ask for nothing.
+    let mut parameters = [0_u8; 256];
+    // SAFETY: reads and writes the parameters, 120 bytes, until it returns.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Sets the permission bits that a UNIX socket's path is going to have when it is
 /// bound, less those that the process masks.
 ///
