@@ -57,6 +57,7 @@
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
 //! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_granted`] |
+//! | start a program with sockets as systemd does | [`spawn_with_listen_fds`] |
 //! | make a listener only to give it away | [`bind_tcp_listener`], [`bind_unix_listener`] |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | serve with several processes | [`handoff::pool`] |
@@ -166,8 +167,8 @@ pub use bowline_transport::{
 // Descriptors that processes are started with, and what belongs to it.
 pub use bowline_transport::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
-    monotonic_microseconds, remove_environment, send_datagram, spawn_with_descriptors,
-    take_granted, take_inherited,
+    monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
+    spawn_with_descriptors, spawn_with_listen_fds, take_granted, take_inherited,
 };
 
 // Host names.

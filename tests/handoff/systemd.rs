@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 use bowline::handoff::systemd::{self, ActivationError, Notice, Notifier, Watchdog};
 use bowline::testing::ManualClock;
-use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, take_granted};
+use bowline::{
+    Address, Context, Protocol, Reactor, Transport, Transports, own_pidfd_inode,
+    spawn_with_listen_fds, take_granted,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
@@ -451,4 +454,120 @@ fn watchdog_is_fed_by_the_loop_until_it_is_dropped() {
     drop(watchdog);
     run_until(&mut reactor, |reactor| reactor.delayed_calls().count() == 0);
     assert!(manager.socket.recv(&mut [0; 64]).is_err(), "it has stopped");
+}
+
+/// Says to the test that it was started with `LISTEN_FDS`, and how.
+const LISTENING: &str = "BOWLINE_TEST_LISTENING";
+
+/// E-13: its own number has to be said to it, which nobody knows before it is there; and
+/// what is for another process is not taken, whoever has inherited it.
+#[test]
+fn child_is_given_listeners_as_by_systemd() {
+    if let Some(how) = std::env::var_os(LISTENING) {
+        return given_listeners(how.to_str().expect("text"));
+    }
+    let _ledger = DescriptorLedger::open();
+    let web = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let admin = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let descriptors = [(web.as_fd(), "web"), (admin.as_fd(), "admin")];
+    let exe = std::env::current_exe().expect("Linux knows");
+    for (how, script) in [
+        ("itself", None),
+        ("cleared", None),
+        // The shell is the process that they are for; it has them, and its child too.
+        ("a child of it", Some("\"$@\"; exit $?")),
+        ("in place of it", Some("exec \"$@\"")),
+    ] {
+        let mut command = match script {
+            None => Command::new(&exe),
+            Some(script) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", script, "sh"]).arg(&exe);
+                command
+            }
+        };
+        if how == "cleared" {
+            command.env_clear();
+        }
+        command
+            .args(["--exact", "--nocapture"])
+            .arg("systemd::child_is_given_listeners_as_by_systemd")
+            // Of somebody else.
+            .env("LISTEN_PID", "1")
+            .env("LISTEN_PIDFDID", "1")
+            .env("RUST_LOG", "warn")
+            .env(LISTENING, how)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let child = spawn_with_listen_fds(command, &descriptors).expect("starts");
+        let output = child.wait_with_output().expect("ends");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{how}: {said}");
+        let lines = said.matches("is for process").count();
+        assert_eq!(lines, usize::from(how == "a child of it"), "{how}: {said}");
+    }
+    // What is wrong is said as of any child, and no name says more than one thing.
+    let missing = spawn_with_listen_fds(Command::new("/nonexistent/program"), &descriptors);
+    assert_eq!(
+        missing.expect_err("not there").kind(),
+        io::ErrorKind::NotFound
+    );
+    let colon = [(web.as_fd(), "a:b")];
+    let refused = spawn_with_listen_fds(Command::new("true"), &colon);
+    assert_eq!(
+        refused.expect_err("two names").kind(),
+        io::ErrorKind::InvalidInput
+    );
+}
+
+fn given_listeners(how: &str) {
+    let _ = env_logger::try_init();
+    let cleared = std::env::var_os("PATH").is_none();
+    assert_eq!(cleared, how == "cleared");
+    let inode = std::env::var("LISTEN_PIDFDID").ok();
+    let inherited = systemd::inherited().expect("nothing is wrong with it");
+    let names: Vec<_> = inherited.names().map(str::to_owned).collect();
+    if how == "a child of it" {
+        assert!(names.is_empty(), "{names:?}");
+        // Said once.
+        assert!(systemd::inherited().expect("as before").is_empty());
+    } else {
+        assert_eq!(names, ["web", "admin"]);
+        assert_eq!(inode, own_pidfd_inode().map(|inode| inode.to_string()));
+    }
+    drop_quietly(inherited);
+}
+
+/// It says what was not claimed, which is not what is counted.
+fn drop_quietly(mut inherited: bowline::handoff::Inherited) {
+    for name in ["web", "admin"] {
+        inherited.claim(name);
+    }
+}
+
+/// systemd's own library takes what a child of ours is given.
+#[test]
+fn library_of_systemd_takes_listeners_of_ours() {
+    let Some(python) = program("python3") else {
+        return;
+    };
+    let _ledger = DescriptorLedger::open();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let script = "import ctypes, sys
+try: library = ctypes.CDLL('libsystemd.so.0')
+except OSError: sys.exit(77)
+names = ctypes.POINTER(ctypes.c_char_p)()
+count = library.sd_listen_fds_with_names(0, ctypes.byref(names))
+print(count, *(names[at].decode() for at in range(max(count, 0))))";
+    let mut command = Command::new(python);
+    command.args(["-c", script]).stdout(Stdio::piped());
+    let descriptors = [(listener.as_fd(), "web"), (listener.as_fd(), "b c")];
+    let child = spawn_with_listen_fds(command, &descriptors).expect("starts");
+    let output = child.wait_with_output().expect("ends");
+    if output.status.code() == Some(77) {
+        let _ = io::stderr().write_all(b"NOT RUN: libsystemd is missing\n");
+        return;
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "2 web b c\n");
 }

@@ -65,8 +65,8 @@ pub use crate::options::{
 };
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
-    monotonic_microseconds, remove_environment, send_datagram, spawn_with_descriptors,
-    take_granted,
+    monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
+    spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sendmsg::{SendmsgMixin, UnixStream};

@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use bowline_protocol::Address;
 
 use crate::connection::unix_address;
-use crate::sys::{self, ControlBuffer, Family, SocketName};
+use crate::sys::{self, Announcement, ControlBuffer, Family, SocketName};
 
 /// Starts `command` with descriptors under agreed numbers in the child: for
 /// programs that expect their sockets by number, bowline's or not.
@@ -47,6 +47,70 @@ pub fn spawn_with_descriptors(
     descriptors: &[(BorrowedFd<'_>, u32)],
 ) -> io::Result<Child> {
     sys::spawn(command, descriptors)
+}
+
+/// Starts `command` with descriptors as systemd does: for programs that take them by
+/// `LISTEN_FDS` (sd_listen_fds(3)), each with its name, numbered from 3 on.
+///
+/// As [`spawn_with_descriptors`]; and the child finds `LISTEN_FDS`, `LISTEN_FDNAMES` and,
+/// as its own number, `LISTEN_PID`, with the inode of its pidfd as `LISTEN_PIDFDID` where
+/// the kernel has one (Linux 6.9). What `command` says of these variables is replaced.
+/// `argv[0]` is the name of the program:
+/// [`arg0`](std::os::unix::process::CommandExt::arg0) has no effect.
+///
+/// # Errors
+///
+/// As [`spawn_with_descriptors`]; `InvalidInput` for a name that is longer than 255 bytes
+/// or has something else in it than printable ASCII without colons.
+///
+/// # Examples
+///
+/// ```
+/// use std::net::TcpListener;
+/// use std::os::fd::AsFd;
+/// use std::process::{Command, Stdio};
+/// use bowline_transport::spawn_with_listen_fds;
+///
+/// let listener = TcpListener::bind("127.0.0.1:0")?;
+/// let mut command = Command::new("sh");
+/// command.args(["-c", "[ $LISTEN_PID = $$ ] && echo $LISTEN_FDS $LISTEN_FDNAMES"]);
+/// command.stdout(Stdio::piped());
+/// let child = spawn_with_listen_fds(command, &[(listener.as_fd(), "web")])?;
+/// assert_eq!(child.wait_with_output()?.stdout, b"1 web\n");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn spawn_with_listen_fds(
+    command: Command,
+    descriptors: &[(BorrowedFd<'_>, &str)],
+) -> io::Result<Child> {
+    let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+    let mut names = Vec::with_capacity(descriptors.len());
+    for (_, name) in descriptors {
+        if name.len() > 255 || !name.bytes().all(is_fine) {
+            let text = "this cannot be the name of a descriptor";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        names.push(*name);
+    }
+    let variables = [
+        ("LISTEN_FDS", names.len().to_string()),
+        ("LISTEN_FDNAMES", names.join(":")),
+    ];
+    let grants: Vec<_> = descriptors
+        .iter()
+        .zip(3..)
+        .map(|((fd, _), number)| (*fd, number))
+        .collect();
+    sys::spawn_announced(command, &grants, |command| {
+        let of_child = ("LISTEN_PID", "LISTEN_PIDFDID");
+        Announcement::of(command, &variables, of_child).map(Some)
+    })
+}
+
+/// What no other process has, before the next start of the machine: the inode of this
+/// one's pidfd, as `LISTEN_PIDFDID` says it. `None` before Linux 6.9.
+pub fn own_pidfd_inode() -> Option<u64> {
+    sys::own_pidfd_inode()
 }
 
 /// A descriptor that becomes readable when `child` exits (pidfd_open(2)), to be

@@ -4,7 +4,9 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-use bowline_transport::{remove_environment, take_granted};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bowline_transport::{own_pidfd_inode, remove_environment, take_granted};
 
 use crate::inherited::Inherited;
 use crate::log;
@@ -67,7 +69,9 @@ pub enum ActivationError {
 ///
 /// There is none where `LISTEN_PID` or `LISTEN_FDS` is missing or is no number,
 /// or `LISTEN_PID` is not `pid`: the variables were another process's, and we
-/// have inherited them by mistake.
+/// have inherited them by mistake. The same if there is a `LISTEN_PIDFDID` and it is
+/// not `pidfd_inode`, where that is known ([`own_pidfd_inode`]): the number of a process
+/// is given out again.
 ///
 /// # Errors
 ///
@@ -84,17 +88,18 @@ pub enum ActivationError {
 ///     "LISTEN_FDNAMES" => Some("web:admin".to_owned()),
 ///     _ => None,
 /// };
-/// let found = announced(environment, 42)?;
+/// let found = announced(environment, 42, None)?;
 /// assert_eq!((found[1].number, found[1].name.as_str()), (4, "admin"));
-/// assert!(announced(environment, 43)?.is_empty());
+/// assert!(announced(environment, 43, None)?.is_empty());
 /// # Ok::<(), bowline_handoff::systemd::ActivationError>(())
 /// ```
 pub fn announced(
     variable: impl Fn(&str) -> Option<String>,
     pid: u32,
+    pidfd_inode: Option<u64>,
 ) -> Result<Vec<Announced>, ActivationError> {
     let number = |name| variable(name).and_then(|value| value.parse::<u32>().ok());
-    if number("LISTEN_PID") != Some(pid) {
+    if number("LISTEN_PID") != Some(pid) || !is_for(&variable, pidfd_inode)? {
         return Ok(Vec::new());
     }
     let Some(count) = number("LISTEN_FDS") else {
@@ -120,20 +125,57 @@ pub fn announced(
         .collect())
 }
 
+/// Whether `LISTEN_PIDFDID` does not contradict.
+fn is_for(
+    variable: impl Fn(&str) -> Option<String>,
+    pidfd_inode: Option<u64>,
+) -> Result<bool, ActivationError> {
+    let Some(named) = variable("LISTEN_PIDFDID") else {
+        return Ok(true);
+    };
+    let named: u64 = named
+        .parse()
+        .map_err(|_| ActivationError::Malformed("LISTEN_PIDFDID"))?;
+    Ok(pidfd_inode.is_none_or(|own| own == named))
+}
+
+/// Says, once, that there are variables and that they are another process's: the wrapper's
+/// around this program, as a rule, which should have replaced itself by it.
+fn log_variables_of_another() {
+    static IS_LOGGED: AtomicBool = AtomicBool::new(false);
+    let variable = |name| std::env::var(name).ok();
+    if let (Some(count), Some(pid)) = (variable("LISTEN_FDS"), variable("LISTEN_PID"))
+        && !IS_LOGGED.swap(true, Ordering::Relaxed)
+    {
+        log::warn!(
+            target: log::HANDOFF,
+            "LISTEN_FDS={count} is for process {pid}, and not for this one: not taken"
+        );
+    }
+}
+
 /// Takes the descriptors that this process was started with, each with its
 /// name, close-on-exec from now on. To be called first in `main`.
 ///
 /// The variables are removed from the environment, so that no child takes them
 /// for its own; where other threads run already they cannot be, and stay: they
 /// name this process, so children that check see that. A second call finds
-/// nothing.
+/// nothing. Variables that are for another process are left alone; that is logged, once.
 ///
 /// # Errors
 ///
 /// [`ActivationError`]. What was taken by then is closed, the variables stay.
 pub fn inherited() -> Result<Inherited, ActivationError> {
     let mut all = Inherited::new();
-    let announced = announced(|name| std::env::var(name).ok(), std::process::id())?;
+    let own = std::process::id();
+    let variable = |name: &str| std::env::var(name).ok();
+    let announced = announced(variable, own, own_pidfd_inode())?;
+    if announced.is_empty() {
+        let is_ours = variable("LISTEN_PID").is_some_and(|pid| pid.parse() == Ok(own));
+        if !is_ours || !is_for(variable, own_pidfd_inode())? {
+            log_variables_of_another();
+        }
+    }
     for Announced { number, name } in announced {
         match take_granted(number) {
             Ok(fd) => all.add(name, fd),
@@ -191,7 +233,7 @@ mod tests {
             let found = variables.iter().find(|(name, _)| *name == wanted);
             found.map(|(_, value)| (*value).to_owned())
         };
-        let all = announced(lookup, 42)?;
+        let all = announced(lookup, 42, Some(7))?;
         Ok(all
             .into_iter()
             .map(|each| (each.number, each.name))
@@ -239,6 +281,30 @@ mod tests {
         ] {
             assert_eq!(parse(variables).unwrap(), [], "{variables:?}");
         }
+    }
+
+    #[test]
+    fn number_that_was_given_out_again_is_told_by_the_pidfd() {
+        let with = |inode: &str| {
+            parse(&[
+                ("LISTEN_PID", "42"),
+                ("LISTEN_FDS", "1"),
+                ("LISTEN_PIDFDID", inode),
+            ])
+        };
+        assert_eq!(with("7").unwrap().len(), 1);
+        assert_eq!(with("8").unwrap(), []);
+        assert!(matches!(
+            with("seven").unwrap_err(),
+            ActivationError::Malformed("LISTEN_PIDFDID")
+        ));
+        // A kernel that does not know cannot contradict.
+        let variable = |name: &str| match name {
+            "LISTEN_PID" => Some("42".to_owned()),
+            "LISTEN_FDS" | "LISTEN_PIDFDID" => Some("1".to_owned()),
+            _ => None,
+        };
+        assert_eq!(announced(variable, 42, None).unwrap().len(), 1);
     }
 
     #[test]

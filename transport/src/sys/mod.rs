@@ -23,6 +23,7 @@
 //! - Pointer and length of what the kernel reads or writes come from one slice.
 
 mod address;
+mod announce;
 mod cmsg;
 mod errno;
 mod msg;
@@ -36,6 +37,7 @@ mod tests;
 use std::io;
 
 pub(crate) use self::address::SocketName;
+pub(crate) use self::announce::{Announcement, own_pidfd_inode};
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
@@ -52,7 +54,7 @@ pub(crate) use self::process::own_credentials;
 pub use self::process::take_inherited;
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
-    take_granted,
+    spawn_announced, take_granted,
 };
 pub(crate) use self::socket::{
     Connecting, Family, accept, accept_shared, bind, bytes_unread, connect, cookie,

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(feature = "testing")]
 use super::Credentials;
+use super::announce::Announcement;
 use super::retry;
 
 /// The first number that is not a standard stream.
@@ -38,7 +39,20 @@ const SPAWN_ATTEMPTS: u32 = 64;
 /// `InvalidInput` for a number below 3 and one given twice; `WouldBlock` where other
 /// threads closed and opened descriptors at the granted numbers during every one of
 /// 64 attempts; otherwise those of fork and exec.
-pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
+pub(crate) fn spawn(command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
+    spawn_announced(command, grants, |_| Ok(None))
+}
+
+/// As [`spawn`], with an environment of which some is known in the child only:
+/// `announce` makes it when everything else of `command` is settled.
+///
+/// # Errors
+/// As [`spawn`], and those of `announce`.
+pub(crate) fn spawn_announced(
+    mut command: Command,
+    grants: &[(BorrowedFd<'_>, u32)],
+    announce: impl FnOnce(&mut Command) -> io::Result<Option<Announcement>>,
+) -> io::Result<Child> {
     let mut moves = Vec::with_capacity(grants.len());
     let mut numbers = BTreeSet::new();
     for (fd, number) in grants {
@@ -52,6 +66,7 @@ pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> i
         text if text.is_empty() => command.env_remove(GRANTED),
         text => command.env(GRANTED, text),
     };
+    let mut announcement = announce(&mut command)?;
     let top = numbers.last().map_or(FIRST, |last| last + 1);
     let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
     let seen = Arc::clone(&places);
@@ -59,11 +74,16 @@ pub(crate) fn spawn(mut command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> i
         if seen.iter().any(Place::has_changed) {
             return Err(io::Error::from_raw_os_error(PLACE_CHANGED));
         }
-        arrange(&mut moves, top)
+        arrange(&mut moves, top)?;
+        match &mut announcement {
+            Some(announcement) => Err(announcement.exec()),
+            None => Ok(()),
+        }
     };
     // SAFETY: between fork and exec only async-signal-safe calls may be made and no
     // memory allocated: `arrange` calls fstat, fcntl, dup2 and close_range on numbers,
-    // reads atomics, and writes to a vector that was made before. The numbers are open
+    // reads atomics, and writes to a vector that was made before; so does `exec`, which
+    // std would call next anyhow, the closures of the caller's having run. The numbers are open
     // in the child: `grants` borrows their owners until the spawns below are over, and
     // `command` is not used again.
     unsafe { command.pre_exec(arrange) };

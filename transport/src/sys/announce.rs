@@ -1,0 +1,227 @@
+//! A child's environment that says the child's own number, which nobody knows before it
+//! is there.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, OsStr, OsString, c_char};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::Command;
+
+use super::retry;
+
+/// The file system of pidfds, where each process has an inode of its own (Linux 6.9).
+const PID_FS: u64 = 0x5049_4446;
+
+/// Room for the digits of any number, and a NUL.
+const DIGITS: usize = 21;
+
+/// What to start, with everything that takes memory done before the fork.
+///
+/// std makes the environment of a child before there is one, and no closure that runs in
+/// the child can change it. So one of them starts the program itself, with this.
+#[derive(Debug)]
+pub(crate) struct Announcement {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    /// `NAME=` with room for a number behind it.
+    pid: Vec<u8>,
+    pidfd: Vec<u8>,
+    /// Places for the pointers to all of those, which are made in the child.
+    argv: Vec<usize>,
+    envp: Vec<usize>,
+}
+
+impl Announcement {
+    /// Of what `command` starts, with its changes of the environment and `variables`;
+    /// `pid` and `pidfd` are the names of those that hold the child's number and the
+    /// inode of its pidfd, the latter only where it has one.
+    ///
+    /// # Errors
+    /// `InvalidInput` for something with a NUL in it.
+    pub(crate) fn of(
+        command: &mut Command,
+        variables: &[(&str, String)],
+        (pid, pidfd): (&str, &str),
+    ) -> io::Result<Self> {
+        let program = std::iter::once(command.get_program());
+        let arguments = program.chain(command.get_args());
+        let arguments = arguments.map(|it| Ok(CString::new(it.as_bytes())?));
+        let arguments = arguments.collect::<io::Result<Vec<_>>>()?;
+        let mut all = environment_of(command, pid);
+        let names = variables.iter().map(|(name, _)| *name);
+        for name in names.chain([pid, pidfd]) {
+            all.retain(|(found, _)| found != name);
+        }
+        let mut environment = Vec::with_capacity(all.len() + variables.len());
+        for (name, value) in all {
+            let mut entry = name.into_vec();
+            entry.push(b'=');
+            entry.extend(value.into_vec());
+            environment.push(CString::new(entry)?);
+        }
+        for (name, value) in variables {
+            environment.push(CString::new(format!("{name}={value}"))?);
+        }
+        let with_room = |name: &str| {
+            let mut entry = format!("{name}=").into_bytes();
+            entry.resize(entry.len() + DIGITS, 0);
+            entry
+        };
+        Ok(Self {
+            argv: vec![0; arguments.len() + 1],
+            // The two numbers, and the end.
+            envp: vec![0; environment.len() + 3],
+            arguments,
+            environment,
+            pid: with_room(pid),
+            pidfd: with_room(pidfd),
+        })
+    }
+
+    /// Becomes the program: to be called in the child, by the last closure before std
+    /// would do it. Allocates nothing, and returns only if it fails.
+    pub(crate) fn exec(&mut self) -> io::Error {
+        for (place, argument) in self.argv.iter_mut().zip(&self.arguments) {
+            *place = argument.as_ptr().expose_provenance();
+        }
+        for (place, entry) in self.envp.iter_mut().zip(&self.environment) {
+            *place = entry.as_ptr().expose_provenance();
+        }
+        let count = self.environment.len();
+        write_number(&mut self.pid, u64::from(std::process::id()));
+        self.envp[count] = self.pid.as_ptr().expose_provenance();
+        // Last, so that it can be left out.
+        if let Some(number) = own_pidfd_inode() {
+            write_number(&mut self.pidfd, number);
+            self.envp[count + 1] = self.pidfd.as_ptr().expose_provenance();
+        }
+        let place = &raw mut environ;
+        // SAFETY: the C library's own variable. This is the only thread of the child, and
+        // nothing else of it reads the environment any more. The pointers end with a null
+        // one, and what they point to is kept by `self`, which this function does not
+        // leave but to fail, and then the child exits.
+        unsafe { place.write(self.envp.as_ptr().cast()) };
+        // SAFETY: the pointers are to strings that end with a NUL, the last is null, and
+        // all are kept by `self`. The program is looked for as std does.
+        unsafe { libc::execvp(self.arguments[0].as_ptr(), self.argv.as_ptr().cast()) };
+        io::Error::last_os_error()
+    }
+}
+
+unsafe extern "C" {
+    /// What execvp(3) gives the program, and looks for `PATH` in.
+    static mut environ: *const *const c_char;
+}
+
+/// Everything that a child would find: what is set here, unless `command` clears it,
+/// with the changes that it makes.
+fn environment_of(command: &mut Command, probe: &str) -> Vec<(OsString, OsString)> {
+    // std does not say whether it clears the environment. Then there is nothing to be
+    // removed, and so no removal is noted; `probe` is going to be set anyhow.
+    command.env_remove(probe);
+    let is_kept = command.get_envs().any(|(name, _)| name == probe);
+    let mut all: Vec<_> = if is_kept {
+        std::env::vars_os().collect()
+    } else {
+        Vec::new()
+    };
+    let changes: Vec<(&OsStr, Option<&OsStr>)> = command.get_envs().collect();
+    all.retain(|(name, _)| changes.iter().all(|(changed, _)| *changed != name));
+    for (name, value) in changes {
+        if let Some(value) = value {
+            all.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    all
+}
+
+/// Writes a number behind the `=`, and a NUL behind that. Its digits are at the end of the
+/// room first.
+fn write_number(entry: &mut [u8], mut number: u64) {
+    let start = entry.len() - DIGITS;
+    let room = &mut entry[start..];
+    let mut first = DIGITS;
+    loop {
+        first -= 1;
+        room[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 || first == 0 {
+            break;
+        }
+    }
+    let length = DIGITS - first;
+    room.copy_within(first.., 0);
+    if let Some(end) = room.get_mut(length) {
+        *end = 0;
+    }
+}
+
+/// The inode of the pidfd of this process, which no other process has before the next
+/// start of the machine; `None` before Linux 6.9. Allocates nothing.
+pub(crate) fn own_pidfd_inode() -> Option<u64> {
+    let pid = std::process::id().cast_signed();
+    // SAFETY: takes integers only.
+    let fd =
+        retry(|| unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int }).ok()?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut system = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the pointer is that of `system`, borrowed for writing until the call returns.
+    retry(|| unsafe { libc::fstatfs(fd.as_raw_fd(), system.as_mut_ptr()) }).ok()?;
+    // SAFETY: the call succeeded, and so filled it in.
+    let system = unsafe { system.assume_init() };
+    // Before, all of them were one inode.
+    if system.f_type as u64 != PID_FS {
+        return None;
+    }
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the pointer is that of `stat`, borrowed for writing until the call returns.
+    retry(|| unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: the call succeeded, and so filled it in.
+    Some(unsafe { stat.assume_init() }.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_of_any_length_ends_with_a_nul() {
+        for number in [0, 7, 10, 4_194_304, u64::MAX] {
+            let mut entry = b"LISTEN_PID=".to_vec();
+            entry.resize(entry.len() + DIGITS, b'x');
+            write_number(&mut entry, number);
+            let end = entry.iter().position(|byte| *byte == 0).expect("a NUL");
+            assert_eq!(entry[..end], *format!("LISTEN_PID={number}").as_bytes());
+        }
+    }
+
+    /// What std does not say is found out by what it notes: this would fail with one that
+    /// notes something else.
+    #[test]
+    fn environment_is_that_of_the_command() {
+        let find = |command: &mut Command, name: &str| {
+            let all = environment_of(command, "PROBE");
+            let mut found = all.into_iter().filter(|(found, _)| found == name);
+            let value = found.next().map(|(_, value)| value);
+            assert!(found.next().is_none(), "once");
+            value
+        };
+        let path = std::env::var_os("PATH");
+        assert!(path.is_some());
+        let mut command = Command::new("true");
+        assert_eq!(find(&mut command, "PATH"), path);
+        command.env("PATH", "/").env("A", "1");
+        assert_eq!(find(&mut command, "PATH"), Some("/".into()));
+        assert_eq!(find(&mut command, "A"), Some("1".into()));
+        command.env_remove("PATH");
+        assert_eq!(find(&mut command, "PATH"), None);
+        command.env_clear().env("A", "2");
+        assert_eq!(find(&mut command, "PATH"), None);
+        assert_eq!(find(&mut command, "A"), Some("2".into()));
+        assert_eq!(environment_of(&mut command, "PROBE").len(), 1);
+    }
+}
