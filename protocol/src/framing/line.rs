@@ -20,6 +20,8 @@ pub struct LineFramer {
     /// Invariant: not empty.
     delimiter: Cow<'static, [u8]>,
     max_length: usize,
+    /// LF alone ends a line too. Invariant: the delimiter is CR LF then.
+    takes_bare_lf: bool,
     /// No delimiter ends within this many bytes of the present line.
     scanned: usize,
 }
@@ -31,6 +33,16 @@ impl LineFramer {
     /// Lines that end with CR LF.
     pub fn new() -> Self {
         Self::with_delimiter(b"\r\n")
+    }
+
+    /// Lines that end with CR LF or with LF alone, each as it comes: for protocols
+    /// that people type, and whose peers disagree. The limit is that of what is
+    /// delivered. What is sent ends with CR LF, and may hold no LF.
+    pub fn with_any_line_end() -> Self {
+        Self {
+            takes_bare_lf: true,
+            ..Self::new()
+        }
     }
 
     /// Lines that end with `delimiter`.
@@ -45,6 +57,7 @@ impl LineFramer {
         Self {
             delimiter,
             max_length: Self::MAX_LENGTH,
+            takes_bare_lf: false,
             scanned: 0,
         }
     }
@@ -63,7 +76,8 @@ impl LineFramer {
         self.scanned = 0;
     }
 
-    /// Sets what lines end with, from the next one on that is not yet decoded.
+    /// Sets what lines end with, from the next one on that is not yet decoded:
+    /// exactly this.
     ///
     /// # Panics
     ///
@@ -83,8 +97,28 @@ impl LineFramer {
         self.max_length
     }
 
+    /// What ends a line at the latest.
+    fn end(&self) -> &[u8] {
+        match self.takes_bare_lf {
+            true => b"\n",
+            false => &self.delimiter,
+        }
+    }
+
+    /// Where the payload ends of a line that ends at `end`, its delimiter included.
+    fn payload_end(&self, input: &[u8], end: usize) -> usize {
+        let payload_end = end - self.end().len();
+        match self.takes_bare_lf && input[..payload_end].ends_with(b"\r") {
+            true => payload_end - 1,
+            false => payload_end,
+        }
+    }
+
     /// How many bytes of the delimiter are missing at the least.
     fn missing(&self, input: &[u8]) -> usize {
+        if self.takes_bare_lf {
+            return 1;
+        }
         let begun = (1..self.delimiter.len())
             .rev()
             .find(|&length| input.ends_with(&self.delimiter[..length]));
@@ -102,14 +136,19 @@ impl Framer for LineFramer {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         let longest = self.max_length.saturating_add(self.delimiter.len());
         let window = &input[..input.len().min(longest)];
-        if let Some(end) = find_end(window, &self.delimiter, self.scanned) {
+        let end = find_end(window, self.end(), self.scanned);
+        let line = end.map(|end| (self.payload_end(window, end), end));
+        // One that ends with LF alone can be a byte too long here.
+        if let Some((payload_end, end)) = line
+            && payload_end <= self.max_length
+        {
             self.scanned = 0;
             return Ok(Decoded::Frame {
-                payload: 0..end - self.delimiter.len(),
+                payload: 0..payload_end,
                 consumed: end,
             });
         }
-        if window.len() == longest {
+        if line.is_some() || window.len() == longest {
             self.scanned = 0;
             return Err(FramingError::TooLong {
                 length: None,
@@ -138,7 +177,7 @@ impl FrameEncoder for LineFramer {
         let straddles = (1..delimiter.len()).any(|begun| {
             payload.ends_with(&delimiter[..begun]) && delimiter.starts_with(&delimiter[begun..])
         });
-        if straddles || find_end(payload, delimiter, 0).is_some() {
+        if straddles || find_end(payload, self.end(), 0).is_some() {
             return Err(EncodeError::ContainsDelimiter);
         }
         Ok(Envelope::new(b"", delimiter))
@@ -244,6 +283,33 @@ mod tests {
         );
         assert!(framer.decode(b"12345\r").is_err());
         assert!(framer.decode(b"12345\r\n").is_err());
+    }
+
+    #[test]
+    fn lf_alone_ends_a_line_too_where_any_end_is_taken() {
+        let framer = LineFramer::with_any_line_end;
+        let input = b"one\r\ntwo\n\nthree\r\r\n\r\nrest";
+        let (lines, rest, error) = decode_all(framer(), &[input]);
+        assert_eq!(lines, [&b"one"[..], b"two", b"", b"three\r", b""]);
+        assert_eq!((&*rest, error), (&b"rest"[..], None));
+        decode_cut(framer, input);
+        // What is sent is what the strictest take.
+        assert_eq!(framer().delimiter(), b"\r\n");
+        assert!(framer().envelope(b"a\nb").is_err() && framer().envelope(b"a\rb").is_ok());
+        // The limit is that of the line, whatever ends it.
+        let short = || framer().with_max_length(4);
+        for whole in [&b"1234\r\n"[..], b"1234\n", b"1234\r\n5"] {
+            assert_eq!(decode_all(short(), &[whole]).0, [b"1234"]);
+        }
+        for too_long in [&b"12345\r\n"[..], b"12345\n", b"123456", b"1234\r\r\n"] {
+            assert!(decode_all(short(), &[too_long]).2.is_some(), "{too_long:?}");
+            decode_cut(short, too_long);
+        }
+        let mut framer = short();
+        let waits = Ok(Decoded::NeedMore { at_least: 1 });
+        assert_eq!(framer.decode(b"1234\r"), waits);
+        framer.set_delimiter(&b"\r\n"[..]);
+        assert_eq!(decode_all(framer, &[b"a\nb\r\n"]).0, [b"a\nb"]);
     }
 
     #[test]
