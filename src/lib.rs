@@ -119,7 +119,7 @@ pub use bowline_reactor::{
 
 // Signals.
 #[cfg(feature = "signals")]
-pub use bowline_reactor::SignalHandler;
+pub use bowline_reactor::{SignalHandler, signal};
 
 // Descriptors of one's own.
 pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};

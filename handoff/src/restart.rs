@@ -372,7 +372,7 @@ impl Error for RestartError {
 /// let settings = RestartSettings::new("/run/echo");
 /// let restart = Restart::begin(&mut reactor, settings, Server)?;
 /// # #[cfg(any())]
-/// reactor.on_signals(&[1], move |reactor, _| {
+/// reactor.on_signals(&[bowline_reactor::signal::SIGHUP], move |reactor, _| {
 ///     let program = Command::new("/proc/self/exe");
 ///     if let Err(error) = restart.start_successor(reactor, program) {
 ///         eprintln!("{error}");

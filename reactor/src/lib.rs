@@ -54,7 +54,7 @@ pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
 pub use crate::reactor::{Limits, Reactor, Statistics, Turn, Vacancy};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
-pub use crate::signals::SignalHandler;
+pub use crate::signals::{SignalHandler, signal};
 pub use crate::thread_pool::{
     AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
 };

@@ -23,9 +23,47 @@ pub struct SignalHandler {
     token: Token,
 }
 
+/// The numbers of the signals that programs handle, for
+/// [`Reactor::on_signals`]; as on this machine, so that nothing else has to be asked
+/// for them. See signal(7).
+pub mod signal {
+    macro_rules! numbers {
+        ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+            $($(#[doc = $doc])+ pub const $name: i32 = signal_hook::consts::$name;)+
+        };
+    }
+
+    numbers! {
+        /// The terminal is gone; to servers, by custom: restart or read the
+        /// configuration again.
+        SIGHUP,
+        /// Ctrl-C.
+        SIGINT,
+        /// Ctrl-\\, which leaves a core dump by default.
+        SIGQUIT,
+        /// Whatever the program says.
+        SIGUSR1,
+        /// Whatever the program says.
+        SIGUSR2,
+        /// A timer of alarm(2).
+        SIGALRM,
+        /// Please end: what kill(1) and service managers send.
+        SIGTERM,
+        /// A child has ended or stopped.
+        SIGCHLD,
+        /// Continued after a stop.
+        SIGCONT,
+        /// Ctrl-Z.
+        SIGTSTP,
+        /// The size of the terminal has changed.
+        SIGWINCH,
+    }
+}
+
 impl Reactor {
-    /// Calls `handler` with the number of each of `signals` that arrives, in
-    /// the reactor's thread, as any other callback.
+    /// Calls `handler` with the number of each of `signals` ([`signal`] has them
+    /// by name) that arrives, in the reactor's thread, as any other callback.
+    /// Feature `signals`.
     ///
     /// Signals that arrive faster than the loop turns are merged, as the
     /// kernel does. The handlers are process-wide; several reactors, and other

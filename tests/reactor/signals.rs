@@ -215,3 +215,25 @@ fn handler_installed_after_another_was_removed_gets_the_signal() {
         assert!(status.success(), "{case}: {status}");
     }
 }
+
+#[test]
+fn numbers_of_signals_are_those_of_the_system() {
+    use bowline::signal;
+    use rustix::process::Signal;
+
+    for (ours, theirs) in [
+        (signal::SIGHUP, Signal::HUP),
+        (signal::SIGINT, Signal::INT),
+        (signal::SIGQUIT, Signal::QUIT),
+        (signal::SIGUSR1, Signal::USR1),
+        (signal::SIGUSR2, Signal::USR2),
+        (signal::SIGALRM, Signal::ALARM),
+        (signal::SIGTERM, Signal::TERM),
+        (signal::SIGCHLD, Signal::CHILD),
+        (signal::SIGCONT, Signal::CONT),
+        (signal::SIGTSTP, Signal::TSTP),
+        (signal::SIGWINCH, Signal::WINCH),
+    ] {
+        assert_eq!(ours, theirs.as_raw());
+    }
+}

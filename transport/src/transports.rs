@@ -127,7 +127,12 @@ pub trait Transports {
     /// # Examples
     ///
     /// Every connection goes to another process, through the UNIX connection
-    /// `worker`; the bytes it came with are the client's and stay in the kernel:
+    /// `worker`, as a message of its own: one byte, with the descriptor on it.
+    /// (Descriptors of
+    /// [`send_file_descriptor`](bowline_protocol::UnixTransport::send_file_descriptor)
+    /// travel with whatever bytes leave next, so that two connections accepted in one
+    /// turn would share a message, which a receiver of one each does not expect.)
+    /// The bytes the client has sent stay in the kernel:
     ///
     /// ```
     /// # use std::os::fd::OwnedFd;
@@ -137,10 +142,11 @@ pub trait Transports {
     /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
     ///     let options = TcpListenOptions::default();
     ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
-    ///         if let Some(worker) = cx.reactor.get(worker)
-    ///             && worker.send_file_descriptor(socket.into()).is_ok()
-    ///         {
-    ///             worker.write(b"c");
+    ///         let Some(worker) = cx.reactor.get(worker) else {
+    ///             return; // the client sees the end
+    ///         };
+    ///         if let Err(error) = worker.write_with_descriptors(b"c", vec![socket.into()]) {
+    ///             eprintln!("a client is turned away: {error}");
     ///         }
     ///     };
     ///     reactor.accept_tcp(([127, 0, 0, 1], 0).into(), &options, acceptor)?;
