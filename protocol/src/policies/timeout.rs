@@ -271,7 +271,8 @@ impl State {
         } else if let Some(transport) = reactor.get(limit.transport) {
             let (least, most) = CLOSE_WITHIN;
             let within = state.close_within.get();
-            transport.lose_connection_within(within.unwrap_or(limit.period.clamp(least, most)));
+            let by_default = limit.period.clamp(least, most);
+            transport.lose_connection_within(within.unwrap_or(by_default));
         }
     }
 }
