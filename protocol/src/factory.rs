@@ -14,7 +14,7 @@ use crate::address::{Address, Destination};
 use crate::error::ConnectError;
 use crate::protocol::{Protocol, short_type_name};
 use crate::reason::CloseReason;
-use crate::transport::Transport;
+use crate::transport::{Credentials, Transport};
 
 /// The name of a listener; see [`Reactor::get`].
 pub type ListenerHandle = Handle<dyn Listener>;
@@ -175,6 +175,27 @@ pub trait Listener: 'static {
 
     /// Leaves new connections waiting in the kernel's queue.
     fn pause_accepting(&mut self);
+
+    /// Whose process has connected, while a protocol is built for it
+    /// ([`build_protocol`](Factory::build_protocol)): of a UNIX socket, one system
+    /// call.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where no protocol is being built, and where this is not known:
+    /// over TCP.
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Says a word to the client that is declined next, if the running
+    /// [`build_protocol`](Factory::build_protocol) answers `None`: it is sent, with
+    /// the end behind it. What the client sends is read and dropped for a second at
+    /// the most, so that it has the time to read. Of those who are declined while 64
+    /// have that time the connection is closed at once, without a word.
+    fn decline_with(&mut self, word: &[u8]) {
+        let _ = word;
+    }
 
     /// Accepts again, unless somebody [holds](Self::hold_accepting) it.
     fn resume_accepting(&mut self);

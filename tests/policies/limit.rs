@@ -1,16 +1,17 @@
 //! How many connections there may be (H-19, H-20, W-71).
 
 use std::cell::RefCell;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream as StdTcpStream;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 
 use bowline::policies::{ConnectionCount, LimitConnections, ProtocolWrapper};
-use bowline::testing::{Pump, SimulatedKernel};
+use bowline::testing::{ManualClock, Pump, SimulatedKernel};
 use bowline::{Address, Context, Factory, Protocol, Reactor, Transport, Transports, UnixAddress};
 
-use crate::support::{DEADLINE, DescriptorLedger, run_until};
-use crate::{build, client};
+use crate::support::{DEADLINE, DescriptorLedger, run_until, run_until_quiet};
+use crate::{build, client, seconds};
 
 /// Panics when told to, or at its end if it was told so.
 #[derive(Default)]
@@ -214,5 +215,146 @@ fn real_listeners_share_a_limit() {
     run_until(&mut reactor, |_| count.open() == 1);
     drop((again, declined, reactor, factory));
     assert_eq!(count.open(), 0);
+    ledger.assert_balanced();
+}
+
+const FULL: &[u8] = b"come back later\n";
+
+/// Whether it has sent before it was accepted, which would have its word destroyed by
+/// a reset, or closes its side first.
+#[derive(Clone, Copy, Debug)]
+enum Client {
+    Silent,
+    HasSent,
+    HasClosed,
+}
+
+/// What a client reads until the end.
+fn last_word(mut client: impl Read + Write, kind: Client, mut turn: impl FnMut()) -> Vec<u8> {
+    if matches!(kind, Client::HasSent) {
+        client.write_all(&[b'x'; 100_000]).unwrap();
+    }
+    let mut all = Vec::new();
+    let mut piece = [0; 64];
+    for _ in 0..1_000_000 {
+        turn();
+        match client.read(&mut piece) {
+            Ok(0) => return all,
+            Ok(count) => all.extend(&piece[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{kind:?}: {error}"),
+        }
+    }
+    panic!("no end: {kind:?}");
+}
+
+#[test]
+fn declined_clients_hear_a_word_and_the_end() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let factory = LimitConnections::new(brittle).total(Some(0)).farewell(FULL);
+    let count = factory.count();
+    let factory = Rc::new(RefCell::new(factory));
+    let any = ([127, 0, 0, 1], 0).into();
+    let tcp = reactor.listen_tcp(any, Rc::clone(&factory)).unwrap();
+    let tcp = reactor.get(tcp).unwrap().address().as_inet().unwrap();
+    let path = directory.path().join("socket");
+    reactor.listen_unix(&*path, Rc::clone(&factory)).unwrap();
+    for kind in [Client::Silent, Client::HasSent, Client::HasClosed] {
+        let mut turn = || {
+            reactor.turn(Some(std::time::Duration::from_millis(1)));
+        };
+        let client = StdTcpStream::connect(tcp).unwrap();
+        client.set_nonblocking(true).unwrap();
+        if matches!(kind, Client::HasClosed) {
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        assert_eq!(last_word(client, kind, &mut turn), FULL, "TCP, {kind:?}");
+        let client = StdUnixStream::connect(&path).unwrap();
+        client.set_nonblocking(true).unwrap();
+        if matches!(kind, Client::HasClosed) {
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        assert_eq!(last_word(client, kind, &mut turn), FULL, "UNIX, {kind:?}");
+    }
+    assert_eq!((count.open(), count.declined()), (0, 6));
+    // They are gone, and nothing is left of them.
+    run_until(&mut reactor, |reactor| reactor.registered() == 2);
+    drop((reactor, directory));
+    ledger.assert_balanced();
+}
+
+/// A word is said to so many at a time, each for a second; the others are closed.
+#[test]
+fn a_flood_of_declined_clients_holds_on_to_little() {
+    let ledger = DescriptorLedger::open();
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    let factory = LimitConnections::new(brittle).total(Some(0)).farewell(FULL);
+    let any = ([127, 0, 0, 1], 0).into();
+    let listener = reactor.listen_tcp(any, factory).unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    let clients: Vec<_> = (0..100)
+        .map(|_| StdTcpStream::connect(address).unwrap())
+        .collect();
+    run_until(&mut reactor, |reactor| reactor.registered() == 65);
+    run_until_quiet(&mut reactor);
+    let mut told = 0;
+    for mut client in &clients {
+        client.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut text = Vec::new();
+        client.read_to_end(&mut text).unwrap();
+        told += usize::from(text == FULL);
+    }
+    assert_eq!(told, 64);
+    clock.advance(seconds(0.999));
+    run_until_quiet(&mut reactor);
+    assert_eq!(reactor.registered(), 65);
+    clock.advance(seconds(0.001));
+    run_until(&mut reactor, |reactor| reactor.registered() == 1);
+    // There is room for another one.
+    let mut client = StdTcpStream::connect(address).unwrap();
+    run_until(&mut reactor, |reactor| reactor.registered() == 2);
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut text = Vec::new();
+    client.read_to_end(&mut text).unwrap();
+    assert_eq!(text, FULL);
+    drop((reactor, clients, client));
+    ledger.assert_balanced();
+}
+
+#[test]
+fn users_of_unix_sockets_are_told_apart() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let me = rustix::process::geteuid().as_raw();
+    let mut reactor = Reactor::new().unwrap();
+    let factory = LimitConnections::new(brittle).per_user(Some(2));
+    let count = factory.count();
+    let factory = Rc::new(RefCell::new(factory));
+    reactor.listen_unix(&*path, Rc::clone(&factory)).unwrap();
+    let any = ([127, 0, 0, 1], 0).into();
+    let tcp = reactor.listen_tcp(any, Rc::clone(&factory)).unwrap();
+    let tcp = reactor.get(tcp).unwrap().address().as_inet().unwrap();
+    let connect = || StdUnixStream::connect(&path).unwrap();
+    let mut clients = vec![connect(), connect(), connect()];
+    run_until(&mut reactor, |_| count.declined() == 1);
+    assert_eq!((count.open(), count.open_of_user(me)), (2, 2));
+    assert_eq!(count.open_of_user(me + 1), 0);
+    assert_eq!(clients[2].read(&mut [0]).unwrap(), 0, "closed");
+    // Where nobody knows the user, none is counted.
+    let strangers: Vec<_> = (0..3)
+        .map(|_| StdTcpStream::connect(tcp).unwrap())
+        .collect();
+    run_until(&mut reactor, |_| count.open() == 5);
+    assert_eq!((count.open_of_user(me), count.declined()), (2, 1));
+    clients.remove(0);
+    run_until(&mut reactor, |_| count.open_of_user(me) == 1);
+    clients.push(connect());
+    run_until(&mut reactor, |_| count.open_of_user(me) == 2);
+    drop((reactor, clients, strangers, factory, directory));
+    assert_eq!((count.open(), count.open_of_user(me)), (0, 0));
     ledger.assert_balanced();
 }

@@ -1,6 +1,7 @@
 //! Listening sockets, which accept in budgeted batches.
 
 mod bind;
+mod farewell;
 mod socket;
 
 use std::any::Any;
@@ -14,7 +15,8 @@ use std::time::Duration;
 
 use bowline_protocol as protocol;
 use bowline_protocol::{
-    Acceptor, Address, BuildContext, Factory, Listener, ListenerHandle, Origin, UnixAddress,
+    Acceptor, Address, BuildContext, Credentials, Factory, Listener, ListenerHandle, Origin,
+    UnixAddress,
 };
 use bowline_reactor::{DelayedCall, Descriptor, Handle, Next, Panic, Reactor, Readiness, Token};
 
@@ -30,6 +32,7 @@ use crate::testing::MemoryListener;
 
 pub(crate) use self::bind::{SocketFile, bind_tcp, bind_unix, socket_name};
 pub use self::bind::{bind_tcp_listener, bind_unix_listener};
+use self::farewell::Farewells;
 use self::socket::ListeningSocket;
 
 /// When a listener that could not accept for want of descriptors or memory
@@ -93,9 +96,23 @@ pub(crate) struct Control {
     is_short: bool,
     /// Whether the kernel refuses descriptors to all who connect.
     refuses_descriptors: bool,
+    /// What was accepted, while a protocol is built for it.
+    accepted: Option<OwnedFd>,
+    farewells: Farewells,
 }
 
 impl Listener for Control {
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        match (&self.accepted, &self.address) {
+            (Some(fd), Address::Unix(_)) => sys::peer_credentials(fd.as_fd()).map(Into::into),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    fn decline_with(&mut self, word: &[u8]) {
+        self.farewells.say_next(word);
+    }
+
     fn address(&self) -> Address {
         self.address.clone()
     }
@@ -210,19 +227,27 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
         peer: SocketName,
     ) {
         let address = peer_address(&peer);
+        control.accepted = Some(fd);
         let protocol = self
             .factory
             .build_protocol(&mut control.context(reactor), &address);
-        let Some(protocol) = protocol else {
-            log::debug!(target: log::TRANSPORT, "{}: declined {address}", control.token);
-            // Its peer may send at this very moment.
-            return close_unserved(fd, true);
+        let Some(fd) = control.accepted.take() else {
+            return;
         };
         let names = Names {
             host: control.host.clone(),
             peer,
             refuses_descriptors: control.refuses_descriptors,
         };
+        let Some(protocol) = protocol else {
+            log::debug!(target: log::TRANSPORT, "{}: declined {address}", control.token);
+            return match control.farewells.next() {
+                Some(farewell) => farewell.say_to::<T>(reactor, fd, names),
+                // Its peer may send at this very moment.
+                None => close_unserved(fd, true),
+            };
+        };
+        control.farewells.forget();
         if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Source::Accepted)
         {
             log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", control.token);
@@ -469,8 +494,12 @@ impl<S: Service> Descriptor for Accepting<S> {
     }
 
     fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
-        // The connection that was accepted is closed already; the others of
-        // the batch are served in the next turn.
+        // The connection that was accepted is closed; the others of the batch are
+        // served in the next turn.
+        if let Some(fd) = self.control.accepted.take() {
+            close_unserved(fd, true);
+        }
+        self.control.farewells.forget();
         if self.control.socket.is_some() {
             Next::Again
         } else {
@@ -596,6 +625,8 @@ fn install_as(
         is_shared: Cell::new(sharing == Sharing::Shared),
         is_short: false,
         refuses_descriptors,
+        accepted: None,
+        farewells: Farewells::default(),
     };
     let handle = control.handle();
     vacancy.install(Box::new(Accepting { control, service }));

@@ -17,7 +17,8 @@ use crate::transport::Transport;
 /// around a factory, with no limit unless one is set.
 ///
 /// A peer is an IP address, whatever its port; one in IPv6 that stands for an
-/// IPv4 address is that address. All peers of UNIX sockets are one. A connection
+/// IPv4 address is that address. All peers of UNIX sockets are one;
+/// [`per_user`](Self::per_user) tells them apart. A connection
 /// counts from the moment its protocol is built until its `connection_lost` has
 /// returned, or until its protocol is dropped: after a panic, or where a
 /// detached connection is served elsewhere. What the inner factory declines
@@ -53,6 +54,8 @@ pub struct LimitConnections<F> {
     factory: F,
     total: Option<usize>,
     per_peer: Option<usize>,
+    per_user: Option<usize>,
+    farewell: Option<Box<[u8]>>,
     count: ConnectionCount,
 }
 
@@ -63,6 +66,8 @@ impl<F> LimitConnections<F> {
             factory,
             total: None,
             per_peer: None,
+            per_user: None,
+            farewell: None,
             count: ConnectionCount::default(),
         }
     }
@@ -83,24 +88,52 @@ impl<F> LimitConnections<F> {
         self
     }
 
+    /// Sets how many connections the processes of one user may have over UNIX
+    /// sockets; `None`, the default, is any number. With a limit the kernel is asked
+    /// whose each is ([`Listener::peer_credentials`](crate::Listener::peer_credentials));
+    /// where it does not say, over TCP for instance, no user is counted.
+    #[must_use]
+    pub fn per_user(mut self, per_user: Option<usize>) -> Self {
+        self.per_user = per_user;
+        self
+    }
+
+    /// Sets what those hear that are declined, as far as there is time for that
+    /// ([`Listener::decline_with`](crate::Listener::decline_with)); nothing by
+    /// default.
+    #[must_use]
+    pub fn farewell(mut self, word: impl Into<Vec<u8>>) -> Self {
+        self.farewell = Some(word.into().into());
+        self
+    }
+
     /// The count, to be looked at from elsewhere.
     pub fn count(&self) -> ConnectionCount {
         self.count.clone()
     }
 
     /// Counts a connection with `peer`, if there may be one more.
-    fn admit(&self, peer: &Address) -> Option<Counted> {
+    fn admit(&self, cx: &mut BuildContext<'_>, peer: &Address) -> Option<Counted> {
         let peer = peer_of(peer);
+        let user = self.per_user.and_then(|_| {
+            let credentials = cx.listener()?.peer_credentials();
+            credentials.ok().map(|credentials| credentials.uid)
+        });
         let mut counts = self.count.counts.borrow_mut();
         let of_peer = counts.by_peer.get(&peer).copied().unwrap_or(0);
+        let of_user = user.and_then(|user| counts.by_user.get(&user).copied());
         if self.total.is_some_and(|most| counts.open >= most)
             || self.per_peer.is_some_and(|most| of_peer >= most)
+            || user.is_some()
+                && self
+                    .per_user
+                    .is_some_and(|most| of_user.unwrap_or(0) >= most)
         {
             counts.declined += 1;
             return None;
         }
         drop(counts);
-        Some(Counted::new(self.count.clone(), peer))
+        Some(Counted::new(self.count.clone(), (peer, user)))
     }
 }
 
@@ -112,7 +145,10 @@ impl<T: Transport, F: Factory<T>> Factory<T> for LimitConnections<F> {
         cx: &mut BuildContext<'_>,
         peer: &Address,
     ) -> Option<Self::Protocol> {
-        let Some(counted) = self.admit(peer) else {
+        let Some(counted) = self.admit(cx, peer) else {
+            if let (Some(word), Some(listener)) = (&self.farewell, cx.listener()) {
+                listener.decline_with(word);
+            }
             // No warning: a flood would fill the disk with them.
             log::debug!(
                 target: log::TRANSPORT,
@@ -133,6 +169,7 @@ impl<F> fmt::Debug for LimitConnections<F> {
         f.debug_struct("LimitConnections")
             .field("total", &self.total)
             .field("per_peer", &self.per_peer)
+            .field("per_user", &self.per_user)
             .field("count", &self.count)
             .finish_non_exhaustive()
     }
@@ -148,11 +185,16 @@ pub struct ConnectionCount {
 struct Counts {
     open: usize,
     by_peer: BTreeMap<Peer, usize>,
+    by_user: BTreeMap<u32, usize>,
     declined: u64,
 }
 
 /// An IP address, or any peer of a UNIX socket.
 type Peer = Option<IpAddr>;
+
+/// Whom a connection is counted for: its peer, and the user whose that is, where it
+/// is known.
+type Whose = (Peer, Option<u32>);
 
 impl ConnectionCount {
     /// How many there are.
@@ -166,6 +208,17 @@ impl ConnectionCount {
         counts.by_peer.get(&peer_of(address)).copied().unwrap_or(0)
     }
 
+    /// How many there are of the processes of a user, where they are
+    /// [limited](LimitConnections::per_user).
+    pub fn open_of_user(&self, user: u32) -> usize {
+        self.counts
+            .borrow()
+            .by_user
+            .get(&user)
+            .copied()
+            .unwrap_or(0)
+    }
+
     /// How many were declined so far because of a limit.
     pub fn declined(&self) -> u64 {
         self.counts.borrow().declined
@@ -176,24 +229,34 @@ impl ConnectionCount {
     /// accepted after it count it. For a
     /// [`ProtocolWrapper`](crate::policies::ProtocolWrapper) around its protocol.
     pub fn counted(&self, peer: &Address) -> Counted {
-        Counted::new(self.clone(), peer_of(peer))
+        Counted::new(self.clone(), (peer_of(peer), None))
     }
 
-    fn add(&self, peer: Peer) {
+    fn add(&self, (peer, user): Whose) {
         let mut counts = self.counts.borrow_mut();
         counts.open += 1;
         *counts.by_peer.entry(peer).or_default() += 1;
+        if let Some(user) = user {
+            *counts.by_user.entry(user).or_default() += 1;
+        }
     }
 
-    fn remove(&self, peer: Peer) {
+    fn remove(&self, (peer, user): Whose) {
         let mut counts = self.counts.borrow_mut();
         counts.open -= 1;
-        if let Some(of_peer) = counts.by_peer.get_mut(&peer) {
-            *of_peer -= 1;
-            if *of_peer == 0 {
-                // Addresses come and go: they must not pile up.
-                counts.by_peer.remove(&peer);
-            }
+        one_less(&mut counts.by_peer, &peer);
+        if let Some(user) = user {
+            one_less(&mut counts.by_user, &user);
+        }
+    }
+}
+
+/// Addresses come and go: they must not pile up.
+fn one_less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -206,20 +269,20 @@ fn peer_of(address: &Address) -> Peer {
 /// lost or this is dropped.
 #[derive(Debug)]
 pub struct Counted {
-    entry: Option<(ConnectionCount, Peer)>,
+    entry: Option<(ConnectionCount, Whose)>,
 }
 
 impl Counted {
-    fn new(count: ConnectionCount, peer: Peer) -> Self {
-        count.add(peer);
+    fn new(count: ConnectionCount, whose: Whose) -> Self {
+        count.add(whose);
         Self {
-            entry: Some((count, peer)),
+            entry: Some((count, whose)),
         }
     }
 
     fn end(&mut self) {
-        if let Some((count, peer)) = self.entry.take() {
-            count.remove(peer);
+        if let Some((count, whose)) = self.entry.take() {
+            count.remove(whose);
         }
     }
 }

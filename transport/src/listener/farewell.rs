@@ -1,0 +1,99 @@
+//! A word to clients that are declined.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{AfterReadClosed, Context, Protocol, Transport};
+use bowline_reactor::Reactor;
+
+use crate::connection::{DescriptorTransport, Names, Source, establish_with};
+use crate::log;
+
+/// How long a client that was declined has to read why, and to close. One that has
+/// sent something would lose the word to a reset if we closed first.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many have that time at once: a flood of them must not hold on to descriptors.
+const MOST: usize = 64;
+
+/// What a listener says to those that it declines.
+#[derive(Default)]
+pub(super) struct Farewells {
+    /// To the next.
+    word: Option<Box<[u8]>>,
+    /// Shared with those that are being said; there from the first on.
+    open: Option<Rc<Cell<usize>>>,
+}
+
+impl Farewells {
+    pub(super) fn say_next(&mut self, word: &[u8]) {
+        self.word = Some(word.into());
+    }
+
+    /// What was to be said is not, since the client is served.
+    #[inline]
+    pub(super) fn forget(&mut self) {
+        self.word = None;
+    }
+
+    /// What to say now, if anything, and if not too many are being told.
+    pub(super) fn next(&mut self) -> Option<Farewell> {
+        let word = self.word.take()?;
+        let open = self.open.get_or_insert_default();
+        if open.get() >= MOST {
+            return None;
+        }
+        open.set(open.get() + 1);
+        let open = Rc::clone(open);
+        Some(Farewell { word, open })
+    }
+}
+
+/// The protocol of a connection that was declined: says its word and reads what comes
+/// until the client is gone.
+pub(super) struct Farewell {
+    word: Box<[u8]>,
+    open: Rc<Cell<usize>>,
+}
+
+impl Farewell {
+    pub(super) fn say_to<T: DescriptorTransport>(
+        self,
+        reactor: &mut Reactor,
+        fd: OwnedFd,
+        names: Names,
+    ) {
+        let socket = T::socket(fd, names);
+        let said = establish_with(reactor, socket, self, Source::Accepted, |_: &mut T| {});
+        if let Err((error, ..)) = said {
+            log::debug!(target: log::TRANSPORT, "declined without a word: {error}");
+        }
+    }
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        self.open.set(self.open.get() - 1);
+    }
+}
+
+impl<T: Transport> Protocol<T> for Farewell {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.write(&self.word);
+        cx.transport.lose_write_connection();
+        let me = cx.transport.handle();
+        cx.reactor.call_later(PATIENCE, move |reactor| {
+            if let Some(transport) = reactor.get(me) {
+                transport.abort_connection();
+            }
+        });
+    }
+
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
+        AfterReadClosed::KeepWriting
+    }
+}
