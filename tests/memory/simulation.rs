@@ -299,6 +299,7 @@ fn simulate(seed: u64, files: &Rc<Files>) -> Trace {
         delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)],
         passing_errors_percent: [0, 0, 20][random.below(3)],
         lasting_errors_per_10_000: 0,
+        bound_first_percent: 0,
     });
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),

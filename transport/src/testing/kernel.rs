@@ -93,6 +93,10 @@ pub struct KernelSettings {
     /// `ECONNRESET`, which a UNIX socket answers when its other end is closed.
     /// Default 0.
     pub lasting_errors_per_10_000: u16,
+    /// How many of a hundred listeners are bound and do not listen yet, as between bind(2)
+    /// and listen(2), until the reactor that has them polls: connecting to one is
+    /// refused, as if it were dead, and its name is taken. Default 0.
+    pub bound_first_percent: u8,
 }
 
 /// How many of the events that wait a poll fetches.
@@ -121,6 +125,7 @@ impl Default for KernelSettings {
             delivery: Delivery::Batch,
             passing_errors_percent: 0,
             lasting_errors_per_10_000: 0,
+            bound_first_percent: 0,
         }
     }
 }
@@ -196,7 +201,8 @@ impl SimulatedKernel {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` while somebody holds another listener of that name.
+    /// `AddrInUse` while somebody holds another listener of that name, be it one that
+    /// does not listen yet ([`KernelSettings::bound_first_percent`]).
     pub fn listen(&self, name: &str) -> io::Result<MemoryListener> {
         let mut state = self.state.borrow_mut();
         if state.listener_called(name).is_some() {
@@ -204,8 +210,11 @@ impl SimulatedKernel {
         }
         let id = SocketId(state.next_id);
         state.next_id += 1;
+        let percent = state.settings.bound_first_percent;
+        let is_bound_only = percent > 0 && state.random.chance(percent);
         let listener = Listening {
             name: name.to_owned(),
+            is_bound_only,
             holders: 0,
             waiting: VecDeque::new(),
             watches: Vec::new(),
@@ -220,11 +229,12 @@ impl SimulatedKernel {
     ///
     /// # Errors
     ///
-    /// `ConnectionRefused` when nobody holds one.
+    /// `ConnectionRefused` when nobody holds one, or it does not listen yet.
     pub fn connect(&self, name: &str) -> io::Result<MemorySocket> {
         let mut state = self.state.borrow_mut();
-        let Some(listener) = state.listener_called(name) else {
-            return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let listener = match state.listener_called(name) {
+            Some(listener) if !state.is_bound_only(listener) => listener,
+            _ => return Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
         };
         let (ours, theirs) = state.add_pair();
         // It is the queue's.
@@ -252,6 +262,13 @@ impl SimulatedKernel {
         let listener = state.listener_called(name)?;
         let listening = state.listeners.get(&listener)?;
         Some(listening.waiting.len())
+    }
+
+    /// Whether the listener of that name listens already; `None` where there is none.
+    pub fn is_listening(&self, name: &str) -> Option<bool> {
+        let mut state = self.state.borrow_mut();
+        let listener = state.listener_called(name)?;
+        Some(!state.is_bound_only(listener))
     }
 
     /// Takes the first connection that waits.
@@ -619,6 +636,8 @@ fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// A listener, which several may hold and watch.
 struct Listening {
     name: String,
+    /// Until a poller that watches it is polled.
+    is_bound_only: bool,
     holders: usize,
     /// Nobody has accepted them yet.
     waiting: VecDeque<SocketId>,
@@ -687,6 +706,11 @@ impl State {
         let mut listeners = self.listeners.iter();
         let (id, _) = listeners.find(|(_, listening)| listening.name == name)?;
         Some(*id)
+    }
+
+    fn is_bound_only(&self, listener: SocketId) -> bool {
+        let listening = self.listeners.get(&listener);
+        listening.is_some_and(|listening| listening.is_bound_only)
     }
 
     fn holders_of(&mut self, socket: SocketId) -> Option<&mut usize> {
@@ -1056,6 +1080,10 @@ impl State {
 
     fn poll(&mut self, poller: usize, events: &mut Vec<(Token, Readiness)>) {
         self.reap();
+        for listening in self.listeners.values_mut() {
+            let is_here = listening.watches.iter().any(|it| it.poller == poller);
+            listening.is_bound_only &= !is_here;
+        }
         let waiting = self.ready[poller].len();
         let count = match self.settings.delivery {
             Delivery::Batch => waiting,
