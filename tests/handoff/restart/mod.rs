@@ -8,6 +8,7 @@ mod hung;
 mod moves;
 mod paths;
 mod server;
+mod together;
 
 /// No test, but the server: what the other tests start.
 #[test]
