@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -664,6 +665,75 @@ fn hot_restart_moves_the_connections_of_its_own_load() {
     assert_eq!(count("restarts"), 3, "{said}");
     assert!(count("connections ") >= 1000, "{said}");
     assert!(count("connections moved") > 0, "{said}");
+}
+
+/// E-13: a program that takes its sockets first removes the variables that announced
+/// them, so that nobody whom it starts takes them for its own.
+#[test]
+fn hot_restart_keeps_the_variables_of_systemd_from_its_successors() {
+    let folder = tempfile::tempdir().expect("temporary directory");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("an address").to_string();
+    let mut command = Command::new("sh");
+    command
+        // The number of the process that is to take them.
+        .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
+        .arg(path_of("hot_restart"))
+        .args(["--serve", "--listen", &address, "--directory"])
+        .arg(folder.path().join("control"))
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "web")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let child = bowline::spawn_with_descriptors(command, &[(listener.as_fd(), 3)]);
+    let mut first = Killed(child.expect("starts"));
+    drop(listener);
+    let variables = |process: u32| {
+        let environment = std::fs::read_to_string(format!("/proc/{process}/environ"));
+        let environment = environment.expect("it runs");
+        let variables = environment.split('\0').map(str::to_owned);
+        variables
+            .filter(|variable| variable.starts_with("LISTEN_"))
+            .collect::<Vec<_>>()
+    };
+    let old = first.0.id();
+    wait_until("it serves what it was given", || {
+        ask_line(&address) == Some(old)
+    });
+    // That is what it was started with, whatever it did since.
+    assert_eq!(variables(old).len(), 3);
+    kill_process(Pid::from_child(&first.0), Signal::HUP).expect("it runs");
+    let mut successor = old;
+    wait_until("a successor serves", || {
+        successor = ask_line(&address).unwrap_or(old);
+        successor != old
+    });
+    let found = variables(successor);
+    let pid = i32::try_from(successor).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), Signal::TERM).expect("it runs");
+    assert!(first.0.wait().expect("ours").success());
+    wait_until("the successor ends", || !is_running(successor));
+    assert_eq!(found, [""; 0], "announced to the successor too");
+}
+
+/// Ended with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One line on a connection of its own: the process that answered.
+fn ask_line(address: &str) -> Option<u32> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(DEADLINE)).ok()?;
+    stream.write_all(b"who\n").ok()?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).ok()?;
+    answer.split_whitespace().find_map(|word| word.parse().ok())
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use bowline::handoff::systemd::{self, ActivationError, Notice, Notifier, Watchdog};
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, Context, Protocol, Reactor, Transport, Transports, own_pidfd_inode,
-    spawn_with_listen_fds, take_granted,
+    Address, Context, Protocol, Reactor, Transport, Transports, UnixAddress, describe_socket,
+    own_pidfd_inode, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -82,7 +82,8 @@ fn is_close_on_exec(fd: &OwnedFd) -> bool {
     flags.contains(rustix::io::FdFlags::CLOEXEC)
 }
 
-/// E-12, E-13, E-14, W-73: names, numbers, families; taken once, close-on-exec.
+/// E-12, W-73, by systemd's own program: claimed by name and address, taken once,
+/// close-on-exec.
 #[test]
 fn sockets_of_systemd_are_claimed_by_name() {
     if std::env::var_os(ACTIVATED).is_some() {
@@ -336,6 +337,208 @@ fn watchdog_is_fed_twice_in_each_interval() {
     }
     drop(watchdog);
     assert_eq!(fed(interval), 0);
+}
+
+/// Says to the test that it is the program that was given descriptors, and how.
+const ROLE: &str = "BOWLINE_TEST_ROLE";
+
+/// Starts this test again as the program that is given these, as systemd does: under
+/// the numbers from 3 on, with the variables for its process. Whatever it asserts has
+/// to hold.
+#[track_caller]
+fn give(test: &str, role: &str, names: Option<&str>, descriptors: &[BorrowedFd<'_>]) {
+    let mut command = Command::new("sh");
+    command
+        // The number of the process that is to take them.
+        .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
+        .arg(std::env::current_exe().expect("Linux knows"))
+        .args(["--exact", "--nocapture", test])
+        .env("LISTEN_FDS", descriptors.len().to_string())
+        .env_remove("LISTEN_FDNAMES")
+        .env(ROLE, role)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(names) = names {
+        command.env("LISTEN_FDNAMES", names);
+    }
+    let grants: Vec<_> = descriptors.iter().copied().zip(3..).collect();
+    let child = spawn_with_descriptors(command, &grants).expect("starts");
+    let output = child.wait_with_output().expect("ours");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "{role}: {said}");
+    assert!(said.contains("1 passed"), "{role}: it ran: {said}");
+}
+
+/// Listeners that nobody has to say the family of: IPv4, IPv6, UNIX.
+fn listeners(directory: &tempfile::TempDir) -> [OwnedFd; 3] {
+    [
+        TcpListener::bind("127.0.0.1:0").expect("loopback").into(),
+        TcpListener::bind("[::1]:0").expect("loopback").into(),
+        UnixListener::bind(directory.path().join("web"))
+            .expect("a path")
+            .into(),
+    ]
+}
+
+/// Serves one client of a listener, whatever it is.
+fn serve(reactor: &mut Reactor, fd: OwnedFd) {
+    let description = describe_socket(fd.as_fd()).expect("a socket");
+    let address = description.address.expect("bound");
+    let client = std::thread::spawn(move || {
+        let mut answer = [0; 3];
+        match address.as_inet() {
+            Some(address) => TcpStream::connect(address)?.read_exact(&mut answer)?,
+            None => {
+                let path = address.as_unix().and_then(UnixAddress::as_path);
+                UnixStream::connect(path.expect("a path"))?.read_exact(&mut answer)?;
+            }
+        }
+        io::Result::Ok(answer)
+    });
+    // The family decides which of the two takes it; the other gives it back.
+    let refused = reactor.adopt_unix_listener(fd, |_: &Address| Name("one"));
+    if let Err(refused) = refused {
+        reactor
+            .adopt_tcp_listener(refused.fd, |_: &Address| Name("one"))
+            .expect("a listener");
+    }
+    run_until(reactor, |_| client.is_finished());
+    let answer = client.join().expect("no panic").expect("answered");
+    assert_eq!(&answer, b"one");
+}
+
+/// E-12, E-14, W-73: of every family, by name; in their order where several have one
+/// name, or where nobody gave any.
+#[test]
+fn listeners_of_every_family_are_claimed_by_name_or_in_order() {
+    const TEST: &str = "systemd::listeners_of_every_family_are_claimed_by_name_or_in_order";
+    if let Ok(role) = std::env::var(ROLE) {
+        let mut inherited = systemd::inherited().expect("all is well");
+        let names: Vec<_> = inherited.names().map(str::to_owned).collect();
+        let claims = match role.as_str() {
+            "named" => {
+                assert_eq!(names, ["v4", "", "unix"]);
+                // Not in the order in which they came.
+                ["unix", "v4", ""]
+            }
+            _ => {
+                assert_eq!(names, ["unknown"; 3]);
+                ["unknown"; 3]
+            }
+        };
+        assert!(inherited.claim("other").is_none());
+        let mut reactor = Reactor::new().expect("epoll");
+        let mut families = Vec::new();
+        for name in claims {
+            let fd = inherited.claim(name).expect("announced");
+            let name = rustix::net::getsockname(&fd).expect("a socket");
+            families.push(name.address_family());
+            serve(&mut reactor, fd);
+        }
+        use rustix::net::AddressFamily as Family;
+        let wanted = match role.as_str() {
+            "named" => [Family::UNIX, Family::INET, Family::INET6],
+            _ => [Family::INET, Family::INET6, Family::UNIX],
+        };
+        assert_eq!(families, wanted, "each once, the one of that name");
+        assert!(inherited.is_empty());
+        return;
+    }
+    let _ledger = DescriptorLedger::open();
+    for (role, names) in [("named", Some("v4::unix")), ("unnamed", None)] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let listeners = listeners(&directory);
+        give(TEST, role, names, &listeners.each_ref().map(AsFd::as_fd));
+    }
+}
+
+/// E-14: rather an error than descriptors under names of others, or none at all.
+#[test]
+fn names_that_do_not_match_are_an_error_and_nothing_is_taken() {
+    const TEST: &str = "systemd::names_that_do_not_match_are_an_error_and_nothing_is_taken";
+    if std::env::var_os(ROLE).is_some() {
+        let error = systemd::inherited().expect_err("they do not match");
+        assert!(
+            matches!(
+                error,
+                ActivationError::NamesDoNotMatch { descriptors: 3, .. }
+            ),
+            "{error}"
+        );
+        // They are there, for whoever knows better.
+        for number in 3..6 {
+            take_granted(number).expect("nobody has it");
+        }
+        return;
+    }
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let listeners = listeners(&directory);
+    for names in ["", "one", "one:two", "one:two:three:four"] {
+        give(
+            TEST,
+            names,
+            Some(names),
+            &listeners.each_ref().map(AsFd::as_fd),
+        );
+    }
+}
+
+/// What a child of ours finds announced.
+fn announced_to_a_child() -> String {
+    let script = "echo $LISTEN_PID-$LISTEN_FDS-$LISTEN_FDNAMES";
+    let output = Command::new("sh").args(["-c", script]).output();
+    let said = output.expect("starts").stdout;
+    String::from_utf8(said).expect("text").trim_end().to_owned()
+}
+
+/// E-13: only what is meant for this process is taken, from number 3 on, and once.
+/// Where other threads keep the variables from being removed they name this process,
+/// so that no child takes them for its own. (That they are removed otherwise is seen
+/// of a program without threads, in the tests of the examples.)
+#[test]
+fn announcement_is_for_one_process_and_is_taken_once() {
+    const TEST: &str = "systemd::announcement_is_for_one_process_and_is_taken_once";
+    if let Ok(role) = std::env::var(ROLE) {
+        let pid = std::process::id().to_string();
+        if role == "of another" {
+            // Inherited further by somebody who did not look.
+            let script = format!("LISTEN_PID={pid} exec \"$@\"");
+            let status = Command::new("sh")
+                .args(["-c", &script, "sh"])
+                .arg(std::env::current_exe().expect("Linux knows"))
+                .args(["--exact", "--nocapture", TEST])
+                .env(ROLE, "the other")
+                .status();
+            assert!(status.expect("starts").success());
+            return;
+        }
+        if role == "the other" {
+            assert_ne!(std::env::var("LISTEN_PID"), Ok(pid));
+            let inherited = systemd::inherited().expect("not ours");
+            assert!(inherited.is_empty(), "{inherited:?}");
+            return;
+        }
+        let inherited = systemd::inherited().expect("ours");
+        assert_eq!(inherited.names().collect::<Vec<_>>(), ["a", "b", "c"]);
+        let numbers = format!("{inherited:?}");
+        for number in ["fd: 3", "fd: 4", "fd: 5"] {
+            assert!(numbers.contains(number), "{numbers}");
+        }
+        assert_eq!(announced_to_a_child(), format!("{pid}-3-a:b:c"));
+        let again = systemd::inherited().expect("nothing is wrong with it");
+        assert!(again.is_empty(), "each is given out once: {again:?}");
+        return;
+    }
+    let _ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let listeners = listeners(&directory);
+    for role in ["ours", "of another"] {
+        let descriptors = listeners.each_ref().map(AsFd::as_fd);
+        give(TEST, role, Some("a:b:c"), &descriptors);
+    }
 }
 
 /// Says to the test that it was given descriptors, and which way.

@@ -89,6 +89,43 @@ fn child() {
             raise(Signal::TERM);
             await_death();
         }
+        "before the run" => {
+            let notes = Notes::new();
+            let seen = notes.clone();
+            let signals = [Signal::TERM.as_raw()];
+            reactor
+                .on_signals(&signals, move |reactor, _| {
+                    seen.push("handled");
+                    reactor.stop().unwrap();
+                })
+                .unwrap();
+            raise(Signal::TERM);
+            assert_eq!(notes.len(), 0, "a callback comes from the loop");
+            let started = notes.clone();
+            reactor.call_when_running(move |_| started.push("started"));
+            reactor.run().unwrap();
+            assert_eq!(notes.all(), ["started", "handled"]);
+        }
+        "nothing by itself" => {
+            let before = caught();
+            let seen = Notes::new();
+            let during = seen.clone();
+            // Whatever a loop has: calls, threads, a wake-up.
+            let remote = reactor.remote();
+            thread::spawn(move || remote.call_from_thread(|_| {}))
+                .join()
+                .unwrap()
+                .unwrap();
+            reactor.call_later(Duration::from_millis(1), move |reactor| {
+                during.push(caught());
+                reactor.stop().unwrap();
+            });
+            reactor.run().unwrap();
+            assert_eq!(seen.all(), [before.clone()]);
+            assert_eq!(caught(), before);
+            raise(Signal::TERM);
+            await_death();
+        }
         "installed anew" => {
             let notes = Notes::new();
             for round in 0..3 {
@@ -186,6 +223,23 @@ fn signal_wakes_a_loop_that_waits_without_end() {
 #[test]
 fn term_stops_the_loop_in_an_orderly_way() {
     assert!(run_child("stop").success());
+}
+
+/// The signals that this process handles, a bit for each.
+fn caught() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let caught = status.lines().find(|line| line.starts_with("SigCgt"));
+    caught.unwrap().to_owned()
+}
+
+/// Contract R-42: from the call on, before the loop runs too; the callback itself comes
+/// from the loop. Running installs nothing.
+#[test]
+fn handler_is_there_from_the_call_on_and_none_without_one() {
+    let status = run_child("before the run");
+    assert!(status.success(), "{status}");
+    let status = run_child("nothing by itself");
+    assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{status}");
 }
 
 /// Contract W-39.

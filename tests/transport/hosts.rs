@@ -353,6 +353,29 @@ fn an_impossible_name_fails_like_any_other() {
     ledger.assert_balanced();
 }
 
+/// Contract C-14: what stands behind a name is part of it, and no service: there is none
+/// to look up, and no port but the one that is given.
+#[test]
+fn a_service_behind_a_name_is_no_port() {
+    let ledger = DescriptorLedger::open();
+    let server = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut reactor = Reactor::new().unwrap();
+    for name in ["127.0.0.1:http", "localhost:http", "127.0.0.1:80"] {
+        let factory = Keeps::default();
+        reactor.connect_host(name, port, factory.clone()).unwrap();
+        assert!(!factory.1.get(), "never inside the call");
+        run_until(&mut reactor, |_| factory.1.get());
+        assert!(factory.told().unwrap().starts_with("Failed("), "{name}");
+    }
+    let nobody = server.accept().unwrap_err();
+    assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+    stop(&mut reactor);
+    drop((reactor, server));
+    ledger.assert_balanced();
+}
+
 /// Stops it, so that its threads are gone.
 fn stop(reactor: &mut Reactor) {
     reactor.call_soon(|reactor| reactor.stop().unwrap());

@@ -15,4 +15,5 @@ mod listeners;
 mod options;
 mod paths;
 mod producers;
+mod scoped;
 mod stream;

@@ -240,6 +240,7 @@ mod tests {
             .collect())
     }
 
+    /// E-13, E-14.
     #[test]
     fn numbering_starts_at_three_and_names_are_split_at_colons() {
         let found = parse(&[
@@ -254,6 +255,7 @@ mod tests {
         );
     }
 
+    /// E-14.
     #[test]
     fn missing_names_are_unknown_rather_than_no_descriptors() {
         let found = parse(&[("LISTEN_PID", "42"), ("LISTEN_FDS", "2")]).unwrap();
@@ -262,6 +264,7 @@ mod tests {
         assert_eq!(found, [(3, "unknown".into())]);
     }
 
+    /// E-13.
     #[test]
     fn variables_of_another_process_and_nonsense_announce_nothing() {
         for variables in [
@@ -283,6 +286,7 @@ mod tests {
         }
     }
 
+    /// E-14.
     #[test]
     fn number_that_was_given_out_again_is_told_by_the_pidfd() {
         let with = |inode: &str| {

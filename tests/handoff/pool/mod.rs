@@ -7,6 +7,7 @@ mod raw;
 
 mod behaviour;
 mod broken;
+mod children;
 mod connections;
 mod deaths;
 mod fuzz;

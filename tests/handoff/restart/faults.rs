@@ -176,7 +176,7 @@ fn service_manager_is_told_who_serves() {
     assert_eq!(receive(), "READY=1\n");
 }
 
-/// Reliability T-30: there is nothing to start.
+/// Reliability T-30, contract X-21 and W-62: there is nothing to start.
 #[test]
 fn successor_whose_program_is_missing_leaves_the_old_process_serving() {
     let _ledger = DescriptorLedger::open();

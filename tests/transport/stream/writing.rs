@@ -158,7 +158,7 @@ fn writes_are_refused_while_closing(kind: Kind) {
     link.finish();
 }
 
-/// Contract F-18.
+/// Contract F-03, F-18.
 fn writes_are_refused_after_half_close(kind: Kind) {
     let mut link = Link::new(
         kind,
@@ -173,7 +173,14 @@ fn writes_are_refused_after_half_close(kind: Kind) {
     let (received, end) = link.peer_receives_all();
     assert_eq!((&received[..], end), (&b"all"[..], End::Clean));
     assert_eq!(link.record.summary(), ["made", "write closed"]);
-    assert_eq!(link.transport().write(b"later"), WriteStatus::Refused);
+    let transport = link.transport();
+    assert_eq!(transport.write(b"later"), WriteStatus::Refused);
+    assert_eq!(transport.write_owned(vec![0; 9_000]), WriteStatus::Refused);
+    assert_eq!(transport.write_sequence(&[b"later"]), WriteStatus::Refused);
+    assert_eq!(transport.unsent_bytes(), 0, "dropped, and not kept");
+    // The other direction is what it was.
+    link.peer().send(b"more");
+    link.run_until(|record| record.data() == b"more");
     link.finish();
 }
 
@@ -197,6 +204,8 @@ fn writes_are_refused_in_connection_lost(kind: Kind) {
     let mut link = Link::new(kind, script);
     link.close_peer();
     link.run_until_lost();
+    // Afterwards there is no transport to write to, as before `connection_made`.
+    assert!(link.reactor.get(link.handle).is_none());
     link.finish();
 }
 

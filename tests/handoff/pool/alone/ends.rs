@@ -160,6 +160,7 @@ fn a_process_without_a_channel_is_asked_until_it_has_ended() {
     assert_eq!(stage.hand(0).kills.get(), 0);
 }
 
+/// Contract X-12.
 #[test]
 fn a_process_that_cannot_be_asked_is_forgotten() {
     let mut stage = Stage::serving(settings(1));
@@ -260,7 +261,7 @@ fn one_that_ended_before_it_was_looked_at_is_asked_when_its_channel_ends() {
     );
 }
 
-/// A child of its own may have inherited the channel.
+/// Contract W-63: a child of its own may have inherited the channel.
 #[test]
 fn a_channel_that_outlives_its_process_is_ended() {
     let mut stage = with_process(|| Process::Watched, 1);

@@ -133,7 +133,7 @@ fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
     }
 }
 
-/// Whoever waits for all children of a program waits for this one too.
+/// Contract X-12: whoever waits for all children of a program waits for this one too.
 #[test]
 fn child_that_somebody_else_has_waited_for_is_a_failure() {
     let mut stage = Stage::new();
@@ -364,6 +364,7 @@ fn child_that_ends_with_its_channel_open_is_told_of_once() {
     assert_eq!(server.events(), [""; 0]);
 }
 
+/// Contract X-21, of a program that is not there.
 #[test]
 fn no_child_is_started_where_there_is_no_use_for_one() {
     let mut stage = Stage::new();

@@ -58,7 +58,7 @@ fn numbers(listing: &str) -> Vec<u32> {
     numbers
 }
 
-/// also what this process holds without close-on-exec, inherited
+/// W-64: also what this process holds without close-on-exec, inherited
 /// by its parent's mistake, say, stays here.
 #[test]
 fn child_has_exactly_the_granted_descriptors() {
@@ -93,7 +93,8 @@ fn numbers_may_overlap_and_be_swapped() {
     }
 }
 
-/// The socket on which std learns of a failed exec has a number too.
+/// X-21, W-62: said by the call itself, and nowhere else. The socket on which std learns
+/// of it has a number too.
 #[test]
 fn failed_exec_is_reported_and_not_written_to_what_was_granted() {
     let file = file("");
@@ -230,7 +231,7 @@ fn what_is_named_and_was_not_given_is_not_taken() {
 }
 
 /// E-13: the test harness itself runs threads, so this is where it is refused;
-/// that it works is seen in `tests/handoff`.
+/// that it works is seen of a program without them, in `tests/examples.rs`.
 #[test]
 fn environment_is_left_alone_once_threads_run() {
     let running = thread::spawn(|| {
