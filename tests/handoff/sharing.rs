@@ -1,15 +1,20 @@
 //! Sockets that others hold too: what they do with them does not reach our
 //! loop.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+use bowline::{
+    Address, Context, Protocol, Reactor, Transport, TransportHandle, Transports, UnixTransport,
+};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::support::figures::{Bound, Figures, scaled};
@@ -24,56 +29,146 @@ impl<T: Transport> Protocol<T> for Echo {
     }
 }
 
-/// Reliability T-23: a socket that was passed on and closed here stays silent
-/// while traffic on it goes on at its new owner.
+/// Says to the test binary that it is the new owner of sockets.
+const OWNER: &str = "BOWLINE_TEST_OWNER";
+
+/// The process that is passed sockets, on its standard input: it echoes what comes on
+/// each until its end, one after the other.
+#[test]
+fn owner_of_passed_sockets() {
+    if std::env::var_os(OWNER).is_none() {
+        return;
+    }
+    let channel = std::io::stdin();
+    while let Some(passed) = receive_one(&channel) {
+        let mut stream = StdUnixStream::from(passed);
+        // As any other stream socket, which it may be.
+        stream.set_nonblocking(false).expect("a socket");
+        let mut bytes = [0; 64];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            if stream.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// The descriptor of the next message; none at the end.
+fn receive_one(channel: impl AsFd) -> Option<OwnedFd> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let bytes = &mut [std::io::IoSliceMut::new(&mut byte)];
+    recvmsg(channel, bytes, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("a channel");
+    ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    })
+}
+
+/// How we let go of what we have passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    /// By `detach`, which is what gives the socket.
+    Detached,
+    /// By a plain close; the new owner has a copy.
+    Closed,
+    /// By an abort; the same.
+    Aborted,
+}
+
+/// Both ends of a new connection, ours first.
+fn pair(over_tcp: bool) -> (OwnedFd, Box<dyn Both>) {
+    if !over_tcp {
+        let (ours, far) = socketpair();
+        far.set_nonblocking(false).expect("a socket");
+        return (ours.into(), Box::new(far));
+    }
+    let listener = StdTcpListener::bind(("127.0.0.1", 0)).expect("loopback");
+    let far = StdTcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    far.set_nodelay(true).expect("TCP");
+    let (ours, _) = listener.accept().expect("one waits");
+    (ours.into(), Box::new(far))
+}
+
+/// Reliability T-23: a socket that was passed to another process and closed here,
+/// whichever way, stays silent while traffic on it goes on there.
 #[test]
 fn a_passed_socket_stays_silent_while_its_new_owner_uses_it() {
     let ledger = DescriptorLedger::open();
     let passes = scaled(500, 10_000);
     let mut reactor = Reactor::new().unwrap();
+    let (channel, theirs) = StdUnixStream::pair().expect("a pair");
+    let mut owner = std::process::Command::new(std::env::current_exe().expect("Linux knows"))
+        .args(["--exact", "sharing::owner_of_passed_sockets", "--nocapture"])
+        .env(OWNER, "1")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let channel = reactor
+        .adopt_unix_stream(channel.into(), Recorder::default())
+        .expect("a socket");
     let (mut silent, mut told) = (0, 0);
-    for _ in 0..passes {
-        let (ours, mut far) = socketpair();
+    for pass in 0..passes {
+        let leaving = [Leaving::Detached, Leaving::Closed, Leaving::Aborted][pass % 3];
+        let over_tcp = pass % 2 == 1;
+        let (ours, mut far) = pair(over_tcp);
         let record = Record::default();
-        let handle = reactor
-            .adopt_unix_stream(ours.into(), Recorder::new(&record))
-            .unwrap();
-        far.write_all(b"here").unwrap();
+        let protocol = Recorder::new(&record);
+        let copy = ours.try_clone().expect("room");
+        if over_tcp {
+            reactor.adopt_tcp_stream(ours, protocol).expect("a stream");
+        } else {
+            reactor.adopt_unix_stream(ours, protocol).expect("a stream");
+        }
+        far.write_all(b"here").expect("it is open");
         run_until(&mut reactor, |_| record.data() == b"here");
 
-        // Passed on with `detach`, and ours is closed: only the new one is left.
-        let (mut to_owner, from_us) = (None, std::rc::Rc::new(std::cell::RefCell::new(None)));
-        let detached = std::rc::Rc::clone(&from_us);
-        let handle = reactor.get(handle).unwrap().handle();
-        reactor.detach::<Recorder>(handle, move |_, result| {
-            *detached.borrow_mut() = result.ok().map(|detached| detached.fd);
+        let handle = record.handle(0);
+        let passed = match leaving {
+            Leaving::Detached => {
+                drop(copy);
+                detached(&mut reactor, handle)
+            }
+            Leaving::Closed => {
+                reactor.get(handle).expect("open").lose_connection();
+                run_until(&mut reactor, |_| record.is_lost());
+                copy
+            }
+            Leaving::Aborted => {
+                reactor.get(handle).expect("open").abort_connection();
+                run_until(&mut reactor, |_| record.is_lost());
+                copy
+            }
+        };
+        let to_owner = reactor.get(channel).expect("it is open");
+        to_owner
+            .write_with_descriptors(b"!", vec![passed.into()])
+            .expect("queued");
+        run_until(&mut reactor, |reactor| {
+            let to_owner = reactor.get(channel).expect("it is open");
+            to_owner.unsent_descriptors() == 0
         });
-        run_until(&mut reactor, |_| {
-            to_owner = from_us.borrow_mut().take();
-            to_owner.is_some()
-        });
-        let fd = to_owner.expect("detached");
-        let mut owner = StdUnixStream::from(fd.try_clone().unwrap());
-        drop(fd);
 
         let before = reactor.statistics();
         for _ in 0..3 {
-            far.write_all(b"there").unwrap();
+            far.write_all(b"there").expect("it is open");
             reactor.turn(Some(Duration::ZERO));
             let mut bytes = [0; 5];
-            owner.read_exact(&mut bytes).unwrap();
-            owner.write_all(&bytes).unwrap();
-            far.read_exact(&mut bytes).unwrap();
+            far.read_exact(&mut bytes).expect("the owner echoes");
             reactor.turn(Some(Duration::ZERO));
         }
-        drop((owner, far));
+        drop(far);
         reactor.turn(Some(Duration::ZERO));
         let after = reactor.statistics();
         let events = after.events - before.events + after.stale_events - before.stale_events;
-        if events == 0 {
-            silent += 1;
-        }
-        told += record.count(|event| matches!(event, crate::support::Event::Lost(_)));
+        silent += usize::from(events == 0);
+        // Of its own end only, and never after it.
+        let lost = record.count(|event| matches!(event, crate::support::Event::Lost(_)));
+        told += lost - usize::from(leaving != Leaving::Detached);
+        assert_eq!(record.data(), b"here", "{leaving:?}");
     }
     Figures::of("T-23")
         .must("passes", passes, Bound::AtLeast, 500)
@@ -83,9 +178,22 @@ fn a_passed_socket_stays_silent_while_its_new_owner_uses_it() {
             Bound::Exactly,
             passes,
         )
-        .must("protocols told of an end", told, Bound::Exactly, 0);
+        .must("protocols told of another's end", told, Bound::Exactly, 0)
+        .remark("to another process; by detach, close and abort, over UNIX sockets and TCP");
     drop(reactor);
+    assert!(owner.wait().expect("ours").success());
     ledger.assert_balanced();
+}
+
+/// The socket of a connection that is given away.
+fn detached(reactor: &mut Reactor, handle: TransportHandle) -> OwnedFd {
+    let given = Rc::new(RefCell::new(None));
+    let giving = Rc::clone(&given);
+    reactor.detach::<Recorder>(handle, move |_, result| {
+        *giving.borrow_mut() = result.ok().map(|detached| detached.fd);
+    });
+    run_until(reactor, |_| given.borrow().is_some());
+    given.take().expect("detached")
 }
 
 /// Another holder that cannot make up its mind whether the socket blocks.

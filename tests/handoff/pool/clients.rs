@@ -17,7 +17,10 @@ use bowline::{
 pub(crate) struct Outcome {
     /// Who has answered whom.
     pub(crate) answered: BTreeMap<u32, u32>,
-    pub(crate) failed: Vec<u32>,
+    /// Who has ended without an answer, and by which port of its own.
+    pub(crate) failed: BTreeMap<u32, u16>,
+    /// By which port each has come.
+    ports: BTreeMap<u32, u16>,
     running: usize,
     next: u32,
 }
@@ -100,7 +103,10 @@ impl Clients {
             Some(process) => {
                 outcome.answered.insert(number, process);
             }
-            None => outcome.failed.push(number),
+            None => {
+                let port = outcome.ports.get(&number).copied().unwrap_or(0);
+                outcome.failed.insert(number, port);
+            }
         }
         drop(outcome);
         self.start_next(reactor);
@@ -136,6 +142,10 @@ impl Factory<TcpStream> for Client {
 
 impl Protocol<TcpStream> for Request {
     fn connection_made(&mut self, cx: &mut Context<'_, TcpStream>) {
+        let port = cx.transport.host().as_inet().expect("TCP").port();
+        let mut outcome = self.clients.outcome.borrow_mut();
+        outcome.ports.insert(self.number, port);
+        drop(outcome);
         cx.transport.write(format!("{}\n", self.number).as_bytes());
     }
 

@@ -3,15 +3,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::handoff::pool::{Pool, PoolStatistics, WorkerId, WorkerStage};
+use bowline::handoff::pool::{Pool, PoolEvent, PoolStatistics, WorkerId, WorkerStage};
 use bowline::{Reactor, Transports};
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, expect_clean_exits, scripted, served, settings, stop};
+use super::process::{Script, accounts, end, scripted, served, settings, stop};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -26,6 +27,10 @@ struct Seen {
     connections: usize,
     answered: usize,
     failed: usize,
+    /// Of them, those whom no worker had that died.
+    failed_without_a_death: usize,
+    /// And how many more there are than dead ones had answered for, and not finished.
+    failed_unanswered: usize,
     /// More than once from the first byte on.
     served_twice: usize,
     statistics: PoolStatistics,
@@ -61,7 +66,7 @@ fn run_with(
     };
     let spawn = scripted(PathBuf::from(&log), choose);
     let pool = Pool::start(&mut reactor, settings(WORKERS), spawn);
-    let unclean = expect_clean_exits(&pool, ready);
+    let (unclean, answered_for, killed) = watch(&pool, ready);
     let addresses = listen(&mut reactor, &pool);
     let clients = Clients::start(&mut reactor, addresses, connections, 32);
     let began = Instant::now();
@@ -77,11 +82,13 @@ fn run_with(
     assert_eq!(reactor.descriptor_counts().unclaimed, 0);
     assert_eq!(unclean.get(), 0, "workers that leaked, or failed");
     let outcome = clients.outcome.borrow();
-    let seen = Seen {
+    let mut seen = Seen {
         connections: clients.total() as usize,
         answered: outcome.answered.len(),
         failed: outcome.failed.len(),
         served_twice: twice(&log),
+        failed_without_a_death: 0,
+        failed_unanswered: 0,
         statistics: pool.statistics(),
     };
     // Whoever was answered was answered by the one that has noted it.
@@ -89,7 +96,52 @@ fn run_with(
     for (number, process) in &outcome.answered {
         assert_eq!(served.get(number), Some(process));
     }
+    // Whoever failed was a dead one's, and was lost with it.
+    let (accounts, killed) = (accounts(&log), killed.borrow());
+    let dead = || killed.iter().filter_map(|process| accounts.get(process));
+    for port in outcome.failed.values() {
+        let is_of_dead = dead().any(|account| account.held.contains(port));
+        seen.failed_without_a_death += usize::from(!is_of_dead);
+    }
+    let answered_for = answered_for.borrow();
+    let taken: u64 = killed.iter().filter_map(|it| answered_for.get(it)).sum();
+    let live = taken - dead().map(|account| account.over).sum::<u64>();
+    seen.failed_unanswered = seen.failed.saturating_sub(live as usize);
     seen
+}
+
+/// Ends that are not as they should be; how many connections each worker had answered for
+/// when its channel ended; who was killed. By process.
+#[expect(clippy::type_complexity, reason = "named where it is taken apart")]
+fn watch(
+    pool: &Pool,
+    mut ready: impl FnMut(WorkerId, u32) + 'static,
+) -> (
+    Rc<Cell<usize>>,
+    Rc<RefCell<BTreeMap<u32, u64>>>,
+    Rc<RefCell<Vec<u32>>>,
+) {
+    let unclean = Rc::new(Cell::new(0));
+    let answered_for = Rc::<RefCell<BTreeMap<_, _>>>::default();
+    let killed = Rc::<RefCell<Vec<_>>>::default();
+    let (seen, of_lost, of_killed) = (unclean.clone(), answered_for.clone(), killed.clone());
+    pool.on_event(move |_, event| match event {
+        PoolEvent::Ready { worker, pid } => ready(worker, pid),
+        PoolEvent::Lost {
+            pid, acknowledged, ..
+        } => {
+            of_lost.borrow_mut().insert(pid, acknowledged);
+        }
+        PoolEvent::Exited { pid, status, .. } => match status {
+            Some(status) if status.signal().is_some() => of_killed.borrow_mut().push(pid),
+            status => {
+                let is_clean = status.is_none_or(|status| status.success());
+                seen.set(seen.get() + usize::from(!is_clean));
+            }
+        },
+        _ => {}
+    });
+    (unclean, answered_for, killed)
 }
 
 fn twice(log: &Path) -> usize {
@@ -119,8 +171,11 @@ impl Seen {
         self.expect_one_answer_each();
     }
 
-    /// Each connection was taken by exactly one worker.
+    /// Each connection was taken by exactly one worker, and ended with it, if it was not
+    /// answered; nobody else died.
     fn expect_one_answer_each(&self) {
+        assert_eq!(self.failed_without_a_death, 0, "others' too: {self:?}");
+        assert_eq!(self.failed_unanswered, 0, "not answered for: {self:?}");
         let statistics = &self.statistics;
         assert_eq!(statistics.acknowledged, self.connections as u64, "{self:?}");
         assert_eq!(
@@ -169,6 +224,7 @@ fn workers_killed_before_they_answer_cost_no_connection() {
     );
     seen.expect_nothing_lost(figures, "before it registers");
     let mut kills = seen.statistics.deaths;
+    assert_eq!(kills, wanted, "only those that were to die");
 
     // Stopped when it begins, so that what it is given stays in its socket; then
     // killed. Clients come until that has happened to all that were stopped.
@@ -199,6 +255,10 @@ fn workers_killed_before_they_answer_cost_no_connection() {
         },
     );
     seen.expect_nothing_lost(figures, "before it receives");
+    assert_eq!(
+        seen.statistics.deaths, wanted,
+        "only those that were to die"
+    );
     kills += seen.statistics.deaths;
     figures
         .must(
@@ -242,20 +302,32 @@ fn workers_killed_after_they_answered_cost_their_own_connections_only() {
             },
             |_, _, _| {},
         );
-        // As many as it can have had at a time: 32 clients, in all.
         let deaths = seen.statistics.deaths as usize;
+        // The one that it died of, at least.
         figures
             .must(
-                &format!("lost, killed {step}"),
-                seen.failed,
-                Bound::AtMost,
-                32 * deaths,
+                &format!("workers killed {step}"),
+                deaths,
+                Bound::Exactly,
+                wanted as usize,
             )
             .must(
                 &format!("lost, killed {step}, of those that died"),
                 seen.failed,
                 Bound::AtLeast,
                 deaths,
+            )
+            .must(
+                &format!("lost, killed {step}, of others"),
+                seen.failed_without_a_death,
+                Bound::Exactly,
+                0,
+            )
+            .must(
+                &format!("lost, killed {step}, and not answered for"),
+                seen.failed_unanswered,
+                Bound::Exactly,
+                0,
             )
             .must(
                 &format!("served twice, killed {step}"),
@@ -274,13 +346,15 @@ fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
     let ledger = DescriptorLedger::open();
     let connections = scaled(300, 2_500);
     let every = 10;
-    let mut killed = 0;
+    let killed = Rc::new(Cell::new(0));
+    let kills = Rc::clone(&killed);
     let deaths = scaled(20, 150);
     let seen = run(
         connections,
         deaths,
         |_| Script::Serve,
         |_, pool, done| {
+            let killed = kills.get();
             if done / every > killed {
                 let workers = pool.statistics().workers;
                 let serving: Vec<_> = workers
@@ -288,8 +362,8 @@ fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
                     .filter(|worker| worker.stage == WorkerStage::Serving)
                     .collect();
                 if serving.len() > 1 {
-                    killed += 1;
-                    pool.kill(serving[killed % serving.len()].id);
+                    kills.set(killed + 1);
+                    pool.kill(serving[(killed + 1) % serving.len()].id);
                 }
             }
         },
@@ -300,6 +374,24 @@ fn workers_killed_at_random_times_cost_nothing_that_was_not_theirs() {
             seen.statistics.deaths as usize,
             Bound::AtLeast,
             deaths as usize,
+        )
+        .must(
+            "of them not by the test",
+            (seen.statistics.deaths as usize).saturating_sub(killed.get()),
+            Bound::Exactly,
+            0,
+        )
+        .must(
+            "lost, killed at random times, of others",
+            seen.failed_without_a_death,
+            Bound::Exactly,
+            0,
+        )
+        .must(
+            "lost, killed at random times, and not answered for",
+            seen.failed_unanswered,
+            Bound::Exactly,
+            0,
         )
         .must(
             "served twice, killed at random times",

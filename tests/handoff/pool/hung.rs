@@ -178,7 +178,7 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
         assert!(began.elapsed() < PATIENCE, "{pool:?}");
     }
     let statistics = pool.statistics();
-    assert_eq!(clients.outcome.borrow().failed, [0_u32; 0]);
+    assert_eq!(clients.outcome.borrow().failed.len(), 0);
     assert_eq!(statistics.deaths, 1, "{statistics:?}");
     assert!(statistics.hangs >= 1, "{statistics:?}");
     assert!(statistics.resent > 0, "{statistics:?}");

@@ -1,8 +1,10 @@
 //! Worker processes: this test binary, told by a variable to be one.
 
 use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
 use std::rc::Rc;
@@ -171,11 +173,49 @@ pub(crate) fn stop(pid: u32) {
     }
 }
 
+/// What a worker notes when it takes a connection, before it answers: the port of the
+/// client.
+const TAKES: &str = "takes";
+
+/// And when it is over.
+const IS_OVER: &str = "over";
+
+/// What a process had to do with connections, by its own account.
+#[derive(Default)]
+pub(crate) struct Account {
+    /// The ports of the clients whose connections it had when it ended.
+    pub(crate) held: BTreeSet<u16>,
+    /// How many were over before that.
+    pub(crate) over: u64,
+}
+
+/// The accounts of all workers, by their process.
+pub(crate) fn accounts(log: &Path) -> BTreeMap<u32, Account> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let mut accounts: BTreeMap<u32, Account> = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<_> = line.split(' ').collect();
+        let [what, port, process] = words[..] else {
+            continue;
+        };
+        let (port, process) = (port.parse().expect("a port"), process.parse());
+        let account = accounts.entry(process.expect("a number")).or_default();
+        if what == TAKES {
+            account.held.insert(port);
+        } else {
+            account.held.remove(&port);
+            account.over += 1;
+        }
+    }
+    accounts
+}
+
 /// Whom each connection was served by from its first byte on: its number, and
 /// the process, in order.
 pub(crate) fn served(log: &Path) -> Vec<(u32, u32)> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines()
+        .filter(|line| !line.starts_with(TAKES) && !line.starts_with(IS_OVER))
         .map(|line| {
             let (number, process) = line.split_once(' ').expect("two numbers");
             let number = number.parse().expect("a number");
@@ -242,15 +282,19 @@ struct Scripted {
 }
 
 impl Service for Scripted {
-    fn admit(&mut self, _: &mut Reactor, _: &Connection) -> Result<(), Refusal> {
+    fn admit(&mut self, _: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
         self.admitted += 1;
+        note(&self.log, TAKES, port_of(connection));
         match self.script {
             Script::DieBeforeRegistering(number)
                 if self.admitted >= number && self.open.get() == 0 =>
             {
                 die();
             }
-            Script::Refuse => return Err(Refusal::Unwanted),
+            Script::Refuse => {
+                note(&self.log, IS_OVER, port_of(connection));
+                return Err(Refusal::Unwanted);
+            }
             _ => {}
         }
         self.open.set(self.open.get() + 1);
@@ -266,6 +310,7 @@ impl Service for Scripted {
             dies: matches!(self.script, Script::DieInsideRequest(number) if self.begun >= number),
             log: Rc::clone(&self.log),
             request: Vec::new(),
+            port: port_of(&connection),
             open: Rc::clone(&self.open),
             _live: live,
         };
@@ -274,12 +319,26 @@ impl Service for Scripted {
     }
 }
 
+/// The port of the client, of a connection that is not over.
+fn port_of(connection: &Connection) -> u16 {
+    let peer = rustix::net::getpeername(&connection.fd).ok().flatten();
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    peer.map_or(0, |peer| peer.port())
+}
+
+/// One call, so that lines of several processes do not mix.
+fn note(mut log: &File, what: &str, port: u16) {
+    let note = format!("{what} {port} {}\n", std::process::id());
+    log.write_all(note.as_bytes()).expect("it can be written");
+}
+
 /// Answers lines with a number: with that, and its process. "stay" before the
 /// number keeps the connection for another line.
 struct Answerer {
     dies: bool,
     log: Rc<File>,
     request: Vec<u8>,
+    port: u16,
     open: Rc<Cell<u32>>,
     _live: Live,
 }
@@ -287,6 +346,7 @@ struct Answerer {
 impl Drop for Answerer {
     fn drop(&mut self) {
         self.open.set(self.open.get() - 1);
+        note(&self.log, IS_OVER, self.port);
     }
 }
 
