@@ -1,7 +1,7 @@
 //! What is running while a call fails: small, and the same each time.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, spawn_command};
+use bowline::policies::Backoff;
 use bowline::{
     Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory,
     ListenerHandle, ProducerKind, Protocol, Reactor, ReceivedDescriptors, StaleSocket, TcpStream,
@@ -31,13 +33,14 @@ const WORKING_TURNS: u128 = 2_000;
 
 pub(crate) type Scenario = fn(&Faults, &Path) -> Run;
 
-pub(crate) const ALL: [(&str, Scenario); 6] = [
+pub(crate) const ALL: [(&str, Scenario); 7] = [
     ("servers", servers),
     ("clients", clients),
     ("time", time),
     ("moving", moving),
     ("ends", ends),
     ("children", children),
+    ("workers", workers),
 ];
 
 /// What a scenario came to.
@@ -592,5 +595,42 @@ fn children(faults: &Faults, _: &Path) -> Run {
         Ok(mut child) => run.is_complete = child.wait().expect("ours").success(),
         Err(error) => journal::note(error.to_string()),
     }
+    // What was granted is the caller's still.
+    let is_whole = (&one).write_all(b"x").is_ok() && (&other).read_exact(&mut [0]).is_ok();
+    if !is_whole {
+        run.violations.push("what was granted is closed".into());
+    }
     run
+}
+
+/// A worker process that ends at once, is waited for, and is not replaced before the
+/// scenario is over.
+fn workers(faults: &Faults, _: &Path) -> Run {
+    let mut stage = match Stage::set_up(faults) {
+        Ok(stage) => stage,
+        Err(run) => return run,
+    };
+    let mut settings = PoolSettings::default();
+    settings.workers = 1;
+    settings.backoff = Backoff::new().first(Duration::from_secs(3_600));
+    let spawn = spawn_command(|_| {
+        let mut command = Command::new("true");
+        command.stdin(Stdio::null()).env_remove("LD_PRELOAD");
+        command
+    });
+    let reactor = &mut stage.reactor;
+    let pool = faults.during(|| Pool::start(reactor, settings, spawn));
+    let ended = Rc::new(Cell::new(None));
+    let told = Rc::clone(&ended);
+    pool.on_event(move |_, event| {
+        if let PoolEvent::Exited { status, .. } = event {
+            told.set(Some(status.is_some_and(|status| status.success())));
+        }
+    });
+    // Without a process nothing more comes.
+    stage.play(&mut Vec::new(), |_, _| {
+        pool.statistics().started == 0 || ended.get().is_some()
+    });
+    let is_complete = ended.get() == Some(true);
+    stage.take_down(&[], is_complete)
 }

@@ -329,64 +329,100 @@ fn tie(pattern: usize, ours: &StdUnixStream, theirs: &StdUnixStream, canary: Bor
     }
 }
 
+/// What becomes of sockets that a peer sends tied into each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Nobody here wants them.
+    Unwanted,
+    /// They are of a frame that never becomes complete.
+    Unfinished,
+    /// The protocol takes them, and lets go of them when its connection is lost or
+    /// they have all come.
+    Taken,
+    /// They lie unread in our socket when we close it.
+    Unread,
+}
+
 /// Reliability T-17, R-29: whatever sockets a peer ties into each other, none of
-/// ours stays open. Our own end is refused; of the others, what we do not hold is
-/// the kernel's to collect.
+/// ours stays open, and that while the connection goes on: our own end is refused, what
+/// nobody wants is closed, what waits for the rest of its frame has its deadline. What
+/// we do not hold is the kernel's to collect.
 #[test]
 fn sockets_tied_into_each_other_leave_nothing_open() {
+    const FATES: [Fate; 4] = [Fate::Unwanted, Fate::Unfinished, Fate::Taken, Fate::Unread];
     let ledger = DescriptorLedger::open();
-    let (mut patterns, mut left, mut refused) = (0, 0, 0);
+    let (mut patterns, mut left, mut refused, mut cut_off) = (0, 0, 0, 0);
     for pattern in 0..6 {
-        // Taken by the protocol, left to be closed, and never read.
-        for way in 0..3 {
-            let record = Record::default();
-            let seen = Seen::default();
+        for fate in FATES {
+            let (record, seen) = (Record::default(), Seen::default());
             let mut reactor = Reactor::new().unwrap();
             let (ours, theirs) = socketpair();
-            let copy = ours.try_clone().unwrap();
-            let handle = if way == 1 {
-                let protocol = BytesOnly { seen: seen.clone() };
-                reactor.adopt_unix_stream(ours.into(), protocol).unwrap()
-            } else {
-                reactor
-                    .adopt_unix_stream(ours.into(), Recorder::new(&record))
-                    .unwrap()
+            let (frames, _, lost) = frames();
+            let fd = OwnedFd::from(ours.try_clone().unwrap());
+            let handle = match fate {
+                Fate::Unwanted => {
+                    let protocol = BytesOnly { seen: seen.clone() };
+                    reactor.adopt_unix_stream(fd, protocol)
+                }
+                Fate::Unfinished => {
+                    let soon = Some(Duration::from_millis(50));
+                    reactor.adopt_unix_stream(fd, frames.descriptor_deadline(soon))
+                }
+                _ => reactor.adopt_unix_stream(fd, Recorder::new(&record)),
             };
-            if way == 2 {
+            let handle = handle.unwrap();
+            if fate == Fate::Unread {
                 transport(&mut reactor, handle).pause_producing();
             }
             let (read, write) = rustix::pipe::pipe().unwrap();
             rustix::io::ioctl_fionbio(&read, true).unwrap();
-            tie(pattern, &copy, &theirs, write.as_fd());
-            drop((copy, theirs, write));
+            tie(pattern, &ours, &theirs, write.as_fd());
+            drop((ours, write));
+            // The peer stays, so that nothing ends for want of it.
+            let peer = theirs;
             run_until_quiet(&mut reactor);
-            refused += usize::from(
-                record.summary().concat().contains("its own socket")
-                    || seen.all().concat().contains("its own socket"),
-            );
-            if let Some(it) = reactor.get(handle) {
-                it.abort_connection();
+            match fate {
+                Fate::Taken => drop(record.take_descriptors()),
+                // This is the fate itself.
+                Fate::Unread => reactor.get(handle).unwrap().abort_connection(),
+                _ => {}
             }
-            run_until_quiet(&mut reactor);
-            drop((record.take_descriptors(), reactor));
             // What lies in each other's queues only is collected when any other
             // UNIX socket closes.
             let began = Instant::now();
             let mut is_gone = false;
             while !is_gone && began.elapsed() < Duration::from_secs(5) {
+                reactor.turn(Some(Duration::from_millis(1)));
                 drop(socketpair());
                 is_gone = rustix::io::read(&read, &mut [0; 1]) == Ok(0);
-                std::thread::yield_now();
             }
             left += usize::from(!is_gone);
             patterns += 1;
+            let end = [record.summary(), seen.all()].concat().concat();
+            let end = end + &lost.borrow().clone().unwrap_or_default();
+            refused += usize::from(end.contains("its own socket"));
+            cut_off += usize::from(fate == Fate::Unfinished && end == "aborted by us");
+            // Only what was refused, or late, ended the connection.
+            let goes_on = matches!(fate, Fate::Unwanted | Fate::Taken) && !is_own(pattern);
+            assert_eq!(
+                reactor.get(handle).is_some(),
+                goes_on,
+                "{pattern} {fate:?} {end}"
+            );
+            drop((peer, reactor));
         }
     }
     Figures::of("T-17")
-        .must("patterns, times three fates", patterns, Bound::Exactly, 18)
-        .must("refused as our own", refused, Bound::Exactly, 4)
+        .must("patterns, times four fates", patterns, Bound::Exactly, 24)
+        .must("refused as our own", refused, Bound::Exactly, 6)
+        .must("cut off at the deadline", cut_off, Bound::Exactly, 4)
         .must("open after 5 s", left, Bound::Exactly, 0);
     ledger.assert_balanced();
+}
+
+/// Whether the pattern has our own end in what we are sent.
+fn is_own(pattern: usize) -> bool {
+    matches!(pattern, 0 | 2)
 }
 
 /// A transport does not queue its own socket in itself.

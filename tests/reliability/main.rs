@@ -2,6 +2,8 @@
 //! better place. `cargo test` runs their short form; `tests/reliability/run`
 //! prints the table.
 
+#[path = "../policies/capture.rs"]
+mod capture;
 #[path = "../support/mod.rs"]
 mod support;
 

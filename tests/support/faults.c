@@ -28,6 +28,7 @@
 #include <sys/timerfd.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* In the order of `CALLS` in faults.rs. */
@@ -35,7 +36,7 @@ enum call {
     ACCEPT, BIND, CLOSE, CONNECT, DUP2, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT,
     EVENTFD, EXEC, FCHMOD, FCNTL, FORK, GETPEERNAME, GETSOCKNAME, GETSOCKOPT,
     IOCTL, LISTEN, OPEN, PIPE, READ, RECV, RECVMSG, SEND, SENDMSG, SETSOCKOPT,
-    SHUTDOWN, SOCKET, TIMERFD_CREATE, TIMERFD_SETTIME, UNLINK, WRITE, CALLS
+    SHUTDOWN, SOCKET, TIMERFD_CREATE, TIMERFD_SETTIME, UNLINK, WAIT, WRITE, CALLS
 };
 
 struct control {
@@ -159,6 +160,7 @@ SIMPLE(SHUTDOWN, int, shutdown, (int fd, int how), (fd, how))
 SIMPLE(SOCKET, int, socket, (int domain, int type, int protocol), (domain, type, protocol))
 SIMPLE(TIMERFD_SETTIME, int, timerfd_settime, (int fd, int flags, const struct itimerspec *value, struct itimerspec *old), (fd, flags, value, old))
 SIMPLE(UNLINK, int, unlink, (const char *path), (path))
+SIMPLE(WAIT, pid_t, waitpid, (pid_t child, int *status, int options), (child, status, options))
 
 int connect(int fd, const struct sockaddr *name, socklen_t length) {
     REAL(connect);

@@ -66,12 +66,14 @@ pub(crate) enum Call {
     TimerFdCreate,
     TimerFdSetTime,
     Unlink,
+    /// For a child, as waitpid(2).
+    Wait,
     Write,
 }
 
 impl Call {
     /// In the order of `enum call` of faults.c.
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::Accept,
         Self::Bind,
         Self::Close,
@@ -103,6 +105,7 @@ impl Call {
         Self::TimerFdCreate,
         Self::TimerFdSetTime,
         Self::Unlink,
+        Self::Wait,
         Self::Write,
     ];
 
@@ -219,6 +222,7 @@ impl Call {
             ],
             Self::TimerFdSetTime => &[Errno::INVAL, Errno::BADF],
             Self::Unlink => &[Errno::ACCESS, Errno::NOENT, Errno::ROFS, Errno::IO],
+            Self::Wait => &[Errno::INTR, Errno::CHILD, Errno::INVAL],
         }
     }
 }
