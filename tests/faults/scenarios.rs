@@ -614,7 +614,9 @@ fn workers(faults: &Faults, _: &Path) -> Run {
     settings.workers = 1;
     settings.backoff = Backoff::new().first(Duration::from_secs(3_600));
     let spawn = spawn_command(|_| {
-        let mut command = Command::new("true");
+        // So that it lives when it is looked at for the first time.
+        let mut command = Command::new("sleep");
+        command.arg("0.02");
         command.stdin(Stdio::null()).env_remove("LD_PRELOAD");
         command
     });
