@@ -311,6 +311,7 @@ mod tests {
         assert_eq!(announced(variable, 42, None).unwrap().len(), 1);
     }
 
+    /// E-14.
     #[test]
     fn names_that_do_not_match_and_absurd_counts_are_refused() {
         for names in ["web", "web:admin:more"] {
