@@ -34,7 +34,7 @@
 //!
 //! | To | use |
 //! |---|---|
-//! | run and stop the loop | [`Reactor::run`], [`Reactor::stop`], [`Reactor::stop_on_signals`] |
+//! | run and stop the loop | [`Reactor::run`], [`Reactor::stop_on_signals`], [`Reactor::stop_gracefully`], [`Reactor::stop`] |
 //! | listen | [`listen_tcp`](Transports::listen_tcp), [`listen_unix`](Transports::listen_unix) |
 //! | accept sockets without serving them here | [`Acceptor`], [`accept_tcp`](Transports::accept_tcp) |
 //! | connect | [`connect_tcp`](Transports::connect_tcp), [`connect_unix`](Transports::connect_unix) |
@@ -107,9 +107,9 @@ pub mod guide;
 
 // The loop.
 pub use bowline_reactor::{
-    Clock, DelayedCall, DelayedCallError, Handle, Hold, Limits, PeriodicCall, PeriodicEnd, Phase,
-    Reactor, ReactorError, RemoteError, RemoteHandle, RunError, Sleep, Statistics, SystemClock,
-    SystemEvent, TriggerError, TriggerId, Turn, Vacancy,
+    Clock, DelayedCall, DelayedCallError, GracefulStop, Handle, Hold, Limits, PeriodicCall,
+    PeriodicEnd, Phase, Reactor, ReactorError, RemoteError, RemoteHandle, RunError, Sleep,
+    Statistics, SystemClock, SystemEvent, TriggerError, TriggerId, Turn, Vacancy,
 };
 
 // Threads for work that blocks.
@@ -122,11 +122,11 @@ pub use bowline_reactor::{
 pub use bowline_reactor::{SignalHandler, signal};
 
 // Descriptors of one's own.
-pub use bowline_reactor::{Descriptor, Interest, Next, Panic, Readiness, Token};
+pub use bowline_reactor::{Descriptor, DrainRound, Interest, Next, Panic, Readiness, Token};
 
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
-    Acceptor, AfterReadClosed, AfterTruncation, AnyContext, BuildContext, CloseReason,
+    Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
     ConnectError, Context, Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender,
     FileSent, LookupError, Origin, Producer, ProducerKind, ProducerRef, Protocol,
     RegisterProducerError, SocketFile,

@@ -151,6 +151,39 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
         let _ = (cx, reason);
     }
 
+    /// The reactor stops gracefully
+    /// ([`Reactor::stop_gracefully`](bowline_reactor::Reactor::stop_gracefully)):
+    /// no new connection is accepted, and this one is to end once its work is
+    /// done. Called once at the most; for an outgoing connection when those that
+    /// were accepted have ended. Not called for one that closes already.
+    ///
+    /// Everything goes on as before: bytes are received and sent, pauses hold. By
+    /// the default the connection is [lost](Transport::lose_connection) when it
+    /// is idle: when this protocol says so ([`is_idle`](Self::is_idle)), everything
+    /// was sent, no producer is registered (other than the connection itself),
+    /// reading is not paused, nothing came or went for the
+    /// [grace](bowline_reactor::GracefulStop::grace), and a last look finds nothing
+    /// to be read. So whatever has arrived is answered, and all that was written
+    /// is sent.
+    ///
+    /// A protocol that can say "this was the last answer" says it from now on, or
+    /// whenever [`Reactor::is_stopping`](bowline_reactor::Reactor::is_stopping), and
+    /// loses the connection then; its peer need not be surprised by the end. One
+    /// that only has to say good-bye does that here, and loses the connection.
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        let _ = cx;
+        AtDrain::LoseWhenIdle
+    }
+
+    /// Whether the connection could end now without breaking off any work: no
+    /// request has arrived in part, and none waits for its answer.
+    ///
+    /// Asked while the connection [drains](Self::draining), any number of times;
+    /// what it says matters only when nothing is unsent. Default: true.
+    fn is_idle(&self) -> bool {
+        true
+    }
+
     /// Reading goes on after a pause: called before anything more is read, so
     /// that a protocol which kept back what it had received can deliver it.
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
@@ -220,6 +253,19 @@ pub enum AfterTruncation {
     KeepConnection,
 }
 
+/// What becomes of a connection while the reactor stops gracefully; see
+/// [`Protocol::draining`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtDrain {
+    /// It is lost when it is idle; the stop waits for that.
+    LoseWhenIdle,
+    /// It ends by itself, and the stop waits for that.
+    GoOn,
+    /// The stop does not wait for it. It goes on until the end, with
+    /// [`CloseReason::ReactorStopped`] if nothing ends it before.
+    DoNotWait,
+}
+
 /// The last part of a type's path, without its parameters.
 pub(crate) fn short_type_name<P: ?Sized>() -> &'static str {
     let name = std::any::type_name::<P>();
@@ -276,6 +322,14 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         (**self).connection_lost(cx, reason);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        (**self).draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        (**self).is_idle()
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {

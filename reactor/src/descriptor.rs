@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::delayed_call::DelayedCall;
 use crate::panic::Panic;
-use crate::reactor::Reactor;
+use crate::reactor::{DrainRound, Reactor};
 
 /// Something the reactor watches and calls: a socket with its protocol, a
 /// listener, an `eventfd`, a pipe.
@@ -62,6 +62,19 @@ pub trait Descriptor: 'static {
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let _ = (reactor, panic);
         Next::Remove
+    }
+
+    /// The reactor [stops gracefully](Reactor::stop_gracefully), and has come to
+    /// this round: what the descriptor has in work is to be finished now, if that
+    /// is its round or was an earlier one.
+    ///
+    /// Called once in each round; for a descriptor that is installed meanwhile in
+    /// the present and later ones only. The round, and with it the stop, waits for
+    /// those that ask for it ([`Reactor::await_end`]), until they are removed. By
+    /// default nothing happens, and nothing is waited for.
+    fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
+        let _ = (reactor, round);
+        Next::Keep
     }
 
     /// The reactor stops, or somebody has the descriptor

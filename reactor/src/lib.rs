@@ -51,7 +51,7 @@ pub use crate::error::{ReactorError, RunError, TriggerError};
 pub use crate::handle::Handle;
 pub use crate::panic::{Contained, Panic, catch_panic};
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
-pub use crate::reactor::{Limits, Reactor, Statistics, Turn, Vacancy};
+pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, Turn, Vacancy};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::{SignalHandler, signal};

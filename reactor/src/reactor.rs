@@ -1,6 +1,7 @@
 //! The reactor as its users see it; `turn` has the phases of its loop.
 
 mod limits;
+mod stopping;
 mod turn;
 mod vacancy;
 
@@ -34,6 +35,8 @@ use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
 use self::limits::{EVENTS_PER_TURN, MAX_EVENTS};
 pub use self::limits::{Limits, Statistics};
+use self::stopping::Stopping;
+pub use self::stopping::{DrainRound, GracefulStop};
 pub use self::vacancy::Vacancy;
 
 /// A single-threaded, callback-driven event loop.
@@ -98,6 +101,7 @@ pub struct Reactor {
     state: State,
     /// Why the program cannot go on, until `run` has answered it.
     failure: Option<io::Error>,
+    stopping: Stopping,
     /// Whether a turn runs, and callbacks with it: they must not nest.
     is_turning: bool,
     triggers: Triggers,
@@ -136,7 +140,8 @@ enum State {
     Running,
     /// Somebody called `stop`; the triggers have not begun.
     StopAsked,
-    /// Waits for the holds on the shutdown.
+    /// Waits for the holds on the shutdown, and in a graceful stop for what
+    /// drains.
     Stopping,
 }
 
@@ -206,6 +211,7 @@ impl Reactor {
             remote_calls: VecDeque::new(),
             state: State::Idle,
             failure: None,
+            stopping: Stopping::default(),
             is_turning: false,
             triggers: Triggers::new(),
             limits: Limits::default(),
@@ -219,7 +225,7 @@ impl Reactor {
         })
     }
 
-    // Running and stopping.
+    // Running; `stopping` has the other end.
 
     /// Starts the reactor and turns it until it is stopped.
     ///
@@ -257,6 +263,7 @@ impl Reactor {
             return Err(ReactorError::AlreadyRunning);
         }
         log::debug!(target: log::REACTOR, "the loop begins");
+        self.forget_stop();
         self.state = State::Starting;
         self.now.set(None);
         let turning = Turning::begin(self);
@@ -288,26 +295,6 @@ impl Reactor {
             Turn::Stopped
         } else {
             Turn::Continue
-        }
-    }
-
-    /// Ends the loop in an orderly way: the shutdown triggers run, every
-    /// descriptor is disconnected, and [`run`](Self::run) returns.
-    ///
-    /// Returns before any of that has happened. (Twisted: `reactor.stop`.)
-    ///
-    /// # Errors
-    ///
-    /// [`ReactorError::NotRunning`] when the reactor was not started, or has
-    /// stopped. That it is stopping already is no error: it does what was asked.
-    pub fn stop(&mut self) -> Result<(), ReactorError> {
-        match self.state {
-            State::Starting | State::Running => {
-                self.state = State::StopAsked;
-                Ok(())
-            }
-            State::StopAsked | State::Stopping => Ok(()),
-            State::Idle => Err(ReactorError::NotRunning),
         }
     }
 
@@ -352,12 +339,6 @@ impl Reactor {
         !matches!(self.state, State::Idle | State::Starting)
     }
 
-    /// Whether [`stop`](Self::stop) was called and the reactor has not stopped
-    /// yet.
-    pub fn is_stopping(&self) -> bool {
-        matches!(self.state, State::StopAsked | State::Stopping)
-    }
-
     /// Whether a turn would have nothing to do now but wait: for descriptors
     /// or for [`next_deadline`](Self::next_deadline).
     pub fn is_idle(&self) -> bool {
@@ -367,7 +348,7 @@ impl Reactor {
             && self.remote_calls.is_empty()
             && !self.remote.is_waiting()
             && !self.timers.has_due()
-            && self.state != State::StopAsked
+            && (self.state == State::Running || !self.has_stop_to_do())
             && !self.source_has_events()
     }
 

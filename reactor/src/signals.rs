@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::log;
-use crate::reactor::Reactor;
+use crate::reactor::{GracefulStop, Reactor};
 use crate::token::Token;
 
 /// The name of an installed signal handler, for
@@ -114,15 +114,35 @@ impl Reactor {
         Ok(SignalHandler { token })
     }
 
-    /// Stops the reactor in an orderly way on SIGINT and SIGTERM.
+    /// Stops the reactor [gracefully](Self::stop_gracefully) on the first SIGINT
+    /// or SIGTERM, within 30 s, and [at once](Self::stop_now) on the second.
     ///
     /// # Errors
     ///
     /// Those of [`on_signals`](Self::on_signals).
     pub fn stop_on_signals(&mut self) -> io::Result<SignalHandler> {
-        self.on_signals(&[SIGINT, SIGTERM], |reactor, signal| {
-            if reactor.stop().is_err() {
-                log::debug!(target: log::REACTOR, "signal {signal}: stopping already");
+        self.stop_on_signals_with(GracefulStop::new())
+    }
+
+    /// As [`stop_on_signals`](Self::stop_on_signals), with limits of one's own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`on_signals`](Self::on_signals).
+    pub fn stop_on_signals_with(&mut self, how: GracefulStop) -> io::Result<SignalHandler> {
+        let mut first_came = None;
+        self.on_signals(&[SIGINT, SIGTERM], move |reactor, signal| {
+            let turn = reactor.statistics().turns;
+            // Both signals in one turn are one wish.
+            let is_second = first_came.is_some_and(|first| first != turn);
+            let outcome = if reactor.is_stopping() && is_second {
+                reactor.stop_now()
+            } else {
+                first_came = Some(turn);
+                reactor.stop_gracefully(how)
+            };
+            if let Err(error) = outcome {
+                log::debug!(target: log::REACTOR, "signal {signal}: {error}");
             }
         })
     }

@@ -21,6 +21,8 @@ pub(crate) struct Slots {
     /// Those of the registrations to come. Never repeated in the process, so
     /// that a token means nothing in another reactor.
     generations: Generations,
+    /// Invariant: how many slots are [awaited](Slot::is_awaited).
+    awaited: usize,
 }
 
 pub(crate) struct Slot {
@@ -29,6 +31,9 @@ pub(crate) struct Slot {
     /// Whether the descriptor stands in the reactor's queue of those that
     /// wait for attention.
     pub(crate) queued: bool,
+    /// Whether a graceful stop waits for the descriptor. Changed by
+    /// [`Slots::set_awaited`] only, and by the release.
+    is_awaited: bool,
     /// There while the descriptor stands in the reactor's queue of those that
     /// asked for another turn: what was reported meanwhile.
     pub(crate) again: Option<Readiness>,
@@ -40,6 +45,7 @@ impl Slots {
             slab: Slab::new(),
             released: Vec::new(),
             generations: Generations::new(),
+            awaited: 0,
         }
     }
 
@@ -54,6 +60,7 @@ impl Slots {
             token,
             entry: None,
             queued: false,
+            is_awaited: false,
             again: None,
         });
         Some(token)
@@ -105,6 +112,8 @@ impl Slots {
         slot.token = Token::WAKER;
         slot.queued = false;
         let entry = slot.entry.take();
+        let was_awaited = slot.is_awaited;
+        self.awaited -= usize::from(was_awaited);
         self.released.push(token.index());
         entry
     }
@@ -115,6 +124,21 @@ impl Slots {
         while let Some(index) = self.released.pop() {
             self.slab.remove(index);
         }
+    }
+
+    /// Says whether a graceful stop waits for the descriptor; of one that is
+    /// gone it says nothing.
+    pub(crate) fn set_awaited(&mut self, token: Token, is_awaited: bool) {
+        if let Some(slot) = self.get_mut(token) {
+            let was_awaited = mem::replace(&mut slot.is_awaited, is_awaited);
+            self.awaited += usize::from(is_awaited);
+            self.awaited -= usize::from(was_awaited);
+        }
+    }
+
+    /// How many descriptors a graceful stop waits for.
+    pub(crate) fn awaited(&self) -> usize {
+        self.awaited
     }
 
     /// How many slots are taken.

@@ -14,8 +14,8 @@ use bowline::policies::{
 };
 use bowline::testing::{MemoryStream, Pump, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, AfterTruncation, BuildContext, CloseReason, ConnectError, Context,
-    Factory, Origin, Protocol, ReceivedDescriptors, Transport, TransportState, Transports,
+    Address, AfterReadClosed, AfterTruncation, AtDrain, BuildContext, CloseReason, ConnectError,
+    Context, Factory, Origin, Protocol, ReceivedDescriptors, Transport, TransportState, Transports,
 };
 
 use crate::support::DescriptorLedger;
@@ -76,6 +76,14 @@ impl<T: Transport> Protocol<T> for Told {
     }
     fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {
         self.note(format!("connection_lost {reason}"));
+    }
+    fn draining(&mut self, _: &mut Context<'_, T>) -> AtDrain {
+        self.note("draining");
+        AtDrain::DoNotWait
+    }
+    fn is_idle(&self) -> bool {
+        self.note("is_idle");
+        false
     }
     fn reading_resumed(&mut self, _: &mut Context<'_, T>) {
         self.note("reading_resumed");
@@ -138,7 +146,7 @@ fn pump() -> Pump {
 }
 
 /// Every callback but the first and last, which the connection makes.
-const ALL: [&str; 13] = [
+const ALL: [&str; 15] = [
     "data_received 3",
     "file_descriptor_received",
     "descriptors_received 1 2",
@@ -146,6 +154,8 @@ const ALL: [&str; 13] = [
     "descriptors_sent 5",
     "read_connection_lost",
     "write_connection_lost",
+    "draining",
+    "is_idle",
     "reading_resumed",
     "connection_reattached",
     "pause_producing",
@@ -173,6 +183,8 @@ fn call_everything<P: Protocol<MemoryStream>>(
     let after = protocol.read_connection_lost(cx);
     assert_eq!(after, AfterReadClosed::KeepWriting);
     protocol.write_connection_lost(cx);
+    assert_eq!(protocol.draining(cx), AtDrain::DoNotWait);
+    assert!(!protocol.is_idle());
     protocol.reading_resumed(cx);
     protocol.connection_reattached(cx);
     protocol.pause_producing(cx);

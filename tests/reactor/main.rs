@@ -5,6 +5,7 @@
 mod support;
 
 mod descriptors;
+mod graceful;
 mod lifecycle;
 mod periodic;
 mod shutdown;

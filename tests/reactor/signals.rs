@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bowline::{Reactor, SignalHandler};
+use bowline::{GracefulStop, Reactor, SignalHandler, SystemEvent};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
@@ -62,6 +62,32 @@ fn child() {
                 raise(Signal::TERM);
                 await_death();
             }
+        }
+        "held, then again" => {
+            reactor.stop_on_signals().unwrap();
+            let hold = reactor.hold(SystemEvent::Shutdown);
+            // Two in one turn are one wish.
+            reactor.call_when_running(|_| {
+                raise(Signal::TERM);
+                raise(Signal::INT);
+            });
+            reactor.start().unwrap();
+            run_until(&mut reactor, |reactor| reactor.is_stopping());
+            for _ in 0..10 {
+                reactor.turn(Some(Duration::from_millis(1)));
+            }
+            assert!(reactor.is_stopping());
+            raise(Signal::TERM);
+            run_until(&mut reactor, |reactor| !reactor.is_running());
+            drop(hold);
+        }
+        "within" => {
+            let how = GracefulStop::new().deadline(Duration::from_millis(20));
+            reactor.stop_on_signals_with(how).unwrap();
+            let hold = reactor.hold(SystemEvent::Shutdown);
+            reactor.call_when_running(|_| raise(Signal::INT));
+            reactor.run().unwrap();
+            drop(hold);
         }
         "removed, then default" => {
             let handler = reactor
@@ -240,6 +266,12 @@ fn handler_is_there_from_the_call_on_and_none_without_one() {
     assert!(status.success(), "{status}");
     let status = run_child("nothing by itself");
     assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{status}");
+}
+
+#[test]
+fn second_signal_or_the_deadline_ends_what_a_hold_keeps() {
+    assert!(run_child("held, then again").success());
+    assert!(run_child("within").success());
 }
 
 /// Contract W-39.

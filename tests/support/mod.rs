@@ -197,6 +197,7 @@ pub(crate) enum Event {
     Resumed,
     Stopped,
     ReadingResumed,
+    Draining,
     DescriptorsSent(usize),
     /// The reason in words, as [`CloseReason`] displays it.
     Lost(String),
@@ -263,6 +264,7 @@ impl Record {
                 Event::Resumed => "resumed".into(),
                 Event::Stopped => "stopped".into(),
                 Event::ReadingResumed => "reading resumed".into(),
+                Event::Draining => "draining".into(),
                 Event::DescriptorsSent(count) => format!("sent {count}"),
                 Event::Lost(reason) => format!("lost {}", in_short(reason)),
             });

@@ -1,6 +1,7 @@
 //! One connection of any kind: our transport at one end, a plain socket under
 //! the test's control at the other.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use bowline::testing::{KernelSettings, ManualClock, MemoryPeer, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol,
-    Reactor, Transport, TransportHandle, Transports, UnixAddress,
+    Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, ConnectError, Context, Factory,
+    Protocol, Reactor, Transport, TransportHandle, Transports, UnixAddress,
 };
 use rustix::net::sockopt;
 use tempfile::TempDir;
@@ -122,6 +123,7 @@ pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
 type DataHook = Box<dyn FnMut(&mut DynContext<'_>, &[u8])>;
 type ReadClosedHook = Box<dyn FnMut(&mut DynContext<'_>) -> AfterReadClosed>;
+type DrainHook = Box<dyn FnMut(&mut DynContext<'_>) -> AtDrain>;
 type LostHook = Box<dyn FnMut(&mut DynContext<'_>, &CloseReason)>;
 
 /// A protocol that records everything, and does in each callback what the test
@@ -138,6 +140,8 @@ pub(crate) struct Script {
     on_reading_resumed: Option<Hook>,
     on_pause: Option<Hook>,
     on_resume: Option<Hook>,
+    on_drain: Option<DrainHook>,
+    is_busy: Rc<Cell<bool>>,
 }
 
 impl Script {
@@ -164,6 +168,20 @@ impl Script {
         hook: impl FnMut(&mut DynContext<'_>) -> AfterReadClosed + 'static,
     ) -> Self {
         self.on_read_closed = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn drain(
+        mut self,
+        hook: impl FnMut(&mut DynContext<'_>) -> AtDrain + 'static,
+    ) -> Self {
+        self.on_drain = Some(Box::new(hook));
+        self
+    }
+
+    /// Is not idle while the cell says so.
+    pub(crate) fn busy(mut self, is_busy: &Rc<Cell<bool>>) -> Self {
+        self.is_busy = Rc::clone(is_busy);
         self
     }
 
@@ -247,6 +265,19 @@ impl<T: Transport> Protocol<T> for Script {
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         self.recorder.reading_resumed(cx);
         call(&mut self.on_reading_resumed, &mut cx.as_dyn());
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.recorder.record.push(Event::Draining);
+        match &mut self.on_drain {
+            Some(hook) => hook(&mut cx.as_dyn()),
+            // What the trait's own default answers.
+            None => Protocol::<T>::draining(&mut Plain, cx),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.is_busy.get()
     }
 
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {

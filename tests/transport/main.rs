@@ -16,4 +16,5 @@ mod options;
 mod paths;
 mod producers;
 mod scoped;
+mod stopping;
 mod stream;

@@ -5,6 +5,7 @@
 //! then looks at the state again before it does anything else.
 
 mod ancillary;
+mod draining;
 mod establish;
 mod producers;
 
@@ -16,7 +17,9 @@ use std::time::Duration;
 use bowline_protocol::{
     AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol, Transport,
 };
-use bowline_reactor::{DelayedCall, Descriptor, Next, Panic, Reactor, Readiness, catch_panic};
+use bowline_reactor::{
+    DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
+};
 
 use crate::connector::ConnectionEnded;
 use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
@@ -26,6 +29,7 @@ use crate::shared::{Ledger, READ_BYTES, ReadBuffers, TransportBudgets};
 use crate::socket::Remains;
 use crate::socket::private::Sealed;
 
+pub(crate) use self::draining::Draining;
 pub use self::establish::StreamTransport;
 #[cfg(feature = "testing")]
 pub(crate) use self::establish::private;
@@ -114,6 +118,10 @@ where
             Visit::First => read_bytes = 1,
             Visit::Extra => read_bytes = 0,
         }
+        let mut received = match visit {
+            Visit::AfterRead(bytes) => bytes,
+            _ => 0,
+        };
         loop {
             let core = self.transport.core();
             if core.shared.is_held(core.token) {
@@ -134,6 +142,7 @@ where
                     self.read(reactor)
                 };
                 read_bytes = read_bytes.saturating_sub(cost(bytes));
+                received |= bytes;
             } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
                 writes -= 1;
                 self.transport.do_write();
@@ -142,7 +151,9 @@ where
                 break;
             } else if core.may_drop() && read_bytes > 0 {
                 read_bytes = read_bytes.saturating_sub(cost(self.drop_unread()));
-            } else if !core.has(flag::UNSETTLED) || !self.finish(reactor) {
+            } else if !core.has(flag::UNSETTLED)
+                || !self.finish(reactor) && !self.take_drain_step(reactor, visit, received)
+            {
                 break;
             }
         }
@@ -450,6 +461,7 @@ where
                     protocol.reading_resumed(&mut Context::new(&mut self.transport, reactor));
                 }
             }
+            pending::DRAINING => self.tell_draining(reactor),
             pending::REATTACHED => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.connection_reattached(&mut Context::new(&mut self.transport, reactor));
@@ -539,6 +551,7 @@ where
                 cold.retry.take(),
                 cold.ask_again.take(),
                 cold.patience.take().map(|(call, _)| call),
+                cold.draining.take().and_then(Draining::into_look),
             ]
             .into_iter()
             .flatten()
@@ -655,7 +668,8 @@ fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
     let token = core.token;
     let waits = core.has(flag::WAITS_FOR_TIMER);
     // A broken connection has yet to end, once it is read out.
-    if core.state() == State::Open && !core.is_broken() && !core.has(flag::FAILED) {
+    if core.state() == State::Open && !core.is_broken() && !core.has(flag::FAILED | flag::DRAINING)
+    {
         core.flags &= !flag::UNSETTLED;
     }
     let cold = core.cold();
@@ -725,6 +739,8 @@ where
             });
         } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
             self.patience_ends(unread);
+        } else if cold.draining.as_ref().is_some_and(|it| it.looks_at(call)) {
+            self.look_whether_idle(reactor);
         }
         let next = self.work(reactor, Visit::Extra);
         let core = self.transport.core_mut();
@@ -764,6 +780,10 @@ where
         core.cold().reason = Some(CloseReason::Panicked(panic));
         core.flags = core.flags & !pending::ANY | pending::END;
         self.work(reactor, Visit::Extra)
+    }
+
+    fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
+        self.begin_draining(reactor, round)
     }
 
     fn shutdown(&mut self, reactor: &mut Reactor) {

@@ -16,7 +16,7 @@ use bowline_protocol::{
     Destination, Factory, LookupError, Origin,
 };
 use bowline_reactor::{
-    DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
+    DelayedCall, Descriptor, DrainRound, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
 };
 
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
@@ -121,6 +121,8 @@ pub(crate) struct Control {
     wants_to_stop: bool,
     /// To give up is the last that was asked.
     was_told_to_stop: bool,
+    /// The reactor stops, and no further attempt begins.
+    is_last: bool,
 }
 
 impl Connector for Control {
@@ -137,10 +139,11 @@ impl Connector for Control {
     }
 
     fn connect_after(&mut self, delay: Duration) {
-        if matches!(
+        let is_without_attempt = matches!(
             self.state,
             ConnectorState::Disconnected | ConnectorState::Waiting
-        ) {
+        );
+        if is_without_attempt && !self.is_last {
             self.next_attempt = Some(delay);
             self.wants_to_stop = false;
             self.was_told_to_stop = false;
@@ -595,6 +598,20 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
         Next::Remove
     }
 
+    fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
+        if round < DrainRound::Support {
+            // Connections that are served may need it.
+            return Next::Keep;
+        }
+        self.control.is_last = true;
+        if self.control.state == ConnectorState::Connected {
+            // It ends with its connection.
+            return Next::Keep;
+        }
+        self.shutdown(reactor);
+        Next::Remove
+    }
+
     fn shutdown(&mut self, reactor: &mut Reactor) {
         match self.control.state {
             ConnectorState::Connecting => self.fail(reactor, &ConnectError::ReactorStopped),
@@ -717,6 +734,7 @@ where
         next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
         was_told_to_stop: false,
+        is_last: false,
     };
     let handle = control.handle();
     vacancy.install(Box::new(OutgoingConnection::<T, F> {

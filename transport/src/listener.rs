@@ -18,7 +18,8 @@ use bowline_protocol::{
     Acceptor, Address, BuildContext, Credentials, Factory, Listener, ListenerHandle, Origin,
     UnixAddress,
 };
-use bowline_reactor::{DelayedCall, Descriptor, Handle, Next, Panic, Reactor, Readiness, Token};
+use bowline_reactor::{DelayedCall, Descriptor, DrainRound, Handle, Next, Panic, Reactor};
+use bowline_reactor::{Readiness, Token};
 
 use crate::closer::close_elsewhere;
 use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
@@ -38,6 +39,11 @@ use self::socket::ListeningSocket;
 /// When a listener that could not accept for want of descriptors or memory
 /// tries again: no event is going to say that there are some.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How many clients a listener still accepts when the reactor stops gracefully:
+/// as many as its queue can hold where nobody has raised `net.core.somaxconn`.
+/// More than a queue is none that waited when it was told.
+const LAST_ACCEPTS: u32 = 4096;
 
 struct Accepting<S> {
     control: Control,
@@ -89,6 +95,8 @@ pub(crate) struct Control {
     is_stopping: bool,
     /// Stops when there is nothing more to accept.
     is_draining: bool,
+    /// How many it accepts at the most until then.
+    accepts_left: u32,
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
     is_shared: Cell<bool>,
@@ -325,6 +333,10 @@ impl<S: Service> Accepting<S> {
                 return Next::Again;
             }
             left -= 1;
+            if self.control.accepts_left == 0 {
+                self.control.is_stopping = true;
+                break;
+            }
             if self.control.retry.is_some() {
                 break;
             }
@@ -353,6 +365,9 @@ impl<S: Service> Accepting<S> {
         match accepted {
             Ok((fd, peer)) => {
                 self.control.is_short = false;
+                if self.control.is_draining {
+                    self.control.accepts_left -= 1;
+                }
                 // Accepted is served; but the next one looks first.
                 let _ = self.control.shared.numbers.is_reserved(fd.as_fd());
                 self.service.accepted(&mut self.control, reactor, fd, peer);
@@ -507,6 +522,25 @@ impl<S: Service> Descriptor for Accepting<S> {
         }
     }
 
+    fn drain(&mut self, reactor: &mut Reactor, _: DrainRound) -> Next {
+        if self.control.is_draining || self.control.is_stopping {
+            return self.work(reactor);
+        }
+        reactor.await_end(self.control.token);
+        let control = &mut self.control;
+        // Those who wait have connected, and may have sent a request already. In a
+        // queue that others have too they are in good hands; and a listener that
+        // accepts nobody at this time does not begin now.
+        if control.is_shared.get() || !control.may_accept() || control.retry.is_some() {
+            control.is_stopping = true;
+        } else {
+            control.is_draining = true;
+            control.is_readable = true;
+            control.accepts_left = control.accepts_left.min(LAST_ACCEPTS);
+        }
+        self.work(reactor)
+    }
+
     fn shutdown(&mut self, reactor: &mut Reactor) {
         self.control.is_stopping = true;
         self.close(reactor);
@@ -621,6 +655,7 @@ fn install_as(
         holds: 0,
         is_stopping: false,
         is_draining: false,
+        accepts_left: u32::MAX,
         is_started: false,
         is_shared: Cell::new(sharing == Sharing::Shared),
         is_short: false,

@@ -13,7 +13,7 @@ use crate::framing::receiver::Changes;
 use crate::framing::{
     FrameBuffer, FrameContext, FrameReceiver, Framer, Framing, FramingError, Pairing, Unclaimed,
 };
-use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
+use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
 
@@ -682,6 +682,15 @@ where
         self.buffer.clear();
         self.close_descriptors(cx);
         self.waiting.cancel(cx.reactor);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.forward(cx, |receiver, cx| receiver.draining(cx))
+    }
+
+    fn is_idle(&self) -> bool {
+        // The rest of what has begun to come is worth waiting for.
+        self.buffer.is_empty() && self.receiver.is_idle()
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {

@@ -295,7 +295,10 @@ mod tests {
         decode_cut(framer, input);
         // What is sent is what the strictest take.
         assert_eq!(framer().delimiter(), b"\r\n");
-        assert!(framer().envelope(&(), b"a\nb", 0).is_err() && framer().envelope(&(), b"a\rb", 0).is_ok());
+        assert!(
+            framer().envelope(&(), b"a\nb", 0).is_err()
+                && framer().envelope(&(), b"a\rb", 0).is_ok()
+        );
         // The limit is that of the line, whatever ends it.
         let short = || framer().with_max_length(4);
         for whole in [&b"1234\r\n"[..], b"1234\n", b"1234\r\n5"] {

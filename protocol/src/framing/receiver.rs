@@ -13,7 +13,7 @@ use crate::framing::pairing::Arrivals;
 use crate::framing::{
     EncodeError, FrameDescriptors, FrameEncoder, FramingError, Pairing, SendFrameError,
 };
-use crate::protocol::{AfterReadClosed, AfterTruncation};
+use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain};
 use crate::reason::CloseReason;
 use crate::transport::{Transport, TransportHandle, UnixTransport, WriteStatus};
 
@@ -150,6 +150,19 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// still be [taken](Framing::take_rest).
     fn connection_lost(&mut self, cx: &mut FrameContext<'_, T, F>, reason: &CloseReason) {
         let _ = (cx, reason);
+    }
+
+    /// The reactor stops gracefully, and the connection is to end once its work is
+    /// done. By the default it is lost when it is idle, which it is not inside of
+    /// a frame.
+    fn draining(&mut self, cx: &mut FrameContext<'_, T, F>) -> AtDrain {
+        let _ = cx;
+        AtDrain::LoseWhenIdle
+    }
+
+    /// Whether no frame waits for an answer. Not asked inside of a frame.
+    fn is_idle(&self) -> bool {
+        true
     }
 
     /// Reading goes on after a pause. The frames kept back follow, unless this

@@ -154,6 +154,7 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
             Event::ConnectionLost(reason) => {
                 log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
             }
+            Event::Draining => log::debug!(target: log::TRAFFIC, "{number}: drains"),
             Event::ReadingResumed
             | Event::ConnectionReattached
             | Event::PauseProducing

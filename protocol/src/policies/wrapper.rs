@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
-use crate::protocol::{AfterReadClosed, AfterTruncation, Protocol};
+use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
 
@@ -81,6 +81,8 @@ pub enum Event<'a> {
     WriteConnectionLost,
     /// [`Protocol::connection_lost`], with its reason.
     ConnectionLost(&'a CloseReason),
+    /// [`Protocol::draining`].
+    Draining,
     /// [`Protocol::reading_resumed`].
     ReadingResumed,
     /// [`Protocol::connection_reattached`].
@@ -269,6 +271,14 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
         self.around(cx, &Event::ConnectionLost(reason), |protocol, cx| {
             protocol.connection_lost(cx, reason);
         });
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.around(cx, &Event::Draining, |protocol, cx| protocol.draining(cx))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.protocol.is_idle()
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {

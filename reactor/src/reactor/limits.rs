@@ -70,4 +70,7 @@ pub struct Statistics {
     pub timers: u64,
     /// Callbacks that panicked.
     pub panics: u64,
+    /// Descriptors that a [graceful stop](crate::Reactor::stop_gracefully) waited
+    /// for, and that had not ended when it was cut short.
+    pub cut: u64,
 }

@@ -206,7 +206,7 @@ impl Reactor {
         }
     }
 
-    fn notifications_phase(&mut self) {
+    pub(super) fn notifications_phase(&mut self) {
         let mut budget = 0..self.limits.notifications.max(1);
         self.guarded(|reactor| {
             for _ in &mut budget {
@@ -259,12 +259,14 @@ impl Reactor {
         }
         if self.state == State::StopAsked {
             self.state = State::Stopping;
-            self.fire(Phase::Before, SystemEvent::Shutdown);
+            self.begin_draining();
         }
-        if self.state == State::Stopping && !self.triggers.is_held(SystemEvent::Shutdown) {
+        if self.state == State::Stopping && !self.still_waits() {
+            self.end_waiting();
             self.disconnect_all();
             self.fire(Phase::During, SystemEvent::Shutdown);
             self.fire(Phase::After, SystemEvent::Shutdown);
+            self.forget_stop();
             self.state = State::Idle;
             log::debug!(target: log::REACTOR, "the loop has ended");
         }
@@ -415,7 +417,7 @@ impl Reactor {
     /// One catch for a whole phase rather than one per callback: catching is
     /// then free for those that do not panic. A phase keeps its position
     /// outside of itself, so that it goes on where it was cut.
-    fn guarded(&mut self, mut phase: impl FnMut(&mut Self)) {
+    pub(super) fn guarded(&mut self, mut phase: impl FnMut(&mut Self)) {
         // The state that a panic can leave behind is what callbacks may leave
         // behind anyway: `Taken` puts the descriptor back while unwinding.
         while let Err(panic) = catch_panic(|| phase(self)) {

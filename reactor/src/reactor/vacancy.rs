@@ -5,7 +5,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 
-use super::Reactor;
+use super::{Reactor, State};
 use crate::descriptor::{Descriptor, Interest};
 use crate::token::Token;
 
@@ -47,6 +47,9 @@ impl Vacancy<'_> {
         let mut this = ManuallyDrop::new(self);
         let token = this.token;
         this.reactor.slots.put(token, entry);
+        if this.reactor.state == State::Stopping {
+            this.reactor.drain_latecomer(token);
+        }
         token
     }
 }

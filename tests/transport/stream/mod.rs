@@ -3,6 +3,7 @@
 
 mod broken;
 mod closing;
+mod draining;
 mod half_close;
 mod lingering;
 mod reading;

@@ -16,6 +16,7 @@ use bowline_protocol::{
 use bowline_reactor::{DelayedCall, Reactor, Token};
 
 use super::MIN_DIRECT_BYTES;
+use crate::connection::Draining;
 use crate::log;
 use crate::shared::{READ_BYTES, Shared};
 use crate::socket::{Remains, Socket};
@@ -127,6 +128,12 @@ pub(crate) mod flag {
     pub(crate) const FAILED: u32 = 1 << 27;
     /// The poller reported the peer's end, at a time when it reported no error.
     pub(crate) const END_ARRIVED: u32 = 1 << 28;
+
+    // 1 << 29 is pending::DRAINING.
+
+    /// The connection is lost when it is idle: `Cold::draining`. `UNSETTLED` stays
+    /// as long.
+    pub(crate) const DRAINING: u32 = 1 << 30;
 }
 
 /// The other bits of [`Core::flags`]: what user code has to be told, in the
@@ -141,11 +148,12 @@ pub(crate) mod pending {
     pub(crate) const READING_RESUMED: u32 = 1 << 22;
     pub(crate) const END: u32 = 1 << 23;
 
-    /// In a place of its own, as the last.
+    /// In places of their own, as the last.
     pub(crate) const REATTACHED: u32 = 1 << 26;
+    pub(crate) const DRAINING: u32 = 1 << 29;
 
     /// Anything at all.
-    pub(crate) const ANY: u32 = 0xff << 16 | REATTACHED;
+    pub(crate) const ANY: u32 = 0xff << 16 | REATTACHED | DRAINING;
 }
 
 /// What most connections never need, behind one pointer.
@@ -179,6 +187,10 @@ pub(crate) struct Cold {
     pushed_back: Vec<u8>,
     /// A pull producer that wrote nothing is asked again then.
     pub(crate) ask_again: Option<DelayedCall>,
+    /// The reactor stops gracefully, and the connection was told so.
+    pub(crate) was_told_to_drain: bool,
+    /// What is waited for then.
+    pub(crate) draining: Option<Draining>,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
     /// Descriptors that left and were not told of yet.
