@@ -110,7 +110,8 @@ use bowline_protocol::framing::{
 };
 use bowline_protocol::policies::Timeout;
 use bowline_protocol::{
-    AfterReadClosed, AfterTruncation, CloseReason, Context, Credentials, Protocol, UnixTransport,
+    AfterReadClosed, AfterTruncation, AtDrain, CloseReason, Context, Credentials, Protocol,
+    UnixTransport,
 };
 use bowline_transport::effective_user;
 
@@ -149,6 +150,14 @@ pub trait ChannelReceiver<T: UnixTransport + ?Sized>: 'static {
     fn read_channel_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
         let _ = cx;
         AfterReadClosed::EndConnection
+    }
+
+    /// The reactor stops gracefully; see [`Protocol::draining`]. A channel serves
+    /// what is waited for elsewhere, so by the default nobody waits for it, and it
+    /// goes on until the end.
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        let _ = cx;
+        AtDrain::DoNotWait
     }
 
     /// The channel has ended. Called once, last, and also if it never was
@@ -660,6 +669,10 @@ where
         self.receiver.read_channel_lost(&mut cx.as_context())
     }
 
+    fn draining(&mut self, cx: &mut FrameCx<'_, T>) -> AtDrain {
+        self.receiver.draining(&mut cx.as_context())
+    }
+
     fn connection_reattached(&mut self, cx: &mut FrameCx<'_, T>) {
         self.limit.reattached(cx);
     }
@@ -713,6 +726,14 @@ where
 
     fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
         self.framed.read_connection_lost(cx)
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.framed.draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        Protocol::<T>::is_idle(&self.framed)
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {

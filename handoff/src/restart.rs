@@ -81,7 +81,7 @@ use std::time::Duration;
 use bowline_protocol::{
     Acceptor, Address, Factory, ListenerHandle, SocketFile, TransportHandle, UnixAddress,
 };
-use bowline_reactor::Reactor;
+use bowline_reactor::{GracefulStop, Reactor};
 #[cfg(feature = "testing")]
 use bowline_transport::testing::{MemoryListener, MemoryStream, SimulatedKernel};
 use bowline_transport::{
@@ -155,12 +155,14 @@ pub trait Program: 'static {
     }
 
     /// Everything was handed over: no connection comes any more, and those that
-    /// are left here are to be served to their end. Called once. By default the
-    /// reactor [stops](Reactor::stop), for which it waits as long as somebody
-    /// [holds](Reactor::hold) the shutdown, and is cut short after
-    /// [`RestartSettings::drain`].
-    fn handed_over(&mut self, reactor: &mut Reactor) {
-        let _ = reactor.stop();
+    /// are left here are to be served to their end, within
+    /// [`RestartSettings::drain`]. Called once. By default the reactor
+    /// [stops gracefully](Reactor::stop_gracefully): each connection is told to
+    /// [drain](bowline_protocol::Protocol::draining). When `within` has passed the
+    /// reactor [stops](Reactor::stop_now) in any case.
+    fn handed_over(&mut self, reactor: &mut Reactor, within: Duration) {
+        // An error says that it has stopped already.
+        let _ = reactor.stop_gracefully(GracefulStop::new().deadline(within));
     }
 
     /// Whether connections of a [kind](Movable::KIND) can be taken over; by
@@ -815,11 +817,13 @@ impl Restart {
 
     /// Nothing is left to be done but to serve what stays.
     fn leave(&self, reactor: &mut Reactor) {
-        self.call_program(reactor, |program, reactor| program.handed_over(reactor));
-        reactor.call_later(self.shared.settings.drain, |reactor| {
-            log::debug!(target: log::HANDOFF, "cutting what is left");
-            // It may have ended by itself.
-            let _ = reactor.crash();
+        let within = self.shared.settings.drain;
+        self.call_program(reactor, move |program, reactor| {
+            program.handed_over(reactor, within);
+        });
+        reactor.call_later(within, |reactor| {
+            // An error says that it has stopped by itself.
+            let _ = reactor.stop_now();
         });
     }
 

@@ -226,7 +226,7 @@ impl Program for Server {
         self.life.leave();
     }
 
-    fn handed_over(&mut self, _: &mut Reactor) {
+    fn handed_over(&mut self, _: &mut Reactor, _: Duration) {
         self.life.leave();
     }
 

@@ -107,6 +107,10 @@ impl Pool {
             let stopping = Rc::downgrade(&pool.shared);
             reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
                 if let Some(shared) = stopping.upgrade() {
+                    let left = reactor
+                        .stop_deadline()
+                        .map(|deadline| deadline.saturating_duration_since(reactor.now()));
+                    let within = left.map_or(within, |left| left.min(within));
                     shared.stop(reactor, within, None);
                 }
             });

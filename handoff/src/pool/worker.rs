@@ -8,8 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{AfterReadClosed, CloseReason, Context, UnixTransport, UnixTransportHandle};
-use bowline_reactor::{DelayedCall, Reactor};
+use bowline_protocol::{
+    AfterReadClosed, AtDrain, CloseReason, Context, UnixTransport, UnixTransportHandle,
+};
+use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
 use bowline_transport::describe_socket;
 
 use super::connection::Connection;
@@ -60,10 +62,14 @@ pub trait Service: 'static {
     fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live);
 
     /// No connection comes any more, all have begun: the pool has asked to end
-    /// within this time, or is gone. Connections that are between requests should be
-    /// closed.
+    /// within this time, or is gone, or the reactor stops.
+    ///
+    /// [Stops](Reactor::stop_gracefully) the reactor gracefully within this time,
+    /// unless overridden: each connection is told to
+    /// [drain](bowline_protocol::Protocol::draining).
     fn draining(&mut self, reactor: &mut Reactor, within: Duration) {
-        let _ = (reactor, within);
+        // An error says that it was never run.
+        let _ = reactor.stop_gracefully(GracefulStop::new().deadline(within));
     }
 
     /// All connections have ended, or the time for it has passed. Stops the
@@ -170,6 +176,8 @@ struct Shared {
     stage: Cell<Stage>,
     /// The service is to be told to drain within this time.
     untold: Cell<Option<Duration>>,
+    /// Has a stop wait for what is promised and served; there while it drains.
+    hold: Cell<Option<Hold>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -214,6 +222,7 @@ impl Worker {
             look_is_due: Cell::new(false),
             stage: Cell::new(Stage::Serving),
             untold: Cell::new(None),
+            hold: Cell::new(None),
         });
         let inlet = Inlet {
             shared: Rc::clone(&shared),
@@ -384,6 +393,7 @@ impl Shared {
             return self.tell_draining(reactor);
         }
         self.stage.set(Stage::Draining);
+        self.hold.set(Some(reactor.hold(SystemEvent::Shutdown)));
         let late = Rc::clone(self);
         reactor.call_later(within, move |reactor| late.drained(reactor));
         if let Some(report) = self.report.take() {
@@ -415,6 +425,7 @@ impl Shared {
             channel.lose_connection();
         }
         let shared = Rc::clone(self);
+        self.hold.take();
         reactor.defer(move |reactor| shared.service.borrow_mut().drained(reactor));
     }
 }
@@ -473,6 +484,23 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         AfterReadClosed::EndConnection
     }
 
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        let shared = Rc::clone(&self.shared);
+        let left = cx
+            .reactor
+            .stop_deadline()
+            .map(|deadline| deadline.saturating_duration_since(cx.reactor.now()));
+        let within = left.unwrap_or(shared.settings.orphaned_timeout);
+        // After what was promised before; the stop waits for that.
+        let hold = cx.reactor.hold(SystemEvent::Shutdown);
+        shared.begin_later(cx.reactor);
+        cx.reactor.defer(move |reactor| {
+            shared.drain(reactor, within);
+            drop(hold);
+        });
+        AtDrain::DoNotWait
+    }
+
     fn channel_lost(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -486,6 +514,7 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         }
         if matches!(reason, CloseReason::ReactorStopped) {
             shared.promised.borrow_mut().clear();
+            shared.hold.take();
             return;
         }
         let sent = cx.transport.bytes_sent();

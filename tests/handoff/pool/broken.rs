@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
-    Connection, Live, Pool, PoolSettings, Spawned, Undelivered, Worker, WorkerId, WorkerSettings,
+    Connection, Live, Pool, PoolSettings, Service, Spawned, Undelivered, Worker, WorkerId,
+    WorkerSettings,
 };
 use bowline::testing::{MemoryPeer, MemorySocket, Pump, SimulatedKernel, SocketId};
 use bowline::{Context, Protocol, Reactor, Transport};
@@ -67,6 +68,25 @@ impl<T: Transport> Protocol<T> for Echo {
     }
 }
 
+/// Serves for one of the workers, whose end is not that of the reactor.
+struct Serves {
+    worker: WorkerId,
+    world: Shared,
+}
+
+impl Service for Serves {
+    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+        let served = (self.worker, connection.label);
+        self.world.borrow_mut().served.push(served);
+        let socket = MemorySocket::from_descriptor(connection.fd).unwrap();
+        socket.adopt(reactor, Echo { _live: live }).unwrap();
+    }
+
+    fn draining(&mut self, _: &mut Reactor, _: Duration) {}
+
+    fn drained(&mut self, _: &mut Reactor) {}
+}
+
 /// A pool of two workers, all in one reactor whose clock stands still.
 struct Run {
     pump: Pump,
@@ -94,12 +114,8 @@ impl Run {
                 has_ended: false,
             });
             let world = Rc::clone(&shared);
-            let serve = move |reactor: &mut Reactor, connection: Connection, live| {
-                world.borrow_mut().served.push((worker, connection.label));
-                let socket = MemorySocket::from_descriptor(connection.fd).unwrap();
-                socket.adopt(reactor, Echo { _live: live }).unwrap();
-            };
-            Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;
+            let serves = Serves { worker, world };
+            Worker::start(reactor, theirs, WorkerSettings::default(), serves)?;
             let process = Box::new(Child {
                 place,
                 world: Rc::clone(&shared),

@@ -217,7 +217,7 @@ impl Program for Server {
         self.shared.log(&format!("goes on: {error}"));
     }
 
-    fn handed_over(&mut self, reactor: &mut Reactor) {
+    fn handed_over(&mut self, reactor: &mut Reactor, _: Duration) {
         self.shared.log("handed over");
         let _ = reactor.stop();
     }

@@ -328,7 +328,7 @@ impl Program for Play {
         self.scene.note(error.to_string());
     }
 
-    fn handed_over(&mut self, _: &mut Reactor) {
+    fn handed_over(&mut self, _: &mut Reactor, _: Duration) {
         self.scene.note("handed over");
     }
 

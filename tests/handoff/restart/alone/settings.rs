@@ -250,6 +250,10 @@ fn by_default_no_connection_is_taken_and_the_reactor_stops_when_all_is_handed_ov
         stage.settle();
     }
     assert!(new.has_handed_over() && !new.is_serving());
+    // A client that is quiet may be about to ask.
+    assert!(stage.reactor.is_running());
+    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+    stage.advance(Duration::from_millis(600));
     assert!(!stage.reactor.is_running());
 }
 
