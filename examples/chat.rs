@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
-use bowline::{Address, CloseReason, DelayedCall, Hold, Phase, Reactor, SystemEvent, Transport};
+use bowline::{Address, AtDrain, CloseReason, DelayedCall, Reactor, Transport};
 use bowline::{TransportHandle, TransportState, Watermarks, WriteStatus};
 
 use crate::common::{Arguments, Endpoint};
@@ -51,13 +51,10 @@ struct Member {
     name: Option<String>,
     idle: Duration,
     leaves_at: Option<DelayedCall>,
-    /// Lets a stop wait for this connection.
-    open: Option<Hold>,
 }
 
 impl<T: Transport> FrameReceiver<T, LineFramer> for Member {
     fn connection_made(&mut self, cx: &mut Cx<'_, T>) {
-        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
         cx.transport.set_watermarks(Watermarks {
             limit: MAX_UNSENT,
             ..Watermarks::default()
@@ -86,6 +83,13 @@ impl<T: Transport> FrameReceiver<T, LineFramer> for Member {
             Some(_) => {}
             None => self.join(cx, text),
         }
+    }
+
+    /// Shows the member out, so that a stop need not wait for silence.
+    fn draining(&mut self, cx: &mut Cx<'_, T>) -> AtDrain {
+        cx.transport.write(b"* the room closes\n");
+        cx.transport.lose_connection();
+        AtDrain::LoseWhenIdle
     }
 
     fn connection_lost(&mut self, cx: &mut Cx<'_, T>, _: &CloseReason) {
@@ -132,16 +136,6 @@ impl Member {
     }
 }
 
-/// Shows everybody out, so that a stop need not wait for them.
-fn close(reactor: &mut Reactor, room: &Room) {
-    for &member in room.borrow().keys() {
-        if let Some(member) = reactor.get(member) {
-            member.write(b"* the room closes\n");
-            member.lose_connection();
-        }
-    }
-}
-
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
@@ -153,22 +147,17 @@ fn main() -> common::Result {
 
     let mut reactor = Reactor::new()?;
     let room = Room::default();
-    let closing = Rc::clone(&room);
-    reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
-        close(reactor, &closing);
-    });
     let listener = endpoint.listen(&mut reactor, move |_: &Address| {
         let member = Member {
             room: Rc::clone(&room),
             name: None,
             idle,
             leaves_at: None,
-            open: None,
         };
         // The framing takes off the LF, and `trim` a CR if there is one.
         Framed::new(LineFramer::with_delimiter(b"\n"), member)
     })?;
-    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())

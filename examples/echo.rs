@@ -15,14 +15,14 @@
 //!
 //! A client that sends and does not read is not read from any more once 64 KiB
 //! wait for it: the connection is the producer of its own answers. Ctrl-C stops
-//! the server in an orderly way, and a second one at once.
+//! the server once its clients are quiet, and a second one at once.
 
 #![allow(clippy::print_stdout)]
 
 mod common;
 
-use bowline::{Address, AfterReadClosed, Context, Hold, ProducerKind, Protocol, Reactor};
-use bowline::{SystemEvent, Transport, UnixAddress};
+use bowline::{Address, AfterReadClosed, Context, ProducerKind, Protocol, Reactor};
+use bowline::{Transport, UnixAddress};
 
 use crate::common::{Arguments, Endpoint};
 
@@ -34,15 +34,10 @@ Usage: echo --tcp HOST:PORT
 ";
 
 /// One connection.
-#[derive(Default)]
-struct Echo {
-    /// Lets a stop wait for this connection.
-    open: Option<Hold>,
-}
+struct Echo;
 
 impl<T: Transport> Protocol<T> for Echo {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
         let me = cx.transport.handle();
         cx.transport
             .register_producer(me.into(), ProducerKind::Push)
@@ -73,8 +68,8 @@ fn main() -> common::Result {
     };
 
     let mut reactor = Reactor::new()?;
-    let listener = endpoint.listen(&mut reactor, |_: &Address| Echo::default())?;
-    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    let listener = endpoint.listen(&mut reactor, |_: &Address| Echo)?;
+    reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())

@@ -27,9 +27,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
-use bowline::{
-    Context, Factory, Hold, LingeringClose, ProducerKind, Protocol, Reactor, SystemEvent, Transport,
-};
+use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Transport};
 use bowline::{TransportHandle, Transports, UnixAddress};
 
 use crate::common::{Arguments, Endpoint};
@@ -51,8 +49,6 @@ struct Side {
     role: Role,
     /// Whether our peer's end was passed on, behind all that it sent.
     is_passed_on: bool,
-    /// Lets a stop wait for this connection.
-    open: Option<Hold>,
 }
 
 enum Role {
@@ -64,7 +60,6 @@ enum Role {
 
 impl<T: Transport> Protocol<T> for Side {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
         let me = cx.transport.handle();
         match &mut self.role {
             Role::Front(to, connector) => {
@@ -156,7 +151,6 @@ impl<T: Transport> Factory<T> for Dial {
             other: Rc::new(Cell::new(Some(self.front))),
             role: Role::Back(Rc::clone(&self.back)),
             is_passed_on: false,
-            open: None,
         })
     }
 
@@ -213,9 +207,10 @@ fn main() -> common::Result {
         other: Rc::default(),
         role: Role::Front(to.clone(), None),
         is_passed_on: false,
-        open: None,
     })?;
-    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    // Waits for the clients until they or the servers close: each side has the
+    // other for a producer, which may have more.
+    reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())

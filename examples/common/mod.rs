@@ -1,4 +1,4 @@
-//! What the examples share: the command line, addresses, and a graceful stop.
+//! What the examples share: the command line and addresses.
 
 // Each example uses a part of it.
 #![allow(dead_code)]
@@ -11,11 +11,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
-use bowline::{Factory, ListenError, ListenerHandle, Phase, Reactor, SystemEvent};
-use bowline::{TcpStream, Transports, UnixAddress, UnixStream};
-use rustix::process::Signal;
+use bowline::UnixStream;
+use bowline::{Factory, ListenError, ListenerHandle, Reactor, TcpStream, Transports, UnixAddress};
 
-/// How long a stop waits for open connections.
+/// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What `main` returns: any error ends the program with its text.
@@ -139,33 +138,4 @@ pub(crate) fn print_address(reactor: &mut Reactor, listener: ListenerHandle) {
     if let Some(listener) = reactor.get(listener) {
         println!("listening on {}", listener.address());
     }
-}
-
-/// On SIGTERM or SIGINT: closes `listener`, waits until nobody holds the
-/// shutdown any more (each open connection takes a
-/// [`hold`](bowline::Reactor::hold)), and stops. What is still open after
-/// [`STOP_DEADLINE`], or at a second signal, is cut.
-pub(crate) fn stop_gracefully_on_signals(
-    reactor: &mut Reactor,
-    listener: ListenerHandle,
-) -> io::Result<()> {
-    reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, move |reactor| {
-        if let Some(listener) = reactor.get(listener) {
-            listener.stop_listening();
-        }
-        reactor.call_later(STOP_DEADLINE, cut);
-    });
-    let signals = [Signal::TERM.as_raw(), Signal::INT.as_raw()];
-    reactor.on_signals(&signals, |reactor, _| {
-        if reactor.stop().is_err() {
-            cut(reactor);
-        }
-    })?;
-    Ok(())
-}
-
-/// Ends the loop without waiting for anybody.
-fn cut(reactor: &mut Reactor) {
-    // An error says that it has ended already.
-    let _ = reactor.crash();
 }

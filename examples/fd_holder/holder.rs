@@ -222,7 +222,7 @@ pub(crate) fn run(path: &Path, limit: usize) -> common::Result {
     };
     let channels = LimitConnections::new(channels).total(Some(CLIENTS));
     let listener = reactor.listen_unix_with(path, &options, channels)?;
-    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())

@@ -15,8 +15,8 @@ use std::time::Instant;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
-use bowline::{Address, AfterReadClosed, Context, Hold, Protocol, Reactor};
-use bowline::{StreamTransport, SystemEvent, TcpListenOptions, Transports, UnixListenOptions};
+use bowline::{Address, AfterReadClosed, Context, GracefulStop, Protocol, Reactor};
+use bowline::{StreamTransport, TcpListenOptions, Transports, UnixListenOptions};
 use bowline::{describe_socket, descriptors_closing};
 use rustix::process::Signal;
 
@@ -109,9 +109,8 @@ fn serve(options: Options) -> common::Result {
             log::warn!("no restart now: {error}");
         }
     })?;
-    let signals = [Signal::TERM.as_raw(), Signal::INT.as_raw()];
     // The notifier says so to the service manager.
-    reactor.on_signals(&signals, |reactor, _| stop(reactor))?;
+    reactor.stop_on_signals_with(GracefulStop::new().deadline(STOP_DEADLINE))?;
     let server = Server {
         shared: Rc::clone(&shared),
         options,
@@ -124,15 +123,6 @@ fn serve(options: Options) -> common::Result {
     // That it could not start is an error of the run.
     outcome?;
     Ok(())
-}
-
-/// Stops when the open connections have ended, or after a while.
-fn stop(reactor: &mut Reactor) {
-    if reactor.stop().is_ok() {
-        reactor.call_later(STOP_DEADLINE, |reactor| {
-            let _ = reactor.crash();
-        });
-    }
 }
 
 struct Shared {
@@ -215,8 +205,6 @@ struct Lines {
     /// The beginning of a line that has not arrived whole.
     partial: Vec<u8>,
     ticket: Option<MoveTicket>,
-    /// Keeps a stop waiting.
-    open: Option<Hold>,
     is_half_closed: bool,
 }
 
@@ -226,7 +214,6 @@ impl Lines {
             shared: Rc::clone(shared),
             partial,
             ticket: None,
-            open: None,
             is_half_closed: false,
         }
     }
@@ -234,7 +221,6 @@ impl Lines {
 
 impl<T: StreamTransport> Protocol<T> for Lines {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.open = Some(cx.reactor.hold(SystemEvent::Shutdown));
         if self.shared.moves
             && let Some(restart) = self.shared.restart.borrow().as_ref()
         {
@@ -250,12 +236,7 @@ impl<T: StreamTransport> Protocol<T> for Lines {
             }
             return;
         };
-        let is_last = self
-            .shared
-            .restart
-            .borrow()
-            .as_ref()
-            .is_some_and(Restart::has_handed_over);
+        let is_last = cx.reactor.is_stopping();
         let lines: Vec<u8> = self.partial.drain(..=end).collect();
         for line in lines.split_inclusive(|&byte| byte == b'\n') {
             let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -266,6 +247,11 @@ impl<T: StreamTransport> Protocol<T> for Lines {
             // Whoever reads `bye` says nothing more here.
             cx.transport.lose_connection();
         }
+    }
+
+    /// The rest of a line is waited for.
+    fn is_idle(&self) -> bool {
+        self.partial.is_empty()
     }
 
     fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {

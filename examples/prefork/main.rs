@@ -41,7 +41,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, WorkerId, spawn_command};
-use bowline::{Reactor, TcpListenOptions, Transports};
+use bowline::{GracefulStop, Reactor, TcpListenOptions, Transports};
 
 use crate::common::{Arguments, STOP_DEADLINE};
 use crate::load::Load;
@@ -100,7 +100,7 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
         ..TcpListenOptions::default()
     };
     let listener = reactor.accept_tcp(address, &options, pool.acceptor(0))?;
-    common::stop_gracefully_on_signals(&mut reactor, listener)?;
+    reactor.stop_on_signals_with(GracefulStop::new().deadline(STOP_DEADLINE))?;
     common::print_address(&mut reactor, listener);
 
     let load = if serve {

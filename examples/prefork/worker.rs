@@ -1,18 +1,14 @@
 //! A worker: takes connections from its channel, and answers HTTP on them.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::process;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bowline::handoff::pool::inherited_channel;
-use bowline::handoff::pool::{Connection, Live, Service, Worker, WorkerSettings};
-use bowline::{AfterReadClosed, CloseReason, Context, Protocol, Reactor, TcpStream, Transport};
-use bowline::{TransportHandle, Transports};
+use bowline::handoff::pool::{Connection, Live, Worker, WorkerSettings};
+use bowline::{AfterReadClosed, Context, GracefulStop, Protocol, Reactor, Transport};
 use rustix::process::Signal;
 
-use crate::common;
+use crate::common::{self, STOP_DEADLINE};
 
 /// Serves what comes through the channel, to its end.
 pub(crate) fn run() -> common::Result {
@@ -23,60 +19,39 @@ pub(crate) fn run() -> common::Result {
         let length = body.len();
         format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{header}\r\n{body}").into_bytes()
     };
-    let server = Server(Rc::new(Shared {
-        open: RefCell::default(),
+    let answers = Rc::new(Answers {
         keep: answer(""),
         close: answer("Connection: close\r\n"),
-    }));
-    Worker::start(&mut reactor, channel, WorkerSettings::default(), server)?;
+    });
+    let serve = move |reactor: &mut Reactor, connection: Connection, live: Live| {
+        if let Err(error) = connection.adopt_tcp(reactor, Http::new(&answers, live)) {
+            // Reset before it got here, most likely.
+            log::debug!("cannot serve: {error}");
+        }
+    };
+    Worker::start(&mut reactor, channel, WorkerSettings::default(), serve)?;
     // Ctrl-C goes to all processes of a terminal. It is the acceptor's to
-    // decide; SIGTERM to a worker ends it at once.
+    // decide; SIGTERM to a worker has it finish its work, and be replaced.
     reactor.on_signals(&[Signal::INT.as_raw()], |_, _| {})?;
+    reactor.on_signals(&[Signal::TERM.as_raw()], |reactor, _| {
+        // An error says that it does not run any more.
+        let _ = reactor.stop_gracefully(GracefulStop::new().deadline(STOP_DEADLINE));
+    })?;
     reactor.run()?;
     Ok(())
 }
 
-/// What serves the connections of one worker.
-struct Server(Rc<Shared>);
-
-/// What they share.
-struct Shared {
-    open: RefCell<BTreeSet<TransportHandle>>,
-    /// The answers that keep the connection, and that close it.
+/// The answers that keep the connection, and that close it.
+struct Answers {
     keep: Vec<u8>,
     close: Vec<u8>,
 }
 
-impl Service for Server {
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
-        match connection.adopt_tcp(reactor, Http::new(&self.0, live)) {
-            Ok(connection) => {
-                self.0.open.borrow_mut().insert(connection);
-            }
-            // Reset before it got here, most likely.
-            Err(error) => log::debug!("cannot serve: {error}"),
-        }
-    }
-
-    fn draining(&mut self, reactor: &mut Reactor, _: Duration) {
-        for &connection in &*self.0.open.borrow() {
-            reactor.call_protocol(
-                connection,
-                |http: &mut Http, cx: &mut Context<'_, TcpStream>| {
-                    http.stop(cx);
-                },
-            );
-        }
-    }
-}
-
 /// One HTTP connection. A shortcut: GET only, and no bodies.
 struct Http {
-    server: Rc<Shared>,
+    answers: Rc<Answers>,
     /// The beginning of a request that has not arrived whole.
     partial: Vec<u8>,
-    has_answered: bool,
-    is_last: bool,
     _live: Live,
 }
 
@@ -98,8 +73,9 @@ impl<T: Transport> Protocol<T> for Http {
         AfterReadClosed::LoseConnection
     }
 
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
-        self.server.open.borrow_mut().remove(&cx.transport.handle());
+    /// The rest of a request is waited for.
+    fn is_idle(&self) -> bool {
+        self.partial.is_empty()
     }
 }
 
@@ -107,12 +83,10 @@ impl Http {
     const MAX_HEADERS: usize = 64;
     const MAX_REQUEST: usize = 16 * 1024;
 
-    fn new(server: &Rc<Shared>, live: Live) -> Self {
+    fn new(answers: &Rc<Answers>, live: Live) -> Self {
         Self {
-            server: Rc::clone(server),
+            answers: Rc::clone(answers),
             partial: Vec::new(),
-            has_answered: false,
-            is_last: false,
             _live: live,
         }
     }
@@ -135,25 +109,15 @@ impl Http {
                 return refuse(cx, "405 Method Not Allowed", requests);
             }
             used += length;
-            self.has_answered = true;
-            if self.is_last || !is_kept_alive(&request) {
-                cx.transport.write(&self.server.close);
+            // Whoever reads that does not send another one here.
+            if cx.reactor.is_stopping() || !is_kept_alive(&request) {
+                cx.transport.write(&self.answers.close);
                 cx.transport.lose_connection();
                 return requests.len();
             }
-            cx.transport.write(&self.server.keep);
+            cx.transport.write(&self.answers.keep);
         }
         used
-    }
-
-    /// Ends the connection now if it is between requests, else with the answer
-    /// to the one that it owes.
-    fn stop<T: Transport>(&mut self, cx: &mut Context<'_, T>) {
-        if self.has_answered && self.partial.is_empty() {
-            cx.transport.lose_connection();
-        } else {
-            self.is_last = true;
-        }
     }
 }
 
