@@ -13,6 +13,7 @@ mod peer;
 
 mod children;
 mod crowds;
+mod drained;
 mod framing;
 mod hostile;
 mod packages;
