@@ -192,9 +192,9 @@ pub use bowline_handoff as handoff;
 pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
     pub use bowline_transport::testing::{
-        Delivery, KernelSettings, MemoryHandle, MemoryListener, MemoryPeer, MemorySocket,
-        MemoryStream, PeerRead, Points, ProcessId, Pump, Random, SimulatedKernel, Simulation,
-        SocketId,
+        Delivery, KernelSettings, MemoryDatagramSender, MemoryDatagrams, MemoryHandle,
+        MemoryListener, MemoryPeer, MemorySocket, MemoryStream, PeerRead, Points, ProcessId, Pump,
+        Random, SimulatedKernel, Simulation, SocketId,
     };
 }
 

@@ -1,7 +1,7 @@
 //! Whole runs from a seed of a program that is restarted while it serves:
 //! successors that its processes start or that come by themselves, that cannot
 //! listen, refuse connections, die at any point or hang; processes that serve and
-//! die; a kernel that cuts, delays and fails. The restart is that of
+//! die; a service manager that is slow, full, away or made anew; a kernel that cuts, delays and fails. The restart is that of
 //! `bowline::handoff::restart`, as it is, and so are the listeners. Connections live
 //! through several processes, each of which goes on where the last one was.
 
@@ -18,9 +18,10 @@ use bowline::handoff::restart::{
     Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
     Start,
 };
+use bowline::handoff::systemd::Notifier;
 use bowline::testing::{
-    Delivery, KernelSettings, MemoryHandle, MemorySocket, MemoryStream, Points, ProcessId, Random,
-    SimulatedKernel, Simulation,
+    Delivery, KernelSettings, MemoryDatagrams, MemoryHandle, MemorySocket, MemoryStream, Points,
+    ProcessId, Random, SimulatedKernel, Simulation,
 };
 use bowline::{Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
@@ -40,6 +41,9 @@ const POINTS: [&str; 7] = [
 ];
 /// What the program listens on.
 const SERVICE: &str = "service";
+/// Where the service manager is, and how many notices it has room for.
+const MANAGER: &str = "manager";
+const ROOM: usize = 3;
 /// A client says first which one it is.
 const NAME_BYTES: usize = 4;
 
@@ -71,6 +75,7 @@ struct World {
     /// Whether it has to hold that nobody starts cold while another serves: where no
     /// channel breaks.
     is_strict: bool,
+    untold: usize,
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -95,6 +100,12 @@ struct LifeState {
     /// Exits when it has no connection any more.
     is_leaving: bool,
     is_suspended: bool,
+    /// It was at some time.
+    was_suspended: bool,
+    notifier: Option<Rc<Notifier>>,
+    has_taken_over: bool,
+    /// The manager took too long for it.
+    is_untold: bool,
     /// It died before it served.
     was_taking_over: bool,
     connections: usize,
@@ -115,6 +126,17 @@ impl Life {
     fn serves(&self) -> bool {
         let is_alive = !self.state.borrow().is_dead;
         is_alive && self.restart().is_some_and(|restart| restart.is_serving())
+    }
+
+    /// Whether the manager knows of all that it has said, or cannot be told.
+    fn is_known(&self) -> bool {
+        let state = self.state.borrow();
+        // One that has just died is attached no more.
+        let notifier = state.notifier.as_ref();
+        let is_waiting = notifier.is_some_and(|it| it.is_attached() && it.waiting() > 0);
+        // It has gone on to the next restart, and says that.
+        let says_more = state.restart.as_ref().is_some_and(Restart::is_under_way);
+        !is_waiting || says_more || state.is_untold || state.was_suspended || state.is_dead
     }
 
     fn leave(&self) {
@@ -199,6 +221,7 @@ impl Program for Server {
         let world = &mut *self.shared.borrow_mut();
         if matches!(start, Start::TookOver { .. }) {
             world.taken_over += 1;
+            self.life.state.borrow_mut().has_taken_over = true;
         } else {
             let number = self.life.number;
             let others = world.lives.iter().filter(|it| it.number != number);
@@ -226,7 +249,23 @@ impl Program for Server {
         self.life.leave();
     }
 
+    fn manager_not_told(&mut self, _: &mut Reactor, _: &RestartError) {
+        self.life.state.borrow_mut().is_untold = true;
+        self.shared.borrow_mut().untold += 1;
+    }
+
     fn handed_over(&mut self, _: &mut Reactor, _: Duration) {
+        let world = &mut *self.shared.borrow_mut();
+        // Where channels break, nobody hears that the other has been told.
+        let mut heirs = world.lives.iter().filter(|life| {
+            let is_heir = life.state.borrow().has_taken_over;
+            is_heir || life.number == self.life.number
+        });
+        let is_known = !world.is_strict || heirs.all(Life::is_known);
+        if !is_known {
+            let line = format!("{} ends before the manager knows", self.life.number);
+            world.wrong.push(line);
+        }
         self.life.leave();
     }
 
@@ -366,11 +405,53 @@ impl Protocol<MemoryStream> for Client {
     }
 }
 
+/// The service manager: it reads always, slowly or not at all, or is not there.
+struct Manager {
+    receives: Option<MemoryDatagrams>,
+    reads_percent: u8,
+    heard: Vec<String>,
+}
+
+impl Manager {
+    fn has_unread(&self) -> bool {
+        let receives = self.receives.as_ref();
+        receives.is_some_and(|receives| receives.waiting() > 0)
+    }
+
+    fn read(&mut self) {
+        let datagram = self.receives.as_ref().and_then(MemoryDatagrams::receive);
+        if let Some((text, _)) = datagram {
+            let text = String::from_utf8(text).expect("text");
+            self.heard.push(text);
+        }
+    }
+
+    /// Goes on in another way; what it has not read is lost where it is made anew.
+    fn change(&mut self, kernel: &SimulatedKernel, random: &mut Random) {
+        match random.below(6) {
+            0 => self.receives = None,
+            1 => self.reads_percent = 0,
+            2 => self.reads_percent = 5,
+            _ => self.reads_percent = 100,
+        }
+        if random.chance(50) {
+            self.be_there(kernel);
+        }
+    }
+
+    fn be_there(&mut self, kernel: &SimulatedKernel) {
+        if self.receives.is_none() {
+            self.receives = Some(kernel.datagrams(MANAGER, ROOM).expect("nobody else"));
+        }
+    }
+}
+
 /// A run and who is in it.
 struct Run {
     simulation: Simulation,
     shared: Shared,
     clients: ProcessId,
+    manager: Manager,
     /// How the processes of this run are.
     broken_percent: u8,
     stays_percent: u8,
@@ -384,6 +465,11 @@ impl Run {
             simulation,
             shared: Shared::default(),
             clients,
+            manager: Manager {
+                receives: None,
+                reads_percent: 0,
+                heard: Vec::new(),
+            },
             broken_percent: [0, 0, 30][random.below(3)],
             stays_percent: [0, 20][random.below(2)],
             random: Random::new(seed.rotate_left(32)),
@@ -413,6 +499,9 @@ impl Run {
         let mut settings = RestartSettings::new("/simulated");
         settings.kernel = Some(kernel.clone());
         settings.drain = Duration::from_secs(1_000_000);
+        let notifier = Rc::new(Notifier::simulated(&kernel, MANAGER));
+        settings.notifier = Some(Rc::clone(&notifier));
+        life.state.borrow_mut().notifier = Some(notifier);
         let server = Server {
             life: life.clone(),
             shared: Rc::clone(&self.shared),
@@ -518,7 +607,9 @@ impl Run {
     fn suspend(&mut self, life: &Life, process: ProcessId) {
         // One that hangs and that nobody can end loses what it was given.
         if life.is_child || life.serves() && !self.has_stranger() {
-            life.state.borrow_mut().is_suspended = true;
+            let state = &mut *life.state.borrow_mut();
+            state.is_suspended = true;
+            state.was_suspended = true;
             self.simulation.suspend(process);
         }
     }
@@ -564,8 +655,8 @@ impl Run {
             let state = life.state.borrow();
             state.is_dead && !state.has_exited
         });
-        if job.had_by.is_empty() {
-            return world.killed > job.killed_before;
+        if job.had_by.is_empty() && world.killed > job.killed_before {
+            return true;
         }
         killed.any(|life| life.state.borrow().was_taking_over || job.had_by.contains(&life.number))
     }
@@ -577,6 +668,9 @@ impl System for Run {
     }
 
     fn act(&mut self) {
+        if self.manager.has_unread() && self.random.chance(self.manager.reads_percent) {
+            self.manager.read();
+        }
         for life in self.lives() {
             let process = life.state.borrow().process;
             let Some(process) = process else {
@@ -602,6 +696,7 @@ impl System for Run {
                     self.shared.borrow_mut().killed += 1;
                 }
                 let restart = state.restart.take();
+                state.notifier = None;
                 state.was_taking_over |= restart
                     .as_ref()
                     .is_some_and(|restart| !restart.is_serving() && !restart.has_handed_over());
@@ -613,11 +708,14 @@ impl System for Run {
     }
 
     fn is_acting(&self) -> bool {
-        self.lives().iter().any(|life| {
-            let state = life.state.borrow();
-            let is_ending = state.is_killed || state.has_exited || state.has_left();
-            state.process.is_none() || is_ending && !state.is_dead
-        })
+        // One that reads from time to time makes nobody wait for it.
+        let is_reading = self.manager.reads_percent == 100 && self.manager.has_unread();
+        is_reading
+            || self.lives().iter().any(|life| {
+                let state = life.state.borrow();
+                let is_ending = state.is_killed || state.has_exited || state.has_left();
+                state.process.is_none() || is_ending && !state.is_dead
+            })
     }
 }
 
@@ -640,6 +738,8 @@ struct Trace {
     moved: usize,
     gave_way: usize,
     answered: usize,
+    untold: usize,
+    heard: usize,
 }
 
 fn simulate(seed: u64) -> Trace {
@@ -658,6 +758,7 @@ fn simulate(seed: u64) -> Trace {
     let simulation = Simulation::with_kernel(kernel.clone());
     let mut run = Run::new(simulation, seed, &mut random);
     run.shared.borrow_mut().is_strict = lasting == 0;
+    run.manager.change(&kernel, &mut random);
     run.start_some(1 + random.below(3));
     run.settle();
     for _ in 0..40 + random.below(80) {
@@ -665,7 +766,8 @@ fn simulate(seed: u64) -> Trace {
         let life = lives[random.below(lives.len())].clone();
         let process = life.state.borrow().process;
         let jobs = run.shared.borrow().jobs.len();
-        match random.below(16) {
+        match random.below(17) {
+            16 => run.manager.change(&kernel, &mut random),
             0..3 => run.add_client(random.below(3_000)),
             3..8 => {
                 for _ in 0..random.below(30) {
@@ -701,6 +803,8 @@ fn simulate(seed: u64) -> Trace {
     }
     // From here on nobody is told to die, but those that were told may.
     run.broken_percent = 0;
+    run.manager.be_there(&kernel);
+    run.manager.reads_percent = 100;
     run.resume();
     for _ in 0..200 {
         run.advance(Duration::from_secs(1));
@@ -723,6 +827,11 @@ fn simulate(seed: u64) -> Trace {
         serving == 1 || serving == 2 && lasting > 0,
         "{serving} serve"
     );
+    for life in run.serving() {
+        let state = life.state.borrow();
+        let waiting = state.notifier.as_ref().map(|notifier| notifier.waiting());
+        assert_eq!(waiting, Some(0), "it is ready, and the manager reads");
+    }
     let world = run.shared.borrow();
     assert!(world.wrong.is_empty(), "{:?}", world.wrong);
     assert_eq!(kernel.waiting(SERVICE), Some(0));
@@ -739,6 +848,7 @@ fn simulate(seed: u64) -> Trace {
         );
         write!(outcomes, "{:?}{had_by:?} ", job.outcome).expect("a string");
     }
+    let untold = world.untold;
     let (killed, taken_over, moved) = (world.killed, world.taken_over, world.moved);
     let gave_way = world.gave_way;
     drop(world);
@@ -747,6 +857,7 @@ fn simulate(seed: u64) -> Trace {
             assert_eq!(reactor.statistics().panics, 0);
         }
     }
+    let run_heard = run.manager.heard.len();
     drop(run);
     assert_eq!((kernel.open_sockets(), kernel.open_listeners()), (0, 0));
     Trace {
@@ -757,6 +868,8 @@ fn simulate(seed: u64) -> Trace {
         moved,
         gave_way,
         answered,
+        untold,
+        heard: run_heard,
     }
 }
 
@@ -770,12 +883,15 @@ fn every_seed_of_restarts_keeps_the_promises_and_repeats() {
     let ledger = DescriptorLedger::open();
     let (mut killed, mut taken_over, mut moved, mut answered) = (0, 0, 0, 0);
     let mut gave_way = 0;
+    let (mut untold, mut heard) = (0, 0);
     let counted = every_seed((300, 2_000), simulate, |trace: Trace| {
         killed += trace.killed;
         taken_over += trace.taken_over;
         moved += trace.moved;
         gave_way += trace.gave_way;
         answered += trace.answered;
+        untold += trace.untold;
+        heard += trace.heard;
     });
     let Some((seeds, equal)) = counted else {
         return;
@@ -797,6 +913,18 @@ fn every_seed_of_restarts_keeps_the_promises_and_repeats() {
         .must("restarts", taken_over, Bound::AtLeast, seeds)
         .must("starts that gave way", gave_way, Bound::AtLeast, seeds / 4)
         .must("connections moved", moved, Bound::AtLeast, seeds)
-        .must("clients answered", answered, Bound::AtLeast, seeds);
+        .must("clients answered", answered, Bound::AtLeast, seeds)
+        .must(
+            "notices that the manager read",
+            heard,
+            Bound::AtLeast,
+            seeds,
+        )
+        .must(
+            "notices that it took too long for",
+            untold,
+            Bound::AtLeast,
+            1,
+        );
     ledger.assert_balanced();
 }

@@ -1,5 +1,7 @@
 //! The side of the process that serves.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
@@ -604,13 +606,24 @@ impl Restart {
         let Some(pid) = pid.filter(|_| has_manager) else {
             return self.offer_hears(reactor, id, Heard::Announced(has_manager));
         };
+        let waits = Rc::new(Cell::new(false));
+        let has_waited = Rc::clone(&waits);
         let number = self.tell_manager_then(
             reactor,
             &Notice::new().main_pid(pid),
             move |this, reactor| {
-                this.offer_hears(reactor, id, Heard::Announced(true));
+                if !has_waited.get() {
+                    return this.offer_hears(reactor, id, Heard::Announced(true));
+                }
+                // In a later turn, which has heard of a successor that has died
+                // meanwhile: then it is not to have everything.
+                let this = this.clone();
+                reactor.call_later(Duration::ZERO, move |reactor| {
+                    this.offer_hears(reactor, id, Heard::Announced(true));
+                });
             },
         );
+        waits.set(true);
         if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
             offer.announcement = number;
         }

@@ -12,6 +12,9 @@ use bowline_reactor::{
     DelayedCall, Hold, Interest, Phase, Reactor, RemoteHandle, SystemEvent, Token,
 };
 
+#[cfg(feature = "testing")]
+use bowline_transport::testing::SimulatedKernel;
+
 use super::notice::{LONGEST, Notice};
 use super::queue::{MOST, Purpose, Queue};
 use super::sender::{Barrier, Sender};
@@ -156,6 +159,13 @@ impl Notifier {
         Ok(Self::over(Way::to(address)?))
     }
 
+    /// One for a manager on a simulated kernel, that
+    /// [receives](SimulatedKernel::datagrams) under a name; feature `testing`.
+    #[cfg(feature = "testing")]
+    pub fn simulated(kernel: &SimulatedKernel, name: &str) -> Self {
+        Self::over(Way::Simulated(kernel.datagram_sender(name)))
+    }
+
     fn over(way: Way) -> Self {
         let state = State {
             queue: Queue::new(MOST),
@@ -199,6 +209,12 @@ impl Notifier {
             }
         });
         Ok(())
+    }
+
+    /// Whether a reactor sends what cannot leave at once: it is attached, and the reactor
+    /// has not ended.
+    pub fn is_attached(&self) -> bool {
+        self.inner.state.borrow().runs_on.is_some()
     }
 
     /// Sets how many notices of the program may wait, and how many descriptors they

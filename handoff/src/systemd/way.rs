@@ -7,6 +7,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use bowline_reactor::{Interest, Reactor, Token};
+#[cfg(feature = "testing")]
+use bowline_transport::testing::MemoryDatagramSender;
 use bowline_transport::{is_passing_shortage, send_datagram};
 
 /// Where the manager is, and a socket of ours.
@@ -15,9 +17,15 @@ use bowline_transport::{is_passing_shortage, send_datagram};
 /// that was connected once stays with a manager that is gone; but of one that is not
 /// connected the kernel never says when there is room, it always calls it writable. So
 /// it is connected anew for each notice: to itself, as a rule.
-pub(super) struct Way {
-    address: SocketAddr,
-    socket: UnixDatagram,
+pub(super) enum Way {
+    /// A real one.
+    Socket {
+        address: SocketAddr,
+        socket: UnixDatagram,
+    },
+    /// On a simulated kernel.
+    #[cfg(feature = "testing")]
+    Simulated(MemoryDatagramSender),
 }
 
 /// Why a notice cannot leave now, and may later.
@@ -61,12 +69,17 @@ impl Way {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Self { address, socket })
+        Ok(Self::Socket { address, socket })
     }
 
     pub(super) fn send(&self, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let connected = self.socket.connect_addr(&self.address);
-        let sent = send_datagram(self.socket.as_fd(), text, descriptors);
+        let (address, socket) = match self {
+            Self::Socket { address, socket } => (address, socket),
+            #[cfg(feature = "testing")]
+            Self::Simulated(sender) => return sender.send(text, descriptors),
+        };
+        let connected = socket.connect_addr(address);
+        let sent = send_datagram(socket.as_fd(), text, descriptors);
         match (sent, connected) {
             // Connected before this process was confined, say: the path is not to be
             // seen any more, the manager still reads.
@@ -79,21 +92,37 @@ impl Way {
 
     /// Has the reactor report when there is room.
     pub(super) fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
-        reactor.watch(token, self.socket.as_fd(), Interest::Writable)
+        match self {
+            Self::Socket { socket, .. } => reactor.watch(token, socket.as_fd(), Interest::Writable),
+            #[cfg(feature = "testing")]
+            Self::Simulated(sender) => sender.watch(reactor, token),
+        }
     }
 
     pub(super) fn unwatch(&self, reactor: &mut Reactor) {
-        reactor.unwatch(self.socket.as_fd());
+        match self {
+            Self::Socket { socket, .. } => reactor.unwatch(socket.as_fd()),
+            #[cfg(feature = "testing")]
+            Self::Simulated(sender) => sender.unwatch(),
+        }
     }
 
     /// What [`watch`](Self::watch) watches.
     pub(super) fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.socket.as_fd())
+        match self {
+            Self::Socket { socket, .. } => Some(socket.as_fd()),
+            #[cfg(feature = "testing")]
+            Self::Simulated(_) => None,
+        }
     }
 }
 
 impl fmt::Debug for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+        match self {
+            Self::Socket { address, .. } => address.fmt(f),
+            #[cfg(feature = "testing")]
+            Self::Simulated(sender) => sender.fmt(f),
+        }
     }
 }

@@ -22,6 +22,7 @@ use bowline_protocol::Credentials;
 use bowline_reactor::testing::ReadinessSource;
 use bowline_reactor::{Interest, Reactor, Readiness, Token};
 
+use super::datagrams::{Arrived, MemoryDatagramSender, MemoryDatagrams};
 use super::listener::MemoryListener;
 use super::random::Random;
 use super::socket::MemorySocket;
@@ -147,6 +148,8 @@ impl SimulatedKernel {
             random: Random::new(seed),
             ends: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+            senders: BTreeMap::new(),
             parked: Vec::new(),
             credentials: Some(sys::own_credentials().into()),
             next_id: 0,
@@ -208,8 +211,7 @@ impl SimulatedKernel {
         if state.listener_called(name).is_some() {
             return Err(io::Error::from(io::ErrorKind::AddrInUse));
         }
-        let id = SocketId(state.next_id);
-        state.next_id += 1;
+        let id = state.new_id();
         let percent = state.settings.bound_first_percent;
         let is_bound_only = percent > 0 && state.random.chance(percent);
         let listener = Listening {
@@ -246,6 +248,98 @@ impl SimulatedKernel {
         state.note::<()>(8, listener, &Ok(theirs.0 as usize));
         drop(state);
         Ok(MemorySocket::new(self.clone(), ours))
+    }
+
+    /// Receives datagrams under a name, `most` of which wait to be read.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` while somebody else does.
+    pub fn datagrams(&self, name: &str, most: usize) -> io::Result<MemoryDatagrams> {
+        let mut state = self.state.borrow_mut();
+        if state.receiver_called(name).is_some() {
+            return Err(io::Error::from(io::ErrorKind::AddrInUse));
+        }
+        let id = state.new_id();
+        let arrived = Arrived {
+            name: name.to_owned(),
+            most,
+            waiting: VecDeque::new(),
+        };
+        state.arrived.insert(id, arrived);
+        drop(state);
+        Ok(MemoryDatagrams::new(self.clone(), id))
+    }
+
+    /// A socket that sends datagrams to whoever receives under a name at the time.
+    pub fn datagram_sender(&self, name: &str) -> MemoryDatagramSender {
+        let mut state = self.state.borrow_mut();
+        let id = state.new_id();
+        state.senders.insert(id, Sending::default());
+        drop(state);
+        MemoryDatagramSender::new(self.clone(), id, name.to_owned())
+    }
+
+    pub(super) fn send_datagram(
+        &self,
+        sender: SocketId,
+        name: &str,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let result = state.send_datagram(sender, name, data, descriptors);
+        state.note(10, sender, &result.as_ref().map(|()| data.len()));
+        result
+    }
+
+    pub(super) fn receive_datagram(&self, id: SocketId) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut state = self.state.borrow_mut();
+        let received = state.arrived.get_mut(&id)?.waiting.pop_front()?;
+        state.note::<()>(11, id, &Ok(received.0.len()));
+        state.raise_senders(id);
+        Some(received)
+    }
+
+    pub(super) fn waiting_datagrams(&self, id: SocketId) -> usize {
+        let state = self.state.borrow();
+        let arrived = state.arrived.get(&id);
+        arrived.map_or(0, |arrived| arrived.waiting.len())
+    }
+
+    pub(super) fn close_datagrams(&self, id: SocketId) {
+        let mut state = self.state.borrow_mut();
+        let closed = state.arrived.remove(&id);
+        state.note::<()>(12, id, &Ok(0));
+        state.raise_senders(id);
+        drop(state);
+        drop(closed);
+    }
+
+    pub(super) fn watch_sender(
+        &self,
+        id: SocketId,
+        reactor: &mut Reactor,
+        token: Token,
+    ) -> io::Result<()> {
+        let poller = self.poller_of(reactor)?;
+        let mut state = self.state.borrow_mut();
+        state.unwatch_sender(id);
+        if let Some(sending) = state.senders.get_mut(&id) {
+            sending.watch = Some((poller, token, true));
+            state.ready[poller].push_back(id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unwatch_sender(&self, id: SocketId) {
+        self.state.borrow_mut().unwatch_sender(id);
+    }
+
+    pub(super) fn close_sender(&self, id: SocketId) {
+        let mut state = self.state.borrow_mut();
+        state.unwatch_sender(id);
+        state.senders.remove(&id);
     }
 
     /// How many listeners are open.
@@ -599,6 +693,9 @@ struct State {
     /// Ordered, so that nothing depends on how names are hashed.
     ends: BTreeMap<SocketId, End>,
     listeners: BTreeMap<SocketId, Listening>,
+    /// Datagrams that wait, and who sends them.
+    arrived: BTreeMap<SocketId, Arrived>,
+    senders: BTreeMap<SocketId, Sending>,
     /// Sockets that real descriptors stand for.
     parked: Vec<Parked>,
     /// Of whoever is at the other end of a socket.
@@ -642,6 +739,15 @@ struct Listening {
     /// Nobody has accepted them yet.
     waiting: VecDeque<SocketId>,
     watches: Vec<Watch>,
+}
+
+/// A socket that sends datagrams.
+#[derive(Default)]
+struct Sending {
+    /// Where the last one went, or was to go.
+    to: Option<SocketId>,
+    /// The poller, the token, and whether it stands in the poller's queue.
+    watch: Option<(usize, Token, bool)>,
 }
 
 /// One end of a connection.
@@ -698,6 +804,76 @@ impl State {
         self.ends.insert(one, End::new(other));
         self.ends.insert(other, End::new(one));
         (one, other)
+    }
+
+    fn new_id(&mut self) -> SocketId {
+        self.next_id += 1;
+        SocketId(self.next_id - 1)
+    }
+
+    fn receiver_called(&self, name: &str) -> Option<SocketId> {
+        let mut all = self.arrived.iter();
+        let (id, _) = all.find(|(_, arrived)| arrived.name == name)?;
+        Some(*id)
+    }
+
+    fn send_datagram(
+        &mut self,
+        sender: SocketId,
+        name: &str,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let Some(receiver) = self.receiver_called(name) else {
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        };
+        if let Some(sending) = self.senders.get_mut(&sender) {
+            sending.to = Some(receiver);
+        }
+        let percent = self.settings.passing_errors_percent;
+        if percent > 0 && self.random.chance(percent) {
+            let all = sys::simulated::PASSING;
+            let error = all[self.random.below(all.len())];
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+        let copies = copies.collect::<io::Result<Vec<_>>>()?;
+        match self.arrived.get_mut(&receiver) {
+            Some(arrived) if arrived.waiting.len() < arrived.most => {
+                arrived.waiting.push_back((data.to_vec(), copies));
+                Ok(())
+            }
+            _ => Err(sys::simulated::would_block()),
+        }
+    }
+
+    /// There may be room for whoever sends there.
+    fn raise_senders(&mut self, receiver: SocketId) {
+        for (id, sending) in &mut self.senders {
+            if sending.to == Some(receiver)
+                && let Some((poller, _, is_raised)) = &mut sending.watch
+                && !std::mem::replace(is_raised, true)
+            {
+                self.ready[*poller].push_back(*id);
+            }
+        }
+    }
+
+    fn unwatch_sender(&mut self, id: SocketId) {
+        let watch = self.senders.get_mut(&id).and_then(|it| it.watch.take());
+        if let Some((poller, _, true)) = watch {
+            self.ready[poller].retain(|&ready| ready != id);
+        }
+    }
+
+    /// The event of a sender, if it is one and there is room.
+    fn poll_sender(&mut self, id: SocketId) -> Option<(Token, Readiness)> {
+        let sending = self.senders.get_mut(&id)?;
+        let (_, token, is_raised) = sending.watch.as_mut()?;
+        *is_raised = false;
+        let arrived = sending.to.and_then(|to| self.arrived.get(&to));
+        let is_full = arrived.is_some_and(|arrived| arrived.waiting.len() >= arrived.most);
+        (!is_full).then_some((*token, Readiness::WRITABLE))
     }
 
     /// The open listener of that name.
@@ -1101,7 +1277,9 @@ impl State {
                 _ => queue.pop_front(),
             };
             let limit = self.settings.send_buffer;
-            if let Some(listener) = next
+            if let Some(event) = next.and_then(|sender| self.poll_sender(sender)) {
+                events.push(event);
+            } else if let Some(listener) = next
                 && let Some(listening) = self.listeners.get_mut(&listener)
             {
                 let mut watches = listening.watches.iter_mut();

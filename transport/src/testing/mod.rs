@@ -14,6 +14,7 @@
 
 use bowline_protocol::{Address, UnixAddress};
 
+mod datagrams;
 mod kernel;
 mod listener;
 mod peer;
@@ -22,6 +23,7 @@ mod random;
 mod simulation;
 mod socket;
 
+pub use self::datagrams::{MemoryDatagramSender, MemoryDatagrams};
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
 pub use self::listener::MemoryListener;
 pub use self::peer::{MemoryPeer, PeerRead};
