@@ -60,19 +60,23 @@ fn who_waits_in_the_queue_is_served_and_nobody_after_that_is_accepted() {
     let tcp = reactor.listen_tcp(any, factory.clone()).unwrap();
     reactor.listen_unix(&path, factory).unwrap();
     let address = tcp_address(&mut reactor, tcp);
-    // More than a turn accepts.
-    let mut clients: Vec<_> = (0..100)
-        .map(|_| StdTcpStream::connect(address).unwrap())
-        .collect();
-    let mut unix: Vec<_> = (0..100)
-        .map(|_| StdUnixStream::connect(&path).unwrap())
-        .collect();
-    for client in &mut clients {
-        client.write_all(b"ping").unwrap();
-    }
-    for client in &mut unix {
-        client.write_all(b"ping").unwrap();
-    }
+    let came = Rc::new(Cell::new(None));
+    let (late, place) = (Rc::clone(&came), path.clone());
+    // So late in the turn that no event tells of them.
+    reactor.call_soon(move |reactor| {
+        reactor.defer(move |_| {
+            let mut tcp: Vec<_> = (0..100)
+                .map(|_| StdTcpStream::connect(address).unwrap())
+                .collect();
+            let mut unix: Vec<_> = (0..100)
+                .map(|_| StdUnixStream::connect(&place).unwrap())
+                .collect();
+            tcp.iter_mut().for_each(|it| it.write_all(b"ping").unwrap());
+            unix.iter_mut()
+                .for_each(|it| it.write_all(b"ping").unwrap());
+            late.set(Some((tcp, unix)));
+        });
+    });
     stop(&mut reactor);
     run_until(&mut reactor, |_| built.get() == 200);
     run_until_quiet(&mut reactor);
@@ -80,6 +84,7 @@ fn who_waits_in_the_queue_is_served_and_nobody_after_that_is_accepted() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     assert!(StdUnixStream::connect(&path).is_err() && !path.exists());
     run_until(&mut reactor, |reactor| !reactor.is_running());
+    let (mut clients, mut unix) = came.take().expect("they have connected");
     clients.iter_mut().for_each(ask);
     unix.iter_mut().for_each(ask);
     assert_eq!(reactor.statistics().cut, 0);
