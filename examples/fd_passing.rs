@@ -25,6 +25,7 @@ use std::process::{self, Command};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Tcp;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::{Address, CloseReason, Context, Protocol, Reactor};
 use bowline::{Transport, Transports, UnixTransport};
@@ -266,7 +267,7 @@ fn use_descriptor(reactor: &mut Reactor, what: &str, fd: OwnedFd) -> common::Res
             Ok(format!("read \"{}\"", text.trim_end()))
         }
         "listening socket" => {
-            reactor.adopt_tcp_listener(fd, |_: &Address| Greeter)?;
+            reactor.listen(Tcp::listening(fd), |_: &Address| Greeter)?;
             Ok(String::new())
         }
         _ => {

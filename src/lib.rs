@@ -35,10 +35,10 @@
 //! | To | use |
 //! |---|---|
 //! | run and stop the loop | [`Reactor::run`], [`Reactor::stop_on_signals`], [`Reactor::stop_gracefully`], [`Reactor::stop`] |
-//! | listen | [`listen_tcp`](Transports::listen_tcp), [`listen_unix`](Transports::listen_unix) |
-//! | accept sockets without serving them here | [`Acceptor`], [`accept_tcp`](Transports::accept_tcp) |
-//! | connect | [`connect_tcp`](Transports::connect_tcp), [`connect_unix`](Transports::connect_unix) |
-//! | connect to a host by its name | [`connect_host`](Transports::connect_host) |
+//! | listen | [`listen`](Transports::listen), at [`Tcp::at`] or [`Unix::at`] |
+//! | accept sockets without serving them here | [`Acceptor`], [`accept`](Transports::accept) |
+//! | connect | [`connect`](Transports::connect), to [`Tcp::to`] or [`Unix::to`] |
+//! | connect to a host by its name | [`Tcp::to_host`] |
 //! | find the addresses of a host | [`resolve`](Transports::resolve), [`Resolver`] |
 //! | react to a connection | [`Protocol`], built by a [`Factory`] |
 //! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
@@ -55,10 +55,10 @@
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | limit time, connections or bytes per second; log traffic | [`policies`] |
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
-//! | use a socket from somewhere else | [`adopt_tcp_listener`](Transports::adopt_tcp_listener), [`adopt_unix_stream`](Transports::adopt_unix_stream) and the like |
+//! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
 //! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_granted`] |
 //! | start a program with sockets as systemd does | [`spawn_with_listen_fds`] |
-//! | make a listener only to give it away | [`bind_tcp_listener`], [`bind_unix_listener`] |
+//! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
 //! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | serve with several processes | [`handoff::pool`] |
 //! | be replaced by a new process without losing a connection | [`handoff::restart`] |
@@ -122,13 +122,15 @@ pub use bowline_reactor::{
 pub use bowline_reactor::{SignalHandler, signal};
 
 // Descriptors of one's own.
-pub use bowline_reactor::{Descriptor, DrainRound, Interest, Next, Panic, Readiness, Token};
+pub use bowline_reactor::{
+    Contained, Descriptor, DrainRound, Interest, Next, Panic, Readiness, Token, catch_panic,
+};
 
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
     ConnectError, Context, Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender,
-    FileSent, LookupError, Origin, Producer, ProducerKind, ProducerRef, Protocol,
+    FileSent, LookupError, Origin, Part, Producer, ProducerKind, ProducerRef, Protocol,
     RegisterProducerError, SocketFile,
 };
 
@@ -158,11 +160,15 @@ pub use bowline_protocol::policies;
 
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{
-    AdoptError, AdoptErrorKind, DetachError, Detached, HostConnectOptions, ListenError, ListenStep,
-    ReattachError, StaleSocket, StreamTransport, TcpConnectOptions, TcpListenOptions, TcpStream,
-    TransportBudgets, Transports, UnixConnectOptions, UnixListenOptions, UnixStream, Unsent,
-    bind_tcp_listener, bind_unix_listener,
+    AdoptError, AdoptErrorKind, CallError, DetachError, Detached, ListenError, ListenStep,
+    ReattachError, StaleSocket, StreamTransport, Tcp, TcpStream, TransportBudgets, Transports,
+    Unix, UnixStream, Unsent,
 };
+
+/// Where and how to listen, connect and adopt, and how a kind of connection of one's own
+/// says so.
+#[doc(inline)]
+pub use bowline_transport::endpoint;
 
 // Descriptors that processes are started with, and what belongs to it.
 pub use bowline_transport::{
@@ -174,10 +180,11 @@ pub use bowline_transport::{
 // Host names.
 pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
 
-// The layers that transports are made of.
+// What transports are made of.
 pub use bowline_transport::{
-    Core, FileDescriptor, ReadBuffers, Received, SendmsgMixin, Sent, Socket, Stream, TcpSocket,
-    UnixSocket,
+    DescriptorSocket, FileDescriptor, Link, OverTcp, PassDescriptors, Plain, ReadBuffers, Received,
+    ReceivedLimits, Remains, SendmsgMixin, Socket, Stream, TcpConnect, TcpListen, TcpListener,
+    TcpSocket, UnixConnect, UnixListen, UnixListener, UnixSocket,
 };
 
 /// Worker pools, restarts that lose nothing, and the interfaces of systemd.
@@ -192,9 +199,9 @@ pub use bowline_handoff as handoff;
 pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
     pub use bowline_transport::testing::{
-        Delivery, KernelSettings, MemoryDatagramSender, MemoryDatagrams, MemoryHandle,
-        MemoryListener, MemoryPeer, MemorySocket, MemoryStream, PeerRead, Points, ProcessId, Pump,
-        Random, SimulatedKernel, Simulation, SocketId,
+        Delivery, KernelSettings, Memory, MemoryConnect, MemoryDatagramSender, MemoryDatagrams,
+        MemoryHandle, MemoryListen, MemoryListener, MemoryPeer, MemorySocket, MemoryStream,
+        PeerRead, Points, ProcessId, Pump, Random, SimulatedKernel, Simulation, SocketId,
     };
 }
 

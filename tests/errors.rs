@@ -18,9 +18,9 @@ use bowline::handoff::systemd::{ActivationError, Notice, NoticeError};
 use bowline::handoff::wire::{SendError, SendErrorKind, WireError};
 use bowline::testing::MemoryStream;
 use bowline::{
-    Address, AdoptError, AdoptErrorKind, CloseReason, ConnectError, DelayedCallError, DetachError,
-    FailedAttempt, FileSendError, FileSender, ListenError, LookupError, Reactor, ReactorError,
-    ReattachError, RegisterProducerError, RemoteError, RunError, SendDescriptorError,
+    Address, AdoptError, AdoptErrorKind, CallError, CloseReason, ConnectError, DelayedCallError,
+    DetachError, FailedAttempt, FileSendError, FileSender, ListenError, LookupError, Reactor,
+    ReactorError, ReattachError, RegisterProducerError, RemoteError, RunError, SendDescriptorError,
     SendDescriptorErrorKind, ThreadCallError, TransportHandle, Transports, TriggerError,
 };
 
@@ -80,7 +80,12 @@ fn errors() -> Vec<Box<dyn Error>> {
             kind: AdoptErrorKind::Os(why()),
             fd: file(),
         }),
+        Box::new(io::Error::from(AdoptError {
+            kind: AdoptErrorKind::NotASocket,
+            fd: file(),
+        })),
         Box::new(DetachError::Lost),
+        Box::new(CallError::WrongProtocol),
         Box::new(reattach_error()),
         Box::new(RestartError::Spawn(why())),
         Box::new(RestartError::Listen(why())),

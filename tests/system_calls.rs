@@ -17,6 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use std::{env, fs};
 
+use bowline::Tcp;
 use bowline::{
     Address, BuildContext, CloseReason, Context, ListenerHandle, Protocol, Reactor, Transport,
     Transports,
@@ -299,7 +300,9 @@ fn server_process() {
             .unwrap(),
         ADOPTED | ADOPTED_ALONE => {
             let made = TcpListener::bind("127.0.0.1:0").unwrap();
-            reactor.adopt_tcp_listener(made.into(), factory).unwrap()
+            reactor
+                .listen(Tcp::listening(made.into()), factory)
+                .unwrap()
         }
         PASSED => pass_connections(&mut reactor, factory),
         path => reactor.listen_unix(Path::new(path), factory).unwrap(),

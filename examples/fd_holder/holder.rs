@@ -6,11 +6,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
+use bowline::Unix;
+use bowline::UnixTransport;
 use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Role};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
 use bowline::policies::LimitConnections;
 use bowline::{Address, Context, PassedDescriptor, Reactor, Transports};
-use bowline::{UnixListenOptions, UnixTransport};
 
 use crate::common;
 
@@ -216,12 +217,8 @@ pub(crate) fn run(path: &Path, limit: usize) -> common::Result {
         let store = Rc::clone(&store);
         Channel::new(settings, Keeper { store })
     };
-    let options = UnixListenOptions {
-        mode: 0o600,
-        ..UnixListenOptions::default()
-    };
     let channels = LimitConnections::new(channels).total(Some(CLIENTS));
-    let listener = reactor.listen_unix_with(path, &options, channels)?;
+    let listener = reactor.listen(Unix::at(path).mode(0o600), channels)?;
     reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;

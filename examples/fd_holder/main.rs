@@ -35,6 +35,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use bowline::Tcp;
 use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
 
 use crate::client::Answer;
@@ -131,7 +132,7 @@ fn program(holder: &Path) -> common::Result {
     let copy = listener.try_clone()?;
     client::ask(holder, Request::Store { name: name() }, vec![copy])?;
     let mut reactor = Reactor::new()?;
-    let listener = reactor.adopt_tcp_listener(listener, |_: &Address| Name)?;
+    let listener = reactor.listen(Tcp::listening(listener), |_: &Address| Name)?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;
     Ok(())

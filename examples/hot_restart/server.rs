@@ -12,11 +12,13 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Instant;
 
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
 use bowline::{Address, AfterReadClosed, Context, GracefulStop, Protocol, Reactor};
-use bowline::{StreamTransport, TcpListenOptions, Transports, UnixListenOptions};
+use bowline::{StreamTransport, Transports};
+use bowline::{Tcp, Unix};
 use bowline::{describe_socket, descriptors_closing};
 use rustix::process::Signal;
 
@@ -144,20 +146,15 @@ impl Server {
 
 impl Program for Server {
     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
-        let options = TcpListenOptions {
-            backlog: 4096,
-            no_delay: true,
-            ..TcpListenOptions::default()
-        };
         let address = self.options.listen;
-        let web = listeners.tcp(reactor, "web", address, &options, self.lines())?;
+        let web = listeners.listen(
+            reactor,
+            "web",
+            Tcp::at(address).backlog(4096).no_delay(true),
+            self.lines(),
+        )?;
         if let Some(path) = self.options.unix.clone() {
-            let options = UnixListenOptions {
-                backlog: 4096,
-
-                ..UnixListenOptions::default()
-            };
-            listeners.unix(reactor, "local", path, &options, self.lines())?;
+            listeners.listen(reactor, "local", Unix::at(path).backlog(4096), self.lines())?;
         }
         if let Some(listener) = reactor.get(web) {
             // A successor has inherited standard output, whose reader may be gone.
@@ -184,11 +181,11 @@ impl Program for Server {
             .is_ok_and(|socket| matches!(socket.address, Some(Address::Inet(_))));
         let adopted = if is_tcp {
             reactor
-                .adopt_tcp_stream_with(moved.fd, moved.unsent, lines)
+                .adopt(Tcp.with_unsent(moved.unsent), moved.fd, lines)
                 .map(|_| ())
         } else {
             reactor
-                .adopt_unix_stream_with(moved.fd, moved.unsent, lines)
+                .adopt(Unix.with_unsent(moved.unsent), moved.fd, lines)
                 .map(|_| ())
         };
         if let Err(error) = adopted {

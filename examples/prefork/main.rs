@@ -40,8 +40,9 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::Tcp;
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, WorkerId, spawn_command};
-use bowline::{GracefulStop, Reactor, TcpListenOptions, Transports};
+use bowline::{GracefulStop, Reactor, Transports};
 
 use crate::common::{Arguments, STOP_DEADLINE};
 use crate::load::Load;
@@ -95,11 +96,7 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
     };
     let pool = Pool::start(&mut reactor, settings, spawn_command(command));
 
-    let options = TcpListenOptions {
-        no_delay: true, // accepted sockets inherit it
-        ..TcpListenOptions::default()
-    };
-    let listener = reactor.accept_tcp(address, &options, pool.acceptor(0))?;
+    let listener = reactor.accept(Tcp::at(address).no_delay(true), pool.acceptor(0))?;
     reactor.stop_on_signals_with(GracefulStop::new().deadline(STOP_DEADLINE))?;
     common::print_address(&mut reactor, listener);
 

@@ -3,6 +3,7 @@
 use std::process;
 use std::rc::Rc;
 
+use bowline::Tcp;
 use bowline::handoff::pool::inherited_channel;
 use bowline::handoff::pool::{Connection, Live, Worker, WorkerSettings};
 use bowline::{AfterReadClosed, Context, GracefulStop, Protocol, Reactor, Transport};
@@ -24,7 +25,7 @@ pub(crate) fn run() -> common::Result {
         close: answer("Connection: close\r\n"),
     });
     let serve = move |reactor: &mut Reactor, connection: Connection, live: Live| {
-        if let Err(error) = connection.adopt_tcp(reactor, Http::new(&answers, live)) {
+        if let Err(error) = connection.adopt(reactor, Tcp, Http::new(&answers, live)) {
             // Reset before it got here, most likely.
             log::debug!("cannot serve: {error}");
         }
@@ -92,7 +93,7 @@ impl Http {
     }
 
     /// Answers every request that is whole; how many bytes those were.
-    fn answer<T: Transport>(&mut self, cx: &mut Context<'_, T>, requests: &[u8]) -> usize {
+    fn answer<T: Transport>(&self, cx: &mut Context<'_, T>, requests: &[u8]) -> usize {
         let mut used = 0;
         while used < requests.len() {
             let mut headers = [httparse::EMPTY_HEADER; Self::MAX_HEADERS];

@@ -76,7 +76,7 @@
 //! };
 //! use bowline_protocol::{Context, Protocol, Transport};
 //! use bowline_reactor::Reactor;
-//! use bowline_transport::{TcpListenOptions, Transports};
+//! use bowline_transport::{Tcp, Transports};
 //!
 //! /// Serves one connection; `Live` says how long.
 //! struct Echo {
@@ -90,7 +90,7 @@
 //! }
 //!
 //! fn serve(reactor: &mut Reactor, connection: Connection, live: Live) {
-//!     if let Err(error) = connection.adopt_tcp(reactor, Echo { _live: live }) {
+//!     if let Err(error) = connection.adopt(reactor, Tcp, Echo { _live: live }) {
 //!         println!("{error}"); // reset before it got here
 //!     }
 //! }
@@ -111,8 +111,7 @@
 //!     Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;
 //!     Ok(Spawned { channel: ours, process: Box::new(NoProcess) })
 //! });
-//! let options = TcpListenOptions::default();
-//! let listener = reactor.accept_tcp(([127, 0, 0, 1], 0).into(), &options, pool.acceptor(0))?;
+//! let listener = reactor.accept(Tcp::at(([127, 0, 0, 1], 0).into()), pool.acceptor(0))?;
 //! # let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
 //! # let client = std::thread::spawn(move || {
 //! #     use std::io::{Read, Write};

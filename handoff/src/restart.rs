@@ -70,7 +70,6 @@ use std::error::Error;
 use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -78,16 +77,12 @@ use std::process::{Command, ExitStatus};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{
-    Acceptor, Address, Factory, ListenerHandle, SocketFile, TransportHandle, UnixAddress,
-};
+use bowline_protocol::{Acceptor, Factory, ListenerHandle, SocketFile, TransportHandle};
 use bowline_reactor::{GracefulStop, Reactor};
+use bowline_transport::endpoint::{ListenAt, ListenTransport};
 #[cfg(feature = "testing")]
-use bowline_transport::testing::{MemoryListener, MemoryStream, SimulatedKernel};
-use bowline_transport::{
-    StreamTransport, TcpListenOptions, TcpStream, Transports, UnixListenOptions, UnixStream,
-    effective_user,
-};
+use bowline_transport::testing::SimulatedKernel;
+use bowline_transport::{StreamTransport, Transports, effective_user};
 
 use self::handshake::Patience;
 pub use self::messages::Refusal;
@@ -225,7 +220,7 @@ pub struct RestartSettings {
     pub inherited: Inherited,
     /// Feature `testing`: the processes find each other on this simulated kernel,
     /// under the name of the directory, which is not made. What the program listens
-    /// on is there too ([`Listeners::memory`]).
+    /// on is there too.
     #[cfg(feature = "testing")]
     pub kernel: Option<SimulatedKernel>,
     /// The service manager, to be told of restarts: `RELOADING` when a
@@ -350,7 +345,7 @@ impl Error for RestartError {
 /// use bowline_handoff::restart::{Listeners, Program, Restart, RestartSettings};
 /// use bowline_protocol::{Address, Context, Protocol, Transport};
 /// use bowline_reactor::Reactor;
-/// use bowline_transport::TcpListenOptions;
+/// use bowline_transport::Tcp;
 ///
 /// struct Echo;
 ///
@@ -365,7 +360,7 @@ impl Error for RestartError {
 /// impl Program for Server {
 ///     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
 ///         let address = ([127, 0, 0, 1], 7007).into();
-///         listeners.tcp(reactor, "echo", address, &TcpListenOptions::default(), |_: &Address| Echo)?;
+///         listeners.listen(reactor, "echo", Tcp::at(address), |_: &Address| Echo)?;
 ///         Ok(())
 ///     }
 /// }
@@ -974,123 +969,50 @@ impl Listeners<'_> {
         &mut self.inherited
     }
 
-    /// Listens on TCP. Port 0 adopts whatever port the listener of that name
-    /// had.
+    /// Listens at an endpoint, [`Tcp::at`](bowline_transport::Tcp::at) say, and serves
+    /// whoever connects with the protocols of a factory.
+    ///
+    /// Port 0 adopts whatever port the listener of that name had. The file of a UNIX
+    /// socket passes from one process to the next with the listener, and is removed by
+    /// whoever serves last. On a simulated kernel, the address is `name`.
     ///
     /// # Errors
     ///
     /// Those of listening and adopting; `AlreadyExists` for a name that is
     /// taken, `InvalidInput` beyond 16,191 of them.
-    pub fn tcp(
+    pub fn listen<E: ListenAt>(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
-        address: SocketAddr,
-        options: &TcpListenOptions,
-        factory: impl Factory<TcpStream>,
+        endpoint: E,
+        factory: impl Factory<ListenTransport<E>>,
     ) -> io::Result<ListenerHandle> {
         self.check_name(name)?;
-        let handle = match self.inherited.claim_listener(name, &address.into()) {
-            Some(fd) => reactor.adopt_tcp_listener(fd, factory)?,
-            None => reactor.listen_tcp_with(address, options, factory)?,
+        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
+            Some(fd) => reactor.listen(endpoint.on(fd), factory)?,
+            None => reactor.listen(endpoint, factory)?,
         };
         Ok(self.add(reactor, name, handle))
     }
 
-    /// Listens on a UNIX socket. Its file passes from one process to the next
-    /// with the listener, and is removed by whoever serves last.
+    /// Listens for an acceptor, a worker pool say; see
+    /// [`Transports::accept`].
     ///
     /// # Errors
     ///
-    /// As [`tcp`](Self::tcp).
-    pub fn unix(
+    /// As [`listen`](Self::listen).
+    pub fn accept(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
-        factory: impl Factory<UnixStream>,
-    ) -> io::Result<ListenerHandle> {
-        self.check_name(name)?;
-        let address = address.into();
-        let inherited = self
-            .inherited
-            .claim_listener(name, &Address::Unix(address.clone()));
-        let handle = match inherited {
-            Some(fd) => reactor.adopt_unix_listener(fd, factory)?,
-            None => reactor.listen_unix_with(address, options, factory)?,
-        };
-        Ok(self.add(reactor, name, handle))
-    }
-
-    /// Listens on TCP for an acceptor, a worker pool say.
-    ///
-    /// # Errors
-    ///
-    /// As [`tcp`](Self::tcp).
-    pub fn accept_tcp(
-        &mut self,
-        reactor: &mut Reactor,
-        name: &str,
-        address: SocketAddr,
-        options: &TcpListenOptions,
+        endpoint: impl ListenAt,
         acceptor: impl Acceptor,
     ) -> io::Result<ListenerHandle> {
         self.check_name(name)?;
-        let handle = match self.inherited.claim_listener(name, &address.into()) {
-            Some(fd) => reactor.accept_adopted(fd, acceptor)?,
-            None => reactor.accept_tcp(address, options, acceptor)?,
+        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
+            Some(fd) => reactor.accept(endpoint.on(fd), acceptor)?,
+            None => reactor.accept(endpoint, acceptor)?,
         };
-        Ok(self.add(reactor, name, handle))
-    }
-
-    /// Listens on a UNIX socket for an acceptor; its file passes on as with
-    /// [`unix`](Self::unix).
-    ///
-    /// # Errors
-    ///
-    /// As [`tcp`](Self::tcp).
-    pub fn accept_unix(
-        &mut self,
-        reactor: &mut Reactor,
-        name: &str,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
-        acceptor: impl Acceptor,
-    ) -> io::Result<ListenerHandle> {
-        self.check_name(name)?;
-        let address = address.into();
-        let inherited = self
-            .inherited
-            .claim_listener(name, &Address::Unix(address.clone()));
-        let handle = match inherited {
-            Some(fd) => reactor.accept_adopted(fd, acceptor)?,
-            None => reactor.accept_unix(address, options, acceptor)?,
-        };
-        Ok(self.add(reactor, name, handle))
-    }
-
-    /// Listens on a simulated kernel, under `name` there too; feature `testing`.
-    ///
-    /// # Errors
-    ///
-    /// As [`tcp`](Self::tcp).
-    #[cfg(feature = "testing")]
-    pub fn memory(
-        &mut self,
-        reactor: &mut Reactor,
-        name: &str,
-        kernel: &SimulatedKernel,
-        factory: impl Factory<MemoryStream>,
-    ) -> io::Result<ListenerHandle> {
-        self.check_name(name)?;
-        let address = Address::Unix(UnixAddress::Abstract(name.as_bytes().to_vec()));
-        let inherited = self.inherited.claim_listener(name, &address);
-        let listener = match inherited.map(MemoryListener::from_descriptor) {
-            Some(Ok(listener)) => listener,
-            _ => kernel.listen(name)?,
-        };
-        let handle = listener.serve(reactor, factory)?;
         Ok(self.add(reactor, name, handle))
     }
 

@@ -35,7 +35,7 @@ pub use crate::factory::{
 };
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
-pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
+pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Part, Protocol};
 pub use crate::reason::CloseReason;
 pub use crate::transport::{
     Credentials, DescriptorLimits, Linger, LingeringClose, TcpTransport, Transport,

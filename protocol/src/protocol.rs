@@ -1,5 +1,6 @@
 //! The callbacks of one connection.
 
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 
@@ -31,7 +32,7 @@ use crate::transport::Transport;
 /// A callback that panics costs its own connection:
 /// [`connection_lost`](Self::connection_lost) follows with
 /// [`CloseReason::Panicked`], and everything else goes on.
-pub trait Protocol<T: Transport + ?Sized>: 'static {
+pub trait Protocol<T: Transport + ?Sized>: Part {
     /// The connection is there. Called once, first.
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
@@ -223,6 +224,45 @@ pub trait Protocol<T: Transport + ?Sized>: 'static {
         let _ = cx;
     }
 
+    /// The part of this protocol that is of the type `id`: the protocol itself, or what it
+    /// is wrapped around. `Transports::call_protocol` and `detach` find by it what they
+    /// are asked for. A protocol that is wrapped around another asks that one too, as the
+    /// policies and framings of bowline do:
+    ///
+    /// ```
+    /// # use std::any::{Any, TypeId};
+    /// # use bowline_protocol::{Context, Part, Protocol, Transport};
+    /// struct Around<P>(P);
+    ///
+    /// impl<T: Transport, P: Protocol<T>> Protocol<T> for Around<P> {
+    ///     fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+    ///         match id == TypeId::of::<Self>() {
+    ///             true => Some(self),
+    ///             false => self.0.part(id),
+    ///         }
+    ///     }
+    ///
+    ///     fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+    ///         match id == TypeId::of::<Self>() {
+    ///             true => Some(self),
+    ///             false => Box::new(self.0).into_part(id),
+    ///         }
+    ///     }
+    /// #   fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+    /// }
+    /// ```
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        let this = self.as_any_mut();
+        ((*this).type_id() == id).then_some(this)
+    }
+
+    /// As [`part`](Self::part), of a protocol that is given away; what is around the
+    /// part is dropped. Asked only where `part` has found one.
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        let this = self.into_any();
+        ((*this).type_id() == id).then_some(this)
+    }
+
     /// What log lines about this connection call the protocol; the name of its
     /// type by default.
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -264,6 +304,26 @@ pub enum AtDrain {
     /// The stop does not wait for it. It goes on until the end, with
     /// [`CloseReason::ReactorStopped`] if nothing ends it before.
     DoNotWait,
+}
+
+/// Whatever has a type of its own: what [`Protocol::part`] looks at. All protocols have
+/// it by themselves.
+pub trait Part: Any {
+    /// Itself, as a value of some type.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+
+    /// The same, given away.
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<P: Any> Part for P {
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
 }
 
 /// The last part of a type's path, without its parameters.
@@ -350,6 +410,20 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
         (**self).stop_producing(cx);
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => (**self).part(id),
+        }
+    }
+
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => (*self).into_part(id),
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

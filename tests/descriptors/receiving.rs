@@ -5,9 +5,10 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use bowline::Unix;
 use bowline::{
     Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors,
-    SendDescriptorErrorKind, Transport, Transports, UnixListenOptions, UnixStream,
+    SendDescriptorErrorKind, Transport, Transports, UnixStream,
 };
 
 use crate::peer::{
@@ -619,13 +620,10 @@ fn listener_that_refuses_descriptors_does_so_before_it_accepts() {
         let record = Record::default();
         let mut reactor = Reactor::new().unwrap();
         let recorder = Recorder::new(&record);
-        let options = UnixListenOptions {
-            accepts_descriptors: false,
-            ..UnixListenOptions::default()
-        };
-        let listening = reactor.listen_unix_with(path.as_path(), &options, move |_: &Address| {
-            recorder.clone()
-        });
+        let listening = reactor.listen(
+            Unix::at(path.as_path()).accepts_descriptors(false),
+            move |_: &Address| recorder.clone(),
+        );
         if let Err(error) = listening {
             eprintln!("SKIPPED: this kernel cannot refuse descriptors: {error}");
             return;

@@ -8,9 +8,10 @@ use std::os::unix::net::UnixStream as Peer;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 
+use bowline::Unix;
 use bowline::{
     Address, BuildContext, ConnectError, Context, Factory, Protocol, Reactor, Transport,
-    Transports, UnixListenOptions, UnixStream,
+    Transports, UnixStream,
 };
 
 use crate::support::figures::{Bound, Figures, scaled};
@@ -97,9 +98,8 @@ fn panic_of_a_factory_costs_only_the_connection_it_was_asked_for() {
         accepting.call();
         Peer::from(socket).write_all(b"e").expect("room");
     };
-    let options = UnixListenOptions::default();
     let taken = reactor
-        .accept_unix(&*folder.path().join("taken"), &options, taken)
+        .accept(Unix::at(&*folder.path().join("taken")), taken)
         .unwrap();
     let (mut served, mut closed) = (0, 0);
     while closed < wanted {

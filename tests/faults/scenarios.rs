@@ -15,9 +15,9 @@ use bowline::policies::Backoff;
 use bowline::{
     Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory,
     ListenerHandle, ProducerKind, Protocol, Reactor, ReceivedDescriptors, StaleSocket, TcpStream,
-    Transport, Transports, Turn, UnixListenOptions, UnixStream, UnixTransport,
-    spawn_with_descriptors,
+    Transport, Transports, Turn, UnixStream, UnixTransport, spawn_with_descriptors,
 };
+use bowline::{Tcp, Unix};
 
 use crate::journal;
 use crate::peers::{Farewell, Peer, pattern};
@@ -331,13 +331,12 @@ fn servers(faults: &Faults, folder: &Path) -> Run {
     let tcp = stage.attempt(|reactor| {
         reactor.listen_tcp(([127, 0, 0, 1], 0).into(), Echoes(Rc::clone(&tally)))
     });
-    let options = UnixListenOptions {
-        mode: 0o660,
-        stale: StaleSocket::Remove,
-        ..UnixListenOptions::default()
-    };
-    let unix = stage
-        .attempt(|reactor| reactor.listen_unix_with(&*path, &options, Echoes(Rc::clone(&tally))));
+    let unix = stage.attempt(|reactor| {
+        reactor.listen(
+            Unix::at(&*path).mode(0o660).stale(StaleSocket::Remove),
+            Echoes(Rc::clone(&tally)),
+        )
+    });
     let mut peers = Vec::new();
     // The kernel's own queue holds them until they are accepted.
     if let Some(address) = tcp.and_then(|tcp| tcp_address(&mut stage.reactor, tcp)) {
@@ -471,8 +470,9 @@ fn moving(faults: &Faults, _: &Path) -> Run {
         .and_then(|unix| Some(stage.reactor.get(unix)?.handle()));
     let listening = TcpListener::bind("127.0.0.1:0").expect("a listener");
     let address = listening.local_addr().expect("bound");
-    let listener = stage
-        .attempt(|reactor| reactor.adopt_tcp_listener(listening.into(), Echoes(Rc::clone(&tally))));
+    let listener = stage.attempt(|reactor| {
+        reactor.listen(Tcp::listening(listening.into()), Echoes(Rc::clone(&tally)))
+    });
     if listener.is_some() {
         peers.push(Peer::tcp(address).echoes(100));
     }
@@ -489,7 +489,7 @@ fn moving(faults: &Faults, _: &Path) -> Run {
             .detach_listener(listener, move |reactor, detached| {
                 let again = match detached {
                     Ok(fd) => reactor
-                        .adopt_tcp_listener(fd, Echoes(tally))
+                        .listen(Tcp::listening(fd), Echoes(tally))
                         .map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
                 };

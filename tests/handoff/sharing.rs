@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bowline::{
-    Address, Context, Protocol, Reactor, Transport, TransportHandle, Transports, UnixTransport,
-};
+use bowline::Tcp;
+use bowline::{Address, Context, Protocol, Reactor, Transport, TransportHandle, Transports};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::support::figures::{Bound, Figures, scaled};
@@ -204,7 +203,7 @@ struct Toggler {
 }
 
 impl Toggler {
-    fn start(sockets: Vec<std::os::fd::OwnedFd>) -> Self {
+    fn start(sockets: Vec<OwnedFd>) -> Self {
         let (stop, times) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -326,7 +325,7 @@ fn listeners_do_not_block_whatever_their_other_holders_do() {
     let address = listener.local_addr().unwrap();
     let shared = vec![listener.try_clone().unwrap().into()];
     reactor
-        .adopt_tcp_listener(listener.into(), |_: &Address| Echo)
+        .listen(Tcp::listening(listener.into()), |_: &Address| Echo)
         .unwrap();
     let toggler = Toggler::start(shared);
     let toggled = Arc::clone(&toggler.times);

@@ -20,6 +20,7 @@ use bowline::{
     Address, Context, Protocol, Reactor, Transport, Transports, UnixAddress, describe_socket,
     own_pidfd_inode, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
+use bowline::{Tcp, Unix};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
@@ -65,11 +66,11 @@ fn activated() {
     let fd = inherited.claim_listener("tcp", &tcp).expect("port 0 fits");
     assert!(is_close_on_exec(&fd));
     reactor
-        .adopt_tcp_listener(fd, |_: &Address| Name("tcp"))
+        .listen(Tcp::listening(fd), |_: &Address| Name("tcp"))
         .expect("a listener");
     let fd = inherited.claim("unix").expect("announced");
     reactor
-        .adopt_unix_listener(fd, |_: &Address| Name("unix"))
+        .listen(Unix::listening(fd), |_: &Address| Name("unix"))
         .expect("a listener");
     assert_eq!(inherited.names().collect::<Vec<_>>(), ["spare"]);
     drop(inherited);
@@ -398,10 +399,10 @@ fn serve(reactor: &mut Reactor, fd: OwnedFd) {
         io::Result::Ok(answer)
     });
     // The family decides which of the two takes it; the other gives it back.
-    let refused = reactor.adopt_unix_listener(fd, |_: &Address| Name("one"));
+    let refused = reactor.listen(Unix::listening(fd), |_: &Address| Name("one"));
     if let Err(refused) = refused {
         reactor
-            .adopt_tcp_listener(refused.fd, |_: &Address| Name("one"))
+            .listen(Tcp::listening(refused.fd), |_: &Address| Name("one"))
             .expect("a listener");
     }
     run_until(reactor, |_| client.is_finished());

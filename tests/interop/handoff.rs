@@ -8,10 +8,8 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream as StdTcpStream;
 use std::os::fd::OwnedFd;
 
-use bowline::{
-    Address, BuildContext, Context, Protocol, TcpListenOptions, Transport, TransportHandle,
-    Transports,
-};
+use bowline::Tcp;
+use bowline::{Address, BuildContext, Context, Protocol, Transport, TransportHandle, Transports};
 
 use crate::Scenario;
 use crate::pair::{Direction, Pair, both_directions, number};
@@ -56,7 +54,7 @@ fn we_accept(peers: &Peers, direction: Direction) {
     let worker = pair.transport().unix_handle();
     let listener = pair
         .reactor
-        .accept_tcp(([127, 0, 0, 1], 0).into(), &TcpListenOptions::default(), {
+        .accept(Tcp::at(([127, 0, 0, 1], 0).into()), {
             move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
                 let worker = cx.reactor.get(worker).expect("it is connected");
                 worker

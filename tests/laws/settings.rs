@@ -12,9 +12,10 @@ use bowline::policies::{
 };
 use bowline::{
     Address, Context, DescriptorLimits, Factory, FileSender, Limits, Protocol, Reactor,
-    ThreadPoolOptions, Transport, TransportBudgets, Transports, UnixAddress, UnixConnectOptions,
-    UnixListenOptions, UnixTransport, Watermarks,
+    ThreadPoolOptions, Transport, TransportBudgets, Transports, UnixAddress, UnixTransport,
+    Watermarks,
 };
+use bowline::{Unix, UnixConnect, UnixListen};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until_quiet, socketpair};
 
@@ -277,8 +278,21 @@ struct Peers {
 
 impl Peers {
     /// Listens with `served`, connects with `dialled`.
-    fn meet<S, D>(served: S, dialled: D, listen: &UnixListenOptions, connect: &UnixConnectOptions)
+    fn meet<S, D>(served: S, dialled: D)
     where
+        S: Factory<bowline::UnixStream>,
+        D: Factory<bowline::UnixStream>,
+    {
+        Self::meet_with(served, dialled, |it| it, |it| it);
+    }
+
+    /// The same, with endpoints that are set to something.
+    fn meet_with<S, D>(
+        served: S,
+        dialled: D,
+        listen: impl FnOnce(UnixListen) -> UnixListen,
+        connect: impl FnOnce(UnixConnect) -> UnixConnect,
+    ) where
         S: Factory<bowline::UnixStream>,
         D: Factory<bowline::UnixStream>,
     {
@@ -290,10 +304,10 @@ impl Peers {
         let reactor = &mut peers.reactor;
         reactor.start().unwrap();
         if reactor
-            .listen_unix_with(path.clone(), listen, served)
+            .listen(listen(Unix::at(path.clone())), served)
             .is_ok()
         {
-            reactor.connect_unix_with(path, connect, dialled).unwrap();
+            reactor.connect(connect(Unix::to(path)), dialled).unwrap();
         }
         for _ in 0..20 {
             reactor.turn(Some(Duration::from_millis(1)));
@@ -325,41 +339,28 @@ fn talks(_: &Address) -> Talks {
 #[test]
 fn any_value_of_a_setting_of_listeners_connectors_and_policies_is_taken() {
     let ledger = DescriptorLedger::open();
-    let (listening, connecting) = (UnixListenOptions::default(), UnixConnectOptions::default());
     for value in [Value::Zero, Value::Largest] {
         let (time, size, number) = (value.time(), value.size(), value.number());
-        let listen = UnixListenOptions {
-            backlog: number,
-            ..listening.clone()
-        };
-        Peers::meet(talks, talks, &listen, &connecting);
-        let listen = UnixListenOptions {
-            mode: number,
-            ..listening.clone()
-        };
-        Peers::meet(talks, talks, &listen, &connecting);
-        let connect = UnixConnectOptions {
-            timeout: Some(time),
-            ..connecting.clone()
-        };
-        Peers::meet(talks, talks, &listening, &connect);
+        Peers::meet_with(talks, talks, |it| it.backlog(number), |it| it);
+        Peers::meet_with(talks, talks, |it| it.mode(number), |it| it);
+        Peers::meet_with(talks, talks, |it| it, |it| it.timeout(time));
 
         let idle = IdleTimeout::new(talks).period(time).close_within(time);
-        Peers::meet(idle, talks, &listening, &connecting);
+        Peers::meet(idle, talks);
         let limit = LimitConnections::new(talks)
             .total(Some(size))
             .per_peer(Some(size));
-        Peers::meet(limit, talks, &listening, &connecting);
+        Peers::meet(limit, talks);
         let limit = LimitHandshakes::new(|_: &Address, _| Talks)
             .most(size)
             .deadline(time);
-        Peers::meet(limit, talks, &listening, &connecting);
+        Peers::meet(limit, talks);
         let rate = NonZeroU64::new(value.of(1, u64::MAX)).unwrap();
         let rate = Some(Rate::per_second(rate).burst(value.of(0, u64::MAX)));
         let throttle = ThrottleReading::new(talks).total(rate).per_connection(rate);
-        Peers::meet(throttle, talks, &listening, &connecting);
+        Peers::meet(throttle, talks);
         let log = TrafficLog::new(talks).shown_bytes(size);
-        Peers::meet(log, talks, &listening, &connecting);
+        Peers::meet(log, talks);
         let backoff = Backoff::new()
             .first(time)
             .cap(time)
@@ -367,7 +368,7 @@ fn any_value_of_a_setting_of_listeners_connectors_and_policies_is_taken() {
         let again = Reconnecting::new(talks)
             .backoff(backoff)
             .settled_after(time);
-        Peers::meet(talks, again, &listening, &connecting);
+        Peers::meet(talks, again);
     }
     ledger.assert_balanced();
 }

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use bowline::Unix;
 use bowline::testing::ManualClock;
 use bowline::{
     Address, BuildContext, ConnectError, Connector, Factory, ProducerKind, ProducerRef, Reactor,
-    Transport, Transports, UnixAddress, UnixConnectOptions,
+    Transport, Transports, UnixAddress,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, socketpair};
@@ -84,14 +85,9 @@ fn connecting_times_out_by_the_clock() {
     let mut reactor = Reactor::with_clock(clock).unwrap();
     let start = reactor.now();
     let record = Record::default();
-    let options = UnixConnectOptions {
-        timeout: Some(Duration::from_secs(60)),
-        ..UnixConnectOptions::default()
-    };
     let connector = reactor
-        .connect_unix_with(
-            UnixAddress::Path(path),
-            &options,
+        .connect(
+            Unix::to(UnixAddress::Path(path)).timeout(Duration::from_secs(60)),
             NotesFailure {
                 record: record.clone(),
             },

@@ -20,8 +20,8 @@ use bowline::handoff::restart::{
 };
 use bowline::handoff::systemd::Notifier;
 use bowline::testing::{
-    Delivery, KernelSettings, MemoryDatagrams, MemoryHandle, MemorySocket, MemoryStream, Points,
-    ProcessId, Random, SimulatedKernel, Simulation,
+    Delivery, KernelSettings, Memory, MemoryDatagrams, MemoryHandle, MemorySocket, MemoryStream,
+    Points, ProcessId, Random, SimulatedKernel, Simulation,
 };
 use bowline::{Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
@@ -213,7 +213,7 @@ impl Program for Server {
         }
         let server = self.clone();
         let factory = move |_: &Address| server.echo();
-        listeners.memory(reactor, SERVICE, &self.kernel, factory)?;
+        listeners.listen(reactor, SERVICE, Memory::at(&self.kernel, SERVICE), factory)?;
         Ok(())
     }
 

@@ -147,7 +147,7 @@ fn child() {
                 reactor.stop().unwrap();
             });
             reactor.run().unwrap();
-            assert_eq!(seen.all(), [before.clone()]);
+            assert_eq!(seen.all(), std::slice::from_ref(&before));
             assert_eq!(caught(), before);
             raise(Signal::TERM);
             await_death();

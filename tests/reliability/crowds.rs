@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::Unix;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::policies::{Handshake, LimitHandshakes};
 use bowline::{
@@ -348,10 +349,7 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
             it.send_file_descriptor(socket.into()).expect("queued");
             it.write(b"c");
         };
-        let options = bowline::UnixListenOptions::default();
-        reactor
-            .accept_unix(path.clone(), &options, acceptor)
-            .unwrap();
+        reactor.accept(Unix::at(path.clone()), acceptor).unwrap();
         let (passed, hog) = (file(), socketpair());
         limit_in_flight(65_532, 64);
         let mut hogged = 0;

@@ -13,10 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bowline::Tcp;
 use bowline::handoff::restart::{Listeners, Program, Restart, RestartSettings, Start};
-use bowline::{
-    Address, Context, Protocol, Reactor, TcpListenOptions, Transport, TransportHandle, Transports,
-};
+use bowline::{Address, Context, Protocol, Reactor, Transport, TransportHandle, Transports};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::DescriptorLedger;
@@ -42,7 +41,7 @@ fn server_process() {
     if how == "-" {
         let listener = io::stdin().as_fd().try_clone_to_owned().expect("open");
         reactor
-            .adopt_tcp_listener(listener, |_: &Address| Http::default())
+            .listen(Tcp::listening(listener), |_: &Address| Http::default())
             .expect("a listener");
         reactor.call_when_running(|_| say(&format!("serving {}", std::process::id())));
     } else {
@@ -76,9 +75,8 @@ struct Server;
 
 impl Program for Server {
     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
-        let options = TcpListenOptions::default();
         let any = ([127, 0, 0, 1], 0).into();
-        let web = listeners.tcp(reactor, "web", any, &options, |_: &Address| Http::default())?;
+        let web = listeners.listen(reactor, "web", Tcp::at(any), |_: &Address| Http::default())?;
         if let Some(listener) = reactor.get(web) {
             say(&format!("listening {}", listener.address()));
         }

@@ -10,9 +10,9 @@ use std::rc::Rc;
 
 use bowline::{
     Address, AdoptErrorKind, BuildContext, CloseReason, Context, DescriptorLimits,
-    PassedDescriptor, Protocol, Reactor, TcpListenOptions, Transports, UnixListenOptions,
-    UnixTransport,
+    PassedDescriptor, Protocol, Reactor, Transports, UnixTransport,
 };
+use bowline::{Tcp, Unix};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
 
@@ -23,7 +23,7 @@ fn acceptor_is_given_the_socket_unread() {
         let mut reactor = Reactor::new().expect("a reactor");
         let accepted = Rc::new(RefCell::new(Vec::new()));
         let listener = reactor
-            .accept_tcp(([127, 0, 0, 1], 0).into(), &TcpListenOptions::default(), {
+            .accept(Tcp::at(([127, 0, 0, 1], 0).into()), {
                 let accepted = Rc::clone(&accepted);
                 move |_: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address| {
                     accepted.borrow_mut().push((socket, peer.clone()));
@@ -54,7 +54,7 @@ fn acceptor_can_pause_its_listener() {
     let mut reactor = Reactor::new().expect("a reactor");
     let accepted = Rc::new(RefCell::new(0));
     let listener = reactor
-        .accept_unix(path.as_path(), &UnixListenOptions::default(), {
+        .accept(Unix::at(path.as_path()), {
             let accepted = Rc::clone(&accepted);
             move |cx: &mut BuildContext<'_>, _: OwnedFd, _: &Address| {
                 *accepted.borrow_mut() += 1;
@@ -117,7 +117,7 @@ fn panic_of_an_acceptor_costs_one_connection() {
     let mut reactor = Reactor::new().expect("a reactor");
     let accepted = Rc::new(RefCell::new(Vec::new()));
     let listener = reactor
-        .accept_tcp(([127, 0, 0, 1], 0).into(), &TcpListenOptions::default(), {
+        .accept(Tcp::at(([127, 0, 0, 1], 0).into()), {
             let accepted = Rc::clone(&accepted);
             let mut is_first = true;
             move |_: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {

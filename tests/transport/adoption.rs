@@ -14,12 +14,14 @@ use std::os::unix::net::{
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::endpoint::Adopt as _;
 use bowline::testing::MemoryStream;
 use bowline::{
     Address, AdoptError, AdoptErrorKind, DetachError, Detached, ProducerKind, ProducerRef, Reactor,
     SocketFile, TcpStream, Transport, TransportHandle, Transports, UnixAddress, UnixStream, Unsent,
     UnsentDescriptors, Watermarks,
 };
+use bowline::{Tcp, Unix};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::harness::{Doorman, End, Kind, Link, Log, Script, over_every_socket, pattern, tcp_pair};
@@ -52,12 +54,12 @@ type Adopt = fn(&mut Reactor, OwnedFd) -> Result<(), AdoptError>;
 
 const TCP_LISTENER: Adopt = |reactor, fd| {
     reactor
-        .adopt_tcp_listener(fd, Doorman::new(&Log::default()))
+        .listen(Tcp::listening(fd), Doorman::new(&Log::default()))
         .map(|_| ())
 };
 const UNIX_LISTENER: Adopt = |reactor, fd| {
     reactor
-        .adopt_unix_listener(fd, Doorman::new(&Log::default()))
+        .listen(Unix::listening(fd), Doorman::new(&Log::default()))
         .map(|_| ())
 };
 const TCP_STREAM: Adopt = |reactor, fd| reactor.adopt_tcp_stream(fd, Script::new()).map(|_| ());
@@ -247,10 +249,16 @@ fn stopping_an_adopted_listener_leaves_the_other_holders() {
     let address = tcp.local_addr().unwrap();
     let adopted = [
         reactor
-            .adopt_tcp_listener(tcp.try_clone().unwrap().into(), Doorman::new(&log))
+            .listen(
+                Tcp::listening(tcp.try_clone().unwrap().into()),
+                Doorman::new(&log),
+            )
             .unwrap(),
         reactor
-            .adopt_unix_listener(unix.try_clone().unwrap().into(), Doorman::new(&log))
+            .listen(
+                Unix::listening(unix.try_clone().unwrap().into()),
+                Doorman::new(&log),
+            )
             .unwrap(),
     ];
     assert_eq!(
@@ -411,11 +419,11 @@ fn what_was_unsent_elsewhere_leaves_first(kind: Kind) {
     };
     if kind.is_tcp() {
         link.reactor
-            .adopt_tcp_stream_with(detached.fd, unsent, greeting)
+            .adopt(Tcp.with_unsent(unsent), detached.fd, greeting)
             .unwrap();
     } else {
         link.reactor
-            .adopt_unix_stream_with(detached.fd, unsent, greeting)
+            .adopt(Unix.with_unsent(unsent), detached.fd, greeting)
             .unwrap();
     }
     assert_eq!(link.peer_receives(11), b"unsent made");
@@ -659,7 +667,7 @@ fn the_file_of_a_listener_is_removed_by_its_owner_alone() {
     let copy = reactor.get(first).unwrap().duplicate().unwrap();
     let file = reactor.get(first).unwrap().socket_file().unwrap();
     let second = reactor
-        .adopt_unix_listener(copy, Doorman::new(&log))
+        .listen(Unix::listening(copy), Doorman::new(&log))
         .unwrap();
     let listener = reactor.get(second).unwrap();
     assert_eq!(listener.socket_file(), None);
@@ -745,7 +753,7 @@ fn unsent_descriptors_are_restored_with_their_bytes() {
     };
     let record = Record::default();
     reactor
-        .adopt_unix_stream_with(ours.into(), unsent, Recorder::default())
+        .adopt(Unix.with_unsent(unsent), ours.into(), Recorder::default())
         .unwrap();
     let peer = reactor
         .adopt_unix_stream(theirs.into(), Recorder::new(&record))
@@ -803,7 +811,7 @@ fn unsent_descriptors_that_do_not_fit_their_bytes_are_refused() {
             bytes: vec![0; 10],
             descriptors: descriptors.collect(),
         };
-        let adopted = reactor.adopt_unix_stream_with(ours.into(), unsent, Recorder::default());
+        let adopted = reactor.adopt(Unix.with_unsent(unsent), ours.into(), Recorder::default());
         match adopted {
             Ok(_) => assert!(is_right, "{groups:?}"),
             Err(error) => {
@@ -849,7 +857,9 @@ fn a_listener_moves_with_its_queue() {
     let more = StdUnixStream::connect(&path).unwrap();
     run_until_quiet(&mut reactor);
     assert_eq!(reactor.registered(), 0);
-    let listener = reactor.adopt_unix_listener(fd, Doorman::new(&log)).unwrap();
+    let listener = reactor
+        .listen(Unix::listening(fd), Doorman::new(&log))
+        .unwrap();
     let made = |log: &Log| log.borrow().iter().filter(|line| *line == "made").count();
     run_until(&mut reactor, |_| made(&log) == 2);
     reactor.get(listener).unwrap().stop_listening();

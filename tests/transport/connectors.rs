@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, ConnectorHandle, ConnectorState, Phase, Reactor, SystemEvent, TcpConnectOptions,
-    Transports, UnixAddress, UnixConnectOptions,
+    Address, ConnectorHandle, ConnectorState, Phase, Reactor, SystemEvent, Transports, UnixAddress,
 };
+use bowline::{Tcp, Unix};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
@@ -238,13 +238,9 @@ fn an_attempt_ends_at_its_timeout() {
 fn no_timeout_means_none() {
     let mut stage = Stage::new();
     let (listener, client, address) = deaf_tcp();
-    let options = TcpConnectOptions {
-        timeout: None,
-        ..TcpConnectOptions::default()
-    };
     let handle = stage
         .reactor
-        .connect_tcp_with(address, &options, Doorman::new(&stage.log))
+        .connect(Tcp::to(address).timeout(None), Doorman::new(&stage.log))
         .unwrap();
     stage.settle();
     assert_eq!(stage.reactor.delayed_calls().count(), 0);
@@ -291,13 +287,12 @@ fn a_full_unix_queue_is_tried_until_there_is_room() {
 fn a_full_unix_queue_is_tried_until_the_timeout() {
     let mut stage = Stage::new();
     let (listener, client, address) = full_unix();
-    let options = UnixConnectOptions {
-        timeout: Some(Duration::from_secs(2)),
-        ..UnixConnectOptions::default()
-    };
     stage
         .reactor
-        .connect_unix_with(address, &options, Doorman::new(&stage.log))
+        .connect(
+            Unix::to(address).timeout(Duration::from_secs(2)),
+            Doorman::new(&stage.log),
+        )
         .unwrap();
     for _ in 0..20 {
         stage.settle();
@@ -612,14 +607,10 @@ fn whatever_panics_the_factory_is_told_that_nothing_more_comes() {
 fn a_socket_that_was_connected_to_itself_is_refused() {
     let mut stage = Stage::new();
     let address = refused_address();
-    let options = TcpConnectOptions {
-        bind_address: Some(address),
-        ..TcpConnectOptions::default()
-    };
     let factory = Doorman::new(&stage.log);
     stage
         .reactor
-        .connect_tcp_with(address, &options, factory)
+        .connect(Tcp::to(address).bind_address(address), factory)
         .unwrap();
     stage.run_until_stopped();
     stage.assert_log(&["started", "failed: connection refused", "stopped"]);
@@ -633,10 +624,6 @@ fn a_socket_that_was_connected_to_itself_is_refused() {
 fn the_address_to_connect_from_is_honoured() {
     let mut stage = Stage::new();
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
-    let options = TcpConnectOptions {
-        bind_address: Some(([127, 0, 0, 3], 0).into()),
-        ..TcpConnectOptions::default()
-    };
     let hosts = Rc::new(std::cell::RefCell::new(Vec::new()));
     let seen = Rc::clone(&hosts);
     let build = move |log: &Log| {
@@ -648,7 +635,10 @@ fn the_address_to_connect_from_is_honoured() {
     let address = listener.local_addr().unwrap();
     stage
         .reactor
-        .connect_tcp_with(address, &options, factory)
+        .connect(
+            Tcp::to(address).bind_address(([127, 0, 0, 3], 0).into()),
+            factory,
+        )
         .unwrap();
     run_until(&mut stage.reactor, |_| hosts.borrow().len() == 1);
     let (_, from) = listener.accept().unwrap();
@@ -660,15 +650,11 @@ fn the_address_to_connect_from_is_honoured() {
     let name = UnixAddress::Abstract(abstract_name());
     let unix = StdUnixListener::bind_addr(&std_address(&name)).unwrap();
     let own = UnixAddress::Path(directory.path().join("client"));
-    let options = UnixConnectOptions {
-        bind_address: Some(own.clone()),
-        ..UnixConnectOptions::default()
-    };
     let (log, builds) = (Rc::clone(&stage.log), build);
     let factory = Doorman::new(&stage.log).build(move |_| Some(builds(&log)));
     stage
         .reactor
-        .connect_unix_with(name, &options, factory)
+        .connect(Unix::to(name).bind_address(own.clone()), factory)
         .unwrap();
     run_until(&mut stage.reactor, |_| hosts.borrow().len() == 2);
     let (_, from) = unix.accept().unwrap();
@@ -683,13 +669,12 @@ fn the_address_to_connect_from_is_honoured() {
 #[test]
 fn an_address_that_cannot_be_bound_fails_the_attempt() {
     let mut stage = Stage::new();
-    let options = TcpConnectOptions {
-        bind_address: Some(([192, 0, 2, 1], 0).into()),
-        ..TcpConnectOptions::default()
-    };
     stage
         .reactor
-        .connect_tcp_with(refused_address(), &options, Doorman::new(&stage.log))
+        .connect(
+            Tcp::to(refused_address()).bind_address(([192, 0, 2, 1], 0).into()),
+            Doorman::new(&stage.log),
+        )
         .unwrap();
     stage.run_until_stopped();
     stage.assert_log(&[

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bowline::policies::{Backoff, Jitter, Reconnecting};
 use bowline::{
     Address, Answer, AtShutdown, BuildContext, ConnectError, ConnectorHandle, Destination, Factory,
-    HostConnectOptions, LookupError, Reactor, Resolver, SystemResolver, TcpConnectOptions,
-    TcpStream, ThreadPool, ThreadPoolOptions, Transports,
+    LookupError, Reactor, Resolver, SystemResolver, TcpStream, ThreadPool, ThreadPoolOptions,
+    Transports,
 };
+use bowline::{Tcp, TcpConnect};
 
 use crate::connectors::{Stage, deaf_tcp, refused_address};
 use crate::harness::{Doorman, Script, failure_in_short};
@@ -87,15 +88,17 @@ fn door(stage: &Stage) -> Doorman {
 }
 
 fn connect(stage: &mut Stage) -> ConnectorHandle {
-    connect_with(stage, &HostConnectOptions::default())
+    connect_with(stage, there())
 }
 
-fn connect_with(stage: &mut Stage, options: &HostConnectOptions) -> ConnectorHandle {
+fn there() -> TcpConnect {
+    Tcp::to_host(NAME, PORT)
+}
+
+fn connect_with(stage: &mut Stage, endpoint: TcpConnect) -> ConnectorHandle {
     let factory = door(stage);
     let reactor = &mut stage.reactor;
-    reactor
-        .connect_host_with(NAME, PORT, options, factory)
-        .unwrap()
+    reactor.connect(endpoint, factory).unwrap()
 }
 
 #[track_caller]
@@ -276,12 +279,10 @@ impl Factory<TcpStream> for Keeps {
 
 /// Connects, and answers how it failed.
 #[track_caller]
-fn failure(stage: &mut Stage, host: &str, options: &HostConnectOptions) -> String {
+fn failure(stage: &mut Stage, endpoint: TcpConnect) -> String {
     let factory = Keeps::default();
     let reactor = &mut stage.reactor;
-    reactor
-        .connect_host_with(host, PORT, options, factory.clone())
-        .unwrap();
+    reactor.connect(endpoint, factory.clone()).unwrap();
     assert_eq!(factory.told(), None, "told inside the call");
     run_until(&mut stage.reactor, |_| factory.1.get());
     stage.settle();
@@ -296,7 +297,7 @@ fn when_all_addresses_fail_the_error_has_each() {
     let mut stage = Stage::new();
     let (one, two) = (refused_address(), refused_address());
     Table::of(&mut stage.reactor, [one, two, one]);
-    let told = failure(&mut stage, NAME, &HostConnectOptions::default());
+    let told = failure(&mut stage, there());
     assert_eq!(
         told,
         format!("{one} connection refused, {two} connection refused")
@@ -308,13 +309,15 @@ fn when_all_addresses_fail_the_error_has_each() {
 #[test]
 fn a_host_without_an_address_is_a_failed_lookup() {
     let mut stage = Stage::new();
-    let options = HostConnectOptions::default();
     Table::of(&mut stage.reactor, []);
-    assert_eq!(failure(&mut stage, NAME, &options), "NoAddress");
-    assert!(failure(&mut stage, "", &options).contains("host name is empty"));
+    assert_eq!(failure(&mut stage, there()), "NoAddress");
+    assert!(failure(&mut stage, Tcp::to_host("", PORT)).contains("host name is empty"));
     let not_found = |_: &str, _: u16| Err(io::ErrorKind::NotFound.into());
     stage.reactor.set_resolver(not_found);
-    assert_eq!(failure(&mut stage, "?", &options), "Failed(Kind(NotFound))");
+    assert_eq!(
+        failure(&mut stage, Tcp::to_host("?", PORT)),
+        "Failed(Kind(NotFound))"
+    );
     stage.finish();
 }
 
@@ -327,7 +330,7 @@ fn a_resolver_that_panics_fails_the_lookup_and_is_asked_again() {
         assert!(!std::mem::take(&mut is_first), "on purpose, in a test");
         Ok(vec![address])
     });
-    let told = failure(&mut stage, NAME, &HostConnectOptions::default());
+    let told = failure(&mut stage, there());
     assert!(told.contains("resolver panicked"), "{told}");
     assert_eq!(stage.reactor.statistics().panics, 1);
     connect(&mut stage);
@@ -502,14 +505,7 @@ fn the_next_address_is_tried_where_a_socket_was_connected_to_itself() {
     let (listener, address) = listen();
     let own = refused_address();
     let table = Table::of(&mut stage.reactor, [own, address]);
-    let options = HostConnectOptions {
-        tcp: TcpConnectOptions {
-            bind_address: Some(own),
-            ..TcpConnectOptions::default()
-        },
-        ..HostConnectOptions::default()
-    };
-    connect_with(&mut stage, &options);
+    connect_with(&mut stage, there().bind_address(own));
     stage.settle();
     assert_connected(&stage, address);
     let (client, peer) = listener.accept().unwrap();
@@ -526,20 +522,14 @@ fn the_next_address_is_tried_where_a_socket_was_connected_to_itself() {
 fn the_address_to_connect_from_is_honoured_by_each_attempt() {
     let mut stage = Stage::new();
     let (listener, address) = listen();
-    let bound_to = |bound: SocketAddr| HostConnectOptions {
-        tcp: TcpConnectOptions {
-            bind_address: Some(bound),
-            ..TcpConnectOptions::default()
-        },
-        ..HostConnectOptions::default()
-    };
+    let bound_to = |bound: SocketAddr| there().bind_address(bound);
     let v6 = "[::1]:9".parse().unwrap();
     let from = "127.0.0.2:0".parse().unwrap();
     let table = Table::of(&mut stage.reactor, [v6]);
-    let told = failure(&mut stage, NAME, &bound_to(from));
+    let told = failure(&mut stage, bound_to(from));
     assert_eq!(told, "NoAddress");
     table.set([v6, address]);
-    connect_with(&mut stage, &bound_to(from));
+    connect_with(&mut stage, bound_to(from));
     stage.settle();
     assert_connected(&stage, address);
     let (client, peer) = listener.accept().unwrap();
@@ -550,7 +540,7 @@ fn the_address_to_connect_from_is_honoured_by_each_attempt() {
     stage.log.borrow_mut().clear();
     let (deaf, client, slow) = deaf_tcp();
     table.set([slow, address]);
-    let connector = connect_with(&mut stage, &bound_to(refused_address()));
+    let connector = connect_with(&mut stage, bound_to(refused_address()));
     stage.settle();
     stage.clock.advance(Duration::from_secs(20));
     stage.settle();
@@ -568,11 +558,8 @@ fn the_delay_between_attempts_is_settable_and_never_below_ten_milliseconds() {
         let (deaf, client, slow) = deaf_tcp();
         let (listener, address) = listen();
         Table::of(&mut stage.reactor, [slow, address]);
-        let options = HostConnectOptions {
-            attempt_delay: Duration::from_millis(asked),
-            ..HostConnectOptions::default()
-        };
-        connect_with(&mut stage, &options);
+        let endpoint = there().attempt_delay(Duration::from_millis(asked));
+        connect_with(&mut stage, endpoint);
         stage.settle();
         stage.clock.advance(Duration::from_millis(delay - 1));
         stage.settle();

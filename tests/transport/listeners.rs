@@ -9,9 +9,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Unix;
 use bowline::{
     Address, CloseReason, Context, ListenStep, ListenerHandle, Protocol, Reactor, StaleSocket,
-    Transport, Transports, UnixAddress, UnixListenOptions,
+    Transport, Transports, UnixAddress,
 };
 use rustix::fs::Mode;
 
@@ -333,12 +334,11 @@ fn the_file_has_the_mode_asked_for() {
         let before = rustix::process::umask(Mode::from_raw_mode(mask));
         for asked in [0o666, 0o600, 0o660, 0o777] {
             let path = directory.path().join(format!("{mask:o}-{asked:o}"));
-            let options = UnixListenOptions {
-                mode: asked,
-                ..UnixListenOptions::default()
-            };
             reactor
-                .listen_unix_with(path.clone(), &options, Doorman::new(&Log::default()))
+                .listen(
+                    Unix::at(path.clone()).mode(asked),
+                    Doorman::new(&Log::default()),
+                )
                 .unwrap();
             assert_eq!(mode(&path), asked, "with umask {mask:o}");
         }
@@ -420,12 +420,11 @@ fn a_stale_socket_is_removed_unless_that_is_refused() {
     drop(StdUnixListener::bind(&path).unwrap());
     let log = Log::default();
     let mut reactor = Reactor::new().unwrap();
-    let options = UnixListenOptions {
-        stale: StaleSocket::Refuse,
-        ..UnixListenOptions::default()
-    };
     let error = reactor
-        .listen_unix_with(path.clone(), &options, Doorman::new(&log))
+        .listen(
+            Unix::at(path.clone()).stale(StaleSocket::Refuse),
+            Doorman::new(&log),
+        )
         .unwrap_err();
     assert_eq!(error.error.kind(), io::ErrorKind::AddrInUse);
     assert!(path.exists());
@@ -448,12 +447,8 @@ fn a_stale_socket_is_removed_unless_that_is_refused() {
     let file = directory.path().join("file");
     std::fs::write(&file, "precious").unwrap();
     for stale in [StaleSocket::Remove, StaleSocket::Refuse] {
-        let options = UnixListenOptions {
-            stale,
-            ..UnixListenOptions::default()
-        };
         let error = reactor
-            .listen_unix_with(file.clone(), &options, Doorman::new(&log))
+            .listen(Unix::at(file.clone()).stale(stale), Doorman::new(&log))
             .unwrap_err();
         assert_eq!(error.error.kind(), io::ErrorKind::AddrInUse);
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");

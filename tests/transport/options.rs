@@ -5,10 +5,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::{
-    Address, CloseReason, Context, Protocol, Reactor, TcpConnectOptions, TcpListenOptions,
-    TcpTransport, Transports,
-};
+use bowline::Tcp;
+use bowline::{Address, CloseReason, Context, Protocol, Reactor, TcpTransport, Transports};
 use rustix::net::sockopt;
 
 use crate::support::{DescriptorLedger, run_until};
@@ -100,30 +98,26 @@ fn options_of_listener_and_connector_are_in_force_from_the_start() {
     let ledger = DescriptorLedger::open();
     let seen = Rc::new(RefCell::new(Seen::default()));
     let mut reactor = Reactor::new().unwrap();
-    let options = TcpListenOptions {
-        no_delay: true,
-        keep_alive: true,
-        ..TcpListenOptions::default()
-    };
     let of_accepted = Rc::clone(&seen);
     let listener = reactor
-        .listen_tcp_with(([127, 0, 0, 1], 0).into(), &options, move |_: &Address| {
-            Prober {
+        .listen(
+            Tcp::at(([127, 0, 0, 1], 0).into())
+                .no_delay(true)
+                .keep_alive(true),
+            move |_: &Address| Prober {
                 seen: Rc::clone(&of_accepted),
-            }
-        })
+            },
+        )
         .unwrap();
     let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
-    let options = TcpConnectOptions {
-        no_delay: true,
-        keep_alive: true,
-        ..TcpConnectOptions::default()
-    };
     let of_connected = Rc::clone(&seen);
     reactor
-        .connect_tcp_with(address, &options, move |_: &Address| Prober {
-            seen: Rc::clone(&of_connected),
-        })
+        .connect(
+            Tcp::to(address).no_delay(true).keep_alive(true),
+            move |_: &Address| Prober {
+                seen: Rc::clone(&of_connected),
+            },
+        )
         .unwrap();
     run_until(&mut reactor, |_| seen.borrow().after_the_loss.len() == 2);
     assert_eq!(seen.borrow().at_first, [(true, true); 2]);

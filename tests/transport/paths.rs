@@ -15,11 +15,12 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 
+use bowline::endpoint::Listen as _;
 use bowline::{
     Address, Context, ListenError, ListenStep, Protocol, Reactor, StaleSocket, Transport,
-    Transports, UnixAddress, UnixListenOptions, bind_tcp_listener, bind_unix_listener,
-    monotonic_microseconds,
+    Transports, UnixAddress, monotonic_microseconds,
 };
+use bowline::{Tcp, Unix};
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
 
@@ -64,7 +65,7 @@ fn race(starters: usize, rounds: usize, is_fresh: bool) {
             if is_over.load(SeqCst) {
                 return;
             }
-            let bound = bind_unix_listener(&*path, &UnixListenOptions::default());
+            let bound = Unix::at(&*path).bind();
             results.lock().unwrap().push(bound);
             gate.wait();
         }
@@ -168,7 +169,7 @@ impl Starter {
             while monotonic_microseconds() < at {
                 std::hint::spin_loop();
             }
-            match bind_unix_listener(&*path, &UnixListenOptions::default()) {
+            match Unix::at(&*path).bind() {
                 Ok(listener) => {
                     kept = Some(listener);
                     println!("answer: listens");
@@ -268,16 +269,15 @@ fn a_directory_that_somebody_has_locked_keeps_only_dead_sockets() {
     flock(&lock, FlockOperation::LockExclusive).unwrap();
     let mut reactor = Reactor::new().unwrap();
     reactor.listen_unix(&*free, |_: &Address| Echo).unwrap();
-    let refuse = UnixListenOptions {
-        stale: StaleSocket::Refuse,
-        ..UnixListenOptions::default()
-    };
     let error = reactor
-        .listen_unix_with(&*dead, &refuse, |_: &Address| Echo)
+        .listen(
+            Unix::at(&*dead).stale(StaleSocket::Refuse),
+            |_: &Address| Echo,
+        )
         .unwrap_err();
     assert_eq!(error.error.kind(), ErrorKind::AddrInUse);
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| bind_unix_listener(&*dead, &UnixListenOptions::default()));
+        let waiting = scope.spawn(|| Unix::at(&*dead).bind());
         flock(&lock, FlockOperation::Unlock).unwrap();
         assert!(is_reached(&dead, waiting.join().unwrap().unwrap()));
     });
@@ -301,7 +301,7 @@ fn a_dead_socket_that_may_not_be_removed_is_named() {
         }
         let user = rustix::process::Uid::from_raw(65_533);
         rustix::thread::set_thread_res_uid(user, user, user).unwrap();
-        let error = bind_unix_listener(&*path, &UnixListenOptions::default()).unwrap_err();
+        let error = Unix::at(&*path).bind().unwrap_err();
         assert_eq!(error.step, ListenStep::RemoveStale);
         assert_eq!(error.error.kind(), ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("dead socket"), "{error}");
@@ -369,12 +369,8 @@ fn without_proc_one_listens_all_the_same() {
         for mode in [0o666, 0o600, 0o755] {
             let path = PathBuf::from(format!("/{mode:o}"));
             leave_dead(&path);
-            let options = UnixListenOptions {
-                mode,
-                ..UnixListenOptions::default()
-            };
             reactor
-                .listen_unix_with(&*path, &options, |_: &Address| Echo)
+                .listen(Unix::at(&*path).mode(mode), |_: &Address| Echo)
                 .unwrap();
             let found = path.metadata().unwrap().permissions().mode();
             assert_eq!(found & 0o7777, mode, "{mode:o}");
@@ -420,16 +416,18 @@ fn a_listener_can_be_made_to_be_given_away() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let mut reactor = Reactor::new().unwrap();
-    let tcp = bind_tcp_listener(([127, 0, 0, 1], 0).into(), &Default::default()).unwrap();
-    let unix = bind_unix_listener(&*path, &UnixListenOptions::default()).unwrap();
+    let tcp = Tcp::at(([127, 0, 0, 1], 0).into()).bind().unwrap();
+    let unix = Unix::at(&*path).bind().unwrap();
     assert!(
         rustix::io::fcntl_getfd(tcp.as_fd())
             .unwrap()
             .contains(rustix::io::FdFlags::CLOEXEC)
     );
-    let tcp = reactor.adopt_tcp_listener(tcp, |_: &Address| Echo).unwrap();
+    let tcp = reactor
+        .listen(Tcp::listening(tcp), |_: &Address| Echo)
+        .unwrap();
     let unix = reactor
-        .adopt_unix_listener(unix, |_: &Address| Echo)
+        .listen(Unix::listening(unix), |_: &Address| Echo)
         .unwrap();
     let address = reactor.get(tcp).unwrap().address().as_inet().unwrap();
     let mut clients = (

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Tcp;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::policies::{Backoff, Jitter, Reconnecting};
 use bowline::{Address, GracefulStop, ListenerHandle, Reactor, Transport, Transports, Turn};
@@ -103,7 +104,7 @@ fn who_waits_in_a_shared_queue_is_left_to_the_others() {
             let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
             let copy = listener.try_clone().unwrap().into();
             reactor
-                .adopt_tcp_listener(copy, Doorman::new(&log))
+                .listen(Tcp::listening(copy), Doorman::new(&log))
                 .unwrap();
             let address = listener.local_addr().unwrap();
             (listener, address)

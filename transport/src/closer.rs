@@ -153,7 +153,7 @@ fn close_emptied(fd: OwnedFd) {
         while left > 0 {
             left -= 1;
             if is_listener {
-                match sys::accept_shared(fd.as_fd()) {
+                match sys::accept_from(fd.as_fd(), true) {
                     Ok((client, _)) => sockets.push(client),
                     Err(_) => break,
                 }

@@ -1,7 +1,7 @@
 //! A transport with its protocol: what the reactor drives.
 //!
 //! This is where user code is called, one callback at a time. What a callback
-//! asks for stands in the transport's [`Core`] when it returns; the work loop
+//! asks for stands in the transport's [`Link`] when it returns; the work loop
 //! then looks at the state again before it does anything else.
 
 mod ancillary;
@@ -9,33 +9,30 @@ mod draining;
 mod establish;
 mod producers;
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol, Transport,
+    AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
 };
 
 use crate::connector::ConnectionEnded;
-use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
-use crate::handoff::{DetachRequest, Detached, ProtocolCall};
+use crate::descriptor_queue::UnsentDescriptors;
+use crate::detach::{DetachRequest, Detached, ProtocolCall};
+use crate::error::{CallError, DetachError};
+use crate::file_descriptor::{FileDescriptor, Received, Remains};
+use crate::link::{Flags, Link, State};
 use crate::log;
-use crate::shared::{Ledger, READ_BYTES, ReadBuffers, TransportBudgets};
-use crate::socket::Remains;
-use crate::socket::private::Sealed;
+use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
+use crate::stream::{Stream, StreamTransport};
 
 pub(crate) use self::draining::Draining;
-pub use self::establish::StreamTransport;
-#[cfg(feature = "testing")]
-pub(crate) use self::establish::private;
-pub(crate) use self::establish::{
-    DescriptorTransport, HostName, Names, Source, connect_protocol, establish_with, unix_address,
-};
+pub(crate) use self::establish::establish;
 use self::producers::Tell;
 
 /// The first and the longest wait after the kernel said later without saying
@@ -55,8 +52,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 const RESET_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A transport and the protocol it feeds.
-pub(crate) struct Connection<F, P> {
-    transport: F,
+pub(crate) struct Connection<T, P> {
+    transport: T,
     /// Invariant: there until the connection is detached, and then it is
     /// removed.
     protocol: Option<P>,
@@ -78,24 +75,24 @@ enum Visit {
     Extra,
 }
 
-impl<F, P> Connection<F, P>
+impl<T, P> Connection<T, P>
 where
-    F: FileDescriptor + Transport,
-    P: Protocol<F>,
+    T: StreamTransport,
+    P: Protocol<T>,
 {
     /// What most events ask for: one read, whose callback leaves nothing but
     /// bytes to be sent, and one send that takes them all. Anything else is
     /// left to [`work`](Self::work).
     #[inline(always)]
     fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
-        let core = self.transport.core();
-        if core.may_only_read() && !core.shared.is_held(core.token) {
+        let link = &self.transport.stream().link;
+        if link.may_only_read() && !link.shared.is_held(link.token) {
             let bytes = self.read(reactor);
-            let core = self.transport.core();
-            if core.may_only_write() && !core.buffer.is_empty() {
-                self.transport.do_write();
+            let stream = self.transport.stream_mut();
+            if stream.link.may_only_write() && !stream.buffer.is_empty() {
+                stream.do_write();
             }
-            if self.transport.core().is_at_rest() {
+            if stream.link.is_at_rest() && stream.buffer.is_empty() {
                 return Next::Keep;
             }
             return self.work(reactor, Visit::AfterRead(bytes));
@@ -111,7 +108,7 @@ where
             mut writes,
             mut notices,
             ..
-        } = self.transport.core().shared.budgets.get();
+        } = self.transport.stream().link.shared.budgets.get();
         match visit {
             Visit::Turn => {}
             Visit::AfterRead(bytes) => read_bytes = read_bytes.saturating_sub(cost(bytes)),
@@ -123,11 +120,12 @@ where
             _ => 0,
         };
         loop {
-            let core = self.transport.core();
-            if core.shared.is_held(core.token) {
+            let stream = self.transport.stream_mut();
+            let link = &stream.link;
+            if link.shared.is_held(link.token) {
                 break;
             }
-            if core.has(pending::ANY) {
+            if link.has(Flags::PENDING) {
                 if notices == 0 {
                     break;
                 }
@@ -135,23 +133,26 @@ where
                 if self.deliver(reactor) {
                     return Next::Remove;
                 }
-            } else if core.may_read() && read_bytes > 0 {
-                let bytes = if core.has(flag::PUSHED_BACK) {
+            } else if link.may_read() && read_bytes > 0 {
+                let bytes = if link.has(Flags::PUSHED_BACK) {
                     self.read_pushed_back(reactor)
                 } else {
                     self.read(reactor)
                 };
                 read_bytes = read_bytes.saturating_sub(cost(bytes));
                 received |= bytes;
-            } else if !core.buffer.is_empty() && core.may_write() && writes > 0 {
+            } else if link.may_flush() && writes > 0 {
                 writes -= 1;
-                self.transport.do_write();
-            } else if visit == Visit::Extra && core.may_read() {
+                stream.flush();
+            } else if !stream.buffer.is_empty() && link.may_write() && writes > 0 {
+                writes -= 1;
+                stream.do_write();
+            } else if visit == Visit::Extra && link.may_read() {
                 // Read in the next turn, and if it is broken before it ends.
                 break;
-            } else if core.may_drop() && read_bytes > 0 {
+            } else if link.may_drop() && read_bytes > 0 {
                 read_bytes = read_bytes.saturating_sub(cost(self.drop_unread()));
-            } else if !core.has(flag::UNSETTLED)
+            } else if !link.has(Flags::UNSETTLED)
                 || !self.finish(reactor) && !self.take_drain_step(reactor, visit, received)
             {
                 break;
@@ -163,36 +164,51 @@ where
     /// Takes the next step of closing, when everything was sent.
     fn finish(&mut self, reactor: &mut Reactor) -> bool {
         self.forget_spent_producer(reactor);
-        let queued = self.transport.queued_descriptors();
-        let core = self.transport.core_mut();
-        if core.has(flag::FAILED) && !core.may_read() && !core.is_ended() {
-            core.flags &= !flag::FAILED;
-            if let Some(error) = core.socket.take_error() {
-                let remains = core.socket.remains(&error);
-                core.break_off(CloseReason::Lost(error), remains);
+        let stream = self.transport.stream_mut();
+        let link = &mut stream.link;
+        if link.has(Flags::FAILED) && !link.may_read() && !link.is_ended() {
+            link.clear(Flags::FAILED);
+            if let Some(error) = stream.layer.socket().take_error() {
+                let remains = stream.layer.socket().remains(&error);
+                stream.break_off(CloseReason::Lost(error), remains);
                 return true;
             }
         }
-        if core.is_broken() && !core.is_ended() {
+        if link.is_broken() && !link.is_ended() {
             return self.finish_broken(reactor);
         }
-        let is_drained = core.buffer.is_empty() && !core.has_producer();
-        match core.state() {
-            State::Closing | State::WriteClosing if is_drained && queued > 0 => {
-                core.end(CloseReason::FileDescriptorOverrun {
+        if !link.is_established() {
+            if link.state() == State::Closing {
+                // Nothing more is read, so nothing is going to come of it.
+                link.end(CloseReason::Done);
+            }
+            return link.is_ended();
+        }
+        if !stream.buffer.is_empty() || link.has_producer() {
+            return false;
+        }
+        let queued = stream.layer.queued_descriptors();
+        match link.state() {
+            State::Closing | State::WriteClosing if queued > 0 => {
+                link.end(CloseReason::FileDescriptorOverrun {
                     descriptors: queued,
                 });
             }
-            State::Closing if is_drained => self.linger_or_end(reactor),
-            State::WriteClosing if is_drained => {
-                if let Err(error) = core.socket.shutdown_write() {
-                    // The peer is gone, which the read side is going to say.
-                    log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", core.token);
+            State::Closing if stream.layer.closing(link) => self.linger_or_end(reactor),
+            // What it has to say leaves first.
+            State::Closing => return link.may_flush(),
+            State::WriteClosing => match stream.layer.shutdown_write(link) {
+                Ok(false) => return link.may_flush(),
+                result => {
+                    if let Err(error) = result {
+                        // The peer is gone, which the read side is going to say.
+                        log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", link.token);
+                    }
+                    link.set_state(State::WriteClosed);
+                    link.set(Flags::WRITE_CLOSED);
                 }
-                core.set_state(State::WriteClosed);
-                core.flags |= pending::WRITE_CLOSED;
-            }
-            State::WriteClosed if core.has(flag::READ_ENDED) => core.end(CloseReason::Done),
+            },
+            State::WriteClosed if link.has(Flags::READ_ENDED) => link.end(CloseReason::Done),
             _ => return false,
         }
         true
@@ -201,20 +217,20 @@ where
     /// Everything was sent. A close would be a reset now if something is unread, or when
     /// something comes later, and destroy what is still on its way to the peer.
     fn linger_or_end(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        let lingering = core.cold_ref().and_then(|cold| cold.lingering);
+        let Stream { link, layer, .. } = self.transport.stream_mut();
+        let lingering = link.cold_ref().and_then(|cold| cold.lingering);
         let Some(lingering) = lingering else {
-            return core.end(CloseReason::Done);
+            return link.end(CloseReason::Done);
         };
         // What others hold too is theirs to shut.
-        let is_over = core.has(flag::READ_ENDED | flag::SHARED) || core.has_lent.get();
-        if is_over || core.socket.shutdown_write().is_err() {
-            return core.end(CloseReason::Done);
+        let is_over = link.has(Flags::READ_ENDED | Flags::SHARED) || link.has_lent.get();
+        if is_over || layer.socket_mut().shutdown_write().is_err() {
+            return link.end(CloseReason::Done);
         }
-        core.set_state(State::Lingering);
-        core.flags |= flag::READABLE;
-        let call = reactor.notify_later(lingering.time, core.token);
-        let cold = core.cold();
+        link.set_state(State::Lingering);
+        link.set(Flags::READABLE);
+        let call = reactor.notify_later(lingering.time, link.token);
+        let cold = link.cold();
         cold.close_within = None;
         if let Some(earlier) = cold.close_deadline.replace(call) {
             // It was in time.
@@ -225,53 +241,52 @@ where
     /// Reads once of what nobody wants any more; how many bytes.
     #[cold]
     fn drop_unread(&mut self) -> usize {
-        let core = self.transport.core_mut();
-        let mut buffers = core.shared.take_buffers();
-        let read = core.socket.recv(&mut buffers, READ_BYTES);
-        core.shared.return_buffers(buffers);
+        let Stream { link, layer, .. } = self.transport.stream_mut();
+        let mut buffers = link.shared.take_buffers();
+        let read = layer.do_read(link, &mut buffers, ReadBuffers::CAPACITY);
+        link.close_unclaimed(buffers.descriptors().drain(..));
+        link.shared.return_buffers(buffers);
         match read {
-            Ok(taken) if taken.bytes > 0 => {
-                if let Some(lingering) = &mut core.cold().lingering {
-                    lingering.bytes = lingering.bytes.saturating_sub(taken.bytes);
+            Ok(received) if received.is_end => link.end(CloseReason::Done),
+            Ok(received) => {
+                if received.bytes == 0 && received.is_drained {
+                    link.clear(Flags::READABLE);
+                }
+                if let Some(lingering) = &mut link.cold().lingering {
+                    lingering.bytes = lingering.bytes.saturating_sub(received.bytes);
                     if lingering.bytes == 0 {
-                        core.end(CloseReason::Done);
+                        link.end(CloseReason::Done);
                     }
                 }
-                taken.bytes
+                return received.bytes;
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                core.flags &= !flag::READABLE;
-                0
+                link.clear(Flags::READABLE);
             }
-            Err(error) => {
-                core.end(CloseReason::Lost(error));
-                0
-            }
-            Ok(_) => {
-                core.end(CloseReason::Done);
-                0
-            }
+            Err(error) => link.end(CloseReason::Lost(error)),
         }
+        0
     }
 
     /// Ends a connection over which nothing more can be sent, if what had arrived was
     /// delivered.
     #[cold]
     fn finish_broken(&mut self, reactor: &mut Reactor) -> bool {
-        let core = self.transport.core_mut();
-        if core.may_read() {
+        let stream = self.transport.stream_mut();
+        if stream.link.may_read() {
             // Not read out: this turn's budget is.
             return false;
         }
-        if core.has(flag::READABLE) && core.is_open_for_reading() {
-            let unread = core.undelivered();
-            let remains = core.remains();
+        if stream.link.has(Flags::READABLE) && stream.link.is_open_for_reading() {
+            let unread = stream.undelivered();
+            let link = &mut stream.link;
+            let remains = link.remains();
             if unread > 0 {
                 // A pause may last for ever. Who only takes a breath can have the rest
                 // of what a reset has cut off; nothing else waits for its reader in vain.
-                if remains == Some(Remains::Pieces) && core.cold().patience.is_none() {
-                    let call = reactor.notify_later(RESET_PATIENCE, core.token);
-                    core.cold().patience = Some((call, unread));
+                if remains == Some(Remains::Pieces) && link.cold().patience.is_none() {
+                    let call = reactor.notify_later(RESET_PATIENCE, link.token);
+                    link.cold().patience = Some((call, unread));
                 }
                 return false;
             }
@@ -279,72 +294,74 @@ where
                 self.read_ended(reactor);
             }
         }
-        self.transport.core_mut().end_broken();
+        self.transport.stream_mut().link.end_broken();
         true
     }
 
     /// Looks again at a reset that waits for a reader.
     fn patience_ends(&mut self, unread_before: usize) {
-        let core = self.transport.core_mut();
-        if core.is_broken() && !core.may_read() && core.undelivered() >= unread_before {
-            core.end_broken();
+        let stream = self.transport.stream_mut();
+        let is_waiting = stream.link.is_broken() && !stream.link.may_read();
+        if is_waiting && stream.undelivered() >= unread_before {
+            stream.link.end_broken();
         }
     }
 
     /// Makes sure that somebody comes back for what is left.
     #[inline]
     fn settle(&mut self, reactor: &mut Reactor) -> Next {
-        let core = self.transport.core_mut();
-        if core.has(flag::UNWATCHED) {
-            core.watch_if_waiting(reactor);
+        let stream = self.transport.stream_mut();
+        if stream.link.has(Flags::UNWATCHED) {
+            stream.watch_if_waiting(reactor);
         }
-        let wants_write = !core.buffer.is_empty();
+        let link = &mut stream.link;
+        let wants_write = !stream.buffer.is_empty() || link.has(Flags::UNFLUSHED);
         if wants_write
-            && !core.has(flag::WRITABLE | flag::WATCHES_WRITING)
-            && core.state() != State::Lost
+            && !link.has(Flags::WRITABLE | Flags::WATCHES_WRITING)
+            && link.state() != State::Lost
         {
             // Once in the life of a connection that ever fell behind. What has
             // become writable meanwhile is reported again.
-            match core.socket.watch_writing(reactor, core.token) {
-                Ok(()) => core.flags |= flag::WATCHES_WRITING,
-                Err(error) => core.end(CloseReason::Lost(error)),
+            match stream.layer.socket().watch_writing(reactor, link.token) {
+                Ok(()) => link.set(Flags::WATCHES_WRITING),
+                Err(error) => link.end(CloseReason::Lost(error)),
             }
         }
-        if core.has(flag::UNSETTLED) {
-            schedule(core, reactor);
+        if link.has(Flags::UNSETTLED) {
+            schedule(link, reactor);
         }
-        let has_more = core.has(pending::ANY)
-            || core.may_read()
-            || core.may_drop()
-            || (wants_write && core.may_write());
+        let has_more = link.has(Flags::PENDING)
+            || link.may_read()
+            || link.may_drop()
+            || link.may_flush()
+            || (!stream.buffer.is_empty() && link.may_write());
         if has_more { Next::Again } else { Next::Keep }
     }
 
     /// One read, and its callbacks; answers how many bytes it brought.
     #[inline(always)]
     fn read(&mut self, reactor: &mut Reactor) -> usize {
-        let mut buffers = self.transport.core().shared.take_buffers();
+        let mut buffers = self.transport.stream().link.shared.take_buffers();
         let bytes = self.read_into(reactor, &mut buffers);
-        self.transport.core().shared.return_buffers(buffers);
+        self.transport.stream().link.shared.return_buffers(buffers);
         bytes
     }
 
     #[inline(always)]
     fn read_into(&mut self, reactor: &mut Reactor, buffers: &mut ReadBuffers) -> usize {
-        match self.transport.do_read(buffers) {
+        let stream = self.transport.stream_mut();
+        let limit = stream.link.read_limit as usize;
+        match stream.layer.do_read(&mut stream.link, buffers, limit) {
             Ok(received) if received.bytes == 0 => {
-                // Credentials, where the socket asks for them, come beside the
-                // end too, and descriptors never without a byte.
-                buffers.ancillary.clear();
-                self.read_ended(reactor);
+                self.nothing_read(reactor, buffers, received);
                 0
             }
             Ok(received) => {
-                let core = self.transport.core_mut();
-                let is_short = received.bytes < core.read_limit as usize;
-                let reads_on = core.has(flag::READ_ON | flag::UNWATCHED);
-                if is_short && !received.had_ancillary && !reads_on {
-                    core.flags &= !flag::READABLE;
+                let link = &mut stream.link;
+                debug_assert!(link.is_established(), "a handshake delivers nothing");
+                let reads_on = link.has(Flags::READ_ON | Flags::UNWATCHED);
+                if received.is_drained && !reads_on {
+                    link.clear(Flags::READABLE);
                 }
                 if received.had_ancillary {
                     self.deliver_ancillary(reactor, buffers, received.bytes, received.is_truncated);
@@ -361,9 +378,33 @@ where
         }
     }
 
+    /// A read that has nothing for the protocol.
+    #[cold]
+    fn nothing_read(
+        &mut self,
+        reactor: &mut Reactor,
+        buffers: &mut ReadBuffers,
+        received: Received,
+    ) {
+        let link = &mut self.transport.stream_mut().link;
+        // Credentials, where the socket asks for them, come beside the end too.
+        // Descriptors never come without a byte, but a layer may have kept that.
+        let descriptors = std::mem::take(&mut buffers.ancillary.descriptors);
+        if !descriptors.is_empty() {
+            Ledger::add(&link.shared.ledger.received, descriptors.len());
+            link.close_unclaimed(descriptors);
+        }
+        buffers.ancillary.clear();
+        if received.is_end {
+            self.read_ended(reactor);
+        } else if received.is_drained && !link.has(Flags::READ_ON | Flags::UNWATCHED) {
+            link.clear(Flags::READABLE);
+        }
+    }
+
     #[cold]
     fn read_pushed_back(&mut self, reactor: &mut Reactor) -> usize {
-        let data = self.transport.core_mut().take_pushed_back();
+        let data = self.transport.stream_mut().link.take_pushed_back();
         if let Some(protocol) = &mut self.protocol {
             let mut cx = Context::new(&mut self.transport, reactor);
             protocol.data_received(&mut cx, &data);
@@ -373,27 +414,34 @@ where
 
     #[cold]
     fn read_failed(&mut self, reactor: &mut Reactor, error: std::io::Error) {
-        let core = self.transport.core_mut();
+        let stream = self.transport.stream_mut();
+        let link = &mut stream.link;
         if error.kind() == std::io::ErrorKind::WouldBlock {
-            core.flags &= !flag::READABLE;
-        } else if core.socket.remains(&error) == Remains::Everything {
+            link.clear(Flags::READABLE);
+        } else if link.is_established()
+            && stream.layer.socket().remains(&error) == Remains::Everything
+        {
             // Told once, behind the last byte: a UNIX peer has closed, and did not
             // read all that we sent. The end is there nevertheless.
-            if !core.is_broken() {
-                core.break_off(CloseReason::Lost(error), Remains::Everything);
+            if !link.is_broken() {
+                stream.break_off(CloseReason::Lost(error), Remains::Everything);
             }
             self.read_ended(reactor);
         } else {
-            core.end(CloseReason::Lost(error));
+            link.end(CloseReason::Lost(error));
         }
     }
 
     #[cold]
     fn read_ended(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        core.flags |= flag::READ_ENDED | flag::NOT_READING | flag::UNSETTLED;
-        core.flags &= !flag::READABLE;
-        if core.remains() == Some(Remains::Pieces) {
+        let link = &mut self.transport.stream_mut().link;
+        link.read_ended();
+        if !link.is_established() {
+            let text = "the connection ended before it was established";
+            let error = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text);
+            return link.end(CloseReason::Lost(error));
+        }
+        if link.remains() == Some(Remains::Pieces) {
             // Once a reset was told, all that TCP says is that nothing more comes.
             return;
         }
@@ -402,19 +450,19 @@ where
         };
         let mut cx = Context::new(&mut self.transport, reactor);
         let after = protocol.read_connection_lost(&mut cx);
-        let core = self.transport.core_mut();
-        if core.is_broken() {
+        let link = &mut self.transport.stream_mut().link;
+        if link.is_broken() {
             // `finish` ends it, and says why.
             return;
         }
         match after {
-            AfterReadClosed::EndConnection => core.end(CloseReason::Done),
-            AfterReadClosed::LoseConnection => core.lose_connection(),
+            AfterReadClosed::EndConnection => link.end(CloseReason::Done),
+            AfterReadClosed::LoseConnection => link.lose_connection(),
             // Two closed halves are the end; `finish` sees to it.
             AfterReadClosed::KeepWriting => {}
         }
-        if core.state() == State::WriteClosed {
-            core.end(CloseReason::Done);
+        if link.state() == State::WriteClosed {
+            link.end(CloseReason::Done);
         }
     }
 
@@ -422,47 +470,46 @@ where
     /// has ended and was told so.
     #[cold]
     fn deliver(&mut self, reactor: &mut Reactor) -> bool {
-        let core = self.transport.core_mut();
-        let told = core.flags & pending::ANY;
-        let first = told & told.wrapping_neg();
+        let link = &mut self.transport.stream_mut().link;
+        let first = link.first_pending();
         // The end overtakes all but the beginning: nothing else is of any use.
-        if core.has(pending::END) && first != pending::CONNECTION_MADE {
+        if link.has(Flags::END) && first != Flags::CONNECTION_MADE {
             self.lose(reactor);
             return true;
         }
-        core.flags &= !first;
+        link.clear(first);
         match first {
-            pending::CONNECTION_MADE => {
+            Flags::CONNECTION_MADE => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.connection_made(&mut Context::new(&mut self.transport, reactor));
                 }
             }
-            pending::STOP_REJECTED => self.stop_rejected(reactor),
-            pending::PAUSE_PRODUCER => {
+            Flags::STOP_REJECTED => self.stop_rejected(reactor),
+            Flags::PAUSE_PRODUCER => {
                 self.tell_producer(reactor, Tell::Pause);
             }
-            pending::RESUME_PRODUCER => self.resume_producer(reactor),
-            pending::DESCRIPTORS_SENT => {
-                let count = std::mem::take(&mut core.cold().descriptors_left);
+            Flags::RESUME_PRODUCER => self.resume_producer(reactor),
+            Flags::DESCRIPTORS_SENT => {
+                let count = std::mem::take(&mut link.cold().descriptors_left);
                 if let Some(protocol) = &mut self.protocol {
                     protocol
                         .descriptors_sent(&mut Context::new(&mut self.transport, reactor), count);
                 }
             }
-            pending::WRITE_CLOSED => {
+            Flags::WRITE_CLOSED => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.write_connection_lost(&mut Context::new(&mut self.transport, reactor));
                 }
             }
-            pending::READING_RESUMED => {
+            Flags::READING_RESUMED => {
                 if let Some(protocol) = &mut self.protocol
-                    && self.transport.core().is_reading()
+                    && self.transport.stream().link.is_reading()
                 {
                     protocol.reading_resumed(&mut Context::new(&mut self.transport, reactor));
                 }
             }
-            pending::DRAINING => self.tell_draining(reactor),
-            pending::REATTACHED => {
+            Flags::DRAINING => self.tell_draining(reactor),
+            Flags::REATTACHED => {
                 if let Some(protocol) = &mut self.protocol {
                     protocol.connection_reattached(&mut Context::new(&mut self.transport, reactor));
                 }
@@ -477,11 +524,11 @@ where
     /// Each step is done once even when one of the callbacks panics and this
     /// is entered again.
     fn lose(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        core.set_state(State::Lost);
-        if core.has_producer() {
-            core.flags &= !flag::HAS_PRODUCER;
-            if let Some(registration) = core.cold().registration.take()
+        let link = &mut self.transport.stream_mut().link;
+        link.set_state(State::Lost);
+        if link.has_producer() {
+            link.clear(Flags::HAS_PRODUCER);
+            if let Some(registration) = link.cold().registration.take()
                 && let Some(producer) = registration.producer
             {
                 self.call_producer(reactor, producer, Tell::Stop);
@@ -489,10 +536,10 @@ where
         }
         self.stop_rejected(reactor);
         self.close_socket(reactor);
-        let core = self.transport.core_mut();
-        core.flags &= !pending::END;
-        let reason = match core.cold_ref() {
-            Some(_) => core.cold().reason.take().unwrap_or(CloseReason::Done),
+        let link = &mut self.transport.stream_mut().link;
+        link.clear(Flags::END);
+        let reason = match link.cold_ref() {
+            Some(_) => link.cold().reason.take().unwrap_or(CloseReason::Done),
             None => CloseReason::Done,
         };
         // Nothing that is asked for the log's sake keeps it from being told.
@@ -501,55 +548,66 @@ where
             protocol.connection_lost(&mut Context::new(&mut self.transport, reactor), &reason);
         }
         // Only now: the protocol could reclaim them.
-        self.transport.discard_descriptors();
-        let core = self.transport.core_mut();
-        if core.cold_ref().is_some() {
+        self.discard_descriptors();
+        let link = &mut self.transport.stream_mut().link;
+        if link.cold_ref().is_some() {
             // The protocol was told the last there is.
-            let rejected = &mut core.cold().rejected;
+            let rejected = &mut link.cold().rejected;
             rejected.retain(|producer| !matches!(producer, ProducerRef::Protocol));
         }
         self.stop_rejected(reactor);
         self.tell_connector(reactor, reason);
     }
 
+    fn discard_descriptors(&mut self) {
+        let stream = self.transport.stream_mut();
+        stream.layer.discard_descriptors(&mut stream.link);
+    }
+
     fn close_socket(&mut self, reactor: &mut Reactor) {
-        let queued = self.transport.queued_descriptors();
-        let core = self.transport.core_mut();
-        if !core.buffer.is_empty() || queued > 0 {
-            let unsent = core.buffer.take().len();
-            let cold = core.cold();
+        let stream = self.transport.stream_mut();
+        let queued = stream.layer.queued_descriptors();
+        let link = &mut stream.link;
+        if !stream.buffer.is_empty() || queued > 0 {
+            let unsent = stream.buffer.take().len();
+            let cold = link.cold();
             cold.unsent.0 += unsent;
             cold.unsent.1 += queued;
         }
-        let is_abort = !core.has(flag::SHARED)
+        let is_abort = !link.has(Flags::SHARED)
             && matches!(
-                core.cold_ref().and_then(|cold| cold.reason.as_ref()),
+                link.cold_ref().and_then(|cold| cold.reason.as_ref()),
                 Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
             );
         // What others may hold too is theirs to read.
-        let is_ours_to_read = !core.has(flag::SHARED | flag::READ_ENDED) && !core.has_lent.get();
-        if core.socket.is_open() {
+        let is_ours_to_read = !link.has(Flags::SHARED | Flags::READ_ENDED) && !link.has_lent.get();
+        if stream.layer.socket().is_open() {
             // Deregistered before it is closed: others may hold the socket too,
             // and epoll would report it for as long as they do.
-            core.unwatch(reactor);
+            stream.unwatch(reactor);
+            let link = &mut stream.link;
             if is_abort {
-                core.socket.prepare_abort();
+                stream.layer.socket_mut().prepare_abort();
+            } else if link.has(Flags::UNFLUSHED) {
+                // The last words of a layer: why it ends the connection, say.
+                let _ = stream.layer.flush(link);
             }
-            Ledger::add(&core.shared.ledger.closed, 1);
+            Ledger::add(&link.shared.ledger.closed, 1);
             if is_ours_to_read {
-                self.transport.disarm_unread();
+                stream.layer.disarm_unread(link);
             } else {
-                self.transport.leave_unread();
+                stream.layer.leave_unread(link);
             }
         }
-        let core = self.transport.core_mut();
-        core.socket.close();
-        if core.cold_ref().is_some() {
-            let cold = core.cold();
+        stream.layer.socket_mut().close();
+        let link = &mut stream.link;
+        if link.cold_ref().is_some() {
+            let cold = link.cold();
             for call in [
                 cold.close_deadline.take(),
                 cold.retry.take(),
                 cold.ask_again.take(),
+                cold.layer_timer.take(),
                 cold.patience.take().map(|(call, _)| call),
                 cold.draining.take().and_then(Draining::into_look),
             ]
@@ -563,22 +621,22 @@ where
     }
 
     fn log_end(&self, reason: &CloseReason) {
-        let core = self.transport.core();
-        let (bytes, descriptors) = core.cold_ref().map_or((0, 0), |cold| cold.unsent);
+        let Stream { link, layer, .. } = self.transport.stream();
+        let (bytes, descriptors) = link.cold_ref().map_or((0, 0), |cold| cold.unsent);
         log::debug!(
             target: log::TRANSPORT,
             "{} {},{},{}: {reason}; {bytes} bytes and {descriptors} descriptors unsent",
-            core.token,
+            link.token,
             self.protocol_name(),
-            F::Socket::KIND,
-            core.socket.peer(),
+            layer.socket().kind(),
+            layer.socket().peer(),
         );
     }
 
     fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
-        let core = self.transport.core_mut();
-        if core.cold_ref().is_some_and(|cold| cold.connector.is_some())
-            && let Some(connector) = core.cold().connector.take()
+        let link = &mut self.transport.stream_mut().link;
+        if link.cold_ref().is_some_and(|cold| cold.connector.is_some())
+            && let Some(connector) = link.cold().connector.take()
         {
             reactor.enter(connector, move |connector, reactor| match connector {
                 Some(connector) => connector.request(reactor, &mut ConnectionEnded { reason }),
@@ -593,39 +651,71 @@ where
             .map_or(Cow::Borrowed("-"), |it| log::name(|| it.log_prefix()))
     }
 
-    /// Takes the connection apart, if it is open.
-    fn detach(&mut self, reactor: &mut Reactor) -> Option<Detached<P>> {
-        let core = self.transport.core_mut();
-        if matches!(core.state(), State::Lingering | State::Ending | State::Lost) {
-            return None;
+    /// Calls the part of the protocol that is meant.
+    fn call_part(&mut self, reactor: &mut Reactor, request: &mut ProtocolCall<T>) {
+        if self.transport.stream().link.is_ended() {
+            request.error = CallError::Lost;
+        } else if let Some(part) = self
+            .protocol
+            .as_mut()
+            .and_then(|protocol| protocol.part(request.part))
+        {
+            if let Some(call) = request.call.take() {
+                call(part, &mut Context::new(&mut self.transport, reactor));
+            }
+        } else {
+            request.error = CallError::WrongProtocol;
         }
-        if !core.socket.is_open() {
-            return None;
+    }
+
+    /// Takes the connection apart, if it is open, for the part of its protocol that is
+    /// of the type `part`.
+    fn detach(
+        &mut self,
+        reactor: &mut Reactor,
+        part: TypeId,
+    ) -> Result<Detached<Box<dyn Any>>, DetachError> {
+        let stream = self.transport.stream_mut();
+        let is_over = stream.link.is_ended() || stream.link.state() == State::Lingering;
+        if is_over || !stream.layer.socket().is_open() {
+            return Err(DetachError::Lost);
         }
-        core.unwatch(reactor);
-        let host = core.socket.host();
-        let peer = core.socket.peer();
-        let fd = core.socket.detach()?;
-        let mut kept = core.kept();
-        if let Some(deadline) = core.cold_ref().and_then(|cold| cold.close_deadline) {
+        let has_part = |protocol: &mut P| protocol.part(part).is_some();
+        if !self.protocol.as_mut().is_some_and(has_part) {
+            return Err(DetachError::WrongProtocol);
+        }
+        stream.unwatch(reactor);
+        let link = &mut stream.link;
+        let travels = stream.layer.travels();
+        let descriptors = stream.layer.take_unsent_descriptors(link);
+        let Some(mut layer) = stream.layer.take() else {
+            return self.stay(descriptors);
+        };
+        let host = layer.socket().host();
+        let peer = layer.socket().peer();
+        let Some(fd) = layer.socket_mut().detach() else {
+            stream.layer = layer;
+            return self.stay(descriptors);
+        };
+        let mut kept = link.kept();
+        if let Some(deadline) = link.cold_ref().and_then(|cold| cold.close_deadline) {
             let due = deadline.due(reactor);
             kept.close_within = due.map(|due| due.saturating_duration_since(reactor.now()));
         }
-        core.set_state(State::Lost);
-        Ledger::add(&core.shared.ledger.closed, 1);
-        let descriptors = self.transport.take_unsent_descriptors();
-        kept.settings = self.transport.take_settings();
-        let core = self.transport.core_mut();
-        let unsent = core.buffer.take();
-        let unread = core.take_unread();
-        let registration = core.cold().registration.take();
+        link.set_state(State::Lost);
+        Ledger::add(&link.shared.ledger.closed, 1);
+        let unsent = stream.buffer.take();
+        let unread = link.take_unread();
+        let registration = link.cold().registration.take();
         let producer =
             registration.and_then(|registration| Some((registration.producer?, registration.kind)));
         self.close_socket(reactor);
         self.tell_connector(reactor, CloseReason::Done);
-        Some(Detached {
+        let protocol = self.protocol.take().map(Box::new);
+        let protocol = protocol.and_then(|protocol| protocol.into_part(part));
+        Ok(Detached {
             fd,
-            protocol: self.protocol.take()?,
+            protocol: protocol.ok_or(DetachError::WrongProtocol)?,
             unsent,
             unread,
             descriptors,
@@ -633,7 +723,29 @@ where
             host,
             peer,
             kept,
+            layer: Box::new(layer),
+            travels,
         })
+    }
+
+    /// What cannot be taken apart goes on.
+    #[cold]
+    fn stay(
+        &mut self,
+        descriptors: Vec<UnsentDescriptors>,
+    ) -> Result<Detached<Box<dyn Any>>, DetachError> {
+        let stream = self.transport.stream_mut();
+        stream
+            .layer
+            .restore_unsent_descriptors(&stream.link, descriptors);
+        if !stream.link.has(Flags::UNWATCHED) {
+            // What is ready now is reported again.
+            stream.link.clear(Flags::WATCHES_WRITING);
+            stream
+                .link
+                .set(Flags::UNWATCHED | Flags::READABLE | Flags::WRITABLE);
+        }
+        Err(DetachError::NotDetachable)
     }
 }
 
@@ -644,67 +756,73 @@ fn cost(bytes: usize) -> usize {
 
 /// Notes what was reported.
 #[inline(never)]
-fn latch<S: crate::Socket>(core: &mut Core<S>, readiness: Readiness) {
+fn latch(link: &mut Link, readiness: Readiness) {
     let closed = Readiness::READ_CLOSED | Readiness::ERROR;
     if readiness.intersects(Readiness::READABLE | closed) {
-        core.flags |= flag::READABLE;
+        link.set(Flags::READABLE);
     }
     if readiness.intersects(closed | Readiness::PRIORITY) {
-        core.flags |= flag::READ_ON;
+        link.set(Flags::READ_ON);
     }
     if readiness.intersects(Readiness::ERROR) {
-        core.flags |= flag::FAILED | flag::UNSETTLED;
+        link.set(Flags::FAILED | Flags::UNSETTLED);
     } else if readiness.intersects(Readiness::READ_CLOSED) {
-        core.flags |= flag::END_ARRIVED;
+        link.set(Flags::END_ARRIVED);
     }
     if readiness.intersects(Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR) {
-        core.flags |= flag::WRITABLE;
+        link.set(Flags::WRITABLE);
     }
 }
 
 /// Sets the timers that the transport asked for.
 #[cold]
-fn schedule<S: crate::Socket>(core: &mut Core<S>, reactor: &mut Reactor) {
-    let token = core.token;
-    let waits = core.has(flag::WAITS_FOR_TIMER);
+fn schedule(link: &mut Link, reactor: &mut Reactor) {
+    let token = link.token;
+    let waits = link.has(Flags::WAITS_FOR_TIMER);
     // A broken connection has yet to end, once it is read out.
-    if core.state() == State::Open && !core.is_broken() && !core.has(flag::FAILED | flag::DRAINING)
-    {
-        core.flags &= !flag::UNSETTLED;
+    let is_at_work = link.has(Flags::FAILED | Flags::DRAINING) || link.is_draining();
+    if link.state() == State::Open && !link.is_broken() && !is_at_work {
+        link.clear(Flags::UNSETTLED);
     }
-    let cold = core.cold();
+    let cold = link.cold();
     if waits && cold.retry.is_none() {
         cold.retry_after = (cold.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
         cold.retry = Some(reactor.notify_later(cold.retry_after, token));
     }
-    if let Some(within) = cold.close_within.take() {
-        if let Some(earlier) = cold.close_deadline.take() {
-            // It may have run.
-            let _ = earlier.cancel(reactor);
+    let wanted = [
+        (&mut cold.close_within, &mut cold.close_deadline),
+        (&mut cold.layer_after, &mut cold.layer_timer),
+    ];
+    for (after, call) in wanted {
+        if let Some(after) = after.take() {
+            if let Some(earlier) = call.take() {
+                // It may have run.
+                let _ = earlier.cancel(reactor);
+            }
+            *call = Some(reactor.notify_later(after, token));
         }
-        cold.close_deadline = Some(reactor.notify_later(within, token));
     }
 }
 
-impl<F, P> Descriptor for Connection<F, P>
+impl<T, P> Descriptor for Connection<T, P>
 where
-    F: FileDescriptor + Transport,
-    P: Protocol<F>,
+    T: StreamTransport,
+    P: Protocol<T>,
 {
     #[inline]
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
-        let core = self.transport.core_mut();
+        let link = &mut self.transport.stream_mut().link;
         if readiness == Readiness::READABLE {
-            core.flags |= flag::READABLE;
+            link.set(Flags::READABLE);
         } else {
-            latch(core, readiness);
+            latch(link, readiness);
         }
         self.usual_work(reactor)
     }
 
     fn attend(&mut self, reactor: &mut Reactor) -> Next {
-        let core = self.transport.core();
-        let visit = match core.has(flag::UNWATCHED) && core.has(pending::CONNECTION_MADE) {
+        let link = &self.transport.stream().link;
+        let visit = match link.has(Flags::UNWATCHED) && link.has(Flags::CONNECTION_MADE) {
             true => Visit::First,
             false => Visit::Extra,
         };
@@ -712,13 +830,17 @@ where
     }
 
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
-        let core = self.transport.core_mut();
-        let cold = core.cold();
+        let Stream {
+            link,
+            buffer,
+            layer,
+        } = self.transport.stream_mut();
+        let cold = link.cold();
         let mut is_retry = false;
         if cold.retry == Some(call) {
             cold.retry = None;
-            core.flags &= !flag::WAITS_FOR_TIMER;
-            core.flags |= flag::WRITABLE;
+            link.clear(Flags::WAITS_FOR_TIMER);
+            link.set(Flags::WRITABLE);
             is_retry = true;
         } else if cold.ask_again == Some(call) {
             cold.ask_again = None;
@@ -727,58 +849,59 @@ where
                 .registration
                 .as_ref()
                 .is_some_and(|registration| registration.kind == ProducerKind::Pull);
-            if is_pull && core.buffer.is_empty() {
-                core.flags |= pending::RESUME_PRODUCER;
+            if is_pull && buffer.is_empty() {
+                link.set(Flags::RESUME_PRODUCER);
             }
         } else if cold.close_deadline == Some(call) {
             cold.close_deadline = None;
-            core.end(match core.state() {
+            link.end(match link.state() {
                 // All of it was sent.
                 State::Lingering => CloseReason::Done,
                 _ => CloseReason::CloseTimedOut,
             });
+        } else if cold.layer_timer == Some(call) {
+            cold.layer_timer = None;
+            layer.timer_fired(link, reactor.now());
         } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
             self.patience_ends(unread);
         } else if cold.draining.as_ref().is_some_and(|it| it.looks_at(call)) {
             self.look_whether_idle(reactor);
         }
         let next = self.work(reactor, Visit::Extra);
-        let core = self.transport.core_mut();
-        if is_retry && !core.has(flag::WAITS_FOR_TIMER) {
-            core.cold().retry_after = Duration::ZERO;
+        let link = &mut self.transport.stream_mut().link;
+        if is_retry && !link.has(Flags::WAITS_FOR_TIMER) {
+            link.cold().retry_after = Duration::ZERO;
         }
         next
     }
 
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
-        if let Some(request) = request.downcast_mut::<DetachRequest<P>>() {
-            request.result = self.detach(reactor);
-            if request.result.is_some() {
+        if let Some(request) = request.downcast_mut::<DetachRequest>() {
+            let result = self.detach(reactor, request.part);
+            let is_apart = result.is_ok();
+            request.result = Some(result);
+            if is_apart {
                 return Next::Remove;
             }
-            request.is_lost = true;
-        } else if let Some(call) = request.downcast_mut::<ProtocolCall<F, P>>()
-            && !self.transport.core().is_ended()
-            && let Some(protocol) = &mut self.protocol
-            && let Some(call) = call.call.take()
-        {
-            call(protocol, &mut Context::new(&mut self.transport, reactor));
+        } else if let Some(call) = request.downcast_mut::<ProtocolCall<T>>() {
+            self.call_part(reactor, call);
         }
         self.work(reactor, Visit::Extra)
     }
 
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
-        let core = self.transport.core_mut();
-        if core.state() == State::Lost && !core.has(pending::END) {
+        let link = &mut self.transport.stream_mut().link;
+        if link.state() == State::Lost && !link.has(Flags::END) {
             // It was connection_lost itself, or what followed.
-            self.transport.discard_descriptors();
+            self.discard_descriptors();
             self.tell_connector(reactor, CloseReason::Panicked(panic));
             return Next::Remove;
         }
         // The failure of a callback wins over what it asked for.
-        core.end(CloseReason::Done);
-        core.cold().reason = Some(CloseReason::Panicked(panic));
-        core.flags = core.flags & !pending::ANY | pending::END;
+        link.end(CloseReason::Done);
+        link.cold().reason = Some(CloseReason::Panicked(panic));
+        link.clear(Flags::PENDING);
+        link.set(Flags::END);
         self.work(reactor, Visit::Extra)
     }
 
@@ -787,16 +910,19 @@ where
     }
 
     fn shutdown(&mut self, reactor: &mut Reactor) {
-        self.transport.core_mut().end(CloseReason::ReactorStopped);
+        self.transport
+            .stream_mut()
+            .link
+            .end(CloseReason::ReactorStopped);
         // connection_made first, if it was not told yet.
         while !self.deliver(reactor) {}
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        let core = self.transport.core();
-        match core.has(flag::UNWATCHED) {
+        let stream = self.transport.stream();
+        match stream.link.has(Flags::UNWATCHED) {
             true => None,
-            false => core.socket.source(),
+            false => stream.layer.socket().reading(),
         }
     }
 
@@ -805,11 +931,12 @@ where
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {
-        let peer = self.transport.core().socket.peer();
+        let socket = self.transport.stream().layer.socket();
         Cow::Owned(format!(
-            "{},{},{peer}",
+            "{},{},{}",
             self.protocol_name(),
-            F::Socket::KIND
+            socket.kind(),
+            socket.peer()
         ))
     }
 }

@@ -5,10 +5,8 @@ mod race;
 use std::any::Any;
 use std::borrow::Cow;
 use std::io;
-use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
@@ -19,12 +17,12 @@ use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
 };
 
-use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
-use crate::connection::{HostName, Names, Source};
+use crate::connection::establish;
+use crate::endpoint::{Connect, ConnectTransport, Dial, Side, Wrap};
+use crate::file_descriptor::{FileDescriptor, not_connected};
 use crate::log;
-use crate::options::{HostConnectOptions, LEAST_ATTEMPT_DELAY};
 use crate::resolver::{self, Lookup};
-use crate::sys::{self, Connecting, Family, SocketName};
+use crate::stream::Stream;
 
 use self::race::Race;
 
@@ -49,36 +47,13 @@ struct LookedUp {
     result: Option<Result<Vec<SocketAddr>, LookupError>>,
 }
 
-/// How each attempt is made.
-#[derive(Clone, Debug)]
-pub(crate) struct Attempt {
-    pub(crate) target: Target,
-    pub(crate) bind_address: Option<SocketName>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) no_delay: bool,
-    pub(crate) keep_alive: bool,
-    pub(crate) accepts_descriptors: bool,
-}
-
-/// Where an attempt leads.
-#[derive(Clone, Debug)]
-pub(crate) enum Target {
-    Address(SocketName),
-    Host {
-        name: Rc<str>,
-        port: u16,
-        /// How long each address is tried alone; none is until it fails.
-        attempt_delay: Option<Duration>,
-    },
-}
-
-pub(crate) struct OutgoingConnection<T, F> {
+pub(crate) struct OutgoingConnection<C: Connect, F> {
     control: Control,
-    attempt: Attempt,
+    endpoint: C,
     factory: F,
     /// The sockets that connect, all of them watched, the oldest first; there
     /// while an attempt runs.
-    dialed: Vec<Dialed>,
+    dialed: Vec<Dialed<C::Socket>>,
     /// The addresses of a host: those that were not tried yet, and those that
     /// failed.
     race: Race,
@@ -95,20 +70,12 @@ pub(crate) struct OutgoingConnection<T, F> {
     /// Whether the factory was told of an attempt, and not yet that nothing
     /// more comes.
     is_started: bool,
-    transport: PhantomData<fn() -> T>,
 }
 
 /// A socket that connects.
-struct Dialed {
-    fd: OwnedFd,
-    name: SocketName,
-}
-
-/// What became of connecting a socket.
-enum Dial {
-    Connected(OwnedFd, HostName),
-    InProgress,
-    BacklogFull,
+struct Dialed<S> {
+    socket: S,
+    address: Address,
 }
 
 /// The part of a connector that handles give access to.
@@ -174,7 +141,7 @@ impl Connector for Control {
     }
 }
 
-impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
+impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.wants_to_stop {
             self.control.wants_to_stop = false;
@@ -250,14 +217,14 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         );
         self.attempts += 1;
         self.retry_after = FIRST_RETRY;
-        if let Some(timeout) = self.attempt.timeout {
+        if let Some(timeout) = self.endpoint.timeout() {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
         }
         self.tell_started(reactor);
         if !self.control.wants_to_stop {
-            match &self.attempt.target {
-                Target::Address(_) => self.dial_only_address(reactor),
-                Target::Host { .. } => self.look_up(reactor),
+            match self.endpoint.host().is_some() {
+                true => self.look_up(reactor),
+                false => self.dial_only_address(reactor),
             }
         }
     }
@@ -279,14 +246,13 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 
     fn dial_only_address(&mut self, reactor: &mut Reactor) {
-        let Target::Address(name) = &self.attempt.target else {
+        let Destination::Address(address) = self.endpoint.destination() else {
             return;
         };
-        let name = name.clone();
-        match self.dial(reactor, &name) {
-            Ok(Dial::Connected(fd, host)) => self.connected(reactor, fd, host, name),
-            Ok(Dial::InProgress) => {}
-            Ok(Dial::BacklogFull) => {
+        match self.dial(reactor, &address) {
+            Ok(Dial::Connected(socket)) => self.connected(reactor, socket, address),
+            Ok(Dial::InProgress(())) => {}
+            Ok(Dial::Full) => {
                 self.retry = Some(reactor.notify_later(self.retry_after, self.control.token));
                 self.retry_after = (self.retry_after * 2).min(LONGEST_RETRY);
             }
@@ -295,19 +261,20 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 
     fn look_up(&mut self, reactor: &mut Reactor) {
-        let Target::Host { name, port, .. } = &self.attempt.target else {
+        let Some(host) = self.endpoint.host() else {
             return;
         };
         let token = self.control.token;
         let attempt = self.attempts;
         // The time limit of the attempt is the limit for this too.
-        let lookup = resolver::look_up(reactor, name, *port, None, move |reactor, result| {
+        let done = move |reactor: &mut Reactor, result| {
             reactor.enter(token, move |descriptor, reactor| {
                 let result = Some(result);
                 let mut looked_up = LookedUp { attempt, result };
                 descriptor.map_or(Next::Keep, |it| it.request(reactor, &mut looked_up))
             });
-        });
+        };
+        let lookup = resolver::look_up(reactor, &host.name, host.port, None, done);
         self.lookup = Some(lookup);
     }
 
@@ -316,11 +283,8 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             Ok(addresses) => addresses,
             Err(error) => return self.fail(reactor, &ConnectError::Lookup(error)),
         };
-        let bound = match self.attempt.bind_address {
-            Some(SocketName::Inet(address)) => Some(address),
-            _ => None,
-        };
-        let fits = |address: &SocketAddr| bound.is_none_or(|it| it.is_ipv4() == address.is_ipv4());
+        let bound = self.endpoint.host().and_then(|host| host.is_ipv4);
+        let fits = |address: &SocketAddr| bound.is_none_or(|is_ipv4| is_ipv4 == address.is_ipv4());
         self.race = Race::new(addresses.into_iter().filter(fits));
         if self.race.has_next() {
             self.dial_next(reactor);
@@ -335,7 +299,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             // It may be what ran.
             let _ = call.cancel(reactor);
         }
-        let Target::Host { attempt_delay, .. } = self.attempt.target else {
+        let Some(host) = self.endpoint.host() else {
             return;
         };
         for _ in 0..DIALS_PER_TURN {
@@ -346,14 +310,13 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
                 }
                 return;
             };
-            let name = SocketName::Inet(address);
-            match self.dial(reactor, &name) {
-                Ok(Dial::Connected(fd, host)) => {
-                    return self.connected(reactor, fd, host, name);
-                }
-                Ok(Dial::InProgress | Dial::BacklogFull) => {
+            let place = Address::Inet(address);
+            match self.dial(reactor, &place) {
+                Ok(Dial::Connected(socket)) => return self.connected(reactor, socket, place),
+                Ok(Dial::InProgress(()) | Dial::Full) => {
                     if self.race.has_next() {
-                        self.next_dial = attempt_delay
+                        self.next_dial = host
+                            .attempt_delay
                             .map(|delay| reactor.notify_later(delay, self.control.token));
                     }
                     return;
@@ -374,40 +337,25 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         self.race.failed(address, error);
     }
 
-    /// Begins to connect a new socket.
-    fn dial(&mut self, reactor: &mut Reactor, name: &SocketName) -> Result<Dial, ConnectError> {
-        let family = match name {
-            SocketName::Inet(address) if address.is_ipv4() => Family::Inet4,
-            SocketName::Inet(_) => Family::Inet6,
-            _ => Family::Unix,
-        };
-        let fd = sys::stream_socket(family).map_err(ConnectError::Os)?;
-        if self.attempt.no_delay {
-            sys::set_no_delay(fd.as_fd(), true).map_err(ConnectError::Os)?;
-        }
-        if self.attempt.keep_alive {
-            sys::set_keep_alive(fd.as_fd(), true).map_err(ConnectError::Os)?;
-        }
-        if !self.attempt.accepts_descriptors {
-            sys::set_pass_rights(fd.as_fd(), false).map_err(ConnectError::Os)?;
-        }
-        if let Some(name) = &self.attempt.bind_address {
-            sys::bind(fd.as_fd(), name).map_err(ConnectError::Bind)?;
-        }
-        match sys::connect(fd.as_fd(), name).map_err(ConnectError::from_os)? {
-            Connecting::Done => {
-                let (fd, host) = unless_to_itself(fd, name)?;
-                Ok(Dial::Connected(fd, host))
-            }
-            Connecting::InProgress => {
+    /// Begins to connect a new socket. One that is in progress is kept.
+    fn dial(
+        &mut self,
+        reactor: &mut Reactor,
+        address: &Address,
+    ) -> Result<Dial<C::Socket, ()>, ConnectError> {
+        match self.endpoint.dial(address)? {
+            Dial::Connected(socket) => Ok(Dial::Connected(socket)),
+            Dial::Full => Ok(Dial::Full),
+            Dial::InProgress(socket) => {
+                let source = socket.socket().writing();
+                let source = source.ok_or_else(|| ConnectError::Os(not_connected()))?;
                 reactor
-                    .watch(self.control.token, fd.as_fd(), Interest::Writable)
+                    .watch(self.control.token, source, Interest::Writable)
                     .map_err(ConnectError::Os)?;
-                let name = name.clone();
-                self.dialed.push(Dialed { fd, name });
-                Ok(Dial::InProgress)
+                let address = address.clone();
+                self.dialed.push(Dialed { socket, address });
+                Ok(Dial::InProgress(()))
             }
-            Connecting::BacklogFull => Ok(Dial::BacklogFull),
         }
     }
 
@@ -416,22 +364,26 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     fn check(&mut self, reactor: &mut Reactor) {
         let mut at = 0;
         let mut has_failed = false;
-        while let Some(dialed) = self.dialed.get(at) {
-            let Some(outcome) = outcome(dialed.fd.as_fd()) else {
-                at += 1;
-                continue;
+        while let Some(dialed) = self.dialed.get_mut(at) {
+            let error = match self.endpoint.outcome(&mut dialed.socket) {
+                None => {
+                    at += 1;
+                    continue;
+                }
+                Some(outcome) => outcome.err(),
             };
-            let Dialed { fd, name } = self.dialed.remove(at);
-            reactor.unwatch(fd.as_fd());
-            // One that failed is closed here.
-            let connected = outcome.and_then(|()| unless_to_itself(fd, &name));
-            match (connected, name) {
-                (Ok((fd, host)), name) => return self.connected(reactor, fd, host, name),
-                (Err(error), SocketName::Inet(address)) if self.is_racing() => {
+            let Dialed { socket, address } = self.dialed.remove(at);
+            unwatch(reactor, &socket);
+            match (error, address) {
+                (None, address) => return self.connected(reactor, socket, address),
+                (Some(error), Address::Inet(address)) if self.is_racing() => {
                     self.address_failed(address, error);
                     has_failed = true;
                 }
-                (Err(error), _) => return self.fail(reactor, &error),
+                (Some(error), _) => {
+                    drop(socket);
+                    return self.fail(reactor, &error);
+                }
             }
         }
         if has_failed {
@@ -440,17 +392,12 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 
     fn is_racing(&self) -> bool {
-        matches!(self.attempt.target, Target::Host { .. })
+        self.endpoint.host().is_some()
     }
 
-    fn connected(&mut self, reactor: &mut Reactor, fd: OwnedFd, host: HostName, peer: SocketName) {
+    fn connected(&mut self, reactor: &mut Reactor, socket: C::Socket, address: Address) {
         self.end_attempt(reactor);
         self.control.state = ConnectorState::Connected;
-        let address = match &peer {
-            SocketName::Inet(address) => Address::Inet(*address),
-            // A UNIX listener's name is what was asked for.
-            other => Address::Unix(unix_address(other.clone())),
-        };
         let protocol = self.factory.build_protocol(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
@@ -459,17 +406,22 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
             &address,
         );
         let Some(protocol) = protocol else {
-            drop(fd);
+            drop(socket);
             self.ended(reactor, &CloseReason::Done);
             return;
         };
-        let names = Names {
-            host,
-            peer,
-            refuses_descriptors: !self.attempt.accepts_descriptors,
+        let token = self.control.token;
+        let endpoint = std::cell::RefCell::new(&mut self.endpoint);
+        let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, Side::Connected);
+        let prepare = |stream: &mut Stream<_>| {
+            stream.link.cold().connector = Some(token);
+            endpoint.borrow().prepare(&mut stream.link);
+            stream.start();
         };
-        let source = Source::Connected(self.control.token);
-        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, source) {
+        let side = Side::Connected;
+        let established =
+            establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare);
+        if let Err((error, ..)) = established {
             self.fail(reactor, &ConnectError::Os(error));
         }
     }
@@ -484,8 +436,8 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
         if let Some(lookup) = self.lookup.take() {
             lookup.cancel(reactor);
         }
-        for Dialed { fd, .. } in self.dialed.drain(..) {
-            reactor.unwatch(fd.as_fd());
+        for Dialed { socket, .. } in self.dialed.drain(..) {
+            unwatch(reactor, &socket);
         }
         self.race = Race::default();
     }
@@ -536,7 +488,7 @@ impl<T: DescriptorTransport, F: Factory<T>> OutgoingConnection<T, F> {
     }
 }
 
-impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T, F> {
+impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnection<C, F> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() && !self.control.wants_to_stop {
             self.check(reactor);
@@ -642,7 +594,7 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
     /// One of them. The sockets of an attempt are closed, each deregistered
     /// before, when it ends; this is for a reactor that is dropped.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.dialed.first().map(|dialed| dialed.fd.as_fd())
+        self.dialed.first()?.socket.socket().writing()
     }
 
     fn facet(&mut self) -> &mut dyn Any {
@@ -654,82 +606,29 @@ impl<T: DescriptorTransport, F: Factory<T>> Descriptor for OutgoingConnection<T,
     }
 }
 
-/// Whether a socket has come to be connected, or why not; `None` for neither,
-/// after a spurious event.
-fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
-    match sys::take_error(socket) {
-        Ok(None) => match sys::peer_name(socket) {
-            Ok(_) => Some(Ok(())),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => None,
-            Err(error) => Some(Err(ConnectError::Os(error))),
-        },
-        Ok(Some(error)) | Err(error) => Some(Err(ConnectError::from_os(error))),
-    }
-}
-
-/// A connected socket, with the name of our end where that had to be asked for; an
-/// error if its peer is the socket itself.
-///
-/// TCP makes a connection of one socket that sends to its own port (simultaneous
-/// open), and the kernel may choose that port for who connects where nobody listens.
-fn unless_to_itself(
-    socket: OwnedFd,
-    peer: &SocketName,
-) -> Result<(OwnedFd, HostName), ConnectError> {
-    let SocketName::Inet(peer) = peer else {
-        return Ok((socket, HostName::Unknown));
-    };
-    let Ok(SocketName::Inet(host)) = sys::local_name(socket.as_fd()) else {
-        return Ok((socket, HostName::Unknown));
-    };
-    if (host.ip(), host.port()) != (peer.ip(), peer.port()) {
-        return Ok((socket, HostName::Inet(host)));
-    }
-    // A close in order would keep the port from its server for a minute. This one is a
-    // reset; it can fail only for what is no socket.
-    let _ = sys::set_linger(socket.as_fd(), Some(Duration::ZERO));
-    Err(ConnectError::Refused(io::Error::new(
-        io::ErrorKind::ConnectionRefused,
-        "nobody listens there: the socket was connected to itself",
-    )))
-}
-
-impl Target {
-    pub(crate) fn host(name: &str, port: u16, options: &HostConnectOptions) -> Self {
-        let is_bound_to_port = options.tcp.bind_address.is_some_and(|it| it.port() != 0);
-        Self::Host {
-            name: name.into(),
-            port,
-            attempt_delay: (!is_bound_to_port)
-                .then(|| options.attempt_delay.max(LEAST_ATTEMPT_DELAY)),
-        }
+/// Ends the watch on a socket that connects.
+fn unwatch(reactor: &mut Reactor, socket: &impl FileDescriptor) {
+    if let Some(source) = socket.socket().writing() {
+        reactor.unwatch(source);
     }
 }
 
 /// Has the reactor connect. Nothing is called before the running callback has
 /// returned.
-pub(crate) fn install<T, F>(
+pub(crate) fn install<C, F>(
     reactor: &mut Reactor,
-    attempt: Attempt,
+    endpoint: C,
     factory: F,
 ) -> io::Result<ConnectorHandle>
 where
-    T: DescriptorTransport,
-    F: Factory<T>,
+    C: Connect,
+    F: Factory<ConnectTransport<C>>,
 {
     let vacancy = reactor.vacancy()?;
     let token = vacancy.token();
-    let destination = match &attempt.target {
-        Target::Address(SocketName::Inet(address)) => (*address).into(),
-        Target::Address(other) => unix_address(other.clone()).into(),
-        Target::Host { name, port, .. } => Destination::Host {
-            name: Rc::clone(name),
-            port: *port,
-        },
-    };
     let control = Control {
         token,
-        destination,
+        destination: endpoint.destination(),
         state: ConnectorState::Disconnected,
         next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
@@ -737,9 +636,9 @@ where
         is_last: false,
     };
     let handle = control.handle();
-    vacancy.install(Box::new(OutgoingConnection::<T, F> {
+    vacancy.install(Box::new(OutgoingConnection {
         control,
-        attempt,
+        endpoint,
         factory,
         dialed: Vec::new(),
         race: Race::default(),
@@ -751,7 +650,6 @@ where
         retry: None,
         retry_after: FIRST_RETRY,
         is_started: false,
-        transport: PhantomData,
     }));
     reactor.notify(token);
     Ok(handle)

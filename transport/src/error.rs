@@ -65,14 +65,24 @@ impl From<ListenError> for io::Error {
     }
 }
 
-/// A descriptor that was not adopted, and why. It carries the descriptor;
-/// dropping the error closes it.
+/// A connection or listener that was not adopted, and why. It carries what it was to
+/// be adopted from, a descriptor mostly; dropping the error closes it.
 #[derive(Debug)]
-pub struct AdoptError {
+pub struct AdoptError<F = OwnedFd> {
     /// Why.
     pub kind: AdoptErrorKind,
     /// What was to be adopted, as it was.
-    pub fd: OwnedFd,
+    pub fd: F,
+}
+
+impl<F> AdoptError<F> {
+    /// The system refused.
+    pub fn os(error: io::Error, fd: F) -> Self {
+        Self {
+            kind: AdoptErrorKind::Os(error),
+            fd,
+        }
+    }
 }
 
 /// Why a descriptor was not adopted.
@@ -98,7 +108,7 @@ pub enum AdoptErrorKind {
     Os(io::Error),
 }
 
-impl fmt::Display for AdoptError {
+impl<F> fmt::Display for AdoptError<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot adopt the descriptor: {}", self.kind)
     }
@@ -119,7 +129,7 @@ impl fmt::Display for AdoptErrorKind {
     }
 }
 
-impl Error for AdoptError {
+impl<F: fmt::Debug> Error for AdoptError<F> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.kind {
             AdoptErrorKind::Os(error) => Some(error),
@@ -128,12 +138,12 @@ impl Error for AdoptError {
     }
 }
 
-impl From<AdoptError> for io::Error {
-    /// The descriptor is closed.
-    fn from(error: AdoptError) -> Self {
+impl<F> From<AdoptError<F>> for io::Error {
+    /// What was to be adopted is closed.
+    fn from(error: AdoptError<F>) -> Self {
         match error.kind {
             AdoptErrorKind::Os(error) => error,
-            _ => Self::new(io::ErrorKind::InvalidInput, error),
+            kind => Self::new(io::ErrorKind::InvalidInput, AdoptError { kind, fd: () }),
         }
     }
 }
@@ -144,8 +154,10 @@ impl From<AdoptError> for io::Error {
 pub enum DetachError {
     /// It is gone, or ending.
     Lost,
-    /// Its protocol is of another type.
+    /// Its protocol is of another type, and has no part of that type either.
     WrongProtocol,
+    /// It has a layer that cannot be taken off, or more than one descriptor.
+    NotDetachable,
 }
 
 impl fmt::Display for DetachError {
@@ -153,8 +165,34 @@ impl fmt::Display for DetachError {
         f.write_str(match self {
             Self::Lost => "there is nothing to detach any more",
             Self::WrongProtocol => "the connection has a protocol of another type",
+            Self::NotDetachable => "the connection has a layer that cannot be taken off",
         })
     }
 }
 
 impl Error for DetachError {}
+
+/// Why a protocol was not called; see
+/// [`Transports::call_protocol`](crate::Transports::call_protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The connection is gone, or ending.
+    Lost,
+    /// It has a transport of another type.
+    WrongTransport,
+    /// Its protocol is of another type, and has no part of that type either.
+    WrongProtocol,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "the connection is gone",
+            Self::WrongTransport => "the connection has a transport of another type",
+            Self::WrongProtocol => "the connection has a protocol of another type",
+        })
+    }
+}
+
+impl Error for CallError {}

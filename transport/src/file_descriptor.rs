@@ -1,364 +1,542 @@
-//! The base trait of transports, with its template methods, and the state they
-//! share.
+//! What moves bytes under a transport: a socket, or a layer on top of another.
 //!
-//! [`FileDescriptor`] provides buffering, producers, closing and half-closing.
-//! What differs between kinds of transport are a few overridable methods, so a
-//! layer such as [`SendmsgMixin`](crate::SendmsgMixin) changes those and
-//! delegates the rest. (Twisted: `abstract.FileDescriptor`.)
-//!
-//! Nothing here calls user code. What user code has to be told is recorded in
-//! [`Core::flags`] and delivered by the connection when no callback runs.
-
-mod state;
+//! A [`Stream`](crate::Stream) buffers, closes, and keeps producers in step. What
+//! differs between kinds of connection is how bytes move, and that is said here. A
+//! layer such as [`SendmsgMixin`](crate::SendmsgMixin) overrides
+//! [`write_some_data`](FileDescriptor::write_some_data),
+//! [`do_read`](FileDescriptor::do_read) and
+//! [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and leaves the rest
+//! to what is below. (Twisted: `abstract.FileDescriptor`.)
 
 use std::any::Any;
 use std::io::{self, IoSlice};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
 
-use bowline_protocol::{
-    CloseReason, ProducerKind, ProducerRef, RegisterProducerError, WriteStatus,
-};
+use bowline_protocol::{Address, CloseReason, Credentials};
+use bowline_reactor::{Interest, Reactor, Token};
 
 use crate::descriptor_queue::UnsentDescriptors;
+use crate::link::Link;
 use crate::shared::ReadBuffers;
-use crate::socket::Socket;
-use crate::socket::private::{Sealed, Taken};
+use crate::sys;
 
-pub use self::state::Core;
-pub(crate) use self::state::{Kept, Registration, State, flag, pending};
-
-/// From how many bytes on a write on an empty buffer goes straight to the
-/// kernel: there the copy saved is worth more than the system call that a
-/// second write in the same turn would cost.
-const MIN_DIRECT_BYTES: usize = 8_192;
-
-/// A stream transport: something with an outgoing buffer, a producer that
-/// fills it, and a socket underneath.
+/// Moves the bytes of one connection: the base trait of sockets and of layers.
 ///
-/// The *overridable* methods say how bytes move and when the buffer is full;
-/// the *template* methods are written in terms of them and are not meant to be
-/// overridden. Implement it for a layer by delegating what the layer leaves
-/// alone to the transport below.
-pub trait FileDescriptor: Sized + 'static {
-    /// The socket at the bottom.
-    type Socket: Socket;
-
-    /// The state shared by all layers.
-    fn core(&self) -> &Core<Self::Socket>;
-
-    /// The state shared by all layers.
-    fn core_mut(&mut self) -> &mut Core<Self::Socket>;
-
-    // Overridable.
-
-    /// Offers bytes to the kernel, the first of which is the first that is
-    /// unsent, and answers how many it took. (Twisted: `writeSomeData`.)
+/// A *layer* holds another `FileDescriptor`, names it as [`below`](Self::below), and
+/// overrides what it changes. It may change bytes, have bytes of its own, be
+/// established later than what is below, and close in steps. The other end of the
+/// line is a [`Socket`]. Who calls these methods is the [`Stream`](crate::Stream)
+/// and the loop; none of them calls user code.
+///
+/// Methods come with the [`Link`], by which a layer says what follows.
+pub trait FileDescriptor: Any {
+    /// Offers bytes of the user's, the first of which is the first that was not
+    /// taken yet, and answers how many were taken: at least one. Called when the
+    /// socket may take some, with no less than what was offered before and not
+    /// taken. (Twisted: `writeSomeData`.)
+    ///
+    /// A layer that changes bytes hands on what became of them. What the socket does
+    /// not take of that it may keep, if it is bounded: it then counts as
+    /// [unflushed](Link::set_unflushed).
     ///
     /// # Errors
     ///
     /// The kernel's. `WouldBlock` waits for the socket, `ENOBUFS` and
-    /// `ETOOMANYREFS` for a timer, anything else ends the connection.
-    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent>;
+    /// `ETOOMANYREFS` for a timer, anything else ends the connection once it was
+    /// read out.
+    fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize>;
 
-    /// Offers several pieces at once, at least one. The default offers the
-    /// first.
+    /// As [`write_some_data`](Self::write_some_data), for several pieces at once, at
+    /// least one. By default the first is offered.
     ///
     /// # Errors
     ///
     /// As [`write_some_data`](Self::write_some_data).
-    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
-        self.write_some_data(&pieces[0])
-    }
-
-    /// Takes note of what [`write_some_data`](Self::write_some_data) reported.
-    fn data_sent(&mut self, sent: Sent) {
-        let _ = sent;
+    fn write_some_pieces(&mut self, link: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write_some_data(link, &pieces[0])
     }
 
     /// Why the connection ends now that [`write_some_data`](Self::write_some_data) has
     /// failed for good.
-    fn reason_of(&mut self, error: io::Error) -> CloseReason {
-        CloseReason::Lost(error)
+    fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {
+        match self.below_mut() {
+            Some(below) => below.reason_of(link, error),
+            None => CloseReason::Lost(error),
+        }
     }
 
-    /// Reads once into `buffers`. (Twisted: `doRead`.)
+    /// Reads once, and leaves at most `limit` bytes to be delivered at the start of
+    /// `buffers`. (Twisted: `doRead`.)
+    ///
+    /// A layer may read without having anything to deliver
+    /// ([`Received::nothing`]), and deliver what it holds in several calls
+    /// ([`Received::and_more`]).
     ///
     /// # Errors
     ///
-    /// The kernel's. Anything but `WouldBlock` ends the connection.
-    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received>;
+    /// The kernel's, or those of the layer: `InvalidData` for what makes no sense.
+    /// Anything but `WouldBlock` ends the connection.
+    fn do_read(
+        &mut self,
+        link: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received>;
 
-    /// Whether a producer should wait. (Twisted: `_isSendBufferFull`.)
-    fn is_send_buffer_full(&self) -> bool {
-        let core = self.core();
-        core.buffer.len() > core.high_watermark
+    /// Whether a producer should wait, with so many bytes unsent. (Twisted:
+    /// `_isSendBufferFull`.)
+    fn is_send_buffer_full(&self, link: &Link, unsent: usize) -> bool {
+        match self.below() {
+            Some(below) => below.is_send_buffer_full(link, unsent),
+            None => unsent > link.high_watermark,
+        }
     }
 
-    /// How many things beside bytes are queued, such as descriptors.
-    fn queued_descriptors(&self) -> usize {
-        0
+    // Where it stands.
+
+    /// What this layer is on; `None` for a socket.
+    fn below(&self) -> Option<&dyn FileDescriptor> {
+        None
     }
 
-    /// Closes what is queued beside bytes, and answers how many there were.
-    fn discard_descriptors(&mut self) -> usize {
-        0
+    /// What this layer is on.
+    fn below_mut(&mut self) -> Option<&mut dyn FileDescriptor> {
+        None
+    }
+
+    /// The socket at the bottom.
+    fn socket(&self) -> &dyn Socket;
+
+    /// The socket at the bottom.
+    fn socket_mut(&mut self) -> &mut dyn Socket;
+
+    // Beside the user's bytes.
+
+    /// Called once, when the connection is put into the reactor. A layer with a
+    /// handshake [begins](Link::begin_handshake) it here, after what is below.
+    fn start(&mut self, link: &mut Link) {
+        if let Some(below) = self.below_mut() {
+            below.start(link);
+        }
+    }
+
+    /// Sends bytes of the layer's own, as long as
+    /// [some wait](Link::set_unflushed) and the socket takes them.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_some_data`](Self::write_some_data).
+    fn flush(&mut self, link: &mut Link) -> io::Result<()> {
+        match self.below_mut() {
+            Some(below) => below.flush(link),
+            None => {
+                link.set_unflushed(false);
+                Ok(())
+            }
+        }
+    }
+
+    /// The time that was [asked for](Link::wake_after) has passed.
+    fn timer_fired(&mut self, link: &mut Link, now: Instant) {
+        if let Some(below) = self.below_mut() {
+            below.timer_fired(link, now);
+        }
+    }
+
+    /// Called when the connection is about to close and everything of the user's was
+    /// sent, until it answers true: a layer says goodbye by
+    /// [bytes of its own](Link::set_unflushed), and is done when they have left. Not
+    /// called when the connection is aborted or broken.
+    fn closing(&mut self, link: &mut Link) -> bool {
+        self.below_mut().is_none_or(|below| below.closing(link))
+    }
+
+    /// Closes our half. Called when everything of the user's was sent, until it
+    /// answers true: a layer says so by bytes of its own first.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; the half counts as closed then.
+    fn shutdown_write(&mut self, link: &mut Link) -> io::Result<bool> {
+        match self.below_mut() {
+            Some(below) => below.shutdown_write(link),
+            None => self.socket_mut().shutdown_write().map(|()| true),
+        }
     }
 
     /// Makes sure that the coming close waits for nothing that the peer sent and
     /// nobody read.
-    fn disarm_unread(&mut self) {}
+    fn disarm_unread(&mut self, link: &mut Link) {
+        if let Some(below) = self.below_mut() {
+            below.disarm_unread(link);
+        }
+    }
 
     /// As [`disarm_unread`](Self::disarm_unread), of a socket that others may hold
     /// too, and what is unread with it.
-    fn leave_unread(&mut self) {}
-
-    /// How many descriptors the peer may send.
-    fn received_limits(&self) -> ReceivedLimits {
-        ReceivedLimits::NONE
+    fn leave_unread(&mut self, link: &mut Link) {
+        if let Some(below) = self.below_mut() {
+            below.leave_unread(link);
+        }
     }
 
-    /// Takes what is queued beside bytes.
-    fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
-        Vec::new()
-    }
-
-    /// Queues what was taken so elsewhere, for the bytes that are unsent now.
-    /// Layers that cannot pass any close them.
-    fn restore_unsent_descriptors(&mut self, descriptors: Vec<UnsentDescriptors>) {
-        drop(descriptors);
-    }
-
-    /// What this layer was set to, for a connection that is taken apart and may
-    /// come back.
-    fn take_settings(&mut self) -> Option<Box<dyn Any>> {
+    /// Takes the layer off a connection, with everything below, and leaves a closed one
+    /// in its place. `None`, by default, says that this cannot be done: the connection
+    /// is not detached then.
+    fn take(&mut self) -> Option<Self>
+    where
+        Self: Sized,
+    {
         None
     }
 
-    /// Sets it again.
-    fn restore_settings(&mut self, settings: Box<dyn Any>) {
-        drop(settings);
+    /// Whether the connection can go on in another process by its socket and the
+    /// user's unsent bytes alone. A layer that holds more has to stay.
+    fn travels(&self) -> bool {
+        false
     }
 
-    // Template.
-
-    /// Queues bytes; see [`Transport::write`](bowline_protocol::Transport::write).
-    #[inline(always)]
-    fn write(&mut self, data: &[u8]) -> WriteStatus {
-        if self.core_mut().append(data) {
-            return self.bytes_queued();
-        }
-        self.write_with_care(data)
+    /// How many bytes a layer has read and not delivered yet.
+    fn undelivered(&self) -> usize {
+        self.below().map_or(0, |below| below.undelivered())
     }
 
-    /// What [`write`](Self::write) does with bytes that do not simply fit into
-    /// the memory at hand.
-    #[inline(never)]
-    fn write_with_care(&mut self, data: &[u8]) -> WriteStatus {
-        if !self.core().takes_bytes(data.len()) {
-            return WriteStatus::Refused;
-        }
-        self.core().note_written(data);
-        if data.len() < MIN_DIRECT_BYTES {
-            self.core_mut().buffer_bytes(data);
-        } else {
-            let taken = self.write_directly(data);
-            if !self.core().takes_bytes(data.len() - taken) {
-                // That send found out that the connection is broken.
-                return WriteStatus::Refused;
-            }
-            self.core_mut().buffer_bytes(&data[taken..]);
-        }
-        self.bytes_queued()
+    // Descriptors that are queued.
+
+    /// How many descriptors are queued.
+    fn queued_descriptors(&self) -> usize {
+        self.below().map_or(0, |below| below.queued_descriptors())
     }
 
-    /// Queues the concatenation of `parts`.
-    fn write_sequence(&mut self, parts: &[&[u8]]) -> WriteStatus {
-        let length = parts.iter().map(|part| part.len()).sum();
-        if !self.core().takes_bytes(length) {
-            return WriteStatus::Refused;
-        }
-        let core = self.core_mut();
-        for part in parts {
-            core.note_written(part);
-            core.buffer_bytes(part);
-        }
-        self.bytes_queued()
+    /// Closes those that are queued, and answers how many there were.
+    fn discard_descriptors(&mut self, link: &mut Link) -> usize {
+        self.below_mut()
+            .map_or(0, |below| below.discard_descriptors(link))
     }
 
-    /// Queues bytes that are given away.
-    fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus {
-        if !self.core().takes_bytes(data.len()) {
-            return WriteStatus::Refused;
-        }
-        self.core().note_written(&data);
-        self.core_mut().buffer.push_owned(data);
-        self.bytes_queued()
+    /// How many descriptors the peer may send.
+    fn received_limits(&self) -> ReceivedLimits {
+        self.below()
+            .map_or(ReceivedLimits::NONE, |below| below.received_limits())
     }
 
-    /// Sends as much as one system call takes, and takes note of what follows
-    /// when the buffer has drained. (Twisted: `doWrite`.)
-    #[inline(always)]
-    fn do_write(&mut self) {
-        let (front, is_all) = self.core().buffer.front();
-        let result = if is_all {
-            self.write_some_data(front)
-        } else {
-            self.write_many_pieces()
-        };
-        match result {
-            Ok(sent) => {
-                let core = self.core_mut();
-                core.sent += sent.bytes as u64;
-                if let Some(storage) = core.buffer.consume(sent.bytes) {
-                    core.shared.return_storage(storage);
-                }
-                if sent.descriptors > 0 {
-                    self.data_sent(sent);
-                }
-                if self.core().has_producer() {
-                    self.resume_producer_if_drained();
-                }
-            }
-            Err(error) => self.write_failed(error),
+    /// Takes those that are queued, with the part of the unsent bytes they are for.
+    fn take_unsent_descriptors(&mut self, link: &Link) -> Vec<UnsentDescriptors> {
+        self.below_mut()
+            .map_or_else(Vec::new, |below| below.take_unsent_descriptors(link))
+    }
+
+    /// Queues what was taken so elsewhere, for the bytes that are unsent now. What
+    /// cannot pass any closes them.
+    fn restore_unsent_descriptors(&mut self, link: &Link, descriptors: Vec<UnsentDescriptors>) {
+        match self.below_mut() {
+            Some(below) => below.restore_unsent_descriptors(link, descriptors),
+            None => drop(descriptors),
         }
     }
+}
 
-    /// Takes note of a send that failed.
-    #[cold]
-    #[inline(never)]
-    fn write_failed(&mut self, error: io::Error) {
-        if let Some(error) = self.core_mut().lasting_error(error) {
-            let remains = self.core().socket.remains(&error);
-            let reason = self.reason_of(error);
-            self.core_mut().break_off(reason, remains);
-        }
-    }
-
-    /// Offers as many pieces as one system call takes.
-    #[inline(never)]
-    fn write_many_pieces(&self) -> io::Result<Sent> {
-        let (slices, count) = self.core().buffer.slices();
-        self.write_some_pieces(&slices[..count])
-    }
-
-    /// Registers a producer; see
-    /// [`Transport::register_producer`](bowline_protocol::Transport::register_producer).
-    fn register_producer(
+/// What passes descriptors beside bytes, so that
+/// [`SendmsgMixin`](crate::SendmsgMixin) can be put on it: a UNIX socket, and a
+/// layer that says what becomes of descriptors.
+pub trait PassDescriptors: FileDescriptor {
+    /// As [`write_some_data`](FileDescriptor::write_some_data), with descriptors on
+    /// the first byte, at most 253. After `Ok` all of them have left; after an error
+    /// none has.
+    ///
+    /// A layer that changes bytes answers for what the first of them became part
+    /// of: as long as nothing of that has left, nothing was taken.
+    ///
+    /// # Errors
+    ///
+    /// As [`write_some_data`](FileDescriptor::write_some_data).
+    fn send_with_descriptors(
         &mut self,
-        producer: ProducerRef,
-        kind: ProducerKind,
-    ) -> Result<(), RegisterProducerError> {
-        let is_full = self.is_send_buffer_full();
-        let is_drained = self.core().buffer.is_empty();
-        let core = self.core_mut();
-        if core.is_ended() {
-            core.cold().rejected.push(producer);
-            core.flags |= pending::STOP_REJECTED;
-            return Err(RegisterProducerError::NotConnected);
-        }
-        if core.has_producer() {
-            return Err(RegisterProducerError::AlreadyRegistered);
-        }
-        let serial = core.cold().next_serial;
-        core.cold().next_serial += 1;
-        core.cold().registration = Some(Registration {
-            producer: Some(producer),
-            kind,
-            is_paused: false,
-            serial,
-        });
-        core.flags |= flag::HAS_PRODUCER;
-        match kind {
-            ProducerKind::Push if is_full => core.pause_producer(),
-            ProducerKind::Pull if is_drained => {
-                core.flags |= pending::RESUME_PRODUCER;
-            }
-            ProducerKind::Push | ProducerKind::Pull => {}
-        }
-        Ok(())
-    }
+        link: &mut Link,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<usize>;
 
-    /// What follows after bytes or descriptors were queued: a push producer is
-    /// paused when that made the buffer full.
-    #[inline(always)]
-    fn bytes_queued(&mut self) -> WriteStatus {
-        if !self.is_send_buffer_full() {
-            return WriteStatus::Ready;
-        }
-        self.core_mut().pause_push_producer();
-        WriteStatus::Full
-    }
+    /// As [`do_read`](FileDescriptor::do_read), and what came beside the bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`do_read`](FileDescriptor::do_read).
+    fn receive(
+        &mut self,
+        link: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received>;
 
-    /// What follows after a limit was changed: a push producer is paused, or
-    /// resumed if nothing else would ever say that it may go on.
-    fn limits_changed(&mut self) {
-        let is_full = self.is_send_buffer_full();
-        let core = self.core_mut();
-        if is_full {
-            core.pause_push_producer();
-        } else if core.is_producer_paused() {
-            core.resume_producer_if_drained(is_full);
-        }
-    }
-
-    /// Resumes the producer if the buffer has drained far enough.
-    #[inline(never)]
-    fn resume_producer_if_drained(&mut self) {
-        let is_full = self.is_send_buffer_full();
-        self.core_mut().resume_producer_if_drained(is_full);
-    }
-
-    /// Tries to send a long write from where it is; answers how much went.
-    fn write_directly(&mut self, data: &[u8]) -> usize {
-        let core = self.core();
-        if !core.buffer.is_empty() || !core.may_write() || self.queued_descriptors() > 0 {
-            return 0;
-        }
-        match self.write_some_data(data) {
-            Ok(sent) => {
-                self.core_mut().sent += sent.bytes as u64;
-                sent.bytes
-            }
-            Err(error) => {
-                self.write_failed(error);
-                0
-            }
-        }
-    }
+    /// The socket at the bottom.
+    fn descriptor_socket(&self) -> &dyn DescriptorSocket;
 }
 
-/// What one call took.
+/// A socket: a connected stream at the bottom of a connection. The calls are
+/// non-blocking.
+pub trait Socket {
+    /// What log lines call connections of this kind.
+    fn kind(&self) -> &'static str;
+
+    /// Our address. It can be asked for after the close too.
+    fn host(&self) -> Address;
+
+    /// The peer's address. It can be asked for after the close too.
+    fn peer(&self) -> Address;
+
+    /// What the poller watches for bytes to be read; `None` once closed or
+    /// detached, or if the poller knows nothing of it.
+    fn reading(&self) -> Option<BorrowedFd<'_>>;
+
+    /// What the poller watches for room; by default the same descriptor.
+    fn writing(&self) -> Option<BorrowedFd<'_>> {
+        self.reading()
+    }
+
+    /// Whether it was neither closed nor detached.
+    #[inline]
+    fn is_open(&self) -> bool {
+        self.reading().is_some()
+    }
+
+    /// Has readability, and the peer's end, reported under `token`.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    #[inline]
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        match self.reading() {
+            Some(source) => reactor.watch(token, source, Interest::Readable),
+            None => Err(not_connected()),
+        }
+    }
+
+    /// Has writability reported too.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    fn watch_writing(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        match (self.reading(), self.writing()) {
+            (Some(reading), Some(writing)) if !is_same(reading, writing) => {
+                reactor.watch(token, writing, Interest::Writable)
+            }
+            (_, Some(source)) => reactor.rewatch(token, source, Interest::Both),
+            (_, None) => Err(not_connected()),
+        }
+    }
+
+    /// Has nothing reported any more; `writing` says whether
+    /// [`watch_writing`](Self::watch_writing) was called.
+    #[inline]
+    fn unwatch(&self, reactor: &mut Reactor, writing: bool) {
+        if let Some(source) = self.reading() {
+            reactor.unwatch(source);
+            if writing
+                && let Some(other) = self.writing()
+                && !is_same(source, other)
+            {
+                reactor.unwatch(other);
+            }
+        }
+    }
+
+    /// The error that the poller reported and no call has told of yet
+    /// (`SO_ERROR`).
+    fn take_error(&self) -> Option<io::Error> {
+        sys::take_error(self.reading()?).unwrap_or_else(Some)
+    }
+
+    /// How many bytes wait to be read; some, where nobody knows.
+    fn unread(&self) -> usize {
+        let asked = |source| sys::bytes_unread(source).unwrap_or(1);
+        self.reading().map_or(0, asked)
+    }
+
+    /// Whether nothing can come or go any more, but for what has arrived.
+    fn is_hung_up(&self) -> bool {
+        self.reading().is_some_and(sys::is_hung_up)
+    }
+
+    /// Whether a connection can end in the middle of what its peer sends.
+    fn can_be_reset(&self) -> bool {
+        false
+    }
+
+    /// What is left when a send failed with `error`, or the poller reported it.
+    fn remains(&self, error: &io::Error) -> Remains {
+        let _ = error;
+        match self.is_hung_up() {
+            true => Remains::Everything,
+            false => Remains::Reading,
+        }
+    }
+
+    /// Closes our half.
+    ///
+    /// # Errors
+    ///
+    /// Those of shutdown(2).
+    fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Makes the coming close a reset, where there is such a thing.
+    fn prepare_abort(&mut self) {}
+
+    /// Closes.
+    fn close(&mut self);
+
+    /// Closes a socket that was accepted and that nobody has read, while its peer may
+    /// be sending.
+    fn decline(&mut self) {
+        self.close();
+    }
+
+    /// Takes the descriptor out, to be used elsewhere; `None` if there is none, or
+    /// more than one.
+    fn detach(&mut self) -> Option<OwnedFd>;
+
+    /// Takes the descriptor back that was [taken out](Self::detach).
+    ///
+    /// # Errors
+    ///
+    /// Gives back what is none of this kind.
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd>;
+}
+
+/// A socket that passes descriptors: what is asked of it beside that.
+pub trait DescriptorSocket: Socket {
+    /// The process at the other end, when the connection was made.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` once closed.
+    fn peer_credentials(&self) -> io::Result<Credentials>;
+
+    /// That process, as a pidfd.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` once closed; the kernel's, which knows it since Linux 6.5.
+    fn peer_pidfd(&self) -> io::Result<OwnedFd>;
+
+    /// Sets whether the kernel lets the peer send descriptors (`SO_PASSRIGHTS`).
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` once closed; the kernel's, which knows it since Linux 6.16.
+    fn set_passes_rights(&self, on: bool) -> io::Result<()>;
+
+    /// Whether there is something unread.
+    fn has_unread(&self) -> bool;
+
+    /// Which socket the kernel says this is (`SO_COOKIE`), to be told from others;
+    /// `None` once closed, or if nobody can send it.
+    fn cookie(&self) -> Option<u64>;
+}
+
+#[cold]
+pub(crate) fn not_connected() -> io::Error {
+    io::Error::from(io::ErrorKind::NotConnected)
+}
+
+fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd;
+    one.as_raw_fd() == other.as_raw_fd()
+}
+
+/// What is left of a connection over which nothing more can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// How many bytes.
-    pub bytes: usize,
-    /// How many descriptors, all of those that the call offered.
-    pub descriptors: usize,
+pub enum Remains {
+    /// What has arrived, and no end: the peer has reset it, or is out of reach.
+    Pieces,
+    /// All that the peer sent, its end too.
+    Everything,
+    /// The direction towards us, where more may come.
+    Reading,
 }
 
-/// What one read brought; the bytes and descriptors are in the buffers.
+/// What one read brought; the bytes, and what came beside them, are in the buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
-    /// How many bytes; zero is the end of the stream.
-    pub bytes: usize,
-    /// Whether the read may have ended for another reason than that nothing was
-    /// left.
-    pub had_ancillary: bool,
-    /// Whether descriptors were lost (`MSG_CTRUNC`).
-    pub is_truncated: bool,
+    pub(crate) bytes: usize,
+    /// Nothing more comes.
+    pub(crate) is_end: bool,
+    /// There is nothing more to be had before the poller says so.
+    pub(crate) is_drained: bool,
+    /// There may be something beside the bytes.
+    pub(crate) had_ancillary: bool,
+    /// Descriptors were lost (`MSG_CTRUNC`).
+    pub(crate) is_truncated: bool,
 }
 
-impl From<Taken> for Received {
-    fn from(taken: Taken) -> Self {
+impl Received {
+    /// A read that had room for `limit` bytes and brought `bytes` of them: none are
+    /// the end of the stream, and fewer than there was room for all that there is.
+    #[inline(always)]
+    pub fn new(bytes: usize, limit: usize) -> Self {
         Self {
-            bytes: taken.bytes,
-            had_ancillary: taken.had_ancillary,
-            is_truncated: taken.is_truncated,
+            bytes,
+            is_end: bytes == 0,
+            is_drained: bytes < limit,
+            had_ancillary: false,
+            is_truncated: false,
         }
+    }
+
+    /// What a layer delivers: `bytes` of them, be it none, of a read from below that
+    /// brought `of`.
+    pub fn delivering(bytes: usize, of: Self) -> Self {
+        Self {
+            bytes,
+            is_end: false,
+            ..of
+        }
+    }
+
+    /// Nothing to be delivered, and nothing more to be had before the poller says so.
+    pub fn nothing() -> Self {
+        Self {
+            bytes: 0,
+            is_end: false,
+            is_drained: true,
+            had_ancillary: false,
+            is_truncated: false,
+        }
+    }
+
+    /// The end of the stream.
+    pub fn end() -> Self {
+        Self {
+            is_end: true,
+            ..Self::nothing()
+        }
+    }
+
+    /// The same, and there is more to be had at once: [`FileDescriptor::do_read`] is
+    /// called again without an event.
+    #[must_use]
+    pub fn and_more(self) -> Self {
+        Self {
+            is_drained: false,
+            ..self
+        }
+    }
+
+    /// How many bytes there are at the start of the buffers.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing more comes.
+    pub fn is_end(&self) -> bool {
+        self.is_end
     }
 }
 
 /// How many descriptors a peer may send.
-#[allow(unnameable_types, reason = "named only by a sealed trait")]
 #[derive(Clone, Copy, Debug)]
 pub struct ReceivedLimits {
     pub(crate) per_read: usize,

@@ -20,22 +20,26 @@
 #[macro_use]
 mod transport_impl;
 
+#[macro_use]
+mod stream;
+#[macro_use]
+mod sendmsg;
+
 mod closer;
 mod connection;
 mod connector;
 mod descriptor_queue;
+mod detach;
+pub mod endpoint;
 mod error;
 mod file_descriptor;
-mod handoff;
+mod kinds;
+mod link;
 mod listener;
 mod log;
-mod options;
 mod process;
 mod resolver;
-mod sendmsg;
 mod shared;
-mod socket;
-mod stream;
 mod sys;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -53,25 +57,27 @@ pub mod fuzzing {
 }
 
 pub use crate::closer::{close_received, descriptors_closing};
-pub use crate::connection::StreamTransport;
 pub use crate::descriptor_queue::UnsentDescriptors;
-pub use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
-pub use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
-pub use crate::handoff::{Detached, ReattachError, Unsent};
-pub use crate::listener::{bind_tcp_listener, bind_unix_listener};
-pub use crate::options::{
-    HostConnectOptions, StaleSocket, TcpConnectOptions, TcpListenOptions, UnixConnectOptions,
-    UnixListenOptions,
+pub use crate::detach::{Detached, ReattachError, Unsent};
+pub use crate::error::{
+    AdoptError, AdoptErrorKind, CallError, DetachError, ListenError, ListenStep,
 };
+pub use crate::file_descriptor::{
+    DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Remains, Socket,
+};
+pub use crate::kinds::{
+    OverTcp, Plain, StaleSocket, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream,
+    Unix, UnixConnect, UnixListen, UnixListener, UnixSocket, UnixStream,
+};
+pub use crate::link::Link;
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
     monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
     spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
-pub use crate::sendmsg::{SendmsgMixin, UnixStream};
+pub use crate::sendmsg::SendmsgMixin;
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
-pub use crate::socket::{Socket, TcpSocket, UnixSocket};
-pub use crate::stream::{Stream, TcpStream};
+pub use crate::stream::{Stream, StreamTransport};
 pub use crate::sys::take_inherited;
 pub use crate::transports::Transports;

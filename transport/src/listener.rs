@@ -1,40 +1,32 @@
 //! Listening sockets, which accept in budgeted batches.
 
-mod bind;
 mod farewell;
-mod socket;
 
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol as protocol;
 use bowline_protocol::{
     Acceptor, Address, BuildContext, Credentials, Factory, Listener, ListenerHandle, Origin,
-    UnixAddress,
+    SocketFile, UnixAddress,
 };
 use bowline_reactor::{DelayedCall, Descriptor, DrainRound, Handle, Next, Panic, Reactor};
 use bowline_reactor::{Readiness, Token};
 
-use crate::closer::close_elsewhere;
-use crate::connection::{DescriptorTransport, connect_protocol, unix_address};
-use crate::connection::{HostName, Names, Source};
-use crate::handoff::DetachListenerRequest;
+use crate::connection::establish;
+use crate::detach::DetachListenerRequest;
+use crate::endpoint::{Listen, ListeningSocket, Side, Wrap};
+use crate::file_descriptor::FileDescriptor;
 use crate::log;
 use crate::shared::{Ledger, Shared};
-use crate::sys::{self, SocketName};
-#[cfg(feature = "testing")]
-use crate::testing::MemoryListener;
+use crate::stream::Stream;
+use crate::sys;
 
-pub(crate) use self::bind::{SocketFile, bind_tcp, bind_unix, socket_name};
-pub use self::bind::{bind_tcp_listener, bind_unix_listener};
 use self::farewell::Farewells;
-use self::socket::ListeningSocket;
 
 /// When a listener that could not accept for want of descriptors or memory
 /// tries again: no event is going to say that there are some.
@@ -45,30 +37,28 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// More than a queue is none that waited when it was told.
 const LAST_ACCEPTS: u32 = 4096;
 
-struct Accepting<S> {
-    control: Control,
+struct Accepting<L: ListeningSocket, S> {
+    control: Control<L>,
     service: S,
 }
 
 /// What becomes of the sockets that a listener accepts.
-pub(crate) trait Service: 'static {
+pub(crate) trait Service<L: ListeningSocket>: 'static {
     fn started(&mut self, cx: &mut BuildContext<'_>);
 
-    fn accepted(
-        &mut self,
-        control: &mut Control,
-        reactor: &mut Reactor,
-        fd: OwnedFd,
-        peer: SocketName,
-    );
+    /// Accepts one, and serves it.
+    ///
+    /// # Errors
+    /// Those of accepting.
+    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()>;
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>);
 }
 
 /// They become connections, with the protocols of a factory.
-pub(crate) struct Serve<T, F> {
-    factory: F,
-    transport: PhantomData<fn() -> T>,
+pub(crate) struct Serve<W, F> {
+    pub(crate) wrap: W,
+    pub(crate) factory: F,
 }
 
 /// They are given to an acceptor as they are.
@@ -77,13 +67,10 @@ pub(crate) struct HandOver<A> {
 }
 
 /// The part of a listener that handles give access to.
-pub(crate) struct Control {
-    /// Removed when we close, if it is still ours: before the socket, and so
-    /// before it when this is dropped.
-    file: Option<SocketFile>,
-    socket: Option<ListeningSocket>,
+pub(crate) struct Control<L: ListeningSocket> {
+    /// There until it closes or is detached.
+    socket: Option<L>,
     token: Token,
-    host: HostName,
     address: Address,
     shared: Rc<Shared>,
     retry: Option<DelayedCall>,
@@ -102,17 +89,15 @@ pub(crate) struct Control {
     is_shared: Cell<bool>,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
-    /// Whether the kernel refuses descriptors to all who connect.
-    refuses_descriptors: bool,
     /// What was accepted, while a protocol is built for it.
-    accepted: Option<OwnedFd>,
+    accepted: Option<L::Accepted>,
     farewells: Farewells,
 }
 
-impl Listener for Control {
+impl<L: ListeningSocket> Listener for Control<L> {
     fn peer_credentials(&self) -> io::Result<Credentials> {
-        match (&self.accepted, &self.address) {
-            (Some(fd), Address::Unix(_)) => sys::peer_credentials(fd.as_fd()).map(Into::into),
+        match (&self.socket, &self.accepted) {
+            (Some(socket), Some(accepted)) => socket.credentials_of(accepted),
             _ => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -160,33 +145,21 @@ impl Listener for Control {
         !self.is_stopping && self.socket.is_some()
     }
 
-    fn socket_file(&self) -> Option<protocol::SocketFile> {
-        let identity = self.file.as_ref()?.identity;
-        Some(protocol::SocketFile {
-            device: identity.device,
-            inode: identity.inode,
-        })
+    fn socket_file(&self) -> Option<SocketFile> {
+        self.socket.as_ref()?.socket_file()
     }
 
     fn disown_socket_file(&mut self) {
-        if let Some(file) = self.file.take() {
-            file.leave();
+        if let Some(socket) = &mut self.socket {
+            socket.disown_socket_file();
         }
     }
 
-    fn own_socket_file(&mut self, file: protocol::SocketFile) -> io::Result<()> {
-        let Address::Unix(UnixAddress::Path(path)) = &self.address else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        let found = SocketFile::at(path)?;
-        if (found.identity.device, found.identity.inode) != (file.device, file.inode) {
-            found.leave();
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
+        match &mut self.socket {
+            Some(socket) => socket.own_socket_file(file),
+            None => Err(io::Error::from(io::ErrorKind::NotConnected)),
         }
-        if let Some(before) = self.file.replace(found) {
-            before.leave();
-        }
-        Ok(())
     }
 
     fn handle(&self) -> ListenerHandle {
@@ -204,16 +177,12 @@ impl Listener for Control {
     }
 }
 
-impl<T, F> Serve<T, F> {
-    pub(crate) fn new(factory: F) -> Self {
-        Self {
-            factory,
-            transport: PhantomData,
-        }
-    }
-}
-
-impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
+impl<L, W, F> Service<L> for Serve<W, F>
+where
+    L: ListeningSocket,
+    W: Wrap<L::Accepted>,
+    F: Factory<W::Transport>,
+{
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         if let Some(listener) = cx.listener() {
             log::debug!(
@@ -227,39 +196,46 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
     }
 
     #[inline]
-    fn accepted(
-        &mut self,
-        control: &mut Control,
-        reactor: &mut Reactor,
-        fd: OwnedFd,
-        peer: SocketName,
-    ) {
-        let address = peer_address(&peer);
-        control.accepted = Some(fd);
+    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()> {
+        let Some(socket) = &mut control.socket else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let (accepted, peer) = socket.accept(control.is_shared.get())?;
+        control.accepted(accepted.socket().reading());
+        control.accepted = Some(accepted);
         let protocol = self
             .factory
-            .build_protocol(&mut control.context(reactor), &address);
-        let Some(fd) = control.accepted.take() else {
-            return;
+            .build_protocol(&mut control.context(reactor), &peer);
+        let Some(mut accepted) = control.accepted.take() else {
+            return Ok(());
         };
-        let names = Names {
-            host: control.host.clone(),
-            peer,
-            refuses_descriptors: control.refuses_descriptors,
+        let wrap = |socket| self.wrap.wrap(socket, Side::Accepted);
+        let listening = control.socket.as_ref();
+        let prepare = |stream: &mut Stream<_>| {
+            if let Some(listening) = listening {
+                listening.prepare(&mut stream.link);
+            }
+            stream.start();
         };
         let Some(protocol) = protocol else {
-            log::debug!(target: log::TRANSPORT, "{}: declined {address}", control.token);
-            return match control.farewells.next() {
-                Some(farewell) => farewell.say_to::<T>(reactor, fd, names),
+            log::debug!(target: log::TRANSPORT, "{}: declined {peer}", control.token);
+            match control.farewells.next() {
+                Some(farewell) => {
+                    farewell.say_to::<W::Transport, _>(reactor, accepted, wrap, prepare);
+                }
                 // Its peer may send at this very moment.
-                None => close_unserved(fd, true),
-            };
+                None => accepted.socket_mut().decline(),
+            }
+            return Ok(());
         };
         control.farewells.forget();
-        if let Err(error) = connect_protocol::<T, F>(reactor, protocol, fd, names, Source::Accepted)
-        {
-            log::error!(target: log::TRANSPORT, "{}: cannot serve {address}: {error}", control.token);
+        let side = Side::Accepted;
+        let established =
+            establish::<W::Transport, _, _>(reactor, accepted, wrap, protocol, side, prepare);
+        if let Err((error, ..)) = established {
+            log::error!(target: log::TRANSPORT, "{}: cannot serve {peer}: {error}", control.token);
         }
+        Ok(())
     }
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
@@ -275,22 +251,21 @@ impl<T: DescriptorTransport, F: Factory<T>> Service for Serve<T, F> {
     }
 }
 
-impl<A: Acceptor> Service for HandOver<A> {
+impl<L: ListeningSocket, A: Acceptor> Service<L> for HandOver<A> {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         self.acceptor.started(cx);
     }
 
     #[inline]
-    fn accepted(
-        &mut self,
-        control: &mut Control,
-        reactor: &mut Reactor,
-        fd: OwnedFd,
-        peer: SocketName,
-    ) {
-        let address = peer_address(&peer);
+    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()> {
+        let Some(socket) = &mut control.socket else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        let (fd, peer) = socket.accept_descriptor(control.is_shared.get())?;
+        control.accepted(Some(fd.as_fd()));
         self.acceptor
-            .accepted(&mut control.context(reactor), fd, &address);
+            .accepted(&mut control.context(reactor), fd, &peer);
+        Ok(())
     }
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
@@ -298,10 +273,23 @@ impl<A: Acceptor> Service for HandOver<A> {
     }
 }
 
-impl Control {
+impl<L: ListeningSocket> Control<L> {
     fn may_accept(&self) -> bool {
         let is_held = self.holds > 0 && !self.is_draining;
         !self.is_paused && !is_held && !self.is_stopping
+    }
+
+    /// Takes note of a connection that was accepted.
+    #[inline]
+    fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
+        self.is_short = false;
+        if self.is_draining {
+            self.accepts_left -= 1;
+        }
+        if let Some(fd) = fd {
+            // Accepted is served; but the next one looks first.
+            let _ = self.shared.numbers.is_reserved(fd);
+        }
     }
 
     /// What the callbacks of this listener can reach.
@@ -313,7 +301,7 @@ impl Control {
     }
 }
 
-impl<S: Service> Accepting<S> {
+impl<L: ListeningSocket, S: Service<L>> Accepting<L, S> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if !self.control.is_started {
             self.control.is_started = true;
@@ -358,21 +346,14 @@ impl<S: Service> Accepting<S> {
             return;
         };
         let numbers = &self.control.shared.numbers;
-        if numbers.is_near() && !socket.has_room(numbers) {
+        if numbers.is_near()
+            && let Some(source) = socket.source()
+            && !numbers.has_room(source)
+        {
             return self.wait_for_room(reactor);
         }
-        let accepted = socket.accept(self.control.is_shared.get());
-        match accepted {
-            Ok((fd, peer)) => {
-                self.control.is_short = false;
-                if self.control.is_draining {
-                    self.control.accepts_left -= 1;
-                }
-                // Accepted is served; but the next one looks first.
-                let _ = self.control.shared.numbers.is_reserved(fd.as_fd());
-                self.service.accepted(&mut self.control, reactor, fd, peer);
-            }
-            Err(error) => self.accept_failed(reactor, &error),
+        if let Err(error) = self.service.accept(&mut self.control, reactor) {
+            self.accept_failed(reactor, &error);
         }
     }
 
@@ -407,9 +388,9 @@ impl<S: Service> Accepting<S> {
         let mut shed = None;
         if sys::is_out_of_descriptors(error)
             && control.shared.spend_reserve()
-            && let Some(socket) = &control.socket
+            && let Some(socket) = &mut control.socket
         {
-            shed = socket.accept(false).ok().map(|(_, peer)| peer);
+            shed = socket.accept_descriptor(false).ok().map(|(_, peer)| peer);
             control.shared.fill_reserve();
             control.shared.numbers.ran_out();
         }
@@ -418,9 +399,8 @@ impl<S: Service> Accepting<S> {
             Ledger::add(&control.shared.ledger.shed, 1);
             log::debug!(
                 target: log::TRANSPORT,
-                "{}: no descriptors: gave up the reserve to close {}",
+                "{}: no descriptors: gave up the reserve to close {peer}",
                 control.token,
-                peer_address(&peer),
             );
         }
         if !control.is_short {
@@ -439,9 +419,6 @@ impl<S: Service> Accepting<S> {
         let control = &mut self.control;
         if let Some(socket) = control.socket.take() {
             socket.unwatch(reactor);
-            // The path first: a client that finds it finds a listener, and nobody has
-            // taken it over while the socket is open.
-            control.file = None;
             socket.close();
             Ledger::add(&control.shared.ledger.closed, 1);
             if let Some(retry) = control.retry.take() {
@@ -454,21 +431,7 @@ impl<S: Service> Accepting<S> {
     }
 }
 
-/// Closes a socket from which nobody has read, or accepted, what may have come.
-fn close_unserved(fd: OwnedFd, may_have_come: bool) {
-    if may_have_come && sys::is_unix(fd.as_fd()) {
-        close_elsewhere(fd);
-    }
-}
-
-fn peer_address(peer: &SocketName) -> Address {
-    match peer {
-        SocketName::Inet(address) => Address::Inet(*address),
-        other => Address::Unix(unix_address(other.clone())),
-    }
-}
-
-impl<S: Service> Descriptor for Accepting<S> {
+impl<L: ListeningSocket, S: Service<L>> Descriptor for Accepting<L, S> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() {
             self.control.is_readable = true;
@@ -495,9 +458,6 @@ impl<S: Service> Descriptor for Accepting<S> {
         {
             socket.unwatch(reactor);
             Ledger::add(&self.control.shared.ledger.closed, 1);
-            if let Some(file) = self.control.file.take() {
-                file.leave();
-            }
             if let Some(retry) = self.control.retry.take() {
                 let _ = retry.cancel(reactor);
             }
@@ -511,8 +471,8 @@ impl<S: Service> Descriptor for Accepting<S> {
     fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
         // The connection that was accepted is closed; the others of the batch are
         // served in the next turn.
-        if let Some(fd) = self.control.accepted.take() {
-            close_unserved(fd, true);
+        if let Some(mut accepted) = self.control.accepted.take() {
+            accepted.socket_mut().decline();
         }
         self.control.farewells.forget();
         if self.control.socket.is_some() {
@@ -560,95 +520,37 @@ impl<S: Service> Descriptor for Accepting<S> {
 }
 
 /// Has the reactor accept connections on a listening socket.
-pub(crate) fn install(
+pub(crate) fn install<E: Listen>(
     reactor: &mut Reactor,
-    fd: OwnedFd,
-    file: Option<SocketFile>,
-    service: impl Service,
-) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
-    install_as(
-        reactor,
-        ListeningSocket::Real(fd),
-        file,
-        Sharing::Ours,
-        service,
-    )
-    .map_err(given_back)
-}
-
-/// As [`install`], for a socket that came from somewhere else.
-pub(crate) fn install_adopted(
-    reactor: &mut Reactor,
-    fd: OwnedFd,
-    service: impl Service,
-) -> Result<ListenerHandle, (io::Error, OwnedFd)> {
-    let socket = ListeningSocket::Real(fd);
-    install_as(reactor, socket, None, Sharing::Shared, service).map_err(given_back)
-}
-
-/// As [`install`], on a simulated kernel. What fails is closed.
-#[cfg(feature = "testing")]
-pub(crate) fn install_simulated(
-    reactor: &mut Reactor,
-    listener: MemoryListener,
-    service: impl Service,
-) -> io::Result<ListenerHandle> {
-    let socket = ListeningSocket::Simulated(listener);
-    install_as(reactor, socket, None, Sharing::Shared, service).map_err(|(error, _)| error)
-}
-
-fn given_back((error, socket): (io::Error, ListeningSocket)) -> (io::Error, OwnedFd) {
-    (error, socket.into_descriptor())
-}
-
-/// Whether others may hold a socket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sharing {
-    Ours,
-    Shared,
-}
-
-fn install_as(
-    reactor: &mut Reactor,
-    socket: ListeningSocket,
-    file: Option<SocketFile>,
-    sharing: Sharing,
-    service: impl Service,
-) -> Result<ListenerHandle, (io::Error, ListeningSocket)> {
-    let (host, address) = match socket.name() {
-        // Of a listener on all addresses each connection has its own.
-        Ok(SocketName::Inet(address)) if address.ip().is_unspecified() => {
-            (HostName::Unknown, Address::Inet(address))
-        }
-        Ok(SocketName::Inet(address)) => (HostName::Inet(address), Address::Inet(address)),
-        Ok(other) => {
-            let address = unix_address(other);
-            (
-                HostName::Unix(address.clone().into()),
-                Address::Unix(address),
-            )
-        }
-        Err(error) => return Err((error, socket)),
-    };
+    socket: E::Socket,
+    service: impl Service<E::Socket>,
+) -> Result<ListenerHandle, E::Error> {
     let shared = Shared::of(reactor);
     shared.fill_reserve();
+    let address = match socket.address() {
+        Ok(address) => address,
+        Err(error) => {
+            return Err(E::not_installed(
+                socket,
+                Address::Unix(UnixAddress::Unnamed),
+                error,
+            ));
+        }
+    };
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
-        Err(error) => return Err((error, socket)),
+        Err(error) => return Err(E::not_installed(socket, address, error)),
     };
     let token = vacancy.token();
     if let Err(error) = socket.watch(vacancy.reactor(), token) {
-        return Err((error, socket));
+        return Err(E::not_installed(socket, address, error));
     }
     Ledger::add(&shared.ledger.opened, 1);
-    let refuses_descriptors = matches!(host, HostName::Unix(_)) && !socket.passes_rights();
     let control = Control {
         socket: Some(socket),
         token,
-        host,
         address,
         shared,
-        file,
         retry: None,
         is_readable: false,
         is_paused: false,
@@ -657,9 +559,8 @@ fn install_as(
         is_draining: false,
         accepts_left: u32::MAX,
         is_started: false,
-        is_shared: Cell::new(sharing == Sharing::Shared),
+        is_shared: Cell::new(E::IS_SHARED),
         is_short: false,
-        refuses_descriptors,
         accepted: None,
         farewells: Farewells::default(),
     };

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 
 use bowline_protocol::Address;
 
-use crate::connection::unix_address;
+use crate::kinds::address_of;
 use crate::sys::{self, Announcement, ControlBuffer, Family, SocketName};
 
 /// Starts `command` with descriptors under agreed numbers in the child: for
@@ -244,7 +244,7 @@ pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
     let kind = sys::socket_kind(fd)?;
     let address = match sys::local_name(fd)? {
         SocketName::Inet(address) => Some(Address::Inet(address)),
-        name if kind.domain == Some(Family::Unix) => Some(Address::Unix(unix_address(name))),
+        name if kind.domain == Some(Family::Unix) => Some(Address::Unix(address_of(name))),
         _ => None,
     };
     Ok(SocketDescription {

@@ -1,45 +1,40 @@
 //! The layer that passes descriptors.
 
-use std::any::Any;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline_protocol::{
-    CloseReason, Credentials, DescriptorLimits, Linger, PassedDescriptor, SendDescriptorError,
-    SendDescriptorErrorKind, UnixTransport, UnixTransportHandle, WriteStatus,
+    CloseReason, DescriptorLimits, Linger, PassedDescriptor, SendDescriptorError,
+    SendDescriptorErrorKind, WriteStatus,
 };
-use bowline_reactor::Handle;
 
 use crate::closer::close_elsewhere;
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
 use crate::file_descriptor::{
-    Core, FileDescriptor, Received, ReceivedLimits, Sent, State, flag, pending,
+    DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
+use crate::link::{Flags, Link, State};
 use crate::log;
 use crate::shared::{Ledger, READ_BYTES, ReadBuffers};
-use crate::socket::UnixSocket;
-use crate::socket::private::Sealed;
 use crate::stream::Stream;
 use crate::sys::{self, MAX_DESCRIPTORS};
 
-/// Passes open descriptors beside the bytes of the transport below.
+/// Passes open descriptors beside the bytes of what is below.
 ///
 /// It overrides [`write_some_data`](FileDescriptor::write_some_data),
 /// [`do_read`](FileDescriptor::do_read) and
 /// [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and delegates
 /// the rest. With no descriptor queued it costs one comparison per write. It
-/// gives a transport the methods of [`UnixTransport`]. (Twisted:
-/// `_SendmsgMixin`.)
+/// gives a transport the methods of [`UnixTransport`](bowline_protocol::UnixTransport). It is the uppermost layer:
+/// where in the stream a descriptor belongs is counted in the user's bytes, so layers
+/// that change bytes stand below. (Twisted: `_SendmsgMixin`.)
 #[derive(Debug)]
 pub struct SendmsgMixin<B> {
     base: B,
     /// There from the first descriptor queued or limit set on.
     passing: Option<Box<Passing>>,
 }
-
-/// A UNIX stream connection, which passes descriptors.
-pub type UnixStream = SendmsgMixin<Stream<UnixSocket>>;
 
 /// How often an ended connection is read for descriptors at most, and how many are
 /// closed then: about a millisecond's worth. A flooder's socket holds 70,000; whoever
@@ -58,9 +53,9 @@ struct Passing {
     linger: Linger,
 }
 
-impl<B: FileDescriptor> SendmsgMixin<B> {
-    /// Puts the layer on `base`, which should be over a UNIX socket.
-    pub(crate) fn new(base: B) -> Self {
+impl<B: PassDescriptors> SendmsgMixin<B> {
+    /// Puts the layer on what can pass descriptors.
+    pub fn new(base: B) -> Self {
         Self {
             base,
             passing: None,
@@ -79,14 +74,31 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         })
     }
 
-    fn limits(&self) -> DescriptorLimits {
+    pub(crate) fn limits(&self) -> DescriptorLimits {
         self.passing
             .as_ref()
             .map_or_else(DescriptorLimits::default, |passing| passing.limits)
     }
 
-    pub(crate) fn take_descriptors(&mut self) -> Vec<UnsentDescriptors> {
-        let sent = self.base.core().sent;
+    pub(crate) fn set_linger(&mut self, linger: Linger) {
+        self.passing().linger = linger;
+    }
+
+    pub(crate) fn unsent_count(&self) -> usize {
+        self.passing
+            .as_ref()
+            .map_or(0, |passing| passing.queue.len() + passing.discarded)
+    }
+
+    pub(crate) fn sent_count(&self) -> u64 {
+        self.passing.as_ref().map_or(0, |passing| passing.left)
+    }
+
+    pub(crate) fn socket_below(&self) -> &dyn DescriptorSocket {
+        self.base.descriptor_socket()
+    }
+
+    fn take_descriptors(&mut self, sent: u64) -> Vec<UnsentDescriptors> {
         self.passing
             .as_mut()
             .map_or_else(Vec::new, |passing| passing.queue.take(sent))
@@ -94,9 +106,9 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
 
     /// Why a descriptor cannot be queued, if it cannot.
     #[inline]
-    fn refusal(&self, more: usize) -> Option<SendDescriptorErrorKind> {
-        if self.base.core().has(flag::WRITES_WITH_CARE)
-            && let Some(kind) = self.refusal_by_state()
+    fn refusal(&self, link: &Link, more: usize) -> Option<SendDescriptorErrorKind> {
+        if link.writes_with_care()
+            && let Some(kind) = refusal_by_state(link)
         {
             return Some(kind);
         }
@@ -107,41 +119,28 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
         (queued.saturating_add(more) > most).then_some(SendDescriptorErrorKind::QueueFull)
     }
 
-    fn refusal_by_state(&self) -> Option<SendDescriptorErrorKind> {
-        let core = self.base.core();
-        match core.state() {
-            State::Open => {}
-            State::Closing | State::WriteClosing if core.has_producer() => {}
-            State::WriteClosing | State::WriteClosed => {
-                return Some(SendDescriptorErrorKind::WriteClosed);
-            }
-            State::Closing | State::Lingering | State::Ending | State::Lost => {
-                return Some(SendDescriptorErrorKind::NotConnected);
-            }
-        }
-        core.is_broken()
-            .then_some(SendDescriptorErrorKind::NotConnected)
-    }
-
     /// Reads from a socket to which the kernel lets nobody send descriptors,
     /// those that wait from before. Plain reads will do when none can be left.
     #[cold]
     #[inline(never)]
-    fn read_refusing(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
-        let core = self.base.core_mut();
-        let limit = core.read_limit as usize;
-        let received = core.socket.receive(buffers, limit).map(Received::from);
+    fn read_refusing(
+        &mut self,
+        link: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        let received = self.base.receive(link, buffers, limit);
         let is_drained = match &received {
             // What carries descriptors is glued to what comes before it
             // (unix(7) does not say so; Linux does).
-            Ok(received) => received.bytes < limit && !received.had_ancillary,
+            Ok(received) => received.is_drained && !received.had_ancillary,
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
         if is_drained {
-            core.flags |= flag::PLAIN_READS;
+            link.set(Flags::PLAIN_READS);
         }
         if matches!(&received, Ok(received) if received.had_ancillary) && self.is_wary() {
-            self.disarm(buffers);
+            self.disarm(link, buffers);
         }
         received
     }
@@ -156,40 +155,37 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
     /// Takes the linger setting from what was received, which may have come from
     /// anybody.
     #[inline(never)]
-    fn disarm(&mut self, buffers: &mut ReadBuffers) {
+    fn disarm(&self, link: &mut Link, buffers: &mut ReadBuffers) {
         let mut has_socket = false;
         for fd in &buffers.ancillary.descriptors {
             has_socket |= sys::disarm_linger(fd.as_fd());
         }
         if has_socket {
-            self.refuse_own_socket(buffers);
+            self.refuse_own_socket(link, buffers);
         }
     }
 
     /// Ends the connection if the peer sent it its own socket: that would keep
     /// it open when everybody else has closed it.
-    fn refuse_own_socket(&mut self, buffers: &mut ReadBuffers) {
+    fn refuse_own_socket(&self, link: &mut Link, buffers: &mut ReadBuffers) {
         let descriptors = &mut buffers.ancillary.descriptors;
-        if self.has_own_socket(descriptors) {
-            let core = self.base.core_mut();
-            Ledger::add(&core.shared.ledger.received, descriptors.len());
-            core.shared.refuse_received(descriptors.drain(..));
-            core.end(CloseReason::OwnSocket);
+        if self.has_own_socket(link, descriptors) {
+            Ledger::add(&link.shared.ledger.received, descriptors.len());
+            link.shared.refuse_received(descriptors.drain(..));
+            link.end(CloseReason::OwnSocket);
         }
     }
 
     /// Whether one of `descriptors` is this transport's own socket. That costs a
     /// system call for each.
-    fn has_own_socket(&mut self, descriptors: &[impl AsFd]) -> bool {
-        let core = self.base.core_mut();
-        let own = match core.cold_ref().and_then(|cold| cold.own_cookie) {
+    fn has_own_socket(&self, link: &mut Link, descriptors: &[impl AsFd]) -> bool {
+        let own = match link.cold_ref().and_then(|cold| cold.own_cookie) {
             Some(own) => own,
             None => {
-                let source = core.socket.source();
-                let Some(own) = source.and_then(|own| sys::cookie(own).ok()) else {
+                let Some(own) = self.base.descriptor_socket().cookie() else {
                     return false;
                 };
-                *core.cold().own_cookie.insert(own)
+                *link.cold().own_cookie.insert(own)
             }
         };
         descriptors
@@ -199,43 +195,43 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
 
     /// Whether one of `descriptors`, which are to be sent, is this transport's own
     /// socket. Looked at only where somebody can have a copy of it.
-    fn would_send_itself(&mut self, descriptors: &[PassedDescriptor]) -> bool {
-        self.base.core().has_lent.get() && self.has_own_socket(descriptors)
+    fn would_send_itself(&self, link: &mut Link, descriptors: &[PassedDescriptor]) -> bool {
+        link.has_lent.get() && self.has_own_socket(link, descriptors)
     }
 
     /// The first of the next message's descriptors that the kernel passes to nobody. Each
     /// is sent by itself, to ourselves; none is found where that cannot be done.
     #[cold]
-    fn find_unpassable(&self) -> Option<usize> {
+    fn find_unpassable(&self, link: &Link) -> Option<usize> {
         let queue = &self.passing.as_ref()?.queue;
         let (probe, _other) = StdUnixStream::pair().ok()?;
         probe.set_nonblocking(true).ok()?;
-        let mut control = self.base.core().shared.send_control.borrow_mut();
+        let mut control = link.shared.send_control.borrow_mut();
         let (front, back) = queue.first(queue.len().min(MAX_DESCRIPTORS));
         front.iter().chain(back).position(|descriptor| {
             let byte = [IoSlice::new(b"?")];
             let fd = [descriptor.as_fd()];
-            sys::send_with_descriptors(probe.as_fd(), &byte, &fd, &mut control.0)
+            sys::send_with_descriptors(probe.as_fd(), &byte, &fd, &mut control)
                 .is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput)
         })
     }
 
     /// Sends with descriptors on the first byte.
     #[cold]
-    fn write_with_queue(&self, passing: &Passing, data: &[u8]) -> io::Result<Sent> {
-        let core = self.base.core();
+    fn write_with_queue(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize> {
+        let Some(passing) = &mut self.passing else {
+            return self.base.write_some_data(link, data);
+        };
         let plan = passing
             .queue
-            .plan(core.sent, data.len(), passing.limits.per_message);
+            .plan(link.sent, data.len(), passing.limits.per_message);
         let data = &data[..plan.bytes];
         let (front, back) = passing.queue.first(plan.descriptors);
         let Some(one) = front.first().map(AsFd::as_fd) else {
-            return self.base.write_some_data(data);
+            return self.base.write_some_data(link, data);
         };
-        let mut control = core.shared.send_control.borrow_mut();
         let bytes = if plan.descriptors == 1 {
-            core.socket
-                .send_with_descriptors(data, &[one], &mut control)?
+            self.base.send_with_descriptors(link, data, &[one])?
         } else {
             // On the stack: this is the hot path of those who pass many.
             let mut descriptors = [one; MAX_DESCRIPTORS];
@@ -247,97 +243,127 @@ impl<B: FileDescriptor> SendmsgMixin<B> {
                 *place = descriptor.as_fd();
             }
             let descriptors = &descriptors[..plan.descriptors];
-            core.socket
-                .send_with_descriptors(data, descriptors, &mut control)?
+            self.base.send_with_descriptors(link, data, descriptors)?
         };
-        Ok(Sent {
-            bytes,
-            descriptors: plan.descriptors,
-        })
+        passing.queue.sent(plan.descriptors);
+        passing.left += plan.descriptors as u64;
+        Ledger::add(&link.shared.ledger.passed, plan.descriptors);
+        link.cold().descriptors_left += plan.descriptors;
+        link.set(Flags::DESCRIPTORS_SENT);
+        Ok(bytes)
+    }
+
+    #[inline]
+    fn has_queued(&self) -> bool {
+        self.passing
+            .as_ref()
+            .is_some_and(|passing| !passing.queue.is_empty())
     }
 }
 
-impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
-    type Socket = B::Socket;
-
-    #[inline]
-    fn core(&self) -> &Core<B::Socket> {
-        self.base.core()
+fn refusal_by_state(link: &Link) -> Option<SendDescriptorErrorKind> {
+    match link.state() {
+        State::Open => {}
+        State::Closing | State::WriteClosing if link.has_producer() => {}
+        State::WriteClosing | State::WriteClosed => {
+            return Some(SendDescriptorErrorKind::WriteClosed);
+        }
+        State::Closing | State::Lingering | State::Ending | State::Lost => {
+            return Some(SendDescriptorErrorKind::NotConnected);
+        }
     }
+    link.is_broken()
+        .then_some(SendDescriptorErrorKind::NotConnected)
+}
 
-    #[inline]
-    fn core_mut(&mut self) -> &mut Core<B::Socket> {
-        self.base.core_mut()
-    }
-
+impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
     #[inline(always)]
-    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent> {
-        match &self.passing {
-            Some(passing) if !passing.queue.is_empty() => self.write_with_queue(passing, data),
-            _ => self.base.write_some_data(data),
+    fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize> {
+        match self.has_queued() {
+            true => self.write_with_queue(link, data),
+            false => self.base.write_some_data(link, data),
         }
     }
 
-    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
-        match &self.passing {
-            Some(passing) if !passing.queue.is_empty() => {
-                self.write_with_queue(passing, &pieces[0])
-            }
-            _ => self.base.write_some_pieces(pieces),
+    fn write_some_pieces(&mut self, link: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.has_queued() {
+            true => self.write_with_queue(link, &pieces[0]),
+            false => self.base.write_some_pieces(link, pieces),
         }
     }
 
-    fn data_sent(&mut self, sent: Sent) {
-        if let Some(passing) = &mut self.passing {
-            passing.queue.sent(sent.descriptors);
-            passing.left += sent.descriptors as u64;
-        }
-        let core = self.base.core_mut();
-        Ledger::add(&core.shared.ledger.passed, sent.descriptors);
-        core.cold().descriptors_left += sent.descriptors;
-        core.flags |= pending::DESCRIPTORS_SENT;
-    }
-
-    fn reason_of(&mut self, error: io::Error) -> CloseReason {
+    fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {
         if error.kind() != io::ErrorKind::InvalidInput {
             return CloseReason::Lost(error);
         }
-        let Some(position) = self.find_unpassable() else {
+        let Some(position) = self.find_unpassable(link) else {
             return CloseReason::Lost(error);
         };
         log::warn!(
             target: log::DESCRIPTORS,
             "{}: the kernel does not pass descriptor {position} of {} queued: {error}",
-            self.base.core().token,
+            link.token,
             self.queued_descriptors(),
         );
         CloseReason::UnpassableDescriptor { position, error }
     }
 
     #[inline(always)]
-    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
-        let core = self.base.core_mut();
-        if core.has(flag::PLAIN_READS) {
-            return self.base.do_read(buffers);
+    fn do_read(
+        &mut self,
+        link: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        if link.has(Flags::PLAIN_READS) {
+            return self.base.do_read(link, buffers, limit);
         }
-        if core.has(flag::REFUSES_DESCRIPTORS) {
-            return self.read_refusing(buffers);
+        if link.has(Flags::REFUSES_DESCRIPTORS) {
+            return self.read_refusing(link, buffers, limit);
         }
-        let limit = core.read_limit as usize;
-        let received: Received = core.socket.receive(buffers, limit)?.into();
+        let received = self.base.receive(link, buffers, limit)?;
         if received.had_ancillary && self.is_wary() {
-            self.disarm(buffers);
+            self.disarm(link, buffers);
         }
         Ok(received)
     }
 
     #[inline]
-    fn is_send_buffer_full(&self) -> bool {
+    fn is_send_buffer_full(&self, link: &Link, unsent: usize) -> bool {
         let is_queue_full = self
             .passing
             .as_ref()
             .is_some_and(|passing| passing.queue.len() > passing.limits.high);
-        is_queue_full || self.base.is_send_buffer_full()
+        is_queue_full || self.base.is_send_buffer_full(link, unsent)
+    }
+
+    fn below(&self) -> Option<&dyn FileDescriptor> {
+        Some(&self.base)
+    }
+
+    fn below_mut(&mut self) -> Option<&mut dyn FileDescriptor> {
+        Some(&mut self.base)
+    }
+
+    #[inline]
+    fn socket(&self) -> &dyn Socket {
+        self.base.socket()
+    }
+
+    #[inline]
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self.base.socket_mut()
+    }
+
+    fn take(&mut self) -> Option<Self> {
+        Some(Self {
+            base: self.base.take()?,
+            passing: self.passing.take(),
+        })
+    }
+
+    fn travels(&self) -> bool {
+        self.base.travels()
     }
 
     fn queued_descriptors(&self) -> usize {
@@ -346,7 +372,7 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
             .map_or(0, |passing| passing.queue.len())
     }
 
-    fn discard_descriptors(&mut self) -> usize {
+    fn discard_descriptors(&mut self, link: &mut Link) -> usize {
         let Some(passing) = &mut self.passing else {
             return 0;
         };
@@ -361,64 +387,59 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
             }
         }
         passing.discarded += count;
-        Ledger::add(&self.base.core().shared.ledger.unsent, count);
+        Ledger::add(&link.shared.ledger.unsent, count);
         count
     }
 
     #[cold]
-    fn disarm_unread(&mut self) {
-        let core = self.base.core_mut();
+    fn disarm_unread(&mut self, link: &mut Link) {
         let is_trusted = self
             .passing
             .as_ref()
             .is_some_and(|passing| passing.linger == Linger::Keep);
-        let Some(source) = core.socket.source() else {
-            return;
-        };
-        if is_trusted || core.has(flag::PLAIN_READS) {
+        // A simulated socket keeps the rules of what is closed unread itself.
+        let is_real = self.base.socket().reading().is_some();
+        if is_trusted || link.has(Flags::PLAIN_READS) || !is_real {
             return;
         }
         // What is closed unread is closed by the kernel, in our call, and can
         // linger: so it is read, once nothing can come after it. (Before Linux
         // 6.16 it can, if the peer is quick enough.)
-        let _ = sys::set_pass_rights(source, false);
-        let mut buffers = core.shared.take_buffers();
+        let _ = self.base.descriptor_socket().set_passes_rights(false);
+        let mut buffers = link.shared.take_buffers();
         let (mut reads, mut descriptors) = (0, 0);
         let mut has_more = true;
         while has_more && reads < MOST_UNREAD && descriptors < MOST_UNREAD_DESCRIPTORS {
-            let read = core.socket.receive(&mut buffers, READ_BYTES);
-            has_more = read.is_ok_and(|taken| taken.bytes > 0);
+            let read = self.base.receive(link, &mut buffers, READ_BYTES);
+            has_more = read.is_ok_and(|received| received.bytes > 0);
             let count = buffers.ancillary.descriptors.len();
             reads += 1;
             descriptors += count;
             if count > 0 {
-                Ledger::add(&core.shared.ledger.received, count);
-                core.shared
+                Ledger::add(&link.shared.ledger.received, count);
+                link.shared
                     .refuse_received(buffers.ancillary.descriptors.drain(..));
             }
             buffers.ancillary.clear();
         }
-        core.shared.return_buffers(buffers);
-        if has_more && let Some(fd) = core.socket.detach() {
+        link.shared.return_buffers(buffers);
+        if has_more && let Some(fd) = self.base.socket_mut().detach() {
             close_elsewhere(fd);
         }
     }
 
     #[cold]
-    fn leave_unread(&mut self) {
-        let core = self.base.core_mut();
-        if core.has(flag::READ_ENDED | flag::PLAIN_READS) {
+    fn leave_unread(&mut self, link: &mut Link) {
+        if link.has(Flags::READ_ENDED | Flags::PLAIN_READS) {
             // No descriptor waits, nor can one come.
             return;
         }
         // With nothing unread it is closed here, so that the peer sees the end by the time
         // that it is told; one that sends at this very moment would have to hit the
         // microsecond.
-        let has_unread = core
-            .socket
-            .source()
-            .is_some_and(|source| sys::has_waiting(source).unwrap_or(true));
-        if has_unread && let Some(fd) = core.socket.detach() {
+        if self.base.descriptor_socket().has_unread()
+            && let Some(fd) = self.base.socket_mut().detach()
+        {
             close_elsewhere(fd);
         }
     }
@@ -435,33 +456,25 @@ impl<B: FileDescriptor> FileDescriptor for SendmsgMixin<B> {
         }
     }
 
-    fn take_unsent_descriptors(&mut self) -> Vec<UnsentDescriptors> {
-        self.take_descriptors()
+    fn take_unsent_descriptors(&mut self, link: &Link) -> Vec<UnsentDescriptors> {
+        self.take_descriptors(link.sent)
     }
 
-    fn restore_unsent_descriptors(&mut self, descriptors: Vec<UnsentDescriptors>) {
+    fn restore_unsent_descriptors(&mut self, link: &Link, descriptors: Vec<UnsentDescriptors>) {
         if !descriptors.is_empty() {
-            let sent = self.base.core().sent;
-            self.passing().queue.restore(sent, descriptors);
+            self.passing().queue.restore(link.sent, descriptors);
         }
-    }
-
-    fn take_settings(&mut self) -> Option<Box<dyn Any>> {
-        self.passing.take().map(|passing| passing as Box<dyn Any>)
-    }
-
-    fn restore_settings(&mut self, settings: Box<dyn Any>) {
-        // Its queue is empty: what was in it comes back on its own.
-        self.passing = settings.downcast().ok();
     }
 }
 
-impl_transport!(impl<B: FileDescriptor> SendmsgMixin<B>);
-
-impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
-    fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError> {
-        let kind = match self.refusal(1) {
-            None if self.would_send_itself(std::slice::from_ref(&fd)) => {
+impl<B: PassDescriptors> Stream<SendmsgMixin<B>> {
+    pub(crate) fn send_descriptor(
+        &mut self,
+        fd: PassedDescriptor,
+    ) -> Result<(), SendDescriptorError> {
+        let Self { link, layer, .. } = self;
+        let kind = match layer.refusal(link, 1) {
+            None if layer.would_send_itself(link, std::slice::from_ref(&fd)) => {
                 Some(SendDescriptorErrorKind::OwnSocket)
             }
             kind => kind,
@@ -472,130 +485,180 @@ impl<B: FileDescriptor> UnixTransport for SendmsgMixin<B> {
                 descriptors: vec![fd],
             });
         }
-        self.passing().queue.push(fd);
+        layer.passing().queue.push(fd);
         let _: WriteStatus = self.bytes_queued();
         Ok(())
     }
 
-    fn write_with_descriptors(
+    pub(crate) fn write_exactly(
         &mut self,
         data: &[u8],
         descriptors: Vec<PassedDescriptor>,
     ) -> Result<WriteStatus, SendDescriptorError> {
-        let core = self.base.core();
-        let (sent, start) = (core.sent, core.sent + core.buffer.len() as u64);
-        let has_room = core.takes_bytes(data.len());
-        let kind = if descriptors.is_empty() {
-            return match FileDescriptor::write(self, data) {
+        if descriptors.is_empty() {
+            return match self.write_bytes(data) {
                 WriteStatus::Refused => Err(SendDescriptorError {
                     kind: self
-                        .refusal(0)
+                        .layer
+                        .refusal(&self.link, 0)
                         .unwrap_or(SendDescriptorErrorKind::BufferFull),
                     descriptors,
                 }),
                 status => Ok(status),
             };
-        } else if descriptors.len() > self.limits().per_exact_message.min(MAX_DESCRIPTORS) {
-            Some(SendDescriptorErrorKind::TooManyForOneMessage)
-        } else if data.is_empty() {
-            Some(SendDescriptorErrorKind::NoBytes)
-        } else if let Some(kind) = self.refusal(descriptors.len()) {
-            Some(kind)
-        } else if self.would_send_itself(&descriptors) {
-            Some(SendDescriptorErrorKind::OwnSocket)
-        } else if !has_room {
-            Some(SendDescriptorErrorKind::BufferFull)
-        } else if self
-            .passing
-            .as_ref()
-            .is_some_and(|passing| !passing.queue.is_settled(sent, start))
-        {
-            Some(SendDescriptorErrorKind::DescriptorsWaiting)
-        } else {
-            None
-        };
-        if let Some(kind) = kind {
+        }
+        if let Some(kind) = self.exact_refusal(data, &descriptors) {
             return Err(SendDescriptorError { kind, descriptors });
         }
+        let start = self.link.sent + self.buffer.len() as u64;
         let end = start + data.len() as u64;
-        self.passing().queue.push_exact(start, end, descriptors);
-        self.core().note_written(data);
-        self.core_mut().buffer_bytes(data);
+        self.layer
+            .passing()
+            .queue
+            .push_exact(start, end, descriptors);
+        self.link.note_written(data);
+        self.buffer_bytes(data);
         Ok(self.bytes_queued())
     }
 
-    fn unsent_descriptors(&self) -> usize {
-        self.passing
-            .as_ref()
-            .map_or(0, |passing| passing.queue.len() + passing.discarded)
+    /// Why descriptors cannot be tied to `data`, if they cannot.
+    fn exact_refusal(
+        &mut self,
+        data: &[u8],
+        descriptors: &[PassedDescriptor],
+    ) -> Option<SendDescriptorErrorKind> {
+        let (sent, unsent) = (self.link.sent, self.buffer.len());
+        let Self { link, layer, .. } = self;
+        let is_settled = |passing: &Passing| passing.queue.is_settled(sent, sent + unsent as u64);
+        let most = layer.limits().per_exact_message.min(MAX_DESCRIPTORS);
+        if descriptors.len() > most {
+            Some(SendDescriptorErrorKind::TooManyForOneMessage)
+        } else if data.is_empty() {
+            Some(SendDescriptorErrorKind::NoBytes)
+        } else if let Some(kind) = layer.refusal(link, descriptors.len()) {
+            Some(kind)
+        } else if layer.would_send_itself(link, descriptors) {
+            Some(SendDescriptorErrorKind::OwnSocket)
+        } else if !link.takes_bytes(unsent, data.len()) {
+            Some(SendDescriptorErrorKind::BufferFull)
+        } else if !layer.passing.as_deref().is_none_or(is_settled) {
+            Some(SendDescriptorErrorKind::DescriptorsWaiting)
+        } else {
+            None
+        }
     }
 
-    fn reclaim_descriptors(&mut self) -> Vec<PassedDescriptor> {
-        if self.base.core().state() != State::Lost {
+    pub(crate) fn reclaim(&mut self) -> Vec<PassedDescriptor> {
+        if self.link.state() != State::Lost {
             return Vec::new();
         }
-        let groups = self.take_descriptors();
+        let groups = self.layer.take_descriptors(self.link.sent);
         let reclaimed: Vec<_> = groups
             .into_iter()
             .flat_map(|group| group.descriptors)
             .collect();
-        if let Some(passing) = &mut self.passing {
+        if let Some(passing) = &mut self.layer.passing {
             // They never left, wherever they go now.
             passing.discarded += reclaimed.len();
         }
         reclaimed
     }
 
-    fn descriptors_sent(&self) -> u64 {
-        self.passing.as_ref().map_or(0, |passing| passing.left)
-    }
-
-    fn descriptor_limits(&self) -> DescriptorLimits {
-        self.limits()
-    }
-
-    fn set_descriptor_limits(&mut self, limits: DescriptorLimits) {
+    pub(crate) fn set_limits(&mut self, limits: DescriptorLimits) {
         let per_message = limits.per_message.clamp(1, MAX_DESCRIPTORS);
-        self.passing().limits = DescriptorLimits {
+        self.layer.passing().limits = DescriptorLimits {
             per_message,
             ..limits
         };
         self.limits_changed();
     }
 
-    fn set_received_linger(&mut self, linger: Linger) {
-        self.passing().linger = linger;
-    }
-
-    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()> {
-        sys::set_pass_rights(source(self)?, accepted)?;
-        let core = self.core_mut();
-        core.flags &= !(flag::REFUSES_DESCRIPTORS | flag::PLAIN_READS);
+    pub(crate) fn set_accepted(&mut self, accepted: bool) -> io::Result<()> {
+        self.layer
+            .base
+            .descriptor_socket()
+            .set_passes_rights(accepted)?;
+        self.link
+            .clear(Flags::REFUSES_DESCRIPTORS | Flags::PLAIN_READS);
         if !accepted {
-            core.flags |= flag::REFUSES_DESCRIPTORS;
+            self.link.set(Flags::REFUSES_DESCRIPTORS);
         }
         Ok(())
     }
-
-    fn peer_credentials(&self) -> io::Result<Credentials> {
-        self.core().socket.peer_credentials()
-    }
-
-    fn peer_pidfd(&self) -> io::Result<OwnedFd> {
-        sys::peer_pidfd(source(self)?)
-    }
-
-    fn unix_handle(&self) -> UnixTransportHandle {
-        Handle::new(self.core().token, |facet| {
-            facet.downcast_mut::<Self>().map(|transport| transport as _)
-        })
-    }
 }
 
-fn source<B: FileDescriptor>(transport: &SendmsgMixin<B>) -> io::Result<BorrowedFd<'_>> {
-    let source = transport.core().socket.source();
-    source.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
+/// `UnixTransport` in terms of a stream with this layer, as `impl_transport!`.
+macro_rules! impl_unix_transport {
+    (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
+        impl $(<$parameter: $bound>)? bowline_protocol::UnixTransport for $type {
+            fn send_file_descriptor(
+                &mut self,
+                fd: bowline_protocol::PassedDescriptor,
+            ) -> Result<(), bowline_protocol::SendDescriptorError> {
+                $crate::StreamTransport::stream_mut(self).send_descriptor(fd)
+            }
+
+            fn write_with_descriptors(
+                &mut self,
+                data: &[u8],
+                descriptors: Vec<bowline_protocol::PassedDescriptor>,
+            ) -> Result<bowline_protocol::WriteStatus, bowline_protocol::SendDescriptorError> {
+                $crate::StreamTransport::stream_mut(self).write_exactly(data, descriptors)
+            }
+
+            fn unsent_descriptors(&self) -> usize {
+                $crate::StreamTransport::stream(self).layer.unsent_count()
+            }
+
+            fn reclaim_descriptors(&mut self) -> Vec<bowline_protocol::PassedDescriptor> {
+                $crate::StreamTransport::stream_mut(self).reclaim()
+            }
+
+            fn descriptors_sent(&self) -> u64 {
+                $crate::StreamTransport::stream(self).layer.sent_count()
+            }
+
+            fn descriptor_limits(&self) -> bowline_protocol::DescriptorLimits {
+                $crate::StreamTransport::stream(self).layer.limits()
+            }
+
+            fn set_descriptor_limits(&mut self, limits: bowline_protocol::DescriptorLimits) {
+                $crate::StreamTransport::stream_mut(self).set_limits(limits);
+            }
+
+            fn set_received_linger(&mut self, linger: bowline_protocol::Linger) {
+                $crate::StreamTransport::stream_mut(self).layer.set_linger(linger);
+            }
+
+            fn set_descriptors_accepted(&mut self, accepted: bool) -> std::io::Result<()> {
+                $crate::StreamTransport::stream_mut(self).set_accepted(accepted)
+            }
+
+            fn peer_credentials(&self) -> std::io::Result<bowline_protocol::Credentials> {
+                $crate::StreamTransport::stream(self)
+                    .layer
+                    .socket_below()
+                    .peer_credentials()
+            }
+
+            fn peer_pidfd(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+                $crate::StreamTransport::stream(self)
+                    .layer
+                    .socket_below()
+                    .peer_pidfd()
+            }
+
+            fn unix_handle(&self) -> bowline_protocol::UnixTransportHandle {
+                let token = $crate::StreamTransport::stream(self).link.token;
+                bowline_reactor::Handle::new(token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+        }
+    };
 }
+
+impl_unix_transport!(impl<B: PassDescriptors> for Stream<SendmsgMixin<B>>);
 
 #[cfg(test)]
 mod tests {
@@ -605,11 +668,13 @@ mod tests {
     use std::rc::Rc;
     use std::time::Duration;
 
-    use bowline_protocol::{Context, Protocol, Transport};
+    use std::os::fd::OwnedFd;
+
+    use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
     use bowline_reactor::Reactor;
 
     use super::*;
-    use crate::Transports;
+    use crate::{Transports, UnixStream};
 
     /// What was told at the end, and what came back then.
     type Told = Rc<RefCell<Option<(String, usize, Vec<PassedDescriptor>)>>>;

@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     /// so nobody else asks meanwhile; after one that panicked they are made
     /// anew.
     buffers: Cell<Option<Box<ReadBuffers>>>,
-    pub(crate) send_control: RefCell<SendControl>,
+    pub(crate) send_control: RefCell<ControlBuffer>,
     /// The buffer that was returned last: where connections send one after
     /// the other, the same one serves them all.
     last: Cell<Option<Box<Storage>>>,
@@ -71,12 +71,10 @@ pub(crate) struct Shared {
     holds: Cell<usize>,
 }
 
-/// Where control messages to be sent are put together.
-#[allow(unnameable_types, reason = "named only by sealed traits")]
-#[derive(Debug)]
-pub struct SendControl(pub(crate) ControlBuffer);
-
-/// What a read goes into.
+/// What a read goes into: one buffer of 64 KiB, and what came beside the bytes.
+///
+/// All connections of a reactor share them: what a layer does not deliver now, it keeps
+/// elsewhere.
 #[derive(Debug)]
 pub struct ReadBuffers {
     pub(crate) data: PageAligned,
@@ -90,6 +88,22 @@ pub struct ReadBuffers {
 pub(crate) struct PageAligned([u8; READ_BYTES]);
 
 impl ReadBuffers {
+    /// How many bytes there is room for.
+    pub const CAPACITY: usize = READ_BYTES;
+
+    /// The bytes: those that were read, or are to be delivered, are the first.
+    pub fn bytes(&mut self) -> &mut [u8; READ_BYTES] {
+        &mut self.data.0
+    }
+
+    /// The descriptors that came beside the bytes, and are delivered with them. A layer
+    /// that keeps the bytes back takes these out, and puts them in again when it
+    /// delivers what they belong to. There may be some only in
+    /// [`receive`](crate::PassDescriptors::receive).
+    pub fn descriptors(&mut self) -> &mut Vec<OwnedFd> {
+        &mut self.ancillary.descriptors
+    }
+
     #[cold]
     fn new() -> Box<Self> {
         Box::new(Self {
@@ -122,7 +136,7 @@ impl Shared {
     pub(crate) fn of(reactor: &mut Reactor) -> Rc<Self> {
         reactor.extension(|| Self {
             buffers: Cell::new(None),
-            send_control: RefCell::new(SendControl(ControlBuffer::new())),
+            send_control: RefCell::new(ControlBuffer::new()),
             last: Cell::new(None),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),

@@ -1,150 +1,483 @@
-//! The plain stream: bytes to and from a socket.
+//! The transport of byte streams: what it has to send, and what moves it.
+//!
+//! The template methods stand here, in terms of what a
+//! [`FileDescriptor`] overrides. None of them calls user code.
 
-use std::io::{self, IoSlice};
-use std::time::Duration;
+use std::any::Any;
+use std::io;
 
-use crate::file_descriptor::{Core, FileDescriptor, Received, Sent};
-use crate::shared::ReadBuffers;
-use crate::socket::{Socket, TcpSocket};
+use bowline_protocol::{
+    CloseReason, LingeringClose, ProducerKind, ProducerRef, RegisterProducerError, Transport,
+    TransportHandle, WriteStatus,
+};
+use bowline_reactor::{Handle, Reactor, Token};
 
-/// A transport that moves bytes and nothing else: TCP as it is, and the base
-/// that [`SendmsgMixin`](crate::SendmsgMixin) is put on for UNIX sockets.
+use crate::detach::Unsent;
+use crate::file_descriptor::{FileDescriptor, Remains};
+use crate::link::{Broken, Flags, Link};
+use crate::write_buffer::WriteBuffer;
+
+/// From how many bytes on a write on an empty buffer goes straight to the
+/// kernel: there the copy saved is worth more than the system call that a
+/// second write in the same turn would cost.
+const MIN_DIRECT_BYTES: usize = 8_192;
+
+/// A transport of bytes over `L`: a socket, or layers on one.
+///
+/// It has all that [`Transport`] says. Connections of the kinds that come with
+/// bowline have types of their own, [`TcpStream`](crate::TcpStream) and the like;
+/// those with a layer or a socket of yours are a `Stream` of it.
 #[derive(Debug)]
-pub struct Stream<S> {
-    core: Core<S>,
+pub struct Stream<L> {
+    pub(crate) link: Link,
+    pub(crate) buffer: WriteBuffer,
+    pub(crate) layer: L,
 }
 
-/// A TCP connection.
-///
-/// It passes no descriptors, which the compiler knows. A protocol of UNIX
-/// connections may say
-///
-/// ```
-/// use std::os::fd::OwnedFd;
-/// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
-/// use bowline_transport::UnixStream;
-///
-/// struct Lender(Option<OwnedFd>);
-///
-/// impl Protocol<UnixStream> for Lender {
-///     fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
-///         if let Some(fd) = self.0.take() {
-///             // An error gives it back, and closes it when it is dropped.
-///             let _ = cx.transport.send_file_descriptor(fd.into());
-///         }
-///         cx.transport.write(data);
-///     }
-/// }
-/// ```
-///
-/// and the same over TCP is an error:
-///
-/// ```compile_fail,E0599
-/// use std::os::fd::OwnedFd;
-/// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
-/// use bowline_transport::TcpStream;
-///
-/// struct Lender(Option<OwnedFd>);
-///
-/// impl Protocol<TcpStream> for Lender {
-///     fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
-///         if let Some(fd) = self.0.take() {
-///             // An error gives it back, and closes it when it is dropped.
-///             let _ = cx.transport.send_file_descriptor(fd.into());
-///         }
-///         cx.transport.write(data);
-///     }
-/// }
-/// ```
-///
-/// So is a protocol for any transport that passes descriptors on a TCP
-/// listener:
-///
-/// ```compile_fail,E0277
-/// use bowline_protocol::{Address, Context, Protocol, UnixTransport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Transports;
-///
-/// struct Worker;
-///
-/// impl<T: UnixTransport> Protocol<T> for Worker {
-///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
-/// }
-///
-/// let mut reactor = Reactor::new()?;
-/// reactor.listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Worker)?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub type TcpStream = Stream<TcpSocket>;
+/// A transport that can be put on a connected socket: a [`Stream`], or a type around
+/// one.
+pub trait StreamTransport: Transport + Sized {
+    /// What moves its bytes.
+    type Layer: FileDescriptor;
 
-impl<S: Socket> Stream<S> {
-    pub(crate) fn new(core: Core<S>) -> Self {
-        Self { core }
+    /// What it is made of.
+    fn stream(&self) -> &Stream<Self::Layer>;
+
+    /// What it is made of.
+    fn stream_mut(&mut self) -> &mut Stream<Self::Layer>;
+
+    /// The transport of a stream.
+    fn from_stream(stream: Stream<Self::Layer>) -> Self;
+
+    /// The name by which protocols know it: that of a transport which passes
+    /// descriptors, where it does.
+    type Handle: Copy + std::fmt::Debug;
+
+    /// That name, of the descriptor `token`.
+    fn named(token: Token) -> Self::Handle;
+
+    /// The name of a transport, of the descriptor `token`.
+    fn transport_named(token: Token) -> TransportHandle {
+        Handle::new(token, |facet| {
+            facet.downcast_mut::<Self>().map(|transport| transport as _)
+        })
     }
 }
 
-impl<S: Socket> FileDescriptor for Stream<S> {
-    type Socket = S;
+impl<L: FileDescriptor> StreamTransport for Stream<L> {
+    type Layer = L;
 
-    #[inline]
-    fn core(&self) -> &Core<S> {
-        &self.core
-    }
-
-    #[inline]
-    fn core_mut(&mut self) -> &mut Core<S> {
-        &mut self.core
+    #[inline(always)]
+    fn stream(&self) -> &Self {
+        self
     }
 
     #[inline(always)]
-    fn write_some_data(&self, data: &[u8]) -> io::Result<Sent> {
-        let bytes = self.core.socket.send(data)?;
-        Ok(Sent {
-            bytes,
-            descriptors: 0,
-        })
+    fn stream_mut(&mut self) -> &mut Self {
+        self
     }
 
-    fn write_some_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<Sent> {
-        let bytes = self.core.socket.send_pieces(pieces)?;
-        Ok(Sent {
-            bytes,
-            descriptors: 0,
-        })
+    fn from_stream(stream: Self) -> Self {
+        stream
     }
 
-    #[inline(always)]
-    fn do_read(&mut self, buffers: &mut ReadBuffers) -> io::Result<Received> {
-        let limit = self.core.read_limit as usize;
-        Ok(self.core.socket.recv(buffers, limit)?.into())
+    type Handle = TransportHandle;
+
+    fn named(token: Token) -> TransportHandle {
+        Self::transport_named(token)
     }
 }
 
-impl_transport!(impl<S: Socket> Stream<S>);
+impl_transport!(impl<L: FileDescriptor> for Stream<L>);
 
-impl bowline_protocol::TcpTransport for TcpStream {
-    fn no_delay(&self) -> io::Result<bool> {
-        crate::sys::no_delay(self.core.socket.fd()?)
+/// A type of its own around a [`Stream`], so that signatures and errors name the
+/// kind.
+macro_rules! stream_type {
+    ($(#[$doc:meta])* $name:ident over $layer:ty, known by $handle:ty) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name($crate::stream::Stream<$layer>);
+
+        impl $crate::stream::StreamTransport for $name {
+            type Layer = $layer;
+
+            #[inline(always)]
+            fn stream(&self) -> &$crate::stream::Stream<$layer> {
+                &self.0
+            }
+
+            #[inline(always)]
+            fn stream_mut(&mut self) -> &mut $crate::stream::Stream<$layer> {
+                &mut self.0
+            }
+
+            fn from_stream(stream: $crate::stream::Stream<$layer>) -> Self {
+                Self(stream)
+            }
+
+            type Handle = $handle;
+
+            fn named(token: bowline_reactor::Token) -> $handle {
+                bowline_reactor::Handle::new(token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+        }
+
+        impl_transport!(impl for $name);
+    };
+}
+
+impl<L: FileDescriptor> Stream<L> {
+    pub(crate) fn new(link: Link, layer: L) -> Self {
+        Self {
+            link,
+            buffer: WriteBuffer::default(),
+            layer,
+        }
     }
 
-    fn set_no_delay(&mut self, on: bool) -> io::Result<()> {
-        crate::sys::set_no_delay(self.core.socket.fd()?, on)
+    /// The part of the layers that is of the type `P`, at any depth: the TLS of a
+    /// connection, say, to be asked for its peer.
+    pub fn layer<P: FileDescriptor>(&self) -> Option<&P> {
+        let mut place: &dyn FileDescriptor = &self.layer;
+        loop {
+            let any: &dyn Any = place;
+            if let Some(found) = any.downcast_ref() {
+                return Some(found);
+            }
+            place = place.below()?;
+        }
     }
 
-    fn keep_alive(&self) -> io::Result<bool> {
-        crate::sys::keep_alive(self.core.socket.fd()?)
+    /// As [`layer`](Self::layer), to change it, together with the link by which it
+    /// says what follows.
+    pub fn layer_mut<P: FileDescriptor>(&mut self) -> Option<(&mut P, &mut Link)> {
+        // Looked for by depth first: a borrow that was searched with cannot be kept.
+        let depth = self.depth_of::<P>()?;
+        let mut place: &mut dyn FileDescriptor = &mut self.layer;
+        for _ in 0..depth {
+            place = place.below_mut()?;
+        }
+        let any: &mut dyn Any = place;
+        Some((any.downcast_mut()?, &mut self.link))
     }
 
-    fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
-        crate::sys::set_keep_alive(self.core.socket.fd()?, on)
+    fn depth_of<P: FileDescriptor>(&self) -> Option<usize> {
+        let mut place: &dyn FileDescriptor = &self.layer;
+        let mut depth = 0;
+        loop {
+            let any: &dyn Any = place;
+            if any.is::<P>() {
+                return Some(depth);
+            }
+            place = place.below()?;
+            depth += 1;
+        }
     }
 
-    fn set_keep_alive_times(
+    /// Has its layers start.
+    pub(crate) fn start(&mut self) {
+        self.layer.start(&mut self.link);
+    }
+
+    /// Queues what had not left elsewhere.
+    pub(crate) fn restore_unsent(&mut self, unsent: Unsent) {
+        self.layer
+            .restore_unsent_descriptors(&self.link, unsent.descriptors);
+        self.buffer_bytes(&unsent.bytes);
+    }
+
+    // Writing.
+
+    /// Queues bytes; see [`Transport::write`].
+    #[inline(always)]
+    pub(crate) fn write_bytes(&mut self, data: &[u8]) -> WriteStatus {
+        if self.append(data) {
+            return self.bytes_queued();
+        }
+        self.write_with_care(data)
+    }
+
+    /// Appends bytes that are few, wanted, and fit into the memory that is
+    /// there; does nothing to others.
+    #[inline(always)]
+    fn append(&mut self, data: &[u8]) -> bool {
+        if data.is_empty() || data.len() >= MIN_DIRECT_BYTES || self.link.writes_with_care() {
+            return false;
+        }
+        if self.buffer.needs_storage() {
+            let Some(storage) = self.link.shared.take_last_storage() else {
+                return false;
+            };
+            self.buffer.lend_storage(storage);
+        }
+        self.buffer.append(data)
+    }
+
+    /// What [`write_bytes`](Self::write_bytes) does with bytes that do not simply fit
+    /// into the memory at hand.
+    #[inline(never)]
+    fn write_with_care(&mut self, data: &[u8]) -> WriteStatus {
+        if !self.takes_bytes(data.len()) {
+            return WriteStatus::Refused;
+        }
+        self.link.note_written(data);
+        if data.len() < MIN_DIRECT_BYTES {
+            self.buffer_bytes(data);
+        } else {
+            let taken = self.write_directly(data);
+            if !self.takes_bytes(data.len() - taken) {
+                // That send found out that the connection is broken.
+                return WriteStatus::Refused;
+            }
+            self.buffer_bytes(&data[taken..]);
+        }
+        self.bytes_queued()
+    }
+
+    /// Queues the concatenation of `parts`.
+    pub(crate) fn write_parts(&mut self, parts: &[&[u8]]) -> WriteStatus {
+        let length = parts.iter().map(|part| part.len()).sum();
+        if !self.takes_bytes(length) {
+            return WriteStatus::Refused;
+        }
+        for part in parts {
+            self.link.note_written(part);
+            self.buffer_bytes(part);
+        }
+        self.bytes_queued()
+    }
+
+    /// Queues bytes that are given away.
+    pub(crate) fn write_vec(&mut self, data: Vec<u8>) -> WriteStatus {
+        if !self.takes_bytes(data.len()) {
+            return WriteStatus::Refused;
+        }
+        self.link.note_written(&data);
+        self.buffer.push_owned(data);
+        self.bytes_queued()
+    }
+
+    pub(crate) fn takes_bytes(&self, length: usize) -> bool {
+        self.link.takes_bytes(self.buffer.len(), length)
+    }
+
+    pub(crate) fn buffer_bytes(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        if self.buffer.needs_storage() {
+            self.buffer.lend_storage(self.link.shared.take_storage());
+        }
+        self.buffer.push(data);
+    }
+
+    /// Sends as much as one system call takes, and takes note of what follows
+    /// when the buffer has drained. (Twisted: `doWrite`.)
+    #[inline(always)]
+    pub(crate) fn do_write(&mut self) {
+        let (front, is_all) = self.buffer.front();
+        let result = if is_all {
+            self.layer.write_some_data(&mut self.link, front)
+        } else {
+            self.write_many_pieces()
+        };
+        match result {
+            Ok(bytes) => {
+                self.link.sent += bytes as u64;
+                if let Some(storage) = self.buffer.consume(bytes) {
+                    self.link.shared.return_storage(storage);
+                }
+                if self.link.has_producer() {
+                    self.resume_producer_if_drained();
+                }
+            }
+            Err(error) => self.write_failed(error),
+        }
+    }
+
+    /// Offers as many pieces as one system call takes.
+    #[inline(never)]
+    fn write_many_pieces(&mut self) -> io::Result<usize> {
+        let (slices, count) = self.buffer.slices();
+        self.layer
+            .write_some_pieces(&mut self.link, &slices[..count])
+    }
+
+    /// Tries to send a long write from where it is; answers how much went.
+    fn write_directly(&mut self, data: &[u8]) -> usize {
+        let is_first = self.buffer.is_empty() && !self.link.has(Flags::UNFLUSHED);
+        if !is_first || !self.link.may_write() || self.layer.queued_descriptors() > 0 {
+            return 0;
+        }
+        match self.layer.write_some_data(&mut self.link, data) {
+            Ok(bytes) => {
+                self.link.sent += bytes as u64;
+                bytes
+            }
+            Err(error) => {
+                self.write_failed(error);
+                0
+            }
+        }
+    }
+
+    /// Sends what a layer has of its own.
+    #[cold]
+    pub(crate) fn flush(&mut self) {
+        if let Err(error) = self.layer.flush(&mut self.link) {
+            self.write_failed(error);
+        }
+    }
+
+    /// Takes note of a send that failed.
+    #[cold]
+    fn write_failed(&mut self, error: io::Error) {
+        if let Some(error) = self.link.lasting_error(error) {
+            let remains = self.layer.socket().remains(&error);
+            let reason = self.layer.reason_of(&mut self.link, error);
+            self.break_off(reason, remains);
+        }
+    }
+
+    /// Takes note that nothing more can be sent. What the peer sent before it went
+    /// is read first, as slowly as the reader wants to: the kernel has it.
+    #[cold]
+    pub(crate) fn break_off(&mut self, reason: CloseReason, remains: Remains) {
+        let link = &mut self.link;
+        if !link.is_open_for_reading() || link.is_broken() {
+            link.end(reason);
+            return;
+        }
+        let remains = match remains {
+            Remains::Pieces if link.has(Flags::END_ARRIVED) => Remains::Everything,
+            remains => remains,
+        };
+        let dropped = self.buffer.take().len();
+        link.cold().unsent.0 += dropped;
+        link.set_broken(Broken { reason, remains });
+        if link.has_producer() {
+            // It may be what holds the reader: nothing is unsent any more.
+            link.resume_producer_if_drained(0, false);
+        }
+    }
+
+    pub(crate) fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
+        // Where no reset can destroy what was sent there is nothing to wait for.
+        if self.layer.socket().can_be_reset()
+            && (lingering.is_some() || self.link.cold_ref().is_some())
+        {
+            self.link.cold().lingering = lingering;
+        }
+    }
+
+    /// How many bytes have arrived and were not delivered.
+    pub(crate) fn undelivered(&self) -> usize {
+        self.link.pushed_back() + self.layer.undelivered() + self.layer.socket().unread()
+    }
+
+    /// Has the poller watch a socket that it does not know yet, unless it is about
+    /// to be read: who does not read waits for a reset at least.
+    pub(crate) fn watch_if_waiting(&mut self, reactor: &mut Reactor) {
+        let link = &mut self.link;
+        let waits_to_write = !self.buffer.is_empty() && !link.has(Flags::WRITABLE);
+        if !self.layer.socket().is_open() || link.may_read() && !waits_to_write {
+            return;
+        }
+        match self.layer.socket().watch(reactor, link.token) {
+            // What has come up meanwhile is reported.
+            Ok(()) => link.clear(Flags::UNWATCHED),
+            Err(error) => link.end(CloseReason::Lost(error)),
+        }
+    }
+
+    /// Has nothing reported of the socket any more.
+    pub(crate) fn unwatch(&self, reactor: &mut Reactor) {
+        if !self.link.has(Flags::UNWATCHED) {
+            let writing = self.link.has(Flags::WATCHES_WRITING);
+            self.layer.socket().unwatch(reactor, writing);
+        }
+    }
+
+    /// What follows after bytes or descriptors were queued: a push producer is
+    /// paused when that made the buffer full.
+    #[inline(always)]
+    pub(crate) fn bytes_queued(&mut self) -> WriteStatus {
+        if !self.is_full() {
+            return WriteStatus::Ready;
+        }
+        self.link.pause_push_producer();
+        WriteStatus::Full
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.layer
+            .is_send_buffer_full(&self.link, self.buffer.len())
+    }
+
+    pub(crate) fn unsent(&self) -> usize {
+        let dropped = self.link.cold_ref().map_or(0, |cold| cold.unsent.0);
+        self.buffer.len() + dropped
+    }
+
+    // Producers.
+
+    /// Registers a producer; see [`Transport::register_producer`].
+    pub(crate) fn add_producer(
         &mut self,
-        idle: Duration,
-        interval: Duration,
-        probes: u32,
-    ) -> io::Result<()> {
-        crate::sys::set_keep_alive_times(self.core.socket.fd()?, idle, interval, probes)
+        producer: ProducerRef,
+        kind: ProducerKind,
+    ) -> Result<(), RegisterProducerError> {
+        let is_full = self.is_full();
+        let link = &mut self.link;
+        if link.is_ended() {
+            link.cold().rejected.push(producer);
+            link.set(Flags::STOP_REJECTED);
+            return Err(RegisterProducerError::NotConnected);
+        }
+        if link.has_producer() {
+            return Err(RegisterProducerError::AlreadyRegistered);
+        }
+        link.put_producer(producer, kind, false);
+        match kind {
+            ProducerKind::Push if is_full => link.pause_producer(),
+            ProducerKind::Pull if self.buffer.is_empty() => link.set(Flags::RESUME_PRODUCER),
+            ProducerKind::Push | ProducerKind::Pull => {}
+        }
+        Ok(())
+    }
+
+    /// Registers the producer that was there before, which knows how it stands.
+    pub(crate) fn restore_producer(
+        &mut self,
+        producer: ProducerRef,
+        kind: ProducerKind,
+        is_paused: bool,
+    ) {
+        self.link.put_producer(producer, kind, is_paused);
+        if self.buffer.is_empty() && kind == ProducerKind::Pull {
+            // Nothing is going to leave that would have it asked.
+            self.link.set(Flags::RESUME_PRODUCER);
+        }
+    }
+
+    /// What follows after a limit was changed: a push producer is paused, or
+    /// resumed if nothing else would ever say that it may go on.
+    pub(crate) fn limits_changed(&mut self) {
+        if self.is_full() {
+            self.link.pause_push_producer();
+        } else if self.link.is_producer_paused() {
+            self.resume_producer_if_drained();
+        }
+    }
+
+    /// Resumes the producer if the buffer has drained far enough.
+    #[inline(never)]
+    fn resume_producer_if_drained(&mut self) {
+        let is_full = self.is_full();
+        self.link
+            .resume_producer_if_drained(self.buffer.len(), is_full);
     }
 }

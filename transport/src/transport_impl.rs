@@ -1,43 +1,44 @@
-//! `Transport` in terms of [`FileDescriptor`](crate::FileDescriptor).
+//! `Transport` in terms of [`Stream`](crate::Stream).
 //!
 //! A blanket implementation is not possible: the trait belongs to another
-//! crate. So each layer says this once.
+//! crate. So each transport says this once.
 
 macro_rules! impl_transport {
-    (impl<$parameter:ident: $bound:path> $type:ty) => {
-        impl<$parameter: $bound> bowline_protocol::Transport for $type {
+    (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
+        impl $(<$parameter: $bound>)? bowline_protocol::Transport for $type {
             #[inline(always)]
             fn write(&mut self, data: &[u8]) -> bowline_protocol::WriteStatus {
-                $crate::FileDescriptor::write(self, data)
+                $crate::StreamTransport::stream_mut(self).write_bytes(data)
             }
 
             fn write_sequence(&mut self, parts: &[&[u8]]) -> bowline_protocol::WriteStatus {
-                $crate::FileDescriptor::write_sequence(self, parts)
+                $crate::StreamTransport::stream_mut(self).write_parts(parts)
             }
 
             fn write_owned(&mut self, data: Vec<u8>) -> bowline_protocol::WriteStatus {
-                $crate::FileDescriptor::write_owned(self, data)
+                $crate::StreamTransport::stream_mut(self).write_vec(data)
             }
 
             fn unsent_bytes(&self) -> usize {
-                $crate::FileDescriptor::core(self).unsent_bytes()
+                $crate::StreamTransport::stream(self).unsent()
             }
 
             fn bytes_sent(&self) -> u64 {
-                $crate::FileDescriptor::core(self).sent
+                $crate::StreamTransport::stream(self).link.sent
             }
 
             fn is_send_buffer_full(&self) -> bool {
-                $crate::FileDescriptor::is_send_buffer_full(self)
+                $crate::StreamTransport::stream(self).is_full()
             }
 
             fn watermarks(&self) -> bowline_protocol::Watermarks {
-                $crate::FileDescriptor::core(self).watermarks()
+                $crate::StreamTransport::stream(self).link.watermarks()
             }
 
             fn set_watermarks(&mut self, watermarks: bowline_protocol::Watermarks) {
-                $crate::FileDescriptor::core_mut(self).set_watermarks(watermarks);
-                $crate::FileDescriptor::limits_changed(self);
+                let stream = $crate::StreamTransport::stream_mut(self);
+                stream.link.set_watermarks(watermarks);
+                stream.limits_changed();
             }
 
             fn register_producer(
@@ -45,92 +46,125 @@ macro_rules! impl_transport {
                 producer: bowline_protocol::ProducerRef,
                 kind: bowline_protocol::ProducerKind,
             ) -> Result<(), bowline_protocol::RegisterProducerError> {
-                $crate::FileDescriptor::register_producer(self, producer, kind)
+                $crate::StreamTransport::stream_mut(self).add_producer(producer, kind)
             }
 
             fn unregister_producer(&mut self) {
-                $crate::FileDescriptor::core_mut(self).unregister_producer();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .unregister_producer();
             }
 
             fn is_producer_paused(&self) -> bool {
-                $crate::FileDescriptor::core(self).is_producer_paused()
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .is_producer_paused()
             }
 
             fn pause_producing(&mut self) {
-                $crate::FileDescriptor::core_mut(self).pause_producing();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .pause_producing();
             }
 
             fn resume_producing(&mut self) {
-                $crate::FileDescriptor::core_mut(self).resume_producing();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .resume_producing();
             }
 
             fn is_reading_paused(&self) -> bool {
-                $crate::FileDescriptor::core(self).has($crate::file_descriptor::flag::PAUSED)
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .has($crate::link::Flags::PAUSED)
             }
 
             fn hold_reading(&mut self) {
-                $crate::FileDescriptor::core_mut(self).hold_reading();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .hold_reading();
             }
 
             fn release_reading(&mut self) {
-                $crate::FileDescriptor::core_mut(self).release_reading();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .release_reading();
             }
 
             fn is_open_for_reading(&self) -> bool {
-                $crate::FileDescriptor::core(self).is_open_for_reading()
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .is_open_for_reading()
             }
 
             fn set_read_limit(&mut self, limit: Option<std::num::NonZeroUsize>) {
-                $crate::FileDescriptor::core_mut(self).set_read_limit(limit);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .set_read_limit(limit);
             }
 
             fn push_back(&mut self, data: Vec<u8>) {
-                $crate::FileDescriptor::core_mut(self).push_back(data);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .push_back(data);
             }
 
             fn lose_connection(&mut self) {
-                $crate::FileDescriptor::core_mut(self).lose_connection();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .lose_connection();
             }
 
             fn lose_connection_within(&mut self, deadline: std::time::Duration) {
-                $crate::FileDescriptor::core_mut(self).lose_connection_within(deadline);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .lose_connection_within(deadline);
             }
 
             fn set_lingering_close(&mut self, lingering: Option<bowline_protocol::LingeringClose>) {
-                $crate::FileDescriptor::core_mut(self).set_lingering_close(lingering);
+                $crate::StreamTransport::stream_mut(self).set_lingering_close(lingering);
             }
 
             fn abort_connection(&mut self) {
-                $crate::FileDescriptor::core_mut(self).end(bowline_protocol::CloseReason::Aborted);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .end(bowline_protocol::CloseReason::Aborted);
             }
 
             fn lose_write_connection(&mut self) {
-                $crate::FileDescriptor::core_mut(self).lose_write_connection();
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .lose_write_connection();
             }
 
             fn state(&self) -> bowline_protocol::TransportState {
-                $crate::FileDescriptor::core(self).transport_state()
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .transport_state()
             }
 
             fn host(&self) -> bowline_protocol::Address {
-                $crate::socket::private::Sealed::host(&$crate::FileDescriptor::core(self).socket)
+                let stream = $crate::StreamTransport::stream(self);
+                $crate::FileDescriptor::socket(&stream.layer).host()
             }
 
             fn peer(&self) -> bowline_protocol::Address {
-                $crate::socket::private::Sealed::peer(&$crate::FileDescriptor::core(self).socket)
+                let stream = $crate::StreamTransport::stream(self);
+                $crate::FileDescriptor::socket(&stream.layer).peer()
             }
 
             #[inline]
             fn handle(&self) -> bowline_protocol::TransportHandle {
-                bowline_reactor::Handle::new($crate::FileDescriptor::core(self).token, |facet| {
+                let token = $crate::StreamTransport::stream(self).link.token;
+                bowline_reactor::Handle::new(token, |facet| {
                     facet.downcast_mut::<Self>().map(|transport| transport as _)
                 })
             }
 
             fn socket_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
-                let core = $crate::FileDescriptor::core(self);
-                core.has_lent.set(true);
-                $crate::socket::private::Sealed::source(&core.socket)
+                let stream = $crate::StreamTransport::stream(self);
+                stream.link.has_lent.set(true);
+                $crate::FileDescriptor::socket(&stream.layer).reading()
             }
 
             fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {
@@ -138,11 +172,15 @@ macro_rules! impl_transport {
             }
 
             fn set_write_log(&mut self, log: Option<bowline_protocol::policies::WriteLog>) {
-                $crate::FileDescriptor::core_mut(self).set_write_log(log);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .set_write_log(log);
             }
 
             fn close_unclaimed(&mut self, descriptors: Vec<std::os::fd::OwnedFd>) {
-                $crate::FileDescriptor::core_mut(self).close_unclaimed(descriptors);
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .close_unclaimed(descriptors);
             }
         }
     };

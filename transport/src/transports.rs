@@ -1,32 +1,34 @@
 //! What the transports add to the reactor.
 
+use std::any::TypeId;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, Protocol,
-    TransportHandle, UnixAddress, UnixTransport, UnixTransportHandle,
+    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, ProducerKind,
+    ProducerRef, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
 };
-use bowline_reactor::{Handle, Next, Reactor};
+use bowline_reactor::{Next, Reactor};
 
-use crate::connection::{DescriptorTransport, Names, Source, StreamTransport, establish_with};
-use crate::connector::{self, Attempt, Target};
-use crate::error::{AdoptError, AdoptErrorKind, DetachError, ListenError, ListenStep};
-use crate::handoff::{
-    self, Adopted, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
-    Unsent,
+use crate::connection::establish;
+use crate::connector;
+use crate::detach::{
+    DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError, Unsent,
 };
-use crate::listener::{self, HandOver, Serve, socket_name};
+use crate::endpoint::{
+    Adopt, AdoptTransport, Connect, ConnectTransport, Listen, ListenTransport, On, Side, Wrap as _,
+};
+use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
+use crate::file_descriptor::FileDescriptor as _;
+use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
+use crate::link::Flags;
+use crate::listener::{self, HandOver, Serve};
 use crate::log;
-use crate::options::{
-    HostConnectOptions, TcpConnectOptions, TcpListenOptions, UnixConnectOptions, UnixListenOptions,
-};
 use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
-use crate::sys::SocketName;
-use crate::{TcpStream, UnixStream};
+use crate::stream::{Stream, StreamTransport};
 
 /// Listening, connecting, adopting and detaching: what the transports add to
 /// [`Reactor`].
@@ -57,8 +59,85 @@ use crate::{TcpStream, UnixStream};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transports {
-    /// Listens on TCP with the default options; port 0 lets the kernel choose.
-    /// (Twisted: `reactor.listenTCP`.)
+    /// Listens, and serves whoever connects with the protocols of a factory. Where and
+    /// how is the endpoint's to say: [`Tcp::at`], [`Unix::at`], one of a program's own.
+    ///
+    /// # Errors
+    ///
+    /// Those of the endpoint: [`ListenError`], with the step that failed, where it
+    /// binds; [`AdoptError`], with the descriptor, where it goes on with a socket that
+    /// [listens already](crate::endpoint::ListenAt::on).
+    fn listen<E: Listen>(
+        &mut self,
+        endpoint: E,
+        factory: impl Factory<ListenTransport<E>>,
+    ) -> Result<ListenerHandle, E::Error>;
+
+    /// Listens, and gives every accepted socket to `acceptor`, without
+    /// putting a transport on it: for programs that pass connections on.
+    ///
+    /// # Errors
+    ///
+    /// As [`listen`](Self::listen).
+    ///
+    /// # Examples
+    ///
+    /// Every connection goes to another process, through the UNIX connection
+    /// `worker`; the bytes it came with are the client's and stay in the kernel. Each
+    /// has a message of its own: two that were queued to travel with whatever is
+    /// written could share one.
+    ///
+    /// ```
+    /// # use std::os::fd::OwnedFd;
+    /// # use bowline_protocol::{Address, BuildContext, UnixTransportHandle};
+    /// # use bowline_reactor::Reactor;
+    /// # use bowline_transport::{ListenError, Tcp, Transports};
+    /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
+    ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
+    ///         if let Some(worker) = cx.reactor.get(worker) {
+    ///             // What cannot be sent comes back in the error, and is closed.
+    ///             let _ = worker.write_with_descriptors(b"c", vec![socket.into()]);
+    ///         }
+    ///     };
+    ///     reactor.accept(Tcp::at(([127, 0, 0, 1], 0).into()), acceptor)?;
+    ///     Ok(())
+    /// }
+    /// ```
+    fn accept<E: Listen>(
+        &mut self,
+        endpoint: E,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, E::Error>;
+
+    /// Connects, and puts a protocol of the factory on the connection. Where and how is
+    /// the endpoint's to say: [`Tcp::to`], [`Tcp::to_host`], [`Unix::to`].
+    ///
+    /// Success and failure are told to the factory.
+    ///
+    /// # Errors
+    ///
+    /// Only when there are 2^24 descriptors.
+    fn connect<C: Connect>(
+        &mut self,
+        endpoint: C,
+        factory: impl Factory<ConnectTransport<C>>,
+    ) -> io::Result<ConnectorHandle>;
+
+    /// Puts a protocol on a connected socket that came from somewhere else, as what
+    /// `kind` says: [`Tcp`], [`Unix`]. (Twisted: `adoptStreamConnection`.)
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
+    fn adopt<K: Adopt>(
+        &mut self,
+        kind: K,
+        source: K::Source,
+        protocol: impl Protocol<AdoptTransport<K>>,
+    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError<K::Source>>;
+
+    /// Listens on TCP as it is; port 0 lets the kernel choose. (Twisted:
+    /// `reactor.listenTCP`.)
     ///
     /// # Errors
     ///
@@ -67,171 +146,104 @@ pub trait Transports {
         &mut self,
         address: SocketAddr,
         factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, ListenError>;
+    ) -> Result<ListenerHandle, ListenError> {
+        self.listen(Tcp::at(address), factory)
+    }
 
-    /// Listens on TCP.
+    /// Listens on a UNIX socket as it is: a path, or a name in the abstract namespace.
+    /// (Twisted: `reactor.listenUNIX`.)
     ///
     /// # Errors
     ///
     /// [`ListenError`], with the step that failed.
-    fn listen_tcp_with(
-        &mut self,
-        address: SocketAddr,
-        options: &TcpListenOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, ListenError>;
-
-    /// Listens on a UNIX socket with the default options: a path, or a name in
-    /// the abstract namespace, written `@name`. (Twisted: `reactor.listenUNIX`.)
-    ///
-    /// The file of a dead socket at the path is replaced
-    /// ([`StaleSocket::Remove`](crate::StaleSocket::Remove)), so that a program that was
-    /// killed can be started again. The file is removed when the listener closes, before
-    /// the socket is, and unless another has taken its place. It is left alone by a
-    /// process that was forked from the one that made it.
-    /// [`UnixAddress::Unnamed`] has the kernel choose an abstract name, which
-    /// [`Listener::address`](bowline_protocol::Listener::address) tells.
-    ///
-    /// Needs no /proc, but for one case: before Linux 6.6, a mode that the umask takes
-    /// something from.
-    ///
-    /// # Errors
-    ///
-    /// [`ListenError`], with the step that failed: `AddrInUse` where somebody has a
-    /// socket on the path or the name, or a file of another kind is there.
     fn listen_unix(
         &mut self,
         address: impl Into<UnixAddress>,
         factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, ListenError>;
+    ) -> Result<ListenerHandle, ListenError> {
+        self.listen(Unix::at(address), factory)
+    }
 
-    /// Listens on a UNIX socket.
+    /// Connects over TCP as it is. (Twisted: `reactor.connectTCP`.)
     ///
     /// # Errors
     ///
-    /// [`ListenError`], with the step that failed.
-    fn listen_unix_with(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
-        factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, ListenError>;
-
-    /// Listens on TCP and gives every accepted socket to `acceptor`, without
-    /// putting a transport on it: for programs that pass connections on.
-    ///
-    /// # Errors
-    ///
-    /// [`ListenError`], with the step that failed.
-    ///
-    /// # Examples
-    ///
-    /// Every connection goes to another process, through the UNIX connection
-    /// `worker`, as a message of its own: one byte, with the descriptor on it.
-    /// (Descriptors of
-    /// [`send_file_descriptor`](bowline_protocol::UnixTransport::send_file_descriptor)
-    /// travel with whatever bytes leave next, so that two connections accepted in one
-    /// turn would share a message, which a receiver of one each does not expect.)
-    /// The bytes the client has sent stay in the kernel:
-    ///
-    /// ```
-    /// # use std::os::fd::OwnedFd;
-    /// # use bowline_protocol::{Address, BuildContext, UnixTransportHandle};
-    /// # use bowline_reactor::Reactor;
-    /// # use bowline_transport::{ListenError, TcpListenOptions, Transports};
-    /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
-    ///     let options = TcpListenOptions::default();
-    ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
-    ///         let Some(worker) = cx.reactor.get(worker) else {
-    ///             return; // the client sees the end
-    ///         };
-    ///         if let Err(error) = worker.write_with_descriptors(b"c", vec![socket.into()]) {
-    ///             eprintln!("a client is turned away: {error}");
-    ///         }
-    ///     };
-    ///     reactor.accept_tcp(([127, 0, 0, 1], 0).into(), &options, acceptor)?;
-    ///     Ok(())
-    /// }
-    /// ```
-    fn accept_tcp(
-        &mut self,
-        address: SocketAddr,
-        options: &TcpListenOptions,
-        acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, ListenError>;
-
-    /// Listens on a UNIX socket and gives every accepted socket to `acceptor`.
-    ///
-    /// # Errors
-    ///
-    /// [`ListenError`], with the step that failed.
-    fn accept_unix(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
-        acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, ListenError>;
-
-    /// Connects over TCP with the default options. (Twisted:
-    /// `reactor.connectTCP`.)
-    ///
-    /// Success and failure are told to the factory.
-    ///
-    /// # Errors
-    ///
-    /// Only when there are 2^24 descriptors.
+    /// As [`connect`](Self::connect).
     fn connect_tcp(
         &mut self,
         address: SocketAddr,
         factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle>;
+    ) -> io::Result<ConnectorHandle> {
+        self.connect(Tcp::to(address), factory)
+    }
 
-    /// Connects over TCP.
+    /// Connects over TCP to a host by its name; see [`Tcp::to_host`]. (Twisted:
+    /// `HostnameEndpoint`.)
     ///
     /// # Errors
     ///
-    /// As [`connect_tcp`](Self::connect_tcp).
-    fn connect_tcp_with(
-        &mut self,
-        address: SocketAddr,
-        options: &TcpConnectOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle>;
-
-    /// Connects over TCP to a host by its name, or by its IP address in writing,
-    /// with the default options. (Twisted: `HostnameEndpoint`.)
-    ///
-    /// Each attempt looks the name up ([`Resolver`]) and tries its addresses as
-    /// RFC 8305 says: the families by turns, each address beside those before it
-    /// after a quarter of a second, and at once when one has failed. The first
-    /// that is connected is the connection, and the others are closed. The
-    /// factory sees one attempt; [`ConnectError`](bowline_protocol::ConnectError)
-    /// tells it that the name has no address, or how each of them failed. The
-    /// protocol is built for the address that was connected to.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect_tcp`](Self::connect_tcp). What is wrong with the name is told
-    /// to the factory.
+    /// As [`connect`](Self::connect). What is wrong with the name is told to the
+    /// factory.
     fn connect_host(
         &mut self,
         host: &str,
         port: u16,
         factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle>;
+    ) -> io::Result<ConnectorHandle> {
+        self.connect(Tcp::to_host(host, port), factory)
+    }
 
-    /// Connects over TCP to a host by its name.
+    /// Connects to a UNIX socket as it is. (Twisted: `reactor.connectUNIX`.)
     ///
     /// # Errors
     ///
-    /// As [`connect_host`](Self::connect_host).
-    fn connect_host_with(
+    /// As [`connect`](Self::connect).
+    fn connect_unix(
         &mut self,
-        host: &str,
-        port: u16,
-        options: &HostConnectOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle>;
+        address: impl Into<UnixAddress>,
+        factory: impl Factory<UnixStream>,
+    ) -> io::Result<ConnectorHandle> {
+        self.connect(Unix::to(address), factory)
+    }
+
+    /// Puts a protocol on a connected TCP socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt`](Self::adopt).
+    fn adopt_tcp_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<TcpStream>,
+    ) -> Result<TransportHandle, AdoptError> {
+        self.adopt(Tcp, fd, protocol)
+    }
+
+    /// Puts a protocol on a connected UNIX socket, one end of a socketpair for
+    /// instance.
+    ///
+    /// # Errors
+    ///
+    /// As [`adopt`](Self::adopt).
+    fn adopt_unix_stream(
+        &mut self,
+        fd: OwnedFd,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
+        self.adopt(Unix, fd, protocol)
+    }
+
+    /// Accepts on a socket that listens already, TCP or UNIX, and gives every
+    /// accepted socket to `acceptor`; see [`accept`](Self::accept).
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the descriptor back.
+    fn accept_adopted(
+        &mut self,
+        fd: OwnedFd,
+        acceptor: impl Acceptor,
+    ) -> Result<ListenerHandle, AdoptError>;
 
     /// Finds the addresses of a host and gives them to `done`, from the loop and
     /// once, within 60 seconds. (Twisted: `reactor.resolve`,
@@ -261,126 +273,6 @@ pub trait Transports {
     /// the [`SystemResolver`](crate::SystemResolver).
     fn set_resolver(&mut self, resolver: impl Resolver);
 
-    /// Connects to a UNIX socket with the default options. (Twisted:
-    /// `reactor.connectUNIX`.)
-    ///
-    /// # Errors
-    ///
-    /// As [`connect_tcp`](Self::connect_tcp).
-    fn connect_unix(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        factory: impl Factory<UnixStream>,
-    ) -> io::Result<ConnectorHandle>;
-
-    /// Connects to a UNIX socket.
-    ///
-    /// # Errors
-    ///
-    /// As [`connect_tcp`](Self::connect_tcp).
-    fn connect_unix_with(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixConnectOptions,
-        factory: impl Factory<UnixStream>,
-    ) -> io::Result<ConnectorHandle>;
-
-    /// Accepts on a TCP socket that listens already. (Twisted:
-    /// `adoptStreamPort`.)
-    ///
-    /// The socket may be shared with other processes: it is made non-blocking
-    /// and otherwise left as it is.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back.
-    fn adopt_tcp_listener(
-        &mut self,
-        fd: OwnedFd,
-        factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, AdoptError>;
-
-    /// Accepts on a UNIX socket that listens already; its file is neither
-    /// touched now nor removed later. Whether it refuses descriptors
-    /// ([`UnixListenOptions::accepts_descriptors`]) is asked of it once, now.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back.
-    fn adopt_unix_listener(
-        &mut self,
-        fd: OwnedFd,
-        factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, AdoptError>;
-
-    /// Accepts on a socket that listens already, TCP or UNIX, and gives every
-    /// accepted socket to `acceptor`; see [`accept_tcp`](Self::accept_tcp).
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back.
-    fn accept_adopted(
-        &mut self,
-        fd: OwnedFd,
-        acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, AdoptError>;
-
-    /// Puts a protocol on a connected TCP socket. (Twisted:
-    /// `adoptStreamConnection`.)
-    ///
-    /// The socket may be shared: ending the connection closes our descriptor
-    /// and does not shut the socket down for others.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
-    fn adopt_tcp_stream(
-        &mut self,
-        fd: OwnedFd,
-        protocol: impl Protocol<TcpStream>,
-    ) -> Result<TransportHandle, AdoptError>;
-
-    /// Puts a protocol on a connected UNIX socket, one end of a socketpair for
-    /// instance.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
-    fn adopt_unix_stream(
-        &mut self,
-        fd: OwnedFd,
-        protocol: impl Protocol<UnixStream>,
-    ) -> Result<UnixTransportHandle, AdoptError>;
-
-    /// As [`adopt_tcp_stream`](Self::adopt_tcp_stream), for a connection that
-    /// was detached elsewhere, in another process say: `unsent` leaves first.
-    /// Descriptors in it are closed: TCP passes none.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back; the rest is dropped.
-    fn adopt_tcp_stream_with(
-        &mut self,
-        fd: OwnedFd,
-        unsent: Unsent,
-        protocol: impl Protocol<TcpStream>,
-    ) -> Result<TransportHandle, AdoptError>;
-
-    /// As [`adopt_unix_stream`](Self::adopt_unix_stream), for a connection
-    /// that was detached elsewhere: `unsent` leaves first, each descriptor with
-    /// the bytes it belongs to.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the descriptor back; the rest is dropped. It is refused
-    /// too where the descriptors [do not fit](crate::UnsentDescriptors) the bytes.
-    fn adopt_unix_stream_with(
-        &mut self,
-        fd: OwnedFd,
-        unsent: Unsent,
-        protocol: impl Protocol<UnixStream>,
-    ) -> Result<UnixTransportHandle, AdoptError>;
-
     /// Puts together again what [`detach`](Self::detach) took apart, as it was:
     /// with everything unsent, its producer, limits and pauses. `T` is its
     /// transport.
@@ -403,7 +295,9 @@ pub trait Transports {
     /// of an end. A connector is told that its connection has ended with
     /// [`Done`](bowline_protocol::CloseReason::Done), since it may connect again.
     ///
-    /// `P` is the protocol's type. `then` runs in this turn.
+    /// `P` is the protocol's type, or that of a part of it, however many policies are
+    /// around that: they are dropped then, and the part is detached without them. `then`
+    /// runs in this turn.
     fn detach<P: 'static>(
         &mut self,
         handle: TransportHandle,
@@ -422,11 +316,27 @@ pub trait Transports {
     /// the running callback, in this turn: how a timer or another connection
     /// reaches a protocol and not only its transport.
     ///
-    /// `call` is dropped if the connection is lost, or is not of these types.
-    fn call_protocol<T: StreamTransport, P: Protocol<T>>(
+    /// `P` is the protocol's type, or that of a part of it: what a policy or a framing
+    /// is around is reached as it would be without. If the connection is lost by then,
+    /// or is not of these types, `call` is dropped, with a line in the log at `warn`.
+    fn call_protocol<T: StreamTransport, P: 'static>(
         &mut self,
         handle: TransportHandle,
         call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
+    ) {
+        self.call_protocol_or(handle, call, move |_, error| {
+            let token = handle.token();
+            log::warn!(target: log::TRANSPORT, "{token}: its protocol was not called: {error}");
+        });
+    }
+
+    /// As [`call_protocol`](Self::call_protocol), and `otherwise` is called, in this
+    /// turn too, where there is nothing to be called.
+    fn call_protocol_or<T: StreamTransport, P: 'static>(
+        &mut self,
+        handle: TransportHandle,
+        call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
+        otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
 
     /// What became of descriptors so far.
@@ -458,104 +368,79 @@ pub trait Transports {
 }
 
 impl Transports for Reactor {
-    fn listen_tcp(
+    fn listen<E: Listen>(
         &mut self,
-        address: SocketAddr,
-        factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, ListenError> {
-        self.listen_tcp_with(address, &TcpListenOptions::default(), factory)
+        endpoint: E,
+        factory: impl Factory<ListenTransport<E>>,
+    ) -> Result<ListenerHandle, E::Error> {
+        let (socket, wrap) = endpoint.open()?;
+        listener::install::<E>(self, socket, Serve { wrap, factory })
     }
 
-    fn listen_tcp_with(
+    fn accept<E: Listen>(
         &mut self,
-        address: SocketAddr,
-        options: &TcpListenOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, ListenError> {
-        let fd = listener::bind_tcp(address, options)?;
-        listener::install(self, fd, None, Serve::<TcpStream, _>::new(factory))
-            .map_err(|(error, _)| watch_failed(address.into(), error))
-    }
-
-    fn listen_unix(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, ListenError> {
-        self.listen_unix_with(address, &UnixListenOptions::default(), factory)
-    }
-
-    fn listen_unix_with(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
-        factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, ListenError> {
-        let address = address.into();
-        let (fd, file) = listener::bind_unix(&address, options)?;
-        listener::install(self, fd, file, Serve::<UnixStream, _>::new(factory))
-            .map_err(|(error, _)| watch_failed(address.into(), error))
-    }
-
-    fn accept_tcp(
-        &mut self,
-        address: SocketAddr,
-        options: &TcpListenOptions,
+        endpoint: E,
         acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, ListenError> {
-        let fd = listener::bind_tcp(address, options)?;
-        listener::install(self, fd, None, HandOver { acceptor })
-            .map_err(|(error, _)| watch_failed(address.into(), error))
+    ) -> Result<ListenerHandle, E::Error> {
+        let (socket, _) = endpoint.open()?;
+        listener::install::<E>(self, socket, HandOver { acceptor })
     }
 
-    fn accept_unix(
+    fn connect<C: Connect>(
         &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixListenOptions,
+        endpoint: C,
+        factory: impl Factory<ConnectTransport<C>>,
+    ) -> io::Result<ConnectorHandle> {
+        connector::install(self, endpoint, factory)
+    }
+
+    fn adopt<K: Adopt>(
+        &mut self,
+        kind: K,
+        source: K::Source,
+        protocol: impl Protocol<AdoptTransport<K>>,
+    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError<K::Source>> {
+        let socket = kind.check(source)?;
+        let is_shared = kind.is_shared();
+        let (mut wrap, carried) = kind.into_parts();
+        let prepare = |stream: &mut Stream<_>| {
+            if is_shared {
+                stream.link.set(Flags::SHARED);
+            }
+            stream.restore_unsent(carried.unsent);
+            stream.link.push_back(carried.unread);
+            stream.start();
+        };
+        let wrap = |socket| wrap.wrap(socket, Side::Adopted);
+        let established = establish::<AdoptTransport<K>, _, _>(
+            self,
+            socket,
+            wrap,
+            protocol,
+            Side::Adopted,
+            prepare,
+        );
+        match established {
+            Ok(token) => Ok(AdoptTransport::<K>::named(token)),
+            Err((error, socket, _)) => Err(K::not_installed(socket, error)),
+        }
+    }
+
+    fn accept_adopted(
+        &mut self,
+        fd: OwnedFd,
         acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, ListenError> {
-        let address = address.into();
-        let (fd, file) = listener::bind_unix(&address, options)?;
-        listener::install(self, fd, file, HandOver { acceptor })
-            .map_err(|(error, _)| watch_failed(address.into(), error))
-    }
-
-    fn connect_tcp(
-        &mut self,
-        address: SocketAddr,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle> {
-        self.connect_tcp_with(address, &TcpConnectOptions::default(), factory)
-    }
-
-    fn connect_tcp_with(
-        &mut self,
-        address: SocketAddr,
-        options: &TcpConnectOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle> {
-        let target = Target::Address(SocketName::Inet(address));
-        connector::install(self, tcp_attempt(target, options), factory)
-    }
-
-    fn connect_host(
-        &mut self,
-        host: &str,
-        port: u16,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle> {
-        self.connect_host_with(host, port, &HostConnectOptions::default(), factory)
-    }
-
-    fn connect_host_with(
-        &mut self,
-        host: &str,
-        port: u16,
-        options: &HostConnectOptions,
-        factory: impl Factory<TcpStream>,
-    ) -> io::Result<ConnectorHandle> {
-        let target = Target::host(host, port, options);
-        connector::install(self, tcp_attempt(target, &options.tcp), factory)
+    ) -> Result<ListenerHandle, AdoptError> {
+        match Tcp::listening(fd).open() {
+            Ok((socket, _)) => {
+                listener::install::<On<TcpListen>>(self, socket, HandOver { acceptor })
+            }
+            Err(AdoptError {
+                kind: AdoptErrorKind::WrongFamily,
+                fd,
+            }) => self.accept(Unix::listening(fd), acceptor),
+            Err(error) => Err(error),
+        }
     }
 
     fn resolve(
@@ -581,106 +466,6 @@ impl Transports for Reactor {
         Shared::of(self).set_resolver(resolver);
     }
 
-    fn connect_unix(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        factory: impl Factory<UnixStream>,
-    ) -> io::Result<ConnectorHandle> {
-        self.connect_unix_with(address, &UnixConnectOptions::default(), factory)
-    }
-
-    fn connect_unix_with(
-        &mut self,
-        address: impl Into<UnixAddress>,
-        options: &UnixConnectOptions,
-        factory: impl Factory<UnixStream>,
-    ) -> io::Result<ConnectorHandle> {
-        let attempt = Attempt {
-            target: Target::Address(socket_name(&address.into())),
-            bind_address: options.bind_address.as_ref().map(socket_name),
-            timeout: options.timeout,
-            no_delay: false,
-            keep_alive: false,
-            accepts_descriptors: options.accepts_descriptors,
-        };
-        connector::install(self, attempt, factory)
-    }
-
-    fn adopt_tcp_listener(
-        &mut self,
-        fd: OwnedFd,
-        factory: impl Factory<TcpStream>,
-    ) -> Result<ListenerHandle, AdoptError> {
-        let (fd, _) = handoff::check(fd, Adopted::TcpListener)?;
-        listener::install_adopted(self, fd, Serve::<TcpStream, _>::new(factory))
-            .map_err(adopt_failed)
-    }
-
-    fn adopt_unix_listener(
-        &mut self,
-        fd: OwnedFd,
-        factory: impl Factory<UnixStream>,
-    ) -> Result<ListenerHandle, AdoptError> {
-        let (fd, _) = handoff::check(fd, Adopted::UnixListener)?;
-        listener::install_adopted(self, fd, Serve::<UnixStream, _>::new(factory))
-            .map_err(adopt_failed)
-    }
-
-    fn accept_adopted(
-        &mut self,
-        fd: OwnedFd,
-        acceptor: impl Acceptor,
-    ) -> Result<ListenerHandle, AdoptError> {
-        let (fd, _) = match handoff::check(fd, Adopted::TcpListener) {
-            Err(AdoptError {
-                kind: AdoptErrorKind::WrongFamily,
-                fd,
-            }) => handoff::check(fd, Adopted::UnixListener)?,
-            checked => checked?,
-        };
-        listener::install_adopted(self, fd, HandOver { acceptor }).map_err(adopt_failed)
-    }
-
-    fn adopt_tcp_stream(
-        &mut self,
-        fd: OwnedFd,
-        protocol: impl Protocol<TcpStream>,
-    ) -> Result<TransportHandle, AdoptError> {
-        self.adopt_tcp_stream_with(fd, Unsent::default(), protocol)
-    }
-
-    fn adopt_unix_stream(
-        &mut self,
-        fd: OwnedFd,
-        protocol: impl Protocol<UnixStream>,
-    ) -> Result<UnixTransportHandle, AdoptError> {
-        self.adopt_unix_stream_with(fd, Unsent::default(), protocol)
-    }
-
-    fn adopt_tcp_stream_with(
-        &mut self,
-        fd: OwnedFd,
-        unsent: Unsent,
-        protocol: impl Protocol<TcpStream>,
-    ) -> Result<TransportHandle, AdoptError> {
-        let (fd, names) = handoff::check(fd, Adopted::TcpStream)?;
-        adopt_stream(self, fd, names, protocol, unsent)
-    }
-
-    fn adopt_unix_stream_with(
-        &mut self,
-        fd: OwnedFd,
-        unsent: Unsent,
-        protocol: impl Protocol<UnixStream>,
-    ) -> Result<UnixTransportHandle, AdoptError> {
-        if let Err(kind) = unsent.check() {
-            return Err(AdoptError { kind, fd });
-        }
-        let (fd, names) = handoff::check(fd, Adopted::UnixStream)?;
-        let handle = adopt_stream(self, fd, names, protocol, unsent)?;
-        Ok(unix_handle(handle))
-    }
-
     fn reattach<T: StreamTransport, P: Protocol<T>>(
         &mut self,
         detached: Detached<P>,
@@ -698,19 +483,20 @@ impl Transports for Reactor {
         shared.hold(token);
         self.enter(token, move |descriptor, reactor| {
             shared.release(token);
-            let mut request = DetachRequest::<P> {
+            let mut request = DetachRequest {
+                part: TypeId::of::<P>(),
                 result: None,
-                is_lost: descriptor.is_none(),
             };
             let next = match descriptor {
                 Some(descriptor) => descriptor.request(reactor, &mut request),
                 None => Next::Keep,
             };
-            let result = match request.result {
-                Some(detached) => Ok(detached),
-                None if request.is_lost => Err(DetachError::Lost),
-                None => Err(DetachError::WrongProtocol),
-            };
+            // What is no connection has not answered.
+            let result = request.result.unwrap_or(Err(DetachError::Lost));
+            let result = result.map(|detached| {
+                let own = |part: Box<dyn std::any::Any>| part.downcast::<P>();
+                detached.map(|part| *own(part).expect("it was asked for by its type"))
+            });
             // A turn of its own: its panic is not the connection's.
             reactor.defer(move |reactor| then(reactor, result));
             next
@@ -734,22 +520,34 @@ impl Transports for Reactor {
         });
     }
 
-    fn call_protocol<T: StreamTransport, P: Protocol<T>>(
+    fn call_protocol_or<T: StreamTransport, P: 'static>(
         &mut self,
         handle: TransportHandle,
         call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
+        otherwise: impl FnOnce(&mut Self, CallError) + 'static,
     ) {
-        let token = handle.token();
-        self.enter(token, move |descriptor, reactor| {
-            let mut request = ProtocolCall::<T, P> {
+        self.enter(handle.token(), move |descriptor, reactor| {
+            let call = move |part: &mut dyn std::any::Any, cx: &mut Context<'_, T>| {
+                call(
+                    part.downcast_mut().expect("it was asked for by its type"),
+                    cx,
+                );
+            };
+            let mut request = ProtocolCall::<T> {
+                part: TypeId::of::<P>(),
                 call: Some(Box::new(call)),
+                error: CallError::WrongTransport,
             };
             let next = match descriptor {
                 Some(descriptor) => descriptor.request(reactor, &mut request),
-                None => Next::Keep,
+                None => {
+                    request.error = CallError::Lost;
+                    Next::Keep
+                }
             };
             if request.call.is_some() {
-                log::debug!(target: log::TRANSPORT, "{token}: call of a protocol that is not there");
+                // A turn of its own: its panic is not the connection's.
+                reactor.defer(move |reactor| otherwise(reactor, request.error));
             }
             next
         });
@@ -781,45 +579,19 @@ impl Transports for Reactor {
     }
 }
 
-fn tcp_attempt(target: Target, options: &TcpConnectOptions) -> Attempt {
-    Attempt {
-        target,
-        bind_address: options.bind_address.map(SocketName::Inet),
-        timeout: options.timeout,
-        no_delay: options.no_delay,
-        keep_alive: options.keep_alive,
-        accepts_descriptors: true,
-    }
-}
-
-fn adopt_stream<T: DescriptorTransport>(
-    reactor: &mut Reactor,
-    fd: OwnedFd,
-    names: Names,
-    protocol: impl Protocol<T>,
-    unsent: Unsent,
-) -> Result<TransportHandle, AdoptError> {
-    use crate::socket::private::Sealed;
-    let socket = T::socket(fd, names);
-    let prepare = |transport: &mut T| restore_unsent(transport, unsent);
-    establish_with(reactor, socket, protocol, Source::Adopted, prepare).map_err(
-        |(error, mut socket, _)| AdoptError {
-            kind: AdoptErrorKind::Os(error),
-            fd: socket.detach().expect("it was just put there"),
-        },
-    )
-}
-
-pub(crate) fn restore_unsent<T: StreamTransport>(transport: &mut T, unsent: Unsent) {
-    transport.restore_unsent_descriptors(unsent.descriptors);
-    transport.core_mut().buffer_bytes(&unsent.bytes);
-}
-
 fn reattach<T: StreamTransport, P: Protocol<T>>(
     reactor: &mut Reactor,
     detached: Detached<P>,
 ) -> Result<TransportHandle, ReattachError<P>> {
-    use crate::socket::private::Sealed;
+    let failed = |kind, detached| {
+        Err(ReattachError {
+            kind,
+            detached: Box::new(detached),
+        })
+    };
+    if !detached.layer.is::<T::Layer>() {
+        return failed(AdoptErrorKind::WrongFamily, detached);
+    }
     let Detached {
         fd,
         protocol,
@@ -830,81 +602,65 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         host,
         peer,
         mut kept,
+        layer,
+        travels,
     } = detached;
-    let failed = |kind, fd, protocol, unsent: Unsent, unread, producer, kept| ReattachError {
-        kind,
-        detached: Box::new(Detached {
-            fd,
-            protocol,
-            unsent: unsent.bytes,
-            unread,
-            descriptors: unsent.descriptors,
-            producer,
-            host: host.clone(),
-            peer: peer.clone(),
-            kept,
-        }),
-    };
-    let unsent = Unsent {
-        bytes: unsent,
-        descriptors,
-    };
-    if let Err(kind) = unsent.check() {
-        return Err(failed(kind, fd, protocol, unsent, unread, producer, kept));
-    }
-    let socket = match T::socket_again(fd, &host, &peer) {
-        Ok(socket) => socket,
-        Err(fd) => {
-            let kind = AdoptErrorKind::WrongFamily;
-            return Err(failed(kind, fd, protocol, unsent, unread, producer, kept));
-        }
-    };
-    // Handed over only when nothing can fail any more.
-    let mut parts = Some((unsent, unread, producer));
-    let prepare = |transport: &mut T| {
-        let (unsent, unread, producer) = parts.take().expect("prepared once");
-        transport.core_mut().restore(&mut kept);
-        if let Some(settings) = kept.settings.take() {
-            transport.restore_settings(settings);
-        }
-        restore_unsent(transport, unsent);
-        transport.core_mut().push_back(unread);
-        if let Some((producer, kind)) = producer {
-            transport
-                .core_mut()
-                .restore_producer(producer, kind, kept.producer_is_paused);
-        }
-    };
-    match establish_with(reactor, socket, protocol, Source::Adopted, prepare) {
-        Ok(handle) => Ok(handle),
-        Err((error, mut socket, protocol)) => {
-            let fd = socket.detach().expect("it was just put there");
-            let (unsent, unread, producer) = parts.take().expect("nothing was prepared");
-            let kind = AdoptErrorKind::Os(error);
-            Err(failed(kind, fd, protocol, unsent, unread, producer, kept))
-        }
-    }
-}
-
-fn unix_handle(handle: TransportHandle) -> UnixTransportHandle {
-    Handle::new(handle.token(), |facet| {
-        facet
-            .downcast_mut::<UnixStream>()
-            .map(|transport| transport as &mut dyn UnixTransport)
-    })
-}
-
-fn adopt_failed((error, fd): (io::Error, OwnedFd)) -> AdoptError {
-    AdoptError {
-        kind: AdoptErrorKind::Os(error),
+    let mut layer = *layer.downcast::<T::Layer>().expect("it was looked at");
+    let apart = |fd, protocol, parts: Parts, kept, layer: T::Layer| Detached {
         fd,
+        protocol,
+        unsent: parts.unsent.bytes,
+        unread: parts.unread,
+        descriptors: parts.unsent.descriptors,
+        producer: parts.producer,
+        host: host.clone(),
+        peer: peer.clone(),
+        kept,
+        layer: Box::new(layer),
+        travels,
+    };
+    let parts = Parts {
+        unsent: Unsent {
+            bytes: unsent,
+            descriptors,
+        },
+        unread,
+        producer,
+    };
+    if let Err(kind) = parts.unsent.check() {
+        return failed(kind, apart(fd, protocol, parts, kept, layer));
+    }
+    if let Err(fd) = layer.socket_mut().attach(fd) {
+        let detached = apart(fd, protocol, parts, kept, layer);
+        return failed(AdoptErrorKind::WrongFamily, detached);
+    }
+    // Handed over only when nothing can fail any more.
+    let mut parts = Some(parts);
+    let prepare = |stream: &mut Stream<T::Layer>| {
+        let parts = parts.take().expect("prepared once");
+        stream.link.set(Flags::SHARED);
+        stream.link.restore(&mut kept);
+        stream.restore_unsent(parts.unsent);
+        stream.link.push_back(parts.unread);
+        if let Some((producer, kind)) = parts.producer {
+            stream.restore_producer(producer, kind, kept.producer_is_paused);
+        }
+    };
+    let wrap = |layer| layer;
+    match establish::<T, _, _>(reactor, layer, wrap, protocol, Side::Adopted, prepare) {
+        Ok(token) => Ok(T::transport_named(token)),
+        Err((error, mut layer, protocol)) => {
+            let fd = layer.socket_mut().detach().expect("it was just put there");
+            let parts = parts.take().expect("nothing was prepared");
+            let detached = apart(fd, protocol, parts, kept, layer);
+            failed(AdoptErrorKind::Os(error), detached)
+        }
     }
 }
 
-fn watch_failed(address: Address, error: io::Error) -> ListenError {
-    ListenError {
-        address,
-        step: ListenStep::Watch,
-        error,
-    }
+/// What a connection has had on its way.
+struct Parts {
+    unsent: Unsent,
+    unread: Vec<u8>,
+    producer: Option<(ProducerRef, ProducerKind)>,
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use ::bowline::{
     AfterReadClosed, Context, DescriptorLimits, Linger, ListenerHandle, PassedDescriptor,
-    ProducerKind, ProducerRef, Protocol, Reactor, ReceivedDescriptors, Transport, Transports,
-    UnixTransport,
+    ProducerKind, ProducerRef, Protocol, Reactor, ReceivedDescriptors, Tcp, Transport, Transports,
+    Unix, UnixTransport,
 };
 
 use super::{Family, Job, Server, Task, Wait};
@@ -66,10 +66,10 @@ impl Server for Bowline {
 
 fn listen_tcp(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> ListenerHandle {
     let adopted = match task {
-        Task::Ten => reactor.adopt_tcp_listener(listener, |_: &_| Ten),
-        Task::Sink => reactor.adopt_tcp_listener(listener, |_: &_| Sink { count: 0 }),
-        Task::Source => reactor.adopt_tcp_listener(listener, |_: &_| Source::new()),
-        _ => reactor.adopt_tcp_listener(listener, |_: &_| Echo),
+        Task::Ten => reactor.listen(Tcp::listening(listener), |_: &_| Ten),
+        Task::Sink => reactor.listen(Tcp::listening(listener), |_: &_| Sink { count: 0 }),
+        Task::Source => reactor.listen(Tcp::listening(listener), |_: &_| Source::new()),
+        _ => reactor.listen(Tcp::listening(listener), |_: &_| Echo),
     };
     adopted.expect("the parent left a listener")
 }
@@ -81,23 +81,23 @@ fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Resu
         crate::sys::refuse_descriptors(listener.as_raw_fd())?;
     }
     let adopted = match task {
-        Task::Ten => reactor.adopt_unix_listener(listener, |_: &_| Ten),
-        Task::Sink => reactor.adopt_unix_listener(listener, |_: &_| Sink { count: 0 }),
-        Task::Source => reactor.adopt_unix_listener(listener, |_: &_| Source::new()),
-        Task::ReceiveDescriptors => reactor.adopt_unix_listener(listener, |_: &_| Receiver {
+        Task::Ten => reactor.listen(Unix::listening(listener), |_: &_| Ten),
+        Task::Sink => reactor.listen(Unix::listening(listener), |_: &_| Sink { count: 0 }),
+        Task::Source => reactor.listen(Unix::listening(listener), |_: &_| Source::new()),
+        Task::ReceiveDescriptors => reactor.listen(Unix::listening(listener), |_: &_| Receiver {
             count: 0,
             linger: Linger::Clear,
         }),
-        Task::ReceiveTrusted => reactor.adopt_unix_listener(listener, |_: &_| Receiver {
+        Task::ReceiveTrusted => reactor.listen(Unix::listening(listener), |_: &_| Receiver {
             count: 0,
             linger: Linger::Keep,
         }),
-        Task::SendDescriptors => reactor.adopt_unix_listener(listener, move |_: &_| Sender {
+        Task::SendDescriptors => reactor.listen(Unix::listening(listener), move |_: &_| Sender {
             count: 0,
             file: Rc::clone(&file),
         }),
         Task::Echo | Task::EchoMixin | Task::Pass => {
-            reactor.adopt_unix_listener(listener, |_: &_| Echo)
+            reactor.listen(Unix::listening(listener), |_: &_| Echo)
         }
     };
     Ok(adopted.expect("the parent left a listener"))

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use bowline_protocol::{Protocol, TransportHandle, UnixTransportHandle};
+use bowline_protocol::Protocol;
 use bowline_reactor::Reactor;
-use bowline_transport::{AdoptError, Detached, TcpStream, Transports, UnixStream, Unsent};
+use bowline_transport::endpoint::{Adopt, AdoptTransport, Carried};
+use bowline_transport::{AdoptError, Detached, StreamTransport, Transports, Unsent};
 
 /// A connection that is passed from one process to another, with what the
 /// kernel does not know of it.
@@ -38,10 +39,11 @@ impl Connection {
 
     /// A connection that was [detached](Transports::detach), and of which its
     /// protocol had read `read` without using it. Queued descriptors, the rest
-    /// of a message whose descriptors have left, and producers do not travel:
-    /// `None` where there are any.
+    /// of a message whose descriptors have left, producers, and layers that hold more than
+    /// the socket does not travel: `None` where there are any.
     pub fn from_detached<P>(detached: Detached<P>, mut read: Vec<u8>) -> Option<Self> {
-        if !detached.descriptors.is_empty() || detached.producer.is_some() {
+        let has_more = !detached.descriptors.is_empty() || detached.producer.is_some();
+        if has_more || !detached.travels() {
             return None;
         }
         read.extend(detached.unread);
@@ -53,47 +55,26 @@ impl Connection {
         })
     }
 
-    /// Puts a protocol on it, over TCP: what was unsent leaves first, and what
+    /// Puts a protocol on it, as what `kind` says: [`Tcp`](bowline_transport::Tcp),
+    /// [`Unix`](bowline_transport::Unix). What was unsent leaves first, and what
     /// was read is delivered first.
     ///
     /// # Errors
     ///
     /// [`AdoptError`]: it was reset meanwhile, most likely.
-    pub fn adopt_tcp(
+    pub fn adopt<K: Adopt<Source = OwnedFd>>(
         self,
         reactor: &mut Reactor,
-        protocol: impl Protocol<TcpStream>,
-    ) -> Result<TransportHandle, AdoptError> {
-        let unsent = unsent(self.unsent);
-        let handle = reactor.adopt_tcp_stream_with(self.fd, unsent, protocol)?;
-        if let Some(transport) = reactor.get(handle) {
-            transport.push_back(self.read);
-        }
-        Ok(handle)
-    }
-
-    /// As [`adopt_tcp`](Self::adopt_tcp), over a UNIX socket.
-    ///
-    /// # Errors
-    ///
-    /// As [`adopt_tcp`](Self::adopt_tcp).
-    pub fn adopt_unix(
-        self,
-        reactor: &mut Reactor,
-        protocol: impl Protocol<UnixStream>,
-    ) -> Result<UnixTransportHandle, AdoptError> {
-        let unsent = unsent(self.unsent);
-        let handle = reactor.adopt_unix_stream_with(self.fd, unsent, protocol)?;
-        if let Some(transport) = reactor.get(handle) {
-            transport.push_back(self.read);
-        }
-        Ok(handle)
-    }
-}
-
-fn unsent(bytes: Vec<u8>) -> Unsent {
-    Unsent {
-        bytes,
-        descriptors: Vec::new(),
+        kind: K,
+        protocol: impl Protocol<AdoptTransport<K>>,
+    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError> {
+        let carried = Carried {
+            unsent: Unsent {
+                bytes: self.unsent,
+                descriptors: Vec::new(),
+            },
+            unread: self.read,
+        };
+        reactor.adopt(kind.carrying(carried), self.fd, protocol)
     }
 }

@@ -135,7 +135,7 @@ impl Pool {
     }
 
     /// What a listener is given, for
-    /// [`accept_tcp`](bowline_transport::Transports::accept_tcp) and the like: it dispatches every
+    /// [`accept`](bowline_transport::Transports::accept): it dispatches every
     /// connection under this label, and pauses the listener while no worker
     /// can take one.
     pub fn acceptor(&self, label: u32) -> PoolAcceptor {

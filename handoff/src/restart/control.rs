@@ -8,7 +8,7 @@ use bowline_protocol::{ListenerHandle, UnixAddress};
 use bowline_reactor::Reactor;
 #[cfg(feature = "testing")]
 use bowline_transport::testing::MemoryListener;
-use bowline_transport::{StaleSocket, Transports, UnixConnectOptions, UnixListenOptions};
+use bowline_transport::{Transports, Unix};
 
 use super::successor::Finder;
 use super::{Restart, predecessor, private_directory};
@@ -23,12 +23,8 @@ pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, finder: Finder) 
         }
         return Ok(());
     }
-    let options = UnixConnectOptions {
-        timeout: Some(restart.shared.settings.answer),
-        ..UnixConnectOptions::default()
-    };
-    let address = UnixAddress::Path(restart.control_path());
-    reactor.connect_unix_with(address, &options, finder)?;
+    let there = Unix::to(UnixAddress::Path(restart.control_path()));
+    reactor.connect(there.timeout(restart.shared.settings.answer), finder)?;
     Ok(())
 }
 
@@ -39,14 +35,8 @@ pub(super) fn listen(reactor: &mut Reactor, restart: &Restart) -> io::Result<Lis
         let listener = kernel.listen(&simulated_name(restart))?;
         return listener.serve(reactor, predecessor::factory(restart));
     }
-    let options = UnixListenOptions {
-        mode: 0o600,
-        stale: StaleSocket::Remove,
-        ..UnixListenOptions::default()
-    };
-    let factory = predecessor::factory(restart);
-    let listener = reactor.listen_unix_with(restart.control_path(), &options, factory)?;
-    Ok(listener)
+    let here = Unix::at(restart.control_path()).mode(0o600);
+    Ok(reactor.listen(here, predecessor::factory(restart))?)
 }
 
 /// Goes on listening for successors where the predecessor did.
@@ -61,8 +51,7 @@ pub(super) fn adopt(
         let listener = listener.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         return listener.serve(reactor, predecessor::factory(restart));
     }
-    let listener = reactor.adopt_unix_listener(fd, predecessor::factory(restart))?;
-    Ok(listener)
+    Ok(reactor.listen(Unix::listening(fd), predecessor::factory(restart))?)
 }
 
 /// Makes sure that nobody else can be found there.

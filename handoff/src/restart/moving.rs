@@ -72,11 +72,10 @@ pub struct Packed {
 pub struct Moved {
     /// [`Movable::KIND`] of its protocol there.
     pub kind: String,
-    /// The socket, to be given to
-    /// [`adopt_tcp_stream_with`](Transports::adopt_tcp_stream_with) or
-    /// [`adopt_unix_stream_with`](Transports::adopt_unix_stream_with).
+    /// The socket, to be given to [`Transports::adopt`].
     pub fd: OwnedFd,
-    /// What had not left, to be given along.
+    /// What had not left, to be given along
+    /// ([`with_unsent`](bowline_transport::endpoint::Adopt::with_unsent)).
     pub unsent: Unsent,
     /// What its protocol there packed, for the one here.
     pub packed: Packed,
@@ -131,8 +130,8 @@ struct Apart<T, P> {
 
 impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
     fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
-        if self.detached.producer.is_some() {
-            // It could not be told where its consumer has gone.
+        if self.detached.producer.is_some() || !self.detached.travels() {
+            // A producer could not be told where its consumer has gone.
             return Ok(None);
         }
         self.packed = self.detached.protocol.pack();

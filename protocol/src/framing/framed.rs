@@ -1,5 +1,6 @@
 //! A protocol made of a framer and a receiver.
 
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -714,6 +715,26 @@ where
 
     fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
         self.forward(cx, |receiver, cx| receiver.stop_producing(cx));
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        if id == TypeId::of::<Self>() {
+            Some(self)
+        } else if id == TypeId::of::<R>() {
+            Some(&mut self.receiver)
+        } else {
+            None
+        }
+    }
+
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        if id == TypeId::of::<Self>() {
+            Some(self)
+        } else if id == TypeId::of::<R>() {
+            Some(Box::new(self.receiver))
+        } else {
+            None
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

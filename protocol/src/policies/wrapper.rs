@@ -1,5 +1,6 @@
 //! A protocol with a policy around it: the forwarding, written once.
 
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -143,9 +144,9 @@ impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
 /// way. Log lines name the protocol, not the wrapper.
 ///
 /// The layers of this module build them; make one yourself to put a policy on a
-/// protocol that no factory builds, for an adopted socket for instance. Through
-/// `call_protocol` it is named with its whole type, and
-/// [`protocol_mut`](Self::protocol_mut) leads to the inner one.
+/// protocol that no factory builds, for an adopted socket for instance.
+/// `call_protocol` and `detach` reach the inner one by its own type
+/// ([`Protocol::part`]).
 pub struct ProtocolWrapper<P, Y> {
     protocol: P,
     policy: Y,
@@ -309,6 +310,20 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
         self.around(cx, &Event::StopProducing, |protocol, cx| {
             protocol.stop_producing(cx);
         });
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => self.protocol.part(id),
+        }
+    }
+
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => Box::new(self.protocol).into_part(id),
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

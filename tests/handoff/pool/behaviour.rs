@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::Tcp;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Candidate, Connection, FromWorker, LeastLoaded, Live, Offer, Orphans, Pool, PoolSettings,
     Refusal, Spawned, ToWorker, Undelivered, Worker, WorkerSettings, WorkerStage,
 };
 use bowline::policies::Backoff;
-use bowline::{Context, Protocol, Reactor, TcpListenOptions, TcpStream, Transport, Transports};
+use bowline::{Context, Protocol, Reactor, TcpStream, Transport, Transports};
 
 use super::clients::{Clients, listen};
 use super::process::{Script, end, expect_clean_exits, scripted, served, settings, stop};
@@ -35,7 +36,7 @@ impl Protocol<TcpStream> for Echo {
 
 fn echo(reactor: &mut Reactor, connection: Connection, live: Live) {
     connection
-        .adopt_tcp(reactor, Echo { _live: live })
+        .adopt(reactor, Tcp, Echo { _live: live })
         .expect("connected");
 }
 
@@ -315,7 +316,7 @@ fn what_everybody_refuses_goes_to_nobody_twice_and_may_be_served_here() {
     let seen = Rc::clone(&reasons);
     pool.on_undelivered(move |reactor, connection, why| {
         seen.borrow_mut().push(why);
-        connection.adopt_tcp(reactor, Here).expect("connected");
+        connection.adopt(reactor, Tcp, Here).expect("connected");
     });
     let addresses = listen(&mut reactor, &pool);
     // The second listener's come with what was read of them.
@@ -352,9 +353,8 @@ fn full_workers_pause_the_listener_and_nobody_is_dropped() {
     settings.window = 2;
     let spawn = scripted(PathBuf::from(&log), |_| Script::Serve);
     let pool = Pool::start(&mut reactor, settings, spawn);
-    let options = TcpListenOptions::default();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = reactor.accept_tcp(any, &options, pool.acceptor(0)).unwrap();
+    let listener = reactor.accept(Tcp::at(any), pool.acceptor(0)).unwrap();
     let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
     let clients = Clients::start(&mut reactor, vec![address], 100, 100);
     // Nobody is ready yet: they wait in the kernel.
@@ -627,10 +627,9 @@ fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
     let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
         Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
     });
-    let options = TcpListenOptions::default();
     let any = ([127, 0, 0, 1], 0).into();
     let listener = reactor
-        .accept_tcp(any, &options, pool.acceptor(0))
+        .accept(Tcp::at(any), pool.acceptor(0))
         .expect("listens");
     run_until_quiet(&mut reactor);
     let it = reactor.get(listener).expect("it listens");

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use bowline::Tcp;
 use bowline::handoff::pool::{Connection, Pool};
 use bowline::{
     Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol, Reactor,
-    TcpConnectOptions, TcpListenOptions, TcpStream, Transport, Transports,
+    TcpStream, Transport, Transports,
 };
 
 /// What became of the clients so far.
@@ -87,12 +88,8 @@ impl Clients {
             clients: self.clone(),
             number,
         };
-        let options = TcpConnectOptions {
-            no_delay: true,
-            ..TcpConnectOptions::default()
-        };
         reactor
-            .connect_tcp_with(address, &options, client)
+            .connect(Tcp::to(address).no_delay(true), client)
             .expect("there is room");
     }
 
@@ -191,7 +188,7 @@ impl Protocol<TcpStream> for Front {
 pub(crate) fn listen(reactor: &mut Reactor, pool: &Pool) -> Vec<SocketAddr> {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let plain = reactor
-        .accept_tcp(any, &TcpListenOptions::default(), pool.acceptor(0))
+        .accept(Tcp::at(any), pool.acceptor(0))
         .expect("listens");
     let pool = pool.clone();
     let front = move |_: &Address| Front {

@@ -12,6 +12,7 @@ use bowline::handoff::pool::Connection;
 use bowline::{
     Detached, ProducerKind, ProducerRef, Reactor, TransportHandle, Transports, UnixTransportHandle,
 };
+use bowline::{Tcp, Unix};
 
 use super::raw::tcp_pair;
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -81,7 +82,7 @@ fn a_connection_travels_with_its_peer_and_the_bytes_on_either_side() {
     let mut other = Reactor::new().unwrap();
     let record = Record::default();
     let handle = connection
-        .adopt_tcp(&mut other, Recorder::new(&record))
+        .adopt(&mut other, Tcp, Recorder::new(&record))
         .unwrap();
     client.write_all(b" sent").unwrap();
     run_until(&mut other, |_| record.data() == b"read put back sent");
@@ -107,7 +108,7 @@ fn a_connection_over_a_unix_socket_travels_with_its_bytes_too() {
     let mut other = Reactor::new().unwrap();
     let record = Record::default();
     let handle = connection
-        .adopt_unix(&mut other, Recorder::new(&record))
+        .adopt(&mut other, Unix, Recorder::new(&record))
         .unwrap();
     theirs.write_all(b" sent").unwrap();
     run_until(&mut other, |_| record.data() == b"read put back sent");

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio, exit};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::Tcp;
 use bowline::handoff::pool::{Connection, Live, Pool, PoolEvent, PoolSettings, Refusal};
 use bowline::handoff::pool::{Service, Spawn, Worker, WorkerId, WorkerSettings};
 use bowline::handoff::pool::{inherited_channel, spawn_command};
@@ -315,7 +316,7 @@ impl Service for Scripted {
             _live: live,
         };
         // Reset by its client, if not.
-        let _ = connection.adopt_tcp(reactor, answerer);
+        let _ = connection.adopt(reactor, Tcp, answerer);
     }
 }
 

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bowline::Tcp;
 use bowline::handoff::pool::{Connection, Pool, WorkerStage};
-use bowline::{Address, BuildContext, Reactor, TcpListenOptions, Transports};
+use bowline::{Address, BuildContext, Reactor, Transports};
 
 use super::process::{Script, die, scripted, settings};
 use crate::support::DescriptorLedger;
@@ -217,7 +218,7 @@ fn dispatcher(step: &str) -> ! {
         }
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = reactor.accept_tcp(any, &TcpListenOptions::default(), acceptor);
+    let listener = reactor.accept(Tcp::at(any), acceptor);
     let address = reactor
         .get(listener.expect("listens"))
         .expect("it listens")

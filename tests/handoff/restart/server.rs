@@ -12,15 +12,17 @@ use std::process::{self, Command};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::restart::{
     Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
     Start,
 };
 use bowline::handoff::systemd::Notifier;
 use bowline::{
-    Address, Context, Hold, Phase, Protocol, Reactor, SystemEvent, TcpListenOptions, TcpStream,
-    Transport, Transports, UnixListenOptions, UnixStream, UnixTransport, describe_socket,
+    Address, Context, Hold, Phase, Protocol, Reactor, SystemEvent, TcpStream, Transport,
+    Transports, UnixStream, UnixTransport, describe_socket,
 };
+use bowline::{Tcp, Unix};
 use rustix::process::Signal;
 
 use super::hung;
@@ -180,10 +182,9 @@ impl Program for Server {
             }
             _ => {}
         }
-        let options = TcpListenOptions::default();
         let any = ([127, 0, 0, 1], 0).into();
         for name in ["one", "two"] {
-            let handle = listeners.tcp(reactor, name, any, &options, self.frames())?;
+            let handle = listeners.listen(reactor, name, Tcp::at(any), self.frames())?;
             if let Some(listener) = reactor.get(handle) {
                 let address = listener.address().to_string();
                 // Whole at once, for who reads it.
@@ -192,9 +193,8 @@ impl Program for Server {
                 fs::rename(path.with_extension("new"), path)?;
             }
         }
-        let options = UnixListenOptions::default();
         let path = self.shared.directory.join("socket");
-        listeners.unix(reactor, "local", path, &options, self.frames())?;
+        listeners.listen(reactor, "local", Unix::at(path), self.frames())?;
         Ok(())
     }
 
@@ -236,10 +236,10 @@ impl Program for Server {
         let socket = describe_socket(moved.fd.as_fd()).expect("a socket");
         let adopted = match socket.address {
             Some(Address::Inet(_)) => reactor
-                .adopt_tcp_stream_with(moved.fd, moved.unsent, frames)
+                .adopt(Tcp.with_unsent(moved.unsent), moved.fd, frames)
                 .map(|_| ()),
             _ => reactor
-                .adopt_unix_stream_with(moved.fd, moved.unsent, frames)
+                .adopt(Unix.with_unsent(moved.unsent), moved.fd, frames)
                 .map(|_| ()),
         };
         if let Err(error) = adopted {

@@ -11,10 +11,11 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
+use bowline::Unix;
 use bowline::handoff::restart::{
     Listeners, Program, Restart, RestartError, RestartSettings, Start,
 };
-use bowline::{Address, Context, Protocol, Reactor, Transport, UnixListenOptions};
+use bowline::{Address, Context, Protocol, Reactor, Transport};
 
 use crate::support::figures::scaled;
 use crate::support::{DEADLINE, DescriptorLedger};
@@ -45,8 +46,7 @@ impl<T: Transport> Protocol<T> for Echo {
 
 impl Program for Server {
     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
-        let options = UnixListenOptions::default();
-        listeners.unix(reactor, "echo", &*self.path, &options, |_: &Address| Echo)?;
+        listeners.listen(reactor, "echo", Unix::at(&*self.path), |_: &Address| Echo)?;
         Ok(())
     }
 

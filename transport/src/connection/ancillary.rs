@@ -3,22 +3,20 @@
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use bowline_protocol::{
-    AfterTruncation, CloseReason, Context, Protocol, ReceivedDescriptors, Transport,
-};
+use bowline_protocol::{AfterTruncation, CloseReason, Context, Protocol, ReceivedDescriptors};
 use bowline_reactor::Reactor;
 
 use super::Connection;
 use crate::file_descriptor::{FileDescriptor, ReceivedLimits};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, Shared};
-use crate::socket::private::Sealed;
+use crate::stream::StreamTransport;
 use crate::sys::Ancillary;
 
-impl<F, P> Connection<F, P>
+impl<T, P> Connection<T, P>
 where
-    F: FileDescriptor + Transport,
-    P: Protocol<F>,
+    T: StreamTransport,
+    P: Protocol<T>,
 {
     /// Delivers a read that brought something beside its bytes.
     #[inline(never)]
@@ -29,18 +27,18 @@ where
         bytes: usize,
         is_truncated: bool,
     ) {
-        let limits = self.transport.received_limits();
-        let core = self.transport.core_mut();
+        let limits = self.transport.stream().layer.received_limits();
+        let link = &mut self.transport.stream_mut().link;
         let ancillary = &mut buffers.ancillary;
         ancillary.credentials = None;
         ancillary.pidfd = None;
         let count = ancillary.descriptors.len();
-        Ledger::add(&core.shared.ledger.received, count);
-        core.shared.numbers.expect_descriptors();
+        Ledger::add(&link.shared.ledger.received, count);
+        link.shared.numbers.expect_descriptors();
         // The last has the highest number.
         let last = ancillary.descriptors.last();
-        let is_reserved = last.is_some_and(|fd| core.shared.numbers.is_reserved(fd.as_fd()));
-        let cold = core.cold();
+        let is_reserved = last.is_some_and(|fd| link.shared.numbers.is_reserved(fd.as_fd()));
+        let cold = link.cold();
         let unclaimed_before = cold.unclaimed;
         cold.received += count;
         let is_over = count > limits.per_read || cold.received > limits.in_all;
@@ -53,19 +51,19 @@ where
         let mut cx = Context::new(&mut self.transport, reactor);
         let data = buffers.data.get(bytes);
         if ancillary.descriptors.is_empty() {
-            if cx.transport.core().is_open_for_reading() {
+            if cx.transport.stream().link.is_open_for_reading() {
                 protocol.data_received(&mut cx, data);
             }
         } else {
             let mut offered = Offered {
-                shared: Rc::clone(&cx.transport.core().shared),
+                shared: Rc::clone(&cx.transport.stream().link.shared),
                 descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
             };
             protocol.descriptors_received(&mut cx, &mut offered.descriptors, data);
             let left = offered.close_left();
-            self.transport.core_mut().cold().unclaimed += left as u64;
+            self.transport.stream_mut().link.cold().unclaimed += left as u64;
         }
-        let unclaimed = self.transport.core_mut().cold().unclaimed;
+        let unclaimed = self.transport.stream_mut().link.cold().unclaimed;
         if unclaimed != unclaimed_before || unclaimed > limits.unclaimed as u64 {
             self.look_at_unclaimed(unclaimed_before, limits.unclaimed);
         }
@@ -82,23 +80,23 @@ where
         is_truncated: bool,
         is_reserved: bool,
     ) {
-        let core = self.transport.core_mut();
+        let link = &mut self.transport.stream_mut().link;
         let count = ancillary.descriptors.len();
         let limit = if count > limits.per_read {
             Some(limits.per_read)
-        } else if core.cold().received > limits.in_all {
+        } else if link.cold().received > limits.in_all {
             Some(limits.in_all)
         } else {
             None
         };
         if is_truncated {
-            Ledger::add(&core.shared.ledger.truncations, 1);
+            Ledger::add(&link.shared.ledger.truncations, 1);
         }
         if let Some(limit) = limit {
-            core.end(CloseReason::DescriptorLimit { limit });
+            link.end(CloseReason::DescriptorLimit { limit });
         }
         if is_truncated || is_reserved || limit.is_some() {
-            core.shared.refuse_received(ancillary.descriptors.drain(..));
+            link.shared.refuse_received(ancillary.descriptors.drain(..));
         }
         let unknown = ancillary.unknown.first().copied();
         ancillary.unknown.clear();
@@ -118,13 +116,14 @@ where
             log::warn!(
                 target: log::DESCRIPTORS,
                 "{}: descriptors from {} {what} {count}",
-                cx.transport.core().token,
-                cx.transport.core().socket.peer(),
+                cx.transport.stream().link.token,
+                cx.transport.peer(),
             );
             match protocol.descriptors_truncated(&mut cx, count) {
                 AfterTruncation::LoseConnection => cx
                     .transport
-                    .core_mut()
+                    .stream_mut()
+                    .link
                     .end(CloseReason::DescriptorsTruncated { received: count }),
                 AfterTruncation::KeepConnection => {}
             }
@@ -134,14 +133,17 @@ where
     /// One warning per connection, as below.
     #[cold]
     fn warn_of_unknown(&mut self, (level, kind): (i32, i32)) {
-        if !std::mem::replace(&mut self.transport.core_mut().cold().has_unknown, true) {
+        if !std::mem::replace(
+            &mut self.transport.stream_mut().link.cold().has_unknown,
+            true,
+        ) {
             log::warn!(
                 target: log::DESCRIPTORS,
                 "{}: unsupported ancillary data: level {level}, type {kind}, received by {} at {} from {}",
-                self.transport.core().token,
+                self.transport.stream().link.token,
                 self.protocol_name(),
-                self.transport.core().socket.host(),
-                self.transport.core().socket.peer(),
+                self.transport.host(),
+                self.transport.peer(),
             );
         }
     }
@@ -150,19 +152,19 @@ where
     /// end to it: every one costs us.
     #[cold]
     fn look_at_unclaimed(&mut self, before: u64, limit: usize) {
-        let core = self.transport.core_mut();
-        let now = core.cold().unclaimed;
+        let link = &mut self.transport.stream_mut().link;
+        let now = link.cold().unclaimed;
         if now > limit as u64 {
-            core.end(CloseReason::DescriptorLimit { limit });
+            link.end(CloseReason::DescriptorLimit { limit });
         }
         if before == 0 && now > 0 {
             log::warn!(
                 target: log::DESCRIPTORS,
                 "{}: {} does not take descriptors: closed {now} received at {} from {}",
-                self.transport.core().token,
+                self.transport.stream().link.token,
                 self.protocol_name(),
-                self.transport.core().socket.host(),
-                self.transport.core().socket.peer(),
+                self.transport.host(),
+                self.transport.peer(),
             );
         }
     }

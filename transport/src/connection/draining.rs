@@ -3,11 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use bowline_protocol::{AtDrain, Context, ProducerRef, Protocol, Transport};
+use bowline_protocol::{AtDrain, Context, ProducerRef, Protocol};
 use bowline_reactor::{DelayedCall, DrainRound, Next, Reactor};
 
 use super::{Connection, Visit};
-use crate::file_descriptor::{Core, FileDescriptor, State, flag, pending};
+use crate::file_descriptor::FileDescriptor;
+use crate::link::{Flags, Link, State};
+use crate::stream::StreamTransport;
 
 /// How a connection waits for its own end.
 #[derive(Debug)]
@@ -33,35 +35,35 @@ impl Draining {
     }
 }
 
-impl<F, P> Connection<F, P>
+impl<T, P> Connection<T, P>
 where
-    F: FileDescriptor + Transport,
-    P: Protocol<F>,
+    T: StreamTransport,
+    P: Protocol<T>,
 {
     pub(super) fn begin_draining(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
-        let core = self.transport.core_mut();
-        let token = core.token;
-        let is_outgoing = core.cold_ref().is_some_and(|cold| cold.connector.is_some());
+        let link = &mut self.transport.stream_mut().link;
+        let token = link.token;
+        let is_outgoing = link.cold_ref().is_some_and(|cold| cold.connector.is_some());
         let own_round = match is_outgoing {
             true => DrainRound::Support,
             false => DrainRound::Work,
         };
-        if round < own_round || core.cold().was_told_to_drain {
+        if round < own_round || link.cold().was_told_to_drain {
             return Next::Keep;
         }
-        core.cold().was_told_to_drain = true;
-        core.flags |= pending::DRAINING;
+        link.cold().was_told_to_drain = true;
+        link.set(Flags::DRAINING);
         reactor.await_end(token);
         self.work(reactor, Visit::Extra)
     }
 
     #[cold]
     pub(super) fn tell_draining(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core();
+        let link = &self.transport.stream().link;
         if matches!(
-            core.state(),
+            link.state(),
             State::Closing | State::Lingering | State::Ending | State::Lost
-        ) || core.is_broken()
+        ) || link.is_broken()
         {
             return;
         }
@@ -69,14 +71,14 @@ where
             return;
         };
         let answer = protocol.draining(&mut Context::new(&mut self.transport, reactor));
-        let core = self.transport.core_mut();
+        let link = &mut self.transport.stream_mut().link;
         match answer {
             AtDrain::GoOn => {}
-            AtDrain::DoNotWait => reactor.await_no_more(core.token),
+            AtDrain::DoNotWait => reactor.await_no_more(link.token),
             AtDrain::LoseWhenIdle => {
-                let sent = core.sent;
-                core.flags |= flag::DRAINING | flag::UNSETTLED;
-                core.cold().draining = Some(Draining {
+                let sent = link.sent;
+                link.set(Flags::UNSETTLED);
+                link.cold().draining = Some(Draining {
                     grace: reactor.stop_grace(),
                     quiet_since: reactor.now(),
                     sent,
@@ -90,8 +92,8 @@ where
     /// The time for a look has come.
     pub(super) fn look_whether_idle(&mut self, reactor: &Reactor) {
         let is_at_rest = self.is_at_rest();
-        let core = self.transport.core_mut();
-        let Some(draining) = core.cold().draining.as_mut() else {
+        let link = &mut self.transport.stream_mut().link;
+        let Some(draining) = link.cold().draining.as_mut() else {
             return;
         };
         draining.look = None;
@@ -101,7 +103,7 @@ where
         if is_at_rest && quiet >= draining.grace {
             draining.is_last_look = true;
             // Whatever the latch says: what comes now may have no event yet.
-            core.flags |= flag::READABLE;
+            link.set(Flags::READABLE);
         }
     }
 
@@ -114,19 +116,19 @@ where
         visit: Visit,
         received: usize,
     ) -> bool {
-        let core = self.transport.core();
+        let link = &self.transport.stream().link;
         let is_over = matches!(
-            core.state(),
+            link.state(),
             State::Closing | State::Lingering | State::Ending | State::Lost
         );
-        if !core.has(flag::DRAINING) || is_over || core.is_broken() {
+        if !link.is_draining() || is_over || link.is_broken() {
             return false;
         }
         let is_at_rest = self.is_at_rest();
-        let core = self.transport.core_mut();
-        let (token, sent) = (core.token, core.sent);
-        let is_read_out = !core.has(flag::READABLE);
-        let Some(draining) = core.cold().draining.as_mut() else {
+        let link = &mut self.transport.stream_mut().link;
+        let (token, sent) = (link.token, link.sent);
+        let is_read_out = !link.has(Flags::READABLE);
+        let Some(draining) = link.cold().draining.as_mut() else {
             return false;
         };
         if !is_at_rest || received > 0 || draining.sent != sent {
@@ -138,7 +140,7 @@ where
             // An extra visit does not read.
             let is_over = is_read_out && visit != Visit::Extra;
             if is_over {
-                core.lose_connection();
+                link.lose_connection();
             }
             return is_over;
         }
@@ -155,25 +157,24 @@ where
     /// Whether nothing is known of that this connection has yet to do, but for
     /// what may wait in its socket.
     fn is_at_rest(&self) -> bool {
-        let core = self.transport.core();
+        let stream = self.transport.stream();
         // Who writes on after the peer's end says when it is done.
-        let waits = flag::PAUSED | flag::HELD | flag::PUSHED_BACK | flag::READ_ENDED;
-        core.buffer.is_empty()
-            && !core.has(waits | flag::WAITS_FOR_TIMER | pending::ANY)
-            && self.transport.queued_descriptors() == 0
-            && !has_other_producer(core)
-            && self.protocol.as_ref().is_none_or(Protocol::<F>::is_idle)
+        let waits = Flags::PAUSED | Flags::HELD | Flags::PUSHED_BACK | Flags::READ_ENDED;
+        let at_work = Flags::WAITS_FOR_TIMER | Flags::UNFLUSHED | Flags::PENDING;
+        stream.buffer.is_empty()
+            && stream.link.is_established()
+            && !stream.link.has(waits | at_work)
+            && stream.layer.queued_descriptors() == 0
+            && !has_other_producer(&stream.link)
+            && self.protocol.as_ref().is_none_or(Protocol::<T>::is_idle)
     }
 }
 
 /// Whether something may still produce that is not what is read here itself.
-fn has_other_producer<S>(core: &Core<S>) -> bool
-where
-    S: crate::Socket,
-{
-    let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+fn has_other_producer(link: &Link) -> bool {
+    let registration = link.cold_ref().and_then(|cold| cold.registration.as_ref());
     registration.is_some_and(|registration| match &registration.producer {
-        Some(ProducerRef::Transport(handle)) => handle.token() != core.token,
+        Some(ProducerRef::Transport(handle)) => handle.token() != link.token,
         _ => true,
     })
 }

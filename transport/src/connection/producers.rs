@@ -1,10 +1,11 @@
 //! What a connection tells the producer of its transport.
 
-use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol, Transport};
+use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol};
 use bowline_reactor::{Contained, Reactor};
 
 use super::{ASK_AGAIN_AFTER, Connection};
-use crate::file_descriptor::{Core, FileDescriptor, State, pending};
+use crate::link::{Flags, State};
+use crate::stream::{Stream, StreamTransport};
 
 /// What one of the producer's methods is called for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,40 +15,41 @@ pub(super) enum Tell {
     Stop,
 }
 
-impl<F, P> Connection<F, P>
+impl<T, P> Connection<T, P>
 where
-    F: FileDescriptor + Transport,
-    P: Protocol<F>,
+    T: StreamTransport,
+    P: Protocol<T>,
 {
     /// Resumes a push producer, or asks a pull producer for one portion.
     pub(super) fn resume_producer(&mut self, reactor: &mut Reactor) {
-        let written = |core: &Core<F::Socket>| core.sent + core.buffer.len() as u64;
-        let core = self.transport.core();
-        let before = written(core);
-        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let written = |stream: &Stream<T::Layer>| stream.link.sent + stream.buffer.len() as u64;
+        let before = written(self.transport.stream());
+        let link = &self.transport.stream().link;
+        let registration = link.cold_ref().and_then(|cold| cold.registration.as_ref());
         let Some((kind, serial)) = registration.map(|it| (it.kind, it.serial)) else {
             return;
         };
         self.tell_producer(reactor, Tell::Resume);
-        let core = self.transport.core_mut();
-        let registration = core.cold_ref().and_then(|cold| cold.registration.as_ref());
+        let after = written(self.transport.stream());
+        let Stream { link, buffer, .. } = self.transport.stream_mut();
+        let registration = link.cold_ref().and_then(|cold| cold.registration.as_ref());
         let is_same = registration.is_some_and(|registration| registration.serial == serial);
         // A broken connection takes nothing more.
-        let is_over = core.is_ended() || core.is_broken();
-        if kind == ProducerKind::Pull && is_same && core.buffer.is_empty() && !is_over {
-            if written(core) > before {
+        let is_over = link.is_ended() || link.is_broken();
+        if kind == ProducerKind::Pull && is_same && buffer.is_empty() && !is_over {
+            if after > before {
                 // It went straight to the kernel.
-                core.flags |= pending::RESUME_PRODUCER;
-            } else if core.cold().ask_again.is_none() {
-                let call = reactor.notify_later(ASK_AGAIN_AFTER, core.token);
-                core.cold().ask_again = Some(call);
+                link.set(Flags::RESUME_PRODUCER);
+            } else if link.cold().ask_again.is_none() {
+                let call = reactor.notify_later(ASK_AGAIN_AFTER, link.token);
+                link.cold().ask_again = Some(call);
             }
         }
     }
 
     pub(super) fn tell_producer(&mut self, reactor: &mut Reactor, what: Tell) {
-        let core = self.transport.core_mut();
-        let Some(registration) = &mut core.cold().registration else {
+        let link = &mut self.transport.stream_mut().link;
+        let Some(registration) = &mut link.cold().registration else {
             return;
         };
         let serial = registration.serial;
@@ -68,7 +70,7 @@ where
             }
         };
         let producer = self.call_producer(reactor, producer, what);
-        if let Some(registration) = &mut self.transport.core_mut().cold().registration
+        if let Some(registration) = &mut self.transport.stream_mut().link.cold().registration
             && registration.serial == serial
             && registration.producer.is_none()
         {
@@ -120,12 +122,13 @@ where
     /// Stops producers that were registered too late. What they register in
     /// turn is not looked at: that could go on for ever.
     pub(super) fn stop_rejected(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        if core.cold_ref().is_none() {
+        let link = &mut self.transport.stream_mut().link;
+        if link.cold_ref().is_none() {
             return;
         }
-        for _ in 0..core.cold().rejected.len() {
-            if let Some(producer) = pop_first(&mut self.transport.core_mut().cold().rejected) {
+        for _ in 0..link.cold().rejected.len() {
+            if let Some(producer) = pop_first(&mut self.transport.stream_mut().link.cold().rejected)
+            {
                 self.call_producer(reactor, producer, Tell::Stop);
             }
         }
@@ -134,24 +137,24 @@ where
     /// What closes does not wait for a transport that is gone, nor for what it
     /// would read itself: neither can produce anything more.
     pub(super) fn forget_spent_producer(&mut self, reactor: &mut Reactor) {
-        let core = self.transport.core_mut();
-        if !core.has_producer() || !matches!(core.state(), State::Closing | State::WriteClosing) {
+        let link = &mut self.transport.stream_mut().link;
+        if !link.has_producer() || !matches!(link.state(), State::Closing | State::WriteClosing) {
             return;
         }
-        let registration = core.cold().registration.as_ref();
+        let registration = link.cold().registration.as_ref();
         let Some(ProducerRef::Transport(handle)) =
             registration.and_then(|registration| registration.producer.as_ref())
         else {
             return;
         };
         let producer = handle.token();
-        let is_spent = if producer == core.token {
-            !core.is_open_for_reading()
+        let is_spent = if producer == link.token {
+            !link.is_open_for_reading()
         } else {
             !reactor.is_registered(producer)
         };
         if is_spent {
-            core.unregister_producer();
+            link.unregister_producer();
         }
     }
 }

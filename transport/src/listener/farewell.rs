@@ -1,15 +1,17 @@
 //! A word to clients that are declined.
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{AfterReadClosed, Context, Protocol, Transport};
 use bowline_reactor::Reactor;
 
-use crate::connection::{DescriptorTransport, Names, Source, establish_with};
+use crate::connection::establish;
+use crate::endpoint::{LayerOf, Side};
+use crate::file_descriptor::FileDescriptor;
 use crate::log;
+use crate::stream::{Stream, StreamTransport};
 
 /// How long a client that was declined has to read why, and to close. One that has
 /// sent something would lose the word to a reset if we closed first.
@@ -59,14 +61,15 @@ pub(super) struct Farewell {
 }
 
 impl Farewell {
-    pub(super) fn say_to<T: DescriptorTransport>(
+    pub(super) fn say_to<T: StreamTransport, S: FileDescriptor>(
         self,
         reactor: &mut Reactor,
-        fd: OwnedFd,
-        names: Names,
+        socket: S,
+        wrap: impl FnOnce(S) -> LayerOf<T>,
+        prepare: impl FnOnce(&mut Stream<T::Layer>),
     ) {
-        let socket = T::socket(fd, names);
-        let said = establish_with(reactor, socket, self, Source::Accepted, |_: &mut T| {});
+        let side = Side::Accepted;
+        let said = establish::<T, _, _>(reactor, socket, wrap, self, side, prepare);
         if let Err((error, ..)) = said {
             log::debug!(target: log::TRANSPORT, "declined without a word: {error}");
         }

@@ -57,12 +57,12 @@ pub(crate) use self::process::{
     spawn_announced, take_granted,
 };
 pub(crate) use self::socket::{
-    Connecting, Family, accept, accept_shared, bind, bytes_unread, connect, cookie,
-    datagram_socket, disarm_linger, has_waiting, is_hung_up, is_stream, is_unix, keep_alive,
-    listen, local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
-    set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay,
-    set_nonblocking, set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown,
-    socket_kind, stream_socket, take_error,
+    Connecting, Family, accept_from, bind, bytes_unread, connect, cookie, datagram_socket,
+    disarm_linger, has_waiting, is_hung_up, is_stream, is_unix, keep_alive, listen, local_name,
+    no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd, set_close_on_exec,
+    set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay, set_nonblocking,
+    set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown, socket_kind,
+    stream_socket, take_error,
 };
 #[cfg(test)]
 pub(crate) use self::{

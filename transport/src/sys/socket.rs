@@ -212,6 +212,18 @@ pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketNa
     accept(fd)
 }
 
+/// Accepts a connection; [shared](accept_shared) or not.
+#[inline]
+pub(crate) fn accept_from(
+    fd: BorrowedFd<'_>,
+    is_shared: bool,
+) -> io::Result<(OwnedFd, SocketName)> {
+    match is_shared {
+        true => accept_shared(fd),
+        false => accept(fd),
+    }
+}
+
 /// Whether a connection waits at a listener, or something to read at any other socket.
 ///
 /// # Errors

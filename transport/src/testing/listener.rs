@@ -1,14 +1,17 @@
 //! The simulated listener, under the real one.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use bowline_protocol::{Acceptor, Factory, ListenerHandle};
+use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, UnixAddress};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
 use super::socket::{MemorySocket, MemoryStream};
-use crate::listener::{self, HandOver, Serve};
+use crate::Transports;
+use crate::endpoint::{Listen, ListenAt, ListeningSocket};
+use crate::error::{AdoptError, AdoptErrorKind, ListenError, ListenStep};
+use crate::kinds::Plain;
 
 /// A listening socket of a [`SimulatedKernel`], made by
 /// [`listen`](SimulatedKernel::listen). Dropping it closes it, and when nobody
@@ -70,7 +73,7 @@ impl MemoryListener {
         reactor: &mut Reactor,
         factory: impl Factory<MemoryStream>,
     ) -> io::Result<ListenerHandle> {
-        listener::install_simulated(reactor, self, Serve::<MemoryStream, _>::new(factory))
+        reactor.listen(self, factory)
     }
 
     /// Gives whoever connects to an acceptor, as descriptors of which
@@ -84,10 +87,10 @@ impl MemoryListener {
         reactor: &mut Reactor,
         acceptor: impl Acceptor,
     ) -> io::Result<ListenerHandle> {
-        listener::install_simulated(reactor, self, HandOver { acceptor })
+        reactor.accept(self, acceptor)
     }
 
-    /// Makes it a descriptor, to be passed like any other; as
+    /// A descriptor that stands for it, to be passed like any other; as
     /// [`MemorySocket::into_descriptor`].
     ///
     /// # Errors
@@ -115,24 +118,126 @@ impl MemoryListener {
         // It is open as long as we hold it.
         self.kernel.name_of(self.id).unwrap_or_default()
     }
+}
 
-    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.kernel.park(self.id)
+impl ListeningSocket for MemoryListener {
+    type Accepted = MemorySocket;
+
+    fn address(&self) -> io::Result<Address> {
+        Ok(address_of(&self.name()))
     }
 
-    pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
-        let accepted: MemorySocket = self.kernel.accept(self.id, self.holder)?;
-        accepted.into_descriptor()
+    fn accept(&mut self, _: bool) -> io::Result<(MemorySocket, Address)> {
+        let socket = self.kernel.accept(self.id, self.holder)?;
+        Ok((socket, Address::Unix(UnixAddress::Unnamed)))
     }
 
-    pub(crate) fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
+        let (socket, peer) = self.accept(is_shared)?;
+        Ok((socket.into_descriptor()?, peer))
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
         let place = (self.id, self.holder);
         self.kernel.watch(place, reactor, token, Interest::Readable)
     }
 
-    pub(crate) fn unwatch(&self) {
+    fn unwatch(&self, _: &mut Reactor) {
         self.kernel.unwatch(self.id, self.holder);
     }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.kernel.park(self.id)
+    }
+
+    fn into_descriptor(self) -> OwnedFd {
+        self.duplicate()
+            .expect("two descriptors are left for a listener that is detached")
+    }
+
+    fn close(self) {}
+}
+
+/// It listens already.
+impl Listen for MemoryListener {
+    type Socket = Self;
+    type Wrap = Plain;
+    type Error = io::Error;
+
+    const IS_SHARED: bool = true;
+
+    fn open(self) -> io::Result<(Self, Plain)> {
+        Ok((self, Plain))
+    }
+
+    fn not_installed(_: Self, _: Address, error: io::Error) -> io::Error {
+        error
+    }
+}
+
+/// Where to listen in memory; made by [`Memory::at`](super::Memory::at).
+#[derive(Clone, Debug)]
+#[must_use = "nothing listens before it is given to `listen` or `accept`"]
+pub struct MemoryListen {
+    kernel: SimulatedKernel,
+    name: String,
+}
+
+impl MemoryListen {
+    pub(super) fn new(kernel: SimulatedKernel, name: String) -> Self {
+        Self { kernel, name }
+    }
+}
+
+impl Listen for MemoryListen {
+    type Socket = MemoryListener;
+    type Wrap = Plain;
+    type Error = ListenError;
+
+    const IS_SHARED: bool = true;
+
+    fn open(self) -> Result<(MemoryListener, Plain), ListenError> {
+        match self.kernel.listen(&self.name) {
+            Ok(listener) => Ok((listener, Plain)),
+            Err(error) => Err(ListenError {
+                address: address_of(&self.name),
+                step: ListenStep::Bind,
+                error,
+            }),
+        }
+    }
+
+    fn not_installed(_: MemoryListener, address: Address, error: io::Error) -> ListenError {
+        ListenError {
+            address,
+            step: ListenStep::Watch,
+            error,
+        }
+    }
+}
+
+impl ListenAt for MemoryListen {
+    fn address(&self) -> Address {
+        address_of(&self.name)
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(MemoryListener, Plain), AdoptError> {
+        match MemoryListener::from_descriptor(fd) {
+            Ok(listener) => Ok((listener, Plain)),
+            Err(fd) => Err(AdoptError {
+                kind: AdoptErrorKind::NotListening,
+                fd,
+            }),
+        }
+    }
+}
+
+fn address_of(name: &str) -> Address {
+    Address::Unix(UnixAddress::Abstract(name.as_bytes().to_vec()))
 }
 
 impl Drop for MemoryListener {

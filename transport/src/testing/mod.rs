@@ -25,12 +25,12 @@ mod socket;
 
 pub use self::datagrams::{MemoryDatagramSender, MemoryDatagrams};
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
-pub use self::listener::MemoryListener;
+pub use self::listener::{MemoryListen, MemoryListener};
 pub use self::peer::{MemoryPeer, PeerRead};
 pub use self::pump::Pump;
 pub use self::random::Random;
 pub use self::simulation::{Points, ProcessId, Simulation};
-pub use self::socket::{MemoryHandle, MemorySocket, MemoryStream};
+pub use self::socket::{Memory, MemoryConnect, MemoryHandle, MemorySocket, MemoryStream};
 
 /// What a descriptor stands for that was made of a [`MemorySocket`] or a
 /// [`MemoryListener`].

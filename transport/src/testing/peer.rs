@@ -5,7 +5,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::kernel::{SimulatedKernel, SocketId};
 use super::socket::MemorySocket;
-use crate::socket::private::Sealed;
 
 /// How much [`MemoryPeer::take`] reads at a time.
 const READ_BYTES: usize = 65_536;
@@ -93,7 +92,7 @@ impl MemoryPeer {
     /// Says that nothing more will be sent; reading goes on.
     pub fn shutdown_write(&self) {
         // Fails only for a socket that is closed.
-        let _ = self.socket.shutdown_write();
+        let _ = self.socket.kernel().shutdown_write(self.socket.id());
     }
 
     /// Closes. The other end sees a reset if something it sent is unread, as

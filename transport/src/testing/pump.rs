@@ -12,7 +12,7 @@ use bowline_reactor::{Clock, Next, Reactor, Turn};
 use super::kernel::SimulatedKernel;
 use super::peer::{MemoryPeer, PeerRead};
 use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
-use crate::file_descriptor::FileDescriptor;
+use crate::stream::StreamTransport;
 
 /// After how many turns [`Pump::run`] gives up: what does not come to rest
 /// within these never will.
@@ -394,7 +394,7 @@ impl Pump {
         let mut first = None;
         for index in 0..self.transports.len() {
             let stream = self.nth(index);
-            let call = stream.and_then(|it| it.core().cold_ref()?.retry);
+            let call = stream.and_then(|it| it.stream().link.cold_ref()?.retry);
             if let Some(due) = call.and_then(|call| call.due(&self.reactor)) {
                 first = Some(first.map_or(due, |first: Instant| first.min(due)));
             }

@@ -5,29 +5,37 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, Credentials, Protocol, TcpTransport, TransportHandle, UnixAddress, UnixTransportHandle,
+    Address, ConnectError, Credentials, Destination, Protocol, TcpTransport, TransportHandle,
+    UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
 use super::kernel::{Holder, SimulatedKernel, SocketId};
-use crate::connection::{
-    DescriptorTransport, Names, Source, StreamTransport, establish_with, private,
+use super::listener::{MemoryListen, MemoryListener};
+use crate::endpoint::{Adopt, Carried, Connect, Dial, Side, Wrap};
+use crate::error::AdoptError;
+use crate::file_descriptor::{
+    DescriptorSocket, FileDescriptor, PassDescriptors, Received, Socket, not_connected,
 };
-use crate::file_descriptor::{Core, FileDescriptor};
-use crate::shared::{ReadBuffers, SendControl};
-use crate::socket::Socket;
-use crate::socket::private::{Sealed, Taken};
-use crate::transports::restore_unsent;
-use crate::{SendmsgMixin, Stream, Unsent};
+use crate::kinds::Plain;
+use crate::link::Link;
+use crate::sendmsg::SendmsgMixin;
+use crate::shared::ReadBuffers;
+use crate::stream::StreamTransport;
+use crate::{Transports, Unsent};
 
-/// A connection in memory: the transport of UNIX connections, on a socket of a
-/// [`SimulatedKernel`].
-///
-/// All that is above the socket is what real connections have. Of the process at the
-/// other end they know what the kernel was
-/// [told](SimulatedKernel::set_peer_credentials), and have no descriptor: `peer_pidfd`
-/// fails with `NotConnected`.
-pub type MemoryStream = SendmsgMixin<Stream<MemorySocket>>;
+stream_type! {
+    /// A connection in memory: the transport of UNIX connections, on a socket of a
+    /// [`SimulatedKernel`].
+    ///
+    /// All that is above the socket is what real connections have. Of the process at the
+    /// other end they know what the kernel was
+    /// [told](SimulatedKernel::set_peer_credentials), and have no descriptor: `peer_pidfd`
+    /// fails with `NotConnected`.
+    MemoryStream over SendmsgMixin<MemorySocket>, known by UnixTransportHandle
+}
+
+impl_unix_transport!(impl for MemoryStream);
 
 /// The name of a connection in memory: of its transport in the reactor, and of
 /// its socket in the kernel.
@@ -163,13 +171,8 @@ impl MemorySocket {
         protocol: impl Protocol<MemoryStream>,
         unsent: Unsent,
     ) -> io::Result<MemoryHandle> {
-        if unsent.check().is_err() {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
         let socket = self.id;
-        let prepare = |transport: &mut MemoryStream| restore_unsent(transport, unsent);
-        let handle = establish_with(reactor, self, protocol, Source::Simulated, prepare)
-            .map_err(|(error, ..)| error)?;
+        let handle = reactor.adopt(Memory.with_unsent(unsent), self, protocol)?;
         let handle = Handle::new(handle.token(), |facet| facet.downcast_mut());
         Ok(MemoryHandle { handle, socket })
     }
@@ -194,23 +197,26 @@ impl MemoryStream {
     /// The name of the socket below, to tell its kernel what should happen to
     /// it; feature `testing`.
     pub fn socket_id(&self) -> SocketId {
-        self.core().socket.id()
+        self.stream()
+            .layer::<MemorySocket>()
+            .expect("it is over one")
+            .id()
     }
 }
 
 impl MemoryStream {
     fn tcp(&mut self) -> io::Result<&mut TcpSettings> {
-        let socket = &mut self.core_mut().socket;
-        match socket.is_open {
-            true => Ok(&mut socket.tcp),
-            false => Err(io::ErrorKind::NotConnected.into()),
+        match self.stream_mut().layer_mut::<MemorySocket>() {
+            Some((socket, _)) if socket.is_open => Ok(&mut socket.tcp),
+            _ => Err(not_connected()),
         }
     }
 
     fn tcp_as_set(&self) -> io::Result<TcpSettings> {
-        let socket = &self.core().socket;
-        let lost = || io::ErrorKind::NotConnected.into();
-        socket.is_open.then_some(socket.tcp).ok_or_else(lost)
+        match self.stream().layer::<MemorySocket>() {
+            Some(socket) if socket.is_open => Ok(socket.tcp),
+            _ => Err(not_connected()),
+        }
     }
 }
 
@@ -240,65 +246,87 @@ impl TcpTransport for MemoryStream {
     }
 }
 
-impl Socket for MemorySocket {}
-
-impl Sealed for MemorySocket {
-    const KIND: &'static str = "memory";
-    const CAN_BE_RESET: bool = false;
-
-    fn send(&self, data: &[u8]) -> io::Result<usize> {
+impl FileDescriptor for MemorySocket {
+    fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
         self.kernel.send(self.id, &[IoSlice::new(data)], &[])
     }
 
-    fn send_pieces(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         self.kernel.send(self.id, pieces, &[])
     }
 
+    fn do_read(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        // A plain read closes what came along.
+        let mut lost = Vec::new();
+        let data = buffers.data.get_mut(limit);
+        let read = self.kernel.read(self.id, data, &mut lost)?;
+        Ok(Received::new(read.bytes, limit))
+    }
+
+    fn socket(&self) -> &dyn Socket {
+        self
+    }
+
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self
+    }
+
+    fn take(&mut self) -> Option<Self> {
+        let is_open = std::mem::take(&mut self.is_open);
+        Some(Self {
+            kernel: self.kernel.clone(),
+            is_open,
+            addresses: self.addresses.clone(),
+            ..*self
+        })
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+}
+
+impl PassDescriptors for MemorySocket {
     fn send_with_descriptors(
-        &self,
+        &mut self,
+        _: &mut Link,
         data: &[u8],
         descriptors: &[BorrowedFd<'_>],
-        _: &mut SendControl,
     ) -> io::Result<usize> {
         self.kernel
             .send(self.id, &[IoSlice::new(data)], descriptors)
     }
 
-    fn recv(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
-        // A plain read closes what came along.
-        let mut lost = Vec::new();
-        let data = buffers.data.get_mut(limit);
-        let read = self.kernel.read(self.id, data, &mut lost)?;
-        Ok(Taken {
-            bytes: read.bytes,
-            had_ancillary: false,
-            is_truncated: false,
-        })
-    }
-
-    fn receive(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Taken> {
+    fn receive(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
         let data = buffers.data.get_mut(limit);
         let descriptors = &mut buffers.ancillary.descriptors;
         let read = self.kernel.read(self.id, data, descriptors)?;
-        Ok(Taken {
-            bytes: read.bytes,
+        Ok(Received {
+            is_drained: read.bytes < limit && !read.had_descriptors,
             had_ancillary: read.had_descriptors,
             is_truncated: read.is_truncated,
+            ..Received::new(read.bytes, limit)
         })
     }
 
-    fn shutdown_write(&self) -> io::Result<()> {
-        self.kernel.shutdown_write(self.id)
+    fn descriptor_socket(&self) -> &dyn DescriptorSocket {
+        self
     }
+}
 
-    fn prepare_abort(&self) {
-        // As a UNIX socket: the peer sees the end either way.
-    }
-
-    fn close(&mut self) {
-        if std::mem::take(&mut self.is_open) {
-            self.kernel.close(self.id, self.holder);
-        }
+impl Socket for MemorySocket {
+    fn kind(&self) -> &'static str {
+        "memory"
     }
 
     fn host(&self) -> Address {
@@ -309,35 +337,8 @@ impl Sealed for MemorySocket {
         self.addresses.1.clone()
     }
 
-    fn peer_credentials(&self) -> io::Result<Credentials> {
-        if self.is_open {
-            self.kernel.peer_credentials()
-        } else {
-            Err(io::Error::from(io::ErrorKind::NotConnected))
-        }
-    }
-
-    fn source(&self) -> Option<BorrowedFd<'_>> {
+    fn reading(&self) -> Option<BorrowedFd<'_>> {
         None
-    }
-
-    fn detach(&mut self) -> Option<OwnedFd> {
-        let fd = self.kernel.park(self.id);
-        let fd = fd.expect("two descriptors are left for a socket that is detached");
-        self.close();
-        Some(fd)
-    }
-
-    fn take_error(&self) -> Option<io::Error> {
-        self.kernel.take_error(self.id)
-    }
-
-    fn unread(&self) -> usize {
-        self.kernel.unread(self.id).0
-    }
-
-    fn is_hung_up(&self) -> bool {
-        self.kernel.is_hung_up(self.id)
     }
 
     fn is_open(&self) -> bool {
@@ -354,31 +355,164 @@ impl Sealed for MemorySocket {
             .watch((self.id, self.holder), reactor, token, Interest::Both)
     }
 
-    fn unwatch(&self, _: &mut Reactor) {
+    fn unwatch(&self, _: &mut Reactor, _: bool) {
         self.kernel.unwatch(self.id, self.holder);
+    }
+
+    fn take_error(&self) -> Option<io::Error> {
+        self.kernel.take_error(self.id)
+    }
+
+    fn unread(&self) -> usize {
+        self.kernel.unread(self.id).0
+    }
+
+    fn is_hung_up(&self) -> bool {
+        self.kernel.is_hung_up(self.id)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.kernel.shutdown_write(self.id)
+    }
+
+    fn close(&mut self) {
+        if std::mem::take(&mut self.is_open) {
+            self.kernel.close(self.id, self.holder);
+        }
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        let fd = self.kernel.park(self.id);
+        let fd = fd.expect("two descriptors are left for a socket that is detached");
+        self.close();
+        Some(fd)
+    }
+
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        let addresses = self.addresses.clone();
+        let socket = Self::from_descriptor(fd)?;
+        *self = socket;
+        self.addresses = addresses;
+        Ok(())
+    }
+}
+
+impl DescriptorSocket for MemorySocket {
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        if self.is_open {
+            self.kernel.peer_credentials()
+        } else {
+            Err(not_connected())
+        }
+    }
+
+    fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        Err(not_connected())
+    }
+
+    fn set_passes_rights(&self, _: bool) -> io::Result<()> {
+        Err(not_connected())
+    }
+
+    fn has_unread(&self) -> bool {
+        false
+    }
+
+    fn cookie(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Connections in memory, as a kind like others: what [`Tcp`](crate::Tcp) is for TCP.
+/// By itself it is what a [`MemorySocket`] is adopted as.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory;
+
+impl Memory {
+    /// Listens on a simulated kernel, under a name.
+    pub fn at(kernel: &SimulatedKernel, name: impl Into<String>) -> MemoryListen {
+        MemoryListen::new(kernel.clone(), name.into())
+    }
+
+    /// Goes on with a listener that was made already.
+    pub fn listening(listener: MemoryListener) -> MemoryListener {
+        listener
+    }
+
+    /// Connects to whoever listens there under a name.
+    pub fn to(kernel: &SimulatedKernel, name: impl Into<String>) -> MemoryConnect {
+        MemoryConnect {
+            kernel: kernel.clone(),
+            name: name.into(),
+            wrap: Plain,
+        }
+    }
+}
+
+impl Adopt for Memory {
+    type Source = MemorySocket;
+    type Socket = MemorySocket;
+    type Wrap = Plain;
+
+    fn check(&self, socket: MemorySocket) -> Result<MemorySocket, AdoptError<MemorySocket>> {
+        Ok(socket)
+    }
+
+    fn not_installed(socket: MemorySocket, error: io::Error) -> AdoptError<MemorySocket> {
+        AdoptError::os(error, socket)
+    }
+
+    /// Who holds it says so.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Wrap<MemorySocket> for Plain {
+    type Transport = MemoryStream;
+
+    fn wrap(&mut self, socket: MemorySocket, _: Side) -> SendmsgMixin<MemorySocket> {
+        SendmsgMixin::new(socket)
+    }
+}
+
+/// Where to connect in memory; made by [`Memory::to`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing connects before it is given to `connect`"]
+pub struct MemoryConnect {
+    kernel: SimulatedKernel,
+    name: String,
+    wrap: Plain,
+}
+
+impl Connect for MemoryConnect {
+    type Socket = MemorySocket;
+    type Wrap = Plain;
+
+    fn destination(&self) -> Destination {
+        UnixAddress::Abstract(self.name.clone().into_bytes()).into()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    fn dial(&mut self, _: &Address) -> Result<Dial<MemorySocket>, ConnectError> {
+        let socket = self.kernel.connect(&self.name);
+        Ok(Dial::Connected(socket.map_err(ConnectError::from_os)?))
+    }
+
+    fn wrap(&mut self) -> &mut Plain {
+        &mut self.wrap
     }
 }
 
 impl Drop for MemorySocket {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-impl private::Build for MemoryStream {
-    fn build(core: Core<MemorySocket>) -> Self {
-        Self::new(Stream::new(core))
-    }
-
-    fn socket_again(fd: OwnedFd, _: &Address, _: &Address) -> Result<Self::Socket, OwnedFd> {
-        MemorySocket::from_descriptor(fd)
-    }
-}
-
-impl StreamTransport for MemoryStream {}
-
-impl DescriptorTransport for MemoryStream {
-    fn socket(fd: OwnedFd, _: Names) -> MemorySocket {
-        MemorySocket::from_descriptor(fd).expect("a simulated listener accepted it")
     }
 }

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use bowline::handoff::pool::{
     Candidate, Connection, FromWorker, Offer, Refusal, Spawned, ToWorker, Undelivered, WorkerStage,
 };
-use bowline::{Address, Reactor, TcpListenOptions, Transports, UnixListenOptions};
+use bowline::{Address, Reactor, Transports};
+use bowline::{Tcp, Unix};
 
 use super::{Stage, settings};
 use crate::support::run_until;
@@ -329,13 +330,12 @@ fn listeners_wait_while_nobody_has_room_and_label_what_they_accept() {
     let path = directory.path().join("socket");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let reactor = &mut stage.reactor;
-    let tcp = reactor.accept_tcp(any, &TcpListenOptions::default(), stage.pool.acceptor(5));
+    let tcp = reactor.accept(Tcp::at(any), stage.pool.acceptor(5));
     let tcp = reactor.get(tcp.unwrap()).unwrap().address();
     let Address::Inet(tcp) = tcp else {
         panic!("{tcp:?}")
     };
-    let options = UnixListenOptions::default();
-    let unix = reactor.accept_unix(&path, &options, stage.pool.acceptor(6));
+    let unix = reactor.accept(Unix::at(&path), stage.pool.acceptor(6));
     unix.unwrap();
     stage.settle();
     assert!(stage.pool.statistics().is_paused);

@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::Unix;
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::channel::Role;
 use bowline::handoff::restart::{
     Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
@@ -27,8 +29,7 @@ use bowline::handoff::restart::{
 };
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, Clock, Context, Protocol, Reactor, Transport, Transports, UnixListenOptions,
-    UnixStream, UnixTransport,
+    Address, Clock, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
 };
 
 use self::wire::Hand;
@@ -139,7 +140,7 @@ impl Stage {
             for name in listeners {
                 let lines = Line::factory(scene, all.restart());
                 let path = directory.join(name);
-                all.unix(reactor, name, path, &UnixListenOptions::default(), lines)?;
+                all.listen(reactor, name, Unix::at(path), lines)?;
             }
             Ok(())
         };
@@ -355,7 +356,7 @@ impl Program for Play {
         let mut line = Line::new(&self.scene, &restart);
         line.packed = moved.packed;
         reactor
-            .adopt_unix_stream_with(moved.fd, moved.unsent, line)
+            .adopt(Unix.with_unsent(moved.unsent), moved.fd, line)
             .expect("a connection");
     }
 }

@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use bowline::{Reactor, TcpListenOptions, UnixListenOptions};
+use bowline::Reactor;
+use bowline::{Tcp, Unix};
 
 use super::wire::{
     Hand, commit, gives_up, go, live, number, offer, prepared, ready, serving, take, taken,
@@ -332,13 +333,7 @@ fn more_listeners_than_one_message_holds_go_in_several() {
         for at in 0..2 * 253_usize {
             let any = ([127, 0, 0, 1], 0).into();
             let recorder = |_: &bowline::Address| Recorder::default();
-            listeners.tcp(
-                reactor,
-                &at.to_string(),
-                any,
-                &TcpListenOptions::default(),
-                recorder,
-            )?;
+            listeners.listen(reactor, &at.to_string(), Tcp::at(any), recorder)?;
         }
         Ok(())
     });
@@ -398,9 +393,8 @@ fn listener_that_the_program_has_stopped_is_not_passed_on() {
     let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
         for name in ["web", "more"] {
             let lines = Line::factory(scene, listeners.restart());
-            let options = UnixListenOptions::default();
             let path = directory.join(name);
-            let handle = listeners.unix(reactor, name, path, &options, lines)?;
+            let handle = listeners.listen(reactor, name, Unix::at(path), lines)?;
             kept.borrow_mut().push(handle);
         }
         Ok(())

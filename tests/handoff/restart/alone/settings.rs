@@ -14,9 +14,8 @@ use bowline::handoff::restart::{
     Listeners, Program, Refusal, Restart, RestartError, RestartSettings,
 };
 use bowline::handoff::systemd::Notifier;
-use bowline::{
-    Acceptor, Address, BuildContext, Reactor, TcpListenOptions, UnixListenOptions, describe_socket,
-};
+use bowline::{Acceptor, Address, BuildContext, Reactor, describe_socket};
+use bowline::{Tcp, Unix};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Line, Stage, file, ms, wire};
@@ -179,8 +178,7 @@ fn program_that_cannot_listen_leaves_nothing_behind() {
         let settings = stage.settings();
         let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
             let lines = Line::factory(scene, listeners.restart());
-            let options = UnixListenOptions::default();
-            listeners.unix(reactor, "web", path.clone(), &options, lines)?;
+            listeners.listen(reactor, "web", Unix::at(path.clone()), lines)?;
             if panics {
                 std::panic::resume_unwind(Box::new("on purpose"));
             }
@@ -321,8 +319,6 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
         let (keeps, seen) = (Rc::clone(&accepted), Rc::clone(&addresses));
         let settings = stage.settings();
         let server = stage.begin_as(settings, name, move |scene, reactor, listeners| {
-            let unix = UnixListenOptions::default();
-            let tcp = TcpListenOptions::default();
             let lines = Line::factory(scene, listeners.restart());
             let recorder = |_: &Address| Recorder::default();
             assert_eq!(
@@ -332,28 +328,26 @@ fn each_way_to_listen_binds_and_then_adopts_by_name() {
             let printed = format!("{listeners:?}");
             assert!(printed.starts_with("Listeners { inherited: {"), "{printed}");
             let handles = [
-                listeners.unix(reactor, "web", path.clone(), &unix, lines)?,
-                listeners.tcp(reactor, "tcp", any, &tcp, recorder)?,
-                listeners.accept_tcp(reactor, "pool", any, &tcp, Keeps(Rc::clone(&keeps)))?,
-                listeners.accept_unix(
+                listeners.listen(reactor, "web", Unix::at(path.clone()), lines)?,
+                listeners.listen(reactor, "tcp", Tcp::at(any), recorder)?,
+                listeners.accept(reactor, "pool", Tcp::at(any), Keeps(Rc::clone(&keeps)))?,
+                listeners.accept(
                     reactor,
                     "local",
-                    local.clone(),
-                    &unix,
+                    Unix::at(local.clone()),
                     Keeps(Rc::clone(&keeps)),
                 )?,
             ];
             // Each name once, and that of the control socket never.
             for taken in ["web", "tcp", "pool", "local", "control"] {
                 let kinds = [
-                    listeners.tcp(reactor, taken, any, &tcp, recorder),
-                    listeners.accept_tcp(reactor, taken, any, &tcp, Keeps(Rc::clone(&keeps))),
-                    listeners.unix(reactor, taken, "/nowhere", &unix, recorder),
-                    listeners.accept_unix(
+                    listeners.listen(reactor, taken, Tcp::at(any), recorder),
+                    listeners.accept(reactor, taken, Tcp::at(any), Keeps(Rc::clone(&keeps))),
+                    listeners.listen(reactor, taken, Unix::at("/nowhere"), recorder),
+                    listeners.accept(
                         reactor,
                         taken,
-                        "/nowhere",
-                        &unix,
+                        Unix::at("/nowhere"),
                         Keeps(Rc::clone(&keeps)),
                     ),
                 ]
@@ -397,8 +391,7 @@ fn descriptors_from_elsewhere_are_claimed_by_name() {
     let server = stage.begin_as(settings, "old", move |scene, reactor, listeners| {
         assert!(listeners.inherited().claim("store").is_some());
         let lines = Line::factory(scene, listeners.restart());
-        let options = UnixListenOptions::default();
-        let handle = listeners.unix(reactor, "web", path.clone(), &options, lines)?;
+        let handle = listeners.listen(reactor, "web", Unix::at(path.clone()), lines)?;
         // It was made by somebody else.
         assert!(
             reactor

@@ -50,7 +50,7 @@ fn connected(
     }
     assert!(take_error(client.as_fd()).unwrap().is_none());
     wait(listener, PollFlags::IN);
-    let (server, told) = accept(listener).unwrap();
+    let (server, told) = accept_from(listener, false).unwrap();
     (client, server, told)
 }
 
@@ -96,7 +96,7 @@ fn std_connects_to_us_and_we_to_std() {
         panic!("{name:?}");
     };
     let client = TcpStream::connect(address).unwrap();
-    let (_server, told) = accept(ours.as_fd()).unwrap();
+    let (_server, told) = accept_from(ours.as_fd(), false).unwrap();
     assert_eq!(told, SocketName::Inet(client.local_addr().unwrap()));
 
     let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -156,7 +156,7 @@ fn longest_abstract_name_works_and_rustix_agrees() {
     let theirs = rustix::net::SocketAddrUnix::new_abstract_name(&bytes).unwrap();
     let client = stream_socket(Family::Unix).unwrap();
     rustix::net::connect(&client, &theirs).unwrap();
-    accept(listener.as_fd()).unwrap();
+    accept_from(listener.as_fd(), false).unwrap();
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn path_of_108_bytes_that_another_program_bound_is_read_whole() {
 #[test]
 fn nobody_waiting_would_block() {
     let (listener, _) = listener(Family::Unix, &SocketName::UnixUnnamed);
-    expect_error(accept(listener.as_fd()), ErrorKind::WouldBlock);
+    expect_error(accept_from(listener.as_fd(), false), ErrorKind::WouldBlock);
     assert!(socket_kind(listener.as_fd()).unwrap().listening);
 }
 
@@ -230,7 +230,7 @@ fn full_backlog_is_told_from_progress() {
     // One more than the backlog is let in.
     let expected = [Connecting::Done, Connecting::Done, Connecting::BacklogFull];
     assert_eq!(answers, expected);
-    accept(socket.as_fd()).unwrap();
+    accept_from(socket.as_fd(), false).unwrap();
     let again = connect(clients[2].as_fd(), &name).unwrap();
     assert_eq!(again, Connecting::Done);
 }

@@ -1,7 +1,11 @@
-//! What the layers of one transport share: its socket, its buffer, where it is in
-//! its life, and what user code has to be told of it.
+//! What a transport and its layers know of their connection: where it is in its
+//! life, how it stands with the poller, and what user code has to be told of it.
+//!
+//! Nothing here calls user code. What has to be told is recorded in the flags, and
+//! delivered by the connection when no callback runs.
 
-use std::any::Any;
+mod flags;
+
 use std::cell::Cell;
 use std::io;
 use std::num::NonZeroUsize;
@@ -13,34 +17,32 @@ use bowline_protocol::policies::WriteLog;
 use bowline_protocol::{
     CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks,
 };
-use bowline_reactor::{DelayedCall, Reactor, Token};
+use bowline_reactor::{DelayedCall, Token};
 
-use super::MIN_DIRECT_BYTES;
+pub(crate) use self::flags::Flags;
 use crate::connection::Draining;
+use crate::file_descriptor::Remains;
 use crate::log;
 use crate::shared::{READ_BYTES, Shared};
-use crate::socket::{Remains, Socket};
 use crate::sys;
-use crate::write_buffer::WriteBuffer;
 
-/// The state that all layers of one transport share.
+/// What a [`FileDescriptor`](crate::FileDescriptor) is given of its connection: a
+/// layer says here that it is [established](Self::established), that it
+/// [has bytes of its own](Self::set_unflushed), or that the connection
+/// [ends](Self::end).
 #[derive(Debug)]
-pub struct Core<S> {
-    pub(crate) socket: S,
+pub struct Link {
     pub(crate) shared: Rc<Shared>,
     pub(crate) token: Token,
-    pub(crate) buffer: WriteBuffer,
-    /// How many bytes the kernel has taken so far: the position of the first
-    /// unsent byte in the stream.
+    /// How many bytes were taken so far: the position of the first unsent byte in
+    /// the stream that is written.
     pub(crate) sent: u64,
     /// What most connections never need.
     cold: Option<Box<Cold>>,
     pub(crate) high_watermark: usize,
     pub(crate) read_limit: u32,
-    /// The bits of [`flag`] and of [`pending`], in one word, so that most
-    /// questions about a connection are one comparison.
-    pub(crate) flags: u32,
-    /// Changed by [`Core::set_state`] only.
+    flags: Flags,
+    /// Changed by [`Link::set_state`] only.
     state: State,
     /// Whether the socket was lent out, so that somebody may hold a copy of it.
     pub(crate) has_lent: Cell<bool>,
@@ -65,102 +67,11 @@ pub(crate) enum State {
     Lost,
 }
 
-/// The flags of [`Core::flags`].
-///
-/// Those of the second half follow from the state and are kept beside it, so
-/// that each question on the way of every message is one comparison.
-pub(crate) mod flag {
-    /// Latched readiness. Set by events, cleared by `WouldBlock` and by short
-    /// reads; interest does not touch it.
-    pub(crate) const READABLE: u32 = 1;
-    /// Latched, as above; a new socket counts as writable.
-    pub(crate) const WRITABLE: u32 = 1 << 1;
-    /// Short reads do not mean drained any more: the peer has said that nothing
-    /// more comes, or has sent urgent data once.
-    pub(crate) const READ_ON: u32 = 1 << 2;
-    /// Interest: reading is paused.
-    pub(crate) const PAUSED: u32 = 1 << 3;
-    /// The peer's end was read.
-    pub(crate) const READ_ENDED: u32 = 1 << 4;
-    /// A producer is registered.
-    pub(crate) const HAS_PRODUCER: u32 = 1 << 5;
-    /// The poller reports writability too.
-    pub(crate) const WATCHES_WRITING: u32 = 1 << 6;
-    /// The kernel said later without saying when; a timer decides.
-    pub(crate) const WAITS_FOR_TIMER: u32 = 1 << 7;
-    /// The socket is shared with others, so that no option that would hurt
-    /// them may be set on the way out.
-    pub(crate) const SHARED: u32 = 1 << 8;
-
-    /// Nothing more may be delivered: see `Core::is_open_for_reading`.
-    pub(crate) const NOT_READING: u32 = 1 << 9;
-    /// Nothing more may be sent: the connection is over.
-    pub(crate) const NOT_WRITING: u32 = 1 << 10;
-    /// Whether bytes are taken depends on more than that the connection is
-    /// open.
-    pub(crate) const WRITES_WITH_CARE: u32 = 1 << 11;
-    /// There may be a step to take, or a timer to set, when nothing else is to
-    /// be done.
-    pub(crate) const UNSETTLED: u32 = 1 << 12;
-
-    /// Interest: reading is held, as `Cold::holds` says.
-    pub(crate) const HELD: u32 = 1 << 13;
-
-    /// There are bytes to be delivered before anything is read:
-    /// `Cold::pushed_back`.
-    pub(crate) const PUSHED_BACK: u32 = 1 << 14;
-
-    /// The kernel refuses descriptors from the peer; some that it took before
-    /// may wait to be read.
-    pub(crate) const REFUSES_DESCRIPTORS: u32 = 1 << 15;
-    /// Nothing but bytes can come: none wait either. Never without
-    /// `REFUSES_DESCRIPTORS`.
-    pub(crate) const PLAIN_READS: u32 = 1 << 24;
-
-    /// The poller does not know the socket yet. It counts as readable, and is
-    /// registered when a read says that it would block, or before a wait for
-    /// anything else: a peer that sends and closes at once is then served without.
-    pub(crate) const UNWATCHED: u32 = 1 << 25;
-
-    // 1 << 26 is pending::REATTACHED.
-
-    /// The poller reported an error, which reading may tell of, or nothing.
-    pub(crate) const FAILED: u32 = 1 << 27;
-    /// The poller reported the peer's end, at a time when it reported no error.
-    pub(crate) const END_ARRIVED: u32 = 1 << 28;
-
-    // 1 << 29 is pending::DRAINING.
-
-    /// The connection is lost when it is idle: `Cold::draining`. `UNSETTLED` stays
-    /// as long.
-    pub(crate) const DRAINING: u32 = 1 << 30;
-}
-
-/// The other bits of [`Core::flags`]: what user code has to be told, in the
-/// order in which it is.
-pub(crate) mod pending {
-    pub(crate) const CONNECTION_MADE: u32 = 1 << 16;
-    pub(crate) const STOP_REJECTED: u32 = 1 << 17;
-    pub(crate) const PAUSE_PRODUCER: u32 = 1 << 18;
-    pub(crate) const RESUME_PRODUCER: u32 = 1 << 19;
-    pub(crate) const DESCRIPTORS_SENT: u32 = 1 << 20;
-    pub(crate) const WRITE_CLOSED: u32 = 1 << 21;
-    pub(crate) const READING_RESUMED: u32 = 1 << 22;
-    pub(crate) const END: u32 = 1 << 23;
-
-    /// In places of their own, as the last.
-    pub(crate) const REATTACHED: u32 = 1 << 26;
-    pub(crate) const DRAINING: u32 = 1 << 29;
-
-    /// Anything at all.
-    pub(crate) const ANY: u32 = 0xff << 16 | REATTACHED | DRAINING;
-}
-
 /// What most connections never need, behind one pointer.
 #[derive(Debug, Default)]
 pub(crate) struct Cold {
     pub(crate) registration: Option<Registration>,
-    pub(super) next_serial: u32,
+    pub(crate) next_serial: u32,
     low_watermark: usize,
     limit: Option<usize>,
     /// Producers that came after the loss and have to be stopped.
@@ -189,8 +100,14 @@ pub(crate) struct Cold {
     pub(crate) ask_again: Option<DelayedCall>,
     /// The reactor stops gracefully, and the connection was told so.
     pub(crate) was_told_to_drain: bool,
-    /// What is waited for then.
+    /// What is waited for then, until the connection is lost when it is idle. The link
+    /// stays unsettled as long.
     pub(crate) draining: Option<Draining>,
+    /// When a layer wants to be called, asked for and not yet scheduled.
+    pub(crate) layer_after: Option<Duration>,
+    pub(crate) layer_timer: Option<DelayedCall>,
+    /// How many layers have yet to say that they are established.
+    handshakes: u32,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
     /// Descriptors that left and were not told of yet.
@@ -228,7 +145,7 @@ pub(crate) struct Registration {
 pub(crate) struct Kept {
     sent: u64,
     state: State,
-    flags: u32,
+    flags: Flags,
     holds: u32,
     received: usize,
     unclaimed: u64,
@@ -240,27 +157,102 @@ pub(crate) struct Kept {
     read_limit: u32,
     watermarks: Watermarks,
     write_log: Option<WriteLog>,
-    lingering: Option<LingeringClose>,
+    pub(crate) lingering: Option<LingeringClose>,
     /// How much is left of the time for closing, if that is limited.
     pub(crate) close_within: Option<Duration>,
     /// Whether the producer, if there is one, was told to pause.
     pub(crate) producer_is_paused: bool,
-    /// Of the layer above.
-    pub(crate) settings: Option<Box<dyn Any>>,
 }
 
-impl<S: Socket> Core<S> {
-    pub(crate) fn new(socket: S, shared: Rc<Shared>, token: Token) -> Self {
+/// For layers.
+impl Link {
+    /// Says, from [`start`](crate::FileDescriptor::start), that the connection is not
+    /// made yet: `connection_made` waits until the layer is
+    /// [established](Self::established), and the user's bytes wait as well. Reading
+    /// goes on, pauses or not. Several layers may say so, each for itself.
+    pub fn begin_handshake(&mut self) {
+        self.cold().handshakes += 1;
+        self.flags = self.flags.without(Flags::CONNECTION_MADE) | Flags::UNESTABLISHED;
+    }
+
+    /// Says that the handshake of a layer is done. The call of
+    /// [`do_read`](crate::FileDescriptor::do_read) that finds out delivers nothing:
+    /// what there is comes with the next, which follows once the protocol was told.
+    pub fn established(&mut self) {
+        let cold = self.cold();
+        cold.handshakes = cold.handshakes.saturating_sub(1);
+        if cold.handshakes == 0 && self.has(Flags::UNESTABLISHED) {
+            self.flags = self.flags.without(Flags::UNESTABLISHED) | Flags::CONNECTION_MADE;
+            // What was held for this goes on.
+            self.set(Flags::READABLE | Flags::WRITABLE);
+        }
+    }
+
+    /// Whether no layer has a handshake under way.
+    #[inline]
+    pub fn is_established(&self) -> bool {
+        !self.has(Flags::UNESTABLISHED)
+    }
+
+    /// Says whether a layer holds bytes of its own that have not left: they are
+    /// [flushed](crate::FileDescriptor::flush) as soon as the socket takes some,
+    /// before any byte of the user's. Where several layers have some, the lowest one
+    /// that is done must not say so for the others: a layer says `false` only after
+    /// those below have.
+    pub fn set_unflushed(&mut self, has_bytes: bool) {
+        match has_bytes {
+            true => self.set(Flags::UNFLUSHED | Flags::UNSETTLED),
+            false => self.clear(Flags::UNFLUSHED),
+        }
+    }
+
+    /// Has [`timer_fired`](crate::FileDescriptor::timer_fired) called after `delay`,
+    /// once, instead of when that was asked for before.
+    pub fn wake_after(&mut self, delay: Duration) {
+        self.cold().layer_after = Some(delay);
+        self.set(Flags::UNSETTLED);
+    }
+
+    /// Ends the connection, for `reason` unless there is one already. What a layer
+    /// has [not flushed](Self::set_unflushed) is offered to the socket once more.
+    pub fn end(&mut self, reason: CloseReason) {
+        if self.is_ended() {
+            return;
+        }
+        self.set_state(State::Ending);
+        self.set(Flags::END);
+        if !matches!(reason, CloseReason::Done) {
+            self.cold().reason = Some(reason);
+        }
+    }
+
+    /// Where in its life the connection is.
+    pub fn transport_state(&self) -> TransportState {
+        match self.state {
+            State::Open | State::WriteClosing | State::WriteClosed => TransportState::Connected,
+            State::Closing | State::Lingering => TransportState::Closing,
+            State::Ending | State::Lost => TransportState::Lost,
+        }
+    }
+
+    /// How many of the user's bytes were taken so far: where in their stream the
+    /// next call of [`write_some_data`](crate::FileDescriptor::write_some_data)
+    /// begins.
+    pub fn position(&self) -> u64 {
+        self.sent
+    }
+}
+
+impl Link {
+    pub(crate) fn new(shared: Rc<Shared>, token: Token) -> Self {
         Self {
-            socket,
             shared,
             token,
-            buffer: WriteBuffer::default(),
             sent: 0,
             cold: None,
             high_watermark: Watermarks::default().high,
             read_limit: READ_BYTES as u32,
-            flags: flag::WRITABLE | pending::CONNECTION_MADE,
+            flags: Flags::WRITABLE.with(Flags::CONNECTION_MADE),
             state: State::Open,
             has_lent: Cell::new(false),
         }
@@ -268,19 +260,21 @@ impl<S: Socket> Core<S> {
 
     /// The flags that a connection has again when it comes back; what is latched
     /// or registered is found out anew.
-    const KEPT: u32 = flag::PAUSED
-        | flag::HELD
-        | flag::READ_ENDED
-        | flag::READ_ON
-        | flag::END_ARRIVED
-        | flag::NOT_READING
-        | flag::REFUSES_DESCRIPTORS
-        | pending::CONNECTION_MADE
-        | pending::PAUSE_PRODUCER
-        | pending::RESUME_PRODUCER
-        | pending::DESCRIPTORS_SENT
-        | pending::WRITE_CLOSED
-        | pending::READING_RESUMED;
+    const KEPT: Flags = Flags::PAUSED
+        .with(Flags::HELD)
+        .with(Flags::READ_ENDED)
+        .with(Flags::READ_ON)
+        .with(Flags::END_ARRIVED)
+        .with(Flags::NOT_READING)
+        .with(Flags::REFUSES_DESCRIPTORS)
+        .with(Flags::UNFLUSHED)
+        .with(Flags::UNESTABLISHED)
+        .with(Flags::CONNECTION_MADE)
+        .with(Flags::PAUSE_PRODUCER)
+        .with(Flags::RESUME_PRODUCER)
+        .with(Flags::DESCRIPTORS_SENT)
+        .with(Flags::WRITE_CLOSED)
+        .with(Flags::READING_RESUMED);
 
     pub(crate) fn kept(&mut self) -> Kept {
         let broken = self.cold.as_mut().and_then(|cold| {
@@ -291,7 +285,7 @@ impl<S: Socket> Core<S> {
         Kept {
             sent: self.sent,
             state: self.state,
-            flags: self.flags & Self::KEPT,
+            flags: self.flags.of(Self::KEPT),
             holds: cold.map_or(0, |cold| cold.holds),
             received: cold.map_or(0, |cold| cold.received),
             unclaimed: cold.map_or(0, |cold| cold.unclaimed),
@@ -304,7 +298,6 @@ impl<S: Socket> Core<S> {
             lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
             producer_is_paused: self.is_producer_paused(),
-            settings: None,
         }
     }
 
@@ -314,12 +307,12 @@ impl<S: Socket> Core<S> {
         // It was in other hands.
         self.has_lent.set(true);
         self.read_limit = kept.read_limit;
-        self.flags = self.flags & !Self::KEPT | kept.flags;
+        self.flags = self.flags.without(Self::KEPT) | kept.flags;
         if kept.watermarks != Watermarks::default() {
             self.set_watermarks(kept.watermarks);
         }
-        if !self.has(pending::CONNECTION_MADE) {
-            self.flags |= pending::REATTACHED;
+        if !self.has(Flags::CONNECTION_MADE | Flags::UNESTABLISHED) {
+            self.set(Flags::REATTACHED);
         }
         if let Some(log) = &kept.write_log {
             self.set_write_log(Some(log.clone()));
@@ -340,7 +333,9 @@ impl<S: Socket> Core<S> {
             cold.descriptors_left = kept.descriptors_left;
             cold.close_within = kept.close_within;
         }
-        self.set_lingering_close(kept.lingering);
+        if kept.lingering.is_some() {
+            self.cold().lingering = kept.lingering;
+        }
         if let Some((broken, unsent)) = kept.broken.take() {
             self.cold().unsent.0 = unsent;
             self.set_broken(broken);
@@ -356,13 +351,28 @@ impl<S: Socket> Core<S> {
         self.cold.as_deref()
     }
 
-    #[inline]
-    pub(crate) fn has(&self, flags: u32) -> bool {
-        self.flags & flags != 0
+    #[inline(always)]
+    pub(crate) fn has(&self, flags: Flags) -> bool {
+        self.flags.intersects(flags)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&mut self, flags: Flags) {
+        self.flags = self.flags | flags;
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&mut self, flags: Flags) {
+        self.flags = self.flags.without(flags);
+    }
+
+    /// The first of what has to be told.
+    pub(crate) fn first_pending(&self) -> Flags {
+        self.flags.of(Flags::PENDING).first()
     }
 
     pub(crate) fn has_producer(&self) -> bool {
-        self.has(flag::HAS_PRODUCER)
+        self.has(Flags::HAS_PRODUCER)
     }
 
     /// Whether the connection is over.
@@ -377,25 +387,31 @@ impl<S: Socket> Core<S> {
 
     pub(crate) fn set_state(&mut self, state: State) {
         self.state = state;
-        self.flags |= match state {
-            State::Open => 0,
-            State::WriteClosing | State::WriteClosed => flag::WRITES_WITH_CARE | flag::UNSETTLED,
+        self.set(match state {
+            State::Open => Flags::NONE,
+            State::WriteClosing | State::WriteClosed => Flags::WRITES_WITH_CARE | Flags::UNSETTLED,
             State::Closing | State::Lingering => {
-                flag::WRITES_WITH_CARE | flag::UNSETTLED | flag::NOT_READING
+                Flags::WRITES_WITH_CARE | Flags::UNSETTLED | Flags::NOT_READING
             }
             State::Ending | State::Lost => {
-                flag::WRITES_WITH_CARE | flag::NOT_READING | flag::NOT_WRITING
+                Flags::WRITES_WITH_CARE | Flags::NOT_READING | Flags::NOT_WRITING
             }
-        };
+        });
     }
 
-    /// Whether a write of `length` bytes is taken.
+    /// Whether a write needs a look at [`takes_bytes`](Self::takes_bytes).
+    #[inline(always)]
+    pub(crate) fn writes_with_care(&self) -> bool {
+        self.has(Flags::WRITES_WITH_CARE)
+    }
+
+    /// Whether a write of `length` bytes is taken, behind `unsent`.
     #[inline]
-    pub(crate) fn takes_bytes(&self, length: usize) -> bool {
-        !self.has(flag::WRITES_WITH_CARE) || self.takes_bytes_by_state(length)
+    pub(crate) fn takes_bytes(&self, unsent: usize, length: usize) -> bool {
+        !self.writes_with_care() || self.takes_bytes_by_state(unsent, length)
     }
 
-    fn takes_bytes_by_state(&self, length: usize) -> bool {
+    fn takes_bytes_by_state(&self, unsent: usize, length: usize) -> bool {
         let is_open = match self.state {
             State::Open => true,
             // What closes waits for its producer, which may go on meanwhile.
@@ -406,119 +422,105 @@ impl<S: Socket> Core<S> {
             .cold_ref()
             .and_then(|cold| cold.limit)
             .unwrap_or(usize::MAX);
-        is_open && !self.is_broken() && self.buffer.len().saturating_add(length) <= limit
+        is_open && !self.is_broken() && unsent.saturating_add(length) <= limit
     }
 
     pub(crate) fn set_write_log(&mut self, log: Option<WriteLog>) {
         self.cold().write_log = log;
-        self.flags |= flag::WRITES_WITH_CARE;
+        self.set(Flags::WRITES_WITH_CARE);
     }
 
     /// Logs what was written, if that was asked for.
     #[inline]
     pub(crate) fn note_written(&self, data: &[u8]) {
-        if self.has(flag::WRITES_WITH_CARE)
+        if self.writes_with_care()
             && let Some(log) = self.cold_ref().and_then(|cold| cold.write_log.as_ref())
         {
             log.written(data);
         }
     }
 
-    /// Whether a send may succeed now.
+    /// Whether a send of the user's bytes may succeed now.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
-        self.flags & (flag::WRITABLE | flag::WAITS_FOR_TIMER | flag::NOT_WRITING) == flag::WRITABLE
+        let masks = Flags::WAITS_FOR_TIMER | Flags::NOT_WRITING | Flags::UNESTABLISHED;
+        self.flags.of(Flags::WRITABLE | masks) == Flags::WRITABLE
+    }
+
+    /// Whether a layer has bytes of its own that may leave now.
+    #[inline]
+    pub(crate) fn may_flush(&self) -> bool {
+        let decisive = Flags::UNFLUSHED | Flags::WRITABLE;
+        let masks = Flags::WAITS_FOR_TIMER | Flags::NOT_WRITING;
+        self.flags.of(decisive | masks) == decisive
     }
 
     /// Whether a send may succeed now, and nothing comes before it.
     #[inline]
     pub(crate) fn may_only_write(&self) -> bool {
-        let decisive = flag::WRITABLE | flag::WAITS_FOR_TIMER | flag::NOT_WRITING | pending::ANY;
-        self.flags & decisive == flag::WRITABLE
+        let masks = Flags::WAITS_FOR_TIMER
+            | Flags::NOT_WRITING
+            | Flags::UNESTABLISHED
+            | Flags::UNFLUSHED
+            | Flags::PENDING;
+        self.flags.of(Flags::WRITABLE | masks) == Flags::WRITABLE
     }
 
-    /// Whether there is surely nothing to tell, to read, to send or to settle.
+    /// Whether there is surely nothing to tell, to read or to settle.
     /// Of what is paused with something to read that is not known.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
-        let unrest = flag::READABLE | flag::UNSETTLED | flag::UNWATCHED | pending::ANY;
-        !self.has(unrest) && self.buffer.is_empty()
+        let unrest = Flags::READABLE
+            | Flags::UNSETTLED
+            | Flags::UNWATCHED
+            | Flags::UNFLUSHED
+            | Flags::PENDING;
+        !self.has(unrest)
     }
 
-    /// Has the poller watch a socket that it does not know yet, unless it is about
-    /// to be read: who does not read waits for a reset at least.
-    pub(crate) fn watch_if_waiting(&mut self, reactor: &mut Reactor) {
-        let waits_to_write = !self.buffer.is_empty() && !self.has(flag::WRITABLE);
-        if !self.socket.is_open() || self.may_read() && !waits_to_write {
-            return;
-        }
-        match self.socket.watch(reactor, self.token) {
-            // What has come up meanwhile is reported.
-            Ok(()) => self.flags &= !flag::UNWATCHED,
-            Err(error) => self.end(CloseReason::Lost(error)),
-        }
-    }
-
-    /// Has nothing reported of the socket any more.
-    pub(crate) fn unwatch(&self, reactor: &mut Reactor) {
-        if !self.has(flag::UNWATCHED) {
-            self.socket.unwatch(reactor);
-        }
-    }
-
-    /// Whether a read may succeed now, and is wanted.
+    /// Whether a read may succeed now, and is wanted: by the protocol, or by a
+    /// handshake, which no pause stops.
     #[inline]
     pub(crate) fn may_read(&self) -> bool {
-        self.flags & (flag::READABLE | flag::PAUSED | flag::HELD | flag::NOT_READING)
-            == flag::READABLE
+        let masks = Flags::PAUSED | Flags::HELD | Flags::NOT_READING;
+        let decisive = self.flags.of(Flags::READABLE | masks);
+        decisive == Flags::READABLE
+            || self.has(Flags::UNESTABLISHED)
+                && decisive.without(Flags::PAUSED | Flags::HELD) == Flags::READABLE
     }
 
     /// Whether a read may succeed now, is wanted, and nothing comes before it.
     #[inline]
     pub(crate) fn may_only_read(&self) -> bool {
-        let masks =
-            flag::PAUSED | flag::HELD | flag::NOT_READING | flag::PUSHED_BACK | pending::ANY;
-        self.flags & (flag::READABLE | masks) == flag::READABLE
+        let masks = Flags::PAUSED
+            | Flags::HELD
+            | Flags::NOT_READING
+            | Flags::PUSHED_BACK
+            | Flags::UNFLUSHED
+            | Flags::PENDING;
+        self.flags.of(Flags::READABLE | masks) == Flags::READABLE
     }
 
     /// Whether data may be delivered at all: neither closing, ended, nor at the
     /// peer's end.
     #[inline]
     pub(crate) fn is_open_for_reading(&self) -> bool {
-        !self.has(flag::NOT_READING)
+        !self.has(Flags::NOT_READING)
     }
 
     /// Whether data may be delivered now.
     #[inline]
     pub(crate) fn is_reading(&self) -> bool {
-        !self.has(flag::NOT_READING | flag::PAUSED)
+        !self.has(Flags::NOT_READING | Flags::PAUSED)
     }
 
-    /// Appends bytes that are few, wanted, and fit into the memory that is
-    /// there; does nothing to others.
-    #[inline(always)]
-    pub(crate) fn append(&mut self, data: &[u8]) -> bool {
-        if data.is_empty() || data.len() >= MIN_DIRECT_BYTES || self.has(flag::WRITES_WITH_CARE) {
-            return false;
-        }
-        if self.buffer.needs_storage() {
-            let Some(storage) = self.shared.take_last_storage() else {
-                return false;
-            };
-            self.buffer.lend_storage(storage);
-        }
-        self.buffer.append(data)
+    /// Notes that the peer's end was read.
+    pub(crate) fn read_ended(&mut self) {
+        self.set(Flags::READ_ENDED | Flags::NOT_READING | Flags::UNSETTLED);
+        self.clear(Flags::READABLE);
     }
 
-    pub(crate) fn buffer_bytes(&mut self, data: &[u8]) {
-        if data.is_empty() {
-            return;
-        }
-        if self.buffer.needs_storage() {
-            self.buffer.lend_storage(self.shared.take_storage());
-        }
-        self.buffer.push(data);
-    }
+    // Producers.
 
     pub(crate) fn is_producer_paused(&self) -> bool {
         self.cold_ref()
@@ -542,15 +544,14 @@ impl<S: Socket> Core<S> {
         }
     }
 
-    pub(super) fn pause_producer(&mut self) {
+    pub(crate) fn pause_producer(&mut self) {
         if let Some(registration) = &mut self.cold().registration {
             registration.is_paused = true;
-            self.flags |= pending::PAUSE_PRODUCER;
+            self.set(Flags::PAUSE_PRODUCER);
         }
     }
 
-    pub(super) fn resume_producer_if_drained(&mut self, is_full: bool) {
-        let unsent = self.buffer.len();
+    pub(crate) fn resume_producer_if_drained(&mut self, unsent: usize, is_full: bool) {
         let low = self.low_watermark();
         let Some(registration) = &mut self.cold().registration else {
             return;
@@ -561,87 +562,63 @@ impl<S: Socket> Core<S> {
                     // Cleared before it is told: the resume may fill the
                     // buffer again, and then pauses anew.
                     registration.is_paused = false;
-                    self.flags |= pending::RESUME_PRODUCER;
+                    self.set(Flags::RESUME_PRODUCER);
                 }
             }
             ProducerKind::Pull => {
                 if unsent == 0 {
-                    self.flags |= pending::RESUME_PRODUCER;
+                    self.set(Flags::RESUME_PRODUCER);
                 }
             }
         }
     }
 
-    /// Registers the producer that was there before, which knows how it stands.
-    pub(crate) fn restore_producer(
+    /// Registers a producer; answers its place.
+    pub(crate) fn put_producer(
         &mut self,
         producer: ProducerRef,
         kind: ProducerKind,
         is_paused: bool,
     ) {
-        let is_drained = self.buffer.is_empty();
-        let serial = self.cold().next_serial;
-        self.cold().next_serial += 1;
-        self.cold().registration = Some(Registration {
+        let cold = self.cold();
+        let serial = cold.next_serial;
+        cold.next_serial += 1;
+        cold.registration = Some(Registration {
             producer: Some(producer),
             kind,
             is_paused,
             serial,
         });
-        self.flags |= flag::HAS_PRODUCER;
-        if is_drained && kind == ProducerKind::Pull {
-            // Nothing is going to leave that would have it asked.
-            self.flags |= pending::RESUME_PRODUCER;
-        }
+        self.set(Flags::HAS_PRODUCER);
     }
 
     pub(crate) fn unregister_producer(&mut self) {
         if let Some(cold) = &mut self.cold {
             cold.registration = None;
         }
-        self.flags &= !flag::HAS_PRODUCER;
-        self.flags &= !(pending::PAUSE_PRODUCER | pending::RESUME_PRODUCER);
+        self.clear(Flags::HAS_PRODUCER | Flags::PAUSE_PRODUCER | Flags::RESUME_PRODUCER);
     }
+
+    // Ends.
 
     /// Takes note of a send that failed; the error, if another will not do better.
     pub(crate) fn lasting_error(&mut self, error: io::Error) -> Option<io::Error> {
         if error.kind() == io::ErrorKind::WouldBlock {
-            self.flags &= !flag::WRITABLE;
+            self.clear(Flags::WRITABLE);
         } else if sys::is_transient(&error) {
             log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
-            self.flags |= flag::WAITS_FOR_TIMER | flag::UNSETTLED;
+            self.set(Flags::WAITS_FOR_TIMER | Flags::UNSETTLED);
         } else {
             return Some(error);
         }
         None
     }
 
-    /// Takes note that nothing more can be sent. What the peer sent before it went
-    /// is read first, as slowly as the reader wants to: the kernel has it.
-    #[cold]
-    pub(crate) fn break_off(&mut self, reason: CloseReason, remains: Remains) {
-        if !self.is_open_for_reading() || self.is_broken() {
-            self.end(reason);
-            return;
-        }
-        let remains = match remains {
-            Remains::Pieces if self.has(flag::END_ARRIVED) => Remains::Everything,
-            remains => remains,
-        };
-        let dropped = self.buffer.take().len();
-        self.cold().unsent.0 += dropped;
-        self.set_broken(Broken { reason, remains });
-        if self.has_producer() {
-            // It may be what holds the reader: nothing is unsent any more.
-            self.resume_producer_if_drained(false);
-        }
-    }
-
-    fn set_broken(&mut self, broken: Broken) {
+    pub(crate) fn set_broken(&mut self, broken: Broken) {
         self.cold().broken = Some(broken);
         // Short reads say nothing now: it is read until there is nothing.
-        self.flags |= flag::READABLE | flag::READ_ON;
-        self.flags |= flag::UNSETTLED | flag::WRITES_WITH_CARE;
+        self.set(Flags::READABLE | Flags::READ_ON | Flags::UNSETTLED | Flags::WRITES_WITH_CARE);
+        self.clear(Flags::UNFLUSHED);
     }
 
     /// Whether nothing more can be sent, and the connection goes on only to be read
@@ -662,24 +639,6 @@ impl<S: Socket> Core<S> {
         self.end(broken.map_or(CloseReason::Done, |it| it.reason));
     }
 
-    /// How many bytes have arrived and were not delivered.
-    pub(crate) fn undelivered(&self) -> usize {
-        let pushed_back = self.cold_ref().map_or(0, |cold| cold.pushed_back.len());
-        pushed_back + self.socket.unread()
-    }
-
-    /// Ends the connection, for `reason` unless there is one already.
-    pub(crate) fn end(&mut self, reason: CloseReason) {
-        if self.is_ended() {
-            return;
-        }
-        self.set_state(State::Ending);
-        self.flags |= pending::END;
-        if !matches!(reason, CloseReason::Done) {
-            self.cold().reason = Some(reason);
-        }
-    }
-
     pub(crate) fn lose_connection(&mut self) {
         if matches!(
             self.state,
@@ -693,20 +652,18 @@ impl<S: Socket> Core<S> {
         self.lose_connection();
         if self.state == State::Closing {
             self.cold().close_within = Some(deadline);
-            self.flags |= flag::UNSETTLED;
+            self.set(Flags::UNSETTLED);
         }
     }
 
-    pub(crate) fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
-        // Where no reset can destroy what was sent there is nothing to wait for.
-        if S::CAN_BE_RESET && (lingering.is_some() || self.cold.is_some()) {
-            self.cold().lingering = lingering;
-        }
+    /// Whether the connection is to be lost when it is idle.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.cold_ref().is_some_and(|cold| cold.draining.is_some())
     }
 
     /// Whether what the peer still sends is to be read and dropped.
     pub(crate) fn may_drop(&self) -> bool {
-        self.state == State::Lingering && self.has(flag::READABLE)
+        self.state == State::Lingering && self.has(Flags::READABLE)
     }
 
     pub(crate) fn lose_write_connection(&mut self) {
@@ -715,31 +672,33 @@ impl<S: Socket> Core<S> {
         }
     }
 
+    // Reading.
+
     pub(crate) fn pause_producing(&mut self) {
-        self.flags |= flag::PAUSED;
-        self.flags &= !pending::READING_RESUMED;
+        self.set(Flags::PAUSED);
+        self.clear(Flags::READING_RESUMED);
     }
 
     pub(crate) fn resume_producing(&mut self) {
-        if self.has(flag::PAUSED) {
-            self.flags &= !flag::PAUSED;
+        if self.has(Flags::PAUSED) {
+            self.clear(Flags::PAUSED);
             if self.is_open_for_reading() {
-                self.flags |= pending::READING_RESUMED;
+                self.set(Flags::READING_RESUMED);
             }
         }
     }
 
     pub(crate) fn hold_reading(&mut self) {
         self.cold().holds += 1;
-        self.flags |= flag::HELD;
+        self.set(Flags::HELD);
     }
 
     pub(crate) fn release_reading(&mut self) {
-        if self.has(flag::HELD) {
+        if self.has(Flags::HELD) {
             let cold = self.cold();
             cold.holds -= 1;
             if cold.holds == 0 {
-                self.flags &= !flag::HELD;
+                self.clear(Flags::HELD);
             }
         }
     }
@@ -757,7 +716,7 @@ impl<S: Socket> Core<S> {
         data.append(&mut cold.pushed_back);
         cold.pushed_back = data;
         // Latched like any other bytes that are there to be read.
-        self.flags |= flag::PUSHED_BACK | flag::READABLE;
+        self.set(Flags::PUSHED_BACK | Flags::READABLE);
     }
 
     /// Takes of what was put back as much as one read may.
@@ -771,19 +730,26 @@ impl<S: Socket> Core<S> {
         };
         let taken = std::mem::replace(left, rest);
         if self.cold().pushed_back.is_empty() {
-            self.flags &= !flag::PUSHED_BACK;
+            self.clear(Flags::PUSHED_BACK);
         }
         taken
     }
 
+    /// How many bytes were put back and not delivered.
+    pub(crate) fn pushed_back(&self) -> usize {
+        self.cold_ref().map_or(0, |cold| cold.pushed_back.len())
+    }
+
     /// Takes all of what was put back.
     pub(crate) fn take_unread(&mut self) -> Vec<u8> {
-        if !self.has(flag::PUSHED_BACK) {
+        if !self.has(Flags::PUSHED_BACK) {
             return Vec::new();
         }
-        self.flags &= !flag::PUSHED_BACK;
+        self.clear(Flags::PUSHED_BACK);
         std::mem::take(&mut self.cold().pushed_back)
     }
+
+    // Settings.
 
     fn low_watermark(&self) -> usize {
         self.cold_ref().map_or(0, |cold| cold.low_watermark)
@@ -805,20 +771,7 @@ impl<S: Socket> Core<S> {
         let cold = self.cold();
         cold.low_watermark = watermarks.low.min(watermarks.high);
         cold.limit = (watermarks.limit != usize::MAX).then_some(watermarks.limit);
-        self.flags |= flag::WRITES_WITH_CARE;
-    }
-
-    pub(crate) fn unsent_bytes(&self) -> usize {
-        let dropped = self.cold_ref().map_or(0, |cold| cold.unsent.0);
-        self.buffer.len() + dropped
-    }
-
-    pub(crate) fn transport_state(&self) -> TransportState {
-        match self.state {
-            State::Open | State::WriteClosing | State::WriteClosed => TransportState::Connected,
-            State::Closing | State::Lingering => TransportState::Closing,
-            State::Ending | State::Lost => TransportState::Lost,
-        }
+        self.set(Flags::WRITES_WITH_CARE);
     }
 
     /// Closes descriptors that the protocol does not want.

@@ -1,18 +1,14 @@
-//! Making listening sockets, and the files of those that have one.
+//! The files of UNIX sockets: who owns one, and taking the place of a dead socket.
 
 use std::fs::{File, TryLockError};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bowline_protocol::UnixAddress;
-
-use crate::error::{ListenError, ListenStep};
+use crate::error::ListenStep;
 use crate::log;
-use crate::options::{StaleSocket, TcpListenOptions, UnixListenOptions};
 use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
 
 /// How long others may take to remove dead sockets from the same directory: each
@@ -22,6 +18,28 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is asked whether they have.
 const LOCK_POLL: Duration = Duration::from_millis(1);
+
+/// What to do about the file of a dead socket: one that no process on this machine has
+/// any more. A program that is killed, or ends without its reactor being dropped,
+/// leaves such a file.
+///
+/// A socket is alive while any process has it, whether it listens, is bound and does
+/// not listen yet, or waits in a queue of descriptors. On a file system that several
+/// machines share, a socket of another machine looks dead, as it does to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleSocket {
+    /// Fail with `AddrInUse`.
+    Refuse,
+    /// Remove it and take its place. Of several that do so at once, in whatever
+    /// processes and threads, one listens, and the others fail with `AddrInUse`.
+    ///
+    /// Who removes one holds the lock of the directory meanwhile (flock(2)), for less
+    /// than a millisecond; it has to be readable. Where somebody else holds it for more
+    /// than five seconds, listening fails with `TimedOut`; where the directory does not
+    /// let us remove the file, with `PermissionDenied`. A program of another kind that
+    /// removes the file without looking, alive or not, is not kept from it.
+    Remove,
+}
 
 /// The file of a UNIX socket that we bound.
 ///
@@ -38,6 +56,10 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The socket file at `path`, whose socket this process has.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
@@ -75,124 +97,6 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes a TCP socket that listens, to be given away: to a worker with its start, through
-/// a UNIX connection, to another reactor. Whoever gets it accepts, with
-/// [`adopt_tcp_listener`](crate::Transports::adopt_tcp_listener) say. Non-blocking and
-/// close-on-exec; connections queue up in it meanwhile.
-///
-/// # Errors
-///
-/// [`ListenError`], with the step that failed.
-pub fn bind_tcp_listener(
-    address: SocketAddr,
-    options: &TcpListenOptions,
-) -> Result<OwnedFd, ListenError> {
-    bind_tcp(address, options)
-}
-
-/// As [`bind_tcp_listener`], a UNIX socket. Nobody removes its file, unless whoever gets
-/// it [owns](bowline_protocol::Listener::own_socket_file) it.
-///
-/// # Errors
-///
-/// As [`Transports::listen_unix`](crate::Transports::listen_unix).
-pub fn bind_unix_listener(
-    address: impl Into<UnixAddress>,
-    options: &UnixListenOptions,
-) -> Result<OwnedFd, ListenError> {
-    let (fd, file) = bind_unix(&address.into(), options)?;
-    if let Some(file) = file {
-        file.leave();
-    }
-    Ok(fd)
-}
-
-/// Makes and binds a TCP listener.
-pub(crate) fn bind_tcp(
-    address: SocketAddr,
-    options: &TcpListenOptions,
-) -> Result<OwnedFd, ListenError> {
-    let failed = |step| {
-        move |error| ListenError {
-            address: address.into(),
-            step,
-            error,
-        }
-    };
-    let (fd, name) = (|| {
-        let family = if address.is_ipv4() {
-            Family::Inet4
-        } else {
-            Family::Inet6
-        };
-        let fd = sys::stream_socket(family)?;
-        sys::set_reuse_address(fd.as_fd(), options.reuse_address)?;
-        if options.reuse_port {
-            sys::set_reuse_port(fd.as_fd(), true)?;
-        }
-        if address.is_ipv6() {
-            sys::set_v6_only(fd.as_fd(), options.v6_only)?;
-        }
-        if options.no_delay {
-            sys::set_no_delay(fd.as_fd(), true)?;
-        }
-        if options.keep_alive {
-            sys::set_keep_alive(fd.as_fd(), true)?;
-        }
-        Ok((fd, SocketName::Inet(address)))
-    })()
-    .map_err(failed(ListenStep::Socket))?;
-    sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
-    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
-    Ok(fd)
-}
-
-/// Makes and binds a UNIX listener; with the file, if it has one, which is to be
-/// dropped before the socket.
-pub(crate) fn bind_unix(
-    address: &UnixAddress,
-    options: &UnixListenOptions,
-) -> Result<(OwnedFd, Option<SocketFile>), ListenError> {
-    let failed = |step| {
-        move |error| ListenError {
-            address: address.clone().into(),
-            step,
-            error,
-        }
-    };
-    let name = socket_name(address);
-    let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
-    if !options.accepts_descriptors {
-        // On the listener, so that nothing slips in before the accept.
-        sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
-    }
-    let file = match address.as_path() {
-        None => {
-            sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
-            None
-        }
-        Some(path) => {
-            // Linux gives the file the mode of the unbound socket, less the umask:
-            // it is never more open than asked.
-            sys::set_mode(fd.as_fd(), options.mode).map_err(failed(ListenStep::Mode))?;
-            bind_path(&fd, path, &name, options.stale)
-                .map_err(|(step, error)| failed(step)(error))?;
-            // From here on it is removed if anything fails, before the socket is closed.
-            let file = SocketFile::at(path).map_err(failed(ListenStep::Mode))?;
-            // What the umask took away. Clients are refused until `listen`.
-            sys::set_file_mode(&file.path, file.identity, options.mode)
-                .map_err(failed(ListenStep::Mode))?;
-            Some(file)
-        }
-    };
-    sys::listen(fd.as_fd(), backlog(options.backlog)).map_err(failed(ListenStep::Listen))?;
-    Ok((fd, file))
-}
-
-fn backlog(asked: u32) -> i32 {
-    i32::try_from(asked).unwrap_or(i32::MAX)
-}
-
 /// Binds to `path`, after removing a dead socket from it where that is wanted.
 ///
 /// Of several that do so at once one succeeds. Where nothing is at the path the kernel
@@ -206,14 +110,14 @@ fn backlog(asked: u32) -> i32 {
 /// through every mount and in every namespace, and is one between threads as well.
 /// (Binding under another name and renaming would need no lock, but sockets,
 /// clients and successors would be told that name for ever.)
-fn bind_path(
-    fd: &OwnedFd,
+pub(super) fn bind_path(
+    fd: BorrowedFd<'_>,
     path: &Path,
     name: &SocketName,
     stale: StaleSocket,
 ) -> Result<(), (ListenStep, io::Error)> {
     let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
-    let bind = || sys::bind(fd.as_fd(), name).map_err(|error| (ListenStep::Bind, error));
+    let bind = || sys::bind(fd, name).map_err(|error| (ListenStep::Bind, error));
     let taken = match bind() {
         Err(error) if stale == StaleSocket::Remove && is_taken(&error.1) => error,
         bound => return bound,
@@ -302,14 +206,6 @@ fn lock_directory_of(path: &Path, patience: Duration) -> io::Result<DirectoryLoc
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
         }
-    }
-}
-
-pub(crate) fn socket_name(address: &UnixAddress) -> SocketName {
-    match address {
-        UnixAddress::Unnamed => SocketName::UnixUnnamed,
-        UnixAddress::Path(path) => SocketName::UnixPath(path.clone()),
-        UnixAddress::Abstract(name) => SocketName::UnixAbstract(name.clone()),
     }
 }
 

@@ -1,0 +1,141 @@
+//! The kinds of connection that come with bowline, a file each.
+//!
+//! Adding one is a file here, a line in the list below, tests, and documentation.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use bowline_protocol::ConnectError;
+
+use crate::endpoint::Dial;
+use crate::error::{AdoptError, AdoptErrorKind};
+use crate::sys::{self, Connecting, Family, SocketName};
+
+mod socket_file;
+mod tcp;
+mod unix;
+
+pub use self::socket_file::StaleSocket;
+pub use self::tcp::{OverTcp, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream};
+pub(crate) use self::unix::address_of;
+pub use self::unix::{Unix, UnixConnect, UnixListen, UnixListener, UnixSocket, UnixStream};
+
+/// What a kind puts on its sockets by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+/// How long the kernel's queue of connections not accepted yet is by default;
+/// the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: u32 = 1024;
+
+/// How long an attempt to connect may take by default. (Twisted: 30 s.)
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+fn backlog(asked: u32) -> i32 {
+    i32::try_from(asked).unwrap_or(i32::MAX)
+}
+
+impl Connecting {
+    /// What became of connecting `socket`.
+    fn dial<S>(self, socket: S) -> Dial<S> {
+        match self {
+            Self::Done => Dial::Connected(socket),
+            Self::InProgress => Dial::InProgress(socket),
+            Self::BacklogFull => Dial::Full,
+        }
+    }
+}
+
+/// Whether a socket has come to be connected, or why not; `None` for neither,
+/// after a spurious event.
+fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
+    match sys::take_error(socket) {
+        Ok(None) => match sys::peer_name(socket) {
+            Ok(_) => Some(Ok(())),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => None,
+            Err(error) => Some(Err(ConnectError::Os(error))),
+        },
+        Ok(Some(error)) | Err(error) => Some(Err(ConnectError::from_os(error))),
+    }
+}
+
+/// The family that a stream socket should be of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Inet,
+    Unix,
+}
+
+/// Checks a connected socket that came from somewhere else, and makes it fit for the
+/// loop; answers its peer. Nothing is done to it that its other holders could notice
+/// but making it non-blocking.
+fn check_connected(fd: OwnedFd, wanted: Of) -> Result<(OwnedFd, SocketName), AdoptError> {
+    match connected(fd.as_fd(), wanted).and_then(|peer| made_fit(fd.as_fd()).map(|()| peer)) {
+        Ok(peer) => Ok((fd, peer)),
+        Err(kind) => Err(AdoptError { kind, fd }),
+    }
+}
+
+/// As [`check_connected`], for a socket that listens.
+fn check_listening(fd: OwnedFd, wanted: Of) -> Result<OwnedFd, AdoptError> {
+    match look_closely(fd.as_fd(), wanted, true).and_then(|()| made_fit(fd.as_fd())) {
+        Ok(()) => Ok(fd),
+        Err(kind) => Err(AdoptError { kind, fd }),
+    }
+}
+
+fn made_fit(fd: BorrowedFd<'_>) -> Result<(), AdoptErrorKind> {
+    sys::set_nonblocking(fd).map_err(AdoptErrorKind::Os)?;
+    sys::set_close_on_exec(fd).map_err(AdoptErrorKind::Os)
+}
+
+fn connected(fd: BorrowedFd<'_>, wanted: Of) -> Result<SocketName, AdoptErrorKind> {
+    // Two questions where the closer look has three, for every connection that
+    // somebody accepted elsewhere: what has a peer does not listen, and the
+    // peer's name is of the socket's family.
+    match sys::peer_name(fd) {
+        Ok(name) if is_of(&name, wanted) && sys::is_stream(fd).unwrap_or(false) => Ok(name),
+        answer => {
+            look_closely(fd, wanted, false)?;
+            answer.map_err(|error| match error.kind() {
+                io::ErrorKind::NotConnected => AdoptErrorKind::NotConnected,
+                _ => AdoptErrorKind::Os(error),
+            })
+        }
+    }
+}
+
+fn is_of(name: &SocketName, wanted: Of) -> bool {
+    match name {
+        SocketName::Inet(_) => wanted == Of::Inet,
+        SocketName::UnixUnnamed | SocketName::UnixPath(_) | SocketName::UnixAbstract(_) => {
+            wanted == Of::Unix
+        }
+        SocketName::Other(_) => false,
+    }
+}
+
+/// Says what is wrong with `fd`, if anything is.
+fn look_closely(fd: BorrowedFd<'_>, wanted: Of, listening: bool) -> Result<(), AdoptErrorKind> {
+    let kind = sys::socket_kind(fd).map_err(|error| {
+        if sys::is_not_a_socket(&error) {
+            AdoptErrorKind::NotASocket
+        } else {
+            AdoptErrorKind::Os(error)
+        }
+    })?;
+    match kind.domain {
+        Some(Family::Inet4 | Family::Inet6) if wanted == Of::Inet => {}
+        Some(Family::Unix) if wanted == Of::Unix => {}
+        _ => return Err(AdoptErrorKind::WrongFamily),
+    }
+    if !kind.stream {
+        return Err(AdoptErrorKind::NotAStream);
+    }
+    match (kind.listening, listening) {
+        (true, false) => Err(AdoptErrorKind::Listening),
+        (false, true) => Err(AdoptErrorKind::NotListening),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,759 @@
+//! TCP.
+
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{Address, ConnectError, Destination, TcpTransport};
+
+use super::{
+    BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
+};
+use crate::endpoint::{
+    Adopt, Carried, Connect, Dial, HostToTry, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
+};
+use crate::error::{AdoptError, ListenError, ListenStep};
+use crate::file_descriptor::{FileDescriptor, Received, Remains, Socket, not_connected};
+use crate::link::Link;
+use crate::shared::ReadBuffers;
+use crate::stream::{Stream, StreamTransport};
+use crate::sys::{self, Connecting, Family, SocketName};
+
+stream_type! {
+    /// A TCP connection.
+    ///
+    /// It passes no descriptors, which the compiler knows. A protocol of UNIX
+    /// connections may say
+    ///
+    /// ```
+    /// use std::os::fd::OwnedFd;
+    /// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
+    /// use bowline_transport::UnixStream;
+    ///
+    /// struct Lender(Option<OwnedFd>);
+    ///
+    /// impl Protocol<UnixStream> for Lender {
+    ///     fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
+    ///         if let Some(fd) = self.0.take() {
+    ///             // An error gives it back, and closes it when it is dropped.
+    ///             let _ = cx.transport.send_file_descriptor(fd.into());
+    ///         }
+    ///         cx.transport.write(data);
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// and the same over TCP is an error:
+    ///
+    /// ```compile_fail,E0599
+    /// use std::os::fd::OwnedFd;
+    /// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
+    /// use bowline_transport::TcpStream;
+    ///
+    /// struct Lender(Option<OwnedFd>);
+    ///
+    /// impl Protocol<TcpStream> for Lender {
+    ///     fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+    ///         if let Some(fd) = self.0.take() {
+    ///             // An error gives it back, and closes it when it is dropped.
+    ///             let _ = cx.transport.send_file_descriptor(fd.into());
+    ///         }
+    ///         cx.transport.write(data);
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// So is a protocol for any transport that passes descriptors on a TCP
+    /// listener:
+    ///
+    /// ```compile_fail,E0277
+    /// use bowline_protocol::{Address, Context, Protocol, UnixTransport};
+    /// use bowline_reactor::Reactor;
+    /// use bowline_transport::Transports;
+    ///
+    /// struct Worker;
+    ///
+    /// impl<T: UnixTransport> Protocol<T> for Worker {
+    ///     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+    /// }
+    ///
+    /// let mut reactor = Reactor::new()?;
+    /// reactor.listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Worker)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    TcpStream over TcpSocket, known by bowline_protocol::TransportHandle
+}
+
+/// A TCP socket.
+#[derive(Debug)]
+pub struct TcpSocket {
+    fd: Option<OwnedFd>,
+    peer: SocketAddr,
+    /// Asked of the kernel when somebody wants to know, at the latest before
+    /// the close.
+    host: Option<SocketAddr>,
+}
+
+/// What stands on a TCP socket, at any depth: it has the options of TCP.
+pub trait OverTcp: FileDescriptor {
+    /// The socket.
+    fn tcp(&self) -> &TcpSocket;
+}
+
+impl TcpSocket {
+    pub(crate) fn new(fd: OwnedFd, peer: SocketAddr, host: Option<SocketAddr>) -> Self {
+        Self {
+            fd: Some(fd),
+            peer,
+            host,
+        }
+    }
+
+    /// A socket whose peer is called so.
+    fn named(fd: OwnedFd, peer: &SocketName, host: Option<SocketAddr>) -> Self {
+        let peer = match peer {
+            SocketName::Inet(address) => *address,
+            // accept(2) can return a connection that was reset already.
+            _ => SocketAddr::from(([0; 4], 0)),
+        };
+        Self::new(fd, peer, host)
+    }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+
+    /// Takes note of our address; an error if the peer is the socket itself.
+    ///
+    /// TCP makes a connection of one socket that sends to its own port (simultaneous
+    /// open), and the kernel may choose that port for who connects where nobody listens.
+    fn refuse_itself(&mut self) -> Result<(), ConnectError> {
+        let Ok(SocketName::Inet(host)) = self.fd().and_then(sys::local_name) else {
+            return Ok(());
+        };
+        if (host.ip(), host.port()) != (self.peer.ip(), self.peer.port()) {
+            self.host = Some(host);
+            return Ok(());
+        }
+        // A close in order would keep the port from its server for a minute. This one is a
+        // reset.
+        self.prepare_abort();
+        Err(ConnectError::Refused(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "nobody listens there: the socket was connected to itself",
+        )))
+    }
+
+    fn find_host(&self) -> SocketAddr {
+        let asked = || match sys::local_name(self.fd.as_ref()?.as_fd()) {
+            Ok(SocketName::Inet(address)) => Some(address),
+            _ => None,
+        };
+        self.host
+            .or_else(asked)
+            .unwrap_or_else(|| unspecified(self.peer))
+    }
+}
+
+/// The address that says nothing, of the same family.
+fn unspecified(like: SocketAddr) -> SocketAddr {
+    match like {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+    }
+}
+
+impl FileDescriptor for TcpSocket {
+    #[inline(always)]
+    fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
+        match &self.fd {
+            Some(fd) => sys::send(fd.as_fd(), data),
+            None => Err(not_connected()),
+        }
+    }
+
+    fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::send_vectored(self.fd()?, pieces)
+    }
+
+    #[inline(always)]
+    fn do_read(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        let Some(fd) = &self.fd else {
+            return Err(not_connected());
+        };
+        let bytes = sys::recv(fd.as_fd(), buffers.data.get_mut(limit))?;
+        Ok(Received::new(bytes, limit))
+    }
+
+    #[inline]
+    fn socket(&self) -> &dyn Socket {
+        self
+    }
+
+    #[inline]
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self
+    }
+
+    fn take(&mut self) -> Option<Self> {
+        let host = Some(self.find_host());
+        self.host = host;
+        let fd = self.fd.take();
+        Some(Self { fd, host, ..*self })
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+}
+
+impl Socket for TcpSocket {
+    fn kind(&self) -> &'static str {
+        "TCP"
+    }
+
+    fn host(&self) -> Address {
+        Address::Inet(self.find_host())
+    }
+
+    fn peer(&self) -> Address {
+        Address::Inet(self.peer)
+    }
+
+    #[inline]
+    fn reading(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn can_be_reset(&self) -> bool {
+        true
+    }
+
+    fn remains(&self, error: &io::Error) -> Remains {
+        if !self.is_hung_up() {
+            Remains::Reading
+        } else if error.kind() != io::ErrorKind::BrokenPipe {
+            Remains::Pieces
+        } else {
+            // The error of a reset that came behind the peer's end (`tcp_reset` in
+            // Linux).
+            Remains::Everything
+        }
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        sys::shutdown(self.fd()?, Shutdown::Write)
+    }
+
+    fn prepare_abort(&mut self) {
+        if let Ok(fd) = self.fd() {
+            // A linger time of zero turns close(2) into a reset; it fails only
+            // for what is no socket.
+            let _ = sys::set_linger(fd, Some(Duration::ZERO));
+        }
+    }
+
+    fn close(&mut self) {
+        if self.host.is_none() && self.fd.is_some() {
+            self.host = Some(self.find_host());
+        }
+        self.fd = None;
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        self.host = Some(self.find_host());
+        self.fd.take()
+    }
+
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        self.fd = Some(fd);
+        Ok(())
+    }
+}
+
+impl OverTcp for TcpSocket {
+    fn tcp(&self) -> &TcpSocket {
+        self
+    }
+}
+
+/// `TcpTransport` in terms of a stream over TCP.
+macro_rules! impl_tcp_transport {
+    (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
+        impl $(<$parameter: $bound>)? TcpTransport for $type {
+            fn no_delay(&self) -> io::Result<bool> {
+                sys::no_delay(self.stream().layer.tcp().fd()?)
+            }
+
+            fn set_no_delay(&mut self, on: bool) -> io::Result<()> {
+                sys::set_no_delay(self.stream().layer.tcp().fd()?, on)
+            }
+
+            fn keep_alive(&self) -> io::Result<bool> {
+                sys::keep_alive(self.stream().layer.tcp().fd()?)
+            }
+
+            fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
+                sys::set_keep_alive(self.stream().layer.tcp().fd()?, on)
+            }
+
+            fn set_keep_alive_times(
+                &mut self,
+                idle: Duration,
+                interval: Duration,
+                probes: u32,
+            ) -> io::Result<()> {
+                sys::set_keep_alive_times(self.stream().layer.tcp().fd()?, idle, interval, probes)
+            }
+        }
+    };
+}
+
+impl_tcp_transport!(impl for TcpStream);
+impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
+
+/// TCP, as a kind of connection: where and how to listen and to connect, and what to
+/// adopt.
+///
+/// ```
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::{Tcp, Transports};
+///
+/// struct Echo;
+///
+/// impl<T: Transport> Protocol<T> for Echo {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let here = Tcp::at(([127, 0, 0, 1], 0).into()).no_delay(true);
+/// reactor.listen(here, |_: &Address| Echo)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// By itself it is what [`adopt`](crate::Transports::adopt) takes a connected socket
+/// as. The socket may be shared: ending the connection closes our descriptor and does
+/// not shut the socket down for others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tcp;
+
+impl Tcp {
+    /// Listens at an address; port 0 lets the kernel choose.
+    pub fn at(address: SocketAddr) -> TcpListen {
+        TcpListen {
+            address,
+            backlog: BACKLOG,
+            reuse_address: true,
+            reuse_port: false,
+            v6_only: true,
+            no_delay: false,
+            keep_alive: false,
+        }
+    }
+
+    /// Goes on with a socket that listens already. It may be shared with other
+    /// processes: it is made non-blocking and otherwise left as it is. (Twisted:
+    /// `adoptStreamPort`.)
+    pub fn listening(fd: OwnedFd) -> On<TcpListen> {
+        Self::at(SocketAddr::from(([0; 4], 0))).on(fd)
+    }
+
+    /// Connects to an address.
+    pub fn to(address: SocketAddr) -> TcpConnect {
+        TcpConnect {
+            target: Target::Address(address),
+            timeout: Some(CONNECT_TIMEOUT),
+            bind_address: None,
+            no_delay: false,
+            keep_alive: false,
+            wrap: Plain,
+        }
+    }
+
+    /// Connects to a host by its name, or by its IP address in writing. (Twisted:
+    /// `HostnameEndpoint`.)
+    ///
+    /// Each attempt looks the name up ([`Resolver`](crate::Resolver)) and tries its
+    /// addresses as RFC 8305 says: the families by turns, each address beside those
+    /// before it after a quarter of a second, and at once when one has failed. The
+    /// first that is connected is the connection, and the others are closed. The
+    /// factory sees one attempt; [`ConnectError`] tells it that the name has no
+    /// address, or how each of them failed. The protocol is built for the address that
+    /// was connected to.
+    pub fn to_host(name: &str, port: u16) -> TcpConnect {
+        TcpConnect {
+            target: Target::Host {
+                name: name.into(),
+                port,
+                attempt_delay: ATTEMPT_DELAY,
+            },
+            ..Self::to(SocketAddr::from(([0; 4], 0)))
+        }
+    }
+}
+
+impl Adopt for Tcp {
+    type Source = OwnedFd;
+    type Socket = TcpSocket;
+    type Wrap = Plain;
+
+    fn check(&self, fd: OwnedFd) -> Result<TcpSocket, AdoptError> {
+        let (fd, peer) = check_connected(fd, Of::Inet)?;
+        Ok(TcpSocket::named(fd, &peer, None))
+    }
+
+    fn not_installed(mut socket: TcpSocket, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.fd.take().expect("it was just put there"))
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Wrap<TcpSocket> for Plain {
+    type Transport = TcpStream;
+
+    #[inline]
+    fn wrap(&mut self, socket: TcpSocket, _: Side) -> TcpSocket {
+        socket
+    }
+}
+
+/// Where and how to listen on TCP; made by [`Tcp::at`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing listens before it is given to `listen` or `accept`"]
+pub struct TcpListen {
+    address: SocketAddr,
+    backlog: u32,
+    reuse_address: bool,
+    reuse_port: bool,
+    v6_only: bool,
+    no_delay: bool,
+    keep_alive: bool,
+}
+
+impl TcpListen {
+    /// Sets the length of the queue of connections not accepted yet; default 1,024,
+    /// cut by the kernel to `net.core.somaxconn`.
+    pub fn backlog(mut self, backlog: u32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Sets `SO_REUSEADDR`: bind although connections of an earlier listener linger;
+    /// default true.
+    pub fn reuse_address(mut self, on: bool) -> Self {
+        self.reuse_address = on;
+        self
+    }
+
+    /// Sets `SO_REUSEPORT`: several listeners on one address, between which the
+    /// kernel distributes connections; default false. Closing one of them
+    /// resets what waits in its queue: to restart, pass the listener on.
+    pub fn reuse_port(mut self, on: bool) -> Self {
+        self.reuse_port = on;
+        self
+    }
+
+    /// Sets whether an IPv6 listener leaves IPv4 alone; default true.
+    pub fn v6_only(mut self, on: bool) -> Self {
+        self.v6_only = on;
+        self
+    }
+
+    /// Sets `TCP_NODELAY` on accepted connections, which inherit it without a system
+    /// call; default false.
+    pub fn no_delay(mut self, on: bool) -> Self {
+        self.no_delay = on;
+        self
+    }
+
+    /// Sets `SO_KEEPALIVE` on accepted connections, inherited likewise; default
+    /// false.
+    pub fn keep_alive(mut self, on: bool) -> Self {
+        self.keep_alive = on;
+        self
+    }
+
+    fn bound(&self) -> Result<OwnedFd, ListenError> {
+        let failed = |step| {
+            move |error| ListenError {
+                address: self.address.into(),
+                step,
+                error,
+            }
+        };
+        let fd = self.unbound().map_err(failed(ListenStep::Socket))?;
+        let name = SocketName::Inet(self.address);
+        sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
+        sys::listen(fd.as_fd(), backlog(self.backlog)).map_err(failed(ListenStep::Listen))?;
+        Ok(fd)
+    }
+
+    fn unbound(&self) -> io::Result<OwnedFd> {
+        let fd = sys::stream_socket(family(self.address))?;
+        sys::set_reuse_address(fd.as_fd(), self.reuse_address)?;
+        if self.reuse_port {
+            sys::set_reuse_port(fd.as_fd(), true)?;
+        }
+        if self.address.is_ipv6() {
+            sys::set_v6_only(fd.as_fd(), self.v6_only)?;
+        }
+        if self.no_delay {
+            sys::set_no_delay(fd.as_fd(), true)?;
+        }
+        if self.keep_alive {
+            sys::set_keep_alive(fd.as_fd(), true)?;
+        }
+        Ok(fd)
+    }
+}
+
+fn family(address: SocketAddr) -> Family {
+    match address {
+        SocketAddr::V4(_) => Family::Inet4,
+        SocketAddr::V6(_) => Family::Inet6,
+    }
+}
+
+impl Listen for TcpListen {
+    type Socket = TcpListener;
+    type Wrap = Plain;
+    type Error = ListenError;
+
+    fn open(self) -> Result<(TcpListener, Plain), ListenError> {
+        let fd = self.bound()?;
+        Ok((TcpListener::new(fd), Plain))
+    }
+
+    fn not_installed(_: TcpListener, address: Address, error: io::Error) -> ListenError {
+        ListenError {
+            address,
+            step: ListenStep::Watch,
+            error,
+        }
+    }
+}
+
+impl ListenAt for TcpListen {
+    fn address(&self) -> Address {
+        self.address.into()
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(TcpListener, Plain), AdoptError> {
+        let fd = check_listening(fd, Of::Inet)?;
+        Ok((TcpListener::new(fd), Plain))
+    }
+}
+
+/// A TCP socket that listens.
+#[derive(Debug)]
+pub struct TcpListener {
+    fd: OwnedFd,
+    /// The address of all connections; `None` of a listener on all addresses, where
+    /// each has its own, to be asked for when it is needed.
+    host: Option<SocketAddr>,
+}
+
+impl TcpListener {
+    fn new(fd: OwnedFd) -> Self {
+        let host = match sys::local_name(fd.as_fd()) {
+            Ok(SocketName::Inet(address)) if !address.ip().is_unspecified() => Some(address),
+            _ => None,
+        };
+        Self { fd, host }
+    }
+}
+
+impl ListeningSocket for TcpListener {
+    type Accepted = TcpSocket;
+
+    fn address(&self) -> io::Result<Address> {
+        match sys::local_name(self.fd.as_fd())? {
+            SocketName::Inet(address) => Ok(Address::Inet(address)),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        }
+    }
+
+    #[inline]
+    fn accept(&mut self, is_shared: bool) -> io::Result<(TcpSocket, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+        let socket = TcpSocket::named(fd, &peer, self.host);
+        let peer = Address::Inet(socket.peer);
+        Ok((socket, peer))
+    }
+
+    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+        let peer = match peer {
+            SocketName::Inet(address) => address,
+            _ => SocketAddr::from(([0; 4], 0)),
+        };
+        Ok((fd, Address::Inet(peer)))
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        sys::set_nonblocking(self.fd.as_fd())
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    fn into_descriptor(self) -> OwnedFd {
+        self.fd
+    }
+
+    fn close(self) {}
+}
+
+/// How long an attempt has before the next address is tried beside it, and the
+/// least that may be set (RFC 8305, section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
+
+/// Where and how to connect over TCP; made by [`Tcp::to`] and [`Tcp::to_host`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing connects before it is given to `connect`"]
+pub struct TcpConnect {
+    target: Target,
+    timeout: Option<Duration>,
+    bind_address: Option<SocketAddr>,
+    no_delay: bool,
+    keep_alive: bool,
+    wrap: Plain,
+}
+
+#[derive(Clone, Debug)]
+enum Target {
+    Address(SocketAddr),
+    Host {
+        name: Rc<str>,
+        port: u16,
+        attempt_delay: Duration,
+    },
+}
+
+impl TcpConnect {
+    /// Sets how long an attempt may take, with a host looking it up and all its
+    /// addresses included; default 30 seconds, `None` for as long as the kernel
+    /// tries.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// Sets the address to connect from; default the kernel's choice. Of a host,
+    /// addresses of the other family are left out then; with a port of it too, they
+    /// are tried one after the other, since two sockets cannot have the same one.
+    pub fn bind_address(mut self, address: SocketAddr) -> Self {
+        self.bind_address = Some(address);
+        self
+    }
+
+    /// Sets `TCP_NODELAY`; default false.
+    pub fn no_delay(mut self, on: bool) -> Self {
+        self.no_delay = on;
+        self
+    }
+
+    /// Sets `SO_KEEPALIVE`; default false.
+    pub fn keep_alive(mut self, on: bool) -> Self {
+        self.keep_alive = on;
+        self
+    }
+
+    /// Sets how long an address of a host has before the next is tried beside it;
+    /// default 250 ms, as RFC 8305 recommends. Less than 10 ms counts as 10 ms.
+    /// Without a host it means nothing.
+    pub fn attempt_delay(mut self, delay: Duration) -> Self {
+        if let Target::Host { attempt_delay, .. } = &mut self.target {
+            *attempt_delay = delay.max(LEAST_ATTEMPT_DELAY);
+        }
+        self
+    }
+}
+
+impl Connect for TcpConnect {
+    type Socket = TcpSocket;
+    type Wrap = Plain;
+
+    fn destination(&self) -> Destination {
+        match &self.target {
+            Target::Address(address) => (*address).into(),
+            Target::Host { name, port, .. } => Destination::Host {
+                name: Rc::clone(name),
+                port: *port,
+            },
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    fn host(&self) -> Option<HostToTry> {
+        let Target::Host {
+            name,
+            port,
+            attempt_delay,
+        } = &self.target
+        else {
+            return None;
+        };
+        let is_bound_to_port = self.bind_address.is_some_and(|it| it.port() != 0);
+        Some(HostToTry {
+            name: Rc::clone(name),
+            port: *port,
+            attempt_delay: (!is_bound_to_port).then_some(*attempt_delay),
+            is_ipv4: self.bind_address.map(|it| it.is_ipv4()),
+        })
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<TcpSocket>, ConnectError> {
+        let Some(peer) = address.as_inet() else {
+            return Err(ConnectError::Os(io::ErrorKind::InvalidInput.into()));
+        };
+        let fd = sys::stream_socket(family(peer)).map_err(ConnectError::Os)?;
+        if self.no_delay {
+            sys::set_no_delay(fd.as_fd(), true).map_err(ConnectError::Os)?;
+        }
+        if self.keep_alive {
+            sys::set_keep_alive(fd.as_fd(), true).map_err(ConnectError::Os)?;
+        }
+        if let Some(address) = self.bind_address {
+            sys::bind(fd.as_fd(), &SocketName::Inet(address)).map_err(ConnectError::Bind)?;
+        }
+        let connecting = sys::connect(fd.as_fd(), &SocketName::Inet(peer));
+        let connecting = connecting.map_err(ConnectError::from_os)?;
+        let mut socket = TcpSocket::new(fd, peer, None);
+        if connecting == Connecting::Done {
+            socket.refuse_itself()?;
+        }
+        Ok(connecting.dial(socket))
+    }
+
+    fn outcome(&mut self, socket: &mut TcpSocket) -> Option<Result<(), ConnectError>> {
+        let outcome = outcome(socket.reading()?)?;
+        Some(outcome.and_then(|()| socket.refuse_itself()))
+    }
+
+    fn wrap(&mut self) -> &mut Plain {
+        &mut self.wrap
+    }
+}

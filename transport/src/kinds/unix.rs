@@ -1,0 +1,683 @@
+//! UNIX stream sockets.
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    Address, ConnectError, Credentials, Destination, SocketFile as FileName, UnixAddress,
+};
+
+use super::socket_file::{SocketFile, StaleSocket, bind_path};
+use super::{
+    BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
+};
+use crate::closer::close_elsewhere;
+use crate::endpoint::{
+    Adopt, Carried, Connect, Dial, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
+};
+use crate::error::{AdoptError, ListenError, ListenStep};
+use crate::file_descriptor::{
+    DescriptorSocket, FileDescriptor, PassDescriptors, Received, Socket, not_connected,
+};
+use crate::link::{Flags, Link};
+use crate::sendmsg::SendmsgMixin;
+use crate::shared::ReadBuffers;
+use crate::sys::{self, Family, SocketName};
+
+stream_type! {
+    /// A UNIX stream connection, which passes descriptors.
+    UnixStream over SendmsgMixin<UnixSocket>, known by bowline_protocol::UnixTransportHandle
+}
+
+impl_unix_transport!(impl for UnixStream);
+
+/// A UNIX stream socket.
+#[derive(Debug)]
+pub struct UnixSocket {
+    fd: Option<OwnedFd>,
+    host: UnixName,
+    peer: UnixName,
+}
+
+/// The address of one end. All connections of a listener share that of theirs;
+/// an end without a name, as that of most clients, costs nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct UnixName(Option<Rc<UnixAddress>>);
+
+impl From<UnixAddress> for UnixName {
+    fn from(address: UnixAddress) -> Self {
+        Self(match address {
+            UnixAddress::Unnamed => None,
+            named => Some(Rc::new(named)),
+        })
+    }
+}
+
+impl UnixName {
+    fn address(&self) -> Address {
+        let name = self.0.as_deref();
+        Address::Unix(name.map_or(UnixAddress::Unnamed, UnixAddress::clone))
+    }
+}
+
+impl UnixSocket {
+    pub(crate) fn new(fd: OwnedFd, host: UnixName, peer: UnixName) -> Self {
+        Self {
+            fd: Some(fd),
+            host,
+            peer,
+        }
+    }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+}
+
+impl FileDescriptor for UnixSocket {
+    #[inline(always)]
+    fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
+        match &self.fd {
+            Some(fd) => sys::send(fd.as_fd(), data),
+            None => Err(not_connected()),
+        }
+    }
+
+    fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        sys::send_vectored(self.fd()?, pieces)
+    }
+
+    /// A plain read: descriptors that come along are lost.
+    #[inline(always)]
+    fn do_read(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        let Some(fd) = &self.fd else {
+            return Err(not_connected());
+        };
+        let bytes = sys::recv(fd.as_fd(), buffers.data.get_mut(limit))?;
+        Ok(Received::new(bytes, limit))
+    }
+
+    #[inline]
+    fn socket(&self) -> &dyn Socket {
+        self
+    }
+
+    #[inline]
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self
+    }
+
+    fn take(&mut self) -> Option<Self> {
+        Some(Self {
+            fd: self.fd.take(),
+            host: self.host.clone(),
+            peer: self.peer.clone(),
+        })
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+}
+
+impl PassDescriptors for UnixSocket {
+    #[inline]
+    fn send_with_descriptors(
+        &mut self,
+        link: &mut Link,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<usize> {
+        let mut control = link.shared.send_control.borrow_mut();
+        let data = [IoSlice::new(data)];
+        sys::send_with_descriptors(self.fd()?, &data, descriptors, &mut control)
+    }
+
+    #[inline(always)]
+    fn receive(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        let Some(fd) = &self.fd else {
+            return Err(not_connected());
+        };
+        let received = sys::receive(
+            fd.as_fd(),
+            buffers.data.get_mut(limit),
+            &mut buffers.control,
+            &mut buffers.ancillary,
+        )?;
+        let has_more = received.had_ancillary;
+        Ok(Received {
+            // A read stops behind the message that carried descriptors.
+            is_drained: received.bytes < limit && !has_more,
+            had_ancillary: received.had_ancillary,
+            is_truncated: received.control_truncated,
+            ..Received::new(received.bytes, limit)
+        })
+    }
+
+    fn descriptor_socket(&self) -> &dyn DescriptorSocket {
+        self
+    }
+}
+
+impl Socket for UnixSocket {
+    fn kind(&self) -> &'static str {
+        "UNIX"
+    }
+
+    fn host(&self) -> Address {
+        self.host.address()
+    }
+
+    fn peer(&self) -> Address {
+        self.peer.address()
+    }
+
+    #[inline]
+    fn reading(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        sys::shutdown(self.fd()?, Shutdown::Write)
+    }
+
+    // It knows no reset: the peer sees the end either way.
+
+    fn close(&mut self) {
+        self.fd = None;
+    }
+
+    fn decline(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            close_elsewhere(fd);
+        }
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        self.fd.take()
+    }
+
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        self.fd = Some(fd);
+        Ok(())
+    }
+}
+
+impl DescriptorSocket for UnixSocket {
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        sys::peer_credentials(self.fd()?).map(Credentials::from)
+    }
+
+    fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        sys::peer_pidfd(self.fd()?)
+    }
+
+    fn set_passes_rights(&self, on: bool) -> io::Result<()> {
+        sys::set_pass_rights(self.fd()?, on)
+    }
+
+    fn has_unread(&self) -> bool {
+        self.fd()
+            .is_ok_and(|fd| sys::has_waiting(fd).unwrap_or(true))
+    }
+
+    fn cookie(&self) -> Option<u64> {
+        sys::cookie(self.fd().ok()?).ok()
+    }
+}
+
+impl From<sys::Credentials> for Credentials {
+    fn from(credentials: sys::Credentials) -> Self {
+        Self {
+            pid: credentials.pid,
+            uid: credentials.uid,
+            gid: credentials.gid,
+        }
+    }
+}
+
+/// UNIX stream sockets, as a kind of connection: where and how to listen and to
+/// connect, and what to adopt.
+///
+/// What is put on its sockets is [`SendmsgMixin`], so that the transport is a
+/// [`UnixStream`]. With other layers ([`layer`](Listen::layer)) that one is said too:
+///
+/// ```
+/// # use bowline_protocol::{Address, Context, Protocol, Transport};
+/// # use bowline_reactor::Reactor;
+/// use bowline_transport::endpoint::Listen as _;
+/// use bowline_transport::{SendmsgMixin, Unix, UnixSocket, Transports};
+/// # struct Echo;
+/// # impl<T: Transport> Protocol<T> for Echo {
+/// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+/// #         cx.transport.write(data);
+/// #     }
+/// # }
+///
+/// let mut reactor = Reactor::new()?;
+/// let here = Unix::at("@a name of the abstract namespace").mode(0o600);
+/// // A layer of yours would stand between the two.
+/// let here = here.layer(|socket: UnixSocket, _| SendmsgMixin::new(socket));
+/// reactor.listen(here, |_: &Address| Echo)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// By itself it is what [`adopt`](crate::Transports::adopt) takes a connected socket
+/// as, one end of a socketpair for instance. The socket may be shared: ending the
+/// connection closes our descriptor and does not shut the socket down for others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unix;
+
+impl Unix {
+    /// Listens at a path, or at a name in the abstract namespace.
+    ///
+    /// The file is removed when the listener closes, unless another has taken its
+    /// place.
+    pub fn at(address: impl Into<UnixAddress>) -> UnixListen {
+        UnixListen {
+            address: address.into(),
+            backlog: BACKLOG,
+            mode: 0o666,
+            stale: StaleSocket::Remove,
+            accepts_descriptors: true,
+        }
+    }
+
+    /// Goes on with a socket that listens already; its file is neither touched now nor
+    /// removed later. Whether it refuses descriptors
+    /// ([`accepts_descriptors`](UnixListen::accepts_descriptors)) is asked of it once,
+    /// now.
+    pub fn listening(fd: OwnedFd) -> On<UnixListen> {
+        Self::at(UnixAddress::Unnamed).on(fd)
+    }
+
+    /// Connects to a path, or to a name in the abstract namespace.
+    pub fn to(address: impl Into<UnixAddress>) -> UnixConnect {
+        UnixConnect {
+            address: address.into(),
+            timeout: Some(CONNECT_TIMEOUT),
+            bind_address: None,
+            accepts_descriptors: true,
+            wrap: Plain,
+        }
+    }
+}
+
+impl Adopt for Unix {
+    type Source = OwnedFd;
+    type Socket = UnixSocket;
+    type Wrap = Plain;
+
+    fn check(&self, fd: OwnedFd) -> Result<UnixSocket, AdoptError> {
+        let (fd, peer) = check_connected(fd, Of::Unix)?;
+        let host = host_of(fd.as_fd());
+        Ok(UnixSocket::new(fd, host, address_of(peer).into()))
+    }
+
+    fn not_installed(mut socket: UnixSocket, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.fd.take().expect("it was just put there"))
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Wrap<UnixSocket> for Plain {
+    type Transport = UnixStream;
+
+    #[inline]
+    fn wrap(&mut self, socket: UnixSocket, _: Side) -> SendmsgMixin<UnixSocket> {
+        SendmsgMixin::new(socket)
+    }
+}
+
+/// Where and how to listen on a UNIX socket; made by [`Unix::at`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing listens before it is given to `listen` or `accept`"]
+pub struct UnixListen {
+    address: UnixAddress,
+    backlog: u32,
+    mode: u32,
+    stale: StaleSocket,
+    accepts_descriptors: bool,
+}
+
+impl UnixListen {
+    /// Sets the length of the queue of connections not accepted yet; default 1,024,
+    /// cut by the kernel to `net.core.somaxconn`.
+    pub fn backlog(mut self, backlog: u32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Sets the permissions of the socket file, in force before the first client can
+    /// connect; default `0o666`. Who may connect needs write permission, and
+    /// search permission on the directories above.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets what to do about the file of a dead socket at the path; default
+    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
+    /// another kind, is `AddrInUse`.
+    pub fn stale(mut self, stale: StaleSocket) -> Self {
+        self.stale = stale;
+        self
+    }
+
+    /// Sets whether clients may send descriptors before and after they are accepted
+    /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
+    /// true. Where the kernel does not know the option, refusing fails. Reading
+    /// costs less where none can come.
+    pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
+        self.accepts_descriptors = accepted;
+        self
+    }
+
+    /// A socket that listens; with the file, if it has one, which is to be dropped
+    /// before the socket.
+    fn bound(&self) -> Result<(Option<SocketFile>, OwnedFd), ListenError> {
+        let failed = |step| {
+            move |error| ListenError {
+                address: self.address.clone().into(),
+                step,
+                error,
+            }
+        };
+        let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
+        if !self.accepts_descriptors {
+            // On the listener, so that nothing slips in before the accept.
+            sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
+        }
+        let name = name_of(&self.address);
+        let file = match self.address.as_path() {
+            None => {
+                sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
+                None
+            }
+            Some(path) => {
+                // Linux gives the file the mode of the unbound socket, less the umask:
+                // it is never more open than asked.
+                sys::set_mode(fd.as_fd(), self.mode).map_err(failed(ListenStep::Mode))?;
+                bind_path(fd.as_fd(), path, &name, self.stale)
+                    .map_err(|(step, error)| failed(step)(error))?;
+                // From here on it is removed if anything fails, before the socket is closed.
+                let file = SocketFile::at(path).map_err(failed(ListenStep::Mode))?;
+                // What the umask took away. Clients are refused until `listen`.
+                sys::set_file_mode(file.path(), file.identity, self.mode)
+                    .map_err(failed(ListenStep::Mode))?;
+                Some(file)
+            }
+        };
+        sys::listen(fd.as_fd(), backlog(self.backlog)).map_err(failed(ListenStep::Listen))?;
+        Ok((file, fd))
+    }
+}
+
+impl Listen for UnixListen {
+    type Socket = UnixListener;
+    type Wrap = Plain;
+    type Error = ListenError;
+
+    fn open(self) -> Result<(UnixListener, Plain), ListenError> {
+        let (file, fd) = self.bound()?;
+        Ok((UnixListener::new(file, fd), Plain))
+    }
+
+    fn not_installed(_: UnixListener, address: Address, error: io::Error) -> ListenError {
+        ListenError {
+            address,
+            step: ListenStep::Watch,
+            error,
+        }
+    }
+}
+
+impl ListenAt for UnixListen {
+    fn address(&self) -> Address {
+        self.address.clone().into()
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(UnixListener, Plain), AdoptError> {
+        let fd = check_listening(fd, Of::Unix)?;
+        Ok((UnixListener::new(None, fd), Plain))
+    }
+}
+
+/// A UNIX socket that listens.
+#[derive(Debug)]
+pub struct UnixListener {
+    /// Removed when we close, if it is still ours: before the socket, and so
+    /// before it when this is dropped.
+    file: Option<SocketFile>,
+    fd: OwnedFd,
+    host: UnixName,
+    /// Whether the kernel refuses descriptors to all who connect.
+    refuses_descriptors: bool,
+}
+
+impl UnixListener {
+    fn new(file: Option<SocketFile>, fd: OwnedFd) -> Self {
+        Self {
+            file,
+            host: host_of(fd.as_fd()),
+            refuses_descriptors: !sys::passes_rights(fd.as_fd()),
+            fd,
+        }
+    }
+}
+
+impl ListeningSocket for UnixListener {
+    type Accepted = UnixSocket;
+
+    fn address(&self) -> io::Result<Address> {
+        Ok(Address::Unix(address_of(sys::local_name(self.fd.as_fd())?)))
+    }
+
+    #[inline]
+    fn accept(&mut self, is_shared: bool) -> io::Result<(UnixSocket, Address)> {
+        let (fd, peer) = self.accept_descriptor(is_shared)?;
+        let name = match &peer {
+            Address::Unix(UnixAddress::Unnamed) => UnixName(None),
+            Address::Unix(named) => named.clone().into(),
+            _ => UnixName(None),
+        };
+        Ok((UnixSocket::new(fd, self.host.clone(), name), peer))
+    }
+
+    #[inline]
+    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+        Ok((fd, Address::Unix(address_of(peer))))
+    }
+
+    fn credentials_of(&self, accepted: &UnixSocket) -> io::Result<Credentials> {
+        accepted.peer_credentials()
+    }
+
+    fn prepare(&self, link: &mut Link) {
+        if self.refuses_descriptors {
+            link.set(Flags::REFUSES_DESCRIPTORS);
+        }
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        sys::set_nonblocking(self.fd.as_fd())
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
+    fn into_descriptor(self) -> OwnedFd {
+        if let Some(file) = self.file {
+            file.leave();
+        }
+        self.fd
+    }
+
+    fn close(self) {
+        // The path first: a client that finds it finds a listener, and nobody has
+        // taken it over while the socket is open.
+        drop(self.file);
+        if sys::has_waiting(self.fd.as_fd()).unwrap_or(true) {
+            close_elsewhere(self.fd);
+        }
+    }
+
+    fn socket_file(&self) -> Option<FileName> {
+        let identity = self.file.as_ref()?.identity;
+        Some(FileName {
+            device: identity.device,
+            inode: identity.inode,
+        })
+    }
+
+    fn disown_socket_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            file.leave();
+        }
+    }
+
+    fn own_socket_file(&mut self, file: FileName) -> io::Result<()> {
+        let Ok(Address::Unix(UnixAddress::Path(path))) = self.address() else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let found = SocketFile::at(&path)?;
+        if (found.identity.device, found.identity.inode) != (file.device, file.inode) {
+            found.leave();
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        if let Some(before) = self.file.replace(found) {
+            before.leave();
+        }
+        Ok(())
+    }
+}
+
+/// Where and how to connect to a UNIX socket; made by [`Unix::to`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing connects before it is given to `connect`"]
+pub struct UnixConnect {
+    address: UnixAddress,
+    timeout: Option<Duration>,
+    bind_address: Option<UnixAddress>,
+    accepts_descriptors: bool,
+    wrap: Plain,
+}
+
+impl UnixConnect {
+    /// Sets how long the attempt may take, waiting for room in the listener's queue
+    /// included; default 30 seconds, `None` for ever.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// Sets the address to connect from; default unnamed.
+    pub fn bind_address(mut self, address: impl Into<UnixAddress>) -> Self {
+        self.bind_address = Some(address.into());
+        self
+    }
+
+    /// Sets whether the peer may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before
+    /// it can send anything; default true. Where the kernel does not know
+    /// the option, refusing fails.
+    pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
+        self.accepts_descriptors = accepted;
+        self
+    }
+}
+
+impl Connect for UnixConnect {
+    type Socket = UnixSocket;
+    type Wrap = Plain;
+
+    fn destination(&self) -> Destination {
+        self.address.clone().into()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<UnixSocket>, ConnectError> {
+        let Some(peer) = address.as_unix() else {
+            return Err(ConnectError::Os(io::ErrorKind::InvalidInput.into()));
+        };
+        let fd = sys::stream_socket(Family::Unix).map_err(ConnectError::Os)?;
+        if !self.accepts_descriptors {
+            sys::set_pass_rights(fd.as_fd(), false).map_err(ConnectError::Os)?;
+        }
+        if let Some(address) = &self.bind_address {
+            sys::bind(fd.as_fd(), &name_of(address)).map_err(ConnectError::Bind)?;
+        }
+        let connecting = sys::connect(fd.as_fd(), &name_of(peer));
+        let connecting = connecting.map_err(ConnectError::from_os)?;
+        let host = match &self.bind_address {
+            Some(_) => host_of(fd.as_fd()),
+            None => UnixName(None),
+        };
+        // A listener's name is what was asked for.
+        Ok(connecting.dial(UnixSocket::new(fd, host, peer.clone().into())))
+    }
+
+    fn outcome(&mut self, socket: &mut UnixSocket) -> Option<Result<(), ConnectError>> {
+        outcome(socket.reading()?)
+    }
+
+    fn prepare(&self, link: &mut Link) {
+        if !self.accepts_descriptors {
+            link.set(Flags::REFUSES_DESCRIPTORS);
+        }
+    }
+
+    fn wrap(&mut self) -> &mut Plain {
+        &mut self.wrap
+    }
+}
+
+/// The name of a UNIX socket, in the words of the protocols.
+pub(crate) fn address_of(name: SocketName) -> UnixAddress {
+    match name {
+        SocketName::UnixPath(path) => UnixAddress::Path(path),
+        SocketName::UnixAbstract(name) => UnixAddress::Abstract(name),
+        SocketName::UnixUnnamed | SocketName::Inet(_) | SocketName::Other(_) => {
+            UnixAddress::Unnamed
+        }
+    }
+}
+
+/// The same, in those of the system.
+fn name_of(address: &UnixAddress) -> SocketName {
+    match address {
+        UnixAddress::Unnamed => SocketName::UnixUnnamed,
+        UnixAddress::Path(path) => SocketName::UnixPath(path.clone()),
+        UnixAddress::Abstract(name) => SocketName::UnixAbstract(name.clone()),
+    }
+}
+
+/// What a socket itself is called.
+fn host_of(fd: BorrowedFd<'_>) -> UnixName {
+    let name = sys::local_name(fd);
+    address_of(name.unwrap_or(SocketName::UnixUnnamed)).into()
+}
