@@ -475,6 +475,35 @@ fn claimed_descriptors_that_were_lost_cost_their_own_frame_only() {
 }
 
 #[test]
+fn descriptors_of_a_frame_are_offered_inside_its_callback_only() {
+    #[derive(Default)]
+    struct Careless(Vec<(usize, usize)>);
+    impl FrameReceiver<Script, Counted> for Careless {
+        fn frame_received(&mut self, cx: &mut FrameContext<'_, Script, Counted>, frame: &[u8]) {
+            let own = cx.framing.descriptors().len();
+            let others = match frame {
+                b"take" => cx.framing.take_descriptors().len(),
+                _ => 0,
+            };
+            assert_eq!(cx.framing.descriptors().len(), own);
+            self.0.push((own, others));
+        }
+        fn resume_producing(&mut self, cx: &mut FrameContext<'_, Script, Counted>) {
+            assert!(cx.framing.descriptors().next().is_none());
+        }
+    }
+    let framed = Framed::new(Counted, Careless::default());
+    let mut peer = Peer::new(framed.pairing(Pairing::Claimed(Unclaimed::Wait)));
+    peer.receive_with(&frame("take", 1), 3);
+    peer.receive_with(&frame("leave", 1), 3);
+    assert_eq!(peer.transport.unclaimed, 2, "each its own");
+    peer.with(|protocol, cx| protocol.resume_producing(cx));
+    peer.receive(&frame("take", 2));
+    assert_eq!(peer.protocol.receiver.0, [(1, 2), (1, 0), (2, 0)]);
+    assert_eq!(peer.transport.unclaimed, 4);
+}
+
+#[test]
 fn what_one_read_brought_is_told_to_be_over_once() {
     let mut peer = peer_by(Counted, Pairing::Claimed(Unclaimed::Fail));
     let three = [frame("a", 0), frame("b", 0), frame("c", 0)].concat();
