@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use self::waiting::Waiting;
+use self::bounds::Bounds;
 use crate::context::Context;
 use crate::framing::buffer::Found;
 use crate::framing::pairing::Arrivals;
@@ -18,7 +18,7 @@ use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
 
-mod waiting;
+mod bounds;
 
 /// A [`Protocol`] that cuts what it receives into frames and calls a
 /// [`FrameReceiver`]; see the [module](crate::framing).
@@ -26,11 +26,9 @@ mod waiting;
 pub struct Framed<F, R> {
     buffer: FrameBuffer<F>,
     mode: Mode,
-    /// The transport's read limit is ours.
-    limits_reads: bool,
     arrivals: Arrivals,
-    bounds: Bounds,
-    waiting: Waiting,
+    /// There where it is not as for most, or something has waited.
+    bounds: Option<Box<Bounds>>,
     receiver: R,
 }
 
@@ -46,26 +44,18 @@ pub(super) enum Mode {
     Failed,
 }
 
-/// What is allowed of descriptors.
-#[derive(Debug)]
-struct Bounds {
-    per_frame: usize,
-    waiting: usize,
-    deadline: Option<Duration>,
-}
-
 impl<F: Framer, R> Framed<F, R> {
     /// How many descriptors a frame may come with, if not
     /// [set](Self::max_descriptors).
-    pub const MAX_DESCRIPTORS: usize = 16;
+    pub const MAX_DESCRIPTORS: usize = bounds::PER_FRAME;
 
     /// How many descriptors may wait for frames that claim them, if not
     /// [set](Self::max_waiting).
-    pub const MAX_WAITING: usize = 64;
+    pub const MAX_WAITING: usize = bounds::WAITING;
 
     /// How long descriptors wait for their frame, if not
     /// [set](Self::descriptor_deadline).
-    pub const DESCRIPTOR_DEADLINE: Duration = Duration::from_secs(30);
+    pub const DESCRIPTOR_DEADLINE: Duration = bounds::DEADLINE;
 
     /// Delivers frames to `receiver`. Descriptors, on transports that pass
     /// them, are delivered as they arrive, before the frames of the same read,
@@ -74,14 +64,8 @@ impl<F: Framer, R> Framed<F, R> {
         Self {
             buffer: FrameBuffer::new(framer),
             mode: Mode::Frames,
-            limits_reads: false,
             arrivals: Arrivals::default(),
-            bounds: Bounds {
-                per_frame: Self::MAX_DESCRIPTORS,
-                waiting: Self::MAX_WAITING,
-                deadline: Some(Self::DESCRIPTOR_DEADLINE),
-            },
-            waiting: Waiting::default(),
+            bounds: None,
             receiver,
         }
     }
@@ -100,7 +84,7 @@ impl<F: Framer, R> Framed<F, R> {
     /// says what a frame claims, nor with [`Pairing::Loose`].
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
-        self.bounds.per_frame = count;
+        self.bounds_mut().per_frame = count;
         self
     }
 
@@ -109,7 +93,7 @@ impl<F: Framer, R> Framed<F, R> {
     /// 64 unless set. More break the framing.
     #[must_use]
     pub fn max_waiting(mut self, count: usize) -> Self {
-        self.bounds.waiting = count;
+        self.bounds_mut().waiting = count;
         self
     }
 
@@ -126,7 +110,7 @@ impl<F: Framer, R> Framed<F, R> {
     /// after a pause.
     #[must_use]
     pub fn descriptor_deadline(mut self, deadline: Option<Duration>) -> Self {
-        self.bounds.deadline = deadline;
+        self.bounds_mut().deadline = deadline;
         self
     }
 
@@ -255,6 +239,7 @@ impl<F: Framer, R> Framed<F, R> {
 
     /// Looks at what waits where one frame has ended and the next not yet been
     /// found. Answers whether a callback was made.
+    #[inline(never)]
     fn settle_arrivals<T>(&mut self, cx: &mut Context<'_, T>, input: &mut &[u8]) -> bool
     where
         T: Transport + ?Sized,
@@ -290,10 +275,10 @@ impl<F: Framer, R> Framed<F, R> {
     fn too_many_waiting(&self) -> Option<FramingError> {
         let count = self.arrivals.len();
         match self.arrivals.pairing {
-            Pairing::Claimed(_) => (count > self.bounds.waiting)
+            Pairing::Claimed(_) => (count > self.most_waiting())
                 .then_some(FramingError::DescriptorsUnclaimed { count }),
             _ => {
-                let limit = self.bounds.per_frame;
+                let limit = self.most_per_frame();
                 (count > limit).then_some(FramingError::TooManyDescriptors { limit })
             }
         }
@@ -304,31 +289,48 @@ impl<F: Framer, R> Framed<F, R> {
         T: Transport + ?Sized,
         R: FrameReceiver<T, F>,
     {
-        let may_own =
-            !self.arrivals.is_empty() || matches!(self.arrivals.pairing, Pairing::Claimed(_));
-        if may_own {
-            match self.owned_by(input, &found) {
-                Ok(Owned::Offered(count)) => self.arrivals.offer(count),
-                Ok(Owned::Truncated(count)) => {
-                    let closed = self.arrivals.take_first(count);
-                    cx.transport.close_unclaimed(closed);
-                    self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
-                        receiver.frame_truncated(cx, frame);
-                    });
-                    return;
-                }
-                Err(error) => return self.fail(cx, input, error),
-            }
+        if self.arrivals.may_own() {
+            return self.deliver_frame_with_its_own(cx, input, found);
         }
         self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
             receiver.frame_received(cx, frame);
         });
     }
 
+    /// As [`deliver_frame`](Self::deliver_frame), where it may have descriptors.
+    #[inline(never)]
+    fn deliver_frame_with_its_own<T>(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        input: &mut &[u8],
+        found: Found,
+    ) where
+        T: Transport + ?Sized,
+        R: FrameReceiver<T, F>,
+    {
+        match self.owned_by(input, &found) {
+            Ok(Owned::Offered(count)) => {
+                self.arrivals.offer(count);
+                self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
+                    receiver.frame_received(cx, frame);
+                });
+                self.close_left(cx);
+            }
+            Ok(Owned::Truncated(count)) => {
+                let closed = self.arrivals.take_first(count);
+                cx.transport.close_unclaimed(closed);
+                self.call_with(cx, input, found, Usable::Whole, |receiver, cx, frame| {
+                    receiver.frame_truncated(cx, frame);
+                });
+            }
+            Err(error) => self.fail(cx, input, error),
+        }
+    }
+
     /// Which of what has arrived is the frame's.
     fn owned_by(&self, input: &[u8], found: &Found) -> Result<Owned, FramingError> {
         let arrivals = &self.arrivals;
-        let limit = self.bounds.per_frame;
+        let limit = self.most_per_frame();
         let count = match arrivals.pairing {
             Pairing::Claimed(_) => match self.buffer.framer.claims(self.buffer.whole(input, found))
             {
@@ -400,6 +402,7 @@ impl<F: Framer, R> Framed<F, R> {
                 receiver.raw_data_received(cx, data);
             },
         );
+        self.close_left(cx);
     }
 
     /// Delivers the first descriptor to no frame.
@@ -502,10 +505,6 @@ impl<F: Framer, R> Framed<F, R> {
         if framing_changed {
             buffer.forget();
         }
-        let left = self.arrivals.withdraw();
-        if !left.is_empty() {
-            cx.transport.close_unclaimed(left);
-        }
         if rest_taken {
             self.close_descriptors(cx);
         }
@@ -554,10 +553,10 @@ impl<F: Framer, R> Framed<F, R> {
     /// Lets no read pass the end of the present frame, where that is the rule.
     fn limit_reads<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
         let is_exact = self.arrivals.pairing == Pairing::Exact;
-        if !is_exact && !self.limits_reads {
+        if !is_exact && !self.arrivals.limits_reads {
             return;
         }
-        self.limits_reads = is_exact;
+        self.arrivals.limits_reads = is_exact;
         let limit = match self.mode {
             _ if !is_exact => None,
             // With a whole frame at hand reading is paused.
@@ -571,10 +570,34 @@ impl<F: Framer, R> Framed<F, R> {
     /// Has the oldest of what waits find its frame in time.
     #[inline]
     fn limit_waiting<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        let since = self.arrivals.since();
-        if since != self.waiting.since() {
-            self.waiting.follow(cx, since, self.bounds.deadline);
+        if !self.arrivals.is_empty() || self.bounds.is_some() {
+            let since = self.arrivals.since();
+            if self.bounds.as_ref().and_then(|it| it.since()) != since {
+                self.bounds_mut().follow(cx, since);
+            }
             self.arrivals.shrink();
+        }
+    }
+
+    fn bounds_mut(&mut self) -> &mut Bounds {
+        self.bounds.get_or_insert_default()
+    }
+
+    fn most_per_frame(&self) -> usize {
+        let bounds = self.bounds.as_ref();
+        bounds.map_or(Self::MAX_DESCRIPTORS, |it| it.per_frame)
+    }
+
+    fn most_waiting(&self) -> usize {
+        let bounds = self.bounds.as_ref();
+        bounds.map_or(Self::MAX_WAITING, |it| it.waiting)
+    }
+
+    /// What the receiver has left of a frame's is closed.
+    fn close_left<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+        let left = self.arrivals.withdraw();
+        if !left.is_empty() {
+            cx.transport.close_unclaimed(left);
         }
     }
 
@@ -671,7 +694,7 @@ where
     }
 
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        if self.waiting.has_expired() {
+        if self.bounds.as_ref().is_some_and(|it| it.has_expired()) {
             let count = self.arrivals.len();
             self.fail(
                 cx,
@@ -682,7 +705,9 @@ where
         self.notify(cx, |receiver, cx| receiver.connection_lost(cx, reason));
         self.buffer.clear();
         self.close_descriptors(cx);
-        self.waiting.cancel(cx.reactor);
+        if let Some(bounds) = &mut self.bounds {
+            bounds.cancel(cx.reactor);
+        }
     }
 
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
@@ -701,7 +726,9 @@ where
     }
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        self.waiting.reattached(cx);
+        if let Some(bounds) = &self.bounds {
+            bounds.reattached(cx);
+        }
         self.forward(cx, |receiver, cx| receiver.connection_reattached(cx));
     }
 

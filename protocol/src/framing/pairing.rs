@@ -92,14 +92,14 @@ impl Iterator for FrameDescriptors<'_> {
         }
         let fd = arrivals.queue.front_mut()?.fd.take()?;
         arrivals.queue.pop_front();
-        if arrivals.offered != Arrivals::ANY {
+        if arrivals.offered as usize != Arrivals::ANY {
             arrivals.offered -= 1;
         }
         Some(fd)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let count = self.0.available(self.0.offered);
+        let count = self.0.available(self.0.offered as usize);
         (count, Some(count))
     }
 }
@@ -120,11 +120,13 @@ impl fmt::Debug for FrameDescriptors<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     pub(super) pairing: Pairing,
+    /// The transport's read limit is ours.
+    pub(super) limits_reads: bool,
     queue: VecDeque<Arrived>,
     /// How many bytes were received in all.
     received: u64,
     /// How many at the front are the present frame's; 0 outside of its callback.
-    offered: usize,
+    offered: u32,
 }
 
 #[derive(Debug)]
@@ -140,7 +142,7 @@ struct Arrived {
 
 impl Arrivals {
     /// As [offered](Self::offer): as many as the receiver wants.
-    pub(super) const ANY: usize = usize::MAX;
+    pub(super) const ANY: usize = u32::MAX as usize;
 
     /// A descriptor has arrived, with the bytes that are noted next.
     pub(super) fn push(&mut self, fd: OwnedFd, now: Instant) {
@@ -202,13 +204,13 @@ impl Arrivals {
 
     /// Lets the receiver take the first `count`.
     pub(super) fn offer(&mut self, count: usize) {
-        self.offered = count;
+        self.offered = u32::try_from(count).unwrap_or(u32::MAX);
     }
 
     /// Takes back what the receiver has left of what it was offered; nothing
     /// where it was offered [any](Self::ANY).
     pub(super) fn withdraw(&mut self) -> Vec<OwnedFd> {
-        match std::mem::take(&mut self.offered) {
+        match std::mem::take(&mut self.offered) as usize {
             0 | Self::ANY => Vec::new(),
             left => self.take_first(left),
         }
@@ -222,10 +224,9 @@ impl Arrivals {
 
     /// Takes all but the present frame's.
     pub(super) fn take_others(&mut self) -> Vec<OwnedFd> {
-        let own = if self.offered == Self::ANY {
-            0
-        } else {
-            self.offered
+        let own = match self.offered as usize {
+            Self::ANY => 0,
+            own => own,
         };
         let others = self.queue.split_off(own.min(self.queue.len()));
         others.into_iter().filter_map(|it| it.fd).collect()
@@ -242,6 +243,12 @@ impl Arrivals {
         if self.queue.is_empty() && self.queue.capacity() > 0 {
             self.queue = VecDeque::new();
         }
+    }
+
+    /// Whether a frame can own any, or say that it does.
+    #[inline]
+    pub(super) fn may_own(&self) -> bool {
+        !self.queue.is_empty() || matches!(self.pairing, Pairing::Claimed(_))
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-//! The limit on how long descriptors wait for their frame.
+//! How many descriptors wait for their frame, and how long.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,9 +11,18 @@ use crate::log;
 use crate::policies::Timeout;
 use crate::transport::Transport;
 
-/// Ends the connection when the oldest has waited for too long.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) const PER_FRAME: usize = 16;
+/// As many as the daemon of D-Bus lets wait.
+pub(super) const WAITING: usize = 64;
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What is allowed of descriptors. Ends the connection when the oldest has waited
+/// for too long.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub(super) per_frame: usize,
+    pub(super) waiting: usize,
+    pub(super) deadline: Option<Duration>,
     /// When that arrived whose time is running.
     since: Option<Instant>,
     /// There from the first time on that one waits.
@@ -22,16 +31,28 @@ pub(super) struct Waiting {
     has_expired: Option<Rc<Cell<bool>>>,
 }
 
-impl Waiting {
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            per_frame: PER_FRAME,
+            waiting: WAITING,
+            deadline: Some(DEADLINE),
+            since: None,
+            timeout: None,
+            has_expired: None,
+        }
+    }
+}
+
+impl Bounds {
     /// The oldest arrived then, or none waits any more.
     pub(super) fn follow<T: Transport + ?Sized>(
         &mut self,
         cx: &mut Context<'_, T>,
         since: Option<Instant>,
-        deadline: Option<Duration>,
     ) {
         self.since = since;
-        if let (Some(since), Some(deadline)) = (since, deadline) {
+        if let (Some(since), Some(deadline)) = (since, self.deadline) {
             let passed = cx.reactor.now().saturating_duration_since(since);
             let timeout = self.timeout.get_or_insert_with(|| {
                 let has_expired = self.has_expired.insert(Rc::default());
