@@ -280,6 +280,7 @@ fn play(data: &[u8], files: &Files) {
         passing_errors_percent: [0, 30][settings / 72 % 2],
         // They end a connection at any moment, and the promises with it.
         lasting_errors_per_10_000: 0,
+        ..KernelSettings::default()
     });
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),
