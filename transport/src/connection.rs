@@ -247,9 +247,9 @@ where
         link.close_unclaimed(buffers.descriptors().drain(..));
         link.shared.return_buffers(buffers);
         match read {
-            Ok(received) if received.is_end => link.end(CloseReason::Done),
+            Ok(received) if received.is_end() => link.end(CloseReason::Done),
             Ok(received) => {
-                if received.bytes == 0 && received.is_drained {
+                if received.bytes == 0 && received.is_drained() {
                     link.clear(Flags::READABLE);
                 }
                 if let Some(lingering) = &mut link.cold().lingering {
@@ -360,11 +360,12 @@ where
                 let link = &mut stream.link;
                 debug_assert!(link.is_established(), "a handshake delivers nothing");
                 let reads_on = link.has(Flags::READ_ON | Flags::UNWATCHED);
-                if received.is_drained && !reads_on {
+                if received.is_drained() && !reads_on {
                     link.clear(Flags::READABLE);
                 }
-                if received.had_ancillary {
-                    self.deliver_ancillary(reactor, buffers, received.bytes, received.is_truncated);
+                if received.had_ancillary() {
+                    let is_truncated = received.is_truncated();
+                    self.deliver_ancillary(reactor, buffers, received.bytes, is_truncated);
                 } else if let Some(protocol) = &mut self.protocol {
                     let mut cx = Context::new(&mut self.transport, reactor);
                     protocol.data_received(&mut cx, buffers.data.get(received.bytes));
@@ -395,9 +396,9 @@ where
             link.close_unclaimed(descriptors);
         }
         buffers.ancillary.clear();
-        if received.is_end {
+        if received.is_end() {
             self.read_ended(reactor);
-        } else if received.is_drained && !link.has(Flags::READ_ON | Flags::UNWATCHED) {
+        } else if received.is_drained() && !link.has(Flags::READ_ON | Flags::UNWATCHED) {
             link.clear(Flags::READABLE);
         }
     }

@@ -462,27 +462,39 @@ pub enum Remains {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     pub(crate) bytes: usize,
-    /// Nothing more comes.
-    pub(crate) is_end: bool,
-    /// There is nothing more to be had before the poller says so.
-    pub(crate) is_drained: bool,
-    /// There may be something beside the bytes.
-    pub(crate) had_ancillary: bool,
-    /// Descriptors were lost (`MSG_CTRUNC`).
-    pub(crate) is_truncated: bool,
+    /// Bits of the constants below; none for most reads.
+    notes: u8,
 }
 
 impl Received {
+    /// There may be more to be had at once.
+    const MORE: u8 = 1;
+    /// No bytes are not the end.
+    const GOES_ON: u8 = 1 << 1;
+    /// There may be something beside the bytes.
+    const ANCILLARY: u8 = 1 << 2;
+    /// Descriptors were lost (`MSG_CTRUNC`).
+    const TRUNCATED: u8 = 1 << 3;
+
     /// A read that had room for `limit` bytes and brought `bytes` of them: none are
     /// the end of the stream, and fewer than there was room for all that there is.
     #[inline(always)]
     pub fn new(bytes: usize, limit: usize) -> Self {
         Self {
             bytes,
-            is_end: bytes == 0,
-            is_drained: bytes < limit,
-            had_ancillary: false,
-            is_truncated: false,
+            notes: u8::from(bytes >= limit) * Self::MORE,
+        }
+    }
+
+    /// The same, with something beside the bytes, of which some may have been lost. Such
+    /// a read may have stopped for another reason than that nothing was left.
+    #[inline(always)]
+    pub(crate) fn with_ancillary(self, had_ancillary: bool, is_truncated: bool) -> Self {
+        let beside = u8::from(had_ancillary) * Self::ANCILLARY;
+        let lost = u8::from(is_truncated) * Self::TRUNCATED;
+        Self {
+            notes: self.notes | beside | lost,
+            ..self
         }
     }
 
@@ -491,8 +503,7 @@ impl Received {
     pub fn delivering(bytes: usize, of: Self) -> Self {
         Self {
             bytes,
-            is_end: false,
-            ..of
+            notes: of.notes | Self::GOES_ON,
         }
     }
 
@@ -500,19 +511,13 @@ impl Received {
     pub fn nothing() -> Self {
         Self {
             bytes: 0,
-            is_end: false,
-            is_drained: true,
-            had_ancillary: false,
-            is_truncated: false,
+            notes: Self::GOES_ON,
         }
     }
 
     /// The end of the stream.
     pub fn end() -> Self {
-        Self {
-            is_end: true,
-            ..Self::nothing()
-        }
+        Self { bytes: 0, notes: 0 }
     }
 
     /// The same, and there is more to be had at once: [`FileDescriptor::do_read`] is
@@ -520,7 +525,7 @@ impl Received {
     #[must_use]
     pub fn and_more(self) -> Self {
         Self {
-            is_drained: false,
+            notes: self.notes | Self::MORE,
             ..self
         }
     }
@@ -532,7 +537,22 @@ impl Received {
 
     /// Whether nothing more comes.
     pub fn is_end(&self) -> bool {
-        self.is_end
+        self.bytes == 0 && self.notes & Self::GOES_ON == 0
+    }
+
+    /// Whether there is nothing more to be had before the poller says so.
+    #[inline(always)]
+    pub fn is_drained(&self) -> bool {
+        self.notes & (Self::MORE | Self::ANCILLARY) == 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn had_ancillary(&self) -> bool {
+        self.notes & Self::ANCILLARY != 0
+    }
+
+    pub(crate) fn is_truncated(&self) -> bool {
+        self.notes & Self::TRUNCATED != 0
     }
 }
 

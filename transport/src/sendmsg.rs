@@ -133,13 +133,13 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         let is_drained = match &received {
             // What carries descriptors is glued to what comes before it
             // (unix(7) does not say so; Linux does).
-            Ok(received) => received.is_drained && !received.had_ancillary,
+            Ok(received) => received.is_drained(),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
         if is_drained {
             link.set(Flags::PLAIN_READS);
         }
-        if matches!(&received, Ok(received) if received.had_ancillary) && self.is_wary() {
+        if matches!(&received, Ok(received) if received.had_ancillary()) && self.is_wary() {
             self.disarm(link, buffers);
         }
         received
@@ -315,14 +315,14 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
         buffers: &mut ReadBuffers,
         limit: usize,
     ) -> io::Result<Received> {
-        if link.has(Flags::PLAIN_READS) {
-            return self.base.do_read(link, buffers, limit);
-        }
         if link.has(Flags::REFUSES_DESCRIPTORS) {
-            return self.read_refusing(link, buffers, limit);
+            return match link.has(Flags::PLAIN_READS) {
+                true => self.base.do_read(link, buffers, limit),
+                false => self.read_refusing(link, buffers, limit),
+            };
         }
         let received = self.base.receive(link, buffers, limit)?;
-        if received.had_ancillary && self.is_wary() {
+        if received.had_ancillary() && self.is_wary() {
             self.disarm(link, buffers);
         }
         Ok(received)

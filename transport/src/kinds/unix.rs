@@ -157,14 +157,8 @@ impl PassDescriptors for UnixSocket {
             &mut buffers.control,
             &mut buffers.ancillary,
         )?;
-        let has_more = received.had_ancillary;
-        Ok(Received {
-            // A read stops behind the message that carried descriptors.
-            is_drained: received.bytes < limit && !has_more,
-            had_ancillary: received.had_ancillary,
-            is_truncated: received.control_truncated,
-            ..Received::new(received.bytes, limit)
-        })
+        Ok(Received::new(received.bytes, limit)
+            .with_ancillary(received.had_ancillary, received.control_truncated))
     }
 
     fn descriptor_socket(&self) -> &dyn DescriptorSocket {

@@ -311,12 +311,10 @@ impl PassDescriptors for MemorySocket {
         let data = buffers.data.get_mut(limit);
         let descriptors = &mut buffers.ancillary.descriptors;
         let read = self.kernel.read(self.id, data, descriptors)?;
-        Ok(Received {
-            is_drained: read.bytes < limit && !read.had_descriptors,
-            had_ancillary: read.had_descriptors,
-            is_truncated: read.is_truncated,
-            ..Received::new(read.bytes, limit)
-        })
+        Ok(
+            Received::new(read.bytes, limit)
+                .with_ancillary(read.had_descriptors, read.is_truncated),
+        )
     }
 
     fn descriptor_socket(&self) -> &dyn DescriptorSocket {
