@@ -32,45 +32,63 @@
 //!
 //! # By task
 //!
-//! | To | use |
+//! What protocols and programs are written with stands at the root. What fewer need is
+//! in modules: [`policies`], [`framing`] and [`handoff`] above all.
+//!
+//! | To run | use |
 //! |---|---|
-//! | run and stop the loop | [`Reactor::run`], [`Reactor::stop_on_signals`], [`Reactor::stop_gracefully`], [`Reactor::stop`] |
+//! | and stop the loop | [`Reactor::run`], [`Reactor::stop_on_signals`], [`Reactor::stop_gracefully`], [`Reactor::stop`] |
+//! | something at the start or the end | [`Reactor::call_when_running`], [`Reactor::add_trigger`], [`lifecycle`] |
+//! | something later | [`Reactor::call_later`], [`DelayedCall`] |
+//! | something at intervals | [`Reactor::call_every`], [`PeriodicCall`] |
+//! | something from another thread | [`RemoteHandle::call_from_thread`] |
+//! | work that blocks | [`Reactor::call_in_thread`], [`threads`] |
+//! | something at a signal | [`Reactor::on_signals`] |
+//! | the reactor inside another loop | [`Reactor::turn`] |
+//! | something else that epoll watches | [`Reactor::register`], [`descriptor`] |
+//!
+//! | To get a connection | use |
+//! |---|---|
 //! | listen | [`listen`](Transports::listen), at [`Tcp::at`] or [`Unix::at`] |
 //! | accept sockets without serving them here | [`Acceptor`], [`accept`](Transports::accept) |
 //! | connect | [`connect`](Transports::connect), to [`Tcp::to`] or [`Unix::to`] |
 //! | connect to a host by its name | [`Tcp::to_host`] |
-//! | find the addresses of a host | [`resolve`](Transports::resolve), [`Resolver`] |
-//! | react to a connection | [`Protocol`], built by a [`Factory`] |
+//! | find the addresses of a host | [`resolve`](Transports::resolve) |
+//! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
+//! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
+//! | use another kind of socket | [`endpoint`] |
+//! | put TLS or another layer under a protocol | [`layers`] |
+//!
+//! | To serve a connection | use |
+//! |---|---|
+//! | react to what happens | [`Protocol`], built by a [`Factory`] |
 //! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
+//! | cut the stream into messages | [`framing`] |
+//! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
 //! | act on another connection | its [`TransportHandle`] and [`Context::get`] |
 //! | call another connection's protocol | [`call_protocol`](Transports::call_protocol) |
-//! | do something later | [`Reactor::call_later`], [`DelayedCall`] |
-//! | do something at intervals | [`Reactor::call_every`], [`PeriodicCall`] |
 //! | keep a fast source from a slow sink | [`Producer`], [`Transport::register_producer`], [`Watermarks`] |
 //! | send a file | [`FileSender`] |
-//! | pass a descriptor | [`UnixTransport::send_file_descriptor`] |
-//! | pass descriptors with one message exactly | [`UnixTransport::write_with_descriptors`] |
-//! | receive descriptors | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
-//! | cut the stream into messages | [`framing`] |
-//! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | limit time, connections or bytes per second; log traffic | [`policies`] |
-//! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
-//! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
-//! | start a program with sockets under agreed numbers | [`spawn_with_descriptors`], [`take_granted`] |
-//! | start a program with sockets as systemd does | [`spawn_with_listen_fds`] |
-//! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
-//! | give a connection away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
-//! | serve with several processes | [`handoff::pool`] |
-//! | be replaced by a new process without losing a connection | [`handoff::restart`] |
-//! | take sockets from systemd, and tell it how we are | [`handoff::systemd`] |
-//! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
-//! | call from another thread | [`RemoteHandle::call_from_thread`] |
-//! | do work that blocks | [`Reactor::call_in_thread`], [`ThreadPool`] |
-//! | handle signals | [`Reactor::on_signals`] |
-//! | run inside another loop | [`Reactor::turn`] |
-//! | drive something else that epoll watches | [`Descriptor`], [`Reactor::register`] |
 //! | bound what one turn does | [`Limits`], [`TransportBudgets`] |
-//! | see what became of descriptors | [`descriptor_counts`](Transports::descriptor_counts) |
+//!
+//! | To pass descriptors | use |
+//! |---|---|
+//! | send one | [`UnixTransport::send_file_descriptor`] |
+//! | send some with one message exactly | [`UnixTransport::write_with_descriptors`] |
+//! | receive them | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
+//! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
+//! | see what became of them | [`descriptor_counts`](Transports::descriptor_counts) |
+//!
+//! | To use several processes | use |
+//! |---|---|
+//! | serve with all of them | [`handoff::pool`] |
+//! | be replaced by a new one without losing a connection | [`handoff::restart`] |
+//! | take sockets from systemd, and tell it how we are | [`handoff::systemd`] |
+//! | give a connection or a listener away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
+//! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
+//! | start a program with sockets under agreed numbers | [`process::spawn_with_descriptors`], [`process::take_granted`] |
+//! | start a program with sockets as systemd does | [`process::spawn_with_listen_fds`] |
 //!
 //! # Callbacks never nest
 //!
@@ -107,48 +125,139 @@ pub mod guide;
 
 // The loop.
 pub use bowline_reactor::{
-    Clock, DelayedCall, DelayedCallError, GracefulStop, Handle, Hold, Limits, PeriodicCall,
-    PeriodicEnd, Phase, Reactor, ReactorError, RemoteError, RemoteHandle, RunError, Sleep,
-    Statistics, SystemClock, SystemEvent, TriggerError, TriggerId, Turn, Vacancy,
+    DelayedCall, GracefulStop, Handle, Limits, PeriodicCall, Reactor, RemoteHandle, Turn,
 };
 
-// Threads for work that blocks.
-pub use bowline_reactor::{
-    AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
+// What users implement, and what their callbacks are given.
+pub use bowline_protocol::{
+    Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
+    ConnectError, Context, Factory, FileSender, FileSent, Origin, Part, Producer, ProducerKind,
+    ProducerRef, Protocol,
+};
+
+// Connections, listeners and connectors, as callbacks see them.
+pub use bowline_protocol::{
+    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, LingeringClose,
+    Listener, ListenerHandle, SocketFile, TcpTransport, Transport, TransportHandle, TransportState,
+    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+};
+
+// Passed descriptors.
+pub use bowline_protocol::{DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors};
+
+// Listening, connecting, adopting, detaching.
+pub use bowline_transport::{
+    Detached, StaleSocket, Tcp, TcpStream, TransportBudgets, Transports, Unix, UnixStream, Unsent,
+    UnsentDescriptors,
 };
 
 // Signals.
 #[cfg(feature = "signals")]
 pub use bowline_reactor::{SignalHandler, signal};
 
-// Descriptors of one's own.
-pub use bowline_reactor::{
-    Contained, Descriptor, DrainRound, Interest, Next, Panic, Readiness, Token, catch_panic,
-};
+/// What can go wrong, but for [`ConnectError`], which callbacks are given.
+pub mod error {
+    pub use bowline_protocol::{
+        FailedAttempt, FileSendError, FileSendErrorKind, LookupError, RegisterProducerError,
+        SendDescriptorError, SendDescriptorErrorKind,
+    };
+    pub use bowline_reactor::{
+        DelayedCallError, ReactorError, RemoteError, RunError, ThreadCallError, TriggerError,
+    };
+    pub use bowline_transport::{
+        AdoptError, AdoptErrorKind, CallError, DetachError, ListenError, ListenStep, ReattachError,
+    };
+}
 
-// What users implement, and what their callbacks are given.
-pub use bowline_protocol::{
-    Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
-    ConnectError, Context, Factory, FailedAttempt, FileSendError, FileSendErrorKind, FileSender,
-    FileSent, LookupError, Origin, Part, Producer, ProducerKind, ProducerRef, Protocol,
-    RegisterProducerError, SocketFile,
-};
+/// Where time comes from, and what is asked of calls in the future.
+///
+/// [`Reactor::call_later`] and [`Reactor::call_every`] are where to begin.
+pub mod time {
+    pub use bowline_reactor::{Clock, PeriodicEnd, Sleep, SystemClock};
+}
 
-// Connections, listeners and connectors, as callbacks see them.
-pub use bowline_protocol::{
-    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, LingeringClose,
-    Listener, ListenerHandle, TcpTransport, Transport, TransportHandle, TransportState,
-    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
-};
+/// The start and the end of a reactor: what runs at each, and what a stop waits for.
+///
+/// [`Reactor::add_trigger`], [`Reactor::hold`] and [`Reactor::stop_gracefully`] are where
+/// to begin.
+pub mod lifecycle {
+    pub use bowline_reactor::{DrainRound, Hold, Phase, SystemEvent, TriggerId};
+}
 
-// Passed descriptors.
-pub use bowline_protocol::{
-    DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors, SendDescriptorError,
-    SendDescriptorErrorKind,
-};
-pub use bowline_transport::{
-    DescriptorCounts, UnsentDescriptors, close_received, descriptors_closing,
-};
+/// Threads for work that blocks.
+///
+/// [`Reactor::call_in_thread`] is where to begin.
+pub mod threads {
+    pub use bowline_reactor::{
+        AtShutdown, ThreadCall, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
+    };
+}
+
+/// Host names: who finds the addresses of a host.
+///
+/// [`Transports::resolve`] asks; [`Transports::set_resolver`] puts another
+/// [`Resolver`](resolve::Resolver) in place.
+pub mod resolve {
+    pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
+}
+
+/// Whatever else epoll can watch: descriptors of your own, driven by the reactor.
+///
+/// Implement [`Descriptor`](descriptor::Descriptor), and hand it to
+/// [`Reactor::register`].
+pub mod descriptor {
+    pub use bowline_reactor::{
+        Contained, Descriptor, Interest, Next, Panic, Readiness, Token, Vacancy, catch_panic,
+    };
+}
+
+/// How a kind of connection listens, connects and is adopted: what [`Tcp`] and [`Unix`]
+/// answer, and the traits that a kind of your own implements.
+pub mod endpoint {
+    pub use bowline_transport::endpoint::{
+        Adopt, AdoptTransport, Carried, Carrying, Connect, ConnectTransport, Dial, HostToTry,
+        LayerOf, Layered, Listen, ListenAt, ListenTransport, ListeningSocket, On, Side, Wrap,
+    };
+    pub use bowline_transport::{
+        OverTcp, Plain, TcpConnect, TcpListen, TcpListener, UnixConnect, UnixListen, UnixListener,
+    };
+}
+
+/// What transports are made of: for a layer of your own that changes the bytes, or a
+/// socket of your own. Protocols need nothing of it.
+///
+/// A [`Stream`](layers::Stream) is a transport over a
+/// [`FileDescriptor`](layers::FileDescriptor): a [`Socket`](layers::Socket), or layers
+/// on one.
+pub mod layers {
+    pub use bowline_transport::{
+        DescriptorSocket, FileDescriptor, Link, PassDescriptors, ReadBuffers, Received,
+        ReceivedLimits, Remains, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket,
+        UnixSocket,
+    };
+}
+
+/// A process and its descriptors: programs that are started with some, and what may be
+/// asked about them.
+///
+/// [`spawn_with_descriptors`](process::spawn_with_descriptors) and
+/// [`take_granted`](process::take_granted) are where to begin.
+pub mod process {
+    pub use bowline_transport::{
+        SocketDescription, close_received, describe_socket, descriptors_closing, effective_user,
+        exit_descriptor, is_passing_shortage, monotonic_microseconds, own_pidfd_inode,
+        remove_environment, send_datagram, spawn_with_descriptors, spawn_with_listen_fds,
+        take_granted, take_inherited,
+    };
+}
+
+/// What a reactor has counted.
+///
+/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer it.
+pub mod statistics {
+    pub use bowline_reactor::Statistics;
+    pub use bowline_transport::DescriptorCounts;
+}
 
 // Messages in the stream.
 #[doc(inline)]
@@ -157,35 +266,6 @@ pub use bowline_protocol::framing;
 // Time limits, limits of connections and bytes, connecting again.
 #[doc(inline)]
 pub use bowline_protocol::policies;
-
-// Listening, connecting, adopting, detaching.
-pub use bowline_transport::{
-    AdoptError, AdoptErrorKind, CallError, DetachError, Detached, ListenError, ListenStep,
-    ReattachError, StaleSocket, StreamTransport, Tcp, TcpStream, TransportBudgets, Transports,
-    Unix, UnixStream, Unsent,
-};
-
-/// Where and how to listen, connect and adopt, and how a kind of connection of one's own
-/// says so.
-#[doc(inline)]
-pub use bowline_transport::endpoint;
-
-// Descriptors that processes are started with, and what belongs to it.
-pub use bowline_transport::{
-    SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
-    monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
-    spawn_with_descriptors, spawn_with_listen_fds, take_granted, take_inherited,
-};
-
-// Host names.
-pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
-
-// What transports are made of.
-pub use bowline_transport::{
-    DescriptorSocket, FileDescriptor, Link, OverTcp, PassDescriptors, Plain, ReadBuffers, Received,
-    ReceivedLimits, Remains, SendmsgMixin, Socket, Stream, TcpConnect, TcpListen, TcpListener,
-    TcpSocket, UnixConnect, UnixListen, UnixListener, UnixSocket,
-};
 
 /// Worker pools, restarts that lose nothing, and the interfaces of systemd.
 #[doc(inline)]

@@ -11,6 +11,12 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::rc::Rc;
 
+use bowline::error::{
+    AdoptError, AdoptErrorKind, CallError, DelayedCallError, DetachError, FailedAttempt,
+    FileSendError, ListenError, LookupError, ReactorError, ReattachError, RegisterProducerError,
+    RemoteError, RunError, SendDescriptorError, SendDescriptorErrorKind, ThreadCallError,
+    TriggerError,
+};
 use bowline::framing::{EncodeError, FramingError, SendFrameError, SendFrameErrorKind};
 use bowline::handoff::channel::ChannelError;
 use bowline::handoff::restart::{Refusal, RestartError};
@@ -18,10 +24,7 @@ use bowline::handoff::systemd::{ActivationError, Notice, NoticeError};
 use bowline::handoff::wire::{SendError, SendErrorKind, WireError};
 use bowline::testing::MemoryStream;
 use bowline::{
-    Address, AdoptError, AdoptErrorKind, CallError, CloseReason, ConnectError, DelayedCallError,
-    DetachError, FailedAttempt, FileSendError, FileSender, ListenError, LookupError, Reactor,
-    ReactorError, ReattachError, RegisterProducerError, RemoteError, RunError, SendDescriptorError,
-    SendDescriptorErrorKind, ThreadCallError, TransportHandle, Transports, TriggerError,
+    Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
 
 mod support;

@@ -685,7 +685,7 @@ fn hot_restart_keeps_the_variables_of_systemd_from_its_successors() {
         .env("LISTEN_FDNAMES", "web")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    let child = bowline::spawn_with_descriptors(command, &[(listener.as_fd(), 3)]);
+    let child = bowline::process::spawn_with_descriptors(command, &[(listener.as_fd(), 3)]);
     let mut first = Killed(child.expect("starts"));
     drop(listener);
     let variables = |process: u32| {

@@ -21,7 +21,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bowline::{Address, Phase, Reactor, SystemEvent, Transports, UnixAddress};
+use bowline::lifecycle::{Phase, SystemEvent};
+use bowline::{Address, Reactor, Transports, UnixAddress};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::support::{DEADLINE, Record, Recorder, open_descriptors, run_until, run_until_quiet};

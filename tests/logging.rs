@@ -10,13 +10,13 @@ use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream as Client;
 use std::time::Duration;
 
+use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::policies::{
     Backoff, IdleTimeout, Jitter, LimitConnections, Rate, Reconnecting, ThrottleReading,
 };
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, BuildContext, CloseReason, Context, Factory, Phase, Protocol, Reactor, SystemEvent,
-    Transport, Transports,
+    Address, BuildContext, CloseReason, Context, Factory, Protocol, Reactor, Transport, Transports,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};

@@ -10,12 +10,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Pair;
 use std::time::Duration;
 
+use bowline::descriptor::{Descriptor, Interest, Next, Readiness};
 use bowline::framing::{FrameBuffer, Framer, LengthPrefixedFramer, LineFramer, NetstringFramer};
 use bowline::testing::{ManualClock, Pump};
-use bowline::{
-    Context, Descriptor, Interest, Next, Protocol, Reactor, Readiness, Transport, Transports,
-    UnixTransport,
-};
+use bowline::{Context, Protocol, Reactor, Transport, Transports, UnixTransport};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 
@@ -129,7 +127,7 @@ mod slots {
         });
     }
 
-    fn register(reactor: &mut Reactor) -> bowline::Token {
+    fn register(reactor: &mut Reactor) -> bowline::descriptor::Token {
         reactor
             .register(Interest::Readable, |_| Box::new(Idle(0)))
             .expect("there is room")

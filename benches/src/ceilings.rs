@@ -7,7 +7,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use ::bowline::{Clock, DelayedCall, Reactor, Sleep};
+use ::bowline::time::{Clock, Sleep};
+use ::bowline::{DelayedCall, Reactor};
 
 use crate::drive::{collected, count_instructions};
 use crate::peers::{Family, Job, Peer, Task};

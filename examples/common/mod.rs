@@ -12,7 +12,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bowline::UnixStream;
-use bowline::{Factory, ListenError, ListenerHandle, Reactor, TcpStream, Transports, UnixAddress};
+use bowline::error::ListenError;
+use bowline::{Factory, ListenerHandle, Reactor, TcpStream, Transports, UnixAddress};
 
 /// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);

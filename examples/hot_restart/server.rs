@@ -12,14 +12,15 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Instant;
 
+use bowline::Transports;
 use bowline::endpoint::Adopt as _;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
+use bowline::layers::StreamTransport;
+use bowline::process::{describe_socket, descriptors_closing};
 use bowline::{Address, AfterReadClosed, Context, GracefulStop, Protocol, Reactor};
-use bowline::{StreamTransport, Transports};
 use bowline::{Tcp, Unix};
-use bowline::{describe_socket, descriptors_closing};
 use rustix::process::Signal;
 
 use crate::common::{self, STOP_DEADLINE};

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use bowline::error::SendDescriptorErrorKind;
 use bowline::{
     CloseReason, Context, PassedDescriptor, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
-    SendDescriptorErrorKind, Transport, Transports, UnixStream, UnixTransport,
+    Transport, Transports, UnixStream, UnixTransport,
 };
 
 use crate::peer::{

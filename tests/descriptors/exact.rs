@@ -3,9 +3,9 @@
 
 use std::os::fd::OwnedFd;
 
+use bowline::error::{SendDescriptorError, SendDescriptorErrorKind};
 use bowline::{
-    DescriptorLimits, PassedDescriptor, Reactor, SendDescriptorError, SendDescriptorErrorKind,
-    Transports, UnixTransport, Watermarks, WriteStatus,
+    DescriptorLimits, PassedDescriptor, Reactor, Transports, UnixTransport, Watermarks, WriteStatus,
 };
 
 use crate::peer::{

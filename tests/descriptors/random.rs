@@ -5,10 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 
-use bowline::{
-    DescriptorLimits, PassedDescriptor, Reactor, SendDescriptorErrorKind, Transports,
-    UnixTransportHandle,
-};
+use bowline::error::SendDescriptorErrorKind;
+use bowline::{DescriptorLimits, PassedDescriptor, Reactor, Transports, UnixTransportHandle};
 use proptest::prelude::*;
 
 use crate::peer::{Identity, files, identity, receive, shrink_send_buffer, transport};

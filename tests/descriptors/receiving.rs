@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use bowline::Unix;
+use bowline::error::SendDescriptorErrorKind;
 use bowline::{
-    Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors,
-    SendDescriptorErrorKind, Transport, Transports, UnixStream,
+    Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors, Transport,
+    Transports, UnixStream,
 };
 
 use crate::peer::{

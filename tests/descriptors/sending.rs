@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use bowline::error::SendDescriptorErrorKind;
 use bowline::{
-    Address, DescriptorLimits, PassedDescriptor, ProducerKind, ProducerRef, Reactor,
-    SendDescriptorErrorKind, Transports, UnixTransport, WriteStatus,
+    Address, DescriptorLimits, PassedDescriptor, ProducerKind, ProducerRef, Reactor, Transports,
+    UnixTransport, WriteStatus,
 };
 
 use crate::peer::{

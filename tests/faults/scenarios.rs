@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, spawn_command};
 use bowline::policies::Backoff;
+use bowline::process::spawn_with_descriptors;
 use bowline::{
     Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory,
     ListenerHandle, ProducerKind, Protocol, Reactor, ReceivedDescriptors, StaleSocket, TcpStream,
-    Transport, Transports, Turn, UnixStream, UnixTransport, spawn_with_descriptors,
+    Transport, Transports, Turn, UnixStream, UnixTransport,
 };
 use bowline::{Tcp, Unix};
 

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bowline::handoff::channel::{Channel, ChannelError, ChannelReceiver, ChannelSettings};
 use bowline::handoff::channel::{Peer, Role, Users};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
+use bowline::process::effective_user;
 use bowline::testing::{ManualClock, Pump, SimulatedKernel};
 use bowline::{CloseReason, Context, PassedDescriptor, Reactor, Transports, UnixTransport};
-use bowline::{UnixStream, UnixTransportHandle, effective_user};
+use bowline::{UnixStream, UnixTransportHandle};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -9,10 +9,8 @@ use std::time::{Duration, Instant};
 
 use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Peer, Role};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
-use bowline::{
-    Context, PassedDescriptor, Reactor, Transports, UnixTransport, spawn_with_descriptors,
-    take_granted,
-};
+use bowline::process::{spawn_with_descriptors, take_granted};
+use bowline::{Context, PassedDescriptor, Reactor, Transports, UnixTransport};
 use rustix::fs::MemfdFlags;
 
 use crate::support::figures::{Bound, Figures, scaled};

@@ -12,9 +12,10 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Reactor;
 use bowline::handoff::systemd::{Notice, Notifier, Watchdog};
+use bowline::process::describe_socket;
 use bowline::testing::ManualClock;
-use bowline::{Reactor, describe_socket};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
 use crate::systemd::Manager;

@@ -15,11 +15,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::handoff::systemd::{self, ActivationError, Notice, Notifier, Watchdog};
-use bowline::testing::ManualClock;
-use bowline::{
-    Address, Context, Protocol, Reactor, Transport, Transports, UnixAddress, describe_socket,
-    own_pidfd_inode, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
+use bowline::process::{
+    describe_socket, own_pidfd_inode, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
+use bowline::testing::ManualClock;
+use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, UnixAddress};
 use bowline::{Tcp, Unix};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 

@@ -2,7 +2,8 @@
 
 use std::io::{Read, Seek};
 
-use bowline::{DescriptorLimits, ProducerKind, ProducerRef, SendDescriptorErrorKind, Transports};
+use bowline::error::SendDescriptorErrorKind;
+use bowline::{DescriptorLimits, ProducerKind, ProducerRef, Transports};
 
 use crate::Scenario;
 use crate::pair::{Direction, Pair, Wants, both_directions, canary};

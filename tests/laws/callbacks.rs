@@ -15,12 +15,13 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::lifecycle::{Phase, SystemEvent};
+use bowline::resolve::{Answer, Resolver};
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, AfterReadClosed, Answer, BuildContext, CloseReason, ConnectError, Context, Factory,
-    FileSender, Origin, Phase, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
-    ReceivedDescriptors, Resolver, SystemEvent, Transport, Transports, Turn, UnixAddress,
-    UnixStream, UnixTransportHandle,
+    Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory,
+    FileSender, Origin, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
+    ReceivedDescriptors, Transport, Transports, Turn, UnixAddress, UnixStream, UnixTransportHandle,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 

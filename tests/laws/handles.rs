@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::error::{DelayedCallError, DetachError, SendDescriptorErrorKind};
+use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::{
-    Address, Context, DelayedCallError, DetachError, Phase, ProducerKind, ProducerRef, Protocol,
-    Reactor, SendDescriptorErrorKind, SystemEvent, Transport, TransportHandle, Transports,
-    UnixAddress, UnixStream,
+    Address, Context, ProducerKind, ProducerRef, Protocol, Reactor, Transport, TransportHandle,
+    Transports, UnixAddress, UnixStream,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -287,7 +288,7 @@ fn calls_of_one_reactor_cannot_be_reached_through_another() {
     periodic.reset(&mut other);
     assert!(periodic.is_active() && periodic.interval() == second);
 
-    let pool = bowline::ThreadPool::new(bowline::ThreadPoolOptions::default());
+    let pool = bowline::threads::ThreadPool::new(bowline::threads::ThreadPoolOptions::default());
     pool.call_in_thread(&mut one, || (), |_, _| {});
     let refused = counting(&count);
     pool.call_in_thread(
@@ -296,7 +297,7 @@ fn calls_of_one_reactor_cannot_be_reached_through_another() {
         move |reactor, result| {
             assert!(matches!(
                 result,
-                Err(bowline::ThreadCallError::OtherReactor)
+                Err(bowline::error::ThreadCallError::OtherReactor)
             ));
             refused(reactor);
         },

@@ -7,10 +7,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::descriptor::{Descriptor, Next, Panic, Readiness};
+use bowline::error::ThreadCallError;
+use bowline::lifecycle::{Phase, SystemEvent};
+use bowline::time::PeriodicEnd;
 use bowline::{
-    Address, BuildContext, CloseReason, Context, Descriptor, Factory, Next, Panic, PeriodicEnd,
-    Phase, Producer, ProducerKind, ProducerRef, Protocol, Reactor, Readiness, SystemEvent,
-    ThreadCallError, Transport, Transports, UnixAddress, UnixStream,
+    Address, BuildContext, CloseReason, Context, Factory, Producer, ProducerKind, ProducerRef,
+    Protocol, Reactor, Transport, Transports, UnixAddress, UnixStream,
 };
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as Client;
@@ -381,7 +384,7 @@ fn what_a_reactor_owns_may_panic_when_it_is_dropped_with_it() {
 fn descriptor_that_panics_whatever_is_called_is_dropped() {
     safely(|| {
         struct Rotten {
-            own: Rc<Cell<Option<bowline::Token>>>,
+            own: Rc<Cell<Option<bowline::descriptor::Token>>>,
             told: Rc<Cell<u32>>,
             _bomb: Bomb,
         }

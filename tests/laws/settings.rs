@@ -6,16 +6,17 @@ use std::io::Read;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
+use bowline::Unix;
+use bowline::endpoint::{UnixConnect, UnixListen};
 use bowline::policies::{
     Backoff, IdleTimeout, LimitConnections, LimitHandshakes, Rate, Reconnecting, ThrottleReading,
     TrafficLog,
 };
+use bowline::threads::ThreadPoolOptions;
 use bowline::{
-    Address, Context, DescriptorLimits, Factory, FileSender, Limits, Protocol, Reactor,
-    ThreadPoolOptions, Transport, TransportBudgets, Transports, UnixAddress, UnixTransport,
-    Watermarks,
+    Address, Context, DescriptorLimits, Factory, FileSender, Limits, Protocol, Reactor, Transport,
+    TransportBudgets, Transports, UnixAddress, UnixTransport, Watermarks,
 };
-use bowline::{Unix, UnixConnect, UnixListen};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until_quiet, socketpair};
 

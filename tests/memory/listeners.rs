@@ -6,14 +6,12 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
+use bowline::process::describe_socket;
 use bowline::testing::{
     Delivery, KernelSettings, MemoryListener, MemoryPeer, MemorySocket, ProcessId, SimulatedKernel,
     Simulation,
 };
-use bowline::{
-    Address, BuildContext, Context, ListenerHandle, Protocol, Transport, Transports,
-    describe_socket,
-};
+use bowline::{Address, BuildContext, Context, ListenerHandle, Protocol, Transport, Transports};
 
 use crate::support::DescriptorLedger;
 

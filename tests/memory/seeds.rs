@@ -4,8 +4,8 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use bowline::Clock;
 use bowline::testing::Simulation;
+use bowline::time::Clock;
 
 use crate::support::figures::scaled;
 

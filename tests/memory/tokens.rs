@@ -7,8 +7,9 @@ use std::collections::{HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Reactor;
+use bowline::descriptor::{Descriptor, Next, Readiness, Token};
 use bowline::testing::{Random, ReadinessSource};
-use bowline::{Descriptor, Next, Reactor, Readiness, Token};
 
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};

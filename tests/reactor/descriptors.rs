@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::{DelayedCall, Descriptor, Handle, Interest, Next, Panic, Reactor, Readiness, Token};
+use bowline::descriptor::{Descriptor, Interest, Next, Panic, Readiness, Token};
+use bowline::{DelayedCall, Handle, Reactor};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, read, write};
 

@@ -5,11 +5,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::descriptor::{Descriptor, Next, Readiness, Token};
+use bowline::error::ReactorError;
+use bowline::lifecycle::{DrainRound, Phase, SystemEvent};
 use bowline::testing::ManualClock;
-use bowline::{
-    Descriptor, DrainRound, GracefulStop, Limits, Next, Phase, Reactor, ReactorError, Readiness,
-    SystemEvent, Token, Turn,
-};
+use bowline::{GracefulStop, Limits, Reactor, Turn};
 
 use crate::support::DescriptorLedger;
 use crate::{Notes, PANIC};

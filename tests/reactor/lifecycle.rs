@@ -6,10 +6,9 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::{
-    Hold, Phase, Reactor, ReactorError, RunError, SystemEvent, Transports, TriggerError, TriggerId,
-    Turn,
-};
+use bowline::error::{ReactorError, RunError, TriggerError};
+use bowline::lifecycle::{Hold, Phase, SystemEvent, TriggerId};
+use bowline::{Reactor, Transports, Turn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::support::{DEADLINE, DescriptorLedger, Record, Recorder, run_until, socketpair};

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::testing::ManualClock;
-use bowline::{PeriodicCall, PeriodicEnd, Reactor, Transports};
+use bowline::time::PeriodicEnd;
+use bowline::{PeriodicCall, Reactor, Transports};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
 use crate::{Notes, PANIC};

@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::{
-    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Phase, Protocol, Reactor,
-    SystemEvent, Transport, Transports,
+    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol, Reactor,
+    Transport, Transports,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};

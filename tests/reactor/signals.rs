@@ -6,7 +6,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bowline::{GracefulStop, Reactor, SignalHandler, SystemEvent};
+use bowline::lifecycle::SystemEvent;
+use bowline::{GracefulStop, Reactor, SignalHandler};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};

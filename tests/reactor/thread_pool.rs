@@ -6,9 +6,10 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bowline::{
-    AtShutdown, Phase, Reactor, SystemEvent, ThreadCallError, ThreadPool, ThreadPoolOptions,
-};
+use bowline::Reactor;
+use bowline::error::ThreadCallError;
+use bowline::lifecycle::{Phase, SystemEvent};
+use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolOptions};
 
 use crate::support::{DEADLINE, DescriptorLedger, assert_no_pool_threads, pool_threads, run_until};
 use crate::{Notes, PANIC};

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bowline::error::DelayedCallError;
+use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::testing::ManualClock;
-use bowline::{DelayedCallError, Limits, Phase, Reactor, SystemEvent, Transports};
+use bowline::{Limits, Reactor, Transports};
 
 use crate::support::{DEADLINE, DescriptorLedger, Record, Recorder, run_until, socketpair};
 use crate::{Notes, PANIC};

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bowline::{Limits, Reactor, RemoteError};
+use bowline::error::RemoteError;
+use bowline::{Limits, Reactor};
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
 use crate::{Notes, PANIC};

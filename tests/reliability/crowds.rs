@@ -542,7 +542,7 @@ fn has_exactly(grants: &[(OwnedFd, u32)]) -> bool {
     let borrowed: Vec<_> = grants.iter().map(|(fd, n)| (fd.as_fd(), *n)).collect();
     let mut found = found_by(Command::new("/bin/ls"), |command| {
         let command = std::mem::replace(command, Command::new("unused"));
-        bowline::spawn_with_descriptors(command, &borrowed)
+        bowline::process::spawn_with_descriptors(command, &borrowed)
     });
     let has_streams = (0..3_u32).all(|number| found.remove(&number).is_some());
     let link = |fd: &OwnedFd| {

@@ -439,12 +439,18 @@ fn own_socket_that_was_lent_is_not_sent() {
         };
         let own = copy(it);
         let error = it.send_file_descriptor(own.into()).unwrap_err();
-        assert_eq!(error.kind, bowline::SendDescriptorErrorKind::OwnSocket);
+        assert_eq!(
+            error.kind,
+            bowline::error::SendDescriptorErrorKind::OwnSocket
+        );
         let own = copy(it);
         let error = it
             .write_with_descriptors(b"x", vec![file().into(), own.into()])
             .unwrap_err();
-        assert_eq!(error.kind, bowline::SendDescriptorErrorKind::OwnSocket);
+        assert_eq!(
+            error.kind,
+            bowline::error::SendDescriptorErrorKind::OwnSocket
+        );
         assert_eq!(error.descriptors.len(), 2, "they come back");
         it.send_file_descriptor(file().into()).unwrap();
     }
@@ -631,7 +637,7 @@ fn descriptors_inside_of_others_do_not_stall_the_loop() {
         for (case, depth) in cases.iter().flat_map(|case| [(*case, 1), (*case, 3)]) {
             let path = directory.path().join(format!("{case}{depth}"));
             let (hostile, _unread) = nested(depth);
-            let longest = stall(case, &path, hostile, bowline::close_received);
+            let longest = stall(case, &path, hostile, bowline::process::close_received);
             not_stalled(&format!("{case}, {depth} down"), longest);
         }
     });
@@ -667,7 +673,7 @@ fn many_descriptors_inside_of_others_hold_up_nobody() {
         }
         not_stalled("by 120 inside of others", longest);
         run_until(&mut reactor, |_| {
-            bowline::descriptors_closing() == MOST_ASLEEP
+            bowline::process::descriptors_closing() == MOST_ASLEEP
         });
         let mut client = StdUnixStream::connect(&path).unwrap();
         client.set_nonblocking(true).unwrap();

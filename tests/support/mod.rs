@@ -66,7 +66,7 @@ pub(crate) fn pool_threads() -> usize {
 #[track_caller]
 pub(crate) fn wait_for_closes() {
     let began = Instant::now();
-    while bowline::descriptors_closing() > 0 {
+    while bowline::process::descriptors_closing() > 0 {
         assert!(began.elapsed() < DEADLINE, "something is not closed");
         std::thread::yield_now();
     }

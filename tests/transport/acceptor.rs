@@ -8,9 +8,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::rc::Rc;
 
+use bowline::error::AdoptErrorKind;
 use bowline::{
-    Address, AdoptErrorKind, BuildContext, CloseReason, Context, DescriptorLimits,
-    PassedDescriptor, Protocol, Reactor, Transports, UnixTransport,
+    Address, BuildContext, CloseReason, Context, DescriptorLimits, PassedDescriptor, Protocol,
+    Reactor, Transports, UnixTransport,
 };
 use bowline::{Tcp, Unix};
 

@@ -15,11 +15,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::endpoint::Adopt as _;
+use bowline::error::{AdoptError, AdoptErrorKind, DetachError};
 use bowline::testing::MemoryStream;
 use bowline::{
-    Address, AdoptError, AdoptErrorKind, DetachError, Detached, ProducerKind, ProducerRef, Reactor,
-    SocketFile, TcpStream, Transport, TransportHandle, Transports, UnixAddress, UnixStream, Unsent,
-    UnsentDescriptors, Watermarks,
+    Address, Detached, ProducerKind, ProducerRef, Reactor, SocketFile, TcpStream, Transport,
+    TransportHandle, Transports, UnixAddress, UnixStream, Unsent, UnsentDescriptors, Watermarks,
 };
 use bowline::{Tcp, Unix};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};

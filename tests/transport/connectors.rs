@@ -6,10 +6,9 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixS
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::testing::ManualClock;
-use bowline::{
-    Address, ConnectorHandle, ConnectorState, Phase, Reactor, SystemEvent, Transports, UnixAddress,
-};
+use bowline::{Address, ConnectorHandle, ConnectorState, Reactor, Transports, UnixAddress};
 use bowline::{Tcp, Unix};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;

@@ -6,9 +6,9 @@ use std::io::{self, Read, Seek, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::error::{FileSendError, FileSendErrorKind, RegisterProducerError};
 use bowline::{
-    Context, FileSendError, FileSendErrorKind, FileSender, FileSent, ProducerKind, ProducerRef,
-    RegisterProducerError, Transport, TransportState, Watermarks,
+    Context, FileSender, FileSent, ProducerKind, ProducerRef, Transport, TransportState, Watermarks,
 };
 
 use crate::harness::{Buffers, Kind, Link, Script, over_every_kind, pattern};

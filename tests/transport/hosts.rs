@@ -8,13 +8,16 @@ use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::Tcp;
+use bowline::endpoint::TcpConnect;
+use bowline::error::LookupError;
 use bowline::policies::{Backoff, Jitter, Reconnecting};
+use bowline::resolve::{Answer, Resolver, SystemResolver};
+use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolOptions};
 use bowline::{
-    Address, Answer, AtShutdown, BuildContext, ConnectError, ConnectorHandle, Destination, Factory,
-    LookupError, Reactor, Resolver, SystemResolver, TcpStream, ThreadPool, ThreadPoolOptions,
+    Address, BuildContext, ConnectError, ConnectorHandle, Destination, Factory, Reactor, TcpStream,
     Transports,
 };
-use bowline::{Tcp, TcpConnect};
 
 use crate::connectors::{Stage, deaf_tcp, refused_address};
 use crate::harness::{Doorman, Script, failure_in_short};

@@ -10,9 +10,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Unix;
+use bowline::error::ListenStep;
 use bowline::{
-    Address, CloseReason, Context, ListenStep, ListenerHandle, Protocol, Reactor, StaleSocket,
-    Transport, Transports, UnixAddress,
+    Address, CloseReason, Context, ListenerHandle, Protocol, Reactor, StaleSocket, Transport,
+    Transports, UnixAddress,
 };
 use rustix::fs::Mode;
 

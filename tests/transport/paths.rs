@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Barrier, Mutex};
 
 use bowline::endpoint::Listen as _;
+use bowline::error::{ListenError, ListenStep};
+use bowline::process::monotonic_microseconds;
 use bowline::{
-    Address, Context, ListenError, ListenStep, Protocol, Reactor, StaleSocket, Transport,
-    Transports, UnixAddress, monotonic_microseconds,
+    Address, Context, Protocol, Reactor, StaleSocket, Transport, Transports, UnixAddress,
 };
 use bowline::{Tcp, Unix};
 use rustix::fs::{FlockOperation, flock};

@@ -5,9 +5,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::error::RegisterProducerError;
 use bowline::{
-    AfterReadClosed, Context, Producer, ProducerKind, ProducerRef, Reactor, RegisterProducerError,
-    Transport, TransportHandle, TransportState, Transports, Watermarks, WriteStatus,
+    AfterReadClosed, Context, Producer, ProducerKind, ProducerRef, Reactor, Transport,
+    TransportHandle, TransportState, Transports, Watermarks, WriteStatus,
 };
 
 use crate::harness::{DynContext, End, Kind, Link, Peer, Script, over_every_kind, pattern};

@@ -18,9 +18,11 @@ use bowline::handoff::restart::{
     Start,
 };
 use bowline::handoff::systemd::Notifier;
+use bowline::lifecycle::{Hold, Phase, SystemEvent};
+use bowline::process::describe_socket;
 use bowline::{
-    Address, Context, Hold, Phase, Protocol, Reactor, SystemEvent, TcpStream, Transport,
-    Transports, UnixStream, UnixTransport, describe_socket,
+    Address, Context, Protocol, Reactor, TcpStream, Transport, Transports, UnixStream,
+    UnixTransport,
 };
 use bowline::{Tcp, Unix};
 use rustix::process::Signal;

@@ -294,7 +294,7 @@ fn one_that_goes_on_is_waited_for_however_quiet(kind: Kind) {
 fn one_that_nobody_waits_for_goes_on_until_the_end(kind: Kind) {
     let mut link = Link::new(kind, echo().drain(|_| AtDrain::DoNotWait));
     link.reactor.start().unwrap();
-    let hold = link.reactor.hold(bowline::SystemEvent::Shutdown);
+    let hold = link.reactor.hold(bowline::lifecycle::SystemEvent::Shutdown);
     let how = GracefulStop::new().deadline(DEADLINE).grace(GRACE);
     link.reactor.stop_gracefully(how).unwrap();
     assert_waits(&mut link);
@@ -349,7 +349,7 @@ fn a_stop_at_once_cuts_it(kind: Kind) {
     let is_busy = Rc::new(Cell::new(true));
     let mut link = Link::new(kind, Script::new().busy(&is_busy));
     stop(&mut link);
-    let _hold = link.reactor.hold(bowline::SystemEvent::Shutdown);
+    let _hold = link.reactor.hold(bowline::lifecycle::SystemEvent::Shutdown);
     link.reactor.stop_now().unwrap();
     link.run_until_lost();
     let summary = link.record.summary();

@@ -538,9 +538,9 @@ fn closing_what_a_worker_has_taken_and_ended_stalls_nobody() {
         .dispatch(&mut stage.reactor, Connection::new(accepted.into()));
     stage.settle();
     drop(stage.hand(0).heard());
-    assert_eq!(bowline::descriptors_closing(), 0);
+    assert_eq!(bowline::process::descriptors_closing(), 0);
     stage.accept(0, 1, 0);
-    assert_eq!(bowline::descriptors_closing(), 1);
+    assert_eq!(bowline::process::descriptors_closing(), 1);
     // Nobody is to have its bytes any more: the close is over.
     drop(unread);
     crate::support::wait_for_closes();

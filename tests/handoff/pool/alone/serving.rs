@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
+use bowline::Reactor;
+use bowline::error::AdoptErrorKind;
 use bowline::handoff::pool::{Dispatch, FromWorker, Orphans, Refusal, Worker, WorkerSettings};
-use bowline::{AdoptErrorKind, Reactor};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::super::raw::dispatch;

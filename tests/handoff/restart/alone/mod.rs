@@ -28,8 +28,9 @@ use bowline::handoff::restart::{
     Start,
 };
 use bowline::testing::ManualClock;
+use bowline::time::Clock;
 use bowline::{
-    Address, Clock, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
+    Address, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
 };
 
 use self::wire::Hand;

@@ -14,7 +14,8 @@ use bowline::handoff::restart::{
     Listeners, Program, Refusal, Restart, RestartError, RestartSettings,
 };
 use bowline::handoff::systemd::Notifier;
-use bowline::{Acceptor, Address, BuildContext, Reactor, describe_socket};
+use bowline::process::describe_socket;
+use bowline::{Acceptor, Address, BuildContext, Reactor};
 use bowline::{Tcp, Unix};
 use std::os::fd::{AsFd, OwnedFd};
 
