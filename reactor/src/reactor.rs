@@ -51,14 +51,24 @@ pub use self::vacancy::Vacancy;
 /// 1. **Poll**: wait for readiness, or for the next delayed call; without
 ///    waiting if anything is left to do.
 /// 2. **Calls**: from other threads, then of [`call_soon`](Self::call_soon).
-/// 3. **Timers** that are due, by time, then in the order scheduled.
-/// 4. **Ready descriptors**: those with events, then those that asked for
+/// 3. **Ready descriptors**: those with events, then those that asked for
 ///    another turn.
-/// 5. **Notifications** that callbacks left for other descriptors.
+/// 4. **Notifications** that callbacks left for other descriptors.
+/// 5. **Timers** that were due when the turn began, by time, then in the order
+///    scheduled; and the notifications that they leave.
 /// 6. **System events**: startup and shutdown triggers.
 ///
 /// Each phase has a budget ([`Limits`]); what it leaves waits for the next
 /// turn, whose poll then does not wait.
+///
+/// # Late is not missed
+///
+/// What is ready comes before what is due, so that a time limit ends nobody whose
+/// bytes have arrived. Where the loop itself was late, by 50 ms or more (the process
+/// was stopped, the machine suspended, a callback took long), timers wait until
+/// everything that is ready was served, however many turns of its budgets that takes;
+/// where it does not end, for some 64 turns. Time limits built on the reactor need
+/// no arithmetic of their own for that.
 ///
 /// # Panics
 ///
@@ -94,6 +104,9 @@ pub struct Reactor {
     moment: Cell<Moment>,
     /// When delayed calls ran last.
     timers_ran: Option<Instant>,
+    /// For how many turns they have waited for what is ready, since the loop was
+    /// in time; the largest number once they were not to wait any more.
+    held_back: usize,
     clock: Box<dyn Clock>,
     soon: VecDeque<Call>,
     remote: RemoteHandle,
@@ -205,6 +218,7 @@ impl Reactor {
             moment: Cell::new(Moment::ORIGIN),
             now: Cell::new(None),
             timers_ran: None,
+            held_back: 0,
             clock: Box::new(clock),
             soon: VecDeque::new(),
             remote: RemoteHandle::new(waker),

@@ -328,6 +328,19 @@ impl<T> Timers<T> {
         self.nodes[DUE as usize].next != DUE
     }
 
+    /// Returns whether the first of what [`pop_due`](Self::pop_due) would give has
+    /// been due for that long at `now`; there has to be something.
+    #[inline]
+    pub(crate) fn is_overdue(&self, now: Moment, by: Duration) -> bool {
+        let due = self.nodes[DUE as usize].next;
+        let deadline = Moment {
+            nanos: self.nodes[due as usize].deadline,
+        };
+        deadline
+            .after(by)
+            .is_some_and(|latest| latest.nanos <= now.nanos)
+    }
+
     /// Returns the instant at which [`expire`](Self::expire) is to be called
     /// next, `None` without timers.
     ///

@@ -580,7 +580,7 @@ fn phases_of_a_turn_come_in_their_order() {
     let calling = move |_: &mut Reactor| from_thread.store(true, Ordering::Relaxed);
     reactor.remote().call_from_thread(calling).unwrap();
     turn(&mut reactor);
-    assert_eq!(notes.all(), ["call", "timer", "data", "deferred", "end"]);
+    assert_eq!(notes.all(), ["call", "data", "deferred", "timer", "end"]);
     turn(&mut reactor);
     assert_eq!(notes.all().last(), Some(&"later"));
     drop(hold);
@@ -588,4 +588,105 @@ fn phases_of_a_turn_come_in_their_order() {
     assert!(!reactor.is_running());
     drop((reactor, theirs));
     ledger.assert_balanced();
+}
+
+/// A process that was stopped has both to do, what is ready and what is due, and more
+/// of the first than a turn's budgets allow: nobody whose bytes are there runs into a
+/// time limit. Timers ran before.
+#[test]
+fn late_loop_reads_all_that_is_ready_before_what_is_due() {
+    let ledger = DescriptorLedger::open();
+    const CONNECTIONS: usize = 40;
+    const SENT: usize = 3 * 65_536;
+    let (clock, mut reactor) = manual();
+    // A few events and one read for each at a time.
+    reactor.set_limits(Limits {
+        events: 4,
+        ..Limits::default()
+    });
+    let budgets = reactor.transport_budgets();
+    reactor.set_transport_budgets(bowline::TransportBudgets {
+        read_bytes: 1,
+        ..budgets
+    });
+    let mut peers = Vec::new();
+    let unread = Rc::new(Cell::new(CONNECTIONS * SENT));
+    let found = Notes::new();
+    struct Counts(Rc<Cell<usize>>);
+    impl<T: bowline::Transport> bowline::Protocol<T> for Counts {
+        fn data_received(&mut self, _: &mut bowline::Context<'_, T>, data: &[u8]) {
+            self.0.set(self.0.get() - data.len());
+        }
+    }
+    for _ in 0..CONNECTIONS {
+        let (ours, theirs) = socketpair();
+        let counts = Counts(Rc::clone(&unread));
+        reactor.adopt_unix_stream(ours.into(), counts).unwrap();
+        let (unread, found) = (Rc::clone(&unread), found.clone());
+        reactor.call_later(SECOND, move |_| found.push(unread.get()));
+        peers.push(theirs);
+    }
+    reactor.start().unwrap();
+    turn(&mut reactor);
+    for peer in &mut peers {
+        std::io::Write::write_all(peer, &[0; SENT]).unwrap();
+    }
+    clock.advance(SECOND * 5);
+    let mut turns = 0;
+    while found.len() < CONNECTIONS {
+        assert!(turns == 0 || !reactor.is_idle(), "it goes on at once");
+        reactor.turn(None);
+        turns += 1;
+        assert!(turns < 200, "{} read on", unread.get());
+    }
+    assert_eq!(found.all(), [0; CONNECTIONS]);
+    drop((reactor, peers));
+    ledger.assert_balanced();
+}
+
+/// Work without an end does not keep what is due from running for ever, nor once the
+/// loop is known to be behind.
+#[test]
+fn late_calls_wait_for_endless_work_for_some_turns_only() {
+    let _alone = DescriptorLedger::open();
+    let (clock, mut reactor) = manual();
+    struct Endless;
+    impl bowline::descriptor::Descriptor for Endless {
+        fn ready(
+            &mut self,
+            _: &mut Reactor,
+            _: bowline::descriptor::Readiness,
+        ) -> bowline::descriptor::Next {
+            bowline::descriptor::Next::Again
+        }
+        fn attend(&mut self, _: &mut Reactor) -> bowline::descriptor::Next {
+            bowline::descriptor::Next::Again
+        }
+        fn facet(&mut self) -> &mut dyn std::any::Any {
+            self
+        }
+    }
+    let token = reactor.vacancy().unwrap().install(Box::new(Endless));
+    reactor.notify(token);
+    let notes = Notes::new();
+    reactor.call_later(SECOND, notes.noting("late"));
+    // In time it does not wait at all.
+    clock.advance(SECOND);
+    turn(&mut reactor);
+    assert_eq!(notes.len(), 1);
+    for late in [true, false] {
+        reactor.call_later(SECOND, notes.noting("late"));
+        clock.advance(SECOND * 2);
+        let before = notes.len();
+        let mut turns = 0;
+        while notes.len() == before {
+            turn(&mut reactor);
+            turns += 1;
+            assert!(turns <= 100, "it waits for ever");
+        }
+        assert_eq!(turns > 1, late, "{turns} turns");
+        // It stays behind.
+        reactor.call_later(Duration::ZERO, notes.noting("next"));
+        clock.advance(SECOND);
+    }
 }

@@ -23,14 +23,6 @@ use crate::wire::{self, Incoming, MAX_DESCRIPTORS, MAX_PAYLOAD};
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long before its deadline the other process is looked at a last time: what it
-/// has said while this one was stopped, or busy, is heard then.
-const LAST_MOMENT: Duration = Duration::from_millis(100);
-
-pub(super) fn last_moment(limit: Duration) -> Duration {
-    LAST_MOMENT.min(limit / 2)
-}
-
 /// What of a message is not the connections themselves.
 const OVERHEAD_BYTES: usize = 4096;
 
@@ -350,17 +342,8 @@ impl Restart {
         };
         if let Some(limit) = limit {
             let this = self.clone();
-            let last = last_moment(limit);
-            let nearly = move |reactor: &mut Reactor| this.offer_is_nearly_late(reactor, id, last);
-            offer.deadline = Some(reactor.call_later(limit - last, nearly));
-        }
-    }
-
-    fn offer_is_nearly_late(&self, reactor: &mut Reactor, id: u64, last: Duration) {
-        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
-            let this = self.clone();
             let late = move |reactor: &mut Reactor| this.offer_is_late(reactor, id);
-            offer.deadline = Some(reactor.call_later(last, late));
+            offer.deadline = Some(reactor.call_later(limit, late));
         }
     }
 

@@ -15,7 +15,7 @@ use bowline_transport::UnixStream;
 use super::handshake::{Act, Taking, Told};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{self, Moved};
-use super::predecessor::{last_moment, settings};
+use super::predecessor::settings;
 use super::{CONTROL, Restart, RestartError, Start, control};
 use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer, has_peer_ended};
 use crate::inherited::Inherited;
@@ -314,18 +314,9 @@ impl Restart {
                 let _ = deadline.cancel(reactor);
             }
             if let Some(limit) = take_over.machine.patience(patience) {
-                let last = last_moment(limit);
-                let nearly = move |reactor: &mut Reactor| this.nearly_too_late(reactor, last);
-                take_over.deadline = Some(reactor.call_later(limit - last, nearly));
+                let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
+                take_over.deadline = Some(reactor.call_later(limit, late));
             }
-        });
-    }
-
-    fn nearly_too_late(&self, reactor: &mut Reactor, last: Duration) {
-        let this = self.clone();
-        self.with_take_over(|take_over| {
-            let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
-            take_over.deadline = Some(reactor.call_later(last, late));
         });
     }
 

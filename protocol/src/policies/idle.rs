@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use bowline_reactor::{DelayedCall, Reactor};
 
-use super::timeout::STALL;
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
 use crate::context::Context;
@@ -38,9 +37,9 @@ const LOOKS_PER_PERIOD: u32 = 4;
 /// A connection is closed exactly when its period has passed since the last
 /// callback with traffic. What others write to it, and what the kernel takes
 /// without a callback, is noticed within a quarter of the period, and puts the
-/// close off as if it had happened then; and the time in which the loop itself was
-/// stopped, by a debugger or with its virtual machine, does not count. (Twisted:
-/// `policies.TimeoutFactory`.)
+/// close off as if it had happened then. What came while the loop itself was
+/// stopped, by a debugger or with its virtual machine, is read before anybody is
+/// closed. (Twisted: `policies.TimeoutFactory`.)
 ///
 /// # Examples
 ///
@@ -137,8 +136,6 @@ struct Watch {
     /// The bytes sent and unsent at the last look.
     written: Cell<(u64, usize)>,
     call: Cell<Option<DelayedCall>>,
-    /// When that was to be.
-    due: Cell<Instant>,
 }
 
 impl Idle {
@@ -166,7 +163,6 @@ impl Idle {
             since: Cell::new(cx.reactor.now()),
             written: Cell::new(written(cx.transport)),
             call: Cell::new(None),
-            due: Cell::new(cx.reactor.now()),
         });
         Watch::schedule(&watch, cx.reactor, self.period);
         self.watch = Some(watch);
@@ -222,8 +218,6 @@ impl Watch {
         let delay = left.min(watch.period / LOOKS_PER_PERIOD);
         let call = reactor.call_later(delay, move |reactor| Self::look(&weak, reactor));
         watch.call.set(Some(call));
-        let now = reactor.now();
-        watch.due.set(now.checked_add(delay).unwrap_or(now));
     }
 
     fn look(watch: &Weak<Self>, reactor: &mut Reactor) {
@@ -238,12 +232,6 @@ impl Watch {
         let written = written(transport);
         if watch.written.replace(written) != written {
             watch.since.set(now);
-        }
-        let too_late = now.saturating_duration_since(watch.due.get());
-        if too_late > STALL {
-            // What has come meanwhile is still to be read.
-            let since = watch.since.get() + too_late;
-            watch.since.set((since + STALL).min(now));
         }
         let passed = now.saturating_duration_since(watch.since.get());
         match watch.period.checked_sub(passed) {

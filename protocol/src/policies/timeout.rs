@@ -23,8 +23,8 @@ use crate::transport::TransportHandle;
 /// 10 s, unless [`close_within`](Self::close_within) says how long.
 ///
 /// A loop that was itself stopped for longer than the limit (by a debugger, with its
-/// virtual machine, in a callback) looks once more before it ends anything: what has
-/// come meanwhile is read first.
+/// virtual machine, in a callback) reads what has come meanwhile before it ends
+/// anything, as it does for all delayed calls.
 ///
 /// A reset notes the time and does nothing else: no allocation, no timer is
 /// moved. The one timer there is looks, when it runs, how much is left. A limit
@@ -102,18 +102,12 @@ struct Limit {
     period: Duration,
     since: Instant,
     transport: TransportHandle,
-    /// It has passed, and is looked at once more.
-    is_last_look: bool,
 }
 
-/// A timer that runs so much too late says that the loop was stopped.
-pub(super) const STALL: Duration = Duration::from_millis(50);
 /// How long what was written may take to leave a connection that is closed: as long
 /// as its limit, within these. A peer on the other side of the world has the time to
 /// take a last word, and one that takes nothing is gone soon after its limit.
 const CLOSE_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// How long a loop that was stopped has to read what has come meanwhile.
-const LAST_LOOK_AFTER: Duration = Duration::from_millis(10);
 
 impl Limit {
     fn passed(&self, reactor: &Reactor) -> Duration {
@@ -122,11 +116,6 @@ impl Limit {
 
     fn left(&self, reactor: &Reactor) -> Duration {
         self.period.saturating_sub(self.passed(reactor))
-    }
-
-    /// Whether it has passed for so long that nobody can have looked at the time.
-    fn was_missed(&self, reactor: &Reactor) -> bool {
-        self.passed(reactor) > self.period.saturating_add(STALL)
     }
 }
 
@@ -168,7 +157,6 @@ impl Timeout {
             period,
             since: reactor.now(),
             transport,
-            is_last_look: false,
         };
         let before = self.state.limit.replace(Some(limit));
         let call = self.state.call.get();
@@ -184,7 +172,6 @@ impl Timeout {
         if let Some(limit) = self.state.limit.get() {
             self.state.limit.set(Some(Limit {
                 since: reactor.now(),
-                is_last_look: false,
                 ..limit
             }));
         }
@@ -249,13 +236,6 @@ impl State {
         if !left.is_zero() {
             Self::schedule(&state, reactor, left);
             return;
-        }
-        if !limit.is_last_look && limit.was_missed(reactor) {
-            state.limit.set(Some(Limit {
-                is_last_look: true,
-                ..limit
-            }));
-            return Self::schedule(&state, reactor, LAST_LOOK_AFTER);
         }
         if reactor.get(limit.transport).is_none() {
             // Taken apart: it goes on if it is put together again.

@@ -359,7 +359,7 @@ impl Reactor {
                 });
             }
         });
-        self.notifications_phase();
+        self.notify_all();
     }
 
     /// Nobody is waited for any more: says who was, if they had not finished.

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +25,16 @@ use crate::triggers::{Phase, SystemEvent};
 /// enough.
 const POLL_RETRY: Duration = Duration::from_millis(10);
 
+/// A turn whose delayed calls are so much overdue has begun late. A loop with much
+/// to do takes some milliseconds for a turn; a time limit below this is none for
+/// peers.
+const LATE: Duration = Duration::from_millis(50);
+
+/// For how many turns what is overdue waits at the most for what is ready, besides
+/// one for each batch of events that there can be: enough for a socket whose
+/// buffer holds some megabytes, and a fraction of a second where all do.
+const CATCH_UP_TURNS: usize = 64;
+
 /// How often a descriptor is told that it panicked which panics when it is told:
 /// once for what happened, once for its last callback, and one to spare.
 const TOLD_OF_PANICS: u32 = 3;
@@ -36,13 +47,19 @@ impl Reactor {
         let capacity = self.limits.events;
         let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
         self.poll_phase(&mut events, timeout);
+        self.expire_timers();
         self.calls_phase();
-        self.timers_phase();
         self.ready_phase(&events);
+        let mut notices = 0..self.limits.notifications.max(1);
+        self.notifications_phase(&mut notices);
+        // Only now, since what was ready may have been what a deadline is for.
+        if self.may_run_timers(&events) {
+            self.timers_phase();
+            self.notifications_phase(&mut notices);
+        }
         if self.limits.events == capacity {
             self.events = events;
         }
-        self.notifications_phase();
         self.slots.recycle();
         self.system_events_phase();
     }
@@ -93,18 +110,53 @@ impl Reactor {
         });
     }
 
-    fn timers_phase(&mut self) {
-        if self.timers.is_empty() {
-            return;
+    /// Settles which delayed calls are due in this turn: what callbacks schedule
+    /// from now on waits for the next one, however short its delay.
+    fn expire_timers(&mut self) {
+        if !self.timers.is_empty() {
+            self.timers.expire(self.moment());
         }
-        // Once per turn, however many of them panic: a call that schedules
-        // itself anew waits for the next turn.
-        let now = self.now();
-        self.timers.expire(self.moment());
+    }
+
+    /// Whether what is due runs in this turn.
+    ///
+    /// A turn that begins late, because the process was stopped or a callback took
+    /// long, has deadlines to run that would have been met, had the loop looked in
+    /// time. What is ready is read first, by as many turns as that takes. Where it
+    /// never ends, the deadlines have waited long enough after some of them.
+    #[inline]
+    fn may_run_timers(&mut self, events: &mio::Events) -> bool {
         if !self.timers.has_due() {
-            return;
+            self.held_back = 0;
+            return false;
         }
-        self.timers_ran = Some(now);
+        // They were looked at in this turn, so it is its time.
+        if !self.timers.is_overdue(self.moment.get(), LATE) {
+            self.held_back = 0;
+            return true;
+        }
+        self.has_caught_up(events)
+    }
+
+    #[cold]
+    fn has_caught_up(&mut self, events: &mio::Events) -> bool {
+        let most = CATCH_UP_TURNS + self.slots.len() / events.capacity().max(1);
+        let is_behind = events.iter().count() >= events.capacity()
+            || !self.again.is_empty()
+            || !self.deferred.is_empty()
+            || !self.remote_calls.is_empty()
+            || self.source_has_events();
+        if is_behind && self.held_back < most {
+            self.held_back += 1;
+            return false;
+        }
+        // Until the loop is in time again.
+        self.held_back = usize::MAX;
+        true
+    }
+
+    fn timers_phase(&mut self) {
+        self.timers_ran = Some(self.now());
         let mut budget = 0..self.limits.timers.max(1);
         self.guarded(|reactor| {
             for _ in &mut budget {
@@ -206,10 +258,12 @@ impl Reactor {
         }
     }
 
-    pub(super) fn notifications_phase(&mut self) {
-        let mut budget = 0..self.limits.notifications.max(1);
+    fn notifications_phase(&mut self, budget: &mut Range<usize>) {
+        if self.deferred.is_empty() {
+            return;
+        }
         self.guarded(|reactor| {
-            for _ in &mut budget {
+            for _ in &mut *budget {
                 let Some(deferred) = reactor.deferred.pop_front() else {
                     break;
                 };
@@ -478,7 +532,13 @@ impl Reactor {
                 call.run(reactor, ());
             }
         });
-        self.notifications_phase();
+        self.notify_all();
+    }
+
+    /// The notifications phase of what is no turn.
+    pub(super) fn notify_all(&mut self) {
+        let mut budget = 0..self.limits.notifications.max(1);
+        self.notifications_phase(&mut budget);
     }
 
     /// Tells every descriptor that the reactor stops, and removes it. What
@@ -502,7 +562,7 @@ impl Reactor {
                     });
                 }
             });
-            self.notifications_phase();
+            self.notify_all();
             self.slots.recycle();
         }
         for token in self.slots.tokens() {
