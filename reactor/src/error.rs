@@ -10,6 +10,9 @@ use std::io;
 pub enum ReactorError {
     /// `run` or `start` on a reactor that runs.
     AlreadyRunning,
+    /// The reactor is the copy of another process's, from which this one was
+    /// forked.
+    Forked,
     /// `stop` or `crash` on a reactor that does not run.
     NotRunning,
 }
@@ -18,6 +21,7 @@ impl fmt::Display for ReactorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AlreadyRunning => "reactor is already running",
+            Self::Forked => "reactor belongs to the process that this one was forked from",
             Self::NotRunning => "reactor is not running",
         })
     }
@@ -31,6 +35,8 @@ impl Error for ReactorError {}
 pub enum RunError {
     /// The reactor runs already, or is turned by hand.
     AlreadyRunning,
+    /// As [`ReactorError::Forked`].
+    Forked,
     /// The program could not go on, for this reason:
     /// [`fail`](crate::Reactor::fail) was called.
     Failed(io::Error),
@@ -40,6 +46,7 @@ impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlreadyRunning => ReactorError::AlreadyRunning.fmt(f),
+            Self::Forked => ReactorError::Forked.fmt(f),
             Self::Failed(error) => write!(f, "cannot go on: {error}"),
         }
     }
@@ -48,7 +55,7 @@ impl fmt::Display for RunError {
 impl Error for RunError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::AlreadyRunning => None,
+            Self::AlreadyRunning | Self::Forked => None,
             Self::Failed(error) => Some(error),
         }
     }
@@ -57,7 +64,7 @@ impl Error for RunError {
 impl From<RunError> for io::Error {
     fn from(error: RunError) -> Self {
         match error {
-            RunError::AlreadyRunning => Self::other(error),
+            RunError::AlreadyRunning | RunError::Forked => Self::other(error),
             RunError::Failed(error) => error,
         }
     }

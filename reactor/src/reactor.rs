@@ -61,6 +61,18 @@ pub use self::vacancy::Vacancy;
 /// Each phase has a budget ([`Limits`]); what it leaves waits for the next
 /// turn, whose poll then does not wait.
 ///
+/// # Forks
+///
+/// A process that was forked has a copy of the reactor, whose poller and timers it
+/// shares with its parent: what one of them did to them, the other would have to
+/// bear. So the copy does nothing any more. It does not start or turn, watches and
+/// deregisters nothing, and removes no socket file; what its descriptors are asked
+/// for is not done. Dropping it closes the child's own copies of the descriptors. To
+/// go on as a server a child makes a reactor of its own, and adopts what it wants to
+/// keep; to become a daemon, fork before there is a reactor, since threads do not
+/// survive either. (Noticed by pthread_atfork(3), so for fork(3) and daemon(3) and
+/// not for a system call made by hand.)
+///
 /// # Late is not missed
 ///
 /// What is ready comes before what is due, so that a time limit ends nobody whose
@@ -117,6 +129,8 @@ pub struct Reactor {
     stopping: Stopping,
     /// Whether a turn runs, and callbacks with it: they must not nest.
     is_turning: bool,
+    /// The [process](sys::generation) that it was made in.
+    process: u32,
     triggers: Triggers,
     limits: Limits,
     statistics: Statistics,
@@ -224,6 +238,7 @@ impl Reactor {
             remote: RemoteHandle::new(waker),
             remote_calls: VecDeque::new(),
             state: State::Idle,
+            process: sys::generation(),
             failure: None,
             stopping: Stopping::default(),
             is_turning: false,
@@ -252,7 +267,10 @@ impl Reactor {
     /// [`RunError::AlreadyRunning`] when it runs or is turned by hand: always
     /// from inside a callback. [`RunError::Failed`] after [`fail`](Self::fail).
     pub fn run(&mut self) -> Result<(), RunError> {
-        self.start().map_err(|_| RunError::AlreadyRunning)?;
+        self.start().map_err(|error| match error {
+            ReactorError::Forked => RunError::Forked,
+            _ => RunError::AlreadyRunning,
+        })?;
         if self.failure.is_some() {
             // Of before the start: what has begun ends as ever.
             let _ = self.stop();
@@ -272,6 +290,9 @@ impl Reactor {
     ///
     /// [`ReactorError::AlreadyRunning`], as for [`run`](Self::run).
     pub fn start(&mut self) -> Result<(), ReactorError> {
+        if self.is_forked() {
+            return Err(ReactorError::Forked);
+        }
         // After a crash the state is idle while the callback still runs.
         if self.state != State::Idle || self.is_turning {
             return Err(ReactorError::AlreadyRunning);
@@ -300,6 +321,9 @@ impl Reactor {
     pub fn turn(&mut self, timeout: Option<Duration>) -> Turn {
         if self.is_turning {
             log::warn!(target: log::REACTOR, "turned from inside a callback: ignored");
+        } else if self.is_forked() {
+            log::error!(target: log::REACTOR, "{}: ignored", ReactorError::Forked);
+            self.state = State::Idle;
         } else {
             let turning = Turning::begin(self);
             turning.reactor.turn_once(timeout);
@@ -310,6 +334,11 @@ impl Reactor {
         } else {
             Turn::Continue
         }
+    }
+
+    /// Whether this process was forked from the one that made the reactor.
+    fn is_forked(&self) -> bool {
+        self.process != sys::known_generation()
     }
 
     /// Ends the loop, since the program cannot go on: [stops](Self::stop) it,
@@ -606,6 +635,9 @@ impl Reactor {
         source: BorrowedFd<'_>,
         interest: Interest,
     ) -> io::Result<()> {
+        if self.is_forked() {
+            return Err(io::Error::other(ReactorError::Forked));
+        }
         self.poll.registry().register(
             &mut SourceFd(&source.as_raw_fd()),
             token.to_mio(),
@@ -625,6 +657,9 @@ impl Reactor {
         source: BorrowedFd<'_>,
         interest: Interest,
     ) -> io::Result<()> {
+        if self.is_forked() {
+            return Err(io::Error::other(ReactorError::Forked));
+        }
         self.poll.registry().reregister(
             &mut SourceFd(&source.as_raw_fd()),
             token.to_mio(),
@@ -635,6 +670,10 @@ impl Reactor {
     /// Ends the watch on `source`; to be called before it is closed or passed
     /// on. A failure is logged: there is nothing a caller could do.
     pub fn unwatch(&mut self, source: BorrowedFd<'_>) {
+        if self.is_forked() {
+            // The watch is the parent's.
+            return;
+        }
         let raw = source.as_raw_fd();
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&raw)) {
             log::warn!(target: log::REACTOR, "cannot deregister descriptor {raw}: {error}");

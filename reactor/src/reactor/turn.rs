@@ -53,9 +53,10 @@ impl Reactor {
         let mut notices = 0..self.limits.notifications.max(1);
         self.notifications_phase(&mut notices);
         // Only now, since what was ready may have been what a deadline is for.
-        if self.may_run_timers(&events) {
-            self.timers_phase();
-            self.notifications_phase(&mut notices);
+        if self.timers.has_due() {
+            self.due_phase(&events, &mut notices);
+        } else {
+            self.held_back = 0;
         }
         if self.limits.events == capacity {
             self.events = events;
@@ -118,24 +119,23 @@ impl Reactor {
         }
     }
 
-    /// Whether what is due runs in this turn.
+    /// Runs what is due, and delivers what that leaves; or has it wait.
     ///
     /// A turn that begins late, because the process was stopped or a callback took
     /// long, has deadlines to run that would have been met, had the loop looked in
     /// time. What is ready is read first, by as many turns as that takes. Where it
     /// never ends, the deadlines have waited long enough after some of them.
-    #[inline]
-    fn may_run_timers(&mut self, events: &mio::Events) -> bool {
-        if !self.timers.has_due() {
-            self.held_back = 0;
-            return false;
-        }
+    // Apart from the rest, which has the registers to itself where nothing is due.
+    #[inline(never)]
+    fn due_phase(&mut self, events: &mio::Events, notices: &mut Range<usize>) {
         // They were looked at in this turn, so it is its time.
         if !self.timers.is_overdue(self.moment.get(), LATE) {
             self.held_back = 0;
-            return true;
+        } else if !self.has_caught_up(events) {
+            return;
         }
-        self.has_caught_up(events)
+        self.timers_phase();
+        self.notifications_phase(notices);
     }
 
     #[cold]
@@ -156,7 +156,7 @@ impl Reactor {
     }
 
     fn timers_phase(&mut self) {
-        self.timers_ran = Some(self.now());
+        self.timers_ran = self.now.get();
         let mut budget = 0..self.limits.timers.max(1);
         self.guarded(|reactor| {
             for _ in &mut budget {

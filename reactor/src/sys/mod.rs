@@ -4,11 +4,13 @@
 #![allow(unsafe_code)]
 
 mod call;
+mod fork;
 mod timerfd;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub(crate) use self::call::Call;
+pub(crate) use self::fork::{generation, known_generation};
 pub(crate) use self::timerfd::TimerFd;
 
 /// The poller's own descriptor, for embedding the loop in another one.
