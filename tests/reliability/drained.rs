@@ -55,6 +55,7 @@ fn server_process() {
             .expect("handlers");
     }
     reactor.run().expect("it does not run yet");
+    say(&format!("cut {}", reactor.statistics().cut));
 }
 
 fn command(how: &str) -> Command {
@@ -268,19 +269,39 @@ fn exchange(
 }
 
 /// What servers say on their standard output, which successors have too.
-struct Said(BufReader<ChildStdout>);
+struct Said {
+    output: BufReader<ChildStdout>,
+    /// Of each server that has ended, how many connections were cut.
+    cut: Vec<usize>,
+}
 
 impl Said {
     fn next(&mut self, what: &str) -> String {
+        let found = self.find(what);
+        found.unwrap_or_else(|| panic!("it ended before it was {what}"))
+    }
+
+    fn find(&mut self, what: &str) -> Option<String> {
         let mut line = String::new();
         loop {
             line.clear();
-            let count = self.0.read_line(&mut line).expect("a pipe");
-            assert!(count > 0, "it ended before it was {what}");
+            if self.output.read_line(&mut line).expect("a pipe") == 0 {
+                return None;
+            }
+            if let Some(cut) = line.trim().strip_prefix("cut ") {
+                self.cut.push(cut.parse().expect("a number"));
+            }
             if let Some(rest) = line.trim().strip_prefix(what) {
-                return rest.trim().to_owned();
+                return Some(rest.trim().to_owned());
             }
         }
+    }
+
+    /// Reads until the last one has ended, and answers what each said of its end.
+    fn finish(mut self) -> Vec<usize> {
+        let more = self.find("serving");
+        assert_eq!(more, None, "nobody was started");
+        self.cut
     }
 }
 
@@ -292,8 +313,29 @@ fn start(how: &str, stdin: Stdio) -> (Child, Said) {
     let mut command = command(how);
     command.stdin(stdin).stdout(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
-    let said = Said(BufReader::new(child.stdout.take().expect("piped")));
+    let said = Said {
+        output: BufReader::new(child.stdout.take().expect("piped")),
+        cut: Vec::new(),
+    };
     (child, said)
+}
+
+/// The figures of servers that have ended, all that were started.
+fn ended(kind: &str, ends: usize, cut: &[usize]) {
+    let were_cut = cut.iter().filter(|connections| **connections > 0).count();
+    Figures::of("T-41")
+        .must(
+            &format!("ends that said how they went, {kind}"),
+            cut.len(),
+            Bound::Exactly,
+            ends,
+        )
+        .must(
+            &format!("ends that were cut, {kind}"),
+            were_cut,
+            Bound::Exactly,
+            0,
+        );
 }
 
 /// Waits for the end of a server, which is a success.
@@ -322,6 +364,7 @@ fn no_request_is_lost_when_servers_are_ended_that_have_a_successor() {
     let stdin = || Stdio::from(OwnedFd::from(listener.try_clone().expect("a number")));
     let (mut serving, mut said) = start("-", stdin());
     said.next("serving");
+    let mut cut = Vec::new();
     let clients = Clients::start(address);
     for round in 1..=rounds as u64 {
         clients.wait_for(requests * round / (rounds as u64 + 1));
@@ -330,13 +373,15 @@ fn no_request_is_lost_when_servers_are_ended_that_have_a_successor() {
         let old = Pid::from_child(&serving);
         kill_process(old, Signal::TERM).expect("it runs");
         ends(std::mem::replace(&mut serving, next));
-        said = next_said;
+        cut.extend(std::mem::replace(&mut said, next_said).finish());
     }
     clients.wait_for(requests);
     clients.end("SIGTERM", requests, rounds);
     kill_process(Pid::from_child(&serving), Signal::TERM).expect("it runs");
     ends(serving);
-    drop((said, listener));
+    cut.extend(said.finish());
+    ended("SIGTERM", rounds + 1, &cut);
+    drop(listener);
     ledger.assert_balanced();
 }
 
@@ -361,8 +406,7 @@ fn no_request_is_lost_when_a_server_is_restarted() {
     kill_process(serving, Signal::TERM).expect("it runs");
     ends(first);
     // The last one has the other end, and ends after its grace.
-    let mut rest = Vec::new();
-    said.0.read_to_end(&mut rest).expect("a pipe");
-    drop((said, directory));
+    ended("restart", rounds + 1, &said.finish());
+    drop(directory);
     ledger.assert_balanced();
 }
