@@ -7,12 +7,15 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use bowline::process::spawn_with_descriptors;
 use bowline::testing::Random;
 use bowline::{Context, Protocol, Transport, Transports};
 use rustix::io::Errno;
@@ -66,9 +69,8 @@ enum Outcome {
     Violated,
 }
 
-/// Reliability T-34, contract X-20: whichever call fails, with whatever error, the loop
-/// recovers or says what is over; nothing leaks, spins or hangs, and what was granted to
-/// a child that could not be started is the caller's still.
+/// Reliability T-34: whichever call fails, with whatever error, the loop
+/// recovers or says what is over; nothing leaks, spins or hangs.
 #[test]
 fn whatever_call_fails_the_loop_recovers_or_ends_cleanly() {
     with_faults(
@@ -200,6 +202,43 @@ fn clients_that_wait_are_served_after_any_error_of_accepting() {
                 )
                 .must("closed of them", closed, Bound::AtMost, 4 * CLIENTS)
                 .must("turns for one error", most_turns, Bound::AtMost, 500);
+        },
+    );
+}
+
+/// Contract X-20: what was made for a child that could not be started is closed, what
+/// the caller granted to it is the caller's still.
+#[test]
+fn child_that_cannot_be_started_leaves_open_what_it_was_granted_and_nothing_else() {
+    with_faults(
+        module_path!(),
+        "child_that_cannot_be_started_leaves_open_what_it_was_granted_and_nothing_else",
+        |faults| {
+            let (mut one, mut other) = crate::support::socketpair();
+            let before = open_descriptors();
+            for call in [Call::Pipe, Call::Fork] {
+                for error in call.errors() {
+                    let mut command = Command::new("true");
+                    // Each has a pipe of its own, made before the process.
+                    command
+                        .stdin(Stdio::piped())
+                        .stdout(Stdio::piped())
+                        .stderr(Stdio::piped())
+                        .env_remove("LD_PRELOAD");
+                    faults.reset();
+                    // The last of the three: two are there by then.
+                    let nth = if call == Call::Pipe { 2 } else { 0 };
+                    faults.fail(call, nth, 1, *error);
+                    let granted = [(one.as_fd(), 3), (other.as_fd(), 9)];
+                    let spawned = faults.during(|| spawn_with_descriptors(command, &granted));
+                    assert_eq!(faults.fired(), 1, "{call:?}: {error}");
+                    let failed = spawned.expect_err("it cannot").raw_os_error();
+                    assert_eq!(failed, Some(error.raw_os_error()), "{call:?}");
+                    assert_eq!(open_descriptors(), before, "{call:?}: {error}");
+                    one.write_all(b"x").expect("open");
+                    other.read_exact(&mut [0]).expect("open");
+                }
+            }
         },
     );
 }
