@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -19,16 +20,30 @@ use crate::support::DescriptorLedger;
 /// How long a step may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The first block of code that contains `mark`, with what the page hides.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The blocks of code of a page, each behind what its fence says.
+fn blocks(page: &Path) -> Vec<(String, String)> {
+    let text = fs::read_to_string(root().join(page)).unwrap();
+    // Every second piece is between two fences.
+    let inside = text.split("\n```").skip(1).step_by(2);
+    inside
+        .map(|block| block.split_once('\n').expect("a block"))
+        .map(|(fence, code)| (fence.to_owned(), code.to_owned()))
+        .collect()
+}
+
+/// The only block of code that contains `mark`, with what the page hides.
 fn program(page: &str, mark: &str) -> String {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
-    let mut blocks = text.split("\n```");
-    let block = blocks
-        .find(|block| block.contains(mark))
-        .expect("it has it");
-    let (_, code) = block.split_once('\n').expect("a block");
+    let blocks = blocks(Path::new(page));
+    let mut found = blocks.iter().filter(|(_, code)| code.contains(mark));
+    let (_, code) = found.next().expect("it has it");
+    assert!(found.next().is_none(), "several contain {mark}");
     let shown = |line: &str| {
-        line.strip_prefix("# ")
+        line.trim_start()
+            .strip_prefix("# ")
             .unwrap_or(line)
             .trim_end_matches('#')
             .to_owned()
@@ -93,16 +108,57 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Runs it, has an echo of it, ends it while the client is there.
-fn run(program: &Path, socket: &Path) {
+/// A client of either kind.
+trait Client: Read + Write {}
+impl Client for UnixStream {}
+impl Client for TcpStream {}
+
+/// The children of a process, as the kernel shows them.
+fn children(pid: u32) -> Vec<u32> {
+    let listed = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let listed = listed.unwrap_or_default();
+    let numbers = listed.split_whitespace();
+    numbers.map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Where a process listens for TCP.
+fn port(pid: u32) -> Option<u16> {
+    let sockets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .ok()?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .map(|link| link.to_string_lossy().into_owned())
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    table.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        let inode = fields.nth(5)?;
+        let is_its = state == "0A" && sockets.contains(&format!("socket:[{inode}]"));
+        let (_, port) = local.split_once(':')?;
+        is_its.then(|| u16::from_str_radix(port, 16).ok())?
+    })
+}
+
+/// Whether a process that is not our child is there and has not ended.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state is behind the name.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+    !matches!(state, None | Some(None | Some('Z' | 'X')))
+}
+
+/// Runs a server, has an echo of it, ends it while the client is there.
+fn run(program: &Path, connect: impl Fn(&Child) -> Option<Box<dyn Client>>) {
     let mut child: Child = Command::new(program).spawn().unwrap();
     let mut client = until("it does not listen", || {
         assert!(child.try_wait().unwrap().is_none(), "it has ended");
-        UnixStream::connect(socket).ok()
+        connect(&child)
     });
     let mut answer = [0; 5];
     client.write_all(b"hello").unwrap();
     client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    let workers = children(child.id());
     client.write_all(b"again").unwrap();
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let mut rest = Vec::new();
@@ -110,44 +166,126 @@ fn run(program: &Path, socket: &Path) {
     assert_eq!(rest, b"again", "what had arrived is answered");
     let status = until("it does not end", || child.try_wait().unwrap());
     assert!(status.success(), "{status}");
-    assert!(!socket.exists(), "it has left its socket");
+    for worker in workers {
+        until("it leaves a worker behind", || {
+            (!runs(worker)).then_some(())
+        });
+    }
 }
 
-fn twice(page: &str, mark: &str, change: impl FnOnce(String, &str) -> String, socket: &str) {
+/// Compiles a program of a page and has it tried twice in a row.
+fn twice(
+    page: &str,
+    mark: &str,
+    change: impl FnOnce(String, &str) -> String,
+    once: impl Fn(&Path, &Path),
+) {
     let ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
     let code = change(program(page, mark), path);
     let program = compile(&code, directory.path());
-    let socket = directory.path().join(socket);
     for _ in 0..2 {
-        run(&program, &socket);
+        once(&program, directory.path());
     }
     drop(directory);
     ledger.assert_balanced();
 }
 
+fn over_unix(program: &Path, socket: &Path) {
+    run(program, |_| {
+        Some(Box::new(UnixStream::connect(socket).ok()?))
+    });
+    assert!(!socket.exists(), "it has left its socket");
+}
+
+fn over_tcp(program: &Path) {
+    run(program, |child| {
+        let address = ("127.0.0.1", port(child.id())?);
+        Some(Box::new(TcpStream::connect(address).ok()?))
+    });
+}
+
+/// Puts each of `to` for what stands before it.
+fn replaced(code: String, changes: &[(&str, &str)]) -> String {
+    let change = |code: String, (from, to): &(&str, &str)| {
+        assert!(code.contains(from), "{from}");
+        code.replace(from, to)
+    };
+    changes.iter().fold(code, change)
+}
+
 #[test]
 fn smallest_program_of_the_readme_runs_twice() {
-    let change = |code: String, path: &str| {
-        assert!(code.contains("7007") && code.contains("/tmp/echo.sock"));
-        code.replace("7007", "0")
-            .replace("/tmp/echo.sock", &format!("{path}/echo.sock"))
+    let change = |code, path: &str| {
+        let socket = format!("{path}/echo.sock");
+        replaced(code, &[("7007", "0"), ("/tmp/echo.sock", &socket)])
     };
-    twice("README.md", "/tmp/echo.sock", change, "echo.sock");
+    twice("README.md", "/tmp/echo.sock", change, |program, at| {
+        over_unix(program, &at.join("echo.sock"));
+        // The same program, at its other door.
+        over_tcp(program);
+    });
+}
+
+#[test]
+fn program_of_the_readme_that_passes_a_file_runs_twice() {
+    let same = |code, _: &str| code;
+    twice("README.md", "struct Sender;", same, |program, _| {
+        let output = Command::new(program).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said.trim_end(), "your file: program");
+    });
+}
+
+#[test]
+fn program_of_the_guide_with_workers_runs_twice() {
+    let change = |code, _: &str| replaced(code, &[("8080", "0")]);
+    twice("src/guide/pools.md", "fn main()", change, |program, _| {
+        over_tcp(program);
+    });
 }
 
 #[test]
 fn program_of_the_guide_that_can_be_restarted_runs_twice() {
-    let change = |code: String, path: &str| {
-        assert!(code.contains("[0, 0, 0, 0], 7)") && code.contains("/run/echo"));
-        code.replace("[0, 0, 0, 0], 7)", "[127, 0, 0, 1], 0)")
-            .replace("/run/echo", path)
+    let change = |code, path: &str| {
+        let changes = [
+            ("[0, 0, 0, 0], 7)", "[127, 0, 0, 1], 0)"),
+            ("/run/echo", path),
+        ];
+        replaced(code, &changes)
     };
-    twice(
-        "src/guide/restarts.md",
-        "/run/echo/socket",
-        change,
-        "socket",
-    );
+    let page = "src/guide/restarts.md";
+    twice(page, "/run/echo/socket", change, |program, at| {
+        over_unix(program, &at.join("socket"));
+    });
+}
+
+/// Programs that rustdoc does not run, and those that are whole, are run here: whoever
+/// adds one finds no test of it, and writes it.
+#[test]
+fn every_whole_program_has_its_test() {
+    let guide = fs::read_dir(root().join("src/guide")).unwrap();
+    let mut pages: Vec<PathBuf> = guide.map(|entry| entry.unwrap().path()).collect();
+    pages.push("README.md".into());
+    let mut found = Vec::new();
+    for page in &pages {
+        let name = page.file_name().unwrap().to_string_lossy().into_owned();
+        for (fence, code) in blocks(page) {
+            if fence.contains("no_run") || code.contains("fn main()") {
+                let mark = code.lines().find(|line| line.contains("struct "));
+                found.push(format!("{name}: {}", mark.unwrap_or("settings only")));
+            }
+        }
+    }
+    found.sort();
+    let tested = [
+        "README.md: struct Echo;",
+        "README.md: struct Sender;",
+        "pools.md: struct Echo {",
+        "restarts.md: settings only",
+        "restarts.md: struct Echo;",
+    ];
+    assert_eq!(found, tested);
 }
