@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::error::CallError;
 use bowline::policies::{
     Event, IdleTimeout, LimitConnections, Policy, ProtocolWrapper, Rate, Reconnecting,
     ThrottleReading, TrafficLog,
@@ -19,7 +20,7 @@ use bowline::{
 };
 
 use crate::support::DescriptorLedger;
-use crate::{Door, build, client, name, timers};
+use crate::{Door, build, client, name, seconds, timers};
 
 type Log = Rc<RefCell<Vec<String>>>;
 
@@ -229,6 +230,52 @@ fn all_layers_together_hand_on_every_callback() {
         &client("192.0.2.7:1000"),
     );
     assert_forwards(&mut pump, protocol.unwrap(), &log);
+    drop(pump);
+    ledger.assert_balanced();
+}
+
+/// W-72: whoever knows the protocol's type, and not what is around it, reaches it, is
+/// told that no other type is there, and takes it out.
+#[test]
+fn the_protocol_inside_of_all_layers_is_known_by_its_own_type() {
+    let ledger = DescriptorLedger::open();
+    let log = Log::default();
+    let mut pump = pump();
+    let maker = Maker {
+        log: Rc::clone(&log),
+        declines: false,
+    };
+    let address = client("192.0.2.7:1000");
+    let protocol = build(&mut pump, &mut in_all_layers(maker), &address).unwrap();
+    let boxed: Box<dyn Protocol<MemoryStream>> = Box::new(protocol);
+    let (transport, _peer) = pump.connect(boxed).unwrap();
+    pump.run();
+    let handle = name(&mut pump, transport);
+    log.borrow_mut().clear();
+    let reactor = pump.reactor();
+    reactor.call_protocol::<MemoryStream, Told>(handle, |told, cx| {
+        Protocol::<MemoryStream>::data_received(told, cx, b"four");
+    });
+    let wrong = Rc::clone(&log);
+    reactor.call_protocol_or::<MemoryStream, Maker>(
+        handle,
+        |_, _| panic!("nobody is of this type"),
+        move |_, error| wrong.borrow_mut().push(error.to_string()),
+    );
+    pump.run();
+    let expected = [
+        "data_received 4".to_owned(),
+        CallError::WrongProtocol.to_string(),
+    ];
+    assert_eq!(log.take(), expected);
+    pump.reactor().detach::<Told>(handle, |_, detached| {
+        detached.expect("it is open").protocol.note("taken out");
+    });
+    pump.run();
+    assert_eq!(log.take(), ["taken out"]);
+    // What the layers had in hand comes to nothing.
+    pump.advance(seconds(86_400.0));
+    assert_eq!(timers(&mut pump), 0);
     drop(pump);
     ledger.assert_balanced();
 }
