@@ -41,7 +41,9 @@ fn by_unix(cx: &mut Context<'_, UnixStream>, data: &[u8]) -> WriteStatus {
     status
 }
 
-struct Answering<T>(fn(&mut Context<'_, T>, &[u8]) -> WriteStatus);
+type Answer<T> = fn(&mut Context<'_, T>, &[u8]) -> WriteStatus;
+
+struct Answering<T>(Answer<T>);
 
 impl<T: Transport> Protocol<T> for Answering<T> {
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
@@ -52,8 +54,7 @@ impl<T: Transport> Protocol<T> for Answering<T> {
 #[test]
 fn no_call_of_a_transport_is_ambiguous() {
     let ledger = DescriptorLedger::open();
-    let unix: [fn(&mut Context<'_, UnixStream>, &[u8]) -> WriteStatus; 3] =
-        [by_transport, by_stream, by_unix];
+    let unix: [Answer<UnixStream>; 3] = [by_transport, by_stream, by_unix];
     for answer in unix {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut reactor = Reactor::new().unwrap();
@@ -62,8 +63,7 @@ fn no_call_of_a_transport_is_ambiguous() {
             .unwrap();
         echoed(reactor, theirs);
     }
-    let tcp: [fn(&mut Context<'_, TcpStream>, &[u8]) -> WriteStatus; 3] =
-        [by_transport, by_stream, by_tcp];
+    let tcp: [Answer<TcpStream>; 3] = [by_transport, by_stream, by_tcp];
     for answer in tcp {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
