@@ -139,7 +139,7 @@ pub use bowline_protocol::{
 pub use bowline_protocol::{
     Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, LingeringClose,
     Listener, ListenerHandle, SocketFile, TcpTransport, Transport, TransportHandle, TransportState,
-    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteObserver, WriteStatus,
 };
 
 // Passed descriptors.

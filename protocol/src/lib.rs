@@ -39,5 +39,6 @@ pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Part, Proto
 pub use crate::reason::CloseReason;
 pub use crate::transport::{
     Credentials, DescriptorLimits, Linger, LingeringClose, TcpTransport, Transport,
-    TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteStatus,
+    TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteObserver,
+    WriteStatus,
 };

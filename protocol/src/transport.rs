@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_reactor::Handle;
@@ -11,7 +12,6 @@ use bowline_reactor::Handle;
 use crate::address::Address;
 use crate::descriptors::PassedDescriptor;
 use crate::error::{RegisterProducerError, SendDescriptorError};
-use crate::policies::WriteLog;
 use crate::producer::{ProducerKind, ProducerRef};
 
 /// The name of any transport; see [`Context::get`](crate::Context::get).
@@ -237,16 +237,26 @@ pub trait Transport: 'static {
         None
     }
 
-    /// Has everything that is written from now on logged, or nothing any more;
-    /// for [`TrafficLog`](crate::policies::TrafficLog). Transports that cannot,
-    /// the default, do nothing.
-    fn set_write_log(&mut self, log: Option<WriteLog>) {
-        let _ = log;
+    /// Has `observer` told of everything that is written from now on; `None`, the
+    /// default, tells nobody. There is one at a time, and it goes along when the
+    /// connection is detached. [`TrafficLog`](crate::policies::TrafficLog) uses it.
+    /// Transports that cannot do it, the default, do nothing.
+    fn set_write_observer(&mut self, observer: Option<Rc<dyn WriteObserver>>) {
+        let _ = observer;
     }
 
     /// Closes received descriptors that nobody wants, and counts and logs them;
     /// for protocols that wrap others.
     fn close_unclaimed(&mut self, descriptors: Vec<OwnedFd>);
+}
+
+/// Is told what is written to a transport: [`Transport::set_write_observer`].
+pub trait WriteObserver: fmt::Debug {
+    /// `data`, which is not empty, was taken to be sent.
+    ///
+    /// Called inside [`Transport::write`], so that the order is that of the writes.
+    /// There is no way to the transport from here. A panic is one of whoever wrote.
+    fn written(&self, data: &[u8]);
 }
 
 /// A transport that passes open descriptors beside its bytes.

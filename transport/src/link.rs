@@ -13,9 +13,9 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::policies::WriteLog;
 use bowline_protocol::{
     CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks,
+    WriteObserver,
 };
 use bowline_reactor::{DelayedCall, Token};
 
@@ -93,7 +93,7 @@ pub(crate) struct Cold {
     pub(crate) retry_after: Duration,
     /// How many reasons there are not to read, beside the pause.
     holds: u32,
-    write_log: Option<WriteLog>,
+    write_observer: Option<Rc<dyn WriteObserver>>,
     /// Delivered before anything is read.
     pushed_back: Vec<u8>,
     /// A pull producer that wrote nothing is asked again then.
@@ -156,7 +156,7 @@ pub(crate) struct Kept {
     broken: Option<(Broken, usize)>,
     read_limit: u32,
     watermarks: Watermarks,
-    write_log: Option<WriteLog>,
+    write_observer: Option<Rc<dyn WriteObserver>>,
     pub(crate) lingering: Option<LingeringClose>,
     /// How much is left of the time for closing, if that is limited.
     pub(crate) close_within: Option<Duration>,
@@ -294,7 +294,7 @@ impl Link {
             broken,
             read_limit: self.read_limit,
             watermarks: self.watermarks(),
-            write_log: cold.and_then(|cold| cold.write_log.clone()),
+            write_observer: cold.and_then(|cold| cold.write_observer.clone()),
             lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
             producer_is_paused: self.is_producer_paused(),
@@ -314,8 +314,8 @@ impl Link {
         if !self.has(Flags::CONNECTION_MADE | Flags::UNESTABLISHED) {
             self.set(Flags::REATTACHED);
         }
-        if let Some(log) = &kept.write_log {
-            self.set_write_log(Some(log.clone()));
+        if let Some(observer) = &kept.write_observer {
+            self.set_write_observer(Some(Rc::clone(observer)));
         }
         // Most need none of it, and are as small as before.
         if kept.holds > 0
@@ -425,18 +425,21 @@ impl Link {
         is_open && !self.is_broken() && unsent.saturating_add(length) <= limit
     }
 
-    pub(crate) fn set_write_log(&mut self, log: Option<WriteLog>) {
-        self.cold().write_log = log;
+    pub(crate) fn set_write_observer(&mut self, observer: Option<Rc<dyn WriteObserver>>) {
+        self.cold().write_observer = observer;
         self.set(Flags::WRITES_WITH_CARE);
     }
 
-    /// Logs what was written, if that was asked for.
+    /// Tells the observer, if there is one, what was written.
     #[inline]
     pub(crate) fn note_written(&self, data: &[u8]) {
         if self.writes_with_care()
-            && let Some(log) = self.cold_ref().and_then(|cold| cold.write_log.as_ref())
+            && !data.is_empty()
+            && let Some(observer) = self
+                .cold_ref()
+                .and_then(|cold| cold.write_observer.as_ref())
         {
-            log.written(data);
+            observer.written(data);
         }
     }
 

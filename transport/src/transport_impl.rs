@@ -171,10 +171,13 @@ macro_rules! impl_transport {
                 self
             }
 
-            fn set_write_log(&mut self, log: Option<bowline_protocol::policies::WriteLog>) {
+            fn set_write_observer(
+                &mut self,
+                observer: Option<std::rc::Rc<dyn bowline_protocol::WriteObserver>>,
+            ) {
                 $crate::StreamTransport::stream_mut(self)
                     .link
-                    .set_write_log(log);
+                    .set_write_observer(observer);
             }
 
             fn close_unclaimed(&mut self, descriptors: Vec<std::os::fd::OwnedFd>) {

@@ -69,5 +69,5 @@ pub use self::limit::{ConnectionCount, Counted, LimitConnections};
 pub use self::reconnecting::{Reconnecting, Reconnection};
 pub use self::throttle::{Rate, Throttle, ThrottleReading, Throttled};
 pub use self::timeout::Timeout;
-pub use self::traffic::{Traffic, TrafficLog, WriteLog};
+pub use self::traffic::{Traffic, TrafficLog};
 pub use self::wrapper::{Event, Policy, ProtocolWrapper};

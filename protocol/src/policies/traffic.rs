@@ -1,13 +1,14 @@
 //! What a connection receives and is written, in the log.
 
 use std::fmt;
+use std::rc::Rc;
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
 use crate::log;
-use crate::transport::Transport;
+use crate::transport::{Transport, WriteObserver};
 
 /// How much of what was received or written a line shows by default: a line on
 /// a screen.
@@ -121,10 +122,8 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
         let (number, shown) = (self.number, self.shown_bytes);
         match event {
             Event::ConnectionMade => {
-                cx.transport.set_write_log(Some(WriteLog {
-                    number,
-                    shown_bytes: shown,
-                }));
+                let written = Written { number, shown };
+                cx.transport.set_write_observer(Some(Rc::new(written)));
                 log::debug!(target: log::TRAFFIC, "{number}: made with {}", cx.transport.peer());
             }
             Event::DataReceived(data) => {
@@ -164,22 +163,17 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
     }
 }
 
-/// Has a transport log what is written to it:
-/// [`Transport::set_write_log`]. Made by a [`TrafficLog`].
-#[derive(Clone, Debug)]
-pub struct WriteLog {
+/// Logs what is written.
+#[derive(Debug)]
+struct Written {
     number: u64,
-    shown_bytes: usize,
+    shown: usize,
 }
 
-impl WriteLog {
-    /// Logs that `data` was written; for transports.
-    #[cold]
-    pub fn written(&self, data: &[u8]) {
-        if !data.is_empty() {
-            let shown = self.shown_bytes;
-            log::debug!(target: log::TRAFFIC, "{}: written {}", self.number, Cut { data, shown });
-        }
+impl WriteObserver for Written {
+    fn written(&self, data: &[u8]) {
+        let shown = self.shown;
+        log::debug!(target: log::TRAFFIC, "{}: written {}", self.number, Cut { data, shown });
     }
 }
 
