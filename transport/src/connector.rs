@@ -48,7 +48,7 @@ struct LookedUp {
 }
 
 pub(crate) struct OutgoingConnection<C: Connect, F> {
-    control: Control,
+    control: ConnectorControl,
     endpoint: C,
     factory: F,
     /// The sockets that connect, all of them watched, the oldest first; there
@@ -79,7 +79,7 @@ struct Dialed<S> {
 }
 
 /// The part of a connector that handles give access to.
-pub(crate) struct Control {
+pub(crate) struct ConnectorControl {
     token: Token,
     destination: Destination,
     state: ConnectorState,
@@ -92,7 +92,7 @@ pub(crate) struct Control {
     is_last: bool,
 }
 
-impl Connector for Control {
+impl Connector for ConnectorControl {
     fn destination(&self) -> Destination {
         self.destination.clone()
     }
@@ -626,7 +626,7 @@ where
 {
     let vacancy = reactor.vacancy()?;
     let token = vacancy.token();
-    let control = Control {
+    let control = ConnectorControl {
         token,
         destination: endpoint.destination(),
         state: ConnectorState::Disconnected,

@@ -38,19 +38,20 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const LAST_ACCEPTS: u32 = 4096;
 
 struct Accepting<L: ListeningSocket, S> {
-    control: Control<L>,
+    control: ListenerControl<L>,
     service: S,
 }
 
 /// What becomes of the sockets that a listener accepts.
-pub(crate) trait Service<L: ListeningSocket>: 'static {
+pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
     fn started(&mut self, cx: &mut BuildContext<'_>);
 
     /// Accepts one, and serves it.
     ///
     /// # Errors
     /// Those of accepting.
-    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()>;
+    fn accept(&mut self, control: &mut ListenerControl<L>, reactor: &mut Reactor)
+    -> io::Result<()>;
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>);
 }
@@ -67,7 +68,7 @@ pub(crate) struct HandOver<A> {
 }
 
 /// The part of a listener that handles give access to.
-pub(crate) struct Control<L: ListeningSocket> {
+pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// There until it closes or is detached.
     socket: Option<L>,
     token: Token,
@@ -94,7 +95,7 @@ pub(crate) struct Control<L: ListeningSocket> {
     farewells: Farewells,
 }
 
-impl<L: ListeningSocket> Listener for Control<L> {
+impl<L: ListeningSocket> Listener for ListenerControl<L> {
     fn peer_credentials(&self) -> io::Result<Credentials> {
         match (&self.socket, &self.accepted) {
             (Some(socket), Some(accepted)) => socket.credentials_of(accepted),
@@ -177,7 +178,7 @@ impl<L: ListeningSocket> Listener for Control<L> {
     }
 }
 
-impl<L, W, F> Service<L> for Serve<W, F>
+impl<L, W, F> OnAccept<L> for Serve<W, F>
 where
     L: ListeningSocket,
     W: Wrap<L::Accepted>,
@@ -196,7 +197,11 @@ where
     }
 
     #[inline]
-    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()> {
+    fn accept(
+        &mut self,
+        control: &mut ListenerControl<L>,
+        reactor: &mut Reactor,
+    ) -> io::Result<()> {
         let Some(socket) = &mut control.socket else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
@@ -251,13 +256,17 @@ where
     }
 }
 
-impl<L: ListeningSocket, A: Acceptor> Service<L> for HandOver<A> {
+impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         self.acceptor.started(cx);
     }
 
     #[inline]
-    fn accept(&mut self, control: &mut Control<L>, reactor: &mut Reactor) -> io::Result<()> {
+    fn accept(
+        &mut self,
+        control: &mut ListenerControl<L>,
+        reactor: &mut Reactor,
+    ) -> io::Result<()> {
         let Some(socket) = &mut control.socket else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
@@ -273,7 +282,7 @@ impl<L: ListeningSocket, A: Acceptor> Service<L> for HandOver<A> {
     }
 }
 
-impl<L: ListeningSocket> Control<L> {
+impl<L: ListeningSocket> ListenerControl<L> {
     fn may_accept(&self) -> bool {
         let is_held = self.holds > 0 && !self.is_draining;
         !self.is_paused && !is_held && !self.is_stopping
@@ -301,7 +310,7 @@ impl<L: ListeningSocket> Control<L> {
     }
 }
 
-impl<L: ListeningSocket, S: Service<L>> Accepting<L, S> {
+impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if !self.control.is_started {
             self.control.is_started = true;
@@ -431,7 +440,7 @@ impl<L: ListeningSocket, S: Service<L>> Accepting<L, S> {
     }
 }
 
-impl<L: ListeningSocket, S: Service<L>> Descriptor for Accepting<L, S> {
+impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() {
             self.control.is_readable = true;
@@ -523,7 +532,7 @@ impl<L: ListeningSocket, S: Service<L>> Descriptor for Accepting<L, S> {
 pub(crate) fn install<E: Listen>(
     reactor: &mut Reactor,
     socket: E::Socket,
-    service: impl Service<E::Socket>,
+    service: impl OnAccept<E::Socket>,
 ) -> Result<ListenerHandle, E::Error> {
     let shared = Shared::of(reactor);
     shared.fill_reserve();
@@ -546,7 +555,7 @@ pub(crate) fn install<E: Listen>(
         return Err(E::not_installed(socket, address, error));
     }
     Ledger::add(&shared.ledger.opened, 1);
-    let control = Control {
+    let control = ListenerControl {
         socket: Some(socket),
         token,
         address,

@@ -47,7 +47,7 @@ pub enum StaleSocket {
 /// open its file's number is given to no other, so that finding it at the path is
 /// proof; and a program that takes over the paths of dead sockets only leaves it alone.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub(crate) struct OwnedFile {
     path: PathBuf,
     pub(super) identity: FileIdentity,
     /// The process that removes it: one that was forked from it has a copy of all
@@ -55,7 +55,7 @@ pub(crate) struct SocketFile {
     owner: u32,
 }
 
-impl SocketFile {
+impl OwnedFile {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -77,7 +77,7 @@ impl SocketFile {
     }
 }
 
-impl Drop for SocketFile {
+impl Drop for OwnedFile {
     /// Removes the file, unless another one has taken its place, or it is the
     /// file of the process that we were forked from.
     fn drop(&mut self) {
@@ -235,12 +235,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let _socket = UnixListener::bind(&path).unwrap();
-        let mut file = SocketFile::at(&path).unwrap();
+        let mut file = OwnedFile::at(&path).unwrap();
         // As in a process that was forked from it.
         file.owner += 1;
         drop(file);
         assert!(path.exists());
-        drop(SocketFile::at(&path).unwrap());
+        drop(OwnedFile::at(&path).unwrap());
         assert!(!path.exists());
     }
 }

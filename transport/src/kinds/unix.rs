@@ -6,11 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{
-    Address, ConnectError, Credentials, Destination, SocketFile as FileName, UnixAddress,
-};
+use bowline_protocol::{Address, ConnectError, Credentials, Destination, SocketFile, UnixAddress};
 
-use super::socket_file::{SocketFile, StaleSocket, bind_path};
+use super::socket_file::{OwnedFile, StaleSocket, bind_path};
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
 };
@@ -385,7 +383,7 @@ impl UnixListen {
 
     /// A socket that listens; with the file, if it has one, which is to be dropped
     /// before the socket.
-    fn bound(&self) -> Result<(Option<SocketFile>, OwnedFd), ListenError> {
+    fn bound(&self) -> Result<(Option<OwnedFile>, OwnedFd), ListenError> {
         let failed = |step| {
             move |error| ListenError {
                 address: self.address.clone().into(),
@@ -411,7 +409,7 @@ impl UnixListen {
                 bind_path(fd.as_fd(), path, &name, self.stale)
                     .map_err(|(step, error)| failed(step)(error))?;
                 // From here on it is removed if anything fails, before the socket is closed.
-                let file = SocketFile::at(path).map_err(failed(ListenStep::Mode))?;
+                let file = OwnedFile::at(path).map_err(failed(ListenStep::Mode))?;
                 // What the umask took away. Clients are refused until `listen`.
                 sys::set_file_mode(file.path(), file.identity, self.mode)
                     .map_err(failed(ListenStep::Mode))?;
@@ -458,7 +456,7 @@ impl ListenAt for UnixListen {
 pub struct UnixListener {
     /// Removed when we close, if it is still ours: before the socket, and so
     /// before it when this is dropped.
-    file: Option<SocketFile>,
+    file: Option<OwnedFile>,
     fd: OwnedFd,
     host: UnixName,
     /// Whether the kernel refuses descriptors to all who connect.
@@ -466,7 +464,7 @@ pub struct UnixListener {
 }
 
 impl UnixListener {
-    fn new(file: Option<SocketFile>, fd: OwnedFd) -> Self {
+    fn new(file: Option<OwnedFile>, fd: OwnedFd) -> Self {
         Self {
             file,
             host: host_of(fd.as_fd()),
@@ -538,9 +536,9 @@ impl ListeningSocket for UnixListener {
         }
     }
 
-    fn socket_file(&self) -> Option<FileName> {
+    fn socket_file(&self) -> Option<SocketFile> {
         let identity = self.file.as_ref()?.identity;
-        Some(FileName {
+        Some(SocketFile {
             device: identity.device,
             inode: identity.inode,
         })
@@ -552,11 +550,11 @@ impl ListeningSocket for UnixListener {
         }
     }
 
-    fn own_socket_file(&mut self, file: FileName) -> io::Result<()> {
+    fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
         let Ok(Address::Unix(UnixAddress::Path(path))) = self.address() else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
-        let found = SocketFile::at(&path)?;
+        let found = OwnedFile::at(&path)?;
         if (found.identity.device, found.identity.inode) != (file.device, file.inode) {
             found.leave();
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));

@@ -68,7 +68,7 @@ pub(crate) use self::socket::{
 pub(crate) use self::{
     address::MAX_NAME_BYTES,
     cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, walk},
-    msg::Received,
+    msg::ReceivedMessage,
     socket::{
         SocketKind, bytes_unsent, linger, receive_buffer_size, send_buffer_size,
         set_pass_credentials, set_pass_pidfd, set_receive_buffer_size, set_send_buffer_size,

@@ -102,7 +102,7 @@ pub(crate) fn send_with_descriptors(
 
 /// What one [`receive`] took from the socket, beside what it put in [`Ancillary`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Received {
+pub(crate) struct ReceivedMessage {
     /// How many bytes were written to the buffer. Zero is the end of a stream;
     /// on sockets that keep message boundaries it may be a message of no bytes.
     pub(crate) bytes: usize,
@@ -207,7 +207,7 @@ pub(crate) fn receive(
     buf: &mut [u8],
     control: &mut ControlBuffer,
     ancillary: &mut Ancillary,
-) -> io::Result<Received> {
+) -> io::Result<ReceivedMessage> {
     receive_with_room(fd, buf, control, CONTROL_BUFFER_BYTES, ancillary)
 }
 
@@ -220,7 +220,7 @@ pub(super) fn receive_with_room(
     control: &mut ControlBuffer,
     room: usize,
     ancillary: &mut Ancillary,
-) -> io::Result<Received> {
+) -> io::Result<ReceivedMessage> {
     debug_assert!(!buf.is_empty(), "a read into nothing looks like the end");
     let control = &mut control.bytes_mut()[..room];
     let mut part = libc::iovec {
@@ -248,7 +248,7 @@ pub(super) fn receive_with_room(
     })?;
 
     if header.msg_controllen == 0 && header.msg_flags & (libc::MSG_CTRUNC | libc::MSG_TRUNC) == 0 {
-        return Ok(Received {
+        return Ok(ReceivedMessage {
             bytes,
             control_truncated: false,
             truncated: false,
@@ -276,13 +276,13 @@ unsafe fn take_ancillary(
     flags: libc::c_int,
     control: &[u8],
     ancillary: &mut Ancillary,
-) -> Received {
+) -> ReceivedMessage {
     // Owning comes first: nothing may stand between the kernel's numbers and
     // their owners, least of all a look at the flags.
     // SAFETY: this function's own contract, and the only use of `control`.
     let complete = unsafe { ancillary.collect(control) };
     let control_truncated = flags & libc::MSG_CTRUNC != 0 || !complete;
-    Received {
+    ReceivedMessage {
         bytes,
         control_truncated,
         truncated: flags & libc::MSG_TRUNC != 0,

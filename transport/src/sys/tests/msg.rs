@@ -17,7 +17,7 @@ use super::{
 };
 use crate::sys::msg::receive_with_room;
 use crate::sys::{
-    Ancillary, ControlBuffer, MAX_DESCRIPTORS, Received, disarm_linger, receive, recv, send,
+    Ancillary, ControlBuffer, MAX_DESCRIPTORS, ReceivedMessage, disarm_linger, receive, recv, send,
     send_vectored, send_with_descriptors, set_linger, set_pass_credentials, set_pass_pidfd,
     set_pass_rights, set_send_buffer_size,
 };
@@ -45,7 +45,11 @@ fn send_ours(socket: &OwnedFd, bytes: &[u8], passed: &[Passed]) -> usize {
 
 /// Reads up to `room` bytes by our own call.
 #[track_caller]
-fn receive_ours(socket: &OwnedFd, room: usize, ancillary: &mut Ancillary) -> (Vec<u8>, Received) {
+fn receive_ours(
+    socket: &OwnedFd,
+    room: usize,
+    ancillary: &mut Ancillary,
+) -> (Vec<u8>, ReceivedMessage) {
     let mut buf = vec![0; room];
     let mut control = ControlBuffer::new();
     let received = receive(socket.as_fd(), &mut buf, &mut control, ancillary).unwrap();
@@ -389,7 +393,7 @@ fn plain_bytes_have_no_ancillary_data() {
     let mut ancillary = Ancillary::new();
     let (bytes, received) = receive_ours(&far, 64, &mut ancillary);
     assert_eq!(bytes, b"plain");
-    let expected = Received {
+    let expected = ReceivedMessage {
         bytes: 5,
         control_truncated: false,
         truncated: false,
