@@ -55,10 +55,8 @@ struct Member {
 
 impl<T: Transport> FrameReceiver<T, LineFramer> for Member {
     fn connection_made(&mut self, cx: &mut Cx<'_, T>) {
-        cx.transport.set_watermarks(Watermarks {
-            limit: MAX_UNSENT,
-            ..Watermarks::default()
-        });
+        cx.transport
+            .set_watermarks(Watermarks::default().limit(MAX_UNSENT));
         let me = cx.transport.handle();
         self.room.borrow_mut().insert(me, None);
         let leave = cx.reactor.call_later(self.idle, move |reactor| {

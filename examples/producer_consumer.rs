@@ -200,11 +200,8 @@ struct Producer {
 impl<T: Transport> Protocol<T> for Producer {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         self.demo.borrow_mut().run().transport = Some(cx.transport.handle());
-        cx.transport.set_watermarks(Watermarks {
-            low: LOW,
-            high: HIGH,
-            ..Watermarks::default()
-        });
+        cx.transport
+            .set_watermarks(Watermarks::default().low(LOW).high(HIGH));
         cx.transport
             .register_producer(ProducerRef::Protocol, self.kind)
             .expect("it is the first one, and the connection is there");

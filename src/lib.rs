@@ -189,7 +189,7 @@ pub mod lifecycle {
 /// [`Reactor::call_in_thread`] is where to begin.
 pub mod threads {
     pub use bowline_reactor::{
-        AtShutdown, ThreadCall, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
+        AtShutdown, ThreadCall, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
     };
 }
 

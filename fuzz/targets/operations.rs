@@ -143,11 +143,10 @@ impl Run {
             14 if size % 4 == 0 => transport.lose_connection(),
             15 if size % 4 == 0 => transport.lose_connection_within(Duration::from_millis(5)),
             16 if size % 8 == 0 => transport.abort_connection(),
-            17 => transport.set_descriptor_limits(DescriptorLimits {
-                per_message: size,
-                high: size / 2,
-                ..DescriptorLimits::default()
-            }),
+            17 => {
+                let limits = DescriptorLimits::default().per_message(size);
+                transport.set_descriptor_limits(limits.high(size / 2));
+            }
             _ => {}
         }
     }
@@ -271,17 +270,17 @@ fn play(data: &[u8], files: &Files) {
     let mut choices = Choices(data);
     let kernel = SimulatedKernel::with_seed(choices.next() as u64);
     let settings = choices.next();
-    kernel.set_settings(KernelSettings {
-        send_buffer: [4_608, 20_000, 212_992][settings % 3],
-        largest_send: [usize::MAX, 700][settings / 3 % 2],
-        largest_read: [usize::MAX, 400][settings / 6 % 2],
-        cut_percent: [0, 40][settings / 12 % 2],
-        delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][settings / 24 % 3],
-        passing_errors_percent: [0, 30][settings / 72 % 2],
-        // They end a connection at any moment, and the promises with it.
-        lasting_errors_per_10_000: 0,
-        ..KernelSettings::default()
-    });
+    kernel.set_settings(
+        KernelSettings::default()
+            .send_buffer([4_608, 20_000, 212_992][settings % 3])
+            .largest_send([usize::MAX, 700][settings / 3 % 2])
+            .largest_read([usize::MAX, 400][settings / 6 % 2])
+            .cut_percent([0, 40][settings / 12 % 2])
+            .delivery([Delivery::Batch, Delivery::OneAtATime, Delivery::Random][settings / 24 % 3])
+            .passing_errors_percent([0, 30][settings / 72 % 2])
+            // They end a connection at any moment, and the promises with it.
+            .lasting_errors_per_10_000(0),
+    );
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),
         files: files.clone(),

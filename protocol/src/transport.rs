@@ -450,6 +450,7 @@ pub enum TransportState {
 /// How long an orderly close waits for the peer; see
 /// [`Transport::set_lingering_close`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LingeringClose {
     /// For how long at the most; default 5 s.
     pub time: Duration,
@@ -457,6 +458,11 @@ pub struct LingeringClose {
     /// be on its way.
     pub bytes: usize,
 }
+
+bowline_reactor::setters!(LingeringClose {
+    time: Duration,
+    bytes: usize,
+});
 
 impl Default for LingeringClose {
     fn default() -> Self {
@@ -469,6 +475,7 @@ impl Default for LingeringClose {
 
 /// Where producers are paused and resumed: unsent bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Watermarks {
     /// Resume at this many or fewer; default 0, Twisted's rule.
     pub low: usize,
@@ -478,6 +485,12 @@ pub struct Watermarks {
     /// `usize::MAX`, none.
     pub limit: usize,
 }
+
+bowline_reactor::setters!(Watermarks {
+    low: usize,
+    high: usize,
+    limit: usize,
+});
 
 impl Default for Watermarks {
     fn default() -> Self {
@@ -491,6 +504,7 @@ impl Default for Watermarks {
 
 /// The limits on descriptors of one transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DescriptorLimits {
     /// The buffer counts as full above this many queued; default 64.
     pub high: usize,
@@ -520,6 +534,16 @@ pub struct DescriptorLimits {
     /// this ends what can only be a mistake or meant to keep us busy.
     pub unclaimed: usize,
 }
+
+bowline_reactor::setters!(DescriptorLimits {
+    high: usize,
+    queued: usize,
+    per_message: usize,
+    per_exact_message: usize,
+    received_per_read: usize,
+    received_in_all: usize,
+    unclaimed: usize,
+});
 
 impl Default for DescriptorLimits {
     fn default() -> Self {

@@ -25,6 +25,9 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+#[macro_use]
+mod settings;
+
 mod clock;
 mod delayed_call;
 mod descriptor;
@@ -56,7 +59,7 @@ pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::{SignalHandler, signal};
 pub use crate::thread_pool::{
-    AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolOptions,
+    AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
 };
 pub use crate::token::Token;
 pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};

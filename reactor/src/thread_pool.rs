@@ -51,7 +51,8 @@ pub struct ThreadPool {
 
 /// How a [`ThreadPool`] works.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ThreadPoolOptions {
+#[non_exhaustive]
+pub struct ThreadPoolSettings {
     /// How many threads there are at the most; default 10. Zero counts as one.
     pub max_threads: usize,
     /// How much work may wait for a thread; default 65,536. More is refused. With zero
@@ -64,7 +65,14 @@ pub struct ThreadPoolOptions {
     pub at_shutdown: AtShutdown,
 }
 
-impl Default for ThreadPoolOptions {
+crate::setters!(ThreadPoolSettings {
+    max_threads: usize,
+    max_queued: usize,
+    idle_timeout: Duration,
+    at_shutdown: AtShutdown,
+});
+
+impl Default for ThreadPoolSettings {
     fn default() -> Self {
         Self {
             max_threads: MAX_THREADS,
@@ -183,19 +191,19 @@ impl Reactor {
     /// `getThreadPool`.)
     pub fn thread_pool(&mut self) -> ThreadPool {
         struct Own(ThreadPool);
-        let own = self.extension(|| Own(ThreadPool::new(ThreadPoolOptions::default())));
+        let own = self.extension(|| Own(ThreadPool::new(ThreadPoolSettings::default())));
         own.0.clone()
     }
 }
 
 impl ThreadPool {
     /// A pool, without any thread as yet.
-    pub fn new(options: ThreadPoolOptions) -> Self {
+    pub fn new(settings: ThreadPoolSettings) -> Self {
         Self {
             local: Rc::new(Local {
                 shared: Arc::new(Shared {
                     queue: Mutex::new(Queue {
-                        options,
+                        settings,
                         jobs: VecDeque::new(),
                         threads: Vec::new(),
                         alive: 0,
@@ -255,14 +263,14 @@ impl ThreadPool {
 
     /// Changes how it works, from now on. Threads beyond a lower limit end when
     /// they have done what they do.
-    pub fn set_options(&self, options: ThreadPoolOptions) {
-        self.local.shared.queue().options = options;
+    pub fn set_settings(&self, settings: ThreadPoolSettings) {
+        self.local.shared.queue().settings = settings;
         self.local.shared.changed.notify_all();
     }
 
     /// How it works.
-    pub fn options(&self) -> ThreadPoolOptions {
-        self.local.shared.queue().options.clone()
+    pub fn settings(&self) -> ThreadPoolSettings {
+        self.local.shared.queue().settings.clone()
     }
 
     /// How busy it is, at this moment.
@@ -288,20 +296,20 @@ impl ThreadPool {
             return Err(ThreadCallError::Stopped);
         }
         queue.is_closed = false;
-        let free = queue.options.max_threads.max(1).saturating_sub(queue.busy);
-        if queue.jobs.len() >= queue.options.max_queued.saturating_add(free) {
+        let free = queue.settings.max_threads.max(1).saturating_sub(queue.busy);
+        if queue.jobs.len() >= queue.settings.max_queued.saturating_add(free) {
             return Err(ThreadCallError::QueueFull);
         }
         // Those that are idle have a job each already, as far as they reach.
         if queue.jobs.len() >= queue.idle
-            && queue.alive < queue.options.max_threads.max(1)
+            && queue.alive < queue.settings.max_threads.max(1)
             && let Err(error) = queue.start_thread(&local.shared)
             && queue.alive == 0
         {
             return Err(ThreadCallError::NoThread(error));
         }
         queue.jobs.push_back(job);
-        let finishes = queue.options.at_shutdown == AtShutdown::Finish;
+        let finishes = queue.settings.at_shutdown == AtShutdown::Finish;
         drop(queue);
         local.shared.changed.notify_one();
         if finishes && local.unfinished.get() == 1 {
@@ -324,7 +332,7 @@ impl ThreadPool {
         let mut queue = self.local.shared.queue();
         queue.is_closed = true;
         let threads = std::mem::take(&mut queue.threads);
-        let finishes = queue.options.at_shutdown == AtShutdown::Finish;
+        let finishes = queue.settings.at_shutdown == AtShutdown::Finish;
         let dropped = if finishes {
             VecDeque::new()
         } else {
@@ -397,7 +405,7 @@ struct Shared {
 }
 
 struct Queue {
-    options: ThreadPoolOptions,
+    settings: ThreadPoolSettings,
     jobs: VecDeque<Job>,
     threads: Vec<JoinHandle<()>>,
     alive: usize,
@@ -430,7 +438,7 @@ impl Shared {
     fn work(&self) {
         let mut queue = self.queue();
         loop {
-            if queue.alive > queue.options.max_threads.max(1) {
+            if queue.alive > queue.settings.max_threads.max(1) {
                 break;
             }
             if let Some(job) = queue.jobs.pop_front() {
@@ -449,7 +457,7 @@ impl Shared {
                 break;
             }
             queue.idle += 1;
-            let idle_timeout = queue.options.idle_timeout;
+            let idle_timeout = queue.settings.idle_timeout;
             let (guard, waited) = self
                 .changed
                 .wait_timeout(queue, idle_timeout)

@@ -205,10 +205,7 @@ fn message_above_the_limit_of_bytes_is_refused() {
         b"xxx",
         2,
         |transport| {
-            transport.set_watermarks(Watermarks {
-                limit: 4,
-                ..Watermarks::default()
-            });
+            transport.set_watermarks(Watermarks::default().limit(4));
             transport.write(b"ee");
         },
     );
@@ -217,10 +214,7 @@ fn message_above_the_limit_of_bytes_is_refused() {
 #[test]
 fn message_above_the_limit_of_descriptors_is_refused() {
     assert_refused(SendDescriptorErrorKind::QueueFull, b"x", 3, |transport| {
-        transport.set_descriptor_limits(DescriptorLimits {
-            queued: 2,
-            ..DescriptorLimits::default()
-        });
+        transport.set_descriptor_limits(DescriptorLimits::default().queued(2));
     });
 }
 
@@ -233,10 +227,7 @@ fn message_above_what_the_peer_takes_is_refused() {
         b"x",
         29,
         |transport| {
-            transport.set_descriptor_limits(DescriptorLimits {
-                per_exact_message: 28,
-                ..DescriptorLimits::default()
-            });
+            transport.set_descriptor_limits(DescriptorLimits::default().per_exact_message(28));
         },
     );
 }

@@ -287,10 +287,8 @@ impl Flood {
 
 impl Protocol<UnixStream> for Flood {
     fn connection_made(&mut self, cx: &mut Context<'_, UnixStream>) {
-        cx.transport.set_descriptor_limits(DescriptorLimits {
-            high: 8,
-            ..DescriptorLimits::default()
-        });
+        cx.transport
+            .set_descriptor_limits(DescriptorLimits::default().high(8));
         cx.transport
             .register_producer(bowline::ProducerRef::Protocol, bowline::ProducerKind::Push)
             .expect("the first");

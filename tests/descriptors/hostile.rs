@@ -238,10 +238,8 @@ fn flood_of_descriptors_is_closed_as_it_comes() {
         let seen = Seen::default();
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, BytesOnly { seen: seen.clone() });
-        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
-            unclaimed: usize::MAX,
-            ..DescriptorLimits::default()
-        });
+        transport(&mut reactor, handle)
+            .set_descriptor_limits(DescriptorLimits::default().unclaimed(usize::MAX));
         let copies: Vec<OwnedFd> = (0..253).map(|_| file()).collect();
         let borrowed: Vec<_> = copies.iter().map(std::os::fd::AsFd::as_fd).collect();
         let open = crate::support::open_descriptors().len();

@@ -43,10 +43,7 @@ fn too_many_in_flight_wait_for_the_reader_and_all_arrive() {
             limit_in_flight(65_534, IN_FLIGHT);
 
             let it = transport(&mut reactor, handle);
-            it.set_descriptor_limits(DescriptorLimits {
-                per_message: 1,
-                ..DescriptorLimits::default()
-            });
+            it.set_descriptor_limits(DescriptorLimits::default().per_message(1));
             for number in 0..BURST {
                 let fd = &distinct[number % distinct.len()];
                 it.send_file_descriptor(PassedDescriptor::shared(fd))
@@ -113,10 +110,7 @@ fn neighbours_go_on_while_one_waits_for_room_in_flight() {
             let (plain, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
             limit_in_flight(65_533, IN_FLIGHT);
             let it = transport(&mut reactor, waiting);
-            it.set_descriptor_limits(DescriptorLimits {
-                per_message: 16,
-                ..DescriptorLimits::default()
-            });
+            it.set_descriptor_limits(DescriptorLimits::default().per_message(16));
             for _ in 0..200 {
                 it.send_file_descriptor(PassedDescriptor::shared(&shared))
                     .unwrap();

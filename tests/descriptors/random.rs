@@ -205,10 +205,8 @@ fn descriptors_keep_to_their_bytes_over_a_real_socket() {
                 let handle = reactor
                     .adopt_unix_stream(ours.into(), Recorder::default())
                     .unwrap();
-                transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
-                    per_message,
-                    ..DescriptorLimits::default()
-                });
+                transport(&mut reactor, handle)
+                    .set_descriptor_limits(DescriptorLimits::default().per_message(per_message));
                 let mut run = Run {
                     reactor,
                     handle,

@@ -477,10 +477,8 @@ fn more_descriptors_in_one_read_than_allowed_end_the_connection() {
         let record = Record::default();
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
-        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
-            received_per_read: 2,
-            ..DescriptorLimits::default()
-        });
+        transport(&mut reactor, handle)
+            .set_descriptor_limits(DescriptorLimits::default().received_per_read(2));
         send_message(&peer, b"ok", &files(2).0);
         run_until_quiet(&mut reactor);
         assert_eq!(record.take_descriptors().len(), 2);
@@ -505,10 +503,8 @@ fn more_descriptors_in_all_than_allowed_end_the_connection() {
         let record = Record::default();
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, Recorder::new(&record));
-        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
-            received_in_all: 5,
-            ..DescriptorLimits::default()
-        });
+        transport(&mut reactor, handle)
+            .set_descriptor_limits(DescriptorLimits::default().received_in_all(5));
         send_message(&peer, b"ab", &files(3).0);
         send_message(&peer, b"cd", &files(2).0);
         run_until_quiet(&mut reactor);

@@ -149,10 +149,8 @@ fn consecutive_descriptors_travel_in_batches_with_the_real_bytes() {
     ] {
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, Recorder::default());
-        transport(&mut reactor, handle).set_descriptor_limits(DescriptorLimits {
-            per_message,
-            ..DescriptorLimits::default()
-        });
+        transport(&mut reactor, handle)
+            .set_descriptor_limits(DescriptorLimits::default().per_message(per_message));
         let (sent, expected) = files(200);
         queue(transport(&mut reactor, handle), sent);
         let data: Vec<u8> = (0..1_000u32).map(|n| n as u8).collect();
@@ -240,10 +238,7 @@ fn limit_that_pauses_is_settable_and_raising_it_resumes() {
         let mut reactor = Reactor::new().unwrap();
         let (handle, _peer) = adopt(&mut reactor, Recorder::new(&record));
         let it = transport(&mut reactor, handle);
-        let limits = DescriptorLimits {
-            high: 2,
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().high(2);
         it.set_descriptor_limits(limits);
         it.register_producer(ProducerRef::Protocol, ProducerKind::Push)
             .unwrap();
@@ -340,10 +335,7 @@ fn descriptors_wait_in_order_while_the_peer_does_not_read() {
             .adopt_unix_stream(ours.into(), Recorder::default())
             .unwrap();
         let it = transport(&mut reactor, handle);
-        it.set_descriptor_limits(DescriptorLimits {
-            per_message: 1,
-            ..DescriptorLimits::default()
-        });
+        it.set_descriptor_limits(DescriptorLimits::default().per_message(1));
         let (sent, expected) = files(60);
         let data: Vec<u8> = (0..5_000u32).map(|n| n as u8).collect();
         queue(it, sent);
@@ -413,10 +405,7 @@ fn descriptor_comes_back_when_the_queue_is_full() {
         let mut reactor = Reactor::new().unwrap();
         let (handle, _peer) = adopt(&mut reactor, Recorder::default());
         let it = transport(&mut reactor, handle);
-        it.set_descriptor_limits(DescriptorLimits {
-            queued: 2,
-            ..DescriptorLimits::default()
-        });
+        it.set_descriptor_limits(DescriptorLimits::default().queued(2));
         queue(it, files(2).0);
         let (mut third, expected) = files(1);
         let error = it.send_file_descriptor(third.remove(0).into()).unwrap_err();

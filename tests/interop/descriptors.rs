@@ -210,10 +210,8 @@ fn we_do_not_want_them(peers: &Peers, direction: Direction) {
 fn without_a_byte(peers: &Peers, direction: Direction) {
     let mut pair = Pair::with_twisted(peers, direction, "receiver");
     pair.make_files(1);
-    pair.transport().set_descriptor_limits(DescriptorLimits {
-        per_message: 1,
-        ..DescriptorLimits::default()
-    });
+    pair.transport()
+        .set_descriptor_limits(DescriptorLimits::default().per_message(1));
     pair.send_file(0);
     // A round trip: several turns of our reactor.
     pair.tell("write=1");

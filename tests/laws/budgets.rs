@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::{Context, Limits, Protocol, Reactor, Transport, TransportBudgets, Transports};
+use bowline::{Context, Protocol, Reactor, Transport, Transports};
 
 use crate::support::{DescriptorLedger, socketpair};
 
@@ -86,10 +86,7 @@ fn what_is_pushed_back_again_and_again_is_read_as_often_as_the_budget_says() {
         let most = calls.most_in_a_turn(&mut reactor);
         assert!(most <= 33, "{most} calls in one turn");
         let budgets = reactor.transport_budgets();
-        reactor.set_transport_budgets(TransportBudgets {
-            read_bytes: 3 * 8_192,
-            ..budgets
-        });
+        reactor.set_transport_budgets(budgets.read_bytes(3 * 8_192));
         let most = calls.most_in_a_turn(&mut reactor);
         assert_eq!(most, 3);
     }
@@ -103,10 +100,7 @@ fn notices_that_bring_the_next_are_as_many_as_the_budget_says() {
         let calls = Calls::default();
         let (mut reactor, _peer) = connected(&calls, false);
         let budgets = reactor.transport_budgets();
-        reactor.set_transport_budgets(TransportBudgets {
-            notices: 5,
-            ..budgets
-        });
+        reactor.set_transport_budgets(budgets.notices(5));
         // And the read that it began with.
         let most = calls.most_in_a_turn(&mut reactor);
         assert!(most <= 6, "{most} calls in one turn");
@@ -118,10 +112,7 @@ fn notices_that_bring_the_next_are_as_many_as_the_budget_says() {
 fn calls_wait_for_the_next_turn_beyond_their_budget() {
     let _ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    reactor.set_limits(Limits {
-        calls: 3,
-        ..reactor.limits()
-    });
+    reactor.set_limits(reactor.limits().calls(3));
     let (soon, remote) = (Calls::default(), Calls::default());
     let thread = reactor.remote();
     for _ in 0..7 {
@@ -159,10 +150,7 @@ fn notifications_that_bring_the_next_wait_for_the_next_turn_beyond_their_budget(
     }
     let _ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    reactor.set_limits(Limits {
-        notifications: 4,
-        ..reactor.limits()
-    });
+    reactor.set_limits(reactor.limits().notifications(4));
     let calls = Calls::default();
     again(&mut reactor, calls.clone());
     assert_eq!(calls.most_in_a_turn(&mut reactor), 4);

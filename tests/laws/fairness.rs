@@ -193,10 +193,7 @@ fn flood_of_connections_leaves_others_their_turn_and_is_accepted_whole() {
 fn more_ready_descriptors_than_a_poll_fetches_all_get_their_turn() {
     let ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    reactor.set_limits(Limits {
-        events: 8,
-        ..Limits::default()
-    });
+    reactor.set_limits(Limits::default().events(8));
     let mut all = Vec::new();
     for _ in 0..50 {
         let (ours, theirs) = socketpair();
@@ -252,10 +249,7 @@ fn connection_reads_as_much_per_turn_as_its_budget_says() {
         let reads = Rc::new(Cell::new(0));
         let mut reactor = Reactor::new().unwrap();
         if let Some(read_bytes) = asked {
-            reactor.set_transport_budgets(TransportBudgets {
-                read_bytes,
-                ..TransportBudgets::default()
-            });
+            reactor.set_transport_budgets(TransportBudgets::default().read_bytes(read_bytes));
             assert_eq!(reactor.transport_budgets().read_bytes, read_bytes.max(1));
         }
         let (ours, mut theirs) = socketpair();

@@ -288,7 +288,7 @@ fn calls_of_one_reactor_cannot_be_reached_through_another() {
     periodic.reset(&mut other);
     assert!(periodic.is_active() && periodic.interval() == second);
 
-    let pool = bowline::threads::ThreadPool::new(bowline::threads::ThreadPoolOptions::default());
+    let pool = bowline::threads::ThreadPool::new(bowline::threads::ThreadPoolSettings::default());
     pool.call_in_thread(&mut one, || (), |_, _| {});
     let refused = counting(&count);
     pool.call_in_thread(

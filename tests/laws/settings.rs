@@ -12,10 +12,10 @@ use bowline::policies::{
     Backoff, IdleTimeout, LimitConnections, LimitHandshakes, Rate, Reconnecting, ThrottleReading,
     TrafficLog,
 };
-use bowline::threads::ThreadPoolOptions;
+use bowline::threads::ThreadPoolSettings;
 use bowline::{
-    Address, Context, DescriptorLimits, Factory, FileSender, Limits, Protocol, Reactor, Transport,
-    TransportBudgets, Transports, UnixAddress, UnixTransport, Watermarks,
+    Address, Context, DescriptorLimits, Factory, FileSender, Protocol, Reactor, Transport,
+    Transports, UnixAddress, UnixTransport, Watermarks,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until_quiet, socketpair};
@@ -50,38 +50,23 @@ type Set = fn(Value, &mut Reactor);
 const OF_THE_REACTOR: [(&str, Set); 12] = [
     ("events", |value, reactor| {
         let events = value.size();
-        reactor.set_limits(Limits {
-            events,
-            ..reactor.limits()
-        });
+        reactor.set_limits(reactor.limits().events(events));
     }),
     ("timers", |value, reactor| {
         let timers = value.size();
-        reactor.set_limits(Limits {
-            timers,
-            ..reactor.limits()
-        });
+        reactor.set_limits(reactor.limits().timers(timers));
     }),
     ("timer_slack", |value, reactor| {
         let timer_slack = value.time();
-        reactor.set_limits(Limits {
-            timer_slack,
-            ..reactor.limits()
-        });
+        reactor.set_limits(reactor.limits().timer_slack(timer_slack));
     }),
     ("calls", |value, reactor| {
         let calls = value.size();
-        reactor.set_limits(Limits {
-            calls,
-            ..reactor.limits()
-        });
+        reactor.set_limits(reactor.limits().calls(calls));
     }),
     ("notifications", |value, reactor| {
         let notifications = value.size();
-        reactor.set_limits(Limits {
-            notifications,
-            ..reactor.limits()
-        });
+        reactor.set_limits(reactor.limits().notifications(notifications));
     }),
     ("descriptor reserve", |value, reactor| {
         reactor.set_descriptor_reserve(value.size());
@@ -89,28 +74,20 @@ const OF_THE_REACTOR: [(&str, Set); 12] = [
     ("read_bytes", |value, reactor| {
         let read_bytes = value.size();
         let budgets = reactor.transport_budgets();
-        reactor.set_transport_budgets(TransportBudgets {
-            read_bytes,
-            ..budgets
-        });
+        reactor.set_transport_budgets(budgets.read_bytes(read_bytes));
     }),
     ("writes, notices, accepts", |value, reactor| {
         let count = value.number();
         let budgets = reactor.transport_budgets();
-        reactor.set_transport_budgets(TransportBudgets {
-            writes: count,
-            notices: count,
-            accepts: count,
-            ..budgets
-        });
+        reactor.set_transport_budgets(budgets.writes(count).notices(count).accepts(count));
     }),
     ("threads", |value, reactor| {
-        reactor.thread_pool().set_options(ThreadPoolOptions {
-            max_threads: value.size(),
-            max_queued: value.size(),
-            idle_timeout: value.time(),
-            ..ThreadPoolOptions::default()
-        });
+        reactor.thread_pool().set_settings(
+            ThreadPoolSettings::default()
+                .max_threads(value.size())
+                .max_queued(value.size())
+                .idle_timeout(value.time()),
+        );
         reactor.call_in_thread(|| (), |_, _| {});
     }),
     ("call_later", |value, reactor| {
@@ -137,69 +114,42 @@ type SetOf = fn(Value, &mut dyn UnixTransport);
 
 const OF_A_CONNECTION: [(&str, SetOf); 12] = [
     ("low", |value, it| {
-        let watermarks = Watermarks {
-            low: value.size(),
-            ..Watermarks::default()
-        };
+        let watermarks = Watermarks::default().low(value.size());
         it.set_watermarks(watermarks);
     }),
     ("high", |value, it| {
-        let watermarks = Watermarks {
-            high: value.size(),
-            ..Watermarks::default()
-        };
+        let watermarks = Watermarks::default().high(value.size());
         it.set_watermarks(watermarks);
     }),
     ("limit", |value, it| {
-        let watermarks = Watermarks {
-            limit: value.size(),
-            ..Watermarks::default()
-        };
+        let watermarks = Watermarks::default().limit(value.size());
         it.set_watermarks(watermarks);
     }),
     ("read_limit", |value, it| {
         it.set_read_limit(NonZeroUsize::new(value.size()))
     }),
     ("high of descriptors", |value, it| {
-        let limits = DescriptorLimits {
-            high: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().high(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("queued", |value, it| {
-        let limits = DescriptorLimits {
-            queued: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().queued(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("per_message", |value, it| {
-        let limits = DescriptorLimits {
-            per_message: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().per_message(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("received_per_read", |value, it| {
-        let limits = DescriptorLimits {
-            received_per_read: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().received_per_read(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("received_in_all", |value, it| {
-        let limits = DescriptorLimits {
-            received_in_all: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().received_in_all(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("unclaimed", |value, it| {
-        let limits = DescriptorLimits {
-            unclaimed: value.size(),
-            ..DescriptorLimits::default()
-        };
+        let limits = DescriptorLimits::default().unclaimed(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("lose_connection_within", |value, it| {

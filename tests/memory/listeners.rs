@@ -70,11 +70,11 @@ fn several_processes_share_a_listener() {
     let _ledger = DescriptorLedger::open();
     for delivery in [Delivery::Batch, Delivery::OneAtATime, Delivery::Random] {
         let kernel = SimulatedKernel::with_seed(7);
-        kernel.set_settings(KernelSettings {
-            delivery,
-            passing_errors_percent: 30,
-            ..KernelSettings::default()
-        });
+        kernel.set_settings(
+            KernelSettings::default()
+                .delivery(delivery)
+                .passing_errors_percent(30),
+        );
         let mut simulation = Simulation::with_kernel(kernel);
         let first = simulation.spawn().unwrap();
         let second = simulation.spawn().unwrap();

@@ -7,9 +7,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::testing::{
-    Delivery, KernelSettings, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel,
-};
+use bowline::testing::{Delivery, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel};
 use bowline::{
     AfterReadClosed, Context, DescriptorLimits, PassedDescriptor, Producer, ProducerKind,
     ProducerRef, Protocol, Reactor, TcpTransport, Transport, TransportState, Transports,
@@ -409,10 +407,7 @@ fn send_that_fails_after_others_keeps_count_of_what_left() {
     pump.kernel()
         .fail_send(socket, 2, ErrorKind::BrokenPipe.into());
     let transport = pump.first().unwrap();
-    transport.set_descriptor_limits(DescriptorLimits {
-        per_message: 1,
-        ..DescriptorLimits::default()
-    });
+    transport.set_descriptor_limits(DescriptorLimits::default().per_message(1));
     for _ in 0..5 {
         transport.send_file_descriptor(null()).unwrap();
     }
@@ -480,13 +475,14 @@ fn short_reads_and_sends_lose_nothing() {
     let _ledger = DescriptorLedger::open();
     for delivery in [Delivery::Batch, Delivery::OneAtATime, Delivery::Random] {
         let kernel = SimulatedKernel::with_seed(1);
-        kernel.set_settings(KernelSettings {
-            largest_read: 7,
-            largest_send: 11,
-            cut_percent: 50,
-            delivery,
-            ..kernel.settings()
-        });
+        kernel.set_settings(
+            kernel
+                .settings()
+                .largest_read(7)
+                .largest_send(11)
+                .cut_percent(50)
+                .delivery(delivery),
+        );
         let mut pump = Pump::with_kernel(kernel).unwrap();
         let (record, recorder) = recorded();
         pump.join(recorder, Echo).unwrap();

@@ -746,15 +746,15 @@ fn simulate(seed: u64) -> Trace {
     let mut random = Random::new(!seed);
     let kernel = SimulatedKernel::with_seed(seed);
     let lasting = [0, 0, 0, 50][random.below(4)];
-    kernel.set_settings(KernelSettings {
-        send_buffer: [4_608, 20_000, 212_992][random.below(3)],
-        cut_percent: [0, 20, 60][random.below(3)],
-        delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)],
-        passing_errors_percent: [0, 5, 30][random.below(3)],
-        lasting_errors_per_10_000: lasting,
-        bound_first_percent: [0, 50, 100][random.below(3)],
-        ..KernelSettings::default()
-    });
+    kernel.set_settings(
+        KernelSettings::default()
+            .send_buffer([4_608, 20_000, 212_992][random.below(3)])
+            .cut_percent([0, 20, 60][random.below(3)])
+            .delivery([Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)])
+            .passing_errors_percent([0, 5, 30][random.below(3)])
+            .lasting_errors_per_10_000(lasting)
+            .bound_first_percent([0, 50, 100][random.below(3)]),
+    );
     let simulation = Simulation::with_kernel(kernel.clone());
     let mut run = Run::new(simulation, seed, &mut random);
     run.shared.borrow_mut().is_strict = lasting == 0;

@@ -291,16 +291,17 @@ type Trace = (u64, Vec<(&'static str, usize, usize)>, [String; 2]);
 fn simulate(seed: u64, files: &Rc<Files>) -> Trace {
     let mut random = Random::new(!seed);
     let kernel = SimulatedKernel::with_seed(seed);
-    kernel.set_settings(KernelSettings {
-        send_buffer: [4_608, 20_000, 212_992][random.below(3)],
-        largest_send: [usize::MAX, usize::MAX, 700][random.below(3)],
-        largest_read: [usize::MAX, usize::MAX, 400][random.below(3)],
-        cut_percent: [0, 20, 60][random.below(3)],
-        delivery: [Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)],
-        passing_errors_percent: [0, 0, 20][random.below(3)],
-        lasting_errors_per_10_000: 0,
-        bound_first_percent: 0,
-    });
+    kernel.set_settings(
+        KernelSettings::default()
+            .send_buffer([4_608, 20_000, 212_992][random.below(3)])
+            .largest_send([usize::MAX, usize::MAX, 700][random.below(3)])
+            .largest_read([usize::MAX, usize::MAX, 400][random.below(3)])
+            .cut_percent([0, 20, 60][random.below(3)])
+            .delivery([Delivery::Batch, Delivery::OneAtATime, Delivery::Random][random.below(3)])
+            .passing_errors_percent([0, 0, 20][random.below(3)])
+            .lasting_errors_per_10_000(0)
+            .bound_first_percent(0),
+    );
     let run = Rc::new(RefCell::new(Run {
         sides: Default::default(),
         random: Random::new(random.any()),

@@ -284,10 +284,9 @@ fn latecomers_are_told_too() {
 #[test]
 fn a_turn_tells_no_more_than_its_budget() {
     let mut world = World::new();
-    world.reactor.set_limits(Limits {
-        notifications: 10,
-        ..Limits::default()
-    });
+    world
+        .reactor
+        .set_limits(Limits::default().notifications(10));
     for _ in 0..35 {
         world.add("one", |_, _, _| Next::Keep);
     }

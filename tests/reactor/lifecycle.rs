@@ -611,10 +611,7 @@ fn limit_of_events_set_inside_a_callback_holds() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
     reactor.call_soon(|reactor| {
-        let limits = bowline::Limits {
-            events: 1,
-            ..reactor.limits()
-        };
+        let limits = reactor.limits().events(1);
         reactor.set_limits(limits);
     });
     reactor.turn(Some(Duration::ZERO));

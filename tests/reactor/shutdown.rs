@@ -329,10 +329,7 @@ fn reconnecting_in_connection_lost_does_not_keep_the_reactor() {
 fn all_notices_of_a_shutdown_arrive_however_many() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    reactor.set_limits(bowline::Limits {
-        notifications: 1,
-        ..reactor.limits()
-    });
+    reactor.set_limits(reactor.limits().notifications(1));
     struct Defers(Notes<u32>);
     impl<T: Transport> Protocol<T> for Defers {
         fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bowline::Reactor;
 use bowline::error::ThreadCallError;
 use bowline::lifecycle::{Phase, SystemEvent};
-use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolOptions};
+use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolSettings};
 
 use crate::support::{DEADLINE, DescriptorLedger, assert_no_pool_threads, pool_threads, run_until};
 use crate::{Notes, PANIC};
@@ -62,10 +62,7 @@ fn described<R: std::fmt::Debug>(result: Result<R, ThreadCallError>) -> String {
 const STOPPED: &str = "reactor stopped before the call in a thread was done";
 
 fn with_one_thread() -> ThreadPool {
-    ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        ..ThreadPoolOptions::default()
-    })
+    ThreadPool::new(ThreadPoolSettings::default().max_threads(1))
 }
 
 /// Contract R-27: lazily, also during the run, and all gone before it returns.
@@ -150,11 +147,8 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
     }
     gate.await_waiting(10);
     assert_eq!((pool_threads(), pool.counts().queued), (10, 20));
-    let options = ThreadPoolOptions {
-        max_threads: 12,
-        ..pool.options()
-    };
-    pool.set_options(options.clone());
+    let settings = pool.settings().max_threads(12);
+    pool.set_settings(settings.clone());
     submit(&mut reactor);
     submit(&mut reactor);
     gate.await_waiting(12);
@@ -163,10 +157,7 @@ fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
     run_until(&mut reactor, |_| notes.all().len() == 32);
     let distinct: HashSet<_> = notes.all().into_iter().collect();
     assert!(distinct.len() <= 12);
-    pool.set_options(ThreadPoolOptions {
-        max_threads: 0,
-        ..options
-    });
+    pool.set_settings(settings.max_threads(0));
     // One is left, which works.
     run_until(&mut reactor, |_| pool_threads() == 1);
     submit(&mut reactor);
@@ -186,10 +177,8 @@ fn finish(mut reactor: Reactor) {
 fn threads_without_work_end() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        idle_timeout: Duration::from_millis(1),
-        ..ThreadPoolOptions::default()
-    });
+    let pool =
+        ThreadPool::new(ThreadPoolSettings::default().idle_timeout(Duration::from_millis(1)));
     let notes = Notes::new();
     let seen = notes.clone();
     pool.call_in_thread(&mut reactor, || (), move |_, _| seen.push(()));
@@ -278,11 +267,11 @@ fn work_asked_for_during_the_shutdown_is_finished_or_refused() {
 fn abandoned_work_does_not_hold_the_shutdown() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        at_shutdown: AtShutdown::Abandon,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = ThreadPool::new(
+        ThreadPoolSettings::default()
+            .max_threads(1)
+            .at_shutdown(AtShutdown::Abandon),
+    );
     let gate = Gate::default();
     let notes = Notes::new();
     for _ in 0..2 {
@@ -335,11 +324,7 @@ fn work_that_panics_is_told_and_costs_nothing_else() {
 fn work_beyond_the_queue_is_refused_after_the_call() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        max_queued: 2,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = ThreadPool::new(ThreadPoolSettings::default().max_threads(1).max_queued(2));
     let gate = Gate::default();
     let notes = Notes::new();
     for number in 0..4 {
@@ -371,11 +356,7 @@ fn work_beyond_the_queue_is_refused_after_the_call() {
 fn pool_without_a_queue_takes_what_its_threads_can_do() {
     let _alone = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 2,
-        max_queued: 0,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = ThreadPool::new(ThreadPoolSettings::default().max_threads(2).max_queued(0));
     let gate = Gate::default();
     let notes = Notes::new();
     let submit = |reactor: &mut Reactor, number: i32| {

@@ -417,10 +417,7 @@ fn storm_of_due_calls_leaves_sockets_their_turn() {
     let _alone = DescriptorLedger::open();
     let (_clock, mut reactor) = manual();
     let limit = 100;
-    reactor.set_limits(Limits {
-        timers: limit,
-        ..Limits::default()
-    });
+    reactor.set_limits(Limits::default().timers(limit));
     let (ours, theirs) = socketpair();
     let record = Record::default();
     reactor
@@ -473,10 +470,7 @@ fn real_clock_is_never_early_and_hardly_late() {
 
 fn with_slack(slack: Duration) -> Reactor {
     let mut reactor = Reactor::new().unwrap();
-    reactor.set_limits(Limits {
-        timer_slack: slack,
-        ..Limits::default()
-    });
+    reactor.set_limits(Limits::default().timer_slack(slack));
     reactor
 }
 

@@ -299,10 +299,7 @@ fn calls_that_call_themselves_leave_the_turn_to_others() {
     }
     let mut reactor = Reactor::new().unwrap();
     let limit = 50;
-    reactor.set_limits(Limits {
-        notifications: limit,
-        ..Limits::default()
-    });
+    reactor.set_limits(Limits::default().notifications(limit));
     reactor.call_soon(again);
     reactor.defer(defer_again);
     let notes = Notes::new();

@@ -52,11 +52,11 @@ struct Hoarder(Vec<OwnedFd>);
 
 impl Protocol<UnixStream> for Hoarder {
     fn connection_made(&mut self, cx: &mut Context<'_, UnixStream>) {
-        cx.transport.set_descriptor_limits(DescriptorLimits {
-            received_per_read: 64,
-            received_in_all: 64,
-            ..DescriptorLimits::default()
-        });
+        cx.transport.set_descriptor_limits(
+            DescriptorLimits::default()
+                .received_per_read(64)
+                .received_in_all(64),
+        );
     }
 
     fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}

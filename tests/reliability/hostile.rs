@@ -782,10 +782,8 @@ impl Protocol<UnixStream> for Hostile {
             cx.transport.pause_producing();
         }
         if self.is_limited {
-            cx.transport.set_descriptor_limits(DescriptorLimits {
-                received_per_read: 1,
-                ..DescriptorLimits::default()
-            });
+            cx.transport
+                .set_descriptor_limits(DescriptorLimits::default().received_per_read(1));
         }
         Recorder::new(&self.record).connection_made(cx);
         self.seen.push("made");

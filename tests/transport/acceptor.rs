@@ -144,10 +144,8 @@ struct Passer {
 
 impl<T: UnixTransport> Protocol<T> for Passer {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        cx.transport.set_descriptor_limits(DescriptorLimits {
-            per_message: 1,
-            ..DescriptorLimits::default()
-        });
+        cx.transport
+            .set_descriptor_limits(DescriptorLimits::default().per_message(1));
         for fd in self.to_send.drain(..) {
             cx.transport
                 .send_file_descriptor(fd.into())

@@ -372,11 +372,10 @@ fn a_connection_comes_back_as_if_nothing_had_happened(kind: Kind) {
     let all = pattern(9 << 20);
     let _ = link.transport().write(&all);
     link.settle();
-    let watermarks = Watermarks {
-        low: 10,
-        high: 1 << 30,
-        limit: usize::MAX,
-    };
+    let watermarks = Watermarks::default()
+        .low(10)
+        .high(1 << 30)
+        .limit(usize::MAX);
     link.transport().set_watermarks(watermarks);
     link.transport().pause_producing();
     link.transport().set_read_limit(NonZeroUsize::new(5));

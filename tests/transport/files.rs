@@ -247,10 +247,8 @@ fn each_portion_is_transformed_before_it_is_sent() {
 #[test]
 fn a_portion_beyond_the_limit_of_unsent_bytes_is_refused() {
     let mut link = Link::new(Kind::AdoptedSocketpair, Script::new());
-    link.transport().set_watermarks(Watermarks {
-        limit: 1_000,
-        ..Watermarks::default()
-    });
+    link.transport()
+        .set_watermarks(Watermarks::default().limit(1_000));
     let told = Told::default();
     FileSender::new(io::repeat(1))
         .send(link.transport(), noting(&told))

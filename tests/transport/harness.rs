@@ -13,7 +13,7 @@ use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bowline::testing::{KernelSettings, ManualClock, MemoryPeer, SimulatedKernel};
+use bowline::testing::{ManualClock, MemoryPeer, SimulatedKernel};
 use bowline::{
     Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, ConnectError, Context, Factory,
     Protocol, Reactor, Transport, TransportHandle, Transports, UnixAddress,
@@ -490,10 +490,7 @@ impl Link {
             Kind::Memory => {
                 let kernel = SimulatedKernel::new();
                 if buffers == Buffers::Small {
-                    kernel.set_settings(KernelSettings {
-                        send_buffer: 2 * SMALL_BYTES,
-                        ..kernel.settings()
-                    });
+                    kernel.set_settings(kernel.settings().send_buffer(2 * SMALL_BYTES));
                 }
                 let (ours, theirs) = kernel.pair();
                 ours.adopt(&mut reactor, script).unwrap();

@@ -13,7 +13,7 @@ use bowline::endpoint::TcpConnect;
 use bowline::error::LookupError;
 use bowline::policies::{Backoff, Jitter, Reconnecting};
 use bowline::resolve::{Answer, Resolver, SystemResolver};
-use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolOptions};
+use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolSettings};
 use bowline::{
     Address, BuildContext, ConnectError, ConnectorHandle, Destination, Factory, Reactor, TcpStream,
     Transports,
@@ -717,11 +717,11 @@ fn the_system_knows_this_machine() {
 fn lookups_do_not_hold_the_shutdown() {
     let ledger = DescriptorLedger::open();
     let mut reactor = Reactor::new().unwrap();
-    let pool = ThreadPool::new(ThreadPoolOptions {
-        max_threads: 1,
-        at_shutdown: AtShutdown::Abandon,
-        ..ThreadPoolOptions::default()
-    });
+    let pool = ThreadPool::new(
+        ThreadPoolSettings::default()
+            .max_threads(1)
+            .at_shutdown(AtShutdown::Abandon),
+    );
     let (hang_up, hangs) = std::sync::mpsc::channel::<()>();
     pool.call_in_thread(&mut reactor, move || hangs.recv(), |_, _| ());
     reactor.set_resolver(SystemResolver::with_pool(pool.clone()));

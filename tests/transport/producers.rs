@@ -297,11 +297,12 @@ fn watermarks_are_settable(kind: Kind) {
         let mut it = Produced::new(kind, who, hooks);
         let mut written = it.link.fill();
         let unsent = it.link.transport().unsent_bytes();
-        it.link.transport().set_watermarks(Watermarks {
-            low: LOW,
-            high: unsent + 1_000,
-            limit: usize::MAX,
-        });
+        it.link.transport().set_watermarks(
+            Watermarks::default()
+                .low(LOW)
+                .high(unsent + 1_000)
+                .limit(usize::MAX),
+        );
         it.register(ProducerKind::Push);
         assert!(!it.link.transport().is_producer_paused());
         assert_eq!(
@@ -332,10 +333,7 @@ fn lowering_the_high_watermark_pauses(kind: Kind) {
     it.register(ProducerKind::Push);
     let transport = it.link.transport();
     write_buffered(transport, 600);
-    transport.set_watermarks(Watermarks {
-        high: 500,
-        ..transport.watermarks()
-    });
+    transport.set_watermarks(transport.watermarks().high(500));
     assert!(transport.is_producer_paused());
     it.link.peer_receives(600);
     it.link.settle();

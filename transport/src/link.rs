@@ -759,14 +759,14 @@ impl Link {
     }
 
     pub(crate) fn watermarks(&self) -> Watermarks {
-        Watermarks {
-            low: self.low_watermark(),
-            high: self.high_watermark,
-            limit: self
-                .cold_ref()
-                .and_then(|cold| cold.limit)
-                .unwrap_or(usize::MAX),
-        }
+        Watermarks::default()
+            .low(self.low_watermark())
+            .high(self.high_watermark)
+            .limit(
+                self.cold_ref()
+                    .and_then(|cold| cold.limit)
+                    .unwrap_or(usize::MAX),
+            )
     }
 
     pub(crate) fn set_watermarks(&mut self, watermarks: Watermarks) {

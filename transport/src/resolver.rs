@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bowline_protocol::LookupError;
 use bowline_reactor::{
-    AtShutdown, DelayedCall, Reactor, ThreadPool, ThreadPoolOptions, catch_panic,
+    AtShutdown, DelayedCall, Reactor, ThreadPool, ThreadPoolSettings, catch_panic,
 };
 
 use crate::shared::Shared;
@@ -233,10 +233,9 @@ pub struct SystemResolver {
 impl SystemResolver {
     /// With threads of its own.
     pub fn new() -> Self {
-        Self::with_pool(ThreadPool::new(ThreadPoolOptions {
-            at_shutdown: AtShutdown::Abandon,
-            ..ThreadPoolOptions::default()
-        }))
+        Self::with_pool(ThreadPool::new(
+            ThreadPoolSettings::default().at_shutdown(AtShutdown::Abandon),
+        ))
     }
 
     /// With the threads of `pool`.

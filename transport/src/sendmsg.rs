@@ -566,10 +566,7 @@ impl<B: PassDescriptors> Stream<SendmsgMixin<B>> {
 
     pub(crate) fn set_limits(&mut self, limits: DescriptorLimits) {
         let per_message = limits.per_message.clamp(1, MAX_DESCRIPTORS);
-        self.layer.passing().limits = DescriptorLimits {
-            per_message,
-            ..limits
-        };
+        self.layer.passing().limits = limits.per_message(per_message);
         self.limits_changed();
     }
 

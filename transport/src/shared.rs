@@ -404,6 +404,7 @@ fn open_anything() -> io::Result<OwnedFd> {
 /// What is left is done in the next turn, whose poll then does not wait. A
 /// budget of zero counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TransportBudgets {
     /// How many bytes one connection reads; default 256 KiB, four full reads.
     /// The read that reaches it is the last, and each counts as 8 KiB at the
@@ -419,6 +420,13 @@ pub struct TransportBudgets {
     /// many; ours does not vary.)
     pub accepts: u32,
 }
+
+bowline_reactor::setters!(TransportBudgets {
+    read_bytes: usize,
+    writes: u32,
+    notices: u32,
+    accepts: u32,
+});
 
 impl Default for TransportBudgets {
     fn default() -> Self {

@@ -223,11 +223,11 @@ struct Sender {
 impl<T: UnixTransport> Protocol<T> for Sender {
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         self.count = usize::from_le_bytes(data.try_into().expect("one number is sent"));
-        cx.transport.set_descriptor_limits(DescriptorLimits {
-            high: 4 * MAX_DESCRIPTORS,
-            per_message: MAX_DESCRIPTORS,
-            ..DescriptorLimits::default()
-        });
+        cx.transport.set_descriptor_limits(
+            DescriptorLimits::default()
+                .high(4 * MAX_DESCRIPTORS)
+                .per_message(MAX_DESCRIPTORS),
+        );
         cx.transport
             .register_producer(ProducerRef::Protocol, ProducerKind::Push)
             .expect("the first producer");

@@ -26,6 +26,7 @@ const NOTIFICATIONS_PER_TURN: usize = 16_384;
 ///
 /// Any value is taken: zero counts as one, `usize::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Events fetched by one poll; default 1,024, at the most 1,048,576. There is
     /// room for as many, of 12 bytes each.
@@ -42,6 +43,14 @@ pub struct Limits {
     /// Deferred notifications delivered; default 16,384.
     pub notifications: usize,
 }
+
+crate::setters!(Limits {
+    events: usize,
+    timers: usize,
+    timer_slack: Duration,
+    calls: usize,
+    notifications: usize,
+});
 
 impl Default for Limits {
     fn default() -> Self {

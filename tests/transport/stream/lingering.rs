@@ -79,10 +79,7 @@ fn a_lingering_close_ends_with_the_peers_end(kind: Kind) {
 
 fn a_lingering_close_ends_in_time(kind: Kind) {
     let time = Duration::from_secs(3);
-    let limits = LingeringClose {
-        time,
-        ..LingeringClose::default()
-    };
+    let limits = LingeringClose::default().time(time);
     let mut link = Link::new(kind, lingering(Script::new(), limits));
     // This one is for what has to be sent.
     link.transport()
@@ -98,10 +95,7 @@ fn a_lingering_close_ends_in_time(kind: Kind) {
 }
 
 fn a_lingering_close_ends_with_its_bytes(kind: Kind) {
-    let limits = LingeringClose {
-        bytes: 10_000,
-        ..LingeringClose::default()
-    };
+    let limits = LingeringClose::default().bytes(10_000);
     let mut link = Link::new(kind, lingering(Script::new(), limits));
     link.transport().lose_connection();
     link.settle();

@@ -212,10 +212,8 @@ fn writes_are_refused_in_connection_lost(kind: Kind) {
 /// W-31.
 fn a_write_beyond_the_limit_is_refused_whole(kind: Kind) {
     let mut link = Link::new(kind, Script::new());
-    link.transport().set_watermarks(Watermarks {
-        limit: 10,
-        ..Watermarks::default()
-    });
+    link.transport()
+        .set_watermarks(Watermarks::default().limit(10));
     assert_eq!(link.transport().watermarks().limit, 10);
     let transport = link.transport();
     assert_eq!(transport.write(b"0123456"), WriteStatus::Ready);

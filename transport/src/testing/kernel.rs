@@ -65,6 +65,7 @@ pub struct SimulatedKernel {
 
 /// How the simulated kernel behaves, from the next call on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KernelSettings {
     /// How much memory unread bytes may take before a send has to wait
     /// (`SO_SNDBUF` as getsockopt(2) reports it). A send is taken as long as
@@ -99,6 +100,17 @@ pub struct KernelSettings {
     /// refused, as if it were dead, and its name is taken. Default 0.
     pub bound_first_percent: u8,
 }
+
+bowline_reactor::setters!(KernelSettings {
+    send_buffer: usize,
+    largest_send: usize,
+    largest_read: usize,
+    cut_percent: u8,
+    delivery: Delivery,
+    passing_errors_percent: u8,
+    lasting_errors_per_10_000: u16,
+    bound_first_percent: u8,
+});
 
 /// How many of the events that wait a poll fetches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
