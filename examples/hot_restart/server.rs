@@ -85,10 +85,10 @@ fn open_descriptors() -> io::Result<Vec<Descriptor>> {
 fn serve(options: Options) -> common::Result {
     // First of all, while nothing else is open and no thread runs.
     let inherited = systemd::inherited()?;
-    let mut settings = RestartSettings::new(&options.directory);
-    settings.inherited = inherited;
-    settings.drain = STOP_DEADLINE;
-    settings.notifier = Notifier::from_environment()?.map(Rc::new);
+    let settings = RestartSettings::new(&options.directory)
+        .inherited(inherited)
+        .drain(STOP_DEADLINE)
+        .notifier(Notifier::from_environment()?.map(Rc::new));
     let mut reactor = Reactor::new()?;
     // Where systemd asks for it (`WatchdogSec=`), in whichever process serves.
     let _watchdog = settings

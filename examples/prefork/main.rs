@@ -84,10 +84,10 @@ type Taken = Rc<RefCell<BTreeMap<u32, u64>>>;
 
 fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
     let mut reactor = Reactor::new()?;
-    let mut settings = PoolSettings::default();
-    settings.workers = workers.max(1);
-    settings.drain_timeout = Some(STOP_DEADLINE);
-    settings.max_failed_starts = Some(MAX_FAILED_STARTS);
+    let settings = PoolSettings::default()
+        .workers(workers.max(1))
+        .drain_timeout(Some(STOP_DEADLINE))
+        .max_failed_starts(Some(MAX_FAILED_STARTS));
     let program = std::env::current_exe()?;
     let command = move |_: WorkerId| {
         let mut command = Command::new(&program);

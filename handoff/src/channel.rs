@@ -214,6 +214,16 @@ pub struct ChannelSettings {
     pub frame_timeout: Duration,
 }
 
+bowline_reactor::setters!(ChannelSettings {
+    role: Role,
+    peer_role: Role,
+    versions: RangeInclusive<u16>,
+    users: Users,
+    max_payload: usize,
+    handshake_timeout: Duration,
+    frame_timeout: Duration,
+});
+
 impl ChannelSettings {
     /// The defaults, for a side that is `role` and expects `peer_role`.
     pub fn new(role: Role, peer_role: Role) -> Self {

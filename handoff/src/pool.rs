@@ -104,8 +104,7 @@
 //! }
 //!
 //! let mut reactor = Reactor::new()?;
-//! let mut settings = PoolSettings::default();
-//! settings.workers = 1;
+//! let settings = PoolSettings::default().workers(1);
 //! let pool = Pool::start(&mut reactor, settings, |reactor: &mut Reactor, _: WorkerId| {
 //!     let (ours, theirs) = UnixStream::pair()?;
 //!     Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;

@@ -229,6 +229,21 @@ pub struct RestartSettings {
     pub notifier: Option<Rc<Notifier>>,
 }
 
+bowline_reactor::setters!(RestartSettings {
+    directory: PathBuf,
+    format: u32,
+    answer: Duration,
+    start: Duration,
+    ready: Duration,
+    drain: Duration,
+    manager: Duration,
+    inherited: Inherited,
+    notifier: Option<Rc<Notifier>>,
+});
+
+#[cfg(feature = "testing")]
+bowline_reactor::setters!(RestartSettings { kernel: Option<SimulatedKernel> });
+
 impl RestartSettings {
     /// The defaults, with the control socket in `directory`.
     pub fn new(directory: impl Into<PathBuf>) -> Self {

@@ -8,7 +8,7 @@ use bowline_protocol::policies::Backoff;
 
 use super::{Refusal, WorkerId};
 
-/// How a pool behaves. Made with [`PoolSettings::default`], then changed.
+/// How a pool behaves. Made with [`PoolSettings::default`], and its methods.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolSettings {
@@ -54,6 +54,22 @@ pub struct PoolSettings {
     /// `None`: it tries for ever.
     pub max_failed_starts: Option<u32>,
 }
+
+bowline_reactor::setters!(PoolSettings {
+    workers: usize,
+    window: usize,
+    ack_timeout: Duration,
+    kill_timeout: Option<Duration>,
+    max_attempts: u32,
+    queue: usize,
+    queue_timeout: Duration,
+    start_timeout: Duration,
+    exit_timeout: Duration,
+    drain_timeout: Option<Duration>,
+    backoff: Backoff,
+    stable_after: Duration,
+    max_failed_starts: Option<u32>,
+});
 
 impl Default for PoolSettings {
     fn default() -> Self {

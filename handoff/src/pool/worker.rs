@@ -130,6 +130,13 @@ pub struct WorkerSettings {
     pub start_timeout: Duration,
 }
 
+bowline_reactor::setters!(WorkerSettings {
+    max_live: Option<u32>,
+    orphans: Orphans,
+    orphaned_timeout: Duration,
+    start_timeout: Duration,
+});
+
 impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
