@@ -594,15 +594,9 @@ fn late_loop_reads_all_that_is_ready_before_what_is_due() {
     const SENT: usize = 3 * 65_536;
     let (clock, mut reactor) = manual();
     // A few events and one read for each at a time.
-    reactor.set_limits(Limits {
-        events: 4,
-        ..Limits::default()
-    });
+    reactor.set_limits(Limits::default().events(4));
     let budgets = reactor.transport_budgets();
-    reactor.set_transport_budgets(bowline::TransportBudgets {
-        read_bytes: 1,
-        ..budgets
-    });
+    reactor.set_transport_budgets(budgets.read_bytes(1));
     let mut peers = Vec::new();
     let unread = Rc::new(Cell::new(CONNECTIONS * SENT));
     let found = Notes::new();
