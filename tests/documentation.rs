@@ -59,6 +59,14 @@ fn program(page: &str, mark: &str) -> String {
 
 /// Compiles a program against the library that this test was built with.
 fn compile(code: &str, directory: &Path) -> PathBuf {
+    match try_to_compile(code, directory) {
+        Ok(program) => program,
+        Err(errors) => panic!("{}", errors.last().expect("the library is built")),
+    }
+}
+
+/// What the compiler said otherwise, by each library that there is.
+fn try_to_compile(code: &str, directory: &Path) -> Result<PathBuf, Vec<String>> {
     let (source, program) = (directory.join("program.rs"), directory.join("program"));
     fs::write(&source, code).unwrap();
     let executable = std::env::current_exe().unwrap();
@@ -73,6 +81,7 @@ fn compile(code: &str, directory: &Path) -> PathBuf {
         .map(|path| (fs::metadata(&path).unwrap().modified().unwrap(), path))
         .collect();
     libraries.sort();
+    let mut errors = Vec::new();
     // Others are of other features; the one of this test may not be the last.
     for (_, library) in libraries.iter().rev() {
         let output = Command::new("rustc")
@@ -86,15 +95,11 @@ fn compile(code: &str, directory: &Path) -> PathBuf {
             .output()
             .expect("rustc");
         if output.status.success() {
-            return program;
+            return Ok(program);
         }
-        assert!(
-            library != &libraries[0].1,
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        errors.push(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    panic!("the library is not there");
+    Err(errors)
 }
 
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -288,4 +293,41 @@ fn every_whole_program_has_its_test() {
         "restarts.md: struct Echo;",
     ];
     assert_eq!(found, tested);
+}
+
+/// What most have written wrongly at first is answered in their words, not with a list
+/// of types that happen to fit.
+#[test]
+fn errors_of_the_compiler_say_what_to_write() {
+    let ledger = DescriptorLedger::open();
+    let scratch = tempfile::tempdir().unwrap();
+    let rows = [
+        // A receiver of frames, as it is.
+        (
+            "|_: &Address| Lines",
+            "`Lines` is not a protocol over",
+            "`Framed::new(framer, receiver)`",
+        ),
+        (
+            "Lines",
+            "`Lines` does not build protocols over",
+            "`|_: &Address| Echo`",
+        ),
+    ];
+    for (factory, message, note) in rows {
+        let code = format!(
+            "use bowline::{{Address, Reactor, Transports}};
+             struct Lines;
+             fn main() {{
+                 let address = ([127, 0, 0, 1], 0).into();
+                 let _: Option<Address> = None;
+                 let _ = Reactor::new().unwrap().listen_tcp(address, {factory});
+             }}"
+        );
+        let errors = try_to_compile(&code, scratch.path()).expect_err("no protocol");
+        let says = |text: &str| errors.iter().any(|error| error.contains(text));
+        assert!(says(message) && says(note), "{}", errors.join("\n"));
+    }
+    drop(scratch);
+    ledger.assert_balanced();
 }

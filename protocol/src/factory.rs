@@ -25,9 +25,18 @@ pub type ConnectorHandle = Handle<dyn Connector>;
 /// Builds the protocol of each connection of a listener or connector, and is
 /// told of their lives.
 ///
-/// A closure `FnMut(&Address) -> P` is a factory. A factory that several
-/// listeners share is an `Rc<RefCell<F>>`; it is borrowed for the time of its
-/// callbacks only.
+/// A closure `FnMut(&Address) -> P` is a factory. Write its parameter with the type,
+/// `|_: &Address| Echo`. With `|_| Echo` the compiler takes it for a closure over one
+/// lifetime, and says that it is "not general enough".
+///
+/// A factory that several listeners share is an `Rc<RefCell<F>>`. It is borrowed for
+/// the time of its callbacks only.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not build protocols over `{T}`",
+    note = "a closure is a factory if its parameter has its type, `|_: &Address| Echo`, and \
+            what it answers is a protocol over `{T}`",
+    note = "a receiver of frames becomes a protocol with `Framed::new(framer, receiver)`"
+)]
 pub trait Factory<T: Transport>: 'static {
     /// What it builds.
     type Protocol: Protocol<T>;

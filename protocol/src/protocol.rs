@@ -14,16 +14,21 @@ use crate::transport::Transport;
 /// A [`Factory`](crate::Factory) builds one for each connection; the connection
 /// owns it and drops it after [`connection_lost`](Self::connection_lost).
 ///
-/// Write `impl<T: Transport> Protocol<T>` for a protocol that works over
-/// anything, `impl<T: UnixTransport> Protocol<T>` for one that passes
-/// descriptors, `impl<T: TcpTransport> Protocol<T>` for one that needs TCP's
-/// options. What a transport cannot do does not compile.
+/// Write
+///
+/// - `impl<T: Transport> Protocol<T>` for a protocol that works over anything,
+/// - `impl<T: UnixTransport> Protocol<T>` for one that passes descriptors,
+/// - `impl<T: TcpTransport> Protocol<T>` for one that needs TCP's options.
+///
+/// What a transport cannot do does not compile: "no method named
+/// `send_file_descriptor`" means that the bound, or the type in its place, is not that
+/// of a UNIX connection.
 ///
 /// # Callbacks never nest
 ///
 /// No callback is ever called from inside another. What one of them asks of
-/// this connection or others takes effect on their state at once; callbacks
-/// that follow from it are called after it has returned. So state shared in an
+/// this connection or others takes effect on their state at once. The callbacks
+/// that follow from it are called after it has returned. So state in an
 /// `Rc<RefCell<_>>` that is borrowed only inside callbacks is never borrowed
 /// twice.
 ///
@@ -32,6 +37,12 @@ use crate::transport::Transport;
 /// A callback that panics costs its own connection:
 /// [`connection_lost`](Self::connection_lost) follows with
 /// [`CloseReason::Panicked`], and everything else goes on.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a protocol over `{T}`",
+    note = "a protocol over anything is `impl<T: Transport> Protocol<T>`, one that passes \
+            descriptors `impl<T: UnixTransport> Protocol<T>`",
+    note = "a receiver of frames becomes one with `Framed::new(framer, receiver)`"
+)]
 pub trait Protocol<T: Transport + ?Sized>: Part {
     /// The connection is there. Called once, first.
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
@@ -49,10 +60,10 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// transports that pass descriptors.
     ///
     /// Called once for each, in the order they were sent, before the
-    /// [`data_received`](Self::data_received) of the same read. Those of a
-    /// connection that closes meanwhile are closed and not delivered. A pause
-    /// holds from the next read on: what came with this one is delivered.
-    /// (Twisted: `fileDescriptorReceived`.)
+    /// [`data_received`](Self::data_received) of the same read. If the connection
+    /// closes meanwhile, the rest is closed and not delivered. A pause holds from the
+    /// next read on: what came with this one is delivered. (Twisted:
+    /// `fileDescriptorReceived`.)
     ///
     /// # Errors
     ///
@@ -72,10 +83,9 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     ///
     /// Overriding this replaces
     /// [`file_descriptor_received`](Self::file_descriptor_received) *and* the
-    /// [`data_received`](Self::data_received) of this read; what is not taken
-    /// from `descriptors` is closed and counted, and logged once per
-    /// connection. The default calls those two, and stops as soon as the
-    /// connection does not read any more.
+    /// [`data_received`](Self::data_received) of this read. The default calls those
+    /// two, and stops as soon as the connection does not read any more. What is not
+    /// taken from `descriptors` is closed and counted, and logged once per connection.
     ///
     /// `data` can begin with bytes that were sent before the descriptors and
     /// never holds bytes that were sent after the message they came with. To
@@ -104,9 +114,8 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
 
     /// Descriptors were lost on the way to us (`MSG_CTRUNC`): there was no free
     /// descriptor number outside of the reserve, or a security module refused.
-    /// What did arrive of that
-    /// read, `received` of them, is closed already; its bytes are delivered
-    /// afterwards if the connection goes on.
+    /// `received` others of that read did arrive, and are closed already. The bytes of
+    /// the read are delivered afterwards, if the connection goes on.
     fn descriptors_truncated(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -128,8 +137,8 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// Called too where a write has failed before: the answer does not matter then,
     /// and the end follows with that error.
     ///
-    /// The default ends the connection at once with [`CloseReason::Done`], what
-    /// is unsent is dropped. (Twisted: `IHalfCloseableProtocol`.)
+    /// The default ends the connection at once with [`CloseReason::Done`]. What is
+    /// unsent is dropped. (Twisted: `IHalfCloseableProtocol`.)
     fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
         let _ = cx;
         AfterReadClosed::EndConnection
@@ -159,18 +168,22 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// were accepted have ended. Not called for one that closes already.
     ///
     /// Everything goes on as before: bytes are received and sent, pauses hold. By
-    /// the default the connection is [lost](Transport::lose_connection) when it
-    /// is idle: when this protocol says so ([`is_idle`](Self::is_idle)), everything
-    /// was sent, no producer is registered (other than the connection itself),
-    /// reading is not paused, nothing came or went for the
-    /// [grace](bowline_reactor::GracefulStop::grace), and a last look finds nothing
-    /// to be read. So whatever has arrived is answered, and all that was written
-    /// is sent.
+    /// default the connection is [lost](Transport::lose_connection) when it is idle:
     ///
-    /// A protocol that can say "this was the last answer" says it from now on, or
-    /// whenever [`Reactor::is_stopping`](bowline_reactor::Reactor::is_stopping), and
-    /// loses the connection then; its peer need not be surprised by the end. One
-    /// that only has to say good-bye does that here, and loses the connection.
+    /// - this protocol says so ([`is_idle`](Self::is_idle)),
+    /// - everything was sent,
+    /// - no producer is registered, other than the connection itself,
+    /// - reading is not paused,
+    /// - nothing came or went for the [grace](bowline_reactor::GracefulStop::grace),
+    /// - and a last look finds nothing to be read.
+    ///
+    /// So whatever has arrived is answered, and all that was written is sent.
+    ///
+    /// A protocol that can say "this was the last answer" says it from now on, and
+    /// loses the connection then. Its peer is not surprised by the end.
+    /// ([`Reactor::is_stopping`](bowline_reactor::Reactor::is_stopping) says later that
+    /// it is time for it.) A protocol that only has to say good-bye does that here, and
+    /// loses the connection.
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
         let _ = cx;
         AtDrain::LoseWhenIdle
@@ -185,18 +198,18 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         true
     }
 
-    /// Reading goes on after a pause: called before anything more is read, so
-    /// that a protocol which kept back what it had received can deliver it.
+    /// Reading goes on after a pause. Called before anything more is read, so that a
+    /// protocol can deliver first what it had received and kept back.
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// The connection was taken apart and put together again, as after a restart that did
-    /// not take it: it is as it was, but that its transport has another
-    /// [handle](Transport::handle), and nothing reaches it by the old one. A protocol
-    /// that has given its handle to somebody, a timer for one, gives it the new one here:
-    /// what bowline has for that follows it as `cx` says
-    /// ([`Timeout::reattached`](crate::policies::Timeout::reattached)).
+    /// The connection was taken apart and put together again, for instance after a
+    /// restart that failed. It is as it was, except that its transport has another
+    /// [handle](Transport::handle). The old one reaches nothing any more. A protocol that
+    /// has given its handle to a timer or to another connection gives out the new one
+    /// here. Those of bowline's timers that need it have a method for it:
+    /// [`Timeout::reattached`](crate::policies::Timeout::reattached).
     ///
     /// Called before anything more is read.
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
@@ -306,8 +319,8 @@ pub enum AtDrain {
     DoNotWait,
 }
 
-/// Whatever has a type of its own: what [`Protocol::part`] looks at. All protocols have
-/// it by themselves.
+/// What [`Protocol::part`] looks at: a value whose type can be asked for. Every type
+/// has it without being told.
 pub trait Part: Any {
     /// Itself, as a value of some type.
     fn as_any_mut(&mut self) -> &mut dyn Any;
