@@ -4,10 +4,9 @@
 //! You write a [`Protocol`]: what happens when a connection is made, when bytes
 //! or descriptors arrive, and when it is lost. A [`Factory`] builds one for each
 //! connection. The [`Reactor`] owns the connections and calls their protocols,
-//! one callback at a time. There are no futures, and your code needs no locks: it
-//! runs in one thread. State
-//! that connections share lives in an `Rc<RefCell<_>>`, which is never borrowed
-//! twice because [callbacks never nest](#callbacks-never-nest).
+//! one callback at a time. There are no futures. Your code runs in one thread, and
+//! needs no locks. State that connections share lives in an `Rc<RefCell<_>>`. It is
+//! never borrowed twice, because [callbacks never nest](#callbacks-never-nest).
 //!
 //! ```
 //! use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
@@ -28,7 +27,7 @@
 //! ```
 //!
 //! The [guide] leads from this program to passing a live connection to another
-//! process; who knows Twisted may begin at [its last chapter](guide::twisted).
+//! process. If you know Twisted, begin at [its last chapter](guide::twisted).
 //!
 //! # By task
 //!
@@ -92,14 +91,16 @@
 //!
 //! # Callbacks never nest
 //!
-//! No callback is ever called from inside another. What a callback asks of its
-//! own connection or of others (write, pause, close) takes effect on their state
-//! at once; the callbacks that follow from it are made after it has returned,
-//! in order, within the same turn of the loop as far as the turn's
-//! [budget](Limits) reaches. So the stack does not grow, the order of callbacks
-//! does not depend on who called whom, and a `RefCell` borrowed only inside
-//! callbacks is never borrowed twice. Since a pause cannot arrive inside
-//! [`write`](Transport::write), `write` answers whether to go on.
+//! No callback is ever called from inside another. A callback may write to, pause or
+//! close its own connection and others. That takes effect on their state at once. The
+//! callbacks that follow from it are made after the running one has returned: in
+//! order, and in the same turn of the loop, as far as the turn's [budget](Limits)
+//! reaches.
+//!
+//! So the stack does not grow. The order of callbacks does not depend on who called
+//! whom. And a `RefCell` that is borrowed only inside callbacks is never borrowed
+//! twice. A pause cannot arrive inside [`write`](Transport::write) either, so `write`
+//! answers whether to go on.
 //!
 //! # Features
 //!
@@ -112,12 +113,16 @@
 //!
 //! # Logging
 //!
-//! Through the `log` crate, under the targets `bowline::reactor`,
-//! `bowline::timers`, `bowline::transport` and `bowline::descriptors`. `error`
-//! is for failures of callbacks and of the loop, `warn` for something dropped or
-//! closed that you would miss, `debug` for life cycles, `trace` for readiness.
-//! Bytes that were sent or received are never logged, unless asked for with a
-//! [`policies::TrafficLog`], under `bowline::traffic`.
+//! bowline logs through the `log` crate, under the targets `bowline::reactor`,
+//! `bowline::timers`, `bowline::transport` and `bowline::descriptors`:
+//!
+//! - `error`: a callback or the loop has failed;
+//! - `warn`: something was dropped or closed that you would miss;
+//! - `debug`: life cycles;
+//! - `trace`: readiness.
+//!
+//! Bytes that were sent or received are never logged, unless you ask for it with a
+//! [`policies::TrafficLog`]. They are under `bowline::traffic` then.
 
 #![forbid(unsafe_code)]
 

@@ -42,9 +42,9 @@ pub use self::vacancy::Vacancy;
 /// A single-threaded, callback-driven event loop.
 ///
 /// It owns the registered [`Descriptor`]s, the delayed calls and the queued
-/// calls, and runs their callbacks one at a time: callbacks never nest. A
-/// program may have any number of reactors, each in a thread of its own or
-/// turned by hand; a reactor that has stopped can be run again.
+/// calls. It runs their callbacks one at a time: callbacks never nest. A program
+/// may have any number of reactors, each in a thread of its own or turned by hand.
+/// A reactor that has stopped can be run again.
 ///
 /// # One turn
 ///
@@ -58,29 +58,31 @@ pub use self::vacancy::Vacancy;
 ///    scheduled; and the notifications that they leave.
 /// 6. **System events**: startup and shutdown triggers.
 ///
-/// Each phase has a budget ([`Limits`]); what it leaves waits for the next
-/// turn, whose poll then does not wait.
+/// Each phase has a budget ([`Limits`]). What it leaves is done in the next turn,
+/// whose poll then does not wait.
 ///
 /// # Forks
 ///
-/// A process that was forked has a copy of the reactor, whose poller and timers it
-/// shares with its parent: what one of them did to them, the other would have to
-/// bear. So the copy does nothing any more. It does not start or turn, watches and
-/// deregisters nothing, and removes no socket file; what its descriptors are asked
-/// for is not done. Dropping it closes the child's own copies of the descriptors. To
-/// go on as a server a child makes a reactor of its own, and adopts what it wants to
-/// keep; to become a daemon, fork before there is a reactor, since threads do not
-/// survive either. (Noticed by pthread_atfork(3), so for fork(3) and daemon(3) and
-/// not for a system call made by hand.)
+/// A forked process has a copy of the reactor. It shares the poller and the timers
+/// with its parent, and whatever it did to them would happen to the parent too. So the
+/// copy does nothing any more. It does not start or turn. It watches and deregisters
+/// nothing, and removes no socket file. What its descriptors are asked for is not
+/// done. Dropping it closes the child's own copies of the descriptors.
+///
+/// A child that goes on as a server makes a reactor of its own, and adopts what it
+/// wants to keep. A daemon forks before there is a reactor, since threads do not
+/// survive a fork either. (Forks are noticed by pthread_atfork(3): those of fork(3)
+/// and daemon(3), not of a system call made by hand.)
 ///
 /// # Late is not missed
 ///
-/// What is ready comes before what is due, so that a time limit ends nobody whose
-/// bytes have arrived. Where the loop itself was late, by 50 ms or more (the process
-/// was stopped, the machine suspended, a callback took long), timers wait until
-/// everything that is ready was served, however many turns of its budgets that takes;
-/// where it does not end, for some 64 turns. Time limits built on the reactor need
-/// no arithmetic of their own for that.
+/// What is ready comes before what is due. So a time limit ends nobody whose bytes
+/// have arrived.
+///
+/// Sometimes the loop itself is late: the process was stopped, the machine was
+/// suspended, a callback took long. From 50 ms on, timers then wait until everything
+/// that is ready was served. That may take several turns, and at the most some 64.
+/// Time limits built on the reactor need no arithmetic of their own for it.
 ///
 /// # Panics
 ///

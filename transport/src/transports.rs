@@ -59,8 +59,8 @@ use crate::stream::{Stream, StreamTransport};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transports {
-    /// Listens, and serves whoever connects with the protocols of a factory. Where and
-    /// how is the endpoint's to say: [`Tcp::at`], [`Unix::at`], one of a program's own.
+    /// Listens, and serves each connection with a protocol of the factory. The endpoint
+    /// says where and how: [`Tcp::at`], [`Unix::at`], or one of your own.
     ///
     /// # Errors
     ///
@@ -109,10 +109,10 @@ pub trait Transports {
         acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, E::Error>;
 
-    /// Connects, and puts a protocol of the factory on the connection. Where and how is
-    /// the endpoint's to say: [`Tcp::to`], [`Tcp::to_host`], [`Unix::to`].
+    /// Connects, and puts a protocol of the factory on the connection. The endpoint says
+    /// where and how: [`Tcp::to`], [`Tcp::to_host`], [`Unix::to`].
     ///
-    /// Success and failure are told to the factory.
+    /// The factory is told of success and of failure.
     ///
     /// # Errors
     ///
@@ -123,8 +123,8 @@ pub trait Transports {
         factory: impl Factory<ConnectTransport<C>>,
     ) -> io::Result<ConnectorHandle>;
 
-    /// Puts a protocol on a connected socket that came from somewhere else, as what
-    /// `kind` says: [`Tcp`], [`Unix`]. (Twisted: `adoptStreamConnection`.)
+    /// Puts a protocol on a connected socket that came from somewhere else. `kind` says
+    /// what it is: [`Tcp`], [`Unix`]. (Twisted: `adoptStreamConnection`.)
     ///
     /// # Errors
     ///
@@ -136,7 +136,8 @@ pub trait Transports {
         protocol: impl Protocol<AdoptTransport<K>>,
     ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError<K::Source>>;
 
-    /// Listens on TCP as it is; port 0 lets the kernel choose. (Twisted:
+    /// Listens on TCP, with the defaults of [`Tcp::at`]. Port 0 lets the kernel choose.
+    /// (Twisted:
     /// `reactor.listenTCP`.)
     ///
     /// # Errors
@@ -150,7 +151,8 @@ pub trait Transports {
         self.listen(Tcp::at(address), factory)
     }
 
-    /// Listens on a UNIX socket as it is: a path, or a name in the abstract namespace.
+    /// Listens on a UNIX socket, with the defaults of [`Unix::at`]: at a path, or at a
+    /// name in the abstract namespace.
     /// (Twisted: `reactor.listenUNIX`.)
     ///
     /// # Errors
@@ -164,7 +166,8 @@ pub trait Transports {
         self.listen(Unix::at(address), factory)
     }
 
-    /// Connects over TCP as it is. (Twisted: `reactor.connectTCP`.)
+    /// Connects over TCP, with the defaults of [`Tcp::to`]. (Twisted:
+    /// `reactor.connectTCP`.)
     ///
     /// # Errors
     ///
@@ -193,7 +196,8 @@ pub trait Transports {
         self.connect(Tcp::to_host(host, port), factory)
     }
 
-    /// Connects to a UNIX socket as it is. (Twisted: `reactor.connectUNIX`.)
+    /// Connects to a UNIX socket, with the defaults of [`Unix::to`]. (Twisted:
+    /// `reactor.connectUNIX`.)
     ///
     /// # Errors
     ///
@@ -277,9 +281,8 @@ pub trait Transports {
     /// with everything unsent, its producer, limits and pauses. `T` is its
     /// transport.
     ///
-    /// For the protocol nothing has happened, but that its transport has a new
-    /// handle, of which it is
-    /// [told](bowline_protocol::Protocol::connection_reattached).
+    /// For the protocol nothing has happened, except that its transport has a new
+    /// handle. It is [told](bowline_protocol::Protocol::connection_reattached) of that.
     ///
     /// # Errors
     ///
@@ -289,15 +292,14 @@ pub trait Transports {
         detached: Detached<P>,
     ) -> Result<TransportHandle, ReattachError<P>>;
 
-    /// Takes a connection apart, after the running callback and before anything
-    /// else happens to it, and gives `then` its socket with everything that had
-    /// not left. Nothing is lost, and neither the protocol nor a producer is told
-    /// of an end. A connector is told that its connection has ended with
+    /// Takes a connection apart, and gives `then` its socket with everything that had
+    /// not left. That happens after the running callback, and before anything else
+    /// happens to the connection. Nothing is lost. Neither the protocol nor a producer
+    /// is told of an end. A connector is told that its connection has ended with
     /// [`Done`](bowline_protocol::CloseReason::Done), since it may connect again.
     ///
-    /// `P` is the protocol's type, or that of a part of it, however many policies are
-    /// around that: they are dropped then, and the part is detached without them. `then`
-    /// runs in this turn.
+    /// `P` is the protocol's type, or that of a part of it. Policies around the part are
+    /// dropped, however many there are. `then` runs in this turn.
     fn detach<P: 'static>(
         &mut self,
         handle: TransportHandle,
@@ -312,13 +314,13 @@ pub trait Transports {
         then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
     );
 
-    /// Calls `call` with the protocol of a connection and its context, after
-    /// the running callback, in this turn: how a timer or another connection
-    /// reaches a protocol and not only its transport.
+    /// Calls `call` with the protocol of a connection and its context. A timer or another
+    /// connection reaches a protocol in this way, and not only its transport. The call is
+    /// made after the running callback, in this turn.
     ///
-    /// `P` is the protocol's type, or that of a part of it: what a policy or a framing
-    /// is around is reached as it would be without. If the connection is lost by then,
-    /// or is not of these types, `call` is dropped, with a line in the log at `warn`.
+    /// `P` is the protocol's type, or that of a part of it: a protocol inside a policy or
+    /// a framing is reached too. If the connection is lost by then, or is not of these
+    /// types, `call` is dropped, with a line in the log at `warn`.
     fn call_protocol<T: StreamTransport, P: 'static>(
         &mut self,
         handle: TransportHandle,
