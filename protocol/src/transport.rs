@@ -25,20 +25,19 @@ pub type UnixTransportHandle = Handle<dyn UnixTransport>;
 /// with flow control.
 ///
 /// Every method may be called from any callback, and acts on the transport's
-/// state at once; none of them calls user code. What follows from it is called
-/// after the running callback has returned.
+/// state at once. None of them calls a protocol or a producer. The callbacks that
+/// follow are called after the running one has returned.
 pub trait Transport: 'static {
     // Writing.
 
     /// Appends `data` to what is to be sent.
     ///
-    /// Everything written during one turn leaves together at its end, so ten
-    /// small writes are one system call; a large write on an empty buffer may
-    /// go to the kernel at once. The order of bytes is kept, always. Nothing
-    /// is done with an empty slice.
+    /// What one turn writes leaves together, after the running callback: ten small
+    /// writes are one system call. A large write on an empty buffer may go to the
+    /// kernel at once. The order of bytes is always kept. An empty slice does nothing.
     ///
     /// The answer says whether the writer should go on. Bytes are taken in
-    /// full or, when [`WriteStatus::Refused`], not at all.
+    /// full, or not at all ([`WriteStatus::Refused`]).
     fn write(&mut self, data: &[u8]) -> WriteStatus;
 
     /// Appends all of `parts`, as one write of their concatenation.
@@ -71,10 +70,9 @@ pub trait Transport: 'static {
     /// Registers the producer that is told when this transport's buffer is
     /// full and when it has drained.
     ///
-    /// A push producer registered while the buffer is full is paused. A pull
-    /// producer is asked for its first portion after the running callback.
-    /// While a producer is registered, closing waits for it to be
-    /// unregistered.
+    /// If the buffer is full, a push producer is told to pause. A pull producer is
+    /// asked for its first portion after the running callback. A close waits until the
+    /// producer is unregistered.
     ///
     /// # Errors
     ///
@@ -87,9 +85,10 @@ pub trait Transport: 'static {
         kind: ProducerKind,
     ) -> Result<(), RegisterProducerError>;
 
-    /// Forgets the producer and closes: what a producer that is done asks for, be it the
-    /// protocol itself. As [`unregister_producer`](Self::unregister_producer) and
-    /// [`lose_connection`](Self::lose_connection). (Twisted: `stopConsuming`.)
+    /// Forgets the producer and closes, as
+    /// [`unregister_producer`](Self::unregister_producer) and then
+    /// [`lose_connection`](Self::lose_connection). A producer that is done calls it, and so
+    /// does a protocol that is its own producer. (Twisted: `stopConsuming`.)
     fn stop_consuming(&mut self) {
         self.unregister_producer();
         self.lose_connection();
@@ -126,13 +125,13 @@ pub trait Transport: 'static {
     fn is_reading_paused(&self) -> bool;
 
     /// Stops reading for a reason that neither the protocol nor a producer
-    /// knows of, such as a [throttle](crate::policies::Throttle): nothing is
+    /// knows of, such as a [throttle](crate::policies::Throttle). Nothing is
     /// read until each hold was [released](Self::release_reading).
     ///
-    /// Holds are counted, and independent of
+    /// Holds are counted. They are independent of
     /// [`pause_producing`](Self::pause_producing): a connection is read when it
-    /// is neither paused nor held. What is said there of failed writes and resets
-    /// holds here too. Only the pause shows in
+    /// is neither paused nor held. Failed writes and resets are as they are there.
+    /// Only the pause shows in
     /// [`is_reading_paused`](Self::is_reading_paused), and only its end is told
     /// with [`reading_resumed`](crate::Protocol::reading_resumed).
     fn hold_reading(&mut self);
@@ -148,13 +147,13 @@ pub trait Transport: 'static {
     /// anew; `None`, the default, is the size of the reactor's buffer.
     ///
     /// Descriptors arrive with the read that takes the first byte of their
-    /// message. A protocol that knows where its messages end, and lets no read
-    /// go further, therefore has each message's own descriptors with it.
+    /// message. So a protocol that knows where its messages end, and lets no read go
+    /// further, has each message's own descriptors with it.
     fn set_read_limit(&mut self, limit: Option<NonZeroUsize>);
 
-    /// Puts `data` in front of what is to be read next, to be delivered as if it
-    /// had just arrived: for bytes that were read from this connection before it
-    /// was given its present protocol, in another process for instance.
+    /// Puts `data` in front of what is to be read next. It is delivered as if it had
+    /// just arrived. This is for bytes that were read from this connection before it had
+    /// its present protocol, in another process for instance.
     ///
     /// It is delivered after the running callback, in this turn of the loop or the next,
     /// and before anything that the kernel holds. It counts as a read: not while reading
@@ -170,9 +169,9 @@ pub trait Transport: 'static {
     /// for a registered producer, then ends with
     /// [`CloseReason::Done`](crate::CloseReason::Done).
     ///
-    /// It waits for a protocol too that is its own producer: others can close a
-    /// connection, and what is half sent is to arrive. A protocol that is done
-    /// itself says so with [`stop_consuming`](Self::stop_consuming).
+    /// It waits for a protocol that is its own producer too: another connection may have
+    /// asked for the close, and what is half sent is to arrive. A protocol that is done
+    /// itself calls [`stop_consuming`](Self::stop_consuming).
     ///
     /// Later writes are refused, except those of a producer that is still
     /// registered. Never calls back before it returns. (Twisted:
@@ -187,13 +186,14 @@ pub trait Transport: 'static {
     /// Has every orderly close from now on wait for the peer as `lingering` says;
     /// `None`, the default, does not wait.
     ///
-    /// TCP answers bytes that nobody has read, or that come after a close, with a reset,
-    /// and that destroys what the peer has not received yet: the answer to an upload
-    /// that was refused, for one. A lingering close sends everything, then says that
-    /// nothing more comes, and reads and drops what the peer still sends until it has
-    /// closed too. The reason is [`CloseReason::Done`](crate::CloseReason::Done), with the
-    /// limits reached too. [`lose_connection_within`](Self::lose_connection_within) bounds
-    /// the time until everything was sent.
+    /// TCP answers bytes that nobody has read, or that come after a close, with a reset.
+    /// The reset destroys what the peer has not received yet, such as the answer to an
+    /// upload that was refused. A lingering close sends everything, and then says that
+    /// nothing more comes. It reads and drops what the peer still sends, until the peer
+    /// has closed too or a limit is reached. The reason is
+    /// [`CloseReason::Done`](crate::CloseReason::Done) in both cases.
+    /// [`lose_connection_within`](Self::lose_connection_within) bounds the time until
+    /// everything was sent.
     ///
     /// A socket that others may hold closes as without. So does a UNIX one, which has
     /// no resets.
@@ -263,12 +263,11 @@ pub trait WriteObserver: fmt::Debug {
 pub trait UnixTransport: Transport {
     /// Queues a descriptor to travel with the earliest bytes not yet sent.
     ///
-    /// Takes ownership: our copy is closed once the kernel has its own, or when
-    /// the connection ends first. Descriptors keep their order among
-    /// themselves and claim one byte each; the peer may see one before bytes
-    /// that were written before it, never after the byte it claimed. One with
-    /// no byte to travel with is held until something is written. Makes no
-    /// system call. (Twisted: `sendFileDescriptor`.)
+    /// Takes ownership: our copy is closed once the kernel has its own, or when the
+    /// connection ends first. Descriptors keep their order, and claim one byte each. The
+    /// peer may see one before bytes that were written before it. It never sees one
+    /// after the byte it claimed. A descriptor with no byte to travel with waits until
+    /// something is written. Makes no system call. (Twisted: `sendFileDescriptor`.)
     ///
     /// # Errors
     ///
@@ -291,10 +290,9 @@ pub trait UnixTransport: Transport {
     /// Writes one message: `data`, with `descriptors` attached to its first
     /// byte, all in one system call that begins there.
     ///
-    /// Earlier bytes leave in a call of their own, and nothing overtakes. A
-    /// receiver that limits its reads to messages has exactly these descriptors
-    /// with exactly these bytes. With no descriptors this is
-    /// [`write`](Transport::write).
+    /// Earlier bytes leave in a call of their own, and nothing overtakes them. A receiver
+    /// that limits its reads to messages gets exactly these descriptors with exactly
+    /// these bytes. Without descriptors this is [`write`](Transport::write).
     ///
     /// # Errors
     ///
