@@ -52,9 +52,8 @@ use std::time::{Duration, Instant};
 /// beyond that can be held, reset and cancelled, but never becomes due.
 pub(crate) struct Timers<T> {
     origin: Instant,
-    /// What the generations of all places begin with: no other queue of the
-    /// process has it, so that a key means nothing there.
-    first_generation: NonZeroU64,
+    /// What no other queue of the process has, so that a key means nothing there.
+    number: u32,
     /// The tick up to which the wheel has been turned.
     ///
     /// Invariant: on every level but the finest, the slot that contains this
@@ -112,11 +111,34 @@ impl Moment {
 /// The name of one scheduled timer.
 ///
 /// Once the timer has been popped or cancelled the key is stale, and is so for
-/// good: it never names a later timer.
+/// good: it never names a later timer. To another queue of the process it means
+/// nothing, unless a million of them were made between the two.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct TimerKey {
-    node: u32,
-    generation: NonZeroU64,
+pub(crate) struct TimerKey(NonZeroU64);
+
+/// A key is, from its lowest bit on: the node; how many timers there were at its place
+/// before, one at the least; and the number of the queue, as much of it as fits.
+const NODE_BITS: u32 = 24;
+const GENERATION_BITS: u32 = 20;
+const NODE_MASK: u64 = (1 << NODE_BITS) - 1;
+const GENERATION: u64 = 1 << NODE_BITS;
+const GENERATION_MASK: u64 = ((1 << GENERATION_BITS) - 1) << NODE_BITS;
+
+impl TimerKey {
+    #[inline]
+    fn new(node: u32, stamp: NonZeroU64) -> Self {
+        Self(stamp | u64::from(node))
+    }
+
+    #[inline]
+    fn node(self) -> u32 {
+        (self.0.get() & NODE_MASK) as u32
+    }
+
+    #[inline]
+    fn stamp(self) -> u64 {
+        self.0.get() & !NODE_MASK
+    }
 }
 
 /// How many queues there have been in the process.
@@ -136,12 +158,9 @@ impl<T> Timers<T> {
                 next: list,
             })
             .collect();
-        // The upper half is the queue's own, and it takes 2^32 of them to come
-        // round; the lower half counts the timers of a place.
-        let queue = u64::from(QUEUES.fetch_add(1, Ordering::Relaxed));
         Self {
             origin,
-            first_generation: NonZeroU64::MIN | (queue << 32),
+            number: QUEUES.fetch_add(1, Ordering::Relaxed),
             elapsed: 0,
             nodes,
             places: Vec::new(),
@@ -169,7 +188,7 @@ impl<T> Timers<T> {
     /// before. Takes constant time.
     ///
     /// # Panics
-    /// With 4 billion timers pending, which is 240 GB of them.
+    /// With 16 million timers pending, which is 1 GB of them.
     #[inline]
     pub(crate) fn insert_place(&mut self, deadline: Moment) -> (TimerKey, &mut Option<T>) {
         let list = self.enter_slot(deadline.nanos);
@@ -187,8 +206,7 @@ impl<T> Timers<T> {
         };
         self.len += 1;
         let place = &mut self.places[(node - FIRST_TIMER) as usize];
-        let generation = place.generation;
-        (TimerKey { node, generation }, &mut place.value)
+        (TimerKey::new(node, place.stamp), &mut place.value)
     }
 
     /// As [`insert_place`](Self::insert_place), for a deadline that may lie
@@ -198,7 +216,7 @@ impl<T> Timers<T> {
         self.note_if_distant(key, deadline);
         (
             key,
-            &mut self.places[(key.node - FIRST_TIMER) as usize].value,
+            &mut self.places[(key.node() - FIRST_TIMER) as usize].value,
         )
     }
 
@@ -211,20 +229,20 @@ impl<T> Timers<T> {
         let Some(place) = place_of(&mut self.places, key) else {
             return false;
         };
-        let node = &mut self.nodes[key.node as usize];
+        let node = &mut self.nodes[key.node() as usize];
         let &mut Node {
             deadline,
             prev,
             next,
         } = node;
         if place.vacate() {
-            node.next = mem::replace(&mut self.free, key.node);
+            node.next = mem::replace(&mut self.free, key.node());
         }
         self.join(prev, next);
-        self.not_waiting(key.node, deadline);
+        self.not_waiting(key.node(), deadline);
         self.left();
         // Last, as it may panic; and where it is, not to be copied.
-        self.places[(key.node - FIRST_TIMER) as usize].value = None;
+        self.places[(key.node() - FIRST_TIMER) as usize].value = None;
         true
     }
 
@@ -248,13 +266,13 @@ impl<T> Timers<T> {
         if !self.contains(key) {
             return false;
         }
-        let node = &mut self.nodes[key.node as usize];
+        let node = &mut self.nodes[key.node() as usize];
         let Node { prev, next, .. } = *node;
         let before = mem::replace(&mut node.deadline, deadline.nanos);
         self.join(prev, next);
-        self.not_waiting(key.node, before);
+        self.not_waiting(key.node(), before);
         let list = self.enter_slot(deadline.nanos);
-        self.link_last(list, key.node);
+        self.link_last(list, key.node());
         true
     }
 
@@ -309,7 +327,7 @@ impl<T> Timers<T> {
         }
         // The due list has no bit to be cleared.
         let place = &mut self.places[(node - FIRST_TIMER) as usize];
-        let generation = place.generation;
+        let key = TimerKey::new(node, place.stamp);
         let value = place.value.take()?;
         let is_free = place.vacate();
         let links = &mut self.nodes[node as usize];
@@ -320,7 +338,7 @@ impl<T> Timers<T> {
         self.nodes[DUE as usize].next = next;
         self.nodes[next as usize].prev = DUE;
         self.left();
-        Some((TimerKey { node, generation }, value))
+        Some((key, value))
     }
 
     /// Returns whether [`pop_due`](Self::pop_due) would give something.
@@ -380,9 +398,9 @@ impl<T> Timers<T> {
         if !self.contains(key) {
             return None;
         }
-        let nanos = self.nodes[key.node as usize].deadline;
+        let nanos = self.nodes[key.node() as usize].deadline;
         Some(match is_distant(nanos) {
-            true => self.distant[&key.node],
+            true => self.distant[&key.node()],
             false => self.instant(nanos),
         })
     }
@@ -391,8 +409,8 @@ impl<T> Timers<T> {
     #[inline]
     pub(crate) fn contains(&self, key: TimerKey) -> bool {
         self.places
-            .get(key.node.wrapping_sub(FIRST_TIMER) as usize)
-            .is_some_and(|place| place.generation == key.generation)
+            .get(key.node().wrapping_sub(FIRST_TIMER) as usize)
+            .is_some_and(|place| place.stamp.get() == key.stamp())
     }
 
     /// Returns the number of timers that are neither popped nor cancelled.
@@ -402,7 +420,7 @@ impl<T> Timers<T> {
 
     /// Returns what no other queue of the process answers.
     pub(crate) fn number(&self) -> u32 {
-        (self.first_generation.get() >> 32) as u32
+        self.number
     }
 
     /// Returns whether no timer is left.
@@ -418,17 +436,14 @@ impl<T> Timers<T> {
         (FIRST_TIMER..)
             .zip(&self.places)
             .filter(|(_, place)| place.value.is_some())
-            .map(|(node, place)| TimerKey {
-                node,
-                generation: place.generation,
-            })
+            .map(|(node, place)| TimerKey::new(node, place.stamp))
     }
 
     /// Adds a place, in no list yet.
     #[cold]
     fn add_place(&mut self) -> u32 {
         let node = self.nodes.len();
-        assert!(node < NIL as usize, "4 billion timers are pending");
+        assert!(node <= NODE_MASK as usize, "16 million timers are pending");
         let node = node as u32;
         self.nodes.push(Node {
             deadline: 0,
@@ -436,7 +451,7 @@ impl<T> Timers<T> {
             next: node,
         });
         self.places.push(Place {
-            generation: self.first_generation,
+            stamp: first_stamp(self.number),
             value: None,
         });
         node
@@ -464,8 +479,8 @@ impl<T> Timers<T> {
     }
 
     fn note_if_distant(&mut self, key: TimerKey, deadline: Instant) {
-        if is_distant(self.nodes[key.node as usize].deadline) {
-            self.distant.insert(key.node, deadline);
+        if is_distant(self.nodes[key.node() as usize].deadline) {
+            self.distant.insert(key.node(), deadline);
         }
     }
 
@@ -723,8 +738,8 @@ struct Node {
 
 /// What a timer has besides its node.
 struct Place<T> {
-    /// Counted up when the timer is gone, in the lower half.
-    generation: NonZeroU64,
+    /// The key of the timer without its node, counted up when the timer is gone.
+    stamp: NonZeroU64,
     /// `None` where there is no timer.
     value: Option<T>,
 }
@@ -734,10 +749,10 @@ impl<T> Place<T> {
     #[inline]
     fn vacate(&mut self) -> bool {
         // The last generation is never given out, so that a place that has come
-        // to it can be retired: 56 bytes for 4 billion timers, rather than an
+        // to it can be retired: 56 bytes for a million timers, rather than an
         // old key that names a new timer.
-        self.generation = self.generation.saturating_add(1);
-        self.generation.get() as u32 != u32::MAX
+        self.stamp = self.stamp.saturating_add(GENERATION);
+        self.stamp.get() & GENERATION_MASK != GENERATION_MASK
     }
 }
 
@@ -745,8 +760,14 @@ impl<T> Place<T> {
 #[inline]
 fn place_of<T>(places: &mut [Place<T>], key: TimerKey) -> Option<&mut Place<T>> {
     places
-        .get_mut(key.node.wrapping_sub(FIRST_TIMER) as usize)
-        .filter(|place| place.generation == key.generation)
+        .get_mut(key.node().wrapping_sub(FIRST_TIMER) as usize)
+        .filter(|place| place.stamp.get() == key.stamp())
+}
+
+/// What the first timer at any place of a queue has.
+fn first_stamp(queue: u32) -> NonZeroU64 {
+    const FIRST: NonZeroU64 = NonZeroU64::new(GENERATION).expect("it is a power of two");
+    FIRST | u64::from(queue) << (NODE_BITS + GENERATION_BITS)
 }
 
 /// A timer on its way to the due list. The order of the fields is that of
