@@ -12,6 +12,7 @@ mod bytes;
 mod connectors;
 mod files;
 mod listeners;
+mod observer;
 mod options;
 mod paths;
 mod producers;
