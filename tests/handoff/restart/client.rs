@@ -316,8 +316,13 @@ impl Client {
     }
 
     pub(crate) fn end(&mut self) {
+        self.try_end().expect("connected");
+    }
+
+    /// As [`end`](Self::end), where the other side may be gone.
+    pub(crate) fn try_end(&mut self) -> io::Result<()> {
         let rest = std::mem::take(&mut self.rest);
-        self.send_bytes(&rest, None).expect("connected");
+        self.send_bytes(&rest, None)
     }
 
     fn send_bytes(&self, mut bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {

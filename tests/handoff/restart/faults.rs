@@ -10,7 +10,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::{DEADLINE, Server, eventually};
-use super::server::PATIENCE;
+use super::server::{KILLED_WITH, PATIENCE};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
 
@@ -279,55 +279,70 @@ fn killing_the_successor_at_random_moments_loses_no_connection() {
 }
 
 /// Reliability T-30: the same while connections move: those that had become its own die
-/// with it, all of a message or none, and are told of it; whoever had not is served on.
+/// with it, all of a message or none, and are told of it; whoever had not is served on,
+/// with every byte. It is killed before, between and in the middle of messages.
 #[test]
 fn killing_the_successor_while_connections_move_takes_only_its_own() {
-    const CLIENTS: usize = 20;
+    const BATCH: usize = 64;
+    const CLIENTS: usize = 4 * BATCH;
     let _ledger = DescriptorLedger::open();
-    let (mut killed, mut kept, mut torn) = (0, 0, 0);
-    for round in 0_usize..20 {
+    let (mut rounds, mut died, mut kept, mut torn, mut others) = (0, 0, 0, 0, 0);
+    for own in [0, 1, 63, 64, 65, 100, 127, 128, 160, 191, 192, 255] {
         let server = Server::start();
         let old = server.pid();
         let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect_unix()).collect();
         clients.iter_mut().for_each(|client| client.echo(b"before"));
-        let mut other = server.connect_tcp("one");
+        // Each in the middle of something.
+        for client in &mut clients {
+            client.begin(b'e', b"half of it", None);
+        }
+        server.set_fault(&format!("{KILLED_WITH}{own}"));
         server.signal(Signal::HUP);
-        let child = server.child_of(old);
-        for _ in 0..round * 5 {
-            // Its own connection may be gone before the process is.
-            let _ = other.ask_pid();
+        server.wait_for(&format!("{old} goes on: the other process is gone"));
+        let mut lost = 0;
+        for client in &mut clients {
+            // Whoever is still there has lost nothing.
+            match client.try_end().and_then(|()| client.receive()) {
+                Ok(answer) => {
+                    assert_eq!(answer, b"half of it");
+                    assert_eq!(client.ask_pid().expect("an answer"), old);
+                    kept += 1;
+                }
+                Err(_) => lost += 1,
+            }
         }
-        let pid = Pid::from_raw(child.cast_signed()).expect("not 0");
-        let _ = kill_process(pid, Signal::KILL);
-        let goes_on = server.until(|log| {
-            let has_ended = log.contains(&format!("{old} handed over"));
-            let goes_on = log.contains(&format!("{old} goes on"));
-            (has_ended || goes_on).then_some(goes_on)
-        });
-        // Everybody has an answer or an end.
-        let answers = clients
-            .iter_mut()
-            .filter_map(|client| client.ask_pid().ok());
-        let answers: Vec<_> = answers.collect();
-        assert!(answers.iter().all(|pid| *pid == old), "{answers:?}");
-        torn += usize::from(!matches!(answers.len(), 0 | CLIENTS));
-        if goes_on {
-            killed += 1;
-            kept += usize::from(answers.len() == CLIENTS);
-            let mut new = server.connect_tcp("one");
-            assert_eq!(new.ask_pid().expect("an answer"), old);
-        }
+        rounds += 1;
+        died += lost;
+        torn += usize::from(lost % BATCH != 0);
+        // Those of earlier messages were its own, and of this one at most.
+        let own = own / BATCH * BATCH;
+        others += lost.saturating_sub(own + BATCH);
+        assert!(lost >= own, "{lost} of {own}: who serves them?");
+        let mut new = server.connect_tcp("one");
+        assert_eq!(new.ask_pid().expect("an answer"), old);
     }
     Figures::of("T-30")
+        .must("killed while connections move", rounds, Bound::Exactly, 12)
         .must(
-            "killed while connections may move, of 20",
-            killed,
+            "connections that were its own and died",
+            died,
             Bound::AtLeast,
-            5,
+            16 * BATCH,
         )
-        .must("of them with all connections kept", kept, Bound::AtLeast, 1)
         .must(
-            "connections of one message that fared differently",
+            "connections that were not, and were kept",
+            kept,
+            Bound::AtLeast,
+            20 * BATCH,
+        )
+        .must(
+            "connections lost that were not its own",
+            others,
+            Bound::Exactly,
+            0,
+        )
+        .must(
+            "messages of which some fared differently",
             torn,
             Bound::Exactly,
             0,

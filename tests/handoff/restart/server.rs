@@ -25,7 +25,7 @@ use bowline::{
     UnixTransport,
 };
 use bowline::{Tcp, Unix};
-use rustix::process::Signal;
+use rustix::process::{Signal, getpid, kill_process};
 
 use super::hung;
 
@@ -127,6 +127,7 @@ pub(crate) fn run(directory: &Path) {
     let server = Server {
         shared: Rc::clone(&shared),
         fault,
+        moved: 0,
     };
     let restart = Restart::begin(&mut reactor, settings, server).expect("a directory of ours");
     let _ = shared.restart.set(restart);
@@ -161,9 +162,14 @@ impl Shared {
     }
 }
 
+/// Begins what is wrong with one that is killed when so many connections are its own.
+pub(crate) const KILLED_WITH: &str = "is killed with ";
+
 struct Server {
     shared: Rc<Shared>,
     fault: String,
+    /// How many connections have come to it.
+    moved: usize,
 }
 
 impl Server {
@@ -234,6 +240,10 @@ impl Program for Server {
     }
 
     fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
+        if self.fault == format!("{KILLED_WITH}{}", self.moved) {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        self.moved += 1;
         let frames = Frames::unpacked(&self.shared, moved.packed);
         let socket = describe_socket(moved.fd.as_fd()).expect("a socket");
         let adopted = match socket.address {
