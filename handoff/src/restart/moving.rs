@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
@@ -200,11 +201,15 @@ impl List {
         }
     }
 
-    /// The next connections behind `after`, at most a batch of them.
-    fn next_batch(&self, after: Option<u64>) -> Vec<(u64, Listed)> {
-        let from = after.map_or(0, |after| after + 1);
+    /// Behind the last that was put on it.
+    pub(crate) fn end(&self) -> u64 {
+        self.next
+    }
+
+    /// The first connections in `range`, at most a batch of them.
+    fn next_batch(&self, range: Range<u64>) -> Vec<(u64, Listed)> {
         self.connections
-            .range(from..)
+            .range(range.start..range.end.max(range.start))
             .take(BATCH_CONNECTIONS)
             .map(|(id, listed)| (*id, *listed))
             .collect()
@@ -252,18 +257,18 @@ impl Batch {
         self.connections.len()
     }
 
-    /// Detaches the next connections behind `after` and gives `then` the batch
-    /// with the last that was looked at; `None` when there are no more.
+    /// Detaches the first connections of those in `range` and gives `then` the batch
+    /// with the last that was looked at; `None` when there are none.
     ///
     /// What does not want to move, or does not fit, goes on where it is.
     pub(crate) fn collect(
         reactor: &mut Reactor,
         list: &Rc<RefCell<List>>,
-        after: Option<u64>,
+        range: Range<u64>,
         max_bytes: usize,
         then: impl FnOnce(&mut Reactor, Option<(Self, Packet, u64)>) + 'static,
     ) {
-        let candidates = list.borrow().next_batch(after);
+        let candidates = list.borrow().next_batch(range);
         if candidates.is_empty() {
             reactor.defer(|reactor| then(reactor, None));
             return;

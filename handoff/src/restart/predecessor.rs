@@ -46,6 +46,9 @@ pub(super) struct Offer {
 struct Moving {
     /// The last on the list that was looked at.
     seen: Option<u64>,
+    /// Behind the last that was on the list when the first of them moved. As long as
+    /// this process accepts there is always another one.
+    until: Option<u64>,
     next_batch: u32,
     on_its_way: Option<OnItsWay>,
 }
@@ -474,19 +477,26 @@ impl Restart {
     // Moving connections.
 
     fn move_next(&self, reactor: &mut Reactor, id: u64) {
-        let (seen, max_bytes) = {
-            let state = self.shared.state.borrow();
-            let Some(offer) = state.offers.get(&id) else {
+        let (range, max_bytes) = {
+            let mut state = self.shared.state.borrow_mut();
+            let Some(offer) = state.offers.get_mut(&id) else {
                 return;
             };
             let accepted = offer.peer.as_ref().map_or(0, |peer| peer.max_payload);
-            (offer.moving.seen, accepted.saturating_sub(OVERHEAD_BYTES))
+            let now = self.shared.list.borrow().end();
+            let until = match offer.machine {
+                // Those that come meanwhile follow when it accepts nobody any more.
+                Offering::Moving => *offer.moving.until.get_or_insert(now),
+                _ => now,
+            };
+            let from = offer.moving.seen.map_or(0, |seen| seen + 1);
+            (from..until, accepted.saturating_sub(OVERHEAD_BYTES))
         };
         let this = self.clone();
         Batch::collect(
             reactor,
             &self.shared.list,
-            seen,
+            range,
             max_bytes,
             move |reactor, collected| match collected {
                 Some((batch, packet, seen)) => {

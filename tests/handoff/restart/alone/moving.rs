@@ -89,6 +89,37 @@ fn sizes(heard: &[String]) -> Vec<Vec<(usize, usize)>> {
         .collect()
 }
 
+/// However many come, those that were there are followed by the end of accepting.
+/// Each came with the next message before, and a restart under load had no end.
+#[test]
+fn connections_that_come_while_others_move_follow_when_nobody_is_accepted() {
+    let mut stage = Stage::new();
+    let (server, mut clients) = serving_clients(&mut stage, 2);
+    let hand = ready_one(&mut stage, 1 << 20);
+    let sent = ["connections 1: line/0/0/0/[]/0 line/0/0/0/[]/0 [2]"];
+    assert_eq!(hand.hears(), sent);
+    clients.push(stage.client("web"));
+    hand.send(&prepared(1, &[]), &[]);
+    stage.settle();
+    clients.push(stage.client("web"));
+    assert_eq!(hand.hears(), ["go 1"]);
+    hand.send(&live(1), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["commit"]);
+    hand.send(&serving(), &[]);
+    stage.settle();
+    let sent = ["connections 2: line/0/0/0/[]/0 line/0/0/0/[]/0 [2]"];
+    assert_eq!(hand.hears(), sent);
+    hand.send(&prepared(2, &[]), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["go 2"]);
+    hand.send(&live(2), &[]);
+    stage.settle();
+    assert_eq!(hand.hears(), ["done", "lost"]);
+    assert_eq!(server.restart.connections_moved(), 4);
+    assert!(clients.iter_mut().all(|client| client.hears().is_empty()));
+}
+
 #[test]
 fn connections_move_with_what_they_hold() {
     let mut stage = Stage::new();
@@ -538,18 +569,6 @@ fn connection_that_stays_is_asked_once_before_and_once_after_the_listeners_go() 
     stage.settle();
     assert_eq!(hand.hears(), ["done", "lost"]);
     assert_eq!(server.events(), ["handed over"]);
-}
-
-/// Those that were accepted while others moved.
-#[test]
-fn connections_that_come_meanwhile_move_too() {
-    let mut stage = Stage::new();
-    let (server, _clients) = serving_clients(&mut stage, 1);
-    let hand = ready_one(&mut stage, 1 << 20);
-    let _late = stage.client("web");
-    let heard = take_all(&mut stage, &hand);
-    assert_eq!(sizes(&heard), [[(0, 0)], [(0, 0)]]);
-    assert_eq!(server.restart.connections_moved(), 2);
 }
 
 #[test]
