@@ -1,22 +1,29 @@
 //! Load that stays: connections held, and a mix of everything for a while.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdTcp};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnix;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::UnixTransport;
+use bowline::endpoint::Adopt as _;
+use bowline::handoff::restart::{
+    Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
+};
+use bowline::layers::StreamTransport;
+use bowline::process::describe_socket;
 use bowline::testing::Random;
 use bowline::{Address, Context, PassedDescriptor, Protocol, Reactor, Transport, Transports};
-use bowline::{ReceivedDescriptors, UnixStream, UnixTransport};
+use bowline::{AfterReadClosed, ReceivedDescriptors, Tcp, TcpStream, Turn, Unix, UnixStream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::peers::{Farewell, Peer};
-use crate::support::faults::with_faults;
+use crate::support::faults::{Faults, with_faults};
 use crate::support::figures::{Bound, Figures, is_full, scaled};
 use crate::support::open_descriptors;
 use crate::support::own_process::in_own_process;
@@ -38,12 +45,162 @@ impl<T: Transport> Protocol<T> for Echo {
     }
 }
 
-/// Sends back bytes with the descriptors that came with them.
-struct Return(Rc<Cell<usize>>);
+/// What the programs of the soak share, each of which takes over from the one before.
+struct World {
+    folder: PathBuf,
+    address: Cell<Option<SocketAddr>>,
+    open: Rc<Cell<usize>>,
+    moved: Cell<usize>,
+    /// Of those that wanted to take over.
+    failed: Cell<usize>,
+}
+
+impl World {
+    fn path(&self) -> PathBuf {
+        self.folder.join("socket")
+    }
+}
+
+/// One program of the soak.
+#[derive(Clone)]
+struct Soaked {
+    world: Rc<World>,
+    restart: Rc<OnceCell<Restart>>,
+}
+
+impl Soaked {
+    /// Begins one, which takes over if there is another.
+    fn begin(world: &Rc<World>) -> (Reactor, Rc<OnceCell<Restart>>) {
+        let mut reactor = Reactor::new().unwrap();
+        let program = Self {
+            world: Rc::clone(world),
+            restart: Rc::default(),
+        };
+        let shared = Rc::clone(&program.restart);
+        let settings = RestartSettings::new(world.folder.join("control"));
+        let restart = Restart::begin(&mut reactor, settings, program).unwrap();
+        let _ = shared.set(restart);
+        reactor.start().unwrap();
+        (reactor, shared)
+    }
+
+    fn client(&self) -> Return {
+        Return {
+            program: self.clone(),
+            present: None,
+            ticket: None,
+            unread: Vec::new(),
+            is_half_closed: false,
+        }
+    }
+}
+
+impl Program for Soaked {
+    fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
+        let (program, other) = (self.clone(), self.clone());
+        let any = ([127, 0, 0, 1], 0).into();
+        let tcp = listeners.listen(reactor, "tcp", Tcp::at(any), move |_: &Address| {
+            program.client()
+        })?;
+        let address = reactor.get(tcp).and_then(|it| it.address().as_inet());
+        self.world.address.set(address);
+        let path = self.world.path();
+        listeners.listen(reactor, "unix", Unix::at(path), move |_: &Address| {
+            other.client()
+        })?;
+        Ok(())
+    }
+
+    fn not_started(&mut self, _: &mut Reactor, _: &RestartError) {
+        self.world.failed.set(self.world.failed.get() + 1);
+    }
+
+    fn takes(&self, kind: &str) -> bool {
+        kind == "return"
+    }
+
+    fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
+        self.world.moved.set(self.world.moved.get() + 1);
+        let mut client = self.client();
+        client.unread = moved.packed.unread;
+        let socket = describe_socket(moved.fd.as_fd()).expect("a socket");
+        // An error is that of a client which has gone; nobody goes unsatisfied.
+        let _ = match socket.address {
+            Some(Address::Inet(_)) => reactor
+                .adopt(Tcp.with_unsent(moved.unsent), moved.fd, client)
+                .map(|_| ()),
+            _ => reactor
+                .adopt(Unix.with_unsent(moved.unsent), moved.fd, client)
+                .map(|_| ()),
+        };
+    }
+}
+
+/// Counts a connection as long as it is there, in whichever program.
+struct Present(Rc<Cell<usize>>);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Sends back bytes, with the descriptors that came with them.
+struct Return {
+    program: Soaked,
+    present: Option<Present>,
+    ticket: Option<MoveTicket>,
+    /// For the transport, from the program before.
+    unread: Vec<u8>,
+    is_half_closed: bool,
+}
+
+impl Return {
+    fn begin<T: StreamTransport>(&mut self, cx: &mut Context<'_, T>)
+    where
+        Self: Movable<T>,
+    {
+        let open = &self.program.world.open;
+        open.set(open.get() + 1);
+        self.present = Some(Present(Rc::clone(open)));
+        cx.transport.push_back(std::mem::take(&mut self.unread));
+        if let Some(restart) = self.program.restart.get() {
+            self.ticket = Some(restart.movable::<T, Self>(cx.transport.handle()));
+        }
+    }
+}
+
+impl<T: StreamTransport> Movable<T> for Return
+where
+    Self: Protocol<T>,
+{
+    const KIND: &'static str = "return";
+
+    fn pack(&mut self) -> Option<Packed> {
+        (!self.is_half_closed).then(Packed::default)
+    }
+
+    fn unpack(&mut self, _: Packed) {}
+}
+
+impl Protocol<TcpStream> for Return {
+    fn connection_made(&mut self, cx: &mut Context<'_, TcpStream>) {
+        self.begin(cx);
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, TcpStream>) -> AfterReadClosed {
+        self.is_half_closed = true;
+        AfterReadClosed::LoseConnection
+    }
+}
 
 impl Protocol<UnixStream> for Return {
-    fn connection_made(&mut self, _: &mut Context<'_, UnixStream>) {
-        self.0.set(self.0.get() + 1);
+    fn connection_made(&mut self, cx: &mut Context<'_, UnixStream>) {
+        self.begin(cx);
     }
 
     fn data_received(&mut self, cx: &mut Context<'_, UnixStream>, data: &[u8]) {
@@ -61,8 +218,79 @@ impl Protocol<UnixStream> for Return {
         let _ = cx.transport.write_with_descriptors(data, back);
     }
 
-    fn connection_lost(&mut self, _: &mut Context<'_, UnixStream>, _: &bowline::CloseReason) {
-        self.0.set(self.0.get() - 1);
+    fn read_connection_lost(&mut self, _: &mut Context<'_, UnixStream>) -> AfterReadClosed {
+        self.is_half_closed = true;
+        AfterReadClosed::LoseConnection
+    }
+}
+
+/// The programs that there are: the last one serves, or is about to.
+struct Programs {
+    world: Rc<World>,
+    running: Vec<(Reactor, Rc<OnceCell<Restart>>)>,
+    restarts: usize,
+    panics: u64,
+}
+
+impl Programs {
+    fn begin(folder: &Path) -> Self {
+        let world = Rc::new(World {
+            folder: folder.to_owned(),
+            address: Cell::default(),
+            open: Rc::default(),
+            moved: Cell::default(),
+            failed: Cell::default(),
+        });
+        Self {
+            running: vec![Soaked::begin(&world)],
+            world,
+            restarts: 0,
+            panics: 0,
+        }
+    }
+
+    /// Has another one take over, if none is at it.
+    fn restart(&mut self) {
+        if self.running.len() == 1 {
+            self.restarts += 1;
+            self.running.push(Soaked::begin(&self.world));
+        }
+    }
+
+    fn turn(&mut self, faults: Option<&Faults>) {
+        let wait = match self.running.len() {
+            1 => Duration::from_millis(10),
+            _ => Duration::from_millis(1),
+        };
+        let panics = &mut self.panics;
+        self.running.retain_mut(|(reactor, _)| {
+            let mut turn = || reactor.turn(Some(wait));
+            let turned = match faults {
+                Some(faults) => faults.during(turn),
+                None => turn(),
+            };
+            let has_ended = turned == Turn::Stopped;
+            *panics += u64::from(has_ended) * reactor.statistics().panics;
+            !has_ended
+        });
+    }
+
+    /// Waits until one is left, which serves.
+    fn settle(&mut self) {
+        let began = Instant::now();
+        while !self.is_settled() {
+            self.turn(None);
+            assert!(began.elapsed() < Duration::from_secs(60), "nobody serves");
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        let serves = |restart: &OnceCell<Restart>| restart.get().is_some_and(Restart::is_serving);
+        matches!(&*self.running, [(_, restart)] if serves(restart))
+    }
+
+    fn registered(&self) -> usize {
+        self.running.iter().map(|(it, _)| it.registered()).sum()
     }
 }
 
@@ -108,7 +336,8 @@ const MORE_MEMORY: f64 = 2.0 * 1048576.0;
 
 /// Reliability T-36: clients come and go, echo, pass descriptors and leave
 /// badly, while calls fail by chance; memory and descriptors stay what they are,
-/// and no byte is wrong. (Restarts under load are the rows T-29 to T-31.)
+/// and no byte is wrong. Every minute, in the short form more often, another program
+/// takes over, in the same process, with the connections that there are.
 #[test]
 fn long_mixed_load_with_faults_leaks_nothing() {
     with_faults(
@@ -116,29 +345,25 @@ fn long_mixed_load_with_faults_leaks_nothing() {
         "long_mixed_load_with_faults_leaks_nothing",
         |faults| {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("socket");
-            let mut reactor = Reactor::new().unwrap();
-            let open = Rc::new(Cell::new(0));
-            let of = Rc::clone(&open);
-            let listener = reactor
-                .listen_tcp(([127, 0, 0, 1], 0).into(), move |_: &Address| {
-                    Echo(Rc::clone(&of))
-                })
-                .unwrap();
-            let Address::Inet(address) = reactor.get(listener).unwrap().address() else {
-                panic!("it is TCP");
-            };
-            let of = Rc::clone(&open);
-            reactor
-                .listen_unix(&*path, move |_: &Address| Return(Rc::clone(&of)))
-                .unwrap();
+            let mut programs = Programs::begin(folder.path());
+            programs.settle();
+            // One that has taken over may have more than a first one.
+            programs.restart();
+            programs.settle();
+            let world = Rc::clone(&programs.world);
+            let address = world.address.get().expect("it is TCP");
+            let path = world.path();
             let length = soak_length();
             // What the loop has for itself, its alarm among it: the rest are clients'.
+            let reactor = &mut programs.running[0].0;
             reactor.call_later(Duration::from_millis(1), |_| {});
-            while reactor.statistics().timers == 0 {
-                reactor.turn(Some(Duration::from_millis(10)));
+            let timers = reactor.statistics().timers;
+            while programs.running[0].0.statistics().timers == timers {
+                programs.turn(None);
             }
-            let own = open_descriptors().len();
+            let (own, own_registered) = (open_descriptors().len(), programs.registered());
+            let every = (length / 6).min(Duration::from_secs(60));
+            let mut next = every;
             let warm = length / 4;
             let mut random = Random::new(36);
             let mut peers: Vec<Peer> = Vec::new();
@@ -153,8 +378,12 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                     peers.push(client(&mut random, address, &path));
                 }
                 faults.storm(random.below(30) as u32, random.any() as u32);
-                faults.during(|| reactor.turn(Some(Duration::from_millis(10))));
+                programs.turn(Some(faults));
                 satisfied += step(&mut peers);
+                if started.elapsed() > next {
+                    programs.restart();
+                    next += every;
+                }
                 turns += 1;
                 if turns.is_multiple_of(16) {
                     let quarter = started.elapsed().as_secs_f64() / length.as_secs_f64() * 4.0;
@@ -174,17 +403,19 @@ fn long_mixed_load_with_faults_leaks_nothing() {
             let more_open = mean(quarters[3]) - mean(quarters[1]);
             // Those that are there get what they asked for too, in calmer weather.
             let ended = Instant::now();
-            while (open.get() > 0 || !peers.is_empty()) && ended.elapsed() < Duration::from_secs(20)
+            while (world.open.get() > 0 || !peers.is_empty())
+                && ended.elapsed() < Duration::from_secs(20)
             {
-                reactor.turn(Some(Duration::from_millis(10)));
+                programs.turn(None);
                 satisfied += step(&mut peers);
             }
+            programs.settle();
             assert_eq!(peers.len(), 0, "clients that got no answer and no end");
-            assert_eq!(open.get(), 0, "connections that nobody is at");
-            let left = reactor.registered();
+            assert_eq!(world.open.get(), 0, "connections that nobody is at");
             let descriptors = open_descriptors().len().saturating_sub(own);
-            assert_eq!(left, 2, "the listeners");
-            assert_eq!(reactor.statistics().panics, 0);
+            assert_eq!(programs.registered(), own_registered);
+            let panics = programs.panics + programs.running[0].0.statistics().panics;
+            assert_eq!((panics, world.failed.get()), (0, 0));
             let figures = Figures::of("T-36")
                 .must("seconds", length.as_secs() as usize, Bound::AtLeast, 10)
                 .must("clients", clients, Bound::AtLeast, 100)
@@ -195,6 +426,13 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                     clients,
                 )
                 .must("faults", faults.fired() as usize, Bound::AtLeast, 100)
+                .must("restarts", programs.restarts, Bound::AtLeast, 5)
+                .must(
+                    "connections that moved",
+                    world.moved.get(),
+                    Bound::AtLeast,
+                    20,
+                )
                 .must(
                     "descriptors left that were not there at the start",
                     descriptors,
