@@ -144,7 +144,8 @@ pub use bowline_protocol::{
 pub use bowline_protocol::{
     Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, LingeringClose,
     Listener, ListenerHandle, SocketFile, TcpTransport, Transport, TransportHandle, TransportState,
-    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WriteObserver, WriteStatus,
+    UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WhenSent, WriteObserver,
+    WriteStatus,
 };
 
 // Passed descriptors.
@@ -163,8 +164,8 @@ pub use bowline_reactor::{SignalHandler, signal};
 /// What can go wrong, but for [`ConnectError`], which callbacks are given.
 pub mod error {
     pub use bowline_protocol::{
-        FailedAttempt, FileSendError, FileSendErrorKind, LookupError, RegisterProducerError,
-        SendDescriptorError, SendDescriptorErrorKind,
+        FailedAttempt, FileSendError, FileSendErrorKind, LookupError, NotSent,
+        RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind,
     };
     pub use bowline_reactor::{
         DelayedCallError, ReactorError, RemoteError, RunError, ThreadCallError, TriggerError,
@@ -249,10 +250,10 @@ pub mod layers {
 /// [`take_granted`](process::take_granted) are where to begin.
 pub mod process {
     pub use bowline_transport::{
-        SocketDescription, close_received, describe_socket, descriptors_closing, effective_user,
-        exit_descriptor, is_passing_shortage, monotonic_microseconds, own_pidfd_inode,
-        remove_environment, send_datagram, spawn_with_descriptors, spawn_with_listen_fds,
-        take_granted, take_inherited,
+        ChildProcess, ChildWatch, SocketDescription, close_received, describe_socket,
+        descriptors_closing, effective_user, exit_descriptor, is_passing_shortage,
+        monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
+        spawn_with_descriptors, spawn_with_listen_fds, take_granted, take_inherited,
     };
 }
 

@@ -38,7 +38,7 @@ pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Part, Protocol};
 pub use crate::reason::CloseReason;
 pub use crate::transport::{
-    Credentials, DescriptorLimits, Linger, LingeringClose, TcpTransport, Transport,
-    TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WriteObserver,
-    WriteStatus,
+    Credentials, DescriptorLimits, Linger, LingeringClose, NotSent, TcpTransport, Transport,
+    TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WhenSent,
+    WriteObserver, WriteStatus,
 };

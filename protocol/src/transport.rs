@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::Handle;
+use bowline_reactor::{Handle, Reactor};
 
 use crate::address::Address;
 use crate::descriptors::PassedDescriptor;
@@ -20,6 +20,24 @@ pub type TransportHandle = Handle<dyn Transport>;
 /// The name of a transport that passes descriptors; see
 /// [`Reactor::get`](bowline_reactor::Reactor::get).
 pub type UnixTransportHandle = Handle<dyn UnixTransport>;
+
+/// What [`Transport::when_sent`] calls.
+pub type WhenSent = Box<dyn FnOnce(&mut Reactor, Result<(), NotSent>)>;
+
+/// The connection has ended before a byte had left that was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotSent {
+    /// How many bytes the kernel has taken in all.
+    pub sent: u64,
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the connection ended when {} bytes had left", self.sent)
+    }
+}
+
+impl std::error::Error for NotSent {}
 
 /// A connection as its protocol sees it: an ordered stream of bytes both ways,
 /// with flow control.
@@ -53,6 +71,16 @@ pub trait Transport: 'static {
 
     /// How many bytes the kernel has taken since the connection was made.
     fn bytes_sent(&self) -> u64;
+
+    /// Calls `then` when the kernel has taken all bytes before `position` of the stream,
+    /// counted as by [`bytes_sent`](Self::bytes_sent); or, with how far it came, when
+    /// the connection has ended or was detached before. What was written so far ends
+    /// at `bytes_sent() + unsent_bytes()`.
+    ///
+    /// Called once, after the running callback, the lowest position first; not at all
+    /// when the reactor is dropped. That the kernel has taken a byte does not mean that
+    /// the peer has it. But it does not need this process any more to get there.
+    fn when_sent(&mut self, position: u64, then: WhenSent);
 
     /// Whether a producer should wait: more unsent bytes than the high
     /// watermark, or more queued descriptors than their limit.

@@ -8,6 +8,7 @@ mod hosts;
 
 mod acceptor;
 mod adoption;
+mod awaited;
 mod bytes;
 mod connectors;
 mod files;

@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, CloseReason, Context, ProducerKind, ProducerRef, Protocol,
+    AfterReadClosed, CloseReason, Context, NotSent, ProducerKind, ProducerRef, Protocol,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
@@ -26,7 +26,7 @@ use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
 use crate::file_descriptor::{FileDescriptor, Received, Remains};
-use crate::link::{Flags, Link, State};
+use crate::link::{Awaited, Flags, Link, State};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
 use crate::stream::{Stream, StreamTransport};
@@ -490,9 +490,12 @@ where
                 self.tell_producer(reactor, Tell::Pause);
             }
             Flags::RESUME_PRODUCER => self.resume_producer(reactor),
-            Flags::DESCRIPTORS_SENT => {
+            Flags::LEFT => {
                 let count = std::mem::take(&mut link.cold().descriptors_left);
-                if let Some(protocol) = &mut self.protocol {
+                self.tell_awaited(reactor, false);
+                if let Some(protocol) = &mut self.protocol
+                    && count > 0
+                {
                     protocol
                         .descriptors_sent(&mut Context::new(&mut self.transport, reactor), count);
                 }
@@ -527,14 +530,13 @@ where
     fn lose(&mut self, reactor: &mut Reactor) {
         let link = &mut self.transport.stream_mut().link;
         link.set_state(State::Lost);
-        if link.has_producer() {
-            link.clear(Flags::HAS_PRODUCER);
-            if let Some(registration) = link.cold().registration.take()
-                && let Some(producer) = registration.producer
-            {
-                self.call_producer(reactor, producer, Tell::Stop);
-            }
+        if link.has_producer()
+            && let Some(registration) = link.cold().registration.take()
+            && let Some(producer) = registration.producer
+        {
+            self.call_producer(reactor, producer, Tell::Stop);
         }
+        self.tell_awaited(reactor, true);
         self.stop_rejected(reactor);
         self.close_socket(reactor);
         let link = &mut self.transport.stream_mut().link;
@@ -557,7 +559,22 @@ where
             rejected.retain(|producer| !matches!(producer, ProducerRef::Protocol));
         }
         self.stop_rejected(reactor);
+        self.tell_awaited(reactor, true);
         self.tell_connector(reactor, reason);
+    }
+
+    /// Tells who awaits what has left, or that it is over; each in a call of its own,
+    /// whose panic is not the connection's.
+    fn tell_awaited(&mut self, reactor: &mut Reactor, is_over: bool) {
+        let link = &mut self.transport.stream_mut().link;
+        let sent = link.sent;
+        for Awaited { position, then } in link.take_awaited(is_over) {
+            let result = match position <= sent {
+                true => Ok(()),
+                false => Err(NotSent { sent }),
+            };
+            reactor.defer(move |reactor| then(reactor, result));
+        }
     }
 
     fn discard_descriptors(&mut self) {
@@ -711,6 +728,7 @@ where
         let producer =
             registration.and_then(|registration| Some((registration.producer?, registration.kind)));
         self.close_socket(reactor);
+        self.tell_awaited(reactor, true);
         self.tell_connector(reactor, CloseReason::Done);
         let protocol = self.protocol.take().map(Box::new);
         let protocol = protocol.and_then(|protocol| protocol.into_part(part));
@@ -895,6 +913,7 @@ where
         if link.state() == State::Lost && !link.has(Flags::END) {
             // It was connection_lost itself, or what followed.
             self.discard_descriptors();
+            self.tell_awaited(reactor, true);
             self.tell_connector(reactor, CloseReason::Panicked(panic));
             return Next::Remove;
         }

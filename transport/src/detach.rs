@@ -86,6 +86,20 @@ impl<P> Detached<P> {
     }
 }
 
+impl Detached<Box<dyn Any>> {
+    /// Says again of which type its protocol is.
+    ///
+    /// # Errors
+    ///
+    /// It is of another type, and comes back.
+    pub fn downcast<P: 'static>(self) -> Result<Detached<P>, Box<Self>> {
+        match (*self.protocol).is::<P>() {
+            true => Ok(self.map(|protocol| *protocol.downcast().expect("it was looked at"))),
+            false => Err(Box::new(self)),
+        }
+    }
+}
+
 impl<P> fmt::Debug for Detached<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Detached")

@@ -25,6 +25,7 @@ mod stream;
 #[macro_use]
 mod sendmsg;
 
+mod child;
 mod closer;
 mod connection;
 mod connector;
@@ -56,6 +57,7 @@ pub mod fuzzing {
     }
 }
 
+pub use crate::child::{ChildProcess, ChildWatch};
 pub use crate::closer::{close_received, descriptors_closing};
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::detach::{Detached, ReattachError, Unsent};

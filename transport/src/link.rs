@@ -7,6 +7,7 @@
 mod flags;
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks,
+    CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks, WhenSent,
     WriteObserver,
 };
 use bowline_reactor::{DelayedCall, Token};
@@ -110,6 +111,8 @@ pub(crate) struct Cold {
     handshakes: u32,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
+    /// Who awaits that bytes leave, the lowest position first.
+    awaited: Vec<Awaited>,
     /// Descriptors that left and were not told of yet.
     pub(crate) descriptors_left: usize,
     /// Unwanted descriptors so far.
@@ -121,6 +124,18 @@ pub(crate) struct Cold {
     pub(crate) own_cookie: Option<u64>,
     /// The connector to be told of the loss.
     pub(crate) connector: Option<Token>,
+}
+
+/// Somebody who awaits that all bytes before a position leave.
+pub(crate) struct Awaited {
+    pub(crate) position: u64,
+    pub(crate) then: WhenSent,
+}
+
+impl fmt::Debug for Awaited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Awaited({})", self.position)
+    }
 }
 
 /// What ends a connection once it is read out.
@@ -272,7 +287,7 @@ impl Link {
         .with(Flags::CONNECTION_MADE)
         .with(Flags::PAUSE_PRODUCER)
         .with(Flags::RESUME_PRODUCER)
-        .with(Flags::DESCRIPTORS_SENT)
+        .with(Flags::LEFT)
         .with(Flags::WRITE_CLOSED)
         .with(Flags::READING_RESUMED);
 
@@ -372,7 +387,16 @@ impl Link {
     }
 
     pub(crate) fn has_producer(&self) -> bool {
-        self.has(Flags::HAS_PRODUCER)
+        self.has(Flags::FOLLOWED)
+            && self
+                .cold_ref()
+                .is_some_and(|cold| cold.registration.is_some())
+    }
+
+    /// Whether somebody has to know what leaves: a producer, or who awaits a byte.
+    #[inline(always)]
+    pub(crate) fn is_followed(&self) -> bool {
+        self.has(Flags::FOLLOWED)
     }
 
     /// Whether the connection is over.
@@ -592,14 +616,53 @@ impl Link {
             is_paused,
             serial,
         });
-        self.set(Flags::HAS_PRODUCER);
+        self.set(Flags::FOLLOWED);
     }
 
     pub(crate) fn unregister_producer(&mut self) {
         if let Some(cold) = &mut self.cold {
             cold.registration = None;
+            if cold.awaited.is_empty() {
+                self.clear(Flags::FOLLOWED);
+            }
         }
-        self.clear(Flags::HAS_PRODUCER | Flags::PAUSE_PRODUCER | Flags::RESUME_PRODUCER);
+        self.clear(Flags::PAUSE_PRODUCER | Flags::RESUME_PRODUCER);
+    }
+
+    // Bytes that are awaited.
+
+    /// See [`Transport::when_sent`](bowline_protocol::Transport::when_sent).
+    pub(crate) fn await_sent(&mut self, position: u64, then: WhenSent) {
+        let awaited = &mut self.cold().awaited;
+        let place = awaited.partition_point(|other| other.position <= position);
+        awaited.insert(place, Awaited { position, then });
+        self.set(Flags::FOLLOWED);
+        self.note_sent();
+    }
+
+    /// Has it told if something has left that is awaited.
+    pub(crate) fn note_sent(&mut self) {
+        let first = self.cold_ref().and_then(|cold| cold.awaited.first());
+        if first.is_some_and(|first| first.position <= self.sent) {
+            self.set(Flags::LEFT);
+        }
+    }
+
+    /// Takes those who await what has left, or, where nothing more leaves, all.
+    pub(crate) fn take_awaited(&mut self, is_over: bool) -> Vec<Awaited> {
+        let sent = self.sent;
+        let Some(cold) = &mut self.cold else {
+            return Vec::new();
+        };
+        let count = match is_over {
+            true => cold.awaited.len(),
+            false => cold.awaited.partition_point(|it| it.position <= sent),
+        };
+        let taken = cold.awaited.drain(..count).collect();
+        if cold.awaited.is_empty() && cold.registration.is_none() {
+            self.clear(Flags::FOLLOWED);
+        }
+        taken
     }
 
     // Ends.

@@ -249,7 +249,7 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         passing.left += plan.descriptors as u64;
         Ledger::add(&link.shared.ledger.passed, plan.descriptors);
         link.cold().descriptors_left += plan.descriptors;
-        link.set(Flags::DESCRIPTORS_SENT);
+        link.set(Flags::LEFT);
         Ok(bytes)
     }
 

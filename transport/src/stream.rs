@@ -289,8 +289,8 @@ impl<L: FileDescriptor> Stream<L> {
                 if let Some(storage) = self.buffer.consume(bytes) {
                     self.link.shared.return_storage(storage);
                 }
-                if self.link.has_producer() {
-                    self.resume_producer_if_drained();
+                if self.link.is_followed() {
+                    self.bytes_left();
                 }
             }
             Err(error) => self.write_failed(error),
@@ -314,6 +314,9 @@ impl<L: FileDescriptor> Stream<L> {
         match self.layer.write_some_data(&mut self.link, data) {
             Ok(bytes) => {
                 self.link.sent += bytes as u64;
+                if self.link.is_followed() {
+                    self.link.note_sent();
+                }
                 bytes
             }
             Err(error) => {
@@ -473,8 +476,16 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// Resumes the producer if the buffer has drained far enough.
+    /// What follows for those who follow it when bytes have left.
     #[inline(never)]
+    fn bytes_left(&mut self) {
+        self.link.note_sent();
+        if self.link.has_producer() {
+            self.resume_producer_if_drained();
+        }
+    }
+
+    /// Resumes the producer if the buffer has drained far enough.
     fn resume_producer_if_drained(&mut self) {
         let is_full = self.is_full();
         self.link

@@ -27,6 +27,12 @@ macro_rules! impl_transport {
                 $crate::StreamTransport::stream(self).link.sent
             }
 
+            fn when_sent(&mut self, position: u64, then: bowline_protocol::WhenSent) {
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .await_sent(position, then);
+            }
+
             fn is_send_buffer_full(&self) -> bool {
                 $crate::StreamTransport::stream(self).is_full()
             }

@@ -1,9 +1,11 @@
 //! What the transports add to the reactor.
 
-use std::any::TypeId;
+use std::any::{Any, TypeId};
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
@@ -306,6 +308,16 @@ pub trait Transports {
         then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
     );
 
+    /// [Detaches](Self::detach) several connections, each for the part of its protocol
+    /// that is of a type (`TypeId::of::<P>()`), and gives `then` all of them in one call,
+    /// in this order: each as it was taken apart, or why it was not.
+    /// [`Detached::downcast`] says again what the part is.
+    fn detach_all(
+        &mut self,
+        parts: impl IntoIterator<Item = (TransportHandle, TypeId)>,
+        then: impl FnOnce(&mut Reactor, Vec<Result<Detached<Box<dyn Any>>, DetachError>>) + 'static,
+    );
+
     /// Stops a listener without closing it, and gives `then` its socket;
     /// connections go on to queue up in it. Its file stays.
     fn detach_listener(
@@ -480,28 +492,45 @@ impl Transports for Reactor {
         handle: TransportHandle,
         then: impl FnOnce(&mut Self, Result<Detached<P>, DetachError>) + 'static,
     ) {
-        let token = handle.token();
-        let shared = Shared::of(self);
-        shared.hold(token);
-        self.enter(token, move |descriptor, reactor| {
-            shared.release(token);
-            let mut request = DetachRequest {
-                part: TypeId::of::<P>(),
-                result: None,
+        self.detach_all([(handle, TypeId::of::<P>())], |reactor, mut all| {
+            let result = all.pop().unwrap_or(Err(DetachError::Lost));
+            let own = |detached: Detached<Box<dyn Any>>| {
+                detached.downcast().expect("it was asked for by its type")
             };
-            let next = match descriptor {
-                Some(descriptor) => descriptor.request(reactor, &mut request),
-                None => Next::Keep,
-            };
-            // What is no connection has not answered.
-            let result = request.result.unwrap_or(Err(DetachError::Lost));
-            let result = result.map(|detached| {
-                let own = |part: Box<dyn std::any::Any>| part.downcast::<P>();
-                detached.map(|part| *own(part).expect("it was asked for by its type"))
+            then(reactor, result.map(own));
+        });
+    }
+
+    fn detach_all(
+        &mut self,
+        parts: impl IntoIterator<Item = (TransportHandle, TypeId)>,
+        then: impl FnOnce(&mut Self, Vec<Result<Detached<Box<dyn Any>>, DetachError>>) + 'static,
+    ) {
+        let all: Rc<RefCell<Vec<_>>> = Rc::default();
+        for (place, (handle, part)) in parts.into_iter().enumerate() {
+            // What is no connection does not answer.
+            all.borrow_mut().push(Err(DetachError::Lost));
+            let (token, all) = (handle.token(), Rc::clone(&all));
+            let shared = Shared::of(self);
+            shared.hold(token);
+            self.enter(token, move |descriptor, reactor| {
+                shared.release(token);
+                let mut request = DetachRequest { part, result: None };
+                let next = match descriptor {
+                    Some(descriptor) => descriptor.request(reactor, &mut request),
+                    None => Next::Keep,
+                };
+                if let Some(result) = request.result {
+                    all.borrow_mut()[place] = result;
+                }
+                next
             });
-            // A turn of its own: its panic is not the connection's.
-            reactor.defer(move |reactor| then(reactor, result));
-            next
+        }
+        // Behind all of them, since what is deferred keeps its order. A call of its own:
+        // its panic is no connection's.
+        self.defer(move |reactor| {
+            let all = std::mem::take(&mut *all.borrow_mut());
+            then(reactor, all);
         });
     }
 
@@ -529,7 +558,7 @@ impl Transports for Reactor {
         otherwise: impl FnOnce(&mut Self, CallError) + 'static,
     ) {
         self.enter(handle.token(), move |descriptor, reactor| {
-            let call = move |part: &mut dyn std::any::Any, cx: &mut Context<'_, T>| {
+            let call = move |part: &mut dyn Any, cx: &mut Context<'_, T>| {
                 call(
                     part.downcast_mut().expect("it was asked for by its type"),
                     cx,

@@ -20,8 +20,8 @@ impl Flags {
     pub(crate) const PAUSED: Self = Self(1 << 3);
     /// The peer's end was read.
     pub(crate) const READ_ENDED: Self = Self(1 << 4);
-    /// A producer is registered.
-    pub(crate) const HAS_PRODUCER: Self = Self(1 << 5);
+    /// Somebody follows what leaves: a producer, or `Cold::awaited`.
+    pub(crate) const FOLLOWED: Self = Self(1 << 5);
     /// The poller reports writability too.
     pub(crate) const WATCHES_WRITING: Self = Self(1 << 6);
     /// The kernel said later without saying when; a timer decides.
@@ -60,7 +60,8 @@ impl Flags {
     pub(crate) const STOP_REJECTED: Self = Self(1 << 17);
     pub(crate) const PAUSE_PRODUCER: Self = Self(1 << 18);
     pub(crate) const RESUME_PRODUCER: Self = Self(1 << 19);
-    pub(crate) const DESCRIPTORS_SENT: Self = Self(1 << 20);
+    /// Descriptors have left, or bytes that were awaited.
+    pub(crate) const LEFT: Self = Self(1 << 20);
     pub(crate) const WRITE_CLOSED: Self = Self(1 << 21);
     pub(crate) const READING_RESUMED: Self = Self(1 << 22);
     pub(crate) const REATTACHED: Self = Self(1 << 23);

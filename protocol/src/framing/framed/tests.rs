@@ -1248,6 +1248,7 @@ impl Transport for Script {
     fn bytes_sent(&self) -> u64 {
         0
     }
+    fn when_sent(&mut self, _: u64, _: crate::WhenSent) {}
     fn is_send_buffer_full(&self) -> bool {
         false
     }
