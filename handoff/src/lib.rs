@@ -19,10 +19,8 @@ pub mod channel;
 mod inherited;
 mod log;
 pub mod pool;
-mod process;
 pub mod restart;
 pub mod systemd;
 pub mod wire;
 
 pub use crate::inherited::Inherited;
-pub use crate::process::ChildProcess;

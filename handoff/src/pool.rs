@@ -69,7 +69,7 @@
 //! use std::os::unix::net::UnixStream;
 //! use std::process::ExitStatus;
 //!
-//! use bowline_handoff::ChildProcess;
+//! use bowline_transport::ChildProcess;
 //! use bowline_handoff::pool::{
 //!     Connection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId,
 //!     WorkerSettings,

@@ -70,7 +70,6 @@ use std::error::Error;
 use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -82,7 +81,7 @@ use bowline_reactor::{GracefulStop, Reactor};
 use bowline_transport::endpoint::{ListenAt, ListenTransport};
 #[cfg(feature = "testing")]
 use bowline_transport::testing::SimulatedKernel;
-use bowline_transport::{StreamTransport, Transports, effective_user};
+use bowline_transport::{ChildProcess, ChildWatch, StreamTransport, Transports, effective_user};
 
 use self::handshake::Patience;
 pub use self::messages::Refusal;
@@ -92,7 +91,6 @@ use self::predecessor::Offer;
 use self::successor::TakeOver;
 use crate::inherited::Inherited;
 use crate::log;
-use crate::process::{ChildProcess, watch_exit};
 use crate::systemd::{Notice, Notifier, prepare_successor};
 
 /// The name of the control socket, as a file and among the listeners.
@@ -444,7 +442,7 @@ struct Named {
 }
 
 struct Started {
-    process: Box<dyn ChildProcess>,
+    process: ChildWatch,
     /// Whether it has asked to take over.
     has_asked: bool,
     /// Why it failed; told when it has ended, so that the next may be started.
@@ -541,7 +539,7 @@ impl Restart {
                 return Err(RestartError::Busy);
             }
         }
-        let mut process = match start() {
+        let process = match start() {
             Ok(process) => process,
             Err(error) => {
                 self.shared.state.borrow_mut().failed += 1;
@@ -551,7 +549,14 @@ impl Restart {
         };
         log::debug!(target: log::HANDOFF, "started successor {}", process.pid());
         self.tell_manager(&Notice::new().reloading());
-        let exit = process.exit_descriptor();
+        // It is owned by what this belongs to.
+        let shared = Rc::downgrade(&self.shared);
+        let process = ChildWatch::start(reactor, process, move |reactor, status| {
+            if let Some(shared) = shared.upgrade() {
+                Self { shared }.child_ended(reactor, status);
+            }
+        });
+        process.look_every(reactor, REAP_EVERY);
         let serial = {
             let mut state = self.shared.state.borrow_mut();
             let serial = state.next_offer;
@@ -568,7 +573,6 @@ impl Restart {
         reactor.call_later(self.shared.settings.start, move |reactor| {
             this.start_timed_out(reactor, serial);
         });
-        self.reap_at_its_end(reactor, exit);
         Ok(())
     }
 
@@ -816,6 +820,10 @@ impl Restart {
         let listeners = {
             let mut state = self.shared.state.borrow_mut();
             state.role = Role::HandedOver;
+            if let Some(child) = &state.child {
+                // It is on its own now, and may live for long.
+                child.process.look_every(reactor, REAP_AT_LEISURE);
+            }
             std::mem::take(&mut state.listeners)
         };
         for named in listeners {
@@ -875,62 +883,21 @@ impl Restart {
         });
     }
 
-    /// Has the child reaped as soon as it ends, be it after we have handed over: it
-    /// may hand over itself and end while we still serve what is left here, and is
-    /// ours alone to wait for.
-    fn reap_at_its_end(&self, reactor: &mut Reactor, exit: io::Result<Option<OwnedFd>>) {
-        let this = self.clone();
-        let reap = move |reactor: &mut Reactor| this.reap(reactor);
-        let is_told = match exit {
-            Ok(Some(fd)) => watch_exit(reactor, fd, reap).is_ok(),
-            // It has ended already.
-            Ok(None) => {
-                reactor.defer(reap);
-                true
-            }
-            Err(_) => false,
-        };
-        if !is_told {
-            self.reap_later(reactor);
-        }
-    }
-
-    fn reap_later(&self, reactor: &mut Reactor) {
-        let wait = match self.shared.state.borrow().role {
-            // It is on its own now, and may live for long.
-            Role::HandedOver => REAP_AT_LEISURE,
-            _ => REAP_EVERY,
-        };
-        let this = self.clone();
-        reactor.call_later(wait, move |reactor| this.reap(reactor));
-    }
-
-    fn reap(&self, reactor: &mut Reactor) {
-        let ended = {
-            let mut state = self.shared.state.borrow_mut();
-            let Some(child) = &mut state.child else {
-                return;
-            };
-            let status = child.process.try_wait();
-            if matches!(status, Ok(None)) {
-                None
-            } else {
-                state.child.take().map(|child| (child, status))
-            }
-        };
-        let Some((child, status)) = ended else {
-            return self.reap_later(reactor);
-        };
+    /// The child is reaped, be it after we have handed over: it may hand over itself and
+    /// end while we still serve what is left here, and is ours alone to wait for.
+    fn child_ended(&self, reactor: &mut Reactor, status: io::Result<ExitStatus>) {
+        let child = self.shared.state.borrow_mut().child.take();
+        let Some(child) = child else { return };
         match (child.failure, status) {
             (Some(error), _) => self.tell_of_failure(reactor, error),
             // Its channel tells what it was for.
             _ if child.has_asked => {}
-            (None, Ok(Some(status))) => {
+            (None, Ok(status)) => {
                 self.tell_of_failure(reactor, RestartError::Exited(status));
             }
-            (None, error) => {
+            (None, Err(error)) => {
                 // Somebody else has waited for it, or children are not waited for.
-                log::warn!(target: log::HANDOFF, "how the successor ended: {error:?}");
+                log::warn!(target: log::HANDOFF, "how the successor ended: {error}");
                 self.tell_of_failure(reactor, RestartError::Lost);
             }
         }

@@ -13,12 +13,12 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
     Connection, Live, Pool, PoolSettings, Refusal, Service, Spawned, Undelivered, Worker, WorkerId,
     WorkerSettings,
 };
 use bowline::policies::{Backoff, Jitter};
+use bowline::process::ChildProcess;
 use bowline::testing::{
     Delivery, KernelSettings, MemorySocket, MemoryStream, Points, ProcessId, Random,
     SimulatedKernel, Simulation,

@@ -13,12 +13,12 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::handoff::ChildProcess;
 use bowline::handoff::restart::{
     Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, RestartSettings,
     Start,
 };
 use bowline::handoff::systemd::Notifier;
+use bowline::process::ChildProcess;
 use bowline::testing::{
     Delivery, KernelSettings, Memory, MemoryDatagrams, MemoryHandle, MemorySocket, MemoryStream,
     Points, ProcessId, Random, SimulatedKernel, Simulation,

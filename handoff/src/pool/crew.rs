@@ -3,11 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::CloseReason;
 use bowline_reactor::{Reactor, SystemEvent};
+use bowline_transport::ChildWatch;
 
 use super::WorkerId;
 use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
@@ -17,7 +19,6 @@ use super::settings::{PoolEvent, Undelivered, WorkerStage};
 use super::state::{Call, Leaving, Life, State, Worker, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
-use crate::process::watch_exit;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
 /// shortest that is of use.
@@ -101,11 +102,15 @@ impl Shared {
         id: WorkerId,
         started: Started,
     ) -> std::io::Result<()> {
-        let Started {
-            channel,
-            mut process,
-        } = started;
+        let Started { channel, process } = started;
         let pid = process.pid();
+        // It is on the list that this belongs to.
+        let shared = Rc::downgrade(self);
+        let process = ChildWatch::start(reactor, process, move |reactor, status| {
+            if let Some(shared) = shared.upgrade() {
+                shared.ended(reactor, id, status);
+            }
+        });
         let channel = match channel {
             Ok(channel) => channel,
             Err(error) => {
@@ -118,20 +123,11 @@ impl Shared {
                     process,
                     held: VecDeque::new(),
                     kill_at: None,
-                    is_watched: false,
+                    ended: None,
                 };
                 self.leave(reactor, leaving);
                 return Err(error);
             }
-        };
-        let is_watched = match process.exit_descriptor() {
-            Ok(Some(fd)) => {
-                let shared = Rc::clone(self);
-                let watch = watch_exit(reactor, fd, move |reactor| shared.exited(reactor, id));
-                watch.is_ok()
-            }
-            // Gone already, or to be asked again when the channel ends.
-            Ok(None) | Err(_) => false,
         };
         let mut state = self.state.borrow_mut();
         state.counts.started += 1;
@@ -150,7 +146,7 @@ impl Shared {
             answered: reactor.now(),
             not_before: None,
             drain_deadline: None,
-            is_watched,
+            ended: None,
         });
         Ok(())
     }
@@ -311,7 +307,7 @@ impl Shared {
             process: worker.process,
             held: worker.in_flight,
             kill_at: (!is_killed).then(|| moment_after(now, state.settings.exit_timeout)),
-            is_watched: worker.is_watched,
+            ended: worker.ended,
         };
         let is_death = matches!(state.life, Life::Running) && !was_asked;
         let is_failed_start = is_death && !worker.was_ready;
@@ -338,20 +334,33 @@ impl Shared {
     }
 
     /// Waits for a process without a channel to end.
-    pub(super) fn leave(self: &Rc<Self>, reactor: &mut Reactor, leaving: Leaving) {
+    pub(super) fn leave(self: &Rc<Self>, reactor: &mut Reactor, mut leaving: Leaving) {
         let id = leaving.id;
+        let process = leaving.process.clone();
+        let ended = leaving.ended.take();
         self.state.borrow_mut().leaving.push(leaving);
-        // It may have ended before its channel was seen to.
-        let shared = Rc::clone(self);
-        reactor.defer(move |reactor| shared.exited(reactor, id));
+        if let Some(status) = ended {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.ended(reactor, id, status));
+        } else {
+            // It may have ended before its channel was seen to.
+            process.look(reactor);
+            process.look_every(reactor, TICK);
+        }
         self.arm_tick(reactor);
     }
 
-    /// A process may have ended: asks without waiting.
-    pub(super) fn exited(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
+    /// A process has ended.
+    fn ended(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        status: std::io::Result<ExitStatus>,
+    ) {
         let mut state = self.state.borrow_mut();
         if let Some(worker) = state.worker(id) {
             // Its channel is going to say so too, once it is read out.
+            worker.ended = Some(status);
             let channel = worker.channel;
             reactor.call_later(CHANNEL_GRACE, move |reactor| {
                 if let Some(channel) = reactor.get(channel) {
@@ -364,22 +373,18 @@ impl Shared {
         let Some(place) = state.leaving.iter().position(|leaving| leaving.id == id) else {
             return;
         };
-        let status = match state.leaving[place].process.try_wait() {
-            Ok(None) => return,
-            Ok(Some(status)) => Some(status),
-            Err(error) => {
-                let pid = state.leaving[place].pid;
-                log::warn!(target: log::HANDOFF, "{id}, process {pid}: cannot tell how it ended: {error}");
-                None
-            }
-        };
         let mut leaving = state.leaving.remove(place);
+        let pid = leaving.pid;
+        if let Err(error) = &status {
+            log::warn!(target: log::HANDOFF, "{id}, process {pid}: cannot tell how it ended: {error}");
+        }
         if !leaving.held.is_empty() {
             state.take_back(&mut leaving.held);
             self.pump_later(reactor);
         }
         drop(state);
-        let (worker, pid) = (id, leaving.pid);
+        let status = status.ok();
+        let worker = id;
         self.tell(
             reactor,
             PoolEvent::Exited {
@@ -406,7 +411,6 @@ impl Shared {
         let now = reactor.now();
         let mut events = Vec::new();
         let mut late = Vec::new();
-        let mut ask = Vec::new();
         let has_panicked;
         {
             let mut state = self.state.borrow_mut();
@@ -449,9 +453,6 @@ impl Shared {
                         log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", leaving.pid);
                     }
                 }
-                if !leaving.is_watched {
-                    ask.push(leaving.id);
-                }
             }
             let limit = state.settings.queue_timeout;
             let held = state.leaving.iter_mut().map(|leaving| &mut leaving.held);
@@ -482,9 +483,6 @@ impl Shared {
         }
         for event in events {
             self.tell(reactor, event);
-        }
-        for id in ask {
-            self.exited(reactor, id);
         }
         if has_panicked {
             let id = WorkerId(self.state.borrow().next_worker - 1);

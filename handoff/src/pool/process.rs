@@ -8,12 +8,11 @@ use std::process::Command;
 
 use bowline_protocol::UnixTransportHandle;
 use bowline_reactor::Reactor;
-use bowline_transport::{spawn_with_descriptors, take_granted};
+use bowline_transport::{ChildProcess, spawn_with_descriptors, take_granted};
 
 use super::WorkerId;
 use super::dispatcher::Link;
 use crate::channel::{Channel, ChannelSocket};
-use crate::process::ChildProcess;
 
 /// The number under which a worker that was started by [`spawn_command`] has
 /// its end of the channel.

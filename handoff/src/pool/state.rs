@@ -1,15 +1,17 @@
 //! What a pool knows; changed here, and told to nobody from here.
 
 use std::collections::VecDeque;
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline_protocol::policies::Backoff;
 use bowline_protocol::{ListenerHandle, PassedDescriptor, UnixTransportHandle};
 use bowline_reactor::{Hold, Reactor};
-use bowline_transport::close_received;
+use bowline_transport::{ChildWatch, close_received};
 
 use super::WorkerId;
 use super::connection::Connection;
@@ -18,7 +20,6 @@ use super::messages::{Dispatch, Refusal, ToWorker};
 use super::policy::{Candidate, Offer};
 use super::settings::{PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics};
 use crate::log;
-use crate::process::ChildProcess;
 use crate::wire;
 
 pub(super) type Call = Box<dyn FnOnce(&mut Reactor)>;
@@ -62,7 +63,7 @@ pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
     pub(super) channel: UnixTransportHandle,
-    pub(super) process: Box<dyn ChildProcess>,
+    pub(super) process: ChildWatch,
     pub(super) stage: WorkerStage,
     /// It has said hello.
     pub(super) was_ready: bool,
@@ -78,19 +79,19 @@ pub(super) struct Worker {
     pub(super) not_before: Option<Instant>,
     /// When a draining one is ended.
     pub(super) drain_deadline: Option<Instant>,
-    /// The kernel tells of its end.
-    pub(super) is_watched: bool,
+    /// How its process has ended, if that was before its channel did.
+    pub(super) ended: Option<io::Result<ExitStatus>>,
 }
 
 pub(super) struct Leaving {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
-    pub(super) process: Box<dyn ChildProcess>,
+    pub(super) process: ChildWatch,
     /// What it had not answered when its channel broke: it may have begun, or be about
     /// to, so that others get it when it is gone.
     pub(super) held: VecDeque<Box<Job>>,
     pub(super) kill_at: Option<Instant>,
-    pub(super) is_watched: bool,
+    pub(super) ended: Option<io::Result<ExitStatus>>,
 }
 
 /// A connection that nobody has taken yet.
@@ -436,8 +437,8 @@ impl Job {
         self.refused_by.iter().any(|(by, _)| *by == id)
     }
 
-    pub(super) fn into_connection(mut self) -> std::io::Result<Connection> {
-        let fd = self.socket.fd.take().ok_or(std::io::ErrorKind::NotFound)?;
+    pub(super) fn into_connection(mut self) -> io::Result<Connection> {
+        let fd = self.socket.fd.take().ok_or(io::ErrorKind::NotFound)?;
         let fd = match Rc::try_unwrap(fd) {
             Ok(fd) => fd,
             // A channel that is about to end has it queued.

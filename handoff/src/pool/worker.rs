@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, AtDrain, CloseReason, Context, UnixTransport, UnixTransportHandle,
+    AfterReadClosed, AtDrain, CloseReason, Context, NotSent, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
 use bowline_transport::describe_socket;
@@ -21,9 +21,6 @@ use crate::channel::{
 };
 use crate::log;
 use crate::wire::{self, Incoming};
-
-/// When an answer that the kernel has not taken yet is looked after again.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// How soon the pool learns that connections have ended by themselves; without
 /// a change the next look comes twice as late, up to [`LONGEST_REPORT`].
@@ -179,7 +176,6 @@ struct Shared {
     reported: Cell<u32>,
     report: Cell<Option<DelayedCall>>,
     report_after: Cell<Duration>,
-    look_is_due: Cell<bool>,
     stage: Cell<Stage>,
     /// The service is to be told to drain within this time.
     untold: Cell<Option<Duration>>,
@@ -226,7 +222,6 @@ impl Worker {
             reported: Cell::new(0),
             report: Cell::new(None),
             report_after: Cell::new(FIRST_REPORT),
-            look_is_due: Cell::new(false),
             stage: Cell::new(Stage::Serving),
             untold: Cell::new(None),
             hold: Cell::new(None),
@@ -299,44 +294,17 @@ impl Shared {
         Ok(connection)
     }
 
-    /// Begins to serve what the pool knows to be ours.
+    /// Begins to serve the first that was promised: the kernel has our answer.
     fn begin(self: &Rc<Self>, reactor: &mut Reactor) {
-        self.look_is_due.set(false);
-        loop {
-            let sent = self
-                .channel
-                .get()
-                .and_then(|channel| reactor.get(channel))
-                .map(|channel| channel.bytes_sent());
-            // Without a channel, its end has settled what becomes of the rest.
-            let Some(sent) = sent else { return };
-            let mut promised = self.promised.borrow_mut();
-            let has_left = |first: &mut Promised| first.answer_ends <= sent;
-            let Some(first) = promised.pop_front_if(has_left) else {
-                break;
-            };
-            let has_more = !promised.is_empty();
-            drop(promised);
-            if has_more {
-                // If this one panics, that costs no other.
-                self.begin_later(reactor);
+        let first = self.promised.borrow_mut().pop_front();
+        // Where there is none, the end of the channel has settled what becomes of it.
+        if let Some(first) = first {
+            if self.promised.borrow().is_empty() {
+                // If this one panics, it is told all the same.
+                let shared = Rc::clone(self);
+                reactor.defer(move |reactor| shared.tell_draining(reactor));
             }
             self.serve(reactor, first);
-        }
-        if self.promised.borrow().is_empty() {
-            return self.tell_draining(reactor);
-        }
-        // The pool does not read: it is stopped, or busy.
-        if !self.look_is_due.replace(true) {
-            let shared = Rc::clone(self);
-            reactor.call_later(LOOK_AGAIN, move |reactor| shared.begin(reactor));
-        }
-    }
-
-    fn begin_later(self: &Rc<Self>, reactor: &mut Reactor) {
-        if !self.look_is_due.replace(true) {
-            let shared = Rc::clone(self);
-            reactor.defer(move |reactor| shared.begin(reactor));
         }
     }
 
@@ -451,8 +419,6 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
             ToWorker::Drain { within_ms } => {
                 let shared = Rc::clone(shared);
                 let within = Duration::from_millis(within_ms.into());
-                // After what was promised before.
-                shared.begin_later(cx.reactor);
                 cx.reactor
                     .defer(move |reactor| shared.drain(reactor, within));
                 return;
@@ -470,12 +436,19 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 };
                 shared.say(cx.transport, &answer);
                 let unsent = cx.transport.unsent_bytes() as u64;
+                let answer_ends = cx.transport.bytes_sent() + unsent;
                 shared.promised.borrow_mut().push_back(Promised {
-                    answer_ends: cx.transport.bytes_sent() + unsent,
+                    answer_ends,
                     connection,
                     live,
                 });
-                shared.begin_later(cx.reactor);
+                let worker = Rc::clone(shared);
+                let begin = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
+                    if sent.is_ok() {
+                        worker.begin(reactor);
+                    }
+                };
+                cx.transport.when_sent(answer_ends, Box::new(begin));
                 shared.report_after.set(FIRST_REPORT);
                 shared.report_later(cx.reactor);
             }
@@ -498,9 +471,8 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
             .stop_deadline()
             .map(|deadline| deadline.saturating_duration_since(cx.reactor.now()));
         let within = left.unwrap_or(shared.settings.orphaned_timeout);
-        // After what was promised before; the stop waits for that.
+        // The stop waits for what was promised before.
         let hold = cx.reactor.hold(SystemEvent::Shutdown);
-        shared.begin_later(cx.reactor);
         cx.reactor.defer(move |reactor| {
             shared.drain(reactor, within);
             drop(hold);

@@ -1,5 +1,6 @@
 //! Live connections on their way to a successor.
 
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -99,7 +100,8 @@ impl Drop for MoveTicket {
     }
 }
 
-type Then = Box<dyn FnOnce(&mut Reactor, Option<Box<dyn Parts>>)>;
+/// A connection taken apart, as it comes.
+type DetachedPart = Detached<Box<dyn Any>>;
 
 /// The connections that are to move.
 #[derive(Default)]
@@ -111,7 +113,9 @@ pub(crate) struct List {
 #[derive(Clone, Copy)]
 struct Listed {
     handle: TransportHandle,
-    take: fn(&mut Reactor, TransportHandle, Then),
+    /// The type of its protocol.
+    part: TypeId,
+    own: fn(DetachedPart) -> Option<Box<dyn Parts>>,
 }
 
 /// A connection taken apart, whatever its types.
@@ -192,7 +196,8 @@ impl List {
             id,
             Listed {
                 handle,
-                take: take::<T, P>,
+                part: TypeId::of::<P>(),
+                own: own::<T, P>,
             },
         );
         MoveTicket {
@@ -216,27 +221,13 @@ impl List {
     }
 }
 
-fn take<T: StreamTransport, P: Movable<T>>(
-    reactor: &mut Reactor,
-    handle: TransportHandle,
-    then: Then,
-) {
-    reactor.detach::<P>(handle, move |reactor, detached| match detached {
-        Ok(detached) => {
-            let apart = Apart::<T, P> {
-                detached,
-                packed: None,
-                transport: std::marker::PhantomData,
-            };
-            then(reactor, Some(Box::new(apart)));
-        }
-        Err(error) => {
-            if error == DetachError::WrongProtocol {
-                log::error!(target: log::HANDOFF, "a connection was listed with another type than it has");
-            }
-            then(reactor, None);
-        }
-    });
+/// What was detached, as what it is.
+fn own<T: StreamTransport, P: Movable<T>>(detached: DetachedPart) -> Option<Box<dyn Parts>> {
+    Some(Box::new(Apart::<T, P> {
+        detached: detached.downcast().ok()?,
+        packed: None,
+        transport: std::marker::PhantomData,
+    }))
 }
 
 /// A batch on its way, and how to undo it.
@@ -273,9 +264,9 @@ impl Batch {
             reactor.defer(|reactor| then(reactor, None));
             return;
         }
-        let gathering = Rc::new(RefCell::new(Vec::new()));
         let mut last = 0;
-        let (mut bytes, mut asked) = (0, 0);
+        let mut bytes = 0;
+        let mut taken = Vec::new();
         for (id, listed) in candidates {
             // Those that are closing have said what they want.
             let transport = reactor.get(listed.handle);
@@ -286,31 +277,28 @@ impl Batch {
                 continue;
             };
             bytes += transport.unsent_bytes();
-            if bytes > BATCH_BYTES && asked > 0 {
+            if bytes > BATCH_BYTES && !taken.is_empty() {
                 last = id - 1;
                 break;
             }
-            asked += 1;
-            let gathering = Rc::clone(&gathering);
-            (listed.take)(
-                reactor,
-                listed.handle,
-                Box::new(move |_, parts| {
-                    if let Some(parts) = parts {
-                        gathering.borrow_mut().push((id, parts));
-                    }
-                }),
-            );
+            taken.push((id, listed));
         }
-        // Behind all of them: what is deferred runs in order, and a detach
-        // defers its own.
+        let parts: Vec<_> = taken.iter().map(|(_, it)| (it.handle, it.part)).collect();
         let list = Rc::clone(list);
-        reactor.defer(move |reactor| {
-            reactor.defer(move |reactor| {
-                let apart = std::mem::take(&mut *gathering.borrow_mut());
-                let (batch, packet, seen) = Self::pack(reactor, &list, apart, last, max_bytes);
-                then(reactor, Some((batch, packet, seen)));
-            });
+        reactor.detach_all(parts, move |reactor, detached| {
+            let taken = taken.into_iter().zip(detached);
+            let apart = taken
+                .filter_map(|((id, listed), detached)| match detached {
+                    Ok(detached) => Some((id, (listed.own)(detached)?)),
+                    Err(DetachError::WrongProtocol) => {
+                        log::error!(target: log::HANDOFF, "a connection was listed with another type than it has");
+                        None
+                    }
+                    Err(_) => None,
+                })
+                .collect();
+            let (batch, packet, seen) = Self::pack(reactor, &list, apart, last, max_bytes);
+            then(reactor, Some((batch, packet, seen)));
         });
     }
 

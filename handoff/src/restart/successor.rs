@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Producer, ProducerKind,
-    ProducerRef, SocketFile, Transport, UnixTransport, UnixTransportHandle,
+    Address, BuildContext, CloseReason, ConnectError, Context, Factory, NotSent, SocketFile,
+    UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
 use bowline_transport::UnixStream;
@@ -37,7 +37,7 @@ pub(super) struct TakeOver {
     refusal: Option<Refusal>,
     is_lost: bool,
     /// Connections that are here and not served yet.
-    prepared: BTreeMap<u32, Prepared>,
+    prepared: BTreeMap<u32, Vec<Option<Moved>>>,
 }
 
 impl TakeOver {
@@ -45,13 +45,6 @@ impl TakeOver {
     pub(super) fn let_go(&mut self) -> Inherited {
         std::mem::take(&mut self.inherited)
     }
-}
-
-struct Prepared {
-    connections: Vec<Option<Moved>>,
-    /// Up to where the channel has to be sent for them to be ours: `Live` has
-    /// left then, and the predecessor is going to know.
-    ours_at: Option<u64>,
 }
 
 /// How often a predecessor that goes while we greet it is looked for again, and
@@ -120,27 +113,6 @@ impl Factory<UnixStream> for Finder {
     }
 }
 
-type Then = Box<dyn FnOnce(&mut Reactor)>;
-
-/// Has something done once everything that was written has left: a producer that
-/// produces nothing.
-struct WhenDrained(Option<Then>);
-
-impl WhenDrained {
-    fn new(then: impl FnOnce(&mut Reactor) + 'static) -> Self {
-        Self(Some(Box::new(then)))
-    }
-}
-
-impl Producer for WhenDrained {
-    fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
-        cx.transport.unregister_producer();
-        if let Some(then) = self.0.take() {
-            cx.reactor.defer(then);
-        }
-    }
-}
-
 /// Passes on what arrives, to be dealt with when no callback runs.
 pub(super) struct Receiver {
     restart: Restart,
@@ -188,7 +160,6 @@ impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
             Some(error) => log::warn!(target: log::HANDOFF, "predecessor: {error}"),
             None => log::debug!(target: log::HANDOFF, "predecessor: {reason}"),
         }
-        let sent = cx.transport.bytes_sent();
         let restart = self.restart.clone();
         if self.is_made {
             let is_alone = has_peer_ended(error, reason);
@@ -197,7 +168,7 @@ impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
                     // The channel broke here: the predecessor lives, and goes on.
                     restart.takes(reactor, Told::Abort);
                 }
-                restart.predecessor_is_gone(reactor, sent);
+                restart.predecessor_is_gone(reactor);
             });
         } else if error.is_none() && self.again > 0 {
             let again = self.again - 1;
@@ -446,13 +417,7 @@ impl Restart {
             .map(|(_, at)| at)
             .collect();
         self.with_take_over(|take_over| {
-            take_over.prepared.insert(
-                batch,
-                Prepared {
-                    connections,
-                    ours_at: None,
-                },
-            )
+            take_over.prepared.insert(batch, connections);
         });
         self.answer(reactor, &FromSuccessor::Prepared { batch, refused });
     }
@@ -468,46 +433,17 @@ impl Restart {
             return self.takes(reactor, Told::Abort);
         };
         self.answer(reactor, &FromSuccessor::Live { batch });
-        let position = reactor
-            .get(channel)
-            .map(|channel| channel.bytes_sent() + channel.unsent_bytes() as u64);
-        self.with_take_over(|take_over| {
-            if let Some(prepared) = take_over.prepared.get_mut(&batch) {
-                prepared.ours_at = Some(position.unwrap_or(u64::MAX));
-            }
-        });
-        self.serve_what_was_said(reactor);
-    }
-
-    /// Serves what `Live` has left for: were it served before, and we died, the
-    /// predecessor would take back connections that have gone on here.
-    fn serve_what_was_said(&self, reactor: &mut Reactor) {
-        let said = self.with_take_over(|take_over| {
-            let prepared = take_over.prepared.iter();
-            let said: Vec<_> = prepared
-                .filter_map(|(batch, prepared)| Some((*batch, prepared.ours_at?)))
-                .collect();
-            (take_over.channel, said)
-        });
-        let Some((channel, said)) = said else { return };
-        let Some(sent) = reactor.get(channel).map(|channel| channel.bytes_sent()) else {
-            // Its end says what becomes of them.
-            return;
-        };
-        let mut waits = false;
-        for (batch, ours_at) in said {
-            if sent >= ours_at {
-                self.serve_batch(reactor, batch);
-            } else {
-                waits = true;
-            }
-        }
-        if waits && let Some(channel) = reactor.get(channel) {
+        if let Some(channel) = reactor.get(channel) {
+            let position = channel.bytes_sent() + channel.unsent_bytes() as u64;
             let this = self.clone();
-            let then = WhenDrained::new(move |reactor| this.serve_what_was_said(reactor));
-            // If one is registered already, it looks for all. And a channel that is
-            // lost says so.
-            let _ = channel.register_producer(ProducerRef::boxed(then), ProducerKind::Pull);
+            // Were they served before, and we died, the predecessor would take back
+            // connections that have gone on here.
+            let serve = move |reactor: &mut Reactor, said: Result<(), NotSent>| {
+                if said.is_ok() {
+                    this.serve_batch(reactor, batch);
+                }
+            };
+            channel.when_sent(position, Box::new(serve));
         }
     }
 
@@ -516,7 +452,7 @@ impl Restart {
         let Some(prepared) = prepared.flatten() else {
             return;
         };
-        for moved in prepared.connections.into_iter().flatten() {
+        for moved in prepared.into_iter().flatten() {
             self.shared.state.borrow_mut().moved += 1;
             self.call_program(reactor, |program, reactor| {
                 program.connection_moved(reactor, moved);
@@ -524,27 +460,23 @@ impl Restart {
         }
     }
 
-    fn predecessor_is_gone(&self, reactor: &mut Reactor, sent: u64) {
+    fn predecessor_is_gone(&self, reactor: &mut Reactor) {
         let found = self.with_take_over(|take_over| {
             take_over.is_lost = true;
-            let batches: Vec<_> = take_over
-                .prepared
-                .iter()
-                .map(|(batch, prepared)| (*batch, prepared.ours_at))
-                .collect();
+            let batches: Vec<_> = take_over.prepared.keys().copied().collect();
             (take_over.machine, batches)
         });
         let Some((machine, batches)) = found else {
             return;
         };
-        for (batch, ours_at) in batches {
-            // One that took them back has said so. One that has died has not, and
-            // then nobody else has them.
-            let has_died = machine != Taking::Failed;
-            if has_died || ours_at.is_some_and(|at| sent >= at) {
-                self.serve_batch(reactor, batch);
-            } else {
+        // Those of which we have said that they live are served. One that took the
+        // others back has said so. One that has died has not, and then nobody else has
+        // them.
+        for batch in batches {
+            if machine == Taking::Failed {
                 self.with_take_over(|take_over| take_over.prepared.remove(&batch));
+            } else {
+                self.serve_batch(reactor, batch);
             }
         }
         self.takes(reactor, Told::Lost);

@@ -7,11 +7,11 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
     Connection, Live, Pool, PoolSettings, Service, Spawned, Undelivered, Worker, WorkerId,
     WorkerSettings,
 };
+use bowline::process::ChildProcess;
 use bowline::testing::{MemoryPeer, MemorySocket, Pump, SimulatedKernel, SocketId};
 use bowline::{Context, Protocol, Reactor, Transport};
 

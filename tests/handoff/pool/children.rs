@@ -110,8 +110,9 @@ fn a_worker_that_ends_before_the_loop_runs_is_waited_for_when_it_does() {
     let pid = workers.first().expect("it was started").pid;
     let started = Instant::now();
     let is_dead = || {
+        // One that had ended when its end was to be watched was waited for then.
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.expect("nobody has waited for it").contains(") Z ")
+        stat.map_or(true, |stat| stat.contains(") Z "))
     };
     while !is_dead() {
         assert!(started.elapsed() < DEADLINE, "it does not end");

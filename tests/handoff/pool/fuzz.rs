@@ -9,13 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
-use bowline::handoff::ChildProcess;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Connection, FromWorker, Live, Pool, Refusal, Spawned, ToWorker, Worker, WorkerId,
     WorkerSettings,
 };
 use bowline::handoff::wire::HEADER_BYTES;
+use bowline::process::ChildProcess;
 use bowline::testing::Random;
 
 use super::process::settings;

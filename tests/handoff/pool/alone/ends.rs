@@ -11,11 +11,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
-use bowline::handoff::ChildProcess;
 use bowline::handoff::pool::{
     Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerId,
     WorkerStage,
 };
+use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 

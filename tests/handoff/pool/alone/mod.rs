@@ -23,7 +23,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::Reactor;
-use bowline::handoff::ChildProcess;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Connection, FromWorker, Policy, Pool, PoolEvent, PoolSettings, Refusal, RoundRobin, Spawned,
@@ -31,6 +30,7 @@ use bowline::handoff::pool::{
 };
 use bowline::handoff::wire::{Message, decode_payload};
 use bowline::policies::{Backoff, Jitter};
+use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};

@@ -5,8 +5,8 @@ use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use bowline::handoff::ChildProcess;
 use bowline::handoff::restart::RestartError;
+use bowline::process::ChildProcess;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::wire::{ready, serving, take, taken};
