@@ -40,8 +40,12 @@ mod reactor;
 mod remote;
 #[cfg(feature = "signals")]
 mod signals;
+#[cfg_attr(feature = "testing", path = "testing/simulated.rs")]
+mod simulated;
 mod slots;
 mod sys;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod thread_pool;
 mod timers;
 mod token;
@@ -63,10 +67,3 @@ pub use crate::thread_pool::{
 };
 pub use crate::token::Token;
 pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
-
-/// Time and readiness under a test's control.
-#[cfg(feature = "testing")]
-pub mod testing {
-    pub use crate::clock::ManualClock;
-    pub use crate::reactor::{ProcessDied, ReadinessSource};
-}

@@ -12,6 +12,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
 use crate::log;
+use crate::simulated::unless_died;
 
 /// What a callback panicked with.
 ///
@@ -83,21 +84,6 @@ impl fmt::Debug for Panic {
 /// The panic.
 pub fn catch_panic<R>(call: impl FnOnce() -> R) -> Result<R, Panic> {
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| Panic::new(unless_died(payload)))
-}
-
-/// Goes on unwinding if it is the death of a simulated process, of which
-/// nothing runs any more.
-#[cfg(feature = "testing")]
-pub(crate) fn unless_died(payload: Payload) -> Payload {
-    if payload.is::<crate::reactor::ProcessDied>() {
-        panic::resume_unwind(payload);
-    }
-    payload
-}
-
-#[cfg(not(feature = "testing"))]
-pub(crate) fn unless_died(payload: Payload) -> Payload {
-    payload
 }
 
 /// A value whose drop may panic and then costs nothing but a line in the log: for

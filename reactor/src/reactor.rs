@@ -19,14 +19,13 @@ use mio::unix::SourceFd;
 
 use crate::clock::{Clock, SystemClock};
 use crate::delayed_call::DelayedCall;
-#[cfg(feature = "testing")]
-use crate::descriptor::Readiness;
 use crate::descriptor::{Descriptor, Interest, Next};
 use crate::error::{ReactorError, RunError, TriggerError};
 use crate::handle::Handle;
 use crate::log;
 use crate::panic::{Contained, catch_panic};
 use crate::remote::{RemoteCall, RemoteHandle};
+use crate::simulated::Source;
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
 use crate::timers::{Moment, TimerKey, Timers};
@@ -139,8 +138,7 @@ pub struct Reactor {
     /// Made when the loop first waits for a delayed call.
     alarm: Option<Alarm>,
     extensions: Vec<(TypeId, Rc<dyn Any>)>,
-    #[cfg(feature = "testing")]
-    source: Option<Box<dyn ReadinessSource>>,
+    pub(crate) source: Source,
     events: mio::Events,
     poll: mio::Poll,
 }
@@ -178,23 +176,6 @@ enum State {
 struct Alarm {
     timer: TimerFd,
     set_to: Option<Instant>,
-}
-
-/// What unwinds out of [`Reactor::turn`] when the simulated process that it is
-/// of has died: unlike a panic it is not caught on the way, and nothing is told
-/// of it. Whoever turns the reactor catches it and drops the reactor.
-#[cfg(feature = "testing")]
-#[derive(Clone, Copy, Debug)]
-pub struct ProcessDied;
-
-/// Where simulated descriptors report their readiness; feature `testing`.
-#[cfg(feature = "testing")]
-pub trait ReadinessSource: 'static {
-    /// Moves what has become ready since the last call into `events`.
-    fn poll(&mut self, events: &mut Vec<(Token, Readiness)>);
-
-    /// Whether the next [`poll`](Self::poll) would report anything.
-    fn has_events(&self) -> bool;
 }
 
 /// What a [turn](Reactor::turn) says about the reactor.
@@ -249,8 +230,7 @@ impl Reactor {
             statistics: Statistics::default(),
             alarm: None,
             extensions: Vec::new(),
-            #[cfg(feature = "testing")]
-            source: None,
+            source: Source::default(),
             events: mio::Events::with_capacity(EVENTS_PER_TURN),
             poll,
         })
@@ -394,7 +374,7 @@ impl Reactor {
             && !self.remote.is_waiting()
             && !self.timers.has_due()
             && (self.state == State::Running || !self.has_stop_to_do())
-            && !self.source_has_events()
+            && !self.source.has_events()
     }
 
     /// Adds a call to run at startup or shutdown; within a phase, triggers run
@@ -792,13 +772,6 @@ impl Reactor {
     pub fn statistics(&self) -> Statistics {
         self.statistics
     }
-
-    /// Adds the place where simulated descriptors report their readiness;
-    /// feature `testing`.
-    #[cfg(feature = "testing")]
-    pub fn set_readiness_source(&mut self, source: impl ReadinessSource) {
-        self.source = Some(Box::new(source));
-    }
 }
 
 /// A turn under way. Unwinding ends it too: nothing of a callback gets here, but
@@ -850,8 +823,7 @@ impl Drop for Reactor {
             }
         }
         drop_each(mem::take(&mut self.extensions));
-        #[cfg(feature = "testing")]
-        drop_each(self.source.take());
+        drop_each([mem::take(&mut self.source)]);
         drop_each([mem::replace(&mut self.clock, Box::new(SystemClock))]);
     }
 }

@@ -145,7 +145,7 @@ impl Reactor {
             || !self.again.is_empty()
             || !self.deferred.is_empty()
             || !self.remote_calls.is_empty()
-            || self.source_has_events();
+            || self.source.has_events();
         if is_behind && self.held_back < most {
             self.held_back += 1;
             return false;
@@ -182,7 +182,13 @@ impl Reactor {
                 reactor.deliver(token, Readiness::from_mio(event));
             }
         });
-        self.simulated_ready_phase();
+        if let Some(mut events) = self.source.poll() {
+            self.guarded(|reactor| {
+                for (token, readiness) in &mut events {
+                    reactor.deliver(token, readiness);
+                }
+            });
+        }
         let mut again = 0..again;
         self.guarded(|reactor| {
             for _ in &mut again {
@@ -197,28 +203,6 @@ impl Reactor {
             }
         });
     }
-
-    #[cfg(feature = "testing")]
-    fn simulated_ready_phase(&mut self) {
-        let Some(source) = &mut self.source else {
-            return;
-        };
-        let mut events = Vec::new();
-        source.poll(&mut events);
-        let mut events = events.into_iter();
-        self.guarded(|reactor| {
-            for (token, readiness) in &mut events {
-                reactor.deliver(token, readiness);
-            }
-        });
-    }
-
-    #[cfg(not(feature = "testing"))]
-    #[expect(
-        clippy::needless_pass_by_ref_mut,
-        reason = "with the feature it is mutated"
-    )]
-    fn simulated_ready_phase(&mut self) {}
 
     #[inline]
     fn deliver(&mut self, token: Token, readiness: Readiness) {
@@ -397,18 +381,6 @@ impl Reactor {
         alarm.timer.set(left)?;
         alarm.set_to = Some(deadline);
         Ok(())
-    }
-
-    #[cfg(feature = "testing")]
-    pub(super) fn source_has_events(&self) -> bool {
-        self.source
-            .as_ref()
-            .is_some_and(|source| source.has_events())
-    }
-
-    #[cfg(not(feature = "testing"))]
-    pub(super) fn source_has_events(&self) -> bool {
-        false
     }
 
     /// Calls a descriptor that is taken out of its slot meanwhile. False if

@@ -30,6 +30,8 @@ mod msg;
 mod number;
 mod path;
 mod process;
+#[cfg(feature = "testing")]
+pub(crate) mod simulated;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -41,16 +43,12 @@ pub(crate) use self::announce::{Announcement, own_pidfd_inode};
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
-#[cfg(feature = "testing")]
-pub(crate) use self::errno::simulated;
 pub(crate) use self::errno::{
     is_not_a_socket, is_of_one_connection, is_out_of_descriptors, is_out_of_memory, is_transient,
 };
 pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
-#[cfg(feature = "testing")]
-pub(crate) use self::process::own_credentials;
 pub use self::process::take_inherited;
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,

@@ -14,8 +14,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
-#[cfg(feature = "testing")]
-use super::Credentials;
 use super::announce::Announcement;
 use super::retry;
 
@@ -414,15 +412,6 @@ pub(crate) fn monotonic_microseconds() -> u64 {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds * 1_000_000 + u64::try_from(time.tv_nsec / 1_000).unwrap_or(0)
-}
-
-/// What a peer would be told of this process.
-#[cfg(feature = "testing")]
-pub(crate) fn own_credentials() -> Credentials {
-    let pid = std::process::id().cast_signed();
-    // SAFETY: takes nothing, cannot fail.
-    let gid = unsafe { libc::getegid() };
-    Credentials::new(pid, effective_user(), gid)
 }
 
 /// The user whose rights this process has.

@@ -163,7 +163,7 @@ impl SimulatedKernel {
             arrived: BTreeMap::new(),
             senders: BTreeMap::new(),
             parked: Vec::new(),
-            credentials: Some(sys::own_credentials().into()),
+            credentials: Some(sys::simulated::own_credentials().into()),
             next_id: 0,
             next_holder: 0,
             ready: Vec::new(),

@@ -1,0 +1,47 @@
+//! What the simulated kernel answers: the numbers of the real one.
+
+#![allow(unsafe_code)]
+
+use std::io;
+
+use super::Credentials;
+use super::process::effective_user;
+
+pub(crate) fn would_block() -> io::Error {
+    io::Error::from_raw_os_error(libc::EAGAIN)
+}
+
+pub(crate) fn broken_pipe() -> io::Error {
+    io::Error::from_raw_os_error(libc::EPIPE)
+}
+
+pub(crate) fn connection_reset() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECONNRESET)
+}
+
+pub(crate) fn invalid() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}
+
+/// What passes by itself: a send is to be made again later.
+pub(crate) const PASSING: [i32; 3] = [libc::ENOBUFS, libc::ENOMEM, libc::ETOOMANYREFS];
+
+/// What ends a connection, of all kinds of errors. Not those by which UNIX sockets
+/// say that the other end is closed: who hears of that may rely on it.
+pub(crate) const LASTING: [i32; 7] = [
+    libc::ETIMEDOUT,
+    libc::EHOSTUNREACH,
+    libc::ENETDOWN,
+    libc::EPERM,
+    libc::EINVAL,
+    libc::EBADF,
+    libc::EIO,
+];
+
+/// What a peer would be told of this process.
+pub(crate) fn own_credentials() -> Credentials {
+    let pid = std::process::id().cast_signed();
+    // SAFETY: takes nothing, cannot fail.
+    let gid = unsafe { libc::getegid() };
+    Credentials::new(pid, effective_user(), gid)
+}
