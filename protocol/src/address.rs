@@ -14,6 +14,8 @@ pub enum Address {
     Inet(SocketAddr),
     /// A UNIX socket.
     Unix(UnixAddress),
+    /// What is no socket: a pipe, a terminal, a file.
+    File(FileAddress),
 }
 
 /// Where a connector connects to, as it was asked.
@@ -48,20 +50,50 @@ pub enum UnixAddress {
     Abstract(Vec<u8>),
 }
 
+/// What stands in place of an address where a connection has no socket. Such a
+/// connection has no name for its peer: both of its ends are called what its
+/// descriptor is. (Twisted: `PipeAddress`.)
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum FileAddress {
+    /// Nothing in the file system: a pipe, a file that was deleted.
+    Unnamed,
+    /// A file of whatever kind: a FIFO, a terminal (`/dev/pts/3`), a device. It is
+    /// what the kernel called it when the connection began.
+    Path(PathBuf),
+}
+
 impl Address {
     /// The IP address and port, for TCP.
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             Self::Inet(address) => Some(*address),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::File(_) => None,
         }
     }
 
     /// The UNIX address, for a UNIX socket.
     pub fn as_unix(&self) -> Option<&UnixAddress> {
         match self {
-            Self::Inet(_) => None,
             Self::Unix(address) => Some(address),
+            Self::Inet(_) | Self::File(_) => None,
+        }
+    }
+
+    /// What the descriptor is, for what is no socket.
+    pub fn as_file(&self) -> Option<&FileAddress> {
+        match self {
+            Self::File(address) => Some(address),
+            Self::Inet(_) | Self::Unix(_) => None,
+        }
+    }
+}
+
+impl FileAddress {
+    /// The path, if it has one.
+    pub fn as_path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Unnamed => None,
         }
     }
 }
@@ -116,6 +148,12 @@ impl From<UnixAddress> for Address {
     }
 }
 
+impl From<FileAddress> for Address {
+    fn from(address: FileAddress) -> Self {
+        Self::File(address)
+    }
+}
+
 /// A path; or, where it begins with `@`, the name in the abstract namespace that
 /// follows, as systemd, Go and ss(8) write them.
 ///
@@ -141,12 +179,23 @@ impl<P: Into<PathBuf>> From<P> for UnixAddress {
     }
 }
 
-/// `192.0.2.1:80`, `[2001:db8::1]:80`, or the UNIX address.
+/// `192.0.2.1:80`, `[2001:db8::1]:80`, the UNIX address, or the file.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inet(address) => address.fmt(f),
             Self::Unix(address) => address.fmt(f),
+            Self::File(address) => address.fmt(f),
+        }
+    }
+}
+
+/// The path, or `a pipe`, which is what has none most often.
+impl fmt::Display for FileAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unnamed => f.write_str("a pipe"),
+            Self::Path(path) => path.display().fmt(f),
         }
     }
 }
@@ -194,6 +243,17 @@ mod tests {
         for path in ["./@bus", "/run/@bus", "bus@"] {
             assert_eq!(UnixAddress::from(path), UnixAddress::Path(path.into()));
         }
+    }
+
+    #[test]
+    fn what_is_no_socket_is_called_by_its_path() {
+        let terminal = Address::from(FileAddress::Path("/dev/pts/3".into()));
+        assert_eq!(terminal.to_string(), "/dev/pts/3");
+        let pipe = Address::from(FileAddress::Unnamed);
+        assert_eq!(pipe.to_string(), "a pipe");
+        assert_eq!(pipe.as_file(), Some(&FileAddress::Unnamed));
+        assert_eq!((pipe.as_inet(), pipe.as_unix()), (None, None));
+        assert_eq!(Address::from(UnixAddress::Unnamed).as_file(), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod protocol;
 mod reason;
 mod transport;
 
-pub use crate::address::{Address, Destination, UnixAddress};
+pub use crate::address::{Address, Destination, FileAddress, UnixAddress};
 pub use crate::context::{AnyContext, Context};
 pub use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 pub use crate::error::{
