@@ -206,9 +206,10 @@ where
                     }
                     link.set_state(State::WriteClosed);
                     link.set(Flags::WRITE_CLOSED);
+                    stream.layer.socket_mut().release_writing(reactor);
                 }
             },
-            State::WriteClosed if link.has(Flags::READ_ENDED) => link.end(CloseReason::Done),
+            State::WriteClosed if !link.is_open_for_reading() => link.end(CloseReason::Done),
             _ => return false,
         }
         true
@@ -715,6 +716,7 @@ where
             stream.layer = layer;
             return self.stay(descriptors);
         };
+        let writing = layer.socket_mut().detach_writing();
         let mut kept = link.kept();
         if let Some(deadline) = link.cold_ref().and_then(|cold| cold.close_deadline) {
             let due = deadline.due(reactor);
@@ -743,7 +745,9 @@ where
             peer,
             kept,
             layer: Box::new(layer),
-            travels,
+            // The other side is told of one descriptor.
+            travels: travels && writing.is_none(),
+            writing,
         })
     }
 

@@ -17,6 +17,9 @@ use crate::link::Kept;
 pub struct Detached<P> {
     /// The socket.
     pub fd: OwnedFd,
+    /// What is written to, where that is another descriptor: `fd` is only read then. Of
+    /// a connection of two pipes, say.
+    pub writing: Option<OwnedFd>,
     /// The protocol. It was not told of a loss.
     pub protocol: P,
     /// What was written and not taken by the kernel.
@@ -62,8 +65,8 @@ impl Unsent {
 
 impl<P> Detached<P> {
     /// Whether the connection can go on in another process, by what stands here. One
-    /// with a layer that holds more (a cipher, say) cannot: it has to be
-    /// [put together](crate::Transports::reattach) here again.
+    /// with a layer that holds more (a cipher, say), or with two descriptors, cannot: it
+    /// has to be [put together](crate::Transports::reattach) here again.
     pub fn travels(&self) -> bool {
         self.travels
     }
@@ -72,6 +75,7 @@ impl<P> Detached<P> {
     pub(crate) fn map<Q>(self, map: impl FnOnce(P) -> Q) -> Detached<Q> {
         Detached {
             fd: self.fd,
+            writing: self.writing,
             protocol: map(self.protocol),
             unsent: self.unsent,
             unread: self.unread,
@@ -104,6 +108,7 @@ impl<P> fmt::Debug for Detached<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Detached")
             .field("fd", &self.fd)
+            .field("writing", &self.writing)
             .field("unsent", &self.unsent.len())
             .field("descriptors", &self.descriptors)
             .field("peer", &self.peer)

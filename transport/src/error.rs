@@ -101,6 +101,10 @@ pub enum AdoptErrorKind {
     NotListening,
     /// It is not connected.
     NotConnected,
+    /// It cannot be read: not open for that.
+    NotReadable,
+    /// It cannot be written to: not open for that.
+    NotWritable,
     /// What had not left does not fit together, so that it could never leave: see
     /// [`UnsentDescriptors`](crate::UnsentDescriptors).
     UnfitDescriptors,
@@ -123,6 +127,8 @@ impl fmt::Display for AdoptErrorKind {
             Self::Listening => "it listens",
             Self::NotListening => "it does not listen",
             Self::NotConnected => "it is not connected",
+            Self::NotReadable => "it is not open for reading",
+            Self::NotWritable => "it is not open for writing",
             Self::UnfitDescriptors => "its unsent descriptors do not fit its unsent bytes",
             Self::Os(error) => return error.fmt(f),
         })
@@ -156,7 +162,7 @@ pub enum DetachError {
     Lost,
     /// Its protocol is of another type, and has no part of that type either.
     WrongProtocol,
-    /// It has a layer that cannot be taken off, or more than one descriptor.
+    /// It has a layer that cannot be taken off.
     NotDetachable,
 }
 

@@ -301,6 +301,14 @@ pub trait Socket {
         self.reading().is_some()
     }
 
+    /// Whether it can always be read and written, so that the poller knows nothing of
+    /// it: a regular file, say, which epoll refuses with `EPERM`. It is read in each
+    /// turn then, within the budget of a turn, until its end or a pause. Asked once
+    /// [`watch`](Self::watch) has succeeded.
+    fn is_always_ready(&self) -> bool {
+        false
+    }
+
     /// Has readability, and the peer's end, reported under `token`.
     ///
     /// # Errors
@@ -382,6 +390,12 @@ pub trait Socket {
     /// Those of shutdown(2).
     fn shutdown_write(&mut self) -> io::Result<()>;
 
+    /// Our half was closed: what served nothing else is closed too, once nothing is
+    /// [reported](Self::unwatch) of it any more.
+    fn release_writing(&mut self, reactor: &mut Reactor) {
+        let _ = reactor;
+    }
+
     /// Makes the coming close a reset, where there is such a thing.
     fn prepare_abort(&mut self) {}
 
@@ -394,9 +408,14 @@ pub trait Socket {
         self.close();
     }
 
-    /// Takes the descriptor out, to be used elsewhere; `None` if there is none, or
-    /// more than one.
+    /// Takes the descriptor out, to be used elsewhere; `None` if there is none. Of two,
+    /// that which is read.
     fn detach(&mut self) -> Option<OwnedFd>;
+
+    /// Takes the descriptor out that is written to, where that is another one.
+    fn detach_writing(&mut self) -> Option<OwnedFd> {
+        None
+    }
 
     /// Takes the descriptor back that was [taken out](Self::detach).
     ///
@@ -404,6 +423,15 @@ pub trait Socket {
     ///
     /// Gives back what is none of this kind.
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd>;
+
+    /// Takes the other one back, after the [first](Self::attach).
+    ///
+    /// # Errors
+    ///
+    /// Gives it back where there is no place for it.
+    fn attach_writing(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        Err(fd)
+    }
 }
 
 /// A socket that passes descriptors: what is asked of it beside that.

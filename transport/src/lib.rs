@@ -67,10 +67,7 @@ pub use crate::error::{
 pub use crate::file_descriptor::{
     DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Remains, Socket,
 };
-pub use crate::kinds::{
-    OverTcp, Plain, StaleSocket, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream,
-    Unix, UnixConnect, UnixListen, UnixListener, UnixSocket, UnixStream,
-};
+pub use crate::kinds::*;
 pub use crate::link::Link;
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,

@@ -241,6 +241,18 @@ impl Link {
         }
     }
 
+    /// Says, from [`start`](crate::FileDescriptor::start), that nothing can be written:
+    /// our half counts as closed from the beginning, and the peer's end is the end.
+    pub fn never_writes(&mut self) {
+        self.set_state(State::WriteClosed);
+    }
+
+    /// Says, from [`start`](crate::FileDescriptor::start), that nothing can be read:
+    /// closing our half is the end.
+    pub fn never_reads(&mut self) {
+        self.set(Flags::NOT_READING);
+    }
+
     /// Where in its life the connection is.
     pub fn transport_state(&self) -> TransportState {
         match self.state {

@@ -23,7 +23,7 @@ use crate::endpoint::{
     Adopt, AdoptTransport, Connect, ConnectTransport, Listen, ListenTransport, On, Side, Wrap as _,
 };
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
-use crate::file_descriptor::FileDescriptor as _;
+use crate::file_descriptor::{FileDescriptor as _, Socket};
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
 use crate::link::Flags;
 use crate::listener::{self, HandOver, Serve};
@@ -625,6 +625,7 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
     }
     let Detached {
         fd,
+        writing,
         protocol,
         unsent,
         unread,
@@ -637,8 +638,9 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         travels,
     } = detached;
     let mut layer = *layer.downcast::<T::Layer>().expect("it was looked at");
-    let apart = |fd, protocol, parts: Parts, kept, layer: T::Layer| Detached {
+    let apart = |(fd, writing), protocol, parts: Parts, kept, layer: T::Layer| Detached {
         fd,
+        writing,
         protocol,
         unsent: parts.unsent.bytes,
         unread: parts.unread,
@@ -659,10 +661,10 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         producer,
     };
     if let Err(kind) = parts.unsent.check() {
-        return failed(kind, apart(fd, protocol, parts, kept, layer));
+        return failed(kind, apart((fd, writing), protocol, parts, kept, layer));
     }
-    if let Err(fd) = layer.socket_mut().attach(fd) {
-        let detached = apart(fd, protocol, parts, kept, layer);
+    if let Err(fds) = attach(layer.socket_mut(), fd, writing) {
+        let detached = apart(fds, protocol, parts, kept, layer);
         return failed(AdoptErrorKind::WrongFamily, detached);
     }
     // Handed over only when nothing can fail any more.
@@ -682,11 +684,30 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         Ok(token) => Ok(T::transport_named(token)),
         Err((error, mut layer, protocol)) => {
             let fd = layer.socket_mut().detach().expect("it was just put there");
+            let writing = layer.socket_mut().detach_writing();
             let parts = parts.take().expect("nothing was prepared");
-            let detached = apart(fd, protocol, parts, kept, layer);
+            let detached = apart((fd, writing), protocol, parts, kept, layer);
             failed(AdoptErrorKind::Os(error), detached)
         }
     }
+}
+
+/// Gives a socket its descriptors back, or both of them to the caller.
+fn attach(
+    socket: &mut dyn Socket,
+    fd: OwnedFd,
+    writing: Option<OwnedFd>,
+) -> Result<(), (OwnedFd, Option<OwnedFd>)> {
+    if let Err(fd) = socket.attach(fd) {
+        return Err((fd, writing));
+    }
+    let Some(writing) = writing else {
+        return Ok(());
+    };
+    socket.attach_writing(writing).map_err(|writing| {
+        let fd = socket.detach().expect("it was just put there");
+        (fd, Some(writing))
+    })
 }
 
 /// What a connection has had on its way.

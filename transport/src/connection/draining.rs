@@ -127,7 +127,8 @@ where
         let is_at_rest = self.is_at_rest();
         let link = &mut self.transport.stream_mut().link;
         let (token, sent) = (link.token, link.sent);
-        let is_read_out = !link.has(Flags::READABLE);
+        let never_reads = !link.is_open_for_reading();
+        let is_read_out = never_reads || !link.has(Flags::READABLE);
         let Some(draining) = link.cold().draining.as_mut() else {
             return false;
         };
@@ -138,7 +139,7 @@ where
         }
         if draining.is_last_look {
             // An extra visit does not read.
-            let is_over = is_read_out && visit != Visit::Extra;
+            let is_over = is_read_out && (visit != Visit::Extra || never_reads);
             if is_over {
                 link.lose_connection();
             }

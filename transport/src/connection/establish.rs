@@ -46,6 +46,8 @@ where
     let mut link = Link::new(shared, token);
     if side == Side::Accepted {
         link.set(Flags::UNWATCHED | Flags::READABLE);
+    } else if socket.socket().is_always_ready() {
+        link.set(Flags::READABLE);
     }
     let mut stream = Stream::new(link, wrap(socket));
     prepare(&mut stream);
