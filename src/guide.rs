@@ -34,6 +34,9 @@ pub mod descriptors {}
 #[doc = include_str!("guide/closing.md")]
 pub mod closing {}
 
+#[doc = include_str!("guide/pipes.md")]
+pub mod pipes {}
+
 #[doc = include_str!("guide/handoff.md")]
 pub mod handoff {}
 

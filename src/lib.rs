@@ -54,6 +54,7 @@
 //! | connect to a host by its name | [`Tcp::to_host`] |
 //! | find the addresses of a host | [`resolve`](Transports::resolve) |
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
+//! | talk over pipes, a terminal, standard input and output | [`Pipe`], [`Stdio`] |
 //! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
 //! | use another kind of socket | [`endpoint`] |
 //! | put TLS or another layer under a protocol | [`layers`] |
@@ -153,8 +154,8 @@ pub use bowline_protocol::{DescriptorLimits, Linger, PassedDescriptor, ReceivedD
 
 // Listening, connecting, adopting, detaching.
 pub use bowline_transport::{
-    Detached, StaleSocket, Tcp, TcpStream, TransportBudgets, Transports, Unix, UnixStream, Unsent,
-    UnsentDescriptors,
+    Detached, Pipe, PipeStream, StaleSocket, Stdio, Tcp, TcpStream, TransportBudgets, Transports,
+    Unix, UnixStream, Unsent, UnsentDescriptors,
 };
 
 // Signals.
@@ -225,7 +226,8 @@ pub mod endpoint {
         LayerOf, Layered, Listen, ListenAt, ListenTransport, ListeningSocket, On, Side, Wrap,
     };
     pub use bowline_transport::{
-        OverTcp, Plain, TcpConnect, TcpListen, TcpListener, UnixConnect, UnixListen, UnixListener,
+        OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UnixConnect,
+        UnixListen, UnixListener,
     };
 }
 
@@ -237,7 +239,7 @@ pub mod endpoint {
 /// on one.
 pub mod layers {
     pub use bowline_transport::{
-        DescriptorSocket, FileDescriptor, Link, PassDescriptors, ReadBuffers, Received,
+        DescriptorSocket, FileDescriptor, Link, PassDescriptors, PipeEnds, ReadBuffers, Received,
         ReceivedLimits, Remains, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket,
         UnixSocket,
     };

@@ -1,7 +1,8 @@
 //! One connection of any kind: our transport at one end, a plain socket under
 //! the test's control at the other.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,9 +17,14 @@ use std::time::{Duration, Instant};
 use bowline::testing::{ManualClock, MemoryPeer, SimulatedKernel};
 use bowline::{
     Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, ConnectError, Context, Factory,
-    Protocol, Reactor, Transport, TransportHandle, Transports, UnixAddress,
+    FileAddress, Pipe, Protocol, Reactor, Transport, TransportHandle, Transports, UnixAddress,
 };
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
 use rustix::net::sockopt;
+use rustix::pipe::fcntl_setpipe_size;
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tempfile::TempDir;
 
 use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder, in_short};
@@ -38,6 +44,10 @@ pub(crate) enum Kind {
     AdoptedTcp,
     /// A memory transport: it has to be indistinguishable.
     Memory,
+    /// Two pipes as one connection.
+    Pipes,
+    /// The side of a pseudo-terminal that holds it; the peer has the other, raw.
+    Terminal,
 }
 
 impl Kind {
@@ -50,6 +60,12 @@ impl Kind {
                 | Self::ConnectingTcpV6
                 | Self::AdoptedTcp
         )
+    }
+
+    /// Whether its end is that of one thing: of two pipes, that nobody reads ours any
+    /// more is told for itself, and there is no such thing as a reset.
+    pub(crate) fn is_socket(self) -> bool {
+        !matches!(self, Self::Pipes | Self::Terminal)
     }
 
     /// Whether an abort of ours is a reset for the peer: a TCP socket that
@@ -87,7 +103,8 @@ macro_rules! over_every_kind {
                 accepted_unix_path AcceptedUnixPath, connecting_unix_path ConnectingUnixPath,
                 accepted_unix_abstract AcceptedUnixAbstract,
                 connecting_unix_abstract ConnectingUnixAbstract,
-                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp, memory Memory);
+                adopted_socketpair AdoptedSocketpair, adopted_tcp AdoptedTcp, memory Memory,
+                pipes Pipes);
         }
     )*};
     (@ $behaviour:ident $($name:ident $kind:ident),*) => {$(
@@ -118,6 +135,21 @@ macro_rules! over_every_socket {
 }
 
 pub(crate) use over_every_socket;
+
+/// As [`over_every_kind`], for the behaviours that a terminal has as well: it cannot be
+/// half-closed, drops what is unread at a hang-up, and holds some thousand bytes.
+macro_rules! over_terminals {
+    ($($behaviour:ident),* $(,)?) => {
+        mod on_terminals {$(
+            #[test]
+            fn $behaviour() {
+                super::$behaviour($crate::harness::Kind::Terminal);
+            }
+        )*}
+    };
+}
+
+pub(crate) use over_terminals;
 
 pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
@@ -308,6 +340,9 @@ pub(crate) enum Peer {
     Tcp(StdTcpStream),
     Unix(StdUnixStream),
     Memory(MemoryPeer),
+    /// What it reads, and what it writes to until it closes that.
+    Pipes(File, RefCell<Option<File>>),
+    Terminal(File),
 }
 
 /// How a stream ended for the peer.
@@ -323,6 +358,11 @@ impl Peer {
             Self::Tcp(stream) => stream.write(data),
             Self::Unix(stream) => stream.write(data),
             Self::Memory(peer) => peer.send(data),
+            Self::Pipes(_, writing) => match writing.get_mut() {
+                Some(writing) => writing.write(data),
+                None => Err(io::ErrorKind::BrokenPipe.into()),
+            },
+            Self::Terminal(terminal) => terminal.write(data),
         }
     }
 
@@ -355,6 +395,12 @@ impl Peer {
                 buffer[..read.bytes.len()].copy_from_slice(&read.bytes);
                 read.bytes.len()
             }),
+            Self::Pipes(reading, _) => reading.read(buffer),
+            // A hang-up.
+            Self::Terminal(terminal) => terminal.read(buffer).or_else(|error| {
+                let is_end = error.raw_os_error() == Some(Errno::IO.raw_os_error());
+                if is_end { Ok(0) } else { Err(error) }
+            }),
         }
     }
 
@@ -367,6 +413,11 @@ impl Peer {
                 peer.shutdown_write();
                 Ok(())
             }
+            Self::Pipes(_, writing) => {
+                writing.take();
+                Ok(())
+            }
+            Self::Terminal(_) => unreachable!("it has one descriptor"),
         };
     }
 
@@ -375,6 +426,15 @@ impl Peer {
             Self::Tcp(stream) => stream.set_nonblocking(true),
             Self::Unix(stream) => stream.set_nonblocking(true),
             Self::Memory(_) => Ok(()),
+            Self::Pipes(reading, writing) => {
+                set_nonblocking(reading);
+                set_nonblocking(writing.borrow().as_ref().expect("not closed"));
+                Ok(())
+            }
+            Self::Terminal(terminal) => {
+                set_nonblocking(terminal);
+                Ok(())
+            }
         }
         .expect("a socket");
     }
@@ -391,6 +451,11 @@ impl Peer {
                 unix_address(&stream.local_addr().unwrap()).into(),
             ),
             Self::Memory(_) => (UnixAddress::Unnamed.into(), UnixAddress::Unnamed.into()),
+            Self::Pipes(..) => (FileAddress::Unnamed.into(), FileAddress::Unnamed.into()),
+            Self::Terminal(_) => {
+                let master = FileAddress::Path("/dev/pts/ptmx".into());
+                (master.clone().into(), master.into())
+            }
         }
     }
 }
@@ -400,9 +465,36 @@ impl AsFd for Peer {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
-            Self::Memory(_) => unreachable!("asked for of TCP only"),
+            Self::Memory(_) | Self::Pipes(..) | Self::Terminal(_) => {
+                unreachable!("asked for of TCP only")
+            }
         }
     }
+}
+
+fn set_nonblocking(file: &File) {
+    let flags = fcntl_getfl(file).unwrap();
+    fcntl_setfl(file, flags | OFlags::NONBLOCK).unwrap();
+}
+
+/// Both sides of a pseudo-terminal, the second raw: what is written there comes as it
+/// is, and nothing is echoed.
+pub(crate) fn raw_terminal() -> (OwnedFd, File) {
+    let (master, terminal) = terminal();
+    let mut settings = tcgetattr(&terminal).unwrap();
+    settings.make_raw();
+    tcsetattr(&terminal, OptionalActions::Now, &settings).unwrap();
+    (master, terminal)
+}
+
+/// Both sides of a pseudo-terminal, as the kernel makes it.
+pub(crate) fn terminal() -> (OwnedFd, File) {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+    (master, terminal.into())
 }
 
 pub(crate) fn unix_address(address: &StdUnixAddress) -> UnixAddress {
@@ -495,6 +587,27 @@ impl Link {
                 let (ours, theirs) = kernel.pair();
                 ours.adopt(&mut reactor, script).unwrap();
                 Peer::Memory(MemoryPeer::new(theirs))
+            }
+            Kind::Pipes => {
+                let (reading, their_writing) = io::pipe().unwrap();
+                // About what sockets take.
+                fcntl_setpipe_size(&their_writing, 4 * 65_536).unwrap();
+                let (their_reading, writing) = io::pipe().unwrap();
+                if buffers == Buffers::Small {
+                    fcntl_setpipe_size(&writing, SMALL_BYTES).unwrap();
+                }
+                let ends = (reading.into(), writing.into());
+                reactor.adopt(Pipe::pair(), ends, script).unwrap();
+                let their_writing = File::from(OwnedFd::from(their_writing));
+                Peer::Pipes(
+                    OwnedFd::from(their_reading).into(),
+                    RefCell::new(Some(their_writing)),
+                )
+            }
+            Kind::Terminal => {
+                let (ours, theirs) = raw_terminal();
+                reactor.adopt(Pipe, ours, script).unwrap();
+                Peer::Terminal(theirs)
             }
         };
         peer.set_nonblocking();
@@ -756,7 +869,7 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
 }
 
 /// The callbacks of a factory, and of its protocols, in words and in order.
-pub(crate) type Log = Rc<std::cell::RefCell<Vec<String>>>;
+pub(crate) type Log = Rc<RefCell<Vec<String>>>;
 type FactoryHook = Box<dyn FnMut(&mut BuildContext<'_>)>;
 type BuildHook = Box<dyn FnMut(&mut BuildContext<'_>) -> Option<Script>>;
 

@@ -16,6 +16,7 @@ mod listeners;
 mod observer;
 mod options;
 mod paths;
+mod pipes;
 mod producers;
 mod scoped;
 mod stopping;

@@ -11,7 +11,9 @@ use bowline::{
     TransportHandle, TransportState, Transports, Watermarks, WriteStatus,
 };
 
-use crate::harness::{DynContext, End, Kind, Link, Peer, Script, over_every_kind, pattern};
+use crate::harness::{
+    DynContext, End, Kind, Link, Peer, Script, over_every_kind, over_terminals, pattern,
+};
 use crate::support::{DescriptorLedger, Event, Record, run_until, run_until_quiet, socketpair};
 
 over_every_kind!(
@@ -46,6 +48,29 @@ over_every_kind!(
     aborting_inside_the_resume,
     a_panic_in_the_resume_costs_the_connection,
     a_transport_that_produces_for_itself_reads_no_faster_than_it_writes,
+);
+
+over_terminals!(
+    a_second_producer_is_refused,
+    a_push_producer_is_paused_above_the_high_watermark,
+    a_full_period_has_one_pause_and_one_resume,
+    a_producer_that_was_not_paused_is_not_resumed,
+    a_resume_that_fills_the_buffer_pauses_again,
+    a_producer_registered_while_full_is_paused,
+    lowering_the_high_watermark_pauses,
+    a_pull_producer_is_asked_after_the_callback_and_after_each_drain,
+    a_pull_producer_is_never_paused,
+    a_pull_producer_that_had_nothing_is_asked_again,
+    a_pull_producer_registered_while_bytes_wait_is_asked_when_they_left,
+    a_producer_that_comes_too_late_is_stopped,
+    an_unregistered_producer_is_not_stopped,
+    the_next_producer_starts_unpaused,
+    the_next_producer_is_not_asked_for_the_last_one,
+    unregistering_none_does_nothing,
+    closing_waits_for_a_pull_producer,
+    aborting_inside_the_pause,
+    aborting_inside_the_resume,
+    a_panic_in_the_resume_costs_the_connection,
 );
 
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bowline::testing::MemoryStream;
 use bowline::{
-    Detached, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixStream, WriteStatus,
+    Detached, PipeStream, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixStream,
+    WriteStatus,
 };
 
 use crate::harness::{DynContext, Kind, Link, Script, over_every_kind, over_every_socket, pattern};
@@ -190,6 +191,8 @@ fn a_broken_one_is_still_broken_where_it_was_moved(kind: Kind) {
     let detached = detached.take().expect("it is open");
     let handle = if kind == Kind::Memory {
         link.reactor.reattach::<MemoryStream, _>(detached)
+    } else if matches!(kind, Kind::Pipes | Kind::Terminal) {
+        link.reactor.reattach::<PipeStream, _>(detached)
     } else if kind.is_tcp() {
         link.reactor.reattach::<TcpStream, _>(detached)
     } else {

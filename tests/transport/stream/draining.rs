@@ -8,7 +8,7 @@ use bowline::{
     AtDrain, Context, GracefulStop, Producer, ProducerKind, ProducerRef, Transport, Turn,
 };
 
-use crate::harness::{End, Kind, Link, Script, over_every_kind};
+use crate::harness::{End, Kind, Link, Script, over_every_kind, over_terminals};
 use crate::support::Event;
 
 over_every_kind!(
@@ -29,6 +29,26 @@ over_every_kind!(
     one_that_goes_on_is_waited_for_however_quiet,
     one_that_nobody_waits_for_goes_on_until_the_end,
     one_that_closes_already_is_not_told,
+    it_is_told_once,
+    a_panic_when_told_costs_the_connection,
+    a_stop_at_once_cuts_it,
+);
+
+over_terminals!(
+    what_is_unsent_is_sent,
+    what_waits_in_the_socket_is_answered,
+    what_comes_at_the_last_moment_is_answered,
+    what_comes_meanwhile_is_answered_and_waited_for_anew,
+    an_idle_one_ends_after_the_grace_and_not_before,
+    without_grace_an_idle_one_ends_at_once,
+    one_with_work_is_waited_for,
+    one_with_work_is_cut_at_the_deadline,
+    one_whose_peer_does_not_read_is_cut_at_the_deadline,
+    a_paused_one_is_waited_for,
+    one_that_waits_for_its_producer_is_waited_for,
+    one_that_produces_for_itself_ends,
+    one_that_goes_on_is_waited_for_however_quiet,
+    one_that_nobody_waits_for_goes_on_until_the_end,
     it_is_told_once,
     a_panic_when_told_costs_the_connection,
     a_stop_at_once_cuts_it,

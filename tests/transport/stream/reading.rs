@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use crate::harness::{Kind, Link, Script, over_every_kind, pattern};
+use crate::harness::{Kind, Link, Script, over_every_kind, over_terminals, pattern};
 use crate::support::{Event, Record};
 
 over_every_kind!(
@@ -22,6 +22,20 @@ over_every_kind!(
     a_hang_up_delivers_the_data_first,
     a_hang_up_while_writing_delivers_the_data_first,
     a_broken_write_delivers_all_that_came_before,
+);
+
+over_terminals!(
+    data_comes_in_order,
+    no_read_goes_beyond_its_limit,
+    the_read_limit_can_change_with_each_read,
+    paused_in_connection_made_delivers_nothing,
+    paused_in_data_received_delivers_no_more,
+    what_came_during_the_pause_is_delivered_at_resume,
+    paused_data_and_close_come_after_resume,
+    pause_and_resume_in_one_callback_delivers,
+    resume_without_pause_does_nothing,
+    pausing_in_reading_resumed_holds,
+    a_hang_up_delivers_the_data_first,
 );
 
 /// M-01: one event, more than one turn's worth of bytes.

@@ -2,7 +2,7 @@
 
 use bowline::{Watermarks, WriteStatus};
 
-use crate::harness::{Buffers, End, Kind, Link, Script, over_every_kind, pattern};
+use crate::harness::{Buffers, End, Kind, Link, Script, over_every_kind, over_terminals, pattern};
 
 over_every_kind!(
     any_mix_of_writes_arrives_whole_and_in_order,
@@ -14,6 +14,19 @@ over_every_kind!(
     a_write_after_the_buffer_was_full_needs_no_new_event,
     writes_are_refused_while_closing,
     writes_are_refused_after_half_close,
+    writes_are_refused_in_connection_lost,
+    a_write_beyond_the_limit_is_refused_whole,
+    what_was_never_sent_is_counted,
+);
+
+over_terminals!(
+    any_mix_of_writes_arrives_whole_and_in_order,
+    ten_small_writes_leave_together,
+    empty_writes_do_nothing,
+    what_is_written_in_connection_made_is_sent,
+    writes_from_outside_are_sent,
+    a_write_after_everything_was_sent_needs_no_new_event,
+    a_write_after_the_buffer_was_full_needs_no_new_event,
     writes_are_refused_in_connection_lost,
     a_write_beyond_the_limit_is_refused_whole,
     what_was_never_sent_is_counted,

@@ -12,10 +12,12 @@ use crate::endpoint::Dial;
 use crate::error::{AdoptError, AdoptErrorKind};
 use crate::sys::{self, Connecting, Family, SocketName};
 
+mod pipe;
 mod socket_file;
 mod tcp;
 mod unix;
 
+pub use self::pipe::{Pipe, PipeEnds, PipePair, PipeStream, PipeWay, Stdio};
 pub use self::socket_file::StaleSocket;
 pub use self::tcp::{OverTcp, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream};
 pub(crate) use self::unix::address_of;

@@ -7,6 +7,7 @@
 //!   them, through a [`ControlBuffer`] and an [`Ancillary`];
 //! - sockets, their names and their options ([`stream_socket`], [`bind`],
 //!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
+//! - what is no socket (`file`): pipes, terminals, files;
 //! - what is given over exec ([`spawn`], [`take_granted`], [`take_inherited`]).
 //!
 //! The rules that hold for every function, so that no caller needs to think
@@ -15,7 +16,7 @@
 //!   the statement after the kernel gave it. No number is ever returned.
 //! - A call cut short by a signal (`EINTR`) is made again.
 //! - Sending never raises SIGPIPE.
-//! - No call blocks. Sockets made here are non-blocking and close-on-exec from
+//! - No call blocks, but for [`read`] and [`write`] of what may. Sockets made here are non-blocking and close-on-exec from
 //!   birth, and the calls that move bytes ask for that each time, because the
 //!   flag belongs to the open file: another process that holds the same socket
 //!   can clear it at any moment. (accept4(2) cannot be asked: see
@@ -26,6 +27,7 @@ mod address;
 mod announce;
 mod cmsg;
 mod errno;
+pub(crate) mod file;
 mod msg;
 mod number;
 mod path;

@@ -4,6 +4,7 @@
 
 mod address;
 mod cmsg;
+mod file;
 mod msg;
 mod process;
 mod socket;

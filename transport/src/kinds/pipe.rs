@@ -1,0 +1,783 @@
+//! Streams of bytes on what need not be a socket: pipes, FIFOs, terminals, standard
+//! input and output, files.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use bowline_protocol::{Address, FileAddress};
+use bowline_reactor::{Interest, Reactor, Token};
+
+use super::Plain;
+use crate::endpoint::{Adopt, Carried, Side, Wrap};
+use crate::error::{AdoptError, AdoptErrorKind};
+use crate::file_descriptor::{FileDescriptor, Received, Socket, not_connected};
+use crate::link::Link;
+use crate::shared::ReadBuffers;
+use crate::sys::file::FileKind;
+use crate::sys::{self, file};
+
+stream_type! {
+    /// A stream on one or two descriptors that need not be sockets; see [`Pipe`].
+    PipeStream over PipeEnds, known by bowline_protocol::TransportHandle
+}
+
+/// The most that is written in one call to what blocks, or would not say how much it
+/// takes (a file): a call must not take the turn from others.
+const MOST_AT_ONCE: usize = 65_536;
+
+/// How much a pipe takes once it says that it takes anything (pipe(7), `PIPE_BUF`); and
+/// how long a packet of a pipe in packet mode is at most.
+const PIPE_BYTES: usize = 4_096;
+
+/// How much a pseudo-terminal takes then, from the side that holds it: less than the
+/// piece (about 1,790 bytes) in which the kernel keeps it, which it makes whole.
+const MASTER_BYTES: usize = 1_024;
+
+/// How much a terminal takes then: its pieces are of 256 bytes, and it may make two of
+/// one.
+const TERMINAL_BYTES: usize = 128;
+
+/// Pipes, FIFOs, terminals, and whatever else can be read or written as a stream of
+/// bytes: a kind of connection that is [adopted](crate::Transports::adopt).
+///
+/// `Pipe` takes one descriptor, in the ways in which it is open: both, for a
+/// pseudo-terminal or a socket; [`Pipe::reading`] and [`Pipe::writing`] take it in one
+/// way only. [`Pipe::pair`] takes two as one connection, and [`Stdio`] standard input
+/// and output.
+///
+/// ```
+/// use std::io;
+/// use bowline_protocol::{Context, Protocol, Transport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::{Pipe, Transports};
+///
+/// struct Watcher;
+///
+/// impl<T: Transport> Protocol<T> for Watcher {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         println!("{} bytes from {}", data.len(), cx.transport.peer());
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let (reading, writing) = io::pipe()?;
+/// reactor.adopt(Pipe, reading.into(), Watcher)?;
+/// # drop(writing);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # What each can do
+///
+/// | | pipe, FIFO, one end | two descriptors, [`Stdio`] | terminal | socket | file, `/dev/null` |
+/// |---|---|---|---|---|---|
+/// | reading, pausing, read limits | if open for it | yes | yes | yes | yes, always ready |
+/// | writing, watermarks, producers | if open for it | yes | yes | yes | yes, always ready |
+/// | [`lose_connection`](bowline_protocol::Transport::lose_connection) sends everything first | yes | yes | yes, and hangs up: what is unread by then is lost | yes | yes |
+/// | half-close | the end of a writing end | closes the descriptor that is written to | ours only: the other side learns nothing | shuts down | ours only |
+/// | the peer's end | no writer left | no writer left | `EIO` after a hang-up, 0 bytes (Ctrl-D) | yes | the end of the file |
+/// | the reader's loss, with nothing to write | yes | yes | as the end | yes | never |
+/// | [`detach`](crate::Transports::detach), `reattach` | yes | yes, with [`Detached::writing`](crate::Detached::writing) | yes | yes | yes |
+/// | [going on in another process](crate::Detached::travels) | yes | no | yes | yes | yes |
+/// | descriptors beside bytes | no | no | no | no: use [`Unix`](super::Unix) | no |
+/// | addresses | [`Address::File`] | [`Address::File`] | [`Address::File`] | [`Address::File`] | [`Address::File`] |
+///
+/// Writing where nothing can be written is
+/// [`Refused`](bowline_protocol::WriteStatus::Refused); an end that is only written to
+/// never calls `data_received` or `read_connection_lost`.
+///
+/// # `O_NONBLOCK` is left as it is
+///
+/// That flag belongs to the open file, and so to everyone who has it: a shell whose
+/// terminal does not block any more fails at its next prompt. It is neither set nor
+/// relied upon, be the file one that blocks or not. What is done instead:
+///
+/// | | how | costs |
+/// |---|---|---|
+/// | pipe(2) | preadv2(2), pwritev2(2) with `RWF_NOWAIT` | nothing |
+/// | socket | `MSG_DONTWAIT` | nothing |
+/// | terminal | is opened anew from `/proc/self/fd`, an open file of our own, which does not block | two system calls at the beginning |
+/// | FIFO; the side that holds a pseudo-terminal; a terminal that cannot be opened | poll(2) before each call; writes of no more than is taken then without waiting: 4,096, 1,024 and 128 bytes | a system call for each |
+/// | file, `/dev/null` | as it is: it does not wait for anyone else | nothing; the disk is waited for |
+///
+/// With poll(2), a call waits if somebody else reads or fills the same FIFO or terminal
+/// between the two calls. Of the others no call waits.
+///
+/// # Ends
+///
+/// A FIFO is at its end when it was read empty while nobody has it open for writing. If
+/// it is opened again before that was noticed, it goes on; and before anybody has
+/// opened it, it is not at its end either. To serve one writer after the other, open it
+/// for reading and writing and take it by [`Pipe::reading`]: then it has no end.
+///
+/// A pseudo-terminal says `EIO` when its other side has gone: that is a clean end, once
+/// all that was written there is read. If it is opened again before that was noticed, it
+/// goes on. What is written meanwhile the kernel keeps for whoever opens it.
+///
+/// Nobody reads a pipe any more: that is
+/// [`Lost`](bowline_protocol::CloseReason::Lost) with `BrokenPipe`, at once and not
+/// only when something is written. What waits in the other direction is delivered
+/// first. Where both directions of a pair end at once, that is the peer's end, and no
+/// error. SIGPIPE is not raised, whatever the program has made of it.
+///
+/// A read of up to 4,096 bytes from a pipe is followed by another, which finds nothing
+/// most often: the pipe may hold packets (`O_DIRECT`), which are read one by one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pipe;
+
+impl Pipe {
+    /// One descriptor, to be read only, however it is open.
+    pub fn reading() -> PipeWay {
+        PipeWay {
+            reads: true,
+            writes: false,
+        }
+    }
+
+    /// One descriptor, to be written to only, however it is open.
+    pub fn writing() -> PipeWay {
+        PipeWay {
+            reads: false,
+            writes: true,
+        }
+    }
+
+    /// Two descriptors as one connection: the first is read, the second written to.
+    pub fn pair() -> PipePair {
+        PipePair
+    }
+}
+
+/// One descriptor in one way; made by [`Pipe::reading`] and [`Pipe::writing`].
+#[derive(Clone, Copy, Debug)]
+pub struct PipeWay {
+    reads: bool,
+    writes: bool,
+}
+
+/// Two descriptors as one connection; made by [`Pipe::pair`].
+#[derive(Clone, Copy, Debug)]
+pub struct PipePair;
+
+/// Standard input and output as one connection. (Twisted: `stdio.StandardIO`.)
+///
+/// ```no_run
+/// # use bowline_protocol::{Context, Protocol, Transport};
+/// # use bowline_reactor::Reactor;
+/// use bowline_transport::{Stdio, Transports};
+/// # struct Echo;
+/// # impl<T: Transport> Protocol<T> for Echo {
+/// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+/// #         cx.transport.write(data);
+/// #     }
+/// # }
+///
+/// let mut reactor = Reactor::new()?;
+/// reactor.adopt(Stdio, (), Echo)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Each may be of any sort: a terminal, a pipe, a socket, a file. What is said of
+/// [`Pipe`] holds, above all that a terminal is left as it was found.
+///
+/// The connection has copies of the two. Once it has ended, `println!` writes to standard
+/// output as before. While it goes on, what std has buffered on either side is not in
+/// order with it: do not use both. A half-close has standard output lead to `/dev/null`,
+/// so that who reads it sees the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stdio;
+
+impl Adopt for Pipe {
+    type Source = OwnedFd;
+    type Socket = PipeEnds;
+    type Wrap = Plain;
+
+    fn check(&self, fd: OwnedFd) -> Result<PipeEnds, AdoptError> {
+        match file::access(fd.as_fd()) {
+            Ok((reads, writes)) => PipeWay { reads, writes }.check(fd),
+            Err(error) => Err(AdoptError::os(error, fd)),
+        }
+    }
+
+    fn not_installed(socket: PipeEnds, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.into_descriptor())
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Adopt for PipeWay {
+    type Source = OwnedFd;
+    type Socket = PipeEnds;
+    type Wrap = Plain;
+
+    fn check(&self, fd: OwnedFd) -> Result<PipeEnds, AdoptError> {
+        match End::check(fd.as_fd(), self.reads, self.writes) {
+            Ok(kind) => Ok(PipeEnds::one(End::new(fd, kind), self.reads, self.writes)),
+            Err(kind) => Err(AdoptError { kind, fd }),
+        }
+    }
+
+    fn not_installed(socket: PipeEnds, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.into_descriptor())
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Adopt for PipePair {
+    type Source = (OwnedFd, OwnedFd);
+    type Socket = PipeEnds;
+    type Wrap = Plain;
+
+    fn check(&self, fds: Self::Source) -> Result<PipeEnds, AdoptError<Self::Source>> {
+        let kinds = End::check(fds.0.as_fd(), true, false)
+            .and_then(|reading| Ok((reading, End::check(fds.1.as_fd(), false, true)?)));
+        match kinds {
+            Ok((reading, writing)) => Ok(PipeEnds::two(
+                End::new(fds.0, reading),
+                End::new(fds.1, writing),
+            )),
+            Err(kind) => Err(AdoptError { kind, fd: fds }),
+        }
+    }
+
+    fn not_installed(socket: PipeEnds, error: io::Error) -> AdoptError<Self::Source> {
+        let PipeEnds { first, second, .. } = socket;
+        let both = first.fd.zip(second.and_then(|end| end.fd));
+        AdoptError {
+            kind: AdoptErrorKind::Os(error),
+            fd: both.expect("they were just put there"),
+        }
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Adopt for Stdio {
+    type Source = ();
+    type Socket = PipeEnds;
+    type Wrap = Plain;
+
+    fn check(&self, (): ()) -> Result<PipeEnds, AdoptError<()>> {
+        let copies = || {
+            let reading = io::stdin().as_fd().try_clone_to_owned()?;
+            io::Result::Ok((reading, io::stdout().as_fd().try_clone_to_owned()?))
+        };
+        let copies = copies().map_err(|error| AdoptError::os(error, ()))?;
+        let mut ends = PipePair.check(copies).map_err(|error| AdoptError {
+            kind: error.kind,
+            fd: (),
+        })?;
+        ends.is_standard = true;
+        Ok(ends)
+    }
+
+    fn not_installed(_: PipeEnds, error: io::Error) -> AdoptError<()> {
+        AdoptError::os(error, ())
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Wrap<PipeEnds> for Plain {
+    type Transport = PipeStream;
+
+    fn wrap(&mut self, socket: PipeEnds, _: Side) -> PipeEnds {
+        socket
+    }
+}
+
+/// How calls are made that do not wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    /// Each says so for itself.
+    AtOnce,
+    /// The same, as sockets have it.
+    Socket,
+    /// The open file is our own, and does not block.
+    Own,
+    /// It is asked for before each; so many bytes are taken then without waiting.
+    Asking(usize),
+    /// There is nobody to wait for.
+    Always,
+}
+
+/// How an end stands with the poller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watched {
+    No,
+    Yes,
+    /// The poller does not take it: it is always ready.
+    Refused,
+}
+
+/// One descriptor.
+#[derive(Debug)]
+struct End {
+    /// `None` once closed or detached.
+    fd: Option<OwnedFd>,
+    kind: FileKind,
+    means: Means,
+    watched: Cell<Watched>,
+}
+
+impl End {
+    /// Says what a descriptor is, or what is wrong with it. Nothing is done to it that
+    /// its other holders could notice.
+    fn check(fd: BorrowedFd<'_>, reads: bool, writes: bool) -> Result<FileKind, AdoptErrorKind> {
+        let (can_read, can_write) = file::access(fd).map_err(AdoptErrorKind::Os)?;
+        if reads && !can_read || !reads && !writes {
+            return Err(AdoptErrorKind::NotReadable);
+        }
+        if writes && !can_write {
+            return Err(AdoptErrorKind::NotWritable);
+        }
+        let kind = file::file_kind(fd).map_err(AdoptErrorKind::Os)?;
+        match kind {
+            FileKind::Directory => {
+                return Err(AdoptErrorKind::Os(io::ErrorKind::IsADirectory.into()));
+            }
+            FileKind::Socket if !sys::is_stream(fd).map_err(AdoptErrorKind::Os)? => {
+                return Err(AdoptErrorKind::NotAStream);
+            }
+            _ => {}
+        }
+        sys::set_close_on_exec(fd).map_err(AdoptErrorKind::Os)?;
+        Ok(kind)
+    }
+
+    fn new(fd: OwnedFd, kind: FileKind) -> Self {
+        let mut fd = fd;
+        let means = match kind {
+            FileKind::Pipe => Means::AtOnce,
+            FileKind::Socket => Means::Socket,
+            FileKind::Regular | FileKind::Directory => Means::Always,
+            FileKind::TerminalMaster => Means::Asking(MASTER_BYTES),
+            FileKind::Terminal => match file::reopen(fd.as_fd()) {
+                Ok(own) => {
+                    fd = own;
+                    Means::Own
+                }
+                Err(_) => Means::Asking(TERMINAL_BYTES),
+            },
+            FileKind::Other => Means::Asking(TERMINAL_BYTES),
+        };
+        Self {
+            fd: Some(fd),
+            kind,
+            means,
+            watched: Cell::new(Watched::No),
+        }
+    }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+
+    fn borrowed(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self.kind, FileKind::Terminal | FileKind::TerminalMaster)
+    }
+
+    fn means(&self) -> Means {
+        match self.watched.get() {
+            // What says that it is always ready would only be asked in vain.
+            Watched::Refused => Means::Always,
+            _ => self.means,
+        }
+    }
+
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        let fd = self.fd()?;
+        match self.means() {
+            Means::AtOnce => match file::read_at_once(fd, data) {
+                Err(error) if file::is_unsupported(&error) => {
+                    // A FIFO, which was opened by its path.
+                    self.means = Means::Asking(PIPE_BYTES);
+                    self.read(data)
+                }
+                result => result,
+            },
+            Means::Socket => sys::recv(fd, data),
+            Means::Asking(_) if !sys::has_waiting(fd)? => Err(io::ErrorKind::WouldBlock.into()),
+            Means::Own | Means::Asking(_) | Means::Always => file::read(fd, data),
+        }
+    }
+
+    /// What a read of so many bytes says of those that follow.
+    fn received(&self, bytes: usize, limit: usize) -> Received {
+        let received = Received::new(bytes, limit);
+        let is_exact = match self.means() {
+            Means::Socket => true,
+            // Else it may be one packet of several.
+            Means::AtOnce => bytes > PIPE_BYTES,
+            // One line or piece of several; or it is always ready.
+            Means::Own | Means::Asking(_) | Means::Always => false,
+        };
+        match is_exact || received.is_end() {
+            true => received,
+            false => received.and_more(),
+        }
+    }
+
+    fn write(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let fd = self.fd()?;
+        let first = &pieces[0];
+        match self.means() {
+            Means::AtOnce => match file::write_at_once(fd, pieces) {
+                Err(error) if file::is_unsupported(&error) => {
+                    self.means = Means::Asking(PIPE_BYTES);
+                    self.write(pieces)
+                }
+                result => result,
+            },
+            Means::Socket => sys::send_vectored(fd, pieces),
+            Means::Own => file::write(fd, pieces),
+            Means::Asking(most) => match file::has_room(fd)? {
+                true => file::write(fd, &[IoSlice::new(&first[..first.len().min(most)])]),
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            },
+            Means::Always => {
+                file::write(fd, &[IoSlice::new(&first[..first.len().min(MOST_AT_ONCE)])])
+            }
+        }
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token, interest: Interest) -> io::Result<()> {
+        let fd = self.fd()?;
+        let result = match self.watched.get() {
+            Watched::No => reactor.watch(token, fd, interest),
+            Watched::Yes => reactor.rewatch(token, fd, interest),
+            Watched::Refused => return Ok(()),
+        };
+        self.watched.set(match result {
+            Ok(()) => Watched::Yes,
+            // EPERM: a regular file, or a device that is never waited for.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Watched::Refused,
+            Err(error) => return Err(error),
+        });
+        Ok(())
+    }
+
+    fn unwatch(&self, reactor: &mut Reactor) {
+        if self.watched.replace(Watched::No) == Watched::Yes
+            && let Some(fd) = self.borrowed()
+        {
+            reactor.unwatch(fd);
+        }
+    }
+
+    /// Takes the descriptor out. One that we opened ourselves blocks again, as others
+    /// expect of what they are given.
+    fn detach(&mut self) -> Option<OwnedFd> {
+        let fd = self.fd.take()?;
+        if self.means == Means::Own {
+            // What cannot be done to an open file of our own is not worth a failure.
+            let _ = file::set_blocking(fd.as_fd(), true);
+        }
+        Some(fd)
+    }
+
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        if self.means == Means::Own && file::set_blocking(fd.as_fd(), false).is_err() {
+            return Err(fd);
+        }
+        self.fd = Some(fd);
+        Ok(())
+    }
+}
+
+/// One or two descriptors, read and written.
+#[derive(Debug)]
+pub struct PipeEnds {
+    /// What is read; without that, what is written to.
+    first: End,
+    /// What is written to, if that is another one.
+    second: Option<End>,
+    reads: bool,
+    writes: bool,
+    /// Whether it is standard input and output.
+    is_standard: bool,
+    /// Whether it was told that nobody reads: a pipe says so for ever.
+    told_of_reader: Cell<bool>,
+    /// Whether the end was read.
+    is_read_out: bool,
+    path: Option<Rc<FileAddress>>,
+}
+
+impl PipeEnds {
+    fn one(end: End, reads: bool, writes: bool) -> Self {
+        Self {
+            path: path_of(&end),
+            first: end,
+            second: None,
+            reads,
+            writes,
+            is_standard: false,
+            told_of_reader: Cell::new(false),
+            is_read_out: false,
+        }
+    }
+
+    fn two(reading: End, writing: End) -> Self {
+        Self {
+            second: Some(writing),
+            ..Self::one(reading, true, true)
+        }
+    }
+
+    fn into_descriptor(self) -> OwnedFd {
+        self.first.fd.expect("it was just put there")
+    }
+
+    fn writing_end(&mut self) -> io::Result<&mut End> {
+        match &mut self.second {
+            Some(end) => Ok(end),
+            None if self.writes => Ok(&mut self.first),
+            None => Err(not_connected()),
+        }
+    }
+
+    fn write(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let result = self.writing_end()?.write(pieces);
+        if let Err(error) = &result
+            && error.kind() == io::ErrorKind::BrokenPipe
+        {
+            self.told_of_reader.set(true);
+        }
+        result
+    }
+
+    fn address(&self) -> Address {
+        let path = self.path.as_deref();
+        Address::File(path.map_or(FileAddress::Unnamed, FileAddress::clone))
+    }
+}
+
+fn path_of(end: &End) -> Option<Rc<FileAddress>> {
+    if end.kind == FileKind::Socket {
+        return None;
+    }
+    let path = file::file_path(end.borrowed()?)?;
+    Some(Rc::new(FileAddress::Path(path)))
+}
+
+impl FileDescriptor for PipeEnds {
+    fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
+        self.write(&[IoSlice::new(data)])
+    }
+
+    fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.write(pieces)
+    }
+
+    fn do_read(
+        &mut self,
+        _: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        match self.first.read(buffers.data.get_mut(limit)) {
+            Ok(bytes) => {
+                self.is_read_out |= bytes == 0;
+                Ok(self.first.received(bytes, limit))
+            }
+            // It says the same where a program in the background may not read.
+            Err(error)
+                if file::is_of_terminal(&error)
+                    && self.first.is_terminal()
+                    && self.is_hung_up() =>
+            {
+                Ok(Received::end())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn socket(&self) -> &dyn Socket {
+        self
+    }
+
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self
+    }
+
+    fn start(&mut self, link: &mut Link) {
+        if !self.writes {
+            link.never_writes();
+        }
+        if !self.reads {
+            link.never_reads();
+        }
+    }
+
+    fn take(&mut self) -> Option<Self> {
+        let taken = |end: &mut End| End {
+            fd: end.fd.take(),
+            watched: Cell::new(Watched::No),
+            ..*end
+        };
+        Some(Self {
+            first: taken(&mut self.first),
+            second: self.second.as_mut().map(taken),
+            told_of_reader: self.told_of_reader.clone(),
+            path: self.path.clone(),
+            ..*self
+        })
+    }
+
+    fn travels(&self) -> bool {
+        true
+    }
+}
+
+impl Socket for PipeEnds {
+    fn kind(&self) -> &'static str {
+        match self.first.kind {
+            FileKind::Pipe => "pipe",
+            FileKind::Socket => "socket",
+            FileKind::Terminal | FileKind::TerminalMaster => "terminal",
+            FileKind::Regular | FileKind::Directory | FileKind::Other => "file",
+        }
+    }
+
+    fn host(&self) -> Address {
+        self.address()
+    }
+
+    fn peer(&self) -> Address {
+        self.address()
+    }
+
+    fn reading(&self) -> Option<BorrowedFd<'_>> {
+        self.first.borrowed()
+    }
+
+    fn writing(&self) -> Option<BorrowedFd<'_>> {
+        match &self.second {
+            Some(end) => end.borrowed(),
+            None => self.first.borrowed(),
+        }
+    }
+
+    /// What is written to is watched from the beginning too: that its reader has gone
+    /// is told without anything being written.
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        let interest = match self.reads {
+            true => Interest::Readable,
+            false => Interest::Writable,
+        };
+        self.first.watch(reactor, token, interest)?;
+        if let Some(second) = &self.second
+            && let Err(error) = second.watch(reactor, token, Interest::Writable)
+        {
+            self.first.unwatch(reactor);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn watch_writing(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        match &self.second {
+            Some(second) => second.watch(reactor, token, Interest::Writable),
+            None if self.reads => self.first.watch(reactor, token, Interest::Both),
+            None => self.first.watch(reactor, token, Interest::Writable),
+        }
+    }
+
+    fn unwatch(&self, reactor: &mut Reactor, _: bool) {
+        self.first.unwatch(reactor);
+        if let Some(second) = &self.second {
+            second.unwatch(reactor);
+        }
+    }
+
+    fn is_always_ready(&self) -> bool {
+        self.first.watched.get() == Watched::Refused
+    }
+
+    fn take_error(&self) -> Option<io::Error> {
+        let end = match &self.second {
+            Some(end) => end,
+            None => &self.first,
+        };
+        let fd = end.borrowed()?;
+        match end.kind {
+            FileKind::Socket => sys::take_error(fd).unwrap_or_else(Some),
+            // Who closes both at once has just ended: that is told by the end.
+            FileKind::Pipe if self.reads && !self.is_read_out && self.is_hung_up() => None,
+            FileKind::Pipe if self.writes && file::has_no_reader(fd) => {
+                let is_known = self.told_of_reader.replace(true);
+                (!is_known).then(file::no_reader)
+            }
+            _ => None,
+        }
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        match (&self.second, self.first.kind) {
+            // A file of its own, or the only way: it is closed.
+            (Some(_), _) => Ok(()),
+            (None, _) if !self.reads => Ok(()),
+            (None, FileKind::Socket) => sys::shutdown(self.first.fd()?, Shutdown::Write),
+            // The other side cannot be told.
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn release_writing(&mut self, reactor: &mut Reactor) {
+        if let Some(mut second) = self.second.take() {
+            second.unwatch(reactor);
+            if second.kind == FileKind::Socket
+                && let Some(fd) = second.borrowed()
+            {
+                // It may be what is read, too: of inetd(8), say.
+                let _ = sys::shutdown(fd, Shutdown::Write);
+            }
+            second.fd = None;
+            self.writes = false;
+            if self.is_standard {
+                // Else it would be open for as long as the process is there.
+                let _ = file::close_standard_output();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.first.fd = None;
+        self.second = None;
+    }
+
+    fn detach(&mut self) -> Option<OwnedFd> {
+        self.first.detach()
+    }
+
+    fn detach_writing(&mut self) -> Option<OwnedFd> {
+        self.second.as_mut()?.detach()
+    }
+
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        self.first.attach(fd)
+    }
+
+    fn attach_writing(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
+        match &mut self.second {
+            Some(end) => end.attach(fd),
+            None => Err(fd),
+        }
+    }
+}
