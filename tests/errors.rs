@@ -57,6 +57,7 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(ConnectError::TimedOutByKernel(why())),
         Box::new(ConnectError::Bind(why())),
         Box::new(ConnectError::Os(why())),
+        Box::new(ConnectError::Handshake(CloseReason::Lost(why()))),
         Box::new(ConnectError::Lookup(LookupError::Failed(why()))),
         Box::new(ConnectError::Lookup(LookupError::NoAddress)),
         Box::new(ConnectError::AllFailed(vec![FailedAttempt::new(

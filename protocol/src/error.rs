@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::descriptors::PassedDescriptor;
+use crate::reason::CloseReason;
 
 /// Why an outgoing connection did not come about.
 #[derive(Debug)]
@@ -32,6 +33,10 @@ pub enum ConnectError {
     /// The addresses of the host name were tried, every one in vain: one at
     /// least, in the order in which they failed.
     AllFailed(Vec<FailedAttempt>),
+    /// There was a connection, and it ended before its layers had established it: its
+    /// protocol was told `connection_lost` with this reason, and never
+    /// `connection_made`.
+    Handshake(CloseReason),
     /// Anything else the system answered: `ENOENT` for a UNIX path that is not
     /// there, `EACCES`, `EMFILE`.
     Os(io::Error),
@@ -59,9 +64,14 @@ impl ConnectError {
             | Self::TimedOutByKernel(error)
             | Self::Bind(error)
             | Self::Os(error)
-            | Self::Lookup(LookupError::Failed(error)) => Some(error),
+            | Self::Lookup(LookupError::Failed(error))
+            | Self::Handshake(CloseReason::Lost(error)) => Some(error),
             Self::AllFailed(attempts) => attempts.first()?.error.as_os(),
-            Self::TimedOut | Self::Cancelled | Self::ReactorStopped | Self::Lookup(_) => None,
+            Self::TimedOut
+            | Self::Cancelled
+            | Self::ReactorStopped
+            | Self::Lookup(_)
+            | Self::Handshake(_) => None,
         }
     }
 
@@ -145,6 +155,7 @@ impl fmt::Display for ConnectError {
                 write!(f, "cannot bind the local address to connect from: {error}")
             }
             Self::ReactorStopped => f.write_str("reactor stopped while connecting"),
+            Self::Handshake(reason) => write!(f, "connected, and not established: {reason}"),
         }
     }
 }
@@ -154,6 +165,7 @@ impl Error for ConnectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Lookup(error) => Some(error),
+            Self::Handshake(reason) => Some(reason),
             Self::AllFailed(attempts) => attempts.first().map(|attempt| &attempt.error as _),
             _ => self.as_os().map(|error| error as _),
         }

@@ -152,7 +152,8 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     }
 
     /// The connection has ended. Called once, last; the protocol is dropped
-    /// afterwards.
+    /// afterwards. Where a layer has a handshake and that fails, nothing was called
+    /// before, not even [`connection_made`](Self::connection_made).
     ///
     /// `cx.transport` is closed: its addresses can still be read, writes are
     /// refused, and [`unsent_bytes`](Transport::unsent_bytes) says how much was

@@ -1,7 +1,7 @@
 //! One connection of any kind: our transport at one end, a plain socket under
 //! the test's control at the other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
@@ -10,14 +10,16 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{
     SocketAddr as StdUnixAddress, UnixListener as StdUnixListener, UnixStream as StdUnixStream,
 };
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bowline::testing::{ManualClock, MemoryPeer, SimulatedKernel};
+use bowline::error::ReattachError;
+use bowline::testing::{MemoryPeer, MemoryStream, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, ConnectError, Context, Factory,
-    FileAddress, Pipe, Protocol, Reactor, Transport, TransportHandle, Transports, UnixAddress,
+    Address, BuildContext, CloseReason, ConnectError, Detached, Factory, FileAddress, Pipe,
+    PipeStream, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixAddress,
+    UnixStream,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -27,7 +29,8 @@ use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tempfile::TempDir;
 
-use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder, in_short};
+pub(crate) use crate::link::{Buffers, DynContext, End, Link, Script, pattern};
+use crate::support::{DescriptorLedger, in_short};
 
 /// The kinds of stream transports, by how ours came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +75,122 @@ impl Kind {
     /// nobody else may hold.
     pub(crate) fn aborts_with_reset(self) -> bool {
         self.is_tcp() && self != Self::AdoptedTcp
+    }
+
+    /// Whether a close can wait for the peer: there are resets, and nobody else may hold
+    /// the socket.
+    pub(crate) fn lingers(self) -> bool {
+        self.aborts_with_reset()
+    }
+
+    /// Whether a close with something unread destroys what is on its way to the peer.
+    pub(crate) fn closes_with_reset(self) -> bool {
+        self.is_tcp() && !self.lingers()
+    }
+
+    /// What the peer sees of an abort.
+    pub(crate) fn end_of_abort(self) -> End {
+        match self.aborts_with_reset() {
+            true => End::Reset,
+            false => End::Clean,
+        }
+    }
+
+    /// Whether the end of the stream is said by bytes that have to be read, and not by
+    /// the kernel.
+    pub(crate) fn has_own_end(self) -> bool {
+        false
+    }
+
+    /// Puts a connection together again.
+    pub(crate) fn reattach(
+        self,
+        reactor: &mut Reactor,
+        detached: Detached<Script>,
+    ) -> Result<TransportHandle, ReattachError<Script>> {
+        if self == Self::Memory {
+            reactor.reattach::<MemoryStream, _>(detached)
+        } else if !self.is_socket() {
+            reactor.reattach::<PipeStream, _>(detached)
+        } else if self.is_tcp() {
+            reactor.reattach::<TcpStream, _>(detached)
+        } else {
+            reactor.reattach::<UnixStream, _>(detached)
+        }
+    }
+
+    /// A connection of the kind: our end with `script` on it, and the peer; and where its
+    /// file is, if it has one.
+    #[track_caller]
+    pub(crate) fn connect(
+        self,
+        reactor: &mut Reactor,
+        buffers: Buffers,
+        script: Script,
+    ) -> (Peer, Option<TempDir>) {
+        let directory = matches!(self, Self::AcceptedUnixPath | Self::ConnectingUnixPath)
+            .then(|| tempfile::tempdir().unwrap());
+        let path = directory
+            .as_ref()
+            .map(|directory| directory.path().join("s"));
+        let peer = match self {
+            Self::AcceptedTcpV4 => accepted_tcp(reactor, "127.0.0.1:0", buffers, script),
+            Self::AcceptedTcpV6 => accepted_tcp(reactor, "[::1]:0", buffers, script),
+            Self::ConnectingTcpV4 => connecting_tcp(reactor, "127.0.0.1:0", script),
+            Self::ConnectingTcpV6 => connecting_tcp(reactor, "[::1]:0", script),
+            Self::AcceptedUnixPath => accepted_unix(reactor, path.unwrap().into(), script),
+            Self::AcceptedUnixAbstract => {
+                accepted_unix(reactor, UnixAddress::Abstract(abstract_name()), script)
+            }
+            Self::ConnectingUnixPath => connecting_unix(reactor, path.unwrap().into(), script),
+            Self::ConnectingUnixAbstract => {
+                connecting_unix(reactor, UnixAddress::Abstract(abstract_name()), script)
+            }
+            Self::AdoptedSocketpair => {
+                let (ours, theirs) = StdUnixStream::pair().unwrap();
+                shrink(&ours, buffers);
+                reactor.adopt_unix_stream(ours.into(), script).unwrap();
+                Peer::Unix(theirs)
+            }
+            Self::AdoptedTcp => {
+                let (ours, theirs) = tcp_pair();
+                shrink(&ours, buffers);
+                reactor.adopt_tcp_stream(ours.into(), script).unwrap();
+                Peer::Tcp(theirs)
+            }
+            Self::Memory => {
+                let kernel = SimulatedKernel::new();
+                if buffers == Buffers::Small {
+                    kernel.set_settings(kernel.settings().send_buffer(2 * SMALL_BYTES));
+                }
+                let (ours, theirs) = kernel.pair();
+                ours.adopt(reactor, script).unwrap();
+                Peer::Memory(MemoryPeer::new(theirs))
+            }
+            Self::Pipes => {
+                let (reading, their_writing) = io::pipe().unwrap();
+                // About what sockets take.
+                fcntl_setpipe_size(&their_writing, 4 * 65_536).unwrap();
+                let (their_reading, writing) = io::pipe().unwrap();
+                if buffers == Buffers::Small {
+                    fcntl_setpipe_size(&writing, SMALL_BYTES).unwrap();
+                }
+                let ends = (reading.into(), writing.into());
+                reactor.adopt(Pipe::pair(), ends, script).unwrap();
+                let their_writing = File::from(OwnedFd::from(their_writing));
+                Peer::Pipes(
+                    OwnedFd::from(their_reading).into(),
+                    RefCell::new(Some(their_writing)),
+                )
+            }
+            Self::Terminal => {
+                let (ours, theirs) = raw_terminal();
+                reactor.adopt(Pipe, ours, script).unwrap();
+                Peer::Terminal(theirs)
+            }
+        };
+        peer.set_nonblocking();
+        (peer, directory)
     }
 
     /// Whether this machine has it; says so if not.
@@ -151,189 +270,6 @@ macro_rules! over_terminals {
 
 pub(crate) use over_terminals;
 
-pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
-type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
-type DataHook = Box<dyn FnMut(&mut DynContext<'_>, &[u8])>;
-type ReadClosedHook = Box<dyn FnMut(&mut DynContext<'_>) -> AfterReadClosed>;
-type DrainHook = Box<dyn FnMut(&mut DynContext<'_>) -> AtDrain>;
-type LostHook = Box<dyn FnMut(&mut DynContext<'_>, &CloseReason)>;
-
-/// A protocol that records everything, and does in each callback what the test
-/// says.
-#[derive(Default)]
-pub(crate) struct Script {
-    recorder: Recorder,
-    alive: Rc<()>,
-    on_made: Option<Hook>,
-    on_data: Option<DataHook>,
-    on_read_closed: Option<ReadClosedHook>,
-    on_write_closed: Option<Hook>,
-    on_lost: Option<LostHook>,
-    on_reading_resumed: Option<Hook>,
-    on_pause: Option<Hook>,
-    on_resume: Option<Hook>,
-    on_drain: Option<DrainHook>,
-    is_busy: Rc<Cell<bool>>,
-}
-
-impl Script {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    pub(crate) fn record(&self) -> Record {
-        self.recorder.record.clone()
-    }
-
-    pub(crate) fn made(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
-        self.on_made = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn data(mut self, hook: impl FnMut(&mut DynContext<'_>, &[u8]) + 'static) -> Self {
-        self.on_data = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn read_closed(
-        mut self,
-        hook: impl FnMut(&mut DynContext<'_>) -> AfterReadClosed + 'static,
-    ) -> Self {
-        self.on_read_closed = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn drain(
-        mut self,
-        hook: impl FnMut(&mut DynContext<'_>) -> AtDrain + 'static,
-    ) -> Self {
-        self.on_drain = Some(Box::new(hook));
-        self
-    }
-
-    /// Is not idle while the cell says so.
-    pub(crate) fn busy(mut self, is_busy: &Rc<Cell<bool>>) -> Self {
-        self.is_busy = Rc::clone(is_busy);
-        self
-    }
-
-    /// Goes on writing when the peer has closed its side.
-    pub(crate) fn keep_writing(self) -> Self {
-        self.read_closed(|_| AfterReadClosed::KeepWriting)
-    }
-
-    pub(crate) fn write_closed(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
-        self.on_write_closed = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn lost(
-        mut self,
-        hook: impl FnMut(&mut DynContext<'_>, &CloseReason) + 'static,
-    ) -> Self {
-        self.on_lost = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn reading_resumed(
-        mut self,
-        hook: impl FnMut(&mut DynContext<'_>) + 'static,
-    ) -> Self {
-        self.on_reading_resumed = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn pause(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
-        self.on_pause = Some(Box::new(hook));
-        self
-    }
-
-    pub(crate) fn resume(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
-        self.on_resume = Some(Box::new(hook));
-        self
-    }
-}
-
-fn call(hook: &mut Option<Hook>, cx: &mut DynContext<'_>) {
-    if let Some(hook) = hook {
-        hook(cx);
-    }
-}
-
-impl<T: Transport> Protocol<T> for Script {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.connection_made(cx);
-        call(&mut self.on_made, &mut cx.as_dyn());
-    }
-
-    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
-        self.recorder.data_received(cx, data);
-        if let Some(hook) = &mut self.on_data {
-            hook(&mut cx.as_dyn(), data);
-        }
-    }
-
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        self.recorder.record.push(Event::ReadClosed);
-        match &mut self.on_read_closed {
-            Some(hook) => hook(&mut cx.as_dyn()),
-            // What the trait's own default answers.
-            None => Protocol::<T>::read_connection_lost(&mut Plain, cx),
-        }
-    }
-
-    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.write_connection_lost(cx);
-        call(&mut self.on_write_closed, &mut cx.as_dyn());
-    }
-
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        self.recorder.connection_lost(cx, reason);
-        if let Some(hook) = &mut self.on_lost {
-            hook(&mut cx.as_dyn(), reason);
-        }
-    }
-
-    fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.reading_resumed(cx);
-        call(&mut self.on_reading_resumed, &mut cx.as_dyn());
-    }
-
-    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
-        self.recorder.record.push(Event::Draining);
-        match &mut self.on_drain {
-            Some(hook) => hook(&mut cx.as_dyn()),
-            // What the trait's own default answers.
-            None => Protocol::<T>::draining(&mut Plain, cx),
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        !self.is_busy.get()
-    }
-
-    fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.pause_producing(cx);
-        call(&mut self.on_pause, &mut cx.as_dyn());
-    }
-
-    fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.resume_producing(cx);
-        call(&mut self.on_resume, &mut cx.as_dyn());
-    }
-
-    fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
-        self.recorder.stop_producing(cx);
-    }
-}
-
-/// A protocol with nothing but defaults.
-struct Plain;
-
-impl<T: Transport> Protocol<T> for Plain {
-    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
-}
-
 /// The other end: a non-blocking socket of std, or of the simulated kernel.
 #[derive(Debug)]
 pub(crate) enum Peer {
@@ -343,13 +279,6 @@ pub(crate) enum Peer {
     /// What it reads, and what it writes to until it closes that.
     Pipes(File, RefCell<Option<File>>),
     Terminal(File),
-}
-
-/// How a stream ended for the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    Clean,
-    Reset,
 }
 
 impl Peer {
@@ -405,7 +334,7 @@ impl Peer {
     }
 
     /// Closes its sending side, if it is still connected.
-    pub(crate) fn shut_write(&self) {
+    pub(crate) fn shut_write(&mut self) {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(Shutdown::Write),
@@ -419,6 +348,16 @@ impl Peer {
             }
             Self::Terminal(_) => unreachable!("it has one descriptor"),
         };
+    }
+
+    /// Closes.
+    pub(crate) fn close(self) {}
+
+    /// Closes, so that our end sees a reset.
+    pub(crate) fn reset(self) {
+        if let Self::Tcp(stream) = &self {
+            sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
+        }
     }
 
     fn set_nonblocking(&self) {
@@ -514,270 +453,6 @@ pub(crate) fn abstract_name() -> Vec<u8> {
     format!("bowline-test-{}-{next}", std::process::id()).into_bytes()
 }
 
-/// How large the buffers of the sockets are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Buffers {
-    Default,
-    /// Much smaller than the default for sending, where they can be set.
-    Small,
-}
-
-/// One connection, and everything around it.
-pub(crate) struct Link {
-    pub(crate) reactor: Reactor,
-    pub(crate) clock: ManualClock,
-    pub(crate) handle: TransportHandle,
-    pub(crate) record: Record,
-    /// `None` once closed.
-    pub(crate) peer: Option<Peer>,
-    alive: Weak<()>,
-    directory: Option<TempDir>,
-    ledger: DescriptorLedger,
-}
-
-impl Link {
-    /// A connection with a reactor whose clock stands still.
-    #[track_caller]
-    pub(crate) fn new(kind: Kind, script: Script) -> Self {
-        Self::with_buffers(kind, Buffers::Default, script)
-    }
-
-    #[track_caller]
-    pub(crate) fn with_buffers(kind: Kind, buffers: Buffers, script: Script) -> Self {
-        let ledger = DescriptorLedger::open();
-        let record = script.record();
-        let alive = Rc::downgrade(&script.alive);
-        let clock = ManualClock::new();
-        let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
-        let directory = matches!(kind, Kind::AcceptedUnixPath | Kind::ConnectingUnixPath)
-            .then(|| tempfile::tempdir().unwrap());
-        let path = directory
-            .as_ref()
-            .map(|directory| directory.path().join("s"));
-        let peer = match kind {
-            Kind::AcceptedTcpV4 => accepted_tcp(&mut reactor, "127.0.0.1:0", buffers, script),
-            Kind::AcceptedTcpV6 => accepted_tcp(&mut reactor, "[::1]:0", buffers, script),
-            Kind::ConnectingTcpV4 => connecting_tcp(&mut reactor, "127.0.0.1:0", script),
-            Kind::ConnectingTcpV6 => connecting_tcp(&mut reactor, "[::1]:0", script),
-            Kind::AcceptedUnixPath => accepted_unix(&mut reactor, path.unwrap().into(), script),
-            Kind::AcceptedUnixAbstract => {
-                accepted_unix(&mut reactor, UnixAddress::Abstract(abstract_name()), script)
-            }
-            Kind::ConnectingUnixPath => connecting_unix(&mut reactor, path.unwrap().into(), script),
-            Kind::ConnectingUnixAbstract => {
-                connecting_unix(&mut reactor, UnixAddress::Abstract(abstract_name()), script)
-            }
-            Kind::AdoptedSocketpair => {
-                let (ours, theirs) = StdUnixStream::pair().unwrap();
-                shrink(&ours, buffers);
-                reactor.adopt_unix_stream(ours.into(), script).unwrap();
-                Peer::Unix(theirs)
-            }
-            Kind::AdoptedTcp => {
-                let (ours, theirs) = tcp_pair();
-                shrink(&ours, buffers);
-                reactor.adopt_tcp_stream(ours.into(), script).unwrap();
-                Peer::Tcp(theirs)
-            }
-            Kind::Memory => {
-                let kernel = SimulatedKernel::new();
-                if buffers == Buffers::Small {
-                    kernel.set_settings(kernel.settings().send_buffer(2 * SMALL_BYTES));
-                }
-                let (ours, theirs) = kernel.pair();
-                ours.adopt(&mut reactor, script).unwrap();
-                Peer::Memory(MemoryPeer::new(theirs))
-            }
-            Kind::Pipes => {
-                let (reading, their_writing) = io::pipe().unwrap();
-                // About what sockets take.
-                fcntl_setpipe_size(&their_writing, 4 * 65_536).unwrap();
-                let (their_reading, writing) = io::pipe().unwrap();
-                if buffers == Buffers::Small {
-                    fcntl_setpipe_size(&writing, SMALL_BYTES).unwrap();
-                }
-                let ends = (reading.into(), writing.into());
-                reactor.adopt(Pipe::pair(), ends, script).unwrap();
-                let their_writing = File::from(OwnedFd::from(their_writing));
-                Peer::Pipes(
-                    OwnedFd::from(their_reading).into(),
-                    RefCell::new(Some(their_writing)),
-                )
-            }
-            Kind::Terminal => {
-                let (ours, theirs) = raw_terminal();
-                reactor.adopt(Pipe, ours, script).unwrap();
-                Peer::Terminal(theirs)
-            }
-        };
-        peer.set_nonblocking();
-        if record.summary().is_empty() {
-            // An adopted one: connection_made comes with the first turn.
-            reactor.turn(Some(Duration::ZERO));
-        }
-        let handle = record.handle(0);
-        Self {
-            reactor,
-            clock,
-            handle,
-            record,
-            peer: Some(peer),
-            alive,
-            directory,
-            ledger,
-        }
-    }
-
-    #[track_caller]
-    pub(crate) fn transport(&mut self) -> &mut dyn Transport {
-        self.reactor.get(self.handle).expect("connected")
-    }
-
-    #[track_caller]
-    pub(crate) fn peer(&mut self) -> &mut Peer {
-        self.peer.as_mut().expect("not closed")
-    }
-
-    /// Closes the peer's end.
-    pub(crate) fn close_peer(&mut self) {
-        self.peer = None;
-    }
-
-    /// Ends the peer's end with a reset: linger on TCP, unread bytes on UNIX,
-    /// which must be there.
-    #[track_caller]
-    pub(crate) fn reset_by_peer(&mut self) {
-        let peer = self.peer.take().expect("not closed");
-        if let Peer::Tcp(stream) = &peer {
-            sockopt::set_socket_linger(stream, Some(Duration::ZERO)).unwrap();
-        }
-    }
-
-    pub(crate) fn turn(&mut self) {
-        self.reactor.turn(Some(Duration::ZERO));
-    }
-
-    /// Turns until nothing happens any more. The clock stands.
-    pub(crate) fn settle(&mut self) {
-        let mut quiet = 0;
-        while quiet < 3 {
-            let before = self.reactor.statistics().events;
-            // Loopback traffic is there at once; the wait is for the rest.
-            self.reactor.turn(Some(Duration::from_millis(1)));
-            let is_quiet = self.reactor.is_idle() && self.reactor.statistics().events == before;
-            quiet = if is_quiet { quiet + 1 } else { 0 };
-        }
-    }
-
-    #[track_caller]
-    pub(crate) fn run_until(&mut self, mut is_done: impl FnMut(&Record) -> bool) {
-        let record = self.record.clone();
-        crate::support::run_until(&mut self.reactor, |_| is_done(&record));
-    }
-
-    #[track_caller]
-    pub(crate) fn run_until_lost(&mut self) {
-        self.run_until(Record::is_lost);
-        // Whatever would come after it.
-        self.settle();
-        assert_eq!(
-            self.record.count(|event| matches!(event, Event::Lost(_))),
-            1
-        );
-        assert!(
-            self.reactor.get(self.handle).is_none(),
-            "a handle of the lost"
-        );
-        assert_eq!(self.alive.strong_count(), 0, "the protocol was kept");
-    }
-
-    /// Turns while the peer reads, until it has `count` more bytes.
-    #[track_caller]
-    pub(crate) fn peer_receives(&mut self, count: usize) -> Vec<u8> {
-        let (data, end) = self.peer_reads(count);
-        assert_eq!((data.len(), end), (count, None));
-        data
-    }
-
-    /// Turns while the peer reads to the end.
-    #[track_caller]
-    pub(crate) fn peer_receives_all(&mut self) -> (Vec<u8>, End) {
-        let (data, end) = self.peer_reads(usize::MAX);
-        (data, end.expect("reads to the end"))
-    }
-
-    #[track_caller]
-    fn peer_reads(&mut self, count: usize) -> (Vec<u8>, Option<End>) {
-        let started = Instant::now();
-        let mut received = Vec::new();
-        let mut buffer = vec![0; 65_536];
-        while received.len() < count {
-            assert!(
-                started.elapsed() < DEADLINE,
-                "the peer got {} bytes only; ours: {:?}",
-                received.len(),
-                self.record.summary()
-            );
-            let room = (count - received.len()).min(buffer.len());
-            match self.peer().read(&mut buffer[..room]) {
-                Ok(0) => return (received, Some(End::Clean)),
-                Ok(length) => received.extend_from_slice(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.reactor.turn(Some(Duration::from_millis(1)));
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return (received, Some(End::Reset));
-                }
-                Err(error) => panic!("the peer cannot read: {error}"),
-            }
-        }
-        (received, None)
-    }
-
-    /// Writes until the kernel takes no more and some bytes stay unsent; how
-    /// many bytes were written. The peer must not be reading.
-    #[track_caller]
-    pub(crate) fn fill(&mut self) -> usize {
-        let mut written = 0;
-        let mut unsent = 0;
-        loop {
-            let _ = self.transport().write_owned(vec![b'f'; 1 << 20]);
-            written += 1 << 20;
-            self.settle();
-            // TCP grows its buffers while it sends: twice the same is full.
-            let now = self.transport().unsent_bytes();
-            if now >= unsent + (1 << 20) {
-                return written;
-            }
-            unsent = now;
-            assert!(written < 64 << 20, "the kernel takes everything");
-        }
-    }
-
-    /// Closes everything, and checks that nothing was left behind.
-    #[track_caller]
-    pub(crate) fn finish(self) {
-        assert_eq!(self.reactor.statistics().panics, 0, "something panicked");
-        self.finish_after_panic();
-    }
-
-    #[track_caller]
-    pub(crate) fn finish_after_panic(self) {
-        let Self {
-            reactor,
-            peer,
-            alive,
-            directory,
-            ledger,
-            ..
-        } = self;
-        drop(reactor);
-        assert_eq!(alive.strong_count(), 0, "the protocol outlived its reactor");
-        drop((peer, directory));
-        ledger.assert_balanced();
-    }
-}
-
 /// A connected pair over the loopback interface.
 pub(crate) fn tcp_pair() -> (StdTcpStream, StdTcpStream) {
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
@@ -859,13 +534,6 @@ pub(crate) fn std_address(address: &UnixAddress) -> StdUnixAddress {
         UnixAddress::Unnamed => unreachable!("nobody listens there"),
     }
     .unwrap()
-}
-
-/// A pattern in which every place can be told from its neighbours.
-pub(crate) fn pattern(length: usize) -> Vec<u8> {
-    (0..length as u32)
-        .map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8)
-        .collect()
 }
 
 /// The callbacks of a factory, and of its protocols, in words and in order.

@@ -5,6 +5,7 @@ mod support;
 
 mod harness;
 mod hosts;
+mod link;
 
 mod acceptor;
 mod adoption;

@@ -125,7 +125,7 @@ where
             if link.shared.is_held(link.token) {
                 break;
             }
-            if link.has(Flags::PENDING) {
+            if link.may_tell() {
                 if notices == 0 {
                     break;
                 }
@@ -134,7 +134,7 @@ where
                     return Next::Remove;
                 }
             } else if link.may_read() && read_bytes > 0 {
-                let bytes = if link.has(Flags::PUSHED_BACK) {
+                let bytes = if link.has(Flags::PUSHED_BACK) && link.is_established() {
                     self.read_pushed_back(reactor)
                 } else {
                     self.read(reactor)
@@ -153,7 +153,8 @@ where
             } else if link.may_drop() && read_bytes > 0 {
                 read_bytes = read_bytes.saturating_sub(cost(self.drop_unread()));
             } else if !link.has(Flags::UNSETTLED)
-                || !self.finish(reactor) && !self.take_drain_step(reactor, visit, received)
+                || !self.finish(reactor, writes > 0)
+                    && !self.take_drain_step(reactor, visit, received)
             {
                 break;
             }
@@ -161,8 +162,9 @@ where
         self.settle(reactor)
     }
 
-    /// Takes the next step of closing, when everything was sent.
-    fn finish(&mut self, reactor: &mut Reactor) -> bool {
+    /// Takes the next step of closing, when everything was sent. `may_send` says that the
+    /// turn's budget is not spent.
+    fn finish(&mut self, reactor: &mut Reactor, may_send: bool) -> bool {
         self.forget_spent_producer(reactor);
         let stream = self.transport.stream_mut();
         let link = &mut stream.link;
@@ -196,19 +198,17 @@ where
             }
             State::Closing if stream.layer.closing(link) => self.linger_or_end(reactor),
             // What it has to say leaves first.
-            State::Closing => return link.may_flush(),
-            State::WriteClosing => match stream.layer.shutdown_write(link) {
-                Ok(false) => return link.may_flush(),
-                result => {
-                    if let Err(error) = result {
-                        // The peer is gone, which the read side is going to say.
-                        log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", link.token);
-                    }
-                    link.set_state(State::WriteClosed);
-                    link.set(Flags::WRITE_CLOSED);
-                    stream.layer.socket_mut().release_writing(reactor);
+            State::Closing => return may_send && link.may_flush(),
+            State::WriteClosing if stream.layer.half_closing(link) => {
+                if let Err(error) = stream.layer.socket_mut().shutdown_write() {
+                    // The peer is gone, which the read side is going to say.
+                    log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", link.token);
                 }
-            },
+                link.set_state(State::WriteClosed);
+                link.set(Flags::WRITE_CLOSED);
+                stream.layer.socket_mut().release_writing(reactor);
+            }
+            State::WriteClosing => return may_send && link.may_flush(),
             State::WriteClosed if !link.is_open_for_reading() => link.end(CloseReason::Done),
             _ => return false,
         }
@@ -244,7 +244,8 @@ where
     fn drop_unread(&mut self) -> usize {
         let Stream { link, layer, .. } = self.transport.stream_mut();
         let mut buffers = link.shared.take_buffers();
-        let read = layer.do_read(link, &mut buffers, ReadBuffers::CAPACITY);
+        // What layers would make of it is of no interest.
+        let read = bottom_of(layer).do_read(link, &mut buffers, ReadBuffers::CAPACITY);
         link.close_unclaimed(buffers.descriptors().drain(..));
         link.shared.return_buffers(buffers);
         match read {
@@ -291,7 +292,7 @@ where
                 }
                 return false;
             }
-            if remains == Some(Remains::Everything) {
+            if remains == Some(Remains::Everything) && !stream.layer.has_own_end() {
                 self.read_ended(reactor);
             }
         }
@@ -331,7 +332,7 @@ where
         if link.has(Flags::UNSETTLED) {
             schedule(link, reactor);
         }
-        let has_more = link.has(Flags::PENDING)
+        let has_more = link.may_tell()
             || link.may_read()
             || link.may_drop()
             || link.may_flush()
@@ -421,6 +422,8 @@ where
         if error.kind() == std::io::ErrorKind::WouldBlock {
             link.clear(Flags::READABLE);
         } else if link.is_established()
+            && !stream.layer.has_own_end()
+            && error.raw_os_error().is_some()
             && stream.layer.socket().remains(&error) == Remains::Everything
         {
             // Told once, behind the last byte: a UNIX peer has closed, and did not
@@ -593,11 +596,10 @@ where
             cold.unsent.0 += unsent;
             cold.unsent.1 += queued;
         }
-        let is_abort = !link.has(Flags::SHARED)
-            && matches!(
-                link.cold_ref().and_then(|cold| cold.reason.as_ref()),
-                Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
-            );
+        let is_abort = matches!(
+            link.cold_ref().and_then(|cold| cold.reason.as_ref()),
+            Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
+        );
         // What others may hold too is theirs to read.
         let is_ours_to_read = !link.has(Flags::SHARED | Flags::READ_ENDED) && !link.has_lent.get();
         if stream.layer.socket().is_open() {
@@ -605,12 +607,12 @@ where
             // and epoll would report it for as long as they do.
             stream.unwatch(reactor);
             let link = &mut stream.link;
-            if is_abort {
+            if is_abort && !link.has(Flags::SHARED) {
                 stream.layer.socket_mut().prepare_abort();
-            } else if link.has(Flags::UNFLUSHED) {
-                // The last words of a layer: why it ends the connection, say.
-                let _ = stream.layer.flush(link);
+            } else if !is_abort {
+                stream.say_last_words();
             }
+            let link = &mut stream.link;
             Ledger::add(&link.shared.ledger.closed, 1);
             if is_ours_to_read {
                 stream.layer.disarm_unread(link);
@@ -626,7 +628,6 @@ where
                 cold.close_deadline.take(),
                 cold.retry.take(),
                 cold.ask_again.take(),
-                cold.layer_timer.take(),
                 cold.patience.take().map(|(call, _)| call),
                 cold.draining.take().and_then(Draining::into_look),
             ]
@@ -634,6 +635,9 @@ where
             .flatten()
             {
                 // One of them may be what ran.
+                let _ = call.cancel(reactor);
+            }
+            for call in cold.layer_timers.drain(..).filter_map(|it| it.call) {
                 let _ = call.cancel(reactor);
             }
         }
@@ -657,8 +661,10 @@ where
         if link.cold_ref().is_some_and(|cold| cold.connector.is_some())
             && let Some(connector) = link.cold().connector.take()
         {
+            let was_made = link.is_established();
+            let mut ended = ConnectionEnded { reason, was_made };
             reactor.enter(connector, move |connector, reactor| match connector {
-                Some(connector) => connector.request(reactor, &mut ConnectionEnded { reason }),
+                Some(connector) => connector.request(reactor, &mut ended),
                 None => Next::Keep,
             });
         }
@@ -718,6 +724,11 @@ where
         };
         let writing = layer.socket_mut().detach_writing();
         let mut kept = link.kept();
+        for timer in &mut kept.layer_timers {
+            let due = timer.call.take().and_then(|call| call.due(reactor));
+            let left = due.map(|due| due.saturating_duration_since(reactor.now()));
+            timer.after = timer.after.or(left);
+        }
         if let Some(deadline) = link.cold_ref().and_then(|cold| cold.close_deadline) {
             let due = deadline.due(reactor);
             kept.close_within = due.map(|due| due.saturating_duration_since(reactor.now()));
@@ -772,6 +783,14 @@ where
     }
 }
 
+/// The lowest of the layers, which is the socket.
+fn bottom_of(layer: &mut dyn FileDescriptor) -> &mut dyn FileDescriptor {
+    match layer.below().is_some() {
+        true => bottom_of(layer.below_mut().expect("it was there")),
+        false => layer,
+    }
+}
+
 /// What a read takes of the turn's budget.
 fn cost(bytes: usize) -> usize {
     bytes.max(LEAST_READ_COST)
@@ -812,11 +831,10 @@ fn schedule(link: &mut Link, reactor: &mut Reactor) {
         cold.retry_after = (cold.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
         cold.retry = Some(reactor.notify_later(cold.retry_after, token));
     }
-    let wanted = [
-        (&mut cold.close_within, &mut cold.close_deadline),
-        (&mut cold.layer_after, &mut cold.layer_timer),
-    ];
-    for (after, call) in wanted {
+    let of_layers = cold.layer_timers.iter_mut();
+    let of_layers = of_layers.map(|it| (&mut it.after, &mut it.call));
+    let wanted = [(&mut cold.close_within, &mut cold.close_deadline)];
+    for (after, call) in wanted.into_iter().chain(of_layers) {
         if let Some(after) = after.take() {
             if let Some(earlier) = call.take() {
                 // It may have run.
@@ -853,11 +871,7 @@ where
     }
 
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
-        let Stream {
-            link,
-            buffer,
-            layer,
-        } = self.transport.stream_mut();
+        let Stream { link, buffer, .. } = self.transport.stream_mut();
         let cold = link.cold();
         let mut is_retry = false;
         if cold.retry == Some(call) {
@@ -882,9 +896,8 @@ where
                 State::Lingering => CloseReason::Done,
                 _ => CloseReason::CloseTimedOut,
             });
-        } else if cold.layer_timer == Some(call) {
-            cold.layer_timer = None;
-            layer.timer_fired(link, reactor.now());
+        } else if let Some(layer) = cold.layer_of(call) {
+            self.transport.stream_mut().wake_layer(layer, reactor.now());
         } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
             self.patience_ends(unread);
         } else if cold.draining.as_ref().is_some_and(|it| it.looks_at(call)) {

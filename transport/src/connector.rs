@@ -38,6 +38,8 @@ const DIALS_PER_TURN: usize = 16;
 /// Tells a connector that its connection has ended.
 pub(crate) struct ConnectionEnded {
     pub(crate) reason: CloseReason,
+    /// Whether its layers had established it.
+    pub(crate) was_made: bool,
 }
 
 /// Tells a connector what the resolver answered.
@@ -522,7 +524,11 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
             && self.control.state == ConnectorState::Connected
         {
             let reason = std::mem::replace(&mut ended.reason, CloseReason::Done);
-            self.ended(reactor, &reason);
+            match reason {
+                reason if ended.was_made => self.ended(reactor, &reason),
+                CloseReason::ReactorStopped => self.fail(reactor, &ConnectError::ReactorStopped),
+                reason => self.fail(reactor, &ConnectError::Handshake(reason)),
+            }
         } else if let Some(looked_up) = request.downcast_mut::<LookedUp>()
             && self.control.state == ConnectorState::Connecting
             && self.attempts == looked_up.attempt

@@ -15,7 +15,7 @@ use crate::link::Kept;
 /// The socket is deregistered and open, non-blocking and close-on-exec; what
 /// the kernel holds for it, unread or unsent, goes with it.
 pub struct Detached<P> {
-    /// The socket.
+    /// The socket; of a kind with two descriptors, the one for reading.
     pub fd: OwnedFd,
     /// What is written to, where that is another descriptor: `fd` is only read then. Of
     /// a connection of two pipes, say.

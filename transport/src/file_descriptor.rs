@@ -30,6 +30,82 @@ use crate::sys;
 /// and the loop; none of them calls user code.
 ///
 /// Methods come with the [`Link`], by which a layer says what follows.
+///
+/// # Examples
+///
+/// A layer that turns every bit over, put on TCP. It neither holds bytes nor has any of
+/// its own, so that all but two methods say only what it is on:
+///
+/// ```
+/// use std::io;
+/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::endpoint::Listen as _;
+/// use bowline_transport::{
+///     FileDescriptor, Link, ReadBuffers, Received, Socket, Tcp, TcpSocket, Transports,
+/// };
+///
+/// struct Inverted<B>(B);
+///
+/// impl<B: FileDescriptor> FileDescriptor for Inverted<B> {
+///     fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize> {
+///         // A piece at a time, so that this costs no more than that. What is not taken
+///         // is offered again, and has changed nothing.
+///         let mut piece = [0; 4096];
+///         let count = data.len().min(piece.len());
+///         for (to, from) in piece.iter_mut().zip(data) {
+///             *to = !from;
+///         }
+///         self.0.write_some_data(link, &piece[..count])
+///     }
+///
+///     fn do_read(
+///         &mut self,
+///         link: &mut Link,
+///         buffers: &mut ReadBuffers,
+///         limit: usize,
+///     ) -> io::Result<Received> {
+///         let received = self.0.do_read(link, buffers, limit)?;
+///         for byte in &mut buffers.bytes()[..received.bytes()] {
+///             *byte = !*byte;
+///         }
+///         Ok(received)
+///     }
+///
+///     fn below(&self) -> Option<&dyn FileDescriptor> {
+///         Some(&self.0)
+///     }
+///
+///     fn below_mut(&mut self) -> Option<&mut dyn FileDescriptor> {
+///         Some(&mut self.0)
+///     }
+///
+///     fn socket(&self) -> &dyn Socket {
+///         self.0.socket()
+///     }
+///
+///     fn socket_mut(&mut self) -> &mut dyn Socket {
+///         self.0.socket_mut()
+///     }
+/// }
+///
+/// struct Echo;
+///
+/// impl<T: Transport> Protocol<T> for Echo {
+///     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+///         cx.transport.write(data);
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let here = Tcp::at(([127, 0, 0, 1], 0).into());
+/// let here = here.layer(|socket: TcpSocket, _| Inverted(socket));
+/// reactor.listen(here, |_: &Address| Echo)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// One with a handshake, bytes of its own and a word at its end is
+/// `tests/outside/src/scramble.rs` in the repository.
 pub trait FileDescriptor: Any {
     /// Offers bytes of the user's, the first of which is the first that was not
     /// taken yet, and answers how many were taken: at least one. Called when the
@@ -37,14 +113,14 @@ pub trait FileDescriptor: Any {
     /// taken. (Twisted: `writeSomeData`.)
     ///
     /// A layer that changes bytes hands on what became of them. What the socket does
-    /// not take of that it may keep, if it is bounded: it then counts as
-    /// [unflushed](Link::set_unflushed).
+    /// not take of that it may keep, if it is bounded: it then
+    /// [has that flushed](Link::flush_soon). These bytes of the user's count as sent.
     ///
     /// # Errors
     ///
-    /// The kernel's. `WouldBlock` waits for the socket, `ENOBUFS` and
-    /// `ETOOMANYREFS` for a timer, anything else ends the connection once it was
-    /// read out.
+    /// The kernel's, and then nothing was taken. `WouldBlock` waits for the socket,
+    /// `ENOBUFS` and `ETOOMANYREFS` for a timer, anything else ends the connection once
+    /// it was read out.
     fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize>;
 
     /// As [`write_some_data`](Self::write_some_data), for several pieces at once, at
@@ -57,8 +133,8 @@ pub trait FileDescriptor: Any {
         self.write_some_data(link, &pieces[0])
     }
 
-    /// Why the connection ends now that [`write_some_data`](Self::write_some_data) has
-    /// failed for good.
+    /// Why the connection ends now that [`write_some_data`](Self::write_some_data) or
+    /// [`flush`](Self::flush) has failed for good.
     fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {
         match self.below_mut() {
             Some(below) => below.reason_of(link, error),
@@ -71,11 +147,13 @@ pub trait FileDescriptor: Any {
     ///
     /// A layer may read without having anything to deliver
     /// ([`Received::nothing`]), and deliver what it holds in several calls
-    /// ([`Received::and_more`]).
+    /// ([`Received::and_more`]). What it holds it delivers before it reads on, and it
+    /// says so however short the read from below was: no event comes for it.
     ///
     /// # Errors
     ///
-    /// The kernel's, or those of the layer: `InvalidData` for what makes no sense.
+    /// The kernel's, or those of the layer: `InvalidData` for what makes no sense,
+    /// `UnexpectedEof` for a stream that is cut off.
     /// Anything but `WouldBlock` ends the connection.
     fn do_read(
         &mut self,
@@ -121,8 +199,11 @@ pub trait FileDescriptor: Any {
         }
     }
 
-    /// Sends bytes of the layer's own, as long as
-    /// [some wait](Link::set_unflushed) and the socket takes them.
+    /// Sends bytes that a layer holds, its own and those of the user's that it has
+    /// taken. Called as long as there are [some](Self::unflushed) and the socket takes
+    /// them, once a layer has [asked for it](Link::flush_soon). A layer has what is below
+    /// it flushed first, and sends its own by `write_some_data` of that. Called once
+    /// more when the connection ends, unless it is aborted or broken, for last words.
     ///
     /// # Errors
     ///
@@ -130,39 +211,47 @@ pub trait FileDescriptor: Any {
     fn flush(&mut self, link: &mut Link) -> io::Result<()> {
         match self.below_mut() {
             Some(below) => below.flush(link),
-            None => {
-                link.set_unflushed(false);
-                Ok(())
-            }
+            None => Ok(()),
         }
     }
 
-    /// The time that was [asked for](Link::wake_after) has passed.
+    /// How many bytes [`flush`](Self::flush) has to send: those of the layer, and of
+    /// what is below.
+    fn unflushed(&self) -> usize {
+        self.below().map_or(0, |below| below.unflushed())
+    }
+
+    /// The time has passed after which this layer [wanted to be
+    /// called](Link::wake_after).
     fn timer_fired(&mut self, link: &mut Link, now: Instant) {
-        if let Some(below) = self.below_mut() {
-            below.timer_fired(link, now);
-        }
+        let _ = (link, now);
     }
 
     /// Called when the connection is about to close and everything of the user's was
     /// sent, until it answers true: a layer says goodbye by
-    /// [bytes of its own](Link::set_unflushed), and is done when they have left. Not
-    /// called when the connection is aborted or broken.
+    /// [bytes of its own](Link::flush_soon), once, and is done when they have left. Then
+    /// it is the turn of what is below. Not called when the connection is aborted or
+    /// broken, nor before it is established.
+    ///
+    /// Where the connection ends at once although nothing is left to be sent (the
+    /// peer's end does that by default, and a reactor that stops), it is called once,
+    /// and what it wants to say is flushed once.
     fn closing(&mut self, link: &mut Link) -> bool {
         self.below_mut().is_none_or(|below| below.closing(link))
     }
 
-    /// Closes our half. Called when everything of the user's was sent, until it
-    /// answers true: a layer says so by bytes of its own first.
-    ///
-    /// # Errors
-    ///
-    /// The kernel's; the half counts as closed then.
-    fn shutdown_write(&mut self, link: &mut Link) -> io::Result<bool> {
-        match self.below_mut() {
-            Some(below) => below.shutdown_write(link),
-            None => self.socket_mut().shutdown_write().map(|()| true),
-        }
+    /// As [`closing`](Self::closing), when only our half is about to be closed. The
+    /// socket's is closed when all layers are done.
+    fn half_closing(&mut self, link: &mut Link) -> bool {
+        self.below_mut()
+            .is_none_or(|below| below.half_closing(link))
+    }
+
+    /// Whether the peer says that its stream is over by bytes of a layer's own. An end
+    /// of the socket that comes without is none then: that is a stream that was cut
+    /// off, for which [`do_read`](Self::do_read) has an error.
+    fn has_own_end(&self) -> bool {
+        self.below().is_some_and(|below| below.has_own_end())
     }
 
     /// Makes sure that the coming close waits for nothing that the peer sent and
@@ -182,8 +271,10 @@ pub trait FileDescriptor: Any {
     }
 
     /// Takes the layer off a connection, with everything below, and leaves a closed one
-    /// in its place. `None`, by default, says that this cannot be done: the connection
-    /// is not detached then.
+    /// in its place: the connection is being detached, and the layer is put on it again
+    /// when it is [put together](crate::Transports::reattach). `None`, by default, says
+    /// that this cannot be done: the connection is not detached then, and nothing has
+    /// changed.
     fn take(&mut self) -> Option<Self>
     where
         Self: Sized,
@@ -197,7 +288,8 @@ pub trait FileDescriptor: Any {
         false
     }
 
-    /// How many bytes a layer has read and not delivered yet.
+    /// How many bytes a layer has read and not delivered yet. Who waits for them is
+    /// whoever pauses the connection.
     fn undelivered(&self) -> usize {
         self.below().map_or(0, |below| below.undelivered())
     }
@@ -383,11 +475,12 @@ pub trait Socket {
         }
     }
 
-    /// Closes our half.
+    /// Closes our half. What closes a descriptor for that does so when it is
+    /// [released](Self::release_writing).
     ///
     /// # Errors
     ///
-    /// Those of shutdown(2).
+    /// Those of shutdown(2); the half counts as closed.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
     /// Our half was closed: what served nothing else is closed too, once nothing is
@@ -527,7 +620,8 @@ impl Received {
     }
 
     /// What a layer delivers: `bytes` of them, be it none, of a read from below that
-    /// brought `of`.
+    /// brought `of`. The descriptors of that read are delivered with them, unless
+    /// [told otherwise](Self::without_descriptors).
     pub fn delivering(bytes: usize, of: Self) -> Self {
         Self {
             bytes,
@@ -558,6 +652,22 @@ impl Received {
         }
     }
 
+    /// The same, with none: a layer has taken them out of the buffers, and delivers them
+    /// later.
+    #[must_use]
+    pub fn without_descriptors(self) -> Self {
+        let more = u8::from(!self.is_drained()) * Self::MORE;
+        Self {
+            notes: self.notes & !(Self::ANCILLARY | Self::TRUNCATED) | more,
+            ..self
+        }
+    }
+
+    /// Whether something may have come beside the bytes.
+    pub fn had_descriptors(&self) -> bool {
+        self.had_ancillary()
+    }
+
     /// How many bytes there are at the start of the buffers.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -579,7 +689,10 @@ impl Received {
         self.notes & Self::ANCILLARY != 0
     }
 
-    pub(crate) fn is_truncated(&self) -> bool {
+    /// Whether the kernel lost descriptors of this read (`MSG_CTRUNC`). A layer that
+    /// delivers later what came with it says so then, by
+    /// [`delivering`](Self::delivering) of it.
+    pub fn is_truncated(&self) -> bool {
         self.notes & Self::TRUNCATED != 0
     }
 }

@@ -6,6 +6,7 @@
 
 mod flags;
 
+use std::any::TypeId;
 use std::cell::Cell;
 use std::fmt;
 use std::io;
@@ -22,14 +23,14 @@ use bowline_reactor::{DelayedCall, Token};
 
 pub(crate) use self::flags::Flags;
 use crate::connection::Draining;
-use crate::file_descriptor::Remains;
+use crate::file_descriptor::{FileDescriptor, Remains};
 use crate::log;
 use crate::shared::{READ_BYTES, Shared};
 use crate::sys;
 
 /// What a [`FileDescriptor`](crate::FileDescriptor) is given of its connection: a
 /// layer says here that it is [established](Self::established), that it
-/// [has bytes of its own](Self::set_unflushed), or that the connection
+/// [has bytes of its own](Self::flush_soon), or that the connection
 /// [ends](Self::end).
 #[derive(Debug)]
 pub struct Link {
@@ -104,9 +105,8 @@ pub(crate) struct Cold {
     /// What is waited for then, until the connection is lost when it is idle. The link
     /// stays unsettled as long.
     pub(crate) draining: Option<Draining>,
-    /// When a layer wants to be called, asked for and not yet scheduled.
-    pub(crate) layer_after: Option<Duration>,
-    pub(crate) layer_timer: Option<DelayedCall>,
+    /// When layers want to be called, one entry for each that ever did.
+    pub(crate) layer_timers: Vec<LayerTimer>,
     /// How many layers have yet to say that they are established.
     handshakes: u32,
     /// Unsent bytes and descriptors, counted at the end.
@@ -136,6 +136,26 @@ impl fmt::Debug for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Awaited({})", self.position)
     }
+}
+
+impl Cold {
+    /// The layer that `call` is for, if it is for one.
+    pub(crate) fn layer_of(&mut self, call: DelayedCall) -> Option<TypeId> {
+        let mut timers = self.layer_timers.iter_mut();
+        let timer = timers.find(|timer| timer.call == Some(call))?;
+        timer.call = None;
+        Some(timer.layer)
+    }
+}
+
+/// When a layer wants to be called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LayerTimer {
+    /// Its type.
+    pub(crate) layer: TypeId,
+    /// Asked for, and not yet scheduled.
+    pub(crate) after: Option<Duration>,
+    pub(crate) call: Option<DelayedCall>,
 }
 
 /// What ends a connection once it is read out.
@@ -172,6 +192,9 @@ pub(crate) struct Kept {
     read_limit: u32,
     watermarks: Watermarks,
     write_observer: Option<Rc<dyn WriteObserver>>,
+    handshakes: u32,
+    /// In how much time layers want to be called.
+    pub(crate) layer_timers: Vec<LayerTimer>,
     pub(crate) lingering: Option<LingeringClose>,
     /// How much is left of the time for closing, if that is limited.
     pub(crate) close_within: Option<Duration>,
@@ -183,8 +206,14 @@ pub(crate) struct Kept {
 impl Link {
     /// Says, from [`start`](crate::FileDescriptor::start), that the connection is not
     /// made yet: `connection_made` waits until the layer is
-    /// [established](Self::established), and the user's bytes wait as well. Reading
-    /// goes on, pauses or not. Several layers may say so, each for itself.
+    /// [established](Self::established), and the user's bytes and all other callbacks
+    /// wait as well. Reading goes on, pauses or not. Several layers may say so, each for
+    /// itself.
+    ///
+    /// A connection that ends before is told to its protocol by `connection_lost`
+    /// alone, and is a [failed attempt](bowline_protocol::ConnectError::Handshake) for a
+    /// connector. How long a handshake may take is the layer's to say, by
+    /// [`wake_after`](Self::wake_after).
     pub fn begin_handshake(&mut self) {
         self.cold().handshakes += 1;
         self.flags = self.flags.without(Flags::CONNECTION_MADE) | Flags::UNESTABLISHED;
@@ -198,9 +227,10 @@ impl Link {
         cold.handshakes = cold.handshakes.saturating_sub(1);
         if cold.handshakes == 0 && self.has(Flags::UNESTABLISHED) {
             self.flags = self.flags.without(Flags::UNESTABLISHED) | Flags::CONNECTION_MADE;
-            // What was held for this goes on.
-            self.set(Flags::READABLE | Flags::WRITABLE);
+            self.set(Flags::UNSETTLED);
         }
+        // What was held for this goes on, a layer above too.
+        self.set(Flags::READABLE | Flags::WRITABLE);
     }
 
     /// Whether no layer has a handshake under way.
@@ -209,27 +239,37 @@ impl Link {
         !self.has(Flags::UNESTABLISHED)
     }
 
-    /// Says whether a layer holds bytes of its own that have not left: they are
+    /// Says that a layer has bytes that have not left: they are
     /// [flushed](crate::FileDescriptor::flush) as soon as the socket takes some,
-    /// before any byte of the user's. Where several layers have some, the lowest one
-    /// that is done must not say so for the others: a layer says `false` only after
-    /// those below have.
-    pub fn set_unflushed(&mut self, has_bytes: bool) {
-        match has_bytes {
-            true => self.set(Flags::UNFLUSHED | Flags::UNSETTLED),
-            false => self.clear(Flags::UNFLUSHED),
+    /// before any byte of the user's that no layer has taken, until
+    /// [none is left](crate::FileDescriptor::unflushed).
+    pub fn flush_soon(&mut self) {
+        if !self.is_broken() {
+            self.set(Flags::UNFLUSHED | Flags::UNSETTLED);
         }
     }
 
-    /// Has [`timer_fired`](crate::FileDescriptor::timer_fired) called after `delay`,
-    /// once, instead of when that was asked for before.
-    pub fn wake_after(&mut self, delay: Duration) {
-        self.cold().layer_after = Some(delay);
+    /// Has [`timer_fired`](crate::FileDescriptor::timer_fired) of the layer `L` called
+    /// after `delay`, once, instead of when it was to be called before. Each layer of a
+    /// connection has a timer of its own; one that is on when the connection is detached
+    /// goes on when it is put together again.
+    pub fn wake_after<L: FileDescriptor>(&mut self, delay: Duration) {
+        let layer = TypeId::of::<L>();
+        let timers = &mut self.cold().layer_timers;
+        match timers.iter_mut().find(|timer| timer.layer == layer) {
+            Some(timer) => timer.after = Some(delay),
+            None => timers.push(LayerTimer {
+                layer,
+                after: Some(delay),
+                call: None,
+            }),
+        }
         self.set(Flags::UNSETTLED);
     }
 
     /// Ends the connection, for `reason` unless there is one already. What a layer
-    /// has [not flushed](Self::set_unflushed) is offered to the socket once more.
+    /// has [not flushed](Self::flush_soon) is offered to the socket once more, unless
+    /// the reason is an abort.
     pub fn end(&mut self, reason: CloseReason) {
         if self.is_ended() {
             return;
@@ -267,6 +307,12 @@ impl Link {
     /// begins.
     pub fn position(&self) -> u64 {
         self.sent
+    }
+
+    /// Above how many unsent bytes a producer should wait; what
+    /// [`is_send_buffer_full`](crate::FileDescriptor::is_send_buffer_full) compares with.
+    pub fn high_watermark(&self) -> usize {
+        self.high_watermark
     }
 }
 
@@ -322,6 +368,8 @@ impl Link {
             read_limit: self.read_limit,
             watermarks: self.watermarks(),
             write_observer: cold.and_then(|cold| cold.write_observer.clone()),
+            handshakes: cold.map_or(0, |cold| cold.handshakes),
+            layer_timers: cold.map_or_else(Vec::new, |cold| cold.layer_timers.clone()),
             lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
             producer_is_paused: self.is_producer_paused(),
@@ -363,6 +411,12 @@ impl Link {
         if kept.lingering.is_some() {
             self.cold().lingering = kept.lingering;
         }
+        if kept.handshakes > 0 || !kept.layer_timers.is_empty() {
+            let cold = self.cold();
+            cold.handshakes = kept.handshakes;
+            cold.layer_timers = std::mem::take(&mut kept.layer_timers);
+            self.set(Flags::UNSETTLED);
+        }
         if let Some((broken, unsent)) = kept.broken.take() {
             self.cold().unsent.0 = unsent;
             self.set_broken(broken);
@@ -391,6 +445,13 @@ impl Link {
     #[inline(always)]
     pub(crate) fn clear(&mut self, flags: Flags) {
         self.flags = self.flags.without(flags);
+    }
+
+    /// Whether there is something that can be told now: before the connection is made,
+    /// only its end.
+    #[inline]
+    pub(crate) fn may_tell(&self) -> bool {
+        self.has(Flags::PENDING) && (!self.has(Flags::UNESTABLISHED) || self.has(Flags::END))
     }
 
     /// The first of what has to be told.

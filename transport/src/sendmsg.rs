@@ -145,6 +145,11 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         received
     }
 
+    /// Whether what is below is a layer, and no socket.
+    fn is_on_layer(&self) -> bool {
+        self.base.below().is_some()
+    }
+
     /// Whether the peer is not trusted.
     #[inline]
     fn is_wary(&self) -> bool {
@@ -294,10 +299,10 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
 
     fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {
         if error.kind() != io::ErrorKind::InvalidInput {
-            return CloseReason::Lost(error);
+            return self.base.reason_of(link, error);
         }
         let Some(position) = self.find_unpassable(link) else {
-            return CloseReason::Lost(error);
+            return self.base.reason_of(link, error);
         };
         log::warn!(
             target: log::DESCRIPTORS,
@@ -397,6 +402,7 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             .passing
             .as_ref()
             .is_some_and(|passing| passing.linger == Linger::Keep);
+        self.base.disarm_unread(link);
         // A simulated socket keeps the rules of what is closed unread itself.
         let is_real = self.base.socket().reading().is_some();
         if is_trusted || link.has(Flags::PLAIN_READS) || !is_real {
@@ -423,15 +429,19 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             buffers.ancillary.clear();
         }
         link.shared.return_buffers(buffers);
-        if has_more && let Some(fd) = self.base.socket_mut().detach() {
+        // A layer reads no further than it understands.
+        let is_left = has_more || self.is_on_layer() && self.base.descriptor_socket().has_unread();
+        if is_left && let Some(fd) = self.base.socket_mut().detach() {
             close_elsewhere(fd);
         }
     }
 
     #[cold]
     fn leave_unread(&mut self, link: &mut Link) {
-        if link.has(Flags::READ_ENDED | Flags::PLAIN_READS) {
-            // No descriptor waits, nor can one come.
+        self.base.leave_unread(link);
+        if link.has(Flags::READ_ENDED | Flags::PLAIN_READS) && !self.is_on_layer() {
+            // No descriptor waits, nor can one come. (An end that a layer says can be
+            // followed by anything.)
             return;
         }
         // With nothing unread it is closed here, so that the peer sees the end by the time

@@ -3,8 +3,9 @@
 //! The template methods stand here, in terms of what a
 //! [`FileDescriptor`] overrides. None of them calls user code.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::io;
+use std::time::Instant;
 
 use bowline_protocol::{
     CloseReason, LingeringClose, ProducerKind, ProducerRef, RegisterProducerError, Transport,
@@ -176,6 +177,27 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
+    /// How many bytes layers hold that have not left: bytes of their own, and of the
+    /// user's that they have taken, which no longer count as
+    /// [unsent](Transport::unsent_bytes).
+    pub fn unflushed(&self) -> usize {
+        self.layer.unflushed()
+    }
+
+    /// Calls the layer of the type `layer`, if there is one.
+    pub(crate) fn wake_layer(&mut self, layer: TypeId, now: Instant) {
+        let mut place: &mut dyn FileDescriptor = &mut self.layer;
+        loop {
+            if (*place).type_id() == layer {
+                return place.timer_fired(&mut self.link, now);
+            }
+            match place.below_mut() {
+                Some(below) => place = below,
+                None => return,
+            }
+        }
+    }
+
     /// Has its layers start.
     pub(crate) fn start(&mut self) {
         self.layer.start(&mut self.link);
@@ -331,6 +353,37 @@ impl<L: FileDescriptor> Stream<L> {
     pub(crate) fn flush(&mut self) {
         if let Err(error) = self.layer.flush(&mut self.link) {
             self.write_failed(error);
+        }
+        if self.layer.unflushed() == 0 {
+            self.link.clear(Flags::UNFLUSHED);
+        }
+    }
+
+    /// The connection ends, and not by an abort: sends what its layers have still to
+    /// say, as far as the socket takes it now.
+    #[inline]
+    pub(crate) fn say_last_words(&mut self) {
+        if self.layer.below().is_some() {
+            self.flush_last_words();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn flush_last_words(&mut self) {
+        let link = &mut self.link;
+        let reason = link.cold_ref().and_then(|cold| cold.reason.as_ref());
+        let is_orderly = matches!(reason, None | Some(CloseReason::ReactorStopped));
+        if link.is_broken() || !link.has(Flags::WRITABLE) {
+            return;
+        }
+        // Goodbye is said only where all that was written has left with it.
+        if is_orderly && link.is_established() && self.unsent() == 0 {
+            self.layer.closing(&mut self.link);
+        }
+        if self.link.has(Flags::UNFLUSHED) {
+            // Nobody waits for what would not leave now.
+            let _ = self.layer.flush(&mut self.link);
         }
     }
 

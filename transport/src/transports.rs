@@ -673,6 +673,10 @@ fn reattach<T: StreamTransport, P: Protocol<T>>(
         let parts = parts.take().expect("prepared once");
         stream.link.set(Flags::SHARED);
         stream.link.restore(&mut kept);
+        if stream.layer.undelivered() > 0 {
+            // No event says so.
+            stream.link.set(Flags::READABLE);
+        }
         stream.restore_unsent(parts.unsent);
         stream.link.push_back(parts.unread);
         if let Some((producer, kind)) = parts.producer {

@@ -6,11 +6,7 @@ use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::testing::MemoryStream;
-use bowline::{
-    Detached, PipeStream, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixStream,
-    WriteStatus,
-};
+use bowline::{Detached, Reactor, Transport, TransportHandle, Transports, WriteStatus};
 
 use crate::harness::{DynContext, Kind, Link, Script, over_every_kind, over_every_socket, pattern};
 use crate::support::{Record, run_until};
@@ -189,16 +185,7 @@ fn a_broken_one_is_still_broken_where_it_was_moved(kind: Kind) {
     });
     link.settle();
     let detached = detached.take().expect("it is open");
-    let handle = if kind == Kind::Memory {
-        link.reactor.reattach::<MemoryStream, _>(detached)
-    } else if matches!(kind, Kind::Pipes | Kind::Terminal) {
-        link.reactor.reattach::<PipeStream, _>(detached)
-    } else if kind.is_tcp() {
-        link.reactor.reattach::<TcpStream, _>(detached)
-    } else {
-        link.reactor.reattach::<UnixStream, _>(detached)
-    };
-    link.handle = handle.unwrap();
+    link.handle = kind.reattach(&mut link.reactor, detached).unwrap();
     link.settle();
     let transport = link.transport();
     assert_eq!(transport.write(b"more"), WriteStatus::Refused);
