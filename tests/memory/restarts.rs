@@ -44,6 +44,8 @@ const SERVICE: &str = "service";
 /// Where the service manager is, and how many notices it has room for.
 const MANAGER: &str = "manager";
 const ROOM: usize = 3;
+/// Longer than any run.
+const FOREVER: Duration = Duration::from_secs(1_000_000);
 /// A client says first which one it is.
 const NAME_BYTES: usize = 4;
 
@@ -70,12 +72,23 @@ struct World {
     killed: usize,
     taken_over: usize,
     moved: usize,
+    /// Who has come to serve, one after the other, and whether it took over.
+    successions: Vec<(usize, bool)>,
     /// How many gave way to another that started at the same moment.
     gave_way: usize,
     /// Whether it has to hold that nobody starts cold while another serves: where no
     /// channel breaks.
     is_strict: bool,
     untold: usize,
+}
+
+impl World {
+    /// Who took over from it, if somebody has and was told so.
+    fn heir_of(&self, number: usize) -> Option<&Life> {
+        let mut later = self.successions.iter().skip_while(|it| it.0 != number);
+        let (heir, has_taken_over) = later.nth(1)?;
+        has_taken_over.then(|| &self.lives[*heir])
+    }
 }
 
 type Shared = Rc<RefCell<World>>;
@@ -103,7 +116,8 @@ struct LifeState {
     /// It was at some time.
     was_suspended: bool,
     notifier: Option<Rc<Notifier>>,
-    has_taken_over: bool,
+    /// The manager has taken all that it had said when it came to serve.
+    has_told: bool,
     /// The manager took too long for it.
     is_untold: bool,
     /// It died before it served.
@@ -128,15 +142,35 @@ impl Life {
         is_alive && self.restart().is_some_and(|restart| restart.is_serving())
     }
 
-    /// Whether the manager knows of all that it has said, or cannot be told.
+    /// Whether nothing that it said of handing over waits for the manager, or the
+    /// manager took too long for it.
+    fn has_told_of_heir(&self) -> bool {
+        let state = self.state.borrow();
+        let notifier = state.notifier.as_ref();
+        let is_waiting = notifier.is_some_and(|it| it.waiting() > 0);
+        !is_waiting || state.is_untold || state.was_suspended
+    }
+
+    /// Whether the manager knows that it serves, or took too long, or hears of it from
+    /// the kernel: it is dead. What it says later, of restarts of its own, is not what
+    /// its predecessor waits for; nor are its own heirs, for which it waits itself.
     fn is_known(&self) -> bool {
         let state = self.state.borrow();
-        // One that has just died is attached no more.
         let notifier = state.notifier.as_ref();
-        let is_waiting = notifier.is_some_and(|it| it.is_attached() && it.waiting() > 0);
-        // It has gone on to the next restart, and says that.
-        let says_more = state.restart.as_ref().is_some_and(Restart::is_under_way);
-        !is_waiting || says_more || state.is_untold || state.was_suspended || state.is_dead
+        // One that has just died is attached no more.
+        let is_dead = !notifier.is_some_and(|it| it.is_attached());
+        state.has_told || is_dead || state.is_untold || state.was_suspended
+    }
+
+    /// Notes when the manager knows of all that it has said by now.
+    fn watch_manager(&self, reactor: &mut Reactor) {
+        let notifier = self.state.borrow().notifier.clone();
+        let Some(notifier) = notifier else { return };
+        let state = Rc::clone(&self.state);
+        let watched = notifier.when_sent(reactor, FOREVER, move |_, result| {
+            state.borrow_mut().has_told = result.is_ok();
+        });
+        watched.expect("it is attached");
     }
 
     fn leave(&self) {
@@ -217,11 +251,13 @@ impl Program for Server {
         Ok(())
     }
 
-    fn serving(&mut self, _: &mut Reactor, start: Start) {
+    fn serving(&mut self, reactor: &mut Reactor, start: Start) {
+        self.life.watch_manager(reactor);
         let world = &mut *self.shared.borrow_mut();
-        if matches!(start, Start::TookOver { .. }) {
+        let has_taken_over = matches!(start, Start::TookOver { .. });
+        world.successions.push((self.life.number, has_taken_over));
+        if has_taken_over {
             world.taken_over += 1;
-            self.life.state.borrow_mut().has_taken_over = true;
         } else {
             let number = self.life.number;
             let others = world.lives.iter().filter(|it| it.number != number);
@@ -256,12 +292,10 @@ impl Program for Server {
 
     fn handed_over(&mut self, _: &mut Reactor, _: Duration) {
         let world = &mut *self.shared.borrow_mut();
+        let heir = world.heir_of(self.life.number);
+        let is_known = self.life.has_told_of_heir() && heir.is_none_or(Life::is_known);
         // Where channels break, nobody hears that the other has been told.
-        let mut heirs = world.lives.iter().filter(|life| {
-            let is_heir = life.state.borrow().has_taken_over;
-            is_heir || life.number == self.life.number
-        });
-        let is_known = !world.is_strict || heirs.all(Life::is_known);
+        let is_known = is_known || !world.is_strict;
         if !is_known {
             let line = format!("{} ends before the manager knows", self.life.number);
             world.wrong.push(line);
@@ -498,7 +532,7 @@ impl Run {
         let kernel = self.simulation.kernel().clone();
         let mut settings = RestartSettings::new("/simulated");
         settings.kernel = Some(kernel.clone());
-        settings.drain = Duration::from_secs(1_000_000);
+        settings.drain = FOREVER;
         let notifier = Rc::new(Notifier::simulated(&kernel, MANAGER));
         settings.notifier = Some(Rc::clone(&notifier));
         life.state.borrow_mut().notifier = Some(notifier);
@@ -645,6 +679,46 @@ impl Run {
     fn is_over(&self) -> bool {
         let world = self.shared.borrow();
         world.jobs.iter().all(|job| job.outcome.is_some())
+    }
+
+    /// How many were killed, or have died at a point of theirs.
+    fn deaths(&self) -> usize {
+        let mut lives = self.lives();
+        lives.retain(|life| {
+            let state = life.state.borrow();
+            state.is_dead && !state.has_exited
+        });
+        lives.len()
+    }
+
+    /// Has all clients send the rest, and whatever is under way come to its end.
+    ///
+    /// Nobody is told to die anew. But one that was told to die at some step may come
+    /// to that step no sooner than the manager reads, which is now, and be the last one
+    /// that served; and where a channel breaks with the last word of the old process
+    /// on its way, that has gone and the new one gives up. Then the service is started
+    /// again, as any service is.
+    fn end(&mut self) {
+        for _ in 0..20 {
+            for _ in 0..200 {
+                self.advance(Duration::from_secs(1));
+                if self.lives().iter().all(|life| life.state.borrow().is_dead) {
+                    let count = 1 + self.random.below(3);
+                    self.start_some(count);
+                }
+                let jobs = self.shared.borrow().jobs.len();
+                (0..jobs).for_each(|job| self.prod(job, usize::MAX));
+                if self.is_over() && !self.serving().is_empty() {
+                    break;
+                }
+            }
+            let deaths = self.deaths();
+            self.advance(Duration::from_secs(200));
+            let may_be_down = self.deaths() > deaths || !self.shared.borrow().is_strict;
+            if !self.serving().is_empty() || !may_be_down {
+                break;
+            }
+        }
     }
 
     /// Whether a client may have lost its connection: somebody was killed who had it,
@@ -806,19 +880,7 @@ fn simulate(seed: u64) -> Trace {
     run.manager.be_there(&kernel);
     run.manager.reads_percent = 100;
     run.resume();
-    for _ in 0..200 {
-        run.advance(Duration::from_secs(1));
-        if run.lives().iter().all(|life| life.state.borrow().is_dead) {
-            run.start_some(1 + random.below(3));
-        }
-        let jobs = run.shared.borrow().jobs.len();
-        (0..jobs).for_each(|job| run.prod(job, usize::MAX));
-        if run.is_over() && !run.serving().is_empty() {
-            break;
-        }
-    }
-    // Whatever is under way has come to its end by then.
-    run.advance(Duration::from_secs(200));
+    run.end();
 
     // A child whose predecessor's channel broke serves until it is killed, and can start
     // a process that survives it: a stranger, as above.
