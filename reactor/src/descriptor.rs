@@ -133,6 +133,10 @@ impl Interest {
     /// that takes a short read for the last has to know.
     const READABLE: mio::Interest = mio::Interest::READABLE.add(mio::Interest::PRIORITY);
 
+    pub(crate) fn and(self, other: Self) -> Self {
+        if self == other { self } else { Self::Both }
+    }
+
     pub(crate) fn to_mio(self) -> mio::Interest {
         match self {
             Self::Readable => Self::READABLE,

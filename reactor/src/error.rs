@@ -37,6 +37,9 @@ pub enum RunError {
     AlreadyRunning,
     /// As [`ReactorError::Forked`].
     Forked,
+    /// A callback put another reactor in its place: what has ended is that one. The
+    /// first is wherever it was moved to.
+    Replaced,
     /// The program could not go on, for this reason:
     /// [`fail`](crate::Reactor::fail) was called.
     Failed(io::Error),
@@ -47,6 +50,7 @@ impl fmt::Display for RunError {
         match self {
             Self::AlreadyRunning => ReactorError::AlreadyRunning.fmt(f),
             Self::Forked => ReactorError::Forked.fmt(f),
+            Self::Replaced => f.write_str("reactor was replaced inside of a callback"),
             Self::Failed(error) => write!(f, "cannot go on: {error}"),
         }
     }
@@ -55,7 +59,7 @@ impl fmt::Display for RunError {
 impl Error for RunError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::AlreadyRunning | Self::Forked => None,
+            Self::AlreadyRunning | Self::Forked | Self::Replaced => None,
             Self::Failed(error) => Some(error),
         }
     }
@@ -64,7 +68,7 @@ impl Error for RunError {
 impl From<RunError> for io::Error {
     fn from(error: RunError) -> Self {
         match error {
-            RunError::AlreadyRunning | RunError::Forked => Self::other(error),
+            RunError::AlreadyRunning | RunError::Forked | RunError::Replaced => Self::other(error),
             RunError::Failed(error) => error,
         }
     }

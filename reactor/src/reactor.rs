@@ -36,6 +36,7 @@ use self::limits::{EVENTS_PER_TURN, MAX_EVENTS};
 pub use self::limits::{Limits, Statistics};
 use self::stopping::Stopping;
 pub use self::stopping::{DrainRound, GracefulStop};
+use self::turn::Turning;
 pub use self::vacancy::Vacancy;
 
 /// A single-threaded, callback-driven event loop.
@@ -87,6 +88,12 @@ pub use self::vacancy::Vacancy;
 ///
 /// A callback that panics is caught and logged and costs only the descriptor,
 /// delayed call or trigger it belongs to.
+///
+/// A callback must not put another reactor in the place of the one that it is given
+/// ([`mem::swap`], [`mem::replace`]). One that does is treated as if it had panicked: its
+/// descriptor ends. The turn goes on with what stands there now, and [`run`](Self::run)
+/// answers [`RunError::Replaced`] in the end. The reactor that was moved elsewhere can be
+/// turned there, and has lost nothing else.
 ///
 /// # Examples
 ///
@@ -157,6 +164,8 @@ enum Deferred {
     Attend(Token),
     Enter(Token, Entrance),
     Call(Call),
+    /// Its callback put this reactor in the place of its own.
+    Stray(Box<dyn Descriptor>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,7 +257,9 @@ impl Reactor {
     ///
     /// [`RunError::AlreadyRunning`] when it runs or is turned by hand: always
     /// from inside a callback. [`RunError::Failed`] after [`fail`](Self::fail).
+    /// [`RunError::Forked`] and [`RunError::Replaced`] as they say.
     pub fn run(&mut self) -> Result<(), RunError> {
+        let number = self.number();
         self.start().map_err(|error| match error {
             ReactorError::Forked => RunError::Forked,
             _ => RunError::AlreadyRunning,
@@ -259,6 +270,9 @@ impl Reactor {
         }
         while self.state != State::Idle {
             self.turn(None);
+        }
+        if self.number() != number {
+            return Err(RunError::Replaced);
         }
         match self.failure.take() {
             Some(error) => Err(RunError::Failed(error)),
@@ -276,7 +290,7 @@ impl Reactor {
             return Err(ReactorError::Forked);
         }
         // After a crash the state is idle while the callback still runs.
-        if self.state != State::Idle || self.is_turning {
+        if self.state != State::Idle || self.is_turning() {
             return Err(ReactorError::AlreadyRunning);
         }
         log::debug!(target: log::REACTOR, "the loop begins");
@@ -301,7 +315,7 @@ impl Reactor {
     /// From inside a callback this does nothing but log a warning: callbacks
     /// would nest.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Turn {
-        if self.is_turning {
+        if self.is_turning && self.is_turning() {
             log::warn!(target: log::REACTOR, "turned from inside a callback: ignored");
         } else if self.is_forked() {
             log::error!(target: log::REACTOR, "{}: ignored", ReactorError::Forked);
@@ -620,6 +634,7 @@ impl Reactor {
         if self.is_forked() {
             return Err(io::Error::other(ReactorError::Forked));
         }
+        self.slots.set_interest(token, interest);
         self.poll.registry().register(
             &mut SourceFd(&source.as_raw_fd()),
             token.to_mio(),
@@ -642,6 +657,7 @@ impl Reactor {
         if self.is_forked() {
             return Err(io::Error::other(ReactorError::Forked));
         }
+        self.slots.set_interest(token, interest);
         self.poll.registry().reregister(
             &mut SourceFd(&source.as_raw_fd()),
             token.to_mio(),
@@ -771,34 +787,6 @@ impl Reactor {
     /// The counters so far.
     pub fn statistics(&self) -> Statistics {
         self.statistics
-    }
-}
-
-/// A turn under way. Unwinding ends it too: nothing of a callback gets here, but
-/// a clock may panic, or what a simulated process dies of may pass.
-struct Turning<'a> {
-    reactor: &'a mut Reactor,
-}
-
-impl<'a> Turning<'a> {
-    fn begin(reactor: &'a mut Reactor) -> Self {
-        reactor.is_turning = true;
-        Self { reactor }
-    }
-
-    fn end(self) {
-        self.reactor.is_turning = false;
-        mem::forget(self);
-    }
-}
-
-impl Drop for Turning<'_> {
-    #[cold]
-    fn drop(&mut self) {
-        self.reactor.is_turning = false;
-        if self.reactor.events.capacity() == 0 {
-            self.reactor.make_room_for_events();
-        }
     }
 }
 

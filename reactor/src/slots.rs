@@ -10,8 +10,7 @@ use std::mem;
 
 use slab::Slab;
 
-use crate::descriptor::{Descriptor, Readiness};
-use crate::panic::Contained;
+use crate::descriptor::{Descriptor, Interest, Readiness};
 use crate::token::{Generations, Token};
 
 pub(crate) struct Slots {
@@ -37,6 +36,8 @@ pub(crate) struct Slot {
     /// There while the descriptor stands in the reactor's queue of those that
     /// asked for another turn: what was reported meanwhile.
     pub(crate) again: Option<Readiness>,
+    /// What its source is watched for, once it is.
+    pub(crate) interest: Option<Interest>,
 }
 
 impl Slots {
@@ -62,6 +63,7 @@ impl Slots {
             queued: false,
             is_awaited: false,
             again: None,
+            interest: None,
         });
         Some(token)
     }
@@ -79,17 +81,24 @@ impl Slots {
         self.get_mut(token)?.entry.take()
     }
 
-    /// Puts a descriptor into its slot: the first time, or after a callback.
+    /// Puts a descriptor into its slot: the first time, or after a callback. Answers
+    /// it where there is no such slot: these are those of another reactor.
     #[inline(always)]
-    pub(crate) fn put(&mut self, token: Token, entry: Box<dyn Descriptor>) {
+    #[must_use]
+    pub(crate) fn put(
+        &mut self,
+        token: Token,
+        entry: Box<dyn Descriptor>,
+    ) -> Option<Box<dyn Descriptor>> {
         match self.get_mut(token) {
             Some(slot) => {
                 let earlier = slot.entry.replace(entry);
                 debug_assert!(earlier.is_none());
                 // Nothing, which does not have to be looked at to be dropped.
                 mem::forget(earlier);
+                None
             }
-            None => drop_removed(entry),
+            None => Some(entry),
         }
     }
 
@@ -146,6 +155,27 @@ impl Slots {
         self.slab.len() - self.released.len()
     }
 
+    /// Takes note of what the source of a descriptor is watched for.
+    pub(crate) fn set_interest(&mut self, token: Token, interest: Interest) {
+        if let Some(slot) = self.get_mut(token) {
+            let all = slot
+                .interest
+                .map_or(interest, |before| before.and(interest));
+            slot.interest = Some(all);
+        }
+    }
+
+    /// Gives up the slots that are named and empty. While no callback runs there are
+    /// none, but for one whose descriptor could not be put back.
+    pub(crate) fn release_empty(&mut self) {
+        let is_empty = |slot: &&Slot| slot.entry.is_none() && slot.token != Token::WAKER;
+        let empty = self.slab.iter().map(|(_, slot)| slot).filter(is_empty);
+        let empty: Vec<_> = empty.map(|slot| slot.token).collect();
+        for token in empty {
+            let _ = self.release(token);
+        }
+    }
+
     /// The names of all that is registered, in slot order.
     pub(crate) fn tokens(&self) -> Vec<Token> {
         self.slab
@@ -154,14 +184,6 @@ impl Slots {
             .filter(|&token| token != Token::WAKER)
             .collect()
     }
-}
-
-/// Drops a descriptor that was removed during its own callback, of which a panic
-/// may be on its way.
-#[cold]
-#[inline(never)]
-fn drop_removed(entry: Box<dyn Descriptor>) {
-    drop(Contained::new(entry));
 }
 
 impl Slot {
@@ -218,15 +240,15 @@ mod tests {
     }
 
     #[test]
-    fn descriptor_removed_during_its_callback_is_dropped_and_not_put_back() {
+    fn descriptor_whose_slot_is_gone_is_answered_and_not_put_back() {
         let mut slots = Slots::new();
         let token = slots.reserve().unwrap();
-        slots.put(token, Box::new(Numbered(1)));
+        assert!(slots.put(token, Box::new(Numbered(1))).is_none());
         let out = slots.take(token).unwrap();
         assert!(slots.take(token).is_none(), "it is out");
         assert!(slots.rename(token).is_none(), "nobody renames what is out");
         assert!(slots.release(token).is_none(), "its slot is empty");
-        slots.put(token, out);
+        assert!(slots.put(token, out).is_some());
         assert!(slots.get_mut(token).is_none());
         assert_eq!((slots.len(), slots.tokens()), (0, vec![]));
     }
@@ -235,7 +257,7 @@ mod tests {
     fn what_stood_in_a_queue_under_its_old_name_does_not_under_the_new() {
         let mut slots = Slots::new();
         let old = slots.reserve().unwrap();
-        slots.put(old, Box::new(Numbered(1)));
+        assert!(slots.put(old, Box::new(Numbered(1))).is_none());
         let slot = slots.get_mut(old).unwrap();
         slot.queued = true;
         slot.again = Some(Readiness::default());
@@ -255,7 +277,7 @@ mod tests {
                 match operation {
                     0 | 1 => {
                         let token = slots.reserve().unwrap();
-                        slots.put(token, Box::new(Numbered(number_of as u32)));
+                        prop_assert!(slots.put(token, Box::new(Numbered(number_of as u32))).is_none());
                         prop_assert!(model.insert(token, number_of as u32).is_none());
                         tokens.push(token);
                     }
@@ -282,7 +304,7 @@ mod tests {
                         prop_assert_eq!(out.is_some(), model.contains_key(&token));
                         if let Some(out) = out {
                             prop_assert!(!slots.get_mut(token).unwrap().is_occupied());
-                            slots.put(token, out);
+                            prop_assert!(slots.put(token, out).is_none());
                         }
                     }
                     _ => slots.recycle(),

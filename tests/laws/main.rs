@@ -11,5 +11,6 @@ mod fairness;
 mod handles;
 mod names;
 mod panics;
+mod replaced;
 mod settings;
 mod time;

@@ -1,10 +1,12 @@
 //! One turn of the loop: its phases, and what they are made of.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io;
 use std::mem;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,9 +15,9 @@ use mio::unix::SourceFd;
 use super::{Alarm, Deferred, Reactor, State};
 use crate::clock::Sleep;
 use crate::delayed_call::DelayedCall;
-use crate::descriptor::{Descriptor, Next, Readiness};
+use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::log;
-use crate::panic::{Panic, catch_panic};
+use crate::panic::{Contained, Panic, catch_panic};
 use crate::slots::Slot;
 use crate::sys::TimerFd;
 use crate::token::Token;
@@ -38,6 +40,56 @@ const CATCH_UP_TURNS: usize = 64;
 /// How often a descriptor is told that it panicked which panics when it is told:
 /// once for what happened, once for its last callback, and one to spare.
 const TOLD_OF_PANICS: u32 = 3;
+
+thread_local! {
+    /// The [numbers](Reactor::number) of reactors that were replaced in a callback, and
+    /// have not been turned since.
+    static INTERRUPTED: RefCell<BTreeSet<u32>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// A turn under way. Unwinding ends it too: nothing of a callback gets here, but
+/// a clock may panic, or what a simulated process dies of may pass.
+pub(super) struct Turning<'a> {
+    pub(super) reactor: &'a mut Reactor,
+    number: u32,
+}
+
+impl<'a> Turning<'a> {
+    pub(super) fn begin(reactor: &'a mut Reactor) -> Self {
+        reactor.is_turning = true;
+        Self {
+            number: reactor.number(),
+            reactor,
+        }
+    }
+
+    pub(super) fn end(self) {
+        self.reactor.is_turning = false;
+        if self.reactor.number() != self.number {
+            replaced(self.number);
+        }
+        mem::forget(self);
+    }
+}
+
+impl Drop for Turning<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.reactor.is_turning = false;
+        if self.reactor.events.capacity() == 0 {
+            self.reactor.make_room_for_events();
+        }
+        if self.reactor.number() != self.number {
+            replaced(self.number);
+        }
+    }
+}
+
+#[cold]
+fn replaced(number: u32) {
+    log::error!(target: log::REACTOR, "the reactor was replaced by another inside of a callback");
+    INTERRUPTED.with_borrow_mut(|it| it.insert(number));
+}
 
 impl Reactor {
     // The phases of a turn.
@@ -281,6 +333,7 @@ impl Reactor {
                 self.current = Token::WAKER;
                 call.run(self, ());
             }
+            Deferred::Stray(stray) => self.end_stray(stray),
         }
     }
 
@@ -408,6 +461,79 @@ impl Reactor {
         true
     }
 
+    /// Takes a descriptor whose callback put this reactor in the place of its own,
+    /// which nothing here can reach: it is told later in this turn that it panicked.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn adopt_stray(&mut self, stray: Box<dyn Descriptor>) {
+        // A panic may be on its way, and is the stray's.
+        self.current = Token::WAKER;
+        self.deferred.push_back(Deferred::Stray(stray));
+    }
+
+    #[cold]
+    fn end_stray(&mut self, stray: Box<dyn Descriptor>) {
+        self.current = Token::WAKER;
+        let mut stray = Contained::new(stray);
+        let panicked: Result<(), Panic> =
+            catch_panic(|| panic!("the reactor was replaced inside of its callback"));
+        let Err(panic) = panicked else { return };
+        self.statistics.panics += 1;
+        let told = catch_panic(|| match stray.panicked(self, panic) {
+            Next::Remove => {}
+            Next::Keep | Next::Again => stray.shutdown(self),
+        });
+        if let Err(panic) = told {
+            self.log_panic(Token::WAKER, &panic);
+        }
+    }
+
+    /// Whether a turn of this reactor runs, and a callback with it.
+    ///
+    /// One that was replaced in a callback has not ended its turn. It begins anew:
+    /// the events of that turn are asked for again, and the descriptor whose callback
+    /// it was has ended elsewhere.
+    #[cold]
+    pub(super) fn is_turning(&mut self) -> bool {
+        if !self.is_turning || !INTERRUPTED.with_borrow_mut(|it| it.remove(&self.number())) {
+            return self.is_turning;
+        }
+        self.is_turning = false;
+        self.make_room_for_events();
+        self.slots.release_empty();
+        self.slots.recycle();
+        for token in self.slots.tokens() {
+            if let Err(error) = self.watch_anew(token, Self::rewatch) {
+                log::error!(target: log::REACTOR, "{token}: cannot be watched: {error}");
+            }
+        }
+        false
+    }
+
+    /// Has the poller report what is ready under `token`, as it did before.
+    pub(super) fn watch_anew(
+        &mut self,
+        token: Token,
+        watch: fn(&mut Self, Token, BorrowedFd<'_>, Interest) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(slot) = self.slots.get_mut(token) else {
+            return Ok(());
+        };
+        let Some(interest) = slot.interest else {
+            return Ok(());
+        };
+        let Some(entry) = self.slots.take(token) else {
+            return Ok(());
+        };
+        let result = match entry.source() {
+            Some(source) => watch(self, token, source, interest),
+            None => Ok(()),
+        };
+        // It was there a moment ago.
+        let _: Option<_> = self.slots.put(token, entry);
+        result
+    }
+
     /// Does what a descriptor wants after its callback.
     #[inline(never)]
     fn follow(&mut self, token: Token, next: Next) {
@@ -457,7 +583,11 @@ impl Reactor {
     /// costs the same descriptor, and no more.
     #[cold]
     fn recover(&mut self, mut panic: Panic) {
-        let token = mem::replace(&mut self.current, Token::WAKER);
+        let mut token = mem::replace(&mut self.current, Token::WAKER);
+        if !self.is_turning {
+            // It took the place of the one whose callback it was.
+            token = Token::WAKER;
+        }
         for _ in 0..TOLD_OF_PANICS {
             self.statistics.panics += 1;
             self.log_panic(token, &panic);
@@ -568,8 +698,10 @@ impl Drop for Taken<'_> {
     // Inlined, or the fields would have to stand in memory during the call.
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            self.reactor.slots.put(self.token, entry);
+        if let Some(entry) = self.entry.take()
+            && let Some(stray) = self.reactor.slots.put(self.token, entry)
+        {
+            self.reactor.adopt_stray(stray);
         }
     }
 }

@@ -46,7 +46,9 @@ impl Vacancy<'_> {
         // What is filled is not given up.
         let mut this = ManuallyDrop::new(self);
         let token = this.token;
-        this.reactor.slots.put(token, entry);
+        if let Some(stray) = this.reactor.slots.put(token, entry) {
+            this.reactor.adopt_stray(stray);
+        }
         if this.reactor.state == State::Stopping {
             this.reactor.drain_latecomer(token);
         }
