@@ -13,7 +13,7 @@
 //! 8. [Worker processes](pools)
 //! 9. [Restarts, moves and systemd](restarts)
 //! 10. [Testing your protocol](testing)
-//! 11. [Threads, signals and other loops](embedding)
+//! 11. [Threads, signals, forks and other loops](embedding)
 //! 12. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]

@@ -83,6 +83,12 @@ pub trait Descriptor: 'static {
         let _ = reactor;
     }
 
+    /// This process was forked, and goes on with the descriptor
+    /// ([`Reactor::after_fork`]): another process has its file too. What
+    /// [`source`](Self::source) answers is watched again afterwards, and then there is an
+    /// [`attend`](Self::attend); further sources are to be watched anew by that.
+    fn forked(&mut self) {}
+
     /// What the poller watches, while there is something to watch: without it
     /// there is nothing to [register](Reactor::register).
     ///

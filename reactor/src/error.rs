@@ -13,6 +13,8 @@ pub enum ReactorError {
     /// The reactor is the copy of another process's, from which this one was
     /// forked.
     Forked,
+    /// `after_fork` in the process that made the reactor.
+    NotForked,
     /// `stop` or `crash` on a reactor that does not run.
     NotRunning,
 }
@@ -22,6 +24,7 @@ impl fmt::Display for ReactorError {
         f.write_str(match self {
             Self::AlreadyRunning => "reactor is already running",
             Self::Forked => "reactor belongs to the process that this one was forked from",
+            Self::NotForked => "reactor belongs to this process already",
             Self::NotRunning => "reactor is not running",
         })
     }

@@ -62,6 +62,8 @@ pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, 
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::{SignalHandler, signal};
+#[doc(hidden)]
+pub use crate::sys::generation as forks;
 pub use crate::thread_pool::{
     AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
 };

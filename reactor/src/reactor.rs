@@ -1,5 +1,6 @@
 //! The reactor as its users see it; `turn` has the phases of its loop.
 
+mod forked;
 mod limits;
 mod stopping;
 mod turn;
@@ -67,12 +68,18 @@ pub use self::vacancy::Vacancy;
 /// with its parent, and whatever it did to them would happen to the parent too. So the
 /// copy does nothing any more. It does not start or turn. It watches and deregisters
 /// nothing, and removes no socket file. What its descriptors are asked for is not
-/// done. Dropping it closes the child's own copies of the descriptors.
+/// done. Dropping it closes the child's own copies of the descriptors, and no peer
+/// notices.
 ///
-/// A child that goes on as a server makes a reactor of its own, and adopts what it
-/// wants to keep. A daemon forks before there is a reactor, since threads do not
+/// A child that goes on as a server calls [`after_fork`](Self::after_fork), or makes a
+/// reactor of its own. A daemon forks before there is a reactor, since threads do not
 /// survive a fork either. (Forks are noticed by pthread_atfork(3): those of fork(3)
 /// and daemon(3), not of a system call made by hand.)
+///
+/// Fork between turns: before [`run`](Self::run), or when it has returned after a
+/// [`crash`](Self::crash). A child that was forked inside of a callback must not return
+/// from it, since the rest of the parent's turn would follow. It executes another
+/// program, or ends by `_exit`.
 ///
 /// # Late is not missed
 ///
@@ -793,7 +800,7 @@ impl Reactor {
 impl Drop for Reactor {
     fn drop(&mut self) {
         // All that is user code's one by one: a panic of a drop is its own.
-        drop_each(self.remote.close());
+        drop_each(self.remote.close(self.is_forked()));
         // Descriptors go before the poller, each deregistered first: the file
         // may be shared, and the registration with it.
         for token in self.slots.tokens() {

@@ -93,8 +93,15 @@ impl RemoteHandle {
 
     /// Refuses calls from now on; returns those that wait, to be dropped outside
     /// of the lock: what they own may call us.
-    pub(crate) fn close(&self) -> Vec<RemoteCall> {
-        let mut queue = self.queue();
+    ///
+    /// In a forked child a thread that does not exist there may have the lock; what
+    /// waits is the parent's to be dropped then.
+    pub(crate) fn close(&self, is_forked: bool) -> Vec<RemoteCall> {
+        let mut queue = match self.shared.queue.try_lock() {
+            Ok(queue) => queue,
+            Err(_) if is_forked => return Vec::new(),
+            Err(_) => self.queue(),
+        };
         queue.is_closed = true;
         std::mem::take(&mut queue.calls)
     }

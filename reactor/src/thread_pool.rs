@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use crate::log;
 use crate::panic::{Panic, catch_panic};
 use crate::reactor::Reactor;
+use crate::sys;
 use crate::triggers::{Hold, Phase, SystemEvent};
 
 /// As many as Twisted has. They are for waiting, on a disk or on a name server,
@@ -126,6 +128,9 @@ pub enum ThreadCallError {
     NoThread(io::Error),
     /// The reactor stopped: it was not begun, or not waited for.
     Stopped,
+    /// This process was forked meanwhile ([`Reactor::after_fork`]): the work is its
+    /// parent's.
+    Forked,
     /// The pool belongs to another reactor; it was not begun.
     OtherReactor,
 }
@@ -137,6 +142,7 @@ impl fmt::Display for ThreadCallError {
             Self::QueueFull => f.write_str("too many calls wait for a thread"),
             Self::NoThread(error) => write!(f, "cannot start a thread: {error}"),
             Self::Stopped => f.write_str("reactor stopped before the call in a thread was done"),
+            Self::Forked => f.write_str("call in a thread of the process that was forked"),
             Self::OtherReactor => f.write_str("thread pool belongs to another reactor"),
         }
     }
@@ -146,7 +152,11 @@ impl Error for ThreadCallError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::NoThread(error) => Some(error),
-            Self::Panicked(_) | Self::QueueFull | Self::Stopped | Self::OtherReactor => None,
+            Self::Panicked(_)
+            | Self::QueueFull
+            | Self::Stopped
+            | Self::Forked
+            | Self::OtherReactor => None,
         }
     }
 }
@@ -201,18 +211,8 @@ impl ThreadPool {
     pub fn new(settings: ThreadPoolSettings) -> Self {
         Self {
             local: Rc::new(Local {
-                shared: Arc::new(Shared {
-                    queue: Mutex::new(Queue {
-                        settings,
-                        jobs: VecDeque::new(),
-                        threads: Vec::new(),
-                        alive: 0,
-                        idle: 0,
-                        busy: 0,
-                        is_closed: false,
-                    }),
-                    changed: Condvar::new(),
-                }),
+                process: Cell::new(sys::generation()),
+                shared: RefCell::new(Shared::new(settings)),
                 reactor: Cell::new(None),
                 unfinished: Cell::new(0),
                 hold: Cell::new(None),
@@ -264,18 +264,20 @@ impl ThreadPool {
     /// Changes how it works, from now on. Threads beyond a lower limit end when
     /// they have done what they do.
     pub fn set_settings(&self, settings: ThreadPoolSettings) {
-        self.local.shared.queue().settings = settings;
-        self.local.shared.changed.notify_all();
+        let shared = self.local.shared();
+        shared.queue().settings = settings;
+        shared.changed.notify_all();
     }
 
     /// How it works.
     pub fn settings(&self) -> ThreadPoolSettings {
-        self.local.shared.queue().settings.clone()
+        self.local.shared().queue().settings.clone()
     }
 
     /// How busy it is, at this moment.
     pub fn counts(&self) -> ThreadPoolCounts {
-        let queue = self.local.shared.queue();
+        let shared = self.local.shared();
+        let queue = shared.queue();
         ThreadPoolCounts {
             threads: queue.alive,
             idle: queue.idle,
@@ -291,7 +293,8 @@ impl ThreadPool {
             return Err(ThreadCallError::OtherReactor);
         }
         local.reactor.set(Some(number));
-        let mut queue = local.shared.queue();
+        let shared = local.shared();
+        let mut queue = shared.queue();
         if queue.is_closed && reactor.is_stopping() {
             return Err(ThreadCallError::Stopped);
         }
@@ -303,7 +306,7 @@ impl ThreadPool {
         // Those that are idle have a job each already, as far as they reach.
         if queue.jobs.len() >= queue.idle
             && queue.alive < queue.settings.max_threads.max(1)
-            && let Err(error) = queue.start_thread(&local.shared)
+            && let Err(error) = queue.start_thread(&shared)
             && queue.alive == 0
         {
             return Err(ThreadCallError::NoThread(error));
@@ -311,7 +314,7 @@ impl ThreadPool {
         queue.jobs.push_back(job);
         let finishes = queue.settings.at_shutdown == AtShutdown::Finish;
         drop(queue);
-        local.shared.changed.notify_one();
+        shared.changed.notify_one();
         if finishes && local.unfinished.get() == 1 {
             local.hold.set(Some(reactor.hold(SystemEvent::Shutdown)));
         }
@@ -329,17 +332,18 @@ impl ThreadPool {
     /// Ends all threads, and tells of what is not done.
     fn stop(&self, reactor: &mut Reactor) {
         self.local.is_awaiting_shutdown.set(false);
-        let mut queue = self.local.shared.queue();
+        let shared = self.local.shared();
+        let mut queue = shared.queue();
         queue.is_closed = true;
-        let threads = std::mem::take(&mut queue.threads);
+        let threads = mem::take(&mut queue.threads);
         let finishes = queue.settings.at_shutdown == AtShutdown::Finish;
         let dropped = if finishes {
             VecDeque::new()
         } else {
-            std::mem::take(&mut queue.jobs)
+            mem::take(&mut queue.jobs)
         };
         drop(queue);
-        self.local.shared.changed.notify_all();
+        shared.changed.notify_all();
         drop(dropped);
         if finishes {
             for thread in threads {
@@ -374,7 +378,9 @@ impl ThreadCall {
 
 /// The pool's part in the reactor's thread.
 struct Local {
-    shared: Arc<Shared>,
+    /// The [process](sys::generation) that has the threads.
+    process: Cell<u32>,
+    shared: RefCell<Arc<Shared>>,
     /// The [number](Reactor::number) of the reactor that it was first used with.
     reactor: Cell<Option<u32>>,
     /// What was submitted and has not come back, cancelled calls included.
@@ -385,13 +391,29 @@ struct Local {
     is_awaiting_shutdown: Cell<bool>,
 }
 
+impl Local {
+    /// What the threads of this process have: in a forked child there are none yet.
+    fn shared(&self) -> Arc<Shared> {
+        let process = sys::known_generation();
+        if self.process.get() != process {
+            let (settings, jobs) = self.shared.borrow().leave();
+            self.process.set(process);
+            // A thread that is not there is not to be joined or detached either.
+            mem::forget(self.shared.replace(Shared::new(settings)));
+            drop(jobs);
+        }
+        Arc::clone(&self.shared.borrow())
+    }
+}
+
 impl Drop for Local {
     fn drop(&mut self) {
-        let mut queue = self.shared.queue();
+        let shared = self.shared();
+        let mut queue = shared.queue();
         queue.is_closed = true;
-        let dropped = std::mem::take(&mut queue.jobs);
+        let dropped = mem::take(&mut queue.jobs);
         drop(queue);
-        self.shared.changed.notify_all();
+        shared.changed.notify_all();
         // What they own is dropped outside the lock.
         drop(dropped);
     }
@@ -434,6 +456,30 @@ impl Queue {
 }
 
 impl Shared {
+    fn new(settings: ThreadPoolSettings) -> Arc<Self> {
+        Arc::new(Self {
+            queue: Mutex::new(Queue {
+                settings,
+                jobs: VecDeque::new(),
+                threads: Vec::new(),
+                alive: 0,
+                idle: 0,
+                busy: 0,
+                is_closed: false,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// How it worked in the process that this one was forked from, and what waited
+    /// there. A thread may have had the lock, which nobody gives back here.
+    fn leave(&self) -> (ThreadPoolSettings, VecDeque<Job>) {
+        match self.queue.try_lock() {
+            Ok(mut queue) => (queue.settings.clone(), mem::take(&mut queue.jobs)),
+            Err(_) => (ThreadPoolSettings::default(), VecDeque::new()),
+        }
+    }
+
     /// What a thread does.
     fn work(&self) {
         let mut queue = self.queue();
@@ -539,7 +585,8 @@ impl Calls {
         };
         let tell = waiting.tell.take();
         let pool = waiting.pool.clone();
-        let mut queue = pool.local.shared.queue();
+        let shared = pool.local.shared();
+        let mut queue = shared.queue();
         let place = queue.jobs.iter().position(|job| job.id == id);
         let job = place.and_then(|place| queue.jobs.remove(place));
         drop(queue);
@@ -558,6 +605,20 @@ impl Calls {
         let of_pool =
             |(_, waiting): &(&u64, &Waiting)| Rc::ptr_eq(&waiting.pool.local, &pool.local);
         calls.iter().filter(of_pool).map(|(id, _)| *id).collect()
+    }
+}
+
+/// In a forked child: has all who wait for a thread be told that there is none.
+pub(crate) fn forget_threads(reactor: &mut Reactor) {
+    let calls = Calls::of(reactor);
+    let ids: Vec<_> = calls.waiting.borrow().keys().copied().collect();
+    for id in ids {
+        let pool = calls.waiting.borrow().get(&id).map(|it| it.pool.clone());
+        if let Some(pool) = pool {
+            pool.call_ended();
+        }
+        let forked = Some(ThreadCallError::Forked);
+        reactor.defer(move |reactor| Calls::tell(reactor, id, forked));
     }
 }
 

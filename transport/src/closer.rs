@@ -36,22 +36,26 @@ const MOST_ASLEEP: usize = 64;
 /// How many messages and clients are taken out of one socket, and those inside of it.
 const MOST_TAKEN: usize = 65_536;
 
-/// What waits to be closed, of all reactors of this process.
-static QUEUE: Mutex<Queue> = Mutex::new(Queue {
-    waiting: VecDeque::new(),
-    is_served: false,
-});
+/// Those of this process are the ones that its [number](bowline_reactor::forks) says: a
+/// forked child has none of its parent's threads, and what one of them had locked stays
+/// locked there.
+static CLOSERS: [Closers; 4] = [const { Closers::new() }; 4];
 
-/// How many were given away and are not closed.
-static UNCLOSED: AtomicUsize = AtomicUsize::new(0);
-
-/// How many of them a thread is closing.
-static CLOSING: AtomicUsize = AtomicUsize::new(0);
+/// What is to be closed, of all reactors of a process.
+struct Closers {
+    queue: Mutex<Queue>,
+    /// How many were given away and are not closed.
+    unclosed: AtomicUsize,
+    /// How many of them a thread is closing.
+    closing: AtomicUsize,
+}
 
 struct Queue {
     waiting: VecDeque<OwnedFd>,
     /// Whether there is a thread that takes from it.
     is_served: bool,
+    /// The process that it is of.
+    process: u32,
 }
 
 /// Closes a descriptor that a peer has sent, without ever waiting for it: by the time
@@ -84,19 +88,20 @@ pub fn close_received(fd: OwnedFd) {
 /// [`close_received`]. If that is more than none for more than a moment, a peer has
 /// sent something whose close waits.
 pub fn descriptors_closing() -> usize {
-    UNCLOSED.load(Ordering::Acquire)
+    Closers::of_this_process().unclosed.load(Ordering::Acquire)
 }
 
 /// Closes a UNIX socket whose queue nobody has read.
 #[cold]
 pub(crate) fn close_elsewhere(fd: OwnedFd) {
-    UNCLOSED.fetch_add(1, Ordering::Relaxed);
-    let mut queue = queue();
+    let closers = Closers::of_this_process();
+    closers.unclosed.fetch_add(1, Ordering::Relaxed);
+    let mut queue = closers.queue();
     queue.waiting.push_back(fd);
     if queue.is_served {
         return;
     }
-    let started = start(serve);
+    let started = start(|| closers.serve());
     queue.is_served = started.is_ok();
     let waiting = queue.waiting.len();
     drop(queue);
@@ -106,10 +111,6 @@ pub(crate) fn close_elsewhere(fd: OwnedFd) {
     }
 }
 
-fn queue() -> MutexGuard<'static, Queue> {
-    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new()
         .name(NAME.to_owned())
@@ -117,23 +118,74 @@ fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread.spawn(run).map(drop)
 }
 
-/// Has all that waits closed, and ends.
-fn serve() {
-    let mut closer = None;
-    loop {
-        let mut queue = queue();
-        let Some(fd) = queue.waiting.pop_front() else {
-            queue.is_served = false;
-            return;
-        };
-        drop(queue);
-        closer = close_by(closer, fd);
+impl Closers {
+    const fn new() -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                waiting: VecDeque::new(),
+                is_served: false,
+                process: 0,
+            }),
+            unclosed: AtomicUsize::new(0),
+            closing: AtomicUsize::new(0),
+        }
     }
-}
 
-fn close(fd: OwnedFd) {
-    drop(fd);
-    UNCLOSED.fetch_sub(1, Ordering::Release);
+    fn of_this_process() -> &'static Self {
+        let process = bowline_reactor::forks();
+        let closers = &CLOSERS[process as usize % CLOSERS.len()];
+        let mut queue = closers.queue();
+        if queue.process != process {
+            // An ancestor's, whose threads are not here.
+            queue.process = process;
+            queue.is_served = false;
+            closers
+                .unclosed
+                .store(queue.waiting.len(), Ordering::Relaxed);
+            closers.closing.store(0, Ordering::Relaxed);
+        }
+        drop(queue);
+        closers
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has all that waits closed, and ends.
+    fn serve(&'static self) {
+        let mut closer = None;
+        loop {
+            let mut queue = self.queue();
+            let Some(fd) = queue.waiting.pop_front() else {
+                queue.is_served = false;
+                return;
+            };
+            drop(queue);
+            closer = self.close_by(closer, fd);
+        }
+    }
+
+    /// Has `closer`, or a new one, close `fd`; answers it if it can go on.
+    fn close_by(&'static self, closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
+        let asleep = self.closing.load(Ordering::Relaxed);
+        let closer = match closer.map_or_else(|| Closer::start(self), Ok) {
+            Ok(closer) if asleep < MOST_ASLEEP => closer,
+            others => {
+                // If it has to wait, it is this thread that does, and no loop.
+                close_emptied(fd);
+                self.unclosed.fetch_sub(1, Ordering::Release);
+                return others.ok();
+            }
+        };
+        self.closing.fetch_add(1, Ordering::Relaxed);
+        closer.give.send(fd).ok()?;
+        match closer.done.recv_timeout(PATIENCE) {
+            Ok(()) => Some(closer),
+            // It ends when it wakes up.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
 }
 
 /// Closes a socket after everything was taken out of it whose close could wait, and out
@@ -172,7 +224,6 @@ fn close_emptied(fd: OwnedFd) {
             }
         }
     }
-    UNCLOSED.fetch_sub(1, Ordering::Release);
 }
 
 /// A thread that closes one after the other, and says when it has.
@@ -182,38 +233,19 @@ struct Closer {
 }
 
 impl Closer {
-    fn start() -> io::Result<Self> {
+    fn start(closers: &'static Closers) -> io::Result<Self> {
         let (give, take) = mpsc::channel::<OwnedFd>();
         let (say, done) = mpsc::channel();
         start(move || {
             for fd in take {
-                close(fd);
-                CLOSING.fetch_sub(1, Ordering::Relaxed);
+                drop(fd);
+                closers.unclosed.fetch_sub(1, Ordering::Release);
+                closers.closing.fetch_sub(1, Ordering::Relaxed);
                 if say.send(()).is_err() {
                     return;
                 }
             }
         })?;
         Ok(Self { give, done })
-    }
-}
-
-/// Has `closer`, or a new one, close `fd`; answers it if it can go on.
-fn close_by(closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
-    let asleep = CLOSING.load(Ordering::Relaxed);
-    let closer = match closer.map_or_else(Closer::start, Ok) {
-        Ok(closer) if asleep < MOST_ASLEEP => closer,
-        others => {
-            // If it has to wait, it is this thread that does, and no loop.
-            close_emptied(fd);
-            return others.ok();
-        }
-    };
-    CLOSING.fetch_add(1, Ordering::Relaxed);
-    closer.give.send(fd).ok()?;
-    match closer.done.recv_timeout(PATIENCE) {
-        Ok(()) => Some(closer),
-        // It ends when it wakes up.
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
     }
 }

@@ -955,6 +955,13 @@ where
         while !self.deliver(reactor) {}
     }
 
+    fn forked(&mut self) {
+        let link = &mut self.transport.stream_mut().link;
+        link.set(Flags::SHARED);
+        // Asked for again when there is something to write.
+        link.clear(Flags::WATCHES_WRITING);
+    }
+
     fn source(&self) -> Option<BorrowedFd<'_>> {
         let stream = self.transport.stream();
         match stream.link.has(Flags::UNWATCHED) {

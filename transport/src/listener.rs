@@ -515,6 +515,10 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         self.close(reactor);
     }
 
+    fn forked(&mut self) {
+        self.control.is_shared.set(true);
+    }
+
     fn source(&self) -> Option<BorrowedFd<'_>> {
         self.control.socket.as_ref()?.source()
     }

@@ -17,7 +17,7 @@ extern "C" fn forked() {
 }
 
 /// The number of this process, which it shares with none that it was forked from.
-pub(crate) fn generation() -> u32 {
+pub fn generation() -> u32 {
     REGISTERED.call_once(|| {
         // SAFETY: the function is one of this program, which stays loaded, and does
         // nothing but an atomic addition, which is allowed after a fork.
@@ -120,6 +120,98 @@ mod tests {
             assert_eq!(count.get(), 1);
         }),
     ];
+
+    fn reads(reactor: &mut Reactor) -> (Token, UnixStream, Rc<Cell<usize>>) {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let count = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&count);
+        let build = |_| -> Box<dyn Descriptor> { Box::new(Reads(ours, counted)) };
+        let token = reactor.register(Interest::Readable, build).unwrap();
+        (token, peer, count)
+    }
+
+    /// A reactor with all that does not survive a fork, and what its child goes on
+    /// with.
+    #[test]
+    fn a_forked_child_goes_on_with_what_it_keeps_and_the_parent_with_all() {
+        let mut reactor = Reactor::new().unwrap();
+        let (kept, mut peer, count) = reads(&mut reactor);
+        let (other, mut other_peer, other_count) = reads(&mut reactor);
+        reactor.start().unwrap();
+        let fired = Rc::new(Cell::new(0));
+        let (firing, late) = (Rc::clone(&fired), Duration::from_millis(50));
+        reactor.call_later(late, move |_| firing.set(firing.get() + 1));
+        let told = Rc::new(Cell::new(None));
+        let (telling, remote) = (Rc::clone(&told), reactor.remote());
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        reactor.call_in_thread(
+            move || {
+                let _ = wait.recv();
+            },
+            move |_, result| telling.set(Some(result.is_ok())),
+        );
+        // Sets the timer of the parent.
+        reactor.turn(Some(Duration::from_millis(1)));
+        // Ready before the fork, and not reported yet.
+        peer.write_all(b"x").unwrap();
+        let (mut copy, both) = (Some(reactor), Rc::clone(&count));
+        let ended = in_a_fork(|| {
+            let mut reactor = copy.take().expect("it is there");
+            reactor.after_fork(&[kept]).expect("it is forked");
+            assert_eq!(reactor.registered(), 1);
+            assert!(!reactor.is_registered(other));
+            let again = reactor.after_fork(&[]).unwrap_err();
+            let again = again.get_ref().and_then(|it| it.downcast_ref());
+            assert_eq!(again, Some(&ReactorError::NotForked));
+            let turn_until = |reactor: &mut Reactor, is_done: &dyn Fn() -> bool| {
+                while !is_done() {
+                    assert_eq!(reactor.turn(Some(Duration::from_secs(5))), Turn::Continue);
+                }
+            };
+            turn_until(&mut reactor, &|| both.get() == 1);
+            turn_until(&mut reactor, &|| told.get() == Some(false));
+            turn_until(&mut reactor, &|| fired.get() == 1);
+            assert!(remote.call_from_thread(|_| {}).is_err(), "the parent's");
+            // Threads of its own, which wake it.
+            let done = Rc::new(Cell::new(0));
+            let set = Rc::clone(&done);
+            reactor.call_in_thread(|| 7, move |_, it| set.set(it.unwrap_or(0)));
+            turn_until(&mut reactor, &|| done.get() == 7);
+            reactor.stop().expect("it runs");
+            while reactor.turn(None) == Turn::Continue {}
+        });
+        assert!(ended);
+        let mut reactor = copy.take().expect("the parent's");
+        let error = reactor.after_fork(&[]).unwrap_err();
+        let error = error.get_ref().and_then(|it| it.downcast_ref());
+        assert_eq!(error, Some(&ReactorError::NotForked));
+        assert_eq!(reactor.registered(), 2);
+        go.send(()).unwrap();
+        for peer in [&mut peer, &mut other_peer] {
+            peer.write_all(b"x").unwrap();
+        }
+        let is_done = || (count.get(), other_count.get(), fired.get()) == (1, 1, 1);
+        while !is_done() || told.get() != Some(true) {
+            reactor.turn(Some(Duration::from_secs(5)));
+        }
+    }
+
+    #[test]
+    fn a_child_that_was_forked_inside_a_callback_does_not_go_on_there() {
+        let mut reactor = Reactor::new().unwrap();
+        reactor.start().unwrap();
+        let ended = Rc::new(Cell::new(false));
+        let set = Rc::clone(&ended);
+        reactor.call_soon(move |reactor| {
+            set.set(in_a_fork(|| {
+                let error = reactor.after_fork(&[]).unwrap_err();
+                let error = error.get_ref().and_then(|it| it.downcast_ref());
+                assert_eq!(error, Some(&ReactorError::AlreadyRunning));
+            }));
+        });
+        reactor.turn(Some(Duration::ZERO));
+        assert!(ended.get());
+    }
 
     /// The poller is the parent's too: a child that dropped its copy took the
     /// parent's descriptors out of it.

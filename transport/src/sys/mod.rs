@@ -28,6 +28,8 @@ mod announce;
 mod cmsg;
 mod errno;
 pub(crate) mod file;
+#[cfg(test)]
+mod fork_tests;
 mod msg;
 mod number;
 mod path;

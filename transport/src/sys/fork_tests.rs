@@ -1,0 +1,198 @@
+//! What a forked child does with its parent's connections and listeners.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{Address, CloseReason, Context, Protocol, Transport};
+use bowline_reactor::Reactor;
+
+use crate::{Tcp, Transports, Unix};
+
+#[derive(Clone, Default)]
+struct Echo(Rc<Cell<u32>>);
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, _: &CloseReason) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// Runs `child` in a forked process; whether it came to its end.
+fn in_a_fork(child: impl FnOnce()) -> bool {
+    // SAFETY: the child has this thread only. It calls the allocator, which the C
+    // library makes usable after a fork, and locks nothing that another thread could
+    // have had.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: takes a number; should anything hang, it ends the child.
+            unsafe { libc::alarm(10) };
+            let is_over = catch_unwind(AssertUnwindSafe(child)).is_ok();
+            // SAFETY: ends the child without what is the parent's to be done.
+            unsafe { libc::_exit(i32::from(!is_over)) }
+        }
+        pid => {
+            let mut status = 0;
+            // SAFETY: the status is written to a place that outlives the call.
+            let waited = unsafe { libc::waitpid(pid, &mut status, 0) };
+            waited == pid && status == 0
+        }
+    }
+}
+
+trait Peer: Read + Write {
+    fn limit(&self);
+}
+
+impl Peer for TcpStream {
+    fn limit(&self) {
+        self.set_nonblocking(true).expect("a socket");
+    }
+}
+
+impl Peer for UnixStream {
+    fn limit(&self) {
+        self.set_nonblocking(true).expect("a socket");
+    }
+}
+
+fn echoes(reactor: &mut Reactor, peer: &mut dyn Peer) -> bool {
+    peer.limit();
+    if peer.write_all(b"?").is_err() {
+        return false;
+    }
+    for _ in 0..1_000 {
+        reactor.turn(Some(Duration::from_millis(10)));
+        match peer.read(&mut [0; 8]) {
+            Ok(count) => return count == 1,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, |it| it.count())
+}
+
+fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener.accept().unwrap().0, peer)
+}
+
+/// The child serves what it keeps, whose file and sockets the parent goes on with as if
+/// nothing had been.
+#[test]
+fn a_forked_child_serves_what_it_keeps_and_harms_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut reactor = Reactor::new().unwrap();
+    let lost = Echo::default();
+    let served = lost.clone();
+    let unix = Unix::at(&*path);
+    let unix = reactor
+        .listen(unix, move |_: &Address| served.clone())
+        .unwrap();
+    let served = lost.clone();
+    let tcp = Tcp::at(([127, 0, 0, 1], 0).into());
+    let tcp = reactor
+        .listen(tcp, move |_: &Address| served.clone())
+        .unwrap();
+    let (ours, mut kept_peer) = tcp_pair();
+    let kept = reactor.adopt(Tcp, ours.into(), lost.clone()).unwrap();
+    let (ours, mut other_peer) = UnixStream::pair().unwrap();
+    let other = reactor.adopt(Unix, ours.into(), lost.clone()).unwrap();
+    reactor.start().unwrap();
+    reactor.call_later(Duration::from_millis(1), |_| {});
+    reactor.turn(Some(Duration::from_secs(5)));
+    assert!(echoes(&mut reactor, &mut kept_peer));
+    assert!(echoes(&mut reactor, &mut other_peer));
+
+    let mut copy = Some(reactor);
+    let ended = in_a_fork(|| {
+        let mut reactor = copy.take().expect("it is there");
+        let before = open_descriptors();
+        reactor
+            .after_fork(&[unix.token(), kept.token()])
+            .expect("it is forked");
+        // A listener, a connection, and the parent's timer.
+        assert_eq!(open_descriptors(), before - 3);
+        assert!(reactor.get(other).is_none() && reactor.get(tcp).is_none());
+        assert!(echoes(&mut reactor, &mut kept_peer));
+        let mut client = UnixStream::connect(&path).expect("it listens");
+        assert!(echoes(&mut reactor, &mut client));
+        // Would be a reset, and the end of the parent's too.
+        reactor.get(kept).expect("kept").abort_connection();
+        reactor.turn(Some(Duration::ZERO));
+        assert!(reactor.get(kept).is_none());
+        assert_eq!(lost.0.get(), 1, "and nobody else was told");
+        reactor.get(unix).expect("kept").stop_listening();
+        reactor.turn(Some(Duration::ZERO));
+        drop(reactor);
+    });
+    assert!(ended);
+    let mut reactor = copy.take().expect("the parent's");
+    assert!(path.exists());
+    assert!(echoes(&mut reactor, &mut kept_peer));
+    assert!(echoes(&mut reactor, &mut other_peer));
+    let mut client = UnixStream::connect(&path).unwrap();
+    assert!(echoes(&mut reactor, &mut client));
+    let address = reactor.get(tcp).unwrap().address().as_inet().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    assert!(echoes(&mut reactor, &mut client));
+    assert_eq!(lost.0.get(), 0);
+    drop(reactor);
+    assert!(!path.exists());
+}
+
+/// A child that takes its parent's place takes the file as well.
+#[test]
+fn a_forked_child_owns_the_file_that_its_parent_disowns() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let mut reactor = Reactor::new().unwrap();
+    let listener = reactor
+        .listen(Unix::at(&*path), |_: &Address| Echo::default())
+        .unwrap();
+    let mut copy = Some(reactor);
+    let ended = in_a_fork(|| {
+        let mut reactor = copy.take().expect("it is there");
+        reactor.after_fork(&[listener.token()]).expect("forked");
+        let ours = reactor.get(listener).expect("kept");
+        let file = ours.socket_file().expect("of a path");
+        ours.own_socket_file(file).expect("it is there");
+        drop(reactor);
+        assert!(!path.exists());
+    });
+    assert!(ended && !path.exists());
+}
+
+/// The threads that close what strangers sent are the parent's.
+#[test]
+fn a_forked_child_closes_what_was_received_in_threads_of_its_own() {
+    let close = || {
+        let (theirs, mut ours) = UnixStream::pair().expect("there is room");
+        ours.set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a socket");
+        crate::close_received(theirs.into());
+        assert_eq!(ours.read(&mut [0]).ok(), Some(0));
+    };
+    close();
+    // Whatever the parent's thread holds at the moment of the fork.
+    for _ in 0..20 {
+        let (theirs, _ours) = UnixStream::pair().unwrap();
+        crate::close_received(theirs.into());
+        assert!(in_a_fork(close));
+    }
+}
