@@ -104,6 +104,48 @@ fn both_ends_of_a_connection_have_their_protocol_and_peer_in_the_log() {
     ledger.assert_balanced();
 }
 
+/// Asks for all of a list by their handles, its own among them.
+struct Announces(Record);
+
+impl<T: Transport> Protocol<T> for Announces {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        for handle in [self.0.handle(0), cx.transport.handle()] {
+            if let Some(transport) = cx.reactor.get(handle) {
+                transport.write(data);
+            }
+        }
+    }
+}
+
+/// A message to everybody that is sent through the reactor does not reach its sender,
+/// since the reactor does not have it at that moment.
+#[test]
+fn who_misses_its_own_connection_is_told_once() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let mut reactor = Reactor::new().unwrap();
+    let other = Record::default();
+    let (ours, mut others_peer) = socketpair();
+    reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&other))
+        .unwrap();
+    run_until_quiet(&mut reactor);
+    let (ours, mut peer) = socketpair();
+    let handle = reactor
+        .adopt_unix_stream(ours.into(), Announces(other))
+        .unwrap();
+    let warning = format!("{}: asked for by its handle", handle.token());
+    assert!(capture::lines(&warning).is_empty());
+    for _ in 0..3 {
+        peer.write_all(b"?").unwrap();
+        run_until_quiet(&mut reactor);
+        std::io::Read::read_exact(&mut others_peer, &mut [0]).unwrap();
+    }
+    assert_eq!(capture::lines(&warning).len(), 1);
+    drop((reactor, peer, others_peer));
+    ledger.assert_balanced();
+}
+
 /// Contract G-09, G-10.
 #[test]
 fn each_panic_is_logged_once_and_says_whose_it_is() {

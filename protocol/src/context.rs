@@ -26,6 +26,7 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
     }
 
     /// Any transport by its handle, this one included; `None` when it is gone.
+    /// ([`Reactor::get`] does not find this one while its callback runs.)
     ///
     /// What is done to it takes effect at once (writes are buffered, reading
     /// is paused); callbacks that this causes follow after the running one.

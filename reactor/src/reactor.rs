@@ -144,6 +144,8 @@ pub struct Reactor {
     stopping: Stopping,
     /// Whether a turn runs, and callbacks with it: they must not nest.
     is_turning: bool,
+    /// Whether a callback asked for its own descriptor by its handle.
+    has_missed_own: bool,
     /// The [process](sys::generation) that it was made in.
     process: u32,
     triggers: Triggers,
@@ -241,6 +243,7 @@ impl Reactor {
             failure: None,
             stopping: Stopping::default(),
             is_turning: false,
+            has_missed_own: false,
             triggers: Triggers::new(),
             limits: Limits::default(),
             statistics: Statistics::default(),
@@ -687,14 +690,20 @@ impl Reactor {
 
     /// Reaches a registered descriptor through its handle, at once.
     ///
-    /// `None` when it is gone, or when its own callback is running (inside it
-    /// the descriptor is at hand anyway). The descriptor's
-    /// [`attend`](Descriptor::attend) is called later in the same turn, so that
-    /// it can act on what was changed.
+    /// `None` when it is gone, and when its own callback is running: what is out for
+    /// a callback nobody else can be given. So whoever speaks to all of a list from
+    /// inside a callback, its own transport included, uses `Context::get` of that
+    /// callback, or hands the list to a [`defer`](Self::defer)red call; where the own one
+    /// is missed here for the first time, that is logged as a warning.
+    /// [`is_registered`](Self::is_registered) tells the two kinds of `None` apart.
+    ///
+    /// The descriptor's [`attend`](Descriptor::attend) is called later in the same turn,
+    /// so that it can act on what was changed.
     pub fn get<T: ?Sized>(&mut self, handle: Handle<T>) -> Option<&mut T> {
         let token = handle.token();
         let slot = self.slots.get_mut(token)?;
         if !slot.is_occupied() {
+            missed_own(&mut self.has_missed_own, token);
             return None;
         }
         if !slot.queued {
@@ -794,6 +803,17 @@ impl Reactor {
     /// The counters so far.
     pub fn statistics(&self) -> Statistics {
         self.statistics
+    }
+}
+
+/// One line for each reactor: it is the program that does it, every time.
+#[cold]
+fn missed_own(is_told: &mut bool, token: Token) {
+    if !mem::replace(is_told, true) {
+        log::warn!(
+            target: log::REACTOR,
+            "{token}: asked for by its handle inside of its own callback, whose context has it",
+        );
     }
 }
 
