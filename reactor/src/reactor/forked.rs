@@ -36,7 +36,8 @@ impl Reactor {
     /// from a listener that both have, and a client comes to one of them. Of a
     /// connection only one may read and write: the other one takes it apart and drops
     /// the socket, or keeps its hands off it. Closing it does no harm to the other; it is
-    /// never made to reset. A UNIX listener's file is removed by the parent, unless the
+    /// never made to reset. (Adopt one over two descriptors, as of standard input and
+    /// output, anew instead: what it writes to is not watched again.) A UNIX listener's file is removed by the parent, unless the
     /// child owns it from now on (`Listener::own_socket_file`) and the parent has disowned
     /// it.
     ///
