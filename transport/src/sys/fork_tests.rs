@@ -10,15 +10,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Address, CloseReason, Context, Protocol, Transport};
+use bowline_protocol::{Address, CloseReason, Context, Protocol, Transport, TransportHandle};
 use bowline_reactor::Reactor;
 
 use crate::{Tcp, Transports, Unix};
 
 #[derive(Clone, Default)]
-struct Echo(Rc<Cell<u32>>);
+struct Echo(Rc<Cell<u32>>, Rc<Cell<Option<TransportHandle>>>);
 
 impl<T: Transport> Protocol<T> for Echo {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.1.set(Some(cx.transport.handle()));
+    }
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         cx.transport.write(data);
     }
@@ -195,4 +198,36 @@ fn a_forked_child_closes_what_was_received_in_threads_of_its_own() {
         crate::close_received(theirs.into());
         assert!(in_a_fork(close));
     }
+}
+
+/// A socket that was made to reset is, whoever closes it last.
+#[test]
+fn what_a_forked_child_aborts_is_not_reset_when_the_parent_closes_it() {
+    let mut reactor = Reactor::new().unwrap();
+    let echo = Echo::default();
+    let served = echo.clone();
+    let tcp = Tcp::at(([127, 0, 0, 1], 0).into());
+    let tcp = reactor
+        .listen(tcp, move |_: &Address| served.clone())
+        .unwrap();
+    let address = reactor.get(tcp).unwrap().address().as_inet().unwrap();
+    reactor.start().unwrap();
+    let mut peer = TcpStream::connect(address).unwrap();
+    assert!(echoes(&mut reactor, &mut peer));
+    let accepted = echo.1.get().unwrap();
+    let mut copy = Some(reactor);
+    let ended = in_a_fork(|| {
+        let mut reactor = copy.take().expect("it is there");
+        reactor.after_fork(&[accepted.token()]).expect("forked");
+        reactor.get(accepted).expect("kept").abort_connection();
+        reactor.turn(Some(Duration::ZERO));
+        assert_eq!(echo.0.get(), 1);
+    });
+    assert!(ended);
+    let mut reactor = copy.take().expect("the parent's");
+    assert!(echoes(&mut reactor, &mut peer));
+    reactor.get(accepted).unwrap().lose_connection();
+    reactor.turn(Some(Duration::ZERO));
+    peer.set_nonblocking(false).unwrap();
+    assert_eq!(peer.read(&mut [0]).unwrap(), 0, "an end, and no reset");
 }
