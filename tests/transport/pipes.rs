@@ -616,7 +616,7 @@ fn role(name: &str) -> Command {
 
 const ROLE: &str = "BOWLINE_TEST_STDIO";
 
-/// M-10: both are files, and the process writes on by itself.
+/// M-10, W-66: both are files, and the process writes on by itself.
 #[test]
 fn standard_streams_are_a_connection() {
     let ledger = DescriptorLedger::open();
