@@ -21,6 +21,8 @@ mod log;
 pub mod pool;
 pub mod restart;
 pub mod systemd;
+#[cfg(feature = "testing")]
+mod testing;
 pub mod wire;
 
 pub use crate::inherited::Inherited;

@@ -12,7 +12,7 @@ mod notify;
 mod queue;
 mod sender;
 mod watchdog;
-mod way;
+pub(crate) mod way;
 
 pub(crate) use self::environment::prepare_successor;
 pub use self::listen::{ActivationError, Announced, announced, inherited};

@@ -530,8 +530,7 @@ impl Run {
         let process = self.simulation.spawn().expect("descriptors");
         life.state.borrow_mut().process = Some(process);
         let kernel = self.simulation.kernel().clone();
-        let mut settings = RestartSettings::new("/simulated");
-        settings.kernel = Some(kernel.clone());
+        let mut settings = RestartSettings::simulated("/simulated", &kernel);
         settings.drain = FOREVER;
         let notifier = Rc::new(Notifier::simulated(&kernel, MANAGER));
         settings.notifier = Some(Rc::clone(&notifier));

@@ -6,8 +6,6 @@ use std::os::unix::net;
 
 use bowline_protocol::{Protocol, UnixTransport, UnixTransportHandle};
 use bowline_reactor::Reactor;
-#[cfg(feature = "testing")]
-use bowline_transport::testing::{MemorySocket, MemoryStream};
 use bowline_transport::{AdoptError, Transports as _, UnixStream};
 
 /// A connected socket that a channel can run over: a UNIX stream socket, or, with the
@@ -59,19 +57,5 @@ impl ChannelSocket for net::UnixStream {
         protocol: impl Protocol<UnixStream>,
     ) -> Result<UnixTransportHandle, AdoptError> {
         reactor.adopt_unix_stream(self.into(), protocol)
-    }
-}
-
-#[cfg(feature = "testing")]
-impl ChannelSocket for MemorySocket {
-    type Transport = MemoryStream;
-    type Error = io::Error;
-
-    fn adopt(
-        self,
-        reactor: &mut Reactor,
-        protocol: impl Protocol<MemoryStream>,
-    ) -> io::Result<UnixTransportHandle> {
-        Ok(Self::adopt(self, reactor, protocol)?.unix_transport())
     }
 }

@@ -12,11 +12,11 @@ use bowline_reactor::{Reactor, SystemEvent};
 use bowline_transport::ChildWatch;
 
 use super::WorkerId;
-use super::dispatcher::{Link, REFUSAL_PAUSE, Shared};
-use super::messages::{FromWorker, Refusal};
-use super::process::Started;
-use super::settings::{PoolEvent, Undelivered, WorkerStage};
-use super::state::{Call, Leaving, Life, State, Worker, moment_after};
+use super::dispatcher::{PoolShared, WorkerEnd};
+use super::messages::FromWorker;
+use super::process::StartedWorker;
+use super::settings::{PoolEvent, WorkerStage};
+use super::state::{Answered, Call, Leaving, Member, PoolLife, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
 
@@ -32,7 +32,7 @@ const STALL: Duration = Duration::from_millis(500);
 /// usually there at the same moment, unless somebody else has it too.
 const CHANNEL_GRACE: Duration = Duration::from_secs(1);
 
-impl Shared {
+impl PoolShared {
     // Workers.
 
     pub(super) fn start_missing_workers(self: &Rc<Self>, reactor: &mut Reactor) {
@@ -46,7 +46,7 @@ impl Shared {
             self.arm_tick(reactor);
             let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
             settings.handshake_timeout = self.state.borrow().settings.start_timeout;
-            let link = Link {
+            let link = WorkerEnd {
                 shared: Rc::clone(self),
                 worker: id,
             };
@@ -100,9 +100,9 @@ impl Shared {
         self: &Rc<Self>,
         reactor: &mut Reactor,
         id: WorkerId,
-        started: Started,
+        started: StartedWorker,
     ) -> std::io::Result<()> {
-        let Started { channel, process } = started;
+        let StartedWorker { channel, process } = started;
         let pid = process.pid();
         // It is on the list that this belongs to.
         let shared = Rc::downgrade(self);
@@ -131,7 +131,7 @@ impl Shared {
         };
         let mut state = self.state.borrow_mut();
         state.counts.started += 1;
-        state.workers.push(Worker {
+        state.workers.push(Member {
             id,
             pid,
             channel,
@@ -190,76 +190,22 @@ impl Shared {
         id: WorkerId,
         answer: &FromWorker,
     ) {
-        let mut state = self.state.borrow_mut();
-        let State {
-            workers, counts, ..
-        } = &mut *state;
-        let Some(worker) = workers.iter_mut().find(|worker| worker.id == id) else {
+        let answered = self.state.borrow_mut().answered(id, answer, reactor.now());
+        let Some(Answered {
+            event,
+            drains,
+            has_use,
+        }) = answered
+        else {
             return;
         };
-        let (delivery, live, refusal) = match *answer {
-            FromWorker::Accepted { id, live } => (Some(id), live, None),
-            FromWorker::Refused { id, reason, live } => (Some(id), live, Some(reason)),
-            FromWorker::Load { live } => (None, live, None),
-        };
-        worker.live = live;
-        worker.answered = reactor.now();
-        worker.not_before = None;
-        let mut event = None;
-        if worker.stage == WorkerStage::Hung {
-            worker.stage = WorkerStage::Serving;
-            let (worker, pid) = (id, worker.pid);
-            event = Some(PoolEvent::Recovered { worker, pid });
-        }
-        let job = delivery.and_then(|delivery| worker.take(delivery));
-        if job.is_none()
-            && let Some(delivery) = delivery
-        {
-            log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
-        }
-        let started = worker.started;
-        let (mut refused, mut drains) = (None, false);
-        match (job, refusal) {
-            (Some(_taken), None) => {
-                // Our copy is closed: the worker has its own.
-                worker.acknowledged += 1;
-                counts.acknowledged += 1;
-            }
-            (Some(mut job), Some(reason)) => {
-                worker.refused += 1;
-                counts.refused += 1;
-                match reason {
-                    Refusal::Draining if worker.stage == WorkerStage::Serving => {
-                        worker.stage = WorkerStage::Draining;
-                        drains = true;
-                    }
-                    Refusal::Overloaded | Refusal::DescriptorLost => {
-                        worker.not_before = Some(reactor.now() + REFUSAL_PAUSE);
-                    }
-                    _ => {}
-                }
-                job.refused_by.push((id, reason));
-                job.since = reactor.now();
-                refused = Some(job);
-            }
-            (None, _) => {}
-        }
-        let has_use = refused.is_some() || !state.waiting.is_empty() || !state.paused.is_empty();
-        let is_stopping = matches!(state.life, Life::Stopping { .. });
-        if let Some(job) = refused {
-            state.wait_for_another(job);
-        }
-        if drains {
-            state.judge_life(started, reactor.now());
-        }
-        drop(state);
         if let Some(event) = event {
             self.tell(reactor, event);
         }
         if drains {
             self.replace_later(reactor);
         }
-        if has_use || is_stopping {
+        if has_use {
             self.pump_later(reactor);
         }
     }
@@ -280,7 +226,7 @@ impl Shared {
         let mut worker = state.workers.remove(place);
         let now = reactor.now();
         if matches!(reason, CloseReason::ReactorStopped) {
-            state.life = Life::Stopped;
+            state.life = PoolLife::Stopped;
         }
         let was_asked = worker.drain_deadline.is_some();
         let unanswered = worker.in_flight.len();
@@ -300,21 +246,13 @@ impl Shared {
         } else {
             state.take_back(&mut worker.in_flight);
         }
-        let is_killed = worker.stage == WorkerStage::Killed;
-        let leaving = Leaving {
-            id,
-            pid: worker.pid,
-            process: worker.process,
-            held: worker.in_flight,
-            kill_at: (!is_killed).then(|| moment_after(now, state.settings.exit_timeout)),
-            ended: worker.ended,
-        };
-        let is_death = matches!(state.life, Life::Running) && !was_asked;
+        let is_death = matches!(state.life, PoolLife::Running) && !was_asked;
         let is_failed_start = is_death && !worker.was_ready;
         if is_death {
             state.counts.deaths += 1;
             state.judge_life(worker.started, now);
         }
+        let leaving = worker.leave(moment_after(now, state.settings.exit_timeout));
         // One that had said that it drains has its replacement.
         let needs_replacement = is_death && state.lacks_workers();
         drop(state);
@@ -408,76 +346,22 @@ impl Shared {
     }
 
     pub(super) fn tick(self: &Rc<Self>, reactor: &mut Reactor) {
-        let now = reactor.now();
-        let mut events = Vec::new();
-        let mut late = Vec::new();
-        let has_panicked;
-        {
-            let mut state = self.state.borrow_mut();
-            let state = &mut *state;
+        let (events, late, has_panicked) = {
+            let state = &mut *self.state.borrow_mut();
+            let now = reactor.now();
             let due = state.tick.take().unwrap_or(now);
             let too_late = now.saturating_duration_since(due);
             if too_late > STALL {
                 state.leave_out(too_late);
             }
-            let is_over =
-                matches!(&state.life, Life::Stopping { deadline, .. } if now >= *deadline);
-            has_panicked = mem::take(&mut state.is_starting);
-            for worker in &mut state.workers {
-                let oldest = worker.in_flight.front().map_or(now, |job| job.since);
-                let age = now.saturating_duration_since(oldest);
-                // One that goes on has much to answer that is old by then.
-                let silence = now.saturating_duration_since(oldest.max(worker.answered));
-                if worker.stage == WorkerStage::Serving && silence > state.settings.ack_timeout {
-                    worker.stage = WorkerStage::Hung;
-                    state.counts.hangs += 1;
-                    let (worker, pid) = (worker.id, worker.pid);
-                    events.push(PoolEvent::Hung { worker, pid });
-                }
-                let is_too_late = state.settings.kill_timeout.is_some_and(|limit| age > limit)
-                    || worker
-                        .drain_deadline
-                        .is_some_and(|deadline| now >= deadline);
-                if is_too_late && worker.stage != WorkerStage::Killed {
-                    worker.kill();
-                }
-            }
-            for leaving in &mut state.leaving {
-                if leaving
-                    .kill_at
-                    .is_some_and(|deadline| is_over || now >= deadline)
-                {
-                    leaving.kill_at = None;
-                    log::warn!(target: log::HANDOFF, "{}, process {}, does not exit: killed", leaving.id, leaving.pid);
-                    if let Err(error) = leaving.process.kill() {
-                        log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", leaving.pid);
-                    }
-                }
-            }
-            let limit = state.settings.queue_timeout;
-            let held = state.leaving.iter_mut().map(|leaving| &mut leaving.held);
-            for queue in held.chain([&mut state.waiting]) {
-                let mut staying = VecDeque::with_capacity(queue.len());
-                for job in queue.drain(..) {
-                    if is_over {
-                        late.push((job, Undelivered::Stopped));
-                    } else if now.saturating_duration_since(job.since) > limit {
-                        late.push((job, Undelivered::WaitedTooLong));
-                    } else {
-                        staying.push_back(job);
-                    }
-                }
-                *queue = staying;
-            }
-            let killable = |worker: &&mut Worker| worker.stage != WorkerStage::Killed;
-            if is_over {
-                state
-                    .workers
-                    .iter_mut()
-                    .filter(killable)
-                    .for_each(Worker::kill);
-            }
-        }
+            let events = state.look_at_workers(now);
+            state.kill_late_leavers(now);
+            (
+                events,
+                state.take_late(now),
+                mem::take(&mut state.is_starting),
+            )
+        };
         for (job, why) in late {
             self.undelivered(reactor, job, why);
         }
@@ -504,14 +388,14 @@ impl Shared {
         let hold = reactor.hold(SystemEvent::Shutdown);
         let until = moment_after(reactor.now(), within);
         match &mut state.life {
-            Life::Running => {
-                state.life = Life::Stopping {
+            PoolLife::Running => {
+                state.life = PoolLife::Stopping {
                     deadline: until,
                     then: then.into_iter().collect(),
                     _holds: vec![hold],
                 };
             }
-            Life::Stopping {
+            PoolLife::Stopping {
                 deadline,
                 then: calls,
                 ..
@@ -519,7 +403,7 @@ impl Shared {
                 *deadline = until.min(*deadline);
                 calls.extend(then);
             }
-            Life::Stopped => {
+            PoolLife::Stopped => {
                 if let Some(then) = then {
                     reactor.defer(then);
                 }
@@ -533,7 +417,7 @@ impl Shared {
     /// Takes the next step of stopping, if there is one to take.
     pub(super) fn advance_stop(self: &Rc<Self>, reactor: &mut Reactor) {
         let mut state = self.state.borrow_mut();
-        let Life::Stopping { deadline, .. } = state.life else {
+        let PoolLife::Stopping { deadline, .. } = state.life else {
             return;
         };
         if !state.waiting.is_empty() {
@@ -547,7 +431,8 @@ impl Shared {
         if !state.workers.is_empty() || !state.leaving.is_empty() {
             return;
         }
-        let Life::Stopping { then, .. } = mem::replace(&mut state.life, Life::Stopped) else {
+        let PoolLife::Stopping { then, .. } = mem::replace(&mut state.life, PoolLife::Stopped)
+        else {
             return;
         };
         drop(state);

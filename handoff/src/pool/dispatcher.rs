@@ -15,9 +15,9 @@ use super::WorkerId;
 use super::connection::Connection;
 use super::messages::FromWorker;
 use super::policy::{Candidate, Policy, RoundRobin};
-use super::process::{Spawn, Start};
+use super::process::{Spawn, StartWorker};
 use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
-use super::state::{Job, Life, State};
+use super::state::{Job, PoolLife, PoolState};
 use crate::channel::{ChannelError, ChannelReceiver, Peer};
 use crate::log;
 use crate::wire::Incoming;
@@ -35,17 +35,17 @@ const MAX_TRAVELLING_BYTES: usize = (1 << 20) - 1024;
 /// A clone is the same pool. It lives on in its reactor when all are dropped.
 #[derive(Clone)]
 pub struct Pool {
-    shared: Rc<Shared>,
+    shared: Rc<PoolShared>,
 }
 
 type EventHandler = Box<dyn FnMut(&mut Reactor, PoolEvent)>;
 type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, Connection, Undelivered)>;
 
-pub(super) struct Shared {
+pub(super) struct PoolShared {
     /// Never borrowed while code of the user runs, but that of a `ChildProcess`.
-    pub(super) state: RefCell<State>,
+    pub(super) state: RefCell<PoolState>,
     // Each is borrowed only while it runs, and callbacks never nest.
-    pub(super) spawn: RefCell<Box<dyn Start>>,
+    pub(super) spawn: RefCell<Box<dyn StartWorker>>,
     pub(super) policy: RefCell<Box<dyn Policy>>,
     pub(super) on_event: RefCell<Option<EventHandler>>,
     pub(super) on_undelivered: RefCell<Option<UndeliveredHandler>>,
@@ -77,8 +77,8 @@ impl Pool {
         settings.window = settings.window.max(1);
         let drain_timeout = settings.drain_timeout;
         let pool = Self {
-            shared: Rc::new(Shared {
-                state: RefCell::new(State {
+            shared: Rc::new(PoolShared {
+                state: RefCell::new(PoolState {
                     backoff: settings.backoff.clone(),
                     settings,
                     workers: Vec::new(),
@@ -92,7 +92,7 @@ impl Pool {
                     next_worker: 1,
                     next_delivery: 1,
                     tick: None,
-                    life: Life::Running,
+                    life: PoolLife::Running,
                     counts: PoolStatistics::default(),
                 }),
                 spawn: RefCell::new(Box::new(spawn)),
@@ -244,13 +244,13 @@ impl PoolAcceptor {
     }
 }
 
-impl Shared {
+impl PoolShared {
     pub(super) fn dispatch(self: &Rc<Self>, reactor: &mut Reactor, connection: Connection) {
         let job = Box::new(Job::new(connection, reactor.now()));
         if job.dispatch.read.len() + job.dispatch.unsent.len() > MAX_TRAVELLING_BYTES {
             return self.undelivered(reactor, job, Undelivered::TooLong);
         }
-        if matches!(self.state.borrow().life, Life::Stopped) {
+        if matches!(self.state.borrow().life, PoolLife::Stopped) {
             return self.undelivered(reactor, job, Undelivered::Stopped);
         }
         let is_first = self.state.borrow().is_next_first();
@@ -439,12 +439,12 @@ impl<H> Drop for Out<'_, H> {
 }
 
 /// The pool's end of the channel with one worker.
-pub(super) struct Link {
-    pub(super) shared: Rc<Shared>,
+pub(super) struct WorkerEnd {
+    pub(super) shared: Rc<PoolShared>,
     pub(super) worker: WorkerId,
 }
 
-impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Link {
+impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
     type Message = FromWorker;
 
     fn channel_made(&mut self, cx: &mut Context<'_, T>, _: &Peer) {

@@ -11,7 +11,7 @@ use bowline_reactor::Reactor;
 use bowline_transport::{ChildProcess, spawn_with_descriptors, take_granted};
 
 use super::WorkerId;
-use super::dispatcher::Link;
+use super::dispatcher::WorkerEnd;
 use crate::channel::{Channel, ChannelSocket};
 
 /// The number under which a worker that was started by [`spawn_command`] has
@@ -70,32 +70,32 @@ impl<C: std::fmt::Debug> std::fmt::Debug for Spawned<C> {
 }
 
 /// [`Spawn`], whatever its channels run over.
-pub(super) trait Start: 'static {
+pub(super) trait StartWorker: 'static {
     /// Starts a process and puts the pool's end on the channel with it.
     fn start(
         &mut self,
         reactor: &mut Reactor,
         worker: WorkerId,
-        end: Channel<Link>,
-    ) -> io::Result<Started>;
+        end: Channel<WorkerEnd>,
+    ) -> io::Result<StartedWorker>;
 }
 
 /// A worker process that was started.
-pub(super) struct Started {
+pub(super) struct StartedWorker {
     pub(super) process: Box<dyn ChildProcess>,
     pub(super) channel: io::Result<UnixTransportHandle>,
 }
 
-impl<S: Spawn> Start for S {
+impl<S: Spawn> StartWorker for S {
     fn start(
         &mut self,
         reactor: &mut Reactor,
         worker: WorkerId,
-        end: Channel<Link>,
-    ) -> io::Result<Started> {
+        end: Channel<WorkerEnd>,
+    ) -> io::Result<StartedWorker> {
         let Spawned { channel, process } = self.spawn(reactor, worker)?;
         let channel = channel.adopt(reactor, end).map_err(Into::into);
-        Ok(Started { process, channel })
+        Ok(StartedWorker { process, channel })
     }
 }
 

@@ -16,18 +16,20 @@ use bowline_transport::{ChildWatch, close_received};
 use super::WorkerId;
 use super::connection::Connection;
 use super::dispatcher::REFUSAL_PAUSE;
-use super::messages::{Dispatch, Refusal, ToWorker};
+use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
 use super::policy::{Candidate, Offer};
-use super::settings::{PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics};
+use super::settings::{
+    PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
+};
 use crate::log;
 use crate::wire;
 
 pub(super) type Call = Box<dyn FnOnce(&mut Reactor)>;
 
-pub(super) struct State {
+pub(super) struct PoolState {
     pub(super) settings: PoolSettings,
     /// With a channel; oldest first.
-    pub(super) workers: Vec<Worker>,
+    pub(super) workers: Vec<Member>,
     /// Without a channel any more, and not known to be gone.
     pub(super) leaving: Vec<Leaving>,
     pub(super) waiting: VecDeque<Box<Job>>,
@@ -45,11 +47,11 @@ pub(super) struct State {
     pub(super) next_delivery: u64,
     /// When the next tick is to be.
     pub(super) tick: Option<Instant>,
-    pub(super) life: Life,
+    pub(super) life: PoolLife,
     pub(super) counts: PoolStatistics,
 }
 
-pub(super) enum Life {
+pub(super) enum PoolLife {
     Running,
     Stopping {
         deadline: Instant,
@@ -59,7 +61,7 @@ pub(super) enum Life {
     Stopped,
 }
 
-pub(super) struct Worker {
+pub(super) struct Member {
     pub(super) id: WorkerId,
     pub(super) pid: u32,
     pub(super) channel: UnixTransportHandle,
@@ -92,6 +94,15 @@ pub(super) struct Leaving {
     pub(super) held: VecDeque<Box<Job>>,
     pub(super) kill_at: Option<Instant>,
     pub(super) ended: Option<io::Result<ExitStatus>>,
+}
+
+/// What follows from what a worker said.
+pub(super) struct Answered {
+    pub(super) event: Option<PoolEvent>,
+    /// It takes no more: another is to be started.
+    pub(super) drains: bool,
+    /// Whether there is something that can be given out now.
+    pub(super) has_use: bool,
 }
 
 /// A connection that nobody has taken yet.
@@ -134,8 +145,8 @@ pub(super) fn moment_after(now: Instant, time: Duration) -> Instant {
     now + time.min(FOREVER)
 }
 
-impl State {
-    pub(super) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
+impl PoolState {
+    pub(super) fn worker(&mut self, id: WorkerId) -> Option<&mut Member> {
         self.workers.iter_mut().find(|worker| worker.id == id)
     }
 
@@ -146,10 +157,10 @@ impl State {
     pub(super) fn missing_workers(&self) -> usize {
         let staying = self.workers.iter().filter(|worker| worker.is_staying());
         match self.life {
-            Life::Running if !self.has_given_up() => {
+            PoolLife::Running if !self.has_given_up() => {
                 self.settings.workers.saturating_sub(staying.count())
             }
-            Life::Running | Life::Stopping { .. } | Life::Stopped => 0,
+            PoolLife::Running | PoolLife::Stopping { .. } | PoolLife::Stopped => 0,
         }
     }
 
@@ -216,8 +227,8 @@ impl State {
         if job.attempts >= self.settings.max_attempts {
             return Some(Undelivered::TooManyAttempts);
         }
-        let is_stopping = !matches!(self.life, Life::Running);
-        if is_stopping && !self.workers.iter().any(Worker::is_staying) {
+        let is_stopping = !matches!(self.life, PoolLife::Running);
+        if is_stopping && !self.workers.iter().any(Member::is_staying) {
             // Those that end take nothing, and none is started any more.
             return Some(Undelivered::Stopped);
         }
@@ -300,7 +311,7 @@ impl State {
             || !self.waiting.is_empty()
             || !self.paused.is_empty()
             || !self.leaving.is_empty()
-            || matches!(self.life, Life::Stopping { .. })
+            || matches!(self.life, PoolLife::Stopping { .. })
             || self
                 .workers
                 .iter()
@@ -329,9 +340,142 @@ impl State {
         self.waiting
             .iter_mut()
             .for_each(|job| later(&mut job.since));
-        if let Life::Stopping { deadline, .. } = &mut self.life {
+        if let PoolLife::Stopping { deadline, .. } = &mut self.life {
             later(deadline);
         }
+    }
+
+    /// Takes note of what a worker says, if it is one that there is.
+    pub(super) fn answered(
+        &mut self,
+        id: WorkerId,
+        answer: &FromWorker,
+        now: Instant,
+    ) -> Option<Answered> {
+        let (delivery, live, refusal) = match *answer {
+            FromWorker::Accepted { id, live } => (Some(id), live, None),
+            FromWorker::Refused { id, reason, live } => (Some(id), live, Some(reason)),
+            FromWorker::Load { live } => (None, live, None),
+        };
+        let worker = self.worker(id)?;
+        worker.live = live;
+        worker.answered = now;
+        worker.not_before = None;
+        let mut event = None;
+        if worker.stage == WorkerStage::Hung {
+            worker.stage = WorkerStage::Serving;
+            let (worker, pid) = (id, worker.pid);
+            event = Some(PoolEvent::Recovered { worker, pid });
+        }
+        let job = delivery.and_then(|delivery| worker.take(delivery));
+        if job.is_none()
+            && let Some(delivery) = delivery
+        {
+            log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
+        }
+        let started = worker.started;
+        let (mut refused, mut drains) = (None, false);
+        match (job, refusal) {
+            (Some(job), Some(reason)) => {
+                drains = worker.refuse(reason, now);
+                self.counts.refused += 1;
+                refused = Some((job, reason));
+            }
+            (Some(_taken), None) => {
+                // Our copy is closed: the worker has its own.
+                worker.acknowledged += 1;
+                self.counts.acknowledged += 1;
+            }
+            (None, _) => {}
+        }
+        let has_use = refused.is_some()
+            || !self.waiting.is_empty()
+            || !self.paused.is_empty()
+            || matches!(self.life, PoolLife::Stopping { .. });
+        if let Some((mut job, reason)) = refused {
+            job.refused_by.push((id, reason));
+            job.since = now;
+            self.wait_for_another(job);
+        }
+        if drains {
+            self.judge_life(started, now);
+        }
+        Some(Answered {
+            event,
+            drains,
+            has_use,
+        })
+    }
+
+    // Time.
+
+    /// Whether the time for stopping has passed.
+    fn is_over(&self, now: Instant) -> bool {
+        matches!(&self.life, PoolLife::Stopping { deadline, .. } if now >= *deadline)
+    }
+
+    /// Finds those that hang, and kills those that do so for too long.
+    pub(super) fn look_at_workers(&mut self, now: Instant) -> Vec<PoolEvent> {
+        let is_over = self.is_over(now);
+        let mut events = Vec::new();
+        for worker in &mut self.workers {
+            let oldest = worker.in_flight.front().map_or(now, |job| job.since);
+            let age = now.saturating_duration_since(oldest);
+            // One that goes on has much to answer that is old by then.
+            let silence = now.saturating_duration_since(oldest.max(worker.answered));
+            if worker.stage == WorkerStage::Serving && silence > self.settings.ack_timeout {
+                worker.stage = WorkerStage::Hung;
+                self.counts.hangs += 1;
+                let (worker, pid) = (worker.id, worker.pid);
+                events.push(PoolEvent::Hung { worker, pid });
+            }
+            let is_too_late = is_over
+                || self.settings.kill_timeout.is_some_and(|limit| age > limit)
+                || worker.drain_deadline.is_some_and(|limit| now >= limit);
+            if is_too_late && worker.stage != WorkerStage::Killed {
+                worker.kill();
+            }
+        }
+        events
+    }
+
+    /// Kills those that should have exited by now.
+    pub(super) fn kill_late_leavers(&mut self, now: Instant) {
+        let is_over = self.is_over(now);
+        for leaving in &mut self.leaving {
+            let kill_at = &mut leaving.kill_at;
+            if kill_at
+                .take_if(|deadline| is_over || now >= *deadline)
+                .is_some()
+            {
+                log::warn!(target: log::HANDOFF, "{}, process {}, does not exit: killed", leaving.id, leaving.pid);
+                if let Err(error) = leaving.process.kill() {
+                    log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", leaving.pid);
+                }
+            }
+        }
+    }
+
+    /// Takes the connections that have waited for as long as they may.
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<(Box<Job>, Undelivered)> {
+        let is_over = self.is_over(now);
+        let limit = self.settings.queue_timeout;
+        let mut late = Vec::new();
+        let held = self.leaving.iter_mut().map(|leaving| &mut leaving.held);
+        for queue in held.chain([&mut self.waiting]) {
+            let mut staying = VecDeque::with_capacity(queue.len());
+            for job in queue.drain(..) {
+                if is_over {
+                    late.push((job, Undelivered::Stopped));
+                } else if now.saturating_duration_since(job.since) > limit {
+                    late.push((job, Undelivered::WaitedTooLong));
+                } else {
+                    staying.push_back(job);
+                }
+            }
+            *queue = staying;
+        }
+        late
     }
 
     pub(super) fn statistics(&self) -> PoolStatistics {
@@ -356,7 +500,7 @@ impl State {
     }
 }
 
-impl Worker {
+impl Member {
     pub(super) fn has_room(&self, window: usize, now: Instant) -> bool {
         self.stage == WorkerStage::Serving
             && self.in_flight.len() < window
@@ -382,6 +526,34 @@ impl Worker {
             .iter()
             .position(|job| job.dispatch.id == delivery)?;
         self.in_flight.remove(place)
+    }
+
+    /// Takes note that it has refused a connection. Answers whether it drains.
+    fn refuse(&mut self, reason: Refusal, now: Instant) -> bool {
+        self.refused += 1;
+        match reason {
+            Refusal::Draining if self.stage == WorkerStage::Serving => {
+                self.stage = WorkerStage::Draining;
+                return true;
+            }
+            Refusal::Overloaded | Refusal::DescriptorLost => {
+                self.not_before = Some(now + REFUSAL_PAUSE);
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// What is left of it without its channel, to be killed then at the latest.
+    pub(super) fn leave(self, kill_at: Instant) -> Leaving {
+        Leaving {
+            id: self.id,
+            pid: self.pid,
+            process: self.process,
+            held: self.in_flight,
+            kill_at: (self.stage != WorkerStage::Killed).then_some(kill_at),
+            ended: self.ended,
+        }
     }
 
     pub(super) fn kill(&mut self) {

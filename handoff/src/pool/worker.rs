@@ -163,10 +163,10 @@ pub enum Orphans {
 /// [module](super).
 #[derive(Clone)]
 pub struct Worker {
-    shared: Rc<Shared>,
+    shared: Rc<WorkerShared>,
 }
 
-struct Shared {
+struct WorkerShared {
     settings: WorkerSettings,
     service: RefCell<Box<dyn Service>>,
     channel: Cell<Option<UnixTransportHandle>>,
@@ -213,7 +213,7 @@ impl Worker {
     ) -> Result<Self, C::Error> {
         let mut channel_settings = ChannelSettings::new(Role::WORKER, Role::DISPATCHER);
         channel_settings.handshake_timeout = settings.start_timeout;
-        let shared = Rc::new(Shared {
+        let shared = Rc::new(WorkerShared {
             settings,
             service: RefCell::new(Box::new(service)),
             channel: Cell::new(None),
@@ -257,7 +257,7 @@ impl fmt::Debug for Worker {
     }
 }
 
-impl Shared {
+impl WorkerShared {
     /// Judges a connection that the pool offers.
     fn judge(
         &self,
@@ -407,7 +407,7 @@ impl Shared {
 
 /// The worker's end of its channel.
 struct Inlet {
-    shared: Rc<Shared>,
+    shared: Rc<WorkerShared>,
 }
 
 impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {

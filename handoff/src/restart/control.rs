@@ -1,69 +1,114 @@
-//! Where the processes of a program find each other: a UNIX socket in its
-//! directory, or a listener of a simulated kernel.
+//! Where the processes of a program find each other: a UNIX socket in its directory, or
+//! what stands for one.
 
+use std::fmt;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+use std::rc::Rc;
 
 use bowline_protocol::{ListenerHandle, UnixAddress};
 use bowline_reactor::Reactor;
-#[cfg(feature = "testing")]
-use bowline_transport::testing::MemoryListener;
-use bowline_transport::{Transports, Unix};
+use bowline_transport::{Transports, Unix, effective_user};
 
+use super::predecessor::Predecessor;
+use super::settings::RestartSettings;
 use super::successor::Finder;
-use super::{Restart, predecessor, private_directory};
 
-/// Looks for a predecessor; the finder is told of it.
-pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, finder: Finder) -> io::Result<()> {
-    #[cfg(feature = "testing")]
-    if let Some(kernel) = &restart.shared.settings.kernel {
-        match kernel.connect(&simulated_name(restart)) {
-            Ok(socket) => drop(socket.adopt(reactor, finder.channel())?),
-            Err(_) => finder.found_nobody(reactor),
-        }
-        return Ok(());
+/// The name of the control socket, as a file and among the listeners.
+pub(super) const CONTROL: &str = "control";
+
+/// Where a process listens for its successor, and looks for its predecessor.
+pub(crate) trait MeetingPlace {
+    /// Makes sure that nobody else can be found there.
+    fn prepare(&self, settings: &RestartSettings) -> io::Result<()>;
+
+    /// Looks for a predecessor; the finder is told of it.
+    fn connect(
+        &self,
+        reactor: &mut Reactor,
+        settings: &RestartSettings,
+        finder: Finder,
+    ) -> io::Result<()>;
+
+    /// Listens for successors. One of several who do so at once succeeds.
+    fn listen(
+        &self,
+        reactor: &mut Reactor,
+        settings: &RestartSettings,
+        predecessor: &Rc<Predecessor>,
+    ) -> io::Result<ListenerHandle>;
+
+    /// Goes on listening for successors where the predecessor did.
+    fn adopt(
+        &self,
+        reactor: &mut Reactor,
+        settings: &RestartSettings,
+        predecessor: &Rc<Predecessor>,
+        fd: OwnedFd,
+    ) -> io::Result<ListenerHandle>;
+}
+
+impl fmt::Debug for dyn MeetingPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MeetingPlace")
     }
-    let there = Unix::to(UnixAddress::Path(restart.control_path()));
-    reactor.connect(there.timeout(restart.shared.settings.answer), finder)?;
+}
+
+/// A UNIX socket in the directory, which is made.
+pub(super) struct InDirectory;
+
+impl MeetingPlace for InDirectory {
+    fn prepare(&self, settings: &RestartSettings) -> io::Result<()> {
+        private_directory(&settings.directory)
+    }
+
+    fn connect(
+        &self,
+        reactor: &mut Reactor,
+        settings: &RestartSettings,
+        finder: Finder,
+    ) -> io::Result<()> {
+        let there = Unix::to(UnixAddress::Path(settings.control_path()));
+        reactor.connect(there.timeout(settings.answer), finder)?;
+        Ok(())
+    }
+
+    fn listen(
+        &self,
+        reactor: &mut Reactor,
+        settings: &RestartSettings,
+        predecessor: &Rc<Predecessor>,
+    ) -> io::Result<ListenerHandle> {
+        let here = Unix::at(settings.control_path()).mode(0o600);
+        Ok(reactor.listen(here, predecessor.factory())?)
+    }
+
+    fn adopt(
+        &self,
+        reactor: &mut Reactor,
+        _: &RestartSettings,
+        predecessor: &Rc<Predecessor>,
+        fd: OwnedFd,
+    ) -> io::Result<ListenerHandle> {
+        Ok(reactor.listen(Unix::listening(fd), predecessor.factory())?)
+    }
+}
+
+/// Makes the directory with mode 0700, or checks that it is one like that.
+fn private_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() || found.uid() != effective_user() || found.mode() & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the directory of the control socket has to be ours and ours alone",
+        ));
+    }
     Ok(())
-}
-
-/// Listens for successors. One of several who do so at once succeeds.
-pub(super) fn listen(reactor: &mut Reactor, restart: &Restart) -> io::Result<ListenerHandle> {
-    #[cfg(feature = "testing")]
-    if let Some(kernel) = &restart.shared.settings.kernel {
-        let listener = kernel.listen(&simulated_name(restart))?;
-        return listener.serve(reactor, predecessor::factory(restart));
-    }
-    let here = Unix::at(restart.control_path()).mode(0o600);
-    Ok(reactor.listen(here, predecessor::factory(restart))?)
-}
-
-/// Goes on listening for successors where the predecessor did.
-pub(super) fn adopt(
-    reactor: &mut Reactor,
-    restart: &Restart,
-    fd: OwnedFd,
-) -> io::Result<ListenerHandle> {
-    #[cfg(feature = "testing")]
-    if restart.shared.settings.kernel.is_some() {
-        let listener = MemoryListener::from_descriptor(fd);
-        let listener = listener.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        return listener.serve(reactor, predecessor::factory(restart));
-    }
-    Ok(reactor.listen(Unix::listening(fd), predecessor::factory(restart))?)
-}
-
-/// Makes sure that nobody else can be found there.
-pub(super) fn prepare(settings: &super::RestartSettings) -> io::Result<()> {
-    #[cfg(feature = "testing")]
-    if settings.kernel.is_some() {
-        return Ok(());
-    }
-    private_directory(&settings.directory)
-}
-
-#[cfg(feature = "testing")]
-fn simulated_name(restart: &Restart) -> String {
-    restart.control_path().to_string_lossy().into_owned()
 }

@@ -189,6 +189,8 @@ pub(crate) enum Taking {
     Receiving { received: u32, batches: u32 },
     /// Adopts and binds.
     Adopting,
+    /// The same, and the predecessor has died meanwhile.
+    Orphaned,
     /// Has said `Ready`; connections arrive.
     Ready,
     /// Serves; more connections arrive.
@@ -202,8 +204,8 @@ pub(crate) enum Taking {
 /// What happened, as the one that takes over sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// `Refused`.
-    Refused,
+    /// `Refused`, and why.
+    Refused(Refusal),
     /// `Offer`.
     Offer(u32),
     /// `Listeners`, all of whose descriptors arrived.
@@ -250,10 +252,10 @@ pub(crate) enum Act {
 impl Taking {
     /// What follows.
     pub(crate) fn hear(&mut self, told: Told) -> Vec<Act> {
-        use Taking::{Adopting, Asking, Done, Failed, Ready, Receiving, Serving};
+        use Taking::{Adopting, Asking, Done, Failed, Orphaned, Ready, Receiving, Serving};
         let (next, acts): (Self, &[Act]) = match (*self, told) {
             (Done | Failed, _) => (*self, &[]),
-            (Asking, Told::Refused) => (Failed, &[Act::Fail]),
+            (Asking, Told::Refused(_)) => (Failed, &[Act::Fail]),
             (Asking, Told::Offer(0)) => (Adopting, &[Act::Adopt]),
             (Asking, Told::Offer(batches)) => (
                 Receiving {
@@ -278,10 +280,10 @@ impl Taking {
             (Serving, Told::Done) => (Done, &[Act::Finish]),
             // The predecessor has died, and it is all here: nobody else is going to
             // serve.
-            (Ready, Told::Lost) => (Done, &[Act::Serve, Act::Finish]),
+            (Ready, Told::Lost) | (Orphaned, Told::Adopted) => (Done, &[Act::Serve, Act::Finish]),
             (Serving, Told::Lost) => (Done, &[Act::Finish]),
             // Not yet for us to know what the program makes of it.
-            (Adopting, Told::Lost) => (Adopting, &[]),
+            (Adopting | Orphaned, Told::Lost) => (Orphaned, &[]),
             (Serving, _) => (Failed, &[Act::Withdraw, Act::HangUp, Act::Fail]),
             (_, Told::Lost) => (Failed, &[Act::Fail]),
             _ => (Failed, &[Act::HangUp, Act::Fail]),
@@ -295,7 +297,7 @@ impl Taking {
     pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
         match self {
             Self::Asking | Self::Receiving { .. } | Self::Ready => Some(patience.answer),
-            Self::Adopting | Self::Serving | Self::Done | Self::Failed => None,
+            Self::Adopting | Self::Orphaned | Self::Serving | Self::Done | Self::Failed => None,
         }
     }
 
@@ -341,7 +343,7 @@ mod tests {
         fn old_hears(&mut self, heard: Heard, batches: u32) {
             for action in self.old.hear(heard) {
                 match *action {
-                    Do::Refuse(_) => self.to_new.push(Told::Refused),
+                    Do::Refuse(refusal) => self.to_new.push(Told::Refused(refusal)),
                     Do::Offer => self.to_new.push(Told::Offer(batches)),
                     Do::Send(batch) => self.to_new.push(Told::Listeners(batch)),
                     Do::Commit => {
@@ -443,10 +445,6 @@ mod tests {
                     let told = dead.to_new.remove(0);
                     dead.new_hears(told);
                     dead.to_old.clear();
-                }
-                // It was adopting, and is told once more when it has.
-                if dead.new == Taking::Ready {
-                    dead.new_hears(Told::Lost);
                 }
                 assert!(
                     dead.new_accepts || dead.new_failed,
@@ -571,7 +569,7 @@ mod tests {
 
     #[test]
     fn steps_of_the_one_that_takes_over_follow_each_other() {
-        use Taking::{Adopting, Asking, Done, Ready, Serving};
+        use Taking::{Adopting, Asking, Done, Orphaned, Ready, Serving};
         let receiving = |received, batches| Taking::Receiving { received, batches };
         for (from, told, to, acts) in [
             (Asking, Told::Offer(0), Adopting, vec![Act::Adopt]),
@@ -594,7 +592,9 @@ mod tests {
             // Whoever has everything serves, if there is nobody else.
             (Ready, Told::Lost, Done, vec![Act::Serve, Act::Finish]),
             (Serving, Told::Lost, Done, vec![Act::Finish]),
-            (Adopting, Told::Lost, Adopting, vec![]),
+            (Adopting, Told::Lost, Orphaned, vec![]),
+            (Orphaned, Told::Lost, Orphaned, vec![]),
+            (Orphaned, Told::Adopted, Done, vec![Act::Serve, Act::Finish]),
         ] {
             assert_eq!(taking(from, told), (to, acts), "{from:?} {told:?}");
         }
@@ -602,9 +602,9 @@ mod tests {
 
     #[test]
     fn the_one_that_takes_over_lets_go_if_it_ends_at_any_step() {
-        use Taking::{Adopting, Asking, Done, Failed, Ready, Serving};
+        use Taking::{Adopting, Asking, Done, Failed, Orphaned, Ready, Serving};
         let gives_up = (Failed, vec![Act::HangUp, Act::Fail]);
-        for from in [Asking, PARTLY_RECEIVED, Adopting, Ready] {
+        for from in [Asking, PARTLY_RECEIVED, Adopting, Orphaned, Ready] {
             for told in [Told::Abort, Told::TooLate, Told::NotAdopted, Told::Done] {
                 assert_eq!(taking(from, told), gives_up, "{from:?} {told:?}");
             }
@@ -614,7 +614,7 @@ mod tests {
             assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
         }
         assert_eq!(
-            taking(Asking, Told::Refused),
+            taking(Asking, Told::Refused(Refusal::Busy)),
             (Failed, vec![Act::Fail]),
             "the other has hung up"
         );
@@ -668,6 +668,7 @@ mod tests {
         }
         for step in [
             Taking::Adopting,
+            Taking::Orphaned,
             Taking::Serving,
             Taking::Done,
             Taking::Failed,
@@ -678,13 +679,17 @@ mod tests {
             Taking::Asking,
             PARTLY_RECEIVED,
             Taking::Adopting,
+            Taking::Orphaned,
             Taking::Ready,
             Taking::Serving,
             Taking::Done,
             Taking::Failed,
         ]
         .map(Taking::is_receiving);
-        assert_eq!(receiving, [false, false, false, true, true, false, false]);
+        assert_eq!(
+            receiving,
+            [false, false, false, false, true, true, false, false]
+        );
     }
 
     #[test]
@@ -695,7 +700,7 @@ mod tests {
             assert_eq!(old.hear(Heard::Ready), []);
         }
         let mut new = Taking::Asking;
-        assert_eq!(new.hear(Told::Refused), [Act::Fail]);
+        assert_eq!(new.hear(Told::Refused(Refusal::Format)), [Act::Fail]);
     }
 
     /// It has everything: nothing that happens then is taken back.

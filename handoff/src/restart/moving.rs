@@ -88,7 +88,7 @@ pub struct Moved {
 #[derive(Debug)]
 #[must_use = "the connection leaves the list when it is dropped"]
 pub struct MoveTicket {
-    list: Weak<RefCell<List>>,
+    list: Weak<RefCell<MoveList>>,
     id: u64,
 }
 
@@ -105,7 +105,7 @@ type DetachedPart = Detached<Box<dyn Any>>;
 
 /// The connections that are to move.
 #[derive(Default)]
-pub(crate) struct List {
+pub(crate) struct MoveList {
     connections: BTreeMap<u64, Listed>,
     next: u64,
 }
@@ -183,7 +183,7 @@ impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
     }
 }
 
-impl List {
+impl MoveList {
     /// Puts a connection on the list.
     pub(crate) fn add<T: StreamTransport, P: Movable<T>>(
         list: &Rc<RefCell<Self>>,
@@ -254,7 +254,7 @@ impl Batch {
     /// What does not want to move, or does not fit, goes on where it is.
     pub(crate) fn collect(
         reactor: &mut Reactor,
-        list: &Rc<RefCell<List>>,
+        list: &Rc<RefCell<MoveList>>,
         range: Range<u64>,
         max_bytes: usize,
         then: impl FnOnce(&mut Reactor, Option<(Self, Packet, u64)>) + 'static,
@@ -306,7 +306,7 @@ impl Batch {
     /// again: the answer is the last that needs no second look.
     fn pack(
         reactor: &mut Reactor,
-        list: &Rc<RefCell<List>>,
+        list: &Rc<RefCell<MoveList>>,
         apart: Vec<(u64, Box<dyn Parts>)>,
         last: u64,
         max_bytes: usize,
@@ -362,7 +362,12 @@ impl Batch {
         (batch, packet, seen)
     }
 
-    fn return_one(reactor: &mut Reactor, list: &Rc<RefCell<List>>, id: u64, parts: Box<dyn Parts>) {
+    fn return_one(
+        reactor: &mut Reactor,
+        list: &Rc<RefCell<MoveList>>,
+        id: u64,
+        parts: Box<dyn Parts>,
+    ) {
         if let Some(handle) = parts.roll_back(reactor)
             && let Some(listed) = list.borrow_mut().connections.get_mut(&id)
         {
@@ -375,7 +380,7 @@ impl Batch {
     pub(crate) fn return_refused(
         &mut self,
         reactor: &mut Reactor,
-        list: &Rc<RefCell<List>>,
+        list: &Rc<RefCell<MoveList>>,
         refused: &[u32],
     ) {
         let all = std::mem::take(&mut self.connections);
@@ -389,7 +394,7 @@ impl Batch {
     }
 
     /// Puts all of them together again.
-    pub(crate) fn roll_back(self, reactor: &mut Reactor, list: &Rc<RefCell<List>>) {
+    pub(crate) fn roll_back(self, reactor: &mut Reactor, list: &Rc<RefCell<MoveList>>) {
         for (id, parts) in self.connections {
             Self::return_one(reactor, list, id, parts);
         }

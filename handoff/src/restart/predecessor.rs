@@ -1,6 +1,9 @@
-//! The side of the process that serves.
+//! The process that serves, and hands over to its successor.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -8,36 +11,54 @@ use bowline_protocol::{
     Address, CloseReason, Context, Factory, PassedDescriptor, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
+use bowline_transport::{ChildProcess, ChildWatch};
 
+use super::attempt::Attempt;
+use super::error::RestartError;
 use super::handshake::{Do, Heard, Offering, batches};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
 use super::moving::{Batch, Packet};
-use super::{Restart, RestartError, Role};
-use crate::channel::{
-    self, Channel, ChannelError, ChannelReceiver, ChannelSettings, Peer, has_peer_ended,
-};
+use super::server::{Life, Server};
+use crate::channel::{Channel, ChannelError, ChannelReceiver, Peer, Role, has_peer_ended};
 use crate::log;
 use crate::systemd::Notice;
-use crate::wire::{self, Incoming, MAX_DESCRIPTORS, MAX_PAYLOAD};
+use crate::wire::{self, Incoming, MAX_DESCRIPTORS};
 
 /// How long a farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How often a child is asked whether it has ended, where the kernel does not tell.
+const REAP_EVERY: Duration = Duration::from_millis(20);
+/// How often once it serves.
+const REAP_AT_LEISURE: Duration = Duration::from_secs(1);
 
 /// What of a message is not the connections themselves.
 const OVERHEAD_BYTES: usize = 4096;
 
+/// The process that serves, as those see it who want to take over.
+pub(crate) struct Predecessor {
+    server: Rc<Server>,
+    state: RefCell<Applicants>,
+    /// How many successors did not make it.
+    failed: Cell<u64>,
+}
+
+/// Who wants to take over.
+struct Applicants {
+    applicants: BTreeMap<u64, Applicant>,
+    next: u64,
+    attempt: Attempt,
+}
+
 /// A connection to the control socket.
-pub(super) struct Offer {
-    machine: Offering,
-    channel: UnixTransportHandle,
-    peer: Option<Peer>,
+struct Applicant {
+    step: Offering,
+    /// None once we have hung up: what it says from then on is not heard.
+    channel: Option<UnixTransportHandle>,
+    peer: Peer,
     deadline: Option<DelayedCall>,
-    /// Its process is the child of this one, or was.
-    was_started_here: bool,
     /// What the service manager is told of it, by its number.
     announcement: Option<u64>,
-    /// What it says from now on is not heard.
-    has_hung_up: bool,
     moving: Moving,
 }
 
@@ -50,82 +71,38 @@ struct Moving {
     /// this process accepts there is always another one.
     until: Option<u64>,
     next_batch: u32,
-    on_its_way: Option<OnItsWay>,
+    on_its_way: OnItsWay,
 }
 
-struct OnItsWay {
-    number: u32,
-    batch: Batch,
-    /// The successor was told to go: it may serve them already.
-    has_gone: bool,
+/// Connections that are neither here nor there.
+#[derive(Default)]
+enum OnItsWay {
+    #[default]
+    Nothing,
+    /// The successor has not been told to go: they are ours to take back.
+    Offered(u32, Batch),
+    /// It may serve them already.
+    Gone(u32, Batch),
 }
 
-/// How a channel of these roles behaves, ours and the other's.
-pub(super) fn settings(
-    restart: &Restart,
-    (ours, theirs): (channel::Role, channel::Role),
-) -> ChannelSettings {
-    let mut settings = ChannelSettings::new(ours, theirs);
-    settings.max_payload = MAX_PAYLOAD;
-    settings.handshake_timeout = restart.shared.settings.answer;
-    settings
-}
-
-/// Builds a channel for each connection to the control socket.
-pub(super) fn factory<T: UnixTransport>(restart: &Restart) -> impl Factory<T> + use<T> {
-    let restart = restart.clone();
-    move |_: &Address| {
-        let roles = (channel::Role::PREDECESSOR, channel::Role::SUCCESSOR);
-        let settings = settings(&restart, roles);
-        let receiver = Receiver {
-            restart: restart.clone(),
-            offer: None,
-        };
-        Channel::new(settings, receiver)
-    }
-}
-
-/// Passes on what arrives, to be dealt with when no callback runs: so there is
-/// one way to reach the channel, and one order of what happened.
-struct Receiver {
-    restart: Restart,
-    offer: Option<u64>,
-}
-
-impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
-    type Message = FromSuccessor;
-
-    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
-        let offer = self.restart.new_offer(cx.transport.unix_handle(), peer);
-        self.offer = Some(offer);
-        self.restart.set_offer_deadline(cx.reactor, offer);
-    }
-
-    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromSuccessor>) {
-        if let Some(offer) = self.offer {
-            let restart = self.restart.clone();
-            cx.reactor
-                .defer(move |reactor| restart.heard(reactor, offer, incoming.message));
+impl OnItsWay {
+    fn take_offered(&mut self) -> Option<(u32, Batch)> {
+        match std::mem::take(self) {
+            Self::Offered(number, batch) => Some((number, batch)),
+            other => {
+                *self = other;
+                None
+            }
         }
     }
 
-    fn channel_lost(
-        &mut self,
-        cx: &mut Context<'_, T>,
-        error: Option<&ChannelError>,
-        reason: &CloseReason,
-    ) {
-        match error {
-            Some(error) => log::warn!(target: log::HANDOFF, "control connection: {error}"),
-            None => log::debug!(target: log::HANDOFF, "control connection: {reason}"),
-        }
-        if let Some(offer) = self.offer.take() {
-            let restart = self.restart.clone();
-            let has_ended = has_peer_ended(error, reason);
-            cx.reactor.defer(move |reactor| {
-                restart.offer_hears(reactor, offer, Heard::Lost);
-                restart.offer_is_gone(reactor, offer, has_ended);
-            });
+    fn take_gone(&mut self) -> Option<(u32, Batch)> {
+        match std::mem::take(self) {
+            Self::Gone(number, batch) => Some((number, batch)),
+            other => {
+                *self = other;
+                None
+            }
         }
     }
 }
@@ -139,51 +116,200 @@ fn leave_to_successor(batch: &Batch) {
     );
 }
 
-impl Restart {
-    fn new_offer(&self, channel: UnixTransportHandle, peer: &Peer) -> u64 {
-        let mut state = self.shared.state.borrow_mut();
-        let id = state.next_offer;
-        state.next_offer += 1;
-        state.offers.insert(
-            id,
-            Offer {
-                machine: Offering::Asked,
-                channel,
-                peer: Some(peer.clone()),
-                deadline: None,
-                was_started_here: false,
-                announcement: None,
-                has_hung_up: false,
-                moving: Moving::default(),
-            },
-        );
+/// Passes on what arrives, to be dealt with when no callback runs: so there is
+/// one way to reach the channel, and one order of what happened.
+struct ApplicantEnd {
+    predecessor: Rc<Predecessor>,
+    applicant: Option<u64>,
+}
+
+impl<T: UnixTransport> ChannelReceiver<T> for ApplicantEnd {
+    type Message = FromSuccessor;
+
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
+        let id = self.predecessor.add(cx.transport.unix_handle(), peer);
+        self.applicant = Some(id);
+        self.predecessor.set_deadline(cx.reactor, id);
+    }
+
+    fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromSuccessor>) {
+        if let Some(id) = self.applicant {
+            let predecessor = Rc::clone(&self.predecessor);
+            cx.reactor
+                .defer(move |reactor| predecessor.receive(reactor, id, incoming.message));
+        }
+    }
+
+    fn channel_lost(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        error: Option<&ChannelError>,
+        reason: &CloseReason,
+    ) {
+        match error {
+            Some(error) => log::warn!(target: log::HANDOFF, "control connection: {error}"),
+            None => log::debug!(target: log::HANDOFF, "control connection: {reason}"),
+        }
+        if let Some(id) = self.applicant.take() {
+            let predecessor = Rc::clone(&self.predecessor);
+            let has_ended = has_peer_ended(error, reason);
+            cx.reactor.defer(move |reactor| {
+                predecessor.hear(reactor, id, Heard::Lost);
+                predecessor.remove(reactor, id, has_ended);
+            });
+        }
+    }
+}
+
+impl Predecessor {
+    pub(super) fn new(server: Rc<Server>) -> Self {
+        Self {
+            server,
+            state: RefCell::new(Applicants {
+                applicants: BTreeMap::new(),
+                next: 0,
+                attempt: Attempt::Idle,
+            }),
+            failed: Cell::new(0),
+        }
+    }
+
+    /// Builds a channel for each connection to the control socket.
+    pub(crate) fn factory<T: UnixTransport>(self: &Rc<Self>) -> impl Factory<T> + use<T> {
+        let predecessor = Rc::clone(self);
+        move |_: &Address| {
+            let server = &predecessor.server;
+            let settings = server.channel_settings(Role::PREDECESSOR, Role::SUCCESSOR);
+            let receiver = ApplicantEnd {
+                predecessor: Rc::clone(&predecessor),
+                applicant: None,
+            };
+            Channel::new(settings, receiver)
+        }
+    }
+
+    /// How many successors did not make it.
+    pub(super) fn failed(&self) -> u64 {
+        self.failed.get()
+    }
+
+    /// Whether a successor is being started or served.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.state.borrow().attempt.is_under_way()
+    }
+
+    fn with<R>(&self, id: u64, call: impl FnOnce(&mut Applicant) -> R) -> Option<R> {
+        self.state.borrow_mut().applicants.get_mut(&id).map(call)
+    }
+
+    // The child.
+
+    pub(super) fn start_child(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        start: impl FnOnce() -> io::Result<Box<dyn ChildProcess>>,
+    ) -> Result<(), RestartError> {
+        if self.server.life.get() != Life::Serving {
+            return Err(RestartError::NotServing);
+        }
+        if self.is_under_way() {
+            return Err(RestartError::Busy);
+        }
+        let process = match start() {
+            Ok(process) => process,
+            Err(error) => {
+                self.failed.update(|failed| failed + 1);
+                log::error!(target: log::HANDOFF, "cannot start the successor: {error}");
+                return Err(RestartError::Spawn(error));
+            }
+        };
+        log::debug!(target: log::HANDOFF, "started successor {}", process.pid());
+        self.server.tell_manager(&Notice::new().reloading());
+        // It is owned by what this belongs to. It may hand over itself and end while we
+        // still serve what is left here, and is ours alone to wait for.
+        let this = Rc::downgrade(self);
+        let child = ChildWatch::start(reactor, process, move |reactor, status| {
+            if let Some(this) = this.upgrade() {
+                this.child_ended(reactor, status);
+            }
+        });
+        child.look_every(reactor, REAP_EVERY);
+        let this = Rc::clone(self);
+        let late = reactor.call_later(self.server.settings.start, move |reactor| {
+            this.attempt_failed(reactor, RestartError::TimedOut);
+        });
+        self.state.borrow_mut().attempt = Attempt::Started { child, late };
+        Ok(())
+    }
+
+    fn child_ended(&self, reactor: &mut Reactor, status: io::Result<ExitStatus>) {
+        let error = self.state.borrow_mut().attempt.child_ended(reactor, status);
+        if let Some(error) = error {
+            self.tell_of_failure(reactor, error);
+        }
+    }
+
+    /// The successor did not make it: this process goes on. The program is told
+    /// when nothing is left of it.
+    fn attempt_failed(&self, reactor: &mut Reactor, error: RestartError) {
+        let error = self.state.borrow_mut().attempt.fail(reactor, error);
+        if let Some(error) = error {
+            self.tell_of_failure(reactor, error);
+        }
+    }
+
+    fn tell_of_failure(&self, reactor: &mut Reactor, error: RestartError) {
+        log::error!(target: log::HANDOFF, "successor failed, serving on: {error}");
+        self.failed.update(|failed| failed + 1);
+        self.server.tell_manager(&Notice::new().ready());
+        self.server.call(reactor, move |program, reactor| {
+            program.successor_failed(reactor, &error);
+        });
+    }
+
+    // Candidates.
+
+    fn add(&self, channel: UnixTransportHandle, peer: &Peer) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let id = state.next;
+        state.next += 1;
+        let applicant = Applicant {
+            step: Offering::Asked,
+            channel: Some(channel),
+            peer: peer.clone(),
+            deadline: None,
+            announcement: None,
+            moving: Moving::default(),
+        };
+        state.applicants.insert(id, applicant);
         id
     }
 
-    /// The channel of an offer is no more: it has ended at the other end, which was
-    /// heard to its last word, or here.
-    fn offer_is_gone(&self, reactor: &mut Reactor, id: u64, has_ended: bool) {
-        let offer = self.shared.state.borrow_mut().offers.remove(&id);
-        let Some(offer) = offer else { return };
-        if let Some(deadline) = offer.deadline {
+    /// Its channel is no more: it has ended at the other end, which was heard to its last
+    /// word, or here.
+    fn remove(&self, reactor: &mut Reactor, id: u64, has_ended: bool) {
+        let applicant = self.state.borrow_mut().applicants.remove(&id);
+        let Some(applicant) = applicant else { return };
+        if let Some(deadline) = applicant.deadline {
             // It may have passed.
             let _ = deadline.cancel(reactor);
         }
-        let Some(on_its_way) = offer.moving.on_its_way else {
+        let (OnItsWay::Offered(_, batch) | OnItsWay::Gone(_, batch)) = applicant.moving.on_its_way
+        else {
             return;
         };
         // What the successor did not say that it serves, it does not serve. But who did
         // not listen to the end does not know what it said; and one that lives takes
         // us for dead, and everything for its own. A connection that has gone on there
         // must not go on here.
-        if has_ended && !offer.has_hung_up {
-            on_its_way.batch.roll_back(reactor, &self.shared.list);
+        if has_ended && applicant.channel.is_some() {
+            batch.roll_back(reactor, &self.server.list);
         } else {
-            leave_to_successor(&on_its_way.batch);
+            leave_to_successor(&batch);
         }
     }
 
-    fn heard(&self, reactor: &mut Reactor, id: u64, message: FromSuccessor) {
+    fn receive(self: &Rc<Self>, reactor: &mut Reactor, id: u64, message: FromSuccessor) {
         let heard = match message {
             FromSuccessor::Take { format } => Heard::Take(self.admit(reactor, id, format)),
             FromSuccessor::Taken { batch } => Heard::Taken(batch),
@@ -196,117 +322,51 @@ impl Restart {
             FromSuccessor::Parted => Heard::Parted,
             FromSuccessor::Abort => {
                 // All that it serves it has said before.
-                self.roll_back(reactor, id, true);
+                self.take_back(reactor, id, true);
                 Heard::Abort
             }
         };
-        self.offer_hears(reactor, id, heard);
+        self.hear(reactor, id, heard);
     }
 
     /// Whether the successor may take over, and in how many batches.
     fn admit(&self, reactor: &mut Reactor, id: u64, format: u32) -> Result<u32, Refusal> {
-        let mut state = self.shared.state.borrow_mut();
-        if state.role != Role::Serving {
+        if self.server.life.get() != Life::Serving {
             return Err(Refusal::NotServing);
         }
-        if format != self.shared.settings.format {
+        if format != self.server.settings.format {
             return Err(Refusal::Format);
         }
-        let pid = state
-            .offers
-            .get(&id)
-            .and_then(|offer| offer.peer.as_ref())
-            .map(|peer| peer.pid);
-        let is_expected = state
-            .child
-            .as_ref()
-            .is_none_or(|child| Some(child.process.pid()) == pid);
-        if state.attempt.is_some() || !is_expected {
+        let state = &mut *self.state.borrow_mut();
+        let pid = state.applicants.get(&id).map(|it| it.peer.pid);
+        if !pid.is_some_and(|pid| state.attempt.admits(pid)) {
             return Err(Refusal::Busy);
         }
-        state.attempt = Some(id);
-        if let Some(child) = &mut state.child {
-            child.has_asked = true;
-            if let Some(offer) = state.offers.get_mut(&id) {
-                offer.was_started_here = true;
-            }
-        }
+        state.attempt.serve(reactor, id);
         // Those that the program has stopped are nobody's.
-        state
-            .listeners
-            .retain(|named| reactor.get(named.handle).is_some());
+        let mut listeners = self.server.listeners.borrow_mut();
+        listeners.retain(|named| reactor.get(named.handle).is_some());
         // No more were added than there can be batches of.
-        Ok(batches(state.listeners.len()).unwrap_or(0))
+        Ok(batches(listeners.len()).unwrap_or(0))
     }
 
-    fn offer_hears(&self, reactor: &mut Reactor, id: u64, heard: Heard) {
-        let actions = {
-            let mut state = self.shared.state.borrow_mut();
-            let Some(offer) = state.offers.get_mut(&id) else {
-                return;
-            };
-            log::trace!(target: log::HANDOFF, "{:?} hears {heard:?}", offer.machine);
-            offer.machine.hear(heard)
-        };
-        let mut is_refused = None;
+    /// Takes the steps that follow from what was heard.
+    fn hear(self: &Rc<Self>, reactor: &mut Reactor, id: u64, heard: Heard) {
+        let actions = self.with(id, |applicant| {
+            log::trace!(target: log::HANDOFF, "{:?} hears {heard:?}", applicant.step);
+            applicant.step.hear(heard)
+        });
+        let Some(actions) = actions else { return };
         for action in actions {
-            match *action {
-                Do::Refuse(refusal) => {
-                    is_refused = Some(refusal);
-                    self.say(
-                        reactor,
-                        id,
-                        &FromPredecessor::Refused { refusal },
-                        Vec::new(),
-                    );
-                    self.hang_up(reactor, id);
-                }
-                Do::Offer => {
-                    let count = self.shared.state.borrow().listeners.len();
-                    let batches = batches(count).unwrap_or(0);
-                    let notifier = self.shared.settings.notifier.as_ref();
-                    let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
-                    let offer = FromPredecessor::Offer { batches, watched };
-                    self.say(reactor, id, &offer, Vec::new());
-                }
-                Do::Send(batch) => self.send_listeners(reactor, id, batch),
-                Do::Commit => {
-                    self.withdraw(reactor);
-                    self.say(reactor, id, &FromPredecessor::Commit, Vec::new());
-                }
-                Do::Move => self.move_next(reactor, id),
-                Do::Announce => self.announce(reactor, id),
-                Do::Finish => self.finish(reactor, id),
-                Do::Leave => {
-                    if heard == Heard::TooLate {
-                        log::warn!(
-                            target: log::HANDOFF,
-                            "the successor serves, and does not say whether the service manager knows"
-                        );
-                    }
-                    self.hang_up(reactor, id);
-                    self.leave(reactor);
-                }
-                Do::Resume => {
-                    self.take_announcement_back(id);
-                    self.accept(reactor);
-                }
-                Do::HangUp => {
-                    self.say(reactor, id, &FromPredecessor::Abort, Vec::new());
-                    self.roll_back(reactor, id, false);
-                    self.hang_up(reactor, id);
-                }
-            }
+            self.carry_out(reactor, id, *action, heard);
         }
-        self.set_offer_deadline(reactor, id);
+        self.set_deadline(reactor, id);
         let has_failed = {
-            let state = self.shared.state.borrow();
-            let machine = state.offers.get(&id).map(|offer| offer.machine);
-            state.attempt == Some(id) && machine == Some(Offering::Failed)
+            let state = self.state.borrow();
+            let step = state.applicants.get(&id).map(|it| it.step);
+            state.attempt.is_of(id) && step == Some(Offering::Failed)
         };
-        if let Some(refusal) = is_refused {
-            self.refused(reactor, id, refusal);
-        } else if has_failed {
+        if has_failed {
             let error = match heard {
                 Heard::Lost => RestartError::Lost,
                 Heard::TooLate => RestartError::TimedOut,
@@ -316,97 +376,128 @@ impl Restart {
         }
     }
 
+    fn carry_out(self: &Rc<Self>, reactor: &mut Reactor, id: u64, action: Do, heard: Heard) {
+        match action {
+            Do::Refuse(refusal) => self.refuse(reactor, id, refusal),
+            Do::Offer => {
+                let count = self.server.listeners.borrow().len();
+                let batches = batches(count).unwrap_or(0);
+                let notifier = self.server.settings.notifier.as_ref();
+                let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
+                self.say(reactor, id, &FromPredecessor::Offer { batches, watched });
+            }
+            Do::Send(batch) => self.send_listeners(reactor, id, batch),
+            Do::Commit => {
+                self.server.withdraw(reactor);
+                self.say(reactor, id, &FromPredecessor::Commit);
+            }
+            Do::Move => self.move_next(reactor, id),
+            Do::Announce => self.announce(reactor, id),
+            Do::Finish => self.finish(reactor, id),
+            Do::Leave => {
+                if heard == Heard::TooLate {
+                    log::warn!(
+                        target: log::HANDOFF,
+                        "the successor serves, and does not say whether the service manager knows"
+                    );
+                }
+                self.hang_up(reactor, id);
+                self.leave(reactor);
+            }
+            Do::Resume => {
+                self.take_announcement_back(id);
+                self.server.accept(reactor);
+            }
+            Do::HangUp => {
+                self.say(reactor, id, &FromPredecessor::Abort);
+                self.take_back(reactor, id, false);
+                self.hang_up(reactor, id);
+            }
+        }
+    }
+
     /// One that was refused is a failed attempt where we have started it.
-    fn refused(&self, reactor: &mut Reactor, id: u64, refusal: Refusal) {
+    fn refuse(&self, reactor: &mut Reactor, id: u64, refusal: Refusal) {
+        self.say(reactor, id, &FromPredecessor::Refused { refusal });
+        self.hang_up(reactor, id);
         let is_our_child = {
-            let state = self.shared.state.borrow();
-            let offer = state.offers.get(&id).and_then(|offer| offer.peer.as_ref());
-            let child = state.child.as_ref().map(|child| child.process.pid());
-            child.is_some() && offer.map(|peer| peer.pid) == child && state.attempt.is_none()
+            let state = self.state.borrow();
+            let peer = state.applicants.get(&id).map(|it| it.peer.pid);
+            matches!(&state.attempt, Attempt::Started { child, .. } if Some(child.pid()) == peer)
         };
         if is_our_child {
             self.attempt_failed(reactor, RestartError::Refused(refusal));
         }
     }
 
-    fn set_offer_deadline(&self, reactor: &mut Reactor, id: u64) {
-        let patience = self.shared.settings.patience();
-        let mut state = self.shared.state.borrow_mut();
-        let Some(offer) = state.offers.get_mut(&id) else {
-            return;
-        };
-        if let Some(deadline) = offer.deadline.take() {
-            // It may be what runs.
-            let _ = deadline.cancel(reactor);
-        }
-        let limit = match &offer.moving.on_its_way {
-            Some(_) if offer.machine.is_moving() => Some(patience.answer),
-            _ => offer.machine.patience(patience),
-        };
-        if let Some(limit) = limit {
-            let this = self.clone();
-            let late = move |reactor: &mut Reactor| this.offer_is_late(reactor, id);
-            offer.deadline = Some(reactor.call_later(limit, late));
-        }
+    fn set_deadline(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let patience = self.server.settings.patience();
+        let this = Rc::clone(self);
+        self.with(id, |applicant| {
+            if let Some(deadline) = applicant.deadline.take() {
+                // It may be what runs.
+                let _ = deadline.cancel(reactor);
+            }
+            let limit = match applicant.moving.on_its_way {
+                OnItsWay::Nothing => applicant.step.patience(patience),
+                _ if applicant.step.is_moving() => Some(patience.answer),
+                _ => applicant.step.patience(patience),
+            };
+            if let Some(limit) = limit {
+                let late = move |reactor: &mut Reactor| this.is_late(reactor, id);
+                applicant.deadline = Some(reactor.call_later(limit, late));
+            }
+        });
     }
 
-    fn offer_is_late(&self, reactor: &mut Reactor, id: u64) {
-        let has_gone = {
-            let mut state = self.shared.state.borrow_mut();
-            let Some(offer) = state.offers.get_mut(&id) else {
-                return;
-            };
-            let was_started_here = offer.was_started_here;
-            let has_gone = offer.moving.on_its_way.take_if(|it| it.has_gone);
-            if has_gone.is_some() && was_started_here {
-                // It may serve them already, and does not say so: taking them back
-                // is safe only once it is dead, of which its channel tells.
-                offer.moving.on_its_way = has_gone;
-                if let Some(child) = &mut state.child {
-                    log::warn!(target: log::HANDOFF, "killing the successor, which hangs");
-                    let _ = child.process.kill();
-                }
+    fn is_late(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let has_gone =
+            |applicant: &mut Applicant| matches!(applicant.moving.on_its_way, OnItsWay::Gone(..));
+        if self.with(id, has_gone) == Some(true) {
+            // It may serve them already, and does not say so: taking them back is safe
+            // only once it is dead, of which its channel tells.
+            if self.state.borrow().attempt.kill_served() {
                 return;
             }
-            has_gone
-        };
-        if let Some(on_its_way) = has_gone {
             // Not ours to kill: they are its own, for better or worse.
-            leave_to_successor(&on_its_way.batch);
+            let gone = self.with(id, |applicant| applicant.moving.on_its_way.take_gone());
+            if let Some((_, batch)) = gone.flatten() {
+                leave_to_successor(&batch);
+            }
         }
-        self.offer_hears(reactor, id, Heard::TooLate);
+        self.hear(reactor, id, Heard::TooLate);
     }
 
     /// Takes back connections that the successor was not told to serve, or, with
     /// those that have gone, does not serve either.
-    fn roll_back(&self, reactor: &mut Reactor, id: u64, with_gone: bool) {
-        let on_its_way = {
-            let mut state = self.shared.state.borrow_mut();
-            let offer = state.offers.get_mut(&id);
-            offer.and_then(|offer| {
-                let on_its_way = &mut offer.moving.on_its_way;
-                on_its_way.take_if(|on_its_way| with_gone || !on_its_way.has_gone)
-            })
-        };
-        if let Some(on_its_way) = on_its_way {
-            on_its_way.batch.roll_back(reactor, &self.shared.list);
+    fn take_back(&self, reactor: &mut Reactor, id: u64, with_gone: bool) {
+        let taken = self.with(id, |applicant| {
+            let on_its_way = &mut applicant.moving.on_its_way;
+            let offered = on_its_way.take_offered();
+            match with_gone {
+                true => offered.or_else(|| on_its_way.take_gone()),
+                false => offered,
+            }
+        });
+        if let Some((_, batch)) = taken.flatten() {
+            batch.roll_back(reactor, &self.server.list);
         }
     }
 
-    fn channel_of(&self, id: u64) -> Option<UnixTransportHandle> {
-        let state = self.shared.state.borrow();
-        state.offers.get(&id).map(|offer| offer.channel)
+    fn say(&self, reactor: &mut Reactor, id: u64, message: &FromPredecessor) -> bool {
+        self.say_with(reactor, id, message, Vec::new())
     }
 
     /// Whether the message was taken.
-    fn say(
+    fn say_with(
         &self,
         reactor: &mut Reactor,
         id: u64,
         message: &FromPredecessor,
         descriptors: Vec<PassedDescriptor>,
     ) -> bool {
-        let Some(channel) = self.channel_of(id).and_then(|handle| reactor.get(handle)) else {
+        let channel = self.with(id, |applicant| applicant.channel).flatten();
+        let Some(channel) = channel.and_then(|channel| reactor.get(channel)) else {
             return false;
         };
         match wire::send(channel, message, descriptors) {
@@ -420,36 +511,27 @@ impl Restart {
     }
 
     fn hang_up(&self, reactor: &mut Reactor, id: u64) {
-        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
-            offer.has_hung_up = true;
-        }
-        if let Some(channel) = self.channel_of(id).and_then(|handle| reactor.get(handle)) {
+        let channel = self.with(id, |applicant| applicant.channel.take());
+        if let Some(channel) = channel.flatten().and_then(|channel| reactor.get(channel)) {
             channel.lose_connection_within(FAREWELL);
         }
     }
 
-    fn send_listeners(&self, reactor: &mut Reactor, id: u64, batch: u32) {
-        let mut listeners = Vec::new();
+    fn send_listeners(self: &Rc<Self>, reactor: &mut Reactor, id: u64, batch: u32) {
+        let mut offered = Vec::new();
         let mut descriptors = Vec::new();
         let from = batch as usize * MAX_DESCRIPTORS;
         let mut failed = false;
-        for named in self
-            .shared
-            .state
-            .borrow()
-            .listeners
-            .iter()
-            .skip(from)
-            .take(MAX_DESCRIPTORS)
-        {
+        let listeners = self.server.listeners.borrow();
+        for named in listeners.iter().skip(from).take(MAX_DESCRIPTORS) {
             let copy = match reactor.get(named.handle) {
                 Some(listener) => listener.duplicate(),
-                None => Err(std::io::ErrorKind::NotConnected.into()),
+                None => Err(io::ErrorKind::NotConnected.into()),
             };
             match copy {
                 Ok(fd) => {
                     descriptors.push(fd.into());
-                    listeners.push(Offered {
+                    offered.push(Offered {
                         name: named.name.clone(),
                         file: named.file,
                     });
@@ -460,68 +542,67 @@ impl Restart {
                 }
             }
         }
-        if failed
-            || !self.say(
-                reactor,
-                id,
-                &FromPredecessor::Listeners { batch, listeners },
-                descriptors,
-            )
-        {
+        drop(listeners);
+        let message = FromPredecessor::Listeners {
+            batch,
+            listeners: offered,
+        };
+        if failed || !self.say_with(reactor, id, &message, descriptors) {
             // Later: this is inside of what the machine asked for.
-            let this = self.clone();
-            reactor.defer(move |reactor| this.offer_hears(reactor, id, Heard::Abort));
+            let this = Rc::clone(self);
+            reactor.defer(move |reactor| this.hear(reactor, id, Heard::Abort));
         }
     }
 
     // Moving connections.
 
-    fn move_next(&self, reactor: &mut Reactor, id: u64) {
-        let (range, max_bytes) = {
-            let mut state = self.shared.state.borrow_mut();
-            let Some(offer) = state.offers.get_mut(&id) else {
-                return;
-            };
-            let accepted = offer.peer.as_ref().map_or(0, |peer| peer.max_payload);
-            let now = self.shared.list.borrow().end();
-            let until = match offer.machine {
+    fn move_next(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let now = self.server.list.borrow().end();
+        let bounds = self.with(id, |applicant| {
+            let accepted = applicant.peer.max_payload;
+            let until = match applicant.step {
                 // Those that come meanwhile follow when it accepts nobody any more.
-                Offering::Moving => *offer.moving.until.get_or_insert(now),
+                Offering::Moving => *applicant.moving.until.get_or_insert(now),
                 _ => now,
             };
-            let from = offer.moving.seen.map_or(0, |seen| seen + 1);
+            let from = applicant.moving.seen.map_or(0, |seen| seen + 1);
             (from..until, accepted.saturating_sub(OVERHEAD_BYTES))
+        });
+        let Some((range, max_bytes)) = bounds else {
+            return;
         };
-        let this = self.clone();
+        let this = Rc::clone(self);
+        let list = &self.server.list;
         Batch::collect(
             reactor,
-            &self.shared.list,
+            list,
             range,
             max_bytes,
             move |reactor, collected| match collected {
-                Some((batch, packet, seen)) => {
-                    this.send_batch(reactor, id, batch, packet, seen);
-                }
-                None => this.offer_hears(reactor, id, Heard::Moved),
+                Some((batch, packet, seen)) => this.send_batch(reactor, id, batch, packet, seen),
+                None => this.hear(reactor, id, Heard::Moved),
             },
         );
     }
 
-    fn send_batch(&self, reactor: &mut Reactor, id: u64, batch: Batch, packet: Packet, seen: u64) {
-        let number = {
-            let mut state = self.shared.state.borrow_mut();
-            let offer = state.offers.get_mut(&id);
-            offer
-                .filter(|offer| offer.machine.is_moving())
-                .map(|offer| {
-                    offer.moving.seen = Some(seen);
-                    offer.moving.next_batch += 1;
-                    offer.moving.next_batch
-                })
-        };
-        let Some(number) = number else {
+    fn send_batch(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: u64,
+        batch: Batch,
+        packet: Packet,
+        seen: u64,
+    ) {
+        let number = self.with(id, |applicant| {
+            applicant.step.is_moving().then(|| {
+                applicant.moving.seen = Some(seen);
+                applicant.moving.next_batch += 1;
+                applicant.moving.next_batch
+            })
+        });
+        let Some(number) = number.flatten() else {
             // It has failed meanwhile.
-            return batch.roll_back(reactor, &self.shared.list);
+            return batch.roll_back(reactor, &self.server.list);
         };
         if batch.len() == 0 {
             return self.move_next(reactor, id);
@@ -530,120 +611,131 @@ impl Restart {
             batch: number,
             connections: packet.records,
         };
-        if !self.say(reactor, id, &message, packet.descriptors) {
-            batch.roll_back(reactor, &self.shared.list);
-            return self.offer_hears(reactor, id, Heard::Abort);
+        if !self.say_with(reactor, id, &message, packet.descriptors) {
+            batch.roll_back(reactor, &self.server.list);
+            return self.hear(reactor, id, Heard::Abort);
         }
-        let mut state = self.shared.state.borrow_mut();
-        if let Some(offer) = state.offers.get_mut(&id) {
-            offer.moving.on_its_way = Some(OnItsWay {
-                number,
-                batch,
-                has_gone: false,
-            });
-        }
-        drop(state);
-        self.set_offer_deadline(reactor, id);
+        self.set_on_its_way(reactor, id, OnItsWay::Offered(number, batch));
     }
 
-    /// Takes what is on its way, if it is this batch and as far as it should be.
-    fn take_batch(&self, id: u64, number: u32, has_gone: bool) -> Option<Batch> {
-        let mut state = self.shared.state.borrow_mut();
-        let offer = state.offers.get_mut(&id)?;
-        let on_its_way = &mut offer.moving.on_its_way;
-        let taken = on_its_way.take_if(|it| it.number == number && it.has_gone == has_gone)?;
-        Some(taken.batch)
+    fn set_on_its_way(self: &Rc<Self>, reactor: &mut Reactor, id: u64, on_its_way: OnItsWay) {
+        self.with(id, |applicant| applicant.moving.on_its_way = on_its_way);
+        self.set_deadline(reactor, id);
     }
 
-    fn batch_prepared(&self, reactor: &mut Reactor, id: u64, number: u32, refused: &[u32]) {
-        let Some(mut batch) = self.take_batch(id, number, false) else {
-            return self.offer_hears(reactor, id, Heard::Abort);
+    fn batch_prepared(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: u64,
+        number: u32,
+        refused: &[u32],
+    ) {
+        let offered = self.with(id, |applicant| applicant.moving.on_its_way.take_offered());
+        let mut batch = match offered.flatten() {
+            Some((offered, batch)) if offered == number => batch,
+            other => {
+                return self.not_on_its_way(
+                    reactor,
+                    id,
+                    other.map(|(n, b)| OnItsWay::Offered(n, b)),
+                );
+            }
         };
-        batch.return_refused(reactor, &self.shared.list, refused);
-        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
-            offer.moving.on_its_way = Some(OnItsWay {
-                number,
-                batch,
-                has_gone: true,
-            });
-        }
-        self.say(
-            reactor,
-            id,
-            &FromPredecessor::Go { batch: number },
-            Vec::new(),
-        );
-        self.set_offer_deadline(reactor, id);
+        batch.return_refused(reactor, &self.server.list, refused);
+        self.say(reactor, id, &FromPredecessor::Go { batch: number });
+        self.set_on_its_way(reactor, id, OnItsWay::Gone(number, batch));
     }
 
-    fn batch_lives(&self, reactor: &mut Reactor, id: u64, number: u32) {
-        let Some(batch) = self.take_batch(id, number, true) else {
-            return self.offer_hears(reactor, id, Heard::Abort);
+    fn batch_lives(self: &Rc<Self>, reactor: &mut Reactor, id: u64, number: u32) {
+        let gone = self.with(id, |applicant| applicant.moving.on_its_way.take_gone());
+        let batch = match gone.flatten() {
+            Some((gone, batch)) if gone == number => batch,
+            other => {
+                return self.not_on_its_way(reactor, id, other.map(|(n, b)| OnItsWay::Gone(n, b)));
+            }
         };
-        self.shared.state.borrow_mut().moved += batch.len();
+        self.server.moved.update(|moved| moved + batch.len());
         // Our copies, and the protocols with them.
         drop(batch);
-        self.set_offer_deadline(reactor, id);
+        self.set_deadline(reactor, id);
         self.move_next(reactor, id);
     }
 
+    /// It speaks of another batch than of the one that is on its way.
+    fn not_on_its_way(self: &Rc<Self>, reactor: &mut Reactor, id: u64, stays: Option<OnItsWay>) {
+        if let Some(stays) = stays {
+            self.with(id, |applicant| applicant.moving.on_its_way = stays);
+        }
+        self.hear(reactor, id, Heard::Abort);
+    }
+
+    // The end.
+
     /// The service manager is told first, since it listens to the main process only.
     /// Were this process to end before it knows, it would take the service for ended.
-    fn announce(&self, reactor: &mut Reactor, id: u64) {
-        let pid = {
-            let state = self.shared.state.borrow();
-            let offer = state.offers.get(&id);
-            offer.and_then(|offer| offer.peer.as_ref().map(|peer| peer.pid))
-        };
-        let has_manager = self.shared.settings.notifier.is_some();
+    fn announce(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let pid = self.with(id, |applicant| applicant.peer.pid);
+        let has_manager = self.server.settings.notifier.is_some();
         let Some(pid) = pid.filter(|_| has_manager) else {
-            return self.offer_hears(reactor, id, Heard::Announced(has_manager));
+            return self.hear(reactor, id, Heard::Announced(has_manager));
         };
         let waits = Rc::new(Cell::new(false));
         let has_waited = Rc::clone(&waits);
-        let number = self.tell_manager_then(
-            reactor,
-            &Notice::new().main_pid(pid),
-            move |this, reactor| {
+        let this = Rc::clone(self);
+        let notice = Notice::new().main_pid(pid);
+        let number = self
+            .server
+            .tell_manager_then(reactor, &notice, move |reactor| {
                 if !has_waited.get() {
-                    return this.offer_hears(reactor, id, Heard::Announced(true));
+                    return this.hear(reactor, id, Heard::Announced(true));
                 }
                 // In a later turn, which has heard of a successor that has died
                 // meanwhile: then it is not to have everything.
-                let this = this.clone();
                 reactor.call_later(Duration::ZERO, move |reactor| {
-                    this.offer_hears(reactor, id, Heard::Announced(true));
+                    this.hear(reactor, id, Heard::Announced(true));
                 });
-            },
-        );
+            });
         waits.set(true);
-        if let Some(offer) = self.shared.state.borrow_mut().offers.get_mut(&id) {
-            offer.announcement = number;
-        }
+        self.with(id, |applicant| applicant.announcement = number);
     }
 
     /// The successor came no further.
     fn take_announcement_back(&self, id: u64) {
-        let number = {
-            let mut state = self.shared.state.borrow_mut();
-            let offer = state.offers.get_mut(&id);
-            offer.and_then(|offer| offer.announcement.take())
-        };
-        if let (Some(number), Some(notifier)) = (number, &self.shared.settings.notifier)
+        let number = self.with(id, |applicant| applicant.announcement.take());
+        if let (Some(number), Some(notifier)) = (number.flatten(), &self.server.settings.notifier)
             && !notifier.take_back(number)
         {
             // A manager that listens to all our processes hears it.
-            self.tell_manager(&Notice::new().main_pid(std::process::id()));
+            self.server
+                .tell_manager(&Notice::new().main_pid(std::process::id()));
         }
     }
 
-    /// Everything is said.
+    /// Everything is said. The listeners are the successor's, and what waits in their
+    /// queues with them.
     fn finish(&self, reactor: &mut Reactor, id: u64) {
-        self.shared.state.borrow_mut().attempt = None;
-        if let Some(notifier) = &self.shared.settings.notifier {
+        let child = self.state.borrow_mut().attempt.finish();
+        if let Some(child) = child {
+            // It may live for long.
+            child.look_every(reactor, REAP_AT_LEISURE);
+        }
+        if let Some(notifier) = &self.server.settings.notifier {
             notifier.is_not_main();
         }
-        self.say(reactor, id, &FromPredecessor::Done, Vec::new());
-        self.close_listeners(reactor);
+        self.say(reactor, id, &FromPredecessor::Done);
+        self.server.life.set(Life::HandedOver);
+        self.server.stop_listening(reactor);
+    }
+
+    /// Nothing is left to be done but to serve what stays.
+    fn leave(&self, reactor: &mut Reactor) {
+        let within = self.server.settings.drain;
+        self.server.call(reactor, move |program, reactor| {
+            program.handed_over(reactor, within);
+        });
+        reactor.call_later(within, |reactor| {
+            // An error says that it has stopped by itself.
+            let _ = reactor.stop_now();
+        });
     }
 }

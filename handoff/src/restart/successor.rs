@@ -1,8 +1,10 @@
-//! The side of the process that takes over.
+//! The process that takes over, or starts cold where nobody serves.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
@@ -10,23 +12,38 @@ use bowline_protocol::{
     UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
-use bowline_transport::UnixStream;
 
+use super::Restart;
+use super::control::CONTROL;
+use super::error::RestartError;
 use super::handshake::{Act, Taking, Told};
-use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
+use super::messages::{FromPredecessor, FromSuccessor, Offered, Record};
 use super::moving::{self, Moved};
-use super::predecessor::settings;
-use super::{CONTROL, Restart, RestartError, Start, control};
-use crate::channel::{self, Channel, ChannelError, ChannelReceiver, Peer, has_peer_ended};
+use super::predecessor::FAREWELL;
+use super::program::Start;
+use super::server::Server;
+use crate::channel::{Channel, ChannelError, ChannelReceiver, Peer, Role, has_peer_ended};
 use crate::inherited::Inherited;
 use crate::log;
 use crate::wire::{self, Incoming};
 
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How often a predecessor that goes while we greet it is looked for again, and
+/// after which time: it is ending, and then nobody listens there.
+const LOOK_AGAIN: u32 = 10;
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// The process that takes over.
+pub(super) struct Successor {
+    restart: Restart,
+    /// What came with the start of this process, until the program listens.
+    inherited: RefCell<Inherited>,
+    /// The predecessor, once it was found.
+    take_over: RefCell<Option<TakeOver>>,
+}
 
 /// A take-over under way.
-pub(super) struct TakeOver {
-    machine: Taking,
+struct TakeOver {
+    step: Taking,
     channel: UnixTransportHandle,
     pid: u32,
     /// Whom the service manager was to watch in the first place, or 0.
@@ -34,46 +51,23 @@ pub(super) struct TakeOver {
     deadline: Option<DelayedCall>,
     inherited: Inherited,
     files: Vec<(String, SocketFile)>,
-    refusal: Option<Refusal>,
-    is_lost: bool,
     /// Connections that are here and not served yet.
     prepared: BTreeMap<u32, Vec<Option<Moved>>>,
 }
 
-impl TakeOver {
-    /// Lets go of the listeners that nobody has claimed.
-    pub(super) fn let_go(&mut self) -> Inherited {
-        std::mem::take(&mut self.inherited)
-    }
-}
-
-/// How often a predecessor that goes while we greet it is looked for again, and
-/// after which time: it is ending, and then nobody listens there.
-pub(super) const LOOK_AGAIN: u32 = 10;
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
-
-/// Looks for a predecessor.
-pub(super) fn connect(reactor: &mut Reactor, restart: &Restart, again: u32) -> io::Result<()> {
-    let finder = Finder {
-        restart: restart.clone(),
-        again,
-    };
-    control::connect(reactor, restart, finder)
-}
-
 /// Is told whether there is a predecessor.
-pub(super) struct Finder {
-    restart: Restart,
+pub(crate) struct Finder {
+    successor: Rc<Successor>,
     again: u32,
 }
 
 impl Finder {
     /// Our end of a channel with a predecessor.
-    pub(super) fn channel(&self) -> Channel<Receiver> {
-        let roles = (channel::Role::SUCCESSOR, channel::Role::PREDECESSOR);
-        let settings = settings(&self.restart, roles);
-        let receiver = Receiver {
-            restart: self.restart.clone(),
+    pub(crate) fn channel(&self) -> Channel<PredecessorEnd> {
+        let server = &self.successor.restart.server;
+        let settings = server.channel_settings(Role::SUCCESSOR, Role::PREDECESSOR);
+        let receiver = PredecessorEnd {
+            successor: Rc::clone(&self.successor),
             is_made: false,
             again: self.again,
         };
@@ -81,14 +75,14 @@ impl Finder {
     }
 
     /// Nobody serves.
-    pub(super) fn found_nobody(&self, reactor: &mut Reactor) {
-        let restart = self.restart.clone();
-        reactor.defer(move |reactor| restart.start_cold(reactor));
+    pub(crate) fn found_nobody(&self, reactor: &mut Reactor) {
+        let successor = Rc::clone(&self.successor);
+        reactor.defer(move |reactor| successor.start_cold(reactor));
     }
 }
 
-impl Factory<UnixStream> for Finder {
-    type Protocol = Channel<Receiver>;
+impl<T: UnixTransport> Factory<T> for Finder {
+    type Protocol = Channel<PredecessorEnd>;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
         Some(self.channel())
@@ -100,54 +94,52 @@ impl Factory<UnixStream> for Finder {
             ConnectError::Os(error) => error.kind() == io::ErrorKind::NotFound,
             _ => false,
         };
+        if nobody {
+            return self.found_nobody(cx.reactor);
+        }
         let error = match error.as_os() {
             Some(error) => io::Error::new(error.kind(), error.to_string()),
             None => io::ErrorKind::TimedOut.into(),
         };
-        if nobody {
-            return self.found_nobody(cx.reactor);
-        }
-        let restart = self.restart.clone();
+        let successor = Rc::clone(&self.successor);
         cx.reactor
-            .defer(move |reactor| restart.not_started(reactor, RestartError::Control(error)));
+            .defer(move |reactor| successor.not_started(reactor, RestartError::Control(error)));
     }
 }
 
 /// Passes on what arrives, to be dealt with when no callback runs.
-pub(super) struct Receiver {
-    restart: Restart,
+pub(crate) struct PredecessorEnd {
+    successor: Rc<Successor>,
     is_made: bool,
     again: u32,
 }
 
-impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
+impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
     type Message = FromPredecessor;
 
     fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
         self.is_made = true;
-        let format = self.restart.shared.settings.format;
+        let format = self.successor.restart.server.settings.format;
         if let Err(error) = wire::send(cx.transport, &FromSuccessor::Take { format }, Vec::new()) {
             log::debug!(target: log::HANDOFF, "not sent: {error}");
         }
-        self.restart.shared.state.borrow_mut().take_over = Some(TakeOver {
-            machine: Taking::Asking,
+        self.successor.take_over.replace(Some(TakeOver {
+            step: Taking::Asking,
             channel: cx.transport.unix_handle(),
             pid: peer.pid,
             watched: 0,
             deadline: None,
             inherited: Inherited::new(),
             files: Vec::new(),
-            refusal: None,
-            is_lost: false,
             prepared: BTreeMap::new(),
-        });
-        self.restart.set_taking_deadline(cx.reactor);
+        }));
+        self.successor.set_deadline(cx.reactor);
     }
 
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromPredecessor>) {
-        let restart = self.restart.clone();
+        let successor = Rc::clone(&self.successor);
         cx.reactor
-            .defer(move |reactor| restart.told(reactor, incoming));
+            .defer(move |reactor| successor.receive(reactor, incoming));
     }
 
     fn channel_lost(
@@ -160,21 +152,21 @@ impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
             Some(error) => log::warn!(target: log::HANDOFF, "predecessor: {error}"),
             None => log::debug!(target: log::HANDOFF, "predecessor: {reason}"),
         }
-        let restart = self.restart.clone();
+        let successor = Rc::clone(&self.successor);
         if self.is_made {
             let is_alone = has_peer_ended(error, reason);
             cx.reactor.defer(move |reactor| {
                 if !is_alone {
                     // The channel broke here: the predecessor lives, and goes on.
-                    restart.takes(reactor, Told::Abort);
+                    successor.hear(reactor, Told::Abort);
                 }
-                restart.predecessor_is_gone(reactor);
+                successor.predecessor_is_gone(reactor);
             });
         } else if error.is_none() && self.again > 0 {
             let again = self.again - 1;
             cx.reactor.call_later(LOOK_AGAIN_AFTER, move |reactor| {
-                if let Err(error) = connect(reactor, &restart, again) {
-                    restart.not_started(reactor, RestartError::Control(error));
+                if let Err(error) = successor.look(reactor, again) {
+                    successor.not_started(reactor, RestartError::Control(error));
                 }
             });
         } else {
@@ -183,33 +175,119 @@ impl<T: UnixTransport> ChannelReceiver<T> for Receiver {
                 _ => RestartError::GaveUp,
             };
             cx.reactor
-                .defer(move |reactor| restart.not_started(reactor, why));
+                .defer(move |reactor| successor.not_started(reactor, why));
         }
     }
 }
 
-impl Restart {
-    fn with_take_over<R>(&self, call: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
-        self.shared.state.borrow_mut().take_over.as_mut().map(call)
+impl Successor {
+    /// Looks for a predecessor, and takes over from it or starts cold.
+    pub(super) fn begin(
+        reactor: &mut Reactor,
+        restart: Restart,
+        inherited: Inherited,
+    ) -> io::Result<()> {
+        let this = Rc::new(Self {
+            restart,
+            inherited: RefCell::new(inherited),
+            take_over: RefCell::default(),
+        });
+        this.look(reactor, LOOK_AGAIN)
     }
 
-    fn told(&self, reactor: &mut Reactor, incoming: Incoming<FromPredecessor>) {
+    fn look(self: &Rc<Self>, reactor: &mut Reactor, again: u32) -> io::Result<()> {
+        let finder = Finder {
+            successor: Rc::clone(self),
+            again,
+        };
+        let settings = &self.restart.server.settings;
+        settings.control.connect(reactor, settings, finder)
+    }
+
+    fn with<R>(&self, call: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
+        self.take_over.borrow_mut().as_mut().map(call)
+    }
+
+    // Starting.
+
+    /// Nobody serves.
+    fn start_cold(self: &Rc<Self>, reactor: &mut Reactor) {
+        let Restart {
+            server,
+            predecessor,
+        } = &self.restart;
+        // First of all: of two that start cold, one has to give way.
+        let settings = &server.settings;
+        match settings.control.listen(reactor, settings, predecessor) {
+            Ok(handle) => server.add_listener(reactor, CONTROL, handle, None),
+            Err(error) => return self.not_started(reactor, RestartError::Control(error)),
+        }
+        match self.listen(reactor, self.inherited.take(), Vec::new()) {
+            Ok(()) => self.serve(reactor, Start::Cold),
+            Err(error) => self.listen_failed(reactor, error),
+        }
+    }
+
+    fn listen(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        inherited: Inherited,
+        files: Vec<(String, SocketFile)>,
+    ) -> io::Result<()> {
+        let this = Rc::clone(self);
+        let panicked = move |reactor: &mut Reactor, error| this.listen_failed(reactor, error);
+        Server::listen(&self.restart, reactor, inherited, files, panicked)
+    }
+
+    /// The program could not listen, of which a predecessor is told.
+    fn listen_failed(self: &Rc<Self>, reactor: &mut Reactor, error: io::Error) {
+        self.with(|take_over| take_over.step.hear(Told::NotAdopted));
+        self.answer(reactor, &FromSuccessor::Abort);
+        self.hang_up(reactor);
+        self.not_started(reactor, RestartError::Listen(error));
+    }
+
+    fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
+        // Nobody is going to claim what was inherited.
+        let received = self.with(|take_over| std::mem::take(&mut take_over.inherited));
+        drop((received, self.inherited.take()));
+        self.restart.server.not_started(reactor, error);
+    }
+
+    /// This process serves, alone. Once the service manager knows, the predecessor may
+    /// go, if there is one.
+    fn serve(self: &Rc<Self>, reactor: &mut Reactor, start: Start) {
+        // The processes in whose place this one serves.
+        let heir_of = self.with(|take_over| [take_over.pid, take_over.watched]);
+        // Where it is of nobody, that is no process either.
+        let heir_of = heir_of.into_iter().flatten();
+        let heir_of: Vec<_> = heir_of.filter(|pid| *pid != 0).collect();
+        let this = Rc::clone(self);
+        let server = &self.restart.server;
+        server.serve(reactor, start, &heir_of, move |reactor| {
+            this.answer(reactor, &FromSuccessor::Parted);
+        });
+    }
+
+    // Taking over.
+
+    fn receive(self: &Rc<Self>, reactor: &mut Reactor, incoming: Incoming<FromPredecessor>) {
         let Incoming {
             message,
             descriptors,
             lost,
         } = incoming;
         let told = match message {
-            FromPredecessor::Refused { refusal } => {
-                self.with_take_over(|take_over| take_over.refusal = Some(refusal));
-                Told::Refused
-            }
+            FromPredecessor::Refused { refusal } => Told::Refused(refusal),
             FromPredecessor::Offer { batches, watched } => {
-                self.with_take_over(|take_over| take_over.watched = watched);
+                self.with(|take_over| take_over.watched = watched);
                 Told::Offer(batches)
             }
             FromPredecessor::Listeners { batch, listeners } => {
-                if listeners.len() != descriptors.len() {
+                if listeners.len() == descriptors.len() {
+                    self.keep_listeners(listeners, descriptors);
+                    Told::Listeners(batch)
+                } else {
                     log::warn!(
                         target: log::HANDOFF,
                         "{} descriptors came of {} listeners, {lost} were lost on the way",
@@ -217,32 +295,28 @@ impl Restart {
                         listeners.len()
                     );
                     Told::Abort
-                } else {
-                    self.keep_listeners(listeners, descriptors);
-                    Told::Listeners(batch)
                 }
             }
             FromPredecessor::Commit => Told::Commit,
             FromPredecessor::Connections { batch, connections } => {
-                let machine = self.with_take_over(|take_over| take_over.machine);
-                if machine.is_some_and(Taking::is_receiving) {
+                if self.with(|take_over| take_over.step.is_receiving()) == Some(true) {
                     self.prepare(reactor, batch, connections, descriptors);
-                    return self.set_taking_deadline(reactor);
+                    return self.set_deadline(reactor);
                 }
                 Told::Abort
             }
             FromPredecessor::Go { batch } => {
                 self.go(reactor, batch);
-                return self.set_taking_deadline(reactor);
+                return self.set_deadline(reactor);
             }
             FromPredecessor::Done => Told::Done,
             FromPredecessor::Abort => Told::Abort,
         };
-        self.takes(reactor, told);
+        self.hear(reactor, told);
     }
 
     fn keep_listeners(&self, listeners: Vec<Offered>, descriptors: Vec<OwnedFd>) {
-        self.with_take_over(|take_over| {
+        self.with(|take_over| {
             for (offered, fd) in listeners.into_iter().zip(descriptors) {
                 if let Some(file) = offered.file {
                     take_over.files.push((offered.name.clone(), file));
@@ -252,47 +326,61 @@ impl Restart {
         });
     }
 
-    fn takes(&self, reactor: &mut Reactor, told: Told) {
-        let acts = self.with_take_over(|take_over| {
-            log::trace!(target: log::HANDOFF, "{:?} is told {told:?}", take_over.machine);
-            take_over.machine.hear(told)
+    /// Takes the steps that follow from what was told.
+    fn hear(self: &Rc<Self>, reactor: &mut Reactor, told: Told) {
+        let acts = self.with(|take_over| {
+            log::trace!(target: log::HANDOFF, "{:?} is told {told:?}", take_over.step);
+            take_over.step.hear(told)
         });
+        let server = &self.restart.server;
         for act in acts.unwrap_or_default() {
             match act {
                 Act::Acknowledge(batch) => self.answer(reactor, &FromSuccessor::Taken { batch }),
                 Act::Adopt => self.adopt(reactor),
                 Act::SayReady => self.answer(reactor, &FromSuccessor::Ready),
                 Act::SaySo => self.answer(reactor, &FromSuccessor::Serving),
-                Act::Serve => self.accept(reactor),
-                Act::Finish => self.taken_over(reactor),
-                Act::Withdraw => self.withdraw(reactor),
+                Act::Serve => server.accept(reactor),
+                Act::Finish => {
+                    let pid = self.with(|take_over| take_over.pid).unwrap_or(0);
+                    let connections = server.moved.get();
+                    self.serve(reactor, Start::TookOver { pid, connections });
+                }
+                Act::Withdraw => server.withdraw(reactor),
                 Act::HangUp => {
                     self.answer(reactor, &FromSuccessor::Abort);
-                    self.hang_up_on_predecessor(reactor);
+                    self.hang_up(reactor);
                 }
-                Act::Fail => self.take_over_failed(reactor, told),
+                Act::Fail => {
+                    let error = match told {
+                        Told::Refused(refusal) => RestartError::Refused(refusal),
+                        Told::Lost => RestartError::Lost,
+                        Told::TooLate => RestartError::TimedOut,
+                        _ => RestartError::GaveUp,
+                    };
+                    self.not_started(reactor, error);
+                }
             }
         }
-        self.set_taking_deadline(reactor);
+        self.set_deadline(reactor);
     }
 
-    fn set_taking_deadline(&self, reactor: &mut Reactor) {
-        let patience = self.shared.settings.patience();
-        let this = self.clone();
-        self.with_take_over(|take_over| {
+    fn set_deadline(self: &Rc<Self>, reactor: &mut Reactor) {
+        let patience = self.restart.server.settings.patience();
+        let this = Rc::clone(self);
+        self.with(|take_over| {
             if let Some(deadline) = take_over.deadline.take() {
                 // It may be what runs.
                 let _ = deadline.cancel(reactor);
             }
-            if let Some(limit) = take_over.machine.patience(patience) {
-                let late = move |reactor: &mut Reactor| this.takes(reactor, Told::TooLate);
+            if let Some(limit) = take_over.step.patience(patience) {
+                let late = move |reactor: &mut Reactor| this.hear(reactor, Told::TooLate);
                 take_over.deadline = Some(reactor.call_later(limit, late));
             }
         });
     }
 
     fn answer(&self, reactor: &mut Reactor, message: &FromSuccessor) {
-        let channel = self.with_take_over(|take_over| take_over.channel);
+        let channel = self.with(|take_over| take_over.channel);
         if let Some(channel) = channel.and_then(|channel| reactor.get(channel))
             && let Err(error) = wire::send(channel, message, Vec::new())
         {
@@ -301,8 +389,8 @@ impl Restart {
         }
     }
 
-    fn hang_up_on_predecessor(&self, reactor: &mut Reactor) {
-        let channel = self.with_take_over(|take_over| take_over.channel);
+    fn hang_up(&self, reactor: &mut Reactor) {
+        let channel = self.with(|take_over| take_over.channel);
         if let Some(channel) = channel.and_then(|channel| reactor.get(channel)) {
             channel.lose_connection_within(FAREWELL);
         }
@@ -310,91 +398,44 @@ impl Restart {
 
     /// Everything is here: the control socket is adopted, and the program adopts
     /// and binds.
-    fn adopt(&self, reactor: &mut Reactor) {
-        let taken = {
-            let mut state = self.shared.state.borrow_mut();
-            let more = std::mem::take(&mut state.inherited);
-            state.take_over.as_mut().map(|take_over| {
-                let mut inherited = std::mem::take(&mut take_over.inherited);
-                inherited.append(more);
-                (inherited, std::mem::take(&mut take_over.files))
-            })
-        };
+    fn adopt(self: &Rc<Self>, reactor: &mut Reactor) {
+        let taken = self.with(|take_over| {
+            let inherited = std::mem::take(&mut take_over.inherited);
+            (inherited, std::mem::take(&mut take_over.files))
+        });
         let Some((mut inherited, files)) = taken else {
             return;
         };
-        let control = match inherited.claim(CONTROL) {
-            Some(fd) => control::adopt(reactor, self, fd),
-            None => Err(io::ErrorKind::NotFound.into()),
-        };
-        let result = control.and_then(|control| {
-            self.add_listener(reactor, CONTROL, control);
-            let mut state = self.shared.state.borrow_mut();
-            if let Some(named) = state.listeners.last_mut() {
-                let file = files.iter().find(|(name, _)| name == CONTROL);
-                named.file = file.map(|(_, file)| *file);
-            }
-            drop(state);
-            self.listen(reactor, inherited, files)
-        });
-        let this = self.clone();
-        match result {
+        inherited.append(self.inherited.take());
+        let adopted = self.adopt_control(reactor, &mut inherited, &files);
+        match adopted.and_then(|()| self.listen(reactor, inherited, files)) {
             // In a later turn, which has polled.
             Ok(()) => {
+                let this = Rc::clone(self);
                 reactor.call_later(Duration::ZERO, move |reactor| {
-                    this.takes(reactor, Told::Adopted);
-                    if this.with_take_over(|take_over| take_over.is_lost) == Some(true) {
-                        this.takes(reactor, Told::Lost);
-                    }
+                    this.hear(reactor, Told::Adopted);
                 });
             }
             Err(error) => self.listen_failed(reactor, error),
         }
     }
 
-    /// The predecessor may go, if there is one.
-    pub(super) fn part(&self, reactor: &mut Reactor) {
-        self.answer(reactor, &FromSuccessor::Parted);
-    }
-
-    /// The processes in whose place this one serves.
-    pub(super) fn heir_of(&self) -> Vec<u32> {
-        let heir_of = self.with_take_over(|take_over| [take_over.pid, take_over.watched]);
-        // Where it is of nobody, that is no process either.
-        let heir_of = heir_of.into_iter().flatten();
-        heir_of.filter(|pid| *pid != 0).collect()
-    }
-
-    /// That the program could not listen, if there is a predecessor.
-    pub(super) fn tell_predecessor_of_failure(&self, reactor: &mut Reactor) {
-        self.with_take_over(|take_over| take_over.machine.hear(Told::NotAdopted));
-        self.answer(reactor, &FromSuccessor::Abort);
-        self.hang_up_on_predecessor(reactor);
-    }
-
-    fn take_over_failed(&self, reactor: &mut Reactor, told: Told) {
-        let refusal = self.with_take_over(|take_over| take_over.refusal).flatten();
-        let error = match (told, refusal) {
-            (Told::Refused, Some(refusal)) => RestartError::Refused(refusal),
-            (Told::Lost, _) => RestartError::Lost,
-            (Told::TooLate, _) => RestartError::TimedOut,
-            _ => RestartError::GaveUp,
-        };
-        self.not_started(reactor, error);
-    }
-
-    fn taken_over(&self, reactor: &mut Reactor) {
-        let (pid, connections) = {
-            let state = self.shared.state.borrow();
-            (
-                state
-                    .take_over
-                    .as_ref()
-                    .map_or(0, |take_over| take_over.pid),
-                state.moved,
-            )
-        };
-        self.serve(reactor, Start::TookOver { pid, connections });
+    fn adopt_control(
+        &self,
+        reactor: &mut Reactor,
+        inherited: &mut Inherited,
+        files: &[(String, SocketFile)],
+    ) -> io::Result<()> {
+        let Restart {
+            server,
+            predecessor,
+        } = &self.restart;
+        let fd = inherited.claim(CONTROL).ok_or(io::ErrorKind::NotFound)?;
+        let settings = &server.settings;
+        let handle = settings.control.adopt(reactor, settings, predecessor, fd)?;
+        let file = files.iter().find(|(name, _)| name == CONTROL);
+        server.add_listener(reactor, CONTROL, handle, file.map(|(_, file)| *file));
+        Ok(())
     }
 
     // Connections.
@@ -403,41 +444,38 @@ impl Restart {
         &self,
         reactor: &mut Reactor,
         batch: u32,
-        records: Vec<super::messages::Record>,
+        records: Vec<Record>,
         descriptors: Vec<OwnedFd>,
     ) {
-        let connections = {
-            let program = self.shared.program.borrow();
-            moving::unpack(records, descriptors, |kind| program.takes(kind))
-        };
+        let server = &self.restart.server;
+        let connections = moving::unpack(records, descriptors, |kind| server.takes(kind));
         let refused = connections
             .iter()
             .zip(0..)
             .filter(|(connection, _)| connection.is_none())
             .map(|(_, at)| at)
             .collect();
-        self.with_take_over(|take_over| {
-            take_over.prepared.insert(batch, connections);
-        });
+        self.with(|take_over| take_over.prepared.insert(batch, connections));
         self.answer(reactor, &FromSuccessor::Prepared { batch, refused });
     }
 
-    fn go(&self, reactor: &mut Reactor, batch: u32) {
-        let channel = self.with_take_over(|take_over| {
+    /// Says of a batch that it lives, and serves it when that has left: were it served
+    /// before, and we died, the predecessor would take back connections that have gone
+    /// on here.
+    fn go(self: &Rc<Self>, reactor: &mut Reactor, batch: u32) {
+        let channel = self.with(|take_over| {
             // It may have given up meanwhile, or they were taken back.
-            let is_ours = take_over.machine.is_receiving();
+            let is_ours = take_over.step.is_receiving();
             let is_there = is_ours && take_over.prepared.contains_key(&batch);
             is_there.then_some(take_over.channel)
         });
         let Some(channel) = channel.flatten() else {
-            return self.takes(reactor, Told::Abort);
+            return self.hear(reactor, Told::Abort);
         };
         self.answer(reactor, &FromSuccessor::Live { batch });
         if let Some(channel) = reactor.get(channel) {
             let position = channel.bytes_sent() + channel.unsent_bytes() as u64;
-            let this = self.clone();
-            // Were they served before, and we died, the predecessor would take back
-            // connections that have gone on here.
+            let this = Rc::clone(self);
             let serve = move |reactor: &mut Reactor, said: Result<(), NotSent>| {
                 if said.is_ok() {
                     this.serve_batch(reactor, batch);
@@ -448,37 +486,34 @@ impl Restart {
     }
 
     fn serve_batch(&self, reactor: &mut Reactor, batch: u32) {
-        let prepared = self.with_take_over(|take_over| take_over.prepared.remove(&batch));
-        let Some(prepared) = prepared.flatten() else {
-            return;
-        };
-        for moved in prepared.into_iter().flatten() {
-            self.shared.state.borrow_mut().moved += 1;
-            self.call_program(reactor, |program, reactor| {
+        let prepared = self.with(|take_over| take_over.prepared.remove(&batch));
+        let server = &self.restart.server;
+        for moved in prepared.flatten().into_iter().flatten().flatten() {
+            server.moved.update(|count| count + 1);
+            server.call(reactor, |program, reactor| {
                 program.connection_moved(reactor, moved);
             });
         }
     }
 
-    fn predecessor_is_gone(&self, reactor: &mut Reactor) {
-        let found = self.with_take_over(|take_over| {
-            take_over.is_lost = true;
+    fn predecessor_is_gone(self: &Rc<Self>, reactor: &mut Reactor) {
+        let found = self.with(|take_over| {
             let batches: Vec<_> = take_over.prepared.keys().copied().collect();
-            (take_over.machine, batches)
+            (take_over.step, batches)
         });
-        let Some((machine, batches)) = found else {
+        let Some((step, batches)) = found else {
             return;
         };
         // Those of which we have said that they live are served. One that took the
         // others back has said so. One that has died has not, and then nobody else has
         // them.
         for batch in batches {
-            if machine == Taking::Failed {
-                self.with_take_over(|take_over| take_over.prepared.remove(&batch));
+            if step == Taking::Failed {
+                self.with(|take_over| take_over.prepared.remove(&batch));
             } else {
                 self.serve_batch(reactor, batch);
             }
         }
-        self.takes(reactor, Told::Lost);
+        self.hear(reactor, Told::Lost);
     }
 }

@@ -12,14 +12,11 @@ use bowline_reactor::{
     DelayedCall, Hold, Interest, Phase, Reactor, RemoteHandle, SystemEvent, Token,
 };
 
-#[cfg(feature = "testing")]
-use bowline_transport::testing::SimulatedKernel;
-
 use super::notice::{LONGEST, Notice};
 use super::queue::{MOST, Purpose, Queue};
 use super::sender::{Barrier, Sender};
 use super::watchdog::Dog;
-use super::way::{Trouble, Way};
+use super::way::{ManagerSocket, Trouble, Way};
 use crate::log;
 use crate::wire::MAX_DESCRIPTORS;
 
@@ -93,7 +90,7 @@ pub struct Notifier {
 }
 
 pub(super) struct Inner {
-    pub(super) way: Way,
+    pub(super) way: Box<dyn Way>,
     pub(super) state: RefCell<State>,
 }
 
@@ -156,17 +153,10 @@ impl Notifier {
     /// `InvalidInput` for an address that is neither; otherwise those of
     /// socket(2).
     pub fn connect(address: &str) -> io::Result<Self> {
-        Ok(Self::over(Way::to(address)?))
+        Ok(Self::over(ManagerSocket::to(address)?))
     }
 
-    /// One for a manager on a simulated kernel, that
-    /// [receives](SimulatedKernel::datagrams) under a name; feature `testing`.
-    #[cfg(feature = "testing")]
-    pub fn simulated(kernel: &SimulatedKernel, name: &str) -> Self {
-        Self::over(Way::Simulated(kernel.datagram_sender(name)))
-    }
-
-    fn over(way: Way) -> Self {
+    pub(crate) fn over(way: impl Way) -> Self {
         let state = State {
             queue: Queue::new(MOST),
             runs_on: None,
@@ -182,7 +172,10 @@ impl Notifier {
         };
         let state = RefCell::new(state);
         Self {
-            inner: Rc::new(Inner { way, state }),
+            inner: Rc::new(Inner {
+                way: Box::new(way),
+                state,
+            }),
         }
     }
 

@@ -7,9 +7,21 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use bowline_reactor::{Interest, Reactor, Token};
-#[cfg(feature = "testing")]
-use bowline_transport::testing::MemoryDatagramSender;
 use bowline_transport::{is_passing_shortage, send_datagram};
+
+/// What notices leave by.
+pub(crate) trait Way: fmt::Debug + 'static {
+    /// Sends one, with descriptors.
+    fn send(&self, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()>;
+
+    /// Has the reactor report when there is room.
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()>;
+
+    fn unwatch(&self, reactor: &mut Reactor);
+
+    /// What [`watch`](Self::watch) watches, if the poller knows it.
+    fn source(&self) -> Option<BorrowedFd<'_>>;
+}
 
 /// Where the manager is, and a socket of ours.
 ///
@@ -17,15 +29,9 @@ use bowline_transport::{is_passing_shortage, send_datagram};
 /// that was connected once stays with a manager that is gone; but of one that is not
 /// connected the kernel never says when there is room, it always calls it writable. So
 /// it is connected anew for each notice: to itself, as a rule.
-pub(super) enum Way {
-    /// A real one.
-    Socket {
-        address: SocketAddr,
-        socket: UnixDatagram,
-    },
-    /// On a simulated kernel.
-    #[cfg(feature = "testing")]
-    Simulated(MemoryDatagramSender),
+pub(super) struct ManagerSocket {
+    address: SocketAddr,
+    socket: UnixDatagram,
 }
 
 /// Why a notice cannot leave now, and may later.
@@ -57,7 +63,7 @@ impl Trouble {
     }
 }
 
-impl Way {
+impl ManagerSocket {
     pub(super) fn to(address: &str) -> io::Result<Self> {
         let address = if let Some(name) = address.strip_prefix('@') {
             SocketAddr::from_abstract_name(name)?
@@ -69,17 +75,14 @@ impl Way {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
-        Ok(Self::Socket { address, socket })
+        Ok(Self { address, socket })
     }
+}
 
-    pub(super) fn send(&self, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let (address, socket) = match self {
-            Self::Socket { address, socket } => (address, socket),
-            #[cfg(feature = "testing")]
-            Self::Simulated(sender) => return sender.send(text, descriptors),
-        };
-        let connected = socket.connect_addr(address);
-        let sent = send_datagram(socket.as_fd(), text, descriptors);
+impl Way for ManagerSocket {
+    fn send(&self, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let connected = self.socket.connect_addr(&self.address);
+        let sent = send_datagram(self.socket.as_fd(), text, descriptors);
         match (sent, connected) {
             // Connected before this process was confined, say: the path is not to be
             // seen any more, the manager still reads.
@@ -90,39 +93,21 @@ impl Way {
         }
     }
 
-    /// Has the reactor report when there is room.
-    pub(super) fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
-        match self {
-            Self::Socket { socket, .. } => reactor.watch(token, socket.as_fd(), Interest::Writable),
-            #[cfg(feature = "testing")]
-            Self::Simulated(sender) => sender.watch(reactor, token),
-        }
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        reactor.watch(token, self.socket.as_fd(), Interest::Writable)
     }
 
-    pub(super) fn unwatch(&self, reactor: &mut Reactor) {
-        match self {
-            Self::Socket { socket, .. } => reactor.unwatch(socket.as_fd()),
-            #[cfg(feature = "testing")]
-            Self::Simulated(sender) => sender.unwatch(),
-        }
+    fn unwatch(&self, reactor: &mut Reactor) {
+        reactor.unwatch(self.socket.as_fd());
     }
 
-    /// What [`watch`](Self::watch) watches.
-    pub(super) fn source(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Socket { socket, .. } => Some(socket.as_fd()),
-            #[cfg(feature = "testing")]
-            Self::Simulated(_) => None,
-        }
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
     }
 }
 
-impl fmt::Debug for Way {
+impl fmt::Debug for ManagerSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket { address, .. } => address.fmt(f),
-            #[cfg(feature = "testing")]
-            Self::Simulated(sender) => sender.fmt(f),
-        }
+        self.address.fmt(f)
     }
 }

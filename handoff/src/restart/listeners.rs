@@ -1,0 +1,124 @@
+//! What a program listens on.
+
+use std::fmt;
+use std::io;
+
+use bowline_protocol::{Acceptor, Factory, ListenerHandle, SocketFile};
+use bowline_reactor::Reactor;
+use bowline_transport::Transports;
+use bowline_transport::endpoint::{ListenAt, ListenTransport};
+
+use super::Restart;
+use super::control::CONTROL;
+use super::handshake;
+use crate::inherited::Inherited;
+
+/// What a program listens on: adopted by name, or bound.
+///
+/// Each listener has a name of its own, by which a successor finds it; a
+/// listener of that name at another address is not adopted, and is reported.
+pub struct Listeners<'a> {
+    restart: &'a Restart,
+    inherited: Inherited,
+    /// The files of those that a predecessor had.
+    files: Vec<(String, SocketFile)>,
+}
+
+impl<'a> Listeners<'a> {
+    pub(super) fn new(
+        restart: &'a Restart,
+        inherited: Inherited,
+        files: Vec<(String, SocketFile)>,
+    ) -> Self {
+        Self {
+            restart,
+            inherited,
+            files,
+        }
+    }
+
+    /// The restart that this is part of, for [`Restart::movable`].
+    pub fn restart(&self) -> &Restart {
+        self.restart
+    }
+
+    /// What was inherited and not claimed yet.
+    pub fn inherited(&mut self) -> &mut Inherited {
+        &mut self.inherited
+    }
+
+    /// Listens at an endpoint, [`Tcp::at`](bowline_transport::Tcp::at) say, and serves
+    /// whoever connects with the protocols of a factory.
+    ///
+    /// Port 0 adopts whatever port the listener of that name had. The file of a UNIX
+    /// socket passes from one process to the next with the listener, and is removed by
+    /// whoever serves last. On a simulated kernel, the address is `name`.
+    ///
+    /// # Errors
+    ///
+    /// Those of listening and adopting; `AlreadyExists` for a name that is
+    /// taken, `InvalidInput` beyond 16,191 of them.
+    pub fn listen<E: ListenAt>(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        endpoint: E,
+        factory: impl Factory<ListenTransport<E>>,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
+            Some(fd) => reactor.listen(endpoint.on(fd), factory)?,
+            None => reactor.listen(endpoint, factory)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens for an acceptor, a worker pool say; see
+    /// [`Transports::accept`].
+    ///
+    /// # Errors
+    ///
+    /// As [`listen`](Self::listen).
+    pub fn accept(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        endpoint: impl ListenAt,
+        acceptor: impl Acceptor,
+    ) -> io::Result<ListenerHandle> {
+        self.check_name(name)?;
+        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
+            Some(fd) => reactor.accept(endpoint.on(fd), acceptor)?,
+            None => reactor.accept(endpoint, acceptor)?,
+        };
+        Ok(self.add(reactor, name, handle))
+    }
+
+    fn check_name(&self, name: &str) -> io::Result<()> {
+        let listeners = self.restart.server.listeners.borrow();
+        if name == CONTROL || listeners.iter().any(|named| named.name == name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if handshake::batches(listeners.len() + 1).is_none() {
+            let text = "more listeners than can be handed over";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(())
+    }
+
+    fn add(&self, reactor: &mut Reactor, name: &str, handle: ListenerHandle) -> ListenerHandle {
+        let file = self.files.iter().find(|(of, _)| of == name);
+        let file = file.map(|(_, file)| *file);
+        let server = &self.restart.server;
+        server.add_listener(reactor, name, handle, file);
+        handle
+    }
+}
+
+impl fmt::Debug for Listeners<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listeners")
+            .field("inherited", &self.inherited)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,277 @@
+//! What a process is that serves or is about to, whichever of the two it is: its
+//! program, its listeners, and what its service manager is told.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+
+use bowline_protocol::{ListenerHandle, SocketFile};
+use bowline_reactor::Reactor;
+
+use super::Restart;
+use super::error::RestartError;
+use super::listeners::Listeners;
+use super::moving::MoveList;
+use super::program::{Program, Start};
+use super::settings::RestartSettings;
+use crate::channel::{self, ChannelSettings};
+use crate::inherited::Inherited;
+use crate::log;
+use crate::systemd::Notice;
+use crate::wire::MAX_PAYLOAD;
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    Starting,
+    Serving,
+    HandedOver,
+}
+
+/// A listener by its name.
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) handle: ListenerHandle,
+    /// The file that it owned, or is going to own.
+    pub(super) file: Option<SocketFile>,
+    /// Whether we keep it from accepting.
+    is_held: bool,
+}
+
+pub(super) struct Server {
+    pub(super) settings: RestartSettings,
+    program: RefCell<Box<dyn Program>>,
+    pub(super) listeners: RefCell<Vec<Named>>,
+    /// The connections that can move.
+    pub(super) list: Rc<RefCell<MoveList>>,
+    pub(super) life: Cell<Life>,
+    /// How many connections have moved, from here or to here.
+    pub(super) moved: Cell<usize>,
+}
+
+impl Server {
+    pub(super) fn new(settings: RestartSettings, program: impl Program) -> Self {
+        Self {
+            settings,
+            program: RefCell::new(Box::new(program)),
+            listeners: RefCell::default(),
+            list: Rc::default(),
+            life: Cell::new(Life::Starting),
+            moved: Cell::new(0),
+        }
+    }
+
+    /// How a channel of these roles behaves, ours and the other's.
+    pub(super) fn channel_settings(
+        &self,
+        ours: channel::Role,
+        theirs: channel::Role,
+    ) -> ChannelSettings {
+        let mut settings = ChannelSettings::new(ours, theirs);
+        settings.max_payload = MAX_PAYLOAD;
+        settings.handshake_timeout = self.settings.answer;
+        settings
+    }
+
+    // The program.
+
+    /// Calls the program when no callback runs.
+    pub(super) fn call(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        call: impl FnOnce(&mut dyn Program, &mut Reactor) + 'static,
+    ) {
+        let this = Rc::clone(self);
+        reactor.defer(move |reactor| call(&mut **this.program.borrow_mut(), reactor));
+    }
+
+    /// Whether the program takes connections of a kind.
+    pub(super) fn takes(&self, kind: &str) -> bool {
+        self.program.borrow().takes(kind)
+    }
+
+    /// Has the program listen, on what was inherited where it can. Nothing is accepted
+    /// before [`accept`](Self::accept).
+    pub(super) fn listen(
+        restart: &Restart,
+        reactor: &mut Reactor,
+        inherited: Inherited,
+        files: Vec<(String, SocketFile)>,
+        panicked: impl FnOnce(&mut Reactor, io::Error) + 'static,
+    ) -> io::Result<()> {
+        // The next thing that happens, if the program panics.
+        let has_returned = Rc::new(Cell::new(false));
+        let returned = Rc::clone(&has_returned);
+        reactor.defer(move |reactor| {
+            if !returned.get() {
+                panicked(reactor, io::Error::other("it panicked"));
+            }
+        });
+        // What is not claimed is reported when these are dropped.
+        let mut listeners = Listeners::new(restart, inherited, files);
+        let mut program = restart.server.program.borrow_mut();
+        let result = program.listen(reactor, &mut listeners);
+        has_returned.set(true);
+        result
+    }
+
+    /// The program serves, alone. `then` is called when the service manager has been
+    /// told.
+    pub(super) fn serve(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        start: Start,
+        heir_of: &[u32],
+        then: impl FnOnce(&mut Reactor) + 'static,
+    ) {
+        self.life.set(Life::Serving);
+        self.accept(reactor);
+        self.tell_manager_then(reactor, &Notice::new().ready(), then);
+        if let Some(notifier) = &self.settings.notifier {
+            notifier.becomes_main(reactor, heir_of);
+        }
+        self.call(reactor, move |program, reactor| {
+            program.serving(reactor, start);
+        });
+    }
+
+    pub(super) fn not_started(self: &Rc<Self>, reactor: &mut Reactor, error: RestartError) {
+        log::error!(target: log::HANDOFF, "not started: {error}");
+        self.stop_listening(reactor);
+        self.call(reactor, move |program, reactor| {
+            program.not_started(reactor, &error);
+        });
+    }
+
+    // The listeners.
+
+    /// Adds a listener, which does not accept yet. Its file, if it owns none, is `file`,
+    /// to be owned when the predecessor has let go of it.
+    pub(super) fn add_listener(
+        &self,
+        reactor: &mut Reactor,
+        name: &str,
+        handle: ListenerHandle,
+        file: Option<SocketFile>,
+    ) {
+        let own = reactor.get(handle).and_then(|listener| {
+            listener.hold_accepting();
+            listener.socket_file()
+        });
+        self.listeners.borrow_mut().push(Named {
+            name: name.to_owned(),
+            handle,
+            file: own.or(file),
+            is_held: true,
+        });
+    }
+
+    /// Accepts on all listeners, and owns their files.
+    pub(super) fn accept(&self, reactor: &mut Reactor) {
+        for named in &mut *self.listeners.borrow_mut() {
+            let Some(listener) = reactor.get(named.handle) else {
+                continue;
+            };
+            if std::mem::take(&mut named.is_held) {
+                listener.release_accepting();
+            }
+            if let Some(file) = named.file
+                && listener.socket_file().is_none()
+                && let Err(error) = listener.own_socket_file(file)
+            {
+                log::warn!(
+                    target: log::HANDOFF,
+                    "{}: the file of {:?} is another's by now: {error}",
+                    listener.address(),
+                    named.name
+                );
+            }
+        }
+    }
+
+    /// Accepts on none, and leaves the files to whoever has the listeners now.
+    pub(super) fn withdraw(&self, reactor: &mut Reactor) {
+        for named in &mut *self.listeners.borrow_mut() {
+            if let Some(listener) = reactor.get(named.handle) {
+                if !std::mem::replace(&mut named.is_held, true) {
+                    listener.hold_accepting();
+                }
+                if let Some(file) = listener.socket_file() {
+                    named.file = Some(file);
+                    listener.disown_socket_file();
+                }
+            }
+        }
+    }
+
+    /// Closes the listeners. What waits in their queues is for whoever has them too.
+    pub(super) fn stop_listening(&self, reactor: &mut Reactor) {
+        for named in self.listeners.take() {
+            if let Some(listener) = reactor.get(named.handle) {
+                listener.stop_listening();
+            }
+        }
+    }
+
+    // The service manager.
+
+    pub(super) fn tell_manager(&self, notice: &Notice) {
+        if let Some(notifier) = &self.settings.notifier
+            && let Err(error) = notifier.tell(notice)
+        {
+            log::warn!(target: log::HANDOFF, "the service manager was not told: {error}");
+        }
+    }
+
+    /// Tells the service manager and does what comes after that: when the notice has
+    /// left, or cannot be waited for any longer. Answers its number, if there is one.
+    pub(super) fn tell_manager_then(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        notice: &Notice,
+        then: impl FnOnce(&mut Reactor) + 'static,
+    ) -> Option<u64> {
+        let Some(notifier) = &self.settings.notifier else {
+            then(reactor);
+            return None;
+        };
+        let number = match notifier.tell(notice) {
+            Ok(number) => number,
+            Err(error) => {
+                self.manager_not_told(reactor, error);
+                then(reactor);
+                return None;
+            }
+        };
+        let this = Rc::clone(self);
+        notifier.when_left(
+            reactor,
+            number,
+            self.settings.manager,
+            move |reactor, left| {
+                if let Err(error) = left {
+                    this.manager_not_told(reactor, error);
+                }
+                then(reactor);
+            },
+        );
+        Some(number)
+    }
+
+    fn manager_not_told(self: &Rc<Self>, reactor: &mut Reactor, error: io::Error) {
+        log::error!(target: log::HANDOFF, "the service manager does not know of the restart: {error}");
+        let error = RestartError::Manager(error);
+        self.call(reactor, move |program, reactor| {
+            program.manager_not_told(reactor, &error);
+        });
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("life", &self.life)
+            .finish_non_exhaustive()
+    }
+}
