@@ -13,9 +13,9 @@ use std::rc::Rc;
 
 use bowline::error::{
     AdoptError, AdoptErrorKind, CallError, DelayedCallError, DetachError, FailedAttempt,
-    FileSendError, ListenError, LookupError, ReactorError, ReattachError, RegisterProducerError,
-    RemoteError, RunError, SendDescriptorError, SendDescriptorErrorKind, ThreadCallError,
-    TriggerError,
+    FileSendError, ListenError, LookupError, NotSent, ReactorError, ReattachError,
+    RegisterProducerError, RemoteError, RunError, SendDescriptorError, SendDescriptorErrorKind,
+    ThreadCallError, TriggerError,
 };
 use bowline::framing::{EncodeError, FramingError, SendFrameError, SendFrameErrorKind};
 use bowline::handoff::channel::ChannelError;
@@ -71,6 +71,7 @@ fn errors() -> Vec<Box<dyn Error>> {
             descriptors: Vec::new(),
         }),
         Box::new(CloseReason::Lost(why())),
+        Box::new(NotSent { sent: 7 }),
         Box::new(FramingError::BadLength),
         Box::new(EncodeError::ContainsDelimiter),
         Box::new(SendFrameErrorKind::Encode(EncodeError::ContainsDelimiter)),

@@ -62,10 +62,15 @@ pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, 
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::{SignalHandler, signal};
-#[doc(hidden)]
-pub use crate::sys::generation as forks;
 pub use crate::thread_pool::{
     AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
 };
 pub use crate::token::Token;
 pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
+
+/// The number of this process, which it shares with none that it was forked from: for the
+/// layers above, which have threads of their own.
+#[doc(hidden)]
+pub fn forks() -> u32 {
+    sys::generation()
+}
