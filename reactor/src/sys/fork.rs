@@ -17,7 +17,7 @@ extern "C" fn forked() {
 }
 
 /// The number of this process, which it shares with none that it was forked from.
-pub fn generation() -> u32 {
+pub(crate) fn generation() -> u32 {
     REGISTERED.call_once(|| {
         // SAFETY: the function is one of this program, which stays loaded, and does
         // nothing but an atomic addition, which is allowed after a fork.

@@ -10,8 +10,7 @@ mod timerfd;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub(crate) use self::call::Call;
-pub use self::fork::generation;
-pub(crate) use self::fork::known_generation;
+pub(crate) use self::fork::{generation, known_generation};
 pub(crate) use self::timerfd::TimerFd;
 
 /// The poller's own descriptor, for embedding the loop in another one.
