@@ -249,7 +249,7 @@ impl Reactor {
             statistics: Statistics::default(),
             alarm: None,
             extensions: Vec::new(),
-            source: Source::default(),
+            source: Default::default(),
             events: mio::Events::with_capacity(EVENTS_PER_TURN),
             poll,
         })
