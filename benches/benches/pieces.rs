@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Pair;
 use std::time::Duration;
 
-use bowline::descriptor::{Descriptor, Interest, Next, Readiness};
+use bowline::descriptor::{Descriptor, Next, Readiness};
 use bowline::framing::{FrameBuffer, Framer, LengthPrefixedFramer, LineFramer, NetstringFramer};
 use bowline::testing::{ManualClock, Pump};
 use bowline::{Context, Protocol, Reactor, Transport, Transports, UnixTransport};
@@ -128,9 +128,8 @@ mod slots {
     }
 
     fn register(reactor: &mut Reactor) -> bowline::descriptor::Token {
-        reactor
-            .register(Interest::Readable, |_| Box::new(Idle(0)))
-            .expect("there is room")
+        let vacancy = reactor.vacancy().expect("there is room");
+        vacancy.install(Box::new(Idle(0)))
     }
 }
 
