@@ -129,8 +129,9 @@ fn a_forked_child_serves_what_it_keeps_and_harms_nothing() {
         reactor
             .after_fork(&[unix.token(), kept.token()])
             .expect("it is forked");
-        // A listener, a connection, and the parent's timer.
-        assert_eq!(open_descriptors(), before - 3);
+        // A listener, a connection, and the parent's timer; and what other tests of the
+        // process, which has one queue for it, had still to close.
+        assert!(open_descriptors() <= before - 3);
         assert!(reactor.get(other).is_none() && reactor.get(tcp).is_none());
         assert!(echoes(&mut reactor, &mut kept_peer));
         let mut client = UnixStream::connect(&path).expect("it listens");
