@@ -65,7 +65,7 @@ pub struct FileSender<R> {
 }
 
 type Transform = Box<dyn FnMut(&mut Vec<u8>)>;
-type Done = Box<dyn FnOnce(&mut Context<'_, dyn Transport>, Result<FileSent, FileSendError>)>;
+type FileDone = Box<dyn FnOnce(&mut Context<'_, dyn Transport>, Result<FileSent, FileSendError>)>;
 
 /// What a [`FileSender`] has sent, after the transformation if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl<R: Read + 'static> FileSender<R> {
         transport: &mut T,
         done: impl FnOnce(&mut Context<'_, dyn Transport>, Result<FileSent, FileSendError>) + 'static,
     ) -> Result<(), RegisterProducerError> {
-        let sending = Sending {
+        let sending = FileProducer {
             source: self.source,
             chunk: Vec::new(),
             chunk_size: self.chunk_size.clamp(1, LARGEST_CHUNK),
@@ -159,17 +159,17 @@ impl<R: Read + 'static> FileSender<R> {
 }
 
 /// A file on its way.
-struct Sending<R> {
+struct FileProducer<R> {
     source: R,
     /// What is read and sent at once; kept, so that it is allocated once.
     chunk: Vec<u8>,
     chunk_size: usize,
     transform: Option<Transform>,
     sent: FileSent,
-    done: Option<Done>,
+    done: Option<FileDone>,
 }
 
-impl<R: Read> Sending<R> {
+impl<R: Read> FileProducer<R> {
     /// Reads the next portion; whether there was one.
     fn read(&mut self) -> io::Result<bool> {
         self.chunk.resize(self.chunk_size, 0);
@@ -198,7 +198,7 @@ impl<R: Read> Sending<R> {
     }
 }
 
-impl<R: Read + 'static> Producer for Sending<R> {
+impl<R: Read + 'static> Producer for FileProducer<R> {
     fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
         match self.read() {
             Ok(true) => {}

@@ -135,7 +135,7 @@ pub struct Reactor {
     /// in time; the largest number once they were not to wait any more.
     held_back: usize,
     clock: Box<dyn Clock>,
-    soon: VecDeque<Call>,
+    soon: VecDeque<PlainCall>,
     remote: RemoteHandle,
     remote_calls: VecDeque<RemoteCall>,
     state: State,
@@ -160,10 +160,10 @@ pub struct Reactor {
 }
 
 /// A call that is told nothing but the reactor.
-pub(crate) type Call = sys::Call<()>;
+pub(crate) type PlainCall = sys::Call<()>;
 
-fn plain(call: impl FnOnce(&mut Reactor) + 'static) -> Call {
-    Call::new(|reactor: &mut Reactor, ()| call(reactor))
+fn plain(call: impl FnOnce(&mut Reactor) + 'static) -> PlainCall {
+    PlainCall::new(|reactor: &mut Reactor, ()| call(reactor))
 }
 
 type Entrance = Box<dyn FnOnce(Option<&mut dyn Descriptor>, &mut Reactor) -> Next>;
@@ -172,7 +172,7 @@ type Entrance = Box<dyn FnOnce(Option<&mut dyn Descriptor>, &mut Reactor) -> Nex
 enum Deferred {
     Attend(Token),
     Enter(Token, Entrance),
-    Call(Call),
+    Call(PlainCall),
     /// Its callback put this reactor in the place of its own.
     Stray(Box<dyn Descriptor>),
 }

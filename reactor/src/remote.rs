@@ -19,14 +19,14 @@ pub struct RemoteHandle {
 }
 
 pub(crate) struct Shared {
-    queue: Mutex<Queue>,
+    queue: Mutex<RemoteQueue>,
     /// Whether calls wait. Set by the first call after a drain, which alone
     /// pays for the wake-up, so that a flood of calls costs one.
     waiting: AtomicBool,
     waker: mio::Waker,
 }
 
-struct Queue {
+struct RemoteQueue {
     calls: Vec<RemoteCall>,
     is_closed: bool,
 }
@@ -35,7 +35,7 @@ impl RemoteHandle {
     pub(crate) fn new(waker: mio::Waker) -> Self {
         Self {
             shared: Arc::new(Shared {
-                queue: Mutex::new(Queue {
+                queue: Mutex::new(RemoteQueue {
                     calls: Vec::new(),
                     is_closed: false,
                 }),
@@ -106,7 +106,7 @@ impl RemoteHandle {
         std::mem::take(&mut queue.calls)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, RemoteQueue> {
         // Nothing panics while the lock is held, and a Vec of boxes is sound
         // anyway.
         self.shared

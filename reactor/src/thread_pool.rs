@@ -250,7 +250,7 @@ impl ThreadPool {
             let _ = sender.send(result);
             let _ = remote.call_from_thread(move |reactor| Calls::finished(reactor, id));
         };
-        let job = Job {
+        let job = ThreadJob {
             id,
             run: Box::new(run),
         };
@@ -285,7 +285,7 @@ impl ThreadPool {
         }
     }
 
-    fn submit(&self, reactor: &mut Reactor, job: Job) -> Result<(), ThreadCallError> {
+    fn submit(&self, reactor: &mut Reactor, job: ThreadJob) -> Result<(), ThreadCallError> {
         let local = &self.local;
         local.unfinished.set(local.unfinished.get() + 1);
         let number = reactor.number();
@@ -421,14 +421,14 @@ impl Drop for Local {
 
 /// The part that threads have too.
 struct Shared {
-    queue: Mutex<Queue>,
+    queue: Mutex<WorkQueue>,
     /// Work has come, or the pool has closed or changed.
     changed: Condvar,
 }
 
-struct Queue {
+struct WorkQueue {
     settings: ThreadPoolSettings,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<ThreadJob>,
     threads: Vec<JoinHandle<()>>,
     alive: usize,
     idle: usize,
@@ -437,12 +437,12 @@ struct Queue {
     is_closed: bool,
 }
 
-struct Job {
+struct ThreadJob {
     id: u64,
     run: Box<dyn FnOnce() + Send>,
 }
 
-impl Queue {
+impl WorkQueue {
     fn start_thread(&mut self, shared: &Arc<Shared>) -> io::Result<()> {
         self.threads.retain(|thread| !thread.is_finished());
         let shared = Arc::clone(shared);
@@ -458,7 +458,7 @@ impl Queue {
 impl Shared {
     fn new(settings: ThreadPoolSettings) -> Arc<Self> {
         Arc::new(Self {
-            queue: Mutex::new(Queue {
+            queue: Mutex::new(WorkQueue {
                 settings,
                 jobs: VecDeque::new(),
                 threads: Vec::new(),
@@ -473,7 +473,7 @@ impl Shared {
 
     /// How it worked in the process that this one was forked from, and what waited
     /// there. A thread may have had the lock, which nobody gives back here.
-    fn leave(&self) -> (ThreadPoolSettings, VecDeque<Job>) {
+    fn leave(&self) -> (ThreadPoolSettings, VecDeque<ThreadJob>) {
         match self.queue.try_lock() {
             Ok(mut queue) => (queue.settings.clone(), mem::take(&mut queue.jobs)),
             Err(_) => (ThreadPoolSettings::default(), VecDeque::new()),
@@ -517,24 +517,24 @@ impl Shared {
         queue.alive -= 1;
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, WorkQueue> {
         // Nothing panics while the lock is held.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-type Tell = Box<dyn FnOnce(&mut Reactor, Option<ThreadCallError>)>;
+type TellDone = Box<dyn FnOnce(&mut Reactor, Option<ThreadCallError>)>;
 
 /// The calls of one reactor that are out: what has to stay in its thread.
 #[derive(Default)]
 struct Calls {
-    waiting: RefCell<BTreeMap<u64, Waiting>>,
+    waiting: RefCell<BTreeMap<u64, WaitingCall>>,
 }
 
-struct Waiting {
+struct WaitingCall {
     pool: ThreadPool,
     /// None once cancelled.
-    tell: Option<Tell>,
+    tell: Option<TellDone>,
 }
 
 impl Calls {
@@ -542,11 +542,11 @@ impl Calls {
         reactor.extension(Self::default)
     }
 
-    fn add(&self, pool: &ThreadPool, tell: Tell) -> u64 {
+    fn add(&self, pool: &ThreadPool, tell: TellDone) -> u64 {
         // Of all reactors, so that none finds the call of another.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting {
+        let waiting = WaitingCall {
             pool: pool.clone(),
             tell: Some(tell),
         };
@@ -603,7 +603,7 @@ impl Calls {
     fn of_pool(&self, pool: &ThreadPool) -> Vec<u64> {
         let calls = self.waiting.borrow();
         let of_pool =
-            |(_, waiting): &(&u64, &Waiting)| Rc::ptr_eq(&waiting.pool.local, &pool.local);
+            |(_, waiting): &(&u64, &WaitingCall)| Rc::ptr_eq(&waiting.pool.local, &pool.local);
         calls.iter().filter(of_pool).map(|(id, _)| *id).collect()
     }
 }

@@ -67,7 +67,7 @@ pub(crate) struct Timers<T> {
     /// The due list is sorted by deadline, then by order of scheduling.
     nodes: Vec<Node>,
     /// The rest of the timers, from [`FIRST_TIMER`] on.
-    places: Vec<Place<T>>,
+    places: Vec<TimerPlace<T>>,
     /// Invariant: a bit is set if and only if its slot is not empty.
     occupied: Bitmap,
     /// The first of the nodes to reuse, linked by `next`; [`NIL`] if none.
@@ -450,7 +450,7 @@ impl<T> Timers<T> {
             prev: node,
             next: node,
         });
-        self.places.push(Place {
+        self.places.push(TimerPlace {
             stamp: first_stamp(self.number),
             value: None,
         });
@@ -737,14 +737,14 @@ struct Node {
 }
 
 /// What a timer has besides its node.
-struct Place<T> {
+struct TimerPlace<T> {
     /// The key of the timer without its node, counted up when the timer is gone.
     stamp: NonZeroU64,
     /// `None` where there is no timer.
     value: Option<T>,
 }
 
-impl<T> Place<T> {
+impl<T> TimerPlace<T> {
     /// Ends the life of the timer's name; whether the place can have another.
     #[inline]
     fn vacate(&mut self) -> bool {
@@ -758,7 +758,7 @@ impl<T> Place<T> {
 
 /// Returns the place of a timer that has been neither popped nor cancelled.
 #[inline]
-fn place_of<T>(places: &mut [Place<T>], key: TimerKey) -> Option<&mut Place<T>> {
+fn place_of<T>(places: &mut [TimerPlace<T>], key: TimerKey) -> Option<&mut TimerPlace<T>> {
     places
         .get_mut(key.node().wrapping_sub(FIRST_TIMER) as usize)
         .filter(|place| place.stamp.get() == key.stamp())

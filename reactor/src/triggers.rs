@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::reactor::Call;
+use crate::reactor::PlainCall;
 
 /// The two events of a reactor's life that triggers can be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ struct Trigger {
     id: TriggerId,
     event: SystemEvent,
     phase: Phase,
-    call: Call,
+    call: PlainCall,
 }
 
 impl Triggers {
@@ -66,7 +66,7 @@ impl Triggers {
         }
     }
 
-    pub(crate) fn add(&mut self, phase: Phase, event: SystemEvent, call: Call) -> TriggerId {
+    pub(crate) fn add(&mut self, phase: Phase, event: SystemEvent, call: PlainCall) -> TriggerId {
         // Of all reactors, so that none finds the trigger of another.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = TriggerId(NEXT.fetch_add(1, Ordering::Relaxed));
@@ -89,7 +89,7 @@ impl Triggers {
 
     /// Takes the next trigger to run: one at a time, so that a running trigger
     /// may add and remove others.
-    pub(crate) fn take(&mut self, phase: Phase, event: SystemEvent) -> Option<Call> {
+    pub(crate) fn take(&mut self, phase: Phase, event: SystemEvent) -> Option<PlainCall> {
         let index = self
             .waiting
             .iter()
@@ -98,7 +98,7 @@ impl Triggers {
     }
 
     /// Takes all that wait, to be dropped.
-    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Call> {
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = PlainCall> {
         std::mem::take(&mut self.waiting)
             .into_iter()
             .map(|trigger| trigger.call)

@@ -479,36 +479,12 @@ impl<F: Framer, R> Framed<F, R> {
             },
         };
         let answer = callback(&mut self.receiver, &mut frame_cx, bytes);
-        let Changes {
-            framing_changed,
-            rest_taken,
-            used,
-        } = frame_cx.framing.changes;
-
-        let unused = match (usable, used) {
-            (Usable::FromByte(least), Some(used)) => found.len().saturating_sub(used.max(least)),
-            _ => 0,
-        };
-        match found {
-            Found::Kept { end, .. } => {
-                buffer.start = end - unused;
-                if rest_taken {
-                    buffer.kept.truncate(end);
-                    *input = &[];
-                }
-            }
-            Found::Input { end, .. } => {
-                let upto = if rest_taken { end } else { input.len() };
-                *input = &input[end - unused..upto];
-            }
-        }
-        if framing_changed {
-            buffer.forget();
-        }
-        if rest_taken {
+        let changes = frame_cx.framing.changes;
+        self.buffer.pass(input, &found, usable, &changes);
+        if changes.rest_taken {
             self.close_descriptors(cx);
         }
-        (answer, framing_changed)
+        (answer, changes.framing_changed)
     }
 
     /// Calls the receiver without bytes. Also answers whether that changed how
@@ -622,6 +598,33 @@ enum Usable {
     Whole,
     /// All from this one on.
     FromByte(usize),
+}
+
+impl<F: Framer> FrameBuffer<F> {
+    /// Goes on behind what was `found`, as far as the callback used it.
+    #[inline]
+    fn pass(&mut self, input: &mut &[u8], found: &Found, usable: Usable, changes: &Changes) {
+        let unused = match (usable, changes.used) {
+            (Usable::FromByte(least), Some(used)) => found.len().saturating_sub(used.max(least)),
+            _ => 0,
+        };
+        match *found {
+            Found::Kept { end, .. } => {
+                self.start = end - unused;
+                if changes.rest_taken {
+                    self.kept.truncate(end);
+                    *input = &[];
+                }
+            }
+            Found::Input { end, .. } => {
+                let upto = if changes.rest_taken { end } else { input.len() };
+                *input = &input[end - unused..upto];
+            }
+        }
+        if changes.framing_changed {
+            self.forget();
+        }
+    }
 }
 
 impl Found {

@@ -78,7 +78,7 @@ impl FrameDescriptors<'_> {
     /// Whether the next one was lost on the way to us, or one that came with it.
     /// There is none to be taken then.
     pub fn is_truncated(&self) -> bool {
-        self.0.offered > 0 && matches!(self.0.queue.front(), Some(Arrived { fd: None, .. }))
+        self.0.offered > 0 && matches!(self.0.queue.front(), Some(Arrival { fd: None, .. }))
     }
 }
 
@@ -122,7 +122,7 @@ pub(super) struct Arrivals {
     pub(super) pairing: Pairing,
     /// The transport's read limit is ours.
     pub(super) limits_reads: bool,
-    queue: VecDeque<Arrived>,
+    queue: VecDeque<Arrival>,
     /// How many bytes were received in all.
     received: u64,
     /// How many at the front are the present frame's; 0 outside of its callback.
@@ -130,7 +130,7 @@ pub(super) struct Arrivals {
 }
 
 #[derive(Debug)]
-struct Arrived {
+struct Arrival {
     /// Nothing where all that came with a read was lost.
     fd: Option<OwnedFd>,
     /// Where the read ended that brought it.
@@ -156,7 +156,7 @@ impl Arrivals {
 
     fn push_entry(&mut self, fd: Option<OwnedFd>, since: Instant) {
         let upto = u64::MAX;
-        self.queue.push_back(Arrived { fd, upto, since });
+        self.queue.push_back(Arrival { fd, upto, since });
     }
 
     /// So many bytes were received, those that belong to what was pushed before.
@@ -192,7 +192,7 @@ impl Arrivals {
     /// Drops at the front what was lost by reads that ended at `position` at the
     /// latest.
     pub(super) fn drop_lost(&mut self, position: u64) {
-        let is_over = |it: &mut Arrived| it.fd.is_none() && it.upto <= position;
+        let is_over = |it: &mut Arrival| it.fd.is_none() && it.upto <= position;
         while self.queue.pop_front_if(is_over).is_some() {}
     }
 

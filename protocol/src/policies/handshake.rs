@@ -129,7 +129,7 @@ where
         cx: &mut BuildContext<'_>,
         peer: &Address,
     ) -> Option<Self::Protocol> {
-        let slot = Slot::taken(&self.state);
+        let slot = HandshakeSlot::taken(&self.state);
         let protocol = (self.build)(peer, Handshake(Rc::clone(&slot)));
         if self.state.open.get() >= self.state.most.get()
             && let Some(listener) = cx.listener()
@@ -177,13 +177,13 @@ impl State {
 }
 
 /// One of the handshakes there may be.
-struct Slot {
+struct HandshakeSlot {
     state: Rc<State>,
     is_free: Cell<bool>,
     is_complete: Cell<bool>,
 }
 
-impl Slot {
+impl HandshakeSlot {
     fn taken(state: &Rc<State>) -> Rc<Self> {
         state.open.set(state.open.get() + 1);
         Rc::new(Self {
@@ -208,7 +208,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for HandshakeSlot {
     /// Where the factory panicked.
     fn drop(&mut self) {
         self.free();
@@ -217,7 +217,7 @@ impl Drop for Slot {
 
 /// What a protocol completes; made by [`LimitHandshakes`]. It counts as at it
 /// until then, or until its connection is lost.
-pub struct Handshake(Rc<Slot>);
+pub struct Handshake(Rc<HandshakeSlot>);
 
 impl Handshake {
     /// The peer got through: nothing limits this connection any more. Nothing
@@ -235,12 +235,12 @@ impl Handshake {
 
 /// The policy of [`LimitHandshakes`], for one connection.
 pub struct Handshaking {
-    slot: Rc<Slot>,
+    slot: Rc<HandshakeSlot>,
     timeout: Timeout,
 }
 
 impl Handshaking {
-    fn new(slot: Rc<Slot>) -> Self {
+    fn new(slot: Rc<HandshakeSlot>) -> Self {
         let of_timer = Rc::clone(&slot);
         let timeout = Timeout::with_action(move |reactor, transport| {
             let state = &of_timer.state;

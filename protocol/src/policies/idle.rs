@@ -123,11 +123,11 @@ pub struct Idle {
     period: Duration,
     close_within: Duration,
     /// There from the beginning of the connection to its end.
-    watch: Option<Rc<Watch>>,
+    watch: Option<Rc<IdleWatch>>,
 }
 
 /// What the timer looks at.
-struct Watch {
+struct IdleWatch {
     period: Duration,
     close_within: Duration,
     transport: Cell<TransportHandle>,
@@ -156,7 +156,7 @@ impl Idle {
     }
 
     fn begin<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
-        let watch = Rc::new(Watch {
+        let watch = Rc::new(IdleWatch {
             period: self.period,
             close_within: self.close_within,
             transport: Cell::new(cx.transport.handle()),
@@ -164,7 +164,7 @@ impl Idle {
             written: Cell::new(written(cx.transport)),
             call: Cell::new(None),
         });
-        Watch::schedule(&watch, cx.reactor, self.period);
+        IdleWatch::schedule(&watch, cx.reactor, self.period);
         self.watch = Some(watch);
     }
 
@@ -173,7 +173,7 @@ impl Idle {
             watch.transport.set(cx.transport.handle());
             if watch.call.get().is_none() {
                 // It ran meanwhile, and found nobody.
-                Watch::schedule(watch, cx.reactor, Duration::ZERO);
+                IdleWatch::schedule(watch, cx.reactor, Duration::ZERO);
             }
         }
     }
@@ -211,7 +211,7 @@ impl<T: Transport + ?Sized> Policy<T> for Idle {
     }
 }
 
-impl Watch {
+impl IdleWatch {
     /// Looks again when `left` is over, and now and then before.
     fn schedule(watch: &Rc<Self>, reactor: &mut Reactor, left: Duration) {
         let weak = Rc::downgrade(watch);

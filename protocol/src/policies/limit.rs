@@ -184,17 +184,17 @@ pub struct ConnectionCount {
 #[derive(Debug, Default)]
 struct Counts {
     open: usize,
-    by_peer: BTreeMap<Peer, usize>,
+    by_peer: BTreeMap<PeerKey, usize>,
     by_user: BTreeMap<u32, usize>,
     declined: u64,
 }
 
 /// An IP address, or any peer of a UNIX socket.
-type Peer = Option<IpAddr>;
+type PeerKey = Option<IpAddr>;
 
 /// Whom a connection is counted for: its peer, and the user whose that is, where it
 /// is known.
-type Whose = (Peer, Option<u32>);
+type Whose = (PeerKey, Option<u32>);
 
 impl ConnectionCount {
     /// How many there are.
@@ -261,7 +261,7 @@ fn one_less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
     }
 }
 
-fn peer_of(address: &Address) -> Peer {
+fn peer_of(address: &Address) -> PeerKey {
     address.as_inet().map(|address| address.ip().to_canonical())
 }
 

@@ -73,13 +73,13 @@ pub struct Reconnection {
 
 struct State {
     backoff: Backoff,
-    stage: Stage,
+    stage: RetryStage,
     connector: Option<ConnectorHandle>,
 }
 
 /// Whether it goes on, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum RetryStage {
     Trying,
     /// Somebody asked for it.
     Stopped,
@@ -99,7 +99,7 @@ impl<F> Reconnecting<F> {
             reconnection: Reconnection {
                 state: Rc::new(RefCell::new(State {
                     backoff: Backoff::new(),
-                    stage: Stage::Trying,
+                    stage: RetryStage::Trying,
                     connector: None,
                 })),
             },
@@ -141,10 +141,10 @@ impl<F> Reconnecting<F> {
         };
         let destination = connector.destination();
         let mut state = self.reconnection.state.borrow_mut();
-        if state.stage == Stage::Trying && connector.was_told_to_stop() {
-            state.stage = Stage::Stopped;
+        if state.stage == RetryStage::Trying && connector.was_told_to_stop() {
+            state.stage = RetryStage::Stopped;
         }
-        if state.stage != Stage::Trying {
+        if state.stage != RetryStage::Trying {
             // The inner factory may have asked for more.
             connector.stop_connecting();
             return;
@@ -155,7 +155,7 @@ impl<F> Reconnecting<F> {
                 target: log::TRANSPORT,
                 "{destination}: reconnecting abandoned after {retries} retries"
             );
-            state.stage = Stage::Spent;
+            state.stage = RetryStage::Spent;
             connector.stop_connecting();
             return;
         }
@@ -169,9 +169,9 @@ impl<F> Reconnecting<F> {
     }
 
     /// Goes on no more, for this reason unless there is one already.
-    fn give_up(&self, stage: Stage) {
+    fn give_up(&self, stage: RetryStage) {
         let mut state = self.reconnection.state.borrow_mut();
-        if state.stage == Stage::Trying {
+        if state.stage == RetryStage::Trying {
             state.stage = stage;
         }
     }
@@ -184,8 +184,8 @@ impl Reconnection {
     pub fn stop_trying(&self, reactor: &mut Reactor) {
         let connector = {
             let mut state = self.state.borrow_mut();
-            if state.stage == Stage::Trying {
-                state.stage = Stage::Stopped;
+            if state.stage == RetryStage::Trying {
+                state.stage = RetryStage::Stopped;
             }
             state.connector
         };
@@ -211,7 +211,7 @@ impl Reconnection {
     /// Whether another attempt would follow the next failure or loss, as far as
     /// is known: false once it was stopped, or has given up.
     pub fn is_trying(&self) -> bool {
-        self.state.borrow().stage == Stage::Trying
+        self.state.borrow().stage == RetryStage::Trying
     }
 }
 
@@ -246,8 +246,8 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
     fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
         self.connected_at = None;
         match error {
-            ConnectError::Cancelled => self.give_up(Stage::Stopped),
-            ConnectError::ReactorStopped => self.give_up(Stage::ReactorStopped),
+            ConnectError::Cancelled => self.give_up(RetryStage::Stopped),
+            ConnectError::ReactorStopped => self.give_up(RetryStage::ReactorStopped),
             _ => {}
         }
         self.factory.connection_failed(cx, error);
@@ -262,7 +262,7 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
             self.reconnection.reset_delay();
         }
         if matches!(reason, CloseReason::ReactorStopped) {
-            self.give_up(Stage::ReactorStopped);
+            self.give_up(RetryStage::ReactorStopped);
         }
         self.factory.connection_lost(cx, reason);
         self.retry(cx);
@@ -271,10 +271,10 @@ impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         // Still trying: the wait was given up, at the connector, or by the end.
         self.give_up(match cx.reactor.is_stopping() {
-            true => Stage::ReactorStopped,
-            false => Stage::Stopped,
+            true => RetryStage::ReactorStopped,
+            false => RetryStage::Stopped,
         });
-        if self.reconnection.state.borrow().stage == Stage::Stopped
+        if self.reconnection.state.borrow().stage == RetryStage::Stopped
             && let Some(connector) = cx.connector()
         {
             log::debug!(

@@ -78,12 +78,12 @@ struct State {
 
 /// The action, while it runs: it may drop the limit, and goes back in the end,
 /// when it panics too.
-struct Running<'a> {
+struct RunningAction<'a> {
     place: &'a RefCell<Option<Action>>,
     action: Option<Action>,
 }
 
-impl Running<'_> {
+impl RunningAction<'_> {
     fn call(&mut self, reactor: &mut Reactor, transport: TransportHandle) {
         if let Some(action) = &mut self.action {
             action(reactor, transport);
@@ -91,7 +91,7 @@ impl Running<'_> {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningAction<'_> {
     fn drop(&mut self) {
         self.place.replace(self.action.take());
     }
@@ -242,7 +242,7 @@ impl State {
             return;
         }
         state.limit.set(None);
-        let mut running = Running {
+        let mut running = RunningAction {
             action: state.action.take(),
             place: &state.action,
         };

@@ -15,7 +15,7 @@ use crate::reactor::Reactor;
 /// FnOnce(&mut Reactor, A)>` of which most need no allocation, and 32 bytes
 /// instead of 16.
 pub(crate) struct Call<A: 'static> {
-    storage: Storage,
+    storage: CallStorage,
     methods: &'static Methods<A>,
     /// It is as thread-bound as what it captures may be.
     captures: PhantomData<*mut ()>,
@@ -24,16 +24,16 @@ pub(crate) struct Call<A: 'static> {
 /// How much a closure may capture to be kept without a box.
 const INLINE_BYTES: usize = 24;
 
-type Storage = MaybeUninit<[u64; INLINE_BYTES / 8]>;
+type CallStorage = MaybeUninit<[u64; INLINE_BYTES / 8]>;
 
 /// What can be done to a closure of one type.
 ///
 /// Both functions take a storage in which a closure of that type was written
 /// and from which it has not been taken; after either one it has.
 struct Methods<A> {
-    run: unsafe fn(&mut Storage, &mut Reactor, A),
+    run: unsafe fn(&mut CallStorage, &mut Reactor, A),
     /// `None` where dropping does nothing.
-    drop: Option<unsafe fn(&mut Storage)>,
+    drop: Option<unsafe fn(&mut CallStorage)>,
 }
 
 impl<A: 'static> Call<A> {
@@ -51,7 +51,7 @@ impl<A: 'static> Call<A> {
     fn inline<F: FnOnce(&mut Reactor, A) + 'static>(call: F) -> Self {
         // Known to the compiler: nothing is left of it.
         assert!(const { fits::<F>() }, "what does not fit is boxed");
-        let mut storage = Storage::uninit();
+        let mut storage = CallStorage::uninit();
         // SAFETY: the storage is as large and as aligned as an `F` needs, by
         // the assertion above, and is written to by nobody else.
         unsafe { storage.as_mut_ptr().cast::<F>().write(call) };
@@ -99,14 +99,14 @@ impl<A> fmt::Debug for Call<A> {
 }
 
 const fn fits<F>() -> bool {
-    size_of::<F>() <= size_of::<Storage>() && align_of::<F>() <= align_of::<Storage>()
+    size_of::<F>() <= size_of::<CallStorage>() && align_of::<F>() <= align_of::<CallStorage>()
 }
 
 /// # Safety
 ///
 /// As [`Methods`] says, for the type `F`.
 unsafe fn run<F: FnOnce(&mut Reactor, A), A>(
-    storage: &mut Storage,
+    storage: &mut CallStorage,
     reactor: &mut Reactor,
     argument: A,
 ) {
@@ -119,7 +119,7 @@ unsafe fn run<F: FnOnce(&mut Reactor, A), A>(
 /// # Safety
 ///
 /// As [`Methods`] says, for the type `F`.
-unsafe fn drop_in_place<F>(storage: &mut Storage) {
+unsafe fn drop_in_place<F>(storage: &mut CallStorage) {
     // SAFETY: by the caller, there is an `F` in it, which nobody uses
     // afterwards.
     unsafe { ptr::drop_in_place(storage.as_mut_ptr().cast::<F>()) }
