@@ -4,11 +4,11 @@ use std::time::Instant;
 
 /// The source of the reactor's time.
 ///
-/// The reactor reads it once per turn, after the poll, and once when it is
-/// built; all that happens within a turn happens at that time
+/// The reactor reads it once when it is built, and then once per turn, after the
+/// poll. Everything within a turn happens at that time
 /// ([`Reactor::now`](crate::Reactor::now)).
 pub trait Clock: 'static {
-    /// The time. Never earlier than what the clock answered before.
+    /// The time. Never earlier than an earlier answer.
     fn now(&self) -> Instant;
 
     /// Called when nothing is ready, before the loop waits for descriptors or
@@ -27,8 +27,8 @@ pub trait Clock: 'static {
 pub enum Sleep {
     /// Wait in the poll until a descriptor is ready or the deadline has come.
     Wait,
-    /// Look at the descriptors without waiting and go on: the clock has moved
-    /// by itself, or is moved from outside.
+    /// Look at the descriptors without waiting, and go on. The clock has moved by
+    /// itself, or is moved from outside.
     Skip,
 }
 

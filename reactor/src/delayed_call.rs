@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::reactor::Reactor;
 use crate::timers::TimerKey;
 
-/// A call scheduled with [`Reactor::call_later`], for as long as it waits.
+/// The handle on a call that was scheduled with [`Reactor::call_later`].
 ///
-/// `Copy` and harmless to keep: once the call has run or was cancelled, every
-/// method says so and nothing else is reached. Dropping it does not cancel the
-/// call. (Twisted: `IDelayedCall`.)
+/// It is `Copy`, and harmless to keep: once the call has run or was cancelled,
+/// every method says so. Dropping the handle does not cancel the call. (Twisted:
+/// `IDelayedCall`.)
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DelayedCall {
     pub(crate) key: TimerKey,
@@ -62,8 +62,8 @@ impl DelayedCall {
         self.move_to(reactor, deadline)
     }
 
-    /// Moves the call `by` earlier than it was due. What is then due in the
-    /// past runs in the next turn.
+    /// Moves the call `by` earlier than it was due. If that lies in the past, the
+    /// call runs in the next turn.
     ///
     /// # Errors
     ///

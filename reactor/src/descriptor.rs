@@ -13,13 +13,13 @@ use crate::reactor::{DrainRound, Reactor};
 /// Something the reactor watches and calls: a socket with its protocol, a
 /// listener, an `eventfd`, a pipe.
 ///
-/// The reactor owns it from [`Vacancy::install`](crate::Vacancy::install) on and takes it out of its
-/// slot while one of its methods runs, so a method can do anything to the
-/// reactor; only its own handle answers `None` meanwhile. Every method returns
-/// what it wants next.
+/// The reactor owns it from [`Vacancy::install`](crate::Vacancy::install) on. While
+/// one of its methods runs, the descriptor is out of its slot. So a method can do
+/// anything to the reactor; only the descriptor's own handle answers `None`
+/// meanwhile. Every method returns what it wants next.
 ///
-/// Readiness is edge-triggered: an event is reported once. A descriptor
-/// remembers it (a latch) until a call answered `WouldBlock`, whatever it is
+/// Readiness is edge-triggered: an event is reported once. A descriptor has to
+/// remember it (a latch) until a call answers `WouldBlock`, whatever it is
 /// interested in at the time. One that stops early to let others have their
 /// turn returns [`Next::Again`].
 ///
@@ -29,13 +29,13 @@ use crate::reactor::{DrainRound, Reactor};
 /// [`panicked`](Self::panicked).
 pub trait Descriptor: 'static {
     /// The kernel reported readiness, or the descriptor asked for another turn
-    /// with [`Next::Again`] (then `readiness` may be empty). Called at most once
+    /// with [`Next::Again`]; `readiness` may be empty then. Called at most once
     /// per turn.
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next;
 
-    /// Somebody had access to this descriptor through a [`Handle`] or asked for
-    /// its attention ([`Reactor::notify`]); called later in the same turn, once
-    /// however often that was.
+    /// Somebody reached this descriptor through a [`Handle`], or asked for its
+    /// attention ([`Reactor::notify`]). Called later in the same turn, and once
+    /// however often that happened.
     ///
     /// [`Handle`]: crate::Handle
     fn attend(&mut self, reactor: &mut Reactor) -> Next {
@@ -49,59 +49,61 @@ pub trait Descriptor: 'static {
         Next::Keep
     }
 
-    /// Serves a request whose type the descriptor and its sender agree on; see
-    /// [`Reactor::enter`]. Unknown types are left alone.
+    /// Serves a request. The descriptor and the sender agree on its type; see
+    /// [`Reactor::enter`]. A request of an unknown type is left alone.
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
         let _ = (reactor, request);
         Next::Keep
     }
 
-    /// One of this descriptor's methods panicked, this one included: it is called
-    /// again then, a few times, before the descriptor is dropped without. By
-    /// default the descriptor is removed; the panic has been logged.
+    /// One of this descriptor's methods panicked. The panic has been logged. By
+    /// default the descriptor is removed.
+    ///
+    /// If this method panics too, it is called again with the new panic. After a
+    /// few times the descriptor is dropped without being told.
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let _ = (reactor, panic);
         Next::Remove
     }
 
     /// The reactor [stops gracefully](Reactor::stop_gracefully), and has come to
-    /// this round: what the descriptor has in work is to be finished now, if that
-    /// is its round or was an earlier one.
+    /// this round. A descriptor whose round this is, or was before, finishes its
+    /// work now.
     ///
-    /// Called once in each round; for a descriptor that is installed meanwhile in
-    /// the present and later ones only. The round, and with it the stop, waits for
-    /// those that ask for it ([`Reactor::await_end`]), until they are removed. By
-    /// default nothing happens, and nothing is waited for.
+    /// Called once in each round. A descriptor that is installed meanwhile is told
+    /// of the present round and of the later ones. A descriptor that needs time asks
+    /// for it ([`Reactor::await_end`]): the round, and with it the stop, then waits
+    /// until it is removed. By default nothing happens, and nothing is waited for.
     fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
         let _ = (reactor, round);
         Next::Keep
     }
 
-    /// The reactor stops, or somebody has the descriptor
-    /// [removed](Reactor::remove). Called once; it is removed afterwards.
+    /// The reactor stops, or somebody [removes](Reactor::remove) the descriptor.
+    /// Called once; the descriptor is removed afterwards.
     fn shutdown(&mut self, reactor: &mut Reactor) {
         let _ = reactor;
     }
 
     /// This process was forked, and goes on with the descriptor
-    /// ([`Reactor::after_fork`]): another process has its file too. What
-    /// [`source`](Self::source) answers is watched again afterwards, and then there is an
-    /// [`attend`](Self::attend); further sources are to be watched anew by that.
+    /// ([`Reactor::after_fork`]). From now on another process has its file too.
+    ///
+    /// Afterwards the reactor watches [`source`](Self::source) again and calls
+    /// [`attend`](Self::attend). A descriptor with several sources watches the others
+    /// again there.
     fn forked(&mut self) {}
 
-    /// What the poller watches, while there is something to watch: without it
-    /// there is nothing to [register](Reactor::register).
+    /// What the poller watches. [`Reactor::register`] needs it.
     ///
-    /// The reactor asks when the descriptor is removed, to deregister it: one
-    /// that closes its file earlier calls [`Reactor::unwatch`] before and
-    /// answers `None` from then on. Closing without deregistering would leave
-    /// the registration alive for as long as any process holds the open file
-    /// (epoll(7), question 6).
+    /// The reactor asks for it when the descriptor is removed, to deregister it. A
+    /// descriptor that closes its file earlier calls [`Reactor::unwatch`] first, and
+    /// answers `None` from then on. A file that is closed without that stays
+    /// registered for as long as any process has it open (epoll(7), question 6).
     fn source(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// The part that handles give access to; see [`Handle`](crate::Handle).
+    /// The part that handles reach; see [`Handle`](crate::Handle).
     fn facet(&mut self) -> &mut dyn Any;
 
     /// What log lines about this descriptor start with.
@@ -110,16 +112,16 @@ pub trait Descriptor: 'static {
     }
 }
 
-/// What becomes of a descriptor after its callback.
+/// What the reactor does with a descriptor after its callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Next {
-    /// Stay registered and wait for the next event.
+    /// Keep it registered. It waits for the next event.
     Keep,
-    /// Stay registered and be called again in the next turn: there is work
-    /// left that no event will announce.
+    /// Keep it registered and call it again in the next turn. It has work left
+    /// that no event will announce.
     Again,
-    /// Be deregistered and dropped.
+    /// Deregister and drop it.
     Remove,
 }
 
@@ -135,8 +137,8 @@ pub enum Interest {
 }
 
 impl Interest {
-    /// With urgent data: a read stops where it was sent, so that a descriptor
-    /// that takes a short read for the last has to know.
+    /// With urgent data: reads stop where it was sent. A descriptor that takes a
+    /// short read for the last one has to know.
     const READABLE: mio::Interest = mio::Interest::READABLE.add(mio::Interest::PRIORITY);
 
     pub(crate) fn and(self, other: Self) -> Self {
@@ -157,7 +159,7 @@ impl Interest {
 pub struct Readiness(u8);
 
 impl Readiness {
-    /// Nothing: the descriptor asked for the call itself.
+    /// Nothing. The descriptor asked for the call itself.
     pub const EMPTY: Self = Self(0);
     /// A read may succeed.
     pub const READABLE: Self = Self(1);

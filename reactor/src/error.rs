@@ -4,14 +4,14 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// A call that does not fit the state the reactor is in.
+/// A call that does not fit the state of the reactor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReactorError {
     /// `run` or `start` on a reactor that runs.
     AlreadyRunning,
-    /// The reactor is the copy of another process's, from which this one was
-    /// forked.
+    /// The reactor belongs to the process that this one was forked from. This is a
+    /// copy.
     Forked,
     /// `after_fork` in the process that made the reactor.
     NotForked,
@@ -40,11 +40,11 @@ pub enum RunError {
     AlreadyRunning,
     /// As [`ReactorError::Forked`].
     Forked,
-    /// A callback put another reactor in its place: what has ended is that one. The
-    /// first is wherever it was moved to.
+    /// A callback put another reactor in the place of this one. The other one has
+    /// ended. The first is wherever it was moved to.
     Replaced,
-    /// The program could not go on, for this reason:
-    /// [`fail`](crate::Reactor::fail) was called.
+    /// The program could not go on: [`fail`](crate::Reactor::fail) was called with
+    /// this error.
     Failed(io::Error),
 }
 

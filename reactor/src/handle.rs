@@ -9,18 +9,18 @@ use crate::token::Token;
 /// A typed name of a registered descriptor: its [`Token`] and the view that
 /// the holder has of it.
 ///
-/// `Handle<dyn Transport>` reaches any transport, `Handle<dyn UnixTransport>`
-/// those that pass descriptors. A handle is `Copy`, owns nothing, and compares
-/// and hashes by its token. [`Reactor::get`](crate::Reactor::get) turns it
-/// into a reference, or into `None` when the descriptor is gone.
+/// `Handle<dyn Transport>` reaches any transport, `Handle<dyn UnixTransport>` one
+/// that passes descriptors. A handle is `Copy` and owns nothing. It compares and
+/// hashes by its token. [`Reactor::get`](crate::Reactor::get) turns it into a
+/// reference, or into `None` when the descriptor is gone.
 pub struct Handle<T: ?Sized> {
     token: Token,
     view: fn(&mut dyn Any) -> Option<&mut T>,
 }
 
 impl<T: ?Sized> Handle<T> {
-    /// A handle on the descriptor named `token`, seen through `view`, which is
-    /// given the descriptor's [facet](crate::Descriptor::facet).
+    /// A handle on the descriptor named `token`. `view` is given the descriptor's
+    /// [facet](crate::Descriptor::facet), and answers what the holder may see.
     pub fn new(token: Token, view: fn(&mut dyn Any) -> Option<&mut T>) -> Self {
         Self { token, view }
     }

@@ -7,12 +7,12 @@
 //!
 //! # Callbacks never nest
 //!
-//! The reactor owns every descriptor in a slot and takes it out for the time
-//! of its callback. Whatever a callback asks of *another* descriptor is done
-//! to that descriptor's state at once, or recorded and delivered after the
-//! running callback has returned, within the same turn. So a
+//! The reactor keeps every descriptor in a slot, and takes it out while its
+//! callback runs. A callback may ask things of *another* descriptor. They
+//! change that descriptor's state at once, or they are noted and delivered when
+//! the running callback has returned, in the same turn. So an
 //! `Rc<RefCell<State>>` that is borrowed only inside callbacks is never
-//! borrowed twice, and the stack never grows with the number of callbacks.
+//! borrowed twice. The stack does not grow with the number of callbacks.
 //!
 //! # Features
 //!
@@ -68,7 +68,7 @@ pub use crate::thread_pool::{
 pub use crate::token::Token;
 pub use crate::triggers::{Hold, Phase, SystemEvent, TriggerId};
 
-/// The number of this process, which it shares with none that it was forked from: for the
+/// A number for this process that none of the processes it was forked from has. For the
 /// layers above, which have threads of their own.
 #[doc(hidden)]
 pub fn forks() -> u32 {

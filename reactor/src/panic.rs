@@ -14,9 +14,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::log;
 use crate::simulated::unless_died;
 
-/// What a callback panicked with.
+/// The value that a callback panicked with.
 ///
-/// Dropping it never panics, whatever the value in it does.
+/// Dropping it never panics, whatever the value does when it is dropped.
 pub struct Panic {
     message: Cow<'static, str>,
     /// In a lock that nobody takes, so that errors with a panic are `Sync`.
@@ -40,7 +40,7 @@ impl Panic {
         }
     }
 
-    /// The panic's message, where it is a string.
+    /// The panic's message, if the value is a string.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -76,8 +76,8 @@ impl fmt::Debug for Panic {
     }
 }
 
-/// Runs `call`, and catches its panic: for layers that call what others wrote in
-/// the middle of something that has to be finished.
+/// Runs `call` and catches its panic. For layers that call other people's code in the
+/// middle of something that has to be finished.
 ///
 /// # Errors
 ///
@@ -86,9 +86,11 @@ pub fn catch_panic<R>(call: impl FnOnce() -> R) -> Result<R, Panic> {
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| Panic::new(unless_died(payload)))
 }
 
-/// A value whose drop may panic and then costs nothing but a line in the log: for
-/// what is out of its place while others' code runs, so that a panic of that may
-/// unwind through it. (A second panic would abort the process.)
+/// A value whose drop may panic. Such a panic costs a line in the log and no more.
+///
+/// For a value that is out of its place while other people's code runs: if that code
+/// panics, the value is dropped while the panic unwinds, and a second panic would
+/// abort the process.
 #[derive(Debug)]
 pub struct Contained<T>(Option<T>);
 

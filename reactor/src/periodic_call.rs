@@ -13,19 +13,18 @@ use crate::reactor::Reactor;
 type Periodic = Box<dyn FnMut(&mut Reactor, &PeriodicCall)>;
 type Ended = Box<dyn FnOnce(&mut Reactor, PeriodicEnd)>;
 
-/// A call that is made again and again; a clone is the same one. (Twisted:
-/// `LoopingCall`.)
+/// A call that is made again and again. A clone is a handle on the same call.
+/// (Twisted: `LoopingCall`.)
 ///
-/// The runs are due at whole multiples of the interval after the start, however
-/// late each of them is, so nothing adds up. A run that is due while the one
-/// before is under way, or while the loop is busy elsewhere, is left out, and
-/// the next one that is made is told how many were ([`skipped`](Self::skipped)).
-/// Two never overlap. With an interval of zero there is one in each turn, and
-/// descriptors have theirs in between.
+/// Runs are due at whole multiples of the interval after the start, so delays do
+/// not add up. A run that is due during the one before, or while the loop is busy
+/// elsewhere, is left out. The next run can ask how many were left out
+/// ([`skipped`](Self::skipped)). Two runs never overlap. With an interval of zero
+/// there is one run in each turn, and descriptors have their turn in between.
 ///
-/// It goes on without anybody holding it, until it is [stopped](Self::stop),
-/// panics, or its reactor ends. Given another reactor than its own, the methods
-/// do nothing.
+/// The call goes on without anybody holding the handle, until it is
+/// [stopped](Self::stop), panics, or its reactor ends. Given a reactor that is not
+/// its own, the methods do nothing.
 ///
 /// # Examples
 ///
@@ -71,13 +70,13 @@ struct State {
 pub enum PeriodicEnd {
     /// It was [stopped](PeriodicCall::stop).
     Stopped,
-    /// A run of it panicked. The log has the message.
+    /// A run panicked. The log has the message.
     Panicked,
 }
 
 impl Reactor {
-    /// Runs `call` again and again, for the first time when `interval` has
-    /// passed. (Twisted: `LoopingCall.start` with `now=False`.)
+    /// Runs `call` again and again. The first run is when `interval` has passed.
+    /// (Twisted: `LoopingCall.start` with `now=False`.)
     pub fn call_every(
         &mut self,
         interval: Duration,
@@ -88,8 +87,8 @@ impl Reactor {
         periodic
     }
 
-    /// Runs `call` again and again, for the first time in this turn, after the
-    /// running callback. (Twisted: `LoopingCall.start`.)
+    /// Runs `call` again and again. The first run is in this turn, after the running
+    /// callback. (Twisted: `LoopingCall.start`.)
     pub fn call_now_and_every(
         &mut self,
         interval: Duration,
@@ -118,14 +117,14 @@ impl PeriodicCall {
         }
     }
 
-    /// Ends it, for good; inside of its own run too, which is the last then.
-    /// Nothing happens if it has ended.
+    /// Ends the call for good. Inside a run, that run is the last. Nothing happens if
+    /// the call has ended.
     pub fn stop(&self, reactor: &mut Reactor) {
         self.end(reactor, PeriodicEnd::Stopped);
     }
 
-    /// Counts the intervals from now on: the next run comes when a whole one has
-    /// passed. Nothing happens if it has ended.
+    /// Counts the intervals from now on. The next run comes when a whole interval has
+    /// passed. Nothing happens if the call has ended.
     pub fn reset(&self, reactor: &mut Reactor) {
         if !self.is_active() || !self.is_of(reactor) {
             return;
@@ -138,8 +137,7 @@ impl PeriodicCall {
         }
     }
 
-    /// Changes the interval, and counts from now on as [`reset`](Self::reset)
-    /// does.
+    /// Changes the interval and counts from now on, as [`reset`](Self::reset) does.
     pub fn set_interval(&self, reactor: &mut Reactor, interval: Duration) {
         if self.is_of(reactor) {
             self.state.interval.set(interval);
@@ -147,9 +145,9 @@ impl PeriodicCall {
         }
     }
 
-    /// Has `ended` called when it has ended, after the callback that ended it;
-    /// at once after the running one if it has already. The end of the reactor
-    /// is none.
+    /// Calls `ended` when the call has ended, after the callback that ended it. If it
+    /// has ended already, `ended` is called after the running callback. Not called
+    /// when the reactor ends.
     pub fn on_end(
         &self,
         reactor: &mut Reactor,
@@ -161,7 +159,7 @@ impl PeriodicCall {
         }
     }
 
-    /// Whether it goes on.
+    /// Whether the call goes on.
     pub fn is_active(&self) -> bool {
         self.state.end.get().is_none()
     }
@@ -171,8 +169,9 @@ impl PeriodicCall {
         self.state.interval.get()
     }
 
-    /// How many runs were left out before the last one, or the one that is under
-    /// way: zero if all is well. (Twisted: `LoopingCall.withCount`, less one.)
+    /// How many runs were left out just before the last run, or before the present
+    /// one inside a run. Zero if all is well. (Twisted: `LoopingCall.withCount`, less
+    /// one.)
     pub fn skipped(&self) -> u64 {
         self.state.skipped.get()
     }

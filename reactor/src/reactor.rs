@@ -43,64 +43,65 @@ pub use self::vacancy::Vacancy;
 /// A single-threaded, callback-driven event loop.
 ///
 /// It owns the registered [`Descriptor`]s, the delayed calls and the queued
-/// calls. It runs their callbacks one at a time: callbacks never nest. A program
-/// may have any number of reactors, each in a thread of its own or turned by hand.
-/// A reactor that has stopped can be run again.
+/// calls. It runs their callbacks one at a time; they never nest. A program may
+/// have any number of reactors, each in a thread of its own or turned by hand. A
+/// reactor that has stopped can be run again.
 ///
 /// # One turn
 ///
-/// 1. **Poll**: wait for readiness, or for the next delayed call; without
-///    waiting if anything is left to do.
+/// 1. **Poll**: wait for readiness or for the next delayed call. If anything is
+///    left to do, look without waiting.
 /// 2. **Calls**: from other threads, then of [`call_soon`](Self::call_soon).
 /// 3. **Ready descriptors**: those with events, then those that asked for
 ///    another turn.
 /// 4. **Notifications** that callbacks left for other descriptors.
-/// 5. **Timers** that were due when the turn began, by time, then in the order
-///    scheduled; and the notifications that they leave.
+/// 5. **Timers** that were due when the turn began: by time, then in the order
+///    scheduled. Then the notifications that they leave.
 /// 6. **System events**: startup and shutdown triggers.
 ///
-/// Each phase has a budget ([`Limits`]). What it leaves is done in the next turn,
-/// whose poll then does not wait.
+/// Each phase has a budget ([`Limits`]). The rest is done in the next turn, whose
+/// poll does not wait then.
 ///
 /// # Forks
 ///
-/// A forked process has a copy of the reactor. It shares the poller and the timers
-/// with its parent, and whatever it did to them would happen to the parent too. So the
-/// copy does nothing any more. It does not start or turn. It watches and deregisters
-/// nothing, and removes no socket file. What its descriptors are asked for is not
-/// done. Dropping it closes the child's own copies of the descriptors, and no peer
-/// notices.
+/// A forked process has a copy of the reactor. The copy shares the poller and the
+/// timer descriptor with the parent: whatever the child did to them would happen to
+/// the parent too. So the copy does nothing any more. It does not start or turn. It
+/// watches and deregisters nothing, and removes no socket file. Requests to its
+/// descriptors are not carried out. Dropping it closes the child's own copies of the
+/// descriptors, and no peer notices.
 ///
 /// A child that goes on as a server calls [`after_fork`](Self::after_fork), or makes a
-/// reactor of its own. A daemon forks before there is a reactor, since threads do not
-/// survive a fork either. (Forks are noticed by pthread_atfork(3): those of fork(3)
-/// and daemon(3), not of a system call made by hand.)
+/// reactor of its own. A daemon forks before it makes a reactor, since threads do not
+/// survive a fork either. (Forks are noticed through pthread_atfork(3): those of
+/// fork(3) and daemon(3), not a system call made by hand.)
 ///
 /// Fork between turns: before [`run`](Self::run), or when it has returned after a
-/// [`crash`](Self::crash). A child that was forked inside of a callback must not return
+/// [`crash`](Self::crash). A child that was forked inside a callback must not return
 /// from it, since the rest of the parent's turn would follow. It executes another
-/// program, or ends by `_exit`.
+/// program, or ends with `_exit`.
 ///
 /// # Late is not missed
 ///
-/// What is ready comes before what is due. So a time limit ends nobody whose bytes
-/// have arrived.
+/// In a turn, ready descriptors come before due timers. So a time limit never ends a
+/// connection whose bytes have arrived in time.
 ///
 /// Sometimes the loop itself is late: the process was stopped, the machine was
-/// suspended, a callback took long. From 50 ms on, timers then wait until everything
-/// that is ready was served. That may take several turns, and at the most some 64.
-/// Time limits built on the reactor need no arithmetic of their own for it.
+/// suspended, a callback took long. If it is 50 ms late or more, timers wait until
+/// everything that is ready has been served. That may take several turns, some 64 at
+/// the most. Time limits built on the reactor need no arithmetic of their own for
+/// this.
 ///
 /// # Panics
 ///
-/// A callback that panics is caught and logged and costs only the descriptor,
-/// delayed call or trigger it belongs to.
+/// A panic in a callback is caught and logged. It costs only the descriptor, delayed
+/// call or trigger that the callback belongs to.
 ///
-/// A callback must not put another reactor in the place of the one that it is given
-/// ([`mem::swap`], [`mem::replace`]). One that does is treated as if it had panicked: its
-/// descriptor ends. The turn goes on with what stands there now, and [`run`](Self::run)
-/// answers [`RunError::Replaced`] in the end. The reactor that was moved elsewhere can be
-/// turned there, and has lost nothing else.
+/// A callback must not put another reactor in the place of the one it is given
+/// ([`mem::swap`], [`mem::replace`]). If it does, it is treated as if it had panicked:
+/// its descriptor ends. The turn goes on with the reactor that stands there now, and
+/// [`run`](Self::run) answers [`RunError::Replaced`] in the end. The reactor that was
+/// moved away can be turned where it is now. It has lost nothing else.
 ///
 /// # Examples
 ///
@@ -206,8 +207,8 @@ pub enum Turn {
 }
 
 impl Reactor {
-    /// Makes a reactor with a poller of its own: two descriptors, and one more
-    /// from the first delayed call on.
+    /// Makes a reactor with a poller of its own. That takes two descriptors, and one
+    /// more from the first delayed call on.
     ///
     /// # Errors
     ///
@@ -259,15 +260,17 @@ impl Reactor {
 
     /// Starts the reactor and turns it until it is stopped.
     ///
-    /// Returns when the shutdown triggers have run and every descriptor was
+    /// Returns when the shutdown triggers have run and every descriptor has been
     /// disconnected, or at once after [`crash`](Self::crash). Can be called
     /// again afterwards. (Twisted: `reactor.run`.)
     ///
     /// # Errors
     ///
-    /// [`RunError::AlreadyRunning`] when it runs or is turned by hand: always
-    /// from inside a callback. [`RunError::Failed`] after [`fail`](Self::fail).
-    /// [`RunError::Forked`] and [`RunError::Replaced`] as they say.
+    /// - [`RunError::AlreadyRunning`] when it runs or is turned by hand. Inside a
+    ///   callback that is always so.
+    /// - [`RunError::Failed`] after [`fail`](Self::fail).
+    /// - [`RunError::Forked`] in a forked child, before [`after_fork`](Self::after_fork).
+    /// - [`RunError::Replaced`] when a callback put another reactor in its place.
     pub fn run(&mut self) -> Result<(), RunError> {
         let number = self.number();
         self.start().map_err(|error| match error {
@@ -317,13 +320,12 @@ impl Reactor {
     /// Runs one turn of the loop: waits up to `timeout` for something to do
     /// (`None`: without end), then does it.
     ///
-    /// For embedding the reactor in another loop: call [`start`](Self::start)
-    /// once; wait for the reactor's descriptor ([`AsFd`]) to become readable
-    /// and for [`next_deadline`](Self::next_deadline); then turn with a timeout
-    /// of zero until [`is_idle`](Self::is_idle).
+    /// To embed the reactor in another loop, call [`start`](Self::start) once. Then
+    /// wait until the reactor's descriptor ([`AsFd`]) is readable or
+    /// [`next_deadline`](Self::next_deadline) has come, and turn with a timeout of
+    /// zero until [`is_idle`](Self::is_idle).
     ///
-    /// From inside a callback this does nothing but log a warning: callbacks
-    /// would nest.
+    /// Inside a callback this does nothing but log a warning: callbacks would nest.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Turn {
         if self.is_turning && self.is_turning() {
             log::warn!(target: log::REACTOR, "turned from inside a callback: ignored");
@@ -347,13 +349,13 @@ impl Reactor {
         self.process != sys::known_generation()
     }
 
-    /// Ends the loop, since the program cannot go on: [stops](Self::stop) it,
-    /// and [`run`](Self::run) then answers `error`, so that a `main` that
-    /// passes it on ends with a failure status. The error is logged at once.
+    /// Ends the loop because the program cannot go on.
     ///
-    /// Of several errors the first is answered. One that is told before the
-    /// reactor runs ends the next run. Whoever turns the reactor by hand asks
-    /// [`take_failure`](Self::take_failure).
+    /// It [stops](Self::stop) the reactor and logs the error at once.
+    /// [`run`](Self::run) then answers `error`, so a `main` that passes it on ends
+    /// with a failure status. Of several errors the first is answered. If the reactor
+    /// does not run yet, the next run ends with the error. A program that turns the
+    /// reactor by hand asks [`take_failure`](Self::take_failure).
     pub fn fail(&mut self, error: io::Error) {
         log::error!(target: log::REACTOR, "stopping, since the program cannot go on: {error}");
         self.failure.get_or_insert(error);
@@ -361,14 +363,15 @@ impl Reactor {
         let _ = self.stop();
     }
 
-    /// Takes what [`fail`](Self::fail) was told, in place of [`run`](Self::run).
+    /// Takes the error that [`fail`](Self::fail) was given. For programs that turn the
+    /// reactor by hand instead of calling [`run`](Self::run).
     pub fn take_failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
 
-    /// Ends the loop after this turn and leaves everything as it is: no
-    /// trigger runs, descriptors stay registered, and the reactor can be run
-    /// again. (Twisted: `reactor.crash`.)
+    /// Ends the loop after this turn and leaves everything as it is. No trigger
+    /// runs, descriptors stay registered, and the reactor can be run again.
+    /// (Twisted: `reactor.crash`.)
     ///
     /// # Errors
     ///
@@ -382,14 +385,14 @@ impl Reactor {
         Ok(())
     }
 
-    /// Whether the reactor was started and has not finished stopping: true in
-    /// every callback but those before the startup.
+    /// Whether the reactor was started and has not finished stopping. True in every
+    /// callback except those before the startup.
     pub fn is_running(&self) -> bool {
         !matches!(self.state, State::Idle | State::Starting)
     }
 
-    /// Whether a turn would have nothing to do now but wait: for descriptors
-    /// or for [`next_deadline`](Self::next_deadline).
+    /// Whether a turn would only wait now, for descriptors or for
+    /// [`next_deadline`](Self::next_deadline).
     pub fn is_idle(&self) -> bool {
         self.again.is_empty()
             && self.deferred.is_empty()
@@ -401,10 +404,9 @@ impl Reactor {
             && !self.source.has_events()
     }
 
-    /// Adds a call to run at startup or shutdown; within a phase, triggers run
-    /// in the order they were added. (Twisted: `addSystemEventTrigger`.)
-    ///
-    /// A trigger runs once and is then forgotten.
+    /// Adds a trigger: a call to run at startup or shutdown. Within a phase, triggers
+    /// run in the order they were added. Each runs once and is then forgotten.
+    /// (Twisted: `addSystemEventTrigger`.)
     pub fn add_trigger(
         &mut self,
         phase: Phase,
@@ -414,7 +416,7 @@ impl Reactor {
         self.triggers.add(phase, event, plain(call))
     }
 
-    /// Takes a trigger back; works from inside another trigger too.
+    /// Takes a trigger back. Works inside another trigger too.
     ///
     /// # Errors
     ///
@@ -428,14 +430,14 @@ impl Reactor {
     }
 
     /// Holds `event` in its [`Before`](Phase::Before) phase until the result is
-    /// dropped; the loop turns meanwhile. To be taken by a trigger of that
-    /// phase, or earlier.
+    /// dropped. The loop turns meanwhile. Take it in a trigger of that phase, or
+    /// earlier.
     pub fn hold(&self, event: SystemEvent) -> Hold {
         self.triggers.hold(event)
     }
 
-    /// Runs `call` once the reactor runs: now if it does, else after its
-    /// startup, in the order asked. (Twisted: `callWhenRunning`.)
+    /// Runs `call` when the reactor runs: in this turn if it runs already, otherwise
+    /// after its startup, in the order asked. (Twisted: `callWhenRunning`.)
     pub fn call_when_running(&mut self, call: impl FnOnce(&mut Self) + 'static) {
         if self.is_running() {
             self.defer(call);
@@ -446,8 +448,8 @@ impl Reactor {
 
     // Time.
 
-    /// The time of this turn: the clock is read at most once per turn. Between
-    /// turns, the time it is.
+    /// The time of this turn. The clock is read at most once per turn. Between turns
+    /// this is the present time.
     pub fn now(&self) -> Instant {
         match self.now.get() {
             Some(now) if self.is_turning => now,
@@ -479,14 +481,15 @@ impl Reactor {
         self.clock.now()
     }
 
-    /// Runs `call` once `delay` has passed since this turn's time, never
-    /// earlier. Calls due at the same time run in the order scheduled; one
-    /// scheduled with no delay from inside a callback runs in a later turn,
-    /// after descriptors had their chance. (Twisted: `reactor.callLater`.)
+    /// Runs `call` once `delay` has passed since this turn's time, never earlier.
     ///
-    /// Does not allocate, as soon as so many calls have waited before; only
-    /// what captures more than 24 bytes is boxed. A delay beyond what the clock
-    /// can represent never ends.
+    /// Calls that are due at the same time run in the order they were scheduled. A
+    /// call with no delay, scheduled inside a callback, runs in a later turn, when
+    /// descriptors have had their chance. A delay beyond what the clock can represent
+    /// never ends. (Twisted: `reactor.callLater`.)
+    ///
+    /// Allocates only while more calls wait than ever before, and for a closure that
+    /// captures more than 24 bytes, which is boxed.
     pub fn call_later(
         &mut self,
         delay: Duration,
@@ -497,8 +500,8 @@ impl Reactor {
         delayed
     }
 
-    /// Calls [`Descriptor::timer_fired`] of the descriptor `token` after
-    /// `delay`, without allocating. Nothing happens if it is gone by then.
+    /// Calls [`Descriptor::timer_fired`] of the descriptor `token` after `delay`,
+    /// without a box. Nothing happens if the descriptor is gone by then.
     pub fn notify_later(&mut self, delay: Duration, token: Token) -> DelayedCall {
         let (delayed, place) = self.schedule(delay);
         *place = Some(sys::Call::new(move |reactor: &mut Self, call| {
@@ -545,9 +548,8 @@ impl Reactor {
         self.timers.keys().map(|key| DelayedCall { key })
     }
 
-    /// When the loop has to turn next on account of delayed calls: never later
-    /// than the earliest of them is due, and possibly earlier for one that is
-    /// far away.
+    /// When the loop has to turn next for delayed calls. Never later than the
+    /// earliest of them is due. It may be earlier where that one is far away.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.timers.next_wakeup()
     }
@@ -568,31 +570,31 @@ impl Reactor {
         self.soon.push_back(plain(call));
     }
 
-    /// Runs `call` in this turn, after the running callback and what it
-    /// deferred before: the way to call other user code from inside a callback
-    /// without nesting.
+    /// Runs `call` in this turn, after the running callback and after what was
+    /// deferred before. This is how a callback calls other user code without nesting.
     pub fn defer(&mut self, call: impl FnOnce(&mut Self) + 'static) {
         self.deferred.push_back(Deferred::Call(plain(call)));
     }
 
-    /// The part of this reactor that other threads may hold.
+    /// A handle on this reactor that other threads may hold.
     pub fn remote(&self) -> RemoteHandle {
         self.remote.clone()
     }
 
     // Descriptors.
 
-    /// Registers what `build` makes, once it knows its own name, and watches
-    /// its [`source`](Descriptor::source) for `interest`.
+    /// Registers the descriptor that `build` makes and watches its
+    /// [`source`](Descriptor::source) for `interest`. `build` is given the
+    /// descriptor's name.
     ///
-    /// One that has nothing to be watched, and lives by notifications and timers,
-    /// goes through a [`vacancy`](Self::vacancy).
+    /// A descriptor that has nothing to watch, and lives by notifications and timers,
+    /// is installed in a [`vacancy`](Self::vacancy) instead.
     ///
     /// # Errors
     ///
-    /// Those of epoll_ctl(2): `EEXIST` for a file watched already, `EPERM` for
-    /// one that cannot be polled; `InvalidInput` for a descriptor without a
-    /// source, which nothing would ever call. The descriptor is dropped.
+    /// Those of epoll_ctl(2): `EEXIST` for a file that is watched already, `EPERM` for
+    /// one that cannot be polled. `InvalidInput` for a descriptor without a source:
+    /// nothing would ever call it. The descriptor is dropped.
     pub fn register(
         &mut self,
         interest: Interest,
@@ -610,8 +612,8 @@ impl Reactor {
         Ok(vacancy.install(entry))
     }
 
-    /// Names a slot for a descriptor yet to be built, for those who need its name
-    /// first, or may have to back out.
+    /// Reserves a slot, and its name, for a descriptor that is still to be built. For
+    /// callers that need the name first, or may have to back out.
     ///
     /// # Errors
     ///
@@ -629,8 +631,8 @@ impl Reactor {
         })
     }
 
-    /// Reports readiness of `source` under `token` from now on, edge-triggered;
-    /// what is ready already is reported at once.
+    /// Reports readiness of `source` under `token` from now on, edge-triggered.
+    /// Readiness that is there already is reported at once.
     ///
     /// # Errors
     ///
@@ -652,8 +654,8 @@ impl Reactor {
         )
     }
 
-    /// Changes the name or the interest under which `source` is watched; what
-    /// is ready now is reported again.
+    /// Changes the name or the interest under which `source` is watched. Present
+    /// readiness is reported again.
     ///
     /// # Errors
     ///
@@ -675,8 +677,8 @@ impl Reactor {
         )
     }
 
-    /// Ends the watch on `source`; to be called before it is closed or passed
-    /// on. A failure is logged: there is nothing a caller could do.
+    /// Stops watching `source`. Call it before the source is closed or passed on. A
+    /// failure is logged, since a caller could do nothing about it.
     pub fn unwatch(&mut self, source: BorrowedFd<'_>) {
         if self.is_forked() {
             // The watch is the parent's.
@@ -690,15 +692,15 @@ impl Reactor {
 
     /// Reaches a registered descriptor through its handle, at once.
     ///
-    /// `None` when it is gone, and when its own callback is running: what is out for
-    /// a callback nobody else can be given. So whoever speaks to all of a list from
-    /// inside a callback, its own transport included, uses `Context::get` of that
-    /// callback, or hands the list to a [`defer`](Self::defer)red call; where the own one
-    /// is missed here for the first time, that is logged as a warning.
-    /// [`is_registered`](Self::is_registered) tells the two kinds of `None` apart.
-    ///
     /// The descriptor's [`attend`](Descriptor::attend) is called later in the same turn,
-    /// so that it can act on what was changed.
+    /// so that it can act on the changes.
+    ///
+    /// Answers `None` when the descriptor is gone, and also while its own callback
+    /// runs: it is out of its slot then. [`is_registered`](Self::is_registered) tells
+    /// the two apart. A callback that writes to a whole list, its own transport
+    /// included, uses `Context::get`, or [defers](Self::defer) a call that goes through
+    /// the list. The first time that a callback asks for its own descriptor here, a
+    /// warning is logged.
     pub fn get<T: ?Sized>(&mut self, handle: Handle<T>) -> Option<&mut T> {
         let token = handle.token();
         let slot = self.slots.get_mut(token)?;
@@ -713,7 +715,7 @@ impl Reactor {
         handle.view(slot.entry_mut()?.facet())
     }
 
-    /// Whether `token` names a registered descriptor, be it inside its own
+    /// Whether `token` names a registered descriptor. Also true inside its own
     /// callback.
     pub fn is_registered(&mut self, token: Token) -> bool {
         self.slots.get_mut(token).is_some()
@@ -730,11 +732,11 @@ impl Reactor {
         }
     }
 
-    /// Gives `entrance` the descriptor itself, later in this turn, when no
-    /// callback runs; `None` if it is gone by then.
+    /// Calls `entrance` with the descriptor itself, later in this turn, when no
+    /// callback runs. If the descriptor is gone by then, it is called with `None`.
     ///
-    /// What `entrance` returns becomes of the descriptor; a panic in it is the
-    /// descriptor's.
+    /// The answer of `entrance` says what the reactor does with the descriptor. A panic
+    /// in it counts as the descriptor's.
     pub fn enter(
         &mut self,
         token: Token,
@@ -744,10 +746,10 @@ impl Reactor {
             .push_back(Deferred::Enter(token, Box::new(entrance)));
     }
 
-    /// Ends a descriptor, later in this turn: it is told so
+    /// Ends a descriptor, later in this turn: it is told
     /// ([`shutdown`](Descriptor::shutdown)), deregistered and dropped. Its name is
-    /// stale from now on, and what the poller has reported for it already is
-    /// dropped. Nothing happens if it is gone.
+    /// stale at once, and events that the poller has already reported for it are
+    /// dropped. Nothing happens if the descriptor is gone.
     pub fn remove(&mut self, token: Token) {
         // Not dropped here: what it owns may be user code's, and that would run
         // inside of the present callback.
@@ -765,9 +767,8 @@ impl Reactor {
         self.slots.len()
     }
 
-    /// A value that lives as long as the reactor, one of each type; made when
-    /// it is first asked for. Layers above keep there what their descriptors
-    /// share.
+    /// A value that lives as long as the reactor, one of each type. `make` makes it
+    /// when it is first asked for. Layers above keep here what their descriptors share.
     pub fn extension<T: 'static>(&mut self, make: impl FnOnce() -> T) -> Rc<T> {
         let wanted = TypeId::of::<T>();
         let found = self.extensions.iter().find(|(id, _)| *id == wanted);
@@ -849,7 +850,7 @@ fn drop_each<T>(values: impl IntoIterator<Item = T>) {
     }
 }
 
-/// The poller's own descriptor: readable when a turn has events to handle.
+/// The poller's own descriptor. It is readable when a turn has events to handle.
 impl AsFd for Reactor {
     fn as_fd(&self) -> BorrowedFd<'_> {
         sys::poll_descriptor(&self.poll)

@@ -10,7 +10,7 @@ use crate::reactor::Reactor;
 
 pub(crate) type RemoteCall = Box<dyn FnOnce(&mut Reactor) + Send>;
 
-/// The part of a reactor that other threads may hold: `Send`, `Sync`, `Clone`.
+/// A handle on a reactor that other threads may hold: `Send`, `Sync`, `Clone`.
 ///
 /// (Twisted: `reactor.callFromThread`.)
 #[derive(Clone)]
@@ -45,12 +45,12 @@ impl RemoteHandle {
         }
     }
 
-    /// Runs `call` in the reactor's thread, in its next turn, and wakes the
-    /// reactor if it waits.
+    /// Runs `call` in the reactor's thread, in its next turn. Wakes the reactor if it
+    /// waits.
     ///
-    /// Calls run in the order they were made; those made while others run wait
-    /// for the turn after. A call made before the reactor runs is kept until
-    /// it does. Never blocks for longer than it takes to append to a list.
+    /// Calls run in the order they were made. A call that is made while others run
+    /// waits for the turn after. A call that is made before the reactor runs is kept
+    /// until it does. Never blocks for longer than it takes to append to a list.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl RemoteHandle {
         Ok(())
     }
 
-    /// Wakes the reactor if it waits in its poll; its turn then ends early.
+    /// Wakes the reactor if it waits in its poll. Its turn then ends early.
     pub fn wake(&self) {
         if let Err(error) = self.shared.waker.wake() {
             log::error!(target: log::REACTOR, "cannot wake the reactor: {error}");

@@ -24,8 +24,8 @@ pub struct SignalHandler {
 }
 
 /// The numbers of the signals that programs handle, for
-/// [`Reactor::on_signals`]; as on this machine, so that nothing else has to be asked
-/// for them. See signal(7).
+/// [`Reactor::on_signals`]. They are those of this machine, so no other crate is
+/// needed for them. See signal(7).
 pub mod signal {
     macro_rules! numbers {
         ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -34,20 +34,20 @@ pub mod signal {
     }
 
     numbers! {
-        /// The terminal is gone; to servers, by custom: restart or read the
+        /// The terminal is gone. For servers, by custom: restart, or read the
         /// configuration again.
         SIGHUP,
         /// Ctrl-C.
         SIGINT,
         /// Ctrl-\\, which leaves a core dump by default.
         SIGQUIT,
-        /// Whatever the program says.
+        /// Free for the program to use.
         SIGUSR1,
-        /// Whatever the program says.
+        /// Free for the program to use.
         SIGUSR2,
         /// A timer of alarm(2).
         SIGALRM,
-        /// Please end: what kill(1) and service managers send.
+        /// Please end. kill(1) and service managers send it.
         SIGTERM,
         /// A child has ended or stopped.
         SIGCHLD,
@@ -61,15 +61,15 @@ pub mod signal {
 }
 
 impl Reactor {
-    /// Calls `handler` with the number of each of `signals` ([`signal`] has them
-    /// by name) that arrives, in the reactor's thread, as any other callback.
-    /// Feature `signals`.
+    /// Calls `handler` when one of `signals` arrives, with the signal's number.
+    /// [`signal`] has the numbers by name. The handler runs in the reactor's thread,
+    /// like any other callback. Feature `signals`.
     ///
-    /// Signals that arrive faster than the loop turns are merged, as the
-    /// kernel does. The handlers are process-wide; several reactors, and other
-    /// users of `signal-hook`, each get the signal. When the last handler of a
-    /// signal is removed (at the latest when its reactor stops or is dropped)
-    /// the signal has its default effect again.
+    /// Signals that arrive faster than the loop turns are merged, as the kernel does.
+    /// The handlers are process-wide: several reactors, and other users of
+    /// `signal-hook`, each get the signal. A handler is removed at the latest when its
+    /// reactor stops or is dropped. When the last handler of a signal is removed, the
+    /// signal has its default effect again.
     ///
     /// # Errors
     ///
@@ -77,8 +77,7 @@ impl Reactor {
     ///
     /// # Panics
     ///
-    /// For SIGKILL, SIGSTOP, SIGILL, SIGFPE and SIGSEGV, which `signal-hook`
-    /// refuses.
+    /// For SIGKILL, SIGSTOP, SIGILL, SIGFPE and SIGSEGV: `signal-hook` refuses them.
     pub fn on_signals(
         &mut self,
         signals: &[i32],
@@ -114,8 +113,9 @@ impl Reactor {
         Ok(SignalHandler { token })
     }
 
-    /// Stops the reactor [gracefully](Self::stop_gracefully) on the first SIGINT
-    /// or SIGTERM, within 30 s, and [at once](Self::stop_now) on the second.
+    /// On the first SIGINT or SIGTERM, stops the reactor
+    /// [gracefully](Self::stop_gracefully) within 30 s. On the second, stops it
+    /// [at once](Self::stop_now).
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl Reactor {
         self.stop_on_signals_with(GracefulStop::new())
     }
 
-    /// As [`stop_on_signals`](Self::stop_on_signals), with limits of one's own.
+    /// As [`stop_on_signals`](Self::stop_on_signals), with limits of your own.
     ///
     /// # Errors
     ///
@@ -147,8 +147,8 @@ impl Reactor {
         })
     }
 
-    /// Removes a signal handler, later in this turn; signals that have no other
-    /// have their default effect again.
+    /// Removes a signal handler, later in this turn. A signal that has no other
+    /// handler has its default effect again.
     pub fn remove_signal_handler(&mut self, handler: SignalHandler) {
         self.remove(handler.token);
     }

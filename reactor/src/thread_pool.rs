@@ -29,23 +29,26 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// up.
 const MAX_QUEUED: usize = 65_536;
 
-/// Threads for work that blocks, and what waits for one of them; a clone is the
-/// same pool.
+/// Threads for work that blocks, and a queue of the work that waits for them. A
+/// clone is a handle on the same pool.
 ///
-/// Threads are started when there is work and none of them is free, up to a
-/// limit, and end when they had none for a while: a pool that is not used costs
-/// nothing. Each reactor has one, for [`Reactor::call_in_thread`]. Make another
-/// for work that must not be kept waiting by the rest, or must not keep it
-/// waiting. (Twisted: `ThreadPool`, `deferToThreadPool`.)
+/// A thread is started when there is work and no thread is free, up to a limit. It
+/// ends when it has had no work for a while, so an unused pool costs nothing. Each
+/// reactor has a pool, for [`Reactor::call_in_thread`]. Make another one for work
+/// that must not wait for the rest, or must not make the rest wait. (Twisted:
+/// `ThreadPool`, `deferToThreadPool`.)
 ///
 /// # Shutdown
 ///
-/// With [`AtShutdown::Finish`] a reactor that was asked to stop goes on turning
-/// until all work is done and told; its threads have ended before
-/// [`Reactor::run`] returns. Work that comes even later, when connections are
-/// being closed, is finished without turning. With [`AtShutdown::Abandon`]
-/// nothing is waited for. A reactor that is dropped without having stopped
-/// drops what waits, and leaves running work to itself.
+/// With [`AtShutdown::Finish`], a reactor that was asked to stop goes on turning
+/// until all work is done and its callers have been told. The threads have ended
+/// before [`Reactor::run`] returns. Work that comes even later, while connections
+/// are being closed, is finished without turning.
+///
+/// With [`AtShutdown::Abandon`] the reactor waits for nothing.
+///
+/// A reactor that is dropped without having stopped drops the work that waits. Work
+/// that runs is left alone.
 #[derive(Clone)]
 pub struct ThreadPool {
     local: Rc<Local>,
@@ -57,12 +60,12 @@ pub struct ThreadPool {
 pub struct ThreadPoolSettings {
     /// How many threads there are at the most; default 10. Zero counts as one.
     pub max_threads: usize,
-    /// How much work may wait for a thread; default 65,536. More is refused. With zero
-    /// work is taken only while a thread is free or may still be started.
+    /// How much work may wait for a thread; default 65,536. More is refused. With zero,
+    /// work is accepted only while a thread is free or may still be started.
     pub max_queued: usize,
-    /// After how long without work a thread ends; default 10 s.
+    /// How long a thread stays without work before it ends; default 10 s.
     pub idle_timeout: Duration,
-    /// What a reactor that stops does about work that is not done; default
+    /// What a reactor that stops does about unfinished work; default
     /// [`AtShutdown::Finish`].
     pub at_shutdown: AtShutdown,
 }
@@ -85,16 +88,16 @@ impl Default for ThreadPoolSettings {
     }
 }
 
-/// What a reactor that stops does about work that is not done.
+/// What a reactor that stops does about unfinished work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtShutdown {
-    /// It waits until all of it is done. Work that never ends holds the shutdown
-    /// for ever; [`Reactor::crash`] is the way out.
+    /// It waits until all work is done. Work that never ends holds the shutdown for
+    /// ever; [`Reactor::crash`] is the way out.
     Finish,
-    /// It waits for none: what has not begun never does, what runs ends by
-    /// itself at some time, and both are told as [`ThreadCallError::Stopped`].
-    /// For work without effect, such as looking something up.
+    /// It waits for nothing. Work that has not begun never begins. Work that runs ends
+    /// by itself at some time. The callers of both are told
+    /// [`ThreadCallError::Stopped`]. For work without lasting effect, such as a lookup.
     Abandon,
 }
 
@@ -102,11 +105,11 @@ pub enum AtShutdown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ThreadPoolCounts {
-    /// The threads there are.
+    /// How many threads there are.
     pub threads: usize,
-    /// Those of them that have nothing to do.
+    /// How many of them have nothing to do.
     pub idle: usize,
-    /// The work that waits for one.
+    /// How many calls wait for a thread.
     pub queued: usize,
 }
 
@@ -122,16 +125,16 @@ pub struct ThreadCall {
 pub enum ThreadCallError {
     /// It panicked.
     Panicked(Panic),
-    /// As much work waits as may; it was not begun.
+    /// The queue is full. The work was not begun.
     QueueFull,
-    /// The system gave us no thread, and there is none; it was not begun.
+    /// The system gave us no thread, and the pool has none. The work was not begun.
     NoThread(io::Error),
-    /// The reactor stopped: it was not begun, or not waited for.
+    /// The reactor stopped. The work was not begun, or not waited for.
     Stopped,
-    /// This process was forked meanwhile ([`Reactor::after_fork`]): the work is its
+    /// This process was forked meanwhile ([`Reactor::after_fork`]). The work is the
     /// parent's.
     Forked,
-    /// The pool belongs to another reactor; it was not begun.
+    /// The pool belongs to another reactor. The work was not begun.
     OtherReactor,
 }
 
@@ -162,15 +165,14 @@ impl Error for ThreadCallError {
 }
 
 impl Reactor {
-    /// Runs `work` in a thread of this reactor's [pool](Self::thread_pool), and
-    /// then `done` with its result in the reactor's thread, as any other
-    /// callback.
+    /// Runs `work` in a thread of this reactor's [pool](Self::thread_pool). Then runs
+    /// `done` with the result in the reactor's thread, like any other callback.
     ///
-    /// `done` is called exactly once, and never before this returns, unless it
-    /// is [cancelled](ThreadCall::cancel) or the reactor is dropped or crashes
-    /// before. It need not be `Send`: it never leaves this thread. Work begins
-    /// in the order it was given, before the reactor runs too. (Twisted:
-    /// `deferToThread`.)
+    /// `done` is called exactly once, and never before this method returns. It is not
+    /// called if the call is [cancelled](ThreadCall::cancel), or if the reactor is
+    /// dropped or crashes first. It need not be `Send`, since it never leaves this
+    /// thread. Work begins in the order it was given, even before the reactor runs.
+    /// (Twisted: `deferToThread`.)
     ///
     /// # Examples
     ///
@@ -207,7 +209,7 @@ impl Reactor {
 }
 
 impl ThreadPool {
-    /// A pool, without any thread as yet.
+    /// A pool, with no thread yet.
     pub fn new(settings: ThreadPoolSettings) -> Self {
         Self {
             local: Rc::new(Local {
@@ -221,8 +223,8 @@ impl ThreadPool {
         }
     }
 
-    /// As [`Reactor::call_in_thread`], in this pool. It belongs to the reactor
-    /// that it was first used with; with another one `done` is told
+    /// As [`Reactor::call_in_thread`], in this pool. The pool belongs to the reactor
+    /// that it was first used with. With another one, `done` is told
     /// [`ThreadCallError::OtherReactor`].
     pub fn call_in_thread<R: Send + 'static>(
         &self,
@@ -261,20 +263,20 @@ impl ThreadPool {
         ThreadCall { id }
     }
 
-    /// Changes how it works, from now on. Threads beyond a lower limit end when
-    /// they have done what they do.
+    /// Changes the settings from now on. If the limit is lower, surplus threads end
+    /// when they have finished what they do.
     pub fn set_settings(&self, settings: ThreadPoolSettings) {
         let shared = self.local.shared();
         shared.queue().settings = settings;
         shared.changed.notify_all();
     }
 
-    /// How it works.
+    /// The settings in force.
     pub fn settings(&self) -> ThreadPoolSettings {
         self.local.shared().queue().settings.clone()
     }
 
-    /// How busy it is, at this moment.
+    /// How busy the pool is at this moment.
     pub fn counts(&self) -> ThreadPoolCounts {
         let shared = self.local.shared();
         let queue = shared.queue();
@@ -369,8 +371,9 @@ impl ThreadPool {
 }
 
 impl ThreadCall {
-    /// Has `done` not be called, and the work not be begun if it has not; work
-    /// that runs goes on, for nobody. Whether it was in time.
+    /// Cancels the call: `done` is not called, and work that has not begun never
+    /// begins. Work that runs goes on, and its result is dropped. Answers whether this
+    /// was in time.
     pub fn cancel(self, reactor: &mut Reactor) -> bool {
         Calls::of(reactor).cancel(self.id)
     }

@@ -12,11 +12,11 @@ const GENERATION_MASK: u64 = u64::MAX >> INDEX_BITS;
 
 /// The name of a registered descriptor.
 ///
-/// A token is `Copy`, costs nothing to keep, and outlives its descriptor
-/// harmlessly: it holds the slot's index and a generation that no other
-/// registration of the process ever has (it would take 2^40 of them to come
-/// round). So a token whose descriptor is gone never reaches a newer occupant of
-/// the slot, and one that is given to another reactor names nothing there.
+/// A token is `Copy`, costs nothing to keep, and may outlive its descriptor. It
+/// holds the slot's index and a generation that no other registration of the
+/// process ever has (it would take 2^40 of them to come round). So a token whose
+/// descriptor is gone never reaches a newer descriptor in the same slot. Given to
+/// another reactor, it names nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(u64);
 
@@ -54,8 +54,8 @@ impl Token {
         Self(token.0 as u64)
     }
 
-    /// The token as a number: unique in the process, fit for log lines and map
-    /// keys.
+    /// The token as a number. It is unique in the process, and fit for log lines and
+    /// map keys.
     pub fn to_bits(self) -> u64 {
         self.0
     }

@@ -19,11 +19,11 @@ pub enum SystemEvent {
 /// (Twisted: `addSystemEventTrigger`.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// First. The event waits here, with the loop turning, for as long as a
-    /// [`Hold`] on it is kept.
+    /// First. The event waits here for as long as somebody keeps a [`Hold`] on it. The
+    /// loop turns meanwhile.
     Before,
-    /// Second. At shutdown every descriptor is disconnected before the first
-    /// trigger of this phase runs.
+    /// Second. At shutdown, every descriptor is disconnected before the first trigger
+    /// of this phase runs.
     During,
     /// Last.
     After,
@@ -35,10 +35,10 @@ pub enum Phase {
 pub struct TriggerId(u64);
 
 /// Keeps a [`SystemEvent`] in its [`Before`](Phase::Before) phase until it is
-/// dropped: the way a trigger says that it has not finished yet.
+/// dropped. With it a trigger says that it has not finished yet.
 ///
-/// Taken with [`Reactor::hold`](crate::Reactor::hold). Drop it inside a callback:
-/// nothing else would wake the loop to see it.
+/// [`Reactor::hold`](crate::Reactor::hold) gives it out. Drop it inside a callback:
+/// otherwise nothing wakes the loop to see it.
 #[derive(Clone, Debug)]
 pub struct Hold {
     _count: Rc<()>,

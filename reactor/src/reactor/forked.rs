@@ -14,38 +14,42 @@ use crate::thread_pool;
 use crate::token::Token;
 
 impl Reactor {
-    /// Makes a forked child's copy of its parent's reactor the child's own, which goes
-    /// on with the descriptors in `keep` and no others. To be called in the child,
-    /// between turns, before anything else is done with the reactor. See
-    /// [Forks](Self#forks).
+    /// Makes a forked child's copy of its parent's reactor the child's own. It goes on
+    /// with the descriptors in `keep` and no others.
+    ///
+    /// Call it in the child, between turns, before anything else is done with the
+    /// reactor. See [Forks](Self#forks).
     ///
     /// | what | in the child |
     /// |---|---|
-    /// | descriptors in `keep` | watched by a poller of its own; what is ready is reported |
+    /// | descriptors in `keep` | a poller of its own watches them; present readiness is reported |
     /// | all others | the child's copies are closed and dropped. Nobody is told: the connections go on in the parent |
     /// | delayed and periodic calls, `call_soon`, triggers | kept: they run in both processes |
     /// | signal handlers | dropped: signals have their default effect, until they are handled anew |
-    /// | [`RemoteHandle`]s | refuse calls (`RemoteError`); [`remote`](Self::remote) gives out new ones. What other threads had asked for is done by the parent |
+    /// | [`RemoteHandle`]s | refuse calls (`RemoteError`); [`remote`](Self::remote) gives out new ones. The parent runs the calls that were waiting |
     /// | calls in threads | told [`ThreadCallError::Forked`](crate::ThreadCallError::Forked): the work is the parent's. Pools start threads of their own |
     /// | names (tokens, handles), `extension`s, statistics, limits | as they were |
     ///
-    /// The reactor stands where it stood: one that was turned by hand is turned on; one
+    /// The state of the reactor stays. One that was turned by hand is turned on; one
     /// that had ended is run.
     ///
-    /// What is kept is shared with the parent for as long as that has it. Both accept
-    /// from a listener that both have, and a client comes to one of them. Of a
-    /// connection only one may read and write: the other one takes it apart and drops
-    /// the socket, or keeps its hands off it. Closing it does no harm to the other; it is
-    /// never made to reset. (Adopt one over two descriptors, as of standard input and
-    /// output, anew instead: what it writes to is not watched again.) A UNIX listener's file is removed by the parent, unless the
-    /// child owns it from now on (`Listener::own_socket_file`) and the parent has disowned
-    /// it.
+    /// The child shares what it keeps with the parent, for as long as the parent has it:
+    ///
+    /// - Both accept from a listener that both have, and each client comes to one of
+    ///   them.
+    /// - Only one of them may read and write a connection. The other takes it apart and
+    ///   drops the socket, or leaves it alone. Closing it does no harm to the other: a
+    ///   shared connection is never made to reset.
+    /// - A connection over two descriptors, such as standard input and output, has to be
+    ///   adopted anew: the one that it writes to is not watched again.
+    /// - The parent removes a UNIX listener's file, unless it has disowned the file and
+    ///   the child owns it (`Listener::own_socket_file`).
     ///
     /// # Errors
     ///
-    /// [`ReactorError::NotForked`] and, inside of a callback,
-    /// [`ReactorError::AlreadyRunning`], as an `io::Error`; those of epoll_create1(2) and
-    /// eventfd(2). Nothing has changed then. Those of epoll_ctl(2): what could not be
+    /// An `io::Error` with [`ReactorError::NotForked`] or, inside a callback,
+    /// [`ReactorError::AlreadyRunning`]; those of epoll_create1(2) and eventfd(2).
+    /// Nothing has changed then. Those of epoll_ctl(2): a descriptor that could not be
     /// watched is dropped, and all the rest is done.
     pub fn after_fork(&mut self, keep: &[Token]) -> io::Result<()> {
         if !self.is_forked() {

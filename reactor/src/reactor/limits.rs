@@ -22,22 +22,22 @@ const CALLS_PER_TURN: usize = 4096;
 /// notifying each other share the loop with everything else.
 const NOTIFICATIONS_PER_TURN: usize = 16_384;
 
-/// The budgets of one turn. What a phase leaves waits for the next turn.
+/// The budgets of one turn. The rest of a phase waits for the next turn.
 ///
-/// Any value is taken: zero counts as one, `usize::MAX` is no limit.
+/// Any value is accepted. Zero counts as one; `usize::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Events fetched by one poll; default 1,024, at the most 1,048,576. There is
-    /// room for as many, of 12 bytes each.
+    /// Events fetched by one poll; default 1,024, at the most 1,048,576. The reactor
+    /// keeps room for as many, of 12 bytes each.
     pub events: usize,
     /// Delayed calls run; default 4,096.
     pub timers: usize,
-    /// How long the loop may sleep after delayed calls ran, although the next
-    /// one becomes due before; default 100 us. One that stands alone, or that
-    /// was scheduled without delay, does not wait for it.
+    /// How long the loop may sleep after delayed calls have run, even if the next one
+    /// becomes due earlier; default 100 us. A call that stands alone, or was
+    /// scheduled without delay, does not wait for it.
     pub timer_slack: Duration,
-    /// Calls from other threads run, and as many of
+    /// Calls from other threads run, and as many calls of
     /// [`call_soon`](crate::Reactor::call_soon); default 4,096.
     pub calls: usize,
     /// Deferred notifications delivered; default 16,384.
@@ -64,7 +64,7 @@ impl Default for Limits {
     }
 }
 
-/// Counters of a reactor's life so far.
+/// Counters over a reactor's life so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Statistics {
@@ -72,14 +72,15 @@ pub struct Statistics {
     pub turns: u64,
     /// Readiness events delivered to descriptors.
     pub events: u64,
-    /// Events for descriptors that were gone already, which is normal in small
-    /// numbers: one callback removes what a later event of the batch is for.
+    /// Events for descriptors that were already gone. A few are normal: a callback
+    /// removes a descriptor, and an event for it comes later in the same batch.
     pub stale_events: u64,
     /// Delayed calls that ran.
     pub timers: u64,
     /// Callbacks that panicked.
     pub panics: u64,
-    /// Descriptors that a [graceful stop](crate::Reactor::stop_gracefully) waited
-    /// for, and that had not ended when it was cut short.
+    /// Descriptors that had not ended when the
+    /// [graceful stop](crate::Reactor::stop_gracefully) that waited for them was cut
+    /// short.
     pub cut: u64,
 }

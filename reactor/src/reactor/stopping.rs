@@ -51,8 +51,9 @@ impl GracefulStop {
         }
     }
 
-    /// How long the stop takes at the most; default 30 s. What has not ended by
-    /// then is cut. Choose less than your supervisor waits before it kills.
+    /// How long the stop takes at the most; default 30 s. Connections that have not
+    /// ended by then are cut. Choose less time than your supervisor waits before it
+    /// kills.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -62,9 +63,9 @@ impl GracefulStop {
     /// How long a connection has to be quiet before it counts as idle; default
     /// 500 ms.
     ///
-    /// A client may have sent its next request when the connection closes, and
-    /// cannot know whether it was heard. Within the grace it is answered. Zero
-    /// closes what is idle as soon as there is nothing to be read.
+    /// A client may send its next request just as the connection closes, and cannot
+    /// know whether it was heard. A request within the grace is answered. With zero, an
+    /// idle connection closes as soon as there is nothing to read.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
@@ -78,15 +79,15 @@ impl Default for GracefulStop {
     }
 }
 
-/// The rounds of a graceful stop, in order: each begins when what was waited for
-/// in the one before has ended; see [`Descriptor::drain`](crate::Descriptor::drain).
+/// The rounds of a graceful stop, in order. Each begins when everything that the one
+/// before waited for has ended; see [`Descriptor::drain`](crate::Descriptor::drain).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DrainRound {
-    /// What takes in new work ends: listeners.
+    /// Listeners end: they take in new work.
     Intake,
-    /// What serves somebody finishes: connections that were accepted or adopted.
+    /// Connections that were accepted or adopted finish: they serve somebody.
     Work,
-    /// What that may have needed until now finishes: outgoing connections.
+    /// Outgoing connections finish: the others may have needed them until now.
     Support,
 }
 
@@ -126,16 +127,16 @@ impl Reactor {
     /// Ends the loop in an orderly way: the shutdown triggers run, every
     /// descriptor is disconnected, and [`run`](Self::run) returns.
     ///
-    /// Only [holds](Self::hold) are waited for. What connections have not sent
-    /// is dropped; [`stop_gracefully`](Self::stop_gracefully) waits for it.
-    /// Returns before any of that has happened. (Twisted: `reactor.stop`.)
+    /// Waits for nothing but [holds](Self::hold). Bytes that connections have not sent
+    /// are dropped; [`stop_gracefully`](Self::stop_gracefully) waits for them. This
+    /// method returns before any of that has happened. (Twisted: `reactor.stop`.)
     ///
     /// # Errors
     ///
-    /// [`ReactorError::NotRunning`] when the reactor was not started, or has
-    /// stopped. That it is stopping already is no error: it does what was asked,
-    /// or, in a [graceful stop](Self::stop_gracefully), waits before it does;
-    /// [`stop_now`](Self::stop_now) has it not wait.
+    /// [`ReactorError::NotRunning`] when the reactor was not started, or has stopped.
+    /// While it is stopping this is no error and changes nothing: a
+    /// [graceful stop](Self::stop_gracefully) goes on waiting.
+    /// [`stop_now`](Self::stop_now) ends the wait.
     pub fn stop(&mut self) -> Result<(), ReactorError> {
         match self.state {
             State::Starting | State::Running => {
@@ -147,26 +148,25 @@ impl Reactor {
         }
     }
 
-    /// Ends the loop when what is in work is done, as a server has to that is
-    /// replaced by another one.
+    /// Ends the loop when the work at hand is done. This is for a server that another
+    /// one replaces.
     ///
-    /// 1. Listeners close, after having accepted who waits in their queues (a
-    ///    queue that other processes have too is left to them).
+    /// 1. Listeners accept the clients that wait in their queues, and close. (A
+    ///    queue that other processes share is left to them.)
     /// 2. The [`Before`](crate::Phase::Before) triggers of the shutdown run.
     /// 3. Connections that were accepted or adopted are told to
     ///    [drain](crate::Descriptor::drain), and waited for.
     /// 4. When they have ended, and nobody [holds](Self::hold) the shutdown,
-    ///    outgoing connections are told: the others may have needed them.
+    ///    outgoing connections are told. The others may have needed them until now.
     /// 5. When these have ended too, it goes on as in [`stop`](Self::stop).
     ///
-    /// At the [deadline](GracefulStop::deadline) it goes on at once: what is
-    /// still there is cut, which a warning tells and
-    /// [`Statistics::cut`](crate::Statistics::cut) counts. So does
-    /// [`stop_now`](Self::stop_now) before.
+    /// At the [deadline](GracefulStop::deadline) it goes on at once. Whatever is left
+    /// is cut; a warning says so, and [`Statistics::cut`](crate::Statistics::cut)
+    /// counts it. [`stop_now`](Self::stop_now) does the same before the deadline.
     ///
-    /// Called again, it takes the shorter of two deadlines and of two graces.
-    /// Called while the reactor [stops](Self::stop) and somebody holds that, it
-    /// makes a graceful stop of it. Returns before any of that has happened.
+    /// A second call takes the shorter of the two deadlines and of the two graces. A
+    /// call while the reactor [stops](Self::stop), and somebody holds that, turns it
+    /// into a graceful stop. This method returns before any of that has happened.
     ///
     /// # Errors
     ///
@@ -208,11 +208,11 @@ impl Reactor {
         Ok(())
     }
 
-    /// Ends the loop in an orderly way and waits for nobody, not for
-    /// [holds](Self::hold) either: the way to cut a stop short that has begun.
+    /// Ends the loop in an orderly way and waits for nobody, not even for
+    /// [holds](Self::hold). This cuts short a stop that has begun.
     ///
-    /// The triggers run, every descriptor is told and removed, and
-    /// [`run`](Self::run) returns, at the end of this turn.
+    /// At the end of this turn the triggers run, every descriptor is told and removed,
+    /// and [`run`](Self::run) returns.
     ///
     /// # Errors
     ///
@@ -227,15 +227,15 @@ impl Reactor {
         Ok(())
     }
 
-    /// Whether the reactor was asked to stop, in whichever way, and has not
-    /// stopped yet. A protocol says the last word of its connection then:
-    /// `Connection: close`, for one.
+    /// Whether the reactor was asked to stop, in whichever way, and has not stopped
+    /// yet. A protocol then says the last word of its connection, such as
+    /// `Connection: close`.
     pub fn is_stopping(&self) -> bool {
         matches!(self.state, State::StopAsked | State::Stopping)
     }
 
-    /// When a [graceful stop](Self::stop_gracefully) cuts what is left; `None`
-    /// if none was asked for.
+    /// When the [graceful stop](Self::stop_gracefully) cuts whatever is left. `None`
+    /// if nobody asked for one.
     pub fn stop_deadline(&self) -> Option<Instant> {
         self.stopping
             .graceful
@@ -254,7 +254,7 @@ impl Reactor {
             .map_or(Duration::ZERO, |graceful| graceful.grace)
     }
 
-    /// Has a [graceful stop](Self::stop_gracefully) wait until the descriptor
+    /// Makes a [graceful stop](Self::stop_gracefully) wait until the descriptor
     /// `token` is removed. Nothing happens if it is gone.
     pub fn await_end(&mut self, token: Token) {
         self.slots.set_awaited(token, true);

@@ -9,12 +9,12 @@ use super::{Reactor, State};
 use crate::descriptor::{Descriptor, Interest};
 use crate::token::Token;
 
-/// A slot of the reactor for a descriptor that is being built, as given out by
-/// [`Reactor::vacancy`].
+/// A slot of the reactor for a descriptor that is being built;
+/// [`Reactor::vacancy`] gives it out.
 ///
-/// [Filling](Self::install) it is the end of it. Dropped before, it gives the slot
-/// up: who has to back out returns. What was [watched](Self::watch) by then is
-/// still its owner's to [unwatch](Reactor::unwatch).
+/// [`install`](Self::install) fills it. Dropping it gives the slot up, so a caller that
+/// has to back out just returns. A source that was [watched](Self::watch) by then is
+/// still the caller's to [unwatch](Reactor::unwatch).
 pub struct Vacancy<'a> {
     pub(super) reactor: &'a mut Reactor,
     pub(super) token: Token,
@@ -26,7 +26,7 @@ impl Vacancy<'_> {
         self.token
     }
 
-    /// The reactor whose slot it is.
+    /// The reactor that the slot belongs to.
     pub fn reactor(&mut self) -> &mut Reactor {
         self.reactor
     }

@@ -9,11 +9,12 @@ use crate::clock::{Clock, Sleep};
 /// A clock that moves only when it is told to.
 ///
 /// Clones share the time, so a test keeps one and gives the reactor another.
-/// A reactor with a manual clock never waits for a delayed call. With
-/// [`auto_advance`](Self::auto_advance) the clock jumps to the next deadline when
-/// the loop has nothing else to do (what [`Reactor::run`](crate::Reactor::run)
-/// under virtual time wants); without, it stands until it is advanced.
-/// It does wait for real descriptors when there is no delayed call at all.
+///
+/// A reactor with a manual clock never waits for a delayed call. The clock stands
+/// until it is advanced. With [`auto_advance`](Self::auto_advance) it jumps to the
+/// next deadline when the loop has nothing else to do; that is the mode for
+/// [`Reactor::run`](crate::Reactor::run) under virtual time. When there is no delayed
+/// call at all, the reactor does wait for real descriptors.
 ///
 /// # Examples
 ///
@@ -46,7 +47,7 @@ struct ManualState {
 }
 
 impl ManualClock {
-    /// A clock that stands at an arbitrary time.
+    /// A clock that stands still, at an arbitrary time.
     #[expect(
         clippy::new_without_default,
         reason = "two of them are different clocks"

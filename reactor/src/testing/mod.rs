@@ -7,8 +7,8 @@ use crate::Reactor;
 pub use crate::simulated::{ProcessDied, ReadinessSource};
 
 impl Reactor {
-    /// Adds the place where simulated descriptors report their readiness;
-    /// feature `testing`.
+    /// Sets the source through which simulated descriptors report their readiness.
+    /// Feature `testing`.
     pub fn set_readiness_source(&mut self, source: impl ReadinessSource) {
         self.source.set(source);
     }

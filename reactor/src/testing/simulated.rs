@@ -7,15 +7,16 @@ use std::vec;
 use crate::descriptor::Readiness;
 use crate::token::Token;
 
-/// What unwinds out of [`Reactor::turn`](crate::Reactor::turn) when the simulated
-/// process that it is of has died: unlike a panic it is not caught on the way, and
-/// nothing is told of it. Whoever turns the reactor catches it and drops the reactor.
+/// The value that unwinds out of [`Reactor::turn`](crate::Reactor::turn) when the
+/// reactor's simulated process has died. Unlike a panic it is not caught on the way,
+/// and nobody is told. The caller of `turn` catches it and drops the reactor.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessDied;
 
-/// Where simulated descriptors report their readiness; feature `testing`.
+/// The source through which simulated descriptors report their readiness. Feature
+/// `testing`.
 pub trait ReadinessSource: 'static {
-    /// Moves what has become ready since the last call into `events`.
+    /// Appends to `events` whatever has become ready since the last call.
     fn poll(&mut self, events: &mut Vec<(Token, Readiness)>);
 
     /// Whether the next [`poll`](Self::poll) would report anything.
