@@ -1,4 +1,4 @@
-//! Where a transport stands, and with whom it talks.
+//! The addresses of both ends of a transport.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,19 +14,19 @@ pub enum Address {
     Inet(SocketAddr),
     /// A UNIX socket.
     Unix(UnixAddress),
-    /// What is no socket: a pipe, a terminal, a file.
+    /// Something that is no socket: a pipe, a terminal, a file.
     File(FileAddress),
 }
 
-/// Where a connector connects to, as it was asked.
+/// The place that a connector was asked to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Destination {
     /// One address.
     Address(Address),
-    /// A host, whose addresses are looked up for each attempt.
+    /// A host. Its addresses are looked up for each attempt.
     Host {
-        /// Its name, or an IP address in writing.
+        /// Its name, or an IP address as text.
         name: Rc<str>,
         /// The TCP port.
         port: u16,
@@ -35,30 +35,32 @@ pub enum Destination {
 
 /// The address of a UNIX socket; see unix(7).
 ///
-/// Compared by bytes: two paths that lead to one file are two addresses.
+/// Addresses are compared by their bytes: two paths that lead to the same file are two
+/// addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UnixAddress {
     /// Not bound: a client that did not ask for an address, or either end of a
-    /// socketpair. Asked for when binding or listening, the kernel chooses an abstract
-    /// name that is free (five hexadecimal digits; unix(7), "Autobind").
+    /// socketpair. To bind or listen with it means that the kernel chooses a free
+    /// abstract name of five hexadecimal digits (unix(7), "Autobind").
     Unnamed,
-    /// A file; at most 107 bytes.
+    /// The path of a file; at most 107 bytes.
     Path(PathBuf),
     /// A name in the abstract namespace of Linux, without the leading NUL; at
-    /// most 107 bytes. Anyone in the network namespace may connect to it:
-    /// there are no permissions.
+    /// most 107 bytes. It has no permissions: anyone in the network namespace may
+    /// connect to it.
     Abstract(Vec<u8>),
 }
 
-/// What stands in place of an address where a connection has no socket. Such a
-/// connection has no name for its peer: both of its ends are called what its
-/// descriptor is. (Twisted: `PipeAddress`.)
+/// The address of a connection that has no socket: the file that its descriptor is.
+///
+/// Such a connection has no name for its peer, so both of its ends have this address.
+/// (Twisted: `PipeAddress`.)
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FileAddress {
-    /// Nothing in the file system: a pipe, a file that was deleted.
+    /// It is nowhere in the file system: a pipe, or a file that was deleted.
     Unnamed,
-    /// A file of whatever kind: a FIFO, a terminal (`/dev/pts/3`), a device. It is
-    /// what the kernel called it when the connection began.
+    /// A file of any kind: a FIFO, a terminal (`/dev/pts/3`), a device. This is the
+    /// path that the kernel knew it by when the connection began.
     Path(PathBuf),
 }
 
@@ -79,7 +81,7 @@ impl Address {
         }
     }
 
-    /// What the descriptor is, for what is no socket.
+    /// The file, for a connection that has no socket.
     pub fn as_file(&self) -> Option<&FileAddress> {
         match self {
             Self::File(address) => Some(address),
@@ -99,7 +101,7 @@ impl FileAddress {
 }
 
 impl UnixAddress {
-    /// The file, if it is one.
+    /// The path, if the address is one.
     pub fn as_path(&self) -> Option<&Path> {
         match self {
             Self::Path(path) => Some(path),
@@ -109,7 +111,7 @@ impl UnixAddress {
 }
 
 impl Destination {
-    /// The address, where it is one.
+    /// The address, unless it is a host name.
     pub fn as_address(&self) -> Option<&Address> {
         match self {
             Self::Address(address) => Some(address),
@@ -154,12 +156,12 @@ impl From<FileAddress> for Address {
     }
 }
 
-/// A path; or, where it begins with `@`, the name in the abstract namespace that
-/// follows, as systemd, Go and ss(8) write them.
+/// A path. If it begins with `@`, the rest is a name in the abstract namespace, as
+/// systemd, Go and ss(8) write it.
 ///
-/// A file whose name begins with `@` is `./@name`, or an [`UnixAddress::Path`]. An
-/// abstract name has no permissions: where an address comes from a configuration, look
-/// at what it has become.
+/// For a file whose name begins with `@`, write `./@name`, or [`UnixAddress::Path`]. An
+/// abstract name has no permissions, so if an address comes from a configuration, check
+/// which of the two it has become.
 ///
 /// # Examples
 ///
@@ -190,7 +192,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// The path, or `a pipe`, which is what has none most often.
+/// The path. Without one `a pipe`, which it is most often then.
 impl fmt::Display for FileAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -6,12 +6,11 @@ use bowline_reactor::Reactor;
 
 use crate::transport::{Transport, TransportHandle};
 
-/// What a callback of a connection is given: its own transport, and the
+/// Everything a callback of a connection can reach: its own transport, and the
 /// reactor with everything else.
 ///
-/// The two are disjoint borrows, so a callback writes, closes, schedules,
-/// connects, listens and acts on any other transport without `RefCell`, `Arc`
-/// or locks.
+/// The two are disjoint borrows. So a callback can write, close, schedule, connect,
+/// listen, and act on any other transport without `RefCell`, `Arc` or locks.
 pub struct Context<'a, T: ?Sized> {
     /// The connection's own transport.
     pub transport: &'a mut T,
@@ -20,16 +19,16 @@ pub struct Context<'a, T: ?Sized> {
 }
 
 impl<'a, T: Transport + ?Sized> Context<'a, T> {
-    /// A context of these two; for transports, wrappers and tests.
+    /// Makes a context of these two. For transports, wrappers and tests.
     pub fn new(transport: &'a mut T, reactor: &'a mut Reactor) -> Self {
         Self { transport, reactor }
     }
 
-    /// Any transport by its handle, this one included; `None` when it is gone.
+    /// Reaches any transport by its handle, this one included. `None` when it is gone.
     /// ([`Reactor::get`] does not find this one while its callback runs.)
     ///
-    /// What is done to it takes effect at once (writes are buffered, reading
-    /// is paused); callbacks that this causes follow after the running one.
+    /// What you do to it takes effect at once: writes are buffered, reading is paused.
+    /// Callbacks that follow from it come after the running one.
     ///
     /// # Examples
     ///
@@ -53,7 +52,7 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
         }
     }
 
-    /// The same context with the transport's type forgotten.
+    /// The same context, with the transport's type forgotten.
     pub fn as_dyn(&mut self) -> Context<'_, dyn Transport> {
         Context {
             transport: self.transport.as_dyn(),
@@ -63,8 +62,8 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
 }
 
 /// A [`Context`], or one with more in it
-/// ([`FrameContext`](crate::framing::FrameContext)): for what needs to know only
-/// whose callback runs, a time limit say.
+/// ([`FrameContext`](crate::framing::FrameContext)). For code that only has to know
+/// whose callback runs, such as a time limit.
 pub trait AnyContext {
     /// The name of the connection's own transport.
     fn own_handle(&self) -> TransportHandle;

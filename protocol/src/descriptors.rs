@@ -7,9 +7,9 @@ use std::vec::Drain;
 
 /// A descriptor to be passed to a peer: owned, or shared.
 ///
-/// The kernel copies it when the message leaves; ours is closed then, or when
-/// the connection ends first. A shared one is for sending one listener or file
-/// to many peers without a `dup` for each: it closes with its last holder.
+/// The kernel copies it when the message leaves. Ours is closed then, or earlier if the
+/// connection ends first. With a shared one you can send one listener or file to many
+/// peers without a `dup` for each; it closes with its last holder.
 #[derive(Debug)]
 pub enum PassedDescriptor {
     /// Ours alone.
@@ -44,17 +44,18 @@ impl AsFd for PassedDescriptor {
 /// The descriptors of one read, in the order they were sent: an iterator of
 /// [`OwnedFd`].
 ///
-/// Each one taken is the taker's, close-on-exec. Those left when the callback
-/// returns are closed, logged and counted. To close one that was taken, where the peer
-/// is not trusted, give it to `close_received`: dropping a UNIX socket can hold up the
-/// loop.
+/// A descriptor that is taken belongs to the taker. It is close-on-exec. Descriptors
+/// that are left when the callback returns are closed, logged and counted.
+///
+/// To close one from a peer that is not trusted, give it to `close_received`: dropping
+/// a UNIX socket can hold up the loop.
 pub struct ReceivedDescriptors<'a> {
     descriptors: Drain<'a, OwnedFd>,
 }
 
 impl<'a> ReceivedDescriptors<'a> {
-    /// Offers all of `descriptors`, which is empty afterwards. For transports,
-    /// and for tests of protocols.
+    /// Offers all of `descriptors`. The vector is empty afterwards. For transports, and
+    /// for tests of protocols.
     pub fn new(descriptors: &'a mut Vec<OwnedFd>) -> Self {
         Self {
             descriptors: descriptors.drain(..),

@@ -1,4 +1,4 @@
-//! What a transport or connector can refuse.
+//! The errors of transports and connectors.
 
 use std::error::Error;
 use std::fmt;
@@ -12,9 +12,10 @@ use crate::reason::CloseReason;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// Nobody listens there (`ECONNREFUSED`), which includes a TCP socket that the
-    /// kernel connected to itself: it does that where the port asked for is the one
-    /// that it chose for our end.
+    /// Nobody listens there (`ECONNREFUSED`).
+    ///
+    /// Also when the kernel connected a TCP socket to itself. It does so when it happens
+    /// to choose, for our end, the very port that was asked for.
     Refused(io::Error),
     /// No way there (`ENETUNREACH`, `EHOSTUNREACH`).
     Unreachable(io::Error),
@@ -28,22 +29,21 @@ pub enum ConnectError {
     Bind(io::Error),
     /// The reactor stopped.
     ReactorStopped,
-    /// The host name has no address, or none that could be found out.
+    /// No address was found for the host name.
     Lookup(LookupError),
-    /// The addresses of the host name were tried, every one in vain: one at
-    /// least, in the order in which they failed.
+    /// Every address of the host name was tried in vain. There is at least one attempt;
+    /// they are in the order in which they failed.
     AllFailed(Vec<FailedAttempt>),
-    /// There was a connection, and it ended before its layers had established it: its
-    /// protocol was told `connection_lost` with this reason, and never
-    /// `connection_made`.
+    /// The connection ended before its layers had established it. The protocol was told
+    /// `connection_lost` with this reason, and never `connection_made`.
     Handshake(CloseReason),
-    /// Anything else the system answered: `ENOENT` for a UNIX path that is not
-    /// there, `EACCES`, `EMFILE`.
+    /// Any other error of the system: `ENOENT` for a UNIX path that does not exist,
+    /// `EACCES`, `EMFILE`.
     Os(io::Error),
 }
 
 impl ConnectError {
-    /// Sorts what connect(2) or `SO_ERROR` answered.
+    /// Makes one from the error of connect(2) or `SO_ERROR`.
     pub fn from_os(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused(error),
@@ -55,8 +55,8 @@ impl ConnectError {
         }
     }
 
-    /// The error of the system, where there was one; of several attempts, that
-    /// of the first that failed.
+    /// The error of the system, if there was one. Of several attempts, the error of the
+    /// first that failed.
     pub fn as_os(&self) -> Option<&io::Error> {
         match self {
             Self::Refused(error)
@@ -75,8 +75,8 @@ impl ConnectError {
         }
     }
 
-    /// The attempts that failed, with their addresses, where a host name was
-    /// connected to.
+    /// The attempts that failed, with their addresses. Empty unless the destination was
+    /// a host name.
     pub fn attempts(&self) -> &[FailedAttempt] {
         match self {
             Self::AllFailed(attempts) => attempts,
@@ -89,14 +89,14 @@ impl ConnectError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct FailedAttempt {
-    /// Where it was to connect to.
+    /// The address that was tried.
     pub address: SocketAddr,
-    /// Why it did not.
+    /// Why it failed.
     pub error: ConnectError,
 }
 
 impl FailedAttempt {
-    /// An attempt at `address` that ended with `error`.
+    /// Makes one, of an attempt at `address` that ended with `error`.
     pub fn new(address: SocketAddr, error: ConnectError) -> Self {
         Self { address, error }
     }
@@ -108,10 +108,10 @@ impl FailedAttempt {
 pub enum LookupError {
     /// The resolver failed, or knows that there is no such name.
     Failed(io::Error),
-    /// It knows of no address, or of none that can be reached from the address
-    /// to connect from.
+    /// The resolver knows no address, or none that can be reached from the local
+    /// address to connect from.
     NoAddress,
-    /// It took too long.
+    /// The resolver took too long.
     TimedOut,
 }
 
@@ -176,9 +176,9 @@ impl Error for ConnectError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RegisterProducerError {
-    /// Another producer is registered, and stays so.
+    /// Another producer is registered, and stays registered.
     AlreadyRegistered,
-    /// The connection is lost. The producer is told to stop, after the running
+    /// The connection is lost. The new producer is told to stop, after the running
     /// callback.
     NotConnected,
 }
@@ -194,15 +194,14 @@ impl fmt::Display for RegisterProducerError {
 
 impl Error for RegisterProducerError {}
 
-/// A descriptor that was not queued, and why.
+/// Descriptors were not queued. The error says why, and hands them back.
 ///
-/// It carries what it was given, so that nothing is lost or closed by
-/// accident; dropping the error closes it.
+/// So nothing is lost or closed by accident. Dropping the error closes them.
 #[derive(Debug)]
 pub struct SendDescriptorError {
     /// Why.
     pub kind: SendDescriptorErrorKind,
-    /// What was to be sent, in order.
+    /// The descriptors that were to be sent, in order.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
@@ -214,21 +213,21 @@ pub enum SendDescriptorErrorKind {
     NotConnected,
     /// Our side of the connection was half-closed.
     WriteClosed,
-    /// The queue is full; the limit is settable
+    /// The queue is full. The limit can be set
     /// ([`DescriptorLimits::queued`](crate::DescriptorLimits)).
     QueueFull,
-    /// More than the 253 descriptors that one message can hold, or than the
+    /// More than the 253 descriptors that one message can hold, or more than the
     /// [limit](crate::DescriptorLimits::per_exact_message) set for the peer.
     TooManyForOneMessage,
-    /// A message without bytes: a descriptor needs a byte to travel with.
+    /// The message has no bytes. A descriptor needs a byte to travel with.
     NoBytes,
-    /// Descriptors queued before still wait for a byte, so that this message
-    /// could not begin exactly where it should.
+    /// Descriptors queued earlier still wait for a byte. This message could not begin
+    /// exactly where it should.
     DescriptorsWaiting,
     /// The bytes would pass the transport's limit of unsent bytes.
     BufferFull,
-    /// The transport's own socket, which nobody could close any more once it
-    /// were queued in itself. Found out for sockets that a transport has
+    /// The descriptor is the transport's own socket. Queued in itself, nobody could
+    /// close it any more. This is checked for sockets that a transport has
     /// [lent out](crate::Transport::socket_descriptor).
     OwnSocket,
 }

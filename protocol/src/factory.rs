@@ -1,4 +1,4 @@
-//! What builds protocols, and what it is built for.
+//! Factories, which build protocols, and the listeners and connectors they build for.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -22,15 +22,15 @@ pub type ListenerHandle = Handle<dyn Listener>;
 /// The name of a connector; see [`Reactor::get`].
 pub type ConnectorHandle = Handle<dyn Connector>;
 
-/// Builds the protocol of each connection of a listener or connector, and is
-/// told of their lives.
+/// Builds the protocol of each connection of a listener or connector. It is also told
+/// when the listener or connector begins and ends.
 ///
 /// A closure `FnMut(&Address) -> P` is a factory. Write its parameter with the type,
 /// `|_: &Address| Echo`. With `|_| Echo` the compiler takes it for a closure over one
 /// lifetime, and says that it is "not general enough".
 ///
-/// A factory that several listeners share is an `Rc<RefCell<F>>`. It is borrowed for
-/// the time of its callbacks only.
+/// To share a factory between several listeners, use an `Rc<RefCell<F>>`. It is
+/// borrowed only while its callbacks run.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not build protocols over `{T}`",
     note = "a closure is a factory if its parameter has its type, `|_: &Address| Echo`, and \
@@ -38,29 +38,29 @@ pub type ConnectorHandle = Handle<dyn Connector>;
     note = "a receiver of frames becomes a protocol with `Framed::new(framer, receiver)`"
 )]
 pub trait Factory<T: Transport>: 'static {
-    /// What it builds.
+    /// The protocol that it builds.
     type Protocol: Protocol<T>;
 
     /// Builds the protocol for a connection with `peer`. `None` declines: the
     /// connection is closed and nothing else happens.
     ///
-    /// The protocol's `connection_made` follows after this callback. A panic
-    /// costs this connection only.
+    /// The protocol's `connection_made` is called after this has returned. A panic
+    /// costs only this connection.
     fn build_protocol(
         &mut self,
         cx: &mut BuildContext<'_>,
         peer: &Address,
     ) -> Option<Self::Protocol>;
 
-    /// The listener listens, or the connector starts an attempt. For a
-    /// connector: once for each attempt, before anything else. (Twisted:
-    /// `doStart`, `startedConnecting`.)
+    /// The listener listens, or the connector starts an attempt. For a connector it is
+    /// called once for each attempt, before anything else. (Twisted: `doStart`,
+    /// `startedConnecting`.)
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
     }
 
-    /// The listener has closed, or the connector is given up: after this
-    /// nothing more is called.
+    /// The listener has closed, or the connector has given up. Nothing more is called
+    /// after this.
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
     }
@@ -79,8 +79,8 @@ pub trait Factory<T: Transport>: 'static {
         let _ = (cx, reason);
     }
 
-    /// What log lines call this factory; the name of its type by default, and of
-    /// a closure that of its protocol's.
+    /// The name of this factory in log lines. By default it is the name of its type; for
+    /// a closure, the name of its protocol's type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
@@ -91,13 +91,13 @@ pub trait Factory<T: Transport>: 'static {
 ///
 /// For programs that accept here and serve elsewhere: they pass each socket to
 /// another process. A closure `FnMut(&mut BuildContext, OwnedFd, &Address)` is
-/// an acceptor; one that several listeners share is an `Rc<RefCell<A>>`.
+/// an acceptor. To share one between several listeners, use an `Rc<RefCell<A>>`.
 pub trait Acceptor: 'static {
-    /// A connection of `peer` was accepted: `socket` is non-blocking and
-    /// close-on-exec, and the connection ends when it is dropped. A panic costs
-    /// this connection only.
+    /// A connection with `peer` was accepted. `socket` is non-blocking and
+    /// close-on-exec. Dropping it ends the connection. A panic costs only this
+    /// connection.
     ///
-    /// An acceptor that cannot get rid of them fast enough
+    /// An acceptor that cannot pass sockets on fast enough
     /// [pauses](Listener::pause_accepting) the listener.
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address);
 
@@ -106,22 +106,22 @@ pub trait Acceptor: 'static {
         let _ = cx;
     }
 
-    /// The listener has closed: after this nothing more is called.
+    /// The listener has closed. Nothing more is called after this.
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
     }
 }
 
-/// What a factory's or acceptor's callback can reach: the listener or connector
+/// Everything a callback of a factory or acceptor can reach: the listener or connector
 /// it belongs to, and the reactor.
 pub struct BuildContext<'a> {
-    /// Who asks.
+    /// The listener or connector.
     pub origin: Origin<'a>,
     /// The reactor.
     pub reactor: &'a mut Reactor,
 }
 
-/// Whom a factory builds for.
+/// The listener or connector that a factory builds for.
 pub enum Origin<'a> {
     /// A listener, for an accepted connection.
     Listener(&'a mut dyn Listener),
@@ -175,33 +175,34 @@ impl fmt::Debug for Origin<'_> {
 
 /// A socket that accepts connections.
 pub trait Listener: 'static {
-    /// Where it listens: the real port, where port 0 was asked for.
+    /// The address where it listens. If port 0 was asked for, this has the real port.
     fn address(&self) -> Address;
 
-    /// Accepts nothing from now on, and closes after the running callback. What
-    /// it accepted before stays. (Twisted: `stopListening`.)
+    /// Accepts nothing from now on, and closes after the running callback.
+    /// Connections that it accepted before stay. (Twisted: `stopListening`.)
     fn stop_listening(&mut self);
 
     /// Leaves new connections waiting in the kernel's queue.
     fn pause_accepting(&mut self);
 
-    /// Whose process has connected, while a protocol is built for it
-    /// ([`build_protocol`](Factory::build_protocol)): of a UNIX socket, one system
-    /// call.
+    /// The process that has connected. Only inside
+    /// [`build_protocol`](Factory::build_protocol), and only over a UNIX socket. One
+    /// system call.
     ///
     /// # Errors
     ///
-    /// `Unsupported` where no protocol is being built, and where this is not known:
-    /// over TCP.
+    /// `Unsupported` when no protocol is being built, and over TCP.
     fn peer_credentials(&self) -> io::Result<Credentials> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Says a word to the client that is declined next, if the running
-    /// [`build_protocol`](Factory::build_protocol) answers `None`: it is sent, with
-    /// the end behind it. What the client sends is read and dropped for a second at
-    /// the most, so that it has the time to read. Of those who are declined while 64
-    /// have that time the connection is closed at once, without a word.
+    /// Sets a last word for the client, in case the running
+    /// [`build_protocol`](Factory::build_protocol) answers `None` and so declines it.
+    ///
+    /// The word is sent, and the end of the stream behind it. For up to one second,
+    /// what the client sends is read and dropped, so that the client has time to read
+    /// the word. At most 64 declined clients have that time at once; further ones are
+    /// closed without a word.
     fn decline_with(&mut self, word: &[u8]) {
         let _ = word;
     }
@@ -209,74 +210,75 @@ pub trait Listener: 'static {
     /// Accepts again, unless somebody [holds](Self::hold_accepting) it.
     fn resume_accepting(&mut self);
 
-    /// Leaves new connections waiting, beside [`pause_accepting`](Self::pause_accepting)
-    /// and for a reason of one's own: for layers around a factory, and for whoever
-    /// hands listeners over. It lasts until
-    /// [released](Self::release_accepting) as often as it was held, whatever the
-    /// program pauses and resumes meanwhile.
+    /// Leaves new connections waiting, independently of
+    /// [`pause_accepting`](Self::pause_accepting). For layers around a factory, and for
+    /// code that hands listeners over.
+    ///
+    /// Holds are counted: each has to be [released](Self::release_accepting). Pausing
+    /// and resuming does not change them.
     fn hold_accepting(&mut self);
 
     /// Takes one [hold](Self::hold_accepting) back.
     fn release_accepting(&mut self);
 
-    /// Accepts what waits in the kernel's queue, and then closes. To be asked of
-    /// a listener that another process has taken over: what came before is
-    /// served here, and nothing that comes later waits for us.
+    /// Accepts the clients that wait in the kernel's queue, and then closes. For a
+    /// listener that another process has taken over: clients that came before are
+    /// served here, and none that comes later waits for us.
     ///
     /// Ends an earlier [pause](Self::pause_accepting), and disregards
     /// [holds](Self::hold_accepting).
     fn stop_listening_when_drained(&mut self);
 
-    /// Whether it was not told to stop.
+    /// Whether it still listens: nobody has told it to stop.
     fn is_listening(&self) -> bool;
 
-    /// The file that is removed when this listener closes, while it is ours;
-    /// `None` for listeners without one, and for those that were adopted.
+    /// The socket file that this listener removes when it closes. `None` if there is no
+    /// file, if the listener was adopted, or if the file was
+    /// [disowned](Self::disown_socket_file).
     ///
-    /// It is removed before the socket is closed, if it still stands at its path: a
-    /// socket that is open has its file's number to itself. A process that was forked
-    /// from the one that made it or [owned](Self::own_socket_file) it last leaves it
-    /// alone; one that goes on in its place owns it first.
+    /// The file is removed before the socket is closed, and only if it still stands at
+    /// its path: while the socket is open, no other file can have its number. A process
+    /// that was forked from the owner leaves the file alone. If it goes on in the
+    /// owner's place, it [owns](Self::own_socket_file) the file first.
     fn socket_file(&self) -> Option<SocketFile>;
 
-    /// Leaves the file where it is from now on, for somebody else who
-    /// [owns](Self::own_socket_file) it.
+    /// Does not remove the file any more. Somebody else is to
+    /// [own](Self::own_socket_file) it.
     fn disown_socket_file(&mut self);
 
-    /// Has the file of an adopted listener removed when this listener closes, in this
-    /// process, unless another has taken its place by then. Its owner before has to
-    /// [disown](Self::disown_socket_file) it.
+    /// Makes this listener, which was adopted, remove its file when it closes in this
+    /// process, unless another file has taken its place by then. The owner before has
+    /// to [disown](Self::disown_socket_file) it.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` where this listener has no path; `NotFound` and
-    /// `AlreadyExists` where another file stands there, or none: it is not
-    /// owned then.
+    /// The file is not owned then. `InvalidInput` if this listener has no path;
+    /// `NotFound` if no file stands there; `AlreadyExists` if it is another file.
     fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()>;
 
-    /// Another descriptor of the same socket, to be passed to another process
-    /// while this one goes on.
+    /// Another descriptor of the same socket. It can be passed to another process while
+    /// this listener goes on.
     ///
     /// # Errors
     ///
-    /// Those of fcntl(2): `EMFILE`; `NotConnected` once closed.
+    /// Those of fcntl(2), such as `EMFILE`; `NotConnected` once closed.
     fn duplicate(&self) -> io::Result<OwnedFd>;
 
-    /// Says that no other process holds this listener, nor will.
+    /// Promises that no other process holds this listener now or later.
     ///
-    /// One that was adopted or [duplicated](Self::duplicate) is taken to be held by
-    /// others too. They may make it block, and accept4(2) cannot be told not to; so
-    /// each one is preceded by a poll(2), some 2 % of what a connection costs that
-    /// comes and goes. Where this is said and not true, another holder can block
-    /// the loop until a client comes.
+    /// A listener that was adopted or [duplicated](Self::duplicate) may be held by
+    /// others too. They can make it block, and accept4(2) cannot be told not to. So
+    /// each accept4(2) is preceded by a poll(2), which is some 2 % of the cost of a
+    /// connection that comes and goes. If the promise is not kept, another holder can
+    /// block the loop until a client comes.
     fn assume_sole_holder(&mut self);
 
     /// This listener's name.
     fn handle(&self) -> ListenerHandle;
 }
 
-/// Which file a UNIX listener made: its path may have come to lead to
-/// another one.
+/// Identifies the file that a UNIX listener made. The path alone does not: another file
+/// may stand there by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SocketFile {
     /// The device of its file system.
@@ -288,54 +290,52 @@ pub struct SocketFile {
 /// An outgoing connection: one attempt at a time, and the connection that
 /// comes of it.
 ///
-/// It stays registered, so that it can connect again, for as long as there is
-/// an attempt or a connection, or its factory's callback asks for another, now
-/// or later.
+/// It stays registered, and can connect again, for as long as there is an attempt or a
+/// connection, or its factory's callback asks for another attempt, now or later.
 pub trait Connector: 'static {
-    /// Where it connects to, as it was asked.
+    /// The destination, as it was asked for.
     fn destination(&self) -> Destination;
 
-    /// Where it stands.
+    /// The present state.
     fn state(&self) -> ConnectorState;
 
-    /// Starts another attempt, after the running callback. Nothing happens
-    /// unless it is [disconnected](ConnectorState::Disconnected) or
-    /// [waits](ConnectorState::Waiting), whose wait is over then.
+    /// Starts another attempt, after the running callback. It has to be
+    /// [disconnected](ConnectorState::Disconnected), or to
+    /// [wait](ConnectorState::Waiting), which ends the wait. Otherwise nothing happens.
     fn connect(&mut self);
 
-    /// Starts another attempt once `delay` has passed; meanwhile it [waits](ConnectorState::Waiting). Replaces
-    /// what was asked before. Nothing happens where [`connect`](Self::connect)
-    /// would do nothing.
+    /// Starts another attempt once `delay` has passed. Meanwhile it
+    /// [waits](ConnectorState::Waiting). Replaces an earlier request. Nothing happens
+    /// where [`connect`](Self::connect) would do nothing.
     fn connect_after(&mut self, delay: Duration);
 
-    /// Gives up: for the attempt that runs,
+    /// Gives up. An attempt that runs ends:
     /// [`connection_failed`](Factory::connection_failed) follows with
-    /// [`ConnectError::Cancelled`]; the wait for the next one ends, and
+    /// [`ConnectError::Cancelled`]. A wait for the next attempt ends, and
     /// [`stopped`](Factory::stopped) follows. A connection stays.
     fn stop_connecting(&mut self);
 
-    /// Whether the last thing that was asked of it is to
-    /// [give up](Self::stop_connecting), in
-    /// [`connection_failed`](Factory::connection_failed) or
-    /// [`connection_lost`](Factory::connection_lost) too, where nothing runs that
-    /// could be given up. For layers that connect again by themselves, which it
-    /// ends.
+    /// Whether the last request to it was to [give up](Self::stop_connecting).
+    ///
+    /// That may have been in [`connection_failed`](Factory::connection_failed) or
+    /// [`connection_lost`](Factory::connection_lost), when nothing ran that could be
+    /// given up. A layer that connects again by itself asks this, and ends then.
     fn was_told_to_stop(&self) -> bool;
 
     /// This connector's name.
     fn handle(&self) -> ConnectorHandle;
 }
 
-/// Where a connector stands.
+/// The state of a connector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectorState {
     /// No attempt, no connection.
     Disconnected,
-    /// The next attempt is to come after a delay.
+    /// The next attempt comes after a delay.
     Waiting,
     /// An attempt runs.
     Connecting,
-    /// Its connection is there.
+    /// There is a connection.
     Connected,
 }
 

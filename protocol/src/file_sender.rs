@@ -17,17 +17,17 @@ const CHUNK_SIZE: usize = 16_384;
 /// read or write of more is any faster.
 const LARGEST_CHUNK: usize = 16 << 20;
 
-/// Sends what can be read from a file, or anything else that is
-/// [`Read`], to the end. (Twisted: `basic.FileSender`.)
+/// Sends a file, or anything else that is [`Read`], to its end. (Twisted:
+/// `basic.FileSender`.)
 ///
-/// It is a pull producer: a portion is read when everything before it has left,
-/// so a slow peer costs one portion of memory, however long the file. The rest
-/// of the loop has its turn between two portions.
+/// It is a pull producer: a portion is read when everything before it has left. So a
+/// slow peer costs one portion of memory, however long the file is. The rest of the
+/// loop has its turn between two portions.
 ///
-/// Reading happens in the reactor's thread. That is what one wants for regular
-/// files, which the system reads ahead; on a disk that is slow to answer, a
-/// portion is how long the loop waits. A pipe or socket that answers
-/// `WouldBlock` is asked again after some milliseconds.
+/// Reading happens in the reactor's thread. For regular files that is right, since the
+/// system reads ahead. If the disk is slow to answer, the loop waits for as long as one
+/// portion takes. A pipe or socket that answers `WouldBlock` is asked again after some
+/// milliseconds.
 ///
 /// # Examples
 ///
@@ -67,14 +67,15 @@ pub struct FileSender<R> {
 type Transform = Box<dyn FnMut(&mut Vec<u8>)>;
 type FileDone = Box<dyn FnOnce(&mut Context<'_, dyn Transport>, Result<FileSent, FileSendError>)>;
 
-/// What a [`FileSender`] has sent, after the transformation if there is one.
+/// How much a [`FileSender`] has sent, counted after the transformation if there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileSent {
     /// How many bytes.
     pub bytes: u64,
-    /// The last one; none if there was none. Twisted's, for protocols in which
-    /// what follows depends on it (an SMTP body that does not end in a newline).
+    /// The last byte; `None` if nothing was sent. Some protocols need it to know what to
+    /// send next, such as SMTP for a body that does not end in a newline. Twisted has it
+    /// too.
     pub last_byte: Option<u8>,
 }
 
@@ -84,7 +85,7 @@ pub struct FileSent {
 pub struct FileSendError {
     /// Why.
     pub kind: FileSendErrorKind,
-    /// What had been sent, or was about to be: some of it may never have left.
+    /// How much had been given to the transport. Some of it may never have left.
     pub sent: FileSent,
 }
 
@@ -102,7 +103,7 @@ pub enum FileSendErrorKind {
 }
 
 impl<R: Read + 'static> FileSender<R> {
-    /// Sends `source` from where it stands. For a part of it, see
+    /// Sends `source` from its present position. To send a part of it, see
     /// [`Read::take`].
     pub fn new(source: R) -> Self {
         Self {
@@ -112,35 +113,34 @@ impl<R: Read + 'static> FileSender<R> {
         }
     }
 
-    /// Sets how much is read at once at the most; default 16,384 bytes. Zero
-    /// counts as one, and more than 16 MiB as that: so much room is made.
+    /// Sets how many bytes are read at once at the most; default 16,384. The buffer is
+    /// that large. Zero counts as one, and more than 16 MiB counts as 16 MiB.
     #[must_use]
     pub fn chunk_size(mut self, bytes: usize) -> Self {
         self.chunk_size = bytes;
         self
     }
 
-    /// Has every portion transformed, in place, before it is sent.
+    /// Transforms every portion, in place, before it is sent.
     #[must_use]
     pub fn transform(mut self, transform: impl FnMut(&mut Vec<u8>) + 'static) -> Self {
         self.transform = Some(Box::new(transform));
         self
     }
 
-    /// Begins: registers as the transport's producer, until the end. Then `done`
-    /// is told, once the last byte was handed to the kernel or when something
-    /// failed, and may register the next producer.
+    /// Begins. It is registered as the transport's producer until the end.
     ///
-    /// `done` is told exactly once, unless somebody
-    /// [unregisters](Transport::unregister_producer) the producer or `transform`
-    /// panics.
+    /// `done` is called when the last byte was handed to the kernel, or when something
+    /// failed. It may register the next producer. It is called exactly once, unless
+    /// somebody [unregisters](Transport::unregister_producer) the producer or
+    /// `transform` panics.
     ///
     /// # Errors
     ///
     /// [`AlreadyRegistered`](RegisterProducerError::AlreadyRegistered): nothing
     /// is sent, and `done` is dropped.
-    /// [`NotConnected`](RegisterProducerError::NotConnected): `done` is told so
-    /// too.
+    /// [`NotConnected`](RegisterProducerError::NotConnected): `done` is called too, and
+    /// told so.
     pub fn send<T: Transport + ?Sized>(
         self,
         transport: &mut T,

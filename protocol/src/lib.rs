@@ -1,5 +1,6 @@
 //! The contracts that users of [bowline] implement and use: [`Protocol`],
-//! [`Factory`], [`Transport`], [`Producer`], [framing] and [policies]. No sockets.
+//! [`Factory`], [`Transport`], [`Producer`], [framing] and [policies]. There are no
+//! sockets in this crate.
 //!
 //! Most programs depend on the facade crate `bowline` and never name this one.
 //!

@@ -5,18 +5,21 @@ use std::fmt;
 use crate::context::Context;
 use crate::transport::{Transport, TransportHandle};
 
-/// A source of bytes for a transport, told by it when to go on and when to
+/// A source of bytes for a transport. The transport tells it when to go on and when to
 /// wait.
 ///
-/// `cx.transport` is the transport it is registered with, the consumer. All
-/// three are called by the consumer's connection, never from inside another
-/// callback. (Twisted: `IPushProducer`, `IPullProducer`.)
+/// In the three methods, `cx.transport` is the transport that the producer is
+/// registered with, the consumer. The consumer's connection calls them, never from
+/// inside another callback. (Twisted: `IPushProducer`, `IPullProducer`.)
 pub trait Producer: 'static {
-    /// Go on. For a push producer: the buffer has drained to the low watermark
-    /// after a [`pause_producing`](Self::pause_producing); called once for
-    /// each of those. For a pull producer: write one portion now; called when
-    /// registered and each time everything was sent. One that had nothing to
-    /// write is asked again after some milliseconds.
+    /// Go on.
+    ///
+    /// For a push producer: the buffer has drained to the low watermark. Called once
+    /// after each [`pause_producing`](Self::pause_producing).
+    ///
+    /// For a pull producer: write one portion now. Called when it is registered, and
+    /// each time everything was sent. If it has nothing to write, it is asked again
+    /// after some milliseconds.
     fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>);
 
     /// Wait: the buffer is above the high watermark. Never called for a pull
@@ -25,7 +28,7 @@ pub trait Producer: 'static {
         let _ = cx;
     }
 
-    /// The consumer is gone; nothing more will be asked. Called once at the
+    /// The consumer is gone. Nothing more is called after this. Called once at the
     /// most, and not after `unregister_producer`.
     fn stop_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
         let _ = cx;
@@ -41,24 +44,24 @@ pub enum ProducerKind {
     Pull,
 }
 
-/// Who produces for a transport.
+/// The producer of a transport.
 pub enum ProducerRef {
-    /// The protocol of the same connection: its
+    /// The protocol of the same connection. Its
     /// [`pause_producing`](crate::Protocol::pause_producing),
     /// [`resume_producing`](crate::Protocol::resume_producing) and
     /// [`stop_producing`](crate::Protocol::stop_producing) are called.
     Protocol,
-    /// A transport, whose reading is paused and resumed: what a proxy registers
-    /// its peer as. It is asked to
-    /// [close](Transport::lose_connection) when the consumer is lost. May be the
-    /// consumer itself, so that a connection reads no faster than it writes.
+    /// Another transport: its reading is paused and resumed. A proxy registers its peer
+    /// in this way. When the consumer is lost, the transport is asked to
+    /// [close](Transport::lose_connection). It may be the consumer itself, so that a
+    /// connection reads no faster than it writes.
     Transport(TransportHandle),
     /// Any other object.
     Boxed(Box<dyn Producer>),
 }
 
 impl ProducerRef {
-    /// A boxed producer.
+    /// Boxes a producer.
     pub fn boxed(producer: impl Producer) -> Self {
         Self::Boxed(Box::new(producer))
     }

@@ -20,23 +20,22 @@ use crate::transport::Transport;
 /// - `impl<T: UnixTransport> Protocol<T>` for one that passes descriptors,
 /// - `impl<T: TcpTransport> Protocol<T>` for one that needs TCP's options.
 ///
-/// What a transport cannot do does not compile: "no method named
+/// A call that the transport cannot do does not compile. "No method named
 /// `send_file_descriptor`" means that the bound, or the type in its place, is not that
 /// of a UNIX connection.
 ///
 /// # Callbacks never nest
 ///
-/// No callback is ever called from inside another. What one of them asks of
-/// this connection or others takes effect on their state at once. The callbacks
-/// that follow from it are called after it has returned. So state in an
-/// `Rc<RefCell<_>>` that is borrowed only inside callbacks is never borrowed
-/// twice.
+/// No callback is ever called from inside another. A callback may ask things of this
+/// connection or of others. Their state changes at once. The callbacks that follow from
+/// it are called after the running one has returned. So state in an `Rc<RefCell<_>>`
+/// that is borrowed only inside callbacks is never borrowed twice.
 ///
 /// # Panics
 ///
-/// A callback that panics costs its own connection:
+/// A callback that panics costs its own connection, and nothing else:
 /// [`connection_lost`](Self::connection_lost) follows with
-/// [`CloseReason::Panicked`], and everything else goes on.
+/// [`CloseReason::Panicked`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a protocol over `{T}`",
     note = "a protocol over anything is `impl<T: Transport> Protocol<T>`, one that passes \
@@ -44,32 +43,30 @@ use crate::transport::Transport;
     note = "a receiver of frames becomes one with `Framed::new(framer, receiver)`"
 )]
 pub trait Protocol<T: Transport + ?Sized>: Part {
-    /// The connection is there. Called once, first.
+    /// The connection is established. Called once, first.
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
     /// Bytes have arrived: a piece of the stream, cut anywhere, at most 64 KiB
-    /// by default. The slice belongs to the reactor; copy what is to be kept.
+    /// by default. The slice belongs to the reactor; copy the bytes you want to keep.
     ///
     /// Not called after `pause_producing` until `resume_producing`, after
     /// `lose_connection` or `abort_connection`, or after the peer's end.
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]);
 
-    /// A descriptor has arrived, before the bytes it was sent with; only on
-    /// transports that pass descriptors.
+    /// A descriptor has arrived. Only on transports that pass descriptors.
     ///
-    /// Called once for each, in the order they were sent, before the
+    /// Called once for each descriptor, in the order they were sent, before the
     /// [`data_received`](Self::data_received) of the same read. If the connection
-    /// closes meanwhile, the rest is closed and not delivered. A pause holds from the
-    /// next read on: what came with this one is delivered. (Twisted:
-    /// `fileDescriptorReceived`.)
+    /// closes meanwhile, the remaining ones are closed and not delivered. A pause holds
+    /// from the next read on: everything that came with this one is delivered.
+    /// (Twisted: `fileDescriptorReceived`.)
     ///
     /// # Errors
     ///
-    /// A protocol that does not want the descriptor gives it back: it is
-    /// closed and counted, and logged once per connection. That is what the
-    /// default does.
+    /// A protocol that does not want the descriptor gives it back, as the default does.
+    /// It is then closed and counted, and logged once per connection.
     fn file_descriptor_received(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -79,17 +76,17 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         Err(fd)
     }
 
-    /// A read brought descriptors: all of them, with all of its bytes.
+    /// A read brought descriptors. This has all of them, with all bytes of the read.
     ///
     /// Overriding this replaces
     /// [`file_descriptor_received`](Self::file_descriptor_received) *and* the
     /// [`data_received`](Self::data_received) of this read. The default calls those
-    /// two, and stops as soon as the connection does not read any more. What is not
-    /// taken from `descriptors` is closed and counted, and logged once per connection.
+    /// two, and stops as soon as the connection does not read any more. Descriptors that
+    /// are left in `descriptors` are closed and counted, and logged once per connection.
     ///
-    /// `data` can begin with bytes that were sent before the descriptors and
-    /// never holds bytes that were sent after the message they came with. To
-    /// have exactly one message, limit how far a read goes
+    /// `data` can begin with bytes that were sent before the descriptors. It never holds
+    /// bytes that were sent after the message they came with. To receive exactly one
+    /// message, limit how far a read goes
     /// ([`set_read_limit`](Transport::set_read_limit)), as the
     /// [framing](crate::framing) helpers do.
     fn descriptors_received(
@@ -112,10 +109,11 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         }
     }
 
-    /// Descriptors were lost on the way to us (`MSG_CTRUNC`): there was no free
-    /// descriptor number outside of the reserve, or a security module refused.
-    /// `received` others of that read did arrive, and are closed already. The bytes of
-    /// the read are delivered afterwards, if the connection goes on.
+    /// Descriptors were lost on the way to us (`MSG_CTRUNC`). There was no free
+    /// descriptor number outside of the reserve, or a security module refused them.
+    ///
+    /// `received` others of that read did arrive; they have been closed. If the
+    /// connection goes on, the bytes of the read are delivered afterwards.
     fn descriptors_truncated(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -125,48 +123,49 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         AfterTruncation::LoseConnection
     }
 
-    /// Descriptors that were queued have left: `count` of them since the last
-    /// call. The peer has not necessarily read them yet. Our copies are closed.
+    /// Queued descriptors have left: `count` of them since the last call. Our copies are
+    /// closed. The peer has not necessarily read them yet.
     fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
         let _ = (cx, count);
     }
 
-    /// The peer has closed its side and everything it sent was delivered; it
-    /// may still read. Called once at the most.
+    /// The peer has closed its side, and everything it sent was delivered. It may still
+    /// read. Called once at the most.
     ///
-    /// Called too where a write has failed before: the answer does not matter then,
-    /// and the end follows with that error.
+    /// Also called if a write has failed before. The answer does not matter then: the
+    /// connection ends with that error.
     ///
-    /// The default ends the connection at once with [`CloseReason::Done`]. What is
-    /// unsent is dropped. (Twisted: `IHalfCloseableProtocol`.)
+    /// The default ends the connection at once with [`CloseReason::Done`]. Unsent bytes
+    /// are dropped. (Twisted: `IHalfCloseableProtocol`.)
     fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
         let _ = cx;
         AfterReadClosed::EndConnection
     }
 
-    /// Our side was closed as
-    /// [`lose_write_connection`](Transport::lose_write_connection) asked, and
-    /// everything written before was sent. Called once at the most.
+    /// Everything written was sent, and our side was closed, as
+    /// [`lose_write_connection`](Transport::lose_write_connection) asked. Called once at
+    /// the most.
     fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
     /// The connection has ended. Called once, last; the protocol is dropped
-    /// afterwards. Where a layer has a handshake and that fails, nothing was called
-    /// before, not even [`connection_made`](Self::connection_made).
+    /// afterwards. If the handshake of a layer failed, nothing was called before, not
+    /// even [`connection_made`](Self::connection_made).
     ///
-    /// `cx.transport` is closed: its addresses can still be read, writes are
-    /// refused, and [`unsent_bytes`](Transport::unsent_bytes) says how much was
-    /// never sent.
+    /// `cx.transport` is closed. Its addresses can still be read, and
+    /// [`unsent_bytes`](Transport::unsent_bytes) says how much was never sent. Writes
+    /// are refused.
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         let _ = (cx, reason);
     }
 
     /// The reactor stops gracefully
-    /// ([`Reactor::stop_gracefully`](bowline_reactor::Reactor::stop_gracefully)):
-    /// no new connection is accepted, and this one is to end once its work is
-    /// done. Called once at the most; for an outgoing connection when those that
-    /// were accepted have ended. Not called for one that closes already.
+    /// ([`Reactor::stop_gracefully`](bowline_reactor::Reactor::stop_gracefully)). No new
+    /// connection is accepted, and this one is to end once its work is done.
+    ///
+    /// Called once at the most, and not if the connection is already closing. An
+    /// outgoing connection is told when the accepted ones have ended.
     ///
     /// Everything goes on as before: bytes are received and sent, pauses hold. By
     /// default the connection is [lost](Transport::lose_connection) when it is idle:
@@ -176,15 +175,16 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// - no producer is registered, other than the connection itself,
     /// - reading is not paused,
     /// - nothing came or went for the [grace](bowline_reactor::GracefulStop::grace),
-    /// - and a last look finds nothing to be read.
+    /// - and a last look finds nothing to read.
     ///
-    /// So whatever has arrived is answered, and all that was written is sent.
+    /// So everything that has arrived is answered, and everything that was written is
+    /// sent.
     ///
-    /// A protocol that can say "this was the last answer" says it from now on, and
-    /// loses the connection then. Its peer is not surprised by the end.
-    /// ([`Reactor::is_stopping`](bowline_reactor::Reactor::is_stopping) says later that
-    /// it is time for it.) A protocol that only has to say good-bye does that here, and
-    /// loses the connection.
+    /// Some protocols can say "this was the last answer". They say it from now on, and
+    /// then lose the connection; the peer is not surprised by the end.
+    /// ([`Reactor::is_stopping`](bowline_reactor::Reactor::is_stopping) tells later
+    /// callbacks that it is time for it.) A protocol that only has to say good-bye does
+    /// so here, and loses the connection.
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
         let _ = cx;
         AtDrain::LoseWhenIdle
@@ -193,55 +193,57 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// Whether the connection could end now without breaking off any work: no
     /// request has arrived in part, and none waits for its answer.
     ///
-    /// Asked while the connection [drains](Self::draining), any number of times;
-    /// what it says matters only when nothing is unsent. Default: true.
+    /// Asked any number of times while the connection [drains](Self::draining). The
+    /// answer matters only when nothing is unsent. Default: true.
     fn is_idle(&self) -> bool {
         true
     }
 
-    /// Reading goes on after a pause. Called before anything more is read, so that a
-    /// protocol can deliver first what it had received and kept back.
+    /// Reading goes on after a pause. Called before anything more is read. A protocol
+    /// that kept received bytes back can deliver them first.
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
     /// The connection was taken apart and put together again, for instance after a
-    /// restart that failed. It is as it was, except that its transport has another
+    /// restart that failed. Called before anything more is read.
+    ///
+    /// The connection is as it was, except that its transport has another
     /// [handle](Transport::handle). The old one reaches nothing any more. A protocol that
     /// has given its handle to a timer or to another connection gives out the new one
-    /// here. Those of bowline's timers that need it have a method for it:
-    /// [`Timeout::reattached`](crate::policies::Timeout::reattached).
-    ///
-    /// Called before anything more is read.
+    /// here. A [`Timeout`](crate::policies::Timeout) has a
+    /// [method](crate::policies::Timeout::reattached) for it.
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// For a protocol registered as the producer of its own transport
-    /// ([`ProducerRef::Protocol`](crate::ProducerRef::Protocol)): stop writing,
-    /// the buffer is above the high watermark.
+    /// For a protocol that is registered as the producer of its own transport
+    /// ([`ProducerRef::Protocol`](crate::ProducerRef::Protocol)): stop writing. The
+    /// buffer is above the high watermark.
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// For a protocol registered as the producer of its own transport: go on
+    /// For a protocol that is registered as the producer of its own transport: go on
     /// writing, or write one portion; see
     /// [`Producer::resume_producing`](crate::Producer::resume_producing).
     fn resume_producing(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// For a protocol registered as the producer of its own transport: the
+    /// For a protocol that is registered as the producer of its own transport: the
     /// connection is lost. Called before
     /// [`connection_lost`](Self::connection_lost).
     fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// The part of this protocol that is of the type `id`: the protocol itself, or what it
-    /// is wrapped around. `Transports::call_protocol` and `detach` find by it what they
-    /// are asked for. A protocol that is wrapped around another asks that one too, as the
-    /// policies and framings of bowline do:
+    /// The part of this protocol that has the type `id`: the protocol itself, or the one
+    /// inside it. `Transports::call_protocol` and `detach` use this to find the type that
+    /// they are asked for.
+    ///
+    /// A protocol around another one asks that one too, as the policies and framings of
+    /// bowline do:
     ///
     /// ```
     /// # use std::any::{Any, TypeId};
@@ -270,58 +272,59 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         ((*this).type_id() == id).then_some(this)
     }
 
-    /// As [`part`](Self::part), of a protocol that is given away; what is around the
-    /// part is dropped. Asked only where `part` has found one.
+    /// As [`part`](Self::part), for a protocol that is given away. Everything around the
+    /// part is dropped. Asked only after `part` has found one.
     fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
         let this = self.into_any();
         ((*this).type_id() == id).then_some(this)
     }
 
-    /// What log lines about this connection call the protocol; the name of its
-    /// type by default.
+    /// The name of the protocol in log lines about this connection. By default it is the
+    /// name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
 }
 
-/// What follows when the peer has closed its side; see
+/// What happens when the peer has closed its side; see
 /// [`Protocol::read_connection_lost`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterReadClosed {
-    /// The connection ends at once; what is unsent is dropped.
+    /// The connection ends at once. Unsent bytes are dropped.
     EndConnection,
-    /// What is buffered is sent, then the connection ends.
+    /// The buffered bytes are sent, then the connection ends.
     LoseConnection,
     /// We go on writing, and close when we are done.
     KeepWriting,
 }
 
-/// What follows when received descriptors were truncated; see
+/// What happens when received descriptors were truncated; see
 /// [`Protocol::descriptors_truncated`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterTruncation {
     /// The connection ends with
     /// [`CloseReason::DescriptorsTruncated`].
     LoseConnection,
-    /// The protocol copes: its messages say how many descriptors they own.
+    /// The connection goes on. For protocols whose messages say how many descriptors
+    /// they own, so that they notice what is missing.
     KeepConnection,
 }
 
-/// What becomes of a connection while the reactor stops gracefully; see
+/// What happens to a connection while the reactor stops gracefully; see
 /// [`Protocol::draining`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtDrain {
-    /// It is lost when it is idle; the stop waits for that.
+    /// It is lost when it is idle. The stop waits for that.
     LoseWhenIdle,
-    /// It ends by itself, and the stop waits for that.
+    /// It ends by itself. The stop waits for that.
     GoOn,
-    /// The stop does not wait for it. It goes on until the end, with
-    /// [`CloseReason::ReactorStopped`] if nothing ends it before.
+    /// The stop does not wait for it. If nothing else ends it, it ends with the reactor:
+    /// [`CloseReason::ReactorStopped`].
     DoNotWait,
 }
 
-/// What [`Protocol::part`] looks at: a value whose type can be asked for. Every type
-/// has it without being told.
+/// A value whose type can be asked for, as [`Protocol::part`] needs it. Every `'static`
+/// type implements this already.
 pub trait Part: Any {
     /// Itself, as a value of some type.
     fn as_any_mut(&mut self) -> &mut dyn Any;
@@ -347,7 +350,7 @@ pub(crate) fn short_type_name<P: ?Sized>() -> &'static str {
     name.rsplit("::").next().unwrap_or(name)
 }
 
-/// Forwards every callback to what is inside the box.
+/// Forwards every callback to the protocol inside the box.
 impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         (**self).connection_made(cx);

@@ -6,10 +6,10 @@ use std::io;
 
 use bowline_reactor::Panic;
 
-/// Why a connection ended; arrives once, in
+/// Why a connection ended. It is told once, in
 /// [`connection_lost`](crate::Protocol::connection_lost).
 ///
-/// The end of a connection is not an error of anybody's: it has a reason.
+/// The end of a connection is not an error; it has a reason.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -23,32 +23,31 @@ pub enum CloseReason {
     CloseTimedOut,
     /// The reactor stopped.
     ReactorStopped,
-    /// The connection broke: the error of the read or write that found out.
+    /// The connection broke. This is the error of the read or write that found out.
     Lost(io::Error),
     /// A callback of this connection panicked.
     Panicked(Panic),
-    /// We were asked to close while more descriptors were queued than bytes
-    /// for them to travel with; the surplus was closed unsent. (Twisted:
-    /// `FileDescriptorOverrun`.)
+    /// We were asked to close while more descriptors were queued than bytes for them to
+    /// travel with. The surplus was closed unsent. (Twisted: `FileDescriptorOverrun`.)
     FileDescriptorOverrun {
         /// How many descriptors had no byte.
         descriptors: usize,
     },
-    /// One of our descriptors is of a kind that the kernel passes to nobody, such as an
-    /// io_uring. Nothing was sent of the message that it was to travel with, and of what
-    /// was queued behind it. All that never left comes back from
+    /// The kernel refuses to pass one of our descriptors to anybody: an io_uring, for
+    /// example. Its message was not sent, nor anything queued behind it. All descriptors
+    /// that never left come back from
     /// [`reclaim_descriptors`](crate::UnixTransport::reclaim_descriptors).
     UnpassableDescriptor {
-        /// Its place among those, from 0.
+        /// Its place among those that come back, from 0.
         position: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// Descriptors that the peer sent were lost on the way to us: there was no
-    /// free descriptor number here outside of the reserve, or a security module
-    /// refused. (`MSG_CTRUNC`)
+    /// Descriptors that the peer sent were lost on the way to us (`MSG_CTRUNC`). There
+    /// was no free descriptor number here outside of the reserve, or a security module
+    /// refused them.
     DescriptorsTruncated {
-        /// How many of that read did arrive; they were closed.
+        /// How many of that read did arrive. They were closed.
         received: usize,
     },
     /// The peer sent more descriptors than the
@@ -57,14 +56,13 @@ pub enum CloseReason {
         /// The limit that was passed.
         limit: usize,
     },
-    /// The peer sent this connection its own socket, which would have kept it
+    /// The peer sent this connection its own socket. That would have kept the connection
     /// open after everybody else had closed it.
     OwnSocket,
 }
 
 impl CloseReason {
-    /// Whether the connection ended as at least one side meant it to, with
-    /// nothing lost.
+    /// Whether the connection ended because a side wanted it to, with nothing lost.
     pub fn is_clean(&self) -> bool {
         matches!(self, Self::Done)
     }

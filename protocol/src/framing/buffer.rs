@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use crate::framing::{Decoded, Framer, FramingError};
 
-/// Bytes in, frames out: a framer with what it could not use yet.
+/// A framer with the bytes it could not use yet: bytes in, frames out. It is
 /// [`Framed`](crate::framing::Framed) without a connection.
 ///
-/// A frame that stands in the input as a whole is found there; only what is
-/// unfinished at the end of the input is copied. An empty one owns no memory.
+/// A frame that stands in the input as a whole is found there. Only an unfinished frame
+/// at the end of the input is copied. An empty buffer owns no memory.
 ///
 /// # Examples
 ///
@@ -55,7 +55,7 @@ const FIRST_STEP: usize = 256;
 const REUSED_ROOM: usize = 4096;
 
 impl<F: Framer> FrameBuffer<F> {
-    /// An empty one.
+    /// An empty buffer.
     pub fn new(framer: F) -> Self {
         Self {
             framer,
@@ -65,24 +65,22 @@ impl<F: Framer> FrameBuffer<F> {
         }
     }
 
-    /// The next frame, of the bytes kept and of `input`, which loses what was
-    /// used. `None` when there is no whole one any more; `input` is empty then,
-    /// and what was left of it is kept.
+    /// The next frame, made of the kept bytes and of `input`. The used bytes are removed
+    /// from `input`. `None` if there is no whole frame; the rest of `input` is kept then,
+    /// and `input` is empty.
     ///
-    /// Call it until it answers `None`: what is left in `input` otherwise comes
-    /// before whatever is received next, and belongs in
-    /// [`keep`](Self::keep).
+    /// Call it until it answers `None`. If you stop earlier, [`keep`](Self::keep) the
+    /// rest of `input`: it comes before whatever is received next.
     ///
     /// # Errors
     ///
-    /// The peer broke the framing. Nothing is used up: the bytes, from the
-    /// beginning of the broken frame on, are there to be
-    /// [taken](Self::take_rest).
+    /// The peer broke the framing. Nothing is used up: the bytes, from the beginning of
+    /// the broken frame on, can be [taken](Self::take_rest).
     ///
     /// # Panics
     ///
-    /// When the framer answers what it must not: a frame of no bytes, or one
-    /// that ends behind its input.
+    /// When the framer gives an impossible answer: a frame of no bytes, or one that ends
+    /// behind its input.
     pub fn next_frame<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i [u8],
@@ -101,7 +99,7 @@ impl<F: Framer> FrameBuffer<F> {
         })
     }
 
-    /// Copies all of `input` for later: for those who stop between two frames.
+    /// Copies all of `input` for later. For callers that stop between two frames.
     pub fn keep(&mut self, input: &mut &[u8]) {
         if input.is_empty() {
             return;
@@ -115,8 +113,8 @@ impl<F: Framer> FrameBuffer<F> {
         *input = &[];
     }
 
-    /// Takes all bytes that belong to no frame yet, those of `input` last: for
-    /// another protocol, or to be thrown away.
+    /// Takes all bytes that belong to no frame yet, those of `input` last. For another
+    /// protocol, or to throw them away.
     pub fn take_rest(&mut self, input: &mut &[u8]) -> Vec<u8> {
         self.keep(input);
         self.compact();
@@ -124,8 +122,8 @@ impl<F: Framer> FrameBuffer<F> {
         std::mem::take(&mut self.kept)
     }
 
-    /// How many bytes can be received without passing the end of the next
-    /// frame. `None` when that frame, or an error, is there already.
+    /// How many bytes can be received without passing the end of the next frame. `None`
+    /// if that frame, or an error, is there already.
     pub fn bytes_wanted(&mut self) -> Option<NonZeroUsize> {
         if self.wanted == 0
             && let Ok(Decoded::NeedMore { at_least }) = self.framer.decode(&self.kept[self.start..])
@@ -139,8 +137,7 @@ impl<F: Framer> FrameBuffer<F> {
         NonZeroUsize::new(self.wanted)
     }
 
-    /// The framer, to be adjusted or replaced. It looks anew at the bytes that
-    /// are kept.
+    /// The framer, to adjust or replace it. The kept bytes are shown to it again.
     pub fn framer_mut(&mut self) -> &mut F {
         self.forget();
         &mut self.framer

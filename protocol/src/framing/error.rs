@@ -1,4 +1,4 @@
-//! What a peer's bytes, or a payload of ours, can be wrong about.
+//! The errors of a peer's bytes, and of our own payloads.
 
 use std::error::Error;
 use std::fmt;
@@ -8,22 +8,21 @@ use crate::error::SendDescriptorErrorKind;
 
 /// How the peer broke the framing.
 ///
-/// There is no way to go on by itself: where the next frame begins is not
-/// known.
+/// Decoding cannot go on by itself, since nobody knows where the next frame begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FramingError {
     /// A frame is longer than the limit. It was not received in full, or not
     /// looked at.
     TooLong {
-        /// How many bytes the peer announced, where it announces anything and
-        /// the number could be read.
+        /// How many bytes the peer announced. `None` if it announces nothing, or the
+        /// number could not be read.
         length: Option<u64>,
         /// How many are allowed.
         limit: usize,
     },
-    /// A netstring does not begin with a decimal number, without leading
-    /// zeros, and a colon.
+    /// A netstring does not begin with a decimal number without leading zeros, followed
+    /// by a colon.
     BadLength,
     /// A netstring has something else where its closing comma should be.
     MissingComma,
@@ -39,13 +38,13 @@ pub enum FramingError {
         /// How many there are.
         received: usize,
     },
-    /// Descriptors came that no frame claims: those of a read whose frames do
-    /// not, more than may wait for a frame, or for longer.
+    /// Descriptors came that no frame claims: the frames of their read do not, or too
+    /// many wait for a frame, or they have waited for too long.
     DescriptorsUnclaimed {
         /// How many.
         count: usize,
     },
-    /// Anything else; for framers written elsewhere.
+    /// Anything else. For framers of your own.
     Malformed {
         /// What is wrong, as a lower-case phrase.
         what: &'static str,
@@ -89,23 +88,23 @@ impl Error for FramingError {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// It is longer than the format can say.
+    /// It is longer than the format can express.
     TooLong {
         /// How many bytes it has.
         length: usize,
         /// How many fit.
         limit: u64,
     },
-    /// It holds the delimiter, so that the peer would see it end earlier.
+    /// It contains the delimiter. The peer would see it end too early.
     ContainsDelimiter,
     /// More descriptors than one frame may own.
     TooManyDescriptors {
         /// How many were to go with it.
         count: usize,
-        /// How many may.
+        /// How many may go with it.
         limit: usize,
     },
-    /// Anything else; for encoders written elsewhere.
+    /// Anything else. For encoders of your own.
     Malformed {
         /// What is wrong, as a lower-case phrase.
         what: &'static str,
@@ -132,14 +131,13 @@ impl fmt::Display for EncodeError {
 
 impl Error for EncodeError {}
 
-/// A frame that was not sent with its descriptors, and why.
-///
-/// It carries the descriptors it was given; dropping it closes them.
+/// A frame was not sent with its descriptors. The error says why, and hands the
+/// descriptors back. Dropping it closes them.
 #[derive(Debug)]
 pub struct SendFrameError {
     /// Why.
     pub kind: SendFrameErrorKind,
-    /// What was to be sent, in order.
+    /// The descriptors that were to be sent, in order.
     pub descriptors: Vec<PassedDescriptor>,
 }
 

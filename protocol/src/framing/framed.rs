@@ -45,21 +45,20 @@ pub(super) enum Mode {
 }
 
 impl<F: Framer, R> Framed<F, R> {
-    /// How many descriptors a frame may come with, if not
+    /// How many descriptors a frame may come with, unless
     /// [set](Self::max_descriptors).
     pub const MAX_DESCRIPTORS: usize = bounds::PER_FRAME;
 
-    /// How many descriptors may wait for frames that claim them, if not
+    /// How many descriptors may wait for frames that claim them, unless
     /// [set](Self::max_waiting).
     pub const MAX_WAITING: usize = bounds::WAITING;
 
-    /// How long descriptors wait for their frame, if not
+    /// How long descriptors wait for their frame, unless
     /// [set](Self::descriptor_deadline).
     pub const DESCRIPTOR_DEADLINE: Duration = bounds::DEADLINE;
 
-    /// Delivers frames to `receiver`. Descriptors, on transports that pass
-    /// them, are delivered as they arrive, before the frames of the same read,
-    /// unless another [`pairing`](Self::pairing) is set.
+    /// Delivers frames to `receiver`. Unless another [`pairing`](Self::pairing) is set,
+    /// descriptors are delivered as they arrive, before the frames of the same read.
     pub fn new(framer: F, receiver: R) -> Self {
         Self {
             buffer: FrameBuffer::new(framer),
@@ -70,57 +69,56 @@ impl<F: Framer, R> Framed<F, R> {
         }
     }
 
-    /// Sets by which rule frames are given the descriptors that belong to them;
-    /// [`Pairing::Loose`] unless set, which gives them none. A receiver can
-    /// [change](Framing::set_pairing) it later.
+    /// Sets the rule that says which descriptors belong to a frame. The default is
+    /// [`Pairing::Loose`]: none do. A receiver can [change](Framing::set_pairing) the
+    /// rule later.
     #[must_use]
     pub fn pairing(mut self, pairing: Pairing) -> Self {
         self.arrivals.pairing = pairing;
         self
     }
 
-    /// Sets how many descriptors a frame may come with, or claim; 16 unless set.
-    /// One with more breaks the framing. It does not hold where the receiver
-    /// says what a frame claims, nor with [`Pairing::Loose`].
+    /// Sets how many descriptors a frame may come with, or claim; default 16. A frame
+    /// with more breaks the framing. This does not apply if the receiver says what a
+    /// frame claims, nor with [`Pairing::Loose`].
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
         self.bounds_mut().per_frame = count;
         self
     }
 
-    /// Sets how many descriptors may wait for frames that
-    /// [claim](Pairing::Claimed) them when all whole frames have taken theirs;
-    /// 64 unless set. More break the framing.
+    /// Sets how many descriptors may wait for frames that [claim](Pairing::Claimed) them,
+    /// counted when all whole frames have taken theirs; default 64. More break the
+    /// framing.
     #[must_use]
     pub fn max_waiting(mut self, count: usize) -> Self {
         self.bounds_mut().waiting = count;
         self
     }
 
-    /// Sets how long descriptors wait for their frame: to become whole, or to
-    /// come and claim them; 30 seconds unless set, `None` for as long as it
-    /// takes. After that the connection is
-    /// [aborted](crate::Transport::abort_connection), which is logged, and they
-    /// are closed; the receiver is told by
-    /// [`framing_failed`](FrameReceiver::framing_failed) before it is told the
-    /// end.
+    /// Sets how long descriptors wait for their frame to become whole, or to come and
+    /// claim them; default 30 seconds. `None` waits for as long as it takes.
     ///
-    /// It is the time of each descriptor: a peer that sends one after the other
-    /// can always have some on the way. It begins anew when reading goes on
-    /// after a pause.
+    /// After that time they are closed, and the connection is
+    /// [aborted](crate::Transport::abort_connection), which is logged. The receiver's
+    /// [`framing_failed`](FrameReceiver::framing_failed) is called before its
+    /// `connection_lost`.
+    ///
+    /// Each descriptor has this time, so a peer that sends one after the other can always
+    /// have some on the way. The time begins anew when reading goes on after a pause.
     #[must_use]
     pub fn descriptor_deadline(mut self, deadline: Option<Duration>) -> Self {
         self.bounds_mut().deadline = deadline;
         self
     }
 
-    /// Calls `act` with the receiver and all that its callbacks can reach: from
-    /// a timer, by way of `call_protocol`, it sends frames and changes how the
-    /// bytes that follow are cut as they do.
+    /// Calls `act` with the receiver and with everything that its callbacks can reach. So
+    /// a timer, which gets here through `call_protocol`, can send frames and change how
+    /// the following bytes are cut, as a callback can.
     ///
-    /// No callback is made inside of this: frames that a change makes whole are
-    /// delivered when the loop comes to this connection again, in the same turn
-    /// or the next.
+    /// No callback is made inside this call. If a change makes frames whole, they are
+    /// delivered when the loop comes to this connection again, in the same turn or the
+    /// next.
     ///
     /// # Examples
     ///

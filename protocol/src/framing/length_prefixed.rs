@@ -2,8 +2,8 @@
 
 use crate::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
-/// Frames behind their length: a prefix of 8, 16 or 32 bits, which counts the
-/// payload only, in network order unless told otherwise.
+/// Frames behind their length. The prefix has 8, 16 or 32 bits and counts the payload
+/// only. It is in network order unless told otherwise.
 #[derive(Clone, Debug)]
 pub struct LengthPrefixedFramer {
     /// Bytes of the prefix: 1, 2 or 4.
@@ -37,7 +37,7 @@ impl LengthPrefixedFramer {
         Self::with_width(4)
     }
 
-    /// The same with the prefix's least significant byte first.
+    /// The same, with the least significant byte of the prefix first.
     #[must_use]
     pub fn little_endian(mut self) -> Self {
         self.order = ByteOrder::Little;
@@ -51,7 +51,7 @@ impl LengthPrefixedFramer {
         self
     }
 
-    /// Sets how many bytes a received payload may have. What is sent is limited
+    /// Sets how many bytes a received payload may have. Payloads that are sent are limited
     /// by the prefix only.
     pub fn set_max_length(&mut self, max_length: usize) {
         self.max_length = max_length;

@@ -5,16 +5,17 @@ use std::io::BufRead;
 
 use crate::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
-/// Lines: frames that end with a delimiter, CR LF by default. A line is any
-/// bytes, and may be empty.
+/// Lines: frames that end with a delimiter, CR LF by default. A line may have any bytes
+/// in it, and may be empty.
 ///
 /// # The limit
 ///
-/// A line may be as long as the limit, 16,384 bytes by default, without its
-/// delimiter. The verdict is passed when as many bytes as the limit and the
-/// delimiter have together are there, and looks at no more than those: it is
-/// the same however the bytes were cut, and half a delimiter at the end of a
-/// longest line is waited for. (Twisted's two line receivers disagree here.)
+/// A line may be as long as the limit, 16,384 bytes by default, without its delimiter.
+/// It is too long if no delimiter ends within as many bytes as the limit and the
+/// delimiter have together. Only these bytes are looked at, and all of them are waited
+/// for. So the verdict is the same however the bytes were cut, and the longest line may
+/// end with half a delimiter while the other half is on its way. (Twisted's two line
+/// receivers disagree here.)
 #[derive(Clone, Debug)]
 pub struct LineFramer {
     /// Invariant: not empty.
@@ -35,9 +36,9 @@ impl LineFramer {
         Self::with_delimiter(b"\r\n")
     }
 
-    /// Lines that end with CR LF or with LF alone, each as it comes: for protocols
-    /// that people type, and whose peers disagree. The limit is that of what is
-    /// delivered. What is sent ends with CR LF, and may hold no LF.
+    /// Lines that end with CR LF or with LF alone; both may occur in one stream. For
+    /// protocols that people type, and whose peers disagree. The limit applies to the
+    /// delivered line. Lines that are sent end with CR LF, and may contain no LF.
     pub fn with_any_line_end() -> Self {
         Self {
             takes_bare_lf: true,
@@ -69,15 +70,15 @@ impl LineFramer {
         self
     }
 
-    /// Sets how many bytes a received line may have, without its delimiter.
-    /// What is sent is not limited.
+    /// Sets how many bytes a received line may have, without its delimiter. Lines that
+    /// are sent are not limited.
     pub fn set_max_length(&mut self, max_length: usize) {
         self.max_length = max_length;
         self.scanned = 0;
     }
 
-    /// Sets what lines end with, from the next one on that is not yet decoded:
-    /// exactly this.
+    /// Sets the delimiter, from the next line on that is not yet decoded. Lines end with
+    /// exactly this and nothing else.
     ///
     /// # Panics
     ///
@@ -87,7 +88,7 @@ impl LineFramer {
         *self = Self::with_delimiter(delimiter).with_max_length(self.max_length);
     }
 
-    /// What lines end with.
+    /// The delimiter.
     pub fn delimiter(&self) -> &[u8] {
         &self.delimiter
     }

@@ -1,25 +1,24 @@
 //! Messages in a stream of bytes.
 //!
-//! A [`Framer`] says where frames begin and end, and does nothing else: it is
-//! a pure value that is shown bytes. There are three, [`LineFramer`],
-//! [`NetstringFramer`] and [`LengthPrefixedFramer`], and others are written in
-//! a few lines. Around one of them,
+//! A [`Framer`] says where frames begin and end, and does nothing else. It is a pure
+//! value that is shown bytes. There are three: [`LineFramer`], [`NetstringFramer`] and
+//! [`LengthPrefixedFramer`]. Others are written in a few lines. Around a framer,
 //!
-//! - [`Framed`] is a whole [`Protocol`](crate::Protocol): it calls a
-//!   [`FrameReceiver`], your code, once for each frame;
-//! - [`FrameBuffer`] is the part of that which needs no connection: bytes in,
-//!   frames out.
+//! - [`Framed`] is a whole [`Protocol`](crate::Protocol): it calls your code, a
+//!   [`FrameReceiver`], once for each frame;
+//! - [`FrameBuffer`] is the same without a connection: bytes in, frames out.
 //!
 //! A frame that arrives in one piece is never copied: the receiver sees it in
 //! the reactor's read buffer. An idle connection owns no buffer.
 //!
 //! # What is promised for each frame
 //!
-//! The state of the connection is looked at before each frame. One that is
-//! paused keeps what is left and goes on with it when reading is resumed; one
-//! that closes, or was aborted, delivers nothing more. No frame is delivered
-//! twice, and framing may be switched off and on, limits changed and the rest
-//! taken away from inside any callback, as often as one likes: nothing recurs.
+//! Before each frame the state of the connection is checked. A paused connection keeps
+//! the rest and goes on with it when reading is resumed. A connection that closes, or
+//! was aborted, delivers nothing more. No frame is delivered twice.
+//!
+//! Any callback may switch framing off and on, change limits and take the rest away, as
+//! often as it likes. Callbacks still never nest.
 //!
 //! # Examples
 //!
@@ -109,39 +108,39 @@
 //!
 //! # Which descriptors belong to a frame
 //!
-//! On Linux descriptors come with the first byte of the call that sent them. A
-//! read that brings some can begin with bytes that were sent earlier, and ends
-//! behind that call's (unix(7)). What a peer *means* is another matter: there
-//! are four rules, a [`Pairing`] for each.
+//! On Linux, descriptors come with the first byte of the call that sent them. A read
+//! that brings some can begin with bytes that were sent earlier. It ends behind the
+//! bytes of that call (unix(7)). What a peer *means* is another matter. There are four
+//! rules, with a [`Pairing`] for each.
 //!
 //! | rule | a frame has | reads | who does it |
 //! |---|---|---|---|
-//! | [`Loose`](Pairing::Loose) | none: each is told as it comes | as large as they come | console sockets of OCI runtimes |
+//! | [`Loose`](Pairing::Loose) | none: each is told as it arrives | not limited | console sockets of OCI runtimes |
 //! | [`Exact`](Pairing::Exact) | those sent with its own bytes | two or more for each frame | vhost-user, zbus |
-//! | [`Claimed`](Pairing::Claimed) | as many as it says, oldest first | as large as they come | D-Bus, Wayland, imsg (tmux up to 3.5), HAProxy's `_getsocks`, Node's IPC, the channels of bowline's pools and restarts |
-//! | [`ByLastByte`](Pairing::ByLastByte) | those that came with the read that ends in it | as large as they come | varlink, dbus-broker, imsg of OpenBSD since 2025 (tmux from 3.6 on) |
+//! | [`Claimed`](Pairing::Claimed) | as many as it says, oldest first | not limited | D-Bus, Wayland, imsg (tmux up to 3.5), HAProxy's `_getsocks`, Node's IPC, the channels of bowline's pools and restarts |
+//! | [`ByLastByte`](Pairing::ByLastByte) | those that came with the read that ends in it | not limited | varlink, dbus-broker, imsg of OpenBSD since 2025 (tmux from 3.6 on) |
 //!
-//! To be understood by all of them, send each frame by one call with its
-//! descriptors on its first byte:
+//! To be understood by all of them, send each frame in one call, with its descriptors on
+//! its first byte:
 //! [`send_frame_with_descriptors`](FrameContext::send_frame_with_descriptors).
-//! `send_file_descriptor` leaves open with which byte one travels; where frames
-//! *claim* theirs that is as good.
+//! With `send_file_descriptor` it is open which byte a descriptor travels with. That is
+//! as good where frames *claim* their descriptors.
 //!
-//! Where a frame says how many it has, take *claimed*: it costs nothing, and
-//! pairs whatever the peer lumps together. It is also the way for lines: to keep
-//! lines *exact* takes a read for every byte or two, 661 of them for what takes
-//! 15 otherwise.
+//! If a frame says how many it has, take *claimed*. It costs nothing, and pairs
+//! correctly whatever the peer lumps together. Take it for lines, too: *exact* needs a
+//! read for every byte or two of a line. A transfer that takes 15 reads otherwise took
+//! 661 that way.
 //!
 //! | bound | default | holds for |
 //! |---|---|---|
-//! | [`max_descriptors`](Framed::max_descriptors) of a frame | 16 | all rules but loose; not where the receiver claims |
-//! | [`max_waiting`](Framed::max_waiting) for frames to claim them | 64 | claimed |
+//! | [`max_descriptors`](Framed::max_descriptors) of a frame | 16 | all rules but loose; not if the receiver claims |
+//! | [`max_waiting`](Framed::max_waiting): wait for a frame to claim them | 64 | claimed |
 //! | [`descriptor_deadline`](Framed::descriptor_deadline) to find their frame | 30 s | all rules but loose |
-//! | `DescriptorLimits::unclaimed`, closed since nobody took them | 64 | all rules |
+//! | `DescriptorLimits::unclaimed`: closed because nobody took them | 64 | all rules |
 //!
-//! A rule can be changed at any time, in the middle of what one read brought
-//! too: it holds from the frame on that follows. What a frame sends beside its
-//! payload is its encoder's [header](FrameEncoder::Header).
+//! The rule can be changed at any time, even in the middle of the bytes of one read. The
+//! new rule holds from the next frame on. Values that a frame carries beside its payload
+//! are its encoder's [header](FrameEncoder::Header).
 //!
 //! # Examples
 //!
@@ -246,8 +245,8 @@ pub use self::receiver::{FrameContext, FrameReceiver, Framing};
 
 /// Says where frames begin and end.
 ///
-/// A framer finds frames in bytes and does not change them: the payload is a
-/// part of the input.
+/// A framer finds frames in bytes and does not change the bytes: the payload is a part
+/// of the input.
 ///
 /// # Examples
 ///
@@ -276,27 +275,26 @@ pub use self::receiver::{FrameContext, FrameReceiver, Framing};
 /// # Ok::<(), FramingError>(())
 /// ```
 pub trait Framer: 'static {
-    /// Looks for a frame at the beginning of `input`: all bytes that were
+    /// Looks for a frame at the beginning of `input`. `input` is all bytes that were
     /// received and belong to no frame yet.
     ///
-    /// After [`Decoded::NeedMore`] it is called again with the same bytes and
-    /// more behind them, so that it may remember how far it has looked. After
-    /// anything else, and after [`reset`](Self::reset), the next input is
-    /// another. What it decides must depend on the bytes only, not on how they
-    /// were cut.
+    /// After [`Decoded::NeedMore`] it is called again with the same bytes and more
+    /// behind them, so it may remember how far it has looked. After any other answer,
+    /// and after [`reset`](Self::reset), the next input is a new one. The answer must
+    /// depend on the bytes only, not on how they were cut.
     ///
     /// # Errors
     ///
-    /// The peer broke the framing; nothing more of this stream is decoded.
+    /// The peer broke the framing. Nothing more of this stream is decoded.
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError>;
 
-    /// Forgets what it remembers of the bytes it was shown: those that come
-    /// next do not continue them.
+    /// Forgets everything it remembers of the bytes it was shown. The next bytes do not
+    /// continue them.
     fn reset(&mut self) {}
 
-    /// How many descriptors `frame` says that it owns; asked with
-    /// [`Pairing::Claimed`] only, once for each frame, when it is whole. `frame`
-    /// is all of it, with what surrounds the payload.
+    /// How many descriptors `frame` says that it owns. Asked with [`Pairing::Claimed`]
+    /// only, once for each frame, when it is whole. `frame` includes the bytes around
+    /// the payload.
     ///
     /// The default says `None`: the receiver knows, and
     /// [takes](Framing::descriptors) them.
@@ -311,34 +309,33 @@ pub trait Framer: 'static {
 pub enum Decoded {
     /// A frame.
     Frame {
-        /// Where in the input the payload is; within the first `consumed`
-        /// bytes.
+        /// Where in the input the payload is. It lies within the first `consumed` bytes.
         payload: Range<usize>,
-        /// How many bytes the frame takes, all that surrounds the payload
-        /// included; at least 1.
+        /// How many bytes the frame takes, including those around the payload; at least
+        /// 1.
         consumed: usize,
     },
     /// No whole frame yet.
     NeedMore {
-        /// The frame cannot end before this many further bytes; at least 1.
-        /// Reading no more than these never passes its end, which is what
-        /// [`Pairing::Exact`] relies on. A framer that does not know says 1.
+        /// The frame cannot end before this many further bytes; at least 1. A framer that
+        /// does not know says 1. A read of this many bytes never passes the end of the
+        /// frame: [`Pairing::Exact`] relies on that.
         at_least: usize,
     },
 }
 
-/// Makes frames of payloads.
+/// Makes frames out of payloads.
 pub trait FrameEncoder {
-    /// What a frame says beside its payload and how many descriptors it owns: a
-    /// kind, a number, flags. `()` where there is nothing of the kind.
+    /// The values that a frame carries beside its payload and the number of its
+    /// descriptors: a kind, a number, flags. `()` if there are none.
     type Header: ?Sized;
 
-    /// What to put before and behind `payload`, in a frame with these values
-    /// that is sent with so many descriptors.
+    /// The bytes to put before and behind `payload`, in a frame with this header that is
+    /// sent with so many descriptors.
     ///
     /// # Errors
     ///
-    /// The values or the payload do not fit the format.
+    /// The header or the payload does not fit the format.
     fn envelope(
         &self,
         header: &Self::Header,
@@ -346,9 +343,10 @@ pub trait FrameEncoder {
         descriptors: usize,
     ) -> Result<Envelope<'_>, EncodeError>;
 
-    /// How many descriptors one frame may own: what peers of this protocol take
-    /// by one message, 28 for a Wayland library for instance. The default is
-    /// what the kernel takes, 253. More are refused before anything is sent.
+    /// How many descriptors one frame may own. More are refused before anything is sent.
+    ///
+    /// It should be as many as the peers of this protocol take from one message: 28 for a
+    /// Wayland library, for example. The default is 253, as many as the kernel takes.
     fn max_descriptors(&self) -> usize {
         MAX_DESCRIPTORS
     }
@@ -357,8 +355,8 @@ pub trait FrameEncoder {
     ///
     /// # Errors
     ///
-    /// As [`envelope`](Self::envelope), and more descriptors than
-    /// [one may own](Self::max_descriptors); nothing is appended then.
+    /// As [`envelope`](Self::envelope), or there are more descriptors than
+    /// [one frame may own](Self::max_descriptors). Nothing is appended then.
     fn encode(
         &self,
         header: &Self::Header,
@@ -380,12 +378,12 @@ pub trait FrameEncoder {
         Ok(())
     }
 
-    /// Writes a frame with `payload` to any transport, as one write and without
-    /// putting it together first.
+    /// Writes a frame with `payload` to any transport. It is one write, and the frame is
+    /// not put together first.
     ///
     /// # Errors
     ///
-    /// As [`envelope`](Self::envelope); nothing is written then.
+    /// As [`envelope`](Self::envelope). Nothing is written then.
     fn send_to<T: Transport + ?Sized>(
         &self,
         transport: &mut T,
@@ -399,14 +397,14 @@ pub trait FrameEncoder {
         Ok(transport.write_sequence(&[envelope.head(), payload, envelope.tail()]))
     }
 
-    /// Writes a frame with `payload` and these descriptors, as one message, the
-    /// descriptors attached to its first byte; see
+    /// Writes a frame with `payload` and these descriptors as one message. The
+    /// descriptors are attached to its first byte; see
     /// [`UnixTransport::write_with_descriptors`].
     ///
     /// # Errors
     ///
-    /// As [`encode`](Self::encode), and where the transport refuses. Nothing is
-    /// sent then, and the descriptors come back in the error.
+    /// As [`encode`](Self::encode), or the transport refuses. Nothing is sent then, and
+    /// the descriptors come back in the error.
     fn send_with_descriptors_to<T: UnixTransport + ?Sized>(
         &self,
         transport: &mut T,
@@ -433,7 +431,7 @@ pub trait FrameEncoder {
     }
 }
 
-/// What surrounds a payload to make it a frame.
+/// The bytes around a payload that make it a frame.
 #[derive(Clone)]
 pub struct Envelope<'a> {
     head: Head,
@@ -447,11 +445,11 @@ enum Head {
 }
 
 impl<'a> Envelope<'a> {
-    /// How long a head may be, in bytes, to be kept without an allocation:
-    /// longer than the longest netstring's.
+    /// How many bytes a head may have to be kept without an allocation. More than the
+    /// longest netstring needs.
     pub const MAX_HEAD: usize = MAX_HEAD;
 
-    /// `head` before the payload, `tail` behind it.
+    /// Puts `head` before the payload and `tail` behind it.
     pub fn new(head: &[u8], tail: &'a [u8]) -> Self {
         let mut bytes = [0; MAX_HEAD];
         let head = match bytes.get_mut(..head.len()) {
@@ -465,7 +463,7 @@ impl<'a> Envelope<'a> {
         Self { head, tail }
     }
 
-    /// What comes before the payload.
+    /// The bytes before the payload.
     pub fn head(&self) -> &[u8] {
         match &self.head {
             Head::Short { bytes, length } => &bytes[..usize::from(*length)],
@@ -473,7 +471,7 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// What comes behind the payload.
+    /// The bytes behind the payload.
     pub fn tail(&self) -> &'a [u8] {
         self.tail
     }
@@ -493,8 +491,8 @@ const MAX_HEAD: usize = 30;
 /// What the kernel carries in one message.
 const MAX_DESCRIPTORS: usize = 253;
 
-/// Forwards to what is inside the box; a `Box<dyn Framer>` can be replaced by
-/// a framer of another type.
+/// Forwards to the framer inside the box. A `Box<dyn Framer>` can be replaced by a
+/// framer of another type.
 impl<F: Framer + ?Sized> Framer for Box<F> {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FramingError> {
         (**self).decode(input)

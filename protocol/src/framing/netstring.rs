@@ -5,9 +5,8 @@ use crate::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, Frami
 /// Netstrings: the length as a decimal number, a colon, the payload, a comma.
 /// `5:hello,` is one, `0:,` an empty one.
 ///
-/// A number has no leading zeros. One with more digits than the limit is
-/// refused as soon as the first of those has arrived, before it is read as a
-/// number.
+/// A number has no leading zeros. A number with more digits than the limit is refused as
+/// soon as its first surplus digit arrives, before it is read as a number.
 #[derive(Clone, Debug)]
 pub struct NetstringFramer {
     max_length: usize,
@@ -31,7 +30,7 @@ impl NetstringFramer {
         self
     }
 
-    /// Sets how many bytes a received payload may have. What is sent is not
+    /// Sets how many bytes a received payload may have. Payloads that are sent are not
     /// limited.
     pub fn set_max_length(&mut self, max_length: usize) {
         self.max_length = max_length;

@@ -5,78 +5,78 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-/// The rule by which received descriptors are given to frames; see
+/// The rule that says which received descriptors belong to which frame; see
 /// [the table](crate::framing#which-descriptors-belong-to-a-frame).
 ///
-/// It is a setting of [`Framed`](crate::framing::Framed::pairing), and can be
-/// changed inside any callback
-/// ([`Framing::set_pairing`](crate::framing::Framing::set_pairing)). The new rule
-/// holds from the next frame on, also for what has arrived already.
+/// It is a setting of [`Framed`](crate::framing::Framed::pairing). Any callback can
+/// change it ([`Framing::set_pairing`](crate::framing::Framing::set_pairing)). The new
+/// rule holds from the next frame on, also for bytes that have arrived already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Pairing {
-    /// They belong to no frame: the receiver is told of each as it arrives,
-    /// before the frames that end in the same read.
+    /// They belong to no frame. The receiver is told of each as it arrives, before the
+    /// frames that end in the same read.
     ///
-    /// A change from this rule to another is too late for descriptors of the
-    /// present read. A protocol that begins without them and turns to one of
-    /// the other rules begins with that rule.
+    /// A change from this rule to another comes too late for descriptors of the present
+    /// read. A protocol that uses another rule later should begin with that rule, even
+    /// if no descriptors come at first.
     #[default]
     Loose,
-    /// A frame has those that the peer sent with its bytes, be it the first.
+    /// A frame has those that the peer sent with the frame's own bytes. They may be
+    /// attached to any of them.
     ///
-    /// No read goes further than the framer knows the present frame to go
-    /// ([`Transport::set_read_limit`](crate::Transport::set_read_limit) is taken
-    /// over). This costs two reads or more for each frame: a length-prefixed one
-    /// takes two, a netstring about as many as its length has digits, a line
-    /// about half as many as it has bytes. For lines take another rule.
+    /// No read goes further than the framer knows that the present frame goes. For that
+    /// it takes over [`Transport::set_read_limit`](crate::Transport::set_read_limit).
+    /// Each frame costs two reads or more: a length-prefixed one takes two, a netstring
+    /// about as many as its length has digits, a line about half as many as it has bytes.
+    /// For lines take another rule.
     Exact,
-    /// A frame says how many it takes of those that have arrived, oldest first.
+    /// A frame says how many it takes of those that have arrived. The oldest are taken
+    /// first.
     ///
-    /// The framer tells it from the frame
-    /// ([`Framer::claims`](crate::framing::Framer::claims)), or the receiver
-    /// takes them while it looks at the frame
-    /// ([`Framing::descriptors`](crate::framing::Framing::descriptors)). Reads
-    /// are not limited.
+    /// Either the framer reads the number from the frame
+    /// ([`Framer::claims`](crate::framing::Framer::claims)), or the receiver takes
+    /// descriptors while it looks at the frame
+    /// ([`Framing::descriptors`](crate::framing::Framing::descriptors)). Reads are not
+    /// limited.
     Claimed(Unclaimed),
-    /// A frame has those that came with the read whose last byte is one of its
-    /// own.
+    /// A frame has those that came with a read whose last byte is one of the frame's.
     ///
-    /// The kernel ends a read behind the message that brought descriptors, so
-    /// that they belong to the frame in which it ends, whatever was glued in
-    /// front. Reads are not limited. Where the peer sends several frames in one
-    /// call, the last of them gets all.
+    /// The kernel ends a read behind the message that brought descriptors. So they belong
+    /// to the frame in which the read ends, whatever was glued in front. Reads are not
+    /// limited. If the peer sends several frames in one call, the last of them gets all.
     ByLastByte,
 }
 
-/// What becomes of descriptors that the frames of their read have not claimed;
-/// see [`Pairing::Claimed`].
+/// What happens to descriptors that the frames of their read have not claimed; see
+/// [`Pairing::Claimed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unclaimed {
-    /// They wait for a later frame, bounded in
+    /// They wait for a later frame, within bounds of
     /// [number](crate::framing::Framed::max_waiting) and
-    /// [age](crate::framing::Framed::descriptor_deadline). For peers that send
-    /// them ahead.
+    /// [age](crate::framing::Framed::descriptor_deadline). For peers that send them
+    /// ahead.
     Wait,
-    /// They are closed and counted, and logged once per connection. One too many
-    /// does not shift those that follow.
+    /// They are closed and counted, and logged once per connection. One too many does not
+    /// shift the ones that follow.
     Close,
-    /// The peer broke the framing.
+    /// This counts as broken framing.
     Fail,
 }
 
 /// The descriptors of the frame that is being delivered, in the order they were
 /// sent: an iterator of [`OwnedFd`].
 ///
-/// Each one taken is the taker's, close-on-exec. Those left when the callback
-/// returns are closed, logged and counted; where it is the receiver that says
-/// what a frame [claims](Pairing::Claimed), they stay for the next.
+/// A descriptor that is taken belongs to the taker. It is close-on-exec. Descriptors that
+/// are left when the callback returns are closed, logged and counted. But if it is the
+/// receiver that says what a frame [claims](Pairing::Claimed), they stay for the next
+/// frame.
 pub struct FrameDescriptors<'a>(pub(super) &'a mut Arrivals);
 
 impl FrameDescriptors<'_> {
-    /// Whether the next one was lost on the way to us, or one that came with it.
-    /// There is none to be taken then.
+    /// Whether the next descriptor, or one that came with it, was lost on the way to us.
+    /// Then there is none to take.
     pub fn is_truncated(&self) -> bool {
         self.0.offered > 0 && matches!(self.0.queue.front(), Some(Arrival { fd: None, .. }))
     }

@@ -1,4 +1,4 @@
-//! Who receives frames, and what it can ask for.
+//! The receiver of frames, and what it can ask for.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,52 +17,52 @@ use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain};
 use crate::reason::CloseReason;
 use crate::transport::{Transport, TransportHandle, UnixTransport, WriteStatus};
 
-/// The callbacks of a connection whose bytes come in frames marked off by a
-/// framer of type `F`; [`Framed`](crate::framing::Framed) makes a protocol of
-/// it.
+/// The callbacks of a connection whose bytes come in frames, marked off by a framer of
+/// type `F`. [`Framed`](crate::framing::Framed) makes a protocol of it.
 ///
-/// They are those of [`Protocol`](crate::Protocol), with frames in the place of
-/// bytes, and with its promises: none is ever called from inside another. Those
-/// not described here are described there.
+/// They are the callbacks of [`Protocol`](crate::Protocol), with frames in place of
+/// bytes. The same promises hold: none is ever called from inside another. What is not
+/// described here is described there.
 pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
-    /// The connection is there. Called once, first.
+    /// The connection is established. Called once, first.
     fn connection_made(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// A frame has arrived: its payload, whole. Copy what is to be kept.
+    /// A frame has arrived. `frame` is its whole payload. Copy the bytes you want to
+    /// keep.
     ///
-    /// Its descriptors, if it has any, are in
-    /// [`cx.framing.descriptors()`](Framing::descriptors); which those are,
-    /// [`Pairing`] says. What is not taken is closed and counted, and logged once
+    /// The frame's descriptors, if it has any, are in
+    /// [`cx.framing.descriptors()`](Framing::descriptors). The [`Pairing`] says which
+    /// those are. Descriptors that are not taken are closed and counted, and logged once
     /// per connection.
     ///
-    /// Not called while reading is paused, nor any more once the connection
-    /// closes or was aborted, for frames that were received already neither.
+    /// Not called while reading is paused. Not called once the connection closes or was
+    /// aborted, even for frames that were received before.
     fn frame_received(&mut self, cx: &mut FrameContext<'_, T, F>, frame: &[u8]);
 
-    /// A frame has arrived that was sent with descriptors, some or all of which
-    /// were lost on the way to us; those that did arrive are closed. Only where
-    /// [`descriptors_truncated`](Self::descriptors_truncated) kept the
-    /// connection. The frames that follow have exactly theirs again, as long as
-    /// the peer sends each frame's by themselves.
+    /// A frame has arrived, but some or all of its descriptors were lost on the way to
+    /// us. Those that did arrive are closed.
     ///
-    /// The default drops the frame, so that no code meets one that lacks what
-    /// it speaks of. A protocol that keeps the connection answers it with an
-    /// error of its own, most likely.
+    /// Only if [`descriptors_truncated`](Self::descriptors_truncated) kept the
+    /// connection. The frames that follow have exactly their own descriptors again, as
+    /// long as the peer sends the descriptors of each frame by themselves.
+    ///
+    /// The default drops the frame. So no code meets a frame that lacks the descriptors it
+    /// speaks of. A protocol that keeps the connection will probably answer with an error
+    /// of its own.
     fn frame_truncated(&mut self, cx: &mut FrameContext<'_, T, F>, frame: &[u8]) {
         let _ = (cx, frame);
     }
 
-    /// A descriptor has arrived that is tied to no frame: with
-    /// [`Pairing::Loose`] before the frames that end in the same read, otherwise
-    /// before the bytes of [raw mode](Framing::set_raw_mode) that it came with.
+    /// A descriptor has arrived that belongs to no frame. With [`Pairing::Loose`] it is
+    /// told before the frames that end in the same read. Otherwise it came in
+    /// [raw mode](Framing::set_raw_mode), and is told before the bytes it came with.
     ///
     /// # Errors
     ///
-    /// A receiver that does not want the descriptor gives it back: it is closed
-    /// and counted, and logged once per connection. That is what the default
-    /// does.
+    /// A receiver that does not want the descriptor gives it back, as the default does. It
+    /// is then closed and counted, and logged once per connection.
     fn file_descriptor_received(
         &mut self,
         cx: &mut FrameContext<'_, T, F>,
@@ -78,26 +78,25 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         let _ = (cx, data);
     }
 
-    /// What one read brought was delivered: all frames that are whole, or what
-    /// there was of raw data. For those who answer per read.
+    /// Everything that one read brought has been delivered: all whole frames, or all raw
+    /// data. For receivers that answer once per read.
     ///
-    /// Called once for each read, also where that completed nothing; where
-    /// reading was paused on the way, when the rest was delivered after the
-    /// pause. Not called once the connection closes. How much of an unfinished
-    /// frame there is, [`Framing::rest_len`] says.
+    /// Called once for each read, even if it completed no frame. If reading was paused
+    /// meanwhile, it is called when the rest has been delivered after the pause. Not
+    /// called once the connection closes. [`Framing::rest_len`] says how much of an
+    /// unfinished frame there is.
     #[inline]
     fn read_delivered(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// The peer broke the framing. `rest` is everything from the beginning of
-    /// the broken frame on that was received; the descriptors received with it
-    /// are closed.
+    /// The peer broke the framing. `rest` is everything that was received, from the
+    /// beginning of the broken frame on. The descriptors received with it are closed.
     ///
-    /// The default [loses the connection](Transport::lose_connection). One that
-    /// does not, and leaves framing as it is, has everything dropped that
-    /// follows. It can go on with [raw mode](Framing::set_raw_mode) or with
-    /// [frames](Framing::set_frame_mode), which can begin inside `rest`.
+    /// The default [loses the connection](Transport::lose_connection). A receiver can also
+    /// go on with [raw mode](Framing::set_raw_mode), or with
+    /// [frames](Framing::set_frame_mode) that begin inside `rest`. If it does neither,
+    /// everything that follows is dropped.
     fn framing_failed(
         &mut self,
         cx: &mut FrameContext<'_, T, F>,
@@ -113,12 +112,12 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         cx.transport.lose_connection();
     }
 
-    /// Descriptors were lost on the way to us. Where the connection is kept, the
-    /// frame they belong to comes as [`frame_truncated`](Self::frame_truncated),
-    /// and none is paired wrongly.
+    /// Descriptors were lost on the way to us. If the connection is kept, the frame they
+    /// belong to comes as [`frame_truncated`](Self::frame_truncated), and no descriptor
+    /// is paired wrongly.
     ///
-    /// With [`Pairing::Claimed`] that is so only where the peer sends the
-    /// descriptors of each frame by themselves: how many were lost is not known.
+    /// With [`Pairing::Claimed`] this needs a peer that sends the descriptors of each
+    /// frame by themselves, since nobody knows how many were lost.
     fn descriptors_truncated(
         &mut self,
         cx: &mut FrameContext<'_, T, F>,
@@ -128,20 +127,19 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         AfterTruncation::LoseConnection
     }
 
-    /// Descriptors that were queued have left: `count` of them since the last
-    /// call.
+    /// Queued descriptors have left: `count` of them since the last call.
     fn descriptors_sent(&mut self, cx: &mut FrameContext<'_, T, F>, count: usize) {
         let _ = (cx, count);
     }
 
-    /// The peer has closed its side and everything it sent was delivered, except
-    /// a frame that it did not finish: [`Framing::take_rest`] has that.
+    /// The peer has closed its side, and everything it sent was delivered. If it left a
+    /// frame unfinished, [`Framing::take_rest`] has the bytes.
     fn read_connection_lost(&mut self, cx: &mut FrameContext<'_, T, F>) -> AfterReadClosed {
         let _ = cx;
         AfterReadClosed::EndConnection
     }
 
-    /// Our side was closed as asked, and everything written before was sent.
+    /// Everything written was sent, and our side was closed, as asked.
     fn write_connection_lost(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
@@ -153,57 +151,56 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     }
 
     /// The reactor stops gracefully, and the connection is to end once its work is
-    /// done. By the default it is lost when it is idle, which it is not inside of
-    /// a frame.
+    /// done. By default it is lost when it is idle. It is not idle inside a frame.
     fn draining(&mut self, cx: &mut FrameContext<'_, T, F>) -> AtDrain {
         let _ = cx;
         AtDrain::LoseWhenIdle
     }
 
-    /// Whether no frame waits for an answer. Not asked inside of a frame.
+    /// Whether no frame waits for an answer. Not asked inside a frame.
     fn is_idle(&self) -> bool {
         true
     }
 
-    /// Reading goes on after a pause. The frames kept back follow, unless this
-    /// pauses again.
+    /// Reading goes on after a pause. The frames that were kept back follow, unless this
+    /// callback pauses again.
     fn reading_resumed(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// The connection was taken apart and put together again, and its transport has
-    /// another handle.
+    /// The connection was taken apart and put together again. Its transport has another
+    /// handle.
     fn connection_reattached(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// For a receiver registered as the producer of its own transport: stop
+    /// For a receiver that is registered as the producer of its own transport: stop
     /// writing.
     fn pause_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// For a receiver registered as the producer of its own transport: go on
+    /// For a receiver that is registered as the producer of its own transport: go on
     /// writing, or write one portion.
     fn resume_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// For a receiver registered as the producer of its own transport: the
+    /// For a receiver that is registered as the producer of its own transport: the
     /// connection is lost.
     fn stop_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
     }
 
-    /// What log lines about this connection call the receiver; the name of its
-    /// type by default.
+    /// The name of the receiver in log lines about this connection. By default it is the
+    /// name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(crate::protocol::short_type_name::<Self>())
     }
 }
 
-/// What a callback of a [`FrameReceiver`] can reach: a
-/// [`Context`] with the framing as a third part.
+/// Everything a callback of a [`FrameReceiver`] can reach: a [`Context`] with the framing
+/// as a third part.
 pub struct FrameContext<'a, T: ?Sized, F> {
     /// The connection's own transport.
     pub transport: &'a mut T,
@@ -214,13 +211,13 @@ pub struct FrameContext<'a, T: ?Sized, F> {
 }
 
 impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
-    /// Sends a frame with `payload`, as one write and without putting it
-    /// together first. For encoders without a [header](FrameEncoder::Header).
+    /// Sends a frame with `payload`. It is one write, and the frame is not put together
+    /// first. For encoders without a [header](FrameEncoder::Header).
     ///
     /// # Errors
     ///
-    /// The payload does not fit the format, and nothing is sent. That the
-    /// transport does not take it is no error but a [`WriteStatus`].
+    /// The payload does not fit the format. Nothing is sent. If the transport does not
+    /// take the frame, that is no error; the [`WriteStatus`] says so.
     pub fn send_frame(&mut self, payload: &[u8]) -> Result<WriteStatus, EncodeError>
     where
         F: FrameEncoder<Header = ()>,
@@ -228,11 +225,11 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
         self.send_frame_of(&(), payload)
     }
 
-    /// As [`send_frame`](Self::send_frame), with the values of its header.
+    /// As [`send_frame`](Self::send_frame), with the values of the frame's header.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`send_frame`](Self::send_frame).
     pub fn send_frame_of(
         &mut self,
         header: &F::Header,
@@ -244,17 +241,17 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
         self.framing.framer.send_to(self.transport, header, payload)
     }
 
-    /// Sends a frame with `payload` and these descriptors as one message, the
-    /// descriptors attached to its first byte: what a peer of any
-    /// [`Pairing`] but the loose takes for this frame's. For encoders without a
+    /// Sends a frame with `payload` and these descriptors as one message. The descriptors
+    /// are attached to its first byte, so a peer takes them for this frame's, whichever
+    /// [`Pairing`] it uses (except loose). For encoders without a
     /// [header](FrameEncoder::Header).
     ///
     /// # Errors
     ///
     /// The payload does not fit the format, there are more descriptors than the
-    /// [protocol](FrameEncoder::max_descriptors) allows, or the transport
-    /// refused; see [`UnixTransport::write_with_descriptors`]. Nothing is sent,
-    /// and the descriptors come back in the error.
+    /// [encoder](FrameEncoder::max_descriptors) allows, or the transport refused; see
+    /// [`UnixTransport::write_with_descriptors`]. Nothing is sent, and the descriptors
+    /// come back in the error.
     pub fn send_frame_with_descriptors(
         &mut self,
         payload: &[u8],
@@ -268,11 +265,11 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
     }
 
     /// As [`send_frame_with_descriptors`](Self::send_frame_with_descriptors),
-    /// with the values of its header.
+    /// with the values of the frame's header.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As [`send_frame_with_descriptors`](Self::send_frame_with_descriptors).
     pub fn send_frame_of_with_descriptors(
         &mut self,
         header: &F::Header,
@@ -296,8 +293,8 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
         }
     }
 
-    /// The same without the framing, for what wants a [`Context`]: another
-    /// protocol above all, to which raw data is passed on.
+    /// The same without the framing, for code that wants a [`Context`]. That is mostly
+    /// another protocol, to which raw data is passed on.
     pub fn as_context(&mut self) -> Context<'_, T> {
         Context {
             transport: self.transport,
@@ -306,9 +303,9 @@ impl<T: Transport + ?Sized, F> FrameContext<'_, T, F> {
     }
 }
 
-/// How the bytes that follow are cut, as a callback sees and changes it. All
-/// changes take effect when the callback has returned, on the rest of what was
-/// received too.
+/// How the following bytes are cut, as a callback sees and changes it. All changes take
+/// effect when the callback has returned. They also apply to bytes that were received
+/// already.
 pub struct Framing<'a, F> {
     pub(super) framer: &'a mut F,
     pub(super) mode: &'a mut Mode,
@@ -329,22 +326,22 @@ pub(super) struct Changes {
 }
 
 impl<F> Framing<'_, F> {
-    /// Delivers what follows as it comes, to
+    /// Delivers the following bytes as they come, to
     /// [`raw_data_received`](FrameReceiver::raw_data_received), until
     /// [`set_frame_mode`](Self::set_frame_mode).
     ///
-    /// Descriptors are told one by one then, whatever the [`Pairing`], and reads
-    /// are not limited: those of a frame that arrives together with raw data are
-    /// no longer tied to it. Where it is known how many bytes are raw, prefer
+    /// Meanwhile descriptors are told one by one, whatever the [`Pairing`], and reads are
+    /// not limited. So descriptors of a frame that arrives together with raw data are no
+    /// longer tied to that frame. If you know how many bytes are raw, prefer
     /// [`set_raw_mode_for`](Self::set_raw_mode_for).
     pub fn set_raw_mode(&mut self) {
         self.set_mode(Mode::Raw { left: u64::MAX });
     }
 
-    /// Delivers the next `count` bytes as they come, in as many pieces as they
-    /// arrive in, and frames afterwards.
+    /// Delivers the next `count` bytes as they come, in as many pieces as they arrive in.
+    /// After them come frames.
     ///
-    /// Descriptors that came with them are told one by one, before them; with
+    /// Descriptors that came with these bytes are told one by one, before the bytes. With
     /// [`Pairing::Claimed`] they stay to be claimed.
     pub fn set_raw_mode_for(&mut self, count: u64) {
         self.set_mode(match count {
@@ -355,28 +352,28 @@ impl<F> Framing<'_, F> {
 
     /// Goes back to frames.
     ///
-    /// From [`raw_data_received`](FrameReceiver::raw_data_received), `used` says
-    /// how many bytes of its data were raw, the first frame begins behind them;
-    /// from [`framing_failed`](FrameReceiver::framing_failed), how many bytes of
-    /// its rest to skip, at least 1. More than there are means all. In other
-    /// callbacks it means nothing.
+    /// In [`raw_data_received`](FrameReceiver::raw_data_received), `used` says how many
+    /// bytes of the data were raw. The first frame begins behind them. In
+    /// [`framing_failed`](FrameReceiver::framing_failed) it says how many bytes of the
+    /// rest to skip, at least 1. A number that is too large means all bytes. In other
+    /// callbacks it has no meaning.
     pub fn set_frame_mode(&mut self, used: usize) {
         self.set_mode(Mode::Frames);
         self.changes.used = Some(used);
     }
 
-    /// Whether what follows is delivered as it comes. In the last
-    /// [`raw_data_received`](FrameReceiver::raw_data_received) of
-    /// [`set_raw_mode_for`](Self::set_raw_mode_for) it is not any more.
+    /// Whether the following bytes are delivered as they come. It is already false in the
+    /// last [`raw_data_received`](FrameReceiver::raw_data_received) of
+    /// [`set_raw_mode_for`](Self::set_raw_mode_for).
     pub fn is_raw_mode(&self) -> bool {
         matches!(self.mode, Mode::Raw { .. })
     }
 
-    /// Takes everything received behind what is being delivered: it will not be
-    /// decoded. Empty the second time.
+    /// Takes all bytes that were received behind those being delivered. They will not be
+    /// decoded. A second call in the same callback finds nothing.
     ///
-    /// For clearing the buffer, and for handing the stream over to another
-    /// protocol. Descriptors of an unfinished frame are closed unless they are
+    /// It clears the buffer, or hands the stream over to another protocol. Descriptors of
+    /// an unfinished frame are closed, unless they are
     /// [taken](Self::take_descriptors) in the same callback.
     pub fn take_rest(&mut self) -> Vec<u8> {
         self.changes.rest_taken = true;
@@ -384,40 +381,39 @@ impl<F> Framing<'_, F> {
         std::mem::take(&mut self.rest).concat()
     }
 
-    /// The descriptors of the frame that is being delivered; none in other
-    /// callbacks.
+    /// The descriptors of the frame that is being delivered. None in other callbacks.
     ///
-    /// With [`Pairing::Claimed`] and a framer that does not say how many a frame
-    /// [claims](crate::framing::Framer::claims): all that have arrived. A frame
-    /// takes what it speaks of, and leaves the others.
+    /// With [`Pairing::Claimed`], and a framer that does not say how many a frame
+    /// [claims](crate::framing::Framer::claims), these are all that have arrived. Take
+    /// those that the frame speaks of, and leave the others.
     pub fn descriptors(&mut self) -> FrameDescriptors<'_> {
         FrameDescriptors(self.arrivals)
     }
 
-    /// Takes the descriptors that were received and are not those of the frame
-    /// that is being delivered.
+    /// Takes the received descriptors that do not belong to the frame that is being
+    /// delivered.
     pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
         self.arrivals.take_others()
     }
 
-    /// By which rule frames are given their descriptors.
+    /// The rule that says which descriptors belong to which frame.
     pub fn pairing(&self) -> Pairing {
         self.arrivals.pairing
     }
 
-    /// Sets by which rule frames are given their descriptors, from the next on:
-    /// from the byte on that follows what is being delivered.
+    /// Sets the rule that says which descriptors belong to which frame. It holds for
+    /// everything behind the bytes that are being delivered.
     pub fn set_pairing(&mut self, pairing: Pairing) {
         self.arrivals.pairing = pairing;
         self.changes.framing_changed = true;
     }
 
-    /// How many bytes were received behind what is being delivered.
+    /// How many bytes were received behind those that are being delivered.
     pub fn rest_len(&self) -> usize {
         self.rest.iter().map(|part| part.len()).sum()
     }
 
-    /// The framer, to be adjusted or replaced; it looks anew at what is left.
+    /// The framer, to adjust or replace it. The remaining bytes are shown to it again.
     pub fn framer_mut(&mut self) -> &mut F {
         self.changes.framing_changed = true;
         self.framer

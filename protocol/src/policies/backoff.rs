@@ -3,15 +3,15 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
-/// The waits between tries that keep failing: a bound that grows from try to
-/// try up to a cap, and a choice below it.
+/// Chooses the waits between tries that keep failing. Each wait has a bound, which grows
+/// from try to try up to a cap. The wait is chosen below the bound.
 ///
-/// With the defaults the first wait is up to 1 s, and the bound doubles up to
-/// 60 s. The choice is even between nothing and the bound ([`Jitter::Full`]):
-/// clients that lost their server at the same moment come back spread over the
-/// whole interval. Doubling reaches the cap with the seventh try, when half a
-/// minute has been waited on the average; a larger factor saves a server that
-/// is down very few tries and costs one that is back its clients.
+/// With the defaults the first wait is up to 1 s, and the bound doubles up to 60 s. Waits
+/// are spread evenly between nothing and the bound ([`Jitter::Full`]). So clients that
+/// lost their server at the same moment come back spread over the whole interval.
+/// Doubling reaches the cap with the seventh try, when half a minute has been waited on
+/// average. A larger factor would save a server that is down very few tries, and keep
+/// clients away from a server that is back.
 ///
 /// # Examples
 ///
@@ -42,13 +42,13 @@ pub struct Backoff {
 pub enum Jitter {
     /// Evenly between nothing and the bound.
     Full,
-    /// The bound itself: for a single client, and for tests.
+    /// The bound itself. For a single client, and for tests.
     None,
 }
 
 impl Backoff {
-    /// Up to 1 s at first, doubling up to 60 s, with full jitter from a seed
-    /// that differs from process to process.
+    /// Up to 1 s at first, doubling up to 60 s, with full jitter. The seed differs from
+    /// process to process.
     pub fn new() -> Self {
         Self {
             first: Duration::from_secs(1),
@@ -68,15 +68,15 @@ impl Backoff {
         self
     }
 
-    /// Sets by how much the bound grows from one wait to the next; default 2.
-    /// One that is no number, or below 1, counts as 1: the bound never shrinks.
+    /// Sets the factor by which the bound grows from one wait to the next; default 2. NaN,
+    /// and anything below 1, counts as 1: the bound never shrinks.
     #[must_use]
     pub fn factor(mut self, factor: f64) -> Self {
         self.factor = factor.max(1.0);
         self
     }
 
-    /// Sets what no wait is longer than, whatever else was set; default 60 s.
+    /// Sets the longest wait, whatever else was set; default 60 s.
     #[must_use]
     pub fn cap(mut self, cap: Duration) -> Self {
         self.cap = cap;
@@ -90,7 +90,7 @@ impl Backoff {
         self
     }
 
-    /// Sets what the choices are made from: the same seed makes the same ones.
+    /// Sets the seed of the choices. The same seed makes the same choices.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.random = seed;
@@ -108,7 +108,7 @@ impl Backoff {
         wait.min(self.cap)
     }
 
-    /// What the next wait is not longer than.
+    /// The bound of the next wait.
     pub fn bound(&self) -> Duration {
         if self.first.is_zero() {
             // Nothing grows from nothing; infinitely often is no number.
@@ -120,7 +120,7 @@ impl Backoff {
         Duration::try_from_secs_f64(seconds).map_or(self.cap, |bound| bound.min(self.cap))
     }
 
-    /// How many waits were chosen since it was made or [reset](Self::reset).
+    /// How many waits were chosen since this was made or [reset](Self::reset).
     pub fn retries(&self) -> u32 {
         self.retries
     }

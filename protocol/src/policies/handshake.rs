@@ -1,4 +1,4 @@
-//! Peers that have connected and not yet said who they are.
+//! Peers that have connected and have not yet said who they are.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -23,16 +23,17 @@ const DEFAULT_MOST: usize = 1_024;
 /// a machine that boots is slow.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A factory whose connections have to get through a handshake: only so many at
-/// a time, and each within a time.
+/// A factory whose connections have to get through a handshake. Only so many may be in
+/// their handshake at a time, and each has a deadline.
 ///
-/// What a handshake is, the protocol knows: it is given a [`Handshake`], and
-/// [completes](Handshake::complete) it when the peer has logged in, sent its
-/// first request, shown its certificate. A connection that has not by its
-/// deadline is aborted. While as many as there may be are at it, the listener is
-/// [held](crate::Listener::hold_accepting): peers wait in the kernel's queue
-/// and are not turned away. One factory for several listeners, in an
-/// `Rc<RefCell<_>>`, holds the one over which the last came.
+/// The protocol knows what its handshake is. It is given a [`Handshake`], and
+/// [completes](Handshake::complete) it when the peer has logged in, sent its first
+/// request, or shown its certificate. A connection that misses its deadline is aborted.
+///
+/// When the limit is reached, the listener is
+/// [held](crate::Listener::hold_accepting): further peers wait in the kernel's queue and
+/// are not turned away. If several listeners share the factory, in an `Rc<RefCell<_>>`,
+/// the one that brought the last connection is held.
 ///
 /// # Examples
 ///
@@ -78,7 +79,8 @@ struct State {
 }
 
 impl<B> LimitHandshakes<B> {
-    /// Protocols are made by `build`, for each connection with its handshake.
+    /// `build` makes the protocol of each connection. It is given the connection's
+    /// handshake.
     pub fn new<P>(build: B) -> Self
     where
         B: FnMut(&Address, Handshake) -> P + 'static,
@@ -95,22 +97,23 @@ impl<B> LimitHandshakes<B> {
         }
     }
 
-    /// Sets how many may be at it at a time; default 1,024, at least one.
+    /// Sets how many connections may be in their handshake at a time; default 1,024, at
+    /// least one.
     #[must_use]
     pub fn most(self, count: usize) -> Self {
         self.state.most.set(count.max(1));
         self
     }
 
-    /// Sets how long each has, from the beginning of the connection; default
-    /// 30 s.
+    /// Sets how long each handshake may take, from the beginning of the connection;
+    /// default 30 s.
     #[must_use]
     pub fn deadline(self, deadline: Duration) -> Self {
         self.state.deadline.set(deadline);
         self
     }
 
-    /// The count, to be looked at from elsewhere.
+    /// The count, to look at from elsewhere.
     pub fn count(&self) -> HandshakeCount {
         HandshakeCount(Rc::clone(&self.state))
     }
@@ -215,13 +218,13 @@ impl Drop for HandshakeSlot {
     }
 }
 
-/// What a protocol completes; made by [`LimitHandshakes`]. It counts as at it
-/// until then, or until its connection is lost.
+/// The handshake of one connection, for its protocol to complete. [`LimitHandshakes`]
+/// makes it. It counts against the limit until it is completed or the connection is lost.
 pub struct Handshake(Rc<HandshakeSlot>);
 
 impl Handshake {
-    /// The peer got through: nothing limits this connection any more. Nothing
-    /// happens the second time.
+    /// The peer got through. Nothing limits this connection any more. A second call does
+    /// nothing.
     pub fn complete(&self, reactor: &mut Reactor) {
         self.0.is_complete.set(true);
         self.0.free_and_resume(reactor);
@@ -284,17 +287,17 @@ impl Drop for Handshaking {
     }
 }
 
-/// How many handshakes a [`LimitHandshakes`] has. A clone shows the same.
+/// Counts the handshakes of a [`LimitHandshakes`]. A clone shows the same count.
 #[derive(Clone)]
 pub struct HandshakeCount(Rc<State>);
 
 impl HandshakeCount {
-    /// How many connections are at it.
+    /// How many connections are in their handshake.
     pub fn open(&self) -> usize {
         self.0.open.get()
     }
 
-    /// How many did not complete it in time so far.
+    /// How many have missed their deadline so far.
     pub fn timed_out(&self) -> u64 {
         self.0.timed_out.get()
     }

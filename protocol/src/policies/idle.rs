@@ -27,19 +27,19 @@ const DEFAULT_CLOSE_WITHIN: Duration = Duration::from_secs(10);
 /// nothing.
 const LOOKS_PER_PERIOD: u32 = 4;
 
-/// Ends connections that have had no traffic for a time; a layer around a
+/// Ends connections that have had no traffic for some time. It is a layer around a
 /// factory.
 ///
-/// Traffic is what the peer sends, what is written to it, and what the kernel
-/// takes of that: a download that goes on slowly is not idle. What waits unread
-/// in the kernel because reading is paused or held does not count.
+/// Traffic is everything that the peer sends, everything that is written to it, and
+/// everything that the kernel takes of that. So a slow download is not idle. Bytes that
+/// wait unread in the kernel, because reading is paused or held, do not count.
 ///
-/// A connection is closed exactly when its period has passed since the last
-/// callback with traffic. What others write to it, and what the kernel takes
-/// without a callback, is noticed within a quarter of the period, and puts the
-/// close off as if it had happened then. What came while the loop itself was
-/// stopped, by a debugger or with its virtual machine, is read before anybody is
-/// closed. (Twisted: `policies.TimeoutFactory`.)
+/// A connection is closed exactly when its period has passed since the last callback with
+/// traffic. Some traffic has no callback: writes of others, and bytes that the kernel
+/// takes. It is noticed within a quarter of the period, and puts the close off as if it
+/// had happened then. If the loop itself was stopped, by a debugger or with its virtual
+/// machine, everything that came meanwhile is read before a connection is closed.
+/// (Twisted: `policies.TimeoutFactory`.)
 ///
 /// # Examples
 ///
@@ -76,7 +76,7 @@ impl<F> IdleTimeout<F> {
         }
     }
 
-    /// Sets after how long without traffic; default 1800 s.
+    /// Sets the time without traffic after which a connection ends; default 1800 s.
     #[must_use]
     pub fn period(mut self, period: Duration) -> Self {
         self.period = period;

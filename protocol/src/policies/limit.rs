@@ -1,4 +1,4 @@
-//! How many connections there are.
+//! Limits on the number of connections.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,20 +13,21 @@ use crate::factory::{BuildContext, Factory};
 use crate::log;
 use crate::transport::Transport;
 
-/// Declines connections beyond a number, in all or from one peer; a layer
-/// around a factory, with no limit unless one is set.
+/// Declines connections beyond a number, in all or from one peer. It is a layer around a
+/// factory, with no limit unless one is set.
 ///
-/// A peer is an IP address, whatever its port; one in IPv6 that stands for an
-/// IPv4 address is that address. All peers of UNIX sockets are one;
-/// [`per_user`](Self::per_user) tells them apart. A connection
-/// counts from the moment its protocol is built until its `connection_lost` has
-/// returned, or until its protocol is dropped: after a panic, or where a
-/// detached connection is served elsewhere. What the inner factory declines
-/// never counts, nor what no factory builds, unless it is
+/// A peer is an IP address, whatever its port. An IPv6 address that stands for an IPv4
+/// address counts as that one. All peers of UNIX sockets count as one peer;
+/// [`per_user`](Self::per_user) tells them apart.
+///
+/// A connection counts from the moment its protocol is built until its `connection_lost`
+/// has returned. It also stops counting when its protocol is dropped: after a panic, or
+/// when a detached connection is served elsewhere. Connections that the inner factory
+/// declines never count. Nor do those that no factory builds, unless they are
 /// [counted](ConnectionCount::counted).
 ///
-/// To bound several listeners together, give each an `Rc<RefCell<_>>` of the
-/// same one. (Twisted: `policies.LimitTotalConnectionsFactory`,
+/// To limit several listeners together, give each an `Rc<RefCell<_>>` of the same
+/// factory. (Twisted: `policies.LimitTotalConnectionsFactory`,
 /// `LimitConnectionsByPeer`.)
 ///
 /// # Examples
@@ -60,7 +61,7 @@ pub struct LimitConnections<F> {
 }
 
 impl<F> LimitConnections<F> {
-    /// Counts, and declines nothing.
+    /// Counts connections, and declines none.
     pub fn new(factory: F) -> Self {
         Self {
             factory,
@@ -72,42 +73,42 @@ impl<F> LimitConnections<F> {
         }
     }
 
-    /// Sets how many connections there may be in all; `None`, the default, is
-    /// any number.
+    /// Sets how many connections there may be in all. `None`, the default, is any number.
     #[must_use]
     pub fn total(mut self, total: Option<usize>) -> Self {
         self.total = total;
         self
     }
 
-    /// Sets how many connections one peer may have; `None`, the default, is any
-    /// number.
+    /// Sets how many connections one peer may have. `None`, the default, is any number.
     #[must_use]
     pub fn per_peer(mut self, per_peer: Option<usize>) -> Self {
         self.per_peer = per_peer;
         self
     }
 
-    /// Sets how many connections the processes of one user may have over UNIX
-    /// sockets; `None`, the default, is any number. With a limit the kernel is asked
-    /// whose each is ([`Listener::peer_credentials`](crate::Listener::peer_credentials));
-    /// where it does not say, over TCP for instance, no user is counted.
+    /// Sets how many connections the processes of one user may have over UNIX sockets.
+    /// `None`, the default, is any number.
+    ///
+    /// With a limit, the kernel is asked for the user of each connection
+    /// ([`Listener::peer_credentials`](crate::Listener::peer_credentials)). If it does not
+    /// say, over TCP for instance, no user is counted.
     #[must_use]
     pub fn per_user(mut self, per_user: Option<usize>) -> Self {
         self.per_user = per_user;
         self
     }
 
-    /// Sets what those hear that are declined, as far as there is time for that
-    /// ([`Listener::decline_with`](crate::Listener::decline_with)); nothing by
-    /// default.
+    /// Sets a last word for clients that are declined; none by default.
+    /// [`Listener::decline_with`](crate::Listener::decline_with) says within which limits
+    /// it is sent.
     #[must_use]
     pub fn farewell(mut self, word: impl Into<Vec<u8>>) -> Self {
         self.farewell = Some(word.into().into());
         self
     }
 
-    /// The count, to be looked at from elsewhere.
+    /// The count, to look at from elsewhere.
     pub fn count(&self) -> ConnectionCount {
         self.count.clone()
     }
@@ -175,7 +176,7 @@ impl<F> fmt::Debug for LimitConnections<F> {
     }
 }
 
-/// How many connections a [`LimitConnections`] has. A clone shows the same.
+/// Counts the connections of a [`LimitConnections`]. A clone shows the same count.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionCount {
     counts: Rc<RefCell<Counts>>,
@@ -197,19 +198,19 @@ type PeerKey = Option<IpAddr>;
 type Whose = (PeerKey, Option<u32>);
 
 impl ConnectionCount {
-    /// How many there are.
+    /// How many connections there are.
     pub fn open(&self) -> usize {
         self.counts.borrow().open
     }
 
-    /// How many there are with the peer that `address` is of.
+    /// How many there are with the peer at `address`.
     pub fn open_with(&self, address: &Address) -> usize {
         let counts = self.counts.borrow();
         counts.by_peer.get(&peer_of(address)).copied().unwrap_or(0)
     }
 
-    /// How many there are of the processes of a user, where they are
-    /// [limited](LimitConnections::per_user).
+    /// How many the processes of a user have, if there is a
+    /// [limit](LimitConnections::per_user) per user.
     pub fn open_of_user(&self, user: u32) -> usize {
         self.counts
             .borrow()
@@ -224,10 +225,12 @@ impl ConnectionCount {
         self.counts.borrow().declined
     }
 
-    /// Counts one more connection with `peer`, one that no factory was asked for: it was
-    /// adopted, from a predecessor say. Nothing declines it, and those that are
-    /// accepted after it count it. For a
-    /// [`ProtocolWrapper`](crate::policies::ProtocolWrapper) around its protocol.
+    /// Counts one more connection with `peer`. For a connection that no factory built,
+    /// such as one adopted from a predecessor.
+    ///
+    /// It is never declined, but it counts for those that are accepted after it. Put the
+    /// answer around its protocol with a
+    /// [`ProtocolWrapper`](crate::policies::ProtocolWrapper).
     pub fn counted(&self, peer: &Address) -> Counted {
         Counted::new(self.clone(), (peer_of(peer), None))
     }
@@ -265,8 +268,8 @@ fn peer_of(address: &Address) -> PeerKey {
     address.as_inet().map(|address| address.ip().to_canonical())
 }
 
-/// The policy of [`LimitConnections`], for one connection: counted until it is
-/// lost or this is dropped.
+/// The policy of [`LimitConnections`], for one connection. The connection counts until it
+/// is lost or this is dropped.
 #[derive(Debug)]
 pub struct Counted {
     entry: Option<(ConnectionCount, Whose)>,

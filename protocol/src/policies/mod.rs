@@ -1,10 +1,10 @@
 //! Layers around protocols and factories: trying again, time limits, limits of
 //! connections and of bytes.
 //!
-//! Each is a [`Factory`](crate::Factory) around another, which knows nothing of
-//! it; they are nested at will. All of them hand on everything that a transport
-//! tells a protocol (descriptors, truncation, half-closes, the calls of a
-//! producer), and an inner factory that declines a connection has declined it.
+//! Each is a [`Factory`](crate::Factory) around another one, which knows nothing of it.
+//! They can be nested in any order. They hand on everything that a transport tells a
+//! protocol: descriptors, truncation, half-closes, the calls of a producer. If the inner
+//! factory declines a connection, it is declined.
 //!
 //! | To | use |
 //! |---|---|
@@ -12,12 +12,12 @@
 //! | end connections without traffic | [`IdleTimeout`] |
 //! | have a time limit in a protocol of your own | [`Timeout`] |
 //! | bound how many connections there are, in all or from one peer | [`LimitConnections`] |
-//! | bound how many peers are not logged in yet, and for how long | [`LimitHandshakes`] |
+//! | bound how many peers have not logged in yet, and for how long | [`LimitHandshakes`] |
 //! | bound how fast peers are read | [`ThrottleReading`] |
-//! | see in the log what is received and written | [`TrafficLog`] |
+//! | log everything that is received and written | [`TrafficLog`] |
 //! | write another policy | [`Policy`], [`ProtocolWrapper`] |
 //!
-//! All time is the reactor's, so tests drive them with a clock moved by hand.
+//! They take the time from the reactor, so tests can move a clock by hand.
 
 /// The events of a factory that a layer hands on as they are.
 macro_rules! forward_factory_events {

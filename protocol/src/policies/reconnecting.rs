@@ -20,21 +20,24 @@ use crate::transport::Transport;
 /// success: a server that dies of every client is not one that is back.
 const DEFAULT_SETTLED: Duration = Duration::from_secs(10);
 
-/// Has a connector try again after each failed attempt and each lost
-/// connection, with waits that grow ([`Backoff`]); a layer around the factory
-/// of *one* connector.
+/// Makes a connector try again after each failed attempt and each lost connection, with
+/// growing waits ([`Backoff`]). It is a layer around the factory of *one* connector.
 ///
-/// It goes on for ever by default, whoever closed the connection. What ends it:
-/// [`Reconnection::stop_trying`], [`max_retries`](Self::max_retries) in a row,
-/// [`stop_connecting`](crate::Connector::stop_connecting) while it does not have
-/// a connection, the inner factory's `connection_failed` and `connection_lost`
-/// included, and the end of the reactor. [`Factory::stopped`] follows.
+/// By default it goes on for ever, whoever closed the connection. It ends
+///
+/// - by [`Reconnection::stop_trying`],
+/// - after [`max_retries`](Self::max_retries) in a row,
+/// - by [`stop_connecting`](crate::Connector::stop_connecting) while there is no
+///   connection, which includes the inner factory's `connection_failed` and
+///   `connection_lost`,
+/// - and with the reactor.
+///
+/// Then [`Factory::stopped`] follows.
 ///
 /// The waits begin anew after a connection that lasted for
-/// [`settled_after`](Self::settled_after), or when told to
-/// ([`Reconnection::reset_delay`]). An attempt that the inner factory asks for
-/// by itself is replaced by the one after the wait. (Twisted:
-/// `ReconnectingClientFactory`.)
+/// [`settled_after`](Self::settled_after), and by [`Reconnection::reset_delay`]. If the
+/// inner factory itself asks for an attempt, the attempt after the wait replaces it.
+/// (Twisted: `ReconnectingClientFactory`.)
 ///
 /// # Examples
 ///
@@ -64,8 +67,8 @@ pub struct Reconnecting<F> {
     reconnection: Reconnection,
 }
 
-/// The reins of a [`Reconnecting`]: for the protocols of its connections, or
-/// for whoever else decides. A clone holds the same ones.
+/// Controls a [`Reconnecting`]. For the protocols of its connections, or for whoever else
+/// decides. A clone controls the same one.
 #[derive(Clone)]
 pub struct Reconnection {
     state: Rc<RefCell<State>>,
@@ -113,23 +116,23 @@ impl<F> Reconnecting<F> {
         self
     }
 
-    /// Sets after how many retries in a row it gives up; `None`, the default,
-    /// is never. Zero tries once.
+    /// Sets how many retries in a row there are before it gives up. `None`, the default,
+    /// never gives up. Zero tries once.
     #[must_use]
     pub fn max_retries(mut self, retries: Option<u32>) -> Self {
         self.max_retries = retries;
         self
     }
 
-    /// Sets how long a connection has to last for the waits to begin anew, and
-    /// for the retries before it to be forgotten; default 10 s.
+    /// Sets how long a connection has to last to count as a success; default 10 s. Then
+    /// the waits begin anew, and the retries before it are forgotten.
     #[must_use]
     pub fn settled_after(mut self, settled_after: Duration) -> Self {
         self.settled_after = settled_after;
         self
     }
 
-    /// The reins.
+    /// The handle that controls it.
     pub fn reconnection(&self) -> Reconnection {
         self.reconnection.clone()
     }
@@ -178,9 +181,8 @@ impl<F> Reconnecting<F> {
 }
 
 impl Reconnection {
-    /// Tries no more: ends the wait or the attempt that is on, and lets an
-    /// established connection be, after whose end nothing follows. Cannot be
-    /// undone.
+    /// Tries no more. Ends the present wait or attempt. An established connection goes
+    /// on, and nothing follows after its end. This cannot be undone.
     pub fn stop_trying(&self, reactor: &mut Reactor) {
         let connector = {
             let mut state = self.state.borrow_mut();
@@ -196,20 +198,20 @@ impl Reconnection {
         }
     }
 
-    /// Has the waits begin anew with the next one, and forgets the retries so
-    /// far. A wait that is on stays as it is, and nothing that was stopped goes
-    /// on.
+    /// Begins the waits anew with the next one, and forgets the retries so far. The
+    /// present wait does not change. If it was stopped, it stays stopped.
     pub fn reset_delay(&self) {
         self.state.borrow_mut().backoff.reset();
     }
 
-    /// How many retries there were, or are about to be, since the last success.
+    /// How many retries there were since the last success. A retry that is being waited
+    /// for is counted.
     pub fn retries(&self) -> u32 {
         self.state.borrow().backoff.retries()
     }
 
-    /// Whether another attempt would follow the next failure or loss, as far as
-    /// is known: false once it was stopped, or has given up.
+    /// Whether another attempt follows the next failure or loss, as far as is known.
+    /// False once it was stopped or has given up.
     pub fn is_trying(&self) -> bool {
         self.state.borrow().stage == RetryStage::Trying
     }

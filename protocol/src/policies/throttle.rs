@@ -1,4 +1,4 @@
-//! How fast peers are read.
+//! Limits on the speed at which peers are read.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -16,18 +16,17 @@ use crate::factory::{BuildContext, Factory};
 use crate::log;
 use crate::transport::{Transport, TransportHandle};
 
-/// How many bytes per second, and how many at once.
+/// A number of bytes per second, and how many of them may be read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// What is read on the average, at the most.
+    /// How much is read on average, at the most.
     pub bytes_per_second: NonZeroU64,
-    /// What is saved up while less is read, in bytes: so much may be read at
-    /// once.
+    /// How many bytes are saved up while less is read. As many may be read at once.
     pub burst: u64,
 }
 
 impl Rate {
-    /// So many bytes per second, of which one second's may be read at once.
+    /// So many bytes per second. The bytes of one second may be read at once.
     pub fn per_second(bytes_per_second: NonZeroU64) -> Self {
         Self {
             bytes_per_second,
@@ -35,7 +34,7 @@ impl Rate {
         }
     }
 
-    /// Sets what may be read at once, in bytes.
+    /// Sets how many bytes may be read at once.
     #[must_use]
     pub fn burst(mut self, burst: u64) -> Self {
         self.burst = burst;
@@ -75,11 +74,10 @@ impl Bucket {
     }
 }
 
-/// One token bucket, and the connections that wait for it: a clone is the same
-/// one.
+/// A token bucket, and the connections that wait for it. A clone is the same bucket.
 ///
-/// A connection under it is [`Throttled`]. Those under the same throttle share
-/// its rate; to each its own, make one for each.
+/// A connection under a throttle is [`Throttled`]. All connections under one throttle
+/// share its rate. For separate rates, make one throttle for each connection.
 #[derive(Clone)]
 pub struct Throttle {
     shared: Rc<Shared>,
@@ -93,7 +91,7 @@ struct Shared {
 }
 
 impl Throttle {
-    /// A throttle with everything saved up that `rate` allows.
+    /// A throttle. At first, as much is saved up as `rate` allows.
     pub fn new(rate: Rate) -> Self {
         Self {
             shared: Rc::new(Shared {
@@ -156,7 +154,7 @@ impl Shared {
     }
 }
 
-/// A connection under a [`Throttle`]: the policy for it.
+/// The policy for one connection under a [`Throttle`].
 pub struct Throttled {
     throttle: Throttle,
     /// Under which name it was held last.
@@ -259,19 +257,18 @@ impl fmt::Debug for Throttled {
     }
 }
 
-/// Bounds how fast peers are read: each connection, all of them together, or
-/// both; a layer around a factory, with no limit unless one is set.
+/// Limits how fast peers are read: each connection, all of them together, or both. It is
+/// a layer around a factory, with no limit unless one is set.
 ///
-/// A connection whose bytes are used up is not read until there are some again:
-/// what the peer sends waits in the kernel, and the peer with it. The hold is
-/// none of the protocol's business: it may pause and resume reading as it likes
-/// ([`hold_reading`](Transport::hold_reading)).
+/// A connection that has used up its bytes is not read until there are some again. Bytes
+/// of the peer wait in the kernel, and so does the peer. The protocol does not notice the
+/// hold ([`hold_reading`](Transport::hold_reading)), and may pause and resume reading as
+/// it likes.
 ///
-/// A read is not cut short: the one that uses up what is left may take more, up
-/// to 64 KiB by default, and what it took too much is waited for. So may one
-/// read of every other connection under the same limit. The average holds all
-/// the same. Descriptors are not counted. (Twisted:
-/// `policies.ThrottlingFactory`.)
+/// Reads are not cut short. The read that uses up the last bytes may take more than is
+/// left, up to 64 KiB by default. So may one read of every other connection under the
+/// same limit. The wait afterwards is as much longer, so the average holds. Descriptors
+/// are not counted. (Twisted: `policies.ThrottlingFactory`.)
 ///
 /// # Examples
 ///
@@ -309,23 +306,21 @@ impl<F> ThrottleReading<F> {
         }
     }
 
-    /// Sets what all connections together are read at; `None`, the default, is
-    /// as fast as they come.
+    /// Sets the rate for all connections together. `None`, the default, does not limit it.
     #[must_use]
     pub fn total(mut self, rate: Option<Rate>) -> Self {
         self.total = rate.map(Throttle::new);
         self
     }
 
-    /// As [`total`](Self::total), with a throttle that others are under too.
+    /// As [`total`](Self::total), but with a throttle that is shared with others.
     #[must_use]
     pub fn under(mut self, throttle: &Throttle) -> Self {
         self.total = Some(throttle.clone());
         self
     }
 
-    /// Sets what each connection is read at; `None`, the default, is as fast as
-    /// it comes.
+    /// Sets the rate for each connection. `None`, the default, does not limit it.
     #[must_use]
     pub fn per_connection(mut self, rate: Option<Rate>) -> Self {
         self.per_connection = rate;

@@ -10,25 +10,25 @@ use bowline_reactor::{DelayedCall, Reactor};
 use crate::context::AnyContext;
 use crate::transport::TransportHandle;
 
-/// A time limit in a protocol: [set](Self::set) when something begins to be
-/// waited for, [reset](Self::reset) when there is progress,
-/// [cancelled](Self::cancel) when it is over, at the latest in
-/// `connection_lost`.
+/// A time limit for protocols. [Set](Self::set) it when a wait begins,
+/// [reset](Self::reset) it when there is progress, and [cancel](Self::cancel) it when the
+/// wait is over, at the latest in `connection_lost`.
 ///
-/// At its end the connection is closed as by
-/// [`lose_connection_within`](crate::Transport::lose_connection_within), whether its peer
-/// reads or not and whoever produces, or what [`with_action`](Self::with_action)
-/// was given is done; and nothing is limited until it is set anew. What was
-/// written has as long to leave as the limit was, but at least 1 s and at most
-/// 10 s, unless [`close_within`](Self::close_within) says how long.
+/// When the time is over, the connection is closed with
+/// [`lose_connection_within`](crate::Transport::lose_connection_within), even if the peer
+/// does not read or a producer is registered. With
+/// [`with_action`](Self::with_action) your action runs instead. Afterwards there is no
+/// limit until it is set again. Bytes that were written have as long to leave as the
+/// limit was, but at least 1 s and at most 10 s;
+/// [`close_within`](Self::close_within) sets another time.
 ///
-/// A loop that was itself stopped for longer than the limit (by a debugger, with its
-/// virtual machine, in a callback) reads what has come meanwhile before it ends
-/// anything, as it does for all delayed calls.
+/// If the loop itself was stopped for longer than the limit (by a debugger, with its
+/// virtual machine, in a callback), it first reads everything that has come meanwhile, as
+/// for all delayed calls.
 ///
-/// A reset notes the time and does nothing else: no allocation, no timer is
-/// moved. The one timer there is looks, when it runs, how much is left. A limit
-/// that is dropped does nothing any more. (Twisted: `policies.TimeoutMixin`.)
+/// A reset only notes the time: it allocates nothing and moves no timer. There is one
+/// timer; when it runs, it looks how much time is left. A limit that is dropped has no
+/// effect any more. (Twisted: `policies.TimeoutMixin`.)
 ///
 /// # Examples
 ///
@@ -120,14 +120,14 @@ impl Limit {
 }
 
 impl Timeout {
-    /// A limit that is not set, and closes the connection at its end.
+    /// A limit that closes the connection. It is not set yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A limit that is not set, and at whose end `action` is called with the
-    /// name of the transport; outside of any other callback. Through
-    /// `call_protocol` it reaches the protocol.
+    /// A limit that calls `action` with the handle of the transport, outside of any other
+    /// callback. It is not set yet. The action can reach the protocol with
+    /// `call_protocol`.
     pub fn with_action(action: impl FnMut(&mut Reactor, TransportHandle) + 'static) -> Self {
         Self {
             state: Rc::new(State {
@@ -137,16 +137,16 @@ impl Timeout {
         }
     }
 
-    /// Sets how long what was written may take to leave when the connection is
-    /// closed; with zero it is aborted. Not for one with an action.
+    /// Sets how long written bytes may take to leave when the connection is closed. With
+    /// zero it is aborted. This has no effect on a limit with an action.
     #[must_use]
     pub fn close_within(self, within: Duration) -> Self {
         self.state.close_within.set(Some(within));
         self
     }
 
-    /// Limits what begins now to `period`, or, with `None`, nothing. Answers
-    /// what was set before. (Twisted: `setTimeout`.)
+    /// Sets a limit of `period` from now on. `None` [cancels](Self::cancel) it. Answers
+    /// the limit that was set before. (Twisted: `setTimeout`.)
     pub fn set(&mut self, cx: &mut impl AnyContext, period: Option<Duration>) -> Option<Duration> {
         let transport = cx.own_handle();
         let reactor = cx.reactor();
@@ -166,7 +166,7 @@ impl Timeout {
         before.map(|limit| limit.period)
     }
 
-    /// Has the period begin anew, if one is set. (Twisted: `resetTimeout`.)
+    /// Begins the period anew, if one is set. (Twisted: `resetTimeout`.)
     #[inline]
     pub fn reset(&mut self, reactor: &Reactor) {
         if let Some(limit) = self.state.limit.get() {
@@ -177,10 +177,9 @@ impl Timeout {
         }
     }
 
-    /// Goes on with a connection that was taken apart and put together again, to be
-    /// called in
-    /// [`connection_reattached`](crate::Protocol::connection_reattached): the time passed
-    /// meanwhile counts.
+    /// Goes on with a connection that was taken apart and put together again. Call it in
+    /// [`connection_reattached`](crate::Protocol::connection_reattached). The time that
+    /// has passed meanwhile counts.
     pub fn reattached(&self, cx: &mut impl AnyContext) {
         let Some(limit) = self.state.limit.get() else {
             return;
@@ -195,7 +194,7 @@ impl Timeout {
         }
     }
 
-    /// Limits nothing from now on, and leaves no timer. Answers what was set.
+    /// Removes the limit and its timer. Answers the limit that was set.
     pub fn cancel(&mut self, reactor: &mut Reactor) -> Option<Duration> {
         if let Some(call) = self.state.call.take() {
             // It may be what runs.
@@ -210,7 +209,7 @@ impl Timeout {
         self.state.limit.set(None);
     }
 
-    /// What is set; `None` after its end too.
+    /// The limit that is set. `None` also when its time is over.
     pub fn period(&self) -> Option<Duration> {
         self.state.limit.get().map(|limit| limit.period)
     }

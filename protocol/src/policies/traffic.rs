@@ -14,11 +14,11 @@ use crate::transport::{Transport, WriteObserver};
 /// a screen.
 const SHOWN_BYTES: usize = 64;
 
-/// Logs what its connections receive and are written; a layer around a factory,
+/// Logs everything that its connections receive and write. It is a layer around a factory,
 /// for finding out what two programs say to each other.
 ///
-/// Each connection has a number, from 1, and each event a line at level `debug`
-/// under the target `bowline::traffic`:
+/// Connections are numbered from 1. Each event is a line at level `debug` under the
+/// target `bowline::traffic`:
 ///
 /// ```text
 /// 1: made with 192.0.2.1:50342
@@ -27,10 +27,9 @@ const SHOWN_BYTES: usize = 64;
 /// 1: lost: closed cleanly
 /// ```
 ///
-/// What is written by others than the protocol, through the transport's handle,
-/// is there as well, and what was refused is not. Nothing else logs the content
-/// of connections: it may be secret. Show none of it with
-/// [`shown_bytes(0)`](Self::shown_bytes). (Twisted:
+/// Bytes that others write through the transport's handle are logged too; refused writes
+/// are not. Nothing else in bowline logs the content of connections, since it may be
+/// secret. [`shown_bytes(0)`](Self::shown_bytes) shows none of it here either. (Twisted:
 /// `policies.TrafficLoggingFactory`.)
 ///
 /// # Examples
@@ -67,8 +66,7 @@ impl<F> TrafficLog<F> {
         }
     }
 
-    /// Sets how much of what was received or written at once a line shows;
-    /// default 64 bytes.
+    /// Sets how many bytes of one read or write a line shows; default 64.
     #[must_use]
     pub fn shown_bytes(mut self, bytes: usize) -> Self {
         self.shown_bytes = bytes;

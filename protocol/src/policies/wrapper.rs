@@ -11,11 +11,12 @@ use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
 use crate::reason::CloseReason;
 use crate::transport::Transport;
 
-/// What is done around the callbacks of a protocol that knows nothing of it;
-/// put there by a [`ProtocolWrapper`].
+/// Acts before and after the callbacks of a protocol, which knows nothing of it. A
+/// [`ProtocolWrapper`] puts it there.
 ///
-/// `None` does nothing, and a pair is one policy inside another: the first sees
-/// each event before, and its end after, the second.
+/// As a policy, `None` does nothing. A pair is one policy inside another: the first is
+/// the outer one, so its [`before`](Self::before) comes first and its
+/// [`after`](Self::after) last.
 ///
 /// # Examples
 ///
@@ -40,8 +41,8 @@ pub trait Policy<T: Transport + ?Sized>: 'static {
         let _ = (cx, event);
     }
 
-    /// The protocol was told of `event`. Not called when it panicked: a policy
-    /// that has something to put in order does so before
+    /// The protocol has been told of `event`. Not called if it panicked. So a policy that
+    /// has something to put in order does it before
     /// [`ConnectionLost`](Event::ConnectionLost), or when it is dropped.
     fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         let _ = (cx, event);
@@ -56,10 +57,10 @@ pub enum Event<'a> {
     ConnectionMade,
     /// [`Protocol::data_received`], with the bytes.
     DataReceived(&'a [u8]),
-    /// [`Protocol::file_descriptor_received`], called by itself.
+    /// [`Protocol::file_descriptor_received`], if it is called by itself.
     FileDescriptorReceived,
-    /// [`Protocol::descriptors_received`]: both the descriptors and the bytes
-    /// of one read.
+    /// [`Protocol::descriptors_received`], with both the descriptors and the bytes of one
+    /// read.
     DescriptorsReceived {
         /// How many descriptors.
         descriptors: usize,
@@ -97,7 +98,7 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// How many bytes have arrived with it.
+    /// How many bytes have arrived with this event.
     pub fn received_bytes(&self) -> usize {
         match self {
             Self::DataReceived(data) | Self::DescriptorsReceived { data, .. } => data.len(),
@@ -138,15 +139,14 @@ impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
 
 /// A protocol with a [`Policy`] around it.
 ///
-/// Every callback reaches the protocol as the transport made it: descriptors,
-/// truncation, half-closes and the calls of a producer too. To its own
-/// transport the protocol speaks directly, so nothing it asks is lost on the
-/// way. Log lines name the protocol, not the wrapper.
+/// Every callback of the transport reaches the protocol unchanged, including descriptors,
+/// truncation, half-closes and the calls of a producer. The protocol talks to its
+/// transport directly, so none of its requests is lost on the way. Log lines name the
+/// protocol, not the wrapper.
 ///
-/// The layers of this module build them; make one yourself to put a policy on a
-/// protocol that no factory builds, for an adopted socket for instance.
-/// `call_protocol` and `detach` reach the inner one by its own type
-/// ([`Protocol::part`]).
+/// The layers of this module build wrappers. Make one yourself to put a policy on a
+/// protocol that no factory builds, for an adopted socket for instance. `call_protocol`
+/// and `detach` reach the inner protocol by its own type ([`Protocol::part`]).
 pub struct ProtocolWrapper<P, Y> {
     protocol: P,
     policy: Y,
@@ -158,12 +158,12 @@ impl<P, Y> ProtocolWrapper<P, Y> {
         Self { protocol, policy }
     }
 
-    /// The protocol, to change it.
+    /// The protocol, mutably.
     pub fn protocol_mut(&mut self) -> &mut P {
         &mut self.protocol
     }
 
-    /// The policy, to change it.
+    /// The policy, mutably.
     pub fn policy_mut(&mut self) -> &mut Y {
         &mut self.policy
     }
@@ -178,7 +178,7 @@ impl<P, Y> ProtocolWrapper<P, Y> {
         &self.policy
     }
 
-    /// The protocol, without the policy: of a connection that was detached.
+    /// Takes the protocol out and drops the policy. For a connection that was detached.
     pub fn into_protocol(self) -> P {
         self.protocol
     }
