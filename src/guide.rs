@@ -1,7 +1,7 @@
 //! From an echo server to passing a live connection to another process.
 //!
-//! Each chapter is a module without items. They build on each other; every
-//! program in them is compiled and run by the tests.
+//! Each chapter is a module without items. The chapters build on each other. The tests
+//! compile and run every program in them.
 //!
 //! 1. [An echo server](echo)
 //! 2. [Protocols, factories and shared state](protocols)
@@ -9,12 +9,13 @@
 //! 4. [Producers, consumers and a proxy](producers)
 //! 5. [Passing descriptors](descriptors)
 //! 6. [Closing](closing)
-//! 7. [Giving a connection to another process](handoff)
-//! 8. [Worker processes](pools)
-//! 9. [Restarts, moves and systemd](restarts)
-//! 10. [Testing your protocol](testing)
-//! 11. [Threads, signals, forks and other loops](embedding)
-//! 12. [Coming from Twisted](twisted)
+//! 7. [Pipes, terminals, standard input and output](pipes)
+//! 8. [Giving a connection to another process](handoff)
+//! 9. [Worker processes](pools)
+//! 10. [Restarts, moves and systemd](restarts)
+//! 11. [Testing your protocol](testing)
+//! 12. [Threads, signals, forks and other loops](embedding)
+//! 13. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}

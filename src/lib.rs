@@ -31,8 +31,8 @@
 //!
 //! # By task
 //!
-//! What protocols and programs are written with stands at the root. What fewer need is
-//! in modules: [`policies`], [`framing`] and [`handoff`] above all.
+//! The names that every program needs are at the root. Others are in modules; the most
+//! useful are [`policies`], [`framing`] and [`handoff`].
 //!
 //! | To run | use |
 //! |---|---|
@@ -56,7 +56,7 @@
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | talk over pipes, a terminal, standard input and output | [`Pipe`], [`Stdio`] |
 //! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
-//! | use another kind of socket | [`endpoint`] |
+//! | use a kind of socket of your own | [`endpoint`] |
 //! | put TLS or another layer under a protocol | [`layers`] |
 //!
 //! | To serve a connection | use |
@@ -78,13 +78,13 @@
 //! | send some with one message exactly | [`UnixTransport::write_with_descriptors`] |
 //! | receive them | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
-//! | see what became of them | [`descriptor_counts`](Transports::descriptor_counts) |
+//! | see what happened to them | [`descriptor_counts`](Transports::descriptor_counts) |
 //!
 //! | To use several processes | use |
 //! |---|---|
 //! | serve with all of them | [`handoff::pool`] |
 //! | be replaced by a new one without losing a connection | [`handoff::restart`] |
-//! | take sockets from systemd, and tell it how we are | [`handoff::systemd`] |
+//! | take sockets from systemd, and tell it about the service | [`handoff::systemd`] |
 //! | give a connection or a listener away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
 //! | start a program with sockets under agreed numbers | [`process::spawn_with_descriptors`], [`process::take_granted`] |
@@ -93,20 +93,19 @@
 //! # Callbacks never nest
 //!
 //! No callback is ever called from inside another. A callback may write to, pause or
-//! close its own connection and others. That takes effect on their state at once. The
-//! callbacks that follow from it are made after the running one has returned: in
-//! order, and in the same turn of the loop, as far as the turn's [budget](Limits)
-//! reaches.
+//! close its own connection and others. Their state changes at once. The callbacks that
+//! follow from it are called when the running one has returned: in order, and in the same
+//! turn of the loop, as far as the turn's [budget](Limits) reaches.
 //!
 //! So the stack does not grow. The order of callbacks does not depend on who called
-//! whom. And a `RefCell` that is borrowed only inside callbacks is never borrowed
-//! twice. A pause cannot arrive inside [`write`](Transport::write) either, so `write`
-//! answers whether to go on.
+//! whom. A `RefCell` that is borrowed only inside callbacks is never borrowed twice. And
+//! since a pause cannot arrive inside [`write`](Transport::write), `write` answers
+//! whether to go on.
 //!
 //! # Features
 //!
-//! None is on by default; without any, the packages below this one are `mio`,
-//! `libc`, `slab` and `log`, and what those need.
+//! None is on by default. Without any, bowline depends on `mio`, `libc`, `slab` and
+//! `log`, and on what those need.
 //!
 //! - `signals`: [`Reactor::on_signals`] and [`Reactor::stop_on_signals`], through
 //!   `signal-hook`.
@@ -115,7 +114,8 @@
 //! # Logging
 //!
 //! bowline logs through the `log` crate, under the targets `bowline::reactor`,
-//! `bowline::timers`, `bowline::transport` and `bowline::descriptors`:
+//! `bowline::timers`, `bowline::transport`, `bowline::descriptors` and
+//! `bowline::handoff`:
 //!
 //! - `error`: a callback or the loop has failed;
 //! - `warn`: something was dropped or closed that you would miss;
@@ -123,7 +123,7 @@
 //! - `trace`: readiness.
 //!
 //! Bytes that were sent or received are never logged, unless you ask for it with a
-//! [`policies::TrafficLog`]. They are under `bowline::traffic` then.
+//! [`policies::TrafficLog`]. It logs under `bowline::traffic`.
 
 #![forbid(unsafe_code)]
 
@@ -162,7 +162,7 @@ pub use bowline_transport::{
 #[cfg(feature = "signals")]
 pub use bowline_reactor::{SignalHandler, signal};
 
-/// What can go wrong, but for [`ConnectError`], which callbacks are given.
+/// Errors, except [`ConnectError`], which is at the root because callbacks are given it.
 pub mod error {
     pub use bowline_protocol::{
         FailedAttempt, FileSendError, FileSendErrorKind, LookupError, NotSent,
@@ -176,39 +176,39 @@ pub mod error {
     };
 }
 
-/// Where time comes from, and what is asked of calls in the future.
+/// Clocks, and more about calls in the future.
 ///
-/// [`Reactor::call_later`] and [`Reactor::call_every`] are where to begin.
+/// Begin with [`Reactor::call_later`] and [`Reactor::call_every`].
 pub mod time {
     pub use bowline_reactor::{Clock, PeriodicEnd, Sleep, SystemClock};
 }
 
 /// The start and the end of a reactor: what runs at each, and what a stop waits for.
 ///
-/// [`Reactor::add_trigger`], [`Reactor::hold`] and [`Reactor::stop_gracefully`] are where
-/// to begin.
+/// Begin with [`Reactor::add_trigger`], [`Reactor::hold`] and
+/// [`Reactor::stop_gracefully`].
 pub mod lifecycle {
     pub use bowline_reactor::{DrainRound, Hold, Phase, SystemEvent, TriggerId};
 }
 
 /// Threads for work that blocks.
 ///
-/// [`Reactor::call_in_thread`] is where to begin.
+/// Begin with [`Reactor::call_in_thread`].
 pub mod threads {
     pub use bowline_reactor::{
         AtShutdown, ThreadCall, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
     };
 }
 
-/// Host names: who finds the addresses of a host.
+/// Host names, and the resolvers that find their addresses.
 ///
-/// [`Transports::resolve`] asks; [`Transports::set_resolver`] puts another
-/// [`Resolver`](resolve::Resolver) in place.
+/// [`Transports::resolve`] asks for addresses; [`Transports::set_resolver`] sets another
+/// [`Resolver`](resolve::Resolver).
 pub mod resolve {
     pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
 }
 
-/// Whatever else epoll can watch: descriptors of your own, driven by the reactor.
+/// Descriptors of your own, driven by the reactor: anything that epoll can watch.
 ///
 /// Implement [`Descriptor`](descriptor::Descriptor), and hand it to
 /// [`Reactor::register`].
@@ -218,8 +218,8 @@ pub mod descriptor {
     };
 }
 
-/// How a kind of connection listens, connects and is adopted: what [`Tcp`] and [`Unix`]
-/// answer, and the traits that a kind of your own implements.
+/// How a kind of connection listens, connects and is adopted: the settings that [`Tcp`]
+/// and [`Unix`] give out, and the traits that a kind of your own implements.
 pub mod endpoint {
     pub use bowline_transport::endpoint::{
         Adopt, AdoptTransport, Carried, Carrying, Connect, ConnectTransport, Dial, HostToTry,
@@ -231,8 +231,8 @@ pub mod endpoint {
     };
 }
 
-/// What transports are made of: for a layer of your own that changes the bytes, or a
-/// socket of your own. Protocols need nothing of it.
+/// The parts that transports are made of. For a layer of your own that changes the bytes,
+/// or a socket of your own. Protocols do not need them.
 ///
 /// A [`Stream`](layers::Stream) is a transport over a
 /// [`FileDescriptor`](layers::FileDescriptor): a [`Socket`](layers::Socket), or layers
@@ -245,11 +245,11 @@ pub mod layers {
     };
 }
 
-/// A process and its descriptors: programs that are started with some, and what may be
+/// Processes and their descriptors: how to start a program with some, and what can be
 /// asked about them.
 ///
-/// [`spawn_with_descriptors`](process::spawn_with_descriptors) and
-/// [`take_granted`](process::take_granted) are where to begin.
+/// Begin with [`spawn_with_descriptors`](process::spawn_with_descriptors) and
+/// [`take_granted`](process::take_granted).
 pub mod process {
     pub use bowline_transport::{
         ChildProcess, ChildWatch, SocketDescription, close_received, describe_socket,
@@ -259,9 +259,9 @@ pub mod process {
     };
 }
 
-/// What a reactor has counted.
+/// The counts of a reactor.
 ///
-/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer it.
+/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer them.
 pub mod statistics {
     pub use bowline_reactor::Statistics;
     pub use bowline_transport::DescriptorCounts;
@@ -280,9 +280,9 @@ pub use bowline_protocol::policies;
 pub use bowline_handoff as handoff;
 
 /// Connections in memory and time that stands still, for the tests of your
-/// protocols; feature `testing`.
+/// protocols. Feature `testing`.
 ///
-/// [`Pump`](testing::Pump) is where to begin.
+/// Begin with [`Pump`](testing::Pump).
 #[cfg(feature = "testing")]
 pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
