@@ -38,6 +38,12 @@ impl Peer {
         Self { child, output }
     }
 
+    /// Has it go on to what it does next.
+    pub(crate) fn tell(&mut self) {
+        let input = self.child.stdin.as_mut().expect("it is piped");
+        input.write_all(b"\n").expect("it listens");
+    }
+
     /// The numbers that it says next.
     pub(crate) fn numbers(&mut self) -> Vec<f64> {
         let mut line = String::new();
@@ -74,8 +80,8 @@ fn say(numbers: &[f64]) {
     println!("\nsays {}", words.join(" "));
 }
 
-/// Waits until the parent has no more use for us.
-fn wait_for_the_end() {
+/// Waits until the parent says to go on, or has no more use for us.
+fn wait_for_word() {
     let _ = std::io::stdin().read(&mut [0]);
 }
 
@@ -138,7 +144,7 @@ fn flood(path: &str, seconds: f64) {
         }
     }
     say(&[f64::from(cut), longest]);
-    wait_for_the_end();
+    wait_for_word();
 }
 
 /// Sends a byte and waits for it, `count` times, each on a connection of its own
@@ -159,23 +165,37 @@ fn echo(path: &str, count: usize) {
     times.sort_by(f64::total_cmp);
     let p99 = times[times.len() * 99 / 100 - usize::from(times.len() >= 100)];
     say(&[p99, times.len() as f64]);
-    wait_for_the_end();
+    wait_for_word();
 }
 
 /// Makes connections that each announce a frame and send `descriptors` with its
-/// beginning only; and keeps them.
+/// beginning only; and keeps them. First `count` that all are there before any of them
+/// sends, then as many again of which each sends at once. Says when the first are there,
+/// and when all have sent; goes on to each of the two when it is told to.
 fn park(path: &str, count: usize, descriptors: usize) {
     let passed = file();
-    let mut sockets = Vec::new();
+    let all = vec![passed.as_fd(); descriptors];
+    let announce = |socket: &StdUnixStream| {
+        // Whose user may have but few in flight waits until some were received.
+        while let Err(error) = send(socket, &[0, 0, 0, 100, b'x'], &all) {
+            let is_full =
+                rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::TOOMANYREFS);
+            assert!(is_full, "{error}");
+            std::thread::yield_now();
+        }
+    };
+    let connect = || StdUnixStream::connect(path).unwrap();
+    let mut sockets: Vec<_> = (0..count).map(|_| connect()).collect();
+    say(&[sockets.len() as f64]);
+    wait_for_word();
+    sockets.iter().for_each(announce);
+    wait_for_word();
     for _ in 0..count {
-        let socket = StdUnixStream::connect(path).unwrap();
-        let all = vec![passed.as_fd(); descriptors];
-        // It may be cut already.
-        let _ = send(&socket, &[0, 0, 0, 100, b'x'], &all);
-        sockets.push(socket);
+        sockets.push(connect());
+        announce(sockets.last().expect("this one"));
     }
     say(&[sockets.len() as f64]);
-    wait_for_the_end();
+    wait_for_word();
 }
 
 /// Connects `count` times at once, then waits on each for a byte or the end, and
@@ -187,8 +207,9 @@ fn greet(path: &str, count: usize) {
     say(&[sockets.len() as f64]);
     let (mut greeted, mut closed) = (0, 0);
     for mut socket in &sockets {
+        // Longer than the test has patience.
         socket
-            .set_read_timeout(Some(Duration::from_secs(30)))
+            .set_read_timeout(Some(Duration::from_secs(120)))
             .unwrap();
         match socket.read(&mut [0]) {
             Ok(1) => greeted += 1,
@@ -198,7 +219,7 @@ fn greet(path: &str, count: usize) {
         }
     }
     say(&[f64::from(greeted), f64::from(closed)]);
-    wait_for_the_end();
+    wait_for_word();
 }
 
 /// Connects `count` times, sends a byte on each now and then, and never what
@@ -229,5 +250,5 @@ fn stall(path: &str, count: usize) {
         );
     }
     say(&[ended as f64]);
-    wait_for_the_end();
+    wait_for_word();
 }
