@@ -27,8 +27,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
-use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Transport};
-use bowline::{TransportHandle, Transports, UnixAddress};
+use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Remains};
+use bowline::{Transport, TransportHandle, Transports, UnixAddress};
 
 use crate::common::{Arguments, Endpoint};
 
@@ -112,6 +112,24 @@ impl<T: Transport> Protocol<T> for Side {
             other.lose_write_connection();
         }
         AfterReadClosed::KeepWriting
+    }
+
+    /// Our peer is gone, and what it sent waits for the other side to take it. A client
+    /// has the last words of its server at its own pace. A server gets no more of a
+    /// request that will never be complete; for the rest of one that is, it has a while.
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        if matches!(self.role, Role::Back(_)) {
+            return;
+        }
+        if remains == Remains::Pieces {
+            return cx.transport.lose_connection();
+        }
+        let me = cx.transport.handle();
+        cx.reactor.call_later(REST_WITHIN, move |reactor| {
+            if let Some(front) = reactor.get(me) {
+                front.lose_connection();
+            }
+        });
     }
 
     /// What a server has sent is passed on to its end, whatever became of the

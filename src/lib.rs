@@ -138,7 +138,7 @@ pub use bowline_reactor::{
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
     ConnectError, Context, Factory, FileSender, FileSent, Origin, Part, Producer, ProducerKind,
-    ProducerRef, Protocol,
+    ProducerRef, Protocol, Remains,
 };
 
 // Connections, listeners and connectors, as callbacks see them.
@@ -240,8 +240,7 @@ pub mod endpoint {
 pub mod layers {
     pub use bowline_transport::{
         DescriptorSocket, FileDescriptor, Link, PassDescriptors, PipeEnds, ReadBuffers, Received,
-        ReceivedLimits, Remains, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket,
-        UnixSocket,
+        ReceivedLimits, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UnixSocket,
     };
 }
 

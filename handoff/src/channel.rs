@@ -750,6 +750,10 @@ where
         self.framed.reading_resumed(cx);
     }
 
+    fn has_undelivered(&mut self) -> bool {
+        Protocol::<T>::has_undelivered(&mut self.framed)
+    }
+
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         self.framed.connection_reattached(cx);
     }

@@ -37,7 +37,7 @@ pub use crate::factory::{
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Part, Protocol};
-pub use crate::reason::CloseReason;
+pub use crate::reason::{CloseReason, Remains};
 pub use crate::transport::{
     Credentials, DescriptorLimits, Linger, LingeringClose, NotSent, TcpTransport, Transport,
     TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WhenSent,

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Remains};
 use crate::transport::Transport;
 
 /// The callbacks of one connection, over transports of type `T`.
@@ -149,6 +149,27 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         let _ = cx;
     }
 
+    /// Nothing can be sent any more, and something that the peer had sent is not
+    /// delivered yet, because reading is paused or held. So the end waits for this
+    /// reader.
+    ///
+    /// The peer has reset the connection, or a write has failed. Called as soon as that is
+    /// known, at most once. `remains` says what there is to be read.
+    ///
+    /// A reader that goes on gets all of it, at any pace. Then
+    /// [`connection_lost`](Self::connection_lost) follows with the error. A reader that
+    /// does not go on keeps the connection and its descriptor: nothing else ends it. So
+    /// one whose pause may last for ever decides here. A proxy in front of a server that
+    /// does not read is an example. [`lose_connection`](Transport::lose_connection) ends
+    /// the connection at once with that error, and drops what is unread.
+    ///
+    /// Not called if nothing is unread or reading goes on: the end comes by itself then.
+    /// Nor if the peer has only closed, which is told behind what it sent
+    /// ([`read_connection_lost`](Self::read_connection_lost)). The default does nothing.
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        let _ = (cx, remains);
+    }
+
     /// The connection has ended. Called once, last; the protocol is dropped
     /// afterwards. If the handshake of a layer failed, nothing was called before, not
     /// even [`connection_made`](Self::connection_made).
@@ -203,6 +224,16 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// that kept received bytes back can deliver them first.
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
+    }
+
+    /// Whether this protocol keeps back something that had arrived, to deliver it in
+    /// [`reading_resumed`](Self::reading_resumed). Default: false.
+    ///
+    /// Asked while reading is paused, if the connection is
+    /// [broken](Self::connection_broken) and would end because nothing else is unread.
+    /// It does not end then until it is resumed or closed.
+    fn has_undelivered(&mut self) -> bool {
+        false
     }
 
     /// The connection was taken apart and put together again, for instance after a
@@ -397,6 +428,10 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
         (**self).write_connection_lost(cx);
     }
 
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        (**self).connection_broken(cx, remains);
+    }
+
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         (**self).connection_lost(cx, reason);
     }
@@ -411,6 +446,10 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
         (**self).reading_resumed(cx);
+    }
+
+    fn has_undelivered(&mut self) -> bool {
+        (**self).has_undelivered()
     }
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {

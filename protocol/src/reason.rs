@@ -61,6 +61,18 @@ pub enum CloseReason {
     OwnSocket,
 }
 
+/// What is left of a connection over which nothing more can be sent; see
+/// [`Protocol::connection_broken`](crate::Protocol::connection_broken).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// What has arrived, and no end: the peer has reset it, or is out of reach.
+    Pieces,
+    /// All that the peer sent, its end too.
+    Everything,
+    /// The direction towards us, where more may come.
+    Reading,
+}
+
 impl CloseReason {
     /// Whether the connection ended because a side wanted it to, with nothing lost.
     pub fn is_clean(&self) -> bool {

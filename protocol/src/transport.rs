@@ -139,10 +139,10 @@ pub trait Transport: 'static {
     /// connection ends with the error. If there is nothing left to read, it ends at once,
     /// paused or not.
     ///
-    /// A TCP connection that the peer has reset ends during the pause: nothing can come
-    /// or go any more. Bytes that had arrived wait for a quarter of a second, and again
-    /// as long each time that some are taken. Then they are dropped. (UNIX sockets have
-    /// no reset. Everything that the peer sent is there, and waits.)
+    /// A reset by the peer is noticed during the pause too, and is like a failed write:
+    /// nothing that had arrived is dropped. If the end has to wait for this reader,
+    /// [`connection_broken`](crate::Protocol::connection_broken) says so at once, paused
+    /// or not.
     fn pause_producing(&mut self);
 
     /// Reads again.

@@ -11,7 +11,8 @@ use bowline::framing::{
 };
 use bowline::testing::Pump;
 use bowline::{
-    CloseReason, PassedDescriptor, Reactor, Transport, Transports, UnixStream, UnixTransport,
+    CloseReason, PassedDescriptor, Reactor, Remains, Transport, Transports, UnixStream,
+    UnixTransport,
 };
 
 use crate::peer::{
@@ -82,6 +83,79 @@ fn frames_of_a_peer_that_is_gone_are_complete_although_a_send_fails() {
         transport(&mut reactor, handle).resume_producing();
         run_until(&mut reactor, |reactor| reactor.get(handle).is_none());
         assert_eq!(*arrived.borrow(), expected);
+    }
+    ledger.assert_balanced();
+}
+
+/// Takes a pause after each frame.
+struct Slow(Rc<RefCell<Vec<String>>>);
+
+impl Slow {
+    fn note(&self, what: impl Into<String>) {
+        self.0.borrow_mut().push(what.into());
+    }
+}
+
+impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Slow {
+    fn frame_received(
+        &mut self,
+        cx: &mut FrameContext<'_, UnixStream, LengthPrefixedFramer>,
+        frame: &[u8],
+    ) {
+        let taken = cx.framing.descriptors().count();
+        self.note(format!("{} with {taken}", String::from_utf8_lossy(frame)));
+        cx.transport.pause_producing();
+    }
+
+    fn connection_broken(
+        &mut self,
+        _: &mut FrameContext<'_, UnixStream, LengthPrefixedFramer>,
+        remains: Remains,
+    ) {
+        self.note(format!("broken {remains:?}"));
+    }
+
+    fn connection_lost(
+        &mut self,
+        _: &mut FrameContext<'_, UnixStream, LengthPrefixedFramer>,
+        _: &CloseReason,
+    ) {
+        self.note("lost");
+    }
+}
+
+/// F-32. They came with a read that was paused after the first of them: the kernel has nothing
+/// more of them.
+#[test]
+fn frames_kept_back_by_a_pause_come_before_the_end_of_a_broken_connection() {
+    let ledger = DescriptorLedger::open();
+    // What is no whole frame, after the last that is, waits for nothing; it is what the
+    // descriptors would have been for.
+    for (behind, descriptors) in [(&b""[..], 2), (&[0, 0, 0, 9, b'x'], 0)] {
+        let notes: Rc<RefCell<Vec<String>>> = Rc::default();
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, theirs) = socketpair();
+        let framed = Framed::new(LengthPrefixedFramer::u32(), Slow(Rc::clone(&notes)))
+            .pairing(Pairing::ByLastByte);
+        let handle = reactor.adopt_unix_stream(ours.into(), framed).unwrap();
+        reactor.turn(Some(Duration::ZERO));
+        let three = [&b"\0\0\0\x01a\0\0\0\x01b\0\0\0\x01c"[..], behind].concat();
+        send_message(&theirs, &three, &files(2).0);
+        drop(theirs);
+        run_until_quiet(&mut reactor);
+        assert_eq!(*notes.borrow(), ["a with 0"], "{behind:?}");
+        transport(&mut reactor, handle).write(b"too late");
+        run_until_quiet(&mut reactor);
+        let told = ["a with 0", "broken Everything"];
+        assert_eq!(*notes.borrow(), told, "{behind:?}");
+        transport(&mut reactor, handle).resume_producing();
+        run_until_quiet(&mut reactor);
+        assert_eq!(notes.borrow().last().unwrap(), "b with 0", "{behind:?}");
+        transport(&mut reactor, handle).resume_producing();
+        // Reading is paused now too, and nothing more can come.
+        run_until(&mut reactor, |reactor| reactor.get(handle).is_none());
+        let last = format!("c with {descriptors}");
+        assert_eq!(notes.borrow()[3..], [&last, "lost"], "{behind:?}");
     }
     ledger.assert_balanced();
 }

@@ -16,7 +16,8 @@ use bowline::policies::{
 use bowline::testing::{MemoryStream, Pump, SimulatedKernel};
 use bowline::{
     Address, AfterReadClosed, AfterTruncation, AtDrain, BuildContext, CloseReason, ConnectError,
-    Context, Factory, Origin, Protocol, ReceivedDescriptors, Transport, TransportState, Transports,
+    Context, Factory, Origin, Protocol, ReceivedDescriptors, Remains, Transport, TransportState,
+    Transports,
 };
 
 use crate::support::DescriptorLedger;
@@ -75,6 +76,9 @@ impl<T: Transport> Protocol<T> for Told {
     fn write_connection_lost(&mut self, _: &mut Context<'_, T>) {
         self.note("write_connection_lost");
     }
+    fn connection_broken(&mut self, _: &mut Context<'_, T>, remains: Remains) {
+        self.note(format!("connection_broken {remains:?}"));
+    }
     fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {
         self.note(format!("connection_lost {reason}"));
     }
@@ -88,6 +92,10 @@ impl<T: Transport> Protocol<T> for Told {
     }
     fn reading_resumed(&mut self, _: &mut Context<'_, T>) {
         self.note("reading_resumed");
+    }
+    fn has_undelivered(&mut self) -> bool {
+        self.note("has_undelivered");
+        true
     }
     fn connection_reattached(&mut self, _: &mut Context<'_, T>) {
         self.note("connection_reattached");
@@ -147,7 +155,7 @@ fn pump() -> Pump {
 }
 
 /// Every callback but the first and last, which the connection makes.
-const ALL: [&str; 15] = [
+const ALL: [&str; 17] = [
     "data_received 3",
     "file_descriptor_received",
     "descriptors_received 1 2",
@@ -155,9 +163,11 @@ const ALL: [&str; 15] = [
     "descriptors_sent 5",
     "read_connection_lost",
     "write_connection_lost",
+    "connection_broken Pieces",
     "draining",
     "is_idle",
     "reading_resumed",
+    "has_undelivered",
     "connection_reattached",
     "pause_producing",
     "resume_producing",
@@ -184,9 +194,11 @@ fn call_everything<P: Protocol<MemoryStream>>(
     let after = protocol.read_connection_lost(cx);
     assert_eq!(after, AfterReadClosed::KeepWriting);
     protocol.write_connection_lost(cx);
+    protocol.connection_broken(cx, Remains::Pieces);
     assert_eq!(protocol.draining(cx), AtDrain::DoNotWait);
     assert!(!protocol.is_idle());
     protocol.reading_resumed(cx);
+    assert!(protocol.has_undelivered());
     protocol.connection_reattached(cx);
     protocol.pause_producing(cx);
     protocol.resume_producing(cx);

@@ -18,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bowline::{
-    CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Transport, TransportHandle,
+    CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Remains, Transport,
+    TransportHandle,
 };
 
 /// How long any test may take.
@@ -199,6 +200,7 @@ pub(crate) enum Event {
     ReadingResumed,
     Draining,
     DescriptorsSent(usize),
+    Broken(Remains),
     /// The reason in words, as [`CloseReason`] displays it.
     Lost(String),
 }
@@ -266,6 +268,7 @@ impl Record {
                 Event::ReadingResumed => "reading resumed".into(),
                 Event::Draining => "draining".into(),
                 Event::DescriptorsSent(count) => format!("sent {count}"),
+                Event::Broken(remains) => format!("broken {remains:?}").to_lowercase(),
                 Event::Lost(reason) => format!("lost {}", in_short(reason)),
             });
         }
@@ -353,6 +356,10 @@ impl<T: Transport> Protocol<T> for Recorder {
 
     fn write_connection_lost(&mut self, _: &mut Context<'_, T>) {
         self.record.push(Event::WriteClosed);
+    }
+
+    fn connection_broken(&mut self, _: &mut Context<'_, T>, remains: Remains) {
+        self.record.push(Event::Broken(remains));
     }
 
     fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bowline::testing::ManualClock;
 use bowline::{
-    AfterReadClosed, AtDrain, CloseReason, Context, Protocol, Reactor, Transport, TransportHandle,
+    AfterReadClosed, AtDrain, CloseReason, Context, Protocol, Reactor, Remains, Transport,
+    TransportHandle,
 };
 use tempfile::TempDir;
 
@@ -36,6 +37,7 @@ pub(crate) struct Script {
     on_data: Option<DataHook>,
     on_read_closed: Option<ReadClosedHook>,
     on_write_closed: Option<Hook>,
+    on_broken: Option<Hook>,
     on_lost: Option<LostHook>,
     on_reading_resumed: Option<Hook>,
     on_pause: Option<Hook>,
@@ -92,6 +94,11 @@ impl Script {
 
     pub(crate) fn write_closed(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
         self.on_write_closed = Some(Box::new(hook));
+        self
+    }
+
+    pub(crate) fn broken(mut self, hook: impl FnMut(&mut DynContext<'_>) + 'static) -> Self {
+        self.on_broken = Some(Box::new(hook));
         self
     }
 
@@ -160,6 +167,11 @@ impl<T: Transport> Protocol<T> for Script {
         if let Some(hook) = &mut self.on_lost {
             hook(&mut cx.as_dyn(), reason);
         }
+    }
+
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        self.recorder.connection_broken(cx, remains);
+        call(&mut self.on_broken, &mut cx.as_dyn());
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {

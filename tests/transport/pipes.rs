@@ -144,7 +144,7 @@ fn the_loss_of_the_reader_is_told_without_a_write() {
     run_until_quiet(&mut reactor);
     drop(their_reading);
     run_until_quiet(&mut reactor);
-    assert_eq!(record.summary(), ["made"]);
+    assert_eq!(record.summary(), ["made", "broken reading"]);
     assert_eq!(write(&mut reactor, pair, b"no"), WriteStatus::Refused);
     reactor.get(pair).unwrap().resume_producing();
     run_until(&mut reactor, |_| record.is_lost());

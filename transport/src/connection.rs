@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, CloseReason, Context, NotSent, ProducerKind, ProducerRef, Protocol,
+    AfterReadClosed, CloseReason, Context, NotSent, ProducerKind, ProducerRef, Protocol, Remains,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
@@ -25,7 +25,7 @@ use crate::connector::ConnectionEnded;
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
-use crate::file_descriptor::{FileDescriptor, Received, Remains};
+use crate::file_descriptor::{FileDescriptor, Received};
 use crate::link::{Awaited, Flags, Link, State};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
@@ -46,10 +46,6 @@ const LEAST_READ_COST: usize = 8_192;
 
 /// When a pull producer that wrote nothing is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
-
-/// How long a reset waits for a reader who has paused with something unread and
-/// takes none of it.
-const RESET_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A transport and the protocol it feeds.
 pub(crate) struct Connection<T, P> {
@@ -279,20 +275,14 @@ where
             // Not read out: this turn's budget is.
             return false;
         }
-        if stream.link.has(Flags::READABLE) && stream.link.is_open_for_reading() {
-            let unread = stream.undelivered();
-            let link = &mut stream.link;
-            let remains = link.remains();
-            if unread > 0 {
-                // A pause may last for ever. Who only takes a breath can have the rest
-                // of what a reset has cut off; nothing else waits for its reader in vain.
-                if remains == Some(Remains::Pieces) && link.cold().patience.is_none() {
-                    let call = reactor.notify_later(RESET_PATIENCE, link.token);
-                    link.cold().patience = Some((call, unread));
-                }
-                return false;
+        if stream.link.is_open_for_reading() {
+            let is_readable = stream.link.has(Flags::READABLE);
+            if is_readable && stream.undelivered() > 0 || self.holds_back() {
+                return self.tell_broken(reactor);
             }
-            if remains == Some(Remains::Everything) && !stream.layer.has_own_end() {
+            let stream = self.transport.stream();
+            let has_end = stream.link.remains() == Some(Remains::Everything);
+            if is_readable && has_end && !stream.layer.has_own_end() {
                 self.read_ended(reactor);
             }
         }
@@ -300,13 +290,25 @@ where
         true
     }
 
-    /// Looks again at a reset that waits for a reader.
-    fn patience_ends(&mut self, unread_before: usize) {
-        let stream = self.transport.stream_mut();
-        let is_waiting = stream.link.is_broken() && !stream.link.may_read();
-        if is_waiting && stream.undelivered() >= unread_before {
-            stream.link.end_broken();
+    /// Whether the protocol has something that it delivers to itself after the pause.
+    fn holds_back(&mut self) -> bool {
+        let is_paused = self.transport.stream().link.has(Flags::PAUSED);
+        let protocol = self.protocol.as_mut().filter(|_| is_paused);
+        protocol.is_some_and(Protocol::<T>::has_undelivered)
+    }
+
+    /// The end waits for a reader, who is told so once: a pause may last for ever.
+    fn tell_broken(&mut self, reactor: &mut Reactor) -> bool {
+        let broken = self.transport.stream_mut().link.cold().broken.as_mut();
+        let (Some(broken), Some(protocol)) = (broken, &mut self.protocol) else {
+            return false;
+        };
+        if std::mem::replace(&mut broken.was_told, true) {
+            return false;
         }
+        let remains = broken.remains;
+        protocol.connection_broken(&mut Context::new(&mut self.transport, reactor), remains);
+        true
     }
 
     /// Makes sure that somebody comes back for what is left.
@@ -628,7 +630,6 @@ where
                 cold.close_deadline.take(),
                 cold.retry.take(),
                 cold.ask_again.take(),
-                cold.patience.take().map(|(call, _)| call),
                 cold.draining.take().and_then(Draining::into_look),
             ]
             .into_iter()
@@ -711,7 +712,8 @@ where
         }
         stream.unwatch(reactor);
         let link = &mut stream.link;
-        let travels = stream.layer.travels();
+        // Its error would be told to nobody elsewhere: the kernel told us.
+        let travels = stream.layer.travels() && !link.is_broken();
         let descriptors = stream.layer.take_unsent_descriptors(link);
         let Some(mut layer) = stream.layer.take() else {
             return self.stay(descriptors);
@@ -898,8 +900,6 @@ where
             });
         } else if let Some(layer) = cold.layer_of(call) {
             self.transport.stream_mut().wake_layer(layer, reactor.now());
-        } else if let Some((_, unread)) = cold.patience.take_if(|(set, _)| *set == call) {
-            self.patience_ends(unread);
         } else if cold.draining.as_ref().is_some_and(|it| it.looks_at(call)) {
             self.look_whether_idle(reactor);
         }

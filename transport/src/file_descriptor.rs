@@ -13,7 +13,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use bowline_protocol::{Address, CloseReason, Credentials};
+use bowline_protocol::{Address, CloseReason, Credentials, Remains};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use crate::descriptor_queue::UnsentDescriptors;
@@ -566,17 +566,6 @@ pub(crate) fn not_connected() -> io::Error {
 fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     use std::os::fd::AsRawFd;
     one.as_raw_fd() == other.as_raw_fd()
-}
-
-/// What is left of a connection over which nothing more can be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remains {
-    /// What has arrived, and no end: the peer has reset it, or is out of reach.
-    Pieces,
-    /// All that the peer sent, its end too.
-    Everything,
-    /// The direction towards us, where more may come.
-    Reading,
 }
 
 /// What one read brought; the bytes, and what came beside them, are in the buffers.

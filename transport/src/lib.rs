@@ -65,7 +65,7 @@ pub use crate::error::{
     AdoptError, AdoptErrorKind, CallError, DetachError, ListenError, ListenStep,
 };
 pub use crate::file_descriptor::{
-    DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Remains, Socket,
+    DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
 pub use crate::kinds::*;
 pub use crate::link::Link;

@@ -16,14 +16,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    CloseReason, LingeringClose, ProducerKind, ProducerRef, TransportState, Watermarks, WhenSent,
-    WriteObserver,
+    CloseReason, LingeringClose, ProducerKind, ProducerRef, Remains, TransportState, Watermarks,
+    WhenSent, WriteObserver,
 };
 use bowline_reactor::{DelayedCall, Token};
 
 pub(crate) use self::flags::Flags;
 use crate::connection::Draining;
-use crate::file_descriptor::{FileDescriptor, Remains};
+use crate::file_descriptor::FileDescriptor;
 use crate::log;
 use crate::shared::{READ_BYTES, Shared};
 use crate::sys;
@@ -82,9 +82,6 @@ pub(crate) struct Cold {
     pub(crate) reason: Option<CloseReason>,
     /// Nothing more can be sent, and what the peer sent before is read first.
     pub(crate) broken: Option<Broken>,
-    /// Runs while a reset waits for a reader, with how much was unread when it was
-    /// set.
-    pub(crate) patience: Option<(DelayedCall, usize)>,
     /// Asked for by `lose_connection_within`, and not yet scheduled.
     pub(crate) close_within: Option<Duration>,
     pub(crate) close_deadline: Option<DelayedCall>,
@@ -163,6 +160,8 @@ pub(crate) struct LayerTimer {
 pub(crate) struct Broken {
     pub(crate) reason: CloseReason,
     pub(crate) remains: Remains,
+    /// Whether the protocol was told, as one that does not read.
+    pub(crate) was_told: bool,
 }
 
 #[derive(Debug)]

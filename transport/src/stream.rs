@@ -8,13 +8,13 @@ use std::io;
 use std::time::Instant;
 
 use bowline_protocol::{
-    CloseReason, LingeringClose, ProducerKind, ProducerRef, RegisterProducerError, Transport,
-    TransportHandle, WriteStatus,
+    CloseReason, LingeringClose, ProducerKind, ProducerRef, RegisterProducerError, Remains,
+    Transport, TransportHandle, WriteStatus,
 };
 use bowline_reactor::{Handle, Reactor, Token};
 
 use crate::detach::Unsent;
-use crate::file_descriptor::{FileDescriptor, Remains};
+use crate::file_descriptor::FileDescriptor;
 use crate::link::{Broken, Flags, Link};
 use crate::write_buffer::WriteBuffer;
 
@@ -412,7 +412,11 @@ impl<L: FileDescriptor> Stream<L> {
         };
         let dropped = self.buffer.take().len();
         link.cold().unsent.0 += dropped;
-        link.set_broken(Broken { reason, remains });
+        link.set_broken(Broken {
+            reason,
+            remains,
+            was_told: false,
+        });
         if link.has_producer() {
             // It may be what holds the reader: nothing is unsent any more.
             link.resume_producer_if_drained(0, false);

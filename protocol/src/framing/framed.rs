@@ -15,7 +15,7 @@ use crate::framing::{
     FrameBuffer, FrameContext, FrameReceiver, Framer, Framing, FramingError, Pairing, Unclaimed,
 };
 use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Remains};
 use crate::transport::Transport;
 
 mod bounds;
@@ -694,6 +694,10 @@ where
         self.forward(cx, |receiver, cx| receiver.write_connection_lost(cx));
     }
 
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        self.forward(cx, |receiver, cx| receiver.connection_broken(cx, remains));
+    }
+
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         if self.bounds.as_ref().is_some_and(|it| it.has_expired()) {
             let count = self.arrivals.len();
@@ -724,6 +728,17 @@ where
         self.arrivals.restart(cx.reactor.now());
         self.notify(cx, |receiver, cx| receiver.reading_resumed(cx));
         self.deliver_all(cx, &[]);
+    }
+
+    fn has_undelivered(&mut self) -> bool {
+        let has_descriptor = !self.arrivals.is_empty();
+        match self.mode {
+            Mode::Frames if self.arrivals.pairing == Pairing::Loose && has_descriptor => true,
+            // What is no whole frame was delivered as far as it can be.
+            Mode::Frames => !self.buffer.is_empty() && self.buffer.bytes_wanted().is_none(),
+            Mode::Raw { .. } => !self.buffer.is_empty() || has_descriptor,
+            Mode::Failed => false,
+        }
     }
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {

@@ -14,7 +14,7 @@ use crate::framing::{
     EncodeError, FrameDescriptors, FrameEncoder, FramingError, Pairing, SendFrameError,
 };
 use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain};
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Remains};
 use crate::transport::{Transport, TransportHandle, UnixTransport, WriteStatus};
 
 /// The callbacks of a connection whose bytes come in frames, marked off by a framer of
@@ -142,6 +142,12 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// Everything written was sent, and our side was closed, as asked.
     fn write_connection_lost(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
+    }
+
+    /// Nothing can be sent any more, and the end waits for this receiver, which has paused
+    /// reading. The frames kept back are delivered first, and so is what is unread.
+    fn connection_broken(&mut self, cx: &mut FrameContext<'_, T, F>, remains: Remains) {
+        let _ = (cx, remains);
     }
 
     /// The connection has ended. Called once, last. An unfinished frame can

@@ -202,8 +202,11 @@ impl<T: Transport + ?Sized> Policy<T> for Idle {
     fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         if let Some(watch) = &self.watch {
             let written = written(cx.transport);
-            // That reading goes on is no traffic yet.
-            let is_traffic = !matches!(event, Event::ReadingResumed | Event::ConnectionReattached);
+            // That reading goes on is no traffic yet, nor that none is to come.
+            let is_traffic = !matches!(
+                event,
+                Event::ReadingResumed | Event::ConnectionBroken(_) | Event::ConnectionReattached
+            );
             if watch.written.replace(written) != written || is_traffic {
                 watch.since.set(cx.reactor.now());
             }

@@ -148,6 +148,9 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
             Event::WriteConnectionLost => {
                 log::debug!(target: log::TRAFFIC, "{number}: nothing more is written");
             }
+            Event::ConnectionBroken(_) => {
+                log::debug!(target: log::TRAFFIC, "{number}: broken, with something unread");
+            }
             Event::ConnectionLost(reason) => {
                 log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
             }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
 use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
-use crate::reason::CloseReason;
+use crate::reason::{CloseReason, Remains};
 use crate::transport::Transport;
 
 /// Acts before and after the callbacks of a protocol, which knows nothing of it. A
@@ -81,6 +81,8 @@ pub enum Event<'a> {
     ReadConnectionLost,
     /// [`Protocol::write_connection_lost`].
     WriteConnectionLost,
+    /// [`Protocol::connection_broken`], with what there is to be read.
+    ConnectionBroken(Remains),
     /// [`Protocol::connection_lost`], with its reason.
     ConnectionLost(&'a CloseReason),
     /// [`Protocol::draining`].
@@ -268,6 +270,12 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
         });
     }
 
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
+        self.around(cx, &Event::ConnectionBroken(remains), |protocol, cx| {
+            protocol.connection_broken(cx, remains);
+        });
+    }
+
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         self.around(cx, &Event::ConnectionLost(reason), |protocol, cx| {
             protocol.connection_lost(cx, reason);
@@ -286,6 +294,10 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
         self.around(cx, &Event::ReadingResumed, |protocol, cx| {
             protocol.reading_resumed(cx);
         });
+    }
+
+    fn has_undelivered(&mut self) -> bool {
+        self.protocol.has_undelivered()
     }
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {

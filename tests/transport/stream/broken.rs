@@ -21,8 +21,10 @@ over_every_kind!(
 
 over_every_socket!(
     a_reset_is_told_at_once_when_nothing_is_unread,
-    a_reset_is_told_although_nobody_reads_what_came_before,
-    a_reader_who_takes_a_breath_has_all_before_the_reset,
+    a_reset_is_told_at_once_and_drops_nothing_unread,
+    a_reset_waits_for_what_was_put_back,
+    who_is_told_of_a_reset_can_end_it,
+    a_reader_that_pauses_behind_a_reset_is_told_then,
     a_reset_behind_the_peers_end_is_told,
 );
 
@@ -105,7 +107,9 @@ fn what_arrived_comes_before_the_failed_write_is_told(kind: Kind) {
             write_until_refused(&mut link.reactor, link.handle);
             link.settle();
             if !matches!(way, Way::AtEachRead | Way::Reads) {
-                assert_eq!(link.record.summary(), ["made"], "{way:?}");
+                let summary = link.record.summary();
+                assert_eq!(summary.len(), 2, "{way:?}: {summary:?}");
+                assert!(summary[1].starts_with("broken"), "{way:?}: {summary:?}");
                 way.end(link.transport());
             } else if let Some(it) = link.reactor.get(link.handle) {
                 way.end(it);
@@ -214,62 +218,111 @@ fn a_reset_is_told_at_once_when_nothing_is_unread(kind: Kind) {
     }
 }
 
-/// W-27.
-fn a_reset_is_told_although_nobody_reads_what_came_before(kind: Kind) {
+/// W-27. It can be decided at once what is to become of it; and where nothing is, all
+/// that had arrived is delivered, however long the pause is.
+fn a_reset_is_told_at_once_and_drops_nothing_unread(kind: Kind) {
     if !kind.is_tcp() {
         return;
     }
     for way in [Way::Paused, Way::Held, Way::PausedAndHeld] {
         for unread in [1, 100_000] {
-            let mut link = Link::new(kind, way.script(None));
-            link.peer().send(&vec![0; unread]);
+            let mut link = Link::new(kind, way.script(Some(20_000)));
+            let sent = pattern(unread);
+            link.peer().send(&sent);
             link.settle();
             link.reset_by_peer();
             link.settle();
-            // It may be a short pause.
-            assert_eq!(link.record.summary(), ["made"], "{way:?}, {unread}");
-            link.clock.advance(Duration::from_millis(250));
+            let told = ["made", "broken pieces"];
+            assert_eq!(link.record.summary(), told, "{way:?}, {unread}");
+            link.clock.advance(Duration::from_secs(86_400));
+            link.settle();
+            assert_eq!(link.record.summary(), told, "{way:?}, {unread}: later");
+            way.end(link.transport());
             link.run_until_lost();
-            assert_eq!(link.record.summary(), ["made", "lost connection lost"]);
+            assert!(link.record.data() == sent, "{way:?}: not all of {unread}");
+            let summary = link.record.summary();
+            assert_eq!(summary.last().unwrap(), "lost connection lost");
+            let told = summary.iter().filter(|it| it.starts_with("broken"));
+            assert_eq!(told.count(), 1, "{summary:?}");
             link.finish();
         }
     }
 }
 
-fn a_reader_who_takes_a_breath_has_all_before_the_reset(kind: Kind) {
+/// Bytes that the reactor has, and the kernel does not, count as unread.
+fn a_reset_waits_for_what_was_put_back(kind: Kind) {
     if !kind.is_tcp() {
         return;
     }
-    let script = Way::Paused.script(Some(20_000));
-    let mut link = Link::new(
-        kind,
-        script.data(|cx, _| {
+    let script = Script::new().data(|cx, data| {
+        // All of it, once.
+        if data.len() == 100 {
+            cx.transport.push_back(data[1..].to_vec());
             cx.transport.pause_producing();
-            let me = cx.transport.handle();
-            let again = move |reactor: &mut Reactor| {
-                if let Some(it) = reactor.get(me) {
-                    it.resume_producing();
-                }
-            };
-            cx.reactor.call_later(Duration::from_millis(200), again);
-        }),
-    );
-    let sent = pattern(100_000);
-    link.peer().send(&sent);
+        }
+    });
+    let mut link = Link::new(kind, script);
+    link.peer().send(&pattern(100));
     link.settle();
     link.reset_by_peer();
     link.settle();
+    let told = ["made", "data 100", "broken pieces"];
+    assert_eq!(link.record.summary(), told);
     link.transport().resume_producing();
-    for _ in 0..20 {
+    link.run_until_lost();
+    let summary = link.record.summary();
+    assert_eq!(
+        summary[3..],
+        ["reading resumed", "data 99", "lost connection lost"]
+    );
+    link.finish();
+}
+
+fn who_is_told_of_a_reset_can_end_it(kind: Kind) {
+    if !kind.is_tcp() {
+        return;
+    }
+    let ends: [fn(&mut dyn Transport); 2] = [|it| it.lose_connection(), |it| it.abort_connection()];
+    for (end, reason) in ends.into_iter().zip(["connection lost", "aborted by us"]) {
+        let script = Way::Paused.script(None).broken(move |cx| end(cx.transport));
+        let mut link = Link::new(kind, script);
+        link.peer().send(b"never read");
         link.settle();
-        link.clock.advance(Duration::from_millis(100));
+        link.reset_by_peer();
+        link.run_until_lost();
+        let lost = format!("lost {reason}");
+        assert_eq!(link.record.summary(), ["made", "broken pieces", &lost]);
+        link.finish();
+    }
+}
+
+/// It is paused only when something is read and not passed on, as a proxy is.
+fn a_reader_that_pauses_behind_a_reset_is_told_then(kind: Kind) {
+    if !kind.is_tcp() {
+        return;
+    }
+    let script = Way::Paused.script(Some(1_000));
+    let mut link = Link::new(kind, script.data(|cx, _| cx.transport.pause_producing()));
+    link.peer().send(&pattern(5_000));
+    link.settle();
+    link.transport().resume_producing();
+    link.settle();
+    let told = ["made", "reading resumed", "data 1000"];
+    assert_eq!(link.record.summary(), told);
+    link.transport().resume_producing();
+    link.reset_by_peer();
+    link.settle();
+    let summary = link.record.summary();
+    assert_eq!(summary.last().unwrap(), "broken pieces", "{summary:?}");
+    for _ in 0..3 {
+        link.transport().resume_producing();
+        link.settle();
     }
     link.run_until_lost();
-    assert_eq!(link.record.data().len(), sent.len());
-    assert_eq!(
-        link.record.summary().last().unwrap(),
-        "lost connection lost"
-    );
+    assert_eq!(link.record.data(), pattern(5_000));
+    let summary = link.record.summary();
+    let told = summary.iter().filter(|it| it.starts_with("broken"));
+    assert_eq!(told.count(), 1, "{summary:?}");
     link.finish();
 }
 

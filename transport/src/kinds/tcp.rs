@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Address, ConnectError, Destination, TcpTransport};
+use bowline_protocol::{Address, ConnectError, Destination, Remains, TcpTransport};
 
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
@@ -15,7 +15,7 @@ use crate::endpoint::{
     Adopt, Carried, Connect, Dial, HostToTry, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
 };
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::file_descriptor::{FileDescriptor, Received, Remains, Socket, not_connected};
+use crate::file_descriptor::{FileDescriptor, Received, Socket, not_connected};
 use crate::link::Link;
 use crate::shared::ReadBuffers;
 use crate::stream::{Stream, StreamTransport};
