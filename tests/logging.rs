@@ -14,9 +14,10 @@ use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::policies::{
     Backoff, IdleTimeout, Jitter, LimitConnections, Rate, Reconnecting, ThrottleReading,
 };
-use bowline::testing::ManualClock;
+use bowline::testing::{ManualClock, Pump};
 use bowline::{
     Address, BuildContext, CloseReason, Context, Factory, Protocol, Reactor, Transport, Transports,
+    UnixTransport,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -299,6 +300,53 @@ fn limits_and_throttling_are_logged() {
         1
     );
     drop((reactor, first, second, directory));
+    ledger.assert_balanced();
+}
+
+/// Contract W-08: with whose connection it is, why, and how much waits.
+#[test]
+fn what_the_kernel_keeps_refusing_is_said_once() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let (mut pump, peer) = Pump::with_peer(Recorder::default()).unwrap();
+    pump.run();
+    let socket = pump.transports()[0].socket();
+    let refuse = |pump: &Pump, times: usize| {
+        for nth in 0..times {
+            // ETOOMANYREFS.
+            let error = std::io::Error::from_raw_os_error(109);
+            pump.kernel().fail_send(socket, nth, error);
+        }
+    };
+    let warnings = || capture::lines("refused to send for a second");
+    // For less than a second, twice.
+    for _ in 0..2 {
+        refuse(&pump, 20);
+        let _ = pump.first().unwrap().write(b"late");
+        pump.advance(Duration::from_millis(900));
+        assert_eq!(peer.take().bytes, b"late");
+    }
+    assert!(warnings().is_empty(), "{:?}", warnings());
+    // For longer, twice.
+    for round in 0..2 {
+        refuse(&pump, 40);
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let transport = pump.first().unwrap();
+        transport.send_file_descriptor(file.into()).unwrap();
+        let _ = transport.write(b"later");
+        pump.advance(Duration::from_millis(900));
+        assert_eq!(warnings().len(), round);
+        pump.advance(Duration::from_millis(200));
+        assert_eq!(warnings().len(), 1, "{:?}", warnings());
+        pump.advance(Duration::from_secs(3));
+        assert_eq!(peer.take().bytes, b"later");
+    }
+    let line = &warnings()[0];
+    assert!(line.starts_with("WARN: "), "{line}");
+    assert!(line.contains(" Recorder,"), "{line}");
+    assert!(line.contains("Too many references"), "{line}");
+    assert!(line.ends_with("5 bytes and 1 descriptors wait"), "{line}");
+    drop(pump);
     ledger.assert_balanced();
 }
 

@@ -301,6 +301,11 @@ pub trait UnixTransport: Transport {
     /// the byte that it claimed. A descriptor with no byte to travel with waits until
     /// something is written. Makes no system call. (Twisted: `sendFileDescriptor`.)
     ///
+    /// Where too many are on their way to receivers who do not read (`ETOOMANYREFS`, a
+    /// limit of the user, in all processes together), they wait in the queue and are tried
+    /// again, at most every 50 ms. If that lasts for a second it is logged, once for each
+    /// connection.
+    ///
     /// # Errors
     ///
     /// The descriptor comes back in the error when the connection is lost,

@@ -40,6 +40,10 @@ use self::producers::Tell;
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
+/// So many refusals in a row are worth a warning: with those waits in between, a second
+/// has passed.
+const LASTING_REFUSALS: u32 = 26;
+
 /// What a read counts at the least: about the bytes that could be copied in the
 /// time of its system call and callback.
 const LEAST_READ_COST: usize = 8_192;
@@ -657,6 +661,31 @@ where
         );
     }
 
+    /// Says, once, that the kernel has refused to send for long: somebody may have to
+    /// make room, and it need not be the peer.
+    #[cold]
+    fn note_refusal(&mut self) {
+        let stream = self.transport.stream_mut();
+        let (bytes, descriptors) = (stream.unsent(), stream.layer.queued_descriptors());
+        let cold = stream.link.cold();
+        if cold.refusals != LASTING_REFUSALS {
+            return;
+        }
+        let Some(error) = cold.refusal.take() else {
+            return;
+        };
+        let Stream { link, layer, .. } = self.transport.stream();
+        log::warn!(
+            target: log::TRANSPORT,
+            "{} {},{},{}: the kernel has refused to send for a second, trying again: {error}; \
+            {bytes} bytes and {descriptors} descriptors wait",
+            link.token,
+            self.protocol_name(),
+            layer.socket().kind(),
+            layer.socket().peer(),
+        );
+    }
+
     fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
         let link = &mut self.transport.stream_mut().link;
         if link.cold_ref().is_some_and(|cold| cold.connector.is_some())
@@ -905,8 +934,14 @@ where
         }
         let next = self.work(reactor, Visit::Extra);
         let link = &mut self.transport.stream_mut().link;
-        if is_retry && !link.has(Flags::WAITS_FOR_TIMER) {
-            link.cold().retry_after = Duration::ZERO;
+        if is_retry && link.has(Flags::WAITS_FOR_TIMER) {
+            self.note_refusal();
+        } else if is_retry {
+            let cold = link.cold();
+            cold.retry_after = Duration::ZERO;
+            if cold.refusals < LASTING_REFUSALS {
+                cold.refusals = 0;
+            }
         }
         next
     }

@@ -90,6 +90,10 @@ pub(crate) struct Cold {
     pub(crate) retry: Option<DelayedCall>,
     /// How long to wait before the next retry.
     pub(crate) retry_after: Duration,
+    /// How often in a row the kernel has refused to send for now, and why the last time.
+    /// Stays where it is once that was said.
+    pub(crate) refusals: u32,
+    pub(crate) refusal: Option<io::Error>,
     /// How many reasons there are not to read, beside the pause.
     holds: u32,
     write_observer: Option<Rc<dyn WriteObserver>>,
@@ -746,6 +750,9 @@ impl Link {
         } else if sys::is_transient(&error) {
             log::debug!(target: log::TRANSPORT, "{}: send refused for now: {error}", self.token);
             self.set(Flags::WAITS_FOR_TIMER | Flags::UNSETTLED);
+            let cold = self.cold();
+            cold.refusals = cold.refusals.saturating_add(1);
+            cold.refusal = Some(error);
         } else {
             return Some(error);
         }
