@@ -144,12 +144,17 @@ fn loss_closes_the_queue_and_says_how_many() {
         let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
         run_until_quiet(&mut reactor);
         let it = transport(&mut reactor, handle);
-        for fd in files(3).0 {
+        for fd in files(2).0 {
             it.send_file_descriptor(fd.into()).unwrap();
         }
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        it.send_file_descriptor(writer.into()).unwrap();
         drop(peer);
         run_until(&mut reactor, |_| seen.has("lost"));
         assert_eq!(seen.all(), ["lost closed cleanly; 3 unsent"]);
+        // With the connection, and not with the reactor.
+        assert_eq!(rustix::io::read(&reader, &mut [0; 4]).unwrap(), 0);
+        assert_eq!(reactor.descriptor_counts().unsent, 3);
     }
     ledger.assert_balanced();
 }
@@ -164,13 +169,17 @@ fn write_to_a_dead_peer_keeps_none_of_its_descriptors() {
         let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
         drop(peer);
         let it = transport(&mut reactor, handle);
-        for fd in files(3).0 {
+        for fd in files(2).0 {
             it.send_file_descriptor(fd.into()).unwrap();
         }
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        it.send_file_descriptor(writer.into()).unwrap();
         it.write(b"xyz");
         it.pause_producing();
         run_until(&mut reactor, |_| seen.has("lost"));
         assert_eq!(seen.all(), ["lost connection lost; 3 unsent"]);
+        assert_eq!(rustix::io::read(&reader, &mut [0; 4]).unwrap(), 0);
+        assert_eq!(reactor.descriptor_counts().unsent, 3);
     }
     ledger.assert_balanced();
 }

@@ -319,9 +319,12 @@ fn nothing_is_delivered_after_an_abort_inside_the_callback() {
 fn panic_in_the_callback_closes_all_and_costs_the_connection() {
     let ledger = DescriptorLedger::open();
     {
+        capture_log();
         let expected = ["descriptor", "lost a callback panicked; 0 unsent"];
         let (mut reactor, _) = assert_nothing_after(|_| panic!("meant to panic"), &expected);
         assert_eq!(reactor.statistics().panics, 1);
+        let lines = logged(log::Level::Error, "meant to panic");
+        assert_eq!(lines.len(), 1, "{lines:?}");
         assert_eq!(reactor.descriptor_counts().unclaimed, 2);
         assert_eq!(reactor.registered(), 0);
         // The loop goes on, and so does what it shares.
@@ -514,6 +517,8 @@ fn more_descriptors_in_all_than_allowed_end_the_connection() {
         assert_eq!(record.data(), b"abcd");
         let last = record.summary().pop().unwrap();
         assert_eq!(last, "lost peer sent more than 5 descriptors");
+        assert!(record.take_descriptors().is_empty());
+        assert_eq!(reactor.descriptor_counts().unclaimed, 1);
     }
     ledger.assert_balanced();
 }
@@ -762,7 +767,7 @@ fn descriptors_of_a_peer_that_is_gone_wait_for_a_reader_although_a_send_fails() 
     }
 }
 
-/// S-27, S-32.
+/// S-26, S-27, S-32.
 #[test]
 fn credentials_beside_the_bytes_disturb_nothing() {
     let ledger = DescriptorLedger::open();

@@ -355,7 +355,7 @@ fn delayed_calls_run_in_order_at_their_own_times() {
     assert_eq!(pump.reactor().now() - start, Duration::from_secs(10));
 }
 
-/// Contract S-17, F-10.
+/// Contract S-17, S-28, F-10, M-07.
 #[test]
 fn failures_on_command_reach_the_transport() {
     let _ledger = DescriptorLedger::open();
@@ -385,6 +385,16 @@ fn failures_on_command_reach_the_transport() {
         peer.send(b"two").unwrap();
         pump.run();
         assert_eq!(record.summary(), ["made", "data 3", "lost connection lost"]);
+
+        let (record, recorder) = recorded();
+        let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+        let socket = pump.transports()[0].socket();
+        pump.kernel().fail_send(socket, 0, kind.into());
+        pump.run();
+        let _ = pump.first().unwrap().write(b"never sent");
+        pump.run();
+        assert_eq!(record.summary(), ["made", "lost connection lost"]);
+        assert_eq!(peer.take().bytes, b"");
     }
     // Nothing at all: what the transport repeats, and what an event follows.
     for kind in [ErrorKind::Interrupted, ErrorKind::WouldBlock] {
@@ -396,7 +406,88 @@ fn failures_on_command_reach_the_transport() {
     }
 }
 
-/// Contract S-19: what a send before it took is gone, the rest is counted.
+/// Contract S-13, S-14, S-15, S-18: whatever the kernel puts a send off with, and however
+/// many were taken before it, those have left, once; the rest waits in order, with its
+/// bytes, and so does the producer.
+#[test]
+fn send_that_is_put_off_after_others_keeps_the_rest_in_order() {
+    let ledger = DescriptorLedger::open();
+    let put_off = [
+        io::Error::from_raw_os_error(105), // ENOBUFS
+        io::Error::from_raw_os_error(109), // ETOOMANYREFS
+        ErrorKind::WouldBlock.into(),
+    ];
+    for error in put_off {
+        for taken in 0..5 {
+            let is_later = error.raw_os_error().is_some();
+            let (record, recorder) = recorded();
+            let (mut pump, peer) = Pump::with_peer(recorder).unwrap();
+            pump.run();
+            let socket = pump.transports()[0].socket();
+            let error = match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => error.kind().into(),
+            };
+            pump.kernel().fail_send(socket, taken, error);
+            let transport = pump.first().unwrap();
+            transport.set_descriptor_limits(DescriptorLimits::default().per_message(1));
+            let files: Vec<_> = (0..5).map(|_| tempfile::tempfile().unwrap()).collect();
+            for file in &files {
+                let copy = file.try_clone().unwrap();
+                transport.send_file_descriptor(copy.into()).unwrap();
+            }
+            let _ = transport.write(b"abcdefgh");
+            pump.turn();
+            let sent = taken as u64;
+            let transport = pump.first().unwrap();
+            assert_eq!(transport.descriptors_sent(), sent);
+            assert_eq!(transport.unsent_descriptors(), 5 - taken);
+            assert_eq!(transport.unsent_bytes(), 8 - taken);
+            // "Would block" is followed by an event, the others by a timer of ours.
+            pump.run();
+            let waits = pump.first().unwrap().unsent_descriptors();
+            assert_eq!(waits, if is_later { 5 - taken } else { 0 });
+            pump.advance(Duration::from_secs(1));
+            let arrived = peer.take();
+            assert_eq!(arrived.bytes, b"abcdefgh");
+            let inode = |it: &dyn AsFd| rustix::fs::fstat(it.as_fd()).unwrap().st_ino;
+            let received: Vec<_> = arrived.descriptors.iter().map(|it| inode(it)).collect();
+            let expected: Vec<_> = files.iter().map(|it| inode(it)).collect();
+            assert_eq!(received, expected, "{taken} were taken before");
+            assert!(!record.is_lost());
+            assert_eq!(pump.first().unwrap().descriptors_sent(), 5);
+            assert_eq!(pump.reactor().descriptor_counts().unsent, 0);
+        }
+    }
+    ledger.assert_balanced();
+}
+
+/// Contract F-08: a send that the kernel has cut is followed by the next in the same turn,
+/// since no event comes for a socket that still has room; and at the end of the turn's
+/// budget by the next turn, for the same reason.
+#[test]
+fn flush_goes_on_until_all_was_taken() {
+    let _ledger = DescriptorLedger::open();
+    let kernel = SimulatedKernel::new();
+    kernel.set_settings(kernel.settings().largest_send(1_000));
+    let mut pump = Pump::with_kernel(kernel).unwrap();
+    let (record, recorder) = recorded();
+    let (transport, peer) = pump.connect(recorder).unwrap();
+    pump.run();
+    let _ = pump.get(transport).unwrap().write(&[1; 5_000]);
+    pump.turn();
+    assert_eq!(peer.take().bytes.len(), 5_000);
+    // Eight sends in a turn.
+    let _ = pump.get(transport).unwrap().write(&[2; 7_000]);
+    let _ = pump.get(transport).unwrap().write(&[2; 7_000]);
+    for expected in [8_000, 6_000] {
+        pump.turn();
+        assert_eq!(peer.take().bytes.len(), expected);
+    }
+    assert_eq!(record.summary(), ["made"]);
+}
+
+/// Contract S-18, S-19: what a send before it took is gone, the rest is counted.
 #[test]
 fn send_that_fails_after_others_keeps_count_of_what_left() {
     let ledger = DescriptorLedger::open();

@@ -3,8 +3,11 @@
 use std::cell::RefCell;
 use std::sync::Once;
 
+type Watcher = Box<dyn Fn(&str)>;
+
 thread_local! {
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
 }
 
 struct Capture;
@@ -17,6 +20,7 @@ impl log::Log for Capture {
     fn log(&self, record: &log::Record<'_>) {
         if self.enabled(record.metadata()) {
             let line = format!("{}: {}", record.level(), record.args());
+            WATCHER.with_borrow(|watcher| watcher.iter().for_each(|watch| watch(&line)));
             LINES.with_borrow_mut(|lines| lines.push(line));
         }
     }
@@ -32,6 +36,12 @@ pub(crate) fn start() {
         log::set_max_level(log::LevelFilter::Debug);
     });
     LINES.take();
+}
+
+/// Has somebody see each line at the moment when it is written.
+#[allow(dead_code, reason = "this file is used by several test binaries")]
+pub(crate) fn watch(watcher: impl Fn(&str) + 'static) {
+    WATCHER.set(Some(Box::new(watcher)));
 }
 
 /// What was logged with this in it.

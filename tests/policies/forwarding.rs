@@ -224,6 +224,7 @@ fn assert_forwards<P: Protocol<MemoryStream>>(pump: &mut Pump, protocol: P, log:
     pump.run();
     assert_eq!(log.take(), ["connection_lost aborted by us"]);
     assert_eq!(timers(pump), 0);
+    assert_eq!(Rc::strong_count(log), 1, "the protocol was kept");
 }
 
 /// E-04, H-21, W-72.

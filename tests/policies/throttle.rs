@@ -117,7 +117,7 @@ fn holds_are_counted() {
     assert_eq!(record.summary(), ["made", "data 1"]);
 }
 
-/// H-18: one bucket for all, and each its own.
+/// H-18, W-70: one bucket for all, and each its own.
 #[test]
 fn the_total_is_shared_and_timers_end_with_the_last() {
     let _ledger = DescriptorLedger::open();

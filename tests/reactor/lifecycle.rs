@@ -163,15 +163,23 @@ fn call_when_running_runs_after_the_startup_or_in_this_turn() {
     let notes = Notes::new();
     reactor.call_when_running(notes.noting("first"));
     let second = notes.clone();
+    let turns = Rc::new(Cell::new((0, 0)));
+    let seen = Rc::clone(&turns);
     reactor.call_when_running(move |reactor| {
         assert!(reactor.is_running());
         second.push("second");
-        reactor.call_when_running(second.noting("at once"));
+        let (at_once, turn) = (second.noting("at once"), reactor.statistics().turns);
+        reactor.call_when_running(move |reactor| {
+            seen.set((turn, reactor.statistics().turns));
+            at_once(reactor);
+        });
         second.push("not inside");
         stop_soon(reactor);
     });
     reactor.run().unwrap();
     assert_eq!(notes.all(), ["first", "second", "not inside", "at once"]);
+    let (asked, called) = turns.get();
+    assert_eq!(asked, called, "in another turn");
 }
 
 /// Contract R-04.
@@ -311,7 +319,7 @@ fn trigger_may_remove_others_of_its_own_and_of_later_phases() {
     assert_eq!(reactor.statistics().panics, 0);
 }
 
-/// Contract.
+/// Contract, W-41.
 #[test]
 fn crash_ends_the_run_and_leaves_everything_as_it_is() {
     let ledger = DescriptorLedger::open();
@@ -551,6 +559,29 @@ fn turn_in_foreign_loop(reactor: &mut Reactor) -> u32 {
         if reactor.is_idle() {
             return turns;
         }
+    }
+}
+
+/// Contract R-44, with something to wait for and with nothing.
+#[test]
+fn turn_without_time_does_not_wait() {
+    let _alone = DescriptorLedger::open();
+    for is_waiting in [false, true] {
+        let mut reactor = Reactor::new().unwrap();
+        if is_waiting {
+            reactor.call_later(DEADLINE * 2, |_| {});
+        }
+        assert!(reactor.is_idle());
+        let (remote, began) = (reactor.remote(), Instant::now());
+        // What would end it otherwise.
+        let rescue = std::thread::spawn(move || {
+            std::thread::park_timeout(DEADLINE / 2);
+            remote.wake();
+        });
+        reactor.turn(Some(Duration::ZERO));
+        assert!(began.elapsed() < DEADLINE / 2, "it waited");
+        rescue.thread().unpark();
+        rescue.join().unwrap();
     }
 }
 

@@ -534,7 +534,7 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
     assert!(reactor.statistics().turns - before < 10);
 }
 
-/// Contract R-15: what is ready is fetched first; then come what was asked for
+/// Contract: what is ready is fetched first; then come what was asked for
 /// elsewhere, what is due, what is ready, and the end; and what a callback asks
 /// for waits for the next turn.
 #[test]

@@ -25,6 +25,7 @@ use bowline::{Tcp, Unix};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::harness::{Doorman, End, Kind, Link, Log, Script, over_every_socket, pattern, tcp_pair};
+use crate::support::faults::{Call, with_faults};
 use crate::support::{
     DescriptorLedger, Event, Record, Recorder, run_until, run_until_quiet, socketpair,
 };
@@ -110,6 +111,10 @@ fn what_does_not_fit_comes_back() {
     refuses(TCP_STREAM, unix_stream(), is_wrong_family);
     refuses(UNIX_LISTENER, tcp_listener(), is_wrong_family);
     refuses(UNIX_STREAM, tcp_pair().0.into(), is_wrong_family);
+    for adopt in [TCP_LISTENER, UNIX_LISTENER, TCP_STREAM, UNIX_STREAM] {
+        let netlink = socket(AddressFamily::NETLINK, SocketType::RAW);
+        refuses(adopt, netlink, is_wrong_family);
+    }
     let is_no_stream: fn(&AdoptErrorKind) -> bool =
         |kind| matches!(kind, AdoptErrorKind::NotAStream);
     for adopt in [TCP_LISTENER, TCP_STREAM] {
@@ -166,12 +171,16 @@ fn what_is_adopted_is_made_nonblocking_and_close_on_exec() {
     let tcp_listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
     let directory = tempfile::tempdir().unwrap();
     let unix_listener = StdUnixListener::bind(directory.path().join("s")).unwrap();
-    let cases: [(OwnedFd, Adopt); 4] = [
+    let mut cases: Vec<(OwnedFd, Adopt)> = vec![
         (tcp.into(), TCP_STREAM),
         (unix.into(), UNIX_STREAM),
         (tcp_listener.into(), TCP_LISTENER),
         (unix_listener.into(), UNIX_LISTENER),
     ];
+    // Where this machine has it.
+    if let Ok(v6) = StdTcpListener::bind("[::1]:0") {
+        cases.push((v6.into(), TCP_LISTENER));
+    }
     for (fd, adopt) in cases {
         let raw = fd.as_raw_fd();
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty()).unwrap();
@@ -289,6 +298,41 @@ fn stopping_an_adopted_listener_leaves_the_other_holders() {
     assert!(tcp.accept().is_ok() && unix.accept().is_ok());
     drop((reactor, clients, more, tcp, unix, directory));
     ledger.assert_balanced();
+}
+
+/// Contract W-43: it is watched, and nothing is done to it, or to its file: neither when
+/// it is adopted nor when it is stopped.
+#[test]
+fn an_adopted_listener_is_left_as_it_is() {
+    let name = "an_adopted_listener_is_left_as_it_is";
+    with_faults(module_path!(), name, |faults| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let mut reactor = Reactor::new().unwrap();
+        let log = Log::default();
+        let unix = StdUnixListener::bind(&path).unwrap();
+        let fd = unix.try_clone().unwrap().into();
+        faults.during(|| {
+            let listening = Unix::listening(fd);
+            let listener = reactor.listen(listening, Doorman::new(&log)).unwrap();
+            let client = StdUnixStream::connect(&path).unwrap();
+            run_until(&mut reactor, |_| log.borrow().contains(&"made".into()));
+            drop(client);
+            run_until(&mut reactor, |reactor| reactor.registered() == 1);
+            reactor.get(listener).unwrap().stop_listening();
+            run_until_quiet(&mut reactor);
+        });
+        for call in [
+            Call::Bind,
+            Call::Listen,
+            Call::Fchmod,
+            Call::Unlink,
+            Call::Shutdown,
+        ] {
+            assert_eq!(faults.count(call), 0, "{call:?}");
+        }
+        assert!(faults.count(Call::Accept) > 0, "nothing was counted");
+    });
 }
 
 type Taken = Rc<RefCell<Option<Result<Detached<Script>, DetachError>>>>;

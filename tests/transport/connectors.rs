@@ -11,9 +11,11 @@ use bowline::testing::ManualClock;
 use bowline::{Address, ConnectorHandle, ConnectorState, Reactor, Transports, UnixAddress};
 use bowline::{Tcp, Unix};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::harness::{Doorman, Log, abstract_name, logging_script, std_address, unix_address};
+use crate::support::faults::{Call, with_faults};
 use crate::support::{DEADLINE, DescriptorLedger, run_until, run_until_quiet};
 
 /// A reactor whose clock stands still, and what is around it.
@@ -93,20 +95,36 @@ fn full_unix() -> (StdUnixListener, StdUnixStream, UnixAddress) {
     (listener, client, address)
 }
 
-/// C-01, C-03, C-07, C-08, F-20.
+/// C-01, C-03, C-07, C-08, F-20, E-01.
 #[test]
 fn callbacks_come_in_order() {
     let mut stage = Stage::new();
     let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let same = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let note = || {
+        let same = Rc::clone(&same);
+        move |connector: &dyn bowline::Connector| {
+            let seen = (connector.handle(), connector.destination());
+            same.borrow_mut().push(seen);
+        }
+    };
+    let (at_start, at_build, at_end) = (note(), note(), note());
+    let log = Rc::clone(&stage.log);
     let factory = Doorman::new(&stage.log)
-        .started(|cx| {
+        .started(move |cx| {
             let connector = cx.connector().unwrap();
+            at_start(connector);
             assert_eq!(connector.state(), ConnectorState::Connecting);
             connector.connect();
         })
-        .lost(|cx| {
+        .build(move |cx| {
+            at_build(cx.connector().unwrap());
+            Some(logging_script(&log))
+        })
+        .lost(move |cx| {
             let connector = cx.connector().unwrap();
+            at_end(connector);
             assert_eq!(connector.state(), ConnectorState::Disconnected);
         });
     let handle = stage.reactor.connect_tcp(address, factory).unwrap();
@@ -133,11 +151,12 @@ fn callbacks_come_in_order() {
         "stopped",
     ]);
     assert!(stage.reactor.get(handle).is_none());
+    assert_eq!(*same.borrow(), vec![(handle, address.into()); 3]);
     drop(listener);
     stage.finish();
 }
 
-/// C-02, C-04, C-10.
+/// C-02, C-04, C-10, E-01.
 #[test]
 fn failures_are_told_from_the_loop_with_their_errno() {
     let mut stage = Stage::new();
@@ -173,11 +192,12 @@ fn failures_are_told_from_the_loop_with_their_errno() {
     stage.finish();
 }
 
-/// Contract C-04.
+/// Contract C-04: each has its own kind, and its number.
 #[test]
 fn the_error_of_the_system_is_kept() {
     use bowline::{BuildContext, ConnectError, Factory, TcpStream};
-    struct Keeps(Rc<std::cell::Cell<Option<i32>>>);
+    type Told = Rc<std::cell::RefCell<Option<(&'static str, Option<i32>)>>>;
+    struct Keeps(Told);
     impl Factory<TcpStream> for Keeps {
         type Protocol = crate::support::Recorder;
 
@@ -190,22 +210,53 @@ fn the_error_of_the_system_is_kept() {
         }
 
         fn connection_failed(&mut self, _: &mut BuildContext<'_>, error: &ConnectError) {
-            assert!(matches!(error, ConnectError::Refused(_)));
-            self.0.set(error.as_os().and_then(io::Error::raw_os_error));
+            let kind = match error {
+                ConnectError::Refused(_) => "refused",
+                ConnectError::Unreachable(_) => "unreachable",
+                ConnectError::TimedOutByKernel(_) => "timed out",
+                ConnectError::Bind(_) => "bind",
+                ConnectError::Os(_) => "other",
+                _ => "none of the system",
+            };
+            let number = error.as_os().and_then(io::Error::raw_os_error);
+            *self.0.borrow_mut() = Some((kind, number));
         }
     }
-    let mut stage = Stage::new();
-    let seen = Rc::new(std::cell::Cell::new(None));
-    stage
-        .reactor
-        .connect_tcp(refused_address(), Keeps(Rc::clone(&seen)))
-        .unwrap();
-    run_until(&mut stage.reactor, |_| seen.get().is_some());
-    assert_eq!(
-        seen.get(),
-        Some(rustix::io::Errno::CONNREFUSED.raw_os_error())
-    );
-    stage.finish();
+    let name = "the_error_of_the_system_is_kept";
+    with_faults(module_path!(), name, |faults| {
+        let bound = ([127, 0, 0, 1], 0).into();
+        let to = || Tcp::to(refused_address());
+        for (call, error, endpoint, kind) in [
+            // Of its own, at the first event.
+            (None, Errno::CONNREFUSED, to(), "refused"),
+            (Some(Call::Connect), Errno::NETUNREACH, to(), "unreachable"),
+            (Some(Call::Connect), Errno::HOSTUNREACH, to(), "unreachable"),
+            (Some(Call::Connect), Errno::TIMEDOUT, to(), "timed out"),
+            (Some(Call::Connect), Errno::ACCESS, to(), "other"),
+            (Some(Call::Socket), Errno::MFILE, to(), "other"),
+            (
+                Some(Call::Bind),
+                Errno::ADDRINUSE,
+                to().bind_address(bound),
+                "bind",
+            ),
+        ] {
+            let mut stage = Stage::new();
+            let told = Told::default();
+            let factory = Keeps(Rc::clone(&told));
+            faults.reset();
+            if let Some(call) = call {
+                faults.fail(call, 0, 1, error);
+            }
+            faults.during(|| {
+                stage.reactor.connect(endpoint, factory).unwrap();
+                run_until(&mut stage.reactor, |_| told.borrow().is_some());
+            });
+            let told = told.take().unwrap();
+            assert_eq!(told, (kind, Some(error.raw_os_error())), "{call:?}");
+            stage.finish();
+        }
+    });
 }
 
 /// C-05.
@@ -310,7 +361,7 @@ fn a_full_unix_queue_is_tried_until_the_timeout() {
 
 const CANCELLED: [&str; 3] = ["started", "failed: connecting was cancelled", "stopped"];
 
-/// C-06.
+/// C-06, E-02.
 #[test]
 fn an_attempt_can_be_given_up_at_any_moment() {
     // Inside started.
@@ -548,7 +599,7 @@ fn a_lost_connection_can_be_followed_by_another() {
     stage.finish();
 }
 
-/// C-11.
+/// C-11, E-03.
 #[test]
 fn a_factory_that_declines_closes_the_connection() {
     let mut stage = Stage::new();
@@ -564,7 +615,7 @@ fn a_factory_that_declines_closes_the_connection() {
     stage.finish();
 }
 
-/// Somebody waits to be told how it went, also when the factory has a bug.
+/// Somebody waits to be told how it went, also when the factory has a bug. Contract E-03.
 #[test]
 fn a_factory_that_panics_is_told_of_the_end() {
     let mut stage = Stage::new();

@@ -71,6 +71,12 @@ impl Kind {
         !matches!(self, Self::Pipes | Self::Terminal)
     }
 
+    /// Whether that it can be read and that it can be written is said by one event, and not
+    /// by one for each of two descriptors.
+    pub(crate) fn has_one_event(self) -> bool {
+        self != Self::Pipes
+    }
+
     /// Whether an abort of ours is a reset for the peer: a TCP socket that
     /// nobody else may hold.
     pub(crate) fn aborts_with_reset(self) -> bool {

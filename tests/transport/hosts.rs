@@ -109,7 +109,7 @@ fn assert_connected(stage: &Stage, address: SocketAddr) {
     stage.assert_log(&["started", "build", &format!("made {address}")]);
 }
 
-/// Contract C-13, E-06.
+/// Contract C-13, C-05, E-06.
 #[test]
 fn a_host_is_resolved_first_and_the_peer_is_its_address() {
     let mut stage = Stage::new();

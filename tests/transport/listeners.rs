@@ -40,7 +40,7 @@ fn is_closed(mut client: impl Read) -> bool {
     }
 }
 
-/// L-01.
+/// L-01, E-05.
 #[test]
 fn port_0_becomes_the_real_port() {
     for (address, kind) in [
@@ -64,7 +64,7 @@ fn port_0_becomes_the_real_port() {
     }
 }
 
-/// L-02, L-19, W-47: what fails says where, and starts nothing.
+/// L-02, L-19, W-47, E-05: what fails says where, and starts nothing.
 #[test]
 fn listening_where_one_cannot_is_an_error() {
     let ledger = DescriptorLedger::open();
@@ -82,6 +82,7 @@ fn listening_where_one_cannot_is_an_error() {
     let foreign = SocketAddr::from(([192, 0, 2, 1], 0));
     let error = reactor.listen_tcp(foreign, Doorman::new(&log)).unwrap_err();
     assert_eq!(error.error.kind(), io::ErrorKind::AddrNotAvailable);
+    assert_eq!(error.address, Address::Inet(foreign));
 
     let missing = directory.path().join("missing/socket");
     let error = reactor

@@ -1,7 +1,10 @@
 //! Socket options, and the socket itself for those that have no method.
 
 use std::cell::RefCell;
+use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,10 +21,25 @@ struct Seen {
     after_setting: Vec<(bool, bool)>,
     times: Vec<(Duration, Duration, u32)>,
     after_the_loss: Vec<(Option<io::ErrorKind>, bool)>,
+    /// Whether the descriptor was open, made and lost.
+    open: Vec<(bool, bool)>,
 }
 
 struct Prober {
     seen: Rc<RefCell<Seen>>,
+    socket: Option<(RawFd, PathBuf)>,
+}
+
+impl Prober {
+    fn new(seen: &Rc<RefCell<Seen>>) -> Self {
+        let (seen, socket) = (Rc::clone(seen), None);
+        Self { seen, socket }
+    }
+}
+
+/// What the descriptor of this number is, if it is open.
+fn open_as(number: RawFd) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{number}")).ok()
 }
 
 impl<T: TcpTransport> Protocol<T> for Prober {
@@ -41,6 +59,8 @@ impl<T: TcpTransport> Protocol<T> for Prober {
             transport.keep_alive().unwrap(),
         ));
         let socket = transport.socket_descriptor().unwrap();
+        let number = socket.as_raw_fd();
+        self.socket = open_as(number).map(|what| (number, what));
         seen.times.push((
             sockopt::tcp_keepidle(socket).unwrap(),
             sockopt::tcp_keepintvl(socket).unwrap(),
@@ -53,6 +73,9 @@ impl<T: TcpTransport> Protocol<T> for Prober {
 
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
         let asked = cx.transport.no_delay();
+        let (number, socket) = self.socket.take().unwrap();
+        let is_open = open_as(number).is_some_and(|now| now == socket);
+        self.seen.borrow_mut().open.push((true, is_open));
         self.seen.borrow_mut().after_the_loss.push((
             asked.err().map(|error| error.kind()),
             cx.transport.socket_descriptor().is_none(),
@@ -60,7 +83,7 @@ impl<T: TcpTransport> Protocol<T> for Prober {
     }
 }
 
-/// Contract T-01, T-02, T-12, T-13.
+/// Contract T-01, T-02, T-12, T-13, F-20: the socket is closed when the loss is told.
 #[test]
 fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
     let ledger = DescriptorLedger::open();
@@ -68,9 +91,7 @@ fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
     let mut reactor = Reactor::new().unwrap();
     let prober = |seen: &Rc<RefCell<Seen>>| {
         let seen = Rc::clone(seen);
-        move |_: &Address| Prober {
-            seen: Rc::clone(&seen),
-        }
+        move |_: &Address| Prober::new(&seen)
     };
     let listener = reactor
         .listen_tcp(([127, 0, 0, 1], 0).into(), prober(&seen))
@@ -89,6 +110,7 @@ fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
         seen.after_the_loss,
         [(Some(io::ErrorKind::NotConnected), true); 2]
     );
+    assert_eq!(seen.open, [(true, false); 2]);
     drop(reactor);
     ledger.assert_balanced();
 }
@@ -104,9 +126,7 @@ fn options_of_listener_and_connector_are_in_force_from_the_start() {
             Tcp::at(([127, 0, 0, 1], 0).into())
                 .no_delay(true)
                 .keep_alive(true),
-            move |_: &Address| Prober {
-                seen: Rc::clone(&of_accepted),
-            },
+            move |_: &Address| Prober::new(&of_accepted),
         )
         .unwrap();
     let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
@@ -114,9 +134,7 @@ fn options_of_listener_and_connector_are_in_force_from_the_start() {
     reactor
         .connect(
             Tcp::to(address).no_delay(true).keep_alive(true),
-            move |_: &Address| Prober {
-                seen: Rc::clone(&of_connected),
-            },
+            move |_: &Address| Prober::new(&of_connected),
         )
         .unwrap();
     run_until(&mut reactor, |_| seen.borrow().after_the_loss.len() == 2);

@@ -12,7 +12,7 @@ use bowline::{
 };
 
 use crate::harness::{
-    DynContext, End, Kind, Link, Peer, Script, over_every_kind, over_terminals, pattern,
+    Buffers, DynContext, End, Kind, Link, Peer, Script, over_every_kind, over_terminals, pattern,
 };
 use crate::support::{DescriptorLedger, Event, Record, run_until, run_until_quiet, socketpair};
 
@@ -140,19 +140,24 @@ struct Produced {
 
 impl Produced {
     fn new(kind: Kind, who: Who, hooks: Hooks) -> Self {
-        Self::with_script(kind, who, Script::new(), hooks)
+        Self::with_buffers(kind, Buffers::Default, who, hooks)
     }
 
-    fn with_script(kind: Kind, who: Who, script: Script, hooks: Hooks) -> Self {
+    fn with_buffers(kind: Kind, buffers: Buffers, who: Who, hooks: Hooks) -> Self {
+        let script = Script::new();
         match who {
             Who::Protocol => Self {
-                link: Link::new(kind, script.pause(hooks.pause).resume(hooks.resume)),
+                link: Link::with_buffers(
+                    kind,
+                    buffers,
+                    script.pause(hooks.pause).resume(hooks.resume),
+                ),
                 producer: Some(ProducerRef::Protocol),
             },
             Who::Boxed => {
                 let record = script.record();
                 Self {
-                    link: Link::new(kind, script),
+                    link: Link::with_buffers(kind, buffers, script),
                     producer: Some(ProducerRef::boxed(Source { record, hooks })),
                 }
             }
@@ -238,10 +243,12 @@ fn a_push_producer_is_paused_above_the_high_watermark(kind: Kind) {
     }
 }
 
-/// P-07, P-08, W-20.
+/// P-07, P-08, W-20: resumed when all has left, and no sooner.
 fn a_full_period_has_one_pause_and_one_resume(kind: Kind) {
     for who in EVERYBODY {
-        let mut it = Produced::new(kind, who, Hooks::none());
+        let hooks = Hooks::resume(|cx| assert_eq!(cx.transport.unsent_bytes(), 0));
+        // What is unsent leaves by small steps.
+        let mut it = Produced::with_buffers(kind, Buffers::Small, who, hooks);
         let before = it.link.fill();
         it.register(ProducerKind::Push);
         let mut written = before;
@@ -312,7 +319,7 @@ fn a_producer_registered_while_full_is_paused(kind: Kind) {
     }
 }
 
-/// P-23, W-22: unsent bytes count, and the low watermark is one's own.
+/// P-23, W-17, W-22: unsent bytes count, and the low watermark is one's own.
 fn watermarks_are_settable(kind: Kind) {
     const LOW: usize = 300_000;
     for who in EVERYBODY {
@@ -353,6 +360,7 @@ fn watermarks_are_settable(kind: Kind) {
     }
 }
 
+/// W-22: the number for what is unsent is not that of what is read at a time.
 fn lowering_the_high_watermark_pauses(kind: Kind) {
     let mut it = Produced::new(kind, Who::Boxed, Hooks::none());
     it.register(ProducerKind::Push);
@@ -363,6 +371,9 @@ fn lowering_the_high_watermark_pauses(kind: Kind) {
     it.link.peer_receives(600);
     it.link.settle();
     assert_eq!(it.link.record.summary(), ["made", "paused", "resumed"]);
+    it.link.peer().send(&[1; 2_000]);
+    it.link.run_until(|record| record.data().len() == 2_000);
+    assert_eq!(it.link.record.pieces(), [2_000]);
     it.link.finish();
 }
 
@@ -995,7 +1006,7 @@ fn a_transport_is_closed_when_its_consumer_is_lost() {
 }
 
 /// L1: nothing that a producer does is called from inside what it does it in.
-/// Contract P-12.
+/// Contract P-12, F-01.
 #[test]
 fn producer_callbacks_never_nest() {
     let depth = Rc::new(RefCell::new(()));

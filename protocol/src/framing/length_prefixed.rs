@@ -233,6 +233,7 @@ mod tests {
     }
 
     proptest! {
+        /// Contract H-11.
         #[test]
         fn what_is_encoded_is_decoded(
             which in 0usize..6,

@@ -357,6 +357,7 @@ mod tests {
     }
 
     proptest! {
+        /// Contract H-01.
         #[test]
         fn lines_are_those_of_the_naive_model(
             input in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'a')], 0..60),

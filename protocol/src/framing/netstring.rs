@@ -245,6 +245,7 @@ mod tests {
     }
 
     proptest! {
+        /// Contract H-09.
         #[test]
         fn what_is_encoded_is_decoded(
             payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..120), 0..6),

@@ -62,6 +62,14 @@ impl Kind {
         true
     }
 
+    /// As `tests/transport/harness.rs` says.
+    pub(crate) fn has_one_event(self) -> bool {
+        !matches!(
+            self,
+            Self::AdoptedFifos | Self::ConnectingFifos | Self::ScrambledFifos
+        )
+    }
+
     fn is_scrambled(self) -> bool {
         !matches!(self, Self::AdoptedFifos | Self::ConnectingFifos)
     }

@@ -111,7 +111,7 @@ fn the_peers_end_with_lose_connection_sends_everything(kind: Kind) {
     link.finish();
 }
 
-/// T-09, R-32.
+/// T-09, R-32, S-27.
 fn the_peers_end_with_keep_writing_leaves_our_side(kind: Kind) {
     let mut link = Link::new(kind, Script::new().keep_writing());
     link.peer().shut_write();

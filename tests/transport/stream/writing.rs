@@ -156,8 +156,15 @@ fn a_write_after_the_buffer_was_full_needs_no_new_event(kind: Kind) {
     link.finish();
 }
 
-/// W-23, F-16.
+/// W-23, F-16, whatever is unsent.
 fn writes_are_refused_while_closing(kind: Kind) {
+    let mut link = Link::new(kind, Script::new());
+    let transport = link.transport();
+    transport.lose_connection();
+    assert_eq!(transport.write(b"late"), WriteStatus::Refused);
+    assert_eq!(link.peer_receives_all(), (Vec::new(), End::Clean));
+    link.finish();
+
     let mut link = Link::new(kind, Script::new());
     let written = link.fill();
     let transport = link.transport();

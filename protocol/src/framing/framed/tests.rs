@@ -724,13 +724,19 @@ fn callback_knows_its_mode_its_transport_by_handle_and_how_to_print_both() {
     assert_eq!(peer.events(), ["made", "raw:xy", "ab"]);
 }
 
+/// Contract H-02, H-10, H-12: of whatever framing, it closes by itself.
 #[test]
 fn receiver_that_knows_nothing_of_errors_loses_its_connection_by_one() {
+    fn check<F: Framer>(framer: F, input: &[u8]) {
+        let mut peer = Peer::new(Framed::new(framer, Least(Vec::new())));
+        peer.receive(input);
+        assert_eq!(peer.protocol.receiver().0, ["x"]);
+        assert_eq!(peer.transport.state, TransportState::Closing);
+    }
     let framer = LengthPrefixedFramer::u8().with_max_length(1);
-    let mut peer = Peer::new(Framed::new(framer, Least(Vec::new())));
-    peer.receive(b"\x01x\x02xy");
-    assert_eq!(peer.protocol.receiver().0, ["x"]);
-    assert_eq!(peer.transport.state, TransportState::Closing);
+    check(framer, b"\x01x\x02xy");
+    check(LineFramer::new().with_max_length(1), b"x\r\nxy\r\n");
+    check(NetstringFramer::new(), b"1:x,1:xy");
 }
 
 #[test]
