@@ -182,7 +182,7 @@ fn each_panic_is_logged_once_and_says_whose_it_is() {
     ledger.assert_balanced();
 }
 
-/// Contract G-05: whose name is the factory's own, or the protocol's that a
+/// Contract G-05, T-14: whose name is the factory's own, or the protocol's that a
 /// closure builds.
 #[test]
 fn factories_are_said_to_start_and_to_stop() {

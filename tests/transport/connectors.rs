@@ -95,7 +95,7 @@ fn full_unix() -> (StdUnixListener, StdUnixStream, UnixAddress) {
     (listener, client, address)
 }
 
-/// C-01, C-03, C-07, C-08, F-20, E-01.
+/// C-01, C-03, C-07, C-08, C-22, F-20, E-01.
 #[test]
 fn callbacks_come_in_order() {
     let mut stage = Stage::new();
@@ -361,7 +361,7 @@ fn a_full_unix_queue_is_tried_until_the_timeout() {
 
 const CANCELLED: [&str; 3] = ["started", "failed: connecting was cancelled", "stopped"];
 
-/// C-06, E-02.
+/// C-06, C-22, E-02.
 #[test]
 fn an_attempt_can_be_given_up_at_any_moment() {
     // Inside started.
