@@ -598,9 +598,13 @@ impl Calls {
         if is_gone.is_some() {
             pool.call_ended();
         }
-        // What they own is the user's, and dropped when nothing is borrowed.
-        drop(job);
-        tell.is_some()
+        let was_in_time = tell.is_some();
+        // What they own is the user's, the result among it if there is one already. It
+        // is dropped when nothing is borrowed, and not at the cost of whoever cancels.
+        if catch_panic(move || drop((job, tell))).is_err() {
+            log::error!(target: log::REACTOR, "what a cancelled call left behind panicked");
+        }
+        was_in_time
     }
 
     fn of_pool(&self, pool: &ThreadPool) -> Vec<u64> {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::descriptor::{Descriptor, Next, Panic, Readiness};
 use bowline::error::ThreadCallError;
@@ -327,6 +327,15 @@ fn payload_of_any_call_may_panic_when_it_is_dropped() {
         );
         let cancelled = reactor.call_in_thread(|| Bomb(2), |_, _| unreachable!("cancelled"));
         cancelled.cancel(&mut reactor);
+        // And here, if it was there already.
+        let late = reactor.call_in_thread(|| Bomb(2), |_, _| unreachable!("cancelled"));
+        let pool = reactor.thread_pool();
+        let began = Instant::now();
+        while pool.counts().queued > 0 || pool.counts().idle < pool.counts().threads {
+            assert!(began.elapsed() < DEADLINE, "it does not come to an end");
+            std::thread::yield_now();
+        }
+        assert!(late.cancel(&mut reactor));
         run_until(&mut reactor, |_| ended.get() == 3);
         neighbour.is_served(&mut reactor);
         // The thread of the pool is still there.
