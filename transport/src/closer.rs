@@ -43,14 +43,14 @@ static CLOSERS: [Closers; 4] = [const { Closers::new() }; 4];
 
 /// What is to be closed, of all reactors of a process.
 struct Closers {
-    queue: Mutex<Queue>,
+    queue: Mutex<CloseQueue>,
     /// How many were given away and are not closed.
     unclosed: AtomicUsize,
     /// How many of them a thread is closing.
     closing: AtomicUsize,
 }
 
-struct Queue {
+struct CloseQueue {
     waiting: VecDeque<OwnedFd>,
     /// Whether there is a thread that takes from it.
     is_served: bool,
@@ -121,7 +121,7 @@ fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 impl Closers {
     const fn new() -> Self {
         Self {
-            queue: Mutex::new(Queue {
+            queue: Mutex::new(CloseQueue {
                 waiting: VecDeque::new(),
                 is_served: false,
                 process: 0,
@@ -148,7 +148,7 @@ impl Closers {
         closers
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, CloseQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -26,7 +26,7 @@ use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
 use crate::file_descriptor::{FileDescriptor, Received};
-use crate::link::{Awaited, Flags, Link, State};
+use crate::link::{Awaited, Flags, Kept, Link, State};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
 use crate::stream::{Stream, StreamTransport};
@@ -754,16 +754,7 @@ where
             return self.stay(descriptors);
         };
         let writing = layer.socket_mut().detach_writing();
-        let mut kept = link.kept();
-        for timer in &mut kept.layer_timers {
-            let due = timer.call.take().and_then(|call| call.due(reactor));
-            let left = due.map(|due| due.saturating_duration_since(reactor.now()));
-            timer.after = timer.after.or(left);
-        }
-        if let Some(deadline) = link.cold_ref().and_then(|cold| cold.close_deadline) {
-            let due = deadline.due(reactor);
-            kept.close_within = due.map(|due| due.saturating_duration_since(reactor.now()));
-        }
+        let kept = keep(link, reactor);
         link.set_state(State::Lost);
         Ledger::add(&link.shared.ledger.closed, 1);
         let unsent = stream.buffer.take();
@@ -812,6 +803,24 @@ where
         }
         Err(DetachError::NotDetachable)
     }
+}
+
+/// What a connection is to have again when it is put together, with how much is left of
+/// the times that run.
+fn keep(link: &mut Link, reactor: &Reactor) -> Kept {
+    let left = |call: DelayedCall| {
+        let due = call.due(reactor)?;
+        Some(due.saturating_duration_since(reactor.now()))
+    };
+    let mut kept = link.kept();
+    for timer in &mut kept.layer_timers {
+        let running = timer.call.take().and_then(left);
+        timer.after = timer.after.or(running);
+    }
+    if let Some(deadline) = link.cold_ref().and_then(|cold| cold.close_deadline) {
+        kept.close_within = left(deadline);
+    }
+    kept
 }
 
 /// The lowest of the layers, which is the socket.

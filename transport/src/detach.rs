@@ -2,13 +2,19 @@
 
 use std::any::{Any, TypeId};
 use std::fmt;
+use std::mem;
 use std::os::fd::OwnedFd;
 
-use bowline_protocol::{Address, Context, ProducerKind, ProducerRef};
+use bowline_protocol::{Address, Context, ProducerKind, ProducerRef, Protocol, TransportHandle};
+use bowline_reactor::Reactor;
 
+use crate::connection::establish;
 use crate::descriptor_queue::{self, UnsentDescriptors};
+use crate::endpoint::Side;
 use crate::error::{AdoptErrorKind, CallError, DetachError};
-use crate::link::Kept;
+use crate::file_descriptor::{FileDescriptor, Socket};
+use crate::link::{Flags, Kept};
+use crate::stream::{Stream, StreamTransport};
 
 /// A connection taken apart: its socket and everything that had not left.
 ///
@@ -56,10 +62,14 @@ pub struct Unsent {
 
 impl Unsent {
     pub(crate) fn check(&self) -> Result<(), AdoptErrorKind> {
-        match descriptor_queue::fit(&self.descriptors, self.bytes.len()) {
-            true => Ok(()),
-            false => Err(AdoptErrorKind::UnfitDescriptors),
-        }
+        check_unsent(&self.descriptors, &self.bytes)
+    }
+}
+
+fn check_unsent(descriptors: &[UnsentDescriptors], bytes: &[u8]) -> Result<(), AdoptErrorKind> {
+    match descriptor_queue::fit(descriptors, bytes.len()) {
+        true => Ok(()),
+        false => Err(AdoptErrorKind::UnfitDescriptors),
     }
 }
 
@@ -148,6 +158,93 @@ impl<P: 'static> std::error::Error for ReattachError<P> {
     }
 }
 
+/// See [`Transports::reattach`](crate::Transports::reattach).
+pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
+    reactor: &mut Reactor,
+    mut detached: Detached<P>,
+) -> Result<TransportHandle, ReattachError<P>> {
+    let failed = |kind, detached| {
+        let detached = Box::new(detached);
+        Err(ReattachError { kind, detached })
+    };
+    if let Err(kind) = check_unsent(&detached.descriptors, &detached.unsent) {
+        return failed(kind, detached);
+    }
+    let mut layer = match detached.layer.downcast::<T::Layer>() {
+        Ok(layer) => *layer,
+        Err(layer) => {
+            return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
+        }
+    };
+    if let Err((fd, writing)) = attach(layer.socket_mut(), detached.fd, detached.writing) {
+        let layer = Box::new(layer);
+        let detached = Detached {
+            fd,
+            writing,
+            layer,
+            ..detached
+        };
+        return failed(AdoptErrorKind::WrongFamily, detached);
+    }
+    // Called only when nothing can fail any more.
+    let prepare = |stream: &mut Stream<T::Layer>| {
+        restore_link(stream, &mut detached.kept);
+        stream.restore_unsent(Unsent {
+            bytes: mem::take(&mut detached.unsent),
+            descriptors: mem::take(&mut detached.descriptors),
+        });
+        stream.link.push_back(mem::take(&mut detached.unread));
+        if let Some((producer, kind)) = detached.producer.take() {
+            stream.restore_producer(producer, kind, detached.kept.producer_is_paused);
+        }
+    };
+    let (protocol, side) = (detached.protocol, Side::Adopted);
+    match establish::<T, _, _>(reactor, layer, |layer| layer, protocol, side, prepare) {
+        Ok(token) => Ok(T::transport_named(token)),
+        Err((error, mut layer, protocol)) => {
+            let socket = layer.socket_mut();
+            let fd = socket.detach().expect("it was just put there");
+            let writing = socket.detach_writing();
+            let layer = Box::new(layer);
+            let detached = Detached {
+                fd,
+                writing,
+                protocol,
+                layer,
+                ..detached
+            };
+            failed(AdoptErrorKind::Os(error), detached)
+        }
+    }
+}
+
+fn restore_link<L: FileDescriptor>(stream: &mut Stream<L>, kept: &mut Kept) {
+    stream.link.set(Flags::SHARED);
+    stream.link.restore(kept);
+    if stream.layer.undelivered() > 0 {
+        // No event says so.
+        stream.link.set(Flags::READABLE);
+    }
+}
+
+/// Gives a socket its descriptors back, or both of them to the caller.
+fn attach(
+    socket: &mut dyn Socket,
+    fd: OwnedFd,
+    writing: Option<OwnedFd>,
+) -> Result<(), (OwnedFd, Option<OwnedFd>)> {
+    if let Err(fd) = socket.attach(fd) {
+        return Err((fd, writing));
+    }
+    let Some(writing) = writing else {
+        return Ok(());
+    };
+    socket.attach_writing(writing).map_err(|writing| {
+        let fd = socket.detach().expect("it was just put there");
+        (fd, Some(writing))
+    })
+}
+
 /// Asks a connection to take itself apart, with the part of its protocol that is
 /// wanted.
 pub(crate) struct DetachRequest {
@@ -159,11 +256,11 @@ pub(crate) struct DetachListenerRequest {
     pub(crate) fd: Option<OwnedFd>,
 }
 
-type Call<T> = Box<dyn FnOnce(&mut dyn Any, &mut Context<'_, T>)>;
+type PartCall<T> = Box<dyn FnOnce(&mut dyn Any, &mut Context<'_, T>)>;
 
 /// Asks a connection to call a part of its protocol.
 pub(crate) struct ProtocolCall<T> {
     pub(crate) part: TypeId,
-    pub(crate) call: Option<Call<T>>,
+    pub(crate) call: Option<PartCall<T>>,
     pub(crate) error: CallError,
 }

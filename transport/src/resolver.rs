@@ -109,19 +109,19 @@ impl Lookup {
     }
 }
 
-type Done = Box<dyn FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>)>;
+type LookupDone = Box<dyn FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>)>;
 
 /// What waits for an answer.
 struct Pending {
     /// Until it is told or cancelled.
-    done: Cell<Option<Done>>,
+    done: Cell<Option<LookupDone>>,
     timeout: Cell<Option<DelayedCall>>,
     /// Whether `done` is there, for other threads.
     wanted: Arc<AtomicBool>,
 }
 
 impl Pending {
-    fn take(&self, reactor: &mut Reactor) -> Option<Done> {
+    fn take(&self, reactor: &mut Reactor) -> Option<LookupDone> {
         self.wanted.store(false, Ordering::Relaxed);
         if let Some(timeout) = self.timeout.take() {
             // It may be what ran.

@@ -9,21 +9,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, ProducerKind,
-    ProducerRef, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
+    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, Protocol,
+    TransportHandle, UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Next, Reactor};
 
 use crate::connection::establish;
 use crate::connector;
 use crate::detach::{
-    DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError, Unsent,
+    self, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
 };
 use crate::endpoint::{
     Adopt, AdoptTransport, Connect, ConnectTransport, Listen, ListenTransport, On, Side, Wrap as _,
 };
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
-use crate::file_descriptor::{FileDescriptor as _, Socket};
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
 use crate::link::Flags;
 use crate::listener::{self, HandOver, Serve};
@@ -484,7 +483,7 @@ impl Transports for Reactor {
         &mut self,
         detached: Detached<P>,
     ) -> Result<TransportHandle, ReattachError<P>> {
-        reattach(self, detached)
+        detach::reattach(self, detached)
     }
 
     fn detach<P: 'static>(
@@ -608,115 +607,4 @@ impl Transports for Reactor {
             accepts: budgets.accepts.max(1),
         });
     }
-}
-
-fn reattach<T: StreamTransport, P: Protocol<T>>(
-    reactor: &mut Reactor,
-    detached: Detached<P>,
-) -> Result<TransportHandle, ReattachError<P>> {
-    let failed = |kind, detached| {
-        Err(ReattachError {
-            kind,
-            detached: Box::new(detached),
-        })
-    };
-    if !detached.layer.is::<T::Layer>() {
-        return failed(AdoptErrorKind::WrongFamily, detached);
-    }
-    let Detached {
-        fd,
-        writing,
-        protocol,
-        unsent,
-        unread,
-        descriptors,
-        producer,
-        host,
-        peer,
-        mut kept,
-        layer,
-        travels,
-    } = detached;
-    let mut layer = *layer.downcast::<T::Layer>().expect("it was looked at");
-    let apart = |(fd, writing), protocol, parts: Parts, kept, layer: T::Layer| Detached {
-        fd,
-        writing,
-        protocol,
-        unsent: parts.unsent.bytes,
-        unread: parts.unread,
-        descriptors: parts.unsent.descriptors,
-        producer: parts.producer,
-        host: host.clone(),
-        peer: peer.clone(),
-        kept,
-        layer: Box::new(layer),
-        travels,
-    };
-    let parts = Parts {
-        unsent: Unsent {
-            bytes: unsent,
-            descriptors,
-        },
-        unread,
-        producer,
-    };
-    if let Err(kind) = parts.unsent.check() {
-        return failed(kind, apart((fd, writing), protocol, parts, kept, layer));
-    }
-    if let Err(fds) = attach(layer.socket_mut(), fd, writing) {
-        let detached = apart(fds, protocol, parts, kept, layer);
-        return failed(AdoptErrorKind::WrongFamily, detached);
-    }
-    // Handed over only when nothing can fail any more.
-    let mut parts = Some(parts);
-    let prepare = |stream: &mut Stream<T::Layer>| {
-        let parts = parts.take().expect("prepared once");
-        stream.link.set(Flags::SHARED);
-        stream.link.restore(&mut kept);
-        if stream.layer.undelivered() > 0 {
-            // No event says so.
-            stream.link.set(Flags::READABLE);
-        }
-        stream.restore_unsent(parts.unsent);
-        stream.link.push_back(parts.unread);
-        if let Some((producer, kind)) = parts.producer {
-            stream.restore_producer(producer, kind, kept.producer_is_paused);
-        }
-    };
-    let wrap = |layer| layer;
-    match establish::<T, _, _>(reactor, layer, wrap, protocol, Side::Adopted, prepare) {
-        Ok(token) => Ok(T::transport_named(token)),
-        Err((error, mut layer, protocol)) => {
-            let fd = layer.socket_mut().detach().expect("it was just put there");
-            let writing = layer.socket_mut().detach_writing();
-            let parts = parts.take().expect("nothing was prepared");
-            let detached = apart((fd, writing), protocol, parts, kept, layer);
-            failed(AdoptErrorKind::Os(error), detached)
-        }
-    }
-}
-
-/// Gives a socket its descriptors back, or both of them to the caller.
-fn attach(
-    socket: &mut dyn Socket,
-    fd: OwnedFd,
-    writing: Option<OwnedFd>,
-) -> Result<(), (OwnedFd, Option<OwnedFd>)> {
-    if let Err(fd) = socket.attach(fd) {
-        return Err((fd, writing));
-    }
-    let Some(writing) = writing else {
-        return Ok(());
-    };
-    socket.attach_writing(writing).map_err(|writing| {
-        let fd = socket.detach().expect("it was just put there");
-        (fd, Some(writing))
-    })
-}
-
-/// What a connection has had on its way.
-struct Parts {
-    unsent: Unsent,
-    unread: Vec<u8>,
-    producer: Option<(ProducerRef, ProducerKind)>,
 }

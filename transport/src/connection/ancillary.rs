@@ -55,7 +55,7 @@ where
                 protocol.data_received(&mut cx, data);
             }
         } else {
-            let mut offered = Offered {
+            let mut offered = OfferedDescriptors {
                 shared: Rc::clone(&cx.transport.stream().link.shared),
                 descriptors: ReceivedDescriptors::new(&mut ancillary.descriptors),
             };
@@ -172,12 +172,12 @@ where
 
 /// Descriptors while a callback may take them. Those that it leaves are closed
 /// as unclaimed ones, also when it panics.
-struct Offered<'a> {
+struct OfferedDescriptors<'a> {
     shared: Rc<Shared>,
     descriptors: ReceivedDescriptors<'a>,
 }
 
-impl Offered<'_> {
+impl OfferedDescriptors<'_> {
     /// Closes those that nobody took; answers how many there were.
     #[inline]
     fn close_left(&mut self) -> usize {
@@ -188,7 +188,7 @@ impl Offered<'_> {
     }
 }
 
-impl Drop for Offered<'_> {
+impl Drop for OfferedDescriptors<'_> {
     #[inline]
     fn drop(&mut self) {
         self.close_left();

@@ -153,7 +153,7 @@ impl FusedIterator for ControlMessages<'_> {}
 #[derive(Clone, Debug)]
 pub(crate) enum ControlMessage<'a> {
     /// `SCM_RIGHTS`: the numbers under which descriptors were installed here.
-    Descriptors(Numbers<'a>),
+    Descriptors(DescriptorNumbers<'a>),
     /// `SCM_CREDENTIALS`: who sent the message.
     Credentials(Credentials),
     /// `SCM_PIDFD`: the number of a pidfd of who sent the message. Negative
@@ -176,7 +176,7 @@ impl<'a> ControlMessage<'a> {
                 libc::SCM_RIGHTS => {
                     // Fewer than four bytes at the end are no number.
                     let (numbers, _) = payload.as_chunks::<NUMBER_BYTES>();
-                    return Self::Descriptors(Numbers(numbers.iter().copied()));
+                    return Self::Descriptors(DescriptorNumbers(numbers.iter().copied()));
                 }
                 libc::SCM_CREDENTIALS => {
                     if let Some(ucred) = payload.first_chunk::<{ size_of::<libc::ucred>() }>() {
@@ -198,9 +198,9 @@ impl<'a> ControlMessage<'a> {
 /// The descriptor numbers in one message, as the bytes have them: numbers that
 /// own nothing, and that may be negative.
 #[derive(Clone, Debug)]
-pub(crate) struct Numbers<'a>(Copied<slice::Iter<'a, [u8; NUMBER_BYTES]>>);
+pub(crate) struct DescriptorNumbers<'a>(Copied<slice::Iter<'a, [u8; NUMBER_BYTES]>>);
 
-impl Iterator for Numbers<'_> {
+impl Iterator for DescriptorNumbers<'_> {
     type Item = i32;
 
     #[inline]
@@ -214,9 +214,9 @@ impl Iterator for Numbers<'_> {
     }
 }
 
-impl ExactSizeIterator for Numbers<'_> {}
+impl ExactSizeIterator for DescriptorNumbers<'_> {}
 
-impl FusedIterator for Numbers<'_> {}
+impl FusedIterator for DescriptorNumbers<'_> {}
 
 /// Who is at the other end, as the kernel vouches for it.
 ///

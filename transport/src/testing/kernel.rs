@@ -703,7 +703,7 @@ struct State {
     settings: KernelSettings,
     random: Random,
     /// Ordered, so that nothing depends on how names are hashed.
-    ends: BTreeMap<SocketId, End>,
+    ends: BTreeMap<SocketId, SimulatedEnd>,
     listeners: BTreeMap<SocketId, Listening>,
     /// Datagrams that wait, and who sends them.
     arrived: BTreeMap<SocketId, Arrived>,
@@ -763,7 +763,7 @@ struct Sending {
 }
 
 /// One end of a connection.
-struct End {
+struct SimulatedEnd {
     /// May be gone.
     peer: SocketId,
     holders: usize,
@@ -813,8 +813,8 @@ impl State {
     fn add_pair(&mut self) -> (SocketId, SocketId) {
         let (one, other) = (SocketId(self.next_id), SocketId(self.next_id + 1));
         self.next_id += 2;
-        self.ends.insert(one, End::new(other));
-        self.ends.insert(other, End::new(one));
+        self.ends.insert(one, SimulatedEnd::new(other));
+        self.ends.insert(other, SimulatedEnd::new(one));
         (one, other)
     }
 
@@ -959,7 +959,7 @@ impl State {
         }
     }
 
-    fn end(&mut self, socket: SocketId) -> io::Result<&mut End> {
+    fn end(&mut self, socket: SocketId) -> io::Result<&mut SimulatedEnd> {
         self.ends
             .get_mut(&socket)
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
@@ -972,23 +972,7 @@ impl State {
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<usize> {
         let asked = data.iter().map(|slice| slice.len()).sum();
-        let end = self.end(socket)?;
-        if let Some(error) = end.fails(|end| &mut end.failing_sends) {
-            if error.kind() == io::ErrorKind::WouldBlock {
-                self.raise(socket, Cause::Room);
-            }
-            return Err(error);
-        }
-        let (peer, is_shut) = (end.peer, end.is_write_shut);
-        if let Some(error) = self.error_by_chance(socket, Cause::Room) {
-            return Err(error);
-        }
-        if descriptors.len() > MAX_DESCRIPTORS || (asked == 0 && !descriptors.is_empty()) {
-            return Err(sys::simulated::invalid());
-        }
-        if is_shut {
-            return Err(sys::simulated::broken_pipe());
-        }
+        let peer = self.check_send(socket, asked, descriptors.len())?;
         // Before anything is taken, and all or none.
         let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
         let mut copies = copies.collect::<io::Result<Vec<_>>>()?;
@@ -1032,6 +1016,33 @@ impl State {
         Ok(sent)
     }
 
+    /// The peer of a socket that may send so much, or why it may not.
+    fn check_send(
+        &mut self,
+        socket: SocketId,
+        bytes: usize,
+        descriptors: usize,
+    ) -> io::Result<SocketId> {
+        let end = self.end(socket)?;
+        if let Some(error) = end.fails(|end| &mut end.failing_sends) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.raise(socket, Cause::Room);
+            }
+            return Err(error);
+        }
+        let (peer, is_shut) = (end.peer, end.is_write_shut);
+        if let Some(error) = self.error_by_chance(socket, Cause::Room) {
+            return Err(error);
+        }
+        if descriptors > MAX_DESCRIPTORS || (bytes == 0 && descriptors > 0) {
+            return Err(sys::simulated::invalid());
+        }
+        if is_shut {
+            return Err(sys::simulated::broken_pipe());
+        }
+        Ok(peer)
+    }
+
     fn read(
         &mut self,
         socket: SocketId,
@@ -1064,39 +1075,7 @@ impl State {
         };
         let end = self.end(socket)?;
         let peer = end.peer;
-        let mut read = Read {
-            bytes: 0,
-            had_descriptors: false,
-            is_truncated: false,
-        };
-        let mut freed = Vec::new();
-        while read.bytes < length
-            && let Some(buffer) = end.inbox.front_mut()
-        {
-            let unread = &buffer.bytes[buffer.start..];
-            let count = unread.len().min(length - read.bytes);
-            buf[read.bytes..read.bytes + count].copy_from_slice(&unread[..count]);
-            read.bytes += count;
-            buffer.start += count;
-            // They come with the first byte of their buffer.
-            if !buffer.descriptors.is_empty() {
-                read.had_descriptors = true;
-                if let Some(kept) = end.truncated_to.take() {
-                    read.is_truncated = kept < buffer.descriptors.len();
-                    buffer.descriptors.truncate(kept);
-                }
-                descriptors.append(&mut buffer.descriptors);
-            }
-            if buffer.start < buffer.bytes.len() {
-                break;
-            }
-            // Room is made by whole buffers only.
-            freed.push(buffer.charge);
-            end.inbox.pop_front();
-            if read.had_descriptors {
-                break;
-            }
-        }
+        let (read, freed) = end.take(&mut buf[..length], descriptors);
         let is_cut = read.bytes == length && length < buf.len() && !end.inbox.is_empty();
         for charge in freed {
             self.release(peer, charge);
@@ -1331,7 +1310,7 @@ impl State {
     }
 }
 
-impl End {
+impl SimulatedEnd {
     fn new(peer: SocketId) -> Self {
         Self {
             peer,
@@ -1346,6 +1325,45 @@ impl End {
             failing_reads: Vec::new(),
             truncated_to: None,
         }
+    }
+
+    /// Moves what has arrived into `room`, up to the first descriptors. Answers also which
+    /// buffers of the sender that has emptied.
+    fn take(&mut self, room: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> (Read, Vec<usize>) {
+        let mut read = Read {
+            bytes: 0,
+            had_descriptors: false,
+            is_truncated: false,
+        };
+        let mut freed = Vec::new();
+        while read.bytes < room.len()
+            && let Some(buffer) = self.inbox.front_mut()
+        {
+            let unread = &buffer.bytes[buffer.start..];
+            let count = unread.len().min(room.len() - read.bytes);
+            room[read.bytes..read.bytes + count].copy_from_slice(&unread[..count]);
+            read.bytes += count;
+            buffer.start += count;
+            // They come with the first byte of their buffer.
+            if !buffer.descriptors.is_empty() {
+                read.had_descriptors = true;
+                if let Some(kept) = self.truncated_to.take() {
+                    read.is_truncated = kept < buffer.descriptors.len();
+                    buffer.descriptors.truncate(kept);
+                }
+                descriptors.append(&mut buffer.descriptors);
+            }
+            if buffer.start < buffer.bytes.len() {
+                break;
+            }
+            // Room is made by whole buffers only.
+            freed.push(buffer.charge);
+            self.inbox.pop_front();
+            if read.had_descriptors {
+                break;
+            }
+        }
+        (read, freed)
     }
 
     /// The error that this call was told to fail with.

@@ -95,11 +95,11 @@ struct Process {
 /// outside of tests.
 #[derive(Clone, Debug, Default)]
 pub struct Points {
-    plan: Rc<RefCell<Plan>>,
+    plan: Rc<RefCell<DeathPlan>>,
 }
 
 #[derive(Debug, Default)]
-struct Plan {
+struct DeathPlan {
     passed: BTreeMap<&'static str, usize>,
     /// Where to die, and at which passing from now on.
     deaths: Vec<(&'static str, usize)>,
