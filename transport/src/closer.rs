@@ -58,14 +58,13 @@ struct CloseQueue {
     process: u32,
 }
 
-/// Closes a descriptor that a peer has sent, without ever waiting for it: by the time
-/// this returns, or, where its close could wait for something, a moment later in
-/// another thread.
+/// Closes a descriptor that a peer has sent, and never waits for it. It is closed when this
+/// returns or, if its close could wait for something, a moment later in another thread.
 ///
-/// A UNIX socket may hold descriptors that nobody has read, and its close closes
-/// those too; if one of them is a socket that lingers, dropping the [`OwnedFd`] holds
-/// up the whole loop for as long as the sender chose. What bowline closes itself,
-/// descriptors that no protocol took above all, it closes like this.
+/// A UNIX socket may hold descriptors that nobody has read. Its close closes those too. If
+/// one of them is a socket that lingers, dropping the [`OwnedFd`] holds up the whole loop
+/// for as long as the sender chose. bowline itself closes in this way, above all
+/// descriptors that no protocol took.
 ///
 /// # Examples
 ///
@@ -84,9 +83,9 @@ pub fn close_received(fd: OwnedFd) {
     }
 }
 
-/// How many descriptors other threads of this process are closing, see
-/// [`close_received`]. If that is more than none for more than a moment, a peer has
-/// sent something whose close waits.
+/// How many descriptors other threads of this process are closing; see
+/// [`close_received`]. If it stays above zero for more than a moment, a peer has sent
+/// something whose close waits.
 pub fn descriptors_closing() -> usize {
     Closers::of_this_process().unclosed.load(Ordering::Acquire)
 }

@@ -52,27 +52,32 @@ pub(crate) struct Plan {
     pub(crate) descriptors: usize,
 }
 
-/// Descriptors that did not leave, with what they were queued for.
+/// Descriptors that did not leave, and the bytes they were queued for.
 ///
-/// In a list of them, as [`Unsent`](crate::Unsent) has it, the messages are ranges of
-/// the unsent bytes that are not empty, in order, and not across each other. Each has
-/// at most 253 descriptors. One without any is the first, and begins at 0. In front of
-/// a message stand as many bytes of no message as there are descriptors for any byte.
-/// Whoever adopts a connection with another list is refused
+/// [`Unsent`](crate::Unsent) has a list of them. Such a list follows these rules:
+///
+/// - A message is a range of the unsent bytes. It is not empty, and has at most 253
+///   descriptors.
+/// - Messages are in order, and do not overlap.
+/// - Only the first one may have no descriptors. It begins at 0 then.
+/// - Descriptors that may travel with any byte need as many bytes in front of the next
+///   message, outside of any message.
+///
+/// Adopting a connection with another list is refused
 /// ([`AdoptErrorKind::UnfitDescriptors`](crate::AdoptErrorKind)).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UnsentDescriptors {
-    /// The message they belong to exactly, as a range of the unsent bytes;
-    /// `None` for those that were to travel with any byte.
+    /// The message they belong to exactly, as a range of the unsent bytes. `None` for
+    /// descriptors that may travel with any byte.
     pub message: Option<std::ops::Range<usize>>,
-    /// The descriptors, in order. None for a message that has left in part,
-    /// and its descriptors with it: no other may travel with what remains.
+    /// The descriptors, in order. There are none if the message has left in part: its
+    /// descriptors left too, and no others may travel with the rest.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
 impl UnsentDescriptors {
-    /// Descriptors that belong to a range of the unsent bytes, or to none.
+    /// Makes one, of descriptors that belong to a range of the unsent bytes, or to none.
     pub fn new(
         message: Option<std::ops::Range<usize>>,
         descriptors: Vec<PassedDescriptor>,

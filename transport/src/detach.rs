@@ -16,25 +16,24 @@ use crate::file_descriptor::{FileDescriptor, Socket};
 use crate::link::{Flags, Kept};
 use crate::stream::{Stream, StreamTransport};
 
-/// A connection taken apart: its socket and everything that had not left.
+/// A connection taken apart: its socket, and everything that has not left.
 ///
-/// The socket is deregistered and open, non-blocking and close-on-exec; what
-/// the kernel holds for it, unread or unsent, goes with it.
+/// The socket is deregistered and open, non-blocking and close-on-exec. Bytes that the
+/// kernel holds for it, unread or unsent, go with it.
 pub struct Detached<P> {
-    /// The socket; of a kind with two descriptors, the one for reading.
+    /// The socket. If the connection has two descriptors, this is the one for reading.
     pub fd: OwnedFd,
-    /// What is written to, where that is another descriptor: `fd` is only read then. Of
-    /// a connection of two pipes, say.
+    /// The descriptor for writing, if it is another one: of a connection of two pipes, for
+    /// example. `fd` is only read then.
     pub writing: Option<OwnedFd>,
     /// The protocol. It was not told of a loss.
     pub protocol: P,
-    /// What was written and not taken by the kernel.
+    /// The bytes that were written and not taken by the kernel.
     pub unsent: Vec<u8>,
-    /// What was [put back](bowline_protocol::Transport::push_back) and not
+    /// The bytes that were [put back](bowline_protocol::Transport::push_back) and not
     /// delivered.
     pub unread: Vec<u8>,
-    /// The descriptors that were queued, with the part of `unsent` they belong
-    /// to.
+    /// The descriptors that were queued, with the part of `unsent` they belong to.
     pub descriptors: Vec<UnsentDescriptors>,
     /// The producer that was registered. It was not told anything.
     pub producer: Option<(ProducerRef, ProducerKind)>,
@@ -50,7 +49,7 @@ pub struct Detached<P> {
     pub(crate) travels: bool,
 }
 
-/// What a connection that comes from elsewhere had not sent there.
+/// Bytes and descriptors that a connection had not sent before it came here.
 #[derive(Debug, Default)]
 pub struct Unsent {
     /// The bytes; as [`Detached::unsent`].
@@ -74,9 +73,9 @@ fn check_unsent(descriptors: &[UnsentDescriptors], bytes: &[u8]) -> Result<(), A
 }
 
 impl<P> Detached<P> {
-    /// Whether the connection can go on in another process, by what stands here. One
-    /// with a layer that holds more (a cipher, say), or with two descriptors, cannot: it
-    /// has to be [put together](crate::Transports::reattach) here again.
+    /// Whether the connection can go on in another process with nothing but these values.
+    /// A connection with two descriptors cannot, nor one whose layer holds more, such as a
+    /// cipher. It has to be [put together](crate::Transports::reattach) here again.
     pub fn travels(&self) -> bool {
         self.travels
     }
@@ -101,11 +100,11 @@ impl<P> Detached<P> {
 }
 
 impl Detached<Box<dyn Any>> {
-    /// Says again of which type its protocol is.
+    /// Gives the protocol its type back.
     ///
     /// # Errors
     ///
-    /// It is of another type, and comes back.
+    /// The protocol has another type. Everything comes back.
     pub fn downcast<P: 'static>(self) -> Result<Detached<P>, Box<Self>> {
         match (*self.protocol).is::<P>() {
             true => Ok(self.map(|protocol| *protocol.downcast().expect("it was looked at"))),
@@ -126,11 +125,11 @@ impl<P> fmt::Debug for Detached<P> {
     }
 }
 
-/// A connection that was not put together again, and why.
+/// A connection was not put together again. The error says why, and hands the parts back.
 pub struct ReattachError<P> {
     /// Why.
     pub kind: AdoptErrorKind,
-    /// What was to be put together.
+    /// The parts.
     pub detached: Box<Detached<P>>,
 }
 

@@ -1,5 +1,4 @@
-//! The transports of [bowline]: TCP and UNIX streams driven by the reactor and
-//! feeding protocols, and the layer that passes descriptors.
+//! The transports of [bowline]. The reactor drives them, and they feed protocols.
 //!
 //! [`Transports`] adds listening, connecting, adopting and detaching to the
 //! [`Reactor`](bowline_reactor::Reactor). [`FileDescriptor`] is the base trait

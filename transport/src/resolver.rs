@@ -1,4 +1,4 @@
-//! Host names, and who finds their addresses.
+//! Host names, and the resolvers that find their addresses.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -22,9 +22,9 @@ pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Finds the addresses of host names.
 ///
-/// A reactor has the [`SystemResolver`] unless it is given another with
-/// [`Transports::set_resolver`](crate::Transports::set_resolver): a cache, a DNS
-/// client of one's own, or for tests a table. A closure
+/// A reactor has the [`SystemResolver`], unless
+/// [`Transports::set_resolver`](crate::Transports::set_resolver) gives it another: a
+/// cache, a DNS client of your own, or a table for tests. A closure
 /// `FnMut(&str, u16) -> io::Result<Vec<SocketAddr>>` is a resolver that knows its
 /// answers at once.
 ///
@@ -49,13 +49,14 @@ pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Resolver: 'static {
-    /// Finds the addresses of `host`, which is no IP address in writing and not
-    /// empty, and is otherwise as the user gave it. They are
-    /// [given](Answer::give) to `answer` with `port`, now or at any time, in the
-    /// order in which they are to be tried; families need not alternate.
+    /// Finds the addresses of `host`. It is not empty and no IP address, and otherwise as
+    /// the user gave it.
     ///
-    /// Called by the loop, never inside of another callback. Must not block. A
-    /// panic fails this lookup only.
+    /// [Give](Answer::give) the addresses to `answer`, with `port`, now or at any later
+    /// time. They are tried in the order you give; the families need not alternate.
+    ///
+    /// Called by the loop, never inside another callback. It must not block. A panic
+    /// fails only this lookup.
     fn resolve(&mut self, reactor: &mut Reactor, host: &str, port: u16, answer: Answer);
 }
 
@@ -68,18 +69,17 @@ where
     }
 }
 
-/// Where a [`Resolver`] gives its answer.
+/// Takes the answer of a [`Resolver`].
 ///
-/// One that is dropped instead leaves those who asked waiting until their time
-/// is over.
+/// If it is dropped without an answer, the caller waits until its time is over.
 #[derive(Debug)]
 pub struct Answer {
     pending: Rc<Pending>,
 }
 
 impl Answer {
-    /// Answers. Nothing is called before this returns, and nothing happens when
-    /// nobody waits any more.
+    /// Answers. Nothing is called before this returns. If nobody waits any more, nothing
+    /// happens.
     pub fn give(self, reactor: &mut Reactor, addresses: io::Result<Vec<SocketAddr>>) {
         let result = match addresses {
             Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),
@@ -89,21 +89,21 @@ impl Answer {
         self.pending.end(reactor, result);
     }
 
-    /// Whether somebody still waits for it.
+    /// Whether somebody still waits for the answer.
     pub fn is_wanted(&self) -> bool {
         self.pending.wanted.load(Ordering::Relaxed)
     }
 }
 
-/// A host name that is being looked up; see
-/// [`Transports::resolve`](crate::Transports::resolve). Need not be kept.
+/// A lookup under way; see [`Transports::resolve`](crate::Transports::resolve). It goes on
+/// if this is dropped.
 #[derive(Clone, Debug)]
 pub struct Lookup {
     pending: Rc<Pending>,
 }
 
 impl Lookup {
-    /// Has nobody be told. Nothing happens when it was told already.
+    /// Cancels the lookup: nobody is told. Nothing happens if somebody was told already.
     pub fn cancel(&self, reactor: &mut Reactor) {
         drop(self.pending.take(reactor));
     }
@@ -217,28 +217,28 @@ fn literal(host: &str, port: u16) -> Option<SocketAddr> {
     address.ok().map(SocketAddr::V6)
 }
 
-/// Asks the system: `getaddrinfo`, with all that is configured behind it (the
-/// hosts file, DNS, whatever else).
+/// Asks the system: `getaddrinfo`, with everything that is configured behind it, such as
+/// the hosts file and DNS.
 ///
-/// That call blocks, so it is made in threads, ten at the most, of a pool of
-/// their own: a name server that does not answer keeps neither the loop waiting
-/// nor other work in [`Reactor::call_in_thread`]. A lookup that nobody waits for
-/// any more goes on in its thread until the system gives up, and a reactor that
-/// stops does not wait for it.
+/// That call blocks, so it is made in threads, ten at the most. They are a pool of their
+/// own: if a name server does not answer, neither the loop nor other work in
+/// [`Reactor::call_in_thread`] has to wait. A lookup that nobody waits for any more goes
+/// on in its thread until the system gives up. A reactor that stops does not wait for
+/// it.
 #[derive(Debug)]
 pub struct SystemResolver {
     pool: ThreadPool,
 }
 
 impl SystemResolver {
-    /// With threads of its own.
+    /// A resolver with threads of its own.
     pub fn new() -> Self {
         Self::with_pool(ThreadPool::new(
             ThreadPoolSettings::default().at_shutdown(AtShutdown::Abandon),
         ))
     }
 
-    /// With the threads of `pool`.
+    /// A resolver that uses the threads of `pool`.
     pub fn with_pool(pool: ThreadPool) -> Self {
         Self { pool }
     }

@@ -26,9 +26,10 @@ use crate::sys::{self, MAX_DESCRIPTORS};
 /// [`do_read`](FileDescriptor::do_read) and
 /// [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and delegates
 /// the rest. With no descriptor queued it costs one comparison per write. It
-/// gives a transport the methods of [`UnixTransport`](bowline_protocol::UnixTransport). It is the uppermost layer:
-/// where in the stream a descriptor belongs is counted in the user's bytes, so layers
-/// that change bytes stand below. (Twisted: `_SendmsgMixin`.)
+/// gives a transport the methods of [`UnixTransport`](bowline_protocol::UnixTransport).
+///
+/// It has to be the uppermost layer. A descriptor belongs to a place in the user's bytes,
+/// so layers that change bytes go below. (Twisted: `_SendmsgMixin`.)
 #[derive(Debug)]
 pub struct SendmsgMixin<B> {
     base: B,
@@ -54,7 +55,7 @@ struct Passing {
 }
 
 impl<B: PassDescriptors> SendmsgMixin<B> {
-    /// Puts the layer on what can pass descriptors.
+    /// Puts the layer on a socket or layer that can pass descriptors.
     pub fn new(base: B) -> Self {
         Self {
             base,

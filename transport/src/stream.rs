@@ -25,9 +25,9 @@ const MIN_DIRECT_BYTES: usize = 8_192;
 
 /// A transport of bytes over `L`: a socket, or layers on one.
 ///
-/// It has all that [`Transport`] says. Connections of the kinds that come with
-/// bowline have types of their own, [`TcpStream`](crate::TcpStream) and the like;
-/// those with a layer or a socket of yours are a `Stream` of it.
+/// It implements [`Transport`]. The kinds of connection that come with bowline have types
+/// of their own, such as [`TcpStream`](crate::TcpStream). A connection with a layer or a
+/// socket of yours is a `Stream` of it.
 #[derive(Debug)]
 pub struct Stream<L> {
     pub(crate) link: Link,
@@ -38,26 +38,26 @@ pub struct Stream<L> {
 /// A transport that can be put on a connected socket: a [`Stream`], or a type around
 /// one.
 pub trait StreamTransport: Transport + Sized {
-    /// What moves its bytes.
+    /// The socket or layer that moves its bytes.
     type Layer: FileDescriptor;
 
-    /// What it is made of.
+    /// The stream inside it.
     fn stream(&self) -> &Stream<Self::Layer>;
 
-    /// What it is made of.
+    /// The stream inside it, mutably.
     fn stream_mut(&mut self) -> &mut Stream<Self::Layer>;
 
-    /// The transport of a stream.
+    /// Makes a transport of a stream.
     fn from_stream(stream: Stream<Self::Layer>) -> Self;
 
-    /// The name by which protocols know it: that of a transport which passes
-    /// descriptors, where it does.
+    /// The type of its handle. For a transport that passes descriptors, this is a handle
+    /// that reaches them.
     type Handle: Copy + std::fmt::Debug;
 
-    /// That name, of the descriptor `token`.
+    /// Makes that handle for the descriptor `token`.
     fn named(token: Token) -> Self::Handle;
 
-    /// The name of a transport, of the descriptor `token`.
+    /// Makes a plain transport handle for the descriptor `token`.
     fn transport_named(token: Token) -> TransportHandle {
         Handle::new(token, |facet| {
             facet.downcast_mut::<Self>().map(|transport| transport as _)
@@ -138,8 +138,8 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// The part of the layers that is of the type `P`, at any depth: the TLS of a
-    /// connection, say, to be asked for its peer.
+    /// The layer that has the type `P`, at any depth. For example the TLS layer of a
+    /// connection, to ask it about the peer.
     pub fn layer<P: FileDescriptor>(&self) -> Option<&P> {
         let mut place: &dyn FileDescriptor = &self.layer;
         loop {
@@ -151,8 +151,7 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// As [`layer`](Self::layer), to change it, together with the link by which it
-    /// says what follows.
+    /// As [`layer`](Self::layer), mutably, together with the link that the layer may need.
     pub fn layer_mut<P: FileDescriptor>(&mut self) -> Option<(&mut P, &mut Link)> {
         // Looked for by depth first: a borrow that was searched with cannot be kept.
         let depth = self.depth_of::<P>()?;
@@ -177,8 +176,8 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// How many bytes layers hold that have not left: bytes of their own, and of the
-    /// user's that they have taken, which no longer count as
+    /// How many bytes layers hold that have not left. These are bytes of their own, and
+    /// bytes of the user that they have taken. The latter no longer count as
     /// [unsent](Transport::unsent_bytes).
     pub fn unflushed(&self) -> usize {
         self.layer.unflushed()

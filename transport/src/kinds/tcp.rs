@@ -24,7 +24,7 @@ use crate::sys::{self, Connecting, Family, SocketName};
 stream_type! {
     /// A TCP connection.
     ///
-    /// It passes no descriptors, which the compiler knows. A protocol of UNIX
+    /// It passes no descriptors, and the compiler knows it. A protocol for UNIX
     /// connections may say
     ///
     /// ```
@@ -65,8 +65,7 @@ stream_type! {
     /// }
     /// ```
     ///
-    /// So is a protocol for any transport that passes descriptors on a TCP
-    /// listener:
+    /// So is a protocol that needs descriptors, on a TCP listener:
     ///
     /// ```compile_fail,E0277
     /// use bowline_protocol::{Address, Context, Protocol, UnixTransport};
@@ -96,7 +95,8 @@ pub struct TcpSocket {
     host: Option<SocketAddr>,
 }
 
-/// What stands on a TCP socket, at any depth: it has the options of TCP.
+/// A TCP socket, or a layer on one at any depth. A transport over it has the options of
+/// TCP.
 pub trait OverTcp: FileDescriptor {
     /// The socket.
     fn tcp(&self) -> &TcpSocket;
@@ -319,8 +319,8 @@ macro_rules! impl_tcp_transport {
 impl_tcp_transport!(impl for TcpStream);
 impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
 
-/// TCP, as a kind of connection: where and how to listen and to connect, and what to
-/// adopt.
+/// TCP, as a kind of connection. [`at`](Self::at) says where to listen, [`to`](Self::to)
+/// and [`to_host`](Self::to_host) where to connect.
 ///
 /// ```
 /// use bowline_protocol::{Address, Context, Protocol, Transport};
@@ -341,14 +341,14 @@ impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// By itself it is what [`adopt`](crate::Transports::adopt) takes a connected socket
-/// as. The socket may be shared: ending the connection closes our descriptor and does
-/// not shut the socket down for others.
+/// `Tcp` itself is the kind to [`adopt`](crate::Transports::adopt) a connected socket with.
+/// The socket may be shared: ending the connection closes our descriptor, and does not
+/// shut the socket down for others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
 impl Tcp {
-    /// Listens at an address; port 0 lets the kernel choose.
+    /// Listens at an address. Port 0 lets the kernel choose.
     pub fn at(address: SocketAddr) -> TcpListen {
         TcpListen {
             address,
@@ -361,9 +361,8 @@ impl Tcp {
         }
     }
 
-    /// Goes on with a socket that listens already. It may be shared with other
-    /// processes: it is made non-blocking and otherwise left as it is. (Twisted:
-    /// `adoptStreamPort`.)
+    /// Goes on with a socket that listens already. Other processes may share it, so it is
+    /// made non-blocking and otherwise left as it is. (Twisted: `adoptStreamPort`.)
     pub fn listening(fd: OwnedFd) -> On<TcpListen> {
         Self::at(SocketAddr::from(([0; 4], 0))).on(fd)
     }
@@ -380,16 +379,17 @@ impl Tcp {
         }
     }
 
-    /// Connects to a host by its name, or by its IP address in writing. (Twisted:
+    /// Connects to a host by its name, or by its IP address as text. (Twisted:
     /// `HostnameEndpoint`.)
     ///
     /// Each attempt looks the name up ([`Resolver`](crate::Resolver)) and tries its
-    /// addresses as RFC 8305 says: the families by turns, each address beside those
-    /// before it after a quarter of a second, and at once when one has failed. The
-    /// first that is connected is the connection, and the others are closed. The
-    /// factory sees one attempt; [`ConnectError`] tells it that the name has no
-    /// address, or how each of them failed. The protocol is built for the address that
-    /// was connected to.
+    /// addresses as RFC 8305 says: IPv6 and IPv4 by turns. The next address is tried after
+    /// a quarter of a second, while the earlier ones go on, or at once when one has
+    /// failed. The first that connects wins, and the others are closed.
+    ///
+    /// The factory sees one attempt. It builds its protocol for the address that won. If
+    /// the attempt fails, [`ConnectError`] says that the name has no address, or how each
+    /// address failed.
     pub fn to_host(name: &str, port: u16) -> TcpConnect {
         TcpConnect {
             target: Target::Host {
@@ -430,7 +430,7 @@ impl Wrap<TcpSocket> for Plain {
     }
 }
 
-/// Where and how to listen on TCP; made by [`Tcp::at`].
+/// The settings of a TCP listener; made by [`Tcp::at`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct TcpListen {
@@ -444,23 +444,23 @@ pub struct TcpListen {
 }
 
 impl TcpListen {
-    /// Sets the length of the queue of connections not accepted yet; default 1,024,
-    /// cut by the kernel to `net.core.somaxconn`.
+    /// Sets how many connections may wait to be accepted; default 1,024. The kernel cuts
+    /// it to `net.core.somaxconn`.
     pub fn backlog(mut self, backlog: u32) -> Self {
         self.backlog = backlog;
         self
     }
 
-    /// Sets `SO_REUSEADDR`: bind although connections of an earlier listener linger;
-    /// default true.
+    /// Sets `SO_REUSEADDR`; default true. It binds even if connections of an earlier
+    /// listener are still closing.
     pub fn reuse_address(mut self, on: bool) -> Self {
         self.reuse_address = on;
         self
     }
 
-    /// Sets `SO_REUSEPORT`: several listeners on one address, between which the
-    /// kernel distributes connections; default false. Closing one of them
-    /// resets what waits in its queue: to restart, pass the listener on.
+    /// Sets `SO_REUSEPORT`; default false. With it, several listeners have one address,
+    /// and the kernel distributes connections between them. Closing one of them resets
+    /// the connections in its queue. So for a restart, pass the listener on instead.
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.reuse_port = on;
         self
@@ -472,15 +472,14 @@ impl TcpListen {
         self
     }
 
-    /// Sets `TCP_NODELAY` on accepted connections, which inherit it without a system
-    /// call; default false.
+    /// Sets `TCP_NODELAY` on accepted connections; default false. They inherit it from the
+    /// listener, without a system call each.
     pub fn no_delay(mut self, on: bool) -> Self {
         self.no_delay = on;
         self
     }
 
-    /// Sets `SO_KEEPALIVE` on accepted connections, inherited likewise; default
-    /// false.
+    /// Sets `SO_KEEPALIVE` on accepted connections; default false. They inherit it too.
     pub fn keep_alive(mut self, on: bool) -> Self {
         self.keep_alive = on;
         self
@@ -627,7 +626,7 @@ impl ListeningSocket for TcpListener {
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 
-/// Where and how to connect over TCP; made by [`Tcp::to`] and [`Tcp::to_host`].
+/// The settings of a TCP connector; made by [`Tcp::to`] and [`Tcp::to_host`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct TcpConnect {
@@ -650,17 +649,18 @@ enum Target {
 }
 
 impl TcpConnect {
-    /// Sets how long an attempt may take, with a host looking it up and all its
-    /// addresses included; default 30 seconds, `None` for as long as the kernel
-    /// tries.
+    /// Sets how long an attempt may take; default 30 seconds. For a host that includes the
+    /// lookup and all its addresses. `None` waits as long as the kernel tries.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
     }
 
-    /// Sets the address to connect from; default the kernel's choice. Of a host,
-    /// addresses of the other family are left out then; with a port of it too, they
-    /// are tried one after the other, since two sockets cannot have the same one.
+    /// Sets the address to connect from; by default the kernel chooses it.
+    ///
+    /// For a host, addresses of the other family are left out then. If a port is set too,
+    /// the addresses are tried one after the other, since two sockets cannot have the same
+    /// port.
     pub fn bind_address(mut self, address: SocketAddr) -> Self {
         self.bind_address = Some(address);
         self
@@ -678,9 +678,9 @@ impl TcpConnect {
         self
     }
 
-    /// Sets how long an address of a host has before the next is tried beside it;
-    /// default 250 ms, as RFC 8305 recommends. Less than 10 ms counts as 10 ms.
-    /// Without a host it means nothing.
+    /// Sets how long one address of a host is tried before the next is tried beside it;
+    /// default 250 ms, as RFC 8305 recommends. Less than 10 ms counts as 10 ms. Without a
+    /// host it has no effect.
     pub fn attempt_delay(mut self, delay: Duration) -> Self {
         if let Target::Host { attempt_delay, .. } = &mut self.target {
             *attempt_delay = delay.max(LEAST_ATTEMPT_DELAY);
