@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bowline::Tcp;
 use bowline::handoff::pool::inherited_channel;
-use bowline::handoff::pool::{Connection, Live, Worker, WorkerSettings};
+use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings};
 use bowline::{AfterReadClosed, Context, GracefulStop, Protocol, Reactor, Transport};
 use rustix::process::Signal;
 
@@ -24,7 +24,7 @@ pub(crate) fn run() -> common::Result {
         keep: answer(""),
         close: answer("Connection: close\r\n"),
     });
-    let serve = move |reactor: &mut Reactor, connection: Connection, live: Live| {
+    let serve = move |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
         if let Err(error) = connection.adopt(reactor, Tcp, Http::new(&answers, live)) {
             // Reset before it got here, most likely.
             log::debug!("cannot serve: {error}");

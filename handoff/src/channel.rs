@@ -394,13 +394,13 @@ impl Error for ChannelError {
 
 /// The protocol of one end of a channel.
 pub struct Channel<R> {
-    framed: Framed<WireFramer, End<R>>,
+    framed: Framed<WireFramer, ChannelEnd<R>>,
 }
 
 type FrameCx<'a, T> = FrameContext<'a, T, WireFramer>;
 
 /// What is done with the frames of a channel.
-struct End<R> {
+struct ChannelEnd<R> {
     settings: ChannelSettings,
     state: State,
     error: Option<ChannelError>,
@@ -453,7 +453,7 @@ impl<R> Channel<R> {
             transport.abort_connection();
         });
         let framer = WireFramer::new(settings.max_payload);
-        let end = End {
+        let end = ChannelEnd {
             settings,
             state: State::Greeting { credentials: None },
             error: None,
@@ -482,7 +482,7 @@ impl<R> Channel<R> {
     }
 }
 
-impl<R> End<R> {
+impl<R> ChannelEnd<R> {
     fn hello(&self) -> Hello {
         let max = self.settings.max_payload.min(MAX_PAYLOAD);
         Hello {
@@ -619,7 +619,7 @@ fn agree(
     })
 }
 
-impl<T, R> FrameReceiver<T, WireFramer> for End<R>
+impl<T, R> FrameReceiver<T, WireFramer> for ChannelEnd<R>
 where
     T: UnixTransport + ?Sized,
     R: ChannelReceiver<T>,

@@ -71,7 +71,7 @@
 //!
 //! use bowline_transport::ChildProcess;
 //! use bowline_handoff::pool::{
-//!     Connection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId,
+//!     PassedConnection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId,
 //!     WorkerSettings,
 //! };
 //! use bowline_protocol::{Context, Protocol, Transport};
@@ -89,7 +89,7 @@
 //!     }
 //! }
 //!
-//! fn serve(reactor: &mut Reactor, connection: Connection, live: Live) {
+//! fn serve(reactor: &mut Reactor, connection: PassedConnection, live: Live) {
 //!     if let Err(error) = connection.adopt(reactor, Tcp, Echo { _live: live }) {
 //!         println!("{error}"); // reset before it got here
 //!     }
@@ -140,10 +140,10 @@ mod worker;
 
 use std::fmt;
 
-pub use self::connection::Connection;
+pub use self::connection::PassedConnection;
 pub use self::dispatcher::{Pool, PoolAcceptor, REFUSAL_PAUSE};
-pub use self::messages::{Dispatch, FromWorker, Refusal, ToWorker};
-pub use self::policy::{Candidate, LeastLoaded, Offer, Policy, RoundRobin};
+pub use self::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
+pub use self::policy::{Candidate, LeastLoaded, Offer, PoolPolicy, RoundRobin};
 pub use self::process::{CHANNEL_NUMBER, Spawn, Spawned, inherited_channel, spawn_command};
 pub use self::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,

@@ -14,8 +14,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::handoff::pool::{
-    Connection, Live, Pool, PoolSettings, Refusal, Service, Spawned, Undelivered, Worker, WorkerId,
-    WorkerSettings,
+    Live, PassedConnection, Pool, PoolSettings, Service, Spawned, Undelivered, Worker, WorkerId,
+    WorkerRefusal, WorkerSettings,
 };
 use bowline::policies::{Backoff, Jitter};
 use bowline::process::ChildProcess;
@@ -104,9 +104,13 @@ struct Echoes {
 }
 
 impl Service for Echoes {
-    fn admit(&mut self, _: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        _: &mut Reactor,
+        connection: &PassedConnection,
+    ) -> Result<(), WorkerRefusal> {
         if self.random.chance(self.refuses_percent) {
-            return Err(Refusal::Overloaded);
+            return Err(WorkerRefusal::Overloaded);
         }
         let job = connection.label as usize;
         self.shared.borrow_mut().jobs[job]
@@ -116,7 +120,7 @@ impl Service for Echoes {
         Ok(())
     }
 
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live) {
         self.points.pass("before serving");
         let job = connection.label as usize;
         {
@@ -158,7 +162,7 @@ struct Echo {
 }
 
 impl Echo {
-    fn begin(self, reactor: &mut Reactor, connection: Connection) {
+    fn begin(self, reactor: &mut Reactor, connection: PassedConnection) {
         let socket = MemorySocket::from_descriptor(connection.fd).expect("it stands for one");
         socket.adopt(reactor, self).expect("a slot");
     }
@@ -320,7 +324,8 @@ impl Run {
         if let Some(reactor) = self.simulation.reactor(self.dispatcher)
             && let Some(pool) = &self.pool
         {
-            let mut connection = Connection::new(accepted.into_descriptor().expect("descriptors"));
+            let mut connection =
+                PassedConnection::new(accepted.into_descriptor().expect("descriptors"));
             connection.label = job as u32;
             pool.dispatch(reactor, connection);
         }

@@ -12,7 +12,7 @@ use bowline_transport::{AdoptError, Detached, StreamTransport, Transports, Unsen
 /// kernel does not know of it.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Connection {
+pub struct PassedConnection {
     /// The socket.
     pub fd: OwnedFd,
     /// The peer, over TCP.
@@ -25,7 +25,7 @@ pub struct Connection {
     pub unsent: Vec<u8>,
 }
 
-impl Connection {
+impl PassedConnection {
     /// A socket of which nothing is read or written yet.
     pub fn new(fd: OwnedFd) -> Self {
         Self {

@@ -16,7 +16,7 @@ use super::dispatcher::{PoolShared, WorkerEnd};
 use super::messages::FromWorker;
 use super::process::StartedWorker;
 use super::settings::{PoolEvent, WorkerStage};
-use super::state::{Answered, Call, Leaving, Member, PoolLife, moment_after};
+use super::state::{Answered, Leaving, Member, PoolLife, StopCall, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
 
@@ -382,7 +382,7 @@ impl PoolShared {
         self: &Rc<Self>,
         reactor: &mut Reactor,
         within: Duration,
-        then: Option<Call>,
+        then: Option<StopCall>,
     ) {
         let mut state = self.state.borrow_mut();
         let hold = reactor.hold(SystemEvent::Shutdown);

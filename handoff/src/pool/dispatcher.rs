@@ -12,9 +12,9 @@ use bowline_protocol::{Acceptor, Address, BuildContext, CloseReason, Context, Un
 use bowline_reactor::{Phase, Reactor, SystemEvent};
 
 use super::WorkerId;
-use super::connection::Connection;
+use super::connection::PassedConnection;
 use super::messages::FromWorker;
-use super::policy::{Candidate, Policy, RoundRobin};
+use super::policy::{Candidate, PoolPolicy, RoundRobin};
 use super::process::{Spawn, StartWorker};
 use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
 use super::state::{Job, PoolLife, PoolState};
@@ -39,14 +39,14 @@ pub struct Pool {
 }
 
 type EventHandler = Box<dyn FnMut(&mut Reactor, PoolEvent)>;
-type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, Connection, Undelivered)>;
+type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, PassedConnection, Undelivered)>;
 
 pub(super) struct PoolShared {
     /// Never borrowed while code of the user runs, but that of a `ChildProcess`.
     pub(super) state: RefCell<PoolState>,
     // Each is borrowed only while it runs, and callbacks never nest.
     pub(super) spawn: RefCell<Box<dyn StartWorker>>,
-    pub(super) policy: RefCell<Box<dyn Policy>>,
+    pub(super) policy: RefCell<Box<dyn PoolPolicy>>,
     pub(super) on_event: RefCell<Option<EventHandler>>,
     pub(super) on_undelivered: RefCell<Option<UndeliveredHandler>>,
     /// Memory that is used again for each choice.
@@ -69,7 +69,7 @@ impl Pool {
     pub fn with_policy(
         reactor: &mut Reactor,
         settings: PoolSettings,
-        policy: impl Policy,
+        policy: impl PoolPolicy,
         spawn: impl Spawn,
     ) -> Self {
         let mut settings = settings;
@@ -123,7 +123,7 @@ impl Pool {
     ///
     /// The connection is served once, or ends up in
     /// [`on_undelivered`](Self::on_undelivered).
-    pub fn dispatch(&self, reactor: &mut Reactor, connection: Connection) {
+    pub fn dispatch(&self, reactor: &mut Reactor, connection: PassedConnection) {
         self.shared.dispatch(reactor, connection);
     }
 
@@ -149,7 +149,7 @@ impl Pool {
     /// otherwise.
     pub fn on_undelivered(
         &self,
-        handler: impl FnMut(&mut Reactor, Connection, Undelivered) + 'static,
+        handler: impl FnMut(&mut Reactor, PassedConnection, Undelivered) + 'static,
     ) {
         *self.shared.on_undelivered.borrow_mut() = Some(Box::new(handler));
     }
@@ -219,10 +219,10 @@ impl Acceptor for PoolAcceptor {
     }
 
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
-        let connection = Connection {
+        let connection = PassedConnection {
             peer: peer.as_inet(),
             label: self.label,
-            ..Connection::new(socket)
+            ..PassedConnection::new(socket)
         };
         self.pool.dispatch(cx.reactor, connection);
         self.pause_if_full(cx);
@@ -245,7 +245,7 @@ impl PoolAcceptor {
 }
 
 impl PoolShared {
-    pub(super) fn dispatch(self: &Rc<Self>, reactor: &mut Reactor, connection: Connection) {
+    pub(super) fn dispatch(self: &Rc<Self>, reactor: &mut Reactor, connection: PassedConnection) {
         let job = Box::new(Job::new(connection, reactor.now()));
         if job.dispatch.read.len() + job.dispatch.unsent.len() > MAX_TRAVELLING_BYTES {
             return self.undelivered(reactor, job, Undelivered::TooLong);

@@ -51,7 +51,7 @@ pub enum FromWorker {
         /// Which delivery.
         id: u64,
         /// Why.
-        reason: Refusal,
+        reason: WorkerRefusal,
         /// How many connections the worker has.
         live: u32,
     },
@@ -65,7 +65,7 @@ pub enum FromWorker {
 /// Why a worker did not take a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum WorkerRefusal {
     /// It has as many as it may.
     Overloaded,
     /// It is about to end.
@@ -78,7 +78,7 @@ pub enum Refusal {
     Unwanted,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for WorkerRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Overloaded => "worker is at its limit",
@@ -168,11 +168,11 @@ impl Message for FromWorker {
             Self::Refused { id, reason, live } => {
                 payload.u64(*id);
                 payload.u8(match reason {
-                    Refusal::Overloaded => 1,
-                    Refusal::Draining => 2,
-                    Refusal::WrongKind => 3,
-                    Refusal::DescriptorLost => 4,
-                    Refusal::Unwanted => 5,
+                    WorkerRefusal::Overloaded => 1,
+                    WorkerRefusal::Draining => 2,
+                    WorkerRefusal::WrongKind => 3,
+                    WorkerRefusal::DescriptorLost => 4,
+                    WorkerRefusal::Unwanted => 5,
                 });
                 payload.u32(*live);
             }
@@ -189,11 +189,11 @@ impl Message for FromWorker {
             REFUSED => Ok(Self::Refused {
                 id: payload.u64()?,
                 reason: match payload.u8()? {
-                    1 => Refusal::Overloaded,
-                    2 => Refusal::Draining,
-                    3 => Refusal::WrongKind,
-                    4 => Refusal::DescriptorLost,
-                    5 => Refusal::Unwanted,
+                    1 => WorkerRefusal::Overloaded,
+                    2 => WorkerRefusal::Draining,
+                    3 => WorkerRefusal::WrongKind,
+                    4 => WorkerRefusal::DescriptorLost,
+                    5 => WorkerRefusal::Unwanted,
                     _ => return Err(WireError::Malformed { what: "refusal" }),
                 },
                 live: payload.u32()?,
@@ -232,11 +232,11 @@ mod tests {
         let drain = ToWorker::Drain { within_ms: 5 };
         assert_eq!(there_and_back(&drain), drain);
         for reason in [
-            Refusal::Overloaded,
-            Refusal::Draining,
-            Refusal::WrongKind,
-            Refusal::DescriptorLost,
-            Refusal::Unwanted,
+            WorkerRefusal::Overloaded,
+            WorkerRefusal::Draining,
+            WorkerRefusal::WrongKind,
+            WorkerRefusal::DescriptorLost,
+            WorkerRefusal::Unwanted,
         ] {
             let (id, live) = (1, 2);
             let refused = FromWorker::Refused { id, reason, live };
@@ -259,7 +259,7 @@ mod tests {
             read: b"r".to_vec(),
             unsent: b"un".to_vec(),
         };
-        let (id, live, reason) = (1, 2, Refusal::Unwanted);
+        let (id, live, reason) = (1, 2, WorkerRefusal::Unwanted);
         assert_eq!(dispatch.kind(), 0x0100);
         assert_eq!(ToWorker::Dispatch(dispatch.clone()).kind(), 0x0100);
         assert_eq!(ToWorker::Drain { within_ms: 5 }.kind(), 0x0101);
@@ -283,11 +283,14 @@ mod tests {
     #[test]
     fn refusals_say_why() {
         for (reason, text) in [
-            (Refusal::Overloaded, "worker is at its limit"),
-            (Refusal::Draining, "worker is about to end"),
-            (Refusal::WrongKind, "descriptor is no connection"),
-            (Refusal::DescriptorLost, "descriptor was lost on the way"),
-            (Refusal::Unwanted, "service did not want it"),
+            (WorkerRefusal::Overloaded, "worker is at its limit"),
+            (WorkerRefusal::Draining, "worker is about to end"),
+            (WorkerRefusal::WrongKind, "descriptor is no connection"),
+            (
+                WorkerRefusal::DescriptorLost,
+                "descriptor was lost on the way",
+            ),
+            (WorkerRefusal::Unwanted, "service did not want it"),
         ] {
             assert_eq!(reason.to_string(), text);
         }

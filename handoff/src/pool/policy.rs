@@ -6,7 +6,7 @@ use super::WorkerId;
 
 /// Chooses the worker that gets a connection. Any closure of this shape is one:
 /// to send a client always to the same worker, say.
-pub trait Policy: 'static {
+pub trait PoolPolicy: 'static {
     /// The place in `candidates` of the one that gets it; `None`, or a place
     /// that does not exist, leaves it waiting.
     ///
@@ -15,7 +15,7 @@ pub trait Policy: 'static {
     fn choose(&mut self, offer: &Offer<'_>, candidates: &[Candidate]) -> Option<usize>;
 }
 
-impl<F> Policy for F
+impl<F> PoolPolicy for F
 where
     F: FnMut(&Offer<'_>, &[Candidate]) -> Option<usize> + 'static,
 {
@@ -30,9 +30,9 @@ where
 pub struct Offer<'a> {
     /// Its peer, over TCP.
     pub peer: Option<SocketAddr>,
-    /// What the program calls it; [`Connection::label`](super::Connection::label).
+    /// What the program calls it; [`PassedConnection::label`](super::PassedConnection::label).
     pub label: u32,
-    /// What was read of it; [`Connection::read`](super::Connection::read).
+    /// What was read of it; [`PassedConnection::read`](super::PassedConnection::read).
     pub read: &'a [u8],
 }
 
@@ -70,7 +70,7 @@ impl RoundRobin {
     }
 }
 
-impl Policy for RoundRobin {
+impl PoolPolicy for RoundRobin {
     fn choose(&mut self, _: &Offer<'_>, candidates: &[Candidate]) -> Option<usize> {
         let next = candidates
             .iter()
@@ -95,7 +95,7 @@ impl LeastLoaded {
     }
 }
 
-impl Policy for LeastLoaded {
+impl PoolPolicy for LeastLoaded {
     fn choose(&mut self, _: &Offer<'_>, candidates: &[Candidate]) -> Option<usize> {
         let last = self.last;
         let (place, chosen) = candidates.iter().enumerate().min_by_key(|(_, candidate)| {
@@ -121,7 +121,11 @@ mod tests {
         loads.iter().map(candidate).collect()
     }
 
-    fn choices(policy: &mut impl Policy, loads: &[(u64, u32, usize)], count: usize) -> Vec<u64> {
+    fn choices(
+        policy: &mut impl PoolPolicy,
+        loads: &[(u64, u32, usize)],
+        count: usize,
+    ) -> Vec<u64> {
         let offer = Offer {
             peer: None,
             label: 0,

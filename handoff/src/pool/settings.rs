@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bowline_protocol::policies::Backoff;
 
-use super::{Refusal, WorkerId};
+use super::{WorkerId, WorkerRefusal};
 
 /// How a pool behaves. Made with [`PoolSettings::default`], and its methods.
 #[derive(Clone, Debug)]
@@ -237,7 +237,7 @@ pub enum Undelivered {
     /// It has waited as long as it may.
     WaitedTooLong,
     /// Every worker has refused it; the last one for this reason.
-    Refused(Refusal),
+    Refused(WorkerRefusal),
     /// It was given out as often as it may be.
     TooManyAttempts,
     /// It does not fit into a message: too much was read of it.

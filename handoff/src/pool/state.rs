@@ -14,9 +14,9 @@ use bowline_reactor::{Hold, Reactor};
 use bowline_transport::{ChildWatch, close_received};
 
 use super::WorkerId;
-use super::connection::Connection;
+use super::connection::PassedConnection;
 use super::dispatcher::REFUSAL_PAUSE;
-use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
+use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
 use super::policy::{Candidate, Offer};
 use super::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
@@ -24,7 +24,7 @@ use super::settings::{
 use crate::log;
 use crate::wire;
 
-pub(super) type Call = Box<dyn FnOnce(&mut Reactor)>;
+pub(super) type StopCall = Box<dyn FnOnce(&mut Reactor)>;
 
 pub(super) struct PoolState {
     pub(super) settings: PoolSettings,
@@ -55,7 +55,7 @@ pub(super) enum PoolLife {
     Running,
     Stopping {
         deadline: Instant,
-        then: Vec<Call>,
+        then: Vec<StopCall>,
         _holds: Vec<Hold>,
     },
     Stopped,
@@ -111,7 +111,7 @@ pub(super) struct Job {
     socket: KeptSocket,
     pub(super) dispatch: Dispatch,
     pub(super) attempts: u32,
-    pub(super) refused_by: Vec<(WorkerId, Refusal)>,
+    pub(super) refused_by: Vec<(WorkerId, WorkerRefusal)>,
     /// Since when it waits here, or is with a worker.
     pub(super) since: Instant,
 }
@@ -237,7 +237,7 @@ impl PoolState {
         // One that hangs may recover, and one that is missing is replaced.
         let is_hopeless = match reason {
             // No other will find that it is one.
-            Refusal::WrongKind => true,
+            WorkerRefusal::WrongKind => true,
             _ => staying.all(|worker| job.was_refused_by(worker.id)) && self.missing_workers() == 0,
         };
         is_hopeless.then_some(Undelivered::Refused(reason))
@@ -529,14 +529,14 @@ impl Member {
     }
 
     /// Takes note that it has refused a connection. Answers whether it drains.
-    fn refuse(&mut self, reason: Refusal, now: Instant) -> bool {
+    fn refuse(&mut self, reason: WorkerRefusal, now: Instant) -> bool {
         self.refused += 1;
         match reason {
-            Refusal::Draining if self.stage == WorkerStage::Serving => {
+            WorkerRefusal::Draining if self.stage == WorkerStage::Serving => {
                 self.stage = WorkerStage::Draining;
                 return true;
             }
-            Refusal::Overloaded | Refusal::DescriptorLost => {
+            WorkerRefusal::Overloaded | WorkerRefusal::DescriptorLost => {
                 self.not_before = Some(now + REFUSAL_PAUSE);
             }
             _ => {}
@@ -567,8 +567,8 @@ impl Member {
 }
 
 impl Job {
-    pub(super) fn new(connection: Connection, now: Instant) -> Self {
-        let Connection {
+    pub(super) fn new(connection: PassedConnection, now: Instant) -> Self {
+        let PassedConnection {
             fd,
             peer,
             label,
@@ -609,14 +609,14 @@ impl Job {
         self.refused_by.iter().any(|(by, _)| *by == id)
     }
 
-    pub(super) fn into_connection(mut self) -> io::Result<Connection> {
+    pub(super) fn into_connection(mut self) -> io::Result<PassedConnection> {
         let fd = self.socket.fd.take().ok_or(io::ErrorKind::NotFound)?;
         let fd = match Rc::try_unwrap(fd) {
             Ok(fd) => fd,
             // A channel that is about to end has it queued.
             Err(shared) => shared.try_clone()?,
         };
-        Ok(Connection {
+        Ok(PassedConnection {
             fd,
             peer: self.dispatch.peer,
             label: self.dispatch.label,

@@ -14,8 +14,8 @@ use bowline_protocol::{
 use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
 use bowline_transport::describe_socket;
 
-use super::connection::Connection;
-use super::messages::{Dispatch, FromWorker, Refusal, ToWorker};
+use super::connection::PassedConnection;
+use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
 use crate::channel::{
     Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
 };
@@ -48,7 +48,11 @@ pub trait Service: 'static {
     ///
     /// One that panics ends the channel: this worker serves what it has and drains, and
     /// the pool starts another.
-    fn admit(&mut self, reactor: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        reactor: &mut Reactor,
+        connection: &PassedConnection,
+    ) -> Result<(), WorkerRefusal> {
         let _ = (reactor, connection);
         Ok(())
     }
@@ -56,7 +60,7 @@ pub trait Service: 'static {
     /// A connection is this worker's: the pool knows, and nobody else is going
     /// to serve it. `live` counts it until it is dropped, so it belongs into
     /// the protocol of the connection.
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live);
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live);
 
     /// No connection comes any more, all have begun: the pool has asked to end
     /// within this time, or is gone, or the reactor stops.
@@ -77,8 +81,8 @@ pub trait Service: 'static {
     }
 }
 
-impl<F: FnMut(&mut Reactor, Connection, Live) + 'static> Service for F {
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+impl<F: FnMut(&mut Reactor, PassedConnection, Live) + 'static> Service for F {
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live) {
         self(reactor, connection, live);
     }
 }
@@ -194,7 +198,7 @@ enum Stage {
 struct Promised {
     /// How many bytes the channel has sent by then.
     answer_ends: u64,
-    connection: Connection,
+    connection: PassedConnection,
     live: Live,
 }
 
@@ -265,30 +269,30 @@ impl WorkerShared {
         dispatch: Dispatch,
         mut descriptors: Vec<OwnedFd>,
         lost: usize,
-    ) -> Result<Connection, Refusal> {
+    ) -> Result<PassedConnection, WorkerRefusal> {
         if self.stage.get() != Stage::Serving {
-            return Err(Refusal::Draining);
+            return Err(WorkerRefusal::Draining);
         }
         if lost > 0 {
-            return Err(Refusal::DescriptorLost);
+            return Err(WorkerRefusal::DescriptorLost);
         }
         let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
-            return Err(Refusal::WrongKind);
+            return Err(WorkerRefusal::WrongKind);
         };
-        let kind = describe_socket(fd.as_fd()).map_err(|_| Refusal::WrongKind)?;
+        let kind = describe_socket(fd.as_fd()).map_err(|_| WorkerRefusal::WrongKind)?;
         if !kind.is_stream || kind.is_listening {
-            return Err(Refusal::WrongKind);
+            return Err(WorkerRefusal::WrongKind);
         }
         let limit = self.settings.max_live.unwrap_or(u32::MAX);
         if self.live.get() >= limit {
-            return Err(Refusal::Overloaded);
+            return Err(WorkerRefusal::Overloaded);
         }
-        let connection = Connection {
+        let connection = PassedConnection {
             peer: dispatch.peer,
             label: dispatch.label,
             read: dispatch.read,
             unsent: dispatch.unsent,
-            ..Connection::new(fd)
+            ..PassedConnection::new(fd)
         };
         self.service.borrow_mut().admit(reactor, &connection)?;
         Ok(connection)

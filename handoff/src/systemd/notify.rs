@@ -121,13 +121,13 @@ pub(super) struct RunsOn {
 pub(super) struct Watcher {
     id: u64,
     number: u64,
-    then: Then,
+    then: WhenLeft,
     deadline: DelayedCall,
     /// Why it never will.
     pub(super) error: Option<io::Error>,
 }
 
-pub(super) type Then = Box<dyn FnOnce(&mut Reactor, io::Result<()>)>;
+pub(super) type WhenLeft = Box<dyn FnOnce(&mut Reactor, io::Result<()>)>;
 
 impl Notifier {
     /// The one that this process was told of, if it was (`NOTIFY_SOCKET`).
@@ -276,7 +276,7 @@ impl Notifier {
         Ok(())
     }
 
-    fn watch(&self, reactor: &mut Reactor, number: u64, limit: Duration, then: Then) {
+    fn watch(&self, reactor: &mut Reactor, number: u64, limit: Duration, then: WhenLeft) {
         let mut state = self.inner.state.borrow_mut();
         let id = state.next_watcher;
         state.next_watcher += 1;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bowline_reactor::{DelayedCall, Descriptor, Next, Reactor, Readiness, Token};
 
-use super::notify::{BUDGET, Inner, Pumped, Then};
+use super::notify::{BUDGET, Inner, Pumped, WhenLeft};
 use super::way::Trouble;
 use crate::log;
 
@@ -160,11 +160,11 @@ pub(super) struct Barrier {
     inner: Weak<Inner>,
     number: u64,
     read: OwnedFd,
-    then: Option<Then>,
+    then: Option<WhenLeft>,
 }
 
 impl Barrier {
-    pub(super) fn new(inner: &Rc<Inner>, number: u64, read: OwnedFd, then: Then) -> Self {
+    pub(super) fn new(inner: &Rc<Inner>, number: u64, read: OwnedFd, then: WhenLeft) -> Self {
         Self {
             inner: Rc::downgrade(inner),
             number,

@@ -25,23 +25,26 @@ use crate::log;
 /// ```
 pub fn watchdog_interval(variable: impl Fn(&str) -> Option<String>, pid: u32) -> Option<Duration> {
     let (interval, named) = asked(variable)?;
-    let is_for_us = named.is_none_or(|named| named == Named::Process(pid));
+    let is_for_us = named.is_none_or(|named| named == NamedProcess::Process(pid));
     is_for_us.then_some(interval)
 }
 
 /// Whom `WATCHDOG_PID` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
+enum NamedProcess {
     Process(u32),
     /// It is no number.
     Nobody,
 }
 
 /// How often the manager wants to hear, and of whom, if somebody is named.
-fn asked(variable: impl Fn(&str) -> Option<String>) -> Option<(Duration, Option<Named>)> {
+fn asked(variable: impl Fn(&str) -> Option<String>) -> Option<(Duration, Option<NamedProcess>)> {
     let microseconds: u64 = variable("WATCHDOG_USEC")?.parse().ok()?;
     let named = variable("WATCHDOG_PID");
-    let named = named.map(|pid| pid.parse().map_or(Named::Nobody, Named::Process));
+    let named = named.map(|pid| {
+        pid.parse()
+            .map_or(NamedProcess::Nobody, NamedProcess::Process)
+    });
     (microseconds > 0).then(|| (Duration::from_micros(microseconds), named))
 }
 
@@ -85,9 +88,9 @@ impl Watchdog {
     pub fn from_environment(reactor: &mut Reactor, notifier: Rc<Notifier>) -> Option<Self> {
         let (interval, named) = asked(|name| std::env::var(name).ok())?;
         let named = match named {
-            Some(Named::Process(pid)) => pid,
+            Some(NamedProcess::Process(pid)) => pid,
             // No process has that number.
-            Some(Named::Nobody) => 0,
+            Some(NamedProcess::Nobody) => 0,
             None => std::process::id(),
         };
         Some(Self::start_for(reactor, notifier, interval, named))

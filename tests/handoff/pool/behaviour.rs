@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bowline::Tcp;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
-    Candidate, Connection, FromWorker, LeastLoaded, Live, Offer, Orphans, Pool, PoolSettings,
-    Refusal, Spawned, ToWorker, Undelivered, Worker, WorkerSettings, WorkerStage,
+    Candidate, FromWorker, LeastLoaded, Live, Offer, Orphans, PassedConnection, Pool, PoolSettings,
+    Spawned, ToWorker, Undelivered, Worker, WorkerRefusal, WorkerSettings, WorkerStage,
 };
 use bowline::policies::Backoff;
 use bowline::{Context, Protocol, Reactor, TcpStream, Transport, Transports};
@@ -34,7 +34,7 @@ impl Protocol<TcpStream> for Echo {
     }
 }
 
-fn echo(reactor: &mut Reactor, connection: Connection, live: Live) {
+fn echo(reactor: &mut Reactor, connection: PassedConnection, live: Live) {
     connection
         .adopt(reactor, Tcp, Echo { _live: live })
         .expect("connected");
@@ -85,7 +85,7 @@ fn what_is_no_connection_is_refused_and_the_worker_goes_on() {
     for (name, fd) in wrong_kinds() {
         id += 1;
         raw.send(&dispatch(id, b""), &[fd.as_fd()]).unwrap();
-        let reason = Refusal::WrongKind;
+        let reason = WorkerRefusal::WrongKind;
         assert_eq!(
             answers(&mut reactor, &mut raw, 1),
             [FromWorker::Refused {
@@ -109,12 +109,12 @@ fn what_is_no_connection_is_refused_and_the_worker_goes_on() {
             [
                 FromWorker::Refused {
                     id: 100,
-                    reason: Refusal::WrongKind,
+                    reason: WorkerRefusal::WrongKind,
                     ..
                 },
                 FromWorker::Refused {
                     id: 101,
-                    reason: Refusal::WrongKind,
+                    reason: WorkerRefusal::WrongKind,
                     ..
                 },
                 FromWorker::Accepted { id: 102, live: 1 },
@@ -209,7 +209,7 @@ fn a_draining_worker_serves_what_it_has_refuses_the_rest_and_ends() {
             said[..],
             [FromWorker::Refused {
                 id: 2,
-                reason: Refusal::Draining,
+                reason: WorkerRefusal::Draining,
                 ..
             }]
         ),
@@ -325,7 +325,7 @@ fn what_everybody_refuses_goes_to_nobody_twice_and_may_be_served_here() {
     assert_eq!(clients.outcome.borrow().answered.len(), 10);
     assert_eq!(
         *reasons.borrow(),
-        [Undelivered::Refused(Refusal::Unwanted); 10]
+        [Undelivered::Refused(WorkerRefusal::Unwanted); 10]
     );
     assert_eq!(pool.statistics().refused, 20);
     end(&mut reactor, &pool);
@@ -395,13 +395,13 @@ fn what_finds_no_room_or_waits_too_long_is_undelivered() {
     let mut clients = Vec::new();
     for label in 0..3 {
         let (client, accepted) = tcp_pair();
-        let mut connection = Connection::new(accepted);
+        let mut connection = PassedConnection::new(accepted);
         connection.label = label;
         pool.dispatch(&mut reactor, connection);
         clients.push(client);
     }
     let (_client, accepted) = tcp_pair();
-    let mut connection = Connection::new(accepted);
+    let mut connection = PassedConnection::new(accepted);
     connection.label = 3;
     connection.read = vec![0; 2 << 20];
     pool.dispatch(&mut reactor, connection);
@@ -557,7 +557,7 @@ fn the_least_loaded_gets_the_next() {
     };
     for count in 1..=6 {
         let (client, accepted) = tcp_pair();
-        pool.dispatch(&mut reactor, Connection::new(accepted));
+        pool.dispatch(&mut reactor, PassedConnection::new(accepted));
         clients.push(client);
         turn_until(&mut reactor, &pool, |_| {
             live(&pool).iter().sum::<u32>() == count
@@ -576,7 +576,7 @@ fn the_least_loaded_gets_the_next() {
     let mut more = Vec::new();
     for _ in 0..3 {
         let (client, accepted) = tcp_pair();
-        pool.dispatch(&mut reactor, Connection::new(accepted));
+        pool.dispatch(&mut reactor, PassedConnection::new(accepted));
         more.push(client);
     }
     turn_until(&mut reactor, &pool, |_| live(&pool)[idle] == 3);
@@ -600,7 +600,7 @@ fn a_stopping_pool_does_not_wait_for_what_nobody_can_take() {
     let worker = pool.statistics().workers[0].clone();
     stop(worker.pid);
     let (_client, accepted) = tcp_pair();
-    let mut connection = Connection::new(accepted);
+    let mut connection = PassedConnection::new(accepted);
     connection.label = 7;
     pool.dispatch(&mut reactor, connection);
     let stopped = Rc::new(Cell::new(false));
@@ -665,7 +665,7 @@ fn a_handler_that_panics_costs_one_connection() {
     let mut clients = Vec::new();
     for label in 0..4 {
         let (client, accepted) = tcp_pair();
-        let mut connection = Connection::new(accepted);
+        let mut connection = PassedConnection::new(accepted);
         connection.label = label;
         pool.dispatch(&mut reactor, connection);
         clients.push(client);
@@ -694,7 +694,7 @@ fn a_policy_that_panics_costs_one_connection() {
     let clients: Vec<_> = (0..4)
         .map(|label| {
             let (client, accepted) = tcp_pair();
-            let mut connection = Connection::new(accepted);
+            let mut connection = PassedConnection::new(accepted);
             connection.label = label;
             pool.dispatch(&mut reactor, connection);
             client

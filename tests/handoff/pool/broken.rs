@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::handoff::pool::{
-    Connection, Live, Pool, PoolSettings, Service, Spawned, Undelivered, Worker, WorkerId,
+    Live, PassedConnection, Pool, PoolSettings, Service, Spawned, Undelivered, Worker, WorkerId,
     WorkerSettings,
 };
 use bowline::process::ChildProcess;
@@ -75,7 +75,7 @@ struct Serves {
 }
 
 impl Service for Serves {
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live) {
         let served = (self.worker, connection.label);
         self.world.borrow_mut().served.push(served);
         let socket = MemorySocket::from_descriptor(connection.fd).unwrap();
@@ -145,7 +145,7 @@ impl Run {
 
     fn dispatch(&mut self, label: u32) -> MemoryPeer {
         let (accepted, client) = self.kernel.pair();
-        let mut connection = Connection::new(accepted.into_descriptor().unwrap());
+        let mut connection = PassedConnection::new(accepted.into_descriptor().unwrap());
         connection.label = label;
         self.pool.dispatch(self.pump.reactor(), connection);
         MemoryPeer::new(client)

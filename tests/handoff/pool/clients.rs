@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bowline::Tcp;
-use bowline::handoff::pool::{Connection, Pool};
+use bowline::handoff::pool::{PassedConnection, Pool};
 use bowline::{
     Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol, Reactor,
     TcpStream, Transport, Transports,
@@ -177,7 +177,7 @@ impl Protocol<TcpStream> for Front {
             let Ok(mut detached) = detached else { return };
             let pool = detached.protocol.pool.clone();
             let read = std::mem::take(&mut detached.protocol.read);
-            let connection = Connection::from_detached(detached, read);
+            let connection = PassedConnection::from_detached(detached, read);
             pool.dispatch(reactor, connection.expect("nothing is queued"));
         });
     }

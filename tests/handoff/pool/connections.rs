@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 
-use bowline::handoff::pool::Connection;
+use bowline::handoff::pool::PassedConnection;
 use bowline::{
     Detached, ProducerKind, ProducerRef, Reactor, TransportHandle, Transports, UnixTransportHandle,
 };
@@ -71,7 +71,7 @@ fn a_connection_travels_with_its_peer_and_the_bytes_on_either_side() {
         .unwrap();
     let detached = detach_with_bytes(&mut reactor, handle);
     let unsent = detached.unsent.len();
-    let connection = Connection::from_detached(detached, b"read".to_vec());
+    let connection = PassedConnection::from_detached(detached, b"read".to_vec());
     let connection = connection.expect("nothing is queued");
     assert_eq!(connection.peer, Some(address));
     assert_eq!(connection.label, 0);
@@ -99,7 +99,7 @@ fn a_connection_over_a_unix_socket_travels_with_its_bytes_too() {
     let handle = reactor.get(handle).unwrap().handle();
     let detached = detach_with_bytes(&mut reactor, handle);
     let unsent = detached.unsent.len();
-    let connection = Connection::from_detached(detached, b"read".to_vec());
+    let connection = PassedConnection::from_detached(detached, b"read".to_vec());
     let connection = connection.expect("nothing is queued");
     assert_eq!(connection.peer, None);
     assert_eq!(connection.read, b"read put back");
@@ -163,7 +163,7 @@ fn a_connection_with_descriptors_or_a_producer_does_not_travel() {
         keep(&mut reactor, handle, file());
         let handle = reactor.get(handle).unwrap().handle();
         let detached = detach(&mut reactor, handle);
-        assert!(Connection::from_detached(detached, Vec::new()).is_none());
+        assert!(PassedConnection::from_detached(detached, Vec::new()).is_none());
         // It is closed: the peer gets to the end.
         theirs.set_nonblocking(false).unwrap();
         theirs.read_to_end(&mut Vec::new()).unwrap();

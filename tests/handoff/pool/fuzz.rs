@@ -11,7 +11,7 @@ use std::time::Duration;
 use bowline::Reactor;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
-    Connection, FromWorker, Live, Pool, Refusal, Spawned, ToWorker, Worker, WorkerId,
+    FromWorker, Live, PassedConnection, Pool, Spawned, ToWorker, Worker, WorkerId, WorkerRefusal,
     WorkerSettings,
 };
 use bowline::handoff::wire::HEADER_BYTES;
@@ -112,7 +112,7 @@ fn to_worker(random: &mut Random) -> ToWorker {
 
 fn from_worker(random: &mut Random) -> FromWorker {
     let (id, live) = (random.any() % 100, random.any() as u32 % 100);
-    let reason = Refusal::Overloaded;
+    let reason = WorkerRefusal::Overloaded;
     match random.below(3) {
         0 => FromWorker::Accepted { id, live },
         1 => FromWorker::Refused { id, reason, live },
@@ -167,7 +167,7 @@ fn at_the_worker(random: &mut Random, wanted: usize) -> Seen {
     let kinds = Kinds::new();
     while seen.mutations < wanted {
         let (ours, theirs) = socketpair();
-        let service = |_: &mut Reactor, _: Connection, _: Live| {};
+        let service = |_: &mut Reactor, _: PassedConnection, _: Live| {};
         let settings = WorkerSettings::default();
         Worker::start(&mut reactor, ours, settings, service).unwrap();
         let mut raw = if random.chance(5) {
@@ -197,7 +197,7 @@ fn at_the_worker(random: &mut Random, wanted: usize) -> Seen {
             matches!(
                 said,
                 FromWorker::Refused {
-                    reason: Refusal::WrongKind,
+                    reason: WorkerRefusal::WrongKind,
                     ..
                 }
             )
@@ -262,7 +262,7 @@ fn at_the_pool(random: &mut Random, wanted: usize) -> Seen {
         };
         // It has something that it can answer for.
         let spare = kinds.all.last().expect("a connection").try_clone();
-        pool.dispatch(&mut reactor, Connection::new(spare.expect("a copy")));
+        pool.dispatch(&mut reactor, PassedConnection::new(spare.expect("a copy")));
         for _ in 0..1 + random.below(FRAMES) {
             let fds = if random.chance(20) {
                 kinds.some(random)

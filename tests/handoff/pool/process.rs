@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::Tcp;
-use bowline::handoff::pool::{Connection, Live, Pool, PoolEvent, PoolSettings, Refusal};
+use bowline::handoff::pool::{
+    Live, PassedConnection, Pool, PoolEvent, PoolSettings, WorkerRefusal,
+};
 use bowline::handoff::pool::{Service, Spawn, Worker, WorkerId, WorkerSettings};
 use bowline::handoff::pool::{inherited_channel, spawn_command};
 use bowline::policies::Backoff;
@@ -283,7 +285,11 @@ struct Scripted {
 }
 
 impl Service for Scripted {
-    fn admit(&mut self, _: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        _: &mut Reactor,
+        connection: &PassedConnection,
+    ) -> Result<(), WorkerRefusal> {
         self.admitted += 1;
         note(&self.log, TAKES, port_of(connection));
         match self.script {
@@ -294,7 +300,7 @@ impl Service for Scripted {
             }
             Script::Refuse => {
                 note(&self.log, IS_OVER, port_of(connection));
-                return Err(Refusal::Unwanted);
+                return Err(WorkerRefusal::Unwanted);
             }
             _ => {}
         }
@@ -302,7 +308,7 @@ impl Service for Scripted {
         Ok(())
     }
 
-    fn serve(&mut self, reactor: &mut Reactor, connection: Connection, live: Live) {
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live) {
         self.begun += 1;
         if matches!(self.script, Script::DieAfterAnswering(number) if self.begun >= number) {
             die();
@@ -321,7 +327,7 @@ impl Service for Scripted {
 }
 
 /// The port of the client, of a connection that is not over.
-fn port_of(connection: &Connection) -> u16 {
+fn port_of(connection: &PassedConnection) -> u16 {
     let peer = rustix::net::getpeername(&connection.fd).ok().flatten();
     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
     peer.map_or(0, |peer| peer.port())

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bowline::Tcp;
-use bowline::handoff::pool::{Connection, Pool, WorkerStage};
+use bowline::handoff::pool::{PassedConnection, Pool, WorkerStage};
 use bowline::{Address, BuildContext, Reactor, Transports};
 
 use super::process::{Script, die, scripted, settings};
@@ -205,7 +205,7 @@ fn dispatcher(step: &str) -> ! {
         if is_last && step == "accepted" {
             die();
         }
-        dispatching.dispatch(cx.reactor, Connection::new(socket));
+        dispatching.dispatch(cx.reactor, PassedConnection::new(socket));
         if is_last && step == "dispatched" {
             die();
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bowline::Reactor;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
-    Connection, FromWorker, Live, Refusal, Service, ToWorker, Worker, WorkerSettings,
+    FromWorker, Live, PassedConnection, Service, ToWorker, Worker, WorkerRefusal, WorkerSettings,
 };
 use bowline::testing::ManualClock;
 
@@ -33,8 +33,8 @@ pub(super) enum Told {
 #[derive(Clone, Default)]
 pub(super) struct Keeping {
     pub(super) told: Rc<RefCell<Vec<Told>>>,
-    pub(super) kept: Rc<RefCell<Vec<(Connection, Live)>>>,
-    pub(super) refuses: Rc<Cell<Option<Refusal>>>,
+    pub(super) kept: Rc<RefCell<Vec<(PassedConnection, Live)>>>,
+    pub(super) refuses: Rc<Cell<Option<WorkerRefusal>>>,
     /// The last thing that it is told before it panics.
     pub(super) panics_at: Rc<RefCell<Option<Told>>>,
 }
@@ -48,12 +48,16 @@ impl Keeping {
 }
 
 impl Service for Keeping {
-    fn admit(&mut self, _: &mut Reactor, connection: &Connection) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        _: &mut Reactor,
+        connection: &PassedConnection,
+    ) -> Result<(), WorkerRefusal> {
         self.note(Told::Admit(connection.label));
         self.refuses.get().map_or(Ok(()), Err)
     }
 
-    fn serve(&mut self, _: &mut Reactor, connection: Connection, live: Live) {
+    fn serve(&mut self, _: &mut Reactor, connection: PassedConnection, live: Live) {
         self.note(Told::Serve(connection.label));
         self.kept.borrow_mut().push((connection, live));
     }

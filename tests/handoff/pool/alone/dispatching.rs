@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 
 use bowline::handoff::pool::{
-    Candidate, Connection, FromWorker, Offer, Refusal, Spawned, ToWorker, Undelivered, WorkerStage,
+    Candidate, FromWorker, Offer, PassedConnection, Spawned, ToWorker, Undelivered, WorkerRefusal,
+    WorkerStage,
 };
 use bowline::{Address, Reactor, Transports};
 use bowline::{Tcp, Unix};
@@ -108,7 +109,7 @@ fn connections_go_round_and_each_answer_is_counted() {
     stage.accept(0, 3, 17);
     assert_eq!(stage.worker(0).in_flight, 2);
     stage.accept(0, 1, 18);
-    stage.refuse(0, 5, Refusal::Unwanted);
+    stage.refuse(0, 5, WorkerRefusal::Unwanted);
     stage.accept(1, 2, 4);
     let statistics = stage.pool.statistics();
     // The one that was refused went to the other.
@@ -132,7 +133,7 @@ fn an_answer_to_what_was_not_given_changes_nothing() {
     let before = stage.pool.statistics();
     // Given to the other, and to nobody.
     stage.accept(0, 2, 0);
-    stage.refuse(0, 99, Refusal::Unwanted);
+    stage.refuse(0, 99, WorkerRefusal::Unwanted);
     assert_eq!(stage.pool.statistics(), before);
     stage.accept(0, 1, 0);
     stage.accept(1, 2, 0);
@@ -285,7 +286,7 @@ fn handlers_may_set_others_and_are_kept_otherwise() {
         first.borrow_mut().push((1, connection.label));
         if connection.label == 1 {
             let second = Rc::clone(&first);
-            pool.on_undelivered(move |_: &mut Reactor, connection: Connection, _| {
+            pool.on_undelivered(move |_: &mut Reactor, connection: PassedConnection, _| {
                 second.borrow_mut().push((2, connection.label));
             });
         }
@@ -314,7 +315,7 @@ fn without_a_handler_what_nobody_took_is_closed() {
     let none = |_: &mut Reactor, _| Err::<Spawned, _>(std::io::ErrorKind::NotFound.into());
     let pool = bowline::handoff::pool::Pool::start(&mut reactor, settings, none);
     let (mut client, accepted) = crate::support::socketpair();
-    pool.dispatch(&mut reactor, Connection::new(accepted.into()));
+    pool.dispatch(&mut reactor, PassedConnection::new(accepted.into()));
     super::settle(&mut reactor);
     assert_eq!(pool.statistics().undelivered, 1);
     client.set_nonblocking(false).unwrap();

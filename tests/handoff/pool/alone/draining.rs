@@ -9,7 +9,7 @@ use std::time::Duration;
 use bowline::Reactor;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
-    Connection, FromWorker, Live, Refusal, ToWorker, Worker, WorkerSettings,
+    FromWorker, Live, PassedConnection, ToWorker, Worker, WorkerRefusal, WorkerSettings,
 };
 use bowline::testing::ManualClock;
 
@@ -35,7 +35,7 @@ fn a_worker_that_is_asked_to_end_serves_what_it_has_first() {
     );
     assert_eq!(desk.said(), [FromWorker::Accepted { id: 1, live: 1 }]);
     desk.send([2]);
-    let (reason, live) = (Refusal::Draining, 1);
+    let (reason, live) = (WorkerRefusal::Draining, 1);
     assert_eq!(
         desk.said(),
         [FromWorker::Refused {
@@ -159,7 +159,7 @@ fn a_closure_serves_everything_and_the_reactor_stops_when_it_is_drained() {
     let (ours, theirs) = socketpair();
     let served = Rc::new(Cell::new(0));
     let counted = Rc::clone(&served);
-    let serve = move |_: &mut Reactor, _: Connection, _: Live| counted.set(counted.get() + 1);
+    let serve = move |_: &mut Reactor, _: PassedConnection, _: Live| counted.set(counted.get() + 1);
     let settings = WorkerSettings::default();
     Worker::start(&mut reactor, ours, settings, serve).unwrap();
     let pool = Raw::new(theirs, Role::DISPATCHER);

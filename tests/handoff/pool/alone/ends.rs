@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bowline::Reactor;
 use bowline::handoff::pool::{
-    Candidate, Connection, Offer, Pool, Refusal, RoundRobin, Spawned, Undelivered, WorkerId,
-    WorkerStage,
+    Candidate, Offer, PassedConnection, Pool, RoundRobin, Spawned, Undelivered, WorkerId,
+    WorkerRefusal, WorkerStage,
 };
 use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
@@ -105,7 +105,7 @@ fn a_worker_that_drains_by_itself_is_replaced_when_it_says_so() {
     let mut stage = Stage::serving(settings(1));
     stage.dispatch([1, 2]);
     stage.accept(0, 1, 1);
-    stage.refuse(0, 2, Refusal::Draining);
+    stage.refuse(0, 2, WorkerRefusal::Draining);
     assert_eq!(stage.stage_of(0), WorkerStage::Draining);
     assert_eq!(stage.undelivered(), []);
     assert!(!stage.has_room());
@@ -114,7 +114,7 @@ fn a_worker_that_drains_by_itself_is_replaced_when_it_says_so() {
     stage.greet_all();
     assert_eq!(stage.hand(1).labels(), [2]);
     // Once, however often it says so.
-    stage.refuse(0, 2, Refusal::Draining);
+    stage.refuse(0, 2, WorkerRefusal::Draining);
     stage.pass(ms(5_000));
     stage.end(0);
     assert_eq!(stage.pool.statistics().deaths, 1);
@@ -535,7 +535,7 @@ fn closing_what_a_worker_has_taken_and_ended_stalls_nobody() {
     drop(lingering);
     stage
         .pool
-        .dispatch(&mut stage.reactor, Connection::new(accepted.into()));
+        .dispatch(&mut stage.reactor, PassedConnection::new(accepted.into()));
     stage.settle();
     drop(stage.hand(0).heard());
     assert_eq!(bowline::process::descriptors_closing(), 0);

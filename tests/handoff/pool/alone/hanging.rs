@@ -1,6 +1,6 @@
 //! Workers that do not answer.
 
-use bowline::handoff::pool::{FromWorker, Refusal, WorkerStage};
+use bowline::handoff::pool::{FromWorker, WorkerRefusal, WorkerStage};
 
 use super::{Stage, TICK, ms, settings};
 
@@ -126,7 +126,7 @@ fn one_that_drains_is_not_hung_but_killed_when_it_does_not_answer() {
     settings.kill_timeout = Some(ms(3_000));
     let mut stage = Stage::serving(settings);
     stage.dispatch([1, 2]);
-    stage.refuse(0, 1, Refusal::Draining);
+    stage.refuse(0, 1, WorkerRefusal::Draining);
     stage.pass(ms(2_000));
     assert_eq!(stage.stage_of(0), WorkerStage::Draining);
     assert_eq!(stage.pool.statistics().hangs, 0);
@@ -164,7 +164,7 @@ fn answers_of_a_killed_worker_still_count() {
     stage.events();
     // It had taken this one before it died, and not that one.
     stage.accept(0, 1, 1);
-    stage.refuse(0, 3, Refusal::Draining);
+    stage.refuse(0, 3, WorkerRefusal::Draining);
     assert_eq!(stage.stage_of(0), WorkerStage::Killed);
     stage.end(0);
     assert_eq!(

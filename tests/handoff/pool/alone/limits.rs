@@ -1,6 +1,6 @@
 //! What fits, and when a connection is nobody's.
 
-use bowline::handoff::pool::{FromWorker, Refusal, ToWorker, Undelivered, WorkerStage};
+use bowline::handoff::pool::{FromWorker, ToWorker, Undelivered, WorkerRefusal, WorkerStage};
 
 use super::{Stage, TICK, ms, settings};
 
@@ -126,7 +126,7 @@ fn one_that_comes_back_waits_anew() {
     stage.dispatch([1, 2]);
     stage.pass(ms(1_000));
     // It drains by itself, and another one takes its time to start.
-    stage.refuse(0, 1, Refusal::Draining);
+    stage.refuse(0, 1, WorkerRefusal::Draining);
     stage.pass(ms(400));
     assert_eq!(stage.undelivered(), []);
     stage.pass(TICK);
@@ -140,7 +140,7 @@ fn one_that_comes_back_waits_anew() {
 
 #[test]
 fn a_full_worker_is_left_alone_for_a_moment_or_until_it_speaks() {
-    for reason in [Refusal::Overloaded, Refusal::DescriptorLost] {
+    for reason in [WorkerRefusal::Overloaded, WorkerRefusal::DescriptorLost] {
         let mut stage = Stage::serving(settings(1));
         stage.dispatch([1]);
         stage.refuse(0, 1, reason);
@@ -169,8 +169,8 @@ fn a_full_worker_is_left_alone_for_a_moment_or_until_it_speaks() {
 fn one_that_did_not_want_it_is_asked_for_the_next() {
     let mut stage = Stage::serving(settings(1));
     stage.dispatch([1]);
-    stage.refuse(0, 1, Refusal::Unwanted);
-    let refused = Undelivered::Refused(Refusal::Unwanted);
+    stage.refuse(0, 1, WorkerRefusal::Unwanted);
+    let refused = Undelivered::Refused(WorkerRefusal::Unwanted);
     assert_eq!(stage.undelivered(), [(1, refused)]);
     assert!(stage.has_room());
     assert_eq!(stage.stage_of(0), WorkerStage::Serving);
@@ -180,8 +180,8 @@ fn one_that_did_not_want_it_is_asked_for_the_next() {
 fn what_is_no_connection_is_offered_to_nobody_else() {
     let mut stage = Stage::serving(settings(2));
     stage.dispatch([1]);
-    stage.refuse(0, 1, Refusal::WrongKind);
-    let refused = Undelivered::Refused(Refusal::WrongKind);
+    stage.refuse(0, 1, WorkerRefusal::WrongKind);
+    let refused = Undelivered::Refused(WorkerRefusal::WrongKind);
     assert_eq!(stage.undelivered(), [(1, refused)]);
     assert_eq!(stage.hand(1).labels(), [0_u32; 0]);
 }
@@ -192,7 +192,7 @@ fn what_one_refuses_goes_to_another_before_those_that_wait() {
     settings.window = 1;
     let mut stage = Stage::serving(settings);
     stage.dispatch([1, 2, 3]);
-    stage.refuse(0, 1, Refusal::Unwanted);
+    stage.refuse(0, 1, WorkerRefusal::Unwanted);
     // It may not have it again, and takes the next.
     assert_eq!(stage.hand(0).labels(), [1, 3]);
     assert_eq!(stage.pool.statistics().waiting, 1);
@@ -200,8 +200,8 @@ fn what_one_refuses_goes_to_another_before_those_that_wait() {
     stage.accept(1, 2, 1);
     assert_eq!(stage.hand(1).labels(), [2, 1]);
     // Each has refused it now: the last one's reason is said.
-    stage.refuse(1, 4, Refusal::Overloaded);
-    let refused = Undelivered::Refused(Refusal::Overloaded);
+    stage.refuse(1, 4, WorkerRefusal::Overloaded);
+    let refused = Undelivered::Refused(WorkerRefusal::Overloaded);
     assert_eq!(stage.undelivered(), [(1, refused)]);
     assert_eq!(stage.pool.statistics().refused, 2);
 }
@@ -212,12 +212,12 @@ fn what_was_refused_waits_for_one_that_hangs_or_is_to_come() {
     stage.dispatch([1, 2]);
     // The second does not answer.
     stage.pass(ms(900));
-    stage.refuse(0, 1, Refusal::Unwanted);
+    stage.refuse(0, 1, WorkerRefusal::Unwanted);
     assert_eq!(stage.hand(1).labels(), [2, 1]);
     stage.dispatch([3]);
     stage.pass(ms(1_000) + TICK);
     assert_eq!(stage.stage_of(1), WorkerStage::Hung);
-    stage.refuse(0, 4, Refusal::Unwanted);
+    stage.refuse(0, 4, WorkerRefusal::Unwanted);
     assert_eq!(stage.undelivered(), []);
     assert_eq!(stage.pool.statistics().waiting, 1);
     // It dies: its place is to be filled, which is waited for as well.
@@ -243,16 +243,16 @@ fn what_was_refused_holds_nobody_up() {
     let mut stage = Stage::serving(settings);
     stage.end(1);
     stage.dispatch([1]);
-    stage.refuse(0, 1, Refusal::Unwanted);
+    stage.refuse(0, 1, WorkerRefusal::Unwanted);
     assert_eq!(stage.pool.statistics().waiting, 1);
     assert!(stage.has_room());
     stage.dispatch([2]);
     assert_eq!(stage.hand(0).labels(), [1, 2]);
     // As many as may wait; the others come behind them.
-    stage.refuse(0, 2, Refusal::Unwanted);
+    stage.refuse(0, 2, WorkerRefusal::Unwanted);
     assert!(stage.has_room());
     stage.dispatch([3]);
-    stage.refuse(0, 3, Refusal::Unwanted);
+    stage.refuse(0, 3, WorkerRefusal::Unwanted);
     assert!(!stage.has_room());
     stage.dispatch([4]);
     assert_eq!(stage.undelivered(), [(4, Undelivered::QueueFull)]);
@@ -267,12 +267,12 @@ fn one_is_given_out_as_often_as_it_may() {
     settings.max_attempts = 3;
     let mut stage = Stage::serving(settings);
     stage.dispatch([1]);
-    stage.refuse(0, 1, Refusal::Unwanted);
+    stage.refuse(0, 1, WorkerRefusal::Unwanted);
     // A death counts as well.
     stage.end(1);
     assert_eq!(stage.undelivered(), []);
     assert_eq!(stage.hand(2).labels(), [1]);
-    stage.refuse(2, 3, Refusal::Unwanted);
+    stage.refuse(2, 3, WorkerRefusal::Unwanted);
     assert_eq!(stage.undelivered(), [(1, Undelivered::TooManyAttempts)]);
     assert_eq!(stage.hand(3).labels(), [0_u32; 0]);
 }

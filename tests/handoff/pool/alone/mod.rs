@@ -25,8 +25,8 @@ use std::time::Duration;
 use bowline::Reactor;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
-    Connection, FromWorker, Policy, Pool, PoolEvent, PoolSettings, Refusal, RoundRobin, Spawned,
-    ToWorker, Undelivered, WorkerId, WorkerStage, WorkerStatistics,
+    FromWorker, PassedConnection, Pool, PoolEvent, PoolPolicy, PoolSettings, RoundRobin, Spawned,
+    ToWorker, Undelivered, WorkerId, WorkerRefusal, WorkerStage, WorkerStatistics,
 };
 use bowline::handoff::wire::{Message, decode_payload};
 use bowline::policies::{Backoff, Jitter};
@@ -94,13 +94,13 @@ impl Stage {
         stage
     }
 
-    fn with_policy(settings: PoolSettings, policy: impl Policy) -> Self {
+    fn with_policy(settings: PoolSettings, policy: impl PoolPolicy) -> Self {
         Self::with_hands(settings, policy, |id| Hand::new(id, Process::Asked))
     }
 
     fn with_hands(
         settings: PoolSettings,
-        policy: impl Policy,
+        policy: impl PoolPolicy,
         mut hire: impl FnMut(WorkerId) -> (Hand, OwnedFd) + 'static,
     ) -> Self {
         let ledger = DescriptorLedger::open();
@@ -175,10 +175,10 @@ impl Stage {
     }
 
     /// A connection under this label.
-    fn connection(&mut self, label: u32) -> Connection {
+    fn connection(&mut self, label: u32) -> PassedConnection {
         let (client, accepted) = socketpair();
         self.clients.push(client);
-        let mut connection = Connection::new(accepted.into());
+        let mut connection = PassedConnection::new(accepted.into());
         connection.label = label;
         connection
     }
@@ -202,7 +202,7 @@ impl Stage {
         self.say(place, FromWorker::Accepted { id, live });
     }
 
-    fn refuse(&mut self, place: usize, id: u64, reason: Refusal) {
+    fn refuse(&mut self, place: usize, id: u64, reason: WorkerRefusal) {
         let live = 0;
         self.say(place, FromWorker::Refused { id, reason, live });
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bowline::Reactor;
 use bowline::error::AdoptErrorKind;
-use bowline::handoff::pool::{Dispatch, FromWorker, Orphans, Refusal, Worker, WorkerSettings};
+use bowline::handoff::pool::{
+    Dispatch, FromWorker, Orphans, Worker, WorkerRefusal, WorkerSettings,
+};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::super::raw::dispatch;
@@ -65,7 +67,7 @@ fn a_worker_takes_as_many_as_it_may() {
     desk.send([1, 2, 3]);
     let overloaded = |id| FromWorker::Refused {
         id,
-        reason: Refusal::Overloaded,
+        reason: WorkerRefusal::Overloaded,
         live: 2,
     };
     let accepted = |id, live| FromWorker::Accepted { id, live };
@@ -92,7 +94,7 @@ fn a_worker_takes_as_many_as_it_may() {
     assert!(matches!(
         said[..],
         [FromWorker::Refused {
-            reason: Refusal::Overloaded,
+            reason: WorkerRefusal::Overloaded,
             live: 0,
             ..
         }]
@@ -102,7 +104,7 @@ fn a_worker_takes_as_many_as_it_may() {
 #[test]
 fn the_service_refuses_with_its_reason() {
     let mut desk = Desk::new(WorkerSettings::default());
-    let reason = Refusal::Unwanted;
+    let reason = WorkerRefusal::Unwanted;
     desk.service.refuses.set(Some(reason));
     desk.send([1]);
     let live = 0;
@@ -131,7 +133,7 @@ fn a_descriptor_that_finds_no_number_is_said_to_be_lost() {
             .unwrap();
         leave_free(0);
         desk.settle();
-        let (reason, live) = (Refusal::DescriptorLost, 0);
+        let (reason, live) = (WorkerRefusal::DescriptorLost, 0);
         assert_eq!(
             desk.said(),
             [FromWorker::Refused {

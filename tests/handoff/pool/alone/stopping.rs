@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::handoff::pool::{Refusal, ToWorker, Undelivered, WorkerStage};
+use bowline::handoff::pool::{ToWorker, Undelivered, WorkerRefusal, WorkerStage};
 
 use super::{Stage, TICK, ms, settings};
 
@@ -280,7 +280,7 @@ fn a_hung_worker_can_be_retired() {
 fn a_worker_that_drains_by_itself_gets_a_deadline_when_it_is_retired() {
     let mut stage = Stage::serving(settings(1));
     stage.dispatch([1]);
-    stage.refuse(0, 1, Refusal::Draining);
+    stage.refuse(0, 1, WorkerRefusal::Draining);
     drop(stage.hand(0).heard());
     stage.retire(0, ms(700));
     assert_eq!(stage.hand(0).told_to_drain(), 700);
