@@ -1,26 +1,26 @@
-//! A connection between two processes that exchange messages and descriptors:
-//! the handshake, and the protocol that delivers each message with exactly its
+//! A connection on which two processes exchange messages and descriptors: the
+//! handshake, and the protocol that delivers each message with exactly its
 //! descriptors.
 //!
 //! [`Channel`] is a [`Protocol`] for any [`UnixTransport`]: one end of a
-//! socketpair, or a connection to a socket with a name. It is a receiver of
-//! [`framing`](bowline_protocol::framing), and drives a [`ChannelReceiver`]. Messages are written with [`wire::send`], from any
-//! callback; [`wire`] says what they look like.
+//! socketpair, or a connection to a socket with a name. It cuts the stream by
+//! [`framing`](bowline_protocol::framing) and drives a [`ChannelReceiver`]. Messages
+//! are written with [`wire::send`], from any callback. [`wire`] describes their bytes.
 //!
 //! # The handshake
 //!
-//! Each side begins with a [`Hello`], without waiting for the other's, and each
-//! judges the other's by the same rule, so that no further answer is needed: the
-//! version is the highest that both know, and each has to be what the other
-//! expects ([`Role`]). Before that, the kernel is asked who is at the other
-//! end ([`Users`]). Whoever does not agree ends the connection, and says why in
-//! [`channel_lost`](ChannelReceiver::channel_lost).
+//! Each side first asks the kernel who is at the other end ([`Users`]). It begins with
+//! a [`Hello`], without waiting for the other's. Both judge by the same rule, so no
+//! further answer is needed. They use the highest version that both know, and each has
+//! to be what the other expects ([`Role`]). A side that does not agree ends the
+//! connection, and tells its receiver why
+//! ([`channel_lost`](ChannelReceiver::channel_lost)).
 //!
-//! # What has a deadline
+//! # Deadlines
 //!
-//! The other's hello ([`ChannelSettings::handshake_timeout`]), and every frame
-//! that has begun to arrive ([`ChannelSettings::frame_timeout`]). Sending never
-//! waits. How long an answer may take is the receiver's to know.
+//! The other's hello has a deadline ([`ChannelSettings::handshake_timeout`]), and so
+//! has every frame that has begun to arrive ([`ChannelSettings::frame_timeout`]).
+//! Sending never waits. The time for an answer is up to the receiver.
 //!
 //! # Examples
 //!
@@ -122,47 +122,45 @@ use crate::wire::{
     WireFramer, decode_payload,
 };
 
-/// What a channel does with what arrives.
+/// Gets the messages of a channel.
 ///
 /// As with [`Protocol`], no callback is ever made from inside another one.
 pub trait ChannelReceiver<T: UnixTransport + ?Sized>: 'static {
-    /// What the peer may send.
+    /// The messages that the peer may send.
     type Message: Message;
 
     /// The two sides agree. Called once, before any message is delivered.
-    /// What is sent earlier than this is encoded without knowing the peer's
-    /// version.
+    /// Messages that are sent earlier are encoded without knowing the peer's version.
     fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
         let _ = (cx, peer);
     }
 
-    /// A message has arrived, with its descriptors. Not called any more once
-    /// the transport is closed, nor while it is paused.
+    /// A message has arrived, with its descriptors. Not called while the transport is
+    /// paused, nor after it is closed.
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<Self::Message>);
 
-    /// Descriptors that were sent have left; see
-    /// [`Protocol::descriptors_sent`].
+    /// Descriptors have left. See [`Protocol::descriptors_sent`].
     fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
         let _ = (cx, count);
     }
 
-    /// The peer has closed its side; see [`Protocol::read_connection_lost`].
+    /// The peer has closed its side. See [`Protocol::read_connection_lost`].
     fn read_channel_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
         let _ = cx;
         AfterReadClosed::EndConnection
     }
 
-    /// The reactor stops gracefully; see [`Protocol::draining`]. A channel serves
-    /// what is waited for elsewhere, so by the default nobody waits for it, and it
-    /// goes on until the end.
+    /// The reactor stops gracefully. See [`Protocol::draining`]. By default nobody
+    /// waits for a channel and it goes on until the end, since it serves something
+    /// that is waited for elsewhere.
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
         let _ = cx;
         AtDrain::DoNotWait
     }
 
-    /// The channel has ended. Called once, last, and also if it never was
-    /// [made](Self::channel_made). `error` is what the channel itself found
-    /// wrong, if it did; `reason` is how the connection ended.
+    /// The channel has ended. Called once and last, also if it never was
+    /// [made](Self::channel_made). `error` is set if the channel itself found something
+    /// wrong. `reason` tells how the connection ended.
     fn channel_lost(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -173,17 +171,17 @@ pub trait ChannelReceiver<T: UnixTransport + ?Sized>: 'static {
     }
 }
 
-/// What a process is in a channel; each side says which one it is and which
-/// one it expects. Numbers from 0x8000 on are free for programs.
+/// The part that a process plays in a channel. Each side says its own and expects a
+/// certain other. Programs may use numbers from 0x8000 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Role(pub u16);
 
 impl Role {
     /// Accepts connections, and passes them to workers.
     pub const DISPATCHER: Self = Self(1);
-    /// Serves connections that it is passed.
+    /// Serves connections that were passed to it.
     pub const WORKER: Self = Self(2);
-    /// Runs already, and is going to be replaced.
+    /// Runs, and is going to be replaced.
     pub const PREDECESSOR: Self = Self(3);
     /// Takes over from a predecessor.
     pub const SUCCESSOR: Self = Self(4);
@@ -193,24 +191,24 @@ impl Role {
     pub const CLIENT: Self = Self(6);
 }
 
-/// How one side of a channel behaves.
+/// The settings of one side of a channel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ChannelSettings {
-    /// What this side is.
+    /// The role of this side.
     pub role: Role,
-    /// What the other side has to be.
+    /// The role that the other side has to have.
     pub peer_role: Role,
-    /// The versions of the message set that this side knows; default 1 only.
+    /// The versions of the message set that this side knows. The default is 1 only.
     pub versions: RangeInclusive<u16>,
-    /// Who may be at the other end; default [`Users::Same`].
+    /// The users that may be at the other end. The default is [`Users::Same`].
     pub users: Users,
-    /// The longest payload that is accepted, in bytes; default 1 MiB. The peer
+    /// The longest payload that is accepted, in bytes. The default is 1 MiB. The peer
     /// is told ([`Peer::max_payload`]).
     pub max_payload: usize,
-    /// How long the other's hello may take; default 10 s.
+    /// How long the other's hello may take. The default is 10 s.
     pub handshake_timeout: Duration,
-    /// How long a frame that has begun to arrive may take; default 10 s.
+    /// How long a frame may take from its first byte on. The default is 10 s.
     pub frame_timeout: Duration,
 }
 
@@ -225,7 +223,7 @@ bowline_reactor::setters!(ChannelSettings {
 });
 
 impl ChannelSettings {
-    /// The defaults, for a side that is `role` and expects `peer_role`.
+    /// The defaults, for a side that has `role` and expects `peer_role`.
     pub fn new(role: Role, peer_role: Role) -> Self {
         Self {
             role,
@@ -239,8 +237,8 @@ impl ChannelSettings {
     }
 }
 
-/// Which users may be at the other end of a channel, by what the kernel says
-/// of whoever made the connection (`SO_PEERCRED`).
+/// The users that may be at the other end of a channel. The kernel says who made the
+/// connection (`SO_PEERCRED`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Users {
@@ -255,14 +253,14 @@ pub enum Users {
 /// The first message of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The lowest and the highest version of the message set it knows.
+    /// The lowest and the highest version of the message set that the side knows.
     pub versions: RangeInclusive<u16>,
-    /// What it is.
+    /// Its role.
     pub role: Role,
-    /// Its process id, as it sees itself. The kernel's word for who is at the
-    /// other end is [`Peer::credentials`].
+    /// Its process id, as it sees itself. For the kernel's word see
+    /// [`Peer::credentials`].
     pub pid: u32,
-    /// The longest payload it accepts.
+    /// The longest payload that it accepts.
     pub max_payload: u32,
 }
 
@@ -305,18 +303,18 @@ impl Message for Hello {
     }
 }
 
-/// Who is at the other end, and what was agreed on.
+/// The other end of a channel, and the version that both use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
     /// The version of the message set that both use.
     pub version: u16,
-    /// The peer's process id, as it said.
+    /// The peer's process id, by its own word.
     pub pid: u32,
     /// The longest payload that the peer accepts, in bytes.
     pub max_payload: usize,
-    /// Who made the connection, as the kernel says: for a socketpair that is
-    /// who made the pair.
+    /// The process that made the connection, by the kernel's word. A socketpair was
+    /// made by whoever made the pair.
     pub credentials: Option<Credentials>,
 }
 
@@ -324,36 +322,36 @@ pub struct Peer {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ChannelError {
-    /// What it sent is no frame, or not with the descriptors it speaks of.
+    /// The bytes are no frame, or the frame came without the descriptors that it owns.
     Framing(FramingError),
-    /// What it sent is no message of the set.
+    /// The frame is no message of the set.
     Wire(WireError),
-    /// It did not begin with a hello.
+    /// The peer did not begin with a hello.
     HelloExpected,
-    /// The two have no version in common.
+    /// The two sides have no version in common.
     NoCommonVersion {
-        /// What we know.
+        /// The versions that this side knows.
         ours: RangeInclusive<u16>,
-        /// What it knows.
+        /// The versions that the peer knows.
         theirs: RangeInclusive<u16>,
     },
-    /// It is not what was expected.
+    /// The peer does not have the expected role.
     WrongRole {
-        /// What it says it is.
+        /// Its role.
         role: Role,
     },
-    /// It belongs to another user.
+    /// The peer belongs to another user.
     ForeignUser {
         /// The user.
         uid: u32,
     },
-    /// The kernel did not say who it is.
+    /// The kernel did not say who the peer is.
     Credentials(io::Error),
     /// No hello came in time.
     HandshakeTimedOut,
-    /// A frame began and did not become whole in time.
+    /// A frame began, and its end did not come in time.
     FrameTimedOut,
-    /// The connection ended inside of a frame.
+    /// The connection ended in the middle of a frame.
     CutShort,
 }
 
@@ -433,7 +431,7 @@ enum Limited {
 }
 
 impl<R> Channel<R> {
-    /// One end of a channel, which delivers to `receiver`.
+    /// Makes one end of a channel, which delivers to `receiver`.
     pub fn new(settings: ChannelSettings, receiver: R) -> Self {
         let limited = Rc::new(Cell::new(Limited::Nothing));
         let passed = Rc::clone(&limited);
@@ -475,7 +473,7 @@ impl<R> Channel<R> {
         &self.framed.receiver().receiver
     }
 
-    /// The receiver, for calls from outside through
+    /// The receiver, to be changed from outside by
     /// [`call_protocol`](bowline_transport::Transports::call_protocol).
     pub fn receiver_mut(&mut self) -> &mut R {
         &mut self.framed.receiver_mut().receiver

@@ -1,4 +1,4 @@
-//! Named descriptors that came from somebody else.
+//! Named descriptors that another process has given us.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,13 +8,13 @@ use bowline_transport::{SocketDescription, describe_socket};
 
 use crate::log;
 
-/// Descriptors that this process was given, by name: from systemd
-/// ([`systemd::inherited`](crate::systemd::inherited)), from a predecessor, or
-/// from whoever else keeps them.
+/// Descriptors that this process was given, by name. They come from systemd
+/// ([`systemd::inherited`](crate::systemd::inherited)), from a predecessor, or from
+/// another process that keeps them.
 ///
-/// Each is claimed once, by name, and is the claimer's from then on. Those
-/// that nobody claims are closed when this is dropped, each with a warning in
-/// the log that says what it was.
+/// Each is claimed once, by name, and belongs to the claimer from then on. When this is
+/// dropped, unclaimed ones are closed, each with a warning in the log that describes
+/// it.
 #[derive(Default)]
 pub struct Inherited {
     entries: Vec<Entry>,
@@ -26,27 +26,27 @@ struct Entry {
 }
 
 impl Inherited {
-    /// None at all, as in a program that was started by hand.
+    /// No descriptors, as in a program that was started by hand.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a descriptor under a name. Several may have the same one.
+    /// Adds a descriptor under a name. Several may have the same name.
     pub fn add(&mut self, name: impl Into<String>, fd: OwnedFd) {
         let name = name.into();
         self.entries.push(Entry { name, fd });
     }
 
-    /// Takes the first descriptor of that name, whatever it is.
+    /// Takes the first descriptor of that name, of whatever kind.
     pub fn claim(&mut self, name: &str) -> Option<OwnedFd> {
         self.claim_where(name, |_| true)
     }
 
     /// Takes the first listening stream socket of that name at that address.
     ///
-    /// Port 0 fits every port, and an unnamed UNIX address every UNIX address:
-    /// what matters then is the name. A socket of that name and another address
-    /// stays unclaimed, and is reported: the configuration has changed.
+    /// Port 0 fits every port, and an unnamed UNIX address fits every UNIX address, so
+    /// that only the name matters. A socket of that name at another address stays
+    /// unclaimed, and the log says so: the configuration has changed.
     pub fn claim_listener(&mut self, name: &str, address: &Address) -> Option<OwnedFd> {
         self.claim_where(name, |entry| {
             describe_socket(entry.fd.as_fd()).is_ok_and(|found| is_listener_at(&found, address))
@@ -61,22 +61,22 @@ impl Inherited {
         Some(self.entries.remove(position).fd)
     }
 
-    /// The names of those that nobody has claimed yet, in order.
+    /// The names of the unclaimed descriptors, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
-    /// How many nobody has claimed yet.
+    /// How many descriptors are unclaimed.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether every one was claimed, or none was there.
+    /// Whether no descriptor is unclaimed.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Moves everything of `other` behind what is here.
+    /// Appends all descriptors of `other`.
     pub fn append(&mut self, mut other: Self) {
         self.entries.append(&mut other.entries);
     }

@@ -1,14 +1,14 @@
-//! Hand-off of sockets between processes for [bowline]: worker pools, restarts
+//! Hands sockets from process to process, for [bowline]: worker pools, restarts
 //! that lose nothing, and the interfaces of systemd.
 //!
-//! - [`wire`]: messages and the descriptors they own, in one stream;
-//! - [`channel`]: the handshake and the protocol that delivers them;
+//! - [`wire`]: messages with their descriptors, in one stream;
+//! - [`channel`]: the handshake, and the protocol that delivers messages;
 //! - [`pool`]: worker processes that are passed connections;
 //! - [`restart`]: a new process takes over from the old one;
-//! - [`systemd`]: sockets that were inherited, and notices.
+//! - [`systemd`]: inherited sockets, and notices to the service manager.
 //!
-//! Built on the public API of the layers below only. Most programs depend on
-//! the facade crate `bowline`, which re-exports this as `bowline::handoff`.
+//! This crate uses only the public API of the crates below it. Most programs depend
+//! on the facade crate `bowline`, which re-exports this one as `bowline::handoff`.
 //!
 //! [bowline]: https://docs.rs/bowline
 

@@ -1,68 +1,71 @@
 //! A pool of worker processes that are passed connections.
 //!
-//! One process accepts, and passes every connection, with what was read of it
-//! already, to one of its workers, which serves it as if it had accepted it
-//! itself. In the accepting process that is a [`Pool`]; in each worker a
-//! [`Worker`], which drives a [`Service`]. Between them is a
-//! [channel](crate::channel).
+//! One process accepts connections and passes each to one of its workers. What was
+//! read of a connection already goes with it. The worker serves it as if it had
+//! accepted it. The accepting process has a [`Pool`]. Each worker has a [`Worker`],
+//! which drives a [`Service`]. A [channel](crate::channel) connects the two.
 //!
 //! # Whose a connection is
 //!
-//! The pool keeps its copy of a connection's descriptor until the worker has
-//! said that it takes it. The worker says so before it touches the connection,
-//! and begins to serve it only when the kernel has that answer. From this
-//! follows, whoever dies when:
+//! The pool keeps its copy of a connection's descriptor until the worker has taken
+//! the connection. The worker says so before it touches the connection. It begins to
+//! serve when the kernel has that answer, and not before. So this becomes of a
+//! connection when one of the two dies:
 //!
-//! | at the time of death | a worker | the pool's process |
+//! | the connection | if its worker dies | if the pool's process dies |
 //! |---|---|---|
-//! | on its way to the worker, or there and unanswered | goes to another worker, untouched | the worker serves it ([or closes it](WorkerSettings::orphans)) |
-//! | answered, and the answer not read | ends with the worker | stays the worker's |
-//! | answered | ends with the worker | stays the worker's, which goes on to the end of its connections |
-//! | waiting in the pool | goes to another worker | ends |
-//! | in the listener's queue | goes to another worker | stays there if somebody else has the listener, ends otherwise |
+//! | is on its way to the worker, or there and unanswered | goes to another worker, untouched | is served by the worker ([or closed](WorkerSettings::orphans)) |
+//! | is answered, and the pool has not read the answer | ends with the worker | stays the worker's |
+//! | is answered | ends with the worker | stays the worker's, which serves its connections to the end |
+//! | waits in the pool | goes to another worker | ends |
+//! | is in the listener's queue | goes to another worker | stays there if another process has the listener, else ends |
 //!
-//! No connection that was not answered is lost by the death of a worker, and
-//! none is served twice. What a worker that breaks the protocol was given, or one
-//! whose channel fails while both live (for lack of memory, say), is given to others
-//! after it was killed; whether it had begun is not known then.
+//! A worker's death loses no connection that it had not answered, and no connection is
+//! served twice. There is one exception. A worker may break the protocol, or its
+//! channel may fail while both processes live (for lack of memory, say). The pool then
+//! kills the worker and gives what it had not answered to others. Nobody knows whether
+//! it had begun.
 //!
 //! # Workers that are slow, full, hung or dead
 //!
-//! - At most [`window`](PoolSettings::window) connections per worker are
-//!   unanswered; a worker at its window gets no more until it answers.
-//! - A worker that has not answered for [`ack_timeout`](PoolSettings::ack_timeout)
-//!   counts as hung: it gets no more until it answers. What it has been given
-//!   waits with it, since it may have begun to serve; after
+//! - A worker has at most [`window`](PoolSettings::window) unanswered connections. At
+//!   its window it gets no more until it answers.
+//! - A worker counts as hung when it has not answered for
+//!   [`ack_timeout`](PoolSettings::ack_timeout). It gets no more until it answers. Its
+//!   connections wait with it, since it may have begun to serve them. After
 //!   [`kill_timeout`](PoolSettings::kill_timeout) it is killed, and everything
 //!   unanswered goes to others.
-//! - A worker that refuses a connection keeps its place; the connection goes
-//!   to another, and never to the same again. Short of descriptors or at its
-//!   limit, the worker gets nothing for [`REFUSAL_PAUSE`].
+//! - A worker that refuses a connection keeps its place. The connection goes to
+//!   another, and never to the same one again. A worker that is short of descriptors
+//!   or at its limit gets nothing for [`REFUSAL_PAUSE`].
 //! - A dead worker is replaced after a wait that grows from death to death
-//!   ([`backoff`](PoolSettings::backoff)). One that [drains by
-//!   itself](Worker::drain) is replaced as soon as it refuses a connection for
-//!   that.
+//!   ([`backoff`](PoolSettings::backoff)). A worker that [drains by
+//!   itself](Worker::drain) is replaced when it first refuses a connection for that
+//!   reason.
 //!
-//! # When nobody can take one
+//! # When no worker can take a connection
 //!
-//! Listeners of the pool ([`Pool::acceptor`]) are paused, so that connections
-//! wait in the kernel. What is dispatched all the same waits here, at most
-//! [`queue`](PoolSettings::queue) at a time and each at most
-//! [`queue_timeout`](PoolSettings::queue_timeout) long; one that waits since all
-//! workers have refused it but those that hang, or are to come, holds up no other.
-//! What finds no room, waits too long, was refused by every worker or given out
-//! [`max_attempts`](PoolSettings::max_attempts) times is given to
-//! [`Pool::on_undelivered`], which may serve it here, and is closed without one.
+//! The pool's listeners ([`Pool::acceptor`]) are paused, so that connections wait in
+//! the kernel. Connections that are dispatched all the same wait in the pool. At most
+//! [`queue`](PoolSettings::queue) wait at a time, each for at most
+//! [`queue_timeout`](PoolSettings::queue_timeout). If all workers but those that hang
+//! have refused a connection, it waits for one of these or for a new worker. It holds
+//! up no other.
+//!
+//! A connection is given up if there is no room for it, if it waits too long, if every
+//! worker has refused it, or if it was given out
+//! [`max_attempts`](PoolSettings::max_attempts) times. [`Pool::on_undelivered`] gets it
+//! then, and may serve it here. Without that handler it is closed.
 //!
 //! # Stopping
 //!
-//! [`Pool::stop`] has every worker serve to the end what it has. When the
-//! reactor stops, that happens by itself, and the stop waits for it at most
+//! [`Pool::stop`] has every worker serve its connections to the end. This happens by
+//! itself when the reactor stops. The stop waits for it, at most for
 //! [`drain_timeout`](PoolSettings::drain_timeout).
 //!
 //! # Examples
 //!
-//! The whole of it, in one process instead of two:
+//! A whole pool, in one process instead of two:
 //!
 //! ```
 //! use std::io;
@@ -95,7 +98,7 @@
 //!     }
 //! }
 //!
-//! /// Stands for a process; usually `spawn_command` makes one.
+//! /// Stands in for a process. Usually `spawn_command` makes one.
 //! struct NoProcess;
 //! impl ChildProcess for NoProcess {
 //!     fn pid(&self) -> u32 { std::process::id() }
@@ -150,8 +153,8 @@ pub use self::settings::{
 };
 pub use self::worker::{Live, Orphans, Service, Worker, WorkerSettings};
 
-/// The name of a worker: no two of one pool have the same, also when one has
-/// replaced the other.
+/// The name of a worker. No two workers of a pool have the same one, not even if one
+/// has replaced the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub(crate) u64);
 

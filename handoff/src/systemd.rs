@@ -1,9 +1,9 @@
-//! The interfaces of systemd: sockets that it listened on for us, and telling
-//! it how we are.
+//! The interfaces of systemd: it hands us sockets that it has listened on, and we
+//! notify it of our state.
 //!
-//! Without systemd nothing happens: [`inherited`] is empty, and
-//! [`Notifier::from_environment`] answers `None`. Both are protocols that
-//! others speak too (`systemd-socket-activate`, s6, containers).
+//! Without systemd nothing happens. [`inherited`] is empty then, and
+//! [`Notifier::from_environment`] answers `None`. Other programs speak both protocols
+//! too (`systemd-socket-activate`, s6, containers).
 
 mod environment;
 mod listen;

@@ -1,5 +1,5 @@
-//! The encoding of messages between processes that hand each other descriptors;
-//! pure.
+//! The encoding of messages between processes that pass each other descriptors. It is
+//! pure: nothing here reads or writes.
 //!
 //! # A frame
 //!
@@ -11,32 +11,30 @@
 //! +--------+------+---------+-------------+----------------+
 //! ```
 //!
-//! All numbers are big-endian. `length` counts the payload only, at most
-//! [`MAX_PAYLOAD`]. `version` is that of this layout, [`FRAME_VERSION`]; what the
-//! payloads of a [`Message`] set look like is agreed on in the
-//! [handshake](crate::channel). `descriptors` says how many descriptors the
-//! frame owns, at most [`MAX_DESCRIPTORS`].
+//! All numbers are big-endian. `length` counts the payload only, and is at most
+//! [`MAX_PAYLOAD`]. `version` is the version of this layout, [`FRAME_VERSION`]. The
+//! version of the payloads, those of a [`Message`] set, is agreed on in the
+//! [handshake](crate::channel). `descriptors` is the number of descriptors that the
+//! frame owns, and is at most [`MAX_DESCRIPTORS`].
 //!
 //! # Which descriptors belong to which frame
 //!
-//! The sender attaches a frame's descriptors to the frame's first byte
-//! ([`send`] does, through
-//! [`write_with_descriptors`](UnixTransport::write_with_descriptors)). The
-//! kernel delivers them with the read that takes that byte, so when a frame is
-//! whole its descriptors are there. They are [claimed](bowline_protocol::framing::Pairing::Claimed): each
-//! frame takes as many as it says, oldest first. That is exact, however the
-//! stream was cut or glued, and takes no more reads than there are bytes for.
-//! Descriptors that no frame claims break the framing.
+//! The sender attaches a frame's descriptors to the frame's first byte. [`send`] does
+//! so, by [`write_with_descriptors`](UnixTransport::write_with_descriptors). The kernel
+//! delivers them with the read that takes that byte. So when a frame is whole, its
+//! descriptors are there. Frames
+//! [claim](bowline_protocol::framing::Pairing::Claimed) them: each takes as many as it
+//! says, oldest first. This is exact however the stream was cut or glued, and it needs
+//! no more reads than there are bytes for. Descriptors that no frame claims break the
+//! framing.
 //!
-//! Where the kernel had no free number for a descriptor, the frame arrives
-//! without any, and says how many it [lost](Incoming::lost); the frames after
-//! it have theirs.
+//! If the kernel has no free number for a descriptor, the frame arrives without any and
+//! says how many it [lost](Incoming::lost). The frames after it have theirs.
 //!
 //! # Message sets
 //!
-//! A message set is an enum that implements [`Message`]. Its kinds are numbers
-//! of its own choice outside of those that [`kinds`] lists; kinds below 256 are
-//! the channel's.
+//! A message set is an enum that implements [`Message`]. It chooses the numbers of its
+//! kinds outside of the ranges that [`kinds`] lists. Kinds below 256 are the channel's.
 
 use std::error::Error;
 use std::fmt;
@@ -54,15 +52,15 @@ pub const FRAME_VERSION: u8 = 1;
 /// How many bytes stand before the payload.
 pub const HEADER_BYTES: usize = 8;
 
-/// The most bytes that a payload may have: 16 MiB. What a channel accepts is
-/// less unless it is [set](crate::channel::ChannelSettings::max_payload).
+/// The most bytes that a payload may have: 16 MiB. By default a channel accepts less
+/// ([`max_payload`](crate::channel::ChannelSettings::max_payload)).
 pub const MAX_PAYLOAD: usize = 16 << 20;
 
-/// The most descriptors that a frame may own: what the kernel carries in one
+/// The most descriptors that a frame may own. The kernel carries no more in one
 /// message.
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// Which numbers belong to which message set of this crate.
+/// The kinds of messages, by message set.
 pub mod kinds {
     use std::ops::RangeInclusive;
 
@@ -78,7 +76,7 @@ pub mod kinds {
     pub const PRIVATE: RangeInclusive<u16> = 0x8000..=0xffff;
 }
 
-/// A set of messages that one side sends or receives: usually an enum.
+/// A set of messages that one side sends or receives. Usually it is an enum.
 ///
 /// # Examples
 ///
@@ -116,20 +114,19 @@ pub mod kinds {
 /// }
 /// ```
 pub trait Message: Sized + 'static {
-    /// The number of this message's kind.
+    /// The number of this kind of message.
     fn kind(&self) -> u16;
 
     /// Appends the payload.
     fn encode(&self, payload: &mut PayloadWriter<'_>);
 
-    /// Reads the payload of a message of this `kind`; `version` is that of the
-    /// message set, agreed on in the handshake. All of the payload has to be
-    /// read: what is left over is an error of the frame.
+    /// Reads the payload of a message of this `kind`. `version` is the version of the
+    /// message set, as agreed on in the handshake. Read all of the payload: bytes that
+    /// are left over are an error.
     ///
     /// # Errors
     ///
-    /// [`WireError::UnknownKind`]; [`WireError::Malformed`]; those of the
-    /// reader.
+    /// [`WireError::UnknownKind`], [`WireError::Malformed`], and those of the reader.
     fn decode(kind: u16, version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError>;
 }
 
@@ -138,12 +135,12 @@ pub trait Message: Sized + 'static {
 pub struct Incoming<M> {
     /// The message.
     pub message: M,
-    /// Its descriptors, in the order in which they were sent; dropping them
-    /// closes them.
+    /// Its descriptors, in the order in which they were sent. Dropping them closes
+    /// them.
     pub descriptors: Vec<OwnedFd>,
-    /// How many more were sent with it and lost on the way, since there was no
-    /// free descriptor number here, or a security module refused. All or none
-    /// are.
+    /// How many descriptors were lost on the way. This process had no free number for
+    /// them, or a security module refused. Either all of a message's descriptors are
+    /// lost or none.
     pub lost: usize,
 }
 
@@ -151,8 +148,8 @@ pub struct Incoming<M> {
 ///
 /// # Errors
 ///
-/// [`WireError::TooLong`] and [`WireError::TooManyDescriptors`]; `out` is as it
-/// was then.
+/// [`WireError::TooLong`] and [`WireError::TooManyDescriptors`]. `out` is unchanged
+/// then.
 pub fn encode_frame<M: Message>(
     message: &M,
     descriptors: usize,
@@ -181,12 +178,12 @@ pub fn encode_frame<M: Message>(
     Ok(())
 }
 
-/// Writes one message with its descriptors to a channel's transport, from
-/// anywhere: one's own in a callback, another by its handle.
+/// Writes one message with its descriptors to a channel's transport. In a callback
+/// that is the callback's own transport, elsewhere one that you reach by its handle.
 ///
-/// Taken in full or not at all. Sends nothing by itself: what was written
-/// during one turn leaves at its end. Never waits: it is the transport's
-/// buffer that grows; [`is_send_buffer_full`] says when to stop.
+/// The message is taken in full or not at all. It leaves at the end of the turn. The
+/// call never waits: the transport's buffer grows, and [`is_send_buffer_full`] says
+/// when to stop.
 ///
 /// [`is_send_buffer_full`]: bowline_protocol::Transport::is_send_buffer_full
 ///
@@ -223,10 +220,9 @@ where
 /// A message that was not sent, and why.
 #[derive(Debug)]
 pub struct SendError {
-    /// Why.
+    /// The reason.
     pub kind: SendErrorKind,
-    /// The descriptors that were to go with it, in order; dropping them closes
-    /// them.
+    /// The descriptors that were to go with it, in order. Dropping them closes them.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
@@ -264,16 +260,16 @@ impl Error for SendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WireError {
-    /// A message that the set does not have.
+    /// The set has no message of this kind.
     UnknownKind {
-        /// The number it names.
+        /// The number of the kind.
         kind: u16,
     },
-    /// A payload longer than is accepted.
+    /// The payload is too long.
     TooLong {
         /// Its length in bytes.
         length: usize,
-        /// What is accepted.
+        /// The longest that is accepted.
         max: usize,
     },
     /// More descriptors than a frame can own.
@@ -281,16 +277,16 @@ pub enum WireError {
         /// How many.
         count: usize,
     },
-    /// The payload ends inside of a value.
+    /// The payload ends in the middle of a value.
     Truncated,
     /// The payload goes on behind the message.
     Surplus {
-        /// By how many bytes.
+        /// How many bytes too many there are.
         bytes: usize,
     },
-    /// A value that means nothing.
+    /// A value means nothing.
     Malformed {
-        /// What was to be read.
+        /// The value that was to be read.
         what: &'static str,
     },
 }
@@ -314,16 +310,16 @@ impl fmt::Display for WireError {
 
 impl Error for WireError {}
 
-/// Cuts a stream into frames, and says how many descriptors each owns. A frame
-/// is given with its header; [`kind_and_payload`] takes it apart.
+/// Cuts a stream into frames, and says how many descriptors each owns. A frame keeps
+/// its header; [`kind_and_payload`] takes it apart.
 #[derive(Clone, Debug)]
 pub struct WireFramer {
     max_payload: usize,
 }
 
 impl WireFramer {
-    /// Accepts payloads of up to `max_payload` bytes, and never more than
-    /// [`MAX_PAYLOAD`].
+    /// Makes one that accepts payloads of up to `max_payload` bytes, and never more
+    /// than [`MAX_PAYLOAD`].
     pub fn new(max_payload: usize) -> Self {
         Self {
             max_payload: max_payload.min(MAX_PAYLOAD),
@@ -377,11 +373,11 @@ pub(crate) fn claims(frame: &[u8]) -> usize {
     frame.get(HEADER_BYTES - 1).copied().map_or(0, usize::from)
 }
 
-/// The number of the message's kind in a whole frame, and the encoded message.
+/// Takes a whole frame apart: the number of the message's kind, and the payload.
 ///
 /// # Errors
 ///
-/// [`WireError::Truncated`], for what is shorter than a header.
+/// [`WireError::Truncated`] if it is shorter than a header.
 pub fn kind_and_payload(frame: &[u8]) -> Result<(u16, &[u8]), WireError> {
     let (header, payload) = frame
         .split_first_chunk::<HEADER_BYTES>()
@@ -396,7 +392,7 @@ pub struct PayloadWriter<'a> {
 }
 
 impl<'a> PayloadWriter<'a> {
-    /// Appends to `bytes`.
+    /// Makes a writer that appends to `bytes`.
     pub fn new(bytes: &'a mut Vec<u8>) -> Self {
         Self { bytes }
     }
@@ -421,19 +417,19 @@ impl<'a> PayloadWriter<'a> {
         self.bytes.extend_from_slice(&value.to_be_bytes());
     }
 
-    /// Appends bytes behind their length in four bytes. A frame holds less than
-    /// that can count.
+    /// Appends a length in four bytes, and the bytes. (Any frame is short enough for
+    /// such a length.)
     pub fn bytes(&mut self, value: &[u8]) {
         self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
         self.bytes.extend_from_slice(value);
     }
 
-    /// Appends text, as its bytes.
+    /// Appends text, in the form of its bytes.
     pub fn string(&mut self, value: &str) {
         self.bytes(value.as_bytes());
     }
 
-    /// Appends the address of an internet peer, or that there is none.
+    /// Appends the address of an internet peer, or says that there is none.
     pub fn socket_address(&mut self, value: Option<SocketAddr>) {
         match value {
             None => self.u8(0),
@@ -460,7 +456,7 @@ pub struct PayloadReader<'a> {
 }
 
 impl<'a> PayloadReader<'a> {
-    /// Reads `payload` from its start.
+    /// Makes a reader that begins at the start of `payload`.
     pub fn new(payload: &'a [u8]) -> Self {
         Self { rest: payload }
     }
@@ -501,7 +497,7 @@ impl<'a> PayloadReader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// Reads bytes behind their length.
+    /// Reads a length and as many bytes.
     ///
     /// # Errors
     ///
@@ -527,7 +523,7 @@ impl<'a> PayloadReader<'a> {
             .map_err(|_| WireError::Malformed { what: "text" })
     }
 
-    /// Reads the address of an internet peer, or that there is none.
+    /// Reads the address of an internet peer, or `None`.
     ///
     /// # Errors
     ///
@@ -550,12 +546,12 @@ impl<'a> PayloadReader<'a> {
         }
     }
 
-    /// Reads all that is left.
+    /// Reads the rest.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// Ends reading: nothing may be left.
+    /// Ends reading. Nothing may be left.
     ///
     /// # Errors
     ///

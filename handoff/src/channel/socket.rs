@@ -8,17 +8,17 @@ use bowline_protocol::{Protocol, UnixTransport, UnixTransportHandle};
 use bowline_reactor::Reactor;
 use bowline_transport::{AdoptError, Transports as _, UnixStream};
 
-/// A connected socket that a channel can run over: a UNIX stream socket, or, with the
-/// feature `testing`, a socket of a simulated kernel.
+/// A connected socket that a channel can run over. It is a UNIX stream socket or, with
+/// the feature `testing`, a socket of a simulated kernel.
 ///
-/// What takes one, [`Worker::start`](crate::pool::Worker::start) and what starts the
-/// workers of a [pool](crate::pool), so runs as a process of a
-/// `Simulation` too.
+/// [`Worker::start`](crate::pool::Worker::start) and the workers of a
+/// [pool](crate::pool) take any of them, so that both also run as processes of a
+/// `Simulation`.
 pub trait ChannelSocket: Sized + 'static {
     /// The transport over such a socket.
     type Transport: UnixTransport;
 
-    /// Why it could not be adopted.
+    /// The error if it could not be adopted.
     type Error: Into<io::Error>;
 
     /// Puts a protocol on it.

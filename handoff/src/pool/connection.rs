@@ -1,4 +1,4 @@
-//! A connection on its way.
+//! A connection on its way to a worker.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,8 @@ use bowline_reactor::Reactor;
 use bowline_transport::endpoint::{Adopt, AdoptTransport, Carried};
 use bowline_transport::{AdoptError, Detached, StreamTransport, Transports, Unsent};
 
-/// A connection that is passed from one process to another, with what the
-/// kernel does not know of it.
+/// A connection that is passed from one process to another, with all that the kernel
+/// does not know of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct PassedConnection {
@@ -17,16 +17,16 @@ pub struct PassedConnection {
     pub fd: OwnedFd,
     /// The peer, over TCP.
     pub peer: Option<SocketAddr>,
-    /// What the program calls it: by which listener it came, say.
+    /// A number of the program's own choice, which may say by which listener it came.
     pub label: u32,
-    /// What was read of it and not used: its protocol sees that first.
+    /// Bytes that were read of it and not used. Its protocol sees them first.
     pub read: Vec<u8>,
-    /// What was written on it and not sent: that leaves first.
+    /// Bytes that were written on it and not sent. They leave first.
     pub unsent: Vec<u8>,
 }
 
 impl PassedConnection {
-    /// A socket of which nothing is read or written yet.
+    /// Makes one of a socket that nothing was read of or written on yet.
     pub fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
@@ -37,10 +37,12 @@ impl PassedConnection {
         }
     }
 
-    /// A connection that was [detached](Transports::detach), and of which its
-    /// protocol had read `read` without using it. Queued descriptors, the rest
-    /// of a message whose descriptors have left, producers, and layers that hold more than
-    /// the socket does not travel: `None` where there are any.
+    /// Makes one of a connection that was [detached](Transports::detach). Its protocol
+    /// had read `read` and not used it.
+    ///
+    /// Some things cannot travel: queued descriptors, the rest of a message whose
+    /// descriptors have left, producers, and layers that hold more than the socket. If
+    /// there are any, the answer is `None`.
     pub fn from_detached<P>(detached: Detached<P>, mut read: Vec<u8>) -> Option<Self> {
         let has_more = !detached.descriptors.is_empty() || detached.producer.is_some();
         if has_more || !detached.travels() {
@@ -55,13 +57,13 @@ impl PassedConnection {
         })
     }
 
-    /// Puts a protocol on it, as what `kind` says: [`Tcp`](bowline_transport::Tcp),
-    /// [`Unix`](bowline_transport::Unix). What was unsent leaves first, and what
-    /// was read is delivered first.
+    /// Puts a protocol on it. `kind` is [`Tcp`](bowline_transport::Tcp) or
+    /// [`Unix`](bowline_transport::Unix), for example. Unsent bytes leave first, and
+    /// bytes that were read are delivered first.
     ///
     /// # Errors
     ///
-    /// [`AdoptError`]: it was reset meanwhile, most likely.
+    /// [`AdoptError`]. Most likely the connection was reset meanwhile.
     pub fn adopt<K: Adopt<Source = OwnedFd>>(
         self,
         reactor: &mut Reactor,

@@ -22,8 +22,8 @@ use crate::channel::{ChannelError, ChannelReceiver, Peer};
 use crate::log;
 use crate::wire::Incoming;
 
-/// For how long a worker that refused a connection, being full, is not asked
-/// again, unless it says something itself.
+/// How long a full worker that has refused a connection is not asked again. It is asked
+/// earlier if it says something itself.
 pub const REFUSAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// What of a connection's bytes fits into a message beside the rest, given what
@@ -55,17 +55,19 @@ pub(super) struct PoolShared {
 }
 
 impl Pool {
-    /// Starts the workers, in turn ([`RoundRobin`]); [`with_policy`] lets
-    /// another policy choose. One that cannot be started is told as
-    /// [`PoolEvent::NotStarted`] and tried again later, with growing waits, as often
-    /// as [may be](PoolSettings::max_failed_starts).
+    /// Starts the workers, which get connections in turn ([`RoundRobin`]).
+    /// [`with_policy`] has another policy choose.
+    ///
+    /// If a worker cannot be started, that is told as [`PoolEvent::NotStarted`]. It is
+    /// tried again later, with growing waits, as often as
+    /// [allowed](PoolSettings::max_failed_starts).
     ///
     /// [`with_policy`]: Self::with_policy
     pub fn start(reactor: &mut Reactor, settings: PoolSettings, spawn: impl Spawn) -> Self {
         Self::with_policy(reactor, settings, RoundRobin::new(), spawn)
     }
 
-    /// Starts the workers; `policy` chooses who gets a connection.
+    /// Starts the workers. `policy` chooses which of them gets a connection.
     pub fn with_policy(
         reactor: &mut Reactor,
         settings: PoolSettings,
@@ -121,23 +123,22 @@ impl Pool {
 
     /// Gives a connection to a worker, now or when one has room.
     ///
-    /// The connection is served once, or ends up in
-    /// [`on_undelivered`](Self::on_undelivered).
+    /// It is served once, or [`on_undelivered`](Self::on_undelivered) gets it.
     pub fn dispatch(&self, reactor: &mut Reactor, connection: PassedConnection) {
         self.shared.dispatch(reactor, connection);
     }
 
-    /// Whether a worker would get the next connection at once. A source of
-    /// connections other than an [`acceptor`](Self::acceptor) should wait while
-    /// it is false.
+    /// Whether a worker would get the next connection at once. If you dispatch
+    /// connections by other means than an [`acceptor`](Self::acceptor), wait while this
+    /// is false.
     pub fn has_room(&self, reactor: &Reactor) -> bool {
         self.shared.state.borrow().has_room(reactor.now())
     }
 
-    /// What a listener is given, for
-    /// [`accept`](bowline_transport::Transports::accept): it dispatches every
-    /// connection under this label, and pauses the listener while no worker
-    /// can take one.
+    /// Makes the acceptor that a listener is given, by
+    /// [`accept`](bowline_transport::Transports::accept). It dispatches every
+    /// connection under this label, and pauses the listener while no worker can take
+    /// one.
     pub fn acceptor(&self, label: u32) -> PoolAcceptor {
         PoolAcceptor {
             pool: self.clone(),
@@ -145,8 +146,8 @@ impl Pool {
         }
     }
 
-    /// Sets what is done with connections that nobody takes; they are closed
-    /// otherwise.
+    /// Sets the handler that gets connections that nobody takes. Without one they are
+    /// closed.
     pub fn on_undelivered(
         &self,
         handler: impl FnMut(&mut Reactor, PassedConnection, Undelivered) + 'static,
@@ -154,19 +155,19 @@ impl Pool {
         *self.shared.on_undelivered.borrow_mut() = Some(Box::new(handler));
     }
 
-    /// Sets what is told of what happens to workers, from what has happened in this
-    /// callback on.
+    /// Sets the handler that is told of events. The first ones are those of the
+    /// present callback.
     pub fn on_event(&self, handler: impl FnMut(&mut Reactor, PoolEvent) + 'static) {
         *self.shared.on_event.borrow_mut() = Some(Box::new(handler));
     }
 
-    /// What there is, and what has been.
+    /// The state of the pool, and its counters.
     pub fn statistics(&self) -> PoolStatistics {
         self.shared.state.borrow().statistics()
     }
 
-    /// Has a worker end when it has served what it has, in `within` at the
-    /// most, and starts another one now. Does nothing if it is gone or about to
+    /// Has a worker serve its connections to the end, for at most `within`, and then
+    /// end. Starts another worker now. Does nothing if the worker is gone or about to
     /// end.
     pub fn retire(&self, reactor: &mut Reactor, worker: WorkerId, within: Duration) {
         self.shared
@@ -178,7 +179,7 @@ impl Pool {
         reactor.defer(move |reactor| shared.start_missing_workers(reactor));
     }
 
-    /// Ends a worker's process at once; what it has not answered goes to
+    /// Ends a worker's process at once. Connections that it has not answered go to
     /// others.
     pub fn kill(&self, worker: WorkerId) {
         let mut state = self.shared.state.borrow_mut();
@@ -187,9 +188,10 @@ impl Pool {
         }
     }
 
-    /// Stops the pool: gives what waits here to workers, has each serve what it
-    /// has to the end, and calls `then` when all are gone. Whoever is not done
-    /// in `within` is killed. Listeners are the caller's to close, before.
+    /// Stops the pool. Connections that wait are given to workers, each worker serves
+    /// its connections to the end, and `then` is called when all workers are gone. A
+    /// worker that takes longer than `within` is killed. Close the listeners first:
+    /// the pool does not.
     pub fn stop(
         &self,
         reactor: &mut Reactor,

@@ -1,63 +1,64 @@
-//! What dispatcher and worker say to each other.
+//! The messages between dispatcher and worker.
 
 use std::fmt;
 use std::net::SocketAddr;
 
 use crate::wire::{Message, PayloadReader, PayloadWriter, WireError};
 
-/// What the dispatcher sends.
+/// A message of the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ToWorker {
-    /// A connection, with its one descriptor. Answered by one
+    /// A connection, with its one descriptor. The worker answers with one
     /// [`FromWorker::Accepted`] or [`FromWorker::Refused`].
     Dispatch(Dispatch),
-    /// Nothing more comes: serve what there is, then close the channel.
+    /// No more connections come. The worker is to serve those that it has, and to
+    /// close the channel then.
     Drain {
-        /// When the dispatcher ends it otherwise, in milliseconds from now.
+        /// When the dispatcher kills the worker, in milliseconds from now.
         within_ms: u32,
     },
 }
 
-/// What is said of a connection that is passed on.
+/// The description of a connection that is passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dispatch {
-    /// The number of this delivery: no two have the same, also when the
-    /// connection was given to somebody else before.
+    /// The number of this delivery. No two have the same: a connection that is given
+    /// out again gets a new one.
     pub id: u64,
-    /// What the program calls it.
+    /// The [label](super::PassedConnection::label).
     pub label: u32,
     /// The peer, over TCP.
     pub peer: Option<SocketAddr>,
-    /// What was read of it already, to be seen first.
+    /// Bytes that were read already. Its protocol sees them first.
     pub read: Vec<u8>,
-    /// What is to be sent on it first.
+    /// Bytes that are to be sent first.
     pub unsent: Vec<u8>,
 }
 
-/// What a worker sends.
+/// A message of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FromWorker {
-    /// The connection is the worker's now: the dispatcher may forget it.
+    /// The connection is the worker's now. The dispatcher may forget it.
     Accepted {
-        /// Which delivery.
+        /// The delivery.
         id: u64,
         /// How many connections the worker has, this one among them.
         live: u32,
     },
-    /// The connection stays the dispatcher's; the worker has closed its copy.
+    /// The connection stays the dispatcher's. The worker has closed its copy.
     Refused {
-        /// Which delivery.
+        /// The delivery.
         id: u64,
-        /// Why.
+        /// The reason.
         reason: WorkerRefusal,
         /// How many connections the worker has.
         live: u32,
     },
-    /// How many connections the worker has, when that changed by itself.
+    /// The number of the worker's connections has changed by itself.
     Load {
-        /// The number.
+        /// How many connections the worker has.
         live: u32,
     },
 }
@@ -66,13 +67,13 @@ pub enum FromWorker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WorkerRefusal {
-    /// It has as many as it may.
+    /// The worker has as many connections as it may.
     Overloaded,
-    /// It is about to end.
+    /// The worker is about to end.
     Draining,
     /// The descriptor is no connection.
     WrongKind,
-    /// The descriptor was lost on the way: the worker has no free number.
+    /// The descriptor was lost on the way, since the worker has no free number.
     DescriptorLost,
     /// The service did not want it.
     Unwanted,

@@ -1,17 +1,17 @@
-//! Who gets a connection.
+//! Policies: which worker gets a connection.
 
 use std::net::SocketAddr;
 
 use super::WorkerId;
 
-/// Chooses the worker that gets a connection. Any closure of this shape is one:
-/// to send a client always to the same worker, say.
+/// Chooses the worker that gets a connection. Any closure of this shape is a policy,
+/// for example one that sends a client to the same worker each time.
 pub trait PoolPolicy: 'static {
-    /// The place in `candidates` of the one that gets it; `None`, or a place
-    /// that does not exist, leaves it waiting.
+    /// Answers the place in `candidates` of the worker that gets the connection. With
+    /// `None`, or with a place that does not exist, the connection waits.
     ///
     /// `candidates` are the workers that have room and have not refused this
-    /// connection before: at least one, in the order of their ids.
+    /// connection. There is at least one, and they are in the order of their ids.
     fn choose(&mut self, offer: &Offer<'_>, candidates: &[Candidate]) -> Option<usize>;
 }
 
@@ -24,15 +24,15 @@ where
     }
 }
 
-/// The connection that is to be given to somebody.
+/// A connection that a policy chooses a worker for.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Offer<'a> {
     /// Its peer, over TCP.
     pub peer: Option<SocketAddr>,
-    /// What the program calls it; [`PassedConnection::label`](super::PassedConnection::label).
+    /// Its [label](super::PassedConnection::label).
     pub label: u32,
-    /// What was read of it; [`PassedConnection::read`](super::PassedConnection::read).
+    /// The bytes that [were read of it](super::PassedConnection::read).
     pub read: &'a [u8],
 }
 
@@ -40,13 +40,13 @@ pub struct Offer<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// Which one.
+    /// The worker.
     pub worker: WorkerId,
-    /// How many connections it had when it last said so.
+    /// How many connections it last said that it has.
     pub live: u32,
-    /// How many it was given and has not answered.
+    /// How many connections it was given and has not answered.
     pub in_flight: usize,
-    /// How many it may have unanswered.
+    /// The most connections that it may have unanswered.
     pub window: usize,
 }
 
@@ -57,7 +57,7 @@ impl Candidate {
     }
 }
 
-/// One after the other, as far as they have room.
+/// Takes one worker after the other, and skips those without room.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     last: Option<WorkerId>,
@@ -81,8 +81,7 @@ impl PoolPolicy for RoundRobin {
     }
 }
 
-/// The one with the fewest [connections](Candidate::load); among equals, one
-/// after the other.
+/// Takes the worker with the fewest [connections](Candidate::load). Equals take turns.
 #[derive(Debug, Default)]
 pub struct LeastLoaded {
     last: Option<WorkerId>,

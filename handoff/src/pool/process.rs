@@ -14,23 +14,23 @@ use super::WorkerId;
 use super::dispatcher::WorkerEnd;
 use crate::channel::{Channel, ChannelSocket};
 
-/// The number under which a worker that was started by [`spawn_command`] has
-/// its end of the channel.
+/// The descriptor number of the worker's end of the channel, in a worker that
+/// [`spawn_command`] started.
 pub const CHANNEL_NUMBER: u32 = 3;
 
-/// Starts worker processes: any closure of this shape, or [`spawn_command`].
+/// Starts worker processes. It is [`spawn_command`], or any closure of this shape.
 pub trait Spawn: 'static {
-    /// What the channels with workers run over: a descriptor or std's `UnixStream`,
-    /// outside of simulations.
+    /// The socket that a channel runs over. Outside of simulations it is a descriptor
+    /// or std's `UnixStream`.
     type Channel: ChannelSocket;
 
-    /// Starts one. Called whenever the pool has too few of them, outside of any
-    /// other callback.
+    /// Starts a worker. Called when the pool has too few workers, and never inside of
+    /// another callback.
     ///
     /// # Errors
     ///
-    /// Whatever went wrong: it is logged, [told](super::PoolEvent::NotStarted)
-    /// and counted, and tried again after a wait.
+    /// Whatever went wrong. The error is logged, [told](super::PoolEvent::NotStarted)
+    /// and counted. The pool tries again after a wait.
     fn spawn(
         &mut self,
         reactor: &mut Reactor,
@@ -52,9 +52,9 @@ where
 
 /// A worker process that was started.
 pub struct Spawned<C = OwnedFd> {
-    /// Our end of the channel: a connected UNIX stream socket, whose other end
-    /// no process has but the worker. (Somebody else who has it keeps the pool
-    /// from seeing the worker's end.)
+    /// The pool's end of the channel, a connected UNIX stream socket. No process but
+    /// the worker may have the other end: with another copy of it, the pool does not
+    /// see when the worker ends.
     pub channel: C,
     /// The process.
     pub process: Box<dyn ChildProcess>,
@@ -99,9 +99,8 @@ impl<S: Spawn> StartWorker for S {
     }
 }
 
-/// Workers that are started by commands: each has the channel under
-/// [`CHANNEL_NUMBER`], where [`inherited_channel`] finds it, and no other
-/// descriptor beside its standard streams.
+/// Starts workers by commands. Each worker has the channel under [`CHANNEL_NUMBER`],
+/// where [`inherited_channel`] finds it. Beside that it has its standard streams only.
 pub fn spawn_command(
     mut command: impl FnMut(WorkerId) -> Command + 'static,
 ) -> impl Spawn<Channel = OwnedFd> {
@@ -116,12 +115,12 @@ pub fn spawn_command(
     }
 }
 
-/// The worker's end of the channel, in a process that was started by
-/// [`spawn_command`]. To be called first in `main`.
+/// Takes the worker's end of the channel, in a process that [`spawn_command`] started.
+/// Call it first in `main`.
 ///
 /// # Errors
 ///
-/// `NotFound` where there is none; `AlreadyExists` where it was taken before.
+/// `NotFound` if there is none; `AlreadyExists` if it was taken before.
 pub fn inherited_channel() -> io::Result<OwnedFd> {
     take_granted(CHANNEL_NUMBER)
 }

@@ -1,4 +1,4 @@
-//! How a pool behaves, and what it says of itself.
+//! The settings, statistics and events of a pool.
 
 use std::io;
 use std::process::ExitStatus;
@@ -8,50 +8,50 @@ use bowline_protocol::policies::Backoff;
 
 use super::{WorkerId, WorkerRefusal};
 
-/// How a pool behaves. Made with [`PoolSettings::default`], and its methods.
+/// The settings of a pool. Start with [`PoolSettings::default`] and change it by its
+/// methods.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolSettings {
-    /// How many workers there are; default as many as the machine runs threads
-    /// at a time.
+    /// The number of workers. By default it is the number of threads that the machine
+    /// runs at a time.
     pub workers: usize,
-    /// How many connections a worker may have been given without having
-    /// answered; default 64.
+    /// The most connections that a worker may have without having answered. The
+    /// default is 64.
     pub window: usize,
-    /// How long a worker that has connections to answer may say nothing before
-    /// it counts as hung and gets no more; default 1 s.
+    /// How long a worker that has connections to answer may say nothing. After that it
+    /// counts as hung and gets no more. The default is 1 s.
     pub ack_timeout: Duration,
-    /// How old it may get before its worker is killed; default 10 s, `None`
-    /// for never.
+    /// How long a worker may leave a connection unanswered before it is killed. The
+    /// default is 10 s; `None` means for ever.
     pub kill_timeout: Option<Duration>,
-    /// How often one connection is given out at the most, counting those that
-    /// were refused and those whose worker died; default 10.
+    /// How often a connection is given out at the most. Refusals and deaths of workers
+    /// count. The default is 10.
     pub max_attempts: u32,
-    /// How many connections may wait here, when no worker can take one;
-    /// default 1,024.
+    /// The most connections that may wait in the pool when no worker can take them.
+    /// The default is 1,024.
     pub queue: usize,
-    /// How long one may wait here; default 10 s.
+    /// How long a connection may wait in the pool. The default is 10 s.
     pub queue_timeout: Duration,
-    /// How long a worker may take to say hello after its start; default 10 s.
+    /// How long a worker may take from its start to its hello. The default is 10 s.
     pub start_timeout: Duration,
-    /// How long a worker may take to exit once its channel has ended; default
-    /// 5 s, then it is killed.
+    /// How long a worker may take to exit once its channel has ended. It is killed
+    /// after that. The default is 5 s.
     pub exit_timeout: Duration,
-    /// How long the stop of the reactor waits for workers to serve what they
-    /// have; default 30 s. `None` leaves the pool as it is when the reactor
-    /// stops: its channels are closed then.
+    /// How long the reactor's stop waits for workers to serve their connections. The
+    /// default is 30 s. `None` has the stop wait for none, and the channels are closed.
     pub drain_timeout: Option<Duration>,
-    /// The waits before dead workers are replaced; default up to 100 ms at
-    /// first, doubling up to 10 s.
+    /// The waits before dead workers are replaced. By default the first is up to
+    /// 100 ms, and they double up to 10 s.
     pub backoff: Backoff,
-    /// A worker that lived this long was a good one: the waits begin anew;
-    /// default 10 s.
+    /// How long a worker has to live for the waits to begin anew after its death. The
+    /// default is 10 s.
     pub stable_after: Duration,
-    /// How many starts in a row may fail until the pool gives up: no more
-    /// workers are started then, those that there are go on, and
-    /// [`PoolEvent::GaveUp`] says so. One has failed where the worker could not
-    /// be started or ended before it was [ready](PoolEvent::Ready). Default
-    /// `None`: it tries for ever.
+    /// How many starts in a row may fail before the pool gives up. A start has failed
+    /// if the worker could not be started, or ended before it was
+    /// [ready](PoolEvent::Ready). A pool that has given up starts no more workers and
+    /// tells [`PoolEvent::GaveUp`]; its other workers go on. The default is `None`: the
+    /// pool tries for ever.
     pub max_failed_starts: Option<u32>,
 }
 
@@ -93,16 +93,16 @@ impl Default for PoolSettings {
     }
 }
 
-/// What a pool says of itself at one moment.
+/// The state of a pool at one moment, and its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStatistics {
-    /// Connections that wait here for a worker with room.
+    /// Connections that wait in the pool for a worker with room.
     pub waiting: usize,
-    /// Connections that were given to workers and not answered; also by one whose
-    /// channel broke, until it is gone.
+    /// Connections that workers were given and have not answered. If the channel of a
+    /// worker breaks, its connections count until it is gone.
     pub in_flight: usize,
-    /// Deliveries so far: connections, and those that were given out again.
+    /// Deliveries so far. A connection that is given out again counts again.
     pub sent: u64,
     /// Connections that workers have taken.
     pub acknowledged: u64,
@@ -118,7 +118,7 @@ pub struct PoolStatistics {
     pub not_started: u64,
     /// Workers that ended without having been asked to.
     pub deaths: u64,
-    /// Times that a worker counted as hung.
+    /// How often a worker has begun to count as hung.
     pub hangs: u64,
     /// Whether the pool's listeners are paused.
     pub is_paused: bool,
@@ -126,19 +126,19 @@ pub struct PoolStatistics {
     pub workers: Vec<WorkerStatistics>,
 }
 
-/// What a pool says of one worker.
+/// The state of one worker of a pool, and its counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerStatistics {
-    /// Which one.
+    /// The worker.
     pub id: WorkerId,
     /// Its process.
     pub pid: u32,
-    /// What it is about.
+    /// The stage of its life.
     pub stage: WorkerStage,
     /// Connections that it was given and has not answered.
     pub in_flight: usize,
-    /// Connections that it had when it last said so.
+    /// How many connections it last said that it has.
     pub live: u32,
     /// Connections that it has taken so far.
     pub acknowledged: u64,
@@ -146,7 +146,7 @@ pub struct WorkerStatistics {
     pub refused: u64,
 }
 
-/// What a worker is about.
+/// The stage of a worker's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WorkerStage {
@@ -154,76 +154,76 @@ pub enum WorkerStage {
     Starting,
     /// It takes connections.
     Serving,
-    /// It takes none until it answers.
+    /// It gets no connections until it answers.
     Hung,
-    /// It serves what it has, and ends.
+    /// It serves the connections that it has, and ends.
     Draining,
-    /// It was killed; what it was given is known when its channel ends.
+    /// It was killed. The end of its channel tells what it has taken.
     Killed,
 }
 
-/// What happens to workers, for logs and displays; see
+/// Something that happened to a worker, for logs and displays; see
 /// [`Pool::on_event`](super::Pool::on_event).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PoolEvent {
-    /// A worker could not be started; it is tried again after a wait. Those of
-    /// [`Pool::start`](super::Pool::start) itself are told too, to a handler
-    /// that is set before the reactor turns again.
+    /// A worker could not be started. The pool tries again after a wait, under another
+    /// number. A failure in [`Pool::start`](super::Pool::start) itself is told too, to
+    /// a handler that is set before the reactor turns again.
     NotStarted {
-        /// Which one: another number is tried next.
+        /// The worker.
         worker: WorkerId,
-        /// Why: the error of [`Spawn`](super::Spawn), or of watching the channel.
+        /// The error of [`Spawn`](super::Spawn), or of watching the channel.
         error: io::Error,
         /// How many starts have failed in a row, this one included.
         failures: u32,
     },
     /// As many starts have failed as
-    /// [may](PoolSettings::max_failed_starts): no worker is started any more. A
-    /// program that is of no use without can [fail](bowline_reactor::Reactor::fail).
+    /// [may](PoolSettings::max_failed_starts). No worker is started any more. A
+    /// program that needs its workers can [fail](bowline_reactor::Reactor::fail).
     GaveUp {
-        /// How many have failed in a row.
+        /// How many starts have failed in a row.
         failures: u32,
     },
     /// A worker is there and takes connections.
     Ready {
-        /// Which one.
+        /// The worker.
         worker: WorkerId,
         /// Its process.
         pid: u32,
     },
     /// A worker does not answer.
     Hung {
-        /// Which one.
+        /// The worker.
         worker: WorkerId,
         /// Its process.
         pid: u32,
     },
     /// A hung worker answers again.
     Recovered {
-        /// Which one.
+        /// The worker.
         worker: WorkerId,
         /// Its process.
         pid: u32,
     },
     /// The channel of a worker has ended.
     Lost {
-        /// Which one.
+        /// The worker.
         worker: WorkerId,
         /// Its process.
         pid: u32,
         /// How many connections it had taken.
         acknowledged: u64,
-        /// How many it had not answered, which go to others.
+        /// How many connections it had not answered. They go to others.
         unanswered: usize,
     },
     /// The process of a worker has ended.
     Exited {
-        /// Which one.
+        /// The worker.
         worker: WorkerId,
         /// Its process.
         pid: u32,
-        /// How, if that could be told.
+        /// How it ended, if the system told.
         status: Option<ExitStatus>,
     },
 }
@@ -232,15 +232,15 @@ pub enum PoolEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Undelivered {
-    /// As many wait already as may.
+    /// The pool's queue was full.
     QueueFull,
-    /// It has waited as long as it may.
+    /// It has waited for as long as it may.
     WaitedTooLong,
-    /// Every worker has refused it; the last one for this reason.
+    /// Every worker has refused it. The last one gave this reason.
     Refused(WorkerRefusal),
     /// It was given out as often as it may be.
     TooManyAttempts,
-    /// It does not fit into a message: too much was read of it.
+    /// It does not fit into a message, since too much was read of it.
     TooLong,
     /// The pool has stopped.
     Stopped,

@@ -32,22 +32,22 @@ const LONGEST_REPORT: Duration = Duration::from_secs(1);
 /// How often a draining worker looks whether its connections have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
-/// What a worker does with connections. Any closure of the shape of
-/// [`serve`](Self::serve) is one.
+/// Serves the connections of a worker. Any closure of the shape of
+/// [`serve`](Self::serve) is a service.
 ///
-/// As everywhere, its callbacks are made outside of any other callback.
+/// Its callbacks are never made inside of another callback.
 pub trait Service: 'static {
-    /// Whether a connection is wanted; called before the pool is answered. It
-    /// may be looked at, and not touched: it is not this worker's yet.
+    /// Says whether the connection is wanted. Called before the pool is answered: the
+    /// connection is not this worker's yet. Look at it, and do not touch it.
     ///
     /// # Errors
     ///
-    /// The reason: the pool gives it to another worker.
+    /// The reason for a refusal. The pool gives the connection to another worker.
     ///
     /// # Panics
     ///
-    /// One that panics ends the channel: this worker serves what it has and drains, and
-    /// the pool starts another.
+    /// A panic ends the channel. This worker then serves its connections and drains,
+    /// and the pool starts another.
     fn admit(
         &mut self,
         reactor: &mut Reactor,
@@ -57,24 +57,24 @@ pub trait Service: 'static {
         Ok(())
     }
 
-    /// A connection is this worker's: the pool knows, and nobody else is going
-    /// to serve it. `live` counts it until it is dropped, so it belongs into
-    /// the protocol of the connection.
+    /// Serves a connection. It is this worker's, the pool knows, and nobody else is
+    /// going to serve it. `live` counts the connection until it is dropped, so keep it
+    /// in the connection's protocol.
     fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live);
 
-    /// No connection comes any more, all have begun: the pool has asked to end
-    /// within this time, or is gone, or the reactor stops.
+    /// The worker drains. No more connections come, and all have begun. The pool has
+    /// asked for the end within this time, or it is gone, or the reactor stops.
     ///
-    /// [Stops](Reactor::stop_gracefully) the reactor gracefully within this time,
-    /// unless overridden: each connection is told to
+    /// By default this [stops](Reactor::stop_gracefully) the reactor gracefully within
+    /// this time. Each connection is told to
     /// [drain](bowline_protocol::Protocol::draining).
     fn draining(&mut self, reactor: &mut Reactor, within: Duration) {
         // An error says that it was never run.
         let _ = reactor.stop_gracefully(GracefulStop::new().deadline(within));
     }
 
-    /// All connections have ended, or the time for it has passed. Stops the
-    /// reactor unless overridden.
+    /// All connections have ended, or the time for it has passed. By default this
+    /// stops the reactor.
     fn drained(&mut self, reactor: &mut Reactor) {
         // An error says that it is stopping already, or was never run.
         let _ = reactor.stop();
@@ -87,7 +87,7 @@ impl<F: FnMut(&mut Reactor, PassedConnection, Live) + 'static> Service for F {
     }
 }
 
-/// Counts a connection as long as it exists.
+/// Counts a connection among the [live](Worker::live) ones while it exists.
 pub struct Live {
     /// All that exist. Not the worker, which holds some itself.
     count: Rc<Cell<u32>>,
@@ -114,20 +114,20 @@ impl fmt::Debug for Live {
     }
 }
 
-/// How a worker behaves.
+/// The settings of a worker.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerSettings {
-    /// How many connections it has at the most; others are refused. Default
+    /// The most connections that it has at a time. It refuses others. The default is
     /// `None`, no limit.
     pub max_live: Option<u32>,
-    /// What becomes of connections that the pool has sent and that could not be
-    /// answered, because the pool's process is gone.
+    /// What becomes of connections that the pool has sent, if the pool's process is
+    /// gone before the worker could answer.
     pub orphans: Orphans,
-    /// How long it goes on to serve what it has when the pool is gone without
-    /// having asked it to drain; default 30 s.
+    /// How long it serves its connections if the pool is gone without having asked it
+    /// to drain. The default is 30 s.
     pub orphaned_timeout: Duration,
-    /// How long the pool may take to say hello; default 10 s.
+    /// How long the pool may take to say hello. The default is 10 s.
     pub start_timeout: Duration,
 }
 
@@ -149,22 +149,21 @@ impl Default for WorkerSettings {
     }
 }
 
-/// What a worker does with connections whose pool is gone before it could be
+/// What a worker does with a connection if the pool is gone before it could be
 /// answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Orphans {
-    /// Serves them: nobody else has them, since a [`Pool`](super::Pool) ends a
-    /// channel only with its process, or with its reactor, or after having killed
-    /// the worker. What the worker itself has lost the channel for, lack of memory
-    /// say, is closed: the pool gives it to others. The default.
+    /// Serves it. Nobody else has it: a [`Pool`](super::Pool) ends a channel only with
+    /// its process, with its reactor, or after it has killed the worker. If the worker
+    /// itself has lost the channel, for lack of memory say, the connection is closed
+    /// and the pool gives it to another worker. This is the default.
     Serve,
-    /// Closes them: for pools that are not this crate's.
+    /// Closes it. Meant for pools that are not this crate's.
     Close,
 }
 
-/// The serving side of a pool, in a process of its own; see the
-/// [module](super).
+/// The serving side of a pool, in a process of its own. See the [module](super).
 #[derive(Clone)]
 pub struct Worker {
     shared: Rc<WorkerShared>,
@@ -203,11 +202,11 @@ struct Promised {
 }
 
 impl Worker {
-    /// Serves what comes through `channel`.
+    /// Serves the connections that come through `channel`.
     ///
     /// # Errors
     ///
-    /// [`AdoptError`](bowline_transport::AdoptError): the descriptor is no connected
+    /// [`AdoptError`](bowline_transport::AdoptError) if the descriptor is no connected
     /// UNIX stream socket.
     pub fn start<C: ChannelSocket>(
         reactor: &mut Reactor,
@@ -238,14 +237,14 @@ impl Worker {
         Ok(Self { shared })
     }
 
-    /// How many connections there are.
+    /// How many connections the worker has.
     pub fn live(&self) -> u32 {
         self.shared.live.get()
     }
 
-    /// Refuses all connections from now on, serves those that there are, and
-    /// ends: as when the pool asks for it. The pool starts another worker, when
-    /// this one refuses a connection or has ended.
+    /// Drains, as when the pool asks for it: the worker refuses connections from now
+    /// on, serves those that it has, and ends. The pool starts another worker when this
+    /// one refuses a connection or has ended.
     pub fn drain(&self, reactor: &mut Reactor, within: Duration) {
         let shared = Rc::clone(&self.shared);
         reactor.defer(move |reactor| shared.drain(reactor, within));

@@ -30,14 +30,14 @@ pub(super) const VARIABLES: [&str; 4] = [
 /// The name of descriptors that were given without (systemd's own word).
 const UNNAMED: &str = "unknown";
 
-/// A descriptor as the environment announces it.
+/// A descriptor that the environment announces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Announced {
     /// Its number.
     pub number: u32,
-    /// Its name: `FileDescriptorName=` of the socket unit, which is the unit's
-    /// own name by default; `unknown` where no names were given.
+    /// Its name, which is `FileDescriptorName=` of the socket unit. By default that is
+    /// the name of the unit. Without any names it is `unknown`.
     pub name: String,
 }
 
@@ -45,33 +45,33 @@ pub struct Announced {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ActivationError {
-    /// A variable that is meant for us does not hold what it should; its name.
+    /// The variable of this name is meant for us and makes no sense.
     Malformed(&'static str),
     /// There are more or fewer names than descriptors.
     NamesDoNotMatch {
         /// How many descriptors were announced.
         descriptors: usize,
-        /// How many names.
+        /// How many names there are.
         names: usize,
     },
-    /// A descriptor could not be taken: nothing is open under its number, or
-    /// somebody has taken it before.
+    /// A descriptor could not be taken. Nothing is open under its number, or it was
+    /// taken before.
     Descriptor {
         /// Its number.
         number: u32,
-        /// What the system answered.
+        /// The system's answer.
         error: io::Error,
     },
 }
 
-/// Reads the announcement in an environment, given as a lookup of variables:
-/// pure, so that nothing depends on this process's own.
+/// Reads the announcement in an environment. `variable` looks up a variable, so that
+/// nothing depends on the environment of this process.
 ///
-/// There is none where `LISTEN_PID` or `LISTEN_FDS` is missing or is no number,
-/// or `LISTEN_PID` is not `pid`: the variables were another process's, and we
-/// have inherited them by mistake. The same if there is a `LISTEN_PIDFDID` and it is
-/// not `pidfd_inode`, where that is known ([`own_pidfd_inode`]): the number of a process
-/// is given out again.
+/// Nothing is announced if `LISTEN_PID` or `LISTEN_FDS` is missing or is no number.
+/// Nothing is either if `LISTEN_PID` is not `pid`: the variables are another process's,
+/// and we have inherited them by mistake. The same holds if there is a `LISTEN_PIDFDID`
+/// that is not `pidfd_inode`, if that is known ([`own_pidfd_inode`]): the system uses
+/// process numbers again.
 ///
 /// # Errors
 ///
@@ -154,17 +154,18 @@ fn log_variables_of_another() {
     }
 }
 
-/// Takes the descriptors that this process was started with, each with its
-/// name, close-on-exec from now on. To be called first in `main`.
+/// Takes the descriptors that this process was started with, each with its name. They
+/// are close-on-exec from now on. Call this first in `main`.
 ///
-/// The variables are removed from the environment, so that no child takes them
-/// for its own; where other threads run already they cannot be, and stay: they
-/// name this process, so children that check see that. A second call finds
-/// nothing. Variables that are for another process are left alone; that is logged, once.
+/// The variables are removed from the environment, so that no child takes them for its
+/// own. If other threads run already, that is not possible and they stay. They name
+/// this process, so children that check see that they are not meant. A second call
+/// finds nothing. Variables for another process are left alone, which is logged once.
 ///
 /// # Errors
 ///
-/// [`ActivationError`]. What was taken by then is closed, the variables stay.
+/// [`ActivationError`]. Descriptors that were taken by then are closed, and the
+/// variables stay.
 pub fn inherited() -> Result<Inherited, ActivationError> {
     let mut all = Inherited::new();
     let own = std::process::id();

@@ -1,4 +1,4 @@
-//! What a service tells its manager: sd_notify(3), the text of it.
+//! The text of the notices of sd_notify(3).
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
@@ -14,7 +14,7 @@ const LONGEST_NAME: usize = 255;
 /// longer one as a whole, without a word.
 pub(super) const LONGEST: usize = 4096;
 
-/// What the service manager is told, in one message: a pure value.
+/// One message to the service manager. It is a pure value.
 ///
 /// # Examples
 ///
@@ -25,7 +25,8 @@ pub(super) const LONGEST: usize = 4096;
 /// assert_eq!(notice.as_str(), "READY=1\nSTATUS=serving\nMAINPID=42\n");
 /// ```
 ///
-/// What no method says is said by name, and what a manager gets is read back:
+/// [`field`](Self::field) sets fields that have no method. [`parse`](Self::parse) reads
+/// a notice on the manager's side:
 ///
 /// ```
 /// use bowline_handoff::systemd::Notice;
@@ -44,18 +45,18 @@ pub struct Notice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoticeError {
-    /// The name of a descriptor is empty, longer than 255 bytes, or has
-    /// something else in it than printable ASCII without colons.
+    /// The name of a descriptor is not valid. It has to be of 1 to 255 printable ASCII
+    /// characters, without colons.
     Name,
-    /// The name of a field is empty or has something else in it than ASCII
-    /// capitals, digits and underscores; or its value has a line break or a
-    /// NUL in it, which would end it.
+    /// A field is not valid. Its name has to be of ASCII capitals, digits and
+    /// underscores, at least one. Its value may have no line break and no NUL in it,
+    /// since that would end it.
     Field,
-    /// What was received is no text, or has a NUL in it that is not its last byte.
+    /// The message is no text, or has a NUL in it that is not its last byte.
     Malformed,
 }
 
-/// Whose notices the manager takes, for [`Notice::access`]; what the unit says as
+/// Whose notices the manager takes, for [`Notice::access`]. In a unit this is
 /// `NotifyAccess=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -82,9 +83,9 @@ impl Notice {
         self.with("READY", 1)
     }
 
-    /// The service reloads its configuration, or hands over to a successor,
-    /// from now on; says when that is (`MONOTONIC_USEC`), as services of
-    /// `Type=notify-reload` have to. [`ready`](Self::ready) ends it.
+    /// The service begins to reload its configuration, or to hand over to a successor.
+    /// Adds the time (`MONOTONIC_USEC`), as services of `Type=notify-reload` have to.
+    /// [`ready`](Self::ready) says that it is done.
     #[must_use]
     pub fn reloading(self) -> Self {
         self.with("RELOADING", 1)
@@ -97,29 +98,29 @@ impl Notice {
         self.with("STOPPING", 1)
     }
 
-    /// One line for people to read; line breaks become spaces.
+    /// One line for people to read. Line breaks become spaces.
     #[must_use]
     pub fn status(self, text: &str) -> Self {
         self.with("STATUS", text.replace(['\n', '\r', '\0'], " "))
     }
 
-    /// The main process of the service is another one from now on: for a
-    /// predecessor to say of its successor, since systemd listens to the main
-    /// process only (`NotifyAccess=main`).
+    /// The main process of the service is another one from now on. A predecessor says
+    /// this of its successor, since systemd listens to the main process only
+    /// (`NotifyAccess=main`).
     #[must_use]
     pub fn main_pid(self, pid: u32) -> Self {
         self.with("MAINPID", pid)
     }
 
-    /// We are alive; see [`Watchdog`](super::Watchdog), which says it by itself.
+    /// The process is alive. A [`Watchdog`](super::Watchdog) says it by itself.
     #[must_use]
     pub fn watchdog(self) -> Self {
         self.with("WATCHDOG", 1)
     }
 
-    /// The descriptors sent along are to be kept between the lives of the
-    /// service (`FileDescriptorStoreMax=` says how many), and come back as
-    /// [inherited](super::inherited) ones under `name`.
+    /// The manager is to keep the descriptors that are sent along, between the lives of
+    /// the service. They come back as [inherited](super::inherited) ones under `name`.
+    /// `FileDescriptorStoreMax=` limits their number.
     ///
     /// # Errors
     ///
@@ -129,8 +130,8 @@ impl Notice {
         Ok(self.with("FDSTORE", 1).with("FDNAME", name))
     }
 
-    /// As [`store`](Self::store), and they stay when they become unreadable:
-    /// by default systemd drops those whose other end has closed.
+    /// As [`store`](Self::store), but the manager keeps them when their other end has
+    /// closed. By default systemd drops those.
     ///
     /// # Errors
     ///
@@ -139,7 +140,7 @@ impl Notice {
         Ok(self.store(name)?.with("FDPOLL", 0))
     }
 
-    /// The descriptors kept under `name` are to be closed.
+    /// The manager is to close the descriptors that it keeps under `name`.
     ///
     /// # Errors
     ///
@@ -149,21 +150,21 @@ impl Notice {
         Ok(self.with("FDSTOREREMOVE", 1).with("FDNAME", name))
     }
 
-    /// Starting, reloading or stopping takes longer than the unit allows: so much
-    /// longer from now on, to be said again before that has passed. Rounded up to
-    /// microseconds (`EXTEND_TIMEOUT_USEC`).
+    /// Starting, reloading or stopping takes longer than the unit allows. The manager is
+    /// to wait for `by` from now on, unless this is said again in that time. Rounded up
+    /// to microseconds (`EXTEND_TIMEOUT_USEC`).
     #[must_use]
     pub fn extend_timeout(self, by: Duration) -> Self {
         self.with("EXTEND_TIMEOUT_USEC", microseconds(by))
     }
 
-    /// Why the service fails, as a number of errno(3).
+    /// The reason why the service fails, in the form of a number of errno(3).
     #[must_use]
     pub fn errno(self, number: i32) -> Self {
         self.with("ERRNO", number)
     }
 
-    /// The exit status of what the service is about: a virtual machine's, say.
+    /// The exit status of something that the service runs, such as a virtual machine.
     #[must_use]
     pub fn exit_status(self, status: i32) -> Self {
         self.with("EXIT_STATUS", status)
@@ -175,37 +176,36 @@ impl Notice {
         self.with("NOTIFYACCESS", access.as_str())
     }
 
-    /// How often the manager wants to hear of this process from now on, as
-    /// `WatchdogSec=` of the unit (`WATCHDOG_USEC`). [`Watchdog`](super::Watchdog)
-    /// goes on at the pace it was started with.
+    /// How often the manager has to hear of this process from now on, in place of the
+    /// unit's `WatchdogSec=` (`WATCHDOG_USEC`). A running
+    /// [`Watchdog`](super::Watchdog) keeps its pace.
     #[must_use]
     pub fn watchdog_interval(self, interval: Duration) -> Self {
         self.with("WATCHDOG_USEC", microseconds(interval))
     }
 
-    /// The service has found out by itself that it hangs: what the manager does
-    /// when the watchdog was not fed in time, now.
+    /// The service has found out by itself that it hangs. The manager is to do now what
+    /// it does when the watchdog is not fed in time.
     #[must_use]
     pub fn watchdog_trigger(self) -> Self {
         self.with("WATCHDOG", "trigger")
     }
 
-    /// When the notice was made, in microseconds of the kernel's monotonic clock
-    /// ([`monotonic_microseconds`]). [`reloading`](Self::reloading) says it by itself.
+    /// The time of the notice, in microseconds of the kernel's monotonic clock
+    /// ([`monotonic_microseconds`]). [`reloading`](Self::reloading) adds it by itself.
     #[must_use]
     pub fn monotonic(self, microseconds: u64) -> Self {
         self.with("MONOTONIC_USEC", microseconds)
     }
 
-    /// Asks for the one descriptor that is sent along to be closed once everything
-    /// before is dealt with. Alone in its message, as systemd demands;
+    /// The manager is to close the one descriptor that is sent along, when it has dealt
+    /// with everything before. It has to be alone in its message, as systemd demands.
     /// [`Notifier::barrier`](super::Notifier::barrier) sends it.
     pub fn of_barrier() -> Self {
         Self::new().with("BARRIER", 1)
     }
 
-    /// Any field: one that this type does not know, or of a program's own, which
-    /// begins with `X_` by convention.
+    /// Any other field. By convention a field of a program's own begins with `X_`.
     ///
     /// # Errors
     ///
@@ -219,11 +219,11 @@ impl Notice {
         Ok(self.with(name, value))
     }
 
-    /// Reads what a manager has received: the other side of
+    /// Reads a message that a manager has received, the reverse of
     /// [`as_str`](Self::as_str).
     ///
-    /// As systemd does: the last line break may be missing, one NUL may end it, and
-    /// lines that are no fields are passed over.
+    /// The last line break may be missing, one NUL may end the message, and lines that
+    /// are no fields are skipped, as systemd does it.
     ///
     /// # Errors
     ///
@@ -252,7 +252,7 @@ impl Notice {
         fields.find_map(|(found, value)| (found == name).then_some(value))
     }
 
-    /// The text as it is sent.
+    /// The text that is sent.
     pub fn as_str(&self) -> &str {
         &self.text
     }

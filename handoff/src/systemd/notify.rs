@@ -30,29 +30,29 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// After which time without room it is worth a line in the log.
 const LONG: Duration = Duration::from_secs(10);
 
-/// The way to the service manager; copies are the same one.
+/// Sends notices to the service manager. Copies of a notifier are the same one.
 ///
-/// Sending never blocks. A manager does not read for a while when it is busy, and its
-/// queue is short: ten notices (`net.unix.max_dgram_qlen`) where systemd has not made
-/// it longer. What finds no room there is kept and sent when there is some, in order,
-/// by the reactor that this is [attached](Self::attach) to; as long as it is attached
-/// to none, such a notice is refused with `WouldBlock`. A
+/// Sending never blocks. A busy manager does not read for a while, and its queue is
+/// short: ten notices (`net.unix.max_dgram_qlen`), unless systemd has made it longer.
+/// A notifier that is [attached](Self::attach) to a reactor keeps notices that find no
+/// room. The reactor sends them when there is some, in order. A notifier that is not
+/// attached refuses them with `WouldBlock`. A
 /// [`Restart`](crate::restart::Restart), a [`Watchdog`](super::Watchdog) and a
 /// [`barrier`](Self::barrier) attach it.
 ///
-/// A manager that has gone and comes back at the same address is found: each notice
-/// goes to whoever has the address by then. While nobody has it, notices are kept in
-/// the same way; that is logged once.
+/// Each notice goes to whoever has the manager's address when it leaves. So a manager
+/// may go and come back. While nobody has the address, notices are kept in the same
+/// way, which is logged once.
 ///
-/// What is kept is bounded: 1,024 notices and as many descriptors
+/// At most 1,024 notices of the program are kept, with as many descriptors
 /// ([`set_most_waiting`](Self::set_most_waiting)). When the reactor stops, it waits up
-/// to 5 s for a manager that has no room; what has not left by then is counted in the
-/// log.
+/// to 5 s for a manager that has no room. The log says how many notices have not left
+/// by then.
 ///
-/// An attached one says `STOPPING=1` by itself when the reactor begins to
-/// [stop](Reactor::stop), unless the program has said so, or its process is not the
-/// main one of the service: a successor that does not serve yet, or a predecessor
-/// that has handed over.
+/// An attached notifier says `STOPPING=1` by itself when the reactor begins to
+/// [stop](Reactor::stop). It does not if the program has said so, nor if its process is
+/// not the main one of the service. That is a successor that does not serve yet, or a
+/// predecessor that has handed over.
 ///
 /// # Examples
 ///
@@ -130,10 +130,11 @@ pub(super) struct Watcher {
 pub(super) type WhenLeft = Box<dyn FnOnce(&mut Reactor, io::Result<()>)>;
 
 impl Notifier {
-    /// The one that this process was told of, if it was (`NOTIFY_SOCKET`).
+    /// Makes one for the manager that the environment names (`NOTIFY_SOCKET`), if it
+    /// names one.
     ///
-    /// The variable stays in the environment: a successor started from here
-    /// needs it.
+    /// The variable stays in the environment, since a successor that is started from
+    /// here needs it.
     ///
     /// # Errors
     ///
@@ -145,13 +146,12 @@ impl Notifier {
         }
     }
 
-    /// One for a manager at a path, or at `@name` in the abstract namespace. It need
-    /// not be there yet: each notice looks for it.
+    /// Makes one for a manager at a path, or at `@name` in the abstract namespace. The
+    /// manager need not be there yet: each notice looks for it.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an address that is neither; otherwise those of
-    /// socket(2).
+    /// `InvalidInput` for an address that is neither; those of socket(2).
     pub fn connect(address: &str) -> io::Result<Self> {
         Ok(Self::over(ManagerSocket::to(address)?))
     }
@@ -179,9 +179,9 @@ impl Notifier {
         }
     }
 
-    /// Has `reactor` send what cannot leave at once, from now on. One that is attached
-    /// stays where it is. It is let go of when the last copy is dropped and everything
-    /// has left.
+    /// Has `reactor` send notices that cannot leave at once, from now on. If the
+    /// notifier is attached already, it stays where it is. The reactor lets go of it
+    /// when the last copy is dropped and everything has left.
     ///
     /// # Errors
     ///
@@ -204,15 +204,14 @@ impl Notifier {
         Ok(())
     }
 
-    /// Whether a reactor sends what cannot leave at once: it is attached, and the reactor
-    /// has not ended.
+    /// Whether it is attached to a reactor that has not ended.
     pub fn is_attached(&self) -> bool {
         self.inner.state.borrow().runs_on.is_some()
     }
 
     /// Sets how many notices of the program may wait, and how many descriptors they
-    /// may hold; default 1,024 each. A notice alone may have as many descriptors as a
-    /// message holds.
+    /// may hold. The default is 1,024 each. A notice that waits alone may have as many
+    /// descriptors as a message holds.
     pub fn set_most_waiting(&self, most: usize) {
         self.inner.state.borrow_mut().queue.set_most(most);
     }
@@ -226,37 +225,38 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for one longer than 4,096 bytes, which systemd would drop
-    /// without a word. `WouldBlock` where too many wait already. Not attached: `WouldBlock`
-    /// where the manager has no room, `NotFound` and `ConnectionRefused` where there is
-    /// none, and others of sendmsg(2). The notice was not taken, then.
+    /// `InvalidInput` if it is longer than 4,096 bytes, which systemd would drop
+    /// without a word. `WouldBlock` if too many wait already. If the notifier is not
+    /// attached: `WouldBlock` if the manager has no room, `NotFound` and
+    /// `ConnectionRefused` if there is no manager, and others of sendmsg(2). After an
+    /// error the notice was not taken.
     pub fn send(&self, notice: &Notice) -> io::Result<()> {
         self.send_with(notice, &[])
     }
 
-    /// Sends a notice with descriptors, those to be
-    /// [stored](Notice::store). They are borrowed: the manager gets copies, and so
-    /// does a notice that has to wait.
+    /// Sends a notice with descriptors that are to be [stored](Notice::store). They are
+    /// borrowed: the manager gets copies, and a notice that has to wait keeps copies.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); `InvalidInput` for more than 253; `EMFILE` where no
-    /// copy can be made.
+    /// As [`send`](Self::send); `InvalidInput` for more than 253; `EMFILE` if no copy
+    /// can be made.
     pub fn send_with(&self, notice: &Notice, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.submit(notice, descriptors, Purpose::Program)?;
         Ok(())
     }
 
-    /// Calls `then` when everything that was sent by now has left for the manager's
-    /// queue, or with `TimedOut` after `limit`, or with why it never will. What waits
-    /// goes on waiting after that. [Attaches](Self::attach) this.
+    /// Calls `then` when all notices that were sent before have left for the manager's
+    /// queue. It is called with `TimedOut` after `limit`, and with another error if a
+    /// notice never leaves. Notices go on waiting after the limit.
+    /// [Attaches](Self::attach) the notifier.
     ///
-    /// `then` runs once, as a callback of the loop. That the manager has read it is
-    /// what a [`barrier`](Self::barrier) tells.
+    /// `then` runs once, in a callback of the loop. To learn that the manager has read
+    /// the notices, use a [`barrier`](Self::barrier).
     ///
     /// # Errors
     ///
-    /// As [`attach`](Self::attach); `then` is dropped.
+    /// As [`attach`](Self::attach). `then` is dropped.
     pub fn when_sent(
         &self,
         reactor: &mut Reactor,
@@ -295,17 +295,17 @@ impl Notifier {
         });
     }
 
-    /// Calls `then` when the manager has handled everything that was sent
-    /// before, or with `TimedOut` at the deadline: the time in which it has no room
-    /// counts. [Attaches](Self::attach) this.
+    /// Calls `then` when the manager has handled all notices that were sent before, or
+    /// with `TimedOut` at the deadline. Time in which the manager has no room counts.
+    /// [Attaches](Self::attach) the notifier.
     ///
-    /// To be waited for before exiting after a notice that matters, since the
-    /// manager may otherwise not know any more whose notice it was. `then` runs
-    /// once, as a callback of the loop; it may own a copy of the notifier.
+    /// If you exit after a notice that matters, wait for this first: when the process
+    /// is gone, the manager may not know whose notice it was. `then` runs once, in a
+    /// callback of the loop. It may own a copy of the notifier.
     ///
     /// # Errors
     ///
-    /// As [`attach`](Self::attach) and [`send`](Self::send), but for `WouldBlock`;
+    /// As [`attach`](Self::attach) and [`send`](Self::send), but never `WouldBlock`;
     /// those of pipe(2). `then` is dropped.
     pub fn barrier(
         &self,

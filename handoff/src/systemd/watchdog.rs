@@ -11,8 +11,8 @@ use super::notify::Notifier;
 use super::queue::Purpose;
 use crate::log;
 
-/// How often the service manager wants to hear of this process, read from an
-/// environment given as a lookup of variables; `None` where it does not.
+/// How often the service manager wants to hear of this process. `None` if it does not.
+/// `variable` looks up a variable of the environment.
 ///
 /// # Examples
 ///
@@ -48,14 +48,14 @@ fn asked(variable: impl Fn(&str) -> Option<String>) -> Option<(Duration, Option<
     (microseconds > 0).then(|| (Duration::from_micros(microseconds), named))
 }
 
-/// Tells the service manager from the loop that this process is alive, twice
-/// in each interval, until this is dropped.
+/// Tells the service manager that this process is alive, twice in each interval, until
+/// this is dropped.
 ///
-/// It is the loop that says so: a callback that does not return is noticed.
+/// The loop tells it. So the manager notices a callback that does not return.
 ///
-/// In a service that is restarted by a [`Restart`](crate::restart::Restart) with the
-/// same notifier, the process that serves says it: a successor from when it serves, a
-/// predecessor until it has handed over.
+/// If a [`Restart`](crate::restart::Restart) with the same notifier restarts the
+/// service, the process that serves tells it: a predecessor until it has handed over,
+/// and then its successor.
 #[derive(Debug)]
 #[must_use = "it stops when it is dropped"]
 pub struct Watchdog {
@@ -79,12 +79,13 @@ enum DogState {
 }
 
 impl Watchdog {
-    /// Starts as the environment asks (`WATCHDOG_USEC`), if it does.
+    /// Starts if the environment asks for it, at the pace that it asks for
+    /// (`WATCHDOG_USEC`).
     ///
-    /// `WATCHDOG_PID` may name another process. If that is the predecessor from which
-    /// this process takes over, or what that had taken over from, this process is
-    /// watched in its place from then on; until then, and if it does not, nothing is
-    /// said. That is logged, once.
+    /// `WATCHDOG_PID` may name another process. That may be a predecessor from which
+    /// this process takes over, or a predecessor of that one. From the takeover on this
+    /// process is watched in its place. Until then, and if it never takes over, it
+    /// tells nothing. That is logged once.
     pub fn from_environment(reactor: &mut Reactor, notifier: Rc<Notifier>) -> Option<Self> {
         let (interval, named) = asked(|name| std::env::var(name).ok())?;
         let named = match named {
@@ -96,8 +97,8 @@ impl Watchdog {
         Some(Self::start_for(reactor, notifier, interval, named))
     }
 
-    /// As [`from_environment`](Self::from_environment), for an environment that was read
-    /// in another way: the process that is to be watched is `pid`.
+    /// As [`from_environment`](Self::from_environment), for an environment that you
+    /// have read yourself. `pid` is the process that is to be watched.
     pub fn start_for(
         reactor: &mut Reactor,
         notifier: Rc<Notifier>,
@@ -119,7 +120,7 @@ impl Watchdog {
         Self::with(reactor, &notifier, interval, Some(pid), state)
     }
 
-    /// Starts: the first notice leaves now.
+    /// Starts. The first notice leaves now.
     pub fn start(reactor: &mut Reactor, notifier: Rc<Notifier>, interval: Duration) -> Self {
         Self::with(reactor, &notifier, interval, None, DogState::Running)
     }
@@ -147,8 +148,8 @@ impl Watchdog {
         Self { dog }
     }
 
-    /// Whether it is for this process: not while `WATCHDOG_PID` names another one that
-    /// has not handed over to this one.
+    /// Whether this process is the one to be watched. It is not while `WATCHDOG_PID`
+    /// names another process that has not handed over to this one.
     pub fn is_for_us(&self) -> bool {
         self.dog.state.get() == DogState::Running
     }
