@@ -1,4 +1,4 @@
-//! What listening, adopting and detaching can refuse.
+//! The errors of listening, adopting and detaching.
 
 use std::error::Error;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use bowline_protocol::Address;
 
-/// Why nothing listens. (Twisted: `CannotListenError`.)
+/// A listener was not made. (Twisted: `CannotListenError`.)
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ListenError {
@@ -15,8 +15,8 @@ pub struct ListenError {
     pub address: Address,
     /// The step that failed.
     pub step: ListenStep,
-    /// What the system answered: `AddrInUse`, `PermissionDenied`, `NotFound`
-    /// for a missing directory.
+    /// The system's answer, such as `AddrInUse`, `PermissionDenied`, or `NotFound` for a
+    /// missing directory.
     pub error: io::Error,
 }
 
@@ -65,13 +65,13 @@ impl From<ListenError> for io::Error {
     }
 }
 
-/// A connection or listener that was not adopted, and why. It carries what it was to
-/// be adopted from, a descriptor mostly; dropping the error closes it.
+/// A connection or listener was not adopted. The error gives back what it was to be
+/// adopted from, mostly a descriptor. Dropping the error closes it.
 #[derive(Debug)]
 pub struct AdoptError<F = OwnedFd> {
-    /// Why.
+    /// The reason.
     pub kind: AdoptErrorKind,
-    /// What was to be adopted, as it was.
+    /// The descriptor, or whatever else was to be adopted, unchanged.
     pub fd: F,
 }
 
@@ -89,24 +89,25 @@ impl<F> AdoptError<F> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AdoptErrorKind {
-    /// It is no socket: a file, a pipe, or one that only names something (`O_PATH`).
+    /// It is no socket, but a file, a pipe, or a descriptor that only names something
+    /// (`O_PATH`).
     NotASocket,
-    /// A socket of another family than asked for.
+    /// It is a socket of another family.
     WrongFamily,
-    /// Not a stream socket.
+    /// It is no stream socket.
     NotAStream,
-    /// It listens, and a connection was asked for.
+    /// It listens. A connection was asked for.
     Listening,
     /// It does not listen.
     NotListening,
     /// It is not connected.
     NotConnected,
-    /// It cannot be read: not open for that.
+    /// It is not open for reading.
     NotReadable,
-    /// It cannot be written to: not open for that.
+    /// It is not open for writing.
     NotWritable,
-    /// What had not left does not fit together, so that it could never leave: see
-    /// [`UnsentDescriptors`](crate::UnsentDescriptors).
+    /// The unsent descriptors do not fit the unsent bytes, so they could never leave.
+    /// See [`UnsentDescriptors`](crate::UnsentDescriptors).
     UnfitDescriptors,
     /// The system refused.
     Os(io::Error),
@@ -145,7 +146,7 @@ impl<F: fmt::Debug> Error for AdoptError<F> {
 }
 
 impl<F> From<AdoptError<F>> for io::Error {
-    /// What was to be adopted is closed.
+    /// Closes the descriptor.
     fn from(error: AdoptError<F>) -> Self {
         match error.kind {
             AdoptErrorKind::Os(error) => error,
@@ -158,7 +159,7 @@ impl<F> From<AdoptError<F>> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DetachError {
-    /// It is gone, or ending.
+    /// The connection or listener is gone, or ending.
     Lost,
     /// Its protocol is of another type, and has no part of that type either.
     WrongProtocol,
@@ -178,7 +179,7 @@ impl fmt::Display for DetachError {
 
 impl Error for DetachError {}
 
-/// Why a protocol was not called; see
+/// Why a protocol was not called. See
 /// [`Transports::call_protocol`](crate::Transports::call_protocol).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

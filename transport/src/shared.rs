@@ -71,10 +71,10 @@ pub(crate) struct Shared {
     holds: Cell<usize>,
 }
 
-/// What a read goes into: one buffer of 64 KiB, and what came beside the bytes.
+/// The buffers of a read: 64 KiB for bytes, and the descriptors that came beside them.
 ///
-/// All connections of a reactor share them: what a layer does not deliver now, it keeps
-/// elsewhere.
+/// All connections of a reactor share them. A layer that does not deliver something now
+/// has to keep it elsewhere.
 #[derive(Debug)]
 pub struct ReadBuffers {
     pub(crate) data: PageAligned,
@@ -88,18 +88,18 @@ pub struct ReadBuffers {
 pub(crate) struct PageAligned([u8; READ_BYTES]);
 
 impl ReadBuffers {
-    /// How many bytes there is room for.
+    /// How many bytes one read can take.
     pub const CAPACITY: usize = READ_BYTES;
 
-    /// The bytes: those that were read, or are to be delivered, are the first.
+    /// The bytes. Those that were read, or are to be delivered, come first.
     pub fn bytes(&mut self) -> &mut [u8; READ_BYTES] {
         &mut self.data.0
     }
 
     /// The descriptors that came beside the bytes, and are delivered with them. A layer
-    /// that keeps the bytes back takes these out, and puts them in again when it
-    /// delivers what they belong to. There may be some only in
-    /// [`receive`](crate::PassDescriptors::receive).
+    /// that keeps the bytes back takes these out. It puts them in again when it delivers
+    /// the bytes that they belong to. Only
+    /// [`receive`](crate::PassDescriptors::receive) may have some here.
     pub fn descriptors(&mut self) -> &mut Vec<OwnedFd> {
         &mut self.ancillary.descriptors
     }
@@ -398,26 +398,26 @@ fn open_anything() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from)
 }
 
-/// What one transport or listener may do per turn before others have theirs;
-/// see [`Transports::set_transport_budgets`](crate::Transports::set_transport_budgets).
+/// How much one transport or listener may do in a turn, before the others have theirs.
+/// See [`Transports::set_transport_budgets`](crate::Transports::set_transport_budgets).
 ///
-/// What is left is done in the next turn, whose poll then does not wait. A
-/// budget of zero counts as one.
+/// The rest is done in the next turn, whose poll then does not wait. A budget of zero
+/// counts as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TransportBudgets {
-    /// How many bytes one connection reads; default 256 KiB, four full reads.
-    /// The read that reaches it is the last, and each counts as 8 KiB at the
-    /// least, so that there are no more than 32 of the default. A greedy peer
-    /// then delays the others by some tens of microseconds.
+    /// How many bytes one connection reads. The default is 256 KiB, four full reads. The
+    /// read that reaches the budget is the last one. A read counts as 8 KiB at the least,
+    /// so by default there are no more than 32. A greedy peer then delays the others by
+    /// some tens of microseconds.
     pub read_bytes: usize,
-    /// Sends of one connection, of at most some 200 KiB each; default 8.
+    /// How often one connection sends, at most some 200 KiB each time. The default is 8.
     pub writes: u32,
-    /// Callbacks of one connection that are not about a read: producers,
-    /// notices; default 64.
+    /// How many callbacks of one connection are not about a read, but about producers
+    /// and notices. The default is 64.
     pub notices: u32,
-    /// Connections that one listener accepts; default 100. (Twisted starts at as
-    /// many; ours does not vary.)
+    /// How many connections one listener accepts. The default is 100. (Twisted starts
+    /// with 100 too, and changes it.)
     pub accepts: u32,
 }
 
@@ -453,15 +453,15 @@ pub(crate) struct Ledger {
     pub(crate) shed: Cell<u64>,
 }
 
-/// What became of descriptors in one reactor so far; see
+/// Counters of descriptors in one reactor. See
 /// [`Transports::descriptor_counts`](crate::Transports::descriptor_counts).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DescriptorCounts {
-    /// Sockets that transports and listeners came to own: accepted, connected,
-    /// bound, adopted.
+    /// Sockets that transports and listeners came to own. They were accepted, connected,
+    /// bound or adopted.
     pub opened: u64,
-    /// Those of them that were closed or detached.
+    /// Sockets of these that were closed or detached.
     pub closed: u64,
     /// Descriptors that left to a peer.
     pub passed: u64,
@@ -469,16 +469,15 @@ pub struct DescriptorCounts {
     pub unsent: u64,
     /// Descriptors that came from a peer.
     pub received: u64,
-    /// Those of them that nobody took, closed by us.
+    /// Received descriptors that nobody took. They were closed.
     pub unclaimed: u64,
-    /// Those of the unclaimed that no protocol was offered: beyond a limit, in
-    /// the [reserve](crate::Transports::set_descriptor_reserve), beside lost
-    /// ones, or a connection's own socket.
+    /// Unclaimed descriptors that were offered to no protocol. They were beyond a limit,
+    /// in the [reserve](crate::Transports::set_descriptor_reserve), beside lost ones, or
+    /// a connection's own socket.
     pub refused: u64,
     /// Reads in which the kernel lost descriptors (`MSG_CTRUNC`).
     pub truncations: u64,
-    /// Connections that were accepted and closed at once because descriptors
-    /// had run out.
+    /// Connections that were accepted and closed at once, since descriptors had run out.
     pub shed: u64,
 }
 

@@ -19,25 +19,25 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is asked whether they have.
 const LOCK_POLL: Duration = Duration::from_millis(1);
 
-/// What to do about the file of a dead socket: one that no process on this machine has
-/// any more. A program that is killed, or ends without its reactor being dropped,
-/// leaves such a file.
+/// What to do about the file of a dead socket. A socket is dead when no process on this
+/// machine has it any more. A program leaves such a file if it is killed, or if it ends
+/// without dropping its reactor.
 ///
-/// A socket is alive while any process has it, whether it listens, is bound and does
-/// not listen yet, or waits in a queue of descriptors. On a file system that several
-/// machines share, a socket of another machine looks dead, as it does to clients.
+/// A socket is alive while any process has it. It may listen, be bound and not listen
+/// yet, or wait in a queue of descriptors. On a file system that several machines share,
+/// a socket of another machine looks dead, as it does to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleSocket {
-    /// Fail with `AddrInUse`.
+    /// Fails with `AddrInUse`.
     Refuse,
-    /// Remove it and take its place. Of several that do so at once, in whatever
-    /// processes and threads, one listens, and the others fail with `AddrInUse`.
+    /// Removes the file and takes its place. If several processes or threads do so at
+    /// once, one of them listens and the others fail with `AddrInUse`.
     ///
-    /// Who removes one holds the lock of the directory meanwhile (flock(2)), for less
-    /// than a millisecond; it has to be readable. Where somebody else holds it for more
-    /// than five seconds, listening fails with `TimedOut`; where the directory does not
-    /// let us remove the file, with `PermissionDenied`. A program of another kind that
-    /// removes the file without looking, alive or not, is not kept from it.
+    /// Meanwhile the directory is locked (flock(2)), for less than a millisecond. So it
+    /// has to be readable. If somebody else holds the lock for more than five seconds,
+    /// listening fails with `TimedOut`. If the directory does not let us remove the
+    /// file, it fails with `PermissionDenied`. The lock does not keep other programs
+    /// from removing the file of a living socket.
     Remove,
 }
 

@@ -8,18 +8,19 @@ use bowline_reactor::{Reactor, Token};
 
 use super::kernel::{SimulatedKernel, SocketId};
 
-/// The receiving end of datagrams on a [`SimulatedKernel`], made by
-/// [`datagrams`](SimulatedKernel::datagrams): a service manager, say. Dropping it closes
-/// it, with what was not read.
+/// The receiving end of datagrams on a [`SimulatedKernel`], such as a service manager
+/// has. [`datagrams`](SimulatedKernel::datagrams) makes it. Dropping it closes it, and
+/// drops unread datagrams.
 #[derive(Debug)]
 pub struct MemoryDatagrams {
     kernel: SimulatedKernel,
     id: SocketId,
 }
 
-/// A socket that sends datagrams to whoever receives under a name, made by
-/// [`datagram_sender`](SimulatedKernel::datagram_sender): connected anew for each, as a
-/// real one would have to be that looks for its peer and hears of room there.
+/// A socket that sends datagrams to whoever receives under a name.
+/// [`datagram_sender`](SimulatedKernel::datagram_sender) makes it. It is connected anew
+/// for each datagram. So would a real one have to be, to find its peer and to hear of
+/// room there.
 #[derive(Debug)]
 pub struct MemoryDatagramSender {
     kernel: SimulatedKernel,
@@ -40,7 +41,7 @@ impl MemoryDatagrams {
         Self { kernel, id }
     }
 
-    /// How many wait to be read.
+    /// How many datagrams wait to be read.
     pub fn waiting(&self) -> usize {
         self.kernel.waiting_datagrams(self.id)
     }
@@ -66,15 +67,15 @@ impl MemoryDatagramSender {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where the queue is full; `ConnectionRefused` where nobody receives;
-    /// by the kernel's settings others that pass.
+    /// `WouldBlock` if the queue is full; `ConnectionRefused` if nobody receives; others
+    /// that pass, by the kernel's settings.
     pub fn send(&self, data: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.kernel
             .send_datagram(self.id, &self.name, data, descriptors)
     }
 
-    /// Reports from now on when there is room, as for a socket that is connected to
-    /// where it has sent last.
+    /// Reports room from now on. The socket counts as connected to the receiver of the
+    /// last datagram.
     ///
     /// # Errors
     ///
@@ -83,7 +84,7 @@ impl MemoryDatagramSender {
         self.kernel.watch_sender(self.id, reactor, token)
     }
 
-    /// Ends that.
+    /// Ends the reports of room.
     pub fn unwatch(&self) {
         self.kernel.unwatch_sender(self.id);
     }

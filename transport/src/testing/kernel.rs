@@ -44,60 +44,57 @@ const DESCRIPTION: usize = 256;
 /// A kernel that holds connections in memory and reports their readiness to
 /// reactors.
 ///
-/// Clones are the same kernel. A reactor gets to know it when the first of its
-/// sockets is put there, and can then belong to no other; several reactors may
-/// share one, as processes do.
+/// Clones are the same kernel. A reactor belongs to the kernel of the first socket that
+/// is put there, and to no other one. Several reactors may share a kernel, as processes
+/// do.
 ///
-/// Everything that could be one way or the other is decided by the
-/// [settings](KernelSettings) and by one generator of choices, so a run can be
-/// repeated from its seed.
+/// [Settings](KernelSettings) and one generator of choices decide everything that could
+/// go one way or the other. So a run can be repeated from its seed.
 ///
 /// # Limits
 ///
-/// A descriptor on its way occupies a number of this process, and so do two for
-/// each socket that was [made a descriptor](MemorySocket::into_descriptor).
-/// Connections have no names, one set of credentials for all, and no options. A
-/// listener's queue has no limit.
+/// A descriptor on its way takes a number of this process. A socket that was
+/// [made a descriptor](MemorySocket::into_descriptor) takes two. Connections have no
+/// names and no options, and one set of credentials for all. A listener's queue has no
+/// limit.
 #[derive(Clone)]
 pub struct SimulatedKernel {
     state: Rc<RefCell<State>>,
 }
 
-/// How the simulated kernel behaves, from the next call on.
+/// The settings of a simulated kernel. They count from the next call on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KernelSettings {
     /// How much memory unread bytes may take before a send has to wait
-    /// (`SO_SNDBUF` as getsockopt(2) reports it). A send is taken as long as
-    /// less is used, so it may go beyond by one buffer, and even one byte costs
-    /// 768 bytes. Default 212,992; at least 4,608.
+    /// (`SO_SNDBUF` as getsockopt(2) reports it). A send is taken while less is used, so
+    /// it may go beyond by one buffer. Even one byte costs 768 bytes. The default is
+    /// 212,992, the least 4,608.
     pub send_buffer: usize,
-    /// How many bytes one send takes at the most; default `usize::MAX`. At
-    /// least 1.
+    /// The most bytes that one send takes. The default is `usize::MAX`, the least 1.
     pub largest_send: usize,
-    /// How many bytes one read takes at the most; default `usize::MAX`. At
-    /// least 1. A read that was cut by this is followed by a new event, as if
-    /// the rest had arrived just afterwards; so none is cut once the other end
-    /// is closed.
+    /// The most bytes that one read takes. The default is `usize::MAX`, the least 1. A
+    /// new event follows a read that was cut by this, as if the rest had arrived just
+    /// afterwards. So no read is cut once the other end is closed.
     pub largest_read: usize,
-    /// How many of a hundred sends and reads are cut at a chosen byte, in the
-    /// same way; default 0.
+    /// How many of a hundred sends and reads are cut in the same way, at a chosen byte.
+    /// The default is 0.
     pub cut_percent: u8,
     /// How events are delivered.
     pub delivery: Delivery,
-    /// How many of a hundred sends and reads of transports, and accepts, fail with
-    /// an error that passes: "would block", which an event follows; for sends also
-    /// `ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`. None once the other end is closed.
-    /// Default 0.
+    /// How many of a hundred accepts, and sends and reads of transports, fail with an
+    /// error that passes. That is "would block", which an event follows, and for sends
+    /// also `ENOBUFS`, `ENOMEM` or `ETOOMANYREFS`. None fails once the other end is
+    /// closed. The default is 0.
     pub passing_errors_percent: u8,
-    /// How many of ten thousand sends and reads of transports fail with an error
-    /// that ends the connection: `ETIMEDOUT`, `EPERM`, `EIO`, any but `EPIPE` and
-    /// `ECONNRESET`, which a UNIX socket answers when its other end is closed.
-    /// Default 0.
+    /// How many of ten thousand sends and reads of transports fail with an error that
+    /// ends the connection: `ETIMEDOUT`, `EPERM`, `EIO`. It is never `EPIPE` or
+    /// `ECONNRESET`, which a UNIX socket answers when its other end is closed. The
+    /// default is 0.
     pub lasting_errors_per_10_000: u16,
-    /// How many of a hundred listeners are bound and do not listen yet, as between bind(2)
-    /// and listen(2), until the reactor that has them polls: connecting to one is
-    /// refused, as if it were dead, and its name is taken. Default 0.
+    /// How many of a hundred listeners are bound and do not listen yet, as between
+    /// bind(2) and listen(2), until their reactor polls. Such a listener refuses
+    /// connections as if it were dead, and its name is taken. The default is 0.
     pub bound_first_percent: u8,
 }
 
@@ -112,12 +109,12 @@ bowline_reactor::setters!(KernelSettings {
     bound_first_percent: u8,
 });
 
-/// How many of the events that wait a poll fetches.
+/// Which of the events that wait a poll fetches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// All, in the order in which they were raised; the default.
+    /// All, in the order in which they were raised. This is the default.
     Batch,
-    /// The first, so that every turn serves one socket.
+    /// The first one, so that every turn serves one socket.
     OneAtATime,
     /// Some, in some order.
     Random,
@@ -144,7 +141,7 @@ impl Default for KernelSettings {
 }
 
 impl SimulatedKernel {
-    /// A kernel with the default settings, which makes no choices.
+    /// Makes a kernel with the default settings, which make no choices.
     #[expect(
         clippy::new_without_default,
         reason = "two of them are different kernels"
@@ -153,7 +150,7 @@ impl SimulatedKernel {
         Self::with_seed(0)
     }
 
-    /// A kernel whose choices come from `seed`.
+    /// Makes a kernel whose choices come from `seed`.
     pub fn with_seed(seed: u64) -> Self {
         let state = Rc::new(RefCell::new(State {
             settings: KernelSettings::default(),
@@ -181,7 +178,7 @@ impl SimulatedKernel {
         self.state.borrow().settings
     }
 
-    /// Changes how the kernel behaves. What is on its way stays.
+    /// Changes the settings. Whatever is on its way stays on its way.
     pub fn set_settings(&self, settings: KernelSettings) {
         self.state.borrow_mut().settings = KernelSettings {
             send_buffer: settings.send_buffer.max(4_608),
@@ -191,9 +188,10 @@ impl SimulatedKernel {
         };
     }
 
-    /// Sets what every socket says of the process at its other end
-    /// ([`peer_credentials`](bowline_protocol::UnixTransport::peer_credentials));
-    /// `None` for `NotConnected`. By default it is this process.
+    /// Sets the
+    /// [`peer_credentials`](bowline_protocol::UnixTransport::peer_credentials) of every
+    /// socket. With `None` they fail with `NotConnected`. By default they are those of
+    /// this process.
     pub fn set_peer_credentials(&self, credentials: Option<Credentials>) {
         self.state.borrow_mut().credentials = credentials;
     }
@@ -203,7 +201,7 @@ impl SimulatedKernel {
         credentials.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
     }
 
-    /// Two connected sockets.
+    /// Makes two connected sockets.
     pub fn pair(&self) -> (MemorySocket, MemorySocket) {
         let (one, other) = self.state.borrow_mut().add_pair();
         (
@@ -216,8 +214,8 @@ impl SimulatedKernel {
     ///
     /// # Errors
     ///
-    /// `AddrInUse` while somebody holds another listener of that name, be it one that
-    /// does not listen yet ([`KernelSettings::bound_first_percent`]).
+    /// `AddrInUse` while there is another listener of that name, even if it does not
+    /// listen yet ([`KernelSettings::bound_first_percent`]).
     pub fn listen(&self, name: &str) -> io::Result<MemoryListener> {
         let mut state = self.state.borrow_mut();
         if state.listener_called(name).is_some() {
@@ -239,11 +237,11 @@ impl SimulatedKernel {
         Ok(MemoryListener::new(self.clone(), id))
     }
 
-    /// Connects to whoever accepts on the listener of that name, now or later.
+    /// Connects to the listener of that name. It may accept now or later.
     ///
     /// # Errors
     ///
-    /// `ConnectionRefused` when nobody holds one, or it does not listen yet.
+    /// `ConnectionRefused` if there is none, or if it does not listen yet.
     pub fn connect(&self, name: &str) -> io::Result<MemorySocket> {
         let mut state = self.state.borrow_mut();
         let listener = match state.listener_called(name) {
@@ -262,11 +260,11 @@ impl SimulatedKernel {
         Ok(MemorySocket::new(self.clone(), ours))
     }
 
-    /// Receives datagrams under a name, `most` of which wait to be read.
+    /// Receives datagrams under a name. At most `most` wait to be read.
     ///
     /// # Errors
     ///
-    /// `AddrInUse` while somebody else does.
+    /// `AddrInUse` while somebody else receives under that name.
     pub fn datagrams(&self, name: &str, most: usize) -> io::Result<MemoryDatagrams> {
         let mut state = self.state.borrow_mut();
         if state.receiver_called(name).is_some() {
@@ -283,7 +281,7 @@ impl SimulatedKernel {
         Ok(MemoryDatagrams::new(self.clone(), id))
     }
 
-    /// A socket that sends datagrams to whoever receives under a name at the time.
+    /// Makes a socket that sends datagrams to whoever receives under a name at the time.
     pub fn datagram_sender(&self, name: &str) -> MemoryDatagramSender {
         let mut state = self.state.borrow_mut();
         let id = state.new_id();
@@ -361,8 +359,8 @@ impl SimulatedKernel {
         state.listeners.len()
     }
 
-    /// How many connections wait to be accepted on the listener of that name;
-    /// `None` where there is none.
+    /// How many connections wait to be accepted on the listener of that name. `None` if
+    /// there is no such listener.
     pub fn waiting(&self, name: &str) -> Option<usize> {
         let mut state = self.state.borrow_mut();
         let listener = state.listener_called(name)?;
@@ -370,7 +368,8 @@ impl SimulatedKernel {
         Some(listening.waiting.len())
     }
 
-    /// Whether the listener of that name listens already; `None` where there is none.
+    /// Whether the listener of that name listens already. `None` if there is no such
+    /// listener.
     pub fn is_listening(&self, name: &str) -> Option<bool> {
         let mut state = self.state.borrow_mut();
         let listener = state.listener_called(name)?;
@@ -397,30 +396,29 @@ impl SimulatedKernel {
         Some(listening.name.clone())
     }
 
-    /// Makes the `nth` send of a socket from now on fail with `error`; 0 is the
-    /// next one. It takes no byte and no descriptor.
+    /// Has the `nth` send of a socket from now on fail with `error`. 0 is the next one.
+    /// The send takes no byte and no descriptor.
     ///
-    /// Any error may be given. `WouldBlock` is followed by an event, as the
-    /// real one is; `Interrupted` is not seen, as the transport repeats such a
-    /// call. An error from [`io::Error::from_raw_os_error`] is what the kernel
-    /// answers: one without a number is never taken for `ENOBUFS`, say.
+    /// Any error may be given. An event follows `WouldBlock`, as it follows the real
+    /// one. `Interrupted` is not seen, since the transport repeats such a call. To have
+    /// the error of a real kernel, use [`io::Error::from_raw_os_error`]: an error
+    /// without a number is never taken for `ENOBUFS`, for example.
     pub fn fail_send(&self, socket: SocketId, nth: usize, error: io::Error) {
         if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
             end.failing_sends.push((nth, error));
         }
     }
 
-    /// Makes the `nth` read of a socket from now on fail with `error`; as
-    /// [`fail_send`](Self::fail_send).
+    /// Has the `nth` read of a socket from now on fail with `error`, as
+    /// [`fail_send`](Self::fail_send) does for sends.
     pub fn fail_read(&self, socket: SocketId, nth: usize, error: io::Error) {
         if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
             end.failing_reads.push((nth, error));
         }
     }
 
-    /// Lets the next read of a socket that brings descriptors have only the
-    /// first `kept` of them, as when descriptor numbers have run out
-    /// (`MSG_CTRUNC`).
+    /// Cuts the next read of a socket that brings descriptors down to the first `kept`
+    /// of them, as if descriptor numbers had run out (`MSG_CTRUNC`).
     pub fn truncate_descriptors(&self, socket: SocketId, kept: usize) {
         if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
             end.truncated_to = Some(kept);
@@ -446,15 +444,15 @@ impl SimulatedKernel {
         })
     }
 
-    /// A number made of all that has happened so far: of each call its kind,
-    /// its socket and its outcome, and of each event. Two runs that differ
-    /// anywhere differ here.
+    /// A number that is made of everything that has happened so far: the kind, socket
+    /// and outcome of each call, and each event. Two runs that differ anywhere differ
+    /// here.
     pub fn fingerprint(&self) -> u64 {
         self.state.borrow().fingerprint
     }
 
-    /// Has the choices made with the kernel's own generator, for tests whose
-    /// other choices should come from the same seed.
+    /// Makes a choice with the kernel's own generator, for tests whose other choices
+    /// should come from the same seed.
     pub fn choose<T>(&self, choice: impl FnOnce(&mut Random) -> T) -> T {
         choice(&mut self.state.borrow_mut().random)
     }

@@ -13,12 +13,12 @@ use crate::endpoint::{Listen, ListenAt, ListeningSocket};
 use crate::error::{AdoptError, AdoptErrorKind, ListenError, ListenStep};
 use crate::kinds::Plain;
 
-/// A listening socket of a [`SimulatedKernel`], made by
-/// [`listen`](SimulatedKernel::listen). Dropping it closes it, and when nobody
-/// holds a copy, whoever waits to be accepted sees the end.
+/// A listening socket of a [`SimulatedKernel`]. [`listen`](SimulatedKernel::listen)
+/// makes it. Dropping it closes it. Once the last copy is closed, connections that wait
+/// to be accepted end.
 ///
-/// Several processes may hold it and accept from it, as they share a real one:
-/// each connection is accepted once.
+/// Several processes may hold it and accept from it, as they share a real one. Each
+/// connection is accepted once.
 ///
 /// # Examples
 ///
@@ -62,8 +62,8 @@ impl MemoryListener {
         Self { kernel, id, holder }
     }
 
-    /// Serves whoever connects with the protocols of a factory, in a reactor,
-    /// which belongs to the kernel of this listener from then on.
+    /// Accepts connections in a reactor and serves them with the protocols of a factory.
+    /// The reactor belongs to the kernel of this listener from then on.
     ///
     /// # Errors
     ///
@@ -76,8 +76,8 @@ impl MemoryListener {
         reactor.listen(self, factory)
     }
 
-    /// Gives whoever connects to an acceptor, as descriptors of which
-    /// [`MemorySocket::from_descriptor`] makes sockets.
+    /// Accepts connections and gives them to an acceptor, as descriptors.
+    /// [`MemorySocket::from_descriptor`] makes sockets of them.
     ///
     /// # Errors
     ///
@@ -90,22 +90,22 @@ impl MemoryListener {
         reactor.accept(self, acceptor)
     }
 
-    /// A descriptor that stands for it, to be passed like any other; as
-    /// [`MemorySocket::into_descriptor`].
+    /// Makes it a descriptor that stands for it and can be passed like any other, as
+    /// [`MemorySocket::into_descriptor`] does.
     ///
     /// # Errors
     ///
-    /// `EMFILE`: this takes two descriptors. The listener is closed then.
+    /// `EMFILE`, since this takes two descriptors. The listener is closed then.
     pub fn into_descriptor(self) -> io::Result<OwnedFd> {
         self.duplicate()
     }
 
-    /// The listener that a descriptor stands for, as
-    /// [`MemorySocket::from_descriptor`].
+    /// Makes a listener of the descriptor that stands for it, as
+    /// [`MemorySocket::from_descriptor`] does.
     ///
     /// # Errors
     ///
-    /// Gives back a descriptor that stands for none of this thread's.
+    /// Gives the descriptor back if it stands for no listener of this thread.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match SimulatedKernel::unpark(fd.as_fd()) {
             Some((kernel, id)) if kernel.name_of(id).is_some() => Ok(Self::new(kernel, id)),
@@ -179,7 +179,7 @@ impl Listen for MemoryListener {
     }
 }
 
-/// Where to listen in memory; made by [`Memory::at`](super::Memory::at).
+/// Where to listen in memory. [`Memory::at`](super::Memory::at) makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct MemoryListen {

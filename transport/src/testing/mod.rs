@@ -1,13 +1,12 @@
 //! Connections in memory, for the tests of protocols.
 //!
-//! A [`SimulatedKernel`] holds the two ends of each connection, and what is on
-//! its way between them. The transport on top, [`MemoryStream`], is the real
-//! one; only the socket at its bottom is simulated. [`Pump`] puts protocols on
-//! such transports, in a reactor whose clock stands still, and turns it until
-//! nothing is left to do. [`MemoryPeer`] is the other end in the hands of a
-//! test.
+//! A [`SimulatedKernel`] holds both ends of each connection, and everything that is on
+//! its way between them. The transport on top, [`MemoryStream`], is the real one; only
+//! the socket at its bottom is simulated. [`Pump`] puts protocols on such transports.
+//! It has a reactor whose clock stands still, and turns it until nothing is left to do.
+//! [`MemoryPeer`] puts the other end into the hands of a test.
 //!
-//! A [`Simulation`] is several such reactors, as processes that are connected,
+//! A [`Simulation`] has several such reactors. They play processes that are connected,
 //! pass each other descriptors, and die.
 //!
 //! Bytes and descriptors travel by the rules of a UNIX stream socket of Linux.

@@ -9,18 +9,18 @@ use super::socket::MemorySocket;
 /// How much [`MemoryPeer::take`] reads at a time.
 const READ_BYTES: usize = 65_536;
 
-/// The end of a connection that a test holds itself: it puts bytes and
-/// descriptors in, and looks at what comes out.
+/// The end of a connection that a test holds itself. The test puts bytes and descriptors
+/// in, and looks at those that come out.
 ///
-/// It answers as a non-blocking socket does, and does nothing by itself: what
-/// it does not read stays unread, and fills the buffer of the other end.
-/// Dropping it closes it.
+/// It answers as a non-blocking socket does, and does nothing by itself. Bytes that it
+/// does not read stay unread, and fill the buffer of the other end. Dropping it closes
+/// it.
 #[derive(Debug)]
 pub struct MemoryPeer {
     socket: MemorySocket,
 }
 
-/// What a read of a [`MemoryPeer`] brought.
+/// The result of a read of a [`MemoryPeer`].
 #[derive(Debug, Default)]
 pub struct PeerRead {
     /// The bytes.
@@ -39,8 +39,7 @@ impl MemoryPeer {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when the connection is full, `BrokenPipe` when the other
-    /// end is closed.
+    /// `WouldBlock` if the connection is full, `BrokenPipe` if the other end is closed.
     pub fn send(&self, data: &[u8]) -> io::Result<usize> {
         self.send_with_descriptors(data, &[])
     }
@@ -50,8 +49,8 @@ impl MemoryPeer {
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); `InvalidInput` above 253 descriptors, or
-    /// with no byte for them to travel with.
+    /// As [`send`](Self::send). `InvalidInput` if there are more than 253 descriptors,
+    /// or no byte for them to travel with.
     pub fn send_with_descriptors(
         &self,
         data: &[u8],
@@ -61,13 +60,13 @@ impl MemoryPeer {
         kernel.send(id, &[IoSlice::new(data)], descriptors)
     }
 
-    /// Reads once, up to `limit` bytes (at least one). No bytes: the other end
-    /// has closed its side, and everything was read.
+    /// Reads once, up to `limit` bytes (at least one). If there are no bytes, the other
+    /// end has closed its side and everything was read.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when nothing is there; `ConnectionReset`, once, when the
-    /// other end was closed with bytes of ours unread.
+    /// `WouldBlock` if nothing is there. `ConnectionReset`, once, if the other end was
+    /// closed with bytes of ours unread.
     pub fn receive(&self, limit: usize) -> io::Result<PeerRead> {
         let mut bytes = vec![0; limit.max(1)];
         let mut descriptors = Vec::new();
@@ -89,14 +88,15 @@ impl MemoryPeer {
         all
     }
 
-    /// Says that nothing more will be sent; reading goes on.
+    /// Says that nothing more will be sent. Reading goes on.
     pub fn shutdown_write(&self) {
         // Fails only for a socket that is closed.
         let _ = self.socket.kernel().shutdown_write(self.socket.id());
     }
 
-    /// Closes. The other end sees a reset if something it sent is unread, as
-    /// after the death of a process; otherwise, what was sent and then the end.
+    /// Closes this end, as the death of a process does. If something that the other end
+    /// sent is unread, the other end sees a reset. Otherwise it sees everything that was
+    /// sent, and then the end.
     pub fn close(self) {
         drop(self);
     }
@@ -112,7 +112,7 @@ impl MemoryPeer {
         self.socket.id()
     }
 
-    /// The kernel it is of.
+    /// Its kernel.
     pub fn kernel(&self) -> &SimulatedKernel {
         self.socket.kernel()
     }

@@ -24,15 +24,15 @@ const MOST_RETRIES: usize = 1_000;
 
 /// Joins protocols by connections in memory, and runs them until they rest.
 ///
-/// It owns a [`Reactor`] whose clock stands still until it is
-/// [advanced](Self::advance), and a [`SimulatedKernel`]. Nothing waits, nothing
-/// depends on the machine, and no socket is made: only the reactor's own two
-/// descriptors. Callbacks come in the order, and by the rules, of real
-/// connections; none runs before [`run`](Self::run) or [`turn`](Self::turn).
+/// It owns a [`SimulatedKernel`], and a [`Reactor`] whose clock stands still until it is
+/// [advanced](Self::advance). Nothing waits, and nothing depends on the machine. No
+/// socket is made; the only descriptors are the reactor's own two. Callbacks come in the
+/// order of real connections and by their rules. None runs before [`run`](Self::run) or
+/// [`turn`](Self::turn).
 ///
 /// # Examples
 ///
-/// A protocol and a test that plays its peer:
+/// A protocol, and a test that plays its peer:
 ///
 /// ```
 /// use bowline_protocol::{Context, Protocol, Transport};
@@ -59,7 +59,7 @@ const MOST_RETRIES: usize = 1_000;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// Two protocols joined, and a deadline that takes no time:
+/// Two protocols that are joined, and a deadline that takes no time:
 ///
 /// ```
 /// use std::time::Duration;
@@ -138,7 +138,7 @@ impl Pump {
     ///
     /// # Errors
     ///
-    /// When the reactor cannot be made: `EMFILE`.
+    /// `EMFILE` if the reactor cannot be made.
     pub fn new(
         first: impl Protocol<MemoryStream>,
         second: impl Protocol<MemoryStream>,
@@ -159,8 +159,8 @@ impl Pump {
         Ok((pump, peer))
     }
 
-    /// A pump on a kernel with settings or a seed of its own, with no
-    /// connection yet.
+    /// Makes a pump without connections, on a kernel that may have settings or a seed of
+    /// its own.
     ///
     /// # Errors
     ///
@@ -181,7 +181,7 @@ impl Pump {
     ///
     /// # Errors
     ///
-    /// Only when there are 2^24 descriptors.
+    /// Only if there are 2^24 descriptors already.
     pub fn join(
         &mut self,
         first: impl Protocol<MemoryStream>,
@@ -204,11 +204,11 @@ impl Pump {
         Ok((self.put(ours, protocol)?, MemoryPeer::new(theirs)))
     }
 
-    /// As [`connect`](Self::connect), for a protocol of TCP transports, which is
-    /// shown these addresses: its own, and that of the peer.
+    /// As [`connect`](Self::connect), for a protocol of TCP transports. It sees these
+    /// addresses, its own and that of the peer.
     ///
-    /// A connection in memory keeps what is set of a
-    /// [`TcpTransport`](bowline_protocol::TcpTransport), and does nothing with it.
+    /// A connection in memory keeps the settings of a
+    /// [`TcpTransport`](bowline_protocol::TcpTransport), and does nothing with them.
     ///
     /// # Errors
     ///
@@ -267,9 +267,8 @@ impl Pump {
     ///
     /// # Panics
     ///
-    /// After a million turns: the protocols do not come to rest. Those that
-    /// keep on answering each other are run with [`turn`](Self::turn) or
-    /// [`run_until`](Self::run_until).
+    /// After a million turns, since the protocols do not come to rest. If they keep
+    /// answering each other, use [`turn`](Self::turn) or [`run_until`](Self::run_until).
     #[track_caller]
     pub fn run(&mut self) {
         for _ in 0..MOST_TURNS {
@@ -280,8 +279,8 @@ impl Pump {
         panic!("not at rest after {MOST_TURNS} turns: {self:?}");
     }
 
-    /// Runs until `is_done`, asked before each turn, or until nothing is left
-    /// to do. Answers what it said last.
+    /// Runs until `is_done`, which is asked before each turn, or until nothing is left
+    /// to do. Answers the last answer of `is_done`.
     ///
     /// # Panics
     ///
@@ -299,8 +298,8 @@ impl Pump {
         panic!("not done after {MOST_TURNS} turns: {self:?}");
     }
 
-    /// Runs one turn of the reactor. Answers whether there is more to do at
-    /// the present time.
+    /// Runs one turn of the reactor. Answers whether there is more to do at the present
+    /// time.
     pub fn turn(&mut self) -> bool {
         if self.reactor.turn(Some(Duration::ZERO)) == Turn::Stopped {
             return false;
@@ -313,8 +312,8 @@ impl Pump {
         is_due || !self.reactor.is_idle()
     }
 
-    /// Lets time pass: runs what is to be done now, then what each delayed call
-    /// on the way brings, at its own time.
+    /// Lets time pass. Runs whatever is to be done now, and then each delayed call on
+    /// the way, at its own time.
     ///
     /// # Panics
     ///
@@ -335,18 +334,18 @@ impl Pump {
         self.run();
     }
 
-    /// Sends `bytes` from a peer and runs, until the protocol has had them all
-    /// and rests. Answers everything that it sent.
+    /// Sends `bytes` from a peer, and runs until the protocol has had them all and
+    /// rests. Answers everything that the protocol sent.
     ///
-    /// Where the kernel has refused a send in passing
-    /// ([`passing_errors_percent`](super::KernelSettings::passing_errors_percent)),
-    /// time passes until the transport has tried again, and other delayed calls on
-    /// the way run too. Ends early when the protocol closes the connection.
+    /// If the kernel refuses a send with an error that passes
+    /// ([`passing_errors_percent`](super::KernelSettings::passing_errors_percent)), time
+    /// passes until the transport has tried again. Other delayed calls on the way run
+    /// too. This ends early if the protocol closes the connection.
     ///
     /// # Panics
     ///
-    /// When the protocol stops reading before it has taken everything, or never
-    /// comes to rest; when a send has failed a thousand times in a row.
+    /// If the protocol stops reading before it has taken everything, or never comes to
+    /// rest, or if a send has failed a thousand times in a row.
     #[track_caller]
     pub fn exchange(&mut self, peer: &MemoryPeer, bytes: &[u8]) -> PeerRead {
         let mut answer = PeerRead::default();
@@ -419,8 +418,8 @@ impl Pump {
         self.get(transport)
     }
 
-    /// A transport, until its connection is lost. What is done to it takes
-    /// effect at once; callbacks follow when the pump runs.
+    /// A transport, until its connection is lost. Calls of it take effect at once.
+    /// Callbacks follow when the pump runs.
     pub fn get(&mut self, transport: MemoryHandle) -> Option<&mut MemoryStream> {
         self.reactor.get(transport.handle())
     }
@@ -437,14 +436,14 @@ impl Pump {
         handles.all(|transport| !reactor.is_registered(transport.handle().token()))
     }
 
-    /// Ends one side as the death of its process would: its protocol is dropped
-    /// without a word, its socket closes with everything unread and unsent.
+    /// Ends one side as the death of its process would. Its protocol is dropped and not
+    /// told. Its socket closes, and everything unread and unsent is lost.
     pub fn kill(&mut self, transport: MemoryHandle) {
         self.reactor
             .enter(transport.handle().token(), |_, _| Next::Remove);
     }
 
-    /// The reactor, to schedule, to stop, or to call protocols
+    /// The reactor. Use it to schedule calls, to stop, or to call protocols
     /// ([`call_protocol`](crate::Transports::call_protocol)).
     pub fn reactor(&mut self) -> &mut Reactor {
         &mut self.reactor
@@ -455,7 +454,7 @@ impl Pump {
         &self.clock
     }
 
-    /// The kernel, to change its settings or to have calls fail.
+    /// The kernel. Use it to change settings or to have calls fail.
     pub fn kernel(&self) -> &SimulatedKernel {
         &self.kernel
     }

@@ -1,7 +1,7 @@
 //! Choices from a seed.
 
-/// A small generator of choices: the same seed makes the same ones, on every
-/// platform and in every release of this major version. Not for secrets.
+/// A small generator of choices. The same seed makes the same choices, on every platform
+/// and in every release of this major version. Not for secrets.
 ///
 /// # Examples
 ///
@@ -18,7 +18,7 @@ pub struct Random {
 }
 
 impl Random {
-    /// A generator that starts from `seed`; neighbouring seeds have nothing in
+    /// Makes a generator that starts from `seed`. Neighbouring seeds have nothing in
     /// common.
     pub fn new(seed: u64) -> Self {
         Self { state: seed }

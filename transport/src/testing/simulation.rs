@@ -21,26 +21,25 @@ const MOST_TURNS: usize = 1_000_000;
 
 /// Processes that are connected with each other, on one kernel and one clock.
 ///
-/// Each is a [`Reactor`] with what it owns. Which of those that have work makes
-/// the next turn is a choice of the kernel's seed, as everything is that could
-/// be one way or the other: bytes cut anywhere, events in any order, calls that
-/// fail ([`KernelSettings`](super::KernelSettings)). A run is repeated from its
-/// seed, to the last event: [`fingerprint`](SimulatedKernel::fingerprint) says
-/// whether it was.
+/// Each is a [`Reactor`] with everything that it owns. The kernel's seed chooses which
+/// of the processes with work makes the next turn. It makes all other choices too: where
+/// bytes are cut, the order of events, and which calls fail
+/// ([`KernelSettings`](super::KernelSettings)). A run can be repeated from its seed, to
+/// the last event. [`fingerprint`](SimulatedKernel::fingerprint) tells whether it was.
 ///
-/// A process dies between two turns ([`kill`](Self::kill)) or at a point that
-/// its code passes ([`kill_at`](Self::kill_at)): there and then. Nothing of it
-/// runs any more but destructors, no protocol is told; its sockets close with
-/// what they have not read or sent, and what was on its way from it arrives.
+/// A process dies between two turns ([`kill`](Self::kill)), or in the middle of its code
+/// when it passes a point ([`kill_at`](Self::kill_at)). From there on only its
+/// destructors run, and no protocol is told. Its sockets close, and bytes that they have
+/// not read or sent are lost. Bytes on their way from it arrive.
 ///
-/// Connections pass from one process to another as descriptors do, once
-/// [detached](crate::Transports::detach) or made one
-/// ([`MemorySocket::into_descriptor`]).
+/// Connections pass from one process to another as descriptors do. They have to be
+/// [detached](crate::Transports::detach), or made descriptors by
+/// [`MemorySocket::into_descriptor`].
 ///
 /// # Examples
 ///
-/// A worker that dies before it has answered, and its connection with it, which
-/// the client is told:
+/// A worker dies before it has answered. Its connection ends with it, and the client is
+/// told:
 ///
 /// ```
 /// use bowline_protocol::{Context, Protocol, Transport};
@@ -78,7 +77,7 @@ pub struct Simulation {
     processes: Vec<Process>,
 }
 
-/// The name of a process of a [`Simulation`]; never used again.
+/// The name of a process of a [`Simulation`]. It is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(usize);
 
@@ -91,7 +90,7 @@ struct Process {
 
 /// The points that the code of one process passes, by their names.
 ///
-/// A program under test holds one, or a trait of its own that does nothing
+/// A program under test holds one of these, or has a trait of its own that does nothing
 /// outside of tests.
 #[derive(Clone, Debug, Default)]
 pub struct Points {
@@ -106,12 +105,11 @@ struct DeathPlan {
 }
 
 impl Points {
-    /// Says that this point is passed. Does not return if the process dies here.
+    /// Says that the code passes this point. Does not return if the process dies here.
     ///
     /// # Panics
     ///
-    /// Outside of a turn of [`Simulation`], where the process would die: nobody
-    /// catches what unwinds then.
+    /// If the process would die outside of a turn of its [`Simulation`].
     pub fn pass(&self, name: &'static str) {
         let mut plan = self.plan.borrow_mut();
         *plan.passed.entry(name).or_default() += 1;
@@ -129,19 +127,20 @@ impl Points {
         }
     }
 
-    /// How often a point was passed.
+    /// How often the code has passed a point.
     pub fn passed(&self, name: &str) -> usize {
         self.plan.borrow().passed.get(name).copied().unwrap_or(0)
     }
 }
 
 impl Simulation {
-    /// No process yet, on a kernel whose choices come from `seed`.
+    /// Makes a simulation without processes, on a kernel whose choices come from `seed`.
     pub fn new(seed: u64) -> Self {
         Self::with_kernel(SimulatedKernel::with_seed(seed))
     }
 
-    /// No process yet, on a kernel with settings of its own.
+    /// Makes a simulation without processes, on a kernel that may have settings of its
+    /// own.
     pub fn with_kernel(kernel: SimulatedKernel) -> Self {
         Self {
             kernel,
@@ -154,7 +153,7 @@ impl Simulation {
     ///
     /// # Errors
     ///
-    /// When its reactor cannot be made: `EMFILE`.
+    /// `EMFILE` if its reactor cannot be made.
     pub fn spawn(&mut self) -> io::Result<ProcessId> {
         let mut reactor = Reactor::with_clock(self.clock.clone())?;
         reactor.start().expect("it was made just now");
@@ -166,12 +165,12 @@ impl Simulation {
         Ok(ProcessId(self.processes.len() - 1))
     }
 
-    /// Joins two protocols by a connection, each in a process; it may be the
-    /// same.
+    /// Joins two protocols by a connection. Each is in a process, and both may be in the
+    /// same one.
     ///
     /// # Errors
     ///
-    /// `NotConnected` when one of the processes is dead.
+    /// `NotConnected` if one of the processes is dead.
     pub fn join(
         &mut self,
         first: (ProcessId, impl Protocol<MemoryStream>),
@@ -188,7 +187,7 @@ impl Simulation {
     ///
     /// # Errors
     ///
-    /// `NotConnected` when the process is dead.
+    /// `NotConnected` if the process is dead.
     pub fn connect(
         &mut self,
         process: ProcessId,
@@ -218,8 +217,8 @@ impl Simulation {
         self.bury(process.0);
     }
 
-    /// Has a process die where it passes the point `name`, for the time number
-    /// `nth` from now on; 0 is the next one.
+    /// Has a process die when it passes the point `name` for the `nth` time from now on.
+    /// 0 is the next time.
     pub fn kill_at(&mut self, process: ProcessId, name: &'static str, nth: usize) {
         let points = &self.processes[process.0].points;
         points.plan.borrow_mut().deaths.push((name, nth));
@@ -236,7 +235,8 @@ impl Simulation {
     }
 
     /// Keeps a process from making turns until it is [resumed](Self::resume), as SIGSTOP
-    /// does: what is sent to it waits, its calls are late. It can still be killed.
+    /// does. Bytes that are sent to it wait, and its calls are late. It can still be
+    /// killed.
     pub fn suspend(&mut self, process: ProcessId) {
         self.processes[process.0].is_suspended = true;
     }
@@ -261,8 +261,8 @@ impl Simulation {
 
     // Running.
 
-    /// Has one process make a turn, of those that have work. Answers whether
-    /// there was one.
+    /// Has one of the processes that have work make a turn. Answers whether there was
+    /// one.
     pub fn turn(&mut self) -> bool {
         let now = self.clock.now();
         let mut ready = Vec::new();
@@ -295,7 +295,7 @@ impl Simulation {
     ///
     /// # Panics
     ///
-    /// After a million turns: they do not come to rest.
+    /// After a million turns, since the processes do not come to rest.
     #[track_caller]
     pub fn run(&mut self) {
         for _ in 0..MOST_TURNS {
@@ -306,9 +306,8 @@ impl Simulation {
         panic!("not at rest after {MOST_TURNS} turns: {self:?}");
     }
 
-    /// Lets time pass: what each delayed call on the way brings happens at its
-    /// own time. (To make the clock jump over them, advance the
-    /// [clock](Self::clock).)
+    /// Lets time pass. Each delayed call on the way runs at its own time. (To have the
+    /// clock jump over them, advance the [clock](Self::clock).)
     ///
     /// # Panics
     ///
@@ -332,7 +331,7 @@ impl Simulation {
         self.run();
     }
 
-    /// When the next delayed call is due of any process that is not suspended.
+    /// When the next delayed call is due, in any process that is not suspended.
     pub fn next_deadline(&mut self) -> Option<Instant> {
         let running = self.processes.iter_mut();
         let running = running.filter(|process| !process.is_suspended);
@@ -366,7 +365,7 @@ impl Simulation {
         &self.clock
     }
 
-    /// The kernel, to change its settings or to have calls fail.
+    /// The kernel. Use it to change settings or to have calls fail.
     pub fn kernel(&self) -> &SimulatedKernel {
         &self.kernel
     }

@@ -28,17 +28,17 @@ stream_type! {
     /// A connection in memory: the transport of UNIX connections, on a socket of a
     /// [`SimulatedKernel`].
     ///
-    /// All that is above the socket is what real connections have. Of the process at the
-    /// other end they know what the kernel was
-    /// [told](SimulatedKernel::set_peer_credentials), and have no descriptor: `peer_pidfd`
-    /// fails with `NotConnected`.
+    /// Everything above the socket is the same as for real connections. The credentials
+    /// of the peer are those that the kernel was
+    /// [told](SimulatedKernel::set_peer_credentials). There is no descriptor of the
+    /// peer's process: `peer_pidfd` fails with `NotConnected`.
     MemoryStream over SendmsgMixin<MemorySocket>, known by UnixTransportHandle
 }
 
 impl_unix_transport!(impl for MemoryStream);
 
-/// The name of a connection in memory: of its transport in the reactor, and of
-/// its socket in the kernel.
+/// The name of a connection in memory. It names its transport in the reactor and its
+/// socket in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryHandle {
     handle: Handle<MemoryStream>,
@@ -60,7 +60,7 @@ impl MemoryHandle {
         })
     }
 
-    /// The same, to pass descriptors through it.
+    /// The transport, to pass descriptors through it.
     pub fn unix_transport(self) -> UnixTransportHandle {
         Handle::new(self.handle.token(), |facet| {
             facet
@@ -107,34 +107,33 @@ impl MemorySocket {
         }
     }
 
-    /// Sets which addresses its transport shows, its own and the peer's; unnamed
-    /// UNIX ones unless set. They do not go with a [descriptor](Self::into_descriptor).
+    /// Sets the addresses that its transport shows, its own and the peer's. By default
+    /// they are unnamed UNIX ones. They do not go with a
+    /// [descriptor](Self::into_descriptor).
     pub fn set_addresses(&mut self, host: Address, peer: Address) {
         self.addresses = (host, peer);
     }
 
-    /// Makes it a descriptor, to be passed like any other: as long as a copy of
-    /// that is open somewhere, be it on its way, so is the socket.
+    /// Makes it a descriptor, which can be passed like any other. The socket is open as
+    /// long as a copy of the descriptor is open somewhere, or on its way.
     ///
-    /// The descriptor is a real one that only stands for the socket: nothing
-    /// can be sent through it. [`describe_socket`](crate::describe_socket) says of
-    /// it what it stands for.
+    /// The descriptor is a real one that only stands for the socket: nothing can be sent
+    /// through it. [`describe_socket`](crate::describe_socket) describes the socket.
     ///
     /// # Errors
     ///
-    /// `EMFILE`: this takes two descriptors. The socket is closed then.
+    /// `EMFILE`, since this takes two descriptors. The socket is closed then.
     pub fn into_descriptor(self) -> io::Result<OwnedFd> {
         self.kernel.park(self.id)
     }
 
-    /// The socket that a descriptor made by
-    /// [`into_descriptor`](Self::into_descriptor), or a copy of it, stands for.
-    /// Others may hold it too, as after dup(2); who watches it last is told of
-    /// its events.
+    /// Makes a socket of a descriptor that stands for it, made by
+    /// [`into_descriptor`](Self::into_descriptor), or of a copy. Others may hold the
+    /// socket too, as after dup(2). The last one to watch it is told of its events.
     ///
     /// # Errors
     ///
-    /// Gives back a descriptor that stands for none of this thread's.
+    /// Gives the descriptor back if it stands for no socket of this thread.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match SimulatedKernel::unpark(fd.as_fd()) {
             Some((kernel, id)) if kernel.name_of(id).is_none() => Ok(Self::new(kernel, id)),
@@ -142,14 +141,14 @@ impl MemorySocket {
         }
     }
 
-    /// Puts a protocol on this socket, in a reactor, which belongs to the
-    /// kernel of this socket from then on. `connection_made` follows in the
-    /// reactor's next turn.
+    /// Puts a protocol on this socket, in a reactor. The reactor belongs to the kernel
+    /// of this socket from then on. `connection_made` follows in the reactor's next
+    /// turn.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` when the reactor belongs to another simulated kernel;
-    /// `OutOfMemory` when it has 2^24 descriptors. The socket is closed.
+    /// `InvalidInput` if the reactor belongs to another simulated kernel; `OutOfMemory`
+    /// if it has 2^24 descriptors. The socket is closed.
     pub fn adopt(
         self,
         reactor: &mut Reactor,
@@ -159,12 +158,12 @@ impl MemorySocket {
     }
 
     /// As [`adopt`](Self::adopt), for a connection that comes from elsewhere, with
-    /// what had not left there.
+    /// everything that had not left there.
     ///
     /// # Errors
     ///
-    /// As [`adopt`](Self::adopt); `InvalidInput` too where the descriptors do not fit
-    /// the bytes.
+    /// As [`adopt`](Self::adopt). Also `InvalidInput` if the descriptors do not fit the
+    /// bytes.
     pub fn adopt_with(
         self,
         reactor: &mut Reactor,
@@ -182,7 +181,7 @@ impl MemorySocket {
         self.id
     }
 
-    /// The kernel it is of.
+    /// Its kernel.
     pub fn kernel(&self) -> &SimulatedKernel {
         &self.kernel
     }
@@ -194,8 +193,8 @@ impl MemorySocket {
 }
 
 impl MemoryStream {
-    /// The name of the socket below, to tell its kernel what should happen to
-    /// it; feature `testing`.
+    /// The name of the socket below, to tell its kernel what should happen to it.
+    /// Feature `testing`.
     pub fn socket_id(&self) -> SocketId {
         self.stream()
             .layer::<MemorySocket>()
@@ -220,8 +219,7 @@ impl MemoryStream {
     }
 }
 
-/// So that protocols of TCP run in memory too: what is set is kept, and has no
-/// effect.
+/// So that protocols of TCP run in memory too. Settings are kept and have no effect.
 impl TcpTransport for MemoryStream {
     fn no_delay(&self) -> io::Result<bool> {
         Ok(self.tcp_as_set()?.no_delay)
@@ -421,8 +419,8 @@ impl DescriptorSocket for MemorySocket {
     }
 }
 
-/// Connections in memory, as a kind like others: what [`Tcp`](crate::Tcp) is for TCP.
-/// By itself it is what a [`MemorySocket`] is adopted as.
+/// Connections in memory, a kind like [`Tcp`](crate::Tcp). A [`MemorySocket`] is adopted
+/// as `Memory`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory;
 
@@ -432,12 +430,12 @@ impl Memory {
         MemoryListen::new(kernel.clone(), name.into())
     }
 
-    /// Goes on with a listener that was made already.
+    /// Goes on with an existing listener.
     pub fn listening(listener: MemoryListener) -> MemoryListener {
         listener
     }
 
-    /// Connects to whoever listens there under a name.
+    /// Connects to the listener of that name.
     pub fn to(kernel: &SimulatedKernel, name: impl Into<String>) -> MemoryConnect {
         MemoryConnect {
             kernel: kernel.clone(),
@@ -478,7 +476,7 @@ impl Wrap<MemorySocket> for Plain {
     }
 }
 
-/// Where to connect in memory; made by [`Memory::to`].
+/// Where to connect in memory. [`Memory::to`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct MemoryConnect {
