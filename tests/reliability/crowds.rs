@@ -28,7 +28,7 @@ use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{
     in_own_process, limit_descriptors, limit_in_flight, resident_bytes,
 };
-use crate::support::{Event, open_descriptors, run_until, run_until_quiet, socketpair};
+use crate::support::{Event, Moved, open_descriptors, run_until, run_until_quiet, socketpair};
 
 /// How long the flood and what follows may take.
 const LONG: Duration = Duration::from_secs(60);
@@ -176,16 +176,6 @@ impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Dropping {
         _: &mut FrameContext<'_, UnixStream, LengthPrefixedFramer>,
         _: &[u8],
     ) {
-    }
-}
-
-/// Time that a test moves, while the loop waits for its peers as it would in any other.
-#[derive(Clone)]
-struct Moved(ManualClock);
-
-impl Clock for Moved {
-    fn now(&self) -> Instant {
-        self.0.now()
     }
 }
 
@@ -379,16 +369,17 @@ fn crowd_of_connections_leaves_descriptors_to_those_that_were_there() {
 }
 
 /// Reliability T-12, R-1: somebody of the same user keeps the budget of
-/// descriptors in flight full, while a dispatcher passes accepted connections on.
-/// The kernel counts by user, so that who it is does not matter: it is this
-/// process.
+/// descriptors in flight full for half a minute, while a dispatcher passes accepted
+/// connections on. The kernel counts by user, so that who it is does not matter: it is
+/// this process. Time is the test's.
 #[test]
 fn full_budget_in_flight_delays_connections_and_loses_none() {
     let name = "full_budget_in_flight_delays_connections_and_loses_none";
     in_own_process(module_path!(), name, || {
         const CLIENTS: usize = 20;
         let (_directory, [path]) = paths();
-        let mut reactor = Reactor::new().unwrap();
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
         let (to_worker, worker) = adopt(&mut reactor, Echo);
         let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
             let it = cx.reactor.get(to_worker).expect("it is there");
@@ -396,33 +387,20 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
             it.write(b"c");
         };
         reactor.accept(Unix::at(path.clone()), acceptor).unwrap();
-        let (passed, hog) = (file(), socketpair());
-        limit_in_flight(65_532, 64);
-        let mut hogged = 0;
-        while send(&hog.0, b"x", &[passed.as_fd(); 4]).is_ok() {
-            hogged += 4;
-        }
+        let hog = Hog::start(65_532);
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
             clients.push(StdUnixStream::connect(&path).unwrap());
             clients.last_mut().unwrap().write_all(b"hello").unwrap();
         }
-        // Waits that went on doubling would be of two seconds by then, and end more
-        // than one later.
-        let held = scaled(Duration::from_secs(3), Duration::from_secs(30));
-        let began = Instant::now();
-        while began.elapsed() < held {
-            reactor.turn(Some(Duration::from_millis(20)));
-        }
+        pass(&mut reactor, &clock, Duration::from_secs(30));
         let it = reactor.get(to_worker).expect("it is there");
         let waiting = it.unsent_descriptors();
-        drop(hog);
-        let released = Instant::now();
+        let hogged = hog.end();
         let mut served = 0;
-        let mut recovered = None;
-        turn_until(&mut reactor, |_| {
+        // Waits that went on doubling would be of many seconds by then.
+        let recovered = time_until(&mut reactor, &clock, |_| {
             while let Some(message) = receive(&worker, 65_536) {
-                recovered.get_or_insert_with(|| released.elapsed());
                 for socket in message.descriptors {
                     let mut socket = StdUnixStream::from(socket);
                     let mut word = [0; 5];
@@ -438,7 +416,6 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
             .map(|client| client.read(&mut [0; 5]))
             .filter(|read| matches!(read, Ok(5)))
             .count();
-        let recovered = recovered.unwrap().as_secs_f64() * 1e3;
         Figures::of("T-12")
             .must("in flight by the hog", hogged, Bound::AtLeast, 60)
             .must(
@@ -448,9 +425,79 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
                 CLIENTS - 4,
             )
             .must("connections lost", CLIENTS - answered, Bound::Exactly, 0)
-            .measured("recovered after", recovered, "ms", Bound::Below, 100.0);
-        assert!(recovered < 600.0, "tried again after {recovered} ms");
+            .must(
+                "recovered after, in milliseconds of the loop's time",
+                recovered.as_millis() as usize,
+                Bound::Below,
+                100,
+            );
     });
+}
+
+/// Keeps as many descriptors in flight as one user may have, for all of the user's
+/// processes.
+struct Hog {
+    pair: (StdUnixStream, StdUnixStream),
+    in_flight: usize,
+}
+
+impl Hog {
+    /// As one of `user`, who is nobody else.
+    fn start(user: u32) -> Self {
+        let (passed, pair) = (file(), socketpair());
+        limit_in_flight(user, 64);
+        let mut in_flight = 0;
+        while send(&pair.0, b"x", &[passed.as_fd(); 4]).is_ok() {
+            in_flight += 4;
+        }
+        Self { pair, in_flight }
+    }
+
+    /// How many they were.
+    fn end(self) -> usize {
+        drop(self.pair);
+        self.in_flight
+    }
+}
+
+/// In what steps time passes.
+const STEP: Duration = Duration::from_millis(10);
+
+/// Lets so much time pass, with turns on the way.
+fn pass(reactor: &mut Reactor, clock: &ManualClock, time: Duration) {
+    for _ in 0..time.as_millis() / STEP.as_millis() {
+        run_until_quiet_at_once(reactor);
+        clock.advance(STEP);
+    }
+    run_until_quiet_at_once(reactor);
+}
+
+/// How much of the clock's time passes until `is_done`; all that can happen before does.
+fn time_until(
+    reactor: &mut Reactor,
+    clock: &ManualClock,
+    mut is_done: impl FnMut(&mut Reactor) -> bool,
+) -> Duration {
+    let began = clock.now();
+    loop {
+        run_until_quiet_at_once(reactor);
+        let passed = clock.now() - began;
+        if is_done(reactor) {
+            return passed;
+        }
+        assert!(passed < LONG, "nothing more happened");
+        clock.advance(STEP);
+    }
+}
+
+/// As [`run_until_quiet`], where all that can happen is in this process.
+fn run_until_quiet_at_once(reactor: &mut Reactor) {
+    let mut is_quiet = false;
+    while !is_quiet {
+        let before = reactor.statistics().events;
+        reactor.turn(Some(Duration::ZERO));
+        is_quiet = reactor.is_idle() && reactor.statistics().events == before;
+    }
 }
 
 /// Says hello and keeps the connection.
@@ -644,17 +691,20 @@ struct Guarded {
     handshake: Handshake,
     lost: Rc<RefCell<Vec<Duration>>>,
     made: Instant,
+    clock: ManualClock,
 }
 
-/// Makes them; `lost` has how long each lived that never said it.
+/// Makes them; `lost` has how long each lived, by this clock, that never said it.
 fn guarded(
     lost: &Rc<RefCell<Vec<Duration>>>,
+    clock: &ManualClock,
 ) -> impl FnMut(&Address, Handshake) -> Guarded + 'static {
-    let lost = Rc::clone(lost);
+    let (lost, clock) = (Rc::clone(lost), clock.clone());
     move |_, handshake| Guarded {
         handshake,
         lost: Rc::clone(&lost),
-        made: Instant::now(),
+        made: clock.now(),
+        clock: clock.clone(),
     }
 }
 
@@ -668,24 +718,28 @@ impl Protocol<UnixStream> for Guarded {
 
     fn connection_lost(&mut self, _: &mut Context<'_, UnixStream>, _: &CloseReason) {
         if !self.handshake.is_complete() {
-            self.lost.borrow_mut().push(self.made.elapsed());
+            self.lost.borrow_mut().push(self.clock.now() - self.made);
         }
     }
 }
 
-/// Reliability T-19, R-6: peers that never get through their handshake.
+/// Reliability T-19, R-6: peers that never get through their handshake, and say a byte
+/// now and then. Time is the test's, so that however long it takes them to come, their
+/// deadlines are their own.
 #[test]
 fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
     let name = "half_open_handshakes_end_at_the_deadline_and_others_are_served";
     in_own_process(module_path!(), name, || {
         crate::peer::raise_descriptor_limit();
         let half_open = scaled(1_000, 5_000);
-        let deadline = scaled(Duration::from_secs(4), Duration::from_secs(20));
+        let deadline = Duration::from_secs(20);
         let (_directory, [path]) = paths();
-        let mut reactor = Reactor::new().unwrap();
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(Moved(clock.clone())).unwrap();
         let lost = Rc::default();
-        let factory = LimitHandshakes::new(guarded(&lost))
-            .most(half_open + 100)
+        // All places are theirs, but one.
+        let factory = LimitHandshakes::new(guarded(&lost, &clock))
+            .most(half_open + 1)
             .deadline(deadline);
         let count = factory.count();
         reactor.listen_unix(path.clone(), factory).unwrap();
@@ -693,7 +747,11 @@ fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
         let before = resident_bytes();
         let words = [path.to_str().unwrap(), &half_open.to_string()];
         let attacker = Peer::start("stall", &words).numbers_later();
+        // Each at a moment of its own.
         turn_until(&mut reactor, |_| {
+            if count.open() < half_open / 2 {
+                clock.advance(Duration::from_millis(1));
+            }
             attacker.is_finished() && count.open() >= half_open
         });
         let each = resident_bytes().saturating_sub(before) as f64 / half_open as f64 / 1024.0;
@@ -702,9 +760,17 @@ fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
         let client = Peer::start("echo", &words).numbers_later();
         turn_until(&mut reactor, |_| client.is_finished());
         let (_client, answers) = client.join().unwrap();
-        turn_until(&mut reactor, |_| count.open() == 0);
-        let late = lost.borrow().iter().max().unwrap().as_secs_f64() / deadline.as_secs_f64();
-        let early = lost.borrow().iter().min().unwrap().as_secs_f64() / deadline.as_secs_f64();
+        assert_eq!(count.timed_out(), 0, "before the deadline");
+        time_until(&mut reactor, &clock, |_| count.open() == 0);
+        let lived = lost.borrow();
+        let (shortest, longest) = (lived.iter().min(), lived.iter().max());
+        let in_deadlines = |it: Option<&Duration>| {
+            (it.expect("many").as_secs_f64() / deadline.as_secs_f64() * 100.0) as usize
+        };
+        // Their places are free: as many again come in at once.
+        let words = [path.to_str().unwrap(), &half_open.to_string()];
+        let again = Peer::start("stall", &words).numbers_later();
+        turn_until(&mut reactor, |_| count.open() >= half_open);
         Figures::of("T-19")
             .must(
                 "half-open handshakes",
@@ -719,10 +785,16 @@ fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
                 half_open,
             )
             .must(
-                "honest handshakes",
+                "honest handshakes meanwhile",
                 answers[1] as usize,
                 Bound::Exactly,
                 honest,
+            )
+            .must(
+                "let in again when those had ended",
+                count.open(),
+                Bound::AtLeast,
+                half_open,
             )
             .measured(
                 "honest connect and answer, p99",
@@ -732,9 +804,19 @@ fn half_open_handshakes_end_at_the_deadline_and_others_are_served() {
                 100.0,
             )
             .measured("memory of each", each, "KiB", Bound::Below, 4.0)
-            .measured("the first after", early, "deadlines", Bound::AtLeast, 0.9)
-            .measured("the last after", late, "deadlines", Bound::AtMost, 1.1);
-        drop(attacker);
+            .must(
+                "the first after, in hundredths of the deadline",
+                in_deadlines(shortest),
+                Bound::AtLeast,
+                100,
+            )
+            .must(
+                "the last after, in hundredths of the deadline",
+                in_deadlines(longest),
+                Bound::AtMost,
+                101,
+            );
+        drop((attacker, again));
     });
 }
 
@@ -744,15 +826,20 @@ fn listener_is_paused_while_handshakes_are_at_their_limit() {
     let ledger = crate::support::DescriptorLedger::open();
     {
         let (_directory, [path]) = paths();
-        let mut reactor = Reactor::new().unwrap();
-        let factory = LimitHandshakes::new(guarded(&Rc::default()))
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+        let deadline = Duration::from_secs(10);
+        let factory = LimitHandshakes::new(guarded(&Rc::default(), &clock))
             .most(2)
-            .deadline(Duration::from_millis(700));
+            .deadline(deadline);
         let count = factory.count();
         reactor.listen_unix(path.clone(), factory).unwrap();
         let mut clients: Vec<_> = (0..5)
             .map(|_| StdUnixStream::connect(&path).unwrap())
             .collect();
+        let almost = Duration::from_millis(1);
+        run_until_quiet(&mut reactor);
+        clock.advance(deadline - almost);
         run_until_quiet(&mut reactor);
         assert_eq!((count.open(), count.timed_out()), (2, 0));
         // One gets through: the third has its place.
@@ -761,7 +848,12 @@ fn listener_is_paused_while_handshakes_are_at_their_limit() {
         run_until(&mut reactor, |_| count.open() == 2 && answered(&clients[2]));
         // The second never does: its place is free at the deadline.
         clients[4].write_all(b"y").unwrap();
+        run_until_quiet(&mut reactor);
+        assert!(!answered(&clients[4]), "let in before the deadline");
+        clock.advance(almost);
         run_until(&mut reactor, |_| answered(&clients[4]));
+        assert_eq!((count.open(), count.timed_out()), (1, 1));
+        clock.advance(deadline);
         run_until(&mut reactor, |_| count.open() == 0);
         assert_eq!(count.timed_out(), 2);
     }
@@ -776,7 +868,8 @@ fn handshake_that_ends_does_not_open_a_listener_that_is_paused() {
     {
         let (_directory, [path]) = paths();
         let mut reactor = Reactor::new().unwrap();
-        let factory = LimitHandshakes::new(guarded(&Rc::default())).most(1);
+        let clock = ManualClock::new();
+        let factory = LimitHandshakes::new(guarded(&Rc::default(), &clock)).most(1);
         let count = factory.count();
         let listener = reactor.listen_unix(path.clone(), factory).unwrap();
         let mut clients: Vec<_> = (0..2)

@@ -17,6 +17,8 @@ use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bowline::testing::ManualClock;
+use bowline::time::Clock;
 use bowline::{
     CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Remains, Transport,
     TransportHandle,
@@ -24,6 +26,17 @@ use bowline::{
 
 /// How long any test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time that a test moves, while the loop waits for other processes as it would in any
+/// other: with [`ManualClock`] alone it does not, as long as anything is due some time.
+#[derive(Clone)]
+pub(crate) struct Moved(pub(crate) ManualClock);
+
+impl Clock for Moved {
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+}
 
 /// Turns the reactor until `is_done` or the deadline, which is a failure.
 #[track_caller]
