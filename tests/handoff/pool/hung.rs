@@ -5,27 +5,29 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::Reactor;
-use bowline::handoff::pool::{Pool, PoolEvent, WorkerStage};
+use bowline::handoff::pool::{Pool, PoolEvent, WorkerId, WorkerStage};
+use bowline::testing::ManualClock;
 use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
 use super::process::{Script, end, scripted, settings, signal, stop};
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::{DescriptorLedger, Moved};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Reliability T-27: its window fills and no more, the others serve everybody
-/// else, the loop does not stall, and what it has is served when it goes on.
+/// else, the loop does not stall, and what it has is served when it goes on. Time is the
+/// test's: no other worker is late, however slow the machine is.
 #[test]
 fn a_stopped_worker_is_routed_around_and_recovers() {
     let ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let log = directory.path().join("served");
-    let mut reactor = Reactor::new().unwrap();
-    let mut settings = settings(3);
-    settings.ack_timeout = Duration::from_secs(1);
-    let window = settings.window;
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(Moved(clock.clone())).unwrap();
+    let settings = settings(3);
+    let (window, ack_timeout) = (settings.window, settings.ack_timeout);
     let pool = Pool::start(&mut reactor, settings, scripted(log, |_| Script::Serve));
     let (hung, recovered) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let (told_hung, told_recovered) = (Rc::clone(&hung), Rc::clone(&recovered));
@@ -70,10 +72,20 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
         assert!(began.elapsed() < PATIENCE, "{pool:?}");
     }
     let began = Instant::now();
-    while hung.get() == 0 {
+    while !others_have_answered(&pool, victim.id) {
         reactor.turn(Some(Duration::from_millis(20)));
         assert!(began.elapsed() < PATIENCE, "{pool:?}");
     }
+    assert_eq!(hung.get(), 0, "before its time");
+    // Step by step: at once, this process would have been stopped too.
+    let (mut passed, step) = (Duration::ZERO, Duration::from_millis(100));
+    while hung.get() == 0 {
+        assert!(passed <= ack_timeout + step, "{pool:?}");
+        clock.advance(step);
+        passed += step;
+        reactor.turn(Some(Duration::from_millis(1)));
+    }
+    assert!(passed > ack_timeout, "hung after {passed:?}");
     let workers = pool.statistics().workers;
     let stopped = workers.iter().find(|worker| worker.id == victim.id);
     let stopped = stopped.expect("it was not killed");
@@ -105,6 +117,7 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
             Bound::Exactly,
             0,
         )
+        .must("workers that hung", hung.get(), Bound::Exactly, 1)
         .must("recoveries", recovered.get(), Bound::Exactly, 1)
         .must(
             "answered by it after it went on",
@@ -128,6 +141,13 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
     end(&mut reactor, &pool);
     drop((reactor, clients));
     ledger.assert_balanced();
+}
+
+/// Whether nobody but this worker has connections to answer for.
+fn others_have_answered(pool: &Pool, but: WorkerId) -> bool {
+    let workers = pool.statistics().workers;
+    let mut others = workers.iter().filter(|worker| worker.id != but);
+    others.all(|worker| worker.in_flight == 0)
 }
 
 /// For how long this thread was ready to run, and others ran.
@@ -154,33 +174,64 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
     let _ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().expect("a temporary directory");
     let log = directory.path().join("served");
-    let mut reactor = Reactor::new().unwrap();
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(Moved(clock.clone())).unwrap();
     let mut settings = settings(2);
-    settings.ack_timeout = Duration::from_millis(200);
-    // Long enough for the other one on a busy machine.
-    settings.kill_timeout = Some(Duration::from_secs(2));
-    let stopped = Rc::new(Cell::new(false));
+    settings.ack_timeout = Duration::from_secs(1);
+    let kill_timeout = Duration::from_secs(10);
+    settings.kill_timeout = Some(kill_timeout);
+    let victim = Rc::new(Cell::new(None));
     let pool = Pool::start(&mut reactor, settings, scripted(log, |_| Script::Serve));
     // The first one stops before it gets anything.
-    let has_stopped = Rc::clone(&stopped);
+    let stopped = Rc::clone(&victim);
     pool.on_event(move |_, event| {
-        if let PoolEvent::Ready { pid, .. } = event
-            && !has_stopped.replace(true)
+        if let PoolEvent::Ready { worker, pid } = event
+            && stopped.get().is_none()
         {
+            stopped.set(Some(worker));
             stop(pid);
         }
     });
     let addresses = listen(&mut reactor, &pool);
     let clients = Clients::start(&mut reactor, addresses, 50, 50);
     let began = Instant::now();
-    while !clients.are_done() {
+    let turn = |reactor: &mut Reactor| {
         reactor.turn(Some(Duration::from_millis(20)));
         assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    };
+    // Everybody is served but those that the stopped one has.
+    let has_the_rest = |id: WorkerId| {
+        let workers = pool.statistics().workers;
+        let has = workers.iter().find(|it| it.id == id);
+        let has = has.expect("it is not killed yet").in_flight;
+        has > 0 && clients.outcome.borrow().done() + has == 50 && others_have_answered(&pool, id)
+    };
+    while !victim.get().is_some_and(has_the_rest) {
+        turn(&mut reactor);
+    }
+    let statistics = pool.statistics();
+    assert_eq!((statistics.hangs, statistics.deaths), (0, 0), "time stands");
+    // Its time passes, and the other one has nothing to answer for.
+    let mut passed = Duration::ZERO;
+    while pool.statistics().deaths == 0 && !clients.are_done() {
+        if passed <= kill_timeout {
+            let step = Duration::from_millis(100);
+            clock.advance(step);
+            passed += step;
+        }
+        turn(&mut reactor);
+    }
+    assert!(passed >= kill_timeout, "killed after {passed:?}");
+    while !clients.are_done() {
+        turn(&mut reactor);
     }
     let statistics = pool.statistics();
     assert_eq!(clients.outcome.borrow().failed.len(), 0);
-    assert_eq!(statistics.deaths, 1, "{statistics:?}");
-    assert!(statistics.hangs >= 1, "{statistics:?}");
+    assert_eq!(
+        (statistics.hangs, statistics.deaths),
+        (1, 1),
+        "{statistics:?}"
+    );
     assert!(statistics.resent > 0, "{statistics:?}");
     end(&mut reactor, &pool);
 }
