@@ -146,6 +146,11 @@ impl Server {
         kill_process(pid, signal).expect("it runs");
     }
 
+    /// Makes the time pass for the one that serves, until its successor has failed.
+    pub(crate) fn hurry(&self) {
+        self.signal(server::HURRY);
+    }
+
     /// Restarts it, and waits until that is through; what the log says of it.
     #[track_caller]
     pub(crate) fn restart(&self) -> String {
@@ -209,6 +214,16 @@ impl Server {
         self.signal(Signal::KILL);
         wait_until_gone(pid);
     }
+}
+
+/// How long a successor was given, by the server's time, as the log says it.
+#[track_caller]
+pub(crate) fn took(told: &str) -> Duration {
+    let milliseconds = told
+        .rsplit_once(", after ")
+        .and_then(|(_, took)| took.trim_end().strip_suffix(" ms"))
+        .expect("it says how long");
+    Duration::from_millis(milliseconds.parse().expect("a number"))
 }
 
 /// It may stay a zombie, if whoever adopts orphans here does not wait for them.

@@ -4,14 +4,13 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
 
 use bowline::handoff::channel::{Hello, Role};
 use bowline::handoff::wire::{Message, PayloadReader, PayloadWriter, WireError, encode_frame};
 use rustix::process::Signal;
 
-use super::client::Server;
-use super::server::PATIENCE;
+use super::client::{Server, took};
+use super::server::LIMIT;
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
 
@@ -48,7 +47,7 @@ impl Message for Say {
 
 /// The successor: answers until `fault` says to hang. It lets go of every descriptor it
 /// is sent, which is nobody's loss but its own.
-pub(crate) fn run(directory: &Path, fault: &str, hang: impl Fn()) {
+pub(crate) fn run<N>(directory: &Path, fault: &str, hang: impl Fn() -> N) {
     let mut socket = UnixStream::connect(directory.join("control/control")).expect("it serves");
     let hello = Hello {
         versions: 1..=1,
@@ -81,12 +80,12 @@ pub(crate) fn run(directory: &Path, fault: &str, hang: impl Fn()) {
             // Connections, the first of which are 1.
             0x0214 if number > 1 && fault == LIVE => {
                 hang();
-                continue;
+                unreachable!("it hangs");
             }
             0x0214 => vec![Say(0x0204, &[0], Some(number))],
             0x0215 if fault == TOLD_TO_GO => {
                 hang();
-                continue;
+                unreachable!("it hangs");
             }
             0x0215 => vec![Say(0x0205, &[], Some(number))],
             _ => continue,
@@ -120,12 +119,14 @@ fn successor_that_hangs_before_it_is_live_costs_no_connection() {
     clients[3].begin(b'e', b"half of it", None);
     let descriptors = server.descriptors();
     server.set_fault(TOLD_TO_GO);
-    let started = Instant::now();
     server.signal(Signal::HUP);
     let child = server.child_of(old);
     server.wait_for(&format!("{child} hangs"));
-    server.wait_for(&format!("{old} goes on: the other process is gone"));
-    assert!(started.elapsed() < PATIENCE * 8);
+    server.hurry();
+    let told = server.wait_for(&format!("{old} goes on: the other process is gone"));
+    // Each step has its limit, and so has the whole.
+    let took = took(&told);
+    assert!(took >= LIMIT && took < LIMIT * 8, "{told}");
     clients[3].end();
     assert_eq!(clients[3].receive().expect("an answer"), b"half of it");
     for client in &mut clients {
@@ -159,6 +160,7 @@ fn successor_that_hangs_when_it_is_live_costs_what_it_had() {
     server.signal(Signal::HUP);
     let child = server.child_of(old);
     server.wait_for(&format!("{child} hangs"));
+    server.hurry();
     server.wait_for(&format!("{old} goes on: the other process took too long"));
     let (mut kept, mut lost) = (0, 0);
     for client in &mut clients {

@@ -245,6 +245,11 @@ fn connections_come_back_when_the_successor_fails_while_they_move() {
             }
         }
         server.signal(rustix::process::Signal::HUP);
+        if fault.starts_with("hangs") {
+            let child = server.child_of(old);
+            server.wait_for(&format!("{child} hangs"));
+            server.hurry();
+        }
         server.wait_for(&format!("{old} {says}"));
         assert_eq!(server.pid(), old);
         for (index, client) in clients.iter_mut().enumerate() {

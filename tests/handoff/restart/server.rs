@@ -2,7 +2,7 @@
 //! by SIGHUP. It speaks frames whose checksums show every byte that is lost,
 //! doubled or out of place, and does what the file `fault` says.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::endpoint::Adopt as _;
 use bowline::handoff::restart::{
@@ -20,6 +20,7 @@ use bowline::handoff::restart::{
 use bowline::handoff::systemd::Notifier;
 use bowline::lifecycle::{Hold, Phase, SystemEvent};
 use bowline::process::describe_socket;
+use bowline::time::{Clock, Sleep};
 use bowline::{
     Address, Context, Protocol, Reactor, TcpStream, Transport, Transports, UnixStream,
     UnixTransport,
@@ -35,8 +36,50 @@ pub(crate) const DIRECTORY: &str = "BOWLINE_TEST_SERVER";
 /// How the test asks cargo's harness for exactly it.
 pub(crate) const TEST: &str = "restart::server_process";
 
-/// How long a step may take in the tests; the faults wait for it to pass.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a step may take, in the server's time: longer than one takes on any machine.
+/// For what hangs the tests make that time pass ([`Hurried`]).
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// How many times faster that time goes then.
+const HASTE: u32 = 60;
+
+/// The signal that says so, until a successor has failed.
+pub(crate) const HURRY: Signal = Signal::USR1;
+
+/// Real time, but for a while faster.
+#[derive(Clone, Default)]
+struct Hurried {
+    state: Rc<Cell<(Duration, Option<Instant>)>>,
+}
+
+impl Hurried {
+    /// By how much it is ahead.
+    fn ahead(&self) -> Duration {
+        let (so_far, since) = self.state.get();
+        so_far + since.map_or(Duration::ZERO, |since| since.elapsed() * (HASTE - 1))
+    }
+
+    fn begin(&self) {
+        self.state.set((self.ahead(), Some(Instant::now())));
+    }
+
+    fn end(&self) {
+        self.state.set((self.ahead(), None));
+    }
+}
+
+impl Clock for Hurried {
+    fn now(&self) -> Instant {
+        Instant::now() + self.ahead()
+    }
+
+    fn before_sleep(&self, _: Option<Instant>) -> Sleep {
+        match self.state.get() {
+            (_, Some(_)) => Sleep::Skip,
+            (_, None) => Sleep::Wait,
+        }
+    }
+}
 
 /// What goes wrong with a successor.
 fn fault(directory: &Path) -> String {
@@ -71,39 +114,35 @@ pub(crate) fn command(directory: &Path) -> Command {
 
 pub(crate) fn run(directory: &Path) {
     let _ = env_logger::try_init();
-    let directory = directory.to_owned();
-    let fault = fault(&directory);
+    let fault = fault(directory);
+    let clock = Hurried::default();
+    let shared = Rc::new(Shared {
+        restart: OnceCell::new(),
+        directory: directory.to_owned(),
+        clock: clock.clone(),
+        started: Cell::new(clock.now()),
+    });
     match fault.as_str() {
         "crashes at once" => process::abort(),
         "exits early" => process::exit(0),
-        "never asks" => hang(),
-        hung::TOLD_TO_GO | hung::LIVE => {
-            let shared = Shared {
-                restart: OnceCell::new(),
-                directory: directory.clone(),
-            };
-            hung::run(&directory, &fault, || {
-                shared.log("hangs");
-                hang();
-            });
-        }
+        "never asks" => shared.hang(),
+        hung::TOLD_TO_GO | hung::LIVE => hung::run(directory, &fault, || shared.hang()),
         _ => {}
     }
     let mut settings = RestartSettings::new(directory.join("control"));
-    settings.answer = PATIENCE;
-    settings.start = PATIENCE;
-    settings.ready = PATIENCE;
-    settings.drain = PATIENCE;
+    settings.answer = LIMIT;
+    settings.start = LIMIT;
+    settings.ready = LIMIT;
+    settings.drain = LIMIT;
     let notifier = Notifier::from_environment().expect("the manager is there");
     settings.notifier = notifier.map(Rc::new);
     if fault == "is of another format" {
         settings.format = 1;
     }
-    let mut reactor = Reactor::new().expect("epoll");
-    let shared = Rc::new(Shared {
-        restart: OnceCell::new(),
-        directory,
-    });
+    let mut reactor = Reactor::with_clock(clock.clone()).expect("epoll");
+    reactor
+        .on_signals(&[HURRY.as_raw()], move |_, _| clock.begin())
+        .expect("handlers");
     let restarting = Rc::clone(&shared);
     reactor
         .on_signals(&[Signal::HUP.as_raw()], move |reactor, _| {
@@ -111,6 +150,7 @@ pub(crate) fn run(directory: &Path) {
                 return;
             };
             let command = command(&restarting.directory);
+            restarting.started.set(restarting.clock.now());
             if let Err(error) = restart.start_successor(reactor, command) {
                 restarting.log(&format!("no restart: {error}"));
             }
@@ -119,7 +159,7 @@ pub(crate) fn run(directory: &Path) {
     reactor
         .on_signals(&[Signal::TERM.as_raw()], |reactor, _| {
             let _ = reactor.stop();
-            reactor.call_later(PATIENCE, |reactor| {
+            reactor.call_later(LIMIT, |reactor| {
                 let _ = reactor.crash();
             });
         })
@@ -138,18 +178,23 @@ pub(crate) fn run(directory: &Path) {
     reactor.run().expect("it does not run yet");
 }
 
-fn hang() -> ! {
-    loop {
-        std::thread::park();
-    }
-}
-
 struct Shared {
     restart: OnceCell<Restart>,
     directory: PathBuf,
+    clock: Hurried,
+    /// When the last successor was.
+    started: Cell<Instant>,
 }
 
 impl Shared {
+    /// Does nothing any more, and says so before.
+    fn hang(&self) -> ! {
+        self.log("hangs");
+        loop {
+            std::thread::park();
+        }
+    }
+
     /// One line, by which the test learns what happened.
     fn log(&self, line: &str) {
         let file = OpenOptions::new()
@@ -184,10 +229,7 @@ impl Program for Server {
         match self.fault.as_str() {
             "crashes while it listens" => process::abort(),
             "cannot listen" => return Err(io::ErrorKind::AddrInUse.into()),
-            "is never ready" => {
-                self.shared.log("hangs");
-                hang();
-            }
+            "is never ready" => self.shared.hang(),
             _ => {}
         }
         let any = ([127, 0, 0, 1], 0).into();
@@ -222,7 +264,12 @@ impl Program for Server {
     }
 
     fn successor_failed(&mut self, _: &mut Reactor, error: &RestartError) {
-        self.shared.log(&format!("goes on: {error}"));
+        // One that somebody else has started began at another time.
+        let took = self.shared.clock.now() - self.shared.started.get();
+        self.shared.clock.end();
+        let took = took.as_millis();
+        self.shared
+            .log(&format!("goes on: {error}, after {took} ms"));
     }
 
     fn handed_over(&mut self, reactor: &mut Reactor, _: Duration) {
@@ -233,7 +280,7 @@ impl Program for Server {
     fn takes(&self, kind: &str) -> bool {
         match self.fault.as_str() {
             "crashes while connections move" => process::abort(),
-            "hangs while connections move" => hang(),
+            "hangs while connections move" => self.shared.hang(),
             "takes no connections" => false,
             _ => kind == Frames::KIND_OF_BOTH,
         }
