@@ -155,6 +155,7 @@ fn clients_that_wait_are_served_after_any_error_of_accepting() {
             let errors = Call::Accept.errors();
             let (mut ends, mut closed, mut most_turns) = (0, 0, 0);
             for error in errors {
+                RUNS.fetch_add(1, Ordering::Relaxed);
                 let path = folder.path().join(error.raw_os_error().to_string());
                 let mut reactor = bowline::Reactor::new().expect("a reactor");
                 reactor

@@ -23,8 +23,8 @@ use crate::support::DescriptorLedger;
 use crate::support::faults::{Call, Faults};
 use crate::support::figures::{Bound, Figures, is_full, scaled};
 
-/// What does not answer within this hangs.
-const DEADLINE: Duration = Duration::from_secs(20);
+/// What does not answer within this hangs, on a busy machine too.
+const DEADLINE: Duration = Duration::from_secs(60);
 /// What clients send: enough for several reads and writes.
 const BYTES: usize = 200_000;
 
@@ -438,12 +438,11 @@ fn visit(mut server: Server) {
         served += usize::from(server.exchange(BYTES));
     }
     assert!(!server.has_crashed(), "it has ended");
-    // Whatever happened: it serves.
-    let mut tries = 0;
+    // Whatever happened: it serves, if not at once: a worker that was lost is replaced.
+    let began = Instant::now();
     while !server.exchange(100) {
-        tries += 1;
         assert!(
-            tries < 50,
+            began.elapsed() < DEADLINE,
             "it does not serve any more, after {served} clients"
         );
     }

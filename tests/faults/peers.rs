@@ -133,6 +133,12 @@ impl Peer {
         self
     }
 
+    /// How many descriptors it has open.
+    pub(crate) fn open(&self) -> usize {
+        let passed: usize = self.messages.iter().map(Vec::len).sum();
+        usize::from(self.socket.is_some()) + passed + self.descriptors.len()
+    }
+
     /// Never reads; notices the end by failing to send.
     pub(crate) fn without_reading(mut self) -> Self {
         self.is_reading = false;
