@@ -2,22 +2,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::net::TcpStream as StdTcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::Unix;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
+use bowline::handoff::pool::{
+    Live, PassedConnection, Pool, PoolSettings, Spawned, Worker, WorkerSettings,
+};
 use bowline::policies::{Handshake, LimitHandshakes};
+use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
 use bowline::time::Clock;
 use bowline::{
     Address, BuildContext, CloseReason, Context, DescriptorLimits, Protocol, Reactor,
-    ReceivedDescriptors, Transport, Transports, UnixStream, UnixTransport,
+    ReceivedDescriptors, Tcp, TcpStream, Transport, Transports, Unix, UnixStream, UnixTransport,
 };
 use tempfile::TempDir;
 
@@ -28,7 +32,9 @@ use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{
     in_own_process, limit_descriptors, limit_in_flight, resident_bytes,
 };
-use crate::support::{Event, Moved, open_descriptors, run_until, run_until_quiet, socketpair};
+use crate::support::{
+    Event, Moved, open_descriptors, run_until, run_until_quiet, run_until_quiet_at_once, socketpair,
+};
 
 /// How long the flood and what follows may take.
 const LONG: Duration = Duration::from_secs(60);
@@ -387,7 +393,7 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
             it.write(b"c");
         };
         reactor.accept(Unix::at(path.clone()), acceptor).unwrap();
-        let hog = Hog::start(65_532);
+        let hog = Hog::start(65_532, 64);
         let mut clients = Vec::new();
         for _ in 0..CLIENTS {
             clients.push(StdUnixStream::connect(&path).unwrap());
@@ -434,6 +440,129 @@ fn full_budget_in_flight_delays_connections_and_loses_none() {
     });
 }
 
+/// A worker of a pool that is none: it is in this process, and lives as long as nobody
+/// kills it.
+struct NoProcess {
+    kills: Rc<Cell<usize>>,
+}
+
+impl ChildProcess for NoProcess {
+    fn pid(&self) -> u32 {
+        u32::MAX
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        self.kills.set(self.kills.get() + 1);
+        Ok(())
+    }
+
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Ok(None)
+    }
+}
+
+/// Reliability T-12: nor does it cost the workers of a pool anything that they have not
+/// been given what somebody else keeps from leaving: none counts as hung, or is killed with
+/// what it serves.
+#[test]
+fn full_budget_in_flight_is_not_held_against_workers() {
+    let name = "full_budget_in_flight_is_not_held_against_workers";
+    in_own_process(module_path!(), name, || {
+        const BEFORE: usize = 10;
+        const CLIENTS: usize = 60;
+        let clock = ManualClock::new();
+        let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+        let kills = Rc::new(Cell::new(0));
+        let of_processes = Rc::clone(&kills);
+        let settings = PoolSettings::default().workers(2);
+        let pool = Pool::start(&mut reactor, settings, move |reactor: &mut Reactor, _| {
+            let (ours, theirs) = socketpair();
+            let serve = |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
+                let served = connection.adopt(reactor, Tcp, Served { _live: live });
+                served.expect("connected");
+            };
+            Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;
+            let kills = Rc::clone(&of_processes);
+            Ok(Spawned {
+                channel: ours,
+                process: Box::new(NoProcess { kills }),
+            })
+        });
+        let any = ([127, 0, 0, 1], 0).into();
+        let listener = reactor.accept(Tcp::at(any), pool.acceptor(0)).unwrap();
+        let address = reactor.get(listener).unwrap().address();
+        let address = address.as_inet().expect("over TCP");
+        let mut clients = Vec::new();
+        let connect = |clients: &mut Vec<StdTcpStream>, count| {
+            for _ in 0..count {
+                let mut client = StdTcpStream::connect(address).unwrap();
+                client.write_all(b"hello").unwrap();
+                client.set_nonblocking(true).unwrap();
+                clients.push(client);
+            }
+        };
+        let answered = |clients: &mut Vec<StdTcpStream>| {
+            let answers = clients.iter_mut().map(|client| client.read(&mut [0; 5]));
+            answers.filter(|read| matches!(read, Ok(5))).count()
+        };
+        connect(&mut clients, BEFORE);
+        let mut served = 0;
+        turn_until(&mut reactor, |_| {
+            served += answered(&mut clients);
+            served == BEFORE
+        });
+        let hog = Hog::start(65_531, 300);
+        connect(&mut clients, CLIENTS);
+        turn_until(&mut reactor, |_| pool.statistics().in_flight == CLIENTS);
+        pass(&mut reactor, &clock, Duration::from_secs(30));
+        let waiting = pool.statistics().in_flight;
+        let hangs = pool.statistics().hangs as usize;
+        hog.end();
+        served = 0;
+        let recovered = time_until(&mut reactor, &clock, |_| {
+            served += answered(&mut clients);
+            served == CLIENTS
+        });
+        // Those that were there before go on.
+        for client in &mut clients {
+            client.write_all(b"still").unwrap();
+        }
+        served = 0;
+        turn_until(&mut reactor, |_| {
+            served += answered(&mut clients);
+            served == BEFORE + CLIENTS
+        });
+        let undelivered = pool.statistics().undelivered as usize;
+        Figures::of("T-12")
+            .must(
+                "connections of a pool that waited",
+                waiting,
+                Bound::AtLeast,
+                CLIENTS - 4,
+            )
+            .must("workers that counted as hung", hangs, Bound::Exactly, 0)
+            .must("workers killed", kills.get(), Bound::Exactly, 0)
+            .must("of a pool, lost", undelivered, Bound::Exactly, 0)
+            .must(
+                "a pool recovered after, in milliseconds of the loop's time",
+                recovered.as_millis() as usize,
+                Bound::Below,
+                100,
+            );
+    });
+}
+
+/// Echoes, as long as its worker lives.
+struct Served {
+    _live: Live,
+}
+
+impl Protocol<TcpStream> for Served {
+    fn data_received(&mut self, cx: &mut Context<'_, TcpStream>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
 /// Keeps as many descriptors in flight as one user may have, for all of the user's
 /// processes.
 struct Hog {
@@ -442,10 +571,10 @@ struct Hog {
 }
 
 impl Hog {
-    /// As one of `user`, who is nobody else.
-    fn start(user: u32) -> Self {
+    /// As one of `user`, who is nobody else and may have so many.
+    fn start(user: u32, limit: u64) -> Self {
         let (passed, pair) = (file(), socketpair());
-        limit_in_flight(user, 64);
+        limit_in_flight(user, limit);
         let mut in_flight = 0;
         while send(&pair.0, b"x", &[passed.as_fd(); 4]).is_ok() {
             in_flight += 4;
@@ -487,16 +616,6 @@ fn time_until(
         }
         assert!(passed < LONG, "nothing more happened");
         clock.advance(STEP);
-    }
-}
-
-/// As [`run_until_quiet`], where all that can happen is in this process.
-fn run_until_quiet_at_once(reactor: &mut Reactor) {
-    let mut is_quiet = false;
-    while !is_quiet {
-        let before = reactor.statistics().events;
-        reactor.turn(Some(Duration::ZERO));
-        is_quiet = reactor.is_idle() && reactor.statistics().events == before;
     }
 }
 
@@ -650,7 +769,7 @@ fn has_exactly(grants: &[(OwnedFd, u32)]) -> bool {
 /// The descriptors that a child finds open, and of which files.
 fn found_by(
     mut command: Command,
-    spawn: impl FnOnce(&mut Command) -> std::io::Result<std::process::Child>,
+    spawn: impl FnOnce(&mut Command) -> io::Result<std::process::Child>,
 ) -> BTreeMap<u32, String> {
     command
         .args(["-l", "/proc/self/fd"])

@@ -67,6 +67,16 @@ pub(crate) fn run_until_quiet(reactor: &mut Reactor) {
     }
 }
 
+/// As [`run_until_quiet`], where all that can happen is in this process.
+pub(crate) fn run_until_quiet_at_once(reactor: &mut Reactor) {
+    let mut is_quiet = false;
+    while !is_quiet {
+        let before = reactor.statistics().events;
+        reactor.turn(Some(Duration::ZERO));
+        is_quiet = reactor.is_idle() && reactor.statistics().events == before;
+    }
+}
+
 /// The threads of pools in this process, as the system sees them.
 pub(crate) fn pool_threads() -> usize {
     fs::read_dir("/proc/self/task")

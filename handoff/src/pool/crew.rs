@@ -139,6 +139,8 @@ impl PoolShared {
             stage: WorkerStage::Starting,
             was_ready: false,
             in_flight: VecDeque::new(),
+            given: 0,
+            left: 0,
             live: 0,
             acknowledged: 0,
             refused: 0,

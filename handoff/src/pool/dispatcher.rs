@@ -462,6 +462,13 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
             .answered(cx.reactor, self.worker, &incoming.message);
     }
 
+    /// Each connection is one descriptor, and nothing else has any.
+    fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
+        let now = cx.reactor.now();
+        let mut state = self.shared.state.borrow_mut();
+        state.have_left(self.worker, count, now);
+    }
+
     fn channel_lost(
         &mut self,
         cx: &mut Context<'_, T>,

@@ -20,7 +20,9 @@ pub struct PoolSettings {
     /// default is 64.
     pub window: usize,
     /// How long a worker that has connections to answer may say nothing. After that it
-    /// counts as hung and gets no more. The default is 1 s.
+    /// counts as hung and gets no more. The default is 1 s. A connection counts once it
+    /// has left this process. What the kernel keeps back, since the user has as many
+    /// descriptors in flight as may be, is not held against the worker.
     pub ack_timeout: Duration,
     /// How long a worker may leave a connection unanswered before it is killed. The
     /// default is 10 s; `None` means for ever.

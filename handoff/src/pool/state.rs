@@ -71,6 +71,11 @@ pub(super) struct Member {
     pub(super) was_ready: bool,
     /// Unanswered, oldest first.
     pub(super) in_flight: VecDeque<Box<Job>>,
+    /// How many connections were put on its channel, and of them left: what is kept
+    /// here, since somebody of our user has too many descriptors in flight, it cannot
+    /// answer.
+    pub(super) given: u64,
+    pub(super) left: u64,
     pub(super) live: u32,
     pub(super) acknowledged: u64,
     pub(super) refused: u64,
@@ -114,6 +119,8 @@ pub(super) struct Job {
     pub(super) refused_by: Vec<(WorkerId, WorkerRefusal)>,
     /// Since when it waits here, or is with a worker.
     pub(super) since: Instant,
+    /// Its place among those that its worker was given, from 1 on.
+    place: u64,
 }
 
 /// The socket of a connection, shared with the channel's queue.
@@ -264,12 +271,29 @@ impl PoolState {
             worker.not_before = Some(now + REFUSAL_PAUSE);
             return Err(job);
         }
+        worker.given += 1;
         job.attempts += 1;
         job.since = now;
+        job.place = worker.given;
         worker.in_flight.push_back(job);
         self.next_delivery += 1;
         self.counts.sent += 1;
         Ok(())
+    }
+
+    /// Takes note that so many of the connections that a worker was given have left.
+    pub(super) fn have_left(&mut self, id: WorkerId, count: usize, now: Instant) {
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
+        let before = worker.left;
+        worker.left += count as u64;
+        let left = before + 1..=worker.left;
+        for job in &mut worker.in_flight {
+            if left.contains(&job.place) {
+                job.since = now;
+            }
+        }
     }
 
     /// Has what a worker did not answer wait for another: oldest first, before what came
@@ -419,7 +443,10 @@ impl PoolState {
         let is_over = self.is_over(now);
         let mut events = Vec::new();
         for worker in &mut self.workers {
-            let oldest = worker.in_flight.front().map_or(now, |job| job.since);
+            // They leave in order.
+            let oldest = worker.in_flight.front();
+            let oldest = oldest.filter(|job| job.place <= worker.left);
+            let oldest = oldest.map_or(now, |job| job.since);
             let age = now.saturating_duration_since(oldest);
             // One that goes on has much to answer that is old by then.
             let silence = now.saturating_duration_since(oldest.max(worker.answered));
@@ -590,6 +617,7 @@ impl Job {
             attempts: 0,
             refused_by: Vec::new(),
             since: now,
+            place: 0,
         }
     }
 
