@@ -8,7 +8,9 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
+use bowline::framing::{
+    FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing, Unclaimed,
+};
 use bowline::testing::Random;
 use bowline::{
     AfterTruncation, CloseReason, Context, PassedDescriptor, Protocol, Reactor,
@@ -21,7 +23,8 @@ use crate::peer::{
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{in_own_process, leave_free, limit_descriptors};
 use crate::support::{
-    DEADLINE, DescriptorLedger, Recorder, run_until, run_until_quiet, socketpair,
+    DEADLINE, DescriptorLedger, Recorder, open_descriptors, run_until, run_until_quiet,
+    run_until_quiet_at_once, socketpair,
 };
 
 /// Counts bytes and descriptors.
@@ -82,7 +85,7 @@ type Frame = (Vec<u8>, Vec<Identity>);
 #[derive(Default)]
 struct Collected {
     frames: VecDeque<Frame>,
-    truncated: Vec<Vec<u8>>,
+    truncated: VecDeque<Vec<u8>>,
     notices: usize,
     lost: Option<String>,
 }
@@ -90,19 +93,36 @@ struct Collected {
 struct Collector {
     collected: Rc<RefCell<Collected>>,
     after_truncation: AfterTruncation,
+    rule: Rule,
+}
+
+/// What says which descriptors are a frame's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// They came with its own bytes.
+    Exact,
+    /// Its first byte says how many it takes, which is for the receiver to know.
+    Claimed,
 }
 
 type FrameCx<'a> = FrameContext<'a, UnixStream, LengthPrefixedFramer>;
 
 impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Collector {
     fn frame_received(&mut self, cx: &mut FrameCx<'_>, frame: &[u8]) {
-        let taken: Vec<OwnedFd> = cx.framing.descriptors().collect();
+        let most = match self.rule {
+            Rule::Exact => usize::MAX,
+            Rule::Claimed => usize::from(frame[0]),
+        };
+        let taken: Vec<OwnedFd> = cx.framing.descriptors().take(most).collect();
         let frame = (frame.to_vec(), identities(&taken));
         self.collected.borrow_mut().frames.push_back(frame);
     }
 
     fn frame_truncated(&mut self, _: &mut FrameCx<'_>, frame: &[u8]) {
-        self.collected.borrow_mut().truncated.push(frame.to_vec());
+        self.collected
+            .borrow_mut()
+            .truncated
+            .push_back(frame.to_vec());
     }
 
     fn descriptors_truncated(&mut self, _: &mut FrameCx<'_>, _: usize) -> AfterTruncation {
@@ -119,14 +139,22 @@ impl FrameReceiver<UnixStream, LengthPrefixedFramer> for Collector {
 fn framed(
     reactor: &mut Reactor,
     after_truncation: AfterTruncation,
+    rule: Rule,
 ) -> (UnixTransportHandle, StdUnixStream, Rc<RefCell<Collected>>) {
     let collected = Rc::new(RefCell::new(Collected::default()));
     let collector = Collector {
         collected: Rc::clone(&collected),
         after_truncation,
+        rule,
     };
     let (ours, theirs) = socketpair();
-    let protocol = Framed::new(LengthPrefixedFramer::u32(), collector).pairing(Pairing::Exact);
+    let pairing = match rule {
+        Rule::Exact => Pairing::Exact,
+        Rule::Claimed => Pairing::Claimed(Unclaimed::Wait),
+    };
+    let protocol = Framed::new(LengthPrefixedFramer::u32(), collector)
+        .pairing(pairing)
+        .max_waiting(MOST_FRAMES * MOST_OF_A_FRAME);
     let handle = reactor.adopt_unix_stream(ours.into(), protocol).unwrap();
     (handle, theirs, collected)
 }
@@ -210,32 +238,50 @@ impl Reader {
     }
 }
 
+/// How many frames there are at a time, one way, and descriptors in one.
+const MOST_FRAMES: usize = 8;
+const MOST_OF_A_FRAME: usize = 16;
+
 /// One list of frames both ways; answers how many did not arrive as they were
 /// sent: what the peer sends in random pieces arrives
 /// with its frames, and what we send is put together again by somebody who reads
-/// in random pieces.
-fn frames_both_ways(reactor: &mut Reactor, files: &mut Files, random: &mut Random) -> usize {
+/// in random pieces. Where frames claim their descriptors, some of ours are sent one by
+/// one, and float.
+fn frames_both_ways(
+    reactor: &mut Reactor,
+    files: &mut Files,
+    random: &mut Random,
+    rule: Rule,
+) -> usize {
     let mut astray = 0;
-    let (handle, peer, collected) = framed(reactor, AfterTruncation::LoseConnection);
+    let (handle, peer, collected) = framed(reactor, AfterTruncation::LoseConnection, rule);
     let is_narrow = random.chance(20);
     if is_narrow {
         shrink_send_buffer(&peer);
     }
     let (mut to_us, mut from_us) = (VecDeque::new(), VecDeque::new());
     let (mut outgoing, mut reader) = (VecDeque::new(), Reader::default());
-    for _ in 0..1 + random.below(8) {
+    for _ in 0..1 + random.below(MOST_FRAMES) {
         // Both ways: the same in kind.
         for is_ours in [false, true] {
             let most = if random.chance(5) { 90_000 } else { 3_000 };
             let length = size(random, most);
-            let (passed, known) = files.take(random.below(17));
+            let (passed, known) = files.take(random.below(MOST_OF_A_FRAME + 1));
             let frame = encoded(random, length, passed.len());
             let expected = (frame[4..].to_vec(), known);
             if is_ours {
-                let passed = passed.iter().map(PassedDescriptor::shared).collect();
-                transport(reactor, handle)
-                    .write_with_descriptors(&frame, passed)
-                    .expect("nothing else waits");
+                // Each needs a byte of the frame to come with.
+                let floats =
+                    rule == Rule::Claimed && passed.len() <= frame.len() && random.chance(50);
+                let passed = passed.iter().map(PassedDescriptor::shared);
+                let it = transport(reactor, handle);
+                if floats {
+                    passed.for_each(|fd| it.send_file_descriptor(fd).expect("room"));
+                    it.write(&frame);
+                } else {
+                    it.write_with_descriptors(&frame, passed.collect())
+                        .expect("room");
+                }
                 from_us.push_back(expected);
             } else {
                 to_us.push_back(expected);
@@ -282,7 +328,8 @@ fn frames_both_ways(reactor: &mut Reactor, files: &mut Files, random: &mut Rando
     astray
 }
 
-/// Reliability T-4.
+/// Reliability T-4, by two of the rules that say what is a frame's: its own bytes, and its
+/// own word.
 #[test]
 fn each_descriptor_reaches_its_frame_however_it_is_cut() {
     let ledger = DescriptorLedger::open();
@@ -293,7 +340,9 @@ fn each_descriptor_reaches_its_frame_however_it_is_cut() {
         let mut reactor = Reactor::new().unwrap();
         for seed in 0..cases {
             let guard = Seed(seed as u64);
-            astray += frames_both_ways(&mut reactor, &mut files, &mut Random::new(seed as u64));
+            let rule = [Rule::Exact, Rule::Claimed][seed % 2];
+            let random = &mut Random::new(seed as u64);
+            astray += frames_both_ways(&mut reactor, &mut files, random, rule);
             std::mem::forget(guard);
         }
         assert!(files.all.iter().all(|fd| Rc::strong_count(fd) == 1));
@@ -337,33 +386,37 @@ fn each_descriptor_is_sent_once_however_often_a_write_falls_short() {
             .adopt_unix_stream(ours.into(), Recorder::default())
             .unwrap();
         let mut reader = Reader::default();
-        let (mut doubled, mut arrived) = (0, 0);
-        for _ in 0..frames {
-            let length = size(&mut random, largest);
-            let (passed, known) = files.take(1 + random.below(16));
-            let frame = encoded(&mut random, length, passed.len());
-            let passed = passed.iter().map(PassedDescriptor::shared).collect();
-            transport(&mut reactor, sender)
-                .write_with_descriptors(&frame, passed)
-                .unwrap();
-            let mut read = None;
+        let (mut doubled, mut arrived, mut written) = (0, 0, 0);
+        while written < frames {
+            // Several at a time: one that is sent in part has others behind it.
+            let mut expected = VecDeque::new();
+            for _ in 0..1 + random.below(4) {
+                let length = size(&mut random, largest);
+                let (passed, known) = files.take(1 + random.below(16));
+                let frame = encoded(&mut random, length, passed.len());
+                let passed = passed.iter().map(PassedDescriptor::shared).collect();
+                transport(&mut reactor, sender)
+                    .write_with_descriptors(&frame, passed)
+                    .unwrap();
+                expected.push_back((frame[4..].to_vec(), known));
+                written += 1;
+            }
             step_until(&mut reactor, |_| {
                 // Less than the buffer holds, and not at every turn.
                 if random.chance(80) {
                     reader.read(&peer, size(&mut random, 65_536));
                 }
-                read = read.take().or_else(|| reader.next_frame());
-                read.is_some()
+                while let Some(frame) = reader.next_frame() {
+                    arrived += frame.1.len();
+                    assert!(Some(frame) == expected.pop_front(), "another frame");
+                }
+                expected.is_empty()
             });
-            let (body, owned) = read.unwrap();
-            assert!(body == frame[4..]);
-            assert_eq!(owned, known);
             doubled += reader.queue.len();
-            arrived += owned.len();
         }
         let sent = reactor.descriptor_counts().passed as usize;
         Figures::of("T-5")
-            .must("frames", frames, Bound::AtLeast, scaled(300, 10_000))
+            .must("frames", written, Bound::AtLeast, scaled(300, 10_000))
             .must("descriptors arrived", arrived, Bound::Exactly, files.next)
             .must("descriptors sent", sent, Bound::Exactly, files.next)
             .must("descriptors doubled", doubled, Bound::Exactly, 0);
@@ -371,21 +424,105 @@ fn each_descriptor_is_sent_once_however_often_a_write_falls_short() {
     ledger.assert_balanced();
 }
 
-/// Sends one frame with `count` descriptors while only `free` numbers are left
-/// at the other end, which is in this process.
-fn send_into_a_full_table(
-    reactor: &mut Reactor,
-    peer: &StdUnixStream,
-    frame: &[u8],
-    passed: &[Rc<OwnedFd>],
-    free: usize,
-    mut is_done: impl FnMut() -> bool,
-) {
+/// Sends a frame whole, its descriptors with its first byte.
+fn send_frame(peer: &StdUnixStream, frame: &[u8], passed: &[Rc<OwnedFd>]) {
     let borrowed: Vec<_> = passed.iter().map(|fd| fd.as_fd()).collect();
     assert_eq!(send(peer, frame, &borrowed).expect("room"), frame.len());
+}
+
+/// Turns while only `free` numbers are left in this process.
+#[track_caller]
+fn receive_with_free(reactor: &mut Reactor, free: usize, mut is_done: impl FnMut() -> bool) {
     leave_free(free);
     run_until(reactor, |_| is_done());
     limit_descriptors(1_000);
+}
+
+/// Says of each read what it brought, and goes on.
+#[derive(Clone, Default)]
+struct Told(Rc<RefCell<Vec<(usize, bool)>>>);
+
+impl Protocol<UnixStream> for Told {
+    fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {
+        // Of what was lost the bytes come behind, by themselves.
+        if self.0.borrow().last().is_none_or(|(_, was_lost)| !was_lost) {
+            self.0.borrow_mut().push((0, false));
+        }
+    }
+
+    fn descriptors_received(
+        &mut self,
+        _: &mut Context<'_, UnixStream>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        _: &[u8],
+    ) {
+        self.0.borrow_mut().push((descriptors.count(), false));
+    }
+
+    fn descriptors_truncated(
+        &mut self,
+        _: &mut Context<'_, UnixStream>,
+        received: usize,
+    ) -> AfterTruncation {
+        self.0.borrow_mut().push((received, true));
+        AfterTruncation::KeepConnection
+    }
+}
+
+/// Reliability T-3, at the protocol: each receipt of which something was lost for want of
+/// numbers is told as that, once, with how many came; each other one is delivered whole;
+/// and all are closed. The peer's credentials come with each of them.
+#[test]
+fn every_truncation_is_told_to_the_protocol() {
+    let name = "every_truncation_is_told_to_the_protocol";
+    in_own_process(module_path!(), name, || {
+        let repeats = scaled(1_000, 10_000);
+        let mut random = Random::new(3);
+        let mut reactor = Reactor::new().unwrap();
+        // It is the kernel that is to lose them.
+        reactor.set_descriptor_reserve(0);
+        let (ours, peer) = socketpair();
+        rustix::net::sockopt::set_socket_passcred(&ours, true).unwrap();
+        let told = Told::default();
+        reactor
+            .adopt_unix_stream(ours.into(), told.clone())
+            .unwrap();
+        let passed = file();
+        run_until_quiet(&mut reactor);
+        let before = open_descriptors();
+        let (mut lost, mut wrong) = (0, 0);
+        for _ in 0..repeats {
+            let (count, free) = (random.below(17), random.below(20));
+            send(&peer, b"x", &vec![passed.as_fd(); count]).expect("room");
+            receive_with_free(&mut reactor, free, || !told.0.borrow().is_empty());
+            run_until_quiet_at_once(&mut reactor);
+            let expected = (count.min(free), free < count);
+            lost += usize::from(expected.1);
+            wrong += usize::from(told.0.take() != [expected]);
+        }
+        let counts = reactor.descriptor_counts();
+        Figures::of("T-3")
+            .must(
+                "receipts of a protocol",
+                repeats,
+                Bound::AtLeast,
+                scaled(1_000, 10_000),
+            )
+            .must("truncations among them", lost, Bound::AtLeast, repeats / 4)
+            .must("told otherwise than they were", wrong, Bound::Exactly, 0)
+            .must(
+                "truncations counted",
+                counts.truncations as usize,
+                Bound::Exactly,
+                lost,
+            )
+            .must(
+                "left open",
+                open_descriptors().difference(&before).count(),
+                Bound::Exactly,
+                0,
+            );
+    });
 }
 
 /// Reliability T-8: descriptors that are lost cost their frame, or the
@@ -402,26 +539,37 @@ fn truncation_costs_its_own_frame_or_the_connection() {
             // It is the kernel that is to lose them.
             reactor.set_descriptor_reserve(0);
             let (mut truncations, mut frames, mut wrong) = (0, 0, 0);
-            let (_, peer, collected) = framed(&mut reactor, AfterTruncation::KeepConnection);
+            let (_, peer, collected) =
+                framed(&mut reactor, AfterTruncation::KeepConnection, Rule::Exact);
             while truncations < 1_000 {
-                let (passed, known) = files.take(random.below(17));
-                let length = size(&mut random, 5_000);
-                let frame = encoded(&mut random, length, passed.len());
+                // Several, so that the next one lies behind the one that is cut.
                 let free = random.below(20);
-                frames += 1;
-                send_into_a_full_table(&mut reactor, &peer, &frame, &passed, free, || {
+                let mut sent = Vec::new();
+                for _ in 0..1 + random.below(3) {
+                    let (passed, known) = files.take(random.below(17));
+                    let length = size(&mut random, 5_000);
+                    let frame = encoded(&mut random, length, passed.len());
+                    send_frame(&peer, &frame, &passed);
+                    sent.push((frame, known));
+                }
+                frames += sent.len();
+                receive_with_free(&mut reactor, free, || {
                     let collected = collected.borrow();
-                    collected.frames.len() + collected.truncated.len() > 0
+                    collected.frames.len() + collected.truncated.len() == sent.len()
                 });
                 let mut collected = collected.borrow_mut();
-                let whole = collected.frames.pop_front();
-                let cut = collected.truncated.pop();
-                if free < passed.len() {
-                    truncations += 1;
-                    wrong += usize::from(cut.as_deref() != Some(&frame[4..]) || whole.is_some());
-                } else {
-                    wrong += usize::from(whole != Some((frame[4..].to_vec(), known)));
+                for (frame, known) in sent {
+                    // Each is closed before the next comes: all find as many numbers.
+                    if free < known.len() {
+                        truncations += 1;
+                        let cut = collected.truncated.pop_front();
+                        wrong += usize::from(cut.as_deref() != Some(&frame[4..]));
+                    } else {
+                        let whole = collected.frames.pop_front();
+                        wrong += usize::from(whole != Some((frame[4..].to_vec(), known)));
+                    }
                 }
+                assert!(collected.frames.is_empty() && collected.truncated.is_empty());
             }
             assert_eq!(collected.borrow().notices, truncations);
             let counted = reactor.descriptor_counts().truncations as usize;
@@ -429,13 +577,15 @@ fn truncation_costs_its_own_frame_or_the_connection() {
             // The other policy: the default.
             let mut ended = 0;
             for _ in 0..100 {
-                let (_, peer, collected) = framed(&mut reactor, AfterTruncation::LoseConnection);
+                let (_, peer, collected) =
+                    framed(&mut reactor, AfterTruncation::LoseConnection, Rule::Exact);
                 let (passed, _) = files.take(1 + random.below(16));
                 let free = random.below(passed.len());
                 let frame = encoded(&mut random, 100, passed.len());
-                send_into_a_full_table(&mut reactor, &peer, &frame, &passed, free, || {
-                    collected.borrow().lost.is_some()
-                });
+                send_frame(&peer, &frame, &passed);
+                // It would come next, and does not any more.
+                send_frame(&peer, &frame, &[]);
+                receive_with_free(&mut reactor, free, || collected.borrow().lost.is_some());
                 let collected = collected.borrow();
                 let expected = format!("received descriptors were truncated to {free}");
                 ended += usize::from(collected.lost.as_ref() == Some(&expected));
@@ -444,10 +594,10 @@ fn truncation_costs_its_own_frame_or_the_connection() {
             Figures::of("T-8")
                 .must("truncations", truncations, Bound::AtLeast, 1_000)
                 .must(
-                    "frames between them",
+                    "frames before, between and behind them",
                     frames - truncations,
                     Bound::AtLeast,
-                    100,
+                    1_000,
                 )
                 .must("frames paired wrongly", wrong, Bound::Exactly, 0)
                 .must(
