@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 use std::rc::Rc;
@@ -379,6 +379,7 @@ fn sockets_tied_into_each_other_leave_nothing_open() {
     const FATES: [Fate; 4] = [Fate::Unwanted, Fate::Unfinished, Fate::Taken, Fate::Unread];
     let ledger = DescriptorLedger::open();
     let (mut patterns, mut left, mut refused, mut cut_off) = (0, 0, 0, 0);
+    let mut longest = Duration::ZERO;
     for pattern in 0..6 {
         for fate in FATES {
             let (record, seen) = (Record::default(), Seen::default());
@@ -415,15 +416,16 @@ fn sockets_tied_into_each_other_leave_nothing_open() {
                 _ => {}
             }
             // What lies in each other's queues only is collected when any other
-            // UNIX socket closes.
+            // UNIX socket closes, by a thread of the kernel: on a busy machine later.
             let began = Instant::now();
             let mut is_gone = false;
-            while !is_gone && began.elapsed() < Duration::from_secs(5) {
+            while !is_gone && began.elapsed() < 6 * DEADLINE {
                 reactor.turn(Some(Duration::from_millis(1)));
                 drop(socketpair());
                 is_gone = rustix::io::read(&read, &mut [0; 1]) == Ok(0);
             }
             left += usize::from(!is_gone);
+            longest = longest.max(began.elapsed());
             patterns += 1;
             let end = [record.summary(), seen.all()].concat().concat();
             let end = end + &lost.borrow().clone().unwrap_or_default();
@@ -443,7 +445,14 @@ fn sockets_tied_into_each_other_leave_nothing_open() {
         .must("patterns, times four fates", patterns, Bound::Exactly, 24)
         .must("refused as our own", refused, Bound::Exactly, 6)
         .must("cut off at the deadline", cut_off, Bound::Exactly, 4)
-        .must("open after 5 s", left, Bound::Exactly, 0);
+        .must("left open", left, Bound::Exactly, 0)
+        .measured(
+            "open for at most",
+            longest.as_secs_f64(),
+            "s",
+            Bound::Below,
+            5.0,
+        );
     ledger.assert_balanced();
 }
 
@@ -546,9 +555,20 @@ fn longest_turn(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> 
     longest
 }
 
+/// What becomes of a descriptor that was sent.
+const CASES: [&str; 6] = [
+    "wanted",
+    "unwanted",
+    "over a limit",
+    "truncated",
+    "over the reserve",
+    "unread at close",
+];
+
 /// The longest turn, or close, of a connection that is sent `hostile` with another
 /// descriptor, and does with them what the case says; `close` closes what it took.
-fn stall(case: &str, path: &Path, hostile: OwnedFd, close: fn(OwnedFd)) -> Duration {
+/// None if it did not come to that.
+fn stall(case: &str, path: &Path, hostile: OwnedFd, close: fn(OwnedFd)) -> Option<Duration> {
     let (seen, record) = (Seen::default(), Record::default());
     let mut reactor = Reactor::new().unwrap();
     let (builder, recorder) = (seen.clone(), record.clone());
@@ -566,18 +586,62 @@ fn stall(case: &str, path: &Path, hostile: OwnedFd, close: fn(OwnedFd)) -> Durat
     let peer = StdUnixStream::connect(path).unwrap();
     run_until(&mut reactor, |_| seen.has("made"));
     send_message(&peer, b"x", &[hostile, file()]);
+    let mut fillers = Vec::new();
+    match case {
+        // The hostile one finds the last number.
+        "truncated" => leave_free(1),
+        // A third of a small table is the reserve's: all others are taken.
+        "over the reserve" => {
+            limit_descriptors(60);
+            while fillers
+                .last()
+                .is_none_or(|fd: &OwnedFd| fd.as_raw_fd() < 45)
+            {
+                fillers.push(file());
+            }
+        }
+        _ => {}
+    }
     let longest = match case {
         "unread at close" => {
             run_until_quiet(&mut reactor);
             reactor.get(record.handle(0)).unwrap().abort_connection();
             longest_turn(&mut reactor, |_| seen.has("lost"))
         }
-        "over a limit" => longest_turn(&mut reactor, |_| seen.has("lost")),
+        "over a limit" | "truncated" | "over the reserve" => {
+            longest_turn(&mut reactor, |_| seen.has("lost"))
+        }
         _ => longest_turn(&mut reactor, |_| seen.has("data")),
     };
+    limit_descriptors(1_000);
+    let counts = reactor.descriptor_counts();
+    let refused = match case {
+        "over a limit" | "over the reserve" | "unread at close" => 2,
+        // Another thread can have had a number for a moment, which was free then.
+        "truncated" if counts.truncations == 0 => return None,
+        "truncated" => 1,
+        _ => 0,
+    };
+    assert_eq!(counts.refused, refused, "{case}");
     let began = Instant::now();
     record.take_descriptors().into_iter().for_each(close);
-    longest.max(began.elapsed())
+    Some(longest.max(began.elapsed()))
+}
+
+/// As [`stall`], with what `hostile` makes, and what keeps that from ending by itself.
+fn longest_stall(
+    case: &str,
+    path: &Path,
+    close: fn(OwnedFd),
+    mut hostile: impl FnMut() -> (OwnedFd, StdTcpStream),
+) -> Duration {
+    let mut tries = (0..20).filter_map(|_| {
+        let (hostile, _unread) = hostile();
+        let longest = stall(case, path, hostile, close);
+        let _ = std::fs::remove_file(path);
+        longest
+    });
+    tries.next().expect("one of many")
 }
 
 /// Reliability T-18: a socket that lingers does not stall the loop, wherever it
@@ -589,9 +653,9 @@ fn descriptors_that_linger_do_not_stall_the_loop() {
         const MINUTE: Duration = Duration::from_secs(60);
         let figures = Figures::of("T-18");
         let directory = tempfile::tempdir().unwrap();
-        for case in ["wanted", "unwanted", "over a limit", "unread at close"] {
-            let (hostile, _unread) = lingering_socket(MINUTE);
-            let longest = stall(case, &directory.path().join(case), hostile, drop);
+        for case in CASES {
+            let path = directory.path().join(case);
+            let longest = longest_stall(case, &path, drop, || lingering_socket(MINUTE));
             let longest = longest.as_secs_f64() * 1e3;
             figures.measured(&format!("stall, {case}"), longest, "ms", Bound::Below, 20.0);
             // On a loaded machine too it is far from a minute.
@@ -660,11 +724,10 @@ fn descriptors_inside_of_others_do_not_stall_the_loop() {
     let name = "descriptors_inside_of_others_do_not_stall_the_loop";
     in_own_process(module_path!(), name, || {
         let directory = tempfile::tempdir().unwrap();
-        let cases = ["unwanted", "over a limit", "unread at close", "wanted"];
-        for (case, depth) in cases.iter().flat_map(|case| [(*case, 1), (*case, 3)]) {
+        for (case, depth) in CASES.iter().flat_map(|case| [(*case, 1), (*case, 3)]) {
             let path = directory.path().join(format!("{case}{depth}"));
-            let (hostile, _unread) = nested(depth);
-            let longest = stall(case, &path, hostile, bowline::process::close_received);
+            let close = bowline::process::close_received;
+            let longest = longest_stall(case, &path, close, || nested(depth));
             not_stalled(&format!("{case}, {depth} down"), longest);
         }
     });
