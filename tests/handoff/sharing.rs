@@ -2,7 +2,8 @@
 //! loop.
 
 use std::cell::RefCell;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{TcpListener as StdTcpListener, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -12,9 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bowline::Tcp;
-use bowline::{Address, Context, Protocol, Reactor, Transport, TransportHandle, Transports};
+use bowline::{
+    Address, Context, Pipe, Protocol, Reactor, Tcp, Transport, TransportHandle, Transports,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pipe::PipeFlags;
 
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
@@ -38,7 +42,7 @@ fn owner_of_passed_sockets() {
     if std::env::var_os(OWNER).is_none() {
         return;
     }
-    let channel = std::io::stdin();
+    let channel = io::stdin();
     while let Some(passed) = receive_one(&channel) {
         let mut stream = StdUnixStream::from(passed);
         // As any other stream socket, which it may be.
@@ -58,7 +62,7 @@ fn receive_one(channel: impl AsFd) -> Option<OwnedFd> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let bytes = &mut [std::io::IoSliceMut::new(&mut byte)];
+    let bytes = &mut [io::IoSliceMut::new(&mut byte)];
     recvmsg(channel, bytes, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("a channel");
     ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
@@ -253,7 +257,7 @@ const BLOCKED: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reliability T-24: connections whose other holders make them block, and not,
-/// and block.
+/// and block; sockets and pipes.
 #[test]
 fn connections_do_not_block_whatever_their_other_holders_do() {
     let ledger = DescriptorLedger::open();
@@ -266,13 +270,24 @@ fn connections_do_not_block_whatever_their_other_holders_do() {
     // A loop that blocks gets nothing, and answers nothing: it is to be seen, and not
     // waited for.
     tcp.set_read_timeout(Some(PATIENCE)).unwrap();
+    tcp.set_write_timeout(Some(PATIENCE)).unwrap();
     unix.set_read_timeout(Some(PATIENCE)).unwrap();
+    unix.set_write_timeout(Some(PATIENCE)).unwrap();
+    let (asked, ask) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let (hear, told) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let mut pipes = Pipes {
+        reading: hear.into(),
+        writing: ask.into(),
+    };
     let shared = vec![
         accepted.try_clone().unwrap().into(),
         ours.try_clone().unwrap().into(),
+        asked.try_clone().unwrap(),
+        told.try_clone().unwrap(),
     ];
     reactor.adopt_tcp_stream(accepted.into(), Echo).unwrap();
     reactor.adopt_unix_stream(ours.into(), Echo).unwrap();
+    reactor.adopt(Pipe::pair(), (asked, told), Echo).unwrap();
     let toggler = Toggler::start(shared);
     let toggled = Arc::clone(&toggler.times);
     let rounds = scaled(100, 2_000);
@@ -285,7 +300,7 @@ fn connections_do_not_block_whatever_their_other_holders_do() {
             let length = if round % 50 == 0 { 1 << 20 } else { 10 };
             let bytes = vec![round as u8; length];
             let half = length / 2;
-            for stream in [&mut tcp as &mut dyn Both, &mut unix] {
+            for stream in [&mut tcp as &mut dyn Both, &mut unix, &mut pipes] {
                 for part in [&bytes[..half], &bytes[half..]] {
                     stream.write_all(part).unwrap();
                     stream.read_exact(&mut back[..part.len()]).unwrap();
@@ -318,6 +333,41 @@ fn connections_do_not_block_whatever_their_other_holders_do() {
         );
     drop((reactor, listener));
     ledger.assert_balanced();
+}
+
+/// The other ends of two pipes, with a limit as of sockets.
+struct Pipes {
+    reading: File,
+    writing: File,
+}
+
+/// What a pipe takes at once when it takes anything.
+const PIPE_BYTES: usize = 4_096;
+
+fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
+    let limit = Timespec::try_from(PATIENCE).expect("short");
+    match poll(&mut [PollFd::new(file, what)], Some(&limit))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
+impl Read for Pipes {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        wait_for(&self.reading, PollFlags::IN)?;
+        self.reading.read(bytes)
+    }
+}
+
+impl Write for Pipes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        wait_for(&self.writing, PollFlags::OUT)?;
+        self.writing.write(&bytes[..bytes.len().min(PIPE_BYTES)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 trait Both: Read + Write {}

@@ -14,6 +14,9 @@ use super::server::LIMIT;
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
 
+/// Has all listeners, says so, and never is ready.
+pub(crate) const HAS_ALL: &str = "hangs with all listeners";
+
 /// Hangs before it says that the first connections are its own.
 pub(crate) const TOLD_TO_GO: &str = "hangs when it is told to go";
 
@@ -92,8 +95,12 @@ pub(crate) fn run<N>(directory: &Path, fault: &str, hang: impl Fn() -> N) {
         };
         let is_ready = kind == 0x0212 && number + 1 == batches;
         let ready = is_ready.then_some(Say(0x0202, &[], None));
-        for message in answer.into_iter().chain(ready) {
+        let hangs = is_ready && fault == HAS_ALL;
+        for message in answer.into_iter().chain(ready.filter(|_| !hangs)) {
             socket.write_all(&frame(&message)).expect("room");
+        }
+        if hangs {
+            hang();
         }
     }
 }

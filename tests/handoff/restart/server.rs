@@ -126,7 +126,9 @@ pub(crate) fn run(directory: &Path) {
         "crashes at once" => process::abort(),
         "exits early" => process::exit(0),
         "never asks" => shared.hang(),
-        hung::TOLD_TO_GO | hung::LIVE => hung::run(directory, &fault, || shared.hang()),
+        hung::HAS_ALL | hung::TOLD_TO_GO | hung::LIVE => {
+            hung::run(directory, &fault, || shared.hang())
+        }
         _ => {}
     }
     let mut settings = RestartSettings::new(directory.join("control"));
