@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use bowline::testing::{MemoryHandle, MemoryPeer, MemoryStream, Pump, Random, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, CloseReason, Context, Producer, ProducerKind, ProducerRef, Protocol,
-    ReceivedDescriptors, Transport, TransportHandle, Transports, UnixTransport, WriteStatus,
+    AfterReadClosed, AfterTruncation, AtDrain, CloseReason, Context, GracefulStop, Producer,
+    ProducerKind, ProducerRef, Protocol, ReceivedDescriptors, Transport, TransportHandle,
+    Transports, UnixTransport, WriteStatus,
 };
 
 use crate::support::DescriptorLedger;
@@ -41,9 +42,16 @@ enum Kind {
     Called,
     Timer,
     Drop,
+    OneDescriptor,
+    Truncated,
+    Detached,
+    Reattached,
+    Draining,
+    Idle,
 }
 
-const KINDS: [Kind; 17] = [
+/// Those that are tried beside the neighbours again and again.
+const KINDS: [Kind; 21] = [
     Kind::Made,
     Kind::Data,
     Kind::Descriptors,
@@ -61,7 +69,14 @@ const KINDS: [Kind; 17] = [
     Kind::Called,
     Kind::Timer,
     Kind::Drop,
+    Kind::OneDescriptor,
+    Kind::Truncated,
+    Kind::Detached,
+    Kind::Reattached,
 ];
+
+/// And those that only the end of a reactor calls.
+const KINDS_AT_THE_END: [Kind; 2] = [Kind::Draining, Kind::Idle];
 
 /// What the victims have in common.
 struct Scene {
@@ -139,6 +154,16 @@ impl Protocol<MemoryStream> for Victim {
                 cx.reactor
                     .call_protocol::<MemoryStream, Self>(me, |victim, _| victim.at(Kind::Called));
             }
+            Kind::Detached | Kind::Reattached => {
+                let (kind, scene) = (self.kind, Rc::clone(&self.scene));
+                let me: TransportHandle = cx.transport.handle();
+                cx.reactor.detach::<Self>(me, move |reactor, detached| {
+                    let detached = detached.expect("it is connected");
+                    fail(kind, Kind::Detached, &scene);
+                    let again = reactor.reattach::<MemoryStream, _>(detached);
+                    again.expect("it was one");
+                });
+            }
             _ => {}
         }
         if matches!(
@@ -165,7 +190,46 @@ impl Protocol<MemoryStream> for Victim {
         // One is taken and one is not.
         self.kept.extend(descriptors.next());
         self.at(Kind::Descriptors);
+        if self.kind == Kind::OneDescriptor
+            && let Some(fd) = descriptors.next()
+        {
+            let taken = self.file_descriptor_received(cx, fd);
+            taken.expect("it is taken");
+        }
         self.data_received(cx, data);
+    }
+
+    fn file_descriptor_received(
+        &mut self,
+        _: &mut Context<'_, MemoryStream>,
+        fd: OwnedFd,
+    ) -> Result<(), OwnedFd> {
+        self.at(Kind::OneDescriptor);
+        drop(fd);
+        Ok(())
+    }
+
+    fn descriptors_truncated(
+        &mut self,
+        _: &mut Context<'_, MemoryStream>,
+        _: usize,
+    ) -> AfterTruncation {
+        self.at(Kind::Truncated);
+        AfterTruncation::KeepConnection
+    }
+
+    fn connection_reattached(&mut self, _: &mut Context<'_, MemoryStream>) {
+        self.at(Kind::Reattached);
+    }
+
+    fn draining(&mut self, _: &mut Context<'_, MemoryStream>) -> AtDrain {
+        self.at(Kind::Draining);
+        AtDrain::LoseWhenIdle
+    }
+
+    fn is_idle(&self) -> bool {
+        self.at(Kind::Idle);
+        true
     }
 
     fn descriptors_sent(&mut self, _: &mut Context<'_, MemoryStream>, _: usize) {
@@ -295,7 +359,11 @@ fn panic_in_any_callback_costs_only_its_own_connection() {
             let fd = scene.file.as_fd();
             match KINDS[kind] {
                 Kind::Data => assert!(peer.send(b"x").is_ok()),
-                Kind::Descriptors => {
+                Kind::Truncated => {
+                    pump.kernel().truncate_descriptors(handle.socket(), 1);
+                    assert!(peer.send_with_descriptors(b"x", &[fd, fd]).is_ok());
+                }
+                Kind::Descriptors | Kind::OneDescriptor => {
                     assert!(peer.send_with_descriptors(b"x", &[fd, fd]).is_ok());
                 }
                 Kind::ReadLost | Kind::Lost | Kind::Drop => peer.shutdown_write(),
@@ -329,22 +397,55 @@ fn panic_in_any_callback_costs_only_its_own_connection() {
         }
         neighbours.iter_mut().for_each(Neighbour::hear);
     }
-    let lost: usize = neighbours.iter().map(|it| it.sent - it.received).sum();
-    let bytes: usize = neighbours.iter().map(|it| it.received).sum();
     let alive = neighbours
         .iter()
         .filter(|it| pump.get(it.handle).is_some())
         .count();
     assert!(of_kind.iter().all(|count| *count > wanted / 100));
+    // Those that panic when the reactor asks them to drain, and everybody else's end.
+    for kind in [KINDS_AT_THE_END; AT_A_TIME].concat() {
+        let victim = Victim {
+            kind,
+            scene: Rc::clone(&scene),
+            kept: Vec::new(),
+        };
+        pump.connect(victim).unwrap();
+        victims += 1;
+    }
+    pump.run();
+    neighbours.iter_mut().for_each(|it| it.say(100));
+    let second = Duration::from_secs(1);
+    let how = GracefulStop::new().deadline(60 * second).grace(second);
+    pump.reactor().stop_gracefully(how).unwrap();
+    for _ in 0..60 {
+        pump.run();
+        pump.advance(second);
+    }
+    assert!(!pump.reactor().is_running(), "somebody is waited for");
+    assert_eq!(pump.reactor().statistics().cut, 0);
+    neighbours.iter_mut().for_each(Neighbour::hear);
+    let lost: usize = neighbours.iter().map(|it| it.sent - it.received).sum();
+    let bytes: usize = neighbours.iter().map(|it| it.received).sum();
     assert_eq!(scene.made.get(), victims);
-    assert_eq!(scene.lost.get(), victims, "each is told of its end, once");
+    // Who is taken apart is nobody's when it is dropped.
+    let taken_apart = of_kind[KINDS.iter().position(|it| *it == Kind::Detached).unwrap()];
+    assert_eq!(
+        scene.lost.get(),
+        victims - taken_apart,
+        "each is told of its end, once"
+    );
     assert_eq!(
         pump.reactor().statistics().panics as usize,
         scene.panics.get()
     );
     Figures::of("T-33")
         .must("panics", scene.panics.get(), Bound::AtLeast, wanted)
-        .must("kinds of callbacks", KINDS.len(), Bound::AtLeast, 6)
+        .must(
+            "kinds of callbacks",
+            KINDS.len() + KINDS_AT_THE_END.len(),
+            Bound::AtLeast,
+            23,
+        )
         .must("neighbours alive", alive, Bound::Exactly, NEIGHBOURS)
         .must(
             "bytes of theirs exchanged meanwhile",
