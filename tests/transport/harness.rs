@@ -102,6 +102,11 @@ impl Kind {
         }
     }
 
+    /// Whether a peer that closes with something unread is told apart.
+    pub(crate) fn is_unix_socket(self) -> bool {
+        self.is_socket() && !self.is_tcp()
+    }
+
     /// Whether the end of the stream is said by bytes that have to be read, and not by
     /// the kernel.
     pub(crate) fn has_own_end(self) -> bool {
@@ -354,6 +359,13 @@ impl Peer {
             }
             Self::Terminal(_) => unreachable!("it has one descriptor"),
         };
+    }
+
+    /// Reads no more, as only a UNIX socket tells its peer.
+    pub(crate) fn shut_read(&mut self) {
+        if let Self::Unix(stream) = self {
+            stream.shutdown(Shutdown::Read).unwrap();
+        }
     }
 
     /// Closes.

@@ -303,7 +303,7 @@ where
 
     /// The end waits for a reader, who is told so once: a pause may last for ever.
     fn tell_broken(&mut self, reactor: &mut Reactor) -> bool {
-        let broken = self.transport.stream_mut().link.cold().broken.as_mut();
+        let broken = self.transport.stream_mut().link.broken_mut();
         let (Some(broken), Some(protocol)) = (broken, &mut self.protocol) else {
             return false;
         };
@@ -438,6 +438,9 @@ where
                 stream.break_off(CloseReason::Lost(error), Remains::Everything);
             }
             self.read_ended(reactor);
+        } else if link.is_broken() && error.kind() != std::io::ErrorKind::InvalidData {
+            // That what it sent breaks off follows from what is known.
+            link.end_broken();
         } else {
             link.end(CloseReason::Lost(error));
         }

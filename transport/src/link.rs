@@ -772,6 +772,10 @@ impl Link {
         self.remains().is_some()
     }
 
+    pub(crate) fn broken_mut(&mut self) -> Option<&mut Broken> {
+        self.cold.as_mut()?.broken.as_mut()
+    }
+
     /// What there is to be read out of a broken connection.
     pub(crate) fn remains(&self) -> Option<Remains> {
         let broken = self.cold_ref()?.broken.as_ref();

@@ -389,7 +389,14 @@ impl<L: FileDescriptor> Stream<L> {
     /// Takes note of a send that failed.
     #[cold]
     fn write_failed(&mut self, error: io::Error) {
-        if let Some(error) = self.link.lasting_error(error) {
+        if let Some(mut error) = self.link.lasting_error(error) {
+            // A UNIX socket whose peer has closed without reading everything tells only
+            // readers so, and writers that the pipe is broken: whoever comes first.
+            if error.kind() == io::ErrorKind::BrokenPipe
+                && let Some(cause) = self.layer.socket().take_error()
+            {
+                error = cause;
+            }
             let remains = self.layer.socket().remains(&error);
             let reason = self.layer.reason_of(&mut self.link, error);
             self.break_off(reason, remains);
@@ -401,7 +408,7 @@ impl<L: FileDescriptor> Stream<L> {
     #[cold]
     pub(crate) fn break_off(&mut self, reason: CloseReason, remains: Remains) {
         let link = &mut self.link;
-        if !link.is_open_for_reading() || link.is_broken() {
+        if !link.is_open_for_reading() {
             link.end(reason);
             return;
         }
@@ -409,6 +416,11 @@ impl<L: FileDescriptor> Stream<L> {
             Remains::Pieces if link.has(Flags::END_ARRIVED) => Remains::Everything,
             remains => remains,
         };
+        if let Some(broken) = link.broken_mut() {
+            // The first error is the reason. What is unread is owed all the same.
+            broken.remains = remains;
+            return;
+        }
         let dropped = self.buffer.take().len();
         link.cold().unsent.0 += dropped;
         link.set_broken(Broken {

@@ -70,6 +70,15 @@ impl Kind {
         )
     }
 
+    /// Whether a peer that closes with something unread is told apart.
+    pub(crate) fn is_unix_socket(self) -> bool {
+        !self.is_tcp()
+            && !matches!(
+                self,
+                Self::AdoptedFifos | Self::ConnectingFifos | Self::ScrambledFifos
+            )
+    }
+
     fn is_scrambled(self) -> bool {
         !matches!(self, Self::AdoptedFifos | Self::ConnectingFifos)
     }
@@ -583,6 +592,13 @@ impl Peer {
     pub(crate) fn shut_write(&mut self) {
         self.say_close();
         self.raw.shut_write();
+    }
+
+    /// Reads no more, as only a UNIX socket tells its peer.
+    pub(crate) fn shut_read(&mut self) {
+        if let Raw::Unix(stream) = &self.raw {
+            stream.shutdown(Shutdown::Read).unwrap();
+        }
     }
 
     /// Closes.

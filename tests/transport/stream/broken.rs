@@ -2,6 +2,7 @@
 //! first, as slowly as the reader wants to, and none stays that cannot end any more.
 
 use std::cell::RefCell;
+use std::io;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use bowline::{Detached, Reactor, Transport, TransportHandle, Transports, WriteStatus};
 
 use crate::harness::{DynContext, Kind, Link, Script, over_every_kind, over_every_socket, pattern};
-use crate::support::{Record, run_until};
+use crate::support::{Event, Record, run_until};
 
 over_every_kind!(
     what_arrived_comes_before_the_failed_write_is_told,
@@ -25,6 +26,8 @@ over_every_socket!(
     a_reset_waits_for_what_was_put_back,
     who_is_told_of_a_reset_can_end_it,
     a_reader_that_pauses_behind_a_reset_is_told_then,
+    a_peer_that_did_not_read_everything_ends_the_same_whoever_finds_out,
+    a_second_error_drops_nothing,
     a_reset_behind_the_peers_end_is_told,
 );
 
@@ -324,6 +327,81 @@ fn a_reader_that_pauses_behind_a_reset_is_told_then(kind: Kind) {
     let told = summary.iter().filter(|it| it.starts_with("broken"));
     assert_eq!(told.count(), 1, "{summary:?}");
     link.finish();
+}
+
+/// W-28. Of a UNIX peer that has closed without reading everything, both directions know
+/// something: whether a write or the poller comes first must not matter.
+fn a_peer_that_did_not_read_everything_ends_the_same_whoever_finds_out(kind: Kind) {
+    if !kind.is_unix_socket() {
+        return;
+    }
+    for way in [Way::Paused, Way::Held, Way::Reads] {
+        for writes_first in [false, true] {
+            let mut link = Link::new(kind, way.script(None));
+            let _ = link.transport().write(b"never read");
+            link.settle();
+            link.peer().send(b"last words");
+            if way == Way::Reads {
+                link.run_until(|record| record.data() == b"last words");
+            }
+            link.reset_by_peer();
+            if writes_first {
+                // So long that it goes straight to the kernel.
+                assert_eq!(link.transport().write(&[0; 10_000]), WriteStatus::Refused);
+            }
+            link.settle();
+            if let Some(it) = link.reactor.get(link.handle) {
+                way.end(it);
+            }
+            link.run_until_lost();
+            let case = format!("{way:?}, writes first: {writes_first}");
+            assert_eq!(link.record.data(), b"last words", "{case}");
+            let summary = link.record.summary();
+            let summary: Vec<&str> = summary.iter().map(String::as_str).collect();
+            let end: &[&str] = match kind.has_own_end() {
+                true => &["lost connection lost"],
+                false => &["read closed", "lost connection lost"],
+            };
+            assert!(summary.ends_with(end), "{case}: {summary:?}");
+            let reset = io::Error::from(rustix::io::Errno::CONNRESET).to_string();
+            let is_reset =
+                |event: &Event| matches!(event, Event::Lost(why) if why.contains(&reset));
+            assert_eq!(link.record.count(is_reset), 1, "{case}: why");
+            link.finish();
+        }
+    }
+}
+
+/// L17. It first does not read any more, and then closes: two errors, and one reader that is
+/// owed what was sent before them.
+fn a_second_error_drops_nothing(kind: Kind) {
+    if !kind.is_unix_socket() {
+        return;
+    }
+    for way in [Way::Paused, Way::Held] {
+        let mut link = Link::new(kind, way.script(None));
+        let _ = link.transport().write(b"never read");
+        link.settle();
+        link.peer().send(b"last words");
+        link.peer().shut_read();
+        assert_eq!(link.transport().write(&[0; 10_000]), WriteStatus::Refused);
+        link.settle();
+        assert_eq!(link.record.summary(), ["made", "broken reading"]);
+        link.reset_by_peer();
+        link.settle();
+        assert_eq!(link.record.summary(), ["made", "broken reading"]);
+        way.end(link.transport());
+        link.run_until_lost();
+        assert_eq!(link.record.data(), b"last words", "{way:?}");
+        let summary = link.record.summary();
+        let is_told = summary.iter().any(|it| it == "read closed");
+        assert_eq!(is_told, !kind.has_own_end(), "{way:?}: {summary:?}");
+        let broken_pipe = io::Error::from(rustix::io::Errno::PIPE).to_string();
+        let is_first =
+            |event: &Event| matches!(event, Event::Lost(why) if why.contains(&broken_pipe));
+        assert_eq!(link.record.count(is_first), 1, "{way:?}: the first is why");
+        link.finish();
+    }
 }
 
 /// With nothing to write, nothing else would ever find out.
