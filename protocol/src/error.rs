@@ -19,7 +19,8 @@ pub enum ConnectError {
     Refused(io::Error),
     /// No way there (`ENETUNREACH`, `EHOSTUNREACH`).
     Unreachable(io::Error),
-    /// The attempt took longer than the connector's timeout.
+    /// The attempt took longer than the connector's timeout. If that passed while layers
+    /// were establishing the connection, its protocol was told `connection_lost`.
     TimedOut,
     /// The kernel gave up (`ETIMEDOUT`).
     TimedOutByKernel(io::Error),

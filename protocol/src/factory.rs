@@ -333,7 +333,8 @@ pub enum ConnectorState {
     Disconnected,
     /// The next attempt comes after a delay.
     Waiting,
-    /// An attempt runs.
+    /// An attempt runs. It takes until [`connection_made`](crate::Protocol::connection_made):
+    /// the handshakes of layers are part of it.
     Connecting,
     /// There is a connection.
     Connected,

@@ -203,6 +203,10 @@ pub trait Transport: 'static {
     /// asked for the close, and a message that is half sent should arrive. A protocol
     /// that is done itself calls [`stop_consuming`](Self::stop_consuming).
     ///
+    /// Bytes that were written while a layer had not established the connection yet wait
+    /// for that, in the time that the layer allows. Without any the connection ends at
+    /// once.
+    ///
     /// Later writes are refused, except those of a producer that is still registered.
     /// Nothing is called back before this returns. (Twisted: `loseConnection`.)
     fn lose_connection(&mut self);

@@ -21,7 +21,7 @@ use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
 };
 
-use crate::connector::ConnectionEnded;
+use crate::connector::{ConnectionEnded, ConnectorControl};
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
@@ -180,11 +180,7 @@ where
             return self.finish_broken(reactor);
         }
         if !link.is_established() {
-            if link.state() == State::Closing {
-                // Nothing more is read, so nothing is going to come of it.
-                link.end(CloseReason::Done);
-            }
-            return link.is_ended();
+            return self.finish_in_handshake();
         }
         if !stream.buffer.is_empty() || link.has_producer() {
             return false;
@@ -213,6 +209,22 @@ where
             _ => return false,
         }
         true
+    }
+
+    /// Ends a connection that is to close and has nothing to send. What was written has to
+    /// wait for the handshake, whose time its layer limits.
+    #[cold]
+    fn finish_in_handshake(&mut self) -> bool {
+        let stream = self.transport.stream_mut();
+        let has_to_send = !stream.buffer.is_empty() || stream.link.has_producer();
+        if stream.link.state() == State::Closing && !has_to_send {
+            let descriptors = stream.layer.queued_descriptors();
+            stream.link.end(match descriptors {
+                0 => CloseReason::Done,
+                _ => CloseReason::FileDescriptorOverrun { descriptors },
+            });
+        }
+        stream.link.is_ended()
     }
 
     /// Everything was sent. A close would be a reset now if something is unread, or when
@@ -494,7 +506,9 @@ where
         link.clear(first);
         match first {
             Flags::CONNECTION_MADE => {
-                if let Some(protocol) = &mut self.protocol {
+                if self.is_given_up(reactor) {
+                    self.transport.stream_mut().link.end(CloseReason::Aborted);
+                } else if let Some(protocol) = &mut self.protocol {
                     protocol.connection_made(&mut Context::new(&mut self.transport, reactor));
                 }
             }
@@ -689,13 +703,26 @@ where
         );
     }
 
+    /// Whether the connector of a connection that was established later than its socket,
+    /// and so can be made now, has given it up.
+    fn is_given_up(&mut self, reactor: &mut Reactor) -> bool {
+        let link = &mut self.transport.stream_mut().link;
+        if link.cold_ref().is_none_or(|cold| !cold.had_handshake) {
+            return false;
+        }
+        let cold = link.cold();
+        cold.had_handshake = false;
+        let connector = cold.connector.map(ConnectorControl::named);
+        let connector = connector.and_then(|connector| reactor.get(connector));
+        connector.is_some_and(|connector| !connector.establish())
+    }
+
     fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
         let link = &mut self.transport.stream_mut().link;
         if link.cold_ref().is_some_and(|cold| cold.connector.is_some())
             && let Some(connector) = link.cold().connector.take()
         {
-            let was_made = link.is_established();
-            let mut ended = ConnectionEnded { reason, was_made };
+            let mut ended = ConnectionEnded(reason);
             reactor.enter(connector, move |connector, reactor| match connector {
                 Some(connector) => connector.request(reactor, &mut ended),
                 None => Next::Keep,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bowline_protocol::{
     Address, BuildContext, CloseReason, ConnectError, Connector, ConnectorHandle, ConnectorState,
-    Destination, Factory, LookupError, Origin,
+    Destination, Factory, LookupError, Origin, TransportHandle,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
@@ -22,7 +22,7 @@ use crate::endpoint::{Connect, ConnectTransport, Dial, Side, Wrap};
 use crate::file_descriptor::{FileDescriptor, not_connected};
 use crate::log;
 use crate::resolver::{self, Lookup};
-use crate::stream::Stream;
+use crate::stream::{Stream, StreamTransport};
 
 use self::race::Race;
 
@@ -36,11 +36,7 @@ const LONGEST_RETRY: Duration = Duration::from_millis(100);
 const DIALS_PER_TURN: usize = 16;
 
 /// Tells a connector that its connection has ended.
-pub(crate) struct ConnectionEnded {
-    pub(crate) reason: CloseReason,
-    /// Whether its layers had established it.
-    pub(crate) was_made: bool,
-}
+pub(crate) struct ConnectionEnded(pub(crate) CloseReason);
 
 /// Tells a connector what the resolver answered.
 struct LookedUp {
@@ -74,6 +70,13 @@ pub(crate) struct OutgoingConnection<C: Connect, F> {
     is_started: bool,
 }
 
+/// A connection that its layers have yet to establish.
+struct Shaking {
+    connection: TransportHandle,
+    /// Why it was given up.
+    error: Option<ConnectError>,
+}
+
 /// A socket that connects.
 struct Dialed<S> {
     socket: S,
@@ -92,6 +95,31 @@ pub(crate) struct ConnectorControl {
     was_told_to_stop: bool,
     /// The reactor stops, and no further attempt begins.
     is_last: bool,
+    /// What has connected, and has yet to be made.
+    handshake: Option<Shaking>,
+}
+
+impl ConnectorControl {
+    /// Its handshake is done: whether the connection is to be made.
+    pub(crate) fn establish(&mut self) -> bool {
+        let Some(shaking) = &mut self.handshake else {
+            return true;
+        };
+        if std::mem::take(&mut self.wants_to_stop) {
+            shaking.error.get_or_insert(ConnectError::Cancelled);
+        }
+        if shaking.error.is_some() {
+            return false;
+        }
+        self.handshake = None;
+        self.state = ConnectorState::Connected;
+        true
+    }
+
+    /// The connector `token`, to who knows that it is one.
+    pub(crate) fn named(token: Token) -> Handle<Self> {
+        Handle::new(token, |facet| facet.downcast_mut())
+    }
 }
 
 impl Connector for ConnectorControl {
@@ -145,10 +173,13 @@ impl Connector for ConnectorControl {
 
 impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
+        if self.control.state == ConnectorState::Connected {
+            self.end_timeout(reactor);
+        }
         if self.control.wants_to_stop {
             self.control.wants_to_stop = false;
             match self.control.state {
-                ConnectorState::Connecting => self.fail(reactor, &ConnectError::Cancelled),
+                ConnectorState::Connecting => self.give_up(reactor, ConnectError::Cancelled),
                 ConnectorState::Waiting => {
                     self.end_wait(reactor);
                     self.stopped_unless_connecting(reactor);
@@ -398,7 +429,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
     }
 
     fn connected(&mut self, reactor: &mut Reactor, socket: C::Socket, address: Address) {
-        self.end_attempt(reactor);
+        self.end_dialing(reactor);
         self.control.state = ConnectorState::Connected;
         let protocol = self.factory.build_protocol(
             &mut BuildContext {
@@ -409,28 +440,65 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         );
         let Some(protocol) = protocol else {
             drop(socket);
+            self.end_timeout(reactor);
             self.ended(reactor, &CloseReason::Done);
             return;
         };
         let token = self.control.token;
+        let mut is_established = true;
         let endpoint = std::cell::RefCell::new(&mut self.endpoint);
         let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, Side::Connected);
         let prepare = |stream: &mut Stream<_>| {
             stream.link.cold().connector = Some(token);
             endpoint.borrow().prepare(&mut stream.link);
             stream.start();
+            is_established = stream.link.is_established();
         };
         let side = Side::Connected;
-        let established =
-            establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare);
-        if let Err((error, ..)) = established {
-            self.fail(reactor, &ConnectError::Os(error));
+        match establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare)
+        {
+            Err((error, ..)) => self.fail(reactor, &ConnectError::Os(error)),
+            Ok(_) if is_established => self.end_timeout(reactor),
+            Ok(connection) => {
+                // The attempt goes on until its connection is made.
+                self.control.state = ConnectorState::Connecting;
+                self.control.handshake = Some(Shaking {
+                    connection: ConnectTransport::<C>::transport_named(connection),
+                    error: None,
+                });
+            }
+        }
+    }
+
+    /// Ends an attempt, by way of its connection if there is one: that is told first.
+    fn give_up(&mut self, reactor: &mut Reactor, error: ConnectError) {
+        if let Some(shaking) = &mut self.control.handshake
+            && let Some(connection) = reactor.get(shaking.connection)
+        {
+            shaking.error.get_or_insert(error);
+            connection.abort_connection();
+        } else {
+            self.fail(reactor, &error);
+        }
+    }
+
+    fn end_timeout(&mut self, reactor: &mut Reactor) {
+        if let Some(timeout) = self.timeout.take() {
+            // It may be what ran.
+            let _ = timeout.cancel(reactor);
         }
     }
 
     /// Closes the sockets of the attempt, and ends its lookup and timers.
     fn end_attempt(&mut self, reactor: &mut Reactor) {
-        let calls = [&mut self.timeout, &mut self.retry, &mut self.next_dial];
+        self.control.handshake = None;
+        self.end_timeout(reactor);
+        self.end_dialing(reactor);
+    }
+
+    /// The same, but for the limit of the time that it may take in all.
+    fn end_dialing(&mut self, reactor: &mut Reactor) {
+        let calls = [&mut self.retry, &mut self.next_dial];
         for call in calls.into_iter().filter_map(Option::take) {
             // One of them may be what ran.
             let _ = call.cancel(reactor);
@@ -510,7 +578,9 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
             self.dial_next(reactor);
         } else if self.timeout == Some(call) {
             self.timeout = None;
-            self.fail(reactor, &ConnectError::TimedOut);
+            if self.control.state == ConnectorState::Connecting {
+                self.give_up(reactor, ConnectError::TimedOut);
+            }
         } else if self.wait == Some(call) {
             self.end_wait(reactor);
             // What was asked meanwhile counts.
@@ -520,14 +590,16 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
     }
 
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
-        if let Some(ended) = request.downcast_mut::<ConnectionEnded>()
-            && self.control.state == ConnectorState::Connected
-        {
-            let reason = std::mem::replace(&mut ended.reason, CloseReason::Done);
-            match reason {
-                reason if ended.was_made => self.ended(reactor, &reason),
-                CloseReason::ReactorStopped => self.fail(reactor, &ConnectError::ReactorStopped),
-                reason => self.fail(reactor, &ConnectError::Handshake(reason)),
+        if let Some(ConnectionEnded(reason)) = request.downcast_mut() {
+            let reason = std::mem::replace(reason, CloseReason::Done);
+            if let Some(shaking) = self.control.handshake.take() {
+                let error = shaking.error.unwrap_or(match reason {
+                    CloseReason::ReactorStopped => ConnectError::ReactorStopped,
+                    reason => ConnectError::Handshake(reason),
+                });
+                self.fail(reactor, &error);
+            } else if self.control.state == ConnectorState::Connected {
+                self.ended(reactor, &reason);
             }
         } else if let Some(looked_up) = request.downcast_mut::<LookedUp>()
             && self.control.state == ConnectorState::Connecting
@@ -562,7 +634,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
             return Next::Keep;
         }
         self.control.is_last = true;
-        if self.control.state == ConnectorState::Connected {
+        if self.control.state == ConnectorState::Connected || self.control.handshake.is_some() {
             // It ends with its connection.
             return Next::Keep;
         }
@@ -640,6 +712,7 @@ where
         wants_to_stop: false,
         was_told_to_stop: false,
         is_last: false,
+        handshake: None,
     };
     let handle = control.handle();
     vacancy.install(Box::new(OutgoingConnection {

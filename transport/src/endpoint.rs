@@ -282,7 +282,8 @@ pub trait Connect: Sized + 'static {
     /// Where it connects to, as it is told.
     fn destination(&self) -> Destination;
 
-    /// How long an attempt may take in all.
+    /// How long an attempt may take in all: until `connection_made`, so that the
+    /// handshakes of layers are part of it.
     fn timeout(&self) -> Option<Duration>;
 
     /// The host whose addresses are to be found and tried; `None` if the destination

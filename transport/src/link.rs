@@ -110,6 +110,8 @@ pub(crate) struct Cold {
     pub(crate) layer_timers: Vec<LayerTimer>,
     /// How many layers have yet to say that they are established.
     handshakes: u32,
+    /// Whether there was one that has, which a connector does not know yet.
+    pub(crate) had_handshake: bool,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
     /// Who awaits that bytes leave, the lowest position first.
@@ -216,9 +218,14 @@ impl Link {
     /// A connection that ends before is told to its protocol by `connection_lost`
     /// alone, and is a [failed attempt](bowline_protocol::ConnectError::Handshake) for a
     /// connector. How long a handshake may take is the layer's to say, by
-    /// [`wake_after`](Self::wake_after).
+    /// [`wake_after`](Self::wake_after). The time limit of a connector holds beside that.
+    ///
+    /// One that is to close, and was written to before, is established first: the bytes
+    /// leave, and then it closes. One without any ends at once.
     pub fn begin_handshake(&mut self) {
-        self.cold().handshakes += 1;
+        let cold = self.cold();
+        cold.handshakes += 1;
+        cold.had_handshake = true;
         self.flags = self.flags.without(Flags::CONNECTION_MADE) | Flags::UNESTABLISHED;
     }
 
@@ -587,9 +594,15 @@ impl Link {
     pub(crate) fn may_read(&self) -> bool {
         let masks = Flags::PAUSED | Flags::HELD | Flags::NOT_READING;
         let decisive = self.flags.of(Flags::READABLE | masks);
-        decisive == Flags::READABLE
-            || self.has(Flags::UNESTABLISHED)
-                && decisive.without(Flags::PAUSED | Flags::HELD) == Flags::READABLE
+        decisive == Flags::READABLE || self.has(Flags::UNESTABLISHED) && self.may_shake_hands()
+    }
+
+    /// Whether a read may succeed now that only a handshake wants. What was written before
+    /// it is to be sent, also by one that closes.
+    #[cold]
+    fn may_shake_hands(&self) -> bool {
+        let closes = self.state == State::Closing && !self.has(Flags::READ_ENDED);
+        self.has(Flags::READABLE) && (closes || self.is_open_for_reading())
     }
 
     /// Whether a read may succeed now, is wanted, and nothing comes before it.

@@ -202,7 +202,7 @@ impl Default for Settings {
         Self {
             secret: 0x00c0_ffee,
             idle: Duration::from_secs(10),
-            handshake: Duration::from_secs(30),
+            handshake: Duration::from_secs(20),
         }
     }
 }

@@ -649,8 +649,9 @@ enum Target {
 }
 
 impl TcpConnect {
-    /// Sets how long an attempt may take; default 30 seconds. For a host that includes the
-    /// lookup and all its addresses. `None` waits as long as the kernel tries.
+    /// Sets how long an attempt may take until `connection_made`; default 30 seconds.
+    /// The lookup of a host, all its addresses and the handshakes of layers are part of
+    /// that. With `None` it takes as long as the kernel tries, and as the layers allow.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self

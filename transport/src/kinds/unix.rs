@@ -578,8 +578,9 @@ pub struct UnixConnect {
 }
 
 impl UnixConnect {
-    /// Sets how long the attempt may take, waiting for room in the listener's queue
-    /// included; default 30 seconds, `None` for ever.
+    /// Sets how long the attempt may take until `connection_made`; default 30 seconds,
+    /// `None` for ever. The wait for room in the listener's queue and the handshakes of
+    /// layers are part of that.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
