@@ -38,6 +38,9 @@ pub mod closing {}
 #[doc = include_str!("guide/pipes.md")]
 pub mod pipes {}
 
+#[doc = include_str!("guide/datagrams.md")]
+pub mod datagrams {}
+
 #[doc = include_str!("guide/handoff.md")]
 pub mod handoff {}
 

@@ -56,6 +56,7 @@
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
 //! | talk over pipes, a terminal, standard input and output | [`Pipe`], [`Stdio`] |
 //! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
+//! | send and receive datagrams | [`DatagramProtocol`], with [`Udp`] or [`UnixDatagram`] |
 //! | use a kind of socket of your own | [`endpoint`] |
 //! | put TLS or another layer under a protocol | [`layers`] |
 //!
@@ -149,6 +150,14 @@ pub use bowline_protocol::{
     WriteObserver, WriteStatus,
 };
 
+// Datagrams.
+pub use bowline_protocol::{
+    AddressRef, Datagram, DatagramHandle, DatagramProtocol, DatagramTransport, MulticastInterface,
+    QueueLimits, SendStatus, UdpHandle, UdpTransport, UnixAddressRef, UnixDatagramHandle,
+    UnixDatagramTransport, UnsentDatagram,
+};
+pub use bowline_transport::{Udp, UdpPort, UnixDatagram, UnixDatagramPort};
+
 // Passed descriptors.
 pub use bowline_protocol::{DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors};
 
@@ -166,7 +175,7 @@ pub use bowline_reactor::{SignalHandler, signal};
 pub mod error {
     pub use bowline_protocol::{
         FailedAttempt, FileSendError, FileSendErrorKind, LookupError, NotSent,
-        RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind,
+        RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind, SendRefusal,
     };
     pub use bowline_reactor::{
         DelayedCallError, ReactorError, RemoteError, RunError, ThreadCallError, TriggerError,
@@ -222,12 +231,14 @@ pub mod descriptor {
 /// and [`Unix`] give out, and the traits that a kind of your own implements.
 pub mod endpoint {
     pub use bowline_transport::endpoint::{
-        Adopt, AdoptTransport, Carried, Carrying, Connect, ConnectTransport, Dial, HostToTry,
-        LayerOf, Layered, Listen, ListenAt, ListenTransport, ListeningSocket, On, Side, Wrap,
+        Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect, ConnectTransport,
+        ConnectWith, Dial, HostToTry, LayerOf, Layered, Listen, ListenAt, ListenTransport,
+        ListenWith, ListeningSocket, On, Side, Wrap,
     };
     pub use bowline_transport::{
-        OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UnixConnect,
-        UnixListen, UnixListener,
+        OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UdpConnect,
+        UdpEndpoint, UdpListen, UnixConnect, UnixDatagramConnect, UnixDatagramEndpoint,
+        UnixDatagramListen, UnixListen, UnixListener,
     };
 }
 
@@ -236,11 +247,14 @@ pub mod endpoint {
 ///
 /// A [`Stream`](layers::Stream) is a transport over a
 /// [`FileDescriptor`](layers::FileDescriptor): a [`Socket`](layers::Socket), or layers
-/// on one.
+/// on one. A [`Port`](layers::Port) is one of datagrams, over a
+/// [`DatagramSocket`](layers::DatagramSocket).
 pub mod layers {
     pub use bowline_transport::{
-        DescriptorSocket, FileDescriptor, Link, PassDescriptors, PipeEnds, ReadBuffers, Received,
-        ReceivedLimits, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UnixSocket,
+        AfterSendError, Arrivals, DatagramSocket, DescriptorSocket, FileDescriptor, Link, Outgoing,
+        OutgoingDatagram, PassDescriptors, PipeEnds, Port, ReadBuffers, Received, ReceivedLimits,
+        SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UdpSocket, UnixDatagramSocket,
+        UnixSocket,
     };
 }
 
@@ -260,8 +274,10 @@ pub mod process {
 
 /// The counts of a reactor.
 ///
-/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer them.
+/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer them, and those of
+/// one datagram socket [`DatagramTransport::counts`].
 pub mod statistics {
+    pub use bowline_protocol::{DatagramCounts, Offload};
     pub use bowline_reactor::Statistics;
     pub use bowline_transport::DescriptorCounts;
 }

@@ -11,15 +11,16 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpStream as StdTcpStream;
+use std::net::{TcpStream as StdTcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixDatagram as StdUnixDatagram, UnixStream as StdUnixStream};
 use std::time::Duration;
 
 use bowline::{
-    Address, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
+    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Protocol, Reactor, Transport,
+    Transports, Udp, UnixDatagram, UnixStream, UnixTransport,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -204,6 +205,90 @@ fn steady_echo_does_not_allocate() {
         eprintln!("{name}: {count} allocations in {MESSAGES} messages");
     }
     assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
+}
+
+/// Sends back what came, from one socket or from many.
+impl<T: DatagramTransport> DatagramProtocol<T> for Echo {
+    fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+        cx.transport.send_to(datagram.data, datagram.from);
+    }
+}
+
+/// None for a datagram, whoever sends it, and however many come at once.
+#[test]
+fn steady_echo_of_datagrams_does_not_allocate() {
+    let ledger = DescriptorLedger::open();
+    let mut counted = Vec::new();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let here = Udp::at(([127, 0, 0, 1], 0).into());
+        let handle = reactor.listen(here, Echo).unwrap();
+        let address = reactor.get(handle).unwrap().host().as_inet().unwrap();
+        let udp: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+                peer.connect(address).unwrap();
+                peer.set_nonblocking(true).unwrap();
+                peer
+            })
+            .collect();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("echo");
+        reactor
+            .listen(UnixDatagram::at(path.clone()), Echo)
+            .unwrap();
+        let unix: Vec<_> = (0..CONNECTIONS)
+            .map(|number| {
+                let own = directory.path().join(number.to_string());
+                let peer = StdUnixDatagram::bind(own).unwrap();
+                peer.connect(&path).unwrap();
+                peer.set_nonblocking(true).unwrap();
+                peer
+            })
+            .collect();
+        for length in [0, 64, 1_200] {
+            let message = vec![7; length];
+            let count = allocations(|number| {
+                let peer = &udp[number % CONNECTIONS];
+                let send = || peer.send(&message);
+                exchange_datagrams(&mut reactor, send, |room| peer.recv(room));
+            });
+            counted.push((format!("UDP, {length} bytes"), count));
+            let count = allocations(|number| {
+                let peer = &unix[number % CONNECTIONS];
+                let send = || peer.send(&message);
+                exchange_datagrams(&mut reactor, send, |room| peer.recv(room));
+            });
+            counted.push((format!("UNIX, {length} bytes"), count));
+        }
+    }
+    ledger.assert_balanced();
+    for (name, count) in &counted {
+        eprintln!("{name}: {count} allocations in {MESSAGES} exchanges of 5 datagrams");
+    }
+    assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
+}
+
+/// Sends five datagrams and turns the reactor until all are back.
+fn exchange_datagrams(
+    reactor: &mut Reactor,
+    send: impl Fn() -> io::Result<usize>,
+    receive: impl Fn(&mut [u8]) -> io::Result<usize>,
+) {
+    let mut room = [0; 4_096];
+    for _ in 0..5 {
+        send().expect("there is room");
+    }
+    let mut missing = 5;
+    while missing > 0 {
+        match receive(&mut room) {
+            Ok(_) => missing -= 1,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                reactor.turn(Some(Duration::from_secs(1)));
+            }
+        }
+    }
 }
 
 thread_local! {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
-    /// TCP over IPv4 or IPv6.
+    /// TCP or UDP, over IPv4 or IPv6.
     Inet(SocketAddr),
     /// A UNIX socket.
     Unix(UnixAddress),
@@ -64,8 +64,71 @@ pub enum FileAddress {
     Path(PathBuf),
 }
 
+/// An [`Address`] that somebody else has: what a datagram says of its sender, without an
+/// allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AddressRef<'a> {
+    /// IPv4 or IPv6, with its port.
+    Inet(SocketAddr),
+    /// A UNIX socket.
+    Unix(UnixAddressRef<'a>),
+    /// What is no socket.
+    File(&'a FileAddress),
+}
+
+/// A [`UnixAddress`] that somebody else has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnixAddressRef<'a> {
+    /// As [`UnixAddress::Unnamed`].
+    Unnamed,
+    /// As [`UnixAddress::Path`].
+    Path(&'a Path),
+    /// As [`UnixAddress::Abstract`].
+    Abstract(&'a [u8]),
+}
+
+impl AddressRef<'_> {
+    /// The address, to be kept.
+    pub fn to_address(self) -> Address {
+        match self {
+            Self::Inet(address) => Address::Inet(address),
+            Self::Unix(address) => Address::Unix(address.to_address()),
+            Self::File(address) => Address::File(address.clone()),
+        }
+    }
+
+    /// The IP address and port, if it is one.
+    pub fn as_inet(self) -> Option<SocketAddr> {
+        match self {
+            Self::Inet(address) => Some(address),
+            Self::Unix(_) | Self::File(_) => None,
+        }
+    }
+}
+
+impl UnixAddressRef<'_> {
+    /// The address, to be kept.
+    pub fn to_address(self) -> UnixAddress {
+        match self {
+            Self::Unnamed => UnixAddress::Unnamed,
+            Self::Path(path) => UnixAddress::Path(path.to_owned()),
+            Self::Abstract(name) => UnixAddress::Abstract(name.to_owned()),
+        }
+    }
+}
+
 impl Address {
-    /// The IP address and port, for TCP.
+    /// The same, lent.
+    pub fn as_ref(&self) -> AddressRef<'_> {
+        match self {
+            Self::Inet(address) => AddressRef::Inet(*address),
+            Self::Unix(address) => AddressRef::Unix(address.as_ref()),
+            Self::File(address) => AddressRef::File(address),
+        }
+    }
+
+    /// The IP address and port, for TCP and UDP.
     pub fn as_inet(&self) -> Option<SocketAddr> {
         match self {
             Self::Inet(address) => Some(*address),
@@ -101,6 +164,15 @@ impl FileAddress {
 }
 
 impl UnixAddress {
+    /// The same, lent.
+    pub fn as_ref(&self) -> UnixAddressRef<'_> {
+        match self {
+            Self::Unnamed => UnixAddressRef::Unnamed,
+            Self::Path(path) => UnixAddressRef::Path(path),
+            Self::Abstract(name) => UnixAddressRef::Abstract(name),
+        }
+    }
+
     /// The path, if the address is one.
     pub fn as_path(&self) -> Option<&Path> {
         match self {
@@ -150,6 +222,30 @@ impl From<UnixAddress> for Address {
     }
 }
 
+impl From<SocketAddr> for AddressRef<'_> {
+    fn from(address: SocketAddr) -> Self {
+        Self::Inet(address)
+    }
+}
+
+impl<'a> From<UnixAddressRef<'a>> for AddressRef<'a> {
+    fn from(address: UnixAddressRef<'a>) -> Self {
+        Self::Unix(address)
+    }
+}
+
+impl<'a> From<&'a UnixAddress> for AddressRef<'a> {
+    fn from(address: &'a UnixAddress) -> Self {
+        Self::Unix(address.as_ref())
+    }
+}
+
+impl<'a> From<&'a Address> for AddressRef<'a> {
+    fn from(address: &'a Address) -> Self {
+        address.as_ref()
+    }
+}
+
 impl From<FileAddress> for Address {
     fn from(address: FileAddress) -> Self {
         Self::File(address)
@@ -184,6 +280,13 @@ impl<P: Into<PathBuf>> From<P> for UnixAddress {
 /// `192.0.2.1:80`, `[2001:db8::1]:80`, the UNIX address, or the file.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_ref().fmt(f)
+    }
+}
+
+/// As [`Address`].
+impl fmt::Display for AddressRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Inet(address) => address.fmt(f),
             Self::Unix(address) => address.fmt(f),
@@ -204,6 +307,13 @@ impl fmt::Display for FileAddress {
 
 /// The path, `@name` for the abstract namespace, or `unnamed`.
 impl fmt::Display for UnixAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_ref().fmt(f)
+    }
+}
+
+/// As [`UnixAddress`].
+impl fmt::Display for UnixAddressRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unnamed => f.write_str("unnamed"),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::datagram::SendRefusal;
 use crate::descriptors::PassedDescriptor;
 use crate::reason::CloseReason;
 
@@ -231,6 +232,8 @@ pub enum SendDescriptorErrorKind {
     /// close it any more. This is checked for sockets that a transport has
     /// [lent out](crate::Transport::socket_descriptor).
     OwnSocket,
+    /// The datagram that it was to travel with is refused.
+    Datagram(SendRefusal),
 }
 
 impl fmt::Display for SendDescriptorError {
@@ -250,6 +253,7 @@ impl fmt::Display for SendDescriptorErrorKind {
             Self::DescriptorsWaiting => "descriptors queued before still wait for a byte",
             Self::BufferFull => "limit of unsent bytes reached",
             Self::OwnSocket => "a socket cannot be sent through itself",
+            Self::Datagram(refusal) => return refusal.fmt(f),
         })
     }
 }

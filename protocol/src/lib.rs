@@ -11,6 +11,7 @@
 
 mod address;
 mod context;
+mod datagram;
 mod descriptors;
 mod error;
 mod factory;
@@ -23,8 +24,15 @@ mod protocol;
 mod reason;
 mod transport;
 
-pub use crate::address::{Address, Destination, FileAddress, UnixAddress};
+pub use crate::address::{
+    Address, AddressRef, Destination, FileAddress, UnixAddress, UnixAddressRef,
+};
 pub use crate::context::{AnyContext, Context};
+pub use crate::datagram::{
+    Datagram, DatagramCounts, DatagramHandle, DatagramProtocol, DatagramTransport,
+    MulticastInterface, Offload, QueueLimits, SendRefusal, SendStatus, UdpHandle, UdpTransport,
+    UnixDatagramHandle, UnixDatagramTransport, UnsentDatagram,
+};
 pub use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 pub use crate::error::{
     ConnectError, FailedAttempt, LookupError, RegisterProducerError, SendDescriptorError,

@@ -35,6 +35,12 @@ impl<T: ?Sized> Handle<T> {
     }
 }
 
+impl<T: ?Sized> From<Handle<T>> for Token {
+    fn from(handle: Handle<T>) -> Self {
+        handle.token
+    }
+}
+
 impl<T: ?Sized> Clone for Handle<T> {
     fn clone(&self) -> Self {
         *self

@@ -12,13 +12,19 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Address, ConnectError, Credentials, Destination, SocketFile};
+use bowline_protocol::{
+    Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory, ListenerHandle,
+    Protocol, SocketFile,
+};
 use bowline_reactor::{Interest, Reactor, Token};
 
+use crate::connection::establish;
+use crate::connector;
 use crate::detach::Unsent;
 use crate::error::{AdoptError, ListenError};
 use crate::file_descriptor::FileDescriptor;
-use crate::link::Link;
+use crate::link::{Flags, Link};
+use crate::listener::{self, Serve};
 use crate::stream::{Stream, StreamTransport};
 
 /// How a connection came about.
@@ -71,7 +77,119 @@ where
     }
 }
 
-/// Where and how to listen; see [`Transports::listen`](crate::Transports::listen).
+/// What [`Transports::listen`](crate::Transports::listen) takes, together with what is to
+/// serve there: a factory `F` for an endpoint that accepts connections, which
+/// [`Listen`] says; or the protocol of a datagram socket.
+///
+/// A kind of datagram socket of your own implements it, in terms of
+/// [`Port::open`](crate::Port::open).
+pub trait ListenWith<F>: Sized {
+    /// The name of what listens.
+    type Handle;
+
+    /// Why nothing does.
+    type Error;
+
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not. Nothing is left behind.
+    fn listen_with(self, reactor: &mut Reactor, with: F) -> Result<Self::Handle, Self::Error>;
+}
+
+/// What [`Transports::connect`](crate::Transports::connect) takes, together with a factory
+/// or a protocol, as [`ListenWith`].
+pub trait ConnectWith<F>: Sized {
+    /// The name of what connects, or is connected.
+    type Handle;
+
+    /// Why nothing is.
+    type Error;
+
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not. Nothing is left behind.
+    fn connect_with(self, reactor: &mut Reactor, with: F) -> Result<Self::Handle, Self::Error>;
+}
+
+/// What [`Transports::adopt`](crate::Transports::adopt) takes, together with a source of
+/// the type `S` and a protocol, as [`ListenWith`].
+pub trait AdoptWith<S, P>: Sized {
+    /// The name of what was adopted.
+    type Handle;
+
+    /// Adopts.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] gives the source back.
+    fn adopt_with(
+        self,
+        reactor: &mut Reactor,
+        source: S,
+        protocol: P,
+    ) -> Result<Self::Handle, AdoptError<S>>;
+}
+
+impl<E: Listen, F: Factory<ListenTransport<E>>> ListenWith<F> for E {
+    type Handle = ListenerHandle;
+    type Error = E::Error;
+
+    fn listen_with(self, reactor: &mut Reactor, factory: F) -> Result<ListenerHandle, E::Error> {
+        let (socket, wrap) = self.open()?;
+        listener::install::<E>(reactor, socket, Serve { wrap, factory })
+    }
+}
+
+impl<C: Connect, F: Factory<ConnectTransport<C>>> ConnectWith<F> for C {
+    type Handle = ConnectorHandle;
+    type Error = io::Error;
+
+    fn connect_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ConnectorHandle> {
+        connector::install(reactor, self, factory)
+    }
+}
+
+impl<K: Adopt, P: Protocol<AdoptTransport<K>>> AdoptWith<K::Source, P> for K {
+    type Handle = <AdoptTransport<K> as StreamTransport>::Handle;
+
+    fn adopt_with(
+        self,
+        reactor: &mut Reactor,
+        source: K::Source,
+        protocol: P,
+    ) -> Result<Self::Handle, AdoptError<K::Source>> {
+        let socket = self.check(source)?;
+        let is_shared = self.is_shared();
+        let (mut wrap, carried) = self.into_parts();
+        let prepare = |stream: &mut Stream<_>| {
+            if is_shared {
+                stream.link.set(Flags::SHARED);
+            }
+            stream.restore_unsent(carried.unsent);
+            stream.link.push_back(carried.unread);
+            stream.start();
+        };
+        let wrap = |socket| wrap.wrap(socket, Side::Adopted);
+        let established = establish::<AdoptTransport<K>, _, _>(
+            reactor,
+            socket,
+            wrap,
+            protocol,
+            Side::Adopted,
+            prepare,
+        );
+        match established {
+            Ok(token) => Ok(AdoptTransport::<K>::named(token)),
+            Err((error, socket, _)) => Err(K::not_installed(socket, error)),
+        }
+    }
+}
+
+/// Where and how to listen for connections; see [`Transports::listen`](crate::Transports::listen).
 pub trait Listen: Sized {
     /// What listens.
     type Socket: ListeningSocket;

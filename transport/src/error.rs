@@ -35,6 +35,8 @@ pub enum ListenStep {
     Mode,
     /// listen(2).
     Listen,
+    /// connect(2), of a datagram socket: the address is the peer's.
+    Connect,
     /// Registering with the poller.
     Watch,
 }
@@ -47,6 +49,7 @@ impl fmt::Display for ListenError {
             ListenStep::RemoveStale => "remove the dead socket at",
             ListenStep::Mode => "set the mode of",
             ListenStep::Listen => "listen on",
+            ListenStep::Connect => "connect to",
             ListenStep::Watch => "watch the listener on",
         };
         write!(f, "cannot {step} {}: {}", self.address, self.error)
@@ -96,6 +99,8 @@ pub enum AdoptErrorKind {
     WrongFamily,
     /// It is no stream socket.
     NotAStream,
+    /// It is no datagram socket.
+    NotADatagramSocket,
     /// It listens. A connection was asked for.
     Listening,
     /// It does not listen.
@@ -125,6 +130,7 @@ impl fmt::Display for AdoptErrorKind {
             Self::NotASocket => "it is no socket",
             Self::WrongFamily => "it is a socket of another family",
             Self::NotAStream => "it is no stream socket",
+            Self::NotADatagramSocket => "it is no datagram socket",
             Self::Listening => "it listens",
             Self::NotListening => "it does not listen",
             Self::NotConnected => "it is not connected",

@@ -28,6 +28,7 @@ mod child;
 mod closer;
 mod connection;
 mod connector;
+mod datagram;
 mod descriptor_queue;
 mod detach;
 pub mod endpoint;
@@ -58,6 +59,9 @@ pub mod fuzzing {
 
 pub use crate::child::{ChildProcess, ChildWatch};
 pub use crate::closer::{close_received, descriptors_closing};
+pub use crate::datagram::{
+    AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, Port,
+};
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::detach::{Detached, ReattachError, Unsent};
 pub use crate::error::{

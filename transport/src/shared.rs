@@ -11,9 +11,10 @@ use std::rc::Rc;
 use bowline_reactor::{Reactor, Token};
 
 use crate::closer::close_received;
+use crate::datagram::{Arrivals, SendQueue};
 use crate::log;
 use crate::resolver::{Resolver, SharedResolver, SystemResolver};
-use crate::sys::{self, Ancillary, ControlBuffer};
+use crate::sys::{self, Ancillary, ControlBuffer, SendBatch};
 use crate::write_buffer::{CHUNK_BYTES, Storage};
 
 /// How much one read can take: what a default UNIX socket holds is three
@@ -25,6 +26,9 @@ const FIRST_BYTES: usize = 4_096;
 
 /// How many unused buffers are kept beside the last: 4 MiB at the very most.
 const MAX_SPARE: usize = 64;
+
+/// How many unused queues of datagrams are kept, 128 KiB each at the very most.
+const MAX_SPARE_QUEUES: usize = 16;
 
 /// The defaults of [`TransportBudgets`].
 const READ_BYTES_PER_TURN: usize = 4 * READ_BYTES;
@@ -50,6 +54,11 @@ pub(crate) struct Shared {
     /// anew.
     buffers: Cell<Option<Box<ReadBuffers>>>,
     pub(crate) send_control: RefCell<ControlBuffer>,
+    /// As `buffers`, for datagrams.
+    arrivals: Cell<Option<Box<Arrivals>>>,
+    pub(crate) send_batch: RefCell<SendBatch>,
+    #[expect(clippy::vec_box, reason = "boxed when lent, and moved as such")]
+    send_queues: RefCell<Vec<Box<SendQueue>>>,
     /// The buffer that was returned last: where connections send one after
     /// the other, the same one serves them all.
     last: Cell<Option<Box<Storage>>>,
@@ -137,6 +146,9 @@ impl Shared {
         reactor.extension(|| Self {
             buffers: Cell::new(None),
             send_control: RefCell::new(ControlBuffer::new()),
+            arrivals: Cell::new(None),
+            send_batch: RefCell::new(SendBatch::default()),
+            send_queues: RefCell::new(Vec::new()),
             last: Cell::new(None),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
@@ -160,6 +172,32 @@ impl Shared {
     pub(crate) fn return_buffers(&self, buffers: Box<ReadBuffers>) {
         // There are none meanwhile, which would have to be dropped.
         mem::forget(self.buffers.replace(Some(buffers)));
+    }
+
+    /// Room for datagrams that are received, if some was returned.
+    #[inline]
+    pub(crate) fn take_arrivals(&self) -> Option<Box<Arrivals>> {
+        self.arrivals.take()
+    }
+
+    #[inline]
+    pub(crate) fn return_arrivals(&self, arrivals: Box<Arrivals>) {
+        self.arrivals.set(Some(arrivals));
+    }
+
+    /// A queue for datagrams that are to be sent, which is empty.
+    #[inline]
+    pub(crate) fn take_send_queue(&self) -> Box<SendQueue> {
+        self.send_queues.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes back a queue that is empty now.
+    #[inline]
+    pub(crate) fn return_send_queue(&self, queue: Box<SendQueue>) {
+        let mut queues = self.send_queues.borrow_mut();
+        if queues.len() < MAX_SPARE_QUEUES && queue.is_small() {
+            queues.push(queue);
+        }
     }
 
     /// Memory for bytes to be sent, if some was returned just now.

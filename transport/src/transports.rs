@@ -12,20 +12,17 @@ use bowline_protocol::{
     Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, Protocol,
     TransportHandle, UnixAddress, UnixTransportHandle,
 };
-use bowline_reactor::{Next, Reactor};
+use bowline_reactor::{Next, Reactor, Token};
 
 use crate::connection::establish;
-use crate::connector;
 use crate::detach::{
     self, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
 };
-use crate::endpoint::{
-    Adopt, AdoptTransport, Connect, ConnectTransport, Listen, ListenTransport, On, Side, Wrap as _,
-};
+use crate::endpoint::{AdoptWith, ConnectWith, Listen, ListenWith, On, Side};
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
 use crate::link::Flags;
-use crate::listener::{self, HandOver, Serve};
+use crate::listener::{self, HandOver};
 use crate::log;
 use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
@@ -60,19 +57,18 @@ use crate::stream::{Stream, StreamTransport};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transports {
-    /// Listens, and serves each connection with a protocol of the factory. The endpoint
-    /// says where and how: [`Tcp::at`], [`Unix::at`], or one of your own.
+    /// Listens, and serves each connection with a protocol of a factory; or receives
+    /// datagrams, for one protocol. The endpoint says where and how, and which of both:
+    /// [`Tcp::at`] and [`Unix::at`] take a [`Factory`], [`Udp::at`](crate::Udp::at) and
+    /// [`UnixDatagram::at`](crate::UnixDatagram::at) a
+    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). It may be one of your own.
     ///
     /// # Errors
     ///
     /// Those of the endpoint: [`ListenError`], with the step that failed, where it
     /// binds; [`AdoptError`], with the descriptor, where it goes on with a socket that
     /// [listens already](crate::endpoint::ListenAt::on).
-    fn listen<E: Listen>(
-        &mut self,
-        endpoint: E,
-        factory: impl Factory<ListenTransport<E>>,
-    ) -> Result<ListenerHandle, E::Error>;
+    fn listen<E: ListenWith<F>, F>(&mut self, endpoint: E, with: F) -> Result<E::Handle, E::Error>;
 
     /// Listens, and gives every accepted socket to `acceptor`, without
     /// putting a transport on it: for programs that pass connections on.
@@ -110,32 +106,39 @@ pub trait Transports {
         acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, E::Error>;
 
-    /// Connects, and puts a protocol of the factory on the connection. The endpoint says
-    /// where and how: [`Tcp::to`], [`Tcp::to_host`], [`Unix::to`].
+    /// Connects, and puts a protocol of a factory on the connection; or makes a datagram
+    /// socket that has one peer, for one protocol. The endpoint says where and how, and
+    /// which of both: [`Tcp::to`], [`Tcp::to_host`] and [`Unix::to`] take a [`Factory`],
+    /// [`Udp::to`](crate::Udp::to) and [`UnixDatagram::to`](crate::UnixDatagram::to) a
+    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol).
     ///
-    /// The factory is told of success and of failure.
+    /// A factory is told of success and of failure. A datagram socket is connected at once,
+    /// which says nothing of whether the peer is there.
     ///
     /// # Errors
     ///
-    /// Only when there are 2^24 descriptors.
-    fn connect<C: Connect>(
+    /// With a factory only when there are 2^24 descriptors. With a protocol
+    /// [`ListenError`], with the step that failed.
+    fn connect<C: ConnectWith<F>, F>(
         &mut self,
         endpoint: C,
-        factory: impl Factory<ConnectTransport<C>>,
-    ) -> io::Result<ConnectorHandle>;
+        with: F,
+    ) -> Result<C::Handle, C::Error>;
 
-    /// Puts a protocol on a connected socket that came from somewhere else. `kind` says
-    /// what it is: [`Tcp`], [`Unix`]. (Twisted: `adoptStreamConnection`.)
+    /// Puts a protocol on a socket that came from somewhere else. `kind` says what it is:
+    /// [`Tcp`] or [`Unix`], which is connected; [`Udp`](crate::Udp) or
+    /// [`UnixDatagram`](crate::UnixDatagram). (Twisted: `adoptStreamConnection`,
+    /// `adoptDatagramPort`.)
     ///
     /// # Errors
     ///
     /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
-    fn adopt<K: Adopt>(
+    fn adopt<K: AdoptWith<S, P>, S, P>(
         &mut self,
         kind: K,
-        source: K::Source,
-        protocol: impl Protocol<AdoptTransport<K>>,
-    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError<K::Source>>;
+        source: S,
+        protocol: P,
+    ) -> Result<K::Handle, AdoptError<S>>;
 
     /// Listens on TCP, with the defaults of [`Tcp::at`]. Port 0 lets the kernel choose.
     /// (Twisted:
@@ -325,29 +328,30 @@ pub trait Transports {
         then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
     );
 
-    /// Calls `call` with the protocol of a connection and its context. A timer or another
-    /// connection reaches a protocol in this way, and not only its transport. The call is
-    /// made after the running callback, in this turn.
+    /// Calls `call` with the protocol of a connection, or of a datagram socket, and its
+    /// context. A timer or another connection reaches a protocol in this way, and not only
+    /// its transport. The call is made after the running callback, in this turn.
     ///
+    /// `T` is the type of its transport.
     /// `P` is the protocol's type, or that of a part of it: a protocol inside a policy or
     /// a framing is reached too. If the connection is lost by then, or is not of these
     /// types, `call` is dropped, with a line in the log at `warn`.
-    fn call_protocol<T: StreamTransport, P: 'static>(
+    fn call_protocol<T: 'static, P: 'static>(
         &mut self,
-        handle: TransportHandle,
+        handle: impl Into<Token>,
         call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
     ) {
-        self.call_protocol_or(handle, call, move |_, error| {
-            let token = handle.token();
+        let token = handle.into();
+        self.call_protocol_or(token, call, move |_, error| {
             log::warn!(target: log::TRANSPORT, "{token}: its protocol was not called: {error}");
         });
     }
 
     /// As [`call_protocol`](Self::call_protocol), and `otherwise` is called, in this
     /// turn too, where there is nothing to be called.
-    fn call_protocol_or<T: StreamTransport, P: 'static>(
+    fn call_protocol_or<T: 'static, P: 'static>(
         &mut self,
-        handle: TransportHandle,
+        handle: impl Into<Token>,
         call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
         otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
@@ -381,13 +385,8 @@ pub trait Transports {
 }
 
 impl Transports for Reactor {
-    fn listen<E: Listen>(
-        &mut self,
-        endpoint: E,
-        factory: impl Factory<ListenTransport<E>>,
-    ) -> Result<ListenerHandle, E::Error> {
-        let (socket, wrap) = endpoint.open()?;
-        listener::install::<E>(self, socket, Serve { wrap, factory })
+    fn listen<E: ListenWith<F>, F>(&mut self, endpoint: E, with: F) -> Result<E::Handle, E::Error> {
+        endpoint.listen_with(self, with)
     }
 
     fn accept<E: Listen>(
@@ -399,44 +398,21 @@ impl Transports for Reactor {
         listener::install::<E>(self, socket, HandOver { acceptor })
     }
 
-    fn connect<C: Connect>(
+    fn connect<C: ConnectWith<F>, F>(
         &mut self,
         endpoint: C,
-        factory: impl Factory<ConnectTransport<C>>,
-    ) -> io::Result<ConnectorHandle> {
-        connector::install(self, endpoint, factory)
+        with: F,
+    ) -> Result<C::Handle, C::Error> {
+        endpoint.connect_with(self, with)
     }
 
-    fn adopt<K: Adopt>(
+    fn adopt<K: AdoptWith<S, P>, S, P>(
         &mut self,
         kind: K,
-        source: K::Source,
-        protocol: impl Protocol<AdoptTransport<K>>,
-    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError<K::Source>> {
-        let socket = kind.check(source)?;
-        let is_shared = kind.is_shared();
-        let (mut wrap, carried) = kind.into_parts();
-        let prepare = |stream: &mut Stream<_>| {
-            if is_shared {
-                stream.link.set(Flags::SHARED);
-            }
-            stream.restore_unsent(carried.unsent);
-            stream.link.push_back(carried.unread);
-            stream.start();
-        };
-        let wrap = |socket| wrap.wrap(socket, Side::Adopted);
-        let established = establish::<AdoptTransport<K>, _, _>(
-            self,
-            socket,
-            wrap,
-            protocol,
-            Side::Adopted,
-            prepare,
-        );
-        match established {
-            Ok(token) => Ok(AdoptTransport::<K>::named(token)),
-            Err((error, socket, _)) => Err(K::not_installed(socket, error)),
-        }
+        source: S,
+        protocol: P,
+    ) -> Result<K::Handle, AdoptError<S>> {
+        kind.adopt_with(self, source, protocol)
     }
 
     fn accept_adopted(
@@ -550,13 +526,13 @@ impl Transports for Reactor {
         });
     }
 
-    fn call_protocol_or<T: StreamTransport, P: 'static>(
+    fn call_protocol_or<T: 'static, P: 'static>(
         &mut self,
-        handle: TransportHandle,
+        handle: impl Into<Token>,
         call: impl FnOnce(&mut P, &mut Context<'_, T>) + 'static,
         otherwise: impl FnOnce(&mut Self, CallError) + 'static,
     ) {
-        self.enter(handle.token(), move |descriptor, reactor| {
+        self.enter(handle.into(), move |descriptor, reactor| {
             let call = move |part: &mut dyn Any, cx: &mut Context<'_, T>| {
                 call(
                     part.downcast_mut().expect("it was asked for by its type"),

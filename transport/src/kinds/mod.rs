@@ -15,13 +15,20 @@ use crate::sys::{self, Connecting, Family, SocketName};
 mod pipe;
 mod socket_file;
 mod tcp;
+mod udp;
 mod unix;
+mod unix_datagram;
 
 pub use self::pipe::{Pipe, PipeEnds, PipePair, PipeStream, PipeWay, Stdio};
 pub use self::socket_file::StaleSocket;
 pub use self::tcp::{OverTcp, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream};
-pub(crate) use self::unix::address_of;
+pub use self::udp::{Udp, UdpConnect, UdpEndpoint, UdpListen, UdpPort, UdpSocket};
 pub use self::unix::{Unix, UnixConnect, UnixListen, UnixListener, UnixSocket, UnixStream};
+pub(crate) use self::unix::{address_of, address_ref};
+pub use self::unix_datagram::{
+    UnixDatagram, UnixDatagramConnect, UnixDatagramEndpoint, UnixDatagramListen, UnixDatagramPort,
+    UnixDatagramSocket,
+};
 
 /// What a kind puts on its sockets by itself.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,15 +125,53 @@ fn is_of(name: &SocketName, wanted: Of) -> bool {
     }
 }
 
-/// Says what is wrong with `fd`, if anything is.
-fn look_closely(fd: BorrowedFd<'_>, wanted: Of, listening: bool) -> Result<(), AdoptErrorKind> {
-    let kind = sys::socket_kind(fd).map_err(|error| {
+/// Checks a datagram socket that came from somewhere else, and makes it fit for the loop;
+/// answers its family, and its peer if it has one.
+fn check_datagrams(
+    fd: OwnedFd,
+    wanted: Of,
+) -> Result<(OwnedFd, Family, Option<SocketName>), AdoptError> {
+    match datagrams(fd.as_fd(), wanted) {
+        Ok((family, peer)) => Ok((fd, family, peer)),
+        Err(kind) => Err(AdoptError { kind, fd }),
+    }
+}
+
+fn datagrams(
+    fd: BorrowedFd<'_>,
+    wanted: Of,
+) -> Result<(Family, Option<SocketName>), AdoptErrorKind> {
+    let kind = kind_of(fd)?;
+    let family = match kind.domain {
+        Some(family @ (Family::Inet4 | Family::Inet6)) if wanted == Of::Inet => family,
+        Some(family @ Family::Unix) if wanted == Of::Unix => family,
+        _ => return Err(AdoptErrorKind::WrongFamily),
+    };
+    if !sys::is_datagram(fd).map_err(AdoptErrorKind::Os)? {
+        return Err(AdoptErrorKind::NotADatagramSocket);
+    }
+    let peer = match sys::peer_name(fd) {
+        Ok(name) => Some(name),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => None,
+        Err(error) => return Err(AdoptErrorKind::Os(error)),
+    };
+    made_fit(fd)?;
+    Ok((family, peer))
+}
+
+fn kind_of(fd: BorrowedFd<'_>) -> Result<sys::SocketKind, AdoptErrorKind> {
+    sys::socket_kind(fd).map_err(|error| {
         if sys::is_not_a_socket(&error) {
             AdoptErrorKind::NotASocket
         } else {
             AdoptErrorKind::Os(error)
         }
-    })?;
+    })
+}
+
+/// Says what is wrong with `fd`, if anything is.
+fn look_closely(fd: BorrowedFd<'_>, wanted: Of, listening: bool) -> Result<(), AdoptErrorKind> {
+    let kind = kind_of(fd)?;
     match kind.domain {
         Some(Family::Inet4 | Family::Inet6) if wanted == Of::Inet => {}
         Some(Family::Unix) if wanted == Of::Unix => {}

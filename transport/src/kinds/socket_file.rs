@@ -169,7 +169,8 @@ fn is_dead(name: &SocketName) -> io::Result<bool> {
     };
     // And by connecting as clients do: something that stands in for Linux may not know
     // the difference.
-    Ok(is_refused(sys::datagram_socket()?) && is_refused(sys::stream_socket(Family::Unix)?))
+    Ok(is_refused(sys::datagram_socket(Family::Unix)?)
+        && is_refused(sys::stream_socket(Family::Unix)?))
 }
 
 /// The lock under which dead sockets are removed from a directory, held until it is

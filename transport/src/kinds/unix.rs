@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Address, ConnectError, Credentials, Destination, SocketFile, UnixAddress};
+use bowline_protocol::{
+    Address, AddressRef, ConnectError, Credentials, Destination, SocketFile, UnixAddress,
+    UnixAddressRef,
+};
 
 use super::socket_file::{OwnedFile, StaleSocket, bind_path};
 use super::{
@@ -23,7 +26,7 @@ use crate::file_descriptor::{
 use crate::link::{Flags, Link};
 use crate::sendmsg::SendmsgMixin;
 use crate::shared::ReadBuffers;
-use crate::sys::{self, Family, SocketName};
+use crate::sys::{self, Family, NameRef, SocketName};
 
 stream_type! {
     /// A UNIX stream connection, which passes descriptors.
@@ -396,26 +399,8 @@ impl UnixListen {
             // On the listener, so that nothing slips in before the accept.
             sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
         }
-        let name = name_of(&self.address);
-        let file = match self.address.as_path() {
-            None => {
-                sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
-                None
-            }
-            Some(path) => {
-                // Linux gives the file the mode of the unbound socket, less the umask:
-                // it is never more open than asked.
-                sys::set_mode(fd.as_fd(), self.mode).map_err(failed(ListenStep::Mode))?;
-                bind_path(fd.as_fd(), path, &name, self.stale)
-                    .map_err(|(step, error)| failed(step)(error))?;
-                // From here on it is removed if anything fails, before the socket is closed.
-                let file = OwnedFile::at(path).map_err(failed(ListenStep::Mode))?;
-                // What the umask took away. Clients are refused until `listen`.
-                sys::set_file_mode(file.path(), file.identity, self.mode)
-                    .map_err(failed(ListenStep::Mode))?;
-                Some(file)
-            }
-        };
+        let file = bind_unix(fd.as_fd(), &self.address, self.mode, self.stale)
+            .map_err(|(step, error)| failed(step)(error))?;
         sys::listen(fd.as_fd(), backlog(self.backlog)).map_err(failed(ListenStep::Listen))?;
         Ok((file, fd))
     }
@@ -649,6 +634,31 @@ impl Connect for UnixConnect {
     }
 }
 
+/// Binds a UNIX socket of any type; answers the file, if it has one, which is to be dropped
+/// before the socket.
+pub(super) fn bind_unix(
+    fd: BorrowedFd<'_>,
+    address: &UnixAddress,
+    mode: u32,
+    stale: StaleSocket,
+) -> Result<Option<OwnedFile>, (ListenStep, io::Error)> {
+    let failed = |step| move |error| (step, error);
+    let name = name_of(address);
+    let Some(path) = address.as_path() else {
+        sys::bind(fd, &name).map_err(failed(ListenStep::Bind))?;
+        return Ok(None);
+    };
+    // Linux gives the file the mode of the unbound socket, less the umask: it is never
+    // more open than asked.
+    sys::set_mode(fd, mode).map_err(failed(ListenStep::Mode))?;
+    bind_path(fd, path, &name, stale)?;
+    // From here on it is removed if anything fails, before the socket is closed.
+    let file = OwnedFile::at(path).map_err(failed(ListenStep::Mode))?;
+    // What the umask took away. Until a socket listens, nobody connects.
+    sys::set_file_mode(file.path(), file.identity, mode).map_err(failed(ListenStep::Mode))?;
+    Ok(Some(file))
+}
+
 /// The name of a UNIX socket, in the words of the protocols.
 pub(crate) fn address_of(name: SocketName) -> UnixAddress {
     match name {
@@ -660,8 +670,19 @@ pub(crate) fn address_of(name: SocketName) -> UnixAddress {
     }
 }
 
+/// The same, lent: of any family.
+#[inline]
+pub(crate) fn address_ref(name: NameRef<'_>) -> AddressRef<'_> {
+    match name {
+        NameRef::Inet(address) => AddressRef::Inet(address),
+        NameRef::UnixPath(path) => AddressRef::Unix(UnixAddressRef::Path(path)),
+        NameRef::UnixAbstract(name) => AddressRef::Unix(UnixAddressRef::Abstract(name)),
+        NameRef::UnixUnnamed | NameRef::Other(_) => AddressRef::Unix(UnixAddressRef::Unnamed),
+    }
+}
+
 /// The same, in those of the system.
-fn name_of(address: &UnixAddress) -> SocketName {
+pub(super) fn name_of(address: &UnixAddress) -> SocketName {
     match address {
         UnixAddress::Unnamed => SocketName::UnixUnnamed,
         UnixAddress::Path(path) => SocketName::UnixPath(path.clone()),

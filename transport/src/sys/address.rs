@@ -50,12 +50,62 @@ pub(crate) enum SocketName {
     Other(u16),
 }
 
+/// A [`SocketName`] in somebody else's memory: in that of a message that was received, or
+/// waits to be sent.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum NameRef<'a> {
+    /// As [`SocketName::Inet`].
+    Inet(SocketAddr),
+    /// As [`SocketName::UnixUnnamed`].
+    UnixUnnamed,
+    /// As [`SocketName::UnixPath`].
+    UnixPath(&'a Path),
+    /// As [`SocketName::UnixAbstract`].
+    UnixAbstract(&'a [u8]),
+    /// As [`SocketName::Other`].
+    Other(u16),
+}
+
 impl SocketName {
     /// Reads the name that the kernel wrote. Any bytes will do.
     ///
     /// Allocates for a UNIX socket that has a name, and for nothing else.
     #[inline]
     pub(super) fn decode(bytes: &[u8]) -> Self {
+        match NameRef::decode(bytes) {
+            NameRef::Inet(address) => Self::Inet(address),
+            NameRef::UnixUnnamed => Self::UnixUnnamed,
+            NameRef::UnixPath(path) => Self::UnixPath(path.to_owned()),
+            NameRef::UnixAbstract(name) => Self::UnixAbstract(name.to_owned()),
+            NameRef::Other(family) => Self::Other(family),
+        }
+    }
+
+    /// Writes the name for the kernel to read.
+    ///
+    /// # Errors
+    /// As [`NameRef::encode`].
+    pub(super) fn encode(&self) -> io::Result<NameBuffer> {
+        self.as_ref().encode()
+    }
+
+    /// The same, lent.
+    pub(crate) fn as_ref(&self) -> NameRef<'_> {
+        match self {
+            Self::Inet(address) => NameRef::Inet(*address),
+            Self::UnixUnnamed => NameRef::UnixUnnamed,
+            Self::UnixPath(path) => NameRef::UnixPath(path),
+            Self::UnixAbstract(name) => NameRef::UnixAbstract(name),
+            Self::Other(family) => NameRef::Other(*family),
+        }
+    }
+}
+
+impl<'a> NameRef<'a> {
+    /// Reads the name that the kernel wrote, or that was [encoded](Self::encode). Any
+    /// bytes will do.
+    #[inline]
+    pub(crate) fn decode(bytes: &'a [u8]) -> Self {
         let Some(family) = bytes.first_chunk() else {
             return Self::UnixUnnamed;
         };
@@ -78,16 +128,16 @@ impl SocketName {
     }
 
     #[inline]
-    fn decode_unix(path: &[u8]) -> Self {
+    fn decode_unix(path: &'a [u8]) -> Self {
         match path {
             [] => Self::UnixUnnamed,
-            [0, name @ ..] => Self::UnixAbstract(name.to_vec()),
+            [0, name @ ..] => Self::UnixAbstract(name),
             _ => {
                 // The length counts the closing NUL if there is one, which there is
                 // not where somebody bound 108 bytes.
                 let end = path.iter().position(|&byte| byte == 0);
                 let path = &path[..end.unwrap_or(path.len())];
-                Self::UnixPath(OsStr::from_bytes(path).to_owned().into())
+                Self::UnixPath(Path::new(OsStr::from_bytes(path)))
             }
         }
     }
@@ -97,12 +147,12 @@ impl SocketName {
     /// # Errors
     /// `InvalidInput` for a path that is empty, longer than [`MAX_NAME_BYTES`]
     /// or has a NUL in it, for an abstract name longer than that, and for
-    /// [`SocketName::Other`].
-    pub(super) fn encode(&self) -> io::Result<NameBuffer> {
+    /// [`NameRef::Other`].
+    pub(crate) fn encode(self) -> io::Result<NameBuffer> {
         let mut name = NameBuffer::new();
         match self {
-            Self::Inet(SocketAddr::V4(address)) => encode_inet4(address, &mut name),
-            Self::Inet(SocketAddr::V6(address)) => encode_inet6(address, &mut name),
+            Self::Inet(SocketAddr::V4(address)) => encode_inet4(&address, &mut name),
+            Self::Inet(SocketAddr::V6(address)) => encode_inet6(&address, &mut name),
             Self::UnixUnnamed => {
                 name.put_family(libc::AF_UNIX);
                 name.length = PATH_AT;
@@ -129,7 +179,7 @@ impl SocketName {
 /// Zeroed when made, which is a handful of instructions and saves thinking of what the
 /// kernel left out.
 #[repr(C)]
-pub(super) struct NameBuffer {
+pub(crate) struct NameBuffer {
     _align: [libc::sockaddr_storage; 0],
     bytes: [u8; NAME_BUFFER_BYTES],
     /// Invariant: at most `NAME_BUFFER_BYTES`.
@@ -161,7 +211,7 @@ impl NameBuffer {
 
     /// The bytes that were encoded.
     #[inline]
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         self.prefix(self.length)
     }
 

@@ -159,6 +159,9 @@ pub(crate) enum ControlMessage<'a> {
     /// `SCM_PIDFD`: the number of a pidfd of who sent the message. Negative
     /// where the kernel could not make one.
     PidFd(i32),
+    /// `UDP_GRO`: how many bytes each of the datagrams has that were received as one, but
+    /// the last, which may have fewer.
+    Segments(usize),
     /// Of no kind that is known here, or too short to be what its kind says.
     Unknown {
         /// The protocol that defines `kind`, such as `SOL_SOCKET`.
@@ -190,6 +193,12 @@ impl<'a> ControlMessage<'a> {
                 }
                 _ => {}
             }
+        }
+        if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO)
+            && let Some(size) = payload.first_chunk::<NUMBER_BYTES>()
+            && let Ok(size) = usize::try_from(i32::from_ne_bytes(*size))
+        {
+            return Self::Segments(size);
         }
         Self::Unknown { level, kind }
     }
@@ -289,7 +298,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
                 count * NUMBER_BYTES
             }
             ControlMessage::Credentials(_) => size_of::<libc::ucred>(),
-            ControlMessage::PidFd(_) => NUMBER_BYTES,
+            ControlMessage::PidFd(_) | ControlMessage::Segments(_) => NUMBER_BYTES,
             ControlMessage::Unknown { .. } => 0,
         };
         taken += HEADER_BYTES + payload;

@@ -14,6 +14,15 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
     )
 }
 
+/// Whether datagrams that were sent as one could be refused for that: the network card
+/// cannot do it (`EIO`), or they do not fit on the way (`EINVAL`, `EMSGSIZE`).
+pub(crate) fn is_of_segmentation(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+    )
+}
+
 /// Whether there was no free descriptor number, in this process or at all.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))

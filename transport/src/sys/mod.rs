@@ -5,6 +5,7 @@
 //! - [`recv`], [`send`], [`send_vectored`]: bytes;
 //! - [`receive`] and [`send_with_descriptors`]: bytes with what rides beside
 //!   them, through a [`ControlBuffer`] and an [`Ancillary`];
+//! - several messages by one call ([`MessageBatch`], [`send_messages`]);
 //! - sockets, their names and their options ([`stream_socket`], [`bind`],
 //!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
 //! - what is no socket (`file`): pipes, terminals, files;
@@ -26,6 +27,7 @@
 mod address;
 mod announce;
 mod cmsg;
+mod datagram;
 mod errno;
 pub(crate) mod file;
 #[cfg(test)]
@@ -42,15 +44,25 @@ mod tests;
 
 use std::io;
 
-pub(crate) use self::address::SocketName;
+pub(crate) use self::address::{NameRef, SocketName};
 pub(crate) use self::announce::{Announcement, own_pidfd_inode};
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
-pub(crate) use self::errno::{
-    is_not_a_socket, is_of_one_connection, is_out_of_descriptors, is_out_of_memory, is_transient,
+pub(crate) use self::datagram::{
+    Beside, Interface4, MOST_MESSAGES, MessageBatch, OutgoingMessage, SendBatch, broadcast,
+    datagram_socket, dropped, has_segmentation, is_datagram, multicast_hops, multicast_loopback,
+    send_messages, set_broadcast, set_membership4, set_membership6, set_multicast_hops,
+    set_multicast_interface4, set_multicast_interface6, set_multicast_loopback,
+    set_receive_offload,
 };
-pub(crate) use self::msg::{Ancillary, receive, recv, send, send_vectored, send_with_descriptors};
+pub(crate) use self::errno::{
+    is_not_a_socket, is_of_one_connection, is_of_segmentation, is_out_of_descriptors,
+    is_out_of_memory, is_transient,
+};
+pub(crate) use self::msg::{
+    Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
+};
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 pub use self::process::take_inherited;
@@ -59,23 +71,20 @@ pub(crate) use self::process::{
     spawn_announced, take_granted,
 };
 pub(crate) use self::socket::{
-    Connecting, Family, accept_from, bind, bytes_unread, connect, cookie, datagram_socket,
+    Connecting, Family, SocketKind, accept_from, bind, bytes_unread, connect, cookie,
     disarm_linger, has_waiting, is_hung_up, is_stream, is_unix, keep_alive, listen, local_name,
-    no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd, set_close_on_exec,
-    set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay, set_nonblocking,
-    set_pass_rights, set_reuse_address, set_reuse_port, set_v6_only, shutdown, socket_kind,
-    stream_socket, take_error,
+    no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd, send_buffer_size,
+    set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger, set_mode, set_no_delay,
+    set_nonblocking, set_pass_credentials, set_pass_pidfd, set_pass_rights,
+    set_receive_buffer_size, set_reuse_address, set_reuse_port, set_send_buffer_size, set_v6_only,
+    shutdown, socket_kind, stream_socket, take_error,
 };
 #[cfg(test)]
 pub(crate) use self::{
     address::MAX_NAME_BYTES,
     cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, walk},
     msg::ReceivedMessage,
-    socket::{
-        SocketKind, bytes_unsent, linger, receive_buffer_size, send_buffer_size,
-        set_pass_credentials, set_pass_pidfd, set_receive_buffer_size, set_send_buffer_size,
-        unpassable,
-    },
+    socket::{bytes_unsent, linger, receive_buffer_size, unpassable},
 };
 
 /// Makes a call that answers a byte count, again for as long as a signal

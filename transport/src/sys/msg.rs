@@ -15,7 +15,7 @@ use super::retry_count;
 const MAX_SLICES: usize = 1024;
 
 /// No SIGPIPE, and no blocking whatever became of the socket's own flag.
-const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
 /// Reads bytes into `buf` and answers how many; zero is the end of the stream.
 ///
@@ -64,7 +64,7 @@ pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
 /// As [`send`].
 #[inline]
 pub(crate) fn send_vectored(fd: BorrowedFd<'_>, data: &[IoSlice<'_>]) -> io::Result<usize> {
-    sendmsg(fd, data, &[])
+    sendmsg(fd, &[], data, &[])
 }
 
 /// Sends the bytes of `data` with `descriptors` attached to the first of them,
@@ -97,7 +97,25 @@ pub(crate) fn send_with_descriptors(
     if data.iter().take(MAX_SLICES).all(|slice| slice.is_empty()) {
         return Err(invalid("descriptors need at least one byte to travel with"));
     }
-    sendmsg(fd, data, control)
+    sendmsg(fd, &[], data, control)
+}
+
+/// Sends one message of a socket that keeps their boundaries, with `descriptors`: to
+/// `name`, an encoded one, or to its peer where that is empty. It may be one of no bytes.
+///
+/// # Errors
+/// As [`send_with_descriptors`].
+pub(crate) fn send_message(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    data: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    control: &mut ControlBuffer,
+) -> io::Result<()> {
+    let Some(control) = control.encode_descriptors(descriptors) else {
+        return Err(invalid("more descriptors than one message can hold"));
+    };
+    sendmsg(fd, name, &[IoSlice::new(data)], control).map(|_| ())
 }
 
 /// What one [`receive`] took from the socket, beside what it put in [`Ancillary`].
@@ -183,6 +201,8 @@ impl Ancillary {
                     self.pidfd = unsafe { own(number) };
                     complete &= self.pidfd.is_some();
                 }
+                // Not of a socket that can pass descriptors.
+                ControlMessage::Segments(_) => {}
                 ControlMessage::Unknown { level, kind } => self.unknown.push((level, kind)),
             }
         }
@@ -290,10 +310,20 @@ unsafe fn take_ancillary(
     }
 }
 
-/// Sends `data` with `control`, the encoded control messages, beside it.
+/// Sends `data` with `control`, the encoded control messages, beside it, to `name`, which
+/// is none where it is empty.
 #[inline]
-fn sendmsg(fd: BorrowedFd<'_>, data: &[IoSlice<'_>], control: &[u8]) -> io::Result<usize> {
+fn sendmsg(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    data: &[IoSlice<'_>],
+    control: &[u8],
+) -> io::Result<usize> {
     let mut header = message_header();
+    if !name.is_empty() {
+        header.msg_name = name.as_ptr().cast::<libc::c_void>().cast_mut();
+        header.msg_namelen = name.len() as _;
+    }
     // `IoSlice` is documented to have the layout of `iovec`, so the list is
     // handed over as it is.
     header.msg_iov = data.as_ptr().cast::<libc::iovec>().cast_mut();
@@ -304,7 +334,7 @@ fn sendmsg(fd: BorrowedFd<'_>, data: &[IoSlice<'_>], control: &[u8]) -> io::Resu
     }
     retry_count(|| {
         // SAFETY: `header` has pointer and length of `data`, whose slices have
-        // theirs, and pointer and length of `control` or none; all are borrowed
+        // theirs, and those of `name` and of `control`, or none; all are borrowed
         // until the call returns, and the kernel only reads.
         unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, SEND_FLAGS) }
     })
@@ -312,7 +342,7 @@ fn sendmsg(fd: BorrowedFd<'_>, data: &[IoSlice<'_>], control: &[u8]) -> io::Resu
 
 /// A header that points nowhere.
 #[inline]
-fn message_header() -> libc::msghdr {
+pub(super) fn message_header() -> libc::msghdr {
     // SAFETY: `msghdr` is pointers, integers and, in some C libraries, padding; all
     // bits zero is a value of each. (A literal would not compile where there is
     // padding, which has private names.)

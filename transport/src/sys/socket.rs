@@ -14,7 +14,6 @@ use super::retry;
 
 // Numbers of the generic socket ABI; the C library's bindings do not have all of
 // them yet.
-#[cfg(test)]
 const SO_PASSPIDFD: libc::c_int = 76;
 const SO_COOKIE: libc::c_int = 57;
 const SO_PEERPIDFD: libc::c_int = 77;
@@ -32,7 +31,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    const fn number(self) -> libc::c_int {
+    pub(super) const fn number(self) -> libc::c_int {
         match self {
             Self::Inet4 => libc::AF_INET,
             Self::Inet6 => libc::AF_INET6,
@@ -82,20 +81,6 @@ pub(crate) fn stream_socket(family: Family) -> io::Result<OwnedFd> {
     let fd = retry(|| {
         // SAFETY: takes integers only.
         unsafe { libc::socket(family.number(), kind, 0) }
-    })?;
-    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Makes a UNIX datagram socket, as [`stream_socket`].
-///
-/// # Errors
-/// As [`stream_socket`].
-pub(crate) fn datagram_socket() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    let fd = retry(|| {
-        // SAFETY: takes integers only.
-        unsafe { libc::socket(libc::AF_UNIX, kind, 0) }
     })?;
     // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -504,7 +489,6 @@ pub(crate) fn set_v6_only(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
-#[cfg(test)]
 /// Bytes that the kernel may hold for sending, its own overhead included.
 ///
 /// # Errors
@@ -514,7 +498,6 @@ pub(crate) fn send_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_SNDBUF)
 }
 
-#[cfg(test)]
 /// Asks for a send buffer of `bytes`, of which the kernel makes the double, for its
 /// overhead, within its limits.
 ///
@@ -535,7 +518,6 @@ pub(crate) fn receive_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_RCVBUF)
 }
 
-#[cfg(test)]
 /// Asks for a receive buffer of `bytes`, of which the kernel makes the double, for its
 /// overhead, within its limits. On a UNIX socket the sender's buffer counts, not this.
 ///
@@ -595,7 +577,6 @@ pub(crate) fn passes_rights(fd: BorrowedFd<'_>) -> bool {
     flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS).unwrap_or(true)
 }
 
-#[cfg(test)]
 /// Has every read from a UNIX socket say who wrote the bytes. Bytes queued before
 /// come without a process, from user 65534.
 ///
@@ -606,7 +587,6 @@ pub(crate) fn set_pass_credentials(fd: BorrowedFd<'_>, on: bool) -> io::Result<(
     set_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, on)
 }
 
-#[cfg(test)]
 /// Has every read from a UNIX socket bring a pidfd of who wrote the bytes.
 ///
 /// # Errors
@@ -722,7 +702,7 @@ pub(super) fn set_mode_of_held(file: BorrowedFd<'_>, mode: u32) -> io::Result<()
 /// # Safety
 /// Every bit pattern, all zeros included, must be a value, and there must be no
 /// padding: the kernel reads and writes all bytes.
-unsafe trait OptionValue: Copy {}
+pub(super) unsafe trait OptionValue: Copy {}
 
 // SAFETY: an integer.
 unsafe impl OptionValue for libc::c_int {}
@@ -732,9 +712,15 @@ unsafe impl OptionValue for u64 {}
 unsafe impl OptionValue for libc::linger {}
 // SAFETY: three 32-bit integers, nothing between them.
 unsafe impl OptionValue for libc::ucred {}
+// SAFETY: three 32-bit integers, nothing between them.
+unsafe impl OptionValue for libc::ip_mreqn {}
+// SAFETY: 16 bytes and a 32-bit integer, nothing between them.
+unsafe impl OptionValue for libc::ipv6_mreq {}
+// SAFETY: integers.
+unsafe impl<const N: usize> OptionValue for [u32; N] {}
 
 #[inline]
-fn option<T: OptionValue>(
+pub(super) fn option<T: OptionValue>(
     fd: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
@@ -760,7 +746,7 @@ fn option<T: OptionValue>(
 }
 
 #[inline]
-fn set_option<T: OptionValue>(
+pub(super) fn set_option<T: OptionValue>(
     fd: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
@@ -782,21 +768,24 @@ fn set_option<T: OptionValue>(
     Ok(())
 }
 
-fn flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<bool> {
+pub(super) fn flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<bool> {
     option::<libc::c_int>(fd, level, name).map(|value| value != 0)
 }
 
-fn set_flag(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, on: bool) -> io::Result<()> {
+pub(super) fn set_flag(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    on: bool,
+) -> io::Result<()> {
     set_option(fd, level, name, libc::c_int::from(on))
 }
 
-#[cfg(test)]
 fn size(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<usize> {
     let bytes: libc::c_int = option(fd, libc::SOL_SOCKET, name)?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-#[cfg(test)]
 fn set_size(fd: BorrowedFd<'_>, name: libc::c_int, bytes: usize) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
     set_option(fd, libc::SOL_SOCKET, name, bytes)

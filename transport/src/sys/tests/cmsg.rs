@@ -39,6 +39,7 @@ enum Seen {
     Descriptors(Vec<i32>),
     Credentials(Credentials),
     PidFd(i32),
+    Segments(usize),
     Unknown(i32, i32),
 }
 
@@ -53,9 +54,22 @@ fn seen(bytes: &[u8]) -> Vec<Seen> {
             }
             ControlMessage::Credentials(credentials) => Seen::Credentials(credentials),
             ControlMessage::PidFd(number) => Seen::PidFd(number),
+            ControlMessage::Segments(size) => Seen::Segments(size),
             ControlMessage::Unknown { level, kind } => Seen::Unknown(level, kind),
         })
         .collect()
+}
+
+#[test]
+fn length_of_segments_is_a_number_that_makes_sense() {
+    let said = |payload: &[u8]| {
+        let length = HEADER + payload.len();
+        seen(&message(length, libc::SOL_UDP, libc::UDP_GRO, payload))
+    };
+    assert_eq!(said(&1_200_i32.to_ne_bytes()), [Seen::Segments(1_200)]);
+    let unknown = [Seen::Unknown(libc::SOL_UDP, libc::UDP_GRO)];
+    assert_eq!(said(&(-1_i32).to_ne_bytes()), unknown);
+    assert_eq!(said(&[1, 2]), unknown);
 }
 
 #[test]

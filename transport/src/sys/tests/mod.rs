@@ -4,6 +4,7 @@
 
 mod address;
 mod cmsg;
+mod datagram;
 mod file;
 mod msg;
 mod process;

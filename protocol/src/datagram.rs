@@ -1,0 +1,735 @@
+//! The callbacks of one datagram socket, and what they may ask of it.
+
+use std::any::{Any, TypeId};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_reactor::Handle;
+
+use crate::address::{Address, AddressRef};
+use crate::context::Context;
+use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
+use crate::error::SendDescriptorError;
+use crate::protocol::{AtDrain, Part, short_type_name};
+use crate::reason::CloseReason;
+use crate::transport::{Credentials, Linger, TransportState};
+
+/// The name of any datagram socket; see [`Reactor::get`](bowline_reactor::Reactor::get).
+pub type DatagramHandle = Handle<dyn DatagramTransport>;
+
+/// The name of a UDP socket.
+pub type UdpHandle = Handle<dyn UdpTransport>;
+
+/// The name of a UNIX datagram socket.
+pub type UnixDatagramHandle = Handle<dyn UnixDatagramTransport>;
+
+/// The callbacks of one datagram socket, over transports of type `T`. (Twisted:
+/// `DatagramProtocol`, `ConnectedDatagramProtocol`.)
+///
+/// There is no connection and no stream. Each datagram arrives as it was sent, or not at
+/// all, and may come from somebody else than the one before. One of no bytes is a
+/// datagram too. The reactor owns the protocol, and drops it after
+/// [`stopped`](Self::stopped). One that serves several sockets is an `Rc<RefCell<P>>`,
+/// which is borrowed for the time of its callbacks only.
+///
+/// Write
+///
+/// - `impl<T: DatagramTransport> DatagramProtocol<T>` for a protocol over anything,
+/// - `impl<T: UdpTransport> DatagramProtocol<T>` for one that needs UDP's options,
+/// - `impl<T: UnixDatagramTransport> DatagramProtocol<T>` for one that passes descriptors.
+///
+/// As those of a [`Protocol`](crate::Protocol), callbacks never nest.
+///
+/// # Panics
+///
+/// A panic costs the datagram whose callback it was, and is logged. The socket serves many
+/// peers, and goes on with the next one. Only where [`started`](Self::started) panics
+/// does it end, with [`CloseReason::Panicked`].
+///
+/// # Examples
+///
+/// ```
+/// use bowline_protocol::{Context, Datagram, DatagramProtocol, DatagramTransport};
+///
+/// struct Echo;
+///
+/// impl<T: DatagramTransport> DatagramProtocol<T> for Echo {
+///     fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+///         cx.transport.send_to(datagram.data, datagram.from);
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a protocol of datagrams over `{T}`",
+    note = "a protocol over any datagram socket is \
+            `impl<T: DatagramTransport> DatagramProtocol<T>`"
+)]
+pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
+    /// The socket is there. Called once, first. (Twisted: `startProtocol`.)
+    fn started(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// A datagram has arrived. What it holds belongs to the reactor; copy what is to be
+    /// kept. Descriptors that are left in it are closed and counted, and logged once for
+    /// each socket. (Twisted: `datagramReceived`.)
+    ///
+    /// Not called after `pause_producing` until `resume_producing`, nor after
+    /// `stop_listening` or `abort`.
+    fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>);
+
+    /// The peer of a [connected](DatagramTransport::connect) socket is not there, or
+    /// cannot be reached: what an ICMP message says of a datagram that was sent before, or
+    /// the kernel of a UNIX socket that was closed. The kinds are `ConnectionRefused`,
+    /// `HostUnreachable`, `NetworkUnreachable` and the like. The socket stays as it is,
+    /// and the peer may be back for the next datagram. (Twisted: `connectionRefused`.)
+    ///
+    /// A socket that is not connected hears nothing of this: it could not tell of whom it
+    /// is.
+    fn connection_refused(&mut self, cx: &mut Context<'_, T>, error: &io::Error) {
+        let _ = (cx, error);
+    }
+
+    /// A datagram that was taken to be sent is not going to be: the kernel refused it. To
+    /// some other address the next may leave. The kinds are `NotFound` and
+    /// `ConnectionRefused` for a UNIX socket that is not there, `PermissionDenied`,
+    /// `NetworkUnreachable`; `EMSGSIZE` for one that is too long for this socket or this
+    /// way.
+    ///
+    /// Descriptors that are not taken from it are closed. What is told here is logged too,
+    /// at `warn`, once for each socket.
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        datagram: UnsentDatagram<'_>,
+        error: &io::Error,
+    ) {
+        let _ = (cx, datagram, error);
+    }
+
+    /// There is room again, after a send has answered [`Full`](SendStatus::Full) or
+    /// [`QueueFull`](SendRefusal::QueueFull). Called once for each such time, when
+    /// less than half of [what counts as full](QueueLimits) waits.
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// The reactor stops gracefully. Called once at the most; for a socket that is
+    /// connected when the connections that were accepted have ended. By default the socket
+    /// is closed when nothing more waits in it, everything was sent, and the protocol [is
+    /// idle](Self::is_idle): whatever has arrived is answered.
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        let _ = cx;
+        AtDrain::LoseWhenIdle
+    }
+
+    /// Whether the socket could be closed now without breaking off any work. Asked while
+    /// it [drains](Self::draining), every 50 ms at the least. Default: true.
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    /// The socket was closed. Called once, last; the protocol is dropped afterwards.
+    /// (Twisted: `stopProtocol`.) `cx.transport` is closed: its addresses and counts can
+    /// still be read.
+    fn stopped(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        let _ = (cx, reason);
+    }
+
+    /// The part of this protocol that is of the type `id`; as
+    /// [`Protocol::part`](crate::Protocol::part).
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        let this = self.as_any_mut();
+        ((*this).type_id() == id).then_some(this)
+    }
+
+    /// What log lines about this socket call the protocol; the name of its type by
+    /// default.
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<Self>())
+    }
+}
+
+/// A datagram that has arrived.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Datagram<'a> {
+    /// Its bytes, from the first on, as far as there was room.
+    pub data: &'a [u8],
+    /// Who sent it, to be answered by [`send_to`](DatagramTransport::send_to). A UNIX
+    /// socket without a name cannot be answered.
+    pub from: AddressRef<'a>,
+    /// How many bytes it had. More than there are in `data` if it was
+    /// [truncated](Self::is_truncated).
+    pub length: usize,
+    /// The descriptors that it brought, in order; only on UNIX sockets.
+    pub descriptors: ReceivedDescriptors<'a>,
+    /// Whether descriptors of it were lost on the way to us (`MSG_CTRUNC`): there was no
+    /// free descriptor number outside of the reserve, or a security module refused. Those
+    /// that did arrive are closed then.
+    pub lost_descriptors: bool,
+    /// The process that sent it, where the socket was told to ask for that.
+    pub credentials: Option<Credentials>,
+    /// A pidfd of that process, where the socket was told to ask for it.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl<'a> Datagram<'a> {
+    /// A datagram of these bytes; for transports, and for tests of protocols.
+    /// `descriptors` is empty afterwards.
+    pub fn new(
+        data: &'a [u8],
+        from: impl Into<AddressRef<'a>>,
+        descriptors: &'a mut Vec<OwnedFd>,
+    ) -> Self {
+        Self {
+            data,
+            from: from.into(),
+            length: data.len(),
+            descriptors: ReceivedDescriptors::new(descriptors),
+            lost_descriptors: false,
+            credentials: None,
+            pidfd: None,
+        }
+    }
+
+    /// Whether it had more bytes than there was room for, which are lost.
+    pub fn is_truncated(&self) -> bool {
+        self.length > self.data.len()
+    }
+}
+
+/// A datagram that was taken to be sent, and was not.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnsentDatagram<'a> {
+    /// Its bytes.
+    pub data: &'a [u8],
+    /// Where it was to go; `None` for the peer of a connected socket.
+    pub to: Option<AddressRef<'a>>,
+    /// The descriptors that were to go with it, in order. They are the callee's.
+    pub descriptors: Vec<PassedDescriptor>,
+}
+
+impl<'a> UnsentDatagram<'a> {
+    /// A datagram of these parts; for transports, and for tests of protocols.
+    pub fn new(
+        data: &'a [u8],
+        to: Option<AddressRef<'a>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Self {
+        Self {
+            data,
+            to,
+            descriptors,
+        }
+    }
+}
+
+/// A datagram socket as its protocol sees it.
+///
+/// Every method may be called from any callback, and acts on the socket's state at once.
+/// None of them calls a protocol. The callbacks that follow are called after the running
+/// one has returned.
+pub trait DatagramTransport: 'static {
+    // Sending.
+
+    /// Sends one datagram to the peer of a [connected](Self::connect) socket.
+    ///
+    /// What one turn sends leaves together, after the running callback, by as few system
+    /// calls as there can be. Until then, and while the kernel has no room, it waits in a
+    /// bounded [queue](QueueLimits), in order. What is taken is either sent, or told by
+    /// [`send_failed`](DatagramProtocol::send_failed); on UDP, that it was sent says
+    /// nothing of whether it arrives. No bytes are a datagram too.
+    fn send(&mut self, data: &[u8]) -> SendStatus;
+
+    /// Sends one datagram to `to`: the kernel's idea of that, if the socket is connected
+    /// to somebody else.
+    ///
+    /// To a UNIX socket whose owner does not read, datagrams wait: not more than an eighth
+    /// of the queue for any one such address, and nobody else waits for it. They keep
+    /// their order.
+    fn send_to(&mut self, data: &[u8], to: AddressRef<'_>) -> SendStatus;
+
+    /// Sends the concatenation of `parts` as one datagram, to `to` or to the peer of a
+    /// connected socket. (Twisted: `writeSequence`.)
+    fn send_sequence(&mut self, parts: &[&[u8]], to: Option<AddressRef<'_>>) -> SendStatus;
+
+    /// How many datagrams wait to be sent. After the end: how many never were.
+    fn unsent_datagrams(&self) -> usize;
+
+    /// How many bytes those have.
+    fn unsent_bytes(&self) -> usize;
+
+    /// Whether who sends should wait for
+    /// [`sending_resumed`](DatagramProtocol::sending_resumed).
+    fn is_send_buffer_full(&self) -> bool;
+
+    /// The limits of the queue in force.
+    fn queue_limits(&self) -> QueueLimits;
+
+    /// Sets the limits of the queue. What waits already stays.
+    fn set_queue_limits(&mut self, limits: QueueLimits);
+
+    // Receiving.
+
+    /// Delivers nothing until [`resume_producing`](Self::resume_producing). What comes
+    /// waits in the kernel, as far as that has room: beyond it UDP loses datagrams, and a
+    /// sender over a UNIX socket waits.
+    fn pause_producing(&mut self);
+
+    /// Delivers again.
+    fn resume_producing(&mut self);
+
+    /// Whether nothing is delivered at present.
+    fn is_reading_paused(&self) -> bool;
+
+    // The end.
+
+    /// Delivers no more, sends what waits, and closes with [`CloseReason::Done`]. Never
+    /// calls back before it returns. (Twisted: `stopListening`.)
+    fn stop_listening(&mut self);
+
+    /// As [`stop_listening`](Self::stop_listening), but not for longer than `deadline`:
+    /// what is unsent then is dropped, and the reason is [`CloseReason::CloseTimedOut`].
+    fn stop_listening_within(&mut self, deadline: Duration);
+
+    /// Closes now, with [`CloseReason::Aborted`]. What waits is dropped.
+    fn abort(&mut self);
+
+    // What it is.
+
+    /// Where in its life the socket is.
+    fn state(&self) -> TransportState;
+
+    /// Our address. Readable after the end too.
+    fn host(&self) -> Address;
+
+    /// The peer's, if the socket is connected. Readable after the end too.
+    fn peer(&self) -> Option<Address>;
+
+    /// Connects the socket: only datagrams of `peer` are received from now on, and
+    /// [`send`](Self::send) sends to it. It can be connected again, to another peer.
+    /// What was received before is delivered.
+    ///
+    /// # Errors
+    ///
+    /// Those of connect(2); `InvalidInput` for an address of another family;
+    /// `NotConnected` after the end.
+    fn connect(&mut self, peer: AddressRef<'_>) -> io::Result<()>;
+
+    /// What has come and gone so far.
+    fn counts(&self) -> DatagramCounts;
+
+    /// How many datagrams the kernel has dropped so far because nobody read those before
+    /// (`SO_MEMINFO`). On UNIX sockets none, since senders wait.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the end; those of getsockopt(2).
+    fn dropped_by_kernel(&self) -> io::Result<u32>;
+
+    /// Another descriptor of the socket, for somebody who goes on with it: in another
+    /// process, say. Datagrams go to whoever reads first.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the end; no free descriptor number.
+    fn duplicate(&self) -> io::Result<OwnedFd>;
+
+    /// The socket itself, for options that have no method here; `None` after the end.
+    /// (Twisted: `getHandle`.)
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// This socket's name, for others to reach it by.
+    fn handle(&self) -> DatagramHandle;
+
+    /// The transport, with its type forgotten.
+    fn as_dyn(&mut self) -> &mut dyn DatagramTransport;
+}
+
+/// A UDP socket, over IPv4 or IPv6. (Twisted: `IUDPTransport`, `IMulticastTransport`.)
+///
+/// All of these fail with `NotConnected` after the end, and otherwise as the system call
+/// does.
+pub trait UdpTransport: DatagramTransport {
+    /// Whether datagrams may be sent to a broadcast address (`SO_BROADCAST`). Off by
+    /// default; such a datagram [fails](DatagramProtocol::send_failed) then.
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockopt(2).
+    fn broadcast(&self) -> io::Result<bool>;
+
+    /// Sets whether they may. (Twisted: `setBroadcastAllowed`.)
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
+    fn set_broadcast(&mut self, allowed: bool) -> io::Result<()>;
+
+    /// Receives what is sent to a group from now on, on one interface. Other groups that
+    /// this machine has joined for somebody else are not received. (Twisted:
+    /// `joinGroup`.)
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for an address that is none of a group, or of another family;
+    /// `AddrInUse` for a group that was joined already; those of setsockopt(2).
+    fn join_multicast(&mut self, group: IpAddr, interface: MulticastInterface) -> io::Result<()>;
+
+    /// Leaves a group, which was joined on the same interface. (Twisted: `leaveGroup`.)
+    ///
+    /// # Errors
+    ///
+    /// `AddrNotAvailable` for one that was not joined; as
+    /// [`join_multicast`](Self::join_multicast).
+    fn leave_multicast(&mut self, group: IpAddr, interface: MulticastInterface) -> io::Result<()>;
+
+    /// Sets by which interface datagrams to groups leave. (Twisted:
+    /// `setOutgoingInterface`.)
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for an address where IPv6 has to have an index; those of
+    /// setsockopt(2).
+    fn set_multicast_interface(&mut self, interface: MulticastInterface) -> io::Result<()>;
+
+    /// How many hops datagrams to groups go; 1 by default, the own network. (Twisted:
+    /// `getTTL`.)
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockopt(2).
+    fn multicast_ttl(&self) -> io::Result<u32>;
+
+    /// Sets how many, at most 255. (Twisted: `setTTL`.)
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` above 255; those of setsockopt(2).
+    fn set_multicast_ttl(&mut self, hops: u32) -> io::Result<()>;
+
+    /// Whether what we send to a group comes back to this machine, if somebody here has
+    /// joined it; true by default. (Twisted: `getLoopbackMode`.)
+    ///
+    /// # Errors
+    ///
+    /// Those of getsockopt(2).
+    fn multicast_loopback(&self) -> io::Result<bool>;
+
+    /// Sets whether it does. (Twisted: `setLoopbackMode`.)
+    ///
+    /// # Errors
+    ///
+    /// Those of setsockopt(2).
+    fn set_multicast_loopback(&mut self, on: bool) -> io::Result<()>;
+
+    /// What the kernel does at once for many datagrams.
+    fn offload(&self) -> Offload;
+
+    /// This socket's name, for others to reach it by.
+    fn udp_handle(&self) -> UdpHandle;
+}
+
+/// A UNIX datagram socket, which passes descriptors beside its bytes.
+///
+/// It is reliable: nothing is lost, and who sends waits for who reads.
+pub trait UnixDatagramTransport: DatagramTransport {
+    /// Sends one datagram with descriptors, to `to` or to the peer of a connected socket.
+    /// They leave with exactly this datagram, which may be one of no bytes. Our copies are
+    /// closed then.
+    ///
+    /// # Errors
+    ///
+    /// The descriptors come back where the datagram is refused, and where there are more
+    /// than 253.
+    fn send_with_descriptors(
+        &mut self,
+        data: &[u8],
+        to: Option<AddressRef<'_>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError>;
+
+    /// How many descriptors wait to be sent. After the end: how many never were.
+    fn unsent_descriptors(&self) -> usize;
+
+    /// Sets what happens to the linger setting of received sockets; see [`Linger`].
+    fn set_received_linger(&mut self, linger: Linger);
+
+    /// Lets the kernel refuse (`false`) or accept (`true`, the default) descriptors sent
+    /// to us: the sender gets `EPERM` instead (`SO_PASSRIGHTS`). Those sent before are
+    /// still delivered.
+    ///
+    /// # Errors
+    ///
+    /// `ENOPROTOOPT` before Linux 6.16; `NotConnected` after the end.
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
+
+    /// This socket's name, for others to reach it by.
+    fn unix_datagram_handle(&self) -> UnixDatagramHandle;
+}
+
+/// What a send says to the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendStatus {
+    /// Taken; go on.
+    Ready,
+    /// Taken, and the queue is full now: better wait for
+    /// [`sending_resumed`](DatagramProtocol::sending_resumed).
+    Full,
+    /// Not taken.
+    Refused(SendRefusal),
+}
+
+impl SendStatus {
+    /// Whether the sender should go on.
+    pub fn is_ready(self) -> bool {
+        self == Self::Ready
+    }
+
+    /// Whether the datagram was taken.
+    pub fn is_taken(self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
+/// Why a datagram was not taken to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendRefusal {
+    /// The queue is at its [limit](QueueLimits), or an eighth of it waits for a UNIX
+    /// socket that is not read.
+    QueueFull,
+    /// Longer than a datagram can be: 65,507 bytes over IPv4, 65,527 over IPv6, what its
+    /// send buffer holds on a UNIX socket.
+    TooLong,
+    /// An address of a family that is not the socket's.
+    WrongFamily,
+    /// No address that can be sent to: an unnamed UNIX socket, a path that is too long.
+    BadAddress,
+    /// No address was given, and the socket is not connected.
+    NotConnected,
+    /// The socket is closed, or about to be.
+    Closed,
+}
+
+impl fmt::Display for SendRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::QueueFull => "queue of datagrams is full",
+            Self::TooLong => "longer than a datagram can be",
+            Self::WrongFamily => "address is of another family than the socket",
+            Self::BadAddress => "nothing can be sent to this address",
+            Self::NotConnected => "socket is not connected, and there is no address",
+            Self::Closed => "socket is closed or closing",
+        })
+    }
+}
+
+impl Error for SendRefusal {}
+
+/// How many datagrams of one socket wait to be sent. A value of zero counts as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueLimits {
+    /// From this many datagrams on the queue counts as full; default 256.
+    pub full: usize,
+    /// From this many bytes on it does so too; default 262,144.
+    pub full_bytes: usize,
+    /// More datagrams than this are refused; default 1,024.
+    pub most: usize,
+    /// A datagram that would leave more bytes than this unsent is refused, unless it is
+    /// the only one; default 1 MiB.
+    pub most_bytes: usize,
+}
+
+bowline_reactor::setters!(QueueLimits {
+    full: usize,
+    full_bytes: usize,
+    most: usize,
+    most_bytes: usize,
+});
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            full: 256,
+            full_bytes: 262_144,
+            most: 1_024,
+            most_bytes: 1_048_576,
+        }
+    }
+}
+
+/// What has come and gone over one socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DatagramCounts {
+    /// Datagrams that were delivered.
+    pub received: u64,
+    /// Those of them that had more bytes than there was room for.
+    pub truncated: u64,
+    /// Datagrams that the kernel has taken.
+    pub sent: u64,
+    /// Datagrams that were taken, and that the kernel refused.
+    pub failed: u64,
+    /// Datagrams that were not taken.
+    pub refused: u64,
+}
+
+/// An interface of this machine, for multicast.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MulticastInterface {
+    /// The kernel chooses, by its routes.
+    #[default]
+    Any,
+    /// The one of this number (if_nametoindex(3)).
+    Index(u32),
+    /// The one that has this address; only for IPv4.
+    Address(std::net::Ipv4Addr),
+}
+
+/// What the kernel does at once for many datagrams of the same length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Offload {
+    /// How many datagrams to one address are sent as one, to be cut by the network card or
+    /// just before it (`UDP_SEGMENT`, GSO); 1 where that is off or not known.
+    pub send_segments: usize,
+    /// Whether those that come in a row from one address are received as one
+    /// (`UDP_GRO`). They are delivered one by one.
+    pub receive: bool,
+}
+
+impl Offload {
+    /// What is in force; for transports.
+    pub fn new(send_segments: usize, receive: bool) -> Self {
+        Self {
+            send_segments,
+            receive,
+        }
+    }
+}
+
+impl fmt::Debug for dyn DatagramTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatagramTransport")
+            .field("handle", &self.handle())
+            .field("state", &self.state())
+            .field("host", &self.host())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Forwards every callback to a protocol that several sockets share, borrowed for the time
+/// of the callback.
+impl<T, P> DatagramProtocol<T> for Rc<RefCell<P>>
+where
+    T: DatagramTransport + ?Sized,
+    P: DatagramProtocol<T>,
+{
+    fn started(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().started(cx);
+    }
+
+    fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+        self.borrow_mut().datagram_received(cx, datagram);
+    }
+
+    fn connection_refused(&mut self, cx: &mut Context<'_, T>, error: &io::Error) {
+        self.borrow_mut().connection_refused(cx, error);
+    }
+
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        datagram: UnsentDatagram<'_>,
+        error: &io::Error,
+    ) {
+        self.borrow_mut().send_failed(cx, datagram, error);
+    }
+
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().sending_resumed(cx);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.borrow_mut().draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.borrow().is_idle()
+    }
+
+    fn stopped(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.borrow_mut().stopped(cx, reason);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(self.borrow().log_prefix().into_owned())
+    }
+}
+
+/// Forwards every callback to what is inside the box.
+impl<T, P> DatagramProtocol<T> for Box<P>
+where
+    T: DatagramTransport + ?Sized,
+    P: DatagramProtocol<T> + ?Sized,
+{
+    fn started(&mut self, cx: &mut Context<'_, T>) {
+        (**self).started(cx);
+    }
+
+    fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+        (**self).datagram_received(cx, datagram);
+    }
+
+    fn connection_refused(&mut self, cx: &mut Context<'_, T>, error: &io::Error) {
+        (**self).connection_refused(cx, error);
+    }
+
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        datagram: UnsentDatagram<'_>,
+        error: &io::Error,
+    ) {
+        (**self).send_failed(cx, datagram, error);
+    }
+
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        (**self).sending_resumed(cx);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        (**self).draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        (**self).is_idle()
+    }
+
+    fn stopped(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        (**self).stopped(cx, reason);
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => (**self).part(id),
+        }
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        (**self).log_prefix()
+    }
+}

@@ -1,0 +1,164 @@
+//! What is taken to be sent, what is not, and what becomes of it.
+
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::rc::Rc;
+
+use bowline::error::SendRefusal;
+use bowline::{QueueLimits, Reactor, SendStatus};
+
+use crate::harness::{Script, get, over_all};
+use crate::support::{run_until, run_until_quiet};
+
+/// Contract D-10, W-55.
+#[test]
+fn a_full_queue_is_told_and_room_is_told_again() {
+    over_all(|place| {
+        let mut reactor = Reactor::new().unwrap();
+        let peer = place.plain();
+        let limits = QueueLimits::default().full(4).most(6);
+        let (left, refused) = (Rc::new(Cell::new(1_000_u32)), Rc::new(Cell::new(0)));
+        let (sending, refusing) = (Rc::clone(&left), Rc::clone(&refused));
+        // A client, so that room at its peer is told.
+        let send = move |transport: &mut dyn bowline::DatagramTransport| {
+            while sending.get() > 0 {
+                match transport.send(&sending.get().to_ne_bytes()) {
+                    SendStatus::Ready => sending.set(sending.get() - 1),
+                    SendStatus::Full => {
+                        sending.set(sending.get() - 1);
+                        assert!(transport.is_send_buffer_full());
+                        break;
+                    }
+                    SendStatus::Refused(why) => {
+                        assert_eq!(why, SendRefusal::QueueFull);
+                        refusing.set(refusing.get() + 1);
+                        break;
+                    }
+                }
+            }
+        };
+        let again = send.clone();
+        let script = Script::new()
+            .on_start(move |transport, _| {
+                transport.set_queue_limits(limits);
+                send(transport);
+            })
+            .on_room(move |transport, _| again(transport));
+        let notes = script.notes();
+        let handle = place
+            .connect(&mut reactor, &peer.address(), script)
+            .unwrap();
+        let mut arrived = Vec::new();
+        run_until(&mut reactor, |_| {
+            arrived.extend(peer.receive_all());
+            arrived.len() == 1_000
+        });
+        let expected = (1..=1_000_u32).rev().map(|it| it.to_ne_bytes().to_vec());
+        let expected: Vec<_> = expected.collect();
+        assert_eq!(arrived, expected, "each once, in order");
+        assert!(notes.told(|told| told.resumed) >= 200, "told of room");
+        assert_eq!(refused.get(), 0);
+        assert_eq!(get(&mut reactor, handle).counts().sent, 1_000);
+    });
+}
+
+#[test]
+fn a_queue_takes_no_more_than_its_limit() {
+    over_all(|place| {
+        let mut reactor = Reactor::new().unwrap();
+        let script = Script::new();
+        let notes = script.notes();
+        let (handle, _) = place.listen(&mut reactor, script);
+        let peer = place.plain();
+        let to = peer.address();
+        let transport = get(&mut reactor, handle);
+        let limits = QueueLimits::default().full(2).most(5).most_bytes(100);
+        transport.set_queue_limits(limits);
+        assert_eq!(transport.queue_limits(), limits);
+        let refused = SendStatus::Refused(SendRefusal::QueueFull);
+        let expected = [
+            SendStatus::Ready,
+            SendStatus::Full,
+            SendStatus::Full,
+            SendStatus::Full,
+            SendStatus::Full,
+            refused,
+            refused,
+        ];
+        for status in expected {
+            assert_eq!(transport.send_to(&[1; 10], to.as_ref()), status);
+        }
+        run_until(&mut reactor, |_| notes.told(|told| told.resumed) == 1);
+        let transport = get(&mut reactor, handle);
+        assert_eq!(transport.send_to(&[1; 60], to.as_ref()), SendStatus::Ready);
+        assert_eq!(transport.send_to(&[1; 60], to.as_ref()), refused);
+        // Longer than all, and there is nothing else.
+        run_until_quiet(&mut reactor);
+        assert_eq!(notes.told(|told| told.resumed), 2);
+        let transport = get(&mut reactor, handle);
+        assert_eq!(transport.send_to(&[1; 200], to.as_ref()), SendStatus::Ready);
+        run_until_quiet(&mut reactor);
+        let lengths: Vec<_> = peer.receive_all().iter().map(Vec::len).collect();
+        assert_eq!(lengths, [10, 10, 10, 10, 10, 60, 200]);
+        let counts = get(&mut reactor, handle).counts();
+        assert_eq!((counts.sent, counts.refused), (7, 3));
+    });
+}
+
+/// Contract D-09: what the kernel refuses is told, and costs nothing else.
+#[test]
+fn a_datagram_that_the_kernel_refuses_comes_back() {
+    over_all(|place| {
+        let mut reactor = Reactor::new().unwrap();
+        let script = Script::new();
+        let notes = script.notes();
+        let (handle, _) = place.listen(&mut reactor, script);
+        let peer = place.plain();
+        // A port 0, or the name of nobody.
+        let bad = place.address();
+        let transport = get(&mut reactor, handle);
+        for number in 0..3 {
+            assert!(
+                transport
+                    .send_to(&[number], peer.address().as_ref())
+                    .is_ready()
+            );
+            assert!(transport.send_to(&[100 + number], bad.as_ref()).is_ready());
+        }
+        run_until(&mut reactor, |_| notes.told(|told| told.failed.len()) == 3);
+        run_until_quiet(&mut reactor);
+        assert_eq!(peer.receive_all(), [[0], [1], [2]]);
+        notes.told(|told| {
+            for (number, (data, to, error, _)) in told.failed.iter().enumerate() {
+                assert_eq!(data, &[100 + number as u8]);
+                assert_eq!(to.as_ref(), Some(&bad));
+                let expected = match place.kind {
+                    crate::harness::Kind::UnixPath => ErrorKind::NotFound,
+                    crate::harness::Kind::UnixAbstract => ErrorKind::ConnectionRefused,
+                    _ => ErrorKind::InvalidInput,
+                };
+                assert_eq!(error.kind(), expected);
+            }
+        });
+        let counts = get(&mut reactor, handle).counts();
+        assert_eq!((counts.sent, counts.failed), (3, 3));
+    });
+}
+
+#[test]
+fn a_queue_that_is_emptied_leaves_no_memory_of_its_own() {
+    over_all(|place| {
+        let mut reactor = Reactor::new().unwrap();
+        let (handle, _) = place.listen(&mut reactor, Script::new());
+        let peer = place.plain();
+        for _ in 0..100 {
+            let transport = get(&mut reactor, handle);
+            for _ in 0..5 {
+                transport.send_to(&[1; 1_000], peer.address().as_ref());
+            }
+            run_until_quiet(&mut reactor);
+            assert_eq!(get(&mut reactor, handle).unsent_datagrams(), 0);
+            assert_eq!(peer.receive_all().len(), 5);
+        }
+    });
+}

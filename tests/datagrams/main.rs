@@ -1,0 +1,13 @@
+//! Datagram sockets over the real thing: UDP and UNIX datagrams.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod harness;
+
+mod adoption;
+mod every_kind;
+mod limits;
+mod stopping;
+mod udp;
+mod unix;

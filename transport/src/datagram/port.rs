@@ -1,0 +1,537 @@
+//! A datagram socket as its protocol sees it. Nothing here calls user code.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    Address, AddressRef, CloseReason, DatagramCounts, DatagramHandle, DatagramProtocol,
+    DatagramTransport, Linger, PassedDescriptor, QueueLimits, SendDescriptorError,
+    SendDescriptorErrorKind, SendRefusal, SendStatus, TransportState,
+};
+use bowline_reactor::{Handle, Reactor, Token};
+
+use super::queue::SendQueue;
+use super::socket::{AfterSendError, DatagramSocket, Outgoing, name_ref};
+use crate::closer::close_elsewhere;
+use crate::file_descriptor::not_connected;
+use crate::kinds::address_ref;
+use crate::log;
+use crate::shared::{Ledger, Shared};
+use crate::sys::{self, MAX_DESCRIPTORS, NameRef};
+
+/// Which part of the queue may wait for one peer that does not read.
+const SHARES: usize = 8;
+
+/// A datagram socket of the kind `S`, as a transport.
+///
+/// It has all that [`DatagramTransport`] says, and what its kind adds to that.
+#[derive(Debug)]
+pub struct Port<S> {
+    pub(crate) socket: S,
+    pub(super) shared: Rc<Shared>,
+    pub(super) token: Token,
+    /// There while something waits to be sent.
+    queue: Option<Box<SendQueue>>,
+    limits: QueueLimits,
+    pub(super) counts: DatagramCounts,
+    pub(super) state: PortState,
+    /// Why it ends; [`CloseReason::Done`] if nothing stands here.
+    pub(super) reason: Option<CloseReason>,
+    /// Latched: a receive may succeed.
+    pub(super) is_readable: bool,
+    /// Latched: a send may succeed.
+    pub(super) is_writable: bool,
+    pub(super) watches_writing: bool,
+    is_paused: bool,
+    /// Whether somebody was told that there is no room, and nobody that there is again.
+    pub(super) owes_room: bool,
+    /// Sends wait for a timer.
+    pub(super) waits_for_timer: bool,
+    /// Asked for by `stop_listening_within`, and not yet scheduled.
+    pub(super) stop_within: Option<Duration>,
+    /// What was dropped at the end: datagrams, bytes, descriptors.
+    dropped: (usize, usize, usize),
+    /// Whether a datagram that was tried again at once is the first.
+    has_tried_again: bool,
+    pub(super) linger: Linger,
+    pub(super) warned: Warned,
+}
+
+/// What was warned of already: once for each socket, since peers could fill the disk
+/// otherwise.
+#[derive(Debug, Default)]
+pub(super) struct Warned {
+    refused: bool,
+    pub(super) failed: bool,
+    pub(super) unclaimed: bool,
+    pub(super) lost: bool,
+    pub(super) unknown: bool,
+}
+
+/// Where in its life a port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PortState {
+    Open,
+    /// Closes when everything was sent.
+    Stopping,
+    /// It is over, which has to be told.
+    Ending,
+    /// The socket is closed.
+    Closed,
+}
+
+impl<S: DatagramSocket> Port<S> {
+    /// Has the reactor drive a socket with a protocol: what the endpoint of a kind does.
+    /// `started` follows after the running callback.
+    ///
+    /// # Errors
+    ///
+    /// That there are 2^24 descriptors, or those of epoll_ctl(2). The socket comes back.
+    pub fn open(
+        reactor: &mut Reactor,
+        socket: S,
+        protocol: impl DatagramProtocol<Self>,
+    ) -> Result<Handle<Self>, (io::Error, S)> {
+        let token = super::install(reactor, socket, protocol)?;
+        Ok(Handle::new(token, |facet| facet.downcast_mut()))
+    }
+
+    pub(super) fn new(socket: S, shared: Rc<Shared>, token: Token) -> Self {
+        Self {
+            socket,
+            shared,
+            token,
+            queue: None,
+            limits: QueueLimits::default(),
+            counts: DatagramCounts::default(),
+            state: PortState::Open,
+            reason: None,
+            is_readable: false,
+            is_writable: true,
+            watches_writing: false,
+            is_paused: false,
+            owes_room: false,
+            waits_for_timer: false,
+            stop_within: None,
+            dropped: (0, 0, 0),
+            has_tried_again: false,
+            linger: Linger::Clear,
+            warned: Warned::default(),
+        }
+    }
+
+    /// Whether datagrams may be delivered.
+    #[inline]
+    pub(super) fn is_receiving(&self) -> bool {
+        self.state == PortState::Open && !self.is_paused
+    }
+
+    /// Whether nothing more is delivered.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.state != PortState::Open
+    }
+
+    /// Whether a send may succeed, and something waits for it.
+    #[inline]
+    pub(super) fn may_send(&self) -> bool {
+        self.is_writable
+            && !self.waits_for_timer
+            && self
+                .queue
+                .as_deref()
+                .is_some_and(SendQueue::has_any_in_line)
+            && !matches!(self.state, PortState::Ending | PortState::Closed)
+    }
+
+    #[inline]
+    pub(super) fn has_unsent(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// Whether datagrams wait for peers that have no room.
+    pub(super) fn has_held(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.has_held())
+    }
+
+    /// The port ends, for `reason` unless there is one already.
+    pub(super) fn end(&mut self, reason: CloseReason) {
+        if matches!(self.state, PortState::Ending | PortState::Closed) {
+            return;
+        }
+        self.state = PortState::Ending;
+        self.reason = Some(reason);
+    }
+
+    /// The time has come to try again.
+    pub(super) fn try_again(&mut self) {
+        self.waits_for_timer = false;
+        self.is_writable = true;
+        if let Some(queue) = &mut self.queue {
+            queue.release();
+        }
+    }
+
+    // Sending.
+
+    /// Queues a datagram.
+    #[inline]
+    fn queue_datagram(
+        &mut self,
+        parts: &[&[u8]],
+        to: Option<AddressRef<'_>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, (SendRefusal, Vec<PassedDescriptor>)> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        let encoded;
+        let name: &[u8] = match to {
+            None => &[],
+            Some(to) => match name_ref(to).encode() {
+                Ok(name) => {
+                    encoded = name;
+                    encoded.as_bytes()
+                }
+                Err(_) => return Err((self.refuse(SendRefusal::BadAddress), descriptors)),
+            },
+        };
+        if let Some(refusal) = self.refusal(length, to, name) {
+            return Err((self.refuse(refusal), descriptors));
+        }
+        let queue = self
+            .queue
+            .get_or_insert_with(|| self.shared.take_send_queue());
+        queue.push(parts, name, descriptors);
+        match self.is_full() {
+            false => Ok(SendStatus::Ready),
+            true => {
+                self.owes_room = true;
+                Ok(SendStatus::Full)
+            }
+        }
+    }
+
+    /// Why a datagram is not taken, if it is not.
+    #[inline]
+    fn refusal(
+        &mut self,
+        length: usize,
+        to: Option<AddressRef<'_>>,
+        name: &[u8],
+    ) -> Option<SendRefusal> {
+        if self.state != PortState::Open {
+            return Some(SendRefusal::Closed);
+        }
+        if let Some(refusal) = self.socket.refuses(length, to) {
+            return Some(refusal);
+        }
+        let queue = self.queue.as_ref()?;
+        let most = self.limits.most.max(1);
+        let is_full = queue.len() >= most
+            || queue.unsent_bytes().saturating_add(length) > self.limits.most_bytes
+            || queue.has_held() && queue.held_for(name) >= (most / SHARES).max(1);
+        if is_full {
+            self.owes_room = true;
+        }
+        is_full.then_some(SendRefusal::QueueFull)
+    }
+
+    #[cold]
+    fn refuse(&mut self, refusal: SendRefusal) -> SendRefusal {
+        self.counts.refused += 1;
+        if refusal != SendRefusal::Closed && !std::mem::replace(&mut self.warned.refused, true) {
+            log::warn!(
+                target: log::TRANSPORT,
+                "{} {} {}: a datagram was refused: {refusal}",
+                self.token,
+                self.socket.kind(),
+                self.socket.host(),
+            );
+        }
+        refusal
+    }
+
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| {
+            queue.len() >= self.limits.full.max(1)
+                || queue.unsent_bytes() >= self.limits.full_bytes.max(1)
+        })
+    }
+
+    /// Whether there is room again that somebody waits for.
+    #[inline]
+    pub(super) fn has_room_again(&self) -> bool {
+        self.owes_room
+            && self.state == PortState::Open
+            && self.queue.as_ref().is_none_or(|queue| {
+                queue.len() < self.limits.full.max(1).div_ceil(2)
+                    && queue.unsent_bytes() < self.limits.full_bytes.max(1).div_ceil(2)
+            })
+    }
+
+    /// Sends by one call; an error of the first datagram is answered, which is still the
+    /// first then.
+    #[inline]
+    pub(super) fn flush(&mut self) -> Result<(), io::Error> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(());
+        };
+        let outgoing = Outgoing {
+            queue,
+            shared: &self.shared,
+        };
+        match self.socket.send(&outgoing) {
+            Ok(count) => {
+                let descriptors = queue.descriptors();
+                queue.sent(count);
+                self.counts.sent += count as u64;
+                self.has_tried_again = false;
+                if descriptors > 0 {
+                    let left = descriptors - queue.descriptors();
+                    Ledger::add(&self.shared.ledger.passed, left);
+                }
+                self.put_queue_away();
+                Ok(())
+            }
+            Err(error) => self.flush_failed(error),
+        }
+    }
+
+    #[cold]
+    fn flush_failed(&mut self, error: io::Error) -> Result<(), io::Error> {
+        let first = self.queue.as_ref().and_then(|queue| queue.in_line().next());
+        let to = first.and_then(|first| match first.name {
+            [] => None,
+            name => Some(address_ref(NameRef::decode(name))),
+        });
+        match self.socket.after(&error, to) {
+            AfterSendError::WaitForRoom => self.is_writable = false,
+            AfterSendError::WaitForPeer => {
+                if let Some(queue) = &mut self.queue {
+                    queue.hold_first();
+                }
+            }
+            AfterSendError::WaitForTime => self.waits_for_timer = true,
+            // Once: what is said of each attempt is of this datagram after all.
+            AfterSendError::TryAgain if !self.has_tried_again => self.has_tried_again = true,
+            AfterSendError::TryAgain | AfterSendError::Fail => {
+                self.has_tried_again = false;
+                return Err(error);
+            }
+        }
+        match self.has_tried_again {
+            true => Err(error),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the error that was answered last is of an earlier datagram.
+    pub(super) fn is_to_be_tried_again(&self) -> bool {
+        self.has_tried_again
+    }
+
+    /// Takes the first datagram out, which cannot be sent.
+    pub(super) fn take_failed(&mut self) -> Option<super::queue::TakenOut> {
+        let taken = self.queue.as_mut()?.take_out();
+        self.put_queue_away();
+        self.counts.failed += 1;
+        taken
+    }
+
+    #[inline]
+    fn put_queue_away(&mut self) {
+        if self.queue.as_ref().is_some_and(|queue| queue.is_empty())
+            && let Some(queue) = self.queue.take()
+        {
+            self.shared.return_send_queue(queue);
+        }
+    }
+
+    /// Closes descriptors that were to be sent.
+    pub(super) fn close_unsent(&self, descriptors: Vec<PassedDescriptor>) {
+        Ledger::add(&self.shared.ledger.unsent, descriptors.len());
+        for descriptor in descriptors {
+            // It may have come from another peer.
+            if let PassedDescriptor::Owned(fd) = descriptor
+                && sys::is_unix(fd.as_fd())
+            {
+                close_elsewhere(fd);
+            }
+        }
+    }
+
+    /// Closes the socket, and drops what waits.
+    pub(super) fn close(&mut self, reactor: &mut Reactor) {
+        self.state = PortState::Closed;
+        if let Some(mut queue) = self.queue.take() {
+            self.dropped = (queue.len(), queue.unsent_bytes(), queue.descriptors());
+            self.close_unsent(queue.take_all());
+        }
+        if self.socket.is_open() {
+            // Others may hold the socket too, and epoll would report it for as long as
+            // they do.
+            self.socket.unwatch(reactor);
+            self.socket.close();
+            Ledger::add(&self.shared.ledger.closed, 1);
+        }
+    }
+
+    /// A name of this port that sees it as something.
+    pub(crate) fn named<T: ?Sized>(
+        &self,
+        view: fn(&mut dyn std::any::Any) -> Option<&mut T>,
+    ) -> Handle<T> {
+        Handle::new(self.token, view)
+    }
+
+    pub(crate) fn open_socket(&self) -> io::Result<BorrowedFd<'_>> {
+        self.socket.source().ok_or_else(not_connected)
+    }
+
+    /// Queues a datagram with descriptors, for kinds that pass some.
+    pub(crate) fn queue_with_descriptors(
+        &mut self,
+        data: &[u8],
+        to: Option<AddressRef<'_>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError> {
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(SendDescriptorError {
+                kind: SendDescriptorErrorKind::TooManyForOneMessage,
+                descriptors,
+            });
+        }
+        self.queue_datagram(&[data], to, descriptors)
+            .map_err(|(refusal, descriptors)| SendDescriptorError {
+                kind: SendDescriptorErrorKind::Datagram(refusal),
+                descriptors,
+            })
+    }
+
+    pub(crate) fn unsent_descriptor_count(&self) -> usize {
+        let waiting = self.queue.as_ref().map_or(0, |queue| queue.descriptors());
+        waiting + self.dropped.2
+    }
+
+    pub(crate) fn set_linger(&mut self, linger: Linger) {
+        self.linger = linger;
+    }
+}
+
+fn status(result: Result<SendStatus, (SendRefusal, Vec<PassedDescriptor>)>) -> SendStatus {
+    result.unwrap_or_else(|(refusal, _)| SendStatus::Refused(refusal))
+}
+
+impl<S: DatagramSocket> DatagramTransport for Port<S> {
+    #[inline]
+    fn send(&mut self, data: &[u8]) -> SendStatus {
+        status(self.queue_datagram(&[data], None, Vec::new()))
+    }
+
+    #[inline]
+    fn send_to(&mut self, data: &[u8], to: AddressRef<'_>) -> SendStatus {
+        status(self.queue_datagram(&[data], Some(to), Vec::new()))
+    }
+
+    fn send_sequence(&mut self, parts: &[&[u8]], to: Option<AddressRef<'_>>) -> SendStatus {
+        status(self.queue_datagram(parts, to, Vec::new()))
+    }
+
+    fn unsent_datagrams(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.len()) + self.dropped.0
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        let waiting = self.queue.as_ref().map_or(0, |queue| queue.unsent_bytes());
+        waiting + self.dropped.1
+    }
+
+    fn is_send_buffer_full(&self) -> bool {
+        self.is_full()
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        self.limits
+    }
+
+    fn set_queue_limits(&mut self, limits: QueueLimits) {
+        self.limits = limits;
+    }
+
+    fn pause_producing(&mut self) {
+        self.is_paused = true;
+    }
+
+    fn resume_producing(&mut self) {
+        self.is_paused = false;
+    }
+
+    fn is_reading_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    fn stop_listening(&mut self) {
+        if self.state == PortState::Open {
+            self.state = PortState::Stopping;
+        }
+    }
+
+    fn stop_listening_within(&mut self, deadline: Duration) {
+        self.stop_listening();
+        if self.state == PortState::Stopping {
+            self.stop_within = Some(deadline);
+        }
+    }
+
+    fn abort(&mut self) {
+        self.end(CloseReason::Aborted);
+    }
+
+    fn state(&self) -> TransportState {
+        match self.state {
+            PortState::Open => TransportState::Connected,
+            PortState::Stopping => TransportState::Closing,
+            PortState::Ending | PortState::Closed => TransportState::Lost,
+        }
+    }
+
+    fn host(&self) -> Address {
+        self.socket.host()
+    }
+
+    fn peer(&self) -> Option<Address> {
+        self.socket.peer()
+    }
+
+    fn connect(&mut self, peer: AddressRef<'_>) -> io::Result<()> {
+        match self.state {
+            PortState::Open => self.socket.connect(peer),
+            _ => Err(not_connected()),
+        }
+    }
+
+    fn counts(&self) -> DatagramCounts {
+        self.counts
+    }
+
+    fn dropped_by_kernel(&self) -> io::Result<u32> {
+        self.socket.dropped()
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.duplicate()
+    }
+
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.source()
+    }
+
+    fn handle(&self) -> DatagramHandle {
+        self.named(|facet| facet.downcast_mut::<Self>().map(|port| port as _))
+    }
+
+    fn as_dyn(&mut self) -> &mut dyn DatagramTransport {
+        self
+    }
+}

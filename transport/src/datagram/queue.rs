@@ -1,0 +1,364 @@
+//! Datagrams that wait to be sent; pure, and the owner of their descriptors.
+//!
+//! Their bytes stand behind each other in one piece of memory, so that several of one
+//! length to one address are one message to a kernel that cuts it. Of those to an address
+//! where there is no room the queue keeps the order among themselves, and lets others
+//! pass.
+
+use std::collections::VecDeque;
+
+use bowline_protocol::PassedDescriptor;
+
+use crate::sys::OutgoingMessage;
+
+/// How much memory a queue may have that is kept when it is empty.
+const MOST_KEPT: usize = 65_536;
+
+/// How many bytes one message has at the most that is cut by the kernel: less than the
+/// largest datagram of either family of addresses.
+const MOST_IN_RUN: usize = 65_000;
+
+/// Datagrams that wait to be sent, in order.
+#[derive(Debug, Default)]
+pub(crate) struct SendQueue {
+    bytes: Vec<u8>,
+    /// Encoded addresses; one that follows on itself stands there once.
+    names: Vec<u8>,
+    /// Invariant: neither the first nor the last is gone.
+    waiting: VecDeque<Waiting>,
+    len: usize,
+    unsent_bytes: usize,
+    descriptors: usize,
+    /// How many are held back.
+    held: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Where its bytes are.
+    start: usize,
+    length: usize,
+    /// Where its address is; of no bytes for the peer of a connected socket.
+    name_start: usize,
+    name_length: usize,
+    descriptors: Vec<PassedDescriptor>,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    InLine,
+    /// There was no room where it goes to.
+    Held,
+    /// It has left, with others before it that have not.
+    Gone,
+}
+
+/// A datagram in the queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Queued<'a> {
+    pub(crate) data: &'a [u8],
+    /// Its encoded address; empty for the peer of a connected socket.
+    pub(crate) name: &'a [u8],
+    pub(crate) descriptors: &'a [PassedDescriptor],
+}
+
+/// A datagram taken out of the queue.
+#[derive(Debug)]
+pub(crate) struct TakenOut {
+    pub(crate) data: Vec<u8>,
+    pub(crate) name: Vec<u8>,
+    pub(crate) descriptors: Vec<PassedDescriptor>,
+}
+
+impl SendQueue {
+    /// How many datagrams wait.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many bytes they have.
+    #[inline]
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
+    /// How many descriptors they have.
+    #[inline]
+    pub(crate) fn descriptors(&self) -> usize {
+        self.descriptors
+    }
+
+    /// Whether one could be sent now.
+    #[inline]
+    pub(crate) fn has_any_in_line(&self) -> bool {
+        self.len > self.held
+    }
+
+    /// Whether some are held back.
+    #[inline]
+    pub(crate) fn has_held(&self) -> bool {
+        self.held > 0
+    }
+
+    /// How many are held back that go to `name`.
+    pub(crate) fn held_for(&self, name: &[u8]) -> usize {
+        if self.held == 0 {
+            return 0;
+        }
+        let is_it = |it: &&Waiting| it.place == Place::Held && self.name_of(it) == name;
+        self.waiting.iter().filter(is_it).count()
+    }
+
+    /// Whether it is worth keeping when it is empty.
+    pub(crate) fn is_small(&self) -> bool {
+        self.bytes.capacity() <= MOST_KEPT && self.names.capacity() <= MOST_KEPT
+    }
+
+    /// Puts a datagram at the end: the concatenation of `parts`.
+    #[inline]
+    pub(crate) fn push(
+        &mut self,
+        parts: &[&[u8]],
+        name: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) {
+        self.make_room();
+        let start = self.bytes.len();
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
+        let length = self.bytes.len() - start;
+        let name_start = match self.waiting.back() {
+            Some(last) if self.name_of(last) == name => last.name_start,
+            _ => {
+                self.names.extend_from_slice(name);
+                self.names.len() - name.len()
+            }
+        };
+        let place = match self.held_for(name) {
+            0 => Place::InLine,
+            _ => {
+                self.held += 1;
+                Place::Held
+            }
+        };
+        self.len += 1;
+        self.unsent_bytes += length;
+        self.descriptors += descriptors.len();
+        self.waiting.push_back(Waiting {
+            start,
+            length,
+            name_start,
+            name_length: name.len(),
+            descriptors,
+            place,
+        });
+    }
+
+    fn name_of(&self, waiting: &Waiting) -> &[u8] {
+        &self.names[waiting.name_start..][..waiting.name_length]
+    }
+
+    /// Moves what waits to the front of the memory where most of it is spent.
+    #[inline]
+    fn make_room(&mut self) {
+        let Some(first) = self.waiting.front() else {
+            self.bytes.clear();
+            self.names.clear();
+            return;
+        };
+        if first.start > MOST_KEPT && first.start > self.bytes.len() / 2 {
+            self.compact();
+        }
+    }
+
+    #[cold]
+    fn compact(&mut self) {
+        let Some(first) = self.waiting.front() else {
+            return;
+        };
+        let (bytes, names) = (first.start, first.name_start);
+        self.bytes.drain(..bytes);
+        self.names.drain(..names);
+        for waiting in &mut self.waiting {
+            waiting.start -= bytes;
+            waiting.name_start -= names;
+        }
+    }
+
+    /// Those that could be sent now, in order.
+    pub(crate) fn in_line(&self) -> impl Iterator<Item = Queued<'_>> {
+        let in_line = self.waiting.iter().filter(|it| it.place == Place::InLine);
+        in_line.map(|it| Queued {
+            data: &self.bytes[it.start..][..it.length],
+            name: self.name_of(it),
+            descriptors: &it.descriptors,
+        })
+    }
+
+    /// Those without descriptors that could be sent now, up to the first with some, as
+    /// messages of at most `most` datagrams, of at most `longest` bytes each where it is
+    /// more than one; with how many each has.
+    pub(crate) fn runs(&self, most: usize, longest: usize) -> Runs<'_> {
+        Runs {
+            queue: self,
+            next: 0,
+            most,
+            longest,
+        }
+    }
+
+    /// Forgets the first `count` of those in line, which have left.
+    #[inline]
+    pub(crate) fn sent(&mut self, count: usize) {
+        // Else some of those that stand there have left, or do not leave.
+        if self.held == 0 && self.waiting.len() == self.len {
+            for waiting in self.waiting.drain(..count.min(self.len)) {
+                self.len -= 1;
+                self.unsent_bytes -= waiting.length;
+                self.descriptors -= waiting.descriptors.len();
+            }
+            return;
+        }
+        for _ in 0..count {
+            drop(self.take_first());
+        }
+    }
+
+    /// Takes the first of those in line out.
+    pub(crate) fn take_out(&mut self) -> Option<TakenOut> {
+        let first = self.in_line().next()?;
+        let (data, name) = (first.data.to_vec(), first.name.to_vec());
+        let descriptors = self.take_first();
+        Some(TakenOut {
+            data,
+            name,
+            descriptors,
+        })
+    }
+
+    /// Takes the first of those in line; answers its descriptors.
+    fn take_first(&mut self) -> Vec<PassedDescriptor> {
+        let mut in_line = self.waiting.iter_mut();
+        let Some(first) = in_line.find(|it| it.place == Place::InLine) else {
+            return Vec::new();
+        };
+        first.place = Place::Gone;
+        let descriptors = std::mem::take(&mut first.descriptors);
+        self.len -= 1;
+        self.unsent_bytes -= first.length;
+        self.descriptors -= descriptors.len();
+        while self.waiting.front().is_some_and(Waiting::is_gone) {
+            self.waiting.pop_front();
+        }
+        while self.waiting.back().is_some_and(Waiting::is_gone) {
+            self.waiting.pop_back();
+        }
+        descriptors
+    }
+
+    /// Holds the first of those in line back, with all others that go to the same address.
+    pub(crate) fn hold_first(&mut self) {
+        let in_line = |it: &Waiting| it.place == Place::InLine;
+        let Some(first) = self.waiting.iter().find(|it| in_line(it)) else {
+            return;
+        };
+        let name = first.name_start..first.name_start + first.name_length;
+        for waiting in self.waiting.iter_mut().filter(|it| in_line(it)) {
+            let own = waiting.name_start..waiting.name_start + waiting.name_length;
+            if self.names[own] == self.names[name.clone()] {
+                waiting.place = Place::Held;
+                self.held += 1;
+            }
+        }
+    }
+
+    /// Puts all that are held back in line again.
+    pub(crate) fn release(&mut self) {
+        self.held = 0;
+        for waiting in &mut self.waiting {
+            if waiting.place == Place::Held {
+                waiting.place = Place::InLine;
+            }
+        }
+    }
+
+    /// Drops all; answers the descriptors, to be closed.
+    pub(crate) fn take_all(&mut self) -> Vec<PassedDescriptor> {
+        let waiting = std::mem::take(&mut self.waiting);
+        *self = Self::default();
+        waiting.into_iter().flat_map(|it| it.descriptors).collect()
+    }
+}
+
+impl Waiting {
+    fn is_gone(&self) -> bool {
+        self.place == Place::Gone
+    }
+}
+
+/// The datagrams of a queue as messages to the kernel; made by [`SendQueue::runs`].
+#[derive(Debug)]
+pub(crate) struct Runs<'a> {
+    queue: &'a SendQueue,
+    next: usize,
+    most: usize,
+    longest: usize,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = (OutgoingMessage<'a>, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let SendQueue { waiting, bytes, .. } = self.queue;
+        let mut first = waiting.get(self.next)?;
+        while first.place != Place::InLine {
+            self.next += 1;
+            first = waiting.get(self.next)?;
+        }
+        if !first.descriptors.is_empty() {
+            return None;
+        }
+        self.next += 1;
+        let mut count = 1;
+        let mut end = first.start + first.length;
+        if first.length > 0 && first.length <= self.longest {
+            while count < self.most
+                && let Some(next) = waiting.get(self.next)
+                && next.place == Place::InLine
+                && next.start == end
+                && (1..=first.length).contains(&next.length)
+                && end + next.length - first.start <= MOST_IN_RUN
+                && next.descriptors.is_empty()
+                && (next.name_start == first.name_start && next.name_length == first.name_length)
+            {
+                self.next += 1;
+                count += 1;
+                end += next.length;
+                if next.length < first.length {
+                    // Only the last may be shorter.
+                    break;
+                }
+            }
+        }
+        let message = OutgoingMessage {
+            data: &bytes[first.start..end],
+            name: self.queue.name_of(first),
+            segment: match count {
+                1 => None,
+                _ => u16::try_from(first.length).ok(),
+            },
+        };
+        Some((message, count))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,809 @@
+//! A port with its protocol: what the reactor drives, and where user code is called.
+//!
+//! As with a connection, one callback is made at a time, and the state is looked at again
+//! after it. What was received by one call is delivered from where it lies, however that is
+//! interrupted: by a pause, by the budget of a turn, by a callback that panics.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bowline_protocol::{
+    AtDrain, CloseReason, Context, Datagram, DatagramProtocol, DatagramTransport, Linger,
+    UnsentDatagram,
+};
+use bowline_reactor::{
+    DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, Token, catch_panic,
+};
+
+use super::port::{Port, PortState};
+use super::socket::{Arrivals, DatagramSocket};
+use crate::detach::ProtocolCall;
+use crate::error::CallError;
+use crate::kinds::address_ref;
+use crate::log;
+use crate::shared::{Ledger, Shared};
+use crate::sys::{self, Ancillary, MOST_MESSAGES, NameRef};
+
+/// What a datagram counts of a turn's budget of bytes at the least: about the bytes that
+/// could be copied in the time of its callback. A turn has 256 of them by default.
+const LEAST_COST: usize = 1_024;
+
+/// How many datagrams one call asks for at first. It is doubled when as many have come,
+/// and halved when it was far too much: each place costs something to be prepared.
+const FIRST_COUNT: usize = 8;
+
+/// How much room there is for a datagram, unless more was asked for: a UDP datagram has
+/// less.
+pub(crate) const ROOM: usize = 65_536;
+
+/// How large room for datagrams may be that is for many: of more there is only room for
+/// some.
+const LARGE_ROOM_SLOTS: usize = 4;
+
+/// How long to wait where no event says that there is room: the first time, and at the most.
+const FIRST_RETRY: Duration = Duration::from_millis(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(50);
+
+/// How often a socket that drains is asked whether it is idle.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+
+/// How many datagrams are delivered at the most once the reactor stops gracefully: of a
+/// flood there would be no end.
+const LAST_DATAGRAMS: usize = 4_096;
+
+struct Serving<S: DatagramSocket, P> {
+    port: Port<S>,
+    protocol: P,
+    /// Received, and not all delivered.
+    arrivals: Option<Box<Arrivals>>,
+    /// How many the next call asks for.
+    count: usize,
+    stage: Stage,
+    retry: Option<DelayedCall>,
+    retry_after: Duration,
+    deadline: Option<DelayedCall>,
+    draining: Option<Draining>,
+    /// What was told of a datagram sent before, to be told.
+    refused: Option<io::Error>,
+}
+
+/// How far its life has been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    New,
+    /// In `started`.
+    Starting,
+    Started,
+    /// In `stopped`, or behind it.
+    Stopped,
+}
+
+/// The reactor stops gracefully.
+#[derive(Debug)]
+struct Draining {
+    is_told: bool,
+    answer: AtDrain,
+    /// How many datagrams are still delivered.
+    left: usize,
+    look: Option<DelayedCall>,
+    /// How much had come and gone, and since when no more has.
+    counted: (u64, u64),
+    quiet_since: Instant,
+}
+
+/// Why a port is at work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    /// The reactor's call, which comes once per turn.
+    Turn,
+    /// Callbacks or timers asked for it, any number of times per turn: nothing is
+    /// received.
+    Extra,
+}
+
+/// Has the reactor drive a socket with a protocol. On failure the socket comes back.
+pub(crate) fn install<S, P>(
+    reactor: &mut Reactor,
+    socket: S,
+    protocol: P,
+) -> Result<Token, (io::Error, S)>
+where
+    S: DatagramSocket,
+    P: DatagramProtocol<Port<S>>,
+{
+    let shared = Shared::of(reactor);
+    let mut vacancy = match reactor.vacancy() {
+        Ok(vacancy) => vacancy,
+        Err(error) => return Err((error, socket)),
+    };
+    let token = vacancy.token();
+    if let Err(error) = socket.watch(vacancy.reactor(), token, false) {
+        return Err((error, socket));
+    }
+    Ledger::add(&shared.ledger.opened, 1);
+    vacancy.install(Box::new(Serving {
+        port: Port::new(socket, shared, token),
+        protocol,
+        arrivals: None,
+        count: FIRST_COUNT,
+        stage: Stage::New,
+        retry: None,
+        retry_after: Duration::ZERO,
+        deadline: None,
+        draining: None,
+        refused: None,
+    }));
+    reactor.notify(token);
+    Ok(token)
+}
+
+impl<S, P> Serving<S, P>
+where
+    S: DatagramSocket,
+    P: DatagramProtocol<Port<S>>,
+{
+    /// Does what there is to do, within this turn's budget.
+    fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
+        let budgets = self.port.shared.budgets.get();
+        let mut bytes = match visit {
+            Visit::Turn => budgets.read_bytes,
+            Visit::Extra => 0,
+        };
+        let (mut sends, mut notices) = (budgets.writes, budgets.notices);
+        loop {
+            if self.port.state == PortState::Ending {
+                return self.lose(reactor);
+            }
+            if self.stage == Stage::New {
+                self.stage = Stage::Starting;
+                self.log_start();
+                self.protocol.started(&mut Context {
+                    transport: &mut self.port,
+                    reactor,
+                });
+                self.stage = Stage::Started;
+            } else if self.has_notice() {
+                if notices == 0 {
+                    break;
+                }
+                notices -= 1;
+                self.tell(reactor);
+            } else if self.port.may_send() && sends > 0 {
+                sends -= 1;
+                self.flush(reactor);
+            } else if self.may_deliver() && bytes > 0 {
+                bytes = self.deliver(reactor, bytes);
+            } else if self.may_receive() && bytes > 0 {
+                if !self.receive() {
+                    bytes = bytes.saturating_sub(LEAST_COST);
+                }
+            } else if self.port.state == PortState::Stopping && !self.port.has_unsent() {
+                self.port.end(CloseReason::Done);
+            } else if !self.take_drain_step(reactor, visit) {
+                break;
+            }
+        }
+        self.settle(reactor)
+    }
+
+    fn log_start(&self) {
+        log::debug!(
+            target: log::TRANSPORT,
+            "{}: {} on {}, for {}",
+            self.port.token,
+            self.port.socket.kind(),
+            self.port.socket.host(),
+            log::name(|| self.protocol.log_prefix()),
+        );
+    }
+
+    // What is told beside datagrams.
+
+    fn has_notice(&self) -> bool {
+        self.refused.is_some()
+            || self.port.has_room_again()
+            || self.draining.as_ref().is_some_and(|it| !it.is_told)
+    }
+
+    #[cold]
+    fn tell(&mut self, reactor: &mut Reactor) {
+        let mut cx = Context {
+            transport: &mut self.port,
+            reactor,
+        };
+        if let Some(error) = self.refused.take() {
+            self.protocol.connection_refused(&mut cx, &error);
+        } else if cx.transport.has_room_again() {
+            cx.transport.owes_room = false;
+            self.protocol.sending_resumed(&mut cx);
+        } else if let Some(draining) = self.draining.as_mut() {
+            draining.is_told = true;
+            if cx.transport.is_deaf() {
+                return;
+            }
+            draining.answer = self.protocol.draining(&mut cx);
+            if draining.answer == AtDrain::DoNotWait {
+                reactor.await_no_more(self.port.token);
+            }
+            // Whatever the latch says: the kernel is asked once more.
+            self.port.is_readable = true;
+        }
+    }
+
+    // Receiving.
+
+    #[inline]
+    fn may_deliver(&self) -> bool {
+        self.arrivals.is_some() && self.port.is_receiving()
+    }
+
+    #[inline]
+    fn may_receive(&self) -> bool {
+        let is_wanted = self.draining.as_ref().is_none_or(|it| it.left > 0);
+        self.port.is_readable && self.port.is_receiving() && self.arrivals.is_none() && is_wanted
+    }
+
+    /// Receives by one call; whether anything came.
+    fn receive(&mut self) -> bool {
+        let port = &mut self.port;
+        let mut arrivals = take_arrivals(&port.shared, port.socket.room());
+        let count = self.count.min(arrivals.batch.slots());
+        match port.socket.receive(&mut arrivals, count) {
+            Ok(received) => {
+                port.is_readable = received >= count;
+                if received == count {
+                    self.count = (count * 2).min(MOST_MESSAGES);
+                } else if received < count / 4 {
+                    self.count = (count / 2).max(FIRST_COUNT);
+                }
+                self.arrivals = Some(arrivals);
+                true
+            }
+            Err(error) => {
+                return_arrivals(&port.shared, arrivals);
+                self.receive_failed(error);
+                false
+            }
+        }
+    }
+
+    #[cold]
+    fn receive_failed(&mut self, error: io::Error) {
+        let port = &mut self.port;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            port.is_readable = false;
+        } else if port.socket.is_refusal(&error) {
+            // The error was taken by this; datagrams may wait behind it.
+            match port.socket.peer() {
+                Some(_) => self.refused = Some(error),
+                None => log::debug!(target: log::TRANSPORT, "{}: {error}", port.token),
+            }
+        } else if sys::is_transient(&error) {
+            // What the kernel could not make room for it has dropped.
+            log::debug!(target: log::TRANSPORT, "{}: receive: {error}", port.token);
+        } else {
+            port.end(CloseReason::Lost(error));
+        }
+    }
+
+    /// Delivers what was received, as far as that is wanted; answers what is left of the
+    /// turn's bytes.
+    #[inline]
+    fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
+        let Self {
+            port,
+            protocol,
+            arrivals,
+            draining,
+            ..
+        } = self;
+        let Some(batch) = arrivals.as_mut() else {
+            return bytes;
+        };
+        let room = port.socket.room().min(batch.batch.room());
+        while batch.next < batch.batch.len() {
+            if !port.is_receiving() || bytes == 0 {
+                return bytes;
+            }
+            let place = batch.next;
+            let message = batch.batch.message(place);
+            let (length, segment) = (message.length, message.segment);
+            // Before the callback, which may panic.
+            let (from, whole) = if segment == 0 || length <= segment {
+                batch.next += 1;
+                (0, length)
+            } else {
+                let from = batch.offset;
+                batch.offset += segment;
+                if batch.offset >= length {
+                    batch.next += 1;
+                    batch.offset = 0;
+                }
+                (from, segment.min(length - from))
+            };
+            bytes = bytes.saturating_sub(whole.max(LEAST_COST));
+            if let Some(draining) = draining {
+                draining.left = draining.left.saturating_sub(1);
+            }
+            let (message, data, name, ancillary) = batch.batch.parts(place);
+            // The room is that of the message, or less.
+            let from = from.min(data.len());
+            let data = &data[from..(from + whole.min(room)).min(data.len())];
+            port.counts.received += 1;
+            port.counts.truncated += u64::from(whole > data.len());
+            let beside = match message.has_ancillary {
+                true => port.take_ancillary(ancillary, message.control_truncated),
+                false => Beside::default(),
+            };
+            call(
+                protocol,
+                port,
+                reactor,
+                (data, whole, name),
+                beside,
+                ancillary,
+            );
+        }
+        if let Some(arrivals) = arrivals.take() {
+            return_arrivals(&port.shared, arrivals);
+        }
+        bytes
+    }
+
+    // Sending.
+
+    fn flush(&mut self, reactor: &mut Reactor) {
+        if let Err(error) = self.port.flush() {
+            self.flush_failed(reactor, error);
+        }
+    }
+
+    #[cold]
+    fn flush_failed(&mut self, reactor: &mut Reactor, error: io::Error) {
+        let port = &mut self.port;
+        let is_refusal = port.socket.is_refusal(&error) && port.socket.peer().is_some();
+        if port.is_to_be_tried_again() {
+            if is_refusal {
+                self.refused = Some(error);
+            }
+            return;
+        }
+        let Some(failed) = port.take_failed() else {
+            return;
+        };
+        let to = match &failed.name[..] {
+            [] => None,
+            name => Some(address_ref(NameRef::decode(name))),
+        };
+        if !std::mem::replace(&mut port.warned.failed, true) {
+            let to = to.map(|to| to.to_address()).or_else(|| port.socket.peer());
+            let to = to.map_or_else(|| "its peer".to_owned(), |to| to.to_string());
+            log::warn!(
+                target: log::TRANSPORT,
+                "{} {} {}: a datagram to {to} was not sent: {error}",
+                port.token,
+                port.socket.kind(),
+                port.socket.host(),
+            );
+        }
+        if is_refusal && to.is_none() {
+            self.refused = Some(io::Error::from(error.kind()));
+            if let Some(number) = error.raw_os_error() {
+                self.refused = Some(io::Error::from_raw_os_error(number));
+            }
+        }
+        let count = failed.descriptors.len();
+        Ledger::add(&port.shared.ledger.unsent, count);
+        let unsent = UnsentDatagram::new(&failed.data, to, failed.descriptors);
+        let mut cx = Context {
+            transport: port,
+            reactor,
+        };
+        self.protocol.send_failed(&mut cx, unsent, &error);
+    }
+
+    // Stopping gracefully.
+
+    /// Takes a step towards the end; true if something is to be done on that account.
+    fn take_drain_step(&mut self, reactor: &Reactor, visit: Visit) -> bool {
+        let Some(draining) = &mut self.draining else {
+            return false;
+        };
+        let counted = (self.port.counts.received, self.port.counts.sent);
+        if draining.counted != counted {
+            draining.counted = counted;
+            draining.quiet_since = reactor.now();
+        }
+        let quiet = reactor
+            .now()
+            .saturating_duration_since(draining.quiet_since);
+        let is_quiet = !self.port.is_readable && quiet >= reactor.stop_grace();
+        let is_over = draining.is_told
+            && draining.answer == AtDrain::LoseWhenIdle
+            && self.port.state == PortState::Open
+            && visit == Visit::Turn
+            && (is_quiet || draining.left == 0)
+            && self.arrivals.is_none()
+            && !self.port.is_reading_paused()
+            && !self.port.has_unsent()
+            && self.protocol.is_idle();
+        if is_over {
+            self.port.stop_listening();
+        }
+        is_over
+    }
+
+    /// Makes sure that somebody comes back for what is left.
+    fn settle(&mut self, reactor: &mut Reactor) -> Next {
+        let port = &mut self.port;
+        let token = port.token;
+        if port.has_unsent() && !port.is_writable && !port.watches_writing {
+            // Once in the life of a port that ever fell behind. What has come to be
+            // writable meanwhile is reported again.
+            match port.socket.watch(reactor, token, true) {
+                Ok(()) => port.watches_writing = true,
+                Err(error) => port.end(CloseReason::Lost(error)),
+            }
+        }
+        if (port.waits_for_timer || port.has_held()) && self.retry.is_none() {
+            self.retry_after = (self.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);
+            self.retry = Some(reactor.notify_later(self.retry_after, token));
+        }
+        if let Some(within) = port.stop_within.take() {
+            if let Some(earlier) = self.deadline.take() {
+                // It may have run.
+                let _ = earlier.cancel(reactor);
+            }
+            self.deadline = Some(reactor.notify_later(within, token));
+        }
+        if let Some(draining) = &mut self.draining
+            && draining.look.is_none()
+            && draining.answer == AtDrain::LoseWhenIdle
+        {
+            let after = LOOK_AFTER.min(reactor.stop_grace());
+            draining.look = Some(reactor.notify_later(after, token));
+        }
+        let has_more = port.state == PortState::Ending
+            || port.may_send()
+            || self.has_notice()
+            || self.may_deliver()
+            || self.may_receive();
+        if has_more { Next::Again } else { Next::Keep }
+    }
+
+    /// The end: closes the socket, tells the protocol. Done once, even when the callback
+    /// panics and this is entered again.
+    #[cold]
+    fn lose(&mut self, reactor: &mut Reactor) -> Next {
+        if self.stage == Stage::New {
+            // It has a beginning too.
+            self.stage = Stage::Starting;
+            self.protocol.started(&mut Context {
+                transport: &mut self.port,
+                reactor,
+            });
+        }
+        let draining = self.draining.as_mut().and_then(|it| it.look.take());
+        let calls = [self.retry.take(), self.deadline.take(), draining];
+        for call in calls.into_iter().flatten() {
+            // One of them may be what ran.
+            let _ = call.cancel(reactor);
+        }
+        self.arrivals = None;
+        self.port.close(reactor);
+        let reason = self.port.reason.take().unwrap_or(CloseReason::Done);
+        // Nothing that is asked for the log's sake keeps it from being told.
+        let _ = catch_panic(|| {
+            log::debug!(
+                target: log::TRANSPORT,
+                "{} {},{},{}: {reason}; {} datagrams unsent",
+                self.port.token,
+                log::name(|| self.protocol.log_prefix()),
+                self.port.socket.kind(),
+                self.port.socket.host(),
+                self.port.unsent_datagrams(),
+            );
+        });
+        if self.stage != Stage::Stopped {
+            self.stage = Stage::Stopped;
+            let mut cx = Context {
+                transport: &mut self.port,
+                reactor,
+            };
+            self.protocol.stopped(&mut cx, &reason);
+        }
+        Next::Remove
+    }
+
+    /// Calls the part of the protocol that is meant.
+    fn call_part(&mut self, reactor: &mut Reactor, request: &mut ProtocolCall<Port<S>>) {
+        if matches!(self.port.state, PortState::Ending | PortState::Closed) {
+            request.error = CallError::Lost;
+        } else if let Some(part) = self.protocol.part(request.part) {
+            if let Some(call) = request.call.take() {
+                let mut cx = Context {
+                    transport: &mut self.port,
+                    reactor,
+                };
+                call(part, &mut cx);
+            }
+        } else {
+            request.error = CallError::WrongProtocol;
+        }
+    }
+}
+
+/// What came beside a datagram, but for its descriptors.
+#[derive(Default)]
+struct Beside {
+    lost: bool,
+    credentials: Option<bowline_protocol::Credentials>,
+    pidfd: Option<OwnedFd>,
+}
+
+/// Calls the protocol with a datagram, and closes what it leaves in it, also when it
+/// panics.
+#[inline]
+fn call<S, P>(
+    protocol: &mut P,
+    port: &mut Port<S>,
+    reactor: &mut Reactor,
+    (data, length, from): (&[u8], usize, NameRef<'_>),
+    beside: Beside,
+    ancillary: &mut Ancillary,
+) where
+    S: DatagramSocket,
+    P: DatagramProtocol<Port<S>>,
+{
+    let mut datagram = Datagram::new(data, address_ref(from), &mut ancillary.descriptors);
+    datagram.length = length;
+    datagram.lost_descriptors = beside.lost;
+    datagram.credentials = beside.credentials;
+    datagram.pidfd = beside.pidfd;
+    if datagram.descriptors.len() == 0 {
+        let mut cx = Context {
+            transport: port,
+            reactor,
+        };
+        return protocol.datagram_received(&mut cx, &mut datagram);
+    }
+    let mut offered = Offered {
+        shared: Rc::clone(&port.shared),
+        datagram,
+    };
+    let mut cx = Context {
+        transport: port,
+        reactor,
+    };
+    protocol.datagram_received(&mut cx, &mut offered.datagram);
+    let left = offered.close_left();
+    if left > 0 {
+        port.warn_of_unclaimed(left, &log::name(|| protocol.log_prefix()));
+    }
+}
+
+/// A datagram while its callback may take descriptors out of it.
+struct Offered<'a> {
+    shared: Rc<Shared>,
+    datagram: Datagram<'a>,
+}
+
+impl Offered<'_> {
+    fn close_left(&mut self) -> usize {
+        match self.datagram.descriptors.len() {
+            0 => 0,
+            _ => self
+                .shared
+                .close_received(self.datagram.descriptors.by_ref()),
+        }
+    }
+}
+
+impl Drop for Offered<'_> {
+    fn drop(&mut self) {
+        self.close_left();
+    }
+}
+
+impl<S: DatagramSocket> Port<S> {
+    /// Looks at what came beside a datagram: what was lost, what lingers, what would take
+    /// the reserve.
+    #[cold]
+    fn take_ancillary(&mut self, ancillary: &mut Ancillary, is_truncated: bool) -> Beside {
+        let count = ancillary.descriptors.len();
+        if count > 0 {
+            self.shared.numbers.expect_descriptors();
+        }
+        Ledger::add(&self.shared.ledger.received, count);
+        if self.linger == Linger::Clear {
+            for fd in &ancillary.descriptors {
+                sys::disarm_linger(fd.as_fd());
+            }
+        }
+        // The last has the highest number.
+        let last = ancillary.descriptors.last();
+        let is_reserved = last.is_some_and(|fd| self.shared.numbers.is_reserved(fd.as_fd()));
+        let lost = is_truncated || is_reserved;
+        if is_truncated {
+            Ledger::add(&self.shared.ledger.truncations, 1);
+        }
+        if lost {
+            self.shared.refuse_received(ancillary.descriptors.drain(..));
+            if !std::mem::replace(&mut self.warned.lost, true) {
+                log::warn!(
+                    target: log::DESCRIPTORS,
+                    "{} {}: descriptors of a datagram were lost, {count} others closed",
+                    self.token,
+                    self.socket.host(),
+                );
+            }
+        }
+        if let Some((level, kind)) = ancillary.unknown.first().copied()
+            && !std::mem::replace(&mut self.warned.unknown, true)
+        {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{} {}: unsupported ancillary data: level {level}, type {kind}",
+                self.token,
+                self.socket.host(),
+            );
+        }
+        ancillary.unknown.clear();
+        Beside {
+            lost,
+            credentials: ancillary.credentials.take().map(Into::into),
+            pidfd: ancillary.pidfd.take(),
+        }
+    }
+
+    #[cold]
+    fn warn_of_unclaimed(&mut self, count: usize, protocol: &str) {
+        if !std::mem::replace(&mut self.warned.unclaimed, true) {
+            log::warn!(
+                target: log::DESCRIPTORS,
+                "{}: {protocol} does not take descriptors: closed {count} received at {}",
+                self.token,
+                self.socket.host(),
+            );
+        }
+    }
+}
+
+/// Room for what is received.
+#[inline]
+fn take_arrivals(shared: &Shared, room: usize) -> Box<Arrivals> {
+    if room <= ROOM {
+        // It may be smaller, which is the socket's to ask for.
+        if let Some(arrivals) = shared.take_arrivals() {
+            return arrivals;
+        }
+        return Arrivals::new(MOST_MESSAGES, ROOM);
+    }
+    Arrivals::new(LARGE_ROOM_SLOTS, room)
+}
+
+#[inline]
+fn return_arrivals(shared: &Shared, mut arrivals: Box<Arrivals>) {
+    arrivals.batch.clear();
+    arrivals.next = 0;
+    arrivals.offset = 0;
+    if arrivals.batch.room() == ROOM {
+        shared.return_arrivals(arrivals);
+    }
+}
+
+impl<S, P> Descriptor for Serving<S, P>
+where
+    S: DatagramSocket,
+    P: DatagramProtocol<Port<S>>,
+{
+    #[inline]
+    fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
+        let incoming = Readiness::READABLE | Readiness::READ_CLOSED | Readiness::ERROR;
+        // An error is told by the next receive, on a socket that is paused too: else it
+        // would be told of a datagram that has nothing to do with it.
+        self.port.is_readable |= readiness.intersects(incoming);
+        let outgoing = Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR;
+        self.port.is_writable |= readiness.intersects(outgoing);
+        self.work(reactor, Visit::Turn)
+    }
+
+    fn attend(&mut self, reactor: &mut Reactor) -> Next {
+        self.work(reactor, Visit::Extra)
+    }
+
+    fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
+        let mut is_retry = false;
+        if self.retry == Some(call) {
+            self.retry = None;
+            self.port.try_again();
+            is_retry = true;
+        } else if self.deadline == Some(call) {
+            self.deadline = None;
+            self.port.end(CloseReason::CloseTimedOut);
+        } else if let Some(draining) = &mut self.draining
+            && draining.look == Some(call)
+        {
+            draining.look = None;
+            // A turn, in which it is read.
+            self.port.is_readable = true;
+        }
+        let next = self.work(reactor, Visit::Extra);
+        if is_retry && self.retry.is_none() {
+            self.retry_after = Duration::ZERO;
+        }
+        next
+    }
+
+    fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
+        if let Some(call) = request.downcast_mut::<ProtocolCall<Port<S>>>() {
+            self.call_part(reactor, call);
+        }
+        self.work(reactor, Visit::Extra)
+    }
+
+    fn panicked(&mut self, _: &mut Reactor, panic: Panic) -> Next {
+        match self.stage {
+            Stage::Stopped => return Next::Remove,
+            Stage::Starting => {
+                self.stage = Stage::Started;
+                self.port.end(CloseReason::Panicked(panic));
+            }
+            // It cost the datagram, or the notice; what waits behind it is delivered in
+            // the next turn.
+            Stage::New | Stage::Started => {}
+        }
+        Next::Again
+    }
+
+    fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
+        let own_round = match self.port.socket.peer() {
+            Some(_) => DrainRound::Support,
+            None => DrainRound::Work,
+        };
+        if round < own_round || self.draining.is_some() {
+            return Next::Keep;
+        }
+        self.draining = Some(Draining {
+            is_told: false,
+            answer: AtDrain::LoseWhenIdle,
+            left: LAST_DATAGRAMS,
+            look: None,
+            counted: (0, 0),
+            quiet_since: reactor.now(),
+        });
+        reactor.await_end(self.port.token);
+        self.work(reactor, Visit::Extra)
+    }
+
+    fn shutdown(&mut self, reactor: &mut Reactor) {
+        self.port.end(CloseReason::ReactorStopped);
+        let _ = self.lose(reactor);
+    }
+
+    fn forked(&mut self) {
+        // Asked for again when there is something to send.
+        self.port.watches_writing = false;
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.port.socket.source()
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        &mut self.port
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(format!(
+            "{},{},{}",
+            log::name(|| self.protocol.log_prefix()),
+            self.port.socket.kind(),
+            self.port.socket.host()
+        ))
+    }
+}

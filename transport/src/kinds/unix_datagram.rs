@@ -1,0 +1,493 @@
+//! UNIX datagram sockets.
+
+use std::cell::Cell;
+use std::io;
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bowline_protocol::{
+    Address, AddressRef, DatagramProtocol, Linger, PassedDescriptor, SendDescriptorError,
+    SendRefusal, SendStatus, UnixAddress, UnixAddressRef, UnixDatagramHandle,
+    UnixDatagramTransport,
+};
+use bowline_reactor::{Handle, Reactor, Token};
+
+use super::socket_file::{OwnedFile, StaleSocket};
+use super::unix::{bind_unix, name_of};
+use super::{Of, address_of, check_datagrams};
+use crate::closer::close_elsewhere;
+use crate::datagram::{self, AfterSendError, Arrivals, DatagramSocket, Outgoing, Port};
+use crate::endpoint::{AdoptWith, ConnectWith, ListenWith};
+use crate::error::{AdoptError, ListenError, ListenStep};
+use crate::file_descriptor::not_connected;
+use crate::sys::{self, Beside, Connecting, Family, MAX_DESCRIPTORS, SocketName};
+
+/// The transport of a UNIX datagram socket.
+pub type UnixDatagramPort = Port<UnixDatagramSocket>;
+
+/// What the kernel keeps of a send buffer for itself, beside the longest datagram.
+const BESIDE_LONGEST: usize = 32;
+
+/// How much room there may be for a datagram: what a send buffer can be set to hold.
+const MOST_ROOM: usize = 1 << 30;
+
+/// A UNIX datagram socket.
+#[derive(Debug)]
+pub struct UnixDatagramSocket {
+    /// Removed when we close, if it is still ours: before the socket.
+    file: Option<OwnedFile>,
+    fd: Option<OwnedFd>,
+    host: UnixAddress,
+    peer: Option<UnixAddress>,
+    room: usize,
+    /// The longest datagram that the send buffer holds, when it was last asked.
+    longest: Cell<usize>,
+}
+
+/// UNIX datagram sockets, as a kind: where and how to listen and to connect, and what to
+/// adopt.
+///
+/// They are reliable: nothing is lost and nothing overtakes, and who sends waits for who
+/// reads. A socket that is to be answered has to have a name.
+///
+/// By itself it is what [`adopt`](crate::Transports::adopt) takes a socket as: one end of a
+/// socketpair, say, or one that systemd gave.
+///
+/// ```
+/// # use bowline_protocol::{Context, Datagram, DatagramProtocol, UnixDatagramTransport};
+/// # use bowline_reactor::Reactor;
+/// use bowline_transport::{Transports, UnixDatagram};
+///
+/// struct Log;
+///
+/// impl<T: UnixDatagramTransport> DatagramProtocol<T> for Log {
+///     fn datagram_received(&mut self, _: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+///         let pid = datagram.credentials.and_then(|it| it.pid);
+///         println!("{pid:?}: {}", datagram.data.escape_ascii());
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let here = UnixDatagram::at("@a log of mine").credentials(true);
+/// reactor.listen(here, Log)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UnixDatagram;
+
+/// Where and how to receive datagrams; made by [`UnixDatagram::at`].
+pub type UnixDatagramListen = UnixDatagramEndpoint<()>;
+
+/// Whom to exchange datagrams with, and how; made by [`UnixDatagram::to`].
+pub type UnixDatagramConnect = UnixDatagramEndpoint<UnixAddress>;
+
+/// How to make a UNIX datagram socket; `P` is its peer, where it has one.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is bound before it is given to `listen` or `connect`"]
+pub struct UnixDatagramEndpoint<P> {
+    address: Option<UnixAddress>,
+    peer: P,
+    mode: u32,
+    stale: StaleSocket,
+    accepts_descriptors: bool,
+    credentials: bool,
+    pidfds: bool,
+    max_datagram: usize,
+    send_buffer: Option<usize>,
+}
+
+impl UnixDatagram {
+    /// Receives what is sent to a path, or to a name in the abstract namespace;
+    /// [`UnixAddress::Unnamed`] has the kernel choose such a name. The file is removed when
+    /// the socket closes, unless another has taken its place. (Twisted:
+    /// `listenUNIXDatagram`.)
+    pub fn at(address: impl Into<UnixAddress>) -> UnixDatagramListen {
+        UnixDatagramEndpoint::new(Some(address.into()), ())
+    }
+
+    /// Exchanges datagrams with one peer: only what comes from there is received, and room
+    /// there is told. The peer has to be there already. Unless the socket is
+    /// [bound](UnixDatagramConnect::bind_address) it cannot be answered. (Twisted:
+    /// `connectUNIXDatagram`.)
+    pub fn to(peer: impl Into<UnixAddress>) -> UnixDatagramConnect {
+        UnixDatagramEndpoint::new(None, peer.into())
+    }
+}
+
+impl<P> UnixDatagramEndpoint<P> {
+    fn new(address: Option<UnixAddress>, peer: P) -> Self {
+        Self {
+            address,
+            peer,
+            mode: 0o666,
+            stale: StaleSocket::Remove,
+            accepts_descriptors: true,
+            credentials: false,
+            pidfds: false,
+            max_datagram: datagram::ROOM,
+            send_buffer: None,
+        }
+    }
+
+    /// Sets the permissions of the socket file, in force before anybody can send; default
+    /// `0o666`. Who may send needs write permission, and search permission on the
+    /// directories above.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Sets what to do about the file of a dead socket at the path; default
+    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
+    /// another kind, is `AddrInUse`.
+    pub fn stale(mut self, stale: StaleSocket) -> Self {
+        self.stale = stale;
+        self
+    }
+
+    /// Sets whether others may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before they
+    /// can send anything; default true. Where the kernel does not know the option,
+    /// refusing fails.
+    pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
+        self.accepts_descriptors = accepted;
+        self
+    }
+
+    /// Sets whether datagrams come with the [process that sent
+    /// them](bowline_protocol::Datagram::credentials) (`SO_PASSCRED`); default false. The
+    /// kernel vouches for it. A socket without a name is given one by the kernel when it
+    /// sends.
+    pub fn credentials(mut self, wanted: bool) -> Self {
+        self.credentials = wanted;
+        self
+    }
+
+    /// Sets whether they come with a [pidfd](bowline_protocol::Datagram::pidfd) of that
+    /// process (`SO_PASSPIDFD`, Linux 6.5); default false. As
+    /// [`credentials`](Self::credentials).
+    pub fn pidfds(mut self, wanted: bool) -> Self {
+        self.pidfds = wanted;
+        self
+    }
+
+    /// Sets how many bytes of a datagram are delivered; default 65,536, at most 1 GiB. Of a
+    /// longer one the rest is lost, and [that is
+    /// told](bowline_protocol::Datagram::is_truncated). With more than the default, memory
+    /// for four datagrams is made for each read.
+    pub fn max_datagram(mut self, bytes: usize) -> Self {
+        self.max_datagram = bytes.clamp(1, MOST_ROOM);
+        self
+    }
+
+    /// Sets how many bytes that we have sent the kernel holds until they are read
+    /// (`SO_SNDBUF`), which it doubles for what it needs beside them, up to
+    /// `net.core.wmem_max`; by default `net.core.wmem_default`, 212,992. No datagram can be
+    /// longer.
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = Some(bytes);
+        self
+    }
+
+    fn open(&self, peer: Option<&UnixAddress>) -> Result<UnixDatagramSocket, ListenError> {
+        let place = self.address.as_ref().or(peer);
+        let place = place.unwrap_or(&UnixAddress::Unnamed);
+        let failed = |address: &UnixAddress, step, error| ListenError {
+            address: address.clone().into(),
+            step,
+            error,
+        };
+        let fd = sys::datagram_socket(Family::Unix)
+            .map_err(|error| failed(place, ListenStep::Socket, error))?;
+        self.set_options(fd.as_fd())
+            .map_err(|error| failed(place, ListenStep::Socket, error))?;
+        let file = match &self.address {
+            None => None,
+            Some(address) => bind_unix(fd.as_fd(), address, self.mode, self.stale)
+                .map_err(|(step, error)| failed(address, step, error))?,
+        };
+        if let Some(peer) = peer {
+            connect(fd.as_fd(), peer).map_err(|error| failed(peer, ListenStep::Connect, error))?;
+        }
+        let mut socket = UnixDatagramSocket::new(file, fd, peer.cloned());
+        socket.room = self.max_datagram;
+        Ok(socket)
+    }
+
+    fn set_options(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        // All of it before anything can arrive.
+        if !self.accepts_descriptors {
+            sys::set_pass_rights(fd, false)?;
+        }
+        if self.credentials {
+            sys::set_pass_credentials(fd, true)?;
+        }
+        if self.pidfds {
+            sys::set_pass_pidfd(fd, true)?;
+        }
+        if let Some(bytes) = self.send_buffer {
+            sys::set_send_buffer_size(fd, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl UnixDatagramConnect {
+    /// Sets the address to send from; default none, so that nobody can answer. With
+    /// [`UnixAddress::Unnamed`] the kernel chooses an abstract name.
+    pub fn bind_address(mut self, address: impl Into<UnixAddress>) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+}
+
+fn connect(fd: BorrowedFd<'_>, peer: &UnixAddress) -> io::Result<()> {
+    match sys::connect(fd, &name_of(peer))? {
+        Connecting::Done => Ok(()),
+        // Datagram sockets are connected at once.
+        Connecting::InProgress | Connecting::BacklogFull => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl<P: DatagramProtocol<UnixDatagramPort>> ListenWith<P> for UnixDatagramListen {
+    type Handle = UnixDatagramHandle;
+    type Error = ListenError;
+
+    fn listen_with(self, reactor: &mut Reactor, protocol: P) -> Result<Self::Handle, ListenError> {
+        install(reactor, self.open(None)?, protocol)
+    }
+}
+
+impl<P: DatagramProtocol<UnixDatagramPort>> ConnectWith<P> for UnixDatagramConnect {
+    type Handle = UnixDatagramHandle;
+    type Error = ListenError;
+
+    fn connect_with(self, reactor: &mut Reactor, protocol: P) -> Result<Self::Handle, ListenError> {
+        install(reactor, self.open(Some(&self.peer))?, protocol)
+    }
+}
+
+impl<P: DatagramProtocol<UnixDatagramPort>> AdoptWith<OwnedFd, P> for UnixDatagram {
+    type Handle = UnixDatagramHandle;
+
+    fn adopt_with(
+        self,
+        reactor: &mut Reactor,
+        fd: OwnedFd,
+        protocol: P,
+    ) -> Result<Self::Handle, AdoptError> {
+        let (fd, _, peer) = check_datagrams(fd, Of::Unix)?;
+        let socket = UnixDatagramSocket::new(None, fd, peer.map(address_of));
+        datagram::install(reactor, socket, protocol)
+            .map(named)
+            .map_err(|(error, mut socket)| {
+                let fd = socket.fd.take();
+                AdoptError::os(error, fd.expect("it was just put there"))
+            })
+    }
+}
+
+fn install<P: DatagramProtocol<UnixDatagramPort>>(
+    reactor: &mut Reactor,
+    socket: UnixDatagramSocket,
+    protocol: P,
+) -> Result<UnixDatagramHandle, ListenError> {
+    datagram::install(reactor, socket, protocol)
+        .map(named)
+        .map_err(|(error, socket)| ListenError {
+            address: socket.host(),
+            step: ListenStep::Watch,
+            error,
+        })
+}
+
+fn named(token: Token) -> UnixDatagramHandle {
+    Handle::new(token, |facet| {
+        facet
+            .downcast_mut::<UnixDatagramPort>()
+            .map(|port| port as _)
+    })
+}
+
+impl UnixDatagramSocket {
+    fn new(file: Option<OwnedFile>, fd: OwnedFd, peer: Option<UnixAddress>) -> Self {
+        let host = sys::local_name(fd.as_fd());
+        let longest = longest(fd.as_fd());
+        Self {
+            file,
+            fd: Some(fd),
+            host: address_of(host.unwrap_or(SocketName::UnixUnnamed)),
+            peer,
+            room: datagram::ROOM,
+            longest: Cell::new(longest),
+        }
+    }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
+    }
+
+    #[cold]
+    fn is_too_long(&self, length: usize) -> bool {
+        // Somebody may have changed it.
+        if let Some(fd) = &self.fd {
+            self.longest.set(longest(fd.as_fd()));
+        }
+        length > self.longest.get()
+    }
+}
+
+fn longest(fd: BorrowedFd<'_>) -> usize {
+    let buffer = sys::send_buffer_size(fd).unwrap_or(usize::MAX);
+    buffer.saturating_sub(BESIDE_LONGEST)
+}
+
+impl DatagramSocket for UnixDatagramSocket {
+    fn kind(&self) -> &'static str {
+        "UNIX datagram"
+    }
+
+    fn host(&self) -> Address {
+        if self.host == UnixAddress::Unnamed
+            && let Some(fd) = &self.fd
+            && let Ok(name) = sys::local_name(fd.as_fd())
+        {
+            // The kernel may have given it one.
+            return address_of(name).into();
+        }
+        self.host.clone().into()
+    }
+
+    fn peer(&self) -> Option<Address> {
+        self.peer.clone().map(Address::Unix)
+    }
+
+    #[inline]
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    #[inline]
+    fn room(&self) -> usize {
+        self.room
+    }
+
+    #[inline]
+    fn receive(&mut self, arrivals: &mut Arrivals, count: usize) -> io::Result<usize> {
+        let fd = self.fd.as_ref().ok_or_else(not_connected)?;
+        arrivals
+            .batch
+            .receive(fd.as_fd(), count, Beside::Descriptors)
+    }
+
+    fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
+        let fd = self.fd()?;
+        if let Some(first) = outgoing.queue.in_line().next()
+            && let Some(one) = first.descriptors.first()
+        {
+            let mut control = outgoing.shared.send_control.borrow_mut();
+            let mut descriptors = [one.as_fd(); MAX_DESCRIPTORS];
+            for (place, descriptor) in iter::zip(&mut descriptors, first.descriptors) {
+                *place = descriptor.as_fd();
+            }
+            let descriptors = &descriptors[..first.descriptors.len()];
+            sys::send_message(fd, first.name, first.data, descriptors, &mut control)?;
+            return Ok(1);
+        }
+        let mut batch = outgoing.shared.send_batch.borrow_mut();
+        let messages = outgoing.queue.runs(1, 0).map(|(message, _)| message);
+        sys::send_messages(fd, messages, &mut batch)
+    }
+
+    fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError {
+        match error.kind() {
+            io::ErrorKind::WouldBlock if to.is_none() => AfterSendError::WaitForRoom,
+            io::ErrorKind::WouldBlock => AfterSendError::WaitForPeer,
+            _ if sys::is_transient(error) => AfterSendError::WaitForTime,
+            _ => AfterSendError::Fail,
+        }
+    }
+
+    #[inline]
+    fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal> {
+        if length > self.longest.get() && self.is_too_long(length) {
+            return Some(SendRefusal::TooLong);
+        }
+        match to {
+            None if self.peer.is_none() => Some(SendRefusal::NotConnected),
+            None => None,
+            Some(AddressRef::Unix(UnixAddressRef::Unnamed)) => Some(SendRefusal::BadAddress),
+            Some(AddressRef::Unix(_)) => None,
+            Some(_) => Some(SendRefusal::WrongFamily),
+        }
+    }
+
+    fn connect(&mut self, peer: AddressRef<'_>) -> io::Result<()> {
+        let AddressRef::Unix(address) = peer else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if address == UnixAddressRef::Unnamed {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let address = address.to_address();
+        connect(self.fd()?, &address)?;
+        self.peer = Some(address);
+        Ok(())
+    }
+
+    fn dropped(&self) -> io::Result<u32> {
+        sys::dropped(self.fd()?)
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd()?.try_clone_to_owned()
+    }
+
+    fn close(&mut self) {
+        if let Address::Unix(host) = self.host() {
+            self.host = host;
+        }
+        // The path first: who finds it finds a socket, and nobody has taken it over while
+        // the socket is open.
+        drop(self.file.take());
+        // Descriptors that nobody has received are closed by the kernel, in our call, and
+        // can linger.
+        if let Some(fd) = self.fd.take()
+            && sys::has_waiting(fd.as_fd()).unwrap_or(true)
+        {
+            close_elsewhere(fd);
+        }
+    }
+}
+
+impl Drop for UnixDatagramSocket {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl UnixDatagramTransport for UnixDatagramPort {
+    fn send_with_descriptors(
+        &mut self,
+        data: &[u8],
+        to: Option<AddressRef<'_>>,
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError> {
+        self.queue_with_descriptors(data, to, descriptors)
+    }
+
+    fn unsent_descriptors(&self) -> usize {
+        self.unsent_descriptor_count()
+    }
+
+    fn set_received_linger(&mut self, linger: Linger) {
+        self.set_linger(linger);
+    }
+
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()> {
+        sys::set_pass_rights(self.open_socket()?, accepted)
+    }
+
+    fn unix_datagram_handle(&self) -> UnixDatagramHandle {
+        self.named(|facet| facet.downcast_mut::<Self>().map(|port| port as _))
+    }
+}

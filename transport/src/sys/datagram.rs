@@ -1,0 +1,636 @@
+//! Several messages by one call, recvmmsg(2) and sendmmsg(2); and the sockets that they
+//! are for.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::iter;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use super::address::{NameBuffer, NameRef};
+use super::cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, walk};
+use super::msg::{Ancillary, SEND_FLAGS, message_header};
+use super::retry;
+use super::socket::{Family, flag, option, set_flag, set_option};
+
+// The C library's bindings do not have these.
+const SO_MEMINFO: libc::c_int = 55;
+/// How many numbers that answers, and which of them counts what was dropped.
+const MEMINFO_NUMBERS: usize = 9;
+const MEMINFO_DROPS: usize = 8;
+const IPV6_MULTICAST_ALL: libc::c_int = 29;
+
+/// The most messages by one call. The kernel would take 1,024; what is gained is gained
+/// by the first tens.
+pub(crate) const MOST_MESSAGES: usize = 64;
+
+/// Bytes of control messages beside a UDP datagram: one number.
+const SEGMENT_CONTROL_BYTES: usize = 64;
+
+/// How far the places of two messages are apart beside their room. Were it a power of two
+/// all would compete for the same lines of the cache.
+const STAGGER: usize = 192;
+
+/// What may come beside a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Beside {
+    /// The length of segments (`UDP_GRO`).
+    Segments,
+    /// Descriptors, and who sent it.
+    Descriptors,
+}
+
+/// What was received by one call: room for some messages, made once and used again.
+pub(crate) struct MessageBatch {
+    room: usize,
+    data: Vec<u8>,
+    /// In words, for the alignment of control messages.
+    control: Vec<u64>,
+    names: Vec<NameBuffer>,
+    headers: Vec<libc::mmsghdr>,
+    parts: Vec<libc::iovec>,
+    messages: Vec<Message>,
+    ancillary: Vec<Ancillary>,
+    received: usize,
+}
+
+/// What is known of one message of a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Message {
+    /// How many bytes it had, of which there may be fewer here.
+    pub(crate) length: usize,
+    /// How many bytes each datagram of it has, if it is several; else 0.
+    pub(crate) segment: usize,
+    /// Whether there may be something beside it.
+    pub(crate) has_ancillary: bool,
+    /// Ancillary data was lost.
+    pub(crate) control_truncated: bool,
+    name_length: u32,
+}
+
+const CONTROL_WORDS: usize = CONTROL_BUFFER_BYTES / size_of::<u64>();
+
+impl MessageBatch {
+    /// Room for `slots` messages of `room` bytes each. The memory is not touched before
+    /// it is needed.
+    pub(crate) fn new(slots: usize, room: usize) -> Self {
+        let slots = slots.clamp(1, MOST_MESSAGES);
+        let room = room.max(1);
+        Self {
+            room,
+            data: vec![0; slots.saturating_mul(room.saturating_add(STAGGER))],
+            control: vec![0; slots * CONTROL_WORDS],
+            names: iter::repeat_with(NameBuffer::new).take(slots).collect(),
+            headers: Vec::with_capacity(slots),
+            parts: Vec::with_capacity(slots),
+            messages: vec![Message::default(); slots],
+            ancillary: iter::repeat_with(Ancillary::new).take(slots).collect(),
+            received: 0,
+        }
+    }
+
+    /// For how many messages there is room.
+    pub(crate) fn slots(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// For how many bytes of each.
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    /// How many were received last.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.received
+    }
+
+    /// What is known of the message at `place`.
+    #[inline]
+    pub(crate) fn message(&self, place: usize) -> &Message {
+        &self.messages[place]
+    }
+
+    /// The parts of the message at `place`: what is known of it, its bytes as far as there
+    /// are, the name of its sender, and what came beside it.
+    #[inline]
+    pub(crate) fn parts(&mut self, place: usize) -> (&Message, &[u8], NameRef<'_>, &mut Ancillary) {
+        let message = &self.messages[place];
+        let start = place * (self.room + STAGGER);
+        let data = &self.data[start..][..message.length.min(self.room)];
+        let name = self.names[place].prefix(message.name_length as usize);
+        (
+            message,
+            data,
+            NameRef::decode(name),
+            &mut self.ancillary[place],
+        )
+    }
+
+    /// Puts a message at the end, as if it had been received; whether there was room. For
+    /// kinds that receive by other means.
+    pub(crate) fn push(
+        &mut self,
+        data: &[u8],
+        from: NameRef<'_>,
+        descriptors: Vec<OwnedFd>,
+        control_truncated: bool,
+    ) -> bool {
+        let place = self.received;
+        if place == self.slots() {
+            return false;
+        }
+        self.received += 1;
+        let start = place * (self.room + STAGGER);
+        let copied = data.len().min(self.room);
+        self.data[start..][..copied].copy_from_slice(&data[..copied]);
+        self.names[place] = from.encode().unwrap_or(NameBuffer::new());
+        let name_length = self.names[place].as_bytes().len();
+        self.messages[place] = Message {
+            length: data.len(),
+            segment: 0,
+            has_ancillary: !descriptors.is_empty() || control_truncated,
+            control_truncated,
+            name_length: name_length as u32,
+        };
+        self.ancillary[place].descriptors.extend(descriptors);
+        true
+    }
+
+    /// Forgets what was received, and closes what nobody took of it.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        let received = std::mem::take(&mut self.received);
+        for (message, ancillary) in self.messages[..received].iter().zip(&mut self.ancillary) {
+            if message.has_ancillary {
+                ancillary.clear();
+            }
+        }
+    }
+
+    /// Receives up to `count` messages, and answers how many; the batch was
+    /// [cleared](Self::clear) before. Fewer than asked for are all that there were at the
+    /// time.
+    ///
+    /// Every descriptor that arrived is owned when this returns.
+    ///
+    /// # Errors
+    /// `WouldBlock` where there is none; otherwise the kernel's, which may be what it was
+    /// told of a message sent before.
+    ///
+    /// References: recvmmsg(2), udp(7), unix(7).
+    #[doc(alias = "recvmmsg")]
+    pub(crate) fn receive(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        count: usize,
+        beside: Beside,
+    ) -> io::Result<usize> {
+        debug_assert_eq!(self.received, 0, "cleared before");
+        let count = count.clamp(1, self.slots());
+        let control_bytes = match beside {
+            Beside::Segments => SEGMENT_CONTROL_BYTES,
+            Beside::Descriptors => CONTROL_BUFFER_BYTES,
+        };
+        self.point_headers(count, control_bytes);
+        let received = retry(|| {
+            // SAFETY: `headers` has at least `count` elements. Each has pointers and
+            // lengths of a piece of `data`, of `control`, of `names` and of `parts`, which
+            // no other has and which outlive the call, borrowed for writing through
+            // `self`. An interrupted call has received nothing, and changed no length.
+            unsafe {
+                libc::recvmmsg(
+                    fd.as_raw_fd(),
+                    self.headers.as_mut_ptr(),
+                    count as libc::c_uint,
+                    libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | libc::MSG_TRUNC,
+                    ptr::null_mut(),
+                )
+            }
+        })?;
+        // Not negative, and no more than was asked for.
+        self.received = (received as usize).min(count);
+        for place in 0..self.received {
+            let header = &self.headers[place];
+            let flags = header.msg_hdr.msg_flags;
+            #[allow(
+                clippy::unnecessary_cast,
+                reason = "the type differs between C libraries"
+            )]
+            let written = (header.msg_hdr.msg_controllen as usize).min(control_bytes);
+            let control_truncated = flags & libc::MSG_CTRUNC != 0;
+            let mut message = Message {
+                length: header.msg_len as usize,
+                segment: 0,
+                has_ancillary: false,
+                control_truncated,
+                name_length: header.msg_hdr.msg_namelen,
+            };
+            if written > 0 || control_truncated {
+                let control = &self.control[place * CONTROL_WORDS..][..CONTROL_WORDS];
+                let control = &bytes_of(control)[..written];
+                match beside {
+                    Beside::Segments => message.segment = segment_in(control),
+                    Beside::Descriptors => {
+                        message.has_ancillary = true;
+                        // SAFETY: recvmmsg succeeded and wrote these bytes just now for
+                        // this message; no one else has seen them, and this is the only
+                        // call with them.
+                        let is_complete = unsafe { self.ancillary[place].collect(control) };
+                        message.control_truncated |= !is_complete;
+                    }
+                }
+            }
+            self.messages[place] = message;
+        }
+        Ok(self.received)
+    }
+
+    /// Has the first `count` headers point to their places.
+    fn point_headers(&mut self, count: usize, control_bytes: usize) {
+        let stride = self.room + STAGGER;
+        self.headers.clear();
+        self.parts.clear();
+        for data in self.data.chunks_exact_mut(stride).take(count) {
+            self.parts.push(libc::iovec {
+                iov_base: data.as_mut_ptr().cast(),
+                iov_len: self.room,
+            });
+        }
+        let controls = self.control.chunks_exact_mut(CONTROL_WORDS);
+        let places = self.parts.iter_mut().zip(controls).zip(&mut self.names);
+        for ((part, control), name) in places {
+            let mut header = message_header();
+            let name = name.bytes_mut();
+            header.msg_name = name.as_mut_ptr().cast();
+            header.msg_namelen = name.len() as _;
+            header.msg_iov = part;
+            header.msg_iovlen = 1;
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = control_bytes as _;
+            self.headers.push(libc::mmsghdr {
+                msg_hdr: header,
+                msg_len: 0,
+            });
+        }
+    }
+}
+
+/// The bytes of words.
+fn bytes_of(words: &[u64]) -> &[u8] {
+    // SAFETY: the same memory, borrowed as long; bytes are aligned anywhere, and each of
+    // their patterns is a value.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+}
+
+/// The length of segments that these control messages say; 0 for none.
+fn segment_in(control: &[u8]) -> usize {
+    walk(control)
+        .find_map(|message| match message {
+            ControlMessage::Segments(size) => Some(size),
+            _ => None,
+        })
+        .unwrap_or(0)
+}
+
+impl std::fmt::Debug for MessageBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MessageBatch")
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One message to be sent, of one datagram or several.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutgoingMessage<'a> {
+    pub(crate) data: &'a [u8],
+    /// Where to, encoded; nothing for the peer of the socket.
+    pub(crate) name: &'a [u8],
+    /// How many bytes each datagram has of `data`, where it is several.
+    pub(crate) segment: Option<u16>,
+}
+
+/// Room for the headers of what is sent by one call; made once and used again.
+#[derive(Default)]
+pub(crate) struct SendBatch {
+    headers: Vec<libc::mmsghdr>,
+    parts: Vec<libc::iovec>,
+    controls: Vec<SegmentControl>,
+}
+
+/// The control message that says how long segments are, as the kernel lays it out.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SegmentControl {
+    length: usize,
+    level: libc::c_int,
+    kind: libc::c_int,
+    size: u16,
+    _padding: [u8; 6],
+}
+
+impl SegmentControl {
+    fn new(size: u16) -> Self {
+        Self {
+            // Without the padding behind it.
+            length: size_of::<libc::cmsghdr>() + size_of::<u16>(),
+            level: libc::SOL_UDP,
+            kind: libc::UDP_SEGMENT,
+            size,
+            _padding: [0; 6],
+        }
+    }
+}
+
+const _: () = assert!(size_of::<SegmentControl>() == size_of::<libc::cmsghdr>() + 8);
+
+/// Sends messages, at most [`MOST_MESSAGES`] of them, and answers how many were taken from
+/// the front.
+///
+/// # Errors
+/// Why the first was not; for those behind it that is to be found out by calling again.
+/// `WouldBlock` where there is no room; otherwise the kernel's, which may be what it was
+/// told of a message sent before.
+///
+/// References: sendmmsg(2), udp(7).
+#[doc(alias = "sendmmsg")]
+pub(crate) fn send_messages<'a>(
+    fd: BorrowedFd<'_>,
+    messages: impl Iterator<Item = OutgoingMessage<'a>>,
+    batch: &mut SendBatch,
+) -> io::Result<usize> {
+    batch.headers.clear();
+    batch.parts.clear();
+    batch.controls.clear();
+    // Pointers to what is in these are taken below, so nothing may move any more.
+    batch.parts.reserve(MOST_MESSAGES);
+    batch.controls.reserve(MOST_MESSAGES);
+    for message in messages.take(MOST_MESSAGES) {
+        let mut header = message_header();
+        header.msg_name = message.name.as_ptr().cast::<libc::c_void>().cast_mut();
+        header.msg_namelen = message.name.len() as _;
+        if let Some(size) = message.segment {
+            batch.controls.push(SegmentControl::new(size));
+            header.msg_controllen = size_of::<SegmentControl>() as _;
+        }
+        batch.parts.push(libc::iovec {
+            iov_base: message.data.as_ptr().cast::<libc::c_void>().cast_mut(),
+            iov_len: message.data.len(),
+        });
+        batch.headers.push(libc::mmsghdr {
+            msg_hdr: header,
+            msg_len: 0,
+        });
+    }
+    let mut controls = batch.controls.iter_mut();
+    for (header, part) in batch.headers.iter_mut().zip(&mut batch.parts) {
+        header.msg_hdr.msg_iov = part;
+        header.msg_hdr.msg_iovlen = 1;
+        if header.msg_hdr.msg_controllen > 0
+            && let Some(control) = controls.next()
+        {
+            header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+        }
+    }
+    let count = batch.headers.len() as libc::c_uint;
+    if count == 0 {
+        return Ok(0);
+    }
+    let sent = retry(|| {
+        // SAFETY: `headers` has `count` elements. Each has pointer and length of a name
+        // and of data that are borrowed for `'a`, through an element of `parts`, and of a
+        // control message or none; none of these moves before the call returns. The kernel
+        // reads them, and writes the lengths in `headers`, which are borrowed for writing.
+        unsafe {
+            libc::sendmmsg(
+                fd.as_raw_fd(),
+                batch.headers.as_mut_ptr(),
+                count,
+                SEND_FLAGS,
+            )
+        }
+    })?;
+    Ok(sent as usize)
+}
+
+/// Makes a datagram socket, non-blocking and close-on-exec.
+///
+/// # Errors
+/// The kernel's; `EMFILE` and `ENFILE` where no descriptor is free.
+pub(crate) fn datagram_socket(family: Family) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let fd = retry(|| {
+        // SAFETY: takes integers only.
+        unsafe { libc::socket(family.number(), kind, 0) }
+    })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the socket is of type `SOCK_DGRAM`.
+///
+/// # Errors
+/// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
+pub(crate) fn is_datagram(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    Ok(kind == libc::SOCK_DGRAM)
+}
+
+/// Whether datagrams to one address can be sent as one.
+#[doc(alias = "UDP_SEGMENT")]
+pub(crate) fn has_segmentation(fd: BorrowedFd<'_>) -> bool {
+    // Known since Linux 4.18. What is set here is the default of each message, none.
+    set_option::<libc::c_int>(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+}
+
+/// Has datagrams that come in a row received as one; whether the kernel can do that (since
+/// Linux 5.0).
+#[doc(alias = "UDP_GRO")]
+pub(crate) fn set_receive_offload(fd: BorrowedFd<'_>, on: bool) -> bool {
+    set_flag(fd, libc::SOL_UDP, libc::UDP_GRO, on).is_ok()
+}
+
+/// Whether datagrams may be sent to a broadcast address.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn broadcast(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    flag(fd, libc::SOL_SOCKET, libc::SO_BROADCAST)
+}
+
+/// Sets whether they may.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_BROADCAST")]
+pub(crate) fn set_broadcast(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_BROADCAST, on)
+}
+
+/// How many messages the kernel has dropped for want of room in the socket.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_MEMINFO")]
+pub(crate) fn dropped(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let numbers: [u32; MEMINFO_NUMBERS] = option(fd, libc::SOL_SOCKET, SO_MEMINFO)?;
+    Ok(numbers[MEMINFO_DROPS])
+}
+
+/// An interface, as options of IPv4 name it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interface4 {
+    pub(crate) address: Ipv4Addr,
+    /// 0 for none in particular.
+    pub(crate) index: u32,
+}
+
+fn membership4(group: Ipv4Addr, interface: Interface4) -> io::Result<libc::ip_mreqn> {
+    let to_number = |address: Ipv4Addr| libc::in_addr {
+        s_addr: u32::from_ne_bytes(address.octets()),
+    };
+    Ok(libc::ip_mreqn {
+        imr_multiaddr: to_number(group),
+        imr_address: to_number(interface.address),
+        imr_ifindex: index(interface.index)?,
+    })
+}
+
+fn index(index: u32) -> io::Result<libc::c_int> {
+    libc::c_int::try_from(index).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Joins a group of IPv4, or leaves it. Of groups that others of this machine have joined
+/// nothing is received then.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IP_ADD_MEMBERSHIP")]
+#[doc(alias = "IP_DROP_MEMBERSHIP")]
+pub(crate) fn set_membership4(
+    fd: BorrowedFd<'_>,
+    group: Ipv4Addr,
+    interface: Interface4,
+    joins: bool,
+) -> io::Result<()> {
+    let membership = membership4(group, interface)?;
+    let name = match joins {
+        true => libc::IP_ADD_MEMBERSHIP,
+        false => libc::IP_DROP_MEMBERSHIP,
+    };
+    set_flag(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, false)?;
+    set_option(fd, libc::IPPROTO_IP, name, membership)
+}
+
+/// As [`set_membership4`], of IPv6.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IPV6_ADD_MEMBERSHIP")]
+#[doc(alias = "IPV6_DROP_MEMBERSHIP")]
+pub(crate) fn set_membership6(
+    fd: BorrowedFd<'_>,
+    group: Ipv6Addr,
+    interface: u32,
+    joins: bool,
+) -> io::Result<()> {
+    let membership = libc::ipv6_mreq {
+        ipv6mr_multiaddr: libc::in6_addr {
+            s6_addr: group.octets(),
+        },
+        ipv6mr_interface: interface,
+    };
+    let name = match joins {
+        true => libc::IPV6_ADD_MEMBERSHIP,
+        false => libc::IPV6_DROP_MEMBERSHIP,
+    };
+    // Known since Linux 4.20, and without it the group is received all the same.
+    let _ = set_flag(fd, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, false);
+    set_option(fd, libc::IPPROTO_IPV6, name, membership)
+}
+
+/// Sets by which interface datagrams to groups of IPv4 leave.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IP_MULTICAST_IF")]
+pub(crate) fn set_multicast_interface4(
+    fd: BorrowedFd<'_>,
+    interface: Interface4,
+) -> io::Result<()> {
+    let choice = membership4(Ipv4Addr::UNSPECIFIED, interface)?;
+    set_option(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, choice)
+}
+
+/// As [`set_multicast_interface4`], of IPv6.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IPV6_MULTICAST_IF")]
+pub(crate) fn set_multicast_interface6(fd: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    let interface = index(interface)?;
+    set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, interface)
+}
+
+/// How many hops datagrams to groups go.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn multicast_hops(fd: BorrowedFd<'_>, family: Family) -> io::Result<u32> {
+    let hops: libc::c_int = match family {
+        Family::Inet6 => option(fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS)?,
+        Family::Inet4 | Family::Unix => option(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_TTL)?,
+    };
+    Ok(u32::try_from(hops).unwrap_or(0))
+}
+
+/// Sets how many.
+///
+/// # Errors
+/// `InvalidInput` above 255; otherwise the kernel's.
+#[doc(alias = "IP_MULTICAST_TTL")]
+#[doc(alias = "IPV6_MULTICAST_HOPS")]
+pub(crate) fn set_multicast_hops(fd: BorrowedFd<'_>, family: Family, hops: u32) -> io::Result<()> {
+    // The kernel takes -1 for its default.
+    let hops = u8::try_from(hops).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (level, name) = match family {
+        Family::Inet6 => (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+        Family::Inet4 | Family::Unix => (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    };
+    set_option(fd, level, name, libc::c_int::from(hops))
+}
+
+const fn loopback_option(family: Family) -> (libc::c_int, libc::c_int) {
+    match family {
+        Family::Inet6 => (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+        Family::Inet4 | Family::Unix => (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    }
+}
+
+/// Whether what is sent to a group comes back to this machine.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn multicast_loopback(fd: BorrowedFd<'_>, family: Family) -> io::Result<bool> {
+    let (level, name) = loopback_option(family);
+    flag(fd, level, name)
+}
+
+/// Sets whether it does.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "IP_MULTICAST_LOOP")]
+#[doc(alias = "IPV6_MULTICAST_LOOP")]
+pub(crate) fn set_multicast_loopback(
+    fd: BorrowedFd<'_>,
+    family: Family,
+    on: bool,
+) -> io::Result<()> {
+    let (level, name) = loopback_option(family);
+    set_flag(fd, level, name, on)
+}
