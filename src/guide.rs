@@ -10,12 +10,13 @@
 //! 5. [Passing descriptors](descriptors)
 //! 6. [Closing](closing)
 //! 7. [Pipes, terminals, standard input and output](pipes)
-//! 8. [Giving a connection to another process](handoff)
-//! 9. [Worker processes](pools)
-//! 10. [Restarts, moves and systemd](restarts)
-//! 11. [Testing your protocol](testing)
-//! 12. [Threads, signals, forks and other loops](embedding)
-//! 13. [Coming from Twisted](twisted)
+//! 8. [Child processes](children)
+//! 9. [Giving a connection to another process](handoff)
+//! 10. [Worker processes](pools)
+//! 11. [Restarts, moves and systemd](restarts)
+//! 12. [Testing your protocol](testing)
+//! 13. [Threads, signals, forks and other loops](embedding)
+//! 14. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -40,6 +41,9 @@ pub mod pipes {}
 
 #[doc = include_str!("guide/datagrams.md")]
 pub mod datagrams {}
+
+#[doc = include_str!("guide/children.md")]
+pub mod children {}
 
 #[doc = include_str!("guide/handoff.md")]
 pub mod handoff {}

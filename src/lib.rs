@@ -88,6 +88,9 @@
 //! | take sockets from systemd, and tell it about the service | [`handoff::systemd`] |
 //! | give a connection or a listener away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
+//! | run a child, with what it reads and writes | [`spawn_process`](Transports::spawn_process), [`process::ChildCommand`], [`process::ProcessProtocol`] |
+//! | run a child for its output | [`process::CollectOutput`] |
+//! | know when a process has exited | [`process::ChildWatch`], [`process::Pidfd`] |
 //! | start a program with sockets under agreed numbers | [`process::spawn_with_descriptors`], [`process::take_granted`] |
 //! | start a program with sockets as systemd does | [`process::spawn_with_listen_fds`] |
 //!
@@ -169,7 +172,8 @@ pub use bowline_transport::{
 
 // Signals.
 #[cfg(feature = "signals")]
-pub use bowline_reactor::{SignalHandler, signal};
+pub use bowline_reactor::SignalHandler;
+pub use bowline_reactor::signal;
 
 /// Errors, except [`ConnectError`], which is at the root because callbacks are given it.
 pub mod error {
@@ -258,17 +262,26 @@ pub mod layers {
     };
 }
 
-/// Processes and their descriptors: how to start a program with some, and what can be
-/// asked about them.
+/// Processes: children with their streams, programs that are started with descriptors,
+/// and what can be asked about those.
 ///
-/// Begin with [`spawn_with_descriptors`](process::spawn_with_descriptors) and
+/// Begin with [`Transports::spawn_process`], a [`ChildCommand`](process::ChildCommand)
+/// and a [`ProcessProtocol`](process::ProcessProtocol). To give descriptors to a program
+/// and no more, begin with
+/// [`spawn_with_descriptors`](process::spawn_with_descriptors) and
 /// [`take_granted`](process::take_granted).
 pub mod process {
+    pub use bowline_protocol::{
+        ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, ProcessTransport,
+        SignalError, TerminalSize,
+    };
     pub use bowline_transport::{
-        ChildProcess, ChildWatch, SocketDescription, close_received, describe_socket,
-        descriptors_closing, effective_user, exit_descriptor, is_passing_shortage,
+        ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput,
+        ProcessSettings, RunningChild, SocketDescription, SpawnError, SpawnStep, close_received,
+        describe_socket, descriptors_closing, effective_user, exit_descriptor, is_passing_shortage,
         monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
-        spawn_with_descriptors, spawn_with_listen_fds, take_granted, take_inherited,
+        set_terminal_size, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
+        take_inherited, terminal_size,
     };
 }
 

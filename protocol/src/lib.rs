@@ -19,6 +19,7 @@ mod file_sender;
 pub mod framing;
 mod log;
 pub mod policies;
+mod process;
 mod producer;
 mod protocol;
 mod reason;
@@ -43,6 +44,10 @@ pub use crate::factory::{
     ListenerHandle, Origin, SocketFile,
 };
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
+pub use crate::process::{
+    ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, ProcessTransport, SignalError,
+    TerminalSize,
+};
 pub use crate::producer::{Producer, ProducerKind, ProducerRef};
 pub use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Part, Protocol};
 pub use crate::reason::{CloseReason, Remains};

@@ -61,7 +61,8 @@ pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
 pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, Turn, Vacancy};
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
-pub use crate::signals::{SignalHandler, signal};
+pub use crate::signals::SignalHandler;
+pub use crate::sys::signal;
 pub use crate::thread_pool::{
     AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
 };

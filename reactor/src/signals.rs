@@ -23,46 +23,9 @@ pub struct SignalHandler {
     token: Token,
 }
 
-/// The numbers of the signals that programs handle, for
-/// [`Reactor::on_signals`]. They are those of this machine, so no other crate is
-/// needed for them. See signal(7).
-pub mod signal {
-    macro_rules! numbers {
-        ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-            $($(#[doc = $doc])+ pub const $name: i32 = signal_hook::consts::$name;)+
-        };
-    }
-
-    numbers! {
-        /// The terminal is gone. For servers, by custom: restart, or read the
-        /// configuration again.
-        SIGHUP,
-        /// Ctrl-C.
-        SIGINT,
-        /// Ctrl-\\, which leaves a core dump by default.
-        SIGQUIT,
-        /// Free for the program to use.
-        SIGUSR1,
-        /// Free for the program to use.
-        SIGUSR2,
-        /// A timer of alarm(2).
-        SIGALRM,
-        /// Please end. kill(1) and service managers send it.
-        SIGTERM,
-        /// A child has ended or stopped.
-        SIGCHLD,
-        /// Continued after a stop.
-        SIGCONT,
-        /// Ctrl-Z.
-        SIGTSTP,
-        /// The size of the terminal has changed.
-        SIGWINCH,
-    }
-}
-
 impl Reactor {
     /// Calls `handler` when one of `signals` arrives, with the signal's number.
-    /// [`signal`] has the numbers by name. The handler runs in the reactor's thread,
+    /// [`signal`](crate::signal) has the numbers by name. The handler runs in the reactor's thread,
     /// like any other callback. Feature `signals`.
     ///
     /// Signals that arrive faster than the loop turns are merged, as the kernel does.

@@ -318,6 +318,8 @@ fn numbers_of_signals_are_those_of_the_system() {
         (signal::SIGTERM, Signal::TERM),
         (signal::SIGCHLD, Signal::CHILD),
         (signal::SIGCONT, Signal::CONT),
+        (signal::SIGKILL, Signal::KILL),
+        (signal::SIGSTOP, Signal::STOP),
         (signal::SIGTSTP, Signal::TSTP),
         (signal::SIGWINCH, Signal::WINCH),
     ] {

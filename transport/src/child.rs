@@ -1,5 +1,12 @@
 //! Processes that were started here, and the news of their end.
 
+mod command;
+mod error;
+mod output;
+mod pidfd;
+mod process;
+mod streams;
+
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,6 +19,14 @@ use std::time::Duration;
 use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Reactor, Readiness};
 
 use crate::process::exit_descriptor;
+use crate::sys::{self, Recipient};
+
+pub use self::command::ChildCommand;
+pub use self::error::{SpawnError, SpawnStep};
+pub use self::output::{CollectOutput, ProcessOutput};
+pub use self::pidfd::Pidfd;
+pub use self::process::{ProcessSettings, RunningChild};
+pub(crate) use self::process::{adopt_process, call_process_protocol, spawn_process};
 
 /// What has to be known of a process that was started here, and done to it; std's
 /// [`Child`] as a rule.
@@ -40,7 +55,29 @@ pub trait ChildProcess: 'static {
     ///
     /// There is none: [`try_wait`](Self::try_wait) is then asked again and again, as
     /// [`ChildWatch::look_every`] says.
-    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
+    fn exit_descriptor(&mut self) -> io::Result<Option<Rc<OwnedFd>>> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+
+    /// Sends it a signal, by its number (signal(7)). Not called once it is known to have
+    /// ended.
+    ///
+    /// # Errors
+    ///
+    /// It was not sent: by default none can be.
+    fn signal(&mut self, signal: i32) -> io::Result<()> {
+        let _ = signal;
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+
+    /// Sends a signal to all processes of the group that it leads. May be called when it
+    /// has ended itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`signal`](Self::signal); `ESRCH` where nobody is left.
+    fn signal_group(&mut self, signal: i32) -> io::Result<()> {
+        let _ = signal;
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 }
@@ -58,8 +95,23 @@ impl ChildProcess for Child {
         Self::try_wait(self)
     }
 
-    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
-        exit_descriptor(self)
+    fn exit_descriptor(&mut self) -> io::Result<Option<Rc<OwnedFd>>> {
+        Ok(exit_descriptor(self)?.map(Rc::new))
+    }
+
+    fn signal(&mut self, signal: i32) -> io::Result<()> {
+        // One that was waited for has no number any more: it may be another's.
+        match Self::try_wait(self)? {
+            None => sys::send_signal(self.id(), signal, Recipient::Process),
+            Some(_) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn signal_group(&mut self, signal: i32) -> io::Result<()> {
+        match Self::try_wait(self)? {
+            None => sys::send_signal(self.id(), signal, Recipient::Group),
+            Some(_) => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 }
 
@@ -96,8 +148,9 @@ pub struct ChildWatch {
 
 struct Shared {
     pid: u32,
+    process: RefCell<Box<dyn ChildProcess>>,
     /// There until it has ended.
-    running: RefCell<Option<Running>>,
+    then: RefCell<Option<Then>>,
     /// Whether the kernel tells of the end.
     is_told: Cell<bool>,
     /// Whether it had ended before it was watched.
@@ -107,11 +160,6 @@ struct Shared {
 }
 
 type Then = Box<dyn FnOnce(&mut Reactor, io::Result<ExitStatus>)>;
-
-struct Running {
-    process: Box<dyn ChildProcess>,
-    then: Then,
-}
 
 impl ChildWatch {
     /// Watches a process. `then` is called once, when it has ended and was waited for,
@@ -126,10 +174,8 @@ impl ChildWatch {
         let this = Self {
             shared: Rc::new(Shared {
                 pid: process.pid(),
-                running: RefCell::new(Some(Running {
-                    process,
-                    then: Box::new(then),
-                })),
+                process: RefCell::new(process),
+                then: RefCell::new(Some(Box::new(then))),
                 is_told: Cell::new(false),
                 was_gone: Cell::new(matches!(exit, Ok(None))),
                 every: Cell::new(None),
@@ -152,7 +198,7 @@ impl ChildWatch {
 
     /// Whether its end was found out, and is told or about to be.
     pub fn has_ended(&self) -> bool {
-        self.shared.running.borrow().is_none()
+        self.shared.then.borrow().is_none()
     }
 
     /// Ends it at once, as by SIGKILL. Nothing happens if it has ended.
@@ -161,10 +207,33 @@ impl ChildWatch {
     ///
     /// It could not be.
     pub fn kill(&self) -> io::Result<()> {
-        match &mut *self.shared.running.borrow_mut() {
-            Some(running) => running.process.kill(),
-            None => Ok(()),
+        match self.has_ended() {
+            false => self.shared.process.borrow_mut().kill(),
+            true => Ok(()),
         }
+    }
+
+    /// Sends it a signal, by its number (signal(7)).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if it has ended; it was not sent.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        match self.has_ended() {
+            false => self.shared.process.borrow_mut().signal(signal),
+            true => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Sends a signal to all processes of the group that it leads. Whether it leads one
+    /// is for who has started it to know.
+    ///
+    /// # Errors
+    ///
+    /// It was not sent; where it has ended, it depends on the
+    /// [process](ChildProcess::signal_group) whether one can be.
+    pub fn signal_group(&self, signal: i32) -> io::Result<()> {
+        self.shared.process.borrow_mut().signal_group(signal)
     }
 
     /// Asks whether it has ended, after the running callback: for who has another sign
@@ -199,17 +268,20 @@ impl ChildWatch {
     }
 
     fn ask(&self, reactor: &mut Reactor) {
-        let ended = {
-            let mut running = self.shared.running.borrow_mut();
-            let status = running.as_mut().map(|it| it.process.try_wait());
-            match status.map(io::Result::transpose) {
-                Some(Some(status)) => running.take().map(|running| (running, status)),
-                _ => None,
-            }
+        if self.has_ended() {
+            return;
+        }
+        let status = self.shared.process.borrow_mut().try_wait();
+        let Some(status) = status.transpose() else {
+            return self.look_later(reactor);
         };
-        match ended {
-            Some((running, status)) => (running.then)(reactor, status),
-            None => self.look_later(reactor),
+        let then = self.shared.then.take();
+        if let Some(look) = self.shared.look.take() {
+            // It may be what runs.
+            let _ = look.cancel(reactor);
+        }
+        if let Some(then) = then {
+            then(reactor, status);
         }
     }
 }
@@ -224,7 +296,7 @@ impl fmt::Debug for ChildWatch {
 }
 
 struct ExitDescriptor {
-    fd: OwnedFd,
+    fd: Rc<OwnedFd>,
     watch: ChildWatch,
 }
 
@@ -237,7 +309,7 @@ impl Descriptor for ExitDescriptor {
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
+        Some((*self.fd).as_fd())
     }
 
     fn facet(&mut self) -> &mut dyn Any {

@@ -162,31 +162,33 @@ impl<K: Adopt, P: Protocol<AdoptTransport<K>>> AdoptWith<K::Source, P> for K {
         source: K::Source,
         protocol: P,
     ) -> Result<Self::Handle, AdoptError<K::Source>> {
-        let socket = self.check(source)?;
-        let is_shared = self.is_shared();
-        let (mut wrap, carried) = self.into_parts();
-        let prepare = |stream: &mut Stream<_>| {
-            if is_shared {
-                stream.link.set(Flags::SHARED);
-            }
-            stream.restore_unsent(carried.unsent);
-            stream.link.push_back(carried.unread);
-            stream.start();
-        };
-        let wrap = |socket| wrap.wrap(socket, Side::Adopted);
-        let established = establish::<AdoptTransport<K>, _, _>(
-            reactor,
-            socket,
-            wrap,
-            protocol,
-            Side::Adopted,
-            prepare,
-        );
-        match established {
-            Ok(token) => Ok(AdoptTransport::<K>::named(token)),
-            Err((error, socket, _)) => Err(K::not_installed(socket, error)),
-        }
+        adopt(reactor, self, source, protocol).map(AdoptTransport::<K>::named)
     }
+}
+
+/// What [`Transports::adopt`](crate::Transports::adopt) does for a connection, whatever
+/// its handle is.
+pub(crate) fn adopt<K: Adopt>(
+    reactor: &mut Reactor,
+    kind: K,
+    source: K::Source,
+    protocol: impl Protocol<AdoptTransport<K>>,
+) -> Result<Token, AdoptError<K::Source>> {
+    let socket = kind.check(source)?;
+    let is_shared = kind.is_shared();
+    let (mut wrap, carried) = kind.into_parts();
+    let prepare = |stream: &mut Stream<_>| {
+        if is_shared {
+            stream.link.set(Flags::SHARED);
+        }
+        stream.restore_unsent(carried.unsent);
+        stream.link.push_back(carried.unread);
+        stream.start();
+    };
+    let side = Side::Adopted;
+    let wrap = |socket| wrap.wrap(socket, side);
+    establish::<AdoptTransport<K>, _, _>(reactor, socket, wrap, protocol, side, prepare)
+        .map_err(|(error, socket, _)| K::not_installed(socket, error))
 }
 
 /// Where and how to listen for connections; see [`Transports::listen`](crate::Transports::listen).

@@ -42,6 +42,7 @@ mod process;
 mod resolver;
 mod shared;
 mod sys;
+mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transports;
@@ -57,7 +58,10 @@ pub mod fuzzing {
     }
 }
 
-pub use crate::child::{ChildProcess, ChildWatch};
+pub use crate::child::{
+    ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput, ProcessSettings,
+    RunningChild, SpawnError, SpawnStep,
+};
 pub use crate::closer::{close_received, descriptors_closing};
 pub use crate::datagram::{
     AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, Port,
@@ -82,4 +86,5 @@ pub use crate::sendmsg::SendmsgMixin;
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
 pub use crate::stream::{Stream, StreamTransport};
 pub use crate::sys::take_inherited;
+pub use crate::terminal::{set_terminal_size, terminal_size};
 pub use crate::transports::Transports;

@@ -83,28 +83,40 @@ pub fn spawn_with_listen_fds(
     command: Command,
     descriptors: &[(BorrowedFd<'_>, &str)],
 ) -> io::Result<Child> {
-    let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
-    let mut names = Vec::with_capacity(descriptors.len());
-    for (_, name) in descriptors {
-        if name.len() > 255 || !name.bytes().all(is_fine) {
-            let text = "this cannot be the name of a descriptor";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        names.push(*name);
-    }
-    let variables = [
-        ("LISTEN_FDS", names.len().to_string()),
-        ("LISTEN_FDNAMES", names.join(":")),
-    ];
+    let names = names_of(descriptors)?;
     let grants: Vec<_> = descriptors
         .iter()
         .zip(3..)
         .map(|((fd, _), number)| (*fd, number))
         .collect();
-    sys::spawn_announced(command, &grants, |command| {
-        let of_child = ("LISTEN_PID", "LISTEN_PIDFDID");
-        Announcement::of(command, &variables, of_child).map(Some)
+    sys::spawn_announced(command, &grants, None, |command| {
+        announce_listen_fds(command, &names).map(Some)
     })
+}
+
+/// The names of descriptors, if they can be names.
+pub(crate) fn names_of(descriptors: &[(BorrowedFd<'_>, &str)]) -> io::Result<Vec<String>> {
+    let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
+    let names = descriptors.iter().map(|(_, name)| {
+        if name.len() > 255 || !name.bytes().all(is_fine) {
+            let text = "this cannot be the name of a descriptor";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok((*name).to_owned())
+    });
+    names.collect()
+}
+
+/// What says to a child that it has descriptors of these names from 3 on.
+pub(crate) fn announce_listen_fds(
+    command: &mut Command,
+    names: &[String],
+) -> io::Result<Announcement> {
+    let variables = [
+        ("LISTEN_FDS", names.len().to_string()),
+        ("LISTEN_FDNAMES", names.join(":")),
+    ];
+    Announcement::of(command, &variables, ("LISTEN_PID", "LISTEN_PIDFDID"))
 }
 
 /// What no other process has, before the next start of the machine: the inode of this

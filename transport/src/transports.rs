@@ -9,24 +9,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, Protocol,
-    TransportHandle, UnixAddress, UnixTransportHandle,
+    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, ProcessContext,
+    ProcessHandle, ProcessProtocol, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Next, Reactor, Token};
 
-use crate::connection::establish;
+use crate::child::{self, ChildCommand, RunningChild, SpawnError};
 use crate::detach::{
     self, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
 };
-use crate::endpoint::{AdoptWith, ConnectWith, Listen, ListenWith, On, Side};
+use crate::endpoint::{AdoptWith, ConnectWith, Listen, ListenWith, On};
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
-use crate::link::Flags;
 use crate::listener::{self, HandOver};
 use crate::log;
 use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
-use crate::stream::{Stream, StreamTransport};
+use crate::stream::StreamTransport;
 
 /// Listening, connecting, adopting and detaching: what the transports add to
 /// [`Reactor`].
@@ -356,6 +355,48 @@ pub trait Transports {
         otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
 
+    /// Starts a child process. `protocol` receives what the child writes, and is told of
+    /// its exit and its end. [`ChildCommand`] says what the child runs, and what it has
+    /// under each descriptor number. (Twisted: `reactor.spawnProcess`.)
+    ///
+    /// The child runs its program when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`] names the step that failed, in the child too, up to execve(2). The
+    /// protocols are dropped. No callback was called, except that a failure at
+    /// [`Watch`](crate::SpawnStep::Watch) may end streams that had begun.
+    fn spawn_process(
+        &mut self,
+        command: ChildCommand<'_>,
+        protocol: impl ProcessProtocol,
+    ) -> Result<ProcessHandle, SpawnError>;
+
+    /// Puts a protocol on a process that runs already; see [`RunningChild`].
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnError`], at the step [`Watch`](crate::SpawnStep::Watch). The process is
+    /// killed.
+    fn adopt_process(
+        &mut self,
+        running: RunningChild,
+        protocol: impl ProcessProtocol,
+    ) -> Result<ProcessHandle, SpawnError>;
+
+    /// Calls `call` with the protocol of a process and its context. A timer or a
+    /// connection reaches the protocol in this way, and not only its process. `P` is the
+    /// protocol's type.
+    ///
+    /// The call is made after the running callback, in this turn. If the process has ended
+    /// by then, or has a protocol of another type, `otherwise` is called instead.
+    fn call_process_protocol<P: 'static>(
+        &mut self,
+        process: ProcessHandle,
+        call: impl FnOnce(&mut P, &mut ProcessContext<'_>) + 'static,
+        otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
+    );
+
     /// What became of descriptors so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
 
@@ -557,6 +598,31 @@ impl Transports for Reactor {
             }
             next
         });
+    }
+
+    fn spawn_process(
+        &mut self,
+        command: ChildCommand<'_>,
+        protocol: impl ProcessProtocol,
+    ) -> Result<ProcessHandle, SpawnError> {
+        child::spawn_process(self, command, protocol)
+    }
+
+    fn adopt_process(
+        &mut self,
+        running: RunningChild,
+        protocol: impl ProcessProtocol,
+    ) -> Result<ProcessHandle, SpawnError> {
+        child::adopt_process(self, running, protocol)
+    }
+
+    fn call_process_protocol<P: 'static>(
+        &mut self,
+        process: ProcessHandle,
+        call: impl FnOnce(&mut P, &mut ProcessContext<'_>) + 'static,
+        otherwise: impl FnOnce(&mut Self, CallError) + 'static,
+    ) {
+        child::call_process_protocol(self, process, call, otherwise);
     }
 
     fn descriptor_counts(&mut self) -> DescriptorCounts {

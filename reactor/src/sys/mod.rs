@@ -5,6 +5,7 @@
 
 mod call;
 mod fork;
+pub mod signal;
 mod timerfd;
 
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -19,6 +19,7 @@ mod udp;
 mod unix;
 mod unix_datagram;
 
+pub(crate) use self::pipe::OwnEnd;
 pub use self::pipe::{Pipe, PipeEnds, PipePair, PipeStream, PipeWay, Stdio};
 pub use self::socket_file::StaleSocket;
 pub use self::tcp::{OverTcp, Tcp, TcpConnect, TcpListen, TcpListener, TcpSocket, TcpStream};

@@ -161,6 +161,42 @@ pub struct PipeWay {
 #[derive(Clone, Copy, Debug)]
 pub struct PipePair;
 
+/// One descriptor that was made here, so that there is nothing to be found out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnEnd {
+    way: PipeWay,
+    kind: FileKind,
+}
+
+impl OwnEnd {
+    /// The end of a pipe that is read.
+    pub(crate) const READING: Self = Self {
+        way: PipeWay {
+            reads: true,
+            writes: false,
+        },
+        kind: FileKind::Pipe,
+    };
+
+    /// The end of a pipe that is written to.
+    pub(crate) const WRITING: Self = Self {
+        way: PipeWay {
+            reads: false,
+            writes: true,
+        },
+        kind: FileKind::Pipe,
+    };
+
+    /// The side of a pseudo-terminal that holds it, and does not block.
+    pub(crate) const TERMINAL: Self = Self {
+        way: PipeWay {
+            reads: true,
+            writes: true,
+        },
+        kind: FileKind::TerminalMaster,
+    };
+}
+
 /// Standard input and output as one connection. (Twisted: `stdio.StandardIO`.)
 ///
 /// ```no_run
@@ -220,6 +256,33 @@ impl Adopt for PipeWay {
             Ok(kind) => Ok(PipeEnds::one(End::new(fd, kind), self.reads, self.writes)),
             Err(kind) => Err(AdoptError { kind, fd }),
         }
+    }
+
+    fn not_installed(socket: PipeEnds, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.into_descriptor())
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Adopt for OwnEnd {
+    type Source = OwnedFd;
+    type Socket = PipeEnds;
+    type Wrap = Plain;
+
+    fn check(&self, fd: OwnedFd) -> Result<PipeEnds, AdoptError> {
+        let means = match self.kind {
+            FileKind::Pipe => Means::AtOnce,
+            _ => Means::Own,
+        };
+        let end = End::by(fd, self.kind, means);
+        let PipeWay { reads, writes } = self.way;
+        Ok(match self.kind {
+            FileKind::Pipe => PipeEnds::at(None, end, reads, writes),
+            _ => PipeEnds::one(end, reads, writes),
+        })
     }
 
     fn not_installed(socket: PipeEnds, error: io::Error) -> AdoptError {
@@ -373,6 +436,10 @@ impl End {
             },
             FileKind::Other => Means::Asking(TERMINAL_BYTES),
         };
+        Self::by(fd, kind, means)
+    }
+
+    fn by(fd: OwnedFd, kind: FileKind, means: Means) -> Self {
         Self {
             fd: Some(fd),
             kind,
@@ -521,8 +588,12 @@ pub struct PipeEnds {
 
 impl PipeEnds {
     fn one(end: End, reads: bool, writes: bool) -> Self {
+        Self::at(path_of(&end), end, reads, writes)
+    }
+
+    fn at(path: Option<Rc<FileAddress>>, end: End, reads: bool, writes: bool) -> Self {
         Self {
-            path: path_of(&end),
+            path,
             first: end,
             second: None,
             reads,

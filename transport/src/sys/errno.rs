@@ -59,3 +59,20 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
 pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTSOCK | libc::EBADF))
 }
+
+/// Whether a path cannot be gone to: what chdir(2) says.
+pub(crate) fn is_of_a_path(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::ELOOP | libc::ENAMETOOLONG)
+    )
+}
+
+/// Whether a user, a group or a process group cannot be taken: what setuid(2), setgid(2),
+/// setgroups(2) and setpgid(2) say.
+pub(crate) fn is_of_an_identity(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EINVAL | libc::ESRCH)
+    )
+}

@@ -9,7 +9,9 @@
 //! - sockets, their names and their options ([`stream_socket`], [`bind`],
 //!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
 //! - what is no socket (`file`): pipes, terminals, files;
-//! - what is given over exec ([`spawn`], [`take_granted`], [`take_inherited`]).
+//! - what is given over exec ([`spawn`], [`take_granted`], [`take_inherited`]), and how
+//!   a child begins ([`CleanStart`]);
+//! - processes by their descriptors (`pidfd`), and terminals (`terminal`).
 //!
 //! The rules that hold for every function, so that no caller needs to think
 //! of them:
@@ -35,10 +37,13 @@ mod fork_tests;
 mod msg;
 mod number;
 mod path;
+mod pidfd;
 mod process;
 #[cfg(feature = "testing")]
 pub(crate) mod simulated;
 mod socket;
+mod start;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -57,14 +62,17 @@ pub(crate) use self::datagram::{
     set_receive_offload,
 };
 pub(crate) use self::errno::{
-    is_not_a_socket, is_of_one_connection, is_of_segmentation, is_out_of_descriptors,
-    is_out_of_memory, is_transient,
+    is_not_a_socket, is_of_a_path, is_of_an_identity, is_of_one_connection, is_of_segmentation,
+    is_out_of_descriptors, is_out_of_memory, is_transient,
 };
 pub(crate) use self::msg::{
     Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
 };
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
+pub(crate) use self::pidfd::{
+    Recipient, is_no_process, pid_of, pidfd_open, pidfd_send_signal, pidfd_wait, send_signal,
+};
 pub use self::process::take_inherited;
 pub(crate) use self::process::{
     effective_user, exit_descriptor, monotonic_microseconds, remove_environment, spawn,
@@ -79,6 +87,8 @@ pub(crate) use self::socket::{
     set_receive_buffer_size, set_reuse_address, set_reuse_port, set_send_buffer_size, set_v6_only,
     shutdown, socket_kind, stream_socket, take_error,
 };
+pub(crate) use self::start::{CleanStart, Reached};
+pub(crate) use self::terminal::{open_terminal, set_window_size, window_size};
 #[cfg(test)]
 pub(crate) use self::{
     address::MAX_NAME_BYTES,

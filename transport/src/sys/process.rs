@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::announce::Announcement;
+use super::pidfd::pidfd_open;
 use super::retry;
+use super::start::{Blocked, CleanStart};
 
 /// The first number that is not a standard stream.
 const FIRST: RawFd = 3;
@@ -38,27 +40,37 @@ const SPAWN_ATTEMPTS: u32 = 64;
 /// threads closed and opened descriptors at the granted numbers during every one of
 /// 64 attempts; otherwise those of fork and exec.
 pub(crate) fn spawn(command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
-    spawn_announced(command, grants, |_| Ok(None))
+    spawn_announced(command, grants, None, |_| Ok(None))
 }
 
 /// As [`spawn`], with an environment of which some is known in the child only:
-/// `announce` makes it when everything else of `command` is settled.
+/// `announce` makes it when everything else of `command` is settled. With `start` the
+/// child begins as that says.
 ///
 /// # Errors
 /// As [`spawn`], and those of `announce`.
 pub(crate) fn spawn_announced(
     mut command: Command,
     grants: &[(BorrowedFd<'_>, u32)],
+    start: Option<&CleanStart>,
     announce: impl FnOnce(&mut Command) -> io::Result<Option<Announcement>>,
 ) -> io::Result<Child> {
     let mut moves = Vec::with_capacity(grants.len());
     let mut numbers = BTreeSet::new();
+    let mut copies = Vec::new();
     for (fd, number) in grants {
         let number = RawFd::try_from(*number).unwrap_or(-1);
         if number < FIRST || !numbers.insert(number) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
-        moves.push((fd.as_raw_fd(), number));
+        let mut source = fd.as_raw_fd();
+        if source < FIRST {
+            // In the child std has put its standard streams there by then.
+            let copy = duplicate_at_least(source, FIRST)?;
+            source = copy.as_raw_fd();
+            copies.push(copy);
+        }
+        moves.push((source, number));
     }
     match announcement(&moves)? {
         text if text.is_empty() => command.env_remove(GRANTED),
@@ -68,11 +80,18 @@ pub(crate) fn spawn_announced(
     let top = numbers.last().map_or(FIRST, |last| last + 1);
     let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
     let seen = Arc::clone(&places);
+    let begins = start.cloned();
     let arrange = move || {
         if seen.iter().any(Place::has_changed) {
             return Err(io::Error::from_raw_os_error(PLACE_CHANGED));
         }
+        if let Some(start) = &begins {
+            start.begin()?;
+        }
         arrange(&mut moves, top)?;
+        if let Some(start) = &begins {
+            start.finish()?;
+        }
         match &mut announcement {
             Some(announcement) => Err(announcement.exec()),
             None => Ok(()),
@@ -80,10 +99,11 @@ pub(crate) fn spawn_announced(
     };
     // SAFETY: between fork and exec only async-signal-safe calls may be made and no
     // memory allocated: `arrange` calls fstat, fcntl, dup2 and close_range on numbers,
-    // reads atomics, and writes to a vector that was made before; so does `exec`, which
+    // reads atomics, and writes to a vector that was made before; `start` calls sigaction,
+    // pthread_sigmask, setsid and ioctl, and writes to an atomic; so does `exec`, which
     // std would call next anyhow, the closures of the caller's having run. The numbers are open
-    // in the child: `grants` borrows their owners until the spawns below are over, and
-    // `command` is not used again.
+    // in the child: `grants` borrows their owners until the spawns below are over, as
+    // `copies` has its own, and `command` is not used again.
     unsafe { command.pre_exec(arrange) };
     let mut placeholders = Vec::new();
     for _ in 0..SPAWN_ATTEMPTS {
@@ -92,7 +112,15 @@ pub(crate) fn spawn_announced(
                 placeholders.extend(place.occupy(source)?);
             }
         }
-        match command.spawn() {
+        let spawned = match start {
+            Some(start) => {
+                start.forget();
+                let _blocked = Blocked::all()?;
+                command.spawn()
+            }
+            None => command.spawn(),
+        };
+        match spawned {
             Err(error) if error.raw_os_error() == Some(PLACE_CHANGED) => {}
             spawned => return spawned,
         }
@@ -365,11 +393,7 @@ pub(crate) fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> 
     if child.try_wait()?.is_some() {
         return Ok(None);
     }
-    let number = child.id().cast_signed();
-    // SAFETY: takes integers only.
-    let fd = retry(|| unsafe { libc::syscall(libc::SYS_pidfd_open, number, 0) as libc::c_int })?;
-    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
-    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+    pidfd_open(child.id()).map(Some)
 }
 
 /// Removes variables from this process's environment.

@@ -478,8 +478,9 @@ impl ChildProcess for Watched {
         self.0.try_wait()
     }
 
-    fn exit_descriptor(&mut self) -> io::Result<Option<OwnedFd>> {
+    fn exit_descriptor(&mut self) -> io::Result<Option<Rc<OwnedFd>>> {
         let watch = self.0.0.exit_watch.borrow();
-        watch.as_ref().map(|(_, fd)| fd.try_clone()).transpose()
+        let copy = watch.as_ref().map(|(_, fd)| fd.try_clone().map(Rc::new));
+        copy.transpose()
     }
 }

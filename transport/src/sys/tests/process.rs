@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::{Command, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -12,7 +13,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::CHILD;
-use crate::sys::{exit_descriptor, remove_environment, spawn, take_granted, take_inherited};
+use crate::sys::{
+    CleanStart, Reached, Recipient, exit_descriptor, is_no_process, open_terminal, pid_of,
+    pidfd_open, pidfd_send_signal, pidfd_wait, remove_environment, send_signal, set_window_size,
+    spawn, spawn_announced, take_granted, take_inherited, window_size,
+};
 
 /// Prints the numbers of all descriptors that it has, each with its file.
 ///
@@ -262,4 +267,131 @@ fn exit_of_a_child_makes_a_descriptor_readable() {
     assert!(is_readable(&fd, 10));
     child.wait().unwrap();
     assert!(exit_descriptor(&mut child).unwrap().is_none());
+}
+
+fn ends_with(script: &str) -> (OwnedFd, Child) {
+    let mut child = shell(script).stdin(Stdio::piped()).spawn().unwrap();
+    let fd = pidfd_open(child.id()).unwrap();
+    assert!(super::is_close_on_exec(fd.as_fd()));
+    assert_eq!(pidfd_wait(fd.as_fd()).unwrap(), None);
+    drop(child.stdin.take());
+    (fd, child)
+}
+
+fn wait_until_readable(fd: &OwnedFd) {
+    let patience = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let mut watched = [PollFd::new(fd, PollFlags::IN)];
+    assert_eq!(poll(&mut watched, Some(&patience)).unwrap(), 1);
+}
+
+/// X-09, as waitid(2) says it.
+#[test]
+fn how_a_process_ended_is_told_by_its_descriptor() {
+    for (script, code, signal) in [
+        ("read line; exit 0", Some(0), None),
+        ("read line; exit 200", Some(200), None),
+        ("read line; kill -KILL $$", None, Some(9)),
+        ("read line; kill -TERM $$", None, Some(15)),
+    ] {
+        let (fd, child) = ends_with(script);
+        wait_until_readable(&fd);
+        let status = pidfd_wait(fd.as_fd()).unwrap().expect("it has ended");
+        assert_eq!((status.code(), status.signal()), (code, signal), "{script}");
+        // It was waited for by that.
+        let is_there = std::path::Path::new(&format!("/proc/{}", child.id())).exists();
+        assert!(!is_there, "{script}");
+        // Asked again it is known since Linux 6.15, or an error, and never another's.
+        match pidfd_wait(fd.as_fd()) {
+            Ok(again) => assert_eq!(again, Some(status)),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ECHILD)),
+        }
+        let error = pidfd_send_signal(fd.as_fd(), 0, Recipient::Process).unwrap_err();
+        assert!(is_no_process(&error));
+        assert!(is_no_process(&pid_of(fd.as_fd()).unwrap_err()));
+    }
+}
+
+#[test]
+fn a_process_that_is_no_child_has_not_ended_while_it_runs() {
+    let own = pidfd_open(std::process::id()).unwrap();
+    assert_eq!(pid_of(own.as_fd()).unwrap(), std::process::id());
+    assert_eq!(pidfd_wait(own.as_fd()).unwrap(), None);
+    pidfd_send_signal(own.as_fd(), 0, Recipient::Process).unwrap();
+    assert!(is_no_process(&pidfd_open(u32::MAX).unwrap_err()));
+    let file = file("no process");
+    assert_eq!(
+        pid_of(file.as_fd()).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+}
+
+/// W-65: never to a number that could mean everybody.
+#[test]
+fn signals_reach_the_group_of_a_process_and_nobody_without_a_number() {
+    let mut command = shell("cat | cat");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let fd = pidfd_open(child.id()).unwrap();
+    match pidfd_send_signal(fd.as_fd(), libc::SIGTERM, Recipient::Group) {
+        Ok(()) => {}
+        // Before Linux 6.9.
+        Err(_) => send_signal(child.id(), libc::SIGTERM, Recipient::Group).unwrap(),
+    }
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+    for number in [0, 1, u32::MAX] {
+        let error = send_signal(number, 0, Recipient::Group).unwrap_err();
+        assert!(is_no_process(&error), "{number}");
+    }
+}
+
+/// how far a child came says the step.
+#[test]
+fn a_child_that_does_not_come_to_its_program_says_how_far_it_came() {
+    let started = |command: Command, start: &CleanStart| {
+        let nothing = |_: &mut Command| Ok(None);
+        spawn_announced(command, &[], Some(start), nothing)
+    };
+    let start = CleanStart::new(None).unwrap();
+    let error = started(Command::new("/nonexistent/program"), &start).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    assert_eq!(start.reached(), Reached::Program);
+    let mut command = Command::new("true");
+    command.current_dir("/nonexistent");
+    started(command, &start).unwrap_err();
+    assert_eq!(start.reached(), Reached::Std);
+    // Its standard input is no terminal.
+    let mut command = Command::new("true");
+    command.stdin(Stdio::null());
+    let controlled = CleanStart::new(Some(0)).unwrap();
+    started(command, &controlled).unwrap_err();
+    assert_eq!(controlled.reached(), Reached::Session);
+    let mut child = started(Command::new("true"), &start).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(start.reached(), Reached::Program);
+}
+
+///
+#[test]
+fn a_terminal_has_two_sides_and_a_size() {
+    let (holding, other) = open_terminal().unwrap();
+    assert!(super::is_close_on_exec(holding.as_fd()));
+    assert!(super::is_close_on_exec(other.as_fd()));
+    set_window_size(holding.as_fd(), [1, 2, 3, 4]).unwrap();
+    assert_eq!(window_size(other.as_fd()).unwrap(), [1, 2, 3, 4]);
+    let mut holding = File::from(holding);
+    let nothing = io::Read::read(&mut holding, &mut [0; 8]).unwrap_err();
+    assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    holding.write_all(b"line\n").unwrap();
+    let mut line = [0; 8];
+    let count = io::Read::read(&mut File::from(other), &mut line).unwrap();
+    assert_eq!(&line[..count], b"line\n");
+    let file = file("no terminal");
+    assert!(window_size(file.as_fd()).is_err());
+    assert!(set_window_size(file.as_fd(), [1, 1, 0, 0]).is_err());
 }

@@ -1,0 +1,528 @@
+//! What a child runs, and what it has under each of its descriptor numbers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use bowline_protocol::{Protocol, TerminalSize};
+
+use super::error::{SpawnError, SpawnStep};
+use super::process::{ProcessSettings, RunningChild, process_of};
+use super::streams::{Install, Planned, by_number, with_protocol};
+use crate::kinds::{OwnEnd, PipeStream, Unix, UnixStream};
+use crate::process::{announce_listen_fds, names_of};
+use crate::sys::{self, CleanStart, Reached};
+
+/// A child to be started by [`spawn_process`](crate::Transports::spawn_process): what it
+/// runs, and what it has under each of its descriptor numbers.
+///
+/// Program, arguments, environment, directory, user and groups are those of std's
+/// [`Command`]. The standard streams of the command do not count: all descriptors are set
+/// here. By default 0, 1 and 2 are pipes. We write to 0, and read from 1 and 2.
+/// (Twisted: `childFDs`.)
+///
+/// | method | the child has | we have |
+/// |---|---|---|
+/// | [`write_to`](Self::write_to) | the reading end of a pipe | the other end, as a stream |
+/// | [`read_from`](Self::read_from) | the writing end of a pipe | the other end, as a stream |
+/// | [`socket_with`](Self::socket_with) | a UNIX socket, for bytes and descriptors both ways | the other end, as a connection |
+/// | [`terminal`](Self::terminal) | a terminal, under 0, 1 and 2 | its master side, as one stream |
+/// | [`descriptor`](Self::descriptor) | a copy of the given descriptor | the descriptor, as before |
+/// | [`inherit`](Self::inherit) | our own standard stream of that number | the same, as before |
+/// | [`null`](Self::null) | `/dev/null` | nothing |
+/// | [`duplicate`](Self::duplicate) | the same as under another number | nothing more |
+///
+/// The bytes of a stream go to the process protocol, with the number
+/// ([`child_data_received`](bowline_protocol::ProcessProtocol::child_data_received)). The
+/// methods that end in `_with` give the stream a protocol of its own, such as a
+/// [`Framed`](bowline_protocol::framing::Framed) for lines.
+///
+/// ```
+/// use std::process::Command;
+/// use bowline_protocol::{ProcessContext, ProcessProtocol, ProcessStatus};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::{ChildCommand, Transports};
+///
+/// /// Has a child say in capitals what it is told.
+/// struct Louder(Vec<u8>);
+///
+/// impl ProcessProtocol for Louder {
+///     fn connection_made(&mut self, cx: &mut ProcessContext<'_>) {
+///         cx.write(b"what it is told");
+///         cx.close_stdin();
+///     }
+///
+///     fn child_data_received(&mut self, _: &mut ProcessContext<'_>, _: u32, data: &[u8]) {
+///         self.0.extend_from_slice(data);
+///     }
+///
+///     fn process_ended(&mut self, cx: &mut ProcessContext<'_>, status: ProcessStatus) {
+///         assert!(status.is_success());
+///         assert_eq!(self.0, b"WHAT IT IS TOLD");
+///         let _ = cx.reactor.stop();
+///     }
+/// }
+///
+/// let mut command = Command::new("tr");
+/// command.args(["a-z", "A-Z"]);
+/// let mut reactor = Reactor::new()?;
+/// reactor.spawn_process(ChildCommand::new(command).inherit(2), Louder(Vec::new()))?;
+/// reactor.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # A clean start
+///
+/// In the child all signals have their default effect, and none is blocked, whatever this
+/// program does with them. (With std's `Command` alone, ignored signals stay ignored and
+/// blocked ones blocked.) A signal that arrives before the child runs its program has its
+/// default effect too.
+///
+/// The child has the descriptors that were set here, and no others. Descriptors that some
+/// library here has left without close-on-exec are not passed on either (before Linux
+/// 5.11 they are).
+///
+/// A child that has descriptors from 3 on finds `BOWLINE_DESCRIPTORS` in its environment,
+/// which [`take_granted`](crate::take_granted) reads.
+///
+/// # Costs
+///
+/// Starting takes a fork(2), and returns when the child runs its program. Each pipe takes
+/// two system calls.
+pub struct ChildCommand<'a> {
+    command: Command,
+    ends: BTreeMap<u32, ChildEnd<'a>>,
+    terminal: Option<TerminalEnd>,
+    names: Option<Vec<String>>,
+    leads_group: bool,
+    settings: ProcessSettings,
+    error: Option<io::Error>,
+}
+
+/// What the child has under a number.
+enum ChildEnd<'a> {
+    WriteTo(Maker),
+    ReadFrom(Maker),
+    Socket(Maker),
+    Terminal,
+    Given(BorrowedFd<'a>),
+    Inherited,
+    Null,
+    As(u32),
+}
+
+/// Makes a connection of our end, told by number unless it has a protocol of its own.
+type Maker = Option<Box<dyn FnOnce(OwnedFd) -> Install>>;
+
+struct TerminalEnd {
+    size: TerminalSize,
+    maker: Maker,
+}
+
+impl<'a> ChildCommand<'a> {
+    /// A child that runs `command`, with pipes under 0, 1 and 2.
+    pub fn new(command: Command) -> Self {
+        let ends = [
+            (0, ChildEnd::WriteTo(None)),
+            (1, ChildEnd::ReadFrom(None)),
+            (2, ChildEnd::ReadFrom(None)),
+        ];
+        Self {
+            command,
+            ends: ends.into(),
+            terminal: None,
+            names: None,
+            leads_group: false,
+            settings: ProcessSettings::default(),
+            error: None,
+        }
+    }
+
+    fn with(mut self, number: u32, end: ChildEnd<'a>) -> Self {
+        self.ends.insert(number, end);
+        self
+    }
+
+    /// A pipe that we write to, and the child reads under `number`.
+    #[must_use]
+    pub fn write_to(self, number: u32) -> Self {
+        self.with(number, ChildEnd::WriteTo(None))
+    }
+
+    /// As [`write_to`](Self::write_to), with a protocol of its own for the stream. Its
+    /// transport cannot be read.
+    #[must_use]
+    pub fn write_to_with(self, number: u32, protocol: impl Protocol<PipeStream>) -> Self {
+        let maker = |fd| with_protocol(OwnEnd::WRITING, fd, protocol);
+        self.with(number, ChildEnd::WriteTo(Some(Box::new(maker))))
+    }
+
+    /// A pipe that the child writes to under `number`, and we read.
+    #[must_use]
+    pub fn read_from(self, number: u32) -> Self {
+        self.with(number, ChildEnd::ReadFrom(None))
+    }
+
+    /// As [`read_from`](Self::read_from), with a protocol of its own for the stream. Its
+    /// transport refuses writes.
+    #[must_use]
+    pub fn read_from_with(self, number: u32, protocol: impl Protocol<PipeStream>) -> Self {
+        let maker = |fd| with_protocol(OwnEnd::READING, fd, protocol);
+        self.with(number, ChildEnd::ReadFrom(Some(Box::new(maker))))
+    }
+
+    /// A pair of connected UNIX sockets: the child has one under `number`, and a protocol
+    /// here the other. Bytes and descriptors pass both ways.
+    #[must_use]
+    pub fn socket_with(self, number: u32, protocol: impl Protocol<UnixStream>) -> Self {
+        let maker = |fd| with_protocol(Unix, fd, protocol);
+        self.with(number, ChildEnd::Socket(Some(Box::new(maker))))
+    }
+
+    /// A new terminal of this size, under 0, 1 and 2. (Twisted: `usePTY`.)
+    ///
+    /// It is the child's controlling terminal. The child leads a session, and a process
+    /// group, of its own. All that it writes to the terminal arrives under number 1. Its
+    /// numbers can be set to something else afterwards: [`read_from(2)`](Self::read_from)
+    /// gives the child a pipe for standard error.
+    ///
+    /// The terminal has the kernel's settings: it reads lines, echoes, and turns keys into
+    /// signals. The variable `TERM` is up to the command. Closing the stream hangs up
+    /// (SIGHUP).
+    #[must_use]
+    pub fn terminal(self, size: TerminalSize) -> Self {
+        self.terminal_by(size, None)
+    }
+
+    /// As [`terminal`](Self::terminal), with a protocol of its own for the stream.
+    #[must_use]
+    pub fn terminal_with(self, size: TerminalSize, protocol: impl Protocol<PipeStream>) -> Self {
+        let maker = |fd| with_protocol(OwnEnd::TERMINAL, fd, protocol);
+        self.terminal_by(size, Some(Box::new(maker)))
+    }
+
+    fn terminal_by(mut self, size: TerminalSize, maker: Maker) -> Self {
+        self.terminal = Some(TerminalEnd { size, maker });
+        for number in 0..3 {
+            self.ends.insert(number, ChildEnd::Terminal);
+        }
+        self
+    }
+
+    /// The child has its terminal under `number` too.
+    #[must_use]
+    pub fn terminal_at(self, number: u32) -> Self {
+        self.with(number, ChildEnd::Terminal)
+    }
+
+    /// The child has a copy of `fd` under `number`. Numbers may overlap with those that
+    /// the descriptors have here, or be swapped.
+    #[must_use]
+    pub fn descriptor(self, number: u32, fd: BorrowedFd<'a>) -> Self {
+        self.with(number, ChildEnd::Given(fd))
+    }
+
+    /// The child has our own standard stream under the same number: 0, 1 or 2.
+    #[must_use]
+    pub fn inherit(self, number: u32) -> Self {
+        self.with(number, ChildEnd::Inherited)
+    }
+
+    /// The child has `/dev/null` under `number`.
+    #[must_use]
+    pub fn null(self, number: u32) -> Self {
+        self.with(number, ChildEnd::Null)
+    }
+
+    /// The child has the same under `number` as under `other`, like `2>&1` in a shell. What
+    /// it writes to both arrives in order, under `other`.
+    #[must_use]
+    pub fn duplicate(self, number: u32, other: u32) -> Self {
+        self.with(number, ChildEnd::As(other))
+    }
+
+    /// The child has these from 3 on, each with its name, and finds them by `LISTEN_FDS`, as
+    /// systemd passes them. [`spawn_with_listen_fds`](crate::spawn_with_listen_fds) says
+    /// what is set, and the limits.
+    #[must_use]
+    pub fn listen_fds(mut self, descriptors: &[(BorrowedFd<'a>, &str)]) -> Self {
+        match names_of(descriptors) {
+            Ok(names) => {
+                self.names = Some(names);
+                for ((fd, _), number) in descriptors.iter().zip(3..) {
+                    self.ends.insert(number, ChildEnd::Given(*fd));
+                }
+            }
+            Err(error) => self.error = Some(error),
+        }
+        self
+    }
+
+    /// The child leads a process group of its own. Time limits and
+    /// [`signal_group`](bowline_protocol::ProcessTransport::signal_group) then reach every
+    /// process that it starts, too. Ctrl-C on our own terminal does not reach it any more.
+    /// A child with a [terminal](Self::terminal) always leads a group.
+    #[must_use]
+    pub fn in_own_group(mut self) -> Self {
+        self.leads_group = true;
+        self
+    }
+
+    /// How long the child and its streams may go on.
+    #[must_use]
+    pub fn settings(mut self, settings: ProcessSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Starts it.
+    pub(super) fn start(mut self) -> Result<RunningChild, SpawnError> {
+        let program = self.command.get_program().to_owned();
+        let failed = |step, error| {
+            let program = program.clone();
+            Err(SpawnError {
+                program,
+                step,
+                error,
+            })
+        };
+        let has_directory = self.command.get_current_dir().is_some();
+        let Made {
+            command,
+            given,
+            streams,
+            leads_group,
+            start,
+            names,
+            settings,
+        } = match self.make() {
+            Ok(made) => made,
+            Err(error) => return failed(SpawnStep::Prepare, error),
+        };
+        let grants: Vec<_> = given
+            .iter()
+            .map(|(number, fd)| (fd.as_fd(), *number))
+            .collect();
+        let spawned =
+            sys::spawn_announced(command, &grants, Some(&start), |command| match &names {
+                Some(names) => announce_listen_fds(command, names).map(Some),
+                None => Ok(None),
+            });
+        let child = match spawned {
+            Ok(child) => child,
+            Err(error) => {
+                let step = match start.reached() {
+                    Reached::Std => SpawnStep::of_std(&error, has_directory),
+                    Reached::Signals => SpawnStep::Signals,
+                    Reached::Session => SpawnStep::Session,
+                    Reached::Descriptors => SpawnStep::Descriptors,
+                    Reached::Program => SpawnStep::Program,
+                };
+                return failed(step, error);
+            }
+        };
+        let mut running = RunningChild::of(process_of(child), program).settings(settings);
+        if leads_group {
+            running = running.leads_group();
+        }
+        Ok(streams.into_iter().fold(running, RunningChild::planned))
+    }
+
+    /// Makes everything that the child is to have, and what is ours of it.
+    fn make(&mut self) -> io::Result<Made<'a>> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
+        }
+        let command = std::mem::replace(&mut self.command, Command::new(""));
+        let mut made = Made {
+            command,
+            given: Vec::new(),
+            streams: Vec::new(),
+            leads_group: self.leads_group,
+            start: CleanStart::new(None)?,
+            names: self.names.take(),
+            settings: self.settings,
+        };
+        let mut pairs = BTreeMap::new();
+        let terminal = self.make_terminal(&mut made)?;
+        let mut aliases = Vec::new();
+        for (number, end) in std::mem::take(&mut self.ends) {
+            let theirs = match end {
+                ChildEnd::As(other) => {
+                    aliases.push((number, other));
+                    continue;
+                }
+                ChildEnd::WriteTo(maker) => {
+                    let (theirs, ours) = io::pipe()?;
+                    let install = match maker {
+                        Some(maker) => maker(ours.into()),
+                        None => by_number(number, OwnEnd::WRITING, ours.into()),
+                    };
+                    made.streams.push(Planned::new(number, install));
+                    Given::owned(theirs)
+                }
+                ChildEnd::ReadFrom(maker) => {
+                    let (ours, theirs) = io::pipe()?;
+                    let install = match maker {
+                        Some(maker) => maker(ours.into()),
+                        None => by_number(number, OwnEnd::READING, ours.into()),
+                    };
+                    made.streams.push(Planned::new(number, install));
+                    Given::owned(theirs)
+                }
+                ChildEnd::Socket(maker) => {
+                    let (ours, theirs) = StdUnixStream::pair()?;
+                    let maker = maker.ok_or_else(nothing_there)?;
+                    made.streams.push(Planned::new(number, maker(ours.into())));
+                    Given::owned(theirs)
+                }
+                ChildEnd::Terminal => {
+                    let terminal = terminal.as_ref().ok_or_else(nothing_there)?;
+                    Given::owned(terminal.try_clone()?)
+                }
+                ChildEnd::Given(fd) => Given::Grant(Grant::Borrowed(fd)),
+                ChildEnd::Inherited if number < 3 => Given::Inherited,
+                ChildEnd::Inherited => return Err(nothing_there()),
+                ChildEnd::Null => {
+                    let both = File::options().read(true).write(true).open("/dev/null")?;
+                    Given::owned(both)
+                }
+            };
+            pairs.insert(number, theirs);
+        }
+        for (number, other) in aliases {
+            let theirs = pairs.get(&other).ok_or_else(nothing_there)?.copy(other)?;
+            pairs.insert(number, theirs);
+        }
+        for (number, theirs) in pairs {
+            match number {
+                0 => drop(made.command.stdin(theirs.into_stdio()?)),
+                1 => drop(made.command.stdout(theirs.into_stdio()?)),
+                2 => drop(made.command.stderr(theirs.into_stdio()?)),
+                _ => made
+                    .given
+                    .extend(theirs.into_grant().map(|it| (number, it))),
+            }
+        }
+        if terminal.is_none() && made.leads_group {
+            made.command.process_group(0);
+        }
+        Ok(made)
+    }
+
+    /// Makes the terminal, if the child is to have one, and our stream of it; answers the
+    /// child's side.
+    fn make_terminal(&mut self, made: &mut Made<'a>) -> io::Result<Option<OwnedFd>> {
+        let is_its = |(_, end): &(&u32, &ChildEnd<'_>)| matches!(end, ChildEnd::Terminal);
+        let numbers = self.ends.iter().filter(is_its).map(|(number, _)| *number);
+        let numbers: Vec<u32> = numbers.collect();
+        let Some(TerminalEnd { size, maker }) = &mut self.terminal else {
+            return Ok(None);
+        };
+        let Some(&first) = numbers.first() else {
+            return Ok(None);
+        };
+        let (ours, theirs) = sys::open_terminal()?;
+        crate::set_terminal_size(ours.as_fd(), *size)?;
+        let told_as = if numbers.contains(&1) { 1 } else { first };
+        let to_resize = ours.try_clone()?;
+        let install = match maker.take() {
+            Some(maker) => maker(ours),
+            None => by_number(told_as, OwnEnd::TERMINAL, ours),
+        };
+        made.streams.push(Planned {
+            numbers,
+            terminal: Some(to_resize),
+            install,
+        });
+        made.start = CleanStart::new(Some(first))?;
+        // Its session has one.
+        made.leads_group = true;
+        Ok(Some(theirs))
+    }
+}
+
+impl fmt::Debug for ChildCommand<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChildCommand")
+            .field("command", &self.command)
+            .field("numbers", &self.ends.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything that a child is started with.
+struct Made<'a> {
+    command: Command,
+    given: Vec<(u32, Grant<'a>)>,
+    streams: Vec<Planned>,
+    leads_group: bool,
+    start: CleanStart,
+    names: Option<Vec<String>>,
+    settings: ProcessSettings,
+}
+
+/// What the child is to have.
+enum Given<'a> {
+    Grant(Grant<'a>),
+    /// A standard stream of ours, under the same number.
+    Inherited,
+}
+
+enum Grant<'a> {
+    Owned(OwnedFd),
+    Borrowed(BorrowedFd<'a>),
+}
+
+impl<'a> Given<'a> {
+    fn owned(fd: impl Into<OwnedFd>) -> Self {
+        Self::Grant(Grant::Owned(fd.into()))
+    }
+
+    fn into_stdio(self) -> io::Result<Stdio> {
+        Ok(match self {
+            Self::Grant(Grant::Owned(fd)) => fd.into(),
+            Self::Grant(Grant::Borrowed(fd)) => fd.try_clone_to_owned()?.into(),
+            Self::Inherited => Stdio::inherit(),
+        })
+    }
+
+    fn into_grant(self) -> Option<Grant<'a>> {
+        match self {
+            Self::Grant(grant) => Some(grant),
+            Self::Inherited => None,
+        }
+    }
+
+    /// Once more the same, which is under the number `number`.
+    fn copy(&self, number: u32) -> io::Result<Self> {
+        Ok(match self {
+            Self::Grant(Grant::Owned(fd)) => Self::owned(fd.try_clone()?),
+            Self::Grant(Grant::Borrowed(fd)) => Self::Grant(Grant::Borrowed(*fd)),
+            Self::Inherited => Self::owned(match number {
+                0 => io::stdin().as_fd().try_clone_to_owned()?,
+                1 => io::stdout().as_fd().try_clone_to_owned()?,
+                _ => io::stderr().as_fd().try_clone_to_owned()?,
+            }),
+        })
+    }
+}
+
+impl AsFd for Grant<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Owned(fd) => fd.as_fd(),
+            Self::Borrowed(fd) => *fd,
+        }
+    }
+}
+
+fn nothing_there() -> io::Error {
+    let text = "there is nothing that the child could have under this number";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}

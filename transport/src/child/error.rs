@@ -1,0 +1,102 @@
+//! Why a child was not started.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+
+use crate::sys;
+
+/// Why a child was not started. Nothing is left of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SpawnError {
+    /// The program that was to run.
+    pub program: OsString,
+    /// The step that failed.
+    pub step: SpawnStep,
+    /// What the system answered.
+    pub error: io::Error,
+}
+
+/// A step on the way to a running child, as far as it can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SpawnStep {
+    /// Making its pipes, sockets and terminal. `InvalidInput` if something was asked for
+    /// that is not possible.
+    Prepare,
+    /// fork(2), and the descriptors that std needs for it.
+    Fork,
+    /// Its user, groups or process group: setuid(2) and the like.
+    User,
+    /// Its directory: chdir(2).
+    Directory,
+    /// Default signal dispositions, and an empty mask.
+    Signals,
+    /// A session of its own, and its controlling terminal.
+    Session,
+    /// Putting the descriptors under their numbers.
+    Descriptors,
+    /// execve(2): `NotFound` if there is no such program, `PermissionDenied` if it may not
+    /// be executed.
+    Program,
+    /// Watching it and its streams. It was started, and killed.
+    Watch,
+}
+
+impl SpawnStep {
+    /// The step at which std failed, which does not say so: each has errors that the
+    /// others do not have.
+    pub(super) fn of_std(error: &io::Error, has_directory: bool) -> Self {
+        if has_directory && sys::is_of_a_path(error) {
+            Self::Directory
+        } else if sys::is_of_an_identity(error) {
+            Self::User
+        } else if error.raw_os_error().is_none() {
+            // It was asked for what no process can be given.
+            Self::Prepare
+        } else {
+            Self::Fork
+        }
+    }
+}
+
+impl fmt::Display for SpawnStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prepare => "what it is to be given",
+            Self::Fork => "the new process",
+            Self::User => "its user and groups",
+            Self::Directory => "its directory",
+            Self::Signals => "its signals",
+            Self::Session => "its session and terminal",
+            Self::Descriptors => "its descriptors",
+            Self::Program => "the program",
+            Self::Watch => "watching it",
+        })
+    }
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            program,
+            step,
+            error,
+        } = self;
+        write!(f, "cannot start {}: {step}: {error}", program.display())
+    }
+}
+
+impl Error for SpawnError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl From<SpawnError> for io::Error {
+    fn from(error: SpawnError) -> Self {
+        Self::new(error.error.kind(), error)
+    }
+}

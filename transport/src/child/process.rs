@@ -1,0 +1,880 @@
+//! A child process with its protocol and its streams: what the reactor drives, beside the
+//! streams themselves, which are connections.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, ExitStatus};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_protocol::{
+    AtDrain, ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, ProcessTransport,
+    Protocol, SignalError, TerminalSize, Transport, TransportHandle,
+};
+use bowline_reactor::signal::{SIGCONT, SIGKILL, SIGTERM};
+use bowline_reactor::{
+    DelayedCall, Descriptor, DrainRound, Hold, Next, Panic, Phase, Reactor, Readiness, SystemEvent,
+    Token, TriggerId,
+};
+
+use super::command::ChildCommand;
+use super::error::{SpawnError, SpawnStep};
+use super::streams::{OpenStream, Planned, by_number, with_protocol};
+use super::{ChildProcess, ChildWatch, Pidfd};
+use crate::endpoint::{Adopt, AdoptTransport};
+use crate::error::CallError;
+use crate::kinds::Pipe;
+use crate::log;
+use crate::sys;
+
+/// How long the streams of a child have that was killed for being late: they end with
+/// their last holder, which is at once where all were killed.
+const AFTER_KILL: Duration = Duration::from_secs(1);
+
+/// How often a child is asked whether it has exited, where the kernel cannot tell: for
+/// want of a free descriptor number, or before Linux 5.3.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long a child and its streams may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProcessSettings {
+    /// A child that has not ended after this time is
+    /// [terminated](ProcessTransport::terminate_within). Default: `None`, no limit.
+    pub time_limit: Option<Duration>,
+    /// How long the child then has before it is killed; default 5 s.
+    pub grace: Duration,
+    /// How long streams may stay open after the exit of the child. Other processes can
+    /// have them, mostly those that the child has started. After this time they are
+    /// [given up](ProcessTransport::give_up_streams), except for a stream whose reading is
+    /// paused here. Default: `None`, no limit.
+    pub streams_after_exit: Option<Duration>,
+    /// When the reactor stops, the child is terminated, and killed after this time. The
+    /// stop waits for that. A graceful stop lets connections end first. Default: `None`:
+    /// the child is left alone, and its streams close.
+    pub stop_within: Option<Duration>,
+}
+
+bowline_reactor::setters!(ProcessSettings {
+    time_limit: Option<Duration>,
+    grace: Duration,
+    streams_after_exit: Option<Duration>,
+    stop_within: Option<Duration>,
+});
+
+impl Default for ProcessSettings {
+    fn default() -> Self {
+        Self {
+            time_limit: None,
+            grace: Duration::from_secs(5),
+            streams_after_exit: None,
+            stop_within: None,
+        }
+    }
+}
+
+/// A child that was not started by a [`ChildCommand`], with our ends of its streams. It is
+/// [adopted](crate::Transports::adopt_process).
+///
+/// A child of std comes with its pipes, under 0, 1 and 2:
+///
+/// ```
+/// use std::process::{Command, Stdio};
+/// use bowline_protocol::{ProcessContext, ProcessProtocol, ProcessStatus};
+/// use bowline_reactor::Reactor;
+/// use bowline_transport::Transports;
+///
+/// struct Prints;
+///
+/// impl ProcessProtocol for Prints {
+///     fn child_data_received(&mut self, _: &mut ProcessContext<'_>, number: u32, data: &[u8]) {
+///         assert_eq!((number, data), (1, &b"hello\n"[..]));
+///     }
+///
+///     fn process_ended(&mut self, cx: &mut ProcessContext<'_>, status: ProcessStatus) {
+///         assert!(status.is_success());
+///         let _ = cx.reactor.stop();
+///     }
+/// }
+///
+/// let mut reactor = Reactor::new()?;
+/// let child = Command::new("echo").arg("hello").stdout(Stdio::piped()).spawn()?;
+/// reactor.adopt_process(child.into(), Prints)?;
+/// reactor.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct RunningChild {
+    process: Box<dyn ChildProcess>,
+    program: OsString,
+    streams: Vec<Planned>,
+    settings: ProcessSettings,
+    leads_group: bool,
+}
+
+impl RunningChild {
+    /// A process without streams. It need not be a child of this program.
+    pub fn new(process: impl ChildProcess) -> Self {
+        let program = OsString::from(format!("process {}", process.pid()));
+        Self::of(Box::new(process), program)
+    }
+
+    pub(super) fn of(process: Box<dyn ChildProcess>, program: OsString) -> Self {
+        Self {
+            process,
+            program,
+            streams: Vec::new(),
+            settings: ProcessSettings::default(),
+            leads_group: false,
+        }
+    }
+
+    /// Adds a stream: our end of what the child has under `number`. Its bytes go to the
+    /// process protocol. A stream that was added under this number before is dropped.
+    #[must_use]
+    pub fn stream<K: Adopt + 'static>(self, number: u32, kind: K, source: K::Source) -> Self
+    where
+        K::Source: 'static,
+    {
+        let install = by_number(number, kind, source);
+        self.planned(Planned::new(number, install))
+    }
+
+    /// As [`stream`](Self::stream), with a protocol of its own for the stream.
+    #[must_use]
+    pub fn stream_with<K: Adopt + 'static>(
+        self,
+        number: u32,
+        kind: K,
+        source: K::Source,
+        protocol: impl Protocol<AdoptTransport<K>>,
+    ) -> Self
+    where
+        K::Source: 'static,
+    {
+        let install = with_protocol(kind, source, protocol);
+        self.planned(Planned::new(number, install))
+    }
+
+    pub(super) fn planned(mut self, plan: Planned) -> Self {
+        for earlier in &mut self.streams {
+            earlier.numbers.retain(|it| !plan.numbers.contains(it));
+        }
+        self.streams.retain(|earlier| !earlier.numbers.is_empty());
+        self.streams.push(plan);
+        self
+    }
+
+    /// How long it and its streams may go on.
+    #[must_use]
+    pub fn settings(mut self, settings: ProcessSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Says that the process leads a process group, so signals can be sent to all of it.
+    #[must_use]
+    pub fn leads_group(mut self) -> Self {
+        self.leads_group = true;
+        self
+    }
+}
+
+impl fmt::Debug for RunningChild {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunningChild")
+            .field("pid", &self.process.pid())
+            .field("streams", &self.streams.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Child> for RunningChild {
+    fn from(mut child: Child) -> Self {
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        let stderr = child.stderr.take();
+        let program = OsString::from(format!("process {}", child.id()));
+        let mut this = Self::of(process_of(child), program);
+        if let Some(stdin) = stdin {
+            this = this.stream(0, Pipe::writing(), stdin.into());
+        }
+        if let Some(stdout) = stdout {
+            this = this.stream(1, Pipe::reading(), stdout.into());
+        }
+        if let Some(stderr) = stderr {
+            this = this.stream(2, Pipe::reading(), stderr.into());
+        }
+        this
+    }
+}
+
+/// The child by its descriptor; by its number where there is none.
+pub(super) fn process_of(mut child: Child) -> Box<dyn ChildProcess> {
+    // One that was waited for is not to be looked for by its number.
+    if matches!(child.try_wait(), Ok(None))
+        && let Ok(process) = Pidfd::open(child.id())
+    {
+        return Box::new(process);
+    }
+    Box::new(child)
+}
+
+pub(crate) fn spawn_process(
+    reactor: &mut Reactor,
+    command: ChildCommand<'_>,
+    protocol: impl ProcessProtocol,
+) -> Result<ProcessHandle, SpawnError> {
+    let running = command.start()?;
+    adopt_process(reactor, running, protocol)
+}
+
+pub(crate) fn adopt_process(
+    reactor: &mut Reactor,
+    running: RunningChild,
+    protocol: impl ProcessProtocol,
+) -> Result<ProcessHandle, SpawnError> {
+    let RunningChild {
+        process,
+        program,
+        streams,
+        settings,
+        leads_group,
+    } = running;
+    let failed = |error| SpawnError {
+        program,
+        step: SpawnStep::Watch,
+        error,
+    };
+    let pid = process.pid();
+    let attended = |token| Attended {
+        token,
+        pid,
+        leads_group,
+        settings,
+        protocol: RefCell::new(Box::new(protocol)),
+        was_made: Cell::new(false),
+        stage: Cell::new(ProcessStage::Running),
+        status: Cell::default(),
+        watch: RefCell::default(),
+        streams: RefCell::default(),
+        terminal: RefCell::default(),
+        wishes: Cell::default(),
+        was_killed: Cell::new(false),
+        was_told_to_drain: Cell::new(false),
+        calls: Cell::default(),
+        at_stop: Cell::default(),
+        hold: RefCell::default(),
+    };
+    // Before its streams: what is older is told of a stop after them.
+    let this = match install(reactor, attended) {
+        Ok(this) => this,
+        Err(error) => {
+            abandon(reactor, process);
+            return Err(failed(error));
+        }
+    };
+    let token = this.token;
+    for plan in streams {
+        match (plan.install)(reactor, &this) {
+            Ok(stream) => {
+                let all = plan.numbers.into_iter().map(|number| (number, stream));
+                this.streams.borrow_mut().extend(all);
+                if let Some(fd) = plan.terminal {
+                    this.terminal.replace(Some((stream.handle.token(), fd)));
+                }
+            }
+            Err(error) => {
+                this.stage.set(ProcessStage::Over);
+                for (_, stream) in this.streams.take() {
+                    reactor.remove(stream.handle.token());
+                }
+                reactor.remove(token);
+                abandon(reactor, process);
+                return Err(failed(error));
+            }
+        }
+    }
+    this.streams.borrow_mut().sort_by_key(|(number, _)| *number);
+    let exited = Rc::downgrade(&this);
+    let watch = ChildWatch::start(reactor, process, move |reactor, status| {
+        if let Some(this) = exited.upgrade() {
+            this.exited(reactor, status);
+        }
+    });
+    watch.look_every(reactor, LOOK_EVERY);
+    this.watch.replace(Some(watch));
+    this.begin(reactor);
+    reactor.notify(token);
+    log::debug!(target: log::TRANSPORT, "{token}: process {pid} was started");
+    Ok(ProcessHandle::new(token, view_of))
+}
+
+fn install(
+    reactor: &mut Reactor,
+    make: impl FnOnce(Token) -> Attended,
+) -> io::Result<Rc<Attended>> {
+    let vacancy = reactor.vacancy()?;
+    let this = Rc::new(make(vacancy.token()));
+    let view = View(Rc::clone(&this));
+    vacancy.install(Box::new(ProcessSlot { view }));
+    Ok(this)
+}
+
+/// Ends a child that nobody is going to be told of.
+fn abandon(reactor: &mut Reactor, mut process: Box<dyn ChildProcess>) {
+    if let Err(error) = process.kill() {
+        log::warn!(target: log::TRANSPORT, "cannot kill process {}: {error}", process.pid());
+    }
+    let watch = ChildWatch::start(reactor, process, |_, _| {});
+    watch.look_every(reactor, LOOK_EVERY);
+}
+
+fn view_of(facet: &mut dyn Any) -> Option<&mut (dyn ProcessTransport + 'static)> {
+    facet.downcast_mut::<View>().map(|view| view as _)
+}
+
+pub(crate) fn call_process_protocol<P: 'static>(
+    reactor: &mut Reactor,
+    handle: ProcessHandle,
+    call: impl FnOnce(&mut P, &mut ProcessContext<'_>) + 'static,
+    otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
+) {
+    reactor.enter(handle.token(), move |descriptor, reactor| {
+        let mut call = Some(call);
+        let mut error = CallError::Lost;
+        let process = descriptor.map(|it| it.facet().downcast_ref().map(|View(it)| Rc::clone(it)));
+        let next = match process {
+            None => Next::Keep,
+            Some(None) => {
+                error = CallError::WrongTransport;
+                Next::Keep
+            }
+            Some(Some(process)) => {
+                process.tell(reactor, None, |protocol, cx| {
+                    error = CallError::WrongProtocol;
+                    if let Some(part) = protocol.as_any_mut().downcast_mut::<P>()
+                        && let Some(call) = call.take()
+                    {
+                        call(part, cx);
+                    }
+                });
+                process.work(reactor)
+            }
+        };
+        if call.is_some() {
+            // A turn of its own: its panic is not the process's.
+            reactor.defer(move |reactor| otherwise(reactor, error));
+        }
+        next
+    });
+}
+
+/// How far a process is, as far as its protocol was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProcessStage {
+    Running,
+    Exited,
+    /// Nothing is told any more.
+    Over,
+}
+
+/// What somebody has asked for, and what takes the reactor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wishes {
+    /// To be killed in so much time.
+    kill_after: Option<Duration>,
+    /// No stream any more.
+    gives_up: bool,
+}
+
+/// Delayed calls that were made and have not run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Deadlines {
+    time_limit: Option<DelayedCall>,
+    kill: Option<DelayedCall>,
+    /// Streams that are still there are given up then.
+    give_up: Option<DelayedCall>,
+}
+
+/// A process that is attended to, from its start to its end; shared by its slot and its
+/// streams.
+pub(super) struct Attended {
+    token: Token,
+    pid: u32,
+    leads_group: bool,
+    settings: ProcessSettings,
+    /// Borrowed while a callback of it runs, and by nobody else: none runs inside of
+    /// another.
+    protocol: RefCell<Box<dyn ProcessProtocol>>,
+    was_made: Cell<bool>,
+    stage: Cell<ProcessStage>,
+    /// Once it is known, told or not.
+    status: Cell<Option<ProcessStatus>>,
+    /// There but for the moment in which all this comes about.
+    watch: RefCell<Option<ChildWatch>>,
+    /// By number, the lowest first.
+    streams: RefCell<Vec<(u32, OpenStream)>>,
+    /// The terminal, and which stream that is.
+    terminal: RefCell<Option<(Token, OwnedFd)>>,
+    wishes: Cell<Wishes>,
+    was_killed: Cell<bool>,
+    was_told_to_drain: Cell<bool>,
+    calls: Cell<Deadlines>,
+    at_stop: Cell<Option<TriggerId>>,
+    /// The stop of the reactor waits for the end.
+    hold: RefCell<Option<Hold>>,
+}
+
+impl Attended {
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Deadlines the protocol, which is told first that the child was started, if that is
+    /// news. `own` is the transport whose callback runs, if one does.
+    pub(super) fn tell(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        own: Option<&mut dyn Transport>,
+        call: impl FnOnce(&mut dyn ProcessProtocol, &mut ProcessContext<'_>),
+    ) {
+        if self.stage.get() == ProcessStage::Over {
+            return;
+        }
+        self.tell_anyhow(reactor, own, call);
+        if self.wishes.get() != Wishes::default() {
+            reactor.notify(self.token);
+        }
+    }
+
+    fn tell_anyhow(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        own: Option<&mut dyn Transport>,
+        call: impl FnOnce(&mut dyn ProcessProtocol, &mut ProcessContext<'_>),
+    ) {
+        let Ok(mut protocol) = self.protocol.try_borrow_mut() else {
+            debug_assert!(false, "callbacks do not nest");
+            return;
+        };
+        let protocol = &mut **protocol;
+        let mut view = View(Rc::clone(self));
+        let mut cx = ProcessContext::new(&mut view, reactor, own);
+        if !self.was_made.replace(true) {
+            protocol.connection_made(&mut cx);
+        }
+        call(protocol, &mut cx);
+    }
+
+    /// Says that a stream has ended.
+    pub(super) fn forget_stream(&self, token: Token) {
+        let is_other = |stream: &OpenStream| stream.handle.token() != token;
+        self.streams
+            .borrow_mut()
+            .retain(|(_, stream)| is_other(stream));
+        // The terminal hangs up when nobody holds it.
+        self.terminal.borrow_mut().take_if(|(it, _)| *it == token);
+    }
+
+    /// The same, of one that has a protocol of its own.
+    pub(super) fn stream_is_gone(&self, reactor: &mut Reactor, token: Token) {
+        self.forget_stream(token);
+        self.look_whether_over(reactor);
+    }
+
+    pub(super) fn look_whether_over(&self, reactor: &mut Reactor) {
+        if self.stage.get() == ProcessStage::Exited && self.streams.borrow().is_empty() {
+            reactor.notify(self.token);
+        }
+    }
+
+    pub(super) fn give_up_streams(&self) {
+        let mut wishes = self.wishes.get();
+        wishes.gives_up = true;
+        self.wishes.set(wishes);
+    }
+
+    // What the reactor is asked for.
+
+    fn begin(self: &Rc<Self>, reactor: &mut Reactor) {
+        let mut calls = self.calls.get();
+        let limit = self.settings.time_limit;
+        calls.time_limit = limit.map(|limit| reactor.notify_later(limit, self.token));
+        self.calls.set(calls);
+        if self.settings.stop_within.is_some() {
+            let this = Rc::downgrade(self);
+            let at_stop = move |reactor: &mut Reactor| {
+                if let Some(this) = this.upgrade() {
+                    this.reactor_stops(reactor);
+                }
+            };
+            let id = reactor.add_trigger(Phase::Before, SystemEvent::Shutdown, at_stop);
+            self.at_stop.set(Some(id));
+        }
+    }
+
+    fn reactor_stops(self: &Rc<Self>, reactor: &mut Reactor) {
+        self.at_stop.set(None);
+        // In a graceful stop it is told when those are done that may need it.
+        if reactor.stop_deadline().is_none() {
+            self.stop_soon(reactor);
+            self.hold.replace(Some(reactor.hold(SystemEvent::Shutdown)));
+        }
+    }
+
+    fn stop_soon(self: &Rc<Self>, reactor: &mut Reactor) {
+        if let Some(grace) = self.settings.stop_within {
+            self.terminate_within(grace);
+            reactor.notify(self.token);
+        }
+    }
+
+    fn exited(&self, reactor: &mut Reactor, status: io::Result<ExitStatus>) {
+        let status = match status {
+            Ok(status) => ProcessStatus::Exited(status),
+            Err(error) => {
+                let pid = self.pid;
+                log::warn!(target: log::TRANSPORT, "how process {pid} ended is not known: {error}");
+                ProcessStatus::Unknown
+            }
+        };
+        log::debug!(target: log::TRANSPORT, "{}: process {} {status}", self.token, self.pid);
+        self.status.set(Some(status));
+        reactor.notify(self.token);
+    }
+
+    /// Does what there is to do.
+    fn work(self: &Rc<Self>, reactor: &mut Reactor) -> Next {
+        if self.stage.get() == ProcessStage::Over {
+            return Next::Remove;
+        }
+        if !self.was_made.get() {
+            self.tell(reactor, None, |_, _| {});
+        }
+        self.carry_out_wishes(reactor);
+        let Some(status) = self.status.get() else {
+            return Next::Keep;
+        };
+        if self.stage.get() == ProcessStage::Running {
+            self.stage.set(ProcessStage::Exited);
+            self.tell(reactor, None, |protocol, cx| {
+                protocol.process_exited(cx, status);
+            });
+            self.carry_out_wishes(reactor);
+            self.wait_for_streams(reactor);
+        }
+        if !self.streams.borrow().is_empty() {
+            return Next::Keep;
+        }
+        self.end(reactor, status);
+        Next::Remove
+    }
+
+    fn carry_out_wishes(self: &Rc<Self>, reactor: &mut Reactor) {
+        let wishes = self.wishes.take();
+        if let Some(after) = wishes.kill_after {
+            let mut calls = self.calls.get();
+            let until = reactor.now().checked_add(after);
+            let earlier = calls.kill.and_then(|kill| kill.due(reactor));
+            if earlier.is_none_or(|earlier| until.is_some_and(|until| until < earlier)) {
+                if let Some(kill) = calls.kill {
+                    // It may be what runs.
+                    let _ = kill.cancel(reactor);
+                }
+                calls.kill = Some(reactor.notify_later(after, self.token));
+                self.calls.set(calls);
+            }
+        }
+        if wishes.gives_up {
+            self.abort_streams(reactor, |_, _| true);
+        }
+    }
+
+    /// Aborts those that `is_spent` says; whether there are others.
+    fn abort_streams(
+        &self,
+        reactor: &mut Reactor,
+        is_spent: impl Fn(&mut Reactor, &OpenStream) -> bool,
+    ) -> bool {
+        let all = self.streams.borrow().clone();
+        let mut has_others = false;
+        for (number, stream) in all {
+            if !is_spent(reactor, &stream) {
+                has_others = true;
+            } else if let Some(transport) = reactor.get(stream.handle) {
+                let pid = self.pid;
+                log::debug!(target: log::TRANSPORT, "giving up stream {number} of process {pid}");
+                transport.abort_connection();
+            }
+        }
+        has_others
+    }
+
+    /// It has exited: sees to it that its streams come to their end.
+    fn wait_for_streams(&self, reactor: &mut Reactor) {
+        let after_exit = self.settings.streams_after_exit;
+        let after = match self.was_killed.get() {
+            true => Some(after_exit.map_or(AFTER_KILL, |it| it.min(AFTER_KILL))),
+            false => after_exit,
+        };
+        let has_exited = self.stage.get() == ProcessStage::Exited;
+        if let Some(after) = after.filter(|_| has_exited && !self.streams.borrow().is_empty()) {
+            let mut calls = self.calls.get();
+            if let Some(earlier) = calls.give_up.take() {
+                // It may be what runs.
+                let _ = earlier.cancel(reactor);
+            }
+            calls.give_up = Some(reactor.notify_later(after, self.token));
+            self.calls.set(calls);
+        }
+    }
+
+    fn timer_fired(self: &Rc<Self>, reactor: &mut Reactor, call: DelayedCall) {
+        let mut calls = self.calls.get();
+        let pid = self.pid;
+        if calls.time_limit.take_if(|it| *it == call).is_some() {
+            self.calls.set(calls);
+            log::warn!(target: log::TRANSPORT, "process {pid} has reached its time limit");
+            self.terminate_within(self.settings.grace);
+        } else if calls.kill.take_if(|it| *it == call).is_some() {
+            self.calls.set(calls);
+            log::warn!(target: log::TRANSPORT, "killing process {pid}, which has not ended in time");
+            self.kill_all();
+            self.was_killed.set(true);
+            self.wait_for_streams(reactor);
+        } else if calls.give_up.take_if(|it| *it == call).is_some() {
+            self.calls.set(calls);
+            let is_spent = |reactor: &mut Reactor, it: &OpenStream| !it.is_kept_back(reactor);
+            if self.abort_streams(reactor, is_spent) {
+                self.wait_for_streams(reactor);
+            }
+        }
+    }
+
+    /// The last there is. What is asked for from now on is not done.
+    fn end(self: &Rc<Self>, reactor: &mut Reactor, status: ProcessStatus) {
+        self.stage.set(ProcessStage::Over);
+        let Deadlines {
+            time_limit,
+            kill,
+            give_up,
+        } = self.calls.take();
+        for call in [time_limit, kill, give_up].into_iter().flatten() {
+            // It may be what runs.
+            let _ = call.cancel(reactor);
+        }
+        if let Some(id) = self.at_stop.take() {
+            // It may have run.
+            let _ = reactor.remove_trigger(id);
+        }
+        self.hold.take();
+        self.terminal.take();
+        log::debug!(target: log::TRANSPORT, "{}: process {} {status}, and all its streams have ended", self.token, self.pid);
+        self.tell_anyhow(reactor, None, |protocol, cx| {
+            protocol.process_ended(cx, status);
+        });
+    }
+
+    // Signals.
+
+    fn watch(&self) -> Option<ChildWatch> {
+        self.watch.borrow().clone()
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), SignalError> {
+        match self.watch().filter(|_| self.status.get().is_none()) {
+            Some(watch) => watch.signal(signal).map_err(signal_error),
+            None => Err(SignalError::ExitedAlready),
+        }
+    }
+
+    fn signal_group(&self, signal: i32) -> Result<(), SignalError> {
+        if !self.leads_group {
+            return Err(SignalError::NoGroup);
+        }
+        match self.watch() {
+            Some(watch) => watch.signal_group(signal).map_err(signal_error),
+            None => Err(SignalError::ExitedAlready),
+        }
+    }
+
+    fn kill(&self) -> Result<(), SignalError> {
+        match self.watch().filter(|_| self.status.get().is_none()) {
+            Some(watch) => watch.kill().map_err(signal_error),
+            None => Err(SignalError::ExitedAlready),
+        }
+    }
+
+    /// The group, if it leads one, and the process, should it have left that.
+    fn kill_all(&self) {
+        let group = self.signal_group(SIGKILL);
+        for result in [group, self.kill()] {
+            if let Err(SignalError::Os(error)) = result {
+                log::warn!(target: log::TRANSPORT, "cannot kill process {}: {error}", self.pid);
+            }
+        }
+    }
+
+    fn terminate_within(&self, grace: Duration) {
+        for signal in [SIGTERM, SIGCONT] {
+            let result = match self.signal_group(signal) {
+                Err(SignalError::NoGroup | SignalError::ExitedAlready) => self.signal(signal),
+                result => result,
+            };
+            if let Err(SignalError::Os(error)) = result {
+                log::warn!(target: log::TRANSPORT, "cannot terminate process {}: {error}", self.pid);
+            }
+        }
+        let mut wishes = self.wishes.get();
+        wishes.kill_after = Some(wishes.kill_after.map_or(grace, |it| it.min(grace)));
+        self.wishes.set(wishes);
+    }
+}
+
+fn signal_error(error: io::Error) -> SignalError {
+    match error.kind() {
+        io::ErrorKind::NotFound => SignalError::ExitedAlready,
+        _ if sys::is_no_process(&error) => SignalError::ExitedAlready,
+        _ => SignalError::Os(error),
+    }
+}
+
+/// What handles give access to, and callbacks.
+struct View(Rc<Attended>);
+
+impl ProcessTransport for View {
+    fn pid(&self) -> u32 {
+        self.0.pid
+    }
+
+    fn handle(&self) -> ProcessHandle {
+        ProcessHandle::new(self.0.token, view_of)
+    }
+
+    fn stream(&self, number: u32) -> Option<TransportHandle> {
+        let streams = self.0.streams.borrow();
+        let found = streams.iter().find(|(it, _)| *it == number);
+        found.map(|(_, stream)| stream.handle)
+    }
+
+    fn streams(&self) -> Vec<(u32, TransportHandle)> {
+        let streams = self.0.streams.borrow();
+        let all = streams.iter();
+        all.map(|(number, stream)| (*number, stream.handle))
+            .collect()
+    }
+
+    fn has_exited(&self) -> bool {
+        self.0.status.get().is_some()
+    }
+
+    fn signal_process(&mut self, signal: i32) -> Result<(), SignalError> {
+        self.0.signal(signal)
+    }
+
+    fn signal_group(&mut self, signal: i32) -> Result<(), SignalError> {
+        self.0.signal_group(signal)
+    }
+
+    fn kill(&mut self) -> Result<(), SignalError> {
+        self.0.kill()
+    }
+
+    fn terminate_within(&mut self, grace: Duration) {
+        self.0.terminate_within(grace);
+    }
+
+    fn give_up_streams(&mut self) {
+        self.0.give_up_streams();
+    }
+
+    fn set_terminal_size(&mut self, size: TerminalSize) -> io::Result<()> {
+        match &*self.0.terminal.borrow() {
+            Some((_, terminal)) => crate::set_terminal_size(terminal.as_fd(), size),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+/// What the reactor drives.
+struct ProcessSlot {
+    view: View,
+}
+
+impl Descriptor for ProcessSlot {
+    /// Nothing of it is watched.
+    fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
+        self.view.0.work(reactor)
+    }
+
+    fn attend(&mut self, reactor: &mut Reactor) -> Next {
+        self.view.0.work(reactor)
+    }
+
+    fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
+        self.view.0.timer_fired(reactor, call);
+        self.view.0.work(reactor)
+    }
+
+    fn panicked(&mut self, reactor: &mut Reactor, _: Panic) -> Next {
+        self.view.0.give_up_streams();
+        self.view.0.work(reactor)
+    }
+
+    fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
+        let process = &self.view.0;
+        if round >= DrainRound::Work && !process.was_told_to_drain.replace(true) {
+            let mut answer = AtDrain::DoNotWait;
+            process.tell(reactor, None, |protocol, cx| answer = protocol.draining(cx));
+            if answer == AtDrain::LoseWhenIdle {
+                let all = process.streams.borrow().clone();
+                for (_, stream) in all {
+                    if let Some(transport) = reactor.get(stream.handle)
+                        && !transport.is_open_for_reading()
+                    {
+                        transport.lose_connection();
+                    }
+                }
+            }
+            if answer != AtDrain::DoNotWait {
+                reactor.await_end(process.token);
+            }
+        }
+        if round == DrainRound::Support && process.settings.stop_within.is_some() {
+            process.stop_soon(reactor);
+            reactor.await_end(process.token);
+        }
+        process.work(reactor)
+    }
+
+    fn shutdown(&mut self, reactor: &mut Reactor) {
+        let process = &self.view.0;
+        if process.work(reactor) == Next::Remove {
+            return;
+        }
+        if process.settings.stop_within.is_some() {
+            // There is no more time.
+            process.kill_all();
+        }
+        process.abort_streams(reactor, |_, _| true);
+        let status = process.status.get();
+        process.end(reactor, status.unwrap_or(ProcessStatus::ReactorStopped));
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        &mut self.view
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        let process = &self.view.0;
+        let protocol = process.protocol.try_borrow();
+        let name = protocol.map(|it| log::name(|| it.log_prefix()).into_owned());
+        let name = name.unwrap_or_else(|_| "-".into());
+        Cow::Owned(format!("{name},process {}", process.pid))
+    }
+}

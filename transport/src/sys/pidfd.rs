@@ -1,0 +1,198 @@
+//! Processes by a descriptor (pidfd), which never comes to mean another process.
+//!
+//! References: pidfd_open(2), pidfd_send_signal(2), waitid(2), kill(2); for
+//! `PIDFD_GET_INFO`, linux/pidfd.h.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::{has_waiting, retry};
+
+/// Whom a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recipient {
+    /// The process.
+    Process,
+    /// Every process of the group that has its number (Linux 6.9).
+    Group,
+}
+
+/// `PIDFD_SIGNAL_PROCESS_GROUP`: not in the C library's bindings yet.
+const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+
+/// `PIDFD_GET_INFO`, with what Linux 6.13 has in it.
+const GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
+
+/// `PIDFD_INFO_EXIT`: how it ended, where it was waited for (Linux 6.15).
+const INFO_EXIT: u64 = 1 << 3;
+
+/// `struct pidfd_info`.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    mask: u64,
+    control_group: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// A descriptor of the process of this number, close-on-exec: readable once it has
+/// exited.
+///
+/// Of a child that was not waited for, the number is surely its own.
+///
+/// # Errors
+/// `ENOSYS` before Linux 5.3; `ESRCH` where there is no such process; no free
+/// descriptor number.
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| no_process())?;
+    // SAFETY: takes integers only.
+    let fd = retry(|| unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) as libc::c_int })?;
+    // SAFETY: the kernel has just made `fd` for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of the process, as it is seen from here.
+///
+/// # Errors
+/// `InvalidInput` for a descriptor of something else; `ESRCH` for a process that was
+/// waited for, or cannot be seen; `NotFound` without /proc.
+pub(crate) fn pid_of(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = std::fs::read_to_string(path)?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let number = number.and_then(|number| number.trim().parse::<i64>().ok());
+    match number {
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "this is no descriptor of a process",
+        )),
+        Some(number) => u32::try_from(number)
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(no_process),
+    }
+}
+
+fn no_process() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESRCH)
+}
+
+/// Whether there is no such process, or none any more.
+pub(crate) fn is_no_process(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Sends a signal; 0 only asks whether one could be sent.
+///
+/// # Errors
+/// `ESRCH` where nobody is left; `EINVAL` for a group before Linux 6.9; those of
+/// kill(2).
+pub(crate) fn pidfd_send_signal(
+    fd: BorrowedFd<'_>,
+    signal: i32,
+    recipient: Recipient,
+) -> io::Result<()> {
+    let flags = match recipient {
+        Recipient::Process => 0,
+        Recipient::Group => SIGNAL_PROCESS_GROUP,
+    };
+    let nothing = std::ptr::null::<libc::siginfo_t>();
+    retry(|| {
+        // SAFETY: takes integers, and a null pointer where one may stand.
+        unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                fd.as_raw_fd(),
+                signal,
+                nothing,
+                flags,
+            ) as libc::c_int
+        }
+    })?;
+    Ok(())
+}
+
+/// Sends a signal to the child of this number, which was not waited for, or to the
+/// group of that number, which it leads.
+///
+/// # Errors
+/// Those of kill(2).
+pub(crate) fn send_signal(pid: u32, signal: i32, recipient: Recipient) -> io::Result<()> {
+    // 0 and 1 would mean others, negated.
+    let pid = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 1);
+    let pid = pid.ok_or_else(no_process)?;
+    let target = match recipient {
+        Recipient::Process => pid,
+        Recipient::Group => -pid,
+    };
+    // SAFETY: takes integers only.
+    retry(|| unsafe { libc::kill(target, signal) })?;
+    Ok(())
+}
+
+/// How the process ended, if it has: a child is waited for by that. Never waits.
+///
+/// # Errors
+/// `ECHILD` for one that has ended, and is no child of this process, or was waited for
+/// by somebody else: nobody can tell how then, but Linux 6.15, which can.
+pub(crate) fn pidfd_wait(fd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let number = libc::id_t::try_from(fd.as_raw_fd()).unwrap_or(libc::id_t::MAX);
+    let waited = retry(|| {
+        // SAFETY: the pointer is that of `info`, borrowed for writing until the call
+        // returns.
+        unsafe {
+            libc::waitid(
+                libc::P_PIDFD,
+                number,
+                info.as_mut_ptr(),
+                libc::WEXITED | libc::WNOHANG,
+            )
+        }
+    });
+    if let Err(error) = waited {
+        if error.raw_os_error() == Some(libc::ECHILD) && !has_waiting(fd)? {
+            return Ok(None);
+        }
+        return match told_status(fd) {
+            Some(status) => Ok(Some(status)),
+            None => Err(error),
+        };
+    }
+    // SAFETY: zeroed, which is a value of this type, and then filled by the call, unless
+    // it has found nothing.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: what the call tells of is a child, and of one this field is filled; with
+    // nothing to tell it is zero.
+    if unsafe { info.si_pid() } == 0 {
+        return Ok(None);
+    }
+    // SAFETY: as before.
+    let status = unsafe { info.si_status() };
+    Ok(Some(ExitStatus::from_raw(match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    })))
+}
+
+/// How it ended, as the kernel remembers it of one that was waited for.
+fn told_status(fd: BorrowedFd<'_>) -> Option<ExitStatus> {
+    let mut info = Info {
+        mask: INFO_EXIT,
+        ..Info::default()
+    };
+    retry(|| {
+        // SAFETY: the request reads and writes as many bytes as it says, which are those
+        // of `info`, borrowed for that until the call returns.
+        unsafe { libc::ioctl(fd.as_raw_fd(), GET_INFO, &raw mut info) }
+    })
+    .ok()?;
+    (info.mask & INFO_EXIT != 0).then(|| ExitStatus::from_raw(info.exit_code))
+}
