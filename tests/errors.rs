@@ -9,19 +9,23 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::rc::Rc;
 
 use bowline::error::{
     AdoptError, AdoptErrorKind, CallError, DelayedCallError, DetachError, FailedAttempt,
     FileSendError, ListenError, LookupError, NotSent, ReactorError, ReattachError,
     RegisterProducerError, RemoteError, RunError, SendDescriptorError, SendDescriptorErrorKind,
-    ThreadCallError, TriggerError,
+    SendRefusal, ThreadCallError, TriggerError,
 };
 use bowline::framing::{EncodeError, FramingError, SendFrameError, SendFrameErrorKind};
 use bowline::handoff::channel::ChannelError;
 use bowline::handoff::restart::{Refusal, RestartError};
 use bowline::handoff::systemd::{ActivationError, Notice, NoticeError};
 use bowline::handoff::wire::{SendError, SendErrorKind, WireError};
+use bowline::process::{
+    ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus, SignalError, SpawnError,
+};
 use bowline::testing::MemoryStream;
 use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
@@ -72,6 +76,10 @@ fn errors() -> Vec<Box<dyn Error>> {
         }),
         Box::new(CloseReason::Lost(why())),
         Box::new(NotSent { sent: 7 }),
+        Box::new(SendRefusal::QueueFull),
+        Box::new(SignalError::ExitedAlready),
+        Box::new(SignalError::Os(why())),
+        Box::new(spawn_error()),
         Box::new(FramingError::BadLength),
         Box::new(EncodeError::ContainsDelimiter),
         Box::new(SendFrameErrorKind::Encode(EncodeError::ContainsDelimiter)),
@@ -125,6 +133,22 @@ fn delayed_call_error() -> DelayedCallError {
 
 fn notice_error() -> NoticeError {
     Notice::new().remove_stored("a:b").unwrap_err()
+}
+
+fn spawn_error() -> SpawnError {
+    struct Never;
+    impl ProcessProtocol for Never {
+        fn child_data_received(&mut self, _: &mut ProcessContext<'_>, _: u32, _: &[u8]) {
+            unreachable!("it was not started");
+        }
+
+        fn process_ended(&mut self, _: &mut ProcessContext<'_>, _: ProcessStatus) {
+            unreachable!("it was not started");
+        }
+    }
+    let command = ChildCommand::new(Command::new("/nowhere/at/all"));
+    let mut reactor = Reactor::new().unwrap();
+    reactor.spawn_process(command, Never).unwrap_err()
 }
 
 fn remote_error() -> RemoteError {
