@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::error::CallError;
 use bowline::process::{RunningChild, SignalError};
 use bowline::signal::{SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGSTOP, SIGTERM};
 use bowline::{Reactor, Transports};
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::harness::{Script, assert_nothing_left, is_there, run, sh, shell, spawn, stream};
 use crate::support::{DescriptorLedger, run_until, run_until_quiet};
@@ -111,6 +111,28 @@ fn a_code_or_a_signal_is_how_it_ended_and_never_both() {
     }
 }
 
+/// Waits for the state of a child that proc_pid_stat(5) calls by this letter.
+#[track_caller]
+fn wait_for_state(pid: u32, state: char) {
+    let began = Instant::now();
+    loop {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        if status.contains(&format!(") {state} ")) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{status}");
+        std::thread::yield_now();
+    }
+}
+
+/// Has a child that stops itself run to its end.
+#[track_caller]
+fn go_on(pid: u32) {
+    wait_for_state(pid, 'T');
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    kill_process(pid, Signal::CONT).unwrap();
+}
+
 /// it has exited before the loop runs.
 #[test]
 fn a_child_that_was_quick_is_waited_for_when_the_loop_runs() {
@@ -118,19 +140,15 @@ fn a_child_that_was_quick_is_waited_for_when_the_loop_runs() {
     let mut reactor = Reactor::new().unwrap();
     let script = Script::new();
     let record = script.record();
+    // It stops itself, so that it does not exit before it is watched.
     let process = spawn(
         &mut reactor,
-        shell("exit 3").null(0).null(1).null(2),
+        shell("kill -STOP $$; exit 3").null(0).null(1).null(2),
         script,
     );
     let pid = reactor.get(process).unwrap().pid();
-    let has_exited = || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        status.contains(") Z ")
-    };
-    while !has_exited() {
-        std::thread::yield_now();
-    }
+    go_on(pid);
+    wait_for_state(pid, 'Z');
     assert_eq!(record.events(), [""; 0]);
     run_until(&mut reactor, |_| record.is_over());
     let told = [
@@ -162,8 +180,9 @@ fn a_child_that_somebody_else_has_waited_for_has_ended() {
     let mut reactor = Reactor::new().unwrap();
     let script = Script::new();
     let record = script.record();
-    let process = spawn(&mut reactor, shell("exit 5"), script);
+    let process = spawn(&mut reactor, shell("kill -STOP $$; exit 5"), script);
     let pid = reactor.get(process).unwrap().pid();
+    go_on(pid);
     let pid = Pid::from_raw(pid.cast_signed()).unwrap();
     waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
     run_until(&mut reactor, |_| record.is_over());

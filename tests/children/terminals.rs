@@ -263,8 +263,9 @@ fn bash_has_job_control_on_a_terminal() {
     bash.run("trap - WINCH");
 
     // Ctrl-Z stops what is in the foreground, and the shell goes on.
-    bash.type_in("cat\n");
-    bash.expect("cat\r\n");
+    // Once that has spoken the terminal is its own. Before, nobody echoes.
+    bash.type_in("sh -c 'echo re\"\"ady; exec cat'\n");
+    bash.expect("ready\r\n");
     bash.type_in("echoed by cat\n");
     bash.expect("echoed by cat\r\n");
     bash.expect("echoed by cat\r\n");
@@ -274,7 +275,11 @@ fn bash_has_job_control_on_a_terminal() {
     let jobs = bash.run("jobs");
     assert!(jobs.contains("[1]+") && jobs.contains("Stopped"), "{jobs}");
     bash.type_in("fg\n");
-    bash.expect("cat\r\n");
+    bash.expect("exec cat'\r\n");
+    // It is in the foreground again when it answers.
+    bash.type_in("again\n");
+    bash.expect("again\r\n");
+    bash.expect("again\r\n");
     // Ctrl-C ends it by a signal.
     bash.type_in("\x03");
     bash.expect("$ ");
