@@ -709,9 +709,15 @@ fn hot_restart_keeps_the_variables_of_systemd_from_its_successors() {
         successor != old
     });
     let found = variables(successor);
+    // Until the old one has gone, it serves on where the new one ends.
+    let mut ended = None;
+    wait_until("the old process ends", || {
+        ended = first.0.try_wait().expect("ours");
+        ended.is_some()
+    });
+    assert!(ended.expect("it has ended").success());
     let pid = i32::try_from(successor).ok().and_then(Pid::from_raw);
     kill_process(pid.expect("a process"), Signal::TERM).expect("it runs");
-    assert!(first.0.wait().expect("ours").success());
     wait_until("the successor ends", || !is_running(successor));
     assert_eq!(found, [""; 0], "announced to the successor too");
 }

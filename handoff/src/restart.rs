@@ -41,10 +41,13 @@
 //!
 //! Every step has a deadline ([`RestartSettings`]), and every failure an end:
 //! until `done` the predecessor can go on, and has back whatever was not
-//! `live`. A successor whose predecessor dies once it is ready serves. Where a
-//! channel breaks, and both live, what was on its way is left to the successor: it
-//! may have gone on already, and a connection must not go on twice. (A successor that
-//! was started here is killed then, and those connections end with it.)
+//! `live`. A successor whose predecessor dies once it is ready serves.
+//!
+//! Where their connection breaks, and both live, one of them serves, whatever the other
+//! has heard: with the offer goes a pipe with one byte in it, and whoever reads that
+//! serves. As a rule that is a successor that has everything; the predecessor is told
+//! [`handed_over`](Program::handed_over) then, and what has not moved it serves to its
+//! end. No connection is served by both.
 //!
 //! What waits in the queues of the listeners is nobody's until it is accepted:
 //! the two share them, and closing one's own copy loses nothing.
@@ -58,6 +61,7 @@
 //! handed over, so its path never changes.
 
 mod attempt;
+mod baton;
 pub(crate) mod control;
 mod error;
 mod handshake;

@@ -25,10 +25,32 @@ pub(crate) enum Offering {
     Announcing,
     /// It has everything. It says when the service manager knows of it, or as good as.
     Parting,
+    /// The channel has broken here. If it has everything, it takes the baton and serves:
+    /// that costs no connection. It is given the time for it.
+    Waiting(Given),
+    /// It comes no further. The baton says which of the two serves.
+    Deciding { given: Given, is_cut: bool },
+    /// The successor has the baton, since its channel has ended: so will ours.
+    Overtaken(Given),
+    /// The same, and it has. The service manager is told who is the main process.
+    Yielding,
     /// Everything is said.
     Done,
     /// Ended without.
     Failed,
+}
+
+/// What the one that serves has given away by then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// It accepts.
+    Nothing,
+    /// It does not accept any more.
+    Listeners,
+    /// The same, and the service manager is being told.
+    Everything,
+    /// The same, and it has been.
+    Announced,
 }
 
 /// What happened, as the one that serves sees it.
@@ -50,10 +72,15 @@ pub(crate) enum Heard {
     Parted,
     /// `Abort`, or a message that has no business here.
     Abort,
-    /// The channel is gone.
+    /// The channel has ended at the other end: the successor has died, or its channel has
+    /// broken there.
     Lost,
+    /// The channel has broken here: the successor lives, for all that is known.
+    Broken,
     /// The present step took too long.
     TooLate,
+    /// Whether the baton is ours.
+    Decided(bool),
 }
 
 /// What the one that serves does.
@@ -75,6 +102,10 @@ pub(crate) enum Do {
     Finish,
     /// Hangs up and begins to drain.
     Leave,
+    /// Takes the baton, if it is there.
+    Decide,
+    /// Leaves the listeners to the successor, for good.
+    Yield,
     /// Takes everything back, if it was given away: goes on accepting.
     Resume,
     /// Says `Abort` and hangs up, if there is still somebody.
@@ -96,9 +127,11 @@ impl Offering {
     /// What follows.
     pub(crate) fn hear(&mut self, heard: Heard) -> &'static [Do] {
         use Offering::{
-            Announcing, Asked, Committed, Done, Failed, Following, Moving, Parting, Preparing,
-            Taking,
+            Announcing, Asked, Committed, Deciding, Done, Failed, Following, Moving, Overtaken,
+            Parting, Preparing, Taking, Waiting, Yielding,
         };
+        let is_cut = matches!(heard, Heard::Lost | Heard::Broken);
+        let decide = |given| (Deciding { given, is_cut }, &[Do::Decide] as &[Do]);
         let (next, actions): (Self, &'static [Do]) = match (*self, heard) {
             // Whatever comes then is too late.
             (Done | Failed, _) => (*self, &[]),
@@ -133,11 +166,40 @@ impl Offering {
             (Announcing, Heard::Announced(false)) => (Done, &[Do::Finish, Do::Leave]),
             // It has everything, whatever becomes of it.
             (Parting, _) => (Done, &[Do::Leave]),
-            // Nobody to hang up on.
-            (Committed | Following | Announcing, Heard::Lost) => (Failed, &[Do::Resume]),
-            (_, Heard::Lost) => (Failed, &[]),
-            (Committed | Following | Announcing, _) => (Failed, &[Do::HangUp, Do::Resume]),
-            _ => (Failed, &[Do::HangUp]),
+            // It has nothing yet, nor has it the baton.
+            (Asked, Heard::Lost | Heard::Broken) => (Failed, &[]),
+            (Asked, _) => (Failed, &[Do::HangUp]),
+            (Preparing | Moving, Heard::Broken) => (Waiting(Given::Nothing), &[]),
+            (Committed | Following, Heard::Broken) => (Waiting(Given::Listeners), &[]),
+            (Announcing, Heard::Broken) => (Waiting(Given::Everything), &[]),
+            (Waiting(_), Heard::Announced(_)) => (Waiting(Given::Announced), &[]),
+            (Waiting(given), Heard::TooLate) => (
+                Deciding {
+                    given,
+                    is_cut: true,
+                },
+                &[Do::Decide],
+            ),
+            // It may have everything by now, and take the baton where it cannot hear us.
+            (Taking { .. } | Preparing | Moving, _) => decide(Given::Nothing),
+            (Committed | Following, _) => decide(Given::Listeners),
+            (Announcing, _) => decide(Given::Everything),
+            (Deciding { given, .. }, Heard::Decided(true)) => match given {
+                Given::Nothing => (Failed, &[Do::HangUp]),
+                _ => (Failed, &[Do::HangUp, Do::Resume]),
+            },
+            (Deciding { given, is_cut }, Heard::Decided(false)) if !is_cut => {
+                (Overtaken(given), &[])
+            }
+            (Deciding { given, .. }, Heard::Decided(false))
+            | (Overtaken(given), Heard::Lost | Heard::Broken | Heard::TooLate) => match given {
+                Given::Nothing | Given::Listeners => (Yielding, &[Do::Yield, Do::Announce]),
+                Given::Everything => (Yielding, &[Do::Yield]),
+                Given::Announced => (Done, &[Do::Yield, Do::Finish, Do::Leave]),
+            },
+            (Overtaken(_), Heard::Announced(_)) => (Overtaken(Given::Announced), &[]),
+            (Yielding, Heard::Announced(_)) => (Done, &[Do::Finish, Do::Leave]),
+            (Waiting(_) | Deciding { .. } | Overtaken(_) | Yielding, _) => (*self, &[]),
         };
         *self = next;
         actions
@@ -146,17 +208,32 @@ impl Offering {
     /// How long the present step may take; moving has deadlines of its own.
     pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
         match self {
-            Self::Asked | Self::Taking { .. } | Self::Committed => Some(patience.answer),
+            Self::Asked
+            | Self::Taking { .. }
+            | Self::Committed
+            | Self::Waiting(_)
+            | Self::Overtaken(_) => Some(patience.answer),
             Self::Preparing => Some(patience.ready),
             Self::Parting => Some(patience.manager + patience.answer),
             // Announcing has a limit of its own.
-            Self::Moving | Self::Following | Self::Announcing | Self::Done | Self::Failed => None,
+            Self::Moving
+            | Self::Following
+            | Self::Announcing
+            | Self::Deciding { .. }
+            | Self::Yielding
+            | Self::Done
+            | Self::Failed => None,
         }
     }
 
     /// Whether connections move.
     pub(crate) fn is_moving(self) -> bool {
         matches!(self, Self::Moving | Self::Following)
+    }
+
+    /// Whether nothing comes of it any more.
+    pub(crate) fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Failed)
     }
 }
 
@@ -189,12 +266,14 @@ pub(crate) enum Taking {
     Receiving { received: u32, batches: u32 },
     /// Adopts and binds.
     Adopting,
-    /// The same, and the predecessor has died meanwhile.
+    /// The same, and the channel is gone meanwhile.
     Orphaned,
     /// Has said `Ready`; connections arrive.
     Ready,
     /// Serves; more connections arrive.
     Serving,
+    /// The channel is gone. The baton says which of the two serves.
+    Deciding { accepts: bool },
     /// The predecessor has nothing more.
     Done,
     /// Ended without.
@@ -220,10 +299,15 @@ pub(crate) enum Told {
     Done,
     /// `Abort`, or a message that has no business here.
     Abort,
-    /// The channel is gone, without any of these before: the predecessor has died.
+    /// The channel has ended at the other end: the predecessor has died, or its channel
+    /// has broken there.
     Lost,
+    /// The channel has broken here: the predecessor lives, for all that is known.
+    Broken,
     /// The present step took too long.
     TooLate,
+    /// Whether the baton is ours.
+    Decided(bool),
 }
 
 /// What the one that takes over does.
@@ -239,6 +323,8 @@ pub(crate) enum Act {
     Serve,
     /// Says `Serving`.
     SaySo,
+    /// Takes the baton, if it is there.
+    Decide,
     /// Is done: all that was on its way has arrived.
     Finish,
     /// Stops accepting, and leaves the socket files to their owner.
@@ -252,7 +338,9 @@ pub(crate) enum Act {
 impl Taking {
     /// What follows.
     pub(crate) fn hear(&mut self, told: Told) -> Vec<Act> {
-        use Taking::{Adopting, Asking, Done, Failed, Orphaned, Ready, Receiving, Serving};
+        use Taking::{
+            Adopting, Asking, Deciding, Done, Failed, Orphaned, Ready, Receiving, Serving,
+        };
         let (next, acts): (Self, &[Act]) = match (*self, told) {
             (Done | Failed, _) => (*self, &[]),
             (Asking, Told::Refused(_)) => (Failed, &[Act::Fail]),
@@ -278,14 +366,22 @@ impl Taking {
             (Adopting, Told::Adopted) => (Ready, &[Act::SayReady]),
             (Ready, Told::Commit) => (Serving, &[Act::SaySo, Act::Serve]),
             (Serving, Told::Done) => (Done, &[Act::Finish]),
-            // The predecessor has died, and it is all here: nobody else is going to
-            // serve.
-            (Ready, Told::Lost) | (Orphaned, Told::Adopted) => (Done, &[Act::Serve, Act::Finish]),
-            (Serving, Told::Lost) => (Done, &[Act::Finish]),
+            // It is all here, and perhaps nobody else is going to serve. Where the
+            // predecessor is, what has moved is here none the less.
+            (Ready, Told::Lost | Told::Broken) | (Orphaned, Told::Adopted) => {
+                (Deciding { accepts: false }, &[Act::Decide])
+            }
+            (Serving, Told::Lost | Told::Broken) => (Deciding { accepts: true }, &[Act::Decide]),
+            (Deciding { accepts: false }, Told::Decided(true)) => {
+                (Done, &[Act::Serve, Act::Finish])
+            }
+            (Deciding { accepts: true }, Told::Decided(true)) => (Done, &[Act::Finish]),
+            (Deciding { accepts: false }, _) => (Failed, &[Act::Fail]),
+            (Deciding { accepts: true }, _) => (Failed, &[Act::Withdraw, Act::Fail]),
             // Not yet for us to know what the program makes of it.
-            (Adopting | Orphaned, Told::Lost) => (Orphaned, &[]),
+            (Adopting | Orphaned, Told::Lost | Told::Broken) => (Orphaned, &[]),
             (Serving, _) => (Failed, &[Act::Withdraw, Act::HangUp, Act::Fail]),
-            (_, Told::Lost) => (Failed, &[Act::Fail]),
+            (_, Told::Lost | Told::Broken) => (Failed, &[Act::Fail]),
             _ => (Failed, &[Act::HangUp, Act::Fail]),
         };
         *self = next;
@@ -297,7 +393,12 @@ impl Taking {
     pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
         match self {
             Self::Asking | Self::Receiving { .. } | Self::Ready => Some(patience.answer),
-            Self::Adopting | Self::Orphaned | Self::Serving | Self::Done | Self::Failed => None,
+            Self::Adopting
+            | Self::Orphaned
+            | Self::Serving
+            | Self::Deciding { .. }
+            | Self::Done
+            | Self::Failed => None,
         }
     }
 
@@ -309,92 +410,279 @@ impl Taking {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     /// Both machines, and what is on its way between them.
-    #[derive(Clone)]
+    #[derive(Clone, Debug)]
     struct Both {
-        old: Offering,
-        new: Taking,
-        old_accepts: bool,
-        new_accepts: bool,
-        new_failed: bool,
-        finished: bool,
-        has_left: bool,
-        to_old: Vec<Heard>,
-        to_new: Vec<Told>,
+        batches: u32,
+        has_manager: bool,
+        old: Side<Offering, Heard>,
+        new: Side<Taking, Told>,
+        baton: Option<&'static str>,
+        /// The new one has what it takes to serve.
+        has_everything: bool,
     }
 
-    impl Both {
-        fn new(batches: u32) -> Self {
+    /// One of the two.
+    #[derive(Clone, Debug)]
+    struct Side<S, M> {
+        step: S,
+        accepts: bool,
+        is_dead: bool,
+        /// Its program was told that all is over.
+        is_over: bool,
+        /// What arrives over the channel.
+        inbox: Vec<M>,
+        /// What it hears beside that, at its own time.
+        local: Vec<M>,
+        /// Its end of the channel is open.
+        is_open: bool,
+    }
+
+    impl<S, M> Side<S, M> {
+        fn new(step: S, accepts: bool) -> Self {
             Self {
-                old: Offering::Asked,
-                new: Taking::Asking,
-                old_accepts: true,
-                new_accepts: false,
-                new_failed: false,
-                finished: false,
-                has_left: false,
-                to_old: vec![Heard::Take(Ok(batches))],
-                to_new: Vec::new(),
+                step,
+                accepts,
+                is_dead: false,
+                is_over: false,
+                inbox: Vec::new(),
+                local: Vec::new(),
+                is_open: true,
             }
         }
 
-        fn old_hears(&mut self, heard: Heard, batches: u32) {
-            for action in self.old.hear(heard) {
+        fn send_to<T, N>(&self, other: &mut Side<T, N>, message: N) {
+            if self.is_open && other.is_open && !other.is_dead {
+                other.inbox.push(message);
+            }
+        }
+
+        /// The next that it hears: of the channel or beside it.
+        fn next(&mut self, is_local: bool) -> Option<M> {
+            let from = match is_local {
+                true => &mut self.local,
+                false => &mut self.inbox,
+            };
+            (!self.is_dead && !from.is_empty()).then(|| from.remove(0))
+        }
+
+        /// Its end is no more, with what it has not read; the last messages of those that
+        /// it has written had not left.
+        fn close<T, N: PartialEq>(&mut self, other: &mut Side<T, N>, unsent: usize, end: N) {
+            if !std::mem::replace(&mut self.is_open, false) {
+                return;
+            }
+            self.inbox.clear();
+            if other.is_open && !other.inbox.contains(&end) {
+                let left = other.inbox.len().saturating_sub(unsent);
+                other.inbox.truncate(left);
+                other.inbox.push(end);
+            }
+        }
+    }
+
+    /// What can go wrong.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fault {
+        /// A channel breaks at this end, with so many messages of it that had not left.
+        OldBreaks(usize),
+        NewBreaks(usize),
+        /// Either loses its patience.
+        OldIsLate,
+        NewIsLate,
+        OldDies(usize),
+        NewDies(usize),
+    }
+
+    const BREAKS_AND_DELAYS: &[Fault] = &[
+        Fault::OldBreaks(0),
+        Fault::OldBreaks(1),
+        Fault::OldBreaks(9),
+        Fault::NewBreaks(0),
+        Fault::NewBreaks(1),
+        Fault::NewBreaks(9),
+        Fault::OldIsLate,
+        Fault::NewIsLate,
+    ];
+
+    const DEATHS: &[Fault] = &[
+        Fault::OldDies(0),
+        Fault::OldDies(9),
+        Fault::NewDies(0),
+        Fault::NewDies(9),
+    ];
+
+    impl Both {
+        fn new(batches: u32, has_manager: bool) -> Self {
+            let mut this = Self {
+                batches,
+                has_manager,
+                old: Side::new(Offering::Asked, true),
+                new: Side::new(Taking::Asking, false),
+                baton: None,
+                has_everything: false,
+            };
+            this.old.inbox.push(Heard::Take(Ok(batches)));
+            this
+        }
+
+        fn takes_baton(&mut self, who: &'static str) -> bool {
+            *self.baton.get_or_insert(who) == who
+        }
+
+        fn old_hears(&mut self, heard: Heard) {
+            for action in self.old.step.hear(heard) {
+                let (old, new) = (&mut self.old, &mut self.new);
                 match *action {
-                    Do::Refuse(refusal) => self.to_new.push(Told::Refused(refusal)),
-                    Do::Offer => self.to_new.push(Told::Offer(batches)),
-                    Do::Send(batch) => self.to_new.push(Told::Listeners(batch)),
+                    Do::Refuse(refusal) => old.send_to(new, Told::Refused(refusal)),
+                    Do::Offer => old.send_to(new, Told::Offer(self.batches)),
+                    Do::Send(batch) => old.send_to(new, Told::Listeners(batch)),
                     Do::Commit => {
-                        self.old_accepts = false;
-                        self.to_new.push(Told::Commit);
+                        old.accepts = false;
+                        old.send_to(new, Told::Commit);
                     }
-                    Do::Move => self.to_old.push(Heard::Moved),
+                    Do::Move => old.local.push(Heard::Moved),
+                    Do::Announce if self.has_manager => old.local.push(Heard::Announced(true)),
+                    Do::Announce => self.old_hears(Heard::Announced(false)),
                     Do::Finish => {
-                        self.finished = true;
-                        self.to_new.push(Told::Done);
+                        old.accepts = false;
+                        old.send_to(new, Told::Done);
                     }
-                    Do::Announce => self.to_old.push(Heard::Announced(true)),
-                    Do::Leave => self.has_left = true,
-                    Do::Resume => self.old_accepts = true,
-                    Do::HangUp => self.to_new.push(Told::Abort),
+                    Do::Leave => {
+                        old.is_over = true;
+                        old.close(new, 0, Told::Lost);
+                    }
+                    Do::Decide => {
+                        let is_ours = self.takes_baton("old");
+                        self.old_hears(Heard::Decided(is_ours));
+                    }
+                    Do::Yield => old.accepts = false,
+                    Do::Resume => old.accepts = true,
+                    Do::HangUp => {
+                        old.send_to(new, Told::Abort);
+                        old.close(new, 0, Told::Lost);
+                    }
                 }
             }
         }
 
         fn new_hears(&mut self, told: Told) {
-            for act in self.new.hear(told) {
+            for act in self.new.step.hear(told) {
+                let (old, new) = (&mut self.old, &mut self.new);
                 match act {
-                    Act::Acknowledge(batch) => self.to_old.push(Heard::Taken(batch)),
-                    Act::Adopt => self.to_new.push(Told::Adopted),
-                    Act::SayReady => self.to_old.push(Heard::Ready),
-                    Act::SaySo => self.to_old.push(Heard::Serving),
-                    Act::Serve => self.new_accepts = true,
-                    Act::Withdraw => self.new_accepts = false,
-                    Act::HangUp => self.to_old.push(Heard::Abort),
-                    Act::Fail => self.new_failed = true,
-                    Act::Finish => self.to_old.push(Heard::Parted),
+                    Act::Acknowledge(batch) => new.send_to(old, Heard::Taken(batch)),
+                    Act::Adopt => {
+                        self.has_everything = true;
+                        new.local.push(Told::Adopted);
+                    }
+                    Act::SayReady => new.send_to(old, Heard::Ready),
+                    Act::SaySo => new.send_to(old, Heard::Serving),
+                    Act::Serve => new.accepts = true,
+                    Act::Withdraw => new.accepts = false,
+                    Act::Decide => {
+                        let is_ours = self.takes_baton("new");
+                        self.new_hears(Told::Decided(is_ours));
+                    }
+                    Act::HangUp => {
+                        new.send_to(old, Heard::Abort);
+                        new.close(old, 0, Heard::Lost);
+                    }
+                    Act::Fail => new.is_over = true,
+                    Act::Finish => new.send_to(old, Heard::Parted),
                 }
             }
         }
 
-        /// One message is delivered; false when none is on its way.
-        fn step(&mut self, batches: u32) -> bool {
-            if !self.to_new.is_empty() {
-                let told = self.to_new.remove(0);
-                self.new_hears(told);
-            } else if !self.to_old.is_empty() {
-                let heard = self.to_old.remove(0);
-                self.old_hears(heard, batches);
-            } else {
-                return false;
+        fn suffer(&mut self, fault: Fault) {
+            let (old, new) = (&mut self.old, &mut self.new);
+            match fault {
+                Fault::OldBreaks(unsent) if old.is_open => {
+                    old.close(new, unsent, Told::Lost);
+                    old.local.push(Heard::Broken);
+                }
+                Fault::NewBreaks(unsent) if new.is_open => {
+                    new.close(old, unsent, Heard::Lost);
+                    new.local.push(Told::Broken);
+                }
+                Fault::OldDies(unsent) => {
+                    old.close(new, unsent, Told::Lost);
+                    old.is_dead = true;
+                }
+                Fault::NewDies(unsent) => {
+                    new.close(old, unsent, Heard::Lost);
+                    new.is_dead = true;
+                }
+                Fault::OldIsLate if old.step.patience(PATIENCE).is_some() => {
+                    self.old_hears(Heard::TooLate);
+                }
+                Fault::NewIsLate if new.step.patience(PATIENCE).is_some() => {
+                    self.new_hears(Told::TooLate);
+                }
+                _ => {}
             }
-            true
         }
 
-        fn settle(&mut self, batches: u32) {
-            while self.step(batches) {}
+        /// What can happen next, each by itself; nothing once they are at rest.
+        fn successors(&self) -> Vec<Self> {
+            let mut all = Vec::new();
+            for is_local in [false, true] {
+                let mut next = self.clone();
+                if let Some(heard) = next.old.next(is_local) {
+                    next.old_hears(heard);
+                    all.push(next);
+                }
+                let mut next = self.clone();
+                if let Some(told) = next.new.next(is_local) {
+                    next.new_hears(told);
+                    all.push(next);
+                }
+            }
+            if all.is_empty() {
+                // Time passes.
+                let mut next = self.clone();
+                if !self.old.is_dead && self.old.step.patience(PATIENCE).is_some() {
+                    next.old_hears(Heard::TooLate);
+                    all.push(next);
+                } else if !self.new.is_dead && self.new.step.patience(PATIENCE).is_some() {
+                    next.new_hears(Told::TooLate);
+                    all.push(next);
+                }
+            }
+            all
+        }
+
+        fn settle(&mut self) {
+            while let Some(next) = self.successors().into_iter().next() {
+                *self = next;
+            }
+        }
+    }
+
+    /// Goes every way from `both` that there is with these many faults of those given,
+    /// each at any moment, and calls `check` where it comes to rest.
+    fn explore(both: Both, faults: usize, of: &[Fault], mut check: impl FnMut(&Both, &[Fault])) {
+        let mut seen = HashSet::new();
+        let mut stack = vec![(both, Vec::new())];
+        while let Some((both, suffered)) = stack.pop() {
+            if !seen.insert(format!("{both:?}{suffered:?}")) {
+                continue;
+            }
+            let next = both.successors();
+            if next.is_empty() {
+                check(&both, &suffered);
+            }
+            stack.extend(next.into_iter().map(|next| (next, suffered.clone())));
+            if suffered.len() < faults {
+                for fault in of {
+                    let mut next = both.clone();
+                    next.suffer(*fault);
+                    stack.push((next, [suffered.as_slice(), &[*fault]].concat()));
+                }
+            }
         }
     }
 
@@ -408,70 +696,59 @@ mod tests {
     #[test]
     fn everything_is_handed_over_in_any_number_of_batches() {
         for batches in [0, 1, 2, 63, 64] {
-            let mut both = Both::new(batches);
-            both.settle(batches);
-            assert_eq!((both.old, both.new), (Offering::Done, Taking::Done));
-            assert!(both.new_accepts && !both.old_accepts && both.finished && both.has_left);
+            let mut both = Both::new(batches, true);
+            both.settle();
+            let Both { old, new, .. } = both;
+            assert_eq!((old.step, new.step), (Offering::Done, Taking::Done));
+            assert!(new.accepts && !new.is_over && !old.accepts && old.is_over);
         }
     }
 
-    /// Cuts the story after each step, in each of the ways that it can end.
+    /// The channel is cut at every message, before and behind it, at either end or at
+    /// both; either end loses its patience at any step; and what the two hear of that
+    /// comes in every order: one of them serves, and knows it.
     #[test]
-    fn somebody_accepts_however_it_ends() {
-        for batches in [0, 3] {
-            for after in 0..40 {
-                let mut both = Both::new(batches);
-                for _ in 0..after {
-                    both.step(batches);
-                }
+    fn one_of_two_that_live_serves_wherever_the_channel_is_cut() {
+        for has_manager in [false, true] {
+            let both = Both::new(2, has_manager);
+            let mut outcomes = [0, 0];
+            explore(both, 2, BREAKS_AND_DELAYS, |both, suffered| {
+                let Both { old, new, .. } = both;
+                let serve = [old.accepts, new.accepts];
+                let told = [!old.is_over, !new.is_over];
+                assert_eq!(serve, told, "{suffered:?}: {both:?}");
+                assert_eq!(serve[0], !serve[1], "{suffered:?}: {both:?}");
+                outcomes[usize::from(serve[1])] += 1;
+            });
+            assert!(outcomes.iter().all(|many| *many > 50), "{outcomes:?}");
+        }
+    }
 
-                // The new one dies; what it said before is still heard.
-                let mut dead = both.clone();
-                dead.to_new.clear();
-                dead.to_old.push(Heard::Lost);
-                while !dead.to_old.is_empty() {
-                    let heard = dead.to_old.remove(0);
-                    dead.old_hears(heard, batches);
-                    dead.to_new.clear();
+    /// Whoever is left serves, if it has everything and the other did not have it for
+    /// good: whatever else goes wrong before and after. Two never do.
+    #[test]
+    fn who_is_left_serves_when_the_other_dies_at_any_moment() {
+        let all = [BREAKS_AND_DELAYS, DEATHS].concat();
+        for has_manager in [false, true] {
+            let both = Both::new(1, has_manager);
+            let mut outcomes = [0, 0, 0];
+            explore(both, 2, &all, |both, suffered| {
+                let Both { old, new, .. } = both;
+                let serve = [old.accepts && !old.is_dead, new.accepts && !new.is_dead];
+                assert_ne!(serve, [true, true], "{suffered:?}: {both:?}");
+                let gave_up = suffered.contains(&Fault::NewIsLate);
+                let is_news = both.has_everything && both.baton != Some("old") && !gave_up;
+                if old.is_dead && !new.is_dead {
+                    assert!(new.accepts || !is_news, "{suffered:?}: {both:?}");
+                    assert_ne!(new.accepts, new.is_over, "{suffered:?}: {both:?}");
+                } else if new.is_dead && !old.is_dead {
+                    let is_gone = old.step == Offering::Done;
+                    assert_ne!(old.accepts, is_gone, "{suffered:?}: {both:?}");
+                    assert_eq!(old.is_over, is_gone, "{suffered:?}: {both:?}");
                 }
-                // Died after everything was handed over: another story.
-                assert!(dead.old_accepts || dead.finished, "{after}: {:?}", dead.old);
-
-                // The old one dies.
-                let mut dead = both.clone();
-                dead.to_old.clear();
-                dead.to_new.push(Told::Lost);
-                while !dead.to_new.is_empty() {
-                    let told = dead.to_new.remove(0);
-                    dead.new_hears(told);
-                    dead.to_old.clear();
-                }
-                assert!(
-                    dead.new_accepts || dead.new_failed,
-                    "{after}: {:?}",
-                    dead.new
-                );
-
-                // Either loses its patience, and the other learns of it.
-                let mut late = both.clone();
-                late.old_hears(Heard::TooLate, batches);
-                late.settle(batches);
-                assert!(
-                    late.old_accepts != late.new_accepts,
-                    "{after}: {:?}",
-                    late.old
-                );
-                let mut late = both.clone();
-                if late.new.patience(PATIENCE).is_some() {
-                    late.new_hears(Told::TooLate);
-                    late.settle(batches);
-                    assert!(
-                        late.old_accepts && !late.new_accepts,
-                        "{after}: {:?}",
-                        late.new
-                    );
-                }
-            }
+                outcomes[serve.iter().position(|it| *it).unwrap_or(2)] += 1;
+            });
+            assert!(outcomes.iter().all(|many| *many > 20), "{outcomes:?}");
         }
     }
 
@@ -543,21 +820,37 @@ mod tests {
 
     #[test]
     fn the_one_that_serves_goes_on_if_it_ends_at_any_step() {
-        use Offering::{Asked, Committed, Done, Failed, Following, Moving, Preparing};
-        for from in [Asked, PARTLY_TAKEN, Preparing, Moving] {
-            assert_eq!(offering(from, Heard::Lost), (Failed, vec![]), "{from:?}");
-            for heard in [Heard::Abort, Heard::TooLate, Heard::Taken(9)] {
-                let answer = offering(from, heard);
-                assert_eq!(answer, (Failed, vec![Do::HangUp]), "{from:?} {heard:?}");
-            }
+        use Offering::{
+            Announcing, Asked, Committed, Deciding, Done, Failed, Following, Moving, Preparing,
+        };
+        assert_eq!(offering(Asked, Heard::Lost), (Failed, vec![]));
+        for heard in [Heard::Abort, Heard::TooLate, Heard::Taken(9)] {
+            let answer = offering(Asked, heard);
+            assert_eq!(answer, (Failed, vec![Do::HangUp]), "{heard:?}");
         }
-        for from in [Committed, Following] {
-            let resumed = offering(from, Heard::Lost);
-            assert_eq!(resumed, (Failed, vec![Do::Resume]), "{from:?}");
-            for heard in [Heard::Abort, Heard::TooLate, Heard::Ready] {
+        for (from, given) in [
+            (PARTLY_TAKEN, Given::Nothing),
+            (Preparing, Given::Nothing),
+            (Moving, Given::Nothing),
+            (Committed, Given::Listeners),
+            (Following, Given::Listeners),
+            (Announcing, Given::Everything),
+        ] {
+            for heard in [Heard::Lost, Heard::Abort, Heard::TooLate, Heard::Taken(9)] {
+                let is_cut = heard == Heard::Lost;
+                let deciding = Deciding { given, is_cut };
                 let answer = offering(from, heard);
-                let wanted = (Failed, vec![Do::HangUp, Do::Resume]);
-                assert_eq!(answer, wanted, "{from:?} {heard:?}");
+                assert_eq!(
+                    answer,
+                    (deciding, vec![Do::Decide]),
+                    "{from:?} hears {heard:?}"
+                );
+                let goes_on = match given {
+                    Given::Nothing => vec![Do::HangUp],
+                    _ => vec![Do::HangUp, Do::Resume],
+                };
+                let answer = offering(deciding, Heard::Decided(true));
+                assert_eq!(answer, (Failed, goes_on), "{from:?}");
             }
         }
         for from in [Done, Failed] {
@@ -567,9 +860,92 @@ mod tests {
         }
     }
 
+    /// It has everything it takes to serve, and learns of it.
+    #[test]
+    fn the_one_that_serves_leaves_the_baton_for_a_while_if_its_own_channel_breaks() {
+        use Offering::{
+            Announcing, Asked, Committed, Deciding, Failed, Following, Moving, Preparing, Waiting,
+        };
+        for (from, given) in [
+            (Preparing, Given::Nothing),
+            (Moving, Given::Nothing),
+            (Committed, Given::Listeners),
+            (Following, Given::Listeners),
+            (Announcing, Given::Everything),
+        ] {
+            let waits = (Waiting(given), vec![]);
+            assert_eq!(offering(from, Heard::Broken), waits, "{from:?}");
+            let is_cut = true;
+            let decides = (Deciding { given, is_cut }, vec![Do::Decide]);
+            assert_eq!(offering(Waiting(given), Heard::TooLate), decides);
+            assert_eq!(offering(Waiting(given), Heard::Moved), waits, "{from:?}");
+        }
+        let announced = (Waiting(Given::Announced), vec![]);
+        let waiting = Waiting(Given::Everything);
+        assert_eq!(offering(waiting, Heard::Announced(true)), announced);
+        // Those that have not.
+        let (given, is_cut) = (Given::Nothing, true);
+        let decides = (Deciding { given, is_cut }, vec![Do::Decide]);
+        assert_eq!(offering(PARTLY_TAKEN, Heard::Broken), decides);
+        assert_eq!(offering(Asked, Heard::Broken), (Failed, vec![]));
+    }
+
+    /// It has the baton, so its channel has ended, as ours is going to.
+    #[test]
+    fn the_one_that_serves_leaves_to_a_successor_that_has_the_baton() {
+        use Offering::{Announcing, Deciding, Done, Overtaken, Yielding};
+        for (given, actions) in [
+            (Given::Nothing, vec![Do::Yield, Do::Announce]),
+            (Given::Listeners, vec![Do::Yield, Do::Announce]),
+            // The service manager is being told already, or has been.
+            (Given::Everything, vec![Do::Yield]),
+            (Given::Announced, vec![Do::Yield, Do::Finish, Do::Leave]),
+        ] {
+            let next = match given {
+                Given::Announced => Done,
+                _ => Yielding,
+            };
+            let yields = (next, actions);
+            let is_cut = Deciding {
+                given,
+                is_cut: true,
+            };
+            assert_eq!(offering(is_cut, Heard::Decided(false)), yields);
+            let is_open = Deciding {
+                given,
+                is_cut: false,
+            };
+            let answer = offering(is_open, Heard::Decided(false));
+            assert_eq!(answer, (Overtaken(given), vec![]));
+            for heard in [Heard::Lost, Heard::Broken, Heard::TooLate] {
+                assert_eq!(offering(Overtaken(given), heard), yields, "{heard:?}");
+            }
+            // What it had said before.
+            for heard in [Heard::Serving, Heard::Moved, Heard::Abort] {
+                for from in [Overtaken(given), Yielding] {
+                    assert_eq!(offering(from, heard), (from, vec![]), "{heard:?}");
+                }
+            }
+        }
+        let leaves = (Done, vec![Do::Finish, Do::Leave]);
+        for told in [true, false] {
+            assert_eq!(offering(Yielding, Heard::Announced(told)), leaves);
+            let overtaken = Overtaken(Given::Everything);
+            let announced = (Overtaken(Given::Announced), vec![]);
+            assert_eq!(offering(overtaken, Heard::Announced(told)), announced);
+        }
+        assert_eq!(
+            offering(Announcing, Heard::Announced(false)),
+            leaves,
+            "as one that has said everything"
+        );
+    }
+
     #[test]
     fn steps_of_the_one_that_takes_over_follow_each_other() {
-        use Taking::{Adopting, Asking, Done, Orphaned, Ready, Serving};
+        use Taking::{Adopting, Asking, Deciding, Done, Orphaned, Ready, Serving};
+        let ready = Deciding { accepts: false };
+        let serving = Deciding { accepts: true };
         let receiving = |received, batches| Taking::Receiving { received, batches };
         for (from, told, to, acts) in [
             (Asking, Told::Offer(0), Adopting, vec![Act::Adopt]),
@@ -590,11 +966,21 @@ mod tests {
             (Ready, Told::Commit, Serving, vec![Act::SaySo, Act::Serve]),
             (Serving, Told::Done, Done, vec![Act::Finish]),
             // Whoever has everything serves, if there is nobody else.
-            (Ready, Told::Lost, Done, vec![Act::Serve, Act::Finish]),
-            (Serving, Told::Lost, Done, vec![Act::Finish]),
+            (Ready, Told::Lost, ready, vec![Act::Decide]),
+            (Serving, Told::Lost, serving, vec![Act::Decide]),
+            (Ready, Told::Broken, ready, vec![Act::Decide]),
+            (Serving, Told::Broken, serving, vec![Act::Decide]),
             (Adopting, Told::Lost, Orphaned, vec![]),
+            (Adopting, Told::Broken, Orphaned, vec![]),
             (Orphaned, Told::Lost, Orphaned, vec![]),
-            (Orphaned, Told::Adopted, Done, vec![Act::Serve, Act::Finish]),
+            (Orphaned, Told::Adopted, ready, vec![Act::Decide]),
+            (
+                ready,
+                Told::Decided(true),
+                Done,
+                vec![Act::Serve, Act::Finish],
+            ),
+            (serving, Told::Decided(true), Done, vec![Act::Finish]),
         ] {
             assert_eq!(taking(from, told), (to, acts), "{from:?} {told:?}");
         }
@@ -602,7 +988,7 @@ mod tests {
 
     #[test]
     fn the_one_that_takes_over_lets_go_if_it_ends_at_any_step() {
-        use Taking::{Adopting, Asking, Done, Failed, Orphaned, Ready, Serving};
+        use Taking::{Adopting, Asking, Deciding, Done, Failed, Orphaned, Ready, Serving};
         let gives_up = (Failed, vec![Act::HangUp, Act::Fail]);
         for from in [Asking, PARTLY_RECEIVED, Adopting, Orphaned, Ready] {
             for told in [Told::Abort, Told::TooLate, Told::NotAdopted, Told::Done] {
@@ -610,8 +996,17 @@ mod tests {
             }
         }
         for from in [Asking, PARTLY_RECEIVED] {
-            let gone = taking(from, Told::Lost);
-            assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
+            for told in [Told::Lost, Told::Broken] {
+                let gone = taking(from, told);
+                assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
+            }
+        }
+        for (accepts, acts) in [
+            (false, vec![Act::Fail]),
+            (true, vec![Act::Withdraw, Act::Fail]),
+        ] {
+            let lost = taking(Deciding { accepts }, Told::Decided(false));
+            assert_eq!(lost, (Failed, acts));
         }
         assert_eq!(
             taking(Asking, Told::Refused(Refusal::Busy)),
@@ -632,23 +1027,30 @@ mod tests {
     #[test]
     fn steps_that_wait_for_the_other_have_a_limit() {
         use Offering::{
-            Announcing, Asked, Committed, Done, Failed, Following, Moving, Parting, Preparing,
+            Announcing, Asked, Committed, Deciding, Done, Failed, Following, Moving, Overtaken,
+            Parting, Preparing, Waiting, Yielding,
         };
+        let given = Given::Nothing;
+        let is_cut = true;
+        let deciding = Deciding { given, is_cut };
         let limits = Patience {
             answer: Duration::from_secs(1),
             ready: Duration::from_secs(2),
             manager: Duration::from_secs(3),
         };
-        for step in [Asked, PARTLY_TAKEN, Committed] {
+        let waiting = Waiting(given);
+        for step in [Asked, PARTLY_TAKEN, Committed, waiting, Overtaken(given)] {
             assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
         }
         assert_eq!(Preparing.patience(limits), Some(limits.ready));
         let parting = limits.manager + limits.answer;
         assert_eq!(Parting.patience(limits), Some(parting));
-        for step in [Moving, Following, Announcing, Done, Failed] {
+        for step in [
+            Moving, Following, Announcing, deciding, Yielding, Done, Failed,
+        ] {
             assert_eq!(step.patience(limits), None, "{step:?}");
         }
-        let moving = [
+        let all = [
             Asked,
             PARTLY_TAKEN,
             Preparing,
@@ -657,12 +1059,17 @@ mod tests {
             Following,
             Announcing,
             Parting,
+            waiting,
+            deciding,
+            Overtaken(given),
+            Yielding,
             Done,
             Failed,
-        ]
-        .map(Offering::is_moving);
-        let wanted = [3, 5].map(|place| place as usize);
-        assert!((0..moving.len()).all(|place| moving[place] == wanted.contains(&place)));
+        ];
+        let wanted = [Moving, Following];
+        assert!(all.iter().all(|it| it.is_moving() == wanted.contains(it)));
+        let wanted = [Done, Failed];
+        assert!(all.iter().all(|it| it.is_over() == wanted.contains(it)));
         for step in [Taking::Asking, PARTLY_RECEIVED, Taking::Ready] {
             assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
         }
@@ -670,6 +1077,7 @@ mod tests {
             Taking::Adopting,
             Taking::Orphaned,
             Taking::Serving,
+            Taking::Deciding { accepts: true },
             Taking::Done,
             Taking::Failed,
         ] {
@@ -706,7 +1114,7 @@ mod tests {
     /// It has everything: nothing that happens then is taken back.
     #[test]
     fn manager_is_told_before_the_successor_and_left_after_it() {
-        use Offering::{Announcing, Done, Failed, Following, Parting};
+        use Offering::{Announcing, Done, Following, Parting};
         let step = |from: Offering, heard| {
             let mut machine = from;
             let actions = machine.hear(heard).to_vec();
@@ -725,11 +1133,6 @@ mod tests {
             step(Announcing, Heard::Announced(false)),
             (Done, vec![Do::Finish, Do::Leave])
         );
-        assert_eq!(step(Announcing, Heard::Lost), (Failed, vec![Do::Resume]));
-        assert_eq!(
-            step(Announcing, Heard::Abort),
-            (Failed, vec![Do::HangUp, Do::Resume])
-        );
         for heard in [Heard::Parted, Heard::Lost, Heard::TooLate, Heard::Abort] {
             assert_eq!(step(Parting, heard), (Done, vec![Do::Leave]), "{heard:?}");
         }
@@ -741,13 +1144,13 @@ mod tests {
             taken: 1,
             batches: 3,
         };
-        assert_eq!(old.hear(Heard::Taken(2)), [Do::HangUp]);
+        assert_eq!(old.hear(Heard::Taken(2)), [Do::Decide]);
         let mut old = Offering::Preparing;
-        assert_eq!(old.hear(Heard::Serving), [Do::HangUp]);
+        assert_eq!(old.hear(Heard::Serving), [Do::Decide]);
         let mut old = Offering::Moving;
-        assert_eq!(old.hear(Heard::Ready), [Do::HangUp]);
+        assert_eq!(old.hear(Heard::Ready), [Do::Decide]);
         let mut old = Offering::Following;
-        assert_eq!(old.hear(Heard::Ready), [Do::HangUp, Do::Resume]);
+        assert_eq!(old.hear(Heard::Ready), [Do::Decide]);
         let mut new = Taking::Receiving {
             received: 0,
             batches: 2,

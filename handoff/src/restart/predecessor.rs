@@ -8,12 +8,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, CloseReason, Context, Factory, PassedDescriptor, UnixTransport, UnixTransportHandle,
+    Address, CloseReason, Context, Factory, NotSent, PassedDescriptor, UnixTransport,
+    UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Reactor};
 use bowline_transport::{ChildProcess, ChildWatch};
 
 use super::attempt::Attempt;
+use super::baton::Baton;
 use super::error::RestartError;
 use super::handshake::{Do, Heard, Offering, batches};
 use super::messages::{FromPredecessor, FromSuccessor, Offered, Refusal};
@@ -57,6 +59,14 @@ struct Applicant {
     channel: Option<UnixTransportHandle>,
     peer: Peer,
     deadline: Option<DelayedCall>,
+    /// The channel has ended, and there is something left to do.
+    has_ended: bool,
+    /// It has broken here.
+    is_broken: bool,
+    /// Who serves where it cannot be said, once it has everything it takes to serve.
+    baton: Option<Baton>,
+    /// Whether that was ours, once it was asked.
+    has_baton: Option<bool>,
     /// What the service manager is told of it, by its number.
     announcement: Option<u64>,
     moving: Moving,
@@ -93,6 +103,13 @@ impl OnItsWay {
                 *self = other;
                 None
             }
+        }
+    }
+
+    /// That it is to go has not left.
+    fn was_not_told(&mut self) {
+        if let Some((number, batch)) = self.take_gone() {
+            *self = Self::Offered(number, batch);
         }
     }
 
@@ -152,11 +169,13 @@ impl<T: UnixTransport> ChannelReceiver<T> for ApplicantEnd {
         }
         if let Some(id) = self.applicant.take() {
             let predecessor = Rc::clone(&self.predecessor);
+            if matches!(reason, CloseReason::ReactorStopped) {
+                // This process ends, and decides nothing any more.
+                return predecessor.remove(cx.reactor, id);
+            }
             let has_ended = has_peer_ended(error, reason);
-            cx.reactor.defer(move |reactor| {
-                predecessor.hear(reactor, id, Heard::Lost);
-                predecessor.remove(reactor, id, has_ended);
-            });
+            cx.reactor
+                .defer(move |reactor| predecessor.channel_ended(reactor, id, has_ended));
         }
     }
 }
@@ -278,6 +297,10 @@ impl Predecessor {
             channel: Some(channel),
             peer: peer.clone(),
             deadline: None,
+            has_ended: false,
+            is_broken: false,
+            baton: None,
+            has_baton: None,
             announcement: None,
             moving: Moving::default(),
         };
@@ -287,25 +310,51 @@ impl Predecessor {
 
     /// Its channel is no more: it has ended at the other end, which was heard to its last
     /// word, or here.
-    fn remove(&self, reactor: &mut Reactor, id: u64, has_ended: bool) {
+    fn channel_ended(self: &Rc<Self>, reactor: &mut Reactor, id: u64, has_ended: bool) {
+        let is_heard = self.with(id, |applicant| {
+            applicant.has_ended = true;
+            applicant.is_broken = !has_ended;
+            has_ended && applicant.channel.is_some()
+        });
+        // What the successor did not say that it serves, it does not serve. But who did
+        // not listen to the end does not know what it said; and one that lives takes us
+        // for dead, and everything for its own. A connection that has gone on there must
+        // not go on here.
+        if is_heard == Some(true)
+            && let Some(batch) = self.take_on_its_way(id)
+        {
+            batch.roll_back(reactor, &self.server.list);
+        }
+        let heard = match has_ended {
+            true => Heard::Lost,
+            false => Heard::Broken,
+        };
+        self.hear(reactor, id, heard);
+    }
+
+    fn take_on_its_way(&self, id: u64) -> Option<Batch> {
+        let taken = |applicant: &mut Applicant| std::mem::take(&mut applicant.moving.on_its_way);
+        match self.with(id, taken)? {
+            OnItsWay::Nothing => None,
+            OnItsWay::Offered(_, batch) | OnItsWay::Gone(_, batch) => Some(batch),
+        }
+    }
+
+    fn remove_if_over(&self, reactor: &mut Reactor, id: u64) {
+        let is_over = |applicant: &mut Applicant| applicant.has_ended && applicant.step.is_over();
+        if self.with(id, is_over) == Some(true) {
+            self.remove(reactor, id);
+        }
+    }
+
+    fn remove(&self, reactor: &mut Reactor, id: u64) {
+        if let Some(batch) = self.take_on_its_way(id) {
+            leave_to_successor(&batch);
+        }
         let applicant = self.state.borrow_mut().applicants.remove(&id);
-        let Some(applicant) = applicant else { return };
-        if let Some(deadline) = applicant.deadline {
+        if let Some(deadline) = applicant.and_then(|it| it.deadline) {
             // It may have passed.
             let _ = deadline.cancel(reactor);
-        }
-        let (OnItsWay::Offered(_, batch) | OnItsWay::Gone(_, batch)) = applicant.moving.on_its_way
-        else {
-            return;
-        };
-        // What the successor did not say that it serves, it does not serve. But who did
-        // not listen to the end does not know what it said; and one that lives takes
-        // us for dead, and everything for its own. A connection that has gone on there
-        // must not go on here.
-        if has_ended && applicant.channel.is_some() {
-            batch.roll_back(reactor, &self.server.list);
-        } else {
-            leave_to_successor(&batch);
         }
     }
 
@@ -350,42 +399,55 @@ impl Predecessor {
         Ok(batches(listeners.len()).unwrap_or(0))
     }
 
-    /// Takes the steps that follow from what was heard.
+    /// Takes the steps that follow from what was heard, and tells the program if they end
+    /// the attempt.
     fn hear(self: &Rc<Self>, reactor: &mut Reactor, id: u64, heard: Heard) {
-        let actions = self.with(id, |applicant| {
-            log::trace!(target: log::HANDOFF, "{:?} hears {heard:?}", applicant.step);
-            applicant.step.hear(heard)
-        });
-        let Some(actions) = actions else { return };
-        for action in actions {
-            self.carry_out(reactor, id, *action, heard);
-        }
+        self.take_steps(reactor, id, heard);
         self.set_deadline(reactor, id);
-        let has_failed = {
+        let failed = {
             let state = self.state.borrow();
-            let step = state.applicants.get(&id).map(|it| it.step);
-            state.attempt.is_of(id) && step == Some(Offering::Failed)
+            let applicant = state.applicants.get(&id);
+            let failed = applicant.filter(|it| it.step == Offering::Failed);
+            failed
+                .filter(|_| state.attempt.is_of(id))
+                .map(|it| it.has_ended)
         };
-        if has_failed {
+        if let Some(has_ended) = failed {
             let error = match heard {
-                Heard::Lost => RestartError::Lost,
+                _ if has_ended => RestartError::Lost,
                 Heard::TooLate => RestartError::TimedOut,
                 _ => RestartError::GaveUp,
             };
             self.attempt_failed(reactor, error);
         }
+        self.remove_if_over(reactor, id);
+    }
+
+    fn take_steps(self: &Rc<Self>, reactor: &mut Reactor, id: u64, heard: Heard) {
+        let actions = self.with(id, |applicant| {
+            log::trace!(target: log::HANDOFF, "{:?} hears {heard:?}", applicant.step);
+            applicant.step.hear(heard)
+        });
+        for action in actions.unwrap_or_default() {
+            self.carry_out(reactor, id, *action, heard);
+        }
+    }
+
+    /// Whether this process is the one that serves, where the two cannot say.
+    fn decide(&self, id: u64) -> bool {
+        let is_ours = self.with(id, |applicant| {
+            let baton = applicant.baton.take();
+            *applicant
+                .has_baton
+                .get_or_insert_with(|| baton.is_none_or(Baton::take))
+        });
+        is_ours == Some(true)
     }
 
     fn carry_out(self: &Rc<Self>, reactor: &mut Reactor, id: u64, action: Do, heard: Heard) {
         match action {
             Do::Refuse(refusal) => self.refuse(reactor, id, refusal),
-            Do::Offer => {
-                let count = self.server.listeners.borrow().len();
-                let batches = batches(count).unwrap_or(0);
-                let notifier = self.server.settings.notifier.as_ref();
-                let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
-                self.say(reactor, id, &FromPredecessor::Offer { batches, watched });
-            }
+            Do::Offer => self.offer(reactor, id),
             Do::Send(batch) => self.send_listeners(reactor, id, batch),
             Do::Commit => {
                 self.server.withdraw(reactor);
@@ -403,6 +465,23 @@ impl Predecessor {
                 }
                 self.hang_up(reactor, id);
                 self.leave(reactor);
+            }
+            Do::Decide => {
+                let is_ours = self.decide(id);
+                if !is_ours {
+                    log::warn!(target: log::HANDOFF, "the successor serves, and could not say so");
+                }
+                self.take_steps(reactor, id, Heard::Decided(is_ours));
+            }
+            Do::Yield => {
+                self.server.withdraw(reactor);
+                self.server.life.set(Life::HandedOver);
+                let is_broken = self.with(id, |applicant| applicant.is_broken);
+                if is_broken == Some(true)
+                    && let Some(batch) = self.take_on_its_way(id)
+                {
+                    leave_to_successor(&batch);
+                }
             }
             Do::Resume => {
                 self.take_announcement_back(id);
@@ -451,19 +530,18 @@ impl Predecessor {
     }
 
     fn is_late(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
-        let has_gone =
-            |applicant: &mut Applicant| matches!(applicant.moving.on_its_way, OnItsWay::Gone(..));
-        if self.with(id, has_gone) == Some(true) {
-            // It may serve them already, and does not say so: taking them back is safe
-            // only once it is dead, of which its channel tells.
-            if self.state.borrow().attempt.kill_served() {
-                return;
-            }
-            // Not ours to kill: they are its own, for better or worse.
-            let gone = self.with(id, |applicant| applicant.moving.on_its_way.take_gone());
-            if let Some((_, batch)) = gone.flatten() {
-                leave_to_successor(&batch);
-            }
+        let has_gone = |applicant: &mut Applicant| {
+            let has_gone = matches!(applicant.moving.on_its_way, OnItsWay::Gone(..));
+            has_gone && !applicant.has_ended
+        };
+        // It may serve them already, and does not say so: taking them back is safe only
+        // once it is dead, of which its channel tells. One that is not ours to kill keeps
+        // them, for better or worse.
+        if self.with(id, has_gone) == Some(true)
+            && self.decide(id)
+            && self.state.borrow().attempt.kill_served()
+        {
+            return;
         }
         self.hear(reactor, id, Heard::TooLate);
     }
@@ -510,11 +588,62 @@ impl Predecessor {
         }
     }
 
+    /// Calls `then` if the channel ends before what was said last has left.
+    fn unless_sent(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: u64,
+        then: impl FnOnce(&Self, &mut Reactor) + 'static,
+    ) {
+        let channel = self.with(id, |applicant| applicant.channel).flatten();
+        if let Some(channel) = channel.and_then(|channel| reactor.get(channel)) {
+            let position = channel.bytes_sent() + channel.unsent_bytes() as u64;
+            let this = Rc::clone(self);
+            let told = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
+                if sent.is_err() {
+                    then(&this, reactor);
+                }
+            };
+            channel.when_sent(position, Box::new(told));
+        }
+    }
+
     fn hang_up(&self, reactor: &mut Reactor, id: u64) {
         let channel = self.with(id, |applicant| applicant.channel.take());
         if let Some(channel) = channel.flatten().and_then(|channel| reactor.get(channel)) {
             channel.lose_connection_within(FAREWELL);
         }
+    }
+
+    fn offer(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let count = self.server.listeners.borrow().len();
+        let batches = batches(count).unwrap_or(0);
+        let notifier = self.server.settings.notifier.as_ref();
+        let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
+        let message = FromPredecessor::Offer { batches, watched };
+        let made = Baton::new().and_then(|baton| {
+            let theirs = baton.share()?;
+            Ok((baton, theirs))
+        });
+        let is_said = match made {
+            Ok((baton, theirs)) => {
+                self.with(id, |applicant| applicant.baton = Some(baton));
+                self.say_with(reactor, id, &message, vec![theirs.into()])
+            }
+            Err(error) => {
+                log::warn!(target: log::HANDOFF, "cannot offer what is listened on: {error}");
+                false
+            }
+        };
+        if !is_said {
+            self.give_up(reactor, id);
+        }
+    }
+
+    /// Later, from inside of what the machine asked for.
+    fn give_up(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        let this = Rc::clone(self);
+        reactor.defer(move |reactor| this.hear(reactor, id, Heard::Abort));
     }
 
     fn send_listeners(self: &Rc<Self>, reactor: &mut Reactor, id: u64, batch: u32) {
@@ -548,9 +677,7 @@ impl Predecessor {
             listeners: offered,
         };
         if failed || !self.say_with(reactor, id, &message, descriptors) {
-            // Later: this is inside of what the machine asked for.
-            let this = Rc::clone(self);
-            reactor.defer(move |reactor| this.hear(reactor, id, Heard::Abort));
+            self.give_up(reactor, id);
         }
     }
 
@@ -616,6 +743,10 @@ impl Predecessor {
             return self.hear(reactor, id, Heard::Abort);
         }
         self.set_on_its_way(reactor, id, OnItsWay::Offered(number, batch));
+        // Then it is not on its way.
+        self.unless_sent(reactor, id, move |this, reactor| {
+            this.take_back(reactor, id, false);
+        });
     }
 
     fn set_on_its_way(self: &Rc<Self>, reactor: &mut Reactor, id: u64, on_its_way: OnItsWay) {
@@ -644,6 +775,9 @@ impl Predecessor {
         batch.return_refused(reactor, &self.server.list, refused);
         self.say(reactor, id, &FromPredecessor::Go { batch: number });
         self.set_on_its_way(reactor, id, OnItsWay::Gone(number, batch));
+        self.unless_sent(reactor, id, move |this, _| {
+            this.with(id, |applicant| applicant.moving.on_its_way.was_not_told());
+        });
     }
 
     fn batch_lives(self: &Rc<Self>, reactor: &mut Reactor, id: u64, number: u32) {

@@ -14,6 +14,7 @@ use bowline_protocol::{
 use bowline_reactor::{DelayedCall, Reactor};
 
 use super::Restart;
+use super::baton::Baton;
 use super::control::CONTROL;
 use super::error::RestartError;
 use super::handshake::{Act, Taking, Told};
@@ -49,6 +50,8 @@ struct TakeOver {
     /// Whom the service manager was to watch in the first place, or 0.
     watched: u32,
     deadline: Option<DelayedCall>,
+    /// Who serves where the two cannot say.
+    baton: Option<Baton>,
     inherited: Inherited,
     files: Vec<(String, SocketFile)>,
     /// Connections that are here and not served yet.
@@ -129,6 +132,7 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
             pid: peer.pid,
             watched: 0,
             deadline: None,
+            baton: None,
             inherited: Inherited::new(),
             files: Vec::new(),
             prepared: BTreeMap::new(),
@@ -154,14 +158,14 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
         }
         let successor = Rc::clone(&self.successor);
         if self.is_made {
-            let is_alone = has_peer_ended(error, reason);
-            cx.reactor.defer(move |reactor| {
-                if !is_alone {
-                    // The channel broke here: the predecessor lives, and goes on.
-                    successor.hear(reactor, Told::Abort);
-                }
-                successor.predecessor_is_gone(reactor);
-            });
+            let told = match reason {
+                _ if has_peer_ended(error, reason) => Told::Lost,
+                // This process ends, and decides nothing any more.
+                CloseReason::ReactorStopped => Told::Abort,
+                _ => Told::Broken,
+            };
+            cx.reactor
+                .defer(move |reactor| successor.channel_ended(reactor, told));
         } else if error.is_none() && self.again > 0 {
             let again = self.again - 1;
             cx.reactor.call_later(LOOK_AGAIN_AFTER, move |reactor| {
@@ -249,7 +253,10 @@ impl Successor {
 
     fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
         // Nobody is going to claim what was inherited.
-        let received = self.with(|take_over| std::mem::take(&mut take_over.inherited));
+        let received = self.with(|take_over| {
+            take_over.baton = None;
+            std::mem::take(&mut take_over.inherited)
+        });
         drop((received, self.inherited.take()));
         self.restart.server.not_started(reactor, error);
     }
@@ -258,7 +265,10 @@ impl Successor {
     /// go, if there is one.
     fn serve(self: &Rc<Self>, reactor: &mut Reactor, start: Start) {
         // The processes in whose place this one serves.
-        let heir_of = self.with(|take_over| [take_over.pid, take_over.watched]);
+        let heir_of = self.with(|take_over| {
+            take_over.baton = None;
+            [take_over.pid, take_over.watched]
+        });
         // Where it is of nobody, that is no process either.
         let heir_of = heir_of.into_iter().flatten();
         let heir_of: Vec<_> = heir_of.filter(|pid| *pid != 0).collect();
@@ -279,10 +289,19 @@ impl Successor {
         } = incoming;
         let told = match message {
             FromPredecessor::Refused { refusal } => Told::Refused(refusal),
-            FromPredecessor::Offer { batches, watched } => {
-                self.with(|take_over| take_over.watched = watched);
-                Told::Offer(batches)
-            }
+            FromPredecessor::Offer { batches, watched } => match descriptors.into_iter().next() {
+                Some(baton) => {
+                    self.with(|take_over| {
+                        take_over.watched = watched;
+                        take_over.baton = Some(baton.into());
+                    });
+                    Told::Offer(batches)
+                }
+                None => {
+                    log::warn!(target: log::HANDOFF, "an offer came without its descriptor");
+                    Told::Abort
+                }
+            },
             FromPredecessor::Listeners { batch, listeners } => {
                 if listeners.len() == descriptors.len() {
                     self.keep_listeners(listeners, descriptors);
@@ -340,6 +359,7 @@ impl Successor {
                 Act::SayReady => self.answer(reactor, &FromSuccessor::Ready),
                 Act::SaySo => self.answer(reactor, &FromSuccessor::Serving),
                 Act::Serve => server.accept(reactor),
+                Act::Decide => self.decide(reactor),
                 Act::Finish => {
                     let pid = self.with(|take_over| take_over.pid).unwrap_or(0);
                     let connections = server.moved.get();
@@ -496,24 +516,43 @@ impl Successor {
         }
     }
 
-    fn predecessor_is_gone(self: &Rc<Self>, reactor: &mut Reactor) {
-        let found = self.with(|take_over| {
-            let batches: Vec<_> = take_over.prepared.keys().copied().collect();
-            (take_over.step, batches)
-        });
-        let Some((step, batches)) = found else {
-            return;
-        };
-        // Those of which we have said that they live are served. One that took the
-        // others back has said so. One that has died has not, and then nobody else has
-        // them.
-        for batch in batches {
-            if step == Taking::Failed {
-                self.with(|take_over| take_over.prepared.remove(&batch));
-            } else {
-                self.serve_batch(reactor, batch);
-            }
+    // The end.
+
+    fn channel_ended(self: &Rc<Self>, reactor: &mut Reactor, told: Told) {
+        if told != Told::Lost {
+            // The predecessor has heard all that we said, and takes back what we did not
+            // say that we serve.
+            self.drop_prepared();
         }
-        self.hear(reactor, Told::Lost);
+        self.hear(reactor, told);
+        match self.with(|take_over| take_over.step) {
+            Some(Taking::Failed) => self.drop_prepared(),
+            _ => self.serve_prepared(reactor),
+        }
+    }
+
+    /// The channel is gone: takes the baton, if the predecessor has not.
+    fn decide(self: &Rc<Self>, reactor: &mut Reactor) {
+        let baton = self.with(|take_over| take_over.baton.take());
+        let is_ours = baton.flatten().is_none_or(Baton::take);
+        if is_ours {
+            // Nobody else has them.
+            self.serve_prepared(reactor);
+        }
+        self.hear(reactor, Told::Decided(is_ours));
+    }
+
+    /// Those of which we have said that they live are served. One that took the others
+    /// back has said so, or has the baton.
+    fn serve_prepared(&self, reactor: &mut Reactor) {
+        let batches = self.with(|take_over| take_over.prepared.keys().copied().collect());
+        let batches: Vec<_> = batches.unwrap_or_default();
+        for batch in batches {
+            self.serve_batch(reactor, batch);
+        }
+    }
+
+    fn drop_prepared(&self) {
+        drop(self.with(|take_over| std::mem::take(&mut take_over.prepared)));
     }
 }

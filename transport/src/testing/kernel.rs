@@ -157,6 +157,7 @@ impl SimulatedKernel {
             random: Random::new(seed),
             ends: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            made: Vec::new(),
             arrived: BTreeMap::new(),
             senders: BTreeMap::new(),
             parked: Vec::new(),
@@ -254,6 +255,7 @@ impl SimulatedKernel {
         if let Some(listening) = state.listeners.get_mut(&listener) {
             listening.waiting.push_back(theirs);
         }
+        state.made.push((name.to_owned(), ours, theirs));
         state.raise_listener(listener);
         state.note::<()>(8, listener, &Ok(theirs.0 as usize));
         drop(state);
@@ -374,6 +376,18 @@ impl SimulatedKernel {
         let mut state = self.state.borrow_mut();
         let listener = state.listener_called(name)?;
         Some(!state.is_bound_only(listener))
+    }
+
+    /// The ends of the connections that were made to listeners of that name, in the order
+    /// in which they were: whose end connected, and whose accepted, or will. Those of
+    /// which an end is closed are left out.
+    pub fn connected(&self, name: &str) -> Vec<(SocketId, SocketId)> {
+        let state = self.state.borrow();
+        let is_open = |id: &SocketId| state.ends.contains_key(id);
+        let made = state.made.iter().filter(|(to, ..)| to == name);
+        made.map(|(_, one, other)| (*one, *other))
+            .filter(|(one, other)| is_open(one) && is_open(other))
+            .collect()
     }
 
     /// Takes the first connection that waits.
@@ -703,6 +717,8 @@ struct State {
     /// Ordered, so that nothing depends on how names are hashed.
     ends: BTreeMap<SocketId, SimulatedEnd>,
     listeners: BTreeMap<SocketId, Listening>,
+    /// Which connections were made, and to listeners of which name.
+    made: Vec<(String, SocketId, SocketId)>,
     /// Datagrams that wait, and who sends them.
     arrived: BTreeMap<SocketId, Arrived>,
     senders: BTreeMap<SocketId, Sending>,

@@ -31,7 +31,7 @@ impl Sleeper {
     }
 
     /// Whether it was not killed: it does not answer even if it is not dead yet.
-    fn lives(&mut self) -> bool {
+    pub(super) fn lives(&mut self) -> bool {
         self.input.write_all(b"?").is_ok() && matches!(self.output.read(&mut [0]), Ok(1))
     }
 }
@@ -286,7 +286,7 @@ fn only_the_child_is_served_while_there_is_one() {
     let hand = stage.successor(child.pid);
     hand.send(&take(0), &[]);
     stage.settle();
-    assert_eq!(hand.hears()[0], "offer 1");
+    assert_eq!(hand.hears()[0], "offer 1 [1]");
     // Once.
     let again = stage.successor(child.pid);
     again.send(&take(0), &[]);

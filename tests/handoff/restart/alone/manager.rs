@@ -8,9 +8,7 @@ use std::rc::Rc;
 use bowline::handoff::restart::RestartSettings;
 use bowline::handoff::systemd::{Notice, Notifier, Watchdog};
 
-use super::wire::{
-    Hand, commit, done, gives_up, listeners, offer_of, parted, ready, serving, take, taken,
-};
+use super::wire::{Hand, commit, done, gives_up, listeners, parted, ready, serving, take, taken};
 use super::{Server, Stage, ms};
 
 /// The limit, unlike any other of the stage's.
@@ -174,7 +172,7 @@ fn taking_over(
     let control = stage.predecessor();
     let new = stage.begin_only(settings, "new", &[]);
     let hand = stage.found(&control);
-    hand.send(&offer_of(1, watched), &[]);
+    hand.offer_of(1, watched);
     hand.send(&listeners(0, &[("control", None)]), &[control.as_fd()]);
     stage.settle();
     hand.send(&commit(), &[]);
@@ -240,9 +238,9 @@ fn watchdog_is_for_whoever_serves() {
         next.send(&take(0), &[]);
         stage.settle();
         let offer = if is_for_us {
-            format!("offer 1 watched {named}")
+            format!("offer 1 watched {named} [1]")
         } else {
-            "offer 1".into()
+            "offer 1 [1]".into()
         };
         assert_eq!(next.hears()[0], offer);
         for message in [taken(0), ready(), serving()] {

@@ -3,6 +3,7 @@
 use super::children::{Sleeper, reap};
 use super::wire::{
     Hand, NONSENSE, connections, gives_up, live, nothing, prepared, ready, serving, take, taken,
+    takes,
 };
 use super::{Client, Server, Stage, ms};
 use crate::capture;
@@ -31,10 +32,14 @@ fn ready_one(stage: &mut Stage, max_payload: u32) -> Hand {
 }
 
 fn make_ready(stage: &mut Stage, hand: &Hand) {
-    for message in [take(0), taken(0)] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    hand.send(&take(0), &[]);
+    stage.settle();
+    make_ready_after_take(stage, hand);
+}
+
+fn make_ready_after_take(stage: &mut Stage, hand: &Hand) {
+    hand.send(&taken(0), &[]);
+    stage.settle();
     hand.hears();
     hand.descriptors.borrow_mut().clear();
     hand.send(&ready(), &[]);
@@ -212,7 +217,7 @@ fn connection_that_came_back_moves_with_the_next_successor() {
     drop(hand);
     stage.settle();
     let gone = "goes on: the other process is gone";
-    let wanted = ["packs 0", "packs 1", gone, "0 reattached", "1 reattached"];
+    let wanted = ["packs 0", "packs 1", "0 reattached", "1 reattached", gone];
     assert_eq!(server.events(), wanted);
     let new = stage.begin("new", &["web"]);
     let events = new.events();
@@ -363,7 +368,7 @@ fn connections_of_a_child_that_hangs_when_told_to_go_come_back_when_it_is_dead()
     // What the kernel does when the process ends.
     drop(hand);
     stage.settle();
-    let events = ["goes on: the other process is gone", "0 reattached"];
+    let events = ["0 reattached", "goes on: the other process is gone"];
     assert_eq!(server.events(), events);
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
 }
@@ -389,14 +394,15 @@ fn connections_of_a_child_that_dies_when_told_to_go_come_back_at_once() {
     assert_eq!(events[2..], ["goes on: the other process is gone"]);
 }
 
-/// It may have begun to serve them, and what it said of that is not heard any more:
-/// nobody could go on where it was.
+/// A child that does nothing about it in its time is killed. Told to go, it may have begun
+/// to serve them, and what it said of that is not heard any more: nobody could go on where
+/// it was.
 #[test]
 fn connections_of_a_child_whose_channel_breaks_end_with_it() {
     for has_gone in [false, true] {
         let mut stage = Stage::new();
         let (server, mut clients) = serving_clients(&mut stage, 1);
-        let child = Sleeper::start(&mut stage, &server);
+        let mut child = Sleeper::start(&mut stage, &server);
         let hand = stage.successor(child.pid);
         make_ready(&mut stage, &hand);
         if has_gone {
@@ -406,11 +412,123 @@ fn connections_of_a_child_whose_channel_breaks_end_with_it() {
         hand.send(&nothing(NONSENSE), &[]);
         stage.settle();
         assert_eq!(clients[0].hears(), "", "it may serve");
+        stage.advance(ms(999));
+        assert!(child.lives() && server.restart.is_under_way());
+        let mut next = stage.client("web");
+        assert_eq!(stage.ask(&mut next, "who"), "old 1", "it serves meanwhile");
+        stage.tell(&mut next, "stay");
+        stage.advance(ms(1));
         // It was killed for that, and may have ended before already.
         reap(&mut stage, child.pid);
         let gone = "goes on: the other process is gone";
-        assert_eq!(server.events(), ["packs 0", gone]);
+        let back = "0 reattached";
+        let wanted = match has_gone {
+            true => vec!["packs 0", gone],
+            false => vec!["packs 0", back, gone],
+        };
+        assert_eq!(server.events(), wanted);
         // What the kernel does when the process ends.
+        drop(hand);
+        if has_gone {
+            assert_eq!(clients[0].hears(), "lost");
+        } else {
+            assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+        }
+    }
+}
+
+/// A successor whose channel has broken serves without it, if it has everything. What it
+/// has not said to serve it does not: that stays here, to its end.
+#[test]
+fn connections_that_are_on_their_way_to_one_that_serves_without_its_channel_stay() {
+    for has_gone in [false, true] {
+        for is_late in [false, true] {
+            let mut stage = Stage::new();
+            let (server, mut clients) = serving_clients(&mut stage, 1);
+            let mut child = Sleeper::start(&mut stage, &server);
+            let hand = stage.successor(child.pid);
+            hand.send(&take(0), &[]);
+            stage.settle();
+            let baton = hand.baton();
+            make_ready_after_take(&mut stage, &hand);
+            if has_gone {
+                hand.send(&prepared(1, &[]), &[]);
+                stage.settle();
+            }
+            assert!(takes(baton));
+            if is_late {
+                // Its end is heard of some time later.
+                stage.advance(ms(1_000));
+                assert_eq!(server.events(), ["packs 0"]);
+            }
+            assert!(child.lives(), "it serves");
+            drop(hand);
+            stage.settle();
+            let wanted = match is_late {
+                true => vec!["0 reattached", "handed over"],
+                false => vec!["packs 0", "0 reattached", "handed over"],
+            };
+            let mut events = server.events();
+            events.sort_by_key(|event| event == "handed over");
+            assert_eq!(events, wanted, "{has_gone} {is_late}");
+            assert!(child.lives(), "it serves");
+            assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+            assert!(!stage.is_listening("web"), "nobody is accepted here");
+        }
+    }
+}
+
+/// It could not begin to serve them.
+#[test]
+fn connections_that_were_not_told_to_go_come_back_when_the_channel_breaks() {
+    for is_prepared in [false, true] {
+        let mut stage = Stage::new();
+        let (server, mut clients) = serving_clients(&mut stage, 1);
+        stage.ask(&mut clients[0], "keep 900000");
+        let hand = ready_one(&mut stage, 1 << 20);
+        // It has not read them, and so not either that it is to go.
+        if is_prepared {
+            hand.send(&prepared(1, &[]), &[]);
+            stage.settle();
+        }
+        hand.send(&nothing(NONSENSE), &[]);
+        stage.settle();
+        assert!(server.restart.is_under_way());
+        stage.advance(ms(1_000));
+        let gone = "goes on: the other process is gone";
+        assert_eq!(server.events(), ["packs 0", "0 reattached", gone]);
+        assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
+        drop(hand);
+    }
+}
+
+/// Its channel has broken here, and it has taken what says who serves: it takes this
+/// process for dead, and everything for its own.
+#[test]
+fn connections_are_left_to_one_that_serves_when_the_channel_has_broken_here() {
+    for has_gone in [false, true] {
+        let mut stage = Stage::new();
+        let (server, mut clients) = serving_clients(&mut stage, 1);
+        let mut child = Sleeper::start(&mut stage, &server);
+        let hand = stage.successor(child.pid);
+        hand.send(&take(0), &[]);
+        stage.settle();
+        let baton = hand.baton();
+        make_ready_after_take(&mut stage, &hand);
+        if has_gone {
+            hand.send(&prepared(1, &[]), &[]);
+            stage.settle();
+        }
+        hand.hears();
+        hand.send(&nothing(NONSENSE), &[]);
+        stage.settle();
+        assert!(takes(baton));
+        capture::start();
+        stage.advance(ms(1_000));
+        assert_eq!(capture::lines("1 connections are left to").len(), 1);
+        assert_eq!(server.events(), ["packs 0", "handed over"]);
+        assert!(server.restart.has_handed_over() && child.lives());
+        assert_eq!(clients[0].hears(), "", "it serves");
         drop(hand);
         assert_eq!(clients[0].hears(), "lost");
     }

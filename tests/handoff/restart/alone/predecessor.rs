@@ -6,7 +6,7 @@ use bowline::Reactor;
 use bowline::{Tcp, Unix};
 
 use super::wire::{
-    Hand, commit, gives_up, go, live, number, offer, prepared, ready, serving, take, taken,
+    Hand, commit, gives_up, go, live, number, offer, prepared, ready, serving, take, taken, takes,
 };
 use super::{Line, Stage, ms};
 use crate::support::Recorder;
@@ -42,7 +42,7 @@ fn everything_is_handed_over_step_by_step() {
     assert_eq!(
         heard.concat(),
         [
-            "offer 1",
+            "offer 1 [1]",
             "listeners 0: control+ web+ more+ [3]",
             "commit",
             "done",
@@ -188,6 +188,88 @@ fn successor_that_ends_at_any_step_leaves_the_old_one_serving() {
     }
 }
 
+/// Its channel has ended there, and it serves without it: with everything that it had by
+/// then.
+#[test]
+fn one_that_serves_without_its_channel_is_left_to_it() {
+    // It has said that it has the listeners, is ready, serves.
+    for steps in 2..STEPS {
+        for is_late in [false, true] {
+            let mut stage = Stage::new();
+            let server = stage.begin("old", &["web"]);
+            let mut client = stage.client("web");
+            stage.ask(&mut client, "stay");
+            server.events();
+            let hand = stage.successor(1);
+            step(&hand, 0);
+            stage.settle();
+            let baton = hand.baton();
+            for at in 1..steps {
+                step(&hand, at);
+                stage.settle();
+            }
+            assert!(takes(baton));
+            if is_late {
+                // What comes of it is only that its end is waited for.
+                hand.send(&gives_up(), &[]);
+                stage.settle();
+                stage.advance(ms(999));
+                assert!(server.restart.is_under_way(), "{steps}");
+                assert!(!server.restart.has_handed_over(), "{steps}");
+            }
+            hand.hears();
+            drop(hand);
+            stage.settle();
+            assert_eq!(
+                server.events().last().expect("told"),
+                "handed over",
+                "{steps}"
+            );
+            assert!(!server.restart.is_under_way() && server.restart.has_handed_over());
+            assert_eq!(server.restart.successors_failed(), 0);
+            assert_eq!(stage.ask(&mut client, "who"), "old 0");
+            // The files are its own to remove.
+            assert!(stage.path("web").exists() && stage.control().exists());
+        }
+    }
+}
+
+/// As if it were the last that is heard of it.
+#[test]
+fn one_that_serves_without_its_channel_is_not_waited_for_without_end() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    step(&hand, 0);
+    stage.settle();
+    assert!(takes(hand.baton()));
+    step(&hand, 1);
+    stage.settle();
+    stage.advance(ms(5_999));
+    assert!(server.restart.is_under_way());
+    stage.advance(ms(1));
+    assert!(server.restart.has_handed_over());
+}
+
+/// Whoever dies after that has died in the middle of serving.
+#[test]
+fn one_that_has_left_takes_nothing_back() {
+    let mut stage = Stage::new();
+    let server = stage.begin("old", &["web"]);
+    let hand = stage.successor(1);
+    step(&hand, 0);
+    stage.settle();
+    let baton = hand.baton();
+    for at in 1..STEPS {
+        step(&hand, at);
+        stage.settle();
+    }
+    drop(hand);
+    stage.settle();
+    assert!(server.restart.has_handed_over());
+    assert!(takes(baton), "it is the successor's to take");
+}
+
 #[test]
 fn nothing_is_accepted_between_commit_and_the_end() {
     let mut stage = Stage::new();
@@ -236,7 +318,7 @@ fn one_of_another_format_is_refused() {
     let hand = stage.successor(1);
     hand.send(&take(7), &[]);
     stage.settle();
-    assert_eq!(hand.hears()[0], "offer 1");
+    assert_eq!(hand.hears()[0], "offer 1 [1]");
 }
 
 #[test]
@@ -354,7 +436,7 @@ fn more_listeners_than_one_message_holds_go_in_several() {
     assert_eq!(
         heard,
         [
-            "offer 3".to_owned(),
+            "offer 3 [1]".to_owned(),
             format!("listeners 0: control+{} [253]", names(0..252)),
             format!("listeners 1:{} [253]", names(252..505)),
             "listeners 2: 505 [1]".to_owned(),
@@ -409,7 +491,10 @@ fn listener_that_the_program_has_stopped_is_not_passed_on() {
     let hand = stage.successor(1);
     step(&hand, 0);
     stage.settle();
-    assert_eq!(hand.hears(), ["offer 1", "listeners 0: control+ more+ [2]"]);
+    assert_eq!(
+        hand.hears(),
+        ["offer 1 [1]", "listeners 0: control+ more+ [2]"]
+    );
     for at in 1..STEPS {
         step(&hand, at);
         stage.settle();

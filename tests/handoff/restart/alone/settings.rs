@@ -138,7 +138,10 @@ fn control_socket_that_nobody_listens_on_is_replaced() {
     let hand = stage.successor(1);
     hand.send(&wire::take(0), &[]);
     stage.settle();
-    assert_eq!(hand.hears(), ["offer 1", "listeners 0: control+ web+ [2]"]);
+    assert_eq!(
+        hand.hears(),
+        ["offer 1 [1]", "listeners 0: control+ web+ [2]"]
+    );
 }
 
 #[test]

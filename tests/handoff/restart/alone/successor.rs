@@ -1,6 +1,8 @@
 //! The process that takes over, from predecessors by hand.
 
+use std::cell::RefCell;
 use std::fs;
+use std::io::PipeReader;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -9,7 +11,7 @@ use bowline::handoff::channel::Role;
 
 use super::wire::{
     Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, ready, refused, take,
-    takes_back,
+    takes, takes_back,
 };
 use super::{Client, Server, Stage, file, ms};
 use crate::support::socketpair;
@@ -23,6 +25,8 @@ const CANNOT: &str = "not started: cannot listen";
 struct Pair {
     new: Server,
     hand: Hand,
+    /// The predecessor's hold on what says who serves.
+    baton: RefCell<Option<PipeReader>>,
     control: StdUnixListener,
     web: StdUnixListener,
 }
@@ -38,9 +42,19 @@ impl Pair {
         Self {
             new,
             hand,
+            baton: RefCell::default(),
             control,
             web,
         }
+    }
+
+    fn offer(&self) {
+        self.baton.replace(Some(self.hand.offer(1)));
+    }
+
+    /// The predecessor takes what says who serves; false if the successor has.
+    fn takes_baton(&self) -> bool {
+        takes(self.baton.take().expect("it was offered"))
     }
 
     /// Sends both listeners, with the files at these paths as theirs.
@@ -62,7 +76,7 @@ impl Pair {
     fn go_to(&self, stage: &mut Stage, steps: usize) {
         for step in 0..steps {
             match step {
-                0 => self.hand.send(&offer(1), &[]),
+                0 => self.offer(),
                 1 => self.send_listeners(stage),
                 2 => self.hand.send(&commit(), &[]),
                 _ => self.hand.send(&done(), &[]),
@@ -76,10 +90,16 @@ impl Pair {
     }
 }
 
+/// A client, and its connection.
+fn socketpair_client() -> (Client, std::os::unix::net::UnixStream) {
+    let (client, theirs) = socketpair();
+    (Client { socket: client }, theirs)
+}
+
 /// A successor that has found a predecessor which listens on nothing but its control
 /// socket, and is ready.
 pub(super) fn make_ready(stage: &mut Stage, hand: &Hand, control: &StdUnixListener) {
-    hand.send(&offer(1), &[]);
+    hand.offer(1);
     hand.send(&listeners(0, &[("control", None)]), &[control.as_fd()]);
     stage.settle();
     assert_eq!(hand.hears(), ["take 0", "taken 0", "ready"]);
@@ -117,7 +137,10 @@ fn everything_is_taken_over_step_by_step() {
     let hand = stage.successor(1);
     hand.send(&take(0), &[]);
     stage.settle();
-    assert_eq!(hand.hears(), ["offer 1", "listeners 0: control+ web+ [2]"]);
+    assert_eq!(
+        hand.hears(),
+        ["offer 1 [1]", "listeners 0: control+ web+ [2]"]
+    );
     drop(hand);
     // And whose the files are.
     drop(pair.new);
@@ -194,7 +217,7 @@ fn predecessor_that_is_just_in_time_at_each_step_is_taken_over_from() {
     let pair = Pair::new(&mut stage);
     let (_client, theirs) = socketpair();
     stage.advance(ms(999));
-    pair.hand.send(&offer(1), &[]);
+    pair.hand.offer(1);
     stage.settle();
     stage.advance(ms(999));
     pair.send_listeners(&stage);
@@ -301,7 +324,7 @@ fn whoever_has_everything_serves_when_the_predecessor_dies() {
 fn predecessor_that_dies_with_its_last_word_is_taken_over_from() {
     let mut stage = Stage::new();
     let pair = Pair::new(&mut stage);
-    pair.hand.send(&offer(1), &[]);
+    pair.hand.offer(1);
     pair.send_listeners(&stage);
     drop((pair.hand, pair.control, pair.web));
     stage.settle();
@@ -362,13 +385,7 @@ fn what_has_no_business_at_a_step_ends_the_take_over() {
 /// What cannot be understood breaks the channel: nobody has died of it.
 #[test]
 fn channel_that_breaks_is_no_death_of_the_predecessor() {
-    for (steps, message) in [
-        (0, ready()),
-        (0, nothing(NONSENSE)),
-        (1, nothing(NONSENSE)),
-        (2, nothing(NONSENSE)),
-        (3, nothing(NONSENSE)),
-    ] {
+    for (steps, message) in [(0, ready()), (0, nothing(NONSENSE)), (1, nothing(NONSENSE))] {
         let mut stage = Stage::new();
         let pair = Pair::new(&mut stage);
         pair.go_to(&mut stage, steps);
@@ -379,23 +396,74 @@ fn channel_that_breaks_is_no_death_of_the_predecessor() {
         assert_eq!(pair.hand.hears(), ["lost"]);
         assert_eq!(pair.new.events(), [GAVE_UP], "{steps}");
         assert!(!pair.new.restart.is_serving());
+        assert!(steps == 0 || pair.takes_baton(), "it is the predecessor's");
         drop((pair.control, pair.web));
         assert!(!stage.is_listening("web"), "{steps}");
     }
-    let mut stage = Stage::new();
-    let pair = Pair::new(&mut stage);
-    let mut client = prepared_one(&mut stage, &pair);
-    pair.hand.send(&nothing(NONSENSE), &[]);
-    stage.settle();
-    assert_eq!(pair.new.events(), [GAVE_UP]);
-    assert_eq!(client.hears(), "lost");
+}
+
+/// It has everything, and whoever has come since is served here. Nobody was left where the
+/// predecessor had gone with its last word, which it did not hear.
+#[test]
+fn one_that_has_everything_serves_when_its_channel_breaks() {
+    for steps in [2, 3] {
+        let mut stage = Stage::new();
+        let pair = Pair::new(&mut stage);
+        pair.go_to(&mut stage, steps);
+        let mut client = stage.waiting("web");
+        assert_eq!(pair.is_accepting(&mut stage, &mut client), steps == 3);
+        let (mut moving, theirs) = socketpair_client();
+        pair.hand
+            .send(&connections(1, &[("line", 0)]), &[theirs.as_fd()]);
+        drop(theirs);
+        stage.settle();
+        pair.new.events();
+        pair.hand.send(&nothing(NONSENSE), &[]);
+        stage.settle();
+        assert_eq!(pair.new.events(), ["took over 77 0"], "{steps}");
+        assert!(pair.new.restart.is_serving());
+        assert!(!pair.takes_baton(), "the predecessor is not to go on");
+        assert_eq!(moving.hears(), "lost", "it is the predecessor's");
+        drop((pair.hand, pair.control, pair.web));
+        assert_eq!(client.hears(), if steps == 2 { "new 0" } else { "" });
+        assert_eq!(stage.ask(&mut client, "who"), "new 0");
+    }
+}
+
+/// The end of its channel may be its death, or not.
+#[test]
+fn predecessor_that_lives_goes_on_when_its_channel_breaks() {
+    for (steps, breaks_here) in [(2, false), (3, false), (3, true)] {
+        let mut stage = Stage::new();
+        let pair = Pair::new(&mut stage);
+        pair.go_to(&mut stage, steps);
+        let (mut moving, theirs) = socketpair_client();
+        pair.hand
+            .send(&connections(1, &[("line", 0)]), &[theirs.as_fd()]);
+        drop(theirs);
+        stage.settle();
+        assert!(pair.takes_baton());
+        pair.new.events();
+        if breaks_here {
+            pair.hand.send(&nothing(NONSENSE), &[]);
+        }
+        drop(pair.hand);
+        stage.settle();
+        assert_eq!(pair.new.events(), [GAVE_UP], "{steps}");
+        assert!(!pair.new.restart.is_serving());
+        assert_eq!(moving.hears(), "lost", "{steps}");
+        let mut client = stage.waiting("web");
+        assert_eq!(stage.ask(&mut client, "who"), "", "nobody is accepted here");
+        // The files are the predecessor's, too.
+        assert!(stage.path("web").exists() && stage.control().exists());
+    }
 }
 
 #[test]
 fn listeners_in_several_messages_are_acknowledged_one_by_one() {
     let mut stage = Stage::new();
     let pair = Pair::new(&mut stage);
-    pair.hand.send(&offer(2), &[]);
+    pair.hand.offer(2);
     let first = listeners(0, &[("web", None)]);
     pair.hand.send(&first, &[pair.web.as_fd()]);
     stage.settle();
@@ -418,7 +486,7 @@ fn listeners_that_were_received_in_vain_are_closed() {
     settings.inherited.add("other", other.into());
     let new = stage.begin_only(settings, "new", &["web"]);
     let hand = stage.found(&control);
-    hand.send(&offer(2), &[]);
+    hand.offer(2);
     let half = listeners(0, &[("web", None)]);
     hand.send(&half, &[web.as_fd()]);
     stage.settle();
@@ -440,7 +508,7 @@ fn listeners_that_do_not_match_their_names_end_the_take_over() {
             1 => &all[..2],
             _ => &all[..1],
         };
-        pair.hand.send(&offer(1), &[]);
+        pair.hand.offer(1);
         pair.hand.send(&listeners(0, names), fds);
         stage.settle();
         assert_eq!(pair.hand.hears(), ["gives up", "lost"]);
@@ -454,7 +522,7 @@ fn successor_without_a_control_socket_does_not_start() {
         let mut stage = Stage::new();
         let no_socket = file();
         let pair = Pair::new(&mut stage);
-        pair.hand.send(&offer(1), &[]);
+        pair.hand.offer(1);
         pair.hand
             .send(&listeners(0, &[(name, None)]), &[no_socket.as_fd()]);
         stage.settle();
@@ -464,7 +532,7 @@ fn successor_without_a_control_socket_does_not_start() {
     // Nor with none at all.
     let mut stage = Stage::new();
     let pair = Pair::new(&mut stage);
-    pair.hand.send(&offer(0), &[]);
+    pair.hand.offer(0);
     stage.settle();
     assert_eq!(pair.hand.hears(), ["gives up", "lost"]);
     assert_eq!(pair.new.events(), [CANNOT]);
@@ -479,7 +547,7 @@ fn successor_that_cannot_listen_gives_everything_back() {
         Err(std::io::ErrorKind::AddrInUse.into())
     });
     let hand = stage.found(&control);
-    hand.send(&offer(1), &[]);
+    hand.offer(1);
     hand.send(&listeners(0, &[("control", None)]), &[control.as_fd()]);
     stage.settle();
     assert_eq!(hand.hears(), ["take 0", "taken 0", "gives up", "lost"]);

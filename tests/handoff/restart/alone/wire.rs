@@ -2,9 +2,9 @@
 //! other: written down once more, so that a change of either is seen.
 
 use std::cell::RefCell;
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Write};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, PipeReader, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline::handoff::channel::{Hello, Role};
@@ -101,12 +101,13 @@ pub(super) fn refused(why: u8) -> Said {
     said(0x0210, |payload| payload.u8(why))
 }
 
+/// Without the descriptor that it owns.
 pub(super) fn offer(batches: u32) -> Said {
     offer_of(batches, 0)
 }
 
 /// With the process that was to be watched.
-pub(super) fn offer_of(batches: u32, watched: u32) -> Said {
+fn offer_of(batches: u32, watched: u32) -> Said {
     said(0x0211, |payload| {
         payload.u32(batches);
         payload.u32(watched);
@@ -162,6 +163,11 @@ pub(super) fn takes_back() -> Said {
     nothing(0x0217)
 }
 
+/// Takes the byte that says who serves; false if the other side has.
+pub(super) fn takes(mut baton: PipeReader) -> bool {
+    baton.read(&mut [0]).expect("a pipe") == 1
+}
+
 /// One end of a channel.
 pub(super) struct Hand {
     pub(super) socket: StdUnixStream,
@@ -204,6 +210,27 @@ impl Hand {
             SendFlags::NOSIGNAL,
         );
         assert_eq!(sent, Ok(frame.len()), "there is room");
+    }
+
+    /// Sends an offer with its descriptor: a pipe with one byte in it, which says who
+    /// serves. Answers our own hold on that.
+    pub(super) fn offer(&self, batches: u32) -> PipeReader {
+        self.offer_of(batches, 0)
+    }
+
+    /// With the process that was to be watched.
+    pub(super) fn offer_of(&self, batches: u32, watched: u32) -> PipeReader {
+        let (baton, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"!").expect("room");
+        self.send(&offer_of(batches, watched), &[baton.as_fd()]);
+        baton
+    }
+
+    /// What came with an offer, the last that has come.
+    pub(super) fn baton(&self) -> PipeReader {
+        self.hears();
+        let first = self.descriptors.borrow_mut().remove(0);
+        first.into()
     }
 
     /// Sends a message that takes several reads there; `turn` lets them happen.
