@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use bowline_protocol::{Protocol, TerminalSize};
 
 use super::error::{SpawnError, SpawnStep};
-use super::process::{ProcessSettings, RunningChild, process_of};
+use super::process::{ProcessSettings, RunningChild, started};
 use super::streams::{Install, Planned, by_number, with_protocol};
 use crate::kinds::{OwnEnd, PipeStream, Unix, UnixStream};
 use crate::process::{announce_listen_fds, names_of};
@@ -326,7 +326,7 @@ impl<'a> ChildCommand<'a> {
                 return failed(step, error);
             }
         };
-        let mut running = RunningChild::of(process_of(child), program).settings(settings);
+        let mut running = RunningChild::of(started(child), program).settings(settings);
         if leads_group {
             running = running.leads_group();
         }

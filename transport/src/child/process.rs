@@ -213,8 +213,18 @@ impl From<Child> for RunningChild {
     }
 }
 
+/// A child that was started here just now, by its descriptor; by its number where there is
+/// none. Nobody has waited for it, so that the number is its own although it may have
+/// exited: it is not waited for by that, and its group can be told of a signal still.
+pub(super) fn started(child: Child) -> Box<dyn ChildProcess> {
+    match Pidfd::open(child.id()) {
+        Ok(process) => Box::new(process),
+        Err(_) => Box::new(child),
+    }
+}
+
 /// The child by its descriptor; by its number where there is none.
-pub(super) fn process_of(mut child: Child) -> Box<dyn ChildProcess> {
+fn process_of(mut child: Child) -> Box<dyn ChildProcess> {
     // One that was waited for is not to be looked for by its number.
     if matches!(child.try_wait(), Ok(None))
         && let Ok(process) = Pidfd::open(child.id())
