@@ -390,6 +390,6 @@ fn a_stop_of_the_reactor_is_the_end_of_what_is_told() {
     assert_eq!(events.last().unwrap(), last);
     assert!(is_there(pid), "it goes on");
     let pid = Pid::from_raw(pid.cast_signed()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
     waitpid(Some(pid), WaitOptions::empty()).unwrap();
 }
