@@ -289,6 +289,8 @@ pub(crate) fn adopt_process(
         }
     };
     let token = this.token;
+    // So that its beginning is told before that of any stream.
+    reactor.notify(token);
     for plan in streams {
         match (plan.install)(reactor, &this) {
             Ok(stream) => {
@@ -319,7 +321,6 @@ pub(crate) fn adopt_process(
     watch.look_every(reactor, LOOK_EVERY);
     this.watch.replace(Some(watch));
     this.begin(reactor);
-    reactor.notify(token);
     log::debug!(target: log::TRANSPORT, "{token}: process {pid} was started");
     Ok(ProcessHandle::new(token, view_of))
 }
