@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use bowline::lifecycle::SystemEvent;
 use bowline::{GracefulStop, Reactor, SignalHandler};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::Signal;
 
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
 use crate::{Notes, PANIC};
 
 const CASE: &str = "BOWLINE_TEST_SIGNALS";
 
+/// Sends it to this very thread: its handler has run when this returns. One sent to
+/// the process may be handled by another thread, any time later.
 fn raise(signal: Signal) {
-    kill_process(getpid(), signal).unwrap();
+    signal_hook::low_level::raise(signal.as_raw()).unwrap();
 }
 
 /// Runs one case of [`child`] in a process of its own.
