@@ -104,6 +104,10 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(RestartError::Listen(why())),
         Box::new(RestartError::Control(why())),
         Box::new(RestartError::Refused(Refusal::Format)),
+        Box::new(RestartError::LookedInVain {
+            looks: 2,
+            last: Box::new(RestartError::Control(why())),
+        }),
         Box::new(ChannelError::Framing(FramingError::BadLength)),
         Box::new(ChannelError::Wire(WireError::Truncated)),
         Box::new(ChannelError::Credentials(why())),

@@ -52,7 +52,17 @@
 //! What waits in the queues of the listeners is nobody's until it is accepted:
 //! the two share them, and closing one's own copy loses nothing.
 //!
-//! One successor at a time: another is refused ([`Refusal::Busy`]).
+//! One successor at a time: another is refused ([`Refusal::Busy`]), and looks again.
+//!
+//! # Who starts at the same moment
+//!
+//! Of several processes that find nobody, one has the control socket and starts cold;
+//! the others look again, and take over from it as if they had come later. So does one
+//! that is refused because another is being served, or because the process that it has
+//! found does not serve yet or any more, or that loses it before it has everything. In
+//! the end one serves, whichever of them fails. It is looked for a limited time
+//! ([`RestartSettings::search`]); who has looked in vain
+//! [says why](RestartError::LookedInVain).
 //!
 //! # The control socket
 //!
@@ -70,6 +80,7 @@ mod messages;
 mod moving;
 pub(crate) mod predecessor;
 mod program;
+mod search;
 mod server;
 mod settings;
 pub(crate) mod successor;
@@ -244,6 +255,11 @@ impl Restart {
     /// gave up or were refused.
     pub fn successors_failed(&self) -> u64 {
         self.predecessor.failed()
+    }
+
+    /// How many times this process has looked for a predecessor: once, as a rule.
+    pub fn looks(&self) -> u32 {
+        self.server.looks.get()
     }
 
     /// How many live connections have moved, to this process or from it.

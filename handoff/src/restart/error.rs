@@ -27,6 +27,15 @@ pub enum RestartError {
     GaveUp,
     /// The predecessor does not want this successor.
     Refused(Refusal),
+    /// Nobody was found who hands over, and nobody's place was free, for as long as it
+    /// was [looked](super::RestartSettings::search): so many times, the last of which
+    /// ended so.
+    LookedInVain {
+        /// How many times.
+        looks: u32,
+        /// What came of the last.
+        last: Box<Self>,
+    },
     /// The program could not listen.
     Listen(io::Error),
     /// The control socket could not be had.
@@ -44,6 +53,7 @@ impl RestartError {
             | Self::Control(error)
             | Self::Manager(error) => error.kind(),
             Self::TimedOut => io::ErrorKind::TimedOut,
+            Self::LookedInVain { last, .. } => last.to_io().kind(),
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, self.to_string())
@@ -63,6 +73,12 @@ impl fmt::Display for RestartError {
             Self::Refused(Refusal::Busy) => f.write_str("predecessor serves another successor"),
             Self::Refused(Refusal::Format) => f.write_str("predecessor is of another format"),
             Self::Refused(Refusal::NotServing) => f.write_str("predecessor does not serve"),
+            Self::LookedInVain { looks: 1, last } => {
+                write!(f, "looked for a predecessor once: {last}")
+            }
+            Self::LookedInVain { looks, last } => {
+                write!(f, "looked for a predecessor {looks} times: {last}")
+            }
             Self::Listen(error) => write!(f, "cannot listen: {error}"),
             Self::Control(error) => write!(f, "cannot have the control socket: {error}"),
             Self::Manager(error) => write!(f, "cannot tell the service manager: {error}"),
@@ -77,6 +93,7 @@ impl Error for RestartError {
             | Self::Listen(error)
             | Self::Control(error)
             | Self::Manager(error) => Some(error),
+            Self::LookedInVain { last, .. } => Some(last),
             _ => None,
         }
     }

@@ -260,6 +260,15 @@ static SEND: [[Do; 1]; MOST_BATCHES] = {
 /// Where a process that wants to take over stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taking {
+    /// Looks for one that serves.
+    Looking,
+    /// Nobody does: takes the place where its own successors look.
+    Settling,
+    /// Somebody was there, or takes the place at the same moment, and hands nothing over:
+    /// looks again after a while.
+    Resting,
+    /// Has the place, and starts cold.
+    Alone,
     /// Has asked.
     Asking,
     /// Takes listeners: so many batches are here, of so many.
@@ -283,6 +292,16 @@ pub(crate) enum Taking {
 /// What happened, as the one that takes over sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
+    /// One that serves, or has not told its end yet.
+    Found,
+    /// There is nobody.
+    Nobody,
+    /// The place is ours: `true`. Another was there before.
+    Settled(bool),
+    /// It is time to look again: `true`. It was looked often enough.
+    Rested(bool),
+    /// It cannot be looked for one, or the place not be had, whoever is there.
+    Cannot,
     /// `Refused`, and why.
     Refused(Refusal),
     /// `Offer`.
@@ -313,6 +332,16 @@ pub(crate) enum Told {
 /// What the one that takes over does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
+    /// Looks for one that serves.
+    Look,
+    /// Takes the place.
+    Settle,
+    /// Lets go of what came, and looks again later, unless that was often enough.
+    Rest,
+    /// Starts, alone.
+    StartCold,
+    /// Asks for everything.
+    Ask,
     /// Acknowledges a batch of listeners.
     Acknowledge(u32),
     /// Has the program adopt and bind.
@@ -341,6 +370,10 @@ impl Taking {
         use Taking::{
             Adopting, Asking, Deciding, Done, Failed, Orphaned, Ready, Receiving, Serving,
         };
+        if let Some((next, acts)) = self.look(told) {
+            *self = next;
+            return acts.to_vec();
+        }
         let (next, acts): (Self, &[Act]) = match (*self, told) {
             (Done | Failed, _) => (*self, &[]),
             (Asking, Told::Refused(_)) => (Failed, &[Act::Fail]),
@@ -388,12 +421,42 @@ impl Taking {
         acts.to_vec()
     }
 
+    /// What follows while nothing is in the program's hands yet: to look again then costs
+    /// nobody anything.
+    fn look(self, told: Told) -> Option<(Self, &'static [Act])> {
+        use Taking::{Alone, Asking, Done, Failed, Looking, Receiving, Resting, Settling};
+        Some(match (self, told) {
+            (Looking, Told::Found) => (Asking, &[Act::Ask]),
+            (Looking, Told::Nobody) => (Settling, &[Act::Settle]),
+            (Settling, Told::Settled(true)) => (Alone, &[Act::StartCold]),
+            (Resting, Told::Rested(true)) => (Looking, &[Act::Look]),
+            (Looking | Asking | Receiving { .. }, Told::Lost)
+            | (Settling, Told::Settled(false))
+            | (Asking, Told::Refused(Refusal::Busy | Refusal::NotServing)) => {
+                (Resting, &[Act::Rest])
+            }
+            (Resting, Told::Rested(false)) | (Looking | Settling, Told::Cannot) => {
+                (Failed, &[Act::Fail])
+            }
+            (Alone, Told::Adopted) => (Done, &[]),
+            (Alone, Told::NotAdopted) => (Failed, &[]),
+            // What a channel says that was given up.
+            (Resting | Alone, _) => (self, &[]),
+            _ => return None,
+        })
+    }
+
     /// How long the present step may take. While it is ready the predecessor may
     /// have its reasons; while it serves, it serves.
     pub(crate) fn patience(self, patience: Patience) -> Option<Duration> {
         match self {
             Self::Asking | Self::Receiving { .. } | Self::Ready => Some(patience.answer),
-            Self::Adopting
+            // What a look waits for has limits of its own.
+            Self::Looking
+            | Self::Settling
+            | Self::Resting
+            | Self::Alone
+            | Self::Adopting
             | Self::Orphaned
             | Self::Serving
             | Self::Deciding { .. }
@@ -591,8 +654,12 @@ mod tests {
                         new.send_to(old, Heard::Abort);
                         new.close(old, 0, Heard::Lost);
                     }
-                    Act::Fail => new.is_over = true,
+                    // What it finds when it looks again is another take-over.
+                    Act::Fail | Act::Rest => new.is_over = true,
                     Act::Finish => new.send_to(old, Heard::Parted),
+                    Act::Look | Act::Settle | Act::StartCold | Act::Ask => {
+                        unreachable!("it has found one")
+                    }
                 }
             }
         }
@@ -987,6 +1054,41 @@ mod tests {
     }
 
     #[test]
+    fn one_that_looks_takes_over_starts_cold_or_looks_again() {
+        use Taking::{Alone, Asking, Done, Failed, Looking, Resting, Settling};
+        let rests = (Resting, vec![Act::Rest]);
+        for (from, told, to, acts) in [
+            (Looking, Told::Found, Asking, vec![Act::Ask]),
+            (Looking, Told::Nobody, Settling, vec![Act::Settle]),
+            (Settling, Told::Settled(true), Alone, vec![Act::StartCold]),
+            (Alone, Told::Adopted, Done, vec![]),
+            (Alone, Told::NotAdopted, Failed, vec![]),
+            (Resting, Told::Rested(true), Looking, vec![Act::Look]),
+            (Resting, Told::Rested(false), Failed, vec![Act::Fail]),
+            (Looking, Told::Cannot, Failed, vec![Act::Fail]),
+            (Settling, Told::Cannot, Failed, vec![Act::Fail]),
+        ] {
+            assert_eq!(taking(from, told), (to, acts), "{from:?} {told:?}");
+        }
+        for (from, told) in [
+            (Looking, Told::Lost),
+            (Settling, Told::Settled(false)),
+            (Asking, Told::Lost),
+            (PARTLY_RECEIVED, Told::Lost),
+            (Asking, Told::Refused(Refusal::Busy)),
+            (Asking, Told::Refused(Refusal::NotServing)),
+        ] {
+            assert_eq!(taking(from, told), rests, "{from:?} {told:?}");
+        }
+        // Nothing that is told late begins anything.
+        for from in [Resting, Alone] {
+            for told in [Told::Lost, Told::Abort, Told::Offer(1), Told::TooLate] {
+                assert_eq!(taking(from, told), (from, vec![]), "{from:?} {told:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_one_that_takes_over_lets_go_if_it_ends_at_any_step() {
         use Taking::{Adopting, Asking, Deciding, Done, Failed, Orphaned, Ready, Serving};
         let gives_up = (Failed, vec![Act::HangUp, Act::Fail]);
@@ -996,10 +1098,8 @@ mod tests {
             }
         }
         for from in [Asking, PARTLY_RECEIVED] {
-            for told in [Told::Lost, Told::Broken] {
-                let gone = taking(from, told);
-                assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
-            }
+            let gone = taking(from, Told::Broken);
+            assert_eq!(gone, (Failed, vec![Act::Fail]), "{from:?}");
         }
         for (accepts, acts) in [
             (false, vec![Act::Fail]),
@@ -1009,7 +1109,7 @@ mod tests {
             assert_eq!(lost, (Failed, acts));
         }
         assert_eq!(
-            taking(Asking, Told::Refused(Refusal::Busy)),
+            taking(Asking, Told::Refused(Refusal::Format)),
             (Failed, vec![Act::Fail]),
             "the other has hung up"
         );
@@ -1074,6 +1174,10 @@ mod tests {
             assert_eq!(step.patience(limits), Some(limits.answer), "{step:?}");
         }
         for step in [
+            Taking::Looking,
+            Taking::Settling,
+            Taking::Resting,
+            Taking::Alone,
             Taking::Adopting,
             Taking::Orphaned,
             Taking::Serving,

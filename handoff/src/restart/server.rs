@@ -48,6 +48,8 @@ pub(super) struct Server {
     pub(super) life: Cell<Life>,
     /// How many connections have moved, from here or to here.
     pub(super) moved: Cell<usize>,
+    /// How many times it was looked for a predecessor.
+    pub(super) looks: Cell<u32>,
 }
 
 impl Server {
@@ -59,6 +61,7 @@ impl Server {
             list: Rc::default(),
             life: Cell::new(Life::Starting),
             moved: Cell::new(0),
+            looks: Cell::new(0),
         }
     }
 

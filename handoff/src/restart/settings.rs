@@ -24,6 +24,12 @@ pub struct RestartSettings {
     /// How long one answer of the other process may take, its greeting included;
     /// default 10 s.
     pub answer: Duration,
+    /// How long it is looked for somebody who hands over, beside the looks themselves,
+    /// where one cannot: it serves another successor, ends, is about to serve, or starts
+    /// cold at the same moment. It is looked again after 1 ms, and after twice as long
+    /// each time, up to 500 ms; with the default of 10 s that is 29 times. Zero is for
+    /// one look only. Then the program is [not started](Program::not_started).
+    pub search: Duration,
     /// How long a successor that was started may take until it asks to take
     /// over; default 30 s.
     pub start: Duration,
@@ -51,6 +57,7 @@ bowline_reactor::setters!(RestartSettings {
     directory: PathBuf,
     format: u32,
     answer: Duration,
+    search: Duration,
     start: Duration,
     ready: Duration,
     drain: Duration,
@@ -66,6 +73,7 @@ impl RestartSettings {
             directory: directory.into(),
             format: 0,
             answer: Duration::from_secs(10),
+            search: Duration::from_secs(10),
             start: Duration::from_secs(30),
             ready: Duration::from_secs(60),
             drain: Duration::from_secs(30),

@@ -22,34 +22,38 @@ use super::messages::{FromPredecessor, FromSuccessor, Offered, Record};
 use super::moving::{self, Moved};
 use super::predecessor::FAREWELL;
 use super::program::Start;
+use super::search::Search;
 use super::server::Server;
 use crate::channel::{Channel, ChannelError, ChannelReceiver, Peer, Role, has_peer_ended};
 use crate::inherited::Inherited;
 use crate::log;
 use crate::wire::{self, Incoming};
 
-/// How often a predecessor that goes while we greet it is looked for again, and
-/// after which time: it is ending, and then nobody listens there.
-const LOOK_AGAIN: u32 = 10;
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
-
 /// The process that takes over.
 pub(super) struct Successor {
     restart: Restart,
     /// What came with the start of this process, until the program listens.
     inherited: RefCell<Inherited>,
-    /// The predecessor, once it was found.
-    take_over: RefCell<Option<TakeOver>>,
+    take_over: RefCell<TakeOver>,
 }
 
-/// A take-over under way.
+/// How far it is.
 struct TakeOver {
     step: Taking,
-    channel: UnixTransportHandle,
+    search: Search,
+    /// Why it came no further, the last time.
+    why: Option<RestartError>,
+    deadline: Option<DelayedCall>,
+    found: Found,
+}
+
+/// The predecessor, once it was found, and what it has given.
+#[derive(Default)]
+struct Found {
+    channel: Option<UnixTransportHandle>,
     pid: u32,
     /// Whom the service manager was to watch in the first place, or 0.
     watched: u32,
-    deadline: Option<DelayedCall>,
     /// Who serves where the two cannot say.
     baton: Option<Baton>,
     inherited: Inherited,
@@ -61,7 +65,8 @@ struct TakeOver {
 /// Is told whether there is a predecessor.
 pub(crate) struct Finder {
     successor: Rc<Successor>,
-    again: u32,
+    /// The number of this look: what earlier ones find does not count any more.
+    look: u32,
 }
 
 impl Finder {
@@ -72,15 +77,14 @@ impl Finder {
         let receiver = PredecessorEnd {
             successor: Rc::clone(&self.successor),
             is_made: false,
-            again: self.again,
+            look: self.look,
         };
         Channel::new(settings, receiver)
     }
 
     /// Nobody serves.
     pub(crate) fn found_nobody(&self, reactor: &mut Reactor) {
-        let successor = Rc::clone(&self.successor);
-        reactor.defer(move |reactor| successor.start_cold(reactor));
+        self.successor.tell(reactor, self.look, Told::Nobody, None);
     }
 }
 
@@ -104,9 +108,9 @@ impl<T: UnixTransport> Factory<T> for Finder {
             Some(error) => io::Error::new(error.kind(), error.to_string()),
             None => io::ErrorKind::TimedOut.into(),
         };
-        let successor = Rc::clone(&self.successor);
-        cx.reactor
-            .defer(move |reactor| successor.not_started(reactor, RestartError::Control(error)));
+        let why = Some(RestartError::Control(error));
+        let successor = &self.successor;
+        successor.tell(cx.reactor, self.look, Told::Cannot, why);
     }
 }
 
@@ -114,7 +118,7 @@ impl<T: UnixTransport> Factory<T> for Finder {
 pub(crate) struct PredecessorEnd {
     successor: Rc<Successor>,
     is_made: bool,
-    again: u32,
+    look: u32,
 }
 
 impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
@@ -122,28 +126,25 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
 
     fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
         self.is_made = true;
-        let format = self.successor.restart.server.settings.format;
-        if let Err(error) = wire::send(cx.transport, &FromSuccessor::Take { format }, Vec::new()) {
-            log::debug!(target: log::HANDOFF, "not sent: {error}");
-        }
-        self.successor.take_over.replace(Some(TakeOver {
-            step: Taking::Asking,
-            channel: cx.transport.unix_handle(),
-            pid: peer.pid,
-            watched: 0,
-            deadline: None,
-            baton: None,
-            inherited: Inherited::new(),
-            files: Vec::new(),
-            prepared: BTreeMap::new(),
-        }));
-        self.successor.set_deadline(cx.reactor);
+        self.successor.with(|take_over| {
+            take_over.found = Found {
+                channel: Some(cx.transport.unix_handle()),
+                pid: peer.pid,
+                ..Found::default()
+            };
+        });
+        self.successor
+            .tell(cx.reactor, self.look, Told::Found, None);
     }
 
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromPredecessor>) {
         let successor = Rc::clone(&self.successor);
-        cx.reactor
-            .defer(move |reactor| successor.receive(reactor, incoming));
+        let look = self.look;
+        cx.reactor.defer(move |reactor| {
+            if successor.is_at(look) {
+                successor.receive(reactor, incoming);
+            }
+        });
     }
 
     fn channel_lost(
@@ -156,30 +157,30 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
             Some(error) => log::warn!(target: log::HANDOFF, "predecessor: {error}"),
             None => log::debug!(target: log::HANDOFF, "predecessor: {reason}"),
         }
-        let successor = Rc::clone(&self.successor);
+        let (successor, look) = (&self.successor, self.look);
+        let told = match reason {
+            // This process ends, and decides nothing any more.
+            CloseReason::ReactorStopped if self.is_made => Told::Abort,
+            CloseReason::ReactorStopped => return,
+            _ if has_peer_ended(error, reason) => Told::Lost,
+            _ => Told::Broken,
+        };
         if self.is_made {
-            let told = match reason {
-                _ if has_peer_ended(error, reason) => Told::Lost,
-                // This process ends, and decides nothing any more.
-                CloseReason::ReactorStopped => Told::Abort,
-                _ => Told::Broken,
-            };
-            cx.reactor
-                .defer(move |reactor| successor.channel_ended(reactor, told));
-        } else if error.is_none() && self.again > 0 {
-            let again = self.again - 1;
-            cx.reactor.call_later(LOOK_AGAIN_AFTER, move |reactor| {
-                if let Err(error) = successor.look(reactor, again) {
-                    successor.not_started(reactor, RestartError::Control(error));
+            let successor = Rc::clone(successor);
+            cx.reactor.defer(move |reactor| {
+                if successor.is_at(look) {
+                    successor.channel_ended(reactor, told);
                 }
             });
+        } else if error.is_none() {
+            // It is ending, or whoever was about to serve did not make it.
+            successor.tell(cx.reactor, look, Told::Lost, None);
         } else {
             let why = match error {
                 Some(ChannelError::HandshakeTimedOut) => RestartError::TimedOut,
                 _ => RestartError::GaveUp,
             };
-            cx.reactor
-                .defer(move |reactor| successor.not_started(reactor, why));
+            successor.tell(cx.reactor, look, Told::Cannot, Some(why));
         }
     }
 }
@@ -191,43 +192,127 @@ impl Successor {
         restart: Restart,
         inherited: Inherited,
     ) -> io::Result<()> {
+        let limit = restart.server.settings.search;
         let this = Rc::new(Self {
             restart,
             inherited: RefCell::new(inherited),
-            take_over: RefCell::default(),
+            take_over: RefCell::new(TakeOver {
+                step: Taking::Looking,
+                search: Search::new(limit),
+                why: None,
+                deadline: None,
+                found: Found::default(),
+            }),
         });
-        this.look(reactor, LOOK_AGAIN)
+        this.look(reactor)
     }
 
-    fn look(self: &Rc<Self>, reactor: &mut Reactor, again: u32) -> io::Result<()> {
+    fn with<R>(&self, call: impl FnOnce(&mut TakeOver) -> R) -> R {
+        call(&mut self.take_over.borrow_mut())
+    }
+
+    /// Whether what is found by the look of this number counts.
+    fn is_at(&self, look: u32) -> bool {
+        self.with(|take_over| take_over.search.looks() == look)
+    }
+
+    // Looking.
+
+    fn look(self: &Rc<Self>, reactor: &mut Reactor) -> io::Result<()> {
+        let look = self.with(|take_over| take_over.search.look());
+        let Restart { server, .. } = &self.restart;
+        server.looks.set(look);
         let finder = Finder {
             successor: Rc::clone(self),
-            again,
+            look,
         };
-        let settings = &self.restart.server.settings;
+        let settings = &server.settings;
         settings.control.connect(reactor, settings, finder)
     }
 
-    fn with<R>(&self, call: impl FnOnce(&mut TakeOver) -> R) -> Option<R> {
-        self.take_over.borrow_mut().as_mut().map(call)
+    /// What a look has found, and why it comes no further then; to be dealt with when no
+    /// callback runs.
+    fn tell(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        look: u32,
+        told: Told,
+        why: Option<RestartError>,
+    ) {
+        let this = Rc::clone(self);
+        reactor.defer(move |reactor| {
+            if this.is_at(look) {
+                this.hear_why(reactor, told, why);
+            }
+        });
     }
 
-    // Starting.
+    fn hear_why(self: &Rc<Self>, reactor: &mut Reactor, told: Told, why: Option<RestartError>) {
+        if why.is_some() {
+            self.with(|take_over| take_over.why = why);
+        }
+        self.hear(reactor, told);
+    }
 
-    /// Nobody serves.
-    fn start_cold(self: &Rc<Self>, reactor: &mut Reactor) {
+    fn look_again(self: &Rc<Self>, reactor: &mut Reactor) {
+        if let Err(error) = self.look(reactor) {
+            self.hear_why(reactor, Told::Cannot, Some(RestartError::Control(error)));
+        }
+    }
+
+    /// Nobody serves. Of several that find that out at once one has the place.
+    fn settle(self: &Rc<Self>, reactor: &mut Reactor) {
         let Restart {
             server,
             predecessor,
         } = &self.restart;
-        // First of all: of two that start cold, one has to give way.
         let settings = &server.settings;
         match settings.control.listen(reactor, settings, predecessor) {
-            Ok(handle) => server.add_listener(reactor, CONTROL, handle, None),
-            Err(error) => return self.not_started(reactor, RestartError::Control(error)),
+            Ok(handle) => {
+                server.add_listener(reactor, CONTROL, handle, None);
+                self.hear(reactor, Told::Settled(true));
+            }
+            Err(error) => {
+                let told = match error.kind() {
+                    io::ErrorKind::AddrInUse => Told::Settled(false),
+                    _ => Told::Cannot,
+                };
+                self.hear_why(reactor, told, Some(RestartError::Control(error)));
+            }
         }
+    }
+
+    /// Lets go of what came, and looks again later.
+    fn rest(self: &Rc<Self>, reactor: &mut Reactor) {
+        // It has refused us, or is gone.
+        self.hang_up(reactor);
+        let (found, pause) = self.with(|take_over| {
+            let found = std::mem::take(&mut take_over.found);
+            (found, take_over.search.pause())
+        });
+        drop(found);
+        let Some(pause) = pause else {
+            return self.hear(reactor, Told::Rested(false));
+        };
+        if let Some(why) = self.with(|take_over| take_over.why.as_ref().map(|why| why.to_string()))
+        {
+            log::debug!(target: log::HANDOFF, "{why}: looking again in {pause:?}");
+        }
+        let this = Rc::clone(self);
+        reactor.call_later(pause, move |reactor| {
+            this.hear(reactor, Told::Rested(true));
+        });
+    }
+
+    // Starting.
+
+    /// Nobody serves, and the place is ours.
+    fn start_cold(self: &Rc<Self>, reactor: &mut Reactor) {
         match self.listen(reactor, self.inherited.take(), Vec::new()) {
-            Ok(()) => self.serve(reactor, Start::Cold),
+            Ok(()) => {
+                self.hear(reactor, Told::Adopted);
+                self.serve(reactor, Start::Cold);
+            }
             Err(error) => self.listen_failed(reactor, error),
         }
     }
@@ -254,8 +339,8 @@ impl Successor {
     fn not_started(&self, reactor: &mut Reactor, error: RestartError) {
         // Nobody is going to claim what was inherited.
         let received = self.with(|take_over| {
-            take_over.baton = None;
-            std::mem::take(&mut take_over.inherited)
+            take_over.found.baton = None;
+            std::mem::take(&mut take_over.found.inherited)
         });
         drop((received, self.inherited.take()));
         self.restart.server.not_started(reactor, error);
@@ -266,12 +351,11 @@ impl Successor {
     fn serve(self: &Rc<Self>, reactor: &mut Reactor, start: Start) {
         // The processes in whose place this one serves.
         let heir_of = self.with(|take_over| {
-            take_over.baton = None;
-            [take_over.pid, take_over.watched]
+            take_over.found.baton = None;
+            [take_over.found.pid, take_over.found.watched]
         });
         // Where it is of nobody, that is no process either.
-        let heir_of = heir_of.into_iter().flatten();
-        let heir_of: Vec<_> = heir_of.filter(|pid| *pid != 0).collect();
+        let heir_of: Vec<_> = heir_of.into_iter().filter(|pid| *pid != 0).collect();
         let this = Rc::clone(self);
         let server = &self.restart.server;
         server.serve(reactor, start, &heir_of, move |reactor| {
@@ -292,8 +376,8 @@ impl Successor {
             FromPredecessor::Offer { batches, watched } => match descriptors.into_iter().next() {
                 Some(baton) => {
                     self.with(|take_over| {
-                        take_over.watched = watched;
-                        take_over.baton = Some(baton.into());
+                        take_over.found.watched = watched;
+                        take_over.found.baton = Some(baton.into());
                     });
                     Told::Offer(batches)
                 }
@@ -318,7 +402,7 @@ impl Successor {
             }
             FromPredecessor::Commit => Told::Commit,
             FromPredecessor::Connections { batch, connections } => {
-                if self.with(|take_over| take_over.step.is_receiving()) == Some(true) {
+                if self.with(|take_over| take_over.step.is_receiving()) {
                     self.prepare(reactor, batch, connections, descriptors);
                     return self.set_deadline(reactor);
                 }
@@ -335,12 +419,12 @@ impl Successor {
     }
 
     fn keep_listeners(&self, listeners: Vec<Offered>, descriptors: Vec<OwnedFd>) {
-        self.with(|take_over| {
+        self.with(|TakeOver { found, .. }| {
             for (offered, fd) in listeners.into_iter().zip(descriptors) {
                 if let Some(file) = offered.file {
-                    take_over.files.push((offered.name.clone(), file));
+                    found.files.push((offered.name.clone(), file));
                 }
-                take_over.inherited.add(offered.name, fd);
+                found.inherited.add(offered.name, fd);
             }
         });
     }
@@ -352,8 +436,19 @@ impl Successor {
             take_over.step.hear(told)
         });
         let server = &self.restart.server;
-        for act in acts.unwrap_or_default() {
+        for act in acts {
             match act {
+                Act::Look => self.look_again(reactor),
+                Act::Settle => self.settle(reactor),
+                Act::Rest => {
+                    self.note_why(told);
+                    self.rest(reactor);
+                }
+                Act::StartCold => self.start_cold(reactor),
+                Act::Ask => {
+                    let format = server.settings.format;
+                    self.answer(reactor, &FromSuccessor::Take { format });
+                }
                 Act::Acknowledge(batch) => self.answer(reactor, &FromSuccessor::Taken { batch }),
                 Act::Adopt => self.adopt(reactor),
                 Act::SayReady => self.answer(reactor, &FromSuccessor::Ready),
@@ -361,7 +456,7 @@ impl Successor {
                 Act::Serve => server.accept(reactor),
                 Act::Decide => self.decide(reactor),
                 Act::Finish => {
-                    let pid = self.with(|take_over| take_over.pid).unwrap_or(0);
+                    let pid = self.with(|take_over| take_over.found.pid);
                     let connections = server.moved.get();
                     self.serve(reactor, Start::TookOver { pid, connections });
                 }
@@ -371,17 +466,37 @@ impl Successor {
                     self.hang_up(reactor);
                 }
                 Act::Fail => {
-                    let error = match told {
-                        Told::Refused(refusal) => RestartError::Refused(refusal),
-                        Told::Lost => RestartError::Lost,
-                        Told::TooLate => RestartError::TimedOut,
-                        _ => RestartError::GaveUp,
-                    };
-                    self.not_started(reactor, error);
+                    self.note_why(told);
+                    self.fail(reactor, told);
                 }
             }
         }
         self.set_deadline(reactor);
+    }
+
+    /// Why it comes no further, as far as that follows from what was told.
+    fn note_why(&self, told: Told) {
+        let why = match told {
+            Told::Settled(_) | Told::Rested(_) | Told::Cannot => return,
+            Told::Refused(refusal) => RestartError::Refused(refusal),
+            Told::Lost => RestartError::Lost,
+            Told::TooLate => RestartError::TimedOut,
+            _ => RestartError::GaveUp,
+        };
+        self.with(|take_over| take_over.why = Some(why));
+    }
+
+    fn fail(&self, reactor: &mut Reactor, told: Told) {
+        let (why, looks) = self.with(|take_over| (take_over.why.take(), take_over.search.looks()));
+        let why = why.unwrap_or(RestartError::GaveUp);
+        let error = match told {
+            Told::Rested(_) => RestartError::LookedInVain {
+                looks,
+                last: Box::new(why),
+            },
+            _ => why,
+        };
+        self.not_started(reactor, error);
     }
 
     fn set_deadline(self: &Rc<Self>, reactor: &mut Reactor) {
@@ -400,7 +515,7 @@ impl Successor {
     }
 
     fn answer(&self, reactor: &mut Reactor, message: &FromSuccessor) {
-        let channel = self.with(|take_over| take_over.channel);
+        let channel = self.with(|take_over| take_over.found.channel);
         if let Some(channel) = channel.and_then(|channel| reactor.get(channel))
             && let Err(error) = wire::send(channel, message, Vec::new())
         {
@@ -410,7 +525,7 @@ impl Successor {
     }
 
     fn hang_up(&self, reactor: &mut Reactor) {
-        let channel = self.with(|take_over| take_over.channel);
+        let channel = self.with(|take_over| take_over.found.channel);
         if let Some(channel) = channel.and_then(|channel| reactor.get(channel)) {
             channel.lose_connection_within(FAREWELL);
         }
@@ -419,13 +534,10 @@ impl Successor {
     /// Everything is here: the control socket is adopted, and the program adopts
     /// and binds.
     fn adopt(self: &Rc<Self>, reactor: &mut Reactor) {
-        let taken = self.with(|take_over| {
-            let inherited = std::mem::take(&mut take_over.inherited);
-            (inherited, std::mem::take(&mut take_over.files))
+        let (mut inherited, files) = self.with(|TakeOver { found, .. }| {
+            let inherited = std::mem::take(&mut found.inherited);
+            (inherited, std::mem::take(&mut found.files))
         });
-        let Some((mut inherited, files)) = taken else {
-            return;
-        };
         inherited.append(self.inherited.take());
         let adopted = self.adopt_control(reactor, &mut inherited, &files);
         match adopted.and_then(|()| self.listen(reactor, inherited, files)) {
@@ -475,7 +587,7 @@ impl Successor {
             .filter(|(connection, _)| connection.is_none())
             .map(|(_, at)| at)
             .collect();
-        self.with(|take_over| take_over.prepared.insert(batch, connections));
+        self.with(|take_over| take_over.found.prepared.insert(batch, connections));
         self.answer(reactor, &FromSuccessor::Prepared { batch, refused });
     }
 
@@ -486,10 +598,10 @@ impl Successor {
         let channel = self.with(|take_over| {
             // It may have given up meanwhile, or they were taken back.
             let is_ours = take_over.step.is_receiving();
-            let is_there = is_ours && take_over.prepared.contains_key(&batch);
-            is_there.then_some(take_over.channel)
+            let is_there = is_ours && take_over.found.prepared.contains_key(&batch);
+            is_there.then_some(take_over.found.channel).flatten()
         });
-        let Some(channel) = channel.flatten() else {
+        let Some(channel) = channel else {
             return self.hear(reactor, Told::Abort);
         };
         self.answer(reactor, &FromSuccessor::Live { batch });
@@ -506,9 +618,9 @@ impl Successor {
     }
 
     fn serve_batch(&self, reactor: &mut Reactor, batch: u32) {
-        let prepared = self.with(|take_over| take_over.prepared.remove(&batch));
+        let prepared = self.with(|take_over| take_over.found.prepared.remove(&batch));
         let server = &self.restart.server;
-        for moved in prepared.flatten().into_iter().flatten().flatten() {
+        for moved in prepared.into_iter().flatten().flatten() {
             server.moved.update(|count| count + 1);
             server.call(reactor, |program, reactor| {
                 program.connection_moved(reactor, moved);
@@ -526,15 +638,15 @@ impl Successor {
         }
         self.hear(reactor, told);
         match self.with(|take_over| take_over.step) {
-            Some(Taking::Failed) => self.drop_prepared(),
+            Taking::Failed => self.drop_prepared(),
             _ => self.serve_prepared(reactor),
         }
     }
 
     /// The channel is gone: takes the baton, if the predecessor has not.
     fn decide(self: &Rc<Self>, reactor: &mut Reactor) {
-        let baton = self.with(|take_over| take_over.baton.take());
-        let is_ours = baton.flatten().is_none_or(Baton::take);
+        let baton = self.with(|take_over| take_over.found.baton.take());
+        let is_ours = baton.is_none_or(Baton::take);
         if is_ours {
             // Nobody else has them.
             self.serve_prepared(reactor);
@@ -545,14 +657,14 @@ impl Successor {
     /// Those of which we have said that they live are served. One that took the others
     /// back has said so, or has the baton.
     fn serve_prepared(&self, reactor: &mut Reactor) {
-        let batches = self.with(|take_over| take_over.prepared.keys().copied().collect());
-        let batches: Vec<_> = batches.unwrap_or_default();
+        let batches: Vec<_> =
+            self.with(|take_over| take_over.found.prepared.keys().copied().collect());
         for batch in batches {
             self.serve_batch(reactor, batch);
         }
     }
 
     fn drop_prepared(&self) {
-        drop(self.with(|take_over| std::mem::take(&mut take_over.prepared)));
+        drop(self.with(|take_over| std::mem::take(&mut take_over.found.prepared)));
     }
 }

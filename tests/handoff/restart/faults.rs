@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::{DEADLINE, Server, eventually, took};
 use super::hung::HAS_ALL;
-use super::server::{KILLED_WITH, LIMIT};
+use super::server::{KILLED_WITH, LIMIT, LOOKS_ONCE};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
 
@@ -215,15 +215,18 @@ fn second_successor_at_a_time_is_refused() {
     server.wait_for(&format!(
         "{old} no restart: another successor is being served"
     ));
-    let stranger = server.start_stranger();
+    server.set_fault(LOOKS_ONCE);
+    let refused = server.start_stranger();
     server.wait_for(&format!(
-        "{stranger} not started: predecessor serves another successor"
+        "{refused} not started: looked for a predecessor once: \
+         predecessor serves another successor"
     ));
+    assert_eq!(server.pid(), old);
+    // One that looks again takes over when the first has not made it.
+    server.set_fault("");
+    let stranger = server.start_stranger();
     server.hurry();
     server.wait_for(&format!("{old} goes on: the other process took too long"));
-    assert_eq!(server.pid(), old);
-    // And after it, one that nobody here has started may.
-    let stranger = server.start_stranger();
     server.wait_for(&format!("{stranger} took over from {old} "));
     server.wait_for(&format!("{old} handed over"));
     server.connect_unix().echo(b"served by the stranger");

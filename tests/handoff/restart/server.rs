@@ -138,6 +138,9 @@ pub(crate) fn run(directory: &Path) {
     settings.drain = LIMIT;
     let notifier = Notifier::from_environment().expect("the manager is there");
     settings.notifier = notifier.map(Rc::new);
+    if fault == LOOKS_ONCE {
+        settings.search = Duration::ZERO;
+    }
     if fault == "is of another format" {
         settings.format = 1;
     }
@@ -211,6 +214,9 @@ impl Shared {
 
 /// Begins what is wrong with one that is killed when so many connections are its own.
 pub(crate) const KILLED_WITH: &str = "is killed with ";
+
+/// What is wrong with one that gives up when it is refused.
+pub(crate) const LOOKS_ONCE: &str = "looks once";
 
 struct Server {
     shared: Rc<Shared>,

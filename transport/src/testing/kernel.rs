@@ -699,7 +699,7 @@ impl ReadinessSource for Poller {
     fn has_events(&self) -> bool {
         let mut state = self.kernel.state.borrow_mut();
         state.reap();
-        !state.ready[self.index].is_empty()
+        !state.ready[self.index].is_empty() || state.has_bound_only(self.index)
     }
 }
 
@@ -913,6 +913,13 @@ impl State {
     fn is_bound_only(&self, listener: SocketId) -> bool {
         let listening = self.listeners.get(&listener);
         listening.is_some_and(|listening| listening.is_bound_only)
+    }
+
+    /// Whether a listener of this poller is about to listen: time does not pass before.
+    fn has_bound_only(&self, poller: usize) -> bool {
+        let is_here = |it: &Listening| it.watches.iter().any(|watch| watch.poller == poller);
+        let mut listeners = self.listeners.values();
+        listeners.any(|listening| listening.is_bound_only && is_here(listening))
     }
 
     fn holders_of(&mut self, socket: SocketId) -> Option<&mut usize> {

@@ -19,7 +19,9 @@ use bowline::{Acceptor, Address, BuildContext, Reactor};
 use bowline::{Tcp, Unix};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Line, Stage, file, ms, wire};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
+
+use super::{Line, Scene, Stage, file, ms, wire};
 use crate::support::Recorder;
 
 #[test]
@@ -28,6 +30,7 @@ fn defaults_are_as_documented() {
     assert_eq!(settings.directory.to_str(), Some("somewhere"));
     assert_eq!(settings.format, 0);
     assert_eq!(settings.answer, Duration::from_secs(10));
+    assert_eq!(settings.search, Duration::from_secs(10));
     assert_eq!(settings.manager, Duration::from_secs(30));
     assert_eq!(settings.start, Duration::from_secs(30));
     assert_eq!(settings.ready, Duration::from_secs(60));
@@ -40,6 +43,12 @@ fn errors_say_what_happened_with_its_reason() {
     let os = || io::Error::from(io::ErrorKind::AddrInUse);
     let why = os().to_string();
     let refused = RestartError::Refused;
+    let vain = |looks, last| RestartError::LookedInVain {
+        looks,
+        last: Box::new(last),
+    };
+    let gone = RestartError::Lost.to_string();
+    let busy = refused(Refusal::Busy).to_string();
     for (error, text, source) in [
         (
             RestartError::Busy,
@@ -88,6 +97,16 @@ fn errors_say_what_happened_with_its_reason() {
             RestartError::Control(os()),
             "cannot have the control socket",
             Some(&why),
+        ),
+        (
+            vain(1, RestartError::Lost),
+            "looked for a predecessor once",
+            Some(&gone),
+        ),
+        (
+            vain(29, refused(Refusal::Busy)),
+            "looked for a predecessor 29 times",
+            Some(&busy),
         ),
     ] {
         let cause = source.map(|cause| format!(": {cause}"));
@@ -159,19 +178,84 @@ fn control_path_that_is_something_else_keeps_the_program_from_starting() {
     drop(other);
 }
 
+/// Neither finds the other. The loser looks again, and finds it.
 #[test]
-fn one_of_two_that_start_cold_gives_way() {
+fn of_two_that_start_cold_one_takes_over_from_the_other() {
     let mut stage = Stage::new();
     let settings = [stage.settings(), stage.settings()];
-    // Neither finds the other.
-    let [one, other] = settings.map(|settings| stage.begin_only(settings, "old", &["web"]));
+    let [one, other] = settings.map(|settings| stage.begin_only(settings, "cold", &["web"]));
     stage.settle();
-    let mut events = [one.events(), other.events()];
-    events.sort();
-    let gives_way = "not started: cannot have the control socket";
-    assert_eq!(events, [vec!["listens", "serves"], vec![gives_way]]);
+    let (winner, loser) = match one.restart.is_serving() {
+        true => (one, other),
+        false => (other, one),
+    };
+    assert_eq!(winner.events(), ["listens", "serves"]);
+    assert_eq!(loser.events(), [""; 0]);
     let mut client = stage.client("web");
-    assert_eq!(stage.ask(&mut client, "who"), "old 0");
+    assert_eq!(stage.ask(&mut client, "who"), "cold 0");
+    stage.advance(ms(1));
+    let moved = "moved line 0 unread 0 unsent 0 [] held 0";
+    let took_over = format!("took over {} 1", std::process::id());
+    assert_eq!(loser.events(), ["listens", moved, &*took_over]);
+    assert_eq!(stage.ask(&mut client, "who"), "cold 0", "the other's");
+    let told = winner.events();
+    assert!(told.contains(&"handed over".to_owned()), "{told:?}");
+    assert_eq!([winner.restart.looks(), loser.restart.looks()], [1, 2]);
+    assert!(loser.restart.is_serving() && !winner.restart.is_serving());
+}
+
+/// Whoever has the place cannot listen, and the other serves in its stead.
+#[test]
+fn of_two_that_start_cold_the_one_that_can_listen_serves() {
+    for is_first in [true, false] {
+        let mut stage = Stage::new();
+        let cannot = |_: &Rc<Scene>, _: &mut Reactor, _: &mut Listeners<'_>| {
+            Err(io::ErrorKind::PermissionDenied.into())
+        };
+        let can = |stage: &mut Stage| {
+            let settings = stage.settings();
+            stage.begin_only(settings, "new", &["web"])
+        };
+        let mut able = (!is_first).then(|| can(&mut stage));
+        let settings = stage.settings();
+        let unable = stage.begin_as(settings, "old", cannot);
+        let able = able.take().unwrap_or_else(|| can(&mut stage));
+        stage.settle();
+        stage.advance(ms(1));
+        assert_eq!(unable.events(), ["listens", "not started: cannot listen"]);
+        // Where it had the place first, the other has tried to take over.
+        assert_eq!(able.events()[..2], ["listens", "serves"]);
+        assert!(able.restart.is_serving());
+        let mut client = stage.client("web");
+        assert_eq!(stage.ask(&mut client, "who"), "new 0");
+    }
+}
+
+/// The place is taken, and nobody there hands over: it is bound and not listened on.
+#[test]
+fn one_that_finds_the_place_taken_for_too_long_gives_up() {
+    let mut stage = Stage::new();
+    drop(stage.predecessor());
+    fs::remove_file(stage.control()).expect("ours");
+    let bound = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
+    let bound = bound.expect("a socket");
+    let name = SocketAddrUnix::new(stage.control()).expect("short");
+    rustix::net::bind(&bound, &name).expect("free");
+    let mut settings = stage.settings();
+    settings.search = ms(5);
+    let server = stage.begin_with(settings, "new", &["web"]);
+    stage.advance(ms(4));
+    assert_eq!(server.events(), [""; 0]);
+    stage.advance(ms(1));
+    let told = "not started: looked for a predecessor 4 times";
+    assert_eq!(server.events(), [told]);
+    assert!(stage.control().exists(), "it is somebody's");
+    // Had it gone in time, the place would have been free.
+    let server = stage.begin("new", &["web"]);
+    assert_eq!(server.events(), [""; 0]);
+    drop(bound);
+    stage.advance(ms(1));
+    assert_eq!(server.events(), ["listens", "serves"]);
 }
 
 #[test]

@@ -6,8 +6,12 @@ use std::io::PipeReader;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::rc::Rc;
+use std::time::Duration;
 
+use bowline::Reactor;
 use bowline::handoff::channel::Role;
+use bowline::handoff::restart::{Listeners, Program, Restart, RestartError};
 
 use super::wire::{
     Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, ready, refused, take,
@@ -16,7 +20,6 @@ use super::wire::{
 use super::{Client, Server, Stage, file, ms};
 use crate::support::socketpair;
 
-const GONE: &str = "not started: the other process is gone";
 const LATE: &str = "not started: the other process took too long";
 const GAVE_UP: &str = "not started: the other process gave up";
 const CANNOT: &str = "not started: cannot listen";
@@ -264,22 +267,112 @@ fn predecessor_that_does_not_even_accept_has_the_time_of_an_answer() {
     assert_eq!(new.events(), [control]);
 }
 
+/// That of another format is for good.
 #[test]
 fn refusal_is_told_with_its_reason() {
     for (why, told) in [
-        (1, "not started: predecessor serves another successor"),
-        (2, "not started: predecessor is of another format"),
-        (3, "not started: predecessor does not serve"),
+        (1, None),
+        (2, Some("not started: predecessor is of another format")),
+        (3, None),
     ] {
         let mut stage = Stage::new();
         let pair = Pair::new(&mut stage);
         pair.hand.send(&refused(why), &[]);
         stage.settle();
-        assert_eq!(pair.hand.hears(), [""; 0], "it is for the other to hang up");
-        assert_eq!(pair.new.events(), [told]);
+        let heard = pair.hand.hears();
+        match told {
+            Some(_) => assert_eq!(heard, [""; 0], "it is for the other to hang up"),
+            None => assert_eq!(heard, ["lost"]),
+        }
+        assert_eq!(pair.new.events(), told.as_slice());
         drop(pair.hand);
         stage.settle();
         assert_eq!(pair.new.events(), [""; 0]);
+    }
+}
+
+/// Refused by one that serves another, that has handed over, or that does not serve yet:
+/// whoever serves then is found when it looks again.
+#[test]
+fn one_that_was_refused_looks_again() {
+    for why in [1, 3] {
+        let mut stage = Stage::new();
+        let pair = Pair::new(&mut stage);
+        for pause in [1, 2, 4, 8] {
+            assert_eq!(pair.new.events(), [""; 0]);
+            let next;
+            let hand = match pause {
+                1 => &pair.hand,
+                _ => {
+                    next = stage.found(&pair.control);
+                    assert_eq!(next.hears(), ["take 0"]);
+                    &next
+                }
+            };
+            hand.send(&refused(why), &[]);
+            stage.settle();
+            stage.advance(ms(pause) - Duration::from_micros(1));
+            assert!(pair.control.accept().is_err(), "after {pause} ms");
+            stage.advance(Duration::from_micros(1));
+        }
+        let pair = Pair {
+            hand: stage.found(&pair.control),
+            ..pair
+        };
+        pair.go_to(&mut stage, 4);
+        let events = pair.new.events();
+        assert_eq!(events, ["listens", "took over 77 0"], "{why}");
+        assert_eq!(pair.new.restart.looks(), 5);
+    }
+}
+
+/// As long as it is to look, and says then what came of it.
+#[test]
+fn one_that_is_refused_for_too_long_gives_up() {
+    for (why, said) in [
+        (1, "predecessor serves another successor"),
+        (3, "predecessor does not serve"),
+    ] {
+        for (search, looks) in [(0, 1), (5, 4)] {
+            let mut stage = Stage::new();
+            let control = stage.predecessor();
+            let mut settings = stage.settings();
+            settings.search = ms(search);
+            let told = Rc::new(RefCell::new(String::new()));
+            let hears = Rc::clone(&told);
+            let program = Teller(move |error| *hears.borrow_mut() = error);
+            let restart = Restart::begin(&mut stage.reactor, settings, program).expect("ours");
+            for look in 1..=looks {
+                assert_eq!(*told.borrow(), "");
+                let hand = stage.found(&control);
+                hand.send(&refused(why), &[]);
+                stage.settle();
+                assert_eq!(restart.looks(), look);
+                stage.advance(ms(2));
+            }
+            let times = match looks {
+                1 => "once".to_owned(),
+                looks => format!("{looks} times"),
+            };
+            let wanted = format!("looked for a predecessor {times}: {said}");
+            assert_eq!(*told.borrow(), wanted);
+            stage.advance(ms(100_000));
+            assert!(control.accept().is_err(), "that was all");
+            assert_eq!(restart.looks(), looks);
+        }
+    }
+}
+
+/// Says why it was not started.
+struct Teller<F>(F);
+
+impl<F: FnMut(String) + 'static> Program for Teller<F> {
+    fn listen(&mut self, _: &mut Reactor, _: &mut Listeners<'_>) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn not_started(&mut self, _: &mut Reactor, error: &RestartError) {
+        (self.0)(error.to_string());
     }
 }
 
@@ -296,26 +389,42 @@ fn successor_says_its_format() {
 
 #[test]
 fn whoever_has_everything_serves_when_the_predecessor_dies() {
-    let took_over = "took over 77 0";
-    for (steps, told) in [
-        (0, vec![GONE]),
-        (1, vec![GONE]),
-        (2, vec!["listens", took_over]),
-        (3, vec!["listens", took_over]),
-    ] {
+    for steps in [2, 3] {
         let mut stage = Stage::new();
         let pair = Pair::new(&mut stage);
         pair.go_to(&mut stage, steps);
         drop((pair.hand, pair.control, pair.web));
         stage.settle();
-        assert_eq!(pair.new.events(), told, "{steps}");
-        let serves = steps >= 2;
-        assert_eq!(pair.new.restart.is_serving(), serves);
-        assert_eq!(stage.is_listening("web"), serves, "{steps}");
-        if serves {
-            let mut client = stage.client("web");
-            assert_eq!(stage.ask(&mut client, "who"), "new 1");
+        assert_eq!(pair.new.events(), ["listens", "took over 77 0"], "{steps}");
+        assert!(pair.new.restart.is_serving());
+        let mut client = stage.client("web");
+        assert_eq!(stage.ask(&mut client, "who"), "new 0");
+    }
+}
+
+/// It finds nobody when it looks again, and starts cold.
+#[test]
+fn whoever_has_not_everything_starts_cold_when_the_predecessor_dies() {
+    for (steps, batches) in [(0, 1), (1, 1), (1, 2)] {
+        let mut stage = Stage::new();
+        let pair = Pair::new(&mut stage);
+        if steps == 1 {
+            pair.baton.replace(Some(pair.hand.offer(batches)));
         }
+        if batches == 2 {
+            let half = listeners(0, &[("web", None)]);
+            pair.hand.send(&half, &[pair.web.as_fd()]);
+        }
+        stage.settle();
+        drop((pair.hand, pair.control, pair.web));
+        stage.settle();
+        assert_eq!(pair.new.events(), [""; 0], "{steps}");
+        assert!(!stage.is_listening("web"), "what had come is closed");
+        stage.advance(ms(1));
+        assert_eq!(pair.new.events(), ["listens", "serves"], "{steps}");
+        assert_eq!(pair.new.restart.looks(), 2);
+        let mut client = stage.client("web");
+        assert_eq!(stage.ask(&mut client, "who"), "new 0");
     }
 }
 
@@ -724,20 +833,25 @@ fn connections_are_not_served_before_the_word_has_left() {
 fn predecessor_that_ends_while_it_is_greeted_is_looked_for_again() {
     let mut stage = Stage::new();
     let control = stage.predecessor();
-    let new = stage.begin("new", &["web"]);
-    for _ in 0..10 {
+    let mut settings = stage.settings();
+    settings.search = ms(7);
+    let new = stage.begin_with(settings, "new", &["web"]);
+    for pause in [1, 2, 4] {
         drop(control.accept().expect("it looks for one"));
         stage.settle();
         assert_eq!(new.events(), [""; 0]);
-        stage.advance(ms(19));
+        stage.advance(ms(pause) - Duration::from_micros(1));
         assert!(control.accept().is_err());
-        stage.advance(ms(1));
+        stage.advance(Duration::from_micros(1));
     }
     drop(control.accept().expect("it looks for one"));
     stage.settle();
-    assert_eq!(new.events(), [GAVE_UP]);
+    assert_eq!(
+        new.events(),
+        ["not started: looked for a predecessor 4 times"]
+    );
     stage.advance(ms(1_000));
-    assert!(control.accept().is_err(), "eleven times are enough");
+    assert!(control.accept().is_err(), "four times are enough");
 }
 
 #[test]
@@ -748,7 +862,7 @@ fn predecessor_that_has_ended_is_not_waited_for() {
     drop(control.accept().expect("it looks for one"));
     drop(control);
     stage.settle();
-    stage.advance(ms(20));
+    stage.advance(ms(1));
     assert_eq!(new.events(), ["listens", "serves"]);
 }
 
