@@ -425,7 +425,7 @@ impl Stage {
 /// How many descriptors are the reserve, or look like it.
 fn reserves() -> usize {
     let is_null = |fd: &&i32| {
-        let file = fs::read_link(format!("/proc/self/fd/{fd}"));
+        let file = fs::read_link(format!("/proc/thread-self/fd/{fd}"));
         file.is_ok_and(|path| path.as_os_str() == "/dev/null")
     };
     open_descriptors().iter().filter(is_null).count()

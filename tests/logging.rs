@@ -27,7 +27,7 @@ const PANIC: &str = "on purpose, in a test";
 /// Contract G-03, G-04, L-29.
 #[test]
 fn listeners_say_where_they_listen_and_that_they_closed() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
@@ -73,7 +73,7 @@ impl<T: Transport> Protocol<T> for Fragile {
 /// Contract L-14, T-14, G-10.
 #[test]
 fn both_ends_of_a_connection_have_their_protocol_and_peer_in_the_log() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let mut reactor = Reactor::new().unwrap();
     let (server, client) = (Record::default(), Record::default());
@@ -122,7 +122,7 @@ impl<T: Transport> Protocol<T> for Announces {
 /// since the reactor does not have it at that moment.
 #[test]
 fn who_misses_its_own_connection_is_told_once() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let mut reactor = Reactor::new().unwrap();
     let other = Record::default();
@@ -150,7 +150,7 @@ fn who_misses_its_own_connection_is_told_once() {
 /// Contract G-09, G-10.
 #[test]
 fn each_panic_is_logged_once_and_says_whose_it_is() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let message = format!("a callback panicked: {PANIC}");
     let mut reactor = Reactor::new().unwrap();
@@ -194,7 +194,7 @@ fn factories_are_said_to_start_and_to_stop() {
             None
         }
     }
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let mut reactor = Reactor::new().unwrap();
     let any = ([127, 0, 0, 1], 0).into();
@@ -235,7 +235,7 @@ fn factories_are_said_to_start_and_to_stop() {
 /// Contract G-12.
 #[test]
 fn signals_and_the_end_of_the_loop_are_logged() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let signal = rustix::process::Signal::USR2;
     let mut reactor = Reactor::new().unwrap();
@@ -244,7 +244,8 @@ fn signals_and_the_end_of_the_loop_are_logged() {
         .unwrap();
     reactor.call_soon(move |_| {
         assert!(capture::lines("the loop has ended").is_empty());
-        rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
+        // To this thread: the pipe that wakes the loop is in its table of descriptors.
+        signal_hook::low_level::raise(signal.as_raw()).unwrap();
     });
     reactor.run().unwrap();
     let received = format!("received signal {}", signal.as_raw());
@@ -266,7 +267,7 @@ fn signals_and_the_end_of_the_loop_are_logged() {
 /// Contract G-12.
 #[test]
 fn limits_and_throttling_are_logged() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let clock = ManualClock::new();
     let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
@@ -306,7 +307,7 @@ fn limits_and_throttling_are_logged() {
 /// Contract W-08: with whose connection it is, why, and how much waits.
 #[test]
 fn what_the_kernel_keeps_refusing_is_said_once() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let (mut pump, peer) = Pump::with_peer(Recorder::default()).unwrap();
     pump.run();
@@ -354,7 +355,7 @@ fn what_the_kernel_keeps_refusing_is_said_once() {
 /// know (`SO_INQ`, Linux 6.17).
 #[test]
 fn ancillary_data_of_an_unknown_kind_is_logged_once_and_does_no_harm() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     capture::start();
     let (ours, mut theirs) = socketpair();
     let set = "import socket; socket.socket(fileno=0).setsockopt(socket.SOL_SOCKET, 84, 1)";

@@ -99,7 +99,7 @@ fn numbers_may_be_those_of_the_descriptors_that_are_given() {
         .descriptor(99, stdin.as_fd());
     let listing = stdout(command);
     let link = |number: i32| {
-        let path = format!("/proc/self/fd/{number}");
+        let path = format!("/proc/thread-self/fd/{number}");
         std::fs::read_link(path).unwrap().display().to_string()
     };
     let own = |index: usize| link(files[index].as_raw_fd());
@@ -144,7 +144,7 @@ fn standard_streams_are_inherited_given_or_nothing() {
     };
     let input = file("from a file");
     let listing = stdout(shell(LIST).inherit(2).null(0));
-    let ours = std::fs::read_link("/proc/self/fd/2").unwrap();
+    let ours = std::fs::read_link("/proc/thread-self/fd/2").unwrap();
     assert_eq!(Path::new(&target(&listing, 2)), ours);
     assert_eq!(target(&listing, 0), "/dev/null");
     let command = shell("cat; echo error >&2").descriptor(0, input.as_fd());

@@ -321,7 +321,7 @@ fn who_sends_is_vouched_for_by_the_kernel() {
             assert_eq!(credentials.uid, own);
             let pidfd = received.pidfd.as_ref().unwrap();
             let info = fs::read_to_string(format!(
-                "/proc/self/fdinfo/{}",
+                "/proc/thread-self/fdinfo/{}",
                 std::os::fd::AsRawFd::as_raw_fd(pidfd)
             ));
             let own = format!("Pid:\t{}", std::process::id());

@@ -193,7 +193,7 @@ fn child() {
 /// Contract R-41.
 #[test]
 fn signal_is_a_callback_with_its_number() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let notes = Notes::new();
     let seen = notes.clone();
@@ -217,7 +217,7 @@ fn signal_is_a_callback_with_its_number() {
 
 #[test]
 fn failing_handler_is_called_for_the_next_signal_too() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let notes = Notes::new();
     let seen = notes.clone();
@@ -235,7 +235,7 @@ fn failing_handler_is_called_for_the_next_signal_too() {
 
 #[test]
 fn signal_wakes_a_loop_that_waits_without_end() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     reactor
         .on_signals(&[Signal::USR2.as_raw()], |reactor, _| {

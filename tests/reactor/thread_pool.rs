@@ -68,7 +68,7 @@ fn with_one_thread() -> ThreadPool {
 /// Contract R-27: lazily, also during the run, and all gone before it returns.
 #[test]
 fn threads_come_with_work_and_are_gone_before_run_returns() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = reactor.thread_pool();
     assert_eq!((pool.counts().threads, pool_threads()), (0, 0));
@@ -127,7 +127,7 @@ fn pool_is_quiet(pool: &ThreadPool) {
 /// Contract R-27 (Twisted: `suggestThreadPoolSize`).
 #[test]
 fn there_are_ten_threads_at_the_most_or_as_many_as_set() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = reactor.thread_pool();
     let gate = Gate::default();
@@ -175,7 +175,7 @@ fn finish(mut reactor: Reactor) {
 /// Contract R-27: from ten down to none.
 #[test]
 fn threads_without_work_end() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool =
         ThreadPool::new(ThreadPoolSettings::default().idle_timeout(Duration::from_millis(1)));
@@ -192,7 +192,7 @@ fn threads_without_work_end() {
 /// Contract R-27: what was given is finished, with the loop turning.
 #[test]
 fn stopping_waits_for_all_work_and_tells_its_results() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = with_one_thread();
     let notes = Notes::new();
@@ -227,7 +227,7 @@ fn stopping_waits_for_all_work_and_tells_its_results() {
 /// Contract R-27: work that connections ask for while they are lost.
 #[test]
 fn work_asked_for_during_the_shutdown_is_finished_or_refused() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let notes = Notes::new();
     // While the connections are lost, before the pool is stopped.
@@ -265,7 +265,7 @@ fn work_asked_for_during_the_shutdown_is_finished_or_refused() {
 
 #[test]
 fn abandoned_work_does_not_hold_the_shutdown() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = ThreadPool::new(
         ThreadPoolSettings::default()
@@ -296,7 +296,7 @@ fn abandoned_work_does_not_hold_the_shutdown() {
 /// Contract R-27: the rest goes on.
 #[test]
 fn work_that_panics_is_told_and_costs_nothing_else() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let notes = Notes::new();
     let seen = notes.clone();
@@ -322,7 +322,7 @@ fn work_that_panics_is_told_and_costs_nothing_else() {
 
 #[test]
 fn work_beyond_the_queue_is_refused_after_the_call() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = ThreadPool::new(ThreadPoolSettings::default().max_threads(1).max_queued(2));
     let gate = Gate::default();
@@ -354,7 +354,7 @@ fn work_beyond_the_queue_is_refused_after_the_call() {
 /// Work that a thread takes at once waits for none: as much as there may be threads.
 #[test]
 fn pool_without_a_queue_takes_what_its_threads_can_do() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = ThreadPool::new(ThreadPoolSettings::default().max_threads(2).max_queued(0));
     let gate = Gate::default();
@@ -382,7 +382,7 @@ fn pool_without_a_queue_takes_what_its_threads_can_do() {
 
 #[test]
 fn cancelled_work_is_not_told_and_not_begun() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = with_one_thread();
     let gate = Gate::default();
@@ -414,7 +414,7 @@ fn cancelled_work_is_not_told_and_not_begun() {
 
 #[test]
 fn reactor_dropped_without_a_stop_drops_what_waits() {
-    let _alone = DescriptorLedger::open();
+    let _alone = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = with_one_thread();
     let gate = Gate::default();

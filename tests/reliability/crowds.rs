@@ -231,7 +231,7 @@ fn parked_descriptors_leave_the_reserve_and_accepting_resumes() {
         let mut look = || {
             let reserve = LIMIT - 16..LIMIT;
             used.extend(
-                reserve.filter(|fd| Path::new(&format!("/proc/self/fd/{fd}")).is_symlink()),
+                reserve.filter(|fd| Path::new(&format!("/proc/thread-self/fd/{fd}")).is_symlink()),
             );
         };
         let words = [parking.to_str().unwrap(), &(PARKING / 2).to_string()];
@@ -759,7 +759,7 @@ fn has_exactly(grants: &[(OwnedFd, u32)]) -> bool {
     let has_streams = (0..3_u32).all(|number| found.remove(&number).is_some());
     let link = |fd: &OwnedFd| {
         let number = std::os::fd::AsRawFd::as_raw_fd(fd);
-        let link = std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+        let link = std::fs::read_link(format!("/proc/thread-self/fd/{number}")).unwrap();
         link.display().to_string()
     };
     let wanted = grants.iter().map(|(fd, number)| (*number, link(fd)));

@@ -7,14 +7,15 @@
 pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod own_process;
+mod table;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use bowline::testing::ManualClock;
@@ -111,39 +112,49 @@ pub(crate) fn assert_no_pool_threads() {
     }
 }
 
-/// The open descriptors of this process, compared before and after.
+/// The open descriptors of this test, compared before and after.
 ///
-/// Holds a lock for the time of the test, so that tests in other threads of
-/// the same process do not interfere: every test that opens descriptors has to
-/// make one, first of all. What it then drops last is compared once more.
+/// The test's thread gets a table of descriptors of its own, so tests in other threads
+/// of the same process do not interfere, and run beside it. Every test that opens
+/// descriptors has to make one, first of all: what was open before is not in the table.
+/// What it then drops last is compared once more.
 pub(crate) struct DescriptorLedger {
     before: BTreeSet<i32>,
-    _alone: MutexGuard<'static, ()>,
+    _company: Company,
 }
 
-static ALONE: Mutex<()> = Mutex::new(());
-
-thread_local! {
-    static HAS_LEDGER: Cell<bool> = const { Cell::new(false) };
+/// Whether others run beside a test.
+enum Company {
+    Shared {
+        _lock: RwLockReadGuard<'static, ()>,
+    },
+    None {
+        _lock: RwLockWriteGuard<'static, ()>,
+    },
 }
 
-/// Calls what opens descriptors for a moment, where the test may have no ledger yet:
-/// reading how many processors there are, say.
-pub(crate) fn alone<R>(call: impl FnOnce() -> R) -> R {
-    let alone = || ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let _alone = (!HAS_LEDGER.get()).then(alone);
-    call()
-}
+static COMPANY: RwLock<()> = RwLock::new(());
 
 impl DescriptorLedger {
     pub(crate) fn open() -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = COMPANY.read().unwrap_or_else(PoisonError::into_inner);
+        Self::open_in(Company::Shared { _lock: lock })
+    }
+
+    /// For a test of what a process has but once: its signals, its threads, its limits,
+    /// its environment. No other test that has a ledger runs meanwhile.
+    pub(crate) fn alone() -> Self {
+        let lock = COMPANY.write().unwrap_or_else(PoisonError::into_inner);
         // Those of the test before, which may have ended a moment ago.
         assert_no_pool_threads();
-        HAS_LEDGER.set(true);
+        Self::open_in(Company::None { _lock: lock })
+    }
+
+    fn open_in(company: Company) -> Self {
+        table::have_own_table();
         Self {
             before: open_descriptors(),
-            _alone: alone,
+            _company: company,
         }
     }
 
@@ -165,7 +176,6 @@ impl DescriptorLedger {
 
 impl Drop for DescriptorLedger {
     fn drop(&mut self) {
-        HAS_LEDGER.set(false);
         if !std::thread::panicking() {
             self.assert_balanced();
         }
@@ -173,8 +183,8 @@ impl Drop for DescriptorLedger {
 }
 
 /// The numbers of all descriptors that are open for longer than a moment. The C
-/// library opens a file of its own when another thread allocates for the first
-/// time (glibc, to count the processors), and no lock of ours keeps it from that.
+/// library opens a file of its own when a thread allocates for the first time (glibc, to
+/// count the processors), and a thread that the test has started may do so at any moment.
 pub(crate) fn open_descriptors() -> BTreeSet<i32> {
     wait_for_closes();
     let mut seen = listed_descriptors();
@@ -189,7 +199,7 @@ pub(crate) fn open_descriptors() -> BTreeSet<i32> {
 }
 
 fn listed_descriptors() -> BTreeSet<i32> {
-    let listing = fs::read_dir("/proc/self/fd").expect("Linux has it");
+    let listing = fs::read_dir("/proc/thread-self/fd").expect("Linux has it");
     let listed: Vec<i32> = listing
         .map(|entry| entry.expect("readable").file_name())
         .map(|name| name.to_string_lossy().parse().expect("a number"))
@@ -197,12 +207,12 @@ fn listed_descriptors() -> BTreeSet<i32> {
     // One of them was the listing's own, and is closed by now.
     listed
         .into_iter()
-        .filter(|fd| fs::read_link(format!("/proc/self/fd/{fd}")).is_ok())
+        .filter(|fd| fs::read_link(format!("/proc/thread-self/fd/{fd}")).is_ok())
         .collect()
 }
 
 fn describe(fd: i32) -> String {
-    let target = fs::read_link(format!("/proc/self/fd/{fd}"));
+    let target = fs::read_link(format!("/proc/thread-self/fd/{fd}"));
     format!(
         "{fd} -> {}",
         target.map_or_else(|_| "?".into(), |path| path.display().to_string())

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{DescriptorLedger, open_descriptors};
+use super::{DescriptorLedger, open_descriptors, table};
 
 /// Set in the process that runs only one test.
 const IS_CHILD: &str = "BOWLINE_TEST_CHILD";
@@ -29,6 +29,7 @@ pub(crate) fn in_own_process_with<K>(
     test: impl FnOnce(),
 ) {
     if std::env::var_os(IS_CHILD).is_some() {
+        table::keep_that_of_the_process();
         return test();
     }
     let ledger = DescriptorLedger::open();

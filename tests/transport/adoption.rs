@@ -149,7 +149,7 @@ fn what_does_not_fit_comes_back() {
 
 /// The flags of an open descriptor, close-on-exec included.
 fn descriptor_flags(raw: i32) -> u32 {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{raw}")).unwrap();
+    let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{raw}")).unwrap();
     let line = info
         .lines()
         .find(|line| line.starts_with("flags:"))

@@ -348,7 +348,7 @@ fn a_resolver_that_panics_fails_the_lookup_and_is_asked_again() {
 /// Contract E-07: nothing is wrong before it connects.
 #[test]
 fn an_impossible_name_fails_like_any_other() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let factory = Keeps::default();
     reactor.connect_host("a\0b", 80, factory.clone()).unwrap();
@@ -363,7 +363,7 @@ fn an_impossible_name_fails_like_any_other() {
 /// to look up, and no port but the one that is given.
 #[test]
 fn a_service_behind_a_name_is_no_port() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let server = StdTcpListener::bind("127.0.0.1:0").unwrap();
     server.set_nonblocking(true).unwrap();
     let port = server.local_addr().unwrap().port();
@@ -683,7 +683,7 @@ fn a_lookup_is_told_once_and_never_inside_the_call() {
 #[test]
 fn the_system_knows_this_machine() {
     // First of all: the file below is a descriptor that others would count.
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
     if !hosts.split_whitespace().any(|word| word == "localhost") {
         #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
@@ -715,7 +715,7 @@ fn the_system_knows_this_machine() {
 /// Contract: neither a lookup that hangs nor one that waits.
 #[test]
 fn lookups_do_not_hold_the_shutdown() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let mut reactor = Reactor::new().unwrap();
     let pool = ThreadPool::new(
         ThreadPoolSettings::default()

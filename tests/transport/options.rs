@@ -39,7 +39,7 @@ impl Prober {
 
 /// What the descriptor of this number is, if it is open.
 fn open_as(number: RawFd) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{number}")).ok()
+    fs::read_link(format!("/proc/thread-self/fd/{number}")).ok()
 }
 
 impl<T: TcpTransport> Protocol<T> for Prober {

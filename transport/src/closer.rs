@@ -7,12 +7,14 @@
 //! it out would take from others who hold it. So such sockets are closed in a thread,
 //! which lives for as long as there are any.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -36,12 +38,20 @@ const MOST_ASLEEP: usize = 64;
 /// How many messages and clients are taken out of one socket, and those inside of it.
 const MOST_TAKEN: usize = 65_536;
 
-/// Those of this process are the ones that its [number](bowline_reactor::forks) says: a
-/// forked child has none of its parent's threads, and what one of them had locked stays
-/// locked there.
-static CLOSERS: [Closers; 4] = [const { Closers::new() }; 4];
+thread_local! {
+    /// Each thread that runs a loop has its own: threads may have tables of descriptors of
+    /// their own too (unshare(2)), and one that is started here has the table of this one.
+    static CLOSERS: RefCell<Option<OfThread>> = const { RefCell::new(None) };
+}
 
-/// What is to be closed, of all reactors of a process.
+/// What a thread has given away, and the process in which it did so.
+struct OfThread {
+    /// Its [number](bowline_reactor::forks).
+    process: u32,
+    closers: Arc<Closers>,
+}
+
+/// What is to be closed, of all reactors of a thread.
 struct Closers {
     queue: Mutex<CloseQueue>,
     /// How many were given away and are not closed.
@@ -54,8 +64,6 @@ struct CloseQueue {
     waiting: VecDeque<OwnedFd>,
     /// Whether there is a thread that takes from it.
     is_served: bool,
-    /// The process that it is of.
-    process: u32,
 }
 
 /// Closes a descriptor that a peer has sent, and never waits for it. It is closed when this
@@ -83,25 +91,24 @@ pub fn close_received(fd: OwnedFd) {
     }
 }
 
-/// How many descriptors other threads of this process are closing; see
-/// [`close_received`]. If it stays above zero for more than a moment, a peer has sent
-/// something whose close waits.
+/// How many descriptors that this thread had to close are being closed in others; see
+/// [`close_received`]. Ask in the thread that runs the reactor. If it stays above zero for
+/// more than a moment, a peer has sent something whose close waits.
 pub fn descriptors_closing() -> usize {
-    Closers::of_this_process().unclosed.load(Ordering::Acquire)
+    Closers::of_this_thread().unclosed.load(Ordering::Acquire)
 }
 
 /// Closes a UNIX socket whose queue nobody has read.
 #[cold]
 pub(crate) fn close_elsewhere(fd: OwnedFd) {
-    let closers = Closers::of_this_process();
+    let closers = Closers::of_this_thread();
     closers.unclosed.fetch_add(1, Ordering::Relaxed);
     let mut queue = closers.queue();
     queue.waiting.push_back(fd);
     if queue.is_served {
         return;
     }
-    let started = start(|| closers.serve());
-    queue.is_served = started.is_ok();
+    let started = closers.start_serving(&mut queue);
     let waiting = queue.waiting.len();
     drop(queue);
     if let Err(error) = started {
@@ -118,41 +125,70 @@ fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 impl Closers {
-    const fn new() -> Self {
+    fn new() -> Self {
         Self {
             queue: Mutex::new(CloseQueue {
                 waiting: VecDeque::new(),
                 is_served: false,
-                process: 0,
             }),
             unclosed: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
         }
     }
 
-    fn of_this_process() -> &'static Self {
+    /// Those of the calling thread. One that is ending gets some for this once.
+    fn of_this_thread() -> Arc<Self> {
         let process = bowline_reactor::forks();
-        let closers = &CLOSERS[process as usize % CLOSERS.len()];
-        let mut queue = closers.queue();
-        if queue.process != process {
-            // An ancestor's, whose threads are not here.
-            queue.process = process;
-            queue.is_served = false;
+        let of_thread = |slot: &RefCell<Option<OfThread>>| {
+            let mut slot = slot.borrow_mut();
+            let old = match &*slot {
+                Some(known) if known.process == process => return Arc::clone(&known.closers),
+                _ => slot.take(),
+            };
+            let closers = Arc::new(Self::new());
+            if let Some(old) = old {
+                closers.inherit(old.closers);
+            }
+            *slot = Some(OfThread {
+                process,
+                closers: Arc::clone(&closers),
+            });
             closers
-                .unclosed
-                .store(queue.waiting.len(), Ordering::Relaxed);
-            closers.closing.store(0, Ordering::Relaxed);
+        };
+        CLOSERS
+            .try_with(of_thread)
+            .unwrap_or_else(|_| Arc::new(Self::new()))
+    }
+
+    /// Takes over what waited in the process that this one was forked from. A forked child
+    /// has none of its parent's threads, and what one of them had locked stays locked.
+    fn inherit(self: &Arc<Self>, parents: Arc<Self>) {
+        if let Ok(mut theirs) = parents.queue.try_lock()
+            && !theirs.waiting.is_empty()
+        {
+            let mut queue = self.queue();
+            queue.waiting = mem::take(&mut theirs.waiting);
+            self.unclosed.store(queue.waiting.len(), Ordering::Relaxed);
+            // Without a thread they wait for the next one that is to be closed.
+            let _ = self.start_serving(&mut queue);
         }
-        drop(queue);
-        closers
+        // Threads that are not here would have dropped theirs.
+        mem::forget(parents);
     }
 
     fn queue(&self) -> MutexGuard<'_, CloseQueue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn start_serving(self: &Arc<Self>, queue: &mut CloseQueue) -> io::Result<()> {
+        let closers = Arc::clone(self);
+        let started = start(move || closers.serve());
+        queue.is_served = started.is_ok();
+        started
+    }
+
     /// Has all that waits closed, and ends.
-    fn serve(&'static self) {
+    fn serve(self: &Arc<Self>) {
         let mut closer = None;
         loop {
             let mut queue = self.queue();
@@ -166,7 +202,7 @@ impl Closers {
     }
 
     /// Has `closer`, or a new one, close `fd`; answers it if it can go on.
-    fn close_by(&'static self, closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
+    fn close_by(self: &Arc<Self>, closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
         let asleep = self.closing.load(Ordering::Relaxed);
         let closer = match closer.map_or_else(|| Closer::start(self), Ok) {
             Ok(closer) if asleep < MOST_ASLEEP => closer,
@@ -232,9 +268,10 @@ struct Closer {
 }
 
 impl Closer {
-    fn start(closers: &'static Closers) -> io::Result<Self> {
+    fn start(closers: &Arc<Closers>) -> io::Result<Self> {
         let (give, take) = mpsc::channel::<OwnedFd>();
         let (say, done) = mpsc::channel();
+        let closers = Arc::clone(closers);
         start(move || {
             for fd in take {
                 drop(fd);

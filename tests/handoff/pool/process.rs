@@ -20,7 +20,7 @@ use bowline::policies::Backoff;
 use bowline::{AfterReadClosed, Context, Protocol, Reactor, TcpStream, Transport};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-use crate::support::{alone, open_descriptors};
+use crate::support::open_descriptors;
 
 /// How long all workers may take to end.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -107,7 +107,7 @@ pub(crate) fn scripted(
 /// Settings for tests: waits that a test can spend, limits that a slow machine
 /// keeps.
 pub(crate) fn settings(workers: usize) -> PoolSettings {
-    let mut settings = alone(PoolSettings::default);
+    let mut settings = PoolSettings::default();
     settings.workers = workers;
     settings.ack_timeout = Duration::from_secs(30);
     settings.kill_timeout = None;

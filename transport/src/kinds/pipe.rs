@@ -98,7 +98,7 @@ const TERMINAL_BYTES: usize = 128;
 /// |---|---|---|
 /// | pipe(2) | preadv2(2), pwritev2(2) with `RWF_NOWAIT` | nothing |
 /// | socket | `MSG_DONTWAIT` | nothing |
-/// | terminal | is opened anew from `/proc/self/fd`, an open file of our own, which does not block | two system calls at the beginning |
+/// | terminal | is opened anew from `/proc/thread-self/fd`, an open file of our own, which does not block | two system calls at the beginning |
 /// | FIFO; the side that holds a pseudo-terminal; a terminal that cannot be opened | poll(2) before each call; writes of no more than is taken then without waiting: 4,096, 1,024 and 128 bytes | a system call for each |
 /// | file, `/dev/null` | as it is: it does not wait for anyone else | nothing; the disk is waited for |
 ///

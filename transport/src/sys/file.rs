@@ -142,7 +142,7 @@ pub(crate) fn file_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
 }
 
 fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+    format!("/proc/thread-self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Whether a write of some bytes would not block. What has broken has room; a terminal

@@ -45,7 +45,7 @@ mod socket;
 mod start;
 mod terminal;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 

@@ -79,7 +79,7 @@ pub(crate) fn set_file_mode(path: &Path, file: FileIdentity, mode: u32) -> io::R
         return Ok(());
     }
     // chmod(2) works through this link; fchmod(2) refuses O_PATH descriptors.
-    let link = format!("/proc/self/fd/{}", held.fd.as_raw_fd());
+    let link = format!("/proc/thread-self/fd/{}", held.fd.as_raw_fd());
     match fs::set_permissions(link, Permissions::from_mode(mode)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = "to undo the umask takes fchmodat2 (Linux 6.6) or /proc";

@@ -63,7 +63,7 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 /// `InvalidInput` for a descriptor of something else; `ESRCH` for a process that was
 /// waited for, or cannot be seen; `NotFound` without /proc.
 pub(crate) fn pid_of(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let path = format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd());
     let text = std::fs::read_to_string(path)?;
     let number = text.lines().find_map(|line| line.strip_prefix("Pid:"));
     let number = number.and_then(|number| number.trim().parse::<i64>().ok());

@@ -356,6 +356,8 @@ impl Sockets for Simulated {
 
 #[track_caller]
 fn expect_same(send_buffer: Option<usize>, operations: &[Operation]) -> Vec<Outcome> {
+    // A child of another test would keep what is closed here open for a moment.
+    sys::tests::have_own_descriptors();
     let mut real = Real::new(send_buffer);
     let mut simulated = Simulated::new(real.send_buffer());
     let expected = run(&mut real, operations);

@@ -37,7 +37,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 use super::raw::{frame, hello, send_bytes};
 use crate::frames::Frames;
-use crate::support::{DescriptorLedger, alone, socketpair};
+use crate::support::{DescriptorLedger, socketpair};
 
 /// How often a pool looks at its deadlines.
 const TICK: Duration = Duration::from_millis(20);
@@ -58,7 +58,7 @@ fn settle(reactor: &mut Reactor) {
 
 /// The defaults, but for what would make tests depend on the machine.
 fn settings(workers: usize) -> PoolSettings {
-    let mut settings = alone(PoolSettings::default);
+    let mut settings = PoolSettings::default();
     settings.workers = workers;
     settings.drain_timeout = None;
     settings.backoff = Backoff::new()

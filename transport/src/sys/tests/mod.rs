@@ -163,6 +163,21 @@ fn print_figures(said: &str) {
     }
 }
 
+/// Gives this thread a table of descriptors of its own, as tests/support/table.rs does:
+/// children of other tests hold nothing of it open. Call it before anything is opened.
+pub(crate) fn have_own_descriptors() {
+    thread_local! {
+        static HAS_OWN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    if !HAS_OWN.replace(true) {
+        let flags = libc::CLOSE_RANGE_UNSHARE as libc::c_int;
+        // SAFETY: takes integers only. The thread has opened nothing yet; what others own
+        // is untouched in their table.
+        let result = unsafe { libc::close_range(3, libc::c_uint::MAX, flags) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    }
+}
+
 /// How many descriptors this process has open. Of use in a child only.
 fn open_descriptors() -> usize {
     // The directory that is being read is one of them, each time.
