@@ -1,4 +1,4 @@
-//! What an idle TCP connection costs in user space, slots included.
+//! What an idle connection costs in user space, slots included.
 
 #![allow(
     unsafe_code,
@@ -9,11 +9,13 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, Unix};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Counts what is allocated at the moment.
@@ -50,8 +52,11 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const CONNECTIONS: usize = 10_000;
-/// What one connection may cost.
-const MOST_BYTES: usize = 256;
+/// What one connection may ask for.
+const MOST_BYTES_TCP: usize = 200;
+const MOST_BYTES_UNIX: usize = 170;
+/// What it may take, with what the allocator adds.
+const MOST_TAKEN: usize = 256;
 /// Holds the address to connect to, in the process that holds the other ends.
 const CONNECT_TO: &str = "BOWLINE_TEST_CONNECT_TO";
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -65,15 +70,30 @@ impl<T: Transport> Protocol<T> for Echo {
 }
 
 #[test]
-fn idle_tcp_connection_costs_at_most_256_bytes() {
+fn idle_connections_cost_little() {
     if raise_descriptor_limit() < CONNECTIONS as u64 + 100 {
         eprintln!("SKIPPED: the limit of descriptors is too low for {CONNECTIONS} connections");
         return;
     }
-    match std::env::var(CONNECT_TO) {
-        Ok(address) => hold_the_other_ends(address.parse().expect("an address")),
-        Err(_) => measure(),
+    if let Ok(address) = std::env::var(CONNECT_TO) {
+        return match address.parse::<SocketAddr>() {
+            Ok(address) => hold_the_other_ends(|| StdTcpStream::connect(address)),
+            Err(_) => hold_the_other_ends(|| StdUnixStream::connect(&address)),
+        };
     }
+    let directory = tempfile::tempdir().unwrap();
+    measure("TCP", MOST_BYTES_TCP, |reactor| {
+        let any = ([127, 0, 0, 1], 0).into();
+        let listener = reactor.listen_tcp(any, |_: &Address| Echo).unwrap();
+        let address = reactor.get(listener).unwrap().address();
+        address.as_inet().unwrap().to_string()
+    });
+    measure("UNIX", MOST_BYTES_UNIX, |reactor| {
+        let path = directory.path().join("socket");
+        let endpoint = Unix::at(Path::new(&path)).backlog(CONNECTIONS as u32);
+        reactor.listen(endpoint, |_: &Address| Echo).unwrap();
+        path.display().to_string()
+    });
 }
 
 fn raise_descriptor_limit() -> u64 {
@@ -88,9 +108,9 @@ fn raise_descriptor_limit() -> u64 {
 
 /// Connects, and exchanges a message on each connection when told to; ends
 /// with its input.
-fn hold_the_other_ends(address: SocketAddr) {
+fn hold_the_other_ends<S: Read + Write>(connect: impl Fn() -> std::io::Result<S>) {
     let mut connections: Vec<_> = (0..CONNECTIONS)
-        .map(|_| StdTcpStream::connect(address).expect("it listens"))
+        .map(|_| connect().expect("it listens"))
         .collect();
     let mut input = std::io::stdin();
     let mut byte = [0];
@@ -103,22 +123,22 @@ fn hold_the_other_ends(address: SocketAddr) {
     }
 }
 
-fn measure() {
+fn measure(kind: &str, most_bytes: usize, listen: impl FnOnce(&mut Reactor) -> String) {
     let mut reactor = Reactor::new().unwrap();
-    let listener = reactor
-        .listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Echo)
-        .unwrap();
-    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    let address = listen(&mut reactor);
     // What the first connection brings for all of them.
-    let first = StdTcpStream::connect(address).unwrap();
+    let first: Box<dyn std::any::Any> = match address.parse::<SocketAddr>() {
+        Ok(address) => Box::new(StdTcpStream::connect(address).unwrap()),
+        Err(_) => Box::new(StdUnixStream::connect(&address).unwrap()),
+    };
     run_until(&mut reactor, |reactor| reactor.registered() == 2);
     drop(first);
     run_until(&mut reactor, |reactor| reactor.registered() == 1);
 
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "idle_tcp_connection_costs_at_most_256_bytes"])
+        .args(["--exact", "idle_connections_cost_little"])
         .args(["--nocapture", "--test-threads=1"])
-        .env(CONNECT_TO, address.to_string())
+        .env(CONNECT_TO, address)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -136,7 +156,7 @@ fn measure() {
     });
     let fresh = per_connection();
     eprintln!(
-        "new connection: {} bytes asked for, {} taken",
+        "{kind}, new connection: {} bytes asked for, {} taken",
         fresh.0, fresh.1
     );
 
@@ -153,15 +173,16 @@ fn measure() {
     drop(said);
     let used = per_connection();
     eprintln!(
-        "after an echo: {} bytes asked for, {} taken",
+        "{kind}, after an echo: {} bytes asked for, {} taken",
         used.0, used.1
     );
 
     drop(orders);
     run_until(&mut reactor, |reactor| reactor.registered() == 1);
     assert!(child.wait().unwrap().success());
-    for (_, taken) in [fresh, used] {
-        assert!(taken <= MOST_BYTES, "{taken} bytes per connection");
+    for (asked, taken) in [fresh, used] {
+        assert!(asked <= most_bytes, "{kind}: {asked} bytes per connection");
+        assert!(taken <= MOST_TAKEN, "{kind}: {taken} bytes taken");
     }
 }
 

@@ -12,6 +12,7 @@ use crate::endpoint::Dial;
 use crate::error::{AdoptError, AdoptErrorKind};
 use crate::sys::{self, Connecting, Family, SocketName};
 
+mod ends;
 mod pipe;
 mod socket_file;
 mod tcp;

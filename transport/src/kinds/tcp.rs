@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bowline_protocol::{Address, ConnectError, Destination, Remains, TcpTransport};
 
+use super::ends::Ends;
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
 };
@@ -89,10 +90,9 @@ stream_type! {
 #[derive(Debug)]
 pub struct TcpSocket {
     fd: Option<OwnedFd>,
-    peer: SocketAddr,
-    /// Asked of the kernel when somebody wants to know, at the latest before
+    /// Ours is asked of the kernel when somebody wants to know, at the latest before
     /// the close.
-    host: Option<SocketAddr>,
+    ends: Ends,
 }
 
 /// A TCP socket, or a layer on one at any depth. A transport over it has the options of
@@ -106,8 +106,7 @@ impl TcpSocket {
     pub(crate) fn new(fd: OwnedFd, peer: SocketAddr, host: Option<SocketAddr>) -> Self {
         Self {
             fd: Some(fd),
-            peer,
-            host,
+            ends: Ends::new(peer, host),
         }
     }
 
@@ -133,8 +132,9 @@ impl TcpSocket {
         let Ok(SocketName::Inet(host)) = self.fd().and_then(sys::local_name) else {
             return Ok(());
         };
-        if (host.ip(), host.port()) != (self.peer.ip(), self.peer.port()) {
-            self.host = Some(host);
+        let peer = self.ends.peer();
+        if (host.ip(), host.port()) != (peer.ip(), peer.port()) {
+            self.ends.set_host(host);
             return Ok(());
         }
         // A close in order would keep the port from its server for a minute. This one is a
@@ -151,9 +151,10 @@ impl TcpSocket {
             Ok(SocketName::Inet(address)) => Some(address),
             _ => None,
         };
-        self.host
+        self.ends
+            .host()
             .or_else(asked)
-            .unwrap_or_else(|| unspecified(self.peer))
+            .unwrap_or_else(|| unspecified(self.ends.peer()))
     }
 }
 
@@ -203,10 +204,9 @@ impl FileDescriptor for TcpSocket {
     }
 
     fn take(&mut self) -> Option<Self> {
-        let host = Some(self.find_host());
-        self.host = host;
+        self.ends.set_host(self.find_host());
         let fd = self.fd.take();
-        Some(Self { fd, host, ..*self })
+        Some(Self { fd, ..*self })
     }
 
     fn travels(&self) -> bool {
@@ -224,7 +224,7 @@ impl Socket for TcpSocket {
     }
 
     fn peer(&self) -> Address {
-        Address::Inet(self.peer)
+        Address::Inet(self.ends.peer())
     }
 
     #[inline]
@@ -261,14 +261,14 @@ impl Socket for TcpSocket {
     }
 
     fn close(&mut self) {
-        if self.host.is_none() && self.fd.is_some() {
-            self.host = Some(self.find_host());
+        if self.ends.host().is_none() && self.fd.is_some() {
+            self.ends.set_host(self.find_host());
         }
         self.fd = None;
     }
 
     fn detach(&mut self) -> Option<OwnedFd> {
-        self.host = Some(self.find_host());
+        self.ends.set_host(self.find_host());
         self.fd.take()
     }
 
@@ -589,7 +589,7 @@ impl ListeningSocket for TcpListener {
     fn accept(&mut self, is_shared: bool) -> io::Result<(TcpSocket, Address)> {
         let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
         let socket = TcpSocket::named(fd, &peer, self.host);
-        let peer = Address::Inet(socket.peer);
+        let peer = Address::Inet(socket.ends.peer());
         Ok((socket, peer))
     }
 

@@ -1,0 +1,145 @@
+//! The addresses of both ends of a TCP connection, in 48 bytes.
+//!
+//! Two [`SocketAddr`]s take 64, twice what an idle connection has for what is unsent.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// The peer's address, and ours once it is known.
+///
+/// Of IPv6 the kernel says no flow of our end, and a scope only of link-local addresses,
+/// which are those of one interface at both ends (`inet6_getname`): one scope is enough.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    peer: [u8; 16],
+    host: [u8; 16],
+    peer_flow: u32,
+    scope: u32,
+    peer_port: u16,
+    host_port: u16,
+    peer_family: Family,
+    /// `None` while nobody has asked.
+    host_family: Option<Family>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Ends {
+    pub(super) fn new(peer: SocketAddr, host: Option<SocketAddr>) -> Self {
+        let (peer_family, bytes) = packed(peer.ip());
+        let mut ends = Self {
+            peer: bytes,
+            host: [0; 16],
+            peer_flow: 0,
+            scope: 0,
+            peer_port: peer.port(),
+            host_port: 0,
+            peer_family,
+            host_family: None,
+        };
+        if let SocketAddr::V6(peer) = peer {
+            (ends.peer_flow, ends.scope) = (peer.flowinfo(), peer.scope_id());
+        }
+        if let Some(host) = host {
+            ends.set_host(host);
+        }
+        ends
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        let ip = unpacked(self.peer_family, self.peer);
+        self.with_scope(ip, self.peer_port, self.peer_flow)
+    }
+
+    pub(super) fn host(&self) -> Option<SocketAddr> {
+        let ip = unpacked(self.host_family?, self.host);
+        Some(self.with_scope(ip, self.host_port, 0))
+    }
+
+    pub(super) fn set_host(&mut self, host: SocketAddr) {
+        let (family, bytes) = packed(host.ip());
+        (self.host_family, self.host) = (Some(family), bytes);
+        self.host_port = host.port();
+        if let SocketAddr::V6(host) = host {
+            self.scope = self.scope.max(host.scope_id());
+        }
+    }
+
+    fn with_scope(&self, ip: IpAddr, port: u16, flow: u32) -> SocketAddr {
+        match ip {
+            IpAddr::V4(_) => SocketAddr::new(ip, port),
+            IpAddr::V6(ip) => {
+                let scope = if ip.is_unicast_link_local() {
+                    self.scope
+                } else {
+                    0
+                };
+                SocketAddrV6::new(ip, port, flow, scope).into()
+            }
+        }
+    }
+}
+
+fn packed(ip: IpAddr) -> (Family, [u8; 16]) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&ip.octets());
+            (Family::V4, bytes)
+        }
+        IpAddr::V6(ip) => (Family::V6, ip.octets()),
+    }
+}
+
+fn unpacked(family: Family, bytes: [u8; 16]) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into(),
+        Family::V6 => Ipv6Addr::from(bytes).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel tells them, for a connection of each sort.
+    #[test]
+    fn both_ends_come_out_as_they_went_in() {
+        let link_local = "fe80::1:2".parse().unwrap();
+        let near = |port, scope| SocketAddr::from(SocketAddrV6::new(link_local, port, 0, scope));
+        let global: SocketAddr = "[2001:db8::7]:443".parse().unwrap();
+        let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().unwrap();
+        let flowing = SocketAddrV6::new("2001:db8::8".parse().unwrap(), 1, 0xa_bcde, 0).into();
+        let v4: SocketAddr = "192.0.2.200:65535".parse().unwrap();
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let ends = [
+            (v4, Some("127.0.0.1:1".parse().unwrap())),
+            (v4, None),
+            (global, Some("[::1]:2".parse().unwrap())),
+            (mapped, Some(mapped)),
+            (flowing, Some(global)),
+            (near(5, 3), Some(near(6, 3))),
+            (near(5, 3), Some(global)),
+            // A peer that was gone when it was asked for.
+            (nowhere, Some(near(7, 4))),
+        ];
+        for (peer, host) in ends {
+            let at_once = Ends::new(peer, host);
+            assert_eq!((at_once.peer(), at_once.host()), (peer, host));
+            let mut later = Ends::new(peer, None);
+            assert_eq!((later.peer(), later.host()), (peer, None));
+            if let Some(host) = host {
+                later.set_host(host);
+            }
+            assert_eq!((later.peer(), later.host()), (peer, host));
+        }
+    }
+
+    #[test]
+    fn both_ends_take_forty_eight_bytes() {
+        assert_eq!(size_of::<Ends>(), 48);
+    }
+}
