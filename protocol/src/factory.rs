@@ -273,6 +273,15 @@ pub trait Listener: 'static {
     /// block the loop until a client comes.
     fn assume_sole_holder(&mut self);
 
+    /// Has a [graceful stop](bowline_reactor::Reactor::stop_gracefully) accept whoever
+    /// waits in the queue of this listener, though other processes may hold it.
+    ///
+    /// The queue of a listener that was adopted or [duplicated](Self::duplicate) is left
+    /// to the others. This is for who knows that none of them accepts: clients in a queue
+    /// that nobody serves are reset. A listener that does not accept at the time, since it
+    /// is paused or held, leaves its queue in any case.
+    fn serve_queue_at_stop(&mut self);
+
     /// This listener's name.
     fn handle(&self) -> ListenerHandle;
 }

@@ -6,6 +6,7 @@
 //! through several processes, each of which goes on where the last one was.
 
 mod cuts;
+mod drains;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -466,6 +467,14 @@ struct Manager {
 }
 
 impl Manager {
+    fn new() -> Self {
+        Self {
+            receives: None,
+            reads_percent: 0,
+            heard: Vec::new(),
+        }
+    }
+
     fn has_unread(&self) -> bool {
         let receives = self.receives.as_ref();
         receives.is_some_and(|receives| receives.waiting() > 0)
@@ -519,11 +528,7 @@ impl Run {
             simulation,
             shared: Shared::default(),
             clients,
-            manager: Manager {
-                receives: None,
-                reads_percent: 0,
-                heard: Vec::new(),
-            },
+            manager: Manager::new(),
             has_manager: random.chance(75),
             broken_percent: [0, 0, 30][random.below(3)],
             stays_percent: [0, 20][random.below(2)],
@@ -640,20 +645,20 @@ impl Run {
         })
     }
 
-    /// A process comes by itself. All have the same number here, so that it would be
-    /// taken for a child that somebody has started; and somebody who is stopped for so
-    /// long that he fails it lets it believe that it is alone.
-    fn add_stranger(&self) {
+    /// Processes come by themselves, at the same moment. All have the same number here, so
+    /// that they would be taken for a child that somebody has started; and somebody who is
+    /// stopped for so long that he fails one lets it believe that it is alone.
+    fn add_strangers(&self, count: usize) {
         let is_quiet = self.lives().iter().all(|life| {
             let is_under_way = life.restart().is_some_and(|it| it.is_under_way());
             !is_under_way && !life.state.borrow().is_suspended
         });
         if is_quiet {
-            Self::new_life(&self.shared, false);
+            self.start_some(count);
         }
     }
 
-    /// Nobody serves, and so many start at the same moment.
+    /// So many start at the same moment.
     fn start_some(&self, count: usize) {
         for _ in 0..count {
             Self::new_life(&self.shared, false);
@@ -879,7 +884,7 @@ fn simulate(seed: u64) -> Trace {
                     run.restart(&life);
                 }
             }
-            12 if random.chance(30) => run.add_stranger(),
+            12 if random.chance(30) => run.add_strangers(1 + random.below(3)),
             13 => run.advance(Duration::from_millis(random.below(2_000) as u64)),
             14 if random.chance(30) => run.advance(Duration::from_secs(random.below(40) as u64)),
             15 => {

@@ -34,6 +34,7 @@ impl Listener for Door {
     fn resume_accepting(&mut self) {}
     fn hold_accepting(&mut self) {}
     fn assume_sole_holder(&mut self) {}
+    fn serve_queue_at_stop(&mut self) {}
     fn release_accepting(&mut self) {}
     fn stop_listening_when_drained(&mut self) {}
     fn is_listening(&self) -> bool {

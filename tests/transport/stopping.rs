@@ -133,6 +133,44 @@ fn who_waits_in_a_shared_queue_is_left_to_the_others() {
     ledger.assert_balanced();
 }
 
+/// None of the others does.
+#[test]
+fn who_waits_in_a_queue_that_is_to_be_served_is_accepted_though_others_have_it() {
+    let ledger = DescriptorLedger::open();
+    for is_adopted in [false, true] {
+        let built = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&built);
+        let factory = move |_: &Address| {
+            counted.set(counted.get() + 1);
+            echo()
+        };
+        let mut reactor = Reactor::new().unwrap();
+        let bound = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = match is_adopted {
+            true => {
+                let copy = bound.try_clone().unwrap().into();
+                reactor.listen(Tcp::listening(copy), factory).unwrap()
+            }
+            false => {
+                let any = ([127, 0, 0, 1], 0).into();
+                reactor.listen_tcp(any, factory).unwrap()
+            }
+        };
+        let address = tcp_address(&mut reactor, listener);
+        let transport = reactor.get(listener).unwrap();
+        let other = transport.duplicate().unwrap();
+        transport.serve_queue_at_stop();
+        let mut client = StdTcpStream::connect(address).unwrap();
+        client.write_all(b"ping").unwrap();
+        stop(&mut reactor);
+        run_until(&mut reactor, |reactor| !reactor.is_running());
+        assert_eq!(built.get(), 1, "adopted: {is_adopted}");
+        ask(&mut client);
+        drop(other);
+    }
+    ledger.assert_balanced();
+}
+
 #[test]
 fn who_waits_for_a_listener_that_is_paused_or_held_is_not_accepted() {
     let ledger = DescriptorLedger::open();

@@ -88,6 +88,8 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
     is_shared: Cell<bool>,
+    /// The queue is served at a graceful stop, though others may have it.
+    serves_queue: bool,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
     /// What was accepted, while a protocol is built for it.
@@ -133,6 +135,10 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
 
     fn assume_sole_holder(&mut self) {
         self.is_shared.set(false);
+    }
+
+    fn serve_queue_at_stop(&mut self) {
+        self.serves_queue = true;
     }
 
     fn stop_listening_when_drained(&mut self) {
@@ -500,7 +506,8 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         // Those who wait have connected, and may have sent a request already. In a
         // queue that others have too they are in good hands; and a listener that
         // accepts nobody at this time does not begin now.
-        if control.is_shared.get() || !control.may_accept() || control.retry.is_some() {
+        let is_theirs = control.is_shared.get() && !control.serves_queue;
+        if is_theirs || !control.may_accept() || control.retry.is_some() {
             control.is_stopping = true;
         } else {
             control.is_draining = true;
@@ -573,6 +580,7 @@ pub(crate) fn install<E: Listen>(
         accepts_left: u32::MAX,
         is_started: false,
         is_shared: Cell::new(E::IS_SHARED),
+        serves_queue: false,
         is_short: false,
         accepted: None,
         farewells: Farewells::default(),

@@ -13,7 +13,7 @@ use super::messages::Refusal;
 pub enum RestartError {
     /// Another successor is being served.
     Busy,
-    /// This process does not serve: it starts, or has handed over.
+    /// This process does not serve: it starts, has handed over, or stops.
     NotServing,
     /// The successor could not be started.
     Spawn(io::Error),

@@ -432,7 +432,8 @@ impl Taking {
             (Resting, Told::Rested(true)) => (Looking, &[Act::Look]),
             (Looking | Asking | Receiving { .. }, Told::Lost)
             | (Settling, Told::Settled(false))
-            | (Asking, Told::Refused(Refusal::Busy | Refusal::NotServing)) => {
+            | (Asking, Told::Refused(Refusal::Busy))
+            | (Asking | Receiving { .. }, Told::Refused(Refusal::NotServing)) => {
                 (Resting, &[Act::Rest])
             }
             (Resting, Told::Rested(false)) | (Looking | Settling, Told::Cannot) => {
@@ -1077,6 +1078,7 @@ mod tests {
             (PARTLY_RECEIVED, Told::Lost),
             (Asking, Told::Refused(Refusal::Busy)),
             (Asking, Told::Refused(Refusal::NotServing)),
+            (PARTLY_RECEIVED, Told::Refused(Refusal::NotServing)),
         ] {
             assert_eq!(taking(from, told), rests, "{from:?} {told:?}");
         }

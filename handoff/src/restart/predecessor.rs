@@ -228,7 +228,7 @@ impl Predecessor {
         reactor: &mut Reactor,
         start: impl FnOnce() -> io::Result<Box<dyn ChildProcess>>,
     ) -> Result<(), RestartError> {
-        if self.server.life.get() != Life::Serving {
+        if self.server.life.get() != Life::Serving || reactor.is_stopping() {
             return Err(RestartError::NotServing);
         }
         if self.is_under_way() {
@@ -380,7 +380,8 @@ impl Predecessor {
 
     /// Whether the successor may take over, and in how many batches.
     fn admit(&self, reactor: &mut Reactor, id: u64, format: u32) -> Result<u32, Refusal> {
-        if self.server.life.get() != Life::Serving {
+        // One that stops has closed its listeners, or is about to.
+        if self.server.life.get() != Life::Serving || reactor.is_stopping() {
             return Err(Refusal::NotServing);
         }
         if format != self.server.settings.format {
@@ -488,7 +489,13 @@ impl Predecessor {
                 self.server.accept(reactor);
             }
             Do::HangUp => {
-                self.say(reactor, id, &FromPredecessor::Abort);
+                let refusal = Refusal::NotServing;
+                let message = match reactor.is_stopping() {
+                    // It may look whether somebody else serves.
+                    true => FromPredecessor::Refused { refusal },
+                    false => FromPredecessor::Abort,
+                };
+                self.say(reactor, id, &message);
                 self.take_back(reactor, id, false);
                 self.hang_up(reactor, id);
             }

@@ -170,7 +170,9 @@ impl Server {
         });
     }
 
-    /// Accepts on all listeners, and owns their files.
+    /// Accepts on all listeners, and owns their files. Who waits in their queues is for this
+    /// process to serve when it stops: others that may hold them, a predecessor that drains
+    /// or a successor that has not got as far, do not accept.
     pub(super) fn accept(&self, reactor: &mut Reactor) {
         for named in &mut *self.listeners.borrow_mut() {
             let Some(listener) = reactor.get(named.handle) else {
@@ -179,6 +181,7 @@ impl Server {
             if std::mem::take(&mut named.is_held) {
                 listener.release_accepting();
             }
+            listener.serve_queue_at_stop();
             if let Some(file) = named.file
                 && listener.socket_file().is_none()
                 && let Err(error) = listener.own_socket_file(file)

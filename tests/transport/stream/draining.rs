@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::time::Clock as _;
 use bowline::{
     AtDrain, Context, GracefulStop, Producer, ProducerKind, ProducerRef, Transport, Turn,
 };
@@ -18,6 +19,7 @@ over_every_kind!(
     what_comes_meanwhile_is_answered_and_waited_for_anew,
     an_idle_one_ends_after_the_grace_and_not_before,
     without_grace_an_idle_one_ends_at_once,
+    without_grace_one_with_work_is_not_waited_for_in_turns,
     one_with_work_is_waited_for,
     one_with_work_is_cut_at_the_deadline,
     one_whose_peer_does_not_read_is_cut_at_the_deadline,
@@ -174,6 +176,32 @@ fn without_grace_an_idle_one_ends_at_once(kind: Kind) {
     assert_eq!((&answer[..], end), (&b"heard"[..], End::Clean));
     assert_ended(&mut link);
     link.finish();
+}
+
+/// It was looked at in each turn, without end, for as long as its work took.
+fn without_grace_one_with_work_is_not_waited_for_in_turns(kind: Kind) {
+    for says_when_it_is_done in [true, false] {
+        let is_busy = Rc::new(Cell::new(true));
+        let mut link = Link::new(kind, Script::new().busy(&is_busy));
+        link.settle();
+        stop_with(&mut link, Duration::ZERO);
+        link.settle();
+        let wait = link.reactor.next_deadline().unwrap() - link.clock.now();
+        assert!(wait > Duration::ZERO, "it looks again at once");
+        assert!(link.reactor.is_idle());
+        assert_waits(&mut link);
+        is_busy.set(false);
+        if says_when_it_is_done {
+            // And no later than that.
+            let _ = link.transport().write(b"done");
+            assert_eq!(link.peer_receives(4), b"done");
+        } else {
+            link.clock.advance(Duration::from_millis(10));
+        }
+        assert_ended(&mut link);
+        assert_eq!(link.reactor.statistics().cut, 0);
+        link.finish();
+    }
 }
 
 fn one_with_work_is_waited_for(kind: Kind) {

@@ -11,6 +11,10 @@ use crate::file_descriptor::FileDescriptor;
 use crate::link::{Flags, Link, State};
 use crate::stream::StreamTransport;
 
+/// How often one that is at work is asked whether it still is, at the most: nothing may
+/// tell when that is over. What is sent or received makes it look at once.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// How a connection waits for its own end.
 #[derive(Debug)]
 pub(crate) struct Draining {
@@ -145,12 +149,22 @@ where
             }
             return is_over;
         }
-        if draining.look.is_none() {
-            let quiet = reactor
-                .now()
-                .saturating_duration_since(draining.quiet_since);
-            let left = draining.grace.saturating_sub(quiet);
-            draining.look = Some(reactor.notify_later(left, token));
+        let quiet = reactor
+            .now()
+            .saturating_duration_since(draining.quiet_since);
+        let left = draining.grace.saturating_sub(quiet);
+        let wait = match is_at_rest {
+            true => left,
+            false => left.max(LOOK_EVERY),
+        };
+        match draining.look {
+            None => draining.look = Some(reactor.notify_later(wait, token)),
+            // It may be that which waits for the end of work.
+            Some(look) if is_at_rest && draining.grace < LOOK_EVERY => {
+                let is_moved = look.reset(reactor, wait);
+                debug_assert!(is_moved.is_ok(), "it is forgotten when it has run");
+            }
+            Some(_) => {}
         }
         false
     }

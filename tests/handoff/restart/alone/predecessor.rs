@@ -362,6 +362,39 @@ fn successor_that_asks_when_all_is_handed_over_is_refused() {
     assert_eq!(error.to_string(), "this process does not serve");
 }
 
+/// It offered what it still had: nothing, of which nobody can serve. Now it says so, and
+/// whoever was refused looks again.
+#[test]
+fn successor_that_asks_one_that_stops_is_refused() {
+    let mut stage = Stage::new();
+    stage.reactor.start().expect("it does not run");
+    let server = stage.begin("old", &["web"]);
+    let hands = [stage.successor(1), stage.successor(2)];
+    let half = &hands[1];
+    step(half, 0);
+    stage.settle();
+    assert_eq!(half.hears()[0], "offer 1 [1]");
+    let hold = stage
+        .reactor
+        .hold(bowline::lifecycle::SystemEvent::Shutdown);
+    let how = bowline::GracefulStop::new();
+    stage.reactor.stop_gracefully(how).expect("it runs");
+    stage.settle();
+    step(&hands[0], 0);
+    // Nor does it start one.
+    let command = std::process::Command::new("true");
+    let started = server.restart.start_successor(&mut stage.reactor, command);
+    let error = started.expect_err("it stops");
+    assert_eq!(error.to_string(), "this process does not serve");
+    // One that it serves is told the same when it does not get on.
+    half.send(&taken(9), &[]);
+    stage.settle();
+    for hand in &hands {
+        assert_eq!(hand.hears(), ["refused 3", "lost"]);
+    }
+    drop((hands, hold, server));
+}
+
 #[test]
 fn what_has_no_business_at_a_step_ends_the_attempt() {
     let all = || {

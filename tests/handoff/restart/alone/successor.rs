@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::PipeReader;
+use std::io::{PipeReader, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -150,6 +150,25 @@ fn everything_is_taken_over_step_by_step() {
     drop(stage.reactor);
     let directory = stage.directory.path();
     assert!(!directory.join("web").exists() && !directory.join("control/control").exists());
+}
+
+/// It was reset: to the listener, which was adopted, its queue seemed to be another's.
+#[test]
+fn who_waits_when_one_stops_that_took_over_is_served() {
+    let mut stage = Stage::new();
+    stage.reactor.start().expect("it does not run");
+    let pair = Pair::new(&mut stage);
+    pair.go_to(&mut stage, 4);
+    drop((pair.hand, pair.control, pair.web));
+    stage.settle();
+    let mut client = stage.waiting("web");
+    client.socket.write_all(b"who").expect("room");
+    let how = bowline::GracefulStop::new();
+    stage.reactor.stop_gracefully(how).expect("it runs");
+    stage.settle();
+    assert_eq!(client.hears(), "new 0");
+    stage.advance(ms(1_000));
+    assert!(!stage.reactor.is_running());
 }
 
 #[test]
