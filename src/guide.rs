@@ -10,13 +10,15 @@
 //! 5. [Passing descriptors](descriptors)
 //! 6. [Closing](closing)
 //! 7. [Pipes, terminals, standard input and output](pipes)
-//! 8. [Child processes](children)
-//! 9. [Giving a connection to another process](handoff)
-//! 10. [Worker processes](pools)
-//! 11. [Restarts, moves and systemd](restarts)
-//! 12. [Testing your protocol](testing)
-//! 13. [Threads, signals, forks and other loops](embedding)
-//! 14. [Coming from Twisted](twisted)
+//! 8. [Datagrams](datagrams)
+//! 9. [Packets](packets)
+//! 10. [Child processes](children)
+//! 11. [Giving a connection to another process](handoff)
+//! 12. [Worker processes](pools)
+//! 13. [Restarts, moves and systemd](restarts)
+//! 14. [Testing your protocol](testing)
+//! 15. [Threads, signals, forks and other loops](embedding)
+//! 16. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -41,6 +43,9 @@ pub mod pipes {}
 
 #[doc = include_str!("guide/datagrams.md")]
 pub mod datagrams {}
+
+#[doc = include_str!("guide/packets.md")]
+pub mod packets {}
 
 #[doc = include_str!("guide/children.md")]
 pub mod children {}

@@ -57,6 +57,7 @@
 //! | talk over pipes, a terminal, standard input and output | [`Pipe`], [`Stdio`] |
 //! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
 //! | send and receive datagrams | [`DatagramProtocol`], with [`Udp`] or [`UnixDatagram`] |
+//! | send and receive packets over a connection | [`PacketProtocol`], with [`UnixSeqpacket`] |
 //! | use a kind of socket of your own | [`endpoint`] |
 //! | put TLS or another layer under a protocol | [`layers`] |
 //!
@@ -161,6 +162,12 @@ pub use bowline_protocol::{
 };
 pub use bowline_transport::{Udp, UdpPort, UnixDatagram, UnixDatagramPort};
 
+// Packets over a connection.
+pub use bowline_protocol::{
+    Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket,
+};
+pub use bowline_transport::{UnixSeqpacket, UnixSeqpacketPort};
+
 // Passed descriptors.
 pub use bowline_protocol::{DescriptorLimits, Linger, PassedDescriptor, ReceivedDescriptors};
 
@@ -235,14 +242,15 @@ pub mod descriptor {
 /// and [`Unix`] give out, and the traits that a kind of your own implements.
 pub mod endpoint {
     pub use bowline_transport::endpoint::{
-        Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect, ConnectTransport,
-        ConnectWith, Dial, HostToTry, LayerOf, Layered, Listen, ListenAt, ListenTransport,
-        ListenWith, ListeningSocket, On, Side, Wrap,
+        AcceptWith, AcceptedSocket, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect,
+        ConnectTransport, ConnectWith, Dial, HostToTry, Inherit, LayerOf, Layered, Listen,
+        ListenAt, ListenTransport, ListenWith, ListeningSocket, On, Side, Wrap,
     };
     pub use bowline_transport::{
         OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UdpConnect,
         UdpEndpoint, UdpListen, UnixConnect, UnixDatagramConnect, UnixDatagramEndpoint,
-        UnixDatagramListen, UnixListen, UnixListener,
+        UnixDatagramListen, UnixListen, UnixListener, UnixSeqpacketCarrying, UnixSeqpacketConnect,
+        UnixSeqpacketListen, UnixSeqpacketOn,
     };
 }
 
@@ -256,9 +264,9 @@ pub mod endpoint {
 pub mod layers {
     pub use bowline_transport::{
         AfterSendError, Arrivals, DatagramSocket, DescriptorSocket, FileDescriptor, Link, Outgoing,
-        OutgoingDatagram, PassDescriptors, PipeEnds, Port, ReadBuffers, Received, ReceivedLimits,
-        SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UdpSocket, UnixDatagramSocket,
-        UnixSocket,
+        OutgoingDatagram, PacketSocket, PassDescriptors, PipeEnds, Port, ReadBuffers, Received,
+        ReceivedLimits, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UdpSocket,
+        UnixDatagramSocket, UnixSeqpacketSocket, UnixSocket,
     };
 }
 
@@ -316,8 +324,10 @@ pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
     pub use bowline_transport::testing::{
         Delivery, KernelSettings, Memory, MemoryConnect, MemoryDatagramSender, MemoryDatagrams,
-        MemoryHandle, MemoryListen, MemoryListener, MemoryPeer, MemorySocket, MemoryStream,
-        PeerRead, Points, ProcessId, Pump, Random, SimulatedKernel, Simulation, SocketId,
+        MemoryHandle, MemoryListen, MemoryListener, MemoryPacketConnect, MemoryPacketListen,
+        MemoryPacketPeer, MemoryPacketPort, MemoryPacketSocket, MemoryPackets, MemoryPeer,
+        MemorySocket, MemoryStream, PacketRead, PeerRead, Points, ProcessId, Pump, Random,
+        SimulatedKernel, Simulation, SocketId,
     };
 }
 

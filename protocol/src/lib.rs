@@ -18,6 +18,7 @@ mod factory;
 mod file_sender;
 pub mod framing;
 mod log;
+mod packet;
 pub mod policies;
 mod process;
 mod producer;
@@ -44,6 +45,9 @@ pub use crate::factory::{
     ListenerHandle, Origin, SocketFile,
 };
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
+pub use crate::packet::{
+    Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket,
+};
 pub use crate::process::{
     ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, ProcessTransport, SignalError,
     TerminalSize,

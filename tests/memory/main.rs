@@ -6,6 +6,7 @@
 mod support;
 
 mod listeners;
+mod packets;
 mod panics;
 mod processes;
 mod pump;

@@ -259,7 +259,8 @@ fn several_are_taken_apart_and_told_of_in_one_call_and_in_order() {
     // The one whose type was wrong goes on.
     assert!(reactor.get(handles[2]).is_some());
 
-    reactor.detach_all([], move |_, all| told.borrow_mut().push(all));
+    let none: [(bowline::TransportHandle, TypeId); 0] = [];
+    reactor.detach_all(none, move |_, all| told.borrow_mut().push(all));
     reactor.turn(Some(Duration::ZERO));
 }
 

@@ -806,7 +806,7 @@ where
             producer,
             host,
             peer,
-            kept,
+            kept: Some(kept),
             layer: Box::new(layer),
             // The other side is told of one descriptor.
             travels: travels && writing.is_none(),

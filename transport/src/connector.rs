@@ -18,7 +18,7 @@ use bowline_reactor::{
 };
 
 use crate::connection::establish;
-use crate::endpoint::{Connect, ConnectTransport, Dial, Side, Wrap};
+use crate::endpoint::{Connect, ConnectTransport, Dial, HostToTry, Side, Wrap};
 use crate::file_descriptor::{FileDescriptor, not_connected};
 use crate::log;
 use crate::resolver::{self, Lookup};
@@ -45,13 +45,63 @@ struct LookedUp {
     result: Option<Result<Vec<SocketAddr>, LookupError>>,
 }
 
-pub(crate) struct OutgoingConnection<C: Connect, F> {
-    control: ConnectorControl,
+/// Whom to connect with, and what becomes of it: an endpoint with its factory.
+pub(crate) trait Outgoing: 'static {
+    type Socket: 'static;
+    type Protocol;
+
+    fn destination(&self) -> Destination;
+
+    fn timeout(&self) -> Option<Duration>;
+
+    fn host(&self) -> Option<HostToTry>;
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<Self::Socket>, ConnectError>;
+
+    fn outcome(&mut self, socket: &mut Self::Socket) -> Option<Result<(), ConnectError>>;
+
+    /// What reports that a socket in progress has come to be connected.
+    fn source(socket: &Self::Socket) -> Option<BorrowedFd<'_>>;
+
+    fn started(&mut self, cx: &mut BuildContext<'_>);
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>);
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError);
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason);
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol>;
+
+    /// Puts a protocol on a socket, for the connector `token`; answers the connection if its
+    /// layers have yet to establish it.
+    fn establish(
+        &mut self,
+        reactor: &mut Reactor,
+        socket: Self::Socket,
+        protocol: Self::Protocol,
+        token: Token,
+    ) -> io::Result<Option<TransportHandle>>;
+
+    fn log_prefix(&self) -> Cow<'_, str>;
+}
+
+/// Streams: an endpoint of a kind of them, and a factory of their protocols.
+struct Streams<C, F> {
     endpoint: C,
     factory: F,
+}
+
+pub(crate) struct OutgoingConnection<O: Outgoing> {
+    control: ConnectorControl,
+    outgoing: O,
     /// The sockets that connect, all of them watched, the oldest first; there
     /// while an attempt runs.
-    dialed: Vec<Dialed<C::Socket>>,
+    dialed: Vec<Dialed<O::Socket>>,
     /// The addresses of a host: those that were not tried yet, and those that
     /// failed.
     race: Race,
@@ -171,7 +221,7 @@ impl Connector for ConnectorControl {
     }
 }
 
-impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
+impl<O: Outgoing> OutgoingConnection<O> {
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.state == ConnectorState::Connected {
             self.end_timeout(reactor);
@@ -250,12 +300,12 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         );
         self.attempts += 1;
         self.retry_after = FIRST_RETRY;
-        if let Some(timeout) = self.endpoint.timeout() {
+        if let Some(timeout) = self.outgoing.timeout() {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
         }
         self.tell_started(reactor);
         if !self.control.wants_to_stop {
-            match self.endpoint.host().is_some() {
+            match self.outgoing.host().is_some() {
                 true => self.look_up(reactor),
                 false => self.dial_only_address(reactor),
             }
@@ -269,17 +319,17 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
                 target: log::TRANSPORT,
                 "{}: starting factory {}",
                 self.control.token,
-                log::name(|| self.factory.log_prefix()),
+                log::name(|| self.outgoing.log_prefix()),
             );
         }
-        self.factory.started(&mut BuildContext {
+        self.outgoing.started(&mut BuildContext {
             origin: Origin::Connector(&mut self.control),
             reactor,
         });
     }
 
     fn dial_only_address(&mut self, reactor: &mut Reactor) {
-        let Destination::Address(address) = self.endpoint.destination() else {
+        let Destination::Address(address) = self.outgoing.destination() else {
             return;
         };
         match self.dial(reactor, &address) {
@@ -294,7 +344,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
     }
 
     fn look_up(&mut self, reactor: &mut Reactor) {
-        let Some(host) = self.endpoint.host() else {
+        let Some(host) = self.outgoing.host() else {
             return;
         };
         let token = self.control.token;
@@ -316,7 +366,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
             Ok(addresses) => addresses,
             Err(error) => return self.fail(reactor, &ConnectError::Lookup(error)),
         };
-        let bound = self.endpoint.host().and_then(|host| host.is_ipv4);
+        let bound = self.outgoing.host().and_then(|host| host.is_ipv4);
         let fits = |address: &SocketAddr| bound.is_none_or(|is_ipv4| is_ipv4 == address.is_ipv4());
         self.race = Race::new(addresses.into_iter().filter(fits));
         if self.race.has_next() {
@@ -332,7 +382,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
             // It may be what ran.
             let _ = call.cancel(reactor);
         }
-        let Some(host) = self.endpoint.host() else {
+        let Some(host) = self.outgoing.host() else {
             return;
         };
         for _ in 0..DIALS_PER_TURN {
@@ -375,12 +425,12 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         &mut self,
         reactor: &mut Reactor,
         address: &Address,
-    ) -> Result<Dial<C::Socket, ()>, ConnectError> {
-        match self.endpoint.dial(address)? {
+    ) -> Result<Dial<O::Socket, ()>, ConnectError> {
+        match self.outgoing.dial(address)? {
             Dial::Connected(socket) => Ok(Dial::Connected(socket)),
             Dial::Full => Ok(Dial::Full),
             Dial::InProgress(socket) => {
-                let source = socket.socket().writing();
+                let source = O::source(&socket);
                 let source = source.ok_or_else(|| ConnectError::Os(not_connected()))?;
                 reactor
                     .watch(self.control.token, source, Interest::Writable)
@@ -398,7 +448,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         let mut at = 0;
         let mut has_failed = false;
         while let Some(dialed) = self.dialed.get_mut(at) {
-            let error = match self.endpoint.outcome(&mut dialed.socket) {
+            let error = match self.outgoing.outcome(&mut dialed.socket) {
                 None => {
                     at += 1;
                     continue;
@@ -406,7 +456,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
                 Some(outcome) => outcome.err(),
             };
             let Dialed { socket, address } = self.dialed.remove(at);
-            unwatch(reactor, &socket);
+            Self::unwatch(reactor, &socket);
             match (error, address) {
                 (None, address) => return self.connected(reactor, socket, address),
                 (Some(error), Address::Inet(address)) if self.is_racing() => {
@@ -424,14 +474,21 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         }
     }
 
-    fn is_racing(&self) -> bool {
-        self.endpoint.host().is_some()
+    /// Ends the watch on a socket that connects.
+    fn unwatch(reactor: &mut Reactor, socket: &O::Socket) {
+        if let Some(source) = O::source(socket) {
+            reactor.unwatch(source);
+        }
     }
 
-    fn connected(&mut self, reactor: &mut Reactor, socket: C::Socket, address: Address) {
+    fn is_racing(&self) -> bool {
+        self.outgoing.host().is_some()
+    }
+
+    fn connected(&mut self, reactor: &mut Reactor, socket: O::Socket, address: Address) {
         self.end_dialing(reactor);
         self.control.state = ConnectorState::Connected;
-        let protocol = self.factory.build_protocol(
+        let protocol = self.outgoing.build_protocol(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -444,26 +501,17 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
             self.ended(reactor, &CloseReason::Done);
             return;
         };
-        let token = self.control.token;
-        let mut is_established = true;
-        let endpoint = std::cell::RefCell::new(&mut self.endpoint);
-        let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, Side::Connected);
-        let prepare = |stream: &mut Stream<_>| {
-            stream.link.cold().connector = Some(token);
-            endpoint.borrow().prepare(&mut stream.link);
-            stream.start();
-            is_established = stream.link.is_established();
-        };
-        let side = Side::Connected;
-        match establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare)
+        match self
+            .outgoing
+            .establish(reactor, socket, protocol, self.control.token)
         {
-            Err((error, ..)) => self.fail(reactor, &ConnectError::Os(error)),
-            Ok(_) if is_established => self.end_timeout(reactor),
-            Ok(connection) => {
+            Err(error) => self.fail(reactor, &ConnectError::Os(error)),
+            Ok(None) => self.end_timeout(reactor),
+            Ok(Some(connection)) => {
                 // The attempt goes on until its connection is made.
                 self.control.state = ConnectorState::Connecting;
                 self.control.handshake = Some(Shaking {
-                    connection: ConnectTransport::<C>::transport_named(connection),
+                    connection,
                     error: None,
                 });
             }
@@ -507,7 +555,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
             lookup.cancel(reactor);
         }
         for Dialed { socket, .. } in self.dialed.drain(..) {
-            unwatch(reactor, &socket);
+            Self::unwatch(reactor, &socket);
         }
         self.race = Race::default();
     }
@@ -517,7 +565,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
         self.control.state = ConnectorState::Disconnected;
         self.control.wants_to_stop = false;
         log::debug!(target: log::TRANSPORT, "{}: {}: {error}", self.control.token, self.control.destination);
-        self.factory.connection_failed(
+        self.outgoing.connection_failed(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -529,7 +577,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
 
     fn ended(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         self.control.state = ConnectorState::Disconnected;
-        self.factory.connection_lost(
+        self.outgoing.connection_lost(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -546,9 +594,9 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
                 target: log::TRANSPORT,
                 "{}: stopping factory {}",
                 self.control.token,
-                log::name(|| self.factory.log_prefix()),
+                log::name(|| self.outgoing.log_prefix()),
             );
-            self.factory.stopped(&mut BuildContext {
+            self.outgoing.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
             });
@@ -558,7 +606,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> OutgoingConnection<C, F> {
     }
 }
 
-impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnection<C, F> {
+impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() && !self.control.wants_to_stop {
             self.check(reactor);
@@ -672,7 +720,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
     /// One of them. The sockets of an attempt are closed, each deregistered
     /// before, when it ends; this is for a reactor that is dropped.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.dialed.first()?.socket.socket().writing()
+        O::source(&self.dialed.first()?.socket)
     }
 
     fn facet(&mut self) -> &mut dyn Any {
@@ -684,10 +732,80 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Descriptor for OutgoingConnect
     }
 }
 
-/// Ends the watch on a socket that connects.
-fn unwatch(reactor: &mut Reactor, socket: &impl FileDescriptor) {
-    if let Some(source) = socket.socket().writing() {
-        reactor.unwatch(source);
+impl<C: Connect, F: Factory<ConnectTransport<C>>> Outgoing for Streams<C, F> {
+    type Socket = C::Socket;
+    type Protocol = F::Protocol;
+
+    fn destination(&self) -> Destination {
+        self.endpoint.destination()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.endpoint.timeout()
+    }
+
+    fn host(&self) -> Option<HostToTry> {
+        self.endpoint.host()
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<C::Socket>, ConnectError> {
+        self.endpoint.dial(address)
+    }
+
+    fn outcome(&mut self, socket: &mut C::Socket) -> Option<Result<(), ConnectError>> {
+        self.endpoint.outcome(socket)
+    }
+
+    fn source(socket: &C::Socket) -> Option<BorrowedFd<'_>> {
+        socket.socket().writing()
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.factory.started(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.factory.stopped(cx);
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        self.factory.connection_failed(cx, error);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        self.factory.connection_lost(cx, reason);
+    }
+
+    fn build_protocol(&mut self, cx: &mut BuildContext<'_>, peer: &Address) -> Option<F::Protocol> {
+        self.factory.build_protocol(cx, peer)
+    }
+
+    fn establish(
+        &mut self,
+        reactor: &mut Reactor,
+        socket: C::Socket,
+        protocol: F::Protocol,
+        token: Token,
+    ) -> io::Result<Option<TransportHandle>> {
+        let mut is_established = true;
+        let endpoint = std::cell::RefCell::new(&mut self.endpoint);
+        let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, Side::Connected);
+        let prepare = |stream: &mut Stream<_>| {
+            stream.link.cold().connector = Some(token);
+            endpoint.borrow().prepare(&mut stream.link);
+            stream.start();
+            is_established = stream.link.is_established();
+        };
+        let side = Side::Connected;
+        let made =
+            establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare);
+        let connection = made.map_err(|(error, ..)| error)?;
+        let named = ConnectTransport::<C>::transport_named;
+        Ok((!is_established).then(|| named(connection)))
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        self.factory.log_prefix()
     }
 }
 
@@ -702,11 +820,19 @@ where
     C: Connect,
     F: Factory<ConnectTransport<C>>,
 {
+    install_outgoing(reactor, Streams { endpoint, factory })
+}
+
+/// The same, for what is no stream.
+pub(crate) fn install_outgoing(
+    reactor: &mut Reactor,
+    outgoing: impl Outgoing,
+) -> io::Result<ConnectorHandle> {
     let vacancy = reactor.vacancy()?;
     let token = vacancy.token();
     let control = ConnectorControl {
         token,
-        destination: endpoint.destination(),
+        destination: outgoing.destination(),
         state: ConnectorState::Disconnected,
         next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
@@ -717,8 +843,7 @@ where
     let handle = control.handle();
     vacancy.install(Box::new(OutgoingConnection {
         control,
-        endpoint,
-        factory,
+        outgoing,
         dialed: Vec::new(),
         race: Race::default(),
         lookup: None,

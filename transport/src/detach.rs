@@ -42,7 +42,7 @@ pub struct Detached<P> {
     /// The peer's address.
     pub peer: Address,
     /// For [`reattach`](crate::Transports::reattach).
-    pub(crate) kept: Kept,
+    pub(crate) kept: Option<Kept>,
     /// What moved its bytes, without the socket.
     pub(crate) layer: Box<dyn Any>,
     /// Whether that is all there is to say of it.
@@ -186,15 +186,17 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
         return failed(AdoptErrorKind::WrongFamily, detached);
     }
     // Called only when nothing can fail any more.
+    let mut kept = detached.kept.take();
+    let producer_is_paused = kept.as_ref().is_some_and(|kept| kept.producer_is_paused);
     let prepare = |stream: &mut Stream<T::Layer>| {
-        restore_link(stream, &mut detached.kept);
+        restore_link(stream, kept.as_mut());
         stream.restore_unsent(Unsent {
             bytes: mem::take(&mut detached.unsent),
             descriptors: mem::take(&mut detached.descriptors),
         });
         stream.link.push_back(mem::take(&mut detached.unread));
         if let Some((producer, kind)) = detached.producer.take() {
-            stream.restore_producer(producer, kind, detached.kept.producer_is_paused);
+            stream.restore_producer(producer, kind, producer_is_paused);
         }
     };
     let (protocol, side) = (detached.protocol, Side::Adopted);
@@ -210,6 +212,7 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
                 writing,
                 protocol,
                 layer,
+                kept,
                 ..detached
             };
             failed(AdoptErrorKind::Os(error), detached)
@@ -217,9 +220,11 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
     }
 }
 
-fn restore_link<L: FileDescriptor>(stream: &mut Stream<L>, kept: &mut Kept) {
+fn restore_link<L: FileDescriptor>(stream: &mut Stream<L>, kept: Option<&mut Kept>) {
     stream.link.set(Flags::SHARED);
-    stream.link.restore(kept);
+    if let Some(kept) = kept {
+        stream.link.restore(kept);
+    }
     if stream.layer.undelivered() > 0 {
         // No event says so.
         stream.link.set(Flags::READABLE);

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory, ListenerHandle,
-    Protocol, SocketFile,
+    Acceptor, Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory,
+    ListenerHandle, Protocol, SocketFile,
 };
 use bowline_reactor::{Interest, Reactor, Token};
 
@@ -24,7 +24,8 @@ use crate::detach::Unsent;
 use crate::error::{AdoptError, ListenError};
 use crate::file_descriptor::FileDescriptor;
 use crate::link::{Flags, Link};
-use crate::listener::{self, Serve};
+use crate::listener::{self, HandOver, Serve};
+use crate::process::SocketDescription;
 use crate::stream::{Stream, StreamTransport};
 
 /// How a connection came about.
@@ -134,6 +135,63 @@ pub trait AdoptWith<S, P>: Sized {
     ) -> Result<Self::Handle, AdoptError<S>>;
 }
 
+/// What [`Transports::accept`](crate::Transports::accept) takes, together with an acceptor:
+/// every endpoint that accepts connections.
+pub trait AcceptWith<A>: Sized {
+    /// Why nothing listens.
+    type Error;
+
+    /// Listens.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not. Nothing is left behind.
+    fn accept_with(self, reactor: &mut Reactor, acceptor: A)
+    -> Result<ListenerHandle, Self::Error>;
+}
+
+/// An endpoint at which one can bind, or go on with a socket that is bound there already,
+/// whatever it is that is served there: every [`ListenAt`], and that of packets.
+pub trait Inherit: Sized {
+    /// The endpoint that goes on.
+    type Inherited;
+
+    /// Where it is going to listen.
+    fn place(&self) -> Address;
+
+    /// Whether a socket that was inherited is of this kind, as far as that is known from
+    /// what the kernel says of it.
+    fn is_like(&self, found: &SocketDescription) -> bool;
+
+    /// The same, on a socket that listens already.
+    fn inherit(self, fd: OwnedFd) -> Self::Inherited;
+}
+
+impl<E: Listen, A: Acceptor> AcceptWith<A> for E {
+    type Error = E::Error;
+
+    fn accept_with(self, reactor: &mut Reactor, acceptor: A) -> Result<ListenerHandle, E::Error> {
+        let (socket, _) = self.open()?;
+        listener::install::<E>(reactor, socket, HandOver { acceptor })
+    }
+}
+
+impl<E: ListenAt> Inherit for E {
+    type Inherited = On<E>;
+
+    fn place(&self) -> Address {
+        self.address()
+    }
+
+    fn is_like(&self, found: &SocketDescription) -> bool {
+        found.is_stream
+    }
+
+    fn inherit(self, fd: OwnedFd) -> On<E> {
+        self.on(fd)
+    }
+}
+
 impl<E: Listen, F: Factory<ListenTransport<E>>> ListenWith<F> for E {
     type Handle = ListenerHandle;
     type Error = E::Error;
@@ -194,7 +252,7 @@ pub(crate) fn adopt<K: Adopt>(
 /// Where and how to listen for connections; see [`Transports::listen`](crate::Transports::listen).
 pub trait Listen: Sized {
     /// What listens.
-    type Socket: ListeningSocket;
+    type Socket: ListeningSocket<Accepted: FileDescriptor>;
 
     /// What is put on the sockets that it accepts.
     type Wrap: Wrap<<Self::Socket as ListeningSocket>::Accepted>;
@@ -285,10 +343,30 @@ impl<E: ListenAt> Listen for On<E> {
     }
 }
 
+/// What a listener accepts, before anything is put on it. Every [`FileDescriptor`] is one.
+pub trait AcceptedSocket: 'static {
+    /// Its descriptor, if it has one.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Closes it, whatever its peer may have sent already.
+    fn decline(&mut self);
+}
+
+impl<S: FileDescriptor> AcceptedSocket for S {
+    #[inline]
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket().reading()
+    }
+
+    fn decline(&mut self) {
+        self.socket_mut().decline();
+    }
+}
+
 /// A socket that listens.
 pub trait ListeningSocket: 'static {
     /// What it accepts.
-    type Accepted: FileDescriptor;
+    type Accepted: AcceptedSocket;
 
     /// Where it listens.
     ///

@@ -101,6 +101,8 @@ pub enum AdoptErrorKind {
     NotAStream,
     /// It is no datagram socket.
     NotADatagramSocket,
+    /// It is no socket of sequenced packets.
+    NotPackets,
     /// It listens. A connection was asked for.
     Listening,
     /// It does not listen.
@@ -131,6 +133,7 @@ impl fmt::Display for AdoptErrorKind {
             Self::WrongFamily => "it is a socket of another family",
             Self::NotAStream => "it is no stream socket",
             Self::NotADatagramSocket => "it is no datagram socket",
+            Self::NotPackets => "it is no socket of sequenced packets",
             Self::Listening => "it listens",
             Self::NotListening => "it does not listen",
             Self::NotConnected => "it is not connected",

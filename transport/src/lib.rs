@@ -64,7 +64,7 @@ pub use crate::child::{
 };
 pub use crate::closer::{close_received, descriptors_closing};
 pub use crate::datagram::{
-    AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, Port,
+    AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, PacketSocket, Port,
 };
 pub use crate::descriptor_queue::UnsentDescriptors;
 pub use crate::detach::{Detached, ReattachError, Unsent};

@@ -19,7 +19,7 @@ use bowline_reactor::{Readiness, Token};
 
 use crate::connection::establish;
 use crate::detach::DetachListenerRequest;
-use crate::endpoint::{Listen, ListeningSocket, Side, Wrap};
+use crate::endpoint::{AcceptedSocket, Listen, ListeningSocket, Side, Wrap};
 use crate::file_descriptor::FileDescriptor;
 use crate::log;
 use crate::shared::{Ledger, Shared};
@@ -70,8 +70,8 @@ pub(crate) struct HandOver<A> {
 /// The part of a listener that handles give access to.
 pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// There until it closes or is detached.
-    socket: Option<L>,
-    token: Token,
+    pub(crate) socket: Option<L>,
+    pub(crate) token: Token,
     address: Address,
     shared: Rc<Shared>,
     retry: Option<DelayedCall>,
@@ -87,13 +87,13 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     accepts_left: u32,
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
-    is_shared: Cell<bool>,
+    pub(crate) is_shared: Cell<bool>,
     /// The queue is served at a graceful stop, though others may have it.
     serves_queue: bool,
     /// Whether a shortage has been logged; one line for each shortage.
     is_short: bool,
     /// What was accepted, while a protocol is built for it.
-    accepted: Option<L::Accepted>,
+    pub(crate) accepted: Option<L::Accepted>,
     farewells: Farewells,
 }
 
@@ -186,7 +186,7 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
 
 impl<L, W, F> OnAccept<L> for Serve<W, F>
 where
-    L: ListeningSocket,
+    L: ListeningSocket<Accepted: FileDescriptor>,
     W: Wrap<L::Accepted>,
     F: Factory<W::Transport>,
 {
@@ -212,7 +212,7 @@ where
             return Err(io::ErrorKind::WouldBlock.into());
         };
         let (accepted, peer) = socket.accept(control.is_shared.get())?;
-        control.accepted(accepted.socket().reading());
+        control.accepted(accepted.descriptor());
         control.accepted = Some(accepted);
         let protocol = self
             .factory
@@ -235,7 +235,7 @@ where
                     farewell.say_to::<W::Transport, _>(reactor, accepted, wrap, prepare);
                 }
                 // Its peer may send at this very moment.
-                None => accepted.socket_mut().decline(),
+                None => accepted.decline(),
             }
             return Ok(());
         };
@@ -296,7 +296,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
 
     /// Takes note of a connection that was accepted.
     #[inline]
-    fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
+    pub(crate) fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
         self.is_short = false;
         if self.is_draining {
             self.accepts_left -= 1;
@@ -308,7 +308,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
     }
 
     /// What the callbacks of this listener can reach.
-    fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
+    pub(crate) fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
         BuildContext {
             origin: Origin::Listener(self),
             reactor,
@@ -487,7 +487,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         // The connection that was accepted is closed; the others of the batch are
         // served in the next turn.
         if let Some(mut accepted) = self.control.accepted.take() {
-            accepted.socket_mut().decline();
+            accepted.decline();
         }
         self.control.farewells.forget();
         if self.control.socket.is_some() {
@@ -545,25 +545,30 @@ pub(crate) fn install<E: Listen>(
     socket: E::Socket,
     service: impl OnAccept<E::Socket>,
 ) -> Result<ListenerHandle, E::Error> {
+    install_socket(reactor, socket, service, E::IS_SHARED)
+        .map_err(|(socket, address, error)| E::not_installed(socket, address, error))
+}
+
+/// The same, for any kind; on failure the socket comes back, with its address and why.
+pub(crate) fn install_socket<L: ListeningSocket>(
+    reactor: &mut Reactor,
+    socket: L,
+    service: impl OnAccept<L>,
+    is_shared: bool,
+) -> Result<ListenerHandle, (L, Address, io::Error)> {
     let shared = Shared::of(reactor);
     shared.fill_reserve();
     let address = match socket.address() {
         Ok(address) => address,
-        Err(error) => {
-            return Err(E::not_installed(
-                socket,
-                Address::Unix(UnixAddress::Unnamed),
-                error,
-            ));
-        }
+        Err(error) => return Err((socket, Address::Unix(UnixAddress::Unnamed), error)),
     };
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
-        Err(error) => return Err(E::not_installed(socket, address, error)),
+        Err(error) => return Err((socket, address, error)),
     };
     let token = vacancy.token();
     if let Err(error) = socket.watch(vacancy.reactor(), token) {
-        return Err(E::not_installed(socket, address, error));
+        return Err((socket, address, error));
     }
     Ledger::add(&shared.ledger.opened, 1);
     let control = ListenerControl {
@@ -579,7 +584,7 @@ pub(crate) fn install<E: Listen>(
         is_draining: false,
         accepts_left: u32::MAX,
         is_started: false,
-        is_shared: Cell::new(E::IS_SHARED),
+        is_shared: Cell::new(is_shared),
         serves_queue: false,
         is_short: false,
         accepted: None,

@@ -9,16 +9,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, ProcessContext,
-    ProcessHandle, ProcessProtocol, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
+    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, PacketHandle,
+    PacketProtocol, ProcessContext, ProcessHandle, ProcessProtocol, Protocol, TransportHandle,
+    UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Next, Reactor, Token};
 
 use crate::child::{self, ChildCommand, RunningChild, SpawnError};
+use crate::datagram::{self, PacketSocket, Port};
 use crate::detach::{
     self, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
 };
-use crate::endpoint::{AdoptWith, ConnectWith, Listen, ListenWith, On};
+use crate::endpoint::{AcceptWith, AdoptWith, ConnectWith, Listen, ListenWith, On};
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
 use crate::listener::{self, HandOver};
@@ -99,10 +101,10 @@ pub trait Transports {
     ///     Ok(())
     /// }
     /// ```
-    fn accept<E: Listen>(
+    fn accept<E: AcceptWith<A>, A: Acceptor>(
         &mut self,
         endpoint: E,
-        acceptor: impl Acceptor,
+        acceptor: A,
     ) -> Result<ListenerHandle, E::Error>;
 
     /// Connects, and puts a protocol of a factory on the connection; or makes a datagram
@@ -295,6 +297,17 @@ pub trait Transports {
         detached: Detached<P>,
     ) -> Result<TransportHandle, ReattachError<P>>;
 
+    /// As [`reattach`](Self::reattach), for a connection of packets over sockets of the type
+    /// `S`, such as [`UnixSeqpacketSocket`](crate::UnixSeqpacketSocket).
+    ///
+    /// # Errors
+    ///
+    /// [`ReattachError`] gives everything back.
+    fn reattach_packets<S: PacketSocket, P: PacketProtocol<Port<S>>>(
+        &mut self,
+        detached: Detached<P>,
+    ) -> Result<PacketHandle, ReattachError<P>>;
+
     /// Takes a connection apart, and gives `then` its socket with everything that had
     /// not left. That happens after the running callback, and before anything else
     /// happens to the connection. Nothing is lost. Neither the protocol nor a producer
@@ -305,7 +318,7 @@ pub trait Transports {
     /// dropped, however many there are. `then` runs in this turn.
     fn detach<P: 'static>(
         &mut self,
-        handle: TransportHandle,
+        handle: impl Into<Token>,
         then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
     );
 
@@ -315,7 +328,7 @@ pub trait Transports {
     /// [`Detached::downcast`] says again what the part is.
     fn detach_all(
         &mut self,
-        parts: impl IntoIterator<Item = (TransportHandle, TypeId)>,
+        parts: impl IntoIterator<Item = (impl Into<Token>, TypeId)>,
         then: impl FnOnce(&mut Reactor, Vec<Result<Detached<Box<dyn Any>>, DetachError>>) + 'static,
     );
 
@@ -430,13 +443,12 @@ impl Transports for Reactor {
         endpoint.listen_with(self, with)
     }
 
-    fn accept<E: Listen>(
+    fn accept<E: AcceptWith<A>, A: Acceptor>(
         &mut self,
         endpoint: E,
-        acceptor: impl Acceptor,
+        acceptor: A,
     ) -> Result<ListenerHandle, E::Error> {
-        let (socket, _) = endpoint.open()?;
-        listener::install::<E>(self, socket, HandOver { acceptor })
+        endpoint.accept_with(self, acceptor)
     }
 
     fn connect<C: ConnectWith<F>, F>(
@@ -503,12 +515,19 @@ impl Transports for Reactor {
         detach::reattach(self, detached)
     }
 
+    fn reattach_packets<S: PacketSocket, P: PacketProtocol<Port<S>>>(
+        &mut self,
+        detached: Detached<P>,
+    ) -> Result<PacketHandle, ReattachError<P>> {
+        datagram::reattach_packets(self, detached)
+    }
+
     fn detach<P: 'static>(
         &mut self,
-        handle: TransportHandle,
+        handle: impl Into<Token>,
         then: impl FnOnce(&mut Self, Result<Detached<P>, DetachError>) + 'static,
     ) {
-        self.detach_all([(handle, TypeId::of::<P>())], |reactor, mut all| {
+        self.detach_all([(handle.into(), TypeId::of::<P>())], |reactor, mut all| {
             let result = all.pop().unwrap_or(Err(DetachError::Lost));
             let own = |detached: Detached<Box<dyn Any>>| {
                 detached.downcast().expect("it was asked for by its type")
@@ -519,14 +538,14 @@ impl Transports for Reactor {
 
     fn detach_all(
         &mut self,
-        parts: impl IntoIterator<Item = (TransportHandle, TypeId)>,
+        parts: impl IntoIterator<Item = (impl Into<Token>, TypeId)>,
         then: impl FnOnce(&mut Self, Vec<Result<Detached<Box<dyn Any>>, DetachError>>) + 'static,
     ) {
         let all: Rc<RefCell<Vec<_>>> = Rc::default();
         for (place, (handle, part)) in parts.into_iter().enumerate() {
             // What is no connection does not answer.
             all.borrow_mut().push(Err(DetachError::Lost));
-            let (token, all) = (handle.token(), Rc::clone(&all));
+            let (token, all) = (handle.into(), Rc::clone(&all));
             let shared = Shared::of(self);
             shared.hold(token);
             self.enter(token, move |descriptor, reactor| {

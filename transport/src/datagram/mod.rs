@@ -4,12 +4,19 @@
 //! sent; `serving` is that with its protocol, which the reactor drives. What differs
 //! between kinds is a [`DatagramSocket`].
 
+mod connections;
+mod packets;
 mod port;
 mod queue;
+mod served;
 mod serving;
 mod socket;
 
+pub(crate) use self::connections::{ConnectPackets, DialPackets, ServePackets};
+pub(crate) use self::packets::{is_packed, named as packets_named, reattach as reattach_packets};
 pub use self::port::Port;
 pub(crate) use self::queue::SendQueue;
-pub(crate) use self::serving::{ROOM, install};
-pub use self::socket::{AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram};
+pub(crate) use self::serving::{ROOM, install, install_packets};
+pub use self::socket::{
+    AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, PacketSocket,
+};

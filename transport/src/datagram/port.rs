@@ -1,6 +1,8 @@
 //! A datagram socket as its protocol sees it. Nothing here calls user code.
 
 use std::io;
+use std::iter;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -57,6 +59,11 @@ pub struct Port<S> {
     has_tried_again: bool,
     pub(super) linger: Linger,
     pub(super) warned: Warned,
+    /// Whether nothing more is taken, though the port is open.
+    is_send_closed: bool,
+    pub(super) ends: Ends,
+    /// Whether its beginning was told before it was taken apart.
+    pub(super) is_reattached: bool,
 }
 
 /// What was warned of already: once for each socket, since peers could fill the disk
@@ -68,6 +75,59 @@ pub(super) struct Warned {
     pub(super) unclaimed: bool,
     pub(super) lost: bool,
     pub(super) unknown: bool,
+}
+
+/// How the two directions of a connection stand.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    /// Which connector has made it.
+    pub(super) connector: Option<Token>,
+    pub(super) read: ReadEnd,
+    pub(super) write: WriteEnd,
+    /// Why nothing can be sent any more.
+    pub(super) broken: Option<CloseReason>,
+    pub(super) was_told_broken: bool,
+}
+
+/// What a port was set to, and where it stood, when it was taken apart.
+#[derive(Debug)]
+pub(super) struct KeptPort {
+    limits: QueueLimits,
+    counts: DatagramCounts,
+    is_stopping: bool,
+    is_paused: bool,
+    owes_room: bool,
+    linger: Linger,
+    is_send_closed: bool,
+    ends: Ends,
+}
+
+impl KeptPort {
+    /// Whether both directions were open.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_open = self.ends.read == ReadEnd::Open && self.ends.write == WriteEnd::Open;
+        is_open && self.ends.broken.is_none() && !self.is_stopping
+    }
+}
+
+/// The end of what the peer sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ReadEnd {
+    #[default]
+    Open,
+    /// Behind what has arrived and was not delivered.
+    Arrived,
+    Told,
+}
+
+/// The end of what we send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum WriteEnd {
+    #[default]
+    Open,
+    /// When everything was sent.
+    Closing,
+    Closed,
 }
 
 /// Where in its life a port is.
@@ -119,6 +179,9 @@ impl<S: DatagramSocket> Port<S> {
             has_tried_again: false,
             linger: Linger::Clear,
             warned: Warned::default(),
+            is_send_closed: false,
+            ends: Ends::default(),
+            is_reattached: false,
         }
     }
 
@@ -164,6 +227,113 @@ impl<S: DatagramSocket> Port<S> {
         self.reason = Some(reason);
     }
 
+    /// Nothing more can be sent: what waits is dropped. What the peer has sent before is
+    /// delivered, and then the connection ends for this reason, the first one.
+    #[cold]
+    pub(super) fn break_off(&mut self, error: io::Error) {
+        self.is_send_closed = true;
+        self.drop_queue();
+        // Whatever the latch says: what has arrived is read out.
+        self.is_readable = true;
+        if self.ends.broken.is_none() {
+            self.ends.broken = Some(CloseReason::Lost(error));
+        }
+    }
+
+    /// Nothing waits to be received. Where the peer is not gone, and we can send nothing any
+    /// more, its end may never come: it may wait for us.
+    pub(super) fn end_if_read_out(&mut self) {
+        let is_of_peer = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::NotConnected
+            )
+        };
+        if let Some(CloseReason::Lost(error)) = &self.ends.broken
+            && !is_of_peer(error)
+            && let Some(reason) = self.ends.broken.take()
+        {
+            self.end(reason);
+        }
+    }
+
+    /// Takes no more; our side closes when everything was sent.
+    pub(super) fn close_writing(&mut self) {
+        if self.state == PortState::Open && self.ends.write == WriteEnd::Open {
+            self.is_send_closed = true;
+            self.ends.write = WriteEnd::Closing;
+        }
+    }
+
+    fn drop_queue(&mut self) {
+        if let Some(mut queue) = self.queue.take() {
+            self.dropped = (queue.len(), queue.unsent_bytes(), queue.descriptors());
+            self.close_unsent(queue.take_all());
+        }
+    }
+
+    /// The connector `token` has made the connection.
+    pub(crate) fn made_by(&mut self, token: Token) {
+        self.ends.connector = Some(token);
+    }
+
+    /// Queues what was taken out before, whatever the limits are.
+    pub(super) fn requeue(&mut self, data: &[u8], descriptors: Vec<PassedDescriptor>) {
+        let shared = &self.shared;
+        let queue = self.queue.get_or_insert_with(|| shared.take_send_queue());
+        queue.push(&[data], &[], descriptors);
+    }
+
+    /// What it was set to, and where it stands.
+    pub(super) fn keep(&mut self) -> KeptPort {
+        KeptPort {
+            limits: self.limits,
+            counts: self.counts,
+            is_stopping: self.state == PortState::Stopping,
+            is_paused: self.is_paused,
+            owes_room: self.owes_room,
+            linger: self.linger,
+            is_send_closed: self.is_send_closed,
+            ends: mem::take(&mut self.ends),
+        }
+    }
+
+    /// Stands there again.
+    pub(super) fn restore(&mut self, kept: KeptPort) {
+        self.is_reattached = true;
+        self.is_readable = true;
+        self.limits = kept.limits;
+        self.counts = kept.counts;
+        if kept.is_stopping {
+            self.state = PortState::Stopping;
+        }
+        self.is_paused = kept.is_paused;
+        self.owes_room = kept.owes_room;
+        self.linger = kept.linger;
+        self.is_send_closed = kept.is_send_closed;
+        self.ends = Ends {
+            connector: None,
+            ..kept.ends
+        };
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Takes out what waits to be sent, in order.
+    pub(super) fn take_unsent(&mut self) -> Vec<super::queue::TakenOut> {
+        self.try_again();
+        let queue = self.queue.as_mut();
+        let all = queue.map_or_else(Vec::new, |queue| {
+            iter::from_fn(|| queue.take_out()).collect()
+        });
+        self.put_queue_away();
+        all
+    }
+
     /// The time has come to try again.
     pub(super) fn try_again(&mut self) {
         self.waits_for_timer = false;
@@ -177,7 +347,7 @@ impl<S: DatagramSocket> Port<S> {
 
     /// Queues a datagram.
     #[inline]
-    fn queue_datagram(
+    pub(super) fn queue_datagram(
         &mut self,
         parts: &[&[u8]],
         to: Option<AddressRef<'_>>,
@@ -219,7 +389,7 @@ impl<S: DatagramSocket> Port<S> {
         to: Option<AddressRef<'_>>,
         name: &[u8],
     ) -> Option<SendRefusal> {
-        if self.state != PortState::Open {
+        if self.state != PortState::Open || self.is_send_closed {
             return Some(SendRefusal::Closed);
         }
         if let Some(refusal) = self.socket.refuses(length, to) {
@@ -239,7 +409,7 @@ impl<S: DatagramSocket> Port<S> {
     #[cold]
     fn refuse(&mut self, refusal: SendRefusal) -> SendRefusal {
         self.counts.refused += 1;
-        if refusal != SendRefusal::Closed && !std::mem::replace(&mut self.warned.refused, true) {
+        if refusal != SendRefusal::Closed && !mem::replace(&mut self.warned.refused, true) {
             log::warn!(
                 target: log::TRANSPORT,
                 "{} {} {}: a datagram was refused: {refusal}",
@@ -252,7 +422,7 @@ impl<S: DatagramSocket> Port<S> {
     }
 
     #[inline]
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.queue.as_ref().is_some_and(|queue| {
             queue.len() >= self.limits.full.max(1)
                 || queue.unsent_bytes() >= self.limits.full_bytes.max(1)
@@ -319,6 +489,10 @@ impl<S: DatagramSocket> Port<S> {
                 self.has_tried_again = false;
                 return Err(error);
             }
+            AfterSendError::Broken => {
+                self.break_off(error);
+                return Ok(());
+            }
         }
         match self.has_tried_again {
             true => Err(error),
@@ -364,10 +538,7 @@ impl<S: DatagramSocket> Port<S> {
     /// Closes the socket, and drops what waits.
     pub(super) fn close(&mut self, reactor: &mut Reactor) {
         self.state = PortState::Closed;
-        if let Some(mut queue) = self.queue.take() {
-            self.dropped = (queue.len(), queue.unsent_bytes(), queue.descriptors());
-            self.close_unsent(queue.take_all());
-        }
+        self.drop_queue();
         if self.socket.is_open() {
             // Others may hold the socket too, and epoll would report it for as long as
             // they do.
@@ -419,7 +590,9 @@ impl<S: DatagramSocket> Port<S> {
     }
 }
 
-fn status(result: Result<SendStatus, (SendRefusal, Vec<PassedDescriptor>)>) -> SendStatus {
+pub(super) fn status(
+    result: Result<SendStatus, (SendRefusal, Vec<PassedDescriptor>)>,
+) -> SendStatus {
     result.unwrap_or_else(|(refusal, _)| SendStatus::Refused(refusal))
 }
 

@@ -12,16 +12,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline_protocol::{
-    AtDrain, CloseReason, Context, Datagram, DatagramProtocol, DatagramTransport, Linger,
-    UnsentDatagram,
+    AtDrain, CloseReason, Context, DatagramProtocol, DatagramTransport, Linger, PacketProtocol,
 };
 use bowline_reactor::{
     DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, Token, catch_panic,
 };
 
-use super::port::{Port, PortState};
-use super::socket::{Arrivals, DatagramSocket};
-use crate::detach::ProtocolCall;
+use super::packets::Packets;
+use super::port::{Port, PortState, ReadEnd};
+use super::served::{Arrived, Datagrams, Message, Served, Unsent};
+use super::socket::{Arrivals, DatagramSocket, PacketSocket};
+use crate::connector::ConnectionEnded;
+use crate::detach::{DetachRequest, ProtocolCall};
 use crate::error::CallError;
 use crate::kinds::address_ref;
 use crate::log;
@@ -55,14 +57,14 @@ const LOOK_AFTER: Duration = Duration::from_millis(50);
 /// flood there would be no end.
 const LAST_DATAGRAMS: usize = 4_096;
 
-struct Serving<S: DatagramSocket, P> {
-    port: Port<S>,
-    protocol: P,
+pub(super) struct Serving<S: DatagramSocket, P> {
+    pub(super) port: Port<S>,
+    pub(super) protocol: P,
     /// Received, and not all delivered.
-    arrivals: Option<Box<Arrivals>>,
+    pub(super) arrivals: Option<Box<Arrivals>>,
     /// How many the next call asks for.
     count: usize,
-    stage: Stage,
+    pub(super) stage: Stage,
     retry: Option<DelayedCall>,
     retry_after: Duration,
     deadline: Option<DelayedCall>,
@@ -73,7 +75,7 @@ struct Serving<S: DatagramSocket, P> {
 
 /// How far its life has been told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     New,
     /// In `started`.
     Starting,
@@ -97,7 +99,7 @@ struct Draining {
 
 /// Why a port is at work.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Visit {
+pub(super) enum Visit {
     /// The reactor's call, which comes once per turn.
     Turn,
     /// Callbacks or timers asked for it, any number of times per turn: nothing is
@@ -115,18 +117,52 @@ where
     S: DatagramSocket,
     P: DatagramProtocol<Port<S>>,
 {
+    put_in(reactor, socket, Datagrams(protocol), |_| {})
+        .map_err(|(error, socket, _)| (error, socket))
+}
+
+/// The same for a connection of packets; `prepare` does something to its port before the
+/// protocol sees it. On failure the protocol comes back too.
+pub(crate) fn install_packets<S, P>(
+    reactor: &mut Reactor,
+    socket: S,
+    protocol: P,
+    prepare: impl FnOnce(&mut Port<S>),
+) -> Result<Token, (io::Error, S, P)>
+where
+    S: PacketSocket,
+    P: PacketProtocol<Port<S>>,
+{
+    put_in(reactor, socket, Packets(Some(protocol)), prepare).map_err(|(error, socket, packets)| {
+        let protocol = packets.0.expect("nobody has taken it");
+        (error, socket, protocol)
+    })
+}
+
+fn put_in<S, P>(
+    reactor: &mut Reactor,
+    socket: S,
+    protocol: P,
+    prepare: impl FnOnce(&mut Port<S>),
+) -> Result<Token, (io::Error, S, P)>
+where
+    S: DatagramSocket,
+    P: Served<S>,
+{
     let shared = Shared::of(reactor);
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
-        Err(error) => return Err((error, socket)),
+        Err(error) => return Err((error, socket, protocol)),
     };
     let token = vacancy.token();
     if let Err(error) = socket.watch(vacancy.reactor(), token, false) {
-        return Err((error, socket));
+        return Err((error, socket, protocol));
     }
     Ledger::add(&shared.ledger.opened, 1);
+    let mut port = Port::new(socket, shared, token);
+    prepare(&mut port);
     vacancy.install(Box::new(Serving {
-        port: Port::new(socket, shared, token),
+        port,
         protocol,
         arrivals: None,
         count: FIRST_COUNT,
@@ -144,11 +180,15 @@ where
 impl<S, P> Serving<S, P>
 where
     S: DatagramSocket,
-    P: DatagramProtocol<Port<S>>,
+    P: Served<S>,
 {
     /// Does what there is to do, within this turn's budget.
-    fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
+    pub(super) fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
         let budgets = self.port.shared.budgets.get();
+        if P::IS_CONNECTION && self.port.shared.is_held(self.port.token) {
+            // It is taken apart in this turn, as it is.
+            return Next::Again;
+        }
         let mut bytes = match visit {
             Visit::Turn => budgets.read_bytes,
             Visit::Extra => 0,
@@ -159,12 +199,8 @@ where
                 return self.lose(reactor);
             }
             if self.stage == Stage::New {
-                self.stage = Stage::Starting;
                 self.log_start();
-                self.protocol.started(&mut Context {
-                    transport: &mut self.port,
-                    reactor,
-                });
+                self.begin(reactor);
                 self.stage = Stage::Started;
             } else if self.has_notice() {
                 if notices == 0 {
@@ -181,6 +217,8 @@ where
                 if !self.receive() {
                     bytes = bytes.saturating_sub(LEAST_COST);
                 }
+            } else if P::IS_CONNECTION && self.take_end_step(reactor) {
+                // What follows is looked at anew.
             } else if self.port.state == PortState::Stopping && !self.port.has_unsent() {
                 self.port.end(CloseReason::Done);
             } else if !self.take_drain_step(reactor, visit) {
@@ -188,6 +226,18 @@ where
             }
         }
         self.settle(reactor)
+    }
+
+    fn begin(&mut self, reactor: &mut Reactor) {
+        self.stage = Stage::Starting;
+        let mut cx = Context {
+            transport: &mut self.port,
+            reactor,
+        };
+        match cx.transport.is_reattached {
+            true => self.protocol.reattached(&mut cx),
+            false => self.protocol.began(&mut cx),
+        }
     }
 
     fn log_start(&self) {
@@ -216,10 +266,10 @@ where
             reactor,
         };
         if let Some(error) = self.refused.take() {
-            self.protocol.connection_refused(&mut cx, &error);
+            self.protocol.refused(&mut cx, &error);
         } else if cx.transport.has_room_again() {
             cx.transport.owes_room = false;
-            self.protocol.sending_resumed(&mut cx);
+            self.protocol.resumed(&mut cx);
         } else if let Some(draining) = self.draining.as_mut() {
             draining.is_told = true;
             if cx.transport.is_deaf() {
@@ -244,7 +294,11 @@ where
     #[inline]
     fn may_receive(&self) -> bool {
         let is_wanted = self.draining.as_ref().is_none_or(|it| it.left > 0);
-        self.port.is_readable && self.port.is_receiving() && self.arrivals.is_none() && is_wanted
+        self.port.is_readable
+            && self.port.is_receiving()
+            && self.port.ends.read == ReadEnd::Open
+            && self.arrivals.is_none()
+            && is_wanted
     }
 
     /// Receives by one call; whether anything came.
@@ -255,6 +309,10 @@ where
         match port.socket.receive(&mut arrivals, count) {
             Ok(received) => {
                 port.is_readable = received >= count;
+                if P::IS_CONNECTION && Self::notes_end(port) && received == 0 {
+                    return_arrivals(&port.shared, arrivals);
+                    return true;
+                }
                 if received == count {
                     self.count = (count * 2).min(MOST_MESSAGES);
                 } else if received < count / 4 {
@@ -276,6 +334,10 @@ where
         let port = &mut self.port;
         if error.kind() == io::ErrorKind::WouldBlock {
             port.is_readable = false;
+            port.end_if_read_out();
+        } else if P::IS_CONNECTION && error.kind() == io::ErrorKind::ConnectionReset {
+            // The error was taken by this, and what the peer had sent waits behind it.
+            port.break_off(error);
         } else if port.socket.is_refusal(&error) {
             // The error was taken by this; datagrams may wait behind it.
             match port.socket.peer() {
@@ -293,7 +355,7 @@ where
     /// Delivers what was received, as far as that is wanted; answers what is left of the
     /// turn's bytes.
     #[inline]
-    fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
+    pub(super) fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
         let Self {
             port,
             protocol,
@@ -398,12 +460,16 @@ where
         }
         let count = failed.descriptors.len();
         Ledger::add(&port.shared.ledger.unsent, count);
-        let unsent = UnsentDatagram::new(&failed.data, to, failed.descriptors);
+        let unsent = Unsent {
+            data: &failed.data,
+            to,
+            descriptors: failed.descriptors,
+        };
         let mut cx = Context {
             transport: port,
             reactor,
         };
-        self.protocol.send_failed(&mut cx, unsent, &error);
+        self.protocol.failed(&mut cx, unsent, &error);
     }
 
     // Stopping gracefully.
@@ -425,6 +491,7 @@ where
         let is_over = draining.is_told
             && draining.answer == AtDrain::LoseWhenIdle
             && self.port.state == PortState::Open
+            && self.port.ends.read == ReadEnd::Open
             && visit == Visit::Turn
             && (is_quiet || draining.left == 0)
             && self.arrivals.is_none()
@@ -471,7 +538,8 @@ where
             || port.may_send()
             || self.has_notice()
             || self.may_deliver()
-            || self.may_receive();
+            || self.may_receive()
+            || P::IS_CONNECTION && self.has_end_step();
         if has_more { Next::Again } else { Next::Keep }
     }
 
@@ -481,18 +549,9 @@ where
     fn lose(&mut self, reactor: &mut Reactor) -> Next {
         if self.stage == Stage::New {
             // It has a beginning too.
-            self.stage = Stage::Starting;
-            self.protocol.started(&mut Context {
-                transport: &mut self.port,
-                reactor,
-            });
+            self.begin(reactor);
         }
-        let draining = self.draining.as_mut().and_then(|it| it.look.take());
-        let calls = [self.retry.take(), self.deadline.take(), draining];
-        for call in calls.into_iter().flatten() {
-            // One of them may be what ran.
-            let _ = call.cancel(reactor);
-        }
+        self.cancel_calls(reactor);
         self.arrivals = None;
         self.port.close(reactor);
         let reason = self.port.reason.take().unwrap_or(CloseReason::Done);
@@ -514,9 +573,30 @@ where
                 transport: &mut self.port,
                 reactor,
             };
-            self.protocol.stopped(&mut cx, &reason);
+            self.protocol.ended(&mut cx, &reason);
         }
+        self.tell_connector(reactor, reason);
         Next::Remove
+    }
+
+    pub(super) fn cancel_calls(&mut self, reactor: &mut Reactor) {
+        let draining = self.draining.as_mut().and_then(|it| it.look.take());
+        let calls = [self.retry.take(), self.deadline.take(), draining];
+        for call in calls.into_iter().flatten() {
+            // One of them may be what ran.
+            let _ = call.cancel(reactor);
+        }
+    }
+
+    /// Tells the connector that its connection has ended, if it has one.
+    pub(super) fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
+        if let Some(connector) = self.port.ends.connector.take() {
+            let mut ended = ConnectionEnded(reason);
+            reactor.enter(connector, move |connector, reactor| match connector {
+                Some(connector) => connector.request(reactor, &mut ended),
+                None => Next::Keep,
+            });
+        }
     }
 
     /// Calls the part of the protocol that is meant.
@@ -557,53 +637,57 @@ fn call<S, P>(
     ancillary: &mut Ancillary,
 ) where
     S: DatagramSocket,
-    P: DatagramProtocol<Port<S>>,
+    P: Served<S>,
 {
-    let mut datagram = Datagram::new(data, address_ref(from), &mut ancillary.descriptors);
-    datagram.length = length;
-    datagram.lost_descriptors = beside.lost;
-    datagram.credentials = beside.credentials;
-    datagram.pidfd = beside.pidfd;
-    if datagram.descriptors.len() == 0 {
+    let has_descriptors = !ancillary.descriptors.is_empty();
+    let mut message = P::message(Arrived {
+        data,
+        length,
+        from: address_ref(from),
+        descriptors: &mut ancillary.descriptors,
+        lost: beside.lost,
+        credentials: beside.credentials,
+        pidfd: beside.pidfd,
+    });
+    if !has_descriptors {
         let mut cx = Context {
             transport: port,
             reactor,
         };
-        return protocol.datagram_received(&mut cx, &mut datagram);
+        return protocol.received(&mut cx, &mut message);
     }
     let mut offered = Offered {
         shared: Rc::clone(&port.shared),
-        datagram,
+        message,
     };
     let mut cx = Context {
         transport: port,
         reactor,
     };
-    protocol.datagram_received(&mut cx, &mut offered.datagram);
+    protocol.received(&mut cx, &mut offered.message);
     let left = offered.close_left();
     if left > 0 {
         port.warn_of_unclaimed(left, &log::name(|| protocol.log_prefix()));
     }
 }
 
-/// A datagram while its callback may take descriptors out of it.
-struct Offered<'a> {
+/// A message while its callback may take descriptors out of it.
+struct Offered<M: Message> {
     shared: Rc<Shared>,
-    datagram: Datagram<'a>,
+    message: M,
 }
 
-impl Offered<'_> {
+impl<M: Message> Offered<M> {
     fn close_left(&mut self) -> usize {
-        match self.datagram.descriptors.len() {
+        let left = self.message.descriptors();
+        match left.len() {
             0 => 0,
-            _ => self
-                .shared
-                .close_received(self.datagram.descriptors.by_ref()),
+            _ => self.shared.close_received(left),
         }
     }
 }
 
-impl Drop for Offered<'_> {
+impl<M: Message> Drop for Offered<M> {
     fn drop(&mut self) {
         self.close_left();
     }
@@ -699,7 +783,7 @@ fn return_arrivals(shared: &Shared, mut arrivals: Box<Arrivals>) {
 impl<S, P> Descriptor for Serving<S, P>
 where
     S: DatagramSocket,
-    P: DatagramProtocol<Port<S>>,
+    P: Served<S>,
 {
     #[inline]
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
@@ -709,6 +793,9 @@ where
         self.port.is_readable |= readiness.intersects(incoming);
         let outgoing = Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR;
         self.port.is_writable |= readiness.intersects(outgoing);
+        if P::IS_CONNECTION && readiness.intersects(Readiness::ERROR) {
+            self.note_error();
+        }
         self.work(reactor, Visit::Turn)
     }
 
@@ -742,17 +829,23 @@ where
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
         if let Some(call) = request.downcast_mut::<ProtocolCall<Port<S>>>() {
             self.call_part(reactor, call);
+        } else if let Some(detach) = request.downcast_mut::<DetachRequest>() {
+            return self.detach(reactor, detach);
         }
         self.work(reactor, Visit::Extra)
     }
 
-    fn panicked(&mut self, _: &mut Reactor, panic: Panic) -> Next {
+    fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         match self.stage {
-            Stage::Stopped => return Next::Remove,
+            Stage::Stopped => {
+                self.tell_connector(reactor, CloseReason::Panicked(panic));
+                return Next::Remove;
+            }
             Stage::Starting => {
                 self.stage = Stage::Started;
                 self.port.end(CloseReason::Panicked(panic));
             }
+            Stage::Started if P::IS_CONNECTION => self.port.end(CloseReason::Panicked(panic)),
             // It cost the datagram, or the notice; what waits behind it is delivered in
             // the next turn.
             Stage::New | Stage::Started => {}
@@ -761,9 +854,9 @@ where
     }
 
     fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
-        let own_round = match self.port.socket.peer() {
-            Some(_) => DrainRound::Support,
-            None => DrainRound::Work,
+        let own_round = match P::is_support(&self.port) {
+            true => DrainRound::Support,
+            false => DrainRound::Work,
         };
         if round < own_round || self.draining.is_some() {
             return Next::Keep;

@@ -1,9 +1,10 @@
 //! What differs between kinds of datagram sockets.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use bowline_protocol::{Address, AddressRef, PassedDescriptor, SendRefusal};
+use bowline_protocol::{Address, AddressRef, Credentials, PassedDescriptor, SendRefusal};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::queue::SendQueue;
@@ -135,6 +136,63 @@ pub enum AfterSendError {
     TryAgain,
     /// The first datagram cannot be sent.
     Fail,
+    /// Of a connection: nothing can be sent any more.
+    Broken,
+}
+
+/// What a socket has beside that whose packets have a connection, under a
+/// [`Port`](crate::Port) that is a [`PacketTransport`](bowline_protocol::PacketTransport).
+///
+/// Of the methods below [`DatagramSocket`] some say less here:
+/// [`peer`](DatagramSocket::peer) is always there, an address is never given to be sent to,
+/// [`connect`](DatagramSocket::connect) is not called. A reset that
+/// [`receive`](DatagramSocket::receive) answers is told after what has arrived.
+pub trait PacketSocket: DatagramSocket {
+    /// Whether the last [`receive`](DatagramSocket::receive) has come to the end: behind
+    /// what it brought, nothing more comes.
+    fn has_ended(&self) -> bool;
+
+    /// Tells the peer that nothing more comes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Takes the error that waits for the next call (`SO_ERROR`).
+    fn take_error(&mut self) -> Option<io::Error>;
+
+    /// The process that made the connection with us.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn peer_credentials(&self) -> io::Result<Credentials>;
+
+    /// A pidfd of it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn peer_pidfd(&self) -> io::Result<OwnedFd>;
+
+    /// Sets whether the peer may send descriptors.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    fn set_passes_rights(&self, on: bool) -> io::Result<()>;
+
+    /// Gives away its descriptor, and itself without that, a `Box<Self>`; nothing is left to
+    /// be closed. `None` once it is.
+    fn detach(&mut self) -> Option<(OwnedFd, Box<dyn Any>)>;
+
+    /// Goes on with it, after [`detach`](Self::detach).
+    ///
+    /// # Errors
+    ///
+    /// Gives back what is none.
+    fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd>;
 }
 
 /// Datagrams that were received by one call, and room for them.

@@ -19,6 +19,7 @@ mod tcp;
 mod udp;
 mod unix;
 mod unix_datagram;
+mod unix_seqpacket;
 
 pub(crate) use self::pipe::OwnEnd;
 pub use self::pipe::{Pipe, PipeEnds, PipePair, PipeStream, PipeWay, Stdio};
@@ -30,6 +31,10 @@ pub(crate) use self::unix::{address_of, address_ref};
 pub use self::unix_datagram::{
     UnixDatagram, UnixDatagramConnect, UnixDatagramEndpoint, UnixDatagramListen, UnixDatagramPort,
     UnixDatagramSocket,
+};
+pub use self::unix_seqpacket::{
+    UnixSeqpacket, UnixSeqpacketCarrying, UnixSeqpacketConnect, UnixSeqpacketListen,
+    UnixSeqpacketOn, UnixSeqpacketPort, UnixSeqpacketSocket,
 };
 
 /// What a kind puts on its sockets by itself.
@@ -60,7 +65,7 @@ impl Connecting {
 
 /// Whether a socket has come to be connected, or why not; `None` for neither,
 /// after a spurious event.
-fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
+pub(crate) fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
     match sys::take_error(socket) {
         Ok(None) => match sys::peer_name(socket) {
             Ok(_) => Some(Ok(())),
@@ -159,6 +164,42 @@ fn datagrams(
     };
     made_fit(fd)?;
     Ok((family, peer))
+}
+
+/// Checks a UNIX socket of sequenced packets that came from somewhere else, connected or
+/// listening, and makes it fit for the loop; answers its peer, if it is connected.
+fn check_packets(
+    fd: OwnedFd,
+    listening: bool,
+) -> Result<(OwnedFd, Option<SocketName>), AdoptError> {
+    match packets(fd.as_fd(), listening) {
+        Ok(peer) => Ok((fd, peer)),
+        Err(kind) => Err(AdoptError { kind, fd }),
+    }
+}
+
+fn packets(fd: BorrowedFd<'_>, listening: bool) -> Result<Option<SocketName>, AdoptErrorKind> {
+    let kind = kind_of(fd)?;
+    if kind.domain != Some(Family::Unix) {
+        return Err(AdoptErrorKind::WrongFamily);
+    }
+    if !sys::is_packets(fd).map_err(AdoptErrorKind::Os)? {
+        return Err(AdoptErrorKind::NotPackets);
+    }
+    let peer = match (kind.listening, listening) {
+        (true, false) => return Err(AdoptErrorKind::Listening),
+        (false, true) => return Err(AdoptErrorKind::NotListening),
+        (true, true) => None,
+        (false, false) => match sys::peer_name(fd) {
+            Ok(name) => Some(name),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                return Err(AdoptErrorKind::NotConnected);
+            }
+            Err(error) => return Err(AdoptErrorKind::Os(error)),
+        },
+    };
+    made_fit(fd)?;
+    Ok(peer)
 }
 
 fn kind_of(fd: BorrowedFd<'_>) -> Result<sys::SocketKind, AdoptErrorKind> {

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bowline_protocol::SocketFile;
+
 use crate::error::ListenStep;
 use crate::log;
 use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
@@ -68,6 +70,28 @@ impl OwnedFile {
             path,
             owner: std::process::id(),
         })
+    }
+
+    /// The socket file `file`, at the path of a listener that this process has; where another
+    /// one stands there, or none, it is not owned.
+    pub(super) fn of_listener(listener: BorrowedFd<'_>, file: SocketFile) -> io::Result<Self> {
+        let SocketName::UnixPath(path) = sys::local_name(listener)? else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let found = Self::at(&path)?;
+        if found.socket_file() != file {
+            found.leave();
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        Ok(found)
+    }
+
+    /// Which file it is.
+    pub(super) fn socket_file(&self) -> SocketFile {
+        SocketFile {
+            device: self.identity.device,
+            inode: self.identity.inode,
+        }
     }
 
     /// The path goes on to belong to whoever holds the listener.

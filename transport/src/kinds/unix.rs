@@ -522,11 +522,7 @@ impl ListeningSocket for UnixListener {
     }
 
     fn socket_file(&self) -> Option<SocketFile> {
-        let identity = self.file.as_ref()?.identity;
-        Some(SocketFile {
-            device: identity.device,
-            inode: identity.inode,
-        })
+        self.file.as_ref().map(OwnedFile::socket_file)
     }
 
     fn disown_socket_file(&mut self) {
@@ -536,14 +532,7 @@ impl ListeningSocket for UnixListener {
     }
 
     fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
-        let Ok(Address::Unix(UnixAddress::Path(path))) = self.address() else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        };
-        let found = OwnedFile::at(&path)?;
-        if (found.identity.device, found.identity.inode) != (file.device, file.inode) {
-            found.leave();
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
-        }
+        let found = OwnedFile::of_listener(self.fd.as_fd(), file)?;
         if let Some(before) = self.file.replace(found) {
             before.leave();
         }

@@ -18,7 +18,7 @@ pub(crate) const MAX_DESCRIPTORS: usize = 253;
 /// Bytes in a [`ControlBuffer`].
 ///
 /// On a 64-bit machine 253 descriptors take 1032, credentials 32, a pidfd 24
-/// and the count of unread bytes (`SCM_INQ`) 24, together 1112. All of what
+/// and the count of unread bytes (`SCM_INQ`) 24, a time stamp 32, together 1144. All of what
 /// is switched on shares the buffer, and what finds no room is lost, so the rest is
 /// a reserve for kinds that a later kernel may add.
 pub(crate) const CONTROL_BUFFER_BYTES: usize = 1536;
@@ -162,6 +162,8 @@ pub(crate) enum ControlMessage<'a> {
     /// `UDP_GRO`: how many bytes each of the datagrams has that were received as one, but
     /// the last, which may have fewer.
     Segments(usize),
+    /// `SCM_TIMESTAMP`: there is a message. When it arrived is of no interest here.
+    Stamp,
     /// Of no kind that is known here, or too short to be what its kind says.
     Unknown {
         /// The protocol that defines `kind`, such as `SOL_SOCKET`.
@@ -191,6 +193,7 @@ impl<'a> ControlMessage<'a> {
                         return Self::PidFd(i32::from_ne_bytes(*number));
                     }
                 }
+                libc::SCM_TIMESTAMP => return Self::Stamp,
                 _ => {}
             }
         }
@@ -299,7 +302,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
             }
             ControlMessage::Credentials(_) => size_of::<libc::ucred>(),
             ControlMessage::PidFd(_) | ControlMessage::Segments(_) => NUMBER_BYTES,
-            ControlMessage::Unknown { .. } => 0,
+            ControlMessage::Stamp | ControlMessage::Unknown { .. } => 0,
         };
         taken += HEADER_BYTES + payload;
         assert!(taken <= bytes.len(), "more than there is");

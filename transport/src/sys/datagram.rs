@@ -12,7 +12,7 @@ use std::ptr;
 
 use super::address::{NameBuffer, NameRef};
 use super::cmsg::{CONTROL_BUFFER_BYTES, ControlMessage, walk};
-use super::msg::{Ancillary, SEND_FLAGS, message_header};
+use super::msg::{Ancillary, SEND_FLAGS, STAMP, message_header};
 use super::retry;
 use super::socket::{Family, flag, option, set_flag, set_option};
 
@@ -41,6 +41,9 @@ pub(crate) enum Beside {
     Segments,
     /// Descriptors, and who sent it.
     Descriptors,
+    /// The same, and a stamp on each message, if the socket [is told](super::set_stamps)
+    /// to put one there.
+    Stamps,
 }
 
 /// What was received by one call: room for some messages, made once and used again.
@@ -68,6 +71,8 @@ pub(crate) struct Message {
     pub(crate) has_ancillary: bool,
     /// Ancillary data was lost.
     pub(crate) control_truncated: bool,
+    /// Whether it had a stamp: then it is a message, and no end.
+    is_stamped: bool,
     name_length: u32,
 }
 
@@ -130,6 +135,39 @@ impl MessageBatch {
         )
     }
 
+    /// Where the end of a connection lies, if it was received: the first place that holds
+    /// no message. From there on all are of no bytes, since the kernel answers the end as
+    /// often as it is asked.
+    ///
+    /// `is_stamped` says that messages have stamps. Without them one of no bytes may
+    /// be the end where the kernel was asked for `count`, and had as many, and `is_over` says
+    /// that nothing more comes.
+    pub(crate) fn end(
+        &self,
+        count: usize,
+        is_stamped: bool,
+        is_over: impl FnOnce() -> bool,
+    ) -> Option<usize> {
+        let messages = &self.messages[..self.received];
+        let is_end = |it: &Message| it.length == 0 && !it.has_ancillary && !it.is_stamped;
+        if self.received < count || !messages.last().is_some_and(is_end) {
+            return None;
+        }
+        let first = match is_stamped {
+            true => messages.iter().position(is_end),
+            false => messages
+                .iter()
+                .rposition(|it| !is_end(it))
+                .map_or(Some(0), |it| Some(it + 1)),
+        };
+        first.filter(|_| is_stamped || is_over())
+    }
+
+    /// Forgets the messages from `place` on, which are none.
+    pub(crate) fn truncate(&mut self, place: usize) {
+        self.received = self.received.min(place);
+    }
+
     /// Puts a message at the end, as if it had been received; whether there was room. For
     /// kinds that receive by other means.
     pub(crate) fn push(
@@ -154,6 +192,7 @@ impl MessageBatch {
             segment: 0,
             has_ancillary: !descriptors.is_empty() || control_truncated,
             control_truncated,
+            is_stamped: true,
             name_length: name_length as u32,
         };
         self.ancillary[place].descriptors.extend(descriptors);
@@ -193,7 +232,7 @@ impl MessageBatch {
         let count = count.clamp(1, self.slots());
         let control_bytes = match beside {
             Beside::Segments => SEGMENT_CONTROL_BYTES,
-            Beside::Descriptors => CONTROL_BUFFER_BYTES,
+            Beside::Descriptors | Beside::Stamps => CONTROL_BUFFER_BYTES,
         };
         self.point_headers(count, control_bytes);
         let received = retry(|| {
@@ -227,6 +266,7 @@ impl MessageBatch {
                 segment: 0,
                 has_ancillary: false,
                 control_truncated,
+                is_stamped: false,
                 name_length: header.msg_hdr.msg_namelen,
             };
             if written > 0 || control_truncated {
@@ -234,13 +274,22 @@ impl MessageBatch {
                 let control = &bytes_of(control)[..written];
                 match beside {
                     Beside::Segments => message.segment = segment_in(control),
-                    Beside::Descriptors => {
-                        message.has_ancillary = true;
+                    Beside::Descriptors | Beside::Stamps => {
                         // SAFETY: recvmmsg succeeded and wrote these bytes just now for
                         // this message; no one else has seen them, and this is the only
                         // call with them.
                         let is_complete = unsafe { self.ancillary[place].collect(control) };
                         message.control_truncated |= !is_complete;
+                        let unknown = &mut self.ancillary[place].unknown;
+                        let stamp = unknown.iter().position(|it| *it == STAMP);
+                        if beside == Beside::Stamps
+                            && let Some(stamp) = stamp
+                        {
+                            unknown.swap_remove(stamp);
+                            message.is_stamped = true;
+                        }
+                        message.has_ancillary =
+                            message.control_truncated || !self.ancillary[place].is_empty();
                     }
                 }
             }

@@ -36,6 +36,7 @@ pub(crate) mod file;
 mod fork_tests;
 mod msg;
 mod number;
+mod packet;
 mod path;
 mod pidfd;
 mod process;
@@ -69,6 +70,7 @@ pub(crate) use self::msg::{
     Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
 };
 pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
+pub(crate) use self::packet::{has_stamps, is_packets, is_read_closed, packet_socket, set_stamps};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 pub(crate) use self::pidfd::{
     Recipient, is_no_process, pid_of, pidfd_open, pidfd_send_signal, pidfd_wait, send_signal,

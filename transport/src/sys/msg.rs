@@ -14,6 +14,9 @@ use super::retry_count;
 /// `IOV_MAX`: the kernel refuses a call with more slices than this.
 const MAX_SLICES: usize = 1024;
 
+/// What says that there is a message.
+pub(super) const STAMP: (i32, i32) = (libc::SOL_SOCKET, libc::SCM_TIMESTAMP);
+
 /// No SIGPIPE, and no blocking whatever became of the socket's own flag.
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
@@ -162,6 +165,15 @@ impl Ancillary {
         }
     }
 
+    /// Whether nothing came.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.descriptors.is_empty()
+            && self.credentials.is_none()
+            && self.pidfd.is_none()
+            && self.unknown.is_empty()
+    }
+
     /// Closes what is left and forgets the rest; capacity is kept.
     #[inline]
     pub(crate) fn clear(&mut self) {
@@ -203,6 +215,8 @@ impl Ancillary {
                 }
                 // Not of a socket that can pass descriptors.
                 ControlMessage::Segments(_) => {}
+                // By those who have asked for it, taken out again.
+                ControlMessage::Stamp => self.unknown.push(STAMP),
                 ControlMessage::Unknown { level, kind } => self.unknown.push((level, kind)),
             }
         }

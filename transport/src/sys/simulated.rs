@@ -19,6 +19,14 @@ pub(crate) fn connection_reset() -> io::Error {
     io::Error::from_raw_os_error(libc::ECONNRESET)
 }
 
+pub(crate) fn too_long() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMSGSIZE)
+}
+
+pub(crate) fn wrong_type() -> io::Error {
+    io::Error::from_raw_os_error(libc::EPROTOTYPE)
+}
+
 pub(crate) fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }

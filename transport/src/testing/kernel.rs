@@ -24,6 +24,7 @@ use bowline_reactor::{Interest, Reactor, Readiness, Token};
 
 use super::datagrams::{Arrived, MemoryDatagramSender, MemoryDatagrams};
 use super::listener::MemoryListener;
+use super::packets::MemoryPacketSocket;
 use super::random::Random;
 use super::socket::MemorySocket;
 use crate::sys::{self, MAX_DESCRIPTORS};
@@ -202,9 +203,18 @@ impl SimulatedKernel {
         credentials.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))
     }
 
+    /// Makes two connected sockets that keep the boundaries of packets.
+    pub fn pair_of_packets(&self) -> (MemoryPacketSocket, MemoryPacketSocket) {
+        let (one, other) = self.state.borrow_mut().add_pair(Shape::Packets);
+        (
+            MemoryPacketSocket::new(self.clone(), one),
+            MemoryPacketSocket::new(self.clone(), other),
+        )
+    }
+
     /// Makes two connected sockets.
     pub fn pair(&self) -> (MemorySocket, MemorySocket) {
-        let (one, other) = self.state.borrow_mut().add_pair();
+        let (one, other) = self.state.borrow_mut().add_pair(Shape::Stream);
         (
             MemorySocket::new(self.clone(), one),
             MemorySocket::new(self.clone(), other),
@@ -218,6 +228,12 @@ impl SimulatedKernel {
     /// `AddrInUse` while there is another listener of that name, even if it does not
     /// listen yet ([`KernelSettings::bound_first_percent`]).
     pub fn listen(&self, name: &str) -> io::Result<MemoryListener> {
+        let id = self.listen_for(name, Shape::Stream)?;
+        Ok(MemoryListener::new(self.clone(), id))
+    }
+
+    /// Listens for connections of a shape; who connects for another is refused.
+    pub(super) fn listen_for(&self, name: &str, shape: Shape) -> io::Result<SocketId> {
         let mut state = self.state.borrow_mut();
         if state.listener_called(name).is_some() {
             return Err(io::Error::from(io::ErrorKind::AddrInUse));
@@ -227,6 +243,7 @@ impl SimulatedKernel {
         let is_bound_only = percent > 0 && state.random.chance(percent);
         let listener = Listening {
             name: name.to_owned(),
+            shape,
             is_bound_only,
             holders: 0,
             waiting: VecDeque::new(),
@@ -234,8 +251,7 @@ impl SimulatedKernel {
         };
         state.listeners.insert(id, listener);
         state.note::<()>(7, id, &Ok(0));
-        drop(state);
-        Ok(MemoryListener::new(self.clone(), id))
+        Ok(id)
     }
 
     /// Connects to the listener of that name. It may accept now or later.
@@ -244,12 +260,26 @@ impl SimulatedKernel {
     ///
     /// `ConnectionRefused` if there is none, or if it does not listen yet.
     pub fn connect(&self, name: &str) -> io::Result<MemorySocket> {
+        let id = self.connect_for(name, Shape::Stream)?;
+        Ok(MemorySocket::new(self.clone(), id))
+    }
+
+    /// Connects to the listener of that name, which has to be of the same shape.
+    pub(super) fn connect_for(&self, name: &str, shape: Shape) -> io::Result<SocketId> {
         let mut state = self.state.borrow_mut();
         let listener = match state.listener_called(name) {
             Some(listener) if !state.is_bound_only(listener) => listener,
             _ => return Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
         };
-        let (ours, theirs) = state.add_pair();
+        if state
+            .listeners
+            .get(&listener)
+            .is_none_or(|it| it.shape != shape)
+        {
+            // A UNIX socket of another type.
+            return Err(sys::simulated::wrong_type());
+        }
+        let (ours, theirs) = state.add_pair(shape);
         // It is the queue's.
         state.end(theirs)?.holders += 1;
         if let Some(listening) = state.listeners.get_mut(&listener) {
@@ -258,8 +288,7 @@ impl SimulatedKernel {
         state.made.push((name.to_owned(), ours, theirs));
         state.raise_listener(listener);
         state.note::<()>(8, listener, &Ok(theirs.0 as usize));
-        drop(state);
-        Ok(MemorySocket::new(self.clone(), ours))
+        Ok(ours)
     }
 
     /// Receives datagrams under a name. At most `most` wait to be read.
@@ -392,13 +421,23 @@ impl SimulatedKernel {
 
     /// Takes the first connection that waits.
     pub(super) fn accept(&self, listener: SocketId, holder: Holder) -> io::Result<MemorySocket> {
+        self.accept_as(listener, holder, MemorySocket::new)
+    }
+
+    /// The same, as a socket of the listener's shape.
+    pub(super) fn accept_as<S>(
+        &self,
+        listener: SocketId,
+        holder: Holder,
+        socket_of: impl FnOnce(Self, SocketId) -> S,
+    ) -> io::Result<S> {
         let mut state = self.state.borrow_mut();
         let accepted = state.accept(listener, holder);
         let noted = accepted.as_ref().map(|socket| socket.0 as usize);
         state.note(9, listener, &noted);
         drop(state);
         let socket = accepted?;
-        let accepted = MemorySocket::new(self.clone(), socket);
+        let accepted = socket_of(self.clone(), socket);
         self.state.borrow_mut().let_go(socket);
         Ok(accepted)
     }
@@ -408,6 +447,38 @@ impl SimulatedKernel {
         let state = self.state.borrow();
         let listening = state.listeners.get(&listener)?;
         Some(listening.name.clone())
+    }
+
+    /// What shape the connections of a listener have, or a connection has itself.
+    pub(super) fn shape_of(&self, socket: SocketId) -> Option<Shape> {
+        let state = self.state.borrow();
+        let listening = state.listeners.get(&socket).map(|it| it.shape);
+        listening.or_else(|| state.ends.get(&socket).map(|end| end.shape))
+    }
+
+    /// Sends one packet.
+    pub(super) fn send_packet(
+        &self,
+        socket: SocketId,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let result = state.send_packet(socket, data, descriptors);
+        state.note(13, socket, &result.as_ref().map(|()| data.len()));
+        result
+    }
+
+    /// Takes the first packet that has arrived; `None` for the end.
+    pub(super) fn read_packet(&self, socket: SocketId) -> io::Result<Option<ArrivedPacket>> {
+        let mut state = self.state.borrow_mut();
+        let result = state.read_packet(socket);
+        let noted = result.as_ref().map(|packet| {
+            let packet = packet.as_ref();
+            packet.map_or(0, |it| (it.bytes.len() + 1) << 8 | it.descriptors.len())
+        });
+        state.note(14, socket, &noted);
+        result
     }
 
     /// Has the `nth` send of a socket from now on fail with `error`. 0 is the next one.
@@ -703,6 +774,21 @@ impl ReadinessSource for Poller {
     }
 }
 
+/// What connections carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    Stream,
+    Packets,
+}
+
+/// A packet that has arrived.
+#[derive(Debug)]
+pub(super) struct ArrivedPacket {
+    pub(super) bytes: Vec<u8>,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) is_truncated: bool,
+}
+
 /// What one read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Read {
@@ -759,6 +845,7 @@ fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
 /// A listener, which several may hold and watch.
 struct Listening {
     name: String,
+    shape: Shape,
     /// Until a poller that watches it is polled.
     is_bound_only: bool,
     holders: usize,
@@ -780,6 +867,7 @@ struct Sending {
 struct SimulatedEnd {
     /// May be gone.
     peer: SocketId,
+    shape: Shape,
     holders: usize,
     inbox: VecDeque<Buffer>,
     /// What the buffers that were sent from here and not read are charged.
@@ -824,11 +912,11 @@ enum Cause {
 }
 
 impl State {
-    fn add_pair(&mut self) -> (SocketId, SocketId) {
+    fn add_pair(&mut self, shape: Shape) -> (SocketId, SocketId) {
         let (one, other) = (SocketId(self.next_id), SocketId(self.next_id + 1));
         self.next_id += 2;
-        self.ends.insert(one, SimulatedEnd::new(other));
-        self.ends.insert(other, SimulatedEnd::new(one));
+        self.ends.insert(one, SimulatedEnd::new(other, shape));
+        self.ends.insert(other, SimulatedEnd::new(one, shape));
         (one, other)
     }
 
@@ -1107,6 +1195,77 @@ impl State {
         Ok(read)
     }
 
+    /// As `unix_dgram_sendmsg` does it: all of a packet, or nothing. (A peer that does not
+    /// read would hold up more than the buffer does, by `net.unix.max_dgram_qlen`; that is
+    /// not modelled.)
+    fn send_packet(
+        &mut self,
+        socket: SocketId,
+        data: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        // Its one byte is there: packets have none to travel with.
+        let peer = self.check_send(socket, data.len().max(1), descriptors.len())?;
+        let limit = self.settings.send_buffer;
+        if data.len() > limit - 32 {
+            return Err(sys::simulated::too_long());
+        }
+        let end = self.end(socket)?;
+        if end.charged >= limit {
+            return Err(sys::simulated::would_block());
+        }
+        let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+        let descriptors = copies.collect::<io::Result<Vec<_>>>()?;
+        let charge = charge(data.len());
+        self.end(socket)?.charged += charge;
+        self.end(peer)?.inbox.push_back(Buffer {
+            bytes: data.to_vec(),
+            start: 0,
+            descriptors,
+            charge,
+        });
+        self.raise(peer, Cause::Arrival);
+        Ok(())
+    }
+
+    /// As `unix_dgram_recvmsg` does it: an error that waits comes first.
+    fn read_packet(&mut self, socket: SocketId) -> io::Result<Option<ArrivedPacket>> {
+        let end = self.end(socket)?;
+        if let Some(error) = end.fails(|end| &mut end.failing_reads) {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                self.raise(socket, Cause::Arrival);
+            }
+            return Err(error);
+        }
+        if let Some(error) = self.error_by_chance(socket, Cause::Arrival) {
+            return Err(error);
+        }
+        let end = self.end(socket)?;
+        if std::mem::take(&mut end.is_reset) {
+            return Err(sys::simulated::connection_reset());
+        }
+        let Some(mut buffer) = end.inbox.pop_front() else {
+            return match end.is_read_shut {
+                true => Ok(None),
+                false => Err(sys::simulated::would_block()),
+            };
+        };
+        let peer = end.peer;
+        let mut is_truncated = false;
+        if !buffer.descriptors.is_empty()
+            && let Some(kept) = end.truncated_to.take()
+        {
+            is_truncated = kept < buffer.descriptors.len();
+            buffer.descriptors.truncate(kept);
+        }
+        self.release(peer, buffer.charge);
+        Ok(Some(ArrivedPacket {
+            bytes: buffer.bytes,
+            descriptors: buffer.descriptors,
+            is_truncated,
+        }))
+    }
+
     /// The error that this call fails with by the settings: of transports only,
     /// not of those who play their peers.
     fn error_by_chance(&mut self, socket: SocketId, cause: Cause) -> Option<io::Error> {
@@ -1332,9 +1491,10 @@ impl State {
 }
 
 impl SimulatedEnd {
-    fn new(peer: SocketId) -> Self {
+    fn new(peer: SocketId, shape: Shape) -> Self {
         Self {
             peer,
+            shape,
             holders: 0,
             inbox: VecDeque::new(),
             charged: 0,

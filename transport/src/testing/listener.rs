@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, UnixAddress};
 use bowline_reactor::{Interest, Reactor, Token};
 
-use super::kernel::{Holder, SimulatedKernel, SocketId};
+use super::kernel::{Holder, Shape, SimulatedKernel, SocketId};
 use super::socket::{MemorySocket, MemoryStream};
 use crate::Transports;
 use crate::endpoint::{Listen, ListenAt, ListeningSocket};
@@ -108,7 +108,7 @@ impl MemoryListener {
     /// Gives the descriptor back if it stands for no listener of this thread.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match SimulatedKernel::unpark(fd.as_fd()) {
-            Some((kernel, id)) if kernel.name_of(id).is_some() => Ok(Self::new(kernel, id)),
+            Some((kernel, id)) if is_listener(&kernel, id) => Ok(Self::new(kernel, id)),
             _ => Err(fd),
         }
     }
@@ -118,6 +118,10 @@ impl MemoryListener {
         // It is open as long as we hold it.
         self.kernel.name_of(self.id).unwrap_or_default()
     }
+}
+
+fn is_listener(kernel: &SimulatedKernel, id: SocketId) -> bool {
+    kernel.name_of(id).is_some() && kernel.shape_of(id) == Some(Shape::Stream)
 }
 
 impl ListeningSocket for MemoryListener {

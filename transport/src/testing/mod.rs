@@ -16,6 +16,7 @@ use bowline_protocol::{Address, UnixAddress};
 mod datagrams;
 mod kernel;
 mod listener;
+mod packets;
 mod peer;
 mod pump;
 mod random;
@@ -25,6 +26,10 @@ mod socket;
 pub use self::datagrams::{MemoryDatagramSender, MemoryDatagrams};
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
 pub use self::listener::{MemoryListen, MemoryListener};
+pub use self::packets::{
+    MemoryPacketConnect, MemoryPacketListen, MemoryPacketPeer, MemoryPacketPort,
+    MemoryPacketSocket, MemoryPackets, PacketRead,
+};
 pub use self::peer::{MemoryPeer, PeerRead};
 pub use self::pump::Pump;
 pub use self::random::Random;
@@ -42,7 +47,7 @@ pub(crate) fn describe(fd: std::os::fd::BorrowedFd<'_>) -> Option<crate::SocketD
     });
     Some(crate::SocketDescription {
         address: Some(Address::Unix(address)),
-        is_stream: true,
+        is_stream: kernel.shape_of(id) != Some(kernel::Shape::Packets),
         is_listening,
     })
 }

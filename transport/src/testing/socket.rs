@@ -10,7 +10,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Interest, Reactor, Token};
 
-use super::kernel::{Holder, SimulatedKernel, SocketId};
+use super::kernel::{Holder, Shape, SimulatedKernel, SocketId};
 use super::listener::{MemoryListen, MemoryListener};
 use crate::endpoint::{Adopt, Carried, Connect, Dial, Side, Wrap};
 use crate::error::AdoptError;
@@ -136,7 +136,7 @@ impl MemorySocket {
     /// Gives the descriptor back if it stands for no socket of this thread.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match SimulatedKernel::unpark(fd.as_fd()) {
-            Some((kernel, id)) if kernel.name_of(id).is_none() => Ok(Self::new(kernel, id)),
+            Some((kernel, id)) if is_connection(&kernel, id) => Ok(Self::new(kernel, id)),
             _ => Err(fd),
         }
     }
@@ -190,6 +190,10 @@ impl MemorySocket {
     pub(super) fn holder(&self) -> Holder {
         self.holder
     }
+}
+
+fn is_connection(kernel: &SimulatedKernel, id: SocketId) -> bool {
+    kernel.name_of(id).is_none() && kernel.shape_of(id) != Some(Shape::Packets)
 }
 
 impl MemoryStream {

@@ -40,6 +40,7 @@ enum Seen {
     Credentials(Credentials),
     PidFd(i32),
     Segments(usize),
+    Stamp,
     Unknown(i32, i32),
 }
 
@@ -55,9 +56,16 @@ fn seen(bytes: &[u8]) -> Vec<Seen> {
             ControlMessage::Credentials(credentials) => Seen::Credentials(credentials),
             ControlMessage::PidFd(number) => Seen::PidFd(number),
             ControlMessage::Segments(size) => Seen::Segments(size),
+            ControlMessage::Stamp => Seen::Stamp,
             ControlMessage::Unknown { level, kind } => Seen::Unknown(level, kind),
         })
         .collect()
+}
+
+#[test]
+fn a_stamp_is_one_whatever_time_it_says() {
+    let stamp = message(HEADER + 16, libc::SOL_SOCKET, libc::SCM_TIMESTAMP, &[7; 16]);
+    assert_eq!(seen(&stamp), [Seen::Stamp]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod cmsg;
 mod datagram;
 mod file;
 mod msg;
+mod packet;
 mod process;
 mod socket;
 mod sweep;

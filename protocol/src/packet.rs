@@ -1,0 +1,632 @@
+//! The callbacks of one connection of packets, and what they may ask of it.
+
+use std::any::{Any, TypeId};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline_reactor::Handle;
+
+use crate::address::Address;
+use crate::context::Context;
+use crate::datagram::{DatagramCounts, QueueLimits, SendStatus};
+use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
+use crate::error::{ConnectError, SendDescriptorError};
+use crate::factory::BuildContext;
+use crate::protocol::{AfterReadClosed, AtDrain, Part, short_type_name};
+use crate::reason::CloseReason;
+use crate::transport::{Credentials, Linger, TransportState};
+
+/// The name of a connection of packets; see [`Reactor::get`](bowline_reactor::Reactor::get).
+pub type PacketHandle = Handle<dyn PacketTransport>;
+
+/// The callbacks of one connection of packets, over transports of type `T`.
+///
+/// There is a connection, as with a [`Protocol`](crate::Protocol), and there are messages,
+/// as with a [`DatagramProtocol`](crate::DatagramProtocol). Each packet arrives whole, once
+/// and in order, with exactly the descriptors that were sent with it. One of no bytes is a
+/// packet too. (Linux: `SOCK_SEQPACKET`. Twisted has none of this.)
+///
+/// A [`PacketFactory`] builds one for each connection. The connection owns it, and drops it
+/// after [`connection_lost`](Self::connection_lost). Write
+/// `impl<T: PacketTransport> PacketProtocol<T>`: it runs over real sockets, and in memory.
+///
+/// Callbacks never nest, as those of a [`Protocol`](crate::Protocol).
+///
+/// # Panics
+///
+/// A callback that panics costs its own connection, and nothing else:
+/// [`connection_lost`](Self::connection_lost) follows with [`CloseReason::Panicked`].
+///
+/// # Examples
+///
+/// ```
+/// use bowline_protocol::{Context, Packet, PacketProtocol, PacketTransport};
+///
+/// struct Echo;
+///
+/// impl<T: PacketTransport> PacketProtocol<T> for Echo {
+///     fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+///         cx.transport.send(packet.data);
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a protocol of packets over `{T}`",
+    note = "a protocol of packets is `impl<T: PacketTransport> PacketProtocol<T>`"
+)]
+pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
+    /// The connection is there. Called once, first.
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// A packet has arrived. What it holds belongs to the reactor; copy what is to be
+    /// kept. Descriptors that are left in it are closed and counted, and logged once for
+    /// each connection.
+    ///
+    /// Not called after `pause_producing` until `resume_producing`, nor after
+    /// `lose_connection` or `abort_connection`.
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>);
+
+    /// A packet that was taken to be sent is not going to be: the kernel refused it, and
+    /// takes others. `EMSGSIZE` says that it is longer than the send buffer,
+    /// `PermissionDenied` that the peer [refuses
+    /// descriptors](PacketTransport::set_descriptors_accepted).
+    ///
+    /// Descriptors that are not taken from it are closed. What is told here is logged too,
+    /// at `warn`, once for each connection.
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        packet: UnsentPacket<'_>,
+        error: &io::Error,
+    ) {
+        let _ = (cx, packet, error);
+    }
+
+    /// There is room again, after a send has answered [`Full`](SendStatus::Full) or
+    /// [`QueueFull`](crate::SendRefusal::QueueFull). Called once for each such time, when
+    /// less than half of [what counts as full](QueueLimits) waits.
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// The peer sends no more, and everything that it sent was delivered. It may still
+    /// receive. Called once at the most.
+    ///
+    /// Also called if a send has failed before. The answer does not matter then: the
+    /// connection ends with that error.
+    ///
+    /// The default ends the connection at once with [`CloseReason::Done`]. Unsent packets
+    /// are dropped.
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        let _ = cx;
+        AfterReadClosed::EndConnection
+    }
+
+    /// Everything was sent, and our side was closed, as
+    /// [`lose_write_connection`](PacketTransport::lose_write_connection) asked. Called once
+    /// at the most.
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// Nothing can be sent any more, and reading is paused: the end waits for this reader.
+    /// Called once at the most.
+    ///
+    /// A reader that goes on gets all that the peer had sent, at any pace, and then
+    /// [`connection_lost`](Self::connection_lost) with the error. One whose pause may last
+    /// for ever decides here: [`lose_connection`](PacketTransport::lose_connection) ends
+    /// the connection at once with that error, and drops what is unread.
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// The connection has ended. Called once, last; the protocol is dropped afterwards.
+    /// `cx.transport` is closed: its addresses and counts can still be read, and
+    /// [`unsent_packets`](PacketTransport::unsent_packets) says how many were never sent.
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        let _ = (cx, reason);
+    }
+
+    /// The reactor stops gracefully. Called once at the most; for a connection that we made
+    /// when those that were accepted have ended. By default the connection is lost when
+    /// nothing more waits in it, everything was sent, and the protocol [is
+    /// idle](Self::is_idle).
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        let _ = cx;
+        AtDrain::LoseWhenIdle
+    }
+
+    /// Whether the connection could end now without breaking off any work. Asked while it
+    /// [drains](Self::draining), every 50 ms at the least. Default: true.
+    fn is_idle(&self) -> bool {
+        true
+    }
+
+    /// The part of this protocol that is of the type `id`; as
+    /// [`Protocol::part`](crate::Protocol::part).
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        let this = self.as_any_mut();
+        ((*this).type_id() == id).then_some(this)
+    }
+
+    /// As [`part`](Self::part), for a protocol that is given away. Everything around the
+    /// part is dropped. Asked only after `part` has found one.
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        let this = self.into_any();
+        ((*this).type_id() == id).then_some(this)
+    }
+
+    /// The connection was taken apart and put together again, for instance after a restart
+    /// that failed. Called before anything more is received. It is as it was, except that
+    /// its transport has another [handle](PacketTransport::handle).
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
+    /// What log lines about this connection call the protocol; the name of its type by
+    /// default.
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<Self>())
+    }
+}
+
+/// Builds the protocol of each connection of packets, of a listener or a connector. What a
+/// [`Factory`](crate::Factory) is for streams.
+///
+/// A closure `FnMut(&Address) -> P` is one. Write its parameter with the type,
+/// `|_: &Address| Echo`. To share a factory between several listeners, use an
+/// `Rc<RefCell<F>>`, which is borrowed only while its callbacks run.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not build protocols of packets over `{T}`",
+    note = "a closure does if its parameter has its type, `|_: &Address| Echo`, and what it \
+            answers is a `PacketProtocol` over `{T}`"
+)]
+pub trait PacketFactory<T: PacketTransport>: 'static {
+    /// The protocol that it builds.
+    type Protocol: PacketProtocol<T>;
+
+    /// Builds the protocol for a connection with `peer`. `None` declines: the connection is
+    /// closed and nothing else happens.
+    ///
+    /// The protocol's `connection_made` is called after this has returned. A panic costs
+    /// only this connection.
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol>;
+
+    /// The listener listens, or the connector starts an attempt: once for each attempt,
+    /// before anything else.
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+
+    /// The listener has closed, or the connector has given up. Nothing more is called
+    /// after this.
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        let _ = cx;
+    }
+
+    /// The connector's attempt failed. It may [connect](crate::Connector::connect) again,
+    /// at once or [later](crate::Connector::connect_after).
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        let _ = (cx, error);
+    }
+
+    /// The connector's connection has ended, and its protocol has been told. It may
+    /// [connect](crate::Connector::connect) again, at once or
+    /// [later](crate::Connector::connect_after).
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        let _ = (cx, reason);
+    }
+
+    /// The name of this factory in log lines. By default it is the name of its type; for
+    /// a closure, the name of its protocol's type.
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<Self>())
+    }
+}
+
+/// A packet that has arrived.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Packet<'a> {
+    /// Its bytes, from the first on, as far as there was room.
+    pub data: &'a [u8],
+    /// How many bytes it had. More than there are in `data` if it was
+    /// [truncated](Self::is_truncated).
+    pub length: usize,
+    /// The descriptors that were sent with it, in order: these and no others.
+    pub descriptors: ReceivedDescriptors<'a>,
+    /// Whether descriptors of it were lost on the way to us (`MSG_CTRUNC`): there was no
+    /// free descriptor number outside of the reserve, or a security module refused. Those
+    /// that did arrive are closed then.
+    pub lost_descriptors: bool,
+    /// The process that sent it, where the socket was told to ask for that. It may be
+    /// another than the one that connected.
+    pub credentials: Option<Credentials>,
+    /// A pidfd of that process, where the socket was told to ask for it.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl<'a> Packet<'a> {
+    /// A packet of these bytes; for transports, and for tests of protocols. `descriptors`
+    /// is empty afterwards.
+    pub fn new(data: &'a [u8], descriptors: &'a mut Vec<OwnedFd>) -> Self {
+        Self {
+            data,
+            length: data.len(),
+            descriptors: ReceivedDescriptors::new(descriptors),
+            lost_descriptors: false,
+            credentials: None,
+            pidfd: None,
+        }
+    }
+
+    /// Whether it had more bytes than there was room for, which are lost.
+    pub fn is_truncated(&self) -> bool {
+        self.length > self.data.len()
+    }
+}
+
+/// A packet that was taken to be sent, and was not.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnsentPacket<'a> {
+    /// Its bytes.
+    pub data: &'a [u8],
+    /// The descriptors that were to go with it, in order. They are the callee's.
+    pub descriptors: Vec<PassedDescriptor>,
+}
+
+impl<'a> UnsentPacket<'a> {
+    /// A packet of these parts; for transports, and for tests of protocols.
+    pub fn new(data: &'a [u8], descriptors: Vec<PassedDescriptor>) -> Self {
+        Self { data, descriptors }
+    }
+}
+
+/// A connection of packets as its protocol sees it.
+///
+/// Every method may be called from any callback, and acts on the connection's state at once.
+/// None of them calls a protocol. The callbacks that follow are called after the running
+/// one has returned.
+pub trait PacketTransport: 'static {
+    // Sending.
+
+    /// Sends one packet.
+    ///
+    /// What one turn sends leaves together, after the running callback, by as few system
+    /// calls as there can be. Until then, and while the kernel has no room, it waits in a
+    /// bounded [queue](QueueLimits), in order. What is taken is either sent, or told by
+    /// [`send_failed`](PacketProtocol::send_failed), or counted as
+    /// [unsent](Self::unsent_packets) when the connection ends. No bytes are a packet too.
+    ///
+    /// A peer that takes a packet of no bytes for the end is mistaken, but most do:
+    /// recv(2) answers both in the same way.
+    fn send(&mut self, data: &[u8]) -> SendStatus;
+
+    /// Sends the concatenation of `parts` as one packet.
+    fn send_sequence(&mut self, parts: &[&[u8]]) -> SendStatus;
+
+    /// Sends one packet with descriptors. They leave and arrive with exactly this packet,
+    /// which may be one of no bytes. Our copies are closed then.
+    ///
+    /// # Errors
+    ///
+    /// The descriptors come back where the packet is refused, and where there are more
+    /// than 253.
+    fn send_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError>;
+
+    /// How many packets wait to be sent. After the end: how many never were.
+    fn unsent_packets(&self) -> usize;
+
+    /// How many bytes those have.
+    fn unsent_bytes(&self) -> usize;
+
+    /// How many descriptors they have.
+    fn unsent_descriptors(&self) -> usize;
+
+    /// Whether who sends should wait for
+    /// [`sending_resumed`](PacketProtocol::sending_resumed).
+    fn is_send_buffer_full(&self) -> bool;
+
+    /// The limits of the queue in force.
+    fn queue_limits(&self) -> QueueLimits;
+
+    /// Sets the limits of the queue. What waits already stays.
+    fn set_queue_limits(&mut self, limits: QueueLimits);
+
+    // Receiving.
+
+    /// Delivers nothing until [`resume_producing`](Self::resume_producing). What comes
+    /// waits in the kernel, as far as that has room; then the peer waits.
+    fn pause_producing(&mut self);
+
+    /// Delivers again.
+    fn resume_producing(&mut self);
+
+    /// Whether nothing is delivered at present.
+    fn is_reading_paused(&self) -> bool;
+
+    // The end.
+
+    /// Delivers no more, sends what waits, and closes with [`CloseReason::Done`]. Never
+    /// calls back before it returns.
+    fn lose_connection(&mut self);
+
+    /// As [`lose_connection`](Self::lose_connection), but not for longer than `deadline`:
+    /// what is unsent then is dropped, and the reason is [`CloseReason::CloseTimedOut`].
+    fn lose_connection_within(&mut self, deadline: Duration);
+
+    /// Sends what waits, and closes our side. The peer is told of the end, and may go on
+    /// sending. Nothing more can be sent.
+    fn lose_write_connection(&mut self);
+
+    /// Closes now, with [`CloseReason::Aborted`]. What waits is dropped.
+    fn abort_connection(&mut self);
+
+    // What it is.
+
+    /// Where in its life the connection is.
+    fn state(&self) -> TransportState;
+
+    /// Our address. Readable after the end too.
+    fn host(&self) -> Address;
+
+    /// The peer's. Readable after the end too.
+    fn peer(&self) -> Address;
+
+    /// The process that had the other end when the connection was made: by connect(2),
+    /// listen(2) or socketpair(2). The kernel vouches for it. One system call.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the end; those of getsockopt(2).
+    fn peer_credentials(&self) -> io::Result<Credentials>;
+
+    /// A pidfd of that process (`SO_PEERPIDFD`, Linux 6.5).
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the end; those of getsockopt(2).
+    fn peer_pidfd(&self) -> io::Result<OwnedFd>;
+
+    /// Sets what happens to the linger setting of received sockets; see [`Linger`].
+    fn set_received_linger(&mut self, linger: Linger);
+
+    /// Lets the kernel refuse (`false`) or accept (`true`, the default) descriptors sent
+    /// to us: the sender gets `EPERM` instead (`SO_PASSRIGHTS`). Those sent before are
+    /// still delivered.
+    ///
+    /// # Errors
+    ///
+    /// `ENOPROTOOPT` before Linux 6.16; `NotConnected` after the end.
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
+
+    /// What has come and gone so far.
+    fn counts(&self) -> DatagramCounts;
+
+    /// Another descriptor of the socket, for somebody who goes on with it: in another
+    /// process, say. Packets go to whoever reads first.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the end; no free descriptor number.
+    fn duplicate(&self) -> io::Result<OwnedFd>;
+
+    /// The socket itself, for options that have no method here; `None` after the end.
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// This connection's name, for others to reach it by.
+    fn handle(&self) -> PacketHandle;
+
+    /// The transport, with its type forgotten.
+    fn as_dyn(&mut self) -> &mut dyn PacketTransport;
+}
+
+impl fmt::Debug for dyn PacketTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PacketTransport")
+            .field("handle", &self.handle())
+            .field("state", &self.state())
+            .field("peer", &self.peer())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T, P, F> PacketFactory<T> for F
+where
+    T: PacketTransport,
+    P: PacketProtocol<T>,
+    F: FnMut(&Address) -> P + 'static,
+{
+    type Protocol = P;
+
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, peer: &Address) -> Option<P> {
+        Some(self(peer))
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed(short_type_name::<P>())
+    }
+}
+
+impl<T: PacketTransport, F: PacketFactory<T>> PacketFactory<T> for Rc<RefCell<F>> {
+    type Protocol = F::Protocol;
+
+    fn build_protocol(
+        &mut self,
+        cx: &mut BuildContext<'_>,
+        peer: &Address,
+    ) -> Option<Self::Protocol> {
+        self.borrow_mut().build_protocol(cx, peer)
+    }
+
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().started(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.borrow_mut().stopped(cx);
+    }
+
+    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
+        self.borrow_mut().connection_failed(cx, error);
+    }
+
+    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
+        self.borrow_mut().connection_lost(cx, reason);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(self.borrow().log_prefix().into_owned())
+    }
+}
+
+/// Forwards every callback to a protocol that several connections share, borrowed for the
+/// time of the callback.
+impl<T, P> PacketProtocol<T> for Rc<RefCell<P>>
+where
+    T: PacketTransport + ?Sized,
+    P: PacketProtocol<T>,
+{
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().connection_made(cx);
+    }
+
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        self.borrow_mut().packet_received(cx, packet);
+    }
+
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        packet: UnsentPacket<'_>,
+        error: &io::Error,
+    ) {
+        self.borrow_mut().send_failed(cx, packet, error);
+    }
+
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().sending_resumed(cx);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        self.borrow_mut().read_connection_lost(cx)
+    }
+
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().write_connection_lost(cx);
+    }
+
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().connection_broken(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        self.borrow_mut().connection_lost(cx, reason);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        self.borrow_mut().draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.borrow().is_idle()
+    }
+
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        self.borrow_mut().connection_reattached(cx);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(self.borrow().log_prefix().into_owned())
+    }
+}
+
+/// Forwards every callback to what is inside the box.
+impl<T, P> PacketProtocol<T> for Box<P>
+where
+    T: PacketTransport + ?Sized,
+    P: PacketProtocol<T> + ?Sized,
+{
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_made(cx);
+    }
+
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        (**self).packet_received(cx, packet);
+    }
+
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        packet: UnsentPacket<'_>,
+        error: &io::Error,
+    ) {
+        (**self).send_failed(cx, packet, error);
+    }
+
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        (**self).sending_resumed(cx);
+    }
+
+    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+        (**self).read_connection_lost(cx)
+    }
+
+    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+        (**self).write_connection_lost(cx);
+    }
+
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_broken(cx);
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+        (**self).connection_lost(cx, reason);
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+        (**self).draining(cx)
+    }
+
+    fn is_idle(&self) -> bool {
+        (**self).is_idle()
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => (**self).part(id),
+        }
+    }
+
+    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+        match id == TypeId::of::<Self>() {
+            true => Some(self),
+            false => (*self).into_part(id),
+        }
+    }
+
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_reattached(cx);
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        (**self).log_prefix()
+    }
+}

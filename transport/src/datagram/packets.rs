@@ -1,0 +1,629 @@
+//! Ports whose packets have a connection: how it ends, in both directions, and how it is
+//! taken apart and put together again.
+
+use std::any::{Any, TypeId};
+use std::borrow::Cow;
+use std::io;
+use std::mem;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use bowline_protocol::{
+    Address, AfterReadClosed, AtDrain, CloseReason, Context, Credentials, DatagramCounts,
+    DatagramTransport, Linger, Packet, PacketHandle, PacketProtocol, PacketTransport,
+    PassedDescriptor, QueueLimits, ReceivedDescriptors, SendDescriptorError, SendStatus,
+    TransportState, UnixAddress, UnsentPacket,
+};
+use bowline_reactor::{Handle, Next, Reactor, Token};
+
+use super::port::{KeptPort, Port, PortState, ReadEnd, WriteEnd, status};
+use super::queue::TakenOut;
+use super::served::{self, Arrived, Message, Served};
+use super::serving::{Serving, Stage, Visit, install_packets};
+use super::socket::{DatagramSocket, PacketSocket};
+use crate::descriptor_queue::UnsentDescriptors;
+use crate::detach::{DetachRequest, Detached, ReattachError, Unsent};
+use crate::error::{AdoptErrorKind, DetachError};
+use crate::file_descriptor::not_connected;
+use crate::log;
+use crate::shared::Ledger;
+use crate::sys::MAX_DESCRIPTORS;
+
+/// How many bytes of an unsent packet say how long it is.
+const LENGTH_BYTES: usize = size_of::<u32>();
+
+/// A protocol of packets; it is gone once the connection was taken apart, and then nothing
+/// is called.
+pub(super) struct Packets<P>(pub(super) Option<P>);
+
+impl<S, P> Served<S> for Packets<P>
+where
+    S: PacketSocket,
+    P: PacketProtocol<Port<S>>,
+{
+    type Message<'a> = Packet<'a>;
+
+    const IS_CONNECTION: bool = true;
+
+    #[inline]
+    fn message(arrived: Arrived<'_>) -> Packet<'_> {
+        let mut packet = Packet::new(arrived.data, arrived.descriptors);
+        packet.length = arrived.length;
+        packet.lost_descriptors = arrived.lost;
+        packet.credentials = arrived.credentials;
+        packet.pidfd = arrived.pidfd;
+        packet
+    }
+
+    fn began(&mut self, cx: &mut Context<'_, Port<S>>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.connection_made(cx);
+        }
+    }
+
+    #[inline]
+    fn received(&mut self, cx: &mut Context<'_, Port<S>>, packet: &mut Packet<'_>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.packet_received(cx, packet);
+        }
+    }
+
+    fn refused(&mut self, _: &mut Context<'_, Port<S>>, _: &io::Error) {}
+
+    fn failed(
+        &mut self,
+        cx: &mut Context<'_, Port<S>>,
+        unsent: served::Unsent<'_>,
+        error: &io::Error,
+    ) {
+        let unsent = UnsentPacket::new(unsent.data, unsent.descriptors);
+        if let Some(protocol) = &mut self.0 {
+            protocol.send_failed(cx, unsent, error);
+        }
+    }
+
+    fn resumed(&mut self, cx: &mut Context<'_, Port<S>>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.sending_resumed(cx);
+        }
+    }
+
+    fn draining(&mut self, cx: &mut Context<'_, Port<S>>) -> AtDrain {
+        let protocol = self.0.as_mut();
+        protocol.map_or(AtDrain::DoNotWait, |protocol| protocol.draining(cx))
+    }
+
+    fn is_idle(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_none_or(PacketProtocol::<Port<S>>::is_idle)
+    }
+
+    fn ended(&mut self, cx: &mut Context<'_, Port<S>>, reason: &CloseReason) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.connection_lost(cx, reason);
+        }
+    }
+
+    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+        self.0.as_mut()?.part(id)
+    }
+
+    fn take_part(&mut self, id: TypeId) -> Option<Box<dyn Any>> {
+        Box::new(self.0.take()?).into_part(id)
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        let protocol = self.0.as_ref();
+        protocol.map_or(Cow::Borrowed("-"), PacketProtocol::<Port<S>>::log_prefix)
+    }
+
+    fn is_support(port: &Port<S>) -> bool {
+        port.ends.connector.is_some()
+    }
+
+    fn connection(socket: &mut S) -> Option<&mut dyn PacketSocket> {
+        Some(socket)
+    }
+
+    fn reattached(&mut self, cx: &mut Context<'_, Port<S>>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.connection_reattached(cx);
+        }
+    }
+
+    fn read_closed(&mut self, cx: &mut Context<'_, Port<S>>) -> AfterReadClosed {
+        let protocol = self.0.as_mut();
+        protocol.map_or(AfterReadClosed::EndConnection, |it| {
+            it.read_connection_lost(cx)
+        })
+    }
+
+    fn write_closed(&mut self, cx: &mut Context<'_, Port<S>>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.write_connection_lost(cx);
+        }
+    }
+
+    fn broken(&mut self, cx: &mut Context<'_, Port<S>>) {
+        if let Some(protocol) = &mut self.0 {
+            protocol.connection_broken(cx);
+        }
+    }
+}
+
+impl Message for Packet<'_> {
+    fn descriptors(&mut self) -> &mut dyn ExactSizeIterator<Item = OwnedFd> {
+        let descriptors: &mut ReceivedDescriptors<'_> = &mut self.descriptors;
+        descriptors
+    }
+}
+
+/// What is to be done about the ends of a connection.
+#[derive(Clone, Copy)]
+enum EndStep {
+    /// Nothing more comes or goes that anybody waits for.
+    Finish,
+    /// A reader that has paused is told that nothing can be sent.
+    TellBroken,
+    CloseWriting,
+    TellReadEnd,
+}
+
+impl<S: DatagramSocket> Port<S> {
+    fn end_step(&self, has_undelivered: bool) -> Option<EndStep> {
+        let ends = &self.ends;
+        let is_broken = ends.broken.is_some();
+        match self.state {
+            PortState::Ending | PortState::Closed => None,
+            PortState::Stopping => is_broken.then_some(EndStep::Finish),
+            PortState::Open if is_broken && self.is_paused() && !ends.was_told_broken => {
+                Some(EndStep::TellBroken)
+            }
+            PortState::Open if ends.write == WriteEnd::Closing && !self.has_unsent() => {
+                Some(EndStep::CloseWriting)
+            }
+            PortState::Open if ends.read == ReadEnd::Arrived => {
+                let may_tell = !has_undelivered && self.is_receiving();
+                may_tell.then_some(EndStep::TellReadEnd)
+            }
+            PortState::Open => {
+                let is_over = is_broken || ends.write == WriteEnd::Closed;
+                (ends.read == ReadEnd::Told && is_over).then_some(EndStep::Finish)
+            }
+        }
+    }
+}
+
+impl<S, P> Serving<S, P>
+where
+    S: DatagramSocket,
+    P: Served<S>,
+{
+    /// Takes note of the end, if it has been received.
+    pub(super) fn notes_end(port: &mut Port<S>) -> bool {
+        let connection = P::connection(&mut port.socket);
+        let has_ended = connection.is_some_and(|connection| connection.has_ended());
+        if has_ended {
+            port.is_readable = false;
+            port.ends.read = ReadEnd::Arrived;
+        }
+        has_ended
+    }
+
+    /// An error waits in the socket. Who receives finds it; who does not is told of it by
+    /// other means, since a connection that can no longer end must not be kept.
+    #[cold]
+    pub(super) fn note_error(&mut self) {
+        if self.port.is_receiving() || self.port.ends.read != ReadEnd::Open {
+            return;
+        }
+        let connection = P::connection(&mut self.port.socket);
+        if let Some(error) = connection.and_then(|connection| connection.take_error()) {
+            self.port.break_off(error);
+        }
+    }
+
+    pub(super) fn has_end_step(&self) -> bool {
+        self.port.end_step(self.arrivals.is_some()).is_some()
+    }
+
+    /// Does one thing about the ends of the connection; whether there was one to do.
+    pub(super) fn take_end_step(&mut self, reactor: &mut Reactor) -> bool {
+        let Some(step) = self.port.end_step(self.arrivals.is_some()) else {
+            return false;
+        };
+        let port = &mut self.port;
+        match step {
+            EndStep::Finish => {
+                let reason = port.ends.broken.take();
+                port.end(reason.unwrap_or(CloseReason::Done));
+            }
+            EndStep::TellBroken => {
+                port.ends.was_told_broken = true;
+                self.protocol.broken(&mut Context {
+                    transport: port,
+                    reactor,
+                });
+            }
+            EndStep::CloseWriting => self.close_writing(reactor),
+            EndStep::TellReadEnd => self.tell_read_end(reactor),
+        }
+        true
+    }
+
+    fn close_writing(&mut self, reactor: &mut Reactor) {
+        let port = &mut self.port;
+        port.ends.write = WriteEnd::Closed;
+        if port.ends.broken.is_some() {
+            // Not everything was sent.
+            return;
+        }
+        let connection = P::connection(&mut port.socket);
+        if let Some(Err(error)) = connection.map(|connection| connection.shutdown_write()) {
+            log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", port.token);
+        }
+        self.protocol.write_closed(&mut Context {
+            transport: port,
+            reactor,
+        });
+    }
+
+    fn tell_read_end(&mut self, reactor: &mut Reactor) {
+        let port = &mut self.port;
+        port.ends.read = ReadEnd::Told;
+        let answer = self.protocol.read_closed(&mut Context {
+            transport: port,
+            reactor,
+        });
+        if port.state != PortState::Open || port.ends.broken.is_some() {
+            return;
+        }
+        match answer {
+            AfterReadClosed::EndConnection => port.end(CloseReason::Done),
+            AfterReadClosed::LoseConnection => port.stop_listening(),
+            AfterReadClosed::KeepWriting => {}
+        }
+    }
+
+    /// Takes itself apart, for the part of its protocol that is wanted.
+    pub(super) fn detach(&mut self, reactor: &mut Reactor, request: &mut DetachRequest) -> Next {
+        if P::IS_CONNECTION && self.stage == Stage::Started {
+            // What has been received cannot be put back.
+            self.deliver(reactor, usize::MAX);
+        }
+        let is_over = matches!(self.port.state, PortState::Ending | PortState::Closed);
+        let result = if is_over {
+            Err(DetachError::Lost)
+        } else if !P::IS_CONNECTION || self.arrivals.is_some() {
+            Err(DetachError::NotDetachable)
+        } else if self.protocol.part(request.part).is_none() {
+            Err(DetachError::WrongProtocol)
+        } else {
+            self.apart(reactor, request.part)
+        };
+        let is_apart = result.is_ok();
+        request.result = Some(result);
+        match is_apart {
+            true => Next::Remove,
+            false => self.work(reactor, Visit::Extra),
+        }
+    }
+
+    fn apart(
+        &mut self,
+        reactor: &mut Reactor,
+        part: TypeId,
+    ) -> Result<Detached<Box<dyn Any>>, DetachError> {
+        let port = &mut self.port;
+        let (host, peer) = (port.socket.host(), port.socket.peer());
+        port.socket.unwatch(reactor);
+        let connection = P::connection(&mut port.socket);
+        let detached = connection.and_then(|connection| connection.detach());
+        let (Some((fd, socket)), Some(peer)) = (detached, peer) else {
+            port.end(CloseReason::Lost(not_connected()));
+            return Err(DetachError::Lost);
+        };
+        let kept = port.keep();
+        let (unsent, descriptors) = pack(port.take_unsent());
+        Ledger::add(&port.shared.ledger.closed, 1);
+        port.state = PortState::Closed;
+        self.stage = Stage::Stopped;
+        self.cancel_calls(reactor);
+        self.tell_connector(reactor, CloseReason::Done);
+        // Half of a connection would be told of its end again, or be written to.
+        let travels = kept.is_whole();
+        Ok(Detached {
+            fd,
+            writing: None,
+            protocol: self
+                .protocol
+                .take_part(part)
+                .ok_or(DetachError::WrongProtocol)?,
+            unsent,
+            unread: Vec::new(),
+            descriptors,
+            producer: None,
+            host,
+            peer,
+            kept: None,
+            layer: Box::new(KeptPackets { socket, kept }),
+            travels,
+        })
+    }
+}
+
+/// What goes with the protocol of a connection that was taken apart.
+struct KeptPackets {
+    /// The socket, without its descriptor.
+    socket: Box<dyn Any>,
+    kept: KeptPort,
+}
+
+/// Packets one behind the other, each behind its length, and the descriptors of those that
+/// have some: in this form they travel.
+fn pack(packets: Vec<TakenOut>) -> (Vec<u8>, Vec<UnsentDescriptors>) {
+    let mut bytes = Vec::new();
+    let mut groups = Vec::new();
+    for packet in packets {
+        let start = bytes.len();
+        // A send buffer holds less than 2 GiB.
+        let length = u32::try_from(packet.data.len()).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&packet.data);
+        if !packet.descriptors.is_empty() {
+            let range = start..bytes.len();
+            groups.push(UnsentDescriptors::new(Some(range), packet.descriptors));
+        }
+    }
+    (bytes, groups)
+}
+
+/// Whether [`unpack`] makes packets of these.
+pub(crate) fn is_packed(unsent: &Unsent) -> bool {
+    let mut starts = Vec::new();
+    let mut rest = unsent.bytes.as_slice();
+    while !rest.is_empty() {
+        starts.push(unsent.bytes.len() - rest.len());
+        let Some((_, after)) = next_packet(rest) else {
+            return false;
+        };
+        rest = after;
+    }
+    starts.push(unsent.bytes.len());
+    let mut from = 0;
+    unsent.descriptors.iter().all(|group| {
+        let count = group.descriptors.len();
+        let Some(range) = &group.message else {
+            return false;
+        };
+        // Exactly one packet each, in order.
+        let place = starts[from..].binary_search(&range.start);
+        let place = place.map(|place| from + place);
+        let fits = place.is_ok_and(|place| starts.get(place + 1) == Some(&range.end));
+        from = place.map_or(from, |place| place + 1);
+        fits && (1..=MAX_DESCRIPTORS).contains(&count)
+    })
+}
+
+/// The first packet, and what is behind it.
+fn next_packet(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
+    rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
+}
+
+impl<S: PacketSocket> Port<S> {
+    /// Queues what had not left elsewhere; it was [looked at](is_packed).
+    pub(crate) fn restore_unsent(&mut self, unsent: Unsent) {
+        let mut groups = unsent.descriptors.into_iter().peekable();
+        let mut rest = unsent.bytes.as_slice();
+        while let Some((data, after)) = next_packet(rest) {
+            let start = unsent.bytes.len() - rest.len();
+            let is_its = |group: &UnsentDescriptors| {
+                group
+                    .message
+                    .as_ref()
+                    .is_some_and(|range| range.start == start)
+            };
+            let descriptors = groups.next_if(is_its).map(|group| group.descriptors);
+            self.requeue(data, descriptors.unwrap_or_default());
+            rest = after;
+        }
+    }
+}
+
+/// See [`Transports::reattach_packets`](crate::Transports::reattach_packets).
+pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
+    reactor: &mut Reactor,
+    mut detached: Detached<P>,
+) -> Result<PacketHandle, ReattachError<P>> {
+    let failed = |kind, detached| {
+        let detached = Box::new(detached);
+        Err(ReattachError { kind, detached })
+    };
+    let unsent = Unsent {
+        bytes: mem::take(&mut detached.unsent),
+        descriptors: mem::take(&mut detached.descriptors),
+    };
+    if !is_packed(&unsent) {
+        (detached.unsent, detached.descriptors) = (unsent.bytes, unsent.descriptors);
+        return failed(AdoptErrorKind::UnfitDescriptors, detached);
+    }
+    let parts = detached.layer.downcast::<KeptPackets>();
+    let (mut socket, kept) = match parts.map(|parts| (parts.socket.downcast::<S>(), parts.kept)) {
+        Ok((Ok(socket), kept)) => (*socket, kept),
+        Ok((Err(socket), kept)) => {
+            let layer = Box::new(KeptPackets { socket, kept });
+            return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
+        }
+        Err(layer) => {
+            return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
+        }
+    };
+    if let Err(fd) = socket.attach(detached.fd) {
+        let layer = Box::new(KeptPackets {
+            socket: Box::new(socket),
+            kept,
+        });
+        return failed(
+            AdoptErrorKind::WrongFamily,
+            Detached {
+                fd,
+                layer,
+                ..detached
+            },
+        );
+    }
+    let mut held = Some((kept, unsent));
+    // Called only when nothing can fail any more.
+    let prepare = |port: &mut Port<S>| {
+        if let Some((kept, unsent)) = held.take() {
+            port.restore(kept);
+            port.restore_unsent(unsent);
+        }
+    };
+    match install_packets(reactor, socket, detached.protocol, prepare) {
+        Ok(token) => Ok(named::<S>(token)),
+        Err((error, mut socket, protocol)) => {
+            let (fd, socket) = socket.detach().expect("it was just put there");
+            let (kept, unsent) = held.take().expect("nothing was prepared");
+            let layer = Box::new(KeptPackets { socket, kept });
+            let detached = Detached {
+                fd,
+                protocol,
+                layer,
+                unsent: unsent.bytes,
+                descriptors: unsent.descriptors,
+                ..detached
+            };
+            failed(AdoptErrorKind::Os(error), detached)
+        }
+    }
+}
+
+/// The name of a connection of packets.
+pub(crate) fn named<S: PacketSocket>(token: Token) -> PacketHandle {
+    Handle::new(token, |facet| {
+        facet.downcast_mut::<Port<S>>().map(|port| port as _)
+    })
+}
+
+impl<S: PacketSocket> PacketTransport for Port<S> {
+    #[inline]
+    fn send(&mut self, data: &[u8]) -> SendStatus {
+        status(self.queue_datagram(&[data], None, Vec::new()))
+    }
+
+    fn send_sequence(&mut self, parts: &[&[u8]]) -> SendStatus {
+        status(self.queue_datagram(parts, None, Vec::new()))
+    }
+
+    fn send_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError> {
+        self.queue_with_descriptors(data, None, descriptors)
+    }
+
+    fn unsent_packets(&self) -> usize {
+        self.unsent_datagrams()
+    }
+
+    fn unsent_bytes(&self) -> usize {
+        DatagramTransport::unsent_bytes(self)
+    }
+
+    fn unsent_descriptors(&self) -> usize {
+        self.unsent_descriptor_count()
+    }
+
+    fn is_send_buffer_full(&self) -> bool {
+        self.is_full()
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        DatagramTransport::queue_limits(self)
+    }
+
+    fn set_queue_limits(&mut self, limits: QueueLimits) {
+        DatagramTransport::set_queue_limits(self, limits);
+    }
+
+    fn pause_producing(&mut self) {
+        DatagramTransport::pause_producing(self);
+    }
+
+    fn resume_producing(&mut self) {
+        DatagramTransport::resume_producing(self);
+    }
+
+    fn is_reading_paused(&self) -> bool {
+        self.is_paused()
+    }
+
+    fn lose_connection(&mut self) {
+        self.stop_listening();
+    }
+
+    fn lose_connection_within(&mut self, deadline: Duration) {
+        self.stop_listening_within(deadline);
+    }
+
+    fn lose_write_connection(&mut self) {
+        self.close_writing();
+    }
+
+    fn abort_connection(&mut self) {
+        self.abort();
+    }
+
+    fn state(&self) -> TransportState {
+        DatagramTransport::state(self)
+    }
+
+    fn host(&self) -> Address {
+        self.socket.host()
+    }
+
+    fn peer(&self) -> Address {
+        let peer = self.socket.peer();
+        peer.unwrap_or(Address::Unix(UnixAddress::Unnamed))
+    }
+
+    fn peer_credentials(&self) -> io::Result<Credentials> {
+        self.socket.peer_credentials()
+    }
+
+    fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        self.socket.peer_pidfd()
+    }
+
+    fn set_received_linger(&mut self, linger: Linger) {
+        self.set_linger(linger);
+    }
+
+    fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()> {
+        self.socket.set_passes_rights(accepted)
+    }
+
+    fn counts(&self) -> DatagramCounts {
+        DatagramTransport::counts(self)
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.duplicate()
+    }
+
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.source()
+    }
+
+    fn handle(&self) -> PacketHandle {
+        named::<S>(self.token)
+    }
+
+    fn as_dyn(&mut self) -> &mut dyn PacketTransport {
+        self
+    }
+}
