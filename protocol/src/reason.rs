@@ -61,15 +61,16 @@ pub enum CloseReason {
     OwnSocket,
 }
 
-/// What is left of a connection over which nothing more can be sent; see
+/// How much of the peer's stream can still be read once nothing more can be sent. See
 /// [`Protocol::connection_broken`](crate::Protocol::connection_broken).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remains {
-    /// What has arrived, and no end: the peer has reset it, or is out of reach.
+    /// The bytes that have arrived, without an end. The peer has reset the connection,
+    /// or is out of reach.
     Pieces,
-    /// All that the peer sent, its end too.
+    /// Everything that the peer sent, with its end.
     Everything,
-    /// The direction towards us, where more may come.
+    /// The peer's direction, where more may come.
     Reading,
 }
 

@@ -1,11 +1,10 @@
-//! Where and how to listen, to connect and to adopt: what kinds of connection say of
-//! themselves.
+//! Endpoints: where and how to listen, to connect and to adopt.
 //!
-//! A kind is a file under `kinds/`, or one of a program's own. It has a socket, which
-//! is a [`FileDescriptor`], and values that implement [`Listen`], [`Connect`] and
-//! [`Adopt`], for those of the verbs of [`Transports`](crate::Transports) that it
-//! knows. What is common to kinds (accepting in batches, racing addresses, time
-//! limits, flow control) is written once, in terms of these traits.
+//! A kind of connection is a file under `kinds/`, or belongs to a program. It has a
+//! socket, which is a [`FileDescriptor`], and values that implement [`Listen`],
+//! [`Connect`] and [`Adopt`]. It implements those that it supports. Everything that
+//! kinds have in common is written once, in terms of these traits: accepting in
+//! batches, racing addresses, time limits, flow control.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -35,20 +34,20 @@ pub enum Side {
     Accepted,
     /// A connector made it.
     Connected,
-    /// It was adopted.
+    /// Its socket was adopted.
     Adopted,
 }
 
-/// Puts layers on a connected socket of the type `S`: the part of an endpoint that
-/// [`layer`](Listen::layer) replaces.
+/// Puts layers on a connected socket of the type `S`. [`layer`](Listen::layer) replaces
+/// this part of an endpoint.
 ///
-/// A closure does: `|socket: TcpSocket, side| MyLayer::new(socket, side)` makes
+/// A closure can do so: `|socket: TcpSocket, side| MyLayer::new(socket, side)` makes
 /// transports of the type `Stream<MyLayer<TcpSocket>>`.
 pub trait Wrap<S>: 'static {
-    /// The transport that comes of it.
+    /// The transport that the layers make.
     type Transport: StreamTransport;
 
-    /// Puts the layers on a socket. Called once for each connection, from the loop.
+    /// Puts the layers on a socket. The loop calls this once for each connection.
     fn wrap(&mut self, socket: S, side: Side) -> LayerOf<Self::Transport>;
 }
 
@@ -62,7 +61,7 @@ pub type ListenTransport<E> =
 /// The transport of an endpoint that connects.
 pub type ConnectTransport<E> = <<E as Connect>::Wrap as Wrap<<E as Connect>::Socket>>::Transport;
 
-/// The transport of what is adopted.
+/// The transport of an adopted connection.
 pub type AdoptTransport<K> = <<K as Adopt>::Wrap as Wrap<<K as Adopt>::Socket>>::Transport;
 
 impl<S, L, F> Wrap<S> for F
@@ -78,48 +77,45 @@ where
     }
 }
 
-/// What [`Transports::listen`](crate::Transports::listen) takes, together with what is to
-/// serve there: a factory `F` for an endpoint that accepts connections, which
-/// [`Listen`] says; or the protocol of a datagram socket.
-///
-/// A kind of datagram socket of your own implements it, in terms of
-/// [`Port::open`](crate::Port::open).
+/// An endpoint that [`Transports::listen`](crate::Transports::listen) takes, together
+/// with a server `F`. Every [`Listen`] takes a factory. An endpoint for packets takes a
+/// factory for packets, and one for datagrams takes a datagram protocol.
 pub trait ListenWith<F>: Sized {
-    /// The name of what listens.
+    /// The handle of the listener or datagram socket.
     type Handle;
 
-    /// Why nothing does.
+    /// The reason why it does not listen.
     type Error;
 
     /// Listens.
     ///
     /// # Errors
     ///
-    /// Why it could not. Nothing is left behind.
+    /// The reason why it cannot listen. Nothing is left behind.
     fn listen_with(self, reactor: &mut Reactor, with: F) -> Result<Self::Handle, Self::Error>;
 }
 
-/// What [`Transports::connect`](crate::Transports::connect) takes, together with a factory
-/// or a protocol, as [`ListenWith`].
+/// An endpoint that [`Transports::connect`](crate::Transports::connect) takes, together
+/// with a factory or a datagram protocol. See [`ListenWith`].
 pub trait ConnectWith<F>: Sized {
-    /// The name of what connects, or is connected.
+    /// The handle of the connector, or of the connected datagram socket.
     type Handle;
 
-    /// Why nothing is.
+    /// The reason why there is no connector or socket.
     type Error;
 
     /// Connects.
     ///
     /// # Errors
     ///
-    /// Why it could not. Nothing is left behind.
+    /// The reason why it cannot connect. Nothing is left behind.
     fn connect_with(self, reactor: &mut Reactor, with: F) -> Result<Self::Handle, Self::Error>;
 }
 
-/// What [`Transports::adopt`](crate::Transports::adopt) takes, together with a source of
-/// the type `S` and a protocol, as [`ListenWith`].
+/// A kind that [`Transports::adopt`](crate::Transports::adopt) takes, together with a
+/// source of the type `S` and a protocol `P`. See [`ListenWith`].
 pub trait AdoptWith<S, P>: Sized {
-    /// The name of what was adopted.
+    /// The handle of the connection or datagram socket.
     type Handle;
 
     /// Adopts.
@@ -135,35 +131,33 @@ pub trait AdoptWith<S, P>: Sized {
     ) -> Result<Self::Handle, AdoptError<S>>;
 }
 
-/// What [`Transports::accept`](crate::Transports::accept) takes, together with an acceptor:
-/// every endpoint that accepts connections.
+/// An endpoint that [`Transports::accept`](crate::Transports::accept) takes, together
+/// with an acceptor. Every endpoint that accepts connections is one.
 pub trait AcceptWith<A>: Sized {
-    /// Why nothing listens.
+    /// The reason why it does not listen.
     type Error;
 
     /// Listens.
     ///
     /// # Errors
-    ///
-    /// Why it could not. Nothing is left behind.
+    /// The reason why it cannot listen. Nothing is left behind.
     fn accept_with(self, reactor: &mut Reactor, acceptor: A)
     -> Result<ListenerHandle, Self::Error>;
 }
 
-/// An endpoint at which one can bind, or go on with a socket that is bound there already,
-/// whatever it is that is served there: every [`ListenAt`], and that of packets.
+/// An endpoint that can bind, or go on with a socket that is bound already, whatever it
+/// serves. Every [`ListenAt`] is one, and so is the endpoint for packets.
 pub trait Inherit: Sized {
     /// The endpoint that goes on.
     type Inherited;
 
-    /// Where it is going to listen.
+    /// The address to listen at.
     fn place(&self) -> Address;
 
-    /// Whether a socket that was inherited is of this kind, as far as that is known from
-    /// what the kernel says of it.
+    /// Whether an inherited socket is of this kind, as far as the kernel can tell.
     fn is_like(&self, found: &SocketDescription) -> bool;
 
-    /// The same, on a socket that listens already.
+    /// Makes an endpoint that goes on with a socket that listens already.
     fn inherit(self, fd: OwnedFd) -> Self::Inherited;
 }
 
@@ -224,8 +218,8 @@ impl<K: Adopt, P: Protocol<AdoptTransport<K>>> AdoptWith<K::Source, P> for K {
     }
 }
 
-/// What [`Transports::adopt`](crate::Transports::adopt) does for a connection, whatever
-/// its handle is.
+/// Adopts a connection for [`Transports::adopt`](crate::Transports::adopt), whatever
+/// the type of its handle.
 pub(crate) fn adopt<K: Adopt>(
     reactor: &mut Reactor,
     kind: K,
@@ -249,19 +243,20 @@ pub(crate) fn adopt<K: Adopt>(
         .map_err(|(error, socket, _)| K::not_installed(socket, error))
 }
 
-/// Where and how to listen for connections; see [`Transports::listen`](crate::Transports::listen).
+/// Where and how to listen for connections. See
+/// [`Transports::listen`](crate::Transports::listen).
 pub trait Listen: Sized {
-    /// What listens.
+    /// The listening socket.
     type Socket: ListeningSocket<Accepted: FileDescriptor>;
 
-    /// What is put on the sockets that it accepts.
+    /// Puts layers on the accepted sockets.
     type Wrap: Wrap<<Self::Socket as ListeningSocket>::Accepted>;
 
-    /// Why it could not.
+    /// The error of a socket that cannot listen.
     type Error;
 
-    /// Whether others may hold the socket, and have made it block: then it is asked
-    /// before each accept whether a connection waits.
+    /// Whether other processes may hold the socket, and may have made it block. The
+    /// listener then polls it before each accept.
     const IS_SHARED: bool = false;
 
     /// Makes the socket, bound and listening.
@@ -271,13 +266,16 @@ pub trait Listen: Sized {
     /// The step that failed. Nothing is left behind.
     fn open(self) -> Result<(Self::Socket, Self::Wrap), Self::Error>;
 
-    /// The error of a socket that was opened and that the reactor could not take.
+    /// Makes the error for a socket that was opened but that the reactor could not
+    /// take.
     fn not_installed(socket: Self::Socket, address: Address, error: io::Error) -> Self::Error;
 
-    /// Makes the socket, to be given away: to a worker with its start, through a UNIX
-    /// connection, to another reactor. Whoever gets it goes on with it
-    /// ([`ListenAt::on`]). Non-blocking and close-on-exec; connections queue up in it
-    /// meanwhile. A file that belongs to it stays.
+    /// Makes the socket, to be given away: to a worker at its start, through a UNIX
+    /// connection, or to another reactor. The receiver goes on with it by
+    /// [`ListenAt::on`].
+    ///
+    /// The socket is non-blocking and close-on-exec. Connections queue up in it
+    /// meanwhile. Its socket file stays.
     ///
     /// # Errors
     ///
@@ -286,9 +284,8 @@ pub trait Listen: Sized {
         Ok(self.open()?.0.into_descriptor())
     }
 
-    /// Puts layers on each connection that is accepted, instead of those that the
-    /// kind puts there: for UNIX sockets that is
-    /// [`SendmsgMixin`](crate::SendmsgMixin).
+    /// Puts other layers on each accepted connection, instead of those of the kind.
+    /// (UNIX sockets have [`SendmsgMixin`](crate::SendmsgMixin).)
     fn layer<W: Wrap<<Self::Socket as ListeningSocket>::Accepted>>(
         self,
         wrap: W,
@@ -300,27 +297,27 @@ pub trait Listen: Sized {
     }
 }
 
-/// An endpoint at which one can bind, or go on with a socket that is bound there
-/// already: what a restart needs.
+/// An endpoint that can bind, or go on with a socket that is bound already. A restart
+/// needs this.
 pub trait ListenAt: Listen<Error = ListenError> {
-    /// Where it is going to listen.
+    /// The address to listen at.
     fn address(&self) -> Address;
 
-    /// Goes on with a socket that listens already. Of the settings, those that
-    /// belong to a socket from its beginning are left as they are.
+    /// Goes on with a socket that listens already. Settings that belong to a socket
+    /// from its beginning are left as they are.
     ///
     /// # Errors
     ///
     /// [`AdoptError`] gives the descriptor back.
     fn take(self, fd: OwnedFd) -> Result<(Self::Socket, Self::Wrap), AdoptError>;
 
-    /// The same, as an endpoint.
+    /// As [`take`](Self::take), made an endpoint of its own.
     fn on(self, fd: OwnedFd) -> On<Self> {
         On { endpoint: self, fd }
     }
 }
 
-/// An endpoint with a socket that listens already, made by [`ListenAt::on`].
+/// An endpoint with a socket that listens already. [`ListenAt::on`] makes it.
 #[derive(Debug)]
 pub struct On<E> {
     endpoint: E,
@@ -343,12 +340,12 @@ impl<E: ListenAt> Listen for On<E> {
     }
 }
 
-/// What a listener accepts, before anything is put on it. Every [`FileDescriptor`] is one.
+/// An accepted socket, without layers. Every [`FileDescriptor`] is one.
 pub trait AcceptedSocket: 'static {
     /// Its descriptor, if it has one.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Closes it, whatever its peer may have sent already.
+    /// Closes it, even if its peer has sent something already.
     fn decline(&mut self);
 }
 
@@ -363,52 +360,52 @@ impl<S: FileDescriptor> AcceptedSocket for S {
     }
 }
 
-/// A socket that listens.
+/// A listening socket.
 pub trait ListeningSocket: 'static {
-    /// What it accepts.
+    /// The sockets that it accepts.
     type Accepted: AcceptedSocket;
 
-    /// Where it listens.
+    /// The address at which it listens.
     ///
     /// # Errors
     ///
     /// The kernel's.
     fn address(&self) -> io::Result<Address>;
 
-    /// Takes the first connection that waits, with the address of its peer.
-    /// `is_shared` says that others may hold the socket, and may have made it block.
+    /// Takes the first waiting connection, and the address of its peer. `is_shared`
+    /// says that other processes may hold the socket, and may have made it block.
     ///
     /// # Errors
     ///
-    /// The kernel's; `WouldBlock` when none waits.
+    /// The kernel's. `WouldBlock` if no connection waits.
     fn accept(&mut self, is_shared: bool) -> io::Result<(Self::Accepted, Address)>;
 
-    /// The same, as it is, to be served elsewhere.
+    /// As [`accept`](Self::accept), as a descriptor that is served elsewhere.
     ///
     /// # Errors
     ///
     /// As [`accept`](Self::accept).
     fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)>;
 
-    /// The process at the other end of a connection that was accepted.
+    /// The process at the other end of an accepted connection.
     ///
     /// # Errors
     ///
-    /// `Unsupported` where nobody knows.
+    /// `Unsupported` if it is not known.
     fn credentials_of(&self, accepted: &Self::Accepted) -> io::Result<Credentials> {
         let _ = accepted;
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Tells a connection that was accepted what is known of all of them.
+    /// Tells an accepted connection what is known of all of them.
     fn prepare(&self, link: &mut Link) {
         let _ = link;
     }
 
-    /// What the poller watches; `None` if it knows nothing of it.
+    /// The descriptor for the poller. `None` if the poller does not watch this socket.
     fn source(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Has waiting connections reported under `token`.
+    /// Has the poller report waiting connections under `token`.
     ///
     /// # Errors
     ///
@@ -420,14 +417,14 @@ pub trait ListeningSocket: 'static {
         }
     }
 
-    /// Has nothing reported any more.
+    /// Has the poller report nothing any more.
     fn unwatch(&self, reactor: &mut Reactor) {
         if let Some(source) = self.source() {
             reactor.unwatch(source);
         }
     }
 
-    /// Keeps it from blocking, whatever others who hold it have done.
+    /// Makes it non-blocking, whatever other holders of the socket have done.
     ///
     /// # Errors
     ///
@@ -436,56 +433,56 @@ pub trait ListeningSocket: 'static {
         Ok(())
     }
 
-    /// Another descriptor of it.
+    /// Makes another descriptor of the same socket.
     ///
     /// # Errors
     ///
     /// The kernel's.
     fn duplicate(&self) -> io::Result<OwnedFd>;
 
-    /// The descriptor itself, to be used elsewhere. A file that belongs to it stays.
+    /// Turns it into its descriptor, to be used elsewhere. Its socket file stays.
     fn into_descriptor(self) -> OwnedFd;
 
-    /// Closes it, and with it whoever waits to be accepted.
+    /// Closes it. Connections that wait to be accepted end.
     fn close(self);
 
-    /// Which file it owns, if it owns one.
+    /// The socket file that it owns, if any.
     fn socket_file(&self) -> Option<SocketFile> {
         None
     }
 
-    /// Leaves its file to whoever holds the socket.
+    /// Leaves its socket file to the other holders of the socket.
     fn disown_socket_file(&mut self) {}
 
-    /// Owns the file at its address from now on.
+    /// Owns the socket file at its address from now on.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for one without a path; `AlreadyExists` where another file
-    /// stands there.
+    /// `InvalidInput` if the socket has no path. `AlreadyExists` if another file is
+    /// there.
     fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
         let _ = file;
         Err(io::Error::from(io::ErrorKind::InvalidInput))
     }
 }
 
-/// Where and how to connect; see [`Transports::connect`](crate::Transports::connect).
+/// Where and how to connect. See [`Transports::connect`](crate::Transports::connect).
 pub trait Connect: Sized + 'static {
-    /// What connects.
+    /// The connected socket.
     type Socket: FileDescriptor;
 
-    /// What is put on it.
+    /// Puts layers on the socket.
     type Wrap: Wrap<Self::Socket>;
 
-    /// Where it connects to, as it is told.
+    /// The destination, as the factory is told of it.
     fn destination(&self) -> Destination;
 
-    /// How long an attempt may take in all: until `connection_made`, so that the
-    /// handshakes of layers are part of it.
+    /// How long an attempt may take in all. It ends with `connection_made`, so the
+    /// handshakes of layers count too.
     fn timeout(&self) -> Option<Duration>;
 
-    /// The host whose addresses are to be found and tried; `None` if the destination
-    /// is an address.
+    /// The host whose addresses are looked up and tried. `None` if the destination is
+    /// an address.
     fn host(&self) -> Option<HostToTry> {
         None
     }
@@ -494,25 +491,25 @@ pub trait Connect: Sized + 'static {
     ///
     /// # Errors
     ///
-    /// Why it could not be connected.
+    /// The reason why it cannot connect.
     fn dial(&mut self, address: &Address) -> Result<Dial<Self::Socket>, ConnectError>;
 
-    /// Whether a socket that was [in progress](Dial::InProgress) has come to be
-    /// connected, or why not; `None` for neither.
+    /// Asks whether a socket that was [in progress](Dial::InProgress) is connected by
+    /// now. `None` if it neither is nor has failed.
     fn outcome(&mut self, socket: &mut Self::Socket) -> Option<Result<(), ConnectError>> {
         let _ = socket;
         Some(Ok(()))
     }
 
-    /// Tells a connection that was made what was asked for.
+    /// Hands settings of this endpoint to a new connection.
     fn prepare(&self, link: &mut Link) {
         let _ = link;
     }
 
-    /// What is put on the socket.
+    /// The layers to put on the socket.
     fn wrap(&mut self) -> &mut Self::Wrap;
 
-    /// Puts layers on the connection, instead of those that the kind puts there.
+    /// Puts other layers on the connection, instead of those of the kind.
     fn layer<W: Wrap<Self::Socket>>(self, wrap: W) -> Layered<Self, W> {
         Layered {
             endpoint: self,
@@ -521,61 +518,65 @@ pub trait Connect: Sized + 'static {
     }
 }
 
-/// A host whose addresses are tried; see RFC 8305.
+/// A host whose addresses are tried. See RFC 8305.
 #[derive(Clone, Debug)]
 pub struct HostToTry {
     /// Its name.
     pub name: Rc<str>,
     /// The port at each address.
     pub port: u16,
-    /// How long each address is tried alone; none is until it fails.
+    /// How long each address is tried alone. With `None` the next one is tried only
+    /// once it has failed.
     pub attempt_delay: Option<Duration>,
-    /// The family that is bound to, if one is: addresses of the other are left out.
+    /// The family of the local address that the socket is bound to, if any. Addresses
+    /// of the other family are left out.
     pub is_ipv4: Option<bool>,
 }
 
-/// What became of connecting a socket.
+/// The result of dialling.
 #[derive(Debug)]
 pub enum Dial<S, P = S> {
-    /// It is connected.
+    /// The socket is connected.
     Connected(S),
-    /// It is going to report that it can be written to.
+    /// The socket is connecting. It becomes writable when that has succeeded or failed.
     InProgress(P),
-    /// There is no room for it there; it is tried again.
+    /// The accept queue of the listener is full. The attempt is repeated.
     Full,
 }
 
-/// What kind of connection to adopt; see [`Transports::adopt`](crate::Transports::adopt).
+/// The kind of connection to adopt. See
+/// [`Transports::adopt`](crate::Transports::adopt).
 pub trait Adopt: Sized {
-    /// What a connection is adopted from: a descriptor, mostly.
+    /// The value that a connection is adopted from, mostly a descriptor.
     type Source;
 
-    /// The socket that becomes of it.
+    /// The socket that it becomes.
     type Socket: FileDescriptor;
 
-    /// What is put on it.
+    /// Puts layers on the socket.
     type Wrap: Wrap<Self::Socket>;
 
-    /// Checks what came from somewhere else, and makes it fit for the loop.
+    /// Checks the source, and makes its socket fit for the loop.
     ///
     /// # Errors
     ///
-    /// [`AdoptError`] gives it back.
+    /// [`AdoptError`] gives the source back.
     fn check(&self, source: Self::Source) -> Result<Self::Socket, AdoptError<Self::Source>>;
 
-    /// The error of a socket that was checked and that the reactor could not take.
+    /// Makes the error for a socket that was checked but that the reactor could not
+    /// take.
     fn not_installed(socket: Self::Socket, error: io::Error) -> AdoptError<Self::Source>;
 
-    /// Whether others may hold the socket, so that nothing may be done to it on the way
-    /// out that would hurt them.
+    /// Whether other processes may hold the socket. If so, closing it must not harm
+    /// them.
     fn is_shared(&self) -> bool {
         true
     }
 
-    /// What is put on it, and what it brings along.
+    /// The layers to put on the socket, and the state that it brings along.
     fn into_parts(self) -> (Self::Wrap, Carried);
 
-    /// Puts layers on the connection, instead of those that the kind puts there.
+    /// Puts other layers on the connection, instead of those of the kind.
     fn layer<W: Wrap<Self::Socket>>(self, wrap: W) -> Layered<Self, W> {
         Layered {
             endpoint: self,
@@ -583,9 +584,10 @@ pub trait Adopt: Sized {
         }
     }
 
-    /// For a connection that was detached elsewhere, in another process say, with what
-    /// it brings along. Where no descriptors can be passed, those in it are closed. It is
-    /// refused where they [do not fit](crate::UnsentDescriptors) the bytes.
+    /// Brings along the state of a connection that was detached elsewhere, such as in
+    /// another process. Adopting is refused if its descriptors [do not
+    /// fit](crate::UnsentDescriptors) its bytes. If the connection cannot pass
+    /// descriptors, they are closed.
     fn carrying(self, carried: Carried) -> Carrying<Self> {
         Carrying {
             kind: self,
@@ -593,7 +595,7 @@ pub trait Adopt: Sized {
         }
     }
 
-    /// The same, with nothing but what had not left.
+    /// As [`carrying`](Self::carrying), with only what is unsent.
     fn with_unsent(self, unsent: Unsent) -> Carrying<Self> {
         self.carrying(Carried {
             unsent,
@@ -602,18 +604,18 @@ pub trait Adopt: Sized {
     }
 }
 
-/// What a connection that was detached elsewhere brings along.
+/// The state that a connection brings along when it was detached elsewhere.
 #[derive(Debug, Default)]
 pub struct Carried {
-    /// What had not left there: that leaves first, each descriptor with the bytes it
-    /// belongs to.
+    /// Unsent bytes and descriptors. They leave first, each descriptor with the bytes
+    /// that it belongs to.
     pub unsent: Unsent,
-    /// What was read there and not used: that is delivered first, after
+    /// Bytes that were read and not used. They are delivered first, after
     /// `connection_made`.
     pub unread: Vec<u8>,
 }
 
-/// An endpoint with other layers, made by `layer`.
+/// An endpoint with other layers. `layer` makes it.
 #[derive(Debug)]
 pub struct Layered<E, W> {
     endpoint: E,
@@ -701,8 +703,8 @@ impl<K: Adopt, W: Wrap<K::Socket>> Adopt for Layered<K, W> {
     }
 }
 
-/// A kind to adopt, with what the connection brings along; made by
-/// [`Adopt::carrying`].
+/// A kind to adopt, with the state that the connection brings along.
+/// [`Adopt::carrying`] makes it.
 #[derive(Debug)]
 pub struct Carrying<K> {
     kind: K,

@@ -11,7 +11,7 @@ use bowline_protocol::Address;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ListenError {
-    /// Where it was to listen.
+    /// Where the listener was to be.
     pub address: Address,
     /// The step that failed.
     pub step: ListenStep,
@@ -35,7 +35,7 @@ pub enum ListenStep {
     Mode,
     /// listen(2).
     Listen,
-    /// connect(2), of a datagram socket: the address is the peer's.
+    /// connect(2) of a datagram socket. The address is the peer's.
     Connect,
     /// Registering with the poller.
     Watch,

@@ -1,12 +1,12 @@
-//! What moves bytes under a transport: a socket, or a layer on top of another.
+//! The part of a transport that moves bytes: a socket, or a layer on top of another.
 //!
-//! A [`Stream`](crate::Stream) buffers, closes, and keeps producers in step. What
-//! differs between kinds of connection is how bytes move, and that is said here. A
-//! layer such as [`SendmsgMixin`](crate::SendmsgMixin) overrides
+//! A [`Stream`](crate::Stream) buffers, closes, and keeps producers in step. Kinds of
+//! connection differ in how bytes move, which is defined here. A layer such as
+//! [`SendmsgMixin`](crate::SendmsgMixin) overrides
 //! [`write_some_data`](FileDescriptor::write_some_data),
 //! [`do_read`](FileDescriptor::do_read) and
-//! [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and leaves the rest
-//! to what is below. (Twisted: `abstract.FileDescriptor`.)
+//! [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and leaves the rest to
+//! the layer below. (Twisted: `abstract.FileDescriptor`.)
 
 use std::any::Any;
 use std::io::{self, IoSlice};
@@ -24,17 +24,17 @@ use crate::sys;
 /// Moves the bytes of one connection: the base trait of sockets and of layers.
 ///
 /// A *layer* holds another `FileDescriptor`, names it as [`below`](Self::below), and
-/// overrides what it changes. It may change bytes, have bytes of its own, be
-/// established later than what is below, and close in steps. The other end of the
-/// line is a [`Socket`]. Who calls these methods is the [`Stream`](crate::Stream)
-/// and the loop; none of them calls user code.
+/// overrides the methods that it changes. It may change bytes, send bytes of its own,
+/// be established later than the layer below, and close in steps. At the bottom is a
+/// [`Socket`]. The [`Stream`](crate::Stream) and the loop call these methods. None of
+/// them calls user code.
 ///
-/// Methods come with the [`Link`], by which a layer says what follows.
+/// The methods take the [`Link`], by which a layer asks for what comes next.
 ///
 /// # Examples
 ///
-/// A layer that turns every bit over, put on TCP. It neither holds bytes nor has any of
-/// its own, so that all but two methods say only what it is on:
+/// A layer that turns every bit over, put on TCP. It holds no bytes and has none of its
+/// own. So all but two of its methods only name the layer below:
 ///
 /// ```
 /// use std::io;
@@ -49,8 +49,8 @@ use crate::sys;
 ///
 /// impl<B: FileDescriptor> FileDescriptor for Inverted<B> {
 ///     fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize> {
-///         // A piece at a time, so that this costs no more than that. What is not taken
-///         // is offered again, and has changed nothing.
+///         // One piece at a time, so that the cost is bounded. Bytes that are not
+///         // taken are offered again, and have changed nothing.
 ///         let mut piece = [0; 4096];
 ///         let count = data.len().min(piece.len());
 ///         for (to, from) in piece.iter_mut().zip(data) {
@@ -104,27 +104,28 @@ use crate::sys;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// One with a handshake, bytes of its own and a word at its end is
-/// `tests/outside/src/scramble.rs` in the repository.
+/// The file `tests/outside/src/scramble.rs` in the repository has a layer with a
+/// handshake, bytes of its own and a close notice.
 pub trait FileDescriptor: Any {
-    /// Offers bytes of the user's, the first of which is the first that was not
-    /// taken yet, and answers how many were taken: at least one. Called when the
-    /// socket may take some, with no less than what was offered before and not
-    /// taken. (Twisted: `writeSomeData`.)
+    /// Offers the user's bytes, from the first that was not taken yet. Returns how many
+    /// were taken, at least one. (Twisted: `writeSomeData`.)
     ///
-    /// A layer that changes bytes hands on what became of them. What the socket does
-    /// not take of that it may keep, if it is bounded: it then
-    /// [has that flushed](Link::flush_soon). These bytes of the user's count as sent.
+    /// Called when the socket may take some. Bytes that were offered and not taken are
+    /// offered again, perhaps with more behind them.
+    ///
+    /// A layer that changes bytes passes the changed bytes on. If the socket does not
+    /// take all of them, the layer may keep the rest, up to a bound. Then it [has the
+    /// rest flushed](Link::flush_soon), and the user's bytes count as sent.
     ///
     /// # Errors
     ///
-    /// The kernel's, and then nothing was taken. `WouldBlock` waits for the socket,
-    /// `ENOBUFS` and `ETOOMANYREFS` for a timer, anything else ends the connection once
-    /// it was read out.
+    /// The kernel's. Then nothing was taken. After `WouldBlock` the stream waits for
+    /// the socket, after `ENOBUFS` and `ETOOMANYREFS` for a timer. Any other error ends
+    /// the connection, once it was read to its end.
     fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize>;
 
-    /// As [`write_some_data`](Self::write_some_data), for several pieces at once, at
-    /// least one. By default the first is offered.
+    /// As [`write_some_data`](Self::write_some_data), for one or more pieces at once.
+    /// The default offers the first piece.
     ///
     /// # Errors
     ///
@@ -133,8 +134,9 @@ pub trait FileDescriptor: Any {
         self.write_some_data(link, &pieces[0])
     }
 
-    /// Why the connection ends now that [`write_some_data`](Self::write_some_data) or
-    /// [`flush`](Self::flush) has failed for good.
+    /// The reason why the connection ends, after
+    /// [`write_some_data`](Self::write_some_data) or [`flush`](Self::flush) has failed
+    /// for good.
     fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {
         match self.below_mut() {
             Some(below) => below.reason_of(link, error),
@@ -142,19 +144,19 @@ pub trait FileDescriptor: Any {
         }
     }
 
-    /// Reads once, and leaves at most `limit` bytes to be delivered at the start of
+    /// Reads once, and leaves at most `limit` bytes for the protocol at the start of
     /// `buffers`. (Twisted: `doRead`.)
     ///
-    /// A layer may read without having anything to deliver
-    /// ([`Received::nothing`]), and deliver what it holds in several calls
-    /// ([`Received::and_more`]). What it holds it delivers before it reads on, and it
-    /// says so however short the read from below was: no event comes for it.
+    /// A layer may read without having anything to deliver ([`Received::nothing`]). It
+    /// may deliver the bytes that it holds in several calls ([`Received::and_more`]).
+    /// It delivers them before it reads on. It has to say that there are more even if
+    /// the read from below was short, since no event comes for them.
     ///
     /// # Errors
     ///
-    /// The kernel's, or those of the layer: `InvalidData` for what makes no sense,
-    /// `UnexpectedEof` for a stream that is cut off.
-    /// Anything but `WouldBlock` ends the connection.
+    /// The kernel's or the layer's: `InvalidData` if the bytes make no sense,
+    /// `UnexpectedEof` if the stream is cut off. Any error but `WouldBlock` ends the
+    /// connection.
     fn do_read(
         &mut self,
         link: &mut Link,
@@ -162,7 +164,7 @@ pub trait FileDescriptor: Any {
         limit: usize,
     ) -> io::Result<Received>;
 
-    /// Whether a producer should wait, with so many bytes unsent. (Twisted:
+    /// Whether a producer should wait, with `unsent` bytes in the buffer. (Twisted:
     /// `_isSendBufferFull`.)
     fn is_send_buffer_full(&self, link: &Link, unsent: usize) -> bool {
         match self.below() {
@@ -173,12 +175,12 @@ pub trait FileDescriptor: Any {
 
     // Where it stands.
 
-    /// What this layer is on; `None` for a socket.
+    /// The layer or socket below this layer. `None` for a socket.
     fn below(&self) -> Option<&dyn FileDescriptor> {
         None
     }
 
-    /// What this layer is on.
+    /// As [`below`](Self::below), for changes.
     fn below_mut(&mut self) -> Option<&mut dyn FileDescriptor> {
         None
     }
@@ -186,24 +188,27 @@ pub trait FileDescriptor: Any {
     /// The socket at the bottom.
     fn socket(&self) -> &dyn Socket;
 
-    /// The socket at the bottom.
+    /// As [`socket`](Self::socket), for changes.
     fn socket_mut(&mut self) -> &mut dyn Socket;
 
     // Beside the user's bytes.
 
     /// Called once, when the connection is put into the reactor. A layer with a
-    /// handshake [begins](Link::begin_handshake) it here, after what is below.
+    /// handshake [begins](Link::begin_handshake) it here, after the layer below.
     fn start(&mut self, link: &mut Link) {
         if let Some(below) = self.below_mut() {
             below.start(link);
         }
     }
 
-    /// Sends bytes that a layer holds, its own and those of the user's that it has
-    /// taken. Called as long as there are [some](Self::unflushed) and the socket takes
-    /// them, once a layer has [asked for it](Link::flush_soon). A layer has what is below
-    /// it flushed first, and sends its own by `write_some_data` of that. Called once
-    /// more when the connection ends, unless it is aborted or broken, for last words.
+    /// Sends the bytes that a layer holds: its own, and those that it has taken from
+    /// the user.
+    ///
+    /// Called once a layer has [asked for it](Link::flush_soon), as long as there are
+    /// [some](Self::unflushed) and the socket takes them. A layer first has the layer
+    /// below flushed, and then sends its own bytes by `write_some_data` of that layer.
+    /// Called once more when the connection ends, for last words, unless it is aborted
+    /// or broken.
     ///
     /// # Errors
     ///
@@ -215,66 +220,61 @@ pub trait FileDescriptor: Any {
         }
     }
 
-    /// How many bytes [`flush`](Self::flush) has to send: those of the layer, and of
-    /// what is below.
+    /// How many bytes [`flush`](Self::flush) has to send, including those of the layers
+    /// below.
     fn unflushed(&self) -> usize {
         self.below().map_or(0, |below| below.unflushed())
     }
 
-    /// The time has passed after which this layer [wanted to be
+    /// Called once the time has passed after which this layer [wanted to be
     /// called](Link::wake_after).
     fn timer_fired(&mut self, link: &mut Link, now: Instant) {
         let _ = (link, now);
     }
 
-    /// Called when the connection is about to close and everything of the user's was
-    /// sent, until it answers true: a layer says goodbye by
-    /// [bytes of its own](Link::flush_soon), once, and is done when they have left. Then
-    /// it is the turn of what is below. Not called when the connection is aborted or
-    /// broken, nor before it is established.
-    ///
-    /// Where the connection ends at once although nothing is left to be sent (the
-    /// peer's end does that by default, and a reactor that stops), it is called once,
-    /// and what it wants to say is flushed once.
+    /// The connection may also end at once with nothing left to be sent. By default it
+    /// does so at the peer's end, and when the reactor stops. Then this is called once,
+    /// and the layer's bytes are flushed once.
     fn closing(&mut self, link: &mut Link) -> bool {
         self.below_mut().is_none_or(|below| below.closing(link))
     }
 
     /// As [`closing`](Self::closing), when only our half is about to be closed. The
-    /// socket's is closed when all layers are done.
+    /// socket's half is closed once all layers are done.
     fn half_closing(&mut self, link: &mut Link) -> bool {
         self.below_mut()
             .is_none_or(|below| below.half_closing(link))
     }
 
-    /// Whether the peer says that its stream is over by bytes of a layer's own. An end
-    /// of the socket that comes without is none then: that is a stream that was cut
-    /// off, for which [`do_read`](Self::do_read) has an error.
+    /// Whether the peer marks the end of its stream by bytes of this layer. If so, an
+    /// end of the socket without them means that the stream was cut off. Then
+    /// [`do_read`](Self::do_read) returns an error.
     fn has_own_end(&self) -> bool {
         self.below().is_some_and(|below| below.has_own_end())
     }
 
-    /// Makes sure that the coming close waits for nothing that the peer sent and
-    /// nobody read.
+    /// Makes sure that the close that follows does not wait for bytes that the peer
+    /// sent and nobody read.
     fn disarm_unread(&mut self, link: &mut Link) {
         if let Some(below) = self.below_mut() {
             below.disarm_unread(link);
         }
     }
 
-    /// As [`disarm_unread`](Self::disarm_unread), of a socket that others may hold
-    /// too, and what is unread with it.
+    /// As [`disarm_unread`](Self::disarm_unread), for a socket that others may hold
+    /// too. The unread bytes stay theirs.
     fn leave_unread(&mut self, link: &mut Link) {
         if let Some(below) = self.below_mut() {
             below.leave_unread(link);
         }
     }
 
-    /// Takes the layer off a connection, with everything below, and leaves a closed one
-    /// in its place: the connection is being detached, and the layer is put on it again
-    /// when it is [put together](crate::Transports::reattach). `None`, by default, says
-    /// that this cannot be done: the connection is not detached then, and nothing has
-    /// changed.
+    /// Takes this layer and everything below off a connection, which is being detached.
+    /// A closed one is left in its place. [`reattach`](crate::Transports::reattach)
+    /// puts the layer back.
+    ///
+    /// `None`, the default, means that this layer cannot be taken off. Then the
+    /// connection is not detached, and nothing has changed.
     fn take(&mut self) -> Option<Self>
     where
         Self: Sized,
@@ -282,14 +282,14 @@ pub trait FileDescriptor: Any {
         None
     }
 
-    /// Whether the connection can go on in another process by its socket and the
-    /// user's unsent bytes alone. A layer that holds more has to stay.
+    /// Whether the connection can go on in another process with only its socket and the
+    /// user's unsent bytes. A layer that holds more has to stay.
     fn travels(&self) -> bool {
         false
     }
 
-    /// How many bytes a layer has read and not delivered yet. Who waits for them is
-    /// whoever pauses the connection.
+    /// How many bytes a layer has read and not delivered yet. Whoever pauses the
+    /// connection waits for them.
     fn undelivered(&self) -> usize {
         self.below().map_or(0, |below| below.undelivered())
     }
@@ -301,7 +301,7 @@ pub trait FileDescriptor: Any {
         self.below().map_or(0, |below| below.queued_descriptors())
     }
 
-    /// Closes those that are queued, and answers how many there were.
+    /// Closes the queued descriptors, and returns how many there were.
     fn discard_descriptors(&mut self, link: &mut Link) -> usize {
         self.below_mut()
             .map_or(0, |below| below.discard_descriptors(link))
@@ -313,14 +313,16 @@ pub trait FileDescriptor: Any {
             .map_or(ReceivedLimits::NONE, |below| below.received_limits())
     }
 
-    /// Takes those that are queued, with the part of the unsent bytes they are for.
+    /// Takes the queued descriptors, with the part of the unsent bytes that they belong
+    /// to.
     fn take_unsent_descriptors(&mut self, link: &Link) -> Vec<UnsentDescriptors> {
         self.below_mut()
             .map_or_else(Vec::new, |below| below.take_unsent_descriptors(link))
     }
 
-    /// Queues what was taken so elsewhere, for the bytes that are unsent now. What
-    /// cannot pass any closes them.
+    /// Queues descriptors that were [taken](Self::take_unsent_descriptors) elsewhere,
+    /// for the bytes that are unsent now. A connection that cannot pass descriptors
+    /// closes them.
     fn restore_unsent_descriptors(&mut self, link: &Link, descriptors: Vec<UnsentDescriptors>) {
         match self.below_mut() {
             Some(below) => below.restore_unsent_descriptors(link, descriptors),
@@ -329,16 +331,16 @@ pub trait FileDescriptor: Any {
     }
 }
 
-/// What passes descriptors beside bytes, so that
-/// [`SendmsgMixin`](crate::SendmsgMixin) can be put on it: a UNIX socket, and a
-/// layer that says what becomes of descriptors.
+/// A socket or layer that passes descriptors beside bytes, so that
+/// [`SendmsgMixin`](crate::SendmsgMixin) can be put on it. A UNIX socket does. So may a
+/// layer that defines how descriptors travel.
 pub trait PassDescriptors: FileDescriptor {
-    /// As [`write_some_data`](FileDescriptor::write_some_data), with descriptors on
-    /// the first byte, at most 253. After `Ok` all of them have left; after an error
+    /// As [`write_some_data`](FileDescriptor::write_some_data), with at most 253
+    /// descriptors on the first byte. After `Ok` all of them have left; after an error
     /// none has.
     ///
-    /// A layer that changes bytes answers for what the first of them became part
-    /// of: as long as nothing of that has left, nothing was taken.
+    /// A layer that changes bytes has to watch the bytes that the first byte became
+    /// part of. As long as none of those has left, it has taken nothing.
     ///
     /// # Errors
     ///
@@ -350,7 +352,8 @@ pub trait PassDescriptors: FileDescriptor {
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<usize>;
 
-    /// As [`do_read`](FileDescriptor::do_read), and what came beside the bytes.
+    /// As [`do_read`](FileDescriptor::do_read), with the descriptors that came beside
+    /// the bytes.
     ///
     /// # Errors
     ///
@@ -366,42 +369,43 @@ pub trait PassDescriptors: FileDescriptor {
     fn descriptor_socket(&self) -> &dyn DescriptorSocket;
 }
 
-/// A socket: a connected stream at the bottom of a connection. The calls are
-/// non-blocking.
+/// A socket: a connected stream at the bottom of a connection. Its calls do not block.
 pub trait Socket {
-    /// What log lines call connections of this kind.
+    /// The name of this kind of connection in log lines.
     fn kind(&self) -> &'static str;
 
-    /// Our address. It can be asked for after the close too.
+    /// Our address. It is known after the close too.
     fn host(&self) -> Address;
 
-    /// The peer's address. It can be asked for after the close too.
+    /// The peer's address. It is known after the close too.
     fn peer(&self) -> Address;
 
-    /// What the poller watches for bytes to be read; `None` once closed or
-    /// detached, or if the poller knows nothing of it.
+    /// The descriptor that the poller watches for bytes to read. `None` once closed or
+    /// detached, or if the poller does not watch this socket.
     fn reading(&self) -> Option<BorrowedFd<'_>>;
 
-    /// What the poller watches for room; by default the same descriptor.
+    /// The descriptor that the poller watches for room to write. The default is the
+    /// same one.
     fn writing(&self) -> Option<BorrowedFd<'_>> {
         self.reading()
     }
 
-    /// Whether it was neither closed nor detached.
+    /// Whether it is neither closed nor detached.
     #[inline]
     fn is_open(&self) -> bool {
         self.reading().is_some()
     }
 
-    /// Whether it can always be read and written, so that the poller knows nothing of
-    /// it: a regular file, say, which epoll refuses with `EPERM`. It is read in each
-    /// turn then, within the budget of a turn, until its end or a pause. Asked once
-    /// [`watch`](Self::watch) has succeeded.
+    /// Whether it is always readable and writable, so that the poller does not watch
+    /// it. An example is a regular file, which epoll refuses with `EPERM`.
+    ///
+    /// It is then read in each turn, within the budget of a turn, until its end or a
+    /// pause. Asked once [`watch`](Self::watch) has succeeded.
     fn is_always_ready(&self) -> bool {
         false
     }
 
-    /// Has readability, and the peer's end, reported under `token`.
+    /// Has the poller report readability and the peer's end under `token`.
     ///
     /// # Errors
     ///
@@ -414,7 +418,7 @@ pub trait Socket {
         }
     }
 
-    /// Has writability reported too.
+    /// Has the poller report writability too.
     ///
     /// # Errors
     ///
@@ -429,7 +433,7 @@ pub trait Socket {
         }
     }
 
-    /// Has nothing reported any more; `writing` says whether
+    /// Has the poller report nothing any more. `writing` says whether
     /// [`watch_writing`](Self::watch_writing) was called.
     #[inline]
     fn unwatch(&self, reactor: &mut Reactor, writing: bool) {
@@ -444,19 +448,19 @@ pub trait Socket {
         }
     }
 
-    /// The error that the poller reported and no call has told of yet
+    /// The error that the poller reported and that no call has returned yet
     /// (`SO_ERROR`).
     fn take_error(&self) -> Option<io::Error> {
         sys::take_error(self.reading()?).unwrap_or_else(Some)
     }
 
-    /// How many bytes wait to be read; some, where nobody knows.
+    /// How many bytes wait to be read. At least one if that is not known.
     fn unread(&self) -> usize {
         let asked = |source| sys::bytes_unread(source).unwrap_or(1);
         self.reading().map_or(0, asked)
     }
 
-    /// Whether nothing can come or go any more, but for what has arrived.
+    /// Whether nothing can come or leave any more, except for bytes that have arrived.
     fn is_hung_up(&self) -> bool {
         self.reading().is_some_and(sys::is_hung_up)
     }
@@ -466,7 +470,8 @@ pub trait Socket {
         false
     }
 
-    /// What is left when a send failed with `error`, or the poller reported it.
+    /// How much of the peer's stream can still be read, after a send failed with
+    /// `error`, or the poller reported it.
     fn remains(&self, error: &io::Error) -> Remains {
         let _ = error;
         match self.is_hung_up() {
@@ -475,85 +480,86 @@ pub trait Socket {
         }
     }
 
-    /// Closes our half. What closes a descriptor for that does so when it is
-    /// [released](Self::release_writing).
+    /// Closes our half. A kind that closes a descriptor for this does so in
+    /// [`release_writing`](Self::release_writing).
     ///
     /// # Errors
     ///
-    /// Those of shutdown(2); the half counts as closed.
+    /// Those of shutdown(2). The half counts as closed even then.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Our half was closed: what served nothing else is closed too, once nothing is
-    /// [reported](Self::unwatch) of it any more.
+    /// Closes a descriptor that served only our half. Called after the half was closed,
+    /// once the poller [reports](Self::unwatch) nothing of it any more.
     fn release_writing(&mut self, reactor: &mut Reactor) {
         let _ = reactor;
     }
 
-    /// Makes the coming close a reset, where there is such a thing.
+    /// Makes the close that follows a reset, if the kind has resets.
     fn prepare_abort(&mut self) {}
 
     /// Closes.
     fn close(&mut self);
 
-    /// Closes a socket that was accepted and that nobody has read, while its peer may
-    /// be sending.
+    /// Closes an accepted socket that nobody has read, while its peer may be sending.
     fn decline(&mut self) {
         self.close();
     }
 
-    /// Takes the descriptor out, to be used elsewhere; `None` if there is none. Of two,
-    /// that which is read.
+    /// Takes the descriptor out, to be used elsewhere. `None` if there is none. If
+    /// there are two, this is the one for reading.
     fn detach(&mut self) -> Option<OwnedFd>;
 
-    /// Takes the descriptor out that is written to, where that is another one.
+    /// Takes out the descriptor for writing, if that is another one.
     fn detach_writing(&mut self) -> Option<OwnedFd> {
         None
     }
 
-    /// Takes the descriptor back that was [taken out](Self::detach).
+    /// Puts back the descriptor that was [taken out](Self::detach).
     ///
     /// # Errors
     ///
-    /// Gives back what is none of this kind.
+    /// Gives the descriptor back if it is not of this kind.
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd>;
 
-    /// Takes the other one back, after the [first](Self::attach).
+    /// Puts back the descriptor for writing, after the [first](Self::attach).
     ///
     /// # Errors
     ///
-    /// Gives it back where there is no place for it.
+    /// Gives the descriptor back if there is no place for it.
     fn attach_writing(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
         Err(fd)
     }
 }
 
-/// A socket that passes descriptors: what is asked of it beside that.
+/// A socket that passes descriptors, with what the kernel knows of its peer.
 pub trait DescriptorSocket: Socket {
-    /// The process at the other end, when the connection was made.
+    /// The process at the other end, as it was when the connection was made.
     ///
     /// # Errors
     ///
     /// `NotConnected` once closed.
     fn peer_credentials(&self) -> io::Result<Credentials>;
 
-    /// That process, as a pidfd.
+    /// The same process, as a pidfd.
     ///
     /// # Errors
     ///
-    /// `NotConnected` once closed; the kernel's, which knows it since Linux 6.5.
+    /// `NotConnected` once closed. Otherwise the kernel's, which can do so since Linux
+    /// 6.5.
     fn peer_pidfd(&self) -> io::Result<OwnedFd>;
 
     /// Sets whether the kernel lets the peer send descriptors (`SO_PASSRIGHTS`).
     ///
     /// # Errors
     ///
-    /// `NotConnected` once closed; the kernel's, which knows it since Linux 6.16.
+    /// `NotConnected` once closed. Otherwise the kernel's, which can do so since Linux
+    /// 6.16.
     fn set_passes_rights(&self, on: bool) -> io::Result<()>;
 
-    /// Whether there is something unread.
+    /// Whether anything is unread.
     fn has_unread(&self) -> bool;
 
-    /// Which socket the kernel says this is (`SO_COOKIE`), to be told from others;
+    /// The kernel's number of this socket (`SO_COOKIE`), which tells it from others.
     /// `None` once closed, or if nobody can send it.
     fn cookie(&self) -> Option<u64>;
 }
@@ -568,26 +574,27 @@ fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     one.as_raw_fd() == other.as_raw_fd()
 }
 
-/// What one read brought; the bytes, and what came beside them, are in the buffers.
+/// The result of one read. Its bytes and descriptors are in the buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
     pub(crate) bytes: usize,
-    /// Bits of the constants below; none for most reads.
+    /// Bits of the constants below. Most reads have none.
     notes: u8,
 }
 
 impl Received {
-    /// There may be more to be had at once.
+    /// Another read may bring more at once.
     const MORE: u8 = 1;
-    /// No bytes are not the end.
+    /// A read of no bytes is not the end.
     const GOES_ON: u8 = 1 << 1;
     /// There may be something beside the bytes.
     const ANCILLARY: u8 = 1 << 2;
     /// Descriptors were lost (`MSG_CTRUNC`).
     const TRUNCATED: u8 = 1 << 3;
 
-    /// A read that had room for `limit` bytes and brought `bytes` of them: none are
-    /// the end of the stream, and fewer than there was room for all that there is.
+    /// The result of a read with room for `limit` bytes that brought `bytes`. No bytes
+    /// are the end of the stream. Fewer than `limit` mean that nothing is left to read
+    /// for now.
     #[inline(always)]
     pub fn new(bytes: usize, limit: usize) -> Self {
         Self {
@@ -596,8 +603,8 @@ impl Received {
         }
     }
 
-    /// The same, with something beside the bytes, of which some may have been lost. Such
-    /// a read may have stopped for another reason than that nothing was left.
+    /// Adds that something came beside the bytes, and that some of it may have been
+    /// lost. Such a read may have stopped although more is left.
     #[inline(always)]
     pub(crate) fn with_ancillary(self, had_ancillary: bool, is_truncated: bool) -> Self {
         let beside = u8::from(had_ancillary) * Self::ANCILLARY;
@@ -608,9 +615,9 @@ impl Received {
         }
     }
 
-    /// What a layer delivers: `bytes` of them, be it none, of a read from below that
-    /// brought `of`. The descriptors of that read are delivered with them, unless
-    /// [told otherwise](Self::without_descriptors).
+    /// The result of a layer that delivers `bytes`, perhaps none, after a read from
+    /// below that brought `of`. The descriptors of that read are delivered with them,
+    /// unless the layer [keeps them back](Self::without_descriptors).
     pub fn delivering(bytes: usize, of: Self) -> Self {
         Self {
             bytes,
@@ -618,7 +625,8 @@ impl Received {
         }
     }
 
-    /// Nothing to be delivered, and nothing more to be had before the poller says so.
+    /// A layer has nothing to deliver, and nothing more to read before the poller
+    /// reports more.
     pub fn nothing() -> Self {
         Self {
             bytes: 0,
@@ -631,7 +639,7 @@ impl Received {
         Self { bytes: 0, notes: 0 }
     }
 
-    /// The same, and there is more to be had at once: [`FileDescriptor::do_read`] is
+    /// Adds that more can be delivered at once. [`FileDescriptor::do_read`] is then
     /// called again without an event.
     #[must_use]
     pub fn and_more(self) -> Self {
@@ -641,8 +649,8 @@ impl Received {
         }
     }
 
-    /// The same, with none: a layer has taken them out of the buffers, and delivers them
-    /// later.
+    /// Delivers no descriptors. A layer calls it that has taken them out of the
+    /// buffers, to deliver them later.
     #[must_use]
     pub fn without_descriptors(self) -> Self {
         let more = u8::from(!self.is_drained()) * Self::MORE;
@@ -657,17 +665,17 @@ impl Received {
         self.had_ancillary()
     }
 
-    /// How many bytes there are at the start of the buffers.
+    /// How many bytes are at the start of the buffers.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether nothing more comes.
+    /// Whether it is the end of the stream.
     pub fn is_end(&self) -> bool {
         self.bytes == 0 && self.notes & Self::GOES_ON == 0
     }
 
-    /// Whether there is nothing more to be had before the poller says so.
+    /// Whether nothing more can be read before the poller reports more.
     #[inline(always)]
     pub fn is_drained(&self) -> bool {
         self.notes & (Self::MORE | Self::ANCILLARY) == 0
@@ -679,8 +687,8 @@ impl Received {
     }
 
     /// Whether the kernel lost descriptors of this read (`MSG_CTRUNC`). A layer that
-    /// delivers later what came with it says so then, by
-    /// [`delivering`](Self::delivering) of it.
+    /// delivers its descriptors later reports the loss with them, by
+    /// [`delivering`](Self::delivering) of this read.
     pub fn is_truncated(&self) -> bool {
         self.notes & Self::TRUNCATED != 0
     }

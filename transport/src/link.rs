@@ -1,8 +1,8 @@
-//! What a transport and its layers know of their connection: where it is in its
-//! life, how it stands with the poller, and what user code has to be told of it.
+//! The state that a transport and its layers share: how far the connection is in its
+//! life, its readiness and interest, and the notices that user code has to get.
 //!
-//! Nothing here calls user code. What has to be told is recorded in the flags, and
-//! delivered by the connection when no callback runs.
+//! Nothing here calls user code. Notices are recorded in the flags. The connection
+//! delivers them when no callback runs.
 
 mod flags;
 
@@ -28,48 +28,47 @@ use crate::log;
 use crate::shared::{READ_BYTES, Shared};
 use crate::sys;
 
-/// What a [`FileDescriptor`](crate::FileDescriptor) is given of its connection: a
-/// layer says here that it is [established](Self::established), that it
-/// [has bytes of its own](Self::flush_soon), or that the connection
-/// [ends](Self::end).
+/// The part of a connection that a [`FileDescriptor`](crate::FileDescriptor) may use.
+/// With it a layer reports that it is [established](Self::established), that it [has
+/// bytes of its own](Self::flush_soon), or that the connection [ends](Self::end).
 #[derive(Debug)]
 pub struct Link {
     pub(crate) shared: Rc<Shared>,
     pub(crate) token: Token,
-    /// How many bytes were taken so far: the position of the first unsent byte in
-    /// the stream that is written.
+    /// How many bytes were sent so far. This is the position of the first unsent byte
+    /// in the stream that is written.
     pub(crate) sent: u64,
-    /// What most connections never need.
+    /// State that most connections never need.
     cold: Option<Box<Cold>>,
     pub(crate) high_watermark: usize,
     pub(crate) read_limit: u32,
     flags: Flags,
-    /// Changed by [`Link::set_state`] only.
+    /// Only [`Link::set_state`] changes it.
     state: State,
-    /// Whether the socket was lent out, so that somebody may hold a copy of it.
+    /// Whether the socket was lent out. If so, somebody may hold a copy of it.
     pub(crate) has_lent: Cell<bool>,
 }
 
-/// Where in its life a transport is.
+/// How far a transport is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Both sides open.
+    /// Both sides are open.
     Open,
-    /// Our side closes when everything was sent.
+    /// Our side closes once everything was sent.
     WriteClosing,
     /// Our side is closed.
     WriteClosed,
-    /// Everything closes when everything was sent.
+    /// Everything closes once everything was sent.
     Closing,
-    /// Everything was sent, and our side is closed; what still comes is dropped.
+    /// Everything was sent, and our side is closed. Bytes that still come are dropped.
     Lingering,
-    /// The connection is over; its end has to be told.
+    /// The connection is over. The protocol is yet to be told.
     Ending,
     /// The socket is closed.
     Lost,
 }
 
-/// What most connections never need, behind one pointer.
+/// State that most connections never need, behind one pointer.
 #[derive(Debug, Default)]
 pub(crate) struct Cold {
     pub(crate) registration: Option<Registration>,
@@ -78,58 +77,58 @@ pub(crate) struct Cold {
     limit: Option<usize>,
     /// Producers that came after the loss and have to be stopped.
     pub(crate) rejected: Vec<ProducerRef>,
-    /// Why the connection ends; [`CloseReason::Done`] if nothing stands here.
+    /// The reason of the end. `None` means [`CloseReason::Done`].
     pub(crate) reason: Option<CloseReason>,
-    /// Nothing more can be sent, and what the peer sent before is read first.
+    /// Nothing more can be sent. Bytes that the peer sent before are read first.
     pub(crate) broken: Option<Broken>,
-    /// Asked for by `lose_connection_within`, and not yet scheduled.
+    /// The limit of `lose_connection_within`, until it is scheduled.
     pub(crate) close_within: Option<Duration>,
     pub(crate) close_deadline: Option<DelayedCall>,
-    /// How to end in an orderly way, where that was asked for.
+    /// How to end with a lingering close, if the user asked for one.
     pub(crate) lingering: Option<LingeringClose>,
     pub(crate) retry: Option<DelayedCall>,
     /// How long to wait before the next retry.
     pub(crate) retry_after: Duration,
-    /// How often in a row the kernel has refused to send for now, and why the last time.
-    /// Stays where it is once that was said.
+    /// How often in a row the kernel has refused to send for now, and the last error.
+    /// Stays at the limit once that was logged.
     pub(crate) refusals: u32,
     pub(crate) refusal: Option<io::Error>,
-    /// How many reasons there are not to read, beside the pause.
+    /// How many reasons there are not to read, besides the pause.
     holds: u32,
     write_observer: Option<Rc<dyn WriteObserver>>,
-    /// Delivered before anything is read.
+    /// Bytes that are delivered before anything is read.
     pushed_back: Vec<u8>,
-    /// A pull producer that wrote nothing is asked again then.
+    /// Asks a pull producer again that wrote nothing.
     pub(crate) ask_again: Option<DelayedCall>,
-    /// The reactor stops gracefully, and the connection was told so.
+    /// Whether the connection was told that the reactor stops gracefully.
     pub(crate) was_told_to_drain: bool,
-    /// What is waited for then, until the connection is lost when it is idle. The link
-    /// stays unsettled as long.
+    /// What this connection waits for until it is lost when idle. The link stays
+    /// unsettled as long.
     pub(crate) draining: Option<Draining>,
-    /// When layers want to be called, one entry for each that ever did.
+    /// When layers want to be called. Each layer that ever did has one entry.
     pub(crate) layer_timers: Vec<LayerTimer>,
-    /// How many layers have yet to say that they are established.
+    /// How many layers are not established yet.
     handshakes: u32,
-    /// Whether there was one that has, which a connector does not know yet.
+    /// Whether a layer was established that the connector does not know of yet.
     pub(crate) had_handshake: bool,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
-    /// Who awaits that bytes leave, the lowest position first.
+    /// Calls that wait for bytes to leave, the lowest position first.
     awaited: Vec<Awaited>,
-    /// Descriptors that left and were not told of yet.
+    /// How many descriptors have left since the user was last told.
     pub(crate) descriptors_left: usize,
-    /// Unwanted descriptors so far.
+    /// How many unclaimed descriptors there were so far.
     pub(crate) unclaimed: u64,
-    /// Whether control messages of an unknown kind were warned of.
+    /// Whether the log has a warning of control messages of an unknown type.
     pub(crate) has_unknown: bool,
     pub(crate) received: usize,
-    /// Which socket the kernel says it is, once that was asked.
+    /// The kernel's number of this socket, once that was asked for.
     pub(crate) own_cookie: Option<u64>,
-    /// The connector to be told of the loss.
+    /// The connector that is told of the loss.
     pub(crate) connector: Option<Token>,
 }
 
-/// Somebody who awaits that all bytes before a position leave.
+/// A call that waits until all bytes before a position have left.
 pub(crate) struct Awaited {
     pub(crate) position: u64,
     pub(crate) then: WhenSent,
@@ -142,7 +141,7 @@ impl fmt::Debug for Awaited {
 }
 
 impl Cold {
-    /// The layer that `call` is for, if it is for one.
+    /// The type of the layer that `call` is a timer of, if it is one.
     pub(crate) fn layer_of(&mut self, call: DelayedCall) -> Option<TypeId> {
         let mut timers = self.layer_timers.iter_mut();
         let timer = timers.find(|timer| timer.call == Some(call))?;
@@ -151,36 +150,36 @@ impl Cold {
     }
 }
 
-/// When a layer wants to be called.
+/// The time at which a layer wants to be called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LayerTimer {
-    /// Its type.
+    /// The type of the layer.
     pub(crate) layer: TypeId,
-    /// Asked for, and not yet scheduled.
+    /// The delay, until it is scheduled.
     pub(crate) after: Option<Duration>,
     pub(crate) call: Option<DelayedCall>,
 }
 
-/// What ends a connection once it is read out.
+/// What ends a connection once it is read to its end.
 #[derive(Debug)]
 pub(crate) struct Broken {
     pub(crate) reason: CloseReason,
     pub(crate) remains: Remains,
-    /// Whether the protocol was told, as one that does not read.
+    /// Whether the protocol was told already, since it does not read.
     pub(crate) was_told: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Registration {
-    /// Out while one of its methods runs.
+    /// Taken out while one of its methods runs.
     pub(crate) producer: Option<ProducerRef>,
     pub(crate) kind: ProducerKind,
     pub(crate) is_paused: bool,
-    /// Tells this registration from later ones.
+    /// Tells this registration apart from later ones.
     pub(crate) serial: u32,
 }
 
-/// What a connection was set to, and where it stood, when it was taken apart.
+/// The settings and state of a connection that was taken apart.
 #[derive(Debug)]
 pub(crate) struct Kept {
     sent: u64,
@@ -191,37 +190,38 @@ pub(crate) struct Kept {
     unclaimed: u64,
     has_unknown: bool,
     descriptors_left: usize,
-    /// The error of a connection that only has to be read out, and how many bytes
-    /// that cost.
+    /// The error of a connection that only has to be read to its end, and how many
+    /// unsent bytes that cost.
     broken: Option<(Broken, usize)>,
     read_limit: u32,
     watermarks: Watermarks,
     write_observer: Option<Rc<dyn WriteObserver>>,
     handshakes: u32,
-    /// In how much time layers want to be called.
+    /// The times that are left of the layers' timers.
     pub(crate) layer_timers: Vec<LayerTimer>,
     pub(crate) lingering: Option<LingeringClose>,
-    /// How much is left of the time for closing, if that is limited.
+    /// The time that is left for closing, if that is limited.
     pub(crate) close_within: Option<Duration>,
     /// Whether the producer, if there is one, was told to pause.
     pub(crate) producer_is_paused: bool,
 }
 
-/// For layers.
+/// Methods for layers.
 impl Link {
-    /// Says, from [`start`](crate::FileDescriptor::start), that the connection is not
-    /// made yet: `connection_made` waits until the layer is
-    /// [established](Self::established), and the user's bytes and all other callbacks
-    /// wait as well. Reading goes on, pauses or not. Several layers may say so, each for
-    /// itself.
+    /// Delays `connection_made` until the layer is [established](Self::established).
+    /// Called from [`start`](crate::FileDescriptor::start). The user's bytes and all
+    /// other callbacks wait as well. Reading goes on even if it is paused. Several
+    /// layers may call this, each for its own handshake.
     ///
-    /// A connection that ends before is told to its protocol by `connection_lost`
-    /// alone, and is a [failed attempt](bowline_protocol::ConnectError::Handshake) for a
-    /// connector. How long a handshake may take is the layer's to say, by
-    /// [`wake_after`](Self::wake_after). The time limit of a connector holds beside that.
+    /// If the connection ends before that, only `connection_lost` is called. A
+    /// connector then sees a [failed
+    /// attempt](bowline_protocol::ConnectError::Handshake). A layer sets the time limit
+    /// of its handshake by [`wake_after`](Self::wake_after). The limit of a connector
+    /// holds too.
     ///
-    /// One that is to close, and was written to before, is established first: the bytes
-    /// leave, and then it closes. One without any ends at once.
+    /// If the user closes the connection during the handshake and has written before,
+    /// the handshake goes on. Then the bytes leave, and the connection closes. If
+    /// nothing was written, it ends at once.
     pub fn begin_handshake(&mut self) {
         let cold = self.cold();
         cold.handshakes += 1;
@@ -229,9 +229,9 @@ impl Link {
         self.flags = self.flags.without(Flags::CONNECTION_MADE) | Flags::UNESTABLISHED;
     }
 
-    /// Says that the handshake of a layer is done. The call of
-    /// [`do_read`](crate::FileDescriptor::do_read) that finds out delivers nothing:
-    /// what there is comes with the next, which follows once the protocol was told.
+    /// Ends the handshake of a layer. The call of
+    /// [`do_read`](crate::FileDescriptor::do_read) that ends it delivers nothing. The
+    /// next call may; it follows once the protocol was told.
     pub fn established(&mut self) {
         let cold = self.cold();
         cold.handshakes = cold.handshakes.saturating_sub(1);
@@ -239,20 +239,19 @@ impl Link {
             self.flags = self.flags.without(Flags::UNESTABLISHED) | Flags::CONNECTION_MADE;
             self.set(Flags::UNSETTLED);
         }
-        // What was held for this goes on, a layer above too.
+        // Everything that was held goes on, in a layer above too.
         self.set(Flags::READABLE | Flags::WRITABLE);
     }
 
-    /// Whether no layer has a handshake under way.
+    /// Whether all layers are established.
     #[inline]
     pub fn is_established(&self) -> bool {
         !self.has(Flags::UNESTABLISHED)
     }
 
-    /// Says that a layer has bytes that have not left: they are
-    /// [flushed](crate::FileDescriptor::flush) as soon as the socket takes some,
-    /// before any byte of the user's that no layer has taken, until
-    /// [none is left](crate::FileDescriptor::unflushed).
+    /// Has the bytes of a layer [flushed](crate::FileDescriptor::flush) as soon as the
+    /// socket takes some. They go before any byte of the user's that no layer has
+    /// taken, until [none is left](crate::FileDescriptor::unflushed).
     pub fn flush_soon(&mut self) {
         if !self.is_broken() {
             self.set(Flags::UNFLUSHED | Flags::UNSETTLED);
@@ -260,9 +259,9 @@ impl Link {
     }
 
     /// Has [`timer_fired`](crate::FileDescriptor::timer_fired) of the layer `L` called
-    /// after `delay`, once, instead of when it was to be called before. Each layer of a
-    /// connection has a timer of its own; one that is on when the connection is detached
-    /// goes on when it is put together again.
+    /// once, after `delay`. This replaces an earlier call that is still to come. Each
+    /// layer of a connection has a timer of its own. A detach stops the timer, and it
+    /// goes on when the connection is put together again.
     pub fn wake_after<L: FileDescriptor>(&mut self, delay: Duration) {
         let layer = TypeId::of::<L>();
         let timers = &mut self.cold().layer_timers;
@@ -277,9 +276,9 @@ impl Link {
         self.set(Flags::UNSETTLED);
     }
 
-    /// Ends the connection, for `reason` unless there is one already. What a layer
-    /// has [not flushed](Self::flush_soon) is offered to the socket once more, unless
-    /// the reason is an abort.
+    /// Ends the connection for `reason`, unless there is a reason already. The
+    /// [unflushed bytes](Self::flush_soon) of a layer are offered to the socket once
+    /// more, unless the reason is an abort.
     pub fn end(&mut self, reason: CloseReason) {
         if self.is_ended() {
             return;
@@ -291,19 +290,20 @@ impl Link {
         }
     }
 
-    /// Says, from [`start`](crate::FileDescriptor::start), that nothing can be written:
-    /// our half counts as closed from the beginning, and the peer's end is the end.
+    /// Makes the connection read-only. Called from
+    /// [`start`](crate::FileDescriptor::start). Our half counts as closed from the
+    /// beginning, and the peer's end ends the connection.
     pub fn never_writes(&mut self) {
         self.set_state(State::WriteClosed);
     }
 
-    /// Says, from [`start`](crate::FileDescriptor::start), that nothing can be read:
-    /// closing our half is the end.
+    /// Makes the connection write-only. Called from
+    /// [`start`](crate::FileDescriptor::start). Closing our half ends the connection.
     pub fn never_reads(&mut self) {
         self.set(Flags::NOT_READING);
     }
 
-    /// Where in its life the connection is.
+    /// How far the connection is in its life.
     pub fn transport_state(&self) -> TransportState {
         match self.state {
             State::Open | State::WriteClosing | State::WriteClosed => TransportState::Connected,
@@ -312,15 +312,16 @@ impl Link {
         }
     }
 
-    /// How many of the user's bytes were taken so far: where in their stream the
-    /// next call of [`write_some_data`](crate::FileDescriptor::write_some_data)
-    /// begins.
+    /// How many of the user's bytes were taken so far. In the user's stream, this is
+    /// where the next call of
+    /// [`write_some_data`](crate::FileDescriptor::write_some_data) begins.
     pub fn position(&self) -> u64 {
         self.sent
     }
 
-    /// Above how many unsent bytes a producer should wait; what
-    /// [`is_send_buffer_full`](crate::FileDescriptor::is_send_buffer_full) compares with.
+    /// The number of unsent bytes above which a producer should wait.
+    /// [`is_send_buffer_full`](crate::FileDescriptor::is_send_buffer_full) compares
+    /// with it.
     pub fn high_watermark(&self) -> usize {
         self.high_watermark
     }
@@ -341,8 +342,8 @@ impl Link {
         }
     }
 
-    /// The flags that a connection has again when it comes back; what is latched
-    /// or registered is found out anew.
+    /// The flags that a connection keeps over a detach. Readiness and registration are
+    /// found out anew.
     const KEPT: Flags = Flags::PAUSED
         .with(Flags::HELD)
         .with(Flags::READ_ENDED)
@@ -386,10 +387,10 @@ impl Link {
         }
     }
 
-    /// Stands again where another stood.
+    /// Puts back the state that another connection had.
     pub(crate) fn restore(&mut self, kept: &mut Kept) {
         self.sent = kept.sent;
-        // It was in other hands.
+        // The socket was in other hands.
         self.has_lent.set(true);
         self.read_limit = kept.read_limit;
         self.flags = self.flags.without(Self::KEPT) | kept.flags;
@@ -402,7 +403,7 @@ impl Link {
         if let Some(observer) = &kept.write_observer {
             self.set_write_observer(Some(Rc::clone(observer)));
         }
-        // Most need none of it, and are as small as before.
+        // Most connections have nothing to put there, and stay small.
         if kept.holds > 0
             || kept.received > 0
             || kept.unclaimed > 0
@@ -457,14 +458,14 @@ impl Link {
         self.flags = self.flags.without(flags);
     }
 
-    /// Whether there is something that can be told now: before the connection is made,
-    /// only its end.
+    /// Whether there is a notice that can be delivered now. Before the connection is
+    /// made, only its end can.
     #[inline]
     pub(crate) fn may_tell(&self) -> bool {
         self.has(Flags::PENDING) && (!self.has(Flags::UNESTABLISHED) || self.has(Flags::END))
     }
 
-    /// The first of what has to be told.
+    /// The notice that is delivered next.
     pub(crate) fn first_pending(&self) -> Flags {
         self.flags.of(Flags::PENDING).first()
     }
@@ -476,7 +477,8 @@ impl Link {
                 .is_some_and(|cold| cold.registration.is_some())
     }
 
-    /// Whether somebody has to know what leaves: a producer, or who awaits a byte.
+    /// Whether somebody waits for bytes to leave: a producer, or a caller of
+    /// `when_sent`.
     #[inline(always)]
     pub(crate) fn is_followed(&self) -> bool {
         self.has(Flags::FOLLOWED)
@@ -506,13 +508,13 @@ impl Link {
         });
     }
 
-    /// Whether a write needs a look at [`takes_bytes`](Self::takes_bytes).
+    /// Whether a write has to ask [`takes_bytes`](Self::takes_bytes).
     #[inline(always)]
     pub(crate) fn writes_with_care(&self) -> bool {
         self.has(Flags::WRITES_WITH_CARE)
     }
 
-    /// Whether a write of `length` bytes is taken, behind `unsent`.
+    /// Whether a write of `length` bytes is accepted, behind `unsent` bytes.
     #[inline]
     pub(crate) fn takes_bytes(&self, unsent: usize, length: usize) -> bool {
         !self.writes_with_care() || self.takes_bytes_by_state(unsent, length)
@@ -521,7 +523,8 @@ impl Link {
     fn takes_bytes_by_state(&self, unsent: usize, length: usize) -> bool {
         let is_open = match self.state {
             State::Open => true,
-            // What closes waits for its producer, which may go on meanwhile.
+            // A connection that closes waits for its producer, which may go on
+            // meanwhile.
             State::Closing | State::WriteClosing => self.has_producer(),
             State::WriteClosed | State::Lingering | State::Ending | State::Lost => false,
         };
@@ -537,7 +540,7 @@ impl Link {
         self.set(Flags::WRITES_WITH_CARE);
     }
 
-    /// Tells the observer, if there is one, what was written.
+    /// Shows the observer, if there is one, the written bytes.
     #[inline]
     pub(crate) fn note_written(&self, data: &[u8]) {
         if self.writes_with_care()
@@ -550,14 +553,14 @@ impl Link {
         }
     }
 
-    /// Whether a send of the user's bytes may succeed now.
+    /// Whether the user's bytes can be sent now.
     #[inline]
     pub(crate) fn may_write(&self) -> bool {
         let masks = Flags::WAITS_FOR_TIMER | Flags::NOT_WRITING | Flags::UNESTABLISHED;
         self.flags.of(Flags::WRITABLE | masks) == Flags::WRITABLE
     }
 
-    /// Whether a layer has bytes of its own that may leave now.
+    /// Whether bytes of a layer can be sent now.
     #[inline]
     pub(crate) fn may_flush(&self) -> bool {
         let decisive = Flags::UNFLUSHED | Flags::WRITABLE;
@@ -565,7 +568,7 @@ impl Link {
         self.flags.of(decisive | masks) == decisive
     }
 
-    /// Whether a send may succeed now, and nothing comes before it.
+    /// Whether the user's bytes can be sent now, and nothing comes before them.
     #[inline]
     pub(crate) fn may_only_write(&self) -> bool {
         let masks = Flags::WAITS_FOR_TIMER
@@ -576,8 +579,8 @@ impl Link {
         self.flags.of(Flags::WRITABLE | masks) == Flags::WRITABLE
     }
 
-    /// Whether there is surely nothing to tell, to read or to settle.
-    /// Of what is paused with something to read that is not known.
+    /// Whether there is surely nothing to tell, to read or to settle. False for a
+    /// paused connection that may have something to read.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
         let unrest = Flags::READABLE
@@ -588,8 +591,8 @@ impl Link {
         !self.has(unrest)
     }
 
-    /// Whether a read may succeed now, and is wanted: by the protocol, or by a
-    /// handshake, which no pause stops.
+    /// Whether reading may succeed now, and either the protocol or a handshake wants
+    /// it. A pause does not stop a handshake.
     #[inline]
     pub(crate) fn may_read(&self) -> bool {
         let masks = Flags::PAUSED | Flags::HELD | Flags::NOT_READING;
@@ -597,15 +600,15 @@ impl Link {
         decisive == Flags::READABLE || self.has(Flags::UNESTABLISHED) && self.may_shake_hands()
     }
 
-    /// Whether a read may succeed now that only a handshake wants. What was written before
-    /// it is to be sent, also by one that closes.
+    /// Whether reading may succeed now, and only a handshake wants it. A connection
+    /// that closes goes on with its handshake if bytes were written.
     #[cold]
     fn may_shake_hands(&self) -> bool {
         let closes = self.state == State::Closing && !self.has(Flags::READ_ENDED);
         self.has(Flags::READABLE) && (closes || self.is_open_for_reading())
     }
 
-    /// Whether a read may succeed now, is wanted, and nothing comes before it.
+    /// Whether reading may succeed now, is wanted, and nothing comes before it.
     #[inline]
     pub(crate) fn may_only_read(&self) -> bool {
         let masks = Flags::PAUSED
@@ -617,8 +620,8 @@ impl Link {
         self.flags.of(Flags::READABLE | masks) == Flags::READABLE
     }
 
-    /// Whether data may be delivered at all: neither closing, ended, nor at the
-    /// peer's end.
+    /// Whether data may be delivered at all. False once the connection closes, has
+    /// ended, or is at the peer's end.
     #[inline]
     pub(crate) fn is_open_for_reading(&self) -> bool {
         !self.has(Flags::NOT_READING)
@@ -644,7 +647,7 @@ impl Link {
             .is_some_and(|registration| registration.is_paused)
     }
 
-    /// Pauses a push producer that is not paused.
+    /// Pauses a push producer, unless it is paused.
     #[cold]
     #[inline(never)]
     pub(crate) fn pause_push_producer(&mut self) {
@@ -675,7 +678,8 @@ impl Link {
         match registration.kind {
             ProducerKind::Push => {
                 if registration.is_paused && unsent <= low && !is_full {
-                    // Cleared before it is told: the resume may fill the
+                    // Cleared before the producer is told: it may fill the buffer
+                    // again, and is then paused anew.
                     // buffer again, and then pauses anew.
                     registration.is_paused = false;
                     self.set(Flags::RESUME_PRODUCER);
@@ -689,7 +693,7 @@ impl Link {
         }
     }
 
-    /// Registers a producer; answers its place.
+    /// Registers a producer.
     pub(crate) fn put_producer(
         &mut self,
         producer: ProducerRef,
@@ -718,7 +722,7 @@ impl Link {
         self.clear(Flags::PAUSE_PRODUCER | Flags::RESUME_PRODUCER);
     }
 
-    // Bytes that are awaited.
+    // Awaited bytes.
 
     /// See [`Transport::when_sent`](bowline_protocol::Transport::when_sent).
     pub(crate) fn await_sent(&mut self, position: u64, then: WhenSent) {
@@ -729,7 +733,7 @@ impl Link {
         self.note_sent();
     }
 
-    /// Has it told if something has left that is awaited.
+    /// Plans a notice if awaited bytes have left.
     pub(crate) fn note_sent(&mut self) {
         let first = self.cold_ref().and_then(|cold| cold.awaited.first());
         if first.is_some_and(|first| first.position <= self.sent) {
@@ -737,7 +741,7 @@ impl Link {
         }
     }
 
-    /// Takes those who await what has left, or, where nothing more leaves, all.
+    /// Takes the calls whose bytes have left, or all of them if nothing more leaves.
     pub(crate) fn take_awaited(&mut self, is_over: bool) -> Vec<Awaited> {
         let sent = self.sent;
         let Some(cold) = &mut self.cold else {
@@ -756,7 +760,8 @@ impl Link {
 
     // Ends.
 
-    /// Takes note of a send that failed; the error, if another will not do better.
+    /// Handles an error of sending. Returns the error if a later attempt cannot
+    /// succeed.
     pub(crate) fn lasting_error(&mut self, error: io::Error) -> Option<io::Error> {
         if error.kind() == io::ErrorKind::WouldBlock {
             self.clear(Flags::WRITABLE);
@@ -774,13 +779,12 @@ impl Link {
 
     pub(crate) fn set_broken(&mut self, broken: Broken) {
         self.cold().broken = Some(broken);
-        // Short reads say nothing now: it is read until there is nothing.
+        // A short read means nothing now. Reading goes on until nothing is left.
         self.set(Flags::READABLE | Flags::READ_ON | Flags::UNSETTLED | Flags::WRITES_WITH_CARE);
         self.clear(Flags::UNFLUSHED);
     }
 
-    /// Whether nothing more can be sent, and the connection goes on only to be read
-    /// out.
+    /// Whether nothing more can be sent, and the connection is only read to its end.
     pub(crate) fn is_broken(&self) -> bool {
         self.remains().is_some()
     }
@@ -789,13 +793,13 @@ impl Link {
         self.cold.as_mut()?.broken.as_mut()
     }
 
-    /// What there is to be read out of a broken connection.
+    /// What is left to read of a broken connection.
     pub(crate) fn remains(&self) -> Option<Remains> {
         let broken = self.cold_ref()?.broken.as_ref();
         broken.map(|broken| broken.remains)
     }
 
-    /// Ends a connection that was read out, with what broke it.
+    /// Ends a broken connection that was read to its end.
     pub(crate) fn end_broken(&mut self) {
         let broken = self.cold().broken.take();
         self.end(broken.map_or(CloseReason::Done, |it| it.reason));
@@ -818,12 +822,12 @@ impl Link {
         }
     }
 
-    /// Whether the connection is to be lost when it is idle.
+    /// Whether the connection is to be lost once it is idle.
     pub(crate) fn is_draining(&self) -> bool {
         self.cold_ref().is_some_and(|cold| cold.draining.is_some())
     }
 
-    /// Whether what the peer still sends is to be read and dropped.
+    /// Whether bytes that the peer still sends are read and dropped.
     pub(crate) fn may_drop(&self) -> bool {
         self.state == State::Lingering && self.has(Flags::READABLE)
     }
@@ -877,11 +881,11 @@ impl Link {
         let cold = self.cold();
         data.append(&mut cold.pushed_back);
         cold.pushed_back = data;
-        // Latched like any other bytes that are there to be read.
+        // Latched, like any other bytes that wait to be read.
         self.set(Flags::PUSHED_BACK | Flags::READABLE);
     }
 
-    /// Takes of what was put back as much as one read may.
+    /// Takes as many of the pushed-back bytes as one read may.
     pub(crate) fn take_pushed_back(&mut self) -> Vec<u8> {
         let limit = self.read_limit as usize;
         let left = &mut self.cold().pushed_back;
@@ -897,12 +901,12 @@ impl Link {
         taken
     }
 
-    /// How many bytes were put back and not delivered.
+    /// How many pushed-back bytes are not delivered yet.
     pub(crate) fn pushed_back(&self) -> usize {
         self.cold_ref().map_or(0, |cold| cold.pushed_back.len())
     }
 
-    /// Takes all of what was put back.
+    /// Takes all pushed-back bytes.
     pub(crate) fn take_unread(&mut self) -> Vec<u8> {
         if !self.has(Flags::PUSHED_BACK) {
             return Vec::new();

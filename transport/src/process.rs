@@ -1,6 +1,5 @@
-//! Between processes, without a reactor: descriptors that a child is started
-//! with, those that this process was started with, and single datagrams with
-//! descriptors.
+//! Passing descriptors between processes without a reactor: to a child at its start,
+//! from the parent of this process, and beside single datagrams.
 
 use std::io;
 use std::io::IoSlice;
@@ -12,20 +11,20 @@ use bowline_protocol::Address;
 use crate::kinds::address_of;
 use crate::sys::{self, Announcement, ControlBuffer, Family, SocketName};
 
-/// Starts `command` with descriptors under agreed numbers in the child: for
-/// programs that expect their sockets by number, bowline's or not.
+/// Starts `command` with descriptors under agreed numbers, for programs that expect
+/// their sockets by number. They need not be programs of bowline's.
 ///
-/// The descriptors are borrowed and stay open here. Beside its standard
-/// streams the child has exactly these, whatever else is open here and not
-/// close-on-exec (before Linux 5.11: that too). Numbers may overlap with those that the descriptors have
-/// here, or be swapped. A child that is a program of bowline's takes them with
-/// [`take_granted`]; for it the variable `BOWLINE_DESCRIPTORS` is set.
+/// The descriptors are borrowed and stay open here. The child has its standard streams
+/// and exactly these descriptors, even if others are open here without close-on-exec.
+/// (Before Linux 5.11 it has those too.) The numbers may be in use here, or be those of
+/// other descriptors in the list. A child that uses bowline takes them with
+/// [`take_granted`], for which the variable `BOWLINE_DESCRIPTORS` is set.
 ///
 /// # Errors
 ///
-/// `InvalidInput` for a number below 3 and for one that is given twice; `WouldBlock`
-/// where other threads went on closing and opening descriptors at these numbers
-/// through 64 attempts; otherwise those of [`Command::spawn`].
+/// `InvalidInput` if a number is below 3 or is given twice. `WouldBlock` if other
+/// threads closed and opened descriptors at these numbers in each of 64 attempts.
+/// Otherwise those of [`Command::spawn`].
 ///
 /// # Examples
 ///
@@ -49,19 +48,19 @@ pub fn spawn_with_descriptors(
     sys::spawn(command, descriptors)
 }
 
-/// Starts `command` with descriptors as systemd does: for programs that take them by
-/// `LISTEN_FDS` (sd_listen_fds(3)), each with its name, numbered from 3 on.
+/// Starts `command` with named descriptors from number 3 on, as systemd does. This is
+/// for programs that take them by `LISTEN_FDS` (sd_listen_fds(3)).
 ///
-/// As [`spawn_with_descriptors`]; and the child finds `LISTEN_FDS`, `LISTEN_FDNAMES` and,
-/// as its own number, `LISTEN_PID`, with the inode of its pidfd as `LISTEN_PIDFDID` where
-/// the kernel has one (Linux 6.9). What `command` says of these variables is replaced.
-/// `argv[0]` is the name of the program:
+/// As [`spawn_with_descriptors`], and the child finds `LISTEN_FDS`, `LISTEN_FDNAMES`,
+/// and `LISTEN_PID`, which is its own number. `LISTEN_PIDFDID` is the inode of its
+/// pidfd, if the kernel has one (Linux 6.9). These replace any such variables of
+/// `command`. `argv[0]` is the name of the program:
 /// [`arg0`](std::os::unix::process::CommandExt::arg0) has no effect.
 ///
 /// # Errors
 ///
-/// As [`spawn_with_descriptors`]; `InvalidInput` for a name that is longer than 255 bytes
-/// or has something else in it than printable ASCII without colons.
+/// As [`spawn_with_descriptors`]. `InvalidInput` if a name is longer than 255 bytes, or
+/// has anything but printable ASCII without colons in it.
 ///
 /// # Examples
 ///
@@ -94,7 +93,7 @@ pub fn spawn_with_listen_fds(
     })
 }
 
-/// The names of descriptors, if they can be names.
+/// Checks the names of descriptors and copies them.
 pub(crate) fn names_of(descriptors: &[(BorrowedFd<'_>, &str)]) -> io::Result<Vec<String>> {
     let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
     let names = descriptors.iter().map(|(_, name)| {
@@ -107,7 +106,8 @@ pub(crate) fn names_of(descriptors: &[(BorrowedFd<'_>, &str)]) -> io::Result<Vec
     names.collect()
 }
 
-/// What says to a child that it has descriptors of these names from 3 on.
+/// The variables that announce descriptors of these names, from number 3 on, to a
+/// child.
 pub(crate) fn announce_listen_fds(
     command: &mut Command,
     names: &[String],
@@ -119,41 +119,42 @@ pub(crate) fn announce_listen_fds(
     Announcement::of(command, &variables, ("LISTEN_PID", "LISTEN_PIDFDID"))
 }
 
-/// What no other process has, before the next start of the machine: the inode of this
-/// one's pidfd, as `LISTEN_PIDFDID` says it. `None` before Linux 6.9.
+/// The inode of the pidfd of this process, as `LISTEN_PIDFDID` gives it. No other
+/// process has the same one until the machine starts again. `None` before Linux 6.9.
 pub fn own_pidfd_inode() -> Option<u64> {
     sys::own_pidfd_inode()
 }
 
-/// A descriptor that becomes readable when `child` exits (pidfd_open(2)), to be
-/// [registered](bowline_reactor::Reactor::register): the way to learn of an end
-/// without signals and without asking again and again. The child is yet to be
-/// waited for, with [`Child::try_wait`] then. `None` if it has exited already.
+/// Makes a descriptor that becomes readable when `child` exits (pidfd_open(2)). It can
+/// be [registered](bowline_reactor::Reactor::register), to learn of the exit without
+/// signals and without polling. Then collect the exit status with [`Child::try_wait`].
+/// `None` if the child has exited already.
 ///
 /// # Errors
 ///
-/// `ENOSYS` before Linux 5.3; no free descriptor number.
+/// `ENOSYS` before Linux 5.3. `EMFILE` or `ENFILE` if no descriptor number is free.
 pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
     sys::exit_descriptor(child)
 }
 
-/// Takes ownership of a descriptor that this process was started with, under the number
-/// that was agreed on, and makes it close-on-exec: of one that
-/// [`spawn_with_descriptors`] has given it, or systemd.
+/// Takes ownership of a descriptor that this process was started with, by
+/// [`spawn_with_descriptors`] or by systemd, and makes it close-on-exec. Call this
+/// first in `main`.
 ///
-/// The environment that the program was started with has to name it: in
-/// `BOWLINE_DESCRIPTORS`, which `spawn_with_descriptors` sets and which says also which
-/// file it is; or by `LISTEN_FDS`, with the `LISTEN_PID` of this process. What the program
-/// has put into its environment since does not count (without /proc it cannot be
-/// told, and does). Each number is given out once. To be called first in `main`.
+/// The environment that the program was started with has to name its number. Either
+/// `BOWLINE_DESCRIPTORS` does, which `spawn_with_descriptors` sets and which also
+/// identifies the file. Or `LISTEN_FDS` does, together with the `LISTEN_PID` of this
+/// process. Variables that the program has set since do not count. (Without /proc they
+/// cannot be told apart, and do count.) Each number is given out once.
 ///
-/// For descriptors that were given in another way there is [`take_inherited`](crate::take_inherited).
+/// For descriptors that were given in another way, see
+/// [`take_inherited`](crate::take_inherited).
 ///
 /// # Errors
 ///
-/// `InvalidInput` for the standard streams; `NotFound` where nothing is open
-/// under the number, or the environment does not name it; `AlreadyExists` where it was
-/// taken before, or was made by this process.
+/// `InvalidInput` for the standard streams. `NotFound` if nothing is open under the
+/// number, or the environment does not name it. `AlreadyExists` if it was taken before,
+/// or if this process made it.
 ///
 /// # Examples
 ///
@@ -180,15 +181,15 @@ pub fn take_granted(number: u32) -> io::Result<OwnedFd> {
     sys::take_granted(number)
 }
 
-/// Removes variables from the environment, so that no child inherits them:
-/// what std can only offer as `unsafe`. To be called first in `main`.
+/// Removes variables from the environment, so that no child inherits them. (The
+/// functions of std for this are `unsafe`.) Call this first in `main`.
 ///
 /// # Errors
 ///
-/// `Unsupported`, with nothing removed, where other threads run already: they
-/// may be reading the environment. (Asked of /proc, and where there is none of
-/// unshare(2), which a sandbox may deny: then too.) Leave them out of each child's instead
-/// ([`Command::env_remove`]).
+/// `Unsupported`, with nothing removed, if other threads run already, since they may be
+/// reading the environment. Then leave the variables out of each child's instead
+/// ([`Command::env_remove`]). Threads are looked up in /proc. Without /proc unshare(2)
+/// is asked, and if a sandbox denies that, the answer is `Unsupported` too.
 ///
 /// # Examples
 ///
@@ -201,13 +202,12 @@ pub fn remove_environment(names: &[&str]) -> io::Result<()> {
     sys::remove_environment(names)
 }
 
-/// Sends one datagram, with descriptors, on a connected datagram socket;
-/// never blocks.
+/// Sends one datagram, with descriptors, on a connected datagram socket. Never blocks.
 ///
 /// # Errors
 ///
-/// `InvalidInput` for more than 253 descriptors, or for descriptors without a
-/// byte; `WouldBlock` where the receiver's queue is full; otherwise those of
+/// `InvalidInput` if there are more than 253 descriptors, or descriptors without a
+/// byte. `WouldBlock` if the queue of the receiver is full. Otherwise those of
 /// sendmsg(2).
 pub fn send_datagram(
     socket: BorrowedFd<'_>,
@@ -223,19 +223,18 @@ pub fn send_datagram(
     Ok(())
 }
 
-/// Whether a send failed for want of something that comes back by itself, and that
-/// nothing announces: memory of the kernel, or room under the user's limit of
-/// descriptors on their way (`ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`). To be made again
-/// after a while.
+/// Whether a send failed for lack of something that comes back without an event. It is
+/// memory of the kernel, or room under the user's limit of descriptors in flight
+/// (`ENOBUFS`, `ENOMEM`, `ETOOMANYREFS`). Send again after a while.
 pub fn is_passing_shortage(error: &io::Error) -> bool {
     sys::is_transient(error)
 }
 
-/// What a descriptor from elsewhere is, as far as sockets go.
+/// The kind and address of a socket that came from elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SocketDescription {
-    /// Its own address; `None` for families other than IP and UNIX.
+    /// Its own address. `None` for families other than IP and UNIX.
     pub address: Option<Address>,
     /// Whether it is a byte stream, rather than datagrams or sequenced packets.
     pub is_stream: bool,
@@ -243,11 +242,11 @@ pub struct SocketDescription {
     pub is_listening: bool,
 }
 
-/// Asks the kernel what `fd` is.
+/// Asks the kernel what kind of socket `fd` is.
 ///
 /// # Errors
 ///
-/// `ENOTSOCK` where it is no socket.
+/// `ENOTSOCK` if it is no socket.
 pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
     #[cfg(feature = "testing")]
     if let Some(description) = crate::testing::describe(fd) {
@@ -266,14 +265,14 @@ pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
     })
 }
 
-/// The kernel's monotonic clock, in microseconds since some fixed point: what
-/// systemd compares times by (`CLOCK_MONOTONIC`).
+/// The kernel's monotonic clock (`CLOCK_MONOTONIC`), in microseconds since some fixed
+/// point. systemd compares times by it.
 pub fn monotonic_microseconds() -> u64 {
     sys::monotonic_microseconds()
 }
 
-/// The user whose rights this process has (geteuid(2)), to be compared with
-/// those of a peer.
+/// The effective user of this process (geteuid(2)), to be compared with the user of a
+/// peer.
 pub fn effective_user() -> u32 {
     sys::effective_user()
 }

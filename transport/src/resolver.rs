@@ -20,7 +20,7 @@ use crate::shared::Shared;
 /// How long looking a name up may take by default. (Twisted: 60 s.)
 pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Finds the addresses of host names.
+/// Finds the addresses of hosts.
 ///
 /// A reactor has the [`SystemResolver`], unless
 /// [`Transports::set_resolver`](crate::Transports::set_resolver) gives it another: a
@@ -49,8 +49,8 @@ pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Resolver: 'static {
-    /// Finds the addresses of `host`. It is not empty and no IP address, and otherwise as
-    /// the user gave it.
+    /// Finds the addresses of `host`, which is as the user gave it. It is never empty
+    /// and never an IP address.
     ///
     /// [Give](Answer::give) the addresses to `answer`, with `port`, now or at any later
     /// time. They are tried in the order you give; the families need not alternate.
@@ -95,15 +95,16 @@ impl Answer {
     }
 }
 
-/// A lookup under way; see [`Transports::resolve`](crate::Transports::resolve). It goes on
-/// if this is dropped.
+/// A lookup in progress. See [`Transports::resolve`](crate::Transports::resolve).
+/// Dropping it does not end the lookup.
 #[derive(Clone, Debug)]
 pub struct Lookup {
     pending: Rc<Pending>,
 }
 
 impl Lookup {
-    /// Cancels the lookup: nobody is told. Nothing happens if somebody was told already.
+    /// Cancels the lookup, so that its callback is not called. Does nothing if it was
+    /// called already.
     pub fn cancel(&self, reactor: &mut Reactor) {
         drop(self.pending.take(reactor));
     }
@@ -111,12 +112,12 @@ impl Lookup {
 
 type LookupDone = Box<dyn FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>)>;
 
-/// What waits for an answer.
+/// A lookup that has no answer yet.
 struct Pending {
-    /// Until it is told or cancelled.
+    /// The callback, until it is called or the lookup cancelled.
     done: Cell<Option<LookupDone>>,
     timeout: Cell<Option<DelayedCall>>,
-    /// Whether `done` is there, for other threads.
+    /// Whether `done` is still there. Other threads ask this.
     wanted: Arc<AtomicBool>,
 }
 
@@ -124,7 +125,7 @@ impl Pending {
     fn take(&self, reactor: &mut Reactor) -> Option<LookupDone> {
         self.wanted.store(false, Ordering::Relaxed);
         if let Some(timeout) = self.timeout.take() {
-            // It may be what ran.
+            // This timer may be the one that has just fired.
             let _ = timeout.cancel(reactor);
         }
         self.done.take()
@@ -134,7 +135,8 @@ impl Pending {
         if !self.wanted.load(Ordering::Relaxed) {
             return;
         }
-        // Whether anybody waits is asked once more: it can still be cancelled.
+        // Until then the lookup can still be cancelled, so the deferred call checks
+        // again.
         let pending = Rc::clone(self);
         reactor.defer(move |reactor| {
             if let Some(done) = pending.take(reactor) {
@@ -178,7 +180,7 @@ pub(crate) fn look_up(
         return lookup;
     }
     if let Some(timeout) = timeout {
-        // Not weak: a resolver may have dropped its answer.
+        // A strong reference, since a resolver may have dropped its answer.
         let late = Rc::clone(&pending);
         let call = reactor.call_later(timeout, move |reactor| {
             late.end(reactor, Err(LookupError::TimedOut));
@@ -200,15 +202,15 @@ pub(crate) fn look_up(
         if let Err(panic) = asked {
             let error = io::Error::other("resolver panicked");
             pending.end(reactor, Err(LookupError::Failed(error)));
-            // The reactor logs and counts it as any other.
+            // The reactor logs and counts it like any other panic.
             panic::resume_unwind(panic.into_payload());
         }
     });
     lookup
 }
 
-/// The address, if `host` is one in writing. The scope of an IPv6 address has to
-/// be a number; a name of an interface is the system's to look up.
+/// The address, if `host` is one in writing. The scope of an IPv6 address has to be a
+/// number. The system looks up scopes that are names of interfaces.
 fn literal(host: &str, port: u16) -> Option<SocketAddr> {
     if let Ok(address) = host.parse::<Ipv4Addr>() {
         return Some((address, port).into());
@@ -217,14 +219,14 @@ fn literal(host: &str, port: u16) -> Option<SocketAddr> {
     address.ok().map(SocketAddr::V6)
 }
 
-/// Asks the system: `getaddrinfo`, with everything that is configured behind it, such as
-/// the hosts file and DNS.
+/// Asks the system with `getaddrinfo`, and so everything that is configured behind it,
+/// such as the hosts file and DNS.
 ///
-/// That call blocks, so it is made in threads, ten at the most. They are a pool of their
-/// own: if a name server does not answer, neither the loop nor other work in
-/// [`Reactor::call_in_thread`] has to wait. A lookup that nobody waits for any more goes
-/// on in its thread until the system gives up. A reactor that stops does not wait for
-/// it.
+/// `getaddrinfo` blocks, so it runs in threads, ten at the most. They are a pool of
+/// their own. So if a name server does not answer, neither the loop nor other work in
+/// [`Reactor::call_in_thread`] has to wait. A lookup that nobody waits for any more
+/// goes on in its thread until the system gives up. A reactor that stops does not wait
+/// for it.
 #[derive(Debug)]
 pub struct SystemResolver {
     pool: ThreadPool,
@@ -258,7 +260,7 @@ impl Resolver for SystemResolver {
             reactor,
             move || {
                 if !wanted.load(Ordering::Relaxed) {
-                    // Given up while it waited for a thread.
+                    // The lookup was cancelled while it waited for a thread.
                     return Ok(Vec::new());
                 }
                 let addresses = (host.as_str(), port).to_socket_addrs()?;
@@ -274,7 +276,7 @@ impl Resolver for SystemResolver {
     }
 }
 
-/// A resolver that may be asked.
+/// A resolver that lookups share.
 pub(crate) type SharedResolver = Rc<RefCell<dyn Resolver>>;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What all transports of one reactor share.
+//! The state that all transports of one reactor share.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -17,17 +17,17 @@ use crate::resolver::{Resolver, SharedResolver, SystemResolver};
 use crate::sys::{self, Ancillary, ControlBuffer, SendBatch};
 use crate::write_buffer::{CHUNK_BYTES, Storage};
 
-/// How much one read can take: what a default UNIX socket holds is three
-/// times this, and a larger buffer would leave the cache.
+/// How much one read can take. A default UNIX socket holds three times as much. A
+/// larger buffer would leave the cache.
 pub(crate) const READ_BYTES: usize = 65_536;
 
 /// The first size of a buffer of copied bytes.
 const FIRST_BYTES: usize = 4_096;
 
-/// How many unused buffers are kept beside the last: 4 MiB at the very most.
+/// How many unused buffers are kept beside the last one: at most 4 MiB.
 const MAX_SPARE: usize = 64;
 
-/// How many unused queues of datagrams are kept, 128 KiB each at the very most.
+/// How many unused queues of datagrams are kept, of at most 128 KiB each.
 const MAX_SPARE_QUEUES: usize = 16;
 
 /// The defaults of [`TransportBudgets`].
@@ -36,22 +36,22 @@ const WRITES_PER_TURN: u32 = 8;
 const NOTICES_PER_TURN: u32 = 64;
 const ACCEPTS_PER_TURN: u32 = 100;
 
-/// How many descriptor numbers peers leave to the program, unless set: enough
-/// for a log file, a lookup, a child with its pipes.
+/// How many descriptor numbers peers leave to the program by default. It is enough for
+/// a log file, a lookup, and a child with its pipes.
 const RESERVE: usize = 16;
 
-/// From this far below the reserve on accepting looks before it leaps.
+/// Accepting checks for room first once it is this close to the reserve.
 const NEAR: i32 = 64 + FOR_THE_CONNECTED;
 
-/// How many numbers connections leave to descriptors that are received, where there are
-/// any: as many as one connection may have closed unclaimed.
+/// How many numbers listeners leave for received descriptors, if peers send any. It is
+/// as many as one connection may have closed unclaimed.
 const FOR_THE_CONNECTED: i32 = 64;
 
-/// One of each per reactor.
+/// The shared state. Each reactor has one.
 pub(crate) struct Shared {
-    /// Out from a read until its callbacks have returned. Callbacks never nest,
-    /// so nobody else asks meanwhile; after one that panicked they are made
-    /// anew.
+    /// Taken out for a read, until its callbacks have returned. Callbacks never nest,
+    /// so nobody else needs them meanwhile. They are made anew after a callback that
+    /// panicked.
     buffers: Cell<Option<Box<ReadBuffers>>>,
     pub(crate) send_control: RefCell<ControlBuffer>,
     /// As `buffers`, for datagrams.
@@ -59,24 +59,24 @@ pub(crate) struct Shared {
     pub(crate) send_batch: RefCell<SendBatch>,
     #[expect(clippy::vec_box, reason = "boxed when lent, and moved as such")]
     send_queues: RefCell<Vec<Box<SendQueue>>>,
-    /// The buffer that was returned last: where connections send one after
-    /// the other, the same one serves them all.
+    /// The buffer that was returned last. If connections send one after the other, the
+    /// same buffer serves them all.
     last: Cell<Option<Box<Storage>>>,
     #[expect(clippy::vec_box, reason = "boxed when lent, and moved as such")]
     spare: RefCell<Vec<Box<Storage>>>,
     pub(crate) ledger: Ledger,
     pub(crate) budgets: Cell<TransportBudgets>,
-    /// A descriptor kept for the day when there are no more: it is given up to
-    /// accept, and close, one connection.
+    /// A spare descriptor. When descriptors have run out, it is given up, to accept and
+    /// close one connection.
     reserve: RefCell<Option<OwnedFd>>,
-    /// Whether it could not be had, the last time.
+    /// Whether opening it failed the last time.
     is_reserve_missed: Cell<bool>,
-    /// Who finds the addresses of host names; made when first asked.
+    /// Finds the addresses of hosts. Made when first asked for.
     resolver: RefCell<Option<SharedResolver>>,
     pub(crate) numbers: Numbers,
-    /// Connections about to be detached: nothing may happen to them any more.
+    /// Connections about to be detached. Nothing may happen to them any more.
     held: RefCell<Vec<Token>>,
-    /// How many those are, so that nobody else looks.
+    /// The length of `held`, so that the usual check is a comparison.
     holds: Cell<usize>,
 }
 
@@ -91,8 +91,8 @@ pub struct ReadBuffers {
     pub(crate) ancillary: Ancillary,
 }
 
-/// [`READ_BYTES`] bytes that start a page: bulk reads into such a buffer are
-/// about 5 % faster.
+/// [`READ_BYTES`] bytes that start a page. Bulk reads into such a buffer are about 5 %
+/// faster.
 #[repr(align(4096))]
 pub(crate) struct PageAligned([u8; READ_BYTES]);
 
@@ -162,7 +162,7 @@ impl Shared {
         })
     }
 
-    /// What a read goes into; to be returned after its callbacks.
+    /// Takes the buffers for a read. They are returned after its callbacks.
     #[inline]
     pub(crate) fn take_buffers(&self) -> Box<ReadBuffers> {
         self.buffers.take().unwrap_or_else(ReadBuffers::new)
@@ -170,11 +170,11 @@ impl Shared {
 
     #[inline(always)]
     pub(crate) fn return_buffers(&self, buffers: Box<ReadBuffers>) {
-        // There are none meanwhile, which would have to be dropped.
+        // The cell is empty meanwhile, so there is nothing to drop.
         mem::forget(self.buffers.replace(Some(buffers)));
     }
 
-    /// Room for datagrams that are received, if some was returned.
+    /// Takes the room for received datagrams, if it was returned.
     #[inline]
     pub(crate) fn take_arrivals(&self) -> Option<Box<Arrivals>> {
         self.arrivals.take()
@@ -185,13 +185,13 @@ impl Shared {
         self.arrivals.set(Some(arrivals));
     }
 
-    /// A queue for datagrams that are to be sent, which is empty.
+    /// Takes an empty queue for datagrams to be sent.
     #[inline]
     pub(crate) fn take_send_queue(&self) -> Box<SendQueue> {
         self.send_queues.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Takes back a queue that is empty now.
+    /// Takes back an empty queue.
     #[inline]
     pub(crate) fn return_send_queue(&self, queue: Box<SendQueue>) {
         let mut queues = self.send_queues.borrow_mut();
@@ -200,20 +200,20 @@ impl Shared {
         }
     }
 
-    /// Memory for bytes to be sent, if some was returned just now.
+    /// Takes memory for bytes to be sent, if some was returned just now.
     #[inline(always)]
     pub(crate) fn take_last_storage(&self) -> Option<Box<Storage>> {
         self.last.take()
     }
 
-    /// Memory for bytes to be sent.
+    /// Takes memory for bytes to be sent.
     pub(crate) fn take_storage(&self) -> Box<Storage> {
         let last = self.take_last_storage();
         last.or_else(|| self.spare.borrow_mut().pop())
             .unwrap_or_else(|| Storage::with_capacity(FIRST_BYTES))
     }
 
-    /// Takes back memory that is empty now.
+    /// Takes back empty memory.
     #[inline(always)]
     pub(crate) fn return_storage(&self, storage: Box<Storage>) {
         if (FIRST_BYTES..=CHUNK_BYTES).contains(&storage.capacity())
@@ -231,14 +231,13 @@ impl Shared {
         }
     }
 
-    /// Closes descriptors that were received and are offered to nobody.
+    /// Closes received descriptors that are offered to nobody.
     pub(crate) fn refuse_received(&self, descriptors: impl IntoIterator<Item = OwnedFd>) {
         let count = self.close_received(descriptors);
         Ledger::add(&self.ledger.refused, count);
     }
 
-    /// Closes descriptors that were received and that nobody took; answers how
-    /// many there were.
+    /// Closes received descriptors that nobody took, and returns how many there were.
     pub(crate) fn close_received(&self, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
         let mut count = 0;
         for fd in descriptors {
@@ -250,7 +249,8 @@ impl Shared {
         count
     }
 
-    /// Leaves the connection `token` as it is, until released as often.
+    /// Leaves the connection `token` as it is, until [`release`](Self::release) is
+    /// called as often.
     pub(crate) fn hold(&self, token: Token) {
         let mut held = self.held.borrow_mut();
         held.push(token);
@@ -270,7 +270,7 @@ impl Shared {
         self.holds.get() > 0 && self.held.borrow().contains(&token)
     }
 
-    /// Who finds the addresses of host names.
+    /// The resolver for hosts.
     pub(crate) fn resolver(&self) -> SharedResolver {
         let mut resolver = self.resolver.borrow_mut();
         let resolver = resolver.get_or_insert_with(|| Rc::new(RefCell::new(SystemResolver::new())));
@@ -279,12 +279,11 @@ impl Shared {
 
     pub(crate) fn set_resolver(&self, resolver: impl Resolver) {
         let earlier = self.resolver.replace(Some(Rc::new(RefCell::new(resolver))));
-        // What it owns is dropped when nothing is borrowed.
+        // The earlier one is dropped once nothing is borrowed.
         drop(earlier);
     }
 
-    /// Takes the reserve descriptor, to be there when there are no others. That
-    /// it cannot be had is logged once, until it can.
+    /// Opens the spare descriptor. A failure is logged once, until it succeeds again.
     pub(crate) fn fill_reserve(&self) {
         let mut reserve = self.reserve.borrow_mut();
         if reserve.is_some() {
@@ -308,7 +307,7 @@ impl Shared {
         }
     }
 
-    /// Gives the reserve descriptor up; whether there was one.
+    /// Gives the spare descriptor up, and returns whether there was one.
     pub(crate) fn spend_reserve(&self) -> bool {
         self.reserve.borrow_mut().take().is_some()
     }
@@ -324,17 +323,17 @@ impl fmt::Debug for Shared {
 
 /// How near the process is to having no descriptor number left.
 ///
-/// The kernel gives out the lowest that is free, so a high one says that all
-/// below are taken: that costs a comparison, where counting would cost a walk.
+/// The kernel gives out the lowest free number. So a high number means that all below
+/// are taken. Looking at it costs a comparison, where counting would cost a walk.
 #[derive(Debug)]
 pub(crate) struct Numbers {
-    /// How many of the highest are left to the program itself.
+    /// How many of the highest numbers are left to the program itself.
     reserve: Cell<usize>,
-    /// How many below those are left for what one read brings, so that the
-    /// kernel always has room for it: what it closes for want of room can make
-    /// us wait, what we close cannot. None until a peer sends any.
+    /// How many numbers below those are left for the descriptors of one read, so that
+    /// the kernel always has room for them. If the kernel had to close some, that could
+    /// make us wait; our own closes cannot. Zero until a peer sends any.
     message: Cell<usize>,
-    /// The first of either; looked up when it seems to be reached.
+    /// The lowest number of both. Looked up when it seems to be reached.
     first_reserved: Cell<i32>,
     is_near: Cell<bool>,
 }
@@ -361,8 +360,8 @@ impl Numbers {
         self.look_up();
     }
 
-    /// Whether `fd`, which has just been made, is one of the reserve. To be
-    /// asked of each that peers cause.
+    /// Whether `fd`, which was just made, is one of the reserve. Each descriptor that a
+    /// peer causes is checked.
     #[inline]
     pub(crate) fn is_reserved(&self, fd: BorrowedFd<'_>) -> bool {
         sys::reaches(fd, self.first_reserved.get().saturating_sub(NEAR)) && self.is_really(fd)
@@ -394,16 +393,16 @@ impl Numbers {
         self.is_near.get()
     }
 
-    /// Notes that there was no number at all.
+    /// Notes that no number was left.
     pub(crate) fn ran_out(&self) {
         self.look_up();
         self.is_near.set(true);
     }
 
-    /// Whether a connection may be accepted: a number is free outside of the reserve, and
-    /// where peers send descriptors, some more are for those that are connected. A
-    /// flood of clients would otherwise leave none of them, and cost those who did
-    /// nothing but send theirs. `any` is an open descriptor.
+    /// Whether a connection may be accepted. A number has to be free outside of the
+    /// reserve. If peers send descriptors, some more have to be free for the connected
+    /// ones. Otherwise a flood of clients would leave none, and cost these peers their
+    /// descriptors. `any` is an open descriptor.
     #[cold]
     pub(crate) fn has_room(&self, any: BorrowedFd<'_>) -> bool {
         self.look_up();
@@ -414,7 +413,7 @@ impl Numbers {
         self.is_near.set(lowest >= first.saturating_sub(NEAR));
         let for_the_connected = match self.message.get() {
             0 => 0,
-            // Of a small table not all.
+            // Not all of a small table.
             _ => FOR_THE_CONNECTED.min(first / 8),
         };
         lowest < first.saturating_sub(for_the_connected)
@@ -422,7 +421,7 @@ impl Numbers {
 
     fn look_up(&self) {
         let limit = sys::descriptor_limit().unwrap_or(u64::MAX);
-        // Of a small table not all.
+        // Not all of a small table.
         let reserve = (limit / 3).min(self.reserve.get().saturating_add(self.message.get()) as u64);
         let first = match reserve {
             0 => i32::MAX,
@@ -436,7 +435,7 @@ fn open_anything() -> io::Result<OwnedFd> {
     File::open("/dev/null").map(OwnedFd::from)
 }
 
-/// How much one transport or listener may do in a turn, before the others have theirs.
+/// How much one transport or listener may do in a turn, before it is the others' turn.
 /// See [`Transports::set_transport_budgets`](crate::Transports::set_transport_budgets).
 ///
 /// The rest is done in the next turn, whose poll then does not wait. A budget of zero

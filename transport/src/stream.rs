@@ -1,7 +1,7 @@
-//! The transport of byte streams: what it has to send, and what moves it.
+//! The transport of byte streams: its buffer, and the layers that move its bytes.
 //!
-//! The template methods stand here, in terms of what a
-//! [`FileDescriptor`] overrides. None of them calls user code.
+//! The template methods are here. They call the methods that a [`FileDescriptor`]
+//! overrides. None of them calls user code.
 
 use std::any::{Any, TypeId};
 use std::io;
@@ -18,9 +18,9 @@ use crate::file_descriptor::FileDescriptor;
 use crate::link::{Broken, Flags, Link};
 use crate::write_buffer::WriteBuffer;
 
-/// From how many bytes on a write on an empty buffer goes straight to the
-/// kernel: there the copy saved is worth more than the system call that a
-/// second write in the same turn would cost.
+/// A write of at least this size on an empty buffer goes straight to the kernel. Above
+/// it, saving the copy is worth more than the system call that a second write in the
+/// same turn would cost.
 const MIN_DIRECT_BYTES: usize = 8_192;
 
 /// A transport of bytes over `L`: a socket, or layers on one.
@@ -91,8 +91,8 @@ impl<L: FileDescriptor> StreamTransport for Stream<L> {
 
 impl_transport!(impl<L: FileDescriptor> for Stream<L>);
 
-/// A type of its own around a [`Stream`], so that signatures and errors name the
-/// kind.
+/// Defines a kind's own type around a [`Stream`], so that signatures and errors name
+/// the kind.
 macro_rules! stream_type {
     ($(#[$doc:meta])* $name:ident over $layer:ty, known by $handle:ty) => {
         $(#[$doc])*
@@ -153,7 +153,8 @@ impl<L: FileDescriptor> Stream<L> {
 
     /// As [`layer`](Self::layer), mutably, together with the link that the layer may need.
     pub fn layer_mut<P: FileDescriptor>(&mut self) -> Option<(&mut P, &mut Link)> {
-        // Looked for by depth first: a borrow that was searched with cannot be kept.
+        // The search returns a depth, since a borrow that was searched with cannot be
+        // kept.
         let depth = self.depth_of::<P>()?;
         let mut place: &mut dyn FileDescriptor = &mut self.layer;
         for _ in 0..depth {
@@ -202,7 +203,7 @@ impl<L: FileDescriptor> Stream<L> {
         self.layer.start(&mut self.link);
     }
 
-    /// Queues what had not left elsewhere.
+    /// Queues bytes and descriptors that were unsent elsewhere.
     pub(crate) fn restore_unsent(&mut self, unsent: Unsent) {
         self.layer
             .restore_unsent_descriptors(&self.link, unsent.descriptors);
@@ -211,7 +212,7 @@ impl<L: FileDescriptor> Stream<L> {
 
     // Writing.
 
-    /// Queues bytes; see [`Transport::write`].
+    /// Queues bytes. See [`Transport::write`].
     #[inline(always)]
     pub(crate) fn write_bytes(&mut self, data: &[u8]) -> WriteStatus {
         if self.append(data) {
@@ -220,8 +221,8 @@ impl<L: FileDescriptor> Stream<L> {
         self.write_with_care(data)
     }
 
-    /// Appends bytes that are few, wanted, and fit into the memory that is
-    /// there; does nothing to others.
+    /// Appends bytes if they are few, wanted, and fit into the memory at hand.
+    /// Otherwise does nothing.
     #[inline(always)]
     fn append(&mut self, data: &[u8]) -> bool {
         if data.is_empty() || data.len() >= MIN_DIRECT_BYTES || self.link.writes_with_care() {
@@ -236,8 +237,7 @@ impl<L: FileDescriptor> Stream<L> {
         self.buffer.append(data)
     }
 
-    /// What [`write_bytes`](Self::write_bytes) does with bytes that do not simply fit
-    /// into the memory at hand.
+    /// Queues bytes that [`append`](Self::append) did not take.
     #[inline(never)]
     fn write_with_care(&mut self, data: &[u8]) -> WriteStatus {
         if !self.takes_bytes(data.len()) {
@@ -249,7 +249,7 @@ impl<L: FileDescriptor> Stream<L> {
         } else {
             let taken = self.write_directly(data);
             if !self.takes_bytes(data.len() - taken) {
-                // That send found out that the connection is broken.
+                // The send found that the connection is broken.
                 return WriteStatus::Refused;
             }
             self.buffer_bytes(&data[taken..]);
@@ -257,7 +257,7 @@ impl<L: FileDescriptor> Stream<L> {
         self.bytes_queued()
     }
 
-    /// Queues the concatenation of `parts`.
+    /// Queues `parts`, one after the other.
     pub(crate) fn write_parts(&mut self, parts: &[&[u8]]) -> WriteStatus {
         let length = parts.iter().map(|part| part.len()).sum();
         if !self.takes_bytes(length) {
@@ -270,7 +270,7 @@ impl<L: FileDescriptor> Stream<L> {
         self.bytes_queued()
     }
 
-    /// Queues bytes that are given away.
+    /// Queues bytes without copying them.
     pub(crate) fn write_vec(&mut self, data: Vec<u8>) -> WriteStatus {
         if !self.takes_bytes(data.len()) {
             return WriteStatus::Refused;
@@ -294,8 +294,8 @@ impl<L: FileDescriptor> Stream<L> {
         self.buffer.push(data);
     }
 
-    /// Sends as much as one system call takes, and takes note of what follows
-    /// when the buffer has drained. (Twisted: `doWrite`.)
+    /// Sends as much as one system call takes, and resumes the producer if the buffer
+    /// has drained. (Twisted: `doWrite`.)
     #[inline(always)]
     pub(crate) fn do_write(&mut self) {
         let (front, is_all) = self.buffer.front();
@@ -326,7 +326,7 @@ impl<L: FileDescriptor> Stream<L> {
             .write_some_pieces(&mut self.link, &slices[..count])
     }
 
-    /// Tries to send a long write from where it is; answers how much went.
+    /// Tries to send a long write without copying it. Returns how many bytes left.
     fn write_directly(&mut self, data: &[u8]) -> usize {
         let is_first = self.buffer.is_empty() && !self.link.has(Flags::UNFLUSHED);
         if !is_first || !self.link.may_write() || self.layer.queued_descriptors() > 0 {
@@ -347,7 +347,7 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// Sends what a layer has of its own.
+    /// Sends the bytes of layers.
     #[cold]
     pub(crate) fn flush(&mut self) {
         if let Err(error) = self.layer.flush(&mut self.link) {
@@ -358,8 +358,8 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// The connection ends, and not by an abort: sends what its layers have still to
-    /// say, as far as the socket takes it now.
+    /// Sends the last bytes of layers, as far as the socket takes them now. Called when
+    /// the connection ends, unless it is aborted.
     #[inline]
     pub(crate) fn say_last_words(&mut self) {
         if self.layer.below().is_some() {
@@ -376,22 +376,23 @@ impl<L: FileDescriptor> Stream<L> {
         if link.is_broken() || !link.has(Flags::WRITABLE) {
             return;
         }
-        // Goodbye is said only where all that was written has left with it.
+        // A layer says goodbye only if all written bytes have left with it.
         if is_orderly && link.is_established() && self.unsent() == 0 {
             self.layer.closing(&mut self.link);
         }
         if self.link.has(Flags::UNFLUSHED) {
-            // Nobody waits for what would not leave now.
+            // Nobody waits for bytes that would not leave now.
             let _ = self.layer.flush(&mut self.link);
         }
     }
 
-    /// Takes note of a send that failed.
+    /// Handles a send that failed.
     #[cold]
     fn write_failed(&mut self, error: io::Error) {
         if let Some(mut error) = self.link.lasting_error(error) {
-            // A UNIX socket whose peer has closed without reading everything tells only
-            // readers so, and writers that the pipe is broken: whoever comes first.
+            // When the peer of a UNIX socket closes without having read everything,
+            // readers get `ECONNRESET` and writers get `EPIPE`. Here both are a reset,
+            // whoever is first.
             if error.kind() == io::ErrorKind::BrokenPipe
                 && let Some(cause) = self.layer.socket().take_error()
             {
@@ -403,8 +404,8 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// Takes note that nothing more can be sent. What the peer sent before it went
-    /// is read first, as slowly as the reader wants to: the kernel has it.
+    /// Records that nothing more can be sent. Bytes that the peer sent before are read
+    /// first, as slowly as the reader wants, since the kernel keeps them.
     #[cold]
     pub(crate) fn break_off(&mut self, reason: CloseReason, remains: Remains) {
         let link = &mut self.link;
@@ -417,7 +418,8 @@ impl<L: FileDescriptor> Stream<L> {
             remains => remains,
         };
         if let Some(broken) = link.broken_mut() {
-            // The first error is the reason. What is unread is owed all the same.
+            // The first error stays the reason. The unread bytes are delivered all the
+            // same.
             broken.remains = remains;
             return;
         }
@@ -429,13 +431,14 @@ impl<L: FileDescriptor> Stream<L> {
             was_told: false,
         });
         if link.has_producer() {
-            // It may be what holds the reader: nothing is unsent any more.
+            // This may be what keeps the reader from reading. Nothing is unsent any
+            // more.
             link.resume_producer_if_drained(0, false);
         }
     }
 
     pub(crate) fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
-        // Where no reset can destroy what was sent there is nothing to wait for.
+        // If no reset can destroy the peer's bytes, there is nothing to wait for.
         if self.layer.socket().can_be_reset()
             && (lingering.is_some() || self.link.cold_ref().is_some())
         {
@@ -448,8 +451,8 @@ impl<L: FileDescriptor> Stream<L> {
         self.link.pushed_back() + self.layer.undelivered() + self.layer.socket().unread()
     }
 
-    /// Has the poller watch a socket that it does not know yet, unless it is about
-    /// to be read: who does not read waits for a reset at least.
+    /// Has the poller watch a socket that is not registered yet, unless it is about to
+    /// be read. Even a connection that does not read waits for a reset.
     pub(crate) fn watch_if_waiting(&mut self, reactor: &mut Reactor) {
         let link = &mut self.link;
         let waits_to_write = !self.buffer.is_empty() && !link.has(Flags::WRITABLE);
@@ -457,13 +460,13 @@ impl<L: FileDescriptor> Stream<L> {
             return;
         }
         match self.layer.socket().watch(reactor, link.token) {
-            // What has come up meanwhile is reported.
+            // The poller reports everything that has happened meanwhile.
             Ok(()) => link.clear(Flags::UNWATCHED),
             Err(error) => link.end(CloseReason::Lost(error)),
         }
     }
 
-    /// Has nothing reported of the socket any more.
+    /// Has the poller report nothing of the socket any more.
     pub(crate) fn unwatch(&self, reactor: &mut Reactor) {
         if !self.link.has(Flags::UNWATCHED) {
             let writing = self.link.has(Flags::WATCHES_WRITING);
@@ -471,8 +474,8 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// What follows after bytes or descriptors were queued: a push producer is
-    /// paused when that made the buffer full.
+    /// Called after bytes or descriptors were queued. Pauses a push producer if that
+    /// made the buffer full.
     #[inline(always)]
     pub(crate) fn bytes_queued(&mut self) -> WriteStatus {
         if !self.is_full() {
@@ -495,7 +498,7 @@ impl<L: FileDescriptor> Stream<L> {
 
     // Producers.
 
-    /// Registers a producer; see [`Transport::register_producer`].
+    /// Registers a producer. See [`Transport::register_producer`].
     pub(crate) fn add_producer(
         &mut self,
         producer: ProducerRef,
@@ -520,7 +523,7 @@ impl<L: FileDescriptor> Stream<L> {
         Ok(())
     }
 
-    /// Registers the producer that was there before, which knows how it stands.
+    /// Registers a producer again after a detach, paused or not as it was.
     pub(crate) fn restore_producer(
         &mut self,
         producer: ProducerRef,
@@ -529,13 +532,13 @@ impl<L: FileDescriptor> Stream<L> {
     ) {
         self.link.put_producer(producer, kind, is_paused);
         if self.buffer.is_empty() && kind == ProducerKind::Pull {
-            // Nothing is going to leave that would have it asked.
+            // No bytes are going to leave that would resume it.
             self.link.set(Flags::RESUME_PRODUCER);
         }
     }
 
-    /// What follows after a limit was changed: a push producer is paused, or
-    /// resumed if nothing else would ever say that it may go on.
+    /// Called after a limit was changed. Pauses a push producer, or resumes it if
+    /// nothing else would.
     pub(crate) fn limits_changed(&mut self) {
         if self.is_full() {
             self.link.pause_push_producer();
@@ -544,7 +547,7 @@ impl<L: FileDescriptor> Stream<L> {
         }
     }
 
-    /// What follows for those who follow it when bytes have left.
+    /// Called when bytes have left. Tells the producer and those who await bytes.
     #[inline(never)]
     fn bytes_left(&mut self) {
         self.link.note_sent();

@@ -1,4 +1,4 @@
-//! What the transports add to the reactor.
+//! The methods that the transports add to the reactor.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -29,10 +29,9 @@ use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
 use crate::stream::StreamTransport;
 
-/// Listening, connecting, adopting and detaching: what the transports add to
-/// [`Reactor`].
+/// Adds listening, connecting, adopting, detaching, and child processes to [`Reactor`].
 ///
-/// None of these calls user code before it returns.
+/// None of these methods calls user code before it returns.
 ///
 /// # Examples
 ///
@@ -58,21 +57,22 @@ use crate::stream::StreamTransport;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transports {
-    /// Listens, and serves each connection with a protocol of a factory; or receives
-    /// datagrams, for one protocol. The endpoint says where and how, and which of both:
-    /// [`Tcp::at`] and [`Unix::at`] take a [`Factory`], [`Udp::at`](crate::Udp::at) and
-    /// [`UnixDatagram::at`](crate::UnixDatagram::at) a
-    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). It may be one of your own.
-    ///
+    /// The endpoint says where and how. [`Tcp::at`] and [`Unix::at`] take a
+    /// [`Factory`]. [`UnixSeqpacket::at`](crate::UnixSeqpacket::at) takes a
+    /// [`PacketFactory`](bowline_protocol::PacketFactory). [`Udp::at`](crate::Udp::at)
+    /// and [`UnixDatagram::at`](crate::UnixDatagram::at) take a
+    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). An endpoint may also
+    /// be one of your own.
     /// # Errors
     ///
-    /// Those of the endpoint: [`ListenError`], with the step that failed, where it
-    /// binds; [`AdoptError`], with the descriptor, where it goes on with a socket that
-    /// [listens already](crate::endpoint::ListenAt::on).
+    /// Those of the endpoint. An endpoint that binds fails with [`ListenError`], which
+    /// names the step that failed. An endpoint that goes on with a socket that [listens
+    /// already](crate::endpoint::ListenAt::on) fails with [`AdoptError`], which gives
+    /// the descriptor back.
     fn listen<E: ListenWith<F>, F>(&mut self, endpoint: E, with: F) -> Result<E::Handle, E::Error>;
 
-    /// Listens, and gives every accepted socket to `acceptor`, without
-    /// putting a transport on it: for programs that pass connections on.
+    /// Listens and gives every accepted socket to `acceptor`, without a transport on
+    /// it. This is for programs that pass connections on.
     ///
     /// # Errors
     ///
@@ -80,10 +80,10 @@ pub trait Transports {
     ///
     /// # Examples
     ///
-    /// Every connection goes to another process, through the UNIX connection
-    /// `worker`; the bytes it came with are the client's and stay in the kernel. Each
-    /// has a message of its own: two that were queued to travel with whatever is
-    /// written could share one.
+    /// Every connection goes to another process, through the UNIX connection `worker`.
+    /// Bytes that the client has sent stay unread in the kernel. Each connection has a
+    /// message of its own, since two that are queued for the next bytes could share one
+    /// message.
     ///
     /// ```
     /// # use std::os::fd::OwnedFd;
@@ -93,7 +93,7 @@ pub trait Transports {
     /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
     ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
     ///         if let Some(worker) = cx.reactor.get(worker) {
-    ///             // What cannot be sent comes back in the error, and is closed.
+    ///             // A socket that cannot be sent comes back in the error, and is closed.
     ///             let _ = worker.write_with_descriptors(b"c", vec![socket.into()]);
     ///         }
     ///     };
@@ -107,33 +107,31 @@ pub trait Transports {
         acceptor: A,
     ) -> Result<ListenerHandle, E::Error>;
 
-    /// Connects, and puts a protocol of a factory on the connection; or makes a datagram
-    /// socket that has one peer, for one protocol. The endpoint says where and how, and
-    /// which of both: [`Tcp::to`], [`Tcp::to_host`] and [`Unix::to`] take a [`Factory`],
-    /// [`Udp::to`](crate::Udp::to) and [`UnixDatagram::to`](crate::UnixDatagram::to) a
-    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol).
-    ///
-    /// A factory is told of success and of failure. A datagram socket is connected at once,
-    /// which says nothing of whether the peer is there.
-    ///
+    /// The endpoint says where and how. [`Tcp::to`], [`Tcp::to_host`] and [`Unix::to`]
+    /// take a [`Factory`], and [`UnixSeqpacket::to`](crate::UnixSeqpacket::to) takes a
+    /// [`PacketFactory`](bowline_protocol::PacketFactory). A factory is told of success
+    /// and of failure. [`Udp::to`](crate::Udp::to) and
+    /// [`UnixDatagram::to`](crate::UnixDatagram::to) take a
+    /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). A datagram socket is
+    /// connected at once, whether or not its peer is there.
     /// # Errors
     ///
-    /// With a factory only when there are 2^24 descriptors. With a protocol
-    /// [`ListenError`], with the step that failed.
+    /// With a factory, an error means that the reactor is full (2^24 descriptors). With
+    /// a datagram protocol it is a [`ListenError`], which names the step that failed.
     fn connect<C: ConnectWith<F>, F>(
         &mut self,
         endpoint: C,
         with: F,
     ) -> Result<C::Handle, C::Error>;
 
-    /// Puts a protocol on a socket that came from somewhere else. `kind` says what it is:
-    /// [`Tcp`] or [`Unix`], which is connected; [`Udp`](crate::Udp) or
-    /// [`UnixDatagram`](crate::UnixDatagram). (Twisted: `adoptStreamConnection`,
-    /// `adoptDatagramPort`.)
-    ///
+    /// Puts a protocol on a socket that came from somewhere else. `kind` says what the
+    /// socket is: a connected one ([`Tcp`], [`Unix`],
+    /// [`UnixSeqpacket`](crate::UnixSeqpacket)), or one for datagrams
+    /// ([`Udp`](crate::Udp), [`UnixDatagram`](crate::UnixDatagram)). (Twisted:
+    /// `adoptStreamConnection`, `adoptDatagramPort`.)
     /// # Errors
     ///
-    /// [`AdoptError`] gives the descriptor back; the protocol is dropped.
+    /// [`AdoptError`] gives the descriptor back. The protocol is dropped.
     fn adopt<K: AdoptWith<S, P>, S, P>(
         &mut self,
         kind: K,
@@ -141,13 +139,12 @@ pub trait Transports {
         protocol: P,
     ) -> Result<K::Handle, AdoptError<S>>;
 
-    /// Listens on TCP, with the defaults of [`Tcp::at`]. Port 0 lets the kernel choose.
-    /// (Twisted:
-    /// `reactor.listenTCP`.)
+    /// Listens on TCP with the defaults of [`Tcp::at`]. With port 0 the kernel chooses
+    /// a port. (Twisted: `reactor.listenTCP`.)
     ///
     /// # Errors
     ///
-    /// [`ListenError`], with the step that failed.
+    /// [`ListenError`], which names the step that failed.
     fn listen_tcp(
         &mut self,
         address: SocketAddr,
@@ -156,13 +153,12 @@ pub trait Transports {
         self.listen(Tcp::at(address), factory)
     }
 
-    /// Listens on a UNIX socket, with the defaults of [`Unix::at`]: at a path, or at a
-    /// name in the abstract namespace.
-    /// (Twisted: `reactor.listenUNIX`.)
+    /// Listens on a UNIX socket with the defaults of [`Unix::at`]. The address is a
+    /// path, or a name in the abstract namespace. (Twisted: `reactor.listenUNIX`.)
     ///
     /// # Errors
     ///
-    /// [`ListenError`], with the step that failed.
+    /// [`ListenError`], which names the step that failed.
     fn listen_unix(
         &mut self,
         address: impl Into<UnixAddress>,
@@ -171,7 +167,7 @@ pub trait Transports {
         self.listen(Unix::at(address), factory)
     }
 
-    /// Connects over TCP, with the defaults of [`Tcp::to`]. (Twisted:
+    /// Connects over TCP with the defaults of [`Tcp::to`]. (Twisted:
     /// `reactor.connectTCP`.)
     ///
     /// # Errors
@@ -185,13 +181,13 @@ pub trait Transports {
         self.connect(Tcp::to(address), factory)
     }
 
-    /// Connects over TCP to a host by its name; see [`Tcp::to_host`]. (Twisted:
+    /// Connects over TCP to a host by its name. See [`Tcp::to_host`]. (Twisted:
     /// `HostnameEndpoint`.)
     ///
     /// # Errors
     ///
-    /// As [`connect`](Self::connect). What is wrong with the name is told to the
-    /// factory.
+    /// As [`connect`](Self::connect). The factory is told if the name is wrong or is
+    /// not found.
     fn connect_host(
         &mut self,
         host: &str,
@@ -201,7 +197,7 @@ pub trait Transports {
         self.connect(Tcp::to_host(host, port), factory)
     }
 
-    /// Connects to a UNIX socket, with the defaults of [`Unix::to`]. (Twisted:
+    /// Connects to a UNIX socket with the defaults of [`Unix::to`]. (Twisted:
     /// `reactor.connectUNIX`.)
     ///
     /// # Errors
@@ -228,8 +224,7 @@ pub trait Transports {
         self.adopt(Tcp, fd, protocol)
     }
 
-    /// Puts a protocol on a connected UNIX socket, one end of a socketpair for
-    /// instance.
+    /// Puts a protocol on a connected UNIX socket, such as one end of a socketpair.
     ///
     /// # Errors
     ///
@@ -242,8 +237,8 @@ pub trait Transports {
         self.adopt(Unix, fd, protocol)
     }
 
-    /// Accepts on a socket that listens already, TCP or UNIX, and gives every
-    /// accepted socket to `acceptor`; see [`accept`](Self::accept).
+    /// Accepts on a TCP or UNIX socket that listens already, and gives every accepted
+    /// socket to `acceptor`. See [`accept`](Self::accept).
     ///
     /// # Errors
     ///
@@ -254,13 +249,13 @@ pub trait Transports {
         acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, AdoptError>;
 
-    /// Finds the addresses of a host and gives them to `done`, from the loop and
+    /// Finds the addresses of a host and gives them to `done`. The loop calls `done`
     /// once, within 60 seconds. (Twisted: `reactor.resolve`,
     /// `nameResolver.resolveHostName`.)
     ///
-    /// They are in the order in which they are best tried, each with `port`. An
-    /// IP address in writing is its own answer, in this turn. The empty name is
-    /// refused, unlike in Twisted, where it is every address of this machine.
+    /// The addresses come in the order in which they are best tried, each with `port`.
+    /// If `host` is an IP address in writing, that address is the answer, in this turn.
+    /// The empty name is refused. In Twisted it means every address of this machine.
     fn resolve(
         &mut self,
         host: &str,
@@ -268,8 +263,7 @@ pub trait Transports {
         done: impl FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>) + 'static,
     ) -> Lookup;
 
-    /// As [`resolve`](Self::resolve), within `timeout`; `None` waits for as long
-    /// as the resolver takes.
+    /// As [`resolve`](Self::resolve), within `timeout`. `None` sets no limit.
     fn resolve_within(
         &mut self,
         timeout: Option<Duration>,
@@ -278,16 +272,16 @@ pub trait Transports {
         done: impl FnOnce(&mut Reactor, Result<Vec<SocketAddr>, LookupError>) + 'static,
     ) -> Lookup;
 
-    /// Has `resolver` find the addresses of host names from now on, instead of
-    /// the [`SystemResolver`](crate::SystemResolver).
+    /// Has `resolver` find the addresses of hosts from now on, instead of the
+    /// [`SystemResolver`](crate::SystemResolver).
     fn set_resolver(&mut self, resolver: impl Resolver);
 
-    /// Puts together again what [`detach`](Self::detach) took apart, as it was:
-    /// with everything unsent, its producer, limits and pauses. `T` is its
-    /// transport.
+    /// Puts a [detached](Self::detach) connection together again, with its unsent bytes
+    /// and descriptors, producer, limits and pauses. `T` is the type of its transport.
     ///
-    /// For the protocol nothing has happened, except that its transport has a new
-    /// handle. It is [told](bowline_protocol::Protocol::connection_reattached) of that.
+    /// The protocol sees the connection go on. Only the handle of its transport is new,
+    /// and the protocol is [told](bowline_protocol::Protocol::connection_reattached) of
+    /// that.
     ///
     /// # Errors
     ///
@@ -297,9 +291,8 @@ pub trait Transports {
         detached: Detached<P>,
     ) -> Result<TransportHandle, ReattachError<P>>;
 
-    /// As [`reattach`](Self::reattach), for a connection of packets over sockets of the type
-    /// `S`, such as [`UnixSeqpacketSocket`](crate::UnixSeqpacketSocket).
-    ///
+    /// As [`reattach`](Self::reattach), for a connection of packets. `S` is the type of
+    /// its socket, such as [`UnixSeqpacketSocket`](crate::UnixSeqpacketSocket).
     /// # Errors
     ///
     /// [`ReattachError`] gives everything back.
@@ -308,46 +301,50 @@ pub trait Transports {
         detached: Detached<P>,
     ) -> Result<PacketHandle, ReattachError<P>>;
 
-    /// Takes a connection apart, and gives `then` its socket with everything that had
-    /// not left. That happens after the running callback, and before anything else
-    /// happens to the connection. Nothing is lost. Neither the protocol nor a producer
-    /// is told of an end. A connector is told that its connection has ended with
+    /// Takes a connection apart, and gives `then` its socket and everything that is
+    /// unsent. Nothing is lost.
+    ///
+    /// This happens after the running callback, in this turn, and before anything else
+    /// happens to the connection. Neither the protocol nor a producer is told of an
+    /// end. A connector is told that its connection has ended with
     /// [`Done`](bowline_protocol::CloseReason::Done), since it may connect again.
     ///
-    /// `P` is the protocol's type, or that of a part of it. Policies around the part are
-    /// dropped, however many there are. `then` runs in this turn.
+    /// `P` is the type of the protocol, or of a part of it. Policies around that part
+    /// are dropped, however many there are.
     fn detach<P: 'static>(
         &mut self,
         handle: impl Into<Token>,
         then: impl FnOnce(&mut Reactor, Result<Detached<P>, DetachError>) + 'static,
     );
 
-    /// [Detaches](Self::detach) several connections, each for the part of its protocol
-    /// that is of a type (`TypeId::of::<P>()`), and gives `then` all of them in one call,
-    /// in this order: each as it was taken apart, or why it was not.
-    /// [`Detached::downcast`] says again what the part is.
+    /// [Detaches](Self::detach) several connections, and gives `then` all of them in
+    /// one call.
+    ///
+    /// Each comes with the type (`TypeId::of::<P>()`) of the part of its protocol that
+    /// is wanted. The results are in the same order: the detached connection, or the
+    /// reason why it was not detached. [`Detached::downcast`] makes the part `P` again.
     fn detach_all(
         &mut self,
         parts: impl IntoIterator<Item = (impl Into<Token>, TypeId)>,
         then: impl FnOnce(&mut Reactor, Vec<Result<Detached<Box<dyn Any>>, DetachError>>) + 'static,
     );
 
-    /// Stops a listener without closing it, and gives `then` its socket;
-    /// connections go on to queue up in it. Its file stays.
+    /// Stops a listener without closing it, and gives `then` its socket. Connections go
+    /// on to queue up in it. Its socket file stays.
     fn detach_listener(
         &mut self,
         handle: ListenerHandle,
         then: impl FnOnce(&mut Reactor, Result<OwnedFd, DetachError>) + 'static,
     );
 
-    /// Calls `call` with the protocol of a connection, or of a datagram socket, and its
-    /// context. A timer or another connection reaches a protocol in this way, and not only
-    /// its transport. The call is made after the running callback, in this turn.
+    /// Calls `call` with the protocol of a connection or of a datagram socket, and its
+    /// context. With this, a timer or another connection reaches the protocol, and not
+    /// only its transport. The call is made after the running callback, in this turn.
     ///
-    /// `T` is the type of its transport.
-    /// `P` is the protocol's type, or that of a part of it: a protocol inside a policy or
-    /// a framing is reached too. If the connection is lost by then, or is not of these
-    /// types, `call` is dropped, with a line in the log at `warn`.
+    /// `T` is the type of the transport. `P` is the type of the protocol, or of a part
+    /// of it, such as a protocol inside a policy or a framing. If the connection is
+    /// lost by then, or is not of these types, `call` is dropped, and a line is logged
+    /// at `warn`.
     fn call_protocol<T: 'static, P: 'static>(
         &mut self,
         handle: impl Into<Token>,
@@ -359,8 +356,8 @@ pub trait Transports {
         });
     }
 
-    /// As [`call_protocol`](Self::call_protocol), and `otherwise` is called, in this
-    /// turn too, where there is nothing to be called.
+    /// As [`call_protocol`](Self::call_protocol). If `call` cannot be made, `otherwise`
+    /// is called instead, in this turn too.
     fn call_protocol_or<T: 'static, P: 'static>(
         &mut self,
         handle: impl Into<Token>,
@@ -368,24 +365,24 @@ pub trait Transports {
         otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
 
-    /// Starts a child process. `protocol` receives what the child writes, and is told of
-    /// its exit and its end. [`ChildCommand`] says what the child runs, and what it has
-    /// under each descriptor number. (Twisted: `reactor.spawnProcess`.)
+    /// Starts a child process. `protocol` receives the output of the child, and is told
+    /// of its exit and its end. [`ChildCommand`] says which program the child runs, and
+    /// what each of its descriptor numbers is. (Twisted: `reactor.spawnProcess`.)
     ///
     /// The child runs its program when this returns.
     ///
     /// # Errors
     ///
-    /// [`SpawnError`] names the step that failed, in the child too, up to execve(2). The
-    /// protocols are dropped. No callback was called, except that a failure at
-    /// [`Watch`](crate::SpawnStep::Watch) may end streams that had begun.
+    /// [`SpawnError`] names the step that failed, including steps in the child up to
+    /// execve(2). The protocols are dropped. No callback is called, with one exception:
+    /// a failure at [`Watch`](crate::SpawnStep::Watch) may end streams that had begun.
     fn spawn_process(
         &mut self,
         command: ChildCommand<'_>,
         protocol: impl ProcessProtocol,
     ) -> Result<ProcessHandle, SpawnError>;
 
-    /// Puts a protocol on a process that runs already; see [`RunningChild`].
+    /// Puts a protocol on a process that runs already. See [`RunningChild`].
     ///
     /// # Errors
     ///
@@ -397,12 +394,12 @@ pub trait Transports {
         protocol: impl ProcessProtocol,
     ) -> Result<ProcessHandle, SpawnError>;
 
-    /// Calls `call` with the protocol of a process and its context. A timer or a
-    /// connection reaches the protocol in this way, and not only its process. `P` is the
-    /// protocol's type.
+    /// Calls `call` with the protocol of a process and its context. With this, a timer
+    /// or a connection reaches the protocol, and not only its process. `P` is the type
+    /// of the protocol.
     ///
-    /// The call is made after the running callback, in this turn. If the process has ended
-    /// by then, or has a protocol of another type, `otherwise` is called instead.
+    /// The call is made after the running callback, in this turn. If the process has
+    /// ended by then, or has a protocol of another type, `otherwise` is called instead.
     fn call_process_protocol<P: 'static>(
         &mut self,
         process: ProcessHandle,
@@ -410,31 +407,33 @@ pub trait Transports {
         otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
 
-    /// What became of descriptors so far.
+    /// Counts what happened to descriptors in this reactor so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
 
-    /// How many descriptor numbers are left to the program itself.
+    /// How many descriptor numbers are kept free for the program itself.
     fn descriptor_reserve(&mut self) -> usize;
 
-    /// Sets how many of the descriptor numbers that this process may use
-    /// (`RLIMIT_NOFILE`) peers leave to the program itself; default 16, and 0
-    /// for none. Where peers send descriptors, another 253 stay free for what
-    /// one read brings. Together they are at most a third of all. Listeners then
-    /// leave 64 more to what those send that are connected, so that no crowd of
-    /// clients costs them their descriptors.
+    /// Sets how many descriptor numbers peers leave free for the program itself, of
+    /// those that this process may use (`RLIMIT_NOFILE`). The default is 16; 0 keeps
+    /// none free.
     ///
-    /// When only these are free, listeners leave clients waiting and look ten
-    /// times a second whether that has changed; and descriptors that a peer
-    /// sends are closed and [lost](bowline_protocol::CloseReason::DescriptorsTruncated),
-    /// as they would be without any number left. Whatever peers do, the program
-    /// can then open a file, start a child, say in its log what is going on.
+    /// Where peers send descriptors, another 253 stay free for those that one read may
+    /// bring. Together these are at most a third of all numbers. Listeners leave 64
+    /// more free for descriptors that connected peers send. So a crowd of clients does
+    /// not cost these peers their descriptors.
+    ///
+    /// Once only these numbers are free, listeners leave clients waiting, and look ten
+    /// times a second whether there are more. Descriptors that a peer sends are then
+    /// closed and [lost](bowline_protocol::CloseReason::DescriptorsTruncated), as if no
+    /// number were left. So the program can always open a file, start a child, or write
+    /// to its log.
     fn set_descriptor_reserve(&mut self, count: usize);
 
-    /// What one transport or listener may do per turn.
+    /// How much one transport or listener may do in a turn.
     fn transport_budgets(&mut self) -> TransportBudgets;
 
-    /// Sets what one transport or listener may do per turn, for all of this
-    /// reactor's.
+    /// Sets how much one transport or listener may do in a turn, for all of this
+    /// reactor.
     fn set_transport_budgets(&mut self, budgets: TransportBudgets);
 }
 
@@ -543,7 +542,7 @@ impl Transports for Reactor {
     ) {
         let all: Rc<RefCell<Vec<_>>> = Rc::default();
         for (place, (handle, part)) in parts.into_iter().enumerate() {
-            // What is no connection does not answer.
+            // A token that belongs to no connection does not answer.
             all.borrow_mut().push(Err(DetachError::Lost));
             let (token, all) = (handle.into(), Rc::clone(&all));
             let shared = Shared::of(self);
@@ -561,8 +560,8 @@ impl Transports for Reactor {
                 next
             });
         }
-        // Behind all of them, since what is deferred keeps its order. A call of its own:
-        // its panic is no connection's.
+        // This comes after all of them, since deferred calls keep their order. It is a
+        // call of its own, so that its panic does not end a connection.
         self.defer(move |reactor| {
             let all = std::mem::take(&mut *all.borrow_mut());
             then(reactor, all);
@@ -612,7 +611,7 @@ impl Transports for Reactor {
                 }
             };
             if request.call.is_some() {
-                // A turn of its own: its panic is not the connection's.
+                // A call of its own, so that its panic does not end the connection.
                 reactor.defer(move |reactor| otherwise(reactor, request.error));
             }
             next

@@ -1,5 +1,5 @@
-//! Streams of bytes on what need not be a socket: pipes, FIFOs, terminals, standard
-//! input and output, files.
+//! Byte streams on descriptors that need not be sockets: pipes, FIFOs, terminals,
+//! standard input and output, files.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -20,33 +20,33 @@ use crate::sys::file::FileKind;
 use crate::sys::{self, file};
 
 stream_type! {
-    /// A stream on one or two descriptors that need not be sockets; see [`Pipe`].
+    /// A stream on one or two descriptors that need not be sockets. See [`Pipe`].
     PipeStream over PipeEnds, known by bowline_protocol::TransportHandle
 }
 
-/// The most that is written in one call to what blocks, or would not say how much it
-/// takes (a file): a call must not take the turn from others.
+/// The most that one call writes to a file, or to another descriptor whose write may
+/// take long. A call must not take the turn from others.
 const MOST_AT_ONCE: usize = 65_536;
 
-/// How much a pipe takes once it says that it takes anything (pipe(7), `PIPE_BUF`); and
-/// how long a packet of a pipe in packet mode is at most.
+/// How much a pipe takes at the least once poll(2) says that it is writable (pipe(7),
+/// `PIPE_BUF`). A packet of a pipe in packet mode is at most as long.
 const PIPE_BYTES: usize = 4_096;
 
-/// How much a pseudo-terminal takes then, from the side that holds it: less than the
-/// piece (about 1,790 bytes) in which the kernel keeps it, which it makes whole.
+/// How much the master of a pseudo-terminal takes at the least once it is writable. It
+/// is less than the buffer of about 1,790 bytes that the kernel fills each time.
 const MASTER_BYTES: usize = 1_024;
 
-/// How much a terminal takes then: its pieces are of 256 bytes, and it may make two of
-/// one.
+/// How much a terminal takes at the least once it is writable. Its buffers have 256
+/// bytes, and one byte may become two.
 const TERMINAL_BYTES: usize = 128;
 
-/// Pipes, FIFOs, terminals, and whatever else can be read or written as a stream of
-/// bytes: a kind of connection that is [adopted](crate::Transports::adopt).
+/// Pipes, FIFOs, terminals, and whatever else can be read or written as a byte stream.
+/// This kind of connection is [adopted](crate::Transports::adopt).
 ///
-/// `Pipe` takes one descriptor, in the ways in which it is open: both, for a
-/// pseudo-terminal or a socket; [`Pipe::reading`] and [`Pipe::writing`] take it in one
-/// way only. [`Pipe::pair`] takes two as one connection, and [`Stdio`] standard input
-/// and output.
+/// `Pipe` takes one descriptor, and both reads and writes it if it is open for both, as
+/// a pseudo-terminal or a socket is. [`Pipe::reading`] and [`Pipe::writing`] use it in
+/// one direction only. [`Pipe::pair`] takes two descriptors as one connection.
+/// [`Stdio`] is standard input and output.
 ///
 /// ```
 /// use std::io;
@@ -69,7 +69,7 @@ const TERMINAL_BYTES: usize = 128;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// # What each can do
+/// # What each of them can do
 ///
 /// | | pipe, FIFO, one end | two descriptors, [`Stdio`] | terminal | socket | file, `/dev/null` |
 /// |---|---|---|---|---|---|
@@ -84,15 +84,16 @@ const TERMINAL_BYTES: usize = 128;
 /// | descriptors beside bytes | no | no | no | no: use [`Unix`](super::Unix) | no |
 /// | addresses | [`Address::File`] | [`Address::File`] | [`Address::File`] | [`Address::File`] | [`Address::File`] |
 ///
-/// Writing where nothing can be written is
-/// [`Refused`](bowline_protocol::WriteStatus::Refused); an end that is only written to
-/// never calls `data_received` or `read_connection_lost`.
+/// A write is [`Refused`](bowline_protocol::WriteStatus::Refused) if the connection
+/// cannot write. If it can only write, it never calls `data_received` or
+/// `read_connection_lost`.
 ///
 /// # `O_NONBLOCK` is left as it is
 ///
-/// That flag belongs to the open file, and so to everyone who has it: a shell whose
-/// terminal does not block any more fails at its next prompt. It is neither set nor
-/// relied upon, be the file one that blocks or not. What is done instead:
+/// This flag belongs to the open file, and so to everyone who has it. For example, a
+/// shell fails at its next prompt if its terminal does not block any more. So the flag
+/// is neither set nor relied upon, whether the file blocks or not. Calls avoid blocking
+/// in other ways:
 ///
 /// | | how | costs |
 /// |---|---|---|
@@ -102,33 +103,35 @@ const TERMINAL_BYTES: usize = 128;
 /// | FIFO; the side that holds a pseudo-terminal; a terminal that cannot be opened | poll(2) before each call; writes of no more than is taken then without waiting: 4,096, 1,024 and 128 bytes | a system call for each |
 /// | file, `/dev/null` | as it is: it does not wait for anyone else | nothing; the disk is waited for |
 ///
-/// With poll(2), a call waits if somebody else reads or fills the same FIFO or terminal
-/// between the two calls. Of the others no call waits.
+/// With poll(2), a call blocks if somebody else reads or fills the same FIFO or
+/// terminal between the two calls. No other call blocks.
 ///
 /// # Ends
 ///
-/// A FIFO is at its end when it was read empty while nobody has it open for writing. If
-/// it is opened again before that was noticed, it goes on; and before anybody has
-/// opened it, it is not at its end either. To serve one writer after the other, open it
+/// A FIFO is at its end when it is empty and nobody has it open for writing. It goes on
+/// if somebody opens it again before that is noticed. It has no end either before the
+/// first writer has opened it. To serve one writer after the other, open it for reading
+/// and writing, and take it by [`Pipe::reading`]. Then it never ends.
 /// for reading and writing and take it by [`Pipe::reading`]: then it has no end.
 ///
-/// A pseudo-terminal says `EIO` when its other side has gone: that is a clean end, once
-/// all that was written there is read. If it is opened again before that was noticed, it
-/// goes on. What is written meanwhile the kernel keeps for whoever opens it.
+/// A pseudo-terminal reports `EIO` when its other side has gone. That is a clean end,
+/// once everything that was written there is read. It goes on if somebody opens the
+/// other side again before that is noticed. The kernel keeps bytes written meanwhile
+/// for whoever opens it.
 ///
-/// Nobody reads a pipe any more: that is
-/// [`Lost`](bowline_protocol::CloseReason::Lost) with `BrokenPipe`, at once and not
-/// only when something is written. What waits in the other direction is delivered
-/// first. Where both directions of a pair end at once, that is the peer's end, and no
-/// error. SIGPIPE is not raised, whatever the program has made of it.
+/// When nobody reads a pipe any more, the connection is
+/// [`Lost`](bowline_protocol::CloseReason::Lost) with `BrokenPipe`. That happens at
+/// once, even if nothing is written. Bytes that wait in the other direction are
+/// delivered first. If both directions of a pair end at once, that is the peer's end
+/// and no error. SIGPIPE is not raised, even if the program has set it to its default.
 ///
-/// A read of up to 4,096 bytes from a pipe is followed by another, which finds nothing
-/// most often: the pipe may hold packets (`O_DIRECT`), which are read one by one.
+/// A read of up to 4,096 bytes from a pipe is followed by another, which mostly finds
+/// nothing. The pipe may hold packets (`O_DIRECT`), which are read one by one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pipe;
 
 impl Pipe {
-    /// One descriptor, to be read only, however it is open.
+    /// Uses one descriptor for reading only, even if it is open for both.
     pub fn reading() -> PipeWay {
         PipeWay {
             reads: true,
@@ -136,7 +139,7 @@ impl Pipe {
         }
     }
 
-    /// One descriptor, to be written to only, however it is open.
+    /// Uses one descriptor for writing only, even if it is open for both.
     pub fn writing() -> PipeWay {
         PipeWay {
             reads: false,
@@ -144,24 +147,26 @@ impl Pipe {
         }
     }
 
-    /// Two descriptors as one connection: the first is read, the second written to.
+    /// Uses two descriptors as one connection. The first is read, the second written
+    /// to.
     pub fn pair() -> PipePair {
         PipePair
     }
 }
 
-/// One descriptor in one way; made by [`Pipe::reading`] and [`Pipe::writing`].
+/// One descriptor, used in one direction. [`Pipe::reading`] and [`Pipe::writing`] make
+/// it.
 #[derive(Clone, Copy, Debug)]
 pub struct PipeWay {
     reads: bool,
     writes: bool,
 }
 
-/// Two descriptors as one connection; made by [`Pipe::pair`].
+/// Two descriptors as one connection. [`Pipe::pair`] makes it.
 #[derive(Clone, Copy, Debug)]
 pub struct PipePair;
 
-/// One descriptor that was made here, so that there is nothing to be found out.
+/// One descriptor that was made here, so that its kind is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnEnd {
     way: PipeWay,
@@ -169,7 +174,7 @@ pub(crate) struct OwnEnd {
 }
 
 impl OwnEnd {
-    /// The end of a pipe that is read.
+    /// The reading end of a pipe.
     pub(crate) const READING: Self = Self {
         way: PipeWay {
             reads: true,
@@ -178,7 +183,7 @@ impl OwnEnd {
         kind: FileKind::Pipe,
     };
 
-    /// The end of a pipe that is written to.
+    /// The writing end of a pipe.
     pub(crate) const WRITING: Self = Self {
         way: PipeWay {
             reads: false,
@@ -187,7 +192,7 @@ impl OwnEnd {
         kind: FileKind::Pipe,
     };
 
-    /// The side of a pseudo-terminal that holds it, and does not block.
+    /// The master of a pseudo-terminal, which does not block.
     pub(crate) const TERMINAL: Self = Self {
         way: PipeWay {
             reads: true,
@@ -215,13 +220,13 @@ impl OwnEnd {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Each may be of any sort: a terminal, a pipe, a socket, a file. What is said of
-/// [`Pipe`] holds, above all that a terminal is left as it was found.
+/// Each of the two may be a terminal, a pipe, a socket or a file. Everything said of
+/// [`Pipe`] holds here too. Above all, a terminal is left as it was found.
 ///
-/// The connection has copies of the two. Once it has ended, `println!` writes to standard
-/// output as before. While it goes on, what std has buffered on either side is not in
-/// order with it: do not use both. A half-close has standard output lead to `/dev/null`,
-/// so that who reads it sees the end.
+/// The connection has copies of the two descriptors. Once it has ended, `println!`
+/// writes to standard output as before. While it goes on, do not use the buffers of std
+/// as well, since bytes in them are out of order with the connection. A half-close
+/// redirects standard output to `/dev/null`, so that its reader sees the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stdio;
 
@@ -361,27 +366,28 @@ impl Wrap<PipeEnds> for Plain {
     }
 }
 
-/// How calls are made that do not wait.
+/// How a descriptor is read and written without blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Means {
-    /// Each says so for itself.
+    /// Each call has a flag for it (`RWF_NOWAIT`).
     AtOnce,
-    /// The same, as sockets have it.
+    /// Each call has a flag for it (`MSG_DONTWAIT`).
     Socket,
     /// The open file is our own, and does not block.
     Own,
-    /// It is asked for before each; so many bytes are taken then without waiting.
+    /// poll(2) is asked before each call. Then this many bytes are taken without
+    /// blocking.
     Asking(usize),
-    /// There is nobody to wait for.
+    /// It never waits for anyone else.
     Always,
 }
 
-/// How an end stands with the poller.
+/// Whether the poller watches an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watched {
     No,
     Yes,
-    /// The poller does not take it: it is always ready.
+    /// The poller does not take it, since it is always ready.
     Refused,
 }
 
@@ -396,8 +402,8 @@ struct End {
 }
 
 impl End {
-    /// Says what a descriptor is, or what is wrong with it. Nothing is done to it that
-    /// its other holders could notice.
+    /// Returns the kind of a descriptor, or the reason why it cannot be adopted. Does
+    /// nothing to it that its other holders could notice.
     fn check(fd: BorrowedFd<'_>, reads: bool, writes: bool) -> Result<FileKind, AdoptErrorKind> {
         let (can_read, can_write) = file::access(fd).map_err(AdoptErrorKind::Os)?;
         if reads && !can_read || !reads && !writes {
@@ -462,7 +468,7 @@ impl End {
 
     fn means(&self) -> Means {
         match self.watched.get() {
-            // What says that it is always ready would only be asked in vain.
+            // poll(2) would always say that it is ready.
             Watched::Refused => Means::Always,
             _ => self.means,
         }
@@ -473,7 +479,7 @@ impl End {
         match self.means() {
             Means::AtOnce => match file::read_at_once(fd, data) {
                 Err(error) if file::is_unsupported(&error) => {
-                    // A FIFO, which was opened by its path.
+                    // This is a FIFO, which was opened by its path.
                     self.means = Means::Asking(PIPE_BYTES);
                     self.read(data)
                 }
@@ -485,14 +491,14 @@ impl End {
         }
     }
 
-    /// What a read of so many bytes says of those that follow.
+    /// Tells what a read of `bytes` bytes means for the reads that follow.
     fn received(&self, bytes: usize, limit: usize) -> Received {
         let received = Received::new(bytes, limit);
         let is_exact = match self.means() {
             Means::Socket => true,
-            // Else it may be one packet of several.
+            // A shorter read may be one packet of several.
             Means::AtOnce => bytes > PIPE_BYTES,
-            // One line or piece of several; or it is always ready.
+            // It may be one line or buffer of several, or it is always ready.
             Means::Own | Means::Asking(_) | Means::Always => false,
         };
         match is_exact || received.is_end() {
@@ -533,7 +539,7 @@ impl End {
         };
         self.watched.set(match result {
             Ok(()) => Watched::Yes,
-            // EPERM: a regular file, or a device that is never waited for.
+            // EPERM is for a regular file, or for a device that has no poll.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Watched::Refused,
             Err(error) => return Err(error),
         });
@@ -548,12 +554,12 @@ impl End {
         }
     }
 
-    /// Takes the descriptor out. One that we opened ourselves blocks again, as others
-    /// expect of what they are given.
+    /// Takes the descriptor out. An open file of our own is made to block again, as its
+    /// next user expects.
     fn detach(&mut self) -> Option<OwnedFd> {
         let fd = self.fd.take()?;
         if self.means == Means::Own {
-            // What cannot be done to an open file of our own is not worth a failure.
+            // If this fails for an open file of our own, the detach still goes on.
             let _ = file::set_blocking(fd.as_fd(), true);
         }
         Some(fd)
@@ -571,15 +577,15 @@ impl End {
 /// One or two descriptors, read and written.
 #[derive(Debug)]
 pub struct PipeEnds {
-    /// What is read; without that, what is written to.
+    /// The end for reading, or for writing if there is none.
     first: End,
-    /// What is written to, if that is another one.
+    /// The end for writing, if that is another descriptor.
     second: Option<End>,
     reads: bool,
     writes: bool,
     /// Whether it is standard input and output.
     is_standard: bool,
-    /// Whether it was told that nobody reads: a pipe says so for ever.
+    /// Whether the loss of the reader was reported. A pipe reports it for ever.
     told_of_reader: Cell<bool>,
     /// Whether the end was read.
     is_read_out: bool,
@@ -667,7 +673,7 @@ impl FileDescriptor for PipeEnds {
                 self.is_read_out |= bytes == 0;
                 Ok(self.first.received(bytes, limit))
             }
-            // It says the same where a program in the background may not read.
+            // A program in the background gets this error too, when it may not read.
             Err(error)
                 if file::is_of_terminal(&error)
                     && self.first.is_terminal()
@@ -745,8 +751,8 @@ impl Socket for PipeEnds {
         }
     }
 
-    /// What is written to is watched from the beginning too: that its reader has gone
-    /// is told without anything being written.
+    /// A writing end is watched from the beginning too. So the loss of its reader is
+    /// reported before anything is written.
     fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
         let interest = match self.reads {
             true => Interest::Readable,
@@ -789,7 +795,8 @@ impl Socket for PipeEnds {
         let fd = end.borrowed()?;
         match end.kind {
             FileKind::Socket => sys::take_error(fd).unwrap_or_else(Some),
-            // Who closes both at once has just ended: that is told by the end.
+            // A peer that closes both directions has just ended, which the read
+            // reports.
             FileKind::Pipe if self.reads && !self.is_read_out && self.is_hung_up() => None,
             FileKind::Pipe if self.writes && file::has_no_reader(fd) => {
                 let is_known = self.told_of_reader.replace(true);
@@ -801,7 +808,7 @@ impl Socket for PipeEnds {
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         match (&self.second, self.first.kind) {
-            // A file of its own, or the only way: it is closed.
+            // A descriptor of its own, or the only direction, is closed instead.
             (Some(_), _) => Ok(()),
             (None, _) if !self.reads => Ok(()),
             (None, FileKind::Socket) => sys::shutdown(self.first.fd()?, Shutdown::Write),
@@ -816,13 +823,13 @@ impl Socket for PipeEnds {
             if second.kind == FileKind::Socket
                 && let Some(fd) = second.borrowed()
             {
-                // It may be what is read, too: of inetd(8), say.
+                // It may be the reading end too, as under inetd(8).
                 let _ = sys::shutdown(fd, Shutdown::Write);
             }
             second.fd = None;
             self.writes = false;
             if self.is_standard {
-                // Else it would be open for as long as the process is there.
+                // Otherwise it would stay open as long as the process.
                 let _ = file::close_standard_output();
             }
         }

@@ -1,5 +1,5 @@
-//! The bits that say how a connection stands, in one word, so that most questions
-//! about it are one comparison.
+//! The state of a connection as bits in one word, so that most questions about it are
+//! one comparison.
 
 use std::ops::BitOr;
 
@@ -8,77 +8,74 @@ use std::ops::BitOr;
 pub(crate) struct Flags(u32);
 
 impl Flags {
-    /// Latched readiness. Set by events, cleared by `WouldBlock` and by short
-    /// reads; interest does not touch it.
+    /// Latched readiness. Set by events, cleared by `WouldBlock` and by short reads.
+    /// Interest does not change it.
     pub(crate) const READABLE: Self = Self(1);
-    /// Latched, as above; a new socket counts as writable.
+    /// Latched like `READABLE`. A new socket counts as writable.
     pub(crate) const WRITABLE: Self = Self(1 << 1);
-    /// Short reads do not mean drained any more: the peer has said that nothing
-    /// more comes, or has sent urgent data once.
+    /// A short read no longer means that the socket is drained. The peer has said that
+    /// nothing more comes, or has sent urgent data once.
     pub(crate) const READ_ON: Self = Self(1 << 2);
     /// Interest: reading is paused.
     pub(crate) const PAUSED: Self = Self(1 << 3);
     /// The peer's end was read.
     pub(crate) const READ_ENDED: Self = Self(1 << 4);
-    /// Somebody follows what leaves: a producer, or `Cold::awaited`.
+    /// Somebody waits for bytes to leave: a producer, or `Cold::awaited`.
     pub(crate) const FOLLOWED: Self = Self(1 << 5);
     /// The poller reports writability too.
     pub(crate) const WATCHES_WRITING: Self = Self(1 << 6);
-    /// The kernel said later without saying when; a timer decides.
+    /// The kernel refused to send for now, and no event will come. A timer tries again.
     pub(crate) const WAITS_FOR_TIMER: Self = Self(1 << 7);
-    /// The socket is shared with others, so that no option that would hurt
-    /// them may be set on the way out.
+    /// Others hold the socket too. No option that would hurt them may be set on the way
+    /// out.
     pub(crate) const SHARED: Self = Self(1 << 8);
-    /// There may be a step to take, or a timer to set, when nothing else is to
-    /// be done.
+    /// There may be a step to take, or a timer to set, once nothing else is to be done.
     pub(crate) const UNSETTLED: Self = Self(1 << 9);
-    /// Interest: reading is held, as `Cold::holds` says.
+    /// Interest: reading is held as often as `Cold::holds` says.
     pub(crate) const HELD: Self = Self(1 << 10);
-    /// There are bytes to be delivered before anything is read:
-    /// `Cold::pushed_back`.
+    /// `Cold::pushed_back` has bytes that are delivered before anything is read.
     pub(crate) const PUSHED_BACK: Self = Self(1 << 11);
-    /// The kernel refuses descriptors from the peer; some that it took before
-    /// may wait to be read.
+    /// The kernel refuses descriptors from the peer. Some that it took before may still
+    /// wait to be read.
     pub(crate) const REFUSES_DESCRIPTORS: Self = Self(1 << 12);
-    /// Nothing but bytes can come: none wait either. Never without
+    /// Nothing but bytes can come, and nothing else waits to be read. Never without
     /// `REFUSES_DESCRIPTORS`.
     pub(crate) const PLAIN_READS: Self = Self(1 << 13);
-    /// The poller does not know the socket yet. It counts as readable, and is
-    /// registered when a read says that it would block, or before a wait for
-    /// anything else: a peer that sends and closes at once is then served without.
+    /// The socket is not registered with the poller yet, and counts as readable. It is
+    /// registered once a read would block, or before a wait for anything else. So a
+    /// peer that sends and closes at once is served without being registered.
     pub(crate) const UNWATCHED: Self = Self(1 << 14);
     /// A layer has bytes of its own to send.
     pub(crate) const UNFLUSHED: Self = Self(1 << 15);
-    /// The poller reported an error, which reading may tell of, or nothing.
+    /// The poller reported an error. A read may return it, or may return nothing.
     pub(crate) const FAILED: Self = Self(1 << 29);
-    /// The poller reported the peer's end, at a time when it reported no error.
+    /// The poller reported the peer's end, and no error with it.
     pub(crate) const END_ARRIVED: Self = Self(1 << 30);
 
-    // What user code has to be told, in the order in which it is.
+    // Notices for user code, in the order of delivery.
 
     pub(crate) const CONNECTION_MADE: Self = Self(1 << 16);
     pub(crate) const STOP_REJECTED: Self = Self(1 << 17);
     pub(crate) const PAUSE_PRODUCER: Self = Self(1 << 18);
     pub(crate) const RESUME_PRODUCER: Self = Self(1 << 19);
-    /// Descriptors have left, or bytes that were awaited.
+    /// Descriptors have left, or awaited bytes.
     pub(crate) const LEFT: Self = Self(1 << 20);
     pub(crate) const WRITE_CLOSED: Self = Self(1 << 21);
     pub(crate) const READING_RESUMED: Self = Self(1 << 22);
     pub(crate) const REATTACHED: Self = Self(1 << 23);
     pub(crate) const END: Self = Self(1 << 24);
     pub(crate) const DRAINING: Self = Self(1 << 31);
-    /// Anything that has to be told.
+    /// All notices.
     pub(crate) const PENDING: Self = Self(0x1ff << 16 | 1 << 31);
 
-    // What follows from the state, set beside it by the link alone, so that each
-    // question on the way of every message is one comparison.
+    // Bits that follow from the state. Only the link sets them, together with the
+    // state, so that each question on the way of every message is one comparison.
 
     /// Nothing more may be delivered.
     pub(super) const NOT_READING: Self = Self(1 << 25);
     /// Nothing more may be sent: the connection is over.
     pub(super) const NOT_WRITING: Self = Self(1 << 26);
-    /// Whether bytes are taken depends on more than that the connection is
-    /// open.
+    /// A write has to check more than whether the connection is open.
     pub(super) const WRITES_WITH_CARE: Self = Self(1 << 27);
     /// A layer has yet to say that the connection is made.
     pub(super) const UNESTABLISHED: Self = Self(1 << 28);
@@ -91,7 +88,7 @@ impl Flags {
         self.0 & other.0 != 0
     }
 
-    /// Those that are in `mask` too.
+    /// The bits that are in `mask` too.
     #[inline(always)]
     pub(crate) const fn of(self, mask: Self) -> Self {
         Self(self.0 & mask.0)
@@ -107,7 +104,7 @@ impl Flags {
         Self(self.0 & !other.0)
     }
 
-    /// The lowest of them: what has to be told first.
+    /// The lowest bit, which is the first notice.
     #[inline]
     pub(crate) const fn first(self) -> Self {
         Self(self.0 & self.0.wrapping_neg())
