@@ -6,7 +6,7 @@
 //! does not read what the others say is cut off before it costs memory.
 //!
 //! ```text
-//! cargo run --example chat -- --tcp 127.0.0.1:7002
+//! cargo run --example chat -- --listen tcp:127.0.0.1:7002
 //! ```
 //!
 //! In two other terminals, say a name first, then what you like:
@@ -24,16 +24,17 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::endpoint::ServerEndpoint;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::{Address, AtDrain, CloseReason, DelayedCall, Reactor, Transport};
-use bowline::{TransportHandle, TransportState, Watermarks, WriteStatus};
+use bowline::{TransportHandle, TransportState, Transports, Watermarks, WriteStatus};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::Arguments;
 
 const HELP: &str = "
 A chat room for line-based clients such as nc.
 
-Usage: chat --tcp HOST:PORT [--idle SECONDS]
+Usage: chat --listen ENDPOINT [--idle SECONDS]
 
   --idle SECONDS  show out who says nothing for so long [default: 300]
 ";
@@ -137,15 +138,15 @@ impl Member {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let endpoint = arguments.option::<Endpoint>("--tcp")?;
+    let endpoint = arguments.option::<ServerEndpoint>("--listen")?;
     let idle = arguments.option("--idle")?.unwrap_or(300.0);
     arguments.finish()?;
-    let endpoint = endpoint.ok_or("--tcp HOST:PORT, please; try --help")?;
+    let endpoint = endpoint.ok_or("--listen ENDPOINT, please; try --help")?;
     let idle = Duration::try_from_secs_f64(idle)?;
 
     let mut reactor = Reactor::new()?;
     let room = Room::default();
-    let listener = endpoint.listen(&mut reactor, move |_: &Address| {
+    let listener = reactor.listen(endpoint, move |_: &Address| {
         let member = Member {
             room: Rc::clone(&room),
             name: None,

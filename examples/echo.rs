@@ -2,8 +2,8 @@
 //! TCP and UNIX sockets.
 //!
 //! ```text
-//! cargo run --example echo -- --tcp 127.0.0.1:7000
-//! cargo run --example echo -- --unix /tmp/echo.sock
+//! cargo run --example echo -- --listen tcp:127.0.0.1:7000
+//! cargo run --example echo -- --listen unix:/tmp/echo.sock
 //! ```
 //!
 //! In another terminal, type something into
@@ -21,16 +21,18 @@
 
 mod common;
 
+use bowline::endpoint::ServerEndpoint;
 use bowline::{Address, AfterReadClosed, Context, ProducerKind, Protocol, Reactor};
-use bowline::{Transport, UnixAddress};
+use bowline::{Transport, Transports};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::Arguments;
 
 const HELP: &str = "
 Sends back what it receives, over TCP or a UNIX socket.
 
-Usage: echo --tcp HOST:PORT
-       echo --unix PATH
+Usage: echo --listen ENDPOINT
+
+  --listen ENDPOINT   where: tcp:127.0.0.1:7000, unix:/run/echo.sock, systemd:name=echo
 ";
 
 /// One connection.
@@ -58,17 +60,12 @@ impl<T: Transport> Protocol<T> for Echo {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let tcp = arguments.option::<Endpoint>("--tcp")?;
-    let unix = arguments.option::<String>("--unix")?;
+    let endpoint = arguments.option::<ServerEndpoint>("--listen")?;
     arguments.finish()?;
-    let endpoint = match (tcp, unix) {
-        (Some(address), None) => address,
-        (None, Some(path)) => Endpoint::Unix(UnixAddress::from(path)),
-        _ => return Err("either --tcp or --unix, please; try --help".into()),
-    };
+    let endpoint = endpoint.ok_or("--listen ENDPOINT, please; try --help")?;
 
     let mut reactor = Reactor::new()?;
-    let listener = endpoint.listen(&mut reactor, |_: &Address| Echo)?;
+    let listener = reactor.listen(endpoint, |_: &Address| Echo)?;
     reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);
     reactor.run()?;

@@ -6,8 +6,8 @@
 //! side that has finished sending can go on receiving (half-close).
 //!
 //! ```text
-//! cargo run --example echo -- --unix /tmp/echo.sock
-//! cargo run --example proxy -- --listen 127.0.0.1:7001 --to /tmp/echo.sock
+//! cargo run --example echo -- --listen unix:/tmp/echo.sock
+//! cargo run --example proxy -- --listen tcp:127.0.0.1:7001 --to unix:/tmp/echo.sock
 //! ```
 //!
 //! In another terminal, type something into
@@ -21,22 +21,23 @@
 mod common;
 
 use std::cell::Cell;
-use std::io;
 use std::rc::Rc;
-use std::str::FromStr;
 use std::time::Duration;
 
+use bowline::endpoint::{ClientEndpoint, ServerEndpoint};
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
 use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Remains};
-use bowline::{Transport, TransportHandle, Transports, UnixAddress};
+use bowline::{Transport, TransportHandle, Transports};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::Arguments;
 
 const HELP: &str = "
-Forwards connections; an ADDRESS is HOST:PORT, the path of a UNIX socket (with
-a slash in it), or @NAME in the abstract namespace.
+Forwards connections.
 
-Usage: proxy --listen ADDRESS --to ADDRESS
+Usage: proxy --listen ENDPOINT --to ENDPOINT
+
+  --listen ENDPOINT   where: tcp:127.0.0.1:7001, unix:/run/proxy.sock, systemd:name=proxy
+  --to ENDPOINT       to where: tcp:example.com:80, unix:/run/server.sock
 ";
 
 /// How long a server has to take the rest of the request of a client that has gone.
@@ -53,7 +54,7 @@ struct Side {
 
 enum Role {
     /// Was accepted, and has a connection made to this address.
-    Front(To, Option<ConnectorHandle>),
+    Front(ClientEndpoint, Option<ConnectorHandle>),
     /// Is that connection, and makes itself known to the front here.
     Back(Rc<Cell<Option<TransportHandle>>>),
 }
@@ -70,7 +71,7 @@ impl<T: Transport> Protocol<T> for Side {
                 // There is nowhere to put anything yet.
                 cx.transport.pause_producing();
                 let back = Rc::clone(&self.other);
-                match connect(cx.reactor, to, Dial { front: me, back }) {
+                match cx.reactor.connect(to.clone(), Dial { front: me, back }) {
                     Ok(attempt) => *connector = Some(attempt),
                     Err(error) => {
                         log::warn!("cannot connect: {error}");
@@ -180,48 +181,18 @@ impl<T: Transport> Factory<T> for Dial {
     }
 }
 
-/// Where to; a host by its name or address.
-#[derive(Clone)]
-enum To {
-    Host(String, u16),
-    Unix(UnixAddress),
-}
-
-impl FromStr for To {
-    type Err = io::Error;
-
-    fn from_str(text: &str) -> io::Result<Self> {
-        let host = text.rsplit_once(':').filter(|_| !text.contains(['/', '@']));
-        if let Some((host, port)) = host {
-            let port = port.parse().map_err(io::Error::other)?;
-            return Ok(Self::Host(host.trim_matches(['[', ']']).into(), port));
-        }
-        match text.parse()? {
-            Endpoint::Unix(address) => Ok(Self::Unix(address)),
-            Endpoint::Tcp(address) => Ok(Self::Host(address.ip().to_string(), address.port())),
-        }
-    }
-}
-
-fn connect(reactor: &mut Reactor, to: &To, dial: Dial) -> io::Result<ConnectorHandle> {
-    match to {
-        To::Host(name, port) => reactor.connect_host(name, *port, dial),
-        To::Unix(address) => reactor.connect_unix(address.clone(), dial),
-    }
-}
-
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let listen = arguments.option::<Endpoint>("--listen")?;
-    let to = arguments.option::<To>("--to")?;
+    let listen = arguments.option::<ServerEndpoint>("--listen")?;
+    let to = arguments.option::<ClientEndpoint>("--to")?;
     arguments.finish()?;
     let (Some(listen), Some(to)) = (listen, to) else {
         return Err("--listen and --to, please; try --help".into());
     };
 
     let mut reactor = Reactor::new()?;
-    let listener = listen.listen(&mut reactor, move |_: &Address| Side {
+    let listener = reactor.listen(listen, move |_: &Address| Side {
         other: Rc::default(),
         role: Role::Front(to.clone(), None),
         is_passed_on: false,

@@ -50,6 +50,7 @@
 //! |---|---|
 //! | listen | [`listen`](Transports::listen), at [`Tcp::at`] or [`Unix::at`] |
 //! | accept sockets without serving them here | [`Acceptor`], [`accept`](Transports::accept) |
+//! | listen or connect where a string says: `tcp:8080`, `systemd:name=web` | [`ServerEndpoint`](endpoint::ServerEndpoint), [`ClientEndpoint`](endpoint::ClientEndpoint) |
 //! | connect | [`connect`](Transports::connect), to [`Tcp::to`] or [`Unix::to`] |
 //! | connect to a host by its name | [`Tcp::to_host`] |
 //! | find the addresses of a host | [`resolve`](Transports::resolve) |
@@ -241,6 +242,10 @@ pub mod descriptor {
 /// How a kind of connection listens, connects and is adopted: the settings that [`Tcp`]
 /// and [`Unix`] give out, and the traits that a kind of your own implements.
 pub mod endpoint {
+    pub use bowline_handoff::endpoints::{
+        ClientEndpoint, EndpointArgument, EndpointArguments, EndpointError, EndpointFactory,
+        EndpointKinds, ServerEndpoint, quote,
+    };
     pub use bowline_transport::endpoint::{
         AcceptWith, AcceptedSocket, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect,
         ConnectTransport, ConnectWith, Dial, HostToTry, Inherit, LayerOf, Layered, Listen,

@@ -161,18 +161,19 @@ fn unknown_argument_is_refused() {
 fn example_that_cannot_listen_says_why_and_ends_with_a_failure() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = taken.local_addr().expect("it is bound").to_string();
+    let endpoint = format!("tcp:{address}");
     let directory = tempfile::tempdir().expect("a directory");
     let control = directory.path().join("control");
     let control = control.to_str().expect("text");
     let reason = io::Error::from(rustix::io::Errno::ADDRINUSE).to_string();
     for (name, arguments) in [
-        ("echo", vec!["--tcp", &address]),
-        ("chat", vec!["--tcp", &address]),
-        ("proxy", vec!["--listen", &address, "--to", &address]),
-        ("prefork", vec!["--serve", "--listen", &address]),
+        ("echo", vec!["--listen", &endpoint]),
+        ("chat", vec!["--listen", &endpoint]),
+        ("proxy", vec!["--listen", &endpoint, "--to", &endpoint]),
+        ("prefork", vec!["--serve", "--listen", &endpoint]),
         (
             "hot_restart",
-            vec!["--serve", "--listen", &address, "--directory", control],
+            vec!["--serve", "--listen", &endpoint, "--directory", control],
         ),
     ] {
         let started = Command::new(path_of(name)).args(arguments).output();
@@ -189,7 +190,7 @@ fn example_that_cannot_listen_says_why_and_ends_with_a_failure() {
 
 #[test]
 fn echo_answers_on_tcp_and_stops_when_its_clients_are_done() {
-    let echo = Example::start("echo", &["--tcp", "127.0.0.1:0"]);
+    let echo = Example::start("echo", &["--listen", "tcp:127.0.0.1:0"]);
     let mut client = echo.connect();
     client.write_all(b"before").expect("writes");
     let mut answer = [0; 6];
@@ -220,7 +221,7 @@ fn wait_until_refused(address: &str) {
 
 #[test]
 fn second_signal_ends_an_example_at_once() {
-    let mut echo = Example::start("echo", &["--tcp", "127.0.0.1:0"]);
+    let mut echo = Example::start("echo", &["--listen", "tcp:127.0.0.1:0"]);
     let mut client = echo.connect();
     kill_process(echo.pid(), Signal::TERM).expect("it runs");
     wait_until_refused(&echo.address);
@@ -237,7 +238,8 @@ fn second_signal_ends_an_example_at_once() {
 fn echo_answers_on_a_unix_socket_and_removes_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("socket");
-    let echo = Example::start("echo", &["--unix", path.to_str().expect("text")]);
+    let endpoint = format!("unix:{}", path.display());
+    let echo = Example::start("echo", &["--listen", &endpoint]);
     let sent: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
     let mut client = UnixStream::connect(&path).expect("it listens");
     let mut reader = client.try_clone().expect("a descriptor");
@@ -257,9 +259,9 @@ fn echo_answers_on_a_unix_socket_and_removes_it() {
 fn proxy_keeps_half_closes_and_slows_down_for_a_slow_reader() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("echo");
-    let path = path.to_str().expect("text");
-    let echo = Example::start("echo", &["--unix", path]);
-    let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", path]);
+    let behind = format!("unix:{}", path.display());
+    let echo = Example::start("echo", &["--listen", &behind]);
+    let proxy = Example::start("proxy", &["--listen", "tcp:127.0.0.1:0", "--to", &behind]);
 
     let client = proxy.connect();
     let total = 16 * 1024 * 1024;
@@ -345,15 +347,15 @@ fn proxy_passes_on_all_that_a_server_sent_before_it_closed() {
     let path = directory.path().join("back");
     let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
     let tcp = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let to_tcp = tcp.local_addr().expect("bound").to_string();
-    let to_unix = path.to_str().expect("text").to_owned();
+    let to_tcp = format!("tcp:{}", tcp.local_addr().expect("bound"));
+    let to_unix = format!("unix:{}", path.display());
     // A TCP server that closes so destroys what is still on its way: as much as
     // surely has arrived by then.
     for (to, answer) in [(to_unix, 1_000_000), (to_tcp, 50_000)] {
-        let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", &to]);
+        let proxy = Example::start("proxy", &["--listen", "tcp:127.0.0.1:0", "--to", &to]);
         for upload in [Upload::Late, Upload::Early] {
             let (answering, answered) = mpsc::channel();
-            let is_unix = to.starts_with('/');
+            let is_unix = to.starts_with("unix");
             let received = thread::scope(|scope| {
                 scope.spawn(|| {
                     if is_unix {
@@ -378,9 +380,9 @@ fn proxy_lets_go_of_clients_that_have_vanished() {
     let path = directory.path().join("back");
     let unix = std::os::unix::net::UnixListener::bind(&path).expect("binds");
     let tcp = TcpListener::bind("127.0.0.1:0").expect("binds");
-    let to_tcp = tcp.local_addr().expect("bound").to_string();
-    for to in [path.to_str().expect("text"), &to_tcp] {
-        let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", to]);
+    let to_tcp = format!("tcp:{}", tcp.local_addr().expect("bound"));
+    for to in [format!("unix:{}", path.display()), to_tcp] {
+        let proxy = Example::start("proxy", &["--listen", "tcp:127.0.0.1:0", "--to", &to]);
         let directory = format!("/proc/{}/fd", proxy.pid().as_raw_nonzero());
         let open = || std::fs::read_dir(&directory).expect("it runs").count();
         let before = open();
@@ -418,7 +420,12 @@ fn resident_kilobytes(pid: Pid) -> u64 {
 fn proxy_ends_a_connection_it_cannot_make() {
     let proxy = Example::start(
         "proxy",
-        &["--listen", "127.0.0.1:0", "--to", "/nonexistent/socket"],
+        &[
+            "--listen",
+            "tcp:127.0.0.1:0",
+            "--to",
+            "unix:/nonexistent/socket",
+        ],
     );
     let mut client = proxy.connect();
     // Closed or reset.
@@ -429,8 +436,8 @@ fn proxy_ends_a_connection_it_cannot_make() {
 #[test]
 fn proxy_connects_to_a_host() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let to = server.local_addr().unwrap().to_string();
-    let proxy = Example::start("proxy", &["--listen", "127.0.0.1:0", "--to", &to]);
+    let to = format!("tcp:{}", server.local_addr().unwrap());
+    let proxy = Example::start("proxy", &["--listen", "tcp:127.0.0.1:0", "--to", &to]);
     let mut client = proxy.connect();
     client.write_all(b"to the host").unwrap();
     let (mut behind, _) = server.accept().unwrap();
@@ -443,7 +450,7 @@ fn proxy_connects_to_a_host() {
 
 #[test]
 fn chat_tells_the_others_and_shows_out_the_silent() {
-    let chat = Example::start("chat", &["--tcp", "127.0.0.1:0", "--idle", "1"]);
+    let chat = Example::start("chat", &["--listen", "tcp:127.0.0.1:0", "--idle", "1"]);
     let mut ann = Guest::join(&chat, "ann");
     assert_eq!(ann.hear(), "* welcome, ann; here: []");
     let mut bob = Guest::join(&chat, "bob");
@@ -679,7 +686,12 @@ fn hot_restart_keeps_the_variables_of_systemd_from_its_successors() {
         // The number of the process that is to take them.
         .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
         .arg(path_of("hot_restart"))
-        .args(["--serve", "--listen", &address, "--directory"])
+        .args([
+            "--serve",
+            "--listen",
+            &format!("tcp:{address}"),
+            "--directory",
+        ])
         .arg(folder.path().join("control"))
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", "web")

@@ -6,14 +6,10 @@
 use std::env;
 use std::error::Error;
 use std::fmt;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
 
-use bowline::UnixStream;
-use bowline::error::ListenError;
-use bowline::{Factory, ListenerHandle, Reactor, TcpStream, Transports, UnixAddress};
+use bowline::{ListenerHandle, Reactor};
 
 /// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -73,7 +69,7 @@ impl Arguments {
         let value = self.left.remove(position);
         let parsed = value.parse();
         Ok(Some(
-            parsed.map_err(|error| format!("{name} {value}: {error}"))?,
+            parsed.map_err(|error| format!("{name} {value}: {error:#}"))?,
         ))
     }
 
@@ -89,46 +85,6 @@ impl Arguments {
         match self.left.first() {
             None => Ok(()),
             Some(argument) => Err(format!("unknown argument {argument}; try --help").into()),
-        }
-    }
-}
-
-/// Where to listen or connect: `HOST:PORT`, the path of a UNIX socket (anything
-/// with a slash in it), or `@NAME` in the abstract namespace.
-#[derive(Clone, Debug)]
-pub(crate) enum Endpoint {
-    Tcp(SocketAddr),
-    Unix(UnixAddress),
-}
-
-impl FromStr for Endpoint {
-    type Err = io::Error;
-
-    fn from_str(text: &str) -> io::Result<Self> {
-        if let Some(name) = text.strip_prefix('@') {
-            return Ok(Self::Unix(UnixAddress::Abstract(name.into())));
-        }
-        if text.contains('/') {
-            return Ok(Self::Unix(UnixAddress::Path(text.into())));
-        }
-        // Resolving blocks; this is before the reactor runs.
-        let address = text.to_socket_addrs()?.next();
-        address
-            .map(Self::Tcp)
-            .ok_or_else(|| io::Error::other("no address for that name"))
-    }
-}
-
-impl Endpoint {
-    /// Listens here, whichever kind it is: one factory serves both.
-    pub(crate) fn listen(
-        &self,
-        reactor: &mut Reactor,
-        factory: impl Factory<TcpStream> + Factory<UnixStream>,
-    ) -> std::result::Result<ListenerHandle, ListenError> {
-        match self {
-            Self::Tcp(address) => reactor.listen_tcp(*address, factory),
-            Self::Unix(address) => reactor.listen_unix(address.clone(), factory),
         }
     }
 }

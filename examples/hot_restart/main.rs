@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release --example hot_restart
 //! cargo run --release --example hot_restart -- --move
-//! cargo run --release --example hot_restart -- --serve --listen 127.0.0.1:7007 --move
+//! cargo run --release --example hot_restart -- --serve --listen tcp:127.0.0.1:7007 --move
 //! ```
 //!
 //! The first two start a server, put it under a steady load, have it restart
@@ -52,7 +52,7 @@ const HELP: &str = "
 A server that is replaced by a new process of itself while it serves.
 
 Usage: hot_restart [--move] [--restarts N] [--connections N] [--clients N]
-       hot_restart --serve [--move] [--listen HOST:PORT] [--unix PATH] [--directory DIR]
+       hot_restart --serve [--move] [--listen ENDPOINT] [--unix PATH] [--directory DIR]
                    [--record FILE]
 
   --move              live connections move to the new process
@@ -61,7 +61,8 @@ Usage: hot_restart [--move] [--restarts N] [--connections N] [--clients N]
                       [default: 5000]
   --clients N         how many of them at a time [default: 16]
   --serve             stay up, and restart on SIGHUP
-  --listen HOST:PORT  where to listen [default: 127.0.0.1:0]
+  --listen ENDPOINT   where to listen
+                      [default: tcp:127.0.0.1:0:backlog=4096:nodelay=1]
   --unix PATH         where to listen too
   --directory DIR     where processes find each other; ours alone [default:
                       hot_restart in the directory of temporary files]
@@ -95,7 +96,10 @@ fn main() -> common::Result {
     arguments.finish()?;
     if serve {
         server::run(server::Options {
-            listen: listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+            listen: Some(match listen {
+                Some(listen) => listen,
+                None => "tcp:127.0.0.1:0:backlog=4096:nodelay=1".parse()?,
+            }),
             unix,
             directory: directory.unwrap_or_else(|| std::env::temp_dir().join("hot_restart")),
             moves,

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -14,6 +13,7 @@ use std::time::Instant;
 
 use bowline::Transports;
 use bowline::endpoint::Adopt as _;
+use bowline::endpoint::ServerEndpoint;
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
@@ -29,7 +29,7 @@ use crate::common::{self, STOP_DEADLINE};
 const MAX_LINE: usize = 4096;
 
 pub(crate) struct Options {
-    pub(crate) listen: SocketAddr,
+    pub(crate) listen: Option<ServerEndpoint>,
     pub(crate) unix: Option<PathBuf>,
     pub(crate) directory: PathBuf,
     pub(crate) moves: bool,
@@ -147,13 +147,14 @@ impl Server {
 
 impl Program for Server {
     fn listen(&mut self, reactor: &mut Reactor, listeners: &mut Listeners<'_>) -> io::Result<()> {
-        let address = self.options.listen;
-        let web = listeners.listen(
-            reactor,
-            "web",
-            Tcp::at(address).backlog(4096).no_delay(true),
-            self.lines(),
-        )?;
+        let lines = self.lines();
+        // Called once, and the endpoint may have a socket.
+        let listen = self
+            .options
+            .listen
+            .take()
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let web = listen.listen_among(listeners, reactor, "web", lines)?;
         if let Some(path) = self.options.unix.clone() {
             listeners.listen(reactor, "local", Unix::at(path).backlog(4096), self.lines())?;
         }

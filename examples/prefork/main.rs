@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release --example prefork
-//! cargo run --release --example prefork -- --serve --listen 127.0.0.1:8080 --workers 4
+//! cargo run --release --example prefork -- --serve --listen tcp:127.0.0.1:8080 --workers 4
 //! ```
 //!
 //! The first puts itself under a short load, kills a worker halfway, and prints
@@ -35,14 +35,13 @@ mod worker;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline::Tcp;
+use bowline::endpoint::ServerEndpoint;
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, WorkerId, spawn_command};
-use bowline::{GracefulStop, Reactor, Transports};
+use bowline::{GracefulStop, Reactor};
 
 use crate::common::{Arguments, STOP_DEADLINE};
 use crate::load::Load;
@@ -50,10 +49,10 @@ use crate::load::Load;
 const HELP: &str = "
 A server whose workers are processes that are passed their connections.
 
-Usage: prefork [--serve] [--listen HOST:PORT] [--workers N]
+Usage: prefork [--serve] [--listen ENDPOINT] [--workers N]
 
   --serve             stay up; without it, run a short load and end
-  --listen HOST:PORT  where to accept [default: 127.0.0.1:0]
+  --listen ENDPOINT   where to accept, on TCP [default: tcp:127.0.0.1:0:nodelay=1]
   --workers N         how many worker processes [default: 2]
 ";
 
@@ -71,7 +70,10 @@ fn main() -> common::Result {
     if is_worker {
         worker::run()
     } else {
-        let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let listen = match listen {
+            Some(listen) => listen,
+            None => "tcp:127.0.0.1:0:nodelay=1".parse()?,
+        };
         accept(listen, workers.unwrap_or(2), serve)
     }
 }
@@ -82,7 +84,7 @@ const MAX_FAILED_STARTS: u32 = 20;
 /// How many connections each process has taken, by its id: told when it ends.
 type Taken = Rc<RefCell<BTreeMap<u32, u64>>>;
 
-fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
+fn accept(endpoint: ServerEndpoint, workers: usize, serve: bool) -> common::Result {
     let mut reactor = Reactor::new()?;
     let settings = PoolSettings::default()
         .workers(workers.max(1))
@@ -96,7 +98,7 @@ fn accept(address: SocketAddr, workers: usize, serve: bool) -> common::Result {
     };
     let pool = Pool::start(&mut reactor, settings, spawn_command(command));
 
-    let listener = reactor.accept(Tcp::at(address).no_delay(true), pool.acceptor(0))?;
+    let listener = endpoint.accept(&mut reactor, pool.acceptor(0))?;
     reactor.stop_on_signals_with(GracefulStop::new().deadline(STOP_DEADLINE))?;
     common::print_address(&mut reactor, listener);
 

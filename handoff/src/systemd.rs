@@ -15,6 +15,7 @@ mod watchdog;
 pub(crate) mod way;
 
 pub(crate) use self::environment::prepare_successor;
+pub(crate) use self::listen::announced_here;
 pub use self::listen::{ActivationError, Announced, announced, inherited};
 pub use self::notice::{Notice, NoticeError, NotifyAccess};
 pub use self::notify::Notifier;

@@ -102,10 +102,11 @@ impl Kind {
     /// With files under `place`, which is its own.
     fn arguments(self, place: &Path, behind: &str) -> Vec<String> {
         let place = place.display().to_string();
-        let any = "127.0.0.1:0";
+        let any = "tcp:127.0.0.1:0";
+        let unix = format!("unix:{place}");
         let arguments: &[&str] = match self {
-            Self::Echo | Self::Chat => &["--tcp", any],
-            Self::EchoOnUnix => &["--unix", &place],
+            Self::Echo | Self::Chat => &["--listen", any],
+            Self::EchoOnUnix => &["--listen", &unix],
             Self::Proxy => &["--listen", any, "--to", behind],
             Self::Prefork => &["--serve", "--listen", any],
             Self::HotRestart => &["--serve", "--listen", any, "--directory", &place],
@@ -630,7 +631,7 @@ fn examples_survive_faults_from_outside() {
     let has_strace = has_strace();
     let wanted = scaled(24, 200);
     let mut behind = Command::new(example("echo"));
-    behind.args(["--tcp", "127.0.0.1:0"]);
+    behind.args(["--listen", "tcp:127.0.0.1:0"]);
     let behind = Server::start(Kind::Echo, behind, Path::new(""), false).expect("it starts");
     let Address::Tcp(address) = &behind.address else {
         panic!("it is TCP");
@@ -638,7 +639,7 @@ fn examples_survive_faults_from_outside() {
     let mut field = Field {
         folder: tempfile::tempdir().unwrap(),
         random: Random::new(35),
-        behind: address.clone(),
+        behind: format!("tcp:{address}"),
         started: 0,
         refused: 0,
     };
@@ -704,14 +705,19 @@ fn proxy_loses_no_byte_in_a_storm_of_interruptions() {
     let _ledger = DescriptorLedger::open();
     let faults = Faults::new();
     let mut behind = Command::new(example("echo"));
-    behind.args(["--tcp", "127.0.0.1:0"]);
+    behind.args(["--listen", "tcp:127.0.0.1:0"]);
     faults.preload_into(&mut behind);
     let behind = Server::start(Kind::Echo, behind, Path::new(""), false).expect("it starts");
     let Address::Tcp(address) = &behind.address else {
         panic!("it is TCP");
     };
     let mut front = Command::new(example("proxy"));
-    front.args(["--listen", "127.0.0.1:0", "--to", address]);
+    front.args([
+        "--listen",
+        "tcp:127.0.0.1:0",
+        "--to",
+        &format!("tcp:{address}"),
+    ]);
     faults.preload_into(&mut front);
     let front = Server::start(Kind::Proxy, front, Path::new(""), false).expect("it starts");
     faults.storm(40, 7);

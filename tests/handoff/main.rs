@@ -6,6 +6,7 @@ mod capture;
 mod support;
 
 mod channel;
+mod endpoints;
 mod flood;
 mod frames;
 mod inherited;

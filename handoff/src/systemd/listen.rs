@@ -125,6 +125,12 @@ pub fn announced(
         .collect())
 }
 
+/// What is announced to this process, taken or not.
+pub(crate) fn announced_here() -> Result<Vec<Announced>, ActivationError> {
+    let variable = |name: &str| std::env::var(name).ok();
+    announced(variable, std::process::id(), own_pidfd_inode())
+}
+
 /// Whether `LISTEN_PIDFDID` does not contradict.
 fn is_for(
     variable: impl Fn(&str) -> Option<String>,

@@ -7,6 +7,7 @@ mod manager;
 mod moving;
 mod predecessor;
 mod settings;
+mod strings;
 mod successor;
 mod wire;
 
