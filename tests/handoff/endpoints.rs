@@ -390,6 +390,7 @@ fn sockets_this_process_was_started_with_are_listened_on() {
                 (admin.as_fd(), "admin"),
                 (also.as_fd(), "web"),
                 (stream.as_fd(), "stream"),
+                (admin.as_fd(), "other"),
             ];
             spawn_with_listen_fds(command, &given)
         } else {
@@ -415,9 +416,10 @@ fn started_with(case: &str) {
                 // Both of that name are taken by now.
                 (
                     "systemd:name=web",
-                    "no socket named \"web\" that is not taken, of 4",
+                    "no socket named \"web\" that is not taken, of 5",
                 ),
                 ("systemd:index=9", "no socket number 9"),
+                ("systemd:name=other:domain=INET", "another domain"),
                 ("systemd:stream", "no listening TCP or UNIX socket"),
                 ("inherited:web", "was not claimed"),
             ][..],
