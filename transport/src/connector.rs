@@ -26,13 +26,13 @@ use crate::stream::{Stream, StreamTransport};
 
 use self::race::Race;
 
-/// The first and the longest wait for room in the queue of a UNIX listener:
-/// no event says that there is some.
+/// The first and the longest wait for room in the accept queue of a UNIX listener. No
+/// event reports room there.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
 
-/// How many addresses in a row may fail at once before others have their turn:
-/// whoever answers for a name can name thousands.
+/// How many addresses in a row may fail at once before it is others' turn. Whoever
+/// answers for a name can give thousands.
 const DIALS_PER_TURN: usize = 16;
 
 /// Tells a connector that its connection has ended.
@@ -45,7 +45,7 @@ struct LookedUp {
     result: Option<Result<Vec<SocketAddr>, LookupError>>,
 }
 
-/// Whom to connect with, and what becomes of it: an endpoint with its factory.
+/// An endpoint with its factory, and so everything that differs between attempts.
 pub(crate) trait Outgoing: 'static {
     type Socket: 'static;
     type Protocol;
@@ -60,7 +60,7 @@ pub(crate) trait Outgoing: 'static {
 
     fn outcome(&mut self, socket: &mut Self::Socket) -> Option<Result<(), ConnectError>>;
 
-    /// What reports that a socket in progress has come to be connected.
+    /// The descriptor that the poller watches until a socket in progress is connected.
     fn source(socket: &Self::Socket) -> Option<BorrowedFd<'_>>;
 
     fn started(&mut self, cx: &mut BuildContext<'_>);
@@ -77,8 +77,8 @@ pub(crate) trait Outgoing: 'static {
         peer: &Address,
     ) -> Option<Self::Protocol>;
 
-    /// Puts a protocol on a socket, for the connector `token`; answers the connection if its
-    /// layers have yet to establish it.
+    /// Puts a protocol on a socket, for the connector `token`. Returns the connection
+    /// if its layers are not established yet.
     fn establish(
         &mut self,
         reactor: &mut Reactor,
@@ -90,7 +90,7 @@ pub(crate) trait Outgoing: 'static {
     fn log_prefix(&self) -> Cow<'_, str>;
 }
 
-/// Streams: an endpoint of a kind of them, and a factory of their protocols.
+/// An endpoint for streams, with a factory of their protocols.
 struct Streams<C, F> {
     endpoint: C,
     factory: F,
@@ -99,35 +99,33 @@ struct Streams<C, F> {
 pub(crate) struct OutgoingConnection<O: Outgoing> {
     control: ConnectorControl,
     outgoing: O,
-    /// The sockets that connect, all of them watched, the oldest first; there
-    /// while an attempt runs.
+    /// The sockets that are connecting, the oldest first. All are watched. Empty unless
+    /// an attempt runs.
     dialed: Vec<Dialed<O::Socket>>,
-    /// The addresses of a host: those that were not tried yet, and those that
-    /// failed.
+    /// The addresses of a host: those that are left to try, and those that failed.
     race: Race,
     lookup: Option<Lookup>,
     /// How many attempts there were.
     attempts: u64,
     timeout: Option<DelayedCall>,
-    /// When the next address is tried beside the present ones.
+    /// When the next address is tried beside those in progress.
     next_dial: Option<DelayedCall>,
-    /// When the next attempt begins; there while the connector waits.
+    /// When the next attempt begins. `Some` while the connector waits.
     wait: Option<DelayedCall>,
     retry: Option<DelayedCall>,
     retry_after: Duration,
-    /// Whether the factory was told of an attempt, and not yet that nothing
-    /// more comes.
+    /// Whether the factory was told that attempts begin, and not yet that none follows.
     is_started: bool,
 }
 
-/// A connection that its layers have yet to establish.
+/// A connection whose layers are not established yet.
 struct Shaking {
     connection: TransportHandle,
-    /// Why it was given up.
+    /// The reason why it was given up, if it was.
     error: Option<ConnectError>,
 }
 
-/// A socket that connects.
+/// A socket that is connecting.
 struct Dialed<S> {
     socket: S,
     address: Address,
@@ -138,19 +136,19 @@ pub(crate) struct ConnectorControl {
     token: Token,
     destination: Destination,
     state: ConnectorState,
-    /// After what delay to connect, as was asked and not yet done.
+    /// The delay of the next attempt, from the request until it is done.
     next_attempt: Option<Duration>,
     wants_to_stop: bool,
-    /// To give up is the last that was asked.
+    /// Whether the last request was to give up.
     was_told_to_stop: bool,
-    /// The reactor stops, and no further attempt begins.
+    /// The reactor stops, so no further attempt begins.
     is_last: bool,
-    /// What has connected, and has yet to be made.
+    /// The connection whose handshake is in progress.
     handshake: Option<Shaking>,
 }
 
 impl ConnectorControl {
-    /// Its handshake is done: whether the connection is to be made.
+    /// Called when the handshake is done. Returns whether the connection may be made.
     pub(crate) fn establish(&mut self) -> bool {
         let Some(shaking) = &mut self.handshake else {
             return true;
@@ -166,7 +164,7 @@ impl ConnectorControl {
         true
     }
 
-    /// The connector `token`, to who knows that it is one.
+    /// Makes a handle of `token`, which has to be a connector's.
     pub(crate) fn named(token: Token) -> Handle<Self> {
         Handle::new(token, |facet| facet.downcast_mut())
     }
@@ -251,8 +249,8 @@ impl<O: Outgoing> OutgoingConnection<O> {
         )
     }
 
-    /// What becomes of the connector: another attempt comes in the next turn,
-    /// so that one that fails at once does not keep the loop.
+    /// Decides how the connector goes on. Another attempt comes in the next turn, so
+    /// that one that fails at once does not keep the loop.
     fn after(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.wants_to_stop {
             return Next::Again;
@@ -271,7 +269,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         match self.control.state {
             ConnectorState::Disconnected => {
                 if self.is_started {
-                    // Another attempt was asked for, and then taken back.
+                    // Another attempt was requested, and then cancelled.
                     self.stopped_unless_connecting(reactor);
                 }
                 Next::Remove
@@ -284,7 +282,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
 
     fn end_wait(&mut self, reactor: &mut Reactor) {
         if let Some(wait) = self.wait.take() {
-            // It may be what ran.
+            // This timer may be the one that has just fired.
             let _ = wait.cancel(reactor);
             self.control.state = ConnectorState::Disconnected;
         }
@@ -349,7 +347,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         };
         let token = self.control.token;
         let attempt = self.attempts;
-        // The time limit of the attempt is the limit for this too.
+        // The time limit of the attempt holds for this lookup too.
         let done = move |reactor: &mut Reactor, result| {
             reactor.enter(token, move |descriptor, reactor| {
                 let result = Some(result);
@@ -376,10 +374,10 @@ impl<O: Outgoing> OutgoingConnection<O> {
         }
     }
 
-    /// Tries the next address of the host, beside those that are being tried.
+    /// Tries the next address of the host, beside those in progress.
     fn dial_next(&mut self, reactor: &mut Reactor) {
         if let Some(call) = self.next_dial.take() {
-            // It may be what ran.
+            // This timer may be the one that has just fired.
             let _ = call.cancel(reactor);
         }
         let Some(host) = self.outgoing.host() else {
@@ -420,7 +418,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         self.race.failed(address, error);
     }
 
-    /// Begins to connect a new socket. One that is in progress is kept.
+    /// Begins to connect a new socket, and keeps it if it is in progress.
     fn dial(
         &mut self,
         reactor: &mut Reactor,
@@ -442,8 +440,8 @@ impl<O: Outgoing> OutgoingConnection<O> {
         }
     }
 
-    /// A socket reported something: whether it is connected, and which one it
-    /// is, is known from the sockets, not from the event.
+    /// Handles an event of one of the sockets. The sockets themselves are asked which
+    /// of them is connected; the event does not say.
     fn check(&mut self, reactor: &mut Reactor) {
         let mut at = 0;
         let mut has_failed = false;
@@ -474,7 +472,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         }
     }
 
-    /// Ends the watch on a socket that connects.
+    /// Has the poller no longer watch a socket that is connecting.
     fn unwatch(reactor: &mut Reactor, socket: &O::Socket) {
         if let Some(source) = O::source(socket) {
             reactor.unwatch(source);
@@ -508,7 +506,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
             Err(error) => self.fail(reactor, &ConnectError::Os(error)),
             Ok(None) => self.end_timeout(reactor),
             Ok(Some(connection)) => {
-                // The attempt goes on until its connection is made.
+                // The attempt goes on until the connection is made.
                 self.control.state = ConnectorState::Connecting;
                 self.control.handshake = Some(Shaking {
                     connection,
@@ -518,7 +516,8 @@ impl<O: Outgoing> OutgoingConnection<O> {
         }
     }
 
-    /// Ends an attempt, by way of its connection if there is one: that is told first.
+    /// Ends an attempt. If it has a connection, that is told first, and ends the
+    /// attempt.
     fn give_up(&mut self, reactor: &mut Reactor, error: ConnectError) {
         if let Some(shaking) = &mut self.control.handshake
             && let Some(connection) = reactor.get(shaking.connection)
@@ -532,7 +531,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
 
     fn end_timeout(&mut self, reactor: &mut Reactor) {
         if let Some(timeout) = self.timeout.take() {
-            // It may be what ran.
+            // This timer may be the one that has just fired.
             let _ = timeout.cancel(reactor);
         }
     }
@@ -544,11 +543,11 @@ impl<O: Outgoing> OutgoingConnection<O> {
         self.end_dialing(reactor);
     }
 
-    /// The same, but for the limit of the time that it may take in all.
+    /// As [`end_attempt`](Self::end_attempt), but leaves the time limit of the attempt.
     fn end_dialing(&mut self, reactor: &mut Reactor) {
         let calls = [&mut self.retry, &mut self.next_dial];
         for call in calls.into_iter().filter_map(Option::take) {
-            // One of them may be what ran.
+            // One of these timers may have just fired.
             let _ = call.cancel(reactor);
         }
         if let Some(lookup) = self.lookup.take() {
@@ -600,7 +599,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
             });
-            // Nothing more is called, so asking for more is in vain.
+            // No callback follows, so a request made here cannot be met.
             self.control.next_attempt = None;
         }
     }
@@ -631,7 +630,7 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
             }
         } else if self.wait == Some(call) {
             self.end_wait(reactor);
-            // What was asked meanwhile counts.
+            // A request made during the wait takes precedence.
             self.control.next_attempt.get_or_insert_default();
         }
         self.work(reactor)
@@ -663,7 +662,7 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         self.end_attempt(reactor);
         if self.control.state == ConnectorState::Connected {
-            // It was build_protocol: somebody waits to be told how it went.
+            // `build_protocol` has panicked. The factory is yet to be told of the end.
             self.ended(reactor, &CloseReason::Panicked(panic));
             return self.after(reactor);
         }
@@ -678,12 +677,12 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
 
     fn drain(&mut self, reactor: &mut Reactor, round: DrainRound) -> Next {
         if round < DrainRound::Support {
-            // Connections that are served may need it.
+            // Connections that are still served may need this one.
             return Next::Keep;
         }
         self.control.is_last = true;
         if self.control.state == ConnectorState::Connected || self.control.handshake.is_some() {
-            // It ends with its connection.
+            // The connector ends with its connection.
             return Next::Keep;
         }
         self.shutdown(reactor);
@@ -694,7 +693,7 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
         match self.control.state {
             ConnectorState::Connecting => self.fail(reactor, &ConnectError::ReactorStopped),
             ConnectorState::Connected => self.ended(reactor, &CloseReason::ReactorStopped),
-            // The attempt that was to come did not begin, so it cannot fail.
+            // The next attempt has not begun, so it cannot fail.
             ConnectorState::Waiting => {
                 self.end_wait(reactor);
                 self.control.next_attempt = None;
@@ -704,21 +703,21 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
                 self.control.next_attempt = None;
                 self.stopped_unless_connecting(reactor);
             }
-            // The very first: whoever asked for it is told.
+            // The very first attempt. The factory is told that it failed.
             ConnectorState::Disconnected if self.control.next_attempt.take().is_some() => {
                 self.tell_started(reactor);
                 self.fail(reactor, &ConnectError::ReactorStopped);
             }
             ConnectorState::Disconnected => {}
         }
-        // Asked for by the last callback, and in vain.
+        // The last callback requested an attempt that cannot begin any more.
         if self.control.next_attempt.take().is_some() {
             self.stopped_unless_connecting(reactor);
         }
     }
 
-    /// One of them. The sockets of an attempt are closed, each deregistered
-    /// before, when it ends; this is for a reactor that is dropped.
+    /// One of the sockets, for a reactor that is dropped. In any other case the end of
+    /// the attempt deregisters and closes them.
     fn source(&self) -> Option<BorrowedFd<'_>> {
         O::source(&self.dialed.first()?.socket)
     }
@@ -809,8 +808,7 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> Outgoing for Streams<C, F> {
     }
 }
 
-/// Has the reactor connect. Nothing is called before the running callback has
-/// returned.
+/// Has the reactor connect. No callback runs before the running one has returned.
 pub(crate) fn install<C, F>(
     reactor: &mut Reactor,
     endpoint: C,
@@ -823,7 +821,7 @@ where
     install_outgoing(reactor, Streams { endpoint, factory })
 }
 
-/// The same, for what is no stream.
+/// As [`install`], for connections that are no streams.
 pub(crate) fn install_outgoing(
     reactor: &mut Reactor,
     outgoing: impl Outgoing,

@@ -16,24 +16,24 @@ use crate::file_descriptor::{FileDescriptor, Socket};
 use crate::link::{Flags, Kept};
 use crate::stream::{Stream, StreamTransport};
 
-/// A connection taken apart: its socket, and everything that has not left.
+/// A connection taken apart: its socket, and everything that is unsent.
 ///
 /// The socket is deregistered and open, non-blocking and close-on-exec. Bytes that the
 /// kernel holds for it, unread or unsent, go with it.
 pub struct Detached<P> {
     /// The socket. If the connection has two descriptors, this is the one for reading.
     pub fd: OwnedFd,
-    /// The descriptor for writing, if it is another one: of a connection of two pipes, for
-    /// example. `fd` is only read then.
+    /// The descriptor for writing, if it is another one, as in a connection of two
+    /// pipes. Then `fd` is only for reading.
     pub writing: Option<OwnedFd>,
     /// The protocol. It was not told of a loss.
     pub protocol: P,
     /// The bytes that were written and not taken by the kernel.
     pub unsent: Vec<u8>,
-    /// The bytes that were [put back](bowline_protocol::Transport::push_back) and not
-    /// delivered.
+    /// The bytes that were [put back](bowline_protocol::Transport::push_back) and are
+    /// not delivered yet.
     pub unread: Vec<u8>,
-    /// The descriptors that were queued, with the part of `unsent` they belong to.
+    /// The queued descriptors, with the part of `unsent` that they belong to.
     pub descriptors: Vec<UnsentDescriptors>,
     /// The producer that was registered. It was not told anything.
     pub producer: Option<(ProducerRef, ProducerKind)>,
@@ -43,18 +43,19 @@ pub struct Detached<P> {
     pub peer: Address,
     /// For [`reattach`](crate::Transports::reattach).
     pub(crate) kept: Option<Kept>,
-    /// What moved its bytes, without the socket.
+    /// The layers, without the socket.
     pub(crate) layer: Box<dyn Any>,
-    /// Whether that is all there is to say of it.
+    /// Whether these values are all of its state.
     pub(crate) travels: bool,
 }
 
-/// Bytes and descriptors that a connection had not sent before it came here.
+/// Bytes and descriptors that a connection had not sent before it was detached
+/// elsewhere.
 #[derive(Debug, Default)]
 pub struct Unsent {
-    /// The bytes; as [`Detached::unsent`].
+    /// The bytes. See [`Detached::unsent`].
     pub bytes: Vec<u8>,
-    /// The descriptors, with the part of `bytes` they belong to; as
+    /// The descriptors, with the part of `bytes` that they belong to. See
     /// [`Detached::descriptors`].
     pub descriptors: Vec<UnsentDescriptors>,
 }
@@ -73,14 +74,15 @@ fn check_unsent(descriptors: &[UnsentDescriptors], bytes: &[u8]) -> Result<(), A
 }
 
 impl<P> Detached<P> {
-    /// Whether the connection can go on in another process with nothing but these values.
-    /// A connection with two descriptors cannot, nor one whose layer holds more, such as a
-    /// cipher. It has to be [put together](crate::Transports::reattach) here again.
+    /// Whether the connection can go on in another process with nothing but these
+    /// values. A connection with two descriptors cannot. Nor can one whose layer holds
+    /// more, such as a cipher. It has to be [put together](crate::Transports::reattach)
+    /// again here.
     pub fn travels(&self) -> bool {
         self.travels
     }
 
-    /// The same, with another protocol in its place.
+    /// Changes the protocol.
     pub(crate) fn map<Q>(self, map: impl FnOnce(P) -> Q) -> Detached<Q> {
         Detached {
             fd: self.fd,
@@ -104,7 +106,7 @@ impl Detached<Box<dyn Any>> {
     ///
     /// # Errors
     ///
-    /// The protocol has another type. Everything comes back.
+    /// The protocol has another type. The error gives everything back.
     pub fn downcast<P: 'static>(self) -> Result<Detached<P>, Box<Self>> {
         match (*self.protocol).is::<P>() {
             true => Ok(self.map(|protocol| *protocol.downcast().expect("it was looked at"))),
@@ -125,9 +127,9 @@ impl<P> fmt::Debug for Detached<P> {
     }
 }
 
-/// A connection was not put together again. The error says why, and hands the parts back.
+/// A connection was not put together again. The error gives its parts back.
 pub struct ReattachError<P> {
-    /// Why.
+    /// The reason.
     pub kind: AdoptErrorKind,
     /// The parts.
     pub detached: Box<Detached<P>>,
@@ -185,7 +187,7 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
         };
         return failed(AdoptErrorKind::WrongFamily, detached);
     }
-    // Called only when nothing can fail any more.
+    // Called only once nothing can fail any more.
     let mut kept = detached.kept.take();
     let producer_is_paused = kept.as_ref().is_some_and(|kept| kept.producer_is_paused);
     let prepare = |stream: &mut Stream<T::Layer>| {
@@ -226,12 +228,12 @@ fn restore_link<L: FileDescriptor>(stream: &mut Stream<L>, kept: Option<&mut Kep
         stream.link.restore(kept);
     }
     if stream.layer.undelivered() > 0 {
-        // No event says so.
+        // No event reports this.
         stream.link.set(Flags::READABLE);
     }
 }
 
-/// Gives a socket its descriptors back, or both of them to the caller.
+/// Puts the descriptors back into a socket, or gives both back if that fails.
 fn attach(
     socket: &mut dyn Socket,
     fd: OwnedFd,
@@ -249,7 +251,7 @@ fn attach(
     })
 }
 
-/// Asks a connection to take itself apart, with the part of its protocol that is
+/// Asks a connection to take itself apart, and names the part of its protocol that is
 /// wanted.
 pub(crate) struct DetachRequest {
     pub(crate) part: TypeId,

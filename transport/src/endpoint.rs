@@ -140,6 +140,7 @@ pub trait AcceptWith<A>: Sized {
     /// Listens.
     ///
     /// # Errors
+    ///
     /// The reason why it cannot listen. Nothing is left behind.
     fn accept_with(self, reactor: &mut Reactor, acceptor: A)
     -> Result<ListenerHandle, Self::Error>;

@@ -232,6 +232,13 @@ pub trait FileDescriptor: Any {
         let _ = (link, now);
     }
 
+    /// Says goodbye. Called when the connection is about to close and all of the user's
+    /// bytes were sent, until it returns true.
+    ///
+    /// A layer that says goodbye has [bytes of its own](Link::flush_soon) sent, once.
+    /// It returns true when they have left. The layer below is next. Not called if the
+    /// connection is aborted or broken, nor before it is established.
+    ///
     /// The connection may also end at once with nothing left to be sent. By default it
     /// does so at the peer's end, and when the reactor stops. Then this is called once,
     /// and the layer's bytes are flushed once.

@@ -28,13 +28,13 @@ use crate::sys;
 
 use self::farewell::Farewells;
 
-/// When a listener that could not accept for want of descriptors or memory
-/// tries again: no event is going to say that there are some.
+/// When a listener tries again after a lack of descriptors or memory. No event reports
+/// that there are some again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// How many clients a listener still accepts when the reactor stops gracefully:
-/// as many as its queue can hold where nobody has raised `net.core.somaxconn`.
-/// More than a queue is none that waited when it was told.
+/// How many clients a listener still accepts when the reactor stops gracefully. It is
+/// the longest accept queue, unless somebody has raised `net.core.somaxconn`. Clients
+/// beyond that were not waiting when the stop began.
 const LAST_ACCEPTS: u32 = 4096;
 
 struct Accepting<L: ListeningSocket, S> {
@@ -42,11 +42,11 @@ struct Accepting<L: ListeningSocket, S> {
     service: S,
 }
 
-/// What becomes of the sockets that a listener accepts.
+/// How a listener serves the sockets that it accepts.
 pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
     fn started(&mut self, cx: &mut BuildContext<'_>);
 
-    /// Accepts one, and serves it.
+    /// Accepts one socket, and serves it.
     ///
     /// # Errors
     /// Those of accepting.
@@ -56,43 +56,44 @@ pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
     fn stopped(&mut self, cx: &mut BuildContext<'_>);
 }
 
-/// They become connections, with the protocols of a factory.
+/// Makes connections of the sockets, with the protocols of a factory.
 pub(crate) struct Serve<W, F> {
     pub(crate) wrap: W,
     pub(crate) factory: F,
 }
 
-/// They are given to an acceptor as they are.
+/// Gives the sockets to an acceptor as they are.
 pub(crate) struct HandOver<A> {
     pub(crate) acceptor: A,
 }
 
 /// The part of a listener that handles give access to.
 pub(crate) struct ListenerControl<L: ListeningSocket> {
-    /// There until it closes or is detached.
+    /// `None` once closed or detached.
     pub(crate) socket: Option<L>,
     pub(crate) token: Token,
     address: Address,
     shared: Rc<Shared>,
     retry: Option<DelayedCall>,
-    /// Latched: there may be connections to accept.
+    /// Latched readiness: connections may wait.
     is_readable: bool,
     is_paused: bool,
-    /// How many reasons there are not to accept, beside the pause.
+    /// How many reasons there are not to accept, besides the pause.
     holds: u32,
     is_stopping: bool,
-    /// Stops when there is nothing more to accept.
+    /// Whether the listener stops once no connection waits.
     is_draining: bool,
-    /// How many it accepts at the most until then.
+    /// How many connections it accepts at the most until then.
     accepts_left: u32,
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
     pub(crate) is_shared: Cell<bool>,
-    /// The queue is served at a graceful stop, though others may have it.
+    /// Whether the accept queue is served at a graceful stop, even if the socket is
+    /// shared.
     serves_queue: bool,
-    /// Whether a shortage has been logged; one line for each shortage.
+    /// Whether the present shortage was logged. Each shortage has one line.
     is_short: bool,
-    /// What was accepted, while a protocol is built for it.
+    /// The accepted socket, while a protocol is built for it.
     pub(crate) accepted: Option<L::Accepted>,
     farewells: Farewells,
 }
@@ -144,7 +145,7 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
     fn stop_listening_when_drained(&mut self) {
         self.is_draining = true;
         self.is_paused = false;
-        // Whatever the latch says: the kernel is asked once more.
+        // The kernel is asked once more, whatever the latch says.
         self.is_readable = true;
     }
 
@@ -234,7 +235,7 @@ where
                 Some(farewell) => {
                     farewell.say_to::<W::Transport, _>(reactor, accepted, wrap, prepare);
                 }
-                // Its peer may send at this very moment.
+                // The peer may be sending at this moment.
                 None => accepted.decline(),
             }
             return Ok(());
@@ -294,7 +295,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
         !self.is_paused && !is_held && !self.is_stopping
     }
 
-    /// Takes note of a connection that was accepted.
+    /// Notes that a connection was accepted.
     #[inline]
     pub(crate) fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
         self.is_short = false;
@@ -302,12 +303,13 @@ impl<L: ListeningSocket> ListenerControl<L> {
             self.accepts_left -= 1;
         }
         if let Some(fd) = fd {
-            // Accepted is served; but the next one looks first.
+            // This connection is served all the same. The next accept checks for room
+            // first.
             let _ = self.shared.numbers.is_reserved(fd);
         }
     }
 
-    /// What the callbacks of this listener can reach.
+    /// The context for callbacks of this listener.
     pub(crate) fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
         BuildContext {
             origin: Origin::Listener(self),
@@ -409,7 +411,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
             control.shared.fill_reserve();
             control.shared.numbers.ran_out();
         }
-        // Written only now: a log line could have taken the freed number.
+        // Logged only now, since writing a line could have taken the freed number.
         if let Some(peer) = shed {
             Ledger::add(&control.shared.ledger.shed, 1);
             log::debug!(
@@ -437,7 +439,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
             socket.close();
             Ledger::add(&control.shared.ledger.closed, 1);
             if let Some(retry) = control.retry.take() {
-                // It may be what runs.
+                // This timer may be the one that has just fired.
                 let _ = retry.cancel(reactor);
             }
             log::debug!(target: log::TRANSPORT, "{}: closed {}", control.token, control.address);
@@ -461,7 +463,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
         if self.control.retry == Some(call) {
             self.control.retry = None;
-            // Somebody else may have taken its number, the last time.
+            // Somebody else may have taken the number of the spare descriptor.
             self.control.shared.fill_reserve();
         }
         self.work(reactor)
@@ -484,8 +486,8 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
     }
 
     fn panicked(&mut self, _: &mut Reactor, _: Panic) -> Next {
-        // The connection that was accepted is closed; the others of the batch are
-        // served in the next turn.
+        // The accepted connection is closed. The rest of the batch is served in the
+        // next turn.
         if let Some(mut accepted) = self.control.accepted.take() {
             accepted.decline();
         }
@@ -503,9 +505,9 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         }
         reactor.await_end(self.control.token);
         let control = &mut self.control;
-        // Those who wait have connected, and may have sent a request already. In a
-        // queue that others have too they are in good hands; and a listener that
-        // accepts nobody at this time does not begin now.
+        // Clients in the queue have connected, and may have sent a request already, so
+        // they are accepted. If others hold the socket, they serve the queue. A
+        // listener that is not accepting anyway does not begin now.
         let is_theirs = control.is_shared.get() && !control.serves_queue;
         if is_theirs || !control.may_accept() || control.retry.is_some() {
             control.is_stopping = true;
@@ -549,7 +551,8 @@ pub(crate) fn install<E: Listen>(
         .map_err(|(socket, address, error)| E::not_installed(socket, address, error))
 }
 
-/// The same, for any kind; on failure the socket comes back, with its address and why.
+/// As [`install`], for any kind. A failure gives the socket back, with its address and
+/// the error.
 pub(crate) fn install_socket<L: ListeningSocket>(
     reactor: &mut Reactor,
     socket: L,

@@ -1,4 +1,4 @@
-//! The crate's one door to the `log` facade, and its fixed targets.
+//! The crate's interface to the `log` facade, and its fixed targets.
 
 use std::borrow::Cow;
 
@@ -7,8 +7,8 @@ pub(crate) use ::log::{debug, error, warn};
 pub(crate) const TRANSPORT: &str = "bowline::transport";
 pub(crate) const DESCRIPTORS: &str = "bowline::descriptors";
 
-/// What user code calls itself, asked for in the middle of something: a panic of
-/// that costs the name, and nothing else.
+/// The name that user code gives itself in log lines. If that panics, only the name is
+/// lost.
 pub(crate) fn name<'a>(log_prefix: impl FnOnce() -> Cow<'a, str>) -> Cow<'a, str> {
     bowline_reactor::catch_panic(log_prefix).unwrap_or(Cow::Borrowed("(whose log_prefix panics)"))
 }

@@ -7,8 +7,8 @@ use bowline_protocol::TerminalSize;
 
 use crate::sys;
 
-/// The size of a terminal. `fd` may be either side of it: our own standard input, for
-/// instance, to give a child a terminal of the same size.
+/// The size of a terminal. `fd` may be either side of it. For example, our own standard
+/// input gives the size for the terminal of a child.
 ///
 /// # Errors
 ///

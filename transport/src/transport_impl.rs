@@ -1,7 +1,7 @@
 //! `Transport` in terms of [`Stream`](crate::Stream).
 //!
-//! A blanket implementation is not possible: the trait belongs to another
-//! crate. So each transport says this once.
+//! A blanket implementation is not possible, since the trait belongs to another crate.
+//! So each transport invokes this macro once.
 
 macro_rules! impl_transport {
     (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {

@@ -57,12 +57,16 @@ use crate::stream::StreamTransport;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Transports {
+    /// Listens and serves each connection with a protocol of a factory, or receives
+    /// datagrams for one protocol.
+    ///
     /// The endpoint says where and how. [`Tcp::at`] and [`Unix::at`] take a
     /// [`Factory`]. [`UnixSeqpacket::at`](crate::UnixSeqpacket::at) takes a
     /// [`PacketFactory`](bowline_protocol::PacketFactory). [`Udp::at`](crate::Udp::at)
     /// and [`UnixDatagram::at`](crate::UnixDatagram::at) take a
     /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). An endpoint may also
     /// be one of your own.
+    ///
     /// # Errors
     ///
     /// Those of the endpoint. An endpoint that binds fails with [`ListenError`], which
@@ -107,6 +111,9 @@ pub trait Transports {
         acceptor: A,
     ) -> Result<ListenerHandle, E::Error>;
 
+    /// Connects and puts a protocol of a factory on the connection, or makes a datagram
+    /// socket that has one peer, for one protocol.
+    ///
     /// The endpoint says where and how. [`Tcp::to`], [`Tcp::to_host`] and [`Unix::to`]
     /// take a [`Factory`], and [`UnixSeqpacket::to`](crate::UnixSeqpacket::to) takes a
     /// [`PacketFactory`](bowline_protocol::PacketFactory). A factory is told of success
@@ -114,6 +121,7 @@ pub trait Transports {
     /// [`UnixDatagram::to`](crate::UnixDatagram::to) take a
     /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). A datagram socket is
     /// connected at once, whether or not its peer is there.
+    ///
     /// # Errors
     ///
     /// With a factory, an error means that the reactor is full (2^24 descriptors). With
@@ -129,6 +137,7 @@ pub trait Transports {
     /// [`UnixSeqpacket`](crate::UnixSeqpacket)), or one for datagrams
     /// ([`Udp`](crate::Udp), [`UnixDatagram`](crate::UnixDatagram)). (Twisted:
     /// `adoptStreamConnection`, `adoptDatagramPort`.)
+    ///
     /// # Errors
     ///
     /// [`AdoptError`] gives the descriptor back. The protocol is dropped.
@@ -293,6 +302,7 @@ pub trait Transports {
 
     /// As [`reattach`](Self::reattach), for a connection of packets. `S` is the type of
     /// its socket, such as [`UnixSeqpacketSocket`](crate::UnixSeqpacketSocket).
+    ///
     /// # Errors
     ///
     /// [`ReattachError`] gives everything back.

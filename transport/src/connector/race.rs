@@ -1,11 +1,11 @@
-//! The order in which the addresses of a host are tried (RFC 8305); pure.
+//! The order in which the addresses of a host are tried (RFC 8305). It is pure.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 
 use bowline_protocol::{ConnectError, FailedAttempt};
 
-/// What is left to be tried, and what has failed.
+/// The addresses that are left to try, and the errors of those that failed.
 #[derive(Debug, Default)]
 pub(super) struct Race {
     waiting: VecDeque<SocketAddr>,
@@ -13,8 +13,8 @@ pub(super) struct Race {
 }
 
 impl Race {
-    /// The addresses by turns of their families, beginning with that of the
-    /// first, and otherwise in the order given; each once.
+    /// The families alternate, beginning with that of the first address. Within a
+    /// family the given order is kept. Each address is tried once.
     pub(super) fn new(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
         let mut seen = HashSet::new();
         let addresses = addresses

@@ -1,8 +1,8 @@
-//! Datagram sockets: what is written once for all kinds of them.
+//! Datagram sockets, and everything that their kinds have in common.
 //!
-//! A [`Port`] is a socket as its protocol sees it, with the queue of what waits to be
-//! sent; `serving` is that with its protocol, which the reactor drives. What differs
-//! between kinds is a [`DatagramSocket`].
+//! A [`Port`] is a socket as its protocol sees it, with its send queue. `serving` joins
+//! it with its protocol, and the reactor drives that. Kinds differ in their
+//! [`DatagramSocket`].
 
 mod connections;
 mod packets;

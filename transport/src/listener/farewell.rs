@@ -1,4 +1,4 @@
-//! A word to clients that are declined.
+//! A last word to clients that are declined.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,19 +13,20 @@ use crate::file_descriptor::FileDescriptor;
 use crate::log;
 use crate::stream::{Stream, StreamTransport};
 
-/// How long a client that was declined has to read why, and to close. One that has
-/// sent something would lose the word to a reset if we closed first.
+/// How long a declined client has to read the word and close. If it has sent something,
+/// and we closed first, a reset would destroy the word.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How many have that time at once: a flood of them must not hold on to descriptors.
+/// How many clients may have that time at once. A flood of them must not hold
+/// descriptors.
 const MOST: usize = 64;
 
-/// What a listener says to those that it declines.
+/// The words of a listener to clients that it declines.
 #[derive(Default)]
 pub(super) struct Farewells {
-    /// To the next.
+    /// The word for the next client.
     word: Option<Box<[u8]>>,
-    /// Shared with those that are being said; there from the first on.
+    /// How many clients are being told. Shared with them; `Some` from the first one on.
     open: Option<Rc<Cell<usize>>>,
 }
 
@@ -34,13 +35,14 @@ impl Farewells {
         self.word = Some(word.into());
     }
 
-    /// What was to be said is not, since the client is served.
+    /// Drops the word, since the client is served.
     #[inline]
     pub(super) fn forget(&mut self) {
         self.word = None;
     }
 
-    /// What to say now, if anything, and if not too many are being told.
+    /// The word for the client at hand, if there is one and not too many are being
+    /// told.
     pub(super) fn next(&mut self) -> Option<Farewell> {
         let word = self.word.take()?;
         let open = self.open.get_or_insert_default();
@@ -53,8 +55,8 @@ impl Farewells {
     }
 }
 
-/// The protocol of a connection that was declined: says its word and reads what comes
-/// until the client is gone.
+/// The protocol of a declined connection. It sends its word, and reads until the client
+/// is gone.
 pub(super) struct Farewell {
     word: Box<[u8]>,
     open: Rc<Cell<usize>>,
