@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_protocol::Address;
+use bowline_transport::endpoint::Inherit;
 use bowline_transport::{SocketDescription, describe_socket};
 
 use crate::log;
@@ -49,7 +50,18 @@ impl Inherited {
     /// unclaimed, and the log says so: the configuration has changed.
     pub fn claim_listener(&mut self, name: &str, address: &Address) -> Option<OwnedFd> {
         self.claim_where(name, |entry| {
-            describe_socket(entry.fd.as_fd()).is_ok_and(|found| is_listener_at(&found, address))
+            describe_socket(entry.fd.as_fd())
+                .is_ok_and(|found| found.is_stream && found.is_listening && is_at(&found, address))
+        })
+    }
+
+    /// Takes the first socket of that name on which an endpoint can go on.
+    pub(crate) fn claim_for(&mut self, name: &str, endpoint: &impl Inherit) -> Option<OwnedFd> {
+        let place = endpoint.place();
+        self.claim_where(name, |entry| {
+            describe_socket(entry.fd.as_fd()).is_ok_and(|found| {
+                found.is_listening && endpoint.is_like(&found) && is_at(&found, &place)
+            })
         })
     }
 
@@ -103,10 +115,7 @@ impl fmt::Debug for Inherited {
     }
 }
 
-fn is_listener_at(found: &SocketDescription, wanted: &Address) -> bool {
-    if !found.is_stream || !found.is_listening {
-        return false;
-    }
+fn is_at(found: &SocketDescription, wanted: &Address) -> bool {
     match (&found.address, wanted) {
         (Some(Address::Inet(found)), Address::Inet(wanted)) => {
             found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())

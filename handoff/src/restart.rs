@@ -90,15 +90,15 @@ use std::io;
 use std::process::Command;
 use std::rc::Rc;
 
-use bowline_protocol::TransportHandle;
+use bowline_protocol::{PacketHandle, TransportHandle};
 use bowline_reactor::Reactor;
-use bowline_transport::{ChildProcess, StreamTransport};
+use bowline_transport::{ChildProcess, PacketSocket, StreamTransport};
 
 pub use self::error::RestartError;
 pub use self::listeners::Listeners;
 pub use self::messages::Refusal;
 use self::moving::MoveList;
-pub use self::moving::{Movable, MoveTicket, Moved, Packed};
+pub use self::moving::{Movable, MovablePackets, MoveTicket, Moved, Packed};
 use self::predecessor::Predecessor;
 pub use self::program::{Program, Start};
 use self::server::{Life, Server};
@@ -234,6 +234,14 @@ impl Restart {
         handle: TransportHandle,
     ) -> MoveTicket {
         MoveList::add::<T, P>(&self.server.list, handle)
+    }
+
+    /// The same, for a connection of packets.
+    pub fn movable_packets<S: PacketSocket, P: MovablePackets<S>>(
+        &self,
+        handle: PacketHandle,
+    ) -> MoveTicket {
+        MoveList::add_packets::<S, P>(&self.server.list, handle)
     }
 
     /// Whether this process serves: started, and has not handed over.

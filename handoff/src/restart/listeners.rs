@@ -3,10 +3,10 @@
 use std::fmt;
 use std::io;
 
-use bowline_protocol::{Acceptor, Factory, ListenerHandle, SocketFile};
+use bowline_protocol::{Acceptor, ListenerHandle, SocketFile};
 use bowline_reactor::Reactor;
 use bowline_transport::Transports;
-use bowline_transport::endpoint::{ListenAt, ListenTransport};
+use bowline_transport::endpoint::{AcceptWith, Inherit, ListenWith};
 
 use super::Restart;
 use super::control::CONTROL;
@@ -48,7 +48,8 @@ impl<'a> Listeners<'a> {
     }
 
     /// Listens at an endpoint, [`Tcp::at`](bowline_transport::Tcp::at) say, and serves
-    /// whoever connects with the protocols of a factory.
+    /// whoever connects with the protocols of a factory. The kind may be one of packets:
+    /// [`UnixSeqpacket::at`](bowline_transport::UnixSeqpacket::at).
     ///
     /// Port 0 adopts whatever port the listener of that name had. The file of a UNIX
     /// socket passes from one process to the next with the listener, and is removed by
@@ -58,17 +59,23 @@ impl<'a> Listeners<'a> {
     ///
     /// Those of listening and adopting; `AlreadyExists` for a name that is
     /// taken, `InvalidInput` beyond 16,191 of them.
-    pub fn listen<E: ListenAt>(
+    pub fn listen<E, F>(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
         endpoint: E,
-        factory: impl Factory<ListenTransport<E>>,
-    ) -> io::Result<ListenerHandle> {
+        factory: F,
+    ) -> io::Result<ListenerHandle>
+    where
+        E: Inherit + ListenWith<F, Handle = ListenerHandle, Error: Into<io::Error>>,
+        E::Inherited: ListenWith<F, Handle = ListenerHandle, Error: Into<io::Error>>,
+    {
         self.check_name(name)?;
-        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
-            Some(fd) => reactor.listen(endpoint.on(fd), factory)?,
-            None => reactor.listen(endpoint, factory)?,
+        let handle = match self.inherited.claim_for(name, &endpoint) {
+            Some(fd) => reactor
+                .listen(endpoint.inherit(fd), factory)
+                .map_err(Into::into)?,
+            None => reactor.listen(endpoint, factory).map_err(Into::into)?,
         };
         Ok(self.add(reactor, name, handle))
     }
@@ -79,17 +86,24 @@ impl<'a> Listeners<'a> {
     /// # Errors
     ///
     /// As [`listen`](Self::listen).
-    pub fn accept(
+    pub fn accept<E, A>(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
-        endpoint: impl ListenAt,
-        acceptor: impl Acceptor,
-    ) -> io::Result<ListenerHandle> {
+        endpoint: E,
+        acceptor: A,
+    ) -> io::Result<ListenerHandle>
+    where
+        A: Acceptor,
+        E: Inherit + AcceptWith<A, Error: Into<io::Error>>,
+        E::Inherited: AcceptWith<A, Error: Into<io::Error>>,
+    {
         self.check_name(name)?;
-        let handle = match self.inherited.claim_listener(name, &endpoint.address()) {
-            Some(fd) => reactor.accept(endpoint.on(fd), acceptor)?,
-            None => reactor.accept(endpoint, acceptor)?,
+        let handle = match self.inherited.claim_for(name, &endpoint) {
+            Some(fd) => reactor
+                .accept(endpoint.inherit(fd), acceptor)
+                .map_err(Into::into)?,
+            None => reactor.accept(endpoint, acceptor).map_err(Into::into)?,
         };
         Ok(self.add(reactor, name, handle))
     }

@@ -8,10 +8,13 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
-use bowline_protocol::{PassedDescriptor, Protocol, TransportHandle, TransportState};
-use bowline_reactor::Reactor;
+use bowline_protocol::{
+    PacketHandle, PacketProtocol, PassedDescriptor, Protocol, TransportHandle, TransportState,
+};
+use bowline_reactor::{Reactor, Token};
 use bowline_transport::{
-    DetachError, Detached, StreamTransport, Transports, Unsent, UnsentDescriptors,
+    DetachError, Detached, PacketSocket, Port, ReattachError, StreamTransport, Transports, Unsent,
+    UnsentDescriptors,
 };
 
 use super::messages::Record;
@@ -50,6 +53,24 @@ pub trait Movable<T: StreamTransport>: Protocol<T> + Sized {
     /// it. What was packed comes back, above all its descriptors; that its
     /// transport has another handle, it is told once it is whole again
     /// ([`connection_reattached`](Protocol::connection_reattached)).
+    fn unpack(&mut self, packed: Packed);
+}
+
+/// As [`Movable`], for a protocol of packets over sockets of the type `S`, such as
+/// [`UnixSeqpacketSocket`](bowline_transport::UnixSeqpacketSocket).
+///
+/// The packets that had not left are taken along, with their descriptors
+/// ([`UnixSeqpacket::with_unsent`](bowline_transport::UnixSeqpacket::with_unsent)). A
+/// connection that has paused in the middle of what was received at once stays, and so
+/// does one that is half closed.
+pub trait MovablePackets<S: PacketSocket>: PacketProtocol<Port<S>> + Sized {
+    /// As [`Movable::KIND`].
+    const KIND: &'static str;
+
+    /// As [`Movable::pack`].
+    fn pack(&mut self) -> Option<Packed>;
+
+    /// As [`Movable::unpack`].
     fn unpack(&mut self, packed: Packed);
 }
 
@@ -110,9 +131,40 @@ pub(crate) struct MoveList {
     next: u64,
 }
 
+/// How a connection is reached.
+#[derive(Clone, Copy)]
+enum Reached {
+    Stream(TransportHandle),
+    Packets(PacketHandle),
+}
+
+impl Reached {
+    fn token(self) -> Token {
+        match self {
+            Self::Stream(handle) => handle.token(),
+            Self::Packets(handle) => handle.token(),
+        }
+    }
+
+    /// How many bytes it has not sent, if nobody has told it to close.
+    fn unsent(self, reactor: &mut Reactor) -> Option<usize> {
+        let (state, unsent) = match self {
+            Self::Stream(handle) => {
+                let transport = reactor.get(handle)?;
+                (transport.state(), transport.unsent_bytes())
+            }
+            Self::Packets(handle) => {
+                let transport = reactor.get(handle)?;
+                (transport.state(), transport.unsent_bytes())
+            }
+        };
+        (state == TransportState::Connected).then_some(unsent)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Listed {
-    handle: TransportHandle,
+    handle: Reached,
     /// The type of its protocol.
     part: TypeId,
     own: fn(DetachedPart) -> Option<Box<dyn Parts>>,
@@ -124,7 +176,7 @@ trait Parts {
     fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>>;
 
     /// Puts it together again.
-    fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<TransportHandle>;
+    fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<Reached>;
 }
 
 struct Apart<T, P> {
@@ -133,54 +185,90 @@ struct Apart<T, P> {
     transport: std::marker::PhantomData<fn() -> T>,
 }
 
+/// The same, of packets.
+struct ApartPackets<S, P> {
+    detached: Detached<P>,
+    packed: Option<Packed>,
+    socket: std::marker::PhantomData<fn() -> S>,
+}
+
 impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
     fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
-        if self.detached.producer.is_some() || !self.detached.travels() {
-            // A producer could not be told where its consumer has gone.
-            return Ok(None);
-        }
-        self.packed = self.detached.protocol.pack();
-        let Some(packed) = &self.packed else {
-            return Ok(None);
-        };
-        let mut descriptors = vec![PassedDescriptor::from(self.detached.fd.try_clone()?)];
-        let mut queued = Vec::new();
-        for group in &self.detached.descriptors {
-            let range = group.message.clone();
-            let range = range.map(|range| range.start as u32..range.end as u32);
-            queued.push((range, group.descriptors.len() as u32));
-            for descriptor in &group.descriptors {
-                descriptors.push(descriptor.as_fd().try_clone_to_owned()?.into());
-            }
-        }
-        for descriptor in &packed.descriptors {
-            descriptors.push(descriptor.try_clone()?.into());
-        }
-        let record = Record {
-            kind: P::KIND.to_owned(),
-            state: packed.state.clone(),
-            // What the transport was given back comes behind what the protocol
-            // has kept.
-            unread: [packed.unread.as_slice(), &self.detached.unread].concat(),
-            unsent: self.detached.unsent.clone(),
-            queued,
-            held: packed.descriptors.len() as u32,
-        };
-        Ok(Some((record, descriptors)))
+        record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
     }
 
-    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<TransportHandle> {
+    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<Reached> {
         if let Some(packed) = self.packed.take() {
             self.detached.protocol.unpack(packed);
         }
-        match reactor.reattach::<T, P>(self.detached) {
-            Ok(handle) => Some(handle),
-            Err(error) => {
-                log::error!(target: log::HANDOFF, "a connection that came back is lost: {error}");
-                None
-            }
+        let reattached = reactor.reattach::<T, P>(self.detached);
+        come_back(reattached).map(Reached::Stream)
+    }
+}
+
+impl<S: PacketSocket, P: MovablePackets<S>> Parts for ApartPackets<S, P> {
+    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
+        record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
+    }
+
+    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<Reached> {
+        if let Some(packed) = self.packed.take() {
+            self.detached.protocol.unpack(packed);
+        }
+        let reattached = reactor.reattach_packets::<S, P>(self.detached);
+        come_back(reattached).map(Reached::Packets)
+    }
+}
+
+fn come_back<H, P>(reattached: Result<H, ReattachError<P>>) -> Option<H> {
+    match reattached {
+        Ok(handle) => Some(handle),
+        Err(error) => {
+            log::error!(target: log::HANDOFF, "a connection that came back is lost: {error}");
+            None
         }
     }
+}
+
+/// See [`Parts::record`]; what was packed is kept, to be given back.
+fn record_of<P>(
+    detached: &mut Detached<P>,
+    kept: &mut Option<Packed>,
+    kind: &str,
+    pack: impl FnOnce(&mut P) -> Option<Packed>,
+) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
+    if detached.producer.is_some() || !detached.travels() {
+        // A producer could not be told where its consumer has gone.
+        return Ok(None);
+    }
+    *kept = pack(&mut detached.protocol);
+    let Some(packed) = kept else {
+        return Ok(None);
+    };
+    let mut descriptors = vec![PassedDescriptor::from(detached.fd.try_clone()?)];
+    let mut queued = Vec::new();
+    for group in &detached.descriptors {
+        let range = group.message.clone();
+        let range = range.map(|range| range.start as u32..range.end as u32);
+        queued.push((range, group.descriptors.len() as u32));
+        for descriptor in &group.descriptors {
+            descriptors.push(descriptor.as_fd().try_clone_to_owned()?.into());
+        }
+    }
+    for descriptor in &packed.descriptors {
+        descriptors.push(descriptor.try_clone()?.into());
+    }
+    let record = Record {
+        kind: kind.to_owned(),
+        state: packed.state.clone(),
+        // What the transport was given back comes behind what the protocol
+        // has kept.
+        unread: [packed.unread.as_slice(), &detached.unread].concat(),
+        unsent: detached.unsent.clone(),
+        queued,
+        held: packed.descriptors.len() as u32,
+    };
+    Ok(Some((record, descriptors)))
 }
 
 impl MoveList {
@@ -189,17 +277,32 @@ impl MoveList {
         list: &Rc<RefCell<Self>>,
         handle: TransportHandle,
     ) -> MoveTicket {
+        let listed = Listed {
+            handle: Reached::Stream(handle),
+            part: TypeId::of::<P>(),
+            own: own::<T, P>,
+        };
+        Self::put(list, listed)
+    }
+
+    /// The same, for one of packets.
+    pub(crate) fn add_packets<S: PacketSocket, P: MovablePackets<S>>(
+        list: &Rc<RefCell<Self>>,
+        handle: PacketHandle,
+    ) -> MoveTicket {
+        let listed = Listed {
+            handle: Reached::Packets(handle),
+            part: TypeId::of::<P>(),
+            own: own_packets::<S, P>,
+        };
+        Self::put(list, listed)
+    }
+
+    fn put(list: &Rc<RefCell<Self>>, listed: Listed) -> MoveTicket {
         let mut this = list.borrow_mut();
         let id = this.next;
         this.next += 1;
-        this.connections.insert(
-            id,
-            Listed {
-                handle,
-                part: TypeId::of::<P>(),
-                own: own::<T, P>,
-            },
-        );
+        this.connections.insert(id, listed);
         MoveTicket {
             list: Rc::downgrade(list),
             id,
@@ -227,6 +330,17 @@ fn own<T: StreamTransport, P: Movable<T>>(detached: DetachedPart) -> Option<Box<
         detached: detached.downcast().ok()?,
         packed: None,
         transport: std::marker::PhantomData,
+    }))
+}
+
+/// The same, of packets.
+fn own_packets<S: PacketSocket, P: MovablePackets<S>>(
+    detached: DetachedPart,
+) -> Option<Box<dyn Parts>> {
+    Some(Box::new(ApartPackets::<S, P> {
+        detached: detached.downcast().ok()?,
+        packed: None,
+        socket: std::marker::PhantomData,
     }))
 }
 
@@ -268,22 +382,20 @@ impl Batch {
         let mut bytes = 0;
         let mut taken = Vec::new();
         for (id, listed) in candidates {
-            // Those that are closing have said what they want.
-            let transport = reactor.get(listed.handle);
-            let transport =
-                transport.filter(|transport| transport.state() == TransportState::Connected);
             last = id;
-            let Some(transport) = transport else {
+            // Those that are closing have said what they want.
+            let Some(unsent) = listed.handle.unsent(reactor) else {
                 continue;
             };
-            bytes += transport.unsent_bytes();
+            bytes += unsent;
             if bytes > BATCH_BYTES && !taken.is_empty() {
                 last = id - 1;
                 break;
             }
             taken.push((id, listed));
         }
-        let parts: Vec<_> = taken.iter().map(|(_, it)| (it.handle, it.part)).collect();
+        let parts = taken.iter().map(|(_, it)| (it.handle.token(), it.part));
+        let parts: Vec<_> = parts.collect();
         let list = Rc::clone(list);
         reactor.detach_all(parts, move |reactor, detached| {
             let taken = taken.into_iter().zip(detached);

@@ -5,6 +5,7 @@
 mod children;
 mod manager;
 mod moving;
+mod packets;
 mod predecessor;
 mod settings;
 mod strings;
