@@ -1,11 +1,11 @@
-//! Closing what a stranger has had a hand in.
+//! Closing sockets that may hold a stranger's descriptors.
 //!
-//! close(2) of the last descriptor of a UNIX socket closes what lies unread in its
-//! queue, and a descriptor there can be a socket that lingers, or hold one that does:
-//! then the call sleeps, up to 2^31 - 1 seconds, for as long as the sender likes
-//! (Linux 6.18). Nothing that could be asked of the outer socket says so, and reading
-//! it out would take from others who hold it. So such sockets are closed in a thread,
-//! which lives for as long as there are any.
+//! When the last descriptor of a UNIX socket is closed, close(2) also closes the unread
+//! descriptors in its queue. One of them can be a socket that lingers, or can hold one.
+//! Then the call sleeps for as long as the sender chose, up to 2^31 - 1 seconds (Linux
+//! 6.18). The outer socket does not show this, and reading its queue would rob others
+//! who hold it. So such sockets are closed in a thread, which lives as long as there
+//! are any.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -21,40 +21,41 @@ use std::time::Duration;
 use crate::log;
 use crate::sys::{self, Ancillary, ControlBuffer};
 
-/// What the threads are called.
+/// The name of the threads.
 const NAME: &str = "bowline-closer";
 
-/// They call close(2) and little else.
+/// The threads call close(2) and little else.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// How long a close may take before the others go on without it: a thousand
-/// times what one takes.
+/// How long a close may take before the others go on without it. A usual close takes a
+/// thousandth of it.
 const PATIENCE: Duration = Duration::from_millis(10);
 
-/// How many may be asleep in a close, each in a thread of its own. Beyond that somebody
-/// means harm, and sockets are emptied before they are closed.
+/// How many closes may be asleep, each in a thread of its own. If there are more,
+/// somebody means harm, and sockets are emptied before they are closed.
 const MOST_ASLEEP: usize = 64;
 
-/// How many messages and clients are taken out of one socket, and those inside of it.
+/// How many messages and clients are taken out of one socket, and of the sockets in it.
 const MOST_TAKEN: usize = 65_536;
 
 thread_local! {
-    /// Each thread that runs a loop has its own: threads may have tables of descriptors of
-    /// their own too (unshare(2)), and one that is started here has the table of this one.
+    /// Each thread that runs a loop has its own. A thread may have a descriptor table
+    /// of its own (unshare(2)), and a thread that is started here shares the table of
+    /// this one.
     static CLOSERS: RefCell<Option<OfThread>> = const { RefCell::new(None) };
 }
 
-/// What a thread has given away, and the process in which it did so.
+/// The descriptors that a thread has given away, and the process in which it did so.
 struct OfThread {
-    /// Its [number](bowline_reactor::forks).
+    /// The [number](bowline_reactor::forks) of the process.
     process: u32,
     closers: Arc<Closers>,
 }
 
-/// What is to be closed, of all reactors of a thread.
+/// The descriptors that all reactors of a thread have to close.
 struct Closers {
     queue: Mutex<CloseQueue>,
-    /// How many were given away and are not closed.
+    /// How many were given away and are not closed yet.
     unclosed: AtomicUsize,
     /// How many of them a thread is closing.
     closing: AtomicUsize,
@@ -62,16 +63,17 @@ struct Closers {
 
 struct CloseQueue {
     waiting: VecDeque<OwnedFd>,
-    /// Whether there is a thread that takes from it.
+    /// Whether a thread takes from the queue.
     is_served: bool,
 }
 
-/// Closes a descriptor that a peer has sent, and never waits for it. It is closed when this
-/// returns or, if its close could wait for something, a moment later in another thread.
+/// Closes a descriptor that a peer has sent, and never waits for it. If its close could
+/// wait for something, another thread closes it a moment later. Otherwise it is closed
+/// when this returns.
 ///
-/// A UNIX socket may hold descriptors that nobody has read. Its close closes those too. If
-/// one of them is a socket that lingers, dropping the [`OwnedFd`] holds up the whole loop
-/// for as long as the sender chose. bowline itself closes in this way, above all
+/// A UNIX socket may hold descriptors that nobody has read. Its close closes those too.
+/// If one of them is a socket that lingers, dropping the [`OwnedFd`] holds up the whole
+/// loop for as long as the sender chose. bowline closes in this way too, above all
 /// descriptors that no protocol took.
 ///
 /// # Examples
@@ -91,9 +93,9 @@ pub fn close_received(fd: OwnedFd) {
     }
 }
 
-/// How many descriptors that this thread had to close are being closed in others; see
-/// [`close_received`]. Ask in the thread that runs the reactor. If it stays above zero for
-/// more than a moment, a peer has sent something whose close waits.
+/// How many descriptors of this thread are being closed in others. See
+/// [`close_received`]. Ask in the thread that runs the reactor. If the number stays
+/// above zero for more than a moment, a peer has sent something whose close waits.
 pub fn descriptors_closing() -> usize {
     Closers::of_this_thread().unclosed.load(Ordering::Acquire)
 }
@@ -112,7 +114,7 @@ pub(crate) fn close_elsewhere(fd: OwnedFd) {
     let waiting = queue.waiting.len();
     drop(queue);
     if let Err(error) = started {
-        // The next one tries again.
+        // The next descriptor tries again.
         log::warn!(target: log::DESCRIPTORS, "no thread to close {waiting} descriptors in: {error}");
     }
 }
@@ -136,7 +138,8 @@ impl Closers {
         }
     }
 
-    /// Those of the calling thread. One that is ending gets some for this once.
+    /// The closers of the calling thread. A thread that is ending gets new ones for
+    /// this call.
     fn of_this_thread() -> Arc<Self> {
         let process = bowline_reactor::forks();
         let of_thread = |slot: &RefCell<Option<OfThread>>| {
@@ -160,8 +163,9 @@ impl Closers {
             .unwrap_or_else(|_| Arc::new(Self::new()))
     }
 
-    /// Takes over what waited in the process that this one was forked from. A forked child
-    /// has none of its parent's threads, and what one of them had locked stays locked.
+    /// Takes over the queue of the process that this one was forked from. A forked
+    /// child has none of its parent's threads, and a mutex that one of them held stays
+    /// locked.
     fn inherit(self: &Arc<Self>, parents: Arc<Self>) {
         if let Ok(mut theirs) = parents.queue.try_lock()
             && !theirs.waiting.is_empty()
@@ -169,10 +173,10 @@ impl Closers {
             let mut queue = self.queue();
             queue.waiting = mem::take(&mut theirs.waiting);
             self.unclosed.store(queue.waiting.len(), Ordering::Relaxed);
-            // Without a thread they wait for the next one that is to be closed.
+            // If no thread starts, they wait for the next descriptor.
             let _ = self.start_serving(&mut queue);
         }
-        // Threads that are not here would have dropped theirs.
+        // Only threads of the parent would drop their references.
         mem::forget(parents);
     }
 
@@ -187,7 +191,7 @@ impl Closers {
         started
     }
 
-    /// Has all that waits closed, and ends.
+    /// Has everything in the queue closed, and ends.
     fn serve(self: &Arc<Self>) {
         let mut closer = None;
         loop {
@@ -201,13 +205,13 @@ impl Closers {
         }
     }
 
-    /// Has `closer`, or a new one, close `fd`; answers it if it can go on.
+    /// Has `closer`, or a new one, close `fd`. Returns it if it can go on.
     fn close_by(self: &Arc<Self>, closer: Option<Closer>, fd: OwnedFd) -> Option<Closer> {
         let asleep = self.closing.load(Ordering::Relaxed);
         let closer = match closer.map_or_else(|| Closer::start(self), Ok) {
             Ok(closer) if asleep < MOST_ASLEEP => closer,
             others => {
-                // If it has to wait, it is this thread that does, and no loop.
+                // If this has to wait, only this thread waits, and no loop.
                 close_emptied(fd);
                 self.unclosed.fetch_sub(1, Ordering::Release);
                 return others.ok();
@@ -217,14 +221,14 @@ impl Closers {
         closer.give.send(fd).ok()?;
         match closer.done.recv_timeout(PATIENCE) {
             Ok(()) => Some(closer),
-            // It ends when it wakes up.
+            // That thread ends when it wakes up.
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
         }
     }
 }
 
-/// Closes a socket after everything was taken out of it whose close could wait, and out
-/// of what was in that. Others who hold it lose what they had not read: whoever sent it
+/// Empties a socket and the sockets in its queue, so that no close can wait, and closes
+/// them. Others who hold it lose the bytes that they have not read. Whoever sent it
 /// could have done that too.
 fn close_emptied(fd: OwnedFd) {
     let mut data = vec![0; 4_096];
@@ -233,7 +237,7 @@ fn close_emptied(fd: OwnedFd) {
     let mut left = MOST_TAKEN;
     let mut sockets = vec![fd];
     while let Some(fd) = sockets.pop() {
-        // So that nothing follows; before Linux 6.16 it can.
+        // So that no more can come. (Before Linux 6.16 it can.)
         let _ = sys::set_pass_rights(fd.as_fd(), false);
         let kind = sys::socket_kind(fd.as_fd());
         let (is_stream, is_listener) = kind.map_or((true, false), |it| (it.stream, it.listening));
@@ -261,7 +265,7 @@ fn close_emptied(fd: OwnedFd) {
     }
 }
 
-/// A thread that closes one after the other, and says when it has.
+/// A thread that closes one descriptor after the other, and reports each.
 struct Closer {
     give: Sender<OwnedFd>,
     done: Receiver<()>,

@@ -1,8 +1,8 @@
-//! A transport with its protocol: what the reactor drives.
+//! A transport with its protocol, which the reactor drives.
 //!
-//! This is where user code is called, one callback at a time. What a callback
-//! asks for stands in the transport's [`Link`] when it returns; the work loop
-//! then looks at the state again before it does anything else.
+//! User code is called here, one callback at a time. A callback's requests are recorded
+//! in the transport's [`Link`]. When it has returned, the work loop looks at that state
+//! before it does anything else.
 
 mod ancillary;
 mod draining;
@@ -35,43 +35,42 @@ pub(crate) use self::draining::Draining;
 pub(crate) use self::establish::establish;
 use self::producers::Tell;
 
-/// The first and the longest wait after the kernel said later without saying
-/// when (`ETOOMANYREFS`, `ENOBUFS`).
+/// The first and the longest wait after an error that no event ends (`ETOOMANYREFS`,
+/// `ENOBUFS`).
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
-/// So many refusals in a row are worth a warning: with those waits in between, a second
-/// has passed.
+/// How many refusals in a row are logged as a warning. With those waits in between, a
+/// second has passed.
 const LASTING_REFUSALS: u32 = 26;
 
-/// What a read counts at the least: about the bytes that could be copied in the
-/// time of its system call and callback.
+/// The least that a read counts. It is about the number of bytes that could be copied
+/// in the time of a system call and a callback.
 const LEAST_READ_COST: usize = 8_192;
 
-/// When a pull producer that wrote nothing is asked again.
+/// How long to wait before a pull producer that wrote nothing is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// A transport and the protocol it feeds.
 pub(crate) struct Connection<T, P> {
     transport: T,
-    /// Invariant: there until the connection is detached, and then it is
-    /// removed.
+    /// Invariant: `Some` until the connection is detached, and then it is removed.
     protocol: Option<P>,
 }
 
 /// Why a connection is at work.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Visit {
-    /// The reactor's call, which comes once per turn.
+    /// The reactor calls, once per turn.
     Turn,
-    /// The same, with one read done that brought so many bytes.
+    /// As `Turn`, after one read that brought this many bytes.
     AfterRead(usize),
-    /// The first, in the turn that accepted the connection, which has reported
-    /// nothing yet: one read, of what the peer may have sent already.
+    /// The first visit, in the turn that accepted the connection. No event has come
+    /// yet. It reads once, since the peer may have sent something already.
     First,
-    /// Callbacks or timers asked for it. That happens any number of times per
-    /// turn, so nothing is read: two greedy connections that write to each
-    /// other would otherwise keep the turn to themselves.
+    /// A callback or a timer asked for it. This may happen any number of times per
+    /// turn, so it does not read. Otherwise two greedy connections that write to each
+    /// other could keep the turn to themselves.
     Extra,
 }
 
@@ -80,9 +79,8 @@ where
     T: StreamTransport,
     P: Protocol<T>,
 {
-    /// What most events ask for: one read, whose callback leaves nothing but
-    /// bytes to be sent, and one send that takes them all. Anything else is
-    /// left to [`work`](Self::work).
+    /// Handles the usual event: one read, whose callback leaves only bytes to send, and
+    /// one send that takes all of them. Leaves anything else to [`work`](Self::work).
     #[inline(always)]
     fn usual_work(&mut self, reactor: &mut Reactor) -> Next {
         let link = &self.transport.stream().link;
@@ -100,7 +98,7 @@ where
         self.work(reactor, Visit::Turn)
     }
 
-    /// Does what there is to do, within this turn's budget.
+    /// Does everything that is left to do, within this turn's budget.
     #[inline(never)]
     fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
         let TransportBudgets {
@@ -148,7 +146,8 @@ where
                 writes -= 1;
                 stream.do_write();
             } else if visit == Visit::Extra && link.may_read() {
-                // Read in the next turn, and if it is broken before it ends.
+                // It is read in the next turn. A broken connection is read before it
+                // ends.
                 break;
             } else if link.may_drop() && read_bytes > 0 {
                 read_bytes = read_bytes.saturating_sub(cost(self.drop_unread()));
@@ -162,8 +161,8 @@ where
         self.settle(reactor)
     }
 
-    /// Takes the next step of closing, when everything was sent. `may_send` says that the
-    /// turn's budget is not spent.
+    /// Takes the next step of closing, once everything was sent. `may_send` says that
+    /// the turn's budget is not spent.
     fn finish(&mut self, reactor: &mut Reactor, may_send: bool) -> bool {
         self.forget_spent_producer(reactor);
         let stream = self.transport.stream_mut();
@@ -193,11 +192,11 @@ where
                 });
             }
             State::Closing if stream.layer.closing(link) => self.linger_or_end(reactor),
-            // What it has to say leaves first.
+            // The layer's last bytes leave first.
             State::Closing => return may_send && link.may_flush(),
             State::WriteClosing if stream.layer.half_closing(link) => {
                 if let Err(error) = stream.layer.socket_mut().shutdown_write() {
-                    // The peer is gone, which the read side is going to say.
+                    // The peer is gone. A read is going to report that.
                     log::debug!(target: log::TRANSPORT, "{}: shutdown: {error}", link.token);
                 }
                 link.set_state(State::WriteClosed);
@@ -211,8 +210,8 @@ where
         true
     }
 
-    /// Ends a connection that is to close and has nothing to send. What was written has to
-    /// wait for the handshake, whose time its layer limits.
+    /// Ends a connection that is to close and has nothing to send. If something was
+    /// written, it waits for the handshake, whose time the layer limits.
     #[cold]
     fn finish_in_handshake(&mut self) -> bool {
         let stream = self.transport.stream_mut();
@@ -227,15 +226,16 @@ where
         stream.link.is_ended()
     }
 
-    /// Everything was sent. A close would be a reset now if something is unread, or when
-    /// something comes later, and destroy what is still on its way to the peer.
+    /// Ends the connection, now that everything was sent, or begins to linger. If
+    /// something is unread, or comes later, a close would be a reset, and destroy bytes
+    /// that are still on their way to the peer.
     fn linger_or_end(&mut self, reactor: &mut Reactor) {
         let Stream { link, layer, .. } = self.transport.stream_mut();
         let lingering = link.cold_ref().and_then(|cold| cold.lingering);
         let Some(lingering) = lingering else {
             return link.end(CloseReason::Done);
         };
-        // What others hold too is theirs to shut.
+        // A socket that others hold is not ours to shut down.
         let is_over = link.has(Flags::READ_ENDED | Flags::SHARED) || link.has_lent.get();
         if is_over || layer.socket_mut().shutdown_write().is_err() {
             return link.end(CloseReason::Done);
@@ -246,17 +246,17 @@ where
         let cold = link.cold();
         cold.close_within = None;
         if let Some(earlier) = cold.close_deadline.replace(call) {
-            // It was in time.
+            // The connection closed in time.
             let _ = earlier.cancel(reactor);
         }
     }
 
-    /// Reads once of what nobody wants any more; how many bytes.
+    /// Reads bytes once that nobody wants any more, and returns how many.
     #[cold]
     fn drop_unread(&mut self) -> usize {
         let Stream { link, layer, .. } = self.transport.stream_mut();
         let mut buffers = link.shared.take_buffers();
-        // What layers would make of it is of no interest.
+        // Their plain bytes are of no interest, so layers are left out.
         let read = bottom_of(layer).do_read(link, &mut buffers, ReadBuffers::CAPACITY);
         link.close_unclaimed(buffers.descriptors().drain(..));
         link.shared.return_buffers(buffers);
@@ -282,13 +282,13 @@ where
         0
     }
 
-    /// Ends a connection over which nothing more can be sent, if what had arrived was
-    /// delivered.
+    /// Ends a connection that can send nothing more, once everything that had arrived
+    /// was delivered.
     #[cold]
     fn finish_broken(&mut self, reactor: &mut Reactor) -> bool {
         let stream = self.transport.stream_mut();
         if stream.link.may_read() {
-            // Not read out: this turn's budget is.
+            // More is unread, but this turn's budget is spent.
             return false;
         }
         if stream.link.is_open_for_reading() {
@@ -306,14 +306,15 @@ where
         true
     }
 
-    /// Whether the protocol has something that it delivers to itself after the pause.
+    /// Whether the protocol holds bytes that it delivers to itself after the pause.
     fn holds_back(&mut self) -> bool {
         let is_paused = self.transport.stream().link.has(Flags::PAUSED);
         let protocol = self.protocol.as_mut().filter(|_| is_paused);
         protocol.is_some_and(Protocol::<T>::has_undelivered)
     }
 
-    /// The end waits for a reader, who is told so once: a pause may last for ever.
+    /// Tells a paused protocol, once, that the end waits for it to read. A pause may
+    /// last for ever.
     fn tell_broken(&mut self, reactor: &mut Reactor) -> bool {
         let broken = self.transport.stream_mut().link.broken_mut();
         let (Some(broken), Some(protocol)) = (broken, &mut self.protocol) else {
@@ -327,7 +328,7 @@ where
         true
     }
 
-    /// Makes sure that somebody comes back for what is left.
+    /// Makes sure that the rest is done later.
     #[inline]
     fn settle(&mut self, reactor: &mut Reactor) -> Next {
         let stream = self.transport.stream_mut();
@@ -340,8 +341,8 @@ where
             && !link.has(Flags::WRITABLE | Flags::WATCHES_WRITING)
             && link.state() != State::Lost
         {
-            // Once in the life of a connection that ever fell behind. What has
-            // become writable meanwhile is reported again.
+            // Happens once in the life of a connection, if it ever falls behind. The
+            // poller reports the socket again if it has become writable meanwhile.
             match stream.layer.socket().watch_writing(reactor, link.token) {
                 Ok(()) => link.set(Flags::WATCHES_WRITING),
                 Err(error) => link.end(CloseReason::Lost(error)),
@@ -358,7 +359,7 @@ where
         if has_more { Next::Again } else { Next::Keep }
     }
 
-    /// One read, and its callbacks; answers how many bytes it brought.
+    /// Reads once, calls the protocol, and returns how many bytes there were.
     #[inline(always)]
     fn read(&mut self, reactor: &mut Reactor) -> usize {
         let mut buffers = self.transport.stream().link.shared.take_buffers();
@@ -399,7 +400,7 @@ where
         }
     }
 
-    /// A read that has nothing for the protocol.
+    /// Handles a read that has nothing for the protocol.
     #[cold]
     fn nothing_read(
         &mut self,
@@ -408,8 +409,8 @@ where
         received: Received,
     ) {
         let link = &mut self.transport.stream_mut().link;
-        // Credentials, where the socket asks for them, come beside the end too.
-        // Descriptors never come without a byte, but a layer may have kept that.
+        // Credentials, if the socket asks for them, come beside the end too.
+        // Descriptors always come with a byte, but a layer may have kept that byte.
         let descriptors = std::mem::take(&mut buffers.ancillary.descriptors);
         if !descriptors.is_empty() {
             Ledger::add(&link.shared.ledger.received, descriptors.len());
@@ -444,14 +445,14 @@ where
             && error.raw_os_error().is_some()
             && stream.layer.socket().remains(&error) == Remains::Everything
         {
-            // Told once, behind the last byte: a UNIX peer has closed, and did not
-            // read all that we sent. The end is there nevertheless.
+            // A UNIX peer has closed without reading everything. The kernel reports
+            // that once, behind the last byte. The end follows nevertheless.
             if !link.is_broken() {
                 stream.break_off(CloseReason::Lost(error), Remains::Everything);
             }
             self.read_ended(reactor);
         } else if link.is_broken() && error.kind() != std::io::ErrorKind::InvalidData {
-            // That what it sent breaks off follows from what is known.
+            // The stream of a broken connection breaks off. That is no new error.
             link.end_broken();
         } else {
             link.end(CloseReason::Lost(error));
@@ -468,7 +469,8 @@ where
             return link.end(CloseReason::Lost(error));
         }
         if link.remains() == Some(Remains::Pieces) {
-            // Once a reset was told, all that TCP says is that nothing more comes.
+            // After a reset, TCP only reports that nothing more comes. That is not the
+            // peer's end.
             return;
         }
         let Some(protocol) = &mut self.protocol else {
@@ -478,13 +480,13 @@ where
         let after = protocol.read_connection_lost(&mut cx);
         let link = &mut self.transport.stream_mut().link;
         if link.is_broken() {
-            // `finish` ends it, and says why.
+            // `finish` ends the connection, with its reason.
             return;
         }
         match after {
             AfterReadClosed::EndConnection => link.end(CloseReason::Done),
             AfterReadClosed::LoseConnection => link.lose_connection(),
-            // Two closed halves are the end; `finish` sees to it.
+            // If both halves are closed, `finish` ends the connection.
             AfterReadClosed::KeepWriting => {}
         }
         if link.state() == State::WriteClosed {
@@ -492,13 +494,14 @@ where
         }
     }
 
-    /// Tells user code the first of what is pending. True when the connection
-    /// has ended and was told so.
+    /// Delivers the first notice to user code. Returns true if the connection has ended
+    /// and was told so.
     #[cold]
     fn deliver(&mut self, reactor: &mut Reactor) -> bool {
         let link = &mut self.transport.stream_mut().link;
         let first = link.first_pending();
-        // The end overtakes all but the beginning: nothing else is of any use.
+        // Once the connection was made, the end goes before all other notices. They
+        // would be of no use.
         if link.has(Flags::END) && first != Flags::CONNECTION_MADE {
             self.lose(reactor);
             return true;
@@ -550,10 +553,9 @@ where
         false
     }
 
-    /// The end: stops the producer, closes the socket, tells the protocol.
+    /// Ends the connection: stops the producer, closes the socket, tells the protocol.
     ///
-    /// Each step is done once even when one of the callbacks panics and this
-    /// is entered again.
+    /// Each step is done once, even if a callback panics and this is called again.
     fn lose(&mut self, reactor: &mut Reactor) {
         let link = &mut self.transport.stream_mut().link;
         link.set_state(State::Lost);
@@ -572,16 +574,16 @@ where
             Some(_) => link.cold().reason.take().unwrap_or(CloseReason::Done),
             None => CloseReason::Done,
         };
-        // Nothing that is asked for the log's sake keeps it from being told.
+        // A panic while logging must not keep the protocol from being told.
         let _ = catch_panic(|| self.log_end(&reason));
         if let Some(protocol) = &mut self.protocol {
             protocol.connection_lost(&mut Context::new(&mut self.transport, reactor), &reason);
         }
-        // Only now: the protocol could reclaim them.
+        // Only now, since the protocol could reclaim them.
         self.discard_descriptors();
         let link = &mut self.transport.stream_mut().link;
         if link.cold_ref().is_some() {
-            // The protocol was told the last there is.
+            // `connection_lost` was the protocol's last callback.
             let rejected = &mut link.cold().rejected;
             rejected.retain(|producer| !matches!(producer, ProducerRef::Protocol));
         }
@@ -590,8 +592,8 @@ where
         self.tell_connector(reactor, reason);
     }
 
-    /// Tells who awaits what has left, or that it is over; each in a call of its own,
-    /// whose panic is not the connection's.
+    /// Calls those who await bytes, if the bytes have left or the connection is over.
+    /// Each has a call of its own, so that its panic does not end the connection.
     fn tell_awaited(&mut self, reactor: &mut Reactor, is_over: bool) {
         let link = &mut self.transport.stream_mut().link;
         let sent = link.sent;
@@ -623,11 +625,11 @@ where
             link.cold_ref().and_then(|cold| cold.reason.as_ref()),
             Some(CloseReason::Aborted | CloseReason::CloseTimedOut)
         );
-        // What others may hold too is theirs to read.
+        // If others may hold the socket, its bytes are theirs to read.
         let is_ours_to_read = !link.has(Flags::SHARED | Flags::READ_ENDED) && !link.has_lent.get();
         if stream.layer.socket().is_open() {
-            // Deregistered before it is closed: others may hold the socket too,
-            // and epoll would report it for as long as they do.
+            // Deregistered before the close. If others hold the socket too, epoll would
+            // go on to report it.
             stream.unwatch(reactor);
             let link = &mut stream.link;
             if is_abort && !link.has(Flags::SHARED) {
@@ -656,7 +658,7 @@ where
             .into_iter()
             .flatten()
             {
-                // One of them may be what ran.
+                // One of these timers may have just fired.
                 let _ = call.cancel(reactor);
             }
             for call in cold.layer_timers.drain(..).filter_map(|it| it.call) {
@@ -678,8 +680,8 @@ where
         );
     }
 
-    /// Says, once, that the kernel has refused to send for long: somebody may have to
-    /// make room, and it need not be the peer.
+    /// Logs, once, that the kernel has refused to send for long. Somebody may have to
+    /// make room, and that need not be the peer.
     #[cold]
     fn note_refusal(&mut self) {
         let stream = self.transport.stream_mut();
@@ -703,8 +705,8 @@ where
         );
     }
 
-    /// Whether the connector of a connection that was established later than its socket,
-    /// and so can be made now, has given it up.
+    /// Whether the connector has given up this connection, whose handshake is just
+    /// done.
     fn is_given_up(&mut self, reactor: &mut Reactor) -> bool {
         let link = &mut self.transport.stream_mut().link;
         if link.cold_ref().is_none_or(|cold| !cold.had_handshake) {
@@ -736,7 +738,7 @@ where
             .map_or(Cow::Borrowed("-"), |it| log::name(|| it.log_prefix()))
     }
 
-    /// Calls the part of the protocol that is meant.
+    /// Calls the wanted part of the protocol.
     fn call_part(&mut self, reactor: &mut Reactor, request: &mut ProtocolCall<T>) {
         if self.transport.stream().link.is_ended() {
             request.error = CallError::Lost;
@@ -753,8 +755,8 @@ where
         }
     }
 
-    /// Takes the connection apart, if it is open, for the part of its protocol that is
-    /// of the type `part`.
+    /// Takes the connection apart, if it is open and its protocol has a part of the
+    /// type `part`.
     fn detach(
         &mut self,
         reactor: &mut Reactor,
@@ -771,7 +773,7 @@ where
         }
         stream.unwatch(reactor);
         let link = &mut stream.link;
-        // Its error would be told to nobody elsewhere: the kernel told us.
+        // The error was reported here, and would be lost elsewhere.
         let travels = stream.layer.travels() && !link.is_broken();
         let descriptors = stream.layer.take_unsent_descriptors(link);
         let Some(mut layer) = stream.layer.take() else {
@@ -808,13 +810,13 @@ where
             peer,
             kept: Some(kept),
             layer: Box::new(layer),
-            // The other side is told of one descriptor.
+            // The other process is told of one descriptor.
             travels: travels && writing.is_none(),
             writing,
         })
     }
 
-    /// What cannot be taken apart goes on.
+    /// Goes on after a detach that failed.
     #[cold]
     fn stay(
         &mut self,
@@ -825,7 +827,7 @@ where
             .layer
             .restore_unsent_descriptors(&stream.link, descriptors);
         if !stream.link.has(Flags::UNWATCHED) {
-            // What is ready now is reported again.
+            // The poller reports again what is ready now.
             stream.link.clear(Flags::WATCHES_WRITING);
             stream
                 .link
@@ -835,8 +837,8 @@ where
     }
 }
 
-/// What a connection is to have again when it is put together, with how much is left of
-/// the times that run.
+/// The settings and state that a detached connection keeps, with the time that is left
+/// of its timers.
 fn keep(link: &mut Link, reactor: &Reactor) -> Kept {
     let left = |call: DelayedCall| {
         let due = call.due(reactor)?;
@@ -853,7 +855,7 @@ fn keep(link: &mut Link, reactor: &Reactor) -> Kept {
     kept
 }
 
-/// The lowest of the layers, which is the socket.
+/// The lowest of the layers: the socket.
 fn bottom_of(layer: &mut dyn FileDescriptor) -> &mut dyn FileDescriptor {
     match layer.below().is_some() {
         true => bottom_of(layer.below_mut().expect("it was there")),
@@ -861,12 +863,12 @@ fn bottom_of(layer: &mut dyn FileDescriptor) -> &mut dyn FileDescriptor {
     }
 }
 
-/// What a read takes of the turn's budget.
+/// How much of the turn's budget a read takes.
 fn cost(bytes: usize) -> usize {
     bytes.max(LEAST_READ_COST)
 }
 
-/// Notes what was reported.
+/// Records the reported readiness.
 #[inline(never)]
 fn latch(link: &mut Link, readiness: Readiness) {
     let closed = Readiness::READ_CLOSED | Readiness::ERROR;
@@ -891,7 +893,7 @@ fn latch(link: &mut Link, readiness: Readiness) {
 fn schedule(link: &mut Link, reactor: &mut Reactor) {
     let token = link.token;
     let waits = link.has(Flags::WAITS_FOR_TIMER);
-    // A broken connection has yet to end, once it is read out.
+    // A broken connection is yet to end, once it is read to its end.
     let is_at_work = link.has(Flags::FAILED | Flags::DRAINING) || link.is_draining();
     if link.state() == State::Open && !link.is_broken() && !is_at_work {
         link.clear(Flags::UNSETTLED);
@@ -907,7 +909,7 @@ fn schedule(link: &mut Link, reactor: &mut Reactor) {
     for (after, call) in wanted.into_iter().chain(of_layers) {
         if let Some(after) = after.take() {
             if let Some(earlier) = call.take() {
-                // It may have run.
+                // This timer may have fired.
                 let _ = earlier.cancel(reactor);
             }
             *call = Some(reactor.notify_later(after, token));
@@ -951,7 +953,7 @@ where
             is_retry = true;
         } else if cold.ask_again == Some(call) {
             cold.ask_again = None;
-            // It may have been set for a producer that another has followed.
+            // The timer may have been set for an earlier producer.
             let is_pull = cold
                 .registration
                 .as_ref()
@@ -962,7 +964,7 @@ where
         } else if cold.close_deadline == Some(call) {
             cold.close_deadline = None;
             link.end(match link.state() {
-                // All of it was sent.
+                // Everything was sent.
                 State::Lingering => CloseReason::Done,
                 _ => CloseReason::CloseTimedOut,
             });
@@ -1002,13 +1004,13 @@ where
     fn panicked(&mut self, reactor: &mut Reactor, panic: Panic) -> Next {
         let link = &mut self.transport.stream_mut().link;
         if link.state() == State::Lost && !link.has(Flags::END) {
-            // It was connection_lost itself, or what followed.
+            // `connection_lost` has panicked, or something after it.
             self.discard_descriptors();
             self.tell_awaited(reactor, true);
             self.tell_connector(reactor, CloseReason::Panicked(panic));
             return Next::Remove;
         }
-        // The failure of a callback wins over what it asked for.
+        // The panic of a callback takes precedence over its requests.
         link.end(CloseReason::Done);
         link.cold().reason = Some(CloseReason::Panicked(panic));
         link.clear(Flags::PENDING);
@@ -1025,14 +1027,14 @@ where
             .stream_mut()
             .link
             .end(CloseReason::ReactorStopped);
-        // connection_made first, if it was not told yet.
+        // Tells `connection_made` first, if it was not told yet.
         while !self.deliver(reactor) {}
     }
 
     fn forked(&mut self) {
         let link = &mut self.transport.stream_mut().link;
         link.set(Flags::SHARED);
-        // Asked for again when there is something to write.
+        // The poller is asked again once there is something to write.
         link.clear(Flags::WATCHES_WRITING);
     }
 

@@ -1,10 +1,9 @@
-//! Descriptors waiting for their bytes; pure, and their owner.
+//! Descriptors that wait for their bytes. The queue owns them. It is pure.
 //!
-//! Two kinds stand in one queue. A *floating* descriptor rides with the
-//! earliest bytes not yet sent and claims one of them. An *exact* group is
-//! attached to the first byte of its own message. The queue answers how much of
-//! the unsent bytes the next `sendmsg` may take, and which descriptors go with
-//! it ([`DescriptorQueue::plan`]).
+//! There are two kinds in one queue. A *floating* descriptor travels with the earliest
+//! unsent bytes, and claims one of them. An *exact* group is attached to the first byte
+//! of its own message. The queue decides how many of the unsent bytes the next
+//! `sendmsg` may take, and which descriptors go with it ([`DescriptorQueue::plan`]).
 
 use std::collections::VecDeque;
 use std::mem;
@@ -13,48 +12,48 @@ use bowline_protocol::PassedDescriptor;
 
 use crate::sys::MAX_DESCRIPTORS;
 
-/// How long a queue may be whose memory is kept when it is empty: what comes
-/// in one go, and not what a peer that was slow for once left behind.
+/// An empty queue keeps its memory up to this length. It is enough for a burst, but not
+/// for what a slow peer once left behind.
 const MOST_KEPT: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct DescriptorQueue {
-    /// All that wait, in order, whatever their kind.
+    /// All waiting descriptors of both kinds, in order.
     descriptors: VecDeque<PassedDescriptor>,
-    /// Which of them belong to a message, in order.
+    /// The messages that some of them belong to, in order.
     groups: VecDeque<Exact>,
-    /// How many floating ones stand behind the last exact group. Invariant:
-    /// `descriptors.len()` is this and what the groups count.
+    /// How many floating descriptors come behind the last exact group. Invariant:
+    /// together with those that the groups count, this is `descriptors.len()`.
     trailing: usize,
-    /// Where the last exact group that was queued ends. Floating ones behind
-    /// it have no business within its message.
+    /// Where the last queued exact group ends. Floating descriptors behind it must not
+    /// travel within its message.
     exact_end: u64,
-    /// Where the last exact group that was sent ends.
+    /// Where the last sent exact group ends.
     not_before: u64,
 }
 
-/// Descriptors that belong to the bytes from `start` to `end`, positions in the
-/// whole stream.
+/// Descriptors that belong to the bytes from `start` to `end`. These are positions in
+/// the whole stream.
 #[derive(Debug)]
 struct Exact {
-    /// How many floating ones stand before them, behind the group before.
+    /// How many floating descriptors come between the group before and this one.
     floating: usize,
     start: u64,
     end: u64,
     count: usize,
 }
 
-/// What the next `sendmsg` takes from the front: so many bytes, with so many
-/// descriptors on the first of them.
+/// How many bytes the next `sendmsg` takes from the front, and how many descriptors on
+/// the first of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     pub(crate) bytes: usize,
     pub(crate) descriptors: usize,
 }
 
-/// Descriptors that did not leave, and the bytes they were queued for.
+/// Unsent descriptors, and the bytes that they were queued for.
 ///
-/// [`Unsent`](crate::Unsent) has a list of them. Such a list follows these rules:
+/// [`Unsent`](crate::Unsent) has a list of these. It follows these rules:
 ///
 /// - A message is a range of the unsent bytes. It is not empty, and has at most 253
 ///   descriptors.
@@ -77,7 +76,7 @@ pub struct UnsentDescriptors {
 }
 
 impl UnsentDescriptors {
-    /// Makes one, of descriptors that belong to a range of the unsent bytes, or to none.
+    /// Makes one of descriptors that belong to a range of the unsent bytes, or to none.
     pub fn new(
         message: Option<std::ops::Range<usize>>,
         descriptors: Vec<PassedDescriptor>,
@@ -89,10 +88,11 @@ impl UnsentDescriptors {
     }
 }
 
-/// Whether a list could have been [taken](DescriptorQueue::take) from a queue with so
-/// many unsent bytes. It may come from another process, and be anything.
+/// Whether a list follows these rules, for so many unsent bytes. Then it could have
+/// been [taken](DescriptorQueue::take) from a queue. It may come from another process,
+/// and be anything.
 pub(crate) fn fit(groups: &[UnsentDescriptors], bytes: usize) -> bool {
-    // Where the message before ends, and how many floating ones stand behind it.
+    // Where the message before ends, and how many floating descriptors come behind it.
     let (mut from, mut floating) = (0, 0);
     groups.iter().enumerate().all(|(at, group)| {
         let count = group.descriptors.len();
@@ -130,14 +130,14 @@ impl DescriptorQueue {
         self.trailing += 1;
     }
 
-    /// Whether an exact group may begin behind `written` bytes of which `sent`
-    /// have left: every floating descriptor must have a byte before it.
+    /// Whether an exact group may begin behind `written` bytes, of which `sent` have
+    /// left. Each floating descriptor must have a byte before it.
     pub(crate) fn is_settled(&self, sent: u64, written: u64) -> bool {
         let from = sent.max(self.exact_end).max(self.not_before);
         self.trailing as u64 <= written.saturating_sub(from)
     }
 
-    /// Queues a group for the bytes from `start` to `end`, which are written
+    /// Queues a group for the bytes from `start` to `end`, which are written together
     /// with it.
     pub(crate) fn push_exact(&mut self, start: u64, end: u64, descriptors: Vec<PassedDescriptor>) {
         debug_assert!(start < end && !descriptors.is_empty());
@@ -151,8 +151,8 @@ impl DescriptorQueue {
         self.descriptors.extend(descriptors);
     }
 
-    /// What the next call takes of the `unsent` bytes (at least one) behind
-    /// position `sent`, with at most `per_message` floating descriptors.
+    /// Plans the next call, which takes some of the `unsent` bytes (at least one) from
+    /// position `sent` on, with at most `per_message` floating descriptors.
     pub(crate) fn plan(&self, sent: u64, unsent: usize, per_message: usize) -> Plan {
         let until = |position: u64| {
             let bytes = position.saturating_sub(sent);
@@ -172,8 +172,8 @@ impl DescriptorQueue {
                     descriptors: 0,
                 };
             }
-            // To the end of the message and no further: the receiver's kernel
-            // then ends a read there.
+            // The call ends with the message. Then the receiver's kernel ends a read
+            // there.
             Some(exact) => {
                 return Plan {
                     bytes: until(exact.end),
@@ -191,7 +191,7 @@ impl DescriptorQueue {
         let available = until(boundary);
         let descriptors = floating.min(per_message).min(available);
         Plan {
-            // Each of those left behind keeps its byte.
+            // Each descriptor that stays keeps its byte.
             bytes: if floating > descriptors {
                 descriptors
             } else {
@@ -202,7 +202,8 @@ impl DescriptorQueue {
     }
 
     /// The first `count` descriptors, as [`plan`](Self::plan) counted them, in two
-    /// pieces: each is walked in a fraction of the time that both take as one.
+    /// slices. Walking each slice takes a fraction of the time that walking both as one
+    /// takes.
     #[inline]
     pub(crate) fn first(&self, count: usize) -> (&[PassedDescriptor], &[PassedDescriptor]) {
         let (front, back) = self.descriptors.as_slices();
@@ -246,7 +247,7 @@ impl DescriptorQueue {
         mem::take(&mut self.descriptors)
     }
 
-    /// Takes everything; positions become offsets into the bytes behind `sent`.
+    /// Takes everything. Positions become offsets into the bytes behind `sent`.
     pub(crate) fn take(&mut self, sent: u64) -> Vec<UnsentDescriptors> {
         let offset = |position: u64| usize::try_from(position - sent).unwrap_or(usize::MAX);
         let mut descriptors = self.descriptors.drain(..);
@@ -272,7 +273,7 @@ impl DescriptorQueue {
         all
     }
 
-    /// Queues what [`take`](Self::take) took, for the bytes behind `sent`.
+    /// Queues groups that [`take`](Self::take) took, for the bytes behind `sent`.
     pub(crate) fn restore(&mut self, sent: u64, groups: Vec<UnsentDescriptors>) {
         for UnsentDescriptors {
             message,

@@ -1,14 +1,14 @@
 //! The transports of [bowline]. The reactor drives them, and they feed protocols.
 //!
-//! [`Transports`] adds listening, connecting, adopting and detaching to the
-//! [`Reactor`](bowline_reactor::Reactor). [`FileDescriptor`] is the base trait
-//! of transports, [`Stream`] the plain one, [`SendmsgMixin`] the layer that
-//! passes descriptors. Most programs depend on the facade crate `bowline` and
+//! [`Transports`] adds listening, connecting, adopting, detaching and child processes
+//! to the [`Reactor`](bowline_reactor::Reactor). [`FileDescriptor`] is the base trait
+//! of transports, [`Stream`] is the plain transport, and [`SendmsgMixin`] is the layer
+//! that passes descriptors. Most programs depend on the facade crate `bowline`, and
 //! never name this one.
 //!
 //! # Features
 //!
-//! - `testing`: connections in memory, for the tests of protocols; module
+//! - `testing`: connections in memory, for the tests of protocols, in the module
 //!   `testing`.
 //!
 //! [bowline]: https://docs.rs/bowline
@@ -48,7 +48,7 @@ pub mod testing;
 mod transports;
 mod write_buffer;
 
-/// For the fuzz targets, which are built with `--cfg fuzzing`; no public API.
+/// For the fuzz targets, which are built with `--cfg fuzzing`. No public API.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {

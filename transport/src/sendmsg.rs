@@ -20,26 +20,26 @@ use crate::shared::{Ledger, READ_BYTES, ReadBuffers};
 use crate::stream::Stream;
 use crate::sys::{self, MAX_DESCRIPTORS};
 
-/// Passes open descriptors beside the bytes of what is below.
+/// Passes open descriptors beside the bytes of the layer below.
 ///
 /// It overrides [`write_some_data`](FileDescriptor::write_some_data),
 /// [`do_read`](FileDescriptor::do_read) and
-/// [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and delegates
-/// the rest. With no descriptor queued it costs one comparison per write. It
-/// gives a transport the methods of [`UnixTransport`](bowline_protocol::UnixTransport).
+/// [`is_send_buffer_full`](FileDescriptor::is_send_buffer_full), and delegates the
+/// rest. With no descriptor queued it costs one comparison per write. It gives a
+/// transport the methods of [`UnixTransport`](bowline_protocol::UnixTransport).
 ///
-/// It has to be the uppermost layer. A descriptor belongs to a place in the user's bytes,
-/// so layers that change bytes go below. (Twisted: `_SendmsgMixin`.)
+/// It has to be the uppermost layer. A descriptor belongs to a position in the user's
+/// bytes, so layers that change bytes go below. (Twisted: `_SendmsgMixin`.)
 #[derive(Debug)]
 pub struct SendmsgMixin<B> {
     base: B,
-    /// There from the first descriptor queued or limit set on.
+    /// `None` until a descriptor is queued or a limit is set.
     passing: Option<Box<Passing>>,
 }
 
 /// How often an ended connection is read for descriptors at most, and how many are
-/// closed then: about a millisecond's worth. A flooder's socket holds 70,000; whoever
-/// leaves more has it closed in another thread, and is told of a reset.
+/// closed then. That takes about a millisecond. The socket of a flooder holds 70,000.
+/// If more is left, the socket is closed in another thread, and its peer sees a reset.
 const MOST_UNREAD: usize = 256;
 const MOST_UNREAD_DESCRIPTORS: usize = 1_024;
 
@@ -47,9 +47,9 @@ const MOST_UNREAD_DESCRIPTORS: usize = 1_024;
 struct Passing {
     queue: DescriptorQueue,
     limits: DescriptorLimits,
-    /// How many have left.
+    /// How many descriptors have left.
     left: u64,
-    /// How many were closed unsent.
+    /// How many descriptors were closed unsent.
     discarded: usize,
     linger: Linger,
 }
@@ -105,7 +105,7 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
             .map_or_else(Vec::new, |passing| passing.queue.take(sent))
     }
 
-    /// Why a descriptor cannot be queued, if it cannot.
+    /// The reason why `more` descriptors cannot be queued, if there is one.
     #[inline]
     fn refusal(&self, link: &Link, more: usize) -> Option<SendDescriptorErrorKind> {
         if link.writes_with_care()
@@ -120,8 +120,8 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         (queued.saturating_add(more) > most).then_some(SendDescriptorErrorKind::QueueFull)
     }
 
-    /// Reads from a socket to which the kernel lets nobody send descriptors,
-    /// those that wait from before. Plain reads will do when none can be left.
+    /// Reads from a socket whose peers may send no descriptors any more, but may have
+    /// sent some before. Once none can be left, plain reads are enough.
     #[cold]
     #[inline(never)]
     fn read_refusing(
@@ -132,8 +132,8 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
     ) -> io::Result<Received> {
         let received = self.base.receive(link, buffers, limit);
         let is_drained = match &received {
-            // What carries descriptors is glued to what comes before it
-            // (unix(7) does not say so; Linux does).
+            // A read that ends at descriptors also takes the bytes before them.
+            // (unix(7) does not say so; Linux does it.)
             Ok(received) => received.is_drained(),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         };
@@ -146,7 +146,7 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         received
     }
 
-    /// Whether what is below is a layer, and no socket.
+    /// Whether a layer is below, and not the socket.
     fn is_on_layer(&self) -> bool {
         self.base.below().is_some()
     }
@@ -158,8 +158,7 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         passing.is_none_or(|passing| passing.linger == Linger::Clear)
     }
 
-    /// Takes the linger setting from what was received, which may have come from
-    /// anybody.
+    /// Clears the linger setting of received sockets. They may have come from anybody.
     #[inline(never)]
     fn disarm(&self, link: &mut Link, buffers: &mut ReadBuffers) {
         let mut has_socket = false;
@@ -171,8 +170,8 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         }
     }
 
-    /// Ends the connection if the peer sent it its own socket: that would keep
-    /// it open when everybody else has closed it.
+    /// Ends the connection if the peer sent it its own socket. That would keep the
+    /// socket open after everybody else has closed it.
     fn refuse_own_socket(&self, link: &mut Link, buffers: &mut ReadBuffers) {
         let descriptors = &mut buffers.ancillary.descriptors;
         if self.has_own_socket(link, descriptors) {
@@ -182,8 +181,8 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         }
     }
 
-    /// Whether one of `descriptors` is this transport's own socket. That costs a
-    /// system call for each.
+    /// Whether one of `descriptors` is this transport's own socket. This costs a system
+    /// call for each.
     fn has_own_socket(&self, link: &mut Link, descriptors: &[impl AsFd]) -> bool {
         let own = match link.cold_ref().and_then(|cold| cold.own_cookie) {
             Some(own) => own,
@@ -200,13 +199,13 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
     }
 
     /// Whether one of `descriptors`, which are to be sent, is this transport's own
-    /// socket. Looked at only where somebody can have a copy of it.
+    /// socket. They are checked only if somebody can have a copy of it.
     fn would_send_itself(&self, link: &mut Link, descriptors: &[PassedDescriptor]) -> bool {
         link.has_lent.get() && self.has_own_socket(link, descriptors)
     }
 
-    /// The first of the next message's descriptors that the kernel passes to nobody. Each
-    /// is sent by itself, to ourselves; none is found where that cannot be done.
+    /// The first of the next message's descriptors that the kernel passes to nobody.
+    /// Each is sent through a socketpair of our own. `None` if that cannot be done.
     #[cold]
     fn find_unpassable(&self, link: &Link) -> Option<usize> {
         let queue = &self.passing.as_ref()?.queue;
@@ -239,7 +238,7 @@ impl<B: PassDescriptors> SendmsgMixin<B> {
         let bytes = if plan.descriptors == 1 {
             self.base.send_with_descriptors(link, data, &[one])?
         } else {
-            // On the stack: this is the hot path of those who pass many.
+            // On the stack, since this is the hot path for many descriptors.
             let mut descriptors = [one; MAX_DESCRIPTORS];
             let (in_front, behind) = descriptors.split_at_mut(front.len());
             for (place, descriptor) in in_front.iter_mut().zip(front) {
@@ -385,7 +384,7 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
         let queued = passing.queue.take_all();
         let count = queued.len();
         for descriptor in queued {
-            // It may have come from another peer.
+            // A queued socket may have come from another peer.
             if let PassedDescriptor::Owned(fd) = descriptor
                 && sys::is_unix(fd.as_fd())
             {
@@ -404,14 +403,14 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             .as_ref()
             .is_some_and(|passing| passing.linger == Linger::Keep);
         self.base.disarm_unread(link);
-        // A simulated socket keeps the rules of what is closed unread itself.
+        // A simulated socket handles its unread descriptors itself.
         let is_real = self.base.socket().reading().is_some();
         if is_trusted || link.has(Flags::PLAIN_READS) || !is_real {
             return;
         }
-        // What is closed unread is closed by the kernel, in our call, and can
-        // linger: so it is read, once nothing can come after it. (Before Linux
-        // 6.16 it can, if the peer is quick enough.)
+        // The kernel would close unread descriptors in our close(2), which could wait
+        // for one that lingers. So they are read and closed here, once no more can
+        // come. (Before Linux 6.16 the peer can still send some.)
         let _ = self.base.descriptor_socket().set_passes_rights(false);
         let mut buffers = link.shared.take_buffers();
         let (mut reads, mut descriptors) = (0, 0);
@@ -430,7 +429,7 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             buffers.ancillary.clear();
         }
         link.shared.return_buffers(buffers);
-        // A layer reads no further than it understands.
+        // A layer does not read beyond what it understands.
         let is_left = has_more || self.is_on_layer() && self.base.descriptor_socket().has_unread();
         if is_left && let Some(fd) = self.base.socket_mut().detach() {
             close_elsewhere(fd);
@@ -441,13 +440,13 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
     fn leave_unread(&mut self, link: &mut Link) {
         self.base.leave_unread(link);
         if link.has(Flags::READ_ENDED | Flags::PLAIN_READS) && !self.is_on_layer() {
-            // No descriptor waits, nor can one come. (An end that a layer says can be
-            // followed by anything.)
+            // No descriptor waits, and none can come. (After an end that a layer reads,
+            // anything can follow.)
             return;
         }
-        // With nothing unread it is closed here, so that the peer sees the end by the time
-        // that it is told; one that sends at this very moment would have to hit the
-        // microsecond.
+        // If nothing is unread, the socket is closed here, so that the peer sees the
+        // end by the time that the protocol is told. A peer that sends at this moment
+        // would have to hit the microsecond.
         if self.base.descriptor_socket().has_unread()
             && let Some(fd) = self.base.socket_mut().detach()
         {
@@ -532,7 +531,7 @@ impl<B: PassDescriptors> Stream<SendmsgMixin<B>> {
         Ok(self.bytes_queued())
     }
 
-    /// Why descriptors cannot be tied to `data`, if they cannot.
+    /// The reason why descriptors cannot be tied to `data`, if there is one.
     fn exact_refusal(
         &mut self,
         data: &[u8],
@@ -595,7 +594,7 @@ impl<B: PassDescriptors> Stream<SendmsgMixin<B>> {
     }
 }
 
-/// `UnixTransport` in terms of a stream with this layer, as `impl_transport!`.
+/// `UnixTransport` in terms of a stream with this layer. See `impl_transport!`.
 macro_rules! impl_unix_transport {
     (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
         impl $(<$parameter: $bound>)? bowline_protocol::UnixTransport for $type {

@@ -1,50 +1,49 @@
-//! Bytes waiting to be sent; pure.
+//! Bytes that wait to be sent. The buffer is pure.
 //!
-//! Small writes are copied behind each other into one buffer, which is lent by
-//! a pool while there is something in it. What does not fit, and what the
-//! caller gave away, stands in chunks behind it, so that nothing is ever moved
-//! to make room.
+//! Small writes are copied behind each other into one buffer. A pool lends it while
+//! there is something in it. Bytes that do not fit, and long pieces that the caller
+//! gave away, go into chunks behind it. So nothing is ever moved to make room.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::mem;
 
-/// How large a buffer of copied bytes may grow; more goes to another one. As
-/// large as one read, so that what was read can be written back in one piece.
+/// How large a buffer of copied bytes may grow. More bytes go into another one. It is
+/// as large as one read, so that the bytes of a read can be written back in one piece.
 pub(crate) const CHUNK_BYTES: usize = 65_536;
 
-/// How many slices one vectored send is given. Sixteen chunks are 1 MiB, more
-/// than a socket takes at once.
+/// How many slices one vectored send has. Sixteen chunks are 1 MiB, more than a socket
+/// takes at once.
 pub(crate) const MAX_SLICES: usize = 16;
 
-/// Given-away bytes shorter than this are copied: keeping a piece of its own
-/// would cost more.
+/// Bytes that are given away are copied if they are fewer than this. A chunk of their
+/// own would cost more.
 const MIN_OWNED_BYTES: usize = 4_096;
 
-/// Owns no memory while nothing waits.
+/// Has no memory while nothing waits.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     /// How many bytes wait.
     unsent: usize,
-    /// Invariant: there whenever bytes wait.
+    /// Invariant: `Some` while bytes wait.
     storage: Option<Box<Storage>>,
 }
 
-/// The memory of a buffer, lent by a pool while there is something in it.
+/// The memory of a buffer. A pool lends it while there is something in it.
 #[derive(Debug, Default)]
 pub(crate) struct Storage {
-    /// Invariant: `start <= front.len()`, and `front` has unsent bytes whenever
-    /// any wait; otherwise all of this is as it was when it was lent.
+    /// Invariant: `start <= front.len()`. `front` has unsent bytes while any wait.
+    /// Otherwise the storage is as it was when it was lent.
     front: Vec<u8>,
     start: usize,
-    /// Invariant: never there without a chunk in it.
+    /// Invariant: `Some` only with a chunk in it.
     rest: Option<Box<Rest>>,
 }
 
 #[derive(Debug, Default)]
 struct Rest {
     chunks: VecDeque<Vec<u8>>,
-    /// Whether the last chunk is of our making, and may be appended to.
+    /// Whether the last chunk was made here, and so may be appended to.
     is_last_ours: bool,
 }
 
@@ -71,12 +70,12 @@ impl WriteBuffer {
     pub(crate) fn lend_storage(&mut self, storage: Box<Storage>) {
         let earlier = self.storage.replace(storage);
         debug_assert!(earlier.is_none());
-        // Nothing, which does not have to be looked at to be dropped.
+        // There is none, so there is nothing to drop.
         mem::forget(earlier);
     }
 
-    /// Appends a copy of `data` where that needs no more memory than was lent,
-    /// and otherwise does nothing; whether it did.
+    /// Appends a copy of `data` if it fits into the memory at hand, and returns whether
+    /// it did. Otherwise does nothing.
     #[inline(always)]
     pub(crate) fn append(&mut self, data: &[u8]) -> bool {
         let Some(storage) = &mut self.storage else {
@@ -106,7 +105,7 @@ impl WriteBuffer {
         self.unsent += data.len();
     }
 
-    /// Appends `data` without copying it, if it is long enough to be worth it.
+    /// Appends `data`, without copying it if it is long enough.
     pub(crate) fn push_owned(&mut self, data: Vec<u8>) {
         if data.len() < MIN_OWNED_BYTES {
             self.push(&data);
@@ -124,7 +123,7 @@ impl WriteBuffer {
         self.unsent += length;
     }
 
-    /// The bytes at the front, and whether they are all there is.
+    /// The bytes at the front, and whether they are all of the bytes.
     #[inline(always)]
     pub(crate) fn front(&self) -> (&[u8], bool) {
         match &self.storage {
@@ -133,7 +132,7 @@ impl WriteBuffer {
         }
     }
 
-    /// The first [`MAX_SLICES`] pieces of what waits.
+    /// The first [`MAX_SLICES`] pieces of the bytes.
     pub(crate) fn slices(&self) -> ([IoSlice<'_>; MAX_SLICES], usize) {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         slices[0] = IoSlice::new(self.front().0);
@@ -147,8 +146,8 @@ impl WriteBuffer {
         (slices, count)
     }
 
-    /// Forgets the first `count` bytes, which were sent, and gives the memory
-    /// back when those were all.
+    /// Removes the first `count` bytes, which were sent. Gives the memory back if no
+    /// bytes are left.
     #[inline(always)]
     pub(crate) fn consume(&mut self, count: usize) -> Option<Box<Storage>> {
         debug_assert!(count <= self.unsent);
@@ -168,7 +167,7 @@ impl WriteBuffer {
         Some(storage)
     }
 
-    /// Takes everything that waits, as one piece.
+    /// Takes all bytes, as one piece.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         self.unsent = 0;
         let Some(storage) = self.storage.take() else {
@@ -186,7 +185,7 @@ impl WriteBuffer {
 }
 
 impl Storage {
-    /// Memory with room for `bytes` to begin with.
+    /// Makes memory with room for `bytes` bytes to begin with.
     pub(crate) fn with_capacity(bytes: usize) -> Box<Self> {
         Box::new(Self {
             front: Vec::with_capacity(bytes),
@@ -194,7 +193,7 @@ impl Storage {
         })
     }
 
-    /// For how many bytes there is room in one piece.
+    /// How many bytes fit in one piece.
     #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.front.capacity()
@@ -219,7 +218,7 @@ impl Storage {
         }
     }
 
-    /// Forgets `count` bytes, behind which there are more.
+    /// Removes the first `count` bytes, behind which there are more.
     #[inline(never)]
     fn consume_part(&mut self, mut count: usize) {
         loop {

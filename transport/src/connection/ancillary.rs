@@ -1,4 +1,4 @@
-//! Reads that brought something beside their bytes.
+//! Reads that bring descriptors or other control messages beside their bytes.
 
 use std::os::fd::AsFd;
 use std::rc::Rc;
@@ -35,7 +35,7 @@ where
         let count = ancillary.descriptors.len();
         Ledger::add(&link.shared.ledger.received, count);
         link.shared.numbers.expect_descriptors();
-        // The last has the highest number.
+        // The last one has the highest number.
         let last = ancillary.descriptors.last();
         let is_reserved = last.is_some_and(|fd| link.shared.numbers.is_reserved(fd.as_fd()));
         let cold = link.cold();
@@ -69,8 +69,8 @@ where
         }
     }
 
-    /// What is done about descriptors that no protocol is offered, and about control
-    /// messages that nobody knows.
+    /// Closes descriptors that are not offered to the protocol, and warns of unknown
+    /// control messages.
     #[cold]
     fn refuse_ancillary(
         &mut self,
@@ -130,7 +130,8 @@ where
         }
     }
 
-    /// One warning per connection, as below.
+    /// Logs one warning per connection. See
+    /// [`look_at_unclaimed`](Self::look_at_unclaimed).
     #[cold]
     fn warn_of_unknown(&mut self, (level, kind): (i32, i32)) {
         if !std::mem::replace(
@@ -148,8 +149,8 @@ where
         }
     }
 
-    /// One warning per connection: a peer could fill the disk otherwise. And an
-    /// end to it: every one costs us.
+    /// Logs one warning per connection, since a peer could fill the disk otherwise.
+    /// Ends the connection above the limit, since each descriptor costs us time.
     #[cold]
     fn look_at_unclaimed(&mut self, before: u64, limit: usize) {
         let link = &mut self.transport.stream_mut().link;
@@ -170,15 +171,15 @@ where
     }
 }
 
-/// Descriptors while a callback may take them. Those that it leaves are closed
-/// as unclaimed ones, also when it panics.
+/// Descriptors that a callback may take. The rest are closed as unclaimed, even if it
+/// panics.
 struct OfferedDescriptors<'a> {
     shared: Rc<Shared>,
     descriptors: ReceivedDescriptors<'a>,
 }
 
 impl OfferedDescriptors<'_> {
-    /// Closes those that nobody took; answers how many there were.
+    /// Closes those that nobody took, and returns how many there were.
     #[inline]
     fn close_left(&mut self) -> usize {
         match self.descriptors.len() {

@@ -1,5 +1,4 @@
-//! What a connection does while the reactor stops gracefully: it goes on until
-//! its work is done.
+//! Connections while the reactor stops gracefully. They go on until their work is done.
 
 use std::time::{Duration, Instant};
 
@@ -11,21 +10,21 @@ use crate::file_descriptor::FileDescriptor;
 use crate::link::{Flags, Link, State};
 use crate::stream::StreamTransport;
 
-/// How often one that is at work is asked whether it still is, at the most: nothing may
-/// tell when that is over. What is sent or received makes it look at once.
+/// How often, at the most, a connection at work is asked whether it still is. Nothing
+/// may report the end of its work. When it sends or receives, it is asked at once.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// How a connection waits for its own end.
+/// The state of a connection that waits to be idle.
 #[derive(Debug)]
 pub(crate) struct Draining {
-    /// For how long nothing may come or go.
+    /// How long it has to be quiet: nothing comes or leaves.
     grace: Duration,
     quiet_since: Instant,
-    /// How much had been sent by then.
+    /// How much had been sent at `quiet_since`.
     sent: u64,
-    /// When to look whether it has been quiet for long enough.
+    /// When to check whether it was quiet for long enough.
     look: Option<DelayedCall>,
-    /// It was, and the socket is read once more.
+    /// It was, and the socket is read a last time.
     is_last_look: bool,
 }
 
@@ -93,7 +92,7 @@ where
         }
     }
 
-    /// The time for a look has come.
+    /// Called when it is time to check.
     pub(super) fn look_whether_idle(&mut self, reactor: &Reactor) {
         let is_at_rest = self.is_at_rest();
         let link = &mut self.transport.stream_mut().link;
@@ -106,13 +105,14 @@ where
             .saturating_duration_since(draining.quiet_since);
         if is_at_rest && quiet >= draining.grace {
             draining.is_last_look = true;
-            // Whatever the latch says: what comes now may have no event yet.
+            // Read even if the latch is clear: bytes that arrive now may have no event
+            // yet.
             link.set(Flags::READABLE);
         }
     }
 
-    /// Takes a step towards the end; `received` is what this visit has brought.
-    /// True if something is to be done on that account.
+    /// Takes a step towards the end. `received` is how many bytes this visit has
+    /// brought. Returns true if that leaves something to do.
     #[cold]
     pub(super) fn take_drain_step(
         &mut self,
@@ -159,7 +159,7 @@ where
         };
         match draining.look {
             None => draining.look = Some(reactor.notify_later(wait, token)),
-            // It may be that which waits for the end of work.
+            // The timer may be set for a look at work, which is later.
             Some(look) if is_at_rest && draining.grace < LOOK_EVERY => {
                 let is_moved = look.reset(reactor, wait);
                 debug_assert!(is_moved.is_ok(), "it is forgotten when it has run");
@@ -169,11 +169,12 @@ where
         false
     }
 
-    /// Whether nothing is known of that this connection has yet to do, but for
-    /// what may wait in its socket.
+    /// Whether the connection has nothing left to do, as far as is known. Something may
+    /// still wait in its socket.
     fn is_at_rest(&self) -> bool {
         let stream = self.transport.stream();
-        // Who writes on after the peer's end says when it is done.
+        // A protocol that writes on after the peer's end decides itself when it is
+        // done.
         let waits = Flags::PAUSED | Flags::HELD | Flags::PUSHED_BACK | Flags::READ_ENDED;
         let at_work = Flags::WAITS_FOR_TIMER | Flags::UNFLUSHED | Flags::PENDING;
         stream.buffer.is_empty()
@@ -185,7 +186,7 @@ where
     }
 }
 
-/// Whether something may still produce that is not what is read here itself.
+/// Whether there is a producer other than this connection itself.
 fn has_other_producer(link: &Link) -> bool {
     let registration = link.cold_ref().and_then(|cold| cold.registration.as_ref());
     registration.is_some_and(|registration| match &registration.producer {

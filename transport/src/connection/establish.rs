@@ -1,4 +1,4 @@
-//! How a connection comes about: what is put on a connected socket.
+//! Putting a transport and a protocol on a connected socket.
 
 use std::io;
 
@@ -12,12 +12,12 @@ use crate::link::{Flags, Link};
 use crate::shared::{Ledger, Shared};
 use crate::stream::{Stream, StreamTransport};
 
-/// Puts a transport and a protocol on a connected socket. The reactor watches
-/// it: from now on, or once it waits for a peer that was accepted.
+/// Puts a transport and a protocol on a connected socket. The reactor watches the
+/// socket from now on, or, if it was accepted, once it waits for its peer.
 /// `connection_made` follows after the running callback.
 ///
-/// `prepare` does something to the transport before its protocol sees it: its layers
-/// start, say. On failure the parts come back.
+/// `prepare` is called before the protocol sees the transport. For example, it has the
+/// layers start. On failure the parts come back.
 pub(crate) fn establish<T, P, S>(
     reactor: &mut Reactor,
     socket: S,

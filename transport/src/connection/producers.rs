@@ -1,4 +1,4 @@
-//! What a connection tells the producer of its transport.
+//! Notices of a connection to the producer of its transport.
 
 use bowline_protocol::{Context, ProducerKind, ProducerRef, Protocol};
 use bowline_reactor::{Contained, Reactor};
@@ -7,7 +7,7 @@ use super::{ASK_AGAIN_AFTER, Connection};
 use crate::link::{Flags, State};
 use crate::stream::{Stream, StreamTransport};
 
-/// What one of the producer's methods is called for.
+/// The method of the producer to call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tell {
     Pause,
@@ -38,7 +38,7 @@ where
         let is_over = link.is_ended() || link.is_broken();
         if kind == ProducerKind::Pull && is_same && buffer.is_empty() && !is_over {
             if after > before {
-                // It went straight to the kernel.
+                // The bytes went straight to the kernel.
                 link.set(Flags::RESUME_PRODUCER);
             } else if link.cold().ask_again.is_none() {
                 let call = reactor.notify_later(ASK_AGAIN_AFTER, link.token);
@@ -56,8 +56,8 @@ where
         let Some(producer) = registration.producer.take() else {
             return;
         };
-        // A boxed producer is out for the time of its call, so that it can
-        // unregister itself; the others are only names.
+        // A boxed producer is taken out while it runs, so that it can unregister
+        // itself. The others are only names.
         let producer = match producer {
             ProducerRef::Boxed(boxed) => ProducerRef::Boxed(boxed),
             ProducerRef::Protocol => {
@@ -84,7 +84,7 @@ where
         producer: ProducerRef,
         what: Tell,
     ) -> ProducerRef {
-        // Its own panic drops it.
+        // If it panics, it is dropped.
         let mut producer = Contained::new(producer);
         match &mut *producer {
             ProducerRef::Protocol => {
@@ -119,8 +119,8 @@ where
         producer.into_inner()
     }
 
-    /// Stops producers that were registered too late. What they register in
-    /// turn is not looked at: that could go on for ever.
+    /// Stops producers that were registered too late. Producers that they register in
+    /// turn are left out, since that could go on for ever.
     pub(super) fn stop_rejected(&mut self, reactor: &mut Reactor) {
         let link = &mut self.transport.stream_mut().link;
         if link.cold_ref().is_none() {
@@ -134,8 +134,9 @@ where
         }
     }
 
-    /// What closes does not wait for a transport that is gone, nor for what it
-    /// would read itself: neither can produce anything more.
+    /// Drops a producer that can produce nothing more, so that a close does not wait
+    /// for it. It is a transport that is gone, or this connection when it reads no
+    /// more.
     pub(super) fn forget_spent_producer(&mut self, reactor: &mut Reactor) {
         let link = &mut self.transport.stream_mut().link;
         if !link.has_producer() || !matches!(link.state(), State::Closing | State::WriteClosing) {
