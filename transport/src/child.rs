@@ -1,4 +1,4 @@
-//! Processes that were started here, and the news of their end.
+//! Processes that were started here, and notices of their exit.
 
 mod command;
 mod error;
@@ -28,54 +28,53 @@ pub use self::pidfd::Pidfd;
 pub use self::process::{ProcessSettings, RunningChild};
 pub(crate) use self::process::{adopt_process, call_process_protocol, spawn_process};
 
-/// What has to be known of a process that was started here, and done to it; std's
-/// [`Child`] as a rule.
+/// A process that can be watched and signalled. Mostly it is std's [`Child`].
 pub trait ChildProcess: 'static {
     /// Its process id.
     fn pid(&self) -> u32;
 
-    /// Ends it at once, as by SIGKILL. Nothing happens if it has ended.
+    /// Kills the process at once, as by SIGKILL. Does nothing if it has exited.
     ///
     /// # Errors
     ///
-    /// It could not be.
+    /// The process cannot be killed.
     fn kill(&mut self) -> io::Result<()>;
 
-    /// How it has ended, if it has; never waits for that.
+    /// The exit status, if the process has exited. Never waits.
     ///
     /// # Errors
     ///
-    /// It cannot be told; the process is forgotten then.
+    /// The status cannot be known. The process is forgotten then.
     fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
 
-    /// A descriptor that becomes readable when it ends, or `None` if it has
-    /// ended.
+    /// A descriptor that becomes readable when the process exits. `None` if it has
+    /// exited already.
     ///
     /// # Errors
     ///
-    /// There is none: [`try_wait`](Self::try_wait) is then asked again and again, as
-    /// [`ChildWatch::look_every`] says.
+    /// There is no descriptor. [`try_wait`](Self::try_wait) is then asked again and
+    /// again, as often as [`ChildWatch::look_every`] says.
     fn exit_descriptor(&mut self) -> io::Result<Option<Rc<OwnedFd>>> {
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    /// Sends it a signal, by its number (signal(7)). Not called once it is known to have
-    /// ended.
+    /// Sends the process a signal by its number (signal(7)). Not called once its exit
+    /// is known.
     ///
     /// # Errors
     ///
-    /// It was not sent: by default none can be.
+    /// The signal was not sent. By default none can be.
     fn signal(&mut self, signal: i32) -> io::Result<()> {
         let _ = signal;
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
-    /// Sends a signal to all processes of the group that it leads. May be called when it
-    /// has ended itself.
+    /// Sends a signal to all processes of the group that this process leads. May be
+    /// called after the process itself has exited.
     ///
     /// # Errors
     ///
-    /// As [`signal`](Self::signal); `ESRCH` where nobody is left.
+    /// As [`signal`](Self::signal). `ESRCH` if no process is left.
     fn signal_group(&mut self, signal: i32) -> io::Result<()> {
         let _ = signal;
         Err(io::Error::from(io::ErrorKind::Unsupported))
@@ -100,7 +99,7 @@ impl ChildProcess for Child {
     }
 
     fn signal(&mut self, signal: i32) -> io::Result<()> {
-        // One that was waited for has no number any more: it may be another's.
+        // If it was waited for, another process may have its number.
         match Self::try_wait(self)? {
             None => sys::send_signal(self.id(), signal, Recipient::Process),
             Some(_) => Err(io::ErrorKind::NotFound.into()),
@@ -115,13 +114,14 @@ impl ChildProcess for Child {
     }
 }
 
-/// A process whose end is told, once; copies are of the same one.
+/// Watches for the exit of a process, and tells of it once. Clones watch the same
+/// process.
 ///
-/// The kernel tells of the end (pidfd_open(2)). Where it does not,
-/// [`look_every`](Self::look_every) says how often the process is asked. The process is
-/// watched to its end, whatever becomes of this, for as long as the reactor turns. What
-/// is called then had better not own this: neither would be freed before the end.
-/// (Twisted: `ProcessProtocol.processExited`.)
+/// The kernel reports the exit (pidfd_open(2)). If it cannot, the process is asked as
+/// often as [`look_every`](Self::look_every) says. It is watched until its exit, even
+/// if this value is dropped, as long as the reactor turns. The callback should not own
+/// this value, since neither would then be freed before the exit. (Twisted:
+/// `ProcessProtocol.processExited`.)
 ///
 /// # Examples
 ///
@@ -149,11 +149,11 @@ pub struct ChildWatch {
 struct Shared {
     pid: u32,
     process: RefCell<Box<dyn ChildProcess>>,
-    /// There until it has ended.
+    /// The callback, until the process has exited.
     then: RefCell<Option<Then>>,
-    /// Whether the kernel tells of the end.
+    /// Whether the kernel reports the exit.
     is_told: Cell<bool>,
-    /// Whether it had ended before it was watched.
+    /// Whether the process had exited before it was watched.
     was_gone: Cell<bool>,
     every: Cell<Option<Duration>>,
     look: Cell<Option<DelayedCall>>,
@@ -162,9 +162,9 @@ struct Shared {
 type Then = Box<dyn FnOnce(&mut Reactor, io::Result<ExitStatus>)>;
 
 impl ChildWatch {
-    /// Watches a process. `then` is called once, when it has ended and was waited for,
-    /// with how it ended. It is not called before this returns, nor inside of another
-    /// callback.
+    /// Watches a process. `then` is called once, with the exit status, when the process
+    /// has exited and was waited for. It is not called before this returns, nor inside
+    /// another callback.
     pub fn start(
         reactor: &mut Reactor,
         mut process: Box<dyn ChildProcess>,
@@ -196,16 +196,16 @@ impl ChildWatch {
         self.shared.pid
     }
 
-    /// Whether its end was found out, and is told or about to be.
+    /// Whether the exit is known. The callback was called, or is about to be.
     pub fn has_ended(&self) -> bool {
         self.shared.then.borrow().is_none()
     }
 
-    /// Ends it at once, as by SIGKILL. Nothing happens if it has ended.
+    /// Kills the process at once, as by SIGKILL. Does nothing if it has exited.
     ///
     /// # Errors
     ///
-    /// It could not be.
+    /// The process cannot be killed.
     pub fn kill(&self) -> io::Result<()> {
         match self.has_ended() {
             false => self.shared.process.borrow_mut().kill(),
@@ -213,11 +213,11 @@ impl ChildWatch {
         }
     }
 
-    /// Sends it a signal, by its number (signal(7)).
+    /// Sends the process a signal by its number (signal(7)).
     ///
     /// # Errors
     ///
-    /// `NotFound` if it has ended; it was not sent.
+    /// `NotFound` if the process has exited. Otherwise the system's.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         match self.has_ended() {
             false => self.shared.process.borrow_mut().signal(signal),
@@ -225,27 +225,27 @@ impl ChildWatch {
         }
     }
 
-    /// Sends a signal to all processes of the group that it leads. Whether it leads one
-    /// is for who has started it to know.
+    /// Sends a signal to all processes of the group that this process leads. The caller
+    /// has to know that it leads one.
     ///
     /// # Errors
     ///
-    /// It was not sent; where it has ended, it depends on the
-    /// [process](ChildProcess::signal_group) whether one can be.
+    /// The signal was not sent. If the process has exited, the
+    /// [process](ChildProcess::signal_group) decides whether one can still be sent.
     pub fn signal_group(&self, signal: i32) -> io::Result<()> {
         self.shared.process.borrow_mut().signal_group(signal)
     }
 
-    /// Asks whether it has ended, after the running callback: for who has another sign
-    /// of that.
+    /// Asks after the running callback whether the process has exited. Use this if
+    /// something else suggests that it has.
     pub fn look(&self, reactor: &mut Reactor) {
         let this = self.clone();
         reactor.defer(move |reactor| this.ask(reactor));
     }
 
-    /// How often it is asked from now on whether it has ended, if the kernel does not
-    /// tell; one that had ended before it was watched at once. Before the first call it
-    /// is not asked.
+    /// Sets how often the process is asked whether it has exited, if the kernel does
+    /// not report that. It is not asked before the first call. A process that had
+    /// exited before it was watched is asked at once.
     pub fn look_every(&self, reactor: &mut Reactor, interval: Duration) {
         self.shared.every.set(Some(interval));
         match self.shared.was_gone.take() {
@@ -256,7 +256,7 @@ impl ChildWatch {
 
     fn look_later(&self, reactor: &mut Reactor) {
         if let Some(look) = self.shared.look.take() {
-            // It may have run.
+            // This timer may have fired.
             let _ = look.cancel(reactor);
         }
         let is_wanted = !self.shared.is_told.get() && !self.has_ended();
@@ -277,7 +277,7 @@ impl ChildWatch {
         };
         let then = self.shared.then.take();
         if let Some(look) = self.shared.look.take() {
-            // It may be what runs.
+            // This timer may be the one that has just fired.
             let _ = look.cancel(reactor);
         }
         if let Some(then) = then {
@@ -302,7 +302,8 @@ struct ExitDescriptor {
 
 impl Descriptor for ExitDescriptor {
     fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
-        // It is told no more than once, so that one who says that it goes on is asked.
+        // The kernel reports only once. If the process is not waited for now, it is
+        // asked from here on.
         self.watch.shared.is_told.set(false);
         self.watch.look(reactor);
         Next::Remove

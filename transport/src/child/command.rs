@@ -1,4 +1,4 @@
-//! What a child runs, and what it has under each of its descriptor numbers.
+//! The program of a child, and its descriptors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,11 +18,11 @@ use crate::kinds::{OwnEnd, PipeStream, Unix, UnixStream};
 use crate::process::{announce_listen_fds, names_of};
 use crate::sys::{self, CleanStart, Reached};
 
-/// A child to be started by [`spawn_process`](crate::Transports::spawn_process): what it
-/// runs, and what it has under each of its descriptor numbers.
+/// A child for [`spawn_process`](crate::Transports::spawn_process): the program that it
+/// runs, and what each of its descriptor numbers is.
 ///
 /// Program, arguments, environment, directory, user and groups are those of std's
-/// [`Command`]. The standard streams of the command do not count: all descriptors are set
+/// [`Command`]. Its standard streams have no effect, since all descriptors are set
 /// here. By default 0, 1 and 2 are pipes. We write to 0, and read from 1 and 2.
 /// (Twisted: `childFDs`.)
 ///
@@ -38,9 +38,9 @@ use crate::sys::{self, CleanStart, Reached};
 /// | [`duplicate`](Self::duplicate) | the same as under another number | nothing more |
 ///
 /// The bytes of a stream go to the process protocol, with the number
-/// ([`child_data_received`](bowline_protocol::ProcessProtocol::child_data_received)). The
-/// methods that end in `_with` give the stream a protocol of its own, such as a
-/// [`Framed`](bowline_protocol::framing::Framed) for lines.
+/// ([`child_data_received`](bowline_protocol::ProcessProtocol::child_data_received)).
+/// The methods whose names end in `_with` give the stream a protocol of its own, such
+/// as a [`Framed`](bowline_protocol::framing::Framed) for lines.
 ///
 /// ```
 /// use std::process::Command;
@@ -78,22 +78,22 @@ use crate::sys::{self, CleanStart, Reached};
 ///
 /// # A clean start
 ///
-/// In the child all signals have their default effect, and none is blocked, whatever this
-/// program does with them. (With std's `Command` alone, ignored signals stay ignored and
-/// blocked ones blocked.) A signal that arrives before the child runs its program has its
-/// default effect too.
+/// In the child all signals have their default effect, and none is blocked, whatever
+/// they are set to in this program. (With std's `Command` alone, ignored signals stay
+/// ignored and blocked ones stay blocked.) The same holds for a signal that arrives
+/// before the child runs its program.
 ///
-/// The child has the descriptors that were set here, and no others. Descriptors that some
-/// library here has left without close-on-exec are not passed on either (before Linux
-/// 5.11 they are).
+/// The child has the descriptors that were set here, and no others. It does not get
+/// descriptors that a library has opened here without close-on-exec. (Before Linux 5.11
+/// it does.)
 ///
-/// A child that has descriptors from 3 on finds `BOWLINE_DESCRIPTORS` in its environment,
-/// which [`take_granted`](crate::take_granted) reads.
+/// If the child has descriptors from 3 on, `BOWLINE_DESCRIPTORS` is in its environment.
+/// [`take_granted`](crate::take_granted) reads it.
 ///
 /// # Costs
 ///
-/// Starting takes a fork(2), and returns when the child runs its program. Each pipe takes
-/// two system calls.
+/// Starting takes a fork(2). It returns once the child runs its program. Each pipe
+/// takes two system calls.
 pub struct ChildCommand<'a> {
     command: Command,
     ends: BTreeMap<u32, ChildEnd<'a>>,
@@ -104,7 +104,7 @@ pub struct ChildCommand<'a> {
     error: Option<io::Error>,
 }
 
-/// What the child has under a number.
+/// What one descriptor number of the child is.
 enum ChildEnd<'a> {
     WriteTo(Maker),
     ReadFrom(Maker),
@@ -116,7 +116,7 @@ enum ChildEnd<'a> {
     As(u32),
 }
 
-/// Makes a connection of our end, told by number unless it has a protocol of its own.
+/// Makes a connection of our end. `None` if the process protocol serves it, by number.
 type Maker = Option<Box<dyn FnOnce(OwnedFd) -> Install>>;
 
 struct TerminalEnd {
@@ -125,7 +125,7 @@ struct TerminalEnd {
 }
 
 impl<'a> ChildCommand<'a> {
-    /// A child that runs `command`, with pipes under 0, 1 and 2.
+    /// Makes a child that runs `command`, with pipes under 0, 1 and 2.
     pub fn new(command: Command) -> Self {
         let ends = [
             (0, ChildEnd::WriteTo(None)),
@@ -148,48 +148,48 @@ impl<'a> ChildCommand<'a> {
         self
     }
 
-    /// A pipe that we write to, and the child reads under `number`.
+    /// Makes a pipe that we write to. The child reads it under `number`.
     #[must_use]
     pub fn write_to(self, number: u32) -> Self {
         self.with(number, ChildEnd::WriteTo(None))
     }
 
-    /// As [`write_to`](Self::write_to), with a protocol of its own for the stream. Its
-    /// transport cannot be read.
+    /// As [`write_to`](Self::write_to), with a protocol of its own for the stream. It
+    /// never receives data.
     #[must_use]
     pub fn write_to_with(self, number: u32, protocol: impl Protocol<PipeStream>) -> Self {
         let maker = |fd| with_protocol(OwnEnd::WRITING, fd, protocol);
         self.with(number, ChildEnd::WriteTo(Some(Box::new(maker))))
     }
 
-    /// A pipe that the child writes to under `number`, and we read.
+    /// Makes a pipe that we read. The child writes to it under `number`.
     #[must_use]
     pub fn read_from(self, number: u32) -> Self {
         self.with(number, ChildEnd::ReadFrom(None))
     }
 
-    /// As [`read_from`](Self::read_from), with a protocol of its own for the stream. Its
-    /// transport refuses writes.
+    /// As [`read_from`](Self::read_from), with a protocol of its own for the stream.
+    /// Its transport refuses writes.
     #[must_use]
     pub fn read_from_with(self, number: u32, protocol: impl Protocol<PipeStream>) -> Self {
         let maker = |fd| with_protocol(OwnEnd::READING, fd, protocol);
         self.with(number, ChildEnd::ReadFrom(Some(Box::new(maker))))
     }
 
-    /// A pair of connected UNIX sockets: the child has one under `number`, and a protocol
-    /// here the other. Bytes and descriptors pass both ways.
+    /// Makes a pair of connected UNIX sockets. The child has one under `number`, and a
+    /// protocol here has the other. Bytes and descriptors pass both ways.
     #[must_use]
     pub fn socket_with(self, number: u32, protocol: impl Protocol<UnixStream>) -> Self {
         let maker = |fd| with_protocol(Unix, fd, protocol);
         self.with(number, ChildEnd::Socket(Some(Box::new(maker))))
     }
 
-    /// A new terminal of this size, under 0, 1 and 2. (Twisted: `usePTY`.)
+    /// Makes a new terminal of this size, under 0, 1 and 2. (Twisted: `usePTY`.)
     ///
-    /// It is the child's controlling terminal. The child leads a session, and a process
-    /// group, of its own. All that it writes to the terminal arrives under number 1. Its
-    /// numbers can be set to something else afterwards: [`read_from(2)`](Self::read_from)
-    /// gives the child a pipe for standard error.
+    /// It is the child's controlling terminal. The child leads a session and a process
+    /// group of its own. Everything that it writes to the terminal arrives under number
+    /// 1. You can set the three numbers to something else afterwards. For example,
+    /// [`read_from(2)`](Self::read_from) gives the child a pipe for standard error.
     ///
     /// The terminal has the kernel's settings: it reads lines, echoes, and turns keys into
     /// signals. The variable `TERM` is up to the command. Closing the stream hangs up
@@ -214,41 +214,42 @@ impl<'a> ChildCommand<'a> {
         self
     }
 
-    /// The child has its terminal under `number` too.
+    /// Puts the terminal of the child under `number` too.
     #[must_use]
     pub fn terminal_at(self, number: u32) -> Self {
         self.with(number, ChildEnd::Terminal)
     }
 
-    /// The child has a copy of `fd` under `number`. Numbers may overlap with those that
-    /// the descriptors have here, or be swapped.
+    /// Gives the child a copy of `fd` under `number`. The numbers may be in use here,
+    /// or be those of other descriptors.
     #[must_use]
     pub fn descriptor(self, number: u32, fd: BorrowedFd<'a>) -> Self {
         self.with(number, ChildEnd::Given(fd))
     }
 
-    /// The child has our own standard stream under the same number: 0, 1 or 2.
+    /// Gives the child our own standard stream of the same number: 0, 1 or 2.
     #[must_use]
     pub fn inherit(self, number: u32) -> Self {
         self.with(number, ChildEnd::Inherited)
     }
 
-    /// The child has `/dev/null` under `number`.
+    /// Gives the child `/dev/null` under `number`.
     #[must_use]
     pub fn null(self, number: u32) -> Self {
         self.with(number, ChildEnd::Null)
     }
 
-    /// The child has the same under `number` as under `other`, like `2>&1` in a shell. What
-    /// it writes to both arrives in order, under `other`.
+    /// Makes `number` the same as `other` in the child, like `2>&1` in a shell.
+    /// Everything that the child writes to both arrives in order, under `other`.
     #[must_use]
     pub fn duplicate(self, number: u32, other: u32) -> Self {
         self.with(number, ChildEnd::As(other))
     }
 
-    /// The child has these from 3 on, each with its name, and finds them by `LISTEN_FDS`, as
-    /// systemd passes them. [`spawn_with_listen_fds`](crate::spawn_with_listen_fds) says
-    /// what is set, and the limits.
+    /// Gives the child these descriptors from 3 on, each with its name. It finds them
+    /// by `LISTEN_FDS`, as systemd passes them. See
+    /// [`spawn_with_listen_fds`](crate::spawn_with_listen_fds) for the variables and
+    /// the limits.
     #[must_use]
     pub fn listen_fds(mut self, descriptors: &[(BorrowedFd<'a>, &str)]) -> Self {
         match names_of(descriptors) {
@@ -263,24 +264,24 @@ impl<'a> ChildCommand<'a> {
         self
     }
 
-    /// The child leads a process group of its own. Time limits and
-    /// [`signal_group`](bowline_protocol::ProcessTransport::signal_group) then reach every
-    /// process that it starts, too. Ctrl-C on our own terminal does not reach it any more.
-    /// A child with a [terminal](Self::terminal) always leads a group.
+    /// Has the child lead a process group of its own. Time limits and
+    /// [`signal_group`](bowline_protocol::ProcessTransport::signal_group) then reach
+    /// every process that it starts too. Ctrl-C on our own terminal no longer reaches
+    /// it. A child with a [terminal](Self::terminal) always leads a group.
     #[must_use]
     pub fn in_own_group(mut self) -> Self {
         self.leads_group = true;
         self
     }
 
-    /// How long the child and its streams may go on.
+    /// Sets how long the child and its streams may go on.
     #[must_use]
     pub fn settings(mut self, settings: ProcessSettings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// Starts it.
+    /// Starts the child.
     pub(super) fn start(mut self) -> Result<RunningChild, SpawnError> {
         let program = self.command.get_program().to_owned();
         let failed = |step, error| {
@@ -333,7 +334,7 @@ impl<'a> ChildCommand<'a> {
         Ok(streams.into_iter().fold(running, RunningChild::planned))
     }
 
-    /// Makes everything that the child is to have, and what is ours of it.
+    /// Makes all descriptors of the child, and our ends of them.
     fn make(&mut self) -> io::Result<Made<'a>> {
         if let Some(error) = self.error.take() {
             return Err(error);
@@ -415,7 +416,7 @@ impl<'a> ChildCommand<'a> {
         Ok(made)
     }
 
-    /// Makes the terminal, if the child is to have one, and our stream of it; answers the
+    /// Makes the terminal, if the child has one, and our stream of it. Returns the
     /// child's side.
     fn make_terminal(&mut self, made: &mut Made<'a>) -> io::Result<Option<OwnedFd>> {
         let is_its = |(_, end): &(&u32, &ChildEnd<'_>)| matches!(end, ChildEnd::Terminal);
@@ -441,7 +442,7 @@ impl<'a> ChildCommand<'a> {
             install,
         });
         made.start = CleanStart::new(Some(first))?;
-        // Its session has one.
+        // A session has a process group.
         made.leads_group = true;
         Ok(Some(theirs))
     }
@@ -467,7 +468,7 @@ struct Made<'a> {
     settings: ProcessSettings,
 }
 
-/// What the child is to have.
+/// One descriptor of the child.
 enum Given<'a> {
     Grant(Grant<'a>),
     /// A standard stream of ours, under the same number.
@@ -499,7 +500,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Once more the same, which is under the number `number`.
+    /// Makes a copy. The original has the number `number`.
     fn copy(&self, number: u32) -> io::Result<Self> {
         Ok(match self {
             Self::Grant(Grant::Owned(fd)) => Self::owned(fd.try_clone()?),

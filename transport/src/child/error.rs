@@ -1,4 +1,4 @@
-//! Why a child was not started.
+//! The error of starting a child.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -7,7 +7,7 @@ use std::io;
 
 use crate::sys;
 
-/// Why a child was not started. Nothing is left of it.
+/// A child was not started. Nothing is left of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SpawnError {
@@ -15,16 +15,16 @@ pub struct SpawnError {
     pub program: OsString,
     /// The step that failed.
     pub step: SpawnStep,
-    /// What the system answered.
+    /// The system's answer.
     pub error: io::Error,
 }
 
-/// A step on the way to a running child, as far as it can be told.
+/// A step on the way to a running child, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpawnStep {
-    /// Making its pipes, sockets and terminal. `InvalidInput` if something was asked for
-    /// that is not possible.
+    /// Making its pipes, sockets and terminal. `InvalidInput` if its settings are not
+    /// possible.
     Prepare,
     /// fork(2), and the descriptors that std needs for it.
     Fork,
@@ -46,15 +46,15 @@ pub enum SpawnStep {
 }
 
 impl SpawnStep {
-    /// The step at which std failed, which does not say so: each has errors that the
-    /// others do not have.
+    /// The step at which std failed. std does not say so, but each step has errors that
+    /// the others do not have.
     pub(super) fn of_std(error: &io::Error, has_directory: bool) -> Self {
         if has_directory && sys::is_of_a_path(error) {
             Self::Directory
         } else if sys::is_of_an_identity(error) {
             Self::User
         } else if error.raw_os_error().is_none() {
-            // It was asked for what no process can be given.
+            // The settings are possible for no process.
             Self::Prepare
         } else {
             Self::Fork

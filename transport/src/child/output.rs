@@ -1,25 +1,25 @@
-//! A child that is run for its output.
+//! A child whose output is collected.
 
 use std::fmt;
 
 use bowline_protocol::{CloseReason, ProcessContext, ProcessProtocol, ProcessStatus};
 use bowline_reactor::Reactor;
 
-/// How much output is collected unless said otherwise, of both streams together.
+/// How much output is collected by default, of both streams together.
 const LIMIT: usize = 16 << 20;
 
 /// The output of a child that was run with [`CollectOutput`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProcessOutput {
-    /// How it ended.
+    /// How the child ended.
     pub status: ProcessStatus,
-    /// What it wrote to standard output.
+    /// Everything that the child wrote to standard output.
     pub stdout: Vec<u8>,
-    /// What it wrote to standard error.
+    /// Everything that the child wrote to standard error.
     pub stderr: Vec<u8>,
-    /// Whether it wrote more than the [limit](CollectOutput::limit), and was killed for
-    /// that.
+    /// Whether the child wrote more than the [limit](CollectOutput::limit), and was
+    /// killed for that.
     pub is_cut: bool,
 }
 
@@ -56,7 +56,7 @@ pub struct CollectOutput {
 type Then = Box<dyn FnOnce(&mut Reactor, ProcessOutput)>;
 
 impl CollectOutput {
-    /// Calls `then` once, when the child has exited and its output has ended.
+    /// Calls `then` once, after the child has exited and its output has ended.
     pub fn new(then: impl FnOnce(&mut Reactor, ProcessOutput) + 'static) -> Self {
         Self {
             input: Vec::new(),
@@ -68,15 +68,15 @@ impl CollectOutput {
         }
     }
 
-    /// The whole standard input of the child; default: nothing.
+    /// Sets the whole standard input of the child. By default it is empty.
     #[must_use]
     pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self
     }
 
-    /// How many bytes of output are collected at most, of both streams together; default
-    /// 16 MiB. A child that writes more is killed.
+    /// Sets how many bytes of output are collected at most, of both streams together.
+    /// The default is 16 MiB. A child that writes more is killed.
     #[must_use]
     pub fn limit(mut self, bytes: usize) -> Self {
         self.limit = bytes;

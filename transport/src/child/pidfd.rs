@@ -1,4 +1,4 @@
-//! Processes by a descriptor, children or not.
+//! Processes that a descriptor names, children or not.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,13 +10,13 @@ use bowline_reactor::signal::SIGKILL;
 use super::ChildProcess;
 use crate::sys::{self, Recipient};
 
-/// A process, known by a descriptor (pidfd) that never comes to mean another process. It
-/// need not be a child of this program.
+/// A process that a descriptor (pidfd) names. The descriptor never comes to mean
+/// another process. It need not be a child of this program.
 ///
-/// [`ChildWatch`](super::ChildWatch) tells of its exit, once. A child is waited for by
-/// that, and its status is known. The status of any other process is known only if its
-/// parent has waited for it already, and from Linux 6.15 on. Otherwise the exit is told
-/// with an error (`ECHILD`).
+/// [`ChildWatch`](super::ChildWatch) tells of its exit, once. It also waits for a
+/// child, so the exit status is known. The status of another process is known only from
+/// Linux 6.15 on, and only if its parent has waited for it already. Otherwise the exit
+/// is told with an error (`ECHILD`).
 ///
 /// ```
 /// use std::process::Command;
@@ -42,24 +42,25 @@ pub struct Pidfd {
 }
 
 impl Pidfd {
-    /// The process that has this number now. That is surely the right one only for a child
-    /// that nobody has waited for.
+    /// The process that has this number now. That is surely the right one only for a
+    /// child that nobody has waited for.
     ///
     /// # Errors
     ///
-    /// `ESRCH` if there is none; `ENOSYS` before Linux 5.3; no free descriptor number.
+    /// `ESRCH` if there is none. `ENOSYS` before Linux 5.3. `EMFILE` or `ENFILE` if no
+    /// descriptor number is free.
     pub fn open(pid: u32) -> io::Result<Self> {
         let fd = Rc::new(sys::pidfd_open(pid)?);
         Ok(Self { fd, pid })
     }
 
-    /// The process that `fd` stands for. It may come from another process, or from
-    /// [`peer_pidfd`](bowline_protocol::UnixTransport::peer_pidfd).
+    /// The process that `fd` names. The descriptor may come from another process, or
+    /// from [`peer_pidfd`](bowline_protocol::UnixTransport::peer_pidfd).
     ///
     /// # Errors
     ///
-    /// `InvalidInput` if it is a descriptor of something else; `ESRCH` if the process is
-    /// gone, or not visible from here. The descriptor is closed.
+    /// `InvalidInput` if `fd` is something else. `ESRCH` if the process is gone, or is
+    /// not visible from here. The descriptor is closed.
     pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
         let pid = sys::pid_of(fd.as_fd())?;
         let fd = Rc::new(fd);
@@ -99,8 +100,8 @@ impl ChildProcess for Pidfd {
 
     fn signal_group(&mut self, signal: i32) -> io::Result<()> {
         match sys::pidfd_send_signal(self.as_fd(), signal, Recipient::Group) {
-            // Before Linux 6.9 only the number says which group. It is nobody else's for
-            // as long as the process was not waited for.
+            // Before Linux 6.9 only a number can name the group. It belongs to nobody
+            // else as long as the process was not waited for.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 self.signal(0)?;
                 sys::send_signal(self.pid, signal, Recipient::Group)

@@ -1,5 +1,5 @@
-//! A child process with its protocol and its streams: what the reactor drives, beside the
-//! streams themselves, which are connections.
+//! A child process with its protocol and its streams. The reactor drives it. Its
+//! streams are connections, which the reactor drives too.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -32,31 +32,33 @@ use crate::kinds::Pipe;
 use crate::log;
 use crate::sys;
 
-/// How long the streams of a child have that was killed for being late: they end with
-/// their last holder, which is at once where all were killed.
+/// How long the streams of a child may stay open after it was killed for being late.
+/// They end when the last process that holds them does. If all were killed, that is at
+/// once.
 const AFTER_KILL: Duration = Duration::from_secs(1);
 
-/// How often a child is asked whether it has exited, where the kernel cannot tell: for
-/// want of a free descriptor number, or before Linux 5.3.
+/// How often a child is asked whether it has exited if the kernel cannot report that:
+/// before Linux 5.3, or without a free descriptor number.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How long a child and its streams may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProcessSettings {
-    /// A child that has not ended after this time is
-    /// [terminated](ProcessTransport::terminate_within). Default: `None`, no limit.
+    /// A child that runs longer than this is
+    /// [terminated](ProcessTransport::terminate_within). The default is `None`, no
+    /// limit.
     pub time_limit: Option<Duration>,
-    /// How long the child then has before it is killed; default 5 s.
+    /// How long the child then has before it is killed. The default is 5 s.
     pub grace: Duration,
-    /// How long streams may stay open after the exit of the child. Other processes can
-    /// have them, mostly those that the child has started. After this time they are
-    /// [given up](ProcessTransport::give_up_streams), except for a stream whose reading is
-    /// paused here. Default: `None`, no limit.
+    /// How long streams may stay open after the child has exited. Other processes can
+    /// hold them, mostly processes that the child has started. After this time they are
+    /// [given up](ProcessTransport::give_up_streams), except for a stream whose reading
+    /// is paused here. The default is `None`, no limit.
     pub streams_after_exit: Option<Duration>,
-    /// When the reactor stops, the child is terminated, and killed after this time. The
-    /// stop waits for that. A graceful stop lets connections end first. Default: `None`:
-    /// the child is left alone, and its streams close.
+    /// When the reactor stops, the child is terminated, and is killed if it runs longer
+    /// than this. The stop waits for that. A graceful stop lets connections end first.
+    /// With `None`, the default, the child is left alone, and its streams close.
     pub stop_within: Option<Duration>,
 }
 
@@ -78,7 +80,7 @@ impl Default for ProcessSettings {
     }
 }
 
-/// A child that was not started by a [`ChildCommand`], with our ends of its streams. It is
+/// A child that no [`ChildCommand`] started, with our ends of its streams. It is
 /// [adopted](crate::Transports::adopt_process).
 ///
 /// A child of std comes with its pipes, under 0, 1 and 2:
@@ -117,7 +119,7 @@ pub struct RunningChild {
 }
 
 impl RunningChild {
-    /// A process without streams. It need not be a child of this program.
+    /// Makes one of a process without streams. It need not be a child of this program.
     pub fn new(process: impl ChildProcess) -> Self {
         let program = OsString::from(format!("process {}", process.pid()));
         Self::of(Box::new(process), program)
@@ -133,8 +135,9 @@ impl RunningChild {
         }
     }
 
-    /// Adds a stream: our end of what the child has under `number`. Its bytes go to the
-    /// process protocol. A stream that was added under this number before is dropped.
+    /// Adds a stream: our end of the descriptor that the child has under `number`. Its
+    /// bytes go to the process protocol. A stream that was added earlier under this
+    /// number is dropped.
     #[must_use]
     pub fn stream<K: Adopt + 'static>(self, number: u32, kind: K, source: K::Source) -> Self
     where
@@ -169,14 +172,15 @@ impl RunningChild {
         self
     }
 
-    /// How long it and its streams may go on.
+    /// Sets how long the child and its streams may go on.
     #[must_use]
     pub fn settings(mut self, settings: ProcessSettings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// Says that the process leads a process group, so signals can be sent to all of it.
+    /// Says that the process leads a process group. Signals can then be sent to all of
+    /// it.
     #[must_use]
     pub fn leads_group(mut self) -> Self {
         self.leads_group = true;
@@ -213,9 +217,9 @@ impl From<Child> for RunningChild {
     }
 }
 
-/// A child that was started here just now, by its descriptor; by its number where there is
-/// none. Nobody has waited for it, so that the number is its own although it may have
-/// exited: it is not waited for by that, and its group can be told of a signal still.
+/// The child by its pidfd, or by its number if it has none. It was just started here,
+/// and nobody has waited for it. So the number is its own even if it has exited.
+/// Opening the pidfd does not wait for it, so its group can still be signalled.
 pub(super) fn started(child: Child) -> Box<dyn ChildProcess> {
     match Pidfd::open(child.id()) {
         Ok(process) => Box::new(process),
@@ -223,9 +227,9 @@ pub(super) fn started(child: Child) -> Box<dyn ChildProcess> {
     }
 }
 
-/// The child by its descriptor; by its number where there is none.
+/// The child by its pidfd, or by its number if it has none.
 fn process_of(mut child: Child) -> Box<dyn ChildProcess> {
-    // One that was waited for is not to be looked for by its number.
+    // The number of a child that was waited for may be another's.
     if matches!(child.try_wait(), Ok(None))
         && let Ok(process) = Pidfd::open(child.id())
     {
@@ -280,7 +284,8 @@ pub(crate) fn adopt_process(
         at_stop: Cell::default(),
         hold: RefCell::default(),
     };
-    // Before its streams: what is older is told of a stop after them.
+    // Registered before its streams. At a stop the reactor tells newer ones first, so
+    // this comes last.
     let this = match install(reactor, attended) {
         Ok(this) => this,
         Err(error) => {
@@ -289,7 +294,7 @@ pub(crate) fn adopt_process(
         }
     };
     let token = this.token;
-    // So that its beginning is told before that of any stream.
+    // With this, the process protocol is told of the beginning before any stream is.
     reactor.notify(token);
     for plan in streams {
         match (plan.install)(reactor, &this) {
@@ -336,7 +341,7 @@ fn install(
     Ok(this)
 }
 
-/// Ends a child that nobody is going to be told of.
+/// Ends a child whose protocol is never told.
 fn abandon(reactor: &mut Reactor, mut process: Box<dyn ChildProcess>) {
     if let Err(error) = process.kill() {
         log::warn!(target: log::TRANSPORT, "cannot kill process {}: {error}", process.pid());
@@ -378,66 +383,64 @@ pub(crate) fn call_process_protocol<P: 'static>(
             }
         };
         if call.is_some() {
-            // A turn of its own: its panic is not the process's.
+            // A call of its own, so that its panic does not end the process.
             reactor.defer(move |reactor| otherwise(reactor, error));
         }
         next
     });
 }
 
-/// How far a process is, as far as its protocol was told.
+/// The last stage that the protocol was told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProcessStage {
     Running,
     Exited,
-    /// Nothing is told any more.
+    /// The protocol is told nothing more.
     Over,
 }
 
-/// What somebody has asked for, and what takes the reactor.
+/// Requests that can only be met with the reactor at hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wishes {
-    /// To be killed in so much time.
+    /// Kill the child after this time.
     kill_after: Option<Duration>,
-    /// No stream any more.
+    /// Give up all streams.
     gives_up: bool,
 }
 
-/// Delayed calls that were made and have not run.
+/// Delayed calls that have not run yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Deadlines {
     time_limit: Option<DelayedCall>,
     kill: Option<DelayedCall>,
-    /// Streams that are still there are given up then.
+    /// Gives up the streams that are still open.
     give_up: Option<DelayedCall>,
 }
 
-/// A process that is attended to, from its start to its end; shared by its slot and its
-/// streams.
+/// A process from its start to its end. Its slot and its streams share it.
 pub(super) struct Attended {
     token: Token,
     pid: u32,
     leads_group: bool,
     settings: ProcessSettings,
-    /// Borrowed while a callback of it runs, and by nobody else: none runs inside of
-    /// another.
+    /// Borrowed only while one of its callbacks runs. Callbacks never nest.
     protocol: RefCell<Box<dyn ProcessProtocol>>,
     was_made: Cell<bool>,
     stage: Cell<ProcessStage>,
-    /// Once it is known, told or not.
+    /// `Some` once it is known, even if it was not told yet.
     status: Cell<Option<ProcessStatus>>,
-    /// There but for the moment in which all this comes about.
+    /// `None` only while this is being set up.
     watch: RefCell<Option<ChildWatch>>,
-    /// By number, the lowest first.
+    /// The streams by number, the lowest first.
     streams: RefCell<Vec<(u32, OpenStream)>>,
-    /// The terminal, and which stream that is.
+    /// The terminal, and the token of its stream.
     terminal: RefCell<Option<(Token, OwnedFd)>>,
     wishes: Cell<Wishes>,
     was_killed: Cell<bool>,
     was_told_to_drain: Cell<bool>,
     calls: Cell<Deadlines>,
     at_stop: Cell<Option<TriggerId>>,
-    /// The stop of the reactor waits for the end.
+    /// Keeps the reactor from stopping before the end.
     hold: RefCell<Option<Hold>>,
 }
 
@@ -446,8 +449,8 @@ impl Attended {
         self.pid
     }
 
-    /// Deadlines the protocol, which is told first that the child was started, if that is
-    /// news. `own` is the transport whose callback runs, if one does.
+    /// Tells the protocol something. Tells it first that the child was started, if it
+    /// does not know yet. `own` is the transport whose callback runs, if one does.
     pub(super) fn tell(
         self: &Rc<Self>,
         reactor: &mut Reactor,
@@ -482,17 +485,18 @@ impl Attended {
         call(protocol, &mut cx);
     }
 
-    /// Says that a stream has ended.
+    /// Removes a stream that has ended.
     pub(super) fn forget_stream(&self, token: Token) {
         let is_other = |stream: &OpenStream| stream.handle.token() != token;
         self.streams
             .borrow_mut()
             .retain(|(_, stream)| is_other(stream));
-        // The terminal hangs up when nobody holds it.
+        // The terminal hangs up once nobody holds it.
         self.terminal.borrow_mut().take_if(|(it, _)| *it == token);
     }
 
-    /// The same, of one that has a protocol of its own.
+    /// As [`forget_stream`](Self::forget_stream), for a stream with a protocol of its
+    /// own.
     pub(super) fn stream_is_gone(&self, reactor: &mut Reactor, token: Token) {
         self.forget_stream(token);
         self.look_whether_over(reactor);
@@ -510,7 +514,7 @@ impl Attended {
         self.wishes.set(wishes);
     }
 
-    // What the reactor is asked for.
+    // Requests to the reactor.
 
     fn begin(self: &Rc<Self>, reactor: &mut Reactor) {
         let mut calls = self.calls.get();
@@ -531,7 +535,7 @@ impl Attended {
 
     fn reactor_stops(self: &Rc<Self>, reactor: &mut Reactor) {
         self.at_stop.set(None);
-        // In a graceful stop it is told when those are done that may need it.
+        // A graceful stop tells it later, after the connections that may need it.
         if reactor.stop_deadline().is_none() {
             self.stop_soon(reactor);
             self.hold.replace(Some(reactor.hold(SystemEvent::Shutdown)));
@@ -559,7 +563,7 @@ impl Attended {
         reactor.notify(self.token);
     }
 
-    /// Does what there is to do.
+    /// Does everything that is left to do.
     fn work(self: &Rc<Self>, reactor: &mut Reactor) -> Next {
         if self.stage.get() == ProcessStage::Over {
             return Next::Remove;
@@ -594,7 +598,7 @@ impl Attended {
             let earlier = calls.kill.and_then(|kill| kill.due(reactor));
             if earlier.is_none_or(|earlier| until.is_some_and(|until| until < earlier)) {
                 if let Some(kill) = calls.kill {
-                    // It may be what runs.
+                    // This timer may be the one that has just fired.
                     let _ = kill.cancel(reactor);
                 }
                 calls.kill = Some(reactor.notify_later(after, self.token));
@@ -606,7 +610,8 @@ impl Attended {
         }
     }
 
-    /// Aborts those that `is_spent` says; whether there are others.
+    /// Aborts the streams for which `is_spent` is true. Returns whether there are
+    /// others.
     fn abort_streams(
         &self,
         reactor: &mut Reactor,
@@ -626,7 +631,7 @@ impl Attended {
         has_others
     }
 
-    /// It has exited: sees to it that its streams come to their end.
+    /// Sees to it that the streams end, once the child has exited.
     fn wait_for_streams(&self, reactor: &mut Reactor) {
         let after_exit = self.settings.streams_after_exit;
         let after = match self.was_killed.get() {
@@ -637,7 +642,7 @@ impl Attended {
         if let Some(after) = after.filter(|_| has_exited && !self.streams.borrow().is_empty()) {
             let mut calls = self.calls.get();
             if let Some(earlier) = calls.give_up.take() {
-                // It may be what runs.
+                // This timer may be the one that has just fired.
                 let _ = earlier.cancel(reactor);
             }
             calls.give_up = Some(reactor.notify_later(after, self.token));
@@ -667,7 +672,7 @@ impl Attended {
         }
     }
 
-    /// The last there is. What is asked for from now on is not done.
+    /// Ends the process, which is told last. Later requests are ignored.
     fn end(self: &Rc<Self>, reactor: &mut Reactor, status: ProcessStatus) {
         self.stage.set(ProcessStage::Over);
         let Deadlines {
@@ -676,11 +681,11 @@ impl Attended {
             give_up,
         } = self.calls.take();
         for call in [time_limit, kill, give_up].into_iter().flatten() {
-            // It may be what runs.
+            // This timer may be the one that has just fired.
             let _ = call.cancel(reactor);
         }
         if let Some(id) = self.at_stop.take() {
-            // It may have run.
+            // The trigger may have run.
             let _ = reactor.remove_trigger(id);
         }
         self.hold.take();
@@ -721,7 +726,8 @@ impl Attended {
         }
     }
 
-    /// The group, if it leads one, and the process, should it have left that.
+    /// Kills the group, if the process leads one, and the process itself, in case it
+    /// has left the group.
     fn kill_all(&self) {
         let group = self.signal_group(SIGKILL);
         for result in [group, self.kill()] {
@@ -755,7 +761,7 @@ fn signal_error(error: io::Error) -> SignalError {
     }
 }
 
-/// What handles give access to, and callbacks.
+/// The part of a process that handles and callbacks reach.
 struct View(Rc<Attended>);
 
 impl ProcessTransport for View {
@@ -812,13 +818,13 @@ impl ProcessTransport for View {
     }
 }
 
-/// What the reactor drives.
+/// The descriptor in the reactor.
 struct ProcessSlot {
     view: View,
 }
 
 impl Descriptor for ProcessSlot {
-    /// Nothing of it is watched.
+    /// The poller watches nothing for it.
     fn ready(&mut self, reactor: &mut Reactor, _: Readiness) -> Next {
         self.view.0.work(reactor)
     }
@@ -869,7 +875,7 @@ impl Descriptor for ProcessSlot {
             return;
         }
         if process.settings.stop_within.is_some() {
-            // There is no more time.
+            // No time is left.
             process.kill_all();
         }
         process.abort_streams(reactor, |_, _| true);

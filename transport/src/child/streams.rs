@@ -1,5 +1,5 @@
-//! The streams of a child: connections, told to its protocol by number or with a protocol
-//! of their own.
+//! The streams of a child. They are connections. Either the process protocol serves
+//! them by number, or they have a protocol of their own.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,11 +14,11 @@ use crate::endpoint::{self, Adopt, AdoptTransport};
 use crate::link::{Flags, Link};
 use crate::stream::StreamTransport;
 
-/// One end of ours that has yet to become a connection.
+/// Our end of a stream, before it becomes a connection.
 pub(super) struct Planned {
-    /// The numbers that the child has it under, none of which any other has.
+    /// The numbers that the child has it under. No other stream has these.
     pub(super) numbers: Vec<u32>,
-    /// The terminal that it is, if it is one; to change its size.
+    /// The terminal, if the stream is one. It is kept to change the size.
     pub(super) terminal: Option<OwnedFd>,
     pub(super) install: Install,
 }
@@ -33,7 +33,7 @@ impl Planned {
     }
 }
 
-/// Makes a connection of it, which the process is told of.
+/// Makes the connection, and tells the process of it.
 pub(super) type Install = Box<dyn FnOnce(&mut Reactor, &Rc<Attended>) -> io::Result<OpenStream>>;
 
 /// A connection that is one of a child's streams.
@@ -54,7 +54,7 @@ impl OpenStream {
         }
     }
 
-    /// Whether somebody here keeps it from being read, who may want what is in it.
+    /// Whether reading it is paused or held here. Somebody may still want its bytes.
     pub(super) fn is_kept_back(&self, reactor: &mut Reactor) -> bool {
         reactor
             .get(self.link)
@@ -62,7 +62,7 @@ impl OpenStream {
     }
 }
 
-/// A stream that is told of by `number`.
+/// A stream that the process protocol serves by `number`.
 pub(super) fn by_number<K: Adopt + 'static>(number: u32, kind: K, source: K::Source) -> Install
 where
     K::Source: 'static,
@@ -89,7 +89,8 @@ where
         let stream = OpenStream::of::<AdoptTransport<K>>(token);
         if let Some(transport) = reactor.get(stream.handle) {
             let process = Rc::clone(process);
-            // It never gets there: this is told of the end, or that it was detached.
+            // This position is never reached, so the call tells of the end, or of a
+            // detach.
             let then = move |reactor: &mut Reactor, _| process.stream_is_gone(reactor, token);
             transport.when_sent(u64::MAX, Box::new(then));
         }
@@ -103,11 +104,11 @@ fn adopt<K: Adopt>(
     source: K::Source,
     protocol: impl Protocol<AdoptTransport<K>>,
 ) -> io::Result<Token> {
-    // What it was to be made of is of no use to anybody else.
+    // If that fails, the source is of no use to anybody.
     endpoint::adopt(reactor, kind, source, protocol).map_err(Into::into)
 }
 
-/// Tells the protocol of the process.
+/// The protocol of a stream that the process protocol serves.
 struct ByNumber {
     process: Rc<Attended>,
     number: u32,
@@ -136,7 +137,7 @@ impl<T: Transport> Protocol<T> for ByNumber {
         self.process.look_whether_over(cx.reactor);
     }
 
-    /// The process is asked, not its streams.
+    /// The process protocol is asked, and not its streams.
     fn draining(&mut self, _: &mut Context<'_, T>) -> AtDrain {
         AtDrain::DoNotWait
     }
