@@ -390,6 +390,18 @@ pub trait UnixTransport: Transport {
     /// `ENOPROTOOPT` before Linux 6.16.
     fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
 
+    /// Takes nothing more from the peer (shutdown(2), `SHUT_RD`). What has arrived is still
+    /// delivered, and then the [end of its stream](crate::Protocol::read_connection_lost).
+    ///
+    /// From the moment of the call, each write of the peer fails with `EPIPE`. The kernel
+    /// puts one order on both: whatever the peer could write, we read. So an answer that
+    /// was not read by the end was never given. What we write still arrives.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` after the loss.
+    fn refuse_input(&mut self) -> io::Result<()>;
+
     /// The credentials of the process at the other end, which connected or listens
     /// (`SO_PEERCRED`). They are those of the time when the connection was made; another
     /// process may hold it now.

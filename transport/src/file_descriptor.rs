@@ -563,6 +563,14 @@ pub trait DescriptorSocket: Socket {
     /// 6.16.
     fn set_passes_rights(&self, on: bool) -> io::Result<()>;
 
+    /// Closes the half that is read. What has arrived can still be read, and the peer's
+    /// further writes fail with `EPIPE`.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` once closed. Otherwise those of shutdown(2).
+    fn shutdown_read(&self) -> io::Result<()>;
+
     /// Whether anything is unread.
     fn has_unread(&self) -> bool;
 

@@ -580,6 +580,13 @@ impl<B: PassDescriptors> Stream<SendmsgMixin<B>> {
         self.limits_changed();
     }
 
+    pub(crate) fn refuse_input(&mut self) -> io::Result<()> {
+        self.layer.base.descriptor_socket().shutdown_read()?;
+        // There is an end to be read, whether or not an event says so.
+        self.link.set(Flags::READABLE);
+        Ok(())
+    }
+
     pub(crate) fn set_accepted(&mut self, accepted: bool) -> io::Result<()> {
         self.layer
             .base
@@ -639,6 +646,10 @@ macro_rules! impl_unix_transport {
 
             fn set_descriptors_accepted(&mut self, accepted: bool) -> std::io::Result<()> {
                 $crate::StreamTransport::stream_mut(self).set_accepted(accepted)
+            }
+
+            fn refuse_input(&mut self) -> std::io::Result<()> {
+                $crate::StreamTransport::stream_mut(self).refuse_input()
             }
 
             fn peer_credentials(&self) -> std::io::Result<bowline_protocol::Credentials> {

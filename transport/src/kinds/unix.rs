@@ -224,6 +224,10 @@ impl DescriptorSocket for UnixSocket {
         sys::set_pass_rights(self.fd()?, on)
     }
 
+    fn shutdown_read(&self) -> io::Result<()> {
+        sys::shutdown(self.fd()?, Shutdown::Read)
+    }
+
     fn has_unread(&self) -> bool {
         self.fd()
             .is_ok_and(|fd| sys::has_waiting(fd).unwrap_or(true))

@@ -578,6 +578,14 @@ impl SimulatedKernel {
         result
     }
 
+    pub(super) fn shutdown_read(&self, socket: SocketId) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        let result = state.shutdown_read(socket);
+        let noted = result.as_ref().map(|()| 0);
+        state.note(3, socket, &noted);
+        result
+    }
+
     /// One more who holds the socket.
     pub(super) fn hold(&self, socket: SocketId) -> Holder {
         let mut state = self.state.borrow_mut();
@@ -1329,6 +1337,19 @@ impl State {
         self.raise(socket, Cause::Any);
         if let Some(peer_end) = self.ends.get_mut(&peer) {
             peer_end.is_read_shut = true;
+            self.raise(peer, Cause::Any);
+        }
+        Ok(())
+    }
+
+    /// What has arrived stays to be read, before the end.
+    fn shutdown_read(&mut self, socket: SocketId) -> io::Result<()> {
+        let end = self.end(socket)?;
+        end.is_read_shut = true;
+        let peer = end.peer;
+        self.raise(socket, Cause::Any);
+        if let Some(peer_end) = self.ends.get_mut(&peer) {
+            peer_end.is_write_shut = true;
             self.raise(peer, Cause::Any);
         }
         Ok(())

@@ -414,6 +414,14 @@ impl DescriptorSocket for MemorySocket {
         Err(not_connected())
     }
 
+    fn shutdown_read(&self) -> io::Result<()> {
+        if self.is_open {
+            self.kernel.shutdown_read(self.id)
+        } else {
+            Err(not_connected())
+        }
+    }
+
     fn has_unread(&self) -> bool {
         false
     }

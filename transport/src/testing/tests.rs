@@ -30,6 +30,9 @@ enum Operation {
     ShutdownWrite {
         end: usize,
     },
+    ShutdownRead {
+        end: usize,
+    },
     WatchWriting {
         end: usize,
     },
@@ -74,6 +77,7 @@ trait Sockets {
         into: &mut Vec<OwnedFd>,
     ) -> io::Result<(usize, bool)>;
     fn shutdown_write(&mut self, end: usize) -> io::Result<()>;
+    fn shutdown_read(&mut self, end: usize) -> io::Result<()>;
     fn watch_writing(&mut self, end: usize);
     fn close(&mut self, end: usize);
     fn is_open(&self, end: usize) -> bool;
@@ -90,6 +94,7 @@ fn run(sockets: &mut impl Sockets, operations: &[Operation]) -> Vec<Outcome> {
             Operation::Send { end, .. }
             | Operation::Read { end, .. }
             | Operation::ShutdownWrite { end }
+            | Operation::ShutdownRead { end }
             | Operation::WatchWriting { end }
             | Operation::Close { end }
                 if !sockets.is_open(end) =>
@@ -127,6 +132,10 @@ fn run(sockets: &mut impl Sockets, operations: &[Operation]) -> Vec<Outcome> {
                 }
             }
             Operation::ShutdownWrite { end } => match sockets.shutdown_write(end) {
+                Ok(()) => Outcome::Done,
+                Err(error) => Outcome::Failed(error.kind()),
+            },
+            Operation::ShutdownRead { end } => match sockets.shutdown_read(end) {
                 Ok(()) => Outcome::Done,
                 Err(error) => Outcome::Failed(error.kind()),
             },
@@ -214,6 +223,10 @@ impl Sockets for Real {
 
     fn shutdown_write(&mut self, end: usize) -> io::Result<()> {
         sys::shutdown(self.end(end), std::net::Shutdown::Write)
+    }
+
+    fn shutdown_read(&mut self, end: usize) -> io::Result<()> {
+        sys::shutdown(self.end(end), std::net::Shutdown::Read)
     }
 
     fn watch_writing(&mut self, end: usize) {
@@ -325,6 +338,10 @@ impl Sockets for Simulated {
 
     fn shutdown_write(&mut self, end: usize) -> io::Result<()> {
         self.kernel.shutdown_write(self.id(end))
+    }
+
+    fn shutdown_read(&mut self, end: usize) -> io::Result<()> {
+        self.kernel.shutdown_read(self.id(end))
     }
 
     fn watch_writing(&mut self, end: usize) {
@@ -559,6 +576,35 @@ fn shut_write_side_is_the_end_for_the_peer_and_leaves_the_way_back() {
     expect_same(None, &operations);
 }
 
+/// What was sent before is read, and the end; what comes later is refused.
+#[test]
+fn refused_input_ends_behind_what_has_arrived() {
+    let operations = [
+        send(10, 1),
+        send(20, 0),
+        Operation::Poll,
+        Operation::ShutdownRead { end: 1 },
+        Operation::Poll,
+        send(5, 0),
+        read(100),
+        read(100),
+        read(100),
+        read(100),
+        // The other way is open.
+        Operation::Send {
+            end: 1,
+            bytes: 7,
+            descriptors: 0,
+        },
+        Operation::Poll,
+        Operation::Read { end: 0, limit: 9 },
+        Operation::ShutdownRead { end: 0 },
+        Operation::Poll,
+        Operation::Read { end: 0, limit: 9 },
+    ];
+    expect_same(None, &operations);
+}
+
 #[test]
 fn too_many_descriptors_or_no_byte_for_them_is_refused() {
     expect_same(
@@ -583,6 +629,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         20 => Just(Operation::Poll),
         2 => end().prop_map(|end| Operation::WatchWriting { end }),
         1 => end().prop_map(|end| Operation::ShutdownWrite { end }),
+        1 => end().prop_map(|end| Operation::ShutdownRead { end }),
         1 => end().prop_map(|end| Operation::Close { end }),
     ]
 }

@@ -1354,6 +1354,10 @@ impl UnixTransport for Script {
         DescriptorLimits::default()
     }
     fn set_descriptor_limits(&mut self, _: DescriptorLimits) {}
+
+    fn refuse_input(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     fn set_received_linger(&mut self, _: Linger) {}
     fn set_descriptors_accepted(&mut self, _: bool) -> io::Result<()> {
         Ok(())
