@@ -115,6 +115,9 @@
 //!
 //! - `signals`: [`Reactor::on_signals`] and [`Reactor::stop_on_signals`], through
 //!   `signal-hook`.
+//! - `tls`, `tls-aws-lc-rs`: the module `tls`, by `rustls`, with the cryptography of
+//!   `ring` or of `aws-lc-rs`. Beside one of them, `tls-webpki-roots` has Mozilla's roots,
+//!   and `tls-platform-verifier` what the system trusts.
 //! - `testing`: the module `testing`, for tests of your own protocols.
 //!
 //! # Logging
@@ -319,6 +322,14 @@ pub use bowline_protocol::policies;
 /// Worker pools, restarts that lose nothing, and the interfaces of systemd.
 #[doc(inline)]
 pub use bowline_handoff as handoff;
+
+/// TLS over every kind of stream, by rustls. Feature `tls`, with the cryptography of ring,
+/// or `tls-aws-lc-rs`.
+///
+/// Begin with [`TlsServer`](tls::TlsServer) and [`TlsClient`](tls::TlsClient).
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+#[doc(inline)]
+pub use bowline_tls as tls;
 
 /// Connections in memory and time that stands still, for the tests of your
 /// protocols. Feature `testing`.

@@ -756,6 +756,10 @@ where
         self.framed.connection_reattached(cx);
     }
 
+    fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
+        self.framed.connection_secured(cx);
+    }
+
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         self.framed.connection_lost(cx, reason);
     }

@@ -248,6 +248,20 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         let _ = cx;
     }
 
+    /// A layer that was switched on in the middle of this connection is established:
+    /// encryption that the protocol asked for (STARTTLS). Called once each time, before
+    /// anything that came through the layer. (Twisted:
+    /// `IHandshakeListener.handshakeCompleted`.)
+    ///
+    /// From the request until this call nothing is read for the protocol, and what it
+    /// writes waits. If the layer cannot be established, the connection is
+    /// [lost](Self::connection_lost) instead. A layer that is there from the beginning is
+    /// established before [`connection_made`](Self::connection_made), and is not told of
+    /// here.
+    fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
+        let _ = cx;
+    }
+
     /// For a protocol that is registered as the producer of its own transport
     /// ([`ProducerRef::Protocol`](crate::ProducerRef::Protocol)): stop writing. The
     /// buffer is above the high watermark.
@@ -454,6 +468,10 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         (**self).connection_reattached(cx);
+    }
+
+    fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
+        (**self).connection_secured(cx);
     }
 
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {

@@ -100,6 +100,9 @@ impl<T: Transport> Protocol<T> for Told {
     fn connection_reattached(&mut self, _: &mut Context<'_, T>) {
         self.note("connection_reattached");
     }
+    fn connection_secured(&mut self, _: &mut Context<'_, T>) {
+        self.note("connection_secured");
+    }
     fn pause_producing(&mut self, _: &mut Context<'_, T>) {
         self.note("pause_producing");
     }
@@ -155,7 +158,7 @@ fn pump() -> Pump {
 }
 
 /// Every callback but the first and last, which the connection makes.
-const ALL: [&str; 17] = [
+const ALL: [&str; 18] = [
     "data_received 3",
     "file_descriptor_received",
     "descriptors_received 1 2",
@@ -169,6 +172,7 @@ const ALL: [&str; 17] = [
     "reading_resumed",
     "has_undelivered",
     "connection_reattached",
+    "connection_secured",
     "pause_producing",
     "resume_producing",
     "stop_producing",
@@ -200,6 +204,7 @@ fn call_everything<P: Protocol<MemoryStream>>(
     protocol.reading_resumed(cx);
     assert!(protocol.has_undelivered());
     protocol.connection_reattached(cx);
+    protocol.connection_secured(cx);
     protocol.pause_producing(cx);
     protocol.resume_producing(cx);
     protocol.stop_producing(cx);

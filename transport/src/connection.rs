@@ -509,7 +509,12 @@ where
         link.clear(first);
         match first {
             Flags::CONNECTION_MADE => {
-                if self.is_given_up(reactor) {
+                if link.cold_ref().is_some_and(|cold| cold.was_made) {
+                    if let Some(protocol) = &mut self.protocol {
+                        let mut cx = Context::new(&mut self.transport, reactor);
+                        protocol.connection_secured(&mut cx);
+                    }
+                } else if self.is_given_up(reactor) {
                     self.transport.stream_mut().link.end(CloseReason::Aborted);
                 } else if let Some(protocol) = &mut self.protocol {
                     protocol.connection_made(&mut Context::new(&mut self.transport, reactor));

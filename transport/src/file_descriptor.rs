@@ -191,6 +191,18 @@ pub trait FileDescriptor: Any {
     /// As [`socket`](Self::socket), for changes.
     fn socket_mut(&mut self) -> &mut dyn Socket;
 
+    /// What a layer says of itself to whoever knows the type of that, whatever the layer
+    /// is on: [`Stream::facet`](crate::Stream::facet) finds it at any depth. By default
+    /// there is nothing.
+    fn facet(&self) -> Option<&dyn Any> {
+        None
+    }
+
+    /// The same, to be changed.
+    fn facet_mut(&mut self) -> Option<&mut dyn Any> {
+        None
+    }
+
     // Beside the user's bytes.
 
     /// Called once, when the connection is put into the reactor. A layer with a

@@ -111,6 +111,8 @@ pub(crate) struct Cold {
     handshakes: u32,
     /// Whether a layer was established that the connector does not know of yet.
     pub(crate) had_handshake: bool,
+    /// Whether the connection had been made when a handshake began.
+    pub(crate) was_made: bool,
     /// Unsent bytes and descriptors, counted at the end.
     pub(crate) unsent: (usize, usize),
     /// Calls that wait for bytes to leave, the lowest position first.
@@ -197,6 +199,7 @@ pub(crate) struct Kept {
     watermarks: Watermarks,
     write_observer: Option<Rc<dyn WriteObserver>>,
     handshakes: u32,
+    was_made: bool,
     /// The times that are left of the layers' timers.
     pub(crate) layer_timers: Vec<LayerTimer>,
     pub(crate) lingering: Option<LingeringClose>,
@@ -222,10 +225,19 @@ impl Link {
     /// If the user closes the connection during the handshake and has written before,
     /// the handshake goes on. Then the bytes leave, and the connection closes. If
     /// nothing was written, it ends at once.
+    ///
+    /// Called later, on a connection that was made, it delays what is to come in the same
+    /// way. [`connection_secured`](bowline_protocol::Protocol::connection_secured) tells
+    /// the protocol that the handshake is done. A layer that has bytes to send in the
+    /// clear first calls this when they were taken.
     pub fn begin_handshake(&mut self) {
+        let is_made = !self.has(Flags::CONNECTION_MADE | Flags::UNESTABLISHED);
         let cold = self.cold();
         cold.handshakes += 1;
-        cold.had_handshake = true;
+        match is_made {
+            true => cold.was_made = true,
+            false => cold.had_handshake |= !cold.was_made,
+        }
         self.flags = self.flags.without(Flags::CONNECTION_MADE) | Flags::UNESTABLISHED;
     }
 
@@ -256,6 +268,19 @@ impl Link {
         if !self.is_broken() {
             self.set(Flags::UNFLUSHED | Flags::UNSETTLED);
         }
+    }
+
+    /// Has [`do_read`](crate::FileDescriptor::do_read) called soon. For a layer that holds
+    /// something to be delivered, for which no event comes.
+    pub fn read_soon(&mut self) {
+        self.set(Flags::READABLE);
+    }
+
+    /// Takes the bytes that were [put back](bowline_protocol::Transport::push_back) and not
+    /// delivered. A layer that begins in the middle of a connection takes them as its own
+    /// input.
+    pub fn take_put_back(&mut self) -> Vec<u8> {
+        self.take_unread()
     }
 
     /// Has [`timer_fired`](crate::FileDescriptor::timer_fired) of the layer `L` called
@@ -380,6 +405,7 @@ impl Link {
             watermarks: self.watermarks(),
             write_observer: cold.and_then(|cold| cold.write_observer.clone()),
             handshakes: cold.map_or(0, |cold| cold.handshakes),
+            was_made: cold.is_some_and(|cold| cold.was_made),
             layer_timers: cold.map_or_else(Vec::new, |cold| cold.layer_timers.clone()),
             lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
@@ -397,7 +423,7 @@ impl Link {
         if kept.watermarks != Watermarks::default() {
             self.set_watermarks(kept.watermarks);
         }
-        if !self.has(Flags::CONNECTION_MADE | Flags::UNESTABLISHED) {
+        if kept.was_made || !self.has(Flags::CONNECTION_MADE | Flags::UNESTABLISHED) {
             self.set(Flags::REATTACHED);
         }
         if let Some(observer) = &kept.write_observer {
@@ -425,6 +451,7 @@ impl Link {
         if kept.handshakes > 0 || !kept.layer_timers.is_empty() {
             let cold = self.cold();
             cold.handshakes = kept.handshakes;
+            cold.was_made = kept.was_made;
             cold.layer_timers = std::mem::take(&mut kept.layer_timers);
             self.set(Flags::UNSETTLED);
         }

@@ -164,6 +164,28 @@ impl<L: FileDescriptor> Stream<L> {
         Some((any.downcast_mut()?, &mut self.link))
     }
 
+    /// What a layer says of itself that has the type `P`, at any depth and whatever that
+    /// layer is on: its [facet](FileDescriptor::facet).
+    pub fn facet<P: Any>(&self) -> Option<&P> {
+        let mut place: &dyn FileDescriptor = &self.layer;
+        loop {
+            if let Some(found) = place.facet().and_then(<dyn Any>::downcast_ref) {
+                return Some(found);
+            }
+            place = place.below()?;
+        }
+    }
+
+    /// What a layer says of itself, mutably, together with the link that the layer may
+    /// need.
+    pub fn facet_mut<P: Any>(&mut self) -> Option<(&mut P, &mut Link)> {
+        let mut place: &mut dyn FileDescriptor = &mut self.layer;
+        while !place.facet().is_some_and(<dyn Any>::is::<P>) {
+            place = place.below_mut()?;
+        }
+        Some((place.facet_mut()?.downcast_mut()?, &mut self.link))
+    }
+
     fn depth_of<P: FileDescriptor>(&self) -> Option<usize> {
         let mut place: &dyn FileDescriptor = &self.layer;
         let mut depth = 0;

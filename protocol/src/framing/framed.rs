@@ -748,6 +748,10 @@ where
         self.forward(cx, |receiver, cx| receiver.connection_reattached(cx));
     }
 
+    fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
+        self.forward(cx, |receiver, cx| receiver.connection_secured(cx));
+    }
+
     fn pause_producing(&mut self, cx: &mut Context<'_, T>) {
         self.forward(cx, |receiver, cx| receiver.pause_producing(cx));
     }

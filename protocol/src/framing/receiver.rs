@@ -180,6 +180,13 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
         let _ = cx;
     }
 
+    /// A layer that was switched on in the middle of this connection is established.
+    /// Whoever switches one on takes what has arrived behind the present frame
+    /// ([`Framing::take_rest`]) and hands it to the layer.
+    fn connection_secured(&mut self, cx: &mut FrameContext<'_, T, F>) {
+        let _ = cx;
+    }
+
     /// For a receiver that is registered as the producer of its own transport: stop
     /// writing.
     fn pause_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {

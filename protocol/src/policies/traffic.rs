@@ -157,6 +157,7 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
             Event::Draining => log::debug!(target: log::TRAFFIC, "{number}: drains"),
             Event::ReadingResumed
             | Event::ConnectionReattached
+            | Event::ConnectionSecured
             | Event::PauseProducing
             | Event::ResumeProducing
             | Event::StopProducing => {}

@@ -91,6 +91,8 @@ pub enum Event<'a> {
     ReadingResumed,
     /// [`Protocol::connection_reattached`].
     ConnectionReattached,
+    /// [`Protocol::connection_secured`].
+    ConnectionSecured,
     /// [`Protocol::pause_producing`].
     PauseProducing,
     /// [`Protocol::resume_producing`].
@@ -303,6 +305,12 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         self.around(cx, &Event::ConnectionReattached, |protocol, cx| {
             protocol.connection_reattached(cx);
+        });
+    }
+
+    fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::ConnectionSecured, |protocol, cx| {
+            protocol.connection_secured(cx);
         });
     }
 

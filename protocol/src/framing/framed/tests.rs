@@ -497,6 +497,7 @@ fn every_callback_is_forwarded() {
         protocol.stop_producing(cx);
         protocol.reading_resumed(cx);
         protocol.connection_reattached(cx);
+        protocol.connection_secured(cx);
         protocol.read_connection_lost(cx);
         protocol.write_connection_lost(cx);
         protocol.connection_lost(cx, &CloseReason::Done);
@@ -512,6 +513,7 @@ fn every_callback_is_forwarded() {
             "producer stopped",
             "resumed",
             "reattached",
+            "secured",
             "read lost",
             "write lost",
             "lost: closed cleanly",
@@ -1073,6 +1075,10 @@ impl<F: Framer> FrameReceiver<Script, F> for Recorder<F> {
 
     fn connection_reattached(&mut self, cx: &mut FrameContext<'_, Script, F>) {
         self.note(cx, "reattached");
+    }
+
+    fn connection_secured(&mut self, cx: &mut FrameContext<'_, Script, F>) {
+        self.note(cx, "secured");
     }
 
     fn pause_producing(&mut self, cx: &mut FrameContext<'_, Script, F>) {

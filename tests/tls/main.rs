@@ -1,0 +1,17 @@
+//! TLS: the suite of stream transports over it, and what is its own.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod harness;
+// What the suite uses of it.
+#[allow(dead_code)]
+#[path = "../transport/link.rs"]
+mod link;
+
+#[path = "../transport/stream/mod.rs"]
+mod stream;
+
+mod handshakes;
+mod records;
+mod starttls;

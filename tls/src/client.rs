@@ -1,0 +1,144 @@
+//! TLS as the client of a connection.
+
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bowline_transport::endpoint::{Side, Wrap};
+use bowline_transport::{FileDescriptor, Stream};
+use rustls::ClientConfig;
+use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
+
+use crate::config::HANDSHAKE_TIMEOUT;
+use crate::handshake::Handshake;
+use crate::layer::Tls;
+use crate::role::Role;
+use crate::server::Passing;
+
+/// TLS with us as the client: what is put on the connections that an endpoint makes.
+///
+/// ```
+/// # use bowline_reactor::Reactor;
+/// use bowline_tls::TlsClient;
+/// use bowline_transport::endpoint::Connect as _;
+/// use bowline_transport::{Tcp, Transports};
+///
+/// # fn connect<F>(
+/// #     reactor: &mut Reactor,
+/// #     config: rustls::ClientConfig,
+/// #     factory: F,
+/// # ) -> Result<(), Box<dyn std::error::Error>>
+/// # where
+/// #     F: bowline_protocol::Factory<bowline_transport::Stream<bowline_tls::Tls<bowline_transport::TcpSocket>>>,
+/// # {
+/// let tls = TlsClient::new(config, "example.org")?;
+/// let there = Tcp::to_host("example.org", 443).layer(tls);
+/// reactor.connect(there, factory)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A handshake that fails is a failed attempt, and the time of the connector is over in
+/// it too. What a server gives to go on with a session later is kept in the configuration:
+/// clones of one client, and of what was made by [`to`](Self::to) of it, share it.
+#[derive(Clone)]
+pub struct TlsClient {
+    shared: Rc<Shared>,
+}
+
+#[derive(Clone)]
+struct Shared {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    handshake_timeout: Duration,
+}
+
+impl TlsClient {
+    /// With a configuration of rustls, which
+    /// [`client_config_builder`](crate::client_config_builder) begins, for a server that
+    /// shows a certificate of this name: a host's, or an IP address.
+    ///
+    /// Two of its settings are ours: early data (`enable_early_data`) is off, since the
+    /// network can send that twice; and the secrets are given out
+    /// (`enable_secret_extraction`), to the layer, which seals and opens records itself.
+    ///
+    /// # Errors
+    ///
+    /// That is no name.
+    pub fn new(mut config: ClientConfig, name: &str) -> Result<Self, InvalidDnsNameError> {
+        config.enable_secret_extraction = true;
+        config.enable_early_data = false;
+        Ok(Self {
+            shared: Rc::new(Shared {
+                config: Arc::new(config),
+                name: ServerName::try_from(name)?.to_owned(),
+                handshake_timeout: HANDSHAKE_TIMEOUT,
+            }),
+        })
+    }
+
+    /// The same for another server.
+    ///
+    /// # Errors
+    ///
+    /// That is no name.
+    pub fn to(&self, name: &str) -> Result<Self, InvalidDnsNameError> {
+        let name = ServerName::try_from(name)?.to_owned();
+        let shared = Shared {
+            name,
+            ..(*self.shared).clone()
+        };
+        Ok(Self {
+            shared: Rc::new(shared),
+        })
+    }
+
+    /// Sets how long a handshake may take; default 30 s. The time limit of a connector
+    /// holds beside that.
+    #[must_use]
+    pub fn handshake_timeout(self, timeout: Duration) -> Self {
+        let shared = Shared {
+            handshake_timeout: timeout,
+            ..(*self.shared).clone()
+        };
+        Self {
+            shared: Rc::new(shared),
+        }
+    }
+
+    /// The same for connections that pass descriptors; see
+    /// [`TlsServer::passing`](crate::TlsServer::passing).
+    pub fn passing(&self) -> Passing<Self> {
+        Passing(self.clone())
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.shared.handshake_timeout
+    }
+
+    pub(crate) fn begin(&self) -> Result<Handshake, rustls::Error> {
+        let Shared { config, name, .. } = &*self.shared;
+        let said = name.to_str().into();
+        let connection = UnbufferedClientConnection::new(Arc::clone(config), name.clone())?;
+        Ok(Handshake::client(connection, said))
+    }
+}
+
+impl fmt::Debug for TlsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsClient")
+            .field("name", &self.shared.name)
+            .field("handshake_timeout", &self.timeout())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: FileDescriptor> Wrap<S> for TlsClient {
+    type Transport = Stream<Tls<S>>;
+
+    fn wrap(&mut self, socket: S, _: Side) -> Tls<S> {
+        Tls::new(socket, Role::Client(self.clone()))
+    }
+}

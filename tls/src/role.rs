@@ -1,0 +1,73 @@
+//! Which side of a connection we are.
+
+use std::time::Duration;
+
+use bowline_transport::endpoint::{Side, Wrap};
+use bowline_transport::{FileDescriptor, Stream};
+
+use crate::client::TlsClient;
+use crate::handshake::Handshake;
+use crate::layer::Tls;
+use crate::server::{Passing, TlsServer};
+
+/// Which side of a connection we are, and how: what
+/// [`start_tls`](crate::TlsTransport::start_tls) is given.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Role {
+    /// The server, which waits for the client to begin.
+    Server(TlsServer),
+    /// The client.
+    Client(TlsClient),
+}
+
+impl Role {
+    pub(crate) fn timeout(&self) -> Duration {
+        match self {
+            Self::Server(server) => server.timeout(),
+            Self::Client(client) => client.timeout(),
+        }
+    }
+
+    pub(crate) fn begin(&self) -> Result<Handshake, rustls::Error> {
+        match self {
+            Self::Server(server) => server.begin(),
+            Self::Client(client) => client.begin(),
+        }
+    }
+}
+
+impl From<&TlsServer> for Role {
+    fn from(server: &TlsServer) -> Self {
+        Self::Server(server.clone())
+    }
+}
+
+impl From<&TlsClient> for Role {
+    fn from(client: &TlsClient) -> Self {
+        Self::Client(client.clone())
+    }
+}
+
+/// Connections that begin in the clear, and are secured when both ends have agreed on it
+/// (STARTTLS): what is put on the connections of such an endpoint, on either side.
+///
+/// Their protocol asks for it by [`start_tls`](crate::TlsTransport::start_tls).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StartTls;
+
+impl StartTls {
+    /// The same for connections that pass descriptors; see
+    /// [`TlsServer::passing`](crate::TlsServer::passing).
+    pub fn passing(self) -> Passing<Self> {
+        Passing(self)
+    }
+}
+
+impl<S: FileDescriptor> Wrap<S> for StartTls {
+    type Transport = Stream<Tls<S>>;
+
+    fn wrap(&mut self, socket: S, _: Side) -> Tls<S> {
+        Tls::plain(socket)
+    }
+}
