@@ -187,8 +187,8 @@ impl<'a> ChildCommand<'a> {
     /// Makes a new terminal of this size, under 0, 1 and 2. (Twisted: `usePTY`.)
     ///
     /// It is the child's controlling terminal. The child leads a session and a process
-    /// group of its own. Everything that it writes to the terminal arrives under number
-    /// 1. You can set the three numbers to something else afterwards. For example,
+    /// group of its own. Everything that it writes to the terminal arrives under
+    /// number 1. You can set the three numbers to something else afterwards. For example,
     /// [`read_from(2)`](Self::read_from) gives the child a pipe for standard error.
     ///
     /// The terminal has the kernel's settings: it reads lines, echoes, and turns keys into
