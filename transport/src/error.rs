@@ -41,6 +41,20 @@ pub enum ListenStep {
     Watch,
 }
 
+impl ListenError {
+    /// What becomes of an error in a step, at an address.
+    pub(crate) fn of<A: Clone + Into<Address>>(
+        address: &A,
+        step: ListenStep,
+    ) -> impl FnOnce(io::Error) -> Self + use<'_, A> {
+        move |error| Self {
+            address: address.clone().into(),
+            step,
+            error,
+        }
+    }
+}
+
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let step = match self.step {

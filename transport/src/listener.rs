@@ -192,14 +192,7 @@ where
     F: Factory<W::Transport>,
 {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
-        if let Some(listener) = cx.listener() {
-            log::debug!(
-                target: log::TRANSPORT,
-                "{}: starting factory {}",
-                listener.handle().token(),
-                log::name(|| self.factory.log_prefix()),
-            );
-        }
+        log_factory(cx, "starting", || self.factory.log_prefix());
         self.factory.started(cx);
     }
 
@@ -209,10 +202,8 @@ where
         control: &mut ListenerControl<L>,
         reactor: &mut Reactor,
     ) -> io::Result<()> {
-        let Some(socket) = &mut control.socket else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        let (accepted, peer) = socket.accept(control.is_shared.get())?;
+        let (socket, is_shared) = control.open()?;
+        let (accepted, peer) = socket.accept(is_shared)?;
         control.accepted(accepted.descriptor());
         control.accepted = Some(accepted);
         let protocol = self
@@ -251,15 +242,20 @@ where
     }
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
-        if let Some(listener) = cx.listener() {
-            log::debug!(
-                target: log::TRANSPORT,
-                "{}: stopping factory {}",
-                listener.handle().token(),
-                log::name(|| self.factory.log_prefix()),
-            );
-        }
+        log_factory(cx, "stopping", || self.factory.log_prefix());
         self.factory.stopped(cx);
+    }
+}
+
+/// Says that the factory of a listener is `starting` or `stopping`.
+fn log_factory<'a>(cx: &mut BuildContext<'_>, what: &str, factory: impl FnOnce() -> Cow<'a, str>) {
+    if let Some(listener) = cx.listener() {
+        log::debug!(
+            target: log::TRANSPORT,
+            "{}: {what} factory {}",
+            listener.handle().token(),
+            log::name(factory),
+        );
     }
 }
 
@@ -274,10 +270,8 @@ impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
         control: &mut ListenerControl<L>,
         reactor: &mut Reactor,
     ) -> io::Result<()> {
-        let Some(socket) = &mut control.socket else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        let (fd, peer) = socket.accept_descriptor(control.is_shared.get())?;
+        let (socket, is_shared) = control.open()?;
+        let (fd, peer) = socket.accept_descriptor(is_shared)?;
         control.accepted(Some(fd.as_fd()));
         self.acceptor
             .accepted(&mut control.context(reactor), fd, &peer);
@@ -293,6 +287,15 @@ impl<L: ListeningSocket> ListenerControl<L> {
     fn may_accept(&self) -> bool {
         let is_held = self.holds > 0 && !self.is_draining;
         !self.is_paused && !is_held && !self.is_stopping
+    }
+
+    /// The socket, and whether another process may hold it; `WouldBlock` after the close.
+    #[inline]
+    fn open(&mut self) -> io::Result<(&mut L, bool)> {
+        match &mut self.socket {
+            Some(socket) => Ok((socket, self.is_shared.get())),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Notes that a connection was accepted.

@@ -14,6 +14,7 @@ use crate::sys::{self, Connecting, Family, SocketName};
 
 mod ends;
 mod pipe;
+mod socket_fd;
 mod socket_file;
 mod tcp;
 mod udp;

@@ -1,7 +1,7 @@
 //! TCP.
 
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use bowline_protocol::{Address, ConnectError, Destination, Remains, TcpTransport};
 
 use super::ends::Ends;
+use super::socket_fd::SocketFd;
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
 };
@@ -16,7 +17,7 @@ use crate::endpoint::{
     Adopt, Carried, Connect, Dial, HostToTry, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
 };
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::file_descriptor::{FileDescriptor, Received, Socket, not_connected};
+use crate::file_descriptor::{FileDescriptor, Received, Socket};
 use crate::link::Link;
 use crate::shared::ReadBuffers;
 use crate::stream::{Stream, StreamTransport};
@@ -89,7 +90,7 @@ stream_type! {
 /// A TCP socket.
 #[derive(Debug)]
 pub struct TcpSocket {
-    fd: Option<OwnedFd>,
+    fd: SocketFd,
     /// Ours is asked of the kernel when somebody wants to know, at the latest before
     /// the close.
     ends: Ends,
@@ -105,7 +106,7 @@ pub trait OverTcp: FileDescriptor {
 impl TcpSocket {
     pub(crate) fn new(fd: OwnedFd, peer: SocketAddr, host: Option<SocketAddr>) -> Self {
         Self {
-            fd: Some(fd),
+            fd: SocketFd::new(fd),
             ends: Ends::new(peer, host),
         }
     }
@@ -120,16 +121,12 @@ impl TcpSocket {
         Self::new(fd, peer, host)
     }
 
-    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
-    }
-
     /// Takes note of our address; an error if the peer is the socket itself.
     ///
     /// TCP makes a connection of one socket that sends to its own port (simultaneous
     /// open), and the kernel may choose that port for who connects where nobody listens.
     fn refuse_itself(&mut self) -> Result<(), ConnectError> {
-        let Ok(SocketName::Inet(host)) = self.fd().and_then(sys::local_name) else {
+        let Ok(SocketName::Inet(host)) = self.fd.name() else {
             return Ok(());
         };
         let peer = self.ends.peer();
@@ -147,7 +144,7 @@ impl TcpSocket {
     }
 
     fn find_host(&self) -> SocketAddr {
-        let asked = || match sys::local_name(self.fd.as_ref()?.as_fd()) {
+        let asked = || match self.fd.name() {
             Ok(SocketName::Inet(address)) => Some(address),
             _ => None,
         };
@@ -169,14 +166,11 @@ fn unspecified(like: SocketAddr) -> SocketAddr {
 impl FileDescriptor for TcpSocket {
     #[inline(always)]
     fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
-        match &self.fd {
-            Some(fd) => sys::send(fd.as_fd(), data),
-            None => Err(not_connected()),
-        }
+        self.fd.send(data)
     }
 
     fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        sys::send_vectored(self.fd()?, pieces)
+        self.fd.send_pieces(pieces)
     }
 
     #[inline(always)]
@@ -186,11 +180,7 @@ impl FileDescriptor for TcpSocket {
         buffers: &mut ReadBuffers,
         limit: usize,
     ) -> io::Result<Received> {
-        let Some(fd) = &self.fd else {
-            return Err(not_connected());
-        };
-        let bytes = sys::recv(fd.as_fd(), buffers.data.get_mut(limit))?;
-        Ok(Received::new(bytes, limit))
+        self.fd.read(buffers, limit)
     }
 
     #[inline]
@@ -205,7 +195,7 @@ impl FileDescriptor for TcpSocket {
 
     fn take(&mut self) -> Option<Self> {
         self.ends.set_host(self.find_host());
-        let fd = self.fd.take();
+        let fd = std::mem::take(&mut self.fd);
         Some(Self { fd, ..*self })
     }
 
@@ -229,7 +219,7 @@ impl Socket for TcpSocket {
 
     #[inline]
     fn reading(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.get()
     }
 
     fn can_be_reset(&self) -> bool {
@@ -249,11 +239,11 @@ impl Socket for TcpSocket {
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
-        sys::shutdown(self.fd()?, Shutdown::Write)
+        self.fd.shutdown_write()
     }
 
     fn prepare_abort(&mut self) {
-        if let Ok(fd) = self.fd() {
+        if let Some(fd) = self.fd.get() {
             // A linger time of zero turns close(2) into a reset; it fails only
             // for what is no socket.
             let _ = sys::set_linger(fd, Some(Duration::ZERO));
@@ -261,10 +251,10 @@ impl Socket for TcpSocket {
     }
 
     fn close(&mut self) {
-        if self.ends.host().is_none() && self.fd.is_some() {
+        if self.ends.host().is_none() && self.fd.get().is_some() {
             self.ends.set_host(self.find_host());
         }
-        self.fd = None;
+        self.fd.close();
     }
 
     fn detach(&mut self) -> Option<OwnedFd> {
@@ -273,7 +263,7 @@ impl Socket for TcpSocket {
     }
 
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
-        self.fd = Some(fd);
+        self.fd.put(fd);
         Ok(())
     }
 }
@@ -289,19 +279,19 @@ macro_rules! impl_tcp_transport {
     (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
         impl $(<$parameter: $bound>)? TcpTransport for $type {
             fn no_delay(&self) -> io::Result<bool> {
-                sys::no_delay(self.stream().layer.tcp().fd()?)
+                sys::no_delay(self.stream().layer.tcp().fd.open()?)
             }
 
             fn set_no_delay(&mut self, on: bool) -> io::Result<()> {
-                sys::set_no_delay(self.stream().layer.tcp().fd()?, on)
+                sys::set_no_delay(self.stream().layer.tcp().fd.open()?, on)
             }
 
             fn keep_alive(&self) -> io::Result<bool> {
-                sys::keep_alive(self.stream().layer.tcp().fd()?)
+                sys::keep_alive(self.stream().layer.tcp().fd.open()?)
             }
 
             fn set_keep_alive(&mut self, on: bool) -> io::Result<()> {
-                sys::set_keep_alive(self.stream().layer.tcp().fd()?, on)
+                sys::set_keep_alive(self.stream().layer.tcp().fd.open()?, on)
             }
 
             fn set_keep_alive_times(
@@ -310,7 +300,7 @@ macro_rules! impl_tcp_transport {
                 interval: Duration,
                 probes: u32,
             ) -> io::Result<()> {
-                sys::set_keep_alive_times(self.stream().layer.tcp().fd()?, idle, interval, probes)
+                sys::set_keep_alive_times(self.stream().layer.tcp().fd.open()?, idle, interval, probes)
             }
         }
     };
@@ -356,8 +346,7 @@ impl Tcp {
             reuse_address: true,
             reuse_port: false,
             v6_only: true,
-            no_delay: false,
-            keep_alive: false,
+            options: Options::default(),
         }
     }
 
@@ -373,8 +362,7 @@ impl Tcp {
             target: Target::Address(address),
             timeout: Some(CONNECT_TIMEOUT),
             bind_address: None,
-            no_delay: false,
-            keep_alive: false,
+            options: Options::default(),
             wrap: Plain,
         }
     }
@@ -430,6 +418,25 @@ impl Wrap<TcpSocket> for Plain {
     }
 }
 
+/// What connections of both sides can be set to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Options {
+    no_delay: bool,
+    keep_alive: bool,
+}
+
+impl Options {
+    fn set(self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if self.no_delay {
+            sys::set_no_delay(fd, true)?;
+        }
+        if self.keep_alive {
+            sys::set_keep_alive(fd, true)?;
+        }
+        Ok(())
+    }
+}
+
 /// The settings of a TCP listener; made by [`Tcp::at`].
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
@@ -439,8 +446,7 @@ pub struct TcpListen {
     reuse_address: bool,
     reuse_port: bool,
     v6_only: bool,
-    no_delay: bool,
-    keep_alive: bool,
+    options: Options,
 }
 
 impl TcpListen {
@@ -475,24 +481,18 @@ impl TcpListen {
     /// Sets `TCP_NODELAY` on accepted connections; default false. They inherit it from the
     /// listener, without a system call each.
     pub fn no_delay(mut self, on: bool) -> Self {
-        self.no_delay = on;
+        self.options.no_delay = on;
         self
     }
 
     /// Sets `SO_KEEPALIVE` on accepted connections; default false. They inherit it too.
     pub fn keep_alive(mut self, on: bool) -> Self {
-        self.keep_alive = on;
+        self.options.keep_alive = on;
         self
     }
 
     fn bound(&self) -> Result<OwnedFd, ListenError> {
-        let failed = |step| {
-            move |error| ListenError {
-                address: self.address.into(),
-                step,
-                error,
-            }
-        };
+        let failed = |step| ListenError::of(&self.address, step);
         let fd = self.unbound().map_err(failed(ListenStep::Socket))?;
         let name = SocketName::Inet(self.address);
         sys::bind(fd.as_fd(), &name).map_err(failed(ListenStep::Bind))?;
@@ -509,12 +509,7 @@ impl TcpListen {
         if self.address.is_ipv6() {
             sys::set_v6_only(fd.as_fd(), self.v6_only)?;
         }
-        if self.no_delay {
-            sys::set_no_delay(fd.as_fd(), true)?;
-        }
-        if self.keep_alive {
-            sys::set_keep_alive(fd.as_fd(), true)?;
-        }
+        self.options.set(fd.as_fd())?;
         Ok(fd)
     }
 }
@@ -633,8 +628,7 @@ pub struct TcpConnect {
     target: Target,
     timeout: Option<Duration>,
     bind_address: Option<SocketAddr>,
-    no_delay: bool,
-    keep_alive: bool,
+    options: Options,
     wrap: Plain,
 }
 
@@ -669,13 +663,13 @@ impl TcpConnect {
 
     /// Sets `TCP_NODELAY`; default false.
     pub fn no_delay(mut self, on: bool) -> Self {
-        self.no_delay = on;
+        self.options.no_delay = on;
         self
     }
 
     /// Sets `SO_KEEPALIVE`; default false.
     pub fn keep_alive(mut self, on: bool) -> Self {
-        self.keep_alive = on;
+        self.options.keep_alive = on;
         self
     }
 
@@ -731,12 +725,7 @@ impl Connect for TcpConnect {
             return Err(ConnectError::Os(io::ErrorKind::InvalidInput.into()));
         };
         let fd = sys::stream_socket(family(peer)).map_err(ConnectError::Os)?;
-        if self.no_delay {
-            sys::set_no_delay(fd.as_fd(), true).map_err(ConnectError::Os)?;
-        }
-        if self.keep_alive {
-            sys::set_keep_alive(fd.as_fd(), true).map_err(ConnectError::Os)?;
-        }
+        self.options.set(fd.as_fd()).map_err(ConnectError::Os)?;
         if let Some(address) = self.bind_address {
             sys::bind(fd.as_fd(), &SocketName::Inet(address)).map_err(ConnectError::Bind)?;
         }

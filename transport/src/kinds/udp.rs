@@ -11,11 +11,11 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Reactor, Token};
 
+use super::socket_fd::SocketFd;
 use super::{Of, check_datagrams};
 use crate::datagram::{self, AfterSendError, Arrivals, DatagramSocket, Outgoing, Port};
 use crate::endpoint::{AdoptWith, ConnectWith, ListenWith};
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::file_descriptor::not_connected;
 use crate::sys::{self, Beside, Family, Interface4, SocketName};
 
 /// The transport of a UDP socket.
@@ -32,7 +32,7 @@ const MOST_SEGMENTS: usize = 64;
 /// A UDP socket.
 #[derive(Debug)]
 pub struct UdpSocket {
-    fd: Option<OwnedFd>,
+    fd: SocketFd,
     family: Family,
     /// As it was last known.
     host: Cell<SocketAddr>,
@@ -189,24 +189,18 @@ impl<P> UdpEndpoint<P> {
     fn open(&self, peer: Option<SocketAddr>) -> Result<UdpSocket, ListenError> {
         let place = self.address.or(peer);
         let place = place.unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, 0).into());
-        let failed = |address: SocketAddr, step| {
-            move |error| ListenError {
-                address: address.into(),
-                step,
-                error,
-            }
-        };
         let family = family_of(place);
-        let fd = sys::datagram_socket(family).map_err(failed(place, ListenStep::Socket))?;
+        let fd =
+            sys::datagram_socket(family).map_err(ListenError::of(&place, ListenStep::Socket))?;
         self.set_options(fd.as_fd(), family)
-            .map_err(failed(place, ListenStep::Socket))?;
+            .map_err(ListenError::of(&place, ListenStep::Socket))?;
         if let Some(address) = self.address {
             sys::bind(fd.as_fd(), &SocketName::Inet(address))
-                .map_err(failed(address, ListenStep::Bind))?;
+                .map_err(ListenError::of(&address, ListenStep::Bind))?;
         }
         if let Some(peer) = peer {
             sys::connect(fd.as_fd(), &SocketName::Inet(peer))
-                .map_err(failed(peer, ListenStep::Connect))?;
+                .map_err(ListenError::of(&peer, ListenStep::Connect))?;
         }
         let mut socket = UdpSocket::new(fd, family, peer);
         socket.room = self.max_datagram;
@@ -291,8 +285,8 @@ impl<P: DatagramProtocol<UdpPort>> AdoptWith<OwnedFd, P> for Udp {
         socket.use_segmentation();
         datagram::install(reactor, socket, protocol)
             .map(named)
-            .map_err(|(error, socket)| {
-                AdoptError::os(error, socket.fd.expect("it was just put there"))
+            .map_err(|(error, mut socket)| {
+                AdoptError::os(error, socket.fd.take().expect("it was just put there"))
             })
     }
 }
@@ -325,7 +319,7 @@ impl UdpSocket {
             _ => unspecified,
         };
         Self {
-            fd: Some(fd),
+            fd: SocketFd::new(fd),
             family,
             host: Cell::new(host),
             peer,
@@ -338,23 +332,15 @@ impl UdpSocket {
 
     fn use_offload(&mut self) {
         self.use_segmentation();
-        if let Some(fd) = &self.fd {
-            self.receives_offloaded = sys::set_receive_offload(fd.as_fd(), true);
+        if let Some(fd) = self.fd.get() {
+            self.receives_offloaded = sys::set_receive_offload(fd, true);
         }
     }
 
     fn use_segmentation(&mut self) {
-        if self
-            .fd
-            .as_ref()
-            .is_some_and(|fd| sys::has_segmentation(fd.as_fd()))
-        {
+        if self.fd.get().is_some_and(sys::has_segmentation) {
             self.segments = MOST_SEGMENTS;
         }
-    }
-
-    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
     }
 
     fn longest(&self) -> usize {
@@ -372,9 +358,7 @@ impl DatagramSocket for UdpSocket {
 
     fn host(&self) -> Address {
         // It is bound by the first send at the latest.
-        if let Some(fd) = &self.fd
-            && let Ok(SocketName::Inet(address)) = sys::local_name(fd.as_fd())
-        {
+        if let Ok(SocketName::Inet(address)) = self.fd.name() {
             self.host.set(address);
         }
         self.host.get().into()
@@ -386,7 +370,7 @@ impl DatagramSocket for UdpSocket {
 
     #[inline]
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.get()
     }
 
     #[inline]
@@ -396,8 +380,8 @@ impl DatagramSocket for UdpSocket {
 
     #[inline]
     fn receive(&mut self, arrivals: &mut Arrivals, count: usize) -> io::Result<usize> {
-        let fd = self.fd.as_ref().ok_or_else(not_connected)?;
-        arrivals.batch.receive(fd.as_fd(), count, Beside::Segments)
+        let fd = self.fd.open()?;
+        arrivals.batch.receive(fd, count, Beside::Segments)
     }
 
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
@@ -405,7 +389,7 @@ impl DatagramSocket for UdpSocket {
         loop {
             let runs = || outgoing.queue.runs(self.segments, self.longest_segment);
             let messages = runs().map(|(message, _)| message);
-            match sys::send_messages(self.fd()?, messages, &mut batch) {
+            match sys::send_messages(self.fd.open()?, messages, &mut batch) {
                 Ok(sent) => return Ok(runs().take(sent).map(|(_, count)| count).sum()),
                 Err(error) => {
                     let segment = runs().next().and_then(|(message, _)| message.segment);
@@ -456,22 +440,22 @@ impl DatagramSocket for UdpSocket {
             AddressRef::Inet(address) if family_of(address) == self.family => address,
             _ => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        sys::connect(self.fd()?, &SocketName::Inet(address))?;
+        sys::connect(self.fd.open()?, &SocketName::Inet(address))?;
         self.peer = Some(address);
         Ok(())
     }
 
     fn dropped(&self) -> io::Result<u32> {
-        sys::dropped(self.fd()?)
+        sys::dropped(self.fd.open()?)
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.fd()?.try_clone_to_owned()
+        self.fd.duplicate()
     }
 
     fn close(&mut self) {
         self.host();
-        self.fd = None;
+        self.fd.close();
     }
 }
 
@@ -531,7 +515,7 @@ fn set_membership(
     interface: MulticastInterface,
     joins: bool,
 ) -> io::Result<()> {
-    let fd = socket.fd()?;
+    let fd = socket.fd.open()?;
     match (group, socket.family) {
         _ if !group.is_multicast() => Err(io::ErrorKind::InvalidInput.into()),
         (IpAddr::V4(group), Family::Inet4) => {

@@ -1,7 +1,6 @@
 //! UNIX stream sockets.
 
 use std::io::{self, IoSlice};
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use bowline_protocol::{
     UnixAddressRef,
 };
 
+use super::socket_fd::SocketFd;
 use super::socket_file::{OwnedFile, StaleSocket, bind_path};
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
@@ -20,9 +20,7 @@ use crate::endpoint::{
     Adopt, Carried, Connect, Dial, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
 };
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::file_descriptor::{
-    DescriptorSocket, FileDescriptor, PassDescriptors, Received, Socket, not_connected,
-};
+use crate::file_descriptor::{DescriptorSocket, FileDescriptor, PassDescriptors, Received, Socket};
 use crate::link::{Flags, Link};
 use crate::sendmsg::SendmsgMixin;
 use crate::shared::ReadBuffers;
@@ -38,7 +36,7 @@ impl_unix_transport!(impl for UnixStream);
 /// A UNIX stream socket.
 #[derive(Debug)]
 pub struct UnixSocket {
-    fd: Option<OwnedFd>,
+    fd: SocketFd,
     host: UnixName,
     peer: UnixName,
 }
@@ -67,28 +65,21 @@ impl UnixName {
 impl UnixSocket {
     pub(crate) fn new(fd: OwnedFd, host: UnixName, peer: UnixName) -> Self {
         Self {
-            fd: Some(fd),
+            fd: SocketFd::new(fd),
             host,
             peer,
         }
-    }
-
-    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
     }
 }
 
 impl FileDescriptor for UnixSocket {
     #[inline(always)]
     fn write_some_data(&mut self, _: &mut Link, data: &[u8]) -> io::Result<usize> {
-        match &self.fd {
-            Some(fd) => sys::send(fd.as_fd(), data),
-            None => Err(not_connected()),
-        }
+        self.fd.send(data)
     }
 
     fn write_some_pieces(&mut self, _: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        sys::send_vectored(self.fd()?, pieces)
+        self.fd.send_pieces(pieces)
     }
 
     /// A plain read: descriptors that come along are lost.
@@ -99,11 +90,7 @@ impl FileDescriptor for UnixSocket {
         buffers: &mut ReadBuffers,
         limit: usize,
     ) -> io::Result<Received> {
-        let Some(fd) = &self.fd else {
-            return Err(not_connected());
-        };
-        let bytes = sys::recv(fd.as_fd(), buffers.data.get_mut(limit))?;
-        Ok(Received::new(bytes, limit))
+        self.fd.read(buffers, limit)
     }
 
     #[inline]
@@ -118,7 +105,7 @@ impl FileDescriptor for UnixSocket {
 
     fn take(&mut self) -> Option<Self> {
         Some(Self {
-            fd: self.fd.take(),
+            fd: std::mem::take(&mut self.fd),
             host: self.host.clone(),
             peer: self.peer.clone(),
         })
@@ -139,7 +126,7 @@ impl PassDescriptors for UnixSocket {
     ) -> io::Result<usize> {
         let mut control = link.shared.send_control.borrow_mut();
         let data = [IoSlice::new(data)];
-        sys::send_with_descriptors(self.fd()?, &data, descriptors, &mut control)
+        sys::send_with_descriptors(self.fd.open()?, &data, descriptors, &mut control)
     }
 
     #[inline(always)]
@@ -149,11 +136,8 @@ impl PassDescriptors for UnixSocket {
         buffers: &mut ReadBuffers,
         limit: usize,
     ) -> io::Result<Received> {
-        let Some(fd) = &self.fd else {
-            return Err(not_connected());
-        };
         let received = sys::receive(
-            fd.as_fd(),
+            self.fd.open()?,
             buffers.data.get_mut(limit),
             &mut buffers.control,
             &mut buffers.ancillary,
@@ -182,17 +166,17 @@ impl Socket for UnixSocket {
 
     #[inline]
     fn reading(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.get()
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
-        sys::shutdown(self.fd()?, Shutdown::Write)
+        self.fd.shutdown_write()
     }
 
     // It knows no reset: the peer sees the end either way.
 
     fn close(&mut self) {
-        self.fd = None;
+        self.fd.close();
     }
 
     fn decline(&mut self) {
@@ -206,35 +190,36 @@ impl Socket for UnixSocket {
     }
 
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
-        self.fd = Some(fd);
+        self.fd.put(fd);
         Ok(())
     }
 }
 
 impl DescriptorSocket for UnixSocket {
     fn peer_credentials(&self) -> io::Result<Credentials> {
-        sys::peer_credentials(self.fd()?).map(Credentials::from)
+        sys::peer_credentials(self.fd.open()?).map(Credentials::from)
     }
 
     fn peer_pidfd(&self) -> io::Result<OwnedFd> {
-        sys::peer_pidfd(self.fd()?)
+        sys::peer_pidfd(self.fd.open()?)
     }
 
     fn set_passes_rights(&self, on: bool) -> io::Result<()> {
-        sys::set_pass_rights(self.fd()?, on)
+        sys::set_pass_rights(self.fd.open()?, on)
     }
 
     fn shutdown_read(&self) -> io::Result<()> {
-        sys::shutdown(self.fd()?, Shutdown::Read)
+        self.fd.shutdown_read()
     }
 
     fn has_unread(&self) -> bool {
-        self.fd()
-            .is_ok_and(|fd| sys::has_waiting(fd).unwrap_or(true))
+        self.fd
+            .get()
+            .is_some_and(|fd| sys::has_waiting(fd).unwrap_or(true))
     }
 
     fn cookie(&self) -> Option<u64> {
-        sys::cookie(self.fd().ok()?).ok()
+        sys::cookie(self.fd.get()?).ok()
     }
 }
 
@@ -391,13 +376,7 @@ impl UnixListen {
     /// A socket that listens; with the file, if it has one, which is to be dropped
     /// before the socket.
     fn bound(&self) -> Result<(Option<OwnedFile>, OwnedFd), ListenError> {
-        let failed = |step| {
-            move |error| ListenError {
-                address: self.address.clone().into(),
-                step,
-                error,
-            }
-        };
+        let failed = |step| ListenError::of(&self.address, step);
         let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
         if !self.accepts_descriptors {
             // On the listener, so that nothing slips in before the accept.

@@ -12,6 +12,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Handle, Reactor, Token};
 
+use super::socket_fd::SocketFd;
 use super::socket_file::{OwnedFile, StaleSocket};
 use super::unix::{bind_unix, name_of};
 use super::{Of, address_of, check_datagrams};
@@ -19,7 +20,6 @@ use crate::closer::close_elsewhere;
 use crate::datagram::{self, AfterSendError, Arrivals, DatagramSocket, Outgoing, Port};
 use crate::endpoint::{AdoptWith, ConnectWith, ListenWith};
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::file_descriptor::not_connected;
 use crate::sys::{self, Beside, Connecting, Family, MAX_DESCRIPTORS, SocketName};
 
 /// The transport of a UNIX datagram socket.
@@ -36,7 +36,7 @@ const MOST_ROOM: usize = 1 << 30;
 pub struct UnixDatagramSocket {
     /// Removed when we close, if it is still ours: before the socket.
     file: Option<OwnedFile>,
-    fd: Option<OwnedFd>,
+    fd: SocketFd,
     host: UnixAddress,
     peer: Option<UnixAddress>,
     room: usize,
@@ -191,22 +191,17 @@ impl<P> UnixDatagramEndpoint<P> {
     fn open(&self, peer: Option<&UnixAddress>) -> Result<UnixDatagramSocket, ListenError> {
         let place = self.address.as_ref().or(peer);
         let place = place.unwrap_or(&UnixAddress::Unnamed);
-        let failed = |address: &UnixAddress, step, error| ListenError {
-            address: address.clone().into(),
-            step,
-            error,
-        };
         let fd = sys::datagram_socket(Family::Unix)
-            .map_err(|error| failed(place, ListenStep::Socket, error))?;
+            .map_err(ListenError::of(place, ListenStep::Socket))?;
         self.set_options(fd.as_fd())
-            .map_err(|error| failed(place, ListenStep::Socket, error))?;
+            .map_err(ListenError::of(place, ListenStep::Socket))?;
         let file = match &self.address {
             None => None,
             Some(address) => bind_unix(fd.as_fd(), address, self.mode, self.stale)
-                .map_err(|(step, error)| failed(address, step, error))?,
+                .map_err(|(step, error)| ListenError::of(address, step)(error))?,
         };
         if let Some(peer) = peer {
-            connect(fd.as_fd(), peer).map_err(|error| failed(peer, ListenStep::Connect, error))?;
+            connect(fd.as_fd(), peer).map_err(ListenError::of(peer, ListenStep::Connect))?;
         }
         let mut socket = UnixDatagramSocket::new(file, fd, peer.cloned());
         socket.room = self.max_datagram;
@@ -314,7 +309,7 @@ impl UnixDatagramSocket {
         let longest = longest(fd.as_fd());
         Self {
             file,
-            fd: Some(fd),
+            fd: SocketFd::new(fd),
             host: address_of(host.unwrap_or(SocketName::UnixUnnamed)),
             peer,
             room: datagram::ROOM,
@@ -322,15 +317,11 @@ impl UnixDatagramSocket {
         }
     }
 
-    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
-    }
-
     #[cold]
     fn is_too_long(&self, length: usize) -> bool {
         // Somebody may have changed it.
-        if let Some(fd) = &self.fd {
-            self.longest.set(longest(fd.as_fd()));
+        if let Some(fd) = self.fd.get() {
+            self.longest.set(longest(fd));
         }
         length > self.longest.get()
     }
@@ -348,8 +339,7 @@ impl DatagramSocket for UnixDatagramSocket {
 
     fn host(&self) -> Address {
         if self.host == UnixAddress::Unnamed
-            && let Some(fd) = &self.fd
-            && let Ok(name) = sys::local_name(fd.as_fd())
+            && let Ok(name) = self.fd.name()
         {
             // The kernel may have given it one.
             return address_of(name).into();
@@ -363,7 +353,7 @@ impl DatagramSocket for UnixDatagramSocket {
 
     #[inline]
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.get()
     }
 
     #[inline]
@@ -373,14 +363,12 @@ impl DatagramSocket for UnixDatagramSocket {
 
     #[inline]
     fn receive(&mut self, arrivals: &mut Arrivals, count: usize) -> io::Result<usize> {
-        let fd = self.fd.as_ref().ok_or_else(not_connected)?;
-        arrivals
-            .batch
-            .receive(fd.as_fd(), count, Beside::Descriptors)
+        let fd = self.fd.open()?;
+        arrivals.batch.receive(fd, count, Beside::Descriptors)
     }
 
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
-        let fd = self.fd()?;
+        let fd = self.fd.open()?;
         if let Some(first) = outgoing.queue.in_line().next()
             && let Some(one) = first.descriptors.first()
         {
@@ -429,17 +417,17 @@ impl DatagramSocket for UnixDatagramSocket {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let address = address.to_address();
-        connect(self.fd()?, &address)?;
+        connect(self.fd.open()?, &address)?;
         self.peer = Some(address);
         Ok(())
     }
 
     fn dropped(&self) -> io::Result<u32> {
-        sys::dropped(self.fd()?)
+        sys::dropped(self.fd.open()?)
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.fd()?.try_clone_to_owned()
+        self.fd.duplicate()
     }
 
     fn close(&mut self) {

@@ -11,6 +11,8 @@
 //!
 //! Bytes and descriptors travel by the rules of a UNIX stream socket of Linux.
 
+use std::fmt::Debug;
+
 use bowline_protocol::{Address, UnixAddress};
 
 mod datagrams;
@@ -50,6 +52,21 @@ pub(crate) fn describe(fd: std::os::fd::BorrowedFd<'_>) -> Option<crate::SocketD
         is_stream: kernel.shape_of(id) != Some(kernel::Shape::Packets),
         is_listening,
     })
+}
+
+/// After how many turns it is given up: what does not come to rest within these never
+/// will.
+const MOST_TURNS: usize = 1_000_000;
+
+/// Has `it` make turns until one says that nothing is left to do.
+#[track_caller]
+fn run_to_rest<T: Debug>(it: &mut T, turn: fn(&mut T) -> bool) {
+    for _ in 0..MOST_TURNS {
+        if !turn(it) {
+            return;
+        }
+    }
+    panic!("not at rest after {MOST_TURNS} turns: {it:?}");
 }
 
 #[cfg(test)]

@@ -12,11 +12,8 @@ use bowline_reactor::{Clock, Next, Reactor, Turn};
 use super::kernel::SimulatedKernel;
 use super::peer::{MemoryPeer, PeerRead};
 use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
+use super::{MOST_TURNS, run_to_rest};
 use crate::stream::StreamTransport;
-
-/// After how many turns [`Pump::run`] gives up: what does not come to rest
-/// within these never will.
-const MOST_TURNS: usize = 1_000_000;
 
 /// After how many failures in a row [`Pump::exchange`] gives up: where half of all
 /// calls fail, that is as good as never.
@@ -271,12 +268,7 @@ impl Pump {
     /// answering each other, use [`turn`](Self::turn) or [`run_until`](Self::run_until).
     #[track_caller]
     pub fn run(&mut self) {
-        for _ in 0..MOST_TURNS {
-            if !self.turn() {
-                return;
-            }
-        }
-        panic!("not at rest after {MOST_TURNS} turns: {self:?}");
+        run_to_rest(self, Self::turn);
     }
 
     /// Runs until `is_done`, which is asked before each turn, or until nothing is left
@@ -325,12 +317,15 @@ impl Pump {
         while let Some(deadline) = self.reactor.next_deadline()
             && deadline <= end
         {
-            let wait = deadline.saturating_duration_since(self.clock.now());
-            self.clock.advance(wait);
-            self.run();
+            self.pass_to(deadline);
         }
-        let rest = end.saturating_duration_since(self.clock.now());
-        self.clock.advance(rest);
+        self.pass_to(end);
+    }
+
+    #[track_caller]
+    fn pass_to(&mut self, time: Instant) {
+        let wait = time.saturating_duration_since(self.clock.now());
+        self.clock.advance(wait);
         self.run();
     }
 

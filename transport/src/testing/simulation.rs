@@ -14,10 +14,8 @@ use bowline_reactor::{Clock, Reactor};
 
 use super::kernel::SimulatedKernel;
 use super::peer::MemoryPeer;
+use super::run_to_rest;
 use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
-
-/// After how many turns [`Simulation::run`] gives up.
-const MOST_TURNS: usize = 1_000_000;
 
 /// Processes that are connected with each other, on one kernel and one clock.
 ///
@@ -298,12 +296,7 @@ impl Simulation {
     /// After a million turns, since the processes do not come to rest.
     #[track_caller]
     pub fn run(&mut self) {
-        for _ in 0..MOST_TURNS {
-            if !self.turn() {
-                return;
-            }
-        }
-        panic!("not at rest after {MOST_TURNS} turns: {self:?}");
+        run_to_rest(self, Self::turn);
     }
 
     /// Lets time pass. Each delayed call on the way runs at its own time. (To have the
