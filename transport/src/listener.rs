@@ -70,7 +70,7 @@ pub(crate) struct HandOver<A> {
 /// The part of a listener that handles give access to.
 pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// `None` once closed or detached.
-    pub(crate) socket: Option<L>,
+    socket: Option<L>,
     pub(crate) token: Token,
     address: Address,
     shared: Rc<Shared>,
@@ -87,7 +87,7 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     accepts_left: u32,
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
-    pub(crate) is_shared: Cell<bool>,
+    is_shared: Cell<bool>,
     /// Whether the accept queue is served at a graceful stop, even if the socket is
     /// shared.
     serves_queue: bool,
@@ -291,7 +291,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
 
     /// The socket, and whether another process may hold it; `WouldBlock` after the close.
     #[inline]
-    fn open(&mut self) -> io::Result<(&mut L, bool)> {
+    pub(crate) fn open(&mut self) -> io::Result<(&mut L, bool)> {
         match &mut self.socket {
             Some(socket) => Ok((socket, self.is_shared.get())),
             None => Err(io::ErrorKind::WouldBlock.into()),

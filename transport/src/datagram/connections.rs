@@ -37,10 +37,8 @@ where
         control: &mut ListenerControl<L>,
         reactor: &mut Reactor,
     ) -> io::Result<()> {
-        let Some(socket) = &mut control.socket else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        let (accepted, peer) = socket.accept(control.is_shared.get())?;
+        let (socket, is_shared) = control.open()?;
+        let (accepted, peer) = socket.accept(is_shared)?;
         control.accepted(accepted.descriptor());
         control.accepted = Some(accepted);
         let protocol = self.0.build_protocol(&mut control.context(reactor), &peer);

@@ -20,6 +20,7 @@ mod tcp;
 mod udp;
 mod unix;
 mod unix_datagram;
+mod unix_messages;
 mod unix_seqpacket;
 
 pub(crate) use self::pipe::OwnEnd;

@@ -43,6 +43,28 @@ pub enum StaleSocket {
     Remove,
 }
 
+/// The settings of every endpoint that makes such a file.
+macro_rules! socket_file_settings {
+    () => {
+        /// Sets the permissions of the socket file, in force before anybody can connect or
+        /// send; default `0o666`. Who may needs write permission, and search permission on
+        /// the directories above.
+        pub fn mode(mut self, mode: u32) -> Self {
+            self.mode = mode;
+            self
+        }
+
+        /// Sets what to do about the file of a dead socket at the path; default
+        /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
+        /// another kind, is `AddrInUse`.
+        pub fn stale(mut self, stale: StaleSocket) -> Self {
+            self.stale = stale;
+            self
+        }
+    };
+}
+pub(super) use socket_file_settings;
+
 /// The file of a UNIX socket that we bound.
 ///
 /// Invariant: whoever has it has the socket too, and closes it later. While a socket is

@@ -11,7 +11,7 @@ use bowline_protocol::{
 };
 
 use super::socket_fd::SocketFd;
-use super::socket_file::{OwnedFile, StaleSocket, bind_path};
+use super::socket_file::{OwnedFile, StaleSocket, bind_path, socket_file_settings};
 use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
 };
@@ -307,7 +307,7 @@ impl Adopt for Unix {
 
     fn check(&self, fd: OwnedFd) -> Result<UnixSocket, AdoptError> {
         let (fd, peer) = check_connected(fd, Of::Unix)?;
-        let host = host_of(fd.as_fd());
+        let host = host_of(fd.as_fd()).into();
         Ok(UnixSocket::new(fd, host, address_of(peer).into()))
     }
 
@@ -348,21 +348,7 @@ impl UnixListen {
         self
     }
 
-    /// Sets the permissions of the socket file, in force before the first client can
-    /// connect; default `0o666`. Who may connect needs write permission, and
-    /// search permission on the directories above.
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = mode;
-        self
-    }
-
-    /// Sets what to do about the file of a dead socket at the path; default
-    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
-    /// another kind, is `AddrInUse`.
-    pub fn stale(mut self, stale: StaleSocket) -> Self {
-        self.stale = stale;
-        self
-    }
+    socket_file_settings!();
 
     /// Sets whether clients may send descriptors before and after they are accepted
     /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
@@ -432,13 +418,19 @@ pub struct UnixListener {
 }
 
 impl UnixListener {
-    fn new(file: Option<OwnedFile>, fd: OwnedFd) -> Self {
+    pub(super) fn new(file: Option<OwnedFile>, fd: OwnedFd) -> Self {
         Self {
             file,
-            host: host_of(fd.as_fd()),
+            host: host_of(fd.as_fd()).into(),
             refuses_descriptors: !sys::passes_rights(fd.as_fd()),
             fd,
         }
+    }
+
+    /// What it is called, which its connections inherit.
+    pub(super) fn host(&self) -> UnixAddress {
+        let name = self.host.0.as_deref();
+        name.map_or(UnixAddress::Unnamed, UnixAddress::clone)
     }
 }
 
@@ -584,7 +576,7 @@ impl Connect for UnixConnect {
         let connecting = sys::connect(fd.as_fd(), &name_of(peer));
         let connecting = connecting.map_err(ConnectError::from_os)?;
         let host = match &self.bind_address {
-            Some(_) => host_of(fd.as_fd()),
+            Some(_) => host_of(fd.as_fd()).into(),
             None => UnixName(None),
         };
         // A listener's name is what was asked for.
@@ -663,7 +655,6 @@ pub(super) fn name_of(address: &UnixAddress) -> SocketName {
 }
 
 /// What a socket itself is called.
-fn host_of(fd: BorrowedFd<'_>) -> UnixName {
-    let name = sys::local_name(fd);
-    address_of(name.unwrap_or(SocketName::UnixUnnamed)).into()
+pub(super) fn host_of(fd: BorrowedFd<'_>) -> UnixAddress {
+    address_of(sys::local_name(fd).unwrap_or(SocketName::UnixUnnamed))
 }

@@ -1,8 +1,6 @@
 //! UNIX datagram sockets.
 
-use std::cell::Cell;
 use std::io;
-use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bowline_protocol::{
@@ -13,23 +11,18 @@ use bowline_protocol::{
 use bowline_reactor::{Handle, Reactor, Token};
 
 use super::socket_fd::SocketFd;
-use super::socket_file::{OwnedFile, StaleSocket};
-use super::unix::{bind_unix, name_of};
+use super::socket_file::{OwnedFile, StaleSocket, socket_file_settings};
+use super::unix::{bind_unix, host_of, name_of};
+use super::unix_messages::{self, Longest, MOST_ROOM};
 use super::{Of, address_of, check_datagrams};
 use crate::closer::close_elsewhere;
 use crate::datagram::{self, AfterSendError, Arrivals, DatagramSocket, Outgoing, Port};
 use crate::endpoint::{AdoptWith, ConnectWith, ListenWith};
 use crate::error::{AdoptError, ListenError, ListenStep};
-use crate::sys::{self, Beside, Connecting, Family, MAX_DESCRIPTORS, SocketName};
+use crate::sys::{self, Beside, Connecting, Family};
 
 /// The transport of a UNIX datagram socket.
 pub type UnixDatagramPort = Port<UnixDatagramSocket>;
-
-/// What the kernel keeps of a send buffer for itself, beside the longest datagram.
-const BESIDE_LONGEST: usize = 32;
-
-/// How much room there may be for a datagram: what a send buffer can be set to hold.
-const MOST_ROOM: usize = 1 << 30;
 
 /// A UNIX datagram socket.
 #[derive(Debug)]
@@ -40,8 +33,7 @@ pub struct UnixDatagramSocket {
     host: UnixAddress,
     peer: Option<UnixAddress>,
     room: usize,
-    /// The longest datagram that the send buffer holds, when it was last asked.
-    longest: Cell<usize>,
+    longest: Longest,
 }
 
 /// UNIX datagram sockets, as a kind: where and how to listen and to connect, and what to
@@ -129,21 +121,7 @@ impl<P> UnixDatagramEndpoint<P> {
         }
     }
 
-    /// Sets the permissions of the socket file, in force before anybody can send; default
-    /// `0o666`. Who may send needs write permission, and search permission on the
-    /// directories above.
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = mode;
-        self
-    }
-
-    /// Sets what to do about the file of a dead socket at the path; default
-    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
-    /// another kind, is `AddrInUse`.
-    pub fn stale(mut self, stale: StaleSocket) -> Self {
-        self.stale = stale;
-        self
-    }
+    socket_file_settings!();
 
     /// Sets whether others may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before they
     /// can send anything; default true. Where the kernel does not know the option,
@@ -305,31 +283,15 @@ fn named(token: Token) -> UnixDatagramHandle {
 
 impl UnixDatagramSocket {
     fn new(file: Option<OwnedFile>, fd: OwnedFd, peer: Option<UnixAddress>) -> Self {
-        let host = sys::local_name(fd.as_fd());
-        let longest = longest(fd.as_fd());
         Self {
             file,
+            host: host_of(fd.as_fd()),
+            longest: Longest::of(fd.as_fd()),
             fd: SocketFd::new(fd),
-            host: address_of(host.unwrap_or(SocketName::UnixUnnamed)),
             peer,
             room: datagram::ROOM,
-            longest: Cell::new(longest),
         }
     }
-
-    #[cold]
-    fn is_too_long(&self, length: usize) -> bool {
-        // Somebody may have changed it.
-        if let Some(fd) = self.fd.get() {
-            self.longest.set(longest(fd));
-        }
-        length > self.longest.get()
-    }
-}
-
-fn longest(fd: BorrowedFd<'_>) -> usize {
-    let buffer = sys::send_buffer_size(fd).unwrap_or(usize::MAX);
-    buffer.saturating_sub(BESIDE_LONGEST)
 }
 
 impl DatagramSocket for UnixDatagramSocket {
@@ -368,22 +330,7 @@ impl DatagramSocket for UnixDatagramSocket {
     }
 
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
-        let fd = self.fd.open()?;
-        if let Some(first) = outgoing.queue.in_line().next()
-            && let Some(one) = first.descriptors.first()
-        {
-            let mut control = outgoing.shared.send_control.borrow_mut();
-            let mut descriptors = [one.as_fd(); MAX_DESCRIPTORS];
-            for (place, descriptor) in iter::zip(&mut descriptors, first.descriptors) {
-                *place = descriptor.as_fd();
-            }
-            let descriptors = &descriptors[..first.descriptors.len()];
-            sys::send_message(fd, first.name, first.data, descriptors, &mut control)?;
-            return Ok(1);
-        }
-        let mut batch = outgoing.shared.send_batch.borrow_mut();
-        let messages = outgoing.queue.runs(1, 0).map(|(message, _)| message);
-        sys::send_messages(fd, messages, &mut batch)
+        unix_messages::send(self.fd.open()?, outgoing)
     }
 
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError {
@@ -397,7 +344,7 @@ impl DatagramSocket for UnixDatagramSocket {
 
     #[inline]
     fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal> {
-        if length > self.longest.get() && self.is_too_long(length) {
+        if self.longest.is_exceeded(length, &self.fd) {
             return Some(SendRefusal::TooLong);
         }
         match to {

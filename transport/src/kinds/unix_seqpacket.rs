@@ -1,10 +1,7 @@
 //! UNIX sockets of sequenced packets (`SOCK_SEQPACKET`).
 
 use std::any::Any;
-use std::cell::Cell;
 use std::io;
-use std::iter;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -14,8 +11,10 @@ use bowline_protocol::{
 };
 use bowline_reactor::Reactor;
 
-use super::socket_file::{OwnedFile, StaleSocket};
-use super::unix::{bind_unix, name_of};
+use super::socket_fd::SocketFd;
+use super::socket_file::{OwnedFile, StaleSocket, socket_file_settings};
+use super::unix::{UnixListener, bind_unix, host_of, name_of};
+use super::unix_messages::{self, Longest, MOST_ROOM};
 use super::{BACKLOG, CONNECT_TIMEOUT, address_of, backlog, check_packets};
 use crate::closer::close_elsewhere;
 use crate::connector;
@@ -28,32 +27,24 @@ use crate::endpoint::{
     AcceptWith, AcceptedSocket, AdoptWith, ConnectWith, Dial, Inherit, ListenWith, ListeningSocket,
 };
 use crate::error::{AdoptError, AdoptErrorKind, ListenError, ListenStep};
-use crate::file_descriptor::not_connected;
 use crate::listener::{self, HandOver};
 use crate::process::SocketDescription;
-use crate::sys::{self, Beside, MAX_DESCRIPTORS, SocketName};
+use crate::sys::{self, Beside, SocketName};
 
 /// The transport of a connection of sequenced packets.
 pub type UnixSeqpacketPort = Port<UnixSeqpacketSocket>;
 
-/// What the kernel keeps of a send buffer for itself, beside the longest packet.
-const BESIDE_LONGEST: usize = 32;
-
-/// How much room there may be for a packet: what a send buffer can be set to hold.
-const MOST_ROOM: usize = 1 << 30;
-
 /// A connected UNIX socket of sequenced packets.
 #[derive(Debug)]
 pub struct UnixSeqpacketSocket {
-    fd: Option<OwnedFd>,
+    fd: SocketFd,
     host: UnixAddress,
     peer: UnixAddress,
     room: usize,
     /// Whether packets have stamps, so that one of no bytes is told from the end.
     is_stamped: bool,
     has_ended: bool,
-    /// The longest packet that the send buffer holds, when it was last asked.
-    longest: Cell<usize>,
+    longest: Longest,
 }
 
 /// UNIX sockets of sequenced packets, as a kind of connection: where and how to listen and
@@ -255,21 +246,7 @@ impl UnixSeqpacketListen {
         self
     }
 
-    /// Sets the permissions of the socket file, in force before the first client can
-    /// connect; default `0o666`. Who may connect needs write permission, and search
-    /// permission on the directories above.
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = mode;
-        self
-    }
-
-    /// Sets what to do about the file of a dead socket at the path; default
-    /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
-    /// another kind, is `AddrInUse`.
-    pub fn stale(mut self, stale: StaleSocket) -> Self {
-        self.stale = stale;
-        self
-    }
+    socket_file_settings!();
 
     /// Makes the socket, to be given away: to a child with its start, or through a UNIX
     /// connection. Whoever gets it goes on with it ([`UnixSeqpacket::listening`]). A file
@@ -283,14 +260,7 @@ impl UnixSeqpacketListen {
     }
 
     fn open(self) -> Result<UnixSeqpacketListener, ListenError> {
-        let failed = |step| {
-            let address = self.address.clone();
-            move |error| ListenError {
-                address: address.into(),
-                step,
-                error,
-            }
-        };
+        let failed = |step| ListenError::of(&self.address, step);
         let fd = sys::packet_socket().map_err(failed(ListenStep::Socket))?;
         // On the listener, so that nothing slips in before the accept.
         self.settings
@@ -390,20 +360,14 @@ fn not_watched((_, address, error): (UnixSeqpacketListener, Address, io::Error))
 /// A UNIX socket that listens for connections of packets.
 #[derive(Debug)]
 struct UnixSeqpacketListener {
-    /// Removed when we close, if it is still ours: before the socket, and so before it when
-    /// this is dropped.
-    file: Option<OwnedFile>,
-    fd: OwnedFd,
-    host: UnixAddress,
+    socket: UnixListener,
     settings: Settings,
 }
 
 impl UnixSeqpacketListener {
     fn new(file: Option<OwnedFile>, fd: OwnedFd, settings: Settings) -> Self {
         Self {
-            file,
-            host: host_of(fd.as_fd()),
-            fd,
+            socket: UnixListener::new(file, fd),
             settings,
         }
     }
@@ -413,7 +377,7 @@ impl ListeningSocket for UnixSeqpacketListener {
     type Accepted = UnixSeqpacketSocket;
 
     fn address(&self) -> io::Result<Address> {
-        Ok(Address::Unix(address_of(sys::local_name(self.fd.as_fd())?)))
+        self.socket.address()
     }
 
     fn accept(&mut self, is_shared: bool) -> io::Result<(UnixSeqpacketSocket, Address)> {
@@ -421,14 +385,13 @@ impl ListeningSocket for UnixSeqpacketListener {
         // The kernel refuses neither of a socket that was just made.
         self.settings.apply_to_each(fd.as_fd())?;
         let name = peer.as_unix().cloned().unwrap_or(UnixAddress::Unnamed);
-        let mut socket = UnixSeqpacketSocket::new(fd, self.host.clone(), name);
+        let mut socket = UnixSeqpacketSocket::new(fd, self.socket.host(), name);
         socket.room = self.settings.max_packet;
         Ok((socket, peer))
     }
 
     fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
-        Ok((fd, Address::Unix(address_of(peer))))
+        self.socket.accept_descriptor(is_shared)
     }
 
     fn credentials_of(&self, accepted: &UnixSeqpacketSocket) -> io::Result<Credentials> {
@@ -436,48 +399,35 @@ impl ListeningSocket for UnixSeqpacketListener {
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fd.as_fd())
+        self.socket.source()
     }
 
     fn set_nonblocking(&self) -> io::Result<()> {
-        sys::set_nonblocking(self.fd.as_fd())
+        self.socket.set_nonblocking()
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.fd.try_clone()
+        self.socket.duplicate()
     }
 
     fn into_descriptor(self) -> OwnedFd {
-        if let Some(file) = self.file {
-            file.leave();
-        }
-        self.fd
+        self.socket.into_descriptor()
     }
 
     fn close(self) {
-        // The path first: a client that finds it finds a listener.
-        drop(self.file);
-        if sys::has_waiting(self.fd.as_fd()).unwrap_or(true) {
-            close_elsewhere(self.fd);
-        }
+        self.socket.close();
     }
 
     fn socket_file(&self) -> Option<SocketFile> {
-        self.file.as_ref().map(OwnedFile::socket_file)
+        self.socket.socket_file()
     }
 
     fn disown_socket_file(&mut self) {
-        if let Some(file) = self.file.take() {
-            file.leave();
-        }
+        self.socket.disown_socket_file();
     }
 
     fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
-        let found = OwnedFile::of_listener(self.fd.as_fd(), file)?;
-        if let Some(before) = self.file.replace(found) {
-            before.leave();
-        }
-        Ok(())
+        self.socket.own_socket_file(file)
     }
 }
 
@@ -593,42 +543,18 @@ impl<P: PacketProtocol<UnixSeqpacketPort>> AdoptWith<OwnedFd, P> for UnixSeqpack
     }
 }
 
-/// What a socket itself is called.
-fn host_of(fd: BorrowedFd<'_>) -> UnixAddress {
-    address_of(sys::local_name(fd).unwrap_or(SocketName::UnixUnnamed))
-}
-
 impl UnixSeqpacketSocket {
     fn new(fd: OwnedFd, host: UnixAddress, peer: UnixAddress) -> Self {
-        let longest = longest(fd.as_fd());
         Self {
             is_stamped: sys::has_stamps(fd.as_fd()),
-            fd: Some(fd),
+            longest: Longest::of(fd.as_fd()),
+            fd: SocketFd::new(fd),
             host,
             peer,
             room: datagram::ROOM,
             has_ended: false,
-            longest: Cell::new(longest),
         }
     }
-
-    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd).ok_or_else(not_connected)
-    }
-
-    #[cold]
-    fn is_too_long(&self, length: usize) -> bool {
-        // Somebody may have changed it.
-        if let Some(fd) = &self.fd {
-            self.longest.set(longest(fd.as_fd()));
-        }
-        length > self.longest.get()
-    }
-}
-
-fn longest(fd: BorrowedFd<'_>) -> usize {
-    let buffer = sys::send_buffer_size(fd).unwrap_or(usize::MAX);
-    buffer.saturating_sub(BESIDE_LONGEST)
 }
 
 impl DatagramSocket for UnixSeqpacketSocket {
@@ -646,7 +572,7 @@ impl DatagramSocket for UnixSeqpacketSocket {
 
     #[inline]
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.get()
     }
 
     #[inline]
@@ -656,7 +582,7 @@ impl DatagramSocket for UnixSeqpacketSocket {
 
     #[inline]
     fn receive(&mut self, arrivals: &mut Arrivals, count: usize) -> io::Result<usize> {
-        let fd = self.fd.as_ref().ok_or_else(not_connected)?.as_fd();
+        let fd = self.fd.open()?;
         let received = arrivals.batch.receive(fd, count, Beside::Stamps)?;
         let is_over = || sys::is_read_closed(fd);
         match arrivals.batch.end(count, self.is_stamped, is_over) {
@@ -670,22 +596,7 @@ impl DatagramSocket for UnixSeqpacketSocket {
     }
 
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
-        let fd = self.fd()?;
-        if let Some(first) = outgoing.queue.in_line().next()
-            && let Some(one) = first.descriptors.first()
-        {
-            let mut control = outgoing.shared.send_control.borrow_mut();
-            let mut descriptors = [one.as_fd(); MAX_DESCRIPTORS];
-            for (place, descriptor) in iter::zip(&mut descriptors, first.descriptors) {
-                *place = descriptor.as_fd();
-            }
-            let descriptors = &descriptors[..first.descriptors.len()];
-            sys::send_message(fd, &[], first.data, descriptors, &mut control)?;
-            return Ok(1);
-        }
-        let mut batch = outgoing.shared.send_batch.borrow_mut();
-        let messages = outgoing.queue.runs(1, 0).map(|(message, _)| message);
-        sys::send_messages(fd, messages, &mut batch)
+        unix_messages::send(self.fd.open()?, outgoing)
     }
 
     fn after(&self, error: &io::Error, _: Option<AddressRef<'_>>) -> AfterSendError {
@@ -706,7 +617,7 @@ impl DatagramSocket for UnixSeqpacketSocket {
 
     #[inline]
     fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal> {
-        if length > self.longest.get() && self.is_too_long(length) {
+        if self.longest.is_exceeded(length, &self.fd) {
             return Some(SendRefusal::TooLong);
         }
         to.map(|_| SendRefusal::BadAddress)
@@ -717,11 +628,11 @@ impl DatagramSocket for UnixSeqpacketSocket {
     }
 
     fn dropped(&self) -> io::Result<u32> {
-        sys::dropped(self.fd()?)
+        sys::dropped(self.fd.open()?)
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.fd()?.try_clone_to_owned()
+        self.fd.duplicate()
     }
 
     fn close(&mut self) {
@@ -742,29 +653,29 @@ impl PacketSocket for UnixSeqpacketSocket {
     }
 
     fn shutdown_write(&mut self) -> io::Result<()> {
-        sys::shutdown(self.fd()?, Shutdown::Write)
+        self.fd.shutdown_write()
     }
 
     fn take_error(&mut self) -> Option<io::Error> {
-        sys::take_error(self.fd().ok()?).unwrap_or_else(Some)
+        sys::take_error(self.fd.get()?).unwrap_or_else(Some)
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {
-        sys::peer_credentials(self.fd()?).map(Credentials::from)
+        sys::peer_credentials(self.fd.open()?).map(Credentials::from)
     }
 
     fn peer_pidfd(&self) -> io::Result<OwnedFd> {
-        sys::peer_pidfd(self.fd()?)
+        sys::peer_pidfd(self.fd.open()?)
     }
 
     fn set_passes_rights(&self, on: bool) -> io::Result<()> {
-        sys::set_pass_rights(self.fd()?, on)
+        sys::set_pass_rights(self.fd.open()?, on)
     }
 
     fn detach(&mut self) -> Option<(OwnedFd, Box<dyn Any>)> {
         let fd = self.fd.take()?;
         let rest = Self {
-            fd: None,
+            fd: SocketFd::default(),
             host: self.host.clone(),
             peer: self.peer.clone(),
             longest: self.longest.clone(),
@@ -774,7 +685,7 @@ impl PacketSocket for UnixSeqpacketSocket {
     }
 
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd> {
-        self.fd = Some(fd);
+        self.fd.put(fd);
         Ok(())
     }
 }

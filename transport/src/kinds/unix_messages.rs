@@ -1,0 +1,66 @@
+//! What the UNIX sockets that keep messages apart have in common: datagrams and packets.
+
+use std::cell::Cell;
+use std::io;
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::socket_fd::SocketFd;
+use crate::datagram::Outgoing;
+use crate::sys::{self, MAX_DESCRIPTORS};
+
+/// What the kernel keeps of a send buffer for itself, beside the longest message.
+const BESIDE_LONGEST: usize = 32;
+
+/// How much room there may be for a message: what a send buffer can be set to hold.
+pub(super) const MOST_ROOM: usize = 1 << 30;
+
+/// The longest message that the send buffer of a socket holds, when it was last asked.
+#[derive(Clone, Debug)]
+pub(super) struct Longest(Cell<usize>);
+
+impl Longest {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Self {
+        Self(Cell::new(longest(fd)))
+    }
+
+    /// Whether so many bytes are more than that.
+    #[inline]
+    pub(super) fn is_exceeded(&self, length: usize, fd: &SocketFd) -> bool {
+        length > self.0.get() && self.is_exceeded_still(length, fd)
+    }
+
+    #[cold]
+    fn is_exceeded_still(&self, length: usize, fd: &SocketFd) -> bool {
+        // Somebody may have changed it.
+        if let Some(fd) = fd.get() {
+            self.0.set(longest(fd));
+        }
+        length > self.0.get()
+    }
+}
+
+fn longest(fd: BorrowedFd<'_>) -> usize {
+    let buffer = sys::send_buffer_size(fd).unwrap_or(usize::MAX);
+    buffer.saturating_sub(BESIDE_LONGEST)
+}
+
+/// Sends the first in line with its descriptors, or as many as can go at once without;
+/// how many were sent.
+pub(super) fn send(fd: BorrowedFd<'_>, outgoing: &Outgoing<'_>) -> io::Result<usize> {
+    if let Some(first) = outgoing.queue.in_line().next()
+        && let Some(one) = first.descriptors.first()
+    {
+        let mut control = outgoing.shared.send_control.borrow_mut();
+        let mut descriptors = [one.as_fd(); MAX_DESCRIPTORS];
+        for (place, descriptor) in iter::zip(&mut descriptors, first.descriptors) {
+            *place = descriptor.as_fd();
+        }
+        let descriptors = &descriptors[..first.descriptors.len()];
+        sys::send_message(fd, first.name, first.data, descriptors, &mut control)?;
+        return Ok(1);
+    }
+    let mut batch = outgoing.shared.send_batch.borrow_mut();
+    let messages = outgoing.queue.runs(1, 0).map(|(message, _)| message);
+    sys::send_messages(fd, messages, &mut batch)
+}
