@@ -1074,7 +1074,7 @@ mod tests {
     // `benches/README.md` says what each byte is for.
     #[test]
     fn a_connection_is_as_small_as_its_parts() {
-        assert_eq!(size_of::<Connection<TcpStream, ()>>(), 152);
+        assert_eq!(size_of::<Connection<TcpStream, ()>>(), 136);
         assert_eq!(size_of::<Connection<UnixStream, ()>>(), 112);
     }
 }
