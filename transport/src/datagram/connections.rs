@@ -1,4 +1,4 @@
-//! Listening and connecting for packets: with what factories of them are called.
+//! Listening and connecting for packets. These call factories of packet protocols.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,7 +20,7 @@ use crate::kinds::outcome;
 use crate::listener::{ListenerControl, OnAccept};
 use crate::log;
 
-/// Connections of packets, with the protocols of a factory.
+/// Makes packet connections of accepted sockets, with the protocols of a factory.
 pub(crate) struct ServePackets<F>(pub(crate) F);
 
 impl<L, F> OnAccept<L> for ServePackets<F>
@@ -61,7 +61,7 @@ where
     }
 }
 
-/// Whom to connect with for packets: an endpoint of a kind of them.
+/// An endpoint for packets that connects.
 pub(crate) trait DialPackets: 'static {
     type Socket: PacketSocket;
 
@@ -72,7 +72,7 @@ pub(crate) trait DialPackets: 'static {
     fn dial(&mut self, address: &UnixAddress) -> Result<Dial<Self::Socket>, ConnectError>;
 }
 
-/// Connections of packets: an endpoint, and a factory of their protocols.
+/// An endpoint for packets, with a factory of their protocols.
 pub(crate) struct ConnectPackets<C, F> {
     pub(crate) endpoint: C,
     pub(crate) factory: F,

@@ -1,5 +1,5 @@
-//! Ports whose packets have a connection: how it ends, in both directions, and how it is
-//! taken apart and put together again.
+//! Ports with a connection of packets. This is how such a connection ends, in both
+//! directions, and how it is taken apart and put together again.
 
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
@@ -29,11 +29,11 @@ use crate::log;
 use crate::shared::Ledger;
 use crate::sys::MAX_DESCRIPTORS;
 
-/// How many bytes of an unsent packet say how long it is.
+/// How many bytes give the length of an unsent packet.
 const LENGTH_BYTES: usize = size_of::<u32>();
 
-/// A protocol of packets; it is gone once the connection was taken apart, and then nothing
-/// is called.
+/// A protocol of packets. It is `None` once the connection was taken apart. Nothing is
+/// called then.
 pub(super) struct Packets<P>(pub(super) Option<P>);
 
 impl<S, P> Served<S> for Packets<P>
@@ -159,12 +159,12 @@ impl Message for Packet<'_> {
     }
 }
 
-/// What is to be done about the ends of a connection.
+/// The next step of ending a connection.
 #[derive(Clone, Copy)]
 enum EndStep {
-    /// Nothing more comes or goes that anybody waits for.
+    /// Nobody waits for anything more in either direction.
     Finish,
-    /// A reader that has paused is told that nothing can be sent.
+    /// A paused protocol is told that nothing more can be sent.
     TellBroken,
     CloseWriting,
     TellReadEnd,
@@ -200,7 +200,7 @@ where
     S: DatagramSocket,
     P: Served<S>,
 {
-    /// Takes note of the end, if it has been received.
+    /// Records the peer's end if it was received, and returns whether it was.
     pub(super) fn notes_end(port: &mut Port<S>) -> bool {
         let connection = P::connection(&mut port.socket);
         let has_ended = connection.is_some_and(|connection| connection.has_ended());
@@ -211,8 +211,9 @@ where
         has_ended
     }
 
-    /// An error waits in the socket. Who receives finds it; who does not is told of it by
-    /// other means, since a connection that can no longer end must not be kept.
+    /// Handles an error that waits in the socket. A port that receives finds it by
+    /// itself. For one that does not, it is taken here. Otherwise a connection would be
+    /// kept that can no longer end.
     #[cold]
     pub(super) fn note_error(&mut self) {
         if self.port.is_receiving() || self.port.ends.read != ReadEnd::Open {
@@ -228,7 +229,7 @@ where
         self.port.end_step(self.arrivals.is_some()).is_some()
     }
 
-    /// Does one thing about the ends of the connection; whether there was one to do.
+    /// Takes one step of ending the connection. Returns whether there was one to take.
     pub(super) fn take_end_step(&mut self, reactor: &mut Reactor) -> bool {
         let Some(step) = self.port.end_step(self.arrivals.is_some()) else {
             return false;
@@ -286,10 +287,10 @@ where
         }
     }
 
-    /// Takes itself apart, for the part of its protocol that is wanted.
+    /// Takes itself apart, with the part of its protocol that is wanted.
     pub(super) fn detach(&mut self, reactor: &mut Reactor, request: &mut DetachRequest) -> Next {
         if P::IS_CONNECTION && self.stage == Stage::Started {
-            // What has been received cannot be put back.
+            // Received packets cannot be put back.
             self.deliver(reactor, usize::MAX);
         }
         let is_over = matches!(self.port.state, PortState::Ending | PortState::Closed);
@@ -331,7 +332,7 @@ where
         self.stage = Stage::Stopped;
         self.cancel_calls(reactor);
         self.tell_connector(reactor, CloseReason::Done);
-        // Half of a connection would be told of its end again, or be written to.
+        // Elsewhere, half a connection would hear of its end again, or be written to.
         let travels = kept.is_whole();
         Ok(Detached {
             fd,
@@ -353,15 +354,15 @@ where
     }
 }
 
-/// What goes with the protocol of a connection that was taken apart.
+/// The parts of a detached connection beside its protocol.
 struct KeptPackets {
     /// The socket, without its descriptor.
     socket: Box<dyn Any>,
     kept: KeptPort,
 }
 
-/// Packets one behind the other, each behind its length, and the descriptors of those that
-/// have some: in this form they travel.
+/// Puts packets into the form in which they travel. Each is behind its length. The
+/// descriptors of a packet belong to that range of bytes.
 fn pack(packets: Vec<TakenOut>) -> (Vec<u8>, Vec<UnsentDescriptors>) {
     let mut bytes = Vec::new();
     let mut groups = Vec::new();
@@ -379,7 +380,7 @@ fn pack(packets: Vec<TakenOut>) -> (Vec<u8>, Vec<UnsentDescriptors>) {
     (bytes, groups)
 }
 
-/// Whether [`unpack`] makes packets of these.
+/// Whether [`restore_unsent`](Port::restore_unsent) can make packets of these.
 pub(crate) fn is_packed(unsent: &Unsent) -> bool {
     let mut starts = Vec::new();
     let mut rest = unsent.bytes.as_slice();
@@ -397,7 +398,7 @@ pub(crate) fn is_packed(unsent: &Unsent) -> bool {
         let Some(range) = &group.message else {
             return false;
         };
-        // Exactly one packet each, in order.
+        // Each group belongs to exactly one packet, in order.
         let place = starts[from..].binary_search(&range.start);
         let place = place.map(|place| from + place);
         let fits = place.is_ok_and(|place| starts.get(place + 1) == Some(&range.end));
@@ -406,14 +407,14 @@ pub(crate) fn is_packed(unsent: &Unsent) -> bool {
     })
 }
 
-/// The first packet, and what is behind it.
+/// The first packet, and the bytes behind it.
 fn next_packet(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<LENGTH_BYTES>()?;
     rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
 }
 
 impl<S: PacketSocket> Port<S> {
-    /// Queues what had not left elsewhere; it was [looked at](is_packed).
+    /// Queues packets that were unsent elsewhere. [`is_packed`] has checked them.
     pub(crate) fn restore_unsent(&mut self, unsent: Unsent) {
         let mut groups = unsent.descriptors.into_iter().peekable();
         let mut rest = unsent.bytes.as_slice();
@@ -475,7 +476,7 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
         );
     }
     let mut held = Some((kept, unsent));
-    // Called only when nothing can fail any more.
+    // Called only once nothing can fail any more.
     let prepare = |port: &mut Port<S>| {
         if let Some((kept, unsent)) = held.take() {
             port.restore(kept);
@@ -501,7 +502,7 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
     }
 }
 
-/// The name of a connection of packets.
+/// Makes a handle of `token`, which has to be a packet connection's.
 pub(crate) fn named<S: PacketSocket>(token: Token) -> PacketHandle {
     Handle::new(token, |facet| {
         facet.downcast_mut::<Port<S>>().map(|port| port as _)

@@ -23,51 +23,52 @@ use crate::log;
 use crate::shared::{Ledger, Shared};
 use crate::sys::{self, MAX_DESCRIPTORS, NameRef};
 
-/// Which part of the queue may wait for one peer that does not read.
+/// The part of the queue that may wait for one peer that does not read, as a divisor.
 const SHARES: usize = 8;
 
 /// A datagram socket of the kind `S`, as a transport.
 ///
-/// It has all that [`DatagramTransport`] says, and what its kind adds to that.
+/// It has the methods of [`DatagramTransport`], and those that its kind adds.
 #[derive(Debug)]
 pub struct Port<S> {
     pub(crate) socket: S,
     pub(super) shared: Rc<Shared>,
     pub(super) token: Token,
-    /// There while something waits to be sent.
+    /// `Some` while something waits to be sent.
     queue: Option<Box<SendQueue>>,
     limits: QueueLimits,
     pub(super) counts: DatagramCounts,
     pub(super) state: PortState,
-    /// Why it ends; [`CloseReason::Done`] if nothing stands here.
+    /// The reason of the end. `None` means [`CloseReason::Done`].
     pub(super) reason: Option<CloseReason>,
-    /// Latched: a receive may succeed.
+    /// Latched readiness: a receive may succeed.
     pub(super) is_readable: bool,
-    /// Latched: a send may succeed.
+    /// Latched readiness: a send may succeed.
     pub(super) is_writable: bool,
     pub(super) watches_writing: bool,
     is_paused: bool,
-    /// Whether somebody was told that there is no room, and nobody that there is again.
+    /// Whether the protocol was told that there is no room, and not yet that there is
+    /// room again.
     pub(super) owes_room: bool,
-    /// Sends wait for a timer.
+    /// Whether sends wait for a timer.
     pub(super) waits_for_timer: bool,
-    /// Asked for by `stop_listening_within`, and not yet scheduled.
+    /// The limit of `stop_listening_within`, until it is scheduled.
     pub(super) stop_within: Option<Duration>,
-    /// What was dropped at the end: datagrams, bytes, descriptors.
+    /// How many datagrams, bytes and descriptors were dropped at the end.
     dropped: (usize, usize, usize),
-    /// Whether a datagram that was tried again at once is the first.
+    /// Whether the first datagram has been tried again already.
     has_tried_again: bool,
     pub(super) linger: Linger,
     pub(super) warned: Warned,
-    /// Whether nothing more is taken, though the port is open.
+    /// Whether the open port takes no more datagrams.
     is_send_closed: bool,
     pub(super) ends: Ends,
-    /// Whether its beginning was told before it was taken apart.
+    /// Whether it was detached before, so that its beginning was told already.
     pub(super) is_reattached: bool,
 }
 
-/// What was warned of already: once for each socket, since peers could fill the disk
-/// otherwise.
+/// The warnings that were logged already. Each comes once per socket, since peers could
+/// fill the disk otherwise.
 #[derive(Debug, Default)]
 pub(super) struct Warned {
     refused: bool,
@@ -77,19 +78,19 @@ pub(super) struct Warned {
     pub(super) unknown: bool,
 }
 
-/// How the two directions of a connection stand.
+/// The state of the two directions of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
-    /// Which connector has made it.
+    /// The connector that made the connection.
     pub(super) connector: Option<Token>,
     pub(super) read: ReadEnd,
     pub(super) write: WriteEnd,
-    /// Why nothing can be sent any more.
+    /// The reason why nothing can be sent any more.
     pub(super) broken: Option<CloseReason>,
     pub(super) was_told_broken: bool,
 }
 
-/// What a port was set to, and where it stood, when it was taken apart.
+/// The settings and state of a port that was taken apart.
 #[derive(Debug)]
 pub(super) struct KeptPort {
     limits: QueueLimits,
@@ -110,45 +111,46 @@ impl KeptPort {
     }
 }
 
-/// The end of what the peer sends.
+/// The end of the peer's direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum ReadEnd {
     #[default]
     Open,
-    /// Behind what has arrived and was not delivered.
+    /// It has arrived, behind packets that are not delivered yet.
     Arrived,
     Told,
 }
 
-/// The end of what we send.
+/// The end of our direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum WriteEnd {
     #[default]
     Open,
-    /// When everything was sent.
+    /// It closes once everything was sent.
     Closing,
     Closed,
 }
 
-/// Where in its life a port is.
+/// How far a port is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PortState {
     Open,
-    /// Closes when everything was sent.
+    /// It closes once everything was sent.
     Stopping,
-    /// It is over, which has to be told.
+    /// It is over. The protocol is yet to be told.
     Ending,
     /// The socket is closed.
     Closed,
 }
 
 impl<S: DatagramSocket> Port<S> {
-    /// Has the reactor drive a socket with a protocol: what the endpoint of a kind does.
-    /// `started` follows after the running callback.
+    /// Has the reactor drive a socket with a protocol. The endpoint of a kind calls
+    /// this. `started` follows after the running callback.
     ///
     /// # Errors
     ///
-    /// That there are 2^24 descriptors, or those of epoll_ctl(2). The socket comes back.
+    /// The reactor is full (2^24 descriptors), or epoll_ctl(2) failed. The socket comes
+    /// back.
     pub fn open(
         reactor: &mut Reactor,
         socket: S,
@@ -218,7 +220,7 @@ impl<S: DatagramSocket> Port<S> {
         self.queue.as_ref().is_some_and(|queue| queue.has_held())
     }
 
-    /// The port ends, for `reason` unless there is one already.
+    /// Ends the port for `reason`, unless there is a reason already.
     pub(super) fn end(&mut self, reason: CloseReason) {
         if matches!(self.state, PortState::Ending | PortState::Closed) {
             return;
@@ -227,21 +229,22 @@ impl<S: DatagramSocket> Port<S> {
         self.reason = Some(reason);
     }
 
-    /// Nothing more can be sent: what waits is dropped. What the peer has sent before is
-    /// delivered, and then the connection ends for this reason, the first one.
+    /// Records that nothing more can be sent, and drops the queue. Packets that the
+    /// peer has sent before are delivered. Then the connection ends for the first such
+    /// error.
     #[cold]
     pub(super) fn break_off(&mut self, error: io::Error) {
         self.is_send_closed = true;
         self.drop_queue();
-        // Whatever the latch says: what has arrived is read out.
+        // Read even if the latch is clear: everything that has arrived is delivered.
         self.is_readable = true;
         if self.ends.broken.is_none() {
             self.ends.broken = Some(CloseReason::Lost(error));
         }
     }
 
-    /// Nothing waits to be received. Where the peer is not gone, and we can send nothing any
-    /// more, its end may never come: it may wait for us.
+    /// Ends a broken connection that has nothing left to receive. If the peer is still
+    /// there, its end may never come, since it may wait for us.
     pub(super) fn end_if_read_out(&mut self) {
         let is_of_peer = |error: &io::Error| {
             matches!(
@@ -259,7 +262,7 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Takes no more; our side closes when everything was sent.
+    /// Takes no more packets. Our side closes once everything was sent.
     pub(super) fn close_writing(&mut self) {
         if self.state == PortState::Open && self.ends.write == WriteEnd::Open {
             self.is_send_closed = true;
@@ -274,19 +277,19 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// The connector `token` has made the connection.
+    /// Records that the connector `token` has made the connection.
     pub(crate) fn made_by(&mut self, token: Token) {
         self.ends.connector = Some(token);
     }
 
-    /// Queues what was taken out before, whatever the limits are.
+    /// Queues a packet that was taken out before, whatever the limits are.
     pub(super) fn requeue(&mut self, data: &[u8], descriptors: Vec<PassedDescriptor>) {
         let shared = &self.shared;
         let queue = self.queue.get_or_insert_with(|| shared.take_send_queue());
         queue.push(&[data], &[], descriptors);
     }
 
-    /// What it was set to, and where it stands.
+    /// Takes the settings and the state.
     pub(super) fn keep(&mut self) -> KeptPort {
         KeptPort {
             limits: self.limits,
@@ -300,7 +303,7 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Stands there again.
+    /// Puts the settings and the state back.
     pub(super) fn restore(&mut self, kept: KeptPort) {
         self.is_reattached = true;
         self.is_readable = true;
@@ -323,7 +326,7 @@ impl<S: DatagramSocket> Port<S> {
         self.is_paused
     }
 
-    /// Takes out what waits to be sent, in order.
+    /// Takes out the queue, in order.
     pub(super) fn take_unsent(&mut self) -> Vec<super::queue::TakenOut> {
         self.try_again();
         let queue = self.queue.as_mut();
@@ -334,7 +337,7 @@ impl<S: DatagramSocket> Port<S> {
         all
     }
 
-    /// The time has come to try again.
+    /// Called when it is time to try again.
     pub(super) fn try_again(&mut self) {
         self.waits_for_timer = false;
         self.is_writable = true;
@@ -381,7 +384,7 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Why a datagram is not taken, if it is not.
+    /// The reason why a datagram is not taken, if there is one.
     #[inline]
     fn refusal(
         &mut self,
@@ -429,7 +432,7 @@ impl<S: DatagramSocket> Port<S> {
         })
     }
 
-    /// Whether there is room again that somebody waits for.
+    /// Whether there is room again, and the protocol waits for it.
     #[inline]
     pub(super) fn has_room_again(&self) -> bool {
         self.owes_room
@@ -440,8 +443,8 @@ impl<S: DatagramSocket> Port<S> {
             })
     }
 
-    /// Sends by one call; an error of the first datagram is answered, which is still the
-    /// first then.
+    /// Sends by one call. If the first datagram fails, returns the error; it is still
+    /// the first one then.
     #[inline]
     pub(super) fn flush(&mut self) -> Result<(), io::Error> {
         let Some(queue) = &mut self.queue else {
@@ -483,7 +486,8 @@ impl<S: DatagramSocket> Port<S> {
                 }
             }
             AfterSendError::WaitForTime => self.waits_for_timer = true,
-            // Once: what is said of each attempt is of this datagram after all.
+            // It is tried again only once. A second error concerns this datagram after
+            // all.
             AfterSendError::TryAgain if !self.has_tried_again => self.has_tried_again = true,
             AfterSendError::TryAgain | AfterSendError::Fail => {
                 self.has_tried_again = false;
@@ -500,12 +504,12 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Whether the error that was answered last is of an earlier datagram.
+    /// Whether the last error concerns an earlier datagram.
     pub(super) fn is_to_be_tried_again(&self) -> bool {
         self.has_tried_again
     }
 
-    /// Takes the first datagram out, which cannot be sent.
+    /// Takes out the first datagram, which cannot be sent.
     pub(super) fn take_failed(&mut self) -> Option<super::queue::TakenOut> {
         let taken = self.queue.as_mut()?.take_out();
         self.put_queue_away();
@@ -522,7 +526,7 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Closes descriptors that were to be sent.
+    /// Closes unsent descriptors.
     pub(super) fn close_unsent(&self, descriptors: Vec<PassedDescriptor>) {
         Ledger::add(&self.shared.ledger.unsent, descriptors.len());
         for descriptor in descriptors {
@@ -535,20 +539,19 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Closes the socket, and drops what waits.
+    /// Closes the socket, and drops the queue.
     pub(super) fn close(&mut self, reactor: &mut Reactor) {
         self.state = PortState::Closed;
         self.drop_queue();
         if self.socket.is_open() {
-            // Others may hold the socket too, and epoll would report it for as long as
-            // they do.
+            // If others hold the socket too, epoll would go on to report it.
             self.socket.unwatch(reactor);
             self.socket.close();
             Ledger::add(&self.shared.ledger.closed, 1);
         }
     }
 
-    /// A name of this port that sees it as something.
+    /// Makes a handle of this port as a `T`.
     pub(crate) fn named<T: ?Sized>(
         &self,
         view: fn(&mut dyn std::any::Any) -> Option<&mut T>,
@@ -560,7 +563,7 @@ impl<S: DatagramSocket> Port<S> {
         self.socket.source().ok_or_else(not_connected)
     }
 
-    /// Queues a datagram with descriptors, for kinds that pass some.
+    /// Queues a datagram with descriptors. It is for kinds that pass some.
     pub(crate) fn queue_with_descriptors(
         &mut self,
         data: &[u8],

@@ -1,9 +1,8 @@
-//! Datagrams that wait to be sent; pure, and the owner of their descriptors.
+//! Datagrams that wait to be sent. The queue owns their descriptors. It is pure.
 //!
-//! Their bytes stand behind each other in one piece of memory, so that several of one
-//! length to one address are one message to a kernel that cuts it. Of those to an address
-//! where there is no room the queue keeps the order among themselves, and lets others
-//! pass.
+//! Their bytes are behind each other in one piece of memory. So datagrams of one length
+//! to one address can be one message that the kernel cuts (UDP GSO). If an address has
+//! no room, its datagrams keep their order, and others pass them.
 
 use std::collections::VecDeque;
 
@@ -11,10 +10,10 @@ use bowline_protocol::PassedDescriptor;
 
 use crate::sys::OutgoingMessage;
 
-/// How much memory a queue may have that is kept when it is empty.
+/// An empty queue keeps its memory up to this size.
 const MOST_KEPT: usize = 65_536;
 
-/// How many bytes one message has at the most that is cut by the kernel: less than the
+/// How many bytes one message has at the most that the kernel cuts. It is less than the
 /// largest datagram of either family of addresses.
 const MOST_IN_RUN: usize = 65_000;
 
@@ -22,9 +21,9 @@ const MOST_IN_RUN: usize = 65_000;
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     bytes: Vec<u8>,
-    /// Encoded addresses; one that follows on itself stands there once.
+    /// Encoded addresses. Equal ones in succession are stored once.
     names: Vec<u8>,
-    /// Invariant: neither the first nor the last is gone.
+    /// Invariant: neither the first nor the last is `Gone`.
     waiting: VecDeque<Waiting>,
     len: usize,
     unsent_bytes: usize,
@@ -38,7 +37,7 @@ struct Waiting {
     /// Where its bytes are.
     start: usize,
     length: usize,
-    /// Where its address is; of no bytes for the peer of a connected socket.
+    /// Where its address is. It has no bytes for the peer of a connected socket.
     name_start: usize,
     name_length: usize,
     descriptors: Vec<PassedDescriptor>,
@@ -48,9 +47,9 @@ struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     InLine,
-    /// There was no room where it goes to.
+    /// Its address had no room.
     Held,
-    /// It has left, with others before it that have not.
+    /// It has left, but some before it have not.
     Gone,
 }
 
@@ -58,7 +57,7 @@ enum Place {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queued<'a> {
     pub(crate) data: &'a [u8],
-    /// Its encoded address; empty for the peer of a connected socket.
+    /// Its encoded address. Empty for the peer of a connected socket.
     pub(crate) name: &'a [u8],
     pub(crate) descriptors: &'a [PassedDescriptor],
 }
@@ -95,7 +94,7 @@ impl SendQueue {
         self.descriptors
     }
 
-    /// Whether one could be sent now.
+    /// Whether a datagram could be sent now.
     #[inline]
     pub(crate) fn has_any_in_line(&self) -> bool {
         self.len > self.held
@@ -107,7 +106,7 @@ impl SendQueue {
         self.held > 0
     }
 
-    /// How many are held back that go to `name`.
+    /// How many datagrams to `name` are held back.
     pub(crate) fn held_for(&self, name: &[u8]) -> usize {
         if self.held == 0 {
             return 0;
@@ -116,12 +115,12 @@ impl SendQueue {
         self.waiting.iter().filter(is_it).count()
     }
 
-    /// Whether it is worth keeping when it is empty.
+    /// Whether it is worth keeping once it is empty.
     pub(crate) fn is_small(&self) -> bool {
         self.bytes.capacity() <= MOST_KEPT && self.names.capacity() <= MOST_KEPT
     }
 
-    /// Puts a datagram at the end: the concatenation of `parts`.
+    /// Puts a datagram at the end. Its bytes are `parts`, one after the other.
     #[inline]
     pub(crate) fn push(
         &mut self,
@@ -166,7 +165,8 @@ impl SendQueue {
         &self.names[waiting.name_start..][..waiting.name_length]
     }
 
-    /// Moves what waits to the front of the memory where most of it is spent.
+    /// Moves the waiting bytes to the front, if most of the memory before them is
+    /// spent.
     #[inline]
     fn make_room(&mut self) {
         let Some(first) = self.waiting.front() else {
@@ -193,7 +193,7 @@ impl SendQueue {
         }
     }
 
-    /// Those that could be sent now, in order.
+    /// The datagrams that could be sent now, in order.
     pub(crate) fn in_line(&self) -> impl Iterator<Item = Queued<'_>> {
         let in_line = self.waiting.iter().filter(|it| it.place == Place::InLine);
         in_line.map(|it| Queued {
@@ -203,9 +203,9 @@ impl SendQueue {
         })
     }
 
-    /// Those without descriptors that could be sent now, up to the first with some, as
-    /// messages of at most `most` datagrams, of at most `longest` bytes each where it is
-    /// more than one; with how many each has.
+    /// The datagrams that could be sent now, up to the first with descriptors, as
+    /// messages with their counts. A message has at most `most` datagrams. If it has
+    /// more than one, each is at most `longest` bytes long.
     pub(crate) fn runs(&self, most: usize, longest: usize) -> Runs<'_> {
         Runs {
             queue: self,
@@ -215,10 +215,10 @@ impl SendQueue {
         }
     }
 
-    /// Forgets the first `count` of those in line, which have left.
+    /// Removes the first `count` datagrams in line, which have left.
     #[inline]
     pub(crate) fn sent(&mut self, count: usize) {
-        // Else some of those that stand there have left, or do not leave.
+        // Otherwise some of them have left already, or are held back.
         if self.held == 0 && self.waiting.len() == self.len {
             for waiting in self.waiting.drain(..count.min(self.len)) {
                 self.len -= 1;
@@ -232,7 +232,7 @@ impl SendQueue {
         }
     }
 
-    /// Takes the first of those in line out.
+    /// Takes out the first datagram in line.
     pub(crate) fn take_out(&mut self) -> Option<TakenOut> {
         let first = self.in_line().next()?;
         let (data, name) = (first.data.to_vec(), first.name.to_vec());
@@ -244,7 +244,7 @@ impl SendQueue {
         })
     }
 
-    /// Takes the first of those in line; answers its descriptors.
+    /// Removes the first datagram in line, and returns its descriptors.
     fn take_first(&mut self) -> Vec<PassedDescriptor> {
         let mut in_line = self.waiting.iter_mut();
         let Some(first) = in_line.find(|it| it.place == Place::InLine) else {
@@ -264,7 +264,7 @@ impl SendQueue {
         descriptors
     }
 
-    /// Holds the first of those in line back, with all others that go to the same address.
+    /// Holds back the first datagram in line, and all others to the same address.
     pub(crate) fn hold_first(&mut self) {
         let in_line = |it: &Waiting| it.place == Place::InLine;
         let Some(first) = self.waiting.iter().find(|it| in_line(it)) else {
@@ -280,7 +280,7 @@ impl SendQueue {
         }
     }
 
-    /// Puts all that are held back in line again.
+    /// Puts all held-back datagrams in line again.
     pub(crate) fn release(&mut self) {
         self.held = 0;
         for waiting in &mut self.waiting {
@@ -290,7 +290,7 @@ impl SendQueue {
         }
     }
 
-    /// Drops all; answers the descriptors, to be closed.
+    /// Drops all datagrams, and returns the descriptors, to be closed.
     pub(crate) fn take_all(&mut self) -> Vec<PassedDescriptor> {
         let waiting = std::mem::take(&mut self.waiting);
         *self = Self::default();
@@ -304,7 +304,7 @@ impl Waiting {
     }
 }
 
-/// The datagrams of a queue as messages to the kernel; made by [`SendQueue::runs`].
+/// The datagrams of a queue as messages to the kernel. [`SendQueue::runs`] makes it.
 #[derive(Debug)]
 pub(crate) struct Runs<'a> {
     queue: &'a SendQueue,
@@ -343,7 +343,7 @@ impl<'a> Iterator for Runs<'a> {
                 count += 1;
                 end += next.length;
                 if next.length < first.length {
-                    // Only the last may be shorter.
+                    // Only the last one may be shorter.
                     break;
                 }
             }

@@ -1,4 +1,4 @@
-//! Who is called: a protocol of datagrams, or one of packets.
+//! The protocols of ports, for datagrams and for packets, behind one trait.
 
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
@@ -13,12 +13,12 @@ use bowline_protocol::{
 use super::port::Port;
 use super::socket::{DatagramSocket, PacketSocket};
 
-/// The protocol of a port, of one sort or the other.
+/// The protocol of a port, for datagrams or for packets.
 pub(super) trait Served<S: DatagramSocket>: 'static {
-    /// What it is given.
+    /// The message that it is given.
     type Message<'a>: Message;
 
-    /// Whether it is of a connection: that ends where a callback panics.
+    /// Whether it has a connection, which ends if a callback panics.
     const IS_CONNECTION: bool;
 
     fn message(arrived: Arrived<'_>) -> Self::Message<'_>;
@@ -43,12 +43,12 @@ pub(super) trait Served<S: DatagramSocket>: 'static {
 
     fn log_prefix(&self) -> Cow<'_, str>;
 
-    /// Whether it may be needed by those that are served until they have ended.
+    /// Whether others may need it while they are served, so that it ends after them.
     fn is_support(port: &Port<S>) -> bool;
 
-    // Of a connection only.
+    // For connections only.
 
-    /// What a socket of a connection has beside others.
+    /// The methods that only a socket with a connection has.
     fn connection(socket: &mut S) -> Option<&mut dyn PacketSocket> {
         let _ = socket;
         None
@@ -58,7 +58,7 @@ pub(super) trait Served<S: DatagramSocket>: 'static {
         let _ = cx;
     }
 
-    /// Gives the part of it away that is of the type `id`.
+    /// Gives away its part of the type `id`.
     fn take_part(&mut self, id: TypeId) -> Option<Box<dyn Any>> {
         let _ = id;
         None
@@ -78,12 +78,12 @@ pub(super) trait Served<S: DatagramSocket>: 'static {
     }
 }
 
-/// What may have descriptors that its callback takes.
+/// A message whose callback may take descriptors out of it.
 pub(super) trait Message {
     fn descriptors(&mut self) -> &mut dyn ExactSizeIterator<Item = OwnedFd>;
 }
 
-/// The parts of what has arrived.
+/// The parts of a received message.
 pub(super) struct Arrived<'a> {
     pub(super) data: &'a [u8],
     pub(super) length: usize,
@@ -94,7 +94,7 @@ pub(super) struct Arrived<'a> {
     pub(super) pidfd: Option<OwnedFd>,
 }
 
-/// The parts of what is not going to be sent.
+/// The parts of a message that cannot be sent.
 pub(super) struct Unsent<'a> {
     pub(super) data: &'a [u8],
     pub(super) to: Option<AddressRef<'a>>,

@@ -1,8 +1,8 @@
-//! A port with its protocol: what the reactor drives, and where user code is called.
+//! A port with its protocol. The reactor drives it, and user code is called here.
 //!
-//! As with a connection, one callback is made at a time, and the state is looked at again
-//! after it. What was received by one call is delivered from where it lies, however that is
-//! interrupted: by a pause, by the budget of a turn, by a callback that panics.
+//! As in a connection, callbacks are made one at a time, and the state is checked again
+//! after each. The datagrams of one receive are delivered from the buffer. A pause, the
+//! budget of a turn, or a callback that panics may interrupt this.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -30,61 +30,61 @@ use crate::log;
 use crate::shared::{Ledger, Shared};
 use crate::sys::{self, Ancillary, MOST_MESSAGES, NameRef};
 
-/// What a datagram counts of a turn's budget of bytes at the least: about the bytes that
-/// could be copied in the time of its callback. A turn has 256 of them by default.
+/// The least that a datagram counts of a turn's budget of bytes. It is about the number
+/// of bytes that could be copied in the time of its callback. By default a turn has 256
+/// of them.
 const LEAST_COST: usize = 1_024;
 
-/// How many datagrams one call asks for at first. It is doubled when as many have come,
-/// and halved when it was far too much: each place costs something to be prepared.
+/// How many datagrams one call asks for at first. The number is doubled if as many have
+/// come, and halved if it was far too large, since preparing each place costs
+/// something.
 const FIRST_COUNT: usize = 8;
 
-/// How much room there is for a datagram, unless more was asked for: a UDP datagram has
-/// less.
+/// The room for a datagram, unless more was asked for. A UDP datagram has less.
 pub(crate) const ROOM: usize = 65_536;
 
-/// How large room for datagrams may be that is for many: of more there is only room for
-/// some.
+/// How many datagrams there is room for if each may be larger than [`ROOM`].
 const LARGE_ROOM_SLOTS: usize = 4;
 
-/// How long to wait where no event says that there is room: the first time, and at the most.
+/// The first and the longest wait for room that no event reports.
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
-/// How often a socket that drains is asked whether it is idle.
+/// How often a draining socket is asked whether it is idle.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
-/// How many datagrams are delivered at the most once the reactor stops gracefully: of a
-/// flood there would be no end.
+/// How many datagrams are delivered at the most once the reactor stops gracefully. A
+/// flood would have no end.
 const LAST_DATAGRAMS: usize = 4_096;
 
 pub(super) struct Serving<S: DatagramSocket, P> {
     pub(super) port: Port<S>,
     pub(super) protocol: P,
-    /// Received, and not all delivered.
+    /// Received datagrams that are not all delivered yet.
     pub(super) arrivals: Option<Box<Arrivals>>,
-    /// How many the next call asks for.
+    /// How many datagrams the next call asks for.
     count: usize,
     pub(super) stage: Stage,
     retry: Option<DelayedCall>,
     retry_after: Duration,
     deadline: Option<DelayedCall>,
     draining: Option<Draining>,
-    /// What was told of a datagram sent before, to be told.
+    /// The error of a datagram that was sent before, until the protocol is told.
     refused: Option<io::Error>,
 }
 
-/// How far its life has been told.
+/// How much of its life the protocol was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     New,
     /// In `started`.
     Starting,
     Started,
-    /// In `stopped`, or behind it.
+    /// In `stopped`, or after it.
     Stopped,
 }
 
-/// The reactor stops gracefully.
+/// The state of a graceful stop.
 #[derive(Debug)]
 struct Draining {
     is_told: bool,
@@ -92,7 +92,7 @@ struct Draining {
     /// How many datagrams are still delivered.
     left: usize,
     look: Option<DelayedCall>,
-    /// How much had come and gone, and since when no more has.
+    /// How many datagrams had come and left at `quiet_since`.
     counted: (u64, u64),
     quiet_since: Instant,
 }
@@ -100,14 +100,14 @@ struct Draining {
 /// Why a port is at work.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Visit {
-    /// The reactor's call, which comes once per turn.
+    /// The reactor calls, once per turn.
     Turn,
-    /// Callbacks or timers asked for it, any number of times per turn: nothing is
+    /// A callback or a timer asked for it, any number of times per turn. Nothing is
     /// received.
     Extra,
 }
 
-/// Has the reactor drive a socket with a protocol. On failure the socket comes back.
+/// Has the reactor drive a socket with a protocol. A failure gives the socket back.
 pub(crate) fn install<S, P>(
     reactor: &mut Reactor,
     socket: S,
@@ -121,8 +121,8 @@ where
         .map_err(|(error, socket, _)| (error, socket))
 }
 
-/// The same for a connection of packets; `prepare` does something to its port before the
-/// protocol sees it. On failure the protocol comes back too.
+/// As [`install`], for a connection of packets. `prepare` is called before the protocol
+/// sees the port. A failure gives the protocol back too.
 pub(crate) fn install_packets<S, P>(
     reactor: &mut Reactor,
     socket: S,
@@ -182,7 +182,7 @@ where
     S: DatagramSocket,
     P: Served<S>,
 {
-    /// Does what there is to do, within this turn's budget.
+    /// Does everything that is left to do, within this turn's budget.
     pub(super) fn work(&mut self, reactor: &mut Reactor, visit: Visit) -> Next {
         let budgets = self.port.shared.budgets.get();
         if P::IS_CONNECTION && self.port.shared.is_held(self.port.token) {
@@ -218,7 +218,7 @@ where
                     bytes = bytes.saturating_sub(LEAST_COST);
                 }
             } else if P::IS_CONNECTION && self.take_end_step(reactor) {
-                // What follows is looked at anew.
+                // The loop checks the new state.
             } else if self.port.state == PortState::Stopping && !self.port.has_unsent() {
                 self.port.end(CloseReason::Done);
             } else if !self.take_drain_step(reactor, visit) {
@@ -251,7 +251,7 @@ where
         );
     }
 
-    // What is told beside datagrams.
+    // Notices.
 
     fn has_notice(&self) -> bool {
         self.refused.is_some()
@@ -279,7 +279,7 @@ where
             if draining.answer == AtDrain::DoNotWait {
                 reactor.await_no_more(self.port.token);
             }
-            // Whatever the latch says: the kernel is asked once more.
+            // The kernel is asked once more, whatever the latch says.
             self.port.is_readable = true;
         }
     }
@@ -301,7 +301,7 @@ where
             && is_wanted
     }
 
-    /// Receives by one call; whether anything came.
+    /// Receives by one call. Returns whether anything came.
     fn receive(&mut self) -> bool {
         let port = &mut self.port;
         let mut arrivals = take_arrivals(&port.shared, port.socket.room());
@@ -336,24 +336,25 @@ where
             port.is_readable = false;
             port.end_if_read_out();
         } else if P::IS_CONNECTION && error.kind() == io::ErrorKind::ConnectionReset {
-            // The error was taken by this, and what the peer had sent waits behind it.
+            // The kernel has reported the error once. Packets that the peer had sent
+            // wait behind it.
             port.break_off(error);
         } else if port.socket.is_refusal(&error) {
-            // The error was taken by this; datagrams may wait behind it.
+            // The kernel has reported the error once. Datagrams may wait behind it.
             match port.socket.peer() {
                 Some(_) => self.refused = Some(error),
                 None => log::debug!(target: log::TRANSPORT, "{}: {error}", port.token),
             }
         } else if sys::is_transient(&error) {
-            // What the kernel could not make room for it has dropped.
+            // The kernel has dropped what it had no room for.
             log::debug!(target: log::TRANSPORT, "{}: receive: {error}", port.token);
         } else {
             port.end(CloseReason::Lost(error));
         }
     }
 
-    /// Delivers what was received, as far as that is wanted; answers what is left of the
-    /// turn's bytes.
+    /// Delivers received datagrams, as far as they are wanted. Returns how much is left
+    /// of the turn's bytes.
     #[inline]
     pub(super) fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
         let Self {
@@ -374,7 +375,7 @@ where
             let place = batch.next;
             let message = batch.batch.message(place);
             let (length, segment) = (message.length, message.segment);
-            // Before the callback, which may panic.
+            // Done before the callback, which may panic.
             let (from, whole) = if segment == 0 || length <= segment {
                 batch.next += 1;
                 (0, length)
@@ -392,7 +393,7 @@ where
                 draining.left = draining.left.saturating_sub(1);
             }
             let (message, data, name, ancillary) = batch.batch.parts(place);
-            // The room is that of the message, or less.
+            // The message may have less room than that.
             let from = from.min(data.len());
             let data = &data[from..(from + whole.min(room)).min(data.len())];
             port.counts.received += 1;
@@ -474,7 +475,7 @@ where
 
     // Stopping gracefully.
 
-    /// Takes a step towards the end; true if something is to be done on that account.
+    /// Takes a step towards the end. Returns true if that leaves something to do.
     fn take_drain_step(&mut self, reactor: &Reactor, visit: Visit) -> bool {
         let Some(draining) = &mut self.draining else {
             return false;
@@ -504,13 +505,13 @@ where
         is_over
     }
 
-    /// Makes sure that somebody comes back for what is left.
+    /// Makes sure that the rest is done later.
     fn settle(&mut self, reactor: &mut Reactor) -> Next {
         let port = &mut self.port;
         let token = port.token;
         if port.has_unsent() && !port.is_writable && !port.watches_writing {
-            // Once in the life of a port that ever fell behind. What has come to be
-            // writable meanwhile is reported again.
+            // Happens once in the life of a port, if it ever falls behind. The poller
+            // reports the socket again if it has become writable meanwhile.
             match port.socket.watch(reactor, token, true) {
                 Ok(()) => port.watches_writing = true,
                 Err(error) => port.end(CloseReason::Lost(error)),
@@ -543,19 +544,19 @@ where
         if has_more { Next::Again } else { Next::Keep }
     }
 
-    /// The end: closes the socket, tells the protocol. Done once, even when the callback
-    /// panics and this is entered again.
+    /// Ends the port: closes the socket and tells the protocol. This is done once, even
+    /// if the callback panics and this is called again.
     #[cold]
     fn lose(&mut self, reactor: &mut Reactor) -> Next {
         if self.stage == Stage::New {
-            // It has a beginning too.
+            // The protocol is told of the beginning first.
             self.begin(reactor);
         }
         self.cancel_calls(reactor);
         self.arrivals = None;
         self.port.close(reactor);
         let reason = self.port.reason.take().unwrap_or(CloseReason::Done);
-        // Nothing that is asked for the log's sake keeps it from being told.
+        // A panic while logging must not keep the protocol from being told.
         let _ = catch_panic(|| {
             log::debug!(
                 target: log::TRANSPORT,
@@ -583,12 +584,12 @@ where
         let draining = self.draining.as_mut().and_then(|it| it.look.take());
         let calls = [self.retry.take(), self.deadline.take(), draining];
         for call in calls.into_iter().flatten() {
-            // One of them may be what ran.
+            // One of these timers may have just fired.
             let _ = call.cancel(reactor);
         }
     }
 
-    /// Tells the connector that its connection has ended, if it has one.
+    /// Tells the connector, if there is one, that its connection has ended.
     pub(super) fn tell_connector(&mut self, reactor: &mut Reactor, reason: CloseReason) {
         if let Some(connector) = self.port.ends.connector.take() {
             let mut ended = ConnectionEnded(reason);
@@ -599,7 +600,7 @@ where
         }
     }
 
-    /// Calls the part of the protocol that is meant.
+    /// Calls the wanted part of the protocol.
     fn call_part(&mut self, reactor: &mut Reactor, request: &mut ProtocolCall<Port<S>>) {
         if matches!(self.port.state, PortState::Ending | PortState::Closed) {
             request.error = CallError::Lost;
@@ -617,7 +618,7 @@ where
     }
 }
 
-/// What came beside a datagram, but for its descriptors.
+/// Control messages beside a datagram, without its descriptors.
 #[derive(Default)]
 struct Beside {
     lost: bool,
@@ -625,8 +626,8 @@ struct Beside {
     pidfd: Option<OwnedFd>,
 }
 
-/// Calls the protocol with a datagram, and closes what it leaves in it, also when it
-/// panics.
+/// Calls the protocol with a datagram. Closes the descriptors that it leaves, even if
+/// it panics.
 #[inline]
 fn call<S, P>(
     protocol: &mut P,
@@ -694,8 +695,8 @@ impl<M: Message> Drop for Offered<M> {
 }
 
 impl<S: DatagramSocket> Port<S> {
-    /// Looks at what came beside a datagram: what was lost, what lingers, what would take
-    /// the reserve.
+    /// Checks what came beside a datagram: whether some was lost, lingers, or would
+    /// take the reserve.
     #[cold]
     fn take_ancillary(&mut self, ancillary: &mut Ancillary, is_truncated: bool) -> Beside {
         let count = ancillary.descriptors.len();
@@ -708,7 +709,7 @@ impl<S: DatagramSocket> Port<S> {
                 sys::disarm_linger(fd.as_fd());
             }
         }
-        // The last has the highest number.
+        // The last one has the highest number.
         let last = ancillary.descriptors.last();
         let is_reserved = last.is_some_and(|fd| self.shared.numbers.is_reserved(fd.as_fd()));
         let lost = is_truncated || is_reserved;
@@ -757,11 +758,11 @@ impl<S: DatagramSocket> Port<S> {
     }
 }
 
-/// Room for what is received.
+/// Takes room for received datagrams.
 #[inline]
 fn take_arrivals(shared: &Shared, room: usize) -> Box<Arrivals> {
     if room <= ROOM {
-        // It may be smaller, which is the socket's to ask for.
+        // The socket may have asked for less room.
         if let Some(arrivals) = shared.take_arrivals() {
             return arrivals;
         }
@@ -788,8 +789,8 @@ where
     #[inline]
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         let incoming = Readiness::READABLE | Readiness::READ_CLOSED | Readiness::ERROR;
-        // An error is told by the next receive, on a socket that is paused too: else it
-        // would be told of a datagram that has nothing to do with it.
+        // The next receive reports the error, even on a paused socket. Otherwise a send
+        // would get the error, which has nothing to do with its datagram.
         self.port.is_readable |= readiness.intersects(incoming);
         let outgoing = Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR;
         self.port.is_writable |= readiness.intersects(outgoing);
@@ -816,7 +817,7 @@ where
             && draining.look == Some(call)
         {
             draining.look = None;
-            // A turn, in which it is read.
+            // This gets it a turn, in which the socket is read.
             self.port.is_readable = true;
         }
         let next = self.work(reactor, Visit::Extra);
@@ -846,8 +847,8 @@ where
                 self.port.end(CloseReason::Panicked(panic));
             }
             Stage::Started if P::IS_CONNECTION => self.port.end(CloseReason::Panicked(panic)),
-            // It cost the datagram, or the notice; what waits behind it is delivered in
-            // the next turn.
+            // Only this datagram or notice is lost. The next turn delivers those behind
+            // it.
             Stage::New | Stage::Started => {}
         }
         Next::Again
@@ -879,7 +880,7 @@ where
     }
 
     fn forked(&mut self) {
-        // Asked for again when there is something to send.
+        // The poller is asked again once there is something to send.
         self.port.watches_writing = false;
     }
 

@@ -1,4 +1,4 @@
-//! What differs between kinds of datagram sockets.
+//! The trait of datagram sockets, in which their kinds differ.
 
 use std::any::Any;
 use std::io;
@@ -12,19 +12,20 @@ use crate::file_descriptor::not_connected;
 use crate::kinds::address_ref;
 use crate::sys::{MessageBatch, NameRef};
 
-/// A datagram socket, under a [`Port`](crate::Port): one of a kind that comes with bowline,
-/// or of yours. The calls are non-blocking.
+/// A datagram socket under a [`Port`](crate::Port). It may be of a kind that comes with
+/// bowline, or of yours. Its calls do not block.
 pub trait DatagramSocket: 'static {
-    /// What log lines call sockets of this kind.
+    /// The name of this kind of socket in log lines.
     fn kind(&self) -> &'static str;
 
-    /// Our address. It can be asked for after the close too.
+    /// Our address. It is known after the close too.
     fn host(&self) -> Address;
 
-    /// The peer's, if the socket is connected. It can be asked for after the close too.
+    /// The peer's address, if the socket is connected. It is known after the close too.
     fn peer(&self) -> Option<Address>;
 
-    /// What the poller watches; `None` once closed, or if the poller knows nothing of it.
+    /// The descriptor that the poller watches. `None` once closed, or if the poller
+    /// does not watch this socket.
     fn source(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether it was not closed.
@@ -33,8 +34,8 @@ pub trait DatagramSocket: 'static {
         self.source().is_some()
     }
 
-    /// Has readability reported under `token`, or with `writes` room for more too: that is
-    /// asked for later, and at most once.
+    /// Has the poller report readability under `token`. With `writes` it reports room
+    /// for more too. That is asked for later, and at most once.
     ///
     /// # Errors
     ///
@@ -47,40 +48,41 @@ pub trait DatagramSocket: 'static {
         }
     }
 
-    /// Has nothing reported any more.
+    /// Has the poller report nothing any more.
     fn unwatch(&self, reactor: &mut Reactor) {
         if let Some(source) = self.source() {
             reactor.unwatch(source);
         }
     }
 
-    /// How many bytes of a datagram there is to be room for.
+    /// The room for a datagram, in bytes. The rest of a longer one is lost.
     fn room(&self) -> usize;
 
-    /// Receives up to `count` datagrams, and answers how many. Fewer are all that there
-    /// were.
+    /// Receives up to `count` datagrams, and returns how many. Fewer mean that no more
+    /// wait.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` where there is none. What the kernel was told of a datagram that was
-    /// sent before is [refused](Self::is_refusal), and ends nothing; nor does what
-    /// [passes](crate::is_passing_shortage). All else closes the socket.
+    /// `WouldBlock` if none waits. Three kinds of errors do not end anything:
+    /// `WouldBlock`, a [refusal](Self::is_refusal) of a datagram that was sent before,
+    /// and an error that [passes](crate::is_passing_shortage). Any other error closes
+    /// the socket.
     fn receive(&mut self, arrivals: &mut Arrivals, count: usize) -> io::Result<usize>;
 
-    /// Sends some of the datagrams that wait, and answers how many were taken from the
-    /// front: at least one.
+    /// Sends some of the waiting datagrams. Returns how many were taken from the front,
+    /// at least one.
     ///
     /// # Errors
     ///
-    /// Why the first was not taken; what becomes of it is said by
-    /// [`after`](Self::after).
+    /// The reason why the first one was not taken. [`after`](Self::after) decides what
+    /// happens to it.
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize>;
 
-    /// What follows on an error of [`send`](Self::send), whose first datagram was to go to
-    /// `to`, or to the peer.
+    /// Decides what follows an error of [`send`](Self::send). Its first datagram was to
+    /// go to `to`, or to the peer.
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError;
 
-    /// Whether an error says that the peer is not there, or cannot be reached.
+    /// Whether an error means that the peer is not there, or cannot be reached.
     fn is_refusal(&self, error: &io::Error) -> bool {
         matches!(
             error.kind(),
@@ -93,24 +95,26 @@ pub trait DatagramSocket: 'static {
         )
     }
 
-    /// Why a datagram of so many bytes cannot be sent, if that is known without asking.
+    /// The reason why a datagram of this length cannot be sent, if that is known
+    /// without trying.
     fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal>;
 
     /// Connects, or connects to another peer.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an address of another family; otherwise those of connect(2).
+    /// `InvalidInput` if the address is of another family. Otherwise those of
+    /// connect(2).
     fn connect(&mut self, peer: AddressRef<'_>) -> io::Result<()>;
 
-    /// How many datagrams were lost because nobody read those before.
+    /// How many datagrams were lost since earlier ones were not read.
     ///
     /// # Errors
     ///
     /// The kernel's.
     fn dropped(&self) -> io::Result<u32>;
 
-    /// Another descriptor of it.
+    /// Makes another descriptor of the same socket.
     ///
     /// # Errors
     ///
@@ -121,35 +125,37 @@ pub trait DatagramSocket: 'static {
     fn close(&mut self);
 }
 
-/// What follows on a send that failed; see [`DatagramSocket::after`].
+/// What follows a send that failed. See [`DatagramSocket::after`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AfterSendError {
-    /// The poller says when there is room.
+    /// Wait until the poller reports room.
     WaitForRoom,
-    /// There is none where the first datagram goes to, which nobody says: it is tried
-    /// again in a while, and others pass it meanwhile.
+    /// The address of the first datagram has no room, and no event reports it. It is
+    /// tried again after a while. Others pass it meanwhile.
     WaitForPeer,
-    /// Nobody says when it passes: all are tried again in a while.
+    /// No event reports when this passes. All datagrams are tried again after a while.
     WaitForTime,
-    /// It is of a datagram that was sent before. This one is tried again at once.
+    /// The error concerns a datagram that was sent before. This one is tried again at
+    /// once.
     TryAgain,
     /// The first datagram cannot be sent.
     Fail,
-    /// Of a connection: nothing can be sent any more.
+    /// For connections: nothing more can be sent.
     Broken,
 }
 
-/// What a socket has beside that whose packets have a connection, under a
-/// [`Port`](crate::Port) that is a [`PacketTransport`](bowline_protocol::PacketTransport).
+/// A socket whose packets have a connection. Its [`Port`](crate::Port) is a
+/// [`PacketTransport`](bowline_protocol::PacketTransport).
 ///
-/// Of the methods below [`DatagramSocket`] some say less here:
-/// [`peer`](DatagramSocket::peer) is always there, an address is never given to be sent to,
-/// [`connect`](DatagramSocket::connect) is not called. A reset that
-/// [`receive`](DatagramSocket::receive) answers is told after what has arrived.
+/// Some methods of [`DatagramSocket`] are simpler here. [`peer`](DatagramSocket::peer)
+/// is always `Some`. No address to send to is ever given.
+/// [`connect`](DatagramSocket::connect) is not called. If
+/// [`receive`](DatagramSocket::receive) returns a reset, it is told after the packets
+/// that have arrived.
 pub trait PacketSocket: DatagramSocket {
-    /// Whether the last [`receive`](DatagramSocket::receive) has come to the end: behind
-    /// what it brought, nothing more comes.
+    /// Whether the last [`receive`](DatagramSocket::receive) has reached the end.
+    /// Nothing comes behind the packets that it brought.
     fn has_ended(&self) -> bool;
 
     /// Tells the peer that nothing more comes.
@@ -169,7 +175,7 @@ pub trait PacketSocket: DatagramSocket {
     /// The kernel's.
     fn peer_credentials(&self) -> io::Result<Credentials>;
 
-    /// A pidfd of it.
+    /// The same process, as a pidfd.
     ///
     /// # Errors
     ///
@@ -183,25 +189,26 @@ pub trait PacketSocket: DatagramSocket {
     /// The kernel's.
     fn set_passes_rights(&self, on: bool) -> io::Result<()>;
 
-    /// Gives away its descriptor, and itself without that, a `Box<Self>`; nothing is left to
-    /// be closed. `None` once it is.
+    /// Gives away its descriptor, and itself without it, as a `Box<Self>`. Nothing is
+    /// left to close. `None` once it has no descriptor.
     fn detach(&mut self) -> Option<(OwnedFd, Box<dyn Any>)>;
 
-    /// Goes on with it, after [`detach`](Self::detach).
+    /// Goes on with a descriptor, after [`detach`](Self::detach).
     ///
     /// # Errors
     ///
-    /// Gives back what is none.
+    /// Gives the descriptor back if it is not of this kind.
     fn attach(&mut self, fd: OwnedFd) -> Result<(), OwnedFd>;
 }
 
-/// Datagrams that were received by one call, and room for them.
+/// The datagrams of one receive, and room for them.
 ///
-/// The sockets of a reactor share it: it is delivered before anything else is received.
+/// The sockets of a reactor share it. All of its datagrams are delivered before
+/// anything else is received.
 #[derive(Debug)]
 pub struct Arrivals {
     pub(crate) batch: MessageBatch,
-    /// The first message that was not delivered, and where in it the next datagram
+    /// The first message that is not delivered yet, and where in it the next datagram
     /// begins.
     pub(super) next: usize,
     pub(super) offset: usize,
@@ -216,8 +223,8 @@ impl Arrivals {
         })
     }
 
-    /// Puts a datagram at the end; whether there was room. One of no bytes is one too.
-    /// `descriptors` are closed where there was none.
+    /// Puts a datagram at the end, and returns whether there was room. It may be empty.
+    /// If there is no room, `descriptors` are closed.
     pub fn push(
         &mut self,
         data: &[u8],
@@ -238,7 +245,7 @@ pub struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// Each of them, in order; never none.
+    /// Each of them, in order. There is at least one.
     pub fn datagrams(&self) -> impl Iterator<Item = OutgoingDatagram<'_>> {
         self.queue.in_line().map(|queued| OutgoingDatagram {
             data: queued.data,
@@ -257,13 +264,13 @@ impl Outgoing<'_> {
 pub struct OutgoingDatagram<'a> {
     /// Its bytes.
     pub data: &'a [u8],
-    /// Where it goes; `None` for the peer of a connected socket.
+    /// Where it goes. `None` means the peer of a connected socket.
     pub to: Option<AddressRef<'a>>,
     /// The descriptors that go with it.
     pub descriptors: &'a [PassedDescriptor],
 }
 
-/// An address in the words of the system.
+/// The address as the system calls take it.
 pub(crate) fn name_ref(address: AddressRef<'_>) -> NameRef<'_> {
     use bowline_protocol::UnixAddressRef;
     match address {
@@ -271,7 +278,7 @@ pub(crate) fn name_ref(address: AddressRef<'_>) -> NameRef<'_> {
         AddressRef::Unix(UnixAddressRef::Unnamed) => NameRef::UnixUnnamed,
         AddressRef::Unix(UnixAddressRef::Path(path)) => NameRef::UnixPath(path),
         AddressRef::Unix(UnixAddressRef::Abstract(name)) => NameRef::UnixAbstract(name),
-        // There is no such family, so that nothing is sent there.
+        // No such family exists, so nothing is sent there.
         _ => NameRef::Other(0),
     }
 }
