@@ -44,6 +44,8 @@
 //! | work that blocks | [`Reactor::call_in_thread`], [`threads`] |
 //! | something at a signal | [`Reactor::on_signals`] |
 //! | the reactor inside another loop | [`Reactor::turn`] |
+//! | something when a descriptor is readable | [`Reactor::call_when_readable`], [`Reactor::call_each_time_readable`] |
+//! | something when another process or thread counts | [`descriptor::EventCounter`] |
 //! | something else that epoll watches | [`Reactor::register`], [`descriptor`] |
 //!
 //! | To get a connection | use |
@@ -52,6 +54,7 @@
 //! | accept sockets without serving them here | [`Acceptor`], [`accept`](Transports::accept) |
 //! | listen or connect where a string says: `tcp:8080`, `systemd:name=web` | [`ServerEndpoint`](endpoint::ServerEndpoint), [`ClientEndpoint`](endpoint::ClientEndpoint) |
 //! | connect | [`connect`](Transports::connect), to [`Tcp::to`] or [`Unix::to`] |
+//! | connect once, or accept exactly one | [`Once`] |
 //! | connect to a host by its name | [`Tcp::to_host`] |
 //! | find the addresses of a host | [`resolve`](Transports::resolve) |
 //! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
@@ -80,6 +83,7 @@
 //! | send one | [`UnixTransport::send_file_descriptor`] |
 //! | send some with one message exactly | [`UnixTransport::write_with_descriptors`] |
 //! | receive them | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
+//! | pass bytes that nobody can change any more | [`descriptor::SealedMemory`] |
 //! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
 //! | see what happened to them | [`descriptor_counts`](Transports::descriptor_counts) |
 //!
@@ -146,8 +150,8 @@ pub use bowline_reactor::{
 // What users implement, and what their callbacks are given.
 pub use bowline_protocol::{
     Acceptor, AfterReadClosed, AfterTruncation, AnyContext, AtDrain, BuildContext, CloseReason,
-    ConnectError, Context, Factory, FileSender, FileSent, Origin, Part, Producer, ProducerKind,
-    ProducerRef, Protocol, Remains,
+    ConnectError, Context, Factory, FileSender, FileSent, Once, Origin, Part, Producer,
+    ProducerKind, ProducerRef, Protocol, Remains,
 };
 
 // Connections, listeners and connectors, as callbacks see them.
@@ -235,10 +239,16 @@ pub mod resolve {
 /// Descriptors of your own, driven by the reactor: anything that epoll can watch.
 ///
 /// Implement [`Descriptor`](descriptor::Descriptor), and hand it to
-/// [`Reactor::register`].
+/// [`Reactor::register`]. To be called when something is readable,
+/// [`Reactor::call_when_readable`] is less. Two things that many programs have behind a
+/// descriptor stand here too: a counter, and memory.
 pub mod descriptor {
     pub use bowline_reactor::{
-        Contained, Descriptor, Interest, Next, Panic, Readiness, Token, Vacancy, catch_panic,
+        Contained, Descriptor, Interest, Next, Panic, ReadableCall, Readiness, Token, Vacancy,
+        catch_panic,
+    };
+    pub use bowline_transport::{
+        EventCounter, SealedMemory, SealedMemoryError, SealedMemoryErrorKind,
     };
 }
 

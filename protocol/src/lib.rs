@@ -18,6 +18,7 @@ mod factory;
 mod file_sender;
 pub mod framing;
 mod log;
+mod once;
 mod packet;
 pub mod policies;
 mod process;
@@ -45,6 +46,7 @@ pub use crate::factory::{
     ListenerHandle, Origin, SocketFile,
 };
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
+pub use crate::once::Once;
 pub use crate::packet::{
     Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket,
 };

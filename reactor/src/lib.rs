@@ -37,6 +37,7 @@ mod log;
 mod panic;
 mod periodic_call;
 mod reactor;
+mod readable_call;
 mod remote;
 #[cfg(feature = "signals")]
 mod signals;
@@ -59,6 +60,7 @@ pub use crate::handle::Handle;
 pub use crate::panic::{Contained, Panic, catch_panic};
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
 pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, Turn, Vacancy};
+pub use crate::readable_call::ReadableCall;
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::SignalHandler;

@@ -11,6 +11,7 @@ mod figures;
 mod framed;
 mod hostile;
 mod limits;
+mod memory;
 mod protocols;
 mod random;
 mod receiving;

@@ -364,3 +364,24 @@ struct Nothing;
 impl<T: bowline::Transport> bowline::Protocol<T> for Nothing {
     fn data_received(&mut self, _: &mut bowline::Context<'_, T>, _: &[u8]) {}
 }
+
+#[test]
+fn exactly_one_is_accepted_and_connected_with_one_protocol() {
+    let place = Origin::Accepted.place();
+    let mut reactor = Reactor::new().unwrap();
+    let path = place.path();
+    let (server, client) = (
+        Script::echo(),
+        Script::new().on_made(|transport, _| {
+            transport.send(b"once");
+        }),
+    );
+    let (at_server, at_client) = (server.notes(), client.notes());
+    let here = UnixSeqpacket::at(path.clone());
+    let listener = reactor.listen(here, bowline::Once::new(server)).unwrap();
+    let there = UnixSeqpacket::to(path.clone());
+    reactor.connect(there, bowline::Once::new(client)).unwrap();
+    run_until(&mut reactor, |_| at_client.count() == 1);
+    assert_eq!(at_server.data(), [b"once"]);
+    assert!(reactor.get(listener).is_none() && !path.exists());
+}

@@ -8,6 +8,7 @@ mod descriptors;
 mod graceful;
 mod lifecycle;
 mod periodic;
+mod readable;
 mod shutdown;
 mod signals;
 mod thread_pool;

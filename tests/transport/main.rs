@@ -15,6 +15,7 @@ mod connectors;
 mod files;
 mod listeners;
 mod observer;
+mod once;
 mod options;
 mod paths;
 mod pipes;

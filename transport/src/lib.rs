@@ -33,6 +33,7 @@ mod descriptor_queue;
 mod detach;
 pub mod endpoint;
 mod error;
+mod event_counter;
 mod file_descriptor;
 mod kinds;
 mod link;
@@ -40,6 +41,7 @@ mod listener;
 mod log;
 mod process;
 mod resolver;
+mod sealed_memory;
 mod shared;
 mod sys;
 mod terminal;
@@ -71,6 +73,7 @@ pub use crate::detach::{Detached, ReattachError, Unsent};
 pub use crate::error::{
     AdoptError, AdoptErrorKind, CallError, DetachError, ListenError, ListenStep,
 };
+pub use crate::event_counter::EventCounter;
 pub use crate::file_descriptor::{
     DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
@@ -82,6 +85,7 @@ pub use crate::process::{
     spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
+pub use crate::sealed_memory::{SealedMemory, SealedMemoryError, SealedMemoryErrorKind};
 pub use crate::sendmsg::SendmsgMixin;
 pub use crate::shared::{DescriptorCounts, ReadBuffers, TransportBudgets};
 pub use crate::stream::{Stream, StreamTransport};

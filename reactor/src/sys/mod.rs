@@ -8,11 +8,31 @@ mod fork;
 pub mod signal;
 mod timerfd;
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub(crate) use self::call::Call;
 pub(crate) use self::fork::{generation, known_generation};
 pub(crate) use self::timerfd::TimerFd;
+
+/// Whether reading would not block: there is something, or the end, or an error. What cannot
+/// be asked is not readable.
+///
+/// References: poll(2).
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut watched = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    loop {
+        // SAFETY: one element, borrowed for writing until the call returns.
+        match unsafe { libc::poll(&raw mut watched, 1, 0) } {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            count => return count > 0,
+        }
+    }
+}
 
 /// The poller's own descriptor, for embedding the loop in another one.
 pub(crate) fn poll_descriptor(poll: &mio::Poll) -> BorrowedFd<'_> {

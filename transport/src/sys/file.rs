@@ -141,6 +141,17 @@ pub(crate) fn file_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     (path.is_absolute() && !text.ends_with(" (deleted)")).then_some(path)
 }
 
+/// Whether it is a counter (eventfd(2)).
+pub(crate) fn is_event_counter(fd: BorrowedFd<'_>) -> bool {
+    let path = std::fs::read_link(proc_path(fd));
+    path.is_ok_and(|path| path.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// Whether reads and writes do not wait, for all who hold the open file.
+pub(crate) fn is_nonblocking(fd: BorrowedFd<'_>) -> bool {
+    status_flags(fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
+}
+
 fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/thread-self/fd/{}", fd.as_raw_fd()).into()
 }

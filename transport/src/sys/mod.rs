@@ -34,6 +34,7 @@ mod errno;
 pub(crate) mod file;
 #[cfg(test)]
 mod fork_tests;
+mod memory;
 mod msg;
 mod number;
 mod packet;
@@ -66,6 +67,7 @@ pub(crate) use self::errno::{
     is_not_a_socket, is_of_a_path, is_of_an_identity, is_of_one_connection, is_of_segmentation,
     is_out_of_descriptors, is_out_of_memory, is_transient,
 };
+pub(crate) use self::memory::{Mapping, event_counter, is_sealed, memory_file, seal};
 pub(crate) use self::msg::{
     Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
 };
