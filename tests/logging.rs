@@ -14,10 +14,12 @@ use bowline::lifecycle::{Phase, SystemEvent};
 use bowline::policies::{
     Backoff, IdleTimeout, Jitter, LimitConnections, Rate, Reconnecting, ThrottleReading,
 };
+use bowline::process::{ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus};
 use bowline::testing::{ManualClock, Pump};
 use bowline::{
-    Address, BuildContext, CloseReason, Context, Factory, Protocol, Reactor, Transport, Transports,
-    UnixTransport,
+    Address, AfterReadClosed, BuildContext, CloseReason, Context, Datagram, DatagramProtocol,
+    DatagramTransport, Factory, ProducerKind, ProducerRef, Protocol, Reactor, Transport,
+    Transports, UnixDatagram, UnixTransport,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, run_until_quiet, socketpair};
@@ -42,16 +44,19 @@ fn listeners_say_where_they_listen_and_that_they_closed() {
     let port = reactor.get(listeners[0]).unwrap().address().to_string();
     assert!(!port.ends_with(":0"));
     let path = path.to_str().unwrap();
-    for address in [port.as_str(), path] {
-        assert_eq!(capture::lines(&format!("listening on {address}")).len(), 1);
+    let both = [port.as_str(), path];
+    for (address, listener) in both.into_iter().zip(listeners) {
+        let line = format!("DEBUG: {}: listening on {address}", listener.token());
+        assert_eq!(capture::lines(&line).len(), 1, "{line}");
         assert!(capture::lines(&format!("closed {address}")).is_empty());
     }
     for listener in listeners {
         reactor.get(listener).unwrap().stop_listening();
     }
     run_until_quiet(&mut reactor);
-    for address in [port.as_str(), path] {
-        assert_eq!(capture::lines(&format!("closed {address}")).len(), 1);
+    for (address, listener) in both.into_iter().zip(listeners) {
+        let line = format!("DEBUG: {}: closed {address}", listener.token());
+        assert_eq!(capture::lines(&line).len(), 1, "{line}");
     }
     drop((reactor, directory));
     ledger.assert_balanced();
@@ -91,15 +96,16 @@ fn both_ends_of_a_connection_have_their_protocol_and_peer_in_the_log() {
     run_until(&mut reactor, |_| !server.summary().is_empty());
     let accepted = reactor.get(server.handle(0)).unwrap();
     let from = accepted.peer();
+    let token = accepted.handle().token();
     accepted.lose_connection();
     run_until(&mut reactor, |_| server.is_lost() && client.is_lost());
-    for (protocol, peer) in [
-        ("Recorder", from.to_string()),
-        ("Fragile", address.to_string()),
+    for about in [
+        format!("DEBUG: {token} Recorder,TCP,{from}: "),
+        format!(" Fragile,TCP,{address}: "),
     ] {
-        let lines = capture::lines("closed cleanly");
-        let about = |line: &&String| line.contains(&format!("{protocol},TCP,{peer}: "));
-        assert_eq!(lines.iter().filter(about).count(), 1, "{lines:?}");
+        let mut lines = capture::lines("closed cleanly");
+        lines.retain(|line| line.contains(&about));
+        assert_eq!(lines.len(), 1, "{about}: {:?}", capture::lines(""));
     }
     drop(reactor);
     ledger.assert_balanced();
@@ -180,6 +186,252 @@ fn each_panic_is_logged_once_and_says_whose_it_is() {
     }
     drop((reactor, remote, theirs));
     ledger.assert_balanced();
+}
+
+/// Panics in the callback of this name, and sees to it that all of them come.
+struct PanicsIn(&'static str);
+
+impl PanicsIn {
+    fn reach(&self, name: &str) {
+        assert!(self.0 != name, "{PANIC}: {name}");
+    }
+}
+
+impl<T: UnixTransport> Protocol<T> for PanicsIn {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.reach("connection_made");
+        let transport = &mut *cx.transport;
+        let registered = transport.register_producer(ProducerRef::Protocol, ProducerKind::Push);
+        registered.unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        transport.send_file_descriptor(null.into()).unwrap();
+        transport.write(&[0; 100_000]);
+    }
+
+    fn pause_producing(&mut self, _: &mut Context<'_, T>) {
+        self.reach("pause_producing");
+    }
+
+    fn resume_producing(&mut self, _: &mut Context<'_, T>) {
+        self.reach("resume_producing");
+    }
+
+    fn stop_producing(&mut self, _: &mut Context<'_, T>) {
+        self.reach("stop_producing");
+    }
+
+    fn descriptors_sent(&mut self, _: &mut Context<'_, T>, _: usize) {
+        self.reach("descriptors_sent");
+    }
+
+    fn file_descriptor_received(
+        &mut self,
+        _: &mut Context<'_, T>,
+        fd: std::os::fd::OwnedFd,
+    ) -> Result<(), std::os::fd::OwnedFd> {
+        self.reach("file_descriptor_received");
+        drop(fd);
+        Ok(())
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.reach("data_received");
+        if self.0 == "data_received after an abort" {
+            cx.transport.abort_connection();
+            self.reach("data_received after an abort");
+        }
+        if self.0 == "write_connection_lost" {
+            cx.transport.unregister_producer();
+            cx.transport.lose_write_connection();
+        }
+        if data.contains(&b'p') {
+            cx.transport.pause_producing();
+            cx.transport.resume_producing();
+        }
+    }
+
+    fn reading_resumed(&mut self, _: &mut Context<'_, T>) {
+        self.reach("reading_resumed");
+    }
+
+    fn write_connection_lost(&mut self, _: &mut Context<'_, T>) {
+        self.reach("write_connection_lost");
+    }
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
+        self.reach("read_connection_lost");
+        AfterReadClosed::EndConnection
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, _: &CloseReason) {
+        self.reach("connection_lost");
+    }
+}
+
+/// Contract G-09, F-26, F-27, F-28, P-20: whichever callback of a connection it is.
+#[test]
+fn a_panic_in_any_callback_of_a_connection_is_logged_once() {
+    for name in [
+        "connection_made",
+        "pause_producing",
+        "resume_producing",
+        "stop_producing",
+        "descriptors_sent",
+        "file_descriptor_received",
+        "data_received",
+        "data_received after an abort",
+        "reading_resumed",
+        "write_connection_lost",
+        "read_connection_lost",
+        "connection_lost",
+    ] {
+        let ledger = DescriptorLedger::open();
+        capture::start();
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, mut theirs) = socketpair();
+        reactor
+            .adopt_unix_stream(ours.into(), PanicsIn(name))
+            .unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        let descriptors = [std::os::fd::AsFd::as_fd(&file)];
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+        let data = [std::io::IoSlice::new(b"p")];
+        let none = rustix::net::SendFlags::NOSIGNAL;
+        rustix::net::sendmsg(&theirs, &data, &mut control, none).unwrap();
+        run_until_quiet(&mut reactor);
+        theirs.set_nonblocking(true).unwrap();
+        while std::io::Read::read(&mut theirs, &mut [0; 65_536]).is_ok_and(|count| count > 0) {
+            run_until_quiet(&mut reactor);
+        }
+        drop(theirs);
+        run_until(&mut reactor, |reactor| reactor.registered() == 0);
+        let text = format!("a callback panicked: {PANIC}: {name}");
+        let lines = capture::lines("ERROR: ");
+        assert_eq!(lines.len(), 1, "{name}: {lines:?}");
+        assert!(lines[0].ends_with(&text), "{lines:?}");
+        assert!(lines[0].contains(" PanicsIn,UNIX,unnamed: "), "{lines:?}");
+        assert_eq!(reactor.statistics().panics, 1);
+        drop((reactor, file));
+        ledger.assert_balanced();
+    }
+}
+
+/// Contract G-09, R-09, R-21, R-31, D-05, X-13: those of nobody's connection, each with its own text.
+#[test]
+fn a_panic_of_whatever_the_reactor_calls_is_logged_once() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let mut reactor = Reactor::new().unwrap();
+    reactor.call_soon(|_| panic!("call soon"));
+    reactor.call_when_running(|_| panic!("when running"));
+    reactor.call_every(Duration::ZERO, |_, _| panic!("periodic"));
+    reactor.defer(|_| panic!("deferred"));
+    reactor.call_in_thread(|| (), |_, _| panic!("result of a thread"));
+    let phases = [Phase::Before, Phase::During, Phase::After];
+    let texts = ["before", "during", "after"];
+    for event in [SystemEvent::Startup, SystemEvent::Shutdown] {
+        for (phase, text) in phases.into_iter().zip(texts) {
+            reactor.add_trigger(phase, event, move |_| panic!("{text} the {event:?}"));
+        }
+    }
+    struct Fails(std::os::fd::OwnedFd);
+    impl bowline::descriptor::Descriptor for Fails {
+        fn ready(
+            &mut self,
+            _: &mut Reactor,
+            _: bowline::descriptor::Readiness,
+        ) -> bowline::descriptor::Next {
+            panic!("descriptor")
+        }
+        fn source(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+            Some(std::os::fd::AsFd::as_fd(&self.0))
+        }
+        fn facet(&mut self) -> &mut dyn std::any::Any {
+            self
+        }
+    }
+    let (ours, mut theirs) = socketpair();
+    theirs.write_all(b"x").unwrap();
+    let interest = bowline::descriptor::Interest::Readable;
+    let token = reactor
+        .register(interest, |_| Box::new(Fails(ours.into())))
+        .unwrap();
+    let (ours, mut others) = socketpair();
+    let datagrams = std::os::unix::net::UnixDatagram::pair().unwrap();
+    reactor
+        .adopt(UnixDatagram, datagrams.0.into(), FailsAtDatagrams)
+        .unwrap();
+    datagrams.1.send(b"x").unwrap();
+    reactor
+        .spawn_process(
+            ChildCommand::new(std::process::Command::new("true")),
+            FailsAtTheEnd,
+        )
+        .unwrap();
+    let recorder = Record::default();
+    reactor
+        .adopt_unix_stream(ours.into(), Recorder::new(&recorder))
+        .unwrap();
+    others.write_all(b"the others go on").unwrap();
+    let all = [
+        "call soon",
+        "when running",
+        "periodic",
+        "deferred",
+        "result of a thread",
+        "before the Startup",
+        "during the Startup",
+        "after the Startup",
+        "descriptor",
+        "datagram",
+        "exited",
+        "ended",
+    ];
+    let said = |text: &str| capture::lines(&format!("a callback panicked: {text}"));
+    reactor.start().unwrap();
+    run_until(&mut reactor, |_| {
+        all.iter().all(|text| !said(text).is_empty())
+    });
+    run_until(&mut reactor, |_| recorder.data().len() == 16);
+    reactor.stop().unwrap();
+    run_until(&mut reactor, |reactor| !reactor.is_running());
+    let at_the_end = ["before", "during", "after"].map(|it| format!("{it} the Shutdown"));
+    let mut expected: Vec<&str> = all.to_vec();
+    expected.extend(at_the_end.iter().map(String::as_str));
+    for text in &expected {
+        let lines = said(text);
+        assert_eq!(lines.len(), 1, "{text}: {lines:?}");
+        assert!(lines[0].starts_with("ERROR: "), "{lines:?}");
+    }
+    let errors = capture::lines("ERROR: ");
+    assert_eq!(errors.len(), expected.len(), "{errors:?}");
+    assert!(said("descriptor")[0].contains(&token.to_string()));
+    drop((reactor, theirs, others, datagrams.1));
+    ledger.assert_balanced();
+}
+
+struct FailsAtDatagrams;
+
+impl<T: DatagramTransport> DatagramProtocol<T> for FailsAtDatagrams {
+    fn datagram_received(&mut self, _: &mut Context<'_, T>, _: &mut Datagram<'_>) {
+        panic!("datagram");
+    }
+}
+
+struct FailsAtTheEnd;
+
+impl ProcessProtocol for FailsAtTheEnd {
+    fn child_data_received(&mut self, _: &mut ProcessContext<'_>, _: u32, _: &[u8]) {}
+
+    fn process_exited(&mut self, _: &mut ProcessContext<'_>, _: ProcessStatus) {
+        panic!("exited");
+    }
+
+    fn process_ended(&mut self, _: &mut ProcessContext<'_>, _: ProcessStatus) {
+        panic!("ended");
+    }
 }
 
 /// Contract G-05, T-14: whose name is the factory's own, or the protocol's that a

@@ -7,7 +7,10 @@ use std::rc::Rc;
 use bowline::error::SendRefusal;
 use bowline::{QueueLimits, Reactor, SendStatus};
 
+use rustix::io::Errno;
+
 use crate::harness::{Script, get, over_all};
+use crate::support::faults::{Call, with_faults};
 use crate::support::{run_until, run_until_quiet};
 
 /// Contract D-10, W-55.
@@ -142,6 +145,67 @@ fn a_datagram_that_the_kernel_refuses_comes_back() {
         });
         let counts = get(&mut reactor, handle).counts();
         assert_eq!((counts.sent, counts.failed), (3, 3));
+    });
+}
+
+/// Contract D-07: the socket is lost, and says why.
+#[test]
+fn a_read_that_fails_for_an_unknown_reason_is_the_end() {
+    let name = "a_read_that_fails_for_an_unknown_reason_is_the_end";
+    with_faults(module_path!(), name, |faults| {
+        over_all(|place| {
+            let mut reactor = Reactor::new().unwrap();
+            let script = Script::new();
+            let notes = script.notes();
+            let (handle, here) = place.listen(&mut reactor, script);
+            run_until_quiet(&mut reactor);
+            let peer = place.plain();
+            peer.send(b"never read", &here);
+            faults.reset();
+            faults.fail(Call::RecvMmsg, 0, 1, Errno::IO);
+            faults.during(|| run_until(&mut reactor, |_| notes.is_stopped()));
+            assert_eq!(faults.fired(), 1);
+            notes.told(|told| {
+                let why = "connection lost: Input/output error (os error 5)";
+                assert_eq!(told.stopped, [why]);
+                assert_eq!(told.calls, ["started", "stopped"]);
+            });
+            assert!(reactor.get(handle).is_none());
+            assert_eq!(reactor.registered(), 0);
+            // Nothing of it stands in the way of the next, once what is unread was closed,
+            // elsewhere.
+            run_until(&mut reactor, |reactor| {
+                place.listen_at(reactor, &here, Script::new()).is_ok()
+            });
+        });
+    });
+}
+
+/// Contract D-08: of what passes nobody hears anything.
+#[test]
+fn a_read_that_fails_in_passing_is_made_again() {
+    let name = "a_read_that_fails_in_passing_is_made_again";
+    with_faults(module_path!(), name, |faults| {
+        over_all(|place| {
+            let mut reactor = Reactor::new().unwrap();
+            let script = Script::new();
+            let notes = script.notes();
+            let (_, here) = place.listen(&mut reactor, script);
+            run_until_quiet(&mut reactor);
+            let peer = place.plain();
+            let errors = [Errno::INTR, Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM];
+            for (number, error) in errors.into_iter().enumerate() {
+                peer.send(&[number as u8], &here);
+                faults.reset();
+                faults.fail(Call::RecvMmsg, 0, 3, error);
+                faults.during(|| run_until(&mut reactor, |_| notes.count() > number));
+                assert_eq!(faults.fired(), 3, "{error}");
+            }
+            assert_eq!(notes.data(), [[0], [1], [2], [3]]);
+            notes.told(|told| {
+                assert_eq!(told.calls[1..], ["datagram"; 4]);
+            });
+        });
     });
 }
 

@@ -1,22 +1,25 @@
 //! `send_file_descriptor`: descriptors that ride with the earliest bytes.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::error::SendDescriptorErrorKind;
 use bowline::{
-    Address, DescriptorLimits, PassedDescriptor, ProducerKind, ProducerRef, Reactor, Transports,
-    UnixTransport, WriteStatus,
+    Address, Context, DescriptorLimits, PassedDescriptor, ProducerKind, ProducerRef, Protocol,
+    Reactor, Transport, Transports, UnixTransport, WriteStatus,
 };
+use rustix::io::Errno;
 
 use crate::peer::{
-    OneByOne, Seen, adopt, file, files, identities, identity, receive, receive_all,
+    OneByOne, Seen, adopt, file, files, identities, identity, receive, receive_all, send_message,
     shrink_send_buffer, transport,
 };
 use crate::support::faults::{Call, with_faults};
 use crate::support::{
-    DescriptorLedger, Event, Record, Recorder, open_descriptors, run_until, run_until_quiet,
+    DEADLINE, DescriptorLedger, Event, Record, Recorder, open_descriptors, run_until,
+    run_until_quiet,
 };
 
 /// Queues all of them.
@@ -96,6 +99,60 @@ fn queueing_makes_no_system_call() {
         let message = receive(&peer, 65_536).unwrap();
         assert_eq!(message.data, vec![7; 20_000]);
         assert_eq!(identities(&message.descriptors), expected);
+    });
+}
+
+/// Sends everything back, the descriptors too.
+struct Echo;
+
+impl<T: Transport> Protocol<T> for Echo {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// S-17: of both directions, whether descriptors are on their way or not. Nobody notices,
+/// and no time passes.
+#[test]
+fn interrupted_calls_are_made_again_at_once() {
+    let name = "interrupted_calls_are_made_again_at_once";
+    with_faults(module_path!(), name, |faults| {
+        for call in [Call::RecvMsg, Call::SendMsg] {
+            let seen = Seen::default();
+            let mut reactor = Reactor::new().unwrap();
+            let protocol = OneByOne::new(&seen, |cx, fd| {
+                cx.transport.send_file_descriptor(fd.into()).unwrap();
+                cx.transport.write(b"back");
+                Ok(())
+            });
+            let (_, peer) = adopt(&mut reactor, protocol);
+            run_until_quiet(&mut reactor);
+            let (sent, expected) = files(1);
+            send_message(&peer, b"there", &sent);
+            faults.reset();
+            faults.fail(call, 0, 3, Errno::INTR);
+            faults.during(|| reactor.turn(Some(Duration::ZERO)));
+            assert_eq!(faults.fired(), 3, "{call:?}");
+            let answer = receive(&peer, 10).expect("in this turn");
+            assert_eq!(answer.contents(), (&b"back"[..], expected), "{call:?}");
+            assert_eq!(seen.all(), ["descriptor", "data there", "sent 1"]);
+        }
+        for call in [Call::Recv, Call::Send] {
+            let mut reactor = Reactor::new().unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (ours, _) = listener.accept().unwrap();
+            let handle = reactor.adopt_tcp_stream(ours.into(), Echo).unwrap();
+            run_until_quiet(&mut reactor);
+            peer.write_all(b"there and back").unwrap();
+            faults.reset();
+            faults.fail(call, 0, 3, Errno::INTR);
+            faults.during(|| reactor.turn(Some(DEADLINE)));
+            assert_eq!(faults.fired(), 3, "{call:?}");
+            let transport = reactor.get(handle).expect("it goes on");
+            assert_eq!((transport.bytes_sent(), transport.unsent_bytes()), (14, 0));
+            peer.read_exact(&mut [0; 14]).unwrap();
+        }
     });
 }
 

@@ -202,11 +202,17 @@ fn jitter_stays_below_the_bounds() {
         .map(|line| line.split(' ').next().unwrap().parse().unwrap())
         .collect();
     // What is due between two steps of the clock runs at the second.
+    let mut shares = Vec::new();
     for (index, pair) in times.windows(2).enumerate() {
-        let bound = f64::from(1 << index.min(3)) + 0.2;
-        assert!(pair[1] - pair[0] <= bound, "{times:?}");
+        let (wait, bound) = (pair[1] - pair[0], f64::from(1 << index.min(3)));
+        assert!(wait <= bound + 0.2, "{times:?}");
+        shares.push(wait / bound);
     }
     assert!(times.len() > 9, "{times:?}");
+    // All of the way up to the bound, and not a little at its end.
+    let below = |share: f64| shares.iter().filter(|it| **it < share).count();
+    assert!(below(0.3) > 0, "no wait is short: {shares:?}");
+    assert!(below(0.7) < shares.len(), "no wait is long: {shares:?}");
     stage.stop_trying();
     stage.assert_over();
 }

@@ -535,7 +535,7 @@ fn poll_waits_for_the_call_that_is_left_after_a_cancellation() {
 }
 
 /// Contract: what is ready is fetched first; then come what was asked for
-/// elsewhere, what is due, what is ready, and the end; and what a callback asks
+/// elsewhere, what is ready, what is due, and the end; and what a callback asks
 /// for waits for the next turn.
 #[test]
 fn phases_of_a_turn_come_in_their_order() {

@@ -35,8 +35,8 @@
 enum call {
     ACCEPT, BIND, CLOSE, CONNECT, DUP2, EPOLL_CREATE, EPOLL_CTL, EPOLL_WAIT,
     EVENTFD, EXEC, FCHMOD, FCNTL, FORK, GETPEERNAME, GETSOCKNAME, GETSOCKOPT,
-    IOCTL, LISTEN, OPEN, PIPE, READ, RECV, RECVMSG, SEND, SENDMSG, SETSOCKOPT,
-    SHUTDOWN, SOCKET, TIMERFD_CREATE, TIMERFD_SETTIME, UNLINK, WAIT, WRITE, CALLS
+    IOCTL, LISTEN, OPEN, PIPE, READ, RECV, RECVMMSG, RECVMSG, SEND, SENDMMSG,
+    SENDMSG, SETSOCKOPT, SHUTDOWN, SOCKET, TIMERFD_CREATE, TIMERFD_SETTIME, UNLINK, WAIT, WRITE, CALLS
 };
 
 struct control {
@@ -283,6 +283,20 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
     message->msg_iov[0].iov_len = asked;
     CUT_READ(fd, asked, length, result);
     return result;
+}
+
+int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags, struct timespec *timeout) {
+    REAL(recvmmsg);
+    int error = fault(RECVMMSG);
+    if (error) FAIL_LATER(fd, error);
+    return real(fd, messages, count, flags, timeout);
+}
+
+int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
+    REAL(sendmmsg);
+    int error = fault(SENDMMSG);
+    if (error) FAIL_LATER(fd, error);
+    return real(fd, messages, count, flags);
 }
 
 ssize_t send(int fd, const void *data, size_t length, int flags) {

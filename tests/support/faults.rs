@@ -57,8 +57,10 @@ pub(crate) enum Call {
     /// Of the loop's own counters, as `Write`.
     Read,
     Recv,
+    RecvMmsg,
     RecvMsg,
     Send,
+    SendMmsg,
     SendMsg,
     SetSockOpt,
     Shutdown,
@@ -73,7 +75,7 @@ pub(crate) enum Call {
 
 impl Call {
     /// In the order of `enum call` of faults.c.
-    pub(crate) const ALL: [Self; 33] = [
+    pub(crate) const ALL: [Self; 35] = [
         Self::Accept,
         Self::Bind,
         Self::Close,
@@ -96,8 +98,10 @@ impl Call {
         Self::Pipe,
         Self::Read,
         Self::Recv,
+        Self::RecvMmsg,
         Self::RecvMsg,
         Self::Send,
+        Self::SendMmsg,
         Self::SendMsg,
         Self::SetSockOpt,
         Self::Shutdown,
@@ -186,7 +190,7 @@ impl Call {
             Self::Listen => &[Errno::ADDRINUSE, Errno::OPNOTSUPP, Errno::INVAL],
             Self::Open => &[Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::ACCESS],
             Self::Read | Self::Write => &[Errno::INTR, Errno::AGAIN, Errno::BADF, Errno::INVAL],
-            Self::Recv | Self::RecvMsg => &[
+            Self::Recv | Self::RecvMmsg | Self::RecvMsg => &[
                 Errno::INTR,
                 Errno::AGAIN,
                 Errno::CONNRESET,
@@ -198,7 +202,7 @@ impl Call {
                 Errno::BADF,
                 Errno::INVAL,
             ],
-            Self::Send | Self::SendMsg => &[
+            Self::Send | Self::SendMmsg | Self::SendMsg => &[
                 Errno::INTR,
                 Errno::AGAIN,
                 Errno::PIPE,

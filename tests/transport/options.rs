@@ -58,6 +58,22 @@ impl<T: TcpTransport> Protocol<T> for Prober {
             transport.no_delay().unwrap(),
             transport.keep_alive().unwrap(),
         ));
+        // The socket's own, and back again.
+        for is_on in [false, true] {
+            transport.set_no_delay(is_on).unwrap();
+            transport.set_keep_alive(is_on).unwrap();
+            let socket = transport.socket_descriptor().unwrap();
+            let of_socket = (
+                sockopt::tcp_nodelay(socket).unwrap(),
+                sockopt::socket_keepalive(socket).unwrap(),
+            );
+            assert_eq!(of_socket, (is_on, is_on), "set, and not in force");
+            let told = (
+                transport.no_delay().unwrap(),
+                transport.keep_alive().unwrap(),
+            );
+            assert_eq!(told, of_socket, "told otherwise than it is");
+        }
         let socket = transport.socket_descriptor().unwrap();
         let number = socket.as_raw_fd();
         self.socket = open_as(number).map(|what| (number, what));
@@ -111,6 +127,7 @@ fn tcp_options_are_off_at_first_settable_and_gone_with_the_socket() {
         [(Some(io::ErrorKind::NotConnected), true); 2]
     );
     assert_eq!(seen.open, [(true, false); 2]);
+    assert_eq!(reactor.statistics().panics, 0);
     drop(reactor);
     ledger.assert_balanced();
 }

@@ -672,7 +672,8 @@ fn closing_waits_for_a_running_push_producer(kind: Kind) {
     }
 }
 
-/// F-34: whoever produces, and before all is sent or after.
+/// F-34: whoever produces, and before all is sent or after. It is done, and not told to
+/// stop.
 fn a_producer_that_is_done_closes_with_one_call(kind: Kind) {
     for who in EVERYBODY {
         for producer in [ProducerKind::Push, ProducerKind::Pull] {
@@ -687,6 +688,9 @@ fn a_producer_that_is_done_closes_with_one_call(kind: Kind) {
                 let received = it.link.peer_receives_all();
                 assert_eq!(received, (b"the last".to_vec(), End::Clean));
                 it.link.run_until_lost();
+                let told = it.link.record.summary();
+                assert_eq!(told.last().unwrap(), "lost closed cleanly");
+                assert!(!told.contains(&"stopped".into()), "{told:?}");
                 it.link.finish();
             }
         }

@@ -2,7 +2,10 @@
 
 use bowline::{AfterReadClosed, TransportState};
 
+use rustix::io::Errno;
+
 use crate::harness::{End, Kind, Link, Script, over_every_kind};
+use crate::support::faults::{Call, with_faults};
 
 over_every_kind!(
     our_side_closes_when_everything_was_sent,
@@ -20,6 +23,7 @@ over_every_kind!(
     half_closing_inside_read_connection_lost,
     lose_connection_after_our_side_closed,
     half_close_of_a_dead_peer_passes,
+    a_close_wins_over_a_half_close_that_waits,
     the_peers_end_is_delivered_after_its_data,
 );
 
@@ -264,7 +268,50 @@ fn lose_connection_after_our_side_closed(kind: Kind) {
     link.finish();
 }
 
-/// F-17, the trap: shutdown(2) fails and that is no error.
+/// F-11: one thing is done when all has left, and the close is before the half-close.
+fn a_close_wins_over_a_half_close_that_waits(kind: Kind) {
+    let mut link = Link::new(kind, Script::new());
+    let written = link.fill();
+    link.transport().lose_write_connection();
+    link.settle();
+    link.transport().lose_connection();
+    let (received, end) = link.peer_receives_all();
+    assert_eq!((received.len(), end), (written, End::Clean));
+    link.run_until_lost();
+    assert_eq!(link.record.summary(), ["made", "lost closed cleanly"]);
+    link.finish();
+}
+
+/// F-17, the trap: shutdown(2) fails and that is no error. The protocol goes on, and
+/// hears of the peer what there is to hear.
+#[test]
+fn half_close_that_the_kernel_refuses_passes() {
+    let name = "half_close_that_the_kernel_refuses_passes";
+    with_faults(module_path!(), name, |faults| {
+        for kind in [Kind::AcceptedTcpV4, Kind::AcceptedUnixPath] {
+            for error in [Errno::NOTCONN, Errno::NOBUFS] {
+                let mut link = Link::new(kind, Script::new());
+                let _ = link.transport().write(b"all");
+                faults.reset();
+                faults.fail(Call::Shutdown, 0, 1, error);
+                link.transport().lose_write_connection();
+                faults.during(|| link.settle());
+                assert_eq!(faults.fired(), 1, "{kind:?}");
+                let told = ["made", "write closed"];
+                assert_eq!(link.record.summary(), told, "{kind:?}, {error}");
+                assert_eq!(link.peer_receives(3), b"all");
+                link.peer().send(b"last words");
+                link.close_peer();
+                link.run_until_lost();
+                let rest = ["data 10", "read closed", "lost closed cleanly"];
+                assert_eq!(link.record.summary()[2..], rest, "{kind:?}, {error}");
+                link.finish();
+            }
+        }
+    });
+}
+
+/// F-17: nobody is there any more to be told of it.
 fn half_close_of_a_dead_peer_passes(kind: Kind) {
     let script = Script::new().keep_writing();
     let mut link = Link::new(kind, script);

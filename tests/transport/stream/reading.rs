@@ -221,11 +221,15 @@ fn resume_while_closing_does_nothing(kind: Kind) {
     let script = Script::new().made(|cx| cx.transport.pause_producing());
     let mut link = Link::new(kind, script);
     let written = link.fill();
+    link.peer().send(b"unread");
+    link.settle();
     link.transport().lose_connection();
     link.transport().resume_producing();
     link.settle();
     assert_eq!(link.record.summary(), ["made"]);
-    assert_eq!(link.peer_receives_all().0.len(), written);
+    let (received, _) = link.peer_receives_all();
+    // A close with unread bytes is a reset: it may cost the last ones.
+    assert!(received.len() <= written);
     link.run_until_lost();
     assert_eq!(link.record.summary(), ["made", "lost closed cleanly"]);
     link.finish();

@@ -331,6 +331,7 @@ fn sigpipe_is_never_raised() {
     });
 }
 
+/// Contract S-26.
 #[test]
 fn credentials_and_pidfd_arrive_beside_a_full_message() {
     let (near, far) = stream_pair();
