@@ -238,6 +238,8 @@ pub struct SocketDescription {
     pub address: Option<Address>,
     /// Whether it is a byte stream, rather than datagrams or sequenced packets.
     pub is_stream: bool,
+    /// Whether it is of sequenced packets (`SOCK_SEQPACKET`).
+    pub is_packets: bool,
     /// Whether it accepts connections.
     pub is_listening: bool,
 }
@@ -261,6 +263,7 @@ pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
     Ok(SocketDescription {
         address,
         is_stream: kind.stream,
+        is_packets: kind.packets,
         is_listening: kind.listening,
     })
 }

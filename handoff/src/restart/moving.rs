@@ -3,9 +3,11 @@
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::rc::{Rc, Weak};
 
 use bowline_protocol::{
@@ -14,7 +16,7 @@ use bowline_protocol::{
 use bowline_reactor::{Reactor, Token};
 use bowline_transport::{
     DetachError, Detached, PacketSocket, Port, ReattachError, StreamTransport, Transports, Unsent,
-    UnsentDescriptors,
+    UnsentDescriptors, describe_socket,
 };
 
 use super::messages::Record;
@@ -513,7 +515,21 @@ impl Batch {
     }
 }
 
-/// What arrived of a batch: each connection, or `None` for one that is refused.
+/// Gives back what a connection can have: a socket of streams or packets, a pipe, a
+/// terminal, a file. The program would have to lose what is none: the predecessor has let go of it by then.
+fn may_be_connection(fd: OwnedFd) -> Option<OwnedFd> {
+    if let Ok(socket) = describe_socket(fd.as_fd()) {
+        let has_connections = socket.is_stream || socket.is_packets;
+        return (has_connections && !socket.is_listening).then_some(fd);
+    }
+    let file = File::from(fd);
+    let kind = file.metadata().ok()?.file_type();
+    let is_any = kind.is_fifo() || kind.is_char_device() || kind.is_file();
+    is_any.then(|| file.into())
+}
+
+/// What arrived of a batch: each connection, or `None` for one that is refused: of a kind
+/// that is not wanted, or with a descriptor that no connection has.
 pub(crate) fn unpack(
     records: Vec<Record>,
     descriptors: Vec<OwnedFd>,
@@ -537,9 +553,10 @@ pub(crate) fn unpack(
                 groups.push(UnsentDescriptors::new(range, group.collect()));
             }
             let held = take(record.held as usize)?;
+            let fd = may_be_connection(socket.pop()?)?;
             is_wanted(&record.kind).then(|| Moved {
                 kind: record.kind,
-                fd: socket.pop().expect("one was taken"),
+                fd,
                 unsent: Unsent {
                     bytes: record.unsent,
                     descriptors: groups,

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -14,12 +14,12 @@ use bowline::handoff::pool::{
     FromWorker, Live, PassedConnection, Pool, Spawned, ToWorker, Worker, WorkerId, WorkerRefusal,
     WorkerSettings,
 };
-use bowline::handoff::wire::HEADER_BYTES;
 use bowline::process::ChildProcess;
 use bowline::testing::Random;
 
 use super::process::settings;
-use super::raw::{Raw, dispatch, frame, hello, send_bytes, tcp_pair, wrong_kinds};
+use super::raw::{Raw, dispatch, frame, hello, send_bytes};
+use crate::mutated::{Kinds, mutate};
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::{DescriptorLedger, open_descriptors, run_until, socketpair};
 
@@ -74,31 +74,6 @@ struct Seen {
     refusals: usize,
 }
 
-/// What may be sent along.
-struct Kinds {
-    all: Vec<OwnedFd>,
-    _client: std::net::TcpStream,
-}
-
-impl Kinds {
-    fn new() -> Self {
-        let (client, accepted) = tcp_pair();
-        let mut all: Vec<_> = wrong_kinds().into_iter().map(|(_, fd)| fd).collect();
-        all.push(accepted);
-        Self {
-            all,
-            _client: client,
-        }
-    }
-
-    fn some(&self, random: &mut Random) -> Vec<BorrowedFd<'_>> {
-        let count = [0, 1, 1, 1, 1, 2, 3, 9][random.below(8)];
-        (0..count)
-            .map(|_| self.all[random.below(self.all.len())].as_fd())
-            .collect()
-    }
-}
-
 fn to_worker(random: &mut Random) -> ToWorker {
     if random.chance(85) {
         let read = vec![b'r'; random.below(40)];
@@ -117,34 +92,6 @@ fn from_worker(random: &mut Random) -> FromWorker {
         0 => FromWorker::Accepted { id, live },
         1 => FromWorker::Refused { id, reason, live },
         _ => FromWorker::Load { live },
-    }
-}
-
-/// Changes one thing or several, or nothing but the descriptors.
-fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
-    for _ in 0..[0, 1, 1, 1, 2, 4][random.below(6)] {
-        match random.below(9) {
-            // The fields of the header: length, kind, version, count.
-            0 => bytes[random.below(4)] = random.any() as u8,
-            1 => bytes[3] = bytes[3].wrapping_add(random.below(5) as u8).wrapping_sub(2),
-            2 => bytes[4 + random.below(2)] = random.any() as u8,
-            3 => bytes[5] = bytes[5].wrapping_add(1),
-            4 => bytes[6] = random.below(4) as u8,
-            5 => bytes[7] = random.below(256) as u8,
-            // The payload.
-            6 if bytes.len() > HEADER_BYTES => {
-                let at = HEADER_BYTES + random.below(bytes.len() - HEADER_BYTES);
-                bytes[at] ^= 1 << random.below(8);
-            }
-            7 if bytes.len() > HEADER_BYTES => {
-                let at = HEADER_BYTES + random.below(bytes.len() - HEADER_BYTES);
-                bytes.truncate(at);
-            }
-            _ => {
-                let extra = random.below(20);
-                bytes.extend((0..extra).map(|_| random.any() as u8));
-            }
-        }
     }
 }
 
@@ -261,7 +208,7 @@ fn at_the_pool(random: &mut Random, wanted: usize) -> Seen {
             Raw::new(end, Role::WORKER)
         };
         // It has something that it can answer for.
-        let spare = kinds.all.last().expect("a connection").try_clone();
+        let spare = kinds.connection().try_clone_to_owned();
         pool.dispatch(&mut reactor, PassedConnection::new(spare.expect("a copy")));
         for _ in 0..1 + random.below(FRAMES) {
             let fds = if random.chance(20) {

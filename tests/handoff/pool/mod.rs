@@ -3,7 +3,7 @@
 mod alone;
 mod clients;
 mod process;
-mod raw;
+pub(crate) mod raw;
 
 mod behaviour;
 mod broken;

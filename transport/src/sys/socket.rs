@@ -68,6 +68,8 @@ pub(crate) struct SocketKind {
     pub(crate) domain: Option<Family>,
     /// Whether it is a byte stream, rather than datagrams or sequenced packets.
     pub(crate) stream: bool,
+    /// Whether it is of sequenced packets.
+    pub(crate) packets: bool,
     /// Whether it accepts connections.
     pub(crate) listening: bool,
 }
@@ -324,11 +326,12 @@ pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
 /// # Errors
 /// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
 pub(crate) fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
-    let stream = is_stream(fd)?;
+    let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
     let domain: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
     Ok(SocketKind {
         domain: Family::from_number(domain),
-        stream,
+        stream: kind == libc::SOCK_STREAM,
+        packets: kind == libc::SOCK_SEQPACKET,
         listening: flag(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?,
     })
 }

@@ -47,9 +47,11 @@ pub(crate) fn describe(fd: std::os::fd::BorrowedFd<'_>) -> Option<crate::SocketD
     let address = name.map_or(UnixAddress::Unnamed, |name| {
         UnixAddress::Abstract(name.into_bytes())
     });
+    let is_packets = kernel.shape_of(id) == Some(kernel::Shape::Packets);
     Some(crate::SocketDescription {
         address: Some(Address::Unix(address)),
-        is_stream: kernel.shape_of(id) != Some(kernel::Shape::Packets),
+        is_stream: !is_packets,
+        is_packets,
         is_listening,
     })
 }

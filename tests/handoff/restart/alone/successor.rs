@@ -18,6 +18,8 @@ use super::wire::{
     takes, takes_back,
 };
 use super::{Client, Server, Stage, file, ms};
+use crate::pool::raw::wrong_kinds;
+use crate::support::figures::{Bound, Figures};
 use crate::support::socketpair;
 
 const LATE: &str = "not started: the other process took too long";
@@ -256,6 +258,36 @@ fn predecessor_that_is_just_in_time_at_each_step_is_taken_over_from() {
     pair.hand.send(&done(), &[]);
     stage.settle();
     assert!(pair.new.restart.is_serving());
+}
+
+/// The predecessor keeps what it can take back; by the time that the program found out it
+/// would have let go. Reliability T-21.
+#[test]
+fn what_no_connection_has_is_refused() {
+    let kinds = wrong_kinds();
+    for (kind, wrong) in &kinds {
+        let mut stage = Stage::new();
+        let pair = Pair::new(&mut stage);
+        let (_client, theirs) = socketpair();
+        pair.go_to(&mut stage, 2);
+        pair.hand.hears();
+        let both = [wrong.as_fd(), theirs.as_fd()];
+        pair.hand
+            .send(&connections(1, &[("line", 0), ("line", 0)]), &both);
+        stage.settle();
+        // A transport can be on either of these.
+        let heard = match *kind {
+            "file" | "pipe" => "prepared 1 but",
+            _ => "prepared 1 but 0",
+        };
+        assert_eq!(pair.hand.hears(), [heard], "{kind}");
+    }
+    Figures::of("T-21").must(
+        "kinds of descriptors that a successor was sent for connections",
+        kinds.len(),
+        Bound::AtLeast,
+        7,
+    );
 }
 
 #[test]

@@ -107,7 +107,7 @@ pub(super) fn offer(batches: u32) -> Said {
 }
 
 /// With the process that was to be watched.
-fn offer_of(batches: u32, watched: u32) -> Said {
+pub(super) fn offer_of(batches: u32, watched: u32) -> Said {
     said(0x0211, |payload| {
         payload.u32(batches);
         payload.u32(watched);

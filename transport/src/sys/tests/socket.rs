@@ -62,6 +62,7 @@ fn sockets_are_born_nonblocking_and_close_on_exec() {
         let expected = SocketKind {
             domain: Some(family),
             stream: true,
+            packets: false,
             listening: false,
         };
         assert_eq!(socket_kind(socket.as_fd()).unwrap(), expected);
