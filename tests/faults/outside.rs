@@ -722,10 +722,13 @@ fn proxy_loses_no_byte_in_a_storm_of_interruptions() {
     let front = Server::start(Kind::Proxy, front, Path::new(""), false).expect("it starts");
     faults.storm(40, 7);
     faults.arm();
-    for _ in 0..3 {
+    // A proxy that is kept from running has fewer calls to be interrupted in.
+    let mut rounds = 0;
+    while rounds < 3 || faults.fired() <= 100 {
         assert!(front.echo(BYTES));
+        rounds += 1;
+        assert!(rounds < 100, "{} interruptions", faults.fired());
     }
-    assert!(faults.fired() > 100);
     faults.disarm();
     assert!(front.stop().success());
     assert!(behind.stop().success());

@@ -16,7 +16,7 @@ use bowline::handoff::pool::{
     Live, PassedConnection, Pool, PoolSettings, Spawned, Worker, WorkerSettings,
 };
 use bowline::policies::{Handshake, LimitHandshakes};
-use bowline::process::ChildProcess;
+use bowline::process::{ChildCommand, ChildProcess, CollectOutput, ProcessOutput};
 use bowline::testing::ManualClock;
 use bowline::time::Clock;
 use bowline::{
@@ -707,9 +707,10 @@ fn children_have_exactly_the_descriptors_they_are_given() {
         // What this process was itself started with: std leaves that to its children.
         let inherited = found_by(Command::new("/bin/ls"), |command| command.spawn());
         // From another thread, at any moment of a read; every third by std, which gives
-        // nothing.
+        // nothing, and every third by a reactor.
         let spawner = std::thread::spawn(move || {
             let mut random = bowline::testing::Random::new(16);
+            let mut reactor = Reactor::new().unwrap();
             let mut granted = 0;
             let wrong = (0..spawns).filter(|nth| {
                 if nth % 3 == 0 {
@@ -720,7 +721,12 @@ fn children_have_exactly_the_descriptors_they_are_given() {
                 granted += count;
                 // Numbers that this process is using, and such as it is not.
                 let numbers = (0..count).map(|nth| (3 + nth * 7 + random.below(7)) as u32);
-                !has_exactly(&numbers.map(|number| (file(), number)).collect::<Vec<_>>())
+                let grants: Vec<_> = numbers.map(|number| (file(), number)).collect();
+                let found = match nth % 3 {
+                    1 => found_with(&grants),
+                    _ => found_by_child(&mut reactor, &grants),
+                };
+                !has_exactly(&grants, found)
             });
             (wrong.count(), granted)
         });
@@ -748,14 +754,36 @@ fn children_have_exactly_the_descriptors_they_are_given() {
     });
 }
 
-/// Whether a child finds these under their numbers, and beside them its standard streams
-/// alone.
-fn has_exactly(grants: &[(OwnedFd, u32)]) -> bool {
+/// The descriptors that a child finds that was given these.
+fn found_with(grants: &[(OwnedFd, u32)]) -> BTreeMap<u32, String> {
     let borrowed: Vec<_> = grants.iter().map(|(fd, n)| (fd.as_fd(), *n)).collect();
-    let mut found = found_by(Command::new("/bin/ls"), |command| {
+    found_by(Command::new("/bin/ls"), |command| {
         let command = std::mem::replace(command, Command::new("unused"));
         bowline::process::spawn_with_descriptors(command, &borrowed)
-    });
+    })
+}
+
+/// The same of one that a reactor runs.
+fn found_by_child(reactor: &mut Reactor, grants: &[(OwnedFd, u32)]) -> BTreeMap<u32, String> {
+    let mut command = Command::new("/bin/ls");
+    command.args(["-l", "/proc/self/fd"]);
+    let mut command = ChildCommand::new(command).null(0).null(2);
+    for (fd, number) in grants {
+        command = command.descriptor(*number, fd.as_fd());
+    }
+    let output = Rc::new(RefCell::new(None));
+    let collected = Rc::clone(&output);
+    let collect = CollectOutput::new(move |_, it| *collected.borrow_mut() = Some(it));
+    let process = reactor.spawn_process(command, collect).unwrap();
+    let pid = reactor.get(process).expect("it was started").pid();
+    turn_until(reactor, |_| output.borrow().is_some());
+    let output: ProcessOutput = output.take().expect("it has ended");
+    listed(&output.stdout, pid)
+}
+
+/// Whether a child has found these under their numbers, and beside them its standard
+/// streams alone.
+fn has_exactly(grants: &[(OwnedFd, u32)], mut found: BTreeMap<u32, String>) -> bool {
     let has_streams = (0..3_u32).all(|number| found.remove(&number).is_some());
     let link = |fd: &OwnedFd| {
         let number = std::os::fd::AsRawFd::as_raw_fd(fd);
@@ -776,9 +804,14 @@ fn found_by(
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let child = spawn(&mut command).unwrap();
-    let own = format!("/proc/{}/fd", child.id());
-    let output = child.wait_with_output().unwrap();
-    let listed = String::from_utf8_lossy(&output.stdout);
+    let pid = child.id();
+    listed(&child.wait_with_output().unwrap().stdout, pid)
+}
+
+/// What a child of this number has listed.
+fn listed(output: &[u8], pid: u32) -> BTreeMap<u32, String> {
+    let own = format!("/proc/{pid}/fd");
+    let listed = String::from_utf8_lossy(output);
     let found = listed.lines().filter_map(|line| {
         let (before, link) = line.split_once(" -> ")?;
         let number = before.rsplit(' ').next()?.parse().expect("a number");

@@ -56,6 +56,7 @@ fn all_messages_sent_before_we_look_are_seen() {
     let most = 500;
     let passed = file();
     let (mut messages, mut seen) = (0, 0);
+    let (mut peers, mut events) = (0, 0);
     for count in (1..=most).step_by(scaled(7, 1)) {
         let mut reactor = Reactor::new().unwrap();
         let (ours, peer) = socketpair();
@@ -69,11 +70,22 @@ fn all_messages_sent_before_we_look_are_seen() {
         for _ in 0..count {
             send(&peer, b"x", &[passed.as_fd()]).expect("room");
         }
+        let before = reactor.statistics().events;
         run_until(&mut reactor, |_| counted.get() == (count, count));
+        run_until_quiet_at_once(&mut reactor);
+        peers += 1;
+        events += (reactor.statistics().events - before) as usize;
         messages += count;
         seen += counted.get().1;
     }
-    Figures::of("T-7").must("messages seen", seen, Bound::Exactly, messages);
+    Figures::of("T-7")
+        .must("messages seen", seen, Bound::Exactly, messages)
+        .must(
+            "events, of one for each peer",
+            events,
+            Bound::Exactly,
+            peers,
+        );
     drop(passed);
     ledger.assert_balanced();
 }
