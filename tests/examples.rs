@@ -650,6 +650,13 @@ fn hot_restart_loses_nothing_of_its_own_load() {
         )
         .must("requests", count("requests "), Bound::AtLeast, connections)
         .measured(
+            "requests a second",
+            row_of(&said, "requests per second"),
+            "",
+            Bound::AtLeast,
+            scaled(100.0, 8_000.0),
+        )
+        .measured(
             "p99 during restarts, of that between them",
             during / steady,
             "times",

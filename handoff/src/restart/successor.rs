@@ -373,19 +373,33 @@ impl Successor {
         } = incoming;
         let told = match message {
             FromPredecessor::Refused { refusal } => Told::Refused(refusal),
-            FromPredecessor::Offer { batches, watched } => match descriptors.into_iter().next() {
-                Some(baton) => {
-                    self.with(|take_over| {
-                        take_over.found.watched = watched;
-                        take_over.found.baton = Some(baton.into());
-                    });
-                    Told::Offer(batches)
+            FromPredecessor::Offer { batches, watched } => {
+                let baton = descriptors.into_iter().next().map(Baton::received);
+                match baton.transpose() {
+                    Ok(Some(Some(baton))) => {
+                        self.with(|take_over| {
+                            take_over.found.watched = watched;
+                            take_over.found.baton = Some(baton);
+                        });
+                        Told::Offer(batches)
+                    }
+                    Ok(Some(None)) => {
+                        log::warn!(target: log::HANDOFF, "the descriptor of an offer is no pipe");
+                        Told::Abort
+                    }
+                    Ok(None) => {
+                        log::warn!(target: log::HANDOFF, "an offer came without its descriptor");
+                        Told::Abort
+                    }
+                    Err(error) => {
+                        log::warn!(
+                            target: log::HANDOFF,
+                            "cannot hold the descriptor of an offer: {error}"
+                        );
+                        Told::Abort
+                    }
                 }
-                None => {
-                    log::warn!(target: log::HANDOFF, "an offer came without its descriptor");
-                    Told::Abort
-                }
-            },
+            }
             FromPredecessor::Listeners { batch, listeners } => {
                 if listeners.len() == descriptors.len() {
                     self.keep_listeners(listeners, descriptors);

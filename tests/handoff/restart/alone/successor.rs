@@ -14,11 +14,11 @@ use bowline::handoff::channel::Role;
 use bowline::handoff::restart::{Listeners, Program, Restart, RestartError};
 
 use super::wire::{
-    Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, ready, refused, take,
-    takes, takes_back,
+    Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, offer_of, ready,
+    refused, take, takes, takes_back,
 };
 use super::{Client, Server, Stage, file, ms};
-use crate::pool::raw::wrong_kinds;
+use crate::pool::raw::{tcp_pair, wrong_kinds};
 use crate::support::figures::{Bound, Figures};
 use crate::support::socketpair;
 
@@ -260,13 +260,16 @@ fn predecessor_that_is_just_in_time_at_each_step_is_taken_over_from() {
     assert!(pair.new.restart.is_serving());
 }
 
+/// How many kinds of descriptors no connection has.
+const WRONG: usize = 7;
+
 /// The predecessor keeps what it can take back; by the time that the program found out it
 /// would have let go. Reliability T-21.
 #[test]
 fn what_no_connection_has_is_refused() {
-    let kinds = wrong_kinds();
-    for (kind, wrong) in &kinds {
+    for at in 0..WRONG {
         let mut stage = Stage::new();
+        let (kind, wrong) = wrong_kinds().swap_remove(at);
         let pair = Pair::new(&mut stage);
         let (_client, theirs) = socketpair();
         pair.go_to(&mut stage, 2);
@@ -276,7 +279,7 @@ fn what_no_connection_has_is_refused() {
             .send(&connections(1, &[("line", 0), ("line", 0)]), &both);
         stage.settle();
         // A transport can be on either of these.
-        let heard = match *kind {
+        let heard = match kind {
             "file" | "pipe" => "prepared 1 but",
             _ => "prepared 1 but 0",
         };
@@ -284,10 +287,42 @@ fn what_no_connection_has_is_refused() {
     }
     Figures::of("T-21").must(
         "kinds of descriptors that a successor was sent for connections",
-        kinds.len(),
+        WRONG,
         Bound::AtLeast,
         7,
     );
+}
+
+/// What says who serves is looked at without waiting for it, whatever it is: a socket
+/// that nothing comes on would keep the loop for ever. Reliability T-21.
+#[test]
+fn what_cannot_say_who_serves_ends_the_take_over() {
+    for at in 0..WRONG + 2 {
+        let mut stage = Stage::new();
+        let mut wrong = wrong_kinds();
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let (_client, accepted) = tcp_pair();
+        wrong.push(("pipe without its byte", reader.into()));
+        wrong.push(("connection", accepted));
+        let (kind, wrong) = wrong.swap_remove(at);
+        let pair = Pair::new(&mut stage);
+        pair.hand.send(&offer_of(1, 0), &[wrong.as_fd()]);
+        pair.send_listeners(&stage);
+        stage.settle();
+        match kind {
+            "pipe" | "pipe without its byte" => {
+                assert_eq!(pair.hand.hears(), ["taken 0", "ready"], "{kind}");
+                pair.hand.send(&nothing(NONSENSE), &[]);
+                stage.settle();
+                assert_eq!(pair.new.events(), ["listens", GAVE_UP], "{kind}");
+            }
+            _ => {
+                assert_eq!(pair.hand.hears(), ["gives up", "lost"], "{kind}");
+                assert_eq!(pair.new.events(), [GAVE_UP], "{kind}");
+            }
+        }
+        assert!(!pair.new.restart.is_serving());
+    }
 }
 
 #[test]
