@@ -71,13 +71,13 @@ fn mutated_messages_do_no_harm_at_either_end_of_a_restart() {
             "descriptors refused for their kind at restarts",
             new.refusals,
             Bound::AtLeast,
-            wanted / 400,
+            (wanted / 2_000).max(1),
         )
         .must(
             "hand-overs among them",
             serving.ends.min(new.ends),
             Bound::AtLeast,
-            wanted / 400,
+            (wanted / 2_000).max(1),
         );
 }
 
