@@ -1,13 +1,15 @@
 //! The addresses of both ends of a TCP connection, in 48 bytes.
 //!
-//! Two [`SocketAddr`]s take 64, twice what an idle connection has for what is unsent.
+//! Two [`SocketAddr`]s take 64 bytes. That is twice as much as an idle connection has
+//! for its unsent bytes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The peer's address, and ours once it is known.
 ///
-/// Of IPv6 the kernel says no flow of our end, and a scope only of link-local addresses,
-/// which are those of one interface at both ends (`inet6_getname`): one scope is enough.
+/// For IPv6 the kernel gives no flow label of our end. It gives a scope only for
+/// link-local addresses, and both ends of these are on one interface (`inet6_getname`).
+/// So one scope is enough.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ends {
     peer: [u8; 16],
@@ -17,7 +19,7 @@ pub(super) struct Ends {
     peer_port: u16,
     host_port: u16,
     peer_family: Family,
-    /// `None` while nobody has asked.
+    /// `None` until our address was asked for.
     host_family: Option<Family>,
 }
 

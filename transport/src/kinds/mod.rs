@@ -1,6 +1,6 @@
-//! The kinds of connection that come with bowline, a file each.
+//! The kinds of connection that come with bowline. Each is a file.
 //!
-//! Adding one is a file here, a line in the list below, tests, and documentation.
+//! A new kind takes a file here, a line in the list below, tests, and documentation.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,12 +39,12 @@ pub use self::unix_seqpacket::{
     UnixSeqpacketOn, UnixSeqpacketPort, UnixSeqpacketSocket,
 };
 
-/// What a kind puts on its sockets by itself.
+/// The layers that a kind puts on its sockets by itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 
-/// How long the kernel's queue of connections not accepted yet is by default;
-/// the kernel cuts it to `net.core.somaxconn`.
+/// How many connections may wait to be accepted by default. The kernel cuts it to
+/// `net.core.somaxconn`.
 const BACKLOG: u32 = 1024;
 
 /// How long an attempt to connect may take by default. (Twisted: 30 s.)
@@ -55,7 +55,7 @@ fn backlog(asked: u32) -> i32 {
 }
 
 impl Connecting {
-    /// What became of connecting `socket`.
+    /// The result of dialling with `socket`.
     fn dial<S>(self, socket: S) -> Dial<S> {
         match self {
             Self::Done => Dial::Connected(socket),
@@ -65,8 +65,8 @@ impl Connecting {
     }
 }
 
-/// Whether a socket has come to be connected, or why not; `None` for neither,
-/// after a spurious event.
+/// Asks whether a socket is connected by now. `None` after a spurious event, if it
+/// neither is nor has failed.
 pub(crate) fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>> {
     match sys::take_error(socket) {
         Ok(None) => match sys::peer_name(socket) {
@@ -78,16 +78,16 @@ pub(crate) fn outcome(socket: BorrowedFd<'_>) -> Option<Result<(), ConnectError>
     }
 }
 
-/// The family that a stream socket should be of.
+/// The family that a stream socket should have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
     Inet,
     Unix,
 }
 
-/// Checks a connected socket that came from somewhere else, and makes it fit for the
-/// loop; answers its peer. Nothing is done to it that its other holders could notice
-/// but making it non-blocking.
+/// Checks a connected socket that came from somewhere else, makes it fit for the loop,
+/// and returns its peer. It is made non-blocking. Its other holders can notice nothing
+/// else.
 fn check_connected(fd: OwnedFd, wanted: Of) -> Result<(OwnedFd, SocketName), AdoptError> {
     match connected(fd.as_fd(), wanted).and_then(|peer| made_fit(fd.as_fd()).map(|()| peer)) {
         Ok(peer) => Ok((fd, peer)),
@@ -109,9 +109,9 @@ fn made_fit(fd: BorrowedFd<'_>) -> Result<(), AdoptErrorKind> {
 }
 
 fn connected(fd: BorrowedFd<'_>, wanted: Of) -> Result<SocketName, AdoptErrorKind> {
-    // Two questions where the closer look has three, for every connection that
-    // somebody accepted elsewhere: what has a peer does not listen, and the
-    // peer's name is of the socket's family.
+    // This asks two questions for each connection that was accepted elsewhere. The
+    // closer look asks three. A socket with a peer does not listen, and the peer's name
+    // has the family of the socket.
     match sys::peer_name(fd) {
         Ok(name) if is_of(&name, wanted) && sys::is_stream(fd).unwrap_or(false) => Ok(name),
         answer => {
@@ -134,8 +134,8 @@ fn is_of(name: &SocketName, wanted: Of) -> bool {
     }
 }
 
-/// Checks a datagram socket that came from somewhere else, and makes it fit for the loop;
-/// answers its family, and its peer if it has one.
+/// Checks a datagram socket that came from somewhere else, and makes it fit for the
+/// loop. Returns its family, and its peer if it has one.
 fn check_datagrams(
     fd: OwnedFd,
     wanted: Of,
@@ -168,8 +168,8 @@ fn datagrams(
     Ok((family, peer))
 }
 
-/// Checks a UNIX socket of sequenced packets that came from somewhere else, connected or
-/// listening, and makes it fit for the loop; answers its peer, if it is connected.
+/// Checks a UNIX socket of sequenced packets that came from somewhere else, connected
+/// or listening, and makes it fit for the loop. Returns its peer, if it is connected.
 fn check_packets(
     fd: OwnedFd,
     listening: bool,
@@ -214,7 +214,7 @@ fn kind_of(fd: BorrowedFd<'_>) -> Result<sys::SocketKind, AdoptErrorKind> {
     })
 }
 
-/// Says what is wrong with `fd`, if anything is.
+/// Returns what is wrong with `fd`, if anything is.
 fn look_closely(fd: BorrowedFd<'_>, wanted: Of, listening: bool) -> Result<(), AdoptErrorKind> {
     let kind = kind_of(fd)?;
     match kind.domain {

@@ -1,4 +1,4 @@
-//! The descriptor of a socket, as the kinds of socket have it.
+//! The descriptor of a socket, for all kinds of socket.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -8,8 +8,8 @@ use crate::file_descriptor::{Received, not_connected};
 use crate::shared::ReadBuffers;
 use crate::sys::{self, SocketName};
 
-/// The descriptor of a socket, until it is closed or detached. What needs it afterwards is
-/// answered by [`not_connected`].
+/// The descriptor of a socket, until it is closed or detached. Calls that need it
+/// afterwards return [`not_connected`].
 #[derive(Debug, Default)]
 pub(super) struct SocketFd(Option<OwnedFd>);
 
@@ -18,7 +18,7 @@ impl SocketFd {
         Self(Some(fd))
     }
 
-    /// Takes it out, to be closed by whoever has it then.
+    /// Takes the descriptor out. The caller closes it.
     pub(super) fn take(&mut self) -> Option<OwnedFd> {
         self.0.take()
     }
@@ -41,7 +41,7 @@ impl SocketFd {
         self.get().ok_or_else(not_connected)
     }
 
-    /// What the socket itself is called.
+    /// The name of the socket.
     pub(super) fn name(&self) -> io::Result<SocketName> {
         sys::local_name(self.open()?)
     }
@@ -55,7 +55,7 @@ impl SocketFd {
         sys::send_vectored(self.open()?, pieces)
     }
 
-    /// A plain read of a stream: descriptors that come along are lost.
+    /// A plain read of a stream. Descriptors that come with the bytes are lost.
     #[inline(always)]
     pub(super) fn read(&self, buffers: &mut ReadBuffers, limit: usize) -> io::Result<Received> {
         let bytes = sys::recv(self.open()?, buffers.data.get_mut(limit))?;

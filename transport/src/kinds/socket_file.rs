@@ -1,4 +1,4 @@
-//! The files of UNIX sockets: who owns one, and taking the place of a dead socket.
+//! The files of UNIX sockets: their owners, and taking the place of a dead socket.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -13,12 +13,12 @@ use crate::error::ListenStep;
 use crate::log;
 use crate::sys::{self, Connecting, Family, FileIdentity, SocketName};
 
-/// How long others may take to remove dead sockets from the same directory: each
-/// needs a fraction of a millisecond, so that this is for hundreds of them on a busy
+/// How long others may take to remove dead sockets from the same directory. Each needs
+/// a fraction of a millisecond, so this is enough for hundreds of them on a busy
 /// machine.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is asked whether they have.
+/// How often the lock is tried meanwhile.
 const LOCK_POLL: Duration = Duration::from_millis(1);
 
 /// What to do about the file of a dead socket. A socket is dead when no process on this
@@ -43,20 +43,20 @@ pub enum StaleSocket {
     Remove,
 }
 
-/// The settings of every endpoint that makes such a file.
+/// The settings of all endpoints that make such a file.
 macro_rules! socket_file_settings {
     () => {
-        /// Sets the permissions of the socket file, in force before anybody can connect or
-        /// send; default `0o666`. Who may needs write permission, and search permission on
-        /// the directories above.
+        /// Sets the permissions of the socket file; default `0o666`. They are in force
+        /// before anybody can connect or send. A client needs write permission, and
+        /// search permission on the directories above.
         pub fn mode(mut self, mode: u32) -> Self {
             self.mode = mode;
             self
         }
 
         /// Sets what to do about the file of a dead socket at the path; default
-        /// [`StaleSocket::Remove`]. Whatever else is there, a live socket or a file of
-        /// another kind, is `AddrInUse`.
+        /// [`StaleSocket::Remove`]. If a live socket or another kind of file is there,
+        /// binding fails with `AddrInUse`.
         pub fn stale(mut self, stale: StaleSocket) -> Self {
             self.stale = stale;
             self
@@ -67,15 +67,15 @@ pub(super) use socket_file_settings;
 
 /// The file of a UNIX socket that we bound.
 ///
-/// Invariant: whoever has it has the socket too, and closes it later. While a socket is
-/// open its file's number is given to no other, so that finding it at the path is
-/// proof; and a program that takes over the paths of dead sockets only leaves it alone.
+/// Invariant: its owner has the socket too, and closes it later. While a socket is
+/// open, no other file gets its inode. So a file with that inode at the path is ours. A
+/// program that takes over only the paths of dead sockets leaves it alone.
 #[derive(Debug)]
 pub(crate) struct OwnedFile {
     path: PathBuf,
     pub(super) identity: FileIdentity,
-    /// The process that removes it: one that was forked from it has a copy of all
-    /// this, and the file is not its own.
+    /// The process that removes it. A process that was forked from it has a copy of
+    /// this value, but does not own the file.
     owner: u32,
 }
 
@@ -84,7 +84,7 @@ impl OwnedFile {
         &self.path
     }
 
-    /// The socket file at `path`, whose socket this process has.
+    /// The socket file at `path`. This process has its socket.
     pub(super) fn at(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         Ok(Self {
@@ -94,8 +94,8 @@ impl OwnedFile {
         })
     }
 
-    /// The socket file `file`, at the path of a listener that this process has; where another
-    /// one stands there, or none, it is not owned.
+    /// The socket file `file`, at the path of a listener of this process. If another
+    /// file is there, or none, it is not owned.
     pub(super) fn of_listener(listener: BorrowedFd<'_>, file: SocketFile) -> io::Result<Self> {
         let SocketName::UnixPath(path) = sys::local_name(listener)? else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
@@ -108,7 +108,7 @@ impl OwnedFile {
         Ok(found)
     }
 
-    /// Which file it is.
+    /// The identity of the file.
     pub(super) fn socket_file(&self) -> SocketFile {
         SocketFile {
             device: self.identity.device,
@@ -116,7 +116,7 @@ impl OwnedFile {
         }
     }
 
-    /// The path goes on to belong to whoever holds the listener.
+    /// Leaves the path to the other holders of the listener.
     pub(crate) fn leave(self) {
         let mut file = ManuallyDrop::new(self);
         drop(std::mem::take(&mut file.path));
@@ -124,8 +124,8 @@ impl OwnedFile {
 }
 
 impl Drop for OwnedFile {
-    /// Removes the file, unless another one has taken its place, or it is the
-    /// file of the process that we were forked from.
+    /// Removes the file, unless another one has taken its place, or it belongs to the
+    /// process that we were forked from.
     fn drop(&mut self) {
         let path = self.path.display();
         if self.owner != std::process::id() {
@@ -143,19 +143,19 @@ impl Drop for OwnedFile {
     }
 }
 
-/// Binds to `path`, after removing a dead socket from it where that is wanted.
+/// Binds to `path`, after removing a dead socket from it if that is wanted.
 ///
-/// Of several that do so at once one succeeds. Where nothing is at the path the kernel
-/// sees to that: bind(2) makes the file or fails. Where a dead socket is, only who
-/// holds the lock of the directory removes it, and only after having seen, with the
-/// lock, that it is dead; what is dead stays so, and nobody else replaces it
-/// meanwhile. A crash leaves nothing: the lock goes with the process, and the file of a
-/// socket that never listened is dead like any other.
+/// If several do so at once, one succeeds. If nothing is at the path, the kernel sees
+/// to that: bind(2) makes the file or fails. If a dead socket is there, only the holder
+/// of the directory's lock removes it, once it has seen under the lock that the socket
+/// is dead. A dead socket stays dead, and nobody else replaces it meanwhile. A crash
+/// leaves nothing behind. The lock goes with the process, and the file of a socket that
+/// never listened is dead like any other.
 ///
-/// The lock is flock(2) on the directory itself: it needs no file of its own, is seen
-/// through every mount and in every namespace, and is one between threads as well.
-/// (Binding under another name and renaming would need no lock, but sockets,
-/// clients and successors would be told that name for ever.)
+/// The lock is flock(2) on the directory itself. It needs no file of its own, is seen
+/// through every mount and in every namespace, and works between threads too. (Binding
+/// under another name and renaming would need no lock. But sockets, clients and
+/// successors would see that name for ever.)
 pub(super) fn bind_path(
     fd: BorrowedFd<'_>,
     path: &Path,
@@ -168,20 +168,21 @@ pub(super) fn bind_path(
         Err(error) if stale == StaleSocket::Remove && is_taken(&error.1) => error,
         bound => return bound,
     };
-    // A file that is no socket is none of ours. Not a reason to lock anything.
+    // A file that is no socket is not ours to remove. So no lock is needed.
     if !may_be_dead(path, name) {
         return Err(taken);
     }
     let cannot = |error| (ListenStep::RemoveStale, error);
     let _lock = lock_directory_of(path, LOCK_PATIENCE).map_err(cannot)?;
-    // Held, so that no other file is given its number while it is looked at.
+    // Held open, so that no other file gets its inode while it is checked.
     let held = match sys::hold_socket_file(path) {
         Ok(held) => held,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return bind(),
         Err(_) => return Err(taken),
     };
-    // The kernel makes the file a moment before it is a socket's, during which it looks
-    // dead; but with the directory locked, its own way, which this waits for.
+    // The kernel makes the file a moment before it is a socket's. During that moment it
+    // looks dead. But the kernel itself locks the directory for it, and this call waits
+    // for that.
     match bind() {
         Err(error) if is_taken(&error.1) => {}
         bound => return bound,
@@ -204,37 +205,37 @@ fn may_be_dead(path: &Path, name: &SocketName) -> bool {
 
 /// Whether no process has the socket of the file at a path any more.
 ///
-/// Told by connecting with a socket of another type: that is refused for want of any
-/// socket, or as the wrong type, whether it listens already or is bound only. And
-/// it is no connection that the listener would see. Any other answer, lacking
-/// permission say, is not taken for death.
+/// Connects with a socket of another type to find out. A dead socket refuses that, as
+/// there is no socket. A live one, listening or only bound, fails it as the wrong type,
+/// and its listener sees no connection. Any other error, such as for lack of
+/// permission, does not count as dead.
 fn is_dead(name: &SocketName) -> io::Result<bool> {
     let is_refused = |probe: OwnedFd| match sys::connect(probe.as_fd(), name) {
         Ok(Connecting::Done | Connecting::InProgress | Connecting::BacklogFull) => false,
         Err(error) => error.kind() == io::ErrorKind::ConnectionRefused,
     };
-    // And by connecting as clients do: something that stands in for Linux may not know
+    // Also connects as clients do, since a system that stands in for Linux may not know
     // the difference.
     Ok(is_refused(sys::datagram_socket(Family::Unix)?)
         && is_refused(sys::stream_socket(Family::Unix)?))
 }
 
-/// The lock under which dead sockets are removed from a directory, held until it is
-/// dropped.
+/// The lock under which dead sockets are removed from a directory. It is held until it
+/// is dropped.
 #[derive(Debug)]
 struct DirectoryLock(File);
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        // Closing would not do: a process that was forked meanwhile has it too.
-        // It cannot fail.
+        // Closing is not enough, since a process that was forked meanwhile has it too.
+        // Unlocking cannot fail.
         let _ = self.0.unlock();
     }
 }
 
 /// # Errors
-/// `TimedOut` where others held it all the time; those of opening a directory, of which
-/// we may not read everyone.
+/// `TimedOut` if others held it all the time. Otherwise those of opening a directory,
+/// which we may not be allowed to read.
 #[doc(alias = "flock")]
 fn lock_directory_of(path: &Path, patience: Duration) -> io::Result<DirectoryLock> {
     let path = std::path::absolute(path)?;

@@ -91,8 +91,7 @@ stream_type! {
 #[derive(Debug)]
 pub struct TcpSocket {
     fd: SocketFd,
-    /// Ours is asked of the kernel when somebody wants to know, at the latest before
-    /// the close.
+    /// Our address is asked for when it is needed, at the latest before the close.
     ends: Ends,
 }
 
@@ -111,7 +110,7 @@ impl TcpSocket {
         }
     }
 
-    /// A socket whose peer is called so.
+    /// Makes a socket whose peer has this name.
     fn named(fd: OwnedFd, peer: &SocketName, host: Option<SocketAddr>) -> Self {
         let peer = match peer {
             SocketName::Inet(address) => *address,
@@ -121,10 +120,11 @@ impl TcpSocket {
         Self::new(fd, peer, host)
     }
 
-    /// Takes note of our address; an error if the peer is the socket itself.
+    /// Records our address. Fails if the peer is the socket itself.
     ///
-    /// TCP makes a connection of one socket that sends to its own port (simultaneous
-    /// open), and the kernel may choose that port for who connects where nobody listens.
+    /// TCP connects a socket that sends to its own port with itself (simultaneous
+    /// open). If nobody listens at a port, the kernel may choose just that port for a
+    /// client.
     fn refuse_itself(&mut self) -> Result<(), ConnectError> {
         let Ok(SocketName::Inet(host)) = self.fd.name() else {
             return Ok(());
@@ -134,8 +134,8 @@ impl TcpSocket {
             self.ends.set_host(host);
             return Ok(());
         }
-        // A close in order would keep the port from its server for a minute. This one is a
-        // reset.
+        // A usual close would keep the port from its server for a minute. This close is
+        // a reset.
         self.prepare_abort();
         Err(ConnectError::Refused(io::Error::new(
             io::ErrorKind::ConnectionRefused,
@@ -155,7 +155,7 @@ impl TcpSocket {
     }
 }
 
-/// The address that says nothing, of the same family.
+/// The unspecified address of the same family.
 fn unspecified(like: SocketAddr) -> SocketAddr {
     match like {
         SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
@@ -232,7 +232,7 @@ impl Socket for TcpSocket {
         } else if error.kind() != io::ErrorKind::BrokenPipe {
             Remains::Pieces
         } else {
-            // The error of a reset that came behind the peer's end (`tcp_reset` in
+            // A reset that came behind the peer's end has this error (`tcp_reset` in
             // Linux).
             Remains::Everything
         }
@@ -244,8 +244,8 @@ impl Socket for TcpSocket {
 
     fn prepare_abort(&mut self) {
         if let Some(fd) = self.fd.get() {
-            // A linger time of zero turns close(2) into a reset; it fails only
-            // for what is no socket.
+            // A linger time of zero turns close(2) into a reset. This fails only if it
+            // is no socket.
             let _ = sys::set_linger(fd, Some(Duration::ZERO));
         }
     }
@@ -309,7 +309,7 @@ macro_rules! impl_tcp_transport {
 impl_tcp_transport!(impl for TcpStream);
 impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
 
-/// TCP, as a kind of connection. [`at`](Self::at) says where to listen, [`to`](Self::to)
+/// The kind of TCP connections. [`at`](Self::at) says where to listen, [`to`](Self::to)
 /// and [`to_host`](Self::to_host) where to connect.
 ///
 /// ```
@@ -331,9 +331,9 @@ impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// `Tcp` itself is the kind to [`adopt`](crate::Transports::adopt) a connected socket with.
-/// The socket may be shared: ending the connection closes our descriptor, and does not
-/// shut the socket down for others.
+/// `Tcp` itself is the kind to [`adopt`](crate::Transports::adopt) a connected socket
+/// with. Others may hold the socket too. When the connection ends, only our descriptor
+/// is closed; the socket is not shut down for others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tcp;
 
@@ -418,7 +418,7 @@ impl Wrap<TcpSocket> for Plain {
     }
 }
 
-/// What connections of both sides can be set to.
+/// The settings of connections of both sides.
 #[derive(Clone, Copy, Debug, Default)]
 struct Options {
     no_delay: bool,
@@ -437,7 +437,7 @@ impl Options {
     }
 }
 
-/// The settings of a TCP listener; made by [`Tcp::at`].
+/// The settings of a TCP listener. [`Tcp::at`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct TcpListen {
@@ -457,8 +457,8 @@ impl TcpListen {
         self
     }
 
-    /// Sets `SO_REUSEADDR`; default true. It binds even if connections of an earlier
-    /// listener are still closing.
+    /// Sets `SO_REUSEADDR`; default true. With it, binding succeeds even if connections
+    /// of an earlier listener are still closing.
     pub fn reuse_address(mut self, on: bool) -> Self {
         self.reuse_address = on;
         self
@@ -555,8 +555,8 @@ impl ListenAt for TcpListen {
 #[derive(Debug)]
 pub struct TcpListener {
     fd: OwnedFd,
-    /// The address of all connections; `None` of a listener on all addresses, where
-    /// each has its own, to be asked for when it is needed.
+    /// Our address in all connections. `None` for a listener on all addresses. Then
+    /// each connection has its own, which is asked for when it is needed.
     host: Option<SocketAddr>,
 }
 
@@ -616,12 +616,12 @@ impl ListeningSocket for TcpListener {
     fn close(self) {}
 }
 
-/// How long an attempt has before the next address is tried beside it, and the
-/// least that may be set (RFC 8305, section 8).
+/// How long an address is tried before the next one is tried beside it, and the least
+/// that may be set (RFC 8305, section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const LEAST_ATTEMPT_DELAY: Duration = Duration::from_millis(10);
 
-/// The settings of a TCP connector; made by [`Tcp::to`] and [`Tcp::to_host`].
+/// The settings of a TCP connector. [`Tcp::to`] and [`Tcp::to_host`] make it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct TcpConnect {
@@ -644,8 +644,9 @@ enum Target {
 
 impl TcpConnect {
     /// Sets how long an attempt may take until `connection_made`; default 30 seconds.
-    /// The lookup of a host, all its addresses and the handshakes of layers are part of
-    /// that. With `None` it takes as long as the kernel tries, and as the layers allow.
+    /// This includes the lookup of a host, all its addresses, and the handshakes of
+    /// layers. With `None` it takes as long as the kernel tries, and as the layers
+    /// allow.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self

@@ -21,12 +21,12 @@ use crate::sys::{self, Beside, Family, Interface4, SocketName};
 /// The transport of a UDP socket.
 pub type UdpPort = Port<UdpSocket>;
 
-/// How many bytes a datagram has at the most: what an IP packet can hold beside the
+/// The longest datagrams in bytes, which an IPv4 or IPv6 packet can hold beside the
 /// headers.
 const LONGEST4: usize = 65_507;
 const LONGEST6: usize = 65_527;
 
-/// As many datagrams as Linux takes as one (`UDP_MAX_SEGMENTS`; of late it is 128).
+/// How many datagrams Linux takes as one message (`UDP_MAX_SEGMENTS`; recently 128).
 const MOST_SEGMENTS: usize = 64;
 
 /// A UDP socket.
@@ -34,19 +34,19 @@ const MOST_SEGMENTS: usize = 64;
 pub struct UdpSocket {
     fd: SocketFd,
     family: Family,
-    /// As it was last known.
+    /// Our address, as it was last known.
     host: Cell<SocketAddr>,
     peer: Option<SocketAddr>,
     room: usize,
-    /// How many datagrams are sent as one, and how long they may be: what does not fit on
-    /// the way cannot be cut there, and leaves by itself.
+    /// How many datagrams are sent as one message, and how long each may be. A longer
+    /// one cannot be cut by the kernel, and leaves by itself.
     segments: usize,
     longest_segment: usize,
     receives_offloaded: bool,
 }
 
-/// UDP over IPv4 and IPv6, as a kind of datagram socket: where and how to listen and to
-/// connect, and what to adopt.
+/// The kind of UDP sockets, over IPv4 and IPv6. [`at`](Self::at) says where to receive,
+/// and [`to`](Self::to) who is the peer.
 ///
 /// ```
 /// # use bowline_protocol::{Context, Datagram, DatagramProtocol, DatagramTransport};
@@ -66,18 +66,19 @@ pub struct UdpSocket {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// By itself it is what [`adopt`](crate::Transports::adopt) takes a socket as, connected or
-/// not. The socket may be shared: whoever reads first has the datagram.
+/// `Udp` itself is the kind to [`adopt`](crate::Transports::adopt) a socket with,
+/// connected or not. Others may hold the socket too. Each datagram goes to the one that
+/// reads it first.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Udp;
 
-/// Where and how to receive datagrams; made by [`Udp::at`].
+/// The settings of a UDP socket without a peer. [`Udp::at`] makes it.
 pub type UdpListen = UdpEndpoint<()>;
 
-/// Whom to exchange datagrams with, and how; made by [`Udp::to`].
+/// The settings of a UDP socket with one peer. [`Udp::to`] makes it.
 pub type UdpConnect = UdpEndpoint<SocketAddr>;
 
-/// How to make a UDP socket; `P` is its peer, where it has one.
+/// The settings of a UDP socket. `P` is its peer, if it has one.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is bound before it is given to `listen` or `connect`"]
 pub struct UdpEndpoint<P> {
@@ -94,15 +95,16 @@ pub struct UdpEndpoint<P> {
 }
 
 impl Udp {
-    /// Receives what is sent to an address. Port 0 lets the kernel choose. (Twisted:
-    /// `listenUDP`.)
+    /// Receives the datagrams that are sent to an address. With port 0 the kernel
+    /// chooses a port. (Twisted: `listenUDP`.)
     pub fn at(address: SocketAddr) -> UdpListen {
         UdpEndpoint::new(Some(address), ())
     }
 
-    /// Exchanges datagrams with one peer, and no others. What is told of those that do not
-    /// arrive is told by
-    /// [`connection_refused`](bowline_protocol::DatagramProtocol::connection_refused).
+    /// Exchanges datagrams with one peer, and no others. If the system reports that
+    /// some do not arrive,
+    /// [`connection_refused`](bowline_protocol::DatagramProtocol::connection_refused)
+    /// is called.
     pub fn to(peer: SocketAddr) -> UdpConnect {
         UdpEndpoint::new(None, peer)
     }
@@ -124,24 +126,25 @@ impl<P> UdpEndpoint<P> {
         }
     }
 
-    /// Sets whether others of this machine may be bound to the address too
-    /// (`SO_REUSEADDR`), if they say so as well; default false. Each receives what is sent
-    /// to a group that it has joined; of what is sent to one machine, the last that was
-    /// bound has all. (Twisted: `listenMultiple`.)
+    /// Sets whether other sockets of this machine may be bound to the same address
+    /// (`SO_REUSEADDR`), if they allow it too; default false. Each receives the
+    /// datagrams to a group that it has joined. All other datagrams go to the socket
+    /// that was bound last. (Twisted: `listenMultiple`.)
     pub fn reuse_address(mut self, reuse: bool) -> Self {
         self.reuse_address = reuse;
         self
     }
 
-    /// Sets whether others of the same user may be bound to the address too, and share
-    /// what is sent to it, by the address of the sender (`SO_REUSEPORT`); default false.
+    /// Sets whether other sockets of the same user may be bound to the same address
+    /// (`SO_REUSEPORT`); default false. The kernel distributes datagrams between them
+    /// by the address of the sender.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
         self
     }
 
-    /// Sets whether a socket of IPv6 leaves IPv4 alone (`IPV6_V6ONLY`); default false:
-    /// what comes over IPv4 comes from an address like `[::ffff:192.0.2.1]`.
+    /// Sets whether a socket of IPv6 leaves IPv4 alone (`IPV6_V6ONLY`); default false.
+    /// Then datagrams that come over IPv4 have a sender such as `[::ffff:192.0.2.1]`.
     pub fn only_v6(mut self, only: bool) -> Self {
         self.only_v6 = only;
         self
@@ -154,32 +157,33 @@ impl<P> UdpEndpoint<P> {
         self
     }
 
-    /// Sets whether the kernel is asked to treat several datagrams of one length as one
-    /// (`UDP_SEGMENT`, `UDP_GRO`), where it can; default true. They are sent and
-    /// delivered one by one all the same.
+    /// Sets whether the kernel may treat several datagrams of one length as one
+    /// message, if it can (`UDP_SEGMENT`, `UDP_GRO`); default true. They arrive one by
+    /// one all the same.
     pub fn offload(mut self, on: bool) -> Self {
         self.offload = on;
         self
     }
 
-    /// Sets how many bytes of a datagram are delivered; default 65,536, more than it can
-    /// have. Of a longer one the rest is lost, and [that is
-    /// told](bowline_protocol::Datagram::is_truncated). (Twisted: `maxPacketSize`, 8,192.)
+    /// Sets how many bytes of a datagram are delivered; default 65,536, more than a
+    /// datagram can have. The rest of a longer one is lost, and it is marked as
+    /// [truncated](bowline_protocol::Datagram::is_truncated). (Twisted:
+    /// `maxPacketSize`, 8,192.)
     pub fn max_datagram(mut self, bytes: usize) -> Self {
         self.max_datagram = bytes.clamp(1, datagram::ROOM);
         self
     }
 
-    /// Sets how many bytes the kernel holds until we read them (`SO_RCVBUF`), which it
-    /// doubles for what it needs beside them, up to `net.core.rmem_max`; by default
-    /// `net.core.rmem_default`. What comes when it is full is
+    /// Sets how many bytes the kernel holds until we read them (`SO_RCVBUF`); default
+    /// `net.core.rmem_default`. The kernel doubles the number for its own needs, up to
+    /// `net.core.rmem_max`. Datagrams that come when the buffer is full are
     /// [dropped](bowline_protocol::DatagramTransport::dropped_by_kernel).
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
         self
     }
 
-    /// Sets how many bytes the kernel holds until they have left (`SO_SNDBUF`), as
+    /// Sets how many bytes the kernel holds until they have left (`SO_SNDBUF`). See
     /// [`receive_buffer`](Self::receive_buffer).
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
@@ -234,7 +238,7 @@ impl<P> UdpEndpoint<P> {
 }
 
 impl UdpConnect {
-    /// Sets the address to send from; by default the kernel chooses.
+    /// Sets the address to send from; by default the kernel chooses it.
     pub fn bind_address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
@@ -281,7 +285,8 @@ impl<P: DatagramProtocol<UdpPort>> AdoptWith<OwnedFd, P> for Udp {
             _ => None,
         };
         let mut socket = UdpSocket::new(fd, family, peer);
-        // Of others who hold it nothing is asked that they might not know of.
+        // Receive offload is not set, since other holders of the socket may not expect
+        // it.
         socket.use_segmentation();
         datagram::install(reactor, socket, protocol)
             .map(named)
@@ -357,7 +362,7 @@ impl DatagramSocket for UdpSocket {
     }
 
     fn host(&self) -> Address {
-        // It is bound by the first send at the latest.
+        // The first send binds it at the latest.
         if let Ok(SocketName::Inet(address)) = self.fd.name() {
             self.host.set(address);
         }
@@ -397,12 +402,12 @@ impl DatagramSocket for UdpSocket {
                         return Err(error);
                     };
                     match error.kind() {
-                        // Too long to be cut on this way; each by itself may be sent in
-                        // fragments.
+                        // Too long to be cut on this route. A single datagram may still
+                        // be sent in fragments.
                         io::ErrorKind::InvalidInput => {
                             self.longest_segment = usize::from(segment) - 1;
                         }
-                        // A network card that cannot compute checksums.
+                        // The network card cannot compute checksums.
                         _ => self.segments = 1,
                     }
                 }

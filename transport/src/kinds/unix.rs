@@ -41,8 +41,8 @@ pub struct UnixSocket {
     peer: UnixName,
 }
 
-/// The address of one end. All connections of a listener share that of theirs;
-/// an end without a name, as that of most clients, costs nothing.
+/// The address of one end. All connections of a listener share its address. An end
+/// without a name costs nothing. Most clients have none.
 #[derive(Clone, Debug)]
 pub(crate) struct UnixName(Option<Rc<UnixAddress>>);
 
@@ -82,7 +82,7 @@ impl FileDescriptor for UnixSocket {
         self.fd.send_pieces(pieces)
     }
 
-    /// A plain read: descriptors that come along are lost.
+    /// A plain read. Descriptors that come with the bytes are lost.
     #[inline(always)]
     fn do_read(
         &mut self,
@@ -173,7 +173,7 @@ impl Socket for UnixSocket {
         self.fd.shutdown_write()
     }
 
-    // It knows no reset: the peer sees the end either way.
+    // There is no reset: the peer sees the end either way.
 
     fn close(&mut self) {
         self.fd.close();
@@ -233,11 +233,11 @@ impl From<sys::Credentials> for Credentials {
     }
 }
 
-/// UNIX stream sockets, as a kind of connection: where and how to listen and to
-/// connect, and what to adopt.
+/// The kind of UNIX stream connections. [`at`](Self::at) says where to listen, and
+/// [`to`](Self::to) where to connect.
 ///
-/// What is put on its sockets is [`SendmsgMixin`], so that the transport is a
-/// [`UnixStream`]. With other layers ([`layer`](Listen::layer)) that one is said too:
+/// Its sockets have [`SendmsgMixin`] on them, so the transport is a [`UnixStream`].
+/// With other layers ([`layer`](Listen::layer)), put that one on top too:
 ///
 /// ```
 /// # use bowline_protocol::{Address, Context, Protocol, Transport};
@@ -251,25 +251,22 @@ impl From<sys::Credentials> for Credentials {
 /// #     }
 /// # }
 ///
-/// let mut reactor = Reactor::new()?;
-/// let here = Unix::at("@a name of the abstract namespace").mode(0o600);
-/// // A layer of yours would stand between the two.
-/// let here = here.layer(|socket: UnixSocket, _| SendmsgMixin::new(socket));
-/// reactor.listen(here, |_: &Address| Echo)?;
+/// A layer of yours would go between the two.
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// By itself it is what [`adopt`](crate::Transports::adopt) takes a connected socket
-/// as, one end of a socketpair for instance. The socket may be shared: ending the
-/// connection closes our descriptor and does not shut the socket down for others.
+/// `Unix` itself is the kind to [`adopt`](crate::Transports::adopt) a connected socket
+/// with, such as one end of a socketpair. Others may hold the socket too. When the
+/// connection ends, only our descriptor is closed; the socket is not shut down for
+/// others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unix;
 
 impl Unix {
     /// Listens at a path, or at a name in the abstract namespace.
     ///
-    /// The file is removed when the listener closes, unless another has taken its
-    /// place.
+    /// The socket file is removed when the listener closes, unless another one has
+    /// taken its place.
     pub fn at(address: impl Into<UnixAddress>) -> UnixListen {
         UnixListen {
             address: address.into(),
@@ -280,10 +277,9 @@ impl Unix {
         }
     }
 
-    /// Goes on with a socket that listens already; its file is neither touched now nor
-    /// removed later. Whether it refuses descriptors
-    /// ([`accepts_descriptors`](UnixListen::accepts_descriptors)) is asked of it once,
-    /// now.
+    /// Goes on with a socket that listens already. Its socket file is neither touched
+    /// now nor removed later. The socket is asked now, once, whether it refuses
+    /// descriptors ([`accepts_descriptors`](UnixListen::accepts_descriptors)).
     pub fn listening(fd: OwnedFd) -> On<UnixListen> {
         Self::at(UnixAddress::Unnamed).on(fd)
     }
@@ -329,7 +325,7 @@ impl Wrap<UnixSocket> for Plain {
     }
 }
 
-/// Where and how to listen on a UNIX socket; made by [`Unix::at`].
+/// The settings of a UNIX listener. [`Unix::at`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct UnixListen {
@@ -341,8 +337,8 @@ pub struct UnixListen {
 }
 
 impl UnixListen {
-    /// Sets the length of the queue of connections not accepted yet; default 1,024,
-    /// cut by the kernel to `net.core.somaxconn`.
+    /// Sets how many connections may wait to be accepted; default 1,024. The kernel
+    /// cuts it to `net.core.somaxconn`.
     pub fn backlog(mut self, backlog: u32) -> Self {
         self.backlog = backlog;
         self
@@ -350,22 +346,22 @@ impl UnixListen {
 
     socket_file_settings!();
 
-    /// Sets whether clients may send descriptors before and after they are accepted
-    /// (`SO_PASSRIGHTS`, Linux 6.16, inherited by accepted sockets); default
-    /// true. Where the kernel does not know the option, refusing fails. Reading
-    /// costs less where none can come.
+    /// Sets whether clients may send descriptors, before and after they are accepted
+    /// (`SO_PASSRIGHTS`, Linux 6.16); default true. Accepted sockets inherit it. With
+    /// false, reading costs less, and listening fails if the kernel does not know the
+    /// option.
     pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
         self.accepts_descriptors = accepted;
         self
     }
 
-    /// A socket that listens; with the file, if it has one, which is to be dropped
-    /// before the socket.
+    /// Makes a listening socket, and its file, if it has one. The file has to be
+    /// dropped before the socket.
     fn bound(&self) -> Result<(Option<OwnedFile>, OwnedFd), ListenError> {
         let failed = |step| ListenError::of(&self.address, step);
         let fd = sys::stream_socket(Family::Unix).map_err(failed(ListenStep::Socket))?;
         if !self.accepts_descriptors {
-            // On the listener, so that nothing slips in before the accept.
+            // Set on the listener, so that no descriptor arrives before the accept.
             sys::set_pass_rights(fd.as_fd(), false).map_err(failed(ListenStep::Socket))?;
         }
         let file = bind_unix(fd.as_fd(), &self.address, self.mode, self.stale)
@@ -408,12 +404,12 @@ impl ListenAt for UnixListen {
 /// A UNIX socket that listens.
 #[derive(Debug)]
 pub struct UnixListener {
-    /// Removed when we close, if it is still ours: before the socket, and so
-    /// before it when this is dropped.
+    /// Removed when we close, if it is still ours. It goes before the socket, also if
+    /// this is dropped.
     file: Option<OwnedFile>,
     fd: OwnedFd,
     host: UnixName,
-    /// Whether the kernel refuses descriptors to all who connect.
+    /// Whether the kernel refuses descriptors from all clients.
     refuses_descriptors: bool,
 }
 
@@ -427,7 +423,7 @@ impl UnixListener {
         }
     }
 
-    /// What it is called, which its connections inherit.
+    /// Its name, which its connections inherit.
     pub(super) fn host(&self) -> UnixAddress {
         let name = self.host.0.as_deref();
         name.map_or(UnixAddress::Unnamed, UnixAddress::clone)
@@ -488,8 +484,8 @@ impl ListeningSocket for UnixListener {
     }
 
     fn close(self) {
-        // The path first: a client that finds it finds a listener, and nobody has
-        // taken it over while the socket is open.
+        // The path goes first. So a client that finds it finds a listener. Nobody takes
+        // the path over while the socket is open.
         drop(self.file);
         if sys::has_waiting(self.fd.as_fd()).unwrap_or(true) {
             close_elsewhere(self.fd);
@@ -515,7 +511,7 @@ impl ListeningSocket for UnixListener {
     }
 }
 
-/// Where and how to connect to a UNIX socket; made by [`Unix::to`].
+/// The settings of a UNIX connector. [`Unix::to`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct UnixConnect {
@@ -527,23 +523,23 @@ pub struct UnixConnect {
 }
 
 impl UnixConnect {
-    /// Sets how long the attempt may take until `connection_made`; default 30 seconds,
-    /// `None` for ever. The wait for room in the listener's queue and the handshakes of
-    /// layers are part of that.
+    /// Sets how long the attempt may take until `connection_made`; default 30 seconds.
+    /// `None` sets no limit. This includes the wait for room in the accept queue, and
+    /// the handshakes of layers.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
     }
 
-    /// Sets the address to connect from; default unnamed.
+    /// Sets the address to connect from; by default it has no name.
     pub fn bind_address(mut self, address: impl Into<UnixAddress>) -> Self {
         self.bind_address = Some(address.into());
         self
     }
 
     /// Sets whether the peer may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before
-    /// it can send anything; default true. Where the kernel does not know
-    /// the option, refusing fails.
+    /// it can send anything; default true. With false, connecting fails if the kernel
+    /// does not know the option.
     pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
         self.accepts_descriptors = accepted;
         self
@@ -579,7 +575,7 @@ impl Connect for UnixConnect {
             Some(_) => host_of(fd.as_fd()).into(),
             None => UnixName(None),
         };
-        // A listener's name is what was asked for.
+        // The name of the listener is the address that was asked for.
         Ok(connecting.dial(UnixSocket::new(fd, host, peer.clone().into())))
     }
 
@@ -598,8 +594,8 @@ impl Connect for UnixConnect {
     }
 }
 
-/// Binds a UNIX socket of any type; answers the file, if it has one, which is to be dropped
-/// before the socket.
+/// Binds a UNIX socket of any type. Returns its file, if it has one, which has to be
+/// dropped before the socket.
 pub(super) fn bind_unix(
     fd: BorrowedFd<'_>,
     address: &UnixAddress,
@@ -612,18 +608,19 @@ pub(super) fn bind_unix(
         sys::bind(fd, &name).map_err(failed(ListenStep::Bind))?;
         return Ok(None);
     };
-    // Linux gives the file the mode of the unbound socket, less the umask: it is never
-    // more open than asked.
+    // Linux gives the file the mode of the unbound socket, less the umask. So it is
+    // never more open than asked.
     sys::set_mode(fd, mode).map_err(failed(ListenStep::Mode))?;
     bind_path(fd, path, &name, stale)?;
-    // From here on it is removed if anything fails, before the socket is closed.
+    // From here on the file is removed if anything fails, before the socket is closed.
     let file = OwnedFile::at(path).map_err(failed(ListenStep::Mode))?;
-    // What the umask took away. Until a socket listens, nobody connects.
+    // This adds the bits that the umask took away. Nobody connects until a socket
+    // listens.
     sys::set_file_mode(file.path(), file.identity, mode).map_err(failed(ListenStep::Mode))?;
     Ok(Some(file))
 }
 
-/// The name of a UNIX socket, in the words of the protocols.
+/// The protocol's address for a UNIX socket name.
 pub(crate) fn address_of(name: SocketName) -> UnixAddress {
     match name {
         SocketName::UnixPath(path) => UnixAddress::Path(path),
@@ -634,7 +631,7 @@ pub(crate) fn address_of(name: SocketName) -> UnixAddress {
     }
 }
 
-/// The same, lent: of any family.
+/// As [`address_of`], borrowed, for a name of any family.
 #[inline]
 pub(crate) fn address_ref(name: NameRef<'_>) -> AddressRef<'_> {
     match name {
@@ -645,7 +642,7 @@ pub(crate) fn address_ref(name: NameRef<'_>) -> AddressRef<'_> {
     }
 }
 
-/// The same, in those of the system.
+/// The system's name for a UNIX address.
 pub(super) fn name_of(address: &UnixAddress) -> SocketName {
     match address {
         UnixAddress::Unnamed => SocketName::UnixUnnamed,
@@ -654,7 +651,7 @@ pub(super) fn name_of(address: &UnixAddress) -> SocketName {
     }
 }
 
-/// What a socket itself is called.
+/// The name of a socket.
 pub(super) fn host_of(fd: BorrowedFd<'_>) -> UnixAddress {
     address_of(sys::local_name(fd).unwrap_or(SocketName::UnixUnnamed))
 }

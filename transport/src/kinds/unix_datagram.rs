@@ -27,7 +27,7 @@ pub type UnixDatagramPort = Port<UnixDatagramSocket>;
 /// A UNIX datagram socket.
 #[derive(Debug)]
 pub struct UnixDatagramSocket {
-    /// Removed when we close, if it is still ours: before the socket.
+    /// Removed when we close, if it is still ours. It goes before the socket.
     file: Option<OwnedFile>,
     fd: SocketFd,
     host: UnixAddress,
@@ -36,14 +36,14 @@ pub struct UnixDatagramSocket {
     longest: Longest,
 }
 
-/// UNIX datagram sockets, as a kind: where and how to listen and to connect, and what to
-/// adopt.
+/// The kind of UNIX datagram sockets. [`at`](Self::at) says where to receive, and
+/// [`to`](Self::to) who is the peer.
 ///
-/// They are reliable: nothing is lost and nothing overtakes, and who sends waits for who
-/// reads. A socket that is to be answered has to have a name.
+/// They are reliable. No datagram is lost or overtakes another, and a sender waits for
+/// the receiver to read. A socket needs a name to be answered.
 ///
-/// By itself it is what [`adopt`](crate::Transports::adopt) takes a socket as: one end of a
-/// socketpair, say, or one that systemd gave.
+/// `UnixDatagram` itself is the kind to [`adopt`](crate::Transports::adopt) a socket
+/// with, such as one end of a socketpair, or a socket from systemd.
 ///
 /// ```
 /// # use bowline_protocol::{Context, Datagram, DatagramProtocol, UnixDatagramTransport};
@@ -67,13 +67,14 @@ pub struct UnixDatagramSocket {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnixDatagram;
 
-/// Where and how to receive datagrams; made by [`UnixDatagram::at`].
+/// The settings of a UNIX datagram socket without a peer. [`UnixDatagram::at`] makes
+/// it.
 pub type UnixDatagramListen = UnixDatagramEndpoint<()>;
 
-/// Whom to exchange datagrams with, and how; made by [`UnixDatagram::to`].
+/// The settings of a UNIX datagram socket with one peer. [`UnixDatagram::to`] makes it.
 pub type UnixDatagramConnect = UnixDatagramEndpoint<UnixAddress>;
 
-/// How to make a UNIX datagram socket; `P` is its peer, where it has one.
+/// The settings of a UNIX datagram socket. `P` is its peer, if it has one.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is bound before it is given to `listen` or `connect`"]
 pub struct UnixDatagramEndpoint<P> {
@@ -89,18 +90,18 @@ pub struct UnixDatagramEndpoint<P> {
 }
 
 impl UnixDatagram {
-    /// Receives what is sent to a path, or to a name in the abstract namespace;
-    /// [`UnixAddress::Unnamed`] has the kernel choose such a name. The file is removed when
-    /// the socket closes, unless another has taken its place. (Twisted:
-    /// `listenUNIXDatagram`.)
+    /// Receives the datagrams that are sent to a path, or to a name in the abstract
+    /// namespace. With [`UnixAddress::Unnamed`] the kernel chooses an abstract name.
+    /// The socket file is removed when the socket closes, unless another one has taken
+    /// its place. (Twisted: `listenUNIXDatagram`.)
     pub fn at(address: impl Into<UnixAddress>) -> UnixDatagramListen {
         UnixDatagramEndpoint::new(Some(address.into()), ())
     }
 
-    /// Exchanges datagrams with one peer: only what comes from there is received, and room
-    /// there is told. The peer has to be there already. Unless the socket is
-    /// [bound](UnixDatagramConnect::bind_address) it cannot be answered. (Twisted:
-    /// `connectUNIXDatagram`.)
+    /// Exchanges datagrams with one peer, which has to be there already. Only its
+    /// datagrams are received, and the kernel reports room there. The peer cannot
+    /// answer unless this socket is [bound](UnixDatagramConnect::bind_address).
+    /// (Twisted: `connectUNIXDatagram`.)
     pub fn to(peer: impl Into<UnixAddress>) -> UnixDatagramConnect {
         UnixDatagramEndpoint::new(None, peer.into())
     }
@@ -123,44 +124,43 @@ impl<P> UnixDatagramEndpoint<P> {
 
     socket_file_settings!();
 
-    /// Sets whether others may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before they
-    /// can send anything; default true. Where the kernel does not know the option,
-    /// refusing fails.
+    /// Sets whether others may send descriptors (`SO_PASSRIGHTS`, Linux 6.16), before
+    /// they can send anything; default true. With false, making the socket fails if the
+    /// kernel does not know the option.
     pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
         self.accepts_descriptors = accepted;
         self
     }
 
     /// Sets whether datagrams come with the [process that sent
-    /// them](bowline_protocol::Datagram::credentials) (`SO_PASSCRED`); default false. The
-    /// kernel vouches for it. A socket without a name is given one by the kernel when it
-    /// sends.
+    /// them](bowline_protocol::Datagram::credentials) (`SO_PASSCRED`); default false.
+    /// The kernel vouches for the process. A socket without a name gets one from the
+    /// kernel when it sends.
     pub fn credentials(mut self, wanted: bool) -> Self {
         self.credentials = wanted;
         self
     }
 
-    /// Sets whether they come with a [pidfd](bowline_protocol::Datagram::pidfd) of that
-    /// process (`SO_PASSPIDFD`, Linux 6.5); default false. As
+    /// Sets whether datagrams come with a [pidfd](bowline_protocol::Datagram::pidfd) of
+    /// that process (`SO_PASSPIDFD`, Linux 6.5); default false. See
     /// [`credentials`](Self::credentials).
     pub fn pidfds(mut self, wanted: bool) -> Self {
         self.pidfds = wanted;
         self
     }
 
-    /// Sets how many bytes of a datagram are delivered; default 65,536, at most 1 GiB. Of a
-    /// longer one the rest is lost, and [that is
-    /// told](bowline_protocol::Datagram::is_truncated). With more than the default, memory
-    /// for four datagrams is made for each read.
+    /// Sets how many bytes of a datagram are delivered; default 65,536, at most 1 GiB.
+    /// The rest of a longer one is lost, and it is marked as
+    /// [truncated](bowline_protocol::Datagram::is_truncated). Above the default, each
+    /// read makes memory for four datagrams.
     pub fn max_datagram(mut self, bytes: usize) -> Self {
         self.max_datagram = bytes.clamp(1, MOST_ROOM);
         self
     }
 
-    /// Sets how many bytes that we have sent the kernel holds until they are read
-    /// (`SO_SNDBUF`), which it doubles for what it needs beside them, up to
-    /// `net.core.wmem_max`; by default `net.core.wmem_default`, 212,992. No datagram can be
-    /// longer.
+    /// Sets how many sent bytes the kernel holds until they are read (`SO_SNDBUF`);
+    /// default `net.core.wmem_default`, 212,992. The kernel doubles the number for its
+    /// own needs, up to `net.core.wmem_max`. No datagram can be longer.
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
         self
@@ -187,7 +187,7 @@ impl<P> UnixDatagramEndpoint<P> {
     }
 
     fn set_options(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        // All of it before anything can arrive.
+        // Everything is set before anything can arrive.
         if !self.accepts_descriptors {
             sys::set_pass_rights(fd, false)?;
         }
@@ -205,8 +205,8 @@ impl<P> UnixDatagramEndpoint<P> {
 }
 
 impl UnixDatagramConnect {
-    /// Sets the address to send from; default none, so that nobody can answer. With
-    /// [`UnixAddress::Unnamed`] the kernel chooses an abstract name.
+    /// Sets the address to send from; by default there is none, so nobody can answer.
+    /// With [`UnixAddress::Unnamed`] the kernel chooses an abstract name.
     pub fn bind_address(mut self, address: impl Into<UnixAddress>) -> Self {
         self.address = Some(address.into());
         self
@@ -381,11 +381,11 @@ impl DatagramSocket for UnixDatagramSocket {
         if let Address::Unix(host) = self.host() {
             self.host = host;
         }
-        // The path first: who finds it finds a socket, and nobody has taken it over while
-        // the socket is open.
+        // The path goes first. So whoever finds it finds a socket. Nobody takes the
+        // path over while the socket is open.
         drop(self.file.take());
-        // Descriptors that nobody has received are closed by the kernel, in our call, and
-        // can linger.
+        // The kernel closes descriptors that nobody has received. In our close(2) that
+        // could wait for one that lingers.
         if let Some(fd) = self.fd.take()
             && sys::has_waiting(fd.as_fd()).unwrap_or(true)
         {

@@ -1,4 +1,4 @@
-//! What the UNIX sockets that keep messages apart have in common: datagrams and packets.
+//! The common part of the UNIX sockets that keep messages apart: datagrams and packets.
 
 use std::cell::Cell;
 use std::io;
@@ -9,10 +9,10 @@ use super::socket_fd::SocketFd;
 use crate::datagram::Outgoing;
 use crate::sys::{self, MAX_DESCRIPTORS};
 
-/// What the kernel keeps of a send buffer for itself, beside the longest message.
+/// How many bytes of a send buffer the kernel needs beside the longest message.
 const BESIDE_LONGEST: usize = 32;
 
-/// How much room there may be for a message: what a send buffer can be set to hold.
+/// The most room for a message: as much as a send buffer can be set to hold.
 pub(super) const MOST_ROOM: usize = 1 << 30;
 
 /// The longest message that the send buffer of a socket holds, when it was last asked.
@@ -24,7 +24,7 @@ impl Longest {
         Self(Cell::new(longest(fd)))
     }
 
-    /// Whether so many bytes are more than that.
+    /// Whether `length` bytes are more than that.
     #[inline]
     pub(super) fn is_exceeded(&self, length: usize, fd: &SocketFd) -> bool {
         length > self.0.get() && self.is_exceeded_still(length, fd)
@@ -32,7 +32,7 @@ impl Longest {
 
     #[cold]
     fn is_exceeded_still(&self, length: usize, fd: &SocketFd) -> bool {
-        // Somebody may have changed it.
+        // Somebody may have changed the buffer.
         if let Some(fd) = fd.get() {
             self.0.set(longest(fd));
         }
@@ -45,8 +45,8 @@ fn longest(fd: BorrowedFd<'_>) -> usize {
     buffer.saturating_sub(BESIDE_LONGEST)
 }
 
-/// Sends the first in line with its descriptors, or as many as can go at once without;
-/// how many were sent.
+/// Sends the first message in line if it has descriptors. Otherwise sends as many as
+/// can go at once. Returns how many were sent.
 pub(super) fn send(fd: BorrowedFd<'_>, outgoing: &Outgoing<'_>) -> io::Result<usize> {
     if let Some(first) = outgoing.queue.in_line().next()
         && let Some(one) = first.descriptors.first()

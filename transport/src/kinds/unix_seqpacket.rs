@@ -41,28 +41,28 @@ pub struct UnixSeqpacketSocket {
     host: UnixAddress,
     peer: UnixAddress,
     room: usize,
-    /// Whether packets have stamps, so that one of no bytes is told from the end.
+    /// Whether packets have time stamps, which tell an empty packet from the end.
     is_stamped: bool,
     has_ended: bool,
     longest: Longest,
 }
 
-/// UNIX sockets of sequenced packets, as a kind of connection: where and how to listen and
-/// to connect, and what to adopt.
+/// The kind of UNIX connections of sequenced packets. [`at`](Self::at) says where to
+/// listen, and [`to`](Self::to) where to connect.
 ///
-/// A connection of packets keeps their boundaries and their order, loses none, and tells
-/// the end. The descriptors that are sent with a packet arrive with exactly this packet.
+/// Such a connection keeps the boundaries and the order of packets, loses none, and has
+/// an end. The descriptors that are sent with a packet arrive with exactly this packet.
 ///
-/// By itself it is what [`adopt`](crate::Transports::adopt) takes a connected socket as:
-/// one end of a socketpair, say.
+/// `UnixSeqpacket` itself is the kind to [`adopt`](crate::Transports::adopt) a
+/// connected socket with, such as one end of a socketpair.
 ///
 /// # Packets of no bytes
 ///
-/// One of no bytes is delivered like all others. Linux answers to a read of it what it
-/// answers to a read of the end. Sockets that are made or accepted here have a stamp put on
-/// each packet (`SO_TIMESTAMP`), which the end has not. Of a socket that is adopted nothing
-/// is changed, since others may hold it: there, packets of no bytes and without descriptors
-/// that the peer sends last before its end may be taken for a part of the end.
+/// An empty packet is delivered like any other. But Linux answers a read of it as it
+/// answers a read of the end. So sockets that are made or accepted here have a time
+/// stamp on each packet (`SO_TIMESTAMP`), which the end has not. An adopted socket is
+/// not changed, since others may hold it. There, empty packets without descriptors that
+/// the peer sends just before its end may be taken for a part of the end.
 ///
 /// ```
 /// # use bowline_protocol::{Address, Context, Packet, PacketProtocol, PacketTransport};
@@ -86,10 +86,11 @@ pub struct UnixSeqpacketSocket {
 pub struct UnixSeqpacket;
 
 impl UnixSeqpacket {
-    /// Listens at a path, or at a name in the abstract namespace;
-    /// [`UnixAddress::Unnamed`] has the kernel choose such a name.
+    /// Listens at a path, or at a name in the abstract namespace. With
+    /// [`UnixAddress::Unnamed`] the kernel chooses an abstract name.
     ///
-    /// The file is removed when the listener closes, unless another has taken its place.
+    /// The socket file is removed when the listener closes, unless another one has
+    /// taken its place.
     pub fn at(address: impl Into<UnixAddress>) -> UnixSeqpacketListen {
         UnixSeqpacketListen {
             address: address.into(),
@@ -100,8 +101,8 @@ impl UnixSeqpacket {
         }
     }
 
-    /// Goes on with a socket that listens already; its file is neither touched now nor
-    /// removed later.
+    /// Goes on with a socket that listens already. Its socket file is neither touched
+    /// now nor removed later.
     pub fn listening(fd: OwnedFd) -> UnixSeqpacketOn {
         Self::at(UnixAddress::Unnamed).inherit(fd)
     }
@@ -116,22 +117,22 @@ impl UnixSeqpacket {
         }
     }
 
-    /// Adopts a connection that was [detached](crate::Transports::detach) elsewhere, in
-    /// another process say, with what had not left there: that leaves first.
+    /// Adopts a connection that was [detached](crate::Transports::detach) elsewhere,
+    /// such as in another process, with its unsent packets. They leave first.
     pub fn with_unsent(self, unsent: Unsent) -> UnixSeqpacketCarrying {
         UnixSeqpacketCarrying { unsent }
     }
 }
 
-/// A connection of packets to adopt, with what had not left; made by
-/// [`UnixSeqpacket::with_unsent`].
+/// A connection of packets to adopt, with its unsent packets.
+/// [`UnixSeqpacket::with_unsent`] makes it.
 #[derive(Debug)]
 #[must_use = "nothing is adopted before it is given to `adopt`"]
 pub struct UnixSeqpacketCarrying {
     unsent: Unsent,
 }
 
-/// What both sides can be set to.
+/// The settings of both sides.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
     accepts_descriptors: bool,
@@ -154,7 +155,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What accepted sockets inherit of a listener, or what a socket has itself.
+    /// Sets the options that accepted sockets inherit from a listener.
     fn apply(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         if !self.accepts_descriptors {
             sys::set_pass_rights(fd, false)?;
@@ -168,7 +169,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What each socket has to be told.
+    /// Sets the options that each socket needs.
     fn apply_to_each(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         if let Some(bytes) = self.send_buffer {
             sys::set_send_buffer_size(fd, bytes)?;
@@ -181,9 +182,9 @@ impl Settings {
 macro_rules! settings {
     ($type:ty) => {
         impl $type {
-            /// Sets whether the peer may send descriptors (`SO_PASSRIGHTS`, Linux 6.16),
-            /// before it can send anything; default true. Where the kernel does not know
-            /// the option, refusing fails.
+            /// Sets whether the peer may send descriptors (`SO_PASSRIGHTS`, Linux
+            /// 6.16), before it can send anything; default true. With false, making the
+            /// socket fails if the kernel does not know the option.
             pub fn accepts_descriptors(mut self, accepted: bool) -> Self {
                 self.settings.accepts_descriptors = accepted;
                 self
@@ -191,32 +192,34 @@ macro_rules! settings {
 
             /// Sets whether packets come with the [process that sent
             /// them](bowline_protocol::Packet::credentials) (`SO_PASSCRED`); default
-            /// false. The kernel vouches for it. It gives the socket a name when it sends.
+            /// false. The kernel vouches for the process. It gives the socket a name
+            /// when it sends.
             pub fn credentials(mut self, wanted: bool) -> Self {
                 self.settings.credentials = wanted;
                 self
             }
 
-            /// Sets whether they come with a [pidfd](bowline_protocol::Packet::pidfd) of
-            /// that process (`SO_PASSPIDFD`, Linux 6.5); default false.
+            /// Sets whether packets come with a
+            /// [pidfd](bowline_protocol::Packet::pidfd) of that process
+            /// (`SO_PASSPIDFD`, Linux 6.5); default false.
             pub fn pidfds(mut self, wanted: bool) -> Self {
                 self.settings.pidfds = wanted;
                 self
             }
 
-            /// Sets how many bytes of a packet are delivered; default 65,536, at most
-            /// 1 GiB. Of a longer one the rest is lost, and [that is
-            /// told](bowline_protocol::Packet::is_truncated). With more than the default,
-            /// memory for four packets is made for each read.
+            /// Sets how many bytes of a packet are delivered; default 65,536, at most 1
+            /// GiB. The rest of a longer one is lost, and it is marked as
+            /// [truncated](bowline_protocol::Packet::is_truncated). Above the default,
+            /// each read makes memory for four packets.
             pub fn max_packet(mut self, bytes: usize) -> Self {
                 self.settings.max_packet = bytes.clamp(1, MOST_ROOM);
                 self
             }
 
-            /// Sets how many bytes that we have sent the kernel holds until they are read
-            /// (`SO_SNDBUF`), which it doubles for what it needs beside them, up to
-            /// `net.core.wmem_max`; by default `net.core.wmem_default`, 212,992. No packet
-            /// can be longer.
+            /// Sets how many sent bytes the kernel holds until they are read
+            /// (`SO_SNDBUF`); default `net.core.wmem_default`, 212,992. The kernel
+            /// doubles the number for its own needs, up to `net.core.wmem_max`. No
+            /// packet can be longer.
             pub fn send_buffer(mut self, bytes: usize) -> Self {
                 self.settings.send_buffer = Some(bytes);
                 self
@@ -225,7 +228,7 @@ macro_rules! settings {
     };
 }
 
-/// Where and how to listen for connections of packets; made by [`UnixSeqpacket::at`].
+/// The settings of a listener for packets. [`UnixSeqpacket::at`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct UnixSeqpacketListen {
@@ -239,8 +242,8 @@ pub struct UnixSeqpacketListen {
 settings!(UnixSeqpacketListen);
 
 impl UnixSeqpacketListen {
-    /// Sets the length of the queue of connections not accepted yet; default 1,024,
-    /// cut by the kernel to `net.core.somaxconn`.
+    /// Sets how many connections may wait to be accepted; default 1,024. The kernel
+    /// cuts it to `net.core.somaxconn`.
     pub fn backlog(mut self, backlog: u32) -> Self {
         self.backlog = backlog;
         self
@@ -248,13 +251,13 @@ impl UnixSeqpacketListen {
 
     socket_file_settings!();
 
-    /// Makes the socket, to be given away: to a child with its start, or through a UNIX
-    /// connection. Whoever gets it goes on with it ([`UnixSeqpacket::listening`]). A file
-    /// that belongs to it stays.
+    /// Makes the socket, to be given away: to a child at its start, or through a UNIX
+    /// connection. The receiver goes on with it by [`UnixSeqpacket::listening`]. Its
+    /// socket file stays.
     ///
     /// # Errors
     ///
-    /// [`ListenError`], with the step that failed.
+    /// [`ListenError`], which names the step that failed.
     pub fn bind(self) -> Result<OwnedFd, ListenError> {
         Ok(self.open()?.into_descriptor())
     }
@@ -262,7 +265,7 @@ impl UnixSeqpacketListen {
     fn open(self) -> Result<UnixSeqpacketListener, ListenError> {
         let failed = |step| ListenError::of(&self.address, step);
         let fd = sys::packet_socket().map_err(failed(ListenStep::Socket))?;
-        // On the listener, so that nothing slips in before the accept.
+        // Set on the listener, so that nothing arrives before the accept.
         self.settings
             .apply(fd.as_fd())
             .map_err(failed(ListenStep::Socket))?;
@@ -273,8 +276,8 @@ impl UnixSeqpacketListen {
     }
 }
 
-/// A socket that listens already, with how to go on with it; made by
-/// [`UnixSeqpacket::listening`].
+/// A socket that listens already, with its settings. [`UnixSeqpacket::listening`] makes
+/// it.
 #[derive(Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct UnixSeqpacketOn {
@@ -382,7 +385,7 @@ impl ListeningSocket for UnixSeqpacketListener {
 
     fn accept(&mut self, is_shared: bool) -> io::Result<(UnixSeqpacketSocket, Address)> {
         let (fd, peer) = self.accept_descriptor(is_shared)?;
-        // The kernel refuses neither of a socket that was just made.
+        // The kernel refuses neither option for a socket that was just made.
         self.settings.apply_to_each(fd.as_fd())?;
         let name = peer.as_unix().cloned().unwrap_or(UnixAddress::Unnamed);
         let mut socket = UnixSeqpacketSocket::new(fd, self.socket.host(), name);
@@ -431,7 +434,7 @@ impl ListeningSocket for UnixSeqpacketListener {
     }
 }
 
-/// Where and how to connect to a socket of packets; made by [`UnixSeqpacket::to`].
+/// The settings of a connector for packets. [`UnixSeqpacket::to`] makes it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct UnixSeqpacketConnect {
@@ -444,14 +447,14 @@ pub struct UnixSeqpacketConnect {
 settings!(UnixSeqpacketConnect);
 
 impl UnixSeqpacketConnect {
-    /// Sets how long the attempt may take; default 30 seconds, `None` for ever. It waits
-    /// for room in the listener's queue.
+    /// Sets how long the attempt may take; default 30 seconds. `None` sets no limit.
+    /// The attempt waits for room in the accept queue.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
     }
 
-    /// Sets the address to connect from; default unnamed.
+    /// Sets the address to connect from; by default it has no name.
     pub fn bind_address(mut self, address: impl Into<UnixAddress>) -> Self {
         self.bind_address = Some(address.into());
         self
@@ -459,7 +462,7 @@ impl UnixSeqpacketConnect {
 
     fn dial(&self, peer: &UnixAddress) -> Result<Dial<UnixSeqpacketSocket>, ConnectError> {
         let fd = sys::packet_socket().map_err(ConnectError::Os)?;
-        // All of it before the peer can send anything.
+        // Everything is set before the peer can send anything.
         self.settings.apply(fd.as_fd()).map_err(ConnectError::Os)?;
         self.settings
             .apply_to_each(fd.as_fd())
@@ -636,8 +639,8 @@ impl DatagramSocket for UnixSeqpacketSocket {
     }
 
     fn close(&mut self) {
-        // Descriptors that nobody has received are closed by the kernel, in our call, and
-        // can linger. Behind the end there are none.
+        // The kernel closes descriptors that nobody has received. In our close(2) that
+        // could wait for one that lingers. There are none behind the end.
         if let Some(fd) = self.fd.take()
             && !self.has_ended
             && sys::has_waiting(fd.as_fd()).unwrap_or(true)
