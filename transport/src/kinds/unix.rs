@@ -251,7 +251,11 @@ impl From<sys::Credentials> for Credentials {
 /// #     }
 /// # }
 ///
-/// A layer of yours would go between the two.
+/// let mut reactor = Reactor::new()?;
+/// let here = Unix::at("@a name of the abstract namespace").mode(0o600);
+/// // A layer of yours would go between the two.
+/// let here = here.layer(|socket: UnixSocket, _| SendmsgMixin::new(socket));
+/// reactor.listen(here, |_: &Address| Echo)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
