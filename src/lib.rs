@@ -1,12 +1,12 @@
 //! A callback-driven, single-threaded reactor that passes open file descriptors
 //! between processes as ordinarily as it writes bytes.
 //!
-//! You write a [`Protocol`]: what happens when a connection is made, when bytes
-//! or descriptors arrive, and when it is lost. A [`Factory`] builds one for each
-//! connection. The [`Reactor`] owns the connections and calls their protocols,
-//! one callback at a time. There are no futures. Your code runs in one thread, and
-//! needs no locks. State that connections share lives in an `Rc<RefCell<_>>`. It is
-//! never borrowed twice, because [callbacks never nest](#callbacks-never-nest).
+//! You write a [`Protocol`]: what happens when a connection is made, when bytes or
+//! descriptors arrive, and when it is lost. A [`Factory`] builds one for each
+//! connection. The [`Reactor`] owns the connections and calls their protocols, one
+//! callback at a time. There are no futures. Your code runs in one thread, and needs no
+//! locks. Connections share state in an `Rc<RefCell<_>>`. It is never borrowed twice,
+//! because [callbacks never nest](#callbacks-never-nest).
 //!
 //! ```
 //! use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
@@ -104,8 +104,9 @@
 //!
 //! No callback is ever called from inside another. A callback may write to, pause or
 //! close its own connection and others. Their state changes at once. The callbacks that
-//! follow from it are called when the running one has returned: in order, and in the same
-//! turn of the loop, as far as the turn's [budget](Limits) reaches.
+//! follow from it are called once the running one has returned, in order and in the
+//! same turn of the loop. If the turn's [budget](Limits) is spent, they are called in
+//! the next turn.
 //!
 //! So the stack does not grow. The order of callbacks does not depend on who called
 //! whom. A `RefCell` that is borrowed only inside callbacks is never borrowed twice. And
@@ -117,12 +118,9 @@
 //! None is on by default. Without any, bowline depends on `mio`, `libc`, `slab` and
 //! `log`, and on what those need.
 //!
-//! - `signals`: [`Reactor::on_signals`] and [`Reactor::stop_on_signals`], through
-//!   `signal-hook`.
 //! - `tls`, `tls-aws-lc-rs`: the module `tls`, by `rustls`, with the cryptography of
-//!   `ring` or of `aws-lc-rs`. Beside one of them, `tls-webpki-roots` has Mozilla's roots,
-//!   and `tls-platform-verifier` what the system trusts.
-//! - `testing`: the module `testing`, for tests of your own protocols.
+//!   `ring` or of `aws-lc-rs`. In addition, `tls-webpki-roots` has Mozilla's roots, and
+//!   `tls-platform-verifier` has those that the system trusts.
 //!
 //! # Logging
 //!
@@ -190,7 +188,7 @@ pub use bowline_transport::{
 pub use bowline_reactor::SignalHandler;
 pub use bowline_reactor::signal;
 
-/// Errors, except [`ConnectError`], which is at the root because callbacks are given it.
+/// Errors. [`ConnectError`] is at the root instead, since callbacks receive it.
 pub mod error {
     pub use bowline_protocol::{
         FailedAttempt, FileSendError, FileSendErrorKind, LookupError, NotSent,
@@ -236,12 +234,13 @@ pub mod resolve {
     pub use bowline_transport::{Answer, Lookup, Resolver, SystemResolver};
 }
 
-/// Descriptors of your own, driven by the reactor: anything that epoll can watch.
+/// Descriptors of your own, driven by the reactor. They may be anything that epoll can
+/// watch.
 ///
 /// Implement [`Descriptor`](descriptor::Descriptor), and hand it to
-/// [`Reactor::register`]. To be called when something is readable,
-/// [`Reactor::call_when_readable`] is less. Two things that many programs have behind a
-/// descriptor stand here too: a counter, and memory.
+/// [`Reactor::register`]. If you only want a call when something is readable, use
+/// [`Reactor::call_when_readable`]. A counter and sealed memory are here too, since
+/// both live behind a descriptor.
 pub mod descriptor {
     pub use bowline_reactor::{
         Contained, Descriptor, Interest, Next, Panic, ReadableCall, Readiness, Token, Vacancy,
@@ -252,8 +251,9 @@ pub mod descriptor {
     };
 }
 
-/// How a kind of connection listens, connects and is adopted: the settings that [`Tcp`]
-/// and [`Unix`] give out, and the traits that a kind of your own implements.
+/// How a kind of connection listens, connects and is adopted. These are the settings of
+/// kinds such as [`Tcp`] and [`Unix`], and the traits that a kind of your own
+/// implements.
 pub mod endpoint {
     pub use bowline_handoff::endpoints::{
         ClientEndpoint, EndpointArgument, EndpointArguments, EndpointError, EndpointFactory,
@@ -272,12 +272,12 @@ pub mod endpoint {
     };
 }
 
-/// The parts that transports are made of. For a layer of your own that changes the bytes,
-/// or a socket of your own. Protocols do not need them.
+/// The parts that transports are made of. You need them for a layer of your own that
+/// changes the bytes, or for a socket of your own. Protocols do not need them.
 ///
 /// A [`Stream`](layers::Stream) is a transport over a
-/// [`FileDescriptor`](layers::FileDescriptor): a [`Socket`](layers::Socket), or layers
-/// on one. A [`Port`](layers::Port) is one of datagrams, over a
+/// [`FileDescriptor`](layers::FileDescriptor), which is a [`Socket`](layers::Socket) or
+/// layers on one. A [`Port`](layers::Port) is a transport of datagrams, over a
 /// [`DatagramSocket`](layers::DatagramSocket).
 pub mod layers {
     pub use bowline_transport::{
@@ -289,11 +289,11 @@ pub mod layers {
 }
 
 /// Processes: children with their streams, programs that are started with descriptors,
-/// and what can be asked about those.
+/// and what can be asked about both.
 ///
 /// Begin with [`Transports::spawn_process`], a [`ChildCommand`](process::ChildCommand)
-/// and a [`ProcessProtocol`](process::ProcessProtocol). To give descriptors to a program
-/// and no more, begin with
+/// and a [`ProcessProtocol`](process::ProcessProtocol). If you only want to give
+/// descriptors to a program, begin with
 /// [`spawn_with_descriptors`](process::spawn_with_descriptors) and
 /// [`take_granted`](process::take_granted).
 pub mod process {
@@ -313,8 +313,8 @@ pub mod process {
 
 /// The counts of a reactor.
 ///
-/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] answer them, and those of
-/// one datagram socket [`DatagramTransport::counts`].
+/// [`Reactor::statistics`] and [`Transports::descriptor_counts`] return them.
+/// [`DatagramTransport::counts`] returns those of one datagram socket.
 pub mod statistics {
     pub use bowline_protocol::{DatagramCounts, Offload};
     pub use bowline_reactor::Statistics;

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::sys;
 use crate::sys::file::{is_event_counter, is_nonblocking, read_at_once, write};
 
-/// A counter that processes and threads share by its descriptor, and that is readable while
-/// it is not 0 (eventfd(2)). To wake somebody up, and to say how often.
+/// A counter that processes and threads share by its descriptor. It is readable while
+/// it is not 0 (eventfd(2)). Use it to wake somebody up, and to say how often.
 ///
 /// # Examples
 ///
@@ -33,22 +33,22 @@ pub struct EventCounter {
 }
 
 impl EventCounter {
-    /// A counter that stands at 0.
+    /// Makes a counter that is 0.
     ///
     /// # Errors
-    ///
-    /// No free descriptor number; no memory.
+    /// `EMFILE` or `ENFILE` if no descriptor number is free, `ENOMEM`.
     pub fn new() -> io::Result<Self> {
         let fd = sys::event_counter()?;
         Ok(Self { fd })
     }
 
-    /// The counter that `fd` stands for: one that came from another process, say.
+    /// Takes the counter that `fd` names. It may come from another process.
     ///
     /// # Errors
     ///
-    /// Gives back what is no such counter, and one that blocks (that was not made with
-    /// `EFD_NONBLOCK`): who holds it too could hold up [`add`](Self::add).
+    /// Gives the descriptor back if it is no such counter, or if it blocks (was made
+    /// without `EFD_NONBLOCK`). Otherwise its other holders could make
+    /// [`add`](Self::add) wait.
     pub fn from_descriptor(fd: OwnedFd) -> Result<Self, OwnedFd> {
         match is_event_counter(fd.as_fd()) && is_nonblocking(fd.as_fd()) {
             true => Ok(Self { fd }),
@@ -56,19 +56,20 @@ impl EventCounter {
         }
     }
 
-    /// Adds to it. Adding 0 wakes nobody up.
+    /// Adds `count`. Adding 0 wakes nobody up.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if it would stand above 2^64 - 2; `InvalidInput` for 2^64 - 1.
+    /// `WouldBlock` if the counter would be above 2^64 - 2. `InvalidInput` if `count`
+    /// is 2^64 - 1.
     pub fn add(&self, count: u64) -> io::Result<()> {
         let bytes = count.to_ne_bytes();
         write(self.fd.as_fd(), &[io::IoSlice::new(&bytes)])?;
         Ok(())
     }
 
-    /// Sets it to 0, and answers how it stood. 0 if it was that already. (From a counter that
-    /// somebody has made with `EFD_SEMAPHORE`, takes 1.)
+    /// Sets the counter to 0, and returns what it was. (If somebody has made it with
+    /// `EFD_SEMAPHORE`, this takes 1.)
     ///
     /// # Errors
     ///
@@ -82,11 +83,11 @@ impl EventCounter {
         }
     }
 
-    /// Another descriptor of the same counter, for another thread or process.
+    /// Makes another descriptor of the same counter, for another thread or process.
     ///
     /// # Errors
     ///
-    /// No free descriptor number.
+    /// `EMFILE` or `ENFILE` if no descriptor number is free.
     pub fn try_clone(&self) -> io::Result<Self> {
         let fd = self.fd.try_clone()?;
         Ok(Self { fd })

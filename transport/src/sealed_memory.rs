@@ -1,4 +1,4 @@
-//! Bytes behind a descriptor that nobody can change any more.
+//! Bytes behind a descriptor, which nobody can change any more.
 
 use std::ffi::CString;
 use std::fmt;
@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys;
 
-/// Bytes in memory behind a descriptor, sealed: nobody can change them or their number any
-/// more, whoever holds the descriptor (memfd_create(2), `F_ADD_SEALS`). For data that is
-/// too large for a message, or that many are to have.
+/// Sealed memory behind a descriptor. Nobody who holds the descriptor can change its
+/// bytes or their number any more (memfd_create(2), `F_ADD_SEALS`). Use it for data
+/// that is too large for a message, or that goes to many receivers.
 ///
-/// The sender makes one of its bytes and passes the descriptor. The receiver makes one of
-/// the descriptor, which is checked. Both read it as a slice. It is mapped and not copied.
+/// The sender makes it of bytes, and passes the descriptor. The receiver makes it of
+/// the descriptor, which is checked. Both read the bytes as a slice. The memory is
+/// mapped, not copied.
 ///
 /// # Examples
 ///
@@ -31,7 +32,8 @@ use crate::sys;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// What is not sealed could change or be cut off while it is read, so it is refused:
+/// Memory that is not sealed could change or be cut off while it is read, so it is
+/// refused:
 ///
 /// ```
 /// use std::fs::File;
@@ -48,12 +50,13 @@ pub struct SealedMemory {
 }
 
 impl SealedMemory {
-    /// Makes one of `bytes`, which are copied. `name` is shown in /proc, and need not be
-    /// unique; of a name of more than 249 bytes the rest is left out.
+    /// Makes sealed memory with a copy of `bytes`. `name` is shown in /proc, and need
+    /// not be unique. It is cut to 249 bytes.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for a name with a null byte; no memory; no free descriptor number.
+    /// `InvalidInput` if the name has a null byte. `EMFILE` or `ENFILE` if no
+    /// descriptor number is free, `ENOMEM`.
     pub fn new(name: &str, bytes: &[u8]) -> io::Result<Self> {
         let most = name.floor_char_boundary(MOST_NAME_BYTES);
         let name = CString::new(&name[..most]).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -65,8 +68,8 @@ impl SealedMemory {
         Ok(Self { mapping, fd })
     }
 
-    /// Makes one of a descriptor that came from elsewhere, which has `most` bytes at the
-    /// most.
+    /// Makes sealed memory of a descriptor that came from elsewhere, if it has at most
+    /// `most` bytes.
     ///
     /// # Errors
     ///
@@ -78,7 +81,8 @@ impl SealedMemory {
         }
     }
 
-    /// The descriptor, to be passed. The bytes are not mapped here any more.
+    /// Turns it into its descriptor, to be passed. The bytes are not mapped here any
+    /// more.
     pub fn into_descriptor(self) -> OwnedFd {
         self.fd
     }
@@ -88,7 +92,7 @@ impl SealedMemory {
 const MOST_NAME_BYTES: usize = 249;
 
 fn check(fd: BorrowedFd<'_>, most: usize) -> Result<sys::Mapping, SealedMemoryErrorKind> {
-    // What cannot be sealed at all is not, either.
+    // A descriptor that cannot have seals is not sealed either.
     if !sys::is_sealed(fd).unwrap_or(false) {
         return Err(SealedMemoryErrorKind::NotSealed);
     }
@@ -129,7 +133,7 @@ impl From<SealedMemory> for OwnedFd {
     }
 }
 
-/// Says how many bytes, and not which.
+/// Shows how many bytes there are, but not the bytes.
 impl fmt::Debug for SealedMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SealedMemory")
@@ -142,7 +146,7 @@ impl fmt::Debug for SealedMemory {
 /// A descriptor was not taken for sealed memory. Dropping the error closes it.
 #[derive(Debug)]
 pub struct SealedMemoryError {
-    /// Why.
+    /// The reason.
     pub kind: SealedMemoryErrorKind,
     /// The descriptor.
     pub fd: OwnedFd,
@@ -154,12 +158,12 @@ pub struct SealedMemoryError {
 pub enum SealedMemoryErrorKind {
     /// Its bytes or their number can still change, or it is something else.
     NotSealed,
-    /// It has more bytes than were to be taken.
+    /// It has more bytes than the limit.
     TooLong {
-        /// How many.
+        /// How many bytes it has.
         length: u64,
     },
-    /// The system refused, to map it above all.
+    /// The system refused, mostly to map it.
     Os(io::Error),
 }
 
