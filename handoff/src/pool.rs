@@ -30,18 +30,31 @@
 //!
 //! - A worker has at most [`window`](PoolSettings::window) unanswered connections. At
 //!   its window it gets no more until it answers.
+//! - A worker that has left a connection unanswered for
+//!   [`slow_after`](PoolSettings::slow_after) gets no more until it answers.
 //! - A worker counts as hung when it has not answered for
-//!   [`ack_timeout`](PoolSettings::ack_timeout). It gets no more until it answers. Its
-//!   connections wait with it, since it may have begun to serve them. After
-//!   [`kill_timeout`](PoolSettings::kill_timeout) it is killed, and everything
-//!   unanswered goes to others.
+//!   [`ack_timeout`](PoolSettings::ack_timeout). It is *recalled*: another worker takes
+//!   its place, and what it has not answered goes to others. The pool tells it, and then
+//!   takes no more answers ([`refuse_input`]): what the worker could answer before that is
+//!   its own, and the rest it can never begin. When it goes on, it serves what it had
+//!   taken, and ends. Until then its copies of the others lie in its channel. Who serves
+//!   one of these ends it for all copies
+//!   ([`is_recalled`](PassedConnection::is_recalled)).
+//! - With [`recalls`](PoolSettings::recalls) off, the connections of a hung worker wait
+//!   with it. After [`kill_timeout`](PoolSettings::kill_timeout) it is killed, and
+//!   everything unanswered goes to others. So does one whose channel is full, since it
+//!   cannot be told.
 //! - A worker that refuses a connection keeps its place. The connection goes to
 //!   another, and never to the same one again. A worker that is short of descriptors
 //!   or at its limit gets nothing for [`REFUSAL_PAUSE`].
-//! - A dead worker is replaced after a wait that grows from death to death
+//! - A dead worker is replaced at once. Only if it died young
+//!   ([`stable_after`](PoolSettings::stable_after)), as the one before it in its place
+//!   did, is there a wait, which grows from death to death
 //!   ([`backoff`](PoolSettings::backoff)). A worker that [drains by
 //!   itself](Worker::drain) is replaced when it first refuses a connection for that
 //!   reason.
+//!
+//! [`refuse_input`]: bowline_protocol::UnixTransport::refuse_input
 //!
 //! # When no worker can take a connection
 //!

@@ -13,6 +13,7 @@ mod awaited;
 mod bytes;
 mod connectors;
 mod files;
+mod half_closes;
 mod listeners;
 mod observer;
 mod once;

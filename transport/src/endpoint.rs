@@ -614,6 +614,9 @@ pub struct Carried {
     /// Bytes that were read and not used. They are delivered first, after
     /// `connection_made`.
     pub unread: Vec<u8>,
+    /// Whether the connection ends for everybody here. Another process may hold the socket
+    /// that will never use it. By default the close of one holder is not the end.
+    pub ends_for_all: bool,
 }
 
 /// An endpoint with other layers. `layer` makes it.
@@ -718,10 +721,14 @@ impl<K: Adopt> Adopt for Carrying<K> {
     type Wrap = K::Wrap;
 
     fn check(&self, source: K::Source) -> Result<K::Socket, AdoptError<K::Source>> {
-        match self.carried.unsent.check() {
-            Ok(()) => self.kind.check(source),
-            Err(kind) => Err(AdoptError { kind, fd: source }),
+        if let Err(kind) = self.carried.unsent.check() {
+            return Err(AdoptError { kind, fd: source });
         }
+        let mut socket = self.kind.check(source)?;
+        if self.carried.ends_for_all {
+            socket.socket_mut().end_for_all();
+        }
+        Ok(socket)
     }
 
     fn not_installed(socket: K::Socket, error: io::Error) -> AdoptError<K::Source> {

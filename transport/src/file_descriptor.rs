@@ -516,6 +516,10 @@ pub trait Socket {
     /// Makes the close that follows a reset, if the kind has resets.
     fn prepare_abort(&mut self) {}
 
+    /// Has the [close](Self::close) end the connection, whoever else holds the socket.
+    /// Without this it lives on with them.
+    fn end_for_all(&mut self) {}
+
     /// Closes.
     fn close(&mut self);
 

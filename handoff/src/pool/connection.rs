@@ -23,6 +23,10 @@ pub struct PassedConnection {
     pub read: Vec<u8>,
     /// Bytes that were written on it and not sent. They leave first.
     pub unsent: Vec<u8>,
+    /// Whether a worker that was recalled may still hold the socket, without ever using
+    /// it. The end of the connection has to be that of the socket then (shutdown(2)):
+    /// [`adopt`](Self::adopt) sees to it.
+    pub is_recalled: bool,
 }
 
 impl PassedConnection {
@@ -34,6 +38,7 @@ impl PassedConnection {
             label: 0,
             read: Vec::new(),
             unsent: Vec::new(),
+            is_recalled: false,
         }
     }
 
@@ -76,6 +81,7 @@ impl PassedConnection {
                 descriptors: Vec::new(),
             },
             unread: self.read,
+            ends_for_all: self.is_recalled,
         };
         reactor.adopt(kind.carrying(carried), self.fd, protocol)
     }

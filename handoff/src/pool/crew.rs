@@ -7,18 +7,19 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::CloseReason;
+use bowline_protocol::{CloseReason, NotSent};
 use bowline_reactor::{Reactor, SystemEvent};
 use bowline_transport::ChildWatch;
 
 use super::WorkerId;
 use super::dispatcher::{PoolShared, WorkerEnd};
-use super::messages::FromWorker;
+use super::messages::{FromWorker, ToWorker};
 use super::process::StartedWorker;
 use super::settings::{PoolEvent, WorkerStage};
 use super::state::{Answered, Leaving, Member, PoolLife, StopCall, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
+use crate::wire;
 
 /// How often deadlines are looked at while there are any: a fiftieth of the
 /// shortest that is of use.
@@ -36,7 +37,10 @@ impl PoolShared {
     // Workers.
 
     pub(super) fn start_missing_workers(self: &Rc<Self>, reactor: &mut Reactor) {
-        while self.state.borrow().lacks_workers() {
+        loop {
+            let Some(place) = self.state.borrow().free_place() else {
+                return;
+            };
             let id = {
                 let mut state = self.state.borrow_mut();
                 state.next_worker += 1;
@@ -52,18 +56,25 @@ impl PoolShared {
             };
             let end = Channel::new(settings, link);
             let started = self.spawn.borrow_mut().start(reactor, id, end);
-            let installed = started.and_then(|started| self.install(reactor, id, started));
+            let installed = started.and_then(|started| self.install(reactor, id, place, started));
             self.state.borrow_mut().is_starting = false;
             if let Err(error) = installed {
-                self.not_started(reactor, id, error);
+                self.not_started(reactor, id, place, error);
             }
         }
     }
 
-    fn not_started(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId, error: std::io::Error) {
+    fn not_started(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        place: usize,
+        error: std::io::Error,
+    ) {
         log::error!(target: log::HANDOFF, "cannot start {id}: {error}");
         let mut state = self.state.borrow_mut();
         state.counts.not_started += 1;
+        state.start_has_failed(place);
         let failures = state.failed_starts.saturating_add(1);
         drop(state);
         self.tell(
@@ -75,7 +86,7 @@ impl PoolShared {
             },
         );
         self.start_failed(reactor);
-        self.replace_later(reactor);
+        self.replace_later(reactor, place);
     }
 
     /// A start has brought nothing, which may be the last that is allowed.
@@ -100,6 +111,7 @@ impl PoolShared {
         self: &Rc<Self>,
         reactor: &mut Reactor,
         id: WorkerId,
+        place: usize,
         started: StartedWorker,
     ) -> std::io::Result<()> {
         let StartedWorker { channel, process } = started;
@@ -136,6 +148,7 @@ impl PoolShared {
             pid,
             channel,
             process,
+            place,
             stage: WorkerStage::Starting,
             was_ready: false,
             in_flight: VecDeque::new(),
@@ -153,17 +166,53 @@ impl PoolShared {
         Ok(())
     }
 
-    /// Starts a worker after a wait that grows.
-    pub(super) fn replace_later(self: &Rc<Self>, reactor: &mut Reactor) {
-        let mut state = self.state.borrow_mut();
-        state.replacements += 1;
-        let wait = state.backoff.next_wait();
-        drop(state);
+    /// Starts the next worker in this place: now, or after a wait that grows.
+    pub(super) fn replace_later(self: &Rc<Self>, reactor: &mut Reactor, place: usize) {
+        let wait = self.state.borrow_mut().await_replacement(place);
         let shared = Rc::clone(self);
         reactor.call_later(wait, move |reactor| {
-            shared.state.borrow_mut().replacements -= 1;
+            shared.state.borrow_mut().replacement_is_due(place);
             shared.start_missing_workers(reactor);
         });
+    }
+
+    /// Cuts a hung worker off. It is told, so that it knows that we live; then nothing that
+    /// it says can reach us any more. What it has said by then is read to the end, and the
+    /// rest it has not begun, nor ever can: that goes to others (see
+    /// [`lost`](Self::lost)).
+    fn recall(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
+        let now = reactor.now();
+        let mut state = self.state.borrow_mut();
+        let within = state.settings.drain_timeout;
+        let within = within.unwrap_or(state.settings.exit_timeout);
+        let Some(worker) = state.worker(id) else {
+            return;
+        };
+        let (handle, pid) = (worker.channel, worker.pid);
+        let Some(channel) = reactor.get(handle) else {
+            return;
+        };
+        if let Err(error) = wire::send(channel, &ToWorker::Recall, Vec::new()) {
+            // The channel has ended, which is going to be told.
+            log::debug!(target: log::HANDOFF, "{id}: {error}");
+            return;
+        }
+        worker.stage = WorkerStage::Recalled;
+        worker.drain_deadline = Some(moment_after(now, within));
+        state.counts.recalls += 1;
+        drop(state);
+        let all = channel.bytes_sent() + channel.unsent_bytes() as u64;
+        let refuse = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
+            if sent.is_ok()
+                && let Some(channel) = reactor.get(handle)
+                && let Err(error) = channel.refuse_input()
+            {
+                log::warn!(target: log::HANDOFF, "{id} cannot be recalled: {error}");
+            }
+        };
+        channel.when_sent(all, Box::new(refuse));
+        self.tell(reactor, PoolEvent::Recalled { worker: id, pid });
+        self.start_missing_workers(reactor);
     }
 
     pub(super) fn ready(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
@@ -204,8 +253,8 @@ impl PoolShared {
         if let Some(event) = event {
             self.tell(reactor, event);
         }
-        if drains {
-            self.replace_later(reactor);
+        if let Some(place) = drains {
+            self.replace_later(reactor, place);
         }
         if has_use {
             self.pump_later(reactor);
@@ -232,8 +281,11 @@ impl PoolShared {
         }
         let was_asked = worker.drain_deadline.is_some();
         let unanswered = worker.in_flight.len();
+        let is_recalled = worker.stage == WorkerStage::Recalled;
         for job in &mut worker.in_flight {
             job.since = now;
+            // Its copy lies unread in the channel, for as long as it hangs.
+            job.dispatch.is_recalled |= is_recalled;
         }
         let event = PoolEvent::Lost {
             worker: id,
@@ -252,11 +304,17 @@ impl PoolShared {
         let is_failed_start = is_death && !worker.was_ready;
         if is_death {
             state.counts.deaths += 1;
-            state.judge_life(worker.started, now);
+            state.judge_life(worker.place, now.saturating_duration_since(worker.started));
         }
-        let leaving = worker.leave(moment_after(now, state.settings.exit_timeout));
+        let place = worker.place;
+        let kill_at = match (worker.stage, worker.drain_deadline) {
+            // It serves what it had taken.
+            (WorkerStage::Recalled, Some(deadline)) => deadline,
+            _ => moment_after(now, state.settings.exit_timeout),
+        };
+        let leaving = worker.leave(kill_at);
         // One that had said that it drains has its replacement.
-        let needs_replacement = is_death && state.lacks_workers();
+        let needs_replacement = is_death && state.is_free(place);
         drop(state);
         self.leave(reactor, leaving);
         self.tell(reactor, event);
@@ -264,7 +322,7 @@ impl PoolShared {
             self.start_failed(reactor);
         }
         if needs_replacement {
-            self.replace_later(reactor);
+            self.replace_later(reactor, place);
         } else {
             let shared = Rc::clone(self);
             reactor.defer(move |reactor| shared.start_missing_workers(reactor));
@@ -348,7 +406,7 @@ impl PoolShared {
     }
 
     pub(super) fn tick(self: &Rc<Self>, reactor: &mut Reactor) {
-        let (events, late, has_panicked) = {
+        let (events, late, has_panicked, recalled) = {
             let state = &mut *self.state.borrow_mut();
             let now = reactor.now();
             let due = state.tick.take().unwrap_or(now);
@@ -362,6 +420,7 @@ impl PoolShared {
                 events,
                 state.take_late(now),
                 mem::take(&mut state.is_starting),
+                state.to_be_recalled(),
             )
         };
         for (job, why) in late {
@@ -372,7 +431,12 @@ impl PoolShared {
         }
         if has_panicked {
             let id = WorkerId(self.state.borrow().next_worker - 1);
-            self.not_started(reactor, id, std::io::Error::other("it panicked"));
+            let place = self.state.borrow().free_place().unwrap_or(usize::MAX);
+            let error = std::io::Error::other("it panicked");
+            self.not_started(reactor, id, place, error);
+        }
+        for id in recalled {
+            self.recall(reactor, id);
         }
         self.pump(reactor);
         self.arm_tick(reactor);

@@ -14,10 +14,10 @@ use bowline_reactor::{Phase, Reactor, SystemEvent};
 use super::WorkerId;
 use super::connection::PassedConnection;
 use super::messages::FromWorker;
-use super::policy::{Candidate, PoolPolicy, RoundRobin};
+use super::policy::{Candidate, LeastLoaded, PoolPolicy};
 use super::process::{Spawn, StartWorker};
 use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
-use super::state::{Job, PoolLife, PoolState};
+use super::state::{Job, Place, PoolLife, PoolState};
 use crate::channel::{ChannelError, ChannelReceiver, Peer};
 use crate::log;
 use crate::wire::Incoming;
@@ -55,7 +55,7 @@ pub(super) struct PoolShared {
 }
 
 impl Pool {
-    /// Starts the workers, which get connections in turn ([`RoundRobin`]).
+    /// Starts the workers. Who has the fewest connections gets the next ([`LeastLoaded`]).
     /// [`with_policy`] has another policy choose.
     ///
     /// If a worker cannot be started, that is told as [`PoolEvent::NotStarted`]. It is
@@ -64,7 +64,7 @@ impl Pool {
     ///
     /// [`with_policy`]: Self::with_policy
     pub fn start(reactor: &mut Reactor, settings: PoolSettings, spawn: impl Spawn) -> Self {
-        Self::with_policy(reactor, settings, RoundRobin::new(), spawn)
+        Self::with_policy(reactor, settings, LeastLoaded::new(), spawn)
     }
 
     /// Starts the workers. `policy` chooses which of them gets a connection.
@@ -81,14 +81,13 @@ impl Pool {
         let pool = Self {
             shared: Rc::new(PoolShared {
                 state: RefCell::new(PoolState {
-                    backoff: settings.backoff.clone(),
+                    places: Place::all(&settings),
                     settings,
                     workers: Vec::new(),
                     leaving: Vec::new(),
                     waiting: VecDeque::new(),
                     undelivered: VecDeque::new(),
                     paused: Vec::new(),
-                    replacements: 0,
                     is_starting: false,
                     failed_starts: 0,
                     next_worker: 1,

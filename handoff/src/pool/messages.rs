@@ -18,6 +18,9 @@ pub enum ToWorker {
         /// When the dispatcher kills the worker, in milliseconds from now.
         within_ms: u32,
     },
+    /// What the worker has not answered goes to others. From now on the dispatcher takes no
+    /// answers, so that none can be given any more.
+    Recall,
 }
 
 /// The description of a connection that is passed on.
@@ -34,6 +37,8 @@ pub struct Dispatch {
     pub read: Vec<u8>,
     /// Bytes that are to be sent first.
     pub unsent: Vec<u8>,
+    /// Whether it was [recalled](super::PassedConnection::is_recalled) from another worker.
+    pub is_recalled: bool,
 }
 
 /// A message of a worker.
@@ -93,6 +98,7 @@ impl fmt::Display for WorkerRefusal {
 
 const DISPATCH: u16 = 0x0100;
 const DRAIN: u16 = 0x0101;
+const RECALL: u16 = 0x0102;
 const ACCEPTED: u16 = 0x0180;
 const REFUSED: u16 = 0x0181;
 const LOAD: u16 = 0x0182;
@@ -102,6 +108,7 @@ impl Message for ToWorker {
         match self {
             Self::Dispatch(_) => DISPATCH,
             Self::Drain { .. } => DRAIN,
+            Self::Recall => RECALL,
         }
     }
 
@@ -109,6 +116,7 @@ impl Message for ToWorker {
         match self {
             Self::Dispatch(dispatch) => dispatch.encode(payload),
             Self::Drain { within_ms } => payload.u32(*within_ms),
+            Self::Recall => {}
         }
     }
 
@@ -118,6 +126,7 @@ impl Message for ToWorker {
             DRAIN => Ok(Self::Drain {
                 within_ms: payload.u32()?,
             }),
+            RECALL => Ok(Self::Recall),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -135,6 +144,7 @@ impl Message for Dispatch {
         payload.socket_address(self.peer);
         payload.bytes(&self.read);
         payload.bytes(&self.unsent);
+        payload.u8(self.is_recalled.into());
     }
 
     fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
@@ -147,6 +157,7 @@ impl Message for Dispatch {
             peer: payload.socket_address()?,
             read: payload.bytes()?.to_vec(),
             unsent: payload.bytes()?.to_vec(),
+            is_recalled: payload.u8()? != 0,
         })
     }
 }
@@ -228,8 +239,10 @@ mod tests {
             peer: Some("[::1]:80".parse().expect("an address")),
             read: b"GET /".to_vec(),
             unsent: Vec::new(),
+            is_recalled: false,
         });
         assert_eq!(there_and_back(&dispatch), dispatch);
+        assert_eq!(there_and_back(&ToWorker::Recall), ToWorker::Recall);
         let drain = ToWorker::Drain { within_ms: 5 };
         assert_eq!(there_and_back(&drain), drain);
         for reason in [
@@ -259,11 +272,13 @@ mod tests {
             peer: None,
             read: b"r".to_vec(),
             unsent: b"un".to_vec(),
+            is_recalled: true,
         };
         let (id, live, reason) = (1, 2, WorkerRefusal::Unwanted);
         assert_eq!(dispatch.kind(), 0x0100);
         assert_eq!(ToWorker::Dispatch(dispatch.clone()).kind(), 0x0100);
         assert_eq!(ToWorker::Drain { within_ms: 5 }.kind(), 0x0101);
+        assert_eq!(ToWorker::Recall.kind(), 0x0102);
         assert_eq!(FromWorker::Accepted { id, live }.kind(), 0x0180);
         assert_eq!(FromWorker::Refused { id, reason, live }.kind(), 0x0181);
         assert_eq!(FromWorker::Load { live }.kind(), 0x0182);

@@ -19,13 +19,22 @@ pub struct PoolSettings {
     /// The most connections that a worker may have without having answered. The
     /// default is 64.
     pub window: usize,
+    /// How long a worker may leave a connection unanswered before it gets no more, until it
+    /// answers. The default is 50 ms. A connection counts once it has left this process.
+    /// What the kernel keeps back, since the user has as many descriptors in flight as may
+    /// be, is not held against the worker.
+    pub slow_after: Duration,
     /// How long a worker that has connections to answer may say nothing. After that it
-    /// counts as hung and gets no more. The default is 1 s. A connection counts once it
-    /// has left this process. What the kernel keeps back, since the user has as many
-    /// descriptors in flight as may be, is not held against the worker.
+    /// counts as hung. The default is 500 ms.
     pub ack_timeout: Duration,
-    /// How long a worker may leave a connection unanswered before it is killed. The
-    /// default is 10 s; `None` means for ever.
+    /// Whether a hung worker is recalled: what it has not answered goes to others at once,
+    /// and another worker takes its place. It serves what it had taken, for the
+    /// [time of a drain](Self::drain_timeout), and ends. The default is `true`. With
+    /// `false` its connections wait with it, until it answers or is killed.
+    pub recalls: bool,
+    /// How long a worker may leave a connection unanswered before it is killed: one that
+    /// is not recalled, or whose channel is full. The default is 10 s; `None` means for
+    /// ever.
     pub kill_timeout: Option<Duration>,
     /// How often a connection is given out at the most. Refusals and deaths of workers
     /// count. The default is 10.
@@ -43,11 +52,12 @@ pub struct PoolSettings {
     /// How long the reactor's stop waits for workers to serve their connections. The
     /// default is 30 s. `None` has the stop wait for none, and the channels are closed.
     pub drain_timeout: Option<Duration>,
-    /// The waits before dead workers are replaced. By default the first is up to
-    /// 100 ms, and they double up to 10 s.
+    /// The waits before a worker is replaced that died young, and whose predecessor in its
+    /// place died young too. Every other death is replaced at once. By default the first
+    /// wait is up to 10 ms, and they double up to 10 s. Each place in the pool has waits
+    /// of its own.
     pub backoff: Backoff,
-    /// How long a worker has to live for the waits to begin anew after its death. The
-    /// default is 10 s.
+    /// How long a worker has to live not to have died young. The default is 500 ms.
     pub stable_after: Duration,
     /// How many starts in a row may fail before the pool gives up. A start has failed
     /// if the worker could not be started, or ended before it was
@@ -60,7 +70,9 @@ pub struct PoolSettings {
 bowline_reactor::setters!(PoolSettings {
     workers: usize,
     window: usize,
+    slow_after: Duration,
     ack_timeout: Duration,
+    recalls: bool,
     kill_timeout: Option<Duration>,
     max_attempts: u32,
     queue: usize,
@@ -78,7 +90,9 @@ impl Default for PoolSettings {
         Self {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             window: 64,
-            ack_timeout: Duration::from_secs(1),
+            slow_after: Duration::from_millis(50),
+            ack_timeout: Duration::from_millis(500),
+            recalls: true,
             kill_timeout: Some(Duration::from_secs(10)),
             max_attempts: 10,
             queue: 1_024,
@@ -87,9 +101,9 @@ impl Default for PoolSettings {
             exit_timeout: Duration::from_secs(5),
             drain_timeout: Some(Duration::from_secs(30)),
             backoff: Backoff::new()
-                .first(Duration::from_millis(100))
+                .first(Duration::from_millis(10))
                 .cap(Duration::from_secs(10)),
-            stable_after: Duration::from_secs(10),
+            stable_after: Duration::from_millis(500),
             max_failed_starts: None,
         }
     }
@@ -122,6 +136,8 @@ pub struct PoolStatistics {
     pub deaths: u64,
     /// How often a worker has begun to count as hung.
     pub hangs: u64,
+    /// How many workers were recalled.
+    pub recalls: u64,
     /// Whether the pool's listeners are paused.
     pub is_paused: bool,
     /// Each worker, oldest first.
@@ -158,6 +174,8 @@ pub enum WorkerStage {
     Serving,
     /// It gets no connections until it answers.
     Hung,
+    /// It was recalled, and its last answers are being read.
+    Recalled,
     /// It serves the connections that it has, and ends.
     Draining,
     /// It was killed. The end of its channel tells what it has taken.
@@ -203,6 +221,14 @@ pub enum PoolEvent {
     },
     /// A hung worker answers again.
     Recovered {
+        /// The worker.
+        worker: WorkerId,
+        /// Its process.
+        pid: u32,
+    },
+    /// A hung worker was recalled. Its channel ends now, which is told as
+    /// [`Lost`](Self::Lost).
+    Recalled {
         /// The worker.
         worker: WorkerId,
         /// Its process.

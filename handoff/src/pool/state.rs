@@ -36,9 +36,8 @@ pub(super) struct PoolState {
     pub(super) undelivered: VecDeque<(Box<Job>, Undelivered)>,
     /// Listeners that were paused, to be resumed.
     pub(super) paused: Vec<ListenerHandle>,
-    pub(super) backoff: Backoff,
-    /// How many replacements are scheduled.
-    pub(super) replacements: usize,
+    /// One for each worker that there is to be.
+    pub(super) places: Vec<Place>,
     /// Code of the user is starting a worker, or has panicked meanwhile.
     pub(super) is_starting: bool,
     /// How many starts have failed since a worker was ready.
@@ -49,6 +48,16 @@ pub(super) struct PoolState {
     pub(super) tick: Option<Instant>,
     pub(super) life: PoolLife,
     pub(super) counts: PoolStatistics,
+}
+
+/// A place in the pool, with one worker after the other in it.
+pub(super) struct Place {
+    /// The waits after deaths that follow on each other.
+    backoff: Backoff,
+    /// How many workers in a row have died young.
+    young_deaths: u32,
+    /// A start in it is scheduled.
+    is_awaited: bool,
 }
 
 pub(super) enum PoolLife {
@@ -66,6 +75,8 @@ pub(super) struct Member {
     pub(super) pid: u32,
     pub(super) channel: UnixTransportHandle,
     pub(super) process: ChildWatch,
+    /// Which [`Place`] it is in.
+    pub(super) place: usize,
     pub(super) stage: WorkerStage,
     /// It has said hello.
     pub(super) was_ready: bool,
@@ -104,8 +115,8 @@ pub(super) struct Leaving {
 /// What follows from what a worker said.
 pub(super) struct Answered {
     pub(super) event: Option<PoolEvent>,
-    /// It takes no more: another is to be started.
-    pub(super) drains: bool,
+    /// It takes no more: another is to be started in its place.
+    pub(super) drains: Option<usize>,
     /// Whether there is something that can be given out now.
     pub(super) has_use: bool,
 }
@@ -157,8 +168,24 @@ impl PoolState {
         self.workers.iter_mut().find(|worker| worker.id == id)
     }
 
-    pub(super) fn lacks_workers(&self) -> bool {
-        self.missing_workers() > self.replacements
+    /// A place that a worker is to be started in.
+    pub(super) fn free_place(&self) -> Option<usize> {
+        (0..self.places.len()).find(|place| self.is_free(*place))
+    }
+
+    /// Whether nobody is in this place, nor awaited in it, and somebody is to be.
+    pub(super) fn is_free(&self, place: usize) -> bool {
+        let mut staying = self.workers.iter().filter(|worker| worker.is_staying());
+        let is_awaited = self.places.get(place).is_none_or(|place| place.is_awaited);
+        !is_awaited && !staying.any(|worker| worker.place == place) && self.missing_workers() > 0
+    }
+
+    /// Those that hang, where those are recalled.
+    pub(super) fn to_be_recalled(&self) -> Vec<WorkerId> {
+        let hung = |worker: &&Member| worker.stage == WorkerStage::Hung;
+        let hung = self.workers.iter().filter(hung);
+        let hung = hung.filter(|_| self.settings.recalls);
+        hung.map(|worker| worker.id).collect()
     }
 
     pub(super) fn missing_workers(&self) -> usize {
@@ -177,18 +204,50 @@ impl PoolState {
         limit.is_some_and(|limit| self.failed_starts >= limit.max(1))
     }
 
-    /// Has the waits begin anew if a worker lived long enough.
-    pub(super) fn judge_life(&mut self, started: Instant, now: Instant) {
-        if now.saturating_duration_since(started) >= self.settings.stable_after {
-            self.backoff.reset();
+    /// A worker could not be started in this place: there is nothing to be lost by a wait.
+    pub(super) fn start_has_failed(&mut self, place: usize) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.young_deaths = place.young_deaths.saturating_add(2);
+        }
+    }
+
+    /// A worker in this place has died, or goes.
+    pub(super) fn judge_life(&mut self, place: usize, lived: Duration) {
+        let is_old = lived >= self.settings.stable_after;
+        let Some(place) = self.places.get_mut(place) else {
+            return;
+        };
+        if is_old {
+            place.young_deaths = 0;
+            place.backoff.reset();
+        } else {
+            place.young_deaths = place.young_deaths.saturating_add(1);
+        }
+    }
+
+    /// Has the next worker of this place be awaited, for the time that is answered.
+    pub(super) fn await_replacement(&mut self, place: usize) -> Duration {
+        let Some(place) = self.places.get_mut(place) else {
+            return Duration::ZERO;
+        };
+        place.is_awaited = true;
+        if place.young_deaths > 1 {
+            place.backoff.next_wait()
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    pub(super) fn replacement_is_due(&mut self, place: usize) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.is_awaited = false;
         }
     }
 
     pub(super) fn anybody_has_room(&self, now: Instant) -> bool {
-        let window = self.settings.window;
         self.workers
             .iter()
-            .any(|worker| worker.has_room(window, now))
+            .any(|worker| worker.has_room(&self.settings, now))
     }
 
     /// Whether the next one would be given out at once.
@@ -214,17 +273,18 @@ impl PoolState {
 
     /// Fills the list with the workers that can take this one.
     pub(super) fn candidates(&self, now: Instant, job: &Job, candidates: &mut Vec<Candidate>) {
-        let window = self.settings.window;
         candidates.clear();
         candidates.extend(
             self.workers
                 .iter()
-                .filter(|worker| worker.has_room(window, now) && !job.was_refused_by(worker.id))
+                .filter(|worker| {
+                    worker.has_room(&self.settings, now) && !job.was_refused_by(worker.id)
+                })
                 .map(|worker| Candidate {
                     worker: worker.id,
                     live: worker.live,
                     in_flight: worker.in_flight.len(),
-                    window,
+                    window: self.settings.window,
                 }),
         );
     }
@@ -317,7 +377,7 @@ impl PoolState {
             }
             WorkerStage::Serving | WorkerStage::Hung => {}
             WorkerStage::Draining if worker.drain_deadline.is_none() => {}
-            WorkerStage::Draining | WorkerStage::Killed => return,
+            WorkerStage::Draining | WorkerStage::Recalled | WorkerStage::Killed => return,
         }
         if let Some(channel) = reactor.get(worker.channel) {
             let within_ms = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
@@ -397,7 +457,7 @@ impl PoolState {
         {
             log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
         }
-        let started = worker.started;
+        let (place, lived) = (worker.place, now.saturating_duration_since(worker.started));
         let (mut refused, mut drains) = (None, false);
         match (job, refusal) {
             (Some(job), Some(reason)) => {
@@ -422,11 +482,11 @@ impl PoolState {
             self.wait_for_another(job);
         }
         if drains {
-            self.judge_life(started, now);
+            self.judge_life(place, lived);
         }
         Some(Answered {
             event,
-            drains,
+            drains: drains.then_some(place),
             has_use,
         })
     }
@@ -443,10 +503,7 @@ impl PoolState {
         let is_over = self.is_over(now);
         let mut events = Vec::new();
         for worker in &mut self.workers {
-            // They leave in order.
-            let oldest = worker.in_flight.front();
-            let oldest = oldest.filter(|job| job.place <= worker.left);
-            let oldest = oldest.map_or(now, |job| job.since);
+            let oldest = worker.waits_since().unwrap_or(now);
             let age = now.saturating_duration_since(oldest);
             // One that goes on has much to answer that is old by then.
             let silence = now.saturating_duration_since(oldest.max(worker.answered));
@@ -527,11 +584,32 @@ impl PoolState {
     }
 }
 
+impl Place {
+    pub(super) fn all(settings: &PoolSettings) -> Vec<Self> {
+        let place = |_| Self {
+            backoff: settings.backoff.clone(),
+            young_deaths: 0,
+            is_awaited: false,
+        };
+        (0..settings.workers).map(place).collect()
+    }
+}
+
 impl Member {
-    pub(super) fn has_room(&self, window: usize, now: Instant) -> bool {
+    pub(super) fn has_room(&self, settings: &PoolSettings, now: Instant) -> bool {
+        let is_slow = |since| now.saturating_duration_since(since) > settings.slow_after;
         self.stage == WorkerStage::Serving
-            && self.in_flight.len() < window
+            && self.in_flight.len() < settings.window
             && self.not_before.is_none_or(|time| now >= time)
+            && !self.waits_since().is_some_and(is_slow)
+    }
+
+    /// Since when the oldest connection is with it that it has not answered.
+    fn waits_since(&self) -> Option<Instant> {
+        // They leave in order.
+        let oldest = self.in_flight.front();
+        let oldest = oldest.filter(|job| job.place <= self.left);
+        oldest.map(|job| job.since)
     }
 
     /// Whether it counts as one of those that the pool is to have.
@@ -542,7 +620,7 @@ impl Member {
             | WorkerStage::Serving
             | WorkerStage::Hung
             | WorkerStage::Killed => true,
-            WorkerStage::Draining => false,
+            WorkerStage::Draining | WorkerStage::Recalled => false,
         }
     }
 
@@ -601,6 +679,7 @@ impl Job {
             label,
             read,
             unsent,
+            is_recalled,
         } = connection;
         Self {
             socket: KeptSocket {
@@ -613,6 +692,7 @@ impl Job {
                 peer,
                 read,
                 unsent,
+                is_recalled,
             },
             attempts: 0,
             refused_by: Vec::new(),
@@ -650,6 +730,7 @@ impl Job {
             label: self.dispatch.label,
             read: self.dispatch.read,
             unsent: self.dispatch.unsent,
+            is_recalled: self.dispatch.is_recalled,
         })
     }
 }

@@ -184,6 +184,8 @@ struct WorkerShared {
     untold: Cell<Option<Duration>>,
     /// Has a stop wait for what is promised and served; there while it drains.
     hold: Cell<Option<Hold>>,
+    /// The pool lives, and gives to others what it has no answer for.
+    is_recalled: Cell<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -228,6 +230,7 @@ impl Worker {
             stage: Cell::new(Stage::Serving),
             untold: Cell::new(None),
             hold: Cell::new(None),
+            is_recalled: Cell::new(false),
         });
         let inlet = Inlet {
             shared: Rc::clone(&shared),
@@ -291,6 +294,7 @@ impl WorkerShared {
             label: dispatch.label,
             read: dispatch.read,
             unsent: dispatch.unsent,
+            is_recalled: dispatch.is_recalled,
             ..PassedConnection::new(fd)
         };
         self.service.borrow_mut().admit(reactor, &connection)?;
@@ -426,6 +430,12 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                     .defer(move |reactor| shared.drain(reactor, within));
                 return;
             }
+            ToWorker::Recall => {
+                log::warn!(target: log::HANDOFF, "recalled by the pool: it has waited for answers");
+                // The channel ends, and with it the worker drains.
+                shared.is_recalled.set(true);
+                return;
+            }
             ToWorker::Dispatch(dispatch) => dispatch,
         };
         let id = dispatch.id;
@@ -503,7 +513,7 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let promised = mem::take(&mut *shared.promised.borrow_mut());
         // If the channel broke here, the pool lives, and gives to others what it has no
         // answer for.
-        let is_alone = has_peer_ended(error, reason);
+        let is_alone = has_peer_ended(error, reason) && !shared.is_recalled.get();
         let serves_orphans = is_alone && shared.settings.orphans == Orphans::Serve;
         let is_ours = |promised: &Promised| promised.answer_ends <= sent || serves_orphans;
         for promised in promised.into_iter().filter(is_ours) {

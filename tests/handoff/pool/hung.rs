@@ -1,16 +1,17 @@
 //! A worker that hangs: others take over, nothing waits for it but what it has.
 
 use std::cell::Cell;
+use std::io::{Read, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::Reactor;
-use bowline::handoff::pool::{Pool, PoolEvent, WorkerId, WorkerStage};
+use bowline::handoff::pool::{Pool, PoolEvent, WorkerId, WorkerStage, WorkerStatistics};
 use bowline::testing::ManualClock;
 use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, scripted, settings, signal, stop};
+use super::process::{Script, end, scripted, served, settings, signal, stop};
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::{DescriptorLedger, Moved};
 
@@ -234,4 +235,136 @@ fn a_worker_that_stays_hung_is_killed_and_costs_nothing() {
     );
     assert!(statistics.resent > 0, "{statistics:?}");
     end(&mut reactor, &pool);
+}
+
+/// One that does not answer is recalled: its connections go to others within a moment,
+/// nobody is served twice when it goes on, and what it had taken it serves.
+#[test]
+fn a_stopped_worker_is_recalled_and_everybody_is_served_once() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let log = directory.path().join("served");
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(Moved(clock.clone())).unwrap();
+    let mut settings = settings(3);
+    settings.ack_timeout = Duration::from_millis(500);
+    settings.recalls = true;
+    settings.drain_timeout = Some(Duration::from_secs(3_600));
+    let pool = Pool::start(
+        &mut reactor,
+        settings,
+        scripted(log.clone(), |_| Script::Serve),
+    );
+    let exited = Rc::new(Cell::new(None));
+    let told = Rc::clone(&exited);
+    pool.on_event(move |_, event| {
+        if let PoolEvent::Exited { pid, status, .. } = event {
+            told.set(status.map(|status| (pid, status.code())));
+        }
+    });
+    let began = Instant::now();
+    let turn = |reactor: &mut Reactor| {
+        reactor.turn(Some(Duration::from_millis(20)));
+        assert!(began.elapsed() < PATIENCE, "{pool:?}");
+    };
+    let is_serving = |it: &WorkerStatistics| it.stage == WorkerStage::Serving;
+    while !pool.statistics().workers.iter().all(is_serving) {
+        turn(&mut reactor);
+    }
+    let addresses = listen(&mut reactor, &pool);
+    // One connection that each worker keeps, and asks of later.
+    let mut kept = Vec::new();
+    for number in 1_000_000..1_000_003 {
+        let mut one = Kept::connect(addresses[0]);
+        one.ask(number);
+        while !one.has_answer(number) {
+            turn(&mut reactor);
+        }
+        kept.push(one);
+    }
+    let victim = pool.statistics().workers[0].clone();
+    assert_eq!(victim.live, 1, "each has one");
+    stop(victim.pid);
+    let total = scaled(300, 5_000);
+    let clients = Clients::start(&mut reactor, addresses, total, 150);
+    let mut passed = Duration::ZERO;
+    while !clients.are_done() {
+        let waits_for_it = pool.statistics().workers.iter().any(|it| it.in_flight > 0);
+        if waits_for_it && others_have_answered(&pool, victim.id) && passed.as_secs() < 1 {
+            clock.advance(Duration::from_millis(20));
+            passed += Duration::from_millis(20);
+        }
+        turn(&mut reactor);
+    }
+    // Each has seen its connection end, of which the stopped one still has a copy.
+    let statistics = pool.statistics();
+    let resent = statistics.resent;
+    assert!(resent > 0, "{statistics:?}");
+    assert_eq!(
+        (statistics.recalls, statistics.deaths),
+        (1, 0),
+        "{statistics:?}"
+    );
+    signal(victim.pid, Signal::CONT);
+    for (number, kept) in (2_000_000..).zip(&mut kept) {
+        kept.ask(number);
+        while !kept.has_answer(number) {
+            turn(&mut reactor);
+        }
+    }
+    // It ends by itself when those that it had taken are done.
+    drop(kept);
+    while exited.get().is_none() {
+        turn(&mut reactor);
+    }
+    assert_eq!(exited.get(), Some((victim.pid, Some(0))));
+    let outcome = clients.outcome.borrow();
+    assert_eq!(outcome.failed.len(), 0);
+    let served = served(&log);
+    let asked: Vec<_> = served
+        .iter()
+        .filter(|(number, _)| *number < total)
+        .collect();
+    let once: std::collections::BTreeSet<_> = asked.iter().map(|(number, _)| number).collect();
+    assert_eq!((asked.len(), once.len()), (total as usize, total as usize));
+    assert!(
+        asked
+            .iter()
+            .all(|(_, by)| *by != victim.pid || resent < u64::from(total))
+    );
+    drop(outcome);
+    end(&mut reactor, &pool);
+    drop((reactor, clients));
+    ledger.assert_balanced();
+}
+
+/// A client that keeps its connection, and is blocked by nothing.
+struct Kept {
+    socket: std::net::TcpStream,
+    answers: String,
+}
+
+impl Kept {
+    fn connect(address: std::net::SocketAddr) -> Self {
+        let socket = std::net::TcpStream::connect(address).expect("it listens");
+        socket.set_nonblocking(true).expect("a socket");
+        Self {
+            socket,
+            answers: String::new(),
+        }
+    }
+
+    fn ask(&mut self, number: u32) {
+        let line = format!("stay {number}\n");
+        self.socket.write_all(line.as_bytes()).expect("room");
+    }
+
+    fn has_answer(&mut self, number: u32) -> bool {
+        let mut room = [0; 64];
+        if let Ok(count) = self.socket.read(&mut room) {
+            assert_ne!(count, 0, "it was closed before {number}: {}", self.answers);
+            self.answers += std::str::from_utf8(&room[..count]).expect("text");
+        }
+        self.answers.contains(&format!("{number} "))
+    }
 }

@@ -109,7 +109,9 @@ pub(crate) fn scripted(
 pub(crate) fn settings(workers: usize) -> PoolSettings {
     let mut settings = PoolSettings::default();
     settings.workers = workers;
+    settings.slow_after = Duration::from_secs(30);
     settings.ack_timeout = Duration::from_secs(30);
+    settings.recalls = false;
     settings.kill_timeout = None;
     settings.queue_timeout = Duration::from_secs(60);
     settings.start_timeout = Duration::from_secs(60);

@@ -84,6 +84,7 @@ pub(crate) fn dispatch(id: u64, read: &[u8]) -> Dispatch {
         peer: None,
         read: read.to_vec(),
         unsent: Vec::new(),
+        is_recalled: false,
     }
 }
 

@@ -21,6 +21,9 @@ pub(super) struct Ends {
     peer_family: Family,
     /// `None` until our address was asked for.
     host_family: Option<Family>,
+    /// The end of the connection is that of everybody who holds the socket. It is here
+    /// because there is room.
+    pub(super) are_for_all: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,7 @@ impl Ends {
             host_port: 0,
             peer_family,
             host_family: None,
+            are_for_all: false,
         };
         if let SocketAddr::V6(peer) = peer {
             (ends.peer_flow, ends.scope) = (peer.flowinfo(), peer.scope_id());

@@ -66,6 +66,13 @@ impl SocketFd {
         sys::shutdown(self.open()?, Shutdown::Write)
     }
 
+    /// Ends the connection for all who hold the socket. It fails only if there is none.
+    pub(super) fn shut_down(&self) {
+        if let Some(fd) = self.get() {
+            let _ = sys::shutdown(fd, Shutdown::Both);
+        }
+    }
+
     pub(super) fn shutdown_read(&self) -> io::Result<()> {
         sys::shutdown(self.open()?, Shutdown::Read)
     }

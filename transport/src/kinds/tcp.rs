@@ -242,6 +242,10 @@ impl Socket for TcpSocket {
         self.fd.shutdown_write()
     }
 
+    fn end_for_all(&mut self) {
+        self.ends.are_for_all = true;
+    }
+
     fn prepare_abort(&mut self) {
         if let Some(fd) = self.fd.get() {
             // A linger time of zero turns close(2) into a reset. This fails only if it
@@ -253,6 +257,9 @@ impl Socket for TcpSocket {
     fn close(&mut self) {
         if self.ends.host().is_none() && self.fd.get().is_some() {
             self.ends.set_host(self.find_host());
+        }
+        if self.ends.are_for_all {
+            self.fd.shut_down();
         }
         self.fd.close();
     }

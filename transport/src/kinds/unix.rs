@@ -37,6 +37,7 @@ impl_unix_transport!(impl for UnixStream);
 #[derive(Debug)]
 pub struct UnixSocket {
     fd: SocketFd,
+    is_for_all: bool,
     host: UnixName,
     peer: UnixName,
 }
@@ -66,6 +67,7 @@ impl UnixSocket {
     pub(crate) fn new(fd: OwnedFd, host: UnixName, peer: UnixName) -> Self {
         Self {
             fd: SocketFd::new(fd),
+            is_for_all: false,
             host,
             peer,
         }
@@ -106,6 +108,7 @@ impl FileDescriptor for UnixSocket {
     fn take(&mut self) -> Option<Self> {
         Some(Self {
             fd: std::mem::take(&mut self.fd),
+            is_for_all: self.is_for_all,
             host: self.host.clone(),
             peer: self.peer.clone(),
         })
@@ -175,7 +178,14 @@ impl Socket for UnixSocket {
 
     // There is no reset: the peer sees the end either way.
 
+    fn end_for_all(&mut self) {
+        self.is_for_all = true;
+    }
+
     fn close(&mut self) {
+        if self.is_for_all {
+            self.fd.shut_down();
+        }
         self.fd.close();
     }
 

@@ -1,6 +1,7 @@
 //! Workers that do not answer.
 
-use bowline::handoff::pool::{FromWorker, WorkerRefusal, WorkerStage};
+use bowline::handoff::pool::{FromWorker, ToWorker, WorkerRefusal, WorkerStage};
+use rustix::io::Errno;
 
 use super::{Stage, TICK, ms, settings};
 
@@ -216,4 +217,135 @@ fn nobody_is_killed_because_the_pool_was_stopped() {
     stage.pass(ms(100) + TICK);
     let kills = [0, 1].map(|place| stage.hand(place).kills.get());
     assert_eq!(kills, [0, 1]);
+}
+
+/// A worker that takes its time gets no more, although others take none at all: those that
+/// come wait where they can be given to anybody.
+#[test]
+fn a_slow_worker_gets_nothing_until_it_answers() {
+    let mut settings = settings(2);
+    settings.slow_after = ms(50);
+    let mut stage = Stage::serving(settings);
+    stage.dispatch([1]);
+    // Exactly the limit.
+    stage.pass(ms(50));
+    stage.dispatch([2, 3]);
+    assert_eq!(stage.hand(0).labels(), [1, 3]);
+    stage.pass(ms(1));
+    stage.dispatch([4, 5]);
+    assert_eq!(stage.hand(0).labels(), [0; 0]);
+    assert_eq!(stage.hand(1).labels(), [2, 4, 5]);
+    assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+    // Its answer counts, and so does the age of what it still has.
+    stage.accept(0, 1, 1);
+    stage.dispatch([6]);
+    assert_eq!(stage.hand(0).labels(), [6]);
+    // Both are slow: who comes waits here, until one has answered.
+    stage.pass(ms(60));
+    assert!(!stage.has_room());
+    stage.dispatch([7]);
+    assert_eq!(stage.pool.statistics().waiting, 1);
+    stage.accept(1, 2, 1);
+    assert_eq!(stage.pool.statistics().waiting, 1, "the next is as old");
+    stage.accept(1, 4, 2);
+    stage.accept(1, 5, 3);
+    assert_eq!(stage.hand(1).labels(), [7]);
+}
+
+/// From the moment of the recall the worker can answer nothing any more; what it had
+/// answered before is its own.
+#[test]
+fn a_hung_worker_is_recalled_and_what_it_has_not_answered_goes_to_others() {
+    let mut settings = settings(2);
+    settings.recalls = true;
+    settings.drain_timeout = Some(ms(7_000));
+    let mut stage = Stage::serving(settings);
+    stage.events();
+    stage.dispatch([1, 2, 3, 4, 5]);
+    for (place, id) in [(0, 1), (1, 2), (1, 4)] {
+        stage.accept(place, id, 1);
+    }
+    stage.pass(ms(1_000));
+    assert_eq!(stage.stage_of(0), WorkerStage::Serving);
+    stage.pass(TICK);
+    assert_eq!(
+        stage.events(),
+        [
+            "worker 1 hung, 101",
+            "worker 1 recalled, 101",
+            "worker 1 lost, 101: took 1, not 2",
+        ]
+    );
+    let statistics = stage.pool.statistics();
+    assert_eq!(
+        (statistics.recalls, statistics.resent, statistics.deaths),
+        (1, 2, 0)
+    );
+    assert_eq!(stage.hand(1).labels(), [2, 4, 3, 5]);
+    stage.accept(1, 6, 3);
+    stage.accept(1, 7, 4);
+    // It has a successor at once.
+    assert_eq!(stage.started(), 3);
+    // It was told, after what it has, and what it says reaches nobody.
+    let heard = stage.hand(0).heard();
+    let heard: Vec<_> = heard.into_iter().map(|(message, _)| message).collect();
+    assert!(matches!(heard[..], [.., ToWorker::Recall]), "{heard:?}");
+    assert_eq!(heard.len(), 4);
+    assert_eq!(stage.hand(0).refusal(), Some(Errno::PIPE));
+    // It has the time of a drain for what it took.
+    stage.pass(ms(6_980));
+    assert_eq!(stage.hand(0).kills.get(), 0);
+    stage.pass(ms(60));
+    assert_eq!(stage.hand(0).kills.get(), 1);
+    stage.hand(0).exit(0);
+    stage.pass(TICK);
+    assert_eq!(stage.events(), ["worker 1 exited, 101: Some(Some(0))"]);
+}
+
+/// What it says before it is told counts, in whatever order it is read.
+#[test]
+fn an_answer_that_was_on_its_way_counts() {
+    let mut settings = settings(2);
+    settings.recalls = true;
+    let mut stage = Stage::serving(settings);
+    stage.dispatch([1, 2, 3]);
+    stage.accept(1, 2, 1);
+    stage.pass(ms(1_000));
+    stage.clock.advance(TICK);
+    // Now it speaks, and the recall goes out in the same turn.
+    let answer = FromWorker::Accepted { id: 3, live: 1 };
+    stage.hand(0).say(&answer);
+    stage.settle();
+    let taken = stage.hand(1).labels();
+    let statistics = stage.pool.statistics();
+    let is_recalled = statistics.recalls == 1;
+    // Whichever was first, 3 is with the first worker and 1 with one of them.
+    assert_eq!(taken, if is_recalled { vec![2, 1] } else { vec![2] });
+    assert_eq!(statistics.acknowledged, 2);
+}
+
+/// Its channel is full, so that it cannot be told: it is killed in its time, as one that
+/// is not recalled.
+#[test]
+fn a_worker_that_cannot_be_told_is_killed_in_its_time() {
+    let mut settings = settings(1);
+    settings.recalls = true;
+    settings.drain_timeout = Some(ms(60_000));
+    settings.window = 100_000;
+    settings.queue = 100_000;
+    let mut stage = Stage::serving(settings);
+    let mut label = 0;
+    // Until nothing more leaves.
+    while stage.pool.statistics().in_flight == label as usize && label < 4_000 {
+        stage.dispatch([label]);
+        stage.clients.clear();
+        label += 1;
+    }
+    stage.pass(ms(1_000) + TICK);
+    assert_eq!(stage.stage_of(0), WorkerStage::Recalled);
+    let kills = |stage: &Stage| stage.hand(0).kills.get();
+    stage.pass(ms(8_000));
+    assert_eq!((kills(&stage), stage.pool.statistics().resent), (0, 0));
+    stage.pass(ms(1_500));
+    assert_eq!(kills(&stage), 1);
 }

@@ -33,7 +33,7 @@ use bowline::policies::{Backoff, Jitter};
 use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg};
 
 use super::raw::{frame, hello, send_bytes};
 use crate::frames::Frames;
@@ -61,6 +61,9 @@ fn settings(workers: usize) -> PoolSettings {
     let mut settings = PoolSettings::default();
     settings.workers = workers;
     settings.drain_timeout = None;
+    settings.slow_after = Duration::from_secs(3_600);
+    settings.ack_timeout = Duration::from_secs(1);
+    settings.recalls = false;
     settings.backoff = Backoff::new()
         .first(ms(100))
         .factor(2.0)
@@ -269,6 +272,7 @@ fn in_short(event: &PoolEvent) -> String {
             error,
             failures,
         } => format!("{worker} not started, {failures}: {error}"),
+        PoolEvent::Recalled { worker, pid } => format!("{worker} recalled, {pid}"),
         PoolEvent::GaveUp { failures } => format!("gave up after {failures}"),
         event => panic!("unknown: {event:?}"),
     }
@@ -358,6 +362,13 @@ impl Hand {
         let socket = self.socket.borrow();
         let socket = socket.as_ref().expect("its channel is there");
         send_bytes(socket, bytes, fds).expect("room");
+    }
+
+    /// Why it cannot say anything, if so.
+    fn refusal(&self) -> Option<Errno> {
+        let socket = self.socket.borrow();
+        let socket = socket.as_ref().expect("its channel is there");
+        rustix::net::send(socket, b"?", SendFlags::NOSIGNAL).err()
     }
 
     fn hang_up(&self) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bowline::Reactor;
 use bowline::error::AdoptErrorKind;
 use bowline::handoff::pool::{
-    Dispatch, FromWorker, Orphans, Worker, WorkerRefusal, WorkerSettings,
+    Dispatch, FromWorker, Orphans, ToWorker, Worker, WorkerRefusal, WorkerSettings,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -36,6 +36,7 @@ fn a_connection_is_served_with_all_that_was_said_of_it() {
         peer: Some(SocketAddr::from(([192, 0, 2, 1], 80))),
         read: b"read".to_vec(),
         unsent: b"unsent".to_vec(),
+        is_recalled: true,
     };
     desk.pool.send(&message, &[accepted.as_fd()]).unwrap();
     drop(accepted);
@@ -46,6 +47,7 @@ fn a_connection_is_served_with_all_that_was_said_of_it() {
     let (connection, live) = desk.service.kept.borrow_mut().remove(0);
     assert_eq!(connection.label, 34);
     assert_eq!(connection.peer, message.peer);
+    assert!(connection.is_recalled);
     assert_eq!(
         (connection.read, connection.unsent),
         (message.read, message.unsent)
@@ -235,6 +237,39 @@ fn what_could_not_be_answered_is_served_or_closed_as_asked() {
         assert_eq!(last, Some(Told::Draining(Duration::from_secs(30))));
         let end = desk.clients[0].read(&mut [0; 1]);
         assert_eq!(end.is_ok(), orphans == Orphans::Close, "{end:?}");
+    }
+}
+
+/// The pool lives, and gives to others what it has no answer for: of what it sent before,
+/// what was answered by then is served, and nothing else, whatever orphans are to become.
+#[test]
+fn a_recalled_worker_serves_what_it_has_answered_and_nothing_else() {
+    for orphans in [Orphans::Serve, Orphans::Close] {
+        let mut settings = WorkerSettings::default();
+        settings.orphans = orphans;
+        let mut desk = Desk::new(settings);
+        desk.send([1]);
+        assert_eq!(desk.service.kept.borrow().len(), 1);
+        // While it reads nothing, more is sent, it is recalled, and the channel ends.
+        let (client, accepted) = socketpair();
+        desk.pool
+            .send(&dispatch(2, b""), &[accepted.as_fd()])
+            .unwrap();
+        desk.pool.send(&ToWorker::Recall, &[]).unwrap();
+        desk.pool.socket.shutdown(Shutdown::Read).unwrap();
+        desk.settle();
+        assert_eq!(desk.service.kept.borrow().len(), 1);
+        desk.pool.socket.shutdown(Shutdown::Write).unwrap();
+        desk.settle();
+        assert_eq!(desk.service.kept.borrow().len(), 1, "{orphans:?}");
+        assert_eq!(desk.worker.live(), 1, "{orphans:?}");
+        drop(accepted);
+        let end = (&client).read(&mut [0; 1]);
+        assert_eq!(end.unwrap(), 0, "its copy is closed");
+        // It goes on with what it has, and ends.
+        desk.end_one();
+        desk.advance(ms(2_000));
+        assert_eq!(desk.told().pop(), Some(Told::Drained));
     }
 }
 

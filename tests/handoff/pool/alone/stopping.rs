@@ -56,12 +56,15 @@ fn a_stop_is_over_when_every_process_has_ended() {
 #[test]
 fn a_pool_without_workers_has_stopped_at_once() {
     let mut stage = Stage::serving(settings(1));
+    // The second death in a row has the next one wait.
     stage.end(0);
+    stage.greet_all();
+    stage.end(1);
     let over = stage.stop(ms(1_000));
     assert_eq!(over.get(), 1);
     // The one that was to come does not.
     stage.pass(ms(1_000));
-    assert_eq!(stage.started(), 1);
+    assert_eq!(stage.started(), 2);
     // And what comes now is nobody's.
     stage.dispatch([5]);
     assert_eq!(stage.undelivered(), [(5, Undelivered::Stopped)]);
