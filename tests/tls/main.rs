@@ -13,5 +13,6 @@ mod link;
 mod stream;
 
 mod handshakes;
+mod programs;
 mod records;
 mod starttls;

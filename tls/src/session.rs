@@ -528,3 +528,6 @@ fn primed(
     }
     Ok(by)
 }
+
+#[cfg(test)]
+mod tests;
