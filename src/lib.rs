@@ -92,6 +92,7 @@
 //! | serve with all of them | [`handoff::pool`] |
 //! | be replaced by a new one without losing a connection | [`handoff::restart`] |
 //! | take sockets from systemd, and tell it about the service | [`handoff::systemd`] |
+//! | manage services, and hear what they notify | [`handoff::systemd::NoticeSocket`] |
 //! | give a connection or a listener away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
 //! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
 //! | run a child, with what it reads and writes | [`spawn_process`](Transports::spawn_process), [`process::ChildCommand`], [`process::ProcessProtocol`] |

@@ -1,5 +1,6 @@
 //! The interfaces of systemd: it hands us sockets that it has listened on, and we
-//! notify it of our state.
+//! notify it of our state. A program that manages services itself has the other side:
+//! [`NoticeSocket`] hears them, and a [`DescriptorStore`] keeps what they give away.
 //!
 //! Without systemd nothing happens. [`inherited`] is empty then, and
 //! [`Notifier::from_environment`] answers `None`. Other programs speak both protocols
@@ -10,7 +11,10 @@ mod listen;
 mod notice;
 mod notify;
 mod queue;
+mod receiver;
+mod said;
 mod sender;
+mod store;
 mod watchdog;
 pub(crate) mod way;
 
@@ -19,4 +23,7 @@ pub(crate) use self::listen::announced_here;
 pub use self::listen::{ActivationError, Announced, announced, inherited};
 pub use self::notice::{Notice, NoticeError, NotifyAccess};
 pub use self::notify::Notifier;
+pub use self::receiver::{Dropped, NoticeHandler, NoticeSocket};
+pub use self::said::Said;
+pub use self::store::{Applied, DescriptorStore};
 pub use self::watchdog::{Watchdog, watchdog_interval};

@@ -10,6 +10,7 @@ mod endpoints;
 mod flood;
 mod frames;
 mod inherited;
+mod manager;
 mod mutated;
 mod notices;
 mod pool;

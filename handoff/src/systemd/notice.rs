@@ -265,6 +265,11 @@ impl Notice {
 }
 
 impl NotifyAccess {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let all = [Self::None, Self::Main, Self::Exec, Self::All];
+        all.into_iter().find(|access| access.as_str() == text)
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -280,7 +285,7 @@ fn microseconds(time: Duration) -> u128 {
     time.as_nanos().div_ceil(1_000)
 }
 
-fn check_name(name: &str) -> Result<(), NoticeError> {
+pub(super) fn check_name(name: &str) -> Result<(), NoticeError> {
     let is_fine = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b':';
     if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(is_fine) {
         return Err(NoticeError::Name);
