@@ -88,9 +88,9 @@ pub trait Descriptor: 'static {
     /// This process was forked, and goes on with the descriptor
     /// ([`Reactor::after_fork`]). From now on another process has its file too.
     ///
-    /// Afterwards the reactor watches [`source`](Self::source) again and calls
-    /// [`attend`](Self::attend). A descriptor with several sources watches the others
-    /// again there.
+    /// Afterwards the reactor watches [`source`](Self::source) and
+    /// [`writing_source`](Self::writing_source) again and calls
+    /// [`attend`](Self::attend). A descriptor with more sources watches those again there.
     fn forked(&mut self) {}
 
     /// What the poller watches. [`Reactor::register`] needs it.
@@ -100,6 +100,14 @@ pub trait Descriptor: 'static {
     /// answers `None` from then on. A file that is closed without that stays
     /// registered for as long as any process has it open (epoll(7), question 6).
     fn source(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// What the poller watches for writing only, beside [`source`](Self::source), which it
+    /// watches for reading then. Asked where the reactor has to watch anew what it has
+    /// watched: after a fork, and when it had been replaced in a callback. By default there
+    /// is none.
+    fn writing_source(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

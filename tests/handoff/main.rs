@@ -8,6 +8,7 @@ mod support;
 mod channel;
 mod endpoints;
 mod flood;
+mod forks;
 mod frames;
 mod inherited;
 mod manager;

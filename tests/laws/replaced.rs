@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::error::RunError;
-use bowline::{CloseReason, Context, Protocol, Reactor, Transport, Transports, Turn};
+use bowline::{CloseReason, Context, Pipe, Protocol, Reactor, Transport, Transports, Turn};
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
 
@@ -170,4 +170,51 @@ fn a_run_says_that_its_reactor_was_replaced() {
     first.crash().unwrap();
     first.call_soon(|reactor| reactor.stop().unwrap());
     first.run().unwrap();
+}
+
+/// That it could be written was fetched for what was replaced, and has to be told again.
+#[test]
+fn a_connection_over_two_pipes_goes_on_after_the_reactor_was_replaced() {
+    const LARGE: usize = 1 << 20;
+    let ledger = DescriptorLedger::open();
+    let (mut reactor, second) = (Reactor::new().unwrap(), Reactor::new().unwrap());
+    let other = Other::default();
+    let (ours, mut theirs) = socketpair();
+    let protocol = Swaps {
+        other: Rc::clone(&other),
+        record: Record::default(),
+        then_panics: false,
+    };
+    reactor.adopt_unix_stream(ours.into(), protocol).unwrap();
+    let (reading, mut writer) = std::io::pipe().unwrap();
+    let (mut reader, writing) = std::io::pipe().unwrap();
+    let record = Record::default();
+    let ends = (reading.into(), writing.into());
+    reactor
+        .adopt(Pipe::pair(), ends, Recorder::new(&record))
+        .unwrap();
+    reactor.start().unwrap();
+    reactor.turn(Some(Duration::ZERO));
+    let handle = record.handle(0);
+    reactor.get(handle).unwrap().write(&vec![b'x'; LARGE]);
+    for _ in 0..3 {
+        reactor.turn(Some(Duration::ZERO));
+    }
+    // In one turn: the swap, and that there is room, and something to read.
+    *other.borrow_mut() = Some(second);
+    theirs.write_all(b"x").unwrap();
+    writer.write_all(b"?").unwrap();
+    let mut left = LARGE - reader.read(&mut vec![0; LARGE]).unwrap();
+    assert!(left > 0, "all of it fits into a pipe");
+    reactor.turn(Some(Duration::ZERO));
+    let mut first = other.borrow_mut().take().unwrap();
+    run_until(&mut first, |_| record.data() == b"?");
+    while left > 0 {
+        run_until(&mut first, |_| {
+            rustix::io::ioctl_fionread(&reader).unwrap() > 0
+        });
+        left -= reader.read(&mut vec![0; LARGE]).unwrap();
+    }
+    drop((reactor, first, theirs, writer, reader));
+    ledger.assert_balanced();
 }

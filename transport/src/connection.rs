@@ -25,7 +25,7 @@ use crate::connector::{ConnectionEnded, ConnectorControl};
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
-use crate::file_descriptor::{FileDescriptor, Received};
+use crate::file_descriptor::{FileDescriptor, Received, is_same};
 use crate::link::{Awaited, Flags, Kept, Link, State};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
@@ -1045,10 +1045,21 @@ where
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
         let stream = self.transport.stream();
-        match stream.link.has(Flags::UNWATCHED) {
-            true => None,
-            false => stream.layer.socket().reading(),
+        let socket = stream.layer.socket();
+        // What the poller refuses it need not be asked for again.
+        let is_known = !stream.link.has(Flags::UNWATCHED) && !socket.is_always_ready();
+        is_known.then(|| socket.reading()).flatten()
+    }
+
+    fn writing_source(&self) -> Option<BorrowedFd<'_>> {
+        let stream = self.transport.stream();
+        let socket = stream.layer.socket();
+        let is_watched = stream.link.has(Flags::WATCHES_WRITING) || socket.watches_both();
+        if stream.link.has(Flags::UNWATCHED) || !is_watched {
+            return None;
         }
+        let (reading, writing) = (socket.reading()?, socket.writing()?);
+        (!is_same(reading, writing)).then_some(writing)
     }
 
     fn facet(&mut self) -> &mut dyn Any {

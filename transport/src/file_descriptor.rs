@@ -452,6 +452,13 @@ pub trait Socket {
         }
     }
 
+    /// Whether [`watch`](Self::watch) has had a second descriptor watched too, the one that
+    /// is [written to](Self::writing), so that it has to be watched anew with the first. By
+    /// default it is watched where [`watch_writing`](Self::watch_writing) asks for that.
+    fn watches_both(&self) -> bool {
+        false
+    }
+
     /// Has the poller report nothing any more. `writing` says whether
     /// [`watch_writing`](Self::watch_writing) was called.
     #[inline]
@@ -600,7 +607,7 @@ pub(crate) fn not_connected() -> io::Error {
     io::Error::from(io::ErrorKind::NotConnected)
 }
 
-fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     use std::os::fd::AsRawFd;
     one.as_raw_fd() == other.as_raw_fd()
 }

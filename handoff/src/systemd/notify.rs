@@ -44,6 +44,10 @@ const LONG: Duration = Duration::from_secs(10);
 /// may go and come back. While nobody has the address, notices are kept in the same
 /// way, which is logged once.
 ///
+/// In a forked child the notices that wait are gone, since they are the parent's to send,
+/// and the child is not the main process of the service. What it says itself it sends, once
+/// it was attached to a reactor of its own.
+///
 /// At most 1,024 notices of the program are kept, with as many descriptors
 /// ([`set_most_waiting`](Self::set_most_waiting)). When the reactor stops, it waits up
 /// to 5 s for a manager that has no room. The log says how many notices have not left
@@ -109,12 +113,14 @@ pub(super) struct State {
     is_main: bool,
     has_said_stopping: bool,
     dogs: Vec<Weak<Dog>>,
+    /// Whose notices these are: a process that was forked from it has a copy of all this.
+    process: u32,
 }
 
 /// Where it is attached.
 pub(super) struct RunsOn {
     remote: RemoteHandle,
-    token: Token,
+    pub(super) token: Token,
 }
 
 /// Somebody waits for a notice to leave.
@@ -169,6 +175,7 @@ impl Notifier {
             is_main: true,
             has_said_stopping: false,
             dogs: Vec::new(),
+            process: std::process::id(),
         };
         let state = RefCell::new(state);
         Self {
@@ -187,6 +194,7 @@ impl Notifier {
     ///
     /// As [`Reactor::vacancy`].
     pub fn attach(&self, reactor: &mut Reactor) -> io::Result<()> {
+        self.inner.state.borrow_mut().leave_to_parent();
         if self.inner.state.borrow().runs_on.is_some() {
             return Ok(());
         }
@@ -206,6 +214,7 @@ impl Notifier {
 
     /// Whether it is attached to a reactor that has not ended.
     pub fn is_attached(&self) -> bool {
+        self.inner.state.borrow_mut().leave_to_parent();
         self.inner.state.borrow().runs_on.is_some()
     }
 
@@ -218,6 +227,7 @@ impl Notifier {
 
     /// How many notices wait to be sent.
     pub fn waiting(&self) -> usize {
+        self.inner.state.borrow_mut().leave_to_parent();
         self.inner.state.borrow().queue.len()
     }
 
@@ -342,6 +352,7 @@ impl Notifier {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         let inner = &self.inner;
+        inner.state.borrow_mut().leave_to_parent();
         let is_attached = inner.state.borrow().runs_on.is_some();
         if !is_attached {
             // What the reactor has left behind that it was attached to goes first.
@@ -407,7 +418,9 @@ impl Notifier {
     // Whose process is the main one of the service.
 
     pub(super) fn is_main(&self) -> bool {
-        self.inner.state.borrow().is_main
+        let state = &mut *self.inner.state.borrow_mut();
+        state.leave_to_parent();
+        state.is_main
     }
 
     pub(super) fn add_dog(&self, dog: &Rc<Dog>) {
@@ -487,6 +500,7 @@ impl Inner {
     /// Sends what waits, up to `budget` notices.
     pub(super) fn pump(&self, budget: usize, now: Option<Instant>) -> Pumped {
         let state = &mut *self.state.borrow_mut();
+        state.leave_to_parent();
         for _ in 0..budget {
             let Some(first) = state.queue.first() else {
                 state.blocked = None;
@@ -564,7 +578,8 @@ impl Inner {
     /// The reactor was asked to stop.
     fn stops(self: &Rc<Self>, reactor: &mut Reactor) {
         let says_so = {
-            let state = self.state.borrow();
+            let state = &mut *self.state.borrow_mut();
+            state.leave_to_parent();
             state.is_main && !state.has_said_stopping && state.runs_on.is_some()
         };
         let notifier = Notifier {
@@ -586,6 +601,24 @@ impl Inner {
 }
 
 impl State {
+    /// In a process that was forked since: what waits is the parent's to send, and so is
+    /// its part as the main process.
+    fn leave_to_parent(&mut self) {
+        let process = std::process::id();
+        let parent = std::mem::replace(&mut self.process, process);
+        if parent == process {
+            return;
+        }
+        let count = self.queue.clear();
+        log::debug!(target: log::HANDOFF, "{count} notices are left to process {parent}");
+        // What it was attached to is the parent's, unless that was made this process's own,
+        // which lets go of the sender.
+        self.runs_on = None;
+        self.hold = None;
+        self.blocked = None;
+        self.is_main = false;
+    }
+
     fn note_trouble(&mut self, trouble: Trouble, error: &io::Error, now: Option<Instant>) {
         let Some(now) = now else { return };
         let since = match self.blocked {

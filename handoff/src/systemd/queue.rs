@@ -95,6 +95,13 @@ impl Queue {
         number
     }
 
+    /// Lets go of all that waits, and answers how many those were. They count as gone.
+    pub(super) fn clear(&mut self) -> usize {
+        let count = self.waiting.len();
+        self.waiting.clear();
+        count
+    }
+
     pub(super) fn first(&self) -> Option<&Waiting> {
         self.waiting.front()
     }

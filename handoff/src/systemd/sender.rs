@@ -141,6 +141,14 @@ impl Drop for Sender {
         let mut forgotten = Vec::new();
         self.inner.pump(usize::MAX, None);
         let state = &mut *self.inner.state.borrow_mut();
+        if state
+            .runs_on
+            .as_ref()
+            .is_some_and(|it| it.token != self.token)
+        {
+            // A forked child has attached it to another reactor meanwhile.
+            return;
+        }
         state.runs_on = None;
         state.hold = None;
         // They may own what owns this.

@@ -40,8 +40,6 @@ impl Reactor {
     /// - Only one of them may read and write a connection. The other takes it apart and
     ///   drops the socket, or leaves it alone. Closing it does no harm to the other: a
     ///   shared connection is never made to reset.
-    /// - A connection over two descriptors, such as standard input and output, has to be
-    ///   adopted anew: the one that it writes to is not watched again.
     /// - The parent removes a UNIX listener's file, unless it has disowned the file and
     ///   the child owns it (`Listener::own_socket_file`).
     ///

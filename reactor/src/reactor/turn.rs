@@ -525,10 +525,19 @@ impl Reactor {
         let Some(entry) = self.slots.take(token) else {
             return Ok(());
         };
-        let result = match entry.source() {
+        let writing = entry.writing_source();
+        let interest = match writing {
+            // It was the two's together.
+            Some(_) => Interest::Readable,
+            None => interest,
+        };
+        let mut result = match entry.source() {
             Some(source) => watch(self, token, source, interest),
             None => Ok(()),
         };
+        if let (Ok(()), Some(writing)) = (&result, writing) {
+            result = watch(self, token, writing, Interest::Writable);
+        }
         // It was there a moment ago.
         let _: Option<_> = self.slots.put(token, entry);
         result

@@ -783,6 +783,11 @@ impl Socket for PipeEnds {
         }
     }
 
+    fn watches_both(&self) -> bool {
+        let second = self.second.as_ref();
+        second.is_some_and(|end| end.watched.get() == Watched::Yes)
+    }
+
     fn is_always_ready(&self) -> bool {
         self.first.watched.get() == Watched::Refused
     }

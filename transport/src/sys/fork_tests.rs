@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::io::{Read, Write};
+use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use bowline_protocol::{Address, CloseReason, Context, Protocol, Transport, TransportHandle};
 use bowline_reactor::Reactor;
 
-use crate::{Tcp, Transports, Unix};
+use crate::{Pipe, Tcp, Transports, Unix};
 
 #[derive(Clone, Default)]
 struct Echo(Rc<Cell<u32>>, Rc<Cell<Option<TransportHandle>>>);
@@ -232,4 +232,91 @@ fn what_a_forked_child_aborts_is_not_reset_when_the_parent_closes_it() {
     reactor.turn(Some(Duration::ZERO));
     peer.set_nonblocking(false).unwrap();
     assert_eq!(peer.read(&mut [0]).unwrap(), 0, "an end, and no reset");
+}
+
+/// A connection over two pipes, and the other end of both.
+fn over_two_pipes(reactor: &mut Reactor, echo: &Echo) -> (PipeReader, PipeWriter) {
+    let (reading, theirs) = std::io::pipe().unwrap();
+    let (ours, writing) = std::io::pipe().unwrap();
+    let ends = (reading.into(), writing.into());
+    reactor.adopt(Pipe::pair(), ends, echo.clone()).unwrap();
+    (ours, theirs)
+}
+
+/// More than a pipe holds.
+const LARGE: usize = 1 << 20;
+
+/// Writes so much that it has to be told when there is room, and reads that.
+fn sends_all(reactor: &mut Reactor, handle: TransportHandle, ours: &mut PipeReader) -> bool {
+    reactor.turn(Some(Duration::ZERO));
+    let transport = reactor.get(handle).expect("kept");
+    transport.write(&vec![b'x'; LARGE]);
+    let mut left = LARGE;
+    while left > 0 {
+        reactor.turn(Some(Duration::ZERO));
+        match ours.read(&mut vec![0; 1 << 16]) {
+            Ok(count) if count > 0 => left -= count,
+            _ => return false,
+        }
+        // Without the reactor being asked for anything, beyond what the poller says.
+        reactor.turn(Some(Duration::from_millis(100)));
+    }
+    true
+}
+
+/// What it is written to is watched anew like what it is read from, from the beginning and
+/// when it has to wait: it was never told that there is room, nor that the reader has gone.
+#[test]
+fn a_forked_child_watches_both_descriptors_of_a_connection() {
+    let mut reactor = Reactor::new().unwrap();
+    let echo = Echo::default();
+    let (mut ours, mut theirs) = over_two_pipes(&mut reactor, &echo);
+    reactor.start().unwrap();
+    theirs.write_all(b"?").unwrap();
+    for _ in 0..3 {
+        reactor.turn(Some(Duration::from_millis(10)));
+    }
+    assert_eq!(ours.read(&mut [0; 2]).unwrap(), 1);
+    let handle = echo.1.get().unwrap();
+    let mut copy = Some(reactor);
+    let mut ours = Some(ours);
+    let ended = in_a_fork(|| {
+        let mut reactor = copy.take().expect("it is there");
+        let mut ours = ours.take().expect("it is there");
+        reactor.after_fork(&[handle.token()]).expect("forked");
+        assert!(sends_all(&mut reactor, handle, &mut ours));
+        theirs.write_all(b"!").expect("there is room");
+        for _ in 0..3 {
+            reactor.turn(Some(Duration::from_millis(10)));
+        }
+        assert_eq!(ours.read(&mut [0; 2]).ok(), Some(1), "and is read");
+        assert_eq!(echo.0.get(), 0);
+    });
+    assert!(ended);
+}
+
+/// What the poller refuses is not asked for: the connection was dropped.
+#[test]
+fn a_forked_child_keeps_a_connection_on_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let echo = Echo::default();
+    reactor
+        .adopt(Pipe::writing(), file.into(), echo.clone())
+        .unwrap();
+    reactor.start().unwrap();
+    reactor.turn(Some(Duration::ZERO));
+    let handle = echo.1.get().unwrap();
+    let mut copy = Some(reactor);
+    let ended = in_a_fork(|| {
+        let mut reactor = copy.take().expect("it is there");
+        reactor.after_fork(&[handle.token()]).expect("forked");
+        reactor.get(handle).expect("kept").write(b"the child's");
+        reactor.turn(Some(Duration::ZERO));
+        assert_eq!(echo.0.get(), 0);
+    });
+    assert!(ended);
+    assert_eq!(std::fs::read(&path).unwrap(), b"the child's");
 }
