@@ -605,7 +605,13 @@ impl Run {
         let reactor = self.simulation.reactor(self.clients).expect("never dies");
         let client = socket.adopt(reactor, client).expect("a slot");
         let world = &mut *self.shared.borrow_mut();
-        let killed_before = world.killed;
+        // Where the last that served has died, the queue is kept by one that has not got
+        // everything, and goes when that hears of it.
+        let is_orphan = !world.lives.iter().any(Life::serves)
+            && world
+                .deaths_before
+                .is_some_and(|before| world.deaths() > before);
+        let killed_before = world.killed.saturating_sub(usize::from(is_orphan));
         world.jobs.push(Job {
             length: length.max(NAME_BYTES),
             sent: 0,

@@ -627,6 +627,10 @@ impl Run {
         }
         // Whoever is to take over has done so by then.
         self.advance(Duration::from_secs(100));
+        if self.lives().iter().all(Life::is_over) {
+            self.start_anew();
+            self.settle();
+        }
         let serving: Vec<_> = self.lives().into_iter().filter(Life::serves).collect();
         assert_eq!(serving.len(), 1, "serve");
         self.stop_gracefully(&serving[0]);
