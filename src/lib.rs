@@ -262,8 +262,9 @@ pub mod endpoint {
     };
     pub use bowline_transport::endpoint::{
         AcceptWith, AcceptedSocket, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect,
-        ConnectTransport, ConnectWith, Dial, HostToTry, Inherit, LayerOf, Layered, Listen,
-        ListenAt, ListenTransport, ListenWith, ListeningSocket, On, Side, Wrap,
+        ConnectTransport, ConnectWith, Dial, HostToTry, Inherit, LayerOf, Layered, Lingering,
+        LingeringListener, Listen, ListenAt, ListenTransport, ListenWith, ListeningSocket, On,
+        Side, Wrap,
     };
     pub use bowline_transport::{
         OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UdpConnect,

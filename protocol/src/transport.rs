@@ -229,7 +229,8 @@ pub trait Transport: 'static {
     /// everything was sent.
     ///
     /// A socket that others may hold closes without waiting. So does a UNIX socket, which
-    /// has no resets.
+    /// has no resets. For all connections of a listener or connector, this is an option of
+    /// its endpoint (`lingering_close`).
     fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
         let _ = lingering;
     }

@@ -14,6 +14,7 @@ mod bytes;
 mod connectors;
 mod files;
 mod half_closes;
+mod lingering;
 mod listeners;
 mod observer;
 mod once;

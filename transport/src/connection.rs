@@ -232,7 +232,8 @@ where
     fn linger_or_end(&mut self, reactor: &mut Reactor) {
         let Stream { link, layer, .. } = self.transport.stream_mut();
         let lingering = link.cold_ref().and_then(|cold| cold.lingering);
-        let Some(lingering) = lingering else {
+        // Where no reset can destroy the peer's bytes, there is nothing to wait for.
+        let Some(lingering) = lingering.filter(|_| layer.socket().can_be_reset()) else {
             return link.end(CloseReason::Done);
         };
         // A socket that others hold is not ours to shut down.

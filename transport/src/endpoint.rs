@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bowline_protocol::{
     Acceptor, Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory,
-    ListenerHandle, Protocol, SocketFile,
+    LingeringClose, ListenerHandle, Protocol, SocketFile,
 };
 use bowline_reactor::{Interest, Reactor, Token};
 
@@ -296,6 +296,17 @@ pub trait Listen: Sized {
             wrap,
         }
     }
+
+    /// Has each accepted connection [linger](bowline_protocol::Transport::set_lingering_close)
+    /// when it closes, from its beginning on. A protocol can change that for its own. A
+    /// connection that the factory declines with a word lingers too. Kinds without resets
+    /// do not linger.
+    fn lingering_close(self, lingering: LingeringClose) -> Lingering<Self> {
+        Lingering {
+            endpoint: self,
+            lingering,
+        }
+    }
 }
 
 /// An endpoint that can bind, or go on with a socket that is bound already. A restart
@@ -517,6 +528,17 @@ pub trait Connect: Sized + 'static {
             wrap,
         }
     }
+
+    /// Has the connection [linger](bowline_protocol::Transport::set_lingering_close) when it
+    /// closes, from its beginning on, and each that a
+    /// [reconnecting](bowline_protocol::policies::Reconnecting) factory makes. Kinds without
+    /// resets do not linger.
+    fn lingering_close(self, lingering: LingeringClose) -> Lingering<Self> {
+        Lingering {
+            endpoint: self,
+            lingering,
+        }
+    }
 }
 
 /// A host whose addresses are tried. See RFC 8305.
@@ -704,6 +726,153 @@ impl<K: Adopt, W: Wrap<K::Socket>> Adopt for Layered<K, W> {
 
     fn into_parts(self) -> (W, Carried) {
         (self.wrap, self.endpoint.into_parts().1)
+    }
+}
+
+/// An endpoint whose connections linger when they close. `lingering_close` makes it.
+#[derive(Debug)]
+pub struct Lingering<E> {
+    endpoint: E,
+    lingering: LingeringClose,
+}
+
+impl<E: Listen> Listen for Lingering<E> {
+    type Socket = LingeringListener<E::Socket>;
+    type Wrap = E::Wrap;
+    type Error = E::Error;
+
+    const IS_SHARED: bool = E::IS_SHARED;
+
+    fn open(self) -> Result<(Self::Socket, E::Wrap), E::Error> {
+        let (socket, wrap) = self.endpoint.open()?;
+        Ok((LingeringListener::new(socket, self.lingering), wrap))
+    }
+
+    fn not_installed(socket: Self::Socket, address: Address, error: io::Error) -> E::Error {
+        E::not_installed(socket.socket, address, error)
+    }
+}
+
+impl<E: ListenAt> ListenAt for Lingering<E> {
+    fn address(&self) -> Address {
+        self.endpoint.address()
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(Self::Socket, E::Wrap), AdoptError> {
+        let (socket, wrap) = self.endpoint.take(fd)?;
+        Ok((LingeringListener::new(socket, self.lingering), wrap))
+    }
+}
+
+impl<E: Connect> Connect for Lingering<E> {
+    type Socket = E::Socket;
+    type Wrap = E::Wrap;
+
+    fn destination(&self) -> Destination {
+        self.endpoint.destination()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.endpoint.timeout()
+    }
+
+    fn host(&self) -> Option<HostToTry> {
+        self.endpoint.host()
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<E::Socket>, ConnectError> {
+        self.endpoint.dial(address)
+    }
+
+    fn outcome(&mut self, socket: &mut E::Socket) -> Option<Result<(), ConnectError>> {
+        self.endpoint.outcome(socket)
+    }
+
+    fn prepare(&self, link: &mut Link) {
+        self.endpoint.prepare(link);
+        link.linger(self.lingering);
+    }
+
+    fn wrap(&mut self) -> &mut E::Wrap {
+        self.endpoint.wrap()
+    }
+}
+
+/// The listening socket of an endpoint whose connections [linger](Listen::lingering_close).
+#[derive(Debug)]
+pub struct LingeringListener<L> {
+    socket: L,
+    lingering: LingeringClose,
+}
+
+impl<L> LingeringListener<L> {
+    fn new(socket: L, lingering: LingeringClose) -> Self {
+        Self { socket, lingering }
+    }
+}
+
+impl<L: ListeningSocket> ListeningSocket for LingeringListener<L> {
+    type Accepted = L::Accepted;
+
+    fn address(&self) -> io::Result<Address> {
+        self.socket.address()
+    }
+
+    fn accept(&mut self, is_shared: bool) -> io::Result<(L::Accepted, Address)> {
+        self.socket.accept(is_shared)
+    }
+
+    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
+        self.socket.accept_descriptor(is_shared)
+    }
+
+    fn credentials_of(&self, accepted: &L::Accepted) -> io::Result<Credentials> {
+        self.socket.credentials_of(accepted)
+    }
+
+    fn prepare(&self, link: &mut Link) {
+        self.socket.prepare(link);
+        link.linger(self.lingering);
+    }
+
+    fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.source()
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        self.socket.watch(reactor, token)
+    }
+
+    fn unwatch(&self, reactor: &mut Reactor) {
+        self.socket.unwatch(reactor);
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking()
+    }
+
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.duplicate()
+    }
+
+    fn into_descriptor(self) -> OwnedFd {
+        self.socket.into_descriptor()
+    }
+
+    fn close(self) {
+        self.socket.close();
+    }
+
+    fn socket_file(&self) -> Option<SocketFile> {
+        self.socket.socket_file()
+    }
+
+    fn disown_socket_file(&mut self) {
+        self.socket.disown_socket_file();
+    }
+
+    fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
+        self.socket.own_socket_file(file)
     }
 }
 

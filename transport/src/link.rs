@@ -315,6 +315,11 @@ impl Link {
         }
     }
 
+    /// Has an orderly close wait for the peer, if that can be reset.
+    pub(crate) fn linger(&mut self, lingering: LingeringClose) {
+        self.cold().lingering = Some(lingering);
+    }
+
     /// Makes the connection read-only. Called from
     /// [`start`](crate::FileDescriptor::start). Our half counts as closed from the
     /// beginning, and the peer's end ends the connection.

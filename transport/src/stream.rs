@@ -460,7 +460,7 @@ impl<L: FileDescriptor> Stream<L> {
     }
 
     pub(crate) fn set_lingering_close(&mut self, lingering: Option<LingeringClose>) {
-        // If no reset can destroy the peer's bytes, there is nothing to wait for.
+        // Else there is nothing to wait for.
         if self.layer.socket().can_be_reset()
             && (lingering.is_some() || self.link.cold_ref().is_some())
         {
