@@ -27,13 +27,13 @@
 //! ```
 //! use std::os::unix::net::UnixStream;
 //!
-//! use bowline_handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Peer, Role};
-//! use bowline_handoff::wire::{
+//! use bowline::handoff::channel::{
+//!     Channel, ChannelReceiver, ChannelSettings, Peer, Role,
+//! };
+//! use bowline::handoff::wire::{
 //!     self, Incoming, Message, PayloadReader, PayloadWriter, WireError,
 //! };
-//! use bowline_protocol::{Context, UnixTransport};
-//! use bowline_reactor::Reactor;
-//! use bowline_transport::Transports;
+//! use bowline::{Context, Reactor, Transports, UnixTransport};
 //!
 //! /// The one message of this set: a descriptor, and what it is called.
 //! struct Named(String);

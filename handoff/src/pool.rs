@@ -85,14 +85,12 @@
 //! use std::os::unix::net::UnixStream;
 //! use std::process::ExitStatus;
 //!
-//! use bowline_transport::ChildProcess;
-//! use bowline_handoff::pool::{
-//!     PassedConnection, Live, Pool, PoolSettings, Spawned, Worker, WorkerId,
+//! use bowline::handoff::pool::{
+//!     Live, PassedConnection, Pool, PoolSettings, Spawned, Worker, WorkerId,
 //!     WorkerSettings,
 //! };
-//! use bowline_protocol::{Context, Protocol, Transport};
-//! use bowline_reactor::Reactor;
-//! use bowline_transport::{Tcp, Transports};
+//! use bowline::process::ChildProcess;
+//! use bowline::{Context, Protocol, Reactor, Tcp, Transport, Transports};
 //!
 //! /// Serves one connection; `Live` says how long.
 //! struct Echo {

@@ -117,10 +117,8 @@ use crate::systemd::prepare_successor;
 /// use std::io;
 /// use std::process::Command;
 ///
-/// use bowline_handoff::restart::{Listeners, Program, Restart, RestartSettings};
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Tcp;
+/// use bowline::handoff::restart::{Listeners, Program, Restart, RestartSettings};
+/// use bowline::{Address, Context, Protocol, Reactor, Tcp, Transport};
 ///
 /// struct Echo;
 ///
@@ -144,7 +142,7 @@ use crate::systemd::prepare_successor;
 /// let settings = RestartSettings::new("/run/echo");
 /// let restart = Restart::begin(&mut reactor, settings, Server)?;
 /// # #[cfg(any())]
-/// reactor.on_signals(&[bowline_reactor::signal::SIGHUP], move |reactor, _| {
+/// reactor.on_signals(&[bowline::signal::SIGHUP], move |reactor, _| {
 ///     let program = Command::new("/proc/self/exe");
 ///     if let Err(error) = restart.start_successor(reactor, program) {
 ///         eprintln!("{error}");

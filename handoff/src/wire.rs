@@ -81,7 +81,7 @@ pub mod kinds {
 /// # Examples
 ///
 /// ```
-/// use bowline_handoff::wire::{Message, PayloadReader, PayloadWriter, WireError};
+/// use bowline::handoff::wire::{Message, PayloadReader, PayloadWriter, WireError};
 ///
 /// #[derive(Debug, PartialEq)]
 /// enum Question {

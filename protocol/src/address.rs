@@ -262,7 +262,7 @@ impl From<FileAddress> for Address {
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::UnixAddress;
+/// use bowline::UnixAddress;
 ///
 /// assert_eq!(UnixAddress::from("@bus"), UnixAddress::Abstract(b"bus".to_vec()));
 /// assert_eq!(UnixAddress::from("/run/bus"), UnixAddress::Path("/run/bus".into()));

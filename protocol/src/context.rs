@@ -35,7 +35,7 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
     /// A message to everybody in a room:
     ///
     /// ```
-    /// # use bowline_protocol::{Context, Transport, TransportHandle};
+    /// # use bowline::{Context, Transport, TransportHandle};
     /// fn announce<T: Transport>(cx: &mut Context<'_, T>, room: &[TransportHandle], text: &[u8]) {
     ///     for &member in room {
     ///         if let Some(transport) = cx.get(member) {

@@ -56,7 +56,7 @@ pub type UnixDatagramHandle = Handle<dyn UnixDatagramTransport>;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::{Context, Datagram, DatagramProtocol, DatagramTransport};
+/// use bowline::{Context, Datagram, DatagramProtocol, DatagramTransport};
 ///
 /// struct Echo;
 ///

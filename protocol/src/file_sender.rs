@@ -35,7 +35,7 @@ const LARGEST_CHUNK: usize = 16 << 20;
 ///
 /// ```
 /// use std::fs::File;
-/// use bowline_protocol::{Context, FileSender, Protocol, Transport};
+/// use bowline::{Context, FileSender, Protocol, Transport};
 ///
 /// struct Server;
 ///

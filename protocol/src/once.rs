@@ -22,7 +22,7 @@ use crate::transport::Transport;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::{ConnectError, Context, Factory, Once, Protocol, Transport};
+/// use bowline::{ConnectError, Context, Factory, Once, Protocol, Transport};
 ///
 /// struct Question;
 ///

@@ -45,7 +45,7 @@ pub type PacketHandle = Handle<dyn PacketTransport>;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::{Context, Packet, PacketProtocol, PacketTransport};
+/// use bowline::{Context, Packet, PacketProtocol, PacketTransport};
 ///
 /// struct Echo;
 ///

@@ -249,7 +249,8 @@ impl<'a> ProcessContext<'a> {
     /// An upload is read only as fast as the child takes it:
     ///
     /// ```
-    /// # use bowline_protocol::{ProcessContext, ProducerKind, TransportHandle};
+    /// # use bowline::process::ProcessContext;
+    /// # use bowline::{ProducerKind, TransportHandle};
     /// fn feed(cx: &mut ProcessContext<'_>, upload: TransportHandle) {
     ///     if let Some(stdin) = cx.stream(0) {
     ///         let _ = stdin.register_producer(upload.into(), ProducerKind::Push);

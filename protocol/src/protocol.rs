@@ -292,7 +292,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     ///
     /// ```
     /// # use std::any::{Any, TypeId};
-    /// # use bowline_protocol::{Context, Part, Protocol, Transport};
+    /// # use bowline::{Context, Part, Protocol, Transport};
     /// struct Around<P>(P);
     ///
     /// impl<T: Transport, P: Protocol<T>> Protocol<T> for Around<P> {

@@ -320,7 +320,8 @@ pub trait UnixTransport: Transport {
     ///
     /// ```
     /// # use std::fs::File;
-    /// # use bowline_protocol::{Context, UnixTransport, SendDescriptorError};
+    /// # use bowline::error::SendDescriptorError;
+    /// # use bowline::{Context, UnixTransport};
     /// fn hand_over<T: UnixTransport>(cx: &mut Context<'_, T>, file: File) -> Result<(), SendDescriptorError> {
     ///     cx.transport.send_file_descriptor(file.into())?;
     ///     cx.transport.write(b"f");

@@ -30,7 +30,7 @@ type Ended = Box<dyn FnOnce(&mut Reactor, PeriodicEnd)>;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_reactor::Reactor;
+/// use bowline::Reactor;
 ///
 /// let mut reactor = Reactor::new()?;
 /// let mut left = 3;

@@ -107,7 +107,7 @@ pub use self::vacancy::Vacancy;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_reactor::Reactor;
+/// use bowline::Reactor;
 ///
 /// let mut reactor = Reactor::new()?;
 /// reactor.call_later(Duration::from_millis(1), |reactor| {

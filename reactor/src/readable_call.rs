@@ -38,7 +38,7 @@ impl Reactor {
     /// ```
     /// use std::io::{Read, Write};
     /// use std::os::unix::net::UnixStream;
-    /// use bowline_reactor::Reactor;
+    /// use bowline::Reactor;
     ///
     /// let (mut near, far) = UnixStream::pair()?;
     /// let mut reactor = Reactor::new()?;
@@ -87,7 +87,8 @@ impl Reactor {
     /// ```
     /// use std::io::{Read, Write};
     /// use std::os::unix::net::UnixStream;
-    /// use bowline_reactor::{Next, Reactor};
+    /// use bowline::descriptor::Next;
+    /// use bowline::Reactor;
     ///
     /// let (mut near, far) = UnixStream::pair()?;
     /// let mut reactor = Reactor::new()?;

@@ -177,7 +177,7 @@ impl Reactor {
     /// # Examples
     ///
     /// ```
-    /// use bowline_reactor::Reactor;
+    /// use bowline::Reactor;
     ///
     /// let mut reactor = Reactor::new()?;
     /// reactor.call_in_thread(

@@ -25,7 +25,7 @@ use crate::error::LoadError;
 /// A program that loads them again when it is told to:
 ///
 /// ```no_run
-/// # use bowline_tls::{Certificates, TlsServer};
+/// # use bowline::tls::{Certificates, TlsServer};
 /// let certificates = Certificates::from_pem_files("server.crt", "server.key")?;
 /// let tls = TlsServer::with_certificates(&certificates);
 /// // Later, at SIGHUP for example. Where it fails, those of before stay.

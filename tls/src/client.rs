@@ -20,10 +20,10 @@ use crate::server::Passing;
 /// TLS with us as the client: what is put on the connections that an endpoint makes.
 ///
 /// ```
-/// # use bowline_reactor::Reactor;
-/// use bowline_tls::TlsClient;
-/// use bowline_transport::endpoint::Connect as _;
-/// use bowline_transport::{Tcp, Transports};
+/// # use bowline::Reactor;
+/// use bowline::endpoint::Connect as _;
+/// use bowline::tls::{TlsClient, rustls};
+/// use bowline::{Tcp, Transports};
 ///
 /// # fn connect<F>(
 /// #     reactor: &mut Reactor,
@@ -31,7 +31,7 @@ use crate::server::Passing;
 /// #     factory: F,
 /// # ) -> Result<(), Box<dyn std::error::Error>>
 /// # where
-/// #     F: bowline_protocol::Factory<bowline_transport::Stream<bowline_tls::Tls<bowline_transport::TcpSocket>>>,
+/// #     F: bowline::Factory<bowline::layers::Stream<bowline::tls::Tls<bowline::layers::TcpSocket>>>,
 /// # {
 /// let tls = TlsClient::new(config, "example.org")?;
 /// let there = Tcp::to_host("example.org", 443).layer(tls);

@@ -24,11 +24,11 @@ use crate::role::Role;
 /// It goes where layers go, and is cheap to clone:
 ///
 /// ```
-/// # use bowline_protocol::{Address, Context, Protocol, Transport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_tls::TlsServer;
-/// use bowline_transport::endpoint::Listen as _;
-/// use bowline_transport::{Tcp, Transports};
+/// # use bowline::{Address, Context, Protocol, Transport};
+/// # use bowline::Reactor;
+/// use bowline::endpoint::Listen as _;
+/// use bowline::tls::TlsServer;
+/// use bowline::{Tcp, Transports};
 /// # struct Echo;
 /// # impl<T: Transport> Protocol<T> for Echo {
 /// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {

@@ -100,9 +100,12 @@ impl fmt::Debug for TicketKey {
 /// # Examples
 ///
 /// ```
-/// # use bowline_tls::{Certificates, TicketKey, Tickets, TlsServer, server_config_builder};
+/// # use bowline::tls::{
+/// #     Certificates, TicketKey, Tickets, TlsServer, rustls, server_config_builder,
+/// # };
 /// # fn serve(certificates: &Certificates) -> Result<TlsServer, Box<dyn std::error::Error>> {
-/// let tickets = Tickets::new(TicketKey::generate()?);
+/// let key = TicketKey::generate().map_err(rustls::Error::from)?;
+/// let tickets = Tickets::new(key);
 /// let mut config = server_config_builder()
 ///     .with_no_client_auth()
 ///     .with_cert_resolver(certificates.resolver());

@@ -128,8 +128,8 @@ impl ChildProcess for Child {
 /// ```
 /// use std::process::Command;
 /// use std::time::Duration;
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::ChildWatch;
+/// use bowline::process::ChildWatch;
+/// use bowline::Reactor;
 ///
 /// let mut reactor = Reactor::new()?;
 /// let child = Command::new("true").spawn()?;

@@ -82,7 +82,7 @@ struct CloseQueue {
 /// use std::os::unix::net::UnixStream;
 ///
 /// let (theirs, ours) = UnixStream::pair()?;
-/// bowline_transport::close_received(theirs.into());
+/// bowline::process::close_received(theirs.into());
 /// // The other end sees it, as after any close.
 /// assert_eq!(std::io::Read::read(&mut &ours, &mut [0; 1])?, 0);
 /// # Ok::<(), std::io::Error>(())

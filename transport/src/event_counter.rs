@@ -12,8 +12,8 @@ use crate::sys::file::{is_event_counter, is_nonblocking, read_at_once, write};
 /// # Examples
 ///
 /// ```
-/// use bowline_reactor::{Next, Reactor};
-/// use bowline_transport::EventCounter;
+/// use bowline::descriptor::{EventCounter, Next};
+/// use bowline::Reactor;
 ///
 /// let mut reactor = Reactor::new()?;
 /// let counter = EventCounter::new()?;

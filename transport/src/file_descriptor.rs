@@ -38,12 +38,9 @@ use crate::sys;
 ///
 /// ```
 /// use std::io;
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::endpoint::Listen as _;
-/// use bowline_transport::{
-///     FileDescriptor, Link, ReadBuffers, Received, Socket, Tcp, TcpSocket, Transports,
-/// };
+/// use bowline::endpoint::Listen as _;
+/// use bowline::layers::{FileDescriptor, Link, ReadBuffers, Received, Socket, TcpSocket};
+/// use bowline::{Address, Context, Protocol, Reactor, Tcp, Transport, Transports};
 ///
 /// struct Inverted<B>(B);
 ///

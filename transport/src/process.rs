@@ -32,7 +32,7 @@ use crate::sys::{self, Announcement, ControlBuffer, Family, SocketName};
 /// use std::fs::File;
 /// use std::os::fd::AsFd;
 /// use std::process::{Command, Stdio};
-/// use bowline_transport::spawn_with_descriptors;
+/// use bowline::process::spawn_with_descriptors;
 ///
 /// let file = File::open("/proc/self/comm")?;
 /// let mut command = Command::new("sh");
@@ -68,7 +68,7 @@ pub fn spawn_with_descriptors(
 /// use std::net::TcpListener;
 /// use std::os::fd::AsFd;
 /// use std::process::{Command, Stdio};
-/// use bowline_transport::spawn_with_listen_fds;
+/// use bowline::process::spawn_with_listen_fds;
 ///
 /// let listener = TcpListener::bind("127.0.0.1:0")?;
 /// let mut command = Command::new("sh");
@@ -163,7 +163,7 @@ pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
 /// use std::io;
 /// use std::os::fd::AsFd;
 /// use std::process::Command;
-/// use bowline_transport::{spawn_with_descriptors, take_granted};
+/// use bowline::process::{spawn_with_descriptors, take_granted};
 ///
 /// if std::env::args().nth(1).is_some() {
 ///     let file = File::from(take_granted(7)?);
@@ -194,7 +194,7 @@ pub fn take_granted(number: u32) -> io::Result<OwnedFd> {
 /// # Examples
 ///
 /// ```standalone_crate
-/// bowline_transport::remove_environment(&["PATH"])?;
+/// bowline::process::remove_environment(&["PATH"])?;
 /// assert!(std::env::var_os("PATH").is_none());
 /// # Ok::<(), std::io::Error>(())
 /// ```

@@ -33,8 +33,7 @@ pub(crate) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(60);
 /// ```
 /// use std::io;
 /// use std::net::SocketAddr;
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Transports;
+/// use bowline::{Reactor, Transports};
 ///
 /// let mut reactor = Reactor::new()?;
 /// reactor.set_resolver(|host: &str, port: u16| match host {

@@ -20,7 +20,7 @@ use crate::sys;
 /// # Examples
 ///
 /// ```
-/// use bowline_transport::SealedMemory;
+/// use bowline::descriptor::SealedMemory;
 ///
 /// let picture = vec![7; 100_000];
 /// let sent = SealedMemory::new("picture", &picture)?.into_descriptor();
@@ -37,7 +37,7 @@ use crate::sys;
 ///
 /// ```
 /// use std::fs::File;
-/// use bowline_transport::{SealedMemory, SealedMemoryErrorKind};
+/// use bowline::descriptor::{SealedMemory, SealedMemoryErrorKind};
 ///
 /// let file = File::open("/proc/self/exe")?;
 /// let refused = SealedMemory::from_descriptor(file.into(), 1 << 20).unwrap_err();

@@ -38,9 +38,7 @@ use crate::stream::StreamTransport;
 /// An echo server:
 ///
 /// ```
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Transports;
+/// use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
 ///
 /// struct Echo;
 ///
@@ -91,9 +89,10 @@ pub trait Transports {
     ///
     /// ```
     /// # use std::os::fd::OwnedFd;
-    /// # use bowline_protocol::{Address, BuildContext, UnixTransportHandle};
-    /// # use bowline_reactor::Reactor;
-    /// # use bowline_transport::{ListenError, Tcp, Transports};
+    /// # use bowline::{Address, BuildContext, UnixTransportHandle};
+    /// # use bowline::Reactor;
+    /// # use bowline::error::ListenError;
+    /// # use bowline::{Tcp, Transports};
     /// fn pass_on(reactor: &mut Reactor, worker: UnixTransportHandle) -> Result<(), ListenError> {
     ///     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {
     ///         if let Some(worker) = cx.reactor.get(worker) {

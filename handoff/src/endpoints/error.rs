@@ -10,7 +10,7 @@ use std::io;
 /// error:
 ///
 /// ```
-/// let error = "tcp:http".parse::<bowline_handoff::endpoints::ServerEndpoint>().unwrap_err();
+/// let error = "tcp:http".parse::<bowline::endpoint::ServerEndpoint>().unwrap_err();
 /// assert_eq!(format!("{error:#}"), "\
 /// \"http\" is no port, which is a number up to 65535, at column 5:
 ///   tcp:http

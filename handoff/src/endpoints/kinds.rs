@@ -56,12 +56,13 @@ pub trait EndpointFactory<F> {
 /// A kind `local`, which is a port of this machine:
 ///
 /// ```
-/// use bowline_handoff::endpoints::{
+/// use bowline::endpoint::{
 ///     EndpointArguments, EndpointError, EndpointFactory, EndpointKinds,
 /// };
-/// use bowline_protocol::{Address, Context, Factory, ListenerHandle, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{Tcp, TcpStream, Transports};
+/// use bowline::{
+///     Address, Context, Factory, ListenerHandle, Protocol, Reactor, Tcp, TcpStream,
+///     Transport, Transports,
+/// };
 ///
 /// struct Local;
 ///

@@ -29,10 +29,8 @@
 //! # Examples
 //!
 //! ```
-//! use bowline_handoff::endpoints::ServerEndpoint;
-//! use bowline_protocol::{Address, Context, Protocol, Transport};
-//! use bowline_reactor::Reactor;
-//! use bowline_transport::Transports;
+//! use bowline::endpoint::ServerEndpoint;
+//! use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
 //!
 //! struct Echo;
 //!

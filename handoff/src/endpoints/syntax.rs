@@ -48,7 +48,7 @@ pub struct EndpointArgument {
 /// `quoteStringArgument`.)
 ///
 /// ```
-/// use bowline_handoff::endpoints::quote;
+/// use bowline::endpoint::quote;
 ///
 /// assert_eq!(quote(r"/run/a:b\c"), r"/run/a\:b\\c");
 /// ```

@@ -80,7 +80,7 @@ pub enum ActivationError {
 /// # Examples
 ///
 /// ```
-/// use bowline_handoff::systemd::announced;
+/// use bowline::handoff::systemd::announced;
 ///
 /// let environment = |name: &str| match name {
 ///     "LISTEN_PID" => Some("42".to_owned()),
@@ -91,7 +91,7 @@ pub enum ActivationError {
 /// let found = announced(environment, 42, None)?;
 /// assert_eq!((found[1].number, found[1].name.as_str()), (4, "admin"));
 /// assert!(announced(environment, 43, None)?.is_empty());
-/// # Ok::<(), bowline_handoff::systemd::ActivationError>(())
+/// # Ok::<(), bowline::handoff::systemd::ActivationError>(())
 /// ```
 pub fn announced(
     variable: impl Fn(&str) -> Option<String>,

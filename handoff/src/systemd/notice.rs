@@ -19,7 +19,7 @@ pub(super) const LONGEST: usize = 4096;
 /// # Examples
 ///
 /// ```
-/// use bowline_handoff::systemd::Notice;
+/// use bowline::handoff::systemd::Notice;
 ///
 /// let notice = Notice::new().ready().status("serving").main_pid(42);
 /// assert_eq!(notice.as_str(), "READY=1\nSTATUS=serving\nMAINPID=42\n");
@@ -29,12 +29,12 @@ pub(super) const LONGEST: usize = 4096;
 /// a notice on the manager's side:
 ///
 /// ```
-/// use bowline_handoff::systemd::Notice;
+/// use bowline::handoff::systemd::Notice;
 ///
 /// let sent = Notice::new().stopping().field("X_DRAINING", 17)?;
 /// let got = Notice::parse(sent.as_str().as_bytes())?;
 /// assert_eq!(got.get("X_DRAINING"), Some("17"));
-/// # Ok::<(), bowline_handoff::systemd::NoticeError>(())
+/// # Ok::<(), bowline::handoff::systemd::NoticeError>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notice {

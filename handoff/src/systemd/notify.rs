@@ -63,8 +63,8 @@ const LONG: Duration = Duration::from_secs(10);
 /// ```
 /// use std::os::unix::net::UnixDatagram;
 ///
-/// use bowline_handoff::systemd::{Notice, Notifier};
-/// use bowline_reactor::Reactor;
+/// use bowline::handoff::systemd::{Notice, Notifier};
+/// use bowline::Reactor;
 ///
 /// let (path, mut reactor) = (std::env::temp_dir().join("notify-example"), Reactor::new()?);
 /// # let _ = std::fs::remove_file(&path);

@@ -27,12 +27,10 @@ use crate::log;
 ///
 /// ```
 /// use std::os::fd::OwnedFd;
-/// use bowline_handoff::systemd::{
+/// use bowline::handoff::systemd::{
 ///     DescriptorStore, Notice, NoticeHandler, NoticeSocket, Notifier, Said,
 /// };
-/// use bowline_protocol::Credentials;
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Transports;
+/// use bowline::{Credentials, Reactor, Transports};
 ///
 /// struct Manager(DescriptorStore);
 ///

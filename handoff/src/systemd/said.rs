@@ -47,7 +47,7 @@ impl Notice {
     /// # Examples
     ///
     /// ```
-    /// use bowline_handoff::systemd::{Notice, Said};
+    /// use bowline::handoff::systemd::{Notice, Said};
     ///
     /// let notice = Notice::parse(b"READY=1\nSTATUS=3 clients\nMAINPID=soon")?;
     /// let said: Vec<_> = notice.said().collect();
@@ -57,7 +57,7 @@ impl Notice {
     ///     Said::Field("MAINPID", "soon"),
     /// ];
     /// assert_eq!(said, expected);
-    /// # Ok::<(), bowline_handoff::systemd::NoticeError>(())
+    /// # Ok::<(), bowline::handoff::systemd::NoticeError>(())
     /// ```
     pub fn said(&self) -> impl Iterator<Item = Said<'_>> {
         self.fields()

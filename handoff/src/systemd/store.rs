@@ -21,7 +21,7 @@ const UNNAMED: &str = "stored";
 /// # Examples
 ///
 /// ```
-/// use bowline_handoff::systemd::{DescriptorStore, Notice};
+/// use bowline::handoff::systemd::{DescriptorStore, Notice};
 ///
 /// let mut store = DescriptorStore::new(16);
 /// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;

@@ -18,7 +18,7 @@ use crate::log;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_handoff::systemd::watchdog_interval;
+/// use bowline::handoff::systemd::watchdog_interval;
 ///
 /// let environment = |name: &str| (name == "WATCHDOG_USEC").then(|| "2000000".to_owned());
 /// assert_eq!(watchdog_interval(environment, 42), Some(Duration::from_secs(2)));

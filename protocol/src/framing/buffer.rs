@@ -15,7 +15,7 @@ use crate::framing::{Decoded, Framer, FramingError};
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::framing::{FrameBuffer, FramingError, NetstringFramer};
+/// use bowline::framing::{FrameBuffer, FramingError, NetstringFramer};
 ///
 /// let mut buffer = FrameBuffer::new(NetstringFramer::new());
 /// let mut words = Vec::new();

@@ -123,8 +123,8 @@ impl<F: Framer, R> Framed<F, R> {
     /// # Examples
     ///
     /// ```
-    /// use bowline_protocol::framing::{FrameReceiver, Framed, LineFramer};
-    /// use bowline_protocol::{Context, Transport};
+    /// use bowline::framing::{FrameReceiver, Framed, LineFramer};
+    /// use bowline::{Context, Transport};
     ///
     /// /// To be called through `call_protocol`, every minute for instance.
     /// fn ask<T: Transport, R: FrameReceiver<T, LineFramer>>(

@@ -25,8 +25,8 @@
 //! A line protocol that reads a body of as many bytes as a line said:
 //!
 //! ```
-//! use bowline_protocol::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
-//! use bowline_protocol::{Address, Factory, Transport};
+//! use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
+//! use bowline::{Address, Factory, Transport};
 //!
 //! struct Mailbox {
 //!     body: Vec<u8>,
@@ -68,10 +68,11 @@
 //! ```
 //! use std::os::fd::OwnedFd;
 //!
-//! use bowline_protocol::framing::{
-//!     FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing, SendFrameError,
+//! use bowline::framing::{
+//!     FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing,
+//!     SendFrameError,
 //! };
-//! use bowline_protocol::{Protocol, UnixTransport};
+//! use bowline::{Protocol, UnixTransport};
 //!
 //! type Cx<'a, T> = FrameContext<'a, T, LengthPrefixedFramer>;
 //!
@@ -148,11 +149,11 @@
 //! length; several of them can leave in one call:
 //!
 //! ```
-//! use bowline_protocol::framing::{
-//!     Decoded, EncodeError, Envelope, FrameContext, FrameEncoder, FrameReceiver, Framed, Framer,
-//!     FramingError, Pairing, Unclaimed,
+//! use bowline::framing::{
+//!     Decoded, EncodeError, Envelope, FrameContext, FrameEncoder, FrameReceiver, Framed,
+//!     Framer, FramingError, Pairing, Unclaimed,
 //! };
-//! use bowline_protocol::{Protocol, UnixTransport};
+//! use bowline::{Protocol, UnixTransport};
 //!
 //! /// One byte each: kind, flag, length of the payload.
 //! struct Messages;
@@ -253,7 +254,7 @@ pub use self::receiver::{FrameContext, FrameReceiver, Framing};
 /// Records of a fixed length:
 ///
 /// ```
-/// use bowline_protocol::framing::{Decoded, FrameBuffer, Framer, FramingError};
+/// use bowline::framing::{Decoded, FrameBuffer, Framer, FramingError};
 ///
 /// struct Records(usize);
 ///

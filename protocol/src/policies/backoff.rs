@@ -17,7 +17,7 @@ use std::time::Duration;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::policies::{Backoff, Jitter};
+/// use bowline::policies::{Backoff, Jitter};
 ///
 /// let mut backoff = Backoff::new().cap(Duration::from_secs(3)).jitter(Jitter::None);
 /// let waits: Vec<u64> = (0..4).map(|_| backoff.next_wait().as_secs()).collect();

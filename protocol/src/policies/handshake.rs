@@ -41,8 +41,8 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::policies::{Handshake, LimitHandshakes};
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::{Handshake, LimitHandshakes};
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Guarded(Handshake);
 ///

@@ -45,8 +45,8 @@ const LOOKS_PER_PERIOD: u32 = 4;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::policies::IdleTimeout;
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::IdleTimeout;
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Echo;
 ///

@@ -33,8 +33,8 @@ use crate::transport::Transport;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::policies::LimitConnections;
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::LimitConnections;
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Echo;
 ///

@@ -43,8 +43,8 @@ const DEFAULT_SETTLED: Duration = Duration::from_secs(10);
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::policies::{Backoff, Reconnecting};
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::{Backoff, Reconnecting};
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Client;
 ///

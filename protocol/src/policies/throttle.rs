@@ -274,8 +274,8 @@ impl fmt::Debug for Throttled {
 ///
 /// ```
 /// use std::num::NonZeroU64;
-/// use bowline_protocol::policies::{Rate, ThrottleReading};
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::{Rate, ThrottleReading};
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Upload;
 ///

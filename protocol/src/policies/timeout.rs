@@ -36,8 +36,8 @@ use crate::transport::TransportHandle;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::policies::Timeout;
-/// use bowline_protocol::{CloseReason, Context, Protocol, Transport};
+/// use bowline::policies::Timeout;
+/// use bowline::{CloseReason, Context, Protocol, Transport};
 ///
 /// #[derive(Default)]
 /// struct Polite {

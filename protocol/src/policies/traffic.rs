@@ -35,8 +35,8 @@ const SHOWN_BYTES: usize = 64;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::policies::TrafficLog;
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
+/// use bowline::policies::TrafficLog;
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Echo;
 ///

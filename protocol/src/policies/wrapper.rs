@@ -24,8 +24,8 @@ use crate::transport::Transport;
 ///
 /// ```
 /// use std::{cell::Cell, rc::Rc};
-/// use bowline_protocol::policies::{Event, Policy};
-/// use bowline_protocol::{Context, Transport};
+/// use bowline::policies::{Event, Policy};
+/// use bowline::{Context, Transport};
 ///
 /// struct Meter(Rc<Cell<usize>>);
 ///

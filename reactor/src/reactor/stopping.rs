@@ -26,7 +26,7 @@ const GRACE: Duration = Duration::from_millis(500);
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_reactor::{GracefulStop, Reactor};
+/// use bowline::{GracefulStop, Reactor};
 ///
 /// let mut reactor = Reactor::new()?;
 /// reactor.call_soon(|reactor| {

@@ -21,7 +21,8 @@ use crate::clock::{Clock, Sleep};
 /// ```
 /// # #[cfg(feature = "testing")] {
 /// use std::{cell::Cell, rc::Rc, time::Duration};
-/// use bowline_reactor::{Reactor, testing::ManualClock};
+/// use bowline::testing::ManualClock;
+/// use bowline::Reactor;
 ///
 /// let clock = ManualClock::new();
 /// let mut reactor = Reactor::with_clock(clock.clone())?;

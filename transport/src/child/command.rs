@@ -44,9 +44,8 @@ use crate::sys::{self, CleanStart, Reached};
 ///
 /// ```
 /// use std::process::Command;
-/// use bowline_protocol::{ProcessContext, ProcessProtocol, ProcessStatus};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{ChildCommand, Transports};
+/// use bowline::process::{ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus};
+/// use bowline::{Reactor, Transports};
 ///
 /// /// Has a child say in capitals what it is told.
 /// struct Louder(Vec<u8>);

@@ -29,8 +29,8 @@ pub struct ProcessOutput {
 ///
 /// ```
 /// use std::process::Command;
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{ChildCommand, CollectOutput, Transports};
+/// use bowline::process::{ChildCommand, CollectOutput};
+/// use bowline::{Reactor, Transports};
 ///
 /// let mut reactor = Reactor::new()?;
 /// let collect = CollectOutput::new(|reactor, output| {

@@ -20,8 +20,8 @@ use crate::sys::{self, Recipient};
 ///
 /// ```
 /// use std::process::Command;
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{ChildWatch, Pidfd};
+/// use bowline::process::{ChildWatch, Pidfd};
+/// use bowline::Reactor;
 ///
 /// let mut reactor = Reactor::new()?;
 /// let mut child = Command::new("true").spawn()?;

@@ -87,9 +87,8 @@ impl Default for ProcessSettings {
 ///
 /// ```
 /// use std::process::{Command, Stdio};
-/// use bowline_protocol::{ProcessContext, ProcessProtocol, ProcessStatus};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::Transports;
+/// use bowline::process::{ProcessContext, ProcessProtocol, ProcessStatus};
+/// use bowline::{Reactor, Transports};
 ///
 /// struct Prints;
 ///

@@ -50,9 +50,7 @@ const TERMINAL_BYTES: usize = 128;
 ///
 /// ```
 /// use std::io;
-/// use bowline_protocol::{Context, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{Pipe, Transports};
+/// use bowline::{Context, Pipe, Protocol, Reactor, Transport, Transports};
 ///
 /// struct Watcher;
 ///
@@ -205,9 +203,9 @@ impl OwnEnd {
 /// Standard input and output as one connection. (Twisted: `stdio.StandardIO`.)
 ///
 /// ```no_run
-/// # use bowline_protocol::{Context, Protocol, Transport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_transport::{Stdio, Transports};
+/// # use bowline::{Context, Protocol, Transport};
+/// # use bowline::Reactor;
+/// use bowline::{Stdio, Transports};
 /// # struct Echo;
 /// # impl<T: Transport> Protocol<T> for Echo {
 /// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {

@@ -31,8 +31,7 @@ stream_type! {
     ///
     /// ```
     /// use std::os::fd::OwnedFd;
-    /// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
-    /// use bowline_transport::UnixStream;
+    /// use bowline::{Context, Protocol, Transport, UnixStream, UnixTransport};
     ///
     /// struct Lender(Option<OwnedFd>);
     ///
@@ -51,8 +50,7 @@ stream_type! {
     ///
     /// ```compile_fail,E0599
     /// use std::os::fd::OwnedFd;
-    /// use bowline_protocol::{Context, Protocol, Transport, UnixTransport};
-    /// use bowline_transport::TcpStream;
+    /// use bowline::{Context, Protocol, TcpStream, Transport, UnixTransport};
     ///
     /// struct Lender(Option<OwnedFd>);
     ///
@@ -70,9 +68,7 @@ stream_type! {
     /// So is a protocol that needs descriptors, on a TCP listener:
     ///
     /// ```compile_fail,E0277
-    /// use bowline_protocol::{Address, Context, Protocol, UnixTransport};
-    /// use bowline_reactor::Reactor;
-    /// use bowline_transport::Transports;
+    /// use bowline::{Address, Context, Protocol, Reactor, Transports, UnixTransport};
     ///
     /// struct Worker;
     ///
@@ -320,9 +316,7 @@ impl_tcp_transport!(impl<L: OverTcp> for Stream<L>);
 /// and [`to_host`](Self::to_host) where to connect.
 ///
 /// ```
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
-/// use bowline_reactor::Reactor;
-/// use bowline_transport::{Tcp, Transports};
+/// use bowline::{Address, Context, Protocol, Reactor, Tcp, Transport, Transports};
 ///
 /// struct Echo;
 ///

@@ -49,9 +49,9 @@ pub struct UdpSocket {
 /// and [`to`](Self::to) who is the peer.
 ///
 /// ```
-/// # use bowline_protocol::{Context, Datagram, DatagramProtocol, DatagramTransport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_transport::{Transports, Udp};
+/// # use bowline::{Context, Datagram, DatagramProtocol, DatagramTransport};
+/// # use bowline::Reactor;
+/// use bowline::{Transports, Udp};
 /// # struct Echo;
 /// # impl<T: DatagramTransport> DatagramProtocol<T> for Echo {
 /// #     fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {

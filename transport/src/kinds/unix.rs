@@ -250,10 +250,11 @@ impl From<sys::Credentials> for Credentials {
 /// With other layers ([`layer`](Listen::layer)), put that one on top too:
 ///
 /// ```
-/// # use bowline_protocol::{Address, Context, Protocol, Transport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_transport::endpoint::Listen as _;
-/// use bowline_transport::{SendmsgMixin, Unix, UnixSocket, Transports};
+/// # use bowline::{Address, Context, Protocol, Transport};
+/// # use bowline::Reactor;
+/// use bowline::endpoint::Listen as _;
+/// use bowline::layers::{SendmsgMixin, UnixSocket};
+/// use bowline::{Transports, Unix};
 /// # struct Echo;
 /// # impl<T: Transport> Protocol<T> for Echo {
 /// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {

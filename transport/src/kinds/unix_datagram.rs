@@ -46,9 +46,9 @@ pub struct UnixDatagramSocket {
 /// with, such as one end of a socketpair, or a socket from systemd.
 ///
 /// ```
-/// # use bowline_protocol::{Context, Datagram, DatagramProtocol, UnixDatagramTransport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_transport::{Transports, UnixDatagram};
+/// # use bowline::{Context, Datagram, DatagramProtocol, UnixDatagramTransport};
+/// # use bowline::Reactor;
+/// use bowline::{Transports, UnixDatagram};
 ///
 /// struct Log;
 ///

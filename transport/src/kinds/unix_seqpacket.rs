@@ -65,9 +65,9 @@ pub struct UnixSeqpacketSocket {
 /// the peer sends just before its end may be taken for a part of the end.
 ///
 /// ```
-/// # use bowline_protocol::{Address, Context, Packet, PacketProtocol, PacketTransport};
-/// # use bowline_reactor::Reactor;
-/// use bowline_transport::{Transports, UnixSeqpacket};
+/// # use bowline::{Address, Context, Packet, PacketProtocol, PacketTransport};
+/// # use bowline::Reactor;
+/// use bowline::{Transports, UnixSeqpacket};
 ///
 /// struct Echo;
 ///

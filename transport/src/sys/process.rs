@@ -279,7 +279,7 @@ static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 ///
 /// if std::env::args().nth(1).is_some() {
 ///     // SAFETY: the shell below has opened it for us, and nobody has touched it yet.
-///     let file = unsafe { bowline_transport::take_inherited(3) }?;
+///     let file = unsafe { bowline::process::take_inherited(3) }?;
 ///     assert!(!std::io::read_to_string(std::fs::File::from(file))?.is_empty());
 ///     return Ok(());
 /// }

@@ -23,8 +23,8 @@ use crate::kinds::Plain;
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::{Address, Context, Protocol, Transport};
-/// use bowline_transport::testing::{MemoryPeer, Simulation};
+/// use bowline::testing::{MemoryPeer, Simulation};
+/// use bowline::{Address, Context, Protocol, Transport};
 ///
 /// struct Echo;
 ///

@@ -301,9 +301,8 @@ impl Drop for MemoryPacketSocket {
 /// # Examples
 ///
 /// ```
-/// use bowline_protocol::{Address, Context, Packet, PacketProtocol, PacketTransport};
-/// use bowline_transport::Transports;
-/// use bowline_transport::testing::{MemoryPacketPeer, MemoryPackets, Simulation};
+/// use bowline::testing::{MemoryPacketPeer, MemoryPackets, Simulation};
+/// use bowline::{Address, Context, Packet, PacketProtocol, PacketTransport, Transports};
 ///
 /// struct Echo;
 ///

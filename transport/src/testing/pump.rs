@@ -32,8 +32,8 @@ const MOST_RETRIES: usize = 1_000;
 /// A protocol, and a test that plays its peer:
 ///
 /// ```
-/// use bowline_protocol::{Context, Protocol, Transport};
-/// use bowline_transport::testing::Pump;
+/// use bowline::testing::Pump;
+/// use bowline::{Context, Protocol, Transport};
 ///
 /// /// Answers each byte with its capital.
 /// struct Shout;
@@ -60,8 +60,8 @@ const MOST_RETRIES: usize = 1_000;
 ///
 /// ```
 /// use std::time::Duration;
-/// use bowline_protocol::{Context, Protocol, Transport};
-/// use bowline_transport::testing::Pump;
+/// use bowline::testing::Pump;
+/// use bowline::{Context, Protocol, Transport};
 ///
 /// /// Says hello, and hangs up after a minute.
 /// struct Impatient;
@@ -94,8 +94,8 @@ const MOST_RETRIES: usize = 1_000;
 ///
 /// ```
 /// use std::{fs::File, os::fd::AsFd};
-/// use bowline_protocol::{Context, Protocol, UnixTransport, WriteStatus};
-/// use bowline_transport::testing::Pump;
+/// use bowline::testing::Pump;
+/// use bowline::{Context, Protocol, UnixTransport, WriteStatus};
 ///
 /// /// Sends back what it was sent, descriptors first.
 /// struct Return;
@@ -214,8 +214,8 @@ impl Pump {
     /// # Examples
     ///
     /// ```
-    /// use bowline_protocol::{Context, Protocol, TcpTransport};
-    /// use bowline_transport::testing::{Pump, SimulatedKernel};
+    /// use bowline::testing::{Pump, SimulatedKernel};
+    /// use bowline::{Context, Protocol, TcpTransport};
     ///
     /// /// Says who has connected.
     /// struct WhoAmI;

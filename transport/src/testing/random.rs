@@ -6,7 +6,7 @@
 /// # Examples
 ///
 /// ```
-/// use bowline_transport::testing::Random;
+/// use bowline::testing::Random;
 ///
 /// let mut one = Random::new(7);
 /// let mut other = Random::new(7);

@@ -40,8 +40,8 @@ use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
 /// told:
 ///
 /// ```
-/// use bowline_protocol::{Context, Protocol, Transport};
-/// use bowline_transport::testing::{Points, Simulation};
+/// use bowline::testing::{Points, Simulation};
+/// use bowline::{Context, Protocol, Transport};
 ///
 /// struct Worker(Points);
 ///
