@@ -21,23 +21,23 @@ use crate::protocol::{AtDrain, Part, short_type_name};
 use crate::reason::CloseReason;
 use crate::transport::{Credentials, Linger, TransportState};
 
-/// The name of any datagram socket; see [`Reactor::get`](bowline_reactor::Reactor::get).
+/// The handle of any datagram socket. See
+/// [`Reactor::get`](bowline_reactor::Reactor::get).
 pub type DatagramHandle = Handle<dyn DatagramTransport>;
 
-/// The name of a UDP socket.
+/// The handle of a UDP socket.
 pub type UdpHandle = Handle<dyn UdpTransport>;
 
-/// The name of a UNIX datagram socket.
+/// The handle of a UNIX datagram socket.
 pub type UnixDatagramHandle = Handle<dyn UnixDatagramTransport>;
 
 /// The callbacks of one datagram socket, over transports of type `T`. (Twisted:
 /// `DatagramProtocol`, `ConnectedDatagramProtocol`.)
 ///
-/// There is no connection and no stream. Each datagram arrives as it was sent, or not at
-/// all, and may come from somebody else than the one before. One of no bytes is a
-/// datagram too. The reactor owns the protocol, and drops it after
-/// [`stopped`](Self::stopped). One that serves several sockets is an `Rc<RefCell<P>>`,
-/// which is borrowed for the time of its callbacks only.
+/// There is no connection and no stream. Each datagram arrives as it was sent, or not
+/// at all. Each may come from another sender, and may be empty. The reactor owns the
+/// protocol, and drops it after [`stopped`](Self::stopped). A protocol that serves
+/// several sockets is an `Rc<RefCell<P>>`. It is borrowed only while a callback runs.
 ///
 /// Write
 ///
@@ -49,9 +49,9 @@ pub type UnixDatagramHandle = Handle<dyn UnixDatagramTransport>;
 ///
 /// # Panics
 ///
-/// A panic costs the datagram whose callback it was, and is logged. The socket serves many
-/// peers, and goes on with the next one. Only where [`started`](Self::started) panics
-/// does it end, with [`CloseReason::Panicked`].
+/// If a callback panics, only its datagram is lost, and the panic is logged. The socket
+/// serves many peers, and goes on with the next datagram. If [`started`](Self::started)
+/// panics, the socket ends with [`CloseReason::Panicked`].
 ///
 /// # Examples
 ///
@@ -77,34 +77,35 @@ pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
         let _ = cx;
     }
 
-    /// A datagram has arrived. What it holds belongs to the reactor; copy what is to be
-    /// kept. Descriptors that are left in it are closed and counted, and logged once for
-    /// each socket. (Twisted: `datagramReceived`.)
+    /// A datagram has arrived. Its bytes belong to the reactor; copy those that you
+    /// want to keep. Descriptors that you leave in it are closed and counted. That is
+    /// logged once for each socket. (Twisted: `datagramReceived`.)
     ///
     /// Not called after `pause_producing` until `resume_producing`, nor after
     /// `stop_listening` or `abort`.
     fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>);
 
     /// The peer of a [connected](DatagramTransport::connect) socket is not there, or
-    /// cannot be reached: what an ICMP message says of a datagram that was sent before, or
-    /// the kernel of a UNIX socket that was closed. The kinds are `ConnectionRefused`,
-    /// `HostUnreachable`, `NetworkUnreachable` and the like. The socket stays as it is,
-    /// and the peer may be back for the next datagram. (Twisted: `connectionRefused`.)
+    /// cannot be reached. An ICMP message reports this of a datagram that was sent
+    /// before; for a UNIX socket that was closed, the kernel does. The kinds of error
+    /// are `ConnectionRefused`, `HostUnreachable`, `NetworkUnreachable` and the like.
+    /// The socket stays as it is, and the peer may be back for the next datagram.
+    /// (Twisted: `connectionRefused`.)
     ///
-    /// A socket that is not connected hears nothing of this: it could not tell of whom it
-    /// is.
+    /// A socket that is not connected is not told, since it could not tell which peer
+    /// is meant.
     fn connection_refused(&mut self, cx: &mut Context<'_, T>, error: &io::Error) {
         let _ = (cx, error);
     }
 
-    /// A datagram that was taken to be sent is not going to be: the kernel refused it. To
-    /// some other address the next may leave. The kinds are `NotFound` and
-    /// `ConnectionRefused` for a UNIX socket that is not there, `PermissionDenied`,
-    /// `NetworkUnreachable`; `EMSGSIZE` for one that is too long for this socket or this
-    /// way.
+    /// A datagram that was taken is not going to be sent, since the kernel refused it.
+    /// The next one may leave, to another address. The kinds of error are `NotFound`
+    /// and `ConnectionRefused` if the UNIX socket is not there, `PermissionDenied`, and
+    /// `NetworkUnreachable`. The error is `EMSGSIZE` if the datagram is too long for
+    /// this socket or this route.
     ///
-    /// Descriptors that are not taken from it are closed. What is told here is logged too,
-    /// at `warn`, once for each socket.
+    /// Descriptors that you leave in it are closed. The error is logged too, at `warn`,
+    /// once for each socket.
     fn send_failed(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -114,31 +115,31 @@ pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
         let _ = (cx, datagram, error);
     }
 
-    /// There is room again, after a send has answered [`Full`](SendStatus::Full) or
-    /// [`QueueFull`](SendRefusal::QueueFull). Called once for each such time, when
-    /// less than half of [what counts as full](QueueLimits) waits.
+    /// There is room again, after a send has returned [`Full`](SendStatus::Full) or
+    /// [`QueueFull`](SendRefusal::QueueFull). Called once for each such time, when less
+    /// than half of [the limits](QueueLimits) waits.
     fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// The reactor stops gracefully. Called once at the most; for a socket that is
-    /// connected when the connections that were accepted have ended. By default the socket
-    /// is closed when nothing more waits in it, everything was sent, and the protocol [is
-    /// idle](Self::is_idle): whatever has arrived is answered.
+    /// The reactor stops gracefully. Called once at the most. A connected socket is
+    /// told when the accepted connections have ended. By default the socket is closed
+    /// once nothing more waits in it, everything was sent, and the protocol [is
+    /// idle](Self::is_idle). So everything that has arrived is answered.
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
         let _ = cx;
         AtDrain::LoseWhenIdle
     }
 
-    /// Whether the socket could be closed now without breaking off any work. Asked while
-    /// it [drains](Self::draining), every 50 ms at the least. Default: true.
+    /// Whether the socket could be closed now without breaking off any work. Asked
+    /// while it [drains](Self::draining), at least every 50 ms. The default is true.
     fn is_idle(&self) -> bool {
         true
     }
 
-    /// The socket was closed. Called once, last; the protocol is dropped afterwards.
-    /// (Twisted: `stopProtocol`.) `cx.transport` is closed: its addresses and counts can
-    /// still be read.
+    /// The socket was closed. Called once, last. The protocol is dropped afterwards.
+    /// (Twisted: `stopProtocol`.) `cx.transport` is closed. Its addresses and counts
+    /// can still be read.
     fn stopped(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         let _ = (cx, reason);
     }
@@ -150,8 +151,7 @@ pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
         ((*this).type_id() == id).then_some(this)
     }
 
-    /// What log lines about this socket call the protocol; the name of its type by
-    /// default.
+    /// The name of this protocol in log lines. By default it is the name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
@@ -161,28 +161,28 @@ pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Datagram<'a> {
-    /// Its bytes, from the first on, as far as there was room.
+    /// Its bytes, as far as there was room.
     pub data: &'a [u8],
-    /// Who sent it, to be answered by [`send_to`](DatagramTransport::send_to). A UNIX
+    /// Its sender, to be answered by [`send_to`](DatagramTransport::send_to). A UNIX
     /// socket without a name cannot be answered.
     pub from: AddressRef<'a>,
-    /// How many bytes it had. More than there are in `data` if it was
+    /// How many bytes it had. This is more than `data` has if it was
     /// [truncated](Self::is_truncated).
     pub length: usize,
-    /// The descriptors that it brought, in order; only on UNIX sockets.
+    /// The descriptors that came with it, in order. Only UNIX sockets pass some.
     pub descriptors: ReceivedDescriptors<'a>,
-    /// Whether descriptors of it were lost on the way to us (`MSG_CTRUNC`): there was no
-    /// free descriptor number outside of the reserve, or a security module refused. Those
-    /// that did arrive are closed then.
+    /// Whether some of its descriptors were lost on the way to us (`MSG_CTRUNC`).
+    /// Either no descriptor number was free outside of the reserve, or a security
+    /// module refused. The others are closed.
     pub lost_descriptors: bool,
-    /// The process that sent it, where the socket was told to ask for that.
+    /// The process that sent it, if the socket was set to ask for it.
     pub credentials: Option<Credentials>,
-    /// A pidfd of that process, where the socket was told to ask for it.
+    /// A pidfd of that process, if the socket was set to ask for it.
     pub pidfd: Option<OwnedFd>,
 }
 
 impl<'a> Datagram<'a> {
-    /// A datagram of these bytes; for transports, and for tests of protocols.
+    /// Makes a datagram of these bytes, for transports and for tests of protocols.
     /// `descriptors` is empty afterwards.
     pub fn new(
         data: &'a [u8],
@@ -200,26 +200,26 @@ impl<'a> Datagram<'a> {
         }
     }
 
-    /// Whether it had more bytes than there was room for, which are lost.
+    /// Whether it had more bytes than there was room for. The rest is lost.
     pub fn is_truncated(&self) -> bool {
         self.length > self.data.len()
     }
 }
 
-/// A datagram that was taken to be sent, and was not.
+/// A datagram that was taken and not sent.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UnsentDatagram<'a> {
     /// Its bytes.
     pub data: &'a [u8],
-    /// Where it was to go; `None` for the peer of a connected socket.
+    /// Where it was to go. `None` means the peer of a connected socket.
     pub to: Option<AddressRef<'a>>,
-    /// The descriptors that were to go with it, in order. They are the callee's.
+    /// The descriptors that were to go with it, in order. The callback owns them.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
 impl<'a> UnsentDatagram<'a> {
-    /// A datagram of these parts; for transports, and for tests of protocols.
+    /// Makes one of these parts, for transports and for tests of protocols.
     pub fn new(
         data: &'a [u8],
         to: Option<AddressRef<'a>>,
@@ -243,81 +243,82 @@ pub trait DatagramTransport: 'static {
 
     /// Sends one datagram to the peer of a [connected](Self::connect) socket.
     ///
-    /// What one turn sends leaves together, after the running callback, by as few system
-    /// calls as there can be. Until then, and while the kernel has no room, it waits in a
-    /// bounded [queue](QueueLimits), in order. What is taken is either sent, or told by
-    /// [`send_failed`](DatagramProtocol::send_failed); on UDP, that it was sent says
-    /// nothing of whether it arrives. No bytes are a datagram too.
+    /// All datagrams of one turn leave together, after the running callback, by as few
+    /// system calls as possible. Until then, and while the kernel has no room, a
+    /// datagram waits in a bounded [queue](QueueLimits), in order. A datagram that was
+    /// taken is sent, or comes back in [`send_failed`](DatagramProtocol::send_failed).
+    /// A UDP datagram that was sent may still not arrive. A datagram may be empty.
     fn send(&mut self, data: &[u8]) -> SendStatus;
 
-    /// Sends one datagram to `to`: the kernel's idea of that, if the socket is connected
-    /// to somebody else.
+    /// Sends one datagram to `to`. If the socket is connected to another peer, the
+    /// kernel decides what happens.
     ///
-    /// To a UNIX socket whose owner does not read, datagrams wait: not more than an eighth
-    /// of the queue for any one such address, and nobody else waits for it. They keep
-    /// their order.
+    /// If the owner of a UNIX socket does not read, datagrams to it wait, in order.
+    /// They take at most an eighth of the queue for one address, and no other address
+    /// waits for it.
     fn send_to(&mut self, data: &[u8], to: AddressRef<'_>) -> SendStatus;
 
-    /// Sends the concatenation of `parts` as one datagram, to `to` or to the peer of a
+    /// Sends `parts`, one after the other, as one datagram, to `to` or to the peer of a
     /// connected socket. (Twisted: `writeSequence`.)
     fn send_sequence(&mut self, parts: &[&[u8]], to: Option<AddressRef<'_>>) -> SendStatus;
 
-    /// How many datagrams wait to be sent. After the end: how many never were.
+    /// How many datagrams wait to be sent. After the end, how many were never sent.
     fn unsent_datagrams(&self) -> usize;
 
-    /// How many bytes those have.
+    /// How many bytes these datagrams have.
     fn unsent_bytes(&self) -> usize;
 
-    /// Whether who sends should wait for
+    /// Whether the sender should wait for
     /// [`sending_resumed`](DatagramProtocol::sending_resumed).
     fn is_send_buffer_full(&self) -> bool;
 
-    /// The limits of the queue in force.
+    /// The limits of the queue.
     fn queue_limits(&self) -> QueueLimits;
 
-    /// Sets the limits of the queue. What waits already stays.
+    /// Sets the limits of the queue. Datagrams that wait already stay.
     fn set_queue_limits(&mut self, limits: QueueLimits);
 
     // Receiving.
 
-    /// Delivers nothing until [`resume_producing`](Self::resume_producing). What comes
-    /// waits in the kernel, as far as that has room: beyond it UDP loses datagrams, and a
+    /// Delivers nothing until [`resume_producing`](Self::resume_producing). Datagrams
+    /// that arrive wait in the kernel. When it is full, UDP loses datagrams, and a
     /// sender over a UNIX socket waits.
     fn pause_producing(&mut self);
 
     /// Delivers again.
     fn resume_producing(&mut self);
 
-    /// Whether nothing is delivered at present.
+    /// Whether delivering is paused.
     fn is_reading_paused(&self) -> bool;
 
     // The end.
 
-    /// Delivers no more, sends what waits, and closes with [`CloseReason::Done`]. Never
-    /// calls back before it returns. (Twisted: `stopListening`.)
+    /// Delivers no more, sends everything that waits, and closes with
+    /// [`CloseReason::Done`]. No callback runs before this returns. (Twisted:
+    /// `stopListening`.)
     fn stop_listening(&mut self);
 
-    /// As [`stop_listening`](Self::stop_listening), but not for longer than `deadline`:
-    /// what is unsent then is dropped, and the reason is [`CloseReason::CloseTimedOut`].
+    /// As [`stop_listening`](Self::stop_listening), but for at most `deadline`. Then
+    /// unsent datagrams are dropped, and the reason is [`CloseReason::CloseTimedOut`].
     fn stop_listening_within(&mut self, deadline: Duration);
 
-    /// Closes now, with [`CloseReason::Aborted`]. What waits is dropped.
+    /// Closes now, with [`CloseReason::Aborted`]. Datagrams that wait are dropped.
     fn abort(&mut self);
 
     // What it is.
 
-    /// Where in its life the socket is.
+    /// How far the socket is in its life.
     fn state(&self) -> TransportState;
 
-    /// Our address. Readable after the end too.
+    /// Our address. It is known after the end too.
     fn host(&self) -> Address;
 
-    /// The peer's, if the socket is connected. Readable after the end too.
+    /// The peer's address, if the socket is connected. It is known after the end too.
     fn peer(&self) -> Option<Address>;
 
-    /// Connects the socket: only datagrams of `peer` are received from now on, and
+    /// Connects the socket. From now on only datagrams of `peer` are received, and
     /// [`send`](Self::send) sends to it. It can be connected again, to another peer.
-    /// What was received before is delivered.
+    /// Datagrams that were received before are delivered.
     ///
     /// # Errors
     ///

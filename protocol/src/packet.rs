@@ -21,25 +21,27 @@ use crate::protocol::{AfterReadClosed, AtDrain, Part, short_type_name};
 use crate::reason::CloseReason;
 use crate::transport::{Credentials, Linger, TransportState};
 
-/// The name of a connection of packets; see [`Reactor::get`](bowline_reactor::Reactor::get).
+/// The handle of a connection of packets. See
+/// [`Reactor::get`](bowline_reactor::Reactor::get).
 pub type PacketHandle = Handle<dyn PacketTransport>;
 
 /// The callbacks of one connection of packets, over transports of type `T`.
 ///
-/// There is a connection, as with a [`Protocol`](crate::Protocol), and there are messages,
-/// as with a [`DatagramProtocol`](crate::DatagramProtocol). Each packet arrives whole, once
-/// and in order, with exactly the descriptors that were sent with it. One of no bytes is a
-/// packet too. (Linux: `SOCK_SEQPACKET`. Twisted has none of this.)
+/// It has a connection, like a [`Protocol`](crate::Protocol), and messages, like a
+/// [`DatagramProtocol`](crate::DatagramProtocol). Each packet arrives whole, once and
+/// in order, with exactly the descriptors that were sent with it. It may be empty.
+/// (Linux: `SOCK_SEQPACKET`. Twisted has no counterpart.)
 ///
-/// A [`PacketFactory`] builds one for each connection. The connection owns it, and drops it
-/// after [`connection_lost`](Self::connection_lost). Write
-/// `impl<T: PacketTransport> PacketProtocol<T>`: it runs over real sockets, and in memory.
+/// A [`PacketFactory`] builds one for each connection. The connection owns it, and
+/// drops it after [`connection_lost`](Self::connection_lost). Write
+/// `impl<T: PacketTransport> PacketProtocol<T>`. Then it runs over real sockets, and in
+/// memory.
 ///
-/// Callbacks never nest, as those of a [`Protocol`](crate::Protocol).
+/// As with a [`Protocol`](crate::Protocol), callbacks never nest.
 ///
 /// # Panics
 ///
-/// A callback that panics costs its own connection, and nothing else:
+/// A callback that panics ends its own connection, and nothing else.
 /// [`connection_lost`](Self::connection_lost) follows with [`CloseReason::Panicked`].
 ///
 /// # Examples
@@ -60,26 +62,26 @@ pub type PacketHandle = Handle<dyn PacketTransport>;
     note = "a protocol of packets is `impl<T: PacketTransport> PacketProtocol<T>`"
 )]
 pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
-    /// The connection is there. Called once, first.
+    /// The connection was made. Called once, first.
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// A packet has arrived. What it holds belongs to the reactor; copy what is to be
-    /// kept. Descriptors that are left in it are closed and counted, and logged once for
-    /// each connection.
+    /// A packet has arrived. Its bytes belong to the reactor; copy those that you want
+    /// to keep. Descriptors that you leave in it are closed and counted. That is logged
+    /// once for each connection.
     ///
     /// Not called after `pause_producing` until `resume_producing`, nor after
     /// `lose_connection` or `abort_connection`.
     fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>);
 
-    /// A packet that was taken to be sent is not going to be: the kernel refused it, and
-    /// takes others. `EMSGSIZE` says that it is longer than the send buffer,
-    /// `PermissionDenied` that the peer [refuses
+    /// A packet that was taken is not going to be sent. The kernel refused it, and
+    /// takes others. The error is `EMSGSIZE` if it is longer than the send buffer, and
+    /// `PermissionDenied` if the peer [refuses
     /// descriptors](PacketTransport::set_descriptors_accepted).
     ///
-    /// Descriptors that are not taken from it are closed. What is told here is logged too,
-    /// at `warn`, once for each connection.
+    /// Descriptors that you leave in it are closed. The error is logged too, at `warn`,
+    /// once for each connection.
     fn send_failed(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -89,9 +91,9 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
         let _ = (cx, packet, error);
     }
 
-    /// There is room again, after a send has answered [`Full`](SendStatus::Full) or
-    /// [`QueueFull`](crate::SendRefusal::QueueFull). Called once for each such time, when
-    /// less than half of [what counts as full](QueueLimits) waits.
+    /// There is room again, after a send has returned [`Full`](SendStatus::Full) or
+    /// [`QueueFull`](crate::SendRefusal::QueueFull). Called once for each such time,
+    /// when less than half of [the limits](QueueLimits) waits.
     fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
@@ -99,8 +101,8 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
     /// The peer sends no more, and everything that it sent was delivered. It may still
     /// receive. Called once at the most.
     ///
-    /// Also called if a send has failed before. The answer does not matter then: the
-    /// connection ends with that error.
+    /// Also called if a send has failed before. Then the answer has no effect, since
+    /// the connection ends with that error.
     ///
     /// The default ends the connection at once with [`CloseReason::Done`]. Unsent packets
     /// are dropped.
@@ -116,35 +118,36 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
         let _ = cx;
     }
 
-    /// Nothing can be sent any more, and reading is paused: the end waits for this reader.
-    /// Called once at the most.
+    /// Nothing more can be sent, and reading is paused, so the end waits for this
+    /// protocol to read. Called once at the most.
     ///
-    /// A reader that goes on gets all that the peer had sent, at any pace, and then
-    /// [`connection_lost`](Self::connection_lost) with the error. One whose pause may last
-    /// for ever decides here: [`lose_connection`](PacketTransport::lose_connection) ends
-    /// the connection at once with that error, and drops what is unread.
+    /// If it reads on, it gets everything that the peer had sent, at any pace, and then
+    /// [`connection_lost`](Self::connection_lost) with the error. If its pause may last
+    /// for ever, it decides here: [`lose_connection`](PacketTransport::lose_connection)
+    /// ends the connection at once with that error, and drops unread packets.
     fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// The connection has ended. Called once, last; the protocol is dropped afterwards.
-    /// `cx.transport` is closed: its addresses and counts can still be read, and
-    /// [`unsent_packets`](PacketTransport::unsent_packets) says how many were never sent.
+    /// The connection has ended. Called once, last. The protocol is dropped afterwards.
+    /// `cx.transport` is closed. Its addresses and counts can still be read, and
+    /// [`unsent_packets`](PacketTransport::unsent_packets) is how many packets were
+    /// never sent.
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         let _ = (cx, reason);
     }
 
-    /// The reactor stops gracefully. Called once at the most; for a connection that we made
-    /// when those that were accepted have ended. By default the connection is lost when
-    /// nothing more waits in it, everything was sent, and the protocol [is
+    /// The reactor stops gracefully. Called once at the most. A connection that we made
+    /// is told when the accepted ones have ended. By default the connection is lost
+    /// once nothing more waits in it, everything was sent, and the protocol [is
     /// idle](Self::is_idle).
     fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
         let _ = cx;
         AtDrain::LoseWhenIdle
     }
 
-    /// Whether the connection could end now without breaking off any work. Asked while it
-    /// [drains](Self::draining), every 50 ms at the least. Default: true.
+    /// Whether the connection could end now without breaking off any work. Asked while
+    /// it [drains](Self::draining), at least every 50 ms. The default is true.
     fn is_idle(&self) -> bool {
         true
     }
@@ -163,22 +166,21 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
         ((*this).type_id() == id).then_some(this)
     }
 
-    /// The connection was taken apart and put together again, for instance after a restart
-    /// that failed. Called before anything more is received. It is as it was, except that
-    /// its transport has another [handle](PacketTransport::handle).
+    /// The connection was taken apart and put together again, such as after a restart
+    /// that failed. Called before anything more is received. Everything is as it was,
+    /// except that its transport has another [handle](PacketTransport::handle).
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
 
-    /// What log lines about this connection call the protocol; the name of its type by
-    /// default.
+    /// The name of this protocol in log lines. By default it is the name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
 }
 
-/// Builds the protocol of each connection of packets, of a listener or a connector. What a
-/// [`Factory`](crate::Factory) is for streams.
+/// Builds the protocol of each connection of packets, for a listener or a connector. It
+/// is the counterpart of a [`Factory`](crate::Factory) for streams.
 ///
 /// A closure `FnMut(&Address) -> P` is one. Write its parameter with the type,
 /// `|_: &Address| Echo`. To share a factory between several listeners, use an
@@ -192,10 +194,10 @@ pub trait PacketFactory<T: PacketTransport>: 'static {
     /// The protocol that it builds.
     type Protocol: PacketProtocol<T>;
 
-    /// Builds the protocol for a connection with `peer`. `None` declines: the connection is
-    /// closed and nothing else happens.
+    /// Builds the protocol for a connection with `peer`. `None` declines: the
+    /// connection is closed, and nothing else happens.
     ///
-    /// The protocol's `connection_made` is called after this has returned. A panic costs
+    /// The protocol's `connection_made` is called after this has returned. A panic ends
     /// only this connection.
     fn build_protocol(
         &mut self,
@@ -203,8 +205,8 @@ pub trait PacketFactory<T: PacketTransport>: 'static {
         peer: &Address,
     ) -> Option<Self::Protocol>;
 
-    /// The listener listens, or the connector starts an attempt: once for each attempt,
-    /// before anything else.
+    /// The listener listens, or the connector starts an attempt. Called once for each
+    /// attempt, before anything else.
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
     }
@@ -239,27 +241,27 @@ pub trait PacketFactory<T: PacketTransport>: 'static {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Packet<'a> {
-    /// Its bytes, from the first on, as far as there was room.
+    /// Its bytes, as far as there was room.
     pub data: &'a [u8],
-    /// How many bytes it had. More than there are in `data` if it was
+    /// How many bytes it had. This is more than `data` has if it was
     /// [truncated](Self::is_truncated).
     pub length: usize,
-    /// The descriptors that were sent with it, in order: these and no others.
+    /// The descriptors that were sent with exactly this packet, in order.
     pub descriptors: ReceivedDescriptors<'a>,
-    /// Whether descriptors of it were lost on the way to us (`MSG_CTRUNC`): there was no
-    /// free descriptor number outside of the reserve, or a security module refused. Those
-    /// that did arrive are closed then.
+    /// Whether some of its descriptors were lost on the way to us (`MSG_CTRUNC`).
+    /// Either no descriptor number was free outside of the reserve, or a security
+    /// module refused. The others are closed.
     pub lost_descriptors: bool,
-    /// The process that sent it, where the socket was told to ask for that. It may be
-    /// another than the one that connected.
+    /// The process that sent it, if the socket was set to ask for it. It may not be the
+    /// process that connected.
     pub credentials: Option<Credentials>,
-    /// A pidfd of that process, where the socket was told to ask for it.
+    /// A pidfd of that process, if the socket was set to ask for it.
     pub pidfd: Option<OwnedFd>,
 }
 
 impl<'a> Packet<'a> {
-    /// A packet of these bytes; for transports, and for tests of protocols. `descriptors`
-    /// is empty afterwards.
+    /// Makes a packet of these bytes, for transports and for tests of protocols.
+    /// `descriptors` is empty afterwards.
     pub fn new(data: &'a [u8], descriptors: &'a mut Vec<OwnedFd>) -> Self {
         Self {
             data,
@@ -271,24 +273,24 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Whether it had more bytes than there was room for, which are lost.
+    /// Whether it had more bytes than there was room for. The rest is lost.
     pub fn is_truncated(&self) -> bool {
         self.length > self.data.len()
     }
 }
 
-/// A packet that was taken to be sent, and was not.
+/// A packet that was taken and not sent.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UnsentPacket<'a> {
     /// Its bytes.
     pub data: &'a [u8],
-    /// The descriptors that were to go with it, in order. They are the callee's.
+    /// The descriptors that were to go with it, in order. The callback owns them.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
 impl<'a> UnsentPacket<'a> {
-    /// A packet of these parts; for transports, and for tests of protocols.
+    /// Makes one of these parts, for transports and for tests of protocols.
     pub fn new(data: &'a [u8], descriptors: Vec<PassedDescriptor>) -> Self {
         Self { data, descriptors }
     }
@@ -304,25 +306,26 @@ pub trait PacketTransport: 'static {
 
     /// Sends one packet.
     ///
-    /// What one turn sends leaves together, after the running callback, by as few system
-    /// calls as there can be. Until then, and while the kernel has no room, it waits in a
-    /// bounded [queue](QueueLimits), in order. What is taken is either sent, or told by
-    /// [`send_failed`](PacketProtocol::send_failed), or counted as
-    /// [unsent](Self::unsent_packets) when the connection ends. No bytes are a packet too.
+    /// All packets of one turn leave together, after the running callback, by as few
+    /// system calls as possible. Until then, and while the kernel has no room, a packet
+    /// waits in a bounded [queue](QueueLimits), in order. A packet that was taken is
+    /// sent, or comes back in [`send_failed`](PacketProtocol::send_failed), or counts
+    /// as [unsent](Self::unsent_packets) when the connection ends. A packet may be
+    /// empty.
     ///
-    /// A peer that takes a packet of no bytes for the end is mistaken, but most do:
-    /// recv(2) answers both in the same way.
+    /// Most programs take an empty packet for the end, since recv(2) returns 0 for
+    /// both.
     fn send(&mut self, data: &[u8]) -> SendStatus;
 
-    /// Sends the concatenation of `parts` as one packet.
+    /// Sends `parts`, one after the other, as one packet.
     fn send_sequence(&mut self, parts: &[&[u8]]) -> SendStatus;
 
-    /// Sends one packet with descriptors. They leave and arrive with exactly this packet,
-    /// which may be one of no bytes. Our copies are closed then.
+    /// Sends one packet with descriptors. They leave and arrive with exactly this
+    /// packet, which may be empty. Our copies are closed then.
     ///
     /// # Errors
     ///
-    /// The descriptors come back where the packet is refused, and where there are more
+    /// The descriptors come back if the packet is refused, or if there are more
     /// than 253.
     fn send_with_descriptors(
         &mut self,
@@ -330,107 +333,107 @@ pub trait PacketTransport: 'static {
         descriptors: Vec<PassedDescriptor>,
     ) -> Result<SendStatus, SendDescriptorError>;
 
-    /// How many packets wait to be sent. After the end: how many never were.
+    /// How many packets wait to be sent. After the end, how many were never sent.
     fn unsent_packets(&self) -> usize;
 
-    /// How many bytes those have.
+    /// How many bytes these packets have.
     fn unsent_bytes(&self) -> usize;
 
-    /// How many descriptors they have.
+    /// How many descriptors these packets have.
     fn unsent_descriptors(&self) -> usize;
 
-    /// Whether who sends should wait for
+    /// Whether the sender should wait for
     /// [`sending_resumed`](PacketProtocol::sending_resumed).
     fn is_send_buffer_full(&self) -> bool;
 
-    /// The limits of the queue in force.
+    /// The limits of the queue.
     fn queue_limits(&self) -> QueueLimits;
 
-    /// Sets the limits of the queue. What waits already stays.
+    /// Sets the limits of the queue. Packets that wait already stay.
     fn set_queue_limits(&mut self, limits: QueueLimits);
 
     // Receiving.
 
-    /// Delivers nothing until [`resume_producing`](Self::resume_producing). What comes
-    /// waits in the kernel, as far as that has room; then the peer waits.
+    /// Delivers nothing until [`resume_producing`](Self::resume_producing). Packets
+    /// that arrive wait in the kernel. When it is full, the peer waits.
     fn pause_producing(&mut self);
 
     /// Delivers again.
     fn resume_producing(&mut self);
 
-    /// Whether nothing is delivered at present.
+    /// Whether delivering is paused.
     fn is_reading_paused(&self) -> bool;
 
     // The end.
 
-    /// Delivers no more, sends what waits, and closes with [`CloseReason::Done`]. Never
-    /// calls back before it returns.
+    /// Delivers no more, sends everything that waits, and closes with
+    /// [`CloseReason::Done`]. No callback runs before this returns.
     fn lose_connection(&mut self);
 
-    /// As [`lose_connection`](Self::lose_connection), but not for longer than `deadline`:
-    /// what is unsent then is dropped, and the reason is [`CloseReason::CloseTimedOut`].
+    /// As [`lose_connection`](Self::lose_connection), but for at most `deadline`. Then
+    /// unsent packets are dropped, and the reason is [`CloseReason::CloseTimedOut`].
     fn lose_connection_within(&mut self, deadline: Duration);
 
-    /// Sends what waits, and closes our side. The peer is told of the end, and may go on
-    /// sending. Nothing more can be sent.
+    /// Sends everything that waits, and closes our side. The peer sees the end, and may
+    /// go on sending. Nothing more can be sent.
     fn lose_write_connection(&mut self);
 
-    /// Closes now, with [`CloseReason::Aborted`]. What waits is dropped.
+    /// Closes now, with [`CloseReason::Aborted`]. Packets that wait are dropped.
     fn abort_connection(&mut self);
 
     // What it is.
 
-    /// Where in its life the connection is.
+    /// How far the connection is in its life.
     fn state(&self) -> TransportState;
 
-    /// Our address. Readable after the end too.
+    /// Our address. It is known after the end too.
     fn host(&self) -> Address;
 
-    /// The peer's. Readable after the end too.
+    /// The peer's address. It is known after the end too.
     fn peer(&self) -> Address;
 
-    /// The process that had the other end when the connection was made: by connect(2),
-    /// listen(2) or socketpair(2). The kernel vouches for it. One system call.
+    /// The process that had the other end when the connection was made by connect(2),
+    /// listen(2) or socketpair(2). The kernel vouches for it. Costs one system call.
     ///
     /// # Errors
     ///
-    /// `NotConnected` after the end; those of getsockopt(2).
+    /// `NotConnected` after the end. Otherwise those of getsockopt(2).
     fn peer_credentials(&self) -> io::Result<Credentials>;
 
-    /// A pidfd of that process (`SO_PEERPIDFD`, Linux 6.5).
+    /// A pidfd of the same process (`SO_PEERPIDFD`, Linux 6.5).
     ///
     /// # Errors
     ///
-    /// `NotConnected` after the end; those of getsockopt(2).
+    /// `NotConnected` after the end. Otherwise those of getsockopt(2).
     fn peer_pidfd(&self) -> io::Result<OwnedFd>;
 
-    /// Sets what happens to the linger setting of received sockets; see [`Linger`].
+    /// Sets what happens to the linger setting of received sockets. See [`Linger`].
     fn set_received_linger(&mut self, linger: Linger);
 
-    /// Lets the kernel refuse (`false`) or accept (`true`, the default) descriptors sent
-    /// to us: the sender gets `EPERM` instead (`SO_PASSRIGHTS`). Those sent before are
-    /// still delivered.
+    /// Sets whether the kernel accepts descriptors for us (`SO_PASSRIGHTS`). The
+    /// default is true. With false, the sender gets `EPERM`. Descriptors that were sent
+    /// before are still delivered.
     ///
     /// # Errors
     ///
-    /// `ENOPROTOOPT` before Linux 6.16; `NotConnected` after the end.
+    /// `ENOPROTOOPT` before Linux 6.16. `NotConnected` after the end.
     fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
 
-    /// What has come and gone so far.
+    /// Counters of the packets so far.
     fn counts(&self) -> DatagramCounts;
 
-    /// Another descriptor of the socket, for somebody who goes on with it: in another
-    /// process, say. Packets go to whoever reads first.
+    /// Makes another descriptor of the socket, for somebody who goes on with it, such
+    /// as another process. Each packet goes to the one that reads it first.
     ///
     /// # Errors
     ///
-    /// `NotConnected` after the end; no free descriptor number.
+    /// `NotConnected` after the end. `EMFILE` if no descriptor number is free.
     fn duplicate(&self) -> io::Result<OwnedFd>;
 
-    /// The socket itself, for options that have no method here; `None` after the end.
+    /// The socket, for options that have no method here. `None` after the end.
     fn socket_descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// This connection's name, for others to reach it by.
+    /// The handle of this connection, by which others reach it.
     fn handle(&self) -> PacketHandle;
 
     /// The transport, with its type forgotten.
@@ -496,8 +499,8 @@ impl<T: PacketTransport, F: PacketFactory<T>> PacketFactory<T> for Rc<RefCell<F>
     }
 }
 
-/// Forwards every callback to a protocol that several connections share, borrowed for the
-/// time of the callback.
+/// Forwards every callback to a protocol that several connections share. It is borrowed
+/// only while a callback runs.
 impl<T, P> PacketProtocol<T> for Rc<RefCell<P>>
 where
     T: PacketTransport + ?Sized,
@@ -557,7 +560,7 @@ where
     }
 }
 
-/// Forwards every callback to what is inside the box.
+/// Forwards every callback to the protocol in the box.
 impl<T, P> PacketProtocol<T> for Box<P>
 where
     T: PacketTransport + ?Sized,

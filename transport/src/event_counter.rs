@@ -36,6 +36,7 @@ impl EventCounter {
     /// Makes a counter that is 0.
     ///
     /// # Errors
+    ///
     /// `EMFILE` or `ENFILE` if no descriptor number is free, `ENOMEM`.
     pub fn new() -> io::Result<Self> {
         let fd = sys::event_counter()?;
