@@ -19,7 +19,7 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{
-    DescriptorLedger, in_short, open_descriptors, run_until, run_until_quiet, socketpair,
+    DescriptorLedger, in_short, open_descriptors, row, run_until, run_until_quiet, socketpair,
 };
 
 const LEFT: Role = Role(0x8000);
@@ -51,6 +51,19 @@ impl Message for Note {
             filling: payload.bytes()?.to_vec(),
         })
     }
+}
+
+/// A note of this number, in a frame, without filling.
+fn frame(number: u32) -> Vec<u8> {
+    frame_with(number, 0)
+}
+
+/// The same, with so many descriptors.
+fn frame_with(number: u32, descriptors: usize) -> Vec<u8> {
+    let filling = Vec::new();
+    let mut bytes = Vec::new();
+    wire::encode_frame(&Note { number, filling }, descriptors, &mut bytes).expect("short");
+    bytes
 }
 
 /// What one end was told.
@@ -149,6 +162,15 @@ fn joined(
     })
 }
 
+/// Two ends that have agreed.
+fn agreed() -> (Reactor, [(End, UnixTransportHandle); 2]) {
+    let mut reactor = Reactor::new().expect("a reactor");
+    let ends = joined(&mut reactor, settings(LEFT, RIGHT), settings(RIGHT, LEFT));
+    let has_peer = |(end, _): &(End, _)| end.0.borrow().peer.is_some();
+    run_until(&mut reactor, |_| ends.iter().all(has_peer));
+    (reactor, ends)
+}
+
 /// One end in a reactor, and the bare socket of the other.
 fn half(reactor: &mut Reactor, settings: ChannelSettings) -> (End, StdUnixStream) {
     let (ours, theirs) = socketpair();
@@ -178,10 +200,7 @@ fn hello_of(settings: ChannelSettings) -> Vec<u8> {
 #[test]
 fn two_ends_agree_and_exchange_messages_with_exactly_their_descriptors() {
     let ledger = DescriptorLedger::open();
-    let mut reactor = Reactor::new().unwrap();
-    let [(left, handle), (right, _)] =
-        joined(&mut reactor, settings(LEFT, RIGHT), settings(RIGHT, LEFT));
-    run_until(&mut reactor, |_| right.0.borrow().peer.is_some());
+    let (mut reactor, [(left, handle), (right, _)]) = agreed();
     let peer = right.0.borrow().peer.clone().unwrap();
     assert_eq!((peer.version, peer.pid), (1, std::process::id()));
     assert_eq!(peer.credentials.map(|who| who.uid), Some(effective_user()));
@@ -223,10 +242,7 @@ fn frames_glued_together_cost_one_read() {
     let mut reactor = Reactor::new().unwrap();
     let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
     let mut bytes = hello_of(settings(RIGHT, LEFT));
-    for number in 0..100 {
-        let filling = Vec::new();
-        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
-    }
+    bytes.extend((0..100).flat_map(frame));
     peer.write_all(&bytes).unwrap();
     // The registration, and the one event for all that was written.
     reactor.turn(Some(Duration::from_secs(5)));
@@ -255,6 +271,7 @@ fn ends_that_do_not_agree_part_and_both_know_why() {
         ),
         (foreign, [None, Some(foreigner)]),
     ] {
+        let _row = row(&errors);
         let mut reactor = Reactor::new().unwrap();
         let ends = joined(&mut reactor, settings(LEFT, RIGHT), right);
         run_until(&mut reactor, |_| ends.iter().all(|(end, _)| end.is_lost()));
@@ -281,6 +298,7 @@ fn peer_that_the_kernel_does_not_know_is_let_in_only_where_anyone_is() {
             Some("cannot tell whose the peer is"),
         ),
     ] {
+        let _row = row(&users);
         let ends = [(LEFT, RIGHT), (RIGHT, LEFT)].map(|(role, peer_role)| {
             let mut settings = settings(role, peer_role);
             settings.users = users.clone();
@@ -323,11 +341,12 @@ fn silence_and_half_frames_end_at_their_deadline() {
             "frame did not become whole in time",
         ),
     ] {
+        let _row = row(said);
         let mut reactor = Reactor::new().unwrap();
         let (end, mut peer) = half(&mut reactor, impatient.clone());
         peer.write_all(said).unwrap();
         run_until(&mut reactor, |_| end.is_lost());
-        assert_eq!(end.error().as_deref(), Some(error));
+        assert_eq!(end.error().as_deref(), Some(error), "{said:?}");
     }
 }
 
@@ -370,12 +389,6 @@ fn frames_that_never_pause_do_not_share_a_deadline() {
 fn frame_has_its_time_only_while_it_is_awaited() {
     let ledger = DescriptorLedger::open();
     let hello = hello_of(settings(RIGHT, LEFT));
-    let frame = |number| {
-        let filling = Vec::new();
-        let mut bytes = Vec::new();
-        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
-        bytes
-    };
     let clock = ManualClock::new();
     let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
     let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
@@ -425,11 +438,7 @@ fn frame_has_its_time_only_while_it_is_awaited() {
 #[test]
 fn frame_has_no_more_time_where_its_channel_was_taken_apart() {
     let ledger = DescriptorLedger::open();
-    let mut bytes = hello_of(settings(RIGHT, LEFT));
-    for number in 0..2 {
-        let filling = Vec::new();
-        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
-    }
+    let bytes = [hello_of(settings(RIGHT, LEFT)), frame(0), frame(1)].concat();
     let clock = ManualClock::new();
     let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
     let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
@@ -479,6 +488,7 @@ fn what_breaks_the_rules_ends_the_channel() {
             Some("peer broke the framing"),
         ),
     ] {
+        let _row = row(&said);
         let mut reactor = Reactor::new().unwrap();
         let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
         peer.write_all(&said).unwrap();
@@ -491,13 +501,8 @@ fn what_breaks_the_rules_ends_the_channel() {
 #[test]
 fn descriptors_of_a_frame_that_never_ends_are_unclaimed() {
     let ledger = DescriptorLedger::open();
-    let mut reactor = Reactor::new().unwrap();
-    let [(_, handle), (right, _)] =
-        joined(&mut reactor, settings(LEFT, RIGHT), settings(RIGHT, LEFT));
-    run_until(&mut reactor, |_| right.0.borrow().peer.is_some());
-    let (number, filling) = (1, Vec::new());
-    let mut bytes = Vec::new();
-    wire::encode_frame(&Note { number, filling }, 2, &mut bytes).unwrap();
+    let (mut reactor, [(_, handle), (right, _)]) = agreed();
+    let bytes = frame_with(1, 2);
     let transport = reactor.get(handle).unwrap();
     let descriptors = vec![descriptor().into(), descriptor().into()];
     transport
@@ -519,10 +524,7 @@ fn a_paused_channel_keeps_messages_for_later() {
     let (end, mut peer) = half(&mut reactor, settings(LEFT, RIGHT));
     end.0.borrow_mut().pauses = true;
     let mut bytes = hello_of(settings(RIGHT, LEFT));
-    for number in 0..3 {
-        let filling = Vec::new();
-        wire::encode_frame(&Note { number, filling }, 0, &mut bytes).unwrap();
-    }
+    bytes.extend((0..3).flat_map(frame));
     peer.write_all(&bytes).unwrap();
     for delivered in 1..=3 {
         run_until(&mut reactor, |_| end.0.borrow().notes.len() >= delivered);
@@ -536,10 +538,7 @@ fn a_paused_channel_keeps_messages_for_later() {
 #[test]
 fn descriptors_that_find_no_number_cost_their_own_message_only() {
     let _ledger = DescriptorLedger::open();
-    let mut reactor = Reactor::new().unwrap();
-    let [(left, handle), (right, _)] =
-        joined(&mut reactor, settings(LEFT, RIGHT), settings(RIGHT, LEFT));
-    run_until(&mut reactor, |_| left.0.borrow().peer.is_some());
+    let (mut reactor, [(_, handle), (right, _)]) = agreed();
     // Shared, so that sending frees no number.
     let sent: Vec<_> = (0..3).map(|_| Rc::new(descriptor())).collect();
     let last = identity(&*sent[2]);

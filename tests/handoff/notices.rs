@@ -17,7 +17,7 @@ use bowline::handoff::systemd::{Notice, Notifier, Watchdog};
 use bowline::process::describe_socket;
 use bowline::testing::ManualClock;
 
-use crate::support::{DEADLINE, DescriptorLedger, run_until};
+use crate::support::{DEADLINE, DescriptorLedger, row, run_until};
 use crate::systemd::Manager;
 
 const fn ms(count: u64) -> Duration {
@@ -65,6 +65,12 @@ impl Place {
     fn notifier(&self) -> Notifier {
         Notifier::connect(&self.address()).expect("an address")
     }
+
+    fn attached(&self, reactor: &mut Reactor) -> Notifier {
+        let notifier = self.notifier();
+        notifier.attach(reactor).expect("a slot");
+        notifier
+    }
 }
 
 impl Manager {
@@ -99,10 +105,10 @@ fn status(number: usize) -> Notice {
 fn notices_wait_for_room_in_order_with_their_descriptors() {
     let _ledger = DescriptorLedger::open();
     for place in Place::both() {
+        let _row = row(place.address());
         let manager = place.bind();
         let mut reactor = Reactor::new().expect("epoll");
-        let notifier = place.notifier();
-        notifier.attach(&mut reactor).expect("a slot");
+        let notifier = place.attached(&mut reactor);
         let mut ports = Vec::new();
         for number in 0..300 {
             let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -140,10 +146,10 @@ fn notices_wait_for_room_in_order_with_their_descriptors() {
 fn room_is_noticed_by_readiness() {
     let _ledger = DescriptorLedger::open();
     for place in Place::both() {
+        let _row = row(place.address());
         let manager = place.bind();
         let mut reactor = Reactor::with_clock(ManualClock::new()).expect("epoll");
-        let notifier = place.notifier();
-        notifier.attach(&mut reactor).expect("a slot");
+        let notifier = place.attached(&mut reactor);
         manager.fill(&place);
         notifier.send(&Notice::new().ready()).expect("kept");
         // Waits, and is filled again when there was room: the next edge counts too.
@@ -168,9 +174,9 @@ fn room_is_noticed_by_readiness() {
 fn manager_that_is_made_anew_gets_what_waited() {
     let _ledger = DescriptorLedger::open();
     for place in Place::both() {
+        let _row = row(place.address());
         let mut reactor = Reactor::new().expect("epoll");
-        let notifier = place.notifier();
-        notifier.attach(&mut reactor).expect("a slot");
+        let notifier = place.attached(&mut reactor);
         // Before there is one at all.
         notifier.send(&status(0)).expect("kept");
         let manager = place.bind();
@@ -207,8 +213,7 @@ fn manager_of_the_same_path_is_found_beside_one_that_hangs() {
     let [place, _] = Place::both();
     let hangs = place.bind();
     let mut reactor = Reactor::new().expect("epoll");
-    let notifier = place.notifier();
-    notifier.attach(&mut reactor).expect("a slot");
+    let notifier = place.attached(&mut reactor);
     hangs.fill(&place);
     notifier.send(&status(1)).expect("kept");
     reactor.turn(Some(Duration::ZERO));
@@ -240,8 +245,7 @@ fn what_waits_is_bounded_and_what_is_too_long_is_refused() {
     let [place, _] = Place::both();
     let manager = place.bind();
     let mut reactor = Reactor::new().expect("epoll");
-    let notifier = place.notifier();
-    notifier.attach(&mut reactor).expect("a slot");
+    let notifier = place.attached(&mut reactor);
     notifier.set_most_waiting(3);
     manager.fill(&place);
     for number in 0..3 {
@@ -327,8 +331,7 @@ fn barrier_waits_for_room_until_its_deadline_and_may_use_the_notifier() {
     let [place, _] = Place::both();
     let manager = place.bind();
     let mut reactor = Reactor::new().expect("epoll");
-    let notifier = place.notifier();
-    notifier.attach(&mut reactor).expect("a slot");
+    let notifier = place.attached(&mut reactor);
     notifier.set_most_waiting(1);
     manager.fill(&place);
     notifier.send(&status(1)).expect("kept");
@@ -388,11 +391,11 @@ fn stop_is_announced_and_waits_for_room_for_a_while() {
     let _ledger = DescriptorLedger::open();
     let [place, _] = Place::both();
     for (manager_reads, says_so_itself) in [(true, false), (true, true), (false, false)] {
+        let _row = row((manager_reads, says_so_itself));
         let manager = place.bind();
         let clock = ManualClock::new();
         let mut reactor = Reactor::with_clock(clock.clone()).expect("epoll");
-        let notifier = place.notifier();
-        notifier.attach(&mut reactor).expect("a slot");
+        let notifier = place.attached(&mut reactor);
         reactor.start().expect("not running");
         manager.fill(&place);
         let stopping = Notice::new().stopping().status("bye");
@@ -424,8 +427,7 @@ fn stop_is_announced_and_waits_for_room_for_a_while() {
     // Nobody is there: nobody is waited for.
     fs::remove_file(place.address()).expect("ours");
     let mut reactor = Reactor::with_clock(ManualClock::new()).expect("epoll");
-    let notifier = place.notifier();
-    notifier.attach(&mut reactor).expect("a slot");
+    let _notifier = place.attached(&mut reactor);
     reactor.start().expect("not running");
     reactor.stop().expect("running");
     run_until(&mut reactor, |reactor| !reactor.is_running());
@@ -438,8 +440,7 @@ fn notices_of_a_notifier_that_was_dropped_still_leave() {
     let [place, _] = Place::both();
     let manager = place.bind();
     let mut reactor = Reactor::new().expect("epoll");
-    let notifier = place.notifier();
-    notifier.attach(&mut reactor).expect("a slot");
+    let notifier = place.attached(&mut reactor);
     manager.fill(&place);
     notifier.send(&status(1)).expect("kept");
     drop(notifier);

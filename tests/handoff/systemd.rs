@@ -23,7 +23,7 @@ use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, UnixAd
 use bowline::{Tcp, Unix};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::support::{DEADLINE, DescriptorLedger, run_until};
+use crate::support::{DEADLINE, DescriptorLedger, eventually, run_until};
 
 /// Says to the test that it is the program that was activated.
 const ACTIVATED: &str = "BOWLINE_TEST_ACTIVATED";
@@ -111,7 +111,7 @@ fn sockets_of_systemd_are_claimed_by_name() {
         .spawn();
     let child = Killed(child.expect("starts"));
     let mut answer = String::new();
-    let mut stream = eventually(|| TcpStream::connect(&port));
+    let mut stream = eventually(DEADLINE, || TcpStream::connect(&port));
     stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
     stream.read_to_string(&mut answer).expect("answers");
     assert_eq!(answer, "tcp");
@@ -121,7 +121,7 @@ fn sockets_of_systemd_are_claimed_by_name() {
     stream.read_to_string(&mut answer).expect("answers");
     assert_eq!(answer, "unix");
     // Nobody claimed it: closed there, so that nobody waits in its queue for ever.
-    eventually(|| match UnixStream::connect(path("spare")) {
+    eventually(DEADLINE, || match UnixStream::connect(path("spare")) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         other => Err(io::Error::other(format!("{other:?}"))),
     });
@@ -145,19 +145,6 @@ fn program(name: &str) -> Option<PathBuf> {
         );
     }
     found
-}
-
-/// Asks again until it works, or the deadline: another process has to get there.
-#[track_caller]
-fn eventually<T>(mut attempt: impl FnMut() -> io::Result<T>) -> T {
-    let started = Instant::now();
-    loop {
-        match attempt() {
-            Ok(value) => return value,
-            Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// A service manager, as far as notices go.
@@ -204,12 +191,18 @@ impl Manager {
     }
 }
 
-#[test]
-fn notices_reach_a_manager_at_a_path_and_in_the_abstract_namespace() {
-    let _ledger = DescriptorLedger::open();
+/// A manager at a path, and who notifies it.
+fn notified() -> (tempfile::TempDir, Manager, Notifier) {
     let directory = tempfile::tempdir().expect("temporary directory");
     let (manager, path) = Manager::at_path(&directory);
     let notifier = Notifier::connect(&path).expect("it is there");
+    (directory, manager, notifier)
+}
+
+#[test]
+fn notices_reach_a_manager_at_a_path_and_in_the_abstract_namespace() {
+    let _ledger = DescriptorLedger::open();
+    let (_directory, manager, notifier) = notified();
     let notice = Notice::new().ready().status("serving").main_pid(7);
     notifier.send(&notice).expect("there is room");
     assert_eq!(manager.receive().0, "READY=1\nSTATUS=serving\nMAINPID=7\n");
@@ -226,9 +219,7 @@ fn notices_reach_a_manager_at_a_path_and_in_the_abstract_namespace() {
 #[test]
 fn stored_descriptors_arrive_with_their_name_and_stay_ours() {
     let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let (manager, path) = Manager::at_path(&directory);
-    let notifier = Notifier::connect(&path).expect("it is there");
+    let (directory, manager, notifier) = notified();
     let mut file = tempfile::tempfile().expect("temporary file");
     file.write_all(b"state").expect("room");
     let notice = Notice::new().store("state").expect("a name");
@@ -257,9 +248,7 @@ fn directory_of(directory: &tempfile::TempDir) -> File {
 #[test]
 fn notice_that_finds_no_room_is_refused_at_once() {
     let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let (manager, path) = Manager::at_path(&directory);
-    let notifier = Notifier::connect(&path).expect("it is there");
+    let (_directory, manager, notifier) = notified();
     let error = loop {
         if let Err(error) = notifier.send(&Notice::new().ready()) {
             break error;
@@ -273,9 +262,7 @@ fn notice_that_finds_no_room_is_refused_at_once() {
 #[test]
 fn barrier_is_passed_when_the_manager_closes_its_end_and_times_out_else() {
     let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let (manager, path) = Manager::at_path(&directory);
-    let notifier = Notifier::connect(&path).expect("it is there");
+    let (_directory, manager, notifier) = notified();
     let mut reactor = Reactor::new().expect("epoll");
     let results = Rc::new(RefCell::new(Vec::new()));
     let result = |results: &Rc<RefCell<Vec<_>>>| {
@@ -311,10 +298,9 @@ fn barrier_is_passed_when_the_manager_closes_its_end_and_times_out_else() {
 #[test]
 fn watchdog_is_fed_twice_in_each_interval() {
     let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let (manager, path) = Manager::at_path(&directory);
+    let (_directory, manager, notifier) = notified();
     manager.socket.set_nonblocking(true).expect("a socket");
-    let notifier = Rc::new(Notifier::connect(&path).expect("it is there"));
+    let notifier = Rc::new(notifier);
     let clock = ManualClock::new();
     let mut reactor = Reactor::with_clock(clock.clone()).expect("epoll");
     let interval = Duration::from_millis(1_001);
@@ -636,10 +622,9 @@ fn watchdog_and_manager_are_found_in_the_environment() {
 #[test]
 fn watchdog_is_fed_by_the_loop_until_it_is_dropped() {
     let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let (manager, path) = Manager::at_path(&directory);
+    let (_directory, manager, notifier) = notified();
     manager.socket.set_nonblocking(true).expect("a socket");
-    let notifier = Rc::new(Notifier::connect(&path).expect("it is there"));
+    let notifier = Rc::new(notifier);
     let mut reactor = Reactor::new().expect("epoll");
     let interval = Duration::from_millis(20);
     let watchdog = Watchdog::start(&mut reactor, notifier, interval);

@@ -25,7 +25,7 @@ use bowline::{
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::support::{DescriptorLedger, socketpair};
+use crate::support::{DescriptorLedger, settle, socketpair};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -680,24 +680,6 @@ impl Protocol<UnixStream> for Bystander {
     fn connection_lost(&mut self, _: &mut Context<'_, UnixStream>, reason: &CloseReason) {
         self.lost.borrow_mut().push(reason.to_string());
     }
-}
-
-/// Turns until nothing happens any more. Sockets of this machine report at
-/// once, and the clock stands.
-fn settle(reactor: &mut Reactor) {
-    let mut quiet = 0;
-    for _ in 0..1_000 {
-        let before = reactor.statistics();
-        reactor.turn(Some(Duration::ZERO));
-        let after = reactor.statistics();
-        let is_quiet =
-            reactor.is_idle() && before.events == after.events && before.timers == after.timers;
-        quiet = if is_quiet { quiet + 1 } else { 0 };
-        if quiet == 2 {
-            return;
-        }
-    }
-    panic!("does not come to rest: {reactor:?}");
 }
 
 /// Reads what has arrived, and answers how much.

@@ -9,13 +9,7 @@ use bowline::{
     Transport, Transports, UnixAddress,
 };
 
-use crate::support::{DescriptorLedger, Record, Recorder, socketpair};
-
-fn settle(reactor: &mut Reactor) {
-    for _ in 0..5 {
-        reactor.turn(Some(Duration::ZERO));
-    }
-}
+use crate::support::{DescriptorLedger, Record, Recorder, settle, socketpair};
 
 /// Contract R-47.
 #[test]

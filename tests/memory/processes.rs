@@ -26,8 +26,8 @@ use bowline::testing::{
 use bowline::{AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
 use crate::seeds::{System, every_seed};
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::{DescriptorLedger, Staged};
 
 /// Where workers die.
 const POINTS: [&str; 4] = ["before the answer", "before serving", "serving", "end"];

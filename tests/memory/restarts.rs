@@ -29,8 +29,8 @@ use bowline::testing::{
 use bowline::{Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
 
 use crate::seeds::{System, every_seed};
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::{DescriptorLedger, Staged};
 
 /// Where processes die.
 const POINTS: [&str; 7] = [

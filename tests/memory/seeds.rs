@@ -2,11 +2,11 @@
 //! their turns, and the round of seeds, each of which does the same twice.
 
 use std::fmt::Debug;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bowline::testing::Simulation;
-use bowline::time::Clock;
+use bowline::testing::{ManualClock, Simulation};
 
+use crate::support::Staged;
 use crate::support::figures::scaled;
 
 /// Replays one seed.
@@ -30,6 +30,16 @@ pub(crate) trait System {
         self.act();
         self.simulation().turn()
     }
+}
+
+impl<S: System> Staged for S {
+    fn clock(&mut self) -> &ManualClock {
+        self.simulation().clock()
+    }
+
+    fn next_deadline(&mut self) -> Option<Instant> {
+        self.simulation().next_deadline()
+    }
 
     /// Runs until nothing is left to do at this time.
     fn settle(&mut self) {
@@ -39,24 +49,6 @@ pub(crate) trait System {
             }
         }
         panic!("not at rest: {:?}", self.simulation());
-    }
-
-    fn pass_to(&mut self, time: Instant) {
-        let clock = self.simulation().clock();
-        clock.advance(time.saturating_duration_since(clock.now()));
-        self.settle();
-    }
-
-    /// Lets time pass, each call at its own.
-    fn advance(&mut self, by: Duration) {
-        let end = self.simulation().clock().now() + by;
-        self.settle();
-        while let Some(deadline) = self.simulation().next_deadline()
-            && deadline <= end
-        {
-            self.pass_to(deadline);
-        }
-        self.pass_to(end);
     }
 }
 

@@ -9,7 +9,7 @@ use bowline::testing::ManualClock;
 use bowline::time::PeriodicEnd;
 use bowline::{PeriodicCall, Reactor, Transports};
 
-use crate::support::{DescriptorLedger, Record, Recorder, run_until, socketpair};
+use crate::support::{DescriptorLedger, Record, Recorder, Staged, run_until, socketpair, staged};
 use crate::{Notes, PANIC};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -49,17 +49,13 @@ impl Stage {
         }
     }
 
-    fn advance(&mut self, by: f64) {
-        self.clock.advance(seconds(by));
-        self.settle();
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..3 {
-            self.reactor.turn(Some(Duration::ZERO));
-        }
+    /// Moves the time at once, by so many seconds.
+    fn pass(&mut self, by: f64) {
+        self.jump(seconds(by));
     }
 }
+
+staged!(Stage);
 
 /// Contract: no drift, and what was missed is skipped and counted.
 #[test]
@@ -67,21 +63,21 @@ fn runs_come_at_multiples_of_the_interval_however_late_each_is() {
     let mut stage = Stage::new();
     let call = stage.noting();
     let periodic = stage.reactor.call_every(INTERVAL, call);
-    stage.advance(10.0);
+    stage.pass(10.0);
     // A little late, which the next one is not.
-    stage.advance(13.0);
-    stage.advance(6.5);
+    stage.pass(13.0);
+    stage.pass(6.5);
     assert_eq!(stage.runs.all(), [(10.0, 0), (23.0, 0)]);
-    stage.advance(0.5);
+    stage.pass(0.5);
     // Very late: those at 40 and 50 are left out, that of 60 is made at 65.
-    stage.advance(35.0);
-    stage.advance(4.0);
+    stage.pass(35.0);
+    stage.pass(4.0);
     assert_eq!(
         stage.runs.all()[2..],
         [(30.0, 0), (65.0, 2)],
         "one run each"
     );
-    stage.advance(1.0);
+    stage.pass(1.0);
     assert_eq!(stage.runs.all()[4..], [(70.0, 0)]);
     assert!(periodic.is_active());
     assert_eq!(periodic.interval(), INTERVAL);
@@ -102,11 +98,11 @@ fn slow_runs_do_not_overlap_and_leave_gaps() {
             clock.advance(seconds(15.0));
             is_inside.set(false);
         });
-    stage.advance(10.0);
+    stage.pass(10.0);
     // It is 25 by now, and the one of 20 has passed.
     stage.settle();
     assert_eq!(stage.runs.all(), [(10.0, 0)]);
-    stage.advance(5.0);
+    stage.pass(5.0);
     assert_eq!(stage.runs.all(), [(10.0, 0), (30.0, 1)]);
 }
 
@@ -120,9 +116,9 @@ fn the_first_run_comes_now_or_after_an_interval() {
     stage.reactor.turn(Some(Duration::ZERO));
     assert_eq!(stage.runs.all(), [(0.0, 0)]);
     stage.reactor.call_every(INTERVAL, later);
-    stage.advance(9.0);
+    stage.pass(9.0);
     assert_eq!(stage.runs.all().len(), 1);
-    stage.advance(1.0);
+    stage.pass(1.0);
     assert_eq!(stage.runs.all()[1..], [(10.0, 0), (10.0, 0)]);
 }
 
@@ -141,7 +137,7 @@ fn stopping_ends_it_and_is_told() {
     });
     let (seen, inside) = (ends.clone(), ends.clone());
     periodic.on_end(&mut stage.reactor, move |_, end| seen.push(end));
-    stage.advance(10.0);
+    stage.pass(10.0);
     periodic.stop(&mut stage.reactor);
     periodic.stop(&mut stage.reactor);
     assert!(ends.all().is_empty(), "inside the call");
@@ -154,7 +150,7 @@ fn stopping_ends_it_and_is_told() {
     let seen = ends.clone();
     periodic.on_end(&mut stage.reactor, move |_, end| seen.push(end));
     periodic.reset(&mut stage.reactor);
-    stage.advance(20.0);
+    stage.pass(20.0);
     assert_eq!(ends.all().len(), 2);
     assert_eq!(stage.runs.all().len(), 1);
 
@@ -170,8 +166,8 @@ fn stopping_ends_it_and_is_told() {
         panic!("stopped before the first run");
     });
     never.stop(&mut stage.reactor);
-    stage.advance(30.0);
-    stage.advance(30.0);
+    stage.pass(30.0);
+    stage.pass(30.0);
     assert_eq!(stage.runs.all().len(), 2);
     assert_eq!(ends.all().len(), 3);
     assert_eq!(stage.reactor.delayed_calls().count(), 0);
@@ -193,11 +189,11 @@ fn a_panic_ends_it_and_is_told() {
     });
     let seen = ends.clone();
     periodic.on_end(&mut stage.reactor, move |_, end| seen.push(end));
-    stage.advance(10.0);
+    stage.pass(10.0);
     assert_eq!(ends.all(), [PeriodicEnd::Panicked]);
     assert_eq!(stage.reactor.statistics().panics, 1);
     assert_eq!(Rc::strong_count(&owned), 1);
-    stage.advance(10.0);
+    stage.pass(10.0);
     assert_eq!(stage.reactor.statistics().panics, 1);
     assert_eq!(stage.reactor.delayed_calls().count(), 0);
 }
@@ -208,16 +204,16 @@ fn reset_counts_from_now() {
     let mut stage = Stage::new();
     let call = stage.noting();
     let periodic = stage.reactor.call_every(INTERVAL, call);
-    stage.advance(4.0);
+    stage.pass(4.0);
     periodic.reset(&mut stage.reactor);
-    stage.advance(9.0);
+    stage.pass(9.0);
     assert!(stage.runs.all().is_empty());
-    stage.advance(1.0);
-    stage.advance(10.0);
+    stage.pass(1.0);
+    stage.pass(10.0);
     assert_eq!(stage.runs.all(), [(14.0, 0), (24.0, 0)]);
     periodic.set_interval(&mut stage.reactor, seconds(1.0));
-    stage.advance(1.0);
-    stage.advance(1.0);
+    stage.pass(1.0);
+    stage.pass(1.0);
     assert_eq!(stage.runs.all()[2..], [(25.0, 0), (26.0, 0)]);
     periodic.stop(&mut stage.reactor);
 
@@ -229,8 +225,8 @@ fn reset_counts_from_now() {
             call(reactor, periodic);
             periodic.reset(reactor);
         });
-    stage.advance(14.0);
-    stage.advance(10.0);
+    stage.pass(14.0);
+    stage.pass(10.0);
     assert_eq!(stage.runs.all()[4..], [(40.0, 0), (50.0, 0)]);
 }
 
@@ -278,7 +274,7 @@ fn nothing_is_left_of_it_when_the_reactor_is_dropped() {
         }
     });
     name.set(Some(periodic));
-    stage.advance(10.0);
+    stage.pass(10.0);
     drop(stage.reactor);
     assert_eq!(Rc::strong_count(&owned), 1);
 }

@@ -33,7 +33,8 @@ use crate::support::own_process::{
     in_own_process, limit_descriptors, limit_in_flight, resident_bytes,
 };
 use crate::support::{
-    Event, Moved, open_descriptors, run_until, run_until_quiet, run_until_quiet_at_once, socketpair,
+    Event, Moved, open_descriptors, run_until, run_until_quiet, run_until_within, settle,
+    socketpair,
 };
 
 /// How long the flood and what follows may take.
@@ -81,12 +82,8 @@ impl Protocol<UnixStream> for Hoarder {
 
 /// Turns until `is_done`, which is asked after every turn.
 #[track_caller]
-fn turn_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> bool) {
-    let began = Instant::now();
-    while !is_done(reactor) {
-        assert!(began.elapsed() < LONG, "nothing more happened");
-        reactor.turn(Some(Duration::from_millis(20)));
-    }
+fn turn_until(reactor: &mut Reactor, is_done: impl FnMut(&mut Reactor) -> bool) {
+    run_until_within(LONG, reactor, &"", is_done);
 }
 
 /// Reliability T-9, R-4, R-11: four attackers flood protocols that keep what they
@@ -595,10 +592,10 @@ const STEP: Duration = Duration::from_millis(10);
 /// Lets so much time pass, with turns on the way.
 fn pass(reactor: &mut Reactor, clock: &ManualClock, time: Duration) {
     for _ in 0..time.as_millis() / STEP.as_millis() {
-        run_until_quiet_at_once(reactor);
+        settle(reactor);
         clock.advance(STEP);
     }
-    run_until_quiet_at_once(reactor);
+    settle(reactor);
 }
 
 /// How much of the clock's time passes until `is_done`; all that can happen before does.
@@ -609,7 +606,7 @@ fn time_until(
 ) -> Duration {
     let began = clock.now();
     loop {
-        run_until_quiet_at_once(reactor);
+        settle(reactor);
         let passed = clock.now() - began;
         if is_done(reactor) {
             return passed;

@@ -23,8 +23,8 @@ use crate::peer::{
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{in_own_process, leave_free, limit_descriptors};
 use crate::support::{
-    DEADLINE, DescriptorLedger, Recorder, open_descriptors, run_until, run_until_quiet,
-    run_until_quiet_at_once, socketpair,
+    DEADLINE, DescriptorLedger, Recorder, open_descriptors, run_until, run_until_quiet, settle,
+    socketpair,
 };
 
 /// Counts bytes and descriptors.
@@ -72,7 +72,7 @@ fn all_messages_sent_before_we_look_are_seen() {
         }
         let before = reactor.statistics().events;
         run_until(&mut reactor, |_| counted.get() == (count, count));
-        run_until_quiet_at_once(&mut reactor);
+        settle(&mut reactor);
         peers += 1;
         events += (reactor.statistics().events - before) as usize;
         messages += count;
@@ -507,7 +507,7 @@ fn every_truncation_is_told_to_the_protocol() {
             let (count, free) = (random.below(17), random.below(20));
             send(&peer, b"x", &vec![passed.as_fd(); count]).expect("room");
             receive_with_free(&mut reactor, free, || !told.0.borrow().is_empty());
-            run_until_quiet_at_once(&mut reactor);
+            settle(&mut reactor);
             let expected = (count.min(free), free < count);
             lost += usize::from(expected.1);
             wrong += usize::from(told.0.take() != [expected]);

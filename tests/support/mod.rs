@@ -2,15 +2,17 @@
 //! record what they are told, and the count of open descriptors.
 
 // Each test binary uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod own_process;
+mod staged;
 mod table;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt::{Debug, Display};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -24,6 +26,8 @@ use bowline::{
     CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Remains, Transport,
     TransportHandle,
 };
+
+pub(crate) use self::staged::{Staged, settle, staged};
 
 /// How long any test may take.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -41,15 +45,23 @@ impl Clock for Moved {
 
 /// Turns the reactor until `is_done` or the deadline, which is a failure.
 #[track_caller]
-pub(crate) fn run_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reactor) -> bool) {
+pub(crate) fn run_until(reactor: &mut Reactor, is_done: impl FnMut(&mut Reactor) -> bool) {
+    run_until_within(DEADLINE, reactor, &"", is_done);
+}
+
+/// As [`run_until`], for what may take longer; `seen` is said too when it did not happen.
+#[track_caller]
+pub(crate) fn run_until_within(
+    limit: Duration,
+    reactor: &mut Reactor,
+    seen: &dyn Debug,
+    mut is_done: impl FnMut(&mut Reactor) -> bool,
+) {
     let started = Instant::now();
-    loop {
-        if is_done(reactor) {
-            return;
-        }
+    while !is_done(reactor) {
         assert!(
-            started.elapsed() < DEADLINE,
-            "nothing more happened within {DEADLINE:?}: {reactor:?}"
+            started.elapsed() < limit,
+            "nothing more happened within {limit:?}: {seen:?} {reactor:?}"
         );
         reactor.turn(Some(Duration::from_millis(50)));
     }
@@ -58,23 +70,52 @@ pub(crate) fn run_until(reactor: &mut Reactor, mut is_done: impl FnMut(&mut Reac
 /// Turns the reactor until it has had nothing to do for a moment: for tests
 /// that something does *not* happen.
 pub(crate) fn run_until_quiet(reactor: &mut Reactor) {
+    run_until_quiet_for(reactor, Duration::from_millis(5));
+}
+
+/// As [`run_until_quiet`], for three turns that wait so long. Where all that can happen is
+/// in this process, [`settle`] needs no wait.
+pub(crate) fn run_until_quiet_for(reactor: &mut Reactor, wait: Duration) {
     let mut quiet = 0;
     while quiet < 3 {
         let before = reactor.statistics();
-        reactor.turn(Some(Duration::from_millis(5)));
+        reactor.turn(Some(wait));
         let after = reactor.statistics();
         let is_quiet = reactor.is_idle() && before.events == after.events;
         quiet = if is_quiet { quiet + 1 } else { 0 };
     }
 }
 
-/// As [`run_until_quiet`], where all that can happen is in this process.
-pub(crate) fn run_until_quiet_at_once(reactor: &mut Reactor) {
-    let mut is_quiet = false;
-    while !is_quiet {
-        let before = reactor.statistics().events;
-        reactor.turn(Some(Duration::ZERO));
-        is_quiet = reactor.is_idle() && reactor.statistics().events == before;
+/// Asks again until it works, or the limit: for what no event announces.
+#[track_caller]
+pub(crate) fn eventually<T, E: Display>(
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> T {
+    let started = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return value,
+            Err(error) => assert!(started.elapsed() < limit, "{error}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The row of a table that a test is at; said if it fails there, whatever fails.
+#[must_use = "it is said when this is dropped"]
+pub(crate) struct Row(String);
+
+pub(crate) fn row(row: impl Debug) -> Row {
+    Row(format!("{row:?}"))
+}
+
+impl Drop for Row {
+    #[allow(clippy::print_stderr, reason = "what a failed test has to say")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("in the row {}", self.0);
+        }
     }
 }
 
@@ -335,7 +376,7 @@ impl Record {
 }
 
 /// What a reason or an error says first, without its cause.
-pub(crate) fn in_short(error: impl std::fmt::Display) -> String {
+pub(crate) fn in_short(error: impl Display) -> String {
     let text = error.to_string();
     text.split_once(": ")
         .map_or(&*text, |(what, _)| what)

@@ -18,7 +18,7 @@ use bowline::{
 use tempfile::TempDir;
 
 use crate::harness::{Kind, Peer};
-use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder};
+use crate::support::{DEADLINE, DescriptorLedger, Event, Record, Recorder, run_until_quiet_for};
 
 pub(crate) type DynContext<'a> = Context<'a, dyn Transport>;
 type Hook = Box<dyn FnMut(&mut DynContext<'_>)>;
@@ -306,14 +306,8 @@ impl Link {
 
     /// Turns until nothing happens any more. The clock stands.
     pub(crate) fn settle(&mut self) {
-        let mut quiet = 0;
-        while quiet < 3 {
-            let before = self.reactor.statistics().events;
-            // Loopback traffic is there at once; the wait is for the rest.
-            self.reactor.turn(Some(Duration::from_millis(1)));
-            let is_quiet = self.reactor.is_idle() && self.reactor.statistics().events == before;
-            quiet = if is_quiet { quiet + 1 } else { 0 };
-        }
+        // Loopback traffic is there at once; the wait is for the rest.
+        run_until_quiet_for(&mut self.reactor, Duration::from_millis(1));
     }
 
     #[track_caller]

@@ -2,26 +2,30 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline::Tcp;
 use bowline::handoff::channel::Role;
 use bowline::handoff::pool::{
     Candidate, FromWorker, LeastLoaded, Live, Offer, Orphans, PassedConnection, Pool, PoolSettings,
-    Spawned, ToWorker, Undelivered, Worker, WorkerRefusal, WorkerSettings, WorkerStage,
+    Spawned, ToWorker, Undelivered, Worker, WorkerId, WorkerRefusal, WorkerSettings, WorkerStage,
 };
 use bowline::policies::Backoff;
 use bowline::{Context, Protocol, Reactor, TcpStream, Transport, Transports};
+use tempfile::TempDir;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, expect_clean_exits, scripted, served, settings, stop};
-use super::raw::{Raw, dispatch, tcp_pair, wrong_kinds};
-use crate::support::{DescriptorLedger, run_until, run_until_quiet, socketpair};
+use super::process::{
+    Script, end, expect_clean_exits, scripted, served, settings, stop, turn_until,
+    turn_until_serving,
+};
+use super::raw::{Raw, dispatch, refused, tcp_pair, wrong_kinds};
+use crate::support::{DescriptorLedger, row, run_until, run_until_quiet, socketpair};
 
 /// Echoes; for workers in the test's own process.
 struct Echo {
@@ -85,14 +89,9 @@ fn what_is_no_connection_is_refused_and_the_worker_goes_on() {
     for (name, fd) in wrong_kinds() {
         id += 1;
         raw.send(&dispatch(id, b""), &[fd.as_fd()]).unwrap();
-        let reason = WorkerRefusal::WrongKind;
         assert_eq!(
             answers(&mut reactor, &mut raw, 1),
-            [FromWorker::Refused {
-                id,
-                reason,
-                live: 0
-            }],
+            [refused(id, WorkerRefusal::WrongKind, 0)],
             "{name}"
         );
     }
@@ -103,25 +102,9 @@ fn what_is_no_connection_is_refused_and_the_worker_goes_on() {
     raw.send(&dispatch(102, b"first "), &two[..1]).unwrap();
     drop(accepted);
     let said = answers(&mut reactor, &mut raw, 3);
-    assert!(
-        matches!(
-            said[..],
-            [
-                FromWorker::Refused {
-                    id: 100,
-                    reason: WorkerRefusal::WrongKind,
-                    ..
-                },
-                FromWorker::Refused {
-                    id: 101,
-                    reason: WorkerRefusal::WrongKind,
-                    ..
-                },
-                FromWorker::Accepted { id: 102, live: 1 },
-            ]
-        ),
-        "{said:?}"
-    );
+    let wrong = |id| refused(id, WorkerRefusal::WrongKind, 0);
+    let taken = FromWorker::Accepted { id: 102, live: 1 };
+    assert_eq!(said, [wrong(100), wrong(101), taken]);
     (&client).write_all(b"second").unwrap();
     expect_echo(&mut reactor, &client, b"first second");
     // It says when there is none any more.
@@ -174,6 +157,7 @@ fn a_connection_is_not_begun_before_the_answer_has_left() {
 fn connections_that_could_not_be_answered_are_served_or_closed_as_asked() {
     let _ledger = DescriptorLedger::open();
     for orphans in [Orphans::Serve, Orphans::Close] {
+        let _row = row(orphans);
         let mut reactor = Reactor::new().unwrap();
         let mut settings = WorkerSettings::default();
         settings.orphans = orphans;
@@ -204,17 +188,7 @@ fn a_draining_worker_serves_what_it_has_refuses_the_rest_and_ends() {
     run_until_quiet(&mut reactor);
     raw.send(&dispatch(2, b""), &[accepted.as_fd()]).unwrap();
     let said = answers(&mut reactor, &mut raw, 1);
-    assert!(
-        matches!(
-            said[..],
-            [FromWorker::Refused {
-                id: 2,
-                reason: WorkerRefusal::Draining,
-                ..
-            }]
-        ),
-        "{said:?}"
-    );
+    assert_eq!(said, [refused(2, WorkerRefusal::Draining, 1)]);
     drop(accepted);
     (&client).write_all(b"still").unwrap();
     expect_echo(&mut reactor, &client, b"still");
@@ -243,31 +217,39 @@ fn serve(
     (reactor, pool, clients)
 }
 
-#[track_caller]
-fn turn_until(reactor: &mut Reactor, pool: &Pool, mut is_done: impl FnMut(&mut Reactor) -> bool) {
-    let began = Instant::now();
-    while !is_done(reactor) {
-        reactor.turn(Some(Duration::from_millis(20)));
-        assert!(began.elapsed() < Duration::from_secs(60), "{pool:?}");
-    }
+/// Where what was served is noted.
+fn log() -> (DescriptorLedger, TempDir, PathBuf) {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("served");
+    (ledger, directory, log)
 }
 
-/// Turns until all workers are there: otherwise one may have done it all before.
-#[track_caller]
-fn turn_until_serving(reactor: &mut Reactor, pool: &Pool) {
-    turn_until(reactor, pool, |_| {
-        let workers = pool.statistics().workers;
-        workers
-            .iter()
-            .all(|worker| worker.stage == WorkerStage::Serving)
-    });
+/// No worker ever comes.
+fn nobody(_: &mut Reactor, _: WorkerId) -> io::Result<Spawned> {
+    Err(ErrorKind::NotFound.into())
+}
+
+/// Gives the pool a connection under this label; its client.
+fn give(reactor: &mut Reactor, pool: &Pool, label: u32) -> StdTcpStream {
+    let (client, accepted) = tcp_pair();
+    let mut connection = PassedConnection::new(accepted);
+    connection.label = label;
+    pool.dispatch(reactor, connection);
+    client
+}
+
+/// What nobody took, by its label, and why.
+fn undelivered(pool: &Pool) -> Rc<RefCell<Vec<(u32, Undelivered)>>> {
+    let told = Rc::default();
+    let seen: Rc<RefCell<Vec<_>>> = Rc::clone(&told);
+    pool.on_undelivered(move |_, connection, why| seen.borrow_mut().push((connection.label, why)));
+    told
 }
 
 #[test]
 fn connections_go_round_and_workers_end_with_what_they_began_with() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let (mut reactor, pool, clients) = serve(&log, settings(3), |_| Script::Serve, 90);
     let unclean = expect_clean_exits(&pool, |_, _| {});
     let mut each = BTreeMap::new();
@@ -286,9 +268,7 @@ fn connections_go_round_and_workers_end_with_what_they_began_with() {
 
 #[test]
 fn what_one_worker_refuses_another_gets() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut refusing = Some(Script::Refuse);
     let choose = move |_| refusing.take().unwrap_or(Script::Serve);
     let mut reactor = Reactor::new().unwrap();
@@ -307,9 +287,7 @@ fn what_one_worker_refuses_another_gets() {
 
 #[test]
 fn what_everybody_refuses_goes_to_nobody_twice_and_may_be_served_here() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let pool = Pool::start(&mut reactor, settings(2), scripted(log, |_| Script::Refuse));
     let reasons = Rc::new(RefCell::new(Vec::new()));
@@ -345,9 +323,7 @@ impl Protocol<TcpStream> for Here {
 
 #[test]
 fn full_workers_pause_the_listener_and_nobody_is_dropped() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let mut settings = settings(1);
     settings.window = 2;
@@ -382,24 +358,10 @@ fn what_finds_no_room_or_waits_too_long_is_undelivered() {
     settings.backoff = Backoff::new()
         .first(Duration::from_secs(3_600))
         .jitter(bowline::policies::Jitter::None);
-    // No worker ever comes.
-    let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
-    });
+    let pool = Pool::start(&mut reactor, settings, nobody);
     assert!(!pool.has_room(&reactor));
-    let reasons = Rc::new(RefCell::new(Vec::new()));
-    let seen = Rc::clone(&reasons);
-    pool.on_undelivered(move |_, connection, why| {
-        seen.borrow_mut().push((connection.label, why));
-    });
-    let mut clients = Vec::new();
-    for label in 0..3 {
-        let (client, accepted) = tcp_pair();
-        let mut connection = PassedConnection::new(accepted);
-        connection.label = label;
-        pool.dispatch(&mut reactor, connection);
-        clients.push(client);
-    }
+    let reasons = undelivered(&pool);
+    let clients = [0, 1, 2].map(|label| give(&mut reactor, &pool, label));
     let (_client, accepted) = tcp_pair();
     let mut connection = PassedConnection::new(accepted);
     connection.label = 3;
@@ -423,9 +385,7 @@ fn what_finds_no_room_or_waits_too_long_is_undelivered() {
 
 #[test]
 fn workers_that_never_become_ready_are_started_again_with_growing_waits() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     // The first five end before they say hello.
     let choose = |worker| {
         if worker <= 5 {
@@ -443,9 +403,7 @@ fn workers_that_never_become_ready_are_started_again_with_growing_waits() {
 
 #[test]
 fn a_retired_worker_is_replaced_and_costs_no_connection() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let spawn = scripted(PathBuf::from(&log), |_| Script::Serve);
     let pool = Pool::start(&mut reactor, settings(2), spawn);
@@ -478,9 +436,7 @@ fn a_retired_worker_is_replaced_and_costs_no_connection() {
 
 #[test]
 fn a_limited_worker_gets_more_once_it_has_fewer() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let choose = |worker| {
         if worker == 1 {
             Script::Limited(2)
@@ -498,9 +454,7 @@ fn a_limited_worker_gets_more_once_it_has_fewer() {
 /// connection.
 #[test]
 fn a_policy_of_ones_own_sees_the_connection_and_chooses() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let read = Rc::new(Cell::new(0));
     let seen = Rc::clone(&read);
@@ -543,9 +497,7 @@ fn a_policy_of_ones_own_sees_the_connection_and_chooses() {
 /// ends is known.
 #[test]
 fn the_least_loaded_gets_the_next() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let spawn = scripted(PathBuf::from(&log), |_| Script::Serve);
     let pool = Pool::with_policy(&mut reactor, settings(2), LeastLoaded::new(), spawn);
@@ -556,9 +508,7 @@ fn the_least_loaded_gets_the_next() {
         workers.iter().map(|worker| worker.live).collect()
     };
     for count in 1..=6 {
-        let (client, accepted) = tcp_pair();
-        pool.dispatch(&mut reactor, PassedConnection::new(accepted));
-        clients.push(client);
+        clients.push(give(&mut reactor, &pool, 0));
         turn_until(&mut reactor, &pool, |_| {
             live(&pool).iter().sum::<u32>() == count
         });
@@ -573,12 +523,7 @@ fn the_least_loaded_gets_the_next() {
     });
     let idle = live(&pool).iter().position(|live| *live == 0);
     let idle = idle.expect("one has none");
-    let mut more = Vec::new();
-    for _ in 0..3 {
-        let (client, accepted) = tcp_pair();
-        pool.dispatch(&mut reactor, PassedConnection::new(accepted));
-        more.push(client);
-    }
+    let more = [(); 3].map(|()| give(&mut reactor, &pool, 0));
     turn_until(&mut reactor, &pool, |_| live(&pool)[idle] == 3);
     drop((kept, more));
     end(&mut reactor, &pool);
@@ -588,21 +533,14 @@ fn the_least_loaded_gets_the_next() {
 /// is stopping: it is told at once, and the stop does not wait for its deadline.
 #[test]
 fn a_stopping_pool_does_not_wait_for_what_nobody_can_take() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let pool = Pool::start(&mut reactor, settings(1), scripted(log, |_| Script::Serve));
-    let told = Rc::new(RefCell::new(Vec::new()));
-    let seen = Rc::clone(&told);
-    pool.on_undelivered(move |_, connection, why| seen.borrow_mut().push((connection.label, why)));
+    let told = undelivered(&pool);
     turn_until(&mut reactor, &pool, |reactor| pool.has_room(reactor));
     let worker = pool.statistics().workers[0].clone();
     stop(worker.pid);
-    let (_client, accepted) = tcp_pair();
-    let mut connection = PassedConnection::new(accepted);
-    connection.label = 7;
-    pool.dispatch(&mut reactor, connection);
+    let _client = give(&mut reactor, &pool, 7);
     let stopped = Rc::new(Cell::new(false));
     let done = Rc::clone(&stopped);
     pool.stop(&mut reactor, Duration::from_secs(3_600), move |_| {
@@ -624,9 +562,7 @@ fn a_listener_that_is_resumed_waits_for_room_all_the_same() {
     let mut reactor = Reactor::new().unwrap();
     let mut settings = PoolSettings::default();
     settings.queue = 0;
-    let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
-    });
+    let pool = Pool::start(&mut reactor, settings, nobody);
     let any = ([127, 0, 0, 1], 0).into();
     let listener = reactor
         .accept(Tcp::at(any), pool.acceptor(0))
@@ -653,23 +589,14 @@ fn a_handler_that_panics_costs_one_connection() {
     let mut settings = PoolSettings::default();
     settings.workers = 1;
     settings.queue = 0;
-    let pool = Pool::start(&mut reactor, settings, |_: &mut Reactor, _| {
-        Err::<Spawned, _>(std::io::Error::from(ErrorKind::NotFound))
-    });
+    let pool = Pool::start(&mut reactor, settings, nobody);
     let told = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&told);
     pool.on_undelivered(move |_, connection, _| {
         seen.borrow_mut().push(connection.label);
         assert!(connection.label % 2 == 1, "a panic that is meant");
     });
-    let mut clients = Vec::new();
-    for label in 0..4 {
-        let (client, accepted) = tcp_pair();
-        let mut connection = PassedConnection::new(accepted);
-        connection.label = label;
-        pool.dispatch(&mut reactor, connection);
-        clients.push(client);
-    }
+    let mut clients = [0, 1, 2, 3].map(|label| give(&mut reactor, &pool, label));
     run_until(&mut reactor, |_| told.borrow().len() == 4);
     assert_eq!(*told.borrow(), [0, 1, 2, 3]);
     for client in &mut clients {
@@ -680,9 +607,7 @@ fn a_handler_that_panics_costs_one_connection() {
 /// A policy that panics costs the connection that it looked at, and no other.
 #[test]
 fn a_policy_that_panics_costs_one_connection() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let policy = |offer: &Offer<'_>, _: &[Candidate]| {
         assert_ne!(offer.label, 1, "as the test wants it");
@@ -691,15 +616,7 @@ fn a_policy_that_panics_costs_one_connection() {
     let spawn = scripted(log, |_| Script::Serve);
     let pool = Pool::with_policy(&mut reactor, settings(1), policy, spawn);
     // All of them wait for the worker.
-    let clients: Vec<_> = (0..4)
-        .map(|label| {
-            let (client, accepted) = tcp_pair();
-            let mut connection = PassedConnection::new(accepted);
-            connection.label = label;
-            pool.dispatch(&mut reactor, connection);
-            client
-        })
-        .collect();
+    let clients = [0, 1, 2, 3].map(|label| give(&mut reactor, &pool, label));
     turn_until(&mut reactor, &pool, |_| pool.statistics().acknowledged == 3);
     run_until(&mut reactor, |_| try_read(&clients[1]) == Some(Vec::new()));
     assert_eq!(reactor.statistics().panics, 1);
@@ -711,9 +628,7 @@ fn a_policy_that_panics_costs_one_connection() {
 /// When the reactor stops, connections are served to their end first.
 #[test]
 fn stopping_the_reactor_drains_the_pool() {
-    let _ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("served");
+    let (_ledger, _directory, log) = log();
     let mut reactor = Reactor::new().unwrap();
     let mut settings = settings(2);
     settings.drain_timeout = Some(Duration::from_secs(60));

@@ -11,9 +11,9 @@ use bowline::testing::ManualClock;
 use rustix::process::Signal;
 
 use super::clients::{Clients, listen};
-use super::process::{Script, end, scripted, served, settings, signal, stop};
+use super::process::{Script, end, scripted, served, settings, signal, stop, turn_until_serving};
 use crate::support::figures::{Bound, Figures, scaled};
-use crate::support::{DescriptorLedger, Moved};
+use crate::support::{DescriptorLedger, Moved, run_until_within};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -37,16 +37,7 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
         PoolEvent::Recovered { .. } => told_recovered.set(told_recovered.get() + 1),
         _ => {}
     });
-    let began = Instant::now();
-    while pool
-        .statistics()
-        .workers
-        .iter()
-        .any(|worker| worker.stage != WorkerStage::Serving)
-    {
-        reactor.turn(Some(Duration::from_millis(20)));
-        assert!(began.elapsed() < PATIENCE, "{pool:?}");
-    }
+    turn_until_serving(&mut reactor, &pool);
 
     let victim = pool.statistics().workers[0].clone();
     stop(victim.pid);
@@ -72,11 +63,8 @@ fn a_stopped_worker_is_routed_around_and_recovers() {
         most_in_flight = most_in_flight.max(has.unwrap_or(0));
         assert!(began.elapsed() < PATIENCE, "{pool:?}");
     }
-    let began = Instant::now();
-    while !others_have_answered(&pool, victim.id) {
-        reactor.turn(Some(Duration::from_millis(20)));
-        assert!(began.elapsed() < PATIENCE, "{pool:?}");
-    }
+    let answered = |_: &mut _| others_have_answered(&pool, victim.id);
+    run_until_within(PATIENCE, &mut reactor, &pool, answered);
     assert_eq!(hung.get(), 0, "before its time");
     // Step by step: at once, this process would have been stopped too.
     let (mut passed, step) = (Duration::ZERO, Duration::from_millis(100));

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use bowline::Tcp;
 use bowline::handoff::pool::{
-    Live, PassedConnection, Pool, PoolEvent, PoolSettings, WorkerRefusal,
+    Live, PassedConnection, Pool, PoolEvent, PoolSettings, WorkerRefusal, WorkerStage,
+    WorkerStatistics,
 };
 use bowline::handoff::pool::{Service, Spawn, Worker, WorkerId, WorkerSettings};
 use bowline::handoff::pool::{inherited_channel, spawn_command};
@@ -20,7 +21,7 @@ use bowline::policies::Backoff;
 use bowline::{AfterReadClosed, Context, Protocol, Reactor, TcpStream, Transport};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
-use crate::support::open_descriptors;
+use crate::support::{open_descriptors, run_until_within};
 
 /// How long all workers may take to end.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -151,11 +152,26 @@ pub(crate) fn end(reactor: &mut Reactor, pool: &Pool) {
     let stopped = Rc::new(Cell::new(false));
     let told = Rc::clone(&stopped);
     pool.stop(reactor, Duration::from_secs(60), move |_| told.set(true));
-    let began = Instant::now();
-    while !stopped.get() {
-        reactor.turn(Some(Duration::from_millis(20)));
-        assert!(began.elapsed() < PATIENCE, "{:?}", pool.statistics());
-    }
+    run_until_within(PATIENCE, reactor, pool, |_| stopped.get());
+}
+
+/// Turns until `is_done`; says how the pool stands where that takes too long.
+#[track_caller]
+pub(crate) fn turn_until(
+    reactor: &mut Reactor,
+    pool: &Pool,
+    is_done: impl FnMut(&mut Reactor) -> bool,
+) {
+    run_until_within(Duration::from_secs(60), reactor, pool, is_done);
+}
+
+/// Turns until all workers are there: otherwise one may have done it all before.
+#[track_caller]
+pub(crate) fn turn_until_serving(reactor: &mut Reactor, pool: &Pool) {
+    let serves = |worker: &WorkerStatistics| worker.stage == WorkerStage::Serving;
+    turn_until(reactor, pool, |_| {
+        pool.statistics().workers.iter().all(serves)
+    });
 }
 
 pub(crate) fn signal(pid: u32, signal: Signal) {

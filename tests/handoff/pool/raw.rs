@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline::handoff::channel::{Hello, Role};
-use bowline::handoff::pool::{Dispatch, FromWorker};
+use bowline::handoff::pool::{Dispatch, FromWorker, WorkerRefusal};
 use bowline::handoff::wire::{Message, decode_payload, encode_frame};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -86,6 +86,11 @@ pub(crate) fn dispatch(id: u64, read: &[u8]) -> Dispatch {
         unsent: Vec::new(),
         is_recalled: false,
     }
+}
+
+/// What a worker says of one that it did not take.
+pub(crate) fn refused(id: u64, reason: WorkerRefusal, live: u32) -> FromWorker {
+    FromWorker::Refused { id, reason, live }
 }
 
 pub(crate) fn frame<M: Message>(message: &M, descriptors: usize) -> Vec<u8> {

@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bowline::Tcp;
-use bowline::handoff::pool::{PassedConnection, Pool, WorkerStage};
+use bowline::handoff::pool::{PassedConnection, Pool};
 use bowline::{Address, BuildContext, Reactor, Transports};
 
-use super::process::{Script, die, scripted, settings};
+use super::process::{Script, die, scripted, settings, turn_until_serving};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -192,14 +192,7 @@ fn dispatcher(step: &str) -> ! {
         settings(2),
         scripted(log.into(), |_| Script::Serve),
     );
-    while pool
-        .statistics()
-        .workers
-        .iter()
-        .any(|worker| worker.stage != WorkerStage::Serving)
-    {
-        reactor.turn(Some(Duration::from_millis(5)));
-    }
+    turn_until_serving(&mut reactor, &pool);
     let (dispatching, step) = (pool, step.to_owned());
     let mut accepted = 0;
     let acceptor = move |cx: &mut BuildContext<'_>, socket: OwnedFd, _: &Address| {

@@ -21,22 +21,10 @@ use rustix::net::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::{self, HEADER, checksum, pattern};
+use crate::support::eventually;
 
 /// How long the tests wait for anything: the machine may be busy.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Asks again until it works, or the deadline: for what no event announces.
-#[track_caller]
-pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
-    let started = Instant::now();
-    loop {
-        match attempt() {
-            Ok(value) => return value,
-            Err(error) => assert!(started.elapsed() < DEADLINE, "{error}"),
-        }
-        std::thread::yield_now();
-    }
-}
 
 /// A server with its directory, and its successors; killed when the test fails.
 pub(crate) struct Server {
@@ -167,7 +155,7 @@ impl Server {
 
     /// The child that the process has, once it has one.
     pub(crate) fn child_of(&self, pid: u32) -> u32 {
-        eventually(|| {
+        eventually(DEADLINE, || {
             let tasks = fs::read_dir(format!("/proc/{pid}/task")).map_err(|it| it.to_string())?;
             // It belongs to the thread that started it.
             let children = tasks.flatten().filter_map(|task| {
@@ -229,7 +217,7 @@ pub(crate) fn took(told: &str) -> Duration {
 /// It may stay a zombie, if whoever adopts orphans here does not wait for them.
 #[track_caller]
 fn wait_until_gone(pid: u32) {
-    eventually(|| {
+    eventually(DEADLINE, || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let state = stat
             .rsplit(") ")

@@ -8,11 +8,11 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::client::{DEADLINE, Server, eventually, took};
+use super::client::{DEADLINE, Server, took};
 use super::hung::HAS_ALL;
 use super::server::{KILLED_WITH, LIMIT, LOOKS_ONCE};
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures};
+use crate::support::{DescriptorLedger, eventually};
 
 /// Clients that ask again and again, each time on a new connection.
 struct Load {
@@ -128,7 +128,7 @@ fn successor_that_fails_leaves_the_old_process_serving() {
         assert_eq!(server.pid(), old, "{fault}");
         client.echo(fault.as_bytes());
         // Connections of the load come and go; between them it is what it was.
-        eventually(|| {
+        eventually(DEADLINE, || {
             let now = server.descriptors();
             let spare = now.abs_diff(descriptors);
             (spare <= 4)

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::client::{Client, Server};
-use crate::support::DescriptorLedger;
+use super::client::{Client, DEADLINE, Server};
 use crate::support::figures::{Bound, Figures, is_full};
+use crate::support::{DescriptorLedger, eventually};
 
 /// How many connections, those that never rest beside them, and how many
 /// restarts; another number of connections with `BOWLINE_MOVES=4000`.
@@ -174,7 +174,7 @@ fn live_connections_move_with_every_byte_and_descriptor() {
         ));
     // Clean in the last process: nothing is left of the connections, nor of moves.
     drop(idle);
-    super::client::eventually(|| {
+    eventually(DEADLINE, || {
         let now = server.descriptors();
         (now == descriptors)
             .then_some(())

@@ -10,8 +10,8 @@ use bowline::testing::{Delivery, KernelSettings, Random, SimulatedKernel, Simula
 
 use super::{Run, SERVICE};
 use crate::seeds::System;
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::{DescriptorLedger, Staged};
 
 /// Where the processes find each other.
 const CONTROL: &str = "/simulated/control";

@@ -26,8 +26,8 @@ use bowline::{Address, AtDrain, CloseReason, Context, GracefulStop, Protocol, Re
 
 use super::{MANAGER, Manager, SERVICE};
 use crate::seeds::{System, every_seed};
-use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::{DescriptorLedger, Staged};
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)

@@ -14,8 +14,8 @@ use bowline::handoff::pool::{
 use bowline::testing::ManualClock;
 
 use super::super::raw::{Raw, dispatch, hello};
-use super::settle;
-use crate::support::{DescriptorLedger, socketpair};
+use super::Staged;
+use crate::support::{DescriptorLedger, socketpair, staged};
 
 /// How many answers fill a channel that nobody reads, and more.
 const REFUSED: u64 = 30;
@@ -82,6 +82,8 @@ pub(super) struct Desk {
     _ledger: DescriptorLedger,
 }
 
+staged!(Desk);
+
 impl Desk {
     pub(super) fn new(settings: WorkerSettings) -> Self {
         let desk = Self::silent(settings, |_| ());
@@ -130,15 +132,6 @@ impl Desk {
             desk.settle();
         }
         desk
-    }
-
-    pub(super) fn settle(&mut self) {
-        settle(&mut self.reactor);
-    }
-
-    pub(super) fn advance(&mut self, by: Duration) {
-        self.clock.advance(by);
-        self.settle();
     }
 
     /// The pool sends connections under these numbers.

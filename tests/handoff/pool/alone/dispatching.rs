@@ -14,7 +14,7 @@ use bowline::handoff::pool::{
 use bowline::{Address, Reactor, Transports};
 use bowline::{Tcp, Unix};
 
-use super::{Stage, settings};
+use super::{Stage, Staged, settings, with};
 use crate::support::run_until;
 
 /// Writes through one end of a connection, and reads at the other.
@@ -157,9 +157,7 @@ fn descriptors_that_a_worker_sends_are_closed_and_counted() {
 
 #[test]
 fn those_that_wait_go_first_and_in_their_order() {
-    let mut settings = settings(1);
-    settings.window = 2;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.window = 2));
     stage.dispatch(0..6);
     assert_eq!(stage.hand(0).given(), [(1, 0), (2, 1)]);
     assert_eq!(stage.pool.statistics().waiting, 4);
@@ -243,9 +241,7 @@ fn a_policy_is_shown_the_connection_and_those_that_can_take_it() {
 
 #[test]
 fn what_nobody_took_comes_back_whole_and_alive() {
-    let mut settings = settings(1);
-    settings.queue = 0;
-    let mut stage = Stage::starting(settings);
+    let mut stage = Stage::starting(with(1, |it| it.queue = 0));
     let back = Rc::new(RefCell::new(Vec::new()));
     let kept = Rc::clone(&back);
     stage
@@ -277,9 +273,7 @@ fn what_nobody_took_comes_back_whole_and_alive() {
 
 #[test]
 fn handlers_may_set_others_and_are_kept_otherwise() {
-    let mut settings = settings(2);
-    settings.queue = 0;
-    let mut stage = Stage::starting(settings);
+    let mut stage = Stage::starting(with(2, |it| it.queue = 0));
     let told = Rc::new(RefCell::new(Vec::new()));
     let (first, pool) = (Rc::clone(&told), stage.pool.clone());
     stage.pool.on_undelivered(move |_, connection, _| {
@@ -316,7 +310,7 @@ fn without_a_handler_what_nobody_took_is_closed() {
     let pool = bowline::handoff::pool::Pool::start(&mut reactor, settings, none);
     let (mut client, accepted) = crate::support::socketpair();
     pool.dispatch(&mut reactor, PassedConnection::new(accepted.into()));
-    super::settle(&mut reactor);
+    crate::support::settle(&mut reactor);
     assert_eq!(pool.statistics().undelivered, 1);
     client.set_nonblocking(false).unwrap();
     assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
@@ -324,9 +318,7 @@ fn without_a_handler_what_nobody_took_is_closed() {
 
 #[test]
 fn listeners_wait_while_nobody_has_room_and_label_what_they_accept() {
-    let mut settings = settings(1);
-    settings.window = 2;
-    let mut stage = Stage::starting(settings);
+    let mut stage = Stage::starting(with(1, |it| it.window = 2));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
     let any = SocketAddr::from(([127, 0, 0, 1], 0));

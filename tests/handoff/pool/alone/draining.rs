@@ -13,9 +13,9 @@ use bowline::handoff::pool::{
 };
 use bowline::testing::ManualClock;
 
-use super::super::raw::{Raw, dispatch, tcp_pair};
+use super::super::raw::{Raw, dispatch, refused, tcp_pair};
 use super::desk::{Desk, Told};
-use super::ms;
+use super::{Staged, ms};
 use crate::support::{DescriptorLedger, socketpair};
 
 #[test]
@@ -36,29 +36,22 @@ fn a_worker_that_is_asked_to_end_serves_what_it_has_first() {
     assert_eq!(desk.said(), [FromWorker::Accepted { id: 1, live: 1 }]);
     desk.send([2]);
     let (reason, live) = (WorkerRefusal::Draining, 1);
-    assert_eq!(
-        desk.said(),
-        [FromWorker::Refused {
-            id: 2,
-            reason,
-            live
-        }]
-    );
+    assert_eq!(desk.said(), [refused(2, reason, live)]);
     // Asked again, it goes on as it is.
     desk.drain(5);
     for _ in 0..100 {
-        desk.advance(ms(10));
+        desk.jump(ms(10));
     }
     assert_eq!(desk.told(), []);
     desk.end_one();
-    desk.advance(ms(10) - Duration::from_nanos(1));
+    desk.jump(ms(10) - Duration::from_nanos(1));
     assert_eq!(desk.told(), []);
-    desk.advance(Duration::from_nanos(1));
+    desk.jump(Duration::from_nanos(1));
     assert_eq!(desk.told(), [Told::Drained]);
     // The channel ends with that.
     assert_eq!(desk.said(), [FromWorker::Load { live: 0 }]);
     assert_eq!(desk.pool.receive(), None);
-    desk.advance(within);
+    desk.jump(within);
     assert_eq!(desk.told(), [], "told once");
     drop(client);
 }
@@ -70,11 +63,11 @@ fn a_service_has_begun_everything_when_it_is_told_to_drain() {
     desk.send([100, 101]);
     desk.drain(60_000);
     assert_eq!(desk.told(), [Told::Admit(100), Told::Admit(101)]);
-    desk.advance(ms(20));
+    desk.jump(ms(20));
     assert_eq!(desk.told(), []);
     while desk.service.kept.borrow().len() < 2 {
         desk.said();
-        desk.advance(ms(2));
+        desk.jump(ms(2));
     }
     let within = Told::Draining(Duration::from_secs(60));
     let told = [Told::Serve(100), Told::Serve(101), within];
@@ -95,7 +88,7 @@ fn a_service_has_begun_everything_when_it_is_told_to_drain() {
 fn one_that_has_nothing_ends_when_it_is_asked() {
     let mut desk = Desk::new(WorkerSettings::default());
     desk.drain(60_000);
-    desk.advance(ms(10));
+    desk.jump(ms(10));
     let within = Duration::from_secs(60);
     assert_eq!(desk.told(), [Told::Draining(within), Told::Drained]);
     assert_eq!(desk.pool.receive(), None);
@@ -114,9 +107,9 @@ fn connections_that_do_not_end_in_time_keep_no_worker() {
     );
     desk.settle();
     assert_eq!(desk.told(), [Told::Draining(ms(777))]);
-    desk.advance(ms(777) - Duration::from_nanos(1));
+    desk.jump(ms(777) - Duration::from_nanos(1));
     assert_eq!(desk.told(), []);
-    desk.advance(Duration::from_nanos(1));
+    desk.jump(Duration::from_nanos(1));
     assert_eq!(desk.told(), [Told::Drained]);
     assert_eq!(desk.said().len(), 1);
     assert_eq!(desk.pool.receive(), None);
@@ -133,9 +126,9 @@ fn a_worker_without_its_pool_goes_on_for_a_while() {
     desk.pool.socket.shutdown(Shutdown::Both).unwrap();
     desk.settle();
     assert_eq!(desk.told(), [Told::Draining(ms(4_000))]);
-    desk.advance(ms(4_000) - Duration::from_nanos(1));
+    desk.jump(ms(4_000) - Duration::from_nanos(1));
     assert_eq!(desk.told(), []);
-    desk.advance(Duration::from_nanos(1));
+    desk.jump(Duration::from_nanos(1));
     assert_eq!(desk.told(), [Told::Drained]);
 }
 
@@ -144,9 +137,9 @@ fn a_pool_that_says_no_hello_is_none() {
     let mut settings = WorkerSettings::default();
     settings.start_timeout = ms(900);
     let mut desk = Desk::silent(settings, |_| ());
-    desk.advance(ms(900) - Duration::from_nanos(1));
+    desk.jump(ms(900) - Duration::from_nanos(1));
     assert_eq!(desk.told(), []);
-    desk.advance(Duration::from_nanos(1));
+    desk.jump(Duration::from_nanos(1));
     assert_eq!(desk.told(), [Told::Draining(Duration::from_secs(30))]);
 }
 

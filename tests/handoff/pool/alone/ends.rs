@@ -20,8 +20,8 @@ use bowline::testing::ManualClock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::raw::send_bytes;
-use super::{Hand, Process, Stage, TICK, ms, settings, settle};
-use crate::support::{DescriptorLedger, socketpair};
+use super::{Hand, Process, Stage, Staged, TICK, ms, settings, with};
+use crate::support::{DescriptorLedger, settle, socketpair};
 
 #[test]
 fn what_a_dead_worker_had_not_answered_goes_to_others_in_order() {
@@ -58,9 +58,7 @@ fn what_a_dead_worker_had_not_answered_goes_to_others_in_order() {
 
 #[test]
 fn first_death_is_replaced_at_once_and_more_after_waits_until_one_was_good() {
-    let mut settings = settings(1);
-    settings.stable_after = ms(5_000);
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.stable_after = ms(5_000)));
     let mut started = 1;
     for (lives, wait) in [
         (0, 0),
@@ -73,12 +71,12 @@ fn first_death_is_replaced_at_once_and_more_after_waits_until_one_was_good() {
         (5_001, 0),
         (5_001, 0),
     ] {
-        stage.advance(ms(lives));
+        stage.jump(ms(lives));
         stage.end(started - 1);
         if wait > 0 {
-            stage.advance(ms(wait) - Duration::from_nanos(1));
+            stage.jump(ms(wait) - Duration::from_nanos(1));
             assert_eq!(stage.started(), started, "after {lives} ms");
-            stage.advance(Duration::from_nanos(1));
+            stage.jump(Duration::from_nanos(1));
         }
         started += 1;
         assert_eq!(stage.started(), started, "after {lives} ms");
@@ -150,15 +148,13 @@ fn a_worker_that_drains_by_itself_is_replaced_when_it_says_so() {
 
 #[test]
 fn one_that_says_no_hello_is_killed_and_replaced() {
-    let mut settings = settings(1);
-    settings.start_timeout = ms(700);
-    let mut stage = Stage::starting(settings);
-    stage.advance(ms(700) - Duration::from_nanos(1));
+    let mut stage = Stage::starting(with(1, |it| it.start_timeout = ms(700)));
+    stage.jump(ms(700) - Duration::from_nanos(1));
     assert_eq!(stage.stage_of(0), WorkerStage::Starting);
-    stage.advance(Duration::from_nanos(1));
+    stage.jump(Duration::from_nanos(1));
     assert_eq!(stage.events(), ["worker 1 lost, 101: took 0, not 0"]);
     assert_eq!(stage.hand(0).kills.get(), 1);
-    stage.advance(ms(100));
+    stage.jump(ms(100));
     assert_eq!(stage.started(), 2);
     // One that has said hello may be silent.
     stage.hand(1).greet();
@@ -205,9 +201,7 @@ fn a_process_that_cannot_be_asked_is_forgotten() {
 
 #[test]
 fn a_process_that_does_not_exit_in_time_is_killed_once() {
-    let mut settings = settings(1);
-    settings.exit_timeout = ms(600);
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.exit_timeout = ms(600)));
     stage.hang_up(0);
     stage.pass(ms(600) - TICK);
     assert_eq!(stage.hand(0).kills.get(), 0);
@@ -219,9 +213,7 @@ fn a_process_that_does_not_exit_in_time_is_killed_once() {
 
 #[test]
 fn a_worker_that_breaks_the_protocol_is_killed_at_once_and_once() {
-    let mut settings = settings(1);
-    settings.exit_timeout = ms(600);
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.exit_timeout = ms(600)));
     stage.dispatch([1]);
     stage.hand(0).say_bytes(b"no frame at all", &[]);
     stage.settle();
@@ -293,10 +285,10 @@ fn a_channel_that_outlives_its_process_is_ended() {
     stage.dispatch([1]);
     stage.hand(0).exit(0);
     stage.settle();
-    stage.advance(ms(1_000) - Duration::from_nanos(1));
+    stage.jump(ms(1_000) - Duration::from_nanos(1));
     assert_eq!(stage.events(), [""; 0]);
     assert_eq!(stage.stage_of(0), WorkerStage::Serving);
-    stage.advance(Duration::from_nanos(1));
+    stage.jump(Duration::from_nanos(1));
     assert_eq!(
         stage.events(),
         [
@@ -328,7 +320,7 @@ fn a_worker_whose_channel_takes_nothing_is_passed_over() {
             pool.statistics().workers.len(),
         )));
     });
-    stage.advance(ms(1_000));
+    stage.jump(ms(1_000));
     assert_eq!(during.get(), Some((1, 2)), "one was lost before that");
     assert_eq!(stage.hand(1).given(), [(1, 5)]);
     assert_eq!(stage.pool.statistics().resent, 0);
@@ -395,7 +387,7 @@ fn starts_that_fail_in_a_row_are_bounded_if_asked_for() {
     for hand in [0, 1] {
         stage.end(hand);
     }
-    stage.advance(ms(300));
+    stage.jump(ms(300));
     assert_eq!(stage.started(), 4);
     for hand in [2, 3] {
         stage.hand(hand).greet();
@@ -406,7 +398,7 @@ fn starts_that_fail_in_a_row_are_bounded_if_asked_for() {
     broken.set(true);
     stage.end(2);
     for _ in 0..5 {
-        stage.advance(ms(10_000));
+        stage.jump(ms(10_000));
     }
     let events = stage.events.take();
     let failed: Vec<_> = events
@@ -428,7 +420,7 @@ fn starts_that_fail_in_a_row_are_bounded_if_asked_for() {
     let started = stage.started();
     stage.end(3);
     for _ in 0..5 {
-        stage.advance(ms(10_000));
+        stage.jump(ms(10_000));
     }
     assert_eq!(stage.started(), started);
     assert!(!stage.has_room());
@@ -446,15 +438,15 @@ fn a_start_that_panics_is_tried_again_after_a_wait() {
     assert_eq!(stage.reactor.statistics().panics, 1);
     assert_eq!(stage.started(), 1);
     stage.events.take();
-    stage.advance(TICK);
+    stage.jump(TICK);
     assert_eq!(
         stage.events.take(),
         ["worker 2 not started, 1: it panicked"]
     );
     assert_eq!(stage.pool.statistics().not_started, 1);
-    stage.advance(ms(99));
+    stage.jump(ms(99));
     assert_eq!(stage.started(), 1);
-    stage.advance(ms(1));
+    stage.jump(ms(1));
     assert_eq!(stage.hand(1).id.to_string(), "worker 3");
     stage.greet_all();
     assert!(stage.has_room());

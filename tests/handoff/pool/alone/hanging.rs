@@ -3,7 +3,8 @@
 use bowline::handoff::pool::{FromWorker, ToWorker, WorkerRefusal, WorkerStage};
 use rustix::io::Errno;
 
-use super::{Stage, TICK, ms, settings};
+use super::{Stage, Staged, TICK, ms, settings, with};
+use crate::support::row;
 
 #[test]
 fn a_worker_counts_as_hung_when_it_has_said_nothing_for_too_long() {
@@ -49,6 +50,7 @@ fn a_hung_worker_recovers_with_whatever_it_says() {
         (1, FromWorker::Accepted { id: 1, live: 0 }),
         (2, FromWorker::Load { live: 0 }),
     ] {
+        let _row = row(&answer);
         stage.dispatch([id as u32]);
         stage.pass(ms(1_000) + TICK);
         assert_eq!(stage.stage_of(0), WorkerStage::Hung);
@@ -86,9 +88,7 @@ fn a_worker_that_goes_on_answering_does_not_hang() {
 
 #[test]
 fn one_that_does_not_answer_in_time_is_killed_once() {
-    let mut settings = settings(2);
-    settings.kill_timeout = Some(ms(3_000));
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.kill_timeout = Some(ms(3_000))));
     stage.dispatch([1, 2]);
     stage.accept(1, 2, 0);
     stage.pass(ms(3_000));
@@ -110,12 +110,10 @@ fn one_that_does_not_answer_in_time_is_killed_once() {
 
 #[test]
 fn without_a_limit_nobody_is_killed() {
-    let mut settings = settings(1);
-    settings.kill_timeout = None;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.kill_timeout = None));
     stage.dispatch([1]);
     stage.pass(ms(1_000));
-    stage.advance(ms(3_600_000));
+    stage.jump(ms(3_600_000));
     stage.pass(ms(100));
     assert_eq!(stage.stage_of(0), WorkerStage::Hung);
     assert_eq!(stage.hand(0).kills.get(), 0);
@@ -123,9 +121,7 @@ fn without_a_limit_nobody_is_killed() {
 
 #[test]
 fn one_that_drains_is_not_hung_but_killed_when_it_does_not_answer() {
-    let mut settings = settings(1);
-    settings.kill_timeout = Some(ms(3_000));
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.kill_timeout = Some(ms(3_000))));
     stage.dispatch([1, 2]);
     stage.refuse(0, 1, WorkerRefusal::Draining);
     stage.pass(ms(2_000));
@@ -137,9 +133,7 @@ fn one_that_drains_is_not_hung_but_killed_when_it_does_not_answer() {
 
 #[test]
 fn a_kill_that_fails_is_tried_again() {
-    let mut settings = settings(1);
-    settings.kill_timeout = Some(ms(3_000));
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.kill_timeout = Some(ms(3_000))));
     stage.hand(0).can_be_killed.set(false);
     stage.dispatch([1]);
     stage.pass(ms(3_000) + 2 * TICK);
@@ -223,9 +217,7 @@ fn nobody_is_killed_because_the_pool_was_stopped() {
 /// come wait where they can be given to anybody.
 #[test]
 fn a_slow_worker_gets_nothing_until_it_answers() {
-    let mut settings = settings(2);
-    settings.slow_after = ms(50);
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.slow_after = ms(50)));
     stage.dispatch([1]);
     // Exactly the limit.
     stage.pass(ms(50));
@@ -305,9 +297,7 @@ fn a_hung_worker_is_recalled_and_what_it_has_not_answered_goes_to_others() {
 /// What it says before it is told counts, in whatever order it is read.
 #[test]
 fn an_answer_that_was_on_its_way_counts() {
-    let mut settings = settings(2);
-    settings.recalls = true;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.recalls = true));
     stage.dispatch([1, 2, 3]);
     stage.accept(1, 2, 1);
     stage.pass(ms(1_000));

@@ -2,16 +2,15 @@
 
 use bowline::handoff::pool::{FromWorker, ToWorker, Undelivered, WorkerRefusal, WorkerStage};
 
-use super::{Stage, TICK, ms, settings};
+use super::{Stage, Staged, TICK, ms, settings, with};
+use crate::support::row;
 
 /// The most bytes that travel with a connection.
 const MOST: usize = (1 << 20) - 1024;
 
 #[test]
 fn a_worker_is_given_as_many_as_its_window_and_no_more() {
-    let mut settings = settings(2);
-    settings.window = 3;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.window = 3));
     stage.dispatch(0..5);
     assert!(stage.has_room());
     stage.dispatch([5]);
@@ -33,9 +32,7 @@ fn a_worker_is_given_as_many_as_its_window_and_no_more() {
 
 #[test]
 fn a_window_of_none_is_one_of_one() {
-    let mut settings = settings(1);
-    settings.window = 0;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.window = 0));
     stage.dispatch([1, 2]);
     assert_eq!(stage.hand(0).labels(), [1]);
 }
@@ -43,9 +40,8 @@ fn a_window_of_none_is_one_of_one() {
 #[test]
 fn as_many_wait_as_may_and_the_next_is_told() {
     for queue in [0, 1, 3] {
-        let mut settings = settings(1);
-        settings.queue = queue;
-        let mut stage = Stage::starting(settings);
+        let _row = row(queue);
+        let mut stage = Stage::starting(with(1, |it| it.queue = queue));
         let queue = queue as u32;
         stage.dispatch(0..queue);
         assert_eq!(stage.undelivered(), []);
@@ -97,9 +93,7 @@ fn what_was_read_and_what_is_unsent_travels_up_to_the_limit() {
 
 #[test]
 fn one_waits_as_long_as_it_may() {
-    let mut settings = settings(1);
-    settings.queue_timeout = ms(400);
-    let mut stage = Stage::starting(settings);
+    let mut stage = Stage::starting(with(1, |it| it.queue_timeout = ms(400)));
     stage.dispatch([1]);
     stage.pass(ms(100));
     stage.dispatch([2]);
@@ -141,14 +135,15 @@ fn one_that_comes_back_waits_anew() {
 #[test]
 fn a_full_worker_is_left_alone_for_a_moment_or_until_it_speaks() {
     for reason in [WorkerRefusal::Overloaded, WorkerRefusal::DescriptorLost] {
+        let _row = row(reason);
         let mut stage = Stage::serving(settings(1));
         stage.dispatch([1]);
         stage.refuse(0, 1, reason);
         assert_eq!(stage.undelivered(), [(1, Undelivered::Refused(reason))]);
         assert!(!stage.has_room());
-        stage.advance(ms(100) - std::time::Duration::from_nanos(1));
+        stage.jump(ms(100) - std::time::Duration::from_nanos(1));
         assert!(!stage.has_room());
-        stage.advance(std::time::Duration::from_nanos(1));
+        stage.jump(std::time::Duration::from_nanos(1));
         assert!(stage.has_room());
 
         stage.dispatch([2]);
@@ -188,9 +183,7 @@ fn what_is_no_connection_is_offered_to_nobody_else() {
 
 #[test]
 fn what_one_refuses_goes_to_another_before_those_that_wait() {
-    let mut settings = settings(2);
-    settings.window = 1;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.window = 1));
     stage.dispatch([1, 2, 3]);
     stage.refuse(0, 1, WorkerRefusal::Unwanted);
     // It may not have it again, and takes the next.
@@ -238,9 +231,7 @@ fn what_was_refused_waits_for_one_that_hangs_or_is_to_come() {
 /// with it.
 #[test]
 fn what_was_refused_holds_nobody_up() {
-    let mut settings = settings(2);
-    settings.queue = 3;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.queue = 3));
     stage.end(1);
     stage.dispatch([1]);
     stage.refuse(0, 1, WorkerRefusal::Unwanted);
@@ -263,9 +254,7 @@ fn what_was_refused_holds_nobody_up() {
 
 #[test]
 fn one_is_given_out_as_often_as_it_may() {
-    let mut settings = settings(4);
-    settings.max_attempts = 3;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(4, |it| it.max_attempts = 3));
     stage.dispatch([1]);
     stage.refuse(0, 1, WorkerRefusal::Unwanted);
     // A death counts as well.

@@ -35,9 +35,9 @@ use bowline::testing::ManualClock;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg};
 
-use super::raw::{frame, hello, send_bytes};
+use super::raw::{frame, hello, refused, send_bytes};
 use crate::frames::Frames;
-use crate::support::{DescriptorLedger, socketpair};
+use crate::support::{DescriptorLedger, Staged, socketpair, staged};
 
 /// How often a pool looks at its deadlines.
 const TICK: Duration = Duration::from_millis(20);
@@ -47,13 +47,6 @@ const HELLO: u16 = 1;
 
 const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
-}
-
-/// Lets happen what can without the time moving on.
-fn settle(reactor: &mut Reactor) {
-    for _ in 0..8 {
-        reactor.turn(Some(Duration::ZERO));
-    }
 }
 
 /// The defaults, but for what would make tests depend on the machine.
@@ -72,6 +65,13 @@ fn settings(workers: usize) -> PoolSettings {
     settings
 }
 
+/// [`settings`] but for one.
+fn with(workers: usize, set: impl FnOnce(&mut PoolSettings)) -> PoolSettings {
+    let mut settings = settings(workers);
+    set(&mut settings);
+    settings
+}
+
 /// A pool, whose workers are [`Hand`]s, and what it has said.
 struct Stage {
     reactor: Reactor,
@@ -83,6 +83,8 @@ struct Stage {
     clients: Vec<StdUnixStream>,
     _ledger: DescriptorLedger,
 }
+
+staged!(Stage);
 
 impl Stage {
     /// Workers that have not said hello.
@@ -140,22 +142,12 @@ impl Stage {
         stage
     }
 
-    fn settle(&mut self) {
-        settle(&mut self.reactor);
-    }
-
-    /// Moves the time, at once, and lets happen what is due then.
-    fn advance(&mut self, by: Duration) {
-        self.clock.advance(by);
-        self.settle();
-    }
-
     /// Moves the time in steps that miss no tick.
     fn pass(&mut self, time: Duration) {
         let mut left = time;
         while !left.is_zero() {
             let step = left.min(TICK / 4);
-            self.advance(step);
+            self.jump(step);
             left -= step;
         }
     }
@@ -207,7 +199,7 @@ impl Stage {
 
     fn refuse(&mut self, place: usize, id: u64, reason: WorkerRefusal) {
         let live = 0;
-        self.say(place, FromWorker::Refused { id, reason, live });
+        self.say(place, refused(id, reason, live));
     }
 
     /// The channel of a worker ends, and its process with it.

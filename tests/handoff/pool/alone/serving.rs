@@ -14,11 +14,11 @@ use bowline::handoff::pool::{
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::super::raw::dispatch;
+use super::super::raw::{dispatch, refused};
 use super::desk::{Desk, Keeping, Told};
-use super::ms;
+use super::{Staged, ms};
 use crate::support::own_process::{in_own_process, leave_free};
-use crate::support::{DescriptorLedger, socketpair};
+use crate::support::{DescriptorLedger, row, socketpair};
 
 fn limited(max_live: u32) -> WorkerSettings {
     let mut settings = WorkerSettings::default();
@@ -110,14 +110,7 @@ fn the_service_refuses_with_its_reason() {
     desk.service.refuses.set(Some(reason));
     desk.send([1]);
     let live = 0;
-    assert_eq!(
-        desk.said(),
-        [FromWorker::Refused {
-            id: 1,
-            reason,
-            live
-        }]
-    );
+    assert_eq!(desk.said(), [refused(1, reason, live)]);
     assert_eq!(desk.told(), [Told::Admit(1)]);
     // Its copy is closed; so the client sees the end.
     assert_eq!(desk.clients[0].read(&mut [0; 1]).unwrap(), 0);
@@ -136,14 +129,7 @@ fn a_descriptor_that_finds_no_number_is_said_to_be_lost() {
         leave_free(0);
         desk.settle();
         let (reason, live) = (WorkerRefusal::DescriptorLost, 0);
-        assert_eq!(
-            desk.said(),
-            [FromWorker::Refused {
-                id: 1,
-                reason,
-                live
-            }]
-        );
+        assert_eq!(desk.said(), [refused(1, reason, live)]);
         assert_eq!(desk.told(), []);
         let limit = Some(1_000);
         let (current, maximum) = (limit, limit);
@@ -217,13 +203,14 @@ fn a_service_that_panics_costs_one_connection() {
     desk.drain(1_000);
     assert_eq!(desk.reactor.statistics().panics, 2);
     desk.service.kept.borrow_mut().clear();
-    desk.advance(ms(10));
+    desk.jump(ms(10));
     assert_eq!(desk.told(), [Told::Draining(within), Told::Drained]);
 }
 
 #[test]
 fn what_could_not_be_answered_is_served_or_closed_as_asked() {
     for (orphans, served) in [(Orphans::Serve, 1), (Orphans::Close, 0)] {
+        let _row = row(orphans);
         let mut settings = WorkerSettings::default();
         settings.orphans = orphans;
         let mut desk = Desk::blocked(settings);
@@ -268,7 +255,7 @@ fn a_recalled_worker_serves_what_it_has_answered_and_nothing_else() {
         assert_eq!(end.unwrap(), 0, "its copy is closed");
         // It goes on with what it has, and ends.
         desk.end_one();
-        desk.advance(ms(2_000));
+        desk.jump(ms(2_000));
         assert_eq!(desk.told().pop(), Some(Told::Drained));
     }
 }
@@ -305,9 +292,9 @@ fn nothing_is_begun_when_the_reactor_stops() {
 /// What the worker says when, in milliseconds.
 #[track_caller]
 fn expect_load(desk: &mut Desk, at: u64, live: u32) {
-    desk.advance(ms(at) - Duration::from_nanos(1));
+    desk.jump(ms(at) - Duration::from_nanos(1));
     assert_eq!(desk.said(), [], "too soon");
-    desk.advance(Duration::from_nanos(1));
+    desk.jump(Duration::from_nanos(1));
     assert_eq!(desk.said(), [FromWorker::Load { live }]);
 }
 
@@ -319,29 +306,29 @@ fn the_pool_learns_of_ends_soon_and_is_bothered_seldom() {
     desk.end_one();
     expect_load(&mut desk, 50, 4);
     // Seen after 50 ms more, then after twice that, and so on.
-    desk.advance(ms(50));
+    desk.jump(ms(50));
     desk.end_one();
     expect_load(&mut desk, 100, 3);
     for wait in [50, 100, 200, 400, 800, 1_000, 1_000] {
         assert_eq!(desk.said(), []);
-        desk.advance(ms(wait));
+        desk.jump(ms(wait));
     }
     desk.end_one();
     expect_load(&mut desk, 1_000, 2);
     // One that comes has it look soon again; what it says then needs no report.
     for wait in [50, 100] {
-        desk.advance(ms(wait));
+        desk.jump(ms(wait));
     }
     desk.send([6]);
     assert_eq!(desk.said(), [FromWorker::Accepted { id: 6, live: 3 }]);
-    desk.advance(ms(200));
+    desk.jump(ms(200));
     assert_eq!(desk.said(), []);
     desk.end_one();
     expect_load(&mut desk, 100, 2);
     desk.end_one();
     desk.end_one();
     expect_load(&mut desk, 50, 0);
-    desk.advance(ms(10_000));
+    desk.jump(ms(10_000));
     assert_eq!(desk.said(), []);
     // And from the beginning.
     desk.send([7]);
@@ -356,7 +343,7 @@ fn without_connections_a_worker_does_not_look_for_ends() {
     let mut desk = Desk::new(WorkerSettings::default());
     desk.send([1]);
     desk.end_one();
-    desk.advance(ms(50));
+    desk.jump(ms(50));
     assert_eq!(desk.said().len(), 2);
     assert_eq!(desk.reactor.next_deadline(), None);
 }

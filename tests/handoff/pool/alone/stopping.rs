@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bowline::handoff::pool::{ToWorker, Undelivered, WorkerRefusal, WorkerStage};
 
-use super::{Stage, TICK, ms, settings};
+use super::{Stage, Staged, TICK, ms, settings, with};
+use crate::support::row;
 
 impl Stage {
     /// Stops the pool; counts how often it says that it is over.
@@ -75,9 +76,7 @@ fn a_pool_without_workers_has_stopped_at_once() {
 
 #[test]
 fn what_waits_is_given_out_before_workers_are_to_end() {
-    let mut settings = settings(2);
-    settings.window = 1;
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(2, |it| it.window = 1));
     stage.dispatch([1, 2, 3]);
     let over = stage.stop(ms(1_000));
     assert_eq!(stage.hand(0).labels(), [1]);
@@ -158,9 +157,7 @@ fn whoever_is_not_done_at_the_deadline_is_killed() {
 /// However long it might take to exit otherwise.
 #[test]
 fn a_process_that_does_not_exit_is_killed_at_the_deadline_of_a_stop() {
-    let mut settings = settings(1);
-    settings.exit_timeout = ms(5_000);
-    let mut stage = Stage::serving(settings);
+    let mut stage = Stage::serving(with(1, |it| it.exit_timeout = ms(5_000)));
     let over = stage.stop(ms(1_000));
     stage.hang_up(0);
     stage.pass(ms(1_000) - TICK);
@@ -175,6 +172,7 @@ fn a_process_that_does_not_exit_is_killed_at_the_deadline_of_a_stop() {
 #[test]
 fn of_two_stops_the_earlier_deadline_holds_and_both_are_told() {
     for (first, second) in [(2_000, 1_000), (1_000, 5_000)] {
+        let _row = row((first, second));
         let mut settings = settings(1);
         settings.window = 1;
         settings.ack_timeout = ms(60_000);
@@ -198,7 +196,7 @@ fn a_stop_without_an_end_waits_for_one() {
     for place in [0, 1] {
         assert_eq!(stage.hand(place).told_to_drain(), u32::MAX);
     }
-    stage.advance(ms(1_000_000_000));
+    stage.jump(ms(1_000_000_000));
     assert_eq!(stage.stage_of(0), WorkerStage::Draining);
     for place in 0..stage.started() {
         stage.end(place);

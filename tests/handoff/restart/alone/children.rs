@@ -10,8 +10,8 @@ use bowline::process::ChildProcess;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::wire::{ready, serving, take, taken};
-use super::{REAP, Server, Stage, ms};
-use crate::support::DEADLINE;
+use super::{REAP, Server, Stage, Staged, ms};
+use crate::support::{DEADLINE, row};
 
 /// One that runs until it is killed, or nobody holds it any more.
 pub(super) struct Sleeper {
@@ -117,11 +117,10 @@ pub(super) fn reap(stage: &mut Stage, pid: u32) {
 
 #[test]
 fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let mut failed = 0;
     for code in [0, 3] {
+        let _row = row(code);
         let pid = start(&mut stage, &server, exits(code));
         assert!(server.restart.is_under_way());
         reap(&mut stage, pid);
@@ -136,9 +135,7 @@ fn child_that_ends_before_it_asks_is_a_failure_with_its_status() {
 /// Contract X-12: whoever waits for all children of a program waits for this one too.
 #[test]
 fn child_that_somebody_else_has_waited_for_is_a_failure() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     // It is not asked for while it is started, which would be the first to wait.
     let mut command = Command::new("sh");
     command.args(["-c", "read _"]).stdin(Stdio::piped());
@@ -160,9 +157,7 @@ fn child_that_somebody_else_has_waited_for_is_a_failure() {
 
 #[test]
 fn child_of_whose_end_the_kernel_does_not_tell_is_asked_every_so_often() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let child = exits(0).spawn().expect("a shell");
     let pid = child.id();
     let started = Instant::now();
@@ -182,9 +177,7 @@ fn child_of_whose_end_the_kernel_does_not_tell_is_asked_every_so_often() {
 
 #[test]
 fn child_that_does_not_ask_in_time_is_killed() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let mut child = Sleeper::start(&mut stage, &server);
     stage.advance(ms(2_999));
     assert!(child.lives());
@@ -214,23 +207,15 @@ fn each_child_has_its_own_time_to_ask() {
 
 #[test]
 fn child_that_has_asked_has_the_time_of_its_steps() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let mut child = Sleeper::start(&mut stage, &server);
     let hand = stage.successor(child.pid);
-    for message in [take(0), taken(0)] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [take(0), taken(0)]);
     // Longer than it had to ask.
     stage.advance(ms(4_999));
     assert!(child.lives());
     assert_eq!(server.events(), [""; 0]);
-    for message in [ready(), serving()] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [ready(), serving()]);
     assert_eq!(server.events(), ["handed over"]);
     // It is on its own now.
     stage.advance(ms(3_000));
@@ -244,9 +229,8 @@ fn child_that_has_asked_has_the_time_of_its_steps() {
 #[test]
 fn child_that_has_taken_over_is_reaped_when_it_ends() {
     for is_told in [true, false] {
-        let mut stage = Stage::new();
-        let server = stage.begin("old", &["web"]);
-        server.events();
+        let _row = row(is_told);
+        let (mut stage, server) = Stage::serving();
         let child = Command::new("sleep").arg("1000").spawn().expect("sleep");
         let pid = child.id();
         let process: Box<dyn ChildProcess> = match is_told {
@@ -258,10 +242,7 @@ fn child_that_has_taken_over_is_reaped_when_it_ends() {
             .start_successor_with(&mut stage.reactor, || Ok(process));
         start.expect("it serves");
         let hand = stage.successor(pid);
-        for message in [take(0), taken(0), ready(), serving()] {
-            hand.send(&message, &[]);
-            stage.settle();
-        }
+        stage.say_all(&hand, [take(0), taken(0), ready(), serving()]);
         assert_eq!(server.events(), ["handed over"]);
         kill(pid);
         reap(&mut stage, pid);
@@ -273,41 +254,32 @@ fn child_that_has_taken_over_is_reaped_when_it_ends() {
 
 #[test]
 fn only_the_child_is_served_while_there_is_one() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let mut child = Sleeper::start(&mut stage, &server);
     let stranger = stage.successor(child.pid + 1);
-    stranger.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&stranger, &take(0));
     assert_eq!(stranger.hears(), ["refused 1", "lost"]);
     assert_eq!(server.events(), [""; 0]);
     assert!(child.lives());
     let hand = stage.successor(child.pid);
-    hand.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&hand, &take(0));
     assert_eq!(hand.hears()[0], "offer 1 [1]");
     // Once.
     let again = stage.successor(child.pid);
-    again.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&again, &take(0));
     assert_eq!(again.hears(), ["refused 1", "lost"]);
     assert!(child.lives());
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     reap(&mut stage, child.pid);
     assert_eq!(server.events(), ["goes on: the other process is gone"]);
 }
 
 #[test]
 fn child_of_another_format_is_killed() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let child = Sleeper::start(&mut stage, &server);
     let hand = stage.successor(child.pid);
-    hand.send(&take(1), &[]);
-    stage.settle();
+    stage.say(&hand, &take(1));
     assert_eq!(hand.hears(), ["refused 2", "lost"]);
     reap(&mut stage, child.pid);
     let told = ["goes on: predecessor is of another format"];
@@ -318,17 +290,13 @@ fn child_of_another_format_is_killed() {
 /// next at once.
 #[test]
 fn child_that_fails_is_killed_before_the_program_is_told() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let child = Sleeper::start(&mut stage, &server);
     let hand = stage.successor(child.pid);
-    hand.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&hand, &take(0));
     // Not for the first reason only.
     stage.advance(ms(1_000));
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     reap(&mut stage, child.pid);
     let late = ["goes on: the other process took too long"];
     assert_eq!(server.events(), late);
@@ -340,13 +308,10 @@ fn child_that_fails_is_killed_before_the_program_is_told() {
 /// Its channel may outlive it for a moment: that tells what it was for.
 #[test]
 fn child_that_ends_with_its_channel_open_is_told_of_once() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let child = Sleeper::start(&mut stage, &server);
     let hand = stage.successor(child.pid);
-    hand.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&hand, &take(0));
     kill(child.pid);
     let started = Instant::now();
     while runs(child.pid) {
@@ -357,8 +322,7 @@ fn child_that_ends_with_its_channel_open_is_told_of_once() {
     reap(&mut stage, child.pid);
     assert_eq!(server.events(), [""; 0]);
     assert!(server.restart.is_under_way());
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     assert_eq!(server.events(), ["goes on: the other process is gone"]);
     stage.advance(ms(10_000));
     assert_eq!(server.events(), [""; 0]);
@@ -389,12 +353,10 @@ fn no_child_is_started_where_there_is_no_use_for_one() {
     assert!(!server.restart.is_under_way());
     // Another one is served.
     let hand = stage.successor(1);
-    hand.send(&take(0), &[]);
-    stage.settle();
+    stage.say(&hand, &take(0));
     let busy = RestartError::Busy.to_string();
     assert_eq!(refuses(&mut stage, never()), busy);
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     // Another one was started.
     let child = Sleeper::start(&mut stage, &server);
     let again = server.restart.start_successor(&mut stage.reactor, never());

@@ -12,11 +12,11 @@ use super::wire::{
     Hand, Said, commit, connections, done, gives_up, go, listeners, live, nothing, number,
     offer_of, parted, prepared, ready, refused, serving, take, taken, takes_back,
 };
-use super::{Client, Server, Stage, ms};
+use super::{Client, Server, Stage, Staged, ms};
 use crate::mutated::{Kinds, mutate};
 use crate::pool::raw::send_bytes;
 use crate::support::figures::{Bound, Figures, scaled};
-use crate::support::{run_until_quiet_at_once, socketpair};
+use crate::support::{settle, socketpair};
 
 /// How many frames are mutated on one channel at the most: the first that is wrong ends it.
 const MUTATED: usize = 4;
@@ -161,7 +161,7 @@ impl Old {
     }
 
     fn turn(&mut self) {
-        run_until_quiet_at_once(&mut self.stage.reactor);
+        settle(&mut self.stage.reactor);
     }
 }
 
@@ -319,11 +319,11 @@ fn at_the_one_that_is_new(random: &mut Random, wanted: usize) -> Seen {
         stage.reactor = bowline::Reactor::with_clock(stage.clock.clone()).expect("epoll");
         let settings = stage.settings();
         let new = stage.begin_only(settings, "new", &["web"]);
-        run_until_quiet_at_once(&mut stage.reactor);
+        settle(&mut stage.reactor);
         let (socket, _) = estate.control.accept().expect("it looks for one");
         let hand = Hand::new(socket);
         seen.mutations += greet(random, &hand, Role::PREDECESSOR);
-        run_until_quiet_at_once(&mut stage.reactor);
+        settle(&mut stage.reactor);
         let (depth, baton) = (random.below(6), baton());
         let right = [
             (offer_of(1, 0), vec![baton.as_fd()]),
@@ -340,7 +340,7 @@ fn at_the_one_that_is_new(random: &mut Random, wanted: usize) -> Seen {
         ];
         for (message, fds) in &right[..depth.min(right.len())] {
             send(&hand, message, fds);
-            run_until_quiet_at_once(&mut stage.reactor);
+            settle(&mut stage.reactor);
         }
         for step in depth..depth + 1 + random.below(MUTATED) {
             let fds = estate.descriptors(random, step, &baton);
@@ -350,14 +350,14 @@ fn at_the_one_that_is_new(random: &mut Random, wanted: usize) -> Seen {
                 break;
             }
             if random.chance(70) {
-                run_until_quiet_at_once(&mut stage.reactor);
+                settle(&mut stage.reactor);
             }
         }
-        run_until_quiet_at_once(&mut stage.reactor);
+        settle(&mut stage.reactor);
         let heard = hand.hears();
         seen.refusals += heard.iter().filter(|it| is_refusal(it)).count();
         drop(hand);
-        run_until_quiet_at_once(&mut stage.reactor);
+        settle(&mut stage.reactor);
         stage.advance(ms(LONG));
         let events = new.events();
         let told = |what: &str| events.iter().any(|event| event.starts_with(what));

@@ -9,7 +9,8 @@ use bowline::handoff::restart::RestartSettings;
 use bowline::handoff::systemd::{Notice, Notifier, Watchdog};
 
 use super::wire::{Hand, commit, done, gives_up, listeners, parted, ready, serving, take, taken};
-use super::{Server, Stage, ms};
+use super::{Server, Stage, Staged, ms};
+use crate::support::row;
 
 /// The limit, unlike any other of the stage's.
 const MANAGER: u64 = 20_000;
@@ -79,13 +80,9 @@ fn nearly_handed_over(stage: &mut Stage, manager: &Manager) -> (Server, Hand) {
     let server = stage.begin_with(manager.settings(stage), "old", &["web"]);
     assert_eq!(manager.hears(), ["READY=1"]);
     let hand = stage.successor(4_242);
-    for message in [take(0), taken(0), ready()] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [take(0), taken(0), ready()]);
     manager.fill();
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     server.events();
     hand.hears();
     (server, hand)
@@ -109,8 +106,7 @@ fn predecessor_ends_when_the_manager_knows_and_the_successor_has_said_so() {
         [""; 0],
         "the manager is to know of the successor"
     );
-    hand.send(&parted(), &[]);
-    stage.settle();
+    stage.say(&hand, &parted());
     assert_eq!(server.events(), ["handed over"]);
     assert_eq!(hand.hears(), ["lost"]);
     // Nothing comes of it that would not be the main process's to say.
@@ -142,6 +138,7 @@ fn restart_goes_on_without_a_manager_that_takes_too_long_and_says_so() {
 #[test]
 fn announcement_is_taken_back_when_the_successor_comes_no_further() {
     for dies in [true, false] {
+        let _row = row(dies);
         let mut stage = Stage::new();
         let manager = Manager::new(&stage);
         let (server, hand) = nearly_handed_over(&mut stage, &manager);
@@ -175,8 +172,7 @@ fn taking_over(
     hand.offer_of(1, watched);
     hand.send(&listeners(0, &[("control", None)]), &[control.as_fd()]);
     stage.settle();
-    hand.send(&commit(), &[]);
-    stage.settle();
+    stage.say(&hand, &commit());
     assert_eq!(hand.hears(), ["take 0", "taken 0", "ready", "serving"]);
     (new, hand, control)
 }
@@ -184,13 +180,13 @@ fn taking_over(
 #[test]
 fn successor_parts_when_the_manager_knows_that_it_is_ready() {
     for is_late in [false, true] {
+        let _row = row(is_late);
         let mut stage = Stage::new();
         let manager = Manager::new(&stage);
         let settings = manager.settings(&stage);
         let (new, hand, _control) = taking_over(&mut stage, settings, 0);
         manager.fill();
-        hand.send(&done(), &[]);
-        stage.settle();
+        stage.say(&hand, &done());
         assert_eq!(new.events(), ["listens", "took over 77 0"], "it serves");
         stage.advance(ms(MANAGER - 1));
         assert_eq!(hand.hears(), [""; 0]);
@@ -216,6 +212,7 @@ fn watchdog_is_for_whoever_serves() {
         (55, 0, false),
         (55, 77, false),
     ] {
+        let _row = row((named, watched));
         let mut stage = Stage::new();
         let manager = Manager::new(&stage);
         let notifier = Rc::clone(&manager.notifier);
@@ -225,8 +222,7 @@ fn watchdog_is_for_whoever_serves() {
         stage.advance(ms(3_000));
         assert_eq!(manager.hears(), [""; 0]);
         assert!(!watchdog.is_for_us());
-        hand.send(&done(), &[]);
-        stage.settle();
+        stage.say(&hand, &done());
         assert_eq!(watchdog.is_for_us(), is_for_us, "{named} {watched}");
         stage.advance(ms(1_000));
         let pings = if is_for_us { 3 } else { 0 };
@@ -235,18 +231,14 @@ fn watchdog_is_for_whoever_serves() {
         assert_eq!(manager.hears(), wanted);
         // Its own successor is told whose heir it is.
         let next = stage.successor(4_242);
-        next.send(&take(0), &[]);
-        stage.settle();
+        stage.say(&next, &take(0));
         let offer = if is_for_us {
             format!("offer 1 watched {named} [1]")
         } else {
             "offer 1 [1]".into()
         };
         assert_eq!(next.hears()[0], offer);
-        for message in [taken(0), ready(), serving()] {
-            next.send(&message, &[]);
-            stage.settle();
-        }
+        stage.say_all(&next, [taken(0), ready(), serving()]);
         manager.hears();
         // It has handed over, and lives on for a while.
         stage.advance(ms(3_000));
@@ -269,8 +261,7 @@ fn watchdog_rests_until_its_process_serves() {
     let (_new, hand, _control) = taking_over(&mut stage, settings, 0);
     stage.advance(ms(3_000));
     assert_eq!(manager.hears(), [""; 0]);
-    hand.send(&done(), &[]);
-    stage.settle();
+    stage.say(&hand, &done());
     assert_eq!(manager.hears(), ["READY=1", "WATCHDOG=1"]);
     drop(watchdog);
     manager

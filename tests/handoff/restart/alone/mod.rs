@@ -21,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline::Unix;
 use bowline::endpoint::Adopt as _;
@@ -31,13 +31,12 @@ use bowline::handoff::restart::{
     Start,
 };
 use bowline::testing::ManualClock;
-use bowline::time::Clock;
 use bowline::{
     Address, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
 };
 
-use self::wire::Hand;
-use crate::support::{DescriptorLedger, in_short};
+use self::wire::{Hand, Said};
+use crate::support::{DescriptorLedger, Staged, in_short, staged};
 
 /// How often a predecessor asks whether its child has ended.
 const REAP: Duration = Duration::from_millis(20);
@@ -54,6 +53,8 @@ struct Stage {
     _ledger: DescriptorLedger,
 }
 
+staged!(Stage);
+
 impl Stage {
     fn new() -> Self {
         let ledger = DescriptorLedger::open();
@@ -64,6 +65,14 @@ impl Stage {
             directory: tempfile::tempdir().expect("temporary directory"),
             _ledger: ledger,
         }
+    }
+
+    /// With a process that serves `web`, and has said so.
+    fn serving() -> (Self, Server) {
+        let mut stage = Self::new();
+        let server = stage.begin("old", &["web"]);
+        server.events();
+        (stage, server)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,36 +92,6 @@ impl Stage {
         settings.ready = ms(5_000);
         settings.drain = ms(7_000);
         settings
-    }
-
-    /// Lets happen what can without the time moving on.
-    fn settle(&mut self) {
-        for _ in 0..30 {
-            self.reactor.turn(Some(Duration::ZERO));
-        }
-    }
-
-    /// Moves the time, and lets happen what is due on the way.
-    fn advance(&mut self, by: Duration) {
-        let end = self.clock.now() + by;
-        while let Some(due) = self.reactor.next_deadline()
-            && due <= end
-        {
-            self.pass_to(due);
-        }
-        self.pass_to(end);
-    }
-
-    fn pass_to(&mut self, time: Instant) {
-        self.clock
-            .advance(time.saturating_duration_since(self.clock.now()));
-        self.settle();
-    }
-
-    /// Moves the time, at once, as if the process had been stopped.
-    fn jump(&mut self, by: Duration) {
-        self.clock.advance(by);
-        self.settle();
     }
 
     /// Begins, with listeners of these names, and lets happen what can.
@@ -177,6 +156,25 @@ impl Stage {
     /// A successor by hand, which has said hello as process `pid`.
     fn successor(&mut self, pid: u32) -> Hand {
         self.successor_with(pid, 1 << 20)
+    }
+
+    /// Has a hand say something, and lets happen what comes of it.
+    fn say(&mut self, hand: &Hand, message: &Said) {
+        hand.send(message, &[]);
+        self.settle();
+    }
+
+    /// Has a hand say all of that, each when everything has come of the one before.
+    fn say_all(&mut self, hand: &Hand, messages: impl IntoIterator<Item = Said>) {
+        for message in messages {
+            self.say(hand, &message);
+        }
+    }
+
+    /// A hand closes its end of the channel.
+    fn hang_up(&mut self, hand: Hand) {
+        drop(hand);
+        self.settle();
     }
 
     fn successor_with(&mut self, pid: u32, max_payload: u32) -> Hand {

@@ -5,8 +5,9 @@ use super::wire::{
     Hand, NONSENSE, connections, gives_up, live, nothing, prepared, ready, serving, take, taken,
     takes,
 };
-use super::{Client, Server, Stage, ms};
+use super::{Client, Server, Stage, Staged, ms};
 use crate::capture;
+use crate::support::row;
 
 /// What of a message is kept for all but the connections.
 const OVERHEAD: u32 = 4_096;
@@ -17,11 +18,10 @@ const EACH: usize = 64 + 4;
 const MIB: usize = 1 << 20;
 
 /// The one that serves, with so many clients.
-fn serving_clients(stage: &mut Stage, count: usize) -> (Server, Vec<Client>) {
-    let server = stage.begin("old", &["web"]);
+fn serving_clients(count: usize) -> (Stage, Server, Vec<Client>) {
+    let (mut stage, server) = Stage::serving();
     let clients = (0..count).map(|_| stage.client("web")).collect();
-    server.events();
-    (server, clients)
+    (stage, server, clients)
 }
 
 /// A successor that is ready.
@@ -31,19 +31,24 @@ fn ready_one(stage: &mut Stage, max_payload: u32) -> Hand {
     hand
 }
 
+/// The same, that was started here.
+fn ready_child(stage: &mut Stage, server: &Server) -> (Sleeper, Hand) {
+    let child = Sleeper::start(stage, server);
+    let hand = stage.successor(child.pid);
+    make_ready(stage, &hand);
+    (child, hand)
+}
+
 fn make_ready(stage: &mut Stage, hand: &Hand) {
-    hand.send(&take(0), &[]);
-    stage.settle();
+    stage.say(hand, &take(0));
     make_ready_after_take(stage, hand);
 }
 
 fn make_ready_after_take(stage: &mut Stage, hand: &Hand) {
-    hand.send(&taken(0), &[]);
-    stage.settle();
+    stage.say(hand, &taken(0));
     hand.hears();
     hand.descriptors.borrow_mut().clear();
-    hand.send(&ready(), &[]);
-    stage.settle();
+    stage.say(hand, &ready());
 }
 
 /// What has come, and what comes when that is taken.
@@ -68,10 +73,8 @@ fn take_all(stage: &mut Stage, hand: &Hand) -> Vec<String> {
             break;
         }
         assert!(batch < 10, "more and more: {all:?}");
-        hand.send(&prepared(batch, &[]), &[]);
-        stage.settle();
-        hand.send(&live(batch), &[]);
-        stage.settle();
+        stage.say(hand, &prepared(batch, &[]));
+        stage.say(hand, &live(batch));
     }
     all
 }
@@ -98,28 +101,22 @@ fn sizes(heard: &[String]) -> Vec<Vec<(usize, usize)>> {
 /// Each came with the next message before, and a restart under load had no end.
 #[test]
 fn connections_that_come_while_others_move_follow_when_nobody_is_accepted() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 2);
+    let (mut stage, server, mut clients) = serving_clients(2);
     let hand = ready_one(&mut stage, 1 << 20);
     let sent = ["connections 1: line/0/0/0/[]/0 line/0/0/0/[]/0 [2]"];
     assert_eq!(hand.hears(), sent);
     clients.push(stage.client("web"));
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     clients.push(stage.client("web"));
     assert_eq!(hand.hears(), ["go 1"]);
-    hand.send(&live(1), &[]);
-    stage.settle();
+    stage.say(&hand, &live(1));
     assert_eq!(hand.hears(), ["commit"]);
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     let sent = ["connections 2: line/0/0/0/[]/0 line/0/0/0/[]/0 [2]"];
     assert_eq!(hand.hears(), sent);
-    hand.send(&prepared(2, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(2, &[]));
     assert_eq!(hand.hears(), ["go 2"]);
-    hand.send(&live(2), &[]);
-    stage.settle();
+    stage.say(&hand, &live(2));
     assert_eq!(hand.hears(), ["done", "lost"]);
     assert_eq!(server.restart.connections_moved(), 4);
     assert!(clients.iter_mut().all(|client| client.hears().is_empty()));
@@ -127,8 +124,7 @@ fn connections_that_come_while_others_move_follow_when_nobody_is_accepted() {
 
 #[test]
 fn connections_move_with_what_they_hold() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 2);
+    let (mut stage, server, mut clients) = serving_clients(2);
     stage.ask(&mut clients[0], "keep 10");
     stage.ask(&mut clients[0], "unread 3");
     stage.ask(&mut clients[1], "hold 2");
@@ -136,16 +132,13 @@ fn connections_move_with_what_they_hold() {
     let sent = ["connections 1: line/10/3/0/[]/0 line/0/0/0/[]/2 [4]"];
     assert_eq!(hand.hears(), sent);
     assert_eq!(server.events(), ["packs 0", "packs 1"]);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     assert_eq!(hand.hears(), ["go 1"]);
     assert_eq!(server.restart.connections_moved(), 0);
-    hand.send(&live(1), &[]);
-    stage.settle();
+    stage.say(&hand, &live(1));
     assert_eq!(hand.hears(), ["commit"]);
     assert_eq!(server.restart.connections_moved(), 2);
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     assert_eq!(hand.hears(), ["done", "lost"]);
     // Not lost: they go on elsewhere.
     assert_eq!(server.events(), ["handed over"]);
@@ -157,8 +150,7 @@ fn connections_move_with_what_they_hold() {
 
 #[test]
 fn bytes_and_descriptors_that_had_not_left_move_along() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     for question in ["write 400000", "fill 300000", "pass 2", "pass 1"] {
         stage.tell(&mut clients[0], question);
     }
@@ -167,8 +159,7 @@ fn bytes_and_descriptors_that_had_not_left_move_along() {
         hears(&mut stage, &hand),
         ["connections 1: line/0/0/300008/[(300000, 300004, 2), (300004, 300008, 1)]/0 [4]"]
     );
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     server.events();
     let new = stage.begin("new", &["web"]);
     let moved = "moved line 0 unread 0 unsent 300008 \
@@ -186,20 +177,16 @@ fn bytes_and_descriptors_that_had_not_left_move_along() {
 
 #[test]
 fn connections_that_are_refused_stay() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 3);
+    let (mut stage, server, mut clients) = serving_clients(3);
     stage.ask(&mut clients[0], "keep 5");
     let hand = ready_one(&mut stage, 1 << 20);
-    hand.send(&prepared(1, &[0, 2]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[0, 2]));
     assert_eq!(server.events()[3..], ["0 reattached", "2 reattached"]);
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
     assert_eq!(stage.ask(&mut clients[2], "who"), "old 2");
-    hand.send(&live(1), &[]);
-    stage.settle();
+    stage.say(&hand, &live(1));
     assert_eq!(server.restart.connections_moved(), 1);
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     assert!(server.restart.has_handed_over());
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
     // Nobody has read it here.
@@ -209,13 +196,11 @@ fn connections_that_are_refused_stay() {
 /// It has another handle after it came back, and what it packed.
 #[test]
 fn connection_that_came_back_moves_with_the_next_successor() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 2);
+    let (mut stage, server, mut clients) = serving_clients(2);
     stage.ask(&mut clients[0], "keep 9");
     stage.ask(&mut clients[1], "hold 3");
     let hand = ready_one(&mut stage, 1 << 20);
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     let gone = "goes on: the other process is gone";
     let wanted = ["packs 0", "packs 1", "0 reattached", "1 reattached", gone];
     assert_eq!(server.events(), wanted);
@@ -239,12 +224,11 @@ fn connections_come_back_if_the_successor_fails_before_they_are_its_own() {
             .iter()
             .enumerate()
         {
-            let mut stage = Stage::new();
-            let (server, mut clients) = serving_clients(&mut stage, 2);
+            let _row = row((is_told, how));
+            let (mut stage, server, mut clients) = serving_clients(2);
             let hand = ready_one(&mut stage, 1 << 20);
             if is_told {
-                hand.send(&prepared(1, &[]), &[]);
-                stage.settle();
+                stage.say(&hand, &prepared(1, &[]));
                 assert_eq!(hand.hears().last().expect("a word"), "go 1");
             }
             hand.descriptors.borrow_mut().clear();
@@ -265,8 +249,7 @@ fn connections_come_back_if_the_successor_fails_before_they_are_its_own() {
                     "{how}"
                 );
             }
-            drop(hand);
-            stage.settle();
+            stage.hang_up(hand);
             // It was hung up on, and what it may have said was not heard.
             let is_known = !is_told || fails < 2;
             for (at, client) in clients.iter_mut().enumerate() {
@@ -288,16 +271,11 @@ fn connections_come_back_if_the_successor_fails_before_they_are_its_own() {
 /// It is gone by the time that they are taken apart.
 #[test]
 fn connections_stay_here_if_the_successor_dies_as_soon_as_it_is_ready() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let hand = stage.successor(1);
-    for message in [take(0), taken(0)] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [take(0), taken(0)]);
     hand.send(&ready(), &[]);
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     let events = server.events();
     let gone = "goes on: the other process is gone";
     assert!(events.contains(&gone.to_owned()), "{events:?}");
@@ -307,8 +285,7 @@ fn connections_stay_here_if_the_successor_dies_as_soon_as_it_is_ready() {
 
 #[test]
 fn batch_on_its_way_has_its_limit() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let hand = ready_one(&mut stage, 1 << 20);
     stage.advance(ms(999));
     assert_eq!(hand.hears().len(), 1);
@@ -322,8 +299,7 @@ fn batch_on_its_way_has_its_limit() {
     let hand = ready_one(&mut stage, 1 << 20);
     for message in [prepared(1, &[]), live(1), serving()] {
         stage.advance(ms(999));
-        hand.send(&message, &[]);
-        stage.settle();
+        stage.say(&hand, &message);
     }
     assert!(server.restart.has_handed_over());
 }
@@ -331,11 +307,9 @@ fn batch_on_its_way_has_its_limit() {
 /// A stranger may serve them by then: they are left to it.
 #[test]
 fn connections_of_a_stranger_that_hangs_when_told_to_go_are_not_taken_back() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let hand = ready_one(&mut stage, 1 << 20);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     hand.hears();
     stage.advance(ms(999));
     assert_eq!(hand.hears(), [""; 0]);
@@ -353,21 +327,16 @@ fn connections_of_a_stranger_that_hangs_when_told_to_go_are_not_taken_back() {
 /// A child is killed, and dead it serves nobody.
 #[test]
 fn connections_of_a_child_that_hangs_when_told_to_go_come_back_when_it_is_dead() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
-    let child = Sleeper::start(&mut stage, &server);
-    let hand = stage.successor(child.pid);
-    make_ready(&mut stage, &hand);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    let (mut stage, server, mut clients) = serving_clients(1);
+    let (child, hand) = ready_child(&mut stage, &server);
+    stage.say(&hand, &prepared(1, &[]));
     hand.hears();
     stage.advance(ms(1_000));
     assert_eq!(hand.hears(), [""; 0], "it is not asked any more");
     reap(&mut stage, child.pid);
     assert_eq!(server.events(), ["packs 0"]);
     // What the kernel does when the process ends.
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     let events = ["0 reattached", "goes on: the other process is gone"];
     assert_eq!(server.events(), events);
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
@@ -376,15 +345,10 @@ fn connections_of_a_child_that_hangs_when_told_to_go_come_back_when_it_is_dead()
 /// Its end of the channel ends with it, and not before.
 #[test]
 fn connections_of_a_child_that_dies_when_told_to_go_come_back_at_once() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
-    let child = Sleeper::start(&mut stage, &server);
-    let hand = stage.successor(child.pid);
-    make_ready(&mut stage, &hand);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
-    drop(hand);
-    stage.settle();
+    let (mut stage, server, mut clients) = serving_clients(1);
+    let (child, hand) = ready_child(&mut stage, &server);
+    stage.say(&hand, &prepared(1, &[]));
+    stage.hang_up(hand);
     let mut events = server.events();
     assert_eq!(events[..2], ["packs 0", "0 reattached"]);
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
@@ -400,17 +364,13 @@ fn connections_of_a_child_that_dies_when_told_to_go_come_back_at_once() {
 #[test]
 fn connections_of_a_child_whose_channel_breaks_end_with_it() {
     for has_gone in [false, true] {
-        let mut stage = Stage::new();
-        let (server, mut clients) = serving_clients(&mut stage, 1);
-        let mut child = Sleeper::start(&mut stage, &server);
-        let hand = stage.successor(child.pid);
-        make_ready(&mut stage, &hand);
+        let _row = row(has_gone);
+        let (mut stage, server, mut clients) = serving_clients(1);
+        let (mut child, hand) = ready_child(&mut stage, &server);
         if has_gone {
-            hand.send(&prepared(1, &[]), &[]);
-            stage.settle();
+            stage.say(&hand, &prepared(1, &[]));
         }
-        hand.send(&nothing(NONSENSE), &[]);
-        stage.settle();
+        stage.say(&hand, &nothing(NONSENSE));
         assert_eq!(clients[0].hears(), "", "it may serve");
         stage.advance(ms(999));
         assert!(child.lives() && server.restart.is_under_way());
@@ -443,17 +403,15 @@ fn connections_of_a_child_whose_channel_breaks_end_with_it() {
 fn connections_that_are_on_their_way_to_one_that_serves_without_its_channel_stay() {
     for has_gone in [false, true] {
         for is_late in [false, true] {
-            let mut stage = Stage::new();
-            let (server, mut clients) = serving_clients(&mut stage, 1);
+            let _row = row((has_gone, is_late));
+            let (mut stage, server, mut clients) = serving_clients(1);
             let mut child = Sleeper::start(&mut stage, &server);
             let hand = stage.successor(child.pid);
-            hand.send(&take(0), &[]);
-            stage.settle();
+            stage.say(&hand, &take(0));
             let baton = hand.baton();
             make_ready_after_take(&mut stage, &hand);
             if has_gone {
-                hand.send(&prepared(1, &[]), &[]);
-                stage.settle();
+                stage.say(&hand, &prepared(1, &[]));
             }
             assert!(takes(baton));
             if is_late {
@@ -462,8 +420,7 @@ fn connections_that_are_on_their_way_to_one_that_serves_without_its_channel_stay
                 assert_eq!(server.events(), ["packs 0"]);
             }
             assert!(child.lives(), "it serves");
-            drop(hand);
-            stage.settle();
+            stage.hang_up(hand);
             let wanted = match is_late {
                 true => vec!["0 reattached", "handed over"],
                 false => vec!["packs 0", "0 reattached", "handed over"],
@@ -482,17 +439,15 @@ fn connections_that_are_on_their_way_to_one_that_serves_without_its_channel_stay
 #[test]
 fn connections_that_were_not_told_to_go_come_back_when_the_channel_breaks() {
     for is_prepared in [false, true] {
-        let mut stage = Stage::new();
-        let (server, mut clients) = serving_clients(&mut stage, 1);
+        let _row = row(is_prepared);
+        let (mut stage, server, mut clients) = serving_clients(1);
         stage.ask(&mut clients[0], "keep 900000");
         let hand = ready_one(&mut stage, 1 << 20);
         // It has not read them, and so not either that it is to go.
         if is_prepared {
-            hand.send(&prepared(1, &[]), &[]);
-            stage.settle();
+            stage.say(&hand, &prepared(1, &[]));
         }
-        hand.send(&nothing(NONSENSE), &[]);
-        stage.settle();
+        stage.say(&hand, &nothing(NONSENSE));
         assert!(server.restart.is_under_way());
         stage.advance(ms(1_000));
         let gone = "goes on: the other process is gone";
@@ -507,21 +462,18 @@ fn connections_that_were_not_told_to_go_come_back_when_the_channel_breaks() {
 #[test]
 fn connections_are_left_to_one_that_serves_when_the_channel_has_broken_here() {
     for has_gone in [false, true] {
-        let mut stage = Stage::new();
-        let (server, mut clients) = serving_clients(&mut stage, 1);
+        let _row = row(has_gone);
+        let (mut stage, server, mut clients) = serving_clients(1);
         let mut child = Sleeper::start(&mut stage, &server);
         let hand = stage.successor(child.pid);
-        hand.send(&take(0), &[]);
-        stage.settle();
+        stage.say(&hand, &take(0));
         let baton = hand.baton();
         make_ready_after_take(&mut stage, &hand);
         if has_gone {
-            hand.send(&prepared(1, &[]), &[]);
-            stage.settle();
+            stage.say(&hand, &prepared(1, &[]));
         }
         hand.hears();
-        hand.send(&nothing(NONSENSE), &[]);
-        stage.settle();
+        stage.say(&hand, &nothing(NONSENSE));
         assert!(takes(baton));
         capture::start();
         stage.advance(ms(1_000));
@@ -536,16 +488,13 @@ fn connections_are_left_to_one_that_serves_when_the_channel_has_broken_here() {
 
 #[test]
 fn connections_are_not_taken_back_from_one_that_is_not_heard_to_the_end() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let hand = ready_one(&mut stage, 1 << 20);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     hand.hears();
     server.events();
     // It is hung up on for this, and may be about to say `Live`.
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     assert_eq!(hand.hears(), ["takes back", "lost"]);
     assert_eq!(server.events(), ["goes on: the other process gave up"]);
     assert_eq!(clients[0].hears(), "");
@@ -564,10 +513,7 @@ fn failed_successor_that_does_not_read_is_not_waited_for() {
     stage.ask(&mut client, "keep 900000");
     let hand = ready_one(&mut stage, 1 << 20);
     capture::start();
-    for message in [prepared(1, &[]), prepared(1, &[])] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [prepared(1, &[]), prepared(1, &[])]);
     let is_over = || !capture::lines("1 connections are left to").is_empty();
     stage.advance(ms(999));
     assert!(!is_over());
@@ -579,13 +525,10 @@ fn failed_successor_that_does_not_read_is_not_waited_for() {
 /// All that it serves it has said before.
 #[test]
 fn connections_come_back_from_one_that_gives_up_when_told_to_go() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let hand = ready_one(&mut stage, 1 << 20);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
-    hand.send(&gives_up(), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
+    stage.say(&hand, &gives_up());
     let mut events = server.events();
     events.sort();
     let back = [
@@ -600,8 +543,7 @@ fn connections_come_back_from_one_that_gives_up_when_told_to_go() {
 /// It is heard to the end before it is said to be late.
 #[test]
 fn successor_is_not_late_because_its_predecessor_was_stopped() {
-    let mut stage = Stage::new();
-    let (server, _clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, _clients) = serving_clients(1);
     let hand = ready_one(&mut stage, 1 << 20);
     for message in [prepared(1, &[]), live(1), serving()] {
         hand.send(&message, &[]);
@@ -614,21 +556,18 @@ fn successor_is_not_late_because_its_predecessor_was_stopped() {
 /// Its end is there to be read, and its process was waited for already.
 #[test]
 fn connections_of_a_child_that_died_while_its_predecessor_was_stopped_come_back() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     let child = Sleeper::start(&mut stage, &server);
     let pid = child.pid;
     let hand = stage.successor(pid);
     make_ready(&mut stage, &hand);
-    hand.send(&prepared(1, &[]), &[]);
-    stage.settle();
+    stage.say(&hand, &prepared(1, &[]));
     // It ends when nobody holds it.
     drop(child);
     reap(&mut stage, pid);
     stage.advance(ms(2_000));
     assert_eq!(server.events(), ["packs 0"]);
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     let mut events = server.events();
     events.sort();
     let back = ["0 reattached", "goes on: the other process is gone"];
@@ -638,8 +577,7 @@ fn connections_of_a_child_that_died_while_its_predecessor_was_stopped_come_back(
 
 #[test]
 fn connections_that_do_not_want_to_move_stay() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 4);
+    let (mut stage, server, mut clients) = serving_clients(4);
     // Says so, is not on the list, is about to close.
     stage.ask(&mut clients[0], "stay");
     stage.ask(&mut clients[1], "leave");
@@ -653,8 +591,7 @@ fn connections_that_do_not_want_to_move_stay() {
     assert_eq!(sizes(&heard), [[(0, 0)]]);
     let events = ["3 lost", "packs 0", "packs 2", "0 reattached"];
     assert_eq!(server.events(), events);
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     assert!(server.restart.has_handed_over());
     assert_eq!(stage.ask(&mut clients[0], "who"), "old 0");
     assert_eq!(stage.ask(&mut clients[1], "who"), "old 1");
@@ -662,8 +599,7 @@ fn connections_that_do_not_want_to_move_stay() {
 
 #[test]
 fn connection_that_was_listed_as_something_else_stays_and_is_reported() {
-    let mut stage = Stage::new();
-    let (_server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, _server, mut clients) = serving_clients(1);
     stage.ask(&mut clients[0], "pretend");
     capture::start();
     let hand = ready_one(&mut stage, 1 << 20);
@@ -677,22 +613,19 @@ fn connection_that_was_listed_as_something_else_stays_and_is_reported() {
 
 #[test]
 fn connection_that_stays_is_asked_once_before_and_once_after_the_listeners_go() {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, 1);
+    let (mut stage, server, mut clients) = serving_clients(1);
     stage.ask(&mut clients[0], "stay");
     let hand = ready_one(&mut stage, 1 << 20);
     assert_eq!(hand.hears(), ["commit"]);
     assert_eq!(server.events(), ["packs 0", "0 reattached"]);
-    hand.send(&serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &serving());
     assert_eq!(hand.hears(), ["done", "lost"]);
     assert_eq!(server.events(), ["handed over"]);
 }
 
 #[test]
 fn connections_move_in_batches_of_so_many() {
-    let mut stage = Stage::new();
-    let (server, _clients) = serving_clients(&mut stage, 130);
+    let (mut stage, server, _clients) = serving_clients(130);
     let hand = ready_one(&mut stage, 1 << 20);
     let heard = take_all(&mut stage, &hand);
     let counts: Vec<_> = sizes(&heard).iter().map(Vec::len).collect();
@@ -704,8 +637,7 @@ fn connections_move_in_batches_of_so_many() {
 /// States of so many bytes, with so many descriptors each, to a successor that takes
 /// messages of so many bytes: what moves, batch by batch.
 fn batches(max_payload: u32, states: &[(usize, usize)]) -> Vec<Vec<(usize, usize)>> {
-    let mut stage = Stage::new();
-    let (server, mut clients) = serving_clients(&mut stage, states.len());
+    let (mut stage, server, mut clients) = serving_clients(states.len());
     for (client, (state, held)) in clients.iter_mut().zip(states) {
         stage.ask(client, &format!("keep {state}"));
         stage.ask(client, &format!("hold {held}"));
@@ -797,8 +729,8 @@ fn connection_with_too_much_to_send_for_this_batch_is_left_alone() {
         (MIB / 2, MIB / 2 + 1, false),
         (MIB + 5, 400_000, false),
     ] {
-        let mut stage = Stage::new();
-        let (server, mut clients) = serving_clients(&mut stage, 3);
+        let _row = row((first, second));
+        let (mut stage, server, mut clients) = serving_clients(3);
         for (client, count) in clients.iter_mut().zip([first, second]) {
             stage.tell(client, "write 400000");
             stage.tell(client, &format!("fill {count}"));

@@ -20,7 +20,7 @@ use rustix::net::{
     SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 
-use super::{Stage, file};
+use super::{Stage, Staged, file};
 
 /// What a program shares with the test.
 #[derive(Default)]

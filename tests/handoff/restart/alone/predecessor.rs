@@ -1,5 +1,6 @@
 //! The process that serves, with successors by hand.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use bowline::Reactor;
@@ -8,22 +9,29 @@ use bowline::{Tcp, Unix};
 use super::wire::{
     Hand, commit, gives_up, go, live, number, offer, prepared, ready, serving, take, taken, takes,
 };
-use super::{Line, Stage, ms};
-use crate::support::Recorder;
+use super::{Line, Server, Stage, Staged, ms};
+use crate::support::{Recorder, row};
 
-/// Both in one: the process that serves `web`, and a successor that has gone so
-/// many steps of those to everything.
+/// How many steps a successor goes from its hello to everything.
 const STEPS: usize = 4;
 
 fn step(hand: &Hand, step: usize) {
     hand.send(&[take(0), taken(0), ready(), serving()][step], &[]);
 }
 
-fn go_to(stage: &mut Stage, hand: &Hand, steps: usize) {
-    for at in 0..steps {
+/// Goes those steps, each when everything has come of the one before.
+fn go_on(stage: &mut Stage, hand: &Hand, steps: Range<usize>) {
+    for at in steps {
         step(hand, at);
         stage.settle();
     }
+}
+
+/// The process that serves `web`, and a successor that has said hello.
+fn visited() -> (Stage, Server, Hand) {
+    let (mut stage, server) = Stage::serving();
+    let hand = stage.successor(1);
+    (stage, server, hand)
 }
 
 #[test]
@@ -76,17 +84,13 @@ fn somebody_who_never_greets_has_the_time_of_an_answer() {
 
 #[test]
 fn one_that_serves_says_that_a_successor_is_under_way() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
+    let (mut stage, server, hand) = visited();
     assert!(!server.restart.is_under_way(), "it has not asked");
-    step(&hand, 0);
-    stage.settle();
+    go_on(&mut stage, &hand, 0..1);
     assert!(server.restart.is_under_way());
     let printed = format!("{:?}", server.restart);
     assert_eq!(printed, "Restart { role: Serving, is_under_way: true, .. }");
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     assert!(!server.restart.is_under_way());
 }
 
@@ -94,11 +98,9 @@ fn one_that_serves_says_that_a_successor_is_under_way() {
 fn each_step_has_its_own_limit() {
     // Those that a successor has gone, and how long the next may take.
     for (steps, limit) in [(0, 1_000), (1, 1_000), (2, 5_000), (3, 1_000)] {
-        let mut stage = Stage::new();
-        let server = stage.begin("old", &["web"]);
-        server.events();
-        let hand = stage.successor(1);
-        go_to(&mut stage, &hand, steps);
+        let _row = row((steps, limit));
+        let (mut stage, server, hand) = visited();
+        go_on(&mut stage, &hand, 0..steps);
         hand.hears();
         stage.advance(ms(limit - 1));
         assert_eq!(hand.hears(), [""; 0], "{steps}");
@@ -129,7 +131,7 @@ fn shortest_limit_is_kept() {
     settings.answer = ms(10);
     let _server = stage.begin_with(settings, "old", &["web"]);
     let hand = stage.successor(1);
-    go_to(&mut stage, &hand, 1);
+    go_on(&mut stage, &hand, 0..1);
     hand.hears();
     stage.advance(ms(9));
     assert_eq!(hand.hears(), [""; 0]);
@@ -140,9 +142,7 @@ fn shortest_limit_is_kept() {
 /// A limit begins anew with each step.
 #[test]
 fn successor_that_is_just_in_time_at_each_step_takes_over() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
+    let (mut stage, server, hand) = visited();
     for (at, limit) in [1_000, 1_000, 5_000, 1_000].into_iter().enumerate() {
         stage.advance(ms(limit - 1));
         step(&hand, at);
@@ -155,21 +155,17 @@ fn successor_that_is_just_in_time_at_each_step_takes_over() {
 fn successor_that_ends_at_any_step_leaves_the_old_one_serving() {
     for steps in 0..STEPS {
         for gives in [false, true] {
-            let mut stage = Stage::new();
-            let server = stage.begin("old", &["web"]);
-            server.events();
-            let hand = stage.successor(1);
-            go_to(&mut stage, &hand, steps);
+            let _row = row((steps, gives));
+            let (mut stage, server, hand) = visited();
+            go_on(&mut stage, &hand, 0..steps);
             // Nobody is lost who comes meanwhile.
             let mut waiting = stage.client("web");
             hand.hears();
             if gives {
-                hand.send(&gives_up(), &[]);
-                stage.settle();
+                stage.say(&hand, &gives_up());
                 assert_eq!(hand.hears(), ["takes back", "lost"]);
             }
-            drop(hand);
-            stage.settle();
+            stage.hang_up(hand);
             let wanted = match (steps, gives) {
                 (0, _) => vec![],
                 (_, true) => vec!["goes on: the other process gave up"],
@@ -182,7 +178,7 @@ fn successor_that_ends_at_any_step_leaves_the_old_one_serving() {
             server.events();
             // The next is served, from the beginning.
             let hand = stage.successor(2);
-            go_to(&mut stage, &hand, STEPS);
+            go_on(&mut stage, &hand, 0..STEPS);
             assert_eq!(server.events(), ["handed over"]);
         }
     }
@@ -195,31 +191,26 @@ fn one_that_serves_without_its_channel_is_left_to_it() {
     // It has said that it has the listeners, is ready, serves.
     for steps in 2..STEPS {
         for is_late in [false, true] {
+            let _row = row((steps, is_late));
             let mut stage = Stage::new();
             let server = stage.begin("old", &["web"]);
             let mut client = stage.client("web");
             stage.ask(&mut client, "stay");
             server.events();
             let hand = stage.successor(1);
-            step(&hand, 0);
-            stage.settle();
+            go_on(&mut stage, &hand, 0..1);
             let baton = hand.baton();
-            for at in 1..steps {
-                step(&hand, at);
-                stage.settle();
-            }
+            go_on(&mut stage, &hand, 1..steps);
             assert!(takes(baton));
             if is_late {
                 // What comes of it is only that its end is waited for.
-                hand.send(&gives_up(), &[]);
-                stage.settle();
+                stage.say(&hand, &gives_up());
                 stage.advance(ms(999));
                 assert!(server.restart.is_under_way(), "{steps}");
                 assert!(!server.restart.has_handed_over(), "{steps}");
             }
             hand.hears();
-            drop(hand);
-            stage.settle();
+            stage.hang_up(hand);
             assert_eq!(
                 server.events().last().expect("told"),
                 "handed over",
@@ -237,14 +228,10 @@ fn one_that_serves_without_its_channel_is_left_to_it() {
 /// As if it were the last that is heard of it.
 #[test]
 fn one_that_serves_without_its_channel_is_not_waited_for_without_end() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
-    step(&hand, 0);
-    stage.settle();
+    let (mut stage, server, hand) = visited();
+    go_on(&mut stage, &hand, 0..1);
     assert!(takes(hand.baton()));
-    step(&hand, 1);
-    stage.settle();
+    go_on(&mut stage, &hand, 1..2);
     stage.advance(ms(5_999));
     assert!(server.restart.is_under_way());
     stage.advance(ms(1));
@@ -254,28 +241,19 @@ fn one_that_serves_without_its_channel_is_not_waited_for_without_end() {
 /// Whoever dies after that has died in the middle of serving.
 #[test]
 fn one_that_has_left_takes_nothing_back() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
-    step(&hand, 0);
-    stage.settle();
+    let (mut stage, server, hand) = visited();
+    go_on(&mut stage, &hand, 0..1);
     let baton = hand.baton();
-    for at in 1..STEPS {
-        step(&hand, at);
-        stage.settle();
-    }
-    drop(hand);
-    stage.settle();
+    go_on(&mut stage, &hand, 1..STEPS);
+    stage.hang_up(hand);
     assert!(server.restart.has_handed_over());
     assert!(takes(baton), "it is the successor's to take");
 }
 
 #[test]
 fn nothing_is_accepted_between_commit_and_the_end() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
-    go_to(&mut stage, &hand, 2);
+    let (mut stage, server, hand) = visited();
+    go_on(&mut stage, &hand, 0..2);
     let mut before = stage.client("web");
     assert_eq!(stage.ask(&mut before, "who"), "old 0");
     before
@@ -283,13 +261,11 @@ fn nothing_is_accepted_between_commit_and_the_end() {
         .shutdown(std::net::Shutdown::Both)
         .expect("open");
     stage.settle();
-    step(&hand, 2);
-    stage.settle();
+    go_on(&mut stage, &hand, 2..3);
     assert_eq!(hand.hears().last().expect("a word"), "commit");
     let mut client = stage.client("web");
     assert_eq!(stage.ask(&mut client, "who"), "");
-    drop(hand);
-    stage.settle();
+    stage.hang_up(hand);
     assert_eq!(client.hears(), "old 1");
     assert!(server.restart.is_serving());
     // And the files are its own again.
@@ -307,40 +283,31 @@ fn one_of_another_format_is_refused() {
     let server = stage.begin_with(settings, "old", &["web"]);
     server.events();
     for format in [0, 6, 8] {
+        let _row = row(format);
         let hand = stage.successor(1);
-        hand.send(&take(format), &[]);
-        stage.settle();
+        stage.say(&hand, &take(format));
         assert_eq!(hand.hears(), ["refused 2", "lost"]);
         assert!(!server.restart.is_under_way());
     }
     // Nobody here has started them.
     assert_eq!(server.events(), [""; 0]);
     let hand = stage.successor(1);
-    hand.send(&take(7), &[]);
-    stage.settle();
+    stage.say(&hand, &take(7));
     assert_eq!(hand.hears()[0], "offer 1 [1]");
 }
 
 #[test]
 fn second_successor_is_refused_while_the_first_is_served() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    server.events();
+    let (mut stage, server) = Stage::serving();
     let (first, second) = (stage.successor(1), stage.successor(2));
-    step(&first, 0);
-    stage.settle();
-    step(&second, 0);
-    stage.settle();
+    go_on(&mut stage, &first, 0..1);
+    go_on(&mut stage, &second, 0..1);
     assert_eq!(second.hears(), ["refused 1", "lost"]);
-    drop(second);
-    stage.settle();
+    stage.hang_up(second);
     assert_eq!(server.events(), [""; 0]);
     assert!(server.restart.is_under_way());
     first.hears();
-    for at in 1..STEPS {
-        step(&first, at);
-        stage.settle();
-    }
+    go_on(&mut stage, &first, 1..STEPS);
     assert_eq!(first.hears(), ["commit", "done", "lost"]);
     assert_eq!(server.events(), ["handed over"]);
 }
@@ -350,10 +317,9 @@ fn successor_that_asks_when_all_is_handed_over_is_refused() {
     let mut stage = Stage::new();
     let server = stage.begin("old", &["web"]);
     let (first, second) = (stage.successor(1), stage.successor(2));
-    go_to(&mut stage, &first, STEPS);
+    go_on(&mut stage, &first, 0..STEPS);
     assert!(server.restart.has_handed_over());
-    step(&second, 0);
-    stage.settle();
+    go_on(&mut stage, &second, 0..1);
     assert_eq!(second.hears(), ["refused 3", "lost"]);
     assert_eq!(server.events().last().expect("told"), "handed over");
     let command = std::process::Command::new("true");
@@ -371,8 +337,7 @@ fn successor_that_asks_one_that_stops_is_refused() {
     let server = stage.begin("old", &["web"]);
     let hands = [stage.successor(1), stage.successor(2)];
     let half = &hands[1];
-    step(half, 0);
-    stage.settle();
+    go_on(&mut stage, half, 0..1);
     assert_eq!(half.hears()[0], "offer 1 [1]");
     let hold = stage
         .reactor
@@ -387,8 +352,7 @@ fn successor_that_asks_one_that_stops_is_refused() {
     let error = started.expect_err("it stops");
     assert_eq!(error.to_string(), "this process does not serve");
     // One that it serves is told the same when it does not get on.
-    half.send(&taken(9), &[]);
-    stage.settle();
+    stage.say(half, &taken(9));
     for hand in &hands {
         assert_eq!(hand.hears(), ["refused 3", "lost"]);
     }
@@ -412,14 +376,10 @@ fn what_has_no_business_at_a_step_ends_the_attempt() {
             if at == steps {
                 continue;
             }
-            let mut stage = Stage::new();
-            let server = stage.begin("old", &["web"]);
-            server.events();
-            let hand = stage.successor(1);
-            go_to(&mut stage, &hand, steps);
+            let (mut stage, server, hand) = visited();
+            go_on(&mut stage, &hand, 0..steps);
             hand.hears();
-            hand.send(&message, &[]);
-            stage.settle();
+            stage.say(&hand, &message);
             assert_eq!(hand.hears(), ["takes back", "lost"], "{steps} {at}");
             let gave_up = ["goes on: the other process gave up"];
             assert_eq!(server.events(), gave_up, "{steps} {at}");
@@ -427,14 +387,10 @@ fn what_has_no_business_at_a_step_ends_the_attempt() {
     }
     // What a predecessor says, and what nobody does.
     for message in [offer(1), commit(), go(1), number(0x0299, 1)] {
-        let mut stage = Stage::new();
-        let server = stage.begin("old", &["web"]);
-        server.events();
-        let hand = stage.successor(1);
-        go_to(&mut stage, &hand, 1);
+        let (mut stage, server, hand) = visited();
+        go_on(&mut stage, &hand, 0..1);
         hand.hears();
-        hand.send(&message, &[]);
-        stage.settle();
+        stage.say(&hand, &message);
         assert_eq!(hand.hears(), ["lost"]);
         assert_eq!(server.events(), ["goes on: the other process is gone"]);
     }
@@ -454,15 +410,13 @@ fn more_listeners_than_one_message_holds_go_in_several() {
     });
     stage.settle();
     let hand = stage.successor(1);
-    step(&hand, 0);
-    stage.settle();
+    go_on(&mut stage, &hand, 0..1);
     let mut heard = Vec::new();
     for batch in 0..3 {
         heard.extend(hand.hears());
-        hand.send(&taken(batch), &[]);
-        stage.settle();
+        stage.say(&hand, &taken(batch));
     }
-    let names = |range: std::ops::Range<usize>| {
+    let names = |range: Range<usize>| {
         let names = range.map(|at| format!(" {at}"));
         names.collect::<String>()
     };
@@ -475,23 +429,16 @@ fn more_listeners_than_one_message_holds_go_in_several() {
             "listeners 2: 505 [1]".to_owned(),
         ]
     );
-    for message in [ready(), serving()] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [ready(), serving()]);
     assert!(server.restart.has_handed_over());
 }
 
 #[test]
 fn batch_acknowledged_out_of_turn_ends_the_attempt() {
-    let mut stage = Stage::new();
-    let server = stage.begin("old", &["web"]);
-    let hand = stage.successor(1);
-    step(&hand, 0);
-    stage.settle();
+    let (mut stage, server, hand) = visited();
+    go_on(&mut stage, &hand, 0..1);
     hand.hears();
-    hand.send(&taken(1), &[]);
-    stage.settle();
+    stage.say(&hand, &taken(1));
     assert_eq!(hand.hears(), ["takes back", "lost"]);
     assert!(!server.restart.is_under_way());
 }
@@ -522,15 +469,11 @@ fn listener_that_the_program_has_stopped_is_not_passed_on() {
     stop(&mut stage.reactor);
     stage.settle();
     let hand = stage.successor(1);
-    step(&hand, 0);
-    stage.settle();
+    go_on(&mut stage, &hand, 0..1);
     assert_eq!(
         hand.hears(),
         ["offer 1 [1]", "listeners 0: control+ more+ [2]"]
     );
-    for at in 1..STEPS {
-        step(&hand, at);
-        stage.settle();
-    }
+    go_on(&mut stage, &hand, 1..STEPS);
     assert!(server.restart.has_handed_over());
 }

@@ -21,8 +21,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-use super::{Line, Scene, Stage, file, ms, wire};
-use crate::support::Recorder;
+use super::{Line, Scene, Stage, Staged, file, ms, wire};
+use crate::support::{Recorder, row};
 
 #[test]
 fn defaults_are_as_documented() {
@@ -155,8 +155,7 @@ fn control_socket_that_nobody_listens_on_is_replaced() {
     let server = stage.begin("old", &["web"]);
     assert_eq!(server.events(), ["listens", "serves"]);
     let hand = stage.successor(1);
-    hand.send(&wire::take(0), &[]);
-    stage.settle();
+    stage.say(&hand, &wire::take(0));
     assert_eq!(
         hand.hears(),
         ["offer 1 [1]", "listeners 0: control+ web+ [2]"]
@@ -208,6 +207,7 @@ fn of_two_that_start_cold_one_takes_over_from_the_other() {
 #[test]
 fn of_two_that_start_cold_the_one_that_can_listen_serves() {
     for is_first in [true, false] {
+        let _row = row(is_first);
         let mut stage = Stage::new();
         let cannot = |_: &Rc<Scene>, _: &mut Reactor, _: &mut Listeners<'_>| {
             Err(io::ErrorKind::PermissionDenied.into())
@@ -261,6 +261,7 @@ fn one_that_finds_the_place_taken_for_too_long_gives_up() {
 #[test]
 fn program_that_cannot_listen_leaves_nothing_behind() {
     for panics in [false, true] {
+        let _row = row(panics);
         let mut stage = Stage::new();
         let path = stage.path("web");
         let settings = stage.settings();
@@ -359,6 +360,7 @@ fn directory_has_to_be_ours_and_ours_alone() {
     // Once more, since it is there.
     assert_eq!(begin(new.clone()), Ok(()));
     for mode in [0o701, 0o710, 0o704, 0o740, 0o702, 0o720] {
+        let _row = row(mode);
         let open = inside.join(format!("{mode:o}"));
         fs::create_dir(&open).expect("ours");
         fs::set_permissions(&open, fs::Permissions::from_mode(mode)).expect("ours");
@@ -539,19 +541,13 @@ fn service_manager_is_told_each_step() {
     assert_eq!(told(), ["READY=1\n"]);
     // One that nobody has started here.
     let hand = stage.successor(4_242);
-    hand.send(&wire::take(0), &[]);
-    stage.settle();
-    drop(hand);
-    stage.settle();
+    stage.say(&hand, &wire::take(0));
+    stage.hang_up(hand);
     assert_eq!(told(), ["READY=1\n"], "it is ready again");
     let hand = stage.successor(4_242);
-    for message in [wire::take(0), wire::taken(0), wire::ready()] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(&hand, [wire::take(0), wire::taken(0), wire::ready()]);
     assert_eq!(told(), [""; 0]);
-    hand.send(&wire::serving(), &[]);
-    stage.settle();
+    stage.say(&hand, &wire::serving());
     assert_eq!(told(), ["MAINPID=4242\n"]);
     assert!(server.restart.has_handed_over());
 }
@@ -562,15 +558,15 @@ fn what_is_left_is_cut_when_the_time_to_drain_is_over() {
     let server = stage.begin("old", &["web"]);
     stage.reactor.start().expect("not running");
     let hand = stage.successor(1);
-    for message in [
-        wire::take(0),
-        wire::taken(0),
-        wire::ready(),
-        wire::serving(),
-    ] {
-        hand.send(&message, &[]);
-        stage.settle();
-    }
+    stage.say_all(
+        &hand,
+        [
+            wire::take(0),
+            wire::taken(0),
+            wire::ready(),
+            wire::serving(),
+        ],
+    );
     assert_eq!(server.events().last().expect("told"), "handed over");
     stage.advance(ms(6_999));
     assert!(stage.reactor.is_running());

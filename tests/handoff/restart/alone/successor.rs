@@ -17,7 +17,7 @@ use super::wire::{
     Hand, NONSENSE, commit, connections, done, go, listeners, nothing, offer, offer_of, ready,
     refused, take, takes, takes_back,
 };
-use super::{Client, Server, Stage, file, ms};
+use super::{Client, Server, Stage, Staged, file, ms};
 use crate::pool::raw::{tcp_pair, wrong_kinds};
 use crate::support::figures::{Bound, Figures};
 use crate::support::socketpair;
