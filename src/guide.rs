@@ -12,13 +12,14 @@
 //! 7. [Pipes, terminals, standard input and output](pipes)
 //! 8. [Datagrams](datagrams)
 //! 9. [Packets](packets)
-//! 10. [Child processes](children)
-//! 11. [Giving a connection to another process](handoff)
-//! 12. [Worker processes](pools)
-//! 13. [Restarts, moves and systemd](restarts)
-//! 14. [Testing your protocol](testing)
-//! 15. [Threads, signals, forks and other loops](embedding)
-//! 16. [Coming from Twisted](twisted)
+//! 10. [TLS](tls)
+//! 11. [Child processes](children)
+//! 12. [Giving a connection to another process](handoff)
+//! 13. [Worker processes](pools)
+//! 14. [Restarts, moves and systemd](restarts)
+//! 15. [Testing your protocol](testing)
+//! 16. [Threads, signals, forks and other loops](embedding)
+//! 17. [Coming from Twisted](twisted)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -46,6 +47,10 @@ pub mod datagrams {}
 
 #[doc = include_str!("guide/packets.md")]
 pub mod packets {}
+
+#[cfg(all(feature = "tls", feature = "signals"))]
+#[doc = include_str!("guide/tls.md")]
+pub mod tls {}
 
 #[doc = include_str!("guide/children.md")]
 pub mod children {}

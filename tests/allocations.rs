@@ -5,6 +5,7 @@
     unsafe_code,
     reason = "an allocator that counts cannot be written without"
 )]
+#![allow(clippy::print_stderr, reason = "a figure is to be seen")]
 
 #[path = "support/mod.rs"]
 mod support;
@@ -16,11 +17,15 @@ use std::mem::MaybeUninit;
 use std::net::{TcpStream as StdTcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram as StdUnixDatagram, UnixStream as StdUnixStream};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bowline::endpoint::Listen as _;
+use bowline::tls::{Certificates, TlsServer, client_config, rustls};
 use bowline::{
-    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Protocol, Reactor, Transport,
-    Transports, Udp, UnixDatagram, UnixStream, UnixTransport,
+    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Protocol, Reactor, Tcp,
+    Transport, Transports, Udp, UnixDatagram, UnixStream, UnixTransport,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -412,4 +417,174 @@ fn connection_put_together_again_takes_as_little_as_before() {
     assert_eq!(reactor.registered(), 2);
     drop((reactor, others, theirs));
     ledger.assert_balanced();
+}
+
+/// What the reactor allocates, and keeps, while it turns; not what the peer does.
+#[derive(Default)]
+struct OfTurns {
+    allocations: u64,
+    bytes: isize,
+}
+
+impl OfTurns {
+    fn turn(&mut self, reactor: &mut Reactor) {
+        let before = (ALLOCATIONS.get(), BYTES.get());
+        reactor.turn(Some(Duration::from_millis(1)));
+        self.allocations += ALLOCATIONS.get() - before.0;
+        self.bytes += BYTES.get() - before.1;
+    }
+}
+
+/// A client of TLS over a socket, by rustls as it comes.
+struct TlsPeer {
+    socket: StdTcpStream,
+    tls: rustls::ClientConnection,
+}
+
+impl TlsPeer {
+    fn connect(
+        reactor: &mut Reactor,
+        turns: &mut OfTurns,
+        address: std::net::SocketAddr,
+        config: &Arc<rustls::ClientConfig>,
+    ) -> Self {
+        let socket = StdTcpStream::connect(address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let name = "localhost".try_into().unwrap();
+        let tls = rustls::ClientConnection::new(Arc::clone(config), name).unwrap();
+        let mut peer = Self { socket, tls };
+        while peer.tls.is_handshaking() || peer.tls.wants_write() {
+            peer.step();
+            turns.turn(reactor);
+        }
+        // What comes behind the handshake.
+        peer.exchange(reactor, turns, b"hello");
+        peer
+    }
+
+    fn step(&mut self) {
+        while self.tls.wants_write() && self.tls.write_tls(&mut self.socket).is_ok() {}
+        if let Ok(1..) = self.tls.read_tls(&mut self.socket) {
+            self.tls.process_new_packets().unwrap();
+        }
+    }
+
+    fn exchange(&mut self, reactor: &mut Reactor, turns: &mut OfTurns, message: &[u8]) {
+        let mut room = [0; 4_096];
+        self.tls.writer().write_all(message).unwrap();
+        let mut missing = message.len();
+        while missing > 0 {
+            self.step();
+            turns.turn(reactor);
+            if let Ok(count) = self.tls.reader().read(&mut room[..missing]) {
+                missing -= count;
+            }
+        }
+    }
+}
+
+/// Takes, and says nothing.
+struct Takes(Rc<Cell<usize>>);
+
+impl<T: Transport> Protocol<T> for Takes {
+    fn data_received(&mut self, _: &mut Context<'_, T>, data: &[u8]) {
+        self.0.set(self.0.get() + data.len());
+    }
+}
+
+fn tls_configs() -> (TlsServer, Arc<rustls::ClientConfig>) {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der());
+    let chain = vec![certified.cert.der().clone()];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(chain[0].clone()).unwrap();
+    let certificates = Certificates::new(chain, key.unwrap()).unwrap();
+    let server = TlsServer::with_certificates(&certificates);
+    (server, Arc::new(client_config(roots)))
+}
+
+/// Opened where it lies. The provider makes a vector of each record that it seals, and is
+/// given no place for it (rustls 0.23: `MessageEncrypter::encrypt`).
+#[test]
+fn record_of_tls_takes_one_allocation_to_send_and_none_to_receive() {
+    let _ledger = DescriptorLedger::open();
+    let (server, config) = tls_configs();
+    let mut reactor = Reactor::new().unwrap();
+    let any = || Tcp::at(([127, 0, 0, 1], 0).into()).layer(server.clone());
+    let echo = reactor.listen(any(), |_: &Address| Echo).unwrap();
+    let address = reactor.get(echo).unwrap().address().as_inet().unwrap();
+    let mut turns = OfTurns::default();
+    let mut peer = TlsPeer::connect(&mut reactor, &mut turns, address, &config);
+    for _ in 0..WARM_UP {
+        peer.exchange(&mut reactor, &mut turns, &[7; 64]);
+    }
+    turns = OfTurns::default();
+    for _ in 0..MESSAGES {
+        peer.exchange(&mut reactor, &mut turns, &[7; 64]);
+    }
+    assert_eq!(turns.allocations, MESSAGES as u64);
+    assert_eq!(turns.bytes, 0);
+
+    // In records that do not end where a read does.
+    let taken = Rc::new(Cell::new(0));
+    let told = Rc::clone(&taken);
+    let takes = move |_: &Address| Takes(Rc::clone(&told));
+    let listener = reactor.listen(any(), takes).unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    let socket = StdTcpStream::connect(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let name = "localhost".try_into().unwrap();
+    let tls = rustls::ClientConnection::new(config, name).unwrap();
+    let mut peer = TlsPeer { socket, tls };
+    while peer.tls.is_handshaking() {
+        peer.step();
+        turns.turn(&mut reactor);
+    }
+    for round in 0..200 {
+        if round == 20 {
+            turns = OfTurns::default();
+        }
+        taken.set(0);
+        peer.tls.writer().write_all(&[7; 60_000]).unwrap();
+        while taken.get() < 60_000 {
+            peer.step();
+            turns.turn(&mut reactor);
+        }
+    }
+    assert_eq!(turns.allocations, 0, "to receive");
+}
+
+/// With the cryptography of ring, whose keys are 1,120 bytes of it.
+const MOST_IDLE_TLS: isize = 2_560;
+
+#[test]
+fn idle_connection_with_tls_costs_little() {
+    let _ledger = DescriptorLedger::open();
+    let (server, config) = tls_configs();
+    let mut reactor = Reactor::new().unwrap();
+    let here = Tcp::at(([127, 0, 0, 1], 0).into()).layer(server);
+    let listener = reactor.listen(here, |_: &Address| Echo).unwrap();
+    let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+    let mut turns = OfTurns::default();
+    // What the first bring for all of them: slots are made for so many at once.
+    let mut peers: Vec<_> = (0..64)
+        .map(|_| TlsPeer::connect(&mut reactor, &mut turns, address, &config))
+        .collect();
+    peers.clear();
+    while reactor.registered() > 1 {
+        turns.turn(&mut reactor);
+    }
+    turns = OfTurns::default();
+    let peers: Vec<_> = (0..64)
+        .map(|_| TlsPeer::connect(&mut reactor, &mut turns, address, &config))
+        .collect();
+    let each = turns.bytes / peers.len() as isize;
+    eprintln!("TLS, after an echo: {each} bytes asked for");
+    assert!(each <= MOST_IDLE_TLS, "{each} bytes");
+    let seen = format!("{reactor:?}");
+    assert!(
+        seen.contains("delayed_calls: 0"),
+        "time for a handshake that is done: {seen}"
+    );
+    drop(reactor);
 }

@@ -140,12 +140,48 @@ fn run_to_end_within(deadline: Duration, name: &str, arguments: &[&str]) -> Outp
 
 #[test]
 fn every_example_explains_itself() {
-    let examples = ["chat", "echo", "fd_holder", "hot_restart", "proxy"];
+    let examples = [
+        "chat",
+        "echo",
+        "fd_holder",
+        "hot_restart",
+        "proxy",
+        "starttls",
+    ];
     for name in examples {
         let output = run_to_end(name, &["--help"]);
         let help = String::from_utf8(output.stdout).expect("text");
         assert!(help.contains(&format!("Usage: {name}")), "{help}");
     }
+}
+
+#[test]
+fn starttls_goes_on_in_private() {
+    let directory = tempfile::tempdir().expect("a folder");
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("made");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let (certificate, key) = (path("certificate"), path("key"));
+    std::fs::write(&certificate, certified.cert.pem()).expect("written");
+    std::fs::write(&key, certified.signing_key.serialize_pem()).expect("written");
+    let here = ["--listen", "127.0.0.1:0", "--certificate", &certificate];
+    let server = Example::start("starttls", &[&here[..], &["--key", &key]].concat());
+    let there = ["--connect", &server.address, "--name", "localhost"];
+    let arguments = [&there[..], &["--roots", &certificate]].concat();
+    let output = run_to_end("starttls", &arguments);
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert_eq!(
+        said.lines().collect::<Vec<_>>(),
+        [
+            "220 bowline ready",
+            "250-bowline",
+            "250 STARTTLS",
+            "220 go on",
+            "in private, by TLSv1_3",
+            "250 bowline, in private",
+            "221 bye",
+            "closed cleanly"
+        ]
+    );
 }
 
 #[test]

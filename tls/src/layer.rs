@@ -307,6 +307,9 @@ impl<B: FileDescriptor> Tls<B> {
             Stage::Open(_) => self.state.open(link, buffers, total, limit, received),
             _ => {
                 self.state.shake_hands(link, buffers, total)?;
+                if self.state.is_established() {
+                    link.wake_no_more::<Self>();
+                }
                 self.state.deliver_nothing(received)
             }
         }

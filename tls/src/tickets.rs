@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, RwLock};
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::cipher::{
     AeadKey, InboundOpaqueMessage, Iv, NONCE_LEN, OutboundChunks, OutboundPlainMessage,
 };
-use rustls::crypto::{CryptoProvider, GetRandomFailed};
 use rustls::server::ProducesTickets;
 use rustls::{CipherSuite, ContentType, ProtocolVersion, Tls13CipherSuite};
 use zeroize::Zeroize;
@@ -46,7 +46,7 @@ impl TicketKey {
     /// # Panics
     ///
     /// As [`crypto_provider`].
-    pub fn generate() -> Result<Self, GetRandomFailed> {
+    pub fn generate() -> Result<Self, rustls::Error> {
         let mut bytes = [0; TICKET_KEY_BYTES];
         crypto_provider().secure_random.fill(&mut bytes)?;
         let key = Self::from_bytes(&bytes);

@@ -904,6 +904,17 @@ fn schedule(link: &mut Link, reactor: &mut Reactor) {
     if link.state() == State::Open && !link.is_broken() && !is_at_work {
         link.clear(Flags::UNSETTLED);
     }
+    for call in link
+        .take_ended_timers()
+        .into_iter()
+        .filter_map(|it| it.call)
+    {
+        // This timer may have fired.
+        let _ = call.cancel(reactor);
+    }
+    if link.cold_ref().is_none() && !waits {
+        return;
+    }
     let cold = link.cold();
     if waits && cold.retry.is_none() {
         cold.retry_after = (cold.retry_after * 2).clamp(FIRST_RETRY, LONGEST_RETRY);

@@ -143,6 +143,51 @@ impl fmt::Debug for Awaited {
 }
 
 impl Cold {
+    /// Whether all of it is as it was in the beginning.
+    fn is_unused(&self) -> bool {
+        let Self {
+            registration: None,
+            next_serial: 0,
+            low_watermark: 0,
+            limit: None,
+            rejected,
+            reason: None,
+            broken: None,
+            close_within: None,
+            close_deadline: None,
+            lingering: None,
+            retry: None,
+            retry_after: Duration::ZERO,
+            refusals: 0,
+            refusal: None,
+            holds: 0,
+            write_observer: None,
+            pushed_back,
+            ask_again: None,
+            was_told_to_drain: false,
+            draining: None,
+            layer_timers,
+            handshakes: 0,
+            had_handshake: false,
+            was_made: false,
+            unsent: (0, 0),
+            awaited,
+            descriptors_left: 0,
+            unclaimed: 0,
+            has_unknown: false,
+            received: 0,
+            own_cookie: None,
+            connector: None,
+        } = self
+        else {
+            return false;
+        };
+        rejected.is_empty()
+            && pushed_back.is_empty()
+            && layer_timers.is_empty()
+            && awaited.is_empty()
+    }
+
     /// The type of the layer that `call` is a timer of, if it is one.
     pub(crate) fn layer_of(&mut self, call: DelayedCall) -> Option<TypeId> {
         let mut timers = self.layer_timers.iter_mut();
@@ -160,6 +205,8 @@ pub(crate) struct LayerTimer {
     /// The delay, until it is scheduled.
     pub(crate) after: Option<Duration>,
     pub(crate) call: Option<DelayedCall>,
+    /// Whether the layer wants no call any more.
+    pub(crate) is_over: bool,
 }
 
 /// What ends a connection once it is read to its end.
@@ -291,14 +338,29 @@ impl Link {
         let layer = TypeId::of::<L>();
         let timers = &mut self.cold().layer_timers;
         match timers.iter_mut().find(|timer| timer.layer == layer) {
-            Some(timer) => timer.after = Some(delay),
+            Some(timer) => {
+                timer.after = Some(delay);
+                timer.is_over = false;
+            }
             None => timers.push(LayerTimer {
                 layer,
                 after: Some(delay),
                 call: None,
+                is_over: false,
             }),
         }
         self.set(Flags::UNSETTLED);
+    }
+
+    /// Takes back what [`wake_after`](Self::wake_after) asked for, for the layer `L`. A
+    /// connection that needs nothing else of the kind is then as small as before.
+    pub fn wake_no_more<L: FileDescriptor>(&mut self) {
+        let layer = TypeId::of::<L>();
+        let timers = self.cold.iter_mut().flat_map(|it| &mut it.layer_timers);
+        for timer in timers.filter(|timer| timer.layer == layer) {
+            (timer.after, timer.is_over) = (None, true);
+            self.flags = self.flags | Flags::UNSETTLED;
+        }
     }
 
     /// Ends the connection for `reason`, unless there is a reason already. The
@@ -465,6 +527,24 @@ impl Link {
             self.set_broken(broken);
         }
         self.set_state(kept.state);
+    }
+
+    /// Takes the timers out that layers want no more. If nothing else is rare about this
+    /// connection, the memory for that is given back.
+    pub(crate) fn take_ended_timers(&mut self) -> Vec<LayerTimer> {
+        let Some(cold) = &mut self.cold else {
+            return Vec::new();
+        };
+        if !cold.layer_timers.iter().any(|timer| timer.is_over) {
+            return Vec::new();
+        }
+        let timers = std::mem::take(&mut cold.layer_timers).into_iter();
+        let (ended, left) = timers.partition(|timer| timer.is_over);
+        cold.layer_timers = left;
+        if cold.is_unused() {
+            self.cold = None;
+        }
+        ended
     }
 
     pub(crate) fn cold(&mut self) -> &mut Cold {
