@@ -9,6 +9,7 @@ mod ends;
 mod exhaustion;
 mod fairness;
 mod handles;
+mod limits;
 mod names;
 mod panics;
 mod replaced;

@@ -1,43 +1,45 @@
 //! Every value of every setting is taken: the largest is how one says that there
 //! is no limit, zero is what a mistake gives.
 
+use std::any::Any;
 use std::fs::File;
 use std::io::Read;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
 use bowline::Unix;
+use bowline::descriptor::{Descriptor, Next, Readiness};
 use bowline::endpoint::{UnixConnect, UnixListen};
 use bowline::policies::{
     Backoff, IdleTimeout, LimitConnections, LimitHandshakes, Rate, Reconnecting, ThrottleReading,
-    TrafficLog,
+    Timeout, TrafficLog,
 };
 use bowline::threads::ThreadPoolSettings;
 use bowline::{
-    Address, Context, DescriptorLimits, Factory, FileSender, Protocol, Reactor, Transport,
-    Transports, UnixAddress, UnixTransport, Watermarks,
+    Address, CloseReason, Context, DescriptorLimits, Factory, FileSender, Protocol, Reactor,
+    Transport, Transports, UnixAddress, UnixTransport, Watermarks,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, run_until_quiet, socketpair};
 
 /// Zero, or the largest there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Value {
+pub(crate) enum Value {
     Zero,
     Largest,
 }
 
 impl Value {
-    fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         self.of(0, usize::MAX)
     }
-    fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         self.of(0, u32::MAX)
     }
-    fn time(self) -> Duration {
+    pub(crate) fn time(self) -> Duration {
         self.of(Duration::ZERO, Duration::MAX)
     }
-    fn of<T>(self, zero: T, largest: T) -> T {
+    pub(crate) fn of<T>(self, zero: T, largest: T) -> T {
         match self {
             Self::Zero => zero,
             Self::Largest => largest,
@@ -47,7 +49,7 @@ impl Value {
 
 type Set = fn(Value, &mut Reactor);
 
-const OF_THE_REACTOR: [(&str, Set); 12] = [
+const OF_THE_REACTOR: [(&str, Set); 13] = [
     ("events", |value, reactor| {
         let events = value.size();
         reactor.set_limits(reactor.limits().events(events));
@@ -107,12 +109,25 @@ const OF_THE_REACTOR: [(&str, Set); 12] = [
         reactor.call_soon(|_| {});
         reactor.turn(Some(value.time()));
     }),
+    ("notify_later", |value, reactor| {
+        struct Nothing;
+        impl Descriptor for Nothing {
+            fn ready(&mut self, _: &mut Reactor, _: Readiness) -> Next {
+                Next::Keep
+            }
+            fn facet(&mut self) -> &mut dyn Any {
+                self
+            }
+        }
+        let token = reactor.vacancy().unwrap().install(Box::new(Nothing));
+        reactor.notify_later(value.time(), token);
+    }),
 ];
 
 /// Sets a limit of a connection that is open.
 type SetOf = fn(Value, &mut dyn UnixTransport);
 
-const OF_A_CONNECTION: [(&str, SetOf); 12] = [
+const OF_A_CONNECTION: [(&str, SetOf); 13] = [
     ("low", |value, it| {
         let watermarks = Watermarks::default().low(value.size());
         it.set_watermarks(watermarks);
@@ -138,6 +153,10 @@ const OF_A_CONNECTION: [(&str, SetOf); 12] = [
     }),
     ("per_message", |value, it| {
         let limits = DescriptorLimits::default().per_message(value.size());
+        it.set_descriptor_limits(limits);
+    }),
+    ("per_exact_message", |value, it| {
+        let limits = DescriptorLimits::default().per_exact_message(value.size());
         it.set_descriptor_limits(limits);
     }),
     ("received_per_read", |value, it| {
@@ -272,7 +291,7 @@ impl Peers {
 
 /// Writes at once, and ends the connection with what comes back.
 #[derive(Clone)]
-struct Talks;
+pub(crate) struct Talks;
 
 impl<T: Transport> Protocol<T> for Talks {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
@@ -283,7 +302,7 @@ impl<T: Transport> Protocol<T> for Talks {
     }
 }
 
-fn talks(_: &Address) -> Talks {
+pub(crate) fn talks(_: &Address) -> Talks {
     Talks
 }
 
@@ -300,7 +319,8 @@ fn any_value_of_a_setting_of_listeners_connectors_and_policies_is_taken() {
         Peers::meet(idle, talks);
         let limit = LimitConnections::new(talks)
             .total(Some(size))
-            .per_peer(Some(size));
+            .per_peer(Some(size))
+            .per_user(Some(size));
         Peers::meet(limit, talks);
         let limit = LimitHandshakes::new(|_: &Address, _| Talks)
             .most(size)
@@ -320,6 +340,33 @@ fn any_value_of_a_setting_of_listeners_connectors_and_policies_is_taken() {
             .backoff(backoff)
             .settled_after(time);
         Peers::meet(talks, again);
+        Peers::meet(move |_: &Address| HasLimit::new(value), talks);
     }
     ledger.assert_balanced();
+}
+
+/// Has a limit of its own.
+struct HasLimit {
+    value: Value,
+    limit: Timeout,
+}
+
+impl HasLimit {
+    fn new(value: Value) -> Self {
+        let limit = Timeout::new().close_within(value.time());
+        Self { value, limit }
+    }
+}
+
+impl<T: Transport> Protocol<T> for HasLimit {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.limit.set(cx, Some(self.value.time()));
+        cx.transport.write(b"hello\r\n");
+    }
+    fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {
+        self.limit.reset(cx.reactor);
+    }
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+        self.limit.cancel(cx.reactor);
+    }
 }

@@ -505,7 +505,7 @@ pub(crate) fn send_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// overhead, within its limits.
 ///
 /// # Errors
-/// `InvalidInput` above 2^31 - 1; otherwise the kernel's.
+/// The kernel's.
 #[doc(alias = "SO_SNDBUF")]
 pub(crate) fn set_send_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     set_size(fd, libc::SO_SNDBUF, bytes)
@@ -525,7 +525,7 @@ pub(crate) fn receive_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// overhead, within its limits. On a UNIX socket the sender's buffer counts, not this.
 ///
 /// # Errors
-/// `InvalidInput` above 2^31 - 1; otherwise the kernel's.
+/// The kernel's.
 #[doc(alias = "SO_RCVBUF")]
 pub(crate) fn set_receive_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
     set_size(fd, libc::SO_RCVBUF, bytes)
@@ -790,7 +790,8 @@ fn size(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<usize> {
 }
 
 fn set_size(fd: BorrowedFd<'_>, name: libc::c_int, bytes: usize) -> io::Result<()> {
-    let bytes = libc::c_int::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel gives as much as it allows, whatever more is asked for.
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_option(fd, libc::SOL_SOCKET, name, bytes)
 }
 
