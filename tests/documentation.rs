@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -265,6 +265,40 @@ fn program_of_the_guide_that_can_be_restarted_runs_twice() {
     twice(page, "/run/echo/socket", change, |program, at| {
         over_unix(program, &at.join("socket"));
     });
+}
+
+/// Says why, and ends with a failure, where another program has its port.
+#[test]
+fn programs_that_cannot_listen_say_why_and_end_with_a_failure() {
+    let ledger = DescriptorLedger::open();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let here = format!("[127, 0, 0, 1], {port})");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let programs = [
+        (
+            "README.md",
+            "/tmp/echo.sock",
+            vec![("7007", &*port), ("/tmp", path)],
+        ),
+        ("src/guide/pools.md", "fn main()", vec![("8080", &*port)]),
+        (
+            "src/guide/restarts.md",
+            "/run/echo/socket",
+            vec![("[0, 0, 0, 0], 7)", &*here), ("/run/echo", path)],
+        ),
+    ];
+    for (page, mark, changes) in programs {
+        let code = replaced(program(page, mark), &changes);
+        let program = compile(&code, directory.path());
+        let output = Command::new(program).output().unwrap();
+        assert!(!output.status.success(), "{page}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("ddress already in use"), "{page}: {said}");
+    }
+    drop((taken, directory));
+    ledger.assert_balanced();
 }
 
 /// Programs that rustdoc does not run, and those that are whole, are run here: whoever

@@ -22,7 +22,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bowline::lifecycle::{Phase, SystemEvent};
-use bowline::{Address, Reactor, Transports, UnixAddress};
+use bowline::{
+    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Packet, PacketProtocol,
+    PacketTransport, Protocol, Reactor, Transport, Transports, UnixAddress, UnixDatagram,
+    UnixSeqpacket,
+};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::support::{DEADLINE, Record, Recorder, open_descriptors, run_until, run_until_quiet};
@@ -229,23 +233,25 @@ fn poll_that_a_signal_interrupts_is_an_empty_turn() {
 /// even, and lose it.
 #[test]
 fn the_file_of_a_listener_is_removed_before_its_socket_is_closed() {
-    for how in ["drop", "stop", "crash", "panic", "never-turned"] {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let case = format!("path {} {how}", path.display());
-        let (trace, output) = traced(&case, &["-e", "trace=bind,listen,unlink,close"]);
-        assert_success(&case, &output);
-        let bind = trace.lines().find(|line| line.contains("bind("));
-        let descriptor = bind
-            .and_then(|line| line.split_once("bind("))
-            .and_then(|(_, rest)| rest.split_once(','))
-            .expect("it binds")
-            .0;
-        let after = trace.split_once("listen(").expect("it listens").1;
-        let place = |what: String| after.find(&what).unwrap_or_else(|| panic!("{how}: {what}"));
-        let removed = place(format!("unlink(\"{}\")", path.display()));
-        let closed = place(format!("close({descriptor})"));
-        assert!(removed < closed, "{how}: closed first");
+    for kind in ["stream", "packets", "datagrams"] {
+        for how in ["drop", "stop", "crash", "panic", "never-turned"] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let case = format!("path {} {how} {kind}", path.display());
+            let (trace, output) = traced(&case, &["-e", "trace=bind,unlink,close"]);
+            assert_success(&case, &output);
+            let (_, bound) = trace.split_once("bind(").expect("it binds");
+            let (descriptor, after) = bound.split_once(',').expect("it binds");
+            // A line ends here where a call of another thread comes in between.
+            let place = |what: String| {
+                let places = [")", " <unfinished"].map(|end| after.find(&format!("{what}{end}")));
+                let first = places.into_iter().flatten().min();
+                first.unwrap_or_else(|| panic!("{kind} {how}: {what}\n{trace}"))
+            };
+            let removed = place(format!("unlink(\"{}\"", path.display()));
+            let closed = place(format!("close({descriptor}"));
+            assert!(removed < closed, "{kind} {how}: closed first");
+        }
     }
 }
 
@@ -256,7 +262,7 @@ fn the_file_of_a_listener_is_removed_before_its_socket_is_closed() {
 fn the_mode_of_a_file_is_set_before_anybody_can_connect() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
-    let case = format!("path {} drop", path.display());
+    let case = format!("path {} drop stream", path.display());
     // An older strace has no name for fchmodat2.
     let (trace, output) = traced(&case, &["-e", "trace=all"]);
     assert_success(&case, &output);
@@ -295,7 +301,7 @@ fn a_program_that_is_killed_while_it_takes_a_path_stops_nobody() {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("socket");
             drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-            let case = format!("path {} drop", path.display());
+            let case = format!("path {} drop stream", path.display());
             let inject = format!("inject={call}:signal=KILL:when={time}");
             let (trace, output) = traced(&case, &["-e", &inject]);
             let said = String::from_utf8_lossy(&output.stderr);
@@ -311,6 +317,67 @@ fn a_program_that_is_killed_while_it_takes_a_path_stops_nobody() {
             assert_success(&format!("after {call} {time}"), &output);
         }
     }
+}
+
+/// Contract L-24, W-44: one that has found a socket dead and has not removed it yet keeps
+/// the others from doing so, which would have it remove a living one then.
+#[test]
+fn a_program_that_removes_a_dead_socket_has_others_wait_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let case = format!("path {} drop stream", path.display());
+    // As long as one that is not kept from it needs, many times over.
+    let inject = "inject=unlink:delay_enter=1000000:when=1";
+    let its = case.clone();
+    let slow = thread::spawn(move || {
+        let (_, output) = traced(&its, &["-e", inject]);
+        assert_success(&its, &output);
+    });
+    let began = Instant::now();
+    while !is_in_unlink(&case) {
+        assert!(began.elapsed() < DEADLINE && !slow.is_finished());
+        thread::yield_now();
+    }
+    let mut reactor = Reactor::new().unwrap();
+    let listener = reactor.listen_unix(&*path, |_: &Address| Recorder::default());
+    slow.join().unwrap();
+    // The first may have ended before we looked, and have left the path to us.
+    assert_eq!(listener.is_ok(), path.exists(), "{listener:?}");
+}
+
+/// Whether what strace runs for this case is about to remove a file.
+fn is_in_unlink(case: &str) -> bool {
+    let pids = |listed: String| {
+        listed
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let children_of = |path: String| {
+        let tasks = fs::read_dir(path).into_iter().flatten().flatten();
+        tasks
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .flat_map(pids)
+            .collect::<Vec<_>>()
+    };
+    let straces = children_of("/proc/self/task".into());
+    let traced = straces
+        .iter()
+        .flat_map(|strace| children_of(format!("/proc/{strace}/task")))
+        // Not that of another test.
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            String::from_utf8_lossy(&environment).contains(case)
+        });
+    let unlink = format!("{} ", libc::SYS_unlink);
+    traced.into_iter().any(|pid| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.into_iter().flatten().flatten().any(|task| {
+            let call = fs::read_to_string(task.path().join("syscall"));
+            call.is_ok_and(|call| call.starts_with(&unlink))
+        })
+    })
 }
 
 #[test]
@@ -337,24 +404,23 @@ fn case() {
 
 /// Listens on a path, is reached, and ends.
 fn a_path(arguments: &str) {
-    let (path, how) = arguments.split_once(' ').unwrap();
-    let record = Record::default();
-    let recorder = Recorder::new(&record);
+    let words: Vec<_> = arguments.split(' ').collect();
+    let [path, how, kind] = words.as_slice() else {
+        panic!("{arguments}");
+    };
     let run = || {
         // As with most programs: the umask takes something from the mode.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let mut reactor = Reactor::new().unwrap();
-        let listener = reactor
-            .listen_unix(path, move |_: &Address| recorder.clone())
-            .unwrap();
-        let client = Client::connect(path).unwrap();
-        if how != "never-turned" {
-            run_until(&mut reactor, |_| !record.summary().is_empty());
+        let is_reached = Rc::new(Cell::new(false));
+        let stop = listen_as(kind, &mut reactor, path, &is_reached);
+        match *how {
+            "never-turned" => {}
+            _ => run_until(&mut reactor, |_| is_reached.get()),
         }
-        drop(client);
-        match how {
+        match *how {
             "stop" => {
-                reactor.get(listener).unwrap().stop_listening();
+                stop(&mut reactor);
                 run_until_quiet(&mut reactor);
             }
             "crash" => {
@@ -366,8 +432,69 @@ fn a_path(arguments: &str) {
         }
     };
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-    assert_eq!(ended.is_err(), how == "panic");
+    assert_eq!(ended.is_err(), *how == "panic");
     assert!(!std::path::Path::new(path).exists());
+}
+
+/// Says that somebody has reached it.
+#[derive(Clone)]
+struct Reached(Rc<Cell<bool>>);
+
+impl<T: Transport> Protocol<T> for Reached {
+    fn connection_made(&mut self, _: &mut Context<'_, T>) {
+        self.0.set(true);
+    }
+    fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+}
+
+impl<T: PacketTransport> PacketProtocol<T> for Reached {
+    fn connection_made(&mut self, _: &mut Context<'_, T>) {
+        self.0.set(true);
+    }
+    fn packet_received(&mut self, _: &mut Context<'_, T>, _: &mut Packet<'_>) {}
+}
+
+impl<T: DatagramTransport> DatagramProtocol<T> for Reached {
+    fn datagram_received(&mut self, _: &mut Context<'_, T>, _: &mut Datagram<'_>) {
+        self.0.set(true);
+    }
+}
+
+/// Listens with a socket of that kind, which somebody reaches. The answer stops it.
+fn listen_as(
+    kind: &str,
+    reactor: &mut Reactor,
+    path: &str,
+    is_reached: &Rc<Cell<bool>>,
+) -> Box<dyn FnOnce(&mut Reactor)> {
+    let reached = Reached(Rc::clone(is_reached));
+    match kind {
+        "stream" => {
+            let build = move |_: &Address| reached.clone();
+            let listener = reactor.listen_unix(path, build).unwrap();
+            drop(Client::connect(path).unwrap());
+            Box::new(move |reactor| reactor.get(listener).unwrap().stop_listening())
+        }
+        "packets" => {
+            let build = move |_: &Address| reached.clone();
+            let listener = reactor.listen(UnixSeqpacket::at(path), build).unwrap();
+            let client = rustix::net::socket(
+                rustix::net::AddressFamily::UNIX,
+                rustix::net::SocketType::SEQPACKET,
+                None,
+            );
+            let address = rustix::net::SocketAddrUnix::new(path).unwrap();
+            rustix::net::connect(client.unwrap(), &address).unwrap();
+            Box::new(move |reactor| reactor.get(listener).unwrap().stop_listening())
+        }
+        "datagrams" => {
+            let socket = reactor.listen(UnixDatagram::at(path), reached).unwrap();
+            let client = std::os::unix::net::UnixDatagram::unbound().unwrap();
+            client.send_to(b"?", path).unwrap();
+            Box::new(move |reactor| reactor.get(socket).unwrap().stop_listening())
+        }
+        other => panic!("no kind {other}"),
+    }
 }
 
 /// A listener with clients that wait at it.

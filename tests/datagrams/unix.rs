@@ -297,6 +297,7 @@ fn a_connected_socket_waits_for_room_by_an_event() {
     assert_eq!(arrived, expected);
 }
 
+/// Contract W-15.
 #[test]
 fn who_sends_is_vouched_for_by_the_kernel() {
     let place = Kind::UnixPath.place();

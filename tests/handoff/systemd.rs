@@ -585,16 +585,37 @@ fn watchdog_and_manager_are_found_in_the_environment() {
             return;
         };
         let watchdog = Watchdog::from_environment(&mut reactor, Rc::new(notifier));
-        assert_eq!(watchdog.is_some(), wanted == "watched");
+        let is_for_us = watchdog.as_ref().map(Watchdog::is_for_us);
+        let expected = match wanted.to_str().expect("text") {
+            "watched" | "watched by name" => Some(true),
+            // It may take over from whom that names.
+            "another is watched" => Some(false),
+            _ => None,
+        };
+        assert_eq!(is_for_us, expected);
         return;
     }
     let _ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().expect("temporary directory");
     let (manager, path) = Manager::at_path(&directory);
     manager.socket.set_nonblocking(true).expect("a socket");
-    for (wanted, notices) in [("watched", 1), ("not watched", 0), ("no manager", 0)] {
-        let mut command = Command::new(std::env::current_exe().expect("Linux knows"));
+    for (wanted, notices) in [
+        ("watched", 1),
+        ("watched by name", 1),
+        ("another is watched", 0),
+        ("not watched", 0),
+        ("no manager", 0),
+    ] {
+        let mut command = Command::new("sh");
+        let names = match wanted {
+            "watched by name" => "export WATCHDOG_PID=$$; ",
+            // The parent of all this.
+            "another is watched" => "export WATCHDOG_PID=$PPID; ",
+            _ => "",
+        };
         command
+            .args(["-c", &format!("{names}exec \"$@\""), "sh"])
+            .arg(std::env::current_exe().expect("Linux knows"))
             .args(["--exact", "--nocapture"])
             .arg("systemd::watchdog_and_manager_are_found_in_the_environment")
             .env_remove("WATCHDOG_PID")
@@ -607,7 +628,7 @@ fn watchdog_and_manager_are_found_in_the_environment() {
         if wanted != "no manager" {
             command.env("NOTIFY_SOCKET", &path);
         }
-        if wanted == "watched" {
+        if wanted.contains("watched") && wanted != "not watched" {
             command.env("WATCHDOG_USEC", "1000000");
         }
         assert!(command.status().expect("starts").success(), "{wanted}");

@@ -211,6 +211,7 @@ fn descriptors_on_their_way_are_closed_with_the_connection() {
     });
 }
 
+/// Contract W-15.
 #[test]
 fn each_packet_says_who_sent_it_where_that_is_asked_for() {
     for origin in [Origin::Accepted, Origin::Connected] {

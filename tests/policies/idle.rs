@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::policies::{Idle, IdleTimeout, ProtocolWrapper, Timeout};
 use bowline::testing::{MemoryPeer, MemoryStream, Pump, SimulatedKernel};
 use bowline::{
@@ -378,6 +379,32 @@ fn what_was_written_leaves_before_a_limit_closes() {
     let rest = stage.pump.exchange(&stage.peer, b"");
     assert_eq!(rest.bytes.len(), 1_000_000);
     assert!(stage.pump.is_lost() && stage.peer.is_at_end());
+}
+
+/// Each line has a second for the next.
+struct Patient(Timeout);
+
+impl<T: Transport> FrameReceiver<T, LineFramer> for Patient {
+    fn frame_received(&mut self, cx: &mut FrameContext<'_, T, LineFramer>, _: &[u8]) {
+        self.0.set(cx, Some(seconds(1.0)));
+    }
+}
+
+/// With the context of its own callbacks.
+#[test]
+fn a_receiver_of_frames_sets_a_limit() {
+    let _ledger = DescriptorLedger::open();
+    let framed = Framed::new(LineFramer::new(), Patient(Timeout::new()));
+    let (mut pump, peer) = Pump::with_peer(framed).unwrap();
+    for _ in 0..3 {
+        pump.advance(seconds(0.9));
+        peer.send(b"line\r\n").unwrap();
+        pump.run();
+    }
+    pump.advance(seconds(0.9));
+    assert!(!pump.is_lost());
+    pump.advance(seconds(0.1));
+    assert!(pump.is_lost());
 }
 
 /// It was gone after that, and the next limit closed the connection.

@@ -19,9 +19,10 @@ use bowline::endpoint::Listen as _;
 use bowline::error::{ListenError, ListenStep};
 use bowline::process::monotonic_microseconds;
 use bowline::{
-    Address, Context, Protocol, Reactor, StaleSocket, Transport, Transports, UnixAddress,
+    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Packet, PacketProtocol,
+    PacketTransport, Protocol, Reactor, StaleSocket, Transport, Transports, UnixAddress,
 };
-use bowline::{Tcp, Unix};
+use bowline::{Tcp, Unix, UnixDatagram, UnixSeqpacket};
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
 
@@ -131,6 +132,66 @@ fn of_several_threads_that_take_a_free_path_one_listens() {
     let ledger = DescriptorLedger::open();
     race(2, scaled(500, 100_000), true);
     race(4, scaled(500, 100_000), true);
+    ledger.assert_balanced();
+}
+
+impl<T: PacketTransport> PacketProtocol<T> for Echo {
+    fn packet_received(&mut self, _: &mut Context<'_, T>, _: &mut Packet<'_>) {}
+}
+
+impl<T: DatagramTransport> DatagramProtocol<T> for Echo {
+    fn datagram_received(&mut self, _: &mut Context<'_, T>, _: &mut Datagram<'_>) {}
+}
+
+/// Takes a path with a socket of some kind.
+type Take = fn(&mut Reactor, &Path) -> Result<(), ListenError>;
+
+/// Contract L-24, L-25, W-44: whatever kinds they are of, be a dead socket of another one
+/// there or nothing.
+#[test]
+fn of_sockets_of_any_kinds_that_take_one_path_one_has_it() {
+    let ledger = DescriptorLedger::open();
+    let stream: Take = |reactor, path| reactor.listen(Unix::at(path), |_: &Address| Echo).map(drop);
+    let packets: Take = |reactor, path| {
+        let build = |_: &Address| Echo;
+        reactor.listen(UnixSeqpacket::at(path), build).map(drop)
+    };
+    let datagrams: Take = |reactor, path| reactor.listen(UnixDatagram::at(path), Echo).map(drop);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let gate = Barrier::new(2);
+    let start = |take: Take| {
+        let mut reactor = Reactor::new().unwrap();
+        gate.wait();
+        let taken = take(&mut reactor, &path);
+        // Until both have tried.
+        gate.wait();
+        taken.map_err(|error| error.error.kind())
+    };
+    let start = &start;
+    for takers in [
+        [datagrams, datagrams],
+        [packets, packets],
+        [stream, datagrams],
+        [stream, packets],
+        [packets, datagrams],
+    ] {
+        for round in 0..scaled(40, 10_000) {
+            match round % 3 {
+                0 => leave_dead(&path),
+                1 => drop(StdUnixDatagram::bind(&path).unwrap()),
+                _ => {}
+            }
+            let taken = std::thread::scope(|scope| {
+                let threads = takers.map(|take| scope.spawn(move || start(take)));
+                threads.map(|thread| thread.join().unwrap())
+            });
+            let failed: Vec<_> = taken.into_iter().filter_map(Result::err).collect();
+            assert_eq!(failed, [ErrorKind::AddrInUse], "round {round}");
+            assert!(!path.exists(), "round {round}: it has left its file");
+        }
+    }
+    drop(directory);
     ledger.assert_balanced();
 }
 

@@ -320,3 +320,41 @@ fn a_forked_child_keeps_a_connection_on_a_file() {
     assert!(ended);
     assert_eq!(std::fs::read(&path).unwrap(), b"the child's");
 }
+
+/// Contract E-13: whether threads run is found out otherwise where there is no /proc.
+#[test]
+fn variables_are_removed_without_proc_where_no_thread_runs() {
+    const ALONE: &str = "BOWLINE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(in_a_fork(|| {
+            rustix::process::chroot(directory.path()).expect("root");
+            assert!(!std::path::Path::new("/proc").exists());
+            let beside = std::thread::spawn(|| crate::remove_environment(&[ALONE]));
+            let error = beside.join().expect("no panic").expect_err("threads run");
+            assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+            assert!(std::env::var_os(ALONE).is_some());
+            // It may not be gone at once.
+            while crate::remove_environment(&[ALONE]).is_err() {
+                std::thread::yield_now();
+            }
+            assert!(std::env::var_os(ALONE).is_none());
+        }));
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
+        return eprintln!("SKIPPED: only root may chroot");
+    }
+    // No other test has the lock of the environment when that one forks.
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--test-threads=1"])
+        .arg(concat!(
+            "sys::fork_tests::",
+            "variables_are_removed_without_proc_where_no_thread_runs"
+        ))
+        .env(ALONE, "1")
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+}
