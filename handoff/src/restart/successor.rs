@@ -172,7 +172,7 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
                     successor.channel_ended(reactor, told);
                 }
             });
-        } else if error.is_none() {
+        } else if error.is_none() || told == Told::Lost {
             // It is ending, or whoever was about to serve did not make it.
             successor.tell(cx.reactor, look, Told::Lost, None);
         } else {

@@ -940,6 +940,22 @@ fn predecessor_that_ends_while_it_is_greeted_is_looked_for_again() {
     assert!(control.accept().is_err(), "four times are enough");
 }
 
+/// It ended the search: a frame that breaks off is an error of the channel, too.
+#[test]
+fn predecessor_that_ends_inside_of_its_greeting_is_looked_for_again() {
+    let mut stage = Stage::new();
+    let control = stage.predecessor();
+    let new = stage.begin("new", &["web"]);
+    let (mut socket, _) = control.accept().expect("it looks for one");
+    // The length of a frame is four bytes.
+    socket.write_all(&[0, 0]).expect("room");
+    drop((socket, control));
+    stage.settle();
+    assert_eq!(new.events(), [""; 0]);
+    stage.advance(ms(1));
+    assert_eq!(new.events(), ["listens", "serves"]);
+}
+
 #[test]
 fn predecessor_that_has_ended_is_not_waited_for() {
     let mut stage = Stage::new();
