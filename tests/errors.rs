@@ -12,6 +12,8 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
+use bowline::descriptor::{SealedMemoryError, SealedMemoryErrorKind};
+use bowline::endpoint::{EndpointError, ServerEndpoint};
 use bowline::error::{
     AdoptError, AdoptErrorKind, CallError, DelayedCallError, DetachError, FailedAttempt,
     FileSendError, ListenError, LookupError, NotSent, ReactorError, ReattachError,
@@ -27,6 +29,7 @@ use bowline::process::{
     ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus, SignalError, SpawnError,
 };
 use bowline::testing::MemoryStream;
+use bowline::tls::{LoadError, StartTlsError, TlsError, rustls};
 use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
@@ -125,7 +128,27 @@ fn errors() -> Vec<Box<dyn Error>> {
             error: why(),
         }),
         Box::new(notice_error()),
+        Box::new(EndpointError::from(why())),
+        Box::new(SealedMemoryError {
+            kind: SealedMemoryErrorKind::Os(why()),
+            fd: file(),
+        }),
+        Box::new("tcp:".parse::<ServerEndpoint>().unwrap_err()),
+        Box::new(TlsError::Certificate(why_of_rustls())),
+        Box::new(TlsError::Peer(why_of_rustls())),
+        Box::new(TlsError::Configuration(why_of_rustls())),
+        Box::new(TlsError::CutOff),
+        Box::new(StartTlsError::Configuration(why_of_rustls())),
+        Box::new(LoadError::Unusable(why_of_rustls())),
+        Box::new(LoadError::File {
+            path: "/nonexistent".into(),
+            error: rustls::pki_types::pem::Error::Io(why()),
+        }),
     ]
+}
+
+fn why_of_rustls() -> rustls::Error {
+    rustls::Error::General(WHY.into())
 }
 
 fn delayed_call_error() -> DelayedCallError {
@@ -244,7 +267,7 @@ fn text_of_every_error_names_its_cause() {
 fn no_error_type_is_missing_above() {
     let tested = fs::read_to_string(file!()).unwrap();
     let mut types = BTreeSet::new();
-    for package in ["reactor", "protocol", "transport", "handoff"] {
+    for package in ["reactor", "protocol", "transport", "handoff", "tls"] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         find(&root.join(package).join("src"), &mut types);
     }
