@@ -146,7 +146,10 @@ fn every_example_explains_itself() {
         "fd_holder",
         "hot_restart",
         "proxy",
+        "shell",
         "starttls",
+        "supervise",
+        "syslog",
     ];
     for name in examples {
         let output = run_to_end(name, &["--help"]);
@@ -958,4 +961,256 @@ fn prefork_refuses_what_it_does_not_speak() {
         );
     }
     prefork.stop();
+}
+
+/// The lines of a running example, as they come.
+struct Said(mpsc::Receiver<String>);
+
+impl Said {
+    fn of(output: ChildStdout) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(output).lines();
+            let _ = lines.map_while(|line| sender.send(line.ok()?).ok()).count();
+        });
+        Self(receiver)
+    }
+
+    /// The first line from here on that says so.
+    #[track_caller]
+    fn wait_for(&self, word: &str) -> String {
+        let mut before = Vec::new();
+        loop {
+            match self.0.recv_timeout(DEADLINE) {
+                Ok(line) if line.contains(word) => return line,
+                Ok(line) => before.push(line),
+                Err(error) => panic!("no {word:?} ({error}) in {before:#?}"),
+            }
+        }
+    }
+}
+
+/// Asks over a socket of packets.
+fn ask_packet(socket: &impl AsFd, request: &str) -> String {
+    let sent = rustix::net::send(socket, request.as_bytes(), rustix::net::SendFlags::empty());
+    assert_eq!(sent.expect("it is connected"), request.len());
+    let mut answer = [0; 4_096];
+    let received = rustix::net::recv(socket, &mut answer, rustix::net::RecvFlags::empty());
+    let (length, _) = received.expect("an answer");
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+#[test]
+fn supervise_starts_again_what_ends_and_stops_the_last_first() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let control = directory.path().join("control");
+    // It has the socket, and no other descriptor of ours.
+    let program =
+        "echo has $LISTEN_FDS; echo trouble >&2; test -S /proc/self/fd/3 && exec sleep 1000";
+    let child = Command::new(path_of("supervise"))
+        .args(["--children", "2", "--listen", "127.0.0.1:0", "--control"])
+        .arg(&control)
+        .args(["--", "sh", "-c", program])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut child = Killed(child);
+    let said = Said::of(child.0.stdout.take().expect("piped"));
+    let address = said.wait_for("children listen on ");
+    let address = address.trim_start_matches("children listen on ").to_owned();
+    said.wait_for("0 started as process");
+    let second = said.wait_for("1 started as process");
+    let second: i32 = second
+        .rsplit(' ')
+        .next()
+        .expect("a word")
+        .parse()
+        .expect("a number");
+    // Copies share the queue of one listener.
+    TcpStream::connect(&address).expect("it listens");
+
+    let family = rustix::net::AddressFamily::UNIX;
+    let kind = rustix::net::SocketType::SEQPACKET;
+    let socket = rustix::net::socket(family, kind, None).expect("a socket");
+    let there = rustix::net::SocketAddrUnix::new(&control).expect("a short path");
+    rustix::net::connect(&socket, &there).expect("it listens");
+    wait_until("it is served", || {
+        ask_packet(&socket, "status").contains("1 runs")
+    });
+    let status = ask_packet(&socket, "status");
+    assert!(
+        status.starts_with("0 runs as ") && status.lines().count() == 2,
+        "{status}"
+    );
+    assert!(ask_packet(&socket, "restart 7").contains("does not run"));
+    assert!(ask_packet(&socket, "nonsense").contains("please"));
+
+    // One that is killed, and one that is restarted.
+    let killed = Pid::from_raw(second).expect("a process");
+    kill_process(killed, Signal::KILL).expect("it runs");
+    said.wait_for("1 killed by signal 9");
+    said.wait_for("1 started as process");
+    said.wait_for("1 out: has 1");
+    assert_eq!(ask_packet(&socket, "restart 0"), "restarting\n");
+    said.wait_for("0 killed by signal 15");
+    said.wait_for("0 started as process");
+    said.wait_for("0 err: trouble");
+    let status = ask_packet(&socket, "status");
+    assert_eq!(status.matches("start 2").count(), 2, "{status}");
+
+    kill_process(Pid::from_child(&child.0), Signal::TERM).expect("it runs");
+    said.wait_for("stopping");
+    said.wait_for("1 killed by signal 15");
+    said.wait_for("0 killed by signal 15");
+    let status = child.0.wait().expect("ours");
+    assert!(status.success(), "{status}");
+    assert!(!control.exists());
+    assert!(
+        TcpStream::connect(&address).is_err(),
+        "nobody has it any more"
+    );
+}
+
+/// `logger` is what others use. Its messages are in the file, and after SIGHUP in a new one.
+#[test]
+fn syslog_writes_what_logger_says_and_opens_its_file_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let place = |name: &str| {
+        directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("text")
+            .to_owned()
+    };
+    let (file, socket, old) = (place("messages"), place("log"), place("messages.1"));
+    let syslog = Command::new(path_of("syslog"))
+        .args(["--file", &file, "--socket", &socket, "--udp", "127.0.0.1:0"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut syslog = Killed(syslog);
+    let said = Said::of(syslog.0.stdout.take().expect("piped"));
+    said.wait_for("listening on /");
+    let address = said.wait_for("listening on 127.0.0.1:");
+    let (_, port) = address.rsplit_once(':').expect("it has a port");
+    let written = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+
+    // Whatever a message has in it, it is one line.
+    let raw = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+    raw.send_to(b"<13>two\nlines\0", &socket)
+        .expect("it is read");
+    let own = format!("pid {} <13>two lines\n", std::process::id());
+    wait_until("it is written", || written(&file) == own);
+
+    let logger = |arguments: &[&str]| {
+        let ended = Command::new("logger").args(arguments).status();
+        ended.is_ok_and(|status| status.success())
+    };
+    if logger(&["--socket", &socket, "over a UNIX socket"]) {
+        wait_until("it is written", || {
+            written(&file).contains("over a UNIX socket\n")
+        });
+        let server = ["--server", "127.0.0.1", "--port", port, "--udp", "over UDP"];
+        assert!(logger(&server));
+        wait_until("it is written", || written(&file).contains("over UDP\n"));
+        assert!(written(&file).contains("\n127.0.0.1:"));
+    } else {
+        #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
+        {
+            eprintln!("SKIPPED: there is no logger");
+        }
+    }
+
+    std::fs::rename(&file, &old).expect("it is ours");
+    raw.send_to(b"into the old one", &socket)
+        .expect("it is read");
+    wait_until("it is written", || {
+        written(&old).ends_with("into the old one\n")
+    });
+    let pid = Pid::from_child(&syslog.0);
+    kill_process(pid, Signal::HUP).expect("it runs");
+    wait_until("it is opened anew", || std::path::Path::new(&file).exists());
+    // What has arrived when it stops is written.
+    for number in 0..5 {
+        let message = format!("message {number}");
+        raw.send_to(message.as_bytes(), &socket)
+            .expect("it is read");
+    }
+    kill_process(pid, Signal::TERM).expect("it runs");
+    said.wait_for("0 lost, 0 not written");
+    assert!(syslog.0.wait().expect("ours").success());
+    assert_eq!(written(&file).lines().count(), 5);
+    assert!(!std::path::Path::new(&socket).exists());
+}
+
+/// What the screen has shown from here on, until it says so, or the end.
+fn read_screen(socket: &impl AsFd, word: &str) -> String {
+    let mut screen = String::new();
+    while !screen.contains(word) {
+        let mut packet = [0; 65_536];
+        let received = rustix::net::recv(socket, &mut packet, rustix::net::RecvFlags::empty());
+        let (length, _) = received.expect("a packet");
+        assert!(length > 0, "the end, and no {word:?} in {screen:?}");
+        screen.push_str(&String::from_utf8_lossy(&packet[..length]));
+    }
+    screen
+}
+
+#[test]
+fn shell_serves_a_terminal_with_the_size_of_a_window() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("shell");
+    let path = path.to_str().expect("text");
+    let shell = Example::start("shell", &["--socket", path, "--", "sh"]);
+    let connect = || {
+        let family = rustix::net::AddressFamily::UNIX;
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let socket = rustix::net::socket(family, kind, None).expect("a socket");
+        let there = rustix::net::SocketAddrUnix::new(path).expect("a short path");
+        rustix::net::connect(&socket, &there).expect("it listens");
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(DEADLINE))
+            .expect("a socket");
+        socket
+    };
+    let send = |socket: &std::os::fd::OwnedFd, data: &str| {
+        let sent = rustix::net::send(socket, data.as_bytes(), rustix::net::SendFlags::empty());
+        assert_eq!(sent.expect("it is connected"), data.len());
+    };
+    let (one, other) = (connect(), connect());
+    send(&one, "s 40 120");
+    send(&other, "s 25 80");
+    send(&one, "dstty size\n");
+    send(&other, "dstty size; tty\n");
+    assert!(read_screen(&one, "40 120").contains('d'));
+    assert!(read_screen(&other, "/dev/pts/").contains("25 80"));
+    send(&one, "s 41 121");
+    send(&one, "dstty size\n");
+    read_screen(&one, "41 121");
+    // More than the kernel holds, both ways at once.
+    send(
+        &one,
+        "dhead -c 1000000 /dev/zero | tr '\\0' x; echo; echo do''ne\n",
+    );
+    read_screen(&one, "done");
+    send(&one, "dexit 3\n");
+    let end = read_screen(&one, "exited with code 3");
+    assert!(end.contains("eexited"), "{end}");
+    // One that goes takes its program with it.
+    send(&other, "decho it is $$ he''re\n");
+    let screen = read_screen(&other, " here");
+    let process = screen.split("it is ").last().expect("a text");
+    let process: u32 = process
+        .split(' ')
+        .next()
+        .expect("a word")
+        .parse()
+        .expect("a number");
+    assert!(is_running(process));
+    drop(other);
+    wait_until("the program has ended", || !is_running(process));
+    shell.stop();
+    assert!(!std::path::Path::new(path).exists());
 }

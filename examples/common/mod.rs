@@ -47,7 +47,9 @@ impl Arguments {
     /// Reads the command line; for `--help` prints `help` and exits.
     pub(crate) fn parse(help: &str) -> Self {
         let left: Vec<_> = env::args().skip(1).collect();
-        if left.iter().any(|argument| argument == "--help") {
+        // What stands behind `--` is for somebody else.
+        let mut own = left.iter().take_while(|argument| *argument != "--");
+        if own.any(|argument| argument == "--help") {
             println!("{}", help.trim());
             std::process::exit(0);
         }
@@ -78,6 +80,14 @@ impl Arguments {
         let before = self.left.len();
         self.left.retain(|argument| argument != name);
         self.left.len() < before
+    }
+
+    /// Takes what stands behind `--`.
+    pub(crate) fn rest(&mut self) -> Vec<String> {
+        match self.left.iter().position(|argument| argument == "--") {
+            Some(position) => self.left.split_off(position).split_off(1),
+            None => Vec::new(),
+        }
     }
 
     /// Nothing may be left over.
