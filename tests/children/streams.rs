@@ -1,19 +1,21 @@
 //! The streams of children: flow control both ways, closing, protocols of their own.
 
 use std::cell::{Cell, RefCell};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::Command;
 use std::rc::Rc;
 
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::process::{ChildCommand, CollectOutput, ProcessContext};
 use bowline::{
-    CloseReason, Context, Pipe, Producer, ProducerKind, ProducerRef, Protocol, Reactor, Transport,
-    Transports, UnixStream, UnixTransport, WriteStatus,
+    CloseReason, Context, Limits, Pipe, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
+    Transport, Transports, UnixStream, UnixTransport, WriteStatus,
 };
 
 use crate::harness::{Script, assert_nothing_left, pattern, run, shell, spawn, stream};
 use crate::support::{
-    DescriptorLedger, Record as PlainRecord, Recorder, run_until, run_until_quiet,
+    DEADLINE, DescriptorLedger, Record as PlainRecord, Recorder, eventually, run_until,
+    run_until_quiet,
 };
 
 fn cat() -> ChildCommand<'static> {
@@ -177,6 +179,41 @@ fn a_process_protocol_is_the_producer_of_a_stream() {
     assert!(paused < resumed && resumed < record.place("stopped 0"));
     assert!(record.place("stopped 0") < record.place("lost 0, connection lost"));
     assert_eq!(record.text(1), "300000\n");
+}
+
+/// what the child has written before the first turn is held too, even if a stream
+/// of it comes first: the budget of the turn may be spent before the process is told.
+#[test]
+fn a_pause_at_the_beginning_holds_what_is_there_already() {
+    let _ledger = DescriptorLedger::open();
+    for notifications in [1, 2, 16_384] {
+        let mut reactor = Reactor::new().unwrap();
+        reactor.set_limits(Limits::default().notifications(notifications));
+        // Each is owed a notification of its own, before the child's.
+        let others: Vec<_> = (0..4).map(|_| StdUnixStream::pair().unwrap()).collect();
+        for (ours, _) in &others {
+            let ours = ours.try_clone().unwrap();
+            reactor
+                .adopt_unix_stream(ours.into(), Recorder::default())
+                .unwrap();
+        }
+        let script = Script::new().made(|cx| cx.pause_producing());
+        let record = script.record();
+        let directory = tempfile::tempdir().unwrap();
+        let done = directory.path().join("done");
+        let child = format!("echo early; echo there >&2; : > {}", done.display());
+        let process = spawn(&mut reactor, shell(&child), script);
+        // Its output lies in its pipes before the first turn.
+        eventually(DEADLINE, || std::fs::metadata(&done));
+        run_until_quiet(&mut reactor);
+        let read = (record.data(1).len(), record.data(2).len());
+        assert_eq!(read, (0, 0), "{notifications} notifications a turn");
+        let script = |_: &mut Script, cx: &mut ProcessContext<'_>| cx.resume_producing();
+        reactor.call_process_protocol(process, script, |_, error| panic!("{error}"));
+        run_until(&mut reactor, |_| record.is_over());
+        let all = (record.text(1), record.text(2));
+        assert_eq!(all, ("early\n".into(), "there\n".into()));
+    }
 }
 
 /// the child waits when its pipe is full, and nothing is lost.

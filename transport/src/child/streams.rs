@@ -115,6 +115,13 @@ struct ByNumber {
 }
 
 impl<T: Transport> Protocol<T> for ByNumber {
+    /// Tells the process protocol of the beginning, if nothing has. What it pauses there is
+    /// paused before anything is read: the first turn may find the child's output already.
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let own = Some(cx.transport.as_dyn());
+        self.process.tell(cx.reactor, own, |_, _| {});
+    }
+
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         let number = self.number;
         let own = Some(cx.transport.as_dyn());
