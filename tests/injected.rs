@@ -245,12 +245,16 @@ fn the_file_of_a_listener_is_removed_before_its_socket_is_closed() {
             // A line ends here where a call of another thread comes in between.
             let place = |what: String| {
                 let places = [")", " <unfinished"].map(|end| after.find(&format!("{what}{end}")));
-                let first = places.into_iter().flatten().min();
-                first.unwrap_or_else(|| panic!("{kind} {how}: {what}\n{trace}"))
+                places.into_iter().flatten().min()
             };
             let removed = place(format!("unlink(\"{}\"", path.display()));
+            let removed = removed.unwrap_or_else(|| panic!("{kind} {how}: not removed\n{trace}"));
             let closed = place(format!("close({descriptor}"));
-            assert!(removed < closed, "{kind} {how}: closed first");
+            // Datagrams nobody has read can make a close wait, so a thread closes their
+            // socket. The end of the process may come before that.
+            let is_left = closed.is_none() && kind == "datagrams";
+            let is_later = closed.is_some_and(|closed| removed < closed);
+            assert!(is_later || is_left, "{kind} {how}: closed first\n{trace}");
         }
     }
 }
