@@ -537,7 +537,7 @@ fn a_paused_channel_keeps_messages_for_later() {
 
 #[test]
 fn descriptors_that_find_no_number_cost_their_own_message_only() {
-    let _ledger = DescriptorLedger::open();
+    let _ledger = DescriptorLedger::alone();
     let (mut reactor, [(_, handle), (right, _)]) = agreed();
     // Shared, so that sending frees no number.
     let sent: Vec<_> = (0..3).map(|_| Rc::new(descriptor())).collect();
@@ -563,7 +563,8 @@ fn descriptors_that_find_no_number_cost_their_own_message_only() {
     );
 }
 
-/// Runs `body` while this process can open no further descriptor.
+/// Runs `body` while this process can open no further descriptor: for tests that have it
+/// [alone](DescriptorLedger::alone).
 fn without_free_numbers(highest: i32, body: impl FnOnce()) {
     // Numbers below the highest may be free, and are taken first.
     let mut fillers = Vec::new();

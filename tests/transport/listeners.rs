@@ -328,10 +328,10 @@ fn mode(path: &Path) -> u32 {
 /// L-21, W-46: exactly the mode that was asked for, whatever the umask.
 #[test]
 fn the_file_has_the_mode_asked_for() {
-    let ledger = DescriptorLedger::open();
+    let ledger = DescriptorLedger::alone();
     let directory = tempfile::tempdir().unwrap();
     let mut reactor = Reactor::new().unwrap();
-    // Of the whole process; the ledger keeps the other tests out.
+    // Of the whole process, which has no other test meanwhile.
     for mask in [0o022, 0o077, 0] {
         let before = rustix::process::umask(Mode::from_raw_mode(mask));
         for asked in [0o666, 0o600, 0o660, 0o777] {
