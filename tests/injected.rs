@@ -334,10 +334,8 @@ fn a_program_that_removes_a_dead_socket_has_others_wait_for_it() {
     // As long as one that is not kept from it needs, many times over.
     let inject = "inject=unlink:delay_enter=1000000:when=1";
     let its = case.clone();
-    let slow = thread::spawn(move || {
-        let (_, output) = traced(&its, &["-e", inject]);
-        assert_success(&its, &output);
-    });
+    // That its file is gone at the end is not asserted here: we may have the path by then.
+    let slow = thread::spawn(move || traced(&its, &["-e", inject]));
     let began = Instant::now();
     while !is_in_unlink(&case) {
         assert!(began.elapsed() < DEADLINE && !slow.is_finished());
