@@ -462,7 +462,12 @@ fn what_was_inherited_is_claimed_by_its_name() {
     let endpoint: ServerEndpoint = "inherited:nothing".parse().expect("a form");
     let error = endpoint.claim(&mut inherited).expect_err("it is not there");
     assert!(error.to_string().contains("\"nothing\""), "{error}");
-    for text in ["inherited:web", "systemd:name=other"] {
+    // The domain of the string holds here too, and what does not fit is left.
+    let endpoint: ServerEndpoint = "systemd:name=other:domain=UNIX".parse().expect("a form");
+    let error = endpoint.claim(&mut inherited).expect_err("it is TCP");
+    assert!(error.to_string().contains("another domain"), "{error}");
+    assert_eq!(inherited.len(), 2);
+    for text in ["inherited:web", "systemd:name=other:domain=INET"] {
         let endpoint: ServerEndpoint = text.parse().expect("a form");
         let endpoint = endpoint.claim(&mut inherited).expect("it is there");
         let mut reactor = Reactor::new().expect("a poller");

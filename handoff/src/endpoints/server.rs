@@ -131,15 +131,22 @@ impl ServerEndpoint {
     ///
     /// # Errors
     ///
-    /// `NotFound` for an `inherited:` whose name is not there.
+    /// `NotFound` for an `inherited:` whose name is not there; `InvalidInput` for a socket
+    /// of another domain than the string says, which stays unclaimed.
     pub fn claim(mut self, inherited: &mut Inherited) -> io::Result<Self> {
-        let (name, has_to_be) = match &self.place {
-            Place::Inherited(name) => (name, true),
-            Place::Systemd(Chosen::Name(name), _) => (name, false),
+        let (name, domain, has_to_be) = match &self.place {
+            Place::Inherited(name) => (name, None, true),
+            Place::Systemd(Chosen::Name(name), domain) => (name, *domain, false),
             _ => return Ok(self),
         };
         match inherited.claim(name) {
-            Some(fd) => self.place = Place::Claimed(fd),
+            Some(fd) => {
+                if let Err(error) = check_domain(&fd, domain) {
+                    inherited.add(name, fd);
+                    return Err(error);
+                }
+                self.place = Place::Claimed(fd);
+            }
             None if has_to_be => {
                 let text = format!("nothing was inherited by the name {name:?}");
                 return Err(io::Error::new(io::ErrorKind::NotFound, text));
