@@ -267,7 +267,14 @@ fn text_of_every_error_names_its_cause() {
 fn no_error_type_is_missing_above() {
     let tested = fs::read_to_string(file!()).unwrap();
     let mut types = BTreeSet::new();
-    for package in ["reactor", "protocol", "transport", "handoff", "tls"] {
+    for package in [
+        "reactor",
+        "protocol",
+        "transport",
+        "handoff",
+        "tls",
+        "peers",
+    ] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         find(&root.join(package).join("src"), &mut types);
     }

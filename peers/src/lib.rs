@@ -1,0 +1,36 @@
+//! Ready framings for [bowline] of protocols that pass open descriptors between
+//! processes.
+//!
+//! A module is one protocol: how its messages are cut out of the bytes and which
+//! descriptors belong to each, as a pure [`Framer`](bowline::framing::Framer) and
+//! [`FrameEncoder`](bowline::framing::FrameEncoder), and a thin protocol around both, to be
+//! served or spoken over a [`Unix`](bowline::Unix) connection. What the messages mean is
+//! the program's.
+//!
+//! Each module is behind the feature of its name. None is on by default, and the crate
+//! `bowline` does not re-export them: a program depends on `bowline-peers`, and names
+//! `bowline_peers::notify`.
+//!
+//! | module | protocol | a message has the descriptors that | peers |
+//! |---|---|---|---|
+//! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
+//!
+//! # What holds for each
+//!
+//! - A message is delivered with exactly its descriptors, wherever the kernel cuts or
+//!   glues the bytes, as far as its protocol says which those are.
+//! - Descriptors that no message has are closed. How many may wait, and how long, is
+//!   bounded in every phase of a protocol.
+//! - Limits are settings, and their defaults are those of the protocol's reference
+//!   implementation. What a peer would choke on is refused before it is sent, and the
+//!   descriptors come back in the error.
+//! - What the peer has sent is delivered to its end, though nothing can be sent to it any
+//!   more.
+//!
+//! [bowline]: https://docs.rs/bowline
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+#[cfg(feature = "notify")]
+pub mod notify;

@@ -1,0 +1,14 @@
+//! The framings of `bowline-peers`: one suite for all of them, and the programs that
+//! nobody here wrote.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+// Each protocol uses a part of it.
+#[allow(dead_code)]
+mod programs;
+#[allow(dead_code)]
+#[macro_use]
+mod suite;
+
+mod rules;

@@ -1,0 +1,166 @@
+//! Programs that nobody here wrote, at the other end.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bowline::Reactor;
+
+/// How long a program may take for a step.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Whether a program of this Debian package is there. If not, that is said, and under `CI`
+/// or `BOWLINE_INTEROP=require` it is a failure.
+#[track_caller]
+pub(crate) fn has(program: &str, package: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<_> = std::env::split_paths(&paths).collect();
+    folders.extend(["/usr/sbin", "/sbin", "/usr/lib/systemd"].map(Into::into));
+    if folders.iter().any(|folder| folder.join(program).is_file()) {
+        return true;
+    }
+    say_missing(program, &format!("apt-get install {package}"));
+    false
+}
+
+/// Says that a test does not run for want of this, and fails where it has to.
+#[track_caller]
+#[expect(clippy::print_stderr, reason = "what did not run has to be seen")]
+pub(crate) fn say_missing(what: &str, remedy: &str) {
+    let is_required = std::env::var_os("CI").is_some()
+        || std::env::var("BOWLINE_INTEROP").is_ok_and(|it| it == "require");
+    assert!(!is_required, "CANNOT RUN without {what}: {remedy}");
+    eprintln!("NOT RUN: {what} is missing ({remedy})");
+}
+
+/// A program at work, and what it has said so far.
+pub(crate) struct Program {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    said: Arc<Mutex<Vec<u8>>>,
+    listeners: Vec<JoinHandle<()>>,
+}
+
+impl Program {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let said = Arc::default();
+        let listeners = vec![
+            listen(child.stdout.take().expect("piped"), &said),
+            listen(child.stderr.take().expect("piped"), &said),
+        ];
+        Self {
+            stdin: child.stdin.take(),
+            child,
+            said,
+            listeners,
+        }
+    }
+
+    /// Writes to its standard input.
+    pub(crate) fn tell(&mut self, what: &str) {
+        let stdin = self.stdin.as_mut().expect("open");
+        // It may have ended.
+        let _ = stdin.write_all(what.as_bytes());
+        let _ = stdin.flush();
+    }
+
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it has written, to either stream.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&self.said.lock().unwrap()).into_owned()
+    }
+
+    /// How many descriptors it has open.
+    #[track_caller]
+    pub(crate) fn open_descriptors(&self) -> usize {
+        let listing = format!("/proc/{}/fd", self.pid());
+        fs::read_dir(listing).expect("it runs").count()
+    }
+
+    /// Turns the reactor until it has so many descriptors open.
+    #[track_caller]
+    pub(crate) fn wait_for_descriptors(&self, reactor: &mut Reactor, count: usize) {
+        self.wait(reactor, &format!("{count} open descriptors"), |program| {
+            program.open_descriptors() == count
+        });
+    }
+
+    /// Turns the reactor until the program has said this.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, reactor: &mut Reactor, what: &str) {
+        self.wait(reactor, what, |program| program.said().contains(what));
+    }
+
+    /// Turns the reactor until there is such a file, which the program makes.
+    #[track_caller]
+    pub(crate) fn wait_for_file(&self, reactor: &mut Reactor, path: &Path) {
+        self.wait(reactor, &path.to_string_lossy(), |_| path.exists());
+    }
+
+    #[track_caller]
+    fn wait(&self, reactor: &mut Reactor, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !is_done(self) {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no {what:?} of {} descriptors:\n{}",
+                self.open_descriptors(),
+                self.said()
+            );
+            reactor.turn(Some(Duration::from_millis(2)));
+        }
+    }
+
+    /// Turns the reactor until the program has ended; whether well, and what it has said.
+    #[track_caller]
+    pub(crate) fn end(&mut self, reactor: &mut Reactor) -> (bool, String) {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is ours") {
+                for listener in self.listeners.drain(..) {
+                    listener.join().expect("it only reads");
+                }
+                return (status.success(), self.said());
+            }
+            assert!(began.elapsed() < PATIENCE, "it goes on:\n{}", self.said());
+            reactor.turn(Some(Duration::from_millis(2)));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for listener in self.listeners.drain(..) {
+            let _ = listener.join();
+        }
+    }
+}
+
+fn listen(mut stream: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+    let said = Arc::clone(said);
+    thread::spawn(move || {
+        let mut buffer = [0; 4_096];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            said.lock().unwrap().extend_from_slice(&buffer[..count]);
+        }
+    })
+}
