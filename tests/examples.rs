@@ -1,6 +1,8 @@
 //! The examples as their users run them: started, talked to, and stopped with
 //! SIGTERM.
 
+#[path = "examples/http.rs"]
+mod http;
 #[path = "support/mod.rs"]
 mod support;
 
@@ -145,6 +147,7 @@ fn every_example_explains_itself() {
         "echo",
         "fd_holder",
         "hot_restart",
+        "http",
         "proxy",
         "shell",
         "starttls",
@@ -213,6 +216,10 @@ fn example_that_cannot_listen_says_why_and_ends_with_a_failure() {
         (
             "hot_restart",
             vec!["--serve", "--listen", &endpoint, "--directory", control],
+        ),
+        (
+            "http",
+            vec!["--root", ".", "--listen", &endpoint, "--state", control],
         ),
     ] {
         let started = Command::new(path_of(name)).args(arguments).output();

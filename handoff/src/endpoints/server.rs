@@ -171,31 +171,50 @@ impl ServerEndpoint {
         name: &str,
         factory: impl Factory<TcpStream> + Factory<UnixStream>,
     ) -> io::Result<ListenerHandle> {
-        let fd = match self.place {
-            Place::Tcp(endpoint) => return listeners.listen(reactor, name, endpoint, factory),
-            Place::Unix(endpoint) => return listeners.listen(reactor, name, endpoint, factory),
-            given => {
-                let inherited = listeners.inherited();
-                let is_there = inherited.names().any(|known| known == name);
-                let given = Self {
-                    place: given,
-                    ..self
-                };
-                match is_there.then(|| inherited.claim(name)).flatten() {
-                    Some(fd) => fd,
-                    None => given.claim(inherited)?.socket()?,
-                }
-            }
+        match self.place_among(listeners, name)? {
+            Place::Tcp(endpoint) => listeners.listen(reactor, name, endpoint, factory),
+            Place::Unix(endpoint) => listeners.listen(reactor, name, endpoint, factory),
+            _ => Err(no_listener()),
+        }
+    }
+
+    /// As [`listen_among`](Self::listen_among), for an acceptor, such as that of a worker
+    /// pool; see [`Listeners::accept`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Listeners::accept`], and as listening at this endpoint.
+    pub fn accept_among(
+        self,
+        listeners: &mut Listeners<'_>,
+        reactor: &mut Reactor,
+        name: &str,
+        acceptor: impl Acceptor,
+    ) -> io::Result<ListenerHandle> {
+        match self.place_among(listeners, name)? {
+            Place::Tcp(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
+            Place::Unix(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
+            _ => Err(no_listener()),
+        }
+    }
+
+    /// Where to bind, or the address of a socket that is there by this name now.
+    fn place_among(self, listeners: &mut Listeners<'_>, name: &str) -> io::Result<Place> {
+        if matches!(self.place, Place::Tcp(_) | Place::Unix(_)) {
+            return Ok(self.place);
+        }
+        let inherited = listeners.inherited();
+        let is_there = inherited.names().any(|known| known == name);
+        let fd = match is_there.then(|| inherited.claim(name)).flatten() {
+            Some(fd) => fd,
+            None => self.claim(inherited)?.socket()?,
         };
         let address = listening_address(&fd)?;
         // It is claimed again at its own address.
         listeners.inherited().add(name, fd);
         match address {
-            Address::Unix(_) => {
-                let any = Unix::at(UnixAddress::Unnamed);
-                listeners.listen(reactor, name, any, factory)
-            }
-            Address::Inet(address) => listeners.listen(reactor, name, Tcp::at(address), factory),
+            Address::Unix(_) => Ok(Place::Unix(Unix::at(UnixAddress::Unnamed))),
+            Address::Inet(address) => Ok(Place::Tcp(Tcp::at(address))),
             _ => Err(no_listener()),
         }
     }

@@ -1,0 +1,127 @@
+//! A worker: takes connections from its channel, and serves files on them.
+
+use std::cell::Cell;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bowline::descriptor::EventCounter;
+use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings, inherited_channel};
+use bowline::policies::{Idle, ProtocolWrapper};
+use bowline::process::take_granted;
+use bowline::signal::{SIGHUP, SIGINT, SIGTERM};
+use bowline::{GracefulStop, Reactor, Tcp, Unix};
+
+use crate::COUNTER_NUMBER;
+use crate::common::{self, STOP_DEADLINE};
+use crate::connection::{Body, Http, Response, Site};
+
+/// How long a connection may be without traffic.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often requests are added to the common counter.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
+
+/// Serves what comes through the channel, to its end.
+pub(crate) fn run(root: &Path) -> common::Result {
+    let channel = inherited_channel()?;
+    let counter = EventCounter::from_descriptor(take_granted(COUNTER_NUMBER)?);
+    let counter = counter.map_err(|_| "no counter was given")?;
+    let root = fs::canonicalize(root)?;
+    let requests = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&requests);
+    let site: Site = Rc::new(move |target| {
+        counted.set(counted.get() + 1);
+        match find(&root, target) {
+            Ok(response) => response,
+            Err(error) => {
+                log::debug!("{target}: {error}");
+                Response::not_found()
+            }
+        }
+    });
+    let serve = move |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
+        let http = ProtocolWrapper::new(Http::new(&site, Some(live)), Idle::new(IDLE));
+        let adopted = match connection.peer {
+            Some(_) => connection.adopt(reactor, Tcp, http).map(|_| ()),
+            None => connection.adopt(reactor, Unix, http).map(|_| ()),
+        };
+        if let Err(error) = adopted {
+            // Reset before it got here, most likely.
+            log::debug!("cannot serve: {error}");
+        }
+    };
+    let mut reactor = Reactor::new()?;
+    Worker::start(&mut reactor, channel, WorkerSettings::default(), serve)?;
+    // A terminal sends these to all processes. They are the accepting process's to
+    // decide; SIGTERM to a worker has it finish its work, and be replaced.
+    reactor.on_signals(&[SIGINT, SIGHUP], |_, _| {})?;
+    reactor.on_signals(&[SIGTERM], |reactor, _| {
+        // An error says that it does not run any more.
+        let _ = reactor.stop_gracefully(GracefulStop::new().deadline(STOP_DEADLINE));
+    })?;
+    let counter = Rc::new(counter);
+    let count = move || match requests.take() {
+        0 => Ok(()),
+        count => counter.add(count),
+    };
+    let counting = count.clone();
+    reactor.call_every(COUNT_EVERY, move |_, _| {
+        if let Err(error) = counting() {
+            log::warn!("requests are not counted: {error}");
+        }
+    });
+    reactor.run()?;
+    Ok(count()?)
+}
+
+/// What `target` names below `root`. Links are followed: whoever writes there decides.
+fn find(root: &Path, target: &str) -> io::Result<Response> {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let mut found = root.to_owned();
+    for part in decode(path)?.split(|&byte| byte == b'/') {
+        // `..` too.
+        if part.starts_with(b".") || part.contains(&0) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        found.push(OsString::from_vec(part.to_vec()));
+    }
+    if found.is_dir() {
+        found.push("index.html");
+    }
+    // Opening a FIFO would wait for its writer.
+    if !found.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let file = File::open(&found)?;
+    let length = file.metadata()?.len();
+    let extension = found.extension().and_then(|extension| extension.to_str());
+    let content_type = match extension.unwrap_or_default() {
+        "html" => "text/html; charset=utf-8",
+        "txt" | "md" => "text/plain; charset=utf-8",
+        "css" => "text/css",
+        "js" => "text/javascript",
+        "json" => "application/json",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        _ => "application/octet-stream",
+    };
+    Ok(Response::ok(content_type, Body::File(file, length)))
+}
+
+/// Replaces each `%41` by its byte.
+fn decode(path: &str) -> io::Result<Vec<u8>> {
+    let mut pieces = path.split('%');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        let digits = (piece.get(..2)).filter(|it| it.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let digits = digits.ok_or(io::ErrorKind::InvalidInput)?;
+        bytes.push(u8::from_str_radix(digits, 16).map_err(io::Error::other)?);
+        bytes.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    Ok(bytes)
+}
