@@ -65,6 +65,8 @@ pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]
 pub use crate::signals::SignalHandler;
 pub use crate::sys::signal;
+#[doc(hidden)]
+pub use crate::sys::{Thread, start_thread};
 pub use crate::thread_pool::{
     AtShutdown, ThreadCall, ThreadCallError, ThreadPool, ThreadPoolCounts, ThreadPoolSettings,
 };

@@ -9,13 +9,12 @@ use std::mem;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::log;
 use crate::panic::{Panic, catch_panic};
 use crate::reactor::Reactor;
-use crate::sys;
+use crate::sys::{self, Thread};
 use crate::triggers::{Hold, Phase, SystemEvent};
 
 /// As many as Twisted has. They are for waiting, on a disk or on a name server,
@@ -349,8 +348,7 @@ impl ThreadPool {
         drop(dropped);
         if finishes {
             for thread in threads {
-                // What they run catches panics.
-                let _ = thread.join();
+                thread.join();
             }
         }
         for id in Calls::of(reactor).of_pool(self) {
@@ -432,7 +430,7 @@ struct Shared {
 struct WorkQueue {
     settings: ThreadPoolSettings,
     jobs: VecDeque<ThreadJob>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
     alive: usize,
     idle: usize,
     /// How many threads do a job just now.
@@ -449,9 +447,7 @@ impl WorkQueue {
     fn start_thread(&mut self, shared: &Arc<Shared>) -> io::Result<()> {
         self.threads.retain(|thread| !thread.is_finished());
         let shared = Arc::clone(shared);
-        let thread = thread::Builder::new()
-            .name("bowline-pool".into())
-            .spawn(move || shared.work())?;
+        let thread = sys::start_thread("bowline-pool", None, move || shared.work())?;
         self.threads.push(thread);
         self.alive += 1;
         Ok(())

@@ -15,8 +15,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
+
+use bowline_reactor::start_thread;
 
 use crate::log;
 use crate::sys::{self, Ancillary, ControlBuffer};
@@ -120,10 +121,7 @@ pub(crate) fn close_elsewhere(fd: OwnedFd) {
 }
 
 fn start(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = thread::Builder::new()
-        .name(NAME.to_owned())
-        .stack_size(STACK_BYTES);
-    thread.spawn(run).map(drop)
+    start_thread(NAME, Some(STACK_BYTES), run).map(drop)
 }
 
 impl Closers {

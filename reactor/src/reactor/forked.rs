@@ -27,7 +27,8 @@ impl Reactor {
     /// | delayed and periodic calls, `call_soon`, triggers | kept: they run in both processes |
     /// | signal handlers | dropped: signals have their default effect, until they are handled anew |
     /// | [`RemoteHandle`]s | refuse calls (`RemoteError`); [`remote`](Self::remote) gives out new ones. The parent runs the calls that were waiting |
-    /// | calls in threads | told [`ThreadCallError::Forked`](crate::ThreadCallError::Forked): the work is the parent's. Pools start threads of their own |
+    /// | calls in threads | told [`ThreadCallError::Forked`](crate::ThreadCallError::Forked): the work is the parent's. Pools start threads of their own, which begin in any case |
+    /// | threads that std starts | may never run, if another thread of the parent began or ended at the fork: std's lock for that stays taken |
     /// | names (tokens, handles), `extension`s, statistics, limits | as they were |
     ///
     /// The state of the reactor stays. One that was turned by hand is turned on; one

@@ -42,6 +42,8 @@ mod tests {
     use std::os::fd::{AsFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
     use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
     use crate::{
@@ -238,5 +240,43 @@ mod tests {
             reactor.turn(Some(Duration::from_millis(5)));
             assert_eq!(count.get(), 1, "the child {what}");
         }
+    }
+
+    /// Whatever other threads of the parent do at the fork.
+    #[test]
+    fn threads_begin_in_a_forked_child() {
+        super::generation();
+        let is_over = AtomicBool::new(false);
+        let joins = || {
+            let count = Arc::new(AtomicU32::new(0));
+            let [one, other] = [None, Some(64 << 10)].map(|stack_bytes| {
+                let count = Arc::clone(&count);
+                let work = move || {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    // A panic that nothing is said of.
+                    std::panic::resume_unwind(Box::new(()));
+                };
+                crate::start_thread("begins", stack_bytes, work).expect("there is room")
+            });
+            one.join();
+            while !other.is_finished() {
+                std::thread::yield_now();
+            }
+            drop(other);
+            assert_eq!(count.load(Ordering::Relaxed), 2);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let threads = [(); 8].map(|()| std::thread::spawn(|| {}));
+                        let _ = threads.map(|it| it.join().is_ok());
+                    }
+                });
+            }
+            let all = (0..200).all(|_| in_a_fork(joins));
+            is_over.store(true, Ordering::Relaxed);
+            assert!(all, "a thread did not begin");
+        });
     }
 }

@@ -6,6 +6,7 @@
 mod call;
 mod fork;
 pub mod signal;
+mod thread;
 mod timerfd;
 
 use std::io;
@@ -13,6 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub(crate) use self::call::Call;
 pub(crate) use self::fork::{generation, known_generation};
+pub use self::thread::{Thread, start_thread};
 pub(crate) use self::timerfd::TimerFd;
 
 /// Whether reading would not block: there is something, or the end, or an error. What cannot
