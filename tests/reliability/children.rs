@@ -1,13 +1,17 @@
 //! Peers in processes of their own, so that their descriptors are not ours: the
 //! test binary, told to be one.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream as StdUnixStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bowline::testing::Random;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::peer::{file, raise_descriptor_limit, send};
 
@@ -22,20 +26,26 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts one that is `role`, with words for it.
     pub(crate) fn start(role: &str, words: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "children::child",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(ROLE, [&[role], words].concat().join(" "))
+        let mut child = Self::command(&[], role, words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         Self { child, output }
+    }
+
+    /// What would start one, behind the words of a program that starts what it is given.
+    pub(crate) fn command(by: &[&str], role: &str, words: &[&str]) -> Command {
+        let own = std::env::current_exe().unwrap();
+        let mut all = by.iter().map(OsStr::new).chain([own.as_os_str()]);
+        let mut command = Command::new(all.next().expect("at least our own"));
+        command
+            .args(all)
+            .args(["--exact", "children::child"])
+            .args(["--nocapture", "--test-threads=1"])
+            .env(ROLE, [&[role], words].concat().join(" "));
+        command
     }
 
     /// Has it go on to what it does next.
@@ -100,6 +110,16 @@ fn child() {
         }
         ["greet", path, count] => greet(path, count.parse().unwrap()),
         ["stall", path, count] => stall(path, count.parse().unwrap()),
+        ["flood-datagrams", "udp", address] => {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(address).unwrap();
+            flood_datagrams(|datagram| socket.send(datagram));
+        }
+        ["flood-datagrams", "unix", path, own] => {
+            let socket = UnixDatagram::bind(own).unwrap();
+            flood_datagrams(|datagram| socket.send_to(datagram, path));
+        }
+        ["stdio", count] => crate::standard::echo(count.parse().unwrap()),
         _ => panic!("no role {role}"),
     }
 }
@@ -147,6 +167,36 @@ fn flood(path: &str, seconds: f64) {
     wait_for_word();
 }
 
+/// Sends datagrams, each with its number, as fast as they are taken, until it is told to
+/// stop; then says how many were taken.
+fn flood_datagrams(send: impl Fn(&[u8]) -> std::io::Result<usize>) {
+    let mut sent = 0_u64;
+    let is_told = || {
+        let input = std::io::stdin();
+        let mut watched = [PollFd::new(&input, PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut watched, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    };
+    while !is_told() {
+        for _ in 0..64 {
+            let mut datagram = [sent as u8; 200];
+            datagram[..8].copy_from_slice(&sent.to_be_bytes());
+            match send(&datagram) {
+                Ok(_) => sent += 1,
+                // Of the host, for a moment.
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    wait_for_word();
+    say(&[sent as f64]);
+    wait_for_word();
+}
+
 /// Sends a byte and waits for it, `count` times, each on a connection of its own
 /// that it keeps. Says the 99th percentile in milliseconds, and how many came
 /// back.
@@ -178,8 +228,7 @@ fn park(path: &str, count: usize, descriptors: usize) {
     let announce = |socket: &StdUnixStream| {
         // Whose user may have but few in flight waits until some were received.
         while let Err(error) = send(socket, &[0, 0, 0, 100, b'x'], &all) {
-            let is_full =
-                rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::TOOMANYREFS);
+            let is_full = Errno::from_io_error(&error) == Some(Errno::TOOMANYREFS);
             assert!(is_full, "{error}");
             std::thread::yield_now();
         }
@@ -241,13 +290,11 @@ fn stall(path: &str, count: usize) {
             is_open
         });
         // Slowly.
-        let _ = rustix::event::poll(
-            &mut [],
-            Some(&rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 200_000_000,
-            }),
-        );
+        let pause = Timespec {
+            tv_sec: 0,
+            tv_nsec: 200_000_000,
+        };
+        let _ = poll(&mut [], Some(&pause));
     }
     say(&[ended as f64]);
     wait_for_word();
