@@ -267,8 +267,8 @@ pub mod endpoint {
         Side, Wrap,
     };
     pub use bowline_transport::{
-        OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener, UdpConnect,
-        UdpEndpoint, UdpListen, UnixConnect, UnixDatagramConnect, UnixDatagramEndpoint,
+        ListenerGroup, OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener,
+        UdpConnect, UdpEndpoint, UdpListen, UnixConnect, UnixDatagramConnect, UnixDatagramEndpoint,
         UnixDatagramListen, UnixListen, UnixListener, UnixSeqpacketCarrying, UnixSeqpacketConnect,
         UnixSeqpacketListen, UnixSeqpacketOn,
     };

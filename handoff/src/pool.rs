@@ -56,6 +56,33 @@
 //!
 //! [`refuse_input`]: bowline_protocol::UnixTransport::refuse_input
 //!
+//! # Workers that accept by themselves
+//!
+//! Passing lets a policy choose, and serves every kind of listener. Where neither is
+//! needed, [`Accepting::ByWorkers`] takes the hand-off out of the path. That one setting
+//! is the difference: the program listens by [`Pool::acceptor`] as before, and its
+//! [`Service`] is given the same connections.
+//!
+//! Each place in the pool then has a listening socket of its own at the same address
+//! ([`ListenerGroup`], `SO_REUSEPORT`), and the kernel gives each new connection to one
+//! of them. The pool makes these sockets, and keeps a copy of each. So:
+//!
+//! - What waits in the queue of a worker that dies is served by the one that replaces it,
+//!   or by others if that takes longer than [`slow_after`](PoolSettings::slow_after).
+//! - A worker that leaves connections in its queue for so long and says nothing is
+//!   relieved of them: the pool accepts them and passes them to others. If it says nothing
+//!   for [`ack_timeout`](PoolSettings::ack_timeout), it is hung, as above.
+//! - A worker that has as many connections as it [may](WorkerSettings::max_live) accepts
+//!   no more, and the pool passes what waits there to others. So it does with a connection
+//!   that a service does not [admit](Service::admit).
+//! - [`Pool::resize`] adds sockets, and never closes one. Those that are too many get no
+//!   new connections, and the pool serves what was on its way to them.
+//!
+//! A worker that dies takes the connections with it that it has accepted. There is no
+//! answer to wait for: nothing is given out twice.
+//!
+//! [`ListenerGroup`]: bowline_transport::ListenerGroup
+//!
 //! # When no worker can take a connection
 //!
 //! The pool's listeners ([`Pool::acceptor`]) are paused, so that connections wait in
@@ -149,6 +176,7 @@ mod messages;
 mod policy;
 mod process;
 mod settings;
+mod sharing;
 mod state;
 mod worker;
 
@@ -156,11 +184,11 @@ use std::fmt;
 
 pub use self::connection::PassedConnection;
 pub use self::dispatcher::{Pool, PoolAcceptor, REFUSAL_PAUSE};
-pub use self::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
+pub use self::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
 pub use self::policy::{Candidate, LeastLoaded, Offer, PoolPolicy, RoundRobin};
 pub use self::process::{CHANNEL_NUMBER, Spawn, Spawned, inherited_channel, spawn_command};
 pub use self::settings::{
-    PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
+    Accepting, PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
 };
 pub use self::worker::{Live, Orphans, Service, Worker, WorkerSettings};
 

@@ -101,6 +101,18 @@ pub trait Acceptor: 'static {
     /// [pauses](Listener::pause_accepting) the listener.
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address);
 
+    /// Whether it takes the sockets of a listener at this address. Asked once, before the
+    /// listener accepts anything.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it does not. There is no listener then, and
+    /// `accept` answers with this error.
+    fn suits(&self, address: &Address) -> io::Result<()> {
+        let _ = address;
+        Ok(())
+    }
+
     /// The listener listens.
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
@@ -410,6 +422,10 @@ where
 impl<A: Acceptor> Acceptor for Rc<RefCell<A>> {
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
         self.borrow_mut().accepted(cx, socket, peer);
+    }
+
+    fn suits(&self, address: &Address) -> io::Result<()> {
+        self.borrow().suits(address)
     }
 
     fn started(&mut self, cx: &mut BuildContext<'_>) {

@@ -37,7 +37,8 @@ pub enum ListenStep {
     Listen,
     /// connect(2) of a datagram socket. The address is the peer's.
     Connect,
-    /// Registering with the poller.
+    /// Registering with the poller; or an acceptor
+    /// [does not want](bowline_protocol::Acceptor::suits) such a listener.
     Watch,
 }
 

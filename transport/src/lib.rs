@@ -38,6 +38,7 @@ mod file_descriptor;
 mod kinds;
 mod link;
 mod listener;
+mod listener_group;
 mod log;
 mod process;
 mod resolver;
@@ -79,6 +80,7 @@ pub use crate::file_descriptor::{
 };
 pub use crate::kinds::*;
 pub use crate::link::Link;
+pub use crate::listener_group::ListenerGroup;
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
     monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,

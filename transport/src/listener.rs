@@ -44,6 +44,14 @@ struct Accepting<L: ListeningSocket, S> {
 
 /// How a listener serves the sockets that it accepts.
 pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
+    /// Whether it serves a listener at this address.
+    ///
+    /// # Errors
+    /// The reason why it does not.
+    fn suits(&self, _: &Address) -> io::Result<()> {
+        Ok(())
+    }
+
     fn started(&mut self, cx: &mut BuildContext<'_>);
 
     /// Accepts one socket, and serves it.
@@ -260,6 +268,10 @@ fn log_factory<'a>(cx: &mut BuildContext<'_>, what: &str, factory: impl FnOnce()
 }
 
 impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
+    fn suits(&self, address: &Address) -> io::Result<()> {
+        self.acceptor.suits(address)
+    }
+
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         self.acceptor.started(cx);
     }
@@ -568,6 +580,9 @@ pub(crate) fn install_socket<L: ListeningSocket>(
         Ok(address) => address,
         Err(error) => return Err((socket, Address::Unix(UnixAddress::Unnamed), error)),
     };
+    if let Err(error) = service.suits(&address) {
+        return Err((socket, address, error));
+    }
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
         Err(error) => return Err((socket, address, error)),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use bowline_reactor::{Reactor, SystemEvent};
 use bowline_transport::ChildWatch;
 
 use super::WorkerId;
+use super::connection::PassedConnection;
 use super::dispatcher::{PoolShared, WorkerEnd};
-use super::messages::{FromWorker, ToWorker};
+use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
 use super::process::StartedWorker;
 use super::settings::{PoolEvent, WorkerStage};
-use super::state::{Answered, Leaving, Member, PoolLife, StopCall, moment_after};
+use super::state::{Answered, Leaving, Member, Place, PoolLife, StopCall, moment_after};
 use crate::channel::{Channel, ChannelError, ChannelSettings, Role, has_broken};
 use crate::log;
 use crate::wire;
@@ -160,6 +162,10 @@ impl PoolShared {
             started: reactor.now(),
             answered: reactor.now(),
             not_before: None,
+            accepted: 0,
+            is_full: false,
+            silent_since: None,
+            was_asked: false,
             drain_deadline: None,
             ended: None,
         });
@@ -231,6 +237,9 @@ impl PoolShared {
             state.failed_starts = 0;
         }
         drop(state);
+        // A channel cannot be reached from its own callback.
+        let shared = Rc::clone(self);
+        reactor.defer(move |reactor| shared.seat_worker(reactor, id));
         self.tell(reactor, PoolEvent::Ready { worker: id, pid });
         self.pump_later(reactor);
     }
@@ -259,6 +268,57 @@ impl PoolShared {
         if has_use {
             self.pump_later(reactor);
         }
+    }
+
+    /// A worker does not want a connection that it has accepted.
+    pub(super) fn declined(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        dispatch: Dispatch,
+        reason: WorkerRefusal,
+        mut descriptors: Vec<OwnedFd>,
+    ) {
+        let Some(socket) = descriptors.pop() else {
+            log::error!(target: log::HANDOFF, "{id}: a connection that it does not want was lost");
+            return;
+        };
+        let connection = PassedConnection {
+            peer: dispatch.peer,
+            label: dispatch.label,
+            ..PassedConnection::new(socket)
+        };
+        let now = reactor.now();
+        self.state
+            .borrow_mut()
+            .declined(id, connection, reason, now);
+        self.pump_later(reactor);
+        self.arm_tick(reactor);
+    }
+
+    /// Has the pool have so many workers.
+    pub(super) fn resize(self: &Rc<Self>, reactor: &mut Reactor, workers: usize) {
+        let surplus: Vec<WorkerId> = {
+            let state = &mut *self.state.borrow_mut();
+            state.settings.workers = workers;
+            let settings = &state.settings;
+            state.places.resize_with(workers, || Place::new(settings));
+            let all = state.workers.iter();
+            let surplus = all.filter(|it| it.place >= workers && it.is_staying());
+            surplus.map(|it| it.id).collect()
+        };
+        // New ones go to the others before these stop to accept.
+        self.reseat(reactor);
+        let mut state = self.state.borrow_mut();
+        let within = state.settings.drain_timeout;
+        let within = within.unwrap_or(state.settings.exit_timeout);
+        for worker in surplus {
+            state.drain_worker(reactor, worker, within);
+        }
+        drop(state);
+        let shared = Rc::clone(self);
+        reactor.defer(move |reactor| shared.start_missing_workers(reactor));
+        self.arm_tick(reactor);
     }
 
     /// The channel has ended: with it, everything that the worker had not answered
@@ -406,6 +466,7 @@ impl PoolShared {
     }
 
     pub(super) fn tick(self: &Rc<Self>, reactor: &mut Reactor) {
+        self.look_at_queues(reactor);
         let (events, late, has_panicked, recalled) = {
             let state = &mut *self.state.borrow_mut();
             let now = reactor.now();

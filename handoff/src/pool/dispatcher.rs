@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Acceptor, Address, BuildContext, CloseReason, Context, UnixTransport};
+use bowline_protocol::UnixTransport;
+use bowline_protocol::{Acceptor, Address, BuildContext, CloseReason, Context, ListenerHandle};
 use bowline_reactor::{Phase, Reactor, SystemEvent};
 
 use super::WorkerId;
@@ -82,6 +84,8 @@ impl Pool {
             shared: Rc::new(PoolShared {
                 state: RefCell::new(PoolState {
                     places: Place::all(&settings),
+                    shared: Vec::new(),
+                    next_shared: 0,
                     settings,
                     workers: Vec::new(),
                     leaving: Vec::new(),
@@ -138,11 +142,24 @@ impl Pool {
     /// [`accept`](bowline_transport::Transports::accept). It dispatches every
     /// connection under this label, and pauses the listener while no worker can take
     /// one.
+    ///
+    /// With [`Accepting::ByWorkers`] it shares the listener out instead: each worker
+    /// accepts by itself. Only a listener of TCP is accepted then.
     pub fn acceptor(&self, label: u32) -> PoolAcceptor {
         PoolAcceptor {
             pool: self.clone(),
             label,
+            listener: None,
+            members: Vec::new(),
         }
+    }
+
+    /// Has the pool have so many workers from now on. New ones are started. Those that
+    /// are too many serve their connections to the end, for the
+    /// [time of a drain](PoolSettings::drain_timeout). No connection is lost by either.
+    /// Without any worker, connections wait.
+    pub fn resize(&self, reactor: &mut Reactor, workers: usize) {
+        self.shared.resize(reactor, workers);
     }
 
     /// Sets the handler that gets connections that nobody takes. Without one they are
@@ -212,11 +229,32 @@ impl fmt::Debug for Pool {
 pub struct PoolAcceptor {
     pool: Pool,
     label: u32,
+    /// The listener, if it is shared out among workers.
+    listener: Option<ListenerHandle>,
+    /// The sockets beside its own that a predecessor had made.
+    members: Vec<OwnedFd>,
 }
 
 impl Acceptor for PoolAcceptor {
+    fn suits(&self, address: &Address) -> io::Result<()> {
+        if self.pool.shared.state.borrow().shares() && address.as_inet().is_none() {
+            let text = "workers can accept by themselves on TCP only";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        Ok(())
+    }
+
     fn started(&mut self, cx: &mut BuildContext<'_>) {
+        if self.pool.shared.state.borrow().shares() {
+            self.share(cx);
+        }
         self.pause_if_full(cx);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        if let Some(listener) = self.listener {
+            self.pool.shared.unshare(cx.reactor, listener);
+        }
     }
 
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
@@ -231,6 +269,19 @@ impl Acceptor for PoolAcceptor {
 }
 
 impl PoolAcceptor {
+    fn share(&mut self, cx: &mut BuildContext<'_>) {
+        let Some(listener) = cx.listener() else {
+            return;
+        };
+        let (handle, own) = (listener.handle(), listener.duplicate());
+        // Who else has it now is us, and workers never accept on it.
+        listener.assume_sole_holder();
+        self.listener = Some(handle);
+        let members = mem::take(&mut self.members);
+        let shared = &self.pool.shared;
+        shared.share(cx.reactor, self.label, handle, own, members);
+    }
+
     fn pause_if_full(&self, cx: &mut BuildContext<'_>) {
         if self.pool.has_room(cx.reactor) {
             return;
@@ -453,15 +504,23 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
     }
 
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromWorker>) {
-        if !incoming.descriptors.is_empty() {
-            // A worker has nothing to give.
-            cx.transport.close_unclaimed(incoming.descriptors);
+        let Incoming {
+            message,
+            descriptors,
+            ..
+        } = incoming;
+        if let FromWorker::Declined { dispatch, reason } = message {
+            let (shared, worker) = (&self.shared, self.worker);
+            return shared.declined(cx.reactor, worker, dispatch, reason, descriptors);
         }
-        self.shared
-            .answered(cx.reactor, self.worker, &incoming.message);
+        if !descriptors.is_empty() {
+            // A worker has nothing else to give.
+            cx.transport.close_unclaimed(descriptors);
+        }
+        self.shared.answered(cx.reactor, self.worker, &message);
     }
 
-    /// Each connection is one descriptor, and nothing else has any.
+    /// Each connection is one descriptor, and so is each listener.
     fn descriptors_sent(&mut self, cx: &mut Context<'_, T>, count: usize) {
         let now = cx.reactor.now();
         let mut state = self.shared.state.borrow_mut();

@@ -18,6 +18,21 @@ pub enum ToWorker {
         /// When the dispatcher kills the worker, in milliseconds from now.
         within_ms: u32,
     },
+    /// A listening socket, with its descriptor: the worker accepts on it by itself, and says
+    /// how many it has accepted ([`FromWorker::Accepts`]).
+    Listen {
+        /// What it is called from now on.
+        listener: u32,
+        /// The [label](super::PassedConnection::label) of its connections.
+        label: u32,
+    },
+    /// The worker is to accept what waits at a listener, and to close its copy.
+    Unlisten {
+        /// What it was called.
+        listener: u32,
+    },
+    /// The worker is to say how many connections it has accepted: it is there, or not.
+    Ask,
     /// What the worker has not answered goes to others. From now on the dispatcher takes no
     /// answers, so that none can be given any more.
     Recall,
@@ -66,6 +81,35 @@ pub enum FromWorker {
         /// How many connections the worker has.
         live: u32,
     },
+    /// What a worker says that accepts by itself.
+    Accepts {
+        /// How many connections it has accepted so far.
+        accepted: u64,
+        /// How many connections it has.
+        live: u32,
+        /// Whether it accepts more.
+        stage: AcceptStage,
+    },
+    /// A connection, with its descriptor, that the worker has accepted and does not want.
+    /// It is the dispatcher's now.
+    Declined {
+        /// The connection. Its id means nothing.
+        dispatch: Dispatch,
+        /// The reason.
+        reason: WorkerRefusal,
+    },
+}
+
+/// Whether a worker accepts by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcceptStage {
+    /// It does.
+    Accepting,
+    /// It has as many connections as it may.
+    Full,
+    /// It is about to end.
+    Draining,
 }
 
 /// Why a worker did not take a connection.
@@ -84,6 +128,29 @@ pub enum WorkerRefusal {
     Unwanted,
 }
 
+impl WorkerRefusal {
+    fn number(self) -> u8 {
+        match self {
+            Self::Overloaded => 1,
+            Self::Draining => 2,
+            Self::WrongKind => 3,
+            Self::DescriptorLost => 4,
+            Self::Unwanted => 5,
+        }
+    }
+
+    fn of_number(number: u8) -> Result<Self, WireError> {
+        Ok(match number {
+            1 => Self::Overloaded,
+            2 => Self::Draining,
+            3 => Self::WrongKind,
+            4 => Self::DescriptorLost,
+            5 => Self::Unwanted,
+            _ => return Err(WireError::Malformed { what: "refusal" }),
+        })
+    }
+}
+
 impl fmt::Display for WorkerRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -99,9 +166,14 @@ impl fmt::Display for WorkerRefusal {
 const DISPATCH: u16 = 0x0100;
 const DRAIN: u16 = 0x0101;
 const RECALL: u16 = 0x0102;
+const LISTEN: u16 = 0x0103;
+const UNLISTEN: u16 = 0x0104;
+const ASK: u16 = 0x0105;
 const ACCEPTED: u16 = 0x0180;
 const REFUSED: u16 = 0x0181;
 const LOAD: u16 = 0x0182;
+const ACCEPTS: u16 = 0x0183;
+const DECLINED: u16 = 0x0184;
 
 impl Message for ToWorker {
     fn kind(&self) -> u16 {
@@ -109,6 +181,9 @@ impl Message for ToWorker {
             Self::Dispatch(_) => DISPATCH,
             Self::Drain { .. } => DRAIN,
             Self::Recall => RECALL,
+            Self::Listen { .. } => LISTEN,
+            Self::Unlisten { .. } => UNLISTEN,
+            Self::Ask => ASK,
         }
     }
 
@@ -116,7 +191,12 @@ impl Message for ToWorker {
         match self {
             Self::Dispatch(dispatch) => dispatch.encode(payload),
             Self::Drain { within_ms } => payload.u32(*within_ms),
-            Self::Recall => {}
+            Self::Listen { listener, label } => {
+                payload.u32(*listener);
+                payload.u32(*label);
+            }
+            Self::Unlisten { listener } => payload.u32(*listener),
+            Self::Recall | Self::Ask => {}
         }
     }
 
@@ -127,6 +207,14 @@ impl Message for ToWorker {
                 within_ms: payload.u32()?,
             }),
             RECALL => Ok(Self::Recall),
+            LISTEN => Ok(Self::Listen {
+                listener: payload.u32()?,
+                label: payload.u32()?,
+            }),
+            UNLISTEN => Ok(Self::Unlisten {
+                listener: payload.u32()?,
+            }),
+            ASK => Ok(Self::Ask),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -168,6 +256,8 @@ impl Message for FromWorker {
             Self::Accepted { .. } => ACCEPTED,
             Self::Refused { .. } => REFUSED,
             Self::Load { .. } => LOAD,
+            Self::Accepts { .. } => ACCEPTS,
+            Self::Declined { .. } => DECLINED,
         }
     }
 
@@ -179,20 +269,31 @@ impl Message for FromWorker {
             }
             Self::Refused { id, reason, live } => {
                 payload.u64(*id);
-                payload.u8(match reason {
-                    WorkerRefusal::Overloaded => 1,
-                    WorkerRefusal::Draining => 2,
-                    WorkerRefusal::WrongKind => 3,
-                    WorkerRefusal::DescriptorLost => 4,
-                    WorkerRefusal::Unwanted => 5,
-                });
+                payload.u8(reason.number());
                 payload.u32(*live);
             }
             Self::Load { live } => payload.u32(*live),
+            Self::Accepts {
+                accepted,
+                live,
+                stage,
+            } => {
+                payload.u64(*accepted);
+                payload.u32(*live);
+                payload.u8(match stage {
+                    AcceptStage::Accepting => 0,
+                    AcceptStage::Full => 1,
+                    AcceptStage::Draining => 2,
+                });
+            }
+            Self::Declined { dispatch, reason } => {
+                payload.u8(reason.number());
+                dispatch.encode(payload);
+            }
         }
     }
 
-    fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
+    fn decode(kind: u16, version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
         match kind {
             ACCEPTED => Ok(Self::Accepted {
                 id: payload.u64()?,
@@ -200,18 +301,25 @@ impl Message for FromWorker {
             }),
             REFUSED => Ok(Self::Refused {
                 id: payload.u64()?,
-                reason: match payload.u8()? {
-                    1 => WorkerRefusal::Overloaded,
-                    2 => WorkerRefusal::Draining,
-                    3 => WorkerRefusal::WrongKind,
-                    4 => WorkerRefusal::DescriptorLost,
-                    5 => WorkerRefusal::Unwanted,
-                    _ => return Err(WireError::Malformed { what: "refusal" }),
-                },
+                reason: WorkerRefusal::of_number(payload.u8()?)?,
                 live: payload.u32()?,
             }),
             LOAD => Ok(Self::Load {
                 live: payload.u32()?,
+            }),
+            ACCEPTS => Ok(Self::Accepts {
+                accepted: payload.u64()?,
+                live: payload.u32()?,
+                stage: match payload.u8()? {
+                    0 => AcceptStage::Accepting,
+                    1 => AcceptStage::Full,
+                    2 => AcceptStage::Draining,
+                    _ => return Err(WireError::Malformed { what: "stage" }),
+                },
+            }),
+            DECLINED => Ok(Self::Declined {
+                reason: WorkerRefusal::of_number(payload.u8()?)?,
+                dispatch: Dispatch::decode(DISPATCH, version, payload)?,
             }),
             kind => Err(WireError::UnknownKind { kind }),
         }
@@ -256,9 +364,32 @@ mod tests {
             let refused = FromWorker::Refused { id, reason, live };
             assert_eq!(there_and_back(&refused), refused);
         }
+        let (listener, label) = (5, 6);
+        for message in [
+            ToWorker::Listen { listener, label },
+            ToWorker::Unlisten { listener },
+            ToWorker::Ask,
+        ] {
+            assert_eq!(there_and_back(&message), message);
+        }
+        let accepts = |stage| FromWorker::Accepts {
+            accepted: u64::MAX,
+            live: 2,
+            stage,
+        };
+        let ToWorker::Dispatch(dispatch) = dispatch else {
+            unreachable!("it is one");
+        };
         for message in [
             FromWorker::Accepted { id: 1, live: 2 },
             FromWorker::Load { live: 3 },
+            accepts(AcceptStage::Accepting),
+            accepts(AcceptStage::Full),
+            accepts(AcceptStage::Draining),
+            FromWorker::Declined {
+                dispatch,
+                reason: WorkerRefusal::Unwanted,
+            },
         ] {
             assert_eq!(there_and_back(&message), message);
         }
@@ -282,6 +413,23 @@ mod tests {
         assert_eq!(FromWorker::Accepted { id, live }.kind(), 0x0180);
         assert_eq!(FromWorker::Refused { id, reason, live }.kind(), 0x0181);
         assert_eq!(FromWorker::Load { live }.kind(), 0x0182);
+        let (listener, label) = (1, 2);
+        assert_eq!(ToWorker::Listen { listener, label }.kind(), 0x0103);
+        assert_eq!(ToWorker::Unlisten { listener }.kind(), 0x0104);
+        assert_eq!(ToWorker::Ask.kind(), 0x0105);
+        let (accepted, stage) = (1, AcceptStage::Full);
+        let accepts = FromWorker::Accepts {
+            accepted,
+            live,
+            stage,
+        };
+        assert_eq!(accepts.kind(), 0x0183);
+        let dispatched = dispatch.clone();
+        let declined = FromWorker::Declined {
+            dispatch: dispatched,
+            reason,
+        };
+        assert_eq!(declined.kind(), 0x0184);
 
         // One that is kept is sent as if it had never been.
         assert_eq!(there_and_back(&dispatch), dispatch);
@@ -316,7 +464,7 @@ mod tests {
         /// Any payload of any kind is a message or an error.
         #[test]
         fn any_payload_is_a_message_or_an_error(
-            kind in prop_oneof![0x0100..0x0103_u16, 0x0180..0x0184_u16, any::<u16>()],
+            kind in prop_oneof![0x0100..0x0106_u16, 0x0180..0x0185_u16, any::<u16>()],
             payload in prop::collection::vec(any::<u8>(), 0..64),
         ) {
             let _ = decode_payload::<ToWorker>(kind, 1, &payload);

@@ -16,6 +16,8 @@ pub struct PoolSettings {
     /// The number of workers. By default it is the number of threads that the machine
     /// runs at a time.
     pub workers: usize,
+    /// Who accepts. The default is [`Accepting::ByPool`].
+    pub accepting: Accepting,
     /// The most connections that a worker may have without having answered. The
     /// default is 64.
     pub window: usize,
@@ -69,6 +71,7 @@ pub struct PoolSettings {
 
 bowline_reactor::setters!(PoolSettings {
     workers: usize,
+    accepting: Accepting,
     window: usize,
     slow_after: Duration,
     ack_timeout: Duration,
@@ -89,6 +92,7 @@ impl Default for PoolSettings {
     fn default() -> Self {
         Self {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
+            accepting: Accepting::ByPool,
             window: 64,
             slow_after: Duration::from_millis(50),
             ack_timeout: Duration::from_millis(500),
@@ -109,6 +113,20 @@ impl Default for PoolSettings {
     }
 }
 
+/// Who accepts the connections of a pool's listeners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Accepting {
+    /// The pool accepts, a [policy](super::PoolPolicy) chooses a worker, and the
+    /// connection is passed to it. For every kind of listener.
+    #[default]
+    ByPool,
+    /// Each worker accepts by itself, and no connection is passed. TCP only: any other
+    /// listener is refused with `Unsupported`. See
+    /// [the module](super#workers-that-accept-by-themselves).
+    ByWorkers,
+}
+
 /// The state of a pool at one moment, and its counters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -120,8 +138,12 @@ pub struct PoolStatistics {
     pub in_flight: usize,
     /// Deliveries so far. A connection that is given out again counts again.
     pub sent: u64,
-    /// Connections that workers have taken.
+    /// Connections that workers have taken. Those that they have accepted by themselves
+    /// are counted as they say so, 20 ms later at the most.
     pub acknowledged: u64,
+    /// Connections that the pool has accepted from the queue of a worker, since it was
+    /// slow, full or gone.
+    pub rescued: u64,
     /// Deliveries that workers have refused.
     pub refused: u64,
     /// Connections that came back from dead workers, to be given to others.
@@ -204,6 +226,15 @@ pub enum PoolEvent {
     GaveUp {
         /// How many starts have failed in a row.
         failures: u32,
+    },
+    /// A listener cannot be shared out among the workers
+    /// ([`Accepting::ByWorkers`]), or not among all. The pool accepts instead, and passes
+    /// connections.
+    NotShared {
+        /// The label of the [acceptor](super::Pool::acceptor).
+        label: u32,
+        /// What the kernel has refused.
+        error: io::Error,
     },
     /// A worker is there and takes connections.
     Ready {

@@ -16,11 +16,12 @@ use bowline_transport::{ChildWatch, close_received};
 use super::WorkerId;
 use super::connection::PassedConnection;
 use super::dispatcher::REFUSAL_PAUSE;
-use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
+use super::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
 use super::policy::{Candidate, Offer};
 use super::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
 };
+use super::sharing::SharedListener;
 use crate::log;
 use crate::wire;
 
@@ -36,6 +37,9 @@ pub(super) struct PoolState {
     pub(super) undelivered: VecDeque<(Box<Job>, Undelivered)>,
     /// Listeners that were paused, to be resumed.
     pub(super) paused: Vec<ListenerHandle>,
+    /// Listeners on which workers accept by themselves.
+    pub(super) shared: Vec<SharedListener>,
+    pub(super) next_shared: u32,
     /// One for each worker that there is to be.
     pub(super) places: Vec<Place>,
     /// Code of the user is starting a worker, or has panicked meanwhile.
@@ -95,6 +99,13 @@ pub(super) struct Member {
     pub(super) answered: Instant,
     /// Not given anything before then.
     pub(super) not_before: Option<Instant>,
+    /// How many connections it has accepted by itself, and whether it takes no more now.
+    pub(super) accepted: u64,
+    pub(super) is_full: bool,
+    /// Since when it leaves connections in its own queue and says nothing; and whether it
+    /// was asked.
+    pub(super) silent_since: Option<Instant>,
+    pub(super) was_asked: bool,
     /// When a draining one is ended.
     pub(super) drain_deadline: Option<Instant>,
     /// How its process has ended, if that was before its channel did.
@@ -392,6 +403,7 @@ impl PoolState {
 
     pub(super) fn needs_tick(&self) -> bool {
         self.is_starting
+            || self.are_queues_busy()
             || !self.waiting.is_empty()
             || !self.paused.is_empty()
             || !self.leaving.is_empty()
@@ -408,6 +420,7 @@ impl PoolState {
         let later = |instant: &mut Instant| *instant += time;
         for worker in &mut self.workers {
             later(&mut worker.answered);
+            worker.silent_since.iter_mut().for_each(later);
             worker.drain_deadline.iter_mut().for_each(later);
             worker
                 .in_flight
@@ -436,15 +449,27 @@ impl PoolState {
         answer: &FromWorker,
         now: Instant,
     ) -> Option<Answered> {
-        let (delivery, live, refusal) = match *answer {
-            FromWorker::Accepted { id, live } => (Some(id), live, None),
-            FromWorker::Refused { id, reason, live } => (Some(id), live, Some(reason)),
-            FromWorker::Load { live } => (None, live, None),
+        let (delivery, live, refusal) = match answer {
+            FromWorker::Accepted { id, live } => (Some(*id), *live, None),
+            FromWorker::Refused { id, reason, live } => (Some(*id), *live, Some(*reason)),
+            FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (None, *live, None),
+            // See `declined`.
+            FromWorker::Declined { .. } => return None,
         };
         let worker = self.worker(id)?;
         worker.live = live;
         worker.answered = now;
         worker.not_before = None;
+        worker.silent_since = None;
+        worker.was_asked = false;
+        let mut drains = false;
+        let mut more = 0;
+        if let FromWorker::Accepts {
+            accepted, stage, ..
+        } = answer
+        {
+            (more, drains) = worker.accepts(*accepted, *stage);
+        }
         let mut event = None;
         if worker.stage == WorkerStage::Hung {
             worker.stage = WorkerStage::Serving;
@@ -452,13 +477,13 @@ impl PoolState {
             event = Some(PoolEvent::Recovered { worker, pid });
         }
         let job = delivery.and_then(|delivery| worker.take(delivery));
+        let (place, lived) = (worker.place, now.saturating_duration_since(worker.started));
         if job.is_none()
             && let Some(delivery) = delivery
         {
             log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
         }
-        let (place, lived) = (worker.place, now.saturating_duration_since(worker.started));
-        let (mut refused, mut drains) = (None, false);
+        let mut refused = None;
         match (job, refusal) {
             (Some(job), Some(reason)) => {
                 drains = worker.refuse(reason, now);
@@ -472,6 +497,7 @@ impl PoolState {
             }
             (None, _) => {}
         }
+        self.counts.acknowledged += more;
         let has_use = refused.is_some()
             || !self.waiting.is_empty()
             || !self.paused.is_empty()
@@ -489,6 +515,23 @@ impl PoolState {
             drains: drains.then_some(place),
             has_use,
         })
+    }
+
+    /// A worker has given us a connection that it has accepted and does not want.
+    pub(super) fn declined(
+        &mut self,
+        id: WorkerId,
+        connection: PassedConnection,
+        reason: WorkerRefusal,
+        now: Instant,
+    ) {
+        let mut job = Box::new(Job::new(connection, now));
+        job.refused_by.push((id, reason));
+        self.counts.refused += 1;
+        if let Some(worker) = self.worker(id) {
+            worker.refused += 1;
+        }
+        self.wait_for_another(job);
     }
 
     // Time.
@@ -586,12 +629,16 @@ impl PoolState {
 
 impl Place {
     pub(super) fn all(settings: &PoolSettings) -> Vec<Self> {
-        let place = |_| Self {
+        let place = |_| Self::new(settings);
+        (0..settings.workers).map(place).collect()
+    }
+
+    pub(super) fn new(settings: &PoolSettings) -> Self {
+        Self {
             backoff: settings.backoff.clone(),
             young_deaths: 0,
             is_awaited: false,
-        };
-        (0..settings.workers).map(place).collect()
+        }
     }
 }
 
@@ -600,16 +647,34 @@ impl Member {
         let is_slow = |since| now.saturating_duration_since(since) > settings.slow_after;
         self.stage == WorkerStage::Serving
             && self.in_flight.len() < settings.window
+            && !self.is_full
             && self.not_before.is_none_or(|time| now >= time)
             && !self.waits_since().is_some_and(is_slow)
     }
 
-    /// Since when the oldest connection is with it that it has not answered.
+    /// Since when the oldest connection is with it that it has not answered, or waits for
+    /// it to accept while it says nothing.
     fn waits_since(&self) -> Option<Instant> {
         // They leave in order.
         let oldest = self.in_flight.front();
         let oldest = oldest.filter(|job| job.place <= self.left);
-        oldest.map(|job| job.since)
+        let oldest = oldest.map(|job| job.since);
+        oldest.into_iter().chain(self.silent_since).min()
+    }
+
+    /// Takes note of how many connections it has accepted by itself. Answers how many that
+    /// is more, and whether it drains from now on.
+    fn accepts(&mut self, accepted: u64, stage: AcceptStage) -> (u64, bool) {
+        let more = accepted.saturating_sub(self.accepted);
+        self.accepted += more;
+        self.acknowledged += more;
+        self.is_full = stage == AcceptStage::Full;
+        let drains = stage == AcceptStage::Draining
+            && matches!(self.stage, WorkerStage::Serving | WorkerStage::Hung);
+        if drains {
+            self.stage = WorkerStage::Draining;
+        }
+        (more, drains)
     }
 
     /// Whether it counts as one of those that the pool is to have.

@@ -3,19 +3,21 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    AfterReadClosed, AtDrain, CloseReason, Context, NotSent, UnixTransport, UnixTransportHandle,
+    Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context,
+    ListenerHandle, NotSent, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
-use bowline_transport::describe_socket;
+use bowline_transport::{Tcp, Transports, describe_socket};
 
 use super::connection::PassedConnection;
-use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
+use super::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
 use crate::channel::{
     Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
 };
@@ -25,6 +27,10 @@ use crate::wire::{self, Incoming};
 /// How soon the pool learns that connections have ended by themselves; without
 /// a change the next look comes twice as late, up to [`LONGEST_REPORT`].
 const FIRST_REPORT: Duration = Duration::from_millis(50);
+
+/// The same for what it has accepted by itself: well before the pool takes its silence for
+/// a sign (`slow_after`, 50 ms).
+const ACCEPT_REPORT: Duration = Duration::from_millis(20);
 
 /// How late at the most.
 const LONGEST_REPORT: Duration = Duration::from_secs(1);
@@ -186,6 +192,15 @@ struct WorkerShared {
     hold: Cell<Option<Hold>>,
     /// The pool lives, and gives to others what it has no answer for.
     is_recalled: Cell<bool>,
+    /// On which it accepts by itself, by the pool's numbers.
+    listeners: RefCell<Vec<(u32, ListenerHandle)>>,
+    /// How many connections it has accepted by itself, and how many of them the pool knows.
+    accepted: Cell<u64>,
+    accepted_reported: Cell<u64>,
+    /// Its listeners are held, since it has as many connections as it may.
+    is_full: Cell<bool>,
+    /// Whether the next report comes within [`ACCEPT_REPORT`].
+    is_report_soon: Cell<bool>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -231,6 +246,11 @@ impl Worker {
             untold: Cell::new(None),
             hold: Cell::new(None),
             is_recalled: Cell::new(false),
+            listeners: RefCell::default(),
+            accepted: Cell::new(0),
+            accepted_reported: Cell::new(0),
+            is_full: Cell::new(false),
+            is_report_soon: Cell::new(false),
         });
         let inlet = Inlet {
             shared: Rc::clone(&shared),
@@ -322,15 +342,145 @@ impl WorkerShared {
         self.service.borrow_mut().serve(reactor, connection, live);
     }
 
+    // Accepting by itself.
+
+    /// Accepts on a listener that the pool gives.
+    fn listen(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        (id, label): (u32, u32),
+        socket: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        let socket = socket.ok_or(io::ErrorKind::NotFound)?;
+        let acceptor = Inbound {
+            shared: Rc::clone(self),
+            label,
+        };
+        let listener = reactor.accept(Tcp::listening(socket), acceptor);
+        let listener = listener.map_err(io::Error::from)?;
+        if let Some(listening) = reactor.get(listener) {
+            // Beside us only the pool accepts on it, which is of the same mind about its
+            // flags.
+            listening.assume_sole_holder();
+            if self.is_full.get() {
+                listening.hold_accepting();
+            }
+        }
+        self.listeners.borrow_mut().push((id, listener));
+        Ok(())
+    }
+
+    /// Accepts what waits at these listeners, and closes them.
+    fn unlisten(&self, reactor: &mut Reactor, which: impl Fn(u32) -> bool) {
+        self.listeners.borrow_mut().retain(|&(id, listener)| {
+            let is_one = which(id);
+            if is_one && let Some(listener) = reactor.get(listener) {
+                listener.stop_listening_when_drained();
+            }
+            !is_one
+        });
+    }
+
+    /// Accepts no more for as long as there are as many connections as may be.
+    fn fill(self: &Rc<Self>, reactor: &mut Reactor) {
+        let limit = self.settings.max_live.unwrap_or(u32::MAX);
+        let is_full = self.live.get() >= limit;
+        if self.listeners.borrow().is_empty() || self.is_full.replace(is_full) == is_full {
+            return;
+        }
+        for &(_, listener) in &*self.listeners.borrow() {
+            if let Some(listener) = reactor.get(listener) {
+                match is_full {
+                    true => listener.hold_accepting(),
+                    false => listener.release_accepting(),
+                }
+            }
+        }
+        self.say_accepted(reactor);
+    }
+
+    /// Says what it has accepted, and whether it goes on.
+    fn say_accepted(&self, reactor: &mut Reactor) {
+        if let Some(channel) = self.channel.get()
+            && let Some(channel) = reactor.get(channel)
+        {
+            self.say(channel, &self.accepts());
+        }
+    }
+
+    fn accepts(&self) -> FromWorker {
+        let accepted = self.accepted.get();
+        self.accepted_reported.set(accepted);
+        FromWorker::Accepts {
+            accepted,
+            live: self.live.get(),
+            stage: match self.stage.get() {
+                Stage::Serving if self.is_full.get() => AcceptStage::Full,
+                Stage::Serving => AcceptStage::Accepting,
+                Stage::Draining | Stage::Drained => AcceptStage::Draining,
+            },
+        }
+    }
+
+    /// Serves a connection that was accepted here, or gives it to the pool.
+    fn accepted(self: &Rc<Self>, reactor: &mut Reactor, connection: PassedConnection) {
+        let admitted = self.service.borrow_mut().admit(reactor, &connection);
+        if let Err(reason) = admitted {
+            return self.decline(reactor, connection, reason);
+        }
+        let live = Live::new(&self.live);
+        self.accepted.set(self.accepted.get() + 1);
+        self.report_soon(reactor);
+        if self.settings.max_live.is_some() {
+            // Its own listener is what runs.
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| shared.fill(reactor));
+        }
+        self.service.borrow_mut().serve(reactor, connection, live);
+    }
+
+    fn decline(&self, reactor: &mut Reactor, connection: PassedConnection, reason: WorkerRefusal) {
+        log::debug!(target: log::HANDOFF, "does not want a connection: {reason}");
+        let dispatch = Dispatch {
+            id: 0,
+            label: connection.label,
+            peer: connection.peer,
+            read: Vec::new(),
+            unsent: Vec::new(),
+            is_recalled: false,
+        };
+        let message = FromWorker::Declined { dispatch, reason };
+        let channel = self.channel.get().and_then(|channel| reactor.get(channel));
+        let sent = channel.map(|channel| wire::send(channel, &message, vec![connection.fd.into()]));
+        if !matches!(sent, Some(Ok(_))) {
+            log::warn!(target: log::HANDOFF, "closed a connection that nobody wants: {reason}");
+        }
+    }
+
     // Reports.
+
+    /// Has the pool know before it takes us for hung.
+    fn report_soon(self: &Rc<Self>, reactor: &mut Reactor) {
+        self.report_after.set(ACCEPT_REPORT);
+        if let Some(report) = self.report.get() {
+            if self.is_report_soon.get() {
+                return;
+            }
+            // It may have run.
+            let _ = report.cancel(reactor);
+            self.report.set(None);
+        }
+        self.report_later(reactor);
+    }
 
     fn report_later(self: &Rc<Self>, reactor: &mut Reactor) {
         if self.report.get().is_none() {
-            let after = if self.stage.get() == Stage::Draining {
+            let after = if self.stage.get() == Stage::Draining || self.is_full.get() {
                 DRAIN_LOOK
             } else {
                 self.report_after.get()
             };
+            self.is_report_soon.set(after <= ACCEPT_REPORT);
             let shared = Rc::clone(self);
             let call = reactor.call_later(after, move |reactor| {
                 shared.report.set(None);
@@ -341,8 +491,12 @@ impl WorkerShared {
     }
 
     fn report(self: &Rc<Self>, reactor: &mut Reactor) {
+        self.fill(reactor);
         let live = self.live.get();
-        if live == self.reported.get() {
+        if self.accepted_reported.get() != self.accepted.get() {
+            self.say_accepted(reactor);
+            self.report_after.set(ACCEPT_REPORT);
+        } else if live == self.reported.get() {
             let longer = self.report_after.get() * 2;
             self.report_after.set(longer.min(LONGEST_REPORT));
         } else {
@@ -384,6 +538,10 @@ impl WorkerShared {
         }
         self.report_later(reactor);
         self.untold.set(Some(within));
+        if !self.listeners.borrow().is_empty() {
+            self.unlisten(reactor, |_| true);
+            self.say_accepted(reactor);
+        }
         // Last, since it may panic.
         self.tell_draining(reactor);
     }
@@ -412,6 +570,23 @@ impl WorkerShared {
     }
 }
 
+/// Accepts on one of the worker's own listeners.
+struct Inbound {
+    shared: Rc<WorkerShared>,
+    label: u32,
+}
+
+impl Acceptor for Inbound {
+    fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
+        let connection = PassedConnection {
+            peer: peer.as_inet(),
+            label: self.label,
+            ..PassedConnection::new(socket)
+        };
+        self.shared.accepted(cx.reactor, connection);
+    }
+}
+
 /// The worker's end of its channel.
 struct Inlet {
     shared: Rc<WorkerShared>,
@@ -428,6 +603,31 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 let within = Duration::from_millis(within_ms.into());
                 cx.reactor
                     .defer(move |reactor| shared.drain(reactor, within));
+                return;
+            }
+            ToWorker::Listen { listener, label } => {
+                let (shared, id) = (Rc::clone(shared), (listener, label));
+                let socket = incoming.descriptors.into_iter().next();
+                if shared.stage.get() != Stage::Serving {
+                    // The pool has been told, or is about to be.
+                    return;
+                }
+                if let Err(error) = shared.listen(cx.reactor, id, socket) {
+                    log::error!(target: log::HANDOFF, "cannot accept by itself: {error}");
+                    // The pool takes what comes there.
+                    shared.is_full.set(true);
+                    let answer = shared.accepts();
+                    shared.say(cx.transport, &answer);
+                }
+                return;
+            }
+            ToWorker::Unlisten { listener } => {
+                shared.unlisten(cx.reactor, |id| id == listener);
+                return;
+            }
+            ToWorker::Ask => {
+                let answer = shared.accepts();
+                shared.say(cx.transport, &answer);
                 return;
             }
             ToWorker::Recall => {

@@ -13,3 +13,4 @@ mod deaths;
 mod fuzz;
 mod hung;
 mod sender;
+mod sharing;

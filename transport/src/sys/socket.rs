@@ -483,6 +483,91 @@ pub(crate) fn set_reuse_port(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
+/// How an accept queue stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AcceptQueue {
+    /// Connections that wait to be accepted.
+    pub(crate) waiting: u32,
+    /// How many may: what listen(2) was given, as the kernel has cut it.
+    pub(crate) limit: u32,
+}
+
+/// Asks how the queue of a listening TCP socket stands.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "TCP_INFO")]
+pub(crate) fn accept_queue(fd: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
+    // The first 32 bytes of `tcp_info`. Of a listener, `tcpi_unacked` and `tcpi_sacked`,
+    // the last two words, are its queue and its backlog (tcp_get_info in the kernel).
+    let info: [u32; 8] = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok(AcceptQueue {
+        waiting: info[6],
+        limit: info[7],
+    })
+}
+
+/// Gives a socket that is not bound yet what connections inherit from a listener, as
+/// another one has it.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn copy_listener_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut all = vec![
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    ];
+    if socket_kind(from)?.domain == Some(Family::Inet6) {
+        all.push((libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
+    }
+    for (level, name) in all {
+        set_flag(to, level, name, flag(from, level, name)?)?;
+    }
+    Ok(())
+}
+
+/// Has new connections at the address of a `SO_REUSEPORT` group go to `count` of its
+/// sockets, from number `base` on, at random. They count in the order in which they
+/// began to listen.
+///
+/// # Errors
+/// The kernel's.
+#[doc(alias = "SO_ATTACH_REUSEPORT_CBPF")]
+pub(crate) fn steer_group(fd: BorrowedFd<'_>, base: u32, count: u32) -> io::Result<()> {
+    /// `SKF_AD_OFF + SKF_AD_RANDOM`: a random word.
+    const RANDOM: u32 = (-0x1000_i32 + 56).cast_unsigned();
+    let step = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
+        step(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, base),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: steps.len() as u16,
+        filter: steps.as_mut_ptr(),
+    };
+    retry(|| {
+        // SAFETY: the length is that of `program`, which with the steps that it points to
+        // lives until the call returns, and is only read.
+        unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_REUSEPORT_CBPF,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        }
+    })?;
+    Ok(())
+}
+
 /// Keeps IPv4 away from an IPv6 socket. To be set before it is bound.
 ///
 /// # Errors
