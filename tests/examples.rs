@@ -153,6 +153,7 @@ fn every_example_explains_itself() {
         "starttls",
         "supervise",
         "syslog",
+        "tmux_command",
     ];
     for name in examples {
         let output = run_to_end(name, &["--help"]);

@@ -13,6 +13,7 @@
 //!
 //! | module | protocol | a message has the descriptors that | peers |
 //! |---|---|---|---|
+//! | `imsg` | imsg of OpenBSD and tmux, both dialects | says that it has, in order | `tmux`, as server and as client |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -32,5 +33,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+#[cfg(feature = "imsg")]
+pub mod imsg;
 #[cfg(feature = "notify")]
 pub mod notify;

@@ -11,4 +11,6 @@ mod programs;
 #[macro_use]
 mod suite;
 
+mod examples;
+mod imsg;
 mod rules;

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -9,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bowline::Reactor;
+use bowline::process::spawn_with_descriptors;
 
 /// How long a program may take for a step.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,12 +50,18 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let started = piped(command).spawn();
+        Self::of(started.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    /// Starts it with these descriptors under these numbers.
+    #[track_caller]
+    pub(crate) fn start_with(mut command: Command, descriptors: &[(BorrowedFd<'_>, u32)]) -> Self {
+        piped(&mut command);
+        Self::of(spawn_with_descriptors(command, descriptors).expect("it starts"))
+    }
+
+    fn of(mut child: Child) -> Self {
         let said = Arc::default();
         let listeners = vec![
             listen(child.stdout.take().expect("piped"), &said),
@@ -102,10 +111,33 @@ impl Program {
         });
     }
 
+    /// Turns the reactor until it has no more descriptors open than that: what it had at a
+    /// moment when something could have been on its way out.
+    #[track_caller]
+    pub(crate) fn wait_for_descriptors_at_most(&self, reactor: &mut Reactor, count: usize) {
+        self.wait(
+            reactor,
+            &format!("at most {count} descriptors"),
+            |program| program.open_descriptors() <= count,
+        );
+    }
+
     /// Turns the reactor until the program has said this.
     #[track_caller]
     pub(crate) fn wait_for(&self, reactor: &mut Reactor, what: &str) {
         self.wait(reactor, what, |program| program.said().contains(what));
+    }
+
+    /// Turns the reactor until somebody listens on this path.
+    #[track_caller]
+    pub(crate) fn wait_for_listener(&mut self, reactor: &mut Reactor, path: &Path) {
+        let began = Instant::now();
+        while UnixStream::connect(path).is_err() {
+            let status = self.child.try_wait().expect("it is ours");
+            assert!(status.is_none(), "it has ended:\n{}", self.said());
+            assert!(began.elapsed() < PATIENCE, "no listener:\n{}", self.said());
+            reactor.turn(Some(Duration::from_millis(2)));
+        }
     }
 
     /// Turns the reactor until there is such a file, which the program makes.
@@ -115,7 +147,7 @@ impl Program {
     }
 
     #[track_caller]
-    fn wait(&self, reactor: &mut Reactor, what: &str, is_done: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait(&self, reactor: &mut Reactor, what: &str, is_done: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !is_done(self) {
             assert!(
@@ -153,6 +185,13 @@ impl Drop for Program {
             let _ = listener.join();
         }
     }
+}
+
+fn piped(command: &mut Command) -> &mut Command {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
 }
 
 fn listen(mut stream: impl Read + Send + 'static, said: &Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
