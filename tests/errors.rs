@@ -33,6 +33,7 @@ use bowline::tls::{LoadError, StartTlsError, TlsError, rustls};
 use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
+use bowline_peers::haproxy::TakeError;
 
 mod support;
 
@@ -144,6 +145,9 @@ fn errors() -> Vec<Box<dyn Error>> {
             path: "/nonexistent".into(),
             error: rustls::pki_types::pem::Error::Io(why()),
         }),
+        Box::new(TakeError::NotASocket(why())),
+        Box::new(TakeError::Lost(why())),
+        Box::new(TakeError::Framing(FramingError::BadLength)),
     ]
 }
 

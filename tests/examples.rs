@@ -146,6 +146,7 @@ fn every_example_explains_itself() {
         "chat",
         "echo",
         "fd_holder",
+        "haproxy_takeover",
         "hot_restart",
         "http",
         "proxy",

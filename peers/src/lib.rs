@@ -14,6 +14,7 @@
 //! | module | protocol | a message has the descriptors that | peers |
 //! |---|---|---|---|
 //! | `imsg` | imsg of OpenBSD and tmux, both dialects | says that it has, in order | `tmux`, as server and as client |
+//! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | has a record or two bytes for, in order | `haproxy`, on either side |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -33,6 +34,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+#[cfg(feature = "haproxy")]
+pub mod haproxy;
 #[cfg(feature = "imsg")]
 pub mod imsg;
 #[cfg(feature = "notify")]

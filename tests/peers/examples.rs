@@ -1,12 +1,18 @@
 //! The examples, with the programs that they are for.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 
 use bowline::Reactor;
 
+use crate::haproxy;
 use crate::imsg::tmux;
-use crate::programs::{Program, has};
+use crate::programs::{PATIENCE, Program, has};
 
 fn example(name: &str) -> Command {
     let mut path = std::env::current_exe().expect("Linux knows");
@@ -47,4 +53,103 @@ fn tmux_command_runs_what_tmux_would() {
     assert!(!is_well, "tmux says so with its exit code");
     assert!(said.contains("can't find session"), "{said}");
     assert!(run(&["kill-session", "-t", "ours"]).0);
+}
+
+/// Asks over connections of its own, until told to stop; counts the answers of each.
+struct Load {
+    is_over: Arc<AtomicBool>,
+    counts: Arc<[AtomicUsize; 2]>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(port: u16) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let thread = |_| {
+            let (is_over, counts) = (Arc::clone(&is_over), Arc::clone(&counts));
+            thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let answer = ask(port);
+                    let by_us = answer.ends_with("served by bowline\n");
+                    assert!(by_us || answer.ends_with("served by haproxy"), "{answer:?}");
+                    counts[usize::from(by_us)].fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let threads = (0..8).map(thread).collect();
+        Self {
+            is_over,
+            counts,
+            threads,
+        }
+    }
+
+    /// How many were answered by HAProxy, and by us.
+    fn answered(&self) -> [usize; 2] {
+        [0, 1].map(|by| self.counts[by].load(Ordering::Relaxed))
+    }
+
+    fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("each was answered");
+        }
+    }
+}
+
+/// Any refusal, reset or empty answer is a failure.
+fn ask(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it can");
+    let request = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("no reset");
+    answer
+}
+
+#[test]
+fn haproxy_is_taken_over_under_load_and_takes_back() {
+    if !has("haproxy", "haproxy") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let stats = directory.path().join("stats");
+    let port = haproxy::free_port();
+    let configuration = haproxy::configuration(
+        &format!(
+            "stats socket {} mode 600 level admin expose-fd listeners",
+            stats.display()
+        ),
+        &format!("  bind 127.0.0.1:{port}"),
+    );
+    let mut reactor = Reactor::new().expect("a reactor");
+    let mut command = haproxy::haproxy(directory.path(), &configuration);
+    let mut before = Program::start(&mut command);
+    before.wait_for_listener(&mut reactor, &stats);
+    let load = Load::start(port);
+    let answered_by = |reactor: &mut Reactor, load: &Load, who: usize, program: &Program| {
+        let enough = load.answered()[who] + 100;
+        program.wait(reactor, "answers", |_| load.answered()[who] >= enough);
+    };
+    answered_by(&mut reactor, &load, 0, &before);
+
+    let give = directory.path().join("give");
+    let mut takeover = example("haproxy_takeover");
+    takeover.arg("--stats").arg(&stats).arg("--give").arg(&give);
+    takeover.arg("--stop").arg(before.pid().to_string());
+    let mut takeover = Program::start(&mut takeover);
+    takeover.wait_for(&mut reactor, &format!("serving 127.0.0.1:{port}"));
+    before.end(&mut reactor);
+    answered_by(&mut reactor, &load, 1, &takeover);
+
+    let mut command = haproxy::haproxy(directory.path(), &configuration);
+    let mut after = Program::start(command.arg("-x").arg(&give));
+    takeover.wait_for(&mut reactor, "given");
+    answered_by(&mut reactor, &load, 0, &after);
+    let (is_well, said) = takeover.end(&mut reactor);
+    assert!(is_well, "{said}");
+    after.wait_for_listener(&mut reactor, &stats);
+    load.end();
 }

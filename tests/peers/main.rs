@@ -12,5 +12,6 @@ mod programs;
 mod suite;
 
 mod examples;
+mod haproxy;
 mod imsg;
 mod rules;
