@@ -138,13 +138,13 @@ pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
 }
 
 /// Takes ownership of a descriptor that this process was started with, by
-/// [`spawn_with_descriptors`] or by systemd, and makes it close-on-exec. Call this
-/// first in `main`.
+/// [`spawn_with_descriptors`], systemd, Node or a Wayland compositor, and makes it
+/// close-on-exec. Call this first in `main`.
 ///
 /// The environment that the program was started with has to name its number. Either
 /// `BOWLINE_DESCRIPTORS` does, which `spawn_with_descriptors` sets and which also
 /// identifies the file. Or `LISTEN_FDS` does, together with the `LISTEN_PID` of this
-/// process. Variables that the program has set since do not count. (Without /proc they
+/// process. Or it is the value of `NODE_CHANNEL_FD` or `WAYLAND_SOCKET`. Variables that the program has set since do not count. (Without /proc they
 /// cannot be told apart, and do count.) Each number is given out once.
 ///
 /// For descriptors that were given in another way, see

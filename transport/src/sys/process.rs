@@ -358,8 +358,14 @@ fn is_granted(number: RawFd) -> bool {
         let is_for_us = integer("LISTEN_PID")? == std::process::id();
         Some(is_for_us && number - FIRST < count)
     };
-    by_us() == Some(true) || by_systemd() == Some(true)
+    let by_others = |name: &str| initial_variable(name)?.parse::<RawFd>().ok();
+    let is_named = |name: &&str| by_others(name) == Some(number);
+    by_us() == Some(true) || by_systemd() == Some(true) || NAMING.iter().any(is_named)
 }
+
+/// Variables whose value is the number of a descriptor that was opened for the program: by
+/// a Wayland compositor for its client, by Node for its child.
+const NAMING: [&str; 2] = ["WAYLAND_SOCKET", "NODE_CHANNEL_FD"];
 
 fn parse_granted(entry: &str) -> Option<(RawFd, (u64, u64))> {
     let (number, rest) = entry.split_once(':')?;
