@@ -34,6 +34,7 @@ use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
 use bowline_peers::haproxy::TakeError;
+use bowline_peers::node::{NodeSendError, NodeSendErrorKind};
 
 mod support;
 
@@ -148,6 +149,10 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(TakeError::NotASocket(why())),
         Box::new(TakeError::Lost(why())),
         Box::new(TakeError::Framing(FramingError::BadLength)),
+        Box::new(NodeSendError {
+            kind: NodeSendErrorKind::NotPassable,
+            handle: None,
+        }),
     ]
 }
 

@@ -149,6 +149,7 @@ fn every_example_explains_itself() {
         "haproxy_takeover",
         "hot_restart",
         "http",
+        "node_worker",
         "proxy",
         "shell",
         "starttls",

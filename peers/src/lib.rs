@@ -15,6 +15,7 @@
 //! |---|---|---|---|
 //! | `imsg` | imsg of OpenBSD and tmux, both dialects | says that it has, in order | `tmux`, as server and as client |
 //! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | has a record or two bytes for, in order | `haproxy`, on either side |
+//! | `node` | Node's IPC with handles, both ends; workers of its `cluster` | is a `NODE_HANDLE` | `node`, as parent, child and primary |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -38,5 +39,7 @@
 pub mod haproxy;
 #[cfg(feature = "imsg")]
 pub mod imsg;
+#[cfg(feature = "node")]
+pub mod node;
 #[cfg(feature = "notify")]
 pub mod notify;

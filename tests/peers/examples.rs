@@ -153,3 +153,89 @@ fn haproxy_is_taken_over_under_load_and_takes_back() {
     after.wait_for_listener(&mut reactor, &stats);
     load.end();
 }
+
+/// A primary, which says what its workers do.
+const PRIMARY: &str = "
+const cluster = require('cluster');
+process.execPath = process.argv[2];
+if (process.argv[3] === 'share') cluster.schedulingPolicy = cluster.SCHED_NONE;
+cluster.setupPrimary({ exec: 'worker', args: ['--listen', '127.0.0.1:' + process.argv[4]] });
+cluster.on('online', (worker) => console.log('online', worker.process.pid));
+cluster.on('listening', (worker, { address, port }) =>
+    console.log('serves', worker.process.pid, address, port));
+cluster.on('message', (worker, message) => console.log('says', JSON.stringify(message)));
+cluster.on('exit', (worker, code, signal) => console.log('exit', worker.process.pid, code, signal));
+const workers = [cluster.fork(), cluster.fork()];
+process.stdin.on('data', (text) => {
+    if (`${text}`.includes('count')) workers.forEach((worker) => worker.send('how many'));
+    if (`${text}`.includes('end')) {
+        workers.forEach((worker) => worker.disconnect());
+        process.stdin.destroy();
+    }
+});
+";
+
+#[test]
+fn node_worker_serves_for_a_primary_in_either_way() {
+    if !has("node", "nodejs") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let script = directory.path().join("primary.js");
+    std::fs::write(&script, PRIMARY).expect("written");
+    let worker = example("node_worker");
+    let worker = worker.get_program().to_owned();
+    let mut reactor = Reactor::new().expect("a reactor");
+    for way in ["pass", "share"] {
+        // Workers who ask for the same port share it.
+        let port = haproxy::free_port();
+        let mut command = Command::new("node");
+        command
+            .arg(&script)
+            .arg(&worker)
+            .arg(way)
+            .arg(port.to_string());
+        let mut primary = Program::start(&mut command);
+        let address = format!("127.0.0.1 {port}");
+        primary.wait(&mut reactor, "two that serve", |it| {
+            it.said().matches(&address).count() == 2
+        });
+        let pids: Vec<u32> = pids_that_serve(&primary.said());
+        let mut counts = [0; 2];
+        let mut before = None;
+        for _ in 0..40 {
+            let answer = ask(port);
+            let by = |pid: &u32| answer.ends_with(&format!("served by {pid}\n"));
+            let by = pids.iter().position(by);
+            counts[by.unwrap_or_else(|| panic!("{answer:?}: none of {pids:?}"))] += 1;
+            before.get_or_insert_with(|| primary.open_descriptors());
+        }
+        if way == "pass" {
+            assert_eq!(counts, [20, 20], "in turn");
+            primary.tell("count\n");
+            primary.wait(&mut reactor, "two counts", |it| {
+                it.said().matches("says {\"served\":20}").count() == 2
+            });
+        }
+        primary.wait_for_descriptors_at_most(&mut reactor, before.expect("of forty"));
+        primary.tell("end\n");
+        let (is_well, said) = primary.end(&mut reactor);
+        assert!(is_well, "{said}");
+        for pid in pids {
+            assert!(said.contains(&format!("exit {pid} 0 null")), "{said}");
+        }
+    }
+}
+
+fn pids_that_serve(said: &str) -> Vec<u32> {
+    said.lines()
+        .filter_map(|line| line.strip_prefix("serves "))
+        .map(|line| {
+            line.split(' ')
+                .next()
+                .expect("a word")
+                .parse()
+                .expect("a number")
+        })
+        .collect()
+}

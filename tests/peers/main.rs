@@ -14,4 +14,5 @@ mod suite;
 mod examples;
 mod haproxy;
 mod imsg;
+mod node;
 mod rules;

@@ -97,6 +97,8 @@ pub(crate) enum Outcome {
     Dealt(Vec<usize>),
     /// The message comes with its own, and the next has the one that is left over in front.
     Shifted,
+    /// The message is not delivered, what follows has its own.
+    Dropped,
     /// The message is not delivered, nor what follows; the connection has ended.
     Refused,
     /// The message is delivered with its own, and nothing that follows; the connection has
@@ -317,6 +319,7 @@ impl<'a> Trialled<'a> {
                 shifted.truncate(good.descriptors);
                 self.expected.push((good.heard.clone(), shifted));
             }
+            Outcome::Dropped => self.send_well(good),
             Outcome::Refused | Outcome::RefusedBehind => {
                 if *outcome == Outcome::RefusedBehind {
                     self.expect(message, right.expect("it has all"));
