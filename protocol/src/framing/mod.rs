@@ -8,6 +8,8 @@
 //!   [`FrameReceiver`], once for each frame;
 //! - [`FrameBuffer`] is the same without a connection: bytes in, frames out.
 //!
+//! [`Questions`] keeps what waits for an answer, where a protocol asks and answers.
+//!
 //! A frame that arrives in one piece is never copied: the receiver sees it in
 //! the reactor's read buffer. An idle connection owns no buffer.
 //!
@@ -233,6 +235,7 @@ mod length_prefixed;
 mod line;
 mod netstring;
 mod pairing;
+mod questions;
 mod receiver;
 
 pub use self::buffer::FrameBuffer;
@@ -242,6 +245,7 @@ pub use self::length_prefixed::LengthPrefixedFramer;
 pub use self::line::LineFramer;
 pub use self::netstring::NetstringFramer;
 pub use self::pairing::{FrameDescriptors, Pairing, Unclaimed};
+pub use self::questions::Questions;
 pub use self::receiver::{FrameContext, FrameReceiver, Framing};
 
 /// Says where frames begin and end.
