@@ -33,6 +33,7 @@ use bowline::tls::{LoadError, StartTlsError, TlsError, rustls};
 use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
+use bowline_peers::dbus::DbusError;
 use bowline_peers::haproxy::TakeError;
 use bowline_peers::node::{NodeSendError, NodeSendErrorKind};
 
@@ -130,6 +131,7 @@ fn errors() -> Vec<Box<dyn Error>> {
             error: why(),
         }),
         Box::new(notice_error()),
+        Box::new(DbusError::Framing(FramingError::BadLength)),
         Box::new(EndpointError::from(why())),
         Box::new(SealedMemoryError {
             kind: SealedMemoryErrorKind::Os(why()),

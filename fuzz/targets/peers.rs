@@ -4,6 +4,7 @@
 #![no_main]
 
 use bowline::framing::{Decoded, FrameBuffer, FrameEncoder, Framer, FramingError};
+use bowline_peers::dbus::{DbusFramer, DbusMessage};
 use bowline_peers::haproxy::{GetsocksFramer, GetsocksPart, ListenerName, SockpairFramer};
 use bowline_peers::imsg::{Imsg, ImsgDialect, ImsgFramer, ImsgHeader};
 use bowline_peers::node::NodeFramer;
@@ -17,21 +18,43 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let step = usize::from(*step).max(1);
     let limit = usize::from(*limit);
     let getsocks = |part| move || GetsocksFramer::new(part);
-    match kind % 8 {
+    match kind % 10 {
         0 => imsg(ImsgFramer::new(ImsgDialect::Legacy), limit, input, step),
         1 => imsg(ImsgFramer::new(ImsgDialect::Current), limit, input, step),
-        2 => imsg(ImsgFramer::learning(ImsgDialect::Legacy), limit, input, step),
+        2 => imsg(
+            ImsgFramer::learning(ImsgDialect::Legacy),
+            limit,
+            input,
+            step,
+        ),
         3 => compare(getsocks(GetsocksPart::Request), input, step, |_| ()),
         4 => compare(getsocks(GetsocksPart::Count), input, step, |_| ()),
         5 => {
             compare(getsocks(GetsocksPart::Records), input, step, |frame| {
-                encode_again(GetsocksFramer::new(GetsocksPart::Records), &ListenerName::of(frame), b"");
+                encode_again(
+                    GetsocksFramer::new(GetsocksPart::Records),
+                    &ListenerName::of(frame),
+                    b"",
+                );
             });
         }
         6 => compare(|| SockpairFramer, input, step, |_| ()),
-        _ => compare(|| NodeFramer::new().with_max_length(limit), input, step, |frame| {
-            encode_again(NodeFramer::new(), &(), frame);
-        }),
+        7 => compare(DbusFramer::of_lines, input, step, |_| ()),
+        8 => {
+            let make = || DbusFramer::of_messages().with_max_length(4_096);
+            compare(make, input, step, |frame| {
+                let message = DbusMessage::parse(frame).expect("it was found to be one");
+                assert!(message.body.len() < frame.len());
+            });
+        }
+        _ => compare(
+            || NodeFramer::new().with_max_length(limit),
+            input,
+            step,
+            |frame| {
+                encode_again(NodeFramer::new(), &(), frame);
+            },
+        ),
     }
 });
 
@@ -61,7 +84,11 @@ where
 
 fn compare<F: Framer>(make: impl Fn() -> F, input: &[u8], step: usize, look: impl Fn(&[u8])) {
     let whole = decode(make(), [input], &look);
-    assert_eq!(decode(make(), input.chunks(step), &look), whole, "in pieces");
+    assert_eq!(
+        decode(make(), input.chunks(step), &look),
+        whole,
+        "in pieces"
+    );
     let bytes = decode(make(), input.chunks(1), &look);
     assert_eq!(bytes, whole, "byte for byte");
 }

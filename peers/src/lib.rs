@@ -16,6 +16,7 @@
 //! | `imsg` | imsg of OpenBSD and tmux, both dialects | says that it has, in order | `tmux`, as server and as client |
 //! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | has a record or two bytes for, in order | `haproxy`, on either side |
 //! | `node` | Node's IPC with handles, both ends; workers of its `cluster` | is a `NODE_HANDLE` | `node`, as parent, child and primary |
+//! | `dbus` | D-Bus: a client of a bus, or of a peer; a service to peers | are claimed by the number in its header | dbus-daemon, libdbus, GDBus, sd-bus |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -35,6 +36,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+#[cfg(feature = "dbus")]
+pub mod dbus;
 #[cfg(feature = "haproxy")]
 pub mod haproxy;
 #[cfg(feature = "imsg")]

@@ -11,6 +11,7 @@ mod programs;
 #[macro_use]
 mod suite;
 
+mod dbus;
 mod examples;
 mod haproxy;
 mod imsg;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -28,6 +28,22 @@ pub(crate) fn has(program: &str, package: &str) -> bool {
     }
     say_missing(program, &format!("apt-get install {package}"));
     false
+}
+
+/// Where the built example is: cargo builds the examples with the tests, and puts them
+/// beside each other.
+#[track_caller]
+pub(crate) fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("Linux knows");
+    path.pop();
+    path.pop();
+    path.extend(["examples", name]);
+    let missing = path.display();
+    assert!(
+        path.exists(),
+        "{missing} is missing: cargo build --examples"
+    );
+    path
 }
 
 /// Says that a test does not run for want of this, and fails where it has to.
