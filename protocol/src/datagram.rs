@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::Handle;
+use bowline_reactor::{Description, Handle};
 
 use crate::address::{Address, AddressRef};
 use crate::context::Context;
@@ -149,6 +149,12 @@ pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
     fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
         let this = self.as_any_mut();
         ((*this).type_id() == id).then_some(this)
+    }
+
+    /// Adds what the protocol says of itself to who looks into the reactor; see
+    /// [`Protocol::describe`](crate::Protocol::describe).
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
     }
 
     /// The name of this protocol in log lines. By default it is the name of its type.
@@ -675,6 +681,10 @@ where
         self.borrow_mut().stopped(cx, reason);
     }
 
+    fn describe(&self, description: &mut Description) {
+        self.borrow().describe(description);
+    }
+
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Owned(self.borrow().log_prefix().into_owned())
     }
@@ -728,6 +738,10 @@ where
             true => Some(self),
             false => (**self).part(id),
         }
+    }
+
+    fn describe(&self, description: &mut Description) {
+        (**self).describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

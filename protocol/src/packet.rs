@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::Handle;
+use bowline_reactor::{Description, Handle};
 
 use crate::address::Address;
 use crate::context::Context;
@@ -171,6 +171,12 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
     /// except that its transport has another [handle](PacketTransport::handle).
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
+    }
+
+    /// Adds what the protocol says of itself to who looks into the reactor; see
+    /// [`Protocol::describe`](crate::Protocol::describe).
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
     }
 
     /// The name of this protocol in log lines. By default it is the name of its type.
@@ -555,6 +561,10 @@ where
         self.borrow_mut().connection_reattached(cx);
     }
 
+    fn describe(&self, description: &mut Description) {
+        self.borrow().describe(description);
+    }
+
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Owned(self.borrow().log_prefix().into_owned())
     }
@@ -627,6 +637,10 @@ where
 
     fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
         (**self).connection_reattached(cx);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        (**self).describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use bowline_reactor::{Handle, Reactor};
+use bowline_reactor::{Description, Handle, Reactor};
 
 use crate::context::Context;
 use crate::producer::{Producer, ProducerRef};
@@ -125,6 +125,12 @@ pub trait ProcessProtocol: Part {
     /// [`pause_producing`](Self::pause_producing).
     fn stop_producing(&mut self, cx: &mut ProcessContext<'_>, number: u32) {
         let _ = (cx, number);
+    }
+
+    /// Adds what the protocol says of itself to who looks into the reactor; see
+    /// [`Protocol::describe`](crate::Protocol::describe).
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
     }
 
     /// What log lines about this process call the protocol; the name of its type by
@@ -567,6 +573,10 @@ impl<P: ProcessProtocol + ?Sized> ProcessProtocol for Box<P> {
 
     fn stop_producing(&mut self, cx: &mut ProcessContext<'_>, number: u32) {
         (**self).stop_producing(cx, number);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        (**self).describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -4,6 +4,8 @@ use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 
+use bowline_reactor::Description;
+
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
 use crate::reason::{CloseReason, Remains};
@@ -324,6 +326,13 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
         ((*this).type_id() == id).then_some(this)
     }
 
+    /// Adds what the protocol says of itself to who looks into the reactor: a part, with
+    /// facts such as a state, a name, a count. By default it has none. What the peer has
+    /// sent does not belong there. A protocol around another one adds its own part first.
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
+    }
+
     /// The name of the protocol in log lines about this connection. By default it is the
     /// name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -498,6 +507,10 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
             true => Some(self),
             false => (*self).into_part(id),
         }
+    }
+
+    fn describe(&self, description: &mut Description) {
+        (**self).describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -7,6 +7,7 @@ use std::ops::{BitOr, BitOrAssign};
 use std::os::fd::BorrowedFd;
 
 use crate::delayed_call::DelayedCall;
+use crate::description::Description;
 use crate::panic::Panic;
 use crate::reactor::{DrainRound, Reactor};
 
@@ -113,6 +114,13 @@ pub trait Descriptor: 'static {
 
     /// The part that handles reach; see [`Handle`](crate::Handle).
     fn facet(&mut self) -> &mut dyn Any;
+
+    /// What this descriptor says of itself to who [looks into](Reactor::descriptors) the
+    /// reactor: one part for it, and one for each that stands around or inside of it. By
+    /// default that is a part without facts, by the name of the log's lines.
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
+    }
 
     /// What log lines about this descriptor start with.
     fn log_prefix(&self) -> Cow<'_, str> {

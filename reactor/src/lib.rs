@@ -16,6 +16,7 @@
 //!
 //! # Features
 //!
+//! - `inspect`: the loop [measures](Reactor::measurements) its callbacks and turns.
 //! - `signals`: signals as callbacks, through the `signal-hook` crate.
 //! - `testing`: the [manual clock](testing::ManualClock) and the seam through
 //!   which a simulated kernel reports readiness.
@@ -30,10 +31,12 @@ mod settings;
 
 mod clock;
 mod delayed_call;
+mod description;
 mod descriptor;
 mod error;
 mod handle;
 mod log;
+mod meter;
 mod panic;
 mod periodic_call;
 mod reactor;
@@ -54,12 +57,19 @@ mod triggers;
 
 pub use crate::clock::{Clock, Sleep, SystemClock};
 pub use crate::delayed_call::{DelayedCall, DelayedCallError};
+pub use crate::description::{Description, Fact, Section};
 pub use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 pub use crate::error::{ReactorError, RunError, TriggerError};
 pub use crate::handle::Handle;
+#[cfg(feature = "inspect")]
+pub use crate::meter::{
+    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, TurnRecord, TurnTimes,
+};
 pub use crate::panic::{Contained, Panic, catch_panic};
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};
-pub use crate::reactor::{DrainRound, GracefulStop, Limits, Reactor, Statistics, Turn, Vacancy};
+pub use crate::reactor::{
+    Descriptors, DrainRound, GracefulStop, Limits, Reactor, Registered, Statistics, Turn, Vacancy,
+};
 pub use crate::readable_call::ReadableCall;
 pub use crate::remote::{RemoteError, RemoteHandle};
 #[cfg(feature = "signals")]

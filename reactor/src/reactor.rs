@@ -1,6 +1,7 @@
 //! The reactor as its users see it; `turn` has the phases of its loop.
 
 mod forked;
+mod inside;
 mod limits;
 mod stopping;
 mod turn;
@@ -24,6 +25,7 @@ use crate::descriptor::{Descriptor, Interest, Next};
 use crate::error::{ReactorError, RunError, TriggerError};
 use crate::handle::Handle;
 use crate::log;
+use crate::meter::Meter;
 use crate::panic::{Contained, catch_panic};
 use crate::remote::{RemoteCall, RemoteHandle};
 use crate::simulated::Source;
@@ -33,6 +35,7 @@ use crate::timers::{Moment, TimerKey, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
+pub use self::inside::{Descriptors, Registered};
 use self::limits::{EVENTS_PER_TURN, MAX_EVENTS};
 pub use self::limits::{Limits, Statistics};
 use self::stopping::Stopping;
@@ -117,10 +120,10 @@ pub use self::vacancy::Vacancy;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Reactor {
-    slots: Slots,
+    pub(crate) slots: Slots,
     /// The descriptor whose callback runs, for the case that it panics;
     /// [`Token::WAKER`] while none does.
-    current: Token,
+    pub(crate) current: Token,
     /// Those that asked for another turn.
     again: VecDeque<Token>,
     deferred: VecDeque<Deferred>,
@@ -151,7 +154,8 @@ pub struct Reactor {
     process: u32,
     triggers: Triggers,
     limits: Limits,
-    statistics: Statistics,
+    pub(crate) statistics: Statistics,
+    pub(crate) meter: Meter,
     /// Made when the loop first waits for a delayed call.
     alarm: Option<Alarm>,
     extensions: Vec<(TypeId, Rc<dyn Any>)>,
@@ -248,6 +252,7 @@ impl Reactor {
             triggers: Triggers::new(),
             limits: Limits::default(),
             statistics: Statistics::default(),
+            meter: Meter::default(),
             alarm: None,
             extensions: Vec::new(),
             source: Default::default(),
@@ -625,6 +630,9 @@ impl Reactor {
                 "too many registered descriptors",
             )
         })?;
+        let (now, clock) = (self.now.get(), &*self.clock);
+        self.meter
+            .registered(|| now.unwrap_or_else(|| clock.now()), token);
         Ok(Vacancy {
             reactor: self,
             token,

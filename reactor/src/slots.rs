@@ -75,6 +75,23 @@ impl Slots {
             .filter(|slot| slot.token == token)
     }
 
+    #[cfg_attr(
+        not(feature = "inspect"),
+        expect(dead_code, reason = "nobody asks an age")
+    )]
+    pub(crate) fn get(&self, token: Token) -> Option<&Slot> {
+        self.slab
+            .get(token.index())
+            .filter(|slot| slot.token == token)
+    }
+
+    /// The first slot that is taken, from this place on.
+    pub(crate) fn taken_from(&self, index: usize) -> Option<&Slot> {
+        (index..self.slab.capacity())
+            .filter_map(|index| self.slab.get(index))
+            .find(|slot| slot.token != Token::WAKER)
+    }
+
     /// Takes the descriptor out for the time of its callback.
     #[inline]
     pub(crate) fn take(&mut self, token: Token) -> Option<Box<dyn Descriptor>> {
@@ -189,6 +206,14 @@ impl Slots {
 impl Slot {
     pub(crate) fn entry_mut(&mut self) -> Option<&mut dyn Descriptor> {
         self.entry.as_deref_mut()
+    }
+
+    pub(crate) fn entry(&self) -> Option<&dyn Descriptor> {
+        self.entry.as_deref()
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.token
     }
 
     pub(crate) fn is_occupied(&self) -> bool {

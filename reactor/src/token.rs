@@ -54,6 +54,18 @@ impl Token {
         Self(token.0 as u64)
     }
 
+    /// The place in the order of registrations of the whole process: larger for what was
+    /// registered later.
+    pub fn registration(self) -> u64 {
+        self.generation()
+    }
+
+    /// The token that has this number, which [`to_bits`](Self::to_bits) gave. Any other
+    /// number names nothing, or something of another kind.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The token as a number. It is unique in the process, and fit for log lines and
     /// map keys.
     pub fn to_bits(self) -> u64 {

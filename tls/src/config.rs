@@ -19,8 +19,6 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Panics
 ///
 /// There is none.
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn crypto_provider() -> Arc<CryptoProvider> {
     if let Some(installed) = CryptoProvider::get_default() {
         return Arc::clone(installed);
@@ -38,8 +36,6 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 /// # Panics
 ///
 /// As [`crypto_provider`].
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn server_config_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     safe(ServerConfig::builder_with_provider(crypto_provider()))
 }
@@ -49,8 +45,6 @@ pub fn server_config_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
 /// # Panics
 ///
 /// As [`crypto_provider`].
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn client_config_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     safe(ClientConfig::builder_with_provider(crypto_provider()))
 }
@@ -67,8 +61,6 @@ fn safe<S: rustls::ConfigSide>(
 /// # Panics
 ///
 /// As [`crypto_provider`].
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn client_config(roots: RootCertStore) -> ClientConfig {
     client_config_builder()
         .with_root_certificates(roots)
@@ -81,8 +73,6 @@ pub fn client_config(roots: RootCertStore) -> ClientConfig {
 /// # Panics
 ///
 /// As [`crypto_provider`].
-///
-/// Feature `tls-webpki-roots`.
 #[cfg(feature = "webpki-roots")]
 pub fn client_config_with_webpki_roots() -> ClientConfig {
     client_config(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
@@ -98,8 +88,6 @@ pub fn client_config_with_webpki_roots() -> ClientConfig {
 /// # Panics
 ///
 /// As [`crypto_provider`].
-///
-/// Feature `tls-platform-verifier`.
 #[cfg(feature = "platform-verifier")]
 pub fn client_config_with_platform_verifier() -> Result<ClientConfig, rustls::Error> {
     use rustls_platform_verifier::BuilderVerifierExt as _;

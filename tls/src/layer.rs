@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use bowline_protocol::CloseReason;
+use bowline_reactor::{Description, Section};
 use bowline_transport::{
     DescriptorSocket, FileDescriptor, Link, PassDescriptors, ReadBuffers, Received, Socket,
     close_received,
@@ -36,16 +37,12 @@ const MOST_RECORDS: usize = 4;
 /// the socket has not taken, of at most 64 KiB of the user's bytes (which count as sent),
 /// and what one read has brought beyond what was to be delivered, at most 64 KiB, as
 /// ciphertext but for the rest of one record. An idle connection holds neither.
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct Tls<B> {
     base: B,
     state: TlsState,
 }
 
 /// How TLS stands on a connection: [`TlsTransport::tls`](crate::TlsTransport::tls) has it.
-///
-/// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct TlsState {
     stage: Stage,
     agreed: Option<Box<Agreed>>,
@@ -343,6 +340,25 @@ impl TlsState {
             has_said_close: false,
             seals_no_more: false,
         }
+    }
+
+    /// What anybody may know of it: no keys, no certificates, nothing that was sent.
+    fn tell_all(&self, section: &mut Section) {
+        let alpn = self.alpn_protocol().map(String::from_utf8_lossy);
+        section
+            .set("established", self.is_established())
+            .set("plain", self.is_plain())
+            .set_some("version", self.version().map(|it| format!("{it:?}")))
+            .set_some("suite", self.cipher_suite().map(|it| format!("{it:?}")))
+            .set_some(
+                "group",
+                self.key_exchange_group().map(|it| format!("{it:?}")),
+            )
+            .set_some("alpn", alpn.map(|it| it.into_owned()))
+            .set_some("server_name", self.server_name().map(str::to_owned))
+            .set("resumed", self.is_resumed())
+            .set("peer_certificates", self.peer_certificates().len())
+            .set("unsent_ciphertext", self.outgoing.len());
     }
 
     /// Whether the handshake is done: what is written and delivered is secured.
@@ -870,6 +886,10 @@ impl<B: FileDescriptor> FileDescriptor for Tls<B> {
         self.read_by(link, buffers, limit, |base, link, buffers, room| {
             base.do_read(link, buffers, room)
         })
+    }
+
+    fn describe(&self, _: &Link, description: &mut Description) {
+        self.state.tell_all(description.section("Tls"));
     }
 
     fn below(&self) -> Option<&dyn FileDescriptor> {

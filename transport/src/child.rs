@@ -8,6 +8,7 @@ mod process;
 mod streams;
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
@@ -315,5 +316,9 @@ impl Descriptor for ExitDescriptor {
 
     fn facet(&mut self) -> &mut dyn Any {
         self
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Owned(format!("end of process {}", self.watch.shared.pid))
     }
 }

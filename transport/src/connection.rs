@@ -5,6 +5,7 @@
 //! before it does anything else.
 
 mod ancillary;
+mod describing;
 mod draining;
 mod establish;
 mod producers;
@@ -18,7 +19,7 @@ use bowline_protocol::{
     AfterReadClosed, CloseReason, Context, NotSent, ProducerKind, ProducerRef, Protocol, Remains,
 };
 use bowline_reactor::{
-    DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
+    DelayedCall, Description, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, catch_panic,
 };
 
 use crate::connector::{ConnectionEnded, ConnectorControl};
@@ -381,9 +382,15 @@ where
             Ok(received) => {
                 let link = &mut stream.link;
                 debug_assert!(link.is_established(), "a handshake delivers nothing");
+                #[cfg(feature = "inspect")]
+                link.count_received(received.bytes);
                 let reads_on = link.has(Flags::READ_ON | Flags::UNWATCHED);
                 if received.is_drained() && !reads_on {
                     link.clear(Flags::READABLE);
+                }
+                #[cfg(feature = "inspect")]
+                if reads_on {
+                    link.note_received(buffers.data.get(received.bytes));
                 }
                 if received.had_ancillary() {
                     let is_truncated = received.is_truncated();
@@ -645,6 +652,8 @@ where
             }
             let link = &mut stream.link;
             Ledger::add(&link.shared.ledger.closed, 1);
+            #[cfg(feature = "inspect")]
+            link.shared.kinds.ended(stream.layer.socket().kind(), link);
             if is_ours_to_read {
                 stream.layer.disarm_unread(link);
             } else {
@@ -795,6 +804,8 @@ where
         let kept = keep(link, reactor);
         link.set_state(State::Lost);
         Ledger::add(&link.shared.ledger.closed, 1);
+        #[cfg(feature = "inspect")]
+        link.shared.kinds.ended(layer.socket().kind(), link);
         let unsent = stream.buffer.take();
         let unread = link.take_unread();
         let registration = link.cold().registration.take();
@@ -1015,6 +1026,10 @@ where
         } else if let Some(call) = request.downcast_mut::<ProtocolCall<T>>() {
             self.call_part(reactor, call);
         }
+        #[cfg(feature = "inspect")]
+        if let Some(request) = request.downcast_mut::<crate::operation::OperationRequest>() {
+            request.of_connection(&mut self.transport);
+        }
         self.work(reactor, Visit::Extra)
     }
 
@@ -1076,6 +1091,10 @@ where
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.transport
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.tell_all(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -14,7 +14,8 @@ use bowline_protocol::{
     Destination, Factory, LookupError, Origin, TransportHandle,
 };
 use bowline_reactor::{
-    DelayedCall, Descriptor, DrainRound, Handle, Interest, Next, Panic, Reactor, Readiness, Token,
+    DelayedCall, Description, Descriptor, DrainRound, Handle, Interest, Next, Panic, Reactor,
+    Readiness, Token,
 };
 
 use crate::connection::establish;
@@ -724,6 +725,26 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.control
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let state = match self.control.state {
+            _ if self.control.handshake.is_some() => "handshake",
+            ConnectorState::Disconnected => "disconnected",
+            ConnectorState::Waiting => "waiting",
+            ConnectorState::Connecting => "connecting",
+            ConnectorState::Connected => "connected",
+        };
+        description
+            .section("connector")
+            .set("role", "connector")
+            .set(
+                "factory",
+                log::name(|| self.outgoing.log_prefix()).into_owned(),
+            )
+            .set("state", state)
+            .set("peer", self.control.destination.to_string())
+            .set("attempts", self.attempts);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

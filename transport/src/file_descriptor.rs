@@ -14,7 +14,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use bowline_protocol::{Address, CloseReason, Credentials, Remains};
-use bowline_reactor::{Interest, Reactor, Token};
+use bowline_reactor::{Description, Interest, Reactor, Token};
 
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::link::Link;
@@ -101,8 +101,8 @@ use crate::sys;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A layer may also have a handshake, bytes of its own and a close notice: see the methods
-/// of [`Link`].
+/// The file `tests/outside/src/scramble.rs` in the repository has a layer with a
+/// handshake, bytes of its own and a close notice.
 pub trait FileDescriptor: Any {
     /// Offers the user's bytes, from the first that was not taken yet. Returns how many
     /// were taken, at least one. (Twisted: `writeSomeData`.)
@@ -198,6 +198,16 @@ pub trait FileDescriptor: Any {
     /// The same, to be changed.
     fn facet_mut(&mut self) -> Option<&mut dyn Any> {
         None
+    }
+
+    /// Adds what a layer says of itself to who looks into the reactor: a part, called as
+    /// its type is by default. The connection has a part already, which a socket may add
+    /// facts to. What the user or the peer has sent does not belong there.
+    fn describe(&self, link: &Link, description: &mut Description) {
+        let _ = link;
+        if self.below().is_some() {
+            description.section_of::<Self>();
+        }
     }
 
     // Beside the user's bytes.

@@ -35,11 +35,15 @@ pub mod endpoint;
 mod error;
 mod event_counter;
 mod file_descriptor;
+#[cfg(feature = "inspect")]
+mod kind_counts;
 mod kinds;
 mod link;
 mod listener;
 mod listener_group;
 mod log;
+#[cfg(feature = "inspect")]
+mod operation;
 mod process;
 mod resolver;
 mod sealed_memory;
@@ -78,9 +82,13 @@ pub use crate::event_counter::EventCounter;
 pub use crate::file_descriptor::{
     DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
+#[cfg(feature = "inspect")]
+pub use crate::kind_counts::KindCounts;
 pub use crate::kinds::*;
 pub use crate::link::Link;
 pub use crate::listener_group::ListenerGroup;
+#[cfg(feature = "inspect")]
+pub use crate::operation::{OperateError, Operation};
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
     monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,

@@ -47,6 +47,9 @@ pub struct Link {
     state: State,
     /// Whether the socket was lent out. If so, somebody may hold a copy of it.
     pub(crate) has_lent: Cell<bool>,
+    /// How many bytes were delivered: the lower half of the count.
+    #[cfg(feature = "inspect")]
+    received_bytes: u32,
 }
 
 /// How far a transport is in its life.
@@ -128,6 +131,12 @@ pub(crate) struct Cold {
     pub(crate) own_cookie: Option<u64>,
     /// The connector that is told of the loss.
     pub(crate) connector: Option<Token>,
+    /// How often [`Link::received_bytes`] came round.
+    #[cfg(feature = "inspect")]
+    received_rounds: u32,
+    /// Whether reads went on without a reason of the log's, if received bytes are logged.
+    #[cfg(feature = "inspect")]
+    pub(crate) logs_received: Option<bool>,
 }
 
 /// A call that waits until all bytes before a position have left.
@@ -178,6 +187,10 @@ impl Cold {
             received: 0,
             own_cookie: None,
             connector: None,
+            #[cfg(feature = "inspect")]
+                received_rounds: 0,
+            #[cfg(feature = "inspect")]
+                logs_received: None,
         } = self
         else {
             return false;
@@ -247,6 +260,8 @@ pub(crate) struct Kept {
     write_observer: Option<Rc<dyn WriteObserver>>,
     handshakes: u32,
     was_made: bool,
+    #[cfg(feature = "inspect")]
+    received_bytes: u64,
     /// The times that are left of the layers' timers.
     pub(crate) layer_timers: Vec<LayerTimer>,
     pub(crate) lingering: Option<LingeringClose>,
@@ -431,7 +446,28 @@ impl Link {
             flags: Flags::WRITABLE.with(Flags::CONNECTION_MADE),
             state: State::Open,
             has_lent: Cell::new(false),
+            #[cfg(feature = "inspect")]
+            received_bytes: 0,
         }
+    }
+
+    /// Counts bytes that are delivered.
+    #[cfg(feature = "inspect")]
+    #[inline(always)]
+    pub(crate) fn count_received(&mut self, bytes: usize) {
+        // A read is shorter than 4 GiB.
+        let (count, came_round) = self.received_bytes.overflowing_add(bytes as u32);
+        self.received_bytes = count;
+        if came_round {
+            self.cold().received_rounds += 1;
+        }
+    }
+
+    /// How many bytes were delivered so far.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn received_bytes(&self) -> u64 {
+        let rounds = self.cold_ref().map_or(0, |cold| cold.received_rounds);
+        u64::from(rounds) << 32 | u64::from(self.received_bytes)
     }
 
     /// The flags that a connection keeps over a detach. Readiness and registration are
@@ -473,6 +509,8 @@ impl Link {
             write_observer: cold.and_then(|cold| cold.write_observer.clone()),
             handshakes: cold.map_or(0, |cold| cold.handshakes),
             was_made: cold.is_some_and(|cold| cold.was_made),
+            #[cfg(feature = "inspect")]
+            received_bytes: self.received_bytes(),
             layer_timers: cold.map_or_else(Vec::new, |cold| cold.layer_timers.clone()),
             lingering: cold.and_then(|cold| cold.lingering),
             close_within: cold.and_then(|cold| cold.close_within),
@@ -483,6 +521,13 @@ impl Link {
     /// Puts back the state that another connection had.
     pub(crate) fn restore(&mut self, kept: &mut Kept) {
         self.sent = kept.sent;
+        #[cfg(feature = "inspect")]
+        {
+            self.received_bytes = kept.received_bytes as u32;
+            if kept.received_bytes > u64::from(u32::MAX) {
+                self.cold().received_rounds = (kept.received_bytes >> 32) as u32;
+            }
+        }
         // The socket was in other hands.
         self.has_lent.set(true);
         self.read_limit = kept.read_limit;

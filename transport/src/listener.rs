@@ -14,7 +14,9 @@ use bowline_protocol::{
     Acceptor, Address, BuildContext, Credentials, Factory, Listener, ListenerHandle, Origin,
     SocketFile, UnixAddress,
 };
-use bowline_reactor::{DelayedCall, Descriptor, DrainRound, Handle, Next, Panic, Reactor};
+use bowline_reactor::{
+    DelayedCall, Description, Descriptor, DrainRound, Handle, Next, Panic, Reactor,
+};
 use bowline_reactor::{Readiness, Token};
 
 use crate::connection::establish;
@@ -62,6 +64,9 @@ pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
     -> io::Result<()>;
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>);
+
+    /// What accepts or builds.
+    fn name(&self) -> Cow<'_, str>;
 }
 
 /// Makes connections of the sockets, with the protocols of a factory.
@@ -104,6 +109,8 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// The accepted socket, while a protocol is built for it.
     pub(crate) accepted: Option<L::Accepted>,
     farewells: Farewells,
+    /// How many sockets were accepted.
+    count: u64,
 }
 
 impl<L: ListeningSocket> Listener for ListenerControl<L> {
@@ -253,6 +260,10 @@ where
         log_factory(cx, "stopping", || self.factory.log_prefix());
         self.factory.stopped(cx);
     }
+
+    fn name(&self) -> Cow<'_, str> {
+        self.factory.log_prefix()
+    }
 }
 
 /// Says that the factory of a listener is `starting` or `stopping`.
@@ -293,6 +304,10 @@ impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         self.acceptor.stopped(cx);
     }
+
+    fn name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(std::any::type_name::<A>())
+    }
 }
 
 impl<L: ListeningSocket> ListenerControl<L> {
@@ -314,6 +329,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
     #[inline]
     pub(crate) fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
         self.is_short = false;
+        self.count += 1;
         if self.is_draining {
             self.accepts_left -= 1;
         }
@@ -497,6 +513,10 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
             self.service.stopped(&mut self.control.context(reactor));
             return Next::Remove;
         }
+        #[cfg(feature = "inspect")]
+        if let Some(request) = request.downcast_mut::<crate::operation::OperationRequest>() {
+            request.of_listener(&mut self.control);
+        }
         self.work(reactor)
     }
 
@@ -549,6 +569,32 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.control
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let control = &self.control;
+        let state = if control.socket.is_none() || control.is_stopping {
+            "closing"
+        } else if control.is_draining {
+            "draining"
+        } else if control.retry.is_some() {
+            // For descriptors or memory.
+            "waiting"
+        } else if control.is_paused {
+            "paused"
+        } else if control.holds > 0 {
+            "held"
+        } else {
+            "listening"
+        };
+        description
+            .section("listener")
+            .set("role", "listener")
+            .set("factory", log::name(|| self.service.name()).into_owned())
+            .set("state", state)
+            .set("local", control.address.to_string())
+            .set("accepted", control.count)
+            .set("shared", control.is_shared.get());
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -610,6 +656,7 @@ pub(crate) fn install_socket<L: ListeningSocket>(
         is_short: false,
         accepted: None,
         farewells: Farewells::default(),
+        count: 0,
     };
     let handle = control.handle();
     vacancy.install(Box::new(Accepting { control, service }));

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 pub(crate) use ::log::{debug, error, warn};
 
 pub(crate) const TRANSPORT: &str = "bowline::transport";
+/// What connections receive and are written, for those who ask for it.
+#[cfg(feature = "inspect")]
+pub(crate) const TRAFFIC: &str = "bowline::traffic";
 pub(crate) const DESCRIPTORS: &str = "bowline::descriptors";
 
 /// The name that user code gives itself in log lines. If that panics, only the name is

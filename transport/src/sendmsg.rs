@@ -9,6 +9,8 @@ use bowline_protocol::{
     SendDescriptorErrorKind, WriteStatus,
 };
 
+use bowline_reactor::Description;
+
 use crate::closer::close_elsewhere;
 use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
 use crate::file_descriptor::{
@@ -295,6 +297,13 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             true => self.write_with_queue(link, &pieces[0]),
             false => self.base.write_some_pieces(link, pieces),
         }
+    }
+
+    fn describe(&self, _: &Link, description: &mut Description) {
+        description.section("SendmsgMixin").set(
+            "sent_descriptors",
+            self.passing.as_ref().map_or(0, |it| it.left),
+        );
     }
 
     fn reason_of(&mut self, link: &mut Link, error: io::Error) -> CloseReason {

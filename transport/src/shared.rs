@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     #[expect(clippy::vec_box, reason = "boxed when lent, and moved as such")]
     spare: RefCell<Vec<Box<Storage>>>,
     pub(crate) ledger: Ledger,
+    #[cfg(feature = "inspect")]
+    pub(crate) kinds: crate::kind_counts::Kinds,
     pub(crate) budgets: Cell<TransportBudgets>,
     /// A spare descriptor. When descriptors have run out, it is given up, to accept and
     /// close one connection.
@@ -152,6 +154,8 @@ impl Shared {
             last: Cell::new(None),
             spare: RefCell::new(Vec::new()),
             ledger: Ledger::default(),
+            #[cfg(feature = "inspect")]
+            kinds: Default::default(),
             budgets: Cell::new(TransportBudgets::default()),
             held: RefCell::new(Vec::new()),
             holds: Cell::new(0),

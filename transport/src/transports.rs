@@ -416,6 +416,22 @@ pub trait Transports {
         otherwise: impl FnOnce(&mut Reactor, CallError) + 'static,
     );
 
+    /// Does something that an operator asks for to the descriptor `token`: a connection or
+    /// a listener of any kind. `then` is called after the running callback, in this turn,
+    /// and says whether it was done. (Feature `inspect`.)
+    #[cfg(feature = "inspect")]
+    fn operate(
+        &mut self,
+        token: Token,
+        operation: crate::Operation,
+        then: impl FnOnce(&mut Reactor, Result<(), crate::OperateError>) + 'static,
+    );
+
+    /// Counts what connections of each kind did in this reactor so far. (Feature
+    /// `inspect`.)
+    #[cfg(feature = "inspect")]
+    fn kind_counts(&mut self) -> Vec<crate::KindCounts>;
+
     /// Counts what happened to descriptors in this reactor so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
 
@@ -650,6 +666,21 @@ impl Transports for Reactor {
         otherwise: impl FnOnce(&mut Self, CallError) + 'static,
     ) {
         child::call_process_protocol(self, process, call, otherwise);
+    }
+
+    #[cfg(feature = "inspect")]
+    fn operate(
+        &mut self,
+        token: Token,
+        operation: crate::Operation,
+        then: impl FnOnce(&mut Self, Result<(), crate::OperateError>) + 'static,
+    ) {
+        crate::operation::operate(self, token, operation, then);
+    }
+
+    #[cfg(feature = "inspect")]
+    fn kind_counts(&mut self) -> Vec<crate::KindCounts> {
+        Shared::of(self).kinds.all()
     }
 
     fn descriptor_counts(&mut self) -> DescriptorCounts {

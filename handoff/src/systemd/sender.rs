@@ -1,11 +1,12 @@
 //! What a notifier has registered in its reactor.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bowline_reactor::{DelayedCall, Descriptor, Next, Reactor, Readiness, Token};
+use bowline_reactor::{DelayedCall, Description, Descriptor, Next, Reactor, Readiness, Token};
 
 use super::notify::{BUDGET, Inner, Pumped, WhenLeft};
 use super::way::Trouble;
@@ -133,6 +134,16 @@ impl Descriptor for Sender {
     fn facet(&mut self) -> &mut dyn std::any::Any {
         &mut self.is_watched
     }
+
+    fn describe(&self, description: &mut Description) {
+        description
+            .section("notices to the service manager")
+            .set("queued", self.inner.state.borrow().queue.len());
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed("notices to the service manager")
+    }
 }
 
 impl Drop for Sender {
@@ -223,5 +234,9 @@ impl Descriptor for Barrier {
 
     fn facet(&mut self) -> &mut dyn std::any::Any {
         &mut self.read
+    }
+
+    fn log_prefix(&self) -> Cow<'_, str> {
+        Cow::Borrowed("barrier of the service manager")
     }
 }

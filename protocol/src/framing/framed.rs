@@ -6,6 +6,8 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use bowline_reactor::Description;
+
 use self::bounds::Bounds;
 use crate::context::Context;
 use crate::framing::buffer::Found;
@@ -42,6 +44,16 @@ pub(super) enum Mode {
     },
     /// Not at all: the peer broke the framing.
     Failed,
+}
+
+impl Mode {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Frames => "frames",
+            Self::Raw { .. } => "raw",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 impl<F: Framer, R> Framed<F, R> {
@@ -782,6 +794,16 @@ where
         } else {
             None
         }
+    }
+
+    fn describe(&self, description: &mut Description) {
+        description
+            .section_of::<F>()
+            .set("mode", self.mode.name())
+            .set("pairing", self.arrivals.pairing.name())
+            .set("undelivered_bytes", self.buffer.len())
+            .set("waiting_descriptors", self.arrivals.len());
+        self.receiver.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -48,6 +48,18 @@ pub enum Pairing {
     ByLastByte,
 }
 
+impl Pairing {
+    /// One word for it, in lower case.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Loose => "loose",
+            Self::Exact => "exact",
+            Self::Claimed(_) => "claimed",
+            Self::ByLastByte => "by_last_byte",
+        }
+    }
+}
+
 /// What happens to descriptors that the frames of their read have not claimed; see
 /// [`Pairing::Claimed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

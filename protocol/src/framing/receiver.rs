@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use bowline_reactor::Reactor;
+use bowline_reactor::{Description, Reactor};
 
 use crate::context::{AnyContext, Context};
 use crate::descriptors::PassedDescriptor;
@@ -203,6 +203,12 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// connection is lost.
     fn stop_producing(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;
+    }
+
+    /// Adds what the receiver says of itself to who looks into the reactor; see
+    /// [`Protocol::describe`](crate::Protocol::describe).
+    fn describe(&self, description: &mut Description) {
+        description.section(self.log_prefix().into_owned());
     }
 
     /// The name of the receiver in log lines about this connection. By default it is the

@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use bowline_reactor::Reactor;
+use bowline_reactor::{Description, Reactor};
 
 use super::timeout::Timeout;
 use super::wrapper::{Event, Policy, ProtocolWrapper};
@@ -265,6 +265,13 @@ impl Handshaking {
 }
 
 impl<T: Transport + ?Sized> Policy<T> for Handshaking {
+    fn describe(&self, description: &mut Description) {
+        description
+            .section_of::<Self>()
+            .set("complete", self.slot.is_complete.get())
+            .set("deadline", self.slot.state.deadline.get());
+    }
+
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         match event {
             Event::ConnectionMade => {

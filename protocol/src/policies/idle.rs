@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use bowline_reactor::{DelayedCall, Reactor};
+use bowline_reactor::{DelayedCall, Description, Reactor};
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
@@ -189,6 +189,13 @@ impl Idle {
 }
 
 impl<T: Transport + ?Sized> Policy<T> for Idle {
+    fn describe(&self, description: &mut Description) {
+        description
+            .section_of::<Self>()
+            .set("period", self.period)
+            .set("close_within", self.close_within);
+    }
+
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         match event {
             Event::ConnectionMade => self.begin(cx),

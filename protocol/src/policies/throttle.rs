@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use bowline_reactor::{DelayedCall, Reactor};
+use bowline_reactor::{DelayedCall, Description, Reactor};
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
@@ -224,6 +224,14 @@ impl Throttled {
 }
 
 impl<T: Transport + ?Sized> Policy<T> for Throttled {
+    fn describe(&self, description: &mut Description) {
+        let rate = self.throttle.shared.bucket.get().rate;
+        description
+            .section_of::<Self>()
+            .set("bytes_per_second", rate.bytes_per_second.get())
+            .set("held", self.is_held.get());
+    }
+
     #[inline]
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         match event {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
+use bowline_reactor::Description;
+
 use crate::address::Address;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
@@ -116,6 +118,10 @@ impl Traffic {
 }
 
 impl<T: Transport + ?Sized> Policy<T> for Traffic {
+    fn describe(&self, description: &mut Description) {
+        description.section_of::<Self>().set("number", self.number);
+    }
+
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         let (number, shown) = (self.number, self.shown_bytes);
         match event {

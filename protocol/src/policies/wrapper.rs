@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use bowline_reactor::Description;
+
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
 use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
@@ -46,6 +48,12 @@ pub trait Policy<T: Transport + ?Sized>: 'static {
     /// [`ConnectionLost`](Event::ConnectionLost), or when it is dropped.
     fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         let _ = (cx, event);
+    }
+
+    /// Adds what the policy says of itself to who looks into the reactor. By default that
+    /// is a part without facts, called as its type is.
+    fn describe(&self, description: &mut Description) {
+        description.section_of::<Self>();
     }
 }
 
@@ -125,6 +133,12 @@ impl<T: Transport + ?Sized, Y: Policy<T>> Policy<T> for Option<Y> {
             policy.after(cx, event);
         }
     }
+
+    fn describe(&self, description: &mut Description) {
+        if let Some(policy) = self {
+            policy.describe(description);
+        }
+    }
 }
 
 impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
@@ -138,6 +152,11 @@ impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
     fn after(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         self.1.after(cx, event);
         self.0.after(cx, event);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.0.describe(description);
+        self.1.describe(description);
     }
 }
 
@@ -344,6 +363,11 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
             true => Some(self),
             false => Box::new(self.protocol).into_part(id),
         }
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.policy.describe(description);
+        self.protocol.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -17,6 +17,7 @@ use crate::clock::Sleep;
 use crate::delayed_call::DelayedCall;
 use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::log;
+use crate::meter::{Budget, CallbackKind, Ran};
 use crate::panic::{Contained, Panic, catch_panic};
 use crate::slots::Slot;
 use crate::sys::TimerFd;
@@ -99,22 +100,48 @@ impl Reactor {
         let capacity = self.limits.events;
         let mut events = mem::replace(&mut self.events, mio::Events::with_capacity(0));
         self.poll_phase(&mut events, timeout);
+        self.meter_turn();
         self.expire_timers();
         self.calls_phase();
+        self.meter_phase();
         self.ready_phase(&events);
+        self.meter_phase();
         let mut notices = 0..self.limits.notifications.max(1);
         self.notifications_phase(&mut notices);
+        self.meter_phase();
         // Only now, since what was ready may have been what a deadline is for.
         if self.timers.has_due() {
             self.due_phase(&events, &mut notices);
         } else {
             self.held_back = 0;
         }
+        self.meter_phase();
+        self.note_spent(&events);
         if self.limits.events == capacity {
             self.events = events;
         }
         self.slots.recycle();
         self.system_events_phase();
+        self.meter_turned();
+    }
+
+    /// Takes note of what waits for the next turn, since a budget is spent.
+    fn note_spent(&mut self, events: &mio::Events) {
+        if cfg!(not(feature = "inspect")) {
+            return;
+        }
+        if events.iter().count() >= self.limits.events.max(1) {
+            self.meter_spent(Budget::Events);
+        }
+        if !self.remote_calls.is_empty() || self.soon.len() > self.limits.calls {
+            self.meter_spent(Budget::Calls);
+        }
+        if !self.deferred.is_empty() {
+            self.meter_spent(Budget::Notifications);
+        }
+        if self.timers.has_due() && self.held_back == 0 {
+            self.meter_spent(Budget::Timers);
+        }
     }
 
     fn poll_phase(&mut self, events: &mut mio::Events, timeout: Option<Duration>) {
@@ -153,11 +180,14 @@ impl Reactor {
             for _ in &mut remote_calls {
                 if let Some(call) = reactor.remote_calls.pop_front() {
                     call(reactor);
+                    reactor.meter_ran(Ran::of(CallbackKind::Remote));
                 }
             }
             for _ in &mut soon {
                 if let Some(call) = reactor.soon.pop_front() {
+                    let ran = Ran::named(CallbackKind::Soon, call.name());
                     call.run(reactor, ());
+                    reactor.meter_ran(ran);
                 }
             }
         });
@@ -184,6 +214,7 @@ impl Reactor {
         if !self.timers.is_overdue(self.moment.get(), LATE) {
             self.held_back = 0;
         } else if !self.has_caught_up(events) {
+            self.meter_spent(Budget::Late);
             return;
         }
         self.timers_phase();
@@ -217,7 +248,9 @@ impl Reactor {
                 };
                 reactor.statistics.timers += 1;
                 reactor.current = Token::WAKER;
+                let ran = Ran::named(CallbackKind::Timer, call.name());
                 call.run(reactor, DelayedCall { key });
+                reactor.meter_ran(ran);
             }
         });
     }
@@ -251,6 +284,7 @@ impl Reactor {
                     reactor.dispatch(token, |descriptor, reactor| {
                         descriptor.ready(reactor, readiness)
                     });
+                    reactor.meter_ran(Ran::of(CallbackKind::Ready));
                 }
             }
         });
@@ -272,6 +306,7 @@ impl Reactor {
         });
         if found {
             self.statistics.events += 1;
+            self.meter_ran(Ran::of(CallbackKind::Ready));
         } else {
             self.unclaimed_event(token);
         }
@@ -315,6 +350,7 @@ impl Reactor {
                     slot.queued = false;
                 }
                 self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
+                self.meter_ran(Ran::of(CallbackKind::Notified));
             }
             Deferred::Enter(token, entrance) => {
                 let mut entrance = Some(entrance);
@@ -328,10 +364,13 @@ impl Reactor {
                     self.current = Token::WAKER;
                     let _: Next = entrance(None, self);
                 }
+                self.meter_ran(Ran::of(CallbackKind::Notified));
             }
             Deferred::Call(call) => {
                 self.current = Token::WAKER;
+                let ran = Ran::named(CallbackKind::Deferred, call.name());
                 call.run(self, ());
+                self.meter_ran(ran);
             }
             Deferred::Stray(stray) => self.end_stray(stray),
         }

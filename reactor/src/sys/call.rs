@@ -34,6 +34,8 @@ struct Methods<A> {
     run: unsafe fn(&mut CallStorage, &mut Reactor, A),
     /// `None` where dropping does nothing.
     drop: Option<unsafe fn(&mut CallStorage)>,
+    /// What the type is called.
+    name: fn() -> &'static str,
 }
 
 impl<A: 'static> Call<A> {
@@ -65,10 +67,17 @@ impl<A: 'static> Call<A> {
                     } else {
                         None
                     },
+                    name: std::any::type_name::<F>,
                 }
             },
             captures: PhantomData,
         }
+    }
+
+    /// How to ask what its type is called: the path of the function that it stands in.
+    #[inline(always)]
+    pub(crate) fn name(&self) -> fn() -> &'static str {
+        self.methods.name
     }
 
     /// Calls it.

@@ -7,6 +7,8 @@ mod call;
 mod fork;
 pub mod signal;
 mod thread;
+#[cfg(feature = "inspect")]
+mod ticks;
 mod timerfd;
 
 use std::io;
@@ -15,6 +17,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(crate) use self::call::Call;
 pub(crate) use self::fork::{generation, known_generation};
 pub use self::thread::{Thread, start_thread};
+#[cfg(feature = "inspect")]
+pub(crate) use self::ticks::ticks;
 pub(crate) use self::timerfd::TimerFd;
 
 /// Whether reading would not block: there is something, or the end, or an error. What cannot

@@ -18,8 +18,8 @@ use bowline_protocol::{
 };
 use bowline_reactor::signal::{SIGCONT, SIGKILL, SIGTERM};
 use bowline_reactor::{
-    DelayedCall, Descriptor, DrainRound, Hold, Next, Panic, Phase, Reactor, Readiness, SystemEvent,
-    Token, TriggerId,
+    DelayedCall, Description, Descriptor, DrainRound, Hold, Next, Panic, Phase, Reactor, Readiness,
+    SystemEvent, Token, TriggerId,
 };
 
 use super::command::ChildCommand;
@@ -884,6 +884,26 @@ impl Descriptor for ProcessSlot {
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.view
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let process = &self.view.0;
+        let state = match process.status.get() {
+            Some(status) => status.to_string().into(),
+            None => Cow::Borrowed("running"),
+        };
+        description
+            .section("process")
+            .set("role", "child")
+            .set("pid", process.pid)
+            .set("state", state)
+            .set("leads_group", process.leads_group)
+            .set("streams", process.streams.borrow().len())
+            .set_some("time_limit", process.settings.time_limit);
+        // Borrowed while one of its callbacks runs.
+        if let Ok(protocol) = process.protocol.try_borrow() {
+            protocol.describe(description);
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

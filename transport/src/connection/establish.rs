@@ -51,6 +51,11 @@ where
     }
     let mut stream = Stream::new(link, wrap(socket));
     prepare(&mut stream);
+    #[cfg(feature = "inspect")]
+    {
+        let kind = stream.layer.socket().kind();
+        stream.link.shared.kinds.made(kind, &stream.link);
+    }
     let connection = Connection {
         transport: T::from_stream(stream),
         protocol: Some(protocol),

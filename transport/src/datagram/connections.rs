@@ -59,6 +59,10 @@ where
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         self.0.stopped(cx);
     }
+
+    fn name(&self) -> Cow<'_, str> {
+        self.0.log_prefix()
+    }
 }
 
 /// An endpoint for packets that connects.

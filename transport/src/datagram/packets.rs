@@ -14,7 +14,7 @@ use bowline_protocol::{
     PassedDescriptor, QueueLimits, ReceivedDescriptors, SendDescriptorError, SendStatus,
     TransportState, UnixAddress, UnsentPacket,
 };
-use bowline_reactor::{Handle, Next, Reactor, Token};
+use bowline_reactor::{Description, Handle, Next, Reactor, Token};
 
 use super::port::{KeptPort, Port, PortState, ReadEnd, WriteEnd, status};
 use super::queue::TakenOut;
@@ -111,6 +111,12 @@ where
 
     fn take_part(&mut self, id: TypeId) -> Option<Box<dyn Any>> {
         Box::new(self.0.take()?).into_part(id)
+    }
+
+    fn describe(&self, description: &mut Description) {
+        if let Some(protocol) = &self.0 {
+            protocol.describe(description);
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

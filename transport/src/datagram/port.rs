@@ -12,7 +12,7 @@ use bowline_protocol::{
     DatagramTransport, Linger, PassedDescriptor, QueueLimits, SendDescriptorError,
     SendDescriptorErrorKind, SendRefusal, SendStatus, TransportState,
 };
-use bowline_reactor::{Handle, Reactor, Token};
+use bowline_reactor::{Handle, Reactor, Section, Token};
 
 use super::queue::SendQueue;
 use super::socket::{AfterSendError, DatagramSocket, Outgoing, name_ref};
@@ -144,6 +144,16 @@ pub(super) enum PortState {
 }
 
 impl<S: DatagramSocket> Port<S> {
+    /// Says what waits to be sent.
+    pub(super) fn tell_queue(&self, section: &mut Section) {
+        if let Some(queue) = &self.queue {
+            section
+                .set("queued_messages", queue.len())
+                .set("buffered_bytes", queue.unsent_bytes())
+                .set("queued_descriptors", queue.descriptors());
+        }
+    }
+
     /// Has the reactor drive a socket with a protocol. The endpoint of a kind calls
     /// this. `started` follows after the running callback.
     ///

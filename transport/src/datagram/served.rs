@@ -9,6 +9,7 @@ use bowline_protocol::{
     AddressRef, AfterReadClosed, AtDrain, CloseReason, Context, Credentials, Datagram,
     DatagramProtocol, PassedDescriptor, ReceivedDescriptors, UnsentDatagram,
 };
+use bowline_reactor::Description;
 
 use super::port::Port;
 use super::socket::{DatagramSocket, PacketSocket};
@@ -40,6 +41,8 @@ pub(super) trait Served<S: DatagramSocket>: 'static {
     fn ended(&mut self, cx: &mut Context<'_, Port<S>>, reason: &CloseReason);
 
     fn part(&mut self, id: TypeId) -> Option<&mut dyn Any>;
+
+    fn describe(&self, description: &mut Description);
 
     fn log_prefix(&self) -> Cow<'_, str>;
 
@@ -159,6 +162,10 @@ where
 
     fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
         self.0.part(id)
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.0.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

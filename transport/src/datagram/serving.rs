@@ -15,7 +15,8 @@ use bowline_protocol::{
     AtDrain, CloseReason, Context, DatagramProtocol, DatagramTransport, Linger, PacketProtocol,
 };
 use bowline_reactor::{
-    DelayedCall, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, Token, catch_panic,
+    DelayedCall, Description, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, Token,
+    catch_panic,
 };
 
 use super::packets::Packets;
@@ -890,6 +891,37 @@ where
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.port
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let port = &self.port;
+        let state = match port.state {
+            PortState::Open => "open",
+            PortState::Stopping => "closing",
+            PortState::Ending | PortState::Closed => "ending",
+        };
+        let role = match P::IS_CONNECTION {
+            true => "connection",
+            false => "datagrams",
+        };
+        let counts = port.counts;
+        let section = description.section(port.socket.kind());
+        section
+            .set("role", role)
+            .set(
+                "protocol",
+                log::name(|| self.protocol.log_prefix()).into_owned(),
+            )
+            .set("state", state)
+            .set("local", port.socket.host().to_string())
+            .set("sent_messages", counts.sent)
+            .set("received_messages", counts.received)
+            .set("truncated_messages", counts.truncated)
+            .set("failed_messages", counts.failed)
+            .set("refused_messages", counts.refused)
+            .set("reading", if port.is_paused() { "paused" } else { "on" });
+        port.tell_queue(section);
+        self.protocol.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -644,7 +644,7 @@ fn batches(max_payload: u32, states: &[(usize, usize)]) -> Vec<Vec<(usize, usize
     }
     let hand = ready_one(&mut stage, max_payload);
     let sizes = sizes(&take_all(&mut stage, &hand));
-    let moved = sizes.iter().map(Vec::len).sum();
+    let moved: usize = sizes.iter().map(Vec::len).sum();
     assert_eq!(server.restart.connections_moved(), moved);
     // Those that did not are served.
     let served = clients

@@ -1,0 +1,59 @@
+//! A look inside a running reactor.
+//!
+//! One thread owns everything, so at one moment everything can be shown: connections with
+//! their buffers, listeners, children, timers, what callbacks take, where time goes.
+//! An [`Inspector`] shows it on a UNIX socket, as lines of JSON, and on a page for a
+//! browser, which has the metrics for Prometheus too. The command `bowline-top` reads the
+//! socket as `top` reads a machine.
+//!
+//! Nothing that was sent or received is shown, only how much of it. An operator can ask
+//! for [the log of one connection](Operation::LogTraffic), for a minute.
+//!
+//! # Examples
+//!
+//! ```
+//! use bowline::inspect::Inspector;
+//! use bowline::Reactor;
+//!
+//! let mut reactor = Reactor::new()?;
+//! let path = std::env::temp_dir().join(format!("inspect-{}", std::process::id()));
+//! Inspector::on_socket(&mut reactor, &path)?;
+//! let page = Inspector::on_address(&mut reactor, ([127, 0, 0, 1], 0).into())?;
+//! println!("look at {}", page.url());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The socket
+//!
+//! It has the mode 0600, and answers processes of the program's own user and of root. A
+//! request is one line, a JSON object with one member:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `{"get":"summary"}` | one line: the counts of the reactor |
+//! | `{"get":"descriptors"}` | one line for each, then a line with `end` |
+//! | `{"get":"turns"}` | one line: the last 128 turns with their phases |
+//! | `{"close":TOKEN}`, `{"abort":TOKEN}` | one line with `done` or `error` |
+//! | `{"pause":TOKEN}`, `{"resume":TOKEN}` | the same; of listeners |
+//! | `{"log":TOKEN}` | the same; logs the traffic of a connection for a minute |
+//!
+//! A list of descriptors is taken in portions of 256, one a turn, so that no turn is long.
+//! It holds what was registered when it was asked for. Each line has the turn at which it
+//! was true.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+mod http;
+mod inspector;
+mod json;
+mod log;
+mod metrics;
+mod socket;
+mod survey;
+
+pub use crate::inspector::{InspectError, Inspector, Page};
+pub use bowline_reactor::{
+    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, TurnRecord, TurnTimes,
+};
+pub use bowline_transport::{KindCounts, OperateError, Operation};

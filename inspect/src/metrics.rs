@@ -1,0 +1,239 @@
+//! The text that Prometheus reads.
+//!
+//! The names are stable: an alert that was written once goes on to work.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use bowline_reactor::{Budget, CallbackKind, Description, Fact, Histogram, Reactor};
+use bowline_transport::Transports;
+
+/// What the connections that are open add up to, by kind.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    by_kind: BTreeMap<String, Total>,
+    paused: u64,
+}
+
+#[derive(Debug, Default)]
+struct Total {
+    sent: u64,
+    received: u64,
+    buffered: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, description: &Description) {
+        let count = |fact: &str| match description.get(fact) {
+            Some(Fact::Count(count)) => *count,
+            _ => 0,
+        };
+        if description.get("role") != Some(&"connection".into()) {
+            return;
+        }
+        let total = self
+            .by_kind
+            .entry(description.kind().to_owned())
+            .or_default();
+        total.sent += count("sent_bytes");
+        total.received += count("received_bytes");
+        total.buffered += count("buffered_bytes");
+        let is_paused = description.get("reading") == Some(&"paused".into());
+        self.paused += u64::from(is_paused);
+    }
+}
+
+/// One family after the other, each with its explanation.
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        self.0 += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.0.push_str(name);
+        for (index, (label, value)) in labels.iter().enumerate() {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let value = value.replace('\n', "\\n");
+            self.0 += if index == 0 { "{" } else { "," };
+            self.0 += &format!("{label}=\"{value}\"");
+        }
+        if !labels.is_empty() {
+            self.0.push('}');
+        }
+        let _ = writeln!(self.0, " {value}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], histogram: &Histogram) {
+        let mut below = 0;
+        let mut labels = labels.to_vec();
+        // One bucket for each factor of four, which is what a plot shows.
+        for (index, (bound, count)) in histogram.buckets().enumerate() {
+            below += count;
+            if index % 8 == 0 {
+                let bound = bound.as_secs_f64().to_string();
+                let mut labels = labels.clone();
+                labels.push(("le", &bound));
+                self.sample(&format!("{name}_bucket"), &labels, below);
+            }
+        }
+        labels.push(("le", "+Inf"));
+        self.sample(&format!("{name}_bucket"), &labels, histogram.count());
+        labels.pop();
+        let sum = histogram.total().as_secs_f64();
+        self.sample(&format!("{name}_sum"), &labels, sum);
+        self.sample(&format!("{name}_count"), &labels, histogram.count());
+    }
+}
+
+pub(crate) fn text(reactor: &mut Reactor, totals: &Totals) -> String {
+    let mut text = Text(String::new());
+    loop_counts(&mut text, reactor);
+    times(&mut text, reactor);
+    connections(&mut text, reactor, totals);
+    descriptors(&mut text, reactor);
+    text.0
+}
+
+fn loop_counts(text: &mut Text, reactor: &Reactor) {
+    let it = reactor.statistics();
+    let counts = [
+        ("turns", "Turns of the loop.", it.turns),
+        ("events", "Events delivered to descriptors.", it.events),
+        (
+            "stale_events",
+            "Events for descriptors that were gone.",
+            it.stale_events,
+        ),
+        ("timers_run", "Delayed calls that ran.", it.timers),
+        ("panics", "Callbacks that panicked.", it.panics),
+    ];
+    for (name, help, count) in counts {
+        text.single(&format!("bowline_{name}_total"), "counter", help, count);
+    }
+    let pending = reactor.delayed_calls().count() as u64;
+    let registered = reactor.registered() as u64;
+    text.single(
+        "bowline_timers_pending",
+        "gauge",
+        "Delayed calls that wait.",
+        pending,
+    );
+    text.single(
+        "bowline_registered",
+        "gauge",
+        "Registered descriptors.",
+        registered,
+    );
+    let name = "bowline_budget_spent_total";
+    text.family(name, "counter", "Turns in which a budget ran out.");
+    for budget in Budget::ALL {
+        let spent = reactor.measurements().spent(budget);
+        text.sample(name, &[("budget", budget.name())], spent);
+    }
+}
+
+fn times(text: &mut Text, reactor: &Reactor) {
+    let measured = reactor.measurements();
+    let name = "bowline_turn_seconds";
+    text.family(name, "histogram", "What turns took, without waiting.");
+    text.histogram(name, &[], measured.turns());
+    let name = "bowline_callback_seconds";
+    text.family(
+        name,
+        "histogram",
+        "What callbacks took, of one turn in sixteen.",
+    );
+    for kind in CallbackKind::ALL {
+        text.histogram(name, &[("kind", kind.name())], measured.callbacks(kind));
+    }
+    let name = "bowline_phase_seconds_total";
+    text.family(name, "counter", "What the phases of turns took together.");
+    for (phase, took) in measured.times().phases() {
+        text.sample(name, &[("phase", phase)], took.as_secs_f64());
+    }
+}
+
+fn connections(text: &mut Text, reactor: &mut Reactor, totals: &Totals) {
+    let kinds = reactor.kind_counts();
+    let nothing = Total::default();
+    let total = |kind: &str| totals.by_kind.get(kind).unwrap_or(&nothing);
+    let mut family = |name: &str, kind: &str, help: &str, count: &dyn Fn(usize) -> u64| {
+        text.family(name, kind, help);
+        for (index, counts) in kinds.iter().enumerate() {
+            text.sample(name, &[("kind", counts.kind)], count(index));
+        }
+    };
+    family(
+        "bowline_connections",
+        "gauge",
+        "Open connections.",
+        &|index| kinds[index].open(),
+    );
+    family(
+        "bowline_connections_made_total",
+        "counter",
+        "Connections made.",
+        &|index| kinds[index].made,
+    );
+    family(
+        "bowline_sent_bytes_total",
+        "counter",
+        "Bytes sent.",
+        &|index| {
+            kinds[index]
+                .sent_bytes
+                .wrapping_add(total(kinds[index].kind).sent)
+        },
+    );
+    family(
+        "bowline_received_bytes_total",
+        "counter",
+        "Bytes delivered.",
+        &|index| {
+            kinds[index]
+                .received_bytes
+                .wrapping_add(total(kinds[index].kind).received)
+        },
+    );
+    family(
+        "bowline_buffered_bytes",
+        "gauge",
+        "Bytes that wait to be sent.",
+        &|index| total(kinds[index].kind).buffered,
+    );
+    let help = "Connections whose reading is paused.";
+    text.single("bowline_paused_connections", "gauge", help, totals.paused);
+}
+
+fn descriptors(text: &mut Text, reactor: &mut Reactor) {
+    let counts = reactor.descriptor_counts();
+    let name = "bowline_descriptors_total";
+    text.family(name, "counter", "What became of descriptors.");
+    let fates = [
+        ("opened", counts.opened),
+        ("closed", counts.closed),
+        ("passed", counts.passed),
+        ("received", counts.received),
+        ("unclaimed", counts.unclaimed),
+        ("unsent", counts.unsent),
+        ("refused", counts.refused),
+        ("shed", counts.shed),
+    ];
+    for (fate, count) in fates {
+        text.sample(name, &[("fate", fate)], count);
+    }
+    let help = "Reads in which the kernel lost descriptors.";
+    text.single(
+        "bowline_truncations_total",
+        "counter",
+        help,
+        counts.truncations,
+    );
+}

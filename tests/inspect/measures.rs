@@ -1,0 +1,155 @@
+//! What the loop measures.
+
+use std::thread;
+use std::time::Duration;
+
+use bowline::inspect::{Budget, CallbackKind, SlowLimits};
+use bowline::{Address, Context, Limits, Protocol, Reactor, Transport, Transports};
+
+use crate::support::{DescriptorLedger, run_until};
+
+const SLOW: Duration = Duration::from_millis(20);
+
+struct Sleeper;
+
+impl<T: Transport> Protocol<T> for Sleeper {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        thread::sleep(SLOW);
+        cx.transport.write(data);
+    }
+}
+
+#[test]
+fn a_slow_callback_is_kept_with_its_name_its_kind_and_its_time() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = crate::support::socketpair();
+    reactor.adopt(bowline::Unix, ours.into(), Sleeper).unwrap();
+    for _ in 0..3 {
+        reactor.turn(Some(Duration::ZERO));
+    }
+    std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+    let is_kept = |reactor: &mut Reactor| !reactor.measurements().slowest().is_empty();
+    run_until(&mut reactor, is_kept);
+    let slow = reactor.measurements().slowest()[0].clone();
+    assert_eq!(slow.kind, CallbackKind::Ready);
+    assert!(slow.name.starts_with("Sleeper,UNIX"), "{}", slow.name);
+    assert!(
+        slow.took >= SLOW && slow.took < SLOW * 20,
+        "{:?}",
+        slow.took
+    );
+    assert!(slow.token.is_some());
+    assert!(slow.age.is_some_and(|age| age < Duration::from_secs(60)));
+    let longest = reactor.measurements().turns().longest();
+    assert!(longest >= SLOW, "the turn took as long: {longest:?}");
+    let last: Vec<_> = reactor.measurements().last_turns().collect();
+    let is_there = |turn: &&bowline::inspect::TurnRecord| turn.times.ready >= SLOW;
+    assert!(last.iter().any(|turn| is_there(&turn)), "{last:?}");
+    drop((reactor, theirs));
+    ledger.assert_balanced();
+}
+
+#[test]
+fn a_slow_closure_is_named_by_the_function_that_it_stands_in() {
+    fn begins_long_work(reactor: &mut Reactor) {
+        reactor.call_later(Duration::ZERO, |_| thread::sleep(SLOW));
+        reactor.call_soon(|_| thread::sleep(SLOW));
+        reactor.defer(|_| thread::sleep(SLOW));
+    }
+    let mut reactor = Reactor::new().unwrap();
+    begins_long_work(&mut reactor);
+    run_until(&mut reactor, |reactor| {
+        reactor.measurements().slowest().len() == 3
+    });
+    let slowest = reactor.measurements().slowest();
+    for kind in [
+        CallbackKind::Timer,
+        CallbackKind::Soon,
+        CallbackKind::Deferred,
+    ] {
+        let slow = slowest.iter().find(|it| it.kind == kind);
+        let name = &slow
+            .unwrap_or_else(|| panic!("no {kind:?}: {slowest:?}"))
+            .name;
+        assert!(name.contains("begins_long_work"), "{name}");
+    }
+}
+
+#[test]
+fn of_many_slow_callbacks_the_slowest_are_kept_in_order() {
+    let mut reactor = Reactor::new().unwrap();
+    reactor.set_slow_limits(SlowLimits::default().callback(Duration::from_micros(200)));
+    for round in 0..50_u64 {
+        reactor.call_soon(move |_| {
+            // In no order.
+            thread::sleep(Duration::from_micros(300 + 100 * (round * 7 % 50)));
+        });
+    }
+    run_until(&mut reactor, |reactor| reactor.is_idle());
+    let slowest = reactor.measurements().slowest();
+    assert_eq!(slowest.len(), 32);
+    assert!(slowest.is_sorted_by(|a, b| a.took >= b.took), "{slowest:?}");
+    assert!(slowest[0].took >= Duration::from_micros(5_100));
+}
+
+#[test]
+fn each_kind_of_callback_is_counted_in_one_turn_of_sixteen() {
+    let mut reactor = Reactor::new().unwrap();
+    for _ in 0..160 {
+        reactor.call_soon(|_| {});
+        reactor.call_later(Duration::ZERO, |reactor| reactor.defer(|_| {}));
+        reactor.turn(Some(Duration::ZERO));
+        reactor.turn(Some(Duration::ZERO));
+    }
+    let measured = reactor.measurements();
+    for kind in [
+        CallbackKind::Timer,
+        CallbackKind::Soon,
+        CallbackKind::Deferred,
+    ] {
+        let count = measured.callbacks(kind).count();
+        assert!((5..=40).contains(&count), "{kind:?}: {count} of 160");
+    }
+    assert_eq!(measured.callbacks(CallbackKind::Remote).count(), 0);
+    assert_eq!(measured.turns().count(), 320);
+    assert_eq!(measured.last_turns().count(), 128);
+    assert!(measured.times().total() > Duration::ZERO);
+}
+
+#[test]
+fn a_budget_that_runs_out_is_counted() {
+    let mut reactor = Reactor::new().unwrap();
+    reactor.set_limits(Limits::default().calls(2).timers(2).notifications(2));
+    for _ in 0..10 {
+        reactor.call_soon(|_| {});
+        reactor.defer(|_| {});
+        reactor.call_later(Duration::ZERO, |_| {});
+    }
+    run_until(&mut reactor, |reactor| {
+        reactor.is_idle() && reactor.delayed_calls().next().is_none()
+    });
+    let measured = reactor.measurements();
+    for budget in [Budget::Calls, Budget::Notifications, Budget::Timers] {
+        let spent = measured.spent(budget);
+        assert!((3..=5).contains(&spent), "{budget:?}: {spent} times");
+    }
+    assert_eq!(measured.spent(Budget::Events), 0);
+}
+
+#[test]
+fn an_age_is_that_since_the_registration_and_there_is_none_of_what_is_gone() {
+    let mut reactor = Reactor::new().unwrap();
+    let listener = reactor
+        .listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Sleeper)
+        .unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let token = listener.token();
+    let age = reactor.age(token).expect("it is registered");
+    assert!(
+        age >= Duration::from_millis(50) && age < Duration::from_secs(30),
+        "{age:?}"
+    );
+    reactor.remove(token);
+    assert_eq!(reactor.age(token), None);
+}
