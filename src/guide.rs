@@ -1,26 +1,38 @@
-//! From an echo server to passing a live connection to another process.
+//! From an echo server to a service that is replaced under load.
 //!
 //! Each chapter is a module without items. The chapters build on each other. The tests
-//! compile and run every program in them.
+//! compile and run every program in them. Programs use `bowline` with the feature
+//! `signals`, and nothing else.
 //!
 //! 1. [An echo server](echo)
 //! 2. [Protocols, factories and shared state](protocols)
-//! 3. [Time](time)
-//! 4. [Producers, consumers and a proxy](producers)
-//! 5. [Passing descriptors](descriptors)
-//! 6. [Closing](closing)
-//! 7. [Pipes, terminals, standard input and output](pipes)
-//! 8. [Datagrams](datagrams)
-//! 9. [Packets](packets)
-//! 10. [TLS](tls)
-//! 11. [Child processes](children)
-//! 12. [Giving a connection to another process](handoff)
-//! 13. [Worker processes](pools)
-//! 14. [Restarts, moves and systemd](restarts)
-//! 15. [Testing your protocol](testing)
-//! 16. [Looking inside](inspect)
-//! 17. [Threads, signals, forks and other loops](embedding)
-//! 18. [Coming from Twisted](twisted)
+//! 3. [A chat server, whole](chat)
+//! 4. [Time](time)
+//! 5. [Producers, consumers and a proxy](producers)
+//! 6. [HTTP, whole](http)
+//! 7. [Closing](closing)
+//! 8. [Stopping](stopping)
+//! 9. [Passing descriptors](descriptors)
+//! 10. [Pipes, terminals, standard input and output](pipes)
+//! 11. [Datagrams](datagrams)
+//! 12. [Packets](packets)
+//! 13. [TLS](tls)
+//! 14. [Child processes](children)
+//! 15. [Giving a connection to another process](handoff)
+//! 16. [Worker processes](pools)
+//! 17. [Restarts, moves and systemd](restarts)
+//! 18. [Workers and restarts together, under systemd](services)
+//! 19. [Deploying](deploying)
+//! 20. [Security](security)
+//! 21. [Performance](performance)
+//! 22. [Testing your protocol](testing)
+//! 23. [Looking inside](inspect)
+//! 24. [Threads, signals, forks and other loops](embedding)
+//! 25. [Descriptors of your own, and of others](own)
+//! 26. [Coming from Twisted](twisted)
+//! 27. [Choosing](choosing)
+//! 28. [Everything by task](tasks)
+//! 29. [Words](words)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -28,17 +40,26 @@ pub mod echo {}
 #[doc = include_str!("guide/protocols.md")]
 pub mod protocols {}
 
+#[doc = include_str!("guide/chat.md")]
+pub mod chat {}
+
 #[doc = include_str!("guide/time.md")]
 pub mod time {}
 
 #[doc = include_str!("guide/producers.md")]
 pub mod producers {}
 
-#[doc = include_str!("guide/descriptors.md")]
-pub mod descriptors {}
+#[doc = include_str!("guide/http.md")]
+pub mod http {}
 
 #[doc = include_str!("guide/closing.md")]
 pub mod closing {}
+
+#[doc = include_str!("guide/stopping.md")]
+pub mod stopping {}
+
+#[doc = include_str!("guide/descriptors.md")]
+pub mod descriptors {}
 
 #[doc = include_str!("guide/pipes.md")]
 pub mod pipes {}
@@ -49,8 +70,11 @@ pub mod datagrams {}
 #[doc = include_str!("guide/packets.md")]
 pub mod packets {}
 
-#[cfg(all(feature = "tls", feature = "signals"))]
-#[doc = include_str!("guide/tls.md")]
+#[cfg_attr(all(feature = "tls", feature = "signals"), doc = include_str!("guide/tls.md"))]
+#[cfg_attr(
+    not(all(feature = "tls", feature = "signals")),
+    doc = "TLS. Build the documentation with the features `tls` and `signals` to read it."
+)]
 pub mod tls {}
 
 #[doc = include_str!("guide/children.md")]
@@ -65,15 +89,42 @@ pub mod pools {}
 #[doc = include_str!("guide/restarts.md")]
 pub mod restarts {}
 
+#[doc = include_str!("guide/services.md")]
+pub mod services {}
+
+#[doc = include_str!("guide/deploying.md")]
+pub mod deploying {}
+
+#[doc = include_str!("guide/security.md")]
+pub mod security {}
+
+#[doc = include_str!("guide/performance.md")]
+pub mod performance {}
+
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
 
-#[cfg(feature = "inspect")]
-#[doc = include_str!("guide/inspect.md")]
+#[cfg_attr(feature = "inspect", doc = include_str!("guide/inspect.md"))]
+#[cfg_attr(
+    not(feature = "inspect"),
+    doc = "Looking inside. Build the documentation with the feature `inspect` to read it."
+)]
 pub mod inspect {}
 
 #[doc = include_str!("guide/embedding.md")]
 pub mod embedding {}
 
+#[doc = include_str!("guide/own.md")]
+pub mod own {}
+
 #[doc = include_str!("guide/twisted.md")]
 pub mod twisted {}
+
+#[doc = include_str!("guide/choosing.md")]
+pub mod choosing {}
+
+#[doc = include_str!("guide/tasks.md")]
+pub mod tasks {}
+
+#[doc = include_str!("guide/words.md")]
+pub mod words {}

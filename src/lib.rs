@@ -26,80 +26,38 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The [guide] leads from this program to passing a live connection to another
-//! process. If you know Twisted, begin at [its last chapter](guide::twisted).
+//! The [guide] leads from this program to a service that is replaced under load. If you
+//! know Twisted, begin at [its chapter](guide::twisted). [Choosing](guide::choosing) says
+//! when to take something else, and [words](guide::words) what the words mean.
 //!
 //! # By task
 //!
-//! The names that every program needs are at the root. Others are in modules; the most
-//! useful are [`policies`], [`framing`] and [`handoff`].
+//! These are the names to begin with. The guide has [all of them](guide::tasks).
 //!
-//! | To run | use |
+//! | To | begin with |
 //! |---|---|
-//! | and stop the loop | [`Reactor::run`], [`Reactor::stop_on_signals`], [`Reactor::stop_gracefully`], [`Reactor::stop`] |
-//! | something at the start or the end | [`Reactor::call_when_running`], [`Reactor::add_trigger`], [`lifecycle`] |
-//! | something later | [`Reactor::call_later`], [`DelayedCall`] |
-//! | something at intervals | [`Reactor::call_every`], [`PeriodicCall`] |
-//! | something from another thread | [`RemoteHandle::call_from_thread`] |
-//! | work that blocks | [`Reactor::call_in_thread`], [`threads`] |
-//! | something at a signal | [`Reactor::on_signals`] |
-//! | the reactor inside another loop | [`Reactor::turn`] |
-//! | something when a descriptor is readable | [`Reactor::call_when_readable`], [`Reactor::call_each_time_readable`] |
-//! | something when another process or thread counts | [`descriptor::EventCounter`] |
-//! | something else that epoll watches | [`Reactor::register`], [`descriptor`] |
-//!
-//! | To get a connection | use |
-//! |---|---|
-//! | listen | [`listen`](Transports::listen), at [`Tcp::at`] or [`Unix::at`] |
-//! | accept sockets without serving them here | [`Acceptor`], [`accept`](Transports::accept) |
-//! | listen or connect where a string says: `tcp:8080`, `systemd:name=web` | [`ServerEndpoint`](endpoint::ServerEndpoint), [`ClientEndpoint`](endpoint::ClientEndpoint) |
-//! | connect | [`connect`](Transports::connect), to [`Tcp::to`] or [`Unix::to`] |
-//! | connect once, or accept exactly one | [`Once`] |
-//! | connect to a host by its name | [`Tcp::to_host`] |
-//! | find the addresses of a host | [`resolve`](Transports::resolve) |
-//! | connect again after a failure or loss | [`policies::Reconnecting`], [`Connector::connect_after`] |
-//! | talk over pipes, a terminal, standard input and output | [`Pipe`], [`Stdio`] |
-//! | use a socket from somewhere else | [`adopt`](Transports::adopt), [`Tcp::listening`], [`Unix::listening`] |
-//! | send and receive datagrams | [`DatagramProtocol`], with [`Udp`] or [`UnixDatagram`] |
-//! | send and receive packets over a connection | [`PacketProtocol`], with [`UnixSeqpacket`] |
-//! | use a kind of socket of your own | [`endpoint`] |
-//! | put TLS or another layer under a protocol | [`layers`] |
-//!
-//! | To serve a connection | use |
-//! |---|---|
-//! | react to what happens | [`Protocol`], built by a [`Factory`] |
-//! | write, close, half-close | [`Transport`], in every callback's [`Context`] |
+//! | run the loop, and stop it well | [`Reactor`], `Reactor::stop_on_signals` (feature `signals`), [`GracefulStop`] |
+//! | say what a connection does | [`Protocol`], [`Factory`], [`Context`], [`Transport`] |
+//! | listen, connect, adopt | [`Transports`], with [`Tcp`], [`Unix`], [`Pipe`], [`Stdio`] |
+//! | listen where a string says | [`endpoint::ServerEndpoint`], [`endpoint::ClientEndpoint`] |
+//! | act on another connection | [`TransportHandle`] |
 //! | cut the stream into messages | [`framing`] |
-//! | know the peer | [`Transport::peer`], [`UnixTransport::peer_credentials`] |
-//! | act on another connection | its [`TransportHandle`] and [`Context::get`] |
-//! | call another connection's protocol | [`call_protocol`](Transports::call_protocol) |
-//! | keep a fast source from a slow sink | [`Producer`], [`Transport::register_producer`], [`Watermarks`] |
-//! | send a file | [`FileSender`] |
-//! | limit time, connections or bytes per second; log traffic | [`policies`] |
-//! | bound what one turn does | [`Limits`], [`TransportBudgets`] |
-//!
-//! | To pass descriptors | use |
-//! |---|---|
-//! | send one | [`UnixTransport::send_file_descriptor`] |
-//! | send some with one message exactly | [`UnixTransport::write_with_descriptors`] |
-//! | receive them | [`Protocol::file_descriptor_received`], [`Protocol::descriptors_received`] |
-//! | pass bytes that nobody can change any more | [`descriptor::SealedMemory`] |
-//! | bound what a hostile peer can cause | [`DescriptorLimits`], [`set_descriptor_reserve`](Transports::set_descriptor_reserve), [`policies::LimitHandshakes`] |
-//! | see what happened to them | [`descriptor_counts`](Transports::descriptor_counts) |
-//!
-//! | To use several processes | use |
-//! |---|---|
-//! | serve with all of them | [`handoff::pool`] |
-//! | be replaced by a new one without losing a connection | [`handoff::restart`] |
-//! | take sockets from systemd, and tell it about the service | [`handoff::systemd`] |
-//! | manage services, and hear what they notify | [`handoff::systemd::NoticeSocket`] |
-//! | give a connection or a listener away | [`detach`](Transports::detach), [`detach_listener`](Transports::detach_listener) |
-//! | make a listener only to give it away | [`Listen::bind`](endpoint::Listen::bind) |
-//! | run a child, with what it reads and writes | [`spawn_process`](Transports::spawn_process), [`process::ChildCommand`], [`process::ProcessProtocol`] |
-//! | run a child for its output | [`process::CollectOutput`] |
-//! | know when a process has exited | [`process::ChildWatch`], [`process::Pidfd`] |
-//! | start a program with sockets under agreed numbers | [`process::spawn_with_descriptors`], [`process::take_granted`] |
-//! | start a program with sockets as systemd does | [`process::spawn_with_listen_fds`] |
+//! | know why a connection ended | [`CloseReason`] |
+//! | do something later, or again and again | [`Reactor::call_later`], [`Reactor::call_every`] |
+//! | do work that blocks | [`Reactor::call_in_thread`], [`RemoteHandle`] |
+//! | keep a fast source from a slow sink | [`Producer`], [`Watermarks`], [`FileSender`] |
+//! | limit time, connections, bytes | [`policies`] |
+//! | pass descriptors | [`UnixTransport`] |
+//! | send datagrams and packets | [`DatagramProtocol`], [`Udp`], [`UnixDatagram`], [`PacketProtocol`], [`UnixSeqpacket`] |
+//! | run child processes | [`process`] |
+//! | serve with several processes | [`handoff::pool`] |
+//! | be replaced without losing a connection | [`handoff::restart`] |
+//! | be a service of systemd | [`handoff::systemd`] |
+//! | encrypt | `tls` (feature `tls`) |
+//! | test your protocols in memory | `testing` (feature `testing`) |
+//! | look inside a running program | `inspect` (feature `inspect`) |
+//! | drive a descriptor of your own | [`descriptor`] |
+//! | write a layer, or a kind of connection | [`layers`] |
 //!
 //! # Callbacks never nest
 //!
@@ -121,6 +79,8 @@
 //!
 //! - `inspect`: the module `inspect`, a look inside a running program: a socket, a page,
 //!   metrics. The loop measures its callbacks then.
+//! - `signals`: `Reactor::stop_on_signals` and `Reactor::on_signals`.
+//! - `testing`: the module `testing`. Switch it on under `[dev-dependencies]`.
 //! - `tls`, `tls-aws-lc-rs`: the module `tls`, by `rustls`, with the cryptography of
 //!   `ring` or of `aws-lc-rs`. In addition, `tls-webpki-roots` has Mozilla's roots, and
 //!   `tls-platform-verifier` has those that the system trusts.

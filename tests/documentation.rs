@@ -267,6 +267,342 @@ fn program_of_the_guide_that_can_be_restarted_runs_twice() {
     });
 }
 
+/// Starts a program at a port of its own, has it talked to, and ends it meanwhile.
+fn at_a_port(program: &Path, folder: &Path, talk: impl Fn(&mut dyn FnMut() -> TcpStream, &Child)) {
+    let mut child = Command::new(program)
+        .arg("tcp:host=127.0.0.1:port=0")
+        .current_dir(folder)
+        .env("RUNTIME_DIRECTORY", folder.join("run"))
+        .spawn()
+        .unwrap();
+    let here = until("it does not listen", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        port(child.id())
+    });
+    let mut connect = || {
+        let client = TcpStream::connect(("127.0.0.1", here)).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+    };
+    talk(&mut connect, &child);
+    let status = until("it does not end", || child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+}
+
+fn terminate(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+}
+
+/// The next line of a client.
+fn line(client: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    let mut byte = [0];
+    while !text.ends_with(b"\n") && client.read(&mut byte).unwrap() > 0 {
+        text.push(byte[0]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// The answer to a request: its head, and what follows.
+fn http(client: &mut TcpStream, target: &str) -> (String, String) {
+    let request = format!("GET {target} HTTP/1.1\r\nHost: here\r\n\r\n");
+    client.write_all(request.as_bytes()).unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let next = line(client);
+        assert!(!next.is_empty(), "it ends behind {head:?}");
+        head.push_str(&next);
+    }
+    let length = head.split("Content-Length: ").nth(1).unwrap();
+    let length = length.lines().next().unwrap().parse().unwrap();
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+#[test]
+fn program_of_the_guide_with_a_room_runs_twice() {
+    let same = |code, _: &str| code;
+    twice("src/guide/chat.md", "fn main()", same, |program, at| {
+        at_a_port(program, at, |connect, child| {
+            let (mut ann, mut bob) = (connect(), connect());
+            for (client, name) in [(&mut ann, "ann"), (&mut bob, "bob")] {
+                assert_eq!(line(client), "* who are you?\n");
+                client.write_all(format!("{name}\n").as_bytes()).unwrap();
+                assert_eq!(line(client), format!("* welcome, {name}\n"));
+            }
+            assert_eq!(line(&mut ann), "* bob has joined\n");
+            bob.write_all(b"hello\r\n").unwrap();
+            assert_eq!(line(&mut ann), "bob: hello\n");
+            terminate(child);
+            assert_eq!(line(&mut bob), "* the room closes\n");
+        });
+    });
+}
+
+#[test]
+fn program_of_the_guide_that_serves_files_runs_twice() {
+    let same = |code, _: &str| code;
+    twice("src/guide/http.md", "fn main()", same, |program, at| {
+        fs::write(at.join("page"), "x".repeat(1_000_000)).unwrap();
+        at_a_port(program, at, |connect, child| {
+            let mut client = connect();
+            for _ in 0..2 {
+                let (head, body) = http(&mut client, "/page");
+                assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+                assert_eq!(body.len(), 1_000_000);
+            }
+            for target in ["/none", "/../page", "//etc/passwd", "/"] {
+                let (head, _) = http(&mut client, target);
+                assert!(head.starts_with("HTTP/1.1 404"), "{target}: {head}");
+            }
+            // Half of a request is waited for, and is the last one.
+            client.write_all(b"GET /page HT").unwrap();
+            terminate(child);
+            until("it listens on", || port(child.id()).is_none().then_some(()));
+            client.write_all(b"TP/1.1\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("Connection: close") && answer.len() > 1_000_000);
+        });
+    });
+}
+
+#[test]
+fn program_of_the_guide_with_workers_that_can_be_restarted_runs_twice() {
+    let same = |code, _: &str| code;
+    twice("src/guide/services.md", "fn main()", same, |program, at| {
+        at_a_port(program, at, |connect, child| {
+            let mut client = connect();
+            let (_, body) = http(&mut client, "/");
+            let workers = children(child.id());
+            let served = body
+                .trim()
+                .strip_prefix("process ")
+                .unwrap()
+                .parse()
+                .unwrap();
+            assert!(workers.contains(&served), "{served} of {workers:?}");
+            terminate(child);
+            until("it listens on", || port(child.id()).is_none().then_some(()));
+            drop(client);
+            for worker in workers {
+                until("it leaves a worker behind", || {
+                    (!runs(worker)).then_some(())
+                });
+            }
+        });
+    });
+}
+
+/// The chapters of the guide, in order.
+fn chapters() -> Vec<String> {
+    let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
+    let modules = guide
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod "));
+    modules
+        .map(|line| line.trim_end_matches(" {}").to_owned())
+        .collect()
+}
+
+#[test]
+fn every_chapter_leads_on_and_back() {
+    let _ledger = DescriptorLedger::open();
+    let chapters = chapters();
+    let guide = fs::read_to_string(root().join("src/guide.rs")).unwrap();
+    for (number, chapter) in chapters.iter().enumerate() {
+        let path = root().join(format!("src/guide/{chapter}.md"));
+        let text = fs::read_to_string(path).unwrap();
+        let (_, end) = text.rsplit_once("\n---\n").expect(chapter);
+        let link = |to: usize| format!("](crate::guide::{})", chapters[to]);
+        let mut wanted = vec!["(crate::guide)".to_owned()];
+        wanted.extend((number > 0).then(|| "[Before: ".to_owned()));
+        wanted.extend((number > 0).then(|| link(number - 1)));
+        wanted.extend((number + 1 < chapters.len()).then(|| link(number + 1)));
+        for link in wanted {
+            assert!(end.contains(&link), "{chapter} has no {link}");
+        }
+        let listed = format!("//! {}. [", number + 1);
+        let line = guide.lines().find(|line| line.starts_with(&listed));
+        let line = line.expect(chapter);
+        assert!(
+            line.ends_with(&format!("]({chapter})")),
+            "{line} is not {chapter}"
+        );
+    }
+    let files = fs::read_dir(root().join("src/guide")).unwrap().count();
+    assert_eq!(files, chapters.len(), "a chapter is in no list");
+}
+
+/// A map is of use while it can be taken in at a glance.
+#[test]
+fn front_page_has_at_most_forty_names() {
+    let _ledger = DescriptorLedger::open();
+    let page = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let map = page.split("//! # By task").nth(1).unwrap();
+    let map = map.split("\n//! #").next().unwrap();
+    let rows = map.lines().filter(|line| line.starts_with("//! |"));
+    let names: usize = rows
+        .map(|row| row.matches('`').count() / 2 - row.matches("(feature").count())
+        .sum();
+    assert!((20..=40).contains(&names), "{names} names");
+}
+
+/// All pages of documentation: their paths, and their lines.
+fn pages() -> Vec<(PathBuf, Vec<String>)> {
+    let mut folders: Vec<PathBuf> = ["src", "reactor/src", "protocol/src", "transport/src"]
+        .into_iter()
+        .chain(["handoff/src", "tls/src"])
+        .map(|folder| root().join(folder))
+        .collect();
+    let mut pages = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            match extension {
+                None if path.is_dir() && !path.ends_with("tests") => folders.push(path),
+                Some("md" | "rs") => {
+                    let text = fs::read_to_string(&path).unwrap();
+                    pages.push((path, text.lines().map(str::to_owned).collect()));
+                }
+                _ => {}
+            }
+        }
+    }
+    pages
+}
+
+#[test]
+fn documentation_names_no_file_that_readers_do_not_have() {
+    let _ledger = DescriptorLedger::open();
+    let theirs = [
+        "examples/",
+        "tests/",
+        "benches/",
+        "ARCHITECTURE",
+        "CONTRIBUTING",
+        ".ci/",
+    ];
+    for (path, lines) in pages() {
+        let is_page = path.extension().is_some_and(|extension| extension == "md");
+        for line in lines {
+            let text = line.trim_start();
+            let is_documentation = is_page || text.starts_with("///") || text.starts_with("//!");
+            let named = theirs.iter().find(|file| text.contains(**file));
+            assert!(
+                !is_documentation || named.is_none(),
+                "{}: {text}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// What needs a feature says so on its own page: `doc(cfg)` is not to be had of a stable
+/// compiler.
+#[test]
+fn items_that_need_a_feature_say_so() {
+    let _ledger = DescriptorLedger::open();
+    let facade = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let reexported = facade.split("pub mod testing {").nth(1).unwrap();
+    let (reexported, _) = reexported.split_once("\n}\n").unwrap();
+    let named = |text: &str, name: &str| {
+        let mut words = text.split(|it: char| !it.is_alphanumeric() && it != '_');
+        words.any(|word| word == name)
+    };
+    let mut seen = 0;
+    for (path, lines) in pages() {
+        let path = path.strip_prefix(root()).unwrap().display().to_string();
+        let feature = if path.contains("/src/testing/") {
+            "testing"
+        } else if path.starts_with("tls/src/") {
+            "tls"
+        } else if path == "reactor/src/signals.rs" {
+            "signals"
+        } else {
+            continue;
+        };
+        let exports = fs::read_to_string(root().join("tls/src/lib.rs")).unwrap();
+        for (number, line) in lines.iter().enumerate() {
+            let item = line.strip_prefix("pub ").or(match feature {
+                "signals" => line.trim_start().strip_prefix("pub "),
+                _ => None,
+            });
+            let Some((kind, rest)) = item.and_then(|item| item.split_once(' ')) else {
+                continue;
+            };
+            let name = rest
+                .split(|it: char| !it.is_alphanumeric() && it != '_')
+                .next();
+            let name = name.unwrap_or_default();
+            let is_shown = match feature {
+                "testing" => named(reexported, name),
+                "tls" => named(&exports, name) || path.ends_with("config.rs"),
+                _ => true,
+            };
+            if !is_shown || !["struct", "enum", "trait", "fn", "type", "const"].contains(&kind) {
+                continue;
+            }
+            let above = lines[..number].iter().rev();
+            let above = above.take_while(|line| !line.is_empty() && !line.starts_with('}'));
+            let says = |line: &String| line.contains(&format!("Feature `{feature}"));
+            assert!(
+                above.clone().any(says),
+                "{path}: {name} does not say `{feature}`"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "only {seen} were looked at");
+}
+
+/// Whoever looks for a name of Twisted's finds it in the chapter: those of the interfaces
+/// of streams, datagrams, processes and endpoints (`twisted.internet.interfaces`, of 24.11).
+#[test]
+fn every_public_name_of_twisted_has_its_row() {
+    const NAMES: &str = "
+        write writeSequence loseConnection getPeer getHost loseWriteConnection abortConnection
+        getTcpNoDelay setTcpNoDelay getTcpKeepAlive setTcpKeepAlive sendFileDescriptor
+        fileDescriptorReceived stopListening startListening stopConnecting disconnect connect
+        getDestination makeConnection connectionMade dataReceived connectionLost
+        readConnectionLost writeConnectionLost buildProtocol doStart doStop
+        clientConnectionFailed clientConnectionLost startedConnecting registerProducer
+        unregisterProducer pauseProducing resumeProducing stopProducing listenTCP connectTCP
+        listenUNIX connectUNIX listenUNIXDatagram connectUNIXDatagram listenUDP
+        listenMulticast listenSSL connectSSL adoptStreamPort adoptStreamConnection
+        adoptDatagramPort datagramReceived connectionRefused startProtocol stopProtocol
+        setBroadcastAllowed getBroadcastAllowed joinGroup leaveGroup setTTL getTTL
+        setLoopbackMode getLoopbackMode setOutgoingInterface getOutgoingInterface
+        spawnProcess childFDs usePTY childDataReceived childConnectionLost processExited
+        processEnded outReceived errReceived inConnectionLost outConnectionLost
+        errConnectionLost pid closeStdin closeStdout closeStderr closeChildFD writeToChild
+        signalProcess serverFromString clientFromString quoteStringArgument
+        TCP4ServerEndpoint TCP6ServerEndpoint UNIXServerEndpoint AdoptedStreamServerEndpoint
+        SSL4ServerEndpoint TCP4ClientEndpoint TCP6ClientEndpoint UNIXClientEndpoint
+        SSL4ClientEndpoint HostnameEndpoint StandardIOEndpoint ProcessEndpoint wrapClientTLS
+        connectProtocol IStreamServerEndpointStringParser
+        IStreamClientEndpointStringParserWithReactor startTLS getPeerCertificate
+        negotiatedProtocol lineReceived rawDataReceived sendLine lineLengthExceeded
+        setRawMode setLineMode stringReceived sendString callLater callWhenRunning
+        callFromThread addSystemEventTrigger removeSystemEventTrigger fireSystemEvent
+        addReader addWriter removeReader removeWriter removeAll getReaders getWriters
+        getDelayedCalls seconds cancel reset delay getTime active resolve logPrefix";
+    let _ledger = DescriptorLedger::open();
+    let chapter = fs::read_to_string(root().join("src/guide/twisted.md")).unwrap();
+    let rows: Vec<&str> = chapter
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.split(" | ").next())
+        .flat_map(|cell| cell.split(|it: char| !it.is_alphanumeric() && it != '_'))
+        .collect();
+    let missing: Vec<&str> = NAMES
+        .split_whitespace()
+        .filter(|name| !rows.contains(name))
+        .collect();
+    assert!(missing.is_empty(), "no row has {missing:?}");
+}
+
 /// Says why, and ends with a failure, where another program has its port.
 #[test]
 fn programs_that_cannot_listen_say_why_and_end_with_a_failure() {
@@ -324,9 +660,12 @@ fn every_whole_program_has_its_test() {
     let tested = [
         "README.md: struct Echo;",
         "README.md: struct Sender;",
+        "chat.md: struct Member {",
+        "http.md: struct Http {",
         "pools.md: struct Echo {",
         "restarts.md: settings only",
         "restarts.md: struct Echo;",
+        "services.md: struct Http {",
     ];
     assert_eq!(found, tested);
 }

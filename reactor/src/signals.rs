@@ -18,6 +18,8 @@ use crate::token::Token;
 
 /// The name of an installed signal handler, for
 /// [`Reactor::remove_signal_handler`].
+///
+/// Feature `signals`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SignalHandler {
     token: Token,
@@ -83,6 +85,8 @@ impl Reactor {
     /// # Errors
     ///
     /// Those of [`on_signals`](Self::on_signals).
+    ///
+    /// Feature `signals`.
     pub fn stop_on_signals(&mut self) -> io::Result<SignalHandler> {
         self.stop_on_signals_with(GracefulStop::new())
     }
@@ -92,6 +96,8 @@ impl Reactor {
     /// # Errors
     ///
     /// Those of [`on_signals`](Self::on_signals).
+    ///
+    /// Feature `signals`.
     pub fn stop_on_signals_with(&mut self, how: GracefulStop) -> io::Result<SignalHandler> {
         let mut first_came = None;
         self.on_signals(&[SIGINT, SIGTERM], move |reactor, signal| {
@@ -112,6 +118,8 @@ impl Reactor {
 
     /// Removes a signal handler, later in this turn. A signal that has no other
     /// handler has its default effect again.
+    ///
+    /// Feature `signals`.
     pub fn remove_signal_handler(&mut self, handler: SignalHandler) {
         self.remove(handler.token);
     }

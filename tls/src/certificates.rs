@@ -32,6 +32,8 @@ use crate::error::LoadError;
 /// certificates.load_pem_files("server.crt", "server.key")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
 pub struct Certificates(Arc<Shared>);
 

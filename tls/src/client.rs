@@ -43,6 +43,8 @@ use crate::server::Passing;
 /// A handshake that fails is a failed attempt, and the time of the connector is over in
 /// it too. What a server gives to go on with a session later is kept in the configuration:
 /// clones of one client, and of what was made by [`to`](Self::to) of it, share it.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
 pub struct TlsClient {
     shared: Rc<Shared>,

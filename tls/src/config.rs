@@ -19,6 +19,8 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Panics
 ///
 /// There is none.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn crypto_provider() -> Arc<CryptoProvider> {
     if let Some(installed) = CryptoProvider::get_default() {
         return Arc::clone(installed);
@@ -36,6 +38,8 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 /// # Panics
 ///
 /// As [`crypto_provider`].
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn server_config_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     safe(ServerConfig::builder_with_provider(crypto_provider()))
 }
@@ -45,6 +49,8 @@ pub fn server_config_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
 /// # Panics
 ///
 /// As [`crypto_provider`].
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn client_config_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
     safe(ClientConfig::builder_with_provider(crypto_provider()))
 }
@@ -61,6 +67,8 @@ fn safe<S: rustls::ConfigSide>(
 /// # Panics
 ///
 /// As [`crypto_provider`].
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn client_config(roots: RootCertStore) -> ClientConfig {
     client_config_builder()
         .with_root_certificates(roots)
@@ -73,6 +81,8 @@ pub fn client_config(roots: RootCertStore) -> ClientConfig {
 /// # Panics
 ///
 /// As [`crypto_provider`].
+///
+/// Feature `tls-webpki-roots`.
 #[cfg(feature = "webpki-roots")]
 pub fn client_config_with_webpki_roots() -> ClientConfig {
     client_config(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
@@ -88,6 +98,8 @@ pub fn client_config_with_webpki_roots() -> ClientConfig {
 /// # Panics
 ///
 /// As [`crypto_provider`].
+///
+/// Feature `tls-platform-verifier`.
 #[cfg(feature = "platform-verifier")]
 pub fn client_config_with_platform_verifier() -> Result<ClientConfig, rustls::Error> {
     use rustls_platform_verifier::BuilderVerifierExt as _;

@@ -13,6 +13,8 @@ use rustls::AlertDescription;
 /// It is the cause of the [`CloseReason::Lost`] that a protocol is told, and of the
 /// [`ConnectError::Handshake`] that a connecting factory is told. [`of`](Self::of) and
 /// [`of_attempt`](Self::of_attempt) find it there.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum TlsError {
@@ -128,6 +130,8 @@ impl From<TlsError> for io::Error {
 }
 
 /// [`start_tls`](crate::TlsTransport::start_tls) was asked for where it cannot be had.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum StartTlsError {
@@ -163,6 +167,8 @@ impl Error for StartTlsError {
 }
 
 /// Certificates or roots could not be loaded.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LoadError {

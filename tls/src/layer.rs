@@ -37,12 +37,16 @@ const MOST_RECORDS: usize = 4;
 /// the socket has not taken, of at most 64 KiB of the user's bytes (which count as sent),
 /// and what one read has brought beyond what was to be delivered, at most 64 KiB, as
 /// ciphertext but for the rest of one record. An idle connection holds neither.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct Tls<B> {
     base: B,
     state: TlsState,
 }
 
 /// How TLS stands on a connection: [`TlsTransport::tls`](crate::TlsTransport::tls) has it.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct TlsState {
     stage: Stage,
     agreed: Option<Box<Agreed>>,

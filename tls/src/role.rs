@@ -12,6 +12,8 @@ use crate::server::{Passing, TlsServer};
 
 /// Which side of a connection we are, and how: what
 /// [`start_tls`](crate::TlsTransport::start_tls) is given.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Role {
@@ -53,6 +55,8 @@ impl From<&TlsClient> for Role {
 /// (STARTTLS): what is put on the connections of such an endpoint, on either side.
 ///
 /// Their protocol asks for it by [`start_tls`](crate::TlsTransport::start_tls).
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StartTls;
 

@@ -50,6 +50,8 @@ use crate::role::Role;
 /// for the reason that [`TlsError`](crate::TlsError) sorts by blame.
 /// [`LimitHandshakes`](bowline_protocol::policies::LimitHandshakes) limits how many are at
 /// it: its `Handshake` is completed in `connection_made`.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
 pub struct TlsServer {
     shared: Rc<Shared>,
@@ -171,6 +173,8 @@ impl<S: FileDescriptor> Wrap<S> for TlsServer {
 /// TLS on a connection that passes descriptors; made by
 /// [`TlsServer::passing`], [`TlsClient::passing`](crate::TlsClient::passing) and
 /// [`StartTls::passing`](crate::StartTls::passing).
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 pub struct Passing<L>(pub(crate) L);
 

@@ -14,6 +14,8 @@ use zeroize::Zeroize;
 use crate::config::crypto_provider;
 
 /// The length of a [`TicketKey`] as bytes.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub const TICKET_KEY_BYTES: usize = NAME_BYTES + KEY_BYTES;
 
 const NAME_BYTES: usize = 16;
@@ -30,6 +32,8 @@ const MOST_BYTES: usize = 16_384;
 const MOST_KEYS: usize = 8;
 
 /// A key that seals tickets; secret. Wiped when it is dropped.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
 pub struct TicketKey {
     name: [u8; NAME_BYTES],
@@ -113,6 +117,8 @@ impl fmt::Debug for TicketKey {
 /// # Ok(TlsServer::new(config))
 /// # }
 /// ```
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
 pub struct Tickets(Arc<Shared>);
 

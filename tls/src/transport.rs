@@ -10,6 +10,8 @@ use crate::role::Role;
 /// A connection that may have TLS. Every stream is one, so that the same protocol serves
 /// with and without: it says `impl<T: TlsTransport> Protocol<T>`, or no more than
 /// `T: Transport` where it does not ask.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub trait TlsTransport: Transport {
     /// How TLS stands on this connection; `None` where there is no layer for it.
     fn tls(&self) -> Option<&TlsState>;

@@ -101,8 +101,8 @@ use crate::sys;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// The file `tests/outside/src/scramble.rs` in the repository has a layer with a
-/// handshake, bytes of its own and a close notice.
+/// A layer may also have a handshake, bytes of its own and a close notice: see the methods
+/// of [`Link`].
 pub trait FileDescriptor: Any {
     /// Offers the user's bytes, from the first that was not taken yet. Returns how many
     /// were taken, at least one. (Twisted: `writeSomeData`.)

@@ -36,6 +36,8 @@ use crate::clock::{Clock, Sleep};
 /// # }
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Feature `testing`.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
     state: Rc<ManualState>,

@@ -10,11 +10,15 @@ use crate::token::Token;
 /// The value that unwinds out of [`Reactor::turn`](crate::Reactor::turn) when the
 /// reactor's simulated process has died. Unlike a panic it is not caught on the way,
 /// and nobody is told. The caller of `turn` catches it and drops the reactor.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessDied;
 
 /// The source through which simulated descriptors report their readiness. Feature
 /// `testing`.
+///
+/// Feature `testing`.
 pub trait ReadinessSource: 'static {
     /// Appends to `events` whatever has become ready since the last call.
     fn poll(&mut self, events: &mut Vec<(Token, Readiness)>);

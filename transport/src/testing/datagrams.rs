@@ -11,6 +11,8 @@ use super::kernel::{SimulatedKernel, SocketId};
 /// The receiving end of datagrams on a [`SimulatedKernel`], such as a service manager
 /// has. [`datagrams`](SimulatedKernel::datagrams) makes it. Dropping it closes it, and
 /// drops unread datagrams.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryDatagrams {
     kernel: SimulatedKernel,
@@ -21,6 +23,8 @@ pub struct MemoryDatagrams {
 /// [`datagram_sender`](SimulatedKernel::datagram_sender) makes it. It is connected anew
 /// for each datagram. So would a real one have to be, to find its peer and to hear of
 /// room there.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryDatagramSender {
     kernel: SimulatedKernel,

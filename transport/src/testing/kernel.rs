@@ -58,12 +58,16 @@ const DESCRIPTION: usize = 256;
 /// [made a descriptor](MemorySocket::into_descriptor) takes two. Connections have no
 /// names and no options, and one set of credentials for all. A listener's queue has no
 /// limit.
+///
+/// Feature `testing`.
 #[derive(Clone)]
 pub struct SimulatedKernel {
     state: Rc<RefCell<State>>,
 }
 
 /// The settings of a simulated kernel. They count from the next call on.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KernelSettings {
@@ -111,6 +115,8 @@ bowline_reactor::setters!(KernelSettings {
 });
 
 /// Which of the events that wait a poll fetches.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// All, in the order in which they were raised. This is the default.
@@ -123,6 +129,8 @@ pub enum Delivery {
 
 /// The name of one end of a simulated connection, or of a listener; unique in its
 /// kernel.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId(u64);
 

@@ -49,6 +49,8 @@ use crate::kinds::Plain;
 /// assert!(simulation.kernel().connect("echo").is_err());
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryListener {
     kernel: SimulatedKernel,
@@ -184,6 +186,8 @@ impl Listen for MemoryListener {
 }
 
 /// Where to listen in memory. [`Memory::at`](super::Memory::at) makes it.
+///
+/// Feature `testing`.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct MemoryListen {

@@ -29,9 +29,13 @@ use crate::sys;
 
 /// The transport of a connection of packets in memory: all of it is the real one, but for
 /// the socket.
+///
+/// Feature `testing`.
 pub type MemoryPacketPort = Port<MemoryPacketSocket>;
 
 /// One end of a connection of packets of a [`SimulatedKernel`]. Dropping it closes it.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryPacketSocket {
     kernel: SimulatedKernel,
@@ -326,6 +330,8 @@ impl Drop for MemoryPacketSocket {
 /// assert_eq!(client.receive()?.expect("no end").bytes, b"whole");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryPackets;
 
@@ -397,6 +403,8 @@ fn adopt(
 }
 
 /// Where to listen in memory for connections of packets. [`MemoryPackets::at`] makes it.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct MemoryPacketListen {
@@ -557,6 +565,8 @@ impl Drop for MemoryPacketListener {
 }
 
 /// Where to connect in memory for packets. [`MemoryPackets::to`] makes it.
+///
+/// Feature `testing`.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct MemoryPacketConnect {
@@ -595,12 +605,16 @@ impl<F: PacketFactory<MemoryPacketPort>> ConnectWith<F> for MemoryPacketConnect 
 
 /// The end of a connection of packets that a test holds itself, as a
 /// [`MemoryPeer`](super::MemoryPeer) is of a stream.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryPacketPeer {
     socket: MemoryPacketSocket,
 }
 
 /// A packet that a [`MemoryPacketPeer`] has received.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct PacketRead {

@@ -15,12 +15,16 @@ const READ_BYTES: usize = 65_536;
 /// It answers as a non-blocking socket does, and does nothing by itself. Bytes that it
 /// does not read stay unread, and fill the buffer of the other end. Dropping it closes
 /// it.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemoryPeer {
     socket: MemorySocket,
 }
 
 /// The result of a read of a [`MemoryPeer`].
+///
+/// Feature `testing`.
 #[derive(Debug, Default)]
 pub struct PeerRead {
     /// The bytes.

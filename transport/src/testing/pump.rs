@@ -123,6 +123,8 @@ const MOST_RETRIES: usize = 1_000;
 /// assert_eq!((back.bytes.as_slice(), back.descriptors.len()), (&b"f"[..], 1));
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Feature `testing`.
 pub struct Pump {
     reactor: Reactor,
     clock: ManualClock,

@@ -12,6 +12,8 @@
 /// let mut other = Random::new(7);
 /// assert_eq!(one.below(1000), other.below(1000));
 /// ```
+///
+/// Feature `testing`.
 #[derive(Clone, Debug)]
 pub struct Random {
     state: u64,

@@ -69,6 +69,8 @@ use super::socket::{MemoryHandle, MemorySocket, MemoryStream};
 /// assert!(client.take().bytes.is_empty() && client.is_at_end());
 /// # Ok::<(), std::io::Error>(())
 /// ```
+///
+/// Feature `testing`.
 pub struct Simulation {
     kernel: SimulatedKernel,
     clock: ManualClock,
@@ -76,6 +78,8 @@ pub struct Simulation {
 }
 
 /// The name of a process of a [`Simulation`]. It is never used again.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(usize);
 
@@ -90,6 +94,8 @@ struct Process {
 ///
 /// A program under test holds one of these, or has a trait of its own that does nothing
 /// outside of tests.
+///
+/// Feature `testing`.
 #[derive(Clone, Debug, Default)]
 pub struct Points {
     plan: Rc<RefCell<DeathPlan>>,

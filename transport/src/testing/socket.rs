@@ -39,6 +39,8 @@ impl_unix_transport!(impl for MemoryStream);
 
 /// The name of a connection in memory. It names its transport in the reactor and its
 /// socket in the kernel.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryHandle {
     handle: Handle<MemoryStream>,
@@ -76,6 +78,8 @@ impl MemoryHandle {
 }
 
 /// One end of a connection of a [`SimulatedKernel`]. Dropping it closes it.
+///
+/// Feature `testing`.
 #[derive(Debug)]
 pub struct MemorySocket {
     kernel: SimulatedKernel,
@@ -433,6 +437,8 @@ impl DescriptorSocket for MemorySocket {
 
 /// Connections in memory, a kind like [`Tcp`](crate::Tcp). A [`MemorySocket`] is adopted
 /// as `Memory`.
+///
+/// Feature `testing`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory;
 
@@ -489,6 +495,8 @@ impl Wrap<MemorySocket> for Plain {
 }
 
 /// Where to connect in memory. [`Memory::to`] makes it.
+///
+/// Feature `testing`.
 #[derive(Clone, Debug)]
 #[must_use = "nothing connects before it is given to `connect`"]
 pub struct MemoryConnect {
