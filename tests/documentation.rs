@@ -676,33 +676,92 @@ fn every_whole_program_has_its_test() {
 fn errors_of_the_compiler_say_what_to_write() {
     let ledger = DescriptorLedger::open();
     let scratch = tempfile::tempdir().unwrap();
-    let rows = [
+    // What listens on TCP, and what is said of it.
+    let listened: [(&str, &[&str]); 5] = [
         // A receiver of frames, as it is.
         (
             "|_: &Address| Lines",
-            "`Lines` is not a protocol over",
-            "`Framed::new(framer, receiver)`",
+            &[
+                "`Lines` is not a protocol over",
+                "`Framed::new(framer, receiver)`",
+            ],
         ),
+        // No factory at all.
         (
             "Lines",
-            "`Lines` does not build protocols over",
-            "`|_: &Address| Echo`",
+            &[
+                "`Lines` does not build protocols over",
+                "`|_: &Address| Echo`",
+            ],
+        ),
+        // A protocol that passes descriptors.
+        (
+            "|_: &Address| Passing",
+            &[
+                "TcpStream` does not pass descriptors",
+                "only UNIX connections do",
+            ],
+        ),
+        // A receiver of other frames than it is put behind.
+        (
+            "|_: &Address| Framed::new(NetstringFramer::new(), Lines)",
+            &[
+                "`Lines` does not receive the frames of `NetstringFramer`",
+                "`impl<T: Transport> FrameReceiver<T, NetstringFramer>`",
+            ],
+        ),
+        // Rustc has no place for words of ours here; the guide has them, and what is named
+        // is the type to be written.
+        (
+            "|_| Echo",
+            &[
+                "is not general enough",
+                "`fn(&'2 bowline::Address) -> Echo`",
+            ],
         ),
     ];
-    for (factory, message, note) in rows {
-        let code = format!(
-            "use bowline::{{Address, Reactor, Transports}};
-             struct Lines;
-             fn main() {{
-                 let address = ([127, 0, 0, 1], 0).into();
-                 let _: Option<Address> = None;
-                 let _ = Reactor::new().unwrap().listen_tcp(address, {factory});
-             }}"
+    for (factory, says) in listened {
+        let body = format!(
+            "let address = ([127, 0, 0, 1], 0).into();
+             let _ = Reactor::new().unwrap().listen_tcp(address, {factory});"
         );
-        let errors = try_to_compile(&code, scratch.path()).expect_err("no protocol");
-        let says = |text: &str| errors.iter().any(|error| error.contains(text));
-        assert!(says(message) && says(note), "{}", errors.join("\n"));
+        assert_errors(&body, "", says, scratch.path());
     }
+    // Descriptors over anything, and over what could pass them but is not said to.
+    let sends = "let _ = cx.transport.send_file_descriptor(std::io::stdin().as_fd()
+        .try_clone_to_owned().unwrap().into());";
+    let says = [
+        "perhaps you need to restrict type parameter `T` with it",
+        "UnixTransport",
+    ];
+    assert_errors("", sends, &says, scratch.path());
     drop(scratch);
     ledger.assert_balanced();
+}
+
+/// Compiles a program with a `main` and a callback of these bodies, which cannot be.
+#[track_caller]
+fn assert_errors(main: &str, callback: &str, says: &[&str], scratch: &Path) {
+    let code = format!(
+        "use std::os::fd::AsFd as _;
+         use bowline::framing::{{FrameContext, FrameReceiver, Framed, LineFramer, NetstringFramer}};
+         use bowline::{{Address, Context, Protocol, Reactor, Transport, Transports, UnixTransport}};
+         struct Lines;
+         impl<T: Transport> FrameReceiver<T, LineFramer> for Lines {{
+             fn frame_received(&mut self, _: &mut FrameContext<'_, T, LineFramer>, _: &[u8]) {{}}
+         }}
+         struct Echo;
+         impl<T: Transport> Protocol<T> for Echo {{
+             fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {{ {callback} }}
+         }}
+         struct Passing;
+         impl<T: UnixTransport> Protocol<T> for Passing {{
+             fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {{}}
+         }}
+         fn main() {{ {main} }}"
+    );
+    let errors = try_to_compile(&code, scratch).expect_err("it cannot be compiled");
+    let said = |error: &&String| says.iter().all(|words| error.contains(words));
+    let fits = errors.iter().any(|error| said(&error));
+    assert!(fits, "{says:?} is not in:\n{}", errors.join("\n"));
 }

@@ -14,10 +14,10 @@ use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings, inh
 use bowline::policies::{Idle, ProtocolWrapper};
 use bowline::process::take_granted;
 use bowline::signal::{SIGHUP, SIGINT, SIGTERM};
-use bowline::{GracefulStop, Reactor, Tcp, Unix};
+use bowline::{Reactor, Tcp, Unix};
 
 use crate::COUNTER_NUMBER;
-use crate::common::{self, STOP_DEADLINE};
+use crate::common;
 use crate::connection::{Body, Http, Response, Site};
 
 /// How long a connection may be without traffic.
@@ -56,13 +56,9 @@ pub(crate) fn run(root: &Path) -> common::Result {
     };
     let mut reactor = Reactor::new()?;
     Worker::start(&mut reactor, channel, WorkerSettings::default(), serve)?;
-    // A terminal sends these to all processes. They are the accepting process's to
-    // decide; SIGTERM to a worker has it finish its work, and be replaced.
-    reactor.on_signals(&[SIGINT, SIGHUP], |_, _| {})?;
-    reactor.on_signals(&[SIGTERM], |reactor, _| {
-        // An error says that it does not run any more.
-        let _ = reactor.stop_gracefully(GracefulStop::new().deadline(STOP_DEADLINE));
-    })?;
+    // A terminal and systemd send these to all processes. They are the accepting process's
+    // to decide: it drains its workers. If it is gone, they end by themselves.
+    reactor.on_signals(&[SIGINT, SIGTERM, SIGHUP], |_, _| {})?;
     let counter = Rc::new(counter);
     let count = move || match requests.take() {
         0 => Ok(()),

@@ -297,6 +297,11 @@ pub trait WriteObserver: fmt::Debug {
 }
 
 /// A transport that passes open descriptors beside its bytes.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not pass descriptors",
+    note = "only UNIX connections do: listen, connect or adopt with `Unix`, or `listen_unix` and its like",
+    note = "a protocol that passes none is `impl<T: Transport> Protocol<T>`, and works over anything"
+)]
 pub trait UnixTransport: Transport {
     /// Queues a descriptor to travel with the earliest bytes not yet sent.
     ///
@@ -427,6 +432,10 @@ pub trait UnixTransport: Transport {
 }
 
 /// A transport over TCP.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` has no options of TCP",
+    note = "a protocol that needs none is `impl<T: Transport> Protocol<T>`, and works over anything"
+)]
 pub trait TcpTransport: Transport {
     /// Whether small segments are sent at once (`TCP_NODELAY`). Off, unless the listener
     /// or connector was told otherwise.

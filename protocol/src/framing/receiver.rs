@@ -23,6 +23,11 @@ use crate::transport::{Transport, TransportHandle, UnixTransport, WriteStatus};
 /// They are the callbacks of [`Protocol`](crate::Protocol), with frames in place of
 /// bytes. The same promises hold: none is ever called from inside another. What is not
 /// described here is described there.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not receive the frames of `{F}` over `{T}`",
+    note = "a receiver over anything is `impl<T: Transport> FrameReceiver<T, {F}>`, one of \
+            descriptors `impl<T: UnixTransport> FrameReceiver<T, {F}>`"
+)]
 pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// The connection is established. Called once, first.
     fn connection_made(&mut self, cx: &mut FrameContext<'_, T, F>) {
