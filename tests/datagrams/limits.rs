@@ -5,12 +5,14 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 
 use bowline::error::SendRefusal;
-use bowline::{QueueLimits, Reactor, SendStatus};
+use bowline::{QueueLimits, Reactor, SendStatus, Transports, UnixDatagram};
 
 use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::harness::{Script, get, over_all};
+use crate::harness::{Kind, Script, get, over_all};
 use crate::support::faults::{Call, with_faults};
+use crate::support::own_process::in_own_process;
 use crate::support::{run_until, run_until_quiet};
 
 /// Contract D-10, W-55.
@@ -136,8 +138,8 @@ fn a_datagram_that_the_kernel_refuses_comes_back() {
                 assert_eq!(data, &[100 + number as u8]);
                 assert_eq!(to.as_ref(), Some(&bad));
                 let expected = match place.kind {
-                    crate::harness::Kind::UnixPath => ErrorKind::NotFound,
-                    crate::harness::Kind::UnixAbstract => ErrorKind::ConnectionRefused,
+                    Kind::UnixPath => ErrorKind::NotFound,
+                    Kind::UnixAbstract => ErrorKind::ConnectionRefused,
                     _ => ErrorKind::InvalidInput,
                 };
                 assert_eq!(error.kind(), expected);
@@ -224,5 +226,37 @@ fn a_queue_that_is_emptied_leaves_no_memory_of_its_own() {
             assert_eq!(get(&mut reactor, handle).unsent_datagrams(), 0);
             assert_eq!(peer.receive_all().len(), 5);
         }
+    });
+}
+
+/// The largest values make memory for what can come, and no more.
+#[test]
+fn all_the_room_there_can_be_is_little_memory() {
+    let name = "all_the_room_there_can_be_is_little_memory";
+    in_own_process(module_path!(), name, || {
+        let place = Kind::UnixPath.place();
+        let mut reactor = Reactor::new().unwrap();
+        let script = Script::new();
+        let notes = script.notes();
+        let address = place.address();
+        let endpoint = UnixDatagram::at(address.as_unix().unwrap().clone());
+        reactor
+            .listen(endpoint.max_datagram(usize::MAX), script)
+            .unwrap();
+        let sender = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        // Whoever asks for more is refused it.
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+        let limit = Rlimit {
+            current: Some(pages * 4_096 + (256 << 20)),
+            maximum: None,
+        };
+        setrlimit(Resource::As, limit).unwrap();
+        let Some(bowline::UnixAddress::Path(path)) = address.as_unix().cloned() else {
+            panic!("it has a path");
+        };
+        sender.send_to(&[7; 100_000], path).unwrap();
+        run_until(&mut reactor, |_| notes.count() == 1);
+        notes.told(|told| assert_eq!(told.received[0].data, [7; 100_000]));
     });
 }

@@ -149,8 +149,9 @@ impl<P> UnixDatagramEndpoint<P> {
         self
     }
 
-    /// Sets how many bytes of a datagram are delivered; default 65,536, at most 1 GiB.
-    /// The rest of a longer one is lost, and it is marked as
+    /// Sets how many bytes of a datagram are delivered; default 65,536, at most 8 MiB.
+    /// (The kernel makes none of more than about 4 MiB.) The rest of a longer one is
+    /// lost, and it is marked as
     /// [truncated](bowline_protocol::Datagram::is_truncated). Above the default, each
     /// read makes memory for four datagrams.
     pub fn max_datagram(mut self, bytes: usize) -> Self {

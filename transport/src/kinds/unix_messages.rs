@@ -12,8 +12,10 @@ use crate::sys::{self, MAX_DESCRIPTORS};
 /// How many bytes of a send buffer the kernel needs beside the longest message.
 const BESIDE_LONGEST: usize = 32;
 
-/// The most room for a message: as much as a send buffer can be set to hold.
-pub(super) const MOST_ROOM: usize = 1 << 30;
+/// The most room for a message. The kernel makes none that is longer than what it
+/// allocates in one piece and 17 pages: 4,263,616 bytes, with pages of 4 KiB, whatever a
+/// send buffer is set to (Linux 6.18).
+pub(super) const MOST_ROOM: usize = 8 << 20;
 
 /// The longest message that the send buffer of a socket holds, when it was last asked.
 #[derive(Clone, Debug)]

@@ -207,8 +207,9 @@ macro_rules! settings {
                 self
             }
 
-            /// Sets how many bytes of a packet are delivered; default 65,536, at most 1
-            /// GiB. The rest of a longer one is lost, and it is marked as
+            /// Sets how many bytes of a packet are delivered; default 65,536, at most 8
+            /// MiB. (The kernel makes none of more than about 4 MiB.) The rest of a
+            /// longer one is lost, and it is marked as
             /// [truncated](bowline_protocol::Packet::is_truncated). Above the default,
             /// each read makes memory for four packets.
             pub fn max_packet(mut self, bytes: usize) -> Self {
