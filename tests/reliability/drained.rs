@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::own_process::{end_with_owner, owned};
 
 /// Says to the test binary that it is a server: `-` for one whose listener is
 /// standard input, or the directory of one that is restarted.
@@ -36,6 +37,7 @@ fn server_process() {
     let Ok(how) = std::env::var(SERVER) else {
         return;
     };
+    end_with_owner();
     let mut reactor = Reactor::new().expect("epoll");
     reactor.stop_on_signals().expect("handlers");
     if how == "-" {
@@ -60,7 +62,7 @@ fn server_process() {
 
 fn command(how: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("Linux knows"));
-    command
+    owned(&mut command)
         .args(["--exact", "--nocapture", "drained::server_process"])
         .env(SERVER, how);
     command

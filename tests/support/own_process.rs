@@ -5,9 +5,43 @@
 
 use std::process::Command;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getrlimit, kill_process, pidfd_open,
+    setrlimit,
+};
 
 use super::{DescriptorLedger, open_descriptors, table};
+
+/// Says to a process, and to all that it starts, which test they belong to: by the number
+/// of its process.
+const OWNER: &str = "BOWLINE_TEST_OWNER";
+
+/// Has what is started know which test it belongs to: this process, or whoever this one
+/// belongs to.
+pub(crate) fn owned(command: &mut Command) -> &mut Command {
+    match std::env::var_os(OWNER) {
+        Some(_) => command,
+        None => command.env(OWNER, std::process::id().to_string()),
+    }
+}
+
+/// Ends this process when the test that it belongs to has: however that ends, and
+/// whoever has started this one. (A signal at the death of a parent is no help, since the
+/// parent of a successor ends first.)
+pub(crate) fn end_with_owner() {
+    let owner = std::env::var(OWNER).expect("it was started by a test");
+    let owner = owner.parse().ok().and_then(Pid::from_raw);
+    let kill = || kill_process(getpid(), Signal::KILL).expect("ourselves");
+    let Ok(owner) = pidfd_open(owner.expect("a number"), PidfdFlags::empty()) else {
+        return kill();
+    };
+    std::thread::spawn(move || {
+        let mut watched = [PollFd::new(&owner, PollFlags::IN)];
+        while poll(&mut watched, None).is_err() {}
+        kill();
+    });
+}
 
 /// Set in the process that runs only one test.
 const IS_CHILD: &str = "BOWLINE_TEST_CHILD";

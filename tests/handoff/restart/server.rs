@@ -29,6 +29,7 @@ use bowline::{Tcp, Unix};
 use rustix::process::{Signal, getpid, kill_process};
 
 use super::hung;
+use crate::support::own_process::{end_with_owner, owned};
 
 /// Says to the test that it is to be the server, and where its files are.
 pub(crate) const DIRECTORY: &str = "BOWLINE_TEST_SERVER";
@@ -94,7 +95,7 @@ pub(crate) fn command(directory: &Path) -> Command {
         Err(_) => std::env::current_exe().expect("Linux knows"),
     };
     let mut command = Command::new(program);
-    command
+    owned(&mut command)
         .args(["--exact", "--nocapture", TEST])
         .env(DIRECTORY, directory)
         .env_remove("NOTIFY_SOCKET")
@@ -113,6 +114,7 @@ pub(crate) fn command(directory: &Path) -> Command {
 }
 
 pub(crate) fn run(directory: &Path) {
+    end_with_owner();
     let _ = env_logger::try_init();
     let fault = fault(directory);
     let clock = Hurried::default();
