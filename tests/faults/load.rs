@@ -330,10 +330,43 @@ const SOAK: &str = "BOWLINE_SOAK";
 /// hundredth of some thousand clients is more.
 const MORE_OPEN: f64 = 10.0;
 
-/// Memory that a soak may have in use at its end beyond what it had after a quarter, in
-/// bytes, on whatever machine, and as much again for each hour: chance makes 1 MiB of
-/// difference, one buffer lost for every fifth client 3 MiB in ten seconds.
+/// What the memory of a soak may grow by from a quarter of it to its end, in bytes, on
+/// whatever machine, and as much again for each hour: one buffer lost for every fifth
+/// client is 3 MiB in ten seconds.
 const MORE_MEMORY: f64 = 2.0 * 1048576.0;
+
+/// How often memory is looked at. At any one moment there is 0.5 MiB more or less, by
+/// the clients that there are by chance, so that only many samples show a slope of 1 MiB
+/// an hour in less than one.
+const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+
+/// A line through samples, by least squares.
+#[derive(Default)]
+struct Trend {
+    samples: Vec<(f64, f64)>,
+}
+
+impl Trend {
+    fn add(&mut self, at: Duration, value: f64) {
+        self.samples.push((at.as_secs_f64(), value));
+    }
+
+    /// The slope for each second, and its standard error, as if all samples were
+    /// independent.
+    fn slope(&self) -> (f64, f64) {
+        let count = self.samples.len() as f64;
+        let mean = |of: fn(&(f64, f64)) -> f64| self.samples.iter().map(of).sum::<f64>() / count;
+        let (at, value) = (mean(|it| it.0), mean(|it| it.1));
+        let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+            let each = self.samples.iter().map(|it| of(it.0 - at, it.1 - value));
+            each.sum()
+        };
+        let spread = sum(&|at, _| at * at);
+        let slope = sum(&|at, value| at * value) / spread;
+        let rest = sum(&|at, value| (value - slope * at).powi(2));
+        (slope, (rest / (count - 2.0) / spread).sqrt())
+    }
+}
 
 /// What is to happen in a soak, however short.
 const LEAST_RESTARTS: usize = 5;
@@ -377,7 +410,8 @@ fn long_mixed_load_with_faults_leaks_nothing() {
             let mut random = Random::new(36);
             let mut peers: Vec<Peer> = Vec::new();
             let started = Instant::now();
-            let (mut clients, mut satisfied, mut baseline) = (0, 0, None);
+            let (mut clients, mut satisfied) = (0, 0);
+            let (mut memory, mut next_sample) = (Trend::default(), warm);
             // Of each quarter of the time: samples, and descriptors open in all.
             let mut quarters = [(0_usize, 0_usize); 4];
             let mut turns = 0_u64;
@@ -414,13 +448,13 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                     let known = own + of_clients + world.open.get();
                     *sum += open_descriptors().len().saturating_sub(known);
                 }
-                if baseline.is_none() && started.elapsed() > warm {
-                    baseline = Some((resident(), Instant::now()));
+                if started.elapsed() > next_sample && programs.is_settled() {
+                    memory.add(started.elapsed(), resident() as f64);
+                    next_sample = started.elapsed() + SAMPLE_EVERY;
                 }
             }
-            let (before, since) = baseline.expect("it has run on");
-            let grown = resident() as f64 - before as f64;
-            let per_hour = grown / since.elapsed().as_secs_f64() * 3600.0;
+            let (slope, error) = memory.slope();
+            let grown = slope * (started.elapsed() - warm).as_secs_f64();
             // What is open beside theirs does not grow either.
             let mean = |(samples, sum): (usize, usize)| sum as f64 / samples.max(1) as f64;
             let more_open = mean(quarters[3]) - mean(quarters[1]);
@@ -488,8 +522,15 @@ fn long_mixed_load_with_faults_leaks_nothing() {
             let allowed = MORE_MEMORY * (1.0 + length.as_secs_f64() / 3600.0);
             assert!(grown < allowed, "{grown} more bytes are in use");
             if is_full() {
-                let per_hour = per_hour / 1048576.0;
-                figures.measured("memory grown per hour", per_hour, "MiB", Bound::Below, 1.0);
+                let per_hour = |slope: f64| slope * 3600.0 / 1048576.0;
+                let grows = per_hour(slope);
+                figures
+                    .measured("memory grown per hour", grows, "MiB", Bound::Below, 1.0)
+                    .remark(&format!(
+                        "by a line through {} samples of memory, whose slope is known to {:.2} MiB an hour",
+                        memory.samples.len(),
+                        per_hour(error)
+                    ));
             }
         },
     );
