@@ -22,17 +22,18 @@
 //! 16. [Worker processes](pools)
 //! 17. [Restarts, moves and systemd](restarts)
 //! 18. [Workers and restarts together, under systemd](services)
-//! 19. [Deploying](deploying)
-//! 20. [Security](security)
-//! 21. [Performance](performance)
-//! 22. [Testing your protocol](testing)
-//! 23. [Looking inside](inspect)
-//! 24. [Threads, signals, forks and other loops](embedding)
-//! 25. [Descriptors of your own, and of others](own)
-//! 26. [Coming from Twisted](twisted)
-//! 27. [Choosing](choosing)
-//! 28. [Everything by task](tasks)
-//! 29. [Words](words)
+//! 19. [A chat on several machines](machines)
+//! 20. [Deploying](deploying)
+//! 21. [Security](security)
+//! 22. [Performance](performance)
+//! 23. [Testing your protocol](testing)
+//! 24. [Looking inside](inspect)
+//! 25. [Threads, signals, forks and other loops](embedding)
+//! 26. [Descriptors of your own, and of others](own)
+//! 27. [Coming from Twisted](twisted)
+//! 28. [Choosing](choosing)
+//! 29. [Everything by task](tasks)
+//! 30. [Words](words)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -91,6 +92,9 @@ pub mod restarts {}
 
 #[doc = include_str!("guide/services.md")]
 pub mod services {}
+
+#[doc = include_str!("guide/machines.md")]
+pub mod machines {}
 
 #[doc = include_str!("guide/deploying.md")]
 pub mod deploying {}

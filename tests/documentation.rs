@@ -526,7 +526,7 @@ fn items_that_need_a_feature_say_so() {
         };
         let exports = fs::read_to_string(root().join("tls/src/lib.rs")).unwrap();
         for (number, line) in lines.iter().enumerate() {
-            let item = line.strip_prefix("pub ").or(match feature {
+            let item = line.strip_prefix("pub ").or_else(|| match feature {
                 "signals" => line.trim_start().strip_prefix("pub "),
                 _ => None,
             });

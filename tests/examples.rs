@@ -1,6 +1,8 @@
 //! The examples as their users run them: started, talked to, and stopped with
 //! SIGTERM.
 
+#[path = "examples/chat_nats.rs"]
+mod chat_nats;
 #[path = "examples/http.rs"]
 mod http;
 #[path = "support/mod.rs"]
@@ -144,6 +146,7 @@ fn run_to_end_within(deadline: Duration, name: &str, arguments: &[&str]) -> Outp
 fn every_example_explains_itself() {
     let examples = [
         "chat",
+        "chat_nats",
         "echo",
         "fd_holder",
         "haproxy_takeover",

@@ -1,0 +1,220 @@
+//! `chat_nats`, with brokers that are killed and held, and members that vanish.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{DEADLINE, Example};
+
+/// The broker's program, unless it is missing.
+fn nats_server() -> Option<&'static str> {
+    let found = ["/usr/sbin/nats-server", "/usr/bin/nats-server"];
+    let found = found.into_iter().find(|path| Path::new(path).exists());
+    if found.is_none() {
+        let required = ["CI", "BOWLINE_INTEROP"].map(|name| std::env::var(name).ok());
+        let text = "NOT RUN: nats-server is missing (Debian: apt-get install nats-server)\n";
+        // Past the harness, which shows what passes to nobody.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        let is_required = required
+            .iter()
+            .flatten()
+            .any(|it| it == "true" || it == "require");
+        assert!(!is_required, "{text}");
+    }
+    found
+}
+
+/// A broker, which can be killed and started again where it was.
+struct Broker<'a> {
+    program: &'a str,
+    port: String,
+    folder: &'a Path,
+    process: Child,
+}
+
+impl<'a> Broker<'a> {
+    fn start(program: &'a str, folder: &'a Path) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = free.local_addr().expect("bound").port().to_string();
+        drop(free);
+        let process = run(program, &port, folder);
+        Self {
+            program,
+            port,
+            folder,
+            process,
+        }
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("ours");
+    }
+
+    fn start_again(&mut self) {
+        self.process = run(self.program, &self.port, self.folder);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it runs");
+    }
+}
+
+impl Drop for Broker<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn run(program: &str, port: &str, folder: &Path) -> Child {
+    Command::new(program)
+        .args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"])
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts")
+}
+
+struct Member {
+    stream: BufReader<TcpStream>,
+    /// What it has heard, by number.
+    heard: BTreeMap<u64, String>,
+    /// The numbers of its own lines that are stored, in order.
+    stored: Vec<u64>,
+}
+
+impl Member {
+    fn come(server: &Example, name: &str) -> Self {
+        let mut member = Self {
+            stream: BufReader::new(server.connect()),
+            heard: BTreeMap::new(),
+            stored: Vec::new(),
+        };
+        member.say(&format!("{name} 0"));
+        member
+    }
+
+    /// Comes back with what it had, at this server.
+    fn come_back(&mut self, server: &Example, name: &str) {
+        self.stream = BufReader::new(server.connect());
+        let last = self.heard.last_key_value().map_or(0, |(number, _)| *number);
+        self.say(&format!("{name} {last}"));
+    }
+
+    fn say(&mut self, line: &str) {
+        let line = format!("{line}\n");
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .expect("written");
+    }
+
+    /// Takes the next line.
+    #[track_caller]
+    fn hear(&mut self, what: &str) {
+        let mut line = String::new();
+        let length = self.stream.read_line(&mut line).expect(what);
+        assert!(length > 0, "the server has closed");
+        let line = line.trim_end();
+        if let Some(number) = line.strip_prefix("+ ") {
+            self.stored.push(number.parse().expect("a number"));
+        } else if let Some((number, text)) = line.split_once(' ')
+            && let Ok(number) = number.parse::<u64>()
+        {
+            let last = self.heard.last_key_value().map(|(number, _)| *number);
+            assert!(
+                last.is_none_or(|last| last < number),
+                "{number} after {last:?}"
+            );
+            self.heard.insert(number, text.to_owned());
+        }
+    }
+
+    #[track_caller]
+    fn hear_until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !is_so(self) {
+            assert!(began.elapsed() < DEADLINE, "{what}");
+            self.hear(what);
+        }
+    }
+}
+
+#[test]
+fn chat_over_nats_loses_no_line_that_was_acknowledged() {
+    const LINES: usize = 200;
+    let Some(program) = nats_server() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut broker = Broker::start(program, folder.path());
+    let nats = format!("tcp:host=127.0.0.1:port={}", broker.port);
+    let arguments = ["--listen", "tcp:host=127.0.0.1:port=0", "--nats", &nats];
+    let (here, there) = (
+        Example::start("chat_nats", &arguments),
+        Example::start("chat_nats", &arguments),
+    );
+    let mut ann = Member::come(&here, "ann");
+    let mut bob = Member::come(&there, "bob");
+    for number in 0..LINES {
+        match number {
+            // Its lines wait at the server, and are said again.
+            50 => broker.kill(),
+            60 => broker.start_again(),
+            // Open connections, and nobody at the other end.
+            100 => broker.signal(Signal::STOP),
+            110 => {
+                std::thread::sleep(Duration::from_millis(2_500));
+                broker.signal(Signal::CONT);
+            }
+            // In the middle of what it had not read.
+            150 => {
+                bob.hear_until("bob hears", |bob| bob.heard.len() >= 20);
+                bob.come_back(&here, "bob");
+            }
+            _ => {}
+        }
+        ann.say(&format!("line {number}"));
+        // As many as may wait without being stored.
+        let owed = number + 1;
+        if !(50..60).contains(&number) && !(100..110).contains(&number) {
+            ann.hear_until("lines are stored", |ann| ann.stored.len() + 12 > owed);
+        }
+    }
+    ann.hear_until("all is stored", |ann| ann.stored.len() == LINES);
+    // The stored lines, as their author and as another member of another server has them.
+    let last = *ann.stored.last().expect("some");
+    for member in [&mut ann, &mut bob] {
+        member.hear_until("all is heard", |member| member.heard.contains_key(&last));
+        for (line, number) in member.stored.clone().into_iter().enumerate() {
+            let expected = format!("ann: line {line}");
+            assert_eq!(member.heard.get(&number), Some(&expected));
+        }
+    }
+    let heard: Vec<&u64> = ann
+        .stored
+        .iter()
+        .filter(|it| bob.heard.contains_key(it))
+        .collect();
+    assert_eq!(heard.len(), LINES, "of what was acknowledged");
+    assert_eq!(bob.heard.len(), LINES, "nothing came twice");
+    // A server that begins later has all of them too.
+    let late = Example::start("chat_nats", &arguments);
+    let mut eve = Member::come(&late, "eve");
+    eve.hear_until("all is kept", |eve| eve.heard.len() == LINES);
+    assert_eq!(eve.heard, bob.heard);
+    for server in [here, there, late] {
+        server.stop();
+    }
+    let mut rest = Vec::new();
+    eve.stream.read_to_end(&mut rest).expect("to the end");
+    drop(broker);
+    assert!(fs::read_dir(folder.path()).is_ok_and(|mut files| files.next().is_some()));
+}
