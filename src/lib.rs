@@ -321,11 +321,14 @@ pub use bowline_tls as tls;
 pub mod testing {
     pub use bowline_reactor::testing::{ManualClock, ProcessDied, ReadinessSource};
     pub use bowline_transport::testing::{
-        Delivery, KernelSettings, Memory, MemoryConnect, MemoryDatagramSender, MemoryDatagrams,
-        MemoryHandle, MemoryListen, MemoryListener, MemoryPacketConnect, MemoryPacketListen,
-        MemoryPacketPeer, MemoryPacketPort, MemoryPacketSocket, MemoryPackets, MemoryPeer,
-        MemorySocket, MemoryStream, PacketRead, PeerRead, Points, ProcessId, Pump, Random,
-        SimulatedKernel, Simulation, SocketId,
+        ChildPipe, DatagramRead, Delivery, FifoMode, KernelSettings, Memory, MemoryConnect,
+        MemoryDatagramEndpoint, MemoryDatagramKind, MemoryDatagramPeer, MemoryDatagramSender,
+        MemoryDatagramSocket, MemoryDatagrams, MemoryHandle, MemoryListen, MemoryListener,
+        MemoryPacketConnect, MemoryPacketListen, MemoryPacketPeer, MemoryPacketPort,
+        MemoryPacketSocket, MemoryPackets, MemoryPeer, MemoryPipe, MemoryProcess, MemorySocket,
+        MemoryStream, MemoryUdp, MemoryUdpPort, MemoryUnixDatagram, MemoryUnixDatagramPort,
+        PacketRead, PeerRead, Points, ProcessId, Pump, Random, SimulatedKernel, Simulation,
+        SocketId,
     };
 }
 

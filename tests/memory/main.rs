@@ -5,9 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod children;
+mod datagrams;
 mod listeners;
 mod packets;
 mod panics;
+mod pipes;
 mod processes;
 mod pump;
 mod restarts;

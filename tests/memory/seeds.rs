@@ -80,3 +80,9 @@ pub(crate) fn every_seed<T: Debug + PartialEq>(
     }
     Some((seeds, equal))
 }
+
+/// Prints what a round of seeds has seen.
+#[allow(clippy::print_stdout, reason = "it is printed to be read")]
+pub(crate) fn tell(what: std::fmt::Arguments<'_>) {
+    println!("{what}");
+}

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Reactor, Readiness};
 
+use crate::StandIn;
 use crate::process::exit_descriptor;
 use crate::sys::{self, Recipient};
 
@@ -185,8 +186,13 @@ impl ChildWatch {
         };
         if let Ok(Some(fd)) = exit {
             let watch = this.clone();
-            let build = |_| Box::new(ExitDescriptor { fd, watch }) as _;
-            let registered = reactor.register(Interest::Readable, build);
+            let stand_in = StandIn::of_process((*fd).as_fd());
+            let registered = ExitDescriptor {
+                fd,
+                watch,
+                stand_in,
+            }
+            .register(reactor);
             this.shared.is_told.set(registered.is_ok());
         }
         this
@@ -299,6 +305,21 @@ impl fmt::Debug for ChildWatch {
 struct ExitDescriptor {
     fd: Rc<OwnedFd>,
     watch: ChildWatch,
+    /// What it stands for, in tests on a simulated kernel.
+    stand_in: Option<StandIn>,
+}
+
+impl ExitDescriptor {
+    fn register(self, reactor: &mut Reactor) -> io::Result<()> {
+        let mut vacancy = reactor.vacancy()?;
+        let token = vacancy.token();
+        match &self.stand_in {
+            None => vacancy.watch((*self.fd).as_fd(), Interest::Readable)?,
+            Some(it) => it.watch(vacancy.reactor(), token, Interest::Readable)?,
+        }
+        vacancy.install(Box::new(self));
+        Ok(())
+    }
 }
 
 impl Descriptor for ExitDescriptor {
@@ -311,7 +332,10 @@ impl Descriptor for ExitDescriptor {
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        Some((*self.fd).as_fd())
+        match &self.stand_in {
+            None => Some((*self.fd).as_fd()),
+            Some(_) => None,
+        }
     }
 
     fn facet(&mut self) -> &mut dyn Any {

@@ -48,6 +48,8 @@ mod process;
 mod resolver;
 mod sealed_memory;
 mod shared;
+#[cfg(not(feature = "testing"))]
+mod stand_in;
 mod sys;
 mod terminal;
 #[cfg(feature = "testing")]
@@ -64,6 +66,11 @@ pub mod fuzzing {
         crate::sys::fuzz_control(bytes);
     }
 }
+
+#[cfg(not(feature = "testing"))]
+use crate::stand_in::StandIn;
+#[cfg(feature = "testing")]
+use crate::testing::StandIn;
 
 pub use crate::child::{
     ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput, ProcessSettings,

@@ -11,6 +11,7 @@ use bowline_protocol::{Address, FileAddress};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::Plain;
+use crate::StandIn;
 use crate::endpoint::{Adopt, Carried, Side, Wrap};
 use crate::error::{AdoptError, AdoptErrorKind};
 use crate::file_descriptor::{FileDescriptor, Received, Socket, not_connected};
@@ -110,7 +111,6 @@ const TERMINAL_BYTES: usize = 128;
 /// if somebody opens it again before that is noticed. It has no end either before the
 /// first writer has opened it. To serve one writer after the other, open it for reading
 /// and writing, and take it by [`Pipe::reading`]. Then it never ends.
-/// for reading and writing and take it by [`Pipe::reading`]: then it has no end.
 ///
 /// A pseudo-terminal reports `EIO` when its other side has gone. That is a clean end,
 /// once everything that was written there is read. It goes on if somebody opens the
@@ -234,7 +234,7 @@ impl Adopt for Pipe {
     type Wrap = Plain;
 
     fn check(&self, fd: OwnedFd) -> Result<PipeEnds, AdoptError> {
-        match file::access(fd.as_fd()) {
+        match End::access(fd.as_fd()) {
             Ok((reads, writes)) => PipeWay { reads, writes }.check(fd),
             Err(error) => Err(AdoptError::os(error, fd)),
         }
@@ -397,13 +397,23 @@ struct End {
     kind: FileKind,
     means: Means,
     watched: Cell<Watched>,
+    /// What it stands for, in tests on a simulated kernel.
+    stand_in: Option<StandIn>,
 }
 
 impl End {
+    /// What a descriptor is open for, reading and writing.
+    fn access(fd: BorrowedFd<'_>) -> io::Result<(bool, bool)> {
+        match StandIn::of_pipe(fd) {
+            Some(stand_in) => Ok(stand_in.access()),
+            None => file::access(fd),
+        }
+    }
+
     /// Returns the kind of a descriptor, or the reason why it cannot be adopted. Does
     /// nothing to it that its other holders could notice.
     fn check(fd: BorrowedFd<'_>, reads: bool, writes: bool) -> Result<FileKind, AdoptErrorKind> {
-        let (can_read, can_write) = file::access(fd).map_err(AdoptErrorKind::Os)?;
+        let (can_read, can_write) = Self::access(fd).map_err(AdoptErrorKind::Os)?;
         if reads && !can_read || !reads && !writes {
             return Err(AdoptErrorKind::NotReadable);
         }
@@ -445,6 +455,7 @@ impl End {
 
     fn by(fd: OwnedFd, kind: FileKind, means: Means) -> Self {
         Self {
+            stand_in: StandIn::of_pipe(fd.as_fd()),
             fd: Some(fd),
             kind,
             means,
@@ -475,7 +486,7 @@ impl End {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         let fd = self.fd()?;
         match self.means() {
-            Means::AtOnce => match file::read_at_once(fd, data) {
+            Means::AtOnce => match self.read_at_once(fd, data) {
                 Err(error) if file::is_unsupported(&error) => {
                     // This is a FIFO, which was opened by its path.
                     self.means = Means::Asking(PIPE_BYTES);
@@ -484,8 +495,26 @@ impl End {
                 result => result,
             },
             Means::Socket => sys::recv(fd, data),
-            Means::Asking(_) if !sys::has_waiting(fd)? => Err(io::ErrorKind::WouldBlock.into()),
-            Means::Own | Means::Asking(_) | Means::Always => file::read(fd, data),
+            Means::Asking(_) if !self.has_waiting(fd)? => Err(io::ErrorKind::WouldBlock.into()),
+            Means::Own | Means::Asking(_) | Means::Always => match &self.stand_in {
+                None => file::read(fd, data),
+                Some(stand_in) => stand_in.read(data),
+            },
+        }
+    }
+
+    #[inline]
+    fn read_at_once(&self, fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<usize> {
+        match &self.stand_in {
+            None => file::read_at_once(fd, data),
+            Some(stand_in) => stand_in.read_at_once(data),
+        }
+    }
+
+    fn has_waiting(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        match &self.stand_in {
+            None => sys::has_waiting(fd),
+            Some(stand_in) => Ok(stand_in.has_waiting()),
         }
     }
 
@@ -509,7 +538,7 @@ impl End {
         let fd = self.fd()?;
         let first = &pieces[0];
         match self.means() {
-            Means::AtOnce => match file::write_at_once(fd, pieces) {
+            Means::AtOnce => match self.write_at_once(fd, pieces) {
                 Err(error) if file::is_unsupported(&error) => {
                     self.means = Means::Asking(PIPE_BYTES);
                     self.write(pieces)
@@ -518,18 +547,66 @@ impl End {
             },
             Means::Socket => sys::send_vectored(fd, pieces),
             Means::Own => file::write(fd, pieces),
-            Means::Asking(most) => match file::has_room(fd)? {
-                true => file::write(fd, &[IoSlice::new(&first[..first.len().min(most)])]),
+            Means::Asking(most) => match self.has_room(fd)? {
+                true => self.write_now(fd, &first[..first.len().min(most)]),
                 false => Err(io::ErrorKind::WouldBlock.into()),
             },
-            Means::Always => {
-                file::write(fd, &[IoSlice::new(&first[..first.len().min(MOST_AT_ONCE)])])
-            }
+            Means::Always => self.write_now(fd, &first[..first.len().min(MOST_AT_ONCE)]),
+        }
+    }
+
+    #[inline]
+    fn write_at_once(&self, fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.stand_in {
+            None => file::write_at_once(fd, pieces),
+            Some(stand_in) => stand_in.write_at_once(pieces),
+        }
+    }
+
+    fn write_now(&self, fd: BorrowedFd<'_>, data: &[u8]) -> io::Result<usize> {
+        match &self.stand_in {
+            None => file::write(fd, &[IoSlice::new(data)]),
+            Some(stand_in) => stand_in.write(&[IoSlice::new(data)]),
+        }
+    }
+
+    fn has_room(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        match &self.stand_in {
+            None => file::has_room(fd),
+            Some(stand_in) => Ok(stand_in.has_room()),
+        }
+    }
+
+    fn has_no_reader(&self, fd: BorrowedFd<'_>) -> bool {
+        match &self.stand_in {
+            None => file::has_no_reader(fd),
+            Some(stand_in) => stand_in.has_no_reader(),
+        }
+    }
+
+    fn is_hung_up(&self) -> bool {
+        match &self.stand_in {
+            None => self.borrowed().is_some_and(sys::is_hung_up),
+            Some(stand_in) => stand_in.is_hung_up(),
+        }
+    }
+
+    fn unread(&self) -> usize {
+        match &self.stand_in {
+            None => self
+                .borrowed()
+                .map_or(0, |fd| sys::bytes_unread(fd).unwrap_or(1)),
+            Some(stand_in) => stand_in.unread(),
         }
     }
 
     fn watch(&self, reactor: &mut Reactor, token: Token, interest: Interest) -> io::Result<()> {
         let fd = self.fd()?;
+        if let Some(stand_in) = &self.stand_in {
+            stand_in.watch(reactor, token, interest)?;
+            self.watched.set(Watched::Yes);
+            return Ok(());
+        }
         let result = match self.watched.get() {
             Watched::No => reactor.watch(token, fd, interest),
             Watched::Yes => reactor.rewatch(token, fd, interest),
@@ -548,14 +625,23 @@ impl End {
         if self.watched.replace(Watched::No) == Watched::Yes
             && let Some(fd) = self.borrowed()
         {
-            reactor.unwatch(fd);
+            match &self.stand_in {
+                None => reactor.unwatch(fd),
+                Some(stand_in) => stand_in.unwatch(),
+            }
         }
+    }
+
+    fn close(&mut self) {
+        self.fd = None;
+        self.stand_in = None;
     }
 
     /// Takes the descriptor out. An open file of our own is made to block again, as its
     /// next user expects.
     fn detach(&mut self) -> Option<OwnedFd> {
         let fd = self.fd.take()?;
+        self.stand_in = None;
         if self.means == Means::Own {
             // If this fails for an open file of our own, the detach still goes on.
             let _ = file::set_blocking(fd.as_fd(), true);
@@ -567,6 +653,7 @@ impl End {
         if self.means == Means::Own && file::set_blocking(fd.as_fd(), false).is_err() {
             return Err(fd);
         }
+        self.stand_in = StandIn::of_pipe(fd.as_fd());
         self.fd = Some(fd);
         Ok(())
     }
@@ -647,7 +734,10 @@ fn path_of(end: &End) -> Option<Rc<FileAddress>> {
     if end.kind == FileKind::Socket {
         return None;
     }
-    let path = file::file_path(end.borrowed()?)?;
+    let path = match &end.stand_in {
+        None => file::file_path(end.borrowed()?)?,
+        Some(stand_in) => stand_in.path()?,
+    };
     Some(Rc::new(FileAddress::Path(path)))
 }
 
@@ -703,6 +793,7 @@ impl FileDescriptor for PipeEnds {
     fn take(&mut self) -> Option<Self> {
         let taken = |end: &mut End| End {
             fd: end.fd.take(),
+            stand_in: end.stand_in.take(),
             watched: Cell::new(Watched::No),
             ..*end
         };
@@ -790,6 +881,14 @@ impl Socket for PipeEnds {
         self.first.watched.get() == Watched::Refused
     }
 
+    fn unread(&self) -> usize {
+        self.first.unread()
+    }
+
+    fn is_hung_up(&self) -> bool {
+        self.first.is_hung_up()
+    }
+
     fn take_error(&self) -> Option<io::Error> {
         let end = match &self.second {
             Some(end) => end,
@@ -801,7 +900,7 @@ impl Socket for PipeEnds {
             // A peer that closes both directions has just ended, which the read
             // reports.
             FileKind::Pipe if self.reads && !self.is_read_out && self.is_hung_up() => None,
-            FileKind::Pipe if self.writes && file::has_no_reader(fd) => {
+            FileKind::Pipe if self.writes && end.has_no_reader(fd) => {
                 let is_known = self.told_of_reader.replace(true);
                 (!is_known).then(file::no_reader)
             }
@@ -829,7 +928,7 @@ impl Socket for PipeEnds {
                 // It may be the reading end too, as under inetd(8).
                 let _ = sys::shutdown(fd, Shutdown::Write);
             }
-            second.fd = None;
+            second.close();
             self.writes = false;
             if self.is_standard {
                 // Otherwise it would stay open as long as the process.
@@ -839,7 +938,7 @@ impl Socket for PipeEnds {
     }
 
     fn close(&mut self) {
-        self.first.fd = None;
+        self.first.close();
         self.second = None;
     }
 

@@ -199,6 +199,17 @@ impl MessageBatch {
         true
     }
 
+    /// Says who has sent the message at `place`, which was [put](Self::push) there.
+    #[cfg(feature = "testing")]
+    pub(crate) fn set_credentials(
+        &mut self,
+        place: usize,
+        credentials: Option<super::Credentials>,
+    ) {
+        self.messages[place].has_ancillary |= credentials.is_some();
+        self.ancillary[place].credentials = credentials;
+    }
+
     /// Forgets what was received, and closes what nobody took of it.
     #[inline]
     pub(crate) fn clear(&mut self) {

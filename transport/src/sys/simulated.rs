@@ -27,6 +27,38 @@ pub(crate) fn wrong_type() -> io::Error {
     io::Error::from_raw_os_error(libc::EPROTOTYPE)
 }
 
+pub(crate) fn refused() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECONNREFUSED)
+}
+
+pub(crate) fn no_file() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENOENT)
+}
+
+pub(crate) fn not_permitted() -> io::Error {
+    io::Error::from_raw_os_error(libc::EPERM)
+}
+
+pub(crate) fn no_destination() -> io::Error {
+    io::Error::from_raw_os_error(libc::EDESTADDRREQ)
+}
+
+pub(crate) fn no_process() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESRCH)
+}
+
+pub(crate) fn not_open_for_that() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADF)
+}
+
+pub(crate) fn unsupported() -> io::Error {
+    io::Error::from_raw_os_error(libc::EOPNOTSUPP)
+}
+
+pub(crate) fn nobody_reads() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENXIO)
+}
+
 pub(crate) fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }

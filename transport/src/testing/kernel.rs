@@ -6,8 +6,9 @@
 //! (`unix_stream_sendmsg`, `sock_alloc_send_pskb`), where a read ends
 //! (`unix_stream_read_generic`), what closing does to the other end
 //! (`unix_release_sock`), and which event each of those raises under an
-//! edge-triggered poller (`ep_poll_callback`, `unix_poll`). The tests of this
-//! module run the same lists of operations over the real thing.
+//! edge-triggered poller (`ep_poll_callback`, `unix_poll`). Datagram sockets, pipes and
+//! child processes are in files of their own. The tests of this module run the same
+//! lists of operations over the real thing.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -29,14 +30,30 @@ use super::random::Random;
 use super::socket::MemorySocket;
 use crate::sys::{self, MAX_DESCRIPTORS};
 
+mod children;
+mod pipes;
+mod ports;
+
+use self::children::SimulatedProcess;
+use self::pipes::{OpenPipe, PipeId, SimulatedPipe};
+pub(super) use self::pipes::{OpenedFor, PolledPipe};
+use self::ports::SimulatedPort;
+pub(super) use self::ports::{ArrivedDatagram, LONGEST_V4, LONGEST_V6, PortFamily};
+
 /// The memory that Linux lets the unread bytes of one socket take by default
 /// (`net.core.wmem_default`).
 const SEND_BUFFER: usize = 212_992;
+/// How many datagrams wait for a UNIX socket by default (`net.unix.max_dgram_qlen`).
+const DATAGRAM_QUEUE: usize = 10;
+/// How much a pipe holds by default (pipe(7)).
+const PIPE_BYTES: usize = 65_536;
 /// The most bytes of one buffer: what fits beside its own header in a page,
 /// and eight pages more.
 const BUFFER_BYTES: usize = HEAD_BYTES + 32_768;
 const HEAD_BYTES: usize = PAGE - SHARED_INFO;
 const PAGE: usize = 4_096;
+/// How many pages a buffer has beside its first part (`MAX_SKB_FRAGS`).
+const MOST_FRAGMENTS: usize = 17;
 /// What the kernel keeps behind a buffer's first part, and the buffer's own
 /// description, both rounded to cache lines (x86-64).
 const SHARED_INFO: usize = 320;
@@ -55,9 +72,9 @@ const DESCRIPTION: usize = 256;
 /// # Limits
 ///
 /// A descriptor on its way takes a number of this process. A socket that was
-/// [made a descriptor](MemorySocket::into_descriptor) takes two. Connections have no
-/// names and no options, and one set of credentials for all. A listener's queue has no
-/// limit.
+/// [made a descriptor](MemorySocket::into_descriptor) takes two, and so does an end of a
+/// pipe. Connections have no names and no options, and one set of credentials for all. A
+/// listener's queue has no limit.
 ///
 /// Feature `testing`.
 #[derive(Clone)]
@@ -97,6 +114,25 @@ pub struct KernelSettings {
     /// `ECONNRESET`, which a UNIX socket answers when its other end is closed. The
     /// default is 0.
     pub lasting_errors_per_10_000: u16,
+    /// How many of a hundred UDP datagrams are lost on their way, without a word to
+    /// anybody. The default is 0.
+    pub loss_percent: u8,
+    /// How many of a hundred UDP datagrams arrive twice. The default is 0.
+    pub duplicate_percent: u8,
+    /// How many of a hundred UDP datagrams are late, so that others overtake them. A late
+    /// one arrives before time passes. The default is 0.
+    pub reorder_percent: u8,
+    /// How much memory the unread datagrams of one UDP socket may take before more are
+    /// lost (`SO_RCVBUF` as getsockopt(2) reports it). Even an empty one costs 832 bytes.
+    /// The default is 212,992.
+    pub receive_buffer: usize,
+    /// How many datagrams wait for one UNIX socket before its senders have to wait
+    /// (`net.unix.max_dgram_qlen`). One more than this fits. There is no such limit
+    /// between two sockets that are connected with each other. The default is 10.
+    pub datagram_queue: usize,
+    /// The size of pipes that are made from now on, in bytes, of which each page of 4,096
+    /// is filled by one write or several. The default is 65,536, the least 4,096.
+    pub pipe_size: usize,
     /// How many of a hundred listeners are bound and do not listen yet, as between
     /// bind(2) and listen(2), until their reactor polls. Such a listener refuses
     /// connections as if it were dead, and its name is taken. The default is 0.
@@ -111,6 +147,12 @@ bowline_reactor::setters!(KernelSettings {
     delivery: Delivery,
     passing_errors_percent: u8,
     lasting_errors_per_10_000: u16,
+    loss_percent: u8,
+    duplicate_percent: u8,
+    reorder_percent: u8,
+    receive_buffer: usize,
+    datagram_queue: usize,
+    pipe_size: usize,
     bound_first_percent: u8,
 });
 
@@ -144,6 +186,12 @@ impl Default for KernelSettings {
             delivery: Delivery::Batch,
             passing_errors_percent: 0,
             lasting_errors_per_10_000: 0,
+            loss_percent: 0,
+            duplicate_percent: 0,
+            reorder_percent: 0,
+            receive_buffer: SEND_BUFFER,
+            datagram_queue: DATAGRAM_QUEUE,
+            pipe_size: PIPE_BYTES,
             bound_first_percent: 0,
         }
     }
@@ -169,6 +217,11 @@ impl SimulatedKernel {
             made: Vec::new(),
             arrived: BTreeMap::new(),
             senders: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            pipes: BTreeMap::new(),
+            open_pipes: BTreeMap::new(),
+            children: BTreeMap::new(),
+            next_port: ports::FIRST_PORT,
             parked: Vec::new(),
             credentials: Some(sys::simulated::own_credentials().into()),
             next_id: 0,
@@ -194,6 +247,7 @@ impl SimulatedKernel {
             send_buffer: settings.send_buffer.max(4_608),
             largest_send: settings.largest_send.max(1),
             largest_read: settings.largest_read.max(1),
+            pipe_size: settings.pipe_size.max(PAGE),
             ..settings
         };
     }
@@ -497,24 +551,26 @@ impl SimulatedKernel {
     /// the error of a real kernel, use [`io::Error::from_raw_os_error`]: an error
     /// without a number is never taken for `ENOBUFS`, for example.
     pub fn fail_send(&self, socket: SocketId, nth: usize, error: io::Error) {
-        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
-            end.failing_sends.push((nth, error));
+        if let Some(failing) = self.state.borrow_mut().failing_of(socket) {
+            failing.sends.push((nth, error));
         }
     }
 
     /// Has the `nth` read of a socket from now on fail with `error`, as
     /// [`fail_send`](Self::fail_send) does for sends.
     pub fn fail_read(&self, socket: SocketId, nth: usize, error: io::Error) {
-        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
-            end.failing_reads.push((nth, error));
+        if let Some(failing) = self.state.borrow_mut().failing_of(socket) {
+            failing.reads.push((nth, error));
         }
     }
 
     /// Cuts the next read of a socket that brings descriptors down to the first `kept`
     /// of them, as if descriptor numbers had run out (`MSG_CTRUNC`).
     pub fn truncate_descriptors(&self, socket: SocketId, kept: usize) {
-        if let Some(end) = self.state.borrow_mut().ends.get_mut(&socket) {
-            end.truncated_to = Some(kept);
+        let mut state = self.state.borrow_mut();
+        match state.ends.get_mut(&socket) {
+            Some(end) => end.truncated_to = Some(kept),
+            None => state.truncate_at_port(socket, kept),
         }
     }
 
@@ -678,26 +734,26 @@ impl SimulatedKernel {
             );
             return Ok(());
         }
-        let limit = state.settings.send_buffer;
-        let end = state.end(socket)?;
         // One that is watched already keeps its place in the queue.
-        let watched = end.watch.as_ref();
+        let place = state
+            .watch_of(socket)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        let watched = place.as_ref();
         let is_raised = watched.is_some_and(|watch| watch.is_raised && watch.holder == holder);
-        if let Some(watch) = end.watch.take_if(|watch| watch.holder != holder)
-            && watch.is_raised
-        {
-            // It goes on with whoever watches last.
-            state.ready[watch.poller].retain(|&ready| ready != socket);
-        }
-        let end = state.end(socket)?;
-        end.watch = Some(Watch {
+        let earlier = place.replace(Watch {
             holder,
             poller,
             token,
             interest,
             is_raised,
         });
-        if !end.readiness(limit).is_empty() {
+        if let Some(watch) = earlier.filter(|watch| watch.holder != holder)
+            && watch.is_raised
+        {
+            // It goes on with whoever watches last.
+            state.ready[watch.poller].retain(|&ready| ready != socket);
+        }
+        if state.readiness_of(socket).is_some_and(|it| !it.is_empty()) {
             state.raise(socket, Cause::Any);
         }
         Ok(())
@@ -786,7 +842,9 @@ impl ReadinessSource for Poller {
     fn has_events(&self) -> bool {
         let mut state = self.kernel.state.borrow_mut();
         state.reap();
-        !state.ready[self.index].is_empty() || state.has_bound_only(self.index)
+        !state.ready[self.index].is_empty()
+            || state.has_bound_only(self.index)
+            || state.has_late(self.index)
     }
 }
 
@@ -824,6 +882,14 @@ struct State {
     /// Datagrams that wait, and who sends them.
     arrived: BTreeMap<SocketId, Arrived>,
     senders: BTreeMap<SocketId, Sending>,
+    /// Datagram sockets, UDP and UNIX.
+    ports: BTreeMap<SocketId, SimulatedPort>,
+    pipes: BTreeMap<PipeId, SimulatedPipe>,
+    /// The ends of pipes, each of which is an open file.
+    open_pipes: BTreeMap<SocketId, OpenPipe>,
+    children: BTreeMap<SocketId, SimulatedProcess>,
+    /// The port that a UDP socket gets which asks for none.
+    next_port: u16,
     /// Sockets that real descriptors stand for.
     parked: Vec<Parked>,
     /// Of whoever is at the other end of a socket.
@@ -894,9 +960,36 @@ struct SimulatedEnd {
     /// is told.
     is_reset: bool,
     watch: Option<Watch>,
-    failing_sends: Vec<(usize, io::Error)>,
-    failing_reads: Vec<(usize, io::Error)>,
+    failing: Failing,
     truncated_to: Option<usize>,
+}
+
+/// The calls that a test has fail.
+#[derive(Debug, Default)]
+struct Failing {
+    /// How many succeed before it, and the error.
+    sends: Vec<(usize, io::Error)>,
+    reads: Vec<(usize, io::Error)>,
+}
+
+impl Failing {
+    /// The error that this send was told to fail with.
+    fn send(&mut self) -> Option<io::Error> {
+        Self::next(&mut self.sends)
+    }
+
+    fn read(&mut self) -> Option<io::Error> {
+        Self::next(&mut self.reads)
+    }
+
+    fn next(list: &mut Vec<(usize, io::Error)>) -> Option<io::Error> {
+        let due = list.iter().position(|(nth, _)| *nth == 0);
+        for (nth, _) in list.iter_mut() {
+            *nth = nth.saturating_sub(1);
+        }
+        let (_, error) = list.remove(due?);
+        (error.kind() != io::ErrorKind::Interrupted).then_some(error)
+    }
 }
 
 /// A part of one send, with its descriptors if it is the first.
@@ -909,6 +1002,7 @@ struct Buffer {
 }
 
 /// How a socket is watched: what an edge-triggered poller keeps of it.
+#[derive(Debug)]
 struct Watch {
     holder: Holder,
     poller: usize,
@@ -1027,10 +1121,62 @@ impl State {
     }
 
     fn holders_of(&mut self, socket: SocketId) -> Option<&mut usize> {
-        match self.ends.get_mut(&socket) {
-            Some(end) => Some(&mut end.holders),
-            None => Some(&mut self.listeners.get_mut(&socket)?.holders),
+        if self.ends.contains_key(&socket) {
+            return self.ends.get_mut(&socket).map(|it| &mut it.holders);
         }
+        if self.listeners.contains_key(&socket) {
+            return self.listeners.get_mut(&socket).map(|it| &mut it.holders);
+        }
+        if self.ports.contains_key(&socket) {
+            return self.ports.get_mut(&socket).map(|it| &mut it.holders);
+        }
+        if self.open_pipes.contains_key(&socket) {
+            return self.open_pipes.get_mut(&socket).map(|it| &mut it.holders);
+        }
+        self.children.get_mut(&socket).map(|it| &mut it.holders)
+    }
+
+    /// How it is watched, for everything that one watches at a time.
+    fn watch_of(&mut self, id: SocketId) -> Option<&mut Option<Watch>> {
+        if self.ends.contains_key(&id) {
+            return self.ends.get_mut(&id).map(|it| &mut it.watch);
+        }
+        if self.ports.contains_key(&id) {
+            return self.ports.get_mut(&id).map(|it| &mut it.watch);
+        }
+        if self.open_pipes.contains_key(&id) {
+            return self.open_pipes.get_mut(&id).map(|it| &mut it.watch);
+        }
+        self.children.get_mut(&id).map(|it| &mut it.watch)
+    }
+
+    fn failing_of(&mut self, id: SocketId) -> Option<&mut Failing> {
+        if self.ends.contains_key(&id) {
+            return self.ends.get_mut(&id).map(|it| &mut it.failing);
+        }
+        if self.ports.contains_key(&id) {
+            return self.ports.get_mut(&id).map(|it| &mut it.failing);
+        }
+        self.open_pipes.get_mut(&id).map(|it| &mut it.failing)
+    }
+
+    /// What a poller reports of it, of what it was asked to.
+    fn readiness_of(&mut self, id: SocketId) -> Option<Readiness> {
+        if let Some(end) = self.ends.get(&id) {
+            return Some(end.readiness(self.settings.send_buffer));
+        }
+        if self.ports.contains_key(&id) {
+            return Some(self.port_readiness(id));
+        }
+        if self.open_pipes.contains_key(&id) {
+            return Some(self.pipe_readiness(id));
+        }
+        self.children.get(&id).map(SimulatedProcess::readiness)
+    }
+
+    /// Whether a choice falls so, of a hundred.
+    fn happens(&mut self, percent: u8) -> bool {
+        percent > 0 && self.random.chance(percent)
     }
 
     fn accept(&mut self, listener: SocketId, holder: Holder) -> io::Result<SocketId> {
@@ -1149,7 +1295,7 @@ impl State {
         descriptors: usize,
     ) -> io::Result<SocketId> {
         let end = self.end(socket)?;
-        if let Some(error) = end.fails(|end| &mut end.failing_sends) {
+        if let Some(error) = end.failing.send() {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.raise(socket, Cause::Room);
             }
@@ -1175,7 +1321,7 @@ impl State {
         descriptors: &mut Vec<OwnedFd>,
     ) -> io::Result<Read> {
         let end = self.end(socket)?;
-        if let Some(error) = end.fails(|end| &mut end.failing_reads) {
+        if let Some(error) = end.failing.read() {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.raise(socket, Cause::Arrival);
             }
@@ -1232,7 +1378,7 @@ impl State {
         }
         let copies = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
         let descriptors = copies.collect::<io::Result<Vec<_>>>()?;
-        let charge = charge(data.len());
+        let charge = packet_charge(data.len());
         self.end(socket)?.charged += charge;
         self.end(peer)?.inbox.push_back(Buffer {
             bytes: data.to_vec(),
@@ -1247,7 +1393,7 @@ impl State {
     /// As `unix_dgram_recvmsg` does it: an error that waits comes first.
     fn read_packet(&mut self, socket: SocketId) -> io::Result<Option<ArrivedPacket>> {
         let end = self.end(socket)?;
-        if let Some(error) = end.fails(|end| &mut end.failing_reads) {
+        if let Some(error) = end.failing.read() {
             if error.kind() == io::ErrorKind::WouldBlock {
                 self.raise(socket, Cause::Arrival);
             }
@@ -1293,10 +1439,12 @@ impl State {
         if passing == 0 && lasting == 0 {
             return None;
         }
-        let end = self.ends.get(&socket)?;
-        end.watch.as_ref()?;
+        self.watch_of(socket)?.as_ref()?;
         // Neither blocks any more once the other end is closed.
-        let is_over = end.is_read_shut;
+        let is_over = match self.ends.get(&socket) {
+            Some(end) => end.is_read_shut,
+            None => self.is_pipe_over(socket),
+        };
         if self.random.below(10_000) < usize::from(lasting) {
             let all = sys::simulated::LASTING;
             let error = all[self.random.below(all.len())];
@@ -1390,6 +1538,12 @@ impl State {
         }
         if self.listeners.contains_key(&socket) {
             self.close_listener(socket);
+        } else if self.ports.contains_key(&socket) {
+            self.close_port(socket);
+        } else if self.open_pipes.contains_key(&socket) {
+            self.close_pipe(socket);
+        } else if self.children.contains_key(&socket) {
+            self.forget_child(socket);
         } else {
             self.close(socket);
         }
@@ -1399,10 +1553,8 @@ impl State {
         let Some(end) = self.ends.remove(&socket) else {
             return;
         };
-        if let Some(watch) = end.watch
-            && watch.is_raised
-        {
-            self.ready[watch.poller].retain(|&ready| ready != socket);
+        if let Some(watch) = &end.watch {
+            self.forget_event(socket, watch);
         }
         if let Some(peer) = self.ends.get_mut(&end.peer) {
             peer.is_read_shut = true;
@@ -1425,10 +1577,15 @@ impl State {
             }
             return;
         }
-        if let Some(end) = self.ends.get_mut(&socket)
-            && let Some(watch) = end.watch.take_if(|watch| watch.holder == holder)
-            && watch.is_raised
-        {
+        let watch = self.watch_of(socket);
+        if let Some(watch) = watch.and_then(|it| it.take_if(|watch| watch.holder == holder)) {
+            self.forget_event(socket, &watch);
+        }
+    }
+
+    /// Takes out of the queue what is not watched any more.
+    fn forget_event(&mut self, socket: SocketId, watch: &Watch) {
+        if watch.is_raised {
             self.ready[watch.poller].retain(|&ready| ready != socket);
         }
     }
@@ -1436,11 +1593,7 @@ impl State {
     /// Queues a socket for its poller. What it is ready for is looked at when
     /// it is polled, so several causes make one event.
     fn raise(&mut self, socket: SocketId, cause: Cause) {
-        let Some(watch) = self
-            .ends
-            .get_mut(&socket)
-            .and_then(|end| end.watch.as_mut())
-        else {
+        let Some(watch) = self.watch_of(socket).and_then(Option::as_mut) else {
             return;
         };
         let is_wanted = match (cause, watch.interest) {
@@ -1450,7 +1603,8 @@ impl State {
         };
         if is_wanted && !watch.is_raised {
             watch.is_raised = true;
-            self.ready[watch.poller].push_back(socket);
+            let poller = watch.poller;
+            self.ready[poller].push_back(socket);
         }
     }
 
@@ -1460,6 +1614,7 @@ impl State {
             let is_here = listening.watches.iter().any(|it| it.poller == poller);
             listening.is_bound_only &= !is_here;
         }
+        self.bring_late(poller);
         let waiting = self.ready[poller].len();
         let count = match self.settings.delivery {
             Delivery::Batch => waiting,
@@ -1476,7 +1631,6 @@ impl State {
                 }
                 _ => queue.pop_front(),
             };
-            let limit = self.settings.send_buffer;
             if let Some(event) = next.and_then(|sender| self.poll_sender(sender)) {
                 events.push(event);
             } else if let Some(listener) = next
@@ -1495,15 +1649,14 @@ impl State {
                     }
                 }
             } else if let Some(socket) = next
-                && let Some(end) = self.ends.get_mut(&socket)
+                && let Some(readiness) = self.readiness_of(socket)
+                && let Some(watch) = self.watch_of(socket).and_then(Option::as_mut)
             {
-                let readiness = end.readiness(limit);
-                if let Some(watch) = &mut end.watch {
-                    watch.is_raised = false;
-                    if !readiness.is_empty() {
-                        events.push((watch.token, readiness));
-                        self.note::<()>(5, socket, &Ok(poller));
-                    }
+                watch.is_raised = false;
+                let token = watch.token;
+                if !readiness.is_empty() {
+                    events.push((token, readiness));
+                    self.note::<()>(5, socket, &Ok(poller));
                 }
             }
         }
@@ -1531,8 +1684,7 @@ impl SimulatedEnd {
             is_write_shut: false,
             is_reset: false,
             watch: None,
-            failing_sends: Vec::new(),
-            failing_reads: Vec::new(),
+            failing: Failing::default(),
             truncated_to: None,
         }
     }
@@ -1576,20 +1728,6 @@ impl SimulatedEnd {
         (read, freed)
     }
 
-    /// The error that this call was told to fail with.
-    fn fails(
-        &mut self,
-        list: impl FnOnce(&mut Self) -> &mut Vec<(usize, io::Error)>,
-    ) -> Option<io::Error> {
-        let list = list(self);
-        let due = list.iter().position(|(nth, _)| *nth == 0);
-        for (nth, _) in list.iter_mut() {
-            *nth = nth.saturating_sub(1);
-        }
-        let (_, error) = list.remove(due?);
-        (error.kind() != io::ErrorKind::Interrupted).then_some(error)
-    }
-
     /// What a poller reports, of what it was asked to.
     fn readiness(&self, send_buffer: usize) -> Readiness {
         let interest = self.watch.as_ref().map(|watch| watch.interest);
@@ -1617,9 +1755,20 @@ impl SimulatedEnd {
     }
 }
 
-/// What a buffer of `size` bytes is charged.
+/// What a buffer of `size` bytes of a stream is charged.
 fn charge(size: usize) -> usize {
-    let in_pages = size.saturating_sub(HEAD_BYTES);
+    charge_beyond(size, HEAD_BYTES)
+}
+
+/// What a datagram or packet of `size` bytes is charged (`unix_dgram_sendmsg`): more of it
+/// is in one piece.
+fn packet_charge(size: usize) -> usize {
+    charge_beyond(size, 4 * PAGE - SHARED_INFO)
+}
+
+/// What a buffer is charged of which everything beyond `largest_head` is in pages.
+fn charge_beyond(size: usize, largest_head: usize) -> usize {
+    let in_pages = size.saturating_sub(largest_head).min(MOST_FRAGMENTS * PAGE);
     let in_pages = in_pages.next_multiple_of(PAGE).min(size);
     let head = (size - in_pages).next_multiple_of(64) + SHARED_INFO;
     head.next_power_of_two() + DESCRIPTION + in_pages.next_multiple_of(PAGE)

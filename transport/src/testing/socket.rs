@@ -197,7 +197,7 @@ impl MemorySocket {
 }
 
 fn is_connection(kernel: &SimulatedKernel, id: SocketId) -> bool {
-    kernel.name_of(id).is_none() && kernel.shape_of(id) != Some(Shape::Packets)
+    kernel.name_of(id).is_none() && kernel.shape_of(id) == Some(Shape::Stream)
 }
 
 impl MemoryStream {

@@ -15,6 +15,9 @@ use super::kernel::{KernelSettings, SimulatedKernel};
 use super::socket::MemorySocket;
 use crate::sys::{self, Ancillary, ControlBuffer};
 
+mod pipes;
+mod ports;
+
 /// One operation on one of the two ends, 0 or 1.
 #[derive(Clone, Copy, Debug)]
 enum Operation {
@@ -244,35 +247,39 @@ impl Sockets for Real {
     }
 
     fn poll(&mut self) -> Vec<(usize, Readiness)> {
-        use epoll::EventFlags as Flags;
-        let mut events = Vec::with_capacity(8);
-        let timeout = rustix::event::Timespec::default();
-        let buffer = rustix::buffer::spare_capacity(&mut events);
-        epoll::wait(&self.poller, buffer, Some(&timeout)).unwrap();
-        let readiness = |flags: Flags| {
-            // As mio sorts them.
-            let read_closed = flags.contains(Flags::HUP)
-                || flags.contains(Flags::IN) && flags.contains(Flags::RDHUP);
-            let write_closed = flags.contains(Flags::HUP)
-                || flags.contains(Flags::OUT) && flags.contains(Flags::ERR)
-                || flags == Flags::ERR;
-            let mut readiness = Readiness::EMPTY;
-            for (is_set, flag) in [
-                (flags.contains(Flags::IN), Readiness::READABLE),
-                (flags.contains(Flags::OUT), Readiness::WRITABLE),
-                (read_closed, Readiness::READ_CLOSED),
-                (write_closed, Readiness::WRITE_CLOSED),
-                (flags.contains(Flags::ERR), Readiness::ERROR),
-            ] {
-                if is_set {
-                    readiness |= flag;
-                }
-            }
-            readiness
-        };
-        let of = |event: &epoll::Event| (event.data.u64() as usize, readiness(event.flags));
-        events.iter().map(of).collect()
+        fetch(&self.poller)
     }
+}
+
+/// The events of a real poller, as mio sorts their flags.
+fn fetch(poller: &OwnedFd) -> Vec<(usize, Readiness)> {
+    use epoll::EventFlags as Flags;
+    let mut events = Vec::with_capacity(8);
+    let timeout = rustix::event::Timespec::default();
+    let buffer = rustix::buffer::spare_capacity(&mut events);
+    epoll::wait(poller, buffer, Some(&timeout)).unwrap();
+    let readiness = |flags: Flags| {
+        let read_closed =
+            flags.contains(Flags::HUP) || flags.contains(Flags::IN) && flags.contains(Flags::RDHUP);
+        let write_closed = flags.contains(Flags::HUP)
+            || flags.contains(Flags::OUT) && flags.contains(Flags::ERR)
+            || flags == Flags::ERR;
+        let mut readiness = Readiness::EMPTY;
+        for (is_set, flag) in [
+            (flags.contains(Flags::IN), Readiness::READABLE),
+            (flags.contains(Flags::OUT), Readiness::WRITABLE),
+            (read_closed, Readiness::READ_CLOSED),
+            (write_closed, Readiness::WRITE_CLOSED),
+            (flags.contains(Flags::ERR), Readiness::ERROR),
+        ] {
+            if is_set {
+                readiness |= flag;
+            }
+        }
+        readiness
+    };
+    let of = |event: &epoll::Event| (event.data.u64() as usize, readiness(event.flags));
+    events.iter().map(of).collect()
 }
 
 struct Simulated {
