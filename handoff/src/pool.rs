@@ -97,6 +97,22 @@
 //! [`max_attempts`](PoolSettings::max_attempts) times. [`Pool::on_undelivered`] gets it
 //! then, and may serve it here. Without that handler it is closed.
 //!
+//! # Restarts
+//!
+//! A pool whose listeners are [given to a restart](crate::restart::Listeners::pool) hands
+//! its connections to the pool of the next process, when that one serves. To the pool that
+//! ends, the next one is a worker: what is on its way is kept here until it is answered
+//! for there, by the table above. So it is for those in the middle of their life. Their
+//! workers take them apart, 64 at a time, and the new pool gives them to its own workers.
+//! A connection that nobody takes goes on in the worker that had it.
+//!
+//! | a connection that moves | if it dies |
+//! |---|---|
+//! | its worker | goes on in the new process, if the worker had given it up; else it ends with it |
+//! | the old pool | goes on in the new process if it was on its way there, else it ends |
+//! | the new pool, before it has answered | goes on in its old worker |
+//! | the new pool or worker after that | is theirs, as in the table above |
+//!
 //! # Stopping
 //!
 //! [`Pool::stop`] has every worker serve its connections to the end. This happens by
@@ -172,6 +188,7 @@
 mod connection;
 mod crew;
 mod dispatcher;
+mod heir;
 mod messages;
 mod policy;
 mod process;
@@ -184,7 +201,7 @@ use std::fmt;
 
 pub use self::connection::PassedConnection;
 pub use self::dispatcher::{Pool, PoolAcceptor, REFUSAL_PAUSE};
-pub use self::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
+pub use self::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
 pub use self::policy::{Candidate, LeastLoaded, Offer, PoolPolicy, RoundRobin};
 pub use self::process::{CHANNEL_NUMBER, Spawn, Spawned, inherited_channel, spawn_command};
 pub use self::settings::{

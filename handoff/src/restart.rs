@@ -52,6 +52,9 @@
 //! What waits in the queues of the listeners is nobody's until it is accepted:
 //! the two share them, and closing one's own copy loses nothing.
 //!
+//! The connections of a worker pool ([`Listeners::pool`]) move after `done`, from worker to
+//! worker; see [there](crate::pool#restarts).
+//!
 //! One successor at a time: another is refused ([`Refusal::Busy`]), and looks again.
 //!
 //! # Who starts at the same moment
@@ -76,8 +79,8 @@ pub(crate) mod control;
 mod error;
 mod handshake;
 mod listeners;
-mod messages;
-mod moving;
+pub(crate) mod messages;
+pub(crate) mod moving;
 pub(crate) mod predecessor;
 mod program;
 mod search;

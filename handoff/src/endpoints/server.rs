@@ -16,6 +16,7 @@ use bowline_transport::{
 
 use super::{EndpointArgument, EndpointArguments, EndpointError, PORT, unknown_kind};
 use crate::inherited::Inherited;
+use crate::pool::Pool;
 use crate::restart::Listeners;
 use crate::systemd::announced_here;
 
@@ -194,6 +195,27 @@ impl ServerEndpoint {
         match self.place_among(listeners, name)? {
             Place::Tcp(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
             Place::Unix(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
+            _ => Err(no_listener()),
+        }
+    }
+
+    /// As [`listen_among`](Self::listen_among), for a worker pool, whose connections move
+    /// to the workers of a successor; see [`Listeners::pool`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Listeners::pool`], and as listening at this endpoint.
+    pub fn pool_among(
+        self,
+        listeners: &mut Listeners<'_>,
+        reactor: &mut Reactor,
+        name: &str,
+        pool: &Pool,
+        label: u32,
+    ) -> io::Result<ListenerHandle> {
+        match self.place_among(listeners, name)? {
+            Place::Tcp(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
+            Place::Unix(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
             _ => Err(no_listener()),
         }
     }

@@ -255,10 +255,14 @@ impl PoolShared {
             event,
             drains,
             has_use,
+            moved,
         }) = answered
         else {
             return;
         };
+        if let Some(origin) = moved {
+            self.settle(reactor, origin, ToWorker::HasMoved { id: origin.1 });
+        }
         if let Some(event) = event {
             self.tell(reactor, event);
         }
@@ -339,7 +343,12 @@ impl PoolShared {
         if matches!(reason, CloseReason::ReactorStopped) {
             state.life = PoolLife::Stopped;
         }
-        let was_asked = worker.drain_deadline.is_some();
+        let heir = state.heir.take_if(|heir| heir.id == id);
+        let is_heir = heir.is_some();
+        if let Some(heir) = heir {
+            heir.end();
+        }
+        let was_asked = worker.drain_deadline.is_some() || is_heir;
         let unanswered = worker.in_flight.len();
         let is_recalled = worker.stage == WorkerStage::Recalled;
         for job in &mut worker.in_flight {
@@ -372,7 +381,11 @@ impl PoolShared {
             (WorkerStage::Recalled, Some(deadline)) => deadline,
             _ => moment_after(now, state.settings.exit_timeout),
         };
-        let leaving = worker.leave(kill_at);
+        let mut leaving = worker.leave(kill_at);
+        if is_heir {
+            // Its end is the end of its channel.
+            leaving.kill_at = None;
+        }
         // One that had said that it drains has its replacement.
         let needs_replacement = is_death && state.is_free(place);
         drop(state);
@@ -551,7 +564,15 @@ impl PoolShared {
             return;
         }
         let within = deadline.saturating_duration_since(reactor.now());
-        let serving: Vec<WorkerId> = state.workers.iter().map(|worker| worker.id).collect();
+        let heir = state.heir.as_ref().map(|heir| heir.id);
+        let all = state.workers.iter().map(|worker| worker.id);
+        let mut serving: Vec<WorkerId> = all.filter(|id| Some(*id) != heir).collect();
+        let is_alone = serving.is_empty() && state.leaving.is_empty();
+        let has_given = |it: &Member| it.in_flight.is_empty();
+        if is_alone && state.workers.iter().all(has_given) {
+            // Nobody has anything more for it.
+            serving.extend(heir);
+        }
         for id in serving {
             state.drain_worker(reactor, id, within);
         }

@@ -15,7 +15,7 @@ use bowline_reactor::{Phase, Reactor, SystemEvent};
 
 use super::WorkerId;
 use super::connection::PassedConnection;
-use super::messages::FromWorker;
+use super::messages::{FromWorker, ToWorker};
 use super::policy::{Candidate, LeastLoaded, PoolPolicy};
 use super::process::{Spawn, StartWorker};
 use super::settings::{PoolEvent, PoolSettings, PoolStatistics, Undelivered};
@@ -37,13 +37,13 @@ const MAX_TRAVELLING_BYTES: usize = (1 << 20) - 1024;
 /// A clone is the same pool. It lives on in its reactor when all are dropped.
 #[derive(Clone)]
 pub struct Pool {
-    shared: Rc<PoolShared>,
+    pub(crate) shared: Rc<PoolShared>,
 }
 
 type EventHandler = Box<dyn FnMut(&mut Reactor, PoolEvent)>;
 type UndeliveredHandler = Box<dyn FnMut(&mut Reactor, PassedConnection, Undelivered)>;
 
-pub(super) struct PoolShared {
+pub(crate) struct PoolShared {
     /// Never borrowed while code of the user runs, but that of a `ChildProcess`.
     pub(super) state: RefCell<PoolState>,
     // Each is borrowed only while it runs, and callbacks never nest.
@@ -86,6 +86,10 @@ impl Pool {
                     places: Place::all(&settings),
                     shared: Vec::new(),
                     next_shared: 0,
+                    heir: None,
+                    heir_id: None,
+                    opened: Vec::new(),
+                    heir_end: None,
                     settings,
                     workers: Vec::new(),
                     leaving: Vec::new(),
@@ -151,6 +155,18 @@ impl Pool {
             label,
             listener: None,
             members: Vec::new(),
+            is_held: false,
+        }
+    }
+
+    /// The same, of a program that is about to serve: with the sockets that the process
+    /// before this one had made, and not open to workers before
+    /// [`PoolShared::begin_accepting`].
+    pub(crate) fn successor(&self, label: u32, members: Vec<OwnedFd>) -> PoolAcceptor {
+        PoolAcceptor {
+            members,
+            is_held: true,
+            ..self.acceptor(label)
         }
     }
 
@@ -233,6 +249,8 @@ pub struct PoolAcceptor {
     listener: Option<ListenerHandle>,
     /// The sockets beside its own that a predecessor had made.
     members: Vec<OwnedFd>,
+    /// Workers accept nothing yet.
+    is_held: bool,
 }
 
 impl Acceptor for PoolAcceptor {
@@ -280,6 +298,14 @@ impl PoolAcceptor {
         let members = mem::take(&mut self.members);
         let shared = &self.pool.shared;
         shared.share(cx.reactor, self.label, handle, own, members);
+        let opened = {
+            let opened = &mut shared.state.borrow_mut().opened;
+            let at = opened.iter().position(|it| *it == handle);
+            at.map(|at| opened.remove(at)).is_some()
+        };
+        if opened || !self.is_held {
+            shared.begin_accepting(cx.reactor, handle);
+        }
     }
 
     fn pause_if_full(&self, cx: &mut BuildContext<'_>) {
@@ -297,8 +323,17 @@ impl PoolAcceptor {
 }
 
 impl PoolShared {
+    /// Whether workers accept by themselves.
+    pub(crate) fn shares(&self) -> bool {
+        self.state.borrow().shares()
+    }
+
     pub(super) fn dispatch(self: &Rc<Self>, reactor: &mut Reactor, connection: PassedConnection) {
         let job = Box::new(Job::new(connection, reactor.now()));
+        self.dispatch_job(reactor, job);
+    }
+
+    pub(super) fn dispatch_job(self: &Rc<Self>, reactor: &mut Reactor, job: Box<Job>) {
         if job.dispatch.read.len() + job.dispatch.unsent.len() > MAX_TRAVELLING_BYTES {
             return self.undelivered(reactor, job, Undelivered::TooLong);
         }
@@ -416,6 +451,10 @@ impl PoolShared {
         job: Box<Job>,
         why: Undelivered,
     ) {
+        if let Some(origin) = job.origin {
+            // It goes on where it was.
+            return self.settle(reactor, origin, ToWorker::HasNotMoved { id: origin.1 });
+        }
         let mut state = self.state.borrow_mut();
         state.counts.undelivered += 1;
         let is_due = state.undelivered.is_empty();
@@ -439,6 +478,11 @@ impl PoolShared {
             reactor.defer(move |reactor| shared.deliver_undelivered(reactor));
         }
         let peer = job.dispatch.peer;
+        if job.dispatch.moved.is_some() {
+            // Only a worker knows what to do with it.
+            log::warn!(target: log::HANDOFF, "closed a connection that has moved here: {why:?}");
+            return;
+        }
         let Some(mut handler) = Out::of(&self.on_undelivered) else {
             log::warn!(target: log::HANDOFF, "closed a connection from {peer:?}: {why:?}");
             return;
@@ -453,6 +497,9 @@ impl PoolShared {
 
     pub(super) fn tell(self: &Rc<Self>, reactor: &mut Reactor, event: PoolEvent) {
         log::debug!(target: log::HANDOFF, "{event:?}");
+        if event.worker().is_some() && event.worker() == self.state.borrow().heir_id {
+            return;
+        }
         // Also without a handler: what happens while the pool starts is told to the
         // one that is set after it.
         let shared = Rc::clone(self);
@@ -509,9 +556,19 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
             descriptors,
             ..
         } = incoming;
-        if let FromWorker::Declined { dispatch, reason } = message {
-            let (shared, worker) = (&self.shared, self.worker);
-            return shared.declined(cx.reactor, worker, dispatch, reason, descriptors);
+        let (shared, worker) = (&self.shared, self.worker);
+        match message {
+            FromWorker::Declined { dispatch, reason } => {
+                return shared.declined(cx.reactor, worker, dispatch, reason, descriptors);
+            }
+            FromWorker::Moving { id, moved } => {
+                let shared = Rc::clone(shared);
+                cx.reactor.defer(move |reactor| {
+                    shared.moving(reactor, worker, id, moved, descriptors);
+                });
+                return;
+            }
+            _ => {}
         }
         if !descriptors.is_empty() {
             // A worker has nothing else to give.

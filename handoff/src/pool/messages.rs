@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::restart::messages::{Record, read_record, write_record};
 use crate::wire::{Message, PayloadReader, PayloadWriter, WireError};
 
 /// A message of the dispatcher.
@@ -33,6 +34,19 @@ pub enum ToWorker {
     },
     /// The worker is to say how many connections it has accepted: it is there, or not.
     Ask,
+    /// Another process serves now: the worker is to give up the connections that can move,
+    /// each with a [`FromWorker::Moving`].
+    Move,
+    /// A connection has moved.
+    HasMoved {
+        /// The number that the worker gave it.
+        id: u64,
+    },
+    /// A connection could not be moved. It stays the worker's.
+    HasNotMoved {
+        /// The number that the worker gave it.
+        id: u64,
+    },
     /// What the worker has not answered goes to others. From now on the dispatcher takes no
     /// answers, so that none can be given any more.
     Recall,
@@ -54,7 +68,14 @@ pub struct Dispatch {
     pub unsent: Vec<u8>,
     /// Whether it was [recalled](super::PassedConnection::is_recalled) from another worker.
     pub is_recalled: bool,
+    /// What is known of a connection that moves here in the middle of its life. Further
+    /// descriptors come with it.
+    pub moved: Option<MovedRecord>,
 }
+
+/// What is known of a connection that moves, but for its descriptors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedRecord(pub(crate) Box<Record>);
 
 /// A message of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +118,13 @@ pub enum FromWorker {
         dispatch: Dispatch,
         /// The reason.
         reason: WorkerRefusal,
+    },
+    /// A connection that is to move, with its descriptors.
+    Moving {
+        /// A number of the worker's own.
+        id: u64,
+        /// What is known of it.
+        moved: MovedRecord,
     },
 }
 
@@ -169,11 +197,15 @@ const RECALL: u16 = 0x0102;
 const LISTEN: u16 = 0x0103;
 const UNLISTEN: u16 = 0x0104;
 const ASK: u16 = 0x0105;
+const MOVE: u16 = 0x0106;
+const HAS_MOVED: u16 = 0x0107;
+const HAS_NOT_MOVED: u16 = 0x0108;
 const ACCEPTED: u16 = 0x0180;
 const REFUSED: u16 = 0x0181;
 const LOAD: u16 = 0x0182;
 const ACCEPTS: u16 = 0x0183;
 const DECLINED: u16 = 0x0184;
+const MOVING: u16 = 0x0185;
 
 impl Message for ToWorker {
     fn kind(&self) -> u16 {
@@ -184,6 +216,9 @@ impl Message for ToWorker {
             Self::Listen { .. } => LISTEN,
             Self::Unlisten { .. } => UNLISTEN,
             Self::Ask => ASK,
+            Self::Move => MOVE,
+            Self::HasMoved { .. } => HAS_MOVED,
+            Self::HasNotMoved { .. } => HAS_NOT_MOVED,
         }
     }
 
@@ -196,7 +231,8 @@ impl Message for ToWorker {
                 payload.u32(*label);
             }
             Self::Unlisten { listener } => payload.u32(*listener),
-            Self::Recall | Self::Ask => {}
+            Self::HasMoved { id } | Self::HasNotMoved { id } => payload.u64(*id),
+            Self::Recall | Self::Ask | Self::Move => {}
         }
     }
 
@@ -215,9 +251,16 @@ impl Message for ToWorker {
                 listener: payload.u32()?,
             }),
             ASK => Ok(Self::Ask),
+            MOVE => Ok(Self::Move),
+            HAS_MOVED => Ok(Self::HasMoved { id: payload.u64()? }),
+            HAS_NOT_MOVED => Ok(Self::HasNotMoved { id: payload.u64()? }),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
+}
+
+fn read_moved(payload: &mut PayloadReader<'_>) -> Result<MovedRecord, WireError> {
+    Ok(MovedRecord(Box::new(read_record(payload)?)))
 }
 
 /// By itself too, so that one that is kept can be sent again.
@@ -233,6 +276,10 @@ impl Message for Dispatch {
         payload.bytes(&self.read);
         payload.bytes(&self.unsent);
         payload.u8(self.is_recalled.into());
+        payload.u8(self.moved.is_some().into());
+        if let Some(MovedRecord(record)) = &self.moved {
+            write_record(payload, record);
+        }
     }
 
     fn decode(kind: u16, _: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
@@ -246,6 +293,10 @@ impl Message for Dispatch {
             read: payload.bytes()?.to_vec(),
             unsent: payload.bytes()?.to_vec(),
             is_recalled: payload.u8()? != 0,
+            moved: match payload.u8()? {
+                0 => None,
+                _ => Some(read_moved(payload)?),
+            },
         })
     }
 }
@@ -258,6 +309,7 @@ impl Message for FromWorker {
             Self::Load { .. } => LOAD,
             Self::Accepts { .. } => ACCEPTS,
             Self::Declined { .. } => DECLINED,
+            Self::Moving { .. } => MOVING,
         }
     }
 
@@ -290,6 +342,13 @@ impl Message for FromWorker {
                 payload.u8(reason.number());
                 dispatch.encode(payload);
             }
+            Self::Moving {
+                id,
+                moved: MovedRecord(record),
+            } => {
+                payload.u64(*id);
+                write_record(payload, record);
+            }
         }
     }
 
@@ -321,6 +380,10 @@ impl Message for FromWorker {
                 reason: WorkerRefusal::of_number(payload.u8()?)?,
                 dispatch: Dispatch::decode(DISPATCH, version, payload)?,
             }),
+            MOVING => Ok(Self::Moving {
+                id: payload.u64()?,
+                moved: read_moved(payload)?,
+            }),
             kind => Err(WireError::UnknownKind { kind }),
         }
     }
@@ -348,6 +411,7 @@ mod tests {
             read: b"GET /".to_vec(),
             unsent: Vec::new(),
             is_recalled: false,
+            moved: None,
         });
         assert_eq!(there_and_back(&dispatch), dispatch);
         assert_eq!(there_and_back(&ToWorker::Recall), ToWorker::Recall);
@@ -369,6 +433,9 @@ mod tests {
             ToWorker::Listen { listener, label },
             ToWorker::Unlisten { listener },
             ToWorker::Ask,
+            ToWorker::Move,
+            ToWorker::HasMoved { id: u64::MAX },
+            ToWorker::HasNotMoved { id: 3 },
         ] {
             assert_eq!(there_and_back(&message), message);
         }
@@ -380,7 +447,21 @@ mod tests {
         let ToWorker::Dispatch(dispatch) = dispatch else {
             unreachable!("it is one");
         };
+        let record = Record {
+            kind: "kind".into(),
+            state: b"state".to_vec(),
+            unread: b"unread".to_vec(),
+            unsent: b"unsent".to_vec(),
+            queued: vec![(Some(1..3), 2), (None, 1)],
+            held: 4,
+        };
+        let moved = MovedRecord(Box::new(record));
+        let dispatch = Dispatch {
+            moved: Some(moved.clone()),
+            ..dispatch
+        };
         for message in [
+            FromWorker::Moving { id: 9, moved },
             FromWorker::Accepted { id: 1, live: 2 },
             FromWorker::Load { live: 3 },
             accepts(AcceptStage::Accepting),
@@ -404,6 +485,7 @@ mod tests {
             read: b"r".to_vec(),
             unsent: b"un".to_vec(),
             is_recalled: true,
+            moved: None,
         };
         let (id, live, reason) = (1, 2, WorkerRefusal::Unwanted);
         assert_eq!(dispatch.kind(), 0x0100);
@@ -424,6 +506,11 @@ mod tests {
             stage,
         };
         assert_eq!(accepts.kind(), 0x0183);
+        assert_eq!(ToWorker::Move.kind(), 0x0106);
+        assert_eq!(ToWorker::HasMoved { id }.kind(), 0x0107);
+        assert_eq!(ToWorker::HasNotMoved { id }.kind(), 0x0108);
+        let moved = MovedRecord(Box::default());
+        assert_eq!(FromWorker::Moving { id, moved }.kind(), 0x0185);
         let dispatched = dispatch.clone();
         let declined = FromWorker::Declined {
             dispatch: dispatched,
@@ -464,7 +551,7 @@ mod tests {
         /// Any payload of any kind is a message or an error.
         #[test]
         fn any_payload_is_a_message_or_an_error(
-            kind in prop_oneof![0x0100..0x0106_u16, 0x0180..0x0185_u16, any::<u16>()],
+            kind in prop_oneof![0x0100..0x0109_u16, 0x0180..0x0186_u16, any::<u16>()],
             payload in prop::collection::vec(any::<u8>(), 0..64),
         ) {
             let _ = decode_payload::<ToWorker>(kind, 1, &payload);

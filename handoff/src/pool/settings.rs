@@ -287,6 +287,22 @@ pub enum PoolEvent {
     },
 }
 
+impl PoolEvent {
+    /// The worker that it is about.
+    pub(super) fn worker(&self) -> Option<WorkerId> {
+        match self {
+            Self::GaveUp { .. } | Self::NotShared { .. } => None,
+            Self::NotStarted { worker, .. }
+            | Self::Ready { worker, .. }
+            | Self::Hung { worker, .. }
+            | Self::Recovered { worker, .. }
+            | Self::Recalled { worker, .. }
+            | Self::Lost { worker, .. }
+            | Self::Exited { worker, .. } => Some(*worker),
+        }
+    }
+}
+
 /// Why nobody took a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -34,6 +34,8 @@ pub(super) struct SharedListener {
     listener: ListenerHandle,
     group: ListenerGroup,
     seats: Vec<Seat>,
+    /// Workers accept on it.
+    is_open: bool,
 }
 
 /// The queue of one place, in one of the listeners.
@@ -92,16 +94,10 @@ impl PoolShared {
         own: io::Result<OwnedFd>,
         members: Vec<OwnedFd>,
     ) {
-        let made = own.and_then(|own| {
-            let mut group = ListenerGroup::resume([own].into_iter().chain(members).collect())?;
-            let places = self.state.borrow().places.len();
-            while group.members().len() <= places {
-                group.grow()?;
-            }
-            Ok((group, places))
-        });
-        let (group, places) = match made {
-            Ok(made) => made,
+        let made =
+            own.and_then(|own| ListenerGroup::resume([own].into_iter().chain(members).collect()));
+        let group = match made {
+            Ok(group) => group,
             Err(error) => {
                 log::error!(target: log::HANDOFF, "workers cannot accept by themselves: {error}");
                 return self.tell(reactor, PoolEvent::NotShared { label, error });
@@ -116,20 +112,52 @@ impl PoolShared {
             listener,
             group,
             seats,
+            is_open: false,
         };
-        shared.steer(places);
         let mut state = self.state.borrow_mut();
         state.next_shared += 1;
         state.shared.push(shared);
+    }
+
+    /// Has workers accept on a listener that is shared out.
+    pub(crate) fn begin_accepting(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        listener: ListenerHandle,
+    ) {
+        {
+            let state = &mut *self.state.borrow_mut();
+            if !state.shares() {
+                return;
+            }
+            let at = state.shared.iter().position(|it| it.listener == listener);
+            let Some(at) = at else {
+                // It starts with the next turn.
+                return state.opened.push(listener);
+            };
+            if mem::replace(&mut state.shared[at].is_open, true) {
+                return;
+            }
+        }
+        self.reseat(reactor);
+        let state = &mut *self.state.borrow_mut();
+        let at = state.shared.iter().position(|it| it.listener == listener);
         let serving = state.workers.iter();
         let serving = serving.filter(|worker| worker.stage == WorkerStage::Serving);
         let serving: Vec<WorkerId> = serving.map(|worker| worker.id).collect();
-        let last = state.shared.len() - 1;
         for worker in serving {
-            state.seat(reactor, worker, last);
+            if let Some(at) = at {
+                state.seat(reactor, worker, at);
+            }
         }
-        drop(state);
-        self.watch_seats(reactor);
+    }
+
+    /// The sockets of a listener beside its own, in their order.
+    pub(crate) fn members(&self, listener: ListenerHandle) -> Vec<Rc<OwnedFd>> {
+        let state = self.state.borrow();
+        let shared = state.shared.iter().find(|it| it.listener == listener);
+        let members = shared.map(|it| it.group.members()[1..].to_vec());
+        members.unwrap_or_default()
     }
 
     /// Gives a worker that has become ready the queues of its place.
@@ -146,7 +174,7 @@ impl PoolShared {
         {
             let state = &mut *self.state.borrow_mut();
             let places = state.places.len();
-            for shared in &mut state.shared {
+            for shared in state.shared.iter_mut().filter(|it| it.is_open) {
                 if let Err(error) = shared.grow(places) {
                     log::error!(target: log::HANDOFF, "workers cannot accept by themselves: {error}");
                     failed.push((shared.label, error));
@@ -169,7 +197,12 @@ impl PoolShared {
             let at = state.shared.iter().position(|it| it.listener == listener);
             let Some(at) = at else { return };
             let shared = state.shared.remove(at);
+            let has_heir = state.heir.is_some();
             let is_served = |place| {
+                if has_heir {
+                    // The next process has the sockets too.
+                    return true;
+                }
                 let mut workers = state.workers.iter();
                 workers.any(|it| it.place == place && it.stage == WorkerStage::Serving)
             };
@@ -215,7 +248,8 @@ impl PoolShared {
                 };
                 places.map(of).collect::<Vec<_>>()
             };
-            state.shared.iter().flat_map(of).collect()
+            let open = state.shared.iter().filter(|it| it.is_open);
+            open.flat_map(of).collect()
         };
         for (id, place, socket) in quiet {
             let this = Rc::clone(self);
@@ -312,8 +346,11 @@ impl PoolState {
             return;
         };
         let shared = &self.shared[shared];
+        if !shared.is_open {
+            return;
+        }
         let worker = &mut self.workers[at];
-        let Some(socket) = shared.group.members().get(worker.place + 1) else {
+        let Some(socket) = shared.group.members().get(worker.place.saturating_add(1)) else {
             return;
         };
         let socket = vec![PassedDescriptor::shared(socket)];

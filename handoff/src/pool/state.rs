@@ -16,7 +16,8 @@ use bowline_transport::{ChildWatch, close_received};
 use super::WorkerId;
 use super::connection::PassedConnection;
 use super::dispatcher::REFUSAL_PAUSE;
-use super::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
+use super::heir::Heir;
+use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
 use super::policy::{Candidate, Offer};
 use super::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
@@ -40,6 +41,14 @@ pub(super) struct PoolState {
     /// Listeners on which workers accept by themselves.
     pub(super) shared: Vec<SharedListener>,
     pub(super) next_shared: u32,
+    /// The process that has taken over, as a worker: it is given everything.
+    pub(super) heir: Option<Heir>,
+    /// What it is called, also when it is gone: nobody is told of it.
+    pub(super) heir_id: Option<WorkerId>,
+    /// Listeners that are open to workers before they have started.
+    pub(super) opened: Vec<ListenerHandle>,
+    /// Our end of a channel to whoever takes over.
+    pub(super) heir_end: Option<OwnedFd>,
     /// One for each worker that there is to be.
     pub(super) places: Vec<Place>,
     /// Code of the user is starting a worker, or has panicked meanwhile.
@@ -130,12 +139,19 @@ pub(super) struct Answered {
     pub(super) drains: Option<usize>,
     /// Whether there is something that can be given out now.
     pub(super) has_use: bool,
+    /// A connection has moved from this worker, where it had this number.
+    pub(super) moved: Option<(WorkerId, u64)>,
 }
 
 /// A connection that nobody has taken yet.
 pub(super) struct Job {
     /// Ours, until somebody has taken it.
     socket: KeptSocket,
+    /// What else moves with it.
+    more: Vec<Rc<OwnedFd>>,
+    /// The worker that it moves from, and its number there: it has it back, if nobody else
+    /// takes it.
+    pub(super) origin: Option<(WorkerId, u64)>,
     pub(super) dispatch: Dispatch,
     pub(super) attempts: u32,
     pub(super) refused_by: Vec<(WorkerId, WorkerRefusal)>,
@@ -282,6 +298,11 @@ impl PoolState {
         self.waiting.insert(place, job);
     }
 
+    /// Whether connections go to this one: all go to whoever has taken over.
+    fn is_asked(&self, worker: WorkerId) -> bool {
+        self.heir.as_ref().is_none_or(|heir| heir.id == worker)
+    }
+
     /// Fills the list with the workers that can take this one.
     pub(super) fn candidates(&self, now: Instant, job: &Job, candidates: &mut Vec<Candidate>) {
         candidates.clear();
@@ -289,7 +310,9 @@ impl PoolState {
             self.workers
                 .iter()
                 .filter(|worker| {
-                    worker.has_room(&self.settings, now) && !job.was_refused_by(worker.id)
+                    self.is_asked(worker.id)
+                        && worker.has_room(&self.settings, now)
+                        && !job.was_refused_by(worker.id)
                 })
                 .map(|worker| Candidate {
                     worker: worker.id,
@@ -305,13 +328,18 @@ impl PoolState {
         if job.attempts >= self.settings.max_attempts {
             return Some(Undelivered::TooManyAttempts);
         }
+        if job.origin.is_some() && self.heir.is_none() {
+            // It goes on where it is.
+            return Some(Undelivered::Stopped);
+        }
         let is_stopping = !matches!(self.life, PoolLife::Running);
         if is_stopping && !self.workers.iter().any(Member::is_staying) {
             // Those that end take nothing, and none is started any more.
             return Some(Undelivered::Stopped);
         }
         let &(_, reason) = job.refused_by.last()?;
-        let mut staying = self.workers.iter().filter(|worker| worker.is_staying());
+        let asked = self.workers.iter().filter(|it| self.is_asked(it.id));
+        let mut staying = asked.filter(|worker| worker.is_staying());
         // One that hangs may recover, and one that is missing is replaced.
         let is_hopeless = match reason {
             // No other will find that it is one.
@@ -334,7 +362,9 @@ impl PoolState {
         };
         job.dispatch.id = delivery;
         let descriptors = job.socket.fd.as_ref().map(PassedDescriptor::shared);
-        let descriptors = descriptors.into_iter().collect();
+        let mut descriptors: Vec<_> = descriptors.into_iter().collect();
+        descriptors.extend(job.more.iter().map(PassedDescriptor::shared));
+        let count = descriptors.len() as u64;
         let channel = reactor.get(worker.channel);
         let sent = channel.map(|channel| wire::send(channel, &job.dispatch, descriptors));
         if !matches!(sent, Some(Ok(_))) {
@@ -342,7 +372,7 @@ impl PoolState {
             worker.not_before = Some(now + REFUSAL_PAUSE);
             return Err(job);
         }
-        worker.given += 1;
+        worker.given += count;
         job.attempts += 1;
         job.since = now;
         job.place = worker.given;
@@ -454,7 +484,7 @@ impl PoolState {
             FromWorker::Refused { id, reason, live } => (Some(*id), *live, Some(*reason)),
             FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (None, *live, None),
             // See `declined`.
-            FromWorker::Declined { .. } => return None,
+            FromWorker::Declined { .. } | FromWorker::Moving { .. } => return None,
         };
         let worker = self.worker(id)?;
         worker.live = live;
@@ -483,15 +513,16 @@ impl PoolState {
         {
             log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
         }
-        let mut refused = None;
+        let (mut refused, mut moved) = (None, None);
         match (job, refusal) {
             (Some(job), Some(reason)) => {
                 drains = worker.refuse(reason, now);
                 self.counts.refused += 1;
                 refused = Some((job, reason));
             }
-            (Some(_taken), None) => {
+            (Some(taken), None) => {
                 // Our copy is closed: the worker has its own.
+                moved = taken.origin;
                 worker.acknowledged += 1;
                 self.counts.acknowledged += 1;
             }
@@ -514,6 +545,7 @@ impl PoolState {
             event,
             drains: drains.then_some(place),
             has_use,
+            moved,
         })
     }
 
@@ -751,6 +783,8 @@ impl Job {
                 fd: Some(Rc::new(fd)),
                 is_tcp: peer.is_some(),
             },
+            more: Vec::new(),
+            origin: None,
             dispatch: Dispatch {
                 id: 0,
                 label,
@@ -758,12 +792,51 @@ impl Job {
                 read,
                 unsent,
                 is_recalled,
+                moved: None,
             },
             attempts: 0,
             refused_by: Vec::new(),
             since: now,
             place: 0,
         }
+    }
+
+    /// One that moves; see [`origin`](Self::origin).
+    pub(super) fn moving(
+        record: MovedRecord,
+        mut descriptors: Vec<PassedDescriptor>,
+        origin: Option<(WorkerId, u64)>,
+        now: Instant,
+    ) -> Option<Self> {
+        if descriptors.is_empty() {
+            return None;
+        }
+        let share = |descriptor| match descriptor {
+            PassedDescriptor::Owned(fd) => Rc::new(fd),
+            PassedDescriptor::Shared(fd) => fd,
+        };
+        let fd = share(descriptors.remove(0));
+        Some(Self {
+            socket: KeptSocket {
+                fd: Some(fd),
+                is_tcp: false,
+            },
+            more: descriptors.into_iter().map(share).collect(),
+            origin,
+            dispatch: Dispatch {
+                id: 0,
+                label: 0,
+                peer: None,
+                read: Vec::new(),
+                unsent: Vec::new(),
+                is_recalled: false,
+                moved: Some(record),
+            },
+            attempts: 0,
+            refused_by: Vec::new(),
+            since: now,
+            place: 0,
+        })
     }
 
     pub(super) fn offer(&self) -> Offer<'_> {

@@ -1,7 +1,7 @@
 //! The serving side of a pool.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::mem;
@@ -11,17 +11,19 @@ use std::time::Duration;
 
 use bowline_protocol::{
     Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context,
-    ListenerHandle, NotSent, UnixTransport, UnixTransportHandle,
+    ListenerHandle, NotSent, TransportHandle, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
-use bowline_transport::{Tcp, Transports, describe_socket};
+use bowline_transport::{StreamTransport, Tcp, Transports, describe_socket};
 
 use super::connection::PassedConnection;
-use super::messages::{AcceptStage, Dispatch, FromWorker, ToWorker, WorkerRefusal};
+use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
 use crate::channel::{
     Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
 };
 use crate::log;
+use crate::restart::moving::{Batch, MoveList, Packet, unpack};
+use crate::restart::{Movable, MoveTicket, Moved};
 use crate::wire::{self, Incoming};
 
 /// How soon the pool learns that connections have ended by themselves; without
@@ -34,6 +36,10 @@ const ACCEPT_REPORT: Duration = Duration::from_millis(20);
 
 /// How late at the most.
 const LONGEST_REPORT: Duration = Duration::from_secs(1);
+
+/// How many bytes a connection that moves may need: a message of the channel, less what
+/// stands around it.
+const MAX_MOVING_BYTES: usize = (1 << 20) - 1024;
 
 /// How often a draining worker looks whether its connections have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -68,6 +74,24 @@ pub trait Service: 'static {
     /// in the connection's protocol.
     fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live);
 
+    /// Whether this worker can go on with connections of a
+    /// [kind](crate::restart::Movable::KIND) that are in the middle of their life. By
+    /// default it cannot.
+    ///
+    /// They come when the program is restarted
+    /// ([`Listeners::pool`](crate::restart::Listeners::pool)), from the workers of the
+    /// process before.
+    fn takes(&self, kind: &str) -> bool {
+        let _ = kind;
+        false
+    }
+
+    /// Goes on with a connection that a worker of the process before has given up
+    /// ([`Live::movable`]). It is of a kind that this one [takes](Self::takes).
+    fn serve_moved(&mut self, reactor: &mut Reactor, moved: Moved, live: Live) {
+        let _ = (reactor, moved, live);
+    }
+
     /// The worker drains. No more connections come, and all have begun. The pool has
     /// asked for the end within this time, or it is gone, or the reactor stops.
     ///
@@ -97,14 +121,32 @@ impl<F: FnMut(&mut Reactor, PassedConnection, Live) + 'static> Service for F {
 pub struct Live {
     /// All that exist. Not the worker, which holds some itself.
     count: Rc<Cell<u32>>,
+    list: Rc<RefCell<MoveList>>,
 }
 
 impl Live {
-    fn new(count: &Rc<Cell<u32>>) -> Self {
+    fn new(shared: &WorkerShared) -> Self {
+        let count = &shared.live;
         count.set(count.get() + 1);
         Self {
             count: Rc::clone(count),
+            list: Rc::clone(&shared.list),
         }
+    }
+
+    /// Has the connection move to a worker of the next process when the program is
+    /// restarted ([`Listeners::pool`](crate::restart::Listeners::pool)), as
+    /// [`Restart::movable`](crate::restart::Restart::movable) does in a program without
+    /// workers. To be called when the connection is made; the ticket is to be kept in its
+    /// protocol.
+    ///
+    /// The connection stands still until a worker there has taken it. If none does, it
+    /// goes on here, and drains like those that cannot move.
+    pub fn movable<T: StreamTransport, P: Movable<T>>(
+        &self,
+        handle: TransportHandle,
+    ) -> MoveTicket {
+        MoveList::add::<T, P>(&self.list, handle)
     }
 }
 
@@ -182,6 +224,13 @@ struct WorkerShared {
     /// Promised to the pool, in order, and not begun.
     promised: RefCell<VecDeque<Promised>>,
     live: Rc<Cell<u32>>,
+    /// The connections that can move.
+    list: Rc<RefCell<MoveList>>,
+    /// Those that are on their way, by the numbers that the pool knows.
+    moving: RefCell<BTreeMap<u64, Batch>>,
+    next_moving: Cell<u64>,
+    /// Where the next look at the list begins, while connections are to move.
+    moves_from: Cell<Option<u64>>,
     reported: Cell<u32>,
     report: Cell<Option<DelayedCall>>,
     report_after: Cell<Duration>,
@@ -214,8 +263,14 @@ enum Stage {
 struct Promised {
     /// How many bytes the channel has sent by then.
     answer_ends: u64,
-    connection: PassedConnection,
+    connection: Given,
     live: Live,
+}
+
+/// What a pool gives.
+enum Given {
+    Fresh(PassedConnection),
+    Moved(Moved),
 }
 
 impl Worker {
@@ -239,6 +294,10 @@ impl Worker {
             channel: Cell::new(None),
             promised: RefCell::default(),
             live: Rc::default(),
+            list: Rc::default(),
+            moving: RefCell::default(),
+            next_moving: Cell::new(0),
+            moves_from: Cell::new(None),
             reported: Cell::new(0),
             report: Cell::new(None),
             report_after: Cell::new(FIRST_REPORT),
@@ -291,12 +350,22 @@ impl WorkerShared {
         dispatch: Dispatch,
         mut descriptors: Vec<OwnedFd>,
         lost: usize,
-    ) -> Result<PassedConnection, WorkerRefusal> {
+    ) -> Result<Given, WorkerRefusal> {
         if self.stage.get() != Stage::Serving {
             return Err(WorkerRefusal::Draining);
         }
         if lost > 0 {
             return Err(WorkerRefusal::DescriptorLost);
+        }
+        let limit = self.settings.max_live.unwrap_or(u32::MAX);
+        if self.live.get() >= limit {
+            return Err(WorkerRefusal::Overloaded);
+        }
+        if let Some(MovedRecord(record)) = dispatch.moved {
+            let service = self.service.borrow();
+            let mut moved = unpack(vec![*record], descriptors, |kind| service.takes(kind));
+            let moved = moved.pop().flatten();
+            return moved.map(Given::Moved).ok_or(WorkerRefusal::Unwanted);
         }
         let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
             return Err(WorkerRefusal::WrongKind);
@@ -304,10 +373,6 @@ impl WorkerShared {
         let kind = describe_socket(fd.as_fd()).map_err(|_| WorkerRefusal::WrongKind)?;
         if !kind.is_stream || kind.is_listening {
             return Err(WorkerRefusal::WrongKind);
-        }
-        let limit = self.settings.max_live.unwrap_or(u32::MAX);
-        if self.live.get() >= limit {
-            return Err(WorkerRefusal::Overloaded);
         }
         let connection = PassedConnection {
             peer: dispatch.peer,
@@ -318,7 +383,7 @@ impl WorkerShared {
             ..PassedConnection::new(fd)
         };
         self.service.borrow_mut().admit(reactor, &connection)?;
-        Ok(connection)
+        Ok(Given::Fresh(connection))
     }
 
     /// Begins to serve the first that was promised: the kernel has our answer.
@@ -339,7 +404,63 @@ impl WorkerShared {
         let Promised {
             connection, live, ..
         } = promised;
-        self.service.borrow_mut().serve(reactor, connection, live);
+        let mut service = self.service.borrow_mut();
+        match connection {
+            Given::Fresh(connection) => service.serve(reactor, connection, live),
+            Given::Moved(moved) => service.serve_moved(reactor, moved, live),
+        }
+    }
+
+    // Moving.
+
+    /// Gives up the next connections that can move. When there are none, the rest drains.
+    fn move_next(self: &Rc<Self>, reactor: &mut Reactor) {
+        let Some(from) = self.moves_from.get() else {
+            return;
+        };
+        if !self.moving.borrow().is_empty() {
+            return;
+        }
+        let end = self.list.borrow().end();
+        let this = Rc::clone(self);
+        let given_up = move |reactor: &mut Reactor, batch| match batch {
+            Some((batch, packet, seen)) => this.give_up(reactor, batch, packet, seen),
+            None => {
+                this.moves_from.set(None);
+                this.tell_draining(reactor);
+            }
+        };
+        Batch::collect(reactor, &self.list, from..end, MAX_MOVING_BYTES, given_up);
+    }
+
+    fn give_up(self: &Rc<Self>, reactor: &mut Reactor, batch: Batch, packet: Packet, seen: u64) {
+        self.moves_from.set(Some(seen + 1));
+        let mut descriptors = packet.descriptors.into_iter();
+        for (one, record) in batch.split().zip(packet.records) {
+            let own = descriptors.by_ref().take(record.descriptors()).collect();
+            let id = self.next_moving.replace(self.next_moving.get() + 1);
+            let moved = MovedRecord(Box::new(record));
+            let message = FromWorker::Moving { id, moved };
+            let channel = self.channel.get().and_then(|channel| reactor.get(channel));
+            let sent = channel.map(|channel| wire::send(channel, &message, own));
+            if matches!(sent, Some(Ok(_))) {
+                self.moving.borrow_mut().insert(id, one);
+            } else {
+                one.roll_back(reactor, &self.list);
+            }
+        }
+        // None of them may have wanted to.
+        self.move_next(reactor);
+    }
+
+    /// A connection has moved, or goes on here.
+    fn settle(self: &Rc<Self>, reactor: &mut Reactor, id: u64, has_moved: bool) {
+        let one = self.moving.borrow_mut().remove(&id);
+        match one {
+            Some(one) if !has_moved => one.roll_back(reactor, &self.list),
+            one => drop(one),
+        }
+        self.move_next(reactor);
     }
 
     // Accepting by itself.
@@ -428,7 +549,7 @@ impl WorkerShared {
         if let Err(reason) = admitted {
             return self.decline(reactor, connection, reason);
         }
-        let live = Live::new(&self.live);
+        let live = Live::new(self);
         self.accepted.set(self.accepted.get() + 1);
         self.report_soon(reactor);
         if self.settings.max_live.is_some() {
@@ -448,6 +569,7 @@ impl WorkerShared {
             read: Vec::new(),
             unsent: Vec::new(),
             is_recalled: false,
+            moved: None,
         };
         let message = FromWorker::Declined { dispatch, reason };
         let channel = self.channel.get().and_then(|channel| reactor.get(channel));
@@ -549,6 +671,7 @@ impl WorkerShared {
     /// Tells the service, once it has begun all that was promised.
     fn tell_draining(&self, reactor: &mut Reactor) {
         if self.promised.borrow().is_empty()
+            && self.moves_from.get().is_none()
             && let Some(within) = self.untold.take()
         {
             self.service.borrow_mut().draining(reactor, within);
@@ -630,6 +753,19 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 shared.say(cx.transport, &answer);
                 return;
             }
+            ToWorker::Move => {
+                shared.moves_from.set(Some(0));
+                let shared = Rc::clone(shared);
+                cx.reactor.defer(move |reactor| shared.move_next(reactor));
+                return;
+            }
+            ToWorker::HasMoved { id } | ToWorker::HasNotMoved { id } => {
+                let has_moved = matches!(incoming.message, ToWorker::HasMoved { .. });
+                let shared = Rc::clone(shared);
+                cx.reactor
+                    .defer(move |reactor| shared.settle(reactor, id, has_moved));
+                return;
+            }
             ToWorker::Recall => {
                 log::warn!(target: log::HANDOFF, "recalled by the pool: it has waited for answers");
                 // The channel ends, and with it the worker drains.
@@ -642,7 +778,7 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let judged = shared.judge(cx.reactor, dispatch, incoming.descriptors, incoming.lost);
         match judged {
             Ok(connection) => {
-                let live = Live::new(&shared.live);
+                let live = Live::new(shared);
                 let answer = FromWorker::Accepted {
                     id,
                     live: shared.live.get(),
@@ -709,6 +845,13 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
             shared.hold.take();
             return;
         }
+        // Who took them serves them, and nobody else may.
+        let moving = mem::take(&mut *shared.moving.borrow_mut());
+        if !moving.is_empty() {
+            log::warn!(target: log::HANDOFF, "{} connections were moving when the pool ended", moving.len());
+        }
+        shared.moves_from.set(None);
+        cx.reactor.defer(move |_| drop(moving));
         let sent = cx.transport.bytes_sent();
         let promised = mem::take(&mut *shared.promised.borrow_mut());
         // If the channel broke here, the pool lives, and gives to others what it has no

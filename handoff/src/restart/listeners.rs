@@ -5,13 +5,15 @@ use std::io;
 
 use bowline_protocol::{Acceptor, ListenerHandle, SocketFile};
 use bowline_reactor::Reactor;
-use bowline_transport::Transports;
 use bowline_transport::endpoint::{AcceptWith, Inherit, ListenWith};
+use bowline_transport::{Tcp, Transports};
 
 use super::Restart;
 use super::control::CONTROL;
 use super::handshake;
+use super::server::{PoolListener, channel_name, member_name};
 use crate::inherited::Inherited;
+use crate::pool::{Pool, PoolAcceptor};
 
 /// What a program listens on: adopted by name, or bound.
 ///
@@ -106,6 +108,62 @@ impl<'a> Listeners<'a> {
             None => reactor.accept(endpoint, acceptor).map_err(Into::into)?,
         };
         Ok(self.add(reactor, name, handle))
+    }
+
+    /// Listens for a worker pool, whoever of it [accepts](crate::pool::Accepting). Its
+    /// connections have the label `label`.
+    ///
+    /// This does what [`accept`](Self::accept) does with the pool's
+    /// [acceptor](Pool::acceptor), and more: the sockets on which workers accept are
+    /// handed over with the listener, so that nobody in their queues is lost; and the
+    /// connections of workers move to the workers of the successor. For that, the program
+    /// has to [take](super::Program::takes) their kind, as well as its
+    /// [workers](crate::pool::Service::takes), and the connections have to be
+    /// [movable](crate::pool::Live::movable). Connections that are not are told to drain,
+    /// and are served to the end by the worker that has them, within
+    /// [`RestartSettings::drain`](super::RestartSettings::drain).
+    ///
+    /// # Errors
+    ///
+    /// As [`accept`](Self::accept).
+    pub fn pool<E>(
+        &mut self,
+        reactor: &mut Reactor,
+        name: &str,
+        endpoint: E,
+        pool: &Pool,
+        label: u32,
+    ) -> io::Result<ListenerHandle>
+    where
+        E: Inherit + AcceptWith<PoolAcceptor, Error: Into<io::Error>>,
+        E::Inherited: AcceptWith<PoolAcceptor, Error: Into<io::Error>>,
+    {
+        self.check_name(name)?;
+        let mut members = Vec::new();
+        while let Some(member) = self.inherited.claim(&member_name(name, members.len() + 1)) {
+            members.push(member);
+        }
+        let channel = self.inherited.claim(&channel_name(name));
+        let mut spare = Vec::new();
+        if !pool.shared.shares() {
+            // It has shared its listener out before: what waits there is for the pool.
+            spare = std::mem::take(&mut members);
+        }
+        let acceptor = pool.successor(label, members);
+        let handle = self.accept(reactor, name, endpoint, acceptor)?;
+        for (at, socket) in spare.into_iter().enumerate() {
+            let listener = reactor.accept(Tcp::listening(socket), pool.acceptor(label));
+            let listener = listener.map_err(io::Error::from)?;
+            self.add(reactor, &member_name(name, at + 1), listener);
+        }
+        let mut pools = self.restart.server.pools.borrow_mut();
+        pools.push(PoolListener {
+            name: name.to_owned(),
+            handle,
+            pool: pool.clone(),
+            channel,
+        });
+        Ok(handle)
     }
 
     fn check_name(&self, name: &str) -> io::Result<()> {

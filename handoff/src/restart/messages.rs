@@ -195,23 +195,7 @@ impl Message for FromPredecessor {
             }
             Self::Connections { batch, connections } => {
                 payload.u32(*batch);
-                list(payload, connections, |payload, record| {
-                    payload.string(&record.kind);
-                    payload.bytes(&record.state);
-                    payload.bytes(&record.unread);
-                    payload.bytes(&record.unsent);
-                    list(payload, &record.queued, |payload, (range, count)| {
-                        // A range that is none ends before it begins.
-                        let (start, end) = match range {
-                            Some(range) => (range.start, range.end),
-                            None => (1, 0),
-                        };
-                        payload.u32(start);
-                        payload.u32(end);
-                        payload.u32(*count);
-                    });
-                    payload.u32(record.held);
-                });
+                list(payload, connections, write_record);
             }
             Self::Go { batch } => payload.u32(*batch),
             Self::Commit | Self::Done | Self::Abort => {}
@@ -262,7 +246,26 @@ impl Message for FromPredecessor {
     }
 }
 
-fn read_record(payload: &mut PayloadReader<'_>) -> Result<Record, WireError> {
+/// Appends what [`read_record`] reads.
+pub(crate) fn write_record(payload: &mut PayloadWriter<'_>, record: &Record) {
+    payload.string(&record.kind);
+    payload.bytes(&record.state);
+    payload.bytes(&record.unread);
+    payload.bytes(&record.unsent);
+    list(payload, &record.queued, |payload, (range, count)| {
+        // A range that is none ends before it begins.
+        let (start, end) = match range {
+            Some(range) => (range.start, range.end),
+            None => (1, 0),
+        };
+        payload.u32(start);
+        payload.u32(end);
+        payload.u32(*count);
+    });
+    payload.u32(record.held);
+}
+
+pub(crate) fn read_record(payload: &mut PayloadReader<'_>) -> Result<Record, WireError> {
     let kind = payload.string()?;
     let state = payload.bytes()?.to_vec();
     let unread = payload.bytes()?.to_vec();

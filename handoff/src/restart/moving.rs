@@ -106,6 +106,35 @@ pub struct Moved {
     pub packed: Packed,
 }
 
+impl Moved {
+    /// As it goes on to another process: what is said of it, and its descriptors, socket
+    /// first.
+    pub(crate) fn into_record(self) -> (Record, Vec<PassedDescriptor>) {
+        let Unsent {
+            bytes,
+            descriptors: groups,
+        } = self.unsent;
+        let mut descriptors = vec![self.fd.into()];
+        let mut queued = Vec::new();
+        for group in groups {
+            let range = group.message.map(|it| it.start as u32..it.end as u32);
+            queued.push((range, group.descriptors.len() as u32));
+            descriptors.extend(group.descriptors);
+        }
+        let held = self.packed.descriptors.len() as u32;
+        descriptors.extend(self.packed.descriptors.into_iter().map(Into::into));
+        let record = Record {
+            kind: self.kind,
+            state: self.packed.state,
+            unread: self.packed.unread,
+            unsent: bytes,
+            queued,
+            held,
+        };
+        (record, descriptors)
+    }
+}
+
 /// Keeps a connection on the list of those that are to move; to be kept in its
 /// protocol, and dropped with it.
 #[derive(Debug)]
@@ -362,6 +391,13 @@ pub(crate) struct Packet {
 impl Batch {
     pub(crate) fn len(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Each of its connections by itself.
+    pub(crate) fn split(self) -> impl Iterator<Item = Self> {
+        self.connections.into_iter().map(|one| Self {
+            connections: vec![one],
+        })
     }
 
     /// Detaches the first connections of those in `range` and gives `then` the batch

@@ -396,8 +396,10 @@ impl Predecessor {
         // Those that the program has stopped are nobody's.
         let mut listeners = self.server.listeners.borrow_mut();
         listeners.retain(|named| reactor.get(named.handle).is_some());
+        self.server.prepare_companions();
+        let all = listeners.len() + self.server.companions.borrow().len();
         // No more were added than there can be batches of.
-        Ok(batches(listeners.len()).unwrap_or(0))
+        Ok(batches(all).unwrap_or(0))
     }
 
     /// Takes the steps that follow from what was heard, and tells the program if they end
@@ -623,7 +625,7 @@ impl Predecessor {
     }
 
     fn offer(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
-        let count = self.server.listeners.borrow().len();
+        let count = self.server.listeners.borrow().len() + self.server.companions.borrow().len();
         let batches = batches(count).unwrap_or(0);
         let notifier = self.server.settings.notifier.as_ref();
         let watched = notifier.and_then(|it| it.watched()).unwrap_or(0);
@@ -659,6 +661,9 @@ impl Predecessor {
         let from = batch as usize * MAX_DESCRIPTORS;
         let mut failed = false;
         let listeners = self.server.listeners.borrow();
+        let companions = self.server.companions.borrow();
+        let rest = from.saturating_sub(listeners.len());
+        let room = MAX_DESCRIPTORS - listeners.len().saturating_sub(from).min(MAX_DESCRIPTORS);
         for named in listeners.iter().skip(from).take(MAX_DESCRIPTORS) {
             let copy = match reactor.get(named.handle) {
                 Some(listener) => listener.duplicate(),
@@ -678,7 +683,14 @@ impl Predecessor {
                 }
             }
         }
-        drop(listeners);
+        for (name, fd) in companions.iter().skip(rest).take(room) {
+            descriptors.push(PassedDescriptor::shared(fd));
+            offered.push(Offered {
+                name: name.clone(),
+                file: None,
+            });
+        }
+        drop((listeners, companions));
         let message = FromPredecessor::Listeners {
             batch,
             listeners: offered,
@@ -865,11 +877,13 @@ impl Predecessor {
         }
         self.say(reactor, id, &FromPredecessor::Done);
         self.server.life.set(Life::HandedOver);
+        self.server.hand_pools_over(reactor);
         self.server.stop_listening(reactor);
     }
 
     /// Nothing is left to be done but to serve what stays.
     fn leave(&self, reactor: &mut Reactor) {
+        self.server.hand_pools_over(reactor);
         let within = self.server.settings.drain;
         self.server.call(reactor, move |program, reactor| {
             program.handed_over(reactor, within);

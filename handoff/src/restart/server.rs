@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bowline_protocol::{ListenerHandle, SocketFile};
@@ -18,6 +19,7 @@ use super::settings::RestartSettings;
 use crate::channel::{self, ChannelSettings};
 use crate::inherited::Inherited;
 use crate::log;
+use crate::pool::Pool;
 use crate::systemd::Notice;
 use crate::wire::MAX_PAYLOAD;
 
@@ -39,10 +41,24 @@ pub(super) struct Named {
     is_held: bool,
 }
 
+/// A listener of a worker pool.
+pub(super) struct PoolListener {
+    pub(super) name: String,
+    pub(super) handle: ListenerHandle,
+    pub(super) pool: Pool,
+    /// The channel on which the pool of the predecessor gives its connections.
+    pub(super) channel: Option<OwnedFd>,
+}
+
 pub(super) struct Server {
     pub(super) settings: RestartSettings,
     program: RefCell<Box<dyn Program>>,
     pub(super) listeners: RefCell<Vec<Named>>,
+    /// Those of worker pools among them, whose further sockets and connections go to a
+    /// successor too.
+    pub(super) pools: RefCell<Vec<PoolListener>>,
+    /// What is offered to a successor beside the listeners, by name.
+    pub(super) companions: RefCell<Vec<(String, Rc<OwnedFd>)>>,
     /// The connections that can move.
     pub(super) list: Rc<RefCell<MoveList>>,
     pub(super) life: Cell<Life>,
@@ -58,6 +74,8 @@ impl Server {
             settings,
             program: RefCell::new(Box::new(program)),
             listeners: RefCell::default(),
+            pools: RefCell::default(),
+            companions: RefCell::default(),
             list: Rc::default(),
             life: Cell::new(Life::Starting),
             moved: Cell::new(0),
@@ -173,7 +191,7 @@ impl Server {
     /// Accepts on all listeners, and owns their files. Who waits in their queues is for this
     /// process to serve when it stops: others that may hold them, a predecessor that drains
     /// or a successor that has not got as far, do not accept.
-    pub(super) fn accept(&self, reactor: &mut Reactor) {
+    pub(super) fn accept(self: &Rc<Self>, reactor: &mut Reactor) {
         for named in &mut *self.listeners.borrow_mut() {
             let Some(listener) = reactor.get(named.handle) else {
                 continue;
@@ -193,6 +211,66 @@ impl Server {
                     named.name
                 );
             }
+        }
+        self.accept_in_pools(reactor);
+    }
+
+    /// Has workers accept, and takes what the workers of a predecessor give up.
+    fn accept_in_pools(self: &Rc<Self>, reactor: &mut Reactor) {
+        for pool in &mut *self.pools.borrow_mut() {
+            let PoolListener {
+                handle,
+                pool,
+                channel,
+                ..
+            } = pool;
+            pool.shared.begin_accepting(reactor, *handle);
+            if let Some(channel) = channel.take() {
+                let this = Rc::clone(self);
+                let takes = move |kind: &str| this.takes(kind);
+                if let Err(error) = pool.follow(reactor, channel, takes) {
+                    log::warn!(target: log::HANDOFF, "no connections of the workers before: {error}");
+                }
+            }
+        }
+    }
+
+    /// Makes ready what a successor is offered beside the listeners: the sockets of
+    /// workers, in their order, and a channel for each pool.
+    pub(super) fn prepare_companions(&self) {
+        let mut all = Vec::new();
+        let pools = self.pools.borrow();
+        for (
+            at,
+            PoolListener {
+                name, handle, pool, ..
+            },
+        ) in pools.iter().enumerate()
+        {
+            let members = pool.shared.members(*handle);
+            let members = members.into_iter().zip(1..);
+            all.extend(members.map(|(fd, at)| (member_name(name, at), fd)));
+            let is_first = !pools[..at]
+                .iter()
+                .any(|it| Rc::ptr_eq(&it.pool.shared, &pool.shared));
+            if is_first {
+                match pool.shared.offer() {
+                    Ok(end) => all.push((channel_name(name), Rc::new(end))),
+                    Err(error) => {
+                        log::warn!(target: log::HANDOFF, "connections of workers do not move: {error}");
+                    }
+                }
+            }
+        }
+        self.companions.replace(all);
+    }
+
+    /// The workers of pools give up their connections: the successor serves.
+    pub(super) fn hand_pools_over(&self, reactor: &mut Reactor) {
+        // The successor has its copies.
+        self.companions.take();
+        for PoolListener { pool, .. } in self.pools.take() {
+            pool.shared.hand_over(reactor);
         }
     }
 
@@ -272,6 +350,16 @@ impl Server {
             program.manager_not_told(reactor, &error);
         });
     }
+}
+
+/// What the socket of a worker is called, from 1 on, beside the listener.
+pub(super) fn member_name(name: &str, at: usize) -> String {
+    format!("{name}#{at}")
+}
+
+/// What the channel of a pool is called.
+pub(super) fn channel_name(name: &str) -> String {
+    format!("{name}#pool")
 }
 
 impl fmt::Debug for Server {

@@ -85,6 +85,7 @@ pub(crate) fn dispatch(id: u64, read: &[u8]) -> Dispatch {
         read: read.to_vec(),
         unsent: Vec::new(),
         is_recalled: false,
+        moved: None,
     }
 }
 

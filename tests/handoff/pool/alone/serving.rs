@@ -37,6 +37,7 @@ fn a_connection_is_served_with_all_that_was_said_of_it() {
         read: b"read".to_vec(),
         unsent: b"unsent".to_vec(),
         is_recalled: true,
+        moved: None,
     };
     desk.pool.send(&message, &[accepted.as_fd()]).unwrap();
     drop(accepted);
