@@ -40,11 +40,19 @@ struct Crowd {
 
 impl Crowd {
     fn start(settings: PoolSettings, choose: impl FnMut(WorkerId) -> Script + 'static) -> Self {
+        Self::start_by(Accepting::ByWorkers, settings, choose)
+    }
+
+    fn start_by(
+        accepting: Accepting,
+        settings: PoolSettings,
+        choose: impl FnMut(WorkerId) -> Script + 'static,
+    ) -> Self {
         let ledger = DescriptorLedger::open();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let log = directory.path().join("served");
         let mut reactor = Reactor::new().expect("epoll");
-        let settings = settings.accepting(Accepting::ByWorkers);
+        let settings = settings.accepting(accepting);
         let pool = Pool::start(&mut reactor, settings, scripted(log.clone(), choose));
         let killed = Rc::<RefCell<Vec<u32>>>::default();
         let of_killed = Rc::clone(&killed);
@@ -173,10 +181,11 @@ fn the_queue_of_a_worker_that_dies_is_served_by_the_next_one() {
     crowd.end(clients);
 }
 
-/// A worker is killed from outside every 200 ms, whatever it does at that moment.
-#[test]
-fn a_worker_killed_every_short_while_costs_only_its_own() {
-    let mut crowd = Crowd::start(PoolSettings::default().workers(3), |_| Script::Serve);
+/// Reliability T-25: a worker is killed from outside every 200 ms, whatever it does at that
+/// moment. The settings are the defaults.
+fn kill_every_short_while(accepting: Accepting, name: &str) {
+    let settings = PoolSettings::default().workers(3);
+    let mut crowd = Crowd::start_by(accepting, settings, |_| Script::Serve);
     let clients = crowd.clients(200, 16);
     let (began, mut kills) = (Instant::now(), 0_u32);
     let rounds = scaled(8, 60);
@@ -196,33 +205,119 @@ fn a_worker_killed_every_short_while_costs_only_its_own() {
         assert!(began.elapsed() < PATIENCE, "{:?}", crowd.pool.statistics());
     }
     crowd.serve(&clients, |_, _| {});
-    let (_, others) = failed(&clients, &crowd.log, &crowd.killed.borrow());
+    let log = crowd.log.clone();
+    let (_, others) = failed(&clients, &log, &crowd.killed.borrow());
     // Between accept(2) and its note a worker may have one that is not in its account.
-    assert!(others <= kills as usize, "{others} lost, of {kills} killed");
+    let unnoted = match accepting {
+        Accepting::ByWorkers => kills as usize,
+        _ => 0,
+    };
+    Figures::of("T-25")
+        .must(
+            &format!("{name}: killed, one every 200 ms"),
+            kills as usize,
+            Bound::AtLeast,
+            8,
+        )
+        .must(
+            &format!("{name}: lost beside those that the killed had"),
+            others,
+            Bound::AtMost,
+            unnoted,
+        );
     crowd.end(clients);
 }
 
-/// A worker is stopped: what comes to it is taken from its queue and given to others, and
-/// another takes its place.
 #[test]
-fn the_queue_of_a_stopped_worker_is_served_by_others() {
-    let mut crowd = Crowd::start(PoolSettings::default().workers(3), |_| Script::Serve);
+fn a_worker_killed_every_short_while_costs_only_its_own() {
+    kill_every_short_while(Accepting::ByWorkers, "workers that accept");
+}
+
+#[test]
+fn a_worker_that_is_passed_connections_and_killed_costs_only_its_own() {
+    kill_every_short_while(Accepting::ByPool, "workers that are passed connections");
+}
+
+/// What becomes of a stopped worker in the end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoesOn,
+    IsKilled,
+}
+
+/// Reliability T-27: a worker is stopped. What waits for it, in its queue or in its
+/// channel, is given to others, and another takes its place. The settings are the
+/// defaults.
+fn stop_one(accepting: Accepting, then: Then, name: &str) {
+    let settings = PoolSettings::default().workers(3);
+    let mut crowd = Crowd::start_by(accepting, settings, |_| Script::Serve);
     let victim = crowd.pool.statistics().workers[0].pid;
     stop(victim);
-    let clients = crowd.clients(300, 8);
+    let clients = crowd.clients(scaled(300, 1_600), 8);
     crowd.serve(&clients, |_, _| {});
-    let log = crowd.log.clone();
-    let (failed, _) = failed(&clients, &log, &[]);
     let pool = crowd.pool.clone();
     run_until_within(PATIENCE, &mut crowd.reactor, &pool, |_| {
         pool.statistics().recalls == 1
     });
     let statistics = pool.statistics();
-    assert_eq!(failed, 0, "{statistics:?}");
-    assert!(statistics.rescued > 0, "nobody came to it: {statistics:?}");
-    signal(victim, Signal::CONT);
+    if accepting == Accepting::ByWorkers {
+        assert!(statistics.rescued > 0, "nobody came to it: {statistics:?}");
+    }
+    signal(
+        victim,
+        match then {
+            Then::GoesOn => Signal::CONT,
+            Then::IsKilled => Signal::KILL,
+        },
+    );
+    clients.go_on(&mut crowd.reactor, 100);
+    crowd.serve(&clients, |_, _| {});
+    let log = crowd.log.clone();
+    let (failed, _) = failed(&clients, &log, &[]);
+    Figures::of("T-27").must(
+        &format!("{name}: clients failed"),
+        failed,
+        Bound::Exactly,
+        0,
+    );
     drop(pool);
     crowd.end(clients);
+}
+
+#[test]
+fn the_queue_of_a_stopped_worker_is_served_by_others() {
+    stop_one(
+        Accepting::ByWorkers,
+        Then::GoesOn,
+        "a worker that accepts is stopped",
+    );
+}
+
+#[test]
+fn the_queue_of_a_worker_that_hangs_and_is_killed_is_served_by_others() {
+    stop_one(
+        Accepting::ByWorkers,
+        Then::IsKilled,
+        "it is stopped, then killed",
+    );
+}
+
+#[test]
+fn what_a_stopped_worker_was_passed_is_served_by_others() {
+    stop_one(
+        Accepting::ByPool,
+        Then::GoesOn,
+        "a worker that is passed connections is stopped",
+    );
+}
+
+#[test]
+fn what_a_worker_was_passed_that_hangs_and_is_killed_is_served_by_others() {
+    stop_one(
+        Accepting::ByPool,
+        Then::IsKilled,
+        "that one is stopped, then killed",
+    );
 }
 
 /// It is stopped, goes on, and has not been replaced meanwhile: it serves as before.
