@@ -105,7 +105,11 @@ pub mod security {}
 #[doc = include_str!("guide/performance.md")]
 pub mod performance {}
 
-#[doc = include_str!("guide/testing.md")]
+#[cfg_attr(feature = "testing", doc = include_str!("guide/testing.md"))]
+#[cfg_attr(
+    not(feature = "testing"),
+    doc = "Testing. Build the documentation with the feature `testing` to read it."
+)]
 pub mod testing {}
 
 #[cfg_attr(feature = "inspect", doc = include_str!("guide/inspect.md"))]
