@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browser;
 mod described;
 mod measures;
 mod socket;
@@ -11,6 +12,7 @@ mod top;
 mod web;
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -40,6 +42,7 @@ pub(crate) struct Program {
     pub(crate) socket: PathBuf,
     pub(crate) page: String,
     pub(crate) echo: PathBuf,
+    address: SocketAddr,
     remote: RemoteHandle,
     thread: Option<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -47,6 +50,11 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// With the address of its page, and the secret of that.
+    pub(crate) fn start_with(page: Option<(SocketAddr, &'static str)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (socket, echo) = (folder.path().join("inspect"), folder.path().join("echo"));
         let (tell, told) = mpsc::channel();
@@ -54,22 +62,32 @@ impl Program {
         let thread = thread::spawn(move || {
             let mut reactor = Reactor::new().unwrap();
             Inspector::on_socket(&mut reactor, &paths.0).unwrap();
-            let page = Inspector::on_address(&mut reactor, ([127, 0, 0, 1], 0).into()).unwrap();
+            let page = match page {
+                Some((at, secret)) => Inspector::with_secret(&mut reactor, at, secret.into()),
+                None => Inspector::on_address(&mut reactor, ([127, 0, 0, 1], 0).into()),
+            };
+            let page = page.unwrap();
             reactor
                 .listen_unix(paths.1.as_path(), |_: &Address| Echo)
                 .unwrap();
-            tell.send((reactor.remote(), page.url())).unwrap();
+            tell.send((reactor.remote(), page)).unwrap();
             reactor.run().unwrap();
         });
         let (remote, page) = told.recv_timeout(Duration::from_secs(10)).unwrap();
         Self {
             socket,
-            page,
+            page: page.url(),
+            address: page.address(),
             echo,
             remote,
             thread: Some(thread),
             _folder: folder,
         }
+    }
+
+    /// Where its page is.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Connects to the echo, and has it answer once.

@@ -404,7 +404,7 @@ impl Reactor {
             (Some(entry), ..) => catch_panic(|| entry.log_prefix().into_owned())
                 .unwrap_or_else(|_| "(whose log_prefix panics)".into()),
             (None, _, Some(token)) => format!("{token}, which is gone"),
-            (None, Some(name), None) => name().to_owned(),
+            (None, Some(name), None) => written(name()).to_owned(),
             (None, None, None) => "a call".to_owned(),
         }
     }
@@ -440,10 +440,33 @@ impl Reactor {
     }
 }
 
+/// The name of a closure as it was written, out of that of ours around it.
+fn written(name: &str) -> &str {
+    name.strip_prefix("bowline_reactor::")
+        .and_then(|name| name.strip_suffix(">::{{closure}}"))
+        .and_then(|name| name.split_once('<'))
+        .map_or(name, |(_, written)| written)
+}
+
 /// The name without what differs between connections of one kind.
 fn kind_of(name: &str) -> &str {
     match name.match_indices(',').nth(1) {
         Some((end, _)) => &name[..end],
         None => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_named_and_not_what_we_put_around_it() {
+        let ours = "bowline_reactor::reactor::plain<web::main::{{closure}}>::{{closure}}";
+        assert_eq!(written(ours), "web::main::{{closure}}");
+        let generic = "web::list<alloc::string::String>::{{closure}}";
+        assert_eq!(written(generic), generic);
+        assert_eq!(kind_of("Echo,TCP,127.0.0.1:7"), "Echo,TCP");
+        assert_eq!(kind_of("signals"), "signals");
     }
 }
