@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bowline::endpoint::Listen as _;
+use bowline::inspect::SlowLimits;
 use bowline::tls::{Certificates, TlsServer, client_config, rustls};
 use bowline::{
     Address, Context, Datagram, DatagramProtocol, DatagramTransport, Protocol, Reactor, Tcp,
@@ -144,6 +145,15 @@ fn exchange_descriptor(reactor: &mut Reactor, peer: &StdUnixStream, passed: Borr
     }
 }
 
+/// A reactor that notes no callback as slow: on a machine with other work any is, and a note
+/// has a name.
+fn reactor() -> Reactor {
+    let mut reactor = Reactor::new().unwrap();
+    let slow = SlowLimits::default().callback(Duration::from_secs(5));
+    reactor.set_slow_limits(slow.turn(Duration::MAX));
+    reactor
+}
+
 /// How often `exchange` allocates in [`MESSAGES`] calls, once it runs steadily.
 fn allocations(mut exchange: impl FnMut(usize)) -> u64 {
     for number in 0..WARM_UP {
@@ -161,7 +171,7 @@ fn steady_echo_does_not_allocate() {
     let ledger = DescriptorLedger::open();
     let mut counted = Vec::new();
     {
-        let mut reactor = Reactor::new().unwrap();
+        let mut reactor = reactor();
         let listener = reactor
             .listen_tcp(([127, 0, 0, 1], 0).into(), |_: &Address| Echo)
             .unwrap();
@@ -225,7 +235,7 @@ fn steady_echo_of_datagrams_does_not_allocate() {
     let ledger = DescriptorLedger::open();
     let mut counted = Vec::new();
     {
-        let mut reactor = Reactor::new().unwrap();
+        let mut reactor = reactor();
         let here = Udp::at(([127, 0, 0, 1], 0).into());
         let handle = reactor.listen(here, Echo).unwrap();
         let address = reactor.get(handle).unwrap().host().as_inet().unwrap();
@@ -346,7 +356,7 @@ fn run_all(reactor: &mut Reactor) {
 #[test]
 fn calls_of_the_reactor_do_not_allocate() {
     let ledger = DescriptorLedger::open();
-    let mut reactor = Reactor::new().unwrap();
+    let mut reactor = reactor();
     for way in [
         Ask::Later,
         Ask::LaterThenCancelled,
@@ -389,7 +399,7 @@ fn calls_of_the_reactor_do_not_allocate() {
 #[test]
 fn connection_put_together_again_takes_as_little_as_before() {
     let ledger = DescriptorLedger::open();
-    let mut reactor = Reactor::new().unwrap();
+    let mut reactor = reactor();
     let connect = |reactor: &mut Reactor| {
         let (ours, theirs) = socketpair();
         let handle = reactor.adopt_unix_stream(ours.into(), Echo).unwrap();
@@ -509,7 +519,7 @@ fn tls_configs() -> (TlsServer, Arc<rustls::ClientConfig>) {
 fn record_of_tls_takes_one_allocation_to_send_and_none_to_receive() {
     let _ledger = DescriptorLedger::open();
     let (server, config) = tls_configs();
-    let mut reactor = Reactor::new().unwrap();
+    let mut reactor = reactor();
     let any = || Tcp::at(([127, 0, 0, 1], 0).into()).layer(server.clone());
     let echo = reactor.listen(any(), |_: &Address| Echo).unwrap();
     let address = reactor.get(echo).unwrap().address().as_inet().unwrap();
@@ -561,7 +571,7 @@ const MOST_IDLE_TLS: isize = 2_560;
 fn idle_connection_with_tls_costs_little() {
     let _ledger = DescriptorLedger::open();
     let (server, config) = tls_configs();
-    let mut reactor = Reactor::new().unwrap();
+    let mut reactor = reactor();
     let here = Tcp::at(([127, 0, 0, 1], 0).into()).layer(server);
     let listener = reactor.listen(here, |_: &Address| Echo).unwrap();
     let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
