@@ -25,8 +25,9 @@ use bowline::endpoint::Listen as _;
 use bowline::inspect::SlowLimits;
 use bowline::tls::{Certificates, TlsServer, client_config, rustls};
 use bowline::{
-    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Protocol, Reactor, Tcp,
-    Transport, Transports, Udp, UnixDatagram, UnixStream, UnixTransport,
+    Address, Context, Datagram, DatagramProtocol, DatagramTransport, Packet, PacketProtocol,
+    PacketTransport, Protocol, Reactor, Tcp, Transport, Transports, Udp, UnixDatagram,
+    UnixSeqpacket, UnixStream, UnixTransport,
 };
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -280,6 +281,48 @@ fn steady_echo_of_datagrams_does_not_allocate() {
     ledger.assert_balanced();
     for (name, count) in &counted {
         eprintln!("{name}: {count} allocations in {MESSAGES} exchanges of 5 datagrams");
+    }
+    assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
+}
+
+/// Sends back what came, over a connection.
+impl<T: PacketTransport> PacketProtocol<T> for Echo {
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        cx.transport.send(packet.data);
+    }
+}
+
+/// None for a packet, over however many connections they come.
+#[test]
+fn steady_echo_of_packets_does_not_allocate() {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, recv, send, socketpair};
+    let ledger = DescriptorLedger::open();
+    let mut counted = Vec::new();
+    {
+        let mut reactor = reactor();
+        let peers: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+                let kind = SocketType::SEQPACKET;
+                let (ours, peer) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+                reactor.adopt(UnixSeqpacket, ours, Echo).unwrap();
+                peer
+            })
+            .collect();
+        for length in [0, 64, 1_200] {
+            let message = vec![7; length];
+            let count = allocations(|number| {
+                let peer = &peers[number % CONNECTIONS];
+                let send = || Ok(send(peer, &message, SendFlags::NOSIGNAL)?);
+                let receive = |room: &mut [u8]| Ok(recv(peer, room, RecvFlags::DONTWAIT)?.0);
+                exchange_datagrams(&mut reactor, send, receive);
+            });
+            counted.push((length, count));
+        }
+    }
+    ledger.assert_balanced();
+    for (length, count) in &counted {
+        eprintln!("{length} bytes: {count} allocations in {MESSAGES} exchanges of 5 packets");
     }
     assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
 }
