@@ -1,15 +1,16 @@
 //! The suite over the rules themselves: a framing of no protocol, that pairs by each, and
 //! begins with lines.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use bowline::framing::{
     Decoded, FrameContext, FrameReceiver, Framed, Framer, FramingError, LineFramer, Pairing,
     Unclaimed,
 };
-use bowline::{Reactor, Transports, UnixStream, UnixTransportHandle};
+use bowline::{Reactor, Transport as _, Transports, UnixStream, UnixTransportHandle};
 
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
+use crate::support::{DescriptorLedger, settle, socketpair};
 
 /// Frames of two bytes and a payload: how many descriptors, and how long. Behind lines.
 enum Frames {
@@ -133,6 +134,50 @@ impl Sample for Of {
 fn message(count: usize, text: &str) -> Message {
     let head = [count as u8, text.len() as u8];
     Message::new([&head, text.as_bytes()].concat(), count, text)
+}
+
+/// Raw bytes of a known number have claimed descriptors wait for the frame behind them.
+#[test]
+fn no_more_wait_behind_raw_bytes_than_behind_frames() {
+    struct Raw(Heard);
+    impl FrameReceiver<UnixStream, LineFramer> for Raw {
+        fn connection_made(&mut self, cx: &mut FrameContext<'_, UnixStream, LineFramer>) {
+            cx.framing.set_raw_mode_for(1_000);
+        }
+
+        fn frame_received(&mut self, _: &mut FrameContext<'_, UnixStream, LineFramer>, _: &[u8]) {
+            panic!("it is raw");
+        }
+
+        fn framing_failed(
+            &mut self,
+            cx: &mut FrameContext<'_, UnixStream, LineFramer>,
+            error: FramingError,
+            _: &[u8],
+        ) {
+            self.0.message(error.to_string(), []);
+            cx.transport.abort_connection();
+        }
+    }
+    let ledger = DescriptorLedger::open();
+    {
+        let mut reactor = Reactor::new().unwrap();
+        let (ours, theirs) = socketpair();
+        let heard = Heard::default();
+        let framed = Framed::new(LineFramer::new(), Raw(heard.clone()))
+            .pairing(Pairing::Claimed(Unclaimed::Wait))
+            .max_waiting(3);
+        let handle = reactor.adopt_unix_stream(ours.into(), framed).unwrap();
+        for number in 1..=4 {
+            assert!(reactor.get(handle).is_some(), "refused before {number}");
+            send(&theirs, b"x", &[theirs.as_fd()]);
+            settle(&mut reactor);
+        }
+        assert!(reactor.get(handle).is_none(), "4 wait, and 3 may");
+        let said = heard.texts();
+        assert_eq!(said, ["peer sent 4 descriptors that no frame claims"]);
+    }
+    ledger.assert_balanced();
 }
 
 suite!(claimed, Of(Rule::Claimed), lines);

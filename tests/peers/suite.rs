@@ -173,6 +173,11 @@ impl Heard {
         self.0.borrow_mut().push((message.into(), descriptors));
     }
 
+    /// The messages that were heard, without their descriptors.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.take().into_iter().map(|(text, _)| text).collect()
+    }
+
     fn take(&self) -> Vec<(String, Vec<Identity>)> {
         let heard = self.0.take();
         heard

@@ -239,7 +239,10 @@ impl<F: Framer, R> Framed<F, R> {
                         self.deliver_raw(cx, &mut input, found, left);
                     } else {
                         self.buffer.shrink();
-                        return true;
+                        match self.too_many_waiting() {
+                            None => return true,
+                            Some(error) => self.fail(cx, &mut input, error),
+                        }
                     }
                 }
                 Mode::Failed => {}
