@@ -210,7 +210,8 @@ pub mod descriptor {
         Readiness, Registered, Section, Token, Vacancy, catch_panic,
     };
     pub use bowline_transport::{
-        EventCounter, SealedMemory, SealedMemoryError, SealedMemoryErrorKind,
+        DescriptorKind, DescriptorsOfKind, EventCounter, SealedMemory, SealedMemoryError,
+        SealedMemoryErrorKind, WrongDescriptor,
     };
 }
 

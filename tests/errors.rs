@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use bowline::descriptor::{SealedMemoryError, SealedMemoryErrorKind};
+use bowline::descriptor::{
+    DescriptorKind, SealedMemoryError, SealedMemoryErrorKind, WrongDescriptor,
+};
 use bowline::endpoint::{EndpointError, ServerEndpoint};
 use bowline::error::{
     AdoptError, AdoptErrorKind, CallError, DelayedCallError, DetachError, FailedAttempt,
@@ -40,6 +42,11 @@ use bowline_peers::node::{NodeSendError, NodeSendErrorKind};
 mod support;
 
 use support::{Recorder, run_until};
+
+/// As what `check` answers is called.
+fn wrong_descriptor() -> WrongDescriptor {
+    DescriptorKind::Pipe.check(file()).unwrap_err()
+}
 
 const WHY: &str = "out of quills";
 
@@ -131,6 +138,7 @@ fn errors() -> Vec<Box<dyn Error>> {
             error: why(),
         }),
         Box::new(notice_error()),
+        Box::new(wrong_descriptor()),
         Box::new(DbusError::Framing(FramingError::BadLength)),
         Box::new(EndpointError::from(why())),
         Box::new(SealedMemoryError {

@@ -55,6 +55,7 @@ mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod transports;
+mod wanted;
 mod write_buffer;
 
 /// For the fuzz targets, which are built with `--cfg fuzzing`. No public API.
@@ -109,3 +110,4 @@ pub use crate::stream::{Stream, StreamTransport};
 pub use crate::sys::take_inherited;
 pub use crate::terminal::{set_terminal_size, terminal_size};
 pub use crate::transports::Transports;
+pub use crate::wanted::{DescriptorKind, DescriptorsOfKind, WrongDescriptor};

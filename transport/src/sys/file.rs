@@ -53,13 +53,7 @@ pub(crate) enum FileKind {
 /// The kernel's.
 pub(crate) fn file_kind(fd: BorrowedFd<'_>) -> io::Result<FileKind> {
     use std::io::IsTerminal;
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    retry(|| {
-        // SAFETY: `stat` is what the call writes, and outlives it.
-        unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) }
-    })?;
-    // SAFETY: the call has succeeded, and so has filled it.
-    let stat = unsafe { stat.assume_init() };
+    let stat = status(fd)?;
     Ok(match stat.st_mode & libc::S_IFMT {
         libc::S_IFIFO => FileKind::Pipe,
         libc::S_IFSOCK => FileKind::Socket,
@@ -69,6 +63,26 @@ pub(crate) fn file_kind(fd: BorrowedFd<'_>) -> io::Result<FileKind> {
         libc::S_IFCHR if fd.is_terminal() => FileKind::Terminal,
         _ => FileKind::Other,
     })
+}
+
+/// How many bytes a regular file has; `None` for another.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn regular_length(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    let stat = status(fd)?;
+    let is_regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok(is_regular.then(|| u64::try_from(stat.st_size).unwrap_or(0)))
+}
+
+fn status(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    retry(|| {
+        // SAFETY: `stat` is what the call writes, and outlives it.
+        unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) }
+    })?;
+    // SAFETY: the call has succeeded, and so has filled it.
+    Ok(unsafe { stat.assume_init() })
 }
 
 fn is_master(fd: BorrowedFd<'_>) -> bool {
