@@ -38,6 +38,7 @@ use bowline::{
 use bowline_peers::dbus::DbusError;
 use bowline_peers::haproxy::TakeError;
 use bowline_peers::node::{NodeSendError, NodeSendErrorKind};
+use bowline_peers::oci::ConsoleError;
 
 mod support;
 
@@ -139,6 +140,7 @@ fn errors() -> Vec<Box<dyn Error>> {
         }),
         Box::new(notice_error()),
         Box::new(wrong_descriptor()),
+        Box::new(ConsoleError::Wrong(wrong_descriptor())),
         Box::new(DbusError::Framing(FramingError::BadLength)),
         Box::new(EndpointError::from(why())),
         Box::new(SealedMemoryError {

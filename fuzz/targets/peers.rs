@@ -8,6 +8,7 @@ use bowline_peers::dbus::{DbusFramer, DbusMessage};
 use bowline_peers::haproxy::{GetsocksFramer, GetsocksPart, ListenerName, SockpairFramer};
 use bowline_peers::imsg::{Imsg, ImsgDialect, ImsgFramer, ImsgHeader};
 use bowline_peers::node::NodeFramer;
+use bowline_peers::varlink::{VarlinkCall, VarlinkFramer, VarlinkReply};
 
 type Outcome = (Vec<(Vec<u8>, Option<usize>)>, Option<FramingError>);
 
@@ -18,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let step = usize::from(*step).max(1);
     let limit = usize::from(*limit);
     let getsocks = |part| move || GetsocksFramer::new(part);
-    match kind % 10 {
+    match kind % 11 {
         0 => imsg(ImsgFramer::new(ImsgDialect::Legacy), limit, input, step),
         1 => imsg(ImsgFramer::new(ImsgDialect::Current), limit, input, step),
         2 => imsg(
@@ -40,7 +41,11 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         }
         6 => compare(|| SockpairFramer, input, step, |_| ()),
         7 => compare(DbusFramer::of_lines, input, step, |_| ()),
-        8 => {
+        8 => compare(|| VarlinkFramer::new().with_max_length(limit), input, step, |frame| {
+            encode_again(VarlinkFramer::new(), &(), frame);
+            let _ = (VarlinkCall::parse(frame).is_ok(), VarlinkReply::parse(frame).is_ok());
+        }),
+        9 => {
             let make = || DbusFramer::of_messages().with_max_length(4_096);
             compare(make, input, step, |frame| {
                 let message = DbusMessage::parse(frame).expect("it was found to be one");

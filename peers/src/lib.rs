@@ -17,6 +17,8 @@
 //! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | has a record or two bytes for, in order | `haproxy`, on either side |
 //! | `node` | Node's IPC with handles, both ends; workers of its `cluster` | is a `NODE_HANDLE` | `node`, as parent, child and primary |
 //! | `dbus` | D-Bus: a client of a bus, or of a peer; a service to peers | are claimed by the number in its header | dbus-daemon, libdbus, GDBus, sd-bus |
+//! | `oci` | the console socket of OCI runtimes | is the one of its connection | `runc` |
+//! | `varlink` | varlink, client and service | came with the read in which it ends | asyncvarlink |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -46,3 +48,7 @@ pub mod imsg;
 pub mod node;
 #[cfg(feature = "notify")]
 pub mod notify;
+#[cfg(feature = "oci")]
+pub mod oci;
+#[cfg(feature = "varlink")]
+pub mod varlink;

@@ -16,4 +16,6 @@ mod examples;
 mod haproxy;
 mod imsg;
 mod node;
+mod oci;
 mod rules;
+mod varlink;
