@@ -2,18 +2,26 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::framing::FramingError;
-use bowline::{CloseReason, Reactor, Transport as _, Transports, UnixStream, UnixTransportHandle};
+use bowline::{
+    Address, CloseReason, Reactor, Transport as _, Transports, UnixStream, UnixTransportHandle,
+};
 use bowline_peers::varlink::serde_json::{Value, json, value::to_raw_value};
 use bowline_peers::varlink::{
     VarlinkAnswer, VarlinkCall, VarlinkContext, VarlinkHandler, VarlinkRole, VarlinkSettings,
     connection,
 };
 
+use crate::programs::{Program, say_missing};
 use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
@@ -367,4 +375,136 @@ fn descriptors_are_refused_by_default_and_so_are_answers_to_nothing() {
         settle(&mut reactor);
         assert_eq!(both.notes.take(), [error, "lost"]);
     }
+}
+
+/// asyncvarlink, in this role; `None` where it is not installed.
+fn python(role: &str, path: &Path) -> Option<Command> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("target/interop-venv/bin/python");
+    let found = Command::new(&python)
+        .args(["-c", "import asyncvarlink"])
+        .output();
+    if !found.is_ok_and(|it| it.status.success()) {
+        say_missing("asyncvarlink", "tests/interop/setup");
+        return None;
+    }
+    let mut command = Command::new(python);
+    command
+        .arg(root.join("tests/peers/varlink_peer.py"))
+        .arg(role)
+        .arg(path);
+    Some(command)
+}
+
+/// A service of files, as that of asyncvarlink is; and a client of it.
+#[derive(Clone, Default)]
+struct Files(Notes);
+
+fn memory(text: &str) -> File {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::memfd_create("given", flags).unwrap());
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn content(fd: OwnedFd) -> String {
+    let mut bytes = [0; 100];
+    let count = File::from(fd).read_at(&mut bytes, 0).unwrap();
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
+impl VarlinkHandler<UnixStream> for Files {
+    fn call_received(&mut self, cx: &mut Cx<'_, '_, Self>, call: &VarlinkCall<'_>) {
+        let arguments: Value = call.arguments().unwrap();
+        match call.method {
+            "com.example.files.Open" => {
+                let file = memory(arguments["text"].as_str().unwrap());
+                let answer = json!({"fileDescriptor": 0});
+                cx.reply(&answer, vec![file.into()]).unwrap();
+            }
+            "com.example.files.Read" => {
+                let index = arguments["fileDescriptor"].as_u64().unwrap();
+                let fd = cx.descriptors().nth(index as usize).unwrap();
+                cx.reply(&json!({"content": content(fd)}), Vec::new())
+                    .unwrap();
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+impl Files {
+    /// Asks for a file, and gives one, several times and all at once.
+    fn ask(cx: &mut Cx<'_, '_, Self>) {
+        let open = to_raw_value(&json!({"text": "for us"})).unwrap();
+        let read = to_raw_value(&json!({"fileDescriptor": 0})).unwrap();
+        for _ in 0..3 {
+            let call = VarlinkCall::new("com.example.files.Open").parameters(&open);
+            let asked = cx.call(&call, Vec::new(), |files, cx, answer| {
+                assert!(matches!(answer, VarlinkAnswer::Reply(_)), "{answer:?}");
+                let fd = cx.descriptors().next().expect("it has one");
+                files.0.borrow_mut().push(content(fd));
+            });
+            asked.unwrap();
+            let call = VarlinkCall::new("com.example.files.Read").parameters(&read);
+            let given = vec![memory("of ours").into()];
+            let asked = cx.call(&call, given, |files, _, answer| {
+                let VarlinkAnswer::Reply(reply) = answer else {
+                    panic!("{answer:?}")
+                };
+                let what: Value = reply.results().unwrap();
+                files.0.borrow_mut().push(what["content"].to_string());
+            });
+            asked.unwrap();
+        }
+    }
+}
+
+fn settings() -> VarlinkSettings {
+    VarlinkSettings::default().max_descriptors(8)
+}
+
+#[test]
+fn asyncvarlink_calls_our_service() {
+    let _ledger = DescriptorLedger::open();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("files");
+    let Some(mut command) = python("client", &path) else {
+        return;
+    };
+    let mut reactor = Reactor::new().unwrap();
+    let factory = |_: &Address| connection(VarlinkRole::Service, settings(), Files::default());
+    reactor.listen_unix(&path, factory).unwrap();
+    let (is_well, said) = Program::start(&mut command).end(&mut reactor);
+    assert!(is_well, "{said}");
+    let round = "for Python\nof Python\n";
+    assert_eq!(said, round.repeat(3) + "leaked 0\n");
+}
+
+#[test]
+fn our_client_calls_asyncvarlink() {
+    let _ledger = DescriptorLedger::open();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("files");
+    let Some(mut command) = python("service", &path) else {
+        return;
+    };
+    let mut reactor = Reactor::new().unwrap();
+    let service = Program::start(&mut command);
+    service.wait_for(&mut reactor, "serving");
+    let before = service.open_descriptors();
+    let files = Files::default();
+    let notes = Rc::clone(&files.0);
+    let client = connection(VarlinkRole::Client, settings(), files);
+    let connected = StdUnixStream::connect(&path).unwrap();
+    let handle = reactor.adopt_unix_stream(connected.into(), client).unwrap();
+    type Framed = bowline_peers::varlink::Varlink<UnixStream, Files>;
+    reactor.call_protocol(handle, |framed: &mut Framed, cx| {
+        framed.call(cx, |peer, frame| peer.enter(frame, |_, cx| Files::ask(cx)));
+    });
+    run_until(&mut reactor, |_| notes.borrow().len() == 6);
+    assert_eq!(*notes.borrow(), ["for us", "\"of ours\""].repeat(3));
+    reactor.get(handle).unwrap().lose_connection();
+    settle(&mut reactor);
+    service.wait_for_descriptors(&mut reactor, before);
 }

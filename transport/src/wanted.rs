@@ -311,18 +311,18 @@ mod tests {
 
     /// One of everything, and of which kinds it is.
     fn everything() -> Vec<Named> {
+        let mut all = sockets();
+        all.extend(files());
+        all
+    }
+
+    fn sockets() -> Vec<Named> {
         use DescriptorKind as Kind;
+        let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let (left, _right) = UnixStream::pair().unwrap();
-        let (reads, writes) = std::io::pipe().unwrap();
-        let (master, side) = open_terminal().unwrap();
-        let memory = SealedMemory::new("kinds", &[7; 100]).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let written = File::create(folder.path().join("file")).unwrap();
-        let read = File::open(folder.path().join("file")).unwrap();
-        let own = std::process::id();
         vec![
             (
                 "a listening TCP socket",
@@ -361,6 +361,19 @@ mod tests {
                 UnixDatagram::unbound().unwrap().into(),
                 vec![],
             ),
+        ]
+    }
+
+    fn files() -> Vec<Named> {
+        use DescriptorKind as Kind;
+        let (reads, writes) = std::io::pipe().unwrap();
+        let (master, side) = open_terminal().unwrap();
+        let memory = SealedMemory::new("kinds", &[7; 100]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let written = File::create(folder.path().join("file")).unwrap();
+        let read = File::open(folder.path().join("file")).unwrap();
+        let own = std::process::id();
+        vec![
             ("a pipe", reads.into(), vec![Kind::Pipe]),
             ("a pipe", writes.into(), vec![Kind::Pipe]),
             // It is none any more when the other side is closed.
