@@ -24,18 +24,18 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::endpoint::ServerEndpoint;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::{Address, AtDrain, CloseReason, DelayedCall, Reactor, Transport};
 use bowline::{TransportHandle, TransportState, Transports, Watermarks, WriteStatus};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, Endpoint};
 
 const HELP: &str = "
 A chat room for line-based clients such as nc.
 
-Usage: chat --listen ENDPOINT [--idle SECONDS]
+Usage: chat --listen ENDPOINT [--tls CERT KEY] [--idle SECONDS]
 
+  --tls CERT KEY  with TLS, whatever the endpoint: two PEM files
   --idle SECONDS  show out who says nothing for so long [default: 300]
 ";
 
@@ -138,7 +138,7 @@ impl Member {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let endpoint = arguments.option::<ServerEndpoint>("--listen")?;
+    let endpoint = Endpoint::take(&mut arguments)?;
     let idle = arguments.option("--idle")?.unwrap_or(300.0);
     arguments.finish()?;
     let endpoint = endpoint.ok_or("--listen ENDPOINT, please; try --help")?;

@@ -21,18 +21,19 @@
 
 mod common;
 
-use bowline::endpoint::ServerEndpoint;
 use bowline::{Address, AfterReadClosed, Context, ProducerKind, Protocol, Reactor};
 use bowline::{Transport, Transports};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, Endpoint};
 
 const HELP: &str = "
 Sends back what it receives, over TCP or a UNIX socket.
 
-Usage: echo --listen ENDPOINT
+Usage: echo --listen ENDPOINT [--tls CERT KEY]
 
-  --listen ENDPOINT   where: tcp:127.0.0.1:7000, unix:/run/echo.sock, systemd:name=echo
+  --listen ENDPOINT   where: tcp:127.0.0.1:7000, unix:/run/echo.sock, systemd:name=echo,
+                      tls:8443:cert=FILE:key=FILE
+  --tls CERT KEY      with TLS, whatever the endpoint: two PEM files
 ";
 
 /// One connection.
@@ -60,7 +61,7 @@ impl<T: Transport> Protocol<T> for Echo {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let endpoint = arguments.option::<ServerEndpoint>("--listen")?;
+    let endpoint = Endpoint::take(&mut arguments)?;
     arguments.finish()?;
     let endpoint = endpoint.ok_or("--listen ENDPOINT, please; try --help")?;
 

@@ -24,19 +24,20 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::endpoint::{ClientEndpoint, ServerEndpoint};
+use bowline::endpoint::ClientEndpoint;
 use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, ConnectorHandle};
 use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Remains};
 use bowline::{Transport, TransportHandle, Transports};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, Endpoint};
 
 const HELP: &str = "
 Forwards connections.
 
-Usage: proxy --listen ENDPOINT --to ENDPOINT
+Usage: proxy --listen ENDPOINT [--tls CERT KEY] --to ENDPOINT
 
   --listen ENDPOINT   where: tcp:127.0.0.1:7001, unix:/run/proxy.sock, systemd:name=proxy
+  --tls CERT KEY      with TLS, which ends here, whatever the endpoint: two PEM files
   --to ENDPOINT       to where: tcp:example.com:80, unix:/run/server.sock
 ";
 
@@ -184,7 +185,7 @@ impl<T: Transport> Factory<T> for Dial {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
-    let listen = arguments.option::<ServerEndpoint>("--listen")?;
+    let listen = Endpoint::take(&mut arguments)?;
     let to = arguments.option::<ClientEndpoint>("--to")?;
     arguments.finish()?;
     let (Some(listen), Some(to)) = (listen, to) else {

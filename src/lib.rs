@@ -221,7 +221,7 @@ pub mod descriptor {
 pub mod endpoint {
     pub use bowline_handoff::endpoints::{
         ClientEndpoint, EndpointArgument, EndpointArguments, EndpointError, EndpointFactory,
-        EndpointKinds, ServerEndpoint, quote,
+        EndpointKinds, LayeredClientEndpoint, LayeredServerEndpoint, ServerEndpoint, quote,
     };
     pub use bowline_transport::endpoint::{
         AcceptWith, AcceptedSocket, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect,
@@ -246,10 +246,10 @@ pub mod endpoint {
 /// [`DatagramSocket`](layers::DatagramSocket).
 pub mod layers {
     pub use bowline_transport::{
-        AfterSendError, Arrivals, DatagramSocket, DescriptorSocket, FileDescriptor, Link, Outgoing,
-        OutgoingDatagram, PacketSocket, PassDescriptors, PipeEnds, Port, ReadBuffers, Received,
-        ReceivedLimits, SendmsgMixin, Socket, Stream, StreamTransport, TcpSocket, UdpSocket,
-        UnixDatagramSocket, UnixSeqpacketSocket, UnixSocket,
+        AfterSendError, Arrivals, DatagramSocket, DescriptorSocket, FileDescriptor, LayerState,
+        Link, Outgoing, OutgoingDatagram, PacketSocket, PassDescriptors, PipeEnds, Port,
+        ReadBuffers, Received, ReceivedLimits, SendmsgMixin, Socket, Stays, Stream,
+        StreamTransport, TcpSocket, UdpSocket, UnixDatagramSocket, UnixSeqpacketSocket, UnixSocket,
     };
 }
 

@@ -7,6 +7,8 @@ mod chat_nats;
 mod http;
 #[path = "support/mod.rs"]
 mod support;
+#[path = "examples/tls.rs"]
+mod tls;
 
 use std::collections::BTreeSet;
 use std::env;

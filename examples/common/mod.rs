@@ -6,10 +6,18 @@
 use std::env;
 use std::error::Error;
 use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
 
-use bowline::{ListenerHandle, Reactor};
+use bowline::endpoint::{EndpointArguments, EndpointError, ServerEndpoint};
+use bowline::endpoint::{LayeredServerEndpoint, ListenWith};
+use bowline::handoff::restart::Listeners;
+use bowline::layers::{Stream, TcpSocket, UnixSocket};
+use bowline::tls::{Certificates, TICKET_KEY_BYTES, TicketKey, Tickets, Tls, TlsEndpoints};
+use bowline::tls::{TlsServer, server_config_builder};
+use bowline::{Factory, ListenerHandle, Reactor, TcpStream, Transports, UnixStream};
 
 /// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -75,6 +83,27 @@ impl Arguments {
         ))
     }
 
+    /// Takes `--tls CERT KEY`, if it is there.
+    pub(crate) fn tls_files(&mut self) -> Result<Option<[String; 2]>> {
+        let Some(position) = self.left.iter().position(|argument| argument == "--tls") else {
+            return Ok(None);
+        };
+        let Some([_, certificates, key]) = self.left.get(position..position + 3) else {
+            return Err("--tls needs CERT and KEY, two PEM files".into());
+        };
+        let files = [certificates.clone(), key.clone()];
+        self.left.drain(position..position + 3);
+        Ok(Some(files))
+    }
+
+    /// The same, as what is put on an endpoint.
+    pub(crate) fn tls(&mut self) -> Result<Option<TlsServer>> {
+        match self.tls_files()? {
+            Some([certificates, key]) => Ok(Some(TlsServer::from_pem_files(certificates, key)?)),
+            None => Ok(None),
+        }
+    }
+
     /// Takes `--name`; whether it was there.
     pub(crate) fn flag(&mut self, name: &str) -> bool {
         let before = self.left.len();
@@ -95,6 +124,124 @@ impl Arguments {
         match self.left.first() {
             None => Ok(()),
             Some(argument) => Err(format!("unknown argument {argument}; try --help").into()),
+        }
+    }
+}
+
+/// What the workers of a pool speak TLS with: a certificate with its key, in files, and
+/// tickets that are of all of them, so that a client's session goes on at whichever it
+/// gets to.
+pub(crate) struct WorkersTls {
+    files: [String; 2],
+    tickets: TicketKey,
+}
+
+impl WorkersTls {
+    pub(crate) fn new(files: [String; 2]) -> Result<Self> {
+        // What is wrong with them is said now, and not by each worker.
+        TlsServer::from_pem_files(&files[0], &files[1])?;
+        let tickets = TicketKey::generate()?;
+        Ok(Self { files, tickets })
+    }
+
+    /// Has a worker that is about to start be given it. A secret goes neither through
+    /// arguments nor through the environment, which others can read.
+    pub(crate) fn give(&self, command: &mut Command) -> io::Result<()> {
+        let (reader, mut writer) = io::pipe()?;
+        writer.write_all(&self.tickets.to_bytes())?;
+        command.arg("--tls").args(&self.files).stdin(reader);
+        Ok(())
+    }
+
+    /// In the worker: what was given.
+    pub(crate) fn received([certificates, key]: &[String; 2]) -> Result<TlsServer> {
+        let certificates = Certificates::from_pem_files(certificates, key)?;
+        let mut config = server_config_builder()
+            .with_no_client_auth()
+            .with_cert_resolver(certificates.resolver());
+        let mut tickets = [0; TICKET_KEY_BYTES];
+        io::stdin().read_exact(&mut tickets)?;
+        config.ticketer = Tickets::new(TicketKey::from_bytes(&tickets)).ticketer();
+        Ok(TlsServer::new(config))
+    }
+}
+
+/// Where to listen: any endpoint, in the clear or with TLS.
+pub(crate) enum Endpoint {
+    Plain(ServerEndpoint),
+    Secured(LayeredServerEndpoint<TlsServer>),
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, EndpointError> {
+        let arguments = EndpointArguments::parse(text)?;
+        match arguments.kind() {
+            "tls" => TlsEndpoints::server_endpoint(arguments).map(Self::Secured),
+            _ => text.parse().map(Self::Plain),
+        }
+    }
+}
+
+/// What serves every kind of connection that an [`Endpoint`] has.
+pub(crate) trait Serves:
+    Factory<TcpStream>
+    + Factory<UnixStream>
+    + Factory<Stream<Tls<TcpSocket>>>
+    + Factory<Stream<Tls<UnixSocket>>>
+{
+}
+
+impl<F> Serves for F where
+    F: Factory<TcpStream>
+        + Factory<UnixStream>
+        + Factory<Stream<Tls<TcpSocket>>>
+        + Factory<Stream<Tls<UnixSocket>>>
+{
+}
+
+impl Endpoint {
+    /// Takes `--listen ENDPOINT`, and `--tls CERT KEY` if it is there: then it is with TLS.
+    pub(crate) fn take(arguments: &mut Arguments) -> Result<Option<Self>> {
+        let endpoint: Option<Self> = arguments.option("--listen")?;
+        let tls = arguments.tls()?;
+        if matches!((&endpoint, &tls), (Some(Self::Secured(_)), Some(_))) {
+            return Err("either tls: or --tls, please".into());
+        }
+        Ok(endpoint.map(|endpoint| endpoint.layered(tls.as_ref())))
+    }
+
+    /// With this on its connections, if it is there and nothing else is on them.
+    pub(crate) fn layered(self, tls: Option<&TlsServer>) -> Self {
+        match (self, tls) {
+            (Self::Plain(endpoint), Some(tls)) => Self::Secured(endpoint.layer(tls.clone())),
+            (other, _) => other,
+        }
+    }
+
+    pub(crate) fn listen_among<F: Serves>(
+        self,
+        listeners: &mut Listeners<'_>,
+        reactor: &mut Reactor,
+        name: &str,
+        factory: F,
+    ) -> io::Result<ListenerHandle> {
+        match self {
+            Self::Plain(endpoint) => endpoint.listen_among(listeners, reactor, name, factory),
+            Self::Secured(endpoint) => endpoint.listen_among(listeners, reactor, name, factory),
+        }
+    }
+}
+
+impl<F: Serves> ListenWith<F> for Endpoint {
+    type Handle = ListenerHandle;
+    type Error = io::Error;
+
+    fn listen_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ListenerHandle> {
+        match self {
+            Self::Plain(endpoint) => reactor.listen(endpoint, factory),
+            Self::Secured(endpoint) => reactor.listen(endpoint, factory),
         }
     }
 }

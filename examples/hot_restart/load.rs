@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bowline::endpoint::Connect as _;
+use bowline::tls::TlsClient;
 use bowline::{Address, BuildContext, CloseReason, ConnectError, Context, DelayedCall, Factory};
-use bowline::{Protocol, Reactor, Transport, Transports};
+use bowline::{Protocol, Reactor, Tcp, Transport, Transports, Unix};
 
 /// A request that takes longer has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -35,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) clients: usize,
     /// Whether connections survive a restart.
     pub(crate) keep: bool,
+    /// How they are secured, if they are.
+    pub(crate) tls: Option<TlsClient>,
 }
 
 type SharedLoad = Rc<RefCell<Load>>;
@@ -193,15 +197,18 @@ fn connect(reactor: &mut Reactor, load: &SharedLoad, kind: Kind) {
         load: Rc::clone(load),
         kind,
     };
-    let (tcp, unix) = {
+    let (tcp, unix, tls) = {
         let mut state = load.borrow_mut();
         state.connections += 1;
         state.running += 1;
-        (state.plan.tcp, state.plan.unix.clone())
+        let plan = &state.plan;
+        (plan.tcp, plan.unix.clone(), plan.tls.clone())
     };
-    let result = match kind {
-        Kind::Unix => reactor.connect_unix(unix, client),
-        Kind::Tcp | Kind::Keeper => reactor.connect_tcp(tcp, client),
+    let result = match (kind, tls) {
+        (Kind::Unix, None) => reactor.connect_unix(unix, client),
+        (Kind::Unix, Some(tls)) => reactor.connect(Unix::to(unix).layer(tls), client),
+        (Kind::Tcp | Kind::Keeper, None) => reactor.connect_tcp(tcp, client),
+        (Kind::Tcp | Kind::Keeper, Some(tls)) => reactor.connect(Tcp::to(tcp).layer(tls), client),
     };
     if let Err(error) = result {
         load.borrow_mut().failed(format!("cannot connect: {error}"));
@@ -320,10 +327,9 @@ impl Asking {
         } else {
             let handle = cx.transport.handle();
             cx.reactor.call_later(KEEPER_PAUSE, move |reactor| {
-                reactor.call_protocol(
-                    handle,
-                    |asking: &mut Self, cx: &mut Context<'_, bowline::TcpStream>| asking.ask(cx),
-                );
+                reactor.call_protocol(handle, |asking: &mut Self, cx: &mut Context<'_, T>| {
+                    asking.ask(cx)
+                });
             });
         }
     }

@@ -3,12 +3,13 @@
 //! ```text
 //! cargo run --release --example hot_restart
 //! cargo run --release --example hot_restart -- --move
+//! cargo run --release --example hot_restart -- --move --tls
 //! cargo run --release --example hot_restart -- --serve --listen tcp:127.0.0.1:7007 --move
 //! ```
 //!
-//! The first two start a server, put it under a steady load, have it restart
+//! The first three start a server, put it under a steady load, have it restart
 //! itself several times, and print what became of every request; with `--move`
-//! the live connections move along. With the third, in another terminal:
+//! the live connections move along, those with TLS too. With the last, in another terminal:
 //!
 //! ```text
 //! nc 127.0.0.1 7007      # each line comes back with the process that answers
@@ -43,19 +44,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bowline::Reactor;
+use bowline::tls::{TlsClient, client_config, rustls};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Arguments, STOP_DEADLINE};
+use crate::common::{Arguments, Endpoint, STOP_DEADLINE};
 use crate::load::Load;
 
 const HELP: &str = "
 A server that is replaced by a new process of itself while it serves.
 
-Usage: hot_restart [--move] [--restarts N] [--connections N] [--clients N]
-       hot_restart --serve [--move] [--listen ENDPOINT] [--unix PATH] [--directory DIR]
-                   [--record FILE]
+Usage: hot_restart [--move] [--tls] [--restarts N] [--connections N] [--clients N]
+       hot_restart --serve [--move] [--tls CERT KEY] [--listen ENDPOINT] [--unix PATH]
+                   [--directory DIR] [--record FILE]
 
   --move              live connections move to the new process
+  --tls [CERT KEY]    with TLS, and those that live move with --move; two PEM files
+                      for --serve
   --restarts N        how often it restarts under load [default: 5]
   --connections N     how many connections the load makes at the least
                       [default: 5000]
@@ -86,27 +90,34 @@ fn main() -> common::Result {
     let mut arguments = Arguments::parse(HELP);
     let moves = arguments.flag("--move");
     let serve = arguments.flag("--serve");
-    let listen = arguments.option("--listen")?;
+    let listen: Option<Endpoint> = arguments.option("--listen")?;
     let unix: Option<PathBuf> = arguments.option("--unix")?;
     let directory = arguments.option("--directory")?;
     let record = arguments.option("--record")?;
     let restarts = arguments.option("--restarts")?.unwrap_or(5);
     let connections = arguments.option("--connections")?.unwrap_or(5_000);
+    // The demonstration makes a certificate of its own.
+    let tls = if serve { arguments.tls()? } else { None };
+    let is_secured = arguments.flag("--tls");
     let clients = arguments.option("--clients")?.unwrap_or(16);
     arguments.finish()?;
     if serve {
+        // Those that may move say so, and it is told them all alike.
+        let tls = tls.map(|tls| tls.may_move(moves));
+        let listen = match listen {
+            Some(listen) => listen,
+            None => "tcp:127.0.0.1:0:backlog=4096:nodelay=1".parse()?,
+        };
         server::run(server::Options {
-            listen: Some(match listen {
-                Some(listen) => listen,
-                None => "tcp:127.0.0.1:0:backlog=4096:nodelay=1".parse()?,
-            }),
+            listen: Some(listen.layered(tls.as_ref())),
             unix,
             directory: directory.unwrap_or_else(|| std::env::temp_dir().join("hot_restart")),
             moves,
+            tls,
             record,
         })
     } else {
-        demonstrate(moves, restarts, connections, clients)
+        demonstrate(moves, is_secured, restarts, connections, clients)
     }
 }
 
@@ -118,7 +129,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(directory: &Path, moves: bool) -> common::Result<Self> {
+    fn start(directory: &Path, moves: bool, files: Option<&[PathBuf; 2]>) -> common::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("--serve")
@@ -132,6 +143,9 @@ impl Server {
             .stdout(Stdio::piped());
         if moves {
             command.arg("--move");
+        }
+        if let Some(files) = files {
+            command.arg("--tls").args(files);
         }
         let mut process = command.spawn()?;
         let output = process.stdout.take().ok_or("no output")?;
@@ -151,9 +165,29 @@ struct Restarts {
     asked: usize,
 }
 
-fn demonstrate(moves: bool, restarts: usize, connections: usize, clients: usize) -> common::Result {
+/// A certificate for this demonstration and its key, in files; and who trusts it.
+fn certify(directory: &Path) -> common::Result<([PathBuf; 2], TlsClient)> {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()])?;
+    let files = [directory.join("server.crt"), directory.join("server.key")];
+    fs::write(&files[0], certified.cert.pem())?;
+    fs::write(&files[1], certified.signing_key.serialize_pem())?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone())?;
+    let client = TlsClient::new(client_config(roots), "localhost")?;
+    Ok((files, client))
+}
+
+fn demonstrate(
+    moves: bool,
+    is_secured: bool,
+    restarts: usize,
+    connections: usize,
+    clients: usize,
+) -> common::Result {
     let directory = tempfile::tempdir()?;
-    let mut server = Server::start(directory.path(), moves)?;
+    let certified = is_secured.then(|| certify(directory.path())).transpose()?;
+    let (files, client) = certified.unzip();
+    let mut server = Server::start(directory.path(), moves, files.as_ref())?;
     println!(
         "serving on {}, process {}",
         server.address,
@@ -168,6 +202,7 @@ fn demonstrate(moves: bool, restarts: usize, connections: usize, clients: usize)
             connections,
             clients,
             keep: moves,
+            tls: client,
         },
     );
     let state = Rc::new(RefCell::new(Restarts {

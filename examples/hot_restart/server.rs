@@ -12,27 +12,29 @@ use std::thread;
 use std::time::Instant;
 
 use bowline::Transports;
-use bowline::endpoint::Adopt as _;
-use bowline::endpoint::ServerEndpoint;
+use bowline::endpoint::{Adopt as _, Listen as _};
 use bowline::handoff::restart::{Listeners, Movable, MoveTicket, Moved, Packed, Program};
 use bowline::handoff::restart::{Restart, RestartError, RestartSettings, Start};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
-use bowline::layers::StreamTransport;
+use bowline::layers::{LayerState, StreamTransport};
 use bowline::process::{describe_socket, descriptors_closing};
+use bowline::tls::TlsServer;
 use bowline::{Address, AfterReadClosed, Context, GracefulStop, Protocol, Reactor};
 use bowline::{Tcp, Unix};
 use rustix::process::Signal;
 
-use crate::common::{self, STOP_DEADLINE};
+use crate::common::{self, Endpoint, STOP_DEADLINE};
 
 /// The longest line.
 const MAX_LINE: usize = 4096;
 
 pub(crate) struct Options {
-    pub(crate) listen: Option<ServerEndpoint>,
+    pub(crate) listen: Option<Endpoint>,
     pub(crate) unix: Option<PathBuf>,
     pub(crate) directory: PathBuf,
     pub(crate) moves: bool,
+    /// That of all connections, if they are secured.
+    pub(crate) tls: Option<TlsServer>,
     /// Where each process says at its end what it left open.
     pub(crate) record: Option<PathBuf>,
 }
@@ -156,7 +158,11 @@ impl Program for Server {
             .ok_or(io::ErrorKind::InvalidInput)?;
         let web = listen.listen_among(listeners, reactor, "web", lines)?;
         if let Some(path) = self.options.unix.clone() {
-            listeners.listen(reactor, "local", Unix::at(path).backlog(4096), self.lines())?;
+            let local = Unix::at(path).backlog(4096);
+            match self.options.tls.clone() {
+                Some(tls) => listeners.listen(reactor, "local", local.layer(tls), self.lines())?,
+                None => listeners.listen(reactor, "local", local, self.lines())?,
+            };
         }
         if let Some(listener) = reactor.get(web) {
             // A successor has inherited standard output, whose reader may be gone.
@@ -177,20 +183,42 @@ impl Program for Server {
         kind == LINES
     }
 
+    /// With TLS, those whose version and suite we have.
+    fn takes_layers(&self, _: &str, layers: &[LayerState]) -> bool {
+        match (&self.options.tls, layers) {
+            (None, []) => true,
+            (Some(tls), [state]) => tls.can_resume(state),
+            _ => false,
+        }
+    }
+
     fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
         let lines = Lines::new(&self.shared, moved.packed.unread);
         let is_tcp = describe_socket(moved.fd.as_fd())
             .is_ok_and(|socket| matches!(socket.address, Some(Address::Inet(_))));
-        let adopted = if is_tcp {
-            reactor
-                .adopt(Tcp.with_unsent(moved.unsent), moved.fd, lines)
-                .map(|_| ())
-        } else {
-            reactor
-                .adopt(Unix.with_unsent(moved.unsent), moved.fd, lines)
-                .map(|_| ())
+        let Moved { fd, unsent, .. } = moved;
+        let tls = self
+            .options
+            .tls
+            .as_ref()
+            .zip(moved.layers.into_iter().next());
+        let tls = match tls.map(|(tls, state)| tls.resume(state)).transpose() {
+            Ok(tls) => tls,
+            Err(error) => return log::warn!("a connection ended on its way: {error}"),
         };
-        if let Err(error) = adopted {
+        let error = match (is_tcp, tls) {
+            (true, None) => reactor.adopt(Tcp.with_unsent(unsent), fd, lines).err(),
+            (false, None) => reactor.adopt(Unix.with_unsent(unsent), fd, lines).err(),
+            (true, Some(tls)) => {
+                let kind = Tcp.layer(tls).with_unsent(unsent);
+                reactor.adopt(kind, fd, lines).err()
+            }
+            (false, Some(tls)) => {
+                let kind = Unix.layer(tls).with_unsent(unsent);
+                reactor.adopt(kind, fd, lines).err()
+            }
+        };
+        if let Some(error) = error {
             log::warn!("a connection ended on its way: {error}");
         }
     }

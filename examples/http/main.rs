@@ -38,17 +38,18 @@ use bowline::process::spawn_with_descriptors;
 use bowline::signal::SIGHUP;
 use bowline::{Address, GracefulStop, Reactor};
 
-use crate::common::{Arguments, STOP_DEADLINE};
+use crate::common::{Arguments, STOP_DEADLINE, WorkersTls};
 use crate::connection::{Body, Http, Response, Site};
 
 const HELP: &str = "
 A web server whose workers are passed their connections. SIGHUP restarts it.
 
-Usage: http --root DIRECTORY [--listen ENDPOINT] [--metrics ENDPOINT] [--workers N]
-            [--state DIRECTORY]
+Usage: http --root DIRECTORY [--listen ENDPOINT] [--tls CERT KEY] [--metrics ENDPOINT]
+            [--workers N] [--state DIRECTORY]
 
   --root DIRECTORY    what is served
   --listen ENDPOINT   where [default: tcp:127.0.0.1:8080:backlog=4096:nodelay=1]
+  --tls CERT KEY      HTTPS, which the workers speak: two PEM files
   --metrics ENDPOINT  where its counts are shown, at /metrics
   --workers N         how many worker processes [default: one for each processor]
   --state DIRECTORY   where processes find each other; ours alone [default:
@@ -66,8 +67,9 @@ fn main() -> common::Result {
     let is_worker = arguments.flag(WORKER);
     let root = arguments.option::<PathBuf>("--root")?;
     let root = root.ok_or("--root DIRECTORY, please; try --help")?;
+    let files = arguments.tls_files()?;
     if is_worker {
-        return worker::run(&root);
+        return worker::run(&root, files);
     }
     let listen = arguments.option("--listen")?;
     let metrics = arguments.option("--metrics")?;
@@ -91,6 +93,7 @@ fn main() -> common::Result {
         },
         metrics,
         root,
+        tls: files.map(WorkersTls::new).transpose()?.map(Rc::new),
         workers: workers.unwrap_or_else(|| PoolSettings::default().workers),
     };
     let restart = Rc::new(RefCell::new(None));
@@ -126,6 +129,7 @@ struct Server {
     listen: Option<ServerEndpoint>,
     metrics: Option<ServerEndpoint>,
     root: PathBuf,
+    tls: Option<Rc<WorkersTls>>,
     workers: usize,
 }
 
@@ -162,12 +166,15 @@ impl Server {
         let settings = PoolSettings::default()
             .workers(self.workers.max(1))
             .drain_timeout(Some(STOP_DEADLINE));
-        let root = self.root.clone();
+        let (root, tls) = (self.root.clone(), self.tls.clone());
         let spawn = move |_: &mut Reactor, _: WorkerId| {
             let (ours, theirs) = UnixStream::pair()?;
             // The version that this process is of, whatever stands at its path now.
             let mut command = Command::new("/proc/self/exe");
             command.arg(WORKER).arg("--root").arg(&root);
+            if let Some(tls) = &tls {
+                tls.give(&mut command)?;
+            }
             let granted = [
                 (theirs.as_fd(), CHANNEL_NUMBER),
                 (counter.as_fd(), COUNTER_NUMBER),

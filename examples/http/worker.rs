@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::descriptor::EventCounter;
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings, inherited_channel};
 use bowline::policies::{Idle, ProtocolWrapper};
 use bowline::process::take_granted;
@@ -17,7 +18,7 @@ use bowline::signal::{SIGHUP, SIGINT, SIGTERM};
 use bowline::{Reactor, Tcp, Unix};
 
 use crate::COUNTER_NUMBER;
-use crate::common;
+use crate::common::{self, WorkersTls};
 use crate::connection::{Body, Http, Response, Site};
 
 /// How long a connection may be without traffic.
@@ -26,8 +27,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const COUNT_EVERY: Duration = Duration::from_millis(500);
 
 /// Serves what comes through the channel, to its end.
-pub(crate) fn run(root: &Path) -> common::Result {
+pub(crate) fn run(root: &Path, tls: Option<[String; 2]>) -> common::Result {
     let channel = inherited_channel()?;
+    let tls = tls.map(|files| WorkersTls::received(&files)).transpose()?;
     let counter = EventCounter::from_descriptor(take_granted(COUNTER_NUMBER)?);
     let counter = counter.map_err(|_| "no counter was given")?;
     let root = fs::canonicalize(root)?;
@@ -45,11 +47,13 @@ pub(crate) fn run(root: &Path) -> common::Result {
     });
     let serve = move |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
         let http = ProtocolWrapper::new(Http::new(&site, Some(live)), Idle::new(IDLE));
-        let adopted = match connection.peer {
-            Some(_) => connection.adopt(reactor, Tcp, http).map(|_| ()),
-            None => connection.adopt(reactor, Unix, http).map(|_| ()),
+        let error = match (connection.peer, tls.clone()) {
+            (Some(_), None) => connection.adopt(reactor, Tcp, http).err(),
+            (None, None) => connection.adopt(reactor, Unix, http).err(),
+            (Some(_), Some(tls)) => connection.adopt(reactor, Tcp.layer(tls), http).err(),
+            (None, Some(tls)) => connection.adopt(reactor, Unix.layer(tls), http).err(),
         };
-        if let Err(error) = adopted {
+        if let Some(error) = error {
             // Reset before it got here, most likely.
             log::debug!("cannot serve: {error}");
         }

@@ -43,16 +43,17 @@ use bowline::endpoint::ServerEndpoint;
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, WorkerId, spawn_command};
 use bowline::{GracefulStop, Reactor};
 
-use crate::common::{Arguments, STOP_DEADLINE};
+use crate::common::{Arguments, STOP_DEADLINE, WorkersTls};
 use crate::load::Load;
 
 const HELP: &str = "
 A server whose workers are processes that are passed their connections.
 
-Usage: prefork [--serve] [--listen ENDPOINT] [--workers N]
+Usage: prefork [--serve] [--listen ENDPOINT] [--tls CERT KEY] [--workers N]
 
   --serve             stay up; without it, run a short load and end
   --listen ENDPOINT   where to accept, on TCP [default: tcp:127.0.0.1:0:nodelay=1]
+  --tls CERT KEY      with TLS, which the workers speak: two PEM files
   --workers N         how many worker processes [default: 2]
 ";
 
@@ -66,15 +67,19 @@ fn main() -> common::Result {
     let serve = arguments.flag("--serve");
     let listen = arguments.option("--listen")?;
     let workers = arguments.option("--workers")?;
+    let files = arguments.tls_files()?;
     arguments.finish()?;
     if is_worker {
-        worker::run()
+        worker::run(files)
     } else {
+        if files.is_some() && !serve {
+            return Err("--tls is for --serve: the load is in the clear".into());
+        }
         let listen = match listen {
             Some(listen) => listen,
             None => "tcp:127.0.0.1:0:nodelay=1".parse()?,
         };
-        accept(listen, workers.unwrap_or(2), serve)
+        accept(listen, files, workers.unwrap_or(2), serve)
     }
 }
 
@@ -84,16 +89,27 @@ const MAX_FAILED_STARTS: u32 = 20;
 /// How many connections each process has taken, by its id: told when it ends.
 type Taken = Rc<RefCell<BTreeMap<u32, u64>>>;
 
-fn accept(endpoint: ServerEndpoint, workers: usize, serve: bool) -> common::Result {
+fn accept(
+    endpoint: ServerEndpoint,
+    tls: Option<[String; 2]>,
+    workers: usize,
+    serve: bool,
+) -> common::Result {
     let mut reactor = Reactor::new()?;
     let settings = PoolSettings::default()
         .workers(workers.max(1))
         .drain_timeout(Some(STOP_DEADLINE))
         .max_failed_starts(Some(MAX_FAILED_STARTS));
     let program = std::env::current_exe()?;
+    let tls = tls.map(WorkersTls::new).transpose()?;
     let command = move |_: WorkerId| {
         let mut command = Command::new(&program);
         command.arg(WORKER);
+        if let Some(tls) = &tls
+            && let Err(error) = tls.give(&mut command)
+        {
+            log::error!("a worker will not start: {error}");
+        }
         command
     };
     let pool = Pool::start(&mut reactor, settings, spawn_command(command));

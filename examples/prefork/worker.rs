@@ -4,15 +4,16 @@ use std::process;
 use std::rc::Rc;
 
 use bowline::Tcp;
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::pool::inherited_channel;
 use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings};
 use bowline::{AfterReadClosed, Context, GracefulStop, Protocol, Reactor, Transport};
 use rustix::process::Signal;
 
-use crate::common::{self, STOP_DEADLINE};
+use crate::common::{self, STOP_DEADLINE, WorkersTls};
 
 /// Serves what comes through the channel, to its end.
-pub(crate) fn run() -> common::Result {
+pub(crate) fn run(tls: Option<[String; 2]>) -> common::Result {
     let channel = inherited_channel()?;
     let mut reactor = Reactor::new()?;
     let body = format!("process {}\n", process::id());
@@ -20,12 +21,20 @@ pub(crate) fn run() -> common::Result {
         let length = body.len();
         format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n{header}\r\n{body}").into_bytes()
     };
+    let tls = tls.map(|files| WorkersTls::received(&files)).transpose()?;
     let answers = Rc::new(Answers {
         keep: answer(""),
         close: answer("Connection: close\r\n"),
     });
     let serve = move |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
-        if let Err(error) = connection.adopt(reactor, Tcp, Http::new(&answers, live)) {
+        let http = Http::new(&answers, live);
+        let adopted = match &tls {
+            Some(tls) => connection
+                .adopt(reactor, Tcp.layer(tls.clone()), http)
+                .err(),
+            None => connection.adopt(reactor, Tcp, http).err(),
+        };
+        if let Some(error) = adopted {
             // Reset before it got here, most likely.
             log::debug!("cannot serve: {error}");
         }

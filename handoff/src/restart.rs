@@ -88,6 +88,7 @@ mod server;
 mod settings;
 pub(crate) mod successor;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::process::Command;
@@ -95,7 +96,7 @@ use std::rc::Rc;
 
 use bowline_protocol::{PacketHandle, TransportHandle};
 use bowline_reactor::Reactor;
-use bowline_transport::{ChildProcess, PacketSocket, StreamTransport};
+use bowline_transport::{ChildProcess, PacketSocket, Stays, StreamTransport};
 
 pub use self::error::RestartError;
 pub use self::listeners::Listeners;
@@ -269,6 +270,12 @@ impl Restart {
     /// How many times this process has looked for a predecessor: once, as a rule.
     pub fn looks(&self) -> u32 {
         self.server.looks.get()
+    }
+
+    /// How many connections were to move from here and stay, to be served to their end, by
+    /// reason. One that is looked at again, for another successor, counts again.
+    pub fn connections_stayed(&self) -> BTreeMap<Stays, usize> {
+        self.server.list.borrow().stayed()
     }
 
     /// How many live connections have moved, to this process or from it.

@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{DEADLINE, Example, is_running, wait_until};
 
 /// A running server, with a folder that it serves.
-struct Server {
-    example: Example,
+pub(crate) struct Server {
+    pub(crate) example: Example,
     metrics: String,
     folder: tempfile::TempDir,
 }
@@ -21,6 +21,12 @@ struct Server {
 impl Server {
     #[track_caller]
     fn start(files: &[(&str, &[u8])], workers: &str) -> Self {
+        Self::start_with(files, workers, &[])
+    }
+
+    /// With more arguments.
+    #[track_caller]
+    pub(crate) fn start_with(files: &[(&str, &[u8])], workers: &str, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("root");
         fs::create_dir(&root).expect("made");
@@ -38,7 +44,8 @@ impl Server {
             ["--metrics", anywhere],
             ["--workers", workers],
         ];
-        let mut example = Example::start("http", arguments.as_flattened());
+        let arguments = [arguments.as_flattened(), more].concat();
+        let mut example = Example::start("http", &arguments);
         let mut line = String::new();
         example.lines.read_line(&mut line).expect("text");
         let metrics = line.trim_end().strip_prefix("metrics on ");
@@ -59,6 +66,11 @@ impl Server {
 
     fn client(&self) -> Client {
         Client::connect(&self.example.address)
+    }
+
+    /// Which process accepts.
+    pub(crate) fn process(&self) -> u64 {
+        self.metric("http_process_id")
     }
 
     /// A count, by its name.
@@ -289,7 +301,7 @@ fn http_loses_no_request_when_it_is_restarted_under_load() {
     let mut server = Server::start(&[("file", &content)], "2");
     let address = server.example.address.clone();
     let (ended, answers, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let process = |server: &Server| server.metric("http_process_id");
+    let process = |server: &Server| server.process();
     thread::scope(|scope| {
         let ending = Ending(&ended);
         for _ in 0..4 {
@@ -326,7 +338,7 @@ fn http_loses_no_request_when_it_is_restarted_under_load() {
     wait_until("the last one ends", || !is_running(last));
 }
 
-fn pid(number: u64) -> Pid {
+pub(crate) fn pid(number: u64) -> Pid {
     let number = i32::try_from(number).expect("a process");
     Pid::from_raw(number).expect("a process")
 }

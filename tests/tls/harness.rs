@@ -12,12 +12,13 @@ use bowline::endpoint::{Adopt as _, Connect as _, Listen as _, Wrap};
 use bowline::error::ReattachError;
 use bowline::layers::{SendmsgMixin, Stream, TcpSocket, UnixSocket};
 use bowline::testing::{Memory, MemoryPeer, MemorySocket, SimulatedKernel};
+use bowline::tls::rustls::crypto::CryptoProvider;
 use bowline::tls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use bowline::tls::rustls::{
     self, ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig,
     ServerConnection, SupportedProtocolVersion,
 };
-use bowline::tls::{StartTls, Tls, TlsClient, TlsServer, crypto_provider};
+use bowline::tls::{StartTls, Tls, TlsClient, TlsServer};
 use bowline::{
     Address, Detached, ListenerHandle, Reactor, Tcp, TransportHandle, Transports, Unix, UnixAddress,
 };
@@ -96,6 +97,26 @@ pub(crate) fn roots() -> RootCertStore {
     roots
 }
 
+/// All that are built in.
+pub(crate) fn providers() -> Vec<CryptoProvider> {
+    vec![
+        rustls::crypto::ring::default_provider(),
+        #[cfg(feature = "tls-aws-lc-rs")]
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ]
+}
+
+/// The cryptography that everything here is tested with, on both sides: with the feature
+/// `tls-aws-lc-rs` that one, and else that of ring.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    static INSTALLED: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let last = providers().pop().expect("one");
+        last.install_default().expect("nobody else does");
+        bowline::tls::crypto_provider()
+    });
+    Arc::clone(&INSTALLED)
+}
+
 /// Both versions.
 pub(crate) const BOTH: &[&SupportedProtocolVersion] =
     &[&rustls::version::TLS13, &rustls::version::TLS12];
@@ -103,7 +124,7 @@ pub(crate) const ONLY_12: &[&SupportedProtocolVersion] = &[&rustls::version::TLS
 
 /// Without tickets, which would wait unread in the sockets of paused clients.
 pub(crate) fn server_config(versions: &[&'static SupportedProtocolVersion]) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(crypto_provider())
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
@@ -114,7 +135,7 @@ pub(crate) fn server_config(versions: &[&'static SupportedProtocolVersion]) -> S
 }
 
 pub(crate) fn client_config(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
-    ClientConfig::builder_with_provider(crypto_provider())
+    ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots())

@@ -13,6 +13,9 @@ mod link;
 mod stream;
 
 mod handshakes;
+mod moves;
 mod programs;
+mod recorder;
 mod records;
+mod restart;
 mod starttls;

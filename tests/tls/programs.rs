@@ -2,7 +2,7 @@
 //!
 //! One that is not installed is said to be missing, and under `CI=true` that is a failure.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -13,16 +13,20 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bowline::endpoint::{Connect as _, Listen as _};
+use bowline::endpoint::{Adopt as _, Connect as _, Listen as _};
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
+use bowline::layers::{Stays, Stream, TcpSocket};
 use bowline::tls::rustls::server::WebPkiClientVerifier;
 use bowline::tls::rustls::{ServerConfig, version};
 use bowline::tls::{
-    StartTls, TicketKey, Tickets, TlsClient, TlsServer, TlsTransport, server_config_builder,
+    StartTls, TicketKey, Tickets, Tls, TlsClient, TlsServer, TlsTransport, server_config_builder,
 };
-use bowline::{Address, CloseReason, Context, Protocol, Reactor, Tcp, Transport, Transports};
+use bowline::{
+    Address, CloseReason, Context, Detached, Protocol, Reactor, Tcp, Transport, TransportHandle,
+    Transports, Unsent,
+};
 
-use crate::harness::{BOTH, IDENTITY, certified, roots, server_config};
+use crate::harness::{BOTH, IDENTITY, certified, client_config, provider, roots, server_config};
 
 /// How long a program may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -279,6 +283,124 @@ fn openssl_talks_to_us_in_both_versions() {
     }
 }
 
+/// Answers, and is given away between two answers.
+struct Passed<P> {
+    answers: P,
+    handle: Rc<Cell<Option<TransportHandle>>>,
+}
+
+impl<T: Transport, P: Protocol<T>> Protocol<T> for Passed<P> {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        self.handle.set(Some(cx.transport.handle()));
+    }
+
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        self.answers.data_received(cx, data);
+    }
+}
+
+/// A server of one connection, which goes from hand to hand.
+struct Hands<P> {
+    reactor: Reactor,
+    address: SocketAddr,
+    tls: TlsServer,
+    handle: Rc<Cell<Option<TransportHandle>>>,
+    protocol: std::marker::PhantomData<P>,
+}
+
+impl<P: Protocol<Stream<Tls<TcpSocket>>>> Hands<P> {
+    fn new(config: ServerConfig, make: fn() -> P) -> Self {
+        let tls = TlsServer::new(config).may_move(true);
+        let mut reactor = Reactor::new().unwrap();
+        let handle: Rc<Cell<_>> = Rc::default();
+        let given = Rc::clone(&handle);
+        let here = Tcp::at(([127, 0, 0, 1], 0).into()).layer(tls.clone());
+        let factory = move |_: &Address| Passed {
+            answers: make(),
+            handle: Rc::clone(&given),
+        };
+        let listener = reactor.listen(here, factory).unwrap();
+        let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+        Self {
+            reactor,
+            address,
+            tls,
+            handle,
+            protocol: std::marker::PhantomData,
+        }
+    }
+
+    /// Gives the connection away, and takes it.
+    fn pass_on(&mut self) {
+        let Some(handle) = self.handle.take() else {
+            return;
+        };
+        let tls = self.tls.clone();
+        self.reactor.detach(handle, move |reactor, detached| {
+            // It may be over.
+            let Ok(mut detached): Result<Detached<Passed<P>>, _> = detached else {
+                return;
+            };
+            let state = match detached.pack() {
+                Ok(mut layers) => layers.pop().expect("one of TLS"),
+                Err(Stays::Closing) => return,
+                Err(stays) => panic!("{stays}"),
+            };
+            let unsent = Unsent {
+                bytes: detached.unsent,
+                descriptors: Vec::new(),
+            };
+            let kind = Tcp.layer(tls.resume(state).unwrap()).with_unsent(unsent);
+            reactor.adopt(kind, detached.fd, detached.protocol).unwrap();
+        });
+        self.reactor.turn(Some(Duration::ZERO));
+    }
+}
+
+/// Sends back what it gets.
+struct Back;
+
+impl<T: Transport> Protocol<T> for Back {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+#[test]
+fn openssl_goes_on_while_its_connection_goes_from_hand_to_hand() {
+    if !has("openssl", "version") {
+        return;
+    }
+    let files = Files::new();
+    for arguments in [
+        ["-tls1_3", "-ciphersuites", "TLS_AES_128_GCM_SHA256"],
+        ["-tls1_3", "-ciphersuites", "TLS_AES_256_GCM_SHA384"],
+        ["-tls1_3", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256"],
+        ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"],
+        ["-tls1_2", "-cipher", "ECDHE-ECDSA-CHACHA20-POLY1305"],
+    ] {
+        let mut hands = Hands::new(server_config(BOTH), || Back);
+        let mut client = s_client(hands.address, &files, &arguments);
+        client.wait_for(&mut hands.reactor, "Verification: OK");
+        for round in 0..12 {
+            let line = format!("line {round} of {arguments:?}\n");
+            client.tell(&line);
+            client.wait_for(&mut hands.reactor, &format!("\n{line}"));
+            hands.pass_on();
+            if arguments[0] == "-tls1_3" {
+                let command = ["k\n", "K\n"][round % 2];
+                client.tell(command);
+                client.wait_until(&mut hands.reactor, "KEYUPDATE", |said| {
+                    said.matches("KEYUPDATE").count() > round
+                });
+                hands.pass_on();
+            }
+        }
+        client.tell("Q\n");
+        client.end(&mut hands.reactor);
+    }
+}
+
 #[test]
 fn openssl_may_not_renegotiate() {
     if !has("openssl", "version") {
@@ -471,14 +593,12 @@ fn we_talk_to_openssl_in_both_versions() {
         let address: SocketAddr = address.lines().next().unwrap().parse().unwrap();
         let (chain, key) = certified(&IDENTITY.authority, &["us"]);
         let with_certificate = |chain: Vec<_>, key| {
-            bowline::tls::rustls::ClientConfig::builder_with_provider(
-                bowline::tls::crypto_provider(),
-            )
-            .with_protocol_versions(&[version])
-            .unwrap()
-            .with_root_certificates(roots())
-            .with_client_auth_cert(chain, key)
-            .unwrap()
+            bowline::tls::rustls::ClientConfig::builder_with_provider(provider())
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots())
+                .with_client_auth_cert(chain, key)
+                .unwrap()
         };
         let client = TlsClient::new(with_certificate(chain, key), "localhost").unwrap();
         // The second goes on with the session of the first.
@@ -494,6 +614,54 @@ fn we_talk_to_openssl_in_both_versions() {
                 ["hello\n", "closed cleanly"],
                 "{argument} {round}"
             );
+        }
+    }
+}
+
+/// It asks us for new keys, and to renegotiate.
+#[test]
+fn openssl_as_a_server_updates_keys_and_may_not_renegotiate() {
+    if !has("openssl", "version") {
+        return;
+    }
+    let files = Files::new();
+    for (argument, version) in [("-tls1_3", &version::TLS13), ("-tls1_2", &version::TLS12)] {
+        let mut reactor = Reactor::new().unwrap();
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-accept", "127.0.0.1:0", argument]);
+        command.arg("-cert").arg(files.path("server.crt"));
+        command.arg("-key").arg(files.path("server.key"));
+        let mut server = Program::start(&mut command);
+        server.wait_for(&mut reactor, "ACCEPT 127.0.0.1:");
+        server.wait_for(&mut reactor, "\n");
+        let said = server.said();
+        let address = said.split("ACCEPT ").nth(1).unwrap();
+        let address: SocketAddr = address.lines().next().unwrap().parse().unwrap();
+        let client = TlsClient::new(client_config(&[version]), "localhost").unwrap();
+        let log = Log::default();
+        let told = Rc::clone(&log);
+        let factory = move |_: &Address| Echo(Rc::clone(&told));
+        reactor
+            .connect(Tcp::to(address).layer(client), factory)
+            .unwrap();
+        run_until_logged(&mut reactor, &log, 1);
+        server.tell("before\n");
+        server.wait_for(&mut reactor, "\nbefore\n");
+        if argument == "-tls1_3" {
+            for round in 0..6 {
+                // What it reads with a command is not looked at.
+                server.tell(["k\n", "K\n"][round % 2]);
+                server.wait_until(&mut reactor, "word of new keys", |said| {
+                    said.matches("SSL_do_handshake -> 1").count() == round + 1
+                });
+                server.tell(&format!("round {round}\n"));
+                server.wait_for(&mut reactor, &format!("\nround {round}\n"));
+            }
+            server.tell("Q\n");
+            server.end(&mut reactor);
+        } else {
+            server.tell("r\n");
+            server.wait_for(&mut reactor, "no renegotiation");
         }
     }
 }
@@ -541,6 +709,43 @@ fn curl_fetches_from_us_and_keeps_its_connection() {
         let (is_well, said) = client.end(&mut reactor);
         assert!(is_well, "{said}");
         assert_eq!(said, "200 100000 1\n200 100000 0\n", "TLS {version}");
+    }
+}
+
+#[test]
+fn curl_keeps_its_connection_while_it_goes_from_hand_to_hand() {
+    if !has("curl", "--version") {
+        return;
+    }
+    let files = Files::new();
+    for version in ["1.3", "1.2"] {
+        let mut hands = Hands::new(server_config(BOTH), || Http);
+        let mut command = Command::new("curl");
+        let port = hands.address.port();
+        command.args(["--silent", "--show-error", "--http1.1", "--noproxy", "*"]);
+        command.args(["--tls-max", version, "--limit-rate", "2M"]);
+        let written = "%{http_code} %{size_download} %{num_connects}\n";
+        command.args(["--write-out", written]);
+        command.args(["--resolve", &format!("localhost:{port}:127.0.0.1")]);
+        command.arg("--cacert").arg(files.path("ca"));
+        for _ in 0..8 {
+            command.args(["--output", "/dev/null"]);
+            command.arg(format!("https://localhost:{port}/"));
+        }
+        let mut client = Program::start(&mut command);
+        let began = Instant::now();
+        let mut passed = 0;
+        while client.child.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < DEADLINE, "it goes on:\n{}", client.said());
+            hands.reactor.turn(Some(Duration::from_millis(5)));
+            passed += usize::from(hands.handle.get().is_some());
+            hands.pass_on();
+        }
+        let (is_well, said) = client.end(&mut hands.reactor);
+        assert!(is_well, "{said}");
+        let later = "200 100000 0\n".repeat(7);
+        assert_eq!(said, format!("200 100000 1\n{later}"), "TLS {version}");
+        assert!(passed > 8, "{passed}");
     }
 }
 

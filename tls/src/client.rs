@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_transport::endpoint::{Side, Wrap};
-use bowline_transport::{FileDescriptor, Stream};
+use bowline_transport::{FileDescriptor, LayerState, Stream};
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 
 use crate::config::HANDSHAKE_TIMEOUT;
 use crate::handshake::Handshake;
-use crate::layer::Tls;
+use crate::layer::{MoveError, MovedTls, Tls};
 use crate::role::Role;
+use crate::secret::keeping;
 use crate::server::Passing;
 
 /// TLS with us as the client: what is put on the connections that an endpoint makes.
@@ -55,6 +57,7 @@ struct Shared {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     handshake_timeout: Duration,
+    may_move: bool,
 }
 
 impl TlsClient {
@@ -72,11 +75,13 @@ impl TlsClient {
     pub fn new(mut config: ClientConfig, name: &str) -> Result<Self, InvalidDnsNameError> {
         config.enable_secret_extraction = true;
         config.enable_early_data = false;
+        config.key_log = keeping(config.key_log);
         Ok(Self {
             shared: Rc::new(Shared {
                 config: Arc::new(config),
                 name: ServerName::try_from(name)?.to_owned(),
                 handshake_timeout: HANDSHAKE_TIMEOUT,
+                may_move: false,
             }),
         })
     }
@@ -108,6 +113,40 @@ impl TlsClient {
         Self {
             shared: Rc::new(shared),
         }
+    }
+
+    /// Whether established connections may be given to another process; see
+    /// [`TlsServer::may_move`](crate::TlsServer::may_move).
+    #[must_use]
+    pub fn may_move(self, may_move: bool) -> Self {
+        let shared = Shared {
+            may_move,
+            ..(*self.shared).clone()
+        };
+        Self {
+            shared: Rc::new(shared),
+        }
+    }
+
+    /// As [`TlsServer::can_resume`](crate::TlsServer::can_resume).
+    pub fn can_resume(&self, state: &LayerState) -> bool {
+        MovedTls::fits(self.shared.config.crypto_provider(), state)
+    }
+
+    /// As [`TlsServer::resume`](crate::TlsServer::resume). What the server says of sessions
+    /// to be gone on with later is not kept any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`TlsServer::resume`](crate::TlsServer::resume).
+    pub fn resume(&self, state: LayerState) -> Result<MovedTls, MoveError> {
+        MovedTls::take(self.shared.config.crypto_provider(), state, true)
+    }
+
+    /// What it takes to move connections, if they may.
+    pub(crate) fn mover(&self) -> Option<Arc<CryptoProvider>> {
+        let provider = self.shared.config.crypto_provider();
+        self.shared.may_move.then(|| Arc::clone(provider))
     }
 
     /// The same for connections that pass descriptors; see

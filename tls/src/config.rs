@@ -22,15 +22,21 @@ pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn crypto_provider() -> Arc<CryptoProvider> {
+    found_provider()
+        .expect("no provider of cryptography: enable `ring` or `aws-lc-rs`, or install one")
+}
+
+/// The same, if there is one.
+pub(crate) fn found_provider() -> Option<Arc<CryptoProvider>> {
     if let Some(installed) = CryptoProvider::get_default() {
-        return Arc::clone(installed);
+        return Some(Arc::clone(installed));
     }
     #[cfg(feature = "ring")]
-    return Arc::new(rustls::crypto::ring::default_provider());
+    return Some(Arc::new(rustls::crypto::ring::default_provider()));
     #[cfg(all(feature = "aws-lc-rs", not(feature = "ring")))]
-    return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    return Some(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
     #[cfg(not(any(feature = "ring", feature = "aws-lc-rs")))]
-    panic!("no provider of cryptography: enable `ring` or `aws-lc-rs`, or install one");
+    None
 }
 
 /// Begins the configuration of a server, of TLS 1.2 and 1.3.

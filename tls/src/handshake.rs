@@ -15,7 +15,8 @@ use rustls::{
 };
 
 use crate::outgoing::Outgoing;
-use crate::session::{Keys, Session};
+use crate::secret::{Secret, Secrets, take_told};
+use crate::session::Session;
 
 /// How long a flight is at first taken to be.
 const FLIGHT_BYTES: usize = 4_096;
@@ -29,6 +30,8 @@ pub(crate) struct Handshake {
     server_name: Option<Box<str>>,
     /// Whether a record has come.
     has_begun: bool,
+    /// The secrets of TLS 1.3, once there are some: the client's and the server's.
+    told: Option<[Secret; 2]>,
 }
 
 enum By {
@@ -63,6 +66,7 @@ impl Handshake {
             input: Vec::new(),
             server_name,
             has_begun: false,
+            told: None,
         }
     }
 
@@ -85,6 +89,7 @@ impl Handshake {
         self.input.extend_from_slice(record);
         self.has_begun |= !record.is_empty();
         let result = self.run(out);
+        self.told = take_told().or_else(|| self.told.take());
         if let By::Server(_) = self.by
             && let Some(name) = NAMED.take()
         {
@@ -137,12 +142,12 @@ impl Handshake {
         }
     }
 
-    /// Makes a session of one that is done.
+    /// Makes a session of one that is done; one that may move to another process, or not.
     ///
     /// # Errors
     ///
     /// The provider does not say its keys.
-    pub(crate) fn finish(self) -> Result<(Session, Agreed), Error> {
+    pub(crate) fn finish(self, may_move: bool) -> Result<(Session, Agreed), Error> {
         let Some((version, suite)) = self
             .common()
             .protocol_version()
@@ -163,26 +168,19 @@ impl Handshake {
             is_resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
             server_name: self.server_name,
         };
-        // TLS 1.2 has no other keys, and no tickets after the handshake.
-        let is_13 = version == ProtocolVersion::TLSv1_3;
         let session = match self.by {
             By::Server(connection) => {
-                let (secrets, keys) = connection.dangerous_into_kernel_connection()?;
-                let keys = if is_13 {
-                    Keys::Server(keys)
-                } else {
-                    Keys::Fixed
-                };
-                Session::new(suite, secrets, keys, false)?
+                let told = self.told.map(|[open, seal]| Secrets { seal, open });
+                let (secrets, _) = connection.dangerous_into_kernel_connection()?;
+                Session::new(suite, secrets, told, may_move)?
             }
             By::Client(connection) => {
-                let (secrets, keys) = connection.dangerous_into_kernel_connection()?;
-                let keys = if is_13 {
-                    Keys::Client(keys)
-                } else {
-                    Keys::Fixed
-                };
-                Session::new(suite, secrets, keys, true)?
+                let told = self.told.map(|[seal, open]| Secrets { seal, open });
+                let (secrets, tickets) = connection.dangerous_into_kernel_connection()?;
+                // TLS 1.2 has no tickets after the handshake.
+                let is_13 = version == ProtocolVersion::TLSv1_3;
+                let session = Session::new(suite, secrets, told, may_move)?;
+                session.of_client(is_13.then_some(tickets))
             }
         };
         Ok((session, agreed))

@@ -5,18 +5,21 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bowline_protocol::CloseReason;
 use bowline_reactor::{Description, Section};
 use bowline_transport::{
-    DescriptorSocket, FileDescriptor, Link, PassDescriptors, ReadBuffers, Received, Socket,
-    close_received,
+    DescriptorSocket, FileDescriptor, LayerState, Link, PassDescriptors, ReadBuffers, Received,
+    Socket, Stays, close_received,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::cipher::OutboundChunks;
 use rustls::pki_types::CertificateDer;
 use rustls::{AlertDescription, CipherSuite, Error, NamedGroup, ProtocolVersion};
 
+use crate::envelope::Envelope;
 use crate::error::{StartTlsError, TlsError};
 use crate::handshake::{Agreed, Handshake};
 use crate::log;
@@ -25,6 +28,12 @@ use crate::outgoing::{MOST_PIECES, Outgoing};
 use crate::record::{self, HEADER, MOST_PLAIN};
 use crate::role::Role;
 use crate::session::{Failure, Opened, Session};
+
+mod moving;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::moving::state_of_bytes;
+pub use self::moving::{MoveError, MovedTls};
 
 /// How many records of data are sealed at once, so that what the layer holds is bounded:
 /// as much as one write buffer of a connection takes.
@@ -50,6 +59,8 @@ pub struct Tls<B> {
 pub struct TlsState {
     stage: Stage,
     agreed: Option<Box<Agreed>>,
+    /// What it takes to give the connection to another process, if it may be.
+    mover: Option<Arc<CryptoProvider>>,
     /// Ciphertext that was read and not opened. Whole records stand in it only where more
     /// was read than was to be delivered.
     incoming: Vec<u8>,
@@ -83,6 +94,12 @@ enum Stage {
         role: Role,
     },
     Open(Box<Session>),
+    /// It was given away. There is no session here that could seal or open, and there is
+    /// one again only if nobody else has taken it.
+    Packed {
+        head: [u8; moving::HEADER_BYTES],
+        envelope: Envelope,
+    },
     /// Nothing more is opened or sealed.
     Over,
 }
@@ -180,7 +197,7 @@ impl<B: FileDescriptor> Tls<B> {
             Stage::Waiting { .. } | Stage::Handshaking { .. } => {
                 Err(io::ErrorKind::WouldBlock.into())
             }
-            Stage::Over => Err(io::ErrorKind::NotConnected.into()),
+            Stage::Packed { .. } | Stage::Over => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
@@ -335,6 +352,7 @@ impl TlsState {
         Self {
             stage,
             agreed: None,
+            mover: None,
             incoming: Vec::new(),
             outgoing: Outgoing::default(),
             rare: None,
@@ -512,7 +530,7 @@ impl TlsState {
         if let Some(error) = self.rare.as_mut().and_then(|rare| rare.failure.take()) {
             return Err(error.into());
         }
-        if matches!(self.stage, Stage::Over) {
+        if matches!(self.stage, Stage::Packed { .. } | Stage::Over) {
             return Err(io::ErrorKind::NotConnected.into());
         }
         if self.has_ended {
@@ -736,11 +754,12 @@ impl TlsState {
     }
 
     fn establish(&mut self, link: &mut Link) -> io::Result<()> {
-        let Stage::Handshaking { handshake, .. } = mem::replace(&mut self.stage, Stage::Over)
+        let Stage::Handshaking { handshake, role } = mem::replace(&mut self.stage, Stage::Over)
         else {
             return Ok(());
         };
-        match handshake.finish() {
+        self.mover = role.mover();
+        match handshake.finish(self.mover.is_some()) {
             Ok((session, agreed)) => {
                 log::debug!(
                     target: log::TLS,
@@ -775,11 +794,20 @@ impl TlsState {
 
     // Our own words.
 
-    /// Seals an alert, behind everything that was sealed.
+    /// Seals an alert, behind everything that was sealed, and behind new keys where some
+    /// are owed.
     fn say(&mut self, alert: AlertDescription) {
         if self.rare.as_ref().is_some_and(|rare| rare.held.is_some()) {
             // It would overtake what was sealed before, and be none to the peer.
             return;
+        }
+        if let Some(session) = self.sealing() {
+            match session.before_data(0) {
+                Ok(update) => self.outgoing.push(update.unwrap_or_default()),
+                // A last word needs no new ones.
+                Err(TlsError::KeysUsedUp) => {}
+                Err(_) => return,
+            }
         }
         if let Some(session) = self.sealing()
             && let Ok(record) = session.seal_alert(alert)
@@ -846,6 +874,7 @@ impl fmt::Debug for TlsState {
             Stage::Leaving { .. } | Stage::Waiting { .. } => "beginning",
             Stage::Handshaking { .. } => "handshaking",
             Stage::Open(_) => "open",
+            Stage::Packed { .. } => "packed",
             Stage::Over => "over",
         };
         f.debug_struct("TlsState")
@@ -923,6 +952,7 @@ impl<B: FileDescriptor> FileDescriptor for Tls<B> {
     fn start(&mut self, link: &mut Link) {
         self.base.start(link);
         self.state.begin(link);
+        self.state.go_on(link);
         self.limit_time(link);
     }
 
@@ -971,6 +1001,30 @@ impl<B: FileDescriptor> FileDescriptor for Tls<B> {
 
     fn travels(&self) -> bool {
         self.state.is_plain() && self.base.travels()
+    }
+
+    fn pack(&mut self) -> Result<Vec<LayerState>, Stays> {
+        let mut below = self.base.pack()?;
+        if self.state.is_plain() {
+            return Ok(below);
+        }
+        match self.state.pack() {
+            Ok(own) => {
+                below.insert(0, own);
+                Ok(below)
+            }
+            Err(stays) => {
+                // Nobody has it.
+                let back = self.base.come_back();
+                debug_assert!(back.is_ok(), "{back:?}");
+                Err(stays)
+            }
+        }
+    }
+
+    fn come_back(&mut self) -> io::Result<()> {
+        self.base.come_back()?;
+        Ok(self.state.come_back()?)
     }
 
     fn undelivered(&self) -> usize {

@@ -16,6 +16,7 @@
 //! # Features
 //!
 //! - `ring` (default), `aws-lc-rs`: whose cryptography is used;
+//! - `endpoints`: TLS in endpoints that are strings;
 //! - `webpki-roots`, `platform-verifier`: which roots a client trusts.
 //!
 //! [bowline]: https://docs.rs/bowline
@@ -26,6 +27,10 @@
 mod certificates;
 mod client;
 mod config;
+mod encoding;
+#[cfg(feature = "endpoints")]
+mod endpoints;
+mod envelope;
 mod error;
 mod handshake;
 mod layer;
@@ -34,18 +39,31 @@ mod memory;
 mod outgoing;
 mod record;
 mod role;
+mod secret;
 mod server;
 mod session;
 mod tickets;
 mod transport;
+
+/// For the fuzz target, which is built with `--cfg fuzzing`. No public API.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Has both ends of a session do what `data` says.
+    pub fn records(data: &[u8]) {
+        crate::session::fuzzing::records(data);
+    }
+}
 
 pub use rustls;
 
 pub use crate::certificates::Certificates;
 pub use crate::client::TlsClient;
 pub use crate::config::*;
+#[cfg(feature = "endpoints")]
+pub use crate::endpoints::TlsEndpoints;
 pub use crate::error::{LoadError, StartTlsError, TlsError};
-pub use crate::layer::{Tls, TlsState};
+pub use crate::layer::{MoveError, MovedTls, Tls, TlsState};
 pub use crate::role::{Role, StartTls};
 pub use crate::server::{Passing, TlsServer};
 pub use crate::tickets::{TICKET_KEY_BYTES, TicketKey, Tickets};

@@ -41,6 +41,20 @@ impl Outgoing {
         }
     }
 
+    /// Everything that has not left.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let Some(queue) = &self.queue else {
+            return Vec::new();
+        };
+        let mut bytes = Vec::with_capacity(queue.bytes);
+        let mut start = queue.start;
+        for record in &queue.records {
+            bytes.extend_from_slice(&record[start..]);
+            start = 0;
+        }
+        bytes
+    }
+
     /// Offers the first to `send`, which answers how many bytes it took.
     pub(crate) fn offer<E>(
         &mut self,

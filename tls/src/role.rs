@@ -1,9 +1,12 @@
 //! Which side of a connection we are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_transport::endpoint::{Side, Wrap};
 use bowline_transport::{FileDescriptor, Stream};
+
+use rustls::crypto::CryptoProvider;
 
 use crate::client::TlsClient;
 use crate::handshake::Handshake;
@@ -28,6 +31,13 @@ impl Role {
         match self {
             Self::Server(server) => server.timeout(),
             Self::Client(client) => client.timeout(),
+        }
+    }
+
+    pub(crate) fn mover(&self) -> Option<Arc<CryptoProvider>> {
+        match self {
+            Self::Server(server) => server.mover(),
+            Self::Client(client) => client.mover(),
         }
     }
 

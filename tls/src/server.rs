@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_transport::endpoint::{Side, Wrap};
-use bowline_transport::{FileDescriptor, PassDescriptors, SendmsgMixin, Stream};
+use bowline_transport::{FileDescriptor, LayerState, PassDescriptors, SendmsgMixin, Stream};
 use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
 use rustls::server::UnbufferedServerConnection;
 
 use crate::certificates::Certificates;
 use crate::config::{HANDSHAKE_TIMEOUT, server_config_builder};
 use crate::error::LoadError;
 use crate::handshake::{Handshake, NotesName};
-use crate::layer::Tls;
+use crate::layer::{MoveError, MovedTls, Tls};
 use crate::role::Role;
+use crate::secret::keeping;
 
 /// TLS with us as the server: what is put on the connections of an endpoint.
 ///
@@ -60,6 +62,7 @@ pub struct TlsServer {
 struct Shared {
     config: RefCell<Arc<ServerConfig>>,
     handshake_timeout: Cell<Duration>,
+    may_move: Cell<bool>,
 }
 
 impl TlsServer {
@@ -75,6 +78,7 @@ impl TlsServer {
             shared: Rc::new(Shared {
                 config: RefCell::new(Arc::new(made_fit(config))),
                 handshake_timeout: Cell::new(HANDSHAKE_TIMEOUT),
+                may_move: Cell::new(false),
             }),
         }
     }
@@ -116,6 +120,71 @@ impl TlsServer {
         self
     }
 
+    /// Whether established connections may be given to another process, the successor in a
+    /// restart say; off by default. [`resume`](Self::resume) goes on with them there.
+    ///
+    /// What is given is all that a connection is, its keys above all: whoever has it can
+    /// read and write in our place. It is encrypted, and the key to that can be had once,
+    /// by one process ([`Detached::pack`](bowline_transport::Detached::pack)). The other
+    /// process has to be ours: a restart asks the kernel for its user. TLS 1.3 goes on
+    /// with new keys there.
+    ///
+    /// A process whose connections may move keeps the keys of TLS 1.2 in its memory for
+    /// that. What moved in from a process is in that one's memory no more, as far as
+    /// libraries wipe what they free.
+    #[must_use]
+    pub fn may_move(self, may_move: bool) -> Self {
+        self.shared.may_move.set(may_move);
+        self
+    }
+
+    /// Whether a connection that was given to this process can be gone on with here: its
+    /// layer is one of TLS, and its version and suite are in our configuration. Nothing is
+    /// taken yet, and nothing has changed.
+    pub fn can_resume(&self, state: &LayerState) -> bool {
+        MovedTls::fits(self.config().crypto_provider(), state)
+    }
+
+    /// Takes a connection that was given to this process, and no other has: what is put on
+    /// its socket, as the layer. It stays one that may move.
+    ///
+    /// ```no_run
+    /// use bowline::Reactor;
+    /// use bowline::endpoint::Adopt as _;
+    /// use bowline::handoff::restart::Moved;
+    /// use bowline::tls::{MoveError, TlsServer};
+    /// use bowline::{Tcp, Transports};
+    /// # use bowline::{Protocol, TcpStream, Transport};
+    ///
+    /// fn go_on<P>(
+    ///     reactor: &mut Reactor,
+    ///     tls: &TlsServer,
+    ///     mut moved: Moved,
+    ///     protocol: P,
+    /// ) -> Result<(), Box<dyn std::error::Error>>
+    /// where
+    ///     P: Protocol<bowline::layers::Stream<bowline::tls::Tls<bowline::layers::TcpSocket>>>,
+    /// {
+    ///     let state = moved.layers.pop().ok_or("it was in the clear")?;
+    ///     let kind = Tcp.layer(tls.resume(state)?).with_unsent(moved.unsent);
+    ///     reactor.adopt(kind, moved.fd, protocol)?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// It is not one that [can be resumed](Self::can_resume), or another process has it.
+    pub fn resume(&self, state: LayerState) -> Result<MovedTls, MoveError> {
+        MovedTls::take(self.config().crypto_provider(), state, false)
+    }
+
+    /// What it takes to move connections, if they may.
+    pub(crate) fn mover(&self) -> Option<Arc<CryptoProvider>> {
+        let may_move = self.shared.may_move.get();
+        may_move.then(|| Arc::clone(self.config().crypto_provider()))
+    }
+
     /// Has connections that are accepted from now on served with another configuration.
     /// All clones do so.
     pub fn set_config(&self, config: ServerConfig) {
@@ -151,6 +220,7 @@ fn made_fit(mut config: ServerConfig) -> ServerConfig {
     config.max_early_data_size = 0;
     config.send_half_rtt_data = false;
     config.cert_resolver = Arc::new(NotesName(config.cert_resolver));
+    config.key_log = keeping(config.key_log);
     config
 }
 

@@ -10,19 +10,20 @@ use std::ops::Range;
 
 use rustls::client::ClientConnectionData;
 use rustls::crypto::cipher::{
-    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks,
-    OutboundPlainMessage,
+    AeadKey, InboundOpaqueMessage, Iv, MessageDecrypter, MessageEncrypter, NONCE_LEN,
+    OutboundChunks, OutboundPlainMessage,
 };
 use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
 use rustls::{
-    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
+    AlertDescription, CipherSuite, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
     HandshakeType, InvalidMessage, PeerMisbehaved, ProtocolVersion, SupportedCipherSuite,
+    Tls13CipherSuite,
 };
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::TlsError;
 use crate::record::{Header, MOST_PLAIN};
+use crate::secret::{Secret, Secrets, aead_key, of_another_kind};
 
 /// How many KeyUpdates may come without data between them; as BoringSSL and rustls have
 /// it.
@@ -53,10 +54,17 @@ pub(crate) struct Session {
     sealer: Sealer,
     opener: Opener,
     keys: Keys,
+    /// Takes the tickets that a server sends. None of a connection that has moved: they
+    /// are of no use to another process.
+    tickets: Option<Box<KernelConnection<ClientConnectionData>>>,
     suite: SupportedCipherSuite,
     is_client: bool,
     /// The peer has asked for new keys of ours.
     is_update_owed: bool,
+    /// Another process has held these keys: they seal nothing but the word that there are
+    /// new ones. That goes with what is sealed next, for an idle peer need not be woken,
+    /// and may bear only so many without anything between.
+    is_renewal_due: bool,
     /// The peer has wanted to renegotiate.
     is_refusal_owed: bool,
     key_updates_left: u8,
@@ -67,12 +75,45 @@ pub(crate) struct Session {
     partial: Vec<u8>,
 }
 
-/// Whom new keys come from.
+/// What keys are made of.
 pub(crate) enum Keys {
-    /// There are none: TLS 1.2.
-    Fixed,
-    Server(KernelConnection<ServerConnectionData>),
-    Client(KernelConnection<ClientConnectionData>),
+    /// TLS 1.2, which has no others.
+    Fixed(Option<Box<FixedKeys>>),
+    /// TLS 1.3.
+    Updated(Box<Secrets>),
+}
+
+/// The keys of a connection that may move.
+pub(crate) struct FixedKeys {
+    seal: FixedKey,
+    open: FixedKey,
+    /// How many sealers there were. Each has numbers of its own where the peer is told
+    /// them.
+    sealers: u32,
+}
+
+struct FixedKey {
+    key: Zeroizing<Vec<u8>>,
+    iv: [u8; NONCE_LEN],
+}
+
+impl FixedKey {
+    fn of(secrets: &ConnectionTrafficSecrets) -> Result<Self, Error> {
+        let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
+        else {
+            return Err(of_another_kind());
+        };
+        Ok(Self {
+            key: Zeroizing::new(key.as_ref().to_vec()),
+            iv: iv.as_ref().try_into().map_err(|_| of_another_kind())?,
+        })
+    }
+
+    fn parts(&self) -> Result<(AeadKey, Iv), Error> {
+        Ok((aead_key(&self.key)?, Iv::from(self.iv)))
+    }
 }
 
 struct Sealer {
@@ -137,42 +178,87 @@ impl Failure {
 }
 
 impl Session {
+    /// Goes on with what a handshake has agreed on. `told` are the secrets of TLS 1.3.
+    /// `may_move` has keys kept that are not needed but to move.
+    ///
     /// # Errors
     ///
     /// The provider knows the suite and cannot say its keys.
     pub(crate) fn new(
         suite: SupportedCipherSuite,
         secrets: ExtractedSecrets,
-        keys: Keys,
-        is_client: bool,
+        told: Option<Secrets>,
+        may_move: bool,
     ) -> Result<Self, Error> {
         let (seal_from, seal) = secrets.tx;
         let (open_from, open) = secrets.rx;
-        Ok(Self {
-            sealer: Sealer {
-                by: primed(sealer(suite, seal)?, seal_from)?,
-                next: seal_from,
-                most: most_sealed(suite),
-            },
-            opener: Opener {
-                by: opener(suite, open)?,
-                next: open_from,
-            },
+        let keys = match suite.tls13() {
+            Some(suite) => {
+                let told = told.ok_or_else(|| Error::General("no secrets were told".into()))?;
+                debug_assert!(is_of(&told.seal, suite, &seal), "other keys than told");
+                debug_assert!(is_of(&told.open, suite, &open), "other keys than told");
+                Keys::Updated(Box::new(told))
+            }
+            None if may_move => {
+                let (seal, open) = (FixedKey::of(&seal)?, FixedKey::of(&open)?);
+                Keys::Fixed(Some(Box::new(FixedKeys {
+                    seal,
+                    open,
+                    sealers: 2,
+                })))
+            }
+            None => Keys::Fixed(None),
+        };
+        // The numbers that rustls has sealed under are the first sealer's.
+        let (key, iv) = parts(seal)?;
+        let by = sealer(suite, (key, moving::apart(suite, iv, 1)));
+        let sealer = Sealer {
+            by: primed(suite, by, seal_from)?,
+            next: seal_from,
+            most: most_sealed(suite),
+        };
+        let opener = Opener {
+            by: opener(suite, parts(open)?),
+            next: open_from,
+        };
+        Ok(Self::with(suite, sealer, opener, keys))
+    }
+
+    fn with(suite: SupportedCipherSuite, sealer: Sealer, opener: Opener, keys: Keys) -> Self {
+        Self {
+            sealer,
+            opener,
             keys,
+            tickets: None,
             suite,
-            is_client,
+            is_client: false,
             is_update_owed: false,
+            is_renewal_due: false,
             is_refusal_owed: false,
             key_updates_left: MOST_KEY_UPDATES,
             warnings_left: MOST_WARNINGS,
             renegotiations_left: MOST_RENEGOTIATIONS,
             empty_left: MOST_EMPTY,
             partial: Vec::new(),
-        })
+        }
+    }
+
+    /// Ours is the client's side. `tickets` takes those that the server sends.
+    pub(crate) fn of_client(
+        mut self,
+        tickets: Option<KernelConnection<ClientConnectionData>>,
+    ) -> Self {
+        self.is_client = true;
+        self.tickets = tickets.map(Box::new);
+        self
     }
 
     fn is_13(&self) -> bool {
         self.suite.tls13().is_some()
+    }
+
+    pub(crate) fn is_client(&self) -> bool {
+        self.is_client
     }
 
     pub(crate) fn suite(&self) -> SupportedCipherSuite {
@@ -189,24 +275,19 @@ impl Session {
     /// There are no new keys, and these have sealed enough.
     pub(crate) fn before_data(&mut self, records: u64) -> Result<Option<Vec<u8>>, TlsError> {
         let is_used_up = self.sealer.next.saturating_add(records) >= self.sealer.most;
-        if !is_used_up && !self.is_update_owed {
+        if !is_used_up && !self.is_update_owed && !self.is_renewal_due {
             return Ok(None);
         }
         if !self.is_13() {
             return Err(TlsError::KeysUsedUp);
         }
-        self.is_update_owed = false;
+        (self.is_update_owed, self.is_renewal_due) = (false, false);
         // update_not_requested: nobody has to answer.
         let message = [HandshakeType::KeyUpdate.into(), 0, 0, 1, 0];
         let record = self.seal(ContentType::Handshake, OutboundChunks::Single(&message))?;
-        let secrets = match &mut self.keys {
-            Keys::Fixed => return Err(TlsError::KeysUsedUp),
-            Keys::Server(keys) => keys.update_tx_secret(),
-            Keys::Client(keys) => keys.update_tx_secret(),
-        };
-        let (next, secrets) = secrets.map_err(TlsError::of_rustls)?;
-        let by = sealer(self.suite, secrets).map_err(TlsError::of_rustls)?;
-        (self.sealer.by, self.sealer.next) = (by, next);
+        let updated = updated(&mut self.keys, self.suite, |secrets| &mut secrets.seal);
+        let keys = updated.map_err(TlsError::of_rustls)?;
+        (self.sealer.by, self.sealer.next) = (sealer(self.suite, keys), 0);
         Ok(Some(record))
     }
 
@@ -381,11 +462,14 @@ impl Session {
     }
 
     fn take_message(&mut self, kind: HandshakeType, body: &[u8]) -> Result<(), Failure> {
-        match (kind, &mut self.keys) {
-            (HandshakeType::KeyUpdate, _) => self.keys_updated(body),
-            (HandshakeType::NewSessionTicket, Keys::Client(keys)) => keys
-                .handle_new_session_ticket(body)
-                .map_err(|error| Failure::new(AlertDescription::DecodeError, error)),
+        match kind {
+            HandshakeType::KeyUpdate => self.keys_updated(body),
+            HandshakeType::NewSessionTicket => match &mut self.tickets {
+                Some(tickets) => tickets
+                    .handle_new_session_ticket(body)
+                    .map_err(|error| Failure::new(AlertDescription::DecodeError, error)),
+                None => Ok(()),
+            },
             // Renegotiation.
             _ => {
                 self.is_refusal_owed = true;
@@ -416,15 +500,9 @@ impl Session {
         }
         let error = PeerMisbehaved::TooManyKeyUpdateRequests;
         spend(&mut self.key_updates_left, error)?;
-        let secrets = match &mut self.keys {
-            Keys::Fixed => return Err(out_of_place(ContentType::Handshake)),
-            Keys::Server(keys) => keys.update_rx_secret(),
-            Keys::Client(keys) => keys.update_rx_secret(),
-        };
-        let made = secrets.and_then(|(next, secrets)| Ok((opener(self.suite, secrets)?, next)));
-        let (by, next) =
-            made.map_err(|error| Failure::new(AlertDescription::InternalError, error))?;
-        (self.opener.by, self.opener.next) = (by, next);
+        let keys = updated(&mut self.keys, self.suite, |secrets| &mut secrets.open);
+        let keys = keys.map_err(|error| Failure::new(AlertDescription::InternalError, error))?;
+        (self.opener.by, self.opener.next) = (opener(self.suite, keys), 0);
         // However many there were, one answer will do.
         self.is_update_owed |= is_requested;
         Ok(())
@@ -474,36 +552,50 @@ fn parts(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv }
         | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
         | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
-        _ => Err(Error::General("a suite with keys of another kind".into())),
+        _ => Err(of_another_kind()),
     }
 }
 
-fn sealer(
+/// Whether these keys are of that secret.
+fn is_of(secret: &Secret, suite: &Tls13CipherSuite, keys: &ConnectionTrafficSecrets) -> bool {
+    let (Ok((key, iv)), Ok(wanted)) = (secret.keys(suite), FixedKey::of(keys)) else {
+        return false;
+    };
+    key.as_ref() == &wanted.key[..] && iv.as_ref() == wanted.iv
+}
+
+/// The next keys of one direction.
+fn updated(
+    keys: &mut Keys,
     suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, Error> {
-    let (key, iv) = parts(secrets)?;
-    Ok(match suite {
+    direction: impl FnOnce(&mut Secrets) -> &mut Secret,
+) -> Result<(AeadKey, Iv), Error> {
+    let (Keys::Updated(secrets), SupportedCipherSuite::Tls13(suite)) = (&mut *keys, suite) else {
+        return Err(of_another_kind());
+    };
+    let secret = direction(secrets);
+    secret.update(suite)?;
+    secret.keys(suite)
+}
+
+fn sealer(suite: SupportedCipherSuite, (key, iv): (AeadKey, Iv)) -> Box<dyn MessageEncrypter> {
+    match suite {
         SupportedCipherSuite::Tls13(suite) => suite.aead_alg.encrypter(key, iv),
         SupportedCipherSuite::Tls12(suite) => {
             let (fixed, explicit) = split(&iv, suite.aead_alg.key_block_shape().fixed_iv_len);
             suite.aead_alg.encrypter(key, fixed, explicit)
         }
-    })
+    }
 }
 
-fn opener(
-    suite: SupportedCipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageDecrypter>, Error> {
-    let (key, iv) = parts(secrets)?;
-    Ok(match suite {
+fn opener(suite: SupportedCipherSuite, (key, iv): (AeadKey, Iv)) -> Box<dyn MessageDecrypter> {
+    match suite {
         SupportedCipherSuite::Tls13(suite) => suite.aead_alg.decrypter(key, iv),
         SupportedCipherSuite::Tls12(suite) => {
             let (fixed, _) = split(&iv, suite.aead_alg.key_block_shape().fixed_iv_len);
             suite.aead_alg.decrypter(key, fixed)
         }
-    })
+    }
 }
 
 fn split(iv: &Iv, fixed: usize) -> (&[u8], &[u8]) {
@@ -512,13 +604,20 @@ fn split(iv: &Iv, fixed: usize) -> (&[u8], &[u8]) {
 
 /// A sealer that goes on at the number `next`.
 ///
-/// That of aws-lc-rs takes the first number that it seals for 0, and refuses others later
-/// on: so it seals nothing, as 0, which is wiped and never leaves.
+/// With AES-GCM, that of aws-lc-rs takes the first number that it seals for 0, and refuses
+/// others later on: so it seals nothing, as 0, which is wiped and never leaves.
 fn primed(
+    suite: SupportedCipherSuite,
     mut by: Box<dyn MessageEncrypter>,
     next: u64,
 ) -> Result<Box<dyn MessageEncrypter>, Error> {
-    if next > 0 {
+    let counts = match suite {
+        SupportedCipherSuite::Tls13(suite) => {
+            suite.common.suite != CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+        }
+        SupportedCipherSuite::Tls12(suite) => moving::tells_numbers(suite),
+    };
+    if next > 0 && counts {
         let nothing = OutboundPlainMessage {
             typ: ContentType::ApplicationData,
             version: ProtocolVersion::TLSv1_2,
@@ -528,6 +627,10 @@ fn primed(
     }
     Ok(by)
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+pub(crate) mod moving;
 
 #[cfg(test)]
 mod tests;

@@ -175,7 +175,7 @@ impl Tickets {
 }
 
 /// One whose keys have 256 bits: such keys can be made of bytes.
-fn suite_of(provider: &CryptoProvider) -> Option<&'static Tls13CipherSuite> {
+pub(crate) fn suite_of(provider: &CryptoProvider) -> Option<&'static Tls13CipherSuite> {
     let of = |wanted| {
         let mut suites = provider.cipher_suites.iter();
         suites.find_map(|suite| suite.tls13().filter(|it| it.common.suite == wanted))

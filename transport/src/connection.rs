@@ -27,6 +27,7 @@ use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ProtocolCall};
 use crate::error::{CallError, DetachError};
 use crate::file_descriptor::{FileDescriptor, Received, is_same};
+use crate::layer_state::{LayerState, Stays};
 use crate::link::{Awaited, Flags, Kept, Link, State};
 use crate::log;
 use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
@@ -789,7 +790,8 @@ where
         stream.unwatch(reactor);
         let link = &mut stream.link;
         // The error was reported here, and would be lost elsewhere.
-        let travels = stream.layer.travels() && !link.is_broken();
+        let is_broken = link.is_broken();
+        let travels = stream.layer.travels() && !is_broken;
         let descriptors = stream.layer.take_unsent_descriptors(link);
         let Some(mut layer) = stream.layer.take() else {
             return self.stay(descriptors);
@@ -829,6 +831,7 @@ where
             layer: Box::new(layer),
             // The other process is told of one descriptor.
             travels: travels && writing.is_none(),
+            pack: (!is_broken).then_some(pack::<T::Layer>),
             writing,
         })
     }
@@ -851,6 +854,14 @@ where
                 .set(Flags::UNWATCHED | Flags::READABLE | Flags::WRITABLE);
         }
         Err(DetachError::NotDetachable)
+    }
+}
+
+/// See [`Detached::pack`].
+fn pack<L: FileDescriptor>(layer: &mut dyn Any) -> Result<Vec<LayerState>, Stays> {
+    match layer.downcast_mut::<L>() {
+        Some(layer) => layer.pack(),
+        None => Err(Stays::Layer),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::descriptor_queue::{self, UnsentDescriptors};
 use crate::endpoint::Side;
 use crate::error::{AdoptErrorKind, CallError, DetachError};
 use crate::file_descriptor::{FileDescriptor, Socket};
+use crate::layer_state::{LayerState, Stays};
 use crate::link::{Flags, Kept};
 use crate::stream::{Stream, StreamTransport};
 
@@ -47,7 +48,11 @@ pub struct Detached<P> {
     pub(crate) layer: Box<dyn Any>,
     /// Whether these values are all of its state.
     pub(crate) travels: bool,
+    /// Asks the layers for theirs; none of a connection that is broken, or of packets.
+    pub(crate) pack: Option<Pack>,
 }
+
+type Pack = fn(&mut dyn Any) -> Result<Vec<LayerState>, Stays>;
 
 /// Bytes and descriptors that a connection had not sent before it was detached
 /// elsewhere.
@@ -76,10 +81,32 @@ fn check_unsent(descriptors: &[UnsentDescriptors], bytes: &[u8]) -> Result<(), A
 impl<P> Detached<P> {
     /// Whether the connection can go on in another process with nothing but these
     /// values. A connection with two descriptors cannot. Nor can one whose layer holds
-    /// more, such as a cipher. It has to be [put together](crate::Transports::reattach)
-    /// again here.
+    /// more, such as a cipher: [`pack`](Self::pack) has that say what. Otherwise it has to
+    /// be [put together](crate::Transports::reattach) again here.
     pub fn travels(&self) -> bool {
         self.travels
+    }
+
+    /// Has the layers say what another process needs of them beside these values, the
+    /// topmost first ([`FileDescriptor::pack`]): nothing, if the connection
+    /// [travels](Self::travels) anyway. From then on this process does not use them any
+    /// more, unless the connection is [put together](crate::Transports::reattach) again,
+    /// which fails if the other process has their state by then.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the connection stays. It can be put together again.
+    pub fn pack(&mut self) -> Result<Vec<LayerState>, Stays> {
+        if self.travels {
+            return Ok(Vec::new());
+        }
+        if self.writing.is_some() {
+            return Err(Stays::TwoDescriptors);
+        }
+        match self.pack {
+            Some(pack) => pack(&mut *self.layer),
+            None => Err(Stays::Closing),
+        }
     }
 
     /// Changes the protocol.
@@ -97,6 +124,7 @@ impl<P> Detached<P> {
             kept: self.kept,
             layer: self.layer,
             travels: self.travels,
+            pack: self.pack,
         }
     }
 }
@@ -177,6 +205,10 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
             return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
         }
     };
+    if let Err(error) = layer.come_back() {
+        let layer = Box::new(layer);
+        return failed(AdoptErrorKind::Os(error), Detached { layer, ..detached });
+    }
     if let Err((fd, writing)) = attach(layer.socket_mut(), detached.fd, detached.writing) {
         let layer = Box::new(layer);
         let detached = Detached {

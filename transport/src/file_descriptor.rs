@@ -17,6 +17,7 @@ use bowline_protocol::{Address, CloseReason, Credentials, Remains};
 use bowline_reactor::{Description, Interest, Reactor, Token};
 
 use crate::descriptor_queue::UnsentDescriptors;
+use crate::layer_state::{LayerState, Stays};
 use crate::link::Link;
 use crate::shared::ReadBuffers;
 use crate::sys;
@@ -309,9 +310,44 @@ pub trait FileDescriptor: Any {
     }
 
     /// Whether the connection can go on in another process with only its socket and the
-    /// user's unsent bytes. A layer that holds more has to stay.
+    /// user's unsent bytes. A layer that holds more has to stay, or to say by
+    /// [`pack`](Self::pack) what that is.
     fn travels(&self) -> bool {
         false
+    }
+
+    /// Says what of this layer, and of those below it, another process needs beside the
+    /// socket and the user's unsent bytes: the topmost layer first, and nothing for one
+    /// that needs nothing. Called on layers that were [taken](Self::take) off.
+    ///
+    /// Afterwards this layer is not used any more, unless it [comes
+    /// back](Self::come_back). A layer of which two processes must not hold the same state,
+    /// such as a cipher, lets go of it here.
+    ///
+    /// By default it is nothing for a layer that [travels](Self::travels).
+    ///
+    /// # Errors
+    ///
+    /// The reason why the connection stays. The layer is as it was.
+    fn pack(&mut self) -> Result<Vec<LayerState>, Stays> {
+        match self.travels() {
+            true => Ok(Vec::new()),
+            false => Err(Stays::Layer),
+        }
+    }
+
+    /// Goes on after it was [packed](Self::pack), since the other process did not take
+    /// over. Called before the connection is [put together
+    /// again](crate::Transports::reattach), whether it was packed or not.
+    ///
+    /// # Errors
+    ///
+    /// Another process has the state. The connection cannot go on here.
+    fn come_back(&mut self) -> io::Result<()> {
+        match self.below_mut() {
+            Some(below) => below.come_back(),
+            None => Ok(()),
+        }
     }
 
     /// How many bytes a layer has read and not delivered yet. Whoever pauses the

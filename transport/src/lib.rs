@@ -38,6 +38,7 @@ mod file_descriptor;
 #[cfg(feature = "inspect")]
 mod kind_counts;
 mod kinds;
+mod layer_state;
 mod link;
 mod listener;
 mod listener_group;
@@ -93,6 +94,7 @@ pub use crate::file_descriptor::{
 #[cfg(feature = "inspect")]
 pub use crate::kind_counts::KindCounts;
 pub use crate::kinds::*;
+pub use crate::layer_state::{LayerState, Stays};
 pub use crate::link::Link;
 pub use crate::listener_group::ListenerGroup;
 #[cfg(feature = "inspect")]

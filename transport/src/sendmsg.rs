@@ -16,6 +16,7 @@ use crate::descriptor_queue::{DescriptorQueue, UnsentDescriptors};
 use crate::file_descriptor::{
     DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
+use crate::layer_state::{LayerState, Stays};
 use crate::link::{Flags, Link, State};
 use crate::log;
 use crate::shared::{Ledger, READ_BYTES, ReadBuffers};
@@ -378,6 +379,10 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
 
     fn travels(&self) -> bool {
         self.base.travels()
+    }
+
+    fn pack(&mut self) -> Result<Vec<LayerState>, Stays> {
+        self.base.pack()
     }
 
     fn queued_descriptors(&self) -> usize {

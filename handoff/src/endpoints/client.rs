@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bowline_protocol::{ConnectorHandle, Factory, UnixAddress};
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::ConnectWith;
-use bowline_transport::{Tcp, TcpConnect, TcpStream, Transports, Unix, UnixConnect, UnixStream};
+use bowline_transport::endpoint::{Connect as _, ConnectWith, Wrap};
+use bowline_transport::{
+    Tcp, TcpConnect, TcpSocket, TcpStream, Transports, Unix, UnixConnect, UnixSocket, UnixStream,
+};
 
 use super::server::{abstract_name, check_path, parse_switch, refuse_lockfile};
 use super::{EndpointArgument, EndpointArguments, EndpointError, PORT, unknown_kind};
@@ -69,6 +71,53 @@ impl ClientEndpoint {
         };
         arguments.finish()?;
         Ok(Self { text, place })
+    }
+}
+
+impl ClientEndpoint {
+    /// Puts other layers on the connection, instead of those of its kind; see
+    /// [`ServerEndpoint::layer`](super::ServerEndpoint::layer).
+    pub fn layer<W>(self, wrap: W) -> LayeredClientEndpoint<W>
+    where
+        W: Wrap<TcpSocket> + Wrap<UnixSocket>,
+    {
+        LayeredClientEndpoint {
+            endpoint: self,
+            wrap,
+        }
+    }
+}
+
+impl TryFrom<EndpointArguments> for ClientEndpoint {
+    type Error = EndpointError;
+
+    /// The endpoint that these arguments are of.
+    fn try_from(arguments: EndpointArguments) -> Result<Self, EndpointError> {
+        Self::of(arguments, &KINDS)
+    }
+}
+
+/// A [`ClientEndpoint`] whose connection has layers of the caller's;
+/// [`ClientEndpoint::layer`] makes it.
+#[derive(Clone, Debug)]
+pub struct LayeredClientEndpoint<W> {
+    endpoint: ClientEndpoint,
+    wrap: W,
+}
+
+impl<W, F> ConnectWith<F> for LayeredClientEndpoint<W>
+where
+    W: Wrap<TcpSocket> + Wrap<UnixSocket>,
+    F: Factory<<W as Wrap<TcpSocket>>::Transport> + Factory<<W as Wrap<UnixSocket>>::Transport>,
+{
+    type Handle = ConnectorHandle;
+    type Error = io::Error;
+
+    fn connect_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ConnectorHandle> {
+        match self.endpoint.place {
+            Place::Tcp(endpoint) => reactor.connect(endpoint.layer(self.wrap), factory),
+            Place::Unix(endpoint) => reactor.connect(endpoint.layer(self.wrap), factory),
+        }
     }
 }
 

@@ -52,10 +52,10 @@ mod kinds;
 mod server;
 mod syntax;
 
-pub use self::client::ClientEndpoint;
+pub use self::client::{ClientEndpoint, LayeredClientEndpoint};
 pub use self::error::EndpointError;
 pub use self::kinds::{EndpointFactory, EndpointKinds};
-pub use self::server::ServerEndpoint;
+pub use self::server::{LayeredServerEndpoint, ServerEndpoint};
 pub use self::syntax::{EndpointArgument, EndpointArguments, quote};
 
 use std::net::{IpAddr, SocketAddr};

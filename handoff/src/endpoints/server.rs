@@ -8,10 +8,10 @@ use std::str::FromStr;
 
 use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, UnixAddress};
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::ListenWith;
+use bowline_transport::endpoint::{Listen as _, ListenWith, Wrap};
 use bowline_transport::{
-    Tcp, TcpListen, TcpStream, Transports, Unix, UnixListen, UnixStream, describe_socket,
-    take_granted,
+    Tcp, TcpListen, TcpSocket, TcpStream, Transports, Unix, UnixListen, UnixSocket, UnixStream,
+    describe_socket, take_granted,
 };
 
 use super::{EndpointArgument, EndpointArguments, EndpointError, PORT, unknown_kind};
@@ -50,6 +50,24 @@ enum Place {
     Inherited(String),
     /// A listening socket, claimed.
     Claimed(OwnedFd),
+}
+
+/// The transports that layers make of both kinds of socket.
+type OnTcp<W> = <W as Wrap<TcpSocket>>::Transport;
+type OnUnix<W> = <W as Wrap<UnixSocket>>::Transport;
+
+/// A place whose kind is known, and its socket if it has one.
+enum Found {
+    Tcp(TcpListen),
+    Unix(UnixListen),
+    ListeningTcp(OwnedFd),
+    ListeningUnix(OwnedFd),
+}
+
+/// The same, among others that have names.
+enum Among {
+    Tcp(TcpListen),
+    Unix(UnixListen),
 }
 
 /// Which of the sockets of systemd.
@@ -157,6 +175,38 @@ impl ServerEndpoint {
         Ok(self)
     }
 
+    /// Puts other layers on each accepted connection, instead of those of its kind: the
+    /// same for TCP and for UNIX sockets, TLS for example.
+    ///
+    /// ```
+    /// use bowline::endpoint::ServerEndpoint;
+    /// use bowline::tls::TlsServer;
+    /// use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
+    /// # struct Echo;
+    /// # impl<T: Transport> Protocol<T> for Echo {
+    /// #     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+    /// #         cx.transport.write(data);
+    /// #     }
+    /// # }
+    ///
+    /// fn serve(reactor: &mut Reactor, text: &str) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let endpoint: ServerEndpoint = text.parse()?;
+    ///     let tls = TlsServer::from_pem_files("server.crt", "server.key")?;
+    ///     reactor.listen(endpoint.layer(tls), |_: &Address| Echo)?;
+    ///     Ok(())
+    /// }
+    /// # let _ = serve;
+    /// ```
+    pub fn layer<W>(self, wrap: W) -> LayeredServerEndpoint<W>
+    where
+        W: Wrap<TcpSocket> + Wrap<UnixSocket>,
+    {
+        LayeredServerEndpoint {
+            endpoint: self,
+            wrap,
+        }
+    }
+
     /// Listens as part of a program that can be replaced; see
     /// [`Listeners::listen`], which says what `name` is. A predecessor's listener of that
     /// name comes first, whatever the string says of systemd or of a number: that was for
@@ -172,10 +222,9 @@ impl ServerEndpoint {
         name: &str,
         factory: impl Factory<TcpStream> + Factory<UnixStream>,
     ) -> io::Result<ListenerHandle> {
-        match self.place_among(listeners, name)? {
-            Place::Tcp(endpoint) => listeners.listen(reactor, name, endpoint, factory),
-            Place::Unix(endpoint) => listeners.listen(reactor, name, endpoint, factory),
-            _ => Err(no_listener()),
+        match self.among(listeners, name)? {
+            Among::Tcp(endpoint) => listeners.listen(reactor, name, endpoint, factory),
+            Among::Unix(endpoint) => listeners.listen(reactor, name, endpoint, factory),
         }
     }
 
@@ -192,10 +241,9 @@ impl ServerEndpoint {
         name: &str,
         acceptor: impl Acceptor,
     ) -> io::Result<ListenerHandle> {
-        match self.place_among(listeners, name)? {
-            Place::Tcp(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
-            Place::Unix(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
-            _ => Err(no_listener()),
+        match self.among(listeners, name)? {
+            Among::Tcp(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
+            Among::Unix(endpoint) => listeners.accept(reactor, name, endpoint, acceptor),
         }
     }
 
@@ -213,30 +261,37 @@ impl ServerEndpoint {
         pool: &Pool,
         label: u32,
     ) -> io::Result<ListenerHandle> {
-        match self.place_among(listeners, name)? {
-            Place::Tcp(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
-            Place::Unix(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
-            _ => Err(no_listener()),
+        match self.among(listeners, name)? {
+            Among::Tcp(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
+            Among::Unix(endpoint) => listeners.pool(reactor, name, endpoint, pool, label),
         }
     }
 
-    /// Where to bind, or the address of a socket that is there by this name now.
-    fn place_among(self, listeners: &mut Listeners<'_>, name: &str) -> io::Result<Place> {
-        if matches!(self.place, Place::Tcp(_) | Place::Unix(_)) {
-            return Ok(self.place);
-        }
-        let inherited = listeners.inherited();
-        let is_there = inherited.names().any(|known| known == name);
-        let fd = match is_there.then(|| inherited.claim(name)).flatten() {
-            Some(fd) => fd,
-            None => self.claim(inherited)?.socket()?,
+    /// Where to listen by this name among others. What has a socket already is to be
+    /// claimed by its name.
+    fn among(self, listeners: &mut Listeners<'_>, name: &str) -> io::Result<Among> {
+        let fd = match self.place {
+            Place::Tcp(endpoint) => return Ok(Among::Tcp(endpoint)),
+            Place::Unix(endpoint) => return Ok(Among::Unix(endpoint)),
+            given => {
+                let inherited = listeners.inherited();
+                let is_there = inherited.names().any(|known| known == name);
+                let given = Self {
+                    place: given,
+                    ..self
+                };
+                match is_there.then(|| inherited.claim(name)).flatten() {
+                    Some(fd) => fd,
+                    None => given.claim(inherited)?.socket()?,
+                }
+            }
         };
         let address = listening_address(&fd)?;
         // It is claimed again at its own address.
         listeners.inherited().add(name, fd);
         match address {
-            Address::Unix(_) => Ok(Place::Unix(Unix::at(UnixAddress::Unnamed))),
-            Address::Inet(address) => Ok(Place::Tcp(Tcp::at(address))),
+            Address::Unix(_) => Ok(Among::Unix(Unix::at(UnixAddress::Unnamed))),
+            Address::Inet(address) => Ok(Among::Tcp(Tcp::at(address))),
             _ => Err(no_listener()),
         }
     }
@@ -252,14 +307,24 @@ impl ServerEndpoint {
         reactor: &mut Reactor,
         acceptor: impl Acceptor,
     ) -> io::Result<ListenerHandle> {
+        Ok(match self.found()? {
+            Found::Tcp(endpoint) => reactor.accept(endpoint, acceptor)?,
+            Found::Unix(endpoint) => reactor.accept(endpoint, acceptor)?,
+            Found::ListeningTcp(fd) => reactor.accept(Tcp::listening(fd), acceptor)?,
+            Found::ListeningUnix(fd) => reactor.accept(Unix::listening(fd), acceptor)?,
+        })
+    }
+
+    /// Where to listen, once it is known of which kind that is.
+    fn found(self) -> io::Result<Found> {
         let fd = match self.place {
-            Place::Tcp(endpoint) => return Ok(reactor.accept(endpoint, acceptor)?),
-            Place::Unix(endpoint) => return Ok(reactor.accept(endpoint, acceptor)?),
+            Place::Tcp(endpoint) => return Ok(Found::Tcp(endpoint)),
+            Place::Unix(endpoint) => return Ok(Found::Unix(endpoint)),
             _ => self.socket()?,
         };
         match listening_address(&fd)? {
-            Address::Inet(_) => Ok(reactor.accept(Tcp::listening(fd), acceptor)?),
-            Address::Unix(_) => Ok(reactor.accept(Unix::listening(fd), acceptor)?),
+            Address::Inet(_) => Ok(Found::ListeningTcp(fd)),
+            Address::Unix(_) => Ok(Found::ListeningUnix(fd)),
             _ => Err(no_listener()),
         }
     }
@@ -288,16 +353,82 @@ impl<F: Factory<TcpStream> + Factory<UnixStream>> ListenWith<F> for ServerEndpoi
     type Error = io::Error;
 
     fn listen_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ListenerHandle> {
-        let fd = match self.place {
-            Place::Tcp(endpoint) => return Ok(reactor.listen(endpoint, factory)?),
-            Place::Unix(endpoint) => return Ok(reactor.listen(endpoint, factory)?),
-            _ => self.socket()?,
-        };
-        match listening_address(&fd)? {
-            Address::Inet(_) => Ok(reactor.listen(Tcp::listening(fd), factory)?),
-            Address::Unix(_) => Ok(reactor.listen(Unix::listening(fd), factory)?),
-            _ => Err(no_listener()),
+        Ok(match self.found()? {
+            Found::Tcp(endpoint) => reactor.listen(endpoint, factory)?,
+            Found::Unix(endpoint) => reactor.listen(endpoint, factory)?,
+            Found::ListeningTcp(fd) => reactor.listen(Tcp::listening(fd), factory)?,
+            Found::ListeningUnix(fd) => reactor.listen(Unix::listening(fd), factory)?,
+        })
+    }
+}
+
+impl TryFrom<EndpointArguments> for ServerEndpoint {
+    type Error = EndpointError;
+
+    /// The endpoint that these arguments are of. A kind of a program's own that puts
+    /// something on another kind [changes](EndpointArguments::set_kind) them first.
+    fn try_from(arguments: EndpointArguments) -> Result<Self, EndpointError> {
+        Self::of(arguments, &KINDS)
+    }
+}
+
+/// A [`ServerEndpoint`] whose connections have layers of the caller's;
+/// [`ServerEndpoint::layer`] makes it.
+#[derive(Debug)]
+pub struct LayeredServerEndpoint<W> {
+    endpoint: ServerEndpoint,
+    wrap: W,
+}
+
+impl<W: Wrap<TcpSocket> + Wrap<UnixSocket>> LayeredServerEndpoint<W> {
+    /// As [`ServerEndpoint::claim`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerEndpoint::claim`].
+    pub fn claim(self, inherited: &mut Inherited) -> io::Result<Self> {
+        Ok(Self {
+            endpoint: self.endpoint.claim(inherited)?,
+            wrap: self.wrap,
+        })
+    }
+
+    /// As [`ServerEndpoint::listen_among`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerEndpoint::listen_among`].
+    pub fn listen_among(
+        self,
+        listeners: &mut Listeners<'_>,
+        reactor: &mut Reactor,
+        name: &str,
+        factory: impl Factory<OnTcp<W>> + Factory<OnUnix<W>>,
+    ) -> io::Result<ListenerHandle> {
+        let wrap = self.wrap;
+        match self.endpoint.among(listeners, name)? {
+            Among::Tcp(it) => listeners.listen(reactor, name, it.layer(wrap), factory),
+            Among::Unix(it) => listeners.listen(reactor, name, it.layer(wrap), factory),
         }
+    }
+}
+
+impl<W, F> ListenWith<F> for LayeredServerEndpoint<W>
+where
+    W: Wrap<TcpSocket> + Wrap<UnixSocket>,
+    F: Factory<OnTcp<W>> + Factory<OnUnix<W>>,
+{
+    type Handle = ListenerHandle;
+    type Error = io::Error;
+
+    fn listen_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ListenerHandle> {
+        let wrap = self.wrap;
+        Ok(match self.endpoint.found()? {
+            Found::Tcp(it) => reactor.listen(it.layer(wrap), factory)?,
+            Found::Unix(it) => reactor.listen(it.layer(wrap), factory)?,
+            Found::ListeningTcp(fd) => reactor.listen(Tcp::listening(fd).layer(wrap), factory)?,
+            Found::ListeningUnix(fd) => reactor.listen(Unix::listening(fd).layer(wrap), factory)?,
+        })
     }
 }
 

@@ -174,6 +174,22 @@ impl EndpointArguments {
         &self.kind.value
     }
 
+    /// Makes them arguments of another kind: of the one that a kind of a program's own
+    /// puts something on. The string, and the places of errors in it, stay.
+    pub fn set_kind(&mut self, kind: impl Into<String>) {
+        self.kind.value = kind.into();
+    }
+
+    /// Has an argument that was taken be there again, by its name.
+    pub fn put_back(&mut self, name: &str, argument: EndpointArgument) {
+        let piece = argument.piece;
+        self.named.push(Named {
+            name: name.to_owned(),
+            start: piece.start,
+            piece,
+        });
+    }
+
     /// The whole string.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -454,6 +454,7 @@ mod tests {
             unsent: b"unsent".to_vec(),
             queued: vec![(Some(1..3), 2), (None, 1)],
             held: 4,
+            layers: Vec::new(),
         };
         let moved = MovedRecord(Box::new(record));
         let dispatch = Dispatch {

@@ -363,7 +363,10 @@ impl WorkerShared {
         }
         if let Some(MovedRecord(record)) = dispatch.moved {
             let service = self.service.borrow();
-            let mut moved = unpack(vec![*record], descriptors, |kind| service.takes(kind));
+            let mut moved = unpack(vec![*record], descriptors, |moved| {
+                // What a layer holds goes from one program to the next, and no further.
+                moved.layers.is_empty() && service.takes(&moved.kind)
+            });
             let moved = moved.pop().flatten();
             return moved.map(Given::Moved).ok_or(WorkerRefusal::Unwanted);
         }

@@ -84,14 +84,26 @@ pub(crate) struct Record {
     pub(crate) queued: Vec<(Option<Range<u32>>, u32)>,
     /// How many descriptors the protocol itself holds.
     pub(crate) held: u32,
+    /// What its layers say.
+    pub(crate) layers: Vec<LayerRecord>,
+}
+
+/// What a layer says, but for its descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LayerRecord {
+    pub(crate) name: String,
+    pub(crate) state: Vec<u8>,
+    /// How many descriptors it has.
+    pub(crate) descriptors: u32,
 }
 
 impl Record {
     /// How many descriptors travel with it: the socket, those queued, those
-    /// held.
+    /// held, those of layers.
     pub(crate) fn descriptors(&self) -> usize {
         let queued: u32 = self.queued.iter().map(|(_, count)| count).sum();
-        1 + queued as usize + self.held as usize
+        let layers: u32 = self.layers.iter().map(|layer| layer.descriptors).sum();
+        1 + queued as usize + self.held as usize + layers as usize
     }
 
     /// About how many bytes it takes.
@@ -101,6 +113,13 @@ impl Record {
             + self.unread.len()
             + self.unsent.len()
             + 16 * self.queued.len()
+            + self.layers.iter().map(LayerRecord::size).sum::<usize>()
+    }
+}
+
+impl LayerRecord {
+    fn size(&self) -> usize {
+        16 + self.name.len() + self.state.len()
     }
 }
 
@@ -263,6 +282,11 @@ pub(crate) fn write_record(payload: &mut PayloadWriter<'_>, record: &Record) {
         payload.u32(*count);
     });
     payload.u32(record.held);
+    list(payload, &record.layers, |payload, layer| {
+        payload.string(&layer.name);
+        payload.bytes(&layer.state);
+        payload.u32(layer.descriptors);
+    });
 }
 
 pub(crate) fn read_record(payload: &mut PayloadReader<'_>) -> Result<Record, WireError> {
@@ -296,6 +320,13 @@ pub(crate) fn read_record(payload: &mut PayloadReader<'_>) -> Result<Record, Wir
         });
     }
     let held = payload.u32()?;
+    let layers = read_list(payload, |payload| {
+        Ok(LayerRecord {
+            name: payload.string()?,
+            state: payload.bytes()?.to_vec(),
+            descriptors: payload.u32()?,
+        })
+    })?;
     Ok(Record {
         kind,
         state,
@@ -303,6 +334,7 @@ pub(crate) fn read_record(payload: &mut PayloadReader<'_>) -> Result<Record, Wir
         unsent,
         queued,
         held,
+        layers,
     })
 }
 
@@ -372,9 +404,14 @@ mod tests {
             unsent: vec![0; 100],
             queued: vec![(Some(0..10), 0), (None, 2), (Some(20..21), 1)],
             held: 4,
+            layers: vec![LayerRecord {
+                name: "cipher".into(),
+                state: vec![5; 50],
+                descriptors: 2,
+            }],
         };
-        assert_eq!(record.descriptors(), 8);
-        assert_eq!(record.size(), 64 + 4 + 2 + 1 + 100 + 16 * 3);
+        assert_eq!(record.descriptors(), 10);
+        assert_eq!(record.size(), 64 + 4 + 2 + 1 + 100 + 16 * 3 + (16 + 6 + 50));
         assert_eq!(Record::default().descriptors(), 1, "the socket");
         assert_eq!(Record::default().size(), 64);
         for refusal in [Refusal::Busy, Refusal::Format, Refusal::NotServing] {
@@ -412,6 +449,7 @@ mod tests {
             unsent: vec![3; 30],
             queued: vec![(None, 1); 40],
             held: 50,
+            layers: vec![LayerRecord::default(); 3],
         };
         let size = record.size();
         let message = FromPredecessor::Connections {

@@ -15,11 +15,11 @@ use bowline_protocol::{
 };
 use bowline_reactor::{Reactor, Token};
 use bowline_transport::{
-    DetachError, Detached, PacketSocket, Port, ReattachError, StreamTransport, Transports, Unsent,
-    UnsentDescriptors, describe_socket,
+    DetachError, Detached, LayerState, PacketSocket, Port, ReattachError, Stays, StreamTransport,
+    Transports, Unsent, UnsentDescriptors, describe_socket,
 };
 
-use super::messages::Record;
+use super::messages::{LayerRecord, Record};
 use crate::log;
 use crate::wire::MAX_DESCRIPTORS;
 
@@ -104,6 +104,12 @@ pub struct Moved {
     pub unsent: Unsent,
     /// What its protocol there packed, for the one here.
     pub packed: Packed,
+    /// What its layers there said of themselves, the topmost first; nothing of those that
+    /// hold nothing. Each goes to the layer of its name that is put on the socket: to
+    /// [`TlsServer::resume`], say. What is not taken is lost.
+    ///
+    /// [`TlsServer::resume`]: https://docs.rs/bowline-tls/latest/bowline_tls/struct.TlsServer.html#method.resume
+    pub layers: Vec<LayerState>,
 }
 
 impl Moved {
@@ -123,6 +129,15 @@ impl Moved {
         }
         let held = self.packed.descriptors.len() as u32;
         descriptors.extend(self.packed.descriptors.into_iter().map(Into::into));
+        let mut layers = Vec::new();
+        for layer in self.layers {
+            layers.push(LayerRecord {
+                name: layer.name,
+                state: layer.state,
+                descriptors: layer.descriptors.len() as u32,
+            });
+            descriptors.extend(layer.descriptors.into_iter().map(Into::into));
+        }
         let record = Record {
             kind: self.kind,
             state: self.packed.state,
@@ -130,6 +145,7 @@ impl Moved {
             unsent: bytes,
             queued,
             held,
+            layers,
         };
         (record, descriptors)
     }
@@ -160,6 +176,8 @@ type DetachedPart = Detached<Box<dyn Any>>;
 pub(crate) struct MoveList {
     connections: BTreeMap<u64, Listed>,
     next: u64,
+    /// How many were looked at and stay, by reason.
+    stayed: BTreeMap<Stays, usize>,
 }
 
 /// How a connection is reached.
@@ -203,8 +221,8 @@ struct Listed {
 
 /// A connection taken apart, whatever its types.
 trait Parts {
-    /// What is said of it, and copies of its descriptors, socket first.
-    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>>;
+    /// What is said of it, and copies of its descriptors, socket first; or why it stays.
+    fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays>;
 
     /// Puts it together again.
     fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<Reached>;
@@ -224,7 +242,7 @@ struct ApartPackets<S, P> {
 }
 
 impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
-    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
+    fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays> {
         record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
     }
 
@@ -238,7 +256,7 @@ impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
 }
 
 impl<S: PacketSocket, P: MovablePackets<S>> Parts for ApartPackets<S, P> {
-    fn record(&mut self) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
+    fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays> {
         record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
     }
 
@@ -267,21 +285,52 @@ fn record_of<P>(
     kept: &mut Option<Packed>,
     kind: &str,
     pack: impl FnOnce(&mut P) -> Option<Packed>,
-) -> io::Result<Option<(Record, Vec<PassedDescriptor>)>> {
-    if detached.producer.is_some() || !detached.travels() {
-        // A producer could not be told where its consumer has gone.
-        return Ok(None);
+) -> Result<(Record, Vec<PassedDescriptor>), Stays> {
+    if detached.producer.is_some() {
+        return Err(Stays::Producer);
     }
     *kept = pack(&mut detached.protocol);
     let Some(packed) = kept else {
-        return Ok(None);
+        return Err(Stays::Protocol);
     };
+    let refused = |error: io::Error| {
+        log::warn!(target: log::HANDOFF, "a connection cannot be given away now: {error}");
+        Stays::System
+    };
+    let mut record = Record {
+        kind: kind.to_owned(),
+        state: packed.state.clone(),
+        // What the transport was given back comes behind what the protocol
+        // has kept.
+        unread: [packed.unread.as_slice(), &detached.unread].concat(),
+        unsent: detached.unsent.clone(),
+        ..Record::default()
+    };
+    let mut descriptors = copies(detached, packed, &mut record).map_err(refused)?;
+    // Last, so that nothing can fail behind it: a cipher lets go of its keys.
+    for layer in detached.pack()? {
+        record.layers.push(LayerRecord {
+            name: layer.name,
+            state: layer.state,
+            descriptors: layer.descriptors.len() as u32,
+        });
+        descriptors.extend(layer.descriptors.into_iter().map(PassedDescriptor::from));
+    }
+    Ok((record, descriptors))
+}
+
+/// Copies of a connection's descriptors, but for those of its layers.
+fn copies<P>(
+    detached: &Detached<P>,
+    packed: &Packed,
+    record: &mut Record,
+) -> io::Result<Vec<PassedDescriptor>> {
     let mut descriptors = vec![PassedDescriptor::from(detached.fd.try_clone()?)];
-    let mut queued = Vec::new();
     for group in &detached.descriptors {
         let range = group.message.clone();
         let range = range.map(|range| range.start as u32..range.end as u32);
-        queued.push((range, group.descriptors.len() as u32));
+        let count = group.descriptors.len() as u32;
+        record.queued.push((range, count));
         for descriptor in &group.descriptors {
             descriptors.push(descriptor.as_fd().try_clone_to_owned()?.into());
         }
@@ -289,17 +338,8 @@ fn record_of<P>(
     for descriptor in &packed.descriptors {
         descriptors.push(descriptor.try_clone()?.into());
     }
-    let record = Record {
-        kind: kind.to_owned(),
-        state: packed.state.clone(),
-        // What the transport was given back comes behind what the protocol
-        // has kept.
-        unread: [packed.unread.as_slice(), &detached.unread].concat(),
-        unsent: detached.unsent.clone(),
-        queued,
-        held: packed.descriptors.len() as u32,
-    };
-    Ok(Some((record, descriptors)))
+    record.held = packed.descriptors.len() as u32;
+    Ok(descriptors)
 }
 
 impl MoveList {
@@ -338,6 +378,15 @@ impl MoveList {
             list: Rc::downgrade(list),
             id,
         }
+    }
+
+    fn note(&mut self, reason: Stays) {
+        *self.stayed.entry(reason).or_default() += 1;
+    }
+
+    /// How many were looked at and stay, by reason.
+    pub(crate) fn stayed(&self) -> BTreeMap<Stays, usize> {
+        self.stayed.clone()
     }
 
     /// Behind the last that was put on it.
@@ -423,6 +472,7 @@ impl Batch {
             last = id;
             // Those that are closing have said what they want.
             let Some(unsent) = listed.handle.unsent(reactor) else {
+                list.borrow_mut().note(Stays::Closing);
                 continue;
             };
             bytes += unsent;
@@ -442,6 +492,10 @@ impl Batch {
                     Ok(detached) => Some((id, (listed.own)(detached)?)),
                     Err(DetachError::WrongProtocol) => {
                         log::error!(target: log::HANDOFF, "a connection was listed with another type than it has");
+                        None
+                    }
+                    Err(DetachError::NotDetachable) => {
+                        list.borrow_mut().note(Stays::Layer);
                         None
                     }
                     Err(_) => None,
@@ -471,15 +525,11 @@ impl Batch {
                 Self::return_one(reactor, list, id, parts);
                 continue;
             }
-            let packed = parts.record();
-            let (record, descriptors) = match packed {
-                Ok(Some(packed)) => packed,
-                Ok(None) => {
-                    Self::return_one(reactor, list, id, parts);
-                    continue;
-                }
-                Err(error) => {
-                    log::warn!(target: log::HANDOFF, "a connection stays here: {error}");
+            let (record, descriptors) = match parts.record() {
+                Ok(packed) => packed,
+                Err(reason) => {
+                    log::debug!(target: log::HANDOFF, "a connection stays here: {reason}");
+                    list.borrow_mut().note(reason);
                     Self::return_one(reactor, list, id, parts);
                     continue;
                 }
@@ -491,6 +541,7 @@ impl Batch {
                     "a connection stays here: {size} bytes and {} descriptors are too many for one message",
                     record.descriptors()
                 );
+                list.borrow_mut().note(Stays::TooLarge);
                 Self::return_one(reactor, list, id, parts);
                 continue;
             }
@@ -536,6 +587,7 @@ impl Batch {
         let all = std::mem::take(&mut self.connections);
         for (at, (id, parts)) in all.into_iter().enumerate() {
             if refused.contains(&(at as u32)) {
+                list.borrow_mut().note(Stays::Refused);
                 Self::return_one(reactor, list, id, parts);
             } else {
                 self.connections.push((id, parts));
@@ -564,12 +616,12 @@ fn may_be_connection(fd: OwnedFd) -> Option<OwnedFd> {
     is_any.then(|| file.into())
 }
 
-/// What arrived of a batch: each connection, or `None` for one that is refused: of a kind
-/// that is not wanted, or with a descriptor that no connection has.
+/// What arrived of a batch: each connection, or `None` for one that is refused: that is
+/// not wanted, or with a descriptor that no connection has.
 pub(crate) fn unpack(
     records: Vec<Record>,
     descriptors: Vec<OwnedFd>,
-    is_wanted: impl Fn(&str) -> bool,
+    is_wanted: impl Fn(&Moved) -> bool,
 ) -> Vec<Option<Moved>> {
     let mut descriptors = descriptors.into_iter();
     let mut take = move |count: usize| -> Option<Vec<OwnedFd>> {
@@ -589,8 +641,17 @@ pub(crate) fn unpack(
                 groups.push(UnsentDescriptors::new(range, group.collect()));
             }
             let held = take(record.held as usize)?;
+            let mut layers = Vec::new();
+            for layer in record.layers {
+                let descriptors = take(layer.descriptors as usize)?;
+                layers.push(LayerState {
+                    name: layer.name,
+                    state: layer.state,
+                    descriptors,
+                });
+            }
             let fd = may_be_connection(socket.pop()?)?;
-            is_wanted(&record.kind).then(|| Moved {
+            let moved = Moved {
                 kind: record.kind,
                 fd,
                 unsent: Unsent {
@@ -602,7 +663,9 @@ pub(crate) fn unpack(
                     unread: record.unread,
                     descriptors: held,
                 },
-            })
+                layers,
+            };
+            is_wanted(&moved).then_some(moved)
         })
         .collect()
 }

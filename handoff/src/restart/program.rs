@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bowline_reactor::{GracefulStop, Reactor};
+use bowline_transport::LayerState;
 
 use super::error::RestartError;
 use super::listeners::Listeners;
@@ -75,8 +76,17 @@ pub trait Program: 'static {
         false
     }
 
+    /// Whether a connection of a kind that it takes can be taken over with what its layers
+    /// say; by default one whose layers say nothing can. One that cannot stays with the
+    /// predecessor. Nothing is taken yet: a layer only looks
+    /// (`TlsServer::can_resume`).
+    fn takes_layers(&self, kind: &str, layers: &[LayerState]) -> bool {
+        let _ = kind;
+        layers.is_empty()
+    }
+
     /// A connection has moved here, of a kind that it [takes](Self::takes): to
-    /// be adopted, with its state.
+    /// be adopted, with its state, and with its [layers](Moved::layers).
     fn connection_moved(&mut self, reactor: &mut Reactor, moved: Moved) {
         let _ = (reactor, moved);
     }

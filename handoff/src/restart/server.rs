@@ -13,7 +13,7 @@ use bowline_reactor::Reactor;
 use super::Restart;
 use super::error::RestartError;
 use super::listeners::Listeners;
-use super::moving::MoveList;
+use super::moving::{MoveList, Moved};
 use super::program::{Program, Start};
 use super::settings::RestartSettings;
 use crate::channel::{self, ChannelSettings};
@@ -107,9 +107,10 @@ impl Server {
         reactor.defer(move |reactor| call(&mut **this.program.borrow_mut(), reactor));
     }
 
-    /// Whether the program takes connections of a kind.
-    pub(super) fn takes(&self, kind: &str) -> bool {
-        self.program.borrow().takes(kind)
+    /// Whether the program takes a connection.
+    pub(super) fn takes(&self, moved: &Moved) -> bool {
+        let program = self.program.borrow();
+        program.takes(&moved.kind) && program.takes_layers(&moved.kind, &moved.layers)
     }
 
     /// Has the program listen, on what was inherited where it can. Nothing is accepted
@@ -227,7 +228,7 @@ impl Server {
             pool.shared.begin_accepting(reactor, *handle);
             if let Some(channel) = channel.take() {
                 let this = Rc::clone(self);
-                let takes = move |kind: &str| this.takes(kind);
+                let takes = move |kind: &str| this.program.borrow().takes(kind);
                 if let Err(error) = pool.follow(reactor, channel, takes) {
                     log::warn!(target: log::HANDOFF, "no connections of the workers before: {error}");
                 }

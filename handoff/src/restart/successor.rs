@@ -594,7 +594,7 @@ impl Successor {
         descriptors: Vec<OwnedFd>,
     ) {
         let server = &self.restart.server;
-        let connections = moving::unpack(records, descriptors, |kind| server.takes(kind));
+        let connections = moving::unpack(records, descriptors, |moved| server.takes(moved));
         let refused = connections
             .iter()
             .zip(0..)

@@ -17,6 +17,7 @@ use super::*;
 use crate::handshake::Handshake;
 use crate::outgoing::Outgoing;
 use crate::record::{self, HEADER};
+use crate::secret::keeping;
 
 fn providers() -> Vec<CryptoProvider> {
     vec![
@@ -64,6 +65,7 @@ fn configs(provider: &Arc<CryptoProvider>) -> (ServerConfig, ClientConfig) {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    (server.key_log, client.key_log) = (keeping(server.key_log), keeping(client.key_log));
     (
         server.enable_secret_extraction,
         client.enable_secret_extraction,
@@ -112,7 +114,7 @@ impl Pair {
                 rest = others;
             }
         }
-        let (ours, agreed) = ours.finish().unwrap();
+        let (ours, agreed) = ours.finish(true).unwrap();
         assert_eq!(agreed.suite, provider.cipher_suites[0]);
         let mut pair = Self { ours, peer };
         for record in behind {
@@ -134,6 +136,13 @@ impl Pair {
             rest = behind;
         }
         Ok(data)
+    }
+
+    /// Has ours be in other hands.
+    fn move_on(&mut self) {
+        let bare = fuzzing::session(self.ours.suite, false);
+        let session = std::mem::replace(&mut self.ours, bare);
+        self.ours = fuzzing::moved(session.suite, session);
     }
 
     fn seal(&mut self, data: &[u8]) -> Vec<u8> {
@@ -342,8 +351,8 @@ fn two_of_ours(provider: &Arc<CryptoProvider>) -> (Pair, Session) {
         }
     }
     tickets.push(all_of(&mut to_client));
-    let ours = server.finish().unwrap().0;
-    let (theirs, _) = client.finish().unwrap();
+    let ours = server.finish(true).unwrap().0;
+    let (theirs, _) = client.finish(true).unwrap();
     let mut pair = Pair::new(provider, true);
     pair.ours = theirs;
     for ticket in tickets {
@@ -475,5 +484,64 @@ proptest! {
         // has not come yet.
         let is_open = matches!(&opened, Ok(data) if data.is_empty() || place == 2);
         prop_assert!(opened.is_err() || is_open, "{place} {bit}");
+    }
+}
+
+/// Whoever had the keys before cannot seal with what follows.
+#[test]
+fn a_session_in_other_hands_begins_with_new_keys() {
+    for provider in single_suites() {
+        for is_client in [false, true] {
+            let mut pair = Pair::new(&provider, is_client);
+            for round in 0..40 {
+                pair.deliver(b"before");
+                let next = pair.ours.sealer.next;
+                pair.move_on();
+                assert_eq!(pair.ours.sealer.next, next, "a number was left out");
+                pair.deliver(b"after");
+                let wanted = match pair.ours.is_13() {
+                    true => 1,
+                    false => next + 1,
+                };
+                assert_eq!(pair.ours.sealer.next, wanted, "round {round}");
+                let sealed = pair.peer_seals(b"back");
+                assert_eq!(pair.open(&sealed).unwrap(), b"back");
+            }
+        }
+    }
+}
+
+/// How much was used up is counted over all hands.
+#[test]
+fn limits_go_along() {
+    for provider in single_suites() {
+        let mut pair = Pair::new(&provider, false);
+        let limit = pair.ours.sealer.most;
+        let left = |session: &Session| {
+            (
+                session.key_updates_left,
+                session.warnings_left,
+                session.renegotiations_left,
+                session.empty_left,
+            )
+        };
+        pair.ours.key_updates_left = 7;
+        pair.ours.warnings_left = 2;
+        pair.ours.renegotiations_left = 0;
+        pair.ours.empty_left = 9;
+        let before = left(&pair.ours);
+        pair.move_on();
+        assert_eq!(left(&pair.ours), before);
+        assert_eq!(pair.ours.sealer.most, limit);
+    }
+}
+
+proptest! {
+    /// The fuzz target, for a moment.
+    #[test]
+    fn whatever_a_peer_says_is_taken_or_refused(
+        data in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        fuzzing::records(&data);
     }
 }

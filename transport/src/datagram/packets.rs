@@ -356,6 +356,7 @@ where
             kept: None,
             layer: Box::new(KeptPackets { socket, kept }),
             travels,
+            pack: None,
         })
     }
 }

@@ -147,6 +147,8 @@ pub(super) fn connections(batch: u32, all: &[(&str, u32)]) -> Said {
             payload.bytes(b"");
             payload.u32(0);
             payload.u32(*held);
+            // No layers.
+            payload.u32(0);
         }
     })
 }
@@ -347,6 +349,12 @@ fn in_short(kind: u16, payload: &[u8], descriptors: usize) -> Result<String, Wir
                 text.push_str(&format!(
                     " {kind}/{state}/{unread}/{unsent}/{queued:?}/{held}"
                 ));
+                for _ in 0..payload.u32()? {
+                    let name = payload.string()?;
+                    let length = payload.bytes()?.len();
+                    let descriptors = payload.u32()?;
+                    text.push_str(&format!("/{name}:{length}:{descriptors}"));
+                }
             }
             text
         }

@@ -1,0 +1,139 @@
+//! What a fuzzer, or a test, has both ends of a session do.
+
+use super::moving::SESSION_BYTES;
+use super::*;
+use crate::config::crypto_provider;
+use crate::encoding::{Reader, Writer};
+use crate::layer::state_of_bytes;
+use crate::record::{self, HEADER};
+
+/// Both ends of a session whose peer has the keys, and says whatever `data` has it say: in
+/// records that are cut, changed, of any type, or none; with moves in between. The first byte
+/// chooses the suite, or that the rest is what a process says that it gives away.
+///
+/// What arrives unchanged is what was sealed, and nothing panics.
+pub(crate) fn records(data: &[u8]) {
+    let Some((&choice, mut rest)) = data.split_first() else {
+        return;
+    };
+    let provider = crypto_provider();
+    if choice >= 0x80 {
+        state_of_bytes(&provider, rest);
+        return;
+    }
+    let suites = &provider.cipher_suites;
+    let suite = suites[usize::from(choice) % suites.len()];
+    let (mut ours, mut theirs) = (session(suite, false), session(suite, true));
+    while let &[operation, length, ref behind @ ..] = rest {
+        let (piece, behind) = behind.split_at(behind.len().min(length.into()));
+        rest = behind;
+        let going_on = match operation % 8 {
+            0 => open_all(&mut ours, &mut piece.to_vec()).is_ok(),
+            1 => {
+                ours = moved(suite, ours);
+                true
+            }
+            2 => {
+                ours.before_data(1).is_ok()
+                    && ours.seal_alert(AlertDescription::CloseNotify).is_ok()
+            }
+            _ => say(&mut ours, &mut theirs, operation, piece),
+        };
+        if !going_on {
+            return;
+        }
+    }
+}
+
+/// The peer seals a record, of a type that is mostly one, which arrives as it is or not.
+fn say(ours: &mut Session, theirs: &mut Session, operation: u8, piece: &[u8]) -> bool {
+    let kind = match operation % 8 {
+        3 => ContentType::Handshake,
+        4 => ContentType::Alert,
+        5 => ContentType::from(operation),
+        _ => ContentType::ApplicationData,
+    };
+    let update = theirs.before_data(1);
+    let Ok(mut sealed) = update.map(Option::unwrap_or_default) else {
+        return false;
+    };
+    let Ok(record) = theirs.seal(kind, OutboundChunks::Single(piece)) else {
+        return false;
+    };
+    sealed.extend(record);
+    let is_changed = operation >= 0xf0;
+    if is_changed {
+        let place = piece.first().map_or(0, |byte| usize::from(*byte)) % sealed.len();
+        sealed[place] ^= 1;
+    }
+    match open_all(ours, &mut sealed) {
+        Ok(data) => {
+            let is_data = kind == ContentType::ApplicationData;
+            assert!(!is_changed || data.is_empty(), "changed, and opened");
+            assert!(!is_data || is_changed || data == piece, "other data");
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+fn open_all(session: &mut Session, mut bytes: &mut [u8]) -> Result<Vec<u8>, Failure> {
+    let mut data = Vec::new();
+    while let Some(header) = record::next(bytes).map_err(Failure::of_framing)? {
+        let (record, behind) = bytes.split_at_mut(header.whole());
+        let body = &mut record[HEADER..];
+        match session.open(header, body)? {
+            Opened::Data(place) => data.extend_from_slice(&body[place]),
+            Opened::Nothing => {}
+            Opened::End => break,
+        }
+        bytes = behind;
+    }
+    Ok(data)
+}
+
+pub(super) fn moved(suite: SupportedCipherSuite, session: Session) -> Session {
+    let mut bytes = Writer::with_capacity(SESSION_BYTES);
+    session.into_bytes(&mut bytes).expect("it may move");
+    let bytes = bytes.finish();
+    let mut reader = Reader::new(&bytes);
+    let session = Session::of_bytes(suite, &mut reader).expect("it is one");
+    reader.finish().expect("nothing else");
+    session
+}
+
+/// One of two that have each other's keys.
+pub(super) fn session(suite: SupportedCipherSuite, is_client: bool) -> Session {
+    let mut bytes = Writer::with_capacity(SESSION_BYTES);
+    bytes.u8(is_client.into());
+    bytes.u64(0);
+    bytes.u64(0);
+    let ends = match is_client {
+        true => [1, 2],
+        false => [2, 1],
+    };
+    match suite {
+        SupportedCipherSuite::Tls13(suite) => {
+            let length = suite.common.hash_provider.output_len();
+            for end in ends {
+                bytes.bytes(&vec![end; length]);
+            }
+        }
+        SupportedCipherSuite::Tls12(suite) => {
+            let length = suite.aead_alg.key_block_shape().enc_key_len;
+            for end in ends {
+                bytes.bytes(&vec![end; length]);
+                bytes.bytes(&[end; NONCE_LEN]);
+            }
+            bytes.u64(1);
+        }
+    }
+    bytes.u8(0);
+    bytes.u8(MOST_KEY_UPDATES);
+    bytes.u8(MOST_WARNINGS);
+    bytes.u8(MOST_RENEGOTIATIONS);
+    bytes.u8(MOST_EMPTY);
+    bytes.bytes(&[]);
+    let bytes = bytes.finish();
+    Session::of_bytes(suite, &mut Reader::new(&bytes)).expect("it is one")
+}
