@@ -185,7 +185,7 @@ fn listeners_of_haproxy_are_taken_and_served() {
     for listener in listeners {
         reactor.get(listener).expect("it listens").stop_listening();
     }
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn haproxy_takes_our_listeners_in_batches_of_any_size() {
         asked();
         program.wait_for_descriptors_at_most(&mut reactor, before);
         reactor.get(listener).expect("it listens").stop_listening();
-        reactor.turn(None);
+        settle(&mut reactor);
     }
 }
 
@@ -322,7 +322,7 @@ fn what_is_given_is_taken_in_batches_of_any_size() {
         }
         drop((taken, given));
         reactor.get(listener).expect("it listens").stop_listening();
-        reactor.turn(None);
+        settle(&mut reactor);
         for index in 0..count {
             fs::remove_file(directory.path().join(index.to_string())).expect("it is there");
         }
@@ -349,7 +349,7 @@ fn other_requests_are_refused_in_words() {
     let answer = reading.join().expect("no panic");
     assert!(answer.contains("_getsocks"), "{answer}");
     reactor.get(listener).expect("it listens").stop_listening();
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn haproxy_serves_connections_that_are_given_to_it() {
         .get(pair)
         .expect("it is connected")
         .abort_connection();
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 #[test]
@@ -477,7 +477,7 @@ fn connections_of_haproxy_are_taken() {
         .get(pair)
         .expect("it is connected")
         .abort_connection();
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 /// Starts it with this socket as its descriptor 7.
@@ -523,7 +523,7 @@ fn what_is_no_connection_is_closed_and_the_next_is_taken() {
         .expect("it is the other end");
     reactor.get(giving).expect("connected").abort_connection();
     run_until(&mut reactor, |reactor| reactor.get(giving).is_none());
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 /// Records, each told as it comes.

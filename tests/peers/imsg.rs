@@ -16,7 +16,7 @@ use bowline_peers::imsg::{self, Imsg, ImsgDialect, ImsgFramer, ImsgHeader};
 
 use crate::programs::{Program, has};
 use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial};
-use crate::support::{DescriptorLedger, run_until};
+use crate::support::{DescriptorLedger, run_until, settle};
 
 const STDIN: u32 = 104;
 const DONE: u32 = 106;
@@ -140,7 +140,7 @@ fn client_of_tmux_is_served_and_its_descriptors_are_its_own() {
         "learned from the first descriptor"
     );
     reactor.get(listener).expect("it listens").stop_listening();
-    reactor.turn(None);
+    settle(&mut reactor);
 }
 
 /// A client of tmux: says what it is, and the output of one command.

@@ -1,0 +1,128 @@
+//! The wire of Wayland, for clients and for compositors.
+//!
+//! [`client`] and [`server`] are the protocols of both ends, for a [`WaylandPeer`]. They know
+//! which objects there are and of which [`Interface`]. So they know what a message means:
+//! its arguments are checked and taken apart, and it gets as many descriptors as it has
+//! arguments of that type. What the objects do is the program's.
+//!
+//! Interfaces are tables of [signatures](Signature), in the letters of libwayland. Those of
+//! the core protocol and of xdg-shell that clients without input need are in
+//! [`interfaces`]. A program writes its own in the same way.
+//!
+//! A client finds its compositor with [`WAYLAND_SOCKET`](take_socket), a number, or with
+//! `WAYLAND_DISPLAY`, a path below `XDG_RUNTIME_DIR` ([`display_path`]).
+//!
+//! | limit | default | of |
+//! |---|---|---|
+//! | bytes of a message, header included | 4,096 | libwayland |
+//! | descriptors of a message that is sent | 28 | libwayland, which loses any more |
+//! | descriptors that wait for their message | 1,024 | libwayland |
+//! | how long they wait | 30 s | ours; libwayland has no limit |
+//!
+//! A peer that breaks the rules ends the connection. A server says why, as libwayland does:
+//! `wl_display.error`. After an error in sending, what the peer has said is still delivered
+//! to its end, so that a client hears such an error.
+//!
+//! # Examples
+//!
+//! A client that lists what a compositor offers:
+//!
+//! ```no_run
+//! use bowline::{CloseReason, Once, Reactor, Transports, UnixTransport};
+//! use bowline_peers::wayland::{
+//!     Argument, DISPLAY, WaylandContext, WaylandMessage, WaylandPeer, client, display_path,
+//!     interfaces,
+//! };
+//!
+//! struct Lister;
+//!
+//! impl<T: UnixTransport> WaylandPeer<T> for Lister {
+//!     fn connection_made(&mut self, cx: &mut WaylandContext<'_, T>) {
+//!         let (registry, callback) = (cx.new_id(), cx.new_id());
+//!         for (request, id) in [("get_registry", registry), ("sync", callback)] {
+//!             cx.send(DISPLAY, request, [Argument::NewId(id)]).expect("as its signature");
+//!         }
+//!     }
+//!
+//!     fn message_received(
+//!         &mut self,
+//!         cx: &mut WaylandContext<'_, T>,
+//!         message: &mut WaylandMessage<'_>,
+//!     ) {
+//!         match (message.interface.name, message.name()) {
+//!             ("wl_registry", "global") => {
+//!                 println!("{} {}", message.string(1), message.uint(2));
+//!             }
+//!             ("wl_display", "error") => eprintln!("{}", message.string(2)),
+//!             ("wl_callback", "done") => cx.transport.lose_connection(),
+//!             _ => {}
+//!         }
+//!     }
+//!
+//!     fn connection_lost(&mut self, reactor: &mut Reactor, _: &CloseReason) {
+//!         reactor.stop().expect("it runs");
+//!     }
+//! }
+//!
+//! let mut reactor = Reactor::new()?;
+//! let path = display_path().ok_or("no WAYLAND_DISPLAY")?;
+//! reactor.connect_unix(path.as_path(), Once::new(client(Lister)))?;
+//! reactor.run()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use bowline::process::{remove_environment, take_granted};
+
+mod arguments;
+mod connection;
+mod framing;
+pub mod interfaces;
+mod objects;
+
+pub use self::arguments::{Argument, WaylandMessage};
+pub use self::connection::{
+    WaylandConnection, WaylandContext, WaylandPeer, WaylandSendError, WaylandSendErrorKind, client,
+    server,
+};
+pub use self::framing::{WaylandFramer, WaylandHeader};
+pub use self::interfaces::{Interface, Signature};
+
+/// The object that is there from the beginning, `wl_display`.
+pub const DISPLAY: u32 = 1;
+
+/// The variable of a compositor that has connected its client already.
+const SOCKET: &str = "WAYLAND_SOCKET";
+
+/// Takes the connection that a compositor has opened for this process, if it has. It comes
+/// before [`display_path`]. To be called at the beginning, before there are other threads;
+/// children of ours do not find it any more.
+///
+/// # Errors
+///
+/// What is named is no descriptor that this process was given, or there are other threads
+/// already ([`Unsupported`](io::ErrorKind::Unsupported)).
+pub fn take_socket() -> io::Result<Option<OwnedFd>> {
+    let Some(number) = std::env::var_os(SOCKET) else {
+        return Ok(None);
+    };
+    let number = number.to_str().and_then(|number| number.parse().ok());
+    let number = number.ok_or(io::ErrorKind::InvalidInput)?;
+    remove_environment(&[SOCKET])?;
+    take_granted(number).map(Some)
+}
+
+/// The path of the compositor's socket, by the environment: `WAYLAND_DISPLAY`, which is
+/// `wayland-0` where it is not set, below `XDG_RUNTIME_DIR`, unless it is absolute.
+pub fn display_path() -> Option<PathBuf> {
+    let display = std::env::var_os("WAYLAND_DISPLAY").unwrap_or_else(|| "wayland-0".into());
+    let display = PathBuf::from(display);
+    if display.is_absolute() {
+        return Some(display);
+    }
+    let folder = std::env::var_os("XDG_RUNTIME_DIR")?;
+    Some(PathBuf::from(folder).join(display))
+}
