@@ -39,6 +39,8 @@ use bowline_peers::dbus::DbusError;
 use bowline_peers::haproxy::TakeError;
 use bowline_peers::node::{NodeSendError, NodeSendErrorKind};
 use bowline_peers::oci::ConsoleError;
+use bowline_peers::vhost_user::FrontEndError;
+use bowline_peers::wayland::{WaylandSendError, WaylandSendErrorKind};
 
 mod support;
 
@@ -142,6 +144,11 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(wrong_descriptor()),
         Box::new(ConsoleError::Wrong(wrong_descriptor())),
         Box::new(DbusError::Framing(FramingError::BadLength)),
+        Box::new(FrontEndError::Failed(7)),
+        Box::new(WaylandSendError {
+            kind: WaylandSendErrorKind::NoObject,
+            descriptors: Vec::new(),
+        }),
         Box::new(EndpointError::from(why())),
         Box::new(SealedMemoryError {
             kind: SealedMemoryErrorKind::Os(why()),

@@ -161,6 +161,8 @@ fn every_example_explains_itself() {
         "supervise",
         "syslog",
         "tmux_command",
+        "vhost_user_blk",
+        "wayland_shm",
     ];
     for name in examples {
         let output = run_to_end(name, &["--help"]);

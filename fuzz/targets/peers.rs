@@ -9,6 +9,8 @@ use bowline_peers::haproxy::{GetsocksFramer, GetsocksPart, ListenerName, Sockpai
 use bowline_peers::imsg::{Imsg, ImsgDialect, ImsgFramer, ImsgHeader};
 use bowline_peers::node::NodeFramer;
 use bowline_peers::varlink::{VarlinkCall, VarlinkFramer, VarlinkReply};
+use bowline_peers::vhost_user::{VhostUserFramer, VhostUserHeader};
+use bowline_peers::wayland::{WaylandFramer, WaylandHeader};
 
 type Outcome = (Vec<(Vec<u8>, Option<usize>)>, Option<FramingError>);
 
@@ -19,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let step = usize::from(*step).max(1);
     let limit = usize::from(*limit);
     let getsocks = |part| move || GetsocksFramer::new(part);
-    match kind % 11 {
+    match kind % 13 {
         0 => imsg(ImsgFramer::new(ImsgDialect::Legacy), limit, input, step),
         1 => imsg(ImsgFramer::new(ImsgDialect::Current), limit, input, step),
         2 => imsg(
@@ -41,10 +43,18 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         }
         6 => compare(|| SockpairFramer, input, step, |_| ()),
         7 => compare(DbusFramer::of_lines, input, step, |_| ()),
-        8 => compare(|| VarlinkFramer::new().with_max_length(limit), input, step, |frame| {
-            encode_again(VarlinkFramer::new(), &(), frame);
-            let _ = (VarlinkCall::parse(frame).is_ok(), VarlinkReply::parse(frame).is_ok());
-        }),
+        8 => compare(
+            || VarlinkFramer::new().with_max_length(limit),
+            input,
+            step,
+            |frame| {
+                encode_again(VarlinkFramer::new(), &(), frame);
+                let _ = (
+                    VarlinkCall::parse(frame).is_ok(),
+                    VarlinkReply::parse(frame).is_ok(),
+                );
+            },
+        ),
         9 => {
             let make = || DbusFramer::of_messages().with_max_length(4_096);
             compare(make, input, step, |frame| {
@@ -52,6 +62,24 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                 assert!(message.body.len() < frame.len());
             });
         }
+        10 => compare(
+            || VhostUserFramer::new().with_max_payload(limit),
+            input,
+            step,
+            |frame| {
+                let (header, payload) = VhostUserHeader::of(frame);
+                encode_again(VhostUserFramer::new(), &header, payload);
+            },
+        ),
+        11 => compare(
+            || WaylandFramer::new().with_max_length(4 * limit),
+            input,
+            step,
+            |frame| {
+                let (header, arguments) = WaylandHeader::of(frame);
+                encode_again(WaylandFramer::new(), &header, arguments);
+            },
+        ),
         _ => compare(
             || NodeFramer::new().with_max_length(limit),
             input,

@@ -19,6 +19,8 @@
 //! | `dbus` | D-Bus: a client of a bus, or of a peer; a service to peers | are claimed by the number in its header | dbus-daemon, libdbus, GDBus, sd-bus |
 //! | `oci` | the console socket of OCI runtimes | is the one of its connection | `runc` |
 //! | `varlink` | varlink, client and service | came with the read in which it ends | asyncvarlink |
+//! | `wayland` | Wayland's wire, client and compositor | has arguments of that type, by its object's interface | libwayland in `wayland-info` and weston, as client and as compositor |
+//! | `vhost_user` | vhost-user, front-end and back-end | has by its kind and payload | QEMU, as front-end and as back-end |
 //! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
 //!
 //! # What holds for each
@@ -52,3 +54,7 @@ pub mod notify;
 pub mod oci;
 #[cfg(feature = "varlink")]
 pub mod varlink;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
+#[cfg(feature = "wayland")]
+pub mod wayland;

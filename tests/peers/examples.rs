@@ -239,3 +239,126 @@ fn pids_that_serve(said: &str) -> Vec<u32> {
         })
         .collect()
 }
+
+#[test]
+fn wayland_shm_shows_what_a_client_of_libwayland_draws() {
+    if !has("weston-simple-shm", "weston") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let display = directory.path().join("display");
+    let mut reactor = Reactor::new().expect("a reactor");
+    let mut compositor = example("wayland_shm");
+    compositor
+        .arg("--display")
+        .arg(&display)
+        .args(["--frames", "20"]);
+    let mut compositor = Program::start(&mut compositor);
+    compositor.wait_for_listener(&mut reactor, &display);
+    let client = || {
+        let mut command = Command::new("weston-simple-shm");
+        command.env("XDG_RUNTIME_DIR", directory.path());
+        Program::start(command.env("WAYLAND_DISPLAY", &display))
+    };
+    // One after the other, and two at once: none leaves descriptors behind.
+    let mut before = None;
+    for round in 1..=3 {
+        let frames = |program: &Program| program.said().matches("frame 250x250").count();
+        let client = client();
+        compositor.wait(&mut reactor, "frames", |it| frames(it) >= 3 * round);
+        before.get_or_insert_with(|| compositor.open_descriptors());
+        drop(client);
+        let left = |it: &Program| it.said().matches("a client has left").count();
+        compositor.wait(&mut reactor, "an end", |it| left(it) > round);
+        let without = before.expect("of the first") - 1;
+        compositor.wait_for_descriptors_at_most(&mut reactor, without);
+    }
+    let _clients = [client(), client()];
+    let (is_well, said) = compositor.end(&mut reactor);
+    assert!(is_well, "{said}");
+    let sums: std::collections::BTreeSet<_> =
+        said.lines().filter(|it| it.starts_with("frame")).collect();
+    assert!(sums.len() > 3, "what is drawn moves: {sums:?}");
+}
+
+/// A boot sector: reads the sector behind it, writes that to the next one, and says what is
+/// in it, by the serial port.
+const BOOT: &[u8] = &[
+    0x31, 0xc0, // xor ax, ax
+    0x8e, 0xd8, // mov ds, ax
+    0x8e, 0xc0, // mov es, ax
+    0xbb, 0x00, 0x80, // mov bx, 0x8000
+    0xb8, 0x01, 0x02, // mov ax, 0x0201: read one sector
+    0xb9, 0x02, 0x00, // mov cx, 2: the second
+    0x30, 0xf6, // xor dh, dh
+    0xcd, 0x13, // int 0x13
+    0xbb, 0x00, 0x80, // mov bx, 0x8000
+    0xb8, 0x01, 0x03, // mov ax, 0x0301: write one sector
+    0xb9, 0x03, 0x00, // mov cx, 3: the third
+    0xcd, 0x13, // int 0x13
+    0xbe, 0x00, 0x80, // mov si, 0x8000
+    0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xac, // lodsb
+    0x84, 0xc0, // test al, al
+    0x74, 0x03, // jz to the end
+    0xee, // out dx, al
+    0xeb, 0xf8, // jmp to lodsb
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to hlt
+];
+
+#[test]
+fn vhost_user_blk_boots_a_guest_of_qemu() {
+    if !has("qemu-system-x86_64", "qemu-system-x86") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let (image, socket) = (
+        directory.path().join("image"),
+        directory.path().join("socket"),
+    );
+    let mut sectors = vec![0; 1 << 20];
+    sectors[..BOOT.len()].copy_from_slice(BOOT);
+    sectors[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let text = b"booted from bowline\n";
+    sectors[512..512 + text.len()].copy_from_slice(text);
+    std::fs::write(&image, &sectors).expect("written");
+    let mut reactor = Reactor::new().expect("a reactor");
+    let mut disk = example("vhost_user_blk");
+    disk.arg("--socket").arg(&socket).arg("--image").arg(&image);
+    let mut disk = Program::start(&mut disk);
+    disk.wait_for_listener(&mut reactor, &socket);
+    let left = |it: &Program| it.said().matches("the monitor has left").count();
+    disk.wait(&mut reactor, "the end of who looked", |it| left(it) == 1);
+    let before = disk.open_descriptors();
+    for round in 2..4 {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-machine", "pc,accel=tcg,memory-backend=mem", "-m", "64"])
+            .args(["-object", "memory-backend-memfd,id=mem,size=64M,share=on"])
+            .arg("-chardev")
+            .arg(format!("socket,id=disk,path={}", socket.display()))
+            .args([
+                "-device",
+                "vhost-user-blk-pci,chardev=disk,num-queues=1,bootindex=1",
+            ])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio"]);
+        let guest = Program::start(&mut command);
+        guest.wait_for(&mut reactor, "booted from bowline");
+        assert!(
+            disk.open_descriptors() > before,
+            "it has the guest's memory"
+        );
+        drop(guest);
+        disk.wait(&mut reactor, "an end", |it| left(it) == round);
+        disk.wait_for_descriptors(&mut reactor, before);
+        let written = std::fs::read(&image).expect("it is there");
+        assert_eq!(
+            written[1_024..1_024 + text.len()],
+            *text,
+            "what the guest has written"
+        );
+        // The next guest has to write it, too.
+        std::fs::write(&image, &sectors).expect("written");
+    }
+}

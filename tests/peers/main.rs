@@ -19,3 +19,5 @@ mod node;
 mod oci;
 mod rules;
 mod varlink;
+mod vhost_user;
+mod wayland;
