@@ -309,7 +309,9 @@ where
         let count = self.count.min(arrivals.batch.slots());
         match port.socket.receive(&mut arrivals, count) {
             Ok(received) => {
-                port.is_readable = received >= count;
+                // One that is broken by an error of our own ends once a receive would block,
+                // which no event announces.
+                port.is_readable = received >= count || port.ends.broken.is_some();
                 if P::IS_CONNECTION && Self::notes_end(port) && received == 0 {
                     return_arrivals(&port.shared, arrivals);
                     return true;
