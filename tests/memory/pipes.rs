@@ -59,7 +59,9 @@ impl Node {
         }
         if seen.written == self.most {
             transport.unregister_producer();
-            transport.lose_connection();
+            // One that closes does not read. Of two that close before the other has taken
+            // everything, neither would ever end by itself.
+            transport.lose_connection_within(Duration::from_secs(60));
         }
     }
 }
