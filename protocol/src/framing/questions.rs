@@ -149,11 +149,13 @@ impl<K, V> fmt::Debug for Questions<K, V> {
 
 #[cfg(test)]
 mod tests {
+    use bowline_reactor::{Clock, SystemClock};
+
     use super::*;
 
     #[test]
     fn questions_are_answered_in_order_and_by_number() {
-        let now = Instant::now();
+        let now = SystemClock.now();
         let mut questions = Questions::new(3);
         for number in 0..3 {
             assert_eq!(questions.ask(number, number * 10, now), Ok(()));
@@ -170,7 +172,7 @@ mod tests {
 
     #[test]
     fn late_ones_are_those_that_have_waited_for_so_long() {
-        let start = Instant::now();
+        let start = SystemClock.now();
         let second = Duration::from_secs(1);
         let mut questions = Questions::new(9);
         for number in 0..4 {
