@@ -163,7 +163,7 @@ struct Dial {
     back: Rc<Cell<Option<TransportHandle>>>,
 }
 
-impl<T: Transport> Factory<T> for Dial {
+impl Factory for Dial {
     type Protocol = Side;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Side> {

@@ -132,9 +132,7 @@ pub use bowline_protocol::{
 pub use bowline_transport::{Udp, UdpPort, UnixDatagram, UnixDatagramPort};
 
 // Packets over a connection.
-pub use bowline_protocol::{
-    Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket,
-};
+pub use bowline_protocol::{Packet, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket};
 pub use bowline_transport::{UnixSeqpacket, UnixSeqpacketPort};
 
 // Passed descriptors.
@@ -224,16 +222,16 @@ pub mod endpoint {
         EndpointKinds, LayeredClientEndpoint, LayeredServerEndpoint, ServerEndpoint, quote,
     };
     pub use bowline_transport::endpoint::{
-        AcceptWith, AcceptedSocket, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect,
-        ConnectTransport, ConnectWith, Dial, HostToTry, Inherit, LayerOf, Layered, Lingering,
-        LingeringListener, Listen, ListenAt, ListenTransport, ListenWith, ListeningSocket, On,
-        Side, Wrap,
+        Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect, ConnectTransport,
+        ConnectWith, ConnectionSocket, Dial, HostToTry, LayerOf, Layered, Lingering, Listen,
+        ListenAt, ListenTransport, ListenWith, ListeningSocket, On, Side, SocketTransport,
+        TransportFor, Wrap,
     };
     pub use bowline_transport::{
         ListenerGroup, OverTcp, PipePair, PipeWay, Plain, TcpConnect, TcpListen, TcpListener,
         UdpConnect, UdpEndpoint, UdpListen, UnixConnect, UnixDatagramConnect, UnixDatagramEndpoint,
-        UnixDatagramListen, UnixListen, UnixListener, UnixSeqpacketCarrying, UnixSeqpacketConnect,
-        UnixSeqpacketListen, UnixSeqpacketOn,
+        UnixDatagramListen, UnixListen, UnixListener, UnixSeqpacketConnect, UnixSeqpacketListen,
+        UnixSeqpacketListener,
     };
 }
 
@@ -325,11 +323,11 @@ pub mod testing {
         ChildPipe, DatagramRead, Delivery, FifoMode, KernelSettings, Memory, MemoryConnect,
         MemoryDatagramEndpoint, MemoryDatagramKind, MemoryDatagramPeer, MemoryDatagramSender,
         MemoryDatagramSocket, MemoryDatagrams, MemoryHandle, MemoryListen, MemoryListener,
-        MemoryPacketConnect, MemoryPacketListen, MemoryPacketPeer, MemoryPacketPort,
-        MemoryPacketSocket, MemoryPackets, MemoryPeer, MemoryPipe, MemoryProcess, MemorySocket,
-        MemoryStream, MemoryUdp, MemoryUdpPort, MemoryUnixDatagram, MemoryUnixDatagramPort,
-        PacketRead, PeerRead, Points, ProcessId, Pump, Random, SimulatedKernel, Simulation,
-        SocketId,
+        MemoryPacketConnect, MemoryPacketListen, MemoryPacketListener, MemoryPacketPeer,
+        MemoryPacketPort, MemoryPacketSocket, MemoryPackets, MemoryPeer, MemoryPipe, MemoryProcess,
+        MemorySocket, MemoryStream, MemoryUdp, MemoryUdpPort, MemoryUnixDatagram,
+        MemoryUnixDatagramPort, PacketRead, PeerRead, Points, ProcessId, Pump, Random,
+        SimulatedKernel, Simulation, SocketId,
     };
 }
 

@@ -689,10 +689,7 @@ fn errors_of_the_compiler_say_what_to_write() {
         // No factory at all.
         (
             "Lines",
-            &[
-                "`Lines` does not build protocols over",
-                "`|_: &Address| Echo`",
-            ],
+            &["`Lines` does not build protocols", "`|_: &Address| Echo`"],
         ),
         // A protocol that passes descriptors.
         (

@@ -439,7 +439,7 @@ impl ProcessProtocol for FailsAtTheEnd {
 #[test]
 fn factories_are_said_to_start_and_to_stop() {
     struct Doors;
-    impl<T: Transport> Factory<T> for Doors {
+    impl Factory for Doors {
         type Protocol = Recorder;
 
         fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {

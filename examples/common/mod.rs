@@ -17,7 +17,7 @@ use bowline::handoff::restart::Listeners;
 use bowline::layers::{Stream, TcpSocket, UnixSocket};
 use bowline::tls::{Certificates, TICKET_KEY_BYTES, TicketKey, Tickets, Tls, TlsEndpoints};
 use bowline::tls::{TlsServer, server_config_builder};
-use bowline::{Factory, ListenerHandle, Reactor, TcpStream, Transports, UnixStream};
+use bowline::{Factory, ListenerHandle, Protocol, Reactor, TcpStream, Transports, UnixStream};
 
 /// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -186,18 +186,22 @@ impl FromStr for Endpoint {
 
 /// What serves every kind of connection that an [`Endpoint`] has.
 pub(crate) trait Serves:
-    Factory<TcpStream>
-    + Factory<UnixStream>
-    + Factory<Stream<Tls<TcpSocket>>>
-    + Factory<Stream<Tls<UnixSocket>>>
+    Factory<
+    Protocol: Protocol<TcpStream>
+                  + Protocol<UnixStream>
+                  + Protocol<Stream<Tls<TcpSocket>>>
+                  + Protocol<Stream<Tls<UnixSocket>>>,
+>
 {
 }
 
 impl<F> Serves for F where
-    F: Factory<TcpStream>
-        + Factory<UnixStream>
-        + Factory<Stream<Tls<TcpSocket>>>
-        + Factory<Stream<Tls<UnixSocket>>>
+    F: Factory<
+        Protocol: Protocol<TcpStream>
+                      + Protocol<UnixStream>
+                      + Protocol<Stream<Tls<TcpSocket>>>
+                      + Protocol<Stream<Tls<UnixSocket>>>,
+    >
 {
 }
 

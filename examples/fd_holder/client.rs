@@ -44,7 +44,7 @@ pub(crate) fn ask(
 
 struct Once(Option<Asking>);
 
-impl Factory<UnixStream> for Once {
+impl Factory for Once {
     type Protocol = Channel<Asking>;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {

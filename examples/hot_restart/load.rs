@@ -238,7 +238,7 @@ struct Client {
     kind: Kind,
 }
 
-impl<T: Transport> Factory<T> for Client {
+impl Factory for Client {
     type Protocol = Asking;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Asking> {

@@ -287,7 +287,7 @@ impl<T: StreamTransport> Protocol<T> for Lines {
     }
 }
 
-impl<T: StreamTransport> Movable<T> for Lines {
+impl Movable for Lines {
     const KIND: &'static str = LINES;
 
     fn pack(&mut self) -> Option<Packed> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_protocol::Address;
-use bowline_transport::endpoint::Inherit;
+use bowline_transport::endpoint::ListenAt;
 use bowline_transport::{SocketDescription, describe_socket};
 
 use crate::log;
@@ -56,8 +56,8 @@ impl Inherited {
     }
 
     /// Takes the first socket of that name on which an endpoint can go on.
-    pub(crate) fn claim_for(&mut self, name: &str, endpoint: &impl Inherit) -> Option<OwnedFd> {
-        let place = endpoint.place();
+    pub(crate) fn claim_for(&mut self, name: &str, endpoint: &impl ListenAt) -> Option<OwnedFd> {
+        let place = endpoint.address();
         self.claim_where(name, |entry| {
             describe_socket(entry.fd.as_fd()).is_ok_and(|found| {
                 found.is_listening && endpoint.is_like(&found) && is_at(&found, &place)

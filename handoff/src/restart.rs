@@ -94,15 +94,15 @@ use std::io;
 use std::process::Command;
 use std::rc::Rc;
 
-use bowline_protocol::{PacketHandle, TransportHandle};
-use bowline_reactor::Reactor;
-use bowline_transport::{ChildProcess, PacketSocket, Stays, StreamTransport};
+use bowline_reactor::{Reactor, Token};
+use bowline_transport::endpoint::TransportFor;
+use bowline_transport::{ChildProcess, Stays};
 
 pub use self::error::RestartError;
 pub use self::listeners::Listeners;
 pub use self::messages::Refusal;
 use self::moving::MoveList;
-pub use self::moving::{Movable, MovablePackets, MoveTicket, Moved, Packed};
+pub use self::moving::{Movable, MoveTicket, Moved, Packed};
 use self::predecessor::Predecessor;
 pub use self::program::{Program, Start};
 use self::server::{Life, Server};
@@ -231,19 +231,9 @@ impl Restart {
 
     /// Puts a connection on the list of those that move to a successor; the
     /// ticket is to be kept in its protocol. To be called when it is made.
-    pub fn movable<T: StreamTransport, P: Movable<T>>(
-        &self,
-        handle: TransportHandle,
-    ) -> MoveTicket {
-        MoveList::add::<T, P>(&self.server.list, handle)
-    }
-
-    /// The same, for a connection of packets.
-    pub fn movable_packets<S: PacketSocket, P: MovablePackets<S>>(
-        &self,
-        handle: PacketHandle,
-    ) -> MoveTicket {
-        MoveList::add_packets::<S, P>(&self.server.list, handle)
+    /// `T` is the type of its transport, and `P` that of its protocol.
+    pub fn movable<T: TransportFor<P>, P: Movable>(&self, handle: impl Into<Token>) -> MoveTicket {
+        MoveList::add::<T, P>(&self.server.list, handle.into())
     }
 
     /// Whether this process serves: started, and has not handed over.

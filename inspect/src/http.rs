@@ -50,7 +50,7 @@ impl Web {
     }
 }
 
-impl<T: Transport> Factory<T> for Web {
+impl Factory for Web {
     type Protocol = Browser;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Browser> {

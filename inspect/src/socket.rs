@@ -5,7 +5,7 @@ use std::time::Duration;
 use bowline_protocol::framing::{FrameContext, FrameReceiver, Framed, FramingError, LineFramer};
 use bowline_protocol::{
     Address, AtDrain, BuildContext, Context, Factory, Origin, Producer, ProducerKind, ProducerRef,
-    Transport, TransportHandle, UnixTransport,
+    Transport, TransportHandle,
 };
 use bowline_reactor::{Reactor, Token};
 use bowline_transport::{Operation, Transports, effective_user};
@@ -36,7 +36,7 @@ impl Clients {
     }
 }
 
-impl<T: UnixTransport> Factory<T> for Clients {
+impl Factory for Clients {
     type Protocol = Framed<LineFramer, Client>;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {

@@ -236,7 +236,7 @@ impl Desk {
 
 struct Accepting(Rc<Desk>);
 
-impl bowline::Factory<UnixStream> for Accepting {
+impl bowline::Factory for Accepting {
     type Protocol = Taker;
 
     fn build_protocol(&mut self, cx: &mut bowline::BuildContext<'_>, _: &Address) -> Option<Taker> {

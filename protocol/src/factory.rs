@@ -12,9 +12,9 @@ use bowline_reactor::{Handle, Reactor};
 
 use crate::address::{Address, Destination};
 use crate::error::ConnectError;
-use crate::protocol::{Protocol, short_type_name};
+use crate::protocol::short_type_name;
 use crate::reason::CloseReason;
-use crate::transport::{Credentials, Transport};
+use crate::transport::Credentials;
 
 /// The name of a listener; see [`Reactor::get`].
 pub type ListenerHandle = Handle<dyn Listener>;
@@ -25,6 +25,11 @@ pub type ConnectorHandle = Handle<dyn Connector>;
 /// Builds the protocol of each connection of a listener or connector. It is also told
 /// when the listener or connector begins and ends.
 ///
+/// One trait serves connections of every sort: what it builds is a
+/// [`Protocol`](crate::Protocol) for streams, and a
+/// [`PacketProtocol`](crate::PacketProtocol) for packets. `listen` and `connect` ask for
+/// the right one. So layers around a factory serve both.
+///
 /// A closure `FnMut(&Address) -> P` is a factory. Write its parameter with the type,
 /// `|_: &Address| Echo`. With `|_| Echo` the compiler takes it for a closure over one
 /// lifetime, and says that it is "not general enough".
@@ -32,14 +37,13 @@ pub type ConnectorHandle = Handle<dyn Connector>;
 /// To share a factory between several listeners, use an `Rc<RefCell<F>>`. It is
 /// borrowed only while its callbacks run.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not build protocols over `{T}`",
-    note = "a closure is a factory if its parameter has its type, `|_: &Address| Echo`, and \
-            what it answers is a protocol over `{T}`",
+    message = "`{Self}` does not build protocols",
+    note = "a closure is a factory if its parameter has its type, `|_: &Address| Echo`",
     note = "a receiver of frames becomes a protocol with `Framed::new(framer, receiver)`"
 )]
-pub trait Factory<T: Transport>: 'static {
+pub trait Factory: 'static {
     /// The protocol that it builds.
-    type Protocol: Protocol<T>;
+    type Protocol: 'static;
 
     /// Builds the protocol for a connection with `peer`. `None` declines: the
     /// connection is closed and nothing else happens.
@@ -361,12 +365,7 @@ pub enum ConnectorState {
     Connected,
 }
 
-impl<T, P, F> Factory<T> for F
-where
-    T: Transport,
-    P: Protocol<T>,
-    F: FnMut(&Address) -> P + 'static,
-{
+impl<P: 'static, F: FnMut(&Address) -> P + 'static> Factory for F {
     type Protocol = P;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, peer: &Address) -> Option<P> {
@@ -378,7 +377,7 @@ where
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for Rc<RefCell<F>> {
+impl<F: Factory> Factory for Rc<RefCell<F>> {
     type Protocol = F::Protocol;
 
     fn build_protocol(

@@ -47,9 +47,7 @@ pub use crate::factory::{
 };
 pub use crate::file_sender::{FileSendError, FileSendErrorKind, FileSender, FileSent};
 pub use crate::once::Once;
-pub use crate::packet::{
-    Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket,
-};
+pub use crate::packet::{Packet, PacketHandle, PacketProtocol, PacketTransport, UnsentPacket};
 pub use crate::process::{
     ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, ProcessTransport, SignalError,
     TerminalSize,

@@ -6,9 +6,7 @@ use std::fmt;
 use crate::address::Address;
 use crate::error::ConnectError;
 use crate::factory::{BuildContext, Factory};
-use crate::packet::{PacketFactory, PacketProtocol, PacketTransport};
-use crate::protocol::{Protocol, short_type_name};
-use crate::transport::Transport;
+use crate::protocol::short_type_name;
 
 /// A factory that has one protocol, for one connection.
 ///
@@ -22,7 +20,7 @@ use crate::transport::Transport;
 /// # Examples
 ///
 /// ```
-/// use bowline::{ConnectError, Context, Factory, Once, Protocol, Transport};
+/// use bowline::{ConnectError, Context, Once, Protocol, Transport};
 ///
 /// struct Question;
 ///
@@ -35,7 +33,7 @@ use crate::transport::Transport;
 /// }
 ///
 /// // To be given to `reactor.connect(Tcp::to(address), ask)`, say.
-/// fn once<T: Transport>() -> impl Factory<T> {
+/// fn once() -> Once<Question> {
 ///     Once::new(Question).on_failure(|cx, _question, error: &ConnectError| {
 ///         eprintln!("nobody to be asked: {error}");
 ///         cx.reactor.stop().expect("it runs");
@@ -67,19 +65,6 @@ impl<P> Once<P> {
         self.on_failure = Some(Box::new(call));
         self
     }
-
-    fn build(&mut self, cx: &mut BuildContext<'_>) -> Option<P> {
-        if let Some(listener) = cx.listener() {
-            listener.stop_listening();
-        }
-        self.protocol.take()
-    }
-
-    fn failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        if let (Some(protocol), Some(call)) = (self.protocol.take(), self.on_failure.take()) {
-            call(cx, protocol, error);
-        }
-    }
 }
 
 impl<P> fmt::Debug for Once<P> {
@@ -90,31 +75,20 @@ impl<P> fmt::Debug for Once<P> {
     }
 }
 
-impl<T: Transport, P: Protocol<T>> Factory<T> for Once<P> {
+impl<P: 'static> Factory for Once<P> {
     type Protocol = P;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<P> {
-        self.build(cx)
+        if let Some(listener) = cx.listener() {
+            listener.stop_listening();
+        }
+        self.protocol.take()
     }
 
     fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        self.failed(cx, error);
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        Cow::Borrowed(short_type_name::<P>())
-    }
-}
-
-impl<T: PacketTransport, P: PacketProtocol<T>> PacketFactory<T> for Once<P> {
-    type Protocol = P;
-
-    fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<P> {
-        self.build(cx)
-    }
-
-    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        self.failed(cx, error);
+        if let (Some(protocol), Some(call)) = (self.protocol.take(), self.on_failure.take()) {
+            call(cx, protocol, error);
+        }
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -15,8 +15,7 @@ use crate::address::Address;
 use crate::context::Context;
 use crate::datagram::{DatagramCounts, QueueLimits, SendStatus};
 use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
-use crate::error::{ConnectError, SendDescriptorError};
-use crate::factory::BuildContext;
+use crate::error::SendDescriptorError;
 use crate::protocol::{AfterReadClosed, AtDrain, Part, short_type_name};
 use crate::reason::CloseReason;
 use crate::transport::{Credentials, Linger, TransportState};
@@ -32,7 +31,7 @@ pub type PacketHandle = Handle<dyn PacketTransport>;
 /// in order, with exactly the descriptors that were sent with it. It may be empty.
 /// (Linux: `SOCK_SEQPACKET`. Twisted has no counterpart.)
 ///
-/// A [`PacketFactory`] builds one for each connection. The connection owns it, and
+/// A [`Factory`](crate::Factory) builds one for each connection. The connection owns it, and
 /// drops it after [`connection_lost`](Self::connection_lost). Write
 /// `impl<T: PacketTransport> PacketProtocol<T>`. Then it runs over real sockets, and in
 /// memory.
@@ -180,64 +179,6 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
     }
 
     /// The name of this protocol in log lines. By default it is the name of its type.
-    fn log_prefix(&self) -> Cow<'_, str> {
-        Cow::Borrowed(short_type_name::<Self>())
-    }
-}
-
-/// Builds the protocol of each connection of packets, for a listener or a connector. It
-/// is the counterpart of a [`Factory`](crate::Factory) for streams.
-///
-/// A closure `FnMut(&Address) -> P` is one. Write its parameter with the type,
-/// `|_: &Address| Echo`. To share a factory between several listeners, use an
-/// `Rc<RefCell<F>>`, which is borrowed only while its callbacks run.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` does not build protocols of packets over `{T}`",
-    note = "a closure does if its parameter has its type, `|_: &Address| Echo`, and what it \
-            answers is a `PacketProtocol` over `{T}`"
-)]
-pub trait PacketFactory<T: PacketTransport>: 'static {
-    /// The protocol that it builds.
-    type Protocol: PacketProtocol<T>;
-
-    /// Builds the protocol for a connection with `peer`. `None` declines: the
-    /// connection is closed, and nothing else happens.
-    ///
-    /// The protocol's `connection_made` is called after this has returned. A panic ends
-    /// only this connection.
-    fn build_protocol(
-        &mut self,
-        cx: &mut BuildContext<'_>,
-        peer: &Address,
-    ) -> Option<Self::Protocol>;
-
-    /// The listener listens, or the connector starts an attempt. Called once for each
-    /// attempt, before anything else.
-    fn started(&mut self, cx: &mut BuildContext<'_>) {
-        let _ = cx;
-    }
-
-    /// The listener has closed, or the connector has given up. Nothing more is called
-    /// after this.
-    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
-        let _ = cx;
-    }
-
-    /// The connector's attempt failed. It may [connect](crate::Connector::connect) again,
-    /// at once or [later](crate::Connector::connect_after).
-    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        let _ = (cx, error);
-    }
-
-    /// The connector's connection has ended, and its protocol has been told. It may
-    /// [connect](crate::Connector::connect) again, at once or
-    /// [later](crate::Connector::connect_after).
-    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
-        let _ = (cx, reason);
-    }
-
-    /// The name of this factory in log lines. By default it is the name of its type; for
-    /// a closure, the name of its protocol's type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
@@ -453,55 +394,6 @@ impl fmt::Debug for dyn PacketTransport {
             .field("state", &self.state())
             .field("peer", &self.peer())
             .finish_non_exhaustive()
-    }
-}
-
-impl<T, P, F> PacketFactory<T> for F
-where
-    T: PacketTransport,
-    P: PacketProtocol<T>,
-    F: FnMut(&Address) -> P + 'static,
-{
-    type Protocol = P;
-
-    fn build_protocol(&mut self, _: &mut BuildContext<'_>, peer: &Address) -> Option<P> {
-        Some(self(peer))
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        Cow::Borrowed(short_type_name::<P>())
-    }
-}
-
-impl<T: PacketTransport, F: PacketFactory<T>> PacketFactory<T> for Rc<RefCell<F>> {
-    type Protocol = F::Protocol;
-
-    fn build_protocol(
-        &mut self,
-        cx: &mut BuildContext<'_>,
-        peer: &Address,
-    ) -> Option<Self::Protocol> {
-        self.borrow_mut().build_protocol(cx, peer)
-    }
-
-    fn started(&mut self, cx: &mut BuildContext<'_>) {
-        self.borrow_mut().started(cx);
-    }
-
-    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
-        self.borrow_mut().stopped(cx);
-    }
-
-    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        self.borrow_mut().connection_failed(cx, error);
-    }
-
-    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
-        self.borrow_mut().connection_lost(cx, reason);
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        Cow::Owned(self.borrow().log_prefix().into_owned())
     }
 }
 

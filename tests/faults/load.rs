@@ -158,7 +158,7 @@ struct Return {
 impl Return {
     fn begin<T: StreamTransport>(&mut self, cx: &mut Context<'_, T>)
     where
-        Self: Movable<T>,
+        Self: Protocol<T>,
     {
         let open = &self.program.world.open;
         open.set(open.get() + 1);
@@ -170,10 +170,7 @@ impl Return {
     }
 }
 
-impl<T: StreamTransport> Movable<T> for Return
-where
-    Self: Protocol<T>,
-{
+impl Movable for Return {
     const KIND: &'static str = "return";
 
     fn pack(&mut self) -> Option<Packed> {

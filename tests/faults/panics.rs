@@ -10,8 +10,7 @@ use std::rc::Rc;
 
 use bowline::Unix;
 use bowline::{
-    Address, BuildContext, ConnectError, Context, Factory, Protocol, Reactor, Transport,
-    Transports, UnixStream,
+    Address, BuildContext, ConnectError, Context, Factory, Protocol, Reactor, Transport, Transports,
 };
 
 use crate::support::figures::{Bound, Figures, scaled};
@@ -39,7 +38,7 @@ impl<T: Transport> Protocol<T> for Echo {
     }
 }
 
-impl Factory<UnixStream> for Moody {
+impl Factory for Moody {
     type Protocol = Echo;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Echo> {

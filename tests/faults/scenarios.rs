@@ -154,27 +154,22 @@ impl Protocol<UnixStream> for Echo {
 /// Builds them, and is told how attempts end.
 struct Echoes(Rc<Tally>);
 
-macro_rules! factory {
-    ($($transport:ty),*) => {$(
-        impl Factory<$transport> for Echoes {
-            type Protocol = Echo;
+impl Factory for Echoes {
+    type Protocol = Echo;
 
-            fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Echo> {
-                Some(Echo::new(&self.0))
-            }
+    fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Echo> {
+        Some(Echo::new(&self.0))
+    }
 
-            fn connection_failed(&mut self, _: &mut BuildContext<'_>, error: &ConnectError) {
-                count(&self.0.failed);
-                journal::note(error.to_string());
-            }
+    fn connection_failed(&mut self, _: &mut BuildContext<'_>, error: &ConnectError) {
+        count(&self.0.failed);
+        journal::note(error.to_string());
+    }
 
-            fn connection_lost(&mut self, _: &mut BuildContext<'_>, _: &CloseReason) {
-                count(&self.0.ended);
-            }
-        }
-    )*};
+    fn connection_lost(&mut self, _: &mut BuildContext<'_>, _: &CloseReason) {
+        count(&self.0.ended);
+    }
 }
-factory!(TcpStream, UnixStream);
 
 /// A reactor whose calls may fail, and everything around it.
 struct Stage<'a> {

@@ -149,7 +149,7 @@ fn every_form_listens_where_it_says() {
 #[derive(Clone, Default)]
 struct Attempts(Rc<std::cell::RefCell<Vec<String>>>);
 
-impl<T: Transport> Factory<T> for Attempts {
+impl Factory for Attempts {
     type Protocol = Greets;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Greets> {
@@ -487,7 +487,7 @@ fn what_was_inherited_is_claimed_by_its_name() {
 /// A kind of a program's own, which only listens.
 struct Local;
 
-impl<F: Factory<TcpStream>> EndpointFactory<F> for Local {
+impl<F: Factory<Protocol: Protocol<TcpStream>>> EndpointFactory<F> for Local {
     fn listen(
         &self,
         reactor: &mut Reactor,

@@ -642,7 +642,7 @@ impl Builder {
     }
 }
 
-impl Factory<UnixStream> for Builder {
+impl Factory for Builder {
     type Protocol = Subject;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Subject> {

@@ -234,7 +234,7 @@ fn connector_is_told_of_a_connection_that_panics_to_its_end() {
             stopped: Rc<Cell<u32>>,
             ended: Rc<Cell<u32>>,
         }
-        impl<T: Transport> Factory<T> for Dial {
+        impl Factory for Dial {
             type Protocol = Victim;
             fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Victim> {
                 Some(Victim::new(Place::Made, Beside::AllOfThem, &self.lost))

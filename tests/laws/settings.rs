@@ -250,8 +250,8 @@ impl Peers {
     /// Listens with `served`, connects with `dialled`.
     fn meet<S, D>(served: S, dialled: D)
     where
-        S: Factory<bowline::UnixStream>,
-        D: Factory<bowline::UnixStream>,
+        S: Factory<Protocol: Protocol<bowline::UnixStream>>,
+        D: Factory<Protocol: Protocol<bowline::UnixStream>>,
     {
         Self::meet_with(served, dialled, |it| it, |it| it);
     }
@@ -263,8 +263,8 @@ impl Peers {
         listen: impl FnOnce(UnixListen) -> UnixListen,
         connect: impl FnOnce(UnixConnect) -> UnixConnect,
     ) where
-        S: Factory<bowline::UnixStream>,
-        D: Factory<bowline::UnixStream>,
+        S: Factory<Protocol: Protocol<bowline::UnixStream>>,
+        D: Factory<Protocol: Protocol<bowline::UnixStream>>,
     {
         let mut peers = Self {
             reactor: Reactor::new().unwrap(),

@@ -6,7 +6,7 @@ use bowline::Unix;
 use bowline::testing::ManualClock;
 use bowline::{
     Address, BuildContext, ConnectError, Connector, Factory, ProducerKind, ProducerRef, Reactor,
-    Transport, Transports, UnixAddress,
+    Transports, UnixAddress,
 };
 
 use crate::support::{DescriptorLedger, Record, Recorder, settle, socketpair};
@@ -46,7 +46,7 @@ struct NotesFailure {
     record: Record,
 }
 
-impl<T: Transport> Factory<T> for NotesFailure {
+impl Factory for NotesFailure {
     type Protocol = Recorder;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {

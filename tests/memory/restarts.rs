@@ -392,7 +392,7 @@ impl Protocol<MemoryStream> for Echo {
     }
 }
 
-impl Movable<MemoryStream> for Echo {
+impl Movable for Echo {
     const KIND: &'static str = "echo";
 
     fn pack(&mut self) -> Option<Packed> {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bowline::{
     Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, ConnectError, Context,
-    Credentials, Packet, PacketFactory, PacketHandle, PacketProtocol, PacketTransport, Reactor,
+    Credentials, Factory, Packet, PacketHandle, PacketProtocol, PacketTransport, Reactor,
     Transports, UnixSeqpacket, UnsentPacket,
 };
 use rustix::net::{
@@ -303,7 +303,7 @@ impl Scripts {
     }
 }
 
-impl<T: PacketTransport> PacketFactory<T> for Scripts {
+impl Factory for Scripts {
     type Protocol = Script;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Script> {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::endpoint::Inherit as _;
+use bowline::endpoint::{Listen as _, ListenAt as _};
 use bowline::error::{AdoptErrorKind, ListenStep};
 use bowline::{
     Address, BuildContext, Credentials, Reactor, StaleSocket, Transports, Unix, UnixAddress,
@@ -129,7 +129,7 @@ fn the_process_that_connects_is_known_before_it_is_served() {
 
     struct Guarded(Rc<RefCell<Vec<Credentials>>>);
 
-    impl<T: bowline::PacketTransport> bowline::PacketFactory<T> for Guarded {
+    impl bowline::Factory for Guarded {
         type Protocol = Script;
 
         fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Script> {
@@ -336,7 +336,7 @@ fn what_is_no_such_socket_is_handed_back() {
     assert!(matches!(error.kind, AdoptErrorKind::NotAStream), "{error}");
     let (peer, fd) = Plain::pair();
     let refused = reactor
-        .listen(UnixSeqpacket::at("@unused").inherit(fd), Scripts::default())
+        .listen(UnixSeqpacket::at("@unused").on(fd), Scripts::default())
         .unwrap_err();
     assert!(
         matches!(refused.kind, AdoptErrorKind::NotListening),

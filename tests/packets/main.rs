@@ -10,5 +10,6 @@ mod descriptors;
 mod ends;
 mod listening;
 mod moving;
+mod policies;
 mod programs;
 mod stopping;

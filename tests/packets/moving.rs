@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
+use bowline::endpoint::Adopt as _;
 use bowline::error::{AdoptErrorKind, DetachError};
-use bowline::layers::UnixSeqpacketSocket;
-use bowline::{Detached, Reactor, Transports, UnixSeqpacket, Unsent};
+use bowline::{Detached, Reactor, Transports, UnixSeqpacket, UnixSeqpacketPort, Unsent};
 
 use crate::harness::{Notes, Plain, Script, get, over_all, pipe};
 use crate::support::{run_until, run_until_quiet};
@@ -112,9 +112,7 @@ fn a_connection_is_put_together_again_as_it_was() {
         let count = fill(&mut reactor, &notes);
         let detached = detach(&mut reactor, &notes).unwrap();
         run_until_quiet(&mut reactor);
-        let handle = reactor
-            .reattach_packets::<UnixSeqpacketSocket, _>(detached)
-            .unwrap();
+        let handle = reactor.reattach::<UnixSeqpacketPort, _>(detached).unwrap();
         assert!(reactor.get(before).is_none());
         run_until(&mut reactor, |_| notes.calls().contains(&"reattached"));
         assert_eq!(notes.handle(), handle);

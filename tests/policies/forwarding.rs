@@ -123,7 +123,7 @@ struct Maker {
     declines: bool,
 }
 
-impl<T: Transport> Factory<T> for Maker {
+impl Factory for Maker {
     type Protocol = Told;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Told> {
@@ -144,7 +144,7 @@ impl<T: Transport> Factory<T> for Maker {
     }
 }
 
-fn in_all_layers(maker: Maker) -> impl Factory<MemoryStream> {
+fn in_all_layers(maker: Maker) -> impl Factory<Protocol: Protocol<MemoryStream>> {
     let rate = Rate::per_second(NonZeroU64::new(1_000_000).unwrap());
     let throttled = ThrottleReading::new(Reconnecting::new(maker))
         .total(Some(rate))
@@ -405,7 +405,7 @@ fn the_events_of_a_factory_are_handed_on() {
     factory.connection_failed(&mut cx, &ConnectError::TimedOut);
     factory.connection_lost(&mut cx, &CloseReason::Done);
     factory.stopped(&mut cx);
-    let prefix = Factory::<MemoryStream>::log_prefix(&factory);
+    let prefix = factory.log_prefix();
     assert_eq!(prefix, "Maker");
     assert_eq!(
         log.take(),

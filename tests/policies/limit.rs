@@ -187,7 +187,7 @@ fn a_killed_connection_is_not_counted() {
 fn real_listeners_share_a_limit() {
     fn listen<F>(reactor: &mut Reactor, factory: &Rc<RefCell<F>>) -> std::net::SocketAddr
     where
-        F: Factory<bowline::TcpStream>,
+        F: Factory<Protocol: Protocol<bowline::TcpStream>>,
     {
         let any = ([127, 0, 0, 1], 0).into();
         let listener = reactor.listen_tcp(any, Rc::clone(factory)).unwrap();

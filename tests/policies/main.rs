@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use bowline::testing::{MemoryHandle, MemoryStream, Pump};
 use bowline::{
-    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, SocketFile, Transport,
-    TransportHandle,
+    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, Protocol, SocketFile,
+    Transport, TransportHandle,
 };
 
 /// A listener that is only asked for its factory.
@@ -64,7 +64,7 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 /// Has the factory build for a connection with `peer`.
-fn build<F: Factory<MemoryStream>>(
+fn build<F: Factory<Protocol: Protocol<MemoryStream>>>(
     pump: &mut Pump,
     factory: &mut F,
     peer: &Address,

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
+use bowline::layers::StreamTransport as _;
 use bowline::policies::{
     Handshake, Idle, LimitHandshakes, ProtocolWrapper, Rate, Throttle, Timeout, Traffic,
 };
@@ -41,7 +42,7 @@ fn again<P: Protocol<MemoryStream>>(
         .reattach::<MemoryStream, P>(detached)
         .expect("it is whole");
     pump.run();
-    handle
+    MemoryStream::transport_named(handle.into())
 }
 
 fn with(policy: impl bowline::policies::Policy<MemoryStream>) -> (Pump, MemoryPeer, Record) {

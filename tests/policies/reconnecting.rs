@@ -11,7 +11,7 @@ use bowline::policies::{Backoff, Jitter, Reconnecting, Reconnection};
 use bowline::testing::ManualClock;
 use bowline::{
     Address, BuildContext, CloseReason, ConnectError, ConnectorHandle, ConnectorState, Context,
-    Factory, Protocol, Reactor, Transport, Transports, UnixStream,
+    Factory, Protocol, Reactor, Transport, Transports,
 };
 use tempfile::TempDir;
 
@@ -35,7 +35,7 @@ impl Client {
     }
 }
 
-impl Factory<UnixStream> for Client {
+impl Factory for Client {
     type Protocol = Recorder;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {
@@ -363,7 +363,7 @@ struct Hooked {
     on_lost: fn(&mut BuildContext<'_>),
 }
 
-impl<T: Transport> Factory<T> for Hooked {
+impl Factory for Hooked {
     type Protocol = Leaves;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Leaves> {

@@ -165,7 +165,7 @@ impl<T: Transport> Protocol<T> for StubbornProtocol {
     }
 }
 
-impl<T: Transport> Factory<T> for Stubborn {
+impl Factory for Stubborn {
     type Protocol = StubbornProtocol;
 
     fn build_protocol(

@@ -797,7 +797,7 @@ fn small_lingering_socket() -> (OwnedFd, StdTcpStream) {
 /// Declines everybody.
 struct Declines;
 
-impl bowline::Factory<UnixStream> for Declines {
+impl bowline::Factory for Declines {
     type Protocol = BytesOnly;
 
     fn build_protocol(

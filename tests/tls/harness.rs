@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixS
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use bowline::endpoint::{Adopt as _, Connect as _, Listen as _, Wrap};
+use bowline::endpoint::{Adopt as _, Connect as _, Listen as _, TransportFor, Wrap};
 use bowline::error::ReattachError;
 use bowline::layers::{SendmsgMixin, Stream, TcpSocket, UnixSocket};
 use bowline::testing::{Memory, MemoryPeer, MemorySocket, SimulatedKernel};
@@ -338,6 +338,7 @@ fn once(script: Script) -> impl FnMut(&Address) -> Script + 'static {
 fn accepted_tcp<W>(reactor: &mut Reactor, buffers: Buffers, script: Script, wrap: W) -> Raw
 where
     W: Wrap<TcpSocket>,
+    W::Transport: TransportFor<Script>,
 {
     let here = Tcp::at(([127, 0, 0, 1], 0).into()).layer(wrap);
     let record = script.record();

@@ -280,7 +280,7 @@ impl<T: StreamTransport> Protocol<T> for Echo {
     }
 }
 
-impl<T: StreamTransport> Movable<T> for Echo {
+impl Movable for Echo {
     const KIND: &'static str = ECHO;
 
     fn pack(&mut self) -> Option<Packed> {

@@ -19,7 +19,7 @@ use bowline::error::{AdoptError, AdoptErrorKind, DetachError};
 use bowline::testing::MemoryStream;
 use bowline::{
     Address, Detached, ProducerKind, ProducerRef, Reactor, SocketFile, TcpStream, Transport,
-    TransportHandle, Transports, UnixAddress, UnixStream, Unsent, UnsentDescriptors, Watermarks,
+    TransportHandle, Transports, UnixAddress, Unsent, UnsentDescriptors, Watermarks,
 };
 use bowline::{Tcp, Unix};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -426,11 +426,7 @@ fn a_connection_comes_back_as_if_nothing_had_happened(kind: Kind) {
     link.peer().send(b"while it is apart");
     let old = link.handle;
     let detached = detach(&mut link);
-    link.handle = if kind.is_tcp() {
-        link.reactor.reattach::<TcpStream, _>(detached).unwrap()
-    } else {
-        link.reactor.reattach::<UnixStream, _>(detached).unwrap()
-    };
+    link.handle = kind.reattach(&mut link.reactor, detached).unwrap();
     assert_ne!(link.handle, old);
     link.settle();
     let sent = link.transport().bytes_sent();
@@ -767,9 +763,8 @@ fn what_cannot_be_put_together_again_comes_back_whole() {
         io::Error::from(io::ErrorKind::OutOfMemory).to_string()
     );
 
-    link.handle = link
-        .reactor
-        .reattach::<UnixStream, _>(*error.detached)
+    link.handle = Kind::AdoptedSocketpair
+        .reattach(&mut link.reactor, *error.detached)
         .unwrap();
     assert!(link.peer_receives(all.len()) == all);
     link.transport().lose_connection();

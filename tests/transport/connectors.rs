@@ -195,10 +195,10 @@ fn failures_are_told_from_the_loop_with_their_errno() {
 /// Contract C-04: each has its own kind, and its number.
 #[test]
 fn the_error_of_the_system_is_kept() {
-    use bowline::{BuildContext, ConnectError, Factory, TcpStream};
+    use bowline::{BuildContext, ConnectError, Factory};
     type Told = Rc<std::cell::RefCell<Option<(&'static str, Option<i32>)>>>;
     struct Keeps(Told);
-    impl Factory<TcpStream> for Keeps {
+    impl Factory for Keeps {
         type Protocol = crate::support::Recorder;
 
         fn build_protocol(

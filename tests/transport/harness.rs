@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bowline::error::ReattachError;
+use bowline::layers::StreamTransport as _;
 use bowline::testing::{MemoryPeer, MemoryStream, SimulatedKernel};
 use bowline::{
     Address, BuildContext, CloseReason, ConnectError, Detached, Factory, FileAddress, Pipe,
-    PipeStream, Reactor, TcpStream, Transport, TransportHandle, Transports, UnixAddress,
-    UnixStream,
+    PipeStream, Reactor, TcpStream, TransportHandle, Transports, UnixAddress, UnixStream,
 };
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -120,13 +120,15 @@ impl Kind {
         detached: Detached<Script>,
     ) -> Result<TransportHandle, ReattachError<Script>> {
         if self == Self::Memory {
-            reactor.reattach::<MemoryStream, _>(detached)
+            let handle = reactor.reattach::<MemoryStream, _>(detached)?;
+            Ok(MemoryStream::transport_named(handle.into()))
         } else if !self.is_socket() {
             reactor.reattach::<PipeStream, _>(detached)
         } else if self.is_tcp() {
             reactor.reattach::<TcpStream, _>(detached)
         } else {
-            reactor.reattach::<UnixStream, _>(detached)
+            let handle = reactor.reattach::<UnixStream, _>(detached)?;
+            Ok(UnixStream::transport_named(handle.into()))
         }
     }
 
@@ -631,7 +633,7 @@ pub(crate) fn failure_in_short(error: &ConnectError) -> String {
     }
 }
 
-impl<T: Transport> Factory<T> for Doorman {
+impl Factory for Doorman {
     type Protocol = Script;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Script> {

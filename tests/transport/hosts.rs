@@ -15,8 +15,7 @@ use bowline::policies::{Backoff, Jitter, Reconnecting};
 use bowline::resolve::{Answer, Resolver, SystemResolver};
 use bowline::threads::{AtShutdown, ThreadPool, ThreadPoolSettings};
 use bowline::{
-    Address, BuildContext, ConnectError, ConnectorHandle, Destination, Factory, Reactor, TcpStream,
-    Transports,
+    Address, BuildContext, ConnectError, ConnectorHandle, Destination, Factory, Reactor, Transports,
 };
 
 use crate::connectors::{Stage, deaf_tcp, refused_address};
@@ -249,7 +248,7 @@ impl Keeps {
     }
 }
 
-impl Factory<TcpStream> for Keeps {
+impl Factory for Keeps {
     type Protocol = Recorder;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {

@@ -247,7 +247,7 @@ fn a_protocol_can_have_its_own_connection_not_wait() {
 /// Declines whoever comes, with a word.
 struct Declines;
 
-impl<T: Transport> Factory<T> for Declines {
+impl Factory for Declines {
     type Protocol = Refuses;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Refuses> {

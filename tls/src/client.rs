@@ -33,7 +33,9 @@ use crate::server::Passing;
 /// #     factory: F,
 /// # ) -> Result<(), Box<dyn std::error::Error>>
 /// # where
-/// #     F: bowline::Factory<bowline::layers::Stream<bowline::tls::Tls<bowline::layers::TcpSocket>>>,
+/// #     F: bowline::Factory<
+/// #         Protocol: bowline::Protocol<bowline::layers::Stream<bowline::tls::Tls<bowline::layers::TcpSocket>>>,
+/// #     >,
 /// # {
 /// let tls = TlsClient::new(config, "example.org")?;
 /// let there = Tcp::to_host("example.org", 443).layer(tls);

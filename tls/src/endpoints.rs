@@ -6,7 +6,7 @@ use bowline_handoff::endpoints::{
     ClientEndpoint, EndpointArguments, EndpointError, EndpointFactory, LayeredClientEndpoint,
     LayeredServerEndpoint, ServerEndpoint,
 };
-use bowline_protocol::{ConnectorHandle, Factory, ListenerHandle};
+use bowline_protocol::{ConnectorHandle, Factory, ListenerHandle, Protocol};
 use bowline_reactor::Reactor;
 use bowline_transport::{Stream, TcpSocket, Transports, UnixSocket};
 
@@ -134,7 +134,7 @@ impl TlsEndpoints {
 
 impl<F> EndpointFactory<F> for TlsEndpoints
 where
-    F: Factory<Stream<Tls<TcpSocket>>> + Factory<Stream<Tls<UnixSocket>>>,
+    F: Factory<Protocol: Protocol<Stream<Tls<TcpSocket>>> + Protocol<Stream<Tls<UnixSocket>>>>,
 {
     fn listen(
         &self,

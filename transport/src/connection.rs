@@ -7,7 +7,6 @@
 mod ancillary;
 mod describing;
 mod draining;
-mod establish;
 mod producers;
 
 use std::any::{Any, TypeId};
@@ -34,7 +33,6 @@ use crate::shared::{Ledger, ReadBuffers, TransportBudgets};
 use crate::stream::{Stream, StreamTransport};
 
 pub(crate) use self::draining::Draining;
-pub(crate) use self::establish::establish;
 use self::producers::Tell;
 
 /// The first and the longest wait after an error that no event ends (`ETOOMANYREFS`,
@@ -55,9 +53,9 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// A transport and the protocol it feeds.
 pub(crate) struct Connection<T, P> {
-    transport: T,
+    pub(crate) transport: T,
     /// Invariant: `Some` until the connection is detached, and then it is removed.
-    protocol: Option<P>,
+    pub(crate) protocol: Option<P>,
 }
 
 /// Why a connection is at work.

@@ -18,12 +18,12 @@ use bowline_reactor::{
     Readiness, Token,
 };
 
-use crate::connection::establish;
-use crate::endpoint::{Connect, ConnectTransport, Dial, HostToTry, Side, Wrap};
-use crate::file_descriptor::{FileDescriptor, not_connected};
+use crate::endpoint::{Connect, ConnectTransport, ConnectionSocket, Dial, Side, Wrap};
+use crate::establish::{Beginning, Establish, TransportFor};
+use crate::file_descriptor::not_connected;
+use crate::link::Link;
 use crate::log;
 use crate::resolver::{self, Lookup};
-use crate::stream::{Stream, StreamTransport};
 
 use self::race::Race;
 
@@ -46,63 +46,13 @@ struct LookedUp {
     result: Option<Result<Vec<SocketAddr>, LookupError>>,
 }
 
-/// An endpoint with its factory, and so everything that differs between attempts.
-pub(crate) trait Outgoing: 'static {
-    type Socket: 'static;
-    type Protocol;
-
-    fn destination(&self) -> Destination;
-
-    fn timeout(&self) -> Option<Duration>;
-
-    fn host(&self) -> Option<HostToTry>;
-
-    fn dial(&mut self, address: &Address) -> Result<Dial<Self::Socket>, ConnectError>;
-
-    fn outcome(&mut self, socket: &mut Self::Socket) -> Option<Result<(), ConnectError>>;
-
-    /// The descriptor that the poller watches until a socket in progress is connected.
-    fn source(socket: &Self::Socket) -> Option<BorrowedFd<'_>>;
-
-    fn started(&mut self, cx: &mut BuildContext<'_>);
-
-    fn stopped(&mut self, cx: &mut BuildContext<'_>);
-
-    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError);
-
-    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason);
-
-    fn build_protocol(
-        &mut self,
-        cx: &mut BuildContext<'_>,
-        peer: &Address,
-    ) -> Option<Self::Protocol>;
-
-    /// Puts a protocol on a socket, for the connector `token`. Returns the connection
-    /// if its layers are not established yet.
-    fn establish(
-        &mut self,
-        reactor: &mut Reactor,
-        socket: Self::Socket,
-        protocol: Self::Protocol,
-        token: Token,
-    ) -> io::Result<Option<TransportHandle>>;
-
-    fn log_prefix(&self) -> Cow<'_, str>;
-}
-
-/// An endpoint for streams, with a factory of their protocols.
-struct Streams<C, F> {
+struct OutgoingConnection<C: Connect, F> {
+    control: ConnectorControl,
     endpoint: C,
     factory: F,
-}
-
-pub(crate) struct OutgoingConnection<O: Outgoing> {
-    control: ConnectorControl,
-    outgoing: O,
     /// The sockets that are connecting, the oldest first. All are watched. Empty unless
     /// an attempt runs.
-    dialed: Vec<Dialed<O::Socket>>,
+    dialed: Vec<Dialed<C::Socket>>,
     /// The addresses of a host: those that are left to try, and those that failed.
     race: Race,
     lookup: Option<Lookup>,
@@ -220,7 +170,12 @@ impl Connector for ConnectorControl {
     }
 }
 
-impl<O: Outgoing> OutgoingConnection<O> {
+impl<C, F> OutgoingConnection<C, F>
+where
+    C: Connect,
+    F: Factory,
+    ConnectTransport<C>: TransportFor<F::Protocol>,
+{
     fn work(&mut self, reactor: &mut Reactor) -> Next {
         if self.control.state == ConnectorState::Connected {
             self.end_timeout(reactor);
@@ -299,12 +254,12 @@ impl<O: Outgoing> OutgoingConnection<O> {
         );
         self.attempts += 1;
         self.retry_after = FIRST_RETRY;
-        if let Some(timeout) = self.outgoing.timeout() {
+        if let Some(timeout) = self.endpoint.timeout() {
             self.timeout = Some(reactor.notify_later(timeout, self.control.token));
         }
         self.tell_started(reactor);
         if !self.control.wants_to_stop {
-            match self.outgoing.host().is_some() {
+            match self.endpoint.host().is_some() {
                 true => self.look_up(reactor),
                 false => self.dial_only_address(reactor),
             }
@@ -318,17 +273,17 @@ impl<O: Outgoing> OutgoingConnection<O> {
                 target: log::TRANSPORT,
                 "{}: starting factory {}",
                 self.control.token,
-                log::name(|| self.outgoing.log_prefix()),
+                log::name(|| self.factory.log_prefix()),
             );
         }
-        self.outgoing.started(&mut BuildContext {
+        self.factory.started(&mut BuildContext {
             origin: Origin::Connector(&mut self.control),
             reactor,
         });
     }
 
     fn dial_only_address(&mut self, reactor: &mut Reactor) {
-        let Destination::Address(address) = self.outgoing.destination() else {
+        let Destination::Address(address) = self.endpoint.destination() else {
             return;
         };
         match self.dial(reactor, &address) {
@@ -343,7 +298,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
     }
 
     fn look_up(&mut self, reactor: &mut Reactor) {
-        let Some(host) = self.outgoing.host() else {
+        let Some(host) = self.endpoint.host() else {
             return;
         };
         let token = self.control.token;
@@ -365,7 +320,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
             Ok(addresses) => addresses,
             Err(error) => return self.fail(reactor, &ConnectError::Lookup(error)),
         };
-        let bound = self.outgoing.host().and_then(|host| host.is_ipv4);
+        let bound = self.endpoint.host().and_then(|host| host.is_ipv4);
         let fits = |address: &SocketAddr| bound.is_none_or(|is_ipv4| is_ipv4 == address.is_ipv4());
         self.race = Race::new(addresses.into_iter().filter(fits));
         if self.race.has_next() {
@@ -381,7 +336,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
             // This timer may be the one that has just fired.
             let _ = call.cancel(reactor);
         }
-        let Some(host) = self.outgoing.host() else {
+        let Some(host) = self.endpoint.host() else {
             return;
         };
         for _ in 0..DIALS_PER_TURN {
@@ -424,12 +379,12 @@ impl<O: Outgoing> OutgoingConnection<O> {
         &mut self,
         reactor: &mut Reactor,
         address: &Address,
-    ) -> Result<Dial<O::Socket, ()>, ConnectError> {
-        match self.outgoing.dial(address)? {
+    ) -> Result<Dial<C::Socket, ()>, ConnectError> {
+        match self.endpoint.dial(address)? {
             Dial::Connected(socket) => Ok(Dial::Connected(socket)),
             Dial::Full => Ok(Dial::Full),
             Dial::InProgress(socket) => {
-                let source = O::source(&socket);
+                let source = socket.connecting();
                 let source = source.ok_or_else(|| ConnectError::Os(not_connected()))?;
                 reactor
                     .watch(self.control.token, source, Interest::Writable)
@@ -447,7 +402,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         let mut at = 0;
         let mut has_failed = false;
         while let Some(dialed) = self.dialed.get_mut(at) {
-            let error = match self.outgoing.outcome(&mut dialed.socket) {
+            let error = match self.endpoint.outcome(&mut dialed.socket) {
                 None => {
                     at += 1;
                     continue;
@@ -474,20 +429,20 @@ impl<O: Outgoing> OutgoingConnection<O> {
     }
 
     /// Has the poller no longer watch a socket that is connecting.
-    fn unwatch(reactor: &mut Reactor, socket: &O::Socket) {
-        if let Some(source) = O::source(socket) {
+    fn unwatch(reactor: &mut Reactor, socket: &C::Socket) {
+        if let Some(source) = socket.connecting() {
             reactor.unwatch(source);
         }
     }
 
     fn is_racing(&self) -> bool {
-        self.outgoing.host().is_some()
+        self.endpoint.host().is_some()
     }
 
-    fn connected(&mut self, reactor: &mut Reactor, socket: O::Socket, address: Address) {
+    fn connected(&mut self, reactor: &mut Reactor, socket: C::Socket, address: Address) {
         self.end_dialing(reactor);
         self.control.state = ConnectorState::Connected;
-        let protocol = self.outgoing.build_protocol(
+        let protocol = self.factory.build_protocol(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -500,10 +455,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
             self.ended(reactor, &CloseReason::Done);
             return;
         };
-        match self
-            .outgoing
-            .establish(reactor, socket, protocol, self.control.token)
-        {
+        match self.establish(reactor, socket, protocol) {
             Err(error) => self.fail(reactor, &ConnectError::Os(error)),
             Ok(None) => self.end_timeout(reactor),
             Ok(Some(connection)) => {
@@ -515,6 +467,27 @@ impl<O: Outgoing> OutgoingConnection<O> {
                 });
             }
         }
+    }
+
+    /// Puts a protocol on a socket. Returns the connection if its layers are not
+    /// established yet.
+    fn establish(
+        &mut self,
+        reactor: &mut Reactor,
+        socket: C::Socket,
+        protocol: F::Protocol,
+    ) -> io::Result<Option<TransportHandle>> {
+        let side = Side::Connected;
+        let endpoint = std::cell::RefCell::new(&mut self.endpoint);
+        let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, side);
+        let beginning = Beginning {
+            connector: Some(self.control.token),
+            prepare: &|link: &mut Link| endpoint.borrow().prepare(link),
+            ..Beginning::of(side)
+        };
+        ConnectTransport::<C>::establish(reactor, socket, wrap, protocol, beginning)
+            .map(|made| made.handshake)
+            .map_err(|(error, ..)| error)
     }
 
     /// Ends an attempt. If it has a connection, that is told first, and ends the
@@ -565,7 +538,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
         self.control.state = ConnectorState::Disconnected;
         self.control.wants_to_stop = false;
         log::debug!(target: log::TRANSPORT, "{}: {}: {error}", self.control.token, self.control.destination);
-        self.outgoing.connection_failed(
+        self.factory.connection_failed(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -577,7 +550,7 @@ impl<O: Outgoing> OutgoingConnection<O> {
 
     fn ended(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         self.control.state = ConnectorState::Disconnected;
-        self.outgoing.connection_lost(
+        self.factory.connection_lost(
             &mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
@@ -594,9 +567,9 @@ impl<O: Outgoing> OutgoingConnection<O> {
                 target: log::TRANSPORT,
                 "{}: stopping factory {}",
                 self.control.token,
-                log::name(|| self.outgoing.log_prefix()),
+                log::name(|| self.factory.log_prefix()),
             );
-            self.outgoing.stopped(&mut BuildContext {
+            self.factory.stopped(&mut BuildContext {
                 origin: Origin::Connector(&mut self.control),
                 reactor,
             });
@@ -606,7 +579,12 @@ impl<O: Outgoing> OutgoingConnection<O> {
     }
 }
 
-impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
+impl<C, F> Descriptor for OutgoingConnection<C, F>
+where
+    C: Connect,
+    F: Factory,
+    ConnectTransport<C>: TransportFor<F::Protocol>,
+{
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() && !self.control.wants_to_stop {
             self.check(reactor);
@@ -720,7 +698,7 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
     /// One of the sockets, for a reactor that is dropped. In any other case the end of
     /// the attempt deregisters and closes them.
     fn source(&self) -> Option<BorrowedFd<'_>> {
-        O::source(&self.dialed.first()?.socket)
+        self.dialed.first()?.socket.connecting()
     }
 
     fn facet(&mut self) -> &mut dyn Any {
@@ -740,7 +718,7 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
             .set("role", "connector")
             .set(
                 "factory",
-                log::name(|| self.outgoing.log_prefix()).into_owned(),
+                log::name(|| self.factory.log_prefix()).into_owned(),
             )
             .set("state", state)
             .set("peer", self.control.destination.to_string())
@@ -752,83 +730,6 @@ impl<O: Outgoing> Descriptor for OutgoingConnection<O> {
     }
 }
 
-impl<C: Connect, F: Factory<ConnectTransport<C>>> Outgoing for Streams<C, F> {
-    type Socket = C::Socket;
-    type Protocol = F::Protocol;
-
-    fn destination(&self) -> Destination {
-        self.endpoint.destination()
-    }
-
-    fn timeout(&self) -> Option<Duration> {
-        self.endpoint.timeout()
-    }
-
-    fn host(&self) -> Option<HostToTry> {
-        self.endpoint.host()
-    }
-
-    fn dial(&mut self, address: &Address) -> Result<Dial<C::Socket>, ConnectError> {
-        self.endpoint.dial(address)
-    }
-
-    fn outcome(&mut self, socket: &mut C::Socket) -> Option<Result<(), ConnectError>> {
-        self.endpoint.outcome(socket)
-    }
-
-    fn source(socket: &C::Socket) -> Option<BorrowedFd<'_>> {
-        socket.socket().writing()
-    }
-
-    fn started(&mut self, cx: &mut BuildContext<'_>) {
-        self.factory.started(cx);
-    }
-
-    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
-        self.factory.stopped(cx);
-    }
-
-    fn connection_failed(&mut self, cx: &mut BuildContext<'_>, error: &ConnectError) {
-        self.factory.connection_failed(cx, error);
-    }
-
-    fn connection_lost(&mut self, cx: &mut BuildContext<'_>, reason: &CloseReason) {
-        self.factory.connection_lost(cx, reason);
-    }
-
-    fn build_protocol(&mut self, cx: &mut BuildContext<'_>, peer: &Address) -> Option<F::Protocol> {
-        self.factory.build_protocol(cx, peer)
-    }
-
-    fn establish(
-        &mut self,
-        reactor: &mut Reactor,
-        socket: C::Socket,
-        protocol: F::Protocol,
-        token: Token,
-    ) -> io::Result<Option<TransportHandle>> {
-        let mut is_established = true;
-        let endpoint = std::cell::RefCell::new(&mut self.endpoint);
-        let wrap = |socket| endpoint.borrow_mut().wrap().wrap(socket, Side::Connected);
-        let prepare = |stream: &mut Stream<_>| {
-            stream.link.cold().connector = Some(token);
-            endpoint.borrow().prepare(&mut stream.link);
-            stream.start();
-            is_established = stream.link.is_established();
-        };
-        let side = Side::Connected;
-        let made =
-            establish::<ConnectTransport<C>, _, _>(reactor, socket, wrap, protocol, side, prepare);
-        let connection = made.map_err(|(error, ..)| error)?;
-        let named = ConnectTransport::<C>::transport_named;
-        Ok((!is_established).then(|| named(connection)))
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        self.factory.log_prefix()
-    }
-}
-
 /// Has the reactor connect. No callback runs before the running one has returned.
 pub(crate) fn install<C, F>(
     reactor: &mut Reactor,
@@ -837,21 +738,14 @@ pub(crate) fn install<C, F>(
 ) -> io::Result<ConnectorHandle>
 where
     C: Connect,
-    F: Factory<ConnectTransport<C>>,
+    F: Factory,
+    ConnectTransport<C>: TransportFor<F::Protocol>,
 {
-    install_outgoing(reactor, Streams { endpoint, factory })
-}
-
-/// As [`install`], for connections that are no streams.
-pub(crate) fn install_outgoing(
-    reactor: &mut Reactor,
-    outgoing: impl Outgoing,
-) -> io::Result<ConnectorHandle> {
     let vacancy = reactor.vacancy()?;
     let token = vacancy.token();
     let control = ConnectorControl {
         token,
-        destination: outgoing.destination(),
+        destination: endpoint.destination(),
         state: ConnectorState::Disconnected,
         next_attempt: Some(Duration::ZERO),
         wants_to_stop: false,
@@ -862,7 +756,8 @@ pub(crate) fn install_outgoing(
     let handle = control.handle();
     vacancy.install(Box::new(OutgoingConnection {
         control,
-        outgoing,
+        endpoint,
+        factory,
         dialed: Vec::new(),
         race: Race::default(),
         lookup: None,

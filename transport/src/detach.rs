@@ -5,13 +5,13 @@ use std::fmt;
 use std::mem;
 use std::os::fd::OwnedFd;
 
-use bowline_protocol::{Address, Context, ProducerKind, ProducerRef, Protocol, TransportHandle};
-use bowline_reactor::Reactor;
+use bowline_protocol::{Address, Context, ProducerKind, ProducerRef, Protocol};
+use bowline_reactor::{Reactor, Token};
 
-use crate::connection::establish;
 use crate::descriptor_queue::{self, UnsentDescriptors};
 use crate::endpoint::Side;
 use crate::error::{AdoptErrorKind, CallError, DetachError};
+use crate::establish::put_stream;
 use crate::file_descriptor::{FileDescriptor, Socket};
 use crate::layer_state::{LayerState, Stays};
 use crate::link::{Flags, Kept};
@@ -191,7 +191,7 @@ impl<P: 'static> std::error::Error for ReattachError<P> {
 pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
     reactor: &mut Reactor,
     mut detached: Detached<P>,
-) -> Result<TransportHandle, ReattachError<P>> {
+) -> Result<Token, ReattachError<P>> {
     let failed = |kind, detached| {
         let detached = Box::new(detached);
         Err(ReattachError { kind, detached })
@@ -234,8 +234,8 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
         }
     };
     let (protocol, side) = (detached.protocol, Side::Adopted);
-    match establish::<T, _, _>(reactor, layer, |layer| layer, protocol, side, prepare) {
-        Ok(token) => Ok(T::transport_named(token)),
+    match put_stream::<T, _, _>(reactor, layer, |layer| layer, protocol, side, prepare) {
+        Ok(token) => Ok(token),
         Err((error, mut layer, protocol)) => {
             let socket = layer.socket_mut();
             let fd = socket.detach().expect("it was just put there");

@@ -1,10 +1,13 @@
 //! Endpoints: where and how to listen, to connect and to adopt.
 //!
 //! A kind of connection is a file under `kinds/`, or belongs to a program. It has a
-//! socket, which is a [`FileDescriptor`], and values that implement [`Listen`],
+//! socket, which is a [`ConnectionSocket`], and values that implement [`Listen`],
 //! [`Connect`] and [`Adopt`]. It implements those that it supports. Everything that
 //! kinds have in common is written once, in terms of these traits: accepting in
 //! batches, racing addresses, time limits, flow control.
+//!
+//! The transport that is put on the socket says what protocols it serves
+//! ([`TransportFor`]). So streams and packets have the same listeners and connectors.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -12,20 +15,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory,
-    LingeringClose, ListenerHandle, Protocol, SocketFile,
+    Address, ConnectError, ConnectorHandle, Credentials, Destination, Factory, LingeringClose,
+    ListenerHandle, SocketFile,
 };
 use bowline_reactor::{Interest, Reactor, Token};
 
-use crate::connection::establish;
 use crate::connector;
 use crate::detach::Unsent;
-use crate::error::{AdoptError, ListenError};
+use crate::error::{AdoptError, AdoptErrorKind, ListenError};
+use crate::establish::{Beginning, Establish as _};
+pub use crate::establish::{SocketTransport, TransportFor};
 use crate::file_descriptor::FileDescriptor;
-use crate::link::{Flags, Link};
-use crate::listener::{self, HandOver, Serve};
+use crate::link::Link;
+use crate::listener::{self, Serve};
 use crate::process::SocketDescription;
-use crate::stream::{Stream, StreamTransport};
+use crate::stream::Stream;
 
 /// How a connection came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +49,14 @@ pub enum Side {
 /// transports of the type `Stream<MyLayer<TcpSocket>>`.
 pub trait Wrap<S>: 'static {
     /// The transport that the layers make.
-    type Transport: StreamTransport;
+    type Transport: SocketTransport;
 
     /// Puts the layers on a socket. The loop calls this once for each connection.
     fn wrap(&mut self, socket: S, side: Side) -> LayerOf<Self::Transport>;
 }
 
 /// The layers of a transport.
-pub type LayerOf<T> = <T as StreamTransport>::Layer;
+pub type LayerOf<T> = <T as SocketTransport>::Layer;
 
 /// The transport of an endpoint that listens.
 pub type ListenTransport<E> =
@@ -78,8 +82,8 @@ where
 }
 
 /// An endpoint that [`Transports::listen`](crate::Transports::listen) takes, together
-/// with a server `F`. Every [`Listen`] takes a factory. An endpoint for packets takes a
-/// factory for packets, and one for datagrams takes a datagram protocol.
+/// with a server `F`. Every [`Listen`] takes a factory. An endpoint for datagrams takes a
+/// datagram protocol.
 pub trait ListenWith<F>: Sized {
     /// The handle of the listener or datagram socket.
     type Handle;
@@ -131,73 +135,33 @@ pub trait AdoptWith<S, P>: Sized {
     ) -> Result<Self::Handle, AdoptError<S>>;
 }
 
-/// An endpoint that [`Transports::accept`](crate::Transports::accept) takes, together
-/// with an acceptor. Every endpoint that accepts connections is one.
-pub trait AcceptWith<A>: Sized {
-    /// The reason why it does not listen.
-    type Error;
-
-    /// Listens.
-    ///
-    /// # Errors
-    ///
-    /// The reason why it cannot listen. Nothing is left behind.
-    fn accept_with(self, reactor: &mut Reactor, acceptor: A)
-    -> Result<ListenerHandle, Self::Error>;
-}
-
-/// An endpoint that can bind, or go on with a socket that is bound already, whatever it
-/// serves. Every [`ListenAt`] is one, and so is the endpoint for packets.
-pub trait Inherit: Sized {
-    /// The endpoint that goes on.
-    type Inherited;
-
-    /// The address to listen at.
-    fn place(&self) -> Address;
-
-    /// Whether an inherited socket is of this kind, as far as the kernel can tell.
-    fn is_like(&self, found: &SocketDescription) -> bool;
-
-    /// Makes an endpoint that goes on with a socket that listens already.
-    fn inherit(self, fd: OwnedFd) -> Self::Inherited;
-}
-
-impl<E: Listen, A: Acceptor> AcceptWith<A> for E {
-    type Error = E::Error;
-
-    fn accept_with(self, reactor: &mut Reactor, acceptor: A) -> Result<ListenerHandle, E::Error> {
-        let (socket, _) = self.open()?;
-        listener::install::<E>(reactor, socket, HandOver { acceptor })
-    }
-}
-
-impl<E: ListenAt> Inherit for E {
-    type Inherited = On<E>;
-
-    fn place(&self) -> Address {
-        self.address()
-    }
-
-    fn is_like(&self, found: &SocketDescription) -> bool {
-        found.is_stream
-    }
-
-    fn inherit(self, fd: OwnedFd) -> On<E> {
-        self.on(fd)
-    }
-}
-
-impl<E: Listen, F: Factory<ListenTransport<E>>> ListenWith<F> for E {
+impl<E, F> ListenWith<F> for E
+where
+    E: Listen,
+    F: Factory,
+    ListenTransport<E>: TransportFor<F::Protocol>,
+{
     type Handle = ListenerHandle;
     type Error = E::Error;
 
     fn listen_with(self, reactor: &mut Reactor, factory: F) -> Result<ListenerHandle, E::Error> {
+        let lingering = self.lingering();
         let (socket, wrap) = self.open()?;
-        listener::install::<E>(reactor, socket, Serve { wrap, factory })
+        let service = Serve {
+            wrap,
+            factory,
+            lingering,
+        };
+        listener::install::<E>(reactor, socket, service)
     }
 }
 
-impl<C: Connect, F: Factory<ConnectTransport<C>>> ConnectWith<F> for C {
+impl<C, F> ConnectWith<F> for C
+where
+    C: Connect,
+    F: Factory,
+    ConnectTransport<C>: TransportFor<F::Protocol>,
+{
     type Handle = ConnectorHandle;
     type Error = io::Error;
 
@@ -206,8 +170,12 @@ impl<C: Connect, F: Factory<ConnectTransport<C>>> ConnectWith<F> for C {
     }
 }
 
-impl<K: Adopt, P: Protocol<AdoptTransport<K>>> AdoptWith<K::Source, P> for K {
-    type Handle = <AdoptTransport<K> as StreamTransport>::Handle;
+impl<K, P> AdoptWith<K::Source, P> for K
+where
+    K: Adopt,
+    AdoptTransport<K>: TransportFor<P>,
+{
+    type Handle = <AdoptTransport<K> as SocketTransport>::Handle;
 
     fn adopt_with(
         self,
@@ -221,26 +189,27 @@ impl<K: Adopt, P: Protocol<AdoptTransport<K>>> AdoptWith<K::Source, P> for K {
 
 /// Adopts a connection for [`Transports::adopt`](crate::Transports::adopt), whatever
 /// the type of its handle.
-pub(crate) fn adopt<K: Adopt>(
+pub(crate) fn adopt<K: Adopt, P>(
     reactor: &mut Reactor,
     kind: K,
     source: K::Source,
-    protocol: impl Protocol<AdoptTransport<K>>,
-) -> Result<Token, AdoptError<K::Source>> {
+    protocol: P,
+) -> Result<Token, AdoptError<K::Source>>
+where
+    AdoptTransport<K>: TransportFor<P>,
+{
     let socket = kind.check(source)?;
     let is_shared = kind.is_shared();
     let (mut wrap, carried) = kind.into_parts();
-    let prepare = |stream: &mut Stream<_>| {
-        if is_shared {
-            stream.link.set(Flags::SHARED);
-        }
-        stream.restore_unsent(carried.unsent);
-        stream.link.push_back(carried.unread);
-        stream.start();
-    };
     let side = Side::Adopted;
+    let beginning = Beginning {
+        is_shared,
+        carried,
+        ..Beginning::of(side)
+    };
     let wrap = |socket| wrap.wrap(socket, side);
-    establish::<AdoptTransport<K>, _, _>(reactor, socket, wrap, protocol, side, prepare)
+    AdoptTransport::<K>::establish(reactor, socket, wrap, protocol, beginning)
+        .map(|made| made.token)
         .map_err(|(error, socket, _)| K::not_installed(socket, error))
 }
 
@@ -248,7 +217,7 @@ pub(crate) fn adopt<K: Adopt>(
 /// [`Transports::listen`](crate::Transports::listen).
 pub trait Listen: Sized {
     /// The listening socket.
-    type Socket: ListeningSocket<Accepted: FileDescriptor>;
+    type Socket: ListeningSocket;
 
     /// Puts layers on the accepted sockets.
     type Wrap: Wrap<<Self::Socket as ListeningSocket>::Accepted>;
@@ -258,7 +227,11 @@ pub trait Listen: Sized {
 
     /// Whether other processes may hold the socket, and may have made it block. The
     /// listener then polls it before each accept.
-    const IS_SHARED: bool = false;
+    const MAY_BLOCK: bool = false;
+
+    /// Whether others may accept connections from the same queue. A listener that stops
+    /// gracefully then leaves the queue to them.
+    const SHARES_QUEUE: bool = false;
 
     /// Makes the socket, bound and listening.
     ///
@@ -307,6 +280,11 @@ pub trait Listen: Sized {
             lingering,
         }
     }
+
+    /// How its connections linger, from their beginning on.
+    fn lingering(&self) -> Option<LingeringClose> {
+        None
+    }
 }
 
 /// An endpoint that can bind, or go on with a socket that is bound already. A restart
@@ -314,6 +292,11 @@ pub trait Listen: Sized {
 pub trait ListenAt: Listen<Error = ListenError> {
     /// The address to listen at.
     fn address(&self) -> Address;
+
+    /// Whether a socket that others hold is of this kind, as far as the kernel can tell.
+    fn is_like(&self, found: &SocketDescription) -> bool {
+        found.is_stream
+    }
 
     /// Goes on with a socket that listens already. Settings that belong to a socket
     /// from its beginning are left as they are.
@@ -341,10 +324,15 @@ impl<E: ListenAt> Listen for On<E> {
     type Wrap = E::Wrap;
     type Error = AdoptError;
 
-    const IS_SHARED: bool = true;
+    const MAY_BLOCK: bool = true;
+    const SHARES_QUEUE: bool = true;
 
     fn open(self) -> Result<(E::Socket, E::Wrap), AdoptError> {
         self.endpoint.take(self.fd)
+    }
+
+    fn lingering(&self) -> Option<LingeringClose> {
+        self.endpoint.lingering()
     }
 
     fn not_installed(socket: E::Socket, _: Address, error: io::Error) -> AdoptError {
@@ -352,30 +340,72 @@ impl<E: ListenAt> Listen for On<E> {
     }
 }
 
-/// An accepted socket, without layers. Every [`FileDescriptor`] is one.
-pub trait AcceptedSocket: 'static {
+/// The socket of a connection, without layers. Every [`FileDescriptor`] is one, and so
+/// are the sockets of connections of packets.
+pub trait ConnectionSocket: 'static {
     /// Its descriptor, if it has one.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
+    /// The descriptor that becomes writable once it is connected.
+    fn connecting(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor()
+    }
+
+    /// Has the poller report its readability under `token`.
+    ///
+    /// # Errors
+    ///
+    /// Those of epoll_ctl(2).
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        match self.descriptor() {
+            Some(source) => reactor.watch(token, source, Interest::Readable),
+            None => Err(crate::file_descriptor::not_connected()),
+        }
+    }
+
+    /// Whether it is always ready, and the poller does not watch it.
+    fn is_always_ready(&self) -> bool {
+        false
+    }
+
     /// Closes it, even if its peer has sent something already.
     fn decline(&mut self);
+
+    /// Has its close end the connection for everybody who holds the socket.
+    fn end_for_all(&mut self);
 }
 
-impl<S: FileDescriptor> AcceptedSocket for S {
+impl<S: FileDescriptor> ConnectionSocket for S {
     #[inline]
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.socket().reading()
     }
 
+    fn connecting(&self) -> Option<BorrowedFd<'_>> {
+        self.socket().writing()
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        self.socket().watch(reactor, token)
+    }
+
+    fn is_always_ready(&self) -> bool {
+        self.socket().is_always_ready()
+    }
+
     fn decline(&mut self) {
         self.socket_mut().decline();
+    }
+
+    fn end_for_all(&mut self) {
+        self.socket_mut().end_for_all();
     }
 }
 
 /// A listening socket.
 pub trait ListeningSocket: 'static {
     /// The sockets that it accepts.
-    type Accepted: AcceptedSocket;
+    type Accepted: ConnectionSocket;
 
     /// The address at which it listens.
     ///
@@ -384,20 +414,20 @@ pub trait ListeningSocket: 'static {
     /// The kernel's.
     fn address(&self) -> io::Result<Address>;
 
-    /// Takes the first waiting connection, and the address of its peer. `is_shared`
-    /// says that other processes may hold the socket, and may have made it block.
+    /// Takes the first waiting connection, and the address of its peer. `may_block`
+    /// says that other processes may have made the socket block.
     ///
     /// # Errors
     ///
     /// The kernel's. `WouldBlock` if no connection waits.
-    fn accept(&mut self, is_shared: bool) -> io::Result<(Self::Accepted, Address)>;
+    fn accept(&mut self, may_block: bool) -> io::Result<(Self::Accepted, Address)>;
 
     /// As [`accept`](Self::accept), as a descriptor that is served elsewhere.
     ///
     /// # Errors
     ///
     /// As [`accept`](Self::accept).
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)>;
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)>;
 
     /// The process at the other end of an accepted connection.
     ///
@@ -481,7 +511,7 @@ pub trait ListeningSocket: 'static {
 /// Where and how to connect. See [`Transports::connect`](crate::Transports::connect).
 pub trait Connect: Sized + 'static {
     /// The connected socket.
-    type Socket: FileDescriptor;
+    type Socket: ConnectionSocket;
 
     /// Puts layers on the socket.
     type Wrap: Wrap<Self::Socket>;
@@ -574,7 +604,7 @@ pub trait Adopt: Sized {
     type Source;
 
     /// The socket that it becomes.
-    type Socket: FileDescriptor;
+    type Socket: ConnectionSocket;
 
     /// Puts layers on the socket.
     type Wrap: Wrap<Self::Socket>;
@@ -594,6 +624,17 @@ pub trait Adopt: Sized {
     /// them.
     fn is_shared(&self) -> bool {
         true
+    }
+
+    /// Checks the state that a connection is to bring along, before its source is
+    /// checked.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it can never be used. By default only unsent descriptors are
+    /// checked.
+    fn check_carried(&self, carried: &Carried) -> Result<(), AdoptErrorKind> {
+        carried.unsent.check()
     }
 
     /// The layers to put on the socket, and the state that it brings along.
@@ -634,7 +675,7 @@ pub struct Carried {
     /// that it belongs to.
     pub unsent: Unsent,
     /// Bytes that were read and not used. They are delivered first, after
-    /// `connection_made`.
+    /// `connection_made`. A connection of packets cannot have any.
     pub unread: Vec<u8>,
     /// Whether the connection ends for everybody here. Another process may hold the socket
     /// that will never use it. By default the close of one holder is not the end.
@@ -653,7 +694,12 @@ impl<E: Listen, W: Wrap<<E::Socket as ListeningSocket>::Accepted>> Listen for La
     type Wrap = W;
     type Error = E::Error;
 
-    const IS_SHARED: bool = E::IS_SHARED;
+    const MAY_BLOCK: bool = E::MAY_BLOCK;
+    const SHARES_QUEUE: bool = E::SHARES_QUEUE;
+
+    fn lingering(&self) -> Option<LingeringClose> {
+        self.endpoint.lingering()
+    }
 
     fn open(self) -> Result<(E::Socket, W), E::Error> {
         Ok((self.endpoint.open()?.0, self.wrap))
@@ -667,6 +713,10 @@ impl<E: Listen, W: Wrap<<E::Socket as ListeningSocket>::Accepted>> Listen for La
 impl<E: ListenAt, W: Wrap<<E::Socket as ListeningSocket>::Accepted>> ListenAt for Layered<E, W> {
     fn address(&self) -> Address {
         self.endpoint.address()
+    }
+
+    fn is_like(&self, found: &SocketDescription) -> bool {
+        self.endpoint.is_like(found)
     }
 
     fn take(self, fd: OwnedFd) -> Result<(E::Socket, W), AdoptError> {
@@ -737,19 +787,23 @@ pub struct Lingering<E> {
 }
 
 impl<E: Listen> Listen for Lingering<E> {
-    type Socket = LingeringListener<E::Socket>;
+    type Socket = E::Socket;
     type Wrap = E::Wrap;
     type Error = E::Error;
 
-    const IS_SHARED: bool = E::IS_SHARED;
+    const MAY_BLOCK: bool = E::MAY_BLOCK;
+    const SHARES_QUEUE: bool = E::SHARES_QUEUE;
 
-    fn open(self) -> Result<(Self::Socket, E::Wrap), E::Error> {
-        let (socket, wrap) = self.endpoint.open()?;
-        Ok((LingeringListener::new(socket, self.lingering), wrap))
+    fn open(self) -> Result<(E::Socket, E::Wrap), E::Error> {
+        self.endpoint.open()
     }
 
-    fn not_installed(socket: Self::Socket, address: Address, error: io::Error) -> E::Error {
-        E::not_installed(socket.socket, address, error)
+    fn not_installed(socket: E::Socket, address: Address, error: io::Error) -> E::Error {
+        E::not_installed(socket, address, error)
+    }
+
+    fn lingering(&self) -> Option<LingeringClose> {
+        Some(self.lingering)
     }
 }
 
@@ -758,9 +812,12 @@ impl<E: ListenAt> ListenAt for Lingering<E> {
         self.endpoint.address()
     }
 
-    fn take(self, fd: OwnedFd) -> Result<(Self::Socket, E::Wrap), AdoptError> {
-        let (socket, wrap) = self.endpoint.take(fd)?;
-        Ok((LingeringListener::new(socket, self.lingering), wrap))
+    fn is_like(&self, found: &SocketDescription) -> bool {
+        self.endpoint.is_like(found)
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(E::Socket, E::Wrap), AdoptError> {
+        self.endpoint.take(fd)
     }
 }
 
@@ -798,84 +855,6 @@ impl<E: Connect> Connect for Lingering<E> {
     }
 }
 
-/// The listening socket of an endpoint whose connections [linger](Listen::lingering_close).
-#[derive(Debug)]
-pub struct LingeringListener<L> {
-    socket: L,
-    lingering: LingeringClose,
-}
-
-impl<L> LingeringListener<L> {
-    fn new(socket: L, lingering: LingeringClose) -> Self {
-        Self { socket, lingering }
-    }
-}
-
-impl<L: ListeningSocket> ListeningSocket for LingeringListener<L> {
-    type Accepted = L::Accepted;
-
-    fn address(&self) -> io::Result<Address> {
-        self.socket.address()
-    }
-
-    fn accept(&mut self, is_shared: bool) -> io::Result<(L::Accepted, Address)> {
-        self.socket.accept(is_shared)
-    }
-
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        self.socket.accept_descriptor(is_shared)
-    }
-
-    fn credentials_of(&self, accepted: &L::Accepted) -> io::Result<Credentials> {
-        self.socket.credentials_of(accepted)
-    }
-
-    fn prepare(&self, link: &mut Link) {
-        self.socket.prepare(link);
-        link.linger(self.lingering);
-    }
-
-    fn source(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.source()
-    }
-
-    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
-        self.socket.watch(reactor, token)
-    }
-
-    fn unwatch(&self, reactor: &mut Reactor) {
-        self.socket.unwatch(reactor);
-    }
-
-    fn set_nonblocking(&self) -> io::Result<()> {
-        self.socket.set_nonblocking()
-    }
-
-    fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.socket.duplicate()
-    }
-
-    fn into_descriptor(self) -> OwnedFd {
-        self.socket.into_descriptor()
-    }
-
-    fn close(self) {
-        self.socket.close();
-    }
-
-    fn socket_file(&self) -> Option<SocketFile> {
-        self.socket.socket_file()
-    }
-
-    fn disown_socket_file(&mut self) {
-        self.socket.disown_socket_file();
-    }
-
-    fn own_socket_file(&mut self, file: SocketFile) -> io::Result<()> {
-        self.socket.own_socket_file(file)
-    }
-}
-
 /// A kind to adopt, with the state that the connection brings along.
 /// [`Adopt::carrying`] makes it.
 #[derive(Debug)]
@@ -890,12 +869,12 @@ impl<K: Adopt> Adopt for Carrying<K> {
     type Wrap = K::Wrap;
 
     fn check(&self, source: K::Source) -> Result<K::Socket, AdoptError<K::Source>> {
-        if let Err(kind) = self.carried.unsent.check() {
+        if let Err(kind) = self.kind.check_carried(&self.carried) {
             return Err(AdoptError { kind, fd: source });
         }
         let mut socket = self.kind.check(source)?;
         if self.carried.ends_for_all {
-            socket.socket_mut().end_for_all();
+            socket.end_for_all();
         }
         Ok(socket)
     }

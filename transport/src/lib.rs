@@ -33,6 +33,7 @@ mod descriptor_queue;
 mod detach;
 pub mod endpoint;
 mod error;
+mod establish;
 mod event_counter;
 mod file_descriptor;
 #[cfg(feature = "inspect")]

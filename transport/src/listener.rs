@@ -11,23 +11,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, BuildContext, Credentials, Factory, Listener, ListenerHandle, Origin,
-    SocketFile, UnixAddress,
+    Acceptor, Address, BuildContext, Credentials, Factory, LingeringClose, Listener,
+    ListenerHandle, Origin, SocketFile, UnixAddress,
 };
 use bowline_reactor::{
     DelayedCall, Description, Descriptor, DrainRound, Handle, Next, Panic, Reactor,
 };
 use bowline_reactor::{Readiness, Token};
 
-use crate::connection::establish;
 use crate::detach::DetachListenerRequest;
-use crate::endpoint::{AcceptedSocket, Listen, ListeningSocket, Side, Wrap};
-use crate::file_descriptor::FileDescriptor;
+use crate::endpoint::{ConnectionSocket, Listen, ListeningSocket, Side, Wrap};
+use crate::establish::{Beginning, Establish, TransportFor};
+use crate::link::Link;
 use crate::log;
 use crate::shared::{Ledger, Shared};
-use crate::stream::Stream;
 use crate::sys;
 
+pub(crate) use self::farewell::Farewell;
 use self::farewell::Farewells;
 
 /// When a listener tries again after a lack of descriptors or memory. No event reports
@@ -73,6 +73,7 @@ pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
 pub(crate) struct Serve<W, F> {
     pub(crate) wrap: W,
     pub(crate) factory: F,
+    pub(crate) lingering: Option<LingeringClose>,
 }
 
 /// Gives the sockets to an acceptor as they are.
@@ -84,7 +85,7 @@ pub(crate) struct HandOver<A> {
 pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// `None` once closed or detached.
     socket: Option<L>,
-    pub(crate) token: Token,
+    token: Token,
     address: Address,
     shared: Rc<Shared>,
     retry: Option<DelayedCall>,
@@ -100,14 +101,15 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     accepts_left: u32,
     is_started: bool,
     /// Whether another process may hold the socket, and so make it block.
-    is_shared: Cell<bool>,
-    /// Whether the accept queue is served at a graceful stop, even if the socket is
-    /// shared.
+    may_block: Cell<bool>,
+    /// Whether another process may accept from the same queue.
+    shares_queue: Cell<bool>,
+    /// Whether the accept queue is served at a graceful stop, even if it is shared.
     serves_queue: bool,
     /// Whether the present shortage was logged. Each shortage has one line.
     is_short: bool,
     /// The accepted socket, while a protocol is built for it.
-    pub(crate) accepted: Option<L::Accepted>,
+    accepted: Option<L::Accepted>,
     farewells: Farewells,
     /// How many sockets were accepted.
     count: u64,
@@ -150,7 +152,8 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
     }
 
     fn assume_sole_holder(&mut self) {
-        self.is_shared.set(false);
+        self.may_block.set(false);
+        self.shares_queue.set(false);
     }
 
     fn serve_queue_at_stop(&mut self) {
@@ -192,7 +195,7 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
     }
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
-        self.is_shared.set(true);
+        self.is_shared_now();
         let socket = self.socket.as_ref();
         socket
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
@@ -202,9 +205,10 @@ impl<L: ListeningSocket> Listener for ListenerControl<L> {
 
 impl<L, W, F> OnAccept<L> for Serve<W, F>
 where
-    L: ListeningSocket<Accepted: FileDescriptor>,
+    L: ListeningSocket,
     W: Wrap<L::Accepted>,
-    F: Factory<W::Transport>,
+    W::Transport: TransportFor<F::Protocol>,
+    F: Factory,
 {
     fn started(&mut self, cx: &mut BuildContext<'_>) {
         log_factory(cx, "starting", || self.factory.log_prefix());
@@ -217,8 +221,8 @@ where
         control: &mut ListenerControl<L>,
         reactor: &mut Reactor,
     ) -> io::Result<()> {
-        let (socket, is_shared) = control.open()?;
-        let (accepted, peer) = socket.accept(is_shared)?;
+        let (socket, may_block) = control.open()?;
+        let (accepted, peer) = socket.accept(may_block)?;
         control.accepted(accepted.descriptor());
         control.accepted = Some(accepted);
         let protocol = self
@@ -228,18 +232,28 @@ where
             return Ok(());
         };
         let wrap = |socket| self.wrap.wrap(socket, Side::Accepted);
-        let listening = control.socket.as_ref();
-        let prepare = |stream: &mut Stream<_>| {
+        let (listening, lingering) = (control.socket.as_ref(), self.lingering);
+        let prepare = &|link: &mut Link| {
             if let Some(listening) = listening {
-                listening.prepare(&mut stream.link);
+                listening.prepare(link);
             }
-            stream.start();
+            if let Some(lingering) = lingering {
+                link.linger(lingering);
+            }
+        };
+        let beginning = Beginning {
+            prepare,
+            ..Beginning::of(Side::Accepted)
         };
         let Some(protocol) = protocol else {
             log::debug!(target: log::TRANSPORT, "{}: declined {peer}", control.token);
             match control.farewells.next() {
                 Some(farewell) => {
-                    farewell.say_to::<W::Transport, _>(reactor, accepted, wrap, prepare);
+                    let said =
+                        W::Transport::establish(reactor, accepted, wrap, farewell, beginning);
+                    if let Err((error, ..)) = said {
+                        log::debug!(target: log::TRANSPORT, "declined without a word: {error}");
+                    }
                 }
                 // The peer may be sending at this moment.
                 None => accepted.decline(),
@@ -247,10 +261,8 @@ where
             return Ok(());
         };
         control.farewells.forget();
-        let side = Side::Accepted;
-        let established =
-            establish::<W::Transport, _, _>(reactor, accepted, wrap, protocol, side, prepare);
-        if let Err((error, ..)) = established {
+        let made = W::Transport::establish(reactor, accepted, wrap, protocol, beginning);
+        if let Err((error, ..)) = made {
             log::error!(target: log::TRANSPORT, "{}: cannot serve {peer}: {error}", control.token);
         }
         Ok(())
@@ -293,8 +305,8 @@ impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
         control: &mut ListenerControl<L>,
         reactor: &mut Reactor,
     ) -> io::Result<()> {
-        let (socket, is_shared) = control.open()?;
-        let (fd, peer) = socket.accept_descriptor(is_shared)?;
+        let (socket, may_block) = control.open()?;
+        let (fd, peer) = socket.accept_descriptor(may_block)?;
         control.accepted(Some(fd.as_fd()));
         self.acceptor
             .accepted(&mut control.context(reactor), fd, &peer);
@@ -311,23 +323,29 @@ impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
 }
 
 impl<L: ListeningSocket> ListenerControl<L> {
+    /// Another process holds the socket from now on.
+    fn is_shared_now(&self) {
+        self.may_block.set(true);
+        self.shares_queue.set(true);
+    }
+
     fn may_accept(&self) -> bool {
         let is_held = self.holds > 0 && !self.is_draining;
         !self.is_paused && !is_held && !self.is_stopping
     }
 
-    /// The socket, and whether another process may hold it; `WouldBlock` after the close.
+    /// The socket, and whether it may block; `WouldBlock` after the close.
     #[inline]
-    pub(crate) fn open(&mut self) -> io::Result<(&mut L, bool)> {
+    fn open(&mut self) -> io::Result<(&mut L, bool)> {
         match &mut self.socket {
-            Some(socket) => Ok((socket, self.is_shared.get())),
+            Some(socket) => Ok((socket, self.may_block.get())),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
     /// Notes that a connection was accepted.
     #[inline]
-    pub(crate) fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
+    fn accepted(&mut self, fd: Option<BorrowedFd<'_>>) {
         self.is_short = false;
         self.count += 1;
         if self.is_draining {
@@ -341,7 +359,7 @@ impl<L: ListeningSocket> ListenerControl<L> {
     }
 
     /// The context for callbacks of this listener.
-    pub(crate) fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
+    fn context<'a>(&'a mut self, reactor: &'a mut Reactor) -> BuildContext<'a> {
         BuildContext {
             origin: Origin::Listener(self),
             reactor,
@@ -356,7 +374,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
             log::debug!(target: log::TRANSPORT, "{}: listening on {}", self.control.token, self.control.address);
             self.service.started(&mut self.control.context(reactor));
         }
-        if self.control.is_shared.get()
+        if self.control.may_block.get()
             && self.control.is_readable
             && let Some(socket) = &self.control.socket
             && let Err(error) = socket.set_nonblocking()
@@ -543,7 +561,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         // Clients in the queue have connected, and may have sent a request already, so
         // they are accepted. If others hold the socket, they serve the queue. A
         // listener that is not accepting anyway does not begin now.
-        let is_theirs = control.is_shared.get() && !control.serves_queue;
+        let is_theirs = control.shares_queue.get() && !control.serves_queue;
         if is_theirs || !control.may_accept() || control.retry.is_some() {
             control.is_stopping = true;
         } else {
@@ -560,7 +578,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
     }
 
     fn forked(&mut self) {
-        self.control.is_shared.set(true);
+        self.control.is_shared_now();
     }
 
     fn source(&self) -> Option<BorrowedFd<'_>> {
@@ -594,7 +612,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
             .set("state", state)
             .set("local", control.address.to_string())
             .set("accepted", control.count)
-            .set("shared", control.is_shared.get());
+            .set("shared", control.shares_queue.get());
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -608,34 +626,25 @@ pub(crate) fn install<E: Listen>(
     socket: E::Socket,
     service: impl OnAccept<E::Socket>,
 ) -> Result<ListenerHandle, E::Error> {
-    install_socket(reactor, socket, service, E::IS_SHARED)
-        .map_err(|(socket, address, error)| E::not_installed(socket, address, error))
-}
-
-/// As [`install`], for any kind. A failure gives the socket back, with its address and
-/// the error.
-pub(crate) fn install_socket<L: ListeningSocket>(
-    reactor: &mut Reactor,
-    socket: L,
-    service: impl OnAccept<L>,
-    is_shared: bool,
-) -> Result<ListenerHandle, (L, Address, io::Error)> {
     let shared = Shared::of(reactor);
     shared.fill_reserve();
     let address = match socket.address() {
         Ok(address) => address,
-        Err(error) => return Err((socket, Address::Unix(UnixAddress::Unnamed), error)),
+        Err(error) => {
+            let address = Address::Unix(UnixAddress::Unnamed);
+            return Err(E::not_installed(socket, address, error));
+        }
     };
     if let Err(error) = service.suits(&address) {
-        return Err((socket, address, error));
+        return Err(E::not_installed(socket, address, error));
     }
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
-        Err(error) => return Err((socket, address, error)),
+        Err(error) => return Err(E::not_installed(socket, address, error)),
     };
     let token = vacancy.token();
     if let Err(error) = socket.watch(vacancy.reactor(), token) {
-        return Err((socket, address, error));
+        return Err(E::not_installed(socket, address, error));
     }
     Ledger::add(&shared.ledger.opened, 1);
     let control = ListenerControl {
@@ -651,7 +660,8 @@ pub(crate) fn install_socket<L: ListeningSocket>(
         is_draining: false,
         accepts_left: u32::MAX,
         is_started: false,
-        is_shared: Cell::new(is_shared),
+        may_block: Cell::new(E::MAY_BLOCK),
+        shares_queue: Cell::new(E::SHARES_QUEUE),
         serves_queue: false,
         is_short: false,
         accepted: None,

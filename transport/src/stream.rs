@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use bowline_protocol::{
     CloseReason, LingeringClose, ProducerKind, ProducerRef, RegisterProducerError, Remains,
-    Transport, TransportHandle, WriteStatus,
+    Transport, TransportHandle, TransportState, WriteStatus,
 };
 use bowline_reactor::{Handle, Reactor, Token};
 
 use crate::detach::Unsent;
+use crate::establish::SocketTransport;
 use crate::file_descriptor::FileDescriptor;
 use crate::link::{Broken, Flags, Link};
 use crate::write_buffer::WriteBuffer;
@@ -37,10 +38,7 @@ pub struct Stream<L> {
 
 /// A transport that can be put on a connected socket: a [`Stream`], or a type around
 /// one.
-pub trait StreamTransport: Transport + Sized {
-    /// The socket or layer that moves its bytes.
-    type Layer: FileDescriptor;
-
+pub trait StreamTransport: Transport + SocketTransport<Layer: FileDescriptor> {
     /// The stream inside it.
     fn stream(&self) -> &Stream<Self::Layer>;
 
@@ -50,13 +48,6 @@ pub trait StreamTransport: Transport + Sized {
     /// Makes a transport of a stream.
     fn from_stream(stream: Stream<Self::Layer>) -> Self;
 
-    /// The type of its handle. For a transport that passes descriptors, this is a handle
-    /// that reaches them.
-    type Handle: Copy + std::fmt::Debug;
-
-    /// Makes that handle for the descriptor `token`.
-    fn named(token: Token) -> Self::Handle;
-
     /// Makes a plain transport handle for the descriptor `token`.
     fn transport_named(token: Token) -> TransportHandle {
         Handle::new(token, |facet| {
@@ -65,9 +56,21 @@ pub trait StreamTransport: Transport + Sized {
     }
 }
 
-impl<L: FileDescriptor> StreamTransport for Stream<L> {
+impl<L: FileDescriptor> SocketTransport for Stream<L> {
     type Layer = L;
+    type Handle = TransportHandle;
 
+    fn named(token: Token) -> TransportHandle {
+        Self::transport_named(token)
+    }
+
+    fn unsent_while_open(&self) -> Option<usize> {
+        let is_open = self.link.transport_state() == TransportState::Connected;
+        is_open.then(|| self.unsent())
+    }
+}
+
+impl<L: FileDescriptor> StreamTransport for Stream<L> {
     #[inline(always)]
     fn stream(&self) -> &Self {
         self
@@ -81,12 +84,6 @@ impl<L: FileDescriptor> StreamTransport for Stream<L> {
     fn from_stream(stream: Self) -> Self {
         stream
     }
-
-    type Handle = TransportHandle;
-
-    fn named(token: Token) -> TransportHandle {
-        Self::transport_named(token)
-    }
 }
 
 impl_transport!(impl<L: FileDescriptor> for Stream<L>);
@@ -99,9 +96,22 @@ macro_rules! stream_type {
         #[derive(Debug)]
         pub struct $name($crate::stream::Stream<$layer>);
 
-        impl $crate::stream::StreamTransport for $name {
+        impl $crate::establish::SocketTransport for $name {
             type Layer = $layer;
+            type Handle = $handle;
 
+            fn named(token: bowline_reactor::Token) -> $handle {
+                bowline_reactor::Handle::new(token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+
+            fn unsent_while_open(&self) -> Option<usize> {
+                self.0.unsent_while_open()
+            }
+        }
+
+        impl $crate::stream::StreamTransport for $name {
             #[inline(always)]
             fn stream(&self) -> &$crate::stream::Stream<$layer> {
                 &self.0
@@ -114,14 +124,6 @@ macro_rules! stream_type {
 
             fn from_stream(stream: $crate::stream::Stream<$layer>) -> Self {
                 Self(stream)
-            }
-
-            type Handle = $handle;
-
-            fn named(token: bowline_reactor::Token) -> $handle {
-                bowline_reactor::Handle::new(token, |facet| {
-                    facet.downcast_mut::<Self>().map(|transport| transport as _)
-                })
             }
         }
 

@@ -9,25 +9,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, PacketHandle,
-    PacketProtocol, ProcessContext, ProcessHandle, ProcessProtocol, Protocol, TransportHandle,
-    UnixAddress, UnixTransportHandle,
+    Acceptor, ConnectorHandle, Context, Factory, ListenerHandle, LookupError, ProcessContext,
+    ProcessHandle, ProcessProtocol, Protocol, TransportHandle, UnixAddress, UnixTransportHandle,
 };
 use bowline_reactor::{Next, Reactor, Token};
 
 use crate::child::{self, ChildCommand, RunningChild, SpawnError};
-use crate::datagram::{self, PacketSocket, Port};
-use crate::detach::{
-    self, DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError,
-};
-use crate::endpoint::{AcceptWith, AdoptWith, ConnectWith, Listen, ListenWith, On};
+use crate::detach::{DetachListenerRequest, DetachRequest, Detached, ProtocolCall, ReattachError};
+use crate::endpoint::{AdoptWith, ConnectWith, Listen, ListenWith, On, TransportFor};
 use crate::error::{AdoptError, AdoptErrorKind, CallError, DetachError, ListenError};
+use crate::establish::Establish;
 use crate::kinds::{Tcp, TcpListen, TcpStream, Unix, UnixStream};
 use crate::listener::{self, HandOver};
 use crate::log;
 use crate::resolver::{self, LOOKUP_TIMEOUT, Lookup, Resolver};
 use crate::shared::{DescriptorCounts, Shared, TransportBudgets};
-use crate::stream::StreamTransport;
 
 /// Adds listening, connecting, adopting, detaching, and child processes to [`Reactor`].
 ///
@@ -58,9 +54,9 @@ pub trait Transports {
     /// Listens and serves each connection with a protocol of a factory, or receives
     /// datagrams for one protocol.
     ///
-    /// The endpoint says where and how. [`Tcp::at`] and [`Unix::at`] take a
-    /// [`Factory`]. [`UnixSeqpacket::at`](crate::UnixSeqpacket::at) takes a
-    /// [`PacketFactory`](bowline_protocol::PacketFactory). [`Udp::at`](crate::Udp::at)
+    /// The endpoint says where and how. [`Tcp::at`], [`Unix::at`] and
+    /// [`UnixSeqpacket::at`](crate::UnixSeqpacket::at) take a [`Factory`], whose
+    /// protocols are those of the connections. [`Udp::at`](crate::Udp::at)
     /// and [`UnixDatagram::at`](crate::UnixDatagram::at) take a
     /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). An endpoint may also
     /// be one of your own.
@@ -104,19 +100,18 @@ pub trait Transports {
     ///     Ok(())
     /// }
     /// ```
-    fn accept<E: AcceptWith<A>, A: Acceptor>(
+    fn accept<E: Listen>(
         &mut self,
         endpoint: E,
-        acceptor: A,
+        acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, E::Error>;
 
     /// Connects and puts a protocol of a factory on the connection, or makes a datagram
     /// socket that has one peer, for one protocol.
     ///
-    /// The endpoint says where and how. [`Tcp::to`], [`Tcp::to_host`] and [`Unix::to`]
-    /// take a [`Factory`], and [`UnixSeqpacket::to`](crate::UnixSeqpacket::to) takes a
-    /// [`PacketFactory`](bowline_protocol::PacketFactory). A factory is told of success
-    /// and of failure. [`Udp::to`](crate::Udp::to) and
+    /// The endpoint says where and how. [`Tcp::to`], [`Tcp::to_host`], [`Unix::to`] and
+    /// [`UnixSeqpacket::to`](crate::UnixSeqpacket::to) take a [`Factory`]. It is told of
+    /// success and of failure. [`Udp::to`](crate::Udp::to) and
     /// [`UnixDatagram::to`](crate::UnixDatagram::to) take a
     /// [`DatagramProtocol`](bowline_protocol::DatagramProtocol). A datagram socket is
     /// connected at once, whether or not its peer is there.
@@ -156,7 +151,7 @@ pub trait Transports {
     fn listen_tcp(
         &mut self,
         address: SocketAddr,
-        factory: impl Factory<TcpStream>,
+        factory: impl Factory<Protocol: Protocol<TcpStream>>,
     ) -> Result<ListenerHandle, ListenError> {
         self.listen(Tcp::at(address), factory)
     }
@@ -170,7 +165,7 @@ pub trait Transports {
     fn listen_unix(
         &mut self,
         address: impl Into<UnixAddress>,
-        factory: impl Factory<UnixStream>,
+        factory: impl Factory<Protocol: Protocol<UnixStream>>,
     ) -> Result<ListenerHandle, ListenError> {
         self.listen(Unix::at(address), factory)
     }
@@ -184,7 +179,7 @@ pub trait Transports {
     fn connect_tcp(
         &mut self,
         address: SocketAddr,
-        factory: impl Factory<TcpStream>,
+        factory: impl Factory<Protocol: Protocol<TcpStream>>,
     ) -> io::Result<ConnectorHandle> {
         self.connect(Tcp::to(address), factory)
     }
@@ -200,7 +195,7 @@ pub trait Transports {
         &mut self,
         host: &str,
         port: u16,
-        factory: impl Factory<TcpStream>,
+        factory: impl Factory<Protocol: Protocol<TcpStream>>,
     ) -> io::Result<ConnectorHandle> {
         self.connect(Tcp::to_host(host, port), factory)
     }
@@ -214,7 +209,7 @@ pub trait Transports {
     fn connect_unix(
         &mut self,
         address: impl Into<UnixAddress>,
-        factory: impl Factory<UnixStream>,
+        factory: impl Factory<Protocol: Protocol<UnixStream>>,
     ) -> io::Result<ConnectorHandle> {
         self.connect(Unix::to(address), factory)
     }
@@ -294,21 +289,10 @@ pub trait Transports {
     /// # Errors
     ///
     /// [`ReattachError`] gives everything back.
-    fn reattach<T: StreamTransport, P: Protocol<T>>(
+    fn reattach<T: TransportFor<P>, P>(
         &mut self,
         detached: Detached<P>,
-    ) -> Result<TransportHandle, ReattachError<P>>;
-
-    /// As [`reattach`](Self::reattach), for a connection of packets. `S` is the type of
-    /// its socket, such as [`UnixSeqpacketSocket`](crate::UnixSeqpacketSocket).
-    ///
-    /// # Errors
-    ///
-    /// [`ReattachError`] gives everything back.
-    fn reattach_packets<S: PacketSocket, P: PacketProtocol<Port<S>>>(
-        &mut self,
-        detached: Detached<P>,
-    ) -> Result<PacketHandle, ReattachError<P>>;
+    ) -> Result<T::Handle, ReattachError<P>>;
 
     /// Takes a connection apart, and gives `then` its socket and everything that is
     /// unsent. Nothing is lost.
@@ -467,12 +451,13 @@ impl Transports for Reactor {
         endpoint.listen_with(self, with)
     }
 
-    fn accept<E: AcceptWith<A>, A: Acceptor>(
+    fn accept<E: Listen>(
         &mut self,
         endpoint: E,
-        acceptor: A,
+        acceptor: impl Acceptor,
     ) -> Result<ListenerHandle, E::Error> {
-        endpoint.accept_with(self, acceptor)
+        let (socket, _) = endpoint.open()?;
+        listener::install::<E>(self, socket, HandOver { acceptor })
     }
 
     fn connect<C: ConnectWith<F>, F>(
@@ -532,18 +517,11 @@ impl Transports for Reactor {
         Shared::of(self).set_resolver(resolver);
     }
 
-    fn reattach<T: StreamTransport, P: Protocol<T>>(
+    fn reattach<T: TransportFor<P>, P>(
         &mut self,
         detached: Detached<P>,
-    ) -> Result<TransportHandle, ReattachError<P>> {
-        detach::reattach(self, detached)
-    }
-
-    fn reattach_packets<S: PacketSocket, P: PacketProtocol<Port<S>>>(
-        &mut self,
-        detached: Detached<P>,
-    ) -> Result<PacketHandle, ReattachError<P>> {
-        datagram::reattach_packets(self, detached)
+    ) -> Result<T::Handle, ReattachError<P>> {
+        <T as Establish<P>>::reattach(self, detached).map(T::named)
     }
 
     fn detach<P: 'static>(

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use bowline_protocol::{ConnectorHandle, Factory, UnixAddress};
+use bowline_protocol::{ConnectorHandle, Factory, Protocol, UnixAddress};
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::{Connect as _, ConnectWith, Wrap};
+use bowline_transport::endpoint::{Connect as _, ConnectWith, TransportFor, Wrap};
 use bowline_transport::{
     Tcp, TcpConnect, TcpSocket, TcpStream, Transports, Unix, UnixConnect, UnixSocket, UnixStream,
 };
@@ -108,7 +108,9 @@ pub struct LayeredClientEndpoint<W> {
 impl<W, F> ConnectWith<F> for LayeredClientEndpoint<W>
 where
     W: Wrap<TcpSocket> + Wrap<UnixSocket>,
-    F: Factory<<W as Wrap<TcpSocket>>::Transport> + Factory<<W as Wrap<UnixSocket>>::Transport>,
+    F: Factory,
+    <W as Wrap<TcpSocket>>::Transport: TransportFor<F::Protocol>,
+    <W as Wrap<UnixSocket>>::Transport: TransportFor<F::Protocol>,
 {
     type Handle = ConnectorHandle;
     type Error = io::Error;
@@ -121,7 +123,9 @@ where
     }
 }
 
-impl<F: Factory<TcpStream> + Factory<UnixStream>> ConnectWith<F> for ClientEndpoint {
+impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> ConnectWith<F>
+    for ClientEndpoint
+{
     type Handle = ConnectorHandle;
     type Error = io::Error;
 

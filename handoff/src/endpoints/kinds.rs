@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
-use bowline_protocol::{ConnectorHandle, Factory, ListenerHandle};
+use bowline_protocol::{ConnectorHandle, Factory, ListenerHandle, Protocol};
 use bowline_reactor::Reactor;
 use bowline_transport::{TcpStream, Transports, UnixStream};
 
@@ -66,7 +66,7 @@ pub trait EndpointFactory<F> {
 ///
 /// struct Local;
 ///
-/// impl<F: Factory<TcpStream>> EndpointFactory<F> for Local {
+/// impl<F: Factory<Protocol: Protocol<TcpStream>>> EndpointFactory<F> for Local {
 ///     fn listen(
 ///         &self,
 ///         reactor: &mut Reactor,
@@ -103,7 +103,7 @@ pub struct EndpointKinds<F> {
     own: Vec<(String, Rc<dyn EndpointFactory<F>>)>,
 }
 
-impl<F: Factory<TcpStream> + Factory<UnixStream>> EndpointKinds<F> {
+impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> EndpointKinds<F> {
     /// Those of this module.
     pub fn new() -> Self {
         Self { own: Vec::new() }
@@ -173,7 +173,9 @@ impl<F: Factory<TcpStream> + Factory<UnixStream>> EndpointKinds<F> {
     }
 }
 
-impl<F: Factory<TcpStream> + Factory<UnixStream>> Default for EndpointKinds<F> {
+impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> Default
+    for EndpointKinds<F>
+{
     fn default() -> Self {
         Self::new()
     }

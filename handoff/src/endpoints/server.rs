@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::str::FromStr;
 
-use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, UnixAddress};
+use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, Protocol, UnixAddress};
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::{Listen as _, ListenWith, Wrap};
+use bowline_transport::endpoint::{Listen as _, ListenWith, TransportFor, Wrap};
 use bowline_transport::{
     Tcp, TcpListen, TcpSocket, TcpStream, Transports, Unix, UnixListen, UnixSocket, UnixStream,
     describe_socket, take_granted,
@@ -220,7 +220,7 @@ impl ServerEndpoint {
         listeners: &mut Listeners<'_>,
         reactor: &mut Reactor,
         name: &str,
-        factory: impl Factory<TcpStream> + Factory<UnixStream>,
+        factory: impl Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>,
     ) -> io::Result<ListenerHandle> {
         match self.among(listeners, name)? {
             Among::Tcp(endpoint) => listeners.listen(reactor, name, endpoint, factory),
@@ -348,7 +348,9 @@ impl ServerEndpoint {
     }
 }
 
-impl<F: Factory<TcpStream> + Factory<UnixStream>> ListenWith<F> for ServerEndpoint {
+impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> ListenWith<F>
+    for ServerEndpoint
+{
     type Handle = ListenerHandle;
     type Error = io::Error;
 
@@ -398,13 +400,17 @@ impl<W: Wrap<TcpSocket> + Wrap<UnixSocket>> LayeredServerEndpoint<W> {
     /// # Errors
     ///
     /// As [`ServerEndpoint::listen_among`].
-    pub fn listen_among(
+    pub fn listen_among<F: Factory>(
         self,
         listeners: &mut Listeners<'_>,
         reactor: &mut Reactor,
         name: &str,
-        factory: impl Factory<OnTcp<W>> + Factory<OnUnix<W>>,
-    ) -> io::Result<ListenerHandle> {
+        factory: F,
+    ) -> io::Result<ListenerHandle>
+    where
+        OnTcp<W>: TransportFor<F::Protocol>,
+        OnUnix<W>: TransportFor<F::Protocol>,
+    {
         let wrap = self.wrap;
         match self.endpoint.among(listeners, name)? {
             Among::Tcp(it) => listeners.listen(reactor, name, it.layer(wrap), factory),
@@ -416,7 +422,9 @@ impl<W: Wrap<TcpSocket> + Wrap<UnixSocket>> LayeredServerEndpoint<W> {
 impl<W, F> ListenWith<F> for LayeredServerEndpoint<W>
 where
     W: Wrap<TcpSocket> + Wrap<UnixSocket>,
-    F: Factory<OnTcp<W>> + Factory<OnUnix<W>>,
+    F: Factory,
+    OnTcp<W>: TransportFor<F::Protocol>,
+    OnUnix<W>: TransportFor<F::Protocol>,
 {
     type Handle = ListenerHandle;
     type Error = io::Error;

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use bowline_protocol::Protocol;
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::{Adopt, AdoptTransport, Carried};
-use bowline_transport::{AdoptError, Detached, StreamTransport, Transports, Unsent};
+use bowline_transport::endpoint::{Adopt, AdoptTransport, Carried, SocketTransport, TransportFor};
+use bowline_transport::{AdoptError, Detached, Transports, Unsent};
 
 /// A connection that is passed from one process to another, with all that the kernel
 /// does not know of it.
@@ -69,12 +68,15 @@ impl PassedConnection {
     /// # Errors
     ///
     /// [`AdoptError`]. Most likely the connection was reset meanwhile.
-    pub fn adopt<K: Adopt<Source = OwnedFd>>(
+    pub fn adopt<K: Adopt<Source = OwnedFd>, P>(
         self,
         reactor: &mut Reactor,
         kind: K,
-        protocol: impl Protocol<AdoptTransport<K>>,
-    ) -> Result<<AdoptTransport<K> as StreamTransport>::Handle, AdoptError> {
+        protocol: P,
+    ) -> Result<<AdoptTransport<K> as SocketTransport>::Handle, AdoptError>
+    where
+        AdoptTransport<K>: TransportFor<P>,
+    {
         let carried = Carried {
             unsent: Unsent {
                 bytes: self.unsent,

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use bowline_protocol::{
     Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context,
-    ListenerHandle, NotSent, TransportHandle, UnixTransport, UnixTransportHandle,
+    ListenerHandle, NotSent, UnixTransport, UnixTransportHandle,
 };
-use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent};
-use bowline_transport::{StreamTransport, Tcp, Transports, describe_socket};
+use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent, Token};
+use bowline_transport::endpoint::TransportFor;
+use bowline_transport::{Tcp, Transports, describe_socket};
 
 use super::connection::PassedConnection;
 use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
@@ -142,11 +143,8 @@ impl Live {
     ///
     /// The connection stands still until a worker there has taken it. If none does, it
     /// goes on here, and drains like those that cannot move.
-    pub fn movable<T: StreamTransport, P: Movable<T>>(
-        &self,
-        handle: TransportHandle,
-    ) -> MoveTicket {
-        MoveList::add::<T, P>(&self.list, handle)
+    pub fn movable<T: TransportFor<P>, P: Movable>(&self, handle: impl Into<Token>) -> MoveTicket {
+        MoveList::add::<T, P>(&self.list, handle.into())
     }
 }
 

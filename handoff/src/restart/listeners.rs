@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io;
 
-use bowline_protocol::{Acceptor, ListenerHandle, SocketFile};
+use bowline_protocol::{Acceptor, Factory, ListenerHandle, SocketFile};
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::{AcceptWith, Inherit, ListenWith};
+use bowline_transport::endpoint::{ListenAt, ListenTransport, TransportFor};
 use bowline_transport::{Tcp, Transports};
 
 use super::Restart;
@@ -13,7 +13,7 @@ use super::control::CONTROL;
 use super::handshake;
 use super::server::{PoolListener, channel_name, member_name};
 use crate::inherited::Inherited;
-use crate::pool::{Pool, PoolAcceptor};
+use crate::pool::Pool;
 
 /// What a program listens on: adopted by name, or bound.
 ///
@@ -69,15 +69,14 @@ impl<'a> Listeners<'a> {
         factory: F,
     ) -> io::Result<ListenerHandle>
     where
-        E: Inherit + ListenWith<F, Handle = ListenerHandle, Error: Into<io::Error>>,
-        E::Inherited: ListenWith<F, Handle = ListenerHandle, Error: Into<io::Error>>,
+        E: ListenAt,
+        F: Factory,
+        ListenTransport<E>: TransportFor<F::Protocol>,
     {
         self.check_name(name)?;
         let handle = match self.inherited.claim_for(name, &endpoint) {
-            Some(fd) => reactor
-                .listen(endpoint.inherit(fd), factory)
-                .map_err(Into::into)?,
-            None => reactor.listen(endpoint, factory).map_err(Into::into)?,
+            Some(fd) => reactor.listen(endpoint.on(fd), factory)?,
+            None => reactor.listen(endpoint, factory)?,
         };
         Ok(self.add(reactor, name, handle))
     }
@@ -88,24 +87,17 @@ impl<'a> Listeners<'a> {
     /// # Errors
     ///
     /// As [`listen`](Self::listen).
-    pub fn accept<E, A>(
+    pub fn accept(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
-        endpoint: E,
-        acceptor: A,
-    ) -> io::Result<ListenerHandle>
-    where
-        A: Acceptor,
-        E: Inherit + AcceptWith<A, Error: Into<io::Error>>,
-        E::Inherited: AcceptWith<A, Error: Into<io::Error>>,
-    {
+        endpoint: impl ListenAt,
+        acceptor: impl Acceptor,
+    ) -> io::Result<ListenerHandle> {
         self.check_name(name)?;
         let handle = match self.inherited.claim_for(name, &endpoint) {
-            Some(fd) => reactor
-                .accept(endpoint.inherit(fd), acceptor)
-                .map_err(Into::into)?,
-            None => reactor.accept(endpoint, acceptor).map_err(Into::into)?,
+            Some(fd) => reactor.accept(endpoint.on(fd), acceptor)?,
+            None => reactor.accept(endpoint, acceptor)?,
         };
         Ok(self.add(reactor, name, handle))
     }
@@ -126,18 +118,14 @@ impl<'a> Listeners<'a> {
     /// # Errors
     ///
     /// As [`accept`](Self::accept).
-    pub fn pool<E>(
+    pub fn pool(
         &mut self,
         reactor: &mut Reactor,
         name: &str,
-        endpoint: E,
+        endpoint: impl ListenAt,
         pool: &Pool,
         label: u32,
-    ) -> io::Result<ListenerHandle>
-    where
-        E: Inherit + AcceptWith<PoolAcceptor, Error: Into<io::Error>>,
-        E::Inherited: AcceptWith<PoolAcceptor, Error: Into<io::Error>>,
-    {
+    ) -> io::Result<ListenerHandle> {
         self.check_name(name)?;
         let mut members = Vec::new();
         while let Some(member) = self.inherited.claim(&member_name(name, members.len() + 1)) {

@@ -10,13 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::rc::{Rc, Weak};
 
-use bowline_protocol::{
-    PacketHandle, PacketProtocol, PassedDescriptor, Protocol, TransportHandle, TransportState,
-};
-use bowline_reactor::{Reactor, Token};
+use bowline_protocol::PassedDescriptor;
+use bowline_reactor::{Handle, Reactor, Token};
+use bowline_transport::endpoint::{SocketTransport, TransportFor};
 use bowline_transport::{
-    DetachError, Detached, LayerState, PacketSocket, Port, ReattachError, Stays, StreamTransport,
-    Transports, Unsent, UnsentDescriptors, describe_socket,
+    DetachError, Detached, LayerState, Stays, Transports, Unsent, UnsentDescriptors,
+    describe_socket,
 };
 
 use super::messages::{LayerRecord, Record};
@@ -37,7 +36,11 @@ const BATCH_BYTES: usize = 1 << 20;
 /// socket, what was written and had not left is taken along by itself, each
 /// queued descriptor with the bytes it belongs to. What the *protocol* holds is
 /// its own to say: [`pack`](Self::pack).
-pub trait Movable<T: StreamTransport>: Protocol<T> + Sized {
+///
+/// It is the same for streams and for packets. A connection of packets that has paused
+/// in the middle of what was received at once stays, and so does one that is half
+/// closed.
+pub trait Movable: Sized + 'static {
     /// What the successor calls connections of this kind; it gets them by this
     /// name, in [`Program::connection_moved`](super::Program::connection_moved).
     const KIND: &'static str;
@@ -54,25 +57,7 @@ pub trait Movable<T: StreamTransport>: Protocol<T> + Sized {
     /// The successor did not take the connection: this protocol goes on with
     /// it. What was packed comes back, above all its descriptors; that its
     /// transport has another handle, it is told once it is whole again
-    /// ([`connection_reattached`](Protocol::connection_reattached)).
-    fn unpack(&mut self, packed: Packed);
-}
-
-/// As [`Movable`], for a protocol of packets over sockets of the type `S`, such as
-/// [`UnixSeqpacketSocket`](bowline_transport::UnixSeqpacketSocket).
-///
-/// The packets that had not left are taken along, with their descriptors
-/// ([`UnixSeqpacket::with_unsent`](bowline_transport::UnixSeqpacket::with_unsent)). A
-/// connection that has paused in the middle of what was received at once stays, and so
-/// does one that is half closed.
-pub trait MovablePackets<S: PacketSocket>: PacketProtocol<Port<S>> + Sized {
-    /// As [`Movable::KIND`].
-    const KIND: &'static str;
-
-    /// As [`Movable::pack`].
-    fn pack(&mut self) -> Option<Packed>;
-
-    /// As [`Movable::unpack`].
+    /// ([`connection_reattached`](bowline_protocol::Protocol::connection_reattached)).
     fn unpack(&mut self, packed: Packed);
 }
 
@@ -180,40 +165,11 @@ pub(crate) struct MoveList {
     stayed: BTreeMap<Stays, usize>,
 }
 
-/// How a connection is reached.
-#[derive(Clone, Copy)]
-enum Reached {
-    Stream(TransportHandle),
-    Packets(PacketHandle),
-}
-
-impl Reached {
-    fn token(self) -> Token {
-        match self {
-            Self::Stream(handle) => handle.token(),
-            Self::Packets(handle) => handle.token(),
-        }
-    }
-
-    /// How many bytes it has not sent, if nobody has told it to close.
-    fn unsent(self, reactor: &mut Reactor) -> Option<usize> {
-        let (state, unsent) = match self {
-            Self::Stream(handle) => {
-                let transport = reactor.get(handle)?;
-                (transport.state(), transport.unsent_bytes())
-            }
-            Self::Packets(handle) => {
-                let transport = reactor.get(handle)?;
-                (transport.state(), transport.unsent_bytes())
-            }
-        };
-        (state == TransportState::Connected).then_some(unsent)
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Listed {
-    handle: Reached,
+    token: Token,
+    /// How many bytes it has not sent, if nobody has told it to close.
+    unsent: fn(&mut Reactor, Token) -> Option<usize>,
     /// The type of its protocol.
     part: TypeId,
     own: fn(DetachedPart) -> Option<Box<dyn Parts>>,
@@ -225,7 +181,7 @@ trait Parts {
     fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays>;
 
     /// Puts it together again.
-    fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<Reached>;
+    fn roll_back(self: Box<Self>, reactor: &mut Reactor) -> Option<Token>;
 }
 
 struct Apart<T, P> {
@@ -234,47 +190,21 @@ struct Apart<T, P> {
     transport: std::marker::PhantomData<fn() -> T>,
 }
 
-/// The same, of packets.
-struct ApartPackets<S, P> {
-    detached: Detached<P>,
-    packed: Option<Packed>,
-    socket: std::marker::PhantomData<fn() -> S>,
-}
-
-impl<T: StreamTransport, P: Movable<T>> Parts for Apart<T, P> {
+impl<T: TransportFor<P>, P: Movable> Parts for Apart<T, P> {
     fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays> {
         record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
     }
 
-    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<Reached> {
+    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<Token> {
         if let Some(packed) = self.packed.take() {
             self.detached.protocol.unpack(packed);
         }
-        let reattached = reactor.reattach::<T, P>(self.detached);
-        come_back(reattached).map(Reached::Stream)
-    }
-}
-
-impl<S: PacketSocket, P: MovablePackets<S>> Parts for ApartPackets<S, P> {
-    fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays> {
-        record_of(&mut self.detached, &mut self.packed, P::KIND, P::pack)
-    }
-
-    fn roll_back(mut self: Box<Self>, reactor: &mut Reactor) -> Option<Reached> {
-        if let Some(packed) = self.packed.take() {
-            self.detached.protocol.unpack(packed);
-        }
-        let reattached = reactor.reattach_packets::<S, P>(self.detached);
-        come_back(reattached).map(Reached::Packets)
-    }
-}
-
-fn come_back<H, P>(reattached: Result<H, ReattachError<P>>) -> Option<H> {
-    match reattached {
-        Ok(handle) => Some(handle),
-        Err(error) => {
-            log::error!(target: log::HANDOFF, "a connection that came back is lost: {error}");
-            None
+        match reactor.reattach::<T, P>(self.detached) {
+            Ok(handle) => Some(handle.into()),
+            Err(error) => {
+                log::error!(target: log::HANDOFF, "a connection that came back is lost: {error}");
+                None
+            }
         }
     }
 }
@@ -344,35 +274,19 @@ fn copies<P>(
 
 impl MoveList {
     /// Puts a connection on the list.
-    pub(crate) fn add<T: StreamTransport, P: Movable<T>>(
+    pub(crate) fn add<T: TransportFor<P>, P: Movable>(
         list: &Rc<RefCell<Self>>,
-        handle: TransportHandle,
+        token: Token,
     ) -> MoveTicket {
-        let listed = Listed {
-            handle: Reached::Stream(handle),
-            part: TypeId::of::<P>(),
-            own: own::<T, P>,
-        };
-        Self::put(list, listed)
-    }
-
-    /// The same, for one of packets.
-    pub(crate) fn add_packets<S: PacketSocket, P: MovablePackets<S>>(
-        list: &Rc<RefCell<Self>>,
-        handle: PacketHandle,
-    ) -> MoveTicket {
-        let listed = Listed {
-            handle: Reached::Packets(handle),
-            part: TypeId::of::<P>(),
-            own: own_packets::<S, P>,
-        };
-        Self::put(list, listed)
-    }
-
-    fn put(list: &Rc<RefCell<Self>>, listed: Listed) -> MoveTicket {
         let mut this = list.borrow_mut();
         let id = this.next;
         this.next += 1;
+        let listed = Listed {
+            token,
+            unsent: unsent::<T>,
+            part: TypeId::of::<P>(),
+            own: own::<T, P>,
+        };
         this.connections.insert(id, listed);
         MoveTicket {
             list: Rc::downgrade(list),
@@ -404,23 +318,17 @@ impl MoveList {
     }
 }
 
+fn unsent<T: SocketTransport>(reactor: &mut Reactor, token: Token) -> Option<usize> {
+    let handle = Handle::<T>::new(token, |facet| facet.downcast_mut());
+    reactor.get(handle)?.unsent_while_open()
+}
+
 /// What was detached, as what it is.
-fn own<T: StreamTransport, P: Movable<T>>(detached: DetachedPart) -> Option<Box<dyn Parts>> {
+fn own<T: TransportFor<P>, P: Movable>(detached: DetachedPart) -> Option<Box<dyn Parts>> {
     Some(Box::new(Apart::<T, P> {
         detached: detached.downcast().ok()?,
         packed: None,
         transport: std::marker::PhantomData,
-    }))
-}
-
-/// The same, of packets.
-fn own_packets<S: PacketSocket, P: MovablePackets<S>>(
-    detached: DetachedPart,
-) -> Option<Box<dyn Parts>> {
-    Some(Box::new(ApartPackets::<S, P> {
-        detached: detached.downcast().ok()?,
-        packed: None,
-        socket: std::marker::PhantomData,
     }))
 }
 
@@ -471,7 +379,7 @@ impl Batch {
         for (id, listed) in candidates {
             last = id;
             // Those that are closing have said what they want.
-            let Some(unsent) = listed.handle.unsent(reactor) else {
+            let Some(unsent) = (listed.unsent)(reactor, listed.token) else {
                 list.borrow_mut().note(Stays::Closing);
                 continue;
             };
@@ -482,7 +390,7 @@ impl Batch {
             }
             taken.push((id, listed));
         }
-        let parts = taken.iter().map(|(_, it)| (it.handle.token(), it.part));
+        let parts = taken.iter().map(|(_, it)| (it.token, it.part));
         let parts: Vec<_> = parts.collect();
         let list = Rc::clone(list);
         reactor.detach_all(parts, move |reactor, detached| {
@@ -569,10 +477,10 @@ impl Batch {
         id: u64,
         parts: Box<dyn Parts>,
     ) {
-        if let Some(handle) = parts.roll_back(reactor)
+        if let Some(token) = parts.roll_back(reactor)
             && let Some(listed) = list.borrow_mut().connections.get_mut(&id)
         {
-            listed.handle = handle;
+            listed.token = token;
         }
     }
 

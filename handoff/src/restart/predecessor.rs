@@ -135,7 +135,7 @@ fn leave_to_successor(batch: &Batch) {
 
 /// Passes on what arrives, to be dealt with when no callback runs: so there is
 /// one way to reach the channel, and one order of what happened.
-struct ApplicantEnd {
+pub(crate) struct ApplicantEnd {
     predecessor: Rc<Predecessor>,
     applicant: Option<u64>,
 }
@@ -194,7 +194,9 @@ impl Predecessor {
     }
 
     /// Builds a channel for each connection to the control socket.
-    pub(crate) fn factory<T: UnixTransport>(self: &Rc<Self>) -> impl Factory<T> + use<T> {
+    pub(crate) fn factory(
+        self: &Rc<Self>,
+    ) -> impl Factory<Protocol = Channel<ApplicantEnd>> + use<> {
         let predecessor = Rc::clone(self);
         move |_: &Address| {
             let server = &predecessor.server;

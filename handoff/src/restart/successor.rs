@@ -88,7 +88,7 @@ impl Finder {
     }
 }
 
-impl<T: UnixTransport> Factory<T> for Finder {
+impl Factory for Finder {
     type Protocol = Channel<PredecessorEnd>;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {

@@ -28,7 +28,7 @@
 //!
 //! ```
 //! use bowline::descriptor::{EventCounter, Next};
-//! use bowline::{Address, Factory, UnixTransport};
+//! use bowline::{Address, Factory, Protocol, UnixStream, UnixTransport};
 //! use bowline_peers::vhost_user::{
 //!     BackEndContext, MemoryRegion, VhostUserAnswer, VhostUserDevice, VhostUserRequest,
 //!     back_end, features,
@@ -75,10 +75,10 @@
 //!     }
 //! }
 //!
-//! fn factory<T: UnixTransport>() -> impl Factory<T> {
+//! fn factory() -> impl Factory<Protocol: Protocol<UnixStream>> {
 //!     |_: &Address| back_end(Device::default())
 //! }
-//! # fn check<T: UnixTransport>() { let _ = factory::<T>(); }
+//! # let _ = factory();
 //! ```
 
 mod back_end;

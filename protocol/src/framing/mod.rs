@@ -59,10 +59,10 @@
 //! }
 //!
 //! /// For `listen_tcp`, `listen_unix` and the like.
-//! fn factory<T: Transport>() -> impl Factory<T> {
+//! fn factory() -> impl Factory<Protocol = Framed<LineFramer, Mailbox>> {
 //!     |_: &Address| Framed::new(LineFramer::new(), Mailbox { body: Vec::new() })
 //! }
-//! # fn check<T: Transport>() { let _ = factory::<T>(); }
+//! # let _ = factory();
 //! ```
 //!
 //! Requests behind their length, each together with exactly its descriptors:

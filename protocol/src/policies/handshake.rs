@@ -13,7 +13,6 @@ use crate::address::Address;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory, ListenerHandle};
 use crate::log;
-use crate::protocol::Protocol;
 use crate::transport::Transport;
 
 /// How many may be at it. Some hundreds of honest ones are rare.
@@ -119,11 +118,10 @@ impl<B> LimitHandshakes<B> {
     }
 }
 
-impl<T, B, P> Factory<T> for LimitHandshakes<B>
+impl<B, P> Factory for LimitHandshakes<B>
 where
-    T: Transport,
     B: FnMut(&Address, Handshake) -> P + 'static,
-    P: Protocol<T>,
+    P: 'static,
 {
     type Protocol = ProtocolWrapper<P, Handshaking>;
 

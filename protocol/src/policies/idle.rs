@@ -93,7 +93,7 @@ impl<F> IdleTimeout<F> {
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for IdleTimeout<F> {
+impl<F: Factory> Factory for IdleTimeout<F> {
     type Protocol = ProtocolWrapper<F::Protocol, Idle>;
 
     fn build_protocol(

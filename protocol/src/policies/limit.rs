@@ -11,7 +11,6 @@ use crate::address::Address;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
 use crate::log;
-use crate::transport::Transport;
 
 /// Declines connections beyond a number, in all or from one peer. It is a layer around a
 /// factory, with no limit unless one is set.
@@ -138,7 +137,7 @@ impl<F> LimitConnections<F> {
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for LimitConnections<F> {
+impl<F: Factory> Factory for LimitConnections<F> {
     type Protocol = ProtocolWrapper<F::Protocol, Counted>;
 
     fn build_protocol(
@@ -290,7 +289,7 @@ impl Counted {
     }
 }
 
-impl<T: Transport + ?Sized> Policy<T> for Counted {
+impl<T: ?Sized> Policy<T> for Counted {
     fn after(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
         if matches!(event, Event::ConnectionLost(_)) {
             self.end();

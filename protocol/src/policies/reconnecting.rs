@@ -14,7 +14,6 @@ use crate::error::ConnectError;
 use crate::factory::{BuildContext, ConnectorHandle, ConnectorState, Factory};
 use crate::log;
 use crate::reason::CloseReason;
-use crate::transport::Transport;
 
 /// How long a connection has to last, unless set otherwise, to count as a
 /// success: a server that dies of every client is not one that is back.
@@ -217,7 +216,7 @@ impl Reconnection {
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for Reconnecting<F> {
+impl<F: Factory> Factory for Reconnecting<F> {
     type Protocol = F::Protocol;
 
     fn build_protocol(

@@ -336,7 +336,7 @@ impl<F> ThrottleReading<F> {
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for ThrottleReading<F> {
+impl<F: Factory> Factory for ThrottleReading<F> {
     type Protocol = ProtocolWrapper<F::Protocol, (Option<Throttled>, Option<Throttled>)>;
 
     fn build_protocol(

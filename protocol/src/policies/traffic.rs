@@ -76,7 +76,7 @@ impl<F> TrafficLog<F> {
     }
 }
 
-impl<T: Transport, F: Factory<T>> Factory<T> for TrafficLog<F> {
+impl<F: Factory> Factory for TrafficLog<F> {
     type Protocol = ProtocolWrapper<F::Protocol, Traffic>;
 
     fn build_protocol(
@@ -161,7 +161,10 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
                 log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
             }
             Event::Draining => log::debug!(target: log::TRAFFIC, "{number}: drains"),
-            Event::ReadingResumed
+            Event::PacketReceived(_)
+            | Event::SendFailed
+            | Event::SendingResumed
+            | Event::ReadingResumed
             | Event::ConnectionReattached
             | Event::ConnectionSecured
             | Event::PauseProducing

@@ -1,5 +1,7 @@
 //! A protocol with a policy around it: the forwarding, written once.
 
+mod packets;
+
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +39,7 @@ use crate::transport::Transport;
 ///     }
 /// }
 /// ```
-pub trait Policy<T: Transport + ?Sized>: 'static {
+pub trait Policy<T: ?Sized>: 'static {
     /// The protocol is about to be told of `event`.
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         let _ = (cx, event);
@@ -57,7 +59,7 @@ pub trait Policy<T: Transport + ?Sized>: 'static {
     }
 }
 
-/// A callback of a [`Protocol`], as a [`Policy`] sees it.
+/// A callback of a [`Protocol`] or a [`PacketProtocol`](crate::PacketProtocol), as a [`Policy`] sees it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -65,6 +67,12 @@ pub enum Event<'a> {
     ConnectionMade,
     /// [`Protocol::data_received`], with the bytes.
     DataReceived(&'a [u8]),
+    /// [`packet_received`](crate::PacketProtocol::packet_received), with the bytes.
+    PacketReceived(&'a [u8]),
+    /// [`send_failed`](crate::PacketProtocol::send_failed).
+    SendFailed,
+    /// [`sending_resumed`](crate::PacketProtocol::sending_resumed).
+    SendingResumed,
     /// [`Protocol::file_descriptor_received`], if it is called by itself.
     FileDescriptorReceived,
     /// [`Protocol::descriptors_received`], with both the descriptors and the bytes of one
@@ -113,13 +121,15 @@ impl Event<'_> {
     /// How many bytes have arrived with this event.
     pub fn received_bytes(&self) -> usize {
         match self {
-            Self::DataReceived(data) | Self::DescriptorsReceived { data, .. } => data.len(),
+            Self::DataReceived(data)
+            | Self::PacketReceived(data)
+            | Self::DescriptorsReceived { data, .. } => data.len(),
             _ => 0,
         }
     }
 }
 
-impl<T: Transport + ?Sized, Y: Policy<T>> Policy<T> for Option<Y> {
+impl<T: ?Sized, Y: Policy<T>> Policy<T> for Option<Y> {
     #[inline]
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         if let Some(policy) = self {
@@ -141,7 +151,7 @@ impl<T: Transport + ?Sized, Y: Policy<T>> Policy<T> for Option<Y> {
     }
 }
 
-impl<T: Transport + ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
+impl<T: ?Sized, A: Policy<T>, B: Policy<T>> Policy<T> for (A, B) {
     #[inline]
     fn before(&mut self, cx: &mut Context<'_, T>, event: &Event<'_>) {
         self.0.before(cx, event);
@@ -207,7 +217,7 @@ impl<P, Y> ProtocolWrapper<P, Y> {
     }
 
     #[inline]
-    fn around<T: Transport + ?Sized, R>(
+    fn around<T: ?Sized, R>(
         &mut self,
         cx: &mut Context<'_, T>,
         event: &Event<'_>,

@@ -121,7 +121,7 @@ struct Request {
     answer: Vec<u8>,
 }
 
-impl Factory<TcpStream> for Client {
+impl Factory for Client {
     type Protocol = Request;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Request> {

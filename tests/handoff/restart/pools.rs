@@ -211,7 +211,7 @@ impl Protocol<bowline::TcpStream> for Count {
     }
 }
 
-impl Movable<bowline::TcpStream> for Count {
+impl Movable for Count {
     const KIND: &'static str = "count";
 
     fn pack(&mut self) -> Option<Packed> {

@@ -506,20 +506,20 @@ macro_rules! frames_over {
                 self.data(cx, data);
             }
         }
-
-        impl Movable<$transport> for Frames {
-            const KIND: &'static str = Self::KIND_OF_BOTH;
-
-            fn pack(&mut self) -> Option<Packed> {
-                Some(self.packed())
-            }
-
-            fn unpack(&mut self, packed: Packed) {
-                Self::unpack(self, packed);
-            }
-        }
     };
 }
 
 frames_over!(TcpStream);
 frames_over!(UnixStream);
+
+impl Movable for Frames {
+    const KIND: &'static str = Self::KIND_OF_BOTH;
+
+    fn pack(&mut self) -> Option<Packed> {
+        Some(self.packed())
+    }
+
+    fn unpack(&mut self, packed: Packed) {
+        Self::unpack(self, packed);
+    }
+}

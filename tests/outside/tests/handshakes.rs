@@ -270,7 +270,7 @@ fn a_descriptor_without_a_byte_is_missed_by_a_close_in_the_handshake() {
 #[derive(Clone, Default)]
 struct Told(Rc<RefCell<Vec<String>>>, Rc<Cell<u32>>);
 
-impl<T: Transport> Factory<T> for Told {
+impl Factory for Told {
     type Protocol = Script;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Script> {
@@ -298,7 +298,7 @@ struct Tries {
     record: Record,
 }
 
-impl<T: Transport> Factory<T> for Tries {
+impl Factory for Tries {
     type Protocol = Recorder;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Recorder> {

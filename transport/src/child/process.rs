@@ -30,6 +30,7 @@ use crate::endpoint::{Adopt, AdoptTransport};
 use crate::error::CallError;
 use crate::kinds::Pipe;
 use crate::log;
+use crate::stream::StreamTransport;
 use crate::sys;
 
 /// How long the streams of a child may stay open after it was killed for being late.
@@ -141,6 +142,7 @@ impl RunningChild {
     pub fn stream<K: Adopt + 'static>(self, number: u32, kind: K, source: K::Source) -> Self
     where
         K::Source: 'static,
+        AdoptTransport<K>: StreamTransport,
     {
         let install = by_number(number, kind, source);
         self.planned(Planned::new(number, install))
@@ -157,6 +159,7 @@ impl RunningChild {
     ) -> Self
     where
         K::Source: 'static,
+        AdoptTransport<K>: StreamTransport,
     {
         let install = with_protocol(kind, source, protocol);
         self.planned(Planned::new(number, install))

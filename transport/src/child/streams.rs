@@ -66,6 +66,7 @@ impl OpenStream {
 pub(super) fn by_number<K: Adopt + 'static>(number: u32, kind: K, source: K::Source) -> Install
 where
     K::Source: 'static,
+    AdoptTransport<K>: StreamTransport,
 {
     Box::new(move |reactor, process| {
         let process = Rc::clone(process);
@@ -83,6 +84,7 @@ pub(super) fn with_protocol<K: Adopt + 'static>(
 ) -> Install
 where
     K::Source: 'static,
+    AdoptTransport<K>: StreamTransport,
 {
     Box::new(move |reactor, process| {
         let token = adopt(reactor, kind, source, protocol)?;
@@ -103,7 +105,10 @@ fn adopt<K: Adopt>(
     kind: K,
     source: K::Source,
     protocol: impl Protocol<AdoptTransport<K>>,
-) -> io::Result<Token> {
+) -> io::Result<Token>
+where
+    AdoptTransport<K>: StreamTransport,
+{
     // If that fails, the source is of no use to anybody.
     endpoint::adopt(reactor, kind, source, protocol).map_err(Into::into)
 }

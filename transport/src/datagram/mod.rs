@@ -4,7 +4,6 @@
 //! it with its protocol, and the reactor drives that. Kinds differ in their
 //! [`DatagramSocket`].
 
-mod connections;
 mod packets;
 mod port;
 mod queue;
@@ -12,8 +11,7 @@ mod served;
 mod serving;
 mod socket;
 
-pub(crate) use self::connections::{ConnectPackets, DialPackets, ServePackets};
-pub(crate) use self::packets::{is_packed, named as packets_named, reattach as reattach_packets};
+pub(crate) use self::packets::{check_packed, reattach as reattach_packets};
 pub use self::port::Port;
 pub(crate) use self::queue::SendQueue;
 pub(crate) use self::serving::{ROOM, install, install_packets};

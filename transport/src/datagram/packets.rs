@@ -23,7 +23,9 @@ use super::serving::{Serving, Stage, Visit, install_packets};
 use super::socket::{DatagramSocket, PacketSocket};
 use crate::descriptor_queue::UnsentDescriptors;
 use crate::detach::{DetachRequest, Detached, ReattachError, Unsent};
+use crate::endpoint::Carried;
 use crate::error::{AdoptErrorKind, DetachError};
+use crate::establish::SocketTransport;
 use crate::file_descriptor::not_connected;
 use crate::log;
 use crate::shared::Ledger;
@@ -387,8 +389,16 @@ fn pack(packets: Vec<TakenOut>) -> (Vec<u8>, Vec<UnsentDescriptors>) {
     (bytes, groups)
 }
 
-/// Whether [`restore_unsent`](Port::restore_unsent) can make packets of these.
-pub(crate) fn is_packed(unsent: &Unsent) -> bool {
+/// Checks whether [`restore_unsent`](Port::restore_unsent) can make packets of what a
+/// connection brings along.
+pub(crate) fn check_packed(carried: &Carried) -> Result<(), AdoptErrorKind> {
+    match carried.unread.is_empty() && is_packed(&carried.unsent) {
+        true => Ok(()),
+        false => Err(AdoptErrorKind::UnfitDescriptors),
+    }
+}
+
+fn is_packed(unsent: &Unsent) -> bool {
     let mut starts = Vec::new();
     let mut rest = unsent.bytes.as_slice();
     while !rest.is_empty() {
@@ -440,11 +450,11 @@ impl<S: PacketSocket> Port<S> {
     }
 }
 
-/// See [`Transports::reattach_packets`](crate::Transports::reattach_packets).
+/// See [`Transports::reattach`](crate::Transports::reattach).
 pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
     reactor: &mut Reactor,
     mut detached: Detached<P>,
-) -> Result<PacketHandle, ReattachError<P>> {
+) -> Result<Token, ReattachError<P>> {
     let failed = |kind, detached| {
         let detached = Box::new(detached);
         Err(ReattachError { kind, detached })
@@ -490,8 +500,8 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
             port.restore_unsent(unsent);
         }
     };
-    match install_packets(reactor, socket, detached.protocol, prepare) {
-        Ok(token) => Ok(named::<S>(token)),
+    match install_packets(reactor, socket, |socket| socket, detached.protocol, prepare) {
+        Ok(token) => Ok(token),
         Err((error, mut socket, protocol)) => {
             let (fd, socket) = socket.detach().expect("it was just put there");
             let (kept, unsent) = held.take().expect("nothing was prepared");
@@ -509,11 +519,20 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
     }
 }
 
-/// Makes a handle of `token`, which has to be a packet connection's.
-pub(crate) fn named<S: PacketSocket>(token: Token) -> PacketHandle {
-    Handle::new(token, |facet| {
-        facet.downcast_mut::<Port<S>>().map(|port| port as _)
-    })
+impl<S: PacketSocket> SocketTransport for Port<S> {
+    type Layer = S;
+    type Handle = PacketHandle;
+
+    fn named(token: Token) -> PacketHandle {
+        Handle::new(token, |facet| {
+            facet.downcast_mut::<Self>().map(|port| port as _)
+        })
+    }
+
+    fn unsent_while_open(&self) -> Option<usize> {
+        let is_open = self.state == PortState::Open;
+        is_open.then(|| DatagramTransport::unsent_bytes(self))
+    }
 }
 
 impl<S: PacketSocket> PacketTransport for Port<S> {
@@ -628,7 +647,7 @@ impl<S: PacketSocket> PacketTransport for Port<S> {
     }
 
     fn handle(&self) -> PacketHandle {
-        named::<S>(self.token)
+        <Self as SocketTransport>::named(self.token)
     }
 
     fn as_dyn(&mut self) -> &mut dyn PacketTransport {

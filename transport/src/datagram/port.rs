@@ -287,9 +287,9 @@ impl<S: DatagramSocket> Port<S> {
         }
     }
 
-    /// Records that the connector `token` has made the connection.
-    pub(crate) fn made_by(&mut self, token: Token) {
-        self.ends.connector = Some(token);
+    /// Records which connector has made the connection.
+    pub(crate) fn made_by(&mut self, connector: Option<Token>) {
+        self.ends.connector = connector;
     }
 
     /// Queues a packet that was taken out before, whatever the limits are.

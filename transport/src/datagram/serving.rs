@@ -16,7 +16,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{
     DelayedCall, Description, Descriptor, DrainRound, Next, Panic, Reactor, Readiness, Token,
-    catch_panic,
+    Vacancy, catch_panic,
 };
 
 use super::packets::Packets;
@@ -25,6 +25,7 @@ use super::served::{Arrived, Datagrams, Message, Served, Unsent};
 use super::socket::{Arrivals, DatagramSocket, PacketSocket};
 use crate::connector::ConnectionEnded;
 use crate::detach::{DetachRequest, ProtocolCall};
+use crate::endpoint::ConnectionSocket;
 use crate::error::CallError;
 use crate::kinds::address_ref;
 use crate::log;
@@ -118,47 +119,58 @@ where
     S: DatagramSocket,
     P: DatagramProtocol<Port<S>>,
 {
-    put_in(reactor, socket, Datagrams(protocol), |_| {})
-        .map_err(|(error, socket, _)| (error, socket))
+    let mut vacancy = match reactor.vacancy() {
+        Ok(vacancy) => vacancy,
+        Err(error) => return Err((error, socket)),
+    };
+    let token = vacancy.token();
+    if let Err(error) = socket.watch(vacancy.reactor(), token, false) {
+        return Err((error, socket));
+    }
+    put_in(vacancy, socket, Datagrams(protocol), |_| {});
+    reactor.notify(token);
+    Ok(token)
 }
 
-/// As [`install`], for a connection of packets. `prepare` is called before the protocol
-/// sees the port. A failure gives the protocol back too.
-pub(crate) fn install_packets<S, P>(
+/// As [`install`], for a connection of packets. `wrap` puts layers on its socket.
+/// `prepare` is called before the protocol sees the port. A failure gives the protocol
+/// back too.
+pub(crate) fn install_packets<S, P, C>(
     reactor: &mut Reactor,
-    socket: S,
+    socket: C,
+    wrap: impl FnOnce(C) -> S,
     protocol: P,
     prepare: impl FnOnce(&mut Port<S>),
-) -> Result<Token, (io::Error, S, P)>
+) -> Result<Token, (io::Error, C, P)>
 where
     S: PacketSocket,
     P: PacketProtocol<Port<S>>,
+    C: ConnectionSocket,
 {
-    put_in(reactor, socket, Packets(Some(protocol)), prepare).map_err(|(error, socket, packets)| {
-        let protocol = packets.0.expect("nobody has taken it");
-        (error, socket, protocol)
-    })
-}
-
-fn put_in<S, P>(
-    reactor: &mut Reactor,
-    socket: S,
-    protocol: P,
-    prepare: impl FnOnce(&mut Port<S>),
-) -> Result<Token, (io::Error, S, P)>
-where
-    S: DatagramSocket,
-    P: Served<S>,
-{
-    let shared = Shared::of(reactor);
     let mut vacancy = match reactor.vacancy() {
         Ok(vacancy) => vacancy,
         Err(error) => return Err((error, socket, protocol)),
     };
     let token = vacancy.token();
-    if let Err(error) = socket.watch(vacancy.reactor(), token, false) {
+    if let Err(error) = socket.watch(vacancy.reactor(), token) {
         return Err((error, socket, protocol));
     }
+    put_in(vacancy, wrap(socket), Packets(Some(protocol)), prepare);
+    reactor.notify(token);
+    Ok(token)
+}
+
+fn put_in<S, P>(
+    mut vacancy: Vacancy<'_>,
+    socket: S,
+    protocol: P,
+    prepare: impl FnOnce(&mut Port<S>),
+) where
+    S: DatagramSocket,
+    P: Served<S>,
+{
+    let token = vacancy.token();
+    let shared = Shared::of(vacancy.reactor());
     Ledger::add(&shared.ledger.opened, 1);
     let mut port = Port::new(socket, shared, token);
     prepare(&mut port);
@@ -174,8 +186,6 @@ where
         draining: None,
         refused: None,
     }));
-    reactor.notify(token);
-    Ok(token)
 }
 
 impl<S, P> Serving<S, P>

@@ -8,6 +8,7 @@ use bowline_protocol::{Address, AddressRef, Credentials, PassedDescriptor, SendR
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::queue::SendQueue;
+use crate::endpoint::ConnectionSocket;
 use crate::file_descriptor::not_connected;
 use crate::kinds::address_ref;
 use crate::sys::{MessageBatch, NameRef};
@@ -153,7 +154,7 @@ pub enum AfterSendError {
 /// [`connect`](DatagramSocket::connect) is not called. If
 /// [`receive`](DatagramSocket::receive) returns a reset, it is told after the packets
 /// that have arrived.
-pub trait PacketSocket: DatagramSocket {
+pub trait PacketSocket: DatagramSocket + ConnectionSocket {
     /// Whether the last [`receive`](DatagramSocket::receive) has reached the end.
     /// Nothing comes behind the packets that it brought.
     fn has_ended(&self) -> bool;

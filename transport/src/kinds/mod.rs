@@ -35,8 +35,8 @@ pub use self::unix_datagram::{
     UnixDatagramSocket,
 };
 pub use self::unix_seqpacket::{
-    UnixSeqpacket, UnixSeqpacketCarrying, UnixSeqpacketConnect, UnixSeqpacketListen,
-    UnixSeqpacketOn, UnixSeqpacketPort, UnixSeqpacketSocket,
+    UnixSeqpacket, UnixSeqpacketConnect, UnixSeqpacketListen, UnixSeqpacketListener,
+    UnixSeqpacketPort, UnixSeqpacketSocket,
 };
 
 /// The layers that a kind puts on its sockets by itself.

@@ -582,15 +582,15 @@ impl ListeningSocket for TcpListener {
     }
 
     #[inline]
-    fn accept(&mut self, is_shared: bool) -> io::Result<(TcpSocket, Address)> {
-        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+    fn accept(&mut self, may_block: bool) -> io::Result<(TcpSocket, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), may_block)?;
         let socket = TcpSocket::named(fd, &peer, self.host);
         let peer = Address::Inet(socket.ends.peer());
         Ok((socket, peer))
     }
 
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), may_block)?;
         let peer = match peer {
             SocketName::Inet(address) => address,
             _ => SocketAddr::from(([0; 4], 0)),

@@ -453,8 +453,8 @@ impl ListeningSocket for UnixListener {
     }
 
     #[inline]
-    fn accept(&mut self, is_shared: bool) -> io::Result<(UnixSocket, Address)> {
-        let (fd, peer) = self.accept_descriptor(is_shared)?;
+    fn accept(&mut self, may_block: bool) -> io::Result<(UnixSocket, Address)> {
+        let (fd, peer) = self.accept_descriptor(may_block)?;
         let name = match &peer {
             Address::Unix(UnixAddress::Unnamed) => UnixName(None),
             Address::Unix(named) => named.clone().into(),
@@ -464,8 +464,8 @@ impl ListeningSocket for UnixListener {
     }
 
     #[inline]
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        let (fd, peer) = sys::accept_from(self.fd.as_fd(), is_shared)?;
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)> {
+        let (fd, peer) = sys::accept_from(self.fd.as_fd(), may_block)?;
         Ok((fd, Address::Unix(address_of(peer))))
     }
 

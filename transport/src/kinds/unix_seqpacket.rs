@@ -6,28 +6,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, AddressRef, ConnectError, ConnectorHandle, Credentials, ListenerHandle,
-    PacketFactory, PacketHandle, PacketProtocol, SendRefusal, SocketFile, UnixAddress,
+    Address, AddressRef, ConnectError, Credentials, Destination, SendRefusal, SocketFile,
+    UnixAddress,
 };
-use bowline_reactor::Reactor;
 
 use super::socket_fd::SocketFd;
 use super::socket_file::{OwnedFile, StaleSocket, socket_file_settings};
 use super::unix::{UnixListener, bind_unix, host_of, name_of};
 use super::unix_messages::{self, Longest, MOST_ROOM};
-use super::{BACKLOG, CONNECT_TIMEOUT, address_of, backlog, check_packets};
+use super::{BACKLOG, CONNECT_TIMEOUT, Plain, address_of, backlog, check_packets, outcome};
 use crate::closer::close_elsewhere;
-use crate::connector;
 use crate::datagram::{
-    self, AfterSendError, Arrivals, ConnectPackets, DatagramSocket, DialPackets, Outgoing,
-    PacketSocket, Port, ServePackets,
+    self, AfterSendError, Arrivals, DatagramSocket, Outgoing, PacketSocket, Port,
 };
-use crate::detach::Unsent;
 use crate::endpoint::{
-    AcceptWith, AcceptedSocket, AdoptWith, ConnectWith, Dial, Inherit, ListenWith, ListeningSocket,
+    Adopt, Carried, Connect, ConnectionSocket, Dial, Listen, ListenAt, ListeningSocket, On, Side,
+    Wrap,
 };
 use crate::error::{AdoptError, AdoptErrorKind, ListenError, ListenStep};
-use crate::listener::{self, HandOver};
 use crate::process::SocketDescription;
 use crate::sys::{self, Beside, SocketName};
 
@@ -44,6 +40,8 @@ pub struct UnixSeqpacketSocket {
     /// Whether packets have time stamps, which tell an empty packet from the end.
     is_stamped: bool,
     has_ended: bool,
+    /// Whether the close ends the connection for other holders too.
+    is_for_all: bool,
     longest: Longest,
 }
 
@@ -103,8 +101,8 @@ impl UnixSeqpacket {
 
     /// Goes on with a socket that listens already. Its socket file is neither touched
     /// now nor removed later.
-    pub fn listening(fd: OwnedFd) -> UnixSeqpacketOn {
-        Self::at(UnixAddress::Unnamed).inherit(fd)
+    pub fn listening(fd: OwnedFd) -> On<UnixSeqpacketListen> {
+        Self::at(UnixAddress::Unnamed).on(fd)
     }
 
     /// Connects to a path, or to a name in the abstract namespace.
@@ -114,22 +112,9 @@ impl UnixSeqpacket {
             timeout: Some(CONNECT_TIMEOUT),
             bind_address: None,
             settings: Settings::default(),
+            wrap: Plain,
         }
     }
-
-    /// Adopts a connection that was [detached](crate::Transports::detach) elsewhere,
-    /// such as in another process, with its unsent packets. They leave first.
-    pub fn with_unsent(self, unsent: Unsent) -> UnixSeqpacketCarrying {
-        UnixSeqpacketCarrying { unsent }
-    }
-}
-
-/// A connection of packets to adopt, with its unsent packets.
-/// [`UnixSeqpacket::with_unsent`] makes it.
-#[derive(Debug)]
-#[must_use = "nothing is adopted before it is given to `adopt`"]
-pub struct UnixSeqpacketCarrying {
-    unsent: Unsent,
 }
 
 /// The settings of both sides.
@@ -251,19 +236,14 @@ impl UnixSeqpacketListen {
     }
 
     socket_file_settings!();
+}
 
-    /// Makes the socket, to be given away: to a child at its start, or through a UNIX
-    /// connection. The receiver goes on with it by [`UnixSeqpacket::listening`]. Its
-    /// socket file stays.
-    ///
-    /// # Errors
-    ///
-    /// [`ListenError`], which names the step that failed.
-    pub fn bind(self) -> Result<OwnedFd, ListenError> {
-        Ok(self.open()?.into_descriptor())
-    }
+impl Listen for UnixSeqpacketListen {
+    type Socket = UnixSeqpacketListener;
+    type Wrap = Plain;
+    type Error = ListenError;
 
-    fn open(self) -> Result<UnixSeqpacketListener, ListenError> {
+    fn open(self) -> Result<(UnixSeqpacketListener, Plain), ListenError> {
         let failed = |step| ListenError::of(&self.address, step);
         let fd = sys::packet_socket().map_err(failed(ListenStep::Socket))?;
         // Set on the listener, so that nothing arrives before the accept.
@@ -273,30 +253,20 @@ impl UnixSeqpacketListen {
         let file = bind_unix(fd.as_fd(), &self.address, self.mode, self.stale)
             .map_err(|(step, error)| failed(step)(error))?;
         sys::listen(fd.as_fd(), backlog(self.backlog)).map_err(failed(ListenStep::Listen))?;
-        Ok(UnixSeqpacketListener::new(file, fd, self.settings))
+        Ok((UnixSeqpacketListener::new(file, fd, self.settings), Plain))
+    }
+
+    fn not_installed(_: Self::Socket, address: Address, error: io::Error) -> ListenError {
+        ListenError {
+            address,
+            step: ListenStep::Watch,
+            error,
+        }
     }
 }
 
-/// A socket that listens already, with its settings. [`UnixSeqpacket::listening`] makes
-/// it.
-#[derive(Debug)]
-#[must_use = "nothing listens before it is given to `listen` or `accept`"]
-pub struct UnixSeqpacketOn {
-    endpoint: UnixSeqpacketListen,
-    fd: OwnedFd,
-}
-
-impl UnixSeqpacketOn {
-    fn open(self) -> Result<UnixSeqpacketListener, AdoptError> {
-        let fd = check_packets(self.fd, true)?.0;
-        Ok(UnixSeqpacketListener::new(None, fd, self.endpoint.settings))
-    }
-}
-
-impl Inherit for UnixSeqpacketListen {
-    type Inherited = UnixSeqpacketOn;
-
-    fn place(&self) -> Address {
+impl ListenAt for UnixSeqpacketListen {
+    fn address(&self) -> Address {
         self.address.clone().into()
     }
 
@@ -304,66 +274,15 @@ impl Inherit for UnixSeqpacketListen {
         !found.is_stream
     }
 
-    fn inherit(self, fd: OwnedFd) -> UnixSeqpacketOn {
-        UnixSeqpacketOn { endpoint: self, fd }
-    }
-}
-
-impl<F: PacketFactory<UnixSeqpacketPort>> ListenWith<F> for UnixSeqpacketListen {
-    type Handle = ListenerHandle;
-    type Error = ListenError;
-
-    fn listen_with(self, reactor: &mut Reactor, factory: F) -> Result<ListenerHandle, ListenError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, ServePackets(factory), false).map_err(not_watched)
-    }
-}
-
-impl<A: Acceptor> AcceptWith<A> for UnixSeqpacketListen {
-    type Error = ListenError;
-
-    fn accept_with(
-        self,
-        reactor: &mut Reactor,
-        acceptor: A,
-    ) -> Result<ListenerHandle, ListenError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, HandOver { acceptor }, false).map_err(not_watched)
-    }
-}
-
-impl<F: PacketFactory<UnixSeqpacketPort>> ListenWith<F> for UnixSeqpacketOn {
-    type Handle = ListenerHandle;
-    type Error = AdoptError;
-
-    fn listen_with(self, reactor: &mut Reactor, factory: F) -> Result<ListenerHandle, AdoptError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, ServePackets(factory), true)
-            .map_err(|(socket, _, error)| AdoptError::os(error, socket.into_descriptor()))
-    }
-}
-
-impl<A: Acceptor> AcceptWith<A> for UnixSeqpacketOn {
-    type Error = AdoptError;
-
-    fn accept_with(self, reactor: &mut Reactor, acceptor: A) -> Result<ListenerHandle, AdoptError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, HandOver { acceptor }, true)
-            .map_err(|(socket, _, error)| AdoptError::os(error, socket.into_descriptor()))
-    }
-}
-
-fn not_watched((_, address, error): (UnixSeqpacketListener, Address, io::Error)) -> ListenError {
-    ListenError {
-        address,
-        step: ListenStep::Watch,
-        error,
+    fn take(self, fd: OwnedFd) -> Result<(UnixSeqpacketListener, Plain), AdoptError> {
+        let fd = check_packets(fd, true)?.0;
+        Ok((UnixSeqpacketListener::new(None, fd, self.settings), Plain))
     }
 }
 
 /// A UNIX socket that listens for connections of packets.
 #[derive(Debug)]
-struct UnixSeqpacketListener {
+pub struct UnixSeqpacketListener {
     socket: UnixListener,
     settings: Settings,
 }
@@ -384,8 +303,8 @@ impl ListeningSocket for UnixSeqpacketListener {
         self.socket.address()
     }
 
-    fn accept(&mut self, is_shared: bool) -> io::Result<(UnixSeqpacketSocket, Address)> {
-        let (fd, peer) = self.accept_descriptor(is_shared)?;
+    fn accept(&mut self, may_block: bool) -> io::Result<(UnixSeqpacketSocket, Address)> {
+        let (fd, peer) = self.accept_descriptor(may_block)?;
         // The kernel refuses neither option for a socket that was just made.
         self.settings.apply_to_each(fd.as_fd())?;
         let name = peer.as_unix().cloned().unwrap_or(UnixAddress::Unnamed);
@@ -394,8 +313,8 @@ impl ListeningSocket for UnixSeqpacketListener {
         Ok((socket, peer))
     }
 
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        self.socket.accept_descriptor(is_shared)
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)> {
+        self.socket.accept_descriptor(may_block)
     }
 
     fn credentials_of(&self, accepted: &UnixSeqpacketSocket) -> io::Result<Credentials> {
@@ -443,6 +362,7 @@ pub struct UnixSeqpacketConnect {
     timeout: Option<Duration>,
     bind_address: Option<UnixAddress>,
     settings: Settings,
+    wrap: Plain,
 }
 
 settings!(UnixSeqpacketConnect);
@@ -460,8 +380,24 @@ impl UnixSeqpacketConnect {
         self.bind_address = Some(address.into());
         self
     }
+}
 
-    fn dial(&self, peer: &UnixAddress) -> Result<Dial<UnixSeqpacketSocket>, ConnectError> {
+impl Connect for UnixSeqpacketConnect {
+    type Socket = UnixSeqpacketSocket;
+    type Wrap = Plain;
+
+    fn destination(&self) -> Destination {
+        self.address.clone().into()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<Dial<UnixSeqpacketSocket>, ConnectError> {
+        let Some(peer) = address.as_unix() else {
+            return Err(ConnectError::Os(io::ErrorKind::InvalidInput.into()));
+        };
         let fd = sys::packet_socket().map_err(ConnectError::Os)?;
         // Everything is set before the peer can send anything.
         self.settings.apply(fd.as_fd()).map_err(ConnectError::Os)?;
@@ -478,72 +414,46 @@ impl UnixSeqpacketConnect {
         socket.room = self.settings.max_packet;
         Ok(connecting.dial(socket))
     }
-}
 
-impl<F: PacketFactory<UnixSeqpacketPort>> ConnectWith<F> for UnixSeqpacketConnect {
-    type Handle = ConnectorHandle;
-    type Error = io::Error;
+    fn outcome(&mut self, socket: &mut UnixSeqpacketSocket) -> Option<Result<(), ConnectError>> {
+        outcome(socket.fd.get()?)
+    }
 
-    fn connect_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ConnectorHandle> {
-        let endpoint = self;
-        connector::install_outgoing(reactor, ConnectPackets { endpoint, factory })
+    fn wrap(&mut self) -> &mut Plain {
+        &mut self.wrap
     }
 }
 
-impl DialPackets for UnixSeqpacketConnect {
+impl Adopt for UnixSeqpacket {
+    type Source = OwnedFd;
     type Socket = UnixSeqpacketSocket;
+    type Wrap = Plain;
 
-    fn destination(&self) -> UnixAddress {
-        self.address.clone()
-    }
-
-    fn timeout(&self) -> Option<Duration> {
-        self.timeout
-    }
-
-    fn dial(&mut self, address: &UnixAddress) -> Result<Dial<UnixSeqpacketSocket>, ConnectError> {
-        Self::dial(self, address)
-    }
-}
-
-impl<P: PacketProtocol<UnixSeqpacketPort>> AdoptWith<OwnedFd, P> for UnixSeqpacket {
-    type Handle = PacketHandle;
-
-    fn adopt_with(
-        self,
-        reactor: &mut Reactor,
-        fd: OwnedFd,
-        protocol: P,
-    ) -> Result<PacketHandle, AdoptError> {
-        self.with_unsent(Unsent::default())
-            .adopt_with(reactor, fd, protocol)
-    }
-}
-
-impl<P: PacketProtocol<UnixSeqpacketPort>> AdoptWith<OwnedFd, P> for UnixSeqpacketCarrying {
-    type Handle = PacketHandle;
-
-    fn adopt_with(
-        self,
-        reactor: &mut Reactor,
-        fd: OwnedFd,
-        protocol: P,
-    ) -> Result<PacketHandle, AdoptError> {
-        if !datagram::is_packed(&self.unsent) {
-            let kind = AdoptErrorKind::UnfitDescriptors;
-            return Err(AdoptError { kind, fd });
-        }
+    fn check(&self, fd: OwnedFd) -> Result<UnixSeqpacketSocket, AdoptError> {
         let (fd, peer) = check_packets(fd, false)?;
         let peer = address_of(peer.unwrap_or(SocketName::UnixUnnamed));
         let host = host_of(fd.as_fd());
-        let socket = UnixSeqpacketSocket::new(fd, host, peer);
-        let prepare = |port: &mut UnixSeqpacketPort| port.restore_unsent(self.unsent);
-        datagram::install_packets(reactor, socket, protocol, prepare)
-            .map(datagram::packets_named::<UnixSeqpacketSocket>)
-            .map_err(|(error, mut socket, _)| {
-                let fd = socket.fd.take();
-                AdoptError::os(error, fd.expect("it was just put there"))
-            })
+        Ok(UnixSeqpacketSocket::new(fd, host, peer))
+    }
+
+    fn check_carried(&self, carried: &Carried) -> Result<(), AdoptErrorKind> {
+        datagram::check_packed(carried)
+    }
+
+    fn not_installed(mut socket: UnixSeqpacketSocket, error: io::Error) -> AdoptError {
+        AdoptError::os(error, socket.fd.take().expect("it was just put there"))
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
+    }
+}
+
+impl Wrap<UnixSeqpacketSocket> for Plain {
+    type Transport = UnixSeqpacketPort;
+
+    fn wrap(&mut self, socket: UnixSeqpacketSocket, _: Side) -> UnixSeqpacketSocket {
+        socket
     }
 }
 
@@ -557,6 +467,7 @@ impl UnixSeqpacketSocket {
             peer,
             room: datagram::ROOM,
             has_ended: false,
+            is_for_all: false,
         }
     }
 }
@@ -640,6 +551,9 @@ impl DatagramSocket for UnixSeqpacketSocket {
     }
 
     fn close(&mut self) {
+        if self.is_for_all {
+            self.fd.shut_down();
+        }
         // The kernel closes descriptors that nobody has received. In our close(2) that
         // could wait for one that lingers. There are none behind the end.
         if let Some(fd) = self.fd.take()
@@ -694,13 +608,17 @@ impl PacketSocket for UnixSeqpacketSocket {
     }
 }
 
-impl AcceptedSocket for UnixSeqpacketSocket {
+impl ConnectionSocket for UnixSeqpacketSocket {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.source()
     }
 
     fn decline(&mut self) {
         self.close();
+    }
+
+    fn end_for_all(&mut self) {
+        self.is_for_all = true;
     }
 }
 

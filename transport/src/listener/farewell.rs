@@ -4,14 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{AfterReadClosed, Context, Protocol, Transport};
-use bowline_reactor::Reactor;
-
-use crate::connection::establish;
-use crate::endpoint::{LayerOf, Side};
-use crate::file_descriptor::FileDescriptor;
-use crate::log;
-use crate::stream::{Stream, StreamTransport};
+use bowline_protocol::{
+    AfterReadClosed, Context, Packet, PacketProtocol, PacketTransport, Protocol, Transport,
+};
 
 /// How long a declined client has to read the word and close. If it has sent something,
 /// and we closed first, a reset would destroy the word.
@@ -57,25 +52,11 @@ impl Farewells {
 
 /// The protocol of a declined connection. It sends its word, and reads until the client
 /// is gone.
-pub(super) struct Farewell {
+#[allow(unnameable_types, reason = "nobody outside of this crate has one")]
+#[derive(Debug)]
+pub struct Farewell {
     word: Box<[u8]>,
     open: Rc<Cell<usize>>,
-}
-
-impl Farewell {
-    pub(super) fn say_to<T: StreamTransport, S: FileDescriptor>(
-        self,
-        reactor: &mut Reactor,
-        socket: S,
-        wrap: impl FnOnce(S) -> LayerOf<T>,
-        prepare: impl FnOnce(&mut Stream<T::Layer>),
-    ) {
-        let side = Side::Accepted;
-        let said = establish::<T, _, _>(reactor, socket, wrap, self, side, prepare);
-        if let Err((error, ..)) = said {
-            log::debug!(target: log::TRANSPORT, "declined without a word: {error}");
-        }
-    }
 }
 
 impl Drop for Farewell {
@@ -97,6 +78,25 @@ impl<T: Transport> Protocol<T> for Farewell {
     }
 
     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+
+    fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
+        AfterReadClosed::KeepWriting
+    }
+}
+
+impl<T: PacketTransport> PacketProtocol<T> for Farewell {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        cx.transport.send(&self.word);
+        cx.transport.lose_write_connection();
+        let me = cx.transport.handle();
+        cx.reactor.call_later(PATIENCE, move |reactor| {
+            if let Some(transport) = reactor.get(me) {
+                transport.abort_connection();
+            }
+        });
+    }
+
+    fn packet_received(&mut self, _: &mut Context<'_, T>, _: &mut Packet<'_>) {}
 
     fn read_connection_lost(&mut self, _: &mut Context<'_, T>) -> AfterReadClosed {
         AfterReadClosed::KeepWriting

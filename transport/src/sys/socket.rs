@@ -203,9 +203,9 @@ pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketNa
 #[inline]
 pub(crate) fn accept_from(
     fd: BorrowedFd<'_>,
-    is_shared: bool,
+    may_block: bool,
 ) -> io::Result<(OwnedFd, SocketName)> {
-    match is_shared {
+    match may_block {
         true => accept_shared(fd),
         false => accept(fd),
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, UnixAddress};
+use bowline_protocol::{Acceptor, Address, Factory, ListenerHandle, Protocol, UnixAddress};
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::kernel::{Holder, Shape, SimulatedKernel, SocketId};
@@ -73,7 +73,7 @@ impl MemoryListener {
     pub fn serve(
         self,
         reactor: &mut Reactor,
-        factory: impl Factory<MemoryStream>,
+        factory: impl Factory<Protocol: Protocol<MemoryStream>>,
     ) -> io::Result<ListenerHandle> {
         reactor.listen(self, factory)
     }
@@ -138,8 +138,8 @@ impl ListeningSocket for MemoryListener {
         Ok((socket, Address::Unix(UnixAddress::Unnamed)))
     }
 
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        let (socket, peer) = self.accept(is_shared)?;
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)> {
+        let (socket, peer) = self.accept(may_block)?;
         Ok((socket.into_descriptor()?, peer))
     }
 
@@ -174,7 +174,7 @@ impl Listen for MemoryListener {
     type Wrap = Plain;
     type Error = io::Error;
 
-    const IS_SHARED: bool = true;
+    const SHARES_QUEUE: bool = true;
 
     fn open(self) -> io::Result<(Self, Plain)> {
         Ok((self, Plain))
@@ -206,7 +206,7 @@ impl Listen for MemoryListen {
     type Wrap = Plain;
     type Error = ListenError;
 
-    const IS_SHARED: bool = true;
+    const SHARES_QUEUE: bool = true;
 
     fn open(self) -> Result<(MemoryListener, Plain), ListenError> {
         match self.kernel.listen(&self.name) {

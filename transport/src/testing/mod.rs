@@ -43,8 +43,8 @@ pub use self::datagrams::{MemoryDatagramSender, MemoryDatagrams};
 pub use self::kernel::{Delivery, KernelSettings, SimulatedKernel, SocketId};
 pub use self::listener::{MemoryListen, MemoryListener};
 pub use self::packets::{
-    MemoryPacketConnect, MemoryPacketListen, MemoryPacketPeer, MemoryPacketPort,
-    MemoryPacketSocket, MemoryPackets, PacketRead,
+    MemoryPacketConnect, MemoryPacketListen, MemoryPacketListener, MemoryPacketPeer,
+    MemoryPacketPort, MemoryPacketSocket, MemoryPackets, PacketRead,
 };
 pub use self::peer::{MemoryPeer, PeerRead};
 pub use self::pipes::{FifoMode, MemoryPipe};

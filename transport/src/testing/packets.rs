@@ -6,24 +6,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, AddressRef, ConnectError, ConnectorHandle, Credentials, ListenerHandle,
-    PacketFactory, PacketHandle, PacketProtocol, SendRefusal, UnixAddress,
+    Address, AddressRef, ConnectError, Credentials, Destination, SendRefusal, UnixAddress,
 };
 use bowline_reactor::{Interest, Reactor, Token};
 
 use super::kernel::{Holder, Shape, SimulatedKernel, SocketId};
-use crate::connector;
 use crate::datagram::{
-    self, AfterSendError, Arrivals, ConnectPackets, DatagramSocket, DialPackets, Outgoing,
-    PacketSocket, Port, ServePackets,
+    self, AfterSendError, Arrivals, DatagramSocket, Outgoing, PacketSocket, Port,
 };
-use crate::detach::Unsent;
 use crate::endpoint::{
-    AcceptWith, AcceptedSocket, AdoptWith, ConnectWith, Dial, Inherit, ListenWith, ListeningSocket,
+    Adopt, Carried, Connect, ConnectionSocket, Dial, Listen, ListenAt, ListeningSocket, Side, Wrap,
 };
 use crate::error::{AdoptError, AdoptErrorKind, ListenError, ListenStep};
 use crate::file_descriptor::not_connected;
-use crate::listener::{self, HandOver};
+use crate::kinds::Plain;
 use crate::process::SocketDescription;
 use crate::sys;
 
@@ -282,14 +278,20 @@ impl PacketSocket for MemoryPacketSocket {
     }
 }
 
-impl AcceptedSocket for MemoryPacketSocket {
+impl ConnectionSocket for MemoryPacketSocket {
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()> {
+        DatagramSocket::watch(self, reactor, token, false)
     }
 
     fn decline(&mut self) {
         self.close();
     }
+
+    fn end_for_all(&mut self) {}
 }
 
 impl Drop for MemoryPacketSocket {
@@ -341,7 +343,6 @@ impl MemoryPackets {
         MemoryPacketListen {
             kernel: kernel.clone(),
             name: name.into(),
-            inherited: None,
         }
     }
 
@@ -350,91 +351,102 @@ impl MemoryPackets {
         MemoryPacketConnect {
             kernel: kernel.clone(),
             name: name.into(),
+            wrap: Plain,
         }
     }
 }
 
-impl<P: PacketProtocol<MemoryPacketPort>> AdoptWith<MemoryPacketSocket, P> for MemoryPackets {
-    type Handle = PacketHandle;
+impl Adopt for MemoryPackets {
+    type Source = MemoryPacketSocket;
+    type Socket = MemoryPacketSocket;
+    type Wrap = Plain;
 
-    fn adopt_with(
-        self,
-        reactor: &mut Reactor,
+    fn check(
+        &self,
         socket: MemoryPacketSocket,
-        protocol: P,
-    ) -> Result<PacketHandle, AdoptError<MemoryPacketSocket>> {
-        adopt(reactor, socket, Unsent::default(), protocol)
+    ) -> Result<MemoryPacketSocket, AdoptError<MemoryPacketSocket>> {
+        Ok(socket)
+    }
+
+    fn check_carried(&self, carried: &Carried) -> Result<(), AdoptErrorKind> {
+        datagram::check_packed(carried)
+    }
+
+    fn not_installed(
+        socket: MemoryPacketSocket,
+        error: io::Error,
+    ) -> AdoptError<MemoryPacketSocket> {
+        AdoptError::os(error, socket)
+    }
+
+    fn into_parts(self) -> (Plain, Carried) {
+        (Plain, Carried::default())
     }
 }
 
-impl MemoryPacketSocket {
-    /// Puts a protocol on a connection that comes from elsewhere, with what had not left
-    /// there.
-    ///
-    /// # Errors
-    ///
-    /// [`AdoptError`] gives the socket back.
-    pub fn adopt_with(
-        self,
-        reactor: &mut Reactor,
-        protocol: impl PacketProtocol<MemoryPacketPort>,
-        unsent: Unsent,
-    ) -> Result<PacketHandle, AdoptError<Self>> {
-        adopt(reactor, self, unsent, protocol)
-    }
-}
+impl Wrap<MemoryPacketSocket> for Plain {
+    type Transport = MemoryPacketPort;
 
-fn adopt(
-    reactor: &mut Reactor,
-    socket: MemoryPacketSocket,
-    unsent: Unsent,
-    protocol: impl PacketProtocol<MemoryPacketPort>,
-) -> Result<PacketHandle, AdoptError<MemoryPacketSocket>> {
-    if !datagram::is_packed(&unsent) {
-        return Err(AdoptError {
-            kind: AdoptErrorKind::UnfitDescriptors,
-            fd: socket,
-        });
+    fn wrap(&mut self, socket: MemoryPacketSocket, _: Side) -> MemoryPacketSocket {
+        socket
     }
-    let prepare = |port: &mut MemoryPacketPort| port.restore_unsent(unsent);
-    datagram::install_packets(reactor, socket, protocol, prepare)
-        .map(datagram::packets_named::<MemoryPacketSocket>)
-        .map_err(|(error, socket, _)| AdoptError::os(error, socket))
 }
 
 /// Where to listen in memory for connections of packets. [`MemoryPackets::at`] makes it.
 ///
 /// Feature `testing`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "nothing listens before it is given to `listen` or `accept`"]
 pub struct MemoryPacketListen {
     kernel: SimulatedKernel,
     name: String,
-    inherited: Option<OwnedFd>,
 }
 
-impl MemoryPacketListen {
-    fn open(self) -> Result<MemoryPacketListener, ListenError> {
-        let failed = |step, error| ListenError {
-            address: address_of(&self.name),
-            step,
+impl Listen for MemoryPacketListen {
+    type Socket = MemoryPacketListener;
+    type Wrap = Plain;
+    type Error = ListenError;
+
+    const SHARES_QUEUE: bool = true;
+
+    fn open(self) -> Result<(MemoryPacketListener, Plain), ListenError> {
+        match self.kernel.listen_for(&self.name, Shape::Packets) {
+            Ok(id) => Ok((MemoryPacketListener::new(self.kernel, id), Plain)),
+            Err(error) => Err(ListenError {
+                address: address_of(&self.name),
+                step: ListenStep::Bind,
+                error,
+            }),
+        }
+    }
+
+    fn not_installed(_: Self::Socket, address: Address, error: io::Error) -> ListenError {
+        ListenError {
+            address,
+            step: ListenStep::Watch,
             error,
-        };
-        match &self.inherited {
-            None => {
-                let id = self.kernel.listen_for(&self.name, Shape::Packets);
-                let id = id.map_err(|error| failed(ListenStep::Bind, error))?;
-                Ok(MemoryPacketListener::new(self.kernel, id))
+        }
+    }
+}
+
+impl ListenAt for MemoryPacketListen {
+    fn address(&self) -> Address {
+        address_of(&self.name)
+    }
+
+    fn is_like(&self, found: &SocketDescription) -> bool {
+        !found.is_stream
+    }
+
+    fn take(self, fd: OwnedFd) -> Result<(MemoryPacketListener, Plain), AdoptError> {
+        match SimulatedKernel::unpark(fd.as_fd()) {
+            Some((kernel, id)) if is_listener(&kernel, id) => {
+                Ok((MemoryPacketListener::new(kernel, id), Plain))
             }
-            Some(fd) => match SimulatedKernel::unpark(fd.as_fd()) {
-                Some((kernel, id)) if is_listener(&kernel, id) => {
-                    Ok(MemoryPacketListener::new(kernel, id))
-                }
-                _ => Err(failed(
-                    ListenStep::Listen,
-                    io::ErrorKind::InvalidInput.into(),
-                )),
-            },
+            _ => Err(AdoptError {
+                kind: AdoptErrorKind::NotListening,
+                fd,
+            }),
         }
     }
 }
@@ -447,59 +459,11 @@ fn address_of(name: &str) -> Address {
     Address::Unix(UnixAddress::Abstract(name.as_bytes().to_vec()))
 }
 
-impl Inherit for MemoryPacketListen {
-    type Inherited = Self;
-
-    fn place(&self) -> Address {
-        address_of(&self.name)
-    }
-
-    fn is_like(&self, found: &SocketDescription) -> bool {
-        !found.is_stream
-    }
-
-    fn inherit(self, fd: OwnedFd) -> Self {
-        Self {
-            inherited: Some(fd),
-            ..self
-        }
-    }
-}
-
-impl<F: PacketFactory<MemoryPacketPort>> ListenWith<F> for MemoryPacketListen {
-    type Handle = ListenerHandle;
-    type Error = ListenError;
-
-    fn listen_with(self, reactor: &mut Reactor, factory: F) -> Result<ListenerHandle, ListenError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, ServePackets(factory), true).map_err(not_watched)
-    }
-}
-
-impl<A: Acceptor> AcceptWith<A> for MemoryPacketListen {
-    type Error = ListenError;
-
-    fn accept_with(
-        self,
-        reactor: &mut Reactor,
-        acceptor: A,
-    ) -> Result<ListenerHandle, ListenError> {
-        let socket = self.open()?;
-        listener::install_socket(reactor, socket, HandOver { acceptor }, true).map_err(not_watched)
-    }
-}
-
-fn not_watched((_, address, error): (MemoryPacketListener, Address, io::Error)) -> ListenError {
-    ListenError {
-        address,
-        step: ListenStep::Watch,
-        error,
-    }
-}
-
 /// A listener of connections of packets in memory.
+///
+/// Feature `testing`.
 #[derive(Debug)]
-struct MemoryPacketListener {
+pub struct MemoryPacketListener {
     kernel: SimulatedKernel,
     id: SocketId,
     holder: Holder,
@@ -528,8 +492,8 @@ impl ListeningSocket for MemoryPacketListener {
         Ok((socket, Address::Unix(UnixAddress::Unnamed)))
     }
 
-    fn accept_descriptor(&mut self, is_shared: bool) -> io::Result<(OwnedFd, Address)> {
-        let (socket, peer) = self.accept(is_shared)?;
+    fn accept_descriptor(&mut self, may_block: bool) -> io::Result<(OwnedFd, Address)> {
+        let (socket, peer) = self.accept(may_block)?;
         Ok((socket.into_descriptor()?, peer))
     }
 
@@ -572,34 +536,30 @@ impl Drop for MemoryPacketListener {
 pub struct MemoryPacketConnect {
     kernel: SimulatedKernel,
     name: String,
+    wrap: Plain,
 }
 
-impl DialPackets for MemoryPacketConnect {
+impl Connect for MemoryPacketConnect {
     type Socket = MemoryPacketSocket;
+    type Wrap = Plain;
 
-    fn destination(&self) -> UnixAddress {
-        UnixAddress::Abstract(self.name.clone().into_bytes())
+    fn destination(&self) -> Destination {
+        UnixAddress::Abstract(self.name.clone().into_bytes()).into()
     }
 
     fn timeout(&self) -> Option<Duration> {
         None
     }
 
-    fn dial(&mut self, _: &UnixAddress) -> Result<Dial<MemoryPacketSocket>, ConnectError> {
+    fn dial(&mut self, _: &Address) -> Result<Dial<MemoryPacketSocket>, ConnectError> {
         let id = self.kernel.connect_for(&self.name, Shape::Packets);
         let id = id.map_err(ConnectError::from_os)?;
         let kernel = self.kernel.clone();
         Ok(Dial::Connected(MemoryPacketSocket::new(kernel, id)))
     }
-}
 
-impl<F: PacketFactory<MemoryPacketPort>> ConnectWith<F> for MemoryPacketConnect {
-    type Handle = ConnectorHandle;
-    type Error = io::Error;
-
-    fn connect_with(self, reactor: &mut Reactor, factory: F) -> io::Result<ConnectorHandle> {
-        let endpoint = self;
-        connector::install_outgoing(reactor, ConnectPackets { endpoint, factory })
+    fn wrap(&mut self) -> &mut Plain {
+        &mut self.wrap
     }
 }
 

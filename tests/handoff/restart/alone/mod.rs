@@ -464,7 +464,7 @@ impl Protocol<UnixStream> for Impostor {
     fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
 }
 
-impl Movable<UnixStream> for Impostor {
+impl Movable for Impostor {
     const KIND: &'static str = "line";
 
     fn pack(&mut self) -> Option<Packed> {
@@ -474,7 +474,7 @@ impl Movable<UnixStream> for Impostor {
     fn unpack(&mut self, _: Packed) {}
 }
 
-impl Movable<UnixStream> for Line {
+impl Movable for Line {
     const KIND: &'static str = "line";
 
     fn pack(&mut self) -> Option<Packed> {

@@ -7,13 +7,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
+use bowline::endpoint::Adopt as _;
 use bowline::handoff::restart::{
-    Listeners, MovablePackets, MoveTicket, Moved, Packed, Program, Restart, RestartError, Start,
+    Listeners, Movable, MoveTicket, Moved, Packed, Program, Restart, RestartError, Start,
 };
-use bowline::layers::UnixSeqpacketSocket;
 use bowline::{
-    Address, BuildContext, Context, Packet, PacketFactory, PacketProtocol, PacketTransport,
-    Reactor, Transports, UnixSeqpacket, UnixSeqpacketPort,
+    Address, BuildContext, Context, Factory, Packet, PacketProtocol, PacketTransport, Reactor,
+    Transports, UnixSeqpacket, UnixSeqpacketPort,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -80,7 +80,7 @@ impl Program for Play {
 
 struct Counters(Rc<Scene>);
 
-impl PacketFactory<UnixSeqpacketPort> for Counters {
+impl Factory for Counters {
     type Protocol = Counter;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Counter> {
@@ -113,7 +113,7 @@ impl PacketProtocol<UnixSeqpacketPort> for Counter {
         let restart = self.scene.restart.borrow();
         let restart = restart.as_ref().expect("it has begun");
         let handle = PacketTransport::handle(cx.transport);
-        self.ticket = Some(restart.movable_packets::<UnixSeqpacketSocket, Self>(handle));
+        self.ticket = Some(restart.movable::<UnixSeqpacketPort, Self>(handle));
     }
 
     fn packet_received(
@@ -143,7 +143,7 @@ impl PacketProtocol<UnixSeqpacketPort> for Counter {
     }
 }
 
-impl MovablePackets<UnixSeqpacketSocket> for Counter {
+impl Movable for Counter {
     const KIND: &'static str = "counter";
 
     fn pack(&mut self) -> Option<Packed> {
