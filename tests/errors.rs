@@ -27,11 +27,12 @@ use bowline::handoff::channel::ChannelError;
 use bowline::handoff::restart::{Refusal, RestartError};
 use bowline::handoff::systemd::{ActivationError, Notice, NoticeError};
 use bowline::handoff::wire::{SendError, SendErrorKind, WireError};
+use bowline::inspect::{InspectError, OperateError};
 use bowline::process::{
     ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus, SignalError, SpawnError,
 };
 use bowline::testing::MemoryStream;
-use bowline::tls::{LoadError, StartTlsError, TlsError, rustls};
+use bowline::tls::{LoadError, MoveError, StartTlsError, TlsError, rustls};
 use bowline::{
     Address, CloseReason, ConnectError, FileSender, Reactor, TransportHandle, Transports,
 };
@@ -116,6 +117,11 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(DetachError::Lost),
         Box::new(CallError::WrongProtocol),
         Box::new(reattach_error()),
+        Box::new(OperateError::Unsupported),
+        Box::new(InspectError::Mode(why())),
+        Box::new(InspectError::Place("here".into())),
+        Box::new(MoveError::Os(why())),
+        Box::new(MoveError::Taken),
         Box::new(RestartError::Spawn(why())),
         Box::new(RestartError::Listen(why())),
         Box::new(RestartError::Control(why())),
@@ -301,6 +307,7 @@ fn no_error_type_is_missing_above() {
         "transport",
         "handoff",
         "tls",
+        "inspect",
         "peers",
     ] {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -17,7 +17,7 @@ mod turns;
 #[cfg(not(feature = "inspect"))]
 mod off;
 
-pub(crate) use self::kinds::Ran;
+pub(crate) use self::kinds::{Ran, phase};
 #[cfg(feature = "inspect")]
 pub(crate) use self::on::Meter;
 #[cfg(feature = "inspect")]

@@ -627,8 +627,16 @@ fn openssl_as_a_server_updates_keys_and_may_not_renegotiate() {
     let files = Files::new();
     for (argument, version) in [("-tls1_3", &version::TLS13), ("-tls1_2", &version::TLS12)] {
         let mut reactor = Reactor::new().unwrap();
-        let mut command = Command::new("openssl");
-        command.args(["s_server", "-accept", "127.0.0.1:0", argument]);
+        // What it says of new keys it would keep in a buffer.
+        let mut command = Command::new("stdbuf");
+        command.args([
+            "-oL",
+            "openssl",
+            "s_server",
+            "-accept",
+            "127.0.0.1:0",
+            argument,
+        ]);
         command.arg("-cert").arg(files.path("server.crt"));
         command.arg("-key").arg(files.path("server.key"));
         let mut server = Program::start(&mut command);

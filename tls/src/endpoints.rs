@@ -30,6 +30,8 @@ use crate::server::TlsServer;
 /// trusts ([`client`](Self::client)). Any other kind of endpoint has TLS put on by
 /// [`ServerEndpoint::layer`].
 ///
+/// Feature `tls`, or `tls-aws-lc-rs`.
+///
 /// # Examples
 ///
 /// ```

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// How close two marks may be.
 const APART: Duration = Duration::from_millis(100);
-/// How many are kept. When there are more, every other one of the older half goes.
+/// How many are kept. When there are more, the older ones get farther apart.
 const MARKS: usize = 512;
 
 /// Marks in the order of generations: this one was not given out before that time.
@@ -19,13 +19,23 @@ impl Births {
             return;
         }
         if self.0.len() >= MARKS {
-            let mut index = 0;
-            self.0.retain(|_| {
-                index += 1;
-                index > MARKS / 2 || index % 2 == 1
-            });
+            self.thin_out(now);
         }
         self.0.push((generation, now));
+    }
+
+    /// Drops the mark that is missed least: the gap that it leaves is the smallest for its
+    /// age.
+    fn thin_out(&mut self, now: Instant) {
+        let missed = |index: usize| {
+            let (before, after) = (self.0[index - 1].1, self.0[index + 1].1);
+            let age = now.saturating_duration_since(before).as_secs_f64();
+            after.saturating_duration_since(before).as_secs_f64() / age
+        };
+        let all = (1..self.0.len() - 1).map(|index| (missed(index), index));
+        if let Some((_, least)) = all.min_by(|(a, _), (b, _)| a.total_cmp(b)) {
+            self.0.remove(least);
+        }
     }
 
     /// When that generation was given out, or some time before.

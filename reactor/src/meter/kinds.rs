@@ -103,3 +103,13 @@ impl Budget {
         }
     }
 }
+
+/// The phases of a turn, as indices of what is kept of each.
+pub(crate) mod phase {
+    pub(crate) const CALLS: usize = 0;
+    pub(crate) const READY: usize = 1;
+    pub(crate) const NOTIFICATIONS: usize = 2;
+    pub(crate) const TIMERS: usize = 3;
+    pub(crate) const REST: usize = 4;
+    pub(crate) const COUNT: usize = 5;
+}

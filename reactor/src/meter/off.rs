@@ -22,7 +22,7 @@ impl Reactor {
     pub(crate) fn meter_turn(&mut self) {}
 
     #[inline(always)]
-    pub(crate) fn meter_phase(&mut self) {}
+    pub(crate) fn meter_phase(&mut self, _: usize) {}
 
     #[inline(always)]
     pub(crate) fn meter_turned(&mut self) {}

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::births::Births;
 use super::histogram::Histogram;
-use super::turns::{KEPT, Ticks, TurnRecord, TurnTimes, phase};
-use super::{Budget, CallbackKind, Ran};
+use super::turns::{KEPT, Ticks, TurnRecord, TurnTimes};
+use super::{Budget, CallbackKind, Ran, phase};
 use crate::log;
 use crate::panic::catch_panic;
 use crate::reactor::Reactor;
@@ -220,9 +220,8 @@ pub(crate) struct Meter {
     last: u32,
     /// From which difference on a callback is noted. Zero notes all.
     noted_from: u32,
-    /// The tick count when the present phase began, and the present turn.
+    /// The tick count when the present phase began. Zero between turns.
     phase_began: u64,
-    phase: usize,
     is_sampled: bool,
     until_sample: u32,
     turn: Ticks,
@@ -255,7 +254,6 @@ impl Default for Meter {
             last: 0,
             noted_from: u32::MAX,
             phase_began: 0,
-            phase: 0,
             is_sampled: false,
             until_sample: 1,
             turn: Ticks::default(),
@@ -310,26 +308,29 @@ impl Reactor {
         meter.events = self.statistics.events;
         meter.timers = self.statistics.timers;
         meter.turn.began = now;
+        meter.turn.phases = [0; phase::COUNT];
         meter.phase_began = now;
-        meter.phase = 0;
         meter.last = now as u32;
     }
 
     /// A phase of the turn has ended.
     #[inline]
-    pub(crate) fn meter_phase(&mut self) {
+    pub(crate) fn meter_phase(&mut self, phase: usize) {
         let now = ticks();
         let meter = &mut self.meter;
-        meter.turn.phases[meter.phase] = now.saturating_sub(meter.phase_began);
-        meter.phase += 1;
+        // A reactor that was put here in a callback has begun no turn.
+        if meter.phase_began > 0 {
+            meter.turn.phases[phase] = now.saturating_sub(meter.phase_began);
+        }
         meter.phase_began = now;
         meter.last = now as u32;
     }
 
     /// The last phase of the turn has ended.
     pub(crate) fn meter_turned(&mut self) {
-        self.meter_phase();
+        self.meter_phase(phase::REST);
         let meter = &mut self.meter;
+        meter.phase_began = 0;
         let books = &mut meter.books;
         meter.turn.events = (self.statistics.events - meter.events) as u32;
         meter.turn.timers = (self.statistics.timers - meter.timers) as u32;

@@ -2,18 +2,10 @@
 
 use std::time::Duration;
 
+use super::phase;
+
 /// How many turns are kept.
 pub(super) const KEPT: usize = 128;
-
-/// The phases of a turn, as indices of what is kept of each.
-pub(crate) mod phase {
-    pub(crate) const CALLS: usize = 0;
-    pub(crate) const READY: usize = 1;
-    pub(crate) const NOTIFICATIONS: usize = 2;
-    pub(crate) const TIMERS: usize = 3;
-    pub(crate) const REST: usize = 4;
-    pub(crate) const COUNT: usize = 5;
-}
 
 /// What is kept of a turn, in ticks.
 #[derive(Clone, Copy, Debug, Default)]

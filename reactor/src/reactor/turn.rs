@@ -17,7 +17,7 @@ use crate::clock::Sleep;
 use crate::delayed_call::DelayedCall;
 use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::log;
-use crate::meter::{Budget, CallbackKind, Ran};
+use crate::meter::{Budget, CallbackKind, Ran, phase};
 use crate::panic::{Contained, Panic, catch_panic};
 use crate::slots::Slot;
 use crate::sys::TimerFd;
@@ -103,19 +103,19 @@ impl Reactor {
         self.meter_turn();
         self.expire_timers();
         self.calls_phase();
-        self.meter_phase();
+        self.meter_phase(phase::CALLS);
         self.ready_phase(&events);
-        self.meter_phase();
+        self.meter_phase(phase::READY);
         let mut notices = 0..self.limits.notifications.max(1);
         self.notifications_phase(&mut notices);
-        self.meter_phase();
+        self.meter_phase(phase::NOTIFICATIONS);
         // Only now, since what was ready may have been what a deadline is for.
         if self.timers.has_due() {
             self.due_phase(&events, &mut notices);
         } else {
             self.held_back = 0;
         }
-        self.meter_phase();
+        self.meter_phase(phase::TIMERS);
         self.note_spent(&events);
         if self.limits.events == capacity {
             self.events = events;

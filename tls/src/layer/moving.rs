@@ -29,6 +29,8 @@ pub(super) const HEADER_BYTES: usize = 6;
 /// What is put on the socket of a connection that was given to this process; made by
 /// [`TlsServer::resume`](crate::TlsServer::resume) and
 /// [`TlsClient::resume`](crate::TlsClient::resume). It is put on one connection.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct MovedTls {
     state: Option<TlsState>,
 }
@@ -318,6 +320,8 @@ impl TlsState {
 }
 
 /// Why a connection that was given to this process is not gone on with here.
+///
+/// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MoveError {
