@@ -10,7 +10,7 @@ use bowline::policies::{Backoff, Reconnecting};
 use bowline::testing::ManualClock;
 use bowline::{
     Address, BuildContext, CloseReason, ConnectError, ConnectorHandle, ConnectorState, Factory,
-    Handle, Reactor, Transport, TransportHandle, Transports, Unix, UnixTransport, WriteStatus,
+    Handle, Reactor, TransportHandle, Transports, Unix, UnixTransport, WriteStatus,
 };
 use bowline_outside::{FrameKind, Settings};
 
