@@ -47,6 +47,9 @@ pub(crate) struct Load {
     plan: Plan,
     /// The process that answered first among all that have not been seen before.
     pub(crate) latest: Option<u32>,
+    /// Those that keep their connection and have not been answered yet. In a handshake, one
+    /// stays where it is.
+    pub(crate) unheard: usize,
     seen: BTreeSet<u32>,
     connections: usize,
     requests: usize,
@@ -71,6 +74,7 @@ impl Load {
         let load = Rc::new(RefCell::new(Self {
             plan,
             latest: None,
+            unheard: (0..clients).filter(|client| client % 4 == 3).count(),
             seen: BTreeSet::new(),
             connections: 0,
             requests: 0,
@@ -312,8 +316,10 @@ impl Asking {
         };
         let mut load = self.load.borrow_mut();
         load.answered(now, asked, by);
-        if self.by.is_some_and(|before| before != by) {
-            load.moved += 1;
+        match self.by {
+            Some(before) => load.moved += usize::from(before != by),
+            None if self.kind == Kind::Keeper => load.unheard = load.unheard.saturating_sub(1),
+            None => {}
         }
         self.by = Some(by);
         let is_done = load.is_enough() || self.kind != Kind::Keeper;

@@ -256,6 +256,7 @@ fn watch(reactor: &mut Reactor, load: &Rc<RefCell<Load>>, state: &Rc<RefCell<Res
     let mut restarts = state.borrow_mut();
     let seen = load.borrow().generations();
     let latest = load.borrow().latest;
+    let latest = latest.filter(|_| load.borrow().unheard == 0);
     if seen > restarts.wanted {
         // Every client has met the last of them, or has had the time to.
         load.borrow_mut().finish();
