@@ -18,6 +18,8 @@
 //! print(os.pread(fd, 100, 0))
 //! ```
 
+#![allow(clippy::print_stdout)]
+
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;

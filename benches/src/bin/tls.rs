@@ -160,7 +160,10 @@ impl Connection {
         (raw, plain): &mut (Vec<u8>, Vec<u8>),
     ) -> io::Result<()> {
         let mut has_ended = false;
-        while is_readable {
+        loop {
+            if !is_readable {
+                break;
+            }
             let count = match self.socket.read(raw) {
                 Ok(0) => {
                     has_ended = true;
@@ -246,8 +249,10 @@ fn with_tokio(config: ServerConfig, listener: TcpListener, task: &str) -> Outcom
                         stream.write_all(&buffer[..count]).await?;
                         stream.flush().await?;
                     }
-                    while task == "source" {
-                        stream.write_all(&buffer).await?;
+                    if task == "source" {
+                        loop {
+                            stream.write_all(&buffer).await?;
+                        }
                     }
                 }
             });

@@ -517,7 +517,7 @@ fn kill_while_moving(accepting: Accepting, victim: Victim, after: Duration) -> (
         assert!(began.elapsed() < PATIENCE, "{victim:?} never begins");
     }
     let killed = killed.expect("it is there");
-    let mut processes = old_workers.clone();
+    let mut processes = old_workers;
     processes.extend(children(old));
     signal(killed, Signal::KILL);
     let (mut lost, mut of_others) = (0, 0);
