@@ -147,8 +147,8 @@ impl Pool {
     /// connection under this label, and pauses the listener while no worker can take
     /// one.
     ///
-    /// With [`Accepting::ByWorkers`] it shares the listener out instead: each worker
-    /// accepts by itself. Only a listener of TCP is accepted then.
+    /// With [`Accepting::ByWorkers`](super::Accepting::ByWorkers) it shares the listener
+    /// out instead: each worker accepts by itself. Only a listener of TCP is accepted then.
     pub fn acceptor(&self, label: u32) -> PoolAcceptor {
         PoolAcceptor {
             pool: self.clone(),
