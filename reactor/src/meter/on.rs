@@ -136,7 +136,9 @@ impl Measurements {
     }
 
     /// The slowest callbacks of the last ten minutes, at the most 32 of them, the slowest
-    /// first. None is missed that took longer than [`SlowLimits::callback`].
+    /// first. Each is seen that took longer than [`SlowLimits::callback`], but the tick count
+    /// is compared by its lower half, which comes round after a second or two: of those that
+    /// took longer than that, the time may be told too short, and a few are missed.
     pub fn slowest(&self) -> &[SlowCallback] {
         &self.slowest
     }
