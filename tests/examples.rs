@@ -1049,7 +1049,8 @@ fn supervise_starts_again_what_ends_and_stops_the_last_first() {
 
     let family = rustix::net::AddressFamily::UNIX;
     let kind = rustix::net::SocketType::SEQPACKET;
-    let socket = rustix::net::socket(family, kind, None).expect("a socket");
+    let socket = rustix::net::socket_with(family, kind, rustix::net::SocketFlags::CLOEXEC, None)
+        .expect("a socket");
     let there = rustix::net::SocketAddrUnix::new(&control).expect("a short path");
     rustix::net::connect(&socket, &there).expect("it listens");
     wait_until("it is served", || {
@@ -1185,7 +1186,9 @@ fn shell_serves_a_terminal_with_the_size_of_a_window() {
     let connect = || {
         let family = rustix::net::AddressFamily::UNIX;
         let kind = rustix::net::SocketType::SEQPACKET;
-        let socket = rustix::net::socket(family, kind, None).expect("a socket");
+        let socket =
+            rustix::net::socket_with(family, kind, rustix::net::SocketFlags::CLOEXEC, None)
+                .expect("a socket");
         let there = rustix::net::SocketAddrUnix::new(path).expect("a short path");
         rustix::net::connect(&socket, &there).expect("it listens");
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(DEADLINE))

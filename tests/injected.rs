@@ -480,9 +480,10 @@ fn listen_as(
         "packets" => {
             let build = move |_: &Address| reached.clone();
             let listener = reactor.listen(UnixSeqpacket::at(path), build).unwrap();
-            let client = rustix::net::socket(
+            let client = rustix::net::socket_with(
                 rustix::net::AddressFamily::UNIX,
                 rustix::net::SocketType::SEQPACKET,
+                rustix::net::SocketFlags::CLOEXEC,
                 None,
             );
             let address = rustix::net::SocketAddrUnix::new(path).unwrap();

@@ -1,9 +1,9 @@
 //! The server: each line comes back with the process that answers it.
 
 use std::cell::RefCell;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -41,18 +41,23 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: Options) -> common::Result {
     let record = options.record.clone();
-    let others = open_descriptors()?;
+    // What the program was started with is not ours, but for what it was handed.
+    let handed = handed_descriptors();
+    let mut others = open_descriptors()?;
+    others.retain(|it| !handed.contains(&it.0));
     let result = serve(options);
     if let Some(record) = record {
-        // What the program was started with is not ours, sockets excepted: these
-        // it was handed.
-        let is_ours = |it: &Descriptor| it.is_socket() || !others.contains(it);
+        let is_ours = |it: &Descriptor| !others.contains(it);
         // What other threads close is closed any moment now.
         let ended = Instant::now();
         while descriptors_closing() > 0 && ended.elapsed() < STOP_DEADLINE {
             thread::yield_now();
         }
-        let left = open_descriptors()?.into_iter().filter(is_ours).count();
+        let left: Vec<_> = open_descriptors()?.into_iter().filter(is_ours).collect();
+        for Descriptor(number, what) in &left {
+            log::error!("left open: {number}, {}", what.display());
+        }
+        let left = left.len();
         let mut record = File::options().append(true).create(true).open(record)?;
         // In one write, whole beside those of others.
         record.write_all(format!("{} {left}\n", process::id()).as_bytes())?;
@@ -62,12 +67,13 @@ pub(crate) fn run(options: Options) -> common::Result {
 
 /// An open descriptor: its number, and what it is.
 #[derive(PartialEq)]
-struct Descriptor(OsString, PathBuf);
+struct Descriptor(u32, PathBuf);
 
-impl Descriptor {
-    fn is_socket(&self) -> bool {
-        self.1.to_string_lossy().starts_with("socket:")
-    }
+/// The numbers of the descriptors that a service manager has handed us.
+fn handed_descriptors() -> Range<u32> {
+    let count = std::env::var("LISTEN_FDS").ok();
+    let count = count.and_then(|it| it.parse::<u32>().ok()).unwrap_or(0);
+    3..3_u32.saturating_add(count)
 }
 
 fn open_descriptors() -> io::Result<Vec<Descriptor>> {
@@ -76,10 +82,8 @@ fn open_descriptors() -> io::Result<Vec<Descriptor>> {
     Ok(listed
         .into_iter()
         .filter_map(|entry| {
-            Some(Descriptor(
-                entry.file_name(),
-                fs::read_link(entry.path()).ok()?,
-            ))
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some(Descriptor(number, fs::read_link(entry.path()).ok()?))
         })
         .collect())
 }

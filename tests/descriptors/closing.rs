@@ -114,7 +114,7 @@ fn abort_closes_the_queue_and_says_how_many() {
         let seen = Seen::default();
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let it = transport(&mut reactor, handle);
         for fd in files(3).0 {
             it.send_file_descriptor(fd.into()).unwrap();
@@ -147,7 +147,7 @@ fn loss_closes_the_queue_and_says_how_many() {
         for fd in files(2).0 {
             it.send_file_descriptor(fd.into()).unwrap();
         }
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         it.send_file_descriptor(writer.into()).unwrap();
         drop(peer);
         run_until(&mut reactor, |_| seen.has("lost"));
@@ -172,7 +172,7 @@ fn write_to_a_dead_peer_keeps_none_of_its_descriptors() {
         for fd in files(2).0 {
             it.send_file_descriptor(fd.into()).unwrap();
         }
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         it.send_file_descriptor(writer.into()).unwrap();
         it.write(b"xyz");
         it.pause_producing();

@@ -358,7 +358,8 @@ fn unwanted_descriptors_are_closed_with_one_warning_per_connection() {
         for connection in 1..=2 {
             let peer = std::os::unix::net::UnixStream::connect(&path).unwrap();
             for _ in 0..4 {
-                let (reader, writer) = rustix::pipe::pipe().unwrap();
+                let (reader, writer) =
+                    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
                 send_message(&peer, b"x", &[writer, file(), file()]);
                 run_until_quiet(&mut reactor);
                 assert_eq!(rustix::io::read(&reader, &mut [0; 4]).unwrap(), 0);

@@ -371,7 +371,7 @@ fn our_copy_is_closed_when_the_descriptor_has_left() {
         let seen = Seen::default();
         let mut reactor = Reactor::new().unwrap();
         let (handle, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let ours = writer.as_raw_fd();
         queue(transport(&mut reactor, handle), vec![writer]);
         assert!(open_descriptors().contains(&ours), "it is the queue's");

@@ -65,9 +65,10 @@ fn connecting_times_out_by_the_clock() {
     let ledger = DescriptorLedger::open();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
-    let full = rustix::net::socket(
+    let full = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
         None,
     )
     .unwrap();

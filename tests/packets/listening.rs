@@ -343,9 +343,10 @@ fn what_is_no_such_socket_is_handed_back() {
         "{refused}"
     );
     drop(peer);
-    let unconnected = rustix::net::socket(
+    let unconnected = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
         None,
     )
     .unwrap();

@@ -573,7 +573,7 @@ fn hang_up_of_a_pipe_is_reported() {
             &mut self.1
         }
     }
-    let (reads, writes) = rustix::pipe::pipe().unwrap();
+    let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let notes = Notes::new();
     let pipe = Pipe(reads, notes.clone());
     reactor

@@ -252,9 +252,10 @@ fn attempt_that_runs_at_the_shutdown_fails_with_that_reason() {
     // Nobody accepts here, and there is no room to wait.
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");
-    let full = rustix::net::socket(
+    let full = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
         None,
     )
     .unwrap();

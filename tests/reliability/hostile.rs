@@ -276,7 +276,7 @@ fn urgent_data_is_no_end_and_its_descriptors_are_closed() {
             let seen = Seen::default();
             let mut reactor = Reactor::new().unwrap();
             let (_, peer) = adopt(&mut reactor, OneByOne::new(&seen, |_, _| Ok(())));
-            let (read, write) = rustix::pipe::pipe().unwrap();
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
             rustix::io::ioctl_fionbio(&read, true).unwrap();
             send_message(&peer, b"a", &[]);
             let passed = [write.as_fd()];
@@ -409,7 +409,7 @@ fn sockets_tied_into_each_other_leave_nothing_open() {
             if fate == Fate::Unread {
                 transport(&mut reactor, handle).pause_producing();
             }
-            let (read, write) = rustix::pipe::pipe().unwrap();
+            let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
             rustix::io::ioctl_fionbio(&read, true).unwrap();
             tie(pattern, &ours, &theirs, write.as_fd());
             drop((ours, write));

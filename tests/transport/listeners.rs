@@ -560,9 +560,10 @@ fn build_protocol_is_given_the_peers_address() {
     let unnamed = StdUnixStream::connect_addr(&std_address(&server)).unwrap();
     run_until(&mut reactor, |_| seen.borrow().len() == 2);
     // std cannot bind a client.
-    let bound = rustix::net::socket(
+    let bound = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
         None,
     )
     .unwrap();

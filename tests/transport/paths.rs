@@ -24,7 +24,7 @@ use bowline::{
 };
 use bowline::{Tcp, Unix, UnixDatagram, UnixSeqpacket};
 use rustix::fs::{FlockOperation, flock};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 
 use crate::harness::{Doorman, Log};
 use crate::support::figures::scaled;
@@ -297,7 +297,7 @@ fn a_socket_that_does_not_listen_is_alive() {
     let mut reactor = Reactor::new().unwrap();
     for kind in [SocketType::STREAM, SocketType::SEQPACKET, SocketType::DGRAM] {
         let path = directory.path().join(format!("{}", kind.as_raw()));
-        let bound = socket(AddressFamily::UNIX, kind, None).unwrap();
+        let bound = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
         bind(&bound, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         let error = reactor.listen_unix(&*path, |_: &Address| Echo).unwrap_err();
         assert_eq!(

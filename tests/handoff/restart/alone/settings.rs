@@ -237,7 +237,12 @@ fn one_that_finds_the_place_taken_for_too_long_gives_up() {
     let mut stage = Stage::new();
     drop(stage.predecessor());
     fs::remove_file(stage.control()).expect("ours");
-    let bound = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
+    let bound = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    );
     let bound = bound.expect("a socket");
     let name = SocketAddrUnix::new(stage.control()).expect("short");
     rustix::net::bind(&bound, &name).expect("free");
