@@ -16,6 +16,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -23,7 +24,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::support::figures::{Bound, Figures, scaled};
 
@@ -122,13 +123,15 @@ fn run_to_end_within(deadline: Duration, name: &str, arguments: &[&str]) -> Outp
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // With all that it starts: whoever is left has the pipes open.
+        .process_group(0)
         .spawn()
         .expect("starts");
     let pid = Pid::from_child(&child);
     let (done, is_done) = mpsc::channel::<()>();
     let watch = thread::spawn(move || {
         if is_done.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = kill_process(pid, Signal::KILL);
+            let _ = kill_process_group(pid, Signal::KILL);
         }
     });
     let output = child.wait_with_output().expect("ours");
