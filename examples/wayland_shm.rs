@@ -25,7 +25,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::process::monotonic_microseconds;
-use bowline::{Address, CloseReason, Reactor, Transport, Transports, Unix, UnixStream, signal};
+use bowline::{
+    Address, AnyConnection as _, CloseReason, Reactor, Transport, Transports, Unix, UnixStream,
+    signal,
+};
 use bowline_peers::wayland::{
     Argument, Interface, WaylandConnection, WaylandContext, WaylandMessage, WaylandPeer,
     WaylandSendError, display_path, interfaces, server,

@@ -117,10 +117,10 @@ pub use bowline_protocol::{
 
 // Connections, listeners and connectors, as callbacks see them.
 pub use bowline_protocol::{
-    Address, Connector, ConnectorHandle, ConnectorState, Credentials, Destination, FileAddress,
-    LingeringClose, Listener, ListenerHandle, SocketFile, TcpTransport, Transport, TransportHandle,
-    TransportState, UnixAddress, UnixTransport, UnixTransportHandle, Watermarks, WhenSent,
-    WriteObserver, WriteStatus,
+    Address, AnyConnection, ConnectionHandle, Connector, ConnectorHandle, ConnectorState,
+    Credentials, Destination, FileAddress, LingeringClose, Listener, ListenerHandle, SocketFile,
+    TcpTransport, Transport, TransportHandle, TransportState, UnixAddress, UnixTransport,
+    UnixTransportHandle, Watermarks, WhenSent, WriteObserver, WriteStatus,
 };
 
 // Datagrams.

@@ -185,7 +185,7 @@ pub fn encode_frame<M: Message>(
 /// call never waits: the transport's buffer grows, and [`is_send_buffer_full`] says
 /// when to stop.
 ///
-/// [`is_send_buffer_full`]: bowline_protocol::Transport::is_send_buffer_full
+/// [`is_send_buffer_full`]: bowline_protocol::AnyConnection::is_send_buffer_full
 ///
 /// # Errors
 ///

@@ -56,9 +56,9 @@ use std::time::Duration;
 use bowline::descriptor::{DescriptorKind, DescriptorsOfKind as _, WrongDescriptor};
 use bowline::error::{ListenError, SendDescriptorError};
 use bowline::{
-    Address, CloseReason, Context, DelayedCall, ListenerHandle, PassedDescriptor, Protocol,
-    Reactor, ReceivedDescriptors, Transport as _, Transports, Unix, UnixStream, UnixTransport,
-    WriteStatus,
+    Address, AnyConnection as _, CloseReason, Context, DelayedCall, ListenerHandle,
+    PassedDescriptor, Protocol, Reactor, ReceivedDescriptors, Transports, Unix, UnixStream,
+    UnixTransport, WriteStatus,
 };
 
 /// How many bytes a label has to be shorter than, as runc has it (`internal/cmsg`).

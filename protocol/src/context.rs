@@ -4,6 +4,7 @@ use std::fmt;
 
 use bowline_reactor::Reactor;
 
+use crate::connection::{AnyConnection, ConnectionHandle};
 use crate::transport::{Transport, TransportHandle};
 
 /// Everything a callback of a connection can reach: its own transport, and the
@@ -18,12 +19,14 @@ pub struct Context<'a, T: ?Sized> {
     pub reactor: &'a mut Reactor,
 }
 
-impl<'a, T: Transport + ?Sized> Context<'a, T> {
+impl<'a, T: ?Sized> Context<'a, T> {
     /// Makes a context of these two. For transports, wrappers and tests.
     pub fn new(transport: &'a mut T, reactor: &'a mut Reactor) -> Self {
         Self { transport, reactor }
     }
+}
 
+impl<T: Transport + ?Sized> Context<'_, T> {
     /// Reaches any transport by its handle, this one included. `None` when it is gone.
     /// ([`Reactor::get`] does not find this one while its callback runs.)
     ///
@@ -65,16 +68,16 @@ impl<'a, T: Transport + ?Sized> Context<'a, T> {
 /// ([`FrameContext`](crate::framing::FrameContext)). For code that only has to know
 /// whose callback runs, such as a time limit.
 pub trait AnyContext {
-    /// The name of the connection's own transport.
-    fn own_handle(&self) -> TransportHandle;
+    /// The name of the connection whose callback runs.
+    fn own_handle(&self) -> ConnectionHandle;
 
     /// The reactor that drives it.
     fn reactor(&mut self) -> &mut Reactor;
 }
 
-impl<T: Transport + ?Sized> AnyContext for Context<'_, T> {
-    fn own_handle(&self) -> TransportHandle {
-        self.transport.handle()
+impl<T: AnyConnection + ?Sized> AnyContext for Context<'_, T> {
+    fn own_handle(&self) -> ConnectionHandle {
+        self.transport.connection_handle()
     }
 
     fn reactor(&mut self) -> &mut Reactor {
@@ -82,10 +85,10 @@ impl<T: Transport + ?Sized> AnyContext for Context<'_, T> {
     }
 }
 
-impl<T: Transport + ?Sized> fmt::Debug for Context<'_, T> {
+impl<T: AnyConnection + ?Sized> fmt::Debug for Context<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("transport", &self.transport.handle())
+            .field("transport", &self.transport.connection_handle())
             .finish_non_exhaustive()
     }
 }

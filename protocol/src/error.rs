@@ -230,7 +230,7 @@ pub enum SendDescriptorErrorKind {
     BufferFull,
     /// The descriptor is the transport's own socket. Queued in itself, nobody could
     /// close it any more. This is checked for sockets that a transport has
-    /// [lent out](crate::Transport::socket_descriptor).
+    /// [lent out](crate::AnyConnection::socket_descriptor).
     OwnSocket,
     /// The datagram that it was to travel with is refused.
     Datagram(SendRefusal),

@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 mod address;
+mod connection;
 mod context;
 mod datagram;
 mod descriptors;
@@ -30,6 +31,7 @@ mod transport;
 pub use crate::address::{
     Address, AddressRef, Destination, FileAddress, UnixAddress, UnixAddressRef,
 };
+pub use crate::connection::{AnyConnection, ConnectionHandle, WriteObserver};
 pub use crate::context::{AnyContext, Context};
 pub use crate::datagram::{
     Datagram, DatagramCounts, DatagramHandle, DatagramProtocol, DatagramTransport,
@@ -58,5 +60,5 @@ pub use crate::reason::{CloseReason, Remains};
 pub use crate::transport::{
     Credentials, DescriptorLimits, Linger, LingeringClose, NotSent, TcpTransport, Transport,
     TransportHandle, TransportState, UnixTransport, UnixTransportHandle, Watermarks, WhenSent,
-    WriteObserver, WriteStatus,
+    WriteStatus,
 };

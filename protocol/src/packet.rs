@@ -5,20 +5,19 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bowline_reactor::{Description, Handle};
 
-use crate::address::Address;
+use crate::connection::AnyConnection;
 use crate::context::Context;
 use crate::datagram::{DatagramCounts, QueueLimits, SendStatus};
 use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 use crate::error::SendDescriptorError;
-use crate::protocol::{AfterReadClosed, AtDrain, Part, short_type_name};
+use crate::protocol::{AfterReadClosed, AtDrain, Part, forward_boxed_callbacks, short_type_name};
 use crate::reason::CloseReason;
-use crate::transport::{Credentials, Linger, TransportState};
+use crate::transport::{Credentials, Linger};
 
 /// The handle of a connection of packets. See
 /// [`Reactor::get`](bowline_reactor::Reactor::get).
@@ -111,7 +110,7 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
     }
 
     /// Everything was sent, and our side was closed, as
-    /// [`lose_write_connection`](PacketTransport::lose_write_connection) asked. Called once
+    /// [`lose_write_connection`](AnyConnection::lose_write_connection) asked. Called once
     /// at the most.
     fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
@@ -122,7 +121,7 @@ pub trait PacketProtocol<T: PacketTransport + ?Sized>: Part {
     ///
     /// If it reads on, it gets everything that the peer had sent, at any pace, and then
     /// [`connection_lost`](Self::connection_lost) with the error. If its pause may last
-    /// for ever, it decides here: [`lose_connection`](PacketTransport::lose_connection)
+    /// for ever, it decides here: [`lose_connection`](AnyConnection::lose_connection)
     /// ends the connection at once with that error, and drops unread packets.
     fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
@@ -243,12 +242,13 @@ impl<'a> UnsentPacket<'a> {
     }
 }
 
-/// A connection of packets as its protocol sees it.
+/// A connection of packets as its protocol sees it. What it has in common with a stream,
+/// such as closing and pausing, are the methods of [`AnyConnection`].
 ///
 /// Every method may be called from any callback, and acts on the connection's state at once.
 /// None of them calls a protocol. The callbacks that follow are called after the running
 /// one has returned.
-pub trait PacketTransport: 'static {
+pub trait PacketTransport: AnyConnection {
     // Sending.
 
     /// Sends one packet.
@@ -283,15 +283,8 @@ pub trait PacketTransport: 'static {
     /// How many packets wait to be sent. After the end, how many were never sent.
     fn unsent_packets(&self) -> usize;
 
-    /// How many bytes these packets have.
-    fn unsent_bytes(&self) -> usize;
-
     /// How many descriptors these packets have.
     fn unsent_descriptors(&self) -> usize;
-
-    /// Whether the sender should wait for
-    /// [`sending_resumed`](PacketProtocol::sending_resumed).
-    fn is_send_buffer_full(&self) -> bool;
 
     /// The limits of the queue.
     fn queue_limits(&self) -> QueueLimits;
@@ -299,45 +292,7 @@ pub trait PacketTransport: 'static {
     /// Sets the limits of the queue. Packets that wait already stay.
     fn set_queue_limits(&mut self, limits: QueueLimits);
 
-    // Receiving.
-
-    /// Delivers nothing until [`resume_producing`](Self::resume_producing). Packets
-    /// that arrive wait in the kernel. When it is full, the peer waits.
-    fn pause_producing(&mut self);
-
-    /// Delivers again.
-    fn resume_producing(&mut self);
-
-    /// Whether delivering is paused.
-    fn is_reading_paused(&self) -> bool;
-
-    // The end.
-
-    /// Delivers no more, sends everything that waits, and closes with
-    /// [`CloseReason::Done`]. No callback runs before this returns.
-    fn lose_connection(&mut self);
-
-    /// As [`lose_connection`](Self::lose_connection), but for at most `deadline`. Then
-    /// unsent packets are dropped, and the reason is [`CloseReason::CloseTimedOut`].
-    fn lose_connection_within(&mut self, deadline: Duration);
-
-    /// Sends everything that waits, and closes our side. The peer sees the end, and may
-    /// go on sending. Nothing more can be sent.
-    fn lose_write_connection(&mut self);
-
-    /// Closes now, with [`CloseReason::Aborted`]. Packets that wait are dropped.
-    fn abort_connection(&mut self);
-
     // What it is.
-
-    /// How far the connection is in its life.
-    fn state(&self) -> TransportState;
-
-    /// Our address. It is known after the end too.
-    fn host(&self) -> Address;
-
-    /// The peer's address. It is known after the end too.
-    fn peer(&self) -> Address;
 
     /// The process that had the other end when the connection was made by connect(2),
     /// listen(2) or socketpair(2). The kernel vouches for it. Costs one system call.
@@ -376,9 +331,6 @@ pub trait PacketTransport: 'static {
     ///
     /// `NotConnected` after the end. `EMFILE` if no descriptor number is free.
     fn duplicate(&self) -> io::Result<OwnedFd>;
-
-    /// The socket, for options that have no method here. `None` after the end.
-    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>>;
 
     /// The handle of this connection, by which others reach it.
     fn handle(&self) -> PacketHandle;
@@ -468,9 +420,7 @@ where
     T: PacketTransport + ?Sized,
     P: PacketProtocol<T> + ?Sized,
 {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        (**self).connection_made(cx);
-    }
+    forward_boxed_callbacks!();
 
     fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
         (**self).packet_received(cx, packet);
@@ -489,53 +439,7 @@ where
         (**self).sending_resumed(cx);
     }
 
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        (**self).read_connection_lost(cx)
-    }
-
-    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
-        (**self).write_connection_lost(cx);
-    }
-
     fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
         (**self).connection_broken(cx);
-    }
-
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        (**self).connection_lost(cx, reason);
-    }
-
-    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
-        (**self).draining(cx)
-    }
-
-    fn is_idle(&self) -> bool {
-        (**self).is_idle()
-    }
-
-    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => (**self).part(id),
-        }
-    }
-
-    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => (*self).into_part(id),
-        }
-    }
-
-    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        (**self).connection_reattached(cx);
-    }
-
-    fn describe(&self, description: &mut Description) {
-        (**self).describe(description);
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        (**self).log_prefix()
     }
 }

@@ -53,7 +53,7 @@ pub enum ProducerRef {
     Protocol,
     /// Another transport: its reading is paused and resumed. A proxy registers its peer
     /// in this way. When the consumer is lost, the transport is asked to
-    /// [close](Transport::lose_connection). It may be the consumer itself, so that a
+    /// [close](crate::AnyConnection::lose_connection). It may be the consumer itself, so that a
     /// connection reads no faster than it writes.
     Transport(TransportHandle),
     /// Any other object.

@@ -145,7 +145,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     }
 
     /// Everything written was sent, and our side was closed, as
-    /// [`lose_write_connection`](Transport::lose_write_connection) asked. Called once at
+    /// [`lose_write_connection`](crate::AnyConnection::lose_write_connection) asked. Called once at
     /// the most.
     fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
@@ -162,7 +162,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// [`connection_lost`](Self::connection_lost) follows with the error. A reader that
     /// does not go on keeps the connection and its descriptor: nothing else ends it. So
     /// one whose pause may last for ever decides here. A proxy in front of a server that
-    /// does not read is an example. [`lose_connection`](Transport::lose_connection) ends
+    /// does not read is an example. [`lose_connection`](crate::AnyConnection::lose_connection) ends
     /// the connection at once with that error, and drops what is unread.
     ///
     /// Not called if nothing is unread or reading goes on: the end comes by itself then.
@@ -177,7 +177,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// even [`connection_made`](Self::connection_made).
     ///
     /// `cx.transport` is closed. Its addresses can still be read, and
-    /// [`unsent_bytes`](Transport::unsent_bytes) says how much was never sent. Writes
+    /// [`unsent_bytes`](crate::AnyConnection::unsent_bytes) says how much was never sent. Writes
     /// are refused.
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
         let _ = (cx, reason);
@@ -191,7 +191,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// outgoing connection is told when the accepted ones have ended.
     ///
     /// Everything goes on as before: bytes are received and sent, pauses hold. By
-    /// default the connection is [lost](Transport::lose_connection) when it is idle:
+    /// default the connection is [lost](crate::AnyConnection::lose_connection) when it is idle:
     ///
     /// - this protocol says so ([`is_idle`](Self::is_idle)),
     /// - everything was sent,
@@ -404,11 +404,67 @@ pub(crate) fn short_type_name<P: ?Sized>() -> &'static str {
     name.rsplit("::").next().unwrap_or(name)
 }
 
+/// The callbacks that protocols of streams and of packets have in common, for the protocol
+/// inside a box.
+macro_rules! forward_boxed_callbacks {
+    () => {
+        fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+            (**self).connection_made(cx);
+        }
+
+        fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+            (**self).read_connection_lost(cx)
+        }
+
+        fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+            (**self).write_connection_lost(cx);
+        }
+
+        fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+            (**self).connection_lost(cx, reason);
+        }
+
+        fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+            (**self).draining(cx)
+        }
+
+        fn is_idle(&self) -> bool {
+            (**self).is_idle()
+        }
+
+        fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+            (**self).connection_reattached(cx);
+        }
+
+        fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+            match id == TypeId::of::<Self>() {
+                true => Some(self),
+                false => (**self).part(id),
+            }
+        }
+
+        fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+            match id == TypeId::of::<Self>() {
+                true => Some(self),
+                false => (*self).into_part(id),
+            }
+        }
+
+        fn describe(&self, description: &mut Description) {
+            (**self).describe(description);
+        }
+
+        fn log_prefix(&self) -> Cow<'_, str> {
+            (**self).log_prefix()
+        }
+    };
+}
+
+pub(crate) use forward_boxed_callbacks;
+
 /// Forwards every callback to the protocol inside the box.
 impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        (**self).connection_made(cx);
-    }
+    forward_boxed_callbacks!();
 
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         (**self).data_received(cx, data);
@@ -443,28 +499,8 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
         (**self).descriptors_sent(cx, count);
     }
 
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        (**self).read_connection_lost(cx)
-    }
-
-    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
-        (**self).write_connection_lost(cx);
-    }
-
     fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
         (**self).connection_broken(cx, remains);
-    }
-
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        (**self).connection_lost(cx, reason);
-    }
-
-    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
-        (**self).draining(cx)
-    }
-
-    fn is_idle(&self) -> bool {
-        (**self).is_idle()
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
@@ -473,10 +509,6 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn has_undelivered(&mut self) -> bool {
         (**self).has_undelivered()
-    }
-
-    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        (**self).connection_reattached(cx);
     }
 
     fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
@@ -493,27 +525,5 @@ impl<T: Transport + ?Sized, P: Protocol<T> + ?Sized> Protocol<T> for Box<P> {
 
     fn stop_producing(&mut self, cx: &mut Context<'_, T>) {
         (**self).stop_producing(cx);
-    }
-
-    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => (**self).part(id),
-        }
-    }
-
-    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => (*self).into_part(id),
-        }
-    }
-
-    fn describe(&self, description: &mut Description) {
-        (**self).describe(description);
-    }
-
-    fn log_prefix(&self) -> Cow<'_, str> {
-        (**self).log_prefix()
     }
 }

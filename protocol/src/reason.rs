@@ -15,10 +15,10 @@ use bowline_reactor::Panic;
 pub enum CloseReason {
     /// The peer closed in an orderly way, or we did and everything was sent.
     Done,
-    /// We aborted: [`abort_connection`](crate::Transport::abort_connection).
+    /// We aborted: [`abort_connection`](crate::AnyConnection::abort_connection).
     Aborted,
     /// The deadline of
-    /// [`lose_connection_within`](crate::Transport::lose_connection_within)
+    /// [`lose_connection_within`](crate::AnyConnection::lose_connection_within)
     /// passed before everything was sent.
     CloseTimedOut,
     /// The reactor stopped.

@@ -3,13 +3,12 @@
 use std::fmt;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bowline_reactor::{Handle, Reactor};
 
-use crate::address::Address;
+use crate::connection::AnyConnection;
 use crate::descriptors::PassedDescriptor;
 use crate::error::{RegisterProducerError, SendDescriptorError};
 use crate::producer::{ProducerKind, ProducerRef};
@@ -40,12 +39,13 @@ impl fmt::Display for NotSent {
 impl std::error::Error for NotSent {}
 
 /// A connection as its protocol sees it: an ordered stream of bytes both ways,
-/// with flow control.
+/// with flow control. What it has in common with packets, such as closing and pausing,
+/// are the methods of [`AnyConnection`].
 ///
 /// Every method may be called from any callback. It acts on the transport's state at
 /// once, and calls no protocol or producer. Callbacks that follow from it are called
 /// after the running one has returned.
-pub trait Transport: 'static {
+pub trait Transport: AnyConnection {
     // Writing.
 
     /// Appends `data` to the bytes to be sent.
@@ -65,16 +65,9 @@ pub trait Transport: 'static {
     /// memory, without a copy.
     fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus;
 
-    /// How many bytes are buffered and not yet taken by the kernel. After the loss: how
-    /// many were never taken.
-    fn unsent_bytes(&self) -> usize;
-
-    /// How many bytes the kernel has taken since the connection was made.
-    fn bytes_sent(&self) -> u64;
-
     /// Calls `then` when the kernel has taken all bytes before `position` of the stream.
     ///
-    /// Positions are counted as [`bytes_sent`](Self::bytes_sent) counts. The bytes
+    /// Positions are counted as [`bytes_sent`](AnyConnection::bytes_sent) counts. The bytes
     /// written so far end at `bytes_sent() + unsent_bytes()`. If the connection ends or
     /// is detached first, `then` is told so, with the position that was reached.
     ///
@@ -82,10 +75,6 @@ pub trait Transport: 'static {
     /// when the reactor is dropped. When the kernel has taken a byte, the peer may not
     /// have it yet, but it does not need this process any more to get there.
     fn when_sent(&mut self, position: u64, then: WhenSent);
-
-    /// Whether a producer should wait: there are more unsent bytes than the high
-    /// watermark, or more queued descriptors than their limit.
-    fn is_send_buffer_full(&self) -> bool;
 
     /// The watermarks in force.
     fn watermarks(&self) -> Watermarks;
@@ -114,7 +103,7 @@ pub trait Transport: 'static {
     ) -> Result<(), RegisterProducerError>;
 
     /// Forgets the producer and closes: [`unregister_producer`](Self::unregister_producer)
-    /// and then [`lose_connection`](Self::lose_connection). For a producer that is done,
+    /// and then [`lose_connection`](AnyConnection::lose_connection). For a producer that is done,
     /// and for a protocol that is its own producer. (Twisted: `stopConsuming`.)
     fn stop_consuming(&mut self) {
         self.unregister_producer();
@@ -129,41 +118,6 @@ pub trait Transport: 'static {
     fn is_producer_paused(&self) -> bool;
 
     // Reading.
-
-    /// Stops reading: no data is delivered until
-    /// [`resume_producing`](Self::resume_producing). Whatever the peer sends waits in the
-    /// kernel, and so does its end.
-    ///
-    /// A write that fails during the pause does not end the connection yet. Later writes
-    /// are refused. Bytes that had arrived are delivered after the pause, and then the
-    /// connection ends with the error. If there is nothing left to read, it ends at once,
-    /// paused or not.
-    ///
-    /// A reset by the peer is noticed during the pause too, and is like a failed write:
-    /// nothing that had arrived is dropped. If the end has to wait for this reader,
-    /// [`connection_broken`](crate::Protocol::connection_broken) says so at once, paused
-    /// or not.
-    fn pause_producing(&mut self);
-
-    /// Reads again.
-    fn resume_producing(&mut self);
-
-    /// Whether reading is paused.
-    fn is_reading_paused(&self) -> bool;
-
-    /// Stops reading for a reason that neither the protocol nor a producer knows of,
-    /// such as a [throttle](crate::policies::Throttle). Nothing is read until every hold
-    /// is [released](Self::release_reading).
-    ///
-    /// Holds are counted, and independent of [`pause_producing`](Self::pause_producing):
-    /// a connection is read when it is neither paused nor held. Failed writes and resets
-    /// have the same effect as during a pause. Only a pause shows in
-    /// [`is_reading_paused`](Self::is_reading_paused), and only its end is told with
-    /// [`reading_resumed`](crate::Protocol::reading_resumed).
-    fn hold_reading(&mut self);
-
-    /// Takes one hold back. Nothing happens if there is none.
-    fn release_reading(&mut self);
 
     /// Whether more data may still be delivered: the transport is not closed or closing,
     /// and the peer's end has not been reached. A paused transport may be open for
@@ -195,27 +149,6 @@ pub trait Transport: 'static {
 
     // Closing.
 
-    /// Closes in an orderly way: reads no more, sends the buffered bytes, waits for a
-    /// registered producer, then ends with
-    /// [`CloseReason::Done`](crate::CloseReason::Done).
-    ///
-    /// It also waits for a protocol that is its own producer: another connection may have
-    /// asked for the close, and a message that is half sent should arrive. A protocol
-    /// that is done itself calls [`stop_consuming`](Self::stop_consuming).
-    ///
-    /// Bytes that were written while a layer had not established the connection yet wait
-    /// for that, in the time that the layer allows. Without any the connection ends at
-    /// once.
-    ///
-    /// Later writes are refused, except those of a producer that is still registered.
-    /// Nothing is called back before this returns. (Twisted: `loseConnection`.)
-    fn lose_connection(&mut self);
-
-    /// As [`lose_connection`](Self::lose_connection), but takes no longer than
-    /// `deadline`. Bytes that are unsent then are dropped, and the reason is
-    /// [`CloseReason::CloseTimedOut`](crate::CloseReason::CloseTimedOut).
-    fn lose_connection_within(&mut self, deadline: Duration);
-
     /// Makes every orderly close from now on wait for the peer, within the limits of
     /// `lingering`. `None`, the default, does not wait.
     ///
@@ -225,7 +158,7 @@ pub trait Transport: 'static {
     /// nothing more comes. It reads and drops whatever the peer still sends, until the
     /// peer has closed too or a limit is reached. The reason is
     /// [`CloseReason::Done`](crate::CloseReason::Done) in both cases.
-    /// [`lose_connection_within`](Self::lose_connection_within) bounds the time until
+    /// [`lose_connection_within`](AnyConnection::lose_connection_within) bounds the time until
     /// everything was sent.
     ///
     /// A socket that others may hold closes without waiting. So does a UNIX socket, which
@@ -235,26 +168,7 @@ pub trait Transport: 'static {
         let _ = lingering;
     }
 
-    /// Ends the connection now. Buffered bytes are dropped, and nothing more is read. A
-    /// TCP peer sees a reset, unless the socket was adopted and others may hold it.
-    /// (Twisted: `abortConnection`.)
-    fn abort_connection(&mut self);
-
-    /// Closes our side when everything buffered was sent, and goes on reading.
-    /// Later writes are refused, except those of a producer that is still
-    /// registered. (Twisted: `loseWriteConnection`.)
-    fn lose_write_connection(&mut self);
-
     // What it is.
-
-    /// Where in its life the connection is.
-    fn state(&self) -> TransportState;
-
-    /// Our address. Also known after the loss.
-    fn host(&self) -> Address;
-
-    /// The peer's address. Also known after the loss.
-    fn peer(&self) -> Address;
 
     /// This transport's name, for others to reach it by.
     fn handle(&self) -> TransportHandle;
@@ -262,38 +176,9 @@ pub trait Transport: 'static {
     /// The transport, with its type forgotten.
     fn as_dyn(&mut self) -> &mut dyn Transport;
 
-    /// The socket itself, for options that have no method here. `None` after the loss,
-    /// and for transports in memory. (Twisted: `getHandle`.)
-    ///
-    /// Do not read, write or close it behind the transport's back: that breaks the
-    /// transport.
-    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    /// Tells `observer` of everything that is written from now on. `None`, the default,
-    /// tells nobody.
-    ///
-    /// There is one observer at a time. It goes along when the connection is detached.
-    /// [`TrafficLog`](crate::policies::TrafficLog) uses it. The default implementation
-    /// does nothing, for transports that cannot do this.
-    fn set_write_observer(&mut self, observer: Option<Rc<dyn WriteObserver>>) {
-        let _ = observer;
-    }
-
     /// Closes received descriptors that nobody wants, and counts and logs them. For
     /// protocols that wrap others.
     fn close_unclaimed(&mut self, descriptors: Vec<OwnedFd>);
-}
-
-/// Observes everything that is written to a transport; see
-/// [`Transport::set_write_observer`].
-pub trait WriteObserver: fmt::Debug {
-    /// `data` was taken to be sent. It is not empty.
-    ///
-    /// Called inside [`Transport::write`], so the order is that of the writes. It cannot
-    /// reach the transport. A panic counts as one of the writer.
-    fn written(&self, data: &[u8]);
 }
 
 /// A transport that passes open descriptors beside its bytes.

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::process::{ChildCommand, CollectOutput, ProcessContext};
 use bowline::{
-    CloseReason, Context, Limits, Pipe, Producer, ProducerKind, ProducerRef, Protocol, Reactor,
-    Transport, Transports, UnixStream, UnixTransport, WriteStatus,
+    AnyConnection as _, CloseReason, Context, Limits, Pipe, Producer, ProducerKind, ProducerRef,
+    Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport, WriteStatus,
 };
 
 use crate::harness::{Script, assert_nothing_left, pattern, run, shell, spawn, stream};

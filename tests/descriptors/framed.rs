@@ -11,8 +11,8 @@ use bowline::framing::{
 };
 use bowline::testing::Pump;
 use bowline::{
-    CloseReason, PassedDescriptor, Reactor, Remains, Transport, Transports, UnixStream,
-    UnixTransport,
+    AnyConnection as _, CloseReason, PassedDescriptor, Reactor, Remains, Transport, Transports,
+    UnixStream, UnixTransport,
 };
 
 use crate::peer::{

@@ -8,7 +8,7 @@ use bowline::framing::{
     Decoded, EncodeError, Envelope, FrameContext, FrameEncoder, FrameReceiver, Framed, Framer,
     FramingError, LineFramer, Pairing, Unclaimed,
 };
-use bowline::{Reactor, Transport, Transports, UnixStream};
+use bowline::{AnyConnection as _, Reactor, Transport, Transports, UnixStream};
 
 use crate::peer::{Identity, Seen, adopt, files, identity, receive_all, send_message};
 use crate::support::{DescriptorLedger, run_until_quiet};

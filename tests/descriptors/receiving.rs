@@ -8,8 +8,8 @@ use std::rc::Rc;
 use bowline::Unix;
 use bowline::error::SendDescriptorErrorKind;
 use bowline::{
-    Address, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors, Transport,
-    Transports, UnixStream,
+    Address, AnyConnection as _, Context, DescriptorLimits, Protocol, Reactor, ReceivedDescriptors,
+    Transport, Transports, UnixStream,
 };
 
 use crate::peer::{

@@ -14,9 +14,9 @@ use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, spawn_command};
 use bowline::policies::Backoff;
 use bowline::process::spawn_with_descriptors;
 use bowline::{
-    Address, AfterReadClosed, BuildContext, CloseReason, ConnectError, Context, Factory,
-    ListenerHandle, ProducerKind, Protocol, Reactor, ReceivedDescriptors, StaleSocket, TcpStream,
-    Transport, Transports, Turn, UnixStream, UnixTransport,
+    Address, AfterReadClosed, AnyConnection as _, BuildContext, CloseReason, ConnectError, Context,
+    Factory, ListenerHandle, ProducerKind, Protocol, Reactor, ReceivedDescriptors, StaleSocket,
+    TcpStream, Transport, Transports, Turn, UnixStream, UnixTransport,
 };
 use bowline::{Tcp, Unix};
 

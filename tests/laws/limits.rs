@@ -62,14 +62,14 @@ where
             .time(self.0.time())
             .bytes(self.0.size());
         cx.transport.set_lingering_close(Some(limits));
-        self.1.connection_made(cx);
+        Protocol::connection_made(&mut self.1, cx);
     }
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         self.1.data_received(cx, data);
         cx.transport.lose_connection();
     }
     fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        self.1.connection_lost(cx, reason);
+        Protocol::connection_lost(&mut self.1, cx, reason);
     }
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bowline::testing::{MemoryHandle, MemoryPeer, MemoryStream, Pump, Random, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, AfterTruncation, AtDrain, CloseReason, Context, GracefulStop, Producer,
-    ProducerKind, ProducerRef, Protocol, ReceivedDescriptors, Transport, TransportHandle,
-    Transports, UnixTransport, WriteStatus,
+    AfterReadClosed, AfterTruncation, AnyConnection as _, AtDrain, CloseReason, Context,
+    GracefulStop, Producer, ProducerKind, ProducerRef, Protocol, ReceivedDescriptors, Transport,
+    TransportHandle, Transports, UnixTransport, WriteStatus,
 };
 
 use crate::support::DescriptorLedger;

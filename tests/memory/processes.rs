@@ -23,7 +23,9 @@ use bowline::testing::{
     Delivery, KernelSettings, MemorySocket, MemoryStream, Points, ProcessId, Random,
     SimulatedKernel, Simulation,
 };
-use bowline::{AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
+use bowline::{
+    AfterReadClosed, AnyConnection as _, CloseReason, Context, Protocol, Reactor, Transport,
+};
 
 use crate::seeds::{System, every_seed};
 use crate::support::figures::{Bound, Figures, scaled};

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bowline::testing::{Delivery, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, Context, DescriptorLimits, PassedDescriptor, Producer, ProducerKind,
-    ProducerRef, Protocol, Reactor, TcpTransport, Transport, TransportState, Transports,
-    UnixTransport, WriteStatus,
+    AfterReadClosed, AnyConnection as _, Context, DescriptorLimits, PassedDescriptor, Producer,
+    ProducerKind, ProducerRef, Protocol, Reactor, TcpTransport, Transport, TransportState,
+    Transports, UnixTransport, WriteStatus,
 };
 
 use crate::support::{DescriptorLedger, Event, Record, Recorder};

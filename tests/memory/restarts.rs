@@ -26,7 +26,10 @@ use bowline::testing::{
     Delivery, KernelSettings, Memory, MemoryDatagrams, MemoryHandle, MemorySocket, MemoryStream,
     Points, ProcessId, Random, SimulatedKernel, Simulation,
 };
-use bowline::{Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transport};
+use bowline::{
+    Address, AfterReadClosed, AnyConnection as _, CloseReason, Context, Protocol, Reactor,
+    Transport,
+};
 
 use crate::seeds::{System, every_seed};
 use crate::support::figures::{Bound, Figures, scaled};

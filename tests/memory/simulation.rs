@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use bowline::testing::{Delivery, KernelSettings, MemoryStream, Pump, Random, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, CloseReason, Context, PassedDescriptor, ProducerKind, ProducerRef, Protocol,
-    ReceivedDescriptors, Transport, TransportState, UnixTransport, WriteStatus,
+    AfterReadClosed, AnyConnection as _, CloseReason, Context, PassedDescriptor, ProducerKind,
+    ProducerRef, Protocol, ReceivedDescriptors, Transport, TransportState, UnixTransport,
+    WriteStatus,
 };
 
 use crate::support::DescriptorLedger;

@@ -56,7 +56,7 @@ struct Meter(Rc<Cell<usize>>);
 
 impl<T: ?Sized> Policy<T> for Meter {
     fn before(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
-        if let Event::PacketReceived(_) = event {
+        if let Event::PacketReceived { .. } = event {
             self.0.set(self.0.get() + event.received_bytes());
         }
     }

@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use bowline::process::effective_user;
 use bowline::{
-    Address, CloseReason, Once, Reactor, Transport as _, Transports, UnixStream,
+    Address, AnyConnection as _, CloseReason, Once, Reactor, Transports, UnixStream,
     UnixTransportHandle,
 };
 use bowline_peers::dbus::{

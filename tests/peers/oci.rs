@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bowline::process::{TerminalSize, terminal_size};
 use bowline::{
-    CloseReason, Context, ListenerHandle, Once, Pipe, Protocol, Reactor, Transport, Transports,
-    UnixStream,
+    AnyConnection as _, CloseReason, Context, ListenerHandle, Once, Pipe, Protocol, Reactor,
+    Transport, Transports, UnixStream,
 };
 use bowline_peers::oci::{Console, ConsoleError, ConsoleSocket, LABEL_LIMIT, send_console};
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};

@@ -7,7 +7,7 @@ use bowline::framing::{
     Decoded, FrameContext, FrameReceiver, Framed, Framer, FramingError, LineFramer, Pairing,
     Unclaimed,
 };
-use bowline::{Reactor, Transport as _, Transports, UnixStream, UnixTransportHandle};
+use bowline::{AnyConnection as _, Reactor, Transports, UnixStream, UnixTransportHandle};
 
 use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
 use crate::support::{DescriptorLedger, settle, socketpair};

@@ -15,9 +15,9 @@ use bowline::policies::{
 };
 use bowline::testing::{MemoryStream, Pump, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, AfterTruncation, AtDrain, BuildContext, CloseReason, ConnectError,
-    Context, Factory, Origin, Protocol, ReceivedDescriptors, Remains, Transport, TransportState,
-    Transports,
+    Address, AfterReadClosed, AfterTruncation, AnyConnection as _, AtDrain, BuildContext,
+    CloseReason, ConnectError, Context, Factory, Origin, Protocol, ReceivedDescriptors, Remains,
+    Transport, TransportState, Transports,
 };
 
 use crate::support::DescriptorLedger;

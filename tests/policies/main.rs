@@ -7,6 +7,7 @@ mod capture;
 mod forwarding;
 mod idle;
 mod limit;
+mod over;
 mod reattached;
 mod reconnecting;
 mod throttle;
@@ -16,10 +17,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use bowline::testing::{MemoryHandle, MemoryStream, Pump};
+use bowline::testing::{MemoryHandle, Pump};
 use bowline::{
-    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, Protocol, SocketFile,
-    Transport, TransportHandle,
+    Address, BuildContext, Factory, Listener, ListenerHandle, Origin, SocketFile, Transport,
+    TransportHandle,
 };
 
 /// A listener that is only asked for its factory.
@@ -64,11 +65,7 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 /// Has the factory build for a connection with `peer`.
-fn build<F: Factory<Protocol: Protocol<MemoryStream>>>(
-    pump: &mut Pump,
-    factory: &mut F,
-    peer: &Address,
-) -> Option<F::Protocol> {
+fn build<F: Factory>(pump: &mut Pump, factory: &mut F, peer: &Address) -> Option<F::Protocol> {
     let mut door = Door;
     let mut cx = BuildContext {
         origin: Origin::Listener(&mut door),

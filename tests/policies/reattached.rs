@@ -6,51 +6,43 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
-use bowline::layers::StreamTransport as _;
 use bowline::policies::{
     Handshake, Idle, LimitHandshakes, ProtocolWrapper, Rate, Throttle, Timeout, Traffic,
 };
-use bowline::testing::{MemoryPeer, MemoryStream, Pump};
-use bowline::{Address, CloseReason, Context, Protocol, Transport, Transports};
+use bowline::testing::{MemoryPacketPort, MemoryStream, Pump, SimulatedKernel};
+use bowline::{
+    Address, AnyConnection as _, CloseReason, Context, Packet, PacketProtocol, PacketTransport,
+    Protocol, Transport, Transports,
+};
 
+use crate::over::{Kind, Stage, over_both};
 use crate::support::{DescriptorLedger, Record, Recorder};
-use crate::{build, capture, client, seconds, timers};
+use crate::{build, capture, client, seconds};
 
 /// Takes the one connection apart, lets `between` pass, and puts it together again.
 #[track_caller]
 fn take_apart<P: Protocol<MemoryStream>>(pump: &mut Pump, between: impl FnOnce(&mut Pump)) {
-    let handle = pump.first().expect("it is open").handle();
-    again::<P>(pump, handle, between);
-}
-
-#[track_caller]
-fn again<P: Protocol<MemoryStream>>(
-    pump: &mut Pump,
-    handle: bowline::TransportHandle,
-    between: impl FnOnce(&mut Pump),
-) -> bowline::TransportHandle {
     let detached = Rc::new(RefCell::new(None));
     let taken = Rc::clone(&detached);
+    let handle = pump.first().expect("it is open").handle();
     pump.reactor().detach::<P>(handle, move |_, result| {
         *taken.borrow_mut() = result.ok();
     });
     pump.run();
     between(pump);
     let detached = detached.take().expect("it was open");
-    let handle = pump
-        .reactor()
-        .reattach::<MemoryStream, P>(detached)
-        .expect("it is whole");
+    let again = pump.reactor().reattach::<MemoryStream, P>(detached);
+    again.expect("it is whole");
     pump.run();
-    MemoryStream::transport_named(handle.into())
 }
 
-fn with(policy: impl bowline::policies::Policy<MemoryStream>) -> (Pump, MemoryPeer, Record) {
+fn with<Y>(kind: Kind, policy: Y) -> (Stage, Record)
+where
+    Y: bowline::policies::Policy<MemoryStream> + bowline::policies::Policy<MemoryPacketPort>,
+{
     let record = Record::default();
     let protocol = ProtocolWrapper::new(Recorder::new(&record), policy);
-    let (mut pump, peer) = Pump::with_peer(protocol).unwrap();
-    pump.run();
-    (pump, peer, record)
+    (Stage::new(kind, protocol), record)
 }
 
 type Wrapped<Y> = ProtocolWrapper<Recorder, Y>;
@@ -58,50 +50,54 @@ type Wrapped<Y> = ProtocolWrapper<Recorder, Y>;
 /// H-17, E-15.
 #[test]
 fn idle_connection_is_closed_all_the_same() {
-    // The timer looks while it is apart, or does not.
-    for apart in [0.0, 3.0, 11.0] {
-        let _ledger = DescriptorLedger::open();
-        let (mut pump, _peer, record) = with(Idle::new(seconds(10.0)));
-        pump.advance(seconds(5.0));
-        take_apart::<Wrapped<Idle>>(&mut pump, |pump| pump.advance(seconds(apart)));
-        pump.advance(seconds(4.999 - apart.min(4.999)));
-        assert_eq!(record.is_lost(), apart > 5.0, "{apart}");
-        pump.advance(seconds(0.002));
-        assert!(record.is_lost(), "{apart}");
-        assert_eq!(timers(&mut pump), 0);
-    }
+    over_both(|kind| {
+        // The timer looks while it is apart, or does not.
+        for apart in [0.0, 3.0, 11.0] {
+            let _ledger = DescriptorLedger::open();
+            let (mut stage, record) = with(kind, Idle::new(seconds(10.0)));
+            stage.pump.advance(seconds(5.0));
+            stage.take_apart::<Wrapped<Idle>>(|pump| pump.advance(seconds(apart)));
+            stage.pump.advance(seconds(4.999 - apart.min(4.999)));
+            assert_eq!(record.is_lost(), apart > 5.0, "{apart}");
+            stage.pump.advance(seconds(0.002));
+            assert!(record.is_lost(), "{apart}");
+            assert_eq!(stage.timers(), 0);
+        }
+    });
 }
 
 /// H-18, E-15.
 #[test]
 fn throttled_connection_is_read_again() {
-    let one = Rate::per_second(std::num::NonZeroU64::new(1000).unwrap()).burst(0);
-    for apart in [0.0, 0.5, 5.0] {
-        let _ledger = DescriptorLedger::open();
-        let throttle = Throttle::new(one);
-        let (mut pump, peer, record) = with(throttle.throttled());
-        peer.send(&[0; 1000]).unwrap();
-        pump.run();
-        peer.send(b"waits").unwrap();
-        pump.run();
-        assert_eq!(record.data().len(), 1000);
-        take_apart::<Wrapped<bowline::policies::Throttled>>(&mut pump, |pump| {
-            pump.advance(seconds(apart));
-        });
-        assert_eq!(record.data().len() == 1000, apart < 1.0, "{apart}");
-        pump.advance(seconds(1.0));
-        assert_eq!(record.data().len(), 1005, "{apart}");
-        pump.advance(seconds(1.0));
-        assert_eq!((throttle.held(), timers(&mut pump)), (0, 0));
-        // And held again when it has to be.
-        peer.send(&[0; 2000]).unwrap();
-        pump.run();
-        peer.send(b"waits").unwrap();
-        pump.run();
-        assert_eq!(throttle.held(), 1);
-        pump.advance(seconds(2.0));
-        assert_eq!(record.data().len(), 3010, "{apart}");
-    }
+    over_both(|kind| {
+        let one = Rate::per_second(std::num::NonZeroU64::new(1000).unwrap()).burst(0);
+        for apart in [0.0, 0.5, 5.0] {
+            let _ledger = DescriptorLedger::open();
+            let throttle = Throttle::new(one);
+            let (mut stage, record) = with(kind, throttle.throttled());
+            stage.peer.send(&[0; 1000]).unwrap();
+            stage.pump.run();
+            stage.peer.send(b"waits").unwrap();
+            stage.pump.run();
+            assert_eq!(record.data().len(), 1000);
+            stage.take_apart::<Wrapped<bowline::policies::Throttled>>(|pump| {
+                pump.advance(seconds(apart));
+            });
+            assert_eq!(record.data().len() == 1000, apart < 1.0, "{apart}");
+            stage.pump.advance(seconds(1.0));
+            assert_eq!(record.data().len(), 1005, "{apart}");
+            stage.pump.advance(seconds(1.0));
+            assert_eq!((throttle.held(), stage.timers()), (0, 0));
+            // And held again when it has to be.
+            stage.peer.send(&[0; 2000]).unwrap();
+            stage.pump.run();
+            stage.peer.send(b"waits").unwrap();
+            stage.pump.run();
+            assert_eq!(throttle.held(), 1);
+            stage.pump.advance(seconds(2.0));
+            assert_eq!(record.data().len(), 3010, "{apart}");
+        }
+    });
 }
 
 struct Guarded {
@@ -118,30 +114,40 @@ impl<T: Transport> Protocol<T> for Guarded {
     }
 }
 
+impl<T: PacketTransport> PacketProtocol<T> for Guarded {
+    fn packet_received(&mut self, _: &mut Context<'_, T>, _: &mut Packet<'_>) {}
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {
+        self.record
+            .push(crate::support::Event::Lost(reason.to_string()));
+    }
+}
+
 /// E-15.
 #[test]
 fn handshake_has_its_deadline_all_the_same() {
-    for apart in [0.0, 20.0] {
-        let _ledger = DescriptorLedger::open();
-        let record = Record::default();
-        let of_guarded = record.clone();
-        let mut factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
-            _handshake: handshake,
-            record: of_guarded.clone(),
-        })
-        .deadline(seconds(10.0));
-        let count = factory.count();
-        let mut pump = Pump::with_kernel(bowline::testing::SimulatedKernel::new()).unwrap();
-        let protocol = build(&mut pump, &mut factory, &client("192.0.2.7:1")).unwrap();
-        let (_, peer) = pump.connect(protocol).unwrap();
-        pump.run();
-        type Protocol = ProtocolWrapper<Guarded, bowline::policies::Handshaking>;
-        take_apart::<Protocol>(&mut pump, |pump| pump.advance(seconds(apart)));
-        pump.advance(seconds(10.0));
-        assert!(record.is_lost() && peer.is_at_end(), "{apart}");
-        assert_eq!((count.open(), count.timed_out()), (0, 1));
-        assert_eq!(timers(&mut pump), 0);
-    }
+    over_both(|kind| {
+        for apart in [0.0, 20.0] {
+            let _ledger = DescriptorLedger::open();
+            let record = Record::default();
+            let of_guarded = record.clone();
+            let mut factory = LimitHandshakes::new(move |_: &Address, handshake| Guarded {
+                _handshake: handshake,
+                record: of_guarded.clone(),
+            })
+            .deadline(seconds(10.0));
+            let count = factory.count();
+            let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
+            let protocol = build(&mut pump, &mut factory, &client("192.0.2.7:1")).unwrap();
+            let mut stage = Stage::within(pump, kind, protocol);
+            type Protocol = ProtocolWrapper<Guarded, bowline::policies::Handshaking>;
+            stage.take_apart::<Protocol>(|pump| pump.advance(seconds(apart)));
+            stage.pump.advance(seconds(10.0));
+            assert!(record.is_lost() && stage.peer.is_at_end(), "{apart}");
+            assert_eq!((count.open(), count.timed_out()), (0, 1));
+            assert_eq!(stage.timers(), 0);
+        }
+    });
 }
 
 /// A protocol of one's own, with a limit.
@@ -150,47 +156,63 @@ struct Patient {
     record: Record,
 }
 
+/// The same over streams and over packets.
+macro_rules! patient_callbacks {
+    () => {
+        fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+            self.limit.set(cx, Some(seconds(10.0)));
+        }
+
+        fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+            self.limit.reattached(cx);
+        }
+
+        fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+            self.limit.cancel(cx.reactor);
+            self.record
+                .push(crate::support::Event::Lost(reason.to_string()));
+        }
+    };
+}
+
 impl<T: Transport> Protocol<T> for Patient {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.limit.set(cx, Some(seconds(10.0)));
-    }
+    patient_callbacks!();
 
     fn data_received(&mut self, cx: &mut Context<'_, T>, _: &[u8]) {
         self.limit.reset(cx.reactor);
     }
+}
 
-    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        self.limit.reattached(cx);
-    }
+impl<T: PacketTransport> PacketProtocol<T> for Patient {
+    patient_callbacks!();
 
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        self.limit.cancel(cx.reactor);
-        self.record
-            .push(crate::support::Event::Lost(reason.to_string()));
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, _: &mut Packet<'_>) {
+        self.limit.reset(cx.reactor);
     }
 }
 
 /// E-15: in a box, and twice, and with bytes that put it off.
 #[test]
 fn limit_of_ones_own_follows_its_connection() {
-    let _ledger = DescriptorLedger::open();
-    let record = Record::default();
-    let patient = Box::new(Patient {
-        limit: Timeout::new(),
-        record: record.clone(),
+    over_both(|kind| {
+        let _ledger = DescriptorLedger::open();
+        let record = Record::default();
+        let patient = Box::new(Patient {
+            limit: Timeout::new(),
+            record: record.clone(),
+        });
+        let mut stage = Stage::new(kind, patient);
+        for _ in 0..2 {
+            stage.take_apart::<Box<Patient>>(|pump| pump.advance(seconds(4.0)));
+        }
+        stage.peer.send(b"x").unwrap();
+        stage.pump.run();
+        stage.pump.advance(seconds(9.999));
+        assert!(!record.is_lost());
+        stage.pump.advance(seconds(0.001));
+        assert!(record.is_lost());
+        assert_eq!(stage.timers(), 0);
     });
-    let (mut pump, peer) = Pump::with_peer(patient).unwrap();
-    pump.run();
-    let handle = pump.first().unwrap().handle();
-    let handle = again::<Box<Patient>>(&mut pump, handle, |pump| pump.advance(seconds(4.0)));
-    again::<Box<Patient>>(&mut pump, handle, |pump| pump.advance(seconds(4.0)));
-    peer.send(b"x").unwrap();
-    pump.run();
-    pump.advance(seconds(9.999));
-    assert!(!record.is_lost());
-    pump.advance(seconds(0.001));
-    assert!(record.is_lost());
-    assert_eq!(timers(&mut pump), 0);
 }
 
 /// Says what it is told.
@@ -252,12 +274,15 @@ fn descriptors_of_an_unfinished_frame_wait_no_longer() {
 fn what_is_written_is_logged_on() {
     let _ledger = DescriptorLedger::open();
     capture::start();
-    let (mut pump, _peer, _) = with(Traffic::new(77));
-    let handle = pump.first().expect("it is open").handle();
-    let handle = again::<Wrapped<Traffic>>(&mut pump, handle, |_| {});
-    pump.reactor().get(handle).expect("it is open").write(b"on");
-    pump.run();
-    assert_eq!(capture::lines("77: written 2 bytes \"on\"").len(), 1);
+    over_both(|kind| {
+        let number = 77 + kind as u64;
+        let (mut stage, _) = with(kind, Traffic::new(number));
+        stage.take_apart::<Wrapped<Traffic>>(|_| {});
+        stage.write(b"on");
+        stage.pump.run();
+        let line = format!("{number}: written 2 bytes \"on\"");
+        assert_eq!(capture::lines(&line).len(), 1);
+    });
 }
 
 /// E-15: what a peer may have closed here is counted over the whole of the connection.

@@ -2,10 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 
 use bowline::policies::TrafficLog;
+use bowline::testing::{MemoryPacketPeer, MemoryPackets, Pump, SimulatedKernel};
 use bowline::{
-    Address, AfterReadClosed, CloseReason, Context, Protocol, Reactor, Transports, UnixTransport,
+    Address, AfterReadClosed, CloseReason, Context, Packet, PacketProtocol, PacketTransport,
+    Protocol, Reactor, Transports, UnixTransport,
 };
 
 use crate::capture;
@@ -141,4 +144,64 @@ impl<T: UnixTransport> Protocol<T> for Passes {
     }
 
     fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+}
+
+/// Answers a packet in every way that there is to send.
+struct SendsPackets;
+
+impl<T: PacketTransport> PacketProtocol<T> for SendsPackets {
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        cx.transport.send(packet.data);
+        cx.transport.send_sequence(&[b"in ", b"", b"parts"]);
+        let file = File::open("/dev/null").unwrap();
+        cx.transport
+            .send_with_descriptors(b"", vec![file.into()])
+            .unwrap();
+    }
+
+    fn connection_lost(&mut self, cx: &mut Context<'_, T>, _: &CloseReason) {
+        cx.transport.send(b"too late, and refused");
+    }
+}
+
+/// H-22: the same over packets, each of which is a line.
+#[test]
+fn each_packet_has_a_line_with_its_direction_number_and_bytes() {
+    let ledger = DescriptorLedger::open();
+    capture::start();
+    let mut pump = Pump::with_kernel(SimulatedKernel::new()).unwrap();
+    let kernel = pump.kernel().clone();
+    let factory = TrafficLog::new(|_: &Address| SendsPackets).shown_bytes(4);
+    pump.reactor()
+        .listen(MemoryPackets::at(&kernel, "packets"), factory)
+        .unwrap();
+    let peer = MemoryPacketPeer::connect(&kernel, "packets").unwrap();
+    let file = File::open("/dev/null").unwrap();
+    peer.send(b"hello").unwrap();
+    peer.send_with_descriptors(b"", &[file.as_fd()]).unwrap();
+    pump.run();
+    let mut received = 0;
+    while peer.receive().is_ok_and(|it| it.is_some()) {
+        received += 1;
+    }
+    assert_eq!(received, 6);
+    drop(peer);
+    pump.run();
+    let answer = |of: &str| {
+        [
+            of.to_owned(),
+            r#"written 8 bytes "in p"..."#.into(),
+            "written 0 bytes".into(),
+        ]
+    };
+    let mut expected = vec!["made with unnamed".to_owned()];
+    expected.push(r#"received a packet of 5 bytes "hell"..."#.into());
+    expected.extend(answer(r#"written 5 bytes "hell"..."#));
+    expected.push("received 1 descriptors with a packet of 0 bytes".into());
+    expected.extend(answer("written 0 bytes"));
+    expected.push("the peer writes no more".into());
+    expected.push("lost: closed cleanly".into());
+    assert_eq!(lines(1), expected);
+    drop((pump, kernel, file));
+    ledger.assert_balanced();
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LengthPrefixedFramer, Pairing};
 use bowline::testing::ManualClock;
 use bowline::{
-    CloseReason, Context, DescriptorLimits, ProducerKind, ProducerRef, Protocol, Reactor,
-    ReceivedDescriptors, Transport, Transports, UnixStream,
+    AnyConnection as _, CloseReason, Context, DescriptorLimits, ProducerKind, ProducerRef,
+    Protocol, Reactor, ReceivedDescriptors, Transport, Transports, UnixStream,
 };
 use rustix::net::SendFlags;
 

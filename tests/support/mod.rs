@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use bowline::testing::ManualClock;
 use bowline::time::Clock;
 use bowline::{
-    CloseReason, Context, Protocol, Reactor, ReceivedDescriptors, Remains, Transport,
-    TransportHandle,
+    CloseReason, Context, Packet, PacketProtocol, PacketTransport, Protocol, Reactor,
+    ReceivedDescriptors, Remains, Transport, TransportHandle,
 };
 
 pub(crate) use self::staged::{Staged, settle, staged};
@@ -459,6 +459,33 @@ impl<T: Transport> Protocol<T> for Recorder {
 
     fn stop_producing(&mut self, _: &mut Context<'_, T>) {
         self.record.push(Event::Stopped);
+    }
+}
+
+/// Records of packets what it records of a stream.
+impl<T: PacketTransport> PacketProtocol<T> for Recorder {
+    fn connection_made(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::Made);
+    }
+
+    fn packet_received(&mut self, _: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        for fd in &mut packet.descriptors {
+            self.record.shared.borrow_mut().descriptors.push(fd);
+            self.record.push(Event::Descriptor);
+        }
+        self.record.push(Event::Data(packet.data.to_vec()));
+    }
+
+    fn write_connection_lost(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::WriteClosed);
+    }
+
+    fn connection_broken(&mut self, _: &mut Context<'_, T>) {
+        self.record.push(Event::Broken(Remains::Everything));
+    }
+
+    fn connection_lost(&mut self, _: &mut Context<'_, T>, reason: &CloseReason) {
+        self.record.push(Event::Lost(reason.to_string()));
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Operation {
     /// What a connection sends and receives is logged from now on, under
     /// `bowline::traffic`, at the level `info`: of each piece the length, and the first 256
     /// bytes. This takes the place of a
-    /// [write observer](bowline_protocol::Transport::set_write_observer).
+    /// [write observer](bowline_protocol::AnyConnection::set_write_observer).
     LogTraffic,
     /// It is logged no more.
     StopLogging,

@@ -203,7 +203,7 @@ impl<L: FileDescriptor> Stream<L> {
 
     /// How many bytes layers hold that have not left. These are bytes of their own, and
     /// bytes of the user that they have taken. The latter no longer count as
-    /// [unsent](Transport::unsent_bytes).
+    /// [unsent](bowline_protocol::AnyConnection::unsent_bytes).
     pub fn unflushed(&self) -> usize {
         self.layer.unflushed()
     }

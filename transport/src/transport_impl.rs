@@ -1,24 +1,11 @@
-//! `Transport` in terms of [`Stream`](crate::Stream).
+//! `Transport` and `AnyConnection` in terms of [`Stream`](crate::Stream).
 //!
-//! A blanket implementation is not possible, since the trait belongs to another crate.
+//! A blanket implementation is not possible, since the traits belong to another crate.
 //! So each transport invokes this macro once.
 
 macro_rules! impl_transport {
     (impl $(<$parameter:ident: $bound:path>)? for $type:ty) => {
-        impl $(<$parameter: $bound>)? bowline_protocol::Transport for $type {
-            #[inline(always)]
-            fn write(&mut self, data: &[u8]) -> bowline_protocol::WriteStatus {
-                $crate::StreamTransport::stream_mut(self).write_bytes(data)
-            }
-
-            fn write_sequence(&mut self, parts: &[&[u8]]) -> bowline_protocol::WriteStatus {
-                $crate::StreamTransport::stream_mut(self).write_parts(parts)
-            }
-
-            fn write_owned(&mut self, data: Vec<u8>) -> bowline_protocol::WriteStatus {
-                $crate::StreamTransport::stream_mut(self).write_vec(data)
-            }
-
+        impl $(<$parameter: $bound>)? bowline_protocol::AnyConnection for $type {
             fn unsent_bytes(&self) -> usize {
                 $crate::StreamTransport::stream(self).unsent()
             }
@@ -27,44 +14,8 @@ macro_rules! impl_transport {
                 $crate::StreamTransport::stream(self).link.sent
             }
 
-            fn when_sent(&mut self, position: u64, then: bowline_protocol::WhenSent) {
-                $crate::StreamTransport::stream_mut(self)
-                    .link
-                    .await_sent(position, then);
-            }
-
             fn is_send_buffer_full(&self) -> bool {
                 $crate::StreamTransport::stream(self).is_full()
-            }
-
-            fn watermarks(&self) -> bowline_protocol::Watermarks {
-                $crate::StreamTransport::stream(self).link.watermarks()
-            }
-
-            fn set_watermarks(&mut self, watermarks: bowline_protocol::Watermarks) {
-                let stream = $crate::StreamTransport::stream_mut(self);
-                stream.link.set_watermarks(watermarks);
-                stream.limits_changed();
-            }
-
-            fn register_producer(
-                &mut self,
-                producer: bowline_protocol::ProducerRef,
-                kind: bowline_protocol::ProducerKind,
-            ) -> Result<(), bowline_protocol::RegisterProducerError> {
-                $crate::StreamTransport::stream_mut(self).add_producer(producer, kind)
-            }
-
-            fn unregister_producer(&mut self) {
-                $crate::StreamTransport::stream_mut(self)
-                    .link
-                    .unregister_producer();
-            }
-
-            fn is_producer_paused(&self) -> bool {
-                $crate::StreamTransport::stream(self)
-                    .link
-                    .is_producer_paused()
             }
 
             fn pause_producing(&mut self) {
@@ -97,24 +48,6 @@ macro_rules! impl_transport {
                     .release_reading();
             }
 
-            fn is_open_for_reading(&self) -> bool {
-                $crate::StreamTransport::stream(self)
-                    .link
-                    .is_open_for_reading()
-            }
-
-            fn set_read_limit(&mut self, limit: Option<std::num::NonZeroUsize>) {
-                $crate::StreamTransport::stream_mut(self)
-                    .link
-                    .set_read_limit(limit);
-            }
-
-            fn push_back(&mut self, data: Vec<u8>) {
-                $crate::StreamTransport::stream_mut(self)
-                    .link
-                    .push_back(data);
-            }
-
             fn lose_connection(&mut self) {
                 $crate::StreamTransport::stream_mut(self)
                     .link
@@ -125,10 +58,6 @@ macro_rules! impl_transport {
                 $crate::StreamTransport::stream_mut(self)
                     .link
                     .lose_connection_within(deadline);
-            }
-
-            fn set_lingering_close(&mut self, lingering: Option<bowline_protocol::LingeringClose>) {
-                $crate::StreamTransport::stream_mut(self).set_lingering_close(lingering);
             }
 
             fn abort_connection(&mut self) {
@@ -159,22 +88,10 @@ macro_rules! impl_transport {
                 $crate::FileDescriptor::socket(&stream.layer).peer()
             }
 
-            #[inline]
-            fn handle(&self) -> bowline_protocol::TransportHandle {
-                let token = $crate::StreamTransport::stream(self).link.token;
-                bowline_reactor::Handle::new(token, |facet| {
-                    facet.downcast_mut::<Self>().map(|transport| transport as _)
-                })
-            }
-
             fn socket_descriptor(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
                 let stream = $crate::StreamTransport::stream(self);
                 stream.link.has_lent.set(true);
                 $crate::FileDescriptor::socket(&stream.layer).reading()
-            }
-
-            fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {
-                self
             }
 
             fn set_write_observer(
@@ -184,6 +101,98 @@ macro_rules! impl_transport {
                 $crate::StreamTransport::stream_mut(self)
                     .link
                     .set_write_observer(observer);
+            }
+
+            fn connection_handle(&self) -> bowline_protocol::ConnectionHandle {
+                let token = $crate::StreamTransport::stream(self).link.token;
+                bowline_reactor::Handle::new(token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+        }
+
+        impl $(<$parameter: $bound>)? bowline_protocol::Transport for $type {
+            #[inline(always)]
+            fn write(&mut self, data: &[u8]) -> bowline_protocol::WriteStatus {
+                $crate::StreamTransport::stream_mut(self).write_bytes(data)
+            }
+
+            fn write_sequence(&mut self, parts: &[&[u8]]) -> bowline_protocol::WriteStatus {
+                $crate::StreamTransport::stream_mut(self).write_parts(parts)
+            }
+
+            fn write_owned(&mut self, data: Vec<u8>) -> bowline_protocol::WriteStatus {
+                $crate::StreamTransport::stream_mut(self).write_vec(data)
+            }
+
+            fn when_sent(&mut self, position: u64, then: bowline_protocol::WhenSent) {
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .await_sent(position, then);
+            }
+
+            fn watermarks(&self) -> bowline_protocol::Watermarks {
+                $crate::StreamTransport::stream(self).link.watermarks()
+            }
+
+            fn set_watermarks(&mut self, watermarks: bowline_protocol::Watermarks) {
+                let stream = $crate::StreamTransport::stream_mut(self);
+                stream.link.set_watermarks(watermarks);
+                stream.limits_changed();
+            }
+
+            fn register_producer(
+                &mut self,
+                producer: bowline_protocol::ProducerRef,
+                kind: bowline_protocol::ProducerKind,
+            ) -> Result<(), bowline_protocol::RegisterProducerError> {
+                $crate::StreamTransport::stream_mut(self).add_producer(producer, kind)
+            }
+
+            fn unregister_producer(&mut self) {
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .unregister_producer();
+            }
+
+            fn is_producer_paused(&self) -> bool {
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .is_producer_paused()
+            }
+
+            fn is_open_for_reading(&self) -> bool {
+                $crate::StreamTransport::stream(self)
+                    .link
+                    .is_open_for_reading()
+            }
+
+            fn set_read_limit(&mut self, limit: Option<std::num::NonZeroUsize>) {
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .set_read_limit(limit);
+            }
+
+            fn push_back(&mut self, data: Vec<u8>) {
+                $crate::StreamTransport::stream_mut(self)
+                    .link
+                    .push_back(data);
+            }
+
+            fn set_lingering_close(&mut self, lingering: Option<bowline_protocol::LingeringClose>) {
+                $crate::StreamTransport::stream_mut(self).set_lingering_close(lingering);
+            }
+
+            #[inline]
+            fn handle(&self) -> bowline_protocol::TransportHandle {
+                let token = $crate::StreamTransport::stream(self).link.token;
+                bowline_reactor::Handle::new(token, |facet| {
+                    facet.downcast_mut::<Self>().map(|transport| transport as _)
+                })
+            }
+
+            fn as_dyn(&mut self) -> &mut dyn bowline_protocol::Transport {
+                self
             }
 
             fn close_unclaimed(&mut self, descriptors: Vec<std::os::fd::OwnedFd>) {

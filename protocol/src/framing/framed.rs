@@ -112,7 +112,7 @@ impl<F: Framer, R> Framed<F, R> {
     /// claim them; default 30 seconds. `None` waits for as long as it takes.
     ///
     /// After that time they are closed, and the connection is
-    /// [aborted](crate::Transport::abort_connection), which is logged. The receiver's
+    /// [aborted](crate::AnyConnection::abort_connection), which is logged. The receiver's
     /// [`framing_failed`](FrameReceiver::framing_failed) is called before its
     /// `connection_lost`.
     ///

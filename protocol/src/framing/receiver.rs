@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use bowline_reactor::{Description, Reactor};
 
+use crate::connection::ConnectionHandle;
 use crate::context::{AnyContext, Context};
 use crate::descriptors::PassedDescriptor;
 use crate::framing::framed::Mode;
@@ -98,7 +99,7 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// The peer broke the framing. `rest` is everything that was received, from the
     /// beginning of the broken frame on. The descriptors received with it are closed.
     ///
-    /// The default [loses the connection](Transport::lose_connection). A receiver can also
+    /// The default [loses the connection](crate::AnyConnection::lose_connection). A receiver can also
     /// go on with [raw mode](Framing::set_raw_mode), or with
     /// [frames](Framing::set_frame_mode) that begin inside `rest`. If it does neither,
     /// everything that follows is dropped.
@@ -456,8 +457,8 @@ impl<F> Framing<'_, F> {
 }
 
 impl<T: Transport + ?Sized, F> AnyContext for FrameContext<'_, T, F> {
-    fn own_handle(&self) -> TransportHandle {
-        self.transport.handle()
+    fn own_handle(&self) -> ConnectionHandle {
+        self.transport.connection_handle()
     }
 
     fn reactor(&mut self) -> &mut Reactor {

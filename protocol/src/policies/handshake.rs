@@ -10,10 +10,10 @@ use bowline_reactor::{Description, Reactor};
 use super::timeout::Timeout;
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
+use crate::connection::AnyConnection;
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory, ListenerHandle};
 use crate::log;
-use crate::transport::Transport;
 
 /// How many may be at it. Some hundreds of honest ones are rare.
 const DEFAULT_MOST: usize = 1_024;
@@ -262,7 +262,7 @@ impl Handshaking {
     }
 }
 
-impl<T: Transport + ?Sized> Policy<T> for Handshaking {
+impl<T: AnyConnection + ?Sized> Policy<T> for Handshaking {
     fn describe(&self, description: &mut Description) {
         description
             .section_of::<Self>()

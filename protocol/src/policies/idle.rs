@@ -9,10 +9,10 @@ use bowline_reactor::{DelayedCall, Description, Reactor};
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
+use crate::connection::{AnyConnection, ConnectionHandle};
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
 use crate::log;
-use crate::transport::{Transport, TransportHandle};
 
 /// Half an hour, as in Twisted.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(1800);
@@ -32,7 +32,8 @@ const LOOKS_PER_PERIOD: u32 = 4;
 ///
 /// Traffic is everything that the peer sends, everything that is written to it, and
 /// everything that the kernel takes of that. So a slow download is not idle. Bytes that
-/// wait unread in the kernel, because reading is paused or held, do not count.
+/// wait unread in the kernel, because reading is paused or held, do not count. Nor do empty
+/// packets that others send.
 ///
 /// A connection is closed exactly when its period has passed since the last callback with
 /// traffic. Some traffic has no callback: writes of others, and bytes that the kernel
@@ -84,7 +85,7 @@ impl<F> IdleTimeout<F> {
     }
 
     /// Sets how long closing may take, as in
-    /// [`lose_connection_within`](Transport::lose_connection_within); default
+    /// [`lose_connection_within`](AnyConnection::lose_connection_within); default
     /// 10 s.
     #[must_use]
     pub fn close_within(mut self, close_within: Duration) -> Self {
@@ -130,7 +131,7 @@ pub struct Idle {
 struct IdleWatch {
     period: Duration,
     close_within: Duration,
-    transport: Cell<TransportHandle>,
+    transport: Cell<ConnectionHandle>,
     /// The last traffic that is known of.
     since: Cell<Instant>,
     /// The bytes sent and unsent at the last look.
@@ -155,11 +156,11 @@ impl Idle {
         self
     }
 
-    fn begin<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+    fn begin<T: AnyConnection + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
         let watch = Rc::new(IdleWatch {
             period: self.period,
             close_within: self.close_within,
-            transport: Cell::new(cx.transport.handle()),
+            transport: Cell::new(cx.transport.connection_handle()),
             since: Cell::new(cx.reactor.now()),
             written: Cell::new(written(cx.transport)),
             call: Cell::new(None),
@@ -168,9 +169,9 @@ impl Idle {
         self.watch = Some(watch);
     }
 
-    fn reattached<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
+    fn reattached<T: AnyConnection + ?Sized>(&self, cx: &mut Context<'_, T>) {
         if let Some(watch) = &self.watch {
-            watch.transport.set(cx.transport.handle());
+            watch.transport.set(cx.transport.connection_handle());
             if watch.call.get().is_none() {
                 // It ran meanwhile, and found nobody.
                 IdleWatch::schedule(watch, cx.reactor, Duration::ZERO);
@@ -188,7 +189,7 @@ impl Idle {
     }
 }
 
-impl<T: Transport + ?Sized> Policy<T> for Idle {
+impl<T: AnyConnection + ?Sized> Policy<T> for Idle {
     fn describe(&self, description: &mut Description) {
         description
             .section_of::<Self>()
@@ -260,7 +261,7 @@ impl IdleWatch {
     }
 }
 
-fn written<T: Transport + ?Sized>(transport: &T) -> (u64, usize) {
+fn written<T: AnyConnection + ?Sized>(transport: &T) -> (u64, usize) {
     (transport.bytes_sent(), transport.unsent_bytes())
 }
 

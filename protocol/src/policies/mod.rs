@@ -4,7 +4,8 @@
 //! Each is a [`Factory`](crate::Factory) around another one, which knows nothing of it.
 //! They can be nested in any order. They hand on everything that a transport tells a
 //! protocol: descriptors, truncation, half-closes, the calls of a producer. If the inner
-//! factory declines a connection, it is declined.
+//! factory declines a connection, it is declined. They serve streams and connections of
+//! packets alike.
 //!
 //! | To | use |
 //! |---|---|

@@ -11,10 +11,10 @@ use bowline_reactor::{DelayedCall, Description, Reactor};
 
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
+use crate::connection::{AnyConnection, ConnectionHandle};
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
 use crate::log;
-use crate::transport::{Transport, TransportHandle};
 
 /// A number of bytes per second, and how many of them may be read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub struct Throttle {
 struct Shared {
     bucket: Cell<Bucket>,
     /// Those that wait, and whether they do.
-    held: RefCell<BTreeMap<TransportHandle, Rc<Cell<bool>>>>,
+    held: RefCell<BTreeMap<ConnectionHandle, Rc<Cell<bool>>>>,
     call: Cell<Option<DelayedCall>>,
 }
 
@@ -158,12 +158,12 @@ impl Shared {
 pub struct Throttled {
     throttle: Throttle,
     /// Under which name it was held last.
-    held_as: Option<TransportHandle>,
+    held_as: Option<ConnectionHandle>,
     is_held: Rc<Cell<bool>>,
 }
 
 impl Throttled {
-    fn account<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>, bytes: usize) {
+    fn account<T: AnyConnection + ?Sized>(&mut self, cx: &mut Context<'_, T>, bytes: usize) {
         let shared = &self.throttle.shared;
         let now = cx.reactor.now();
         let mut bucket = shared.bucket.get();
@@ -174,7 +174,7 @@ impl Throttled {
             return;
         }
         cx.transport.hold_reading();
-        let handle = cx.transport.handle();
+        let handle = cx.transport.connection_handle();
         self.held_as = Some(handle);
         let is_held = Rc::clone(&self.is_held);
         shared.held.borrow_mut().insert(handle, is_held);
@@ -191,11 +191,11 @@ impl Throttled {
     }
 
     /// Waits on under its new name, or not, if the wait ended meanwhile.
-    fn reattached<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
+    fn reattached<T: AnyConnection + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
         if !self.is_held.get() {
             return;
         }
-        let handle = cx.transport.handle();
+        let handle = cx.transport.connection_handle();
         let earlier = self.held_as.replace(handle);
         let mut held = self.throttle.shared.held.borrow_mut();
         match earlier.and_then(|earlier| held.remove(&earlier)) {
@@ -209,10 +209,10 @@ impl Throttled {
         }
     }
 
-    fn end<T: Transport + ?Sized>(&self, cx: &mut Context<'_, T>) {
+    fn end<T: AnyConnection + ?Sized>(&self, cx: &mut Context<'_, T>) {
         let shared = &self.throttle.shared;
         let mut held = shared.held.borrow_mut();
-        if held.remove(&cx.transport.handle()).is_some()
+        if held.remove(&cx.transport.connection_handle()).is_some()
             && held.is_empty()
             && let Some(call) = shared.call.take()
         {
@@ -223,7 +223,7 @@ impl Throttled {
     }
 }
 
-impl<T: Transport + ?Sized> Policy<T> for Throttled {
+impl<T: AnyConnection + ?Sized> Policy<T> for Throttled {
     fn describe(&self, description: &mut Description) {
         let rate = self.throttle.shared.bucket.get().rate;
         description
@@ -237,9 +237,9 @@ impl<T: Transport + ?Sized> Policy<T> for Throttled {
         match event {
             // One that comes while others wait, waits with them.
             Event::ConnectionMade => self.account(cx, 0),
-            Event::DataReceived(data) | Event::DescriptorsReceived { data, .. } => {
-                self.account(cx, data.len());
-            }
+            Event::DataReceived(_)
+            | Event::PacketReceived { .. }
+            | Event::DescriptorsReceived { .. } => self.account(cx, event.received_bytes()),
             Event::ConnectionReattached => self.reattached(cx),
             Event::ConnectionLost(_) => self.end(cx),
             _ => {}
@@ -270,7 +270,7 @@ impl fmt::Debug for Throttled {
 ///
 /// A connection that has used up its bytes is not read until there are some again. Bytes
 /// of the peer wait in the kernel, and so does the peer. The protocol does not notice the
-/// hold ([`hold_reading`](Transport::hold_reading)), and may pause and resume reading as
+/// hold ([`hold_reading`](AnyConnection::hold_reading)), and may pause and resume reading as
 /// it likes.
 ///
 /// Reads are not cut short. The read that uses up the last bytes may take more than is

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use bowline_reactor::{DelayedCall, Reactor};
 
+use crate::connection::ConnectionHandle;
 use crate::context::AnyContext;
-use crate::transport::TransportHandle;
 
 /// A time limit for protocols. [Set](Self::set) it when a wait begins,
 /// [reset](Self::reset) it when there is progress, and [cancel](Self::cancel) it when the
 /// wait is over, at the latest in `connection_lost`.
 ///
 /// When the time is over, the connection is closed with
-/// [`lose_connection_within`](crate::Transport::lose_connection_within), even if the peer
+/// [`lose_connection_within`](crate::AnyConnection::lose_connection_within), even if the peer
 /// does not read or a producer is registered. With
 /// [`with_action`](Self::with_action) your action runs instead. Afterwards there is no
 /// limit until it is set again. Bytes that were written have as long to leave as the
@@ -64,7 +64,7 @@ pub struct Timeout {
     state: Rc<State>,
 }
 
-type Action = Box<dyn FnMut(&mut Reactor, TransportHandle)>;
+type Action = Box<dyn FnMut(&mut Reactor, ConnectionHandle)>;
 
 #[derive(Default)]
 struct State {
@@ -84,7 +84,7 @@ struct RunningAction<'a> {
 }
 
 impl RunningAction<'_> {
-    fn call(&mut self, reactor: &mut Reactor, transport: TransportHandle) {
+    fn call(&mut self, reactor: &mut Reactor, transport: ConnectionHandle) {
         if let Some(action) = &mut self.action {
             action(reactor, transport);
         }
@@ -101,7 +101,7 @@ impl Drop for RunningAction<'_> {
 struct Limit {
     period: Duration,
     since: Instant,
-    transport: TransportHandle,
+    transport: ConnectionHandle,
 }
 
 /// How long what was written may take to leave a connection that is closed: as long
@@ -128,7 +128,7 @@ impl Timeout {
     /// A limit that calls `action` with the handle of the transport, outside of any other
     /// callback. It is not set yet. The action can reach the protocol with
     /// `call_protocol`.
-    pub fn with_action(action: impl FnMut(&mut Reactor, TransportHandle) + 'static) -> Self {
+    pub fn with_action(action: impl FnMut(&mut Reactor, ConnectionHandle) + 'static) -> Self {
         Self {
             state: Rc::new(State {
                 action: RefCell::new(Some(Box::new(action))),

@@ -7,10 +7,10 @@ use super::wrapper::{Event, Policy, ProtocolWrapper};
 use bowline_reactor::Description;
 
 use crate::address::Address;
+use crate::connection::{AnyConnection, WriteObserver};
 use crate::context::Context;
 use crate::factory::{BuildContext, Factory};
 use crate::log;
-use crate::transport::{Transport, WriteObserver};
 
 /// How much of what was received or written a line shows by default: a line on
 /// a screen.
@@ -117,7 +117,7 @@ impl Traffic {
     }
 }
 
-impl<T: Transport + ?Sized> Policy<T> for Traffic {
+impl<T: AnyConnection + ?Sized> Policy<T> for Traffic {
     fn describe(&self, description: &mut Description) {
         description.section_of::<Self>().set("number", self.number);
     }
@@ -135,6 +135,22 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
             }
             Event::FileDescriptorReceived => {
                 log::debug!(target: log::TRAFFIC, "{number}: received a descriptor");
+            }
+            Event::PacketReceived {
+                descriptors: 0,
+                data,
+            } => log::debug!(
+                target: log::TRAFFIC,
+                "{number}: received a packet of {}",
+                Cut { data, shown }
+            ),
+            Event::PacketReceived { descriptors, data } => log::debug!(
+                target: log::TRAFFIC,
+                "{number}: received {descriptors} descriptors with a packet of {}",
+                Cut { data, shown }
+            ),
+            Event::SendFailed => {
+                log::debug!(target: log::TRAFFIC, "{number}: a packet was not sent");
             }
             Event::DescriptorsReceived { descriptors, data } => log::debug!(
                 target: log::TRAFFIC,
@@ -161,9 +177,7 @@ impl<T: Transport + ?Sized> Policy<T> for Traffic {
                 log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
             }
             Event::Draining => log::debug!(target: log::TRAFFIC, "{number}: drains"),
-            Event::PacketReceived(_)
-            | Event::SendFailed
-            | Event::SendingResumed
+            Event::SendingResumed
             | Event::ReadingResumed
             | Event::ConnectionReattached
             | Event::ConnectionSecured

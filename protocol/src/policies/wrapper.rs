@@ -1,22 +1,25 @@
 //! A protocol with a policy around it: the forwarding, written once.
 
-mod packets;
-
 use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 
 use bowline_reactor::Description;
 
 use crate::context::Context;
 use crate::descriptors::ReceivedDescriptors;
+use crate::packet::{Packet, PacketProtocol, PacketTransport, UnsentPacket};
 use crate::protocol::{AfterReadClosed, AfterTruncation, AtDrain, Protocol};
 use crate::reason::{CloseReason, Remains};
 use crate::transport::Transport;
 
 /// Acts before and after the callbacks of a protocol, which knows nothing of it. A
 /// [`ProtocolWrapper`] puts it there.
+///
+/// A policy for streams and packets alike is an
+/// `impl<T: AnyConnection + ?Sized> Policy<T>`.
 ///
 /// As a policy, `None` does nothing. A pair is one policy inside another: the first is
 /// the outer one, so its [`before`](Self::before) comes first and its
@@ -29,11 +32,11 @@ use crate::transport::Transport;
 /// ```
 /// use std::{cell::Cell, rc::Rc};
 /// use bowline::policies::{Event, Policy};
-/// use bowline::{Context, Transport};
+/// use bowline::{AnyConnection, Context};
 ///
 /// struct Meter(Rc<Cell<usize>>);
 ///
-/// impl<T: Transport + ?Sized> Policy<T> for Meter {
+/// impl<T: AnyConnection + ?Sized> Policy<T> for Meter {
 ///     fn before(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
 ///         self.0.set(self.0.get() + event.received_bytes());
 ///     }
@@ -67,8 +70,13 @@ pub enum Event<'a> {
     ConnectionMade,
     /// [`Protocol::data_received`], with the bytes.
     DataReceived(&'a [u8]),
-    /// [`packet_received`](crate::PacketProtocol::packet_received), with the bytes.
-    PacketReceived(&'a [u8]),
+    /// [`packet_received`](crate::PacketProtocol::packet_received).
+    PacketReceived {
+        /// How many descriptors came with it.
+        descriptors: usize,
+        /// Its bytes.
+        data: &'a [u8],
+    },
     /// [`send_failed`](crate::PacketProtocol::send_failed).
     SendFailed,
     /// [`sending_resumed`](crate::PacketProtocol::sending_resumed).
@@ -122,7 +130,7 @@ impl Event<'_> {
     pub fn received_bytes(&self) -> usize {
         match self {
             Self::DataReceived(data)
-            | Self::PacketReceived(data)
+            | Self::PacketReceived { data, .. }
             | Self::DescriptorsReceived { data, .. } => data.len(),
             _ => 0,
         }
@@ -233,12 +241,74 @@ impl<P, Y> ProtocolWrapper<P, Y> {
     }
 }
 
+/// The callbacks that protocols of streams and of packets have in common.
+macro_rules! forward_common_callbacks {
+    () => {
+        fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+            self.around(cx, &Event::ConnectionMade, |protocol, cx| {
+                protocol.connection_made(cx);
+            });
+        }
+
+        fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
+            self.around(cx, &Event::ReadConnectionLost, |protocol, cx| {
+                protocol.read_connection_lost(cx)
+            })
+        }
+
+        fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
+            self.around(cx, &Event::WriteConnectionLost, |protocol, cx| {
+                protocol.write_connection_lost(cx);
+            });
+        }
+
+        fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
+            self.around(cx, &Event::ConnectionLost(reason), |protocol, cx| {
+                protocol.connection_lost(cx, reason);
+            });
+        }
+
+        fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
+            self.around(cx, &Event::Draining, |protocol, cx| protocol.draining(cx))
+        }
+
+        fn is_idle(&self) -> bool {
+            self.protocol.is_idle()
+        }
+
+        fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+            self.around(cx, &Event::ConnectionReattached, |protocol, cx| {
+                protocol.connection_reattached(cx);
+            });
+        }
+
+        fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
+            match id == TypeId::of::<Self>() {
+                true => Some(self),
+                false => self.protocol.part(id),
+            }
+        }
+
+        fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
+            match id == TypeId::of::<Self>() {
+                true => Some(self),
+                false => Box::new(self.protocol).into_part(id),
+            }
+        }
+
+        fn describe(&self, description: &mut Description) {
+            self.policy.describe(description);
+            self.protocol.describe(description);
+        }
+
+        fn log_prefix(&self) -> Cow<'_, str> {
+            self.protocol.log_prefix()
+        }
+    };
+}
+
 impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for ProtocolWrapper<P, Y> {
-    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
-        self.around(cx, &Event::ConnectionMade, |protocol, cx| {
-            protocol.connection_made(cx);
-        });
-    }
+    forward_common_callbacks!();
 
     #[inline]
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
@@ -289,36 +359,10 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
         });
     }
 
-    fn read_connection_lost(&mut self, cx: &mut Context<'_, T>) -> AfterReadClosed {
-        self.around(cx, &Event::ReadConnectionLost, |protocol, cx| {
-            protocol.read_connection_lost(cx)
-        })
-    }
-
-    fn write_connection_lost(&mut self, cx: &mut Context<'_, T>) {
-        self.around(cx, &Event::WriteConnectionLost, |protocol, cx| {
-            protocol.write_connection_lost(cx);
-        });
-    }
-
     fn connection_broken(&mut self, cx: &mut Context<'_, T>, remains: Remains) {
         self.around(cx, &Event::ConnectionBroken(remains), |protocol, cx| {
             protocol.connection_broken(cx, remains);
         });
-    }
-
-    fn connection_lost(&mut self, cx: &mut Context<'_, T>, reason: &CloseReason) {
-        self.around(cx, &Event::ConnectionLost(reason), |protocol, cx| {
-            protocol.connection_lost(cx, reason);
-        });
-    }
-
-    fn draining(&mut self, cx: &mut Context<'_, T>) -> AtDrain {
-        self.around(cx, &Event::Draining, |protocol, cx| protocol.draining(cx))
-    }
-
-    fn is_idle(&self) -> bool {
-        self.protocol.is_idle()
     }
 
     fn reading_resumed(&mut self, cx: &mut Context<'_, T>) {
@@ -329,12 +373,6 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
 
     fn has_undelivered(&mut self) -> bool {
         self.protocol.has_undelivered()
-    }
-
-    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
-        self.around(cx, &Event::ConnectionReattached, |protocol, cx| {
-            protocol.connection_reattached(cx);
-        });
     }
 
     fn connection_secured(&mut self, cx: &mut Context<'_, T>) {
@@ -360,28 +398,46 @@ impl<T: Transport + ?Sized, P: Protocol<T>, Y: Policy<T>> Protocol<T> for Protoc
             protocol.stop_producing(cx);
         });
     }
+}
 
-    fn part(&mut self, id: TypeId) -> Option<&mut dyn Any> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => self.protocol.part(id),
-        }
+impl<T, P, Y> PacketProtocol<T> for ProtocolWrapper<P, Y>
+where
+    T: PacketTransport + ?Sized,
+    P: PacketProtocol<T>,
+    Y: Policy<T>,
+{
+    forward_common_callbacks!();
+
+    fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {
+        let event = Event::PacketReceived {
+            descriptors: packet.descriptors.len(),
+            data: packet.data,
+        };
+        self.around(cx, &event, |protocol, cx| {
+            protocol.packet_received(cx, packet);
+        });
     }
 
-    fn into_part(self: Box<Self>, id: TypeId) -> Option<Box<dyn Any>> {
-        match id == TypeId::of::<Self>() {
-            true => Some(self),
-            false => Box::new(self.protocol).into_part(id),
-        }
+    fn send_failed(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        packet: UnsentPacket<'_>,
+        error: &io::Error,
+    ) {
+        self.around(cx, &Event::SendFailed, |protocol, cx| {
+            protocol.send_failed(cx, packet, error);
+        });
     }
 
-    fn describe(&self, description: &mut Description) {
-        self.policy.describe(description);
-        self.protocol.describe(description);
+    fn sending_resumed(&mut self, cx: &mut Context<'_, T>) {
+        self.around(cx, &Event::SendingResumed, |protocol, cx| {
+            protocol.sending_resumed(cx);
+        });
     }
 
-    fn log_prefix(&self) -> Cow<'_, str> {
-        self.protocol.log_prefix()
+    fn connection_broken(&mut self, cx: &mut Context<'_, T>) {
+        let event = Event::ConnectionBroken(Remains::Everything);
+        self.around(cx, &event, |protocol, cx| protocol.connection_broken(cx));
     }
 }
 

@@ -16,7 +16,7 @@ use bowline::handoff::pool::{
     Spawned, ToWorker, Undelivered, Worker, WorkerId, WorkerRefusal, WorkerSettings, WorkerStage,
 };
 use bowline::policies::Backoff;
-use bowline::{Context, Protocol, Reactor, TcpStream, Transport, Transports};
+use bowline::{AnyConnection as _, Context, Protocol, Reactor, TcpStream, Transport, Transports};
 use tempfile::TempDir;
 
 use super::clients::{Clients, listen};

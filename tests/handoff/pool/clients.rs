@@ -9,8 +9,8 @@ use std::rc::Rc;
 use bowline::Tcp;
 use bowline::handoff::pool::{PassedConnection, Pool};
 use bowline::{
-    Address, BuildContext, CloseReason, ConnectError, Context, Factory, Protocol, Reactor,
-    TcpStream, Transport, Transports,
+    Address, AnyConnection as _, BuildContext, CloseReason, ConnectError, Context, Factory,
+    Protocol, Reactor, TcpStream, Transport, Transports,
 };
 
 /// What became of the clients so far.

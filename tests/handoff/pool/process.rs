@@ -18,7 +18,9 @@ use bowline::handoff::pool::{
 use bowline::handoff::pool::{Service, Spawn, Worker, WorkerId, WorkerSettings};
 use bowline::handoff::pool::{inherited_channel, spawn_command};
 use bowline::policies::Backoff;
-use bowline::{AfterReadClosed, Context, Protocol, Reactor, TcpStream, Transport};
+use bowline::{
+    AfterReadClosed, AnyConnection as _, Context, Protocol, Reactor, TcpStream, Transport,
+};
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use crate::support::{open_descriptors, run_until_within};

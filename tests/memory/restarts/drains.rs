@@ -22,7 +22,10 @@ use bowline::testing::{
     SimulatedKernel, Simulation, SocketId,
 };
 use bowline::time::Clock;
-use bowline::{Address, AtDrain, CloseReason, Context, GracefulStop, Protocol, Reactor, Transport};
+use bowline::{
+    Address, AnyConnection as _, AtDrain, CloseReason, Context, GracefulStop, Protocol, Reactor,
+    Transport,
+};
 
 use super::{MANAGER, Manager, SERVICE};
 use crate::seeds::{System, every_seed};

@@ -6,13 +6,14 @@ use std::borrow::Cow;
 use std::io;
 use std::mem;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Address, AfterReadClosed, AtDrain, CloseReason, Context, Credentials, DatagramCounts,
-    DatagramTransport, Linger, Packet, PacketHandle, PacketProtocol, PacketTransport,
-    PassedDescriptor, QueueLimits, ReceivedDescriptors, SendDescriptorError, SendStatus,
-    TransportState, UnixAddress, UnsentPacket,
+    Address, AfterReadClosed, AnyConnection, AtDrain, CloseReason, ConnectionHandle, Context,
+    Credentials, DatagramCounts, DatagramTransport, Linger, Packet, PacketHandle, PacketProtocol,
+    PacketTransport, PassedDescriptor, QueueLimits, ReceivedDescriptors, SendDescriptorError,
+    SendStatus, TransportState, UnixAddress, UnsentPacket, WriteObserver,
 };
 use bowline_reactor::{Description, Handle, Next, Reactor, Token};
 
@@ -185,7 +186,7 @@ impl<S: DatagramSocket> Port<S> {
         match self.state {
             PortState::Ending | PortState::Closed => None,
             PortState::Stopping => is_broken.then_some(EndStep::Finish),
-            PortState::Open if is_broken && self.is_paused() && !ends.was_told_broken => {
+            PortState::Open if is_broken && !self.is_receiving() && !ends.was_told_broken => {
                 Some(EndStep::TellBroken)
             }
             PortState::Open if ends.write == WriteEnd::Closing && !self.has_unsent() => {
@@ -535,46 +536,17 @@ impl<S: PacketSocket> SocketTransport for Port<S> {
     }
 }
 
-impl<S: PacketSocket> PacketTransport for Port<S> {
-    #[inline]
-    fn send(&mut self, data: &[u8]) -> SendStatus {
-        status(self.queue_datagram(&[data], None, Vec::new()))
-    }
-
-    fn send_sequence(&mut self, parts: &[&[u8]]) -> SendStatus {
-        status(self.queue_datagram(parts, None, Vec::new()))
-    }
-
-    fn send_with_descriptors(
-        &mut self,
-        data: &[u8],
-        descriptors: Vec<PassedDescriptor>,
-    ) -> Result<SendStatus, SendDescriptorError> {
-        self.queue_with_descriptors(data, None, descriptors)
-    }
-
-    fn unsent_packets(&self) -> usize {
-        self.unsent_datagrams()
-    }
-
+impl<S: PacketSocket> AnyConnection for Port<S> {
     fn unsent_bytes(&self) -> usize {
         DatagramTransport::unsent_bytes(self)
     }
 
-    fn unsent_descriptors(&self) -> usize {
-        self.unsent_descriptor_count()
+    fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
     }
 
     fn is_send_buffer_full(&self) -> bool {
         self.is_full()
-    }
-
-    fn queue_limits(&self) -> QueueLimits {
-        DatagramTransport::queue_limits(self)
-    }
-
-    fn set_queue_limits(&mut self, limits: QueueLimits) {
-        DatagramTransport::set_queue_limits(self, limits);
     }
 
     fn pause_producing(&mut self) {
@@ -587,6 +559,14 @@ impl<S: PacketSocket> PacketTransport for Port<S> {
 
     fn is_reading_paused(&self) -> bool {
         self.is_paused()
+    }
+
+    fn hold_reading(&mut self) {
+        self.holds += 1;
+    }
+
+    fn release_reading(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
     }
 
     fn lose_connection(&mut self) {
@@ -618,6 +598,53 @@ impl<S: PacketSocket> PacketTransport for Port<S> {
         peer.unwrap_or(Address::Unix(UnixAddress::Unnamed))
     }
 
+    fn connection_handle(&self) -> ConnectionHandle {
+        self.named(|facet| facet.downcast_mut::<Self>().map(|port| port as _))
+    }
+
+    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.source()
+    }
+
+    fn set_write_observer(&mut self, observer: Option<Rc<dyn WriteObserver>>) {
+        self.observer = observer;
+    }
+}
+
+impl<S: PacketSocket> PacketTransport for Port<S> {
+    #[inline]
+    fn send(&mut self, data: &[u8]) -> SendStatus {
+        status(self.queue_datagram(&[data], None, Vec::new()))
+    }
+
+    fn send_sequence(&mut self, parts: &[&[u8]]) -> SendStatus {
+        status(self.queue_datagram(parts, None, Vec::new()))
+    }
+
+    fn send_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<SendStatus, SendDescriptorError> {
+        self.queue_with_descriptors(data, None, descriptors)
+    }
+
+    fn unsent_packets(&self) -> usize {
+        self.unsent_datagrams()
+    }
+
+    fn unsent_descriptors(&self) -> usize {
+        self.unsent_descriptor_count()
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        DatagramTransport::queue_limits(self)
+    }
+
+    fn set_queue_limits(&mut self, limits: QueueLimits) {
+        DatagramTransport::set_queue_limits(self, limits);
+    }
+
     fn peer_credentials(&self) -> io::Result<Credentials> {
         self.socket.peer_credentials()
     }
@@ -640,10 +667,6 @@ impl<S: PacketSocket> PacketTransport for Port<S> {
 
     fn duplicate(&self) -> io::Result<OwnedFd> {
         self.socket.duplicate()
-    }
-
-    fn socket_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.source()
     }
 
     fn handle(&self) -> PacketHandle {

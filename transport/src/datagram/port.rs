@@ -10,7 +10,7 @@ use std::time::Duration;
 use bowline_protocol::{
     Address, AddressRef, CloseReason, DatagramCounts, DatagramHandle, DatagramProtocol,
     DatagramTransport, Linger, PassedDescriptor, QueueLimits, SendDescriptorError,
-    SendDescriptorErrorKind, SendRefusal, SendStatus, TransportState,
+    SendDescriptorErrorKind, SendRefusal, SendStatus, TransportState, WriteObserver,
 };
 use bowline_reactor::{Handle, Reactor, Section, Token};
 
@@ -38,6 +38,7 @@ pub struct Port<S> {
     queue: Option<Box<SendQueue>>,
     limits: QueueLimits,
     pub(super) counts: DatagramCounts,
+    pub(super) bytes_sent: u64,
     pub(super) state: PortState,
     /// The reason of the end. `None` means [`CloseReason::Done`].
     pub(super) reason: Option<CloseReason>,
@@ -47,6 +48,8 @@ pub struct Port<S> {
     pub(super) is_writable: bool,
     pub(super) watches_writing: bool,
     is_paused: bool,
+    /// How many hold reading.
+    pub(super) holds: u32,
     /// Whether the protocol was told that there is no room, and not yet that there is
     /// room again.
     pub(super) owes_room: bool,
@@ -65,6 +68,8 @@ pub struct Port<S> {
     pub(super) ends: Ends,
     /// Whether it was detached before, so that its beginning was told already.
     pub(super) is_reattached: bool,
+    /// Who is told of everything that is sent.
+    pub(super) observer: Option<Rc<dyn WriteObserver>>,
 }
 
 /// The warnings that were logged already. Each comes once per socket, since peers could
@@ -95,12 +100,15 @@ pub(super) struct Ends {
 pub(super) struct KeptPort {
     limits: QueueLimits,
     counts: DatagramCounts,
+    bytes_sent: u64,
     is_stopping: bool,
     is_paused: bool,
+    holds: u32,
     owes_room: bool,
     linger: Linger,
     is_send_closed: bool,
     ends: Ends,
+    observer: Option<Rc<dyn WriteObserver>>,
 }
 
 impl KeptPort {
@@ -178,12 +186,14 @@ impl<S: DatagramSocket> Port<S> {
             queue: None,
             limits: QueueLimits::default(),
             counts: DatagramCounts::default(),
+            bytes_sent: 0,
             state: PortState::Open,
             reason: None,
             is_readable: false,
             is_writable: true,
             watches_writing: false,
             is_paused: false,
+            holds: 0,
             owes_room: false,
             waits_for_timer: false,
             stop_within: None,
@@ -194,13 +204,14 @@ impl<S: DatagramSocket> Port<S> {
             is_send_closed: false,
             ends: Ends::default(),
             is_reattached: false,
+            observer: None,
         }
     }
 
     /// Whether datagrams may be delivered.
     #[inline]
     pub(super) fn is_receiving(&self) -> bool {
-        self.state == PortState::Open && !self.is_paused
+        self.state == PortState::Open && !self.is_paused && self.holds == 0
     }
 
     /// Whether nothing more is delivered.
@@ -304,12 +315,15 @@ impl<S: DatagramSocket> Port<S> {
         KeptPort {
             limits: self.limits,
             counts: self.counts,
+            bytes_sent: self.bytes_sent,
             is_stopping: self.state == PortState::Stopping,
             is_paused: self.is_paused,
+            holds: self.holds,
             owes_room: self.owes_room,
             linger: self.linger,
             is_send_closed: self.is_send_closed,
             ends: mem::take(&mut self.ends),
+            observer: self.observer.take(),
         }
     }
 
@@ -319,10 +333,12 @@ impl<S: DatagramSocket> Port<S> {
         self.is_readable = true;
         self.limits = kept.limits;
         self.counts = kept.counts;
+        self.bytes_sent = kept.bytes_sent;
         if kept.is_stopping {
             self.state = PortState::Stopping;
         }
         self.is_paused = kept.is_paused;
+        self.holds = kept.holds;
         self.owes_room = kept.owes_room;
         self.linger = kept.linger;
         self.is_send_closed = kept.is_send_closed;
@@ -330,10 +346,20 @@ impl<S: DatagramSocket> Port<S> {
             connector: None,
             ..kept.ends
         };
+        self.observer = kept.observer;
     }
 
     pub(super) fn is_paused(&self) -> bool {
         self.is_paused
+    }
+
+    /// How far it reads, in words.
+    pub(super) fn reading(&self) -> &'static str {
+        match (self.is_paused, self.holds) {
+            (true, _) => "paused",
+            (false, 0) => "on",
+            (false, _) => "held",
+        }
     }
 
     /// Takes out the queue, in order.
@@ -385,6 +411,9 @@ impl<S: DatagramSocket> Port<S> {
             .queue
             .get_or_insert_with(|| self.shared.take_send_queue());
         queue.push(parts, name, descriptors);
+        if let Some(observer) = &self.observer {
+            observer.written(&parts.concat());
+        }
         match self.is_full() {
             false => Ok(SendStatus::Ready),
             true => {
@@ -466,8 +495,9 @@ impl<S: DatagramSocket> Port<S> {
         };
         match self.socket.send(&outgoing) {
             Ok(count) => {
-                let descriptors = queue.descriptors();
+                let (bytes, descriptors) = (queue.unsent_bytes(), queue.descriptors());
                 queue.sent(count);
+                self.bytes_sent += (bytes - queue.unsent_bytes()) as u64;
                 self.counts.sent += count as u64;
                 self.has_tried_again = false;
                 if descriptors > 0 {

@@ -504,12 +504,11 @@ where
         let is_quiet = !self.port.is_readable && quiet >= reactor.stop_grace();
         let is_over = draining.is_told
             && draining.answer == AtDrain::LoseWhenIdle
-            && self.port.state == PortState::Open
             && self.port.ends.read == ReadEnd::Open
             && visit == Visit::Turn
             && (is_quiet || draining.left == 0)
             && self.arrivals.is_none()
-            && !self.port.is_reading_paused()
+            && self.port.is_receiving()
             && !self.port.has_unsent()
             && self.protocol.is_idle();
         if is_over {
@@ -931,7 +930,7 @@ where
             .set("truncated_messages", counts.truncated)
             .set("failed_messages", counts.failed)
             .set("refused_messages", counts.refused)
-            .set("reading", if port.is_paused() { "paused" } else { "on" });
+            .set("reading", port.reading());
         port.tell_queue(section);
         self.protocol.describe(description);
     }

@@ -74,7 +74,7 @@ const TERMINAL_BYTES: usize = 128;
 /// |---|---|---|---|---|---|
 /// | reading, pausing, read limits | if open for it | yes | yes | yes | yes, always ready |
 /// | writing, watermarks, producers | if open for it | yes | yes | yes | yes, always ready |
-/// | [`lose_connection`](bowline_protocol::Transport::lose_connection) sends everything first | yes | yes | yes, and hangs up: what is unread by then is lost | yes | yes |
+/// | [`lose_connection`](bowline_protocol::AnyConnection::lose_connection) sends everything first | yes | yes | yes, and hangs up: what is unread by then is lost | yes | yes |
 /// | half-close | the end of a writing end | closes the descriptor that is written to | ours only: the other side learns nothing | shuts down | ours only |
 /// | the peer's end | no writer left | no writer left | `EIO` after a hang-up, 0 bytes (Ctrl-D) | yes | the end of the file |
 /// | the reader's loss, with nothing to write | yes | yes | as the end | yes | never |

@@ -13,6 +13,7 @@ mod pairing;
 
 use super::*;
 use crate::address::{Address, UnixAddress};
+use crate::connection::{AnyConnection, ConnectionHandle};
 use crate::descriptors::{PassedDescriptor, ReceivedDescriptors};
 use crate::error::{RegisterProducerError, SendDescriptorError, SendDescriptorErrorKind};
 use crate::framing::{
@@ -1243,40 +1244,14 @@ impl Default for Script {
     }
 }
 
-impl Transport for Script {
-    fn write(&mut self, data: &[u8]) -> WriteStatus {
-        self.write_sequence(&[data])
-    }
-    fn write_sequence(&mut self, parts: &[&[u8]]) -> WriteStatus {
-        self.written.push(parts.concat());
-        WriteStatus::Ready
-    }
-    fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus {
-        self.write(&data)
-    }
+impl AnyConnection for Script {
     fn unsent_bytes(&self) -> usize {
         0
     }
     fn bytes_sent(&self) -> u64 {
         0
     }
-    fn when_sent(&mut self, _: u64, _: crate::WhenSent) {}
     fn is_send_buffer_full(&self) -> bool {
-        false
-    }
-    fn watermarks(&self) -> Watermarks {
-        Watermarks::default()
-    }
-    fn set_watermarks(&mut self, _: Watermarks) {}
-    fn register_producer(
-        &mut self,
-        _: ProducerRef,
-        _: ProducerKind,
-    ) -> Result<(), RegisterProducerError> {
-        Err(RegisterProducerError::NotConnected)
-    }
-    fn unregister_producer(&mut self) {}
-    fn is_producer_paused(&self) -> bool {
         false
     }
     fn pause_producing(&mut self) {
@@ -1290,15 +1265,6 @@ impl Transport for Script {
     }
     fn hold_reading(&mut self) {}
     fn release_reading(&mut self) {}
-    fn is_open_for_reading(&self) -> bool {
-        self.state == TransportState::Connected && !self.read_closed
-    }
-    fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
-        self.read_limit = limit;
-    }
-    fn push_back(&mut self, data: Vec<u8>) {
-        self.pushed_back.extend(data);
-    }
     fn lose_connection(&mut self) {
         self.state = TransportState::Closing;
     }
@@ -1317,6 +1283,47 @@ impl Transport for Script {
     }
     fn peer(&self) -> Address {
         self.host()
+    }
+    fn connection_handle(&self) -> ConnectionHandle {
+        Handle::new(self.token.expect("it has one"), |_| None)
+    }
+}
+
+impl Transport for Script {
+    fn write(&mut self, data: &[u8]) -> WriteStatus {
+        self.write_sequence(&[data])
+    }
+    fn write_sequence(&mut self, parts: &[&[u8]]) -> WriteStatus {
+        self.written.push(parts.concat());
+        WriteStatus::Ready
+    }
+    fn write_owned(&mut self, data: Vec<u8>) -> WriteStatus {
+        self.write(&data)
+    }
+    fn when_sent(&mut self, _: u64, _: crate::WhenSent) {}
+    fn watermarks(&self) -> Watermarks {
+        Watermarks::default()
+    }
+    fn set_watermarks(&mut self, _: Watermarks) {}
+    fn register_producer(
+        &mut self,
+        _: ProducerRef,
+        _: ProducerKind,
+    ) -> Result<(), RegisterProducerError> {
+        Err(RegisterProducerError::NotConnected)
+    }
+    fn unregister_producer(&mut self) {}
+    fn is_producer_paused(&self) -> bool {
+        false
+    }
+    fn is_open_for_reading(&self) -> bool {
+        self.state == TransportState::Connected && !self.read_closed
+    }
+    fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
+        self.read_limit = limit;
+    }
+    fn push_back(&mut self, data: Vec<u8>) {
+        self.pushed_back.extend(data);
     }
     fn handle(&self) -> TransportHandle {
         Handle::new(self.token.expect("it has one"), |_| None)

@@ -32,7 +32,8 @@ use bowline::handoff::restart::{
 };
 use bowline::testing::ManualClock;
 use bowline::{
-    Address, Context, Protocol, Reactor, Transport, Transports, UnixStream, UnixTransport,
+    Address, AnyConnection as _, Context, Protocol, Reactor, Transport, Transports, UnixStream,
+    UnixTransport,
 };
 
 use self::wire::{Hand, Said};
