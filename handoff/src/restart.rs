@@ -72,7 +72,14 @@
 //! It stands in a directory that only its owner may enter, which is made with
 //! mode 0700 and checked; who connects has to be of the same user. It is itself
 //! handed over, so its path never changes.
+//!
+//! A process is known by what the kernel says of the one that connected (`SO_PEERCRED`,
+//! and from Linux 6.5 on `SO_PEERPIDFD`), and not by its own word. While a successor that
+//! was [started here](Restart::start_successor) is under way, that child is served and
+//! nobody else. One whose process is gone, so that another has its connection, is not
+//! served; that is asked again before connections leave, with the keys that some have.
 
+mod applying;
 mod attempt;
 mod baton;
 pub(crate) mod control;

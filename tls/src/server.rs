@@ -126,8 +126,8 @@ impl TlsServer {
     /// What is given is all that a connection is, its keys above all: whoever has it can
     /// read and write in our place. It is encrypted, and the key to that can be had once,
     /// by one process ([`Detached::pack`](bowline_transport::Detached::pack)). The other
-    /// process has to be ours: a restart asks the kernel for its user. TLS 1.3 goes on
-    /// with new keys there.
+    /// process has to be ours: a restart asks the kernel which one it is, and of which
+    /// user. TLS 1.3 goes on with new keys there.
     ///
     /// A process whose connections may move keeps the keys of TLS 1.2 in its memory for
     /// that. What moved in from a process is in that one's memory no more, as far as

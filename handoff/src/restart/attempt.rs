@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use bowline_reactor::{DelayedCall, Reactor};
 use bowline_transport::ChildWatch;
 
+use super::applying::Applying;
 use super::error::RestartError;
 use crate::log;
 
@@ -34,14 +35,23 @@ pub(super) enum Attempt {
 }
 
 impl Attempt {
-    /// Whether a process of this number may be served.
-    pub(super) fn admits(&self, pid: u32) -> bool {
+    /// Whether this process may be served.
+    pub(super) fn admits(&self, process: &Applying) -> bool {
         match self {
-            Self::Idle => true,
+            Self::Idle => process.is_there(),
             // Nobody else is, while there is one.
-            Self::Started { child, .. } => child.pid() == pid,
+            Self::Started { .. } => self.has_started(process),
             Self::Served { .. } | Self::Failed { .. } | Self::Over { .. } => false,
         }
+    }
+
+    /// Whether it is the child, which has yet to ask. Its number is its own until it was
+    /// waited for.
+    pub(super) fn has_started(&self, process: &Applying) -> bool {
+        let Self::Started { child, .. } = self else {
+            return false;
+        };
+        child.pid() == process.pid() && !child.has_ended()
     }
 
     /// Serves the applicant of this number.

@@ -14,6 +14,7 @@ use bowline_protocol::{
 use bowline_reactor::{DelayedCall, Reactor};
 use bowline_transport::{ChildProcess, ChildWatch};
 
+use super::applying::Applying;
 use super::attempt::Attempt;
 use super::baton::Baton;
 use super::error::RestartError;
@@ -58,6 +59,8 @@ struct Applicant {
     /// None once we have hung up: what it says from then on is not heard.
     channel: Option<UnixTransportHandle>,
     peer: Peer,
+    /// Who that is.
+    process: Applying,
     deadline: Option<DelayedCall>,
     /// The channel has ended, and there is something left to do.
     has_ended: bool,
@@ -144,7 +147,19 @@ impl<T: UnixTransport> ChannelReceiver<T> for ApplicantEnd {
     type Message = FromSuccessor;
 
     fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
-        let id = self.predecessor.add(cx.transport.unix_handle(), peer);
+        let process = match Applying::of(cx.transport, peer) {
+            Ok(process) => process,
+            Err(error) => {
+                log::warn!(
+                    target: log::HANDOFF,
+                    "not served: nobody can tell who has connected to the control socket: {error}"
+                );
+                return cx.transport.abort_connection();
+            }
+        };
+        let id = self
+            .predecessor
+            .add(cx.transport.unix_handle(), peer, process);
         self.applicant = Some(id);
         self.predecessor.set_deadline(cx.reactor, id);
     }
@@ -290,7 +305,7 @@ impl Predecessor {
 
     // Candidates.
 
-    fn add(&self, channel: UnixTransportHandle, peer: &Peer) -> u64 {
+    fn add(&self, channel: UnixTransportHandle, peer: &Peer, process: Applying) -> u64 {
         let mut state = self.state.borrow_mut();
         let id = state.next;
         state.next += 1;
@@ -298,6 +313,7 @@ impl Predecessor {
             step: Offering::Asked,
             channel: Some(channel),
             peer: peer.clone(),
+            process,
             deadline: None,
             has_ended: false,
             is_broken: false,
@@ -390,8 +406,8 @@ impl Predecessor {
             return Err(Refusal::Format);
         }
         let state = &mut *self.state.borrow_mut();
-        let pid = state.applicants.get(&id).map(|it| it.peer.pid);
-        if !pid.is_some_and(|pid| state.attempt.admits(pid)) {
+        let process = state.applicants.get(&id).map(|it| &it.process);
+        if !process.is_some_and(|process| state.attempt.admits(process)) {
             return Err(Refusal::Busy);
         }
         state.attempt.serve(reactor, id);
@@ -512,8 +528,8 @@ impl Predecessor {
         self.hang_up(reactor, id);
         let is_our_child = {
             let state = self.state.borrow();
-            let peer = state.applicants.get(&id).map(|it| it.peer.pid);
-            matches!(&state.attempt, Attempt::Started { child, .. } if Some(child.pid()) == peer)
+            let process = state.applicants.get(&id).map(|it| &it.process);
+            process.is_some_and(|process| state.attempt.has_started(process))
         };
         if is_our_child {
             self.attempt_failed(reactor, RestartError::Refused(refusal));
@@ -705,6 +721,11 @@ impl Predecessor {
     // Moving connections.
 
     fn move_next(self: &Rc<Self>, reactor: &mut Reactor, id: u64) {
+        // Connections have secrets, which are for the process that was let in.
+        if self.with(id, |applicant| applicant.process.is_there()) == Some(false) {
+            log::warn!(target: log::HANDOFF, "nothing moves: the successor is gone, and somebody has its connection");
+            return self.hear(reactor, id, Heard::Abort);
+        }
         let now = self.server.list.borrow().end();
         let bounds = self.with(id, |applicant| {
             let accepted = applicant.peer.max_payload;

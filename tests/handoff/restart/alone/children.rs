@@ -1,16 +1,23 @@
 //! Successors that were started here: real processes, which do nothing but run until
 //! they are killed. What they would say is said by hand.
 
-use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::io::{IoSliceMut, PipeReader, PipeWriter, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::Instant;
 
+use bowline::handoff::channel::Role;
 use bowline::handoff::restart::RestartError;
 use bowline::process::ChildProcess;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-use super::wire::{ready, serving, take, taken};
+use super::wire::{Hand, ready, serving, take, taken};
 use super::{REAP, Server, Stage, Staged, ms};
+use crate::pool::raw::send_bytes;
 use crate::support::{DEADLINE, row};
 
 /// One that runs until it is killed, or nobody holds it any more.
@@ -21,12 +28,21 @@ pub(super) struct Sleeper {
 }
 
 impl Sleeper {
+    /// What it would say is said by the test, which the kernel takes for it.
     pub(super) fn start(stage: &mut Stage, server: &Server) -> Self {
+        Self::start_as(stage, server, |child| Box::new(Ours(child)))
+    }
+
+    fn start_as(
+        stage: &mut Stage,
+        server: &Server,
+        seen_as: impl FnOnce(Child) -> Box<dyn ChildProcess>,
+    ) -> Self {
         let (stdin, input) = std::io::pipe().expect("a pipe");
         let (output, stdout) = std::io::pipe().expect("a pipe");
         let mut command = Command::new("cat");
         command.stdin(stdin).stdout(stdout);
-        let pid = start(stage, server, command);
+        let pid = start_as(stage, server, command, seen_as);
         Self { pid, input, output }
     }
 
@@ -54,17 +70,47 @@ fn exits(code: i32) -> Command {
 }
 
 /// Starts it; its number.
-fn start(stage: &mut Stage, server: &Server, mut command: Command) -> u32 {
+fn start(stage: &mut Stage, server: &Server, command: Command) -> u32 {
+    start_as(stage, server, command, |child| Box::new(child))
+}
+
+fn start_as(
+    stage: &mut Stage,
+    server: &Server,
+    mut command: Command,
+    seen_as: impl FnOnce(Child) -> Box<dyn ChildProcess>,
+) -> u32 {
     let mut pid = 0;
     server
         .restart
         .start_successor_with(&mut stage.reactor, || {
             let child = command.spawn()?;
             pid = child.id();
-            Ok(Box::new(child))
+            Ok(seen_as(child))
         })
         .expect("it serves");
     pid
+}
+
+/// A child that goes by the number of the test's own process, whose connections are its.
+struct Ours(Child);
+
+impl ChildProcess for Ours {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn kill(&mut self) -> std::io::Result<()> {
+        self.0.kill()
+    }
+
+    fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.0.try_wait()
+    }
+
+    fn exit_descriptor(&mut self) -> std::io::Result<Option<Rc<OwnedFd>>> {
+        self.0.exit_descriptor()
+    }
 }
 
 /// A process of whose end the kernel does not tell.
@@ -72,7 +118,7 @@ struct Untold(Child);
 
 impl ChildProcess for Untold {
     fn pid(&self) -> u32 {
-        self.0.id()
+        std::process::id()
     }
 
     fn kill(&mut self) -> std::io::Result<()> {
@@ -234,7 +280,7 @@ fn child_that_has_taken_over_is_reaped_when_it_ends() {
         let child = Command::new("sleep").arg("1000").spawn().expect("sleep");
         let pid = child.id();
         let process: Box<dyn ChildProcess> = match is_told {
-            true => Box::new(child),
+            true => Box::new(Ours(child)),
             false => Box::new(Untold(child)),
         };
         let start = server
@@ -252,16 +298,28 @@ fn child_that_has_taken_over_is_reaped_when_it_ends() {
     }
 }
 
+/// Whoever says that it is the child.
 #[test]
 fn only_the_child_is_served_while_there_is_one() {
     let (mut stage, server) = Stage::serving();
+    let mut child = Sleeper::start_as(&mut stage, &server, |child| Box::new(child));
+    for word in [child.pid, child.pid + 1, std::process::id()] {
+        let stranger = stage.successor(word);
+        stage.say(&stranger, &take(0));
+        assert_eq!(stranger.hears(), ["refused 1", "lost"]);
+        assert_eq!(server.events(), [""; 0]);
+        assert!(child.lives());
+    }
+    kill(child.pid);
+    reap(&mut stage, child.pid);
+    assert_eq!(server.events().len(), 1);
+}
+
+#[test]
+fn the_child_is_served_whatever_it_says_and_once() {
+    let (mut stage, server) = Stage::serving();
     let mut child = Sleeper::start(&mut stage, &server);
-    let stranger = stage.successor(child.pid + 1);
-    stage.say(&stranger, &take(0));
-    assert_eq!(stranger.hears(), ["refused 1", "lost"]);
-    assert_eq!(server.events(), [""; 0]);
-    assert!(child.lives());
-    let hand = stage.successor(child.pid);
+    let hand = stage.successor(child.pid + 1);
     stage.say(&hand, &take(0));
     assert_eq!(hand.hears()[0], "offer 1 [1]");
     // Once.
@@ -272,6 +330,62 @@ fn only_the_child_is_served_while_there_is_one() {
     stage.hang_up(hand);
     reap(&mut stage, child.pid);
     assert_eq!(server.events(), ["goes on: the other process is gone"]);
+}
+
+/// Says to the test that it is to connect to this, to leave that to whoever has its
+/// standard input, and to end.
+const LEAVES: &str = "BOWLINE_TEST_LEAVES_ITS_CONNECTION";
+
+#[test]
+fn leaves_its_connection() {
+    if let Some(path) = std::env::var_os(LEAVES) {
+        let socket = StdUnixStream::connect(path).expect("it listens");
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+        let stdin = StdUnixStream::from(stdin.expect("a socket"));
+        send_bytes(&stdin, b"!", &[socket.as_fd()]).expect("room");
+    }
+}
+
+/// Its keys, as those of connections that move, would be for whoever has its connection.
+#[test]
+fn process_that_is_gone_is_not_served_in_the_person_of_another() {
+    let (mut stage, server) = Stage::serving();
+    let (ours, theirs) = StdUnixStream::pair().expect("a pair");
+    let mut command = Command::new(std::env::current_exe().expect("Linux knows"));
+    let test = "restart::alone::children::leaves_its_connection";
+    command.args(["--exact", test]).env(LEAVES, stage.control());
+    command
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let status = command.status().expect("it starts");
+    assert!(status.success());
+    // It would close what it was given, if it were not taken.
+    drop(command);
+    let hand = Hand::new(received(&ours).into());
+    hand.greet(Role::SUCCESSOR, std::process::id(), 1 << 20);
+    stage.settle();
+    assert_eq!(hand.hears(), ["lost"]);
+    assert_eq!(server.events(), [""; 0]);
+    // Nobody's place is taken by it.
+    let next = stage.successor(1);
+    stage.say(&next, &take(0));
+    assert_eq!(next.hears()[0], "offer 1 [1]");
+    stage.hang_up(next);
+}
+
+/// The descriptor that was sent.
+fn received(socket: &StdUnixStream) -> OwnedFd {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let bytes = &mut [IoSliceMut::new(&mut byte)];
+    recvmsg(socket, bytes, &mut control, RecvFlags::CMSG_CLOEXEC).expect("it was sent");
+    let fds = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fds.expect("a descriptor")
 }
 
 #[test]
