@@ -8,25 +8,14 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Signal, kill_process};
 
 use crate::http;
+use crate::support::peers::has_program;
 use crate::{Example, row_of, run_to_end, wait_until};
 
-/// Whether this program is there.
+/// Whether this program is there; see [`has_program`].
 #[track_caller]
-#[expect(clippy::print_stderr, reason = "what did not run has to be seen")]
 fn has(program: &str, argument: &str) -> bool {
-    let run = Command::new(program)
-        .arg(argument)
-        .stdin(Stdio::null())
-        .output();
-    if run.is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{program} is not installed, which CI has to do"
-    );
-    eprintln!("NOT RUN: {program} is not installed");
-    false
+    // Their packages have the same names.
+    has_program(program, argument, program)
 }
 
 /// A certificate for localhost that certifies itself, and its key.
@@ -197,6 +186,12 @@ fn sessions_go_on_at_whichever_worker_of_a_pool() {
 }
 
 fn curl(files: &Files, address: &str, count: usize) -> String {
+    let mut command = curl_command(files, address, count);
+    let output = command.output().expect("starts");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+fn curl_command(files: &Files, address: &str, count: usize) -> Command {
     let port = address.rsplit(':').next().expect("a port");
     let mut command = Command::new("curl");
     command.args([
@@ -217,8 +212,7 @@ fn curl(files: &Files, address: &str, count: usize) -> String {
         command.args(["--output", "/dev/null"]);
         command.arg(format!("https://localhost:{port}/page"));
     }
-    let output = command.output().expect("starts");
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    command
 }
 
 /// And its successor serves at the same port.
@@ -238,6 +232,39 @@ fn curl_fetches_pages_from_http_before_and_after_a_restart() {
     kill_process(http::pid(first), Signal::HUP).expect("it runs");
     wait_until("another process serves", || http.process() != first);
     assert_eq!(curl(&files, &http.example.address, 3), wanted);
+    kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
+}
+
+/// Its connection is kept from page to page, and told to end where its process does.
+#[test]
+fn curl_gets_every_page_while_http_restarts() {
+    if !has("curl", "--version") {
+        return;
+    }
+    let files = Files::new();
+    let (size, pages, restarts) = (100_000, 200, 3);
+    let page = vec![b'p'; size];
+    let tls = files.tls();
+    let tls: Vec<_> = tls.iter().map(String::as_str).collect();
+    let http = http::Server::start_with(&[("page", &page)], "2", &tls);
+    let mut command = curl_command(&files, &http.example.address, pages);
+    // So that it is still at it after the last restart.
+    command.args(["--limit-rate", "5M"]);
+    let mut client = command.stdout(Stdio::piped()).spawn().expect("starts");
+    for _ in 0..restarts {
+        let process = http.process();
+        kill_process(http::pid(process), Signal::HUP).expect("it runs");
+        wait_until("another process serves", || http.process() != process);
+    }
+    let was_at_it = client.try_wait().expect("a child").is_none();
+    let output = client.wait_with_output().expect("a child");
+    let said = String::from_utf8(output.stdout).expect("text");
+    let whole = format!("200 {size} ");
+    let fetched = said.lines().filter(|line| line.starts_with(&whole)).count();
+    assert_eq!(fetched, pages, "{said}");
+    let connections = said.lines().filter(|line| line.ends_with(" 1")).count();
+    assert!(connections <= 1 + restarts, "{connections} connections");
+    assert!(was_at_it, "no page was fetched after a restart");
     kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod own_process;
+pub(crate) mod peers;
 mod staged;
 mod table;
 
