@@ -1,12 +1,15 @@
 //! How a connection comes to be secured, what is known of it then, and whose fault it is
 //! if it does not.
 
-use std::io::{Read, Write};
+use std::cell::Cell;
+use std::io::{self, IoSlice, Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bowline::endpoint::Listen as _;
+use bowline::layers::{FileDescriptor, Link, ReadBuffers, Received, Socket, TcpSocket};
 use bowline::policies::{Handshake, LimitHandshakes};
 use bowline::testing::ManualClock;
 use bowline::tls::rustls::server::WebPkiClientVerifier;
@@ -15,7 +18,7 @@ use bowline::tls::rustls::{
     ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
 };
 use bowline::tls::{
-    Certificates, TicketKey, Tickets, TlsClient, TlsError, TlsServer, TlsTransport,
+    Certificates, TicketKey, Tickets, Tls, TlsClient, TlsError, TlsServer, TlsTransport,
     client_config_builder, server_config_builder,
 };
 use bowline::{
@@ -27,7 +30,7 @@ use crate::harness::{
     BOTH, Buffers, IDENTITY, Kind, ONLY_12, Peer, Raw, Script, TlsTcp, accepting, certified,
     client, client_config, connecting, over_every_layer, roots, server, server_config,
 };
-use crate::support::{DescriptorLedger, Event, Record, run_until, run_until_quiet};
+use crate::support::{DEADLINE, DescriptorLedger, Event, Record, run_until, run_until_quiet};
 
 over_every_layer!(
     a_handshake_that_takes_too_long_ends,
@@ -708,4 +711,93 @@ fn errors_name_their_cause() {
     );
     let suite = format!("{:?}", CipherSuite::TLS13_AES_128_GCM_SHA256);
     assert!(suite.contains("AES_128"));
+}
+
+/// Between TLS and the socket: counts what leaves, and how often.
+struct Counted {
+    socket: TcpSocket,
+    sends: Rc<Cell<usize>>,
+}
+
+impl FileDescriptor for Counted {
+    fn write_some_data(&mut self, link: &mut Link, data: &[u8]) -> io::Result<usize> {
+        self.sends.set(self.sends.get() + 1);
+        self.socket.write_some_data(link, data)
+    }
+
+    fn write_some_pieces(&mut self, link: &mut Link, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.sends.set(self.sends.get() + 1);
+        self.socket.write_some_pieces(link, pieces)
+    }
+
+    fn do_read(
+        &mut self,
+        link: &mut Link,
+        buffers: &mut ReadBuffers,
+        limit: usize,
+    ) -> io::Result<Received> {
+        self.socket.do_read(link, buffers, limit)
+    }
+
+    fn below(&self) -> Option<&dyn FileDescriptor> {
+        Some(&self.socket)
+    }
+
+    fn below_mut(&mut self) -> Option<&mut dyn FileDescriptor> {
+        Some(&mut self.socket)
+    }
+
+    fn socket(&self) -> &dyn Socket {
+        self.socket.socket()
+    }
+
+    fn socket_mut(&mut self) -> &mut dyn Socket {
+        self.socket.socket_mut()
+    }
+}
+
+struct Answers;
+
+impl<T: Transport> Protocol<T> for Answers {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        cx.transport.write(data);
+    }
+}
+
+/// The tickets that end a handshake of TLS 1.3 leave with the first answer.
+#[test]
+fn a_handshake_and_an_answer_are_two_sends() {
+    let _ledger = DescriptorLedger::open();
+    for (versions, resumes) in [(BOTH, true), (BOTH, false), (ONLY_12, true)] {
+        let mut config = server_config(versions);
+        config.send_tls13_tickets = if resumes { 2 } else { 0 };
+        let mut reactor = Reactor::new().unwrap();
+        let sends = Rc::<Cell<usize>>::default();
+        let counted = Rc::clone(&sends);
+        let here = Tcp::at(([127, 0, 0, 1], 0).into());
+        let server = TlsServer::new(config);
+        let here = here.layer(move |socket: TcpSocket, _| {
+            let sends = Rc::clone(&counted);
+            Tls::new(Counted { socket, sends }, &server)
+        });
+        let listener = reactor.listen(here, |_: &Address| Answers).unwrap();
+        let address = reactor.get(listener).unwrap().address().as_inet().unwrap();
+        let peer = thread::spawn(move || {
+            let mut socket = std::net::TcpStream::connect(address).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            let mut tls = connecting(client_config(BOTH));
+            // With the last of the handshake.
+            tls.writer().write_all(b"question").unwrap();
+            tls.complete_io(&mut socket).unwrap();
+            let mut answer = [0; 8];
+            while tls.reader().read(&mut answer).is_err() {
+                tls.complete_io(&mut socket).unwrap();
+            }
+            answer
+        });
+        run_until(&mut reactor, |_| peer.is_finished());
+        assert_eq!(&peer.join().unwrap(), b"question");
+        let is_13 = versions.len() > 1;
+        assert_eq!(sends.get(), if is_13 { 2 } else { 3 }, "{resumes}");
+    }
 }

@@ -18,9 +18,6 @@ use crate::outgoing::Outgoing;
 use crate::secret::{Secret, Secrets, take_told};
 use crate::session::Session;
 
-/// How long a flight is at first taken to be.
-const FLIGHT_BYTES: usize = 4_096;
-
 /// A handshake under way.
 pub(crate) struct Handshake {
     by: By,
@@ -209,21 +206,17 @@ enum Wants {
 /// What rustls wants after a step, and how much of the input it is done with.
 fn wants_of<D>(status: UnbufferedStatus<'_, '_, D>) -> (usize, Result<Wants, Error>) {
     let wants = status.state.and_then(|state| match state {
-        ConnectionState::EncodeTlsData(mut flight) => {
-            let mut bytes = vec![0; FLIGHT_BYTES];
+        ConnectionState::EncodeTlsData(mut flight) => FLIGHT.with_borrow_mut(|scratch| {
             loop {
-                match flight.encode(&mut bytes) {
-                    Ok(count) => {
-                        bytes.truncate(count);
-                        return Ok(Wants::Sent(bytes));
-                    }
+                match flight.encode(scratch) {
+                    Ok(count) => return Ok(Wants::Sent(scratch[..count].to_vec())),
                     Err(EncodeError::InsufficientSize(short)) => {
-                        bytes.resize(short.required_size, 0);
+                        scratch.resize(short.required_size, 0);
                     }
                     Err(error) => return Err(Error::General(error.to_string())),
                 }
             }
-        }
+        }),
         ConnectionState::TransmitTlsData(sent) => {
             sent.done();
             Ok(Wants::Again)
@@ -237,6 +230,10 @@ fn wants_of<D>(status: UnbufferedStatus<'_, '_, D>) -> (usize, Result<Wants, Err
 }
 
 thread_local! {
+    /// Where a flight is put together, which is copied when its length is known. It is as
+    /// long as the longest so far, which our own certificates decide.
+    static FLIGHT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+
     /// The name in the ClientHello that rustls looked at last in this thread. It tells
     /// the resolver, and of such a connection nobody else.
     static NAMED: RefCell<Option<Box<str>>> = const { RefCell::new(None) };

@@ -39,6 +39,11 @@ pub use self::moving::{MoveError, MovedTls};
 /// as much as one write buffer of a connection takes.
 const MOST_RECORDS: usize = 4;
 
+/// Up to how many bytes that were sealed before leave together with what is sealed next:
+/// tickets, or new keys. What is more than that leaves first, so that what the layer holds
+/// is bounded.
+const MOST_BESIDE: usize = 1_024;
+
 /// TLS on what is below: the layer that [`TlsServer`](crate::TlsServer),
 /// [`TlsClient`](crate::TlsClient) and [`StartTls`](crate::StartTls) put on connections.
 ///
@@ -213,12 +218,19 @@ impl<B: FileDescriptor> Tls<B> {
     }
 
     fn write_sealed(&mut self, link: &mut Link, chunks: &[&[u8]]) -> io::Result<usize> {
-        // What was sealed before comes first; so it takes up no more memory either.
-        self.send_out(link)?;
+        // What was sealed before comes first.
+        if self.state.outgoing.len() > MOST_BESIDE {
+            self.send_out(link)?;
+        }
         if let Some(count) = self.state.give_up_held() {
             link.flush_soon();
             return Ok(count);
         }
+        let most = match self.state.outgoing.is_empty() {
+            true => MOST_RECORDS,
+            // Some of it may be the user's bytes.
+            false => MOST_RECORDS - 1,
+        };
         let Some(session) = self.state.sealing() else {
             return Err(io::ErrorKind::NotConnected.into());
         };
@@ -230,7 +242,8 @@ impl<B: FileDescriptor> Tls<B> {
             records[0] = update;
             count = 1;
         }
-        while count < records.len() && !rest.is_empty() {
+        let most = most + count;
+        while count < most && !rest.is_empty() {
             let (part, behind) = rest.split_at(MOST_PLAIN);
             let Some(session) = self.state.sealing() else {
                 break;
@@ -242,7 +255,10 @@ impl<B: FileDescriptor> Tls<B> {
             count += 1;
             rest = behind;
         }
-        self.send_records(link, records, count)?;
+        match self.state.outgoing.is_empty() {
+            true => self.send_records(link, records, count)?,
+            false => self.send_behind(link, records)?,
+        }
         Ok(taken)
     }
 
@@ -280,6 +296,27 @@ impl<B: FileDescriptor> Tls<B> {
         }
         if !self.state.outgoing.is_empty() {
             link.flush_soon();
+        }
+        Ok(())
+    }
+
+    /// The same, together with what was sealed before and has not left.
+    fn send_behind(
+        &mut self,
+        link: &mut Link,
+        records: [Vec<u8>; MOST_RECORDS + 1],
+    ) -> io::Result<()> {
+        for record in records {
+            self.state.outgoing.push(record);
+        }
+        match self.send_out(link) {
+            Err(error) if !is_for_now(&error) => {
+                self.state.seals_no_more = true;
+                return Err(error);
+            }
+            // What has not left waits for the socket.
+            _ if !self.state.outgoing.is_empty() => link.flush_soon(),
+            _ => {}
         }
         Ok(())
     }
@@ -967,6 +1004,10 @@ impl<B: FileDescriptor> FileDescriptor for Tls<B> {
 
     fn unflushed(&self) -> usize {
         self.state.outgoing.len() + self.base.unflushed()
+    }
+
+    fn flushes_by_writing(&self) -> bool {
+        matches!(self.state.stage, Stage::Open(_)) && self.base.unflushed() == 0
     }
 
     fn timer_fired(&mut self, link: &mut Link, _: Instant) {

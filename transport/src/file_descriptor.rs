@@ -246,6 +246,13 @@ pub trait FileDescriptor: Any {
         self.below().map_or(0, |below| below.unflushed())
     }
 
+    /// Whether a write now sends what [`flush`](Self::flush) has to send, before the user's
+    /// bytes. Then the two leave together where there are both: a write is asked for
+    /// instead of a flush. By default it does not.
+    fn flushes_by_writing(&self) -> bool {
+        false
+    }
+
     /// Called once the time has passed after which this layer [wanted to be
     /// called](Link::wake_after).
     fn timer_fired(&mut self, link: &mut Link, now: Instant) {

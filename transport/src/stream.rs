@@ -374,7 +374,10 @@ impl<L: FileDescriptor> Stream<L> {
     /// Sends the bytes of layers.
     #[cold]
     pub(crate) fn flush(&mut self) {
-        if let Err(error) = self.layer.flush(&mut self.link) {
+        let has_both = !self.buffer.is_empty() && self.link.may_write();
+        if has_both && self.layer.flushes_by_writing() {
+            self.do_write();
+        } else if let Err(error) = self.layer.flush(&mut self.link) {
             self.write_failed(error);
         }
         if self.layer.unflushed() == 0 {
