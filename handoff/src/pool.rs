@@ -104,7 +104,11 @@
 //! ends, the next one is a worker: what is on its way is kept here until it is answered
 //! for there, by the table above. So it is for those in the middle of their life. Their
 //! workers take them apart, 64 at a time, and the new pool gives them to its own workers.
-//! A connection that nobody takes goes on in the worker that had it.
+//! A connection that the new program does not take goes on in the worker that had it. One
+//! with a layer that holds something (TLS, if the worker allows that) moves where the
+//! program ([`Program::takes_layers`](crate::restart::Program::takes_layers)) and its
+//! workers ([`Service::takes_layers`]) can go on with that. The processes between do not
+//! look into it.
 //!
 //! | a connection that moves | if it dies |
 //! |---|---|

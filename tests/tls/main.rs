@@ -14,6 +14,7 @@ mod stream;
 
 mod handshakes;
 mod moves;
+mod pools;
 mod programs;
 mod recorder;
 mod records;

@@ -8,6 +8,7 @@ use std::cell::{Cell, OnceCell};
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::rc::Rc;
@@ -30,19 +31,21 @@ use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 
 use crate::harness::{IDENTITY, connecting, provider, providers, roots};
 use crate::recorder::{Note, doubled, recording};
+use crate::support::figures::{Bound, Figures, is_full, scaled};
 use crate::support::{DEADLINE, DescriptorLedger};
 
 /// Says to the test that it is to be the server, and where its files are.
 const DIRECTORY: &str = "BOWLINE_TLS_TEST_SERVER";
 
-/// How many connections, and how many restarts.
+/// How many connections, and how many restarts: what every run does, and what
+/// `tests/reliability/run --full --release T-46` does, which takes some minutes.
 const SHORT: (usize, usize) = (80, 3);
+const FULL: (usize, usize) = (1_000, 20);
 
-/// The same in the long form, with `BOWLINE_TLS_MOVES=1`, which takes some minutes:
-/// `BOWLINE_TLS_MOVES=1 cargo test --release --test tls restart -- --nocapture`.
-const LONG: (usize, usize) = (1_000, 20);
-
-const LONG_FORM: &str = "BOWLINE_TLS_MOVES";
+/// How long a step may take.
+fn patience() -> Duration {
+    scaled(DEADLINE, 12 * DEADLINE)
+}
 
 /// As many as a batch of a restart has.
 const BATCH: usize = 64;
@@ -60,7 +63,7 @@ fn server_process() {
 const TICKETS: [u8; 48] = [5; 48];
 
 /// Two providers take turns, where there are two.
-fn server_config(directory: &Path) -> ServerConfig {
+pub(crate) fn server_config(directory: &Path) -> ServerConfig {
     let sealed = OpenOptions::new()
         .append(true)
         .create(true)
@@ -92,6 +95,7 @@ fn serve(directory: &Path) {
         restart: OnceCell::new(),
         directory: directory.to_owned(),
         fault,
+        packed: Cell::new(0),
     });
     let restarting = Rc::clone(&shared);
     reactor
@@ -118,14 +122,19 @@ fn serve(directory: &Path) {
 }
 
 fn command(directory: &Path) -> Command {
+    command_of("restart::server_process", DIRECTORY, directory)
+}
+
+/// Has this test binary do what one of its tests does when it is told its folder.
+pub(crate) fn command_of(test: &str, variable: &str, directory: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let errors = OpenOptions::new()
         .append(true)
         .create(true)
         .open(directory.join("errors"));
     command
-        .args(["--exact", "--nocapture", "restart::server_process"])
-        .env(DIRECTORY, directory)
+        .args(["--exact", "--nocapture", test])
+        .env(variable, directory)
         .env("RUST_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -133,22 +142,38 @@ fn command(directory: &Path) -> Command {
     command
 }
 
+/// Notes a line, with the process that says it.
+pub(crate) fn log(directory: &Path, line: &str) {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(directory.join("log"));
+    let line = format!("{} {line}\n", process::id());
+    file.and_then(|mut file| file.write_all(line.as_bytes()))
+        .unwrap();
+}
+
 struct Shared {
     restart: OnceCell<Restart>,
     directory: PathBuf,
     /// Which of the two processes is killed, and when: `successor moved 3`.
     fault: String,
+    /// How many connections were given away.
+    packed: Cell<usize>,
 }
 
 impl Shared {
     fn log(&self, line: &str) {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(self.directory.join("log"));
-        let line = format!("{} {line}\n", process::id());
-        file.and_then(|mut file| file.write_all(line.as_bytes()))
-            .unwrap();
+        log(&self.directory, line);
+    }
+
+    /// A predecessor gives the next connection away.
+    fn packs(&self) {
+        let number = self.packed.replace(self.packed.get() + 1);
+        let fault = fs::read_to_string(self.directory.join("fault")).unwrap_or_default();
+        if fault == format!("predecessor packs {number}") {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
     }
 
     /// A successor is at this step.
@@ -284,6 +309,7 @@ impl Movable for Echo {
     const KIND: &'static str = ECHO;
 
     fn pack(&mut self) -> Option<Packed> {
+        self.shared.packs();
         Some(Packed::default())
     }
 
@@ -292,14 +318,21 @@ impl Movable for Echo {
 
 // What the tests do to it.
 
-struct Processes {
-    directory: tempfile::TempDir,
-    first: Child,
+pub(crate) struct Processes {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) first: Child,
 }
 
 impl Processes {
     fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::start_as(tempfile::tempdir().unwrap(), command)
+    }
+
+    /// Starts what this command says of its folder, and waits until it serves.
+    pub(crate) fn start_as(
+        directory: tempfile::TempDir,
+        command: impl FnOnce(&Path) -> Command,
+    ) -> Self {
         let path = |name: &str| directory.path().join(name);
         let pem = |label: &str, der: &[u8]| pem(label, der);
         fs::write(path("cert"), pem("CERTIFICATE", &IDENTITY.chain[0])).unwrap();
@@ -310,7 +343,7 @@ impl Processes {
         this
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.directory.path().join(name)).unwrap_or_default()
     }
 
@@ -318,7 +351,7 @@ impl Processes {
         fs::write(self.directory.path().join("fault"), fault).unwrap();
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.read("address").parse().unwrap()
     }
 
@@ -334,7 +367,7 @@ impl Processes {
                 return line.to_owned();
             }
             assert!(
-                began.elapsed() < DEADLINE,
+                began.elapsed() < patience(),
                 "no {wanted:?} in:\n{log}\n{}",
                 self.read("errors")
             );
@@ -343,30 +376,30 @@ impl Processes {
     }
 
     #[track_caller]
-    fn wait_for(&self, wanted: &str) -> String {
+    pub(crate) fn wait_for(&self, wanted: &str) -> String {
         self.wait_for_new(0, &[wanted])
     }
 
-    fn lines(&self) -> usize {
+    pub(crate) fn lines(&self) -> usize {
         self.read("log").lines().count()
     }
 
     /// Which process serves, by the log.
-    fn pid(&self) -> Option<Pid> {
+    pub(crate) fn pid(&self) -> Option<Pid> {
         let log = self.read("log");
         let serving = |line: &&str| line.ends_with(" serves") || line.contains(" took over");
         let line = log.lines().rfind(serving)?;
         Pid::from_raw(line.split(' ').next()?.parse().ok()?)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill_process(self.pid().unwrap(), signal);
     }
 
     /// How many records were sealed by all processes; none twice, and nothing has gone
     /// wrong that a process says so of.
     #[track_caller]
-    fn assert_sealed_once(&self) -> usize {
+    pub(crate) fn assert_sealed_once(&self) -> usize {
         let (count, twice) = doubled(&self.read("sealed"));
         assert!(twice.is_empty(), "sealed twice: {twice:?}");
         count
@@ -405,10 +438,10 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 /// One client: what it gets back has to be what it has sent, byte for byte.
-struct Client {
+pub(crate) struct Client {
     number: usize,
     stream: StdTcpStream,
-    tls: Connection,
+    pub(crate) tls: Connection,
     sent: u64,
     received: u64,
     unsent: Vec<u8>,
@@ -418,7 +451,7 @@ struct Client {
 
 /// How it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// Its server has died.
     CutOff,
     /// As it should.
@@ -435,9 +468,9 @@ fn byte_at(number: usize, place: u64) -> u8 {
 const UNDER_WAY: u64 = 200_000;
 
 impl Client {
-    fn connect(address: SocketAddr, config: &Arc<ClientConfig>, number: usize) -> Self {
+    pub(crate) fn connect(address: SocketAddr, config: &Arc<ClientConfig>, number: usize) -> Self {
         let mut stream = StdTcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(patience())).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut tls = connecting((**config).clone());
         while tls.is_handshaking() {
@@ -542,13 +575,13 @@ impl Client {
     }
 }
 
-struct Clients {
-    all: Vec<Client>,
-    configs: Vec<Arc<ClientConfig>>,
+pub(crate) struct Clients {
+    pub(crate) all: Vec<Client>,
+    pub(crate) configs: Vec<Arc<ClientConfig>>,
 }
 
 impl Clients {
-    fn connect(address: SocketAddr, count: usize) -> Self {
+    pub(crate) fn connect(address: SocketAddr, count: usize) -> Self {
         let provider = provider();
         let suites = provider.cipher_suites.iter();
         let suites = suites.filter(|suite| !format!("{suite:?}").contains("ECDHE_RSA"));
@@ -575,7 +608,7 @@ impl Clients {
         }
     }
 
-    fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         for client in &mut self.all {
             client.go_on(false);
         }
@@ -583,7 +616,7 @@ impl Clients {
 
     /// Has everything come back that was sent; how many have lived, how many bytes.
     #[track_caller]
-    fn finish(&mut self) -> (usize, u64) {
+    pub(crate) fn finish(&mut self) -> (usize, u64) {
         let began = Instant::now();
         loop {
             let mut waits = 0;
@@ -596,7 +629,7 @@ impl Clients {
             if waits == 0 {
                 break;
             }
-            assert!(began.elapsed() < DEADLINE, "{waits} wait for their bytes");
+            assert!(began.elapsed() < patience(), "{waits} wait for their bytes");
         }
         let mut lived = 0;
         for client in &mut self.all {
@@ -604,7 +637,7 @@ impl Clients {
                 client.tls.send_close_notify();
             }
             while client.end.is_none() {
-                assert!(began.elapsed() < 2 * DEADLINE, "no end");
+                assert!(began.elapsed() < 2 * patience(), "no end");
                 client.go_on(true);
             }
             // Of one that was cut off nothing may have come to say so before.
@@ -616,7 +649,7 @@ impl Clients {
 
 /// Goes on with the clients until the log says this.
 #[track_caller]
-fn go_on_until(
+pub(crate) fn go_on_until(
     processes: &Processes,
     clients: &mut Clients,
     before: usize,
@@ -631,18 +664,18 @@ fn go_on_until(
             return line.to_owned();
         }
         assert!(
-            began.elapsed() < DEADLINE,
+            began.elapsed() < patience(),
             "no {wanted:?} in:\n{log}\n{}",
             processes.read("errors")
         );
     }
 }
 
+/// Reliability T-46: restarts with nobody killed.
 #[test]
 fn live_connections_go_on_over_restarts() {
     let _ledger = DescriptorLedger::open();
-    let is_long = std::env::var_os(LONG_FORM).is_some();
-    let (count, restarts) = if is_long { LONG } else { SHORT };
+    let (count, restarts) = scaled(SHORT, FULL);
     let processes = Processes::start();
     let mut clients = Clients::connect(processes.address(), count);
     let began = Instant::now();
@@ -668,47 +701,108 @@ fn live_connections_go_on_over_restarts() {
     );
     drop(again);
     let (lived, bytes) = clients.finish();
-    assert_eq!(lived, count);
-    let sealed = processes.assert_sealed_once();
+    let (sealed, twice) = doubled(&processes.read("sealed"));
     assert_eq!(processes.read("errors"), "", "nothing has gone wrong");
-    println!(
-        "{count} connections, {restarts} restarts, {} moves, {bytes} bytes back, {sealed} records \
-         sealed, none twice, in {:.1?}",
-        count * restarts,
-        began.elapsed()
-    );
+    Figures::of("T-46")
+        .must("connections", count, Bound::AtLeast, scaled(80, 1_000))
+        .must("restarts", restarts, Bound::AtLeast, scaled(3, 20))
+        .must("connections lost", count - lived, Bound::Exactly, 0)
+        .must("records sealed twice", twice.len(), Bound::Exactly, 0)
+        .must("records sealed", sealed, Bound::AtLeast, count * restarts)
+        .must(
+            "bytes back, each as it was sent",
+            bytes as usize,
+            Bound::AtLeast,
+            1,
+        )
+        .remark(&format!(
+            "{} moves in {:.0?}",
+            count * restarts,
+            began.elapsed()
+        ));
 }
 
-/// One of the two dies at each step: connections are lost with the process that has them,
-/// and no others.
+/// Whatever else goes wrong: it is looked at after each record, and nothing else is.
+#[test]
+fn no_record_is_sealed_twice() {
+    let _ledger = DescriptorLedger::open();
+    let processes = Processes::start();
+    let mut clients = Clients::connect(processes.address(), 12);
+    for _ in 0..5 {
+        clients.go_on();
+    }
+    let before = processes.lines();
+    processes.signal(Signal::HUP);
+    processes.wait_for_new(before, &[" took over from"]);
+    let began = Instant::now();
+    let mut sealed = processes.assert_sealed_once();
+    for round in 0..20 {
+        for client in &mut clients.all {
+            client.tls.writer().write_all(&[7; 100]).unwrap();
+            client.send();
+        }
+        let wanted = sealed + clients.all.len();
+        while sealed < wanted {
+            assert!(began.elapsed() < patience(), "no answer in round {round}");
+            sealed = processes.assert_sealed_once();
+        }
+    }
+}
+
+/// Who dies at which step, and how many of `count` connections live then.
+fn steps(count: usize) -> Vec<(String, RangeInclusive<usize>)> {
+    let batches = count.div_ceil(BATCH);
+    let until = |batch: usize| count.min(batch * BATCH);
+    let mut steps = vec![
+        // The successor has nothing yet.
+        ("successor listen".to_owned(), count..=count),
+        ("predecessor listen".into(), 0..=0),
+        // It has everything.
+        ("successor serving".into(), 0..=0),
+        ("predecessor serving".into(), count..=count),
+    ];
+    for batch in 0..batches {
+        let (first, last) = (until(batch), until(batch + 1) - 1);
+        // The rest of the short form would take as long again.
+        let places = match is_full() || batch > 0 {
+            true => vec![first],
+            false => vec![first, last],
+        };
+        for place in places {
+            // The batches before live at the successor.
+            let lives = count - until(batch);
+            steps.push((format!("successor takes {place}"), lives..=lives));
+            // It has said that this one does.
+            let lives = count - until(batch + 1);
+            steps.push((format!("successor moved {place}"), lives..=lives));
+            // Nothing of this one has left.
+            let lives = until(batch);
+            steps.push((format!("predecessor packs {place}"), lives..=lives));
+            // The successor has this one, and serves it.
+            let lives = until(batch + 1);
+            steps.push((format!("predecessor takes {place}"), lives..=lives));
+            // The next one may have come behind it.
+            let most = until(batch + 2);
+            steps.push((format!("predecessor moved {place}"), lives..=most));
+        }
+    }
+    steps
+}
+
+/// Reliability T-46: one of the two dies at each step. Connections are lost with the
+/// process that has them, and no others.
 #[test]
 fn a_process_that_is_killed_loses_its_own_connections_only() {
     let _ledger = DescriptorLedger::open();
-    let count = BATCH + 8;
-    // Who, at which step of the successor, and how many live then.
-    let steps = [
-        ("successor listen", count..=count),
-        ("successor takes 0", count..=count),
-        ("successor takes 63", count..=count),
-        // It has said that the first batch lives.
-        ("successor moved 0", count - BATCH..=count - BATCH),
-        ("successor moved 63", count - BATCH..=count - BATCH),
-        ("successor serving", 0..=0),
-        // It has given nothing away.
-        ("predecessor listen", 0..=0),
-        // The successor has the first batch, and serves it.
-        ("predecessor takes 63", BATCH..=BATCH),
-        // The second one may have come behind it.
-        ("predecessor moved 0", BATCH..=count),
-        ("predecessor serving", count..=count),
-    ];
-    for (fault, lives) in steps {
+    let count = scaled(BATCH + 8, FULL.0);
+    let (mut kills, mut with_it, mut beside) = (0, 0, 0);
+    for (fault, lives) in steps(count) {
         let processes = Processes::start();
         let mut clients = Clients::connect(processes.address(), count);
         for _ in 0..5 {
             clients.go_on();
         }
-        processes.set_fault(fault);
+        processes.set_fault(&fault);
         let before = processes.lines();
         processes.signal(Signal::HUP);
         let wanted: &[&str] = match fault.split_once(' ') {
@@ -722,11 +816,31 @@ fn a_process_that_is_killed_loses_its_own_connections_only() {
             clients.go_on();
         }
         let (lived, _) = clients.finish();
+        beside += lives.start().saturating_sub(lived);
         assert!(
             lives.contains(&lived),
-            "{fault}: {lived}\n{}",
+            "{fault}: {lived}, not {lives:?}\n{}",
             processes.read("log")
         );
         assert!(processes.assert_sealed_once() > count, "{fault}");
+        kills += 1;
+        with_it += count - lived;
     }
+    Figures::of("T-46")
+        .must(
+            "processes killed, each at another step",
+            kills,
+            Bound::AtLeast,
+            scaled(19, 80),
+        )
+        .must(
+            "connections lost that were not its own",
+            beside,
+            Bound::Exactly,
+            0,
+        )
+        .remark(&format!(
+            "{count} connections each time, of {} in all {with_it} ended with their process",
+            count * kills
+        ));
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bowline_protocol::PassedDescriptor;
 use bowline_reactor::Reactor;
-use bowline_transport::ChildProcess;
+use bowline_transport::{ChildProcess, LayerState};
 
 use super::WorkerId;
 use super::connection::PassedConnection;
@@ -165,12 +165,12 @@ impl PoolShared {
 
 impl Pool {
     /// Takes what the pool of the process before this one gives. `takes` says which kinds
-    /// of connections workers can go on with.
+    /// of connections workers can go on with, and with what of their layers.
     pub(crate) fn follow(
         &self,
         reactor: &mut Reactor,
         channel: OwnedFd,
-        takes: impl Fn(&str) -> bool + 'static,
+        takes: impl Fn(&str, &[LayerState]) -> bool + 'static,
     ) -> io::Result<()> {
         let service = Forward {
             pool: self.clone(),
@@ -187,7 +187,7 @@ struct Forward<F> {
     takes: F,
 }
 
-impl<F: Fn(&str) -> bool + 'static> Service for Forward<F> {
+impl<F: Fn(&str, &[LayerState]) -> bool + 'static> Service for Forward<F> {
     fn admit(&mut self, reactor: &mut Reactor, _: &PassedConnection) -> Result<(), WorkerRefusal> {
         match reactor.is_stopping() {
             true => Err(WorkerRefusal::Draining),
@@ -199,8 +199,12 @@ impl<F: Fn(&str) -> bool + 'static> Service for Forward<F> {
         self.pool.dispatch(reactor, connection);
     }
 
-    fn takes(&self, kind: &str) -> bool {
-        (self.takes)(kind)
+    fn takes(&self, _: &str) -> bool {
+        true
+    }
+
+    fn takes_layers(&self, kind: &str, layers: &[LayerState]) -> bool {
+        (self.takes)(kind, layers)
     }
 
     fn serve_moved(&mut self, reactor: &mut Reactor, moved: Moved, _: Live) {

@@ -15,7 +15,7 @@ use bowline_protocol::{
 };
 use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent, Token};
 use bowline_transport::endpoint::TransportFor;
-use bowline_transport::{Tcp, Transports, describe_socket};
+use bowline_transport::{LayerState, Tcp, Transports, describe_socket};
 
 use super::connection::PassedConnection;
 use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
@@ -87,8 +87,22 @@ pub trait Service: 'static {
         false
     }
 
+    /// Whether this worker can go on with a connection of a kind that it takes, with what
+    /// its layers say; by default with one whose layers say nothing. Nothing is taken yet:
+    /// a layer only looks (`TlsServer::can_resume`).
+    ///
+    /// The program was asked before
+    /// ([`Program::takes_layers`](crate::restart::Program::takes_layers)), and has to
+    /// answer as its workers would. What it does not take stays in its old worker. What it
+    /// takes, and none of its workers does, is closed, with a line in the log.
+    fn takes_layers(&self, kind: &str, layers: &[LayerState]) -> bool {
+        let _ = kind;
+        layers.is_empty()
+    }
+
     /// Goes on with a connection that a worker of the process before has given up
-    /// ([`Live::movable`]). It is of a kind that this one [takes](Self::takes).
+    /// ([`Live::movable`]). It is of a kind that this one [takes](Self::takes), with
+    /// [layers](Moved::layers) that it [takes](Self::takes_layers).
     fn serve_moved(&mut self, reactor: &mut Reactor, moved: Moved, live: Live) {
         let _ = (reactor, moved, live);
     }
@@ -362,8 +376,7 @@ impl WorkerShared {
         if let Some(MovedRecord(record)) = dispatch.moved {
             let service = self.service.borrow();
             let mut moved = unpack(vec![*record], descriptors, |moved| {
-                // What a layer holds goes from one program to the next, and no further.
-                moved.layers.is_empty() && service.takes(&moved.kind)
+                service.takes(&moved.kind) && service.takes_layers(&moved.kind, &moved.layers)
             });
             let moved = moved.pop().flatten();
             return moved.map(Given::Moved).ok_or(WorkerRefusal::Unwanted);

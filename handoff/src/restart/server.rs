@@ -9,11 +9,12 @@ use std::rc::Rc;
 
 use bowline_protocol::{ListenerHandle, SocketFile};
 use bowline_reactor::Reactor;
+use bowline_transport::LayerState;
 
 use super::Restart;
 use super::error::RestartError;
 use super::listeners::Listeners;
-use super::moving::{MoveList, Moved};
+use super::moving::MoveList;
 use super::program::{Program, Start};
 use super::settings::RestartSettings;
 use crate::channel::{self, ChannelSettings};
@@ -107,10 +108,10 @@ impl Server {
         reactor.defer(move |reactor| call(&mut **this.program.borrow_mut(), reactor));
     }
 
-    /// Whether the program takes a connection.
-    pub(super) fn takes(&self, moved: &Moved) -> bool {
+    /// Whether the program takes a connection of this kind, with what its layers say.
+    pub(super) fn takes(&self, kind: &str, layers: &[LayerState]) -> bool {
         let program = self.program.borrow();
-        program.takes(&moved.kind) && program.takes_layers(&moved.kind, &moved.layers)
+        program.takes(kind) && program.takes_layers(kind, layers)
     }
 
     /// Has the program listen, on what was inherited where it can. Nothing is accepted
@@ -228,7 +229,7 @@ impl Server {
             pool.shared.begin_accepting(reactor, *handle);
             if let Some(channel) = channel.take() {
                 let this = Rc::clone(self);
-                let takes = move |kind: &str| this.program.borrow().takes(kind);
+                let takes = move |kind: &str, layers: &[LayerState]| this.takes(kind, layers);
                 if let Err(error) = pool.follow(reactor, channel, takes) {
                     log::warn!(target: log::HANDOFF, "no connections of the workers before: {error}");
                 }

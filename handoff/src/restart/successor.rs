@@ -594,7 +594,9 @@ impl Successor {
         descriptors: Vec<OwnedFd>,
     ) {
         let server = &self.restart.server;
-        let connections = moving::unpack(records, descriptors, |moved| server.takes(moved));
+        let connections = moving::unpack(records, descriptors, |moved| {
+            server.takes(&moved.kind, &moved.layers)
+        });
         let refused = connections
             .iter()
             .zip(0..)
