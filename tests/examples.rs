@@ -18,7 +18,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,8 +60,22 @@ impl Example {
     /// Starts it and waits until it says where it listens.
     #[track_caller]
     fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(path_of(name))
-            .args(arguments)
+        Self::begun(Command::new(path_of(name)).args(arguments))
+    }
+
+    /// The same, with what it logs at this level, which has to be read.
+    #[track_caller]
+    fn start_logging(name: &str, arguments: &[&str], level: &str) -> (Self, ChildStderr) {
+        let mut command = Command::new(path_of(name));
+        command.args(arguments).env("RUST_LOG", level);
+        let mut this = Self::begun(command.stderr(Stdio::piped()));
+        let log = this.child.stderr.take().expect("piped");
+        (this, log)
+    }
+
+    #[track_caller]
+    fn begun(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

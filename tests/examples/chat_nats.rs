@@ -6,7 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -84,6 +86,20 @@ fn run(program: &str, port: &str, folder: &Path) -> Child {
         .expect("it starts")
 }
 
+/// Starts a server; each time that it has no broker any more is to be received.
+fn serve(arguments: &[&str]) -> (Example, Receiver<()>) {
+    let (server, log) = Example::start_logging("chat_nats", arguments, "warn");
+    let (sender, lost) = mpsc::channel();
+    // It ends with the log, which ends with the server.
+    thread::spawn(move || {
+        let lines = BufReader::new(log).lines().map_while(Result::ok);
+        for _ in lines.filter(|line| line.contains("the broker is away")) {
+            let _ = sender.send(());
+        }
+    });
+    (server, lost)
+}
+
 struct Member {
     stream: BufReader<TcpStream>,
     /// What it has heard, by number.
@@ -157,21 +173,34 @@ fn chat_over_nats_loses_no_line_that_was_acknowledged() {
     let mut broker = Broker::start(program, folder.path());
     let nats = format!("tcp:host=127.0.0.1:port={}", broker.port);
     let arguments = ["--listen", "tcp:host=127.0.0.1:port=0", "--nats", &nats];
-    let (here, there) = (
-        Example::start("chat_nats", &arguments),
-        Example::start("chat_nats", &arguments),
-    );
+    let (here, lost_here) = serve(&arguments);
+    let (there, lost_there) = serve(&arguments);
+    let both_lose_it = |what: &str| {
+        lost_here.recv_timeout(DEADLINE).expect(what);
+        lost_there.recv_timeout(DEADLINE).expect(what);
+    };
     let mut ann = Member::come(&here, "ann");
     let mut bob = Member::come(&there, "bob");
     for number in 0..LINES {
         match number {
             // Its lines wait at the server, and are said again.
-            50 => broker.kill(),
+            50 => {
+                broker.kill();
+                both_lose_it("the broker has ended");
+            }
             60 => broker.start_again(),
             // Open connections, and nobody at the other end.
-            100 => broker.signal(Signal::STOP),
+            100 => {
+                // Both have it: what is told from here on is of this stop.
+                let last = *ann.stored.last().expect("some");
+                bob.hear_until("bob hears", |bob| bob.heard.contains_key(&last));
+                for lost in [&lost_here, &lost_there] {
+                    lost.try_iter().for_each(drop);
+                }
+                broker.signal(Signal::STOP);
+            }
             110 => {
-                std::thread::sleep(Duration::from_millis(2_500));
+                both_lose_it("the broker says nothing");
                 broker.signal(Signal::CONT);
             }
             // In the middle of what it had not read.

@@ -4,12 +4,13 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bowline::lifecycle::SystemEvent;
 use bowline::{GracefulStop, Reactor, SignalHandler};
 use rustix::process::Signal;
 
+use crate::support::waiting::await_exit;
 use crate::support::{DEADLINE, DescriptorLedger, run_until};
 use crate::{Notes, PANIC};
 
@@ -31,17 +32,7 @@ fn run_child(case: &str) -> ExitStatus {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let began = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if began.elapsed() > DEADLINE {
-            child.kill().unwrap();
-            panic!("{case} did not end: {:?}", child.wait());
-        }
-        thread::park_timeout(Duration::from_millis(5));
-    }
+    await_exit(&mut child, DEADLINE)
 }
 
 /// Fails the case unless the process has ended by then.

@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::DescriptorLedger;
 use crate::support::figures::{Bound, Figures, scaled};
 use crate::support::own_process::{end_with_owner, owned};
+use crate::support::waiting::await_exit;
 
 /// Says to the test binary that it is a server: `-` for one whose listener is
 /// standard input, or the directory of one that is restarted.
@@ -342,18 +343,8 @@ fn ended(kind: &str, ends: usize, cut: &[usize]) {
 
 /// Waits for the end of a server, which is a success.
 fn ends(mut child: Child) {
-    let began = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("a child") {
-            assert!(status.success(), "{status:?}");
-            return;
-        }
-        if began.elapsed() > 2 * PATIENCE {
-            child.kill().expect("a child");
-            panic!("it does not end");
-        }
-        thread::park_timeout(Duration::from_millis(5));
-    }
+    let status = await_exit(&mut child, 2 * PATIENCE);
+    assert!(status.success(), "{status:?}");
 }
 
 /// Reliability T-41.

@@ -10,6 +10,7 @@ pub(crate) mod own_process;
 pub(crate) mod peers;
 mod staged;
 mod table;
+pub(crate) mod waiting;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

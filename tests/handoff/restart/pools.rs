@@ -28,6 +28,7 @@ use bowline::{Context, GracefulStop, Protocol, Reactor, Tcp, Transport, Transpor
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::figures::{Bound, Figures, scaled};
+use crate::support::waiting::{await_end_of, await_in, is_running};
 
 /// Says to the test that it is to be the program, and where its files are.
 pub(crate) const DIRECTORY: &str = "BOWLINE_TEST_POOL_SERVER";
@@ -258,19 +259,16 @@ impl Running {
 
     /// Waits for the next process to serve.
     fn await_server(&mut self) {
-        let began = Instant::now();
-        let log = self.directory.path().join("log");
-        loop {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            let line = text.lines().nth(self.pids.len());
-            if let Some((pid, address)) = line.and_then(|line| line.split_once(' ')) {
-                self.pids.push(pid.parse().expect("a number"));
-                self.address = address.parse().expect("an address");
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "nobody serves: {text}");
-            thread::sleep(Duration::from_millis(2));
-        }
+        let folder = self.directory.path();
+        let line = await_in(folder, PATIENCE, "the next one serves", || {
+            let text = fs::read_to_string(folder.join("log")).unwrap_or_default();
+            // Written in one piece, with its end.
+            let line = text.split_inclusive('\n').nth(self.pids.len())?;
+            Some(line.strip_suffix('\n')?.to_owned())
+        });
+        let (pid, address) = line.split_once(' ').expect("both");
+        self.pids.push(pid.parse().expect("a number"));
+        self.address = address.parse().expect("an address");
     }
 
     fn pid(&self) -> u32 {
@@ -288,12 +286,12 @@ impl Running {
 
     /// Stops the one that serves, and waits for all to be gone.
     fn end(mut self) {
-        if is_there(self.pid()) {
+        if is_running(self.pid()) {
             signal(self.pid(), Signal::TERM);
         }
         let _ = self.first.wait();
         for pid in &self.pids {
-            await_end(*pid);
+            await_end_of(*pid, PATIENCE);
         }
     }
 }
@@ -302,20 +300,6 @@ fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process");
     // It may have ended.
     let _ = kill_process(pid, signal);
-}
-
-/// Whether a process runs; one that nobody has waited for does not.
-fn is_there(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn await_end(pid: u32) {
-    let began = Instant::now();
-    while is_there(pid) {
-        assert!(began.elapsed() < PATIENCE, "process {pid} does not end");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// A connection, with what it knows.
@@ -432,11 +416,11 @@ fn restart_under_load(accepting: Accepting, name: &str) {
         stays.ask("line\n").expect("it stays where it is");
         assert_eq!(stays.by, served_by, "it has moved");
         assert!(
-            is_there(old),
+            is_running(old),
             "the old process is gone, and has a connection"
         );
         drop(stays);
-        await_end(old);
+        await_end_of(old, PATIENCE);
     }
     let (asked, failed) = load.end();
     Figures::of("T-29")
@@ -558,7 +542,7 @@ fn processes_end(pid: u32) {
         signal(child, Signal::KILL);
     }
     signal(pid, Signal::KILL);
-    await_end(pid);
+    await_end_of(pid, PATIENCE);
 }
 
 /// Reliability T-30: whoever is killed while connections of workers move, each goes on
