@@ -146,7 +146,7 @@ fn command(program: &str, arguments: &[&str]) -> ChildCommand<'static> {
 }
 
 /// How many kinds of children [`child`] knows.
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 
 /// A child of some kind, what becomes of it, and the numbers of its streams.
 fn child<'a>(
@@ -182,9 +182,13 @@ fn child<'a>(
             let script = "trap '' TERM; read -r line";
             (command("sh", &["-c", script]), Fate::Own, all)
         }
-        _ => (command("cat", &[]), Fate::Stays, all),
+        9 => (command("cat", &[]), Fate::Stays, all),
+        // One that holds its output goes on when it has exited.
+        _ => (command("sh", &["-c", "sleep 0.02 &"]), Fate::Own, all),
     };
     let settings = match kind {
+        // It ends long before.
+        0 => settings.time_limit(Some(LONG)),
         3 | 4 | 8 => limited,
         _ => settings,
     };
@@ -237,6 +241,15 @@ impl Killer {
                 self.unbegun.fetch_add(usize::from(is_unbegun), Relaxed);
             }
         }
+    }
+}
+
+/// Says so when it is dropped: who waits for that goes on whatever fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 
@@ -347,6 +360,7 @@ fn children_that_are_killed_at_any_moment_leave_nothing() {
         let (mut started, mut refused, mut round) = (0, 0, 0);
         std::thread::scope(|scope| {
             scope.spawn(|| killer.run(thread));
+            let _at_the_end = Done(&killer.is_done);
             let began = Instant::now();
             // On a slow machine longer: there is to be something of everything.
             while round < rounds || killer.unbegun.load(Relaxed) < LEAST_UNBEGUN {
@@ -365,7 +379,6 @@ fn children_that_are_killed_at_any_moment_leave_nothing() {
                 refused += ended.1;
                 round += 1;
             }
-            killer.is_done.store(true, Relaxed);
         });
         let left = waitpid(None, WaitOptions::NOHANG);
         let zombies = usize::from(left.err() != Some(rustix::io::Errno::CHILD));

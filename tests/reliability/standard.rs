@@ -21,6 +21,7 @@ use rustix::termios::tcgetattr;
 use crate::children::Peer;
 use crate::stopped::{fifo, pattern, terminal};
 use crate::support::figures::{Bound, Figures, is_full, scaled};
+use crate::support::waiting::await_exit;
 use crate::support::{DescriptorLedger, eventually, row, run_until_within};
 
 /// How long one child may take on a busy machine.
@@ -237,10 +238,7 @@ impl Echoing {
 
     /// Waits for its end; whether it was one in order.
     fn end(mut self) -> bool {
-        let status = eventually(LONG, || match self.child.try_wait().unwrap() {
-            Some(status) => Ok(status),
-            None => Err("it goes on"),
-        });
+        let status = await_exit(&mut self.child, LONG);
         self.given.clear();
         if let Some(reading) = self.reading {
             reading.join().unwrap();
@@ -284,6 +282,8 @@ struct Seen {
     wrong: usize,
     changed: usize,
     unclean: usize,
+    /// Of those whose input does not end yet, which have nothing to do.
+    watched: usize,
     ticks: u64,
 }
 
@@ -309,7 +309,14 @@ impl Seen {
         self.changed += child.changed();
         if let Some(feeding) = child.feeding.take() {
             let ours = feeding.join().unwrap();
-            self.ticks = self.ticks.max(idle(&child, length));
+            let is_watched = match is_full() {
+                true => length <= 1,
+                false => (input, output) == (Sort::Pipe, Sort::Pipe),
+            };
+            if is_watched {
+                self.watched += 1;
+                self.ticks = self.ticks.max(idle(&child));
+            }
             drop(ours);
         }
         child.hear("lost ");
@@ -329,10 +336,7 @@ impl Seen {
 }
 
 /// What a child that has nothing to do has of a processor meanwhile.
-fn idle(child: &Echoing, length: usize) -> u64 {
-    if !is_full() || length > 1 {
-        return 0;
-    }
+fn idle(child: &Echoing) -> u64 {
     let (before, began) = (child.ticks(), Instant::now());
     while began.elapsed() < Duration::from_millis(500) {
         std::thread::park_timeout(Duration::from_millis(50));
@@ -378,6 +382,12 @@ fn standard_streams_of_every_sort_are_served() {
             seen.changed,
             Bound::Exactly,
             0,
+        )
+        .must(
+            "watched while they wait",
+            seen.watched,
+            Bound::AtLeast,
+            scaled(1, 50),
         )
         .measured(
             "processor of one that waits",
