@@ -337,32 +337,62 @@ const MORE_MEMORY: f64 = 2.0 * 1048576.0;
 /// an hour in less than one.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
-/// A line through samples, by least squares.
+/// A line through samples, by least squares. Samples are not kept, since what keeps them
+/// would grow with the memory that they are samples of.
 #[derive(Default)]
 struct Trend {
-    samples: Vec<(f64, f64)>,
+    count: f64,
+    /// Of the samples so far: the means of time and value.
+    at: f64,
+    value: f64,
+    /// Sums of squares and products, as differences from the means.
+    at_at: f64,
+    at_value: f64,
+    value_value: f64,
 }
 
 impl Trend {
     fn add(&mut self, at: Duration, value: f64) {
-        self.samples.push((at.as_secs_f64(), value));
+        self.count += 1.0;
+        let (at_off, value_off) = (at.as_secs_f64() - self.at, value - self.value);
+        self.at += at_off / self.count;
+        self.value += value_off / self.count;
+        // One difference from the mean before, one from the mean after: so sums of
+        // differences are kept up to date without any sample.
+        let (at_left, value_left) = (at.as_secs_f64() - self.at, value - self.value);
+        self.at_at += at_off * at_left;
+        self.at_value += at_off * value_left;
+        self.value_value += value_off * value_left;
     }
 
     /// The slope for each second, and its standard error, as if all samples were
     /// independent.
     fn slope(&self) -> (f64, f64) {
-        let count = self.samples.len() as f64;
-        let mean = |of: fn(&(f64, f64)) -> f64| self.samples.iter().map(of).sum::<f64>() / count;
-        let (at, value) = (mean(|it| it.0), mean(|it| it.1));
-        let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
-            let each = self.samples.iter().map(|it| of(it.0 - at, it.1 - value));
-            each.sum()
-        };
-        let spread = sum(&|at, _| at * at);
-        let slope = sum(&|at, value| at * value) / spread;
-        let rest = sum(&|at, value| (value - slope * at).powi(2));
-        (slope, (rest / (count - 2.0) / spread).sqrt())
+        let slope = self.at_value / self.at_at;
+        let rest = self.value_value - slope * self.at_value;
+        (slope, (rest / (self.count - 2.0) / self.at_at).sqrt())
     }
+}
+
+/// A line of a known slope, with values that alternate around it.
+#[test]
+fn slope_is_that_of_the_line_and_known_as_well_as_the_samples_are() {
+    let mut trend = Trend::default();
+    for second in 0..1_000_u32 {
+        let off = if second % 2 == 0 { 10.0 } else { -10.0 };
+        trend.add(
+            Duration::from_secs(300 + u64::from(second)),
+            5e6 + 3.0 * f64::from(second) + off,
+        );
+    }
+    let (slope, error) = trend.slope();
+    assert!((slope - 3.0).abs() < 1e-3, "{slope}");
+    // 10 for each sample, over the root of the sum of squares of time.
+    let expected = 10.0 / (1_000_f64.powi(3) / 12.0).sqrt();
+    assert!(
+        (error / expected - 1.0).abs() < 0.01,
+        "{error}, not {expected}"
+    );
 }
 
 /// What is to happen in a soak, however short.
@@ -525,7 +555,7 @@ fn long_mixed_load_with_faults_leaks_nothing() {
                     .measured("memory grown per hour", grows, "MiB", Bound::Below, 1.0)
                     .remark(&format!(
                         "by a line through {} samples of memory, whose slope is known to {:.2} MiB an hour",
-                        memory.samples.len(),
+                        memory.count,
                         per_hour(error)
                     ));
             }
