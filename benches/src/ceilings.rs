@@ -7,10 +7,14 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "inspect")]
+use ::bowline::inspect::SlowLimits;
 use ::bowline::time::{Clock, Sleep};
 use ::bowline::{DelayedCall, Reactor};
 
 use crate::drive::{collected, count_instructions};
+#[cfg(feature = "inspect")]
+use crate::peers::SLOW;
 use crate::peers::{Family, Job, Peer, Task};
 use crate::timers::{self, Timed};
 
@@ -19,11 +23,13 @@ const TIMERS: usize = 20_000;
 /// Between two turns while timers fire: a busy loop.
 const STEP: Duration = Duration::from_micros(100);
 
-/// Counts what each line of the file names; whether all stay below.
+/// Counts what each line of the file names; whether all stay below, or at the most so
+/// many percent above. What was counted is written to another such file, if that is wanted.
 ///
 /// A line is a number and a name; what follows a `#` is not read.
-pub(crate) fn check(path: &str) -> io::Result<bool> {
+pub(crate) fn check(path: &str, more: f64, counts: Option<&str>) -> io::Result<bool> {
     let mut is_kept = true;
+    let mut all = String::new();
     println!("{:>9} {:>9}  instructions per", "counted", "ceiling");
     for line in fs::read_to_string(path)?.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
@@ -31,10 +37,15 @@ pub(crate) fn check(path: &str) -> io::Result<bool> {
             continue;
         };
         let ceiling: f64 = ceiling.parse().map_err(io::Error::other)?;
+        let ceiling = ceiling * (1.0 + more / 100.0);
         let counted = count(name.trim())?;
         let verdict = if counted > ceiling { "  TOO MANY" } else { "" };
         println!("{counted:9.1} {ceiling:9.1}  {}{verdict}", name.trim());
         is_kept &= counted <= ceiling;
+        all += &format!("{counted:.2} {}\n", name.trim());
+    }
+    if let Some(counts) = counts {
+        fs::write(counts, all)?;
     }
     Ok(is_kept)
 }
@@ -75,6 +86,8 @@ fn steady(timed: Timed) -> io::Result<Option<f64>> {
 pub(crate) fn drive(timed: Timed) -> io::Result<()> {
     let clock = Stepped(Rc::new(Cell::new(Instant::now())));
     let mut reactor = Reactor::with_clock(clock.clone())?;
+    #[cfg(feature = "inspect")]
+    reactor.set_slow_limits(SlowLimits::default().callback(SLOW));
     reactor.start().map_err(io::Error::other)?;
     let fired = Rc::new(Cell::new(0));
     work(&mut reactor, timed, &clock, &fired);

@@ -12,6 +12,8 @@
 //!
 //! cargo run --release -p bowline-bench -- ceilings benches/CEILINGS
 //!                      bowline's instructions, held against a file
+//!     --write FILE     keeps what was counted, as such a file
+//!     --more PERCENT   allows so much more than stands there
 //! ```
 //!
 //! Each server is a process of its own, started fresh for every round and bound
@@ -75,13 +77,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("{arrived} {seconds}");
             Ok(())
         }
-        ["ceilings", file] => match ceilings::check(file)? {
-            true => Ok(()),
-            false => Err("more instructions than the ceiling allows".into()),
-        },
+        ["ceilings", file] => ceilings(file, 0.0, None),
+        ["ceilings", file, "--write", counts] => ceilings(file, 0.0, Some(counts)),
+        ["ceilings", file, "--more", percent] => ceilings(file, percent.parse()?, None),
         ["steady", timed] => Ok(ceilings::drive(find(&Timed::ALL, Timed::name, timed)?)?),
         ["time", peer, timed, count] => time(peer, timed, count),
         _ => Err(USAGE.into()),
+    }
+}
+
+fn ceilings(file: &str, more: f64, counts: Option<&str>) -> Result<(), Box<dyn Error>> {
+    match ceilings::check(file, more, counts)? {
+        true => Ok(()),
+        false => Err("more instructions than the ceiling allows".into()),
     }
 }
 

@@ -14,6 +14,8 @@ mod tokio;
 use std::io;
 use std::os::fd::OwnedFd;
 
+#[cfg(feature = "inspect")]
+pub(crate) use self::bowline::SLOW;
 use crate::timers::Timed;
 
 /// Who serves.

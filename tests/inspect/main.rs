@@ -1,6 +1,8 @@
 //! A look inside a running reactor: what it measures, what everything says of itself, and
 //! where that can be seen.
 
+#[path = "../policies/capture.rs"]
+mod capture;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -22,8 +22,15 @@ use crate::timers::{self, Timed};
 const CHUNK_BYTES: usize = 65_536;
 const WRITES: usize = 10;
 
+/// Under callgrind everything is some fifty times slower. With this, and not with the
+/// default of 1 ms, it is looked for slow callbacks as often as it is otherwise.
+#[cfg(feature = "inspect")]
+pub(crate) const SLOW: Duration = Duration::from_millis(50);
+
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
     let mut reactor = Reactor::new()?;
+    #[cfg(feature = "inspect")]
+    reactor.set_slow_limits(bowline::inspect::SlowLimits::default().callback(SLOW));
     if let Some(listener) = listener {
         let listener = match job.family {
             Family::Tcp => listen_tcp(&mut reactor, job.task, listener),

@@ -39,10 +39,16 @@ impl Default for Histogram {
 impl Histogram {
     /// Counts one.
     pub fn record(&mut self, duration: Duration) {
+        self.record_many(duration, 1);
+    }
+
+    /// Counts so many of the same duration.
+    pub fn record_many(&mut self, duration: Duration, count: u64) {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[bucket(nanoseconds)] += 1;
-        self.count += 1;
-        self.nanoseconds = self.nanoseconds.saturating_add(nanoseconds);
+        self.buckets[bucket(nanoseconds)] += count;
+        self.count += count;
+        let all = nanoseconds.saturating_mul(count);
+        self.nanoseconds = self.nanoseconds.saturating_add(all);
         self.longest = self.longest.max(nanoseconds);
     }
 

@@ -25,6 +25,11 @@ impl Reactor {
     pub(crate) fn meter_phase(&mut self, _: usize) {}
 
     #[inline(always)]
+    pub(crate) fn meter_delivered(&self) -> usize {
+        0
+    }
+
+    #[inline(always)]
     pub(crate) fn meter_turned(&mut self) {}
 
     #[inline(always)]

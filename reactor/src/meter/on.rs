@@ -1,8 +1,10 @@
 //! What is measured with the feature `inspect`.
 //!
-//! After each callback the tick count is read, and compared with what it was after the
-//! callback before. That is all in most turns. Where the difference is large, the callback
-//! is noted. In every sixteenth turn each one is, which fills the histograms.
+//! After each callback the tick count is read, and compared with what it was at the last
+//! look: four instructions. Only after a quarter of what is slow is it looked again. So the
+//! callback that has returned then is the one that took long, if one did. In the turns of a
+//! sample it is looked after each, which fills the histograms; the books are kept of these
+//! turns and of all long ones.
 
 use std::collections::HashMap;
 use std::mem;
@@ -21,6 +23,13 @@ use crate::token::Token;
 
 /// Of so many turns the callbacks of one are all counted.
 const SAMPLED_OF: u32 = 16;
+/// Where turns have many callbacks, one is counted of so many at the most.
+const SAMPLED_SHARE: u32 = 8;
+/// But not fewer than one turn of so many.
+const SAMPLED_AT_LEAST: u32 = 1_024;
+/// How often it is looked at the most in the time that is slow. The duration of a slow
+/// callback is known to that part of it.
+const LOOKS: f64 = 4.0;
 /// How many slow callbacks are kept.
 const SLOWEST: usize = 32;
 /// For how long they are.
@@ -31,15 +40,14 @@ const WARNED_KINDS: usize = 64;
 const CALIBRATION: Duration = Duration::from_millis(2);
 
 /// After a callback of so many ticks the rate is looked at again: some 0.1 ms.
-const CALIBRATED_FROM: u32 = 300_000;
+const CALIBRATED_FROM: u64 = 300_000;
 
 /// What counts as slow. See [`Reactor::set_slow_limits`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SlowLimits {
     /// From which duration on a callback is [kept](Measurements::slowest), if it is among
-    /// the slowest of the last ten minutes. The default is 1 ms; at the most some seconds
-    /// can be told apart.
+    /// the slowest of the last ten minutes. The default is 1 ms.
     pub callback: Duration,
     /// From which duration on a turn is logged, as a warning, with what ran in it. The
     /// default, [`Duration::MAX`], logs none: what is long depends on the program, and on
@@ -93,11 +101,16 @@ pub struct Measurements {
     callbacks: [Histogram; CallbackKind::ALL.len()],
     turns: Histogram,
     phases: [u64; phase::COUNT],
+    /// What all turns took.
+    busy: u64,
     spent: [u64; Budget::ALL.len()],
     slowest: Vec<SlowCallback>,
     last: [Ticks; KEPT],
-    /// How many turns there were.
+    /// How many were kept.
     count: u64,
+    /// How many turns there had been after the last one of the sample, and how many have
+    /// been kept since.
+    unseen: (u64, u64),
     births: Births,
     warned: HashMap<String, Warned>,
     /// Those of the present turn that were slow.
@@ -114,18 +127,26 @@ struct Warned {
 }
 
 impl Measurements {
-    /// How long callbacks of that kind took. Those of one turn in sixteen are counted, all
-    /// of them.
+    /// How long callbacks of that kind took, by a sample: those of one turn in sixteen are
+    /// counted, all of them. Where turns have many, a smaller share is, down to one of
+    /// eight times as many turns as there are callbacks in a turn.
     pub fn callbacks(&self, kind: CallbackKind) -> &Histogram {
         &self.callbacks[kind as usize]
     }
 
-    /// How long turns took, without their waiting. All are counted.
+    /// How long turns took, without their waiting. Those with a slow callback, or as long
+    /// as one, are counted one by one. A turn of the sample counts for the others before
+    /// it.
     pub fn turns(&self) -> &Histogram {
         &self.turns
     }
 
-    /// What the phases of all turns took together.
+    /// What all turns took together, without their waiting.
+    pub fn busy(&self) -> Duration {
+        self.duration(self.busy)
+    }
+
+    /// What the phases of all turns took together, by the turns that were counted.
     pub fn times(&self) -> TurnTimes {
         TurnTimes::of(&self.phases, |ticks| self.duration(ticks))
     }
@@ -136,14 +157,14 @@ impl Measurements {
     }
 
     /// The slowest callbacks of the last ten minutes, at the most 32 of them, the slowest
-    /// first. Each is seen that took longer than [`SlowLimits::callback`], but the tick count
-    /// is compared by its lower half, which comes round after a second or two: of those that
-    /// took longer than that, the time may be told too short, and a few are missed.
+    /// first. Each is seen that took longer than [`SlowLimits::callback`]. What is told is
+    /// too long at times, by a quarter of that limit at the most.
     pub fn slowest(&self) -> &[SlowCallback] {
         &self.slowest
     }
 
-    /// The last turns that have ended, at the most 128, the oldest first.
+    /// The last turns that were counted, those of the sample and all long ones: at the most
+    /// 128, the oldest first.
     pub fn last_turns(&self) -> impl Iterator<Item = TurnRecord> + '_ {
         let now = ticks();
         let kept = self.count.min(KEPT as u64);
@@ -174,13 +195,6 @@ impl Measurements {
         if passed >= CALIBRATION && ticks > first {
             self.nanoseconds_per_tick = passed.as_nanos() as f64 / (ticks - first) as f64;
         }
-    }
-
-    /// From how many ticks on a callback is noted.
-    fn noted_from(&self) -> u32 {
-        let ticks = self.limits.callback.as_nanos() as f64 / self.nanoseconds_per_tick;
-        // The count is compared by its lower half, which comes round.
-        (ticks as u64).clamp(1, u64::from(u32::MAX / 2)) as u32
     }
 
     fn keep(&mut self, slow: SlowCallback) {
@@ -219,18 +233,26 @@ impl Measurements {
 
 /// The measuring of one reactor. What is asked after each callback stands in front.
 pub(crate) struct Meter {
-    /// The lower half of the tick count when the last callback returned.
-    last: u32,
-    /// From which difference on a callback is noted. Zero notes all.
-    noted_from: u32,
-    /// The tick count when the present phase began. Zero between turns.
-    phase_began: u64,
-    is_sampled: bool,
+    /// The lower half of the tick count at the last look: the end of each callback is
+    /// compared with it.
+    looked: u32,
+    /// After how many ticks it is looked again. Zero: after each callback.
+    look_after: u32,
+    /// From how many ticks on a turn is put into the books. Zero: each is.
+    kept_from: u32,
     until_sample: u32,
-    turn: Ticks,
+    /// The lower halves of the tick count at the ends of the present turn's phases.
+    ends: [u32; phase::COUNT - 1],
+    /// The tick count when the present turn began. Zero between turns.
+    began: u64,
+    /// The whole tick count at the last look. It may have been before this turn.
+    look: u64,
     /// The counts of the reactor when the turn began.
-    events: u64,
+    delivered: u64,
     timers: u64,
+    is_sampled: bool,
+    /// How many callbacks of the sampled turn there were.
+    sampled: u32,
     books: Box<Measurements>,
 }
 
@@ -242,10 +264,12 @@ impl Default for Meter {
             callbacks: Default::default(),
             turns: Histogram::default(),
             phases: [0; phase::COUNT],
+            busy: 0,
             spent: [0; Budget::ALL.len()],
             slowest: Vec::new(),
             last: [Ticks::default(); KEPT],
             count: 0,
+            unseen: (0, 0),
             births: Births::default(),
             warned: HashMap::new(),
             of_turn: Vec::new(),
@@ -253,17 +277,22 @@ impl Default for Meter {
             // Until it is known better: a count of some 3 GHz.
             nanoseconds_per_tick: 1.0 / 3.0,
         };
-        Self {
-            last: 0,
-            noted_from: u32::MAX,
-            phase_began: 0,
-            is_sampled: false,
+        let mut meter = Self {
+            looked: 0,
+            look_after: 0,
+            kept_from: 0,
             until_sample: 1,
-            turn: Ticks::default(),
-            events: 0,
+            ends: [0; phase::COUNT - 1],
+            began: 0,
+            look: 0,
+            delivered: 0,
             timers: 0,
+            is_sampled: false,
+            sampled: 0,
             books: Box::new(books),
-        }
+        };
+        meter.set_limits();
+        meter
     }
 }
 
@@ -272,6 +301,48 @@ impl Meter {
     #[inline]
     pub(crate) fn registered(&mut self, now: impl FnOnce() -> Instant, token: Token) {
         self.books.births.note(token.generation(), now());
+    }
+
+    /// Sets what is compared, from the limits and the rate of the tick count.
+    fn set_limits(&mut self) {
+        let books = &self.books;
+        let ticks = |limit: Duration| limit.as_nanos() as f64 / books.nanoseconds_per_tick;
+        // Halves are compared, and a difference of more than that is looked at in any case.
+        // (It saturates.)
+        let half = |ticks: f64| (ticks as u32).clamp(1, u32::MAX / 2);
+        self.look_after = half(ticks(books.limits.callback) / LOOKS);
+        self.kept_from = half(ticks(books.limits.callback.min(books.limits.turn)));
+    }
+
+    #[cold]
+    fn begin_sample(&mut self, now: u64) {
+        self.books.calibrate(now);
+        self.is_sampled = true;
+        self.sampled = 0;
+        self.look_after = 0;
+        self.kept_from = 0;
+    }
+
+    /// What the phases of the present turn took, which took so long together.
+    fn phases(&self, now: u64, total: u64) -> [u64; phase::COUNT] {
+        let mut phases = [0; phase::COUNT];
+        let mut from = self.began as u32;
+        let ends = self.ends.iter().copied().chain([now as u32]);
+        for (phase, end) in phases.iter_mut().zip(ends) {
+            *phase = u64::from(end.wrapping_sub(from));
+            from = end;
+        }
+        // How often the halves came round is that of the slowest callback.
+        let slowest = self.books.of_turn.iter().max_by_key(|it| it.took);
+        let long = match slowest.map(|it| it.kind) {
+            Some(CallbackKind::Soon | CallbackKind::Remote) => phase::CALLS,
+            Some(CallbackKind::Notified | CallbackKind::Deferred) => phase::NOTIFICATIONS,
+            Some(CallbackKind::Timer) => phase::TIMERS,
+            Some(CallbackKind::Ready) | None => phase::READY,
+        };
+        let sum: u64 = phases.iter().sum();
+        phases[long] += total.saturating_sub(sum) >> 32 << 32;
+        phases
     }
 }
 
@@ -285,7 +356,7 @@ impl Reactor {
     pub fn set_slow_limits(&mut self, limits: SlowLimits) {
         self.meter.books.limits = limits;
         if !self.meter.is_sampled {
-            self.meter.noted_from = self.meter.books.noted_from();
+            self.meter.set_limits();
         }
     }
 
@@ -298,71 +369,103 @@ impl Reactor {
     }
 
     /// The turn begins: something was waited for until now.
+    #[inline(always)]
     pub(crate) fn meter_turn(&mut self) {
         let now = ticks();
         let meter = &mut self.meter;
+        meter.delivered = self.statistics.events + self.statistics.stale_events;
+        meter.timers = self.statistics.timers;
+        meter.began = now;
+        meter.looked = now as u32;
         meter.until_sample -= 1;
         if meter.until_sample == 0 {
-            meter.until_sample = SAMPLED_OF;
-            meter.is_sampled = true;
-            meter.noted_from = 0;
-            meter.books.calibrate(now);
+            meter.begin_sample(now);
         }
-        meter.events = self.statistics.events;
-        meter.timers = self.statistics.timers;
-        meter.turn.began = now;
-        meter.turn.phases = [0; phase::COUNT];
-        meter.phase_began = now;
-        meter.last = now as u32;
     }
 
     /// A phase of the turn has ended.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn meter_phase(&mut self, phase: usize) {
-        let now = ticks();
-        let meter = &mut self.meter;
-        // A reactor that was put here in a callback has begun no turn.
-        if meter.phase_began > 0 {
-            meter.turn.phases[phase] = now.saturating_sub(meter.phase_began);
-        }
-        meter.phase_began = now;
-        meter.last = now as u32;
+        self.meter.ends[phase] = ticks() as u32;
+    }
+
+    /// How many events there were in this turn, the reactor's own excepted.
+    #[inline(always)]
+    pub(crate) fn meter_delivered(&self) -> usize {
+        let all = self.statistics.events + self.statistics.stale_events;
+        (all - self.meter.delivered) as usize
     }
 
     /// The last phase of the turn has ended.
+    #[inline(always)]
     pub(crate) fn meter_turned(&mut self) {
-        self.meter_phase(phase::REST);
         let meter = &mut self.meter;
-        meter.phase_began = 0;
+        let took = (ticks() as u32).wrapping_sub(meter.began as u32);
+        meter.books.busy += u64::from(took);
+        if took >= meter.kept_from {
+            return self.meter_keep(took);
+        }
+        meter.began = 0;
+    }
+
+    /// Puts a turn into the books: one of the sample, or a long one.
+    #[cold]
+    #[inline(never)]
+    fn meter_keep(&mut self, counted: u32) {
+        let now = ticks();
+        let delivered = self.meter_delivered();
+        let turns = self.statistics.turns;
+        let meter = &mut self.meter;
+        if meter.began == 0 {
+            // A reactor that was put here in a callback has begun no turn.
+            meter.books.busy -= u64::from(counted);
+            return;
+        }
+        let total = now.saturating_sub(meter.began);
+        let kept = Ticks {
+            began: meter.began,
+            phases: meter.phases(now, total),
+            events: u32::try_from(delivered).unwrap_or(u32::MAX),
+            timers: (self.statistics.timers - meter.timers) as u32,
+        };
         let books = &mut meter.books;
-        meter.turn.events = (self.statistics.events - meter.events) as u32;
-        meter.turn.timers = (self.statistics.timers - meter.timers) as u32;
-        for (total, ticks) in books.phases.iter_mut().zip(meter.turn.phases) {
-            *total += ticks;
-        }
-        books.last[books.count as usize % KEPT] = meter.turn;
-        books.count += 1;
-        let took = books.duration(meter.turn.total());
-        books.turns.record(took);
+        // By its lower half it is there.
+        books.busy += total >> 32 << 32;
+        // One of the sample stands for the short ones before it too.
+        let mut stands_for = 1;
         if meter.is_sampled {
-            meter.is_sampled = false;
-            meter.noted_from = books.noted_from();
+            let (turns_then, kept_since) = mem::replace(&mut books.unseen, (turns, 0));
+            stands_for = (turns - turns_then).saturating_sub(kept_since).max(1);
+        } else {
+            books.unseen.1 += 1;
         }
-        if took >= books.limits.turn {
-            self.meter_warn(took);
-        } else if !books.of_turn.is_empty() {
-            books.of_turn.clear();
+        for (sum, ticks) in books.phases.iter_mut().zip(kept.phases) {
+            *sum += ticks * stands_for;
+        }
+        books.last[books.count as usize % KEPT] = kept;
+        books.count += 1;
+        let took = books.duration(total);
+        books.turns.record_many(took, stands_for);
+        let is_slow = took >= books.limits.turn;
+        if mem::take(&mut meter.is_sampled) {
+            meter.until_sample =
+                (SAMPLED_SHARE * meter.sampled).clamp(SAMPLED_OF, SAMPLED_AT_LEAST);
+        }
+        meter.began = 0;
+        meter.set_limits();
+        if is_slow {
+            self.meter_warn(took, &kept);
+        } else {
+            self.meter.books.of_turn.clear();
         }
     }
 
     /// A callback has returned.
     #[inline(always)]
     pub(crate) fn meter_ran(&mut self, ran: Ran) {
-        let now = ticks() as u32;
-        let took = now.wrapping_sub(self.meter.last);
-        self.meter.last = now;
-        if took >= self.meter.noted_from {
-            self.meter_note(ran, took);
+        let passed = (ticks() as u32).wrapping_sub(self.meter.looked);
+        if passed >= self.meter.look_after {
+            self.meter_look(ran);
         }
     }
 
@@ -372,33 +475,56 @@ impl Reactor {
         self.meter.books.spent[budget as usize] += 1;
     }
 
+    /// Looks whether the callback that has returned was a slow one. Whatever ran before it
+    /// since the last look took less than it takes to look again.
     #[cold]
     #[inline(never)]
-    fn meter_note(&mut self, ran: Ran, ticked: u32) {
-        let books = &mut self.meter.books;
-        if ticked >= CALIBRATED_FROM {
-            books.calibrate(ticks());
+    fn meter_look(&mut self, ran: Ran) {
+        let now = ticks();
+        let meter = &mut self.meter;
+        // Below zero is nothing: processors may be some ticks apart.
+        let ticked = now.saturating_sub(meter.look.max(meter.began));
+        meter.look = now;
+        meter.looked = now as u32;
+        if meter.began == 0 {
+            // In no turn: when the loop starts or stops. It may have waited before.
+            return;
         }
-        let took = books.duration(ticked.into());
-        if self.meter.is_sampled {
+        let books = &mut meter.books;
+        if ticked >= CALIBRATED_FROM {
+            books.calibrate(now);
+        }
+        let took = books.duration(ticked);
+        if meter.is_sampled {
+            meter.sampled += 1;
             books.callbacks[ran.kind as usize].record(took);
         }
         if took >= books.limits.callback {
-            let token = Some(self.current).filter(|it| *it != Token::WAKER);
-            let slow = SlowCallback {
-                at: Instant::now(),
-                took,
-                kind: ran.kind,
-                name: self.name_of(ran, token),
-                token,
-                age: token.and_then(|token| self.age(token)),
-            };
-            let books = &mut self.meter.books;
-            books.of_turn.push(slow.clone());
-            books.keep(slow);
+            self.meter_note(ran, took);
+            // What this took is nobody's.
+            let now = ticks();
+            self.meter.look = now;
+            self.meter.looked = now as u32;
+            // The turn is of interest.
+            self.meter.kept_from = 0;
         }
-        // What this took is nobody's.
-        self.meter.last = ticks() as u32;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn meter_note(&mut self, ran: Ran, took: Duration) {
+        let token = Some(self.current).filter(|it| *it != Token::WAKER);
+        let slow = SlowCallback {
+            at: Instant::now(),
+            took,
+            kind: ran.kind,
+            name: self.name_of(ran, token),
+            token,
+            age: token.and_then(|token| self.age(token)),
+        };
+        let books = &mut self.meter.books;
+        books.of_turn.push(slow.clone());
+        books.keep(slow);
     }
 
     /// The name of a descriptor is user code's.
@@ -415,11 +541,10 @@ impl Reactor {
 
     /// Logs a slow turn, with the slowest that ran in it.
     #[cold]
-    fn meter_warn(&mut self, took: Duration) {
+    fn meter_warn(&mut self, took: Duration, turn: &Ticks) {
         let books = &mut self.meter.books;
         let mut slow = mem::take(&mut books.of_turn);
         slow.sort_by_key(|it| std::cmp::Reverse(it.took));
-        let turn = self.meter.turn;
         let worst = slow
             .first()
             .map(|it| format!("{} {}", it.kind.name(), kind_of(&it.name)));

@@ -16,12 +16,6 @@ pub(super) struct Ticks {
     pub(super) timers: u32,
 }
 
-impl Ticks {
-    pub(super) fn total(&self) -> u64 {
-        self.phases.iter().sum()
-    }
-}
-
 /// How long the phases of turns took: of one, or of all together. Waiting for something
 /// to do is not a part of a turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
