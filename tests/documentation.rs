@@ -732,6 +732,15 @@ fn errors_of_the_compiler_say_what_to_write() {
         "UnixTransport",
     ];
     assert_errors("", sends, &says, scratch.path());
+    // Over what cannot.
+    let sends = "fn passes(it: &mut bowline::TcpStream) {
+            let _ = it.send_file_descriptor(std::fs::File::open(\"/dev/null\").unwrap());
+        }";
+    let says = [
+        "TcpStream` does not pass descriptors",
+        "only UNIX connections do",
+    ];
+    assert_errors(sends, "", &says, scratch.path());
     drop(scratch);
     ledger.assert_balanced();
 }

@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_protocol::{Address, ConnectError, Destination, Remains, TcpTransport};
+use bowline_protocol::{
+    Address, ConnectError, Destination, PassedDescriptor, Remains, SendDescriptorError,
+    TcpTransport, UnixTransport, WriteStatus,
+};
 
 use super::ends::Ends;
 use super::socket_fd::SocketFd;
@@ -48,7 +51,7 @@ stream_type! {
     ///
     /// and the same over TCP is an error:
     ///
-    /// ```compile_fail,E0599
+    /// ```compile_fail,E0277
     /// use std::os::fd::OwnedFd;
     /// use bowline::{Context, Protocol, TcpStream, Transport, UnixTransport};
     ///
@@ -81,6 +84,43 @@ stream_type! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     TcpStream over TcpSocket, known by bowline_protocol::TransportHandle
+}
+
+/// What is not there. Were these methods missing altogether, the compiler would say just
+/// that; so it says that TCP passes no descriptors, and what does.
+///
+/// (`for<'a>` keeps the compiler from looking at a bound that is never met before somebody
+/// calls.)
+impl TcpStream {
+    /// Not over TCP. See [`UnixTransport::send_file_descriptor`].
+    ///
+    /// # Errors
+    ///
+    /// One of the compiler.
+    #[doc(hidden)]
+    pub fn send_file_descriptor(&mut self, fd: PassedDescriptor) -> Result<(), SendDescriptorError>
+    where
+        for<'a> Self: UnixTransport,
+    {
+        UnixTransport::send_file_descriptor(self, fd)
+    }
+
+    /// Not over TCP. See [`UnixTransport::write_with_descriptors`].
+    ///
+    /// # Errors
+    ///
+    /// One of the compiler.
+    #[doc(hidden)]
+    pub fn write_with_descriptors(
+        &mut self,
+        data: &[u8],
+        descriptors: Vec<PassedDescriptor>,
+    ) -> Result<WriteStatus, SendDescriptorError>
+    where
+        for<'a> Self: UnixTransport,
+    {
+        UnixTransport::write_with_descriptors(self, data, descriptors)
+    }
 }
 
 /// A TCP socket.
