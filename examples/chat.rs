@@ -28,15 +28,17 @@ use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::{Address, AtDrain, CloseReason, DelayedCall, Reactor, Transport};
 use bowline::{TransportHandle, TransportState, Transports, Watermarks, WriteStatus};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::{Arguments, Endpoint, Inspect};
 
 const HELP: &str = "
 A chat room for line-based clients such as nc.
 
 Usage: chat --listen ENDPOINT [--tls CERT KEY] [--idle SECONDS]
 
-  --tls CERT KEY  with TLS, whatever the endpoint: two PEM files
-  --idle SECONDS  show out who says nothing for so long [default: 300]
+  --tls CERT KEY   with TLS, whatever the endpoint: two PEM files
+  --idle SECONDS   show out who says nothing for so long [default: 300]
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
 ";
 
 /// How much may wait for a member who does not read, in bytes.
@@ -138,6 +140,7 @@ impl Member {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let endpoint = Endpoint::take(&mut arguments)?;
     let idle = arguments.option("--idle")?.unwrap_or(300.0);
     arguments.finish()?;
@@ -145,6 +148,7 @@ fn main() -> common::Result {
     let idle = Duration::try_from_secs_f64(idle)?;
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let room = Room::default();
     let listener = reactor.listen(endpoint, move |_: &Address| {
         let member = Member {

@@ -24,7 +24,7 @@ mod common;
 use bowline::{Address, AfterReadClosed, Context, ProducerKind, Protocol, Reactor};
 use bowline::{Transport, Transports};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::{Arguments, Endpoint, Inspect};
 
 const HELP: &str = "
 Sends back what it receives, over TCP or a UNIX socket.
@@ -34,6 +34,8 @@ Usage: echo --listen ENDPOINT [--tls CERT KEY]
   --listen ENDPOINT   where: tcp:127.0.0.1:7000, unix:/run/echo.sock, systemd:name=echo,
                       tls:8443:cert=FILE:key=FILE
   --tls CERT KEY      with TLS, whatever the endpoint: two PEM files
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
 ";
 
 /// One connection.
@@ -61,11 +63,13 @@ impl<T: Transport> Protocol<T> for Echo {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let endpoint = Endpoint::take(&mut arguments)?;
     arguments.finish()?;
     let endpoint = endpoint.ok_or("--listen ENDPOINT, please; try --help")?;
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let listener = reactor.listen(endpoint, |_: &Address| Echo)?;
     reactor.stop_on_signals()?;
     common::print_address(&mut reactor, listener);

@@ -31,17 +31,19 @@ use bowline_peers::haproxy::{
     GivenListener, ListenerName, TakeError, TakenListener, give_listeners, take_listeners,
 };
 
-use common::Arguments;
+use common::{Arguments, Inspect};
 
 const HELP: &str = "
 Takes the listeners of a running HAProxy, and serves what comes to them.
 
 Usage: haproxy_takeover --stats PATH [OPTIONS]
 
-  --stats PATH  its stats socket, with: expose-fd listeners
-  --stop PID    the process to be told to stop (SIGUSR1) when they are served here
-  --give PATH   gives them to the first who asks there, and stops
-  --help        prints this
+  --stats PATH     its stats socket, with: expose-fd listeners
+  --stop PID       the process to be told to stop (SIGUSR1) when they are served here
+  --give PATH      gives them to the first who asks there, and stops
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
 ";
 
 /// Answers each request, and keeps the connection for the next.
@@ -147,6 +149,7 @@ fn give(reactor: &mut Reactor, listener: Listener) -> GivenListener {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let stats: Option<String> = arguments.option("--stats")?;
     let stats = stats.ok_or("--stats PATH, please; try --help")?;
     let stop = arguments.option::<i32>("--stop")?;
@@ -159,6 +162,7 @@ fn main() -> common::Result {
         give,
     };
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     reactor.on_signals(&[signal::SIGTERM, signal::SIGINT], |reactor, _| {
         // It may be stopping already.
         let _ = reactor.stop();

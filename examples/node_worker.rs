@@ -32,7 +32,7 @@ use bowline::{
 };
 use bowline_peers::node::{ClusterContext, ClusterService, cluster_worker, take_channel};
 
-use common::Arguments;
+use common::{Arguments, Inspect};
 
 const HELP: &str = "
 A worker of Node's cluster module, started by cluster.fork().
@@ -40,6 +40,8 @@ A worker of Node's cluster module, started by cluster.fork().
 Usage: node_worker [EXEC] --listen ADDRESS
 
   --listen ADDRESS  where the primary is asked to listen, for HTTP
+  --inspect PLACE   show what is inside: on a UNIX socket (a path),
+                    or to browsers (an address)
   --help            prints this
 ";
 
@@ -125,10 +127,12 @@ impl<T: UnixTransport> ClusterService<T> for Worker {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let listen = arguments.option("--listen")?;
     let listen = listen.ok_or("--listen ADDRESS, please; try --help")?;
     let channel = take_channel()?.ok_or("not started by a Node; try --help")?;
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let worker = cluster_worker(Worker { listen, served: 0 });
     reactor.adopt(Unix, channel, worker)?;
     reactor.run()?;

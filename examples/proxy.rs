@@ -29,7 +29,7 @@ use bowline::{Address, AfterReadClosed, BuildContext, CloseReason, ConnectError,
 use bowline::{Context, Factory, LingeringClose, ProducerKind, Protocol, Reactor, Remains};
 use bowline::{Transport, TransportHandle, Transports};
 
-use crate::common::{Arguments, Endpoint};
+use crate::common::{Arguments, Endpoint, Inspect};
 
 const HELP: &str = "
 Forwards connections.
@@ -39,6 +39,8 @@ Usage: proxy --listen ENDPOINT [--tls CERT KEY] --to ENDPOINT
   --listen ENDPOINT   where: tcp:127.0.0.1:7001, unix:/run/proxy.sock, systemd:name=proxy
   --tls CERT KEY      with TLS, which ends here, whatever the endpoint: two PEM files
   --to ENDPOINT       to where: tcp:example.com:80, unix:/run/server.sock
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
 ";
 
 /// How long a server has to take the rest of the request of a client that has gone.
@@ -185,6 +187,7 @@ impl Factory for Dial {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let listen = Endpoint::take(&mut arguments)?;
     let to = arguments.option::<ClientEndpoint>("--to")?;
     arguments.finish()?;
@@ -193,6 +196,7 @@ fn main() -> common::Result {
     };
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let listener = reactor.listen(listen, move |_: &Address| Side {
         other: Rc::default(),
         role: Role::Front(to.clone(), None),

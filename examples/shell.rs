@@ -30,15 +30,17 @@ use bowline::{
     ProducerKind, ProducerRef, Reactor, Transport, TransportHandle, Transports, UnixSeqpacket,
 };
 
-use common::{Arguments, STOP_DEADLINE};
+use common::{Arguments, Inspect, STOP_DEADLINE};
 
 const HELP: &str = "
 Runs a program on a terminal for each client of a UNIX socket.
 
 Usage: shell --socket PATH [-- PROGRAM [ARGUMENT...]]
 
-  --socket PATH   where clients connect
-  --help          prints this
+  --socket PATH    where clients connect
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
 
 The default program is sh.
 ";
@@ -172,6 +174,7 @@ impl Producer for Keyboard {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let mut program = arguments.rest();
     let socket = arguments.option::<String>("--socket")?;
     arguments.finish()?;
@@ -181,6 +184,7 @@ fn main() -> common::Result {
     }
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let here = UnixSeqpacket::at(socket.as_str()).mode(0o600);
     let listener = reactor.listen(here, move |_: &Address| Session {
         program: program.clone(),

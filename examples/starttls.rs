@@ -30,7 +30,7 @@ use bowline::tls::rustls::pki_types::pem::PemObject as _;
 use bowline::tls::{StartTls, TlsClient, TlsServer, TlsTransport, client_config};
 use bowline::{Address, CloseReason, Reactor, Tcp, Transports};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, Inspect};
 
 const HELP: &str = "
 Greets mail clients, in private if they want to; or is such a client.
@@ -44,6 +44,8 @@ Usage: starttls --listen ADDRESS --certificate FILE --key FILE
   --connect ADDRESS    which server to greet
   --name NAME          whose certificate it has to show
   --roots FILE         who has to have certified it, PEM
+  --inspect PLACE      show what is inside: on a UNIX socket (a path),
+                       or to browsers (an address)
 ";
 
 /// The server's end of one connection.
@@ -143,9 +145,11 @@ impl<T: TlsTransport> FrameReceiver<T, LineFramer> for Client {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let listen = arguments.option::<SocketAddr>("--listen")?;
     let connect = arguments.option::<SocketAddr>("--connect")?;
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     reactor.stop_on_signals()?;
     if let Some(address) = listen {
         let certificate: Option<PathBuf> = arguments.option("--certificate")?;

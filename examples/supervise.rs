@@ -37,7 +37,7 @@ use bowline::{
     UnixSeqpacket, signal,
 };
 
-use common::{Arguments, STOP_DEADLINE};
+use common::{Arguments, Inspect, STOP_DEADLINE};
 
 const HELP: &str = "
 Runs several copies of a program, and starts those again that end.
@@ -47,6 +47,8 @@ Usage: supervise [OPTIONS] -- PROGRAM [ARGUMENT...]
   --children N        how many copies [default: 2]
   --listen ADDRESS    a TCP socket that all of them have as descriptor 3
   --control PATH      takes requests: status, restart N, stop
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
   --help              prints this
 ";
 
@@ -251,6 +253,7 @@ impl<T: PacketTransport> PacketProtocol<T> for Control {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let program = arguments.rest();
     let count = arguments.option("--children")?.unwrap_or(2);
     let listen = arguments.option::<std::net::SocketAddr>("--listen")?;
@@ -261,6 +264,7 @@ fn main() -> common::Result {
     }
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let listener = listen.map(|address| Tcp::at(address).bind()).transpose()?;
     if let Some(listener) = &listener
         && let Some(address) = describe_socket(listener.as_fd())?.address

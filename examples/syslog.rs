@@ -26,17 +26,19 @@ use bowline::{
     Transports, Udp, UnixDatagram, signal,
 };
 
-use common::Arguments;
+use common::{Arguments, Inspect};
 
 const HELP: &str = "
 Receives log messages, and appends them to a file.
 
 Usage: syslog --file FILE [--socket PATH] [--udp ADDRESS]
 
-  --file FILE     where to; opened anew at SIGHUP
-  --socket PATH   a UNIX socket, as /dev/log is
-  --udp ADDRESS   an IP address and a port
-  --help          prints this
+  --file FILE      where to; opened anew at SIGHUP
+  --socket PATH    a UNIX socket, as /dev/log is
+  --udp ADDRESS    an IP address and a port
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
 ";
 
 /// The longest message: RFC 5424 has receivers take 2,048 bytes at the least.
@@ -109,6 +111,7 @@ impl<T: DatagramTransport> DatagramProtocol<T> for Receiver {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let file = arguments.option::<PathBuf>("--file")?;
     let socket = arguments.option::<PathBuf>("--socket")?;
     let udp = arguments.option::<SocketAddr>("--udp")?;
@@ -116,6 +119,7 @@ fn main() -> common::Result {
     let file = file.ok_or("--file FILE, please; try --help")?;
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let log = Rc::new(RefCell::new(Log::open(file)?));
     let mut sockets: Vec<DatagramHandle> = Vec::new();
     if let Some(path) = socket {

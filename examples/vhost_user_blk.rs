@@ -33,16 +33,18 @@ use bowline_peers::vhost_user::{
 };
 use rustix::io::{pread, pwrite};
 
-use common::Arguments;
+use common::{Arguments, Inspect};
 
 const HELP: &str = "
 A disk for a virtual machine, by vhost-user.
 
 Usage: vhost_user_blk --socket PATH --image FILE
 
-  --socket PATH  where the monitor connects
-  --image FILE   the sectors of the disk, of 512 bytes
-  --help         prints this
+  --socket PATH    where the monitor connects
+  --image FILE     the sectors of the disk, of 512 bytes
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
 ";
 
 /// What the device and the protocol are able to.
@@ -271,6 +273,7 @@ impl<T: UnixTransport> VhostUserDevice<T> for Device {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let socket: Option<String> = arguments.option("--socket")?;
     let socket = socket.ok_or("--socket PATH, please; try --help")?;
     let image: Option<String> = arguments.option("--image")?;
@@ -279,6 +282,7 @@ fn main() -> common::Result {
 
     let image = File::options().read(true).write(true).open(image)?;
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let here = Unix::at(socket.as_str()).mode(0o600);
     reactor.listen(here, move |_: &Address| {
         let disk = Disk {

@@ -34,16 +34,18 @@ use bowline_peers::wayland::{
     WaylandSendError, display_path, interfaces, server,
 };
 
-use common::Arguments;
+use common::{Arguments, Inspect};
 
 const HELP: &str = "
 A Wayland compositor without a screen.
 
 Usage: wayland_shm [OPTIONS]
 
-  --display PATH  where it listens [default: by WAYLAND_DISPLAY]
-  --frames N      ends after so many frames
-  --help          prints this
+  --display PATH   where it listens [default: by WAYLAND_DISPLAY]
+  --frames N       ends after so many frames
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
 ";
 
 /// What the registry offers: numbers are places, from 1.
@@ -279,6 +281,7 @@ impl WaylandPeer<UnixStream> for Client {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let display = arguments.option::<PathBuf>("--display")?;
     let display = display
         .or_else(display_path)
@@ -287,6 +290,7 @@ fn main() -> common::Result {
     arguments.finish()?;
 
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     reactor.on_signals(&[signal::SIGTERM, signal::SIGINT], |reactor, _| {
         let _ = reactor.stop();
     })?;

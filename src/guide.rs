@@ -113,6 +113,9 @@ pub mod performance {}
 pub mod testing {}
 
 #[cfg_attr(feature = "inspect", doc = include_str!("guide/inspect.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/page.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/restart.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/pool.md"))]
 #[cfg_attr(
     not(feature = "inspect"),
     doc = "Looking inside. Build the documentation with the feature `inspect` to read it."

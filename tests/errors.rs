@@ -118,7 +118,6 @@ fn errors() -> Vec<Box<dyn Error>> {
         Box::new(CallError::WrongProtocol),
         Box::new(reattach_error()),
         Box::new(OperateError::Unsupported),
-        Box::new(InspectError::Mode(why())),
         Box::new(InspectError::Place("here".into())),
         Box::new(MoveError::Os(why())),
         Box::new(MoveError::Taken),

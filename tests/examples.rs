@@ -5,6 +5,8 @@
 mod chat_nats;
 #[path = "examples/http.rs"]
 mod http;
+#[path = "examples/inspected.rs"]
+mod inspected;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "examples/tls.rs"]
@@ -185,6 +187,12 @@ fn every_example_explains_itself() {
         let output = run_to_end(name, &["--help"]);
         let help = String::from_utf8(output.stdout).expect("text");
         assert!(help.contains(&format!("Usage: {name}")), "{help}");
+        let is_server = name != "tmux_command";
+        assert_eq!(
+            help.contains("--inspect PLACE"),
+            is_server,
+            "{name}: {help}"
+        );
     }
 }
 

@@ -31,7 +31,7 @@ use bowline::policies::{Backoff, Reconnecting};
 use bowline::{Address, AtDrain, CloseReason, Reactor, Transport};
 use bowline::{TransportHandle, TransportState, Transports, Watermarks, WriteStatus};
 
-use crate::common::Arguments;
+use crate::common::{Arguments, Inspect};
 use crate::nats::Nats;
 
 const HELP: &str = "
@@ -42,6 +42,8 @@ Usage: chat_nats --listen ENDPOINT --nats ENDPOINT [--replicas N]
   --listen ENDPOINT  where members come
   --nats ENDPOINT    a NATS server with JetStream
   --replicas N       on how many servers of a cluster each line is stored [default: 1]
+  --inspect PLACE    show what is inside: on a UNIX socket (a path),
+                     or to browsers (an address)
 ";
 
 /// How many lines a member may have said that are not stored. No more is read of it then.
@@ -203,6 +205,7 @@ impl Member {
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let listen = arguments.option::<ServerEndpoint>("--listen")?;
     let nats = arguments.option::<ClientEndpoint>("--nats")?;
     let replicas = arguments.option("--replicas")?.unwrap_or(1);
@@ -220,6 +223,7 @@ fn main() -> common::Result {
         members: BTreeMap::new(),
     }));
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let shared = Rc::clone(&room);
     let backoff = Backoff::new()
         .first(Duration::from_millis(50))

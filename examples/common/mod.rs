@@ -7,6 +7,7 @@ use std::env;
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::process::Command;
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,10 +15,12 @@ use std::time::Duration;
 use bowline::endpoint::{EndpointArguments, EndpointError, ServerEndpoint};
 use bowline::endpoint::{LayeredServerEndpoint, ListenWith};
 use bowline::handoff::restart::Listeners;
+use bowline::inspect::Inspector;
 use bowline::layers::{Stream, TcpSocket, UnixSocket};
 use bowline::tls::{Certificates, TICKET_KEY_BYTES, TicketKey, Tickets, Tls, TlsEndpoints};
 use bowline::tls::{TlsServer, server_config_builder};
-use bowline::{Factory, ListenerHandle, Protocol, Reactor, TcpStream, Transports, UnixStream};
+use bowline::{Factory, ListenerHandle, Protocol, Reactor, Transports};
+use bowline::{Tcp, TcpStream, Unix, UnixStream};
 
 /// How long those wait that stop with their children, or restart.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -247,6 +250,71 @@ impl<F: Serves> ListenWith<F> for Endpoint {
             Self::Plain(endpoint) => reactor.listen(endpoint, factory),
             Self::Secured(endpoint) => reactor.listen(endpoint, factory),
         }
+    }
+}
+
+/// Where to show what is inside: `--inspect PATH|ADDRESS`, a UNIX socket or a page.
+///
+/// The page has a secret in its path: a new one each time, or that of the environment
+/// (`INSPECT_SECRET`), which other users cannot read. Then it goes on over restarts.
+pub(crate) struct Inspect {
+    place: String,
+}
+
+const INSPECT_SECRET: &str = "INSPECT_SECRET";
+
+impl Inspect {
+    /// Takes `--inspect PLACE`, if it is there.
+    pub(crate) fn take(arguments: &mut Arguments) -> Result<Option<Self>> {
+        let place = arguments.option("--inspect")?;
+        Ok(place.map(|place| Self { place }))
+    }
+
+    /// Shows it from now on, and says on standard error where.
+    pub(crate) fn show(this: Option<&Self>, reactor: &mut Reactor) -> io::Result<()> {
+        let Some(Self { place }) = this else {
+            return Ok(());
+        };
+        let place = match (env::var(INSPECT_SECRET), place.parse()) {
+            (Ok(secret), Ok(address)) => Inspector::with_secret(reactor, address, secret)?.url(),
+            _ => Inspector::at(reactor, place)?,
+        };
+        Self::say(&place);
+        Ok(())
+    }
+
+    /// The same for a program that is restarted: the listener goes to the next process.
+    pub(crate) fn show_among(
+        this: Option<&Self>,
+        listeners: &mut Listeners<'_>,
+        reactor: &mut Reactor,
+    ) -> io::Result<()> {
+        let Some(Self { place }) = this else {
+            return Ok(());
+        };
+        if place.contains('/') {
+            let socket = Unix::at(place.as_str()).mode(0o600);
+            listeners.listen(reactor, "inspect", socket, Inspector::operators())?;
+            Self::say(place);
+            return Ok(());
+        }
+        let wrong = |_| io::Error::other(format!("--inspect {place}: neither path nor address"));
+        let address: SocketAddr = place.parse().map_err(wrong)?;
+        let secret = match env::var(INSPECT_SECRET) {
+            Ok(secret) => secret,
+            Err(_) => Inspector::new_secret()?,
+        };
+        let browsers = Inspector::browsers(&secret)?;
+        let listener = listeners.listen(reactor, "inspect", Tcp::at(address), browsers)?;
+        if let Some(listener) = reactor.get(listener) {
+            Self::say(&format!("http://{}/{secret}/", listener.address()));
+        }
+        Ok(())
+    }
+
+    /// Standard output is for others, and its reader may be gone.
+    fn say(place: &str) {
+        let _ = writeln!(io::stderr(), "look inside at {place}");
     }
 }
 

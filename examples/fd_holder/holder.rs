@@ -13,7 +13,7 @@ use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWrit
 use bowline::policies::LimitConnections;
 use bowline::{Address, Context, PassedDescriptor, Reactor, Transports};
 
-use crate::common;
+use crate::common::{self, Inspect};
 
 /// How many clients at a time; others are turned away.
 const CLIENTS: usize = 16;
@@ -204,8 +204,9 @@ impl<T: UnixTransport> ChannelReceiver<T> for Keeper {
     }
 }
 
-pub(crate) fn run(path: &Path, limit: usize) -> common::Result {
+pub(crate) fn run(path: &Path, limit: usize, inspect: Option<&Inspect>) -> common::Result {
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect, &mut reactor)?;
     let store = Rc::new(RefCell::new(Store {
         kept: BTreeMap::new(),
         count: 0,

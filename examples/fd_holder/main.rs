@@ -39,7 +39,7 @@ use bowline::Tcp;
 use bowline::{Address, Context, Protocol, Reactor, Transport, Transports};
 
 use crate::client::Answer;
-use crate::common::Arguments;
+use crate::common::{Arguments, Inspect};
 use crate::holder::Request;
 
 const HELP: &str = "
@@ -56,6 +56,8 @@ Usage: fd_holder
   --retrieve NAME   take it back, and print what it reads
   --remove NAME     have it closed
   --list            print the names, and how many descriptors each has
+  --inspect PLACE   show what is inside: on a UNIX socket (a path),
+                    or to browsers (an address)
 ";
 
 /// The hidden argument of the program whose listener is kept.
@@ -64,6 +66,7 @@ const PROGRAM: &str = "--program";
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let path: Option<PathBuf> = arguments.option("--path")?;
     let limit = arguments.option("--limit")?.unwrap_or(1000);
     let is_holder = arguments.flag("--serve");
@@ -77,7 +80,7 @@ fn main() -> common::Result {
         return demonstrate();
     };
     if is_holder {
-        return holder::run(&path, limit);
+        return holder::run(&path, limit, inspect.as_ref());
     }
     if is_program {
         return program(&path);

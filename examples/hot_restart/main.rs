@@ -47,7 +47,7 @@ use bowline::Reactor;
 use bowline::tls::{TlsClient, client_config, rustls};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{Arguments, Endpoint, STOP_DEADLINE};
+use crate::common::{Arguments, Endpoint, Inspect, STOP_DEADLINE};
 use crate::load::Load;
 
 const HELP: &str = "
@@ -72,6 +72,8 @@ Usage: hot_restart [--move] [--tls] [--restarts N] [--connections N] [--clients 
                       hot_restart in the directory of temporary files]
   --record FILE       where each process appends its number and how many
                       descriptors it had open at its end
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
 ";
 
 /// That file, in the demonstration.
@@ -88,6 +90,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let moves = arguments.flag("--move");
     let serve = arguments.flag("--serve");
     let listen: Option<Endpoint> = arguments.option("--listen")?;
@@ -110,6 +113,7 @@ fn main() -> common::Result {
         };
         server::run(server::Options {
             listen: Some(listen.layered(tls.as_ref())),
+            inspect,
             unix,
             directory: directory.unwrap_or_else(|| std::env::temp_dir().join("hot_restart")),
             moves,

@@ -23,13 +23,14 @@ use bowline::{Address, AfterReadClosed, Context, GracefulStop, Protocol, Reactor
 use bowline::{Tcp, Unix};
 use rustix::process::Signal;
 
-use crate::common::{self, Endpoint, STOP_DEADLINE};
+use crate::common::{self, Endpoint, Inspect, STOP_DEADLINE};
 
 /// The longest line.
 const MAX_LINE: usize = 4096;
 
 pub(crate) struct Options {
     pub(crate) listen: Option<Endpoint>,
+    pub(crate) inspect: Option<Inspect>,
     pub(crate) unix: Option<PathBuf>,
     pub(crate) directory: PathBuf,
     pub(crate) moves: bool,
@@ -168,6 +169,7 @@ impl Program for Server {
                 None => listeners.listen(reactor, "local", local, self.lines())?,
             };
         }
+        Inspect::show_among(self.options.inspect.as_ref(), listeners, reactor)?;
         if let Some(listener) = reactor.get(web) {
             // A successor has inherited standard output, whose reader may be gone.
             let _ = writeln!(io::stdout(), "listening on {}", listener.address());

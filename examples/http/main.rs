@@ -38,7 +38,7 @@ use bowline::process::spawn_with_descriptors;
 use bowline::signal::SIGHUP;
 use bowline::{Address, GracefulStop, Reactor};
 
-use crate::common::{Arguments, STOP_DEADLINE, WorkersTls};
+use crate::common::{Arguments, Inspect, STOP_DEADLINE, WorkersTls};
 use crate::connection::{Body, Http, Response, Site};
 
 const HELP: &str = "
@@ -54,6 +54,8 @@ Usage: http --root DIRECTORY [--listen ENDPOINT] [--tls CERT KEY] [--metrics END
   --workers N         how many worker processes [default: one for each processor]
   --state DIRECTORY   where processes find each other; ours alone [default:
                       bowline-http in the directory of temporary files]
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
 ";
 
 /// The hidden argument of a worker.
@@ -64,6 +66,7 @@ const COUNTER_NUMBER: u32 = CHANNEL_NUMBER + 1;
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let is_worker = arguments.flag(WORKER);
     let root = arguments.option::<PathBuf>("--root")?;
     let root = root.ok_or("--root DIRECTORY, please; try --help")?;
@@ -87,6 +90,7 @@ fn main() -> common::Result {
         .drain(STOP_DEADLINE)
         .notifier(notifier);
     let server = Server {
+        inspect,
         listen: match listen {
             Some(listen) => Some(listen),
             None => Some("tcp:127.0.0.1:8080:backlog=4096:nodelay=1".parse()?),
@@ -126,6 +130,7 @@ fn restart_on_hangup(
 
 /// The accepting process.
 struct Server {
+    inspect: Option<Inspect>,
     listen: Option<ServerEndpoint>,
     metrics: Option<ServerEndpoint>,
     root: PathBuf,
@@ -147,6 +152,7 @@ impl Program for Server {
             let listener = metrics.listen_among(listeners, reactor, "metrics", http)?;
             addresses.push(("metrics", listener));
         }
+        Inspect::show_among(self.inspect.as_ref(), listeners, reactor)?;
         for (what, listener) in addresses {
             if let Some(listener) = reactor.get(listener) {
                 // A successor has inherited standard output, whose reader may be gone.

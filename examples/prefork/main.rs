@@ -43,7 +43,7 @@ use bowline::endpoint::ServerEndpoint;
 use bowline::handoff::pool::{Pool, PoolEvent, PoolSettings, WorkerId, spawn_command};
 use bowline::{GracefulStop, Reactor};
 
-use crate::common::{Arguments, STOP_DEADLINE, WorkersTls};
+use crate::common::{Arguments, Inspect, STOP_DEADLINE, WorkersTls};
 use crate::load::Load;
 
 const HELP: &str = "
@@ -55,6 +55,8 @@ Usage: prefork [--serve] [--listen ENDPOINT] [--tls CERT KEY] [--workers N]
   --listen ENDPOINT   where to accept, on TCP [default: tcp:127.0.0.1:0:nodelay=1]
   --tls CERT KEY      with TLS, which the workers speak: two PEM files
   --workers N         how many worker processes [default: 2]
+  --inspect PLACE     show what is inside: on a UNIX socket (a path),
+                      or to browsers (an address)
 ";
 
 /// The hidden argument of a worker.
@@ -63,6 +65,7 @@ const WORKER: &str = "--worker";
 fn main() -> common::Result {
     env_logger::init();
     let mut arguments = Arguments::parse(HELP);
+    let inspect = Inspect::take(&mut arguments)?;
     let is_worker = arguments.flag(WORKER);
     let serve = arguments.flag("--serve");
     let listen = arguments.option("--listen")?;
@@ -79,7 +82,7 @@ fn main() -> common::Result {
             Some(listen) => listen,
             None => "tcp:127.0.0.1:0:nodelay=1".parse()?,
         };
-        accept(listen, files, workers.unwrap_or(2), serve)
+        accept(listen, files, workers.unwrap_or(2), serve, inspect.as_ref())
     }
 }
 
@@ -94,8 +97,10 @@ fn accept(
     tls: Option<[String; 2]>,
     workers: usize,
     serve: bool,
+    inspect: Option<&Inspect>,
 ) -> common::Result {
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect, &mut reactor)?;
     let settings = PoolSettings::default()
         .workers(workers.max(1))
         .drain_timeout(Some(STOP_DEADLINE))

@@ -113,6 +113,7 @@ use bowline_protocol::{
     AfterReadClosed, AfterTruncation, AtDrain, CloseReason, Context, Credentials, Protocol,
     UnixTransport,
 };
+use bowline_reactor::Description;
 use bowline_transport::effective_user;
 
 pub use self::socket::ChannelSocket;
@@ -169,6 +170,13 @@ pub trait ChannelReceiver<T: UnixTransport + ?Sized>: 'static {
     ) {
         let _ = (cx, error, reason);
     }
+
+    /// Adds what the receiver says of itself to who
+    /// [looks into](bowline_reactor::Reactor::descriptors) the reactor. The channel has
+    /// said already who is at its other end. By default that is all.
+    fn describe(&self, description: &mut Description) {
+        let _ = description;
+    }
 }
 
 /// The part that a process plays in a channel. Each side says its own and expects a
@@ -189,6 +197,19 @@ impl Role {
     pub const HOLDER: Self = Self(5);
     /// Gives descriptors to a holder, and gets them back.
     pub const CLIENT: Self = Self(6);
+
+    /// One word, or the number of a program's own role.
+    fn name(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::DISPATCHER => "dispatcher",
+            Self::WORKER => "worker",
+            Self::PREDECESSOR => "predecessor",
+            Self::SUCCESSOR => "successor",
+            Self::HOLDER => "holder",
+            Self::CLIENT => "client",
+            Self(number) => return Cow::Owned(number.to_string()),
+        })
+    }
 }
 
 /// The settings of one side of a channel.
@@ -416,6 +437,8 @@ enum State {
     },
     Made {
         version: u16,
+        /// The peer's process.
+        pid: u32,
     },
     Failed,
 }
@@ -541,12 +564,13 @@ impl<R> ChannelEnd<R> {
                 let peer = agree(&self.settings, &theirs, credentials)?;
                 self.state = State::Made {
                     version: peer.version,
+                    pid: peer.pid,
                 };
                 self.limit.cancel(cx.reactor);
                 self.limited.set(Limited::Nothing);
                 self.receiver.channel_made(&mut cx, &peer);
             }
-            State::Made { version } => {
+            State::Made { version, .. } => {
                 let message = decode_payload(kind, version, payload).map_err(ChannelError::Wire)?;
                 let incoming = Incoming {
                     message,
@@ -700,6 +724,22 @@ where
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed("Channel")
     }
+
+    fn describe(&self, description: &mut Description) {
+        let section = description.section("Channel");
+        section
+            .set("role", self.settings.role.name())
+            .set("peer_role", self.settings.peer_role.name());
+        match self.state {
+            State::Greeting { .. } => section.set("state", "greeting"),
+            State::Made { version, pid } => section
+                .set("state", "made")
+                .set("version", u64::from(version))
+                .set("pid", pid),
+            State::Failed => section.set("state", "failed"),
+        };
+        self.receiver.describe(description);
+    }
 }
 
 /// Forwards to the framing.
@@ -766,6 +806,10 @@ where
 
     fn log_prefix(&self) -> Cow<'_, str> {
         Protocol::<T>::log_prefix(&self.framed)
+    }
+
+    fn describe(&self, description: &mut Description) {
+        Protocol::<T>::describe(&self.framed, description);
     }
 }
 

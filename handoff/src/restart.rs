@@ -196,6 +196,11 @@ impl Restart {
             server,
         };
         Successor::begin(reactor, this.clone(), inherited)?;
+        let seen = Rc::downgrade(&this.server);
+        reactor.add_part(move |description| {
+            seen.upgrade()?.describe(description);
+            Some(())
+        });
         Ok(this)
     }
 

@@ -1,5 +1,6 @@
 //! The page and the metrics, over HTTP/1.1.
 
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::json;
 use crate::metrics::{self, Totals};
-use crate::survey::{PORTION, Survey};
+use crate::survey::Survey;
 
 /// The longest head of a request.
 const LONGEST: usize = 8 * 1_024;
@@ -41,16 +42,17 @@ impl Secret {
     }
 }
 
-/// Builds the protocols of browsers.
-pub(crate) struct Web(Rc<Secret>);
+/// Builds the protocols of browsers. See
+/// [`Inspector::browsers`](crate::Inspector::browsers).
+pub struct Browsers(Rc<Secret>);
 
-impl Web {
+impl Browsers {
     pub(crate) fn new(secret: &str) -> Self {
         Self(Rc::new(Secret(secret.to_owned())))
     }
 }
 
-impl Factory for Web {
+impl Factory for Browsers {
     type Protocol = Browser;
 
     fn build_protocol(&mut self, _: &mut BuildContext<'_>, _: &Address) -> Option<Browser> {
@@ -63,12 +65,24 @@ impl Factory for Web {
     }
 }
 
-/// A client, which asks once.
-pub(crate) struct Browser {
+impl fmt::Debug for Browsers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Browsers").finish_non_exhaustive()
+    }
+}
+
+/// A browser, or whatever speaks HTTP, which asks once.
+pub struct Browser {
     secret: Rc<Secret>,
     head: Vec<u8>,
     patience: Option<DelayedCall>,
     events: Option<PeriodicCall>,
+}
+
+impl fmt::Debug for Browser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Browser").finish_non_exhaustive()
+    }
 }
 
 impl<T: Transport> Protocol<T> for Browser {
@@ -181,7 +195,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
-    Cache-Control: no-store\r\nConnection: close\r\n\r\n";
+    Cache-Control: no-store\r\nConnection: close\r\n\r\nretry: 500\n\n";
 
 /// Answers, and closes.
 fn answer(transport: &mut (impl Transport + ?Sized), status: &str, kind: &str, body: &str) {
@@ -240,7 +254,7 @@ fn go_on(
     mut found: Found,
     then: impl FnOnce(&mut Reactor, Found) + 'static,
 ) {
-    let is_more = survey.take(reactor, PORTION, |description, descriptor| {
+    let is_more = survey.take(reactor, |description, descriptor| {
         if let Some(description) = description {
             found.totals.add(description);
         }

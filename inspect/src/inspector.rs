@@ -5,16 +5,15 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bowline_protocol::policies::LimitConnections;
 use bowline_protocol::{Address, ListenerHandle};
 use bowline_reactor::Reactor;
-use bowline_transport::{ListenError, Transports};
+use bowline_transport::{ListenError, Transports, Unix};
 
-use crate::http::Web;
-use crate::socket;
+use crate::http::Browsers;
+use crate::socket::Operators;
 
 /// How many clients each place serves at once. More are turned away.
 const MOST_CLIENTS: usize = 16;
@@ -49,22 +48,14 @@ impl Inspector {
     ///
     /// # Errors
     ///
-    /// Those of listening, and of chmod(2).
+    /// Those of listening. Where another process listens at the path, that is
+    /// `AddrInUse`; for programs that are restarted see [`operators`](Self::operators).
     pub fn on_socket(
         reactor: &mut Reactor,
         path: impl AsRef<Path>,
     ) -> Result<ListenerHandle, InspectError> {
-        let path = path.as_ref();
-        let factory = LimitConnections::new(socket::Clients::new()).total(Some(MOST_CLIENTS));
-        let listener = reactor.listen_unix(path, factory)?;
-        // Others may connect before this, and are refused by their credentials.
-        if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(0o600)) {
-            if let Some(listener) = reactor.get(listener) {
-                listener.stop_listening();
-            }
-            return Err(InspectError::Mode(error));
-        }
-        Ok(listener)
+        let there = Unix::at(path.as_ref()).mode(0o600);
+        Ok(reactor.listen(there, Self::operators())?)
     }
 
     /// Listens for browsers and for Prometheus. The page is at [`Page::url`], whose path is
@@ -77,8 +68,7 @@ impl Inspector {
     ///
     /// Those of listening, and of finding a secret (getrandom(2), as `/dev/urandom`).
     pub fn on_address(reactor: &mut Reactor, address: SocketAddr) -> Result<Page, InspectError> {
-        let secret = secret().map_err(InspectError::Secret)?;
-        Self::with_secret(reactor, address, secret)
+        Self::with_secret(reactor, address, Self::new_secret()?)
     }
 
     /// As [`on_address`](Self::on_address), with a secret of the program's own, which
@@ -92,11 +82,7 @@ impl Inspector {
         address: SocketAddr,
         secret: String,
     ) -> Result<Page, InspectError> {
-        if secret.len() < 16 || !secret.bytes().all(|it| it.is_ascii_alphanumeric()) {
-            return Err(InspectError::WeakSecret);
-        }
-        let web = LimitConnections::new(Web::new(&secret)).total(Some(MOST_CLIENTS));
-        let listener = reactor.listen_tcp(address, web)?;
+        let listener = reactor.listen_tcp(address, Self::browsers(&secret)?)?;
         let address = match reactor.get(listener).map(|it| it.address()) {
             Some(Address::Inet(address)) => address,
             _ => address,
@@ -106,6 +92,67 @@ impl Inspector {
             address,
             secret,
         })
+    }
+
+    /// What serves the clients of a UNIX socket, for a program that listens by itself: one
+    /// that is restarted, whose next process takes over the listener while this one still
+    /// serves. Give it to `Listeners::listen` with `Unix::at(path).mode(0o600)`. It serves
+    /// UNIX connections only, since it asks who is there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io;
+    /// use bowline::handoff::restart::{Listeners, Program};
+    /// use bowline::inspect::Inspector;
+    /// use bowline::{Reactor, Tcp, Unix};
+    ///
+    /// struct Server {
+    ///     /// Of each process the same.
+    ///     secret: String,
+    /// }
+    ///
+    /// impl Program for Server {
+    ///     fn listen(
+    ///         &mut self,
+    ///         reactor: &mut Reactor,
+    ///         listeners: &mut Listeners<'_>,
+    ///     ) -> io::Result<()> {
+    ///         let socket = Unix::at("/run/web/inspect").mode(0o600);
+    ///         listeners.listen(reactor, "inspect", socket, Inspector::operators())?;
+    ///         let page = Tcp::at(([127, 0, 0, 1], 9090));
+    ///         listeners.listen(reactor, "page", page, Inspector::browsers(&self.secret)?)?;
+    ///         // ... and what it serves.
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn operators() -> LimitConnections<Operators> {
+        LimitConnections::new(Operators::new()).total(Some(MOST_CLIENTS))
+    }
+
+    /// What serves browsers and Prometheus, for a program that listens by itself, as
+    /// [`operators`](Self::operators). The page is at `/SECRET/`, and goes on in the
+    /// browser when the next process serves, if that has the same secret: at least 16
+    /// letters and digits.
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError::WeakSecret`].
+    pub fn browsers(secret: &str) -> Result<LimitConnections<Browsers>, InspectError> {
+        if secret.len() < 16 || !secret.bytes().all(|it| it.is_ascii_alphanumeric()) {
+            return Err(InspectError::WeakSecret);
+        }
+        Ok(LimitConnections::new(Browsers::new(secret)).total(Some(MOST_CLIENTS)))
+    }
+
+    /// A secret for [`browsers`](Self::browsers), of 128 bits.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading `/dev/urandom`.
+    pub fn new_secret() -> Result<String, InspectError> {
+        secret().map_err(InspectError::Secret)
     }
 }
 
@@ -153,8 +200,6 @@ pub enum InspectError {
     Place(String),
     /// It cannot listen there.
     Listen(ListenError),
-    /// The mode of the socket's file cannot be set.
-    Mode(io::Error),
     /// No secret could be found.
     Secret(io::Error),
     /// The secret is short, or has other characters than letters and digits.
@@ -167,12 +212,23 @@ impl From<ListenError> for InspectError {
     }
 }
 
+impl From<InspectError> for io::Error {
+    fn from(error: InspectError) -> Self {
+        let kind = match &error {
+            InspectError::Listen(ListenError { error, .. }) | InspectError::Secret(error) => {
+                error.kind()
+            }
+            InspectError::Place(_) | InspectError::WeakSecret => io::ErrorKind::InvalidInput,
+        };
+        Self::new(kind, error)
+    }
+}
+
 impl fmt::Display for InspectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Place(place) => write!(f, "{place:?} is neither a path nor an address"),
             Self::Listen(error) => write!(f, "cannot listen for those who inspect: {error}"),
-            Self::Mode(error) => write!(f, "cannot set the mode of the socket: {error}"),
             Self::Secret(error) => write!(f, "cannot make a secret: {error}"),
             Self::WeakSecret => {
                 f.write_str("the secret has to be 16 letters and digits, or more of them")
@@ -185,7 +241,7 @@ impl Error for InspectError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Listen(error) => Some(error),
-            Self::Mode(error) | Self::Secret(error) => Some(error),
+            Self::Secret(error) => Some(error),
             Self::Place(_) | Self::WeakSecret => None,
         }
     }

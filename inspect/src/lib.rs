@@ -30,7 +30,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `{"get":"summary"}` | one line: the counts of the reactor |
+//! | `{"get":"summary"}` | one line: the counts of the reactor, and its [parts](bowline_reactor::Reactor::parts) |
 //! | `{"get":"descriptors"}` | one line for each, then a line with `end` |
 //! | `{"get":"turns"}` | one line: the last 128 turns with their phases |
 //! | `{"close":TOKEN}`, `{"abort":TOKEN}` | one line with `done` or `error` |
@@ -52,7 +52,9 @@ mod metrics;
 mod socket;
 mod survey;
 
+pub use crate::http::{Browser, Browsers};
 pub use crate::inspector::{InspectError, Inspector, Page};
+pub use crate::socket::{Operator, Operators};
 pub use bowline_reactor::{
     Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, TurnRecord, TurnTimes,
 };

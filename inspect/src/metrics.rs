@@ -145,14 +145,13 @@ fn times(text: &mut Text, reactor: &Reactor) {
     text.family(name, "histogram", "What turns took, without waiting.");
     text.histogram(name, &[], measured.turns());
     let name = "bowline_callback_seconds";
-    text.family(
-        name,
-        "histogram",
-        "What callbacks took, of one turn in sixteen.",
-    );
+    text.family(name, "histogram", "What callbacks took, by a sample.");
     for kind in CallbackKind::ALL {
         text.histogram(name, &[("kind", kind.name())], measured.callbacks(kind));
     }
+    let name = "bowline_busy_seconds_total";
+    text.family(name, "counter", "What all turns took, without waiting.");
+    text.sample(name, &[], measured.busy().as_secs_f64());
     let name = "bowline_phase_seconds_total";
     text.family(name, "counter", "What the phases of turns took together.");
     for (phase, took) in measured.times().phases() {

@@ -13,22 +13,27 @@ use serde_json::{Value, json};
 
 use crate::json;
 use crate::log;
-use crate::survey::{PORTION, Survey};
+use crate::survey::Survey;
 
 /// The longest request.
 const LONGEST: usize = 1_024;
+
+/// How much may wait for a client before its next requests do, in bytes.
+const MOST_UNREAD: usize = 64 * 1_024;
 
 /// For how long the traffic of a connection is logged.
 const LOGGED_FOR: Duration = Duration::from_secs(60);
 
 type Cx<'a, T> = FrameContext<'a, T, LineFramer>;
 
-/// Builds the protocols of those who ask.
-pub(crate) struct Clients {
+/// Builds the protocols of those who ask on a UNIX socket. See
+/// [`Inspector::operators`](crate::Inspector::operators).
+#[derive(Debug)]
+pub struct Operators {
     user: u32,
 }
 
-impl Clients {
+impl Operators {
     pub(crate) fn new() -> Self {
         Self {
             user: effective_user(),
@@ -36,8 +41,8 @@ impl Clients {
     }
 }
 
-impl Factory for Clients {
-    type Protocol = Framed<LineFramer, Client>;
+impl Factory for Operators {
+    type Protocol = Framed<LineFramer, Operator>;
 
     fn build_protocol(&mut self, cx: &mut BuildContext<'_>, _: &Address) -> Option<Self::Protocol> {
         let Origin::Listener(listener) = &cx.origin else {
@@ -46,7 +51,7 @@ impl Factory for Clients {
         match listener.peer_credentials() {
             Ok(peer) if peer.uid == self.user || peer.uid == 0 => {
                 let lines = LineFramer::with_delimiter(b"\n").with_max_length(LONGEST);
-                Some(Framed::new(lines, Client))
+                Some(Framed::new(lines, Operator))
             }
             Ok(peer) => {
                 log::warn!(target: log::INSPECT, "user {} may not look inside: refused", peer.uid);
@@ -61,20 +66,28 @@ impl Factory for Clients {
 }
 
 /// One who asks.
-pub(crate) struct Client;
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Operator;
 
-impl<T: Transport> FrameReceiver<T, LineFramer> for Client {
+impl<T: Transport> FrameReceiver<T, LineFramer> for Operator {
     fn frame_received(&mut self, cx: &mut Cx<'_, T>, line: &[u8]) {
         let answer = match Request::parse(line) {
-            Ok(Request::Summary) => json::summary(cx.reactor),
-            Ok(Request::Turns) => json::turns(cx.reactor),
+            Ok(Request::Summary) => Some(json::summary(cx.reactor)),
+            Ok(Request::Turns) => Some(json::turns(cx.reactor)),
             Ok(Request::Descriptors) => return list(cx),
             Ok(Request::Operate(operation, token)) => {
-                return operate(cx.reactor, cx.transport.handle(), operation, token);
+                operate(cx.reactor, cx.transport.handle(), operation, token);
+                None
             }
-            Err(error) => json!({"error": error}),
+            Err(error) => Some(json!({"error": error})),
         };
-        say(cx.transport.as_dyn(), &answer);
+        if let Some(answer) = answer {
+            say(cx.transport.as_dyn(), &answer);
+        }
+        if cx.transport.unsent_bytes() > MOST_UNREAD {
+            wait_for(cx, Rest);
+        }
     }
 
     fn framing_failed(&mut self, cx: &mut Cx<'_, T>, error: FramingError, _: &[u8]) {
@@ -157,12 +170,31 @@ fn list<T: Transport>(cx: &mut Cx<'_, T>) {
         survey: Survey::begin(cx.reactor),
         own: cx.transport.handle().token(),
     };
+    wait_for(cx, list);
+}
+
+/// Has requests wait until `producer` is through, which is asked for more whenever the
+/// client has read everything.
+fn wait_for<T: Transport>(cx: &mut Cx<'_, T>, producer: impl Producer) {
     let registered = cx
         .transport
-        .register_producer(ProducerRef::boxed(list), ProducerKind::Pull);
+        .register_producer(ProducerRef::boxed(producer), ProducerKind::Pull);
     match registered {
         Ok(()) => cx.transport.pause_producing(),
         Err(error) => say(cx.transport.as_dyn(), &json!({"error": error.to_string()})),
+    }
+}
+
+/// The answers that a client has not read yet.
+struct Rest;
+
+impl Producer for Rest {
+    fn resume_producing(&mut self, cx: &mut Context<'_, dyn Transport>) {
+        // A new producer is asked at once, whether all was sent or not.
+        if cx.transport.unsent_bytes() == 0 {
+            cx.transport.unregister_producer();
+            cx.transport.resume_producing();
+        }
     }
 }
 
@@ -184,7 +216,7 @@ impl Producer for List {
         self.turn = turn;
         let own = self.own.to_bits();
         let mut lines = String::new();
-        let is_more = self.survey.take(cx.reactor, PORTION, |_, descriptor| {
+        let is_more = self.survey.take(cx.reactor, |_, descriptor| {
             let descriptor = descriptor();
             // The one that asks is out of its slot now, and of no interest.
             if descriptor["token"] != own {

@@ -1,12 +1,17 @@
 //! A list of what is registered, taken in portions.
 
+use std::time::{Duration, Instant};
+
 use bowline_reactor::{Description, Reactor, Token};
 use serde_json::Value;
 
 use crate::json;
 
-/// How many descriptors one turn describes. Each takes some microseconds.
+/// How many descriptors one turn describes at the most. Each takes some microseconds,
+/// unless user code takes longer.
 pub(crate) const PORTION: usize = 256;
+/// How long one turn does so at the most, if that is not the first of them alone.
+const PORTION_TIME: Duration = Duration::from_millis(1);
 
 /// A list that is being taken. What was registered when it began belongs to it, and
 /// nothing else.
@@ -30,11 +35,10 @@ impl Survey {
         }
     }
 
-    /// Tells the next portion, of `most` descriptors. False once there is none.
+    /// Tells the next portion. False once there is none.
     pub(crate) fn take(
         &mut self,
         reactor: &Reactor,
-        most: usize,
         mut tell: impl FnMut(Option<&Description>, &dyn Fn() -> Value),
     ) -> bool {
         let turn = reactor.statistics().turns;
@@ -42,7 +46,8 @@ impl Survey {
             Some(last) => reactor.descriptors_after(last),
             None => reactor.descriptors(),
         };
-        for registered in rest.by_ref().take(most) {
+        let began = Instant::now();
+        for registered in rest.by_ref().take(PORTION) {
             let token = registered.token();
             self.last = Some(token);
             if token.registration() > self.newest {
@@ -54,6 +59,9 @@ impl Survey {
             tell(description, &|| {
                 json::descriptor(reactor, token, description, turn)
             });
+            if began.elapsed() >= PORTION_TIME {
+                break;
+            }
         }
         rest.next().is_some()
     }

@@ -8,7 +8,7 @@ mod turn;
 mod vacancy;
 
 use std::any::{Any, TypeId};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -35,6 +35,7 @@ use crate::timers::{Moment, TimerKey, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
+use self::inside::Part;
 pub use self::inside::{Descriptors, Registered};
 use self::limits::{EVENTS_PER_TURN, MAX_EVENTS};
 pub use self::limits::{Limits, Statistics};
@@ -159,6 +160,7 @@ pub struct Reactor {
     /// Made when the loop first waits for a delayed call.
     alarm: Option<Alarm>,
     extensions: Vec<(TypeId, Rc<dyn Any>)>,
+    parts: RefCell<Vec<Part>>,
     pub(crate) source: Source,
     events: mio::Events,
     poll: mio::Poll,
@@ -255,6 +257,7 @@ impl Reactor {
             meter: Meter::default(),
             alarm: None,
             extensions: Vec::new(),
+            parts: RefCell::default(),
             source: Default::default(),
             events: mio::Events::with_capacity(EVENTS_PER_TURN),
             poll,

@@ -1,11 +1,12 @@
 //! The page in a real browser, which is driven through WebDriver.
 //!
-//! With `BOWLINE_PICTURES=FOLDER` each test leaves a picture of the page there; those of
-//! `inspect/pictures` were made so.
+//! With `BOWLINE_PICTURES=FOLDER` each test leaves pictures of the page there; those of
+//! `inspect/pictures` were made so, and so were those of the guide (`src/pictures`).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -130,22 +131,38 @@ impl Browser {
         });
     }
 
-    /// Keeps a picture, if somebody wants them.
+    /// Keeps a picture, if somebody wants them: as PNG, and as the definition that the
+    /// guide has. (A page of documentation can have no files beside it.)
     fn picture(&self, name: &str) {
         let Some(folder) = std::env::var_os("BOWLINE_PICTURES") else {
             return;
         };
+        let folder = PathBuf::from(folder);
         let picture = self.of_session("GET", "screenshot", &Value::Null);
-        let path = PathBuf::from(folder).join(name);
         let decoded = Command::new("base64")
             .arg("--decode")
             .stdin(Stdio::piped())
-            .stdout(std::fs::File::create(path).unwrap())
+            .stdout(std::fs::File::create(folder.join(format!("{name}.png"))).unwrap())
             .spawn();
         let mut decoded = decoded.unwrap();
         let text = picture.as_str().unwrap().as_bytes();
         decoded.stdin.take().unwrap().write_all(text).unwrap();
         assert!(decoded.wait().unwrap().success());
+        let shot = json!({"cmd": "Page.captureScreenshot", "params": {
+            "format": "webp", "quality": 40,
+        }});
+        let shot = self.of_session("POST", "goog/cdp/execute", &shot);
+        let data = shot["data"].as_str().unwrap();
+        let definition = format!("[{name}-picture]: data:image/webp;base64,{data}\n");
+        std::fs::write(folder.join(format!("{name}.md")), definition).unwrap();
+    }
+
+    /// Has the page as high as what is on it, for a picture of it all.
+    fn fit(&self) {
+        let height = self.run("return document.documentElement.scrollHeight");
+        let height = height.as_u64().unwrap().clamp(600, 1_000) + 120;
+        let size = json!({"width": 1_000, "height": height});
+        self.of_session("POST", "window/rect", &size);
     }
 }
 
@@ -198,7 +215,8 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
         "return ({}) === 'paused'",
         &cell(3)["return ".len()..]
     ));
-    browser.picture("page.png");
+    browser.fit();
+    browser.picture("page");
     // Rows can be filtered, by keyboard too.
     browser.run(
         "const filter = document.getElementById('filter'); filter.focus();\
@@ -212,7 +230,7 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
     let phone = json!({"width": 390, "height": 844});
     browser.of_session("POST", "window/rect", &phone);
     browser.until("return document.documentElement.scrollWidth <= window.innerWidth");
-    browser.picture("phone.png");
+    browser.picture("phone");
 }
 
 #[test]
@@ -232,4 +250,192 @@ fn a_browser_goes_on_after_the_program_was_restarted() {
     let _client = program.connect();
     browser.until("return document.getElementById('state').textContent === 'live'");
     browser.until(&format!("return ({}) === '5'", &cell(6)["return ".len()..]));
+}
+
+/// An example server with a page, ended with this value, and its successors by the test.
+struct Server {
+    process: Child,
+    page: String,
+    address: String,
+}
+
+const SECRET: &str = "0123456789abcdef";
+
+impl Server {
+    fn start(name: &str, arguments: &[&str]) -> Self {
+        let process = Command::new(example(name))
+            .args(arguments)
+            .args(["--inspect", "127.0.0.1:0"])
+            .env("INSPECT_SECRET", SECRET)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut process = process.unwrap();
+        Self {
+            page: said(process.stderr.take().unwrap(), "look inside at "),
+            address: said(process.stdout.take().unwrap(), "listening on "),
+            process,
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have handed over, and ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What a server says first. The processes that follow it say so too.
+fn said(output: impl Read + Send + 'static, what: &str) -> String {
+    let mut output = BufReader::new(output);
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    let place = line.trim_end().strip_prefix(what);
+    let place = place
+        .unwrap_or_else(|| panic!("{line:?}, not {what:?}"))
+        .to_owned();
+    std::thread::spawn(move || output.lines().for_each(drop));
+    place
+}
+
+/// The example, built if it is not there yet: `cargo test` of everything builds it, that
+/// of one test does not.
+fn example(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.push("examples");
+    path.push(name);
+    if !path.exists() {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--example", name])
+            .status();
+        assert!(built.unwrap().success());
+    }
+    path
+}
+
+/// A client of `hot_restart`, whose answers say which process they are of.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn connect(path: &Path) -> Self {
+        let stream = eventually(PATIENCE, || UnixStream::connect(path));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    /// Says a line; the process that answers.
+    fn say(&mut self, line: &str) -> i32 {
+        self.0
+            .get_mut()
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        let pid = answer.trim_end().strip_prefix(line).map(str::trim);
+        pid.and_then(|pid| pid.parse().ok())
+            .unwrap_or_else(|| panic!("{answer:?}"))
+    }
+}
+
+/// Ends the last of the processes, which nobody waits for.
+struct Last(Option<rustix::process::Pid>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // It may be gone.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// How many connections a neighbour has, as the page shows it.
+fn between(pid: i32, words: &str) -> String {
+    format!(
+        "return [...document.querySelectorAll('.neighbour')]\
+         .some(it => it.dataset.pid === '{pid}' && it.innerText.includes('{words}'))"
+    )
+}
+
+#[test]
+fn a_browser_shows_a_restart_whose_connections_move_between_two_processes() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (control, socket) = (at("control"), at("socket"));
+    let arguments = [
+        "--serve",
+        "--move",
+        "--directory",
+        &control,
+        "--unix",
+        &socket,
+    ];
+    let server = Server::start("hot_restart", &arguments);
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(socket.as_ref())).collect();
+    let first = clients.iter_mut().map(|it| it.say("one")).max().unwrap();
+    let mut last = Last(None);
+    browser.open(&server.page);
+    browser.until("return document.getElementById('state').textContent === 'live'");
+    let shows =
+        |pid: i32| format!("return document.getElementById('who').textContent === 'process {pid}'");
+    browser.until(&shows(first));
+    browser.until("return document.body.innerText.includes('movable 40')");
+    let mut before = first;
+    for round in ["two", "three"] {
+        let pid = rustix::process::Pid::from_raw(before);
+        rustix::process::kill_process(pid.unwrap(), rustix::process::Signal::HUP).unwrap();
+        let after = eventually(PATIENCE, || match clients[0].say(round) {
+            pid if pid == before => Err("the first process answers"),
+            pid => Ok(pid),
+        });
+        last.0 = rustix::process::Pid::from_raw(after);
+        for client in &mut clients {
+            assert_eq!(client.say(round), after, "a connection has stayed");
+        }
+        // The page has gone on with the next process, and knows what came from the one before.
+        browser.until(&shows(after));
+        browser.until("return document.getElementById('state').textContent === 'live'");
+        browser.until(&between(before, "40 connections moved"));
+        before = after;
+    }
+    // Of the first it knows by itself alone: it was there when the page was.
+    browser.until(&between(first, "gone"));
+    browser.fit();
+    browser.picture("restart");
+    drop(clients);
+}
+
+#[test]
+fn a_browser_shows_a_pool_and_what_passes_to_its_workers() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let server = Server::start("prefork", &["--serve", "--workers", "3"]);
+    browser.open(&server.page);
+    let workers = "[...document.querySelectorAll('.neighbour')].filter(it => /worker \\d+/.test(it.innerText))";
+    browser.until(&format!(
+        "return {workers}.length === 3 && {workers}.every(it => it.innerText.includes('serving'))"
+    ));
+    for _ in 0..30 {
+        let mut client = TcpStream::connect(&server.address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(client.read(&mut [0; 100]).unwrap() > 0, "it was answered");
+    }
+    let passed = "Number((/(\\d+) connections passed/.exec(it.innerText) || [])[1])";
+    browser.until(&format!(
+        "return {workers}.reduce((all, it) => all + {passed}, 0) === 30"
+    ));
+    browser.until("return document.body.innerText.includes('acknowledged 30')");
+    browser.fit();
+    browser.picture("pool");
 }

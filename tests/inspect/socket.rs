@@ -1,13 +1,21 @@
 //! The socket of the inspector.
 
-use std::io::{Read, Write};
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use bowline::descriptor::{Description, Descriptor, Next, Readiness};
+use bowline::inspect::Inspector;
+use bowline::testing::ManualClock;
+use bowline::{Reactor, Transports, Unix};
+use serde_json::{Value, json};
 
-use crate::support::{DescriptorLedger, eventually};
-use crate::{Asker, Program, connect, fact, say};
+use crate::support::{DescriptorLedger, eventually, run_until, socketpair};
+use crate::{Asker, Echo, Program, capture, connect, fact, say};
 
 #[test]
 fn a_connection_that_was_just_made_is_listed_and_its_bytes_grow() {
@@ -43,7 +51,7 @@ fn a_summary_counts_and_names_the_slowest_callback() {
         "{slow}"
     );
     let turns = Asker::new(&program.socket).ask(json!({"get": "turns"}));
-    let took = |turn: &serde_json::Value| turn["took"].as_f64().unwrap();
+    let took = |turn: &Value| turn["took"].as_f64().unwrap();
     let longest = turns["turns"].as_array().unwrap().iter().map(took);
     assert!(longest.fold(0.0, f64::max) >= 0.03, "{turns}");
 }
@@ -62,7 +70,7 @@ fn an_operator_closes_a_connection_and_stops_and_pauses_a_listener() {
         if gone { Ok(()) } else { Err(answer) }
     });
     let (all, _) = asker.descriptors();
-    let is_echo = |it: &&serde_json::Value| fact(it, "factory") == "Echo";
+    let is_echo = |it: &&Value| fact(it, "factory") == "Echo";
     let listener = all.iter().find(is_echo).expect("it listens")["token"].clone();
     assert_eq!(
         asker.ask(json!({"log": listener}))["error"],
@@ -153,7 +161,7 @@ fn one_who_asks_for_lists_and_reads_none_costs_a_portion() {
     let _ = hostile.write(&request);
     let mut asker = Asker::new(&program.socket);
     let (all, _) = asker.descriptors();
-    let held = |it: &serde_json::Value| fact(it, "buffered_bytes").as_u64().unwrap_or(0);
+    let held = |it: &Value| fact(it, "buffered_bytes").as_u64().unwrap_or(0);
     let most = all.iter().map(held).max().unwrap();
     assert!(
         most < 1_000_000,
@@ -192,4 +200,168 @@ fn a_list_of_thousands_is_taken_in_portions_and_holds_each_once() {
         "{count} in {turns} turns, {:?}",
         started.elapsed()
     );
+}
+
+/// The program answers as many as are read, and some.
+#[test]
+fn ten_thousand_requests_of_one_who_does_not_read_wait_with_the_client() {
+    let program = Program::start();
+    let mut hostile = connect(&program.socket);
+    let requests = b"{\"get\":\"all\"}\n".repeat(10_000);
+    hostile.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    let mut asker = Asker::new(&program.socket);
+    let started = Instant::now();
+    loop {
+        match hostile.write(&requests[written..]) {
+            Ok(count) => written += count,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        let (all, _) = asker.descriptors();
+        let asks = |it: &&Value| fact(it, "protocol") == "Operator";
+        let held = |it: &Value| fact(it, "buffered_bytes").as_u64().unwrap_or(0);
+        let most = all.iter().filter(asks).map(held).max().unwrap();
+        assert!(most < 1_000_000, "{most} bytes are held for it");
+        let is_stopped = all.iter().any(|it| fact(it, "reading") == "paused");
+        if is_stopped {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "it goes on");
+    }
+    // It is told everything all the same, once it reads.
+    hostile.set_nonblocking(false).unwrap();
+    let mut writes = hostile.try_clone().unwrap();
+    let rest = requests[written..].to_vec();
+    let writer = std::thread::spawn(move || writes.write_all(&rest).unwrap());
+    let mut answers = std::io::BufReader::new(hostile);
+    let mut answer = String::new();
+    for number in 0..10_000 {
+        answer.clear();
+        std::io::BufRead::read_line(&mut answers, &mut answer).unwrap();
+        assert!(
+            answer.contains("summary, descriptors or turns"),
+            "answer {number}: {answer}"
+        );
+    }
+    writer.join().unwrap();
+}
+
+/// Takes note of the turn in which it is asked what it is.
+struct Counted {
+    turn: Rc<Cell<u64>>,
+    asked: Rc<RefCell<Vec<u64>>>,
+}
+
+impl Descriptor for Counted {
+    fn ready(&mut self, _: &mut Reactor, _: Readiness) -> Next {
+        Next::Keep
+    }
+
+    fn facet(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.asked.borrow_mut().push(self.turn.get());
+        description.section("counted");
+    }
+}
+
+/// Of ten thousand each is asked once, and no more than a portion of them in any turn.
+#[test]
+fn a_list_of_ten_thousand_is_taken_over_many_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("inspect");
+    let mut reactor = Reactor::new().unwrap();
+    Inspector::on_socket(&mut reactor, &path).unwrap();
+    let (turn, asked) = (
+        Rc::<Cell<u64>>::default(),
+        Rc::<RefCell<Vec<u64>>>::default(),
+    );
+    for _ in 0..10_000 {
+        let (turn, asked) = (Rc::clone(&turn), Rc::clone(&asked));
+        let vacancy = reactor.vacancy().unwrap();
+        vacancy.install(Box::new(Counted { turn, asked }));
+    }
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(b"{\"get\":\"descriptors\"}\n").unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut answer = Vec::new();
+    run_until(&mut reactor, |_| {
+        turn.set(turn.get() + 1);
+        // Nothing comes while there is nothing to read.
+        let _ = client.read_to_end(&mut answer);
+        answer.ends_with(b"}}\n")
+    });
+    let answer = String::from_utf8(answer).unwrap();
+    assert_eq!(
+        answer.matches("\"counted\"").count(),
+        2 * 10_000,
+        "each has a line"
+    );
+    let asked = asked.borrow();
+    assert_eq!(asked.len(), 10_000, "each was asked once");
+    let most = asked.chunk_by(|a, b| a == b).map(<[u64]>::len).max();
+    assert!(most <= Some(256), "{most:?} of them in one turn");
+    let end: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
+    let (first, last) = (&end["end"]["first_turn"], &end["end"]["last_turn"]);
+    assert!(
+        last.as_u64() >= first.as_u64().map(|first| first + 39),
+        "{end}"
+    );
+    // Each says of which moment it is.
+    for line in answer.lines().filter(|line| line.contains("counted")) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let turn = line["turn"].as_u64();
+        assert!(turn >= first.as_u64() && turn <= last.as_u64(), "{line}");
+    }
+}
+
+#[test]
+fn the_traffic_of_one_connection_is_logged_for_a_minute() {
+    capture::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("inspect");
+    let clock = ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    Inspector::on_socket(&mut reactor, &path).unwrap();
+    let (ours, theirs) = socketpair();
+    let echo = reactor.adopt(Unix, ours.into(), Echo).unwrap();
+    let (ours, others) = socketpair();
+    reactor.adopt(Unix, ours.into(), Echo).unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    others.set_nonblocking(true).unwrap();
+    let says = |reactor: &mut Reactor, mut end: &UnixStream, word: &[u8]| {
+        end.write_all(word).unwrap();
+        let mut answer = Vec::new();
+        run_until(reactor, |_| {
+            let _ = end.read_to_end(&mut answer);
+            answer == word
+        });
+    };
+    says(&mut reactor, &theirs, b"before");
+    let mut client = UnixStream::connect(&path).unwrap();
+    let token = echo.token().to_bits();
+    writeln!(client, "{}", json!({"log": token})).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut answer = Vec::new();
+    run_until(&mut reactor, |_| {
+        let _ = client.read_to_end(&mut answer);
+        answer.ends_with(b"\n")
+    });
+    assert_eq!(answer, b"{\"done\":true}\n");
+    clock.advance(Duration::from_secs(59));
+    says(&mut reactor, &theirs, b"this\x00one");
+    says(&mut reactor, &others, b"another");
+    let name = format!("{}", echo.token());
+    let logged = capture::lines("INFO");
+    let wanted = [
+        format!("INFO: {name} received 8 bytes: this\\x00one"),
+        format!("INFO: {name} sends 8 bytes: this\\x00one"),
+    ];
+    assert_eq!(logged, wanted, "of one connection, both ways");
+    clock.advance(Duration::from_secs(2));
+    reactor.turn(Some(Duration::ZERO));
+    says(&mut reactor, &theirs, b"after a minute");
+    assert_eq!(capture::lines("INFO"), wanted, "the minute is over");
 }

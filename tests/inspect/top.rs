@@ -91,6 +91,21 @@ fn it_shows_a_program_in_a_terminal_until_it_is_told_to_quit() {
             false => Err(shown),
         }
     });
+    // The guide shows such a terminal, with the same columns.
+    let shown = screen();
+    if let Some(folder) = std::env::var_os("BOWLINE_PICTURES") {
+        std::fs::write(PathBuf::from(folder).join("top.txt"), &shown).unwrap();
+    }
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guide/inspect.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let columns = |text: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("KIND "))
+            .map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no columns in {text}"))
+    };
+    assert_eq!(columns(&guide).trim_end(), columns(&shown).trim_end());
     tmux(&["send-keys", "q"]);
     eventually(Duration::from_secs(20), || {
         // With its only program the session ends, and the server with it.

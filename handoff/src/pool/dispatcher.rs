@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bowline_protocol::UnixTransport;
 use bowline_protocol::{Acceptor, Address, BuildContext, CloseReason, Context, ListenerHandle};
-use bowline_reactor::{Phase, Reactor, SystemEvent};
+use bowline_reactor::{Description, Phase, Reactor, SystemEvent};
 
 use super::WorkerId;
 use super::connection::PassedConnection;
@@ -124,6 +124,7 @@ impl Pool {
                 }
             });
         }
+        pool.shared.become_part(reactor);
         pool.shared.start_missing_workers(reactor);
         pool
     }
@@ -593,5 +594,69 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
         // Of what never left, we have our own copies.
         drop(cx.transport.reclaim_descriptors());
         self.shared.lost(cx.reactor, self.worker, error, reason);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let Ok(state) = self.shared.state.try_borrow() else {
+            return;
+        };
+        let is_heir = state.heir_id == Some(self.worker);
+        let Some(worker) = state.workers.iter().find(|it| it.id == self.worker) else {
+            return;
+        };
+        let name = match is_heir {
+            // The pool of the process that has taken over.
+            true => "Next pool",
+            false => "Worker",
+        };
+        description
+            .section(name)
+            .set("worker", self.worker.to_string())
+            .set("stage", worker.stage.name())
+            .set("live", worker.live)
+            .set("in_flight", worker.in_flight.len())
+            .set("acknowledged", worker.acknowledged)
+            .set("refused", worker.refused);
+    }
+}
+
+impl PoolShared {
+    fn become_part(self: &Rc<Self>, reactor: &mut Reactor) {
+        let seen = Rc::downgrade(self);
+        reactor.add_part(move |description| {
+            seen.upgrade()?.describe(description);
+            Some(())
+        });
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let Ok(state) = self.state.try_borrow() else {
+            return;
+        };
+        let pool = state.statistics();
+        let life = match state.life {
+            PoolLife::Running if state.heir_id.is_some() => "handed over",
+            PoolLife::Running => "running",
+            PoolLife::Stopping { .. } => "stopping",
+            PoolLife::Stopped => "stopped",
+        };
+        description
+            .section("Pool")
+            .set("state", life)
+            .set("workers", pool.workers.len())
+            .set("waiting", pool.waiting)
+            .set("in_flight", pool.in_flight)
+            .set("sent", pool.sent)
+            .set("acknowledged", pool.acknowledged)
+            .set("refused", pool.refused)
+            .set("resent", pool.resent)
+            .set("rescued", pool.rescued)
+            .set("undelivered", pool.undelivered)
+            .set("started", pool.started)
+            .set("not_started", pool.not_started)
+            .set("deaths", pool.deaths)
+            .set("hangs", pool.hangs)
+            .set("recalls", pool.recalls)
+            .set("paused", pool.is_paused);
     }
 }

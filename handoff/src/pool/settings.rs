@@ -204,6 +204,20 @@ pub enum WorkerStage {
     Killed,
 }
 
+impl WorkerStage {
+    /// One word.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Hung => "hung",
+            Self::Recalled => "recalled",
+            Self::Draining => "draining",
+            Self::Killed => "killed",
+        }
+    }
+}
+
 /// Something that happened to a worker, for logs and displays; see
 /// [`Pool::on_event`](super::Pool::on_event).
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use bowline_protocol::{
     Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context,
     ListenerHandle, NotSent, UnixTransport, UnixTransportHandle,
 };
-use bowline_reactor::{DelayedCall, GracefulStop, Hold, Reactor, SystemEvent, Token};
+use bowline_reactor::{DelayedCall, Description, GracefulStop, Hold, Reactor, SystemEvent, Token};
 use bowline_transport::endpoint::TransportFor;
 use bowline_transport::{LayerState, Tcp, Transports, describe_socket};
 
@@ -881,5 +881,24 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let shared = Rc::clone(shared);
         cx.reactor
             .defer(move |reactor| shared.drain(reactor, shared.settings.orphaned_timeout));
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let shared = &self.shared;
+        let stage = match shared.stage.get() {
+            Stage::Serving => "serving",
+            Stage::Draining => "draining",
+            Stage::Drained => "drained",
+        };
+        let promised = shared.promised.try_borrow();
+        let moving = shared.moving.try_borrow();
+        description
+            .section("Pool")
+            .set("stage", stage)
+            .set("live", shared.live.get())
+            .set("accepted", shared.accepted.get())
+            .set_some("promised", promised.ok().map(|it| it.len()))
+            .set_some("moving", moving.ok().map(|it| it.len()))
+            .set("recalled", shared.is_recalled.get());
     }
 }

@@ -40,6 +40,26 @@ pub(crate) enum Offering {
     Failed,
 }
 
+impl Offering {
+    /// A few words for who looks on.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "connected",
+            Self::Taking { .. } => "takes listeners",
+            Self::Preparing => "adopts and binds",
+            Self::Moving => "takes connections",
+            Self::Committed => "is told to serve",
+            Self::Following => "serves, takes connections",
+            Self::Announcing => "serves, is announced",
+            Self::Parting => "serves",
+            Self::Waiting(_) | Self::Deciding { .. } => "is not heard",
+            Self::Overtaken(_) | Self::Yielding => "has taken over",
+            Self::Done => "has everything",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What the one that serves has given away by then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
@@ -287,6 +307,24 @@ pub(crate) enum Taking {
     Done,
     /// Ended without.
     Failed,
+}
+
+impl Taking {
+    /// A few words for who looks on.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Looking | Self::Resting => "looks for who serves",
+            Self::Settling | Self::Alone => "starts",
+            Self::Asking => "has asked",
+            Self::Receiving { .. } => "takes listeners",
+            Self::Adopting | Self::Orphaned => "adopts and binds",
+            Self::Ready => "takes connections",
+            Self::Serving => "serves, takes connections",
+            Self::Deciding { .. } => "hears nothing",
+            Self::Done => "has everything",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What happened, as the one that takes over sees it.

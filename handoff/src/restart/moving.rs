@@ -303,6 +303,11 @@ impl MoveList {
         self.stayed.clone()
     }
 
+    /// How many are on it.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Behind the last that was put on it.
     pub(crate) fn end(&self) -> u64 {
         self.next

@@ -11,7 +11,7 @@ use bowline_protocol::{
     Address, CloseReason, Context, Factory, NotSent, PassedDescriptor, UnixTransport,
     UnixTransportHandle,
 };
-use bowline_reactor::{DelayedCall, Reactor};
+use bowline_reactor::{DelayedCall, Description, Reactor};
 use bowline_transport::{ChildProcess, ChildWatch};
 
 use super::applying::Applying;
@@ -193,6 +193,25 @@ impl<T: UnixTransport> ChannelReceiver<T> for ApplicantEnd {
                 .defer(move |reactor| predecessor.channel_ended(reactor, id, has_ended));
         }
     }
+
+    fn describe(&self, description: &mut Description) {
+        let Ok(state) = self.predecessor.state.try_borrow() else {
+            return;
+        };
+        let Some(applicant) = self.applicant.and_then(|id| state.applicants.get(&id)) else {
+            return;
+        };
+        let on_its_way = match &applicant.moving.on_its_way {
+            OnItsWay::Nothing => 0,
+            OnItsWay::Offered(_, batch) | OnItsWay::Gone(_, batch) => batch.len(),
+        };
+        let server = &self.predecessor.server;
+        description
+            .section("Successor")
+            .set("step", applicant.step.name())
+            .set("on_its_way", on_its_way)
+            .set("moved", server.moved.get() - server.moved_here.get());
+    }
 }
 
 impl Predecessor {
@@ -297,6 +316,7 @@ impl Predecessor {
     fn tell_of_failure(&self, reactor: &mut Reactor, error: RestartError) {
         log::error!(target: log::HANDOFF, "successor failed, serving on: {error}");
         self.failed.update(|failed| failed + 1);
+        self.server.successor.set(0);
         self.server.tell_manager(&Notice::new().ready());
         self.server.call(reactor, move |program, reactor| {
             program.successor_failed(reactor, &error);
@@ -410,6 +430,8 @@ impl Predecessor {
         if !process.is_some_and(|process| state.attempt.admits(process)) {
             return Err(Refusal::Busy);
         }
+        let pid = state.applicants.get(&id).map(|it| it.peer.pid);
+        self.server.successor.set(pid.unwrap_or(0));
         state.attempt.serve(reactor, id);
         // Those that the program has stopped are nobody's.
         let mut listeners = self.server.listeners.borrow_mut();

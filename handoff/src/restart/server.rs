@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use bowline_protocol::{ListenerHandle, SocketFile};
-use bowline_reactor::Reactor;
+use bowline_reactor::{Description, Reactor};
 use bowline_transport::LayerState;
 
 use super::Restart;
@@ -65,6 +65,12 @@ pub(super) struct Server {
     pub(super) life: Cell<Life>,
     /// How many connections have moved, from here or to here.
     pub(super) moved: Cell<usize>,
+    /// How many of them to here.
+    pub(super) moved_here: Cell<usize>,
+    /// The process that this one has taken over from, and the one that has asked last to
+    /// take over from it. 0 if there was none.
+    pub(super) predecessor: Cell<u32>,
+    pub(super) successor: Cell<u32>,
     /// How many times it was looked for a predecessor.
     pub(super) looks: Cell<u32>,
 }
@@ -80,6 +86,9 @@ impl Server {
             list: Rc::default(),
             life: Cell::new(Life::Starting),
             moved: Cell::new(0),
+            moved_here: Cell::new(0),
+            predecessor: Cell::new(0),
+            successor: Cell::new(0),
             looks: Cell::new(0),
         }
     }
@@ -94,6 +103,29 @@ impl Server {
         settings.max_payload = MAX_PAYLOAD;
         settings.handshake_timeout = self.settings.answer;
         settings
+    }
+
+    /// What those see who look into the reactor.
+    pub(super) fn describe(&self, description: &mut Description) {
+        let some = |pid: &Cell<u32>| Some(pid.get()).filter(|pid| *pid != 0);
+        let section = description.section("Restart");
+        let state = match self.life.get() {
+            Life::Starting => "starting",
+            Life::Serving => "serving",
+            Life::HandedOver => "handed over",
+        };
+        let moved_here = self.moved_here.get();
+        section
+            .set("state", state)
+            .set_some("predecessor", some(&self.predecessor))
+            .set("moved_here", moved_here)
+            .set_some("successor", some(&self.successor))
+            .set("moved_away", self.moved.get() - moved_here);
+        if let Ok(list) = self.list.try_borrow() {
+            section
+                .set("movable", list.len())
+                .set("stayed", list.stayed().values().sum::<usize>());
+        }
     }
 
     // The program.

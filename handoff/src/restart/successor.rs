@@ -11,7 +11,7 @@ use bowline_protocol::{
     Address, BuildContext, CloseReason, ConnectError, Context, Factory, NotSent, SocketFile,
     UnixTransport, UnixTransportHandle,
 };
-use bowline_reactor::{DelayedCall, Reactor};
+use bowline_reactor::{DelayedCall, Description, Reactor};
 
 use super::Restart;
 use super::baton::Baton;
@@ -182,6 +182,18 @@ impl<T: UnixTransport> ChannelReceiver<T> for PredecessorEnd {
             };
             successor.tell(cx.reactor, look, Told::Cannot, Some(why));
         }
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let Ok(take_over) = self.successor.take_over.try_borrow() else {
+            return;
+        };
+        let prepared = take_over.found.prepared.values().map(Vec::len);
+        description
+            .section("Predecessor")
+            .set("step", take_over.step.name())
+            .set("prepared", prepared.sum::<usize>())
+            .set("moved", self.successor.restart.server.moved_here.get());
     }
 }
 
@@ -471,6 +483,7 @@ impl Successor {
                 Act::Decide => self.decide(reactor),
                 Act::Finish => {
                     let pid = self.with(|take_over| take_over.found.pid);
+                    server.predecessor.set(pid);
                     let connections = server.moved.get();
                     self.serve(reactor, Start::TookOver { pid, connections });
                 }
@@ -638,6 +651,7 @@ impl Successor {
         let server = &self.restart.server;
         for moved in prepared.into_iter().flatten().flatten() {
             server.moved.update(|count| count + 1);
+            server.moved_here.update(|count| count + 1);
             server.call(reactor, |program, reactor| {
                 program.connection_moved(reactor, moved);
             });

@@ -175,7 +175,7 @@ impl View {
         self.looks += 1;
         self.message.clear();
         self.turns = (self.turns.1, number(&self.summary, "/turns"));
-        self.busy = (self.busy.1, number(&self.summary, "/turn_times/total"));
+        self.busy = (self.busy.1, number(&self.summary, "/busy"));
         let arrived = std::mem::take(&mut self.arriving);
         let mut rows: Vec<_> = arrived.iter().map(Row::new).collect();
         let mut counts = HashMap::new();
@@ -236,6 +236,8 @@ impl View {
             let (took, ago) = (duration(took), duration(ago));
             format!("slowest: {took} in {callback} of {name}, {ago} ago")
         }));
+        let parts = it["parts"].as_array().into_iter().flatten();
+        text.extend(parts.map(part));
         let mut head = String::new();
         let _ = write!(
             head,
@@ -311,6 +313,22 @@ impl Row {
             self.peer,
         )
     }
+}
+
+/// A pool, a restart, or what the program has told of itself beside its descriptors.
+fn part(part: &Value) -> String {
+    let mut text = printable(part["name"].as_str().unwrap_or_default()) + ":";
+    for (name, fact) in part["facts"].as_object().into_iter().flatten() {
+        let fact = match fact {
+            // What is nothing says nothing.
+            Value::Bool(false) => continue,
+            it if it.as_u64() == Some(0) => continue,
+            Value::String(text) => printable(text),
+            other => other.to_string(),
+        };
+        let _ = write!(text, "  {} {fact}", printable(name));
+    }
+    text
 }
 
 /// Names come from the other program: no byte of theirs moves our cursor.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Reactor;
 use crate::description::Description;
-use crate::panic::catch_panic;
+use crate::panic::{Contained, catch_panic};
 use crate::slots::Slot;
 use crate::token::Token;
 
@@ -31,7 +31,62 @@ impl Reactor {
             next: token.index().saturating_add(1),
         }
     }
+
+    /// Adds a part of the program that is no descriptor to what those see who look into
+    /// the reactor: a worker pool and a restart have one each, and a program may add its
+    /// own.
+    ///
+    /// `describe` is called whenever somebody [looks](Self::parts), and begins a
+    /// [section](Description::section). When it answers `None`, what it describes is gone:
+    /// it is dropped and not called again. So it owns nothing, and asks a
+    /// [`Weak`](std::rc::Weak). It may be called inside of any callback.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::cell::Cell;
+    /// use std::rc::Rc;
+    /// use bowline::Reactor;
+    ///
+    /// let mut reactor = Reactor::new()?;
+    /// let rooms = Rc::new(Cell::new(3_u64));
+    /// let seen = Rc::downgrade(&rooms);
+    /// reactor.add_part(move |description| {
+    ///     let rooms = seen.upgrade()?;
+    ///     description.section("Rooms").set("open", rooms.get());
+    ///     Some(())
+    /// });
+    /// assert_eq!(reactor.parts().get("open"), Some(&3_u64.into()));
+    /// drop(rooms);
+    /// assert!(reactor.parts().sections().is_empty());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn add_part(&mut self, describe: impl Fn(&mut Description) -> Option<()> + 'static) {
+        let parts = self.parts.get_mut();
+        parts.push(Contained::new(Box::new(describe)));
+    }
+
+    /// What the [parts](Self::add_part) of the program say of themselves, the oldest
+    /// first.
+    pub fn parts(&self) -> Description {
+        let mut description = Description::default();
+        let Ok(mut parts) = self.parts.try_borrow_mut() else {
+            // A reactor is looked at by a part of it.
+            return description;
+        };
+        parts.retain(|part| {
+            let told = catch_panic(|| part(&mut description));
+            if told.is_err() {
+                description.section("(panicked while it described itself)");
+            }
+            !matches!(told, Ok(None))
+        });
+        description
+    }
 }
+
+/// What describes a part of the program.
+pub(super) type Part = Contained<Box<dyn Fn(&mut Description) -> Option<()>>>;
 
 /// The registered descriptors of a [`Reactor`]. See [`Reactor::descriptors`].
 #[derive(Clone)]
