@@ -23,17 +23,18 @@
 //! 17. [Restarts, moves and systemd](restarts)
 //! 18. [Workers and restarts together, under systemd](services)
 //! 19. [A chat on several machines](machines)
-//! 20. [Deploying](deploying)
-//! 21. [Security](security)
-//! 22. [Performance](performance)
-//! 23. [Testing your protocol](testing)
-//! 24. [Looking inside](inspect)
-//! 25. [Threads, signals, forks and other loops](embedding)
-//! 26. [Descriptors of your own, and of others](own)
-//! 27. [Coming from Twisted](twisted)
-//! 28. [Choosing](choosing)
-//! 29. [Everything by task](tasks)
-//! 30. [Words](words)
+//! 20. [A broker, and subscribers that do not read](pubsub)
+//! 21. [Deploying](deploying)
+//! 22. [Security](security)
+//! 23. [Performance](performance)
+//! 24. [Testing your protocol](testing)
+//! 25. [Looking inside](inspect)
+//! 26. [Threads, signals, forks and other loops](embedding)
+//! 27. [Descriptors of your own, and of others](own)
+//! 28. [Coming from Twisted](twisted)
+//! 29. [Choosing](choosing)
+//! 30. [Everything by task](tasks)
+//! 31. [Words](words)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -95,6 +96,10 @@ pub mod services {}
 
 #[doc = include_str!("guide/machines.md")]
 pub mod machines {}
+
+#[doc = include_str!("guide/pubsub.md")]
+#[doc = include_str!("pictures/pubsub.md")]
+pub mod pubsub {}
 
 #[doc = include_str!("guide/deploying.md")]
 pub mod deploying {}

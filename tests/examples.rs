@@ -7,6 +7,8 @@ mod chat_nats;
 mod http;
 #[path = "examples/inspected.rs"]
 mod inspected;
+#[path = "examples/pubsub.rs"]
+mod pubsub;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "examples/tls.rs"]
@@ -175,6 +177,7 @@ fn every_example_explains_itself() {
         "http",
         "node_worker",
         "proxy",
+        "pubsub",
         "shell",
         "starttls",
         "supervise",

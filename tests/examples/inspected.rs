@@ -66,6 +66,7 @@ fn every_server_shows_on_a_socket_what_is_inside() {
     let servers: &[(&str, &[&str])] = &[
         ("echo", &["--listen", here]),
         ("chat", &["--listen", here]),
+        ("pubsub", &["--listen", here]),
         ("proxy", &["--listen", here, "--to", "tcp:127.0.0.1:9"]),
         (
             "starttls",
