@@ -178,7 +178,12 @@ impl Heard {
         self.take().into_iter().map(|(text, _)| text).collect()
     }
 
-    fn take(&self) -> Vec<(String, Vec<Identity>)> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
+    /// The messages that were heard, and what descriptors they had.
+    pub(crate) fn take(&self) -> Vec<(String, Vec<Identity>)> {
         let heard = self.0.take();
         heard
             .into_iter()

@@ -1,4 +1,8 @@
-//! vhost-user with QEMU: its storage daemon as the device of a front-end of ours.
+//! vhost-user with QEMU: its storage daemon as the device of a front-end of ours, its machine
+//! as the front-end of a device of ours.
+
+mod channel;
+mod machine;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -39,6 +43,20 @@ impl<T: UnixTransport> VhostUserDevice<T> for Teller {
             }
             Request::SetVringKick { index, fd } => self.0.message(format!("kick {index}"), fd),
             Request::SetVringCall { index, fd } => self.0.message(format!("call {index}"), fd),
+            Request::SetLogBase { size, fd, .. } => self.0.message(format!("log {size}"), [fd]),
+            Request::SetInflightFd { region, fd } => {
+                self.0.message(format!("inflight {}", region.queues), [fd]);
+            }
+            Request::SetBackendReqFd(fd) => self.0.message("channel", [fd]),
+            Request::AddMemReg(region) => {
+                self.0
+                    .message(format!("more {:x}", region.guest), [region.fd]);
+            }
+            Request::Other {
+                request,
+                descriptors,
+                ..
+            } => self.0.message(format!("other {request}"), descriptors),
             Request::SetConfig { bytes, .. } => {
                 self.0.message(format!("config {}", bytes.len()), []);
             }
@@ -61,6 +79,10 @@ fn message(request: u32, payload: &[u8], descriptors: usize, heard: &str) -> Mes
         .encode(&header, payload, 0, &mut bytes)
         .expect("short");
     Message::new(bytes, descriptors, heard)
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|it| it.to_ne_bytes()).collect()
 }
 
 fn memory(count: usize) -> Message {
@@ -97,6 +119,12 @@ impl Sample for Requests {
             message(13, &0_u64.to_ne_bytes(), 1, "call 0"),
             memory(3),
             message(12, &0x101_u64.to_ne_bytes(), 0, "kick 1"),
+            message(6, &words(&[4_096, 0]), 1, "log 4096"),
+            message(32, &words(&[4_096, 0, 128 << 16 | 2]), 1, "inflight 2"),
+            message(21, &[], 1, "channel"),
+            message(37, &words(&[0, 0x4000, 0x1000, 0x4000, 0]), 1, "more 4000"),
+            // An address of the front-end's, of no use to us.
+            message(6, &words(&[4_096]), 0, "other 6"),
             message(12, &2_u64.to_ne_bytes(), 1, "kick 2"),
         ]
     }
@@ -299,6 +327,7 @@ fn read_two_sectors(
         descriptors: USER + TABLE,
         used: USER + USED,
         available: USER + AVAILABLE,
+        log: None,
     };
     let features = features::VERSION_1 | features::PROTOCOL_FEATURES;
     let begin: VecDeque<_> = [

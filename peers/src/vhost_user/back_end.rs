@@ -3,10 +3,11 @@
 use bowline::framing::{
     FrameContext, FrameEncoder as _, FrameReceiver, Framed, Pairing, Unclaimed,
 };
-use bowline::{CloseReason, Reactor, Transport, UnixTransport};
+use bowline::{CloseReason, Linger, PassedDescriptor, Reactor, UnixTransport};
 
+use super::codec::{bytes, pair, write_config, write_inflight};
 use super::framing::{MAX_DESCRIPTORS, VhostUserFramer, VhostUserHeader};
-use super::messages::{VhostUserRequest, features, write_config};
+use super::messages::{InflightRegion, VhostUserRequest, features};
 
 /// A protocol of a device, for a listener or a connector.
 pub fn back_end<D>(device: D) -> Framed<VhostUserFramer, BackEnd<D>> {
@@ -40,11 +41,11 @@ pub trait VhostUserDevice<T: UnixTransport + ?Sized>: 'static {
 }
 
 /// What a device says to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum VhostUserAnswer {
-    /// It was done. Said only if it is asked for, and for no request that has an answer of
-    /// its own: then the connection ends.
+    /// It was done. Said only if it is asked for, or to [`VhostUserRequest::SetLogBase`]. For
+    /// a request that has another answer, the connection ends.
     Done,
     /// It was not done. The number is not 0. Where it cannot be said, the connection ends.
     Failed(u64),
@@ -60,6 +61,13 @@ pub enum VhostUserAnswer {
     /// A part of the configuration: as many bytes as were asked for. None mean that it
     /// cannot be read.
     Config(Vec<u8>),
+    /// Memory in which the device notes what it is about.
+    Inflight {
+        /// What it is.
+        region: InflightRegion,
+        /// The memory: a memfd, as a rule. The device keeps one of its own.
+        fd: PassedDescriptor,
+    },
 }
 
 /// What a device can reach in its callback.
@@ -98,6 +106,12 @@ where
     T: UnixTransport + ?Sized,
     D: VhostUserDevice<T>,
 {
+    fn connection_made(&mut self, cx: &mut Cx<'_, T>) {
+        // A front-end is trusted with more: it can cut off the memory that a device has
+        // mapped. So nothing is spent on what a socket among its descriptors could do.
+        cx.transport.set_received_linger(Linger::Keep);
+    }
+
     fn frame_received(&mut self, cx: &mut Cx<'_, T>, frame: &[u8]) {
         let (header, payload) = VhostUserHeader::of(frame);
         let descriptors = cx.framing.descriptors();
@@ -113,38 +127,26 @@ where
         if let VhostUserRequest::SetProtocolFeatures(chosen) = request {
             self.acknowledges = chosen & features::PROTOCOL_REPLY_ACK != 0;
         }
-        let config = match request {
-            VhostUserRequest::GetConfig { offset, flags, .. } => Some((offset, flags)),
-            _ => None,
+        let asked = match request {
+            VhostUserRequest::GetConfig { offset, flags, .. } => Asked::Config { offset, flags },
+            VhostUserRequest::SetLogBase { .. } => Asked::Log,
+            _ if has_answer => Asked::Answer,
+            _ if header.needs_reply && self.acknowledges => Asked::Acknowledgement,
+            _ => Asked::Nothing,
         };
         let mut own = BackEndContext {
             transport: &mut *cx.transport,
             reactor: &mut *cx.reactor,
         };
         let answer = self.device.request_received(&mut own, request);
-        let is_awaited = header.needs_reply && self.acknowledges;
-        let value = |value: u64| Some(value.to_ne_bytes().to_vec());
-        let payload = match (answer, has_answer) {
-            (VhostUserAnswer::Value(it), true) => value(it),
-            (VhostUserAnswer::Vring { index, number }, true) => {
-                Some([index.to_ne_bytes(), number.to_ne_bytes()].concat())
-            }
-            (VhostUserAnswer::Config(bytes), true) if bytes.is_empty() => Some(bytes),
-            (VhostUserAnswer::Config(bytes), true) => {
-                config.map(|(offset, flags)| write_config(offset, flags, &bytes))
-            }
-            (VhostUserAnswer::Done, false) if is_awaited => value(0),
-            (VhostUserAnswer::Failed(error), false) if is_awaited => value(error.max(1)),
-            (VhostUserAnswer::Done, false) => return,
-            (answer, _) => {
+        match payload_of(&asked, answer) {
+            Ok(None) => {}
+            Ok(Some((payload, fd))) => reply(cx, header.request, &payload, fd),
+            Err(answer) => {
                 let number = header.request;
                 log::warn!(target: "bowline::peers", "request {number}: {answer:?} cannot be said");
-                None
+                cx.transport.abort_connection();
             }
-        };
-        match payload {
-            Some(payload) => reply(cx, header.request, &payload),
-            None => cx.transport.abort_connection(),
         }
     }
 
@@ -153,14 +155,62 @@ where
     }
 }
 
-fn reply<T: Transport + ?Sized>(cx: &mut Cx<'_, T>, request: u32, payload: &[u8]) {
+/// What a front-end waits for.
+enum Asked {
+    Nothing,
+    Acknowledgement,
+    /// An answer of its own.
+    Answer,
+    /// That it was done, whether or not it was asked for.
+    Log,
+    Config {
+        offset: u32,
+        flags: u32,
+    },
+}
+
+type Payload = (Vec<u8>, Option<PassedDescriptor>);
+
+/// What is replied: nothing, where nobody waits for it. An error for what cannot be said.
+fn payload_of(asked: &Asked, answer: VhostUserAnswer) -> Result<Option<Payload>, VhostUserAnswer> {
+    use VhostUserAnswer as Answer;
+    let plain = |payload| Ok(Some((payload, None)));
+    match (answer, asked) {
+        (Answer::Done, Asked::Nothing) => Ok(None),
+        (Answer::Done, Asked::Acknowledgement | Asked::Log) => plain(bytes(&[0])),
+        (Answer::Failed(error), Asked::Acknowledgement) => plain(bytes(&[error.max(1)])),
+        (Answer::Value(it), Asked::Answer) => plain(bytes(&[it])),
+        (Answer::Vring { index, number }, Asked::Answer) => plain(pair(index, number)),
+        (Answer::Config(bytes), Asked::Config { .. }) if bytes.is_empty() => plain(bytes),
+        (Answer::Config(bytes), Asked::Config { offset, flags }) => {
+            plain(write_config(*offset, *flags, &bytes))
+        }
+        (Answer::Inflight { region, fd }, Asked::Answer) => {
+            Ok(Some((write_inflight(&region), Some(fd))))
+        }
+        (answer, _) => Err(answer),
+    }
+}
+
+fn reply<T: UnixTransport + ?Sized>(
+    cx: &mut Cx<'_, T>,
+    request: u32,
+    payload: &[u8],
+    fd: Option<PassedDescriptor>,
+) {
     let header = VhostUserHeader {
         request,
         is_reply: true,
         needs_reply: false,
     };
-    let sent = VhostUserFramer::new().send_to(cx.transport, &header, payload);
-    if sent.is_err() {
+    let framer = VhostUserFramer::new();
+    let is_sent = match fd {
+        None => framer.send_to(cx.transport, &header, payload).is_ok(),
+        Some(fd) => framer
+            .send_with_descriptors_to(cx.transport, &header, payload, vec![fd])
+            .is_ok(),
+    };
+    if !is_sent {
         cx.transport.abort_connection();
     }
 }

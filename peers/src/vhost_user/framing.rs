@@ -2,10 +2,14 @@
 
 use bowline::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
+use super::channel::of_back_end;
 use super::messages::kind;
 
 /// Bytes of a header.
 const HEADER: usize = 12;
+
+/// Bytes of what says where a log is.
+pub(super) const LOG: usize = 16;
 
 /// The longest payload, unless set: rust-vmm's `MAX_MSG_SIZE`.
 const MAX_PAYLOAD: usize = 4_096;
@@ -54,12 +58,12 @@ impl VhostUserHeader {
             kind::POSTCOPY_ADVISE | kind::GET_INFLIGHT_FD if self.is_reply => 1,
             _ if self.is_reply => 0,
             kind::SET_MEM_TABLE => first(payload).map_or(0, |count| count as usize),
-            // Bit 8 says that there is none.
             kind::SET_VRING_KICK | kind::SET_VRING_CALL | kind::SET_VRING_ERR => {
-                usize::from(first(payload).is_some_and(|it| it & kind::NO_DESCRIPTOR == 0))
+                one_unless_denied(payload)
             }
-            kind::SET_LOG_BASE
-            | kind::SET_LOG_FD
+            // Shorter, it is an address in the front-end's memory.
+            kind::SET_LOG_BASE => usize::from(payload.len() >= LOG),
+            kind::SET_LOG_FD
             | kind::SET_BACKEND_REQ_FD
             | kind::SET_INFLIGHT_FD
             | kind::ADD_MEM_REG => 1,
@@ -68,19 +72,52 @@ impl VhostUserHeader {
             _ => return None,
         })
     }
+
+    /// As that, of a message on the channel of a back-end.
+    fn claims_of_back_end(&self, payload: &[u8]) -> Option<usize> {
+        Some(match self.request {
+            _ if self.is_reply => 0,
+            of_back_end::HOST_NOTIFIER => one_unless_denied(payload),
+            of_back_end::FIRST..=of_back_end::LAST => 0,
+            _ => return None,
+        })
+    }
+}
+
+/// One, unless bit 8 of the first word says that there is none.
+fn one_unless_denied(payload: &[u8]) -> usize {
+    usize::from(payload.len() >= 4 && word(payload, 0) & kind::NO_DESCRIPTOR == 0)
 }
 
 /// Cuts messages, and makes them.
 #[derive(Clone, Debug)]
 pub struct VhostUserFramer {
     max_payload: usize,
+    channel: Channel,
+}
+
+/// Who asks: the same numbers mean different things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Channel {
+    FrontEnd,
+    BackEnd,
 }
 
 impl VhostUserFramer {
-    /// With the default limit.
+    /// With the default limit, of requests of a front-end and their answers.
     pub fn new() -> Self {
         Self {
             max_payload: MAX_PAYLOAD,
+            channel: Channel::FrontEnd,
+        }
+    }
+
+    /// Of requests of a back-end, which come on a [channel](super::back_end_channel) of
+    /// their own.
+    pub fn of_back_end() -> Self {
+        Self {
+            channel: Channel::BackEnd,
+            ..Self::new()
         }
     }
 
@@ -129,7 +166,10 @@ impl Framer for VhostUserFramer {
 
     fn claims(&self, frame: &[u8]) -> Option<usize> {
         let (header, payload) = VhostUserHeader::of(frame);
-        header.claims(payload)
+        match self.channel {
+            Channel::FrontEnd => header.claims(payload),
+            Channel::BackEnd => header.claims_of_back_end(payload),
+        }
     }
 }
 

@@ -1,21 +1,19 @@
 //! The monitor's end.
 
-use std::collections::VecDeque;
 use std::fmt;
+use std::os::fd::OwnedFd;
 
-use bowline::framing::{
-    FrameContext, FrameEncoder as _, FrameReceiver, Framed, Pairing, Unclaimed,
-};
+use bowline::framing::{FrameContext, FrameReceiver, Framed, Pairing, Unclaimed};
 use bowline::{
     CloseReason, Context, PassedDescriptor, Reactor, UnixTransport, UnixTransportHandle,
-    WriteStatus,
 };
 
-use super::framing::{MAX_DESCRIPTORS, VhostUserFramer, VhostUserHeader};
-use super::messages::{VhostUserRequest, features, high, low};
+use super::asking::{Answer, Asking};
+use super::codec::{high, low, read_inflight, value};
+use super::framing::{MAX_DESCRIPTORS, VhostUserFramer};
+use super::messages::{InflightRegion, VhostUserRequest, features};
 
-type Made = Box<dyn FnOnce(&mut Reactor, UnixTransportHandle)>;
-type Then = Box<dyn FnOnce(&mut Reactor, Result<FrontEndReply, FrontEndError>)>;
+pub(super) type Made = Box<dyn FnOnce(&mut Reactor, UnixTransportHandle)>;
 
 /// A protocol that asks a device. `made` is called when the connection is there. From then
 /// on, requests are made by [`ask`](FrontEnd::ask), through
@@ -26,7 +24,7 @@ pub fn front_end(
 ) -> Framed<VhostUserFramer, FrontEnd> {
     let front_end = FrontEnd {
         made: Some(Box::new(made)),
-        outstanding: VecDeque::new(),
+        asking: Asking::new(VhostUserFramer::new()),
         acknowledged: false,
     };
     Framed::new(VhostUserFramer::new(), front_end)
@@ -37,14 +35,13 @@ pub fn front_end(
 /// The receiver of [`front_end`].
 pub struct FrontEnd {
     made: Option<Made>,
-    /// Requests whose answer is to come, in order.
-    outstanding: VecDeque<(u32, Then)>,
+    asking: Asking,
     /// The feature was chosen by which requests are acknowledged.
     acknowledged: bool,
 }
 
-/// What a device has answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was answered.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum FrontEndReply {
     /// The request was sent, and nothing is answered to it.
@@ -62,13 +59,20 @@ pub enum FrontEndReply {
     },
     /// The bytes of a configuration. None mean that the device cannot read it.
     Config(Vec<u8>),
+    /// Memory in which the device notes what it is about. Keep it, for the next device.
+    Inflight {
+        /// What it is.
+        region: InflightRegion,
+        /// The memory.
+        fd: OwnedFd,
+    },
 }
 
 /// Why there is no answer.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FrontEndError {
-    /// The device has not done it, and says so by this number.
+    /// It was not done, which is said by this number.
     Failed(u64),
     /// The request was not sent: it is too long, or the transport refuses. Its descriptors
     /// come back.
@@ -106,25 +110,15 @@ impl FrontEnd {
         request: VhostUserRequest,
         then: impl FnOnce(&mut Reactor, Result<FrontEndReply, FrontEndError>) + 'static,
     ) {
-        let then: Then = Box::new(then);
         let has_answer = request.has_answer();
         let chosen = match request {
             VhostUserRequest::SetProtocolFeatures(chosen) => Some(chosen),
             _ => None,
         };
-        let (number, payload, descriptors) = request.write();
         let needs_reply = !has_answer && self.acknowledged;
-        let header = VhostUserHeader {
-            request: number,
-            is_reply: false,
-            needs_reply,
-        };
-        match send(cx, &header, &payload, descriptors) {
-            Err(descriptors) => then(cx.reactor, Err(FrontEndError::NotSent(descriptors))),
-            Ok(WriteStatus::Refused) => then(cx.reactor, Err(FrontEndError::Lost)),
-            Ok(_) if has_answer || needs_reply => self.outstanding.push_back((number, then)),
-            Ok(_) => then(cx.reactor, Ok(FrontEndReply::Sent)),
-        }
+        let awaited = (has_answer, needs_reply);
+        self.asking
+            .ask(cx, request.write(), awaited, Box::new(then));
         if let Some(chosen) = chosen {
             self.acknowledged = chosen & features::PROTOCOL_REPLY_ACK != 0;
         }
@@ -132,30 +126,18 @@ impl FrontEnd {
 
     /// How many answers are to come.
     pub fn outstanding(&self) -> usize {
-        self.outstanding.len()
+        self.asking.outstanding()
     }
-}
-
-/// Sends in one call, with the descriptors on the first byte.
-fn send<T: UnixTransport + ?Sized>(
-    cx: &mut Context<'_, T>,
-    header: &VhostUserHeader,
-    payload: &[u8],
-    descriptors: Vec<PassedDescriptor>,
-) -> Result<WriteStatus, Vec<PassedDescriptor>> {
-    let framer = VhostUserFramer::new();
-    if descriptors.is_empty() {
-        let sent = framer.send_to(cx.transport, header, payload);
-        return sent.map_err(|_| Vec::new());
-    }
-    let sent = framer.send_with_descriptors_to(cx.transport, header, payload, descriptors);
-    sent.map_err(|error| error.descriptors)
 }
 
 /// What an answer says. `None` if it is not as its request has it.
-fn read(request: u32, payload: &[u8]) -> Option<Result<FrontEndReply, FrontEndError>> {
+fn read(
+    request: u32,
+    payload: &[u8],
+    descriptors: &mut dyn Iterator<Item = OwnedFd>,
+) -> Option<Answer> {
     use super::messages::kind;
-    let value = || Some(u64::from_ne_bytes(*payload.first_chunk()?));
+    let value = || value(payload);
     Some(Ok(match request {
         kind::GET_FEATURES
         | kind::GET_PROTOCOL_FEATURES
@@ -167,11 +149,22 @@ fn read(request: u32, payload: &[u8]) -> Option<Result<FrontEndReply, FrontEndEr
         },
         kind::GET_CONFIG if payload.is_empty() => FrontEndReply::Config(Vec::new()),
         kind::GET_CONFIG => FrontEndReply::Config(payload.get(12..)?.to_vec()),
-        _ => match value()? {
-            0 => FrontEndReply::Done,
-            error => return Some(Err(FrontEndError::Failed(error))),
+        kind::GET_INFLIGHT_FD => FrontEndReply::Inflight {
+            region: read_inflight(payload)?,
+            fd: descriptors.next()?,
         },
+        // Some back-ends say where it is, some a number that means nothing.
+        kind::SET_LOG_BASE => FrontEndReply::Done,
+        _ => return acknowledgement(payload),
     }))
+}
+
+/// What the acknowledgement of a request says that has no other answer.
+pub(super) fn acknowledgement(payload: &[u8]) -> Option<Answer> {
+    Some(match value(payload)? {
+        0 => Ok(FrontEndReply::Done),
+        error => Err(FrontEndError::Failed(error)),
+    })
 }
 
 impl<T: UnixTransport + ?Sized> FrameReceiver<T, VhostUserFramer> for FrontEnd {
@@ -182,34 +175,18 @@ impl<T: UnixTransport + ?Sized> FrameReceiver<T, VhostUserFramer> for FrontEnd {
     }
 
     fn frame_received(&mut self, cx: &mut Cx<'_, T>, frame: &[u8]) {
-        let (header, payload) = VhostUserHeader::of(frame);
-        let asked = self.outstanding.pop_front();
-        let answer = match &asked {
-            Some((number, _)) if header.is_reply && header.request == *number => {
-                read(header.request, payload)
-            }
-            _ => None,
-        };
-        let is_right = answer.is_some();
-        if let Some((_, then)) = asked {
-            then(cx.reactor, answer.unwrap_or(Err(FrontEndError::Malformed)));
-        }
-        if !is_right {
-            cx.transport.abort_connection();
-        }
+        self.asking.answered(cx, frame, read);
     }
 
     fn connection_lost(&mut self, cx: &mut Cx<'_, T>, _: &CloseReason) {
-        for (_, then) in std::mem::take(&mut self.outstanding) {
-            then(cx.reactor, Err(FrontEndError::Lost));
-        }
+        self.asking.lost(cx.reactor);
     }
 }
 
 impl fmt::Debug for FrontEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrontEnd")
-            .field("outstanding", &self.outstanding.len())
+            .field("outstanding", &self.asking.outstanding())
             .field("acknowledged", &self.acknowledged)
             .finish_non_exhaustive()
     }

@@ -13,14 +13,21 @@
 //!
 //! A message has its descriptors with its header, and its kind and payload say how many it
 //! has. So they are claimed, and reads are not limited. One that no message claims is closed.
+//! A front-end is trusted with the linger setting of what it passes
+//! ([`Linger::Keep`](bowline::Linger::Keep)).
 //!
 //! | limit | default | of |
 //! |---|---|---|
 //! | bytes of a payload | 4,096 | rust-vmm; the specification has none |
 //! | descriptors of a message, regions of memory | 8 | the specification |
 //!
-//! Not spoken: migration (the log, postcopy) and the channel for requests of the back-end,
-//! whose descriptor is given to the device ([`VhostUserRequest::Other`]).
+//! A back-end may ask, too, on a channel that the front-end gives it
+//! ([`VhostUserRequest::SetBackendReqFd`]): [`back_end_channel`] and [`front_end_channel`] are
+//! its two ends.
+//!
+//! Not spoken: the migration of a running guest's memory by demand (postcopy), and what has
+//! its own answer beside the requests that are listed. A device that does not offer their
+//! features is not asked.
 //!
 //! # Examples
 //!
@@ -81,12 +88,19 @@
 //! # let _ = factory();
 //! ```
 
+mod asking;
 mod back_end;
+mod channel;
+mod codec;
 mod framing;
 mod front_end;
 mod messages;
 
 pub use self::back_end::{BackEnd, BackEndContext, VhostUserAnswer, VhostUserDevice, back_end};
+pub use self::channel::{
+    Acknowledged, BackEndChannel, BackEndRequest, FrontEndChannel, back_end_channel,
+    front_end_channel,
+};
 pub use self::framing::{VhostUserFramer, VhostUserHeader};
 pub use self::front_end::{FrontEnd, FrontEndError, FrontEndReply, front_end};
-pub use self::messages::{MemoryRegion, VhostUserRequest, VringAddress, features};
+pub use self::messages::{InflightRegion, MemoryRegion, VhostUserRequest, VringAddress, features};
