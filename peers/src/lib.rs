@@ -52,6 +52,8 @@ pub mod node;
 pub mod notify;
 #[cfg(feature = "oci")]
 pub mod oci;
+#[cfg(any(feature = "dbus", feature = "varlink"))]
+mod refused;
 #[cfg(feature = "varlink")]
 pub mod varlink;
 #[cfg(feature = "vhost-user")]

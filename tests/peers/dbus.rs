@@ -1,10 +1,11 @@
-//! D-Bus: the suite in both roles, a real bus, and clients of other libraries.
+//! D-Bus: the suite in both roles, a real bus, and clients and services of other libraries.
+
+mod foreign;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -21,9 +22,8 @@ use bowline_peers::dbus::{
     ByteOrder, DbusAnswer, DbusCaller, DbusContext, DbusError, DbusHandler, DbusHeader,
     DbusMessage, DbusRole, DbusSettings, connection, zvariant,
 };
-use rustix::fs::MemfdFlags;
 
-use crate::programs::{Program, example, has, say_missing};
+use crate::programs::{Program, content, example, has, memory, say_missing};
 use crate::suite::{Heard, Limit, Message, Rule, Sample};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
@@ -329,20 +329,6 @@ impl DbusHandler<UnixStream> for Files {
     }
 }
 
-fn memory(text: &str) -> File {
-    let fd = rustix::fs::memfd_create("handed out", MemfdFlags::CLOEXEC).unwrap();
-    let mut file = File::from(fd);
-    file.write_all(text.as_bytes()).unwrap();
-    file
-}
-
-/// All that is in a file, from its beginning.
-fn content(fd: OwnedFd) -> String {
-    let mut bytes = [0; 100];
-    let count = File::from(fd).read_at(&mut bytes, 0).unwrap();
-    String::from_utf8_lossy(&bytes[..count]).into_owned()
-}
-
 /// A bus of the test's own.
 fn start_bus(folder: &Path, reactor: &mut Reactor) -> Option<(Program, PathBuf)> {
     if !has("dbus-daemon", "dbus-daemon") {
@@ -572,7 +558,11 @@ print(os.pread(fd, 100, 0).decode(), fcntl.fcntl(fd, fcntl.F_GET_SEALS) & 15)
     if !has_python_dbus() {
         return;
     }
-    let service = Program::start(Command::new(example("dbus_memfd")).arg(&socket));
+    let service = Program::start(
+        Command::new(example("dbus_memfd"))
+            .arg("--bus")
+            .arg(&socket),
+    );
     service.wait_for(&mut reactor, "is com.example.Memory");
     let before = service.open_descriptors();
     for _ in 0..2 {

@@ -1,8 +1,9 @@
 //! Programs that nobody here wrote, at the other end.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use bowline::Reactor;
 use bowline::process::spawn_with_descriptors;
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a program may take for a step.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,6 +58,21 @@ pub(crate) fn say_missing(what: &str, remedy: &str) {
     // Not by a macro, whose output is kept back of a test that passes.
     let said = format!("NOT RUN: {what} is missing ({remedy})\n");
     let _ = io::stderr().write_all(said.as_bytes());
+}
+
+/// A file of memory with this in it, to be passed.
+pub(crate) fn memory(text: &str) -> File {
+    let fd = rustix::fs::memfd_create("given", MemfdFlags::CLOEXEC).expect("a number is free");
+    let mut file = File::from(fd);
+    file.write_all(text.as_bytes()).expect("there is room");
+    file
+}
+
+/// What is in a file that was passed, from its beginning.
+pub(crate) fn content(fd: OwnedFd) -> String {
+    let mut bytes = [0; 100];
+    let read = File::from(fd).read_at(&mut bytes, 0);
+    String::from_utf8_lossy(&bytes[..read.expect("a file")]).into_owned()
 }
 
 /// A program at work, and what it has said so far.
@@ -175,6 +193,14 @@ impl Program {
             );
             reactor.turn(Some(Duration::from_millis(2)));
         }
+    }
+
+    /// Asks it to stop, by SIGTERM, and waits for its end.
+    #[track_caller]
+    pub(crate) fn stop(&mut self, reactor: &mut Reactor) -> (bool, String) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("it runs"), Signal::TERM).expect("it is ours");
+        self.end(reactor)
     }
 
     /// Turns the reactor until the program has ended; whether well, and what it has said.

@@ -14,6 +14,7 @@ use bowline::{CloseReason, Credentials, PassedDescriptor, Reactor, Transports, U
 use super::auth::{ClientAuth, ServiceAuth, Step};
 use super::message::{ByteOrder, DbusHeader, DbusKind, DbusMessage, string_body};
 use super::{DbusFramer, DbusRole, DbusSettings};
+use crate::refused::refusal;
 
 /// What a program does with the messages of one connection.
 ///
@@ -27,7 +28,9 @@ pub trait DbusHandler<T: UnixTransport>: Sized + 'static {
         client.uid == effective_user() || client.uid == 0
     }
 
-    /// Messages can be sent from now on. On a bus, [`DbusContext::unique_name`] is known.
+    /// Messages can be sent from now on. On a bus, [`DbusContext::unique_name`] is known. A
+    /// client of a peer with which descriptors were agreed on has had a `Ping` answered
+    /// before: a service takes none until it has read the end of the authentication.
     fn ready(&mut self, cx: &mut DbusContext<'_, '_, T, Self>) {
         let _ = cx;
     }
@@ -367,13 +370,6 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
 /// How much memory a connection keeps for the heads of its messages.
 const KEPT_HEAD: usize = 1_024;
 
-fn refusal(error: EncodeError, descriptors: Vec<PassedDescriptor>) -> SendFrameError {
-    SendFrameError {
-        kind: SendFrameErrorKind::Encode(error),
-        descriptors,
-    }
-}
-
 type Frame<'a, T> = FrameContext<'a, T, DbusFramer>;
 
 impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
@@ -472,32 +468,52 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
         self.state.deadline.cancel(frame.reactor);
         self.state.phase = Phase::Messages;
         self.state.descriptors = descriptors;
-        if self.state.role != DbusRole::Bus {
-            return self.enter(frame, |handler, cx| handler.ready(cx));
+        match self.state.role {
+            DbusRole::Bus => self.say_hello(frame),
+            DbusRole::Client if descriptors => self.ping(frame),
+            _ => self.enter(frame, |handler, cx| handler.ready(cx)),
         }
+    }
+
+    /// Asks the bus for a name.
+    fn say_hello(&mut self, frame: &mut Frame<'_, T>) {
         let hello = DbusHeader::call("/org/freedesktop/DBus", "Hello")
             .interface("org.freedesktop.DBus")
             .destination("org.freedesktop.DBus");
-        let asked = self.enter(frame, |_, cx| {
-            cx.call(
-                &hello,
-                &[],
-                Vec::new(),
-                |handler, cx, answer| match answer {
-                    DbusAnswer::Return(message) if message.error_text().is_some() => {
-                        let name = message.error_text().unwrap_or_default();
-                        name.clone_into(&mut cx.state.unique_name);
-                        handler.ready(cx);
-                    }
-                    DbusAnswer::Lost => {}
-                    _ => {
-                        handler.failed(cx, &DbusError::HelloRefused);
-                        cx.state.phase = Phase::Over;
-                        cx.frame.transport.abort_connection();
-                    }
-                },
-            )
+        self.ask_first(frame, &hello, |handler, cx, answer| match answer {
+            DbusAnswer::Return(message) if message.error_text().is_some() => {
+                let name = message.error_text().unwrap_or_default();
+                name.clone_into(&mut cx.state.unique_name);
+                handler.ready(cx);
+            }
+            DbusAnswer::Lost => {}
+            _ => {
+                handler.failed(cx, &DbusError::HelloRefused);
+                cx.state.phase = Phase::Over;
+                cx.frame.transport.abort_connection();
+            }
         });
+    }
+
+    /// Waits until the service has read the last line. Until then it takes no descriptors:
+    /// sd-bus ends a connection where one comes in the read in which the lines end, and
+    /// libdbus loses it. Any answer will do.
+    fn ping(&mut self, frame: &mut Frame<'_, T>) {
+        let ping = DbusHeader::call("/", "Ping").interface("org.freedesktop.DBus.Peer");
+        self.ask_first(frame, &ping, |handler, cx, answer| {
+            if !matches!(answer, DbusAnswer::Lost) {
+                handler.ready(cx);
+            }
+        });
+    }
+
+    fn ask_first(
+        &mut self,
+        frame: &mut Frame<'_, T>,
+        header: &DbusHeader<'_>,
+        answered: impl FnOnce(&mut H, &mut DbusContext<'_, '_, T, H>, DbusAnswer<'_>) + 'static,
+    ) {
+        let asked = self.enter(frame, |_, cx| cx.call(header, &[], Vec::new(), answered));
         debug_assert!(asked.is_ok(), "it is well-formed: {asked:?}");
     }
 

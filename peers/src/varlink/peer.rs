@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use super::message::{VarlinkCall, VarlinkFramer, VarlinkReply};
 use super::{Varlink, VarlinkRole, VarlinkSettings};
+use crate::refused::refusal;
 
 /// What a program does with the messages of one connection.
 ///
@@ -377,13 +378,6 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
             // If it was not sent, it is lost with the connection.
             self.ask(next.question);
         }
-    }
-}
-
-fn refusal(error: EncodeError, descriptors: Vec<PassedDescriptor>) -> SendFrameError {
-    SendFrameError {
-        kind: SendFrameErrorKind::Encode(error),
-        descriptors,
     }
 }
 
