@@ -1,11 +1,11 @@
 //! A D-Bus service that hands out files of sealed memory.
 //!
 //! It has the name `com.example.Memory` on the session bus, or on the bus whose socket is
-//! named on the command line, and one method: `Open(s) -> h` answers a memfd with the text in
+//! named, and one method: `Open(s) -> h` answers a memfd with the text in
 //! it, which nobody can change any more.
 //!
 //! ```console
-//! $ cargo run --example dbus_memfd [-- SOCKET]
+//! $ cargo run --example dbus_memfd [-- --bus SOCKET]
 //! $ busctl --user call com.example.Memory /memory com.example.Memory Open s hello
 //! ```
 //!
@@ -20,7 +20,8 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::error::Error;
+mod common;
+
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -31,6 +32,19 @@ use bowline_peers::dbus::{
     DbusAnswer, DbusCaller, DbusContext, DbusHandler, DbusHeader, DbusMessage, DbusRole,
     DbusSettings, connection, unix_address,
 };
+
+use common::{Arguments, Inspect};
+
+const HELP: &str = "
+A D-Bus service that hands out files of sealed memory.
+
+Usage: dbus_memfd [--bus SOCKET]
+
+  --bus SOCKET     the bus [default: by DBUS_SESSION_BUS_ADDRESS]
+  --inspect PLACE  show what is inside: on a UNIX socket (a path),
+                   or to browsers (an address)
+  --help           prints this
+";
 
 const NAME: &str = "com.example.Memory";
 const BUS: &str = "org.freedesktop.DBus";
@@ -92,17 +106,22 @@ impl<T: UnixTransport> DbusHandler<T> for Memory {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> common::Result {
     env_logger::init();
-    let bus = match std::env::args().nth(1) {
+    let mut arguments = Arguments::parse(HELP);
+    let bus = arguments.option::<String>("--bus")?;
+    let inspect = Inspect::take(&mut arguments)?;
+    arguments.finish()?;
+    let bus = match bus {
         Some(socket) => UnixAddress::from(socket),
         None => {
             let addresses = std::env::var("DBUS_SESSION_BUS_ADDRESS")
-                .map_err(|_| "DBUS_SESSION_BUS_ADDRESS is not set; name the socket of a bus")?;
+                .map_err(|_| "DBUS_SESSION_BUS_ADDRESS is not set; --bus SOCKET, please")?;
             unix_address(&addresses).ok_or("the session bus has no UNIX socket")?
         }
     };
     let mut reactor = Reactor::new()?;
+    Inspect::show(inspect.as_ref(), &mut reactor)?;
     let service = connection(DbusRole::Bus, DbusSettings::default(), Memory);
     let once = Once::new(service).on_failure(|cx, _, error| {
         cx.reactor

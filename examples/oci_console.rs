@@ -4,7 +4,7 @@
 //! $ cargo build --example oci_console
 //! $ mkdir -p /tmp/box/rootfs && docker export $(docker create busybox) | tar -C /tmp/box/rootfs -x
 //! $ (cd /tmp/box && runc spec)
-//! $ target/debug/examples/oci_console /tmp/box box-1
+//! $ target/debug/examples/oci_console --bundle /tmp/box --id box-1
 //! ```
 //!
 //! It waits for the terminal of the container at a console socket, and copies what the
@@ -12,17 +12,32 @@
 //! When nobody in the container has the terminal any more, it is over. Writing to standard
 //! output may wait, which is a shortcut.
 
-use std::error::Error;
+mod common;
+
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use bowline::process::{ChildCommand, CollectOutput, TerminalSize, set_terminal_size};
+use bowline::process::{
+    ChildCommand, CollectOutput, ProcessStatus, TerminalSize, set_terminal_size,
+};
 use bowline::{
     CloseReason, Context, Pipe, Protocol, Reactor, Transport, TransportHandle, Transports,
 };
 use bowline_peers::oci::{Console, ConsoleError, ConsoleSocket};
+
+use common::Arguments;
+
+const HELP: &str = "
+Runs a container by runc, with its console here.
+
+Usage: oci_console --bundle FOLDER --id NAME
+
+  --bundle FOLDER  the container: a root file system, and config.json
+  --id NAME        what it is called
+  --help           prints this
+";
 
 /// The terminal of the container, and what comes from it.
 struct Screen;
@@ -78,12 +93,14 @@ impl Drop for Folder {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> common::Result {
     env_logger::init();
-    let mut arguments = std::env::args().skip(1);
-    let (Some(bundle), Some(id)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: oci_console BUNDLE ID".into());
-    };
+    let mut arguments = Arguments::parse(HELP);
+    let bundle: Option<String> = arguments.option("--bundle")?;
+    let bundle = bundle.ok_or("--bundle FOLDER, please; try --help")?;
+    let id: Option<String> = arguments.option("--id")?;
+    let id = id.ok_or("--id NAME, please; try --help")?;
+    arguments.finish()?;
     let folder = Folder(std::env::temp_dir().join(format!("oci-console-{}", std::process::id())));
     std::fs::create_dir(&folder.0)?;
     let path = folder.0.join("console");
@@ -99,9 +116,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     runtime.args(["run", "--detach", "--bundle", &bundle, "--console-socket"]);
     runtime.arg(&path).arg(&id);
     let failed = CollectOutput::new(|reactor, output| {
-        if !output.status.is_success() {
+        // The container may have ended, and this program with it, before runc has.
+        let is_cut = output.status == ProcessStatus::ReactorStopped;
+        if !is_cut && !output.status.is_success() {
             let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            reactor.fail(io::Error::other(format!("runc: {why}")));
+            reactor.fail(io::Error::other(format!("runc {}: {why}", output.status)));
         }
     });
     reactor.spawn_process(ChildCommand::new(runtime), failed)?;

@@ -88,6 +88,10 @@ fn every_server_shows_on_a_socket_what_is_inside() {
         ),
         ("wayland_shm", &["--display", &at("display")]),
         (
+            "varlink_files",
+            &["--socket", &at("files"), "--serve", &at("")],
+        ),
+        (
             "chat_nats",
             &["--listen", here, "--nats", "tcp:127.0.0.1:9"],
         ),

@@ -269,7 +269,12 @@ fn example_runs_a_container_on_its_console() {
     let mut reactor = Reactor::new().unwrap();
     let id = format!("bowline-example-{}", std::process::id());
     let mut command = Command::new(example("oci_console"));
-    let mut engine = Program::start(command.arg(folder.path()).arg(&id));
+    let mut engine = Program::start(
+        command
+            .arg("--bundle")
+            .arg(folder.path())
+            .args(["--id", &id]),
+    );
     engine.tell("me\n");
     let (is_well, said) = engine.end(&mut reactor);
     if !is_well && !runs(&said) {

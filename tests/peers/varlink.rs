@@ -2,9 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +19,7 @@ use bowline_peers::varlink::{
     connection,
 };
 
-use crate::programs::{Program, say_missing};
+use crate::programs::{Program, content, example, memory, say_missing};
 use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
@@ -400,19 +398,6 @@ fn python(role: &str, path: &Path) -> Option<Command> {
 #[derive(Clone, Default)]
 struct Files(Notes);
 
-fn memory(text: &str) -> File {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::memfd_create("given", flags).unwrap());
-    file.write_all(text.as_bytes()).unwrap();
-    file
-}
-
-fn content(fd: OwnedFd) -> String {
-    let mut bytes = [0; 100];
-    let count = File::from(fd).read_at(&mut bytes, 0).unwrap();
-    String::from_utf8_lossy(&bytes[..count]).into_owned()
-}
-
 impl VarlinkHandler<UnixStream> for Files {
     fn call_received(&mut self, cx: &mut Cx<'_, '_, Self>, call: &VarlinkCall<'_>) {
         let arguments: Value = call.arguments().unwrap();
@@ -507,4 +492,67 @@ fn our_client_calls_asyncvarlink() {
     reactor.get(handle).unwrap().lose_connection();
     settle(&mut reactor);
     service.wait_for_descriptors(&mut reactor, before);
+}
+
+/// As its first lines say; and asyncvarlink, which asks what it is.
+#[test]
+fn example_opens_files_below_its_folder_and_no_others() {
+    const ASK: &str = r#"
+import asyncio, os, sys
+import asyncvarlink as varlink
+class Files(varlink.VarlinkInterface, name="com.example.files"):
+    @varlink.varlinkmethod(return_parameter="fileDescriptor")
+    def Open(self, *, name: str) -> varlink.FileDescriptor: ...
+async def main():
+    _, protocol = await varlink.connect_unix_varlink(varlink.VarlinkClientProtocol, sys.argv[1])
+    files = protocol.make_proxy(Files)
+    with await files.Open(name="inside") as opened:
+        print(os.pread(opened["fileDescriptor"].fileno(), 100, 0).decode())
+    try:
+        await files.Open(name="nothing")
+    except varlink.VarlinkErrorReply as error:
+        print(error.name)
+asyncio.run(main())
+"#;
+    let _ledger = DescriptorLedger::open();
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, files) = (folder.path().join("socket"), folder.path().join("files"));
+    std::fs::create_dir(&files).unwrap();
+    std::fs::write(files.join("inside"), "what is inside").unwrap();
+    std::fs::write(folder.path().join("outside"), "what is outside").unwrap();
+    std::os::unix::fs::symlink("../outside", files.join("link")).unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let run = |arguments: [&std::ffi::OsStr; 2]| {
+        let mut command = Command::new(example("varlink_files"));
+        command.arg("--socket").arg(&socket).args(arguments);
+        Program::start(&mut command)
+    };
+    let mut service = run(["--serve".as_ref(), files.as_os_str()]);
+    service.wait_for_listener(&mut reactor, &socket);
+    let mut read = |name: &str| {
+        let ended = run(["--read".as_ref(), name.as_ref()]).end(&mut reactor);
+        (ended.0, ended.1.trim_end().to_owned())
+    };
+    assert_eq!(read("inside"), (true, "what is inside".to_owned()));
+    // The connection that looked for the listener is gone by now.
+    let before = service.open_descriptors();
+    for (name, error) in [
+        ("nothing", "com.example.files.NotFound"),
+        ("../outside", "com.example.files.NotAllowed"),
+        ("link", "com.example.files.NotAllowed"),
+        (".", "com.example.files.NotAllowed"),
+    ] {
+        let (is_well, said) = read(name);
+        assert!(!is_well && said.contains(error), "{name}: {said}");
+    }
+    service.wait_for_descriptors_at_most(&mut reactor, before);
+    if let Some(python) = python("client", &socket) {
+        let mut command = Command::new(python.get_program());
+        let mut asks = Program::start(command.args(["-c", ASK]).arg(&socket));
+        let (is_well, said) = asks.end(&mut reactor);
+        assert!(is_well, "{said}");
+        assert_eq!(said, "what is inside\ncom.example.files.NotFound\n");
+    }
+    service.wait_for_descriptors_at_most(&mut reactor, before);
+    assert!(service.stop(&mut reactor).0, "{}", service.said());
 }

@@ -13,7 +13,7 @@ use bowline::{
 };
 use bowline_peers::wayland::{
     Argument, DISPLAY, Interface, Signature, WaylandContext, WaylandMessage, WaylandPeer,
-    WaylandSendErrorKind, client, interfaces, server,
+    WaylandSendError, WaylandSendErrorKind, client, interfaces, server,
 };
 use rustix::fs::MemfdFlags;
 
@@ -331,8 +331,83 @@ fn client_shares_memory_with_weston_which_keeps_no_descriptor() {
     weston.wait_for_descriptors_at_most(&mut reactor, before.expect("of five"));
 }
 
+/// Interfaces that are not among ours, in the way in which a program gives its own.
+static WL_SEAT: Interface = Interface {
+    name: "wl_seat",
+    requests: &[
+        Signature::new("get_pointer", "n"),
+        Signature::new("get_keyboard", "n").creating(&WL_KEYBOARD),
+        Signature::new("get_touch", "n"),
+    ],
+    events: &[
+        Signature::new("capabilities", "u"),
+        Signature::new("name", "s"),
+    ],
+};
+static WL_KEYBOARD: Interface = Interface {
+    name: "wl_keyboard",
+    requests: &[Signature::new("release", "").destroying()],
+    events: &[
+        Signature::new("keymap", "uhu"),
+        Signature::new("enter", "uoa"),
+        Signature::new("leave", "uo"),
+        Signature::new("key", "uuuu"),
+        Signature::new("modifiers", "uuuuu"),
+        Signature::new("repeat_info", "ii"),
+    ],
+};
+
 /// A compositor that has only what is listed.
 struct Offer;
+
+static OFFERED: [(&Interface, u32); 2] = [(&interfaces::WL_SHM, 1), (&WL_SEAT, 4)];
+
+impl Offer {
+    fn answer<T: UnixTransport>(
+        cx: &mut WaylandContext<'_, T>,
+        message: &WaylandMessage<'_>,
+    ) -> Result<(), WaylandSendError> {
+        match message.name() {
+            "get_registry" => {
+                for (number, (interface, version)) in (5..).zip(OFFERED) {
+                    let name = Argument::String(Some(interface.name.as_bytes()));
+                    let global = [Argument::Uint(number), name, Argument::Uint(version)];
+                    cx.send(message.object(0), "global", global)?;
+                }
+            }
+            "sync" => {
+                cx.send(message.object(0), "done", [Argument::Uint(1)])?;
+            }
+            "bind" => {
+                let id = message.object(3);
+                let interface = OFFERED[message.uint(0) as usize - 5].0;
+                assert!(cx.register(id, interface));
+                if interface.name == "wl_shm" {
+                    cx.send(id, "format", [Argument::Uint(0x3432_4752)])?;
+                } else {
+                    // A keyboard.
+                    cx.send(id, "capabilities", [Argument::Uint(2)])?;
+                    cx.send(id, "name", [Argument::String(Some(b"hands"))])?;
+                }
+            }
+            "get_keyboard" => {
+                let keyboard = message.object(0);
+                let keymap = rustix::fs::memfd_create("keys", MemfdFlags::CLOEXEC).expect("made");
+                rustix::fs::ftruncate(&keymap, 4_096).expect("room");
+                let keymap = Argument::Descriptor(Some(keymap.into()));
+                cx.send(
+                    keyboard,
+                    "keymap",
+                    [Argument::Uint(1), keymap, Argument::Uint(4_096)],
+                )?;
+                let repeat = [31, 700].map(Argument::Int);
+                cx.send(keyboard, "repeat_info", repeat)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
 
 impl<T: UnixTransport> WaylandPeer<T> for Offer {
     fn message_received(
@@ -340,21 +415,7 @@ impl<T: UnixTransport> WaylandPeer<T> for Offer {
         cx: &mut WaylandContext<'_, T>,
         message: &mut WaylandMessage<'_>,
     ) {
-        let sent = match message.name() {
-            "get_registry" => {
-                let shm = Argument::String(Some(b"wl_shm"));
-                let global = [Argument::Uint(5), shm, Argument::Uint(1)];
-                cx.send(message.object(0), "global", global)
-            }
-            "sync" => cx.send(message.object(0), "done", [Argument::Uint(1)]),
-            "bind" => {
-                let id = message.object(3);
-                assert!(cx.register(id, &interfaces::WL_SHM));
-                cx.send(id, "format", [Argument::Uint(0x3432_4752)])
-            }
-            _ => return,
-        };
-        sent.expect("as its signature");
+        Self::answer(cx, message).expect("as its signature");
     }
 }
 
@@ -379,6 +440,14 @@ fn wayland_info_is_told_what_there_is() {
     assert!(is_well, "{said}");
     assert!(said.contains("wl_shm"), "{said}");
     assert!(said.contains("RG24"), "the format that it was told: {said}");
+    // It would not have got this far without the keymap in front of it.
+    for told in [
+        "hands",
+        "keyboard repeat rate: 31",
+        "keyboard repeat delay: 700",
+    ] {
+        assert!(said.contains(told), "{told}: {said}");
+    }
     reactor.get(listener).expect("it listens").stop_listening();
     settle(&mut reactor);
 }
