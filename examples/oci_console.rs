@@ -12,6 +12,8 @@
 //! When nobody in the container has the terminal any more, it is over. Writing to standard
 //! output may wait, which is a shortcut.
 
+#![allow(clippy::print_stdout)]
+
 mod common;
 
 use std::io::{self, Write as _};

@@ -3,9 +3,11 @@
 mod foreign;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -19,9 +21,11 @@ use bowline::{
     UnixTransportHandle,
 };
 use bowline_peers::dbus::{
-    ByteOrder, DbusAnswer, DbusCaller, DbusContext, DbusError, DbusHandler, DbusHeader,
+    ByteOrder, DbusAnswer, DbusCaller, DbusContext, DbusError, DbusHandler, DbusHeader, DbusKind,
     DbusMessage, DbusRole, DbusSettings, connection, zvariant,
 };
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::programs::{Program, content, example, has, memory, say_missing};
 use crate::suite::{Heard, Limit, Message, Rule, Sample};
@@ -276,6 +280,72 @@ fn user_that_the_kernel_does_not_confirm_is_refused() {
     settle(&mut reactor);
     let what = "authentication failed: a beginning without authentication";
     assert_eq!(*noter.0.borrow(), [what, "lost"]);
+}
+
+/// How many bytes have come, with how many descriptors.
+fn receive(peer: &StdUnixStream) -> (Vec<u8>, usize) {
+    let (mut bytes, mut descriptors) = (Vec::new(), 0);
+    let mut buffer = [0; 4_096];
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut buffer)];
+        match recvmsg(peer, parts, &mut control, RecvFlags::DONTWAIT) {
+            Ok(received) => bytes.extend(&buffer[..received.bytes]),
+            Err(_) => return (bytes, descriptors),
+        }
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                descriptors += fds.count();
+            }
+        }
+    }
+}
+
+/// sd-bus ends a connection whose first descriptor comes in the read in which the lines end,
+/// and libdbus loses it.
+#[test]
+fn client_passes_no_descriptor_before_its_peer_has_read_the_lines() {
+    struct Eager(Noter);
+    impl DbusHandler<UnixStream> for Eager {
+        fn ready(&mut self, cx: &mut Cx<'_, '_, Self>) {
+            self.0.note("ready");
+            let file = File::open("/dev/null").unwrap().into();
+            let header = DbusHeader::call("/a", "Take");
+            cx.call(&header, &[], vec![file], |_, _, _| {}).unwrap();
+        }
+    }
+
+    let _ledger = DescriptorLedger::open();
+    let (ours, mut theirs) = socketpair();
+    let noter = Noter::default();
+    let mut reactor = Reactor::new().unwrap();
+    let client = connection(
+        DbusRole::Client,
+        DbusSettings::default(),
+        Eager(noter.clone()),
+    );
+    reactor.adopt_unix_stream(ours.into(), client).unwrap();
+    for line in ["OK 0123\r\n", "AGREE_UNIX_FD\r\n"] {
+        theirs.write_all(line.as_bytes()).unwrap();
+        settle(&mut reactor);
+    }
+    // All of this can come in one read.
+    let (bytes, descriptors) = receive(&theirs);
+    assert_eq!((descriptors, &**noter.0.borrow()), (0, &[][..]));
+    let lines = bytes.windows(7).position(|it| it == b"BEGIN\r\n").unwrap() + 7;
+    let ping = DbusMessage::parse(&bytes[lines..]).unwrap();
+    assert_eq!(ping.header.member, Some("Ping"));
+    let mut answer = ping.header;
+    (answer.kind, answer.reply_serial) = (DbusKind::Return, Some(ping.serial));
+    let mut bytes = Vec::new();
+    answer
+        .encode(ByteOrder::NATIVE, ping.serial, 0, 0, &mut bytes)
+        .unwrap();
+    theirs.write_all(&bytes).unwrap();
+    settle(&mut reactor);
+    assert_eq!(*noter.0.borrow(), ["ready"]);
+    assert_eq!(receive(&theirs).1, 1);
 }
 
 /// A service that hands out files of memory, and reads those that it is given.

@@ -9,12 +9,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
 use bowline::descriptor::EventCounter;
 use bowline::framing::FrameEncoder as _;
-use bowline::{Once, Reactor, Transports, Unix, UnixStream, UnixTransport, UnixTransportHandle};
+use bowline::{Reactor, Transports, Unix, UnixStream, UnixTransport, UnixTransportHandle};
 use bowline_peers::vhost_user::{
     BackEndContext, FrontEnd, FrontEndError, FrontEndReply, MemoryRegion, VhostUserAnswer,
     VhostUserDevice, VhostUserFramer, VhostUserHeader, VhostUserRequest, VringAddress, back_end,
@@ -157,6 +159,21 @@ suite!(requests, Requests);
 
 type Answer = Result<FrontEndReply, FrontEndError>;
 
+/// Connects a front-end to a device that takes one at a time, so that nobody can look first
+/// whether it listens. That its file is there does not mean so yet.
+#[track_caller]
+fn connect(reactor: &mut Reactor, device: &Program, socket: &Path) -> UnixTransportHandle {
+    let connected = RefCell::new(None);
+    device.wait(reactor, "a listener", |_| {
+        *connected.borrow_mut() = StdUnixStream::connect(socket).ok();
+        connected.borrow().is_some()
+    });
+    let connected = connected.into_inner().expect("it is connected");
+    let front_end = front_end(|_, _| {});
+    let adopted = reactor.adopt(Unix, connected.into(), front_end);
+    adopted.expect("a stream")
+}
+
 /// Asks, and waits for the answer.
 #[track_caller]
 fn ask(reactor: &mut Reactor, handle: UnixTransportHandle, request: VhostUserRequest) -> Answer {
@@ -269,18 +286,9 @@ fn storage_daemon_of_qemu_reads_sectors_into_our_memory() {
         .args(["--export", &export]);
     let mut reactor = Reactor::new().expect("a reactor");
     let daemon = Program::start(&mut command);
-    // It takes one front-end at a time, so that nobody else connects to look.
-    daemon.wait_for_file(&mut reactor, &socket);
     let mut before = None;
     for round in 0..4 {
-        let made = Rc::new(RefCell::new(None));
-        let shared = Rc::clone(&made);
-        let front_end = front_end(move |_, handle| *shared.borrow_mut() = Some(handle));
-        reactor
-            .connect_unix(socket.as_path(), Once::new(front_end))
-            .expect("room");
-        run_until(&mut reactor, |_| made.borrow().is_some());
-        let handle = made.borrow_mut().take().expect("made");
+        let handle = connect(&mut reactor, &daemon, &socket);
         read_two_sectors(&mut reactor, handle, &sectors, round);
         before.get_or_insert_with(|| daemon.open_descriptors());
         reactor.get(handle).expect("connected").lose_connection();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 use bowline::framing::FrameEncoder as _;
-use bowline::{Once, Reactor, Transports, Unix, UnixStream, UnixTransportHandle};
+use bowline::{Reactor, Transports, Unix, UnixStream, UnixTransportHandle};
 use bowline_peers::vhost_user::{
     Acknowledged, BackEndChannel, BackEndRequest, FrontEndError, FrontEndReply, InflightRegion,
     VhostUserFramer, VhostUserHeader, VhostUserRequest, back_end_channel, features, front_end,
@@ -14,7 +14,7 @@ use bowline_peers::vhost_user::{
 };
 use rustix::fs::MemfdFlags;
 
-use super::{Answer, ask, words};
+use super::{Answer, ask, connect, words};
 use crate::programs::{Program, has};
 use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, identity, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
@@ -219,16 +219,9 @@ fn storage_daemon_of_qemu_takes_a_log_and_a_channel_and_gives_memory() {
         .args(["--export", &export]);
     let mut reactor = Reactor::new().expect("a reactor");
     let daemon = Program::start(&mut command);
-    daemon.wait_for_file(&mut reactor, &socket);
     let mut before = None;
     for _ in 0..3 {
-        let made = Rc::new(RefCell::new(None));
-        let shared = Rc::clone(&made);
-        let front_end = front_end(move |_, handle| *shared.borrow_mut() = Some(handle));
-        let connected = reactor.connect_unix(socket.as_path(), Once::new(front_end));
-        connected.expect("room");
-        run_until(&mut reactor, |_| made.borrow().is_some());
-        let handle = made.borrow_mut().take().expect("made");
+        let handle = connect(&mut reactor, &daemon, &socket);
         pass_everything(&mut reactor, handle);
         before.get_or_insert_with(|| daemon.open_descriptors());
         reactor.get(handle).expect("connected").lose_connection();
