@@ -522,3 +522,12 @@ pub(crate) fn signal_report(pid: u32) -> io::Result<()> {
     check(unsafe { libc::kill(pid as libc::pid_t, libc::SIGUSR1) })?;
     Ok(())
 }
+
+/// Has a process end.
+#[allow(dead_code, reason = "the program `tls` does")]
+pub(crate) fn terminate(pid: u32) -> io::Result<()> {
+    // SAFETY: no pointer is involved; the process is our child, not yet waited
+    // for.
+    check(unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) })?;
+    Ok(())
+}
