@@ -763,10 +763,10 @@ fn steps(count: usize) -> Vec<(String, RangeInclusive<usize>)> {
     ];
     for batch in 0..batches {
         let (first, last) = (until(batch), until(batch + 1) - 1);
-        // The rest of the short form would take as long again.
-        let places = match is_full() || batch > 0 {
-            true => vec![first],
-            false => vec![first, last],
+        // The last of the others would take the short form as long again.
+        let places = match is_full() || batch == 0 {
+            true => vec![first, last],
+            false => vec![first],
         };
         for place in places {
             // The batches before live at the successor.
@@ -794,7 +794,7 @@ fn steps(count: usize) -> Vec<(String, RangeInclusive<usize>)> {
 #[test]
 fn a_process_that_is_killed_loses_its_own_connections_only() {
     let _ledger = DescriptorLedger::open();
-    let count = scaled(BATCH + 8, FULL.0);
+    let count = scaled(BATCH + 8, 3 * BATCH + 8);
     let (mut kills, mut with_it, mut beside) = (0, 0, 0);
     for (fault, lives) in steps(count) {
         let processes = Processes::start();
@@ -831,7 +831,7 @@ fn a_process_that_is_killed_loses_its_own_connections_only() {
             "processes killed, each at another step",
             kills,
             Bound::AtLeast,
-            scaled(19, 80),
+            scaled(19, 44),
         )
         .must(
             "connections lost that were not its own",
