@@ -7,11 +7,13 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::testing::{Delivery, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel};
+use bowline::testing::{
+    Delivery, MemoryPackets, MemoryPeer, MemorySocket, MemoryStream, Pump, SimulatedKernel,
+};
 use bowline::{
-    AfterReadClosed, AnyConnection as _, Context, DescriptorLimits, PassedDescriptor, Producer,
-    ProducerKind, ProducerRef, Protocol, Reactor, TcpTransport, Transport, TransportState,
-    Transports, UnixTransport, WriteStatus,
+    AfterReadClosed, AnyConnection, ConnectionHandle, Context, DescriptorLimits, GracefulStop,
+    PassedDescriptor, Producer, ProducerKind, ProducerRef, Protocol, Reactor, TcpTransport,
+    Transport, TransportState, Transports, UnixTransport, WriteStatus,
 };
 
 use crate::support::{DescriptorLedger, Event, Record, Recorder};
@@ -766,4 +768,40 @@ fn protocols_of_tcp_run_in_memory_and_are_shown_addresses() {
         pump.run();
         assert!(client.is_at_end());
     }
+}
+
+/// Nothing looks at a connection that drains while only an event of its own can bring its
+/// end nearer: no timer is set, and the quiet time counts from that event.
+#[test]
+fn a_paused_connection_that_drains_is_not_looked_at() {
+    let _ledger = DescriptorLedger::open();
+    let (record, recorder) = recorded();
+    let (mut pump, _peer) = Pump::with_peer(recorder.clone()).unwrap();
+    let (ours, _theirs) = pump.kernel().pair_of_packets();
+    let packets = pump.reactor().adopt(MemoryPackets, ours, recorder).unwrap();
+    pump.run();
+    let stream = pump.first().unwrap().connection_handle();
+    let packets = pump.reactor().get(packets).unwrap().connection_handle();
+    let lost = |record: &Record| record.count(|event| matches!(event, Event::Lost(_)));
+    for each in [stream, packets] {
+        get(&mut pump, each).pause_producing();
+    }
+    let stop = GracefulStop::new();
+    pump.reactor().stop_gracefully(stop).unwrap();
+    pump.run();
+    // That of the stop itself.
+    assert_eq!(pump.reactor().delayed_calls().count(), 1);
+    pump.advance(Duration::from_secs(5));
+    assert_eq!(lost(&record), 0);
+    for each in [stream, packets] {
+        get(&mut pump, each).resume_producing();
+    }
+    pump.advance(Duration::from_millis(499));
+    assert_eq!(lost(&record), 0);
+    pump.advance(Duration::from_millis(1));
+    assert_eq!(lost(&record), 2);
+}
+
+fn get(pump: &mut Pump, connection: ConnectionHandle) -> &mut dyn AnyConnection {
+    pump.reactor().get(connection).expect("it is open")
 }

@@ -10,8 +10,9 @@ use crate::file_descriptor::FileDescriptor;
 use crate::link::{Flags, Link, State};
 use crate::stream::StreamTransport;
 
-/// How often, at the most, a connection at work is asked whether it still is. Nothing
-/// may report the end of its work. When it sends or receives, it is asked at once.
+/// How often, at the most, a protocol at work is asked whether it still is. Its state may
+/// change without a call of its connection, so nothing reports the end of its work.
+/// Everything else that keeps a connection from its end is reported when it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The state of a connection that waits to be idle.
@@ -20,6 +21,8 @@ pub(crate) struct Draining {
     /// How long it has to be quiet: nothing comes or leaves.
     grace: Duration,
     quiet_since: Instant,
+    /// Whether it was not at rest when it was looked at last.
+    was_at_work: bool,
     /// How much had been sent at `quiet_since`.
     sent: u64,
     /// When to check whether it was quiet for long enough.
@@ -84,6 +87,7 @@ where
                 link.cold().draining = Some(Draining {
                     grace: reactor.stop_grace(),
                     quiet_since: reactor.now(),
+                    was_at_work: false,
                     sent,
                     look: None,
                     is_last_look: false,
@@ -94,7 +98,7 @@ where
 
     /// Called when it is time to check.
     pub(super) fn look_whether_idle(&mut self, reactor: &Reactor) {
-        let is_at_rest = self.is_at_rest();
+        let is_at_rest = self.has_sent_and_read() && self.is_protocol_idle();
         let link = &mut self.transport.stream_mut().link;
         let Some(draining) = link.cold().draining.as_mut() else {
             return;
@@ -128,7 +132,8 @@ where
         if !link.is_draining() || is_over || link.is_broken() {
             return false;
         }
-        let is_at_rest = self.is_at_rest();
+        let is_done = self.has_sent_and_read();
+        let is_at_rest = is_done && self.is_protocol_idle();
         let link = &mut self.transport.stream_mut().link;
         let (token, sent) = (link.token, link.sent);
         let never_reads = !link.is_open_for_reading();
@@ -136,7 +141,8 @@ where
         let Some(draining) = link.cold().draining.as_mut() else {
             return false;
         };
-        if !is_at_rest || received > 0 || draining.sent != sent {
+        let was_at_work = std::mem::replace(&mut draining.was_at_work, !is_at_rest);
+        if was_at_work || !is_at_rest || received > 0 || draining.sent != sent {
             draining.quiet_since = reactor.now();
             draining.sent = sent;
             draining.is_last_look = false;
@@ -158,6 +164,8 @@ where
             false => left.max(LOOK_EVERY),
         };
         match draining.look {
+            // What it waits for brings it here again.
+            None if !is_done => {}
             None => draining.look = Some(reactor.notify_later(wait, token)),
             // The timer may be set for a look at work, which is later.
             Some(look) if is_at_rest && draining.grace < LOOK_EVERY => {
@@ -169,9 +177,9 @@ where
         false
     }
 
-    /// Whether the connection has nothing left to do, as far as is known. Something may
-    /// still wait in its socket.
-    fn is_at_rest(&self) -> bool {
+    /// Whether the connection has nothing left to do, as far as is known, beside the work
+    /// of its protocol. Something may still wait in its socket.
+    fn has_sent_and_read(&self) -> bool {
         let stream = self.transport.stream();
         // A protocol that writes on after the peer's end decides itself when it is
         // done.
@@ -182,7 +190,10 @@ where
             && !stream.link.has(waits | at_work)
             && stream.layer.queued_descriptors() == 0
             && !has_other_producer(&stream.link)
-            && self.protocol.as_ref().is_none_or(Protocol::<T>::is_idle)
+    }
+
+    fn is_protocol_idle(&self) -> bool {
+        self.protocol.as_ref().is_none_or(Protocol::<T>::is_idle)
     }
 }
 

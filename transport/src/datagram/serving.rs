@@ -52,7 +52,9 @@ const LARGE_ROOM_SLOTS: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(50);
 
-/// How often a draining socket is asked whether it is idle.
+/// How often the protocol of a draining socket is asked whether it is idle. Its state may
+/// change without a call of its socket, so nothing reports the end of its work. Everything
+/// else that keeps a socket from its end is reported when it is over.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 /// How many datagrams are delivered at the most once the reactor stops gracefully. A
@@ -97,6 +99,16 @@ struct Draining {
     /// How many datagrams had come and left at `quiet_since`.
     counted: (u64, u64),
     quiet_since: Instant,
+    /// Whether it was not at rest when that was asked last.
+    is_at_work: bool,
+}
+
+impl Draining {
+    /// How much longer it has to be quiet.
+    fn left_of_grace(&self, reactor: &Reactor) -> Duration {
+        let quiet = reactor.now().saturating_duration_since(self.quiet_since);
+        reactor.stop_grace().saturating_sub(quiet)
+    }
 }
 
 /// Why a port is at work.
@@ -490,31 +502,53 @@ where
 
     /// Takes a step towards the end. Returns true if that leaves something to do.
     fn take_drain_step(&mut self, reactor: &Reactor, visit: Visit) -> bool {
+        let is_at_rest = self.may_end_idle() && self.protocol.is_idle();
         let Some(draining) = &mut self.draining else {
             return false;
         };
         let counted = (self.port.counts.received, self.port.counts.sent);
-        if draining.counted != counted {
+        let was_at_work = std::mem::replace(&mut draining.is_at_work, !is_at_rest);
+        if was_at_work || !is_at_rest || draining.counted != counted {
             draining.counted = counted;
             draining.quiet_since = reactor.now();
         }
-        let quiet = reactor
-            .now()
-            .saturating_duration_since(draining.quiet_since);
-        let is_quiet = !self.port.is_readable && quiet >= reactor.stop_grace();
-        let is_over = draining.is_told
-            && draining.answer == AtDrain::LoseWhenIdle
-            && self.port.ends.read == ReadEnd::Open
-            && visit == Visit::Turn
+        let is_quiet = !self.port.is_readable && draining.left_of_grace(reactor).is_zero();
+        let is_over = visit == Visit::Turn
+            && draining.is_told
             && (is_quiet || draining.left == 0)
-            && self.arrivals.is_none()
-            && self.port.is_receiving()
-            && !self.port.has_unsent()
-            && self.protocol.is_idle();
+            && is_at_rest;
         if is_over {
             self.port.stop_listening();
         }
         is_over
+    }
+
+    /// Whether the port drains, and nothing but time and its protocol keeps it from the
+    /// end.
+    fn may_end_idle(&self) -> bool {
+        let draining = self.draining.as_ref();
+        draining.is_some_and(|it| it.answer == AtDrain::LoseWhenIdle)
+            && self.port.is_receiving()
+            && self.port.ends.read == ReadEnd::Open
+            && self.arrivals.is_none()
+            && !self.port.has_unsent()
+    }
+
+    /// Sets the time of the next look at a port that drains.
+    fn look_later(&mut self, reactor: &mut Reactor) {
+        if !self.may_end_idle() {
+            return;
+        }
+        let is_idle = self.protocol.is_idle();
+        if let Some(draining) = &mut self.draining
+            && draining.look.is_none()
+        {
+            let after = match is_idle {
+                true => draining.left_of_grace(reactor),
+                false => LOOK_AFTER,
+            };
+            draining.look = Some(reactor.notify_later(after, self.port.token));
+        }
     }
 
     /// Makes sure that the rest is done later.
@@ -540,13 +574,8 @@ where
             }
             self.deadline = Some(reactor.notify_later(within, token));
         }
-        if let Some(draining) = &mut self.draining
-            && draining.look.is_none()
-            && draining.answer == AtDrain::LoseWhenIdle
-        {
-            let after = LOOK_AFTER.min(reactor.stop_grace());
-            draining.look = Some(reactor.notify_later(after, token));
-        }
+        self.look_later(reactor);
+        let port = &self.port;
         let has_more = port.state == PortState::Ending
             || port.may_send()
             || self.has_notice()
@@ -817,7 +846,7 @@ where
     }
 
     fn timer_fired(&mut self, reactor: &mut Reactor, call: DelayedCall) -> Next {
-        let mut is_retry = false;
+        let (mut is_retry, mut is_look) = (false, false);
         if self.retry == Some(call) {
             self.retry = None;
             self.port.try_again();
@@ -829,14 +858,18 @@ where
             && draining.look == Some(call)
         {
             draining.look = None;
-            // This gets it a turn, in which the socket is read.
+            // It gets a turn, in which the socket is read.
             self.port.is_readable = true;
+            is_look = true;
         }
         let next = self.work(reactor, Visit::Extra);
         if is_retry && self.retry.is_none() {
             self.retry_after = Duration::ZERO;
         }
-        next
+        match next {
+            Next::Keep if is_look => Next::Again,
+            next => next,
+        }
     }
 
     fn request(&mut self, reactor: &mut Reactor, request: &mut dyn Any) -> Next {
@@ -881,6 +914,7 @@ where
             look: None,
             counted: (0, 0),
             quiet_since: reactor.now(),
+            is_at_work: false,
         });
         reactor.await_end(self.port.token);
         self.work(reactor, Visit::Extra)

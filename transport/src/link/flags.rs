@@ -4,6 +4,9 @@
 use std::ops::BitOr;
 
 /// A set of bits of a [`Link`](super::Link).
+///
+/// All 32 are taken: by what is latched and set, by notices, by what follows from the
+/// state. What is asked less often than for every message belongs into `Cold`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flags(u32);
 
@@ -48,37 +51,37 @@ impl Flags {
     /// A layer has bytes of its own to send.
     pub(crate) const UNFLUSHED: Self = Self(1 << 15);
     /// The poller reported an error. A read may return it, or may return nothing.
-    pub(crate) const FAILED: Self = Self(1 << 29);
+    pub(crate) const FAILED: Self = Self(1 << 16);
     /// The poller reported the peer's end, and no error with it.
-    pub(crate) const END_ARRIVED: Self = Self(1 << 30);
+    pub(crate) const END_ARRIVED: Self = Self(1 << 17);
 
     // Notices for user code, in the order of delivery.
 
-    pub(crate) const CONNECTION_MADE: Self = Self(1 << 16);
-    pub(crate) const STOP_REJECTED: Self = Self(1 << 17);
-    pub(crate) const PAUSE_PRODUCER: Self = Self(1 << 18);
-    pub(crate) const RESUME_PRODUCER: Self = Self(1 << 19);
+    pub(crate) const CONNECTION_MADE: Self = Self(1 << 18);
+    pub(crate) const STOP_REJECTED: Self = Self(1 << 19);
+    pub(crate) const PAUSE_PRODUCER: Self = Self(1 << 20);
+    pub(crate) const RESUME_PRODUCER: Self = Self(1 << 21);
     /// Descriptors have left, or awaited bytes.
-    pub(crate) const LEFT: Self = Self(1 << 20);
-    pub(crate) const WRITE_CLOSED: Self = Self(1 << 21);
-    pub(crate) const READING_RESUMED: Self = Self(1 << 22);
-    pub(crate) const REATTACHED: Self = Self(1 << 23);
-    pub(crate) const END: Self = Self(1 << 24);
-    pub(crate) const DRAINING: Self = Self(1 << 31);
+    pub(crate) const LEFT: Self = Self(1 << 22);
+    pub(crate) const WRITE_CLOSED: Self = Self(1 << 23);
+    pub(crate) const READING_RESUMED: Self = Self(1 << 24);
+    pub(crate) const REATTACHED: Self = Self(1 << 25);
+    pub(crate) const END: Self = Self(1 << 26);
+    pub(crate) const DRAINING: Self = Self(1 << 27);
     /// All notices.
-    pub(crate) const PENDING: Self = Self(0x1ff << 16 | 1 << 31);
+    pub(crate) const PENDING: Self = Self(0x3ff << 18);
 
     // Bits that follow from the state. Only the link sets them, together with the
     // state, so that each question on the way of every message is one comparison.
 
     /// Nothing more may be delivered.
-    pub(super) const NOT_READING: Self = Self(1 << 25);
+    pub(super) const NOT_READING: Self = Self(1 << 28);
     /// Nothing more may be sent: the connection is over.
-    pub(super) const NOT_WRITING: Self = Self(1 << 26);
+    pub(super) const NOT_WRITING: Self = Self(1 << 29);
     /// A write has to check more than whether the connection is open.
-    pub(super) const WRITES_WITH_CARE: Self = Self(1 << 27);
+    pub(super) const WRITES_WITH_CARE: Self = Self(1 << 30);
     /// A layer has yet to say that the connection is made.
-    pub(super) const UNESTABLISHED: Self = Self(1 << 28);
+    pub(super) const UNESTABLISHED: Self = Self(1 << 31);
 
     pub(crate) const NONE: Self = Self(0);
 
