@@ -8,6 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline::handoff::pool::Live;
+use bowline::handoff::restart::{Movable, MoveTicket, Packed};
+use bowline::layers::StreamTransport;
 use bowline::policies::Timeout;
 use bowline::{AfterReadClosed, CloseReason, Context, FileSender, LingeringClose};
 use bowline::{Protocol, Transport, TransportState};
@@ -62,8 +64,9 @@ pub(crate) struct Http {
     /// behind one whose file is being sent.
     partial: Vec<u8>,
     patience: Timeout,
-    /// A worker counts its connections.
-    _live: Option<Live>,
+    /// A worker counts its connections, and can give them away.
+    live: Option<Live>,
+    ticket: Option<MoveTicket>,
 }
 
 impl Http {
@@ -72,12 +75,29 @@ impl Http {
             site: Rc::clone(site),
             partial: Vec::new(),
             patience: Timeout::new(),
-            _live: live,
+            live,
+            ticket: None,
+        }
+    }
+
+    /// One that another process has begun: this has arrived, and is not answered.
+    pub(crate) fn going_on(site: &Site, live: Live, partial: Vec<u8>) -> Self {
+        Self {
+            partial,
+            ..Self::new(site, Some(live))
         }
     }
 }
 
-impl<T: Transport> Protocol<T> for Http {
+impl<T: StreamTransport> Protocol<T> for Http {
+    fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+        let me = cx.transport.handle();
+        self.ticket = self.live.as_ref().map(|live| live.movable::<T, Self>(me));
+        if !self.partial.is_empty() {
+            self.data_received(cx, &[]);
+        }
+    }
+
     fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
         let kept = std::mem::take(&mut self.partial);
         let was_waiting = !kept.is_empty();
@@ -106,10 +126,29 @@ impl<T: Transport> Protocol<T> for Http {
         self.patience.cancel(cx.reactor);
     }
 
+    /// It has not moved after all.
+    fn connection_reattached(&mut self, cx: &mut Context<'_, T>) {
+        self.patience.reattached(cx);
+    }
+
     /// For a stop: the rest of a request is waited for.
     fn is_idle(&self) -> bool {
         self.partial.is_empty()
     }
+}
+
+impl Movable for Http {
+    const KIND: &'static str = "http";
+
+    /// While a file is being sent it has a producer, and stays.
+    fn pack(&mut self) -> Option<Packed> {
+        Some(Packed {
+            unread: self.partial.clone(),
+            ..Packed::default()
+        })
+    }
+
+    fn unpack(&mut self, _: Packed) {}
 }
 
 impl Http {

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! This process accepts, and passes each connection to a worker (`worker.rs`). It is
-//! replaced on SIGHUP by the program that stands at its path then. `connection.rs` is
-//! the protocol. Under systemd it takes the sockets `web` and `metrics`
+//! replaced on SIGHUP by the program that stands at its path then. Connections that are
+//! open move to its workers; those with TLS, and those that are being sent a file, are told
+//! and served to the end where they are. `connection.rs` is the protocol. Under systemd it takes the sockets `web` and `metrics`
 //! (`--listen systemd:name=web`) and says what it does.
 
 #![allow(clippy::print_stdout)]
@@ -32,7 +33,8 @@ use std::rc::Rc;
 use bowline::descriptor::EventCounter;
 use bowline::endpoint::ServerEndpoint;
 use bowline::handoff::pool::{CHANNEL_NUMBER, Pool, PoolSettings, Spawned, WorkerId};
-use bowline::handoff::restart::{Listeners, Program, Restart, RestartError, RestartSettings};
+use bowline::handoff::restart::{Listeners, Movable as _, Program, Restart};
+use bowline::handoff::restart::{RestartError, RestartSettings};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
 use bowline::process::spawn_with_descriptors;
 use bowline::signal::SIGHUP;
@@ -144,7 +146,8 @@ impl Program for Server {
         let pool = self.start_pool(reactor, counter.try_clone()?);
         // Called once, and an endpoint may hold a socket.
         let listen = self.listen.take().ok_or(io::ErrorKind::InvalidInput)?;
-        let web = listen.accept_among(listeners, reactor, "web", pool.acceptor(0))?;
+        // Its workers' connections move to those of the next process.
+        let web = listen.pool_among(listeners, reactor, "web", &pool, 0)?;
         let mut addresses = vec![("listening", web)];
         if let Some(metrics) = self.metrics.take() {
             let site = show_metrics(pool, counter);
@@ -164,6 +167,10 @@ impl Program for Server {
 
     fn successor_failed(&mut self, _: &mut Reactor, error: &RestartError) {
         log::error!("serving on: {error}");
+    }
+
+    fn takes(&self, kind: &str) -> bool {
+        kind == Http::KIND
     }
 }
 

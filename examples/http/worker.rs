@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -11,11 +12,14 @@ use std::time::Duration;
 
 use bowline::descriptor::EventCounter;
 use bowline::endpoint::Adopt as _;
-use bowline::handoff::pool::{Live, PassedConnection, Worker, WorkerSettings, inherited_channel};
+use bowline::handoff::pool::inherited_channel;
+use bowline::handoff::pool::{Live, PassedConnection, Service, Worker, WorkerSettings};
+use bowline::handoff::restart::{Movable as _, Moved};
 use bowline::policies::{Idle, ProtocolWrapper};
-use bowline::process::take_granted;
+use bowline::process::{describe_socket, take_granted};
 use bowline::signal::{SIGHUP, SIGINT, SIGTERM};
-use bowline::{Reactor, Tcp, Unix};
+use bowline::tls::TlsServer;
+use bowline::{Address, Reactor, Tcp, Transports as _, Unix};
 
 use crate::COUNTER_NUMBER;
 use crate::common::{self, WorkersTls};
@@ -45,21 +49,9 @@ pub(crate) fn run(root: &Path, tls: Option<[String; 2]>) -> common::Result {
             }
         }
     });
-    let serve = move |reactor: &mut Reactor, connection: PassedConnection, live: Live| {
-        let http = ProtocolWrapper::new(Http::new(&site, Some(live)), Idle::new(IDLE));
-        let error = match (connection.peer, tls.clone()) {
-            (Some(_), None) => connection.adopt(reactor, Tcp, http).err(),
-            (None, None) => connection.adopt(reactor, Unix, http).err(),
-            (Some(_), Some(tls)) => connection.adopt(reactor, Tcp.layer(tls), http).err(),
-            (None, Some(tls)) => connection.adopt(reactor, Unix.layer(tls), http).err(),
-        };
-        if let Some(error) = error {
-            // Reset before it got here, most likely.
-            log::debug!("cannot serve: {error}");
-        }
-    };
+    let files = Files { site, tls };
     let mut reactor = Reactor::new()?;
-    Worker::start(&mut reactor, channel, WorkerSettings::default(), serve)?;
+    Worker::start(&mut reactor, channel, WorkerSettings::default(), files)?;
     // A terminal and systemd send these to all processes. They are the accepting process's
     // to decide: it drains its workers. If it is gone, they end by themselves.
     reactor.on_signals(&[SIGINT, SIGTERM, SIGHUP], |_, _| {})?;
@@ -76,6 +68,47 @@ pub(crate) fn run(root: &Path, tls: Option<[String; 2]>) -> common::Result {
     });
     reactor.run()?;
     Ok(count()?)
+}
+
+/// What a worker does with its connections.
+struct Files {
+    site: Site,
+    tls: Option<TlsServer>,
+}
+
+impl Service for Files {
+    fn serve(&mut self, reactor: &mut Reactor, connection: PassedConnection, live: Live) {
+        let http = ProtocolWrapper::new(Http::new(&self.site, Some(live)), Idle::new(IDLE));
+        let error = match (connection.peer, self.tls.clone()) {
+            (Some(_), None) => connection.adopt(reactor, Tcp, http).err(),
+            (None, None) => connection.adopt(reactor, Unix, http).err(),
+            (Some(_), Some(tls)) => connection.adopt(reactor, Tcp.layer(tls), http).err(),
+            (None, Some(tls)) => connection.adopt(reactor, Unix.layer(tls), http).err(),
+        };
+        if let Some(error) = error {
+            // Reset before it got here, most likely.
+            log::debug!("cannot serve: {error}");
+        }
+    }
+
+    fn takes(&self, kind: &str) -> bool {
+        kind == Http::KIND
+    }
+
+    /// One of the process before, in the clear: with TLS they stay where they are.
+    fn serve_moved(&mut self, reactor: &mut Reactor, moved: Moved, live: Live) {
+        let http = Http::going_on(&self.site, live, moved.packed.unread);
+        let http = ProtocolWrapper::new(http, Idle::new(IDLE));
+        let is_tcp = describe_socket(moved.fd.as_fd())
+            .is_ok_and(|socket| matches!(socket.address, Some(Address::Inet(_))));
+        let error = match is_tcp {
+            true => (reactor.adopt(Tcp.with_unsent(moved.unsent), moved.fd, http)).err(),
+            false => (reactor.adopt(Unix.with_unsent(moved.unsent), moved.fd, http)).err(),
+        };
+        if let Some(error) = error {
+            log::debug!("a connection ended on its way: {error}");
+        }
+    }
 }
 
 /// What `target` names below `root`. Links are followed: whoever writes there decides.

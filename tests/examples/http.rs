@@ -338,6 +338,38 @@ fn http_loses_no_request_when_it_is_restarted_under_load() {
     wait_until("the last one ends", || !is_running(last));
 }
 
+#[test]
+fn http_moves_connections_that_wait_when_it_is_restarted() {
+    const CONNECTIONS: usize = 20;
+    let mut server = Server::start(&[("file", b"content")], "2");
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| server.client()).collect();
+    for client in &mut clients {
+        assert!(!client.ask("/file").expect("answered").is_last());
+        // The rest of it comes when another process is there.
+        client.write("GET /fi");
+    }
+    let before = server.process();
+    kill_process(pid(before), Signal::HUP).expect("it runs");
+    wait_until("another process serves", || server.process() != before);
+    let number = u32::try_from(before).expect("a process");
+    // It would wait for those that it still has.
+    wait_until("the one before ends", || !is_running(number));
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write("le HTTP/1.1\r\nHost: here\r\n\r\n");
+        let answer = client.answer(true);
+        let answer = answer.unwrap_or_else(|| panic!("connection {number} was lost"));
+        assert_eq!(answer.status, "200 OK", "connection {number}");
+        assert_eq!(answer.body, b"content", "connection {number}");
+        assert!(!answer.is_last(), "connection {number} was told to go");
+    }
+    let last = server.process();
+    kill_process(pid(last), Signal::TERM).expect("it runs");
+    let first = server.example.child.wait().expect("ours");
+    assert!(first.success(), "{first}");
+    let last = u32::try_from(last).expect("a process");
+    wait_until("the last one ends", || !is_running(last));
+}
+
 pub(crate) fn pid(number: u64) -> Pid {
     let number = i32::try_from(number).expect("a process");
     Pid::from_raw(number).expect("a process")
