@@ -120,7 +120,7 @@ impl Inspector {
     ///     ) -> io::Result<()> {
     ///         let socket = Unix::at("/run/web/inspect").mode(0o600);
     ///         listeners.listen(reactor, "inspect", socket, Inspector::operators())?;
-    ///         let page = Tcp::at(([127, 0, 0, 1], 9090));
+    ///         let page = Tcp::at(([127, 0, 0, 1], 9090).into());
     ///         listeners.listen(reactor, "page", page, Inspector::browsers(&self.secret)?)?;
     ///         // ... and what it serves.
     ///         Ok(())
