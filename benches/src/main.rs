@@ -35,6 +35,7 @@ mod external;
 mod load;
 mod peers;
 mod report;
+#[allow(dead_code, reason = "the other programs use the rest")]
 mod sys;
 mod timers;
 mod wheel;

@@ -167,6 +167,24 @@ pub(crate) fn connect_from(source: u16, port: u16) -> io::Result<OwnedFd> {
         check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: the kernel has just given it to us.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    connect(fd, source, port)?;
+    Ok(socket)
+}
+
+/// Begins to connect a non-blocking TCP socket, likewise.
+pub(crate) fn begin_to_connect_from(source: u16, port: u16) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointer is involved.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, flags, 0) })?;
+    // SAFETY: the kernel has just given it to us.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    match connect(fd, source, port) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        other => other.map(|()| socket),
+    }
+}
+
+fn connect(fd: RawFd, source: u16, port: u16) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     let [high, low] = source.to_be_bytes();
@@ -177,7 +195,7 @@ pub(crate) fn connect_from(source: u16, port: u16) -> io::Result<OwnedFd> {
     check(unsafe { libc::bind(fd, (&raw const from).cast(), size) })?;
     // SAFETY: as above.
     check(unsafe { libc::connect(fd, (&raw const to).cast(), size) })?;
-    Ok(socket)
+    Ok(())
 }
 
 /// Connects to a UNIX socket, or says at once that too many wait there.
@@ -531,3 +549,17 @@ pub(crate) fn terminate(pid: u32) -> io::Result<()> {
     check(unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) })?;
     Ok(())
 }
+
+/// Sends a signal to a process, or with a negative number to a group of them.
+pub(crate) fn signal(process: i32, signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointer is involved.
+    check(unsafe { libc::kill(process, signal) })?;
+    Ok(())
+}
+
+pub(crate) const HUP: libc::c_int = libc::SIGHUP;
+pub(crate) const USR2: libc::c_int = libc::SIGUSR2;
+pub(crate) const TERM: libc::c_int = libc::SIGTERM;
+pub(crate) const KILL: libc::c_int = libc::SIGKILL;
+pub(crate) const STOP: libc::c_int = libc::SIGSTOP;
+pub(crate) const CONTINUE: libc::c_int = libc::SIGCONT;
