@@ -73,8 +73,9 @@ mod tests {
         // thread could have had.
         match unsafe { libc::fork() } {
             0 => {
-                // SAFETY: takes a number; should anything hang, it ends the child.
-                unsafe { libc::alarm(10) };
+                // SAFETY: takes a number; should anything hang, it ends the child. Beside
+                // many others, and under a sanitizer, a child can need seconds.
+                unsafe { libc::alarm(60) };
                 let is_over = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).is_ok();
                 // SAFETY: ends the child without what is the parent's to be done.
                 unsafe { libc::_exit(i32::from(!is_over)) }

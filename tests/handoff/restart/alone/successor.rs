@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::rc::Rc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use bowline::Reactor;
@@ -20,7 +21,7 @@ use super::wire::{
 use super::{Client, Server, Stage, Staged, file, ms};
 use crate::pool::raw::{tcp_pair, wrong_kinds};
 use crate::support::figures::{Bound, Figures};
-use crate::support::socketpair;
+use crate::support::{DEADLINE, socketpair};
 
 const LATE: &str = "not started: the other process took too long";
 const GAVE_UP: &str = "not started: the other process gave up";
@@ -300,8 +301,15 @@ fn what_cannot_say_who_serves_ends_the_take_over() {
     for at in 0..WRONG + 2 {
         let mut stage = Stage::new();
         let mut wrong = wrong_kinds();
-        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
         let (_client, accepted) = tcp_pair();
+        // Ends a loop that waits for the byte after all.
+        let (is_over, over) = mpsc::channel::<()>();
+        let waits = std::thread::spawn(move || {
+            let late = over.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout);
+            drop(writer);
+            late
+        });
         wrong.push(("pipe without its byte", reader.into()));
         wrong.push(("connection", accepted));
         let (kind, wrong) = wrong.swap_remove(at);
@@ -322,6 +330,8 @@ fn what_cannot_say_who_serves_ends_the_take_over() {
             }
         }
         assert!(!pair.new.restart.is_serving());
+        drop(is_over);
+        assert!(!waits.join().expect("a thread"), "{kind}: was waited for");
     }
 }
 
