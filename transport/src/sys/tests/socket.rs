@@ -358,6 +358,8 @@ fn nobody_is_not_a_peer() {
 #[test]
 fn descriptors_from_elsewhere_get_their_flags() {
     let (read, _write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    // As one that comes from a program which does not care.
+    rustix::io::fcntl_setfd(&read, rustix::io::FdFlags::empty()).unwrap();
     assert!(!is_nonblocking(read.as_fd()) && !is_close_on_exec(read.as_fd()));
     // Twice: the second call finds nothing to do.
     for _ in 0..2 {
