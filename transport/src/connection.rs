@@ -808,9 +808,7 @@ where
         link.shared.kinds.ended(layer.socket().kind(), link);
         let unsent = stream.buffer.take();
         let unread = link.take_unread();
-        let registration = link.cold().registration.take();
-        let producer =
-            registration.and_then(|registration| Some((registration.producer?, registration.kind)));
+        let producer = link.take_producer();
         self.close_socket(reactor);
         self.tell_awaited(reactor, true);
         self.tell_connector(reactor, CloseReason::Done);

@@ -178,6 +178,13 @@ impl<P> fmt::Display for ReattachError<P> {
     }
 }
 
+impl<P: 'static> ReattachError<P> {
+    pub(crate) fn new(kind: AdoptErrorKind, detached: Detached<P>) -> Self {
+        let detached = Box::new(detached);
+        Self { kind, detached }
+    }
+}
+
 impl<P: 'static> std::error::Error for ReattachError<P> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.kind {
@@ -192,10 +199,7 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
     reactor: &mut Reactor,
     mut detached: Detached<P>,
 ) -> Result<Token, ReattachError<P>> {
-    let failed = |kind, detached| {
-        let detached = Box::new(detached);
-        Err(ReattachError { kind, detached })
-    };
+    let failed = |kind, detached| Err(ReattachError::new(kind, detached));
     if let Err(kind) = check_unsent(&detached.descriptors, &detached.unsent) {
         return failed(kind, detached);
     }
@@ -210,19 +214,18 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
         return failed(AdoptErrorKind::Os(error), Detached { layer, ..detached });
     }
     if let Err((fd, writing)) = attach(layer.socket_mut(), detached.fd, detached.writing) {
-        let layer = Box::new(layer);
         let detached = Detached {
             fd,
             writing,
-            layer,
+            layer: Box::new(layer),
             ..detached
         };
         return failed(AdoptErrorKind::WrongFamily, detached);
     }
     // Called only once nothing can fail any more.
     let mut kept = detached.kept.take();
-    let producer_is_paused = kept.as_ref().is_some_and(|kept| kept.producer_is_paused);
     let prepare = |stream: &mut Stream<T::Layer>| {
+        let is_paused = kept.as_ref().is_some_and(|kept| kept.producer_is_paused);
         restore_link(stream, kept.as_mut());
         stream.restore_unsent(Unsent {
             bytes: mem::take(&mut detached.unsent),
@@ -230,7 +233,7 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
         });
         stream.link.push_back(mem::take(&mut detached.unread));
         if let Some((producer, kind)) = detached.producer.take() {
-            stream.restore_producer(producer, kind, producer_is_paused);
+            stream.restore_producer(producer, kind, is_paused);
         }
     };
     let (protocol, side) = (detached.protocol, Side::Adopted);
@@ -240,12 +243,11 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
             let socket = layer.socket_mut();
             let fd = socket.detach().expect("it was just put there");
             let writing = socket.detach_writing();
-            let layer = Box::new(layer);
             let detached = Detached {
                 fd,
                 writing,
                 protocol,
-                layer,
+                layer: Box::new(layer),
                 kept,
                 ..detached
             };

@@ -692,6 +692,12 @@ impl Link {
         is_open && !self.is_broken() && unsent.saturating_add(length) <= limit
     }
 
+    /// Forgets the producer, without telling it.
+    pub(crate) fn take_producer(&mut self) -> Option<(ProducerRef, ProducerKind)> {
+        let registration = self.cold().registration.take()?;
+        Some((registration.producer?, registration.kind))
+    }
+
     pub(crate) fn set_write_observer(&mut self, observer: Option<Rc<dyn WriteObserver>>) {
         self.cold().write_observer = observer;
         self.set(Flags::WRITES_WITH_CARE);

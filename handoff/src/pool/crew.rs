@@ -145,30 +145,9 @@ impl PoolShared {
         };
         let mut state = self.state.borrow_mut();
         state.counts.started += 1;
-        state.workers.push(Member {
-            id,
-            pid,
-            channel,
-            process,
-            place,
-            stage: WorkerStage::Starting,
-            was_ready: false,
-            in_flight: VecDeque::new(),
-            given: 0,
-            left: 0,
-            live: 0,
-            acknowledged: 0,
-            refused: 0,
-            started: reactor.now(),
-            answered: reactor.now(),
-            not_before: None,
-            accepted: 0,
-            is_full: false,
-            silent_since: None,
-            was_asked: false,
-            drain_deadline: None,
-            ended: None,
-        });
+        let now = reactor.now();
+        let member = Member::starting(id, place, (pid, process), channel, now);
+        state.workers.push(member);
         Ok(())
     }
 
@@ -349,19 +328,7 @@ impl PoolShared {
             heir.end();
         }
         let was_asked = worker.drain_deadline.is_some() || is_heir;
-        let unanswered = worker.in_flight.len();
-        let is_recalled = worker.stage == WorkerStage::Recalled;
-        for job in &mut worker.in_flight {
-            job.since = now;
-            // Its copy lies unread in the channel, for as long as it hangs.
-            job.dispatch.is_recalled |= is_recalled;
-        }
-        let event = PoolEvent::Lost {
-            worker: id,
-            pid: worker.pid,
-            acknowledged: worker.acknowledged,
-            unanswered,
-        };
+        let event = worker.lost(now);
         if has_broken(error, reason) {
             let why: &dyn fmt::Display = error.map_or(reason, |error| error);
             log::warn!(target: log::HANDOFF, "{id}, process {}: {why}", worker.pid);
@@ -376,11 +343,7 @@ impl PoolShared {
             state.judge_life(worker.place, now.saturating_duration_since(worker.started));
         }
         let place = worker.place;
-        let kill_at = match (worker.stage, worker.drain_deadline) {
-            // It serves what it had taken.
-            (WorkerStage::Recalled, Some(deadline)) => deadline,
-            _ => moment_after(now, state.settings.exit_timeout),
-        };
+        let kill_at = worker.kill_at(moment_after(now, state.settings.exit_timeout));
         let mut leaving = worker.leave(kill_at);
         if is_heir {
             // Its end is the end of its channel.

@@ -472,6 +472,13 @@ impl PoolState {
         }
     }
 
+    /// Whether anything waits for a worker to have room.
+    fn waits_for_room(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.paused.is_empty()
+            || matches!(self.life, PoolLife::Stopping { .. })
+    }
+
     /// Takes note of what a worker says, if it is one that there is.
     pub(super) fn answered(
         &mut self,
@@ -479,19 +486,9 @@ impl PoolState {
         answer: &FromWorker,
         now: Instant,
     ) -> Option<Answered> {
-        let (delivery, live, refusal) = match answer {
-            FromWorker::Accepted { id, live } => (Some(*id), *live, None),
-            FromWorker::Refused { id, reason, live } => (Some(*id), *live, Some(*reason)),
-            FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (None, *live, None),
-            // See `declined`.
-            FromWorker::Declined { .. } | FromWorker::Moving { .. } => return None,
-        };
+        let (delivery, live, refusal) = parts_of(answer)?;
         let worker = self.worker(id)?;
-        worker.live = live;
-        worker.answered = now;
-        worker.not_before = None;
-        worker.silent_since = None;
-        worker.was_asked = false;
+        let event = worker.answers(live, now);
         let mut drains = false;
         let mut more = 0;
         if let FromWorker::Accepts {
@@ -499,12 +496,6 @@ impl PoolState {
         } = answer
         {
             (more, drains) = worker.accepts(*accepted, *stage);
-        }
-        let mut event = None;
-        if worker.stage == WorkerStage::Hung {
-            worker.stage = WorkerStage::Serving;
-            let (worker, pid) = (id, worker.pid);
-            event = Some(PoolEvent::Recovered { worker, pid });
         }
         let job = delivery.and_then(|delivery| worker.take(delivery));
         let (place, lived) = (worker.place, now.saturating_duration_since(worker.started));
@@ -529,10 +520,7 @@ impl PoolState {
             (None, _) => {}
         }
         self.counts.acknowledged += more;
-        let has_use = refused.is_some()
-            || !self.waiting.is_empty()
-            || !self.paused.is_empty()
-            || matches!(self.life, PoolLife::Stopping { .. });
+        let has_use = refused.is_some() || self.waits_for_room();
         if let Some((mut job, reason)) = refused {
             job.refused_by.push((id, reason));
             job.since = now;
@@ -674,7 +662,92 @@ impl Place {
     }
 }
 
+/// Which delivery an answer is of, how many connections the worker has, and why it
+/// refuses.
+fn parts_of(answer: &FromWorker) -> Option<(Option<u64>, u32, Option<WorkerRefusal>)> {
+    Some(match answer {
+        FromWorker::Accepted { id, live } => (Some(*id), *live, None),
+        FromWorker::Refused { id, reason, live } => (Some(*id), *live, Some(*reason)),
+        FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (None, *live, None),
+        // See `declined`.
+        FromWorker::Declined { .. } | FromWorker::Moving { .. } => return None,
+    })
+}
+
 impl Member {
+    pub(super) fn starting(
+        id: WorkerId,
+        place: usize,
+        (pid, process): (u32, ChildWatch),
+        channel: UnixTransportHandle,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            pid,
+            channel,
+            process,
+            place,
+            stage: WorkerStage::Starting,
+            was_ready: false,
+            in_flight: VecDeque::new(),
+            given: 0,
+            left: 0,
+            live: 0,
+            acknowledged: 0,
+            refused: 0,
+            started: now,
+            answered: now,
+            not_before: None,
+            accepted: 0,
+            is_full: false,
+            silent_since: None,
+            was_asked: false,
+            drain_deadline: None,
+            ended: None,
+        }
+    }
+
+    /// Its channel has ended. What it has not answered is to go to others.
+    pub(super) fn lost(&mut self, now: Instant) -> PoolEvent {
+        let is_recalled = self.stage == WorkerStage::Recalled;
+        for job in &mut self.in_flight {
+            job.since = now;
+            // Its copy lies unread in the channel, for as long as it hangs.
+            job.dispatch.is_recalled |= is_recalled;
+        }
+        PoolEvent::Lost {
+            worker: self.id,
+            pid: self.pid,
+            acknowledged: self.acknowledged,
+            unanswered: self.in_flight.len(),
+        }
+    }
+
+    /// When it is killed, if it has not ended by then.
+    pub(super) fn kill_at(&self, at_the_latest: Instant) -> Instant {
+        match (self.stage, self.drain_deadline) {
+            // It serves what it had taken.
+            (WorkerStage::Recalled, Some(deadline)) => deadline,
+            _ => at_the_latest,
+        }
+    }
+
+    /// It has said something. Answers an event where it was thought to hang.
+    fn answers(&mut self, live: u32, now: Instant) -> Option<PoolEvent> {
+        self.live = live;
+        self.answered = now;
+        self.not_before = None;
+        self.silent_since = None;
+        self.was_asked = false;
+        if self.stage != WorkerStage::Hung {
+            return None;
+        }
+        self.stage = WorkerStage::Serving;
+        let (worker, pid) = (self.id, self.pid);
+        Some(PoolEvent::Recovered { worker, pid })
+    }
+
     pub(super) fn has_room(&self, settings: &PoolSettings, now: Instant) -> bool {
         let is_slow = |since| now.saturating_duration_since(since) > settings.slow_after;
         self.stage == WorkerStage::Serving

@@ -729,6 +729,61 @@ struct Inlet {
     shared: Rc<WorkerShared>,
 }
 
+impl Inlet {
+    /// Accepts by itself on one more socket, which is the pool's too.
+    fn listen<T: UnixTransport + ?Sized>(
+        &self,
+        cx: &mut Context<'_, T>,
+        id: (u32, u32),
+        socket: Option<OwnedFd>,
+    ) {
+        let shared = Rc::clone(&self.shared);
+        if shared.stage.get() != Stage::Serving {
+            // The pool has been told, or is about to be.
+            return;
+        }
+        if let Err(error) = shared.listen(cx.reactor, id, socket) {
+            log::error!(target: log::HANDOFF, "cannot accept by itself: {error}");
+            // The pool takes what comes there.
+            shared.is_full.set(true);
+            let answer = shared.accepts();
+            shared.say(cx.transport, &answer);
+        }
+    }
+
+    /// Answers that a connection is taken. It is served once the answer has left.
+    fn promise<T: UnixTransport + ?Sized>(
+        &self,
+        cx: &mut Context<'_, T>,
+        id: u64,
+        connection: Given,
+    ) {
+        let shared = &self.shared;
+        let live = Live::new(shared);
+        let answer = FromWorker::Accepted {
+            id,
+            live: shared.live.get(),
+        };
+        shared.say(cx.transport, &answer);
+        let unsent = cx.transport.unsent_bytes() as u64;
+        let answer_ends = cx.transport.bytes_sent() + unsent;
+        shared.promised.borrow_mut().push_back(Promised {
+            answer_ends,
+            connection,
+            live,
+        });
+        let worker = Rc::clone(shared);
+        let begin = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
+            if sent.is_ok() {
+                worker.begin(reactor);
+            }
+        };
+        cx.transport.when_sent(answer_ends, Box::new(begin));
+        shared.report_after.set(FIRST_REPORT);
+        shared.report_later(cx.reactor);
+    }
+}
+
 impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
     type Message = ToWorker;
 
@@ -743,20 +798,8 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 return;
             }
             ToWorker::Listen { listener, label } => {
-                let (shared, id) = (Rc::clone(shared), (listener, label));
                 let socket = incoming.descriptors.into_iter().next();
-                if shared.stage.get() != Stage::Serving {
-                    // The pool has been told, or is about to be.
-                    return;
-                }
-                if let Err(error) = shared.listen(cx.reactor, id, socket) {
-                    log::error!(target: log::HANDOFF, "cannot accept by itself: {error}");
-                    // The pool takes what comes there.
-                    shared.is_full.set(true);
-                    let answer = shared.accepts();
-                    shared.say(cx.transport, &answer);
-                }
-                return;
+                return self.listen(cx, (listener, label), socket);
             }
             ToWorker::Unlisten { listener } => {
                 shared.unlisten(cx.reactor, |id| id == listener);
@@ -791,30 +834,7 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
         let id = dispatch.id;
         let judged = shared.judge(cx.reactor, dispatch, incoming.descriptors, incoming.lost);
         match judged {
-            Ok(connection) => {
-                let live = Live::new(shared);
-                let answer = FromWorker::Accepted {
-                    id,
-                    live: shared.live.get(),
-                };
-                shared.say(cx.transport, &answer);
-                let unsent = cx.transport.unsent_bytes() as u64;
-                let answer_ends = cx.transport.bytes_sent() + unsent;
-                shared.promised.borrow_mut().push_back(Promised {
-                    answer_ends,
-                    connection,
-                    live,
-                });
-                let worker = Rc::clone(shared);
-                let begin = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
-                    if sent.is_ok() {
-                        worker.begin(reactor);
-                    }
-                };
-                cx.transport.when_sent(answer_ends, Box::new(begin));
-                shared.report_after.set(FIRST_REPORT);
-                shared.report_later(cx.reactor);
-            }
+            Ok(connection) => self.promise(cx, id, connection),
             Err(reason) => {
                 log::debug!(target: log::HANDOFF, "refused delivery {id}: {reason}");
                 let live = shared.live.get();

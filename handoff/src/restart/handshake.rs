@@ -192,6 +192,22 @@ impl Offering {
             (Preparing | Moving, Heard::Broken) => (Waiting(Given::Nothing), &[]),
             (Committed | Following, Heard::Broken) => (Waiting(Given::Listeners), &[]),
             (Announcing, Heard::Broken) => (Waiting(Given::Everything), &[]),
+            // It may have everything by now, and take the baton where it cannot hear us.
+            (Taking { .. } | Preparing | Moving, _) => decide(Given::Nothing),
+            (Committed | Following, _) => decide(Given::Listeners),
+            (Announcing, _) => decide(Given::Everything),
+            (Waiting(_) | Deciding { .. } | Overtaken(_) | Yielding, _) => {
+                self.after_the_cut(heard)
+            }
+        };
+        *self = next;
+        actions
+    }
+
+    /// What follows where one of the two has to take the baton.
+    fn after_the_cut(self, heard: Heard) -> (Self, &'static [Do]) {
+        use Offering::{Deciding, Done, Failed, Overtaken, Waiting, Yielding};
+        match (self, heard) {
             (Waiting(_), Heard::Announced(_)) => (Waiting(Given::Announced), &[]),
             (Waiting(given), Heard::TooLate) => (
                 Deciding {
@@ -200,10 +216,6 @@ impl Offering {
                 },
                 &[Do::Decide],
             ),
-            // It may have everything by now, and take the baton where it cannot hear us.
-            (Taking { .. } | Preparing | Moving, _) => decide(Given::Nothing),
-            (Committed | Following, _) => decide(Given::Listeners),
-            (Announcing, _) => decide(Given::Everything),
             (Deciding { given, .. }, Heard::Decided(true)) => match given {
                 Given::Nothing => (Failed, &[Do::HangUp]),
                 _ => (Failed, &[Do::HangUp, Do::Resume]),
@@ -219,10 +231,8 @@ impl Offering {
             },
             (Overtaken(_), Heard::Announced(_)) => (Overtaken(Given::Announced), &[]),
             (Yielding, Heard::Announced(_)) => (Done, &[Do::Finish, Do::Leave]),
-            (Waiting(_) | Deciding { .. } | Overtaken(_) | Yielding, _) => (*self, &[]),
-        };
-        *self = next;
-        actions
+            _ => (self, &[]),
+        }
     }
 
     /// How long the present step may take; moving has deadlines of its own.

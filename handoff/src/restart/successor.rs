@@ -385,33 +385,16 @@ impl Successor {
         } = incoming;
         let told = match message {
             FromPredecessor::Refused { refusal } => Told::Refused(refusal),
-            FromPredecessor::Offer { batches, watched } => {
-                let baton = descriptors.into_iter().next().map(Baton::received);
-                match baton.transpose() {
-                    Ok(Some(Some(baton))) => {
-                        self.with(|take_over| {
-                            take_over.found.watched = watched;
-                            take_over.found.baton = Some(baton);
-                        });
-                        Told::Offer(batches)
-                    }
-                    Ok(Some(None)) => {
-                        log::warn!(target: log::HANDOFF, "the descriptor of an offer is no pipe");
-                        Told::Abort
-                    }
-                    Ok(None) => {
-                        log::warn!(target: log::HANDOFF, "an offer came without its descriptor");
-                        Told::Abort
-                    }
-                    Err(error) => {
-                        log::warn!(
-                            target: log::HANDOFF,
-                            "cannot hold the descriptor of an offer: {error}"
-                        );
-                        Told::Abort
-                    }
+            FromPredecessor::Offer { batches, watched } => match received_baton(descriptors) {
+                Some(baton) => {
+                    self.with(|take_over| {
+                        take_over.found.watched = watched;
+                        take_over.found.baton = Some(baton);
+                    });
+                    Told::Offer(batches)
                 }
-            }
+                None => Told::Abort,
+            },
             FromPredecessor::Listeners { batch, listeners } => {
                 if listeners.len() == descriptors.len() {
                     self.keep_listeners(listeners, descriptors);
@@ -697,4 +680,22 @@ impl Successor {
     fn drop_prepared(&self) {
         drop(self.with(|take_over| std::mem::take(&mut take_over.found.prepared)));
     }
+}
+
+/// The baton that an offer brings.
+fn received_baton(descriptors: Vec<OwnedFd>) -> Option<Baton> {
+    let baton = descriptors.into_iter().next().map(Baton::received);
+    match baton.transpose() {
+        Ok(Some(Some(baton))) => return Some(baton),
+        Ok(Some(None)) => {
+            log::warn!(target: log::HANDOFF, "the descriptor of an offer is no pipe");
+        }
+        Ok(None) => {
+            log::warn!(target: log::HANDOFF, "an offer came without its descriptor");
+        }
+        Err(error) => {
+            log::warn!(target: log::HANDOFF, "cannot hold the descriptor of an offer: {error}");
+        }
+    }
+    None
 }

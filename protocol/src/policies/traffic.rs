@@ -130,53 +130,6 @@ impl<T: AnyConnection + ?Sized> Policy<T> for Traffic {
                 cx.transport.set_write_observer(Some(Rc::new(written)));
                 log::debug!(target: log::TRAFFIC, "{number}: made with {}", cx.transport.peer());
             }
-            Event::DataReceived(data) => {
-                log::debug!(target: log::TRAFFIC, "{number}: received {}", Cut { data, shown });
-            }
-            Event::FileDescriptorReceived => {
-                log::debug!(target: log::TRAFFIC, "{number}: received a descriptor");
-            }
-            Event::PacketReceived {
-                descriptors: 0,
-                data,
-            } => log::debug!(
-                target: log::TRAFFIC,
-                "{number}: received a packet of {}",
-                Cut { data, shown }
-            ),
-            Event::PacketReceived { descriptors, data } => log::debug!(
-                target: log::TRAFFIC,
-                "{number}: received {descriptors} descriptors with a packet of {}",
-                Cut { data, shown }
-            ),
-            Event::SendFailed => {
-                log::debug!(target: log::TRAFFIC, "{number}: a packet was not sent");
-            }
-            Event::DescriptorsReceived { descriptors, data } => log::debug!(
-                target: log::TRAFFIC,
-                "{number}: received {descriptors} descriptors and {}",
-                Cut { data, shown }
-            ),
-            Event::DescriptorsTruncated { received } => log::debug!(
-                target: log::TRAFFIC,
-                "{number}: received {received} descriptors and lost others"
-            ),
-            Event::DescriptorsSent { count } => {
-                log::debug!(target: log::TRAFFIC, "{number}: sent {count} descriptors");
-            }
-            Event::ReadConnectionLost => {
-                log::debug!(target: log::TRAFFIC, "{number}: the peer writes no more");
-            }
-            Event::WriteConnectionLost => {
-                log::debug!(target: log::TRAFFIC, "{number}: nothing more is written");
-            }
-            Event::ConnectionBroken(_) => {
-                log::debug!(target: log::TRAFFIC, "{number}: broken, with something unread");
-            }
-            Event::ConnectionLost(reason) => {
-                log::debug!(target: log::TRAFFIC, "{number}: lost: {reason}");
-            }
-            Event::Draining => log::debug!(target: log::TRAFFIC, "{number}: drains"),
             Event::SendingResumed
             | Event::ReadingResumed
             | Event::ConnectionReattached
@@ -184,6 +137,50 @@ impl<T: AnyConnection + ?Sized> Policy<T> for Traffic {
             | Event::PauseProducing
             | Event::ResumeProducing
             | Event::StopProducing => {}
+            event => log::debug!(target: log::TRAFFIC, "{number}: {}", Line { event, shown }),
+        }
+    }
+}
+
+/// An event as its line says it.
+struct Line<'a> {
+    event: &'a Event<'a>,
+    shown: usize,
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.shown;
+        match self.event {
+            Event::DataReceived(data) => write!(f, "received {}", Cut { data, shown }),
+            Event::FileDescriptorReceived => f.write_str("received a descriptor"),
+            Event::PacketReceived {
+                descriptors: 0,
+                data,
+            } => write!(f, "received a packet of {}", Cut { data, shown }),
+            Event::PacketReceived { descriptors, data } => {
+                let packet = Cut { data, shown };
+                write!(
+                    f,
+                    "received {descriptors} descriptors with a packet of {packet}"
+                )
+            }
+            Event::DescriptorsReceived { descriptors, data } => {
+                let bytes = Cut { data, shown };
+                write!(f, "received {descriptors} descriptors and {bytes}")
+            }
+            Event::DescriptorsTruncated { received } => {
+                write!(f, "received {received} descriptors and lost others")
+            }
+            Event::DescriptorsSent { count } => write!(f, "sent {count} descriptors"),
+            Event::SendFailed => f.write_str("a packet was not sent"),
+            Event::ReadConnectionLost => f.write_str("the peer writes no more"),
+            Event::WriteConnectionLost => f.write_str("nothing more is written"),
+            Event::ConnectionBroken(_) => f.write_str("broken, with something unread"),
+            Event::ConnectionLost(reason) => write!(f, "lost: {reason}"),
+            Event::Draining => f.write_str("drains"),
+            // Those have no line.
+            other => write!(f, "{other:?}"),
         }
     }
 }

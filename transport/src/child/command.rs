@@ -352,48 +352,11 @@ impl<'a> ChildCommand<'a> {
         let terminal = self.make_terminal(&mut made)?;
         let mut aliases = Vec::new();
         for (number, end) in std::mem::take(&mut self.ends) {
-            let theirs = match end {
-                ChildEnd::As(other) => {
-                    aliases.push((number, other));
-                    continue;
-                }
-                ChildEnd::WriteTo(maker) => {
-                    let (theirs, ours) = io::pipe()?;
-                    let install = match maker {
-                        Some(maker) => maker(ours.into()),
-                        None => by_number(number, OwnEnd::WRITING, ours.into()),
-                    };
-                    made.streams.push(Planned::new(number, install));
-                    Given::owned(theirs)
-                }
-                ChildEnd::ReadFrom(maker) => {
-                    let (ours, theirs) = io::pipe()?;
-                    let install = match maker {
-                        Some(maker) => maker(ours.into()),
-                        None => by_number(number, OwnEnd::READING, ours.into()),
-                    };
-                    made.streams.push(Planned::new(number, install));
-                    Given::owned(theirs)
-                }
-                ChildEnd::Socket(maker) => {
-                    let (ours, theirs) = StdUnixStream::pair()?;
-                    let maker = maker.ok_or_else(nothing_there)?;
-                    made.streams.push(Planned::new(number, maker(ours.into())));
-                    Given::owned(theirs)
-                }
-                ChildEnd::Terminal => {
-                    let terminal = terminal.as_ref().ok_or_else(nothing_there)?;
-                    Given::owned(terminal.try_clone()?)
-                }
-                ChildEnd::Given(fd) => Given::Grant(Grant::Borrowed(fd)),
-                ChildEnd::Inherited if number < 3 => Given::Inherited,
-                ChildEnd::Inherited => return Err(nothing_there()),
-                ChildEnd::Null => {
-                    let both = File::options().read(true).write(true).open("/dev/null")?;
-                    Given::owned(both)
-                }
-            };
-            pairs.insert(number, theirs);
+            if let ChildEnd::As(other) = end {
+                aliases.push((number, other));
+            } else {
+                pairs.insert(number, made.make_end(number, end, terminal.as_ref())?);
+            }
         }
         for (number, other) in aliases {
             let theirs = pairs.get(&other).ok_or_else(nothing_there)?.copy(other)?;
@@ -465,6 +428,56 @@ struct Made<'a> {
     start: CleanStart,
     names: Option<Vec<String>>,
     settings: ProcessSettings,
+}
+
+impl<'a> Made<'a> {
+    /// Makes the child's end of what it has under a number, and our stream of it.
+    fn make_end(
+        &mut self,
+        number: u32,
+        end: ChildEnd<'a>,
+        terminal: Option<&OwnedFd>,
+    ) -> io::Result<Given<'a>> {
+        Ok(match end {
+            ChildEnd::WriteTo(maker) => {
+                let (theirs, ours) = io::pipe()?;
+                let install = match maker {
+                    Some(maker) => maker(ours.into()),
+                    None => by_number(number, OwnEnd::WRITING, ours.into()),
+                };
+                self.streams.push(Planned::new(number, install));
+                Given::owned(theirs)
+            }
+            ChildEnd::ReadFrom(maker) => {
+                let (ours, theirs) = io::pipe()?;
+                let install = match maker {
+                    Some(maker) => maker(ours.into()),
+                    None => by_number(number, OwnEnd::READING, ours.into()),
+                };
+                self.streams.push(Planned::new(number, install));
+                Given::owned(theirs)
+            }
+            ChildEnd::Socket(maker) => {
+                let (ours, theirs) = StdUnixStream::pair()?;
+                let maker = maker.ok_or_else(nothing_there)?;
+                self.streams.push(Planned::new(number, maker(ours.into())));
+                Given::owned(theirs)
+            }
+            ChildEnd::Terminal => {
+                let terminal = terminal.ok_or_else(nothing_there)?;
+                Given::owned(terminal.try_clone()?)
+            }
+            ChildEnd::Given(fd) => Given::Grant(Grant::Borrowed(fd)),
+            ChildEnd::Inherited if number < 3 => Given::Inherited,
+            ChildEnd::Inherited => return Err(nothing_there()),
+            ChildEnd::Null => {
+                let both = File::options().read(true).write(true).open("/dev/null")?;
+                Given::owned(both)
+            }
+            // It is a copy of another one, once that is made.
+            ChildEnd::As(_) => return Err(nothing_there()),
+        })
+    }
 }
 
 /// One descriptor of the child.

@@ -267,25 +267,7 @@ pub(crate) fn adopt_process(
         error,
     };
     let pid = process.pid();
-    let attended = |token| Attended {
-        token,
-        pid,
-        leads_group,
-        settings,
-        protocol: RefCell::new(Box::new(protocol)),
-        was_made: Cell::new(false),
-        stage: Cell::new(ProcessStage::Running),
-        status: Cell::default(),
-        watch: RefCell::default(),
-        streams: RefCell::default(),
-        terminal: RefCell::default(),
-        wishes: Cell::default(),
-        was_killed: Cell::new(false),
-        was_told_to_drain: Cell::new(false),
-        calls: Cell::default(),
-        at_stop: Cell::default(),
-        hold: RefCell::default(),
-    };
+    let attended = |token| Attended::new(token, (pid, leads_group), settings, Box::new(protocol));
     // Registered before its streams. At a stop the reactor tells newer ones first, so
     // this comes last.
     let this = match install(reactor, attended) {
@@ -298,27 +280,15 @@ pub(crate) fn adopt_process(
     let token = this.token;
     // With this, the process protocol is told of the beginning before any stream is.
     reactor.notify(token);
-    for plan in streams {
-        match (plan.install)(reactor, &this) {
-            Ok(stream) => {
-                let all = plan.numbers.into_iter().map(|number| (number, stream));
-                this.streams.borrow_mut().extend(all);
-                if let Some(fd) = plan.terminal {
-                    this.terminal.replace(Some((stream.handle.token(), fd)));
-                }
-            }
-            Err(error) => {
-                this.stage.set(ProcessStage::Over);
-                for (_, stream) in this.streams.take() {
-                    reactor.remove(stream.handle.token());
-                }
-                reactor.remove(token);
-                abandon(reactor, process);
-                return Err(failed(error));
-            }
+    if let Err(error) = this.install_streams(reactor, streams) {
+        this.stage.set(ProcessStage::Over);
+        for (_, stream) in this.streams.take() {
+            reactor.remove(stream.handle.token());
         }
+        reactor.remove(token);
+        abandon(reactor, process);
+        return Err(failed(error));
     }
-    this.streams.borrow_mut().sort_by_key(|(number, _)| *number);
     let exited = Rc::downgrade(&this);
     let watch = ChildWatch::start(reactor, process, move |reactor, status| {
         if let Some(this) = exited.upgrade() {
@@ -447,6 +417,50 @@ pub(super) struct Attended {
 }
 
 impl Attended {
+    fn new(
+        token: Token,
+        (pid, leads_group): (u32, bool),
+        settings: ProcessSettings,
+        protocol: Box<dyn ProcessProtocol>,
+    ) -> Self {
+        Self {
+            token,
+            pid,
+            leads_group,
+            settings,
+            protocol: RefCell::new(protocol),
+            was_made: Cell::new(false),
+            stage: Cell::new(ProcessStage::Running),
+            status: Cell::default(),
+            watch: RefCell::default(),
+            streams: RefCell::default(),
+            terminal: RefCell::default(),
+            wishes: Cell::default(),
+            was_killed: Cell::new(false),
+            was_told_to_drain: Cell::new(false),
+            calls: Cell::default(),
+            at_stop: Cell::default(),
+            hold: RefCell::default(),
+        }
+    }
+
+    fn install_streams(
+        self: &Rc<Self>,
+        reactor: &mut Reactor,
+        streams: Vec<Planned>,
+    ) -> io::Result<()> {
+        for plan in streams {
+            let stream = (plan.install)(reactor, self)?;
+            let all = plan.numbers.into_iter().map(|number| (number, stream));
+            self.streams.borrow_mut().extend(all);
+            if let Some(fd) = plan.terminal {
+                self.terminal.replace(Some((stream.handle.token(), fd)));
+            }
+        }
+        self.streams.borrow_mut().sort_by_key(|(number, _)| *number);
+        Ok(())
+    }
+
     pub(super) fn pid(&self) -> u32 {
         self.pid
     }

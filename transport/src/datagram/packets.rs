@@ -371,6 +371,17 @@ struct KeptPackets {
     kept: KeptPort,
 }
 
+impl KeptPackets {
+    /// The socket and the rest, if it is what a connection over `S` has kept.
+    fn into_parts<S: PacketSocket>(layer: Box<dyn Any>) -> Result<(S, KeptPort), Box<dyn Any>> {
+        let Self { socket, kept } = *layer.downcast::<Self>()?;
+        match socket.downcast::<S>() {
+            Ok(socket) => Ok((*socket, kept)),
+            Err(socket) => Err(Box::new(Self { socket, kept })),
+        }
+    }
+}
+
 /// Puts packets into the form in which they travel. Each is behind its length. The
 /// descriptors of a packet belong to that range of bytes.
 fn pack(packets: Vec<TakenOut>) -> (Vec<u8>, Vec<UnsentDescriptors>) {
@@ -456,10 +467,7 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
     reactor: &mut Reactor,
     mut detached: Detached<P>,
 ) -> Result<Token, ReattachError<P>> {
-    let failed = |kind, detached| {
-        let detached = Box::new(detached);
-        Err(ReattachError { kind, detached })
-    };
+    let failed = |kind, detached| Err(ReattachError::new(kind, detached));
     let unsent = Unsent {
         bytes: mem::take(&mut detached.unsent),
         descriptors: mem::take(&mut detached.descriptors),
@@ -468,30 +476,21 @@ pub(crate) fn reattach<S: PacketSocket, P: PacketProtocol<Port<S>>>(
         (detached.unsent, detached.descriptors) = (unsent.bytes, unsent.descriptors);
         return failed(AdoptErrorKind::UnfitDescriptors, detached);
     }
-    let parts = detached.layer.downcast::<KeptPackets>();
-    let (mut socket, kept) = match parts.map(|parts| (parts.socket.downcast::<S>(), parts.kept)) {
-        Ok((Ok(socket), kept)) => (*socket, kept),
-        Ok((Err(socket), kept)) => {
-            let layer = Box::new(KeptPackets { socket, kept });
-            return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
-        }
+    let (mut socket, kept) = match KeptPackets::into_parts::<S>(detached.layer) {
+        Ok(parts) => parts,
         Err(layer) => {
             return failed(AdoptErrorKind::WrongFamily, Detached { layer, ..detached });
         }
     };
     if let Err(fd) = socket.attach(detached.fd) {
-        let layer = Box::new(KeptPackets {
-            socket: Box::new(socket),
-            kept,
-        });
-        return failed(
-            AdoptErrorKind::WrongFamily,
-            Detached {
-                fd,
-                layer,
-                ..detached
-            },
-        );
+        let socket = Box::new(socket);
+        let layer = Box::new(KeptPackets { socket, kept });
+        let detached = Detached {
+            fd,
+            layer,
+            ..detached
+        };
+        return failed(AdoptErrorKind::WrongFamily, detached);
     }
     let mut held = Some((kept, unsent));
     // Called only once nothing can fail any more.

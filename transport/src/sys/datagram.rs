@@ -264,49 +264,60 @@ impl MessageBatch {
         // Not negative, and no more than was asked for.
         self.received = (received as usize).min(count);
         for place in 0..self.received {
-            let header = &self.headers[place];
-            let flags = header.msg_hdr.msg_flags;
-            #[allow(
-                clippy::unnecessary_cast,
-                reason = "the type differs between C libraries"
-            )]
-            let written = (header.msg_hdr.msg_controllen as usize).min(control_bytes);
-            let control_truncated = flags & libc::MSG_CTRUNC != 0;
-            let mut message = Message {
-                length: header.msg_len as usize,
-                segment: 0,
-                has_ancillary: false,
-                control_truncated,
-                is_stamped: false,
-                name_length: header.msg_hdr.msg_namelen,
-            };
-            if written > 0 || control_truncated {
-                let control = &self.control[place * CONTROL_WORDS..][..CONTROL_WORDS];
-                let control = &bytes_of(control)[..written];
-                match beside {
-                    Beside::Segments => message.segment = segment_in(control),
-                    Beside::Descriptors | Beside::Stamps => {
-                        // SAFETY: recvmmsg succeeded and wrote these bytes just now for
-                        // this message; no one else has seen them, and this is the only
-                        // call with them.
-                        let is_complete = unsafe { self.ancillary[place].collect(control) };
-                        message.control_truncated |= !is_complete;
-                        let unknown = &mut self.ancillary[place].unknown;
-                        let stamp = unknown.iter().position(|it| *it == STAMP);
-                        if beside == Beside::Stamps
-                            && let Some(stamp) = stamp
-                        {
-                            unknown.swap_remove(stamp);
-                            message.is_stamped = true;
-                        }
-                        message.has_ancillary =
-                            message.control_truncated || !self.ancillary[place].is_empty();
-                    }
-                }
-            }
-            self.messages[place] = message;
+            // SAFETY: recvmmsg has just succeeded, and filled this place.
+            self.messages[place] = unsafe { self.message_at(place, beside, control_bytes) };
         }
         Ok(self.received)
+    }
+
+    /// What was received in a place, once for each receive.
+    ///
+    /// # Safety
+    ///
+    /// The kernel has filled the place's header and control bytes, and nobody has looked at
+    /// them yet: the descriptors that they name become owned here.
+    unsafe fn message_at(&mut self, place: usize, beside: Beside, control_bytes: usize) -> Message {
+        let header = &self.headers[place];
+        let flags = header.msg_hdr.msg_flags;
+        #[allow(
+            clippy::unnecessary_cast,
+            reason = "the type differs between C libraries"
+        )]
+        let written = (header.msg_hdr.msg_controllen as usize).min(control_bytes);
+        let control_truncated = flags & libc::MSG_CTRUNC != 0;
+        let mut message = Message {
+            length: header.msg_len as usize,
+            segment: 0,
+            has_ancillary: false,
+            control_truncated,
+            is_stamped: false,
+            name_length: header.msg_hdr.msg_namelen,
+        };
+        if written > 0 || control_truncated {
+            let control = &self.control[place * CONTROL_WORDS..][..CONTROL_WORDS];
+            let control = &bytes_of(control)[..written];
+            match beside {
+                Beside::Segments => message.segment = segment_in(control),
+                Beside::Descriptors | Beside::Stamps => {
+                    // SAFETY: the kernel wrote these bytes for this message, and no one
+                    // has seen them, as the caller promises; this is the only call with
+                    // them.
+                    let is_complete = unsafe { self.ancillary[place].collect(control) };
+                    message.control_truncated |= !is_complete;
+                    let unknown = &mut self.ancillary[place].unknown;
+                    let stamp = unknown.iter().position(|it| *it == STAMP);
+                    if beside == Beside::Stamps
+                        && let Some(stamp) = stamp
+                    {
+                        unknown.swap_remove(stamp);
+                        message.is_stamped = true;
+                    }
+                    message.has_ancillary =
+                        message.control_truncated || !self.ancillary[place].is_empty();
+                }
+            }
+        }
+        message
     }
 
     /// Has the first `count` headers point to their places.

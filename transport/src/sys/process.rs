@@ -55,32 +55,14 @@ pub(crate) fn spawn_announced(
     start: Option<&CleanStart>,
     announce: impl FnOnce(&mut Command) -> io::Result<Option<Announcement>>,
 ) -> io::Result<Child> {
-    let mut moves = Vec::with_capacity(grants.len());
-    let mut numbers = BTreeSet::new();
     let mut copies = Vec::new();
-    for (fd, number) in grants {
-        let number = RawFd::try_from(*number).unwrap_or(-1);
-        if number < FIRST || !numbers.insert(number) {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
-        let mut source = fd.as_raw_fd();
-        if source < FIRST {
-            // In the child std has put its standard streams there by then.
-            let copy = duplicate_at_least(source, FIRST)?;
-            source = copy.as_raw_fd();
-            copies.push(copy);
-        }
-        moves.push((source, number));
-    }
-    match announcement(&moves)? {
-        text if text.is_empty() => command.env_remove(GRANTED),
-        text => command.env(GRANTED, text),
-    };
+    let mut moves = moves_of(grants, &mut copies)?;
+    let numbers: BTreeSet<_> = moves.iter().map(|(_, number)| *number).collect();
+    grant_by_environment(&mut command, &moves)?;
     let mut announcement = announce(&mut command)?;
     let top = numbers.last().map_or(FIRST, |last| last + 1);
     let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
-    let seen = Arc::clone(&places);
-    let begins = start.cloned();
+    let (seen, begins) = (Arc::clone(&places), start.cloned());
     let arrange = move || {
         if seen.iter().any(Place::has_changed) {
             return Err(io::Error::from_raw_os_error(PLACE_CHANGED));
@@ -126,6 +108,40 @@ pub(crate) fn spawn_announced(
         }
     }
     Err(io::Error::from(io::ErrorKind::WouldBlock))
+}
+
+/// Says in the environment of the child what it is given.
+fn grant_by_environment(command: &mut Command, moves: &[(RawFd, RawFd)]) -> io::Result<()> {
+    match announcement(moves)? {
+        text if text.is_empty() => command.env_remove(GRANTED),
+        text => command.env(GRANTED, text),
+    };
+    Ok(())
+}
+
+/// From where to where the descriptors of a child are moved. Those that std would replace
+/// are copied first.
+fn moves_of(
+    grants: &[(BorrowedFd<'_>, u32)],
+    copies: &mut Vec<OwnedFd>,
+) -> io::Result<Vec<(RawFd, RawFd)>> {
+    let mut moves = Vec::with_capacity(grants.len());
+    let mut numbers = BTreeSet::new();
+    for (fd, number) in grants {
+        let number = RawFd::try_from(*number).unwrap_or(-1);
+        if number < FIRST || !numbers.insert(number) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let mut source = fd.as_raw_fd();
+        if source < FIRST {
+            // In the child std has put its standard streams there by then.
+            let copy = duplicate_at_least(source, FIRST)?;
+            source = copy.as_raw_fd();
+            copies.push(copy);
+        }
+        moves.push((source, number));
+    }
+    Ok(moves)
 }
 
 /// What the child reports instead of taking its descriptors: an error that none of
