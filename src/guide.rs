@@ -33,8 +33,9 @@
 //! 27. [Descriptors of your own, and of others](own)
 //! 28. [Coming from Twisted](twisted)
 //! 29. [Choosing](choosing)
-//! 30. [Everything by task](tasks)
-//! 31. [Words](words)
+//! 30. [What each kind can do](kinds)
+//! 31. [Everything by task](tasks)
+//! 32. [Words](words)
 
 #[doc = include_str!("guide/echo.md")]
 pub mod echo {}
@@ -138,6 +139,9 @@ pub mod twisted {}
 
 #[doc = include_str!("guide/choosing.md")]
 pub mod choosing {}
+
+#[doc = include_str!("guide/kinds.md")]
+pub mod kinds {}
 
 #[doc = include_str!("guide/tasks.md")]
 pub mod tasks {}

@@ -228,8 +228,7 @@ where
         if self.port.is_receiving() || self.port.ends.read != ReadEnd::Open {
             return;
         }
-        let connection = P::connection(&mut self.port.socket);
-        if let Some(error) = connection.and_then(|connection| connection.take_error()) {
+        if let Some(error) = self.port.socket.take_error() {
             self.port.break_off(error);
         }
     }

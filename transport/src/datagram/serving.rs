@@ -381,6 +381,18 @@ where
     /// Delivers received datagrams, as far as they are wanted. Returns how much is left
     /// of the turn's bytes.
     #[inline]
+    /// Takes the error of a datagram that was sent before, of a socket that receives
+    /// nothing. Its protocol is told all the same.
+    #[cold]
+    fn note_refusal(&mut self) {
+        if !self.port.is_receiving()
+            && !matches!(self.port.state, PortState::Ending | PortState::Closed)
+            && let Some(error) = self.port.socket.take_error()
+        {
+            self.receive_failed(error);
+        }
+    }
+
     pub(super) fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
         let Self {
             port,
@@ -830,13 +842,16 @@ where
     #[inline]
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         let incoming = Readiness::READABLE | Readiness::READ_CLOSED | Readiness::ERROR;
-        // The next receive reports the error, even on a paused socket. Otherwise a send
+        // The next receive reports an error, unless the socket is paused. Otherwise a send
         // would get the error, which has nothing to do with its datagram.
         self.port.is_readable |= readiness.intersects(incoming);
         let outgoing = Readiness::WRITABLE | Readiness::WRITE_CLOSED | Readiness::ERROR;
         self.port.is_writable |= readiness.intersects(outgoing);
-        if P::IS_CONNECTION && readiness.intersects(Readiness::ERROR) {
-            self.note_error();
+        if readiness.intersects(Readiness::ERROR) {
+            match P::IS_CONNECTION {
+                true => self.note_error(),
+                false => self.note_refusal(),
+            }
         }
         self.work(reactor, Visit::Turn)
     }

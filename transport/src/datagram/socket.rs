@@ -79,6 +79,12 @@ pub trait DatagramSocket: 'static {
     /// happens to it.
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize>;
 
+    /// Takes the error that waits for the next call (`SO_ERROR`), such as what an ICMP
+    /// message has reported. Asked while nothing is received. The default has none.
+    fn take_error(&mut self) -> Option<io::Error> {
+        None
+    }
+
     /// Decides what follows an error of [`send`](Self::send). Its first datagram was to
     /// go to `to`, or to the peer.
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError;
@@ -165,9 +171,6 @@ pub trait PacketSocket: DatagramSocket + ConnectionSocket {
     ///
     /// The kernel's.
     fn shutdown_write(&mut self) -> io::Result<()>;
-
-    /// Takes the error that waits for the next call (`SO_ERROR`).
-    fn take_error(&mut self) -> Option<io::Error>;
 
     /// The process that made the connection with us.
     ///

@@ -414,6 +414,10 @@ impl DatagramSocket for UdpSocket {
             }
         }
     }
+    fn take_error(&mut self) -> Option<io::Error> {
+        sys::take_error(self.fd.get()?).ok().flatten()
+    }
+
 
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError {
         if error.kind() == io::ErrorKind::WouldBlock {

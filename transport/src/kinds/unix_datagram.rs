@@ -334,6 +334,10 @@ impl DatagramSocket for UnixDatagramSocket {
         unix_messages::send(self.fd.open()?, outgoing)
     }
 
+    fn take_error(&mut self) -> Option<io::Error> {
+        sys::take_error(self.fd.get()?).ok().flatten()
+    }
+
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError {
         match error.kind() {
             io::ErrorKind::WouldBlock if to.is_none() => AfterSendError::WaitForRoom,

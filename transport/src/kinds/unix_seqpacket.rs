@@ -530,6 +530,10 @@ impl DatagramSocket for UnixSeqpacketSocket {
         false
     }
 
+    fn take_error(&mut self) -> Option<io::Error> {
+        sys::take_error(self.fd.get()?).unwrap_or_else(Some)
+    }
+
     #[inline]
     fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal> {
         if self.longest.is_exceeded(length, &self.fd) {
@@ -572,10 +576,6 @@ impl PacketSocket for UnixSeqpacketSocket {
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.fd.shutdown_write()
-    }
-
-    fn take_error(&mut self) -> Option<io::Error> {
-        sys::take_error(self.fd.get()?).unwrap_or_else(Some)
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {

@@ -198,6 +198,12 @@ impl DatagramSocket for MemoryPacketSocket {
         false
     }
 
+    fn take_error(&mut self) -> Option<io::Error> {
+        self.error
+            .take()
+            .or_else(|| self.kernel.take_error(self.id))
+    }
+
     fn refuses(&self, length: usize, to: Option<AddressRef<'_>>) -> Option<SendRefusal> {
         if length > self.kernel.settings().send_buffer - 32 {
             return Some(SendRefusal::TooLong);
@@ -237,12 +243,6 @@ impl PacketSocket for MemoryPacketSocket {
 
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.kernel.shutdown_write(self.id)
-    }
-
-    fn take_error(&mut self) -> Option<io::Error> {
-        self.error
-            .take()
-            .or_else(|| self.kernel.take_error(self.id))
     }
 
     fn peer_credentials(&self) -> io::Result<Credentials> {
