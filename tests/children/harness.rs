@@ -1,7 +1,7 @@
 //! A process protocol that records what it is told, and does what a test wants.
 
 use std::cell::RefCell;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::rc::Rc;
 
 use bowline::process::{
@@ -258,24 +258,6 @@ pub(crate) fn stream(
     let process = reactor.get(process).expect("it is there");
     let stream = process.stream(number).expect("it is open");
     reactor.get(stream).expect("it is open")
-}
-
-/// Whether a program is missing, which is said.
-#[allow(clippy::print_stdout, reason = "who reads the output has to know")]
-pub(crate) fn is_missing(program: &str) -> bool {
-    let found = Command::new("which")
-        .arg(program)
-        .stdout(Stdio::null())
-        .status();
-    let is_there = found.is_ok_and(|status| status.success());
-    if !is_there {
-        assert!(
-            std::env::var_os("CI").is_none_or(|ci| ci != "true"),
-            "{program} is missing"
-        );
-        println!("NOT RUN: {program} is missing");
-    }
-    !is_there
 }
 
 /// Whether a process is there, a zombie included.

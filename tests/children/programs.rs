@@ -11,15 +11,15 @@ use bowline::process::{ChildCommand, Pidfd, ProcessSettings};
 use bowline::{ProducerKind, Reactor, Transport, Transports};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Script, assert_nothing_left, is_missing, is_there, pattern, run, spawn};
-use crate::support::{DescriptorLedger, run_until, run_until_quiet};
+use crate::harness::{Script, assert_nothing_left, is_there, pattern, run, spawn};
+use crate::support::{DescriptorLedger, is_missing, run_until, run_until_quiet};
 
 /// Two filters in a row, with what the first writes going to the second no faster than
 /// that takes it.
 #[test]
 fn a_pipeline_of_gzip_gives_every_byte_back() {
     let _ledger = DescriptorLedger::open();
-    if is_missing("gzip") {
+    if is_missing("gzip", "gzip") {
         return;
     }
     let mut reactor = Reactor::new().unwrap();
@@ -153,7 +153,7 @@ fn a_supervisor_has_the_lines_of_each_of_its_children() {
 #[test]
 fn ssh_agent_daemonizes() {
     let _ledger = DescriptorLedger::open();
-    if is_missing("ssh-agent") || is_missing("ssh-add") {
+    if is_missing("ssh-agent", "openssh-client") || is_missing("ssh-add", "openssh-client") {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ fn keys(socket: &Path) -> ExitStatus {
 #[test]
 fn ssh_agent_is_supervised() {
     let _ledger = DescriptorLedger::open();
-    if is_missing("ssh-agent") || is_missing("ssh-add") {
+    if is_missing("ssh-agent", "openssh-client") || is_missing("ssh-add", "openssh-client") {
         return;
     }
     let directory = tempfile::tempdir().unwrap();

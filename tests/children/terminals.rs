@@ -8,9 +8,9 @@ use std::time::Duration;
 use bowline::process::{ChildCommand, ProcessHandle, SpawnStep, TerminalSize};
 use bowline::{Reactor, Transport, Transports};
 
-use crate::harness::{Record, Script, assert_nothing_left, is_missing, sh, spawn, stream};
+use crate::harness::{Record, Script, assert_nothing_left, sh, spawn, stream};
 use crate::support::{
-    DescriptorLedger, Record as PlainRecord, Recorder, run_until, run_until_quiet,
+    DescriptorLedger, Record as PlainRecord, Recorder, is_missing, run_until, run_until_quiet,
 };
 
 fn size(rows: u16, columns: u16) -> TerminalSize {
@@ -230,7 +230,7 @@ impl Bash {
 #[test]
 fn bash_has_job_control_on_a_terminal() {
     let _ledger = DescriptorLedger::open();
-    if is_missing("bash") || is_missing("stty") {
+    if is_missing("bash", "bash") || is_missing("stty", "coreutils") {
         return;
     }
     let mut bash = Bash::start(40, 90);
@@ -303,7 +303,7 @@ fn bash_has_job_control_on_a_terminal() {
 #[test]
 fn a_time_limit_ends_a_terminal() {
     let _ledger = DescriptorLedger::open();
-    if is_missing("bash") {
+    if is_missing("bash", "bash") {
         return;
     }
     let mut bash = Bash::start(24, 80);

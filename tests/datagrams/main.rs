@@ -8,6 +8,7 @@ mod harness;
 mod adoption;
 mod every_kind;
 mod limits;
+mod programs;
 mod stopping;
 mod udp;
 mod unix;

@@ -6,24 +6,7 @@ use std::process::{Child, Command, Stdio};
 use bowline::{Reactor, Transports, UnixSeqpacket};
 
 use crate::harness::{Origin, Script, Scripts};
-use crate::support::run_until;
-
-/// Whether a program is not there, which is said.
-fn is_missing(program: &str) -> bool {
-    let is_missing = Command::new(program)
-        .arg("-V")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_err();
-    if is_missing {
-        #[allow(clippy::print_stderr, reason = "a skipped test has to be seen")]
-        {
-            eprintln!("SKIPPED: there is no {program}");
-        }
-    }
-    is_missing
-}
+use crate::support::{is_missing, run_until};
 
 struct Killed(Child);
 
@@ -38,7 +21,7 @@ impl Drop for Killed {
 #[test]
 fn socat_connects_and_is_answered() {
     let place = Origin::Accepted.place();
-    if is_missing("socat") {
+    if is_missing("socat", "socat") {
         return;
     }
     let mut reactor = Reactor::new().unwrap();
@@ -77,7 +60,7 @@ fn socat_connects_and_is_answered() {
 #[test]
 fn socat_listens_and_answers() {
     let place = Origin::Connected.place();
-    if is_missing("socat") {
+    if is_missing("socat", "socat") {
         return;
     }
     let mut reactor = Reactor::new().unwrap();
@@ -120,7 +103,7 @@ s.shutdown(socket.SHUT_WR)
 assert s.recv(100) == b'', 'there was more'
 ";
     let place = Origin::Accepted.place();
-    if is_missing("python3") {
+    if is_missing("python3", "python3") {
         return;
     }
     let mut reactor = Reactor::new().unwrap();

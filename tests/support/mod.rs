@@ -16,6 +16,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
@@ -153,6 +154,22 @@ pub(crate) fn assert_no_pool_threads() {
         );
         std::thread::yield_now();
     }
+}
+
+/// Whether a program is missing, which is said past the harness: that shows nothing of a
+/// test that passes. Where the programs have to be there it is a failure. `package` is
+/// Debian's.
+pub(crate) fn is_missing(program: &str, package: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&paths).any(|path| path.join(program).exists()) {
+        return false;
+    }
+    let is_set = |name: &str, to: &str| std::env::var(name).is_ok_and(|it| it == to);
+    let required = is_set("BOWLINE_INTEROP", "require") || is_set("CI", "true");
+    assert!(!required, "CANNOT RUN {program}: apt-get install {package}");
+    let text = format!("NOT RUN: {program} is missing (Debian: apt-get install {package})\n");
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    true
 }
 
 /// The open descriptors of this test, compared before and after.

@@ -20,7 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tempfile::TempDir;
 
 use crate::harness::{Script, pattern, raw_terminal, terminal};
-use crate::support::{DescriptorLedger, Record, run_until, run_until_quiet};
+use crate::support::{DescriptorLedger, Record, is_missing, run_until, run_until_quiet};
 
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (reading, writing) = io::pipe().unwrap();
@@ -487,19 +487,6 @@ fn terminals_carry_any_length_between_two_connections() {
     ledger.assert_balanced();
 }
 
-/// Says loudly that a test cannot run.
-fn is_missing(program: &str) -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let is_there = std::env::split_paths(&paths).any(|path| path.join(program).exists());
-    if !is_there {
-        let required = std::env::var("BOWLINE_INTEROP").is_ok_and(|it| it == "require")
-            || std::env::var("CI").is_ok_and(|it| it == "true");
-        assert!(!required, "CANNOT RUN {program}: install it");
-        let _ = io::stderr().write_all(format!("NOT RUN: {program} is missing\n").as_bytes());
-    }
-    !is_there
-}
-
 fn piped(command: &mut Command) -> (Child, (OwnedFd, OwnedFd)) {
     let mut child = command
         .stdin(Stdio::piped())
@@ -534,7 +521,7 @@ fn cat_gives_everything_back() {
 
 #[test]
 fn socat_speaks_through_a_terminal_and_pipes() {
-    if is_missing("socat") {
+    if is_missing("socat", "socat") {
         return;
     }
     let ledger = DescriptorLedger::open();
@@ -557,7 +544,7 @@ fn socat_speaks_through_a_terminal_and_pipes() {
 /// The terminal blocks, and is in other hands too, as one that was received.
 #[test]
 fn bash_runs_on_a_terminal() {
-    if is_missing("bash") || is_missing("setsid") {
+    if is_missing("bash", "bash") || is_missing("setsid", "util-linux") {
         return;
     }
     let ledger = DescriptorLedger::open();
