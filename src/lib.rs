@@ -209,7 +209,7 @@ pub mod descriptor {
     };
     pub use bowline_transport::{
         DescriptorKind, DescriptorsOfKind, EventCounter, SealedMemory, SealedMemoryError,
-        SealedMemoryErrorKind, WrongDescriptor,
+        SealedMemoryErrorKind, WrongDescriptor, is_hung_up, is_same_open_file,
     };
 }
 

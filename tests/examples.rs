@@ -699,6 +699,66 @@ fn fd_holder_keeps_each_name_once_and_no_more_than_its_limit() {
     assert_eq!(ask("--list", ""), (true, String::new()));
 }
 
+/// Python's own sockets say what systemd would hear: names, one descriptor twice, a pipe
+/// whose other end closes, one that is not to be looked at, and a barrier.
+#[test]
+fn fd_holder_keeps_what_programs_give_to_a_service_manager() {
+    const PROGRAM: &str = r#"
+import array, os, socket, sys
+there, = sys.argv[1:]
+notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notices.connect(there)
+def say(text, *descriptors):
+    socket.send_fds(notices, [text.encode()], descriptors)
+null = os.open("/dev/null", os.O_RDONLY)
+say("FDSTORE=1\nFDNAME=null", null, os.dup(null))
+say("FDSTORE=1\nFDNAME=again", null)
+one, other = os.pipe()
+say("FDSTORE=1\nFDNAME=gone", other)
+unseen, last = os.pipe()
+say("FDSTORE=1\nFDNAME=unseen\nFDPOLL=0", last)
+say("FDSTORE=1\nFDNAME=removed", os.pipe()[1])
+say("FDSTOREREMOVE=1\nFDNAME=removed")
+os.close(one)
+os.close(unseen)
+# What it has not answered yet, it has not heard.
+mine, its = os.pipe()
+say("BARRIER=1", its)
+os.close(its)
+assert os.read(mine, 1) == b""
+print("through")
+"#;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let place = |name: &str| directory.path().join(name).display().to_string();
+    let (path, notices) = (place("holder"), place("notices"));
+    let arguments = ["--serve", "--path", &path, "--notices", &notices];
+    let _holder = Example::start("fd_holder", &arguments);
+    let python = Command::new("python3")
+        .args(["-c", PROGRAM, &notices])
+        .output();
+    let python = python.expect("python3 is there");
+    let said = String::from_utf8_lossy(&python.stderr);
+    assert!(
+        python.status.success() && python.stdout == b"through\n",
+        "{said}"
+    );
+    let list = || {
+        let mut command = Command::new(path_of("fd_holder"));
+        let output = command.args(["--path", &path, "--list"]).output();
+        String::from_utf8(output.expect("starts").stdout).expect("text")
+    };
+    // It looks once a second.
+    let began = Instant::now();
+    loop {
+        let list = list();
+        if list == "null 1\nunseen 1\n" {
+            break;
+        }
+        assert!(list.contains("gone 1"), "{list}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{list}");
+    }
+}
+
 /// What a row of the table that `hot_restart` prints says.
 fn row_of(said: &str, name: &str) -> f64 {
     let line = said.lines().find(|line| line.starts_with(name));

@@ -3,23 +3,23 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bowline::Unix;
 use bowline::UnixTransport;
 use bowline::handoff::channel::{Channel, ChannelReceiver, ChannelSettings, Role};
+use bowline::handoff::systemd::{DescriptorStore, Notice, NoticeHandler, NoticeSocket};
 use bowline::handoff::wire::{self, Incoming, Message, PayloadReader, PayloadWriter, WireError};
 use bowline::policies::LimitConnections;
-use bowline::{Address, Context, PassedDescriptor, Reactor, Transports};
+use bowline::process::effective_user;
+use bowline::{Address, Context, Credentials, PassedDescriptor, Reactor, Transports};
 
 use crate::common::{self, Inspect};
 
 /// How many clients at a time; others are turned away.
 const CLIENTS: usize = 16;
-
-/// The longest name.
-const LONGEST_NAME: usize = 255;
 
 /// What a client asks.
 #[derive(Debug)]
@@ -41,11 +41,11 @@ pub(crate) enum Reply {
     Done,
     Names(Vec<(String, u32)>),
     NotThere,
-    /// There is something of that name, and nothing was kept.
+    /// There is something of that name, or it is kept under another; nothing was kept.
     Taken,
     /// So many it does not keep.
     Full,
-    /// A name that is empty or too long, or nothing to keep.
+    /// A name that is none, or nothing to keep.
     Nonsense,
 }
 
@@ -121,10 +121,10 @@ impl Message for Reply {
     }
 }
 
-/// What is kept.
+/// What is kept, by whichever way it came.
+#[derive(Debug)]
 struct Store {
-    kept: BTreeMap<String, Vec<OwnedFd>>,
-    count: usize,
+    kept: DescriptorStore,
     limit: usize,
 }
 
@@ -135,49 +135,71 @@ impl Store {
         descriptors: Vec<OwnedFd>,
     ) -> (Reply, Vec<PassedDescriptor>) {
         let reply = match request {
-            Request::Store { name } => self.store(name, descriptors),
-            Request::Retrieve { name } => match self.take(&name) {
-                Some(kept) => {
+            Request::Store { name } => self.store(&name, descriptors),
+            Request::Retrieve { name } => {
+                let kept = self.kept.take(&name);
+                if !kept.is_empty() {
                     let kept = kept.into_iter().map(Into::into).collect();
                     return (Reply::Done, kept);
                 }
-                None => Reply::NotThere,
-            },
-            Request::Remove { name } => match self.take(&name) {
-                Some(_) => Reply::Done,
-                None => Reply::NotThere,
+                Reply::NotThere
+            }
+            Request::Remove { name } => match self.kept.remove(&name) {
+                0 => Reply::NotThere,
+                _ => Reply::Done,
             },
             Request::List => {
-                let names = self.kept.iter();
-                Reply::Names(
-                    names
-                        .map(|(name, kept)| (name.clone(), kept.len() as u32))
-                        .collect(),
-                )
+                let mut names = BTreeMap::<String, u32>::new();
+                for name in self.kept.names() {
+                    *names.entry(name.to_owned()).or_default() += 1;
+                }
+                Reply::Names(names.into_iter().collect())
             }
         };
         (reply, Vec::new())
     }
 
-    /// Descriptors that are not kept are closed.
-    fn store(&mut self, name: String, descriptors: Vec<OwnedFd>) -> Reply {
-        if name.is_empty() || name.len() > LONGEST_NAME || descriptors.is_empty() {
-            Reply::Nonsense
-        } else if self.kept.contains_key(&name) {
-            Reply::Taken
-        } else if self.count + descriptors.len() > self.limit {
-            Reply::Full
-        } else {
-            self.count += descriptors.len();
-            self.kept.insert(name, descriptors);
-            Reply::Done
+    /// All are kept, or none. Those that are not kept are closed.
+    fn store(&mut self, name: &str, descriptors: Vec<OwnedFd>) -> Reply {
+        let count = descriptors.len();
+        let Ok(notice) = Notice::new().store(name) else {
+            return Reply::Nonsense;
+        };
+        self.kept.remove_hung_up();
+        if count == 0 {
+            return Reply::Nonsense;
+        } else if self.kept.names().any(|kept| kept == name) {
+            return Reply::Taken;
+        } else if self.kept.len() + count > self.limit {
+            return Reply::Full;
+        }
+        match self.kept.apply(&notice, descriptors).duplicates {
+            0 => Reply::Done,
+            // It has another name.
+            _ => Reply::Taken,
         }
     }
+}
 
-    fn take(&mut self, name: &str) -> Option<Vec<OwnedFd>> {
-        let kept = self.kept.remove(name)?;
-        self.count -= kept.len();
-        Some(kept)
+/// Hears programs that say what systemd would hear. Whoever is of the same user is heard.
+struct Manager {
+    store: Rc<RefCell<Store>>,
+}
+
+impl NoticeHandler for Manager {
+    fn admits(&mut self, sender: &Credentials) -> bool {
+        sender.uid == effective_user()
+    }
+
+    fn notice_received(
+        &mut self,
+        _: &mut Reactor,
+        sender: &Credentials,
+        notice: &Notice,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let applied = self.store.borrow_mut().kept.apply(notice, descriptors);
+        log::info!("{sender:?} says {:?}: {applied:?}", notice.as_str());
     }
 }
 
@@ -204,14 +226,33 @@ impl<T: UnixTransport> ChannelReceiver<T> for Keeper {
     }
 }
 
-pub(crate) fn run(path: &Path, limit: usize, inspect: Option<&Inspect>) -> common::Result {
+/// How often it looks whether what it keeps is of use to anybody.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(
+    path: &Path,
+    notices: Option<PathBuf>,
+    limit: usize,
+    inspect: Option<&Inspect>,
+) -> common::Result {
     let mut reactor = Reactor::new()?;
     Inspect::show(inspect, &mut reactor)?;
     let store = Rc::new(RefCell::new(Store {
-        kept: BTreeMap::new(),
-        count: 0,
+        kept: DescriptorStore::new(limit),
         limit,
     }));
+    if let Some(notices) = notices {
+        let here = NoticeSocket::at(notices).mode(0o600);
+        let store = Rc::clone(&store);
+        reactor.listen(here, Manager { store })?;
+    }
+    let kept = Rc::clone(&store);
+    reactor.call_every(LOOK_EVERY, move |_, _| {
+        let closed = kept.borrow_mut().kept.remove_hung_up();
+        if closed > 0 {
+            log::info!("the other ends of {closed} are gone");
+        }
+    });
     let channels = move |_: &Address| {
         // By default for the same user alone.
         let settings = ChannelSettings::new(Role::HOLDER, Role::CLIENT);

@@ -17,8 +17,12 @@
 //! fd_holder --path /tmp/holder --remove notes
 //! ```
 //!
+//! With `--notices PATH` it also hears what programs tell systemd (`sd_notify(3)`): those
+//! that keep descriptors there (`FDSTORE=1`, `FDNAME`, `FDPOLL`, `FDSTOREREMOVE`) keep them
+//! here if `NOTIFY_SOCKET` is that path, and a `BARRIER=1` is answered.
+//!
 //! The holder's socket takes connections of its own user alone. It keeps so many
-//! descriptors and no more; killing it closes them. `holder.rs` is the holder,
+//! descriptors and no more, and none twice; killing it closes them. `holder.rs` is the holder,
 //! `client.rs` asks it, and this file is the demonstration.
 
 #![allow(clippy::print_stdout)]
@@ -46,12 +50,13 @@ const HELP: &str = "
 Keeps named descriptors for programs between their lives.
 
 Usage: fd_holder
-       fd_holder --path PATH --serve [--limit N]
+       fd_holder --path PATH --serve [--limit N] [--notices PATH]
        fd_holder --path PATH (--store NAME | --retrieve NAME | --remove NAME | --list)
 
   --path PATH       the holder's socket
   --serve           be the holder
   --limit N         how many descriptors it keeps [default: 1000]
+  --notices PATH    also hear what is meant for systemd, at this socket
   --store NAME      have standard input kept under this name
   --retrieve NAME   take it back, and print what it reads
   --remove NAME     have it closed
@@ -69,6 +74,7 @@ fn main() -> common::Result {
     let inspect = Inspect::take(&mut arguments)?;
     let path: Option<PathBuf> = arguments.option("--path")?;
     let limit = arguments.option("--limit")?.unwrap_or(1000);
+    let notices: Option<PathBuf> = arguments.option("--notices")?;
     let is_holder = arguments.flag("--serve");
     let is_program = arguments.flag(PROGRAM);
     let list = arguments.flag("--list");
@@ -80,7 +86,7 @@ fn main() -> common::Result {
         return demonstrate();
     };
     if is_holder {
-        return holder::run(&path, limit, inspect.as_ref());
+        return holder::run(&path, notices, limit, inspect.as_ref());
     }
     if is_program {
         return program(&path);

@@ -345,3 +345,55 @@ fn systemd_notify_is_heard_and_answered() {
     }
     assert!(stage.manager.dropped().is_empty());
 }
+
+/// As systemd does: one open file is kept once, whatever its name, and one whose other end
+/// has closed is not kept on, unless its service said so.
+#[test]
+fn what_is_kept_already_or_has_no_other_end_is_not_kept() {
+    let mut stage = Stage::new(4);
+    let (reading, writing) = pipe();
+    let copy = writing.try_clone().unwrap();
+    stage.send(b"FDSTORE=1\nFDNAME=one", &[writing.as_fd(), copy.as_fd()]);
+    stage.send(b"FDSTORE=1\nFDNAME=two", &[copy.as_fd()]);
+    let (deaf, unpolled) = pipe();
+    stage.send(b"FDSTORE=1\nFDNAME=un\nFDPOLL=0", &[unpolled.as_fd()]);
+    // What has no other end is not without one.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = File::open("/dev/null").unwrap();
+    stage.send(b"FDSTORE=1\nFDNAME=more", &[listener.as_fd(), file.as_fd()]);
+    stage.hear(4);
+    drop((writing, copy, unpolled));
+    {
+        let heard = stage.manager.0.borrow();
+        let counts: Vec<_> = heard
+            .applied
+            .iter()
+            .map(|it| (it.stored, it.duplicates))
+            .collect();
+        assert_eq!(counts, [(1, 1), (0, 1), (1, 0), (2, 0)]);
+        assert_eq!(
+            heard.store.names().collect::<Vec<_>>(),
+            ["one", "un", "more", "more"]
+        );
+    }
+    // Nobody reads these two any more.
+    drop((reading, deaf));
+    let (reading, writing) = pipe();
+    stage.send(b"FDSTORE=1\nFDNAME=last", &[writing.as_fd()]);
+    stage.hear(5);
+    let mut heard = stage.manager.0.borrow_mut();
+    let last = *heard.applied.last().unwrap();
+    assert_eq!(
+        (last.removed, last.stored, last.refused),
+        (1, 1, 0),
+        "its place is free"
+    );
+    assert_eq!(
+        heard.store.names().collect::<Vec<_>>(),
+        ["un", "more", "more", "last"]
+    );
+    drop((reading, writing));
+    assert_eq!(heard.store.remove_hung_up(), 1);
+    let names: Vec<_> = heard.store.take_all().into_iter().map(|it| it.0).collect();
+    assert_eq!(names, ["un", "more", "more"]);
+}

@@ -113,4 +113,6 @@ pub use crate::stream::{Stream, StreamTransport};
 pub use crate::sys::take_inherited;
 pub use crate::terminal::{set_terminal_size, terminal_size};
 pub use crate::transports::Transports;
-pub use crate::wanted::{DescriptorKind, DescriptorsOfKind, WrongDescriptor};
+pub use crate::wanted::{
+    DescriptorKind, DescriptorsOfKind, WrongDescriptor, is_hung_up, is_same_open_file,
+};

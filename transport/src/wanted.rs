@@ -9,6 +9,19 @@ use crate::sys;
 use crate::sys::file::{FileKind, access, file_kind, is_event_counter, regular_length};
 use crate::sys::{Family, SocketName};
 
+/// Whether two descriptors are of one open file: one is a duplicate of the other, or they
+/// came by the same way from one. False also where the kernel does not say (before Linux
+/// 6.10, in a sandbox that forbids kcmp(2)).
+pub fn is_same_open_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    sys::file::is_same_file(one, other)
+}
+
+/// Whether the other end of a connection or a pipe is gone, or there is an error. False of
+/// what has no other end, such as a listener or a file. Costs one system call (poll(2)).
+pub fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
+    sys::file::is_broken(fd)
+}
+
 /// A kind of descriptor that a receiver takes.
 ///
 /// A peer can send anything. Who says what it takes finds a wrong one where it arrives, and

@@ -1,9 +1,9 @@
 //! Descriptors that are kept for a service, between its lives.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use bowline_transport::close_received;
+use bowline_transport::{close_received, is_hung_up, is_same_open_file};
 
 use super::notice::{Notice, check_name};
 use crate::inherited::Inherited;
@@ -15,8 +15,12 @@ const UNNAMED: &str = "stored";
 /// The descriptors that a manager keeps for one service, by name and bounded, as systemd
 /// does for `FileDescriptorStoreMax=`.
 ///
-/// Several may have the same name. Unlike systemd's, it keeps those whose other end has
-/// closed, and does not notice that it has one already.
+/// Several may have the same name. One that is kept already, under whatever name, is not
+/// kept twice. One whose other end has closed is of no use and is closed, unless it came
+/// with `FDPOLL=0`
+/// ([`store_without_polling`](super::Notice::store_without_polling)). Each method that
+/// stores or takes looks for such ones; [`remove_hung_up`](Self::remove_hung_up) does so at
+/// other times.
 ///
 /// # Examples
 ///
@@ -34,7 +38,15 @@ const UNNAMED: &str = "stored";
 /// ```
 pub struct DescriptorStore {
     most: usize,
-    kept: Vec<(String, OwnedFd)>,
+    kept: Vec<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    fd: OwnedFd,
+    /// Whether it goes when its other end closes.
+    is_polled: bool,
 }
 
 /// What a notice has done to a [`DescriptorStore`].
@@ -46,8 +58,11 @@ pub struct Applied {
     /// How many came to be kept, and were closed: beyond what is kept, or under a name that
     /// is none.
     pub refused: usize,
-    /// How many were kept and are closed.
+    /// How many were kept and are closed: those that were to be removed, and those whose
+    /// other end has closed.
     pub removed: usize,
+    /// How many came to be kept, and were closed since they are kept already.
+    pub duplicates: usize,
     /// How many came with a notice that does not say what for, and were closed.
     pub unclaimed: usize,
 }
@@ -61,14 +76,17 @@ impl DescriptorStore {
         }
     }
 
-    /// Does what a notice says about descriptors (`FDSTORE`, `FDNAME`, `FDSTOREREMOVE`), of
-    /// which some came with it. What is not kept is closed, and never in a way that could
+    /// Does what a notice says about descriptors (`FDSTORE`, `FDNAME`, `FDPOLL`,
+    /// `FDSTOREREMOVE`), of which some came with it. What is not kept is closed, and never in a way that could
     /// hold up the loop.
     pub fn apply(&mut self, notice: &Notice, descriptors: Vec<OwnedFd>) -> Applied {
-        let mut applied = Applied::default();
+        let mut applied = Applied {
+            removed: self.remove_hung_up(),
+            ..Applied::default()
+        };
         let name = notice.get("FDNAME");
         if notice.says_yes("FDSTOREREMOVE") {
-            applied.removed = name.map_or(0, |name| self.remove(name));
+            applied.removed += name.map_or(0, |name| self.remove(name));
         }
         if !notice.says_yes("FDSTORE") {
             applied.unclaimed = descriptors.len();
@@ -77,9 +95,18 @@ impl DescriptorStore {
         }
         let name = name.unwrap_or(UNNAMED);
         let is_name = check_name(name).is_ok();
+        let is_polled = notice.get("FDPOLL") != Some("0");
         for fd in descriptors {
-            if is_name && self.kept.len() < self.most {
-                self.kept.push((name.to_owned(), fd));
+            if self.has(&fd) {
+                close_received(fd);
+                applied.duplicates += 1;
+            } else if is_name && self.kept.len() < self.most {
+                let name = name.to_owned();
+                self.kept.push(Kept {
+                    name,
+                    fd,
+                    is_polled,
+                });
                 applied.stored += 1;
             } else {
                 close_received(fd);
@@ -98,33 +125,53 @@ impl DescriptorStore {
         applied
     }
 
+    fn has(&self, fd: &OwnedFd) -> bool {
+        let is_it = |kept: &Kept| is_same_open_file(kept.fd.as_fd(), fd.as_fd());
+        self.kept.iter().any(is_it)
+    }
+
     /// Closes those of a name; answers how many.
     pub fn remove(&mut self, name: &str) -> usize {
-        let removed = self.take(name);
+        self.remove_if(|kept| kept.name == name)
+    }
+
+    /// Closes those whose other end has closed, or that are broken, but for those that came
+    /// with `FDPOLL=0`; answers how many. One system call for each that is kept.
+    pub fn remove_hung_up(&mut self) -> usize {
+        self.remove_if(|kept| kept.is_polled && is_hung_up(kept.fd.as_fd()))
+    }
+
+    fn remove_if(&mut self, is_to_go: impl FnMut(&Kept) -> bool) -> usize {
+        let (removed, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.kept)
+            .into_iter()
+            .partition(is_to_go);
+        self.kept = kept;
         let count = removed.len();
-        removed.into_iter().for_each(close_received);
+        removed.into_iter().for_each(|kept| close_received(kept.fd));
         count
     }
 
     /// Takes those of a name out, in the order in which they came.
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
-        let (taken, kept) = std::mem::take(&mut self.kept)
+        self.remove_hung_up();
+        let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.kept)
             .into_iter()
-            .partition(|(found, _)| found == name);
+            .partition(|kept| kept.name == name);
         self.kept = kept;
-        let taken: Vec<(String, OwnedFd)> = taken;
-        taken.into_iter().map(|(_, fd)| fd).collect()
+        taken.into_iter().map(|kept| kept.fd).collect()
     }
 
     /// Takes all out, for who [starts the service
     /// again](bowline_transport::spawn_with_listen_fds).
     pub fn take_all(&mut self) -> Vec<(String, OwnedFd)> {
-        std::mem::take(&mut self.kept)
+        self.remove_hung_up();
+        let kept = std::mem::take(&mut self.kept).into_iter();
+        kept.map(|kept| (kept.name, kept.fd)).collect()
     }
 
     /// The name of each that is kept, in the order in which they came.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.kept.iter().map(|(name, _)| name.as_str())
+        self.kept.iter().map(|kept| kept.name.as_str())
     }
 
     /// How many are kept.
@@ -150,10 +197,8 @@ impl From<DescriptorStore> for Inherited {
 
 impl Drop for DescriptorStore {
     fn drop(&mut self) {
-        for (_, fd) in self.take_all() {
-            // It came from a service.
-            close_received(fd);
-        }
+        // They came from a service.
+        self.remove_if(|_| true);
     }
 }
 

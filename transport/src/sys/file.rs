@@ -185,6 +185,32 @@ pub(crate) fn has_no_reader(fd: BorrowedFd<'_>) -> bool {
     poll(fd, 0).is_ok_and(|events| events & libc::POLLERR != 0)
 }
 
+/// Whether the other end is gone, or there is an error: what poll(2) reports of a
+/// descriptor that is asked for nothing.
+pub(crate) fn is_broken(fd: BorrowedFd<'_>) -> bool {
+    poll(fd, 0).is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) != 0)
+}
+
+/// Whether two descriptors are of one open file. By `F_DUPFD_QUERY` (Linux 6.10), else by
+/// kcmp(2), which a sandbox may forbid: then false.
+#[doc(alias = "kcmp")]
+pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    // The C library's bindings do not have these.
+    const F_DUPFD_QUERY: libc::c_int = 1024 + 3;
+    const KCMP_FILE: libc::c_int = 0;
+    let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: takes integers only.
+    match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
+        0 => return false,
+        1 => return true,
+        _ => {}
+    }
+    // SAFETY: takes nothing.
+    let own = unsafe { libc::getpid() };
+    // SAFETY: takes integers only.
+    unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, one, other) == 0 }
+}
+
 fn poll(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<libc::c_short> {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),
