@@ -1,6 +1,6 @@
 //! Children that do not end by themselves: time limits, groups, what they leave behind.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -220,6 +220,7 @@ fn children_end_with_the_reactor_where_that_was_said() {
     for is_graceful in [false, true] {
         let mut reactor = Reactor::new().unwrap();
         let stop = settings().stop_within(Some(Duration::from_millis(200)));
+        let is_late = Rc::new(Cell::new(false));
         let mut all = Vec::new();
         for child in [
             "trap 'exit 4' TERM; echo; while :; do sleep 0.01; done",
@@ -228,7 +229,15 @@ fn children_end_with_the_reactor_where_that_was_said() {
             let script = Script::new();
             let record = script.record();
             let command = shell(child).in_own_group().settings(stop);
-            spawn(&mut reactor, command, script);
+            let process = spawn(&mut reactor, command, script);
+            // If the reactor does not end it, this test does, and says so.
+            let is_late = Rc::clone(&is_late);
+            reactor.call_later(crate::support::DEADLINE, move |reactor| {
+                is_late.set(true);
+                if let Some(process) = reactor.get(process) {
+                    let _ = process.signal_process(SIGKILL);
+                }
+            });
             all.push(record);
         }
         // One that is left alone does not keep the stop waiting.
@@ -245,6 +254,7 @@ fn children_end_with_the_reactor_where_that_was_said() {
             }
         });
         reactor.run().unwrap();
+        assert!(!is_late.get(), "a child outlived the stop");
         assert_eq!(all[0].statuses()[1].code(), Some(4), "{is_graceful}");
         assert_eq!(
             all[1].statuses()[1].signal(),

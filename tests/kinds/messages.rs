@@ -992,6 +992,7 @@ fn tables_of_messages_have_every_method_and_callback() {
     Table::under(CALLBACKS).assert_rows(callbacks);
 }
 
+/// D-18: what is sent to a group leaves by the interface that was set, too.
 #[test]
 fn every_method_of_messages_does_what_its_table_says() {
     let _ledger = DescriptorLedger::open();

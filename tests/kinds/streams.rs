@@ -506,7 +506,7 @@ impl Rig {
     }
 
     /// The peer sends a descriptor; whether the kernel takes it.
-    fn send_descriptor(&mut self, fd: impl AsFd) -> io::Result<()> {
+    fn send_descriptor(&self, fd: impl AsFd) -> io::Result<()> {
         let socket = self
             .peer
             .writing
@@ -575,7 +575,7 @@ impl NoneFree {
         let lowest = File::open("/dev/null").unwrap().as_raw_fd();
         let none = Rlimit {
             current: Some(lowest as u64),
-            ..before.clone()
+            ..before
         };
         setrlimit(Resource::Nofile, none).unwrap();
         Self(before)
@@ -584,7 +584,7 @@ impl NoneFree {
 
 impl Drop for NoneFree {
     fn drop(&mut self) {
-        setrlimit(Resource::Nofile, self.0.clone()).unwrap();
+        setrlimit(Resource::Nofile, self.0).unwrap();
     }
 }
 

@@ -299,6 +299,16 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
     return real(fd, messages, count, flags);
 }
 
+/* One message in the place of several. Sockets of tests say of no call that it is not to
+ * block. */
+ssize_t sendto(int fd, const void *data, size_t length, int flags, const struct sockaddr *name,
+               socklen_t name_length) {
+    REAL(sendto);
+    int error = flags & MSG_DONTWAIT ? fault(SENDMMSG) : 0;
+    if (error) FAIL_LATER(fd, error);
+    return real(fd, data, length, flags, name, name_length);
+}
+
 ssize_t send(int fd, const void *data, size_t length, int flags) {
     REAL(send);
     int error = fault(SEND);

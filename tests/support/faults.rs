@@ -60,6 +60,7 @@ pub(crate) enum Call {
     RecvMmsg,
     RecvMsg,
     Send,
+    /// Of several messages or of one, which is sendto(2).
     SendMmsg,
     SendMsg,
     SetSockOpt,

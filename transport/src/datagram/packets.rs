@@ -180,7 +180,19 @@ enum EndStep {
 }
 
 impl<S: DatagramSocket> Port<S> {
+    #[inline]
     fn end_step(&self, has_undelivered: bool) -> Option<EndStep> {
+        let ends = &self.ends;
+        let is_whole = ends.read == ReadEnd::Open && ends.write == WriteEnd::Open;
+        match is_whole && ends.broken.is_none() {
+            // There is none.
+            true => None,
+            false => self.next_end_step(has_undelivered),
+        }
+    }
+
+    #[cold]
+    fn next_end_step(&self, has_undelivered: bool) -> Option<EndStep> {
         let ends = &self.ends;
         let is_broken = ends.broken.is_some();
         match self.state {
@@ -210,6 +222,7 @@ where
     P: Served<S>,
 {
     /// Records the peer's end if it was received, and returns whether it was.
+    #[inline]
     pub(super) fn notes_end(port: &mut Port<S>) -> bool {
         let connection = P::connection(&mut port.socket);
         let has_ended = connection.is_some_and(|connection| connection.has_ended());
@@ -238,10 +251,17 @@ where
     }
 
     /// Takes one step of ending the connection. Returns whether there was one to take.
+    #[inline]
     pub(super) fn take_end_step(&mut self, reactor: &mut Reactor) -> bool {
         let Some(step) = self.port.end_step(self.arrivals.is_some()) else {
             return false;
         };
+        self.take_step(reactor, step);
+        true
+    }
+
+    #[cold]
+    fn take_step(&mut self, reactor: &mut Reactor, step: EndStep) {
         let port = &mut self.port;
         match step {
             EndStep::Finish => {
@@ -258,7 +278,6 @@ where
             EndStep::CloseWriting => self.close_writing(reactor),
             EndStep::TellReadEnd => self.tell_read_end(reactor),
         }
-        true
     }
 
     fn close_writing(&mut self, reactor: &mut Reactor) {

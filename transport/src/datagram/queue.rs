@@ -107,10 +107,16 @@ impl SendQueue {
     }
 
     /// How many datagrams to `name` are held back.
+    #[inline]
     pub(crate) fn held_for(&self, name: &[u8]) -> usize {
-        if self.held == 0 {
-            return 0;
+        match self.held {
+            0 => 0,
+            _ => self.count_held_for(name),
         }
+    }
+
+    #[cold]
+    fn count_held_for(&self, name: &[u8]) -> usize {
         let is_it = |it: &&Waiting| it.place == Place::Held && self.name_of(it) == name;
         self.waiting.iter().filter(is_it).count()
     }
@@ -203,6 +209,23 @@ impl SendQueue {
         })
     }
 
+    /// The datagram that waits, if it is the only one, could be sent now, and has no
+    /// descriptors.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<Queued<'_>> {
+        match self.waiting.front() {
+            Some(first) if self.waiting.len() == 1 => {
+                let is_plain = first.place == Place::InLine && first.descriptors.is_empty();
+                is_plain.then(|| Queued {
+                    data: &self.bytes[first.start..][..first.length],
+                    name: self.name_of(first),
+                    descriptors: &[],
+                })
+            }
+            _ => None,
+        }
+    }
+
     /// The datagrams that could be sent now, up to the first with descriptors, as
     /// messages with their counts. A message has at most `most` datagrams. If it has
     /// more than one, each is at most `longest` bytes long.
@@ -220,7 +243,10 @@ impl SendQueue {
     pub(crate) fn sent(&mut self, count: usize) {
         // Otherwise some of them have left already, or are held back.
         if self.held == 0 && self.waiting.len() == self.len {
-            for waiting in self.waiting.drain(..count.min(self.len)) {
+            for _ in 0..count {
+                let Some(waiting) = self.waiting.pop_front() else {
+                    return;
+                };
                 self.len -= 1;
                 self.unsent_bytes -= waiting.length;
                 self.descriptors -= waiting.descriptors.len();
@@ -316,6 +342,7 @@ pub(crate) struct Runs<'a> {
 impl<'a> Iterator for Runs<'a> {
     type Item = (OutgoingMessage<'a>, usize);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let SendQueue { waiting, bytes, .. } = self.queue;
         let mut first = waiting.get(self.next)?;
@@ -332,12 +359,13 @@ impl<'a> Iterator for Runs<'a> {
         if first.length > 0 && first.length <= self.longest {
             while count < self.most
                 && let Some(next) = waiting.get(self.next)
+                // What differs most often.
+                && (next.name_start == first.name_start && next.name_length == first.name_length)
                 && next.place == Place::InLine
                 && next.start == end
                 && (1..=first.length).contains(&next.length)
                 && end + next.length - first.start <= MOST_IN_RUN
                 && next.descriptors.is_empty()
-                && (next.name_start == first.name_start && next.name_length == first.name_length)
             {
                 self.next += 1;
                 count += 1;

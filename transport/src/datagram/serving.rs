@@ -217,6 +217,7 @@ where
             Visit::Extra => 0,
         };
         let (mut sends, mut notices) = (budgets.writes, budgets.notices);
+        let mut is_through = false;
         loop {
             if self.port.state == PortState::Ending {
                 return self.lose(reactor);
@@ -245,10 +246,12 @@ where
             } else if self.port.state == PortState::Stopping && !self.port.has_unsent() {
                 self.port.end(CloseReason::Done);
             } else if !self.take_drain_step(reactor, visit) {
+                // Nothing was left out for want of a budget, so there is no more.
+                is_through = sends > 0 && bytes > 0;
                 break;
             }
         }
-        self.settle(reactor)
+        self.settle(reactor, is_through)
     }
 
     fn begin(&mut self, reactor: &mut Reactor) {
@@ -378,9 +381,6 @@ where
         }
     }
 
-    /// Delivers received datagrams, as far as they are wanted. Returns how much is left
-    /// of the turn's bytes.
-    #[inline]
     /// Takes the error of a datagram that was sent before, of a socket that receives
     /// nothing. Its protocol is told all the same.
     #[cold]
@@ -393,6 +393,9 @@ where
         }
     }
 
+    /// Delivers received datagrams, as far as they are wanted. Returns how much is left
+    /// of the turn's bytes.
+    #[inline]
     pub(super) fn deliver(&mut self, reactor: &mut Reactor, mut bytes: usize) -> usize {
         let Self {
             port,
@@ -513,7 +516,13 @@ where
     // Stopping gracefully.
 
     /// Takes a step towards the end. Returns true if that leaves something to do.
+    #[inline]
     fn take_drain_step(&mut self, reactor: &Reactor, visit: Visit) -> bool {
+        self.draining.is_some() && self.drain_on(reactor, visit)
+    }
+
+    #[cold]
+    fn drain_on(&mut self, reactor: &Reactor, visit: Visit) -> bool {
         let is_at_rest = self.may_end_idle() && self.protocol.is_idle();
         let Some(draining) = &mut self.draining else {
             return false;
@@ -563,8 +572,9 @@ where
         }
     }
 
-    /// Makes sure that the rest is done later.
-    fn settle(&mut self, reactor: &mut Reactor) -> Next {
+    /// Makes sure that the rest is done later, if there is any.
+    #[inline]
+    fn settle(&mut self, reactor: &mut Reactor, is_through: bool) -> Next {
         let port = &mut self.port;
         let token = port.token;
         if port.has_unsent() && !port.is_writable && !port.watches_writing {
@@ -587,6 +597,9 @@ where
             self.deadline = Some(reactor.notify_later(within, token));
         }
         self.look_later(reactor);
+        if is_through && self.port.state != PortState::Ending {
+            return Next::Keep;
+        }
         let port = &self.port;
         let has_more = port.state == PortState::Ending
             || port.may_send()

@@ -390,12 +390,14 @@ impl DatagramSocket for UdpSocket {
     }
 
     fn send(&mut self, outgoing: &Outgoing<'_>) -> io::Result<usize> {
+        if let Some(only) = outgoing.queue.only() {
+            return sys::send_one(self.fd.open()?, only.name, only.data).map(|()| 1);
+        }
         let mut batch = outgoing.shared.send_batch.borrow_mut();
         loop {
             let runs = || outgoing.queue.runs(self.segments, self.longest_segment);
-            let messages = runs().map(|(message, _)| message);
-            match sys::send_messages(self.fd.open()?, messages, &mut batch) {
-                Ok(sent) => return Ok(runs().take(sent).map(|(_, count)| count).sum()),
+            match sys::send_messages(self.fd.open()?, runs(), &mut batch) {
+                Ok(sent) => return Ok(sent),
                 Err(error) => {
                     let segment = runs().next().and_then(|(message, _)| message.segment);
                     let Some(segment) = segment.filter(|_| sys::is_of_segmentation(&error)) else {
@@ -414,10 +416,10 @@ impl DatagramSocket for UdpSocket {
             }
         }
     }
+
     fn take_error(&mut self) -> Option<io::Error> {
         sys::take_error(self.fd.get()?).ok().flatten()
     }
-
 
     fn after(&self, error: &io::Error, to: Option<AddressRef<'_>>) -> AfterSendError {
         if error.kind() == io::ErrorKind::WouldBlock {

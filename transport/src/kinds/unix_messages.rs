@@ -50,6 +50,9 @@ fn longest(fd: BorrowedFd<'_>) -> usize {
 /// Sends the first message in line if it has descriptors. Otherwise sends as many as
 /// can go at once. Returns how many were sent.
 pub(super) fn send(fd: BorrowedFd<'_>, outgoing: &Outgoing<'_>) -> io::Result<usize> {
+    if let Some(only) = outgoing.queue.only() {
+        return sys::send_one(fd, only.name, only.data).map(|()| 1);
+    }
     if let Some(first) = outgoing.queue.in_line().next()
         && let Some(one) = first.descriptors.first()
     {
@@ -63,6 +66,5 @@ pub(super) fn send(fd: BorrowedFd<'_>, outgoing: &Outgoing<'_>) -> io::Result<us
         return Ok(1);
     }
     let mut batch = outgoing.shared.send_batch.borrow_mut();
-    let messages = outgoing.queue.runs(1, 0).map(|(message, _)| message);
-    sys::send_messages(fd, messages, &mut batch)
+    sys::send_messages(fd, outgoing.queue.runs(1, 0), &mut batch)
 }

@@ -187,6 +187,9 @@ pub(crate) struct NameBuffer {
 }
 
 impl NameBuffer {
+    /// For how many bytes there is room, at the beginning of one.
+    pub(super) const ROOM: usize = NAME_BUFFER_BYTES;
+
     #[inline]
     pub(super) const fn new() -> Self {
         Self {

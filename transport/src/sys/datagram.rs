@@ -58,6 +58,12 @@ pub(crate) struct MessageBatch {
     messages: Vec<Message>,
     ancillary: Vec<Ancillary>,
     received: usize,
+    /// For how many bytes of control messages the headers are made; 0 before they are.
+    control_bytes: usize,
+    /// Of how many headers the kernel may have changed the lengths.
+    changed: usize,
+    /// Whether something came beside one of the messages.
+    has_ancillary: bool,
 }
 
 /// What is known of one message of a batch.
@@ -94,6 +100,9 @@ impl MessageBatch {
             messages: vec![Message::default(); slots],
             ancillary: iter::repeat_with(Ancillary::new).take(slots).collect(),
             received: 0,
+            control_bytes: 0,
+            changed: 0,
+            has_ancillary: false,
         }
     }
 
@@ -195,6 +204,7 @@ impl MessageBatch {
             is_stamped: true,
             name_length: name_length as u32,
         };
+        self.has_ancillary |= self.messages[place].has_ancillary;
         self.ancillary[place].descriptors.extend(descriptors);
         true
     }
@@ -207,14 +217,24 @@ impl MessageBatch {
         credentials: Option<super::Credentials>,
     ) {
         self.messages[place].has_ancillary |= credentials.is_some();
+        self.has_ancillary |= credentials.is_some();
         self.ancillary[place].credentials = credentials;
     }
 
     /// Forgets what was received, and closes what nobody took of it.
     #[inline]
     pub(crate) fn clear(&mut self) {
-        let received = std::mem::take(&mut self.received);
-        for (message, ancillary) in self.messages[..received].iter().zip(&mut self.ancillary) {
+        if self.has_ancillary {
+            self.clear_ancillary();
+        }
+        self.received = 0;
+    }
+
+    #[cold]
+    fn clear_ancillary(&mut self) {
+        self.has_ancillary = false;
+        let messages = &self.messages[..self.received];
+        for (message, ancillary) in messages.iter().zip(&mut self.ancillary) {
             if message.has_ancillary {
                 ancillary.clear();
             }
@@ -245,12 +265,15 @@ impl MessageBatch {
             Beside::Segments => SEGMENT_CONTROL_BYTES,
             Beside::Descriptors | Beside::Stamps => CONTROL_BUFFER_BYTES,
         };
-        self.point_headers(count, control_bytes);
+        self.prepare_headers(control_bytes);
+        // Where the call fails it may have begun with the first.
+        self.changed = 1;
         let received = retry(|| {
-            // SAFETY: `headers` has at least `count` elements. Each has pointers and
-            // lengths of a piece of `data`, of `control`, of `names` and of `parts`, which
-            // no other has and which outlive the call, borrowed for writing through
-            // `self`. An interrupted call has received nothing, and changed no length.
+            // SAFETY: `headers` has as many elements as there are slots, at least `count`.
+            // Each has pointers and lengths of a piece of `data`, of `control`, of `names`
+            // and of `parts`, which no other has. None of these has moved since
+            // `point_headers`, and all are borrowed for writing through `self`. An
+            // interrupted call has received nothing, and changed no length.
             unsafe {
                 libc::recvmmsg(
                     fd.as_raw_fd(),
@@ -263,9 +286,13 @@ impl MessageBatch {
         })?;
         // Not negative, and no more than was asked for.
         self.received = (received as usize).min(count);
+        // The one beyond the last may have been begun.
+        self.changed = (self.received + 1).min(self.slots());
         for place in 0..self.received {
             // SAFETY: recvmmsg has just succeeded, and filled this place.
-            self.messages[place] = unsafe { self.message_at(place, beside, control_bytes) };
+            let message = unsafe { self.message_at(place, beside, control_bytes) };
+            self.has_ancillary |= message.has_ancillary;
+            self.messages[place] = message;
         }
         Ok(self.received)
     }
@@ -320,33 +347,51 @@ impl MessageBatch {
         message
     }
 
-    /// Has the first `count` headers point to their places.
-    fn point_headers(&mut self, count: usize, control_bytes: usize) {
-        let stride = self.room + STAGGER;
-        self.headers.clear();
-        self.parts.clear();
-        for data in self.data.chunks_exact_mut(stride).take(count) {
-            self.parts.push(libc::iovec {
-                iov_base: data.as_mut_ptr().cast(),
-                iov_len: self.room,
-            });
+    /// Makes all headers as they are before a call. Their pointers stay the same, so only
+    /// what the kernel has written there is written again.
+    #[inline]
+    fn prepare_headers(&mut self, control_bytes: usize) {
+        if self.control_bytes != control_bytes {
+            return self.point_headers(control_bytes);
         }
-        let controls = self.control.chunks_exact_mut(CONTROL_WORDS);
-        let places = self.parts.iter_mut().zip(controls).zip(&mut self.names);
-        for ((part, control), name) in places {
+        for header in &mut self.headers[..self.changed] {
+            header.msg_hdr.msg_namelen = NameBuffer::ROOM as _;
+            header.msg_hdr.msg_controllen = control_bytes as _;
+            header.msg_hdr.msg_flags = 0;
+        }
+    }
+
+    /// Has the headers point to their places. By pointers to the whole of each piece of
+    /// memory, which reading it in between does not make stale.
+    #[cold]
+    fn point_headers(&mut self, control_bytes: usize) {
+        self.control_bytes = control_bytes;
+        let stride = self.room + STAGGER;
+        let (data, control) = (self.data.as_mut_ptr(), self.control.as_mut_ptr());
+        let names = self.names.as_mut_ptr();
+        let part = |place: usize| libc::iovec {
+            iov_base: data.wrapping_add(place * stride).cast(),
+            iov_len: self.room,
+        };
+        let slots = self.messages.len();
+        self.parts.clear();
+        self.parts.extend((0..slots).map(part));
+        let parts = self.parts.as_mut_ptr();
+        let header = |place: usize| {
             let mut header = message_header();
-            let name = name.bytes_mut();
-            header.msg_name = name.as_mut_ptr().cast();
-            header.msg_namelen = name.len() as _;
-            header.msg_iov = part;
+            header.msg_name = names.wrapping_add(place).cast();
+            header.msg_namelen = NameBuffer::ROOM as _;
+            header.msg_iov = parts.wrapping_add(place);
             header.msg_iovlen = 1;
-            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_control = control.wrapping_add(place * CONTROL_WORDS).cast();
             header.msg_controllen = control_bytes as _;
-            self.headers.push(libc::mmsghdr {
+            libc::mmsghdr {
                 msg_hdr: header,
                 msg_len: 0,
-            });
-        }
+            }
+        };
+        self.headers.clear();
+        self.headers.extend((0..slots).map(header));
     }
 }
 
@@ -391,6 +436,8 @@ pub(crate) struct SendBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     controls: Vec<SegmentControl>,
+    /// How many datagrams each message is.
+    counts: Vec<usize>,
 }
 
 /// The control message that says how long segments are, as the kernel lays it out.
@@ -419,8 +466,8 @@ impl SegmentControl {
 
 const _: () = assert!(size_of::<SegmentControl>() == size_of::<libc::cmsghdr>() + 8);
 
-/// Sends messages, at most [`MOST_MESSAGES`] of them, and answers how many were taken from
-/// the front.
+/// Sends messages, at most [`MOST_MESSAGES`] of them, each of so many datagrams, and answers
+/// how many datagrams were taken from the front.
 ///
 /// # Errors
 /// Why the first was not; for those behind it that is to be found out by calling again.
@@ -431,16 +478,18 @@ const _: () = assert!(size_of::<SegmentControl>() == size_of::<libc::cmsghdr>() 
 #[doc(alias = "sendmmsg")]
 pub(crate) fn send_messages<'a>(
     fd: BorrowedFd<'_>,
-    messages: impl Iterator<Item = OutgoingMessage<'a>>,
+    messages: impl Iterator<Item = (OutgoingMessage<'a>, usize)>,
     batch: &mut SendBatch,
 ) -> io::Result<usize> {
     batch.headers.clear();
     batch.parts.clear();
     batch.controls.clear();
+    batch.counts.clear();
     // Pointers to what is in these are taken below, so nothing may move any more.
     batch.parts.reserve(MOST_MESSAGES);
     batch.controls.reserve(MOST_MESSAGES);
-    for message in messages.take(MOST_MESSAGES) {
+    for (message, count) in messages.take(MOST_MESSAGES) {
+        batch.counts.push(count);
         let mut header = message_header();
         header.msg_name = message.name.as_ptr().cast::<libc::c_void>().cast_mut();
         header.msg_namelen = message.name.len() as _;
@@ -485,7 +534,37 @@ pub(crate) fn send_messages<'a>(
             )
         }
     })?;
-    Ok(sent as usize)
+    Ok(batch.counts.iter().take(sent as usize).sum())
+}
+
+/// Sends one message, to the peer of the socket if `name` is empty. Cheaper than
+/// [`send_messages`] with one.
+///
+/// # Errors
+/// As [`send_messages`].
+///
+/// References: send(2), udp(7).
+#[inline]
+pub(crate) fn send_one(fd: BorrowedFd<'_>, name: &[u8], data: &[u8]) -> io::Result<()> {
+    let name_at = match name {
+        [] => ptr::null(),
+        name => name.as_ptr().cast(),
+    };
+    super::retry_count(|| {
+        // SAFETY: data and name are borrowed until the call returns, and as long as is
+        // said. A name is encoded as the kernel's, which checks it.
+        unsafe {
+            libc::sendto(
+                fd.as_raw_fd(),
+                data.as_ptr().cast(),
+                data.len(),
+                SEND_FLAGS,
+                name_at,
+                name.len() as libc::socklen_t,
+            )
+        }
+    })?;
+    Ok(())
 }
 
 /// Makes a datagram socket, non-blocking and close-on-exec.

@@ -59,7 +59,7 @@ pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
 pub(crate) use self::datagram::{
     Beside, Interface4, MOST_MESSAGES, MessageBatch, OutgoingMessage, SendBatch, broadcast,
     datagram_socket, dropped, has_segmentation, is_datagram, multicast_hops, multicast_loopback,
-    send_messages, set_broadcast, set_membership4, set_membership6, set_multicast_hops,
+    send_messages, send_one, set_broadcast, set_membership4, set_membership6, set_multicast_hops,
     set_multicast_interface4, set_multicast_interface6, set_multicast_loopback,
     set_receive_offload,
 };

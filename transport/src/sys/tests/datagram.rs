@@ -89,7 +89,7 @@ fn many_are_received_and_sent_by_one_call() {
     let sender = datagram_socket(Family::Inet4).unwrap();
     let all: Vec<Vec<u8>> = (0..100_u8).map(|n| vec![n; usize::from(n)]).collect();
     let mut scratch = SendBatch::default();
-    let messages = all.iter().map(|data| message(data, name.as_bytes()));
+    let messages = all.iter().map(|data| (message(data, name.as_bytes()), 1));
     let sent = send_messages(sender.as_fd(), messages, &mut scratch).unwrap();
     assert_eq!(sent, MOST_MESSAGES);
     let mut batch = MessageBatch::new(1_000, 100);
@@ -98,6 +98,45 @@ fn many_are_received_and_sent_by_one_call() {
     assert_eq!(count, MOST_MESSAGES);
     let data: Vec<_> = received(&mut batch).into_iter().map(|it| it.0).collect();
     assert_eq!(data, all[..MOST_MESSAGES]);
+}
+
+/// Room that was used is as good as new, whatever was there before: more messages, longer
+/// names, control messages of another length.
+#[test]
+fn room_is_used_again() {
+    let (fd, here) = udp(LOOPBACK4);
+    let (unix, other) = UnixDatagram::pair().unwrap();
+    let mut batch = MessageBatch::new(8, 100);
+    for count in [8_u8, 1, 3, 8, 2] {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let own = sender.local_addr().unwrap();
+        for number in 0..count {
+            sender.send_to(&[number; 3], here).unwrap();
+            other.send(&[number; 200]).unwrap();
+        }
+        for asked in [usize::from(count), 8] {
+            let result = batch.receive(fd.as_fd(), asked, Beside::Segments);
+            let Ok(received) = result else {
+                expect_error(result, ErrorKind::WouldBlock);
+                continue;
+            };
+            assert_eq!(received, usize::from(count));
+            for place in 0..received {
+                let (message, data, name, _) = batch.parts(place);
+                assert_eq!((message.length, data), (3, &[place as u8; 3][..]));
+                assert_eq!(name, NameRef::Inet(own));
+            }
+            batch.clear();
+        }
+        let received = batch.receive(unix.as_fd(), 8, Beside::Descriptors).unwrap();
+        assert_eq!(received, usize::from(count));
+        for place in 0..received {
+            let (message, data, name, _) = batch.parts(place);
+            assert_eq!((message.length, data.len()), (200, 100), "it is cut");
+            assert_eq!(name, NameRef::UnixUnnamed);
+        }
+        batch.clear();
+    }
 }
 
 #[test]
@@ -111,7 +150,7 @@ fn sending_stops_at_the_first_that_fails() {
     let mut send = |from: usize| {
         let messages = all[from..]
             .iter()
-            .map(|data| message(data, name.as_bytes()));
+            .map(|data| (message(data, name.as_bytes()), 1));
         send_messages(sender.as_fd(), messages, &mut scratch)
     };
     assert_eq!(send(0).unwrap(), 2);
@@ -140,7 +179,7 @@ fn datagrams_that_are_sent_as_one_arrive_one_by_one_or_as_one() {
                 segment: Some(1_000),
                 ..message(&data, name.as_bytes())
             };
-            let sent = send_messages(sender.as_fd(), std::iter::once(message), &mut scratch);
+            let sent = send_messages(sender.as_fd(), std::iter::once((message, 1)), &mut scratch);
             assert_eq!(sent.unwrap(), 1);
         }
         let mut batch = MessageBatch::new(8, 65_536);
