@@ -27,6 +27,8 @@
 
 enum { LISTENER = 3, CHUNK = 65536, WRITES = 10, BACKLOG = 4096 };
 enum task { DO_ECHO, DO_TEN, DO_SINK, DO_SOURCE };
+/* As in src/peers/messages.rs. */
+enum { BURST = 32, DATAGRAM = 1200, CHILDREN = 4 };
 
 static uv_loop_t *loop;
 static enum task task;
@@ -203,6 +205,125 @@ static void connected(uv_stream_t *listener, int status) {
     else end(connection);
 }
 
+/* Datagrams: received by recvmmsg, answered without waiting. */
+
+static char room[20 * CHUNK];
+static uint64_t datagrams;
+
+static void give_room(uv_handle_t *handle, size_t suggested, uv_buf_t *buffer) {
+    (void)handle, (void)suggested;
+    *buffer = uv_buf_init(room, sizeof room);
+}
+
+static void answer(uv_udp_t *socket, const void *data, size_t length, const struct sockaddr *to) {
+    uv_buf_t buffer = uv_buf_init((char *)data, length);
+    int sent = uv_udp_try_send(socket, &buffer, 1, to);
+    assert(sent == (int)length);
+}
+
+static void arrived(uv_udp_t *socket, ssize_t length, const uv_buf_t *buffer,
+                    const struct sockaddr *from, unsigned flags) {
+    (void)flags;
+    if (length <= 0 || from == NULL) return;
+    uint64_t count;
+    switch (task) {
+    case DO_SINK:
+        if (++datagrams % BURST == 0) answer(socket, &datagrams, sizeof datagrams, from);
+        break;
+    case DO_SOURCE:
+        memcpy(&count, buffer->base, sizeof count);
+        while (count-- > 0) answer(socket, shared, DATAGRAM, from);
+        break;
+    default:
+        answer(socket, buffer->base, length, from);
+    }
+}
+
+static void serve_datagrams(void) {
+    static uv_udp_t socket;
+    uv_udp_init_ex(loop, &socket, UV_UDP_RECVMMSG);
+    assert(uv_udp_open(&socket, LISTENER) == 0);
+    assert(uv_udp_recv_start(&socket, give_room, arrived) == 0);
+    assert(write(1, "R", 1) == 1);
+    uv_run(loop, UV_RUN_DEFAULT);
+}
+
+/* Pipes. */
+
+static void piped(uv_stream_t *stream, ssize_t length, const uv_buf_t *buffer) {
+    struct connection *connection = (struct connection *)stream;
+    (void)buffer;
+    if (length > 0) {
+        connection->count += length;
+    } else if (length < 0) {
+        assert(write(1, &connection->count, sizeof connection->count) == 8);
+        end(connection);
+    }
+}
+
+static void serve_pipe(void) {
+    struct connection *connection = counted_malloc(sizeof *connection);
+    connection->count = 0;
+    uv_pipe_init(loop, &connection->pipe, 0);
+    assert(uv_pipe_open(&connection->pipe, LISTENER) == 0);
+    assert(write(1, "R", 1) == 1);
+    if (task == DO_SOURCE) {
+        connection->count = UINT64_MAX;
+        produce(connection);
+    } else {
+        uv_read_start(&connection->stream, give_buffer, piped);
+    }
+    uv_run(loop, UV_RUN_DEFAULT);
+    /* The parent ends it. */
+    for (;;) pause();
+}
+
+/* Children. */
+
+static size_t children_left;
+
+static void start_child(uv_process_t *child);
+
+static void child_closed(uv_handle_t *handle) {
+    if (children_left > 0) start_child((uv_process_t *)handle);
+}
+
+static void child_exited(uv_process_t *child, int64_t status, int signal) {
+    assert(status == 0 && signal == 0);
+    uv_close((uv_handle_t *)child, child_closed);
+}
+
+static void start_child(uv_process_t *child) {
+    static char program[] = "/bin/true";
+    static char *arguments[] = {program, NULL}, *environment[] = {NULL};
+    uv_stdio_container_t streams[3];
+    for (int at = 0; at < 3; at++) {
+        streams[at].flags = UV_INHERIT_FD;
+        streams[at].data.fd = at;
+    }
+    uv_process_options_t options = {
+        .exit_cb = child_exited,
+        .file = program,
+        .args = arguments,
+        .env = environment,
+        .stdio_count = 3,
+        .stdio = streams,
+    };
+    children_left--;
+    assert(uv_spawn(loop, child, &options) == 0);
+}
+
+static uint64_t cpu_time(void);
+
+static void spawn(size_t count) {
+    static uv_process_t children[CHILDREN];
+    uint64_t cpu = cpu_time(), began = uv_hrtime();
+    children_left = count;
+    for (int at = 0; at < CHILDREN; at++) start_child(&children[at]);
+    uv_run(loop, UV_RUN_DEFAULT);
+    printf("%f\n%f\n", count * 1e9 / (uv_hrtime() - began), (double)(cpu_time() - cpu) / count);
+}
+
 static void serve(void) {
     static struct connection listener;
     signal(SIGUSR1, report);
@@ -350,14 +471,20 @@ int main(int count, char **arguments) {
         timers(arguments[3], strtoul(arguments[4], NULL, 10));
         return 0;
     }
+    if (count == 4) {
+        spawn(strtoul(arguments[3], NULL, 10));
+        return 0;
+    }
     const char *name = arguments[3];
     task = strcmp(name, "ten") == 0      ? DO_TEN
-           : strcmp(name, "sink") == 0   ? DO_SINK
+           : strncmp(name, "sink", 4) == 0 ? DO_SINK
            : strcmp(name, "source") == 0 ? DO_SOURCE
                                          : DO_ECHO;
     takes_descriptors = strcmp(name, "echo-mixin") == 0;
     is_tcp = strcmp(arguments[4], "tcp") == 0;
-    if (strcmp(arguments[1], "serve") == 0) serve();
+    if (strcmp(arguments[4], "udp") == 0) serve_datagrams();
+    else if (strcmp(arguments[4], "pipe") == 0) serve_pipe();
+    else if (strcmp(arguments[1], "serve") == 0) serve();
     else drive(strtoul(arguments[5], NULL, 10), atoi(arguments[6]));
     return 0;
 }

@@ -13,8 +13,8 @@ from twisted.internet import epollreactor
 
 epollreactor.install()
 
-from twisted.internet import interfaces, reactor
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet import error, interfaces, reactor, stdio
+from twisted.internet.protocol import DatagramProtocol, Factory, ProcessProtocol, Protocol
 from zope.interface import implementer
 
 LISTENER = 3
@@ -128,6 +128,107 @@ def serve(task, family):
     reactor.run()
 
 
+# Datagrams, pipes and children, as in src/peers/messages.rs.
+
+BURST = 32
+DATAGRAM = 1200
+CHILDREN = 4
+
+
+class DatagramEcho(DatagramProtocol):
+    def datagramReceived(self, data, address):
+        self.transport.write(data, address)
+
+
+class DatagramSink(DatagramProtocol):
+    count = 0
+
+    def datagramReceived(self, data, address):
+        self.count += 1
+        if self.count % BURST == 0:
+            self.transport.write(struct.pack("<Q", self.count), address)
+
+
+class DatagramSource(DatagramProtocol):
+    payload = bytes(DATAGRAM)
+
+    def datagramReceived(self, data, address):
+        (count,) = struct.unpack("<Q", data)
+        for _ in range(count):
+            self.transport.write(self.payload, address)
+
+
+DATAGRAM_PROTOCOLS = {
+    "echo": DatagramEcho,
+    "sink": DatagramSink,
+    "sink-merged": DatagramSink,
+    "source": DatagramSource,
+}
+
+
+def serve_datagrams(task):
+    reactor.adoptDatagramPort(LISTENER, socket.AF_INET, DATAGRAM_PROTOCOLS[task]())
+    reactor.callWhenRunning(os.write, 1, b"R")
+    reactor.run()
+
+
+class PipeSink(Protocol):
+    count = 0
+
+    def dataReceived(self, data):
+        self.count += len(data)
+
+    def connectionLost(self, reason):
+        os.write(1, struct.pack("<Q", self.count))
+
+
+class PipeSource(Source):
+    def connectionMade(self):
+        self.count = 1 << 62
+        self.paused = False
+        self.transport.registerProducer(self, True)
+        self.resumeProducing()
+
+
+def serve_pipe(task):
+    # What is not used is a pipe that stays open.
+    reading, writing = os.pipe()
+    if task == "source":
+        stdio.StandardIO(PipeSource(), stdin=reading, stdout=LISTENER)
+    else:
+        stdio.StandardIO(PipeSink(), stdin=LISTENER, stdout=writing)
+    reactor.callWhenRunning(os.write, 1, b"R")
+    reactor.run()
+
+
+class Parent(ProcessProtocol):
+    left = 0
+    running = 0
+
+    @classmethod
+    def start(cls):
+        cls.left -= 1
+        cls.running += 1
+        reactor.spawnProcess(cls(), "/bin/true", ["true"], {}, childFDs={0: 0, 1: 1, 2: 2})
+
+    def processEnded(self, reason):
+        assert reason.check(error.ProcessDone), reason
+        Parent.running -= 1
+        if Parent.left > 0:
+            Parent.start()
+        elif Parent.running == 0:
+            reactor.stop()
+
+
+def spawn(count):
+    Parent.left = count
+    cpu, began = time.process_time_ns(), time.monotonic()
+    for _ in range(CHILDREN):
+        reactor.callWhenRunning(Parent.start)
+    reactor.run()
+    print(count / (time.monotonic() - began), (time.process_time_ns() - cpu) / count, sep="\n")
+
+
 # Timers, as in src/timers.rs.
 
 SPAN = 100_000_000
@@ -191,6 +292,10 @@ def timers(timed, count):
 
 
 if sys.argv[1] == "serve":
-    serve(sys.argv[3], sys.argv[4])
+    {"udp": serve_datagrams, "pipe": serve_pipe}.get(
+        sys.argv[4], lambda task: serve(task, sys.argv[4])
+    )(sys.argv[3])
+elif sys.argv[1] == "spawn":
+    spawn(int(sys.argv[3]))
 else:
     timers(sys.argv[3], int(sys.argv[4]))

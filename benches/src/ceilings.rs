@@ -63,6 +63,8 @@ fn count(name: &str) -> io::Result<f64> {
     let counted = match name {
         "echo, TCP" => echo(Task::Echo, Family::Tcp)?,
         "echo, UNIX" => echo(Task::Echo, Family::Unix)?,
+        "echo, UDP" => echo(Task::Echo, Family::Udp)?,
+        "echo, packets" => echo(Task::Echo, Family::Packets)?,
         "echo, UNIX with the mixin" => echo(Task::EchoMixin, Family::Unix)?,
         "timer scheduled and fired" => steady(Timed::Fire)?,
         "timer scheduled and cancelled" => steady(Timed::Cancel)?,

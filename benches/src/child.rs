@@ -1,8 +1,9 @@
 //! A server as a process of its own, started fresh, on a CPU of its own.
 
+use std::cell::RefCell;
 use std::env;
 use std::io::{self, Read};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,10 +21,14 @@ pub(crate) const GENERATOR_CPU: usize = 1;
 const BACKLOG: i32 = 4096;
 
 /// Where a server listens.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Address {
     Tcp(u16),
     Unix(PathBuf),
+    Udp(u16),
+    Packets(PathBuf),
+    /// Our end of its pipe, until it is taken.
+    Pipe(RefCell<Option<OwnedFd>>),
 }
 
 /// A running server; dropping it ends it.
@@ -35,9 +40,11 @@ pub(crate) struct ServerProcess {
 
 impl ServerProcess {
     pub(crate) fn start(peer: Peer, job: Job) -> io::Result<Self> {
-        let (listener, address) = listen(job.family)?;
-        sys::set_backlog(listener.as_raw_fd(), BACKLOG)?;
-        sys::set_nonblocking(listener.as_raw_fd())?;
+        let (listener, address) = listen(job)?;
+        if job.family.is_stream() {
+            sys::set_backlog(listener.as_raw_fd(), BACKLOG)?;
+            sys::set_nonblocking(listener.as_raw_fd())?;
+        }
         let mut command = external::program(peer)?;
         command.arg("serve").arg(peer.name()).arg(job.task.name());
         command.arg(job.family.name()).arg(job.message.to_string());
@@ -65,14 +72,20 @@ impl ServerProcess {
         match &self.address {
             Address::Tcp(port) => sys::connect_from(source, *port),
             Address::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+            Address::Udp(port) => sys::connect_udp(*port),
+            Address::Packets(path) => sys::connect_for_packets(path),
+            Address::Pipe(end) => {
+                let end = end.borrow_mut().take();
+                end.ok_or_else(|| io::ErrorKind::NotConnected.into())
+            }
         }
     }
 
     /// Where it listens, if that is in the file system.
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.address {
-            Address::Tcp(_) => None,
             Address::Unix(path) => Some(path),
+            _ => None,
         }
     }
 
@@ -81,6 +94,7 @@ impl ServerProcess {
         match &self.address {
             Address::Tcp(port) => sys::connect_from(1, *port),
             Address::Unix(path) => sys::connect_unix_at_once(path),
+            _ => self.connect(),
         }
     }
 
@@ -94,6 +108,13 @@ impl ServerProcess {
         let mut bytes = [0; 8];
         self.output.read_exact(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// How many bytes its pipe had, which it says at the end.
+    pub(crate) fn counted(&mut self) -> io::Result<usize> {
+        let mut bytes = [0; 8];
+        self.output.read_exact(&mut bytes)?;
+        Ok(usize::from_le_bytes(bytes))
     }
 }
 
@@ -111,15 +132,20 @@ impl Drop for ServerProcess {
         // Gone already, or not: either way it is reaped.
         drop(self.child.kill());
         drop(self.child.wait());
-        if let Address::Unix(path) = &self.address {
+        if let Address::Unix(path) | Address::Packets(path) = &self.address {
             drop(std::fs::remove_file(path));
         }
     }
 }
 
-fn listen(family: Family) -> io::Result<(OwnedFd, Address)> {
+fn listen(job: Job) -> io::Result<(OwnedFd, Address)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    match family {
+    let path = || {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("bowline-bench-{}-{number}", std::process::id());
+        env::temp_dir().join(name)
+    };
+    match job.family {
         Family::Tcp => {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             sys::set_no_delay(listener.as_raw_fd())?;
@@ -127,10 +153,27 @@ fn listen(family: Family) -> io::Result<(OwnedFd, Address)> {
             Ok((listener.into(), Address::Tcp(port)))
         }
         Family::Unix => {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let name = format!("bowline-bench-{}-{number}", std::process::id());
-            let path = env::temp_dir().join(name);
+            let path = path();
             Ok((UnixListener::bind(&path)?.into(), Address::Unix(path)))
+        }
+        Family::Udp => {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            let port = socket.local_addr()?.port();
+            Ok((socket.into(), Address::Udp(port)))
+        }
+        Family::Packets => {
+            let path = path();
+            let listener = sys::listen_for_packets(&path)?;
+            sys::set_nonblocking(listener.as_raw_fd())?;
+            Ok((listener, Address::Packets(path)))
+        }
+        Family::Pipe => {
+            let (reading, writing) = io::pipe()?;
+            let (theirs, ours) = match job.task {
+                Task::Source => (OwnedFd::from(writing), OwnedFd::from(reading)),
+                _ => (reading.into(), writing.into()),
+            };
+            Ok((theirs, Address::Pipe(RefCell::new(Some(ours)))))
         }
     }
 }

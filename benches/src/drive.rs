@@ -3,7 +3,7 @@
 //! collects only inside [`server_turn`]. The same to the unit in every run.
 
 use std::io::{self, ErrorKind};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -26,17 +26,31 @@ fn server_turn(server: &mut dyn Server) -> io::Result<()> {
 
 /// The process that is counted: `rounds` messages on each connection.
 pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<()> {
-    let mut server = peers::build(peer, job, None)?;
+    let (mut server, address) = match job.family {
+        Family::Udp => {
+            let socket = UdpSocket::bind("127.0.0.1:0")?;
+            let address = socket.local_addr()?;
+            (peers::build(peer, job, Some(socket.into()))?, Some(address))
+        }
+        _ => (peers::build(peer, job, None)?, None),
+    };
     let mut clients = Vec::new();
     let listener = TcpListener::bind("127.0.0.1:0")?;
     for _ in 0..CONNECTIONS {
+        if let Some(address) = address {
+            let client = sys::connect_udp(address.port())?;
+            sys::set_nonblocking(client.as_raw_fd())?;
+            clients.push(client);
+            continue;
+        }
         let (client, served): (OwnedFd, OwnedFd) = match job.family {
+            Family::Packets => sys::packet_pair()?,
             Family::Tcp => {
                 let client = TcpStream::connect(listener.local_addr()?)?;
                 let (served, _) = listener.accept()?;
                 (client.into(), served.into())
             }
-            Family::Unix => {
+            _ => {
                 let (client, served) = UnixStream::pair()?;
                 (client.into(), served.into())
             }

@@ -419,7 +419,7 @@ fn expect_count(fd: i32, expected: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn measured(
+pub(crate) fn measured(
     server: &ServerProcess,
     operations: usize,
     work: impl FnOnce() -> io::Result<()>,

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p bowline-bench -- all            everything; some minutes
 //! cargo run --release -p bowline-bench -- all --quick    a short form
-//!     --only TEXT      works whose name contains TEXT
+//!     --only A;B       works whose name contains one of these
 //!     --peers A,B      these beside the limit
 //!     --rounds N       how often each is measured
 //!     --span MS        how long each time
@@ -33,6 +33,7 @@ mod child;
 mod drive;
 mod external;
 mod load;
+mod messages;
 mod peers;
 mod report;
 #[allow(dead_code, reason = "the other programs use the rest")]
@@ -54,7 +55,7 @@ use crate::works::Effort;
 #[global_allocator]
 static ALLOCATOR: sys::Counting = sys::Counting;
 
-const USAGE: &str = "usage: bowline-bench all [--quick] [--only TEXT] [--peers A,B] [--rounds N] \
+const USAGE: &str = "usage: bowline-bench all [--quick] [--only A;B] [--peers A,B] [--rounds N] \
                      [--span MS] [--write FILE] [--svg FILE]";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -76,6 +77,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             let peer = find(&Peer::ALL, Peer::name, peer)?;
             let (arrived, seconds) = passing::fetch(peer, path.as_ref(), count.parse()?)?;
             println!("{arrived} {seconds}");
+            Ok(())
+        }
+        ["spawn", peer, count] => {
+            let peer = find(&Peer::ALL, Peer::name, peer)?;
+            for value in peers::messages::spawn(peer, count.parse()?)? {
+                println!("{value}");
+            }
             Ok(())
         }
         ["ceilings", file] => ceilings(file, 0.0, None),
@@ -139,7 +147,7 @@ fn all(options: &[&str]) -> Result<(), Box<dyn Error>> {
     let mut table = Table::new(&peers);
     println!("{}", table.head());
     for work in works::all() {
-        if work.name.contains(only) {
+        if only.split(';').any(|text| work.name.contains(text)) {
             works::run(&work, &peers, effort, &mut table);
             for line in table.lines_of(work.name) {
                 println!("{line}");

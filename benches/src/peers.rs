@@ -7,6 +7,7 @@ mod bowline;
 mod calloop;
 mod hand;
 mod limit;
+pub(crate) mod messages;
 mod mio;
 pub(crate) mod passing;
 mod tokio;
@@ -33,10 +34,12 @@ pub(crate) enum Peer {
     Libuv,
     /// In Python.
     Twisted,
+    /// tokio with `quinn-udp`, for datagrams only.
+    Quinn,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Limit,
         Self::Mio,
         Self::Bowline,
@@ -45,6 +48,7 @@ impl Peer {
         Self::Calloop,
         Self::Libuv,
         Self::Twisted,
+        Self::Quinn,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -57,6 +61,7 @@ impl Peer {
             Self::Calloop => "calloop",
             Self::Libuv => "libuv",
             Self::Twisted => "Twisted",
+            Self::Quinn => "quinn-udp",
         }
     }
 }
@@ -86,6 +91,8 @@ pub(crate) enum Task {
     /// Passes the connections that it accepts to a worker, which sends back
     /// what it receives; see `passing`.
     Pass = PASS,
+    /// Counts, as `Sink` does, datagrams that the kernel has merged.
+    SinkMerged = SINK_MERGED,
 }
 
 const ECHO: u8 = 0;
@@ -97,9 +104,10 @@ const RECEIVE: u8 = 5;
 const RECEIVE_TRUSTED: u8 = 6;
 const SEND: u8 = 7;
 const PASS: u8 = 8;
+const SINK_MERGED: u8 = 9;
 
 impl Task {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Echo,
         Self::EchoMixin,
         Self::Ten,
@@ -109,6 +117,7 @@ impl Task {
         Self::ReceiveTrusted,
         Self::SendDescriptors,
         Self::Pass,
+        Self::SinkMerged,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -122,6 +131,7 @@ impl Task {
             Self::ReceiveTrusted => "receive-trusted",
             Self::SendDescriptors => "send-descriptors",
             Self::Pass => "pass",
+            Self::SinkMerged => "sink-merged",
         }
     }
 }
@@ -131,15 +141,29 @@ impl Task {
 pub(crate) enum Family {
     Tcp,
     Unix,
+    /// One socket.
+    Udp,
+    /// UNIX seqpacket.
+    Packets,
+    /// One end.
+    Pipe,
 }
 
 impl Family {
-    pub(crate) const ALL: [Self; 2] = [Self::Tcp, Self::Unix];
+    pub(crate) const ALL: [Self; 5] = [Self::Tcp, Self::Unix, Self::Udp, Self::Packets, Self::Pipe];
+
+    /// Whether it is of byte streams over sockets, and not of `messages`.
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Self::Tcp | Self::Unix)
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Unix => "unix",
+            Self::Udp => "udp",
+            Self::Packets => "packets",
+            Self::Pipe => "pipe",
         }
     }
 }
@@ -175,6 +199,9 @@ pub(crate) fn build(
     job: Job,
     listener: Option<OwnedFd>,
 ) -> io::Result<Box<dyn Server>> {
+    if !job.family.is_stream() {
+        return messages::build(peer, job, listener);
+    }
     match peer {
         Peer::Limit => limit::build(job, listener),
         Peer::Mio => mio::build(job, listener),
@@ -182,7 +209,7 @@ pub(crate) fn build(
         Peer::Tokio => tokio::build(job, listener),
         Peer::Anchovy => anchovy::build(job, listener),
         Peer::Calloop => calloop::build(job, listener),
-        Peer::Libuv | Peer::Twisted => Err(elsewhere()),
+        Peer::Libuv | Peer::Twisted | Peer::Quinn => Err(elsewhere()),
     }
 }
 
@@ -192,7 +219,7 @@ pub(crate) fn time(peer: Peer, timed: Timed, count: usize) -> io::Result<Vec<f64
     match peer {
         Peer::Limit => limit::time(timed, count),
         // mio has no timers; what one would write is the limit.
-        Peer::Mio | Peer::Anchovy => Ok(Vec::new()),
+        Peer::Mio | Peer::Anchovy | Peer::Quinn => Ok(Vec::new()),
         Peer::Bowline => bowline::time(timed, count),
         Peer::Tokio => tokio::time(timed, count),
         Peer::Calloop => calloop::time(timed, count),
@@ -208,7 +235,7 @@ fn elsewhere() -> io::Error {
 macro_rules! for_each_task {
     ($task:expr, $build:ident($($argument:expr),*)) => {
         match $task {
-            Task::Echo | Task::Pass => $build::<{ super::ECHO }>($($argument),*),
+            Task::Echo | Task::Pass | Task::SinkMerged => $build::<{ super::ECHO }>($($argument),*),
             Task::EchoMixin => $build::<{ super::ECHO_MIXIN }>($($argument),*),
             Task::Ten => $build::<{ super::TEN }>($($argument),*),
             Task::Sink => $build::<{ super::SINK }>($($argument),*),

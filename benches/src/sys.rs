@@ -10,6 +10,13 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+#[path = "sys/batch.rs"]
+mod batch;
+pub(crate) use batch::{
+    Batch, MESSAGES, async_fd, connect_for_packets, listen_for_packets, open_pidfd, packet_pair,
+    read, reap, receive_segments, send_many, send_segments, send_to, spawn, write,
+};
+
 /// How many descriptors one message can carry.
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
@@ -159,6 +166,13 @@ pub(crate) fn accept(listener: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A UDP socket that is connected to `port` of 127.0.0.1.
+pub(crate) fn connect_udp(port: u16) -> io::Result<OwnedFd> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(("127.0.0.1", port))?;
+    Ok(socket.into())
+}
+
 /// Connects a TCP socket to `port` of 127.0.0.1 from 127.0.x.y, so that ports
 /// that wait for their time never run out.
 pub(crate) fn connect_from(source: u16, port: u16) -> io::Result<OwnedFd> {
@@ -200,12 +214,19 @@ fn connect(fd: RawFd, source: u16, port: u16) -> io::Result<()> {
 
 /// Connects to a UNIX socket, or says at once that too many wait there.
 pub(crate) fn connect_unix_at_once(path: &std::path::Path) -> io::Result<OwnedFd> {
-    use std::os::unix::ffi::OsStrExt;
     let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no pointer is involved.
     let fd = check(unsafe { libc::socket(libc::AF_UNIX, flags, 0) })?;
     // SAFETY: the kernel has just given it to us.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (to, size) = unix_name(path);
+    // SAFETY: the address is ours and as large as is said.
+    check(unsafe { libc::connect(fd, (&raw const to).cast(), size) })?;
+    Ok(socket)
+}
+
+fn unix_name(path: &std::path::Path) -> (libc::sockaddr_un, libc::socklen_t) {
+    use std::os::unix::ffi::OsStrExt;
     let mut to = libc::sockaddr_un {
         sun_family: libc::AF_UNIX as libc::sa_family_t,
         sun_path: [0; 108],
@@ -215,10 +236,7 @@ pub(crate) fn connect_unix_at_once(path: &std::path::Path) -> io::Result<OwnedFd
     for (to, from) in to.sun_path.iter_mut().zip(path) {
         *to = *from as libc::c_char;
     }
-    let size = size_of_val(&to) as libc::socklen_t;
-    // SAFETY: the address is ours and as large as is said.
-    check(unsafe { libc::connect(fd, (&raw const to).cast(), size) })?;
-    Ok(socket)
+    (to, size_of_val(&to) as libc::socklen_t)
 }
 
 fn address(ip: [u8; 4], port: u16) -> libc::sockaddr_in {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::child::{self, ServerProcess};
 use crate::external;
 use crate::load::{self, Beside, Echo, Echoing, Outcome};
+use crate::messages;
+use crate::peers::messages as servers;
 use crate::peers::{Family, Job, Peer, Task, passing};
 use crate::report::{Measure, Table};
 use crate::sys;
@@ -29,6 +31,7 @@ pub(crate) struct Effort {
     pub(crate) descriptors: usize,
     pub(crate) timers: usize,
     pub(crate) idle: usize,
+    pub(crate) children: usize,
     /// Messages of the run that counts instructions, for each connection.
     pub(crate) counted: usize,
 }
@@ -42,6 +45,7 @@ impl Effort {
         descriptors: 64 * 1600,
         timers: 100_000,
         idle: 10_000,
+        children: 600,
         counted: 200,
     };
 
@@ -53,6 +57,7 @@ impl Effort {
         descriptors: 64 * 100,
         timers: 10_000,
         idle: 1_000,
+        children: 60,
         counted: 40,
     };
 }
@@ -66,6 +71,7 @@ impl Effort {
                 bulk_bytes: self.bulk_bytes / 4,
                 descriptors: self.descriptors / 4,
                 timers: self.timers / 10,
+                children: self.children / 4,
                 ..self
             },
             _ => self,
@@ -88,6 +94,15 @@ enum Kind {
     Pass,
     Fair(Beside),
     Timed(Timed),
+    /// Datagrams to the server, one by one or many as one that the kernel cuts.
+    DatagramsIn {
+        cut: bool,
+    },
+    DatagramsOut,
+    PipeIn,
+    PipeOut,
+    /// Children, started and reaped.
+    Spawn,
     /// The time to schedule and cancel with so many waiting.
     Pending(usize),
     Instructions,
@@ -128,7 +143,7 @@ const fn work(name: &'static str, kind: Kind, task: Task, family: Family, messag
 
 /// All works, in the order of the table.
 pub(crate) fn all() -> Vec<Work> {
-    use Family::{Tcp, Unix};
+    use Family::{Packets, Pipe, Tcp, Udp, Unix};
     vec![
         work(
             "instructions per echo, TCP",
@@ -273,6 +288,58 @@ pub(crate) fn all() -> Vec<Work> {
             SMALL,
         ),
         work(
+            "instructions per echo, UDP",
+            Kind::Instructions,
+            Task::Echo,
+            Udp,
+            SMALL,
+        ),
+        work(
+            "instructions per echo, seqpacket",
+            Kind::Instructions,
+            Task::Echo,
+            Packets,
+            SMALL,
+        ),
+        work(
+            "echo 64 B x 64, UDP",
+            echo(64, SMALL),
+            Task::Echo,
+            Udp,
+            SMALL,
+        ),
+        work(
+            "UDP in, 1,200 B",
+            Kind::DatagramsIn { cut: false },
+            Task::Sink,
+            Udp,
+            servers::DATAGRAM,
+        ),
+        work(
+            "UDP in, 1,200 B, sent as one",
+            Kind::DatagramsIn { cut: true },
+            Task::SinkMerged,
+            Udp,
+            servers::DATAGRAM,
+        ),
+        work(
+            "UDP out, 1,200 B",
+            Kind::DatagramsOut,
+            Task::Source,
+            Udp,
+            servers::DATAGRAM,
+        ),
+        work(
+            "echo 64 B x 64, seqpacket",
+            echo(64, SMALL),
+            Task::Echo,
+            Packets,
+            SMALL,
+        ),
+        work("pipe in", Kind::PipeIn, Task::Sink, Pipe, LARGE),
+        work("pipe out", Kind::PipeOut, Task::Source, Pipe, LARGE),
+        work("spawn and reap /bin/true", Kind::Spawn, Task::Echo, Pipe, 0),
+        work(
             "timers: schedule and fire",
             Kind::Timed(Timed::Fire),
             Task::Echo,
@@ -365,12 +432,18 @@ pub(crate) fn run(work: &Work, peers: &[Peer], effort: Effort, table: &mut Table
 
 /// Whether a peer can do a work at all.
 fn takes_part(peer: Peer, work: &Work) -> bool {
+    let is_elsewhere = matches!(peer, Peer::Libuv | Peer::Twisted);
+    if !work.job.family.is_stream() {
+        let is_counted = matches!(work.kind, Kind::Instructions);
+        return servers::can(peer, work.job.family) && !(is_counted && is_elsewhere);
+    }
     if matches!(work.kind, Kind::BothSides | Kind::Pass) {
         return passing::can(peer);
     }
     let passes = matches!(work.kind, Kind::DescriptorsIn(_) | Kind::DescriptorsOut);
     match peer {
         Peer::Anchovy => passes,
+        Peer::Quinn => false,
         // It passes sockets, and drops what is anything else.
         Peer::Libuv => !passes,
         // The interpreter's instructions and memory are another matter.
@@ -386,6 +459,7 @@ fn once(work: &Work, peer: Peer, effort: Effort) -> io::Result<Vec<(Measure, f64
         }
         Kind::Timed(timed) => return time(peer, timed, effort.timers),
         Kind::Pending(count) => return time(peer, Timed::Pending, count),
+        Kind::Spawn => return spawn(peer, effort.children),
         _ => {}
     }
     let mut server = ServerProcess::start(peer, work.job)?;
@@ -421,7 +495,11 @@ fn once(work: &Work, peer: Peer, effort: Effort) -> io::Result<Vec<(Measure, f64
         Kind::BulkOut => load::bulk_out(&server, effort.bulk_bytes)?,
         Kind::DescriptorsIn(count) => load::descriptors_in(&server, effort.descriptors, count)?,
         Kind::DescriptorsOut => load::descriptors_out(&server, effort.descriptors)?,
-        Kind::Instructions | Kind::Timed(_) | Kind::Pending(_) => Outcome::default(),
+        Kind::DatagramsIn { cut } => messages::datagrams_in(&server, effort, cut)?,
+        Kind::DatagramsOut => messages::datagrams_out(&server, effort)?,
+        Kind::PipeIn => messages::pipe_in(&mut server, effort.bulk_bytes)?,
+        Kind::PipeOut => messages::pipe_out(&server, effort.bulk_bytes)?,
+        Kind::Instructions | Kind::Timed(_) | Kind::Pending(_) | Kind::Spawn => Outcome::default(),
     };
     Ok(vec![
         (Measure::Rate, outcome.rate()),
@@ -435,6 +513,18 @@ fn with_latency(outcome: &Outcome) -> Vec<(Measure, f64)> {
         (Measure::Cpu, outcome.cpu_per_operation()),
         (Measure::P999, outcome.percentile(99.9) / 1e3),
     ]
+}
+
+/// In a process of its own, on one CPU with its children.
+fn spawn(peer: Peer, count: usize) -> io::Result<Vec<(Measure, f64)>> {
+    let mut command = external::program(peer)?;
+    sys::pin_child(&mut command, child::SERVER_CPU);
+    command.args(["spawn", peer.name(), &count.to_string()]);
+    let values = numbers(command)?;
+    Ok([Measure::Rate, Measure::Cpu]
+        .into_iter()
+        .zip(values)
+        .collect())
 }
 
 fn idle(server: &mut ServerProcess, count: usize) -> io::Result<Vec<(Measure, f64)>> {

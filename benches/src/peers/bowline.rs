@@ -34,7 +34,7 @@ pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn S
     if let Some(listener) = listener {
         let listener = match job.family {
             Family::Tcp => listen_tcp(&mut reactor, job.task, listener),
-            Family::Unix => listen_unix(&mut reactor, job.task, listener)?,
+            _ => listen_unix(&mut reactor, job.task, listener)?,
         };
         // The generator that made it has let go of it.
         let listener = reactor.get(listener).expect("it was just made");
@@ -56,7 +56,7 @@ impl Server for Bowline {
             Family::Unix if self.job.task == Task::EchoMixin => {
                 drop(self.reactor.adopt_unix_stream(socket, Echo));
             }
-            Family::Unix => drop(self.reactor.adopt_unix_stream(socket, PlainEcho)),
+            _ => drop(self.reactor.adopt_unix_stream(socket, PlainEcho)),
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ fn listen_unix(reactor: &mut Reactor, task: Task, listener: OwnedFd) -> io::Resu
             count: 0,
             file: Rc::clone(&file),
         }),
-        Task::Echo | Task::EchoMixin | Task::Pass => {
+        Task::Echo | Task::EchoMixin | Task::Pass | Task::SinkMerged => {
             reactor.listen(Unix::listening(listener), |_: &_| Echo)
         }
     };

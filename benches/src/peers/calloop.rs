@@ -51,13 +51,11 @@ fn with_task<const TASK: u8>(job: Job, listener: Option<OwnedFd>) -> io::Result<
                 Ok(stream)
             })?
         }
-        (Family::Unix, Some(listener)) => {
-            server.listen(UnixListener::from(listener), |listener| {
-                let (stream, _) = listener.accept()?;
-                stream.set_nonblocking(true)?;
-                Ok(stream)
-            })?
-        }
+        (_, Some(listener)) => server.listen(UnixListener::from(listener), |listener| {
+            let (stream, _) = listener.accept()?;
+            stream.set_nonblocking(true)?;
+            Ok(stream)
+        })?,
     }
     Ok(Box::new(server))
 }
@@ -102,7 +100,7 @@ impl<const TASK: u8> Server for Loop<TASK> {
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<()> {
         match self.family {
             Family::Tcp => serve::<_, TASK>(&self.state.handle, TcpStream::from(socket)),
-            Family::Unix => serve::<_, TASK>(&self.state.handle, UnixStream::from(socket)),
+            _ => serve::<_, TASK>(&self.state.handle, UnixStream::from(socket)),
         }
     }
 

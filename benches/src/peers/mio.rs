@@ -21,7 +21,7 @@ pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn S
             let listener = listener.map(|fd| TcpListener::from_std(fd.into()));
             for_each_task!(job.task, tcp(listener))
         }
-        Family::Unix => {
+        _ => {
             let listener = listener.map(|fd| UnixListener::from_std(fd.into()));
             for_each_task!(job.task, unix(listener))
         }

@@ -39,7 +39,7 @@ pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn S
                 }
             });
         }
-        (Family::Unix, Some(listener)) => {
+        (_, Some(listener)) => {
             let listener = UnixListener::from_std(listener.into())?;
             runtime.spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
@@ -84,7 +84,7 @@ impl Server for Tokio {
                 let stream = TcpStream::from_std(socket.into())?;
                 self.runtime.spawn(serve(self.job, stream));
             }
-            Family::Unix => {
+            _ => {
                 let stream = UnixStream::from_std(socket.into())?;
                 self.runtime.spawn(serve(self.job, stream));
             }
