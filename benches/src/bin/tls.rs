@@ -24,7 +24,7 @@
 )]
 
 #[path = "../sys.rs"]
-#[allow(dead_code, reason = "the other program uses the rest")]
+#[allow(dead_code, unused_imports, reason = "the other programs use the rest")]
 mod sys;
 
 use std::collections::BTreeMap;

@@ -26,7 +26,7 @@
 )]
 
 #[path = "../../sys.rs"]
-#[allow(dead_code, reason = "the other programs use the rest")]
+#[allow(dead_code, unused_imports, reason = "the other programs use the rest")]
 mod sys;
 
 mod load;

@@ -171,7 +171,7 @@ impl Limit {
         }
     }
 
-    fn produce(&mut self) -> io::Result<()> {
+    fn produce(&self) -> io::Result<()> {
         loop {
             match sys::write(self.main(), &self.bytes) {
                 Ok(_) => {}
