@@ -438,10 +438,11 @@ impl PoolState {
             || !self.paused.is_empty()
             || !self.leaving.is_empty()
             || matches!(self.life, PoolLife::Stopping { .. })
-            || self
-                .workers
-                .iter()
-                .any(|worker| !worker.in_flight.is_empty() || worker.drain_deadline.is_some())
+            || self.workers.iter().any(|worker| {
+                // One that was asked is to answer, also when others have served what
+                // waited for it.
+                !worker.in_flight.is_empty() || worker.was_asked || worker.drain_deadline.is_some()
+            })
     }
 
     /// Leaves out a time in which this process was stopped: what workers said then is

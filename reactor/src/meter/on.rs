@@ -377,9 +377,11 @@ impl Reactor {
         meter.timers = self.statistics.timers;
         meter.began = now;
         meter.looked = now as u32;
-        meter.until_sample -= 1;
-        if meter.until_sample == 0 {
+        // A sample that no turn has ended, since its reactor was replaced, is made again.
+        if meter.until_sample <= 1 {
             meter.begin_sample(now);
+        } else {
+            meter.until_sample -= 1;
         }
     }
 
