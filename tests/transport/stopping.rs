@@ -228,6 +228,10 @@ fn outgoing_connections_are_told_when_the_accepted_have_ended() {
     stage.assert_log(&["front told"]);
     is_busy.set(false);
     stage.settle();
+    // It is quiet from now on.
+    stage.assert_log(&["front told"]);
+    stage.clock.advance(GRACE);
+    stage.settle();
     let done = "front: closed cleanly";
     stage.assert_log(&["front told", done, "back told"]);
     stage.clock.advance(GRACE);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType};
 
-use super::{Passed, expect_error, inode, is_close_on_exec, open_descriptors, pair};
+use super::{Passed, expect_error, in_child, inode, is_close_on_exec, open_descriptors, pair};
 use crate::sys::{
     Beside, ControlBuffer, Family, Interface4, MOST_MESSAGES, MessageBatch, NameRef,
     OutgoingMessage, SendBatch, SocketName, bind, broadcast, datagram_socket, dropped,
@@ -203,53 +203,55 @@ fn datagrams_that_are_sent_as_one_arrive_one_by_one_or_as_one() {
 
 #[test]
 fn descriptors_come_with_their_own_message() {
-    let before = open_descriptors();
-    {
-        let (near, far) = pair(SocketType::DGRAM);
-        set_pass_credentials(far.as_fd(), true).unwrap();
-        set_pass_pidfd(far.as_fd(), true).unwrap();
-        let passed = Passed::many(3);
-        let inodes: Vec<_> = passed.iter().map(|it| it.inode).collect();
-        let mut control = ControlBuffer::new();
-        let (one, two) = (
-            [passed[0].borrow()],
-            [passed[1].borrow(), passed[2].borrow()],
-        );
-        send_message(near.as_fd(), &[], b"one", &one, &mut control).unwrap();
-        send_message(near.as_fd(), &[], b"none", &[], &mut control).unwrap();
-        // No bytes are a message, and carry some too.
-        send_message(near.as_fd(), &[], b"", &two, &mut control).unwrap();
-        let mut batch = MessageBatch::new(8, 100);
-        assert_eq!(
-            batch.receive(far.as_fd(), 8, Beside::Descriptors).unwrap(),
-            3
-        );
-        let mut all = Vec::new();
-        for place in 0..3 {
-            let (message, data, _, ancillary) = batch.parts(place);
-            assert!(message.has_ancillary && !message.control_truncated);
-            assert_eq!(ancillary.credentials.unwrap().pid, Some(std::process::id()));
-            assert!(ancillary.pidfd.is_some());
-            assert!(
-                ancillary
-                    .descriptors
-                    .iter()
-                    .all(|fd| is_close_on_exec(fd.as_fd()))
+    in_child("datagram::descriptors_come_with_their_own_message", || {
+        let before = open_descriptors();
+        {
+            let (near, far) = pair(SocketType::DGRAM);
+            set_pass_credentials(far.as_fd(), true).unwrap();
+            set_pass_pidfd(far.as_fd(), true).unwrap();
+            let passed = Passed::many(3);
+            let inodes: Vec<_> = passed.iter().map(|it| it.inode).collect();
+            let mut control = ControlBuffer::new();
+            let (one, two) = (
+                [passed[0].borrow()],
+                [passed[1].borrow(), passed[2].borrow()],
             );
-            let own = ancillary.descriptors.iter().map(|fd| inode(fd.as_fd()));
-            all.push((data.to_vec(), own.collect::<Vec<_>>()));
+            send_message(near.as_fd(), &[], b"one", &one, &mut control).unwrap();
+            send_message(near.as_fd(), &[], b"none", &[], &mut control).unwrap();
+            // No bytes are a message, and carry some too.
+            send_message(near.as_fd(), &[], b"", &two, &mut control).unwrap();
+            let mut batch = MessageBatch::new(8, 100);
+            assert_eq!(
+                batch.receive(far.as_fd(), 8, Beside::Descriptors).unwrap(),
+                3
+            );
+            let mut all = Vec::new();
+            for place in 0..3 {
+                let (message, data, _, ancillary) = batch.parts(place);
+                assert!(message.has_ancillary && !message.control_truncated);
+                assert_eq!(ancillary.credentials.unwrap().pid, Some(std::process::id()));
+                assert!(ancillary.pidfd.is_some());
+                assert!(
+                    ancillary
+                        .descriptors
+                        .iter()
+                        .all(|fd| is_close_on_exec(fd.as_fd()))
+                );
+                let own = ancillary.descriptors.iter().map(|fd| inode(fd.as_fd()));
+                all.push((data.to_vec(), own.collect::<Vec<_>>()));
+            }
+            let expected = [
+                (b"one".to_vec(), vec![inodes[0]]),
+                (b"none".to_vec(), vec![]),
+                (b"".to_vec(), inodes[1..].to_vec()),
+            ];
+            assert_eq!(all, expected);
+            // What nobody takes is closed with it.
+            batch.clear();
+            assert!(batch.parts(0).3.descriptors.is_empty());
         }
-        let expected = [
-            (b"one".to_vec(), vec![inodes[0]]),
-            (b"none".to_vec(), vec![]),
-            (b"".to_vec(), inodes[1..].to_vec()),
-        ];
-        assert_eq!(all, expected);
-        // What nobody takes is closed with it.
-        batch.clear();
-        assert!(batch.parts(0).3.descriptors.is_empty());
-    }
-    assert_eq!(open_descriptors(), before);
+        assert_eq!(open_descriptors(), before);
+    });
 }
 
 #[test]
