@@ -1,6 +1,6 @@
 //! Worker processes: this test binary, told by a variable to be one.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -181,10 +181,29 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     kill_process(pid.expect("a process"), signal).expect("it is there");
 }
 
+/// What a test has stopped. It goes on with the test's end, and ends with it then, also
+/// where the test has failed: it holds the output open that others read to its end.
+struct Stopped(RefCell<Vec<u32>>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in self.0.take() {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            // It may be gone.
+            let _ = kill_process(pid.expect("a process"), Signal::CONT);
+        }
+    }
+}
+
+thread_local! {
+    static STOPPED: Stopped = const { Stopped(RefCell::new(Vec::new())) };
+}
+
 /// Stops a process, and waits until it has stopped: the signal may find it
 /// running, on another processor.
 pub(crate) fn stop(pid: u32) {
     signal(pid, Signal::STOP);
+    STOPPED.with(|stopped| stopped.0.borrow_mut().push(pid));
     let is_running = || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it is there");
         !stat.contains(") T ")
