@@ -289,10 +289,11 @@ mod tests {
         ] {
             let shown = |request: &Request| {
                 let text = format!("{request:?}");
-                text.replace(
-                    |letter: char| letter.is_ascii_digit() && text.contains("fd: "),
-                    "#",
-                )
+                // Without the descriptors' numbers, which differ.
+                let mut parts = text.split("OwnedFd { fd: ");
+                let first = parts.next().unwrap_or_default().to_owned();
+                let is_digit = |letter: char| letter.is_ascii_digit();
+                parts.fold(first, |text, part| text + part.trim_start_matches(is_digit))
             };
             let before = shown(&request);
             let written = request.write();
