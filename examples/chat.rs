@@ -89,8 +89,9 @@ impl<T: Transport> FrameReceiver<T, LineFramer> for Member {
     /// Shows the member out, so that a stop need not wait for silence.
     fn draining(&mut self, cx: &mut Cx<'_, T>) -> AtDrain {
         cx.transport.write(b"* the room closes\n");
-        cx.transport.lose_connection();
-        AtDrain::LoseWhenIdle
+        // Whoever does not read it holds up nobody.
+        cx.transport.lose_connection_within(Duration::from_secs(5));
+        AtDrain::GoOn
     }
 
     fn connection_lost(&mut self, cx: &mut Cx<'_, T>, _: &CloseReason) {

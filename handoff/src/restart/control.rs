@@ -99,16 +99,17 @@ impl MeetingPlace for InDirectory {
 
 /// Makes the directory with mode 0700, or checks that it is one like that.
 fn private_directory(path: &Path) -> io::Result<()> {
+    let name = path.display();
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        result => result?,
+        result => result.map_err(named)?,
     }
-    let found = fs::symlink_metadata(path)?;
+    let found = fs::symlink_metadata(path).map_err(named)?;
     if !found.is_dir() || found.uid() != effective_user() || found.mode() & 0o077 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "the directory of the control socket has to be ours and ours alone",
-        ));
+        let why = "the directory of the control socket has to be ours and ours alone";
+        let denied = io::Error::new(io::ErrorKind::PermissionDenied, why);
+        return Err(named(denied));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::reactor::Reactor;
 use crate::token::Token;
 
 #[derive(Default)]
-pub(crate) struct Meter;
+pub(crate) struct Meter {}
 
 #[expect(
     clippy::needless_pass_by_ref_mut,
@@ -17,6 +17,10 @@ impl Meter {
     pub(crate) fn registered(&mut self, _: impl FnOnce() -> std::time::Instant, _: Token) {}
 }
 
+#[expect(
+    clippy::needless_pass_by_ref_mut,
+    reason = "one that measures is changed"
+)]
 impl Reactor {
     #[inline(always)]
     pub(crate) fn meter_turn(&mut self) {}

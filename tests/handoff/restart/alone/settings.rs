@@ -355,7 +355,11 @@ fn directory_has_to_be_ours_and_ours_alone() {
     let mut begin = |path: std::path::PathBuf| {
         let settings = RestartSettings::new(&path);
         let begun = Restart::begin(&mut stage.reactor, settings, Plain);
-        begun.map(|_| ()).map_err(|error| error.kind())
+        begun.map(|_| ()).map_err(|error| {
+            let said = error.to_string();
+            assert!(said.starts_with(path.to_str().expect("text")), "{said}");
+            error.kind()
+        })
     };
     let inside = stage.directory.path();
     let denied = Err(io::ErrorKind::PermissionDenied);
