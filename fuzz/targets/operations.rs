@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use bowline::testing::{Delivery, KernelSettings, MemoryStream, Pump, SimulatedKernel};
 use bowline::{
-    AfterReadClosed, AfterTruncation, CloseReason, Context, DescriptorLimits, PassedDescriptor,
-    ProducerKind, ProducerRef, Protocol, ReceivedDescriptors, Transport, TransportState,
-    UnixTransport, WriteStatus,
+    AfterReadClosed, AfterTruncation, AnyConnection as _, CloseReason, Context, DescriptorLimits,
+    PassedDescriptor, ProducerKind, ProducerRef, Protocol, ReceivedDescriptors, Transport,
+    TransportState, UnixTransport, WriteStatus,
 };
 
 /// How many files there are to tell descriptors apart by.
