@@ -125,6 +125,12 @@ fn expect_error<T: std::fmt::Debug>(result: io::Result<T>, kind: io::ErrorKind) 
     }
 }
 
+/// Ends a connection. The other end sees it at once, also while a test beside this one
+/// starts a process, which has copies of all descriptors for a moment.
+fn end(near: impl AsFd) {
+    rustix::net::shutdown(near, rustix::net::Shutdown::Both).unwrap();
+}
+
 /// Runs `body` in a process of its own that runs nothing else, because it changes or
 /// counts what belongs to a whole process. `test` is the calling test's name
 /// below this module.

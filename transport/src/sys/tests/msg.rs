@@ -13,7 +13,8 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{
-    Passed, expect_error, in_child, inode, is_close_on_exec, open_descriptors, pair, stream_pair,
+    Passed, end, expect_error, in_child, inode, is_close_on_exec, open_descriptors, pair,
+    stream_pair,
 };
 use crate::sys::msg::receive_with_room;
 use crate::sys::{
@@ -408,7 +409,7 @@ fn plain_bytes_have_no_ancillary_data() {
 fn end_of_stream_is_zero_bytes() {
     let (near, far) = stream_pair();
     send(near.as_fd(), b"last").unwrap();
-    drop(near);
+    end(near);
     let mut buf = [0; 64];
     assert_eq!(recv(far.as_fd(), &mut buf).unwrap(), 4);
     assert_eq!(recv(far.as_fd(), &mut buf).unwrap(), 0);

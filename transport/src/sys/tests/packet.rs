@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags};
 use rustix::net::{SocketType, recvmsg, sendmsg};
 
-use super::pair;
+use super::{end, pair};
 use crate::sys::{
     Beside, ControlBuffer, Family, MessageBatch, SocketName, bind, has_stamps, is_packets,
     is_read_closed, packet_socket, send_message, set_stamps, stream_socket,
@@ -54,7 +54,7 @@ fn the_end_is_where_no_stamp_is() {
         assert!(!batch.message(0).has_ancillary, "a stamp is of no interest");
         batch.clear();
         let left = empty + 1 - received;
-        drop(near);
+        end(near);
         let received = batch.receive(far.as_fd(), count, Beside::Stamps).unwrap();
         assert_eq!(received, count, "the end fills what was asked for");
         assert_eq!(batch.end(count, true, || true), Some(left));
@@ -86,7 +86,7 @@ fn without_stamps_the_end_is_behind_the_last_that_is_a_message_for_sure() {
     );
     assert_eq!(batch.end(5, false, || true), Some(4));
     batch.clear();
-    drop(near);
+    end(near);
     assert_eq!(batch.receive(far.as_fd(), 3, Beside::Stamps).unwrap(), 3);
     assert!(is_read_closed(far.as_fd()));
     assert_eq!(batch.end(3, false, is_over), Some(0));
