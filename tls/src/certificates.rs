@@ -1,4 +1,4 @@
-//! Certificates of a server, by name, that are replaced while it serves.
+//! The certificates of a server, by name. They can be replaced while it runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,16 +13,16 @@ use rustls::sign::CertifiedKey;
 use crate::config::crypto_provider;
 use crate::error::LoadError;
 
-/// The certificates that a server shows: one for whoever asks for no name, or for none
-/// that we know, and others by name.
+/// The certificates that a server presents: a default one, and others by name.
 ///
-/// They can be replaced at any time, from any thread; handshakes that begin later show the
-/// new ones, and connections that are there go on. It is cheap to clone, and clones are
-/// the same certificates.
+/// The default is for clients that ask for no name (SNI), and for names that have none of
+/// their own. Each certificate can be replaced at any time, from any thread. Handshakes
+/// that begin later use the new one; established connections go on as they are. A clone is
+/// cheap and shares the same certificates.
 ///
 /// # Examples
 ///
-/// A program that loads them again when it is told to:
+/// A program that loads its certificate again when it is told to:
 ///
 /// ```no_run
 /// # use bowline::tls::{Certificates, TlsServer};
@@ -43,18 +43,19 @@ struct Shared {
 
 #[derive(Clone)]
 struct Chains {
-    /// What is shown where no name fits.
+    /// What is presented where no name matches.
     default: Option<Arc<CertifiedKey>>,
-    /// By name in lower case; `*.` for any one label in front.
+    /// By name in lower case; `*.` stands for any one label in front.
     named: BTreeMap<Box<str>, Arc<CertifiedKey>>,
 }
 
 impl Certificates {
-    /// A chain, ours first, with the key of ours.
+    /// Makes one with this certificate as the default. `chain` begins with the server's own
+    /// certificate; `key` is the private key of that.
     ///
     /// # Errors
     ///
-    /// The key cannot be used, or is not that of the certificate.
+    /// The key cannot be used, or it does not belong to the certificate.
     ///
     /// # Panics
     ///
@@ -71,11 +72,12 @@ impl Certificates {
         })))
     }
 
-    /// The same, from PEM files: the chain, and the key.
+    /// Makes one with the default loaded from PEM files: the certificate chain, and the
+    /// key.
     ///
     /// # Errors
     ///
-    /// One of them cannot be loaded, or they do not belong together.
+    /// A file cannot be loaded, or the key does not belong to the certificate.
     ///
     /// # Panics
     ///
@@ -88,7 +90,8 @@ impl Certificates {
         Self::new(chain, key)
     }
 
-    /// None but those with a name: whoever asks for another name, or for none, is refused.
+    /// Makes one without a default. A client that asks for no name, or for a name that is
+    /// not set, is refused.
     pub fn only_named() -> Self {
         Self(Arc::new(Shared {
             chains: RwLock::new(Chains {
@@ -98,11 +101,11 @@ impl Certificates {
         }))
     }
 
-    /// Replaces the certificate for whoever asks for no name that we know.
+    /// Replaces the default certificate.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); what was there stays.
+    /// As [`new`](Self::new). The previous certificate stays then.
     pub fn set(
         &self,
         chain: Vec<CertificateDer<'static>>,
@@ -113,11 +116,11 @@ impl Certificates {
         Ok(())
     }
 
-    /// The same, from PEM files.
+    /// Replaces the default certificate by one from PEM files.
     ///
     /// # Errors
     ///
-    /// As [`from_pem_files`](Self::from_pem_files); what was there stays.
+    /// As [`from_pem_files`](Self::from_pem_files). The previous certificate stays then.
     pub fn load_pem_files(
         &self,
         chain: impl AsRef<Path>,
@@ -127,13 +130,13 @@ impl Certificates {
         self.set(chain, key)
     }
 
-    /// Shows this certificate to whoever asks for `name`, instead of what it was shown
-    /// before. A name that begins with `*.` stands for all with one label in its place;
-    /// the exact name goes before that.
+    /// Sets the certificate for clients that ask for `name`, and replaces the one it had. A
+    /// name that begins with `*.` matches every name that has one label in its place; an
+    /// exact name is preferred to it.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); what was there stays.
+    /// As [`new`](Self::new). The previous certificate stays then.
     pub fn set_named(
         &self,
         name: &str,
@@ -146,8 +149,8 @@ impl Certificates {
         Ok(())
     }
 
-    /// Shows whoever asks for `name` the certificate for everybody again. Whether there
-    /// was another.
+    /// Goes back to the default certificate for `name`. Returns whether `name` had one of
+    /// its own.
     pub fn remove_named(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         let mut had = false;
@@ -155,7 +158,8 @@ impl Certificates {
         had
     }
 
-    /// They as a configuration of rustls takes them (`with_cert_resolver`).
+    /// Returns these certificates in the form that a rustls configuration takes
+    /// (`with_cert_resolver`).
     pub fn resolver(&self) -> Arc<dyn ResolvesServerCert> {
         Arc::new(self.clone())
     }
@@ -201,7 +205,7 @@ fn certified(
     Ok(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
 }
 
-/// A chain and a key, from PEM files.
+/// Loads a certificate chain and a key from PEM files.
 pub(crate) fn load(
     chain: &Path,
     key: &Path,

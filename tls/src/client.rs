@@ -19,7 +19,7 @@ use crate::role::Role;
 use crate::secret::keeping;
 use crate::server::Passing;
 
-/// TLS with us as the client: what is put on the connections that an endpoint makes.
+/// The TLS client: it is put on the connections that an endpoint makes.
 ///
 /// ```
 /// # use bowline::Reactor;
@@ -44,9 +44,9 @@ use crate::server::Passing;
 /// # }
 /// ```
 ///
-/// A handshake that fails is a failed attempt, and the time of the connector is over in
-/// it too. What a server gives to go on with a session later is kept in the configuration:
-/// clones of one client, and of what was made by [`to`](Self::to) of it, share it.
+/// A handshake that fails is a failed attempt to connect. The connector's time limit
+/// includes the handshake. Session tickets from the server are kept in the configuration.
+/// So clones of one client share them, and so do those that [`to`](Self::to) makes of it.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
@@ -63,17 +63,17 @@ struct Shared {
 }
 
 impl TlsClient {
-    /// With a configuration of rustls, which
-    /// [`client_config_builder`](crate::client_config_builder) begins, for a server that
-    /// shows a certificate of this name: a host's, or an IP address.
+    /// Makes a client with a rustls configuration, which
+    /// [`client_config_builder`](crate::client_config_builder) begins. `name` is the name
+    /// that the server's certificate must have: a host name or an IP address.
     ///
-    /// Two of its settings are ours: early data (`enable_early_data`) is off, since the
-    /// network can send that twice; and the secrets are given out
-    /// (`enable_secret_extraction`), to the layer, which seals and opens records itself.
+    /// Two of its settings are replaced. Early data (`enable_early_data`) is off, since the
+    /// network can send it twice. The secrets are given out (`enable_secret_extraction`),
+    /// because the layer seals and opens records itself.
     ///
     /// # Errors
     ///
-    /// That is no name.
+    /// `name` is neither a host name nor an IP address.
     pub fn new(mut config: ClientConfig, name: &str) -> Result<Self, InvalidDnsNameError> {
         config.enable_secret_extraction = true;
         config.enable_early_data = false;
@@ -88,11 +88,11 @@ impl TlsClient {
         })
     }
 
-    /// The same for another server.
+    /// Returns the same client for another server.
     ///
     /// # Errors
     ///
-    /// That is no name.
+    /// As [`new`](Self::new).
     pub fn to(&self, name: &str) -> Result<Self, InvalidDnsNameError> {
         let name = ServerName::try_from(name)?.to_owned();
         let shared = Shared {
@@ -104,8 +104,8 @@ impl TlsClient {
         })
     }
 
-    /// Sets how long a handshake may take; default 30 s. The time limit of a connector
-    /// holds beside that.
+    /// Sets how long a handshake may take; default 30 s. The connector's time limit applies
+    /// as well.
     #[must_use]
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         let shared = Shared {
@@ -117,7 +117,7 @@ impl TlsClient {
         }
     }
 
-    /// Whether established connections may be given to another process; see
+    /// Sets whether established connections may move to another process; see
     /// [`TlsServer::may_move`](crate::TlsServer::may_move).
     #[must_use]
     pub fn may_move(self, may_move: bool) -> Self {
@@ -130,13 +130,15 @@ impl TlsClient {
         }
     }
 
-    /// As [`TlsServer::can_resume`](crate::TlsServer::can_resume).
+    /// Whether a connection that was given to this process can go on here; see
+    /// [`TlsServer::can_resume`](crate::TlsServer::can_resume).
     pub fn can_resume(&self, state: &LayerState) -> bool {
         MovedTls::fits(self.shared.config.crypto_provider(), state)
     }
 
-    /// As [`TlsServer::resume`](crate::TlsServer::resume). What the server says of sessions
-    /// to be gone on with later is not kept any more.
+    /// Takes over a connection that was given to this process; see
+    /// [`TlsServer::resume`](crate::TlsServer::resume). Session tickets that the server
+    /// sends from now on are not kept.
     ///
     /// # Errors
     ///
@@ -145,13 +147,13 @@ impl TlsClient {
         MovedTls::take(self.shared.config.crypto_provider(), state, true)
     }
 
-    /// What it takes to move connections, if they may.
+    /// Returns what is needed to move connections, if they may move.
     pub(crate) fn mover(&self) -> Option<Arc<CryptoProvider>> {
         let provider = self.shared.config.crypto_provider();
         self.shared.may_move.then(|| Arc::clone(provider))
     }
 
-    /// The same for connections that pass descriptors; see
+    /// Returns the same for connections that pass descriptors; see
     /// [`TlsServer::passing`](crate::TlsServer::passing).
     pub fn passing(&self) -> Passing<Self> {
         Passing(self.clone())

@@ -1,4 +1,4 @@
-//! Where configurations of rustls begin.
+//! Begins rustls configurations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier, WantsVersions,
 };
 
-/// How long a handshake may take, unless set: as
-/// [`LimitHandshakes`](bowline_protocol::policies::LimitHandshakes) has it.
+/// How long a handshake may take by default: as long as
+/// [`LimitHandshakes`](bowline_protocol::policies::LimitHandshakes) allows.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The cryptography that is used: what the process has installed
-/// (`CryptoProvider::install_default`), or else that of the feature `ring`, or else that
-/// of `aws-lc-rs`.
+/// Returns the cryptography to use: the provider that the process has installed
+/// (`CryptoProvider::install_default`), or else that of the feature `ring`, or else that of
+/// `aws-lc-rs`.
 ///
 /// # Panics
 ///
-/// There is none.
+/// No provider is installed, and neither feature is on.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub fn crypto_provider() -> Arc<CryptoProvider> {
@@ -26,7 +26,7 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
         .expect("no provider of cryptography: enable `ring` or `aws-lc-rs`, or install one")
 }
 
-/// The same, if there is one.
+/// Returns the same, if there is one.
 pub(crate) fn found_provider() -> Option<Arc<CryptoProvider>> {
     if let Some(installed) = CryptoProvider::get_default() {
         return Some(Arc::clone(installed));
@@ -39,7 +39,7 @@ pub(crate) fn found_provider() -> Option<Arc<CryptoProvider>> {
     None
 }
 
-/// Begins the configuration of a server, of TLS 1.2 and 1.3.
+/// Begins the configuration of a server that speaks TLS 1.2 and 1.3.
 ///
 /// # Panics
 ///
@@ -50,7 +50,7 @@ pub fn server_config_builder() -> ConfigBuilder<ServerConfig, WantsVerifier> {
     safe(ServerConfig::builder_with_provider(crypto_provider()))
 }
 
-/// Begins the configuration of a client, of TLS 1.2 and 1.3.
+/// Begins the configuration of a client that speaks TLS 1.2 and 1.3.
 ///
 /// # Panics
 ///
@@ -68,7 +68,8 @@ fn safe<S: rustls::ConfigSide>(
     builder.expect("a provider has suites of both versions")
 }
 
-/// A client that trusts these roots and shows no certificate.
+/// Returns the configuration of a client that trusts these roots and presents no
+/// certificate.
 ///
 /// # Panics
 ///
@@ -81,8 +82,9 @@ pub fn client_config(roots: RootCertStore) -> ClientConfig {
         .with_no_client_auth()
 }
 
-/// A client that trusts Mozilla's roots, as they were when this was built, and shows no
-/// certificate. Feature `webpki-roots`.
+/// Returns the configuration of a client that trusts Mozilla's roots, in the version of
+/// the crate `webpki-roots` that is built in. It presents no certificate. Feature
+/// `webpki-roots`.
 ///
 /// # Panics
 ///
@@ -94,12 +96,12 @@ pub fn client_config_with_webpki_roots() -> ClientConfig {
     client_config(webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect())
 }
 
-/// A client that trusts what the system trusts, checked as the system checks it, and shows
-/// no certificate. Feature `platform-verifier`.
+/// Returns the configuration of a client that trusts what the system trusts, and verifies
+/// as the system does. It presents no certificate. Feature `platform-verifier`.
 ///
 /// # Errors
 ///
-/// The system's roots are not to be had.
+/// The system's roots cannot be loaded.
 ///
 /// # Panics
 ///

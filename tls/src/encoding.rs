@@ -1,14 +1,14 @@
-//! Values as bytes, for another process, in memory that is wiped; pure.
+//! Encodes values as bytes for another process, in memory that is wiped; pure.
 
 use zeroize::Zeroizing;
 
-/// Appends values. Its memory is wiped, wherever it has been.
+/// Appends values. Its memory is wiped, also what it had before it grew.
 pub(crate) struct Writer {
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Writer {
-    /// With room for so many bytes.
+    /// Makes one with room for this many bytes.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self {
             bytes: Zeroizing::new(Vec::with_capacity(bytes)),
@@ -38,13 +38,13 @@ impl Writer {
         self.put(&value.to_be_bytes());
     }
 
-    /// Bytes, behind their length.
+    /// Appends bytes, preceded by their length.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.put(&(bytes.len() as u32).to_be_bytes());
         self.put(bytes);
     }
 
-    /// Bytes, if there are any.
+    /// Appends bytes, if there are any.
     pub(crate) fn optional(&mut self, bytes: Option<&[u8]>) {
         self.u8(bytes.is_some().into());
         if let Some(bytes) = bytes {
@@ -61,7 +61,7 @@ impl Writer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Reads them again.
+/// Reads back what a [`Writer`] has written.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
 }
@@ -85,7 +85,7 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    /// Yes or no.
+    /// Reads a yes or no.
     pub(crate) fn flag(&mut self) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Nothing may be left.
+    /// Checks that nothing is left.
     pub(crate) fn finish(self) -> Result<(), Malformed> {
         match self.bytes.is_empty() {
             true => Ok(()),
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How many bytes are left.
+    /// Returns how many bytes are left.
     pub(crate) fn left(&self) -> usize {
         self.bytes.len()
     }

@@ -15,8 +15,8 @@ use crate::error::LoadError;
 use crate::layer::Tls;
 use crate::server::TlsServer;
 
-/// The kind `tls` of endpoint strings: TLS on TCP. Feature `endpoints`, which the facade
-/// has on.
+/// The `tls` kind of endpoint strings: TLS over TCP. Feature `endpoints`, which is on in
+/// the facade.
 ///
 /// | To listen | |
 /// |---|---|
@@ -26,9 +26,9 @@ use crate::server::TlsServer;
 /// |---|---|
 /// | `tls:HOST:PORT` | as `tcp`, with its arguments; `name=`, if the server's certificate is of another name than `HOST` |
 ///
-/// To listen, a string says all that is needed. To connect, the program says whom it
-/// trusts ([`client`](Self::client)). Any other kind of endpoint has TLS put on by
-/// [`ServerEndpoint::layer`].
+/// A string to listen says all that is needed. To connect, the program has to say whom it
+/// trusts ([`client`](Self::client)). [`ServerEndpoint::layer`] puts TLS on any other kind
+/// of endpoint.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 ///
@@ -65,25 +65,25 @@ pub struct TlsEndpoints {
 }
 
 impl TlsEndpoints {
-    /// To listen only.
+    /// Makes one that can only listen.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// To connect too, as this client, whatever the name it was made for: each string says
-    /// its own.
+    /// Enables connecting, with the configuration of `client`. The name that it was made
+    /// for is not used: each string has its own.
     #[must_use]
     pub fn client(mut self, client: TlsClient) -> Self {
         self.client = Some(client);
         self
     }
 
-    /// What a string says, to listen: for
-    /// [`listen_among`](LayeredServerEndpoint::listen_among), say.
+    /// Parses the arguments of a string to listen. Use it with
+    /// [`listen_among`](LayeredServerEndpoint::listen_among), for example.
     ///
     /// # Errors
     ///
-    /// What is wrong with the string, or why its files cannot be loaded.
+    /// The string is wrong, or its files cannot be loaded.
     pub fn server_endpoint(
         mut arguments: EndpointArguments,
     ) -> Result<LayeredServerEndpoint<TlsServer>, EndpointError> {
@@ -105,11 +105,11 @@ impl TlsEndpoints {
         Ok(endpoint.layer(server))
     }
 
-    /// What a string says, to connect.
+    /// Parses the arguments of a string to connect.
     ///
     /// # Errors
     ///
-    /// What is wrong with the string.
+    /// The string is wrong.
     pub fn client_endpoint(
         &self,
         mut arguments: EndpointArguments,

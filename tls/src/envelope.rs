@@ -1,13 +1,14 @@
-//! A state that one process alone can have: encrypted, with its key in a pipe.
+//! A state that only one process can have: it is encrypted, and its key is in a pipe.
 //!
-//! Two holders of a connection's keys would seal different records under one number, and
-//! whoever sees both could read them. So the state of a connection that moves is never in
-//! two hands: it is encrypted by a key that is drawn for it, the key is written into a
-//! pipe, and forgotten. Both processes hold the reading end, and nobody the other one. The
-//! kernel gives the key to whichever reads it first, once. Until then neither has the
-//! keys; from then on the other cannot get them, whatever goes wrong with either.
+//! Two processes with the keys of one connection would seal different records under the
+//! same number, and whoever sees both could read them. So the state of a connection that
+//! moves is never in two hands. It is encrypted by a key that is made for it. The key is
+//! written into a pipe, and forgotten. Both processes hold the reading end; nobody holds
+//! the writing end. The kernel gives the key to the process that reads first, once. Until
+//! then, neither has the connection's keys. From then on, the other cannot get them,
+//! whatever goes wrong with either.
 //!
-//! What passes through buffers that nobody wipes is ciphertext, and a pipe is not swapped.
+//! Only ciphertext passes through buffers that nobody wipes, and a pipe is not swapped out.
 
 use std::fmt;
 use std::fs::File;
@@ -30,7 +31,7 @@ use crate::tickets::suite_of;
 
 const KEY_BYTES: usize = 32;
 
-/// One reading end of the pipe.
+/// The reading end of the pipe.
 #[derive(Debug)]
 pub(crate) struct KeyPipe(PipeReader);
 
@@ -49,12 +50,12 @@ impl fmt::Debug for Envelope {
     }
 }
 
-/// Why there is nothing in an envelope for us.
+/// Why an envelope has nothing for us.
 #[derive(Debug)]
 pub(crate) enum OpenError {
     /// Another process has opened it.
     Taken,
-    /// What is in it is not what was put there.
+    /// Its contents are not what was put there.
     Malformed,
     Os(io::Error),
     Provider(Error),
@@ -67,7 +68,7 @@ impl From<Malformed> for OpenError {
 }
 
 impl Envelope {
-    /// Seals `state`. Nobody can open it but by reading the pipe, once.
+    /// Seals `state`. It can be opened only by reading the pipe, once.
     pub(crate) fn seal(provider: &CryptoProvider, state: &[u8]) -> io::Result<Self> {
         // One that speaks TLS 1.2 only may have none.
         let suite = suite_of(provider).or_else(|| suite_of(&*found_provider()?));
@@ -85,7 +86,7 @@ impl Envelope {
         })
     }
 
-    /// What another process says is one.
+    /// Makes one of what another process has sent.
     pub(crate) fn received(sealed: Vec<u8>, pipe: OwnedFd) -> Result<Self, OpenError> {
         let pipe = KeyPipe::received(pipe).map_err(OpenError::Os)?;
         Ok(Self {
@@ -94,12 +95,12 @@ impl Envelope {
         })
     }
 
-    /// Another hold on it, for the other process.
+    /// Duplicates it for the other process.
     pub(crate) fn share(&self) -> io::Result<(Vec<u8>, OwnedFd)> {
         Ok((self.sealed.clone(), self.pipe.0.try_clone()?.into()))
     }
 
-    /// Takes what is in it, if nobody else has. Never waits.
+    /// Takes its contents, if nobody else has. Never blocks.
     pub(crate) fn open(
         mut self,
         provider: &CryptoProvider,
@@ -116,7 +117,7 @@ impl Envelope {
 }
 
 impl KeyPipe {
-    /// `None`: it is no pipe.
+    /// Returns `None` if `fd` is no pipe.
     fn received(fd: OwnedFd) -> io::Result<Option<Self>> {
         let file = File::from(fd);
         if !file.metadata()?.file_type().is_fifo() {

@@ -1,4 +1,4 @@
-//! Why a connection could not be secured, or did not stay so; by whose fault.
+//! Why a connection could not be secured, or did not stay secure, and whose fault it was.
 
 use std::error::Error;
 use std::fmt;
@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use bowline_protocol::{CloseReason, ConnectError};
 use rustls::AlertDescription;
 
-/// Why TLS failed, by whose fault.
+/// Why TLS failed, sorted by whose fault it was.
 ///
-/// It is the cause of the [`CloseReason::Lost`] that a protocol is told, and of the
+/// It is the cause inside the [`CloseReason::Lost`] that a protocol is told, and inside the
 /// [`ConnectError::Handshake`] that a connecting factory is told. [`of`](Self::of) and
 /// [`of_attempt`](Self::of_attempt) find it there.
 ///
@@ -18,32 +18,33 @@ use rustls::AlertDescription;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The peer's certificate is not one that we accept, or it has shown none.
+    /// We do not accept the peer's certificate, or it has presented none.
     Certificate(rustls::Error),
-    /// The peer does not follow the protocol, or offers nothing that we take. What was
-    /// changed on its way shows as this too.
+    /// The peer broke the protocol, or offers nothing that we accept. Data that was changed
+    /// on its way shows as this too.
     Peer(rustls::Error),
-    /// The peer does not speak TLS: what it sent first is no record. An HTTP request to a
-    /// TLS port, for example.
+    /// The peer does not speak TLS: the first bytes it sent are no record. An HTTP request
+    /// to a TLS port, for example.
     NotTls,
-    /// The peer has refused us, by this alert: our certificate, for example, or our
-    /// protocol version.
+    /// The peer has refused us with this alert. It does not accept our certificate or our
+    /// protocol version, for example.
     Refused(AlertDescription),
-    /// Our own configuration does not allow what was wanted, or what it needs was not to
-    /// be had.
+    /// Our own configuration does not allow what was wanted, or something that it needs was
+    /// not available.
     Configuration(rustls::Error),
-    /// The peer's stream ended without its `close_notify`: somebody may have cut it off.
+    /// The peer's stream ended without a `close_notify` alert: somebody may have cut it
+    /// off.
     CutOff,
     /// The handshake took longer than it [may](crate::TlsServer::handshake_timeout).
     HandshakeTimedOut,
-    /// No more can be sent under these keys, and TLS 1.2 cannot change them.
+    /// The keys have sealed as many records as they may, and TLS 1.2 cannot change them.
     KeysUsedUp,
-    /// Descriptors came with bytes that begin no record.
+    /// Descriptors arrived with bytes that begin no record.
     MisplacedDescriptors,
 }
 
 impl TlsError {
-    /// What there is of it in the reason for which a connection was lost.
+    /// Returns the TLS error in the reason for which a connection was lost, if it has one.
     pub fn of(reason: &CloseReason) -> Option<&Self> {
         match reason {
             CloseReason::Lost(error) => Self::of_io(error),
@@ -51,7 +52,7 @@ impl TlsError {
         }
     }
 
-    /// What there is of it in the error of an attempt to connect.
+    /// Returns the TLS error in the error of an attempt to connect, if it has one.
     pub fn of_attempt(error: &ConnectError) -> Option<&Self> {
         match error {
             ConnectError::Handshake(reason) => Self::of(reason),
@@ -129,20 +130,20 @@ impl From<TlsError> for io::Error {
     }
 }
 
-/// [`start_tls`](crate::TlsTransport::start_tls) was asked for where it cannot be had.
+/// Why [`start_tls`](crate::TlsTransport::start_tls) was refused.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum StartTlsError {
-    /// The connection has no TLS layer: its endpoint was not given one, such as
+    /// The connection has no TLS layer: its endpoint was given none, such as
     /// [`StartTls`](crate::StartTls).
     NoLayer,
     /// TLS has begun already.
     Begun,
-    /// The connection closes, or is lost.
+    /// The connection is closing, or is lost.
     NotConnected,
-    /// Our own configuration does not allow it.
+    /// Our own configuration does not allow TLS.
     Configuration(rustls::Error),
 }
 
@@ -166,23 +167,23 @@ impl Error for StartTlsError {
     }
 }
 
-/// Certificates or roots could not be loaded.
+/// Why certificates or roots could not be loaded.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// A file could not be read, or has no such thing in it.
+    /// A file could not be read, or does not contain what it should.
     File {
-        /// Which one.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         error: rustls::pki_types::pem::Error,
     },
-    /// There is no certificate in the file.
+    /// The file contains no certificate.
     NoCertificate(PathBuf),
-    /// What was loaded cannot be used: the key is not that of the certificate, for
-    /// example.
+    /// What was loaded cannot be used. For example, the key does not belong to the
+    /// certificate.
     Unusable(rustls::Error),
 }
 

@@ -1,4 +1,4 @@
-//! The handshake, by rustls, up to the keys of a [`Session`].
+//! The handshake, done by rustls, up to the keys of a [`Session`].
 
 use std::cell::RefCell;
 use std::fmt;
@@ -18,16 +18,16 @@ use crate::outgoing::Outgoing;
 use crate::secret::{Secret, Secrets, take_told};
 use crate::session::Session;
 
-/// A handshake under way.
+/// A handshake in progress.
 pub(crate) struct Handshake {
     by: By,
-    /// Records that rustls has not done with: parts of a message, at most 64 KiB.
+    /// Records that rustls has not finished with: parts of a message, at most 64 KiB.
     input: Vec<u8>,
-    /// What the client says is the name of the server.
+    /// The server's name, as the client gave it.
     server_name: Option<Box<str>>,
-    /// Whether a record has come.
+    /// Whether a record has arrived.
     has_begun: bool,
-    /// The secrets of TLS 1.3, once there are some: the client's and the server's.
+    /// The traffic secrets of TLS 1.3, once they are known: the client's and the server's.
     told: Option<[Secret; 2]>,
 }
 
@@ -36,7 +36,7 @@ enum By {
     Client(UnbufferedClientConnection),
 }
 
-/// What was agreed on.
+/// What was negotiated.
 #[derive(Debug)]
 pub(crate) struct Agreed {
     pub(crate) version: ProtocolVersion,
@@ -67,7 +67,7 @@ impl Handshake {
         }
     }
 
-    /// Whether anything of the peer's has made sense so far.
+    /// Whether anything that the peer sent has made sense so far.
     pub(crate) fn has_begun(&self) -> bool {
         self.has_begun
     }
@@ -76,12 +76,12 @@ impl Handshake {
         self.server_name.as_deref()
     }
 
-    /// Takes a whole record, or none to begin with, and puts what it answers into `out`.
-    /// True when the handshake is done.
+    /// Takes a whole record, or an empty one to begin with, and puts the answer into `out`.
+    /// Returns whether the handshake is done.
     ///
     /// # Errors
     ///
-    /// It has failed; what the peer is told of that is in `out`.
+    /// The handshake has failed. `out` has what the peer is told of that.
     pub(crate) fn advance(&mut self, record: &[u8], out: &mut Outgoing) -> Result<bool, Error> {
         self.input.extend_from_slice(record);
         self.has_begun |= !record.is_empty();
@@ -101,7 +101,7 @@ impl Handshake {
         Ok(is_done)
     }
 
-    /// Has rustls go on until it wants to hear from the peer.
+    /// Lets rustls continue until it needs to hear from the peer.
     fn run(&mut self, out: &mut Outgoing) -> Result<(), Error> {
         loop {
             match self.step() {
@@ -139,11 +139,12 @@ impl Handshake {
         }
     }
 
-    /// Makes a session of one that is done; one that may move to another process, or not.
+    /// Makes a session of a handshake that is done. `may_move` says whether the session may
+    /// move to another process.
     ///
     /// # Errors
     ///
-    /// The provider does not say its keys.
+    /// The provider does not give out its keys.
     pub(crate) fn finish(self, may_move: bool) -> Result<(Session, Agreed), Error> {
         let Some((version, suite)) = self
             .common()
@@ -193,17 +194,17 @@ impl fmt::Debug for Handshake {
     }
 }
 
-/// What rustls wants next, whichever side it is of.
+/// What rustls wants next, on either side.
 enum Wants {
-    /// That this is sent.
+    /// To have this sent.
     Sent(Vec<u8>),
-    /// That it is called again.
+    /// To be called again.
     Again,
-    /// What the peer has to say.
+    /// To hear from the peer.
     Peer,
 }
 
-/// What rustls wants after a step, and how much of the input it is done with.
+/// Returns what rustls wants after a step, and how much of the input it has finished with.
 fn wants_of<D>(status: UnbufferedStatus<'_, '_, D>) -> (usize, Result<Wants, Error>) {
     let wants = status.state.and_then(|state| match state {
         ConnectionState::EncodeTlsData(mut flight) => FLIGHT.with_borrow_mut(|scratch| {
@@ -230,12 +231,12 @@ fn wants_of<D>(status: UnbufferedStatus<'_, '_, D>) -> (usize, Result<Wants, Err
 }
 
 thread_local! {
-    /// Where a flight is put together, which is copied when its length is known. It is as
-    /// long as the longest so far, which our own certificates decide.
+    /// Where a flight is put together; it is copied once its length is known. It is as long
+    /// as the longest flight so far, which depends on our own certificates.
     static FLIGHT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 
-    /// The name in the ClientHello that rustls looked at last in this thread. It tells
-    /// the resolver, and of such a connection nobody else.
+    /// The name in the ClientHello that rustls last looked at in this thread. It tells only
+    /// the resolver. Nobody else can learn it for such a connection.
     static NAMED: RefCell<Option<Box<str>>> = const { RefCell::new(None) };
 }
 

@@ -1,4 +1,4 @@
-//! The layer: what is between a connection and its socket.
+//! The TLS layer, between a connection and its socket.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -35,22 +35,26 @@ mod moving;
 pub(crate) use self::moving::state_of_bytes;
 pub use self::moving::{MoveError, MovedTls};
 
-/// How many records of data are sealed at once, so that what the layer holds is bounded:
-/// as much as one write buffer of a connection takes.
+/// How many records of data are sealed at once: as many as one write buffer of a connection
+/// fills. It bounds what the layer holds.
 const MOST_RECORDS: usize = 4;
 
-/// Up to how many bytes that were sealed before leave together with what is sealed next:
-/// tickets, or new keys. What is more than that leaves first, so that what the layer holds
-/// is bounded.
+/// How many bytes that were sealed earlier (tickets, new keys) may be sent together with
+/// what is sealed next. If there are more, they are sent first. It bounds what the layer
+/// holds.
 const MOST_BESIDE: usize = 1_024;
 
-/// TLS on what is below: the layer that [`TlsServer`](crate::TlsServer),
-/// [`TlsClient`](crate::TlsClient) and [`StartTls`](crate::StartTls) put on connections.
+/// A TLS layer on top of the socket or layer `B`. [`TlsServer`](crate::TlsServer),
+/// [`TlsClient`](crate::TlsClient) and [`StartTls`](crate::StartTls) put it on connections.
 ///
-/// What it holds on top of the connection's own buffers is bounded: sealed records that
-/// the socket has not taken, of at most 64 KiB of the user's bytes (which count as sent),
-/// and what one read has brought beyond what was to be delivered, at most 64 KiB, as
-/// ciphertext but for the rest of one record. An idle connection holds neither.
+/// What it holds besides the connection's own buffers is bounded:
+///
+/// - sealed records that the socket has not taken, with at most 64 KiB of the user's bytes.
+///   Those bytes count as sent.
+/// - what one read has brought beyond what was to be delivered, at most 64 KiB. All of it
+///   is ciphertext, except for the rest of one record.
+///
+/// An idle connection holds neither.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct Tls<B> {
@@ -58,39 +62,40 @@ pub struct Tls<B> {
     state: TlsState,
 }
 
-/// How TLS stands on a connection: [`TlsTransport::tls`](crate::TlsTransport::tls) has it.
+/// The state of TLS on a connection; [`TlsTransport::tls`](crate::TlsTransport::tls)
+/// returns it.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct TlsState {
     stage: Stage,
     agreed: Option<Box<Agreed>>,
-    /// What it takes to give the connection to another process, if it may be.
+    /// What is needed to move the connection to another process, if it may move.
     mover: Option<Arc<CryptoProvider>>,
-    /// Ciphertext that was read and not opened. Whole records stand in it only where more
-    /// was read than was to be delivered.
+    /// Ciphertext that was read and not opened. It contains whole records only if more was
+    /// read than was to be delivered.
     incoming: Vec<u8>,
     outgoing: Outgoing,
     rare: Option<Box<Rare>>,
-    /// The handshake's time is to be limited.
+    /// The time of the handshake has yet to be limited.
     is_time_due: bool,
-    /// The peer has said that nothing more comes.
+    /// The peer has sent its `close_notify`.
     has_ended: bool,
     has_told_end: bool,
-    /// We have said so.
+    /// We have sent ours.
     has_said_close: bool,
-    /// A record was sealed and is lost, so that no other would make sense.
+    /// A sealed record was lost, so the peer could not open any later one.
     seals_no_more: bool,
 }
 
 enum Stage {
     /// Nobody has asked for TLS yet.
     Plain,
-    /// Somebody has, and what was written before has to leave first: up to this position.
+    /// Somebody has. First, what was written before has to be sent, up to this position.
     Leaving {
         until: u64,
         role: Role,
     },
-    /// The handshake has not begun: its layer has yet to start.
+    /// The handshake has not begun, since the layer has not been started.
     Waiting {
         role: Role,
     },
@@ -99,8 +104,8 @@ enum Stage {
         role: Role,
     },
     Open(Box<Session>),
-    /// It was given away. There is no session here that could seal or open, and there is
-    /// one again only if nobody else has taken it.
+    /// The connection was given away. There is no session here that could seal or open. It
+    /// comes back only if nobody else has taken it.
     Packed {
         head: [u8; moving::HEADER_BYTES],
         envelope: Envelope,
@@ -112,21 +117,21 @@ enum Stage {
 /// What few connections need.
 #[derive(Default)]
 struct Rare {
-    /// The rest of a record that was opened, and how much of it was delivered.
+    /// The rest of a record that was opened. `delivered` bytes of it were delivered.
     plain: Vec<u8>,
     delivered: usize,
-    /// What came beside records that wait, first to last.
+    /// Descriptors that came with records that wait, in order.
     passed: VecDeque<Passed>,
-    /// A record that was sealed to leave with descriptors, and did not; with how many of
-    /// the user's bytes are in it. No other is sealed before it was sent.
+    /// A record that was to be sent with descriptors and could not be, with the number of
+    /// the user's bytes in it. No other is sealed before it is sent.
     held: Option<(Vec<u8>, usize)>,
-    /// Told once what was opened before was delivered.
+    /// The error to report once everything that was opened before it has been delivered.
     failure: Option<TlsError>,
 }
 
 /// Descriptors that came with a record.
 struct Passed {
-    /// Where in the incoming bytes it begins.
+    /// Where in the incoming bytes the record begins.
     at: usize,
     descriptors: Vec<OwnedFd>,
     /// The read that brought them.
@@ -143,7 +148,7 @@ impl Drop for Passed {
 }
 
 impl<B: FileDescriptor> Tls<B> {
-    /// Has the connection secured from its beginning.
+    /// Makes a layer that secures the connection from its beginning.
     pub fn new(base: B, role: impl Into<Role>) -> Self {
         Self {
             base,
@@ -151,7 +156,7 @@ impl<B: FileDescriptor> Tls<B> {
         }
     }
 
-    /// Leaves the connection in the clear, until
+    /// Makes a layer that leaves the connection in the clear until
     /// [`start_tls`](crate::TlsTransport::start_tls).
     pub fn plain(base: B) -> Self {
         Self {
@@ -160,7 +165,7 @@ impl<B: FileDescriptor> Tls<B> {
         }
     }
 
-    /// How TLS stands.
+    /// Returns the state of TLS.
     pub fn state(&self) -> &TlsState {
         &self.state
     }
@@ -176,7 +181,7 @@ impl<B: FileDescriptor> Tls<B> {
         Ok(())
     }
 
-    /// Limits the time of a handshake that has begun.
+    /// Starts the time limit of a handshake that has begun.
     fn limit_time(&mut self, link: &mut Link) {
         if mem::take(&mut self.state.is_time_due)
             && let Stage::Handshaking { role, .. } = &self.state.stage
@@ -206,7 +211,7 @@ impl<B: FileDescriptor> Tls<B> {
         }
     }
 
-    /// So many bytes have left in the clear.
+    /// Notes that this many bytes were sent in the clear.
     fn plain_left(&mut self, link: &mut Link, count: usize) {
         if let Stage::Leaving { until, role } = &self.state.stage
             && link.position() + count as u64 >= *until
@@ -262,8 +267,8 @@ impl<B: FileDescriptor> Tls<B> {
         Ok(taken)
     }
 
-    /// Sends records that have just been sealed. What the socket does not take stays, and
-    /// counts as taken: it is sealed, so it has to be what leaves next.
+    /// Sends records that have just been sealed. What the socket does not take is kept and
+    /// counts as taken: it is sealed, so it has to be sent next.
     fn send_records(
         &mut self,
         link: &mut Link,
@@ -300,7 +305,7 @@ impl<B: FileDescriptor> Tls<B> {
         Ok(())
     }
 
-    /// The same, together with what was sealed before and has not left.
+    /// Sends records behind what was sealed before and has not been sent.
     fn send_behind(
         &mut self,
         link: &mut Link,
@@ -323,7 +328,7 @@ impl<B: FileDescriptor> Tls<B> {
 
     // Reading.
 
-    /// Delivers what there is, or reads by `read`.
+    /// Delivers what is there already, or calls `read` for more.
     fn read_by(
         &mut self,
         link: &mut Link,
@@ -375,7 +380,7 @@ impl<B: FileDescriptor> Tls<B> {
     }
 }
 
-/// Whether it may be sent later.
+/// Whether sending may work later.
 fn is_for_now(error: &io::Error) -> bool {
     // ENOBUFS and ETOOMANYREFS, which Linux has these numbers for.
     const ENOBUFS: i32 = 105;
@@ -401,7 +406,7 @@ impl TlsState {
         }
     }
 
-    /// What anybody may know of it: no keys, no certificates, nothing that was sent.
+    /// Says what anybody may know of it: no keys, no certificates, nothing that was sent.
     fn tell_all(&self, section: &mut Section) {
         let alpn = self.alpn_protocol().map(String::from_utf8_lossy);
         section
@@ -420,39 +425,42 @@ impl TlsState {
             .set("unsent_ciphertext", self.outgoing.len());
     }
 
-    /// Whether the handshake is done: what is written and delivered is secured.
+    /// Whether the handshake is done. From then on, what is written and delivered is
+    /// encrypted.
     pub fn is_established(&self) -> bool {
         self.agreed.is_some()
     }
 
-    /// Whether nobody has [asked for](crate::TlsTransport::start_tls) TLS yet, so that
+    /// Whether TLS was not [started](crate::TlsTransport::start_tls) yet, so that
     /// everything is in the clear.
     pub fn is_plain(&self) -> bool {
         matches!(self.stage, Stage::Plain)
     }
 
-    /// The version; `None` before it is established, as with all that was agreed on.
+    /// Returns the protocol version. Like everything that is negotiated, it is `None`
+    /// before the handshake is done.
     pub fn version(&self) -> Option<ProtocolVersion> {
         self.agreed.as_ref().map(|agreed| agreed.version)
     }
 
-    /// The cipher suite.
+    /// Returns the cipher suite.
     pub fn cipher_suite(&self) -> Option<CipherSuite> {
         self.agreed.as_ref().map(|agreed| agreed.suite.suite())
     }
 
-    /// The group of the key exchange; `None` where none was needed, too.
+    /// Returns the group of the key exchange; also `None` if there was no key exchange.
     pub fn key_exchange_group(&self) -> Option<NamedGroup> {
         self.agreed.as_ref()?.group
     }
 
-    /// The application protocol (ALPN); `None` where none was agreed on, too.
+    /// Returns the application protocol (ALPN); also `None` if none was negotiated.
     pub fn alpn_protocol(&self) -> Option<&[u8]> {
         self.agreed.as_ref()?.protocol.as_deref()
     }
 
-    /// The name of the server: what a client has asked for (SNI), or, where that is us,
-    /// what we have. `None` for a client that names none, too.
+    /// Returns the name of the server (SNI): the name that the client has asked for, or, on
+    /// a client, the name that it was configured with. Also `None` if the client asks for
+    /// no name.
     pub fn server_name(&self) -> Option<&str> {
         match (&self.agreed, &self.stage) {
             (Some(agreed), _) => agreed.server_name.as_deref(),
@@ -461,14 +469,14 @@ impl TlsState {
         }
     }
 
-    /// The peer's certificates, its own first, as it has shown them. They were verified as
-    /// the configuration says. Empty for a client that was not asked for one.
+    /// Returns the certificates that the peer has presented, its own first. They were
+    /// verified as the configuration says. Empty for a client that was not asked for one.
     pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         let agreed = self.agreed.as_ref();
         agreed.map_or(&[], |agreed| &agreed.peer_certificates)
     }
 
-    /// Whether an earlier session was gone on with.
+    /// Whether an earlier session was resumed.
     pub fn is_resumed(&self) -> bool {
         self.agreed.as_ref().is_some_and(|agreed| agreed.is_resumed)
     }
@@ -530,7 +538,7 @@ impl TlsState {
         }
     }
 
-    /// The session, as long as records may be sealed.
+    /// Returns the session, if records may still be sealed.
     fn sealing(&mut self) -> Option<&mut Session> {
         match self.seals_no_more {
             true => None,
@@ -544,8 +552,8 @@ impl TlsState {
 
     // Reading.
 
-    /// What is to be delivered before anything is opened: the rest of a record, why it is
-    /// over, the end.
+    /// Delivers what comes before anything that is opened next: the rest of a record, an
+    /// error, the end.
     fn deliver_rest(
         &mut self,
         buffers: &mut ReadBuffers,
@@ -577,7 +585,7 @@ impl TlsState {
         Ok(None)
     }
 
-    /// Whether there is something to be had without reading.
+    /// Whether something can be delivered without reading.
     fn has_more(&self) -> bool {
         let rare = self.rare.as_ref();
         rare.is_some_and(|rare| rare.delivered < rare.plain.len() || rare.failure.is_some())
@@ -597,8 +605,8 @@ impl TlsState {
         Ok(self.and_more(nothing))
     }
 
-    /// Notes which record the descriptors of a read belong to: the last that begins in
-    /// what it brought, since a read ends in what brought descriptors.
+    /// Notes which record the descriptors of a read belong to. It is the last record that
+    /// begins in what was read, since a read ends with the bytes that brought descriptors.
     fn take_descriptors(
         &mut self,
         bytes: &[u8],
@@ -624,7 +632,7 @@ impl TlsState {
         Ok(())
     }
 
-    /// What came with the record at this place, if anything did.
+    /// Whether descriptors came with the record at `at`.
     fn is_passed_at(&self, at: usize) -> bool {
         let rare = self.rare.as_ref();
         let first = rare.and_then(|rare| rare.passed.front());
@@ -651,8 +659,8 @@ impl TlsState {
         }
     }
 
-    /// Opens the first records of the buffers, as many as are to be delivered, and moves
-    /// what is in them together.
+    /// Opens the records at the start of the buffers, as many as are to be delivered, and
+    /// moves their contents together.
     fn open(
         &mut self,
         link: &mut Link,
@@ -712,8 +720,8 @@ impl TlsState {
         Ok(self.and_more(received))
     }
 
-    /// Opens the record that `bytes` begin with, and says where what is in it lies; how
-    /// long it is, if all of it is there.
+    /// Opens the record at the start of `bytes`. Returns its length, and where its contents
+    /// are. `None` if it has not arrived completely.
     fn open_one(&mut self, bytes: &mut [u8]) -> Result<Option<(usize, Opened)>, Failure> {
         let Some(header) = record::next(bytes).map_err(Failure::of_framing)? else {
             return Ok(None);
@@ -729,7 +737,7 @@ impl TlsState {
         Ok(Some((header.whole(), opened)))
     }
 
-    /// Answers what the peer wants between the data.
+    /// Answers requests that came between the data.
     fn answer(&mut self, link: &mut Link) {
         let Some(session) = self.session() else {
             return;
@@ -743,7 +751,7 @@ impl TlsState {
         }
     }
 
-    /// Goes on with the handshake.
+    /// Continues the handshake.
     fn shake_hands(
         &mut self,
         link: &mut Link,
@@ -831,8 +839,8 @@ impl TlsState {
 
     // Our own words.
 
-    /// Seals an alert, behind everything that was sealed, and behind new keys where some
-    /// are owed.
+    /// Seals an alert. It comes after everything that was sealed, and after new keys if the
+    /// peer waits for some.
     fn say(&mut self, alert: AlertDescription) {
         if self.rare.as_ref().is_some_and(|rare| rare.held.is_some()) {
             // It would overtake what was sealed before, and be none to the peer.
@@ -853,7 +861,7 @@ impl TlsState {
         }
     }
 
-    /// The session is over, and the peer is told why.
+    /// Ends the session, and tells the peer why.
     fn fail(&mut self, link: &mut Link, alert: Option<AlertDescription>) {
         if let Some(alert) = alert.filter(|_| !self.has_said_close) {
             self.say(alert);
@@ -862,7 +870,7 @@ impl TlsState {
         self.stage = Stage::Over;
     }
 
-    /// Nothing more can be sealed.
+    /// Notes that nothing more can be sealed.
     fn keys_failed(&mut self, link: &mut Link, error: TlsError) -> io::Error {
         log::warn!(target: log::TLS, "{error}");
         self.say_close(link);
@@ -876,16 +884,16 @@ impl TlsState {
         }
     }
 
-    /// Has what was sealed to leave with descriptors leave without; how many of the user's
-    /// bytes are in it.
+    /// Sends without its descriptors what was sealed to be sent with them. Returns how many
+    /// of the user's bytes are in it.
     fn give_up_held(&mut self) -> Option<usize> {
         let (record, count) = self.rare.as_mut()?.held.take()?;
         self.outgoing.push(record);
         Some(count)
     }
 
-    /// Seals the answer that the peer waits for, once what was sealed before has left: so
-    /// there is one at a time, however many it has asked for.
+    /// Seals the key update that the peer waits for, once what was sealed before has been
+    /// sent. So one is pending at a time, however many the peer has asked for.
     fn update_keys(&mut self) -> Result<(), TlsError> {
         let is_held = self.rare.as_ref().is_some_and(|rare| rare.held.is_some());
         if let Some(session) = self.sealing()
@@ -898,7 +906,7 @@ impl TlsState {
         Ok(())
     }
 
-    /// Takes everything out, for a connection that is put together again elsewhere.
+    /// Takes the state out, for a connection that is put together again elsewhere.
     fn take(&mut self) -> Self {
         mem::replace(self, Self::new(Stage::Over))
     }
@@ -1149,7 +1157,7 @@ impl<B: PassDescriptors> PassDescriptors for Tls<B> {
 }
 
 impl TlsState {
-    /// One record of data, and new keys before it where it needs some.
+    /// Seals one record of data, preceded by a key update if one is needed.
     fn seal_one(&mut self, data: &[u8]) -> Result<(Option<Vec<u8>>, Vec<u8>), TlsError> {
         let Some(session) = self.sealing() else {
             let error = Error::HandshakeNotComplete;

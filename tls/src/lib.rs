@@ -1,23 +1,24 @@
 //! TLS for [bowline], by rustls: a layer over every kind of stream connection.
 //!
-//! - [`TlsServer`] and [`TlsClient`] are put on the connections of an endpoint, and
-//!   [`StartTls`] on those that are secured later;
-//! - [`TlsTransport`] is what a protocol asks of its connection beside that: what was
-//!   agreed on, and to start TLS;
-//! - [`Certificates`] are replaced while a server serves, [`Tickets`] shared by several;
-//! - [`TlsError`] says by whose fault it ended.
+//! - [`TlsServer`] and [`TlsClient`] are put on the connections of an endpoint.
+//!   [`StartTls`] is put on connections that are secured later (STARTTLS).
+//! - [`TlsTransport`] is what a protocol asks of such a connection: it tells what was
+//!   negotiated, and starts TLS.
+//! - [`Certificates`] can be replaced while a server runs. [`Tickets`] can be shared by
+//!   several processes.
+//! - [`TlsError`] says why TLS failed, and whose fault that was.
 //!
-//! Everything else is as without TLS: protocols, factories, framing, producers, policies.
-//! Configurations are those of [`rustls`], which makes the handshake.
+//! Everything else is the same as without TLS: protocols, factories, framing, producers,
+//! policies. The configurations are those of [`rustls`], which also does the handshake.
 //!
 //! Most programs depend on the facade crate `bowline`, which re-exports this one as
 //! `bowline::tls`.
 //!
 //! # Features
 //!
-//! - `ring` (default), `aws-lc-rs`: whose cryptography is used;
-//! - `endpoints`: TLS in endpoints that are strings;
-//! - `webpki-roots`, `platform-verifier`: which roots a client trusts.
+//! - `ring` (default), `aws-lc-rs`: the cryptography to use;
+//! - `endpoints`: the endpoint strings `tls:...`;
+//! - `webpki-roots`, `platform-verifier`: the roots that a client trusts.
 //!
 //! [bowline]: https://docs.rs/bowline
 
@@ -45,11 +46,11 @@ mod session;
 mod tickets;
 mod transport;
 
-/// For the fuzz target, which is built with `--cfg fuzzing`. No public API.
+/// For the fuzz target, which is built with `--cfg fuzzing`. Not part of the public API.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    /// Has both ends of a session do what `data` says.
+    /// Makes both ends of a session do what `data` says.
     pub fn records(data: &[u8]) {
         crate::session::fuzzing::records(data);
     }

@@ -1,22 +1,22 @@
-//! Memory for bytes that have to be kept from one read to the next, lent to connections
-//! while they have some.
+//! Memory for bytes that are kept from one read to the next. Connections borrow it while
+//! they have some.
 
 use std::cell::RefCell;
 
-/// How many unused pieces are kept in each thread: 1 MiB at the very most.
+/// How many unused pieces each thread keeps: at most 1 MiB.
 const MOST_SPARE: usize = 16;
 
-/// What is kept between reads is a part of one record, mostly.
+/// What is kept between reads is mostly part of one record.
 const FIRST_BYTES: usize = 16_384 + 2_048 + 5;
 
-/// Not more than one read brings.
+/// Never more than one read brings.
 const LARGEST: usize = 65_536;
 
 thread_local! {
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Memory that is empty.
+/// Returns empty memory.
 pub(crate) fn take() -> Vec<u8> {
     SPARE
         .with_borrow_mut(Vec::pop)

@@ -1,14 +1,14 @@
-//! Sealed records that have not left; pure.
+//! Sealed records that have not been sent yet; pure.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 /// How many pieces are offered to the socket at once: as many records as are sealed at
-/// once, and what we say ourselves.
+/// once, and our own messages.
 pub(crate) const MOST_PIECES: usize = 8;
 
-/// Records, first to last, the first of which may have left in part. Owns no memory
-/// while there is none.
+/// Records in order; the first may have been sent in part. Owns no memory while it is
+/// empty.
 #[derive(Default)]
 pub(crate) struct Outgoing {
     queue: Option<Box<Queue>>,
@@ -17,9 +17,9 @@ pub(crate) struct Outgoing {
 #[derive(Default)]
 struct Queue {
     records: VecDeque<Vec<u8>>,
-    /// How much of the first has left.
+    /// How much of the first has been sent.
     start: usize,
-    /// How many bytes have not left.
+    /// How many bytes have not been sent.
     bytes: usize,
 }
 
@@ -32,7 +32,8 @@ impl Outgoing {
         }
     }
 
-    /// As [`push`](Self::push), of a record that has left in part.
+    /// As [`push`](Self::push), for a record of which the first `start` bytes have been
+    /// sent.
     pub(crate) fn push_rest(&mut self, record: Vec<u8>, start: usize) {
         debug_assert!(self.is_empty());
         if start < record.len() {
@@ -41,7 +42,7 @@ impl Outgoing {
         }
     }
 
-    /// Everything that has not left.
+    /// Returns everything that has not been sent.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let Some(queue) = &self.queue else {
             return Vec::new();
@@ -55,7 +56,7 @@ impl Outgoing {
         bytes
     }
 
-    /// Offers the first to `send`, which answers how many bytes it took.
+    /// Offers the first records to `send`, which returns how many bytes it took.
     pub(crate) fn offer<E>(
         &mut self,
         send: impl FnOnce(&[IoSlice<'_>]) -> Result<usize, E>,
@@ -100,7 +101,7 @@ impl Outgoing {
         self.queue.is_none()
     }
 
-    /// How many bytes have not left.
+    /// Returns how many bytes have not been sent.
     pub(crate) fn len(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.bytes)
     }

@@ -1,37 +1,38 @@
-//! Where records begin and end; pure.
+//! Finds where records begin and end; pure.
 
 use rustls::{ContentType, InvalidMessage, ProtocolVersion};
 
 /// The length of a record's header: type, version, length.
 pub(crate) const HEADER: usize = 5;
 
-/// How much plaintext one record carries at most.
+/// How much plaintext one record carries at most, in bytes.
 pub(crate) const MOST_PLAIN: usize = 16_384;
 
-/// How much longer than that it may be when it is sealed (RFC 5246 6.2.3): 256 in
-/// TLS 1.3 (RFC 8446 5.2), which its session checks.
+/// How much longer a sealed record may be than its plaintext, in bytes (RFC 5246, 6.2.3).
+/// In TLS 1.3 the limit is 256 (RFC 8446, 5.2), which its session checks.
 pub(crate) const MOST_OVERHEAD: usize = 2_048;
 
-/// The header of a record that is there as a whole.
+/// The header of a record that has arrived completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) kind: ContentType,
     pub(crate) version: ProtocolVersion,
-    /// Of what follows the header.
+    /// The length of what follows the header.
     pub(crate) length: usize,
 }
 
 impl Header {
-    /// Of the record with its header.
+    /// Returns the length of the record with its header.
     pub(crate) fn whole(self) -> usize {
         HEADER + self.length
     }
 }
 
-/// The header of the record that `bytes` begin with, if they hold all of it.
+/// Returns the header of the record at the start of `bytes`, if they hold all of the
+/// record.
 ///
-/// What can be none is found out by its first byte that says so, and not waited for: a
-/// peer that does not speak TLS may send no more than that.
+/// Bytes that cannot begin a record are refused at the first byte that shows it. A peer
+/// that does not speak TLS may never send more than that.
 ///
 /// # Errors
 ///
@@ -69,12 +70,12 @@ pub(crate) fn next(bytes: &[u8]) -> Result<Option<Header>, InvalidMessage> {
     }))
 }
 
-/// Whether `bytes` begin with a whole record, or with what can be none.
+/// Whether `bytes` begin with a whole record, or with something that cannot be one.
 pub(crate) fn is_decided(bytes: &[u8]) -> bool {
     !matches!(next(bytes), Ok(None))
 }
 
-/// Where the last record begins of which `bytes` hold the first byte, whole or not.
+/// Returns where the last record in `bytes` begins. It may be incomplete.
 pub(crate) fn last_start(bytes: &[u8]) -> Option<usize> {
     let mut last = None;
     let mut at = 0;

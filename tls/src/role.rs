@@ -1,4 +1,4 @@
-//! Which side of a connection we are.
+//! Which side of a TLS connection we are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::handshake::Handshake;
 use crate::layer::Tls;
 use crate::server::{Passing, TlsServer};
 
-/// Which side of a connection we are, and how: what
-/// [`start_tls`](crate::TlsTransport::start_tls) is given.
+/// The side of a TLS connection that we are, with its configuration. It is the argument of
+/// [`start_tls`](crate::TlsTransport::start_tls).
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Role {
-    /// The server, which waits for the client to begin.
+    /// The server. It waits for the client to begin.
     Server(TlsServer),
-    /// The client.
+    /// The client. It sends the first message.
     Client(TlsClient),
 }
 
@@ -61,17 +61,17 @@ impl From<&TlsClient> for Role {
     }
 }
 
-/// Connections that begin in the clear, and are secured when both ends have agreed on it
-/// (STARTTLS): what is put on the connections of such an endpoint, on either side.
+/// STARTTLS: connections that begin in the clear and are secured once both ends have agreed
+/// on it. It is put on the connections of an endpoint, on either side.
 ///
-/// Their protocol asks for it by [`start_tls`](crate::TlsTransport::start_tls).
+/// Their protocol starts TLS with [`start_tls`](crate::TlsTransport::start_tls).
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StartTls;
 
 impl StartTls {
-    /// The same for connections that pass descriptors; see
+    /// Returns the same for connections that pass descriptors; see
     /// [`TlsServer::passing`](crate::TlsServer::passing).
     pub fn passing(self) -> Passing<Self> {
         Passing(self)

@@ -1,5 +1,5 @@
-//! Secrets of connections, and what keys are made of them; wiped when they are dropped.
-//! None of these types can be cloned or shown.
+//! The secrets of connections, and the keys made from them. They are wiped when they are
+//! dropped. None of these types can be cloned or printed.
 
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock};
@@ -13,7 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::crypto_provider;
 
-/// The longest there is: that of SHA-512.
+/// The longest secret: that of SHA-512.
 const MOST_BYTES: usize = 64;
 
 /// A traffic secret of TLS 1.3 (RFC 8446 7.1).
@@ -29,7 +29,7 @@ impl Drop for Secret {
 }
 
 impl Secret {
-    /// `None` of bytes that are none.
+    /// Returns `None` if `secret` cannot be one.
     pub(crate) fn new(secret: &[u8]) -> Option<Self> {
         let mut bytes = [0; MOST_BYTES];
         bytes.get_mut(..secret.len())?.copy_from_slice(secret);
@@ -48,7 +48,7 @@ impl Secret {
         suite.hkdf_provider.expander_for_okm(&secret)
     }
 
-    /// The key and the initialisation vector (RFC 8446 7.3).
+    /// Derives the key and the initialisation vector (RFC 8446, 7.3).
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Secret {
         Ok((aead_key(key)?, Iv::from(*iv)))
     }
 
-    /// That of the next keys (RFC 8446 7.2). This one is gone then.
+    /// Replaces this secret by the next one (RFC 8446, 7.2).
     ///
     /// # Errors
     ///
@@ -105,12 +105,13 @@ pub(crate) struct Secrets {
 // Where they come from.
 
 thread_local! {
-    /// The secrets of data that rustls has told last in this thread: the client's and the
+    /// The traffic secrets that rustls last told in this thread: the client's and the
     /// server's.
     static TOLD: RefCell<[Option<Secret>; 2]> = const { RefCell::new([None, None]) };
 }
 
-/// What rustls has told since the last time, if it has: the client's, and the server's.
+/// Returns the client's and the server's secret, if rustls has told them since the last
+/// call.
 pub(crate) fn take_told() -> Option<[Secret; 2]> {
     match TOLD.take() {
         [Some(client), Some(server)] => Some([client, server]),
@@ -118,8 +119,8 @@ pub(crate) fn take_told() -> Option<[Secret; 2]> {
     }
 }
 
-/// Is told the secrets of TLS 1.3, which rustls gives out in no other way, and tells them
-/// to whom the user wants.
+/// Is told the secrets of TLS 1.3, which rustls gives out in no other way, and passes them
+/// on to the user's key log.
 #[derive(Debug)]
 struct KeepsSecrets(Arc<dyn KeyLog>);
 
@@ -148,18 +149,18 @@ impl KeyLog for KeepsSecrets {
     }
 }
 
-/// The log of a configuration whose connections' secrets are [told](take_told).
+/// Returns a key log that keeps secrets for [`take_told`], and passes them on to `log`.
 pub(crate) fn keeping(log: Arc<dyn KeyLog>) -> Arc<dyn KeyLog> {
     Arc::new(KeepsSecrets(log))
 }
 
 // Keys of bytes.
 
-/// A key of these bytes, 16 or 32 of them.
+/// Makes a key of these bytes, of which there are 16 or 32.
 ///
 /// # Errors
 ///
-/// There are others, or the provider has nothing for TLS 1.3.
+/// The length is another, or the provider has nothing for TLS 1.3.
 pub(crate) fn aead_key(bytes: &[u8]) -> Result<AeadKey, Error> {
     if let Ok(bytes) = <[u8; 32]>::try_from(bytes) {
         return Ok(AeadKey::from(bytes));
@@ -179,7 +180,7 @@ thread_local! {
     static MADE: RefCell<Option<AeadKey>> = const { RefCell::new(None) };
 }
 
-/// A suite of TLS 1.3 in whose derivations what goes in comes out.
+/// A TLS 1.3 suite that derives nothing: its output is its input.
 static SHORT: LazyLock<Option<Tls13CipherSuite>> = LazyLock::new(|| {
     let provider = crypto_provider();
     let base = provider.cipher_suites.iter().find_map(|it| it.tls13())?;
@@ -195,7 +196,7 @@ static SHORT: LazyLock<Option<Tls13CipherSuite>> = LazyLock::new(|| {
     })
 });
 
-/// Derives nothing: what goes in comes out.
+/// Derives nothing: its output is its input.
 struct Identity;
 
 impl Hkdf for Identity {

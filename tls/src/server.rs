@@ -21,9 +21,9 @@ use crate::layer::{MoveError, MovedTls, Tls};
 use crate::role::Role;
 use crate::secret::keeping;
 
-/// TLS with us as the server: what is put on the connections of an endpoint.
+/// The TLS server: it is put on the connections of an endpoint.
 ///
-/// It goes where layers go, and is cheap to clone:
+/// It is used like any other layer, and is cheap to clone:
 ///
 /// ```
 /// # use bowline::{Address, Context, Protocol, Transport};
@@ -47,11 +47,11 @@ use crate::secret::keeping;
 /// # let _ = serve;
 /// ```
 ///
-/// The protocol is the same as without. It is told of its connection once the peer is
-/// known (`connection_made`), and of one whose handshake fails by `connection_lost` alone,
-/// for the reason that [`TlsError`](crate::TlsError) sorts by blame.
-/// [`LimitHandshakes`](bowline_protocol::policies::LimitHandshakes) limits how many are at
-/// it: its `Handshake` is completed in `connection_made`.
+/// The protocol is the same as without TLS. Its `connection_made` is called once the
+/// handshake is done and the peer is known. If the handshake fails, only `connection_lost`
+/// is called; the reason carries a [`TlsError`](crate::TlsError).
+/// [`LimitHandshakes`](bowline_protocol::policies::LimitHandshakes) limits how many
+/// handshakes run at a time: its `Handshake` is completed in `connection_made`.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
@@ -66,13 +66,14 @@ struct Shared {
 }
 
 impl TlsServer {
-    /// With a configuration of rustls, which
+    /// Makes a server with a rustls configuration, which
     /// [`server_config_builder`](crate::server_config_builder) begins.
     ///
-    /// Three of its settings are ours: early data (`max_early_data_size`) and data before
-    /// the client's last word (`send_half_rtt_data`) are off, since a protocol could not
-    /// tell that it can be sent twice or to whom; and the secrets are given out
-    /// (`enable_secret_extraction`), to the layer, which seals and opens records itself.
+    /// Three of its settings are replaced. Early data (`max_early_data_size`) is off, since
+    /// a protocol could not tell that it may be sent twice. Data before the client's last
+    /// handshake message (`send_half_rtt_data`) is off, since a protocol could not tell to
+    /// whom it is sent. The secrets are given out (`enable_secret_extraction`), because the
+    /// layer seals and opens records itself.
     pub fn new(config: ServerConfig) -> Self {
         Self {
             shared: Rc::new(Shared {
@@ -83,23 +84,24 @@ impl TlsServer {
         }
     }
 
-    /// With these certificates, which can be replaced later, and nothing else: no client
-    /// certificates are asked for, and no protocol is agreed on.
+    /// Makes a server with these certificates, which can be replaced later. It asks for no
+    /// client certificate and negotiates no application protocol (ALPN).
     ///
     /// # Panics
     ///
-    /// Without a provider of cryptography: with neither of the features `ring` and
-    /// `aws-lc-rs`, and none that the process has installed.
+    /// As [`crypto_provider`](crate::crypto_provider): the process has installed no
+    /// provider of cryptography, and neither feature `ring` nor `aws-lc-rs` is on.
     pub fn with_certificates(certificates: &Certificates) -> Self {
         let builder = server_config_builder().with_no_client_auth();
         Self::new(builder.with_cert_resolver(certificates.resolver()))
     }
 
-    /// With the certificate chain in one PEM file, ours first, and its key in another.
+    /// Makes a server from two PEM files: the certificate chain, which begins with the
+    /// server's own certificate, and the private key.
     ///
     /// # Errors
     ///
-    /// One of them cannot be loaded, or they do not belong together.
+    /// A file cannot be loaded, or the key does not belong to the certificate.
     ///
     /// # Panics
     ///
@@ -112,25 +114,26 @@ impl TlsServer {
         Ok(Self::with_certificates(&certificates))
     }
 
-    /// Sets how long a handshake may take; default 30 s. A connection that needs longer
-    /// ends with [`HandshakeTimedOut`](crate::TlsError::HandshakeTimedOut).
+    /// Sets how long a handshake may take; default 30 s. A connection that takes longer is
+    /// lost with [`HandshakeTimedOut`](crate::TlsError::HandshakeTimedOut).
     #[must_use]
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         self.shared.handshake_timeout.set(timeout);
         self
     }
 
-    /// Whether established connections may be given to another process, the successor in a
-    /// restart say; off by default. [`resume`](Self::resume) goes on with them there.
+    /// Sets whether established connections may move to another process, for example to the
+    /// successor in a restart; off by default. There, [`resume`](Self::resume) takes them
+    /// over.
     ///
-    /// What is given is all that a connection is, its keys above all: whoever has it can
-    /// read and write in our place. It is encrypted, and the key to that can be had once,
-    /// by one process ([`Detached::pack`](bowline_transport::Detached::pack)). The other
-    /// process has to be ours: a restart asks the kernel which one it is, and of which
-    /// user. TLS 1.3 goes on with new keys there.
+    /// What moves is the whole state of a connection, its keys above all. Whoever has it
+    /// can read and write in our place. It is encrypted, and only one process can get the
+    /// key to it, once ([`Detached::pack`](bowline_transport::Detached::pack)). The other
+    /// process must be ours: a restart asks the kernel which process it is, and which user
+    /// runs it. With TLS 1.3 the connection goes on with new keys there.
     ///
-    /// A process whose connections may move keeps the keys of TLS 1.2 in its memory for
-    /// that. What moved in from a process is in that one's memory no more, as far as
+    /// To be able to move a TLS 1.2 connection, a process keeps its keys in memory. After a
+    /// move, the process that gave it away no longer has the keys in memory, as far as
     /// libraries wipe what they free.
     #[must_use]
     pub fn may_move(self, may_move: bool) -> Self {
@@ -138,15 +141,15 @@ impl TlsServer {
         self
     }
 
-    /// Whether a connection that was given to this process can be gone on with here: its
-    /// layer is one of TLS, and its version and suite are in our configuration. Nothing is
-    /// taken yet, and nothing has changed.
+    /// Whether a connection that was given to this process can go on here. Its layer has to
+    /// be TLS, and its version and cipher suite have to be in our configuration. Takes
+    /// nothing, and changes nothing.
     pub fn can_resume(&self, state: &LayerState) -> bool {
         MovedTls::fits(self.config().crypto_provider(), state)
     }
 
-    /// Takes a connection that was given to this process, and no other has: what is put on
-    /// its socket, as the layer. It stays one that may move.
+    /// Takes over a connection that was given to this process, if no other process has.
+    /// Returns the layer to put on its socket. The connection may move again.
     ///
     /// ```no_run
     /// use bowline::Reactor;
@@ -174,32 +177,33 @@ impl TlsServer {
     ///
     /// # Errors
     ///
-    /// It is not one that [can be resumed](Self::can_resume), or another process has it.
+    /// The connection [cannot go on here](Self::can_resume), or another process has taken
+    /// it.
     pub fn resume(&self, state: LayerState) -> Result<MovedTls, MoveError> {
         MovedTls::take(self.config().crypto_provider(), state, false)
     }
 
-    /// What it takes to move connections, if they may.
+    /// Returns what is needed to move connections, if they may move.
     pub(crate) fn mover(&self) -> Option<Arc<CryptoProvider>> {
         let may_move = self.shared.may_move.get();
         may_move.then(|| Arc::clone(self.config().crypto_provider()))
     }
 
-    /// Has connections that are accepted from now on served with another configuration.
-    /// All clones do so.
+    /// Replaces the configuration for connections that are accepted from now on, also of
+    /// all clones.
     pub fn set_config(&self, config: ServerConfig) {
         *self.shared.config.borrow_mut() = Arc::new(made_fit(config));
     }
 
-    /// The configuration that connections are served with, to make another of it.
+    /// Returns the current configuration, for example to derive another from it.
     pub fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.shared.config.borrow())
     }
 
-    /// The same for connections that pass descriptors: with
-    /// [`SendmsgMixin`] on top. Their descriptors pass beside, as they do without TLS; each
-    /// belongs to the record that has the byte it was queued with. TLS does not protect
-    /// them: who can change the stream can change which descriptors come with it.
+    /// Returns the same for connections that pass descriptors, with [`SendmsgMixin`] on
+    /// top. The descriptors travel beside the records, as they do without TLS. Each belongs
+    /// to the record that has the byte it was queued with. TLS does not protect them:
+    /// whoever can change the stream can change which descriptors come with it.
     pub fn passing(&self) -> Passing<Self> {
         Passing(self.clone())
     }
@@ -240,8 +244,8 @@ impl<S: FileDescriptor> Wrap<S> for TlsServer {
     }
 }
 
-/// TLS on a connection that passes descriptors; made by
-/// [`TlsServer::passing`], [`TlsClient::passing`](crate::TlsClient::passing) and
+/// TLS on a connection that passes descriptors. It is made by [`TlsServer::passing`],
+/// [`TlsClient::passing`](crate::TlsClient::passing) and
 /// [`StartTls::passing`](crate::StartTls::passing).
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.

@@ -1,9 +1,9 @@
-//! What is spoken once the handshake is done: records sealed and opened, and what the
-//! two ends say of themselves in between. Pure.
+//! What is spoken once the handshake is done: sealed records, and the messages of the two
+//! ends between them. Pure.
 //!
-//! rustls makes the handshake and keeps the secrets; its providers seal and open. What
-//! stands here is the rest of the record layer (RFC 8446 4.6, 5 and 6; RFC 5246 6 and 7).
-//! It opens records where they lie, which rustls' own does not: that one copies each.
+//! rustls does the handshake and keeps the secrets; its providers seal and open. This is
+//! the rest of the record layer (RFC 8446, 4.6, 5 and 6; RFC 5246, 6 and 7). It opens
+//! records in place. The record layer of rustls copies each.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,59 +25,58 @@ use crate::error::TlsError;
 use crate::record::{Header, MOST_PLAIN};
 use crate::secret::{Secret, Secrets, aead_key, of_another_kind};
 
-/// How many KeyUpdates may come without data between them; as BoringSSL and rustls have
-/// it.
+/// How many KeyUpdates may come without data between them, as in BoringSSL and rustls.
 const MOST_KEY_UPDATES: u8 = 32;
 
 /// How many warnings may come in all (`kMaxWarningAlerts` of BoringSSL), and how many
-/// wishes to renegotiate, which are refused.
+/// requests to renegotiate, which are refused.
 const MOST_WARNINGS: u8 = 4;
 const MOST_RENEGOTIATIONS: u8 = 1;
 
-/// How many records without a byte may follow each other, as rustls has it.
+/// How many empty records may follow each other, as in rustls.
 const MOST_EMPTY: u8 = 32;
 
-/// How long a message of a handshake may be, as rustls has it.
+/// How long a handshake message may be, as in rustls.
 const MOST_HANDSHAKE: usize = 0xffff;
 
-/// The last numbers are for alerts.
+/// The last record numbers are kept for alerts.
 const RESERVED_NUMBERS: u64 = 8;
 
-/// No number comes near to where it would begin anew, whatever the suite allows.
+/// No record number comes near to wrapping around, whatever the suite allows.
 const LAST_NUMBER: u64 = u64::MAX - 0xffff;
 
-/// How long the payload of a TLS 1.3 record may be (RFC 8446 5.2).
+/// How long the payload of a TLS 1.3 record may be (RFC 8446, 5.2).
 const MOST_SEALED_13: usize = MOST_PLAIN + 256;
 
-/// One connection, secured.
+/// The session of one secured connection.
 pub(crate) struct Session {
     sealer: Sealer,
     opener: Opener,
     keys: Keys,
-    /// Takes the tickets that a server sends. None of a connection that has moved: they
-    /// are of no use to another process.
+    /// Takes the tickets that a server sends. `None` for a connection that has moved:
+    /// another process has no use for them.
     tickets: Option<Box<KernelConnection<ClientConnectionData>>>,
     suite: SupportedCipherSuite,
     is_client: bool,
-    /// The peer has asked for new keys of ours.
+    /// The peer has asked us to change our keys.
     is_update_owed: bool,
-    /// Another process has held these keys: they seal nothing but the word that there are
-    /// new ones. That goes with what is sealed next, for an idle peer need not be woken,
-    /// and may bear only so many without anything between.
+    /// Another process has held these keys. They may seal nothing but the KeyUpdate that
+    /// replaces them. That is sent with the next data: an idle peer need not be woken, and
+    /// it accepts only so many without data between them.
     is_renewal_due: bool,
-    /// The peer has wanted to renegotiate.
+    /// The peer has asked to renegotiate.
     is_refusal_owed: bool,
     key_updates_left: u8,
     warnings_left: u8,
     renegotiations_left: u8,
     empty_left: u8,
-    /// A message of the handshake of which only a part has come.
+    /// A handshake message of which only a part has arrived.
     partial: Vec<u8>,
 }
 
 /// What keys are made of.
 pub(crate) enum Keys {
-    /// TLS 1.2, which has no others.
+    /// TLS 1.2, whose keys do not change.
     Fixed(Option<Box<FixedKeys>>),
     /// TLS 1.3.
     Updated(Box<Secrets>),
@@ -87,8 +86,8 @@ pub(crate) enum Keys {
 pub(crate) struct FixedKeys {
     seal: FixedKey,
     open: FixedKey,
-    /// How many sealers there were. Each has numbers of its own where the peer is told
-    /// them.
+    /// How many sealers there were. Where the peer is told record numbers, each has numbers
+    /// of its own.
     sealers: u32,
 }
 
@@ -120,7 +119,7 @@ struct Sealer {
     by: Box<dyn MessageEncrypter>,
     /// Invariant: no record was sealed under this number or a higher one with these keys.
     next: u64,
-    /// Below this number data may be sealed.
+    /// Data may be sealed below this number.
     most: u64,
 }
 
@@ -129,18 +128,18 @@ struct Opener {
     next: u64,
 }
 
-/// What a record brought.
+/// What a record contained.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     /// Data, at this place of the record's body.
     Data(Range<usize>),
     /// Nothing for the user.
     Nothing,
-    /// That nothing more comes.
+    /// The end: the peer sends nothing more.
     End,
 }
 
-/// What is wrong with what came, and what the peer is told of it.
+/// What is wrong with what arrived, and what the peer is told of it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: TlsError,
@@ -155,7 +154,7 @@ impl Failure {
         }
     }
 
-    /// What the decrypter said.
+    /// Makes one of the decrypter's error.
     fn of_decrypter(error: Error) -> Self {
         let alert = match &error {
             Error::DecryptError => AlertDescription::BadRecordMac,
@@ -166,7 +165,7 @@ impl Failure {
         Self::new(alert, error)
     }
 
-    /// What is no record at all.
+    /// Makes one of bytes that are no record.
     pub(crate) fn of_framing(error: InvalidMessage) -> Self {
         let alert = match error {
             InvalidMessage::MessageTooLarge => AlertDescription::RecordOverflow,
@@ -178,12 +177,12 @@ impl Failure {
 }
 
 impl Session {
-    /// Goes on with what a handshake has agreed on. `told` are the secrets of TLS 1.3.
-    /// `may_move` has keys kept that are not needed but to move.
+    /// Continues from a handshake. `told` are the secrets of TLS 1.3. `may_move` keeps the
+    /// keys that only a move needs.
     ///
     /// # Errors
     ///
-    /// The provider knows the suite and cannot say its keys.
+    /// The provider knows the suite and does not give out its keys.
     pub(crate) fn new(
         suite: SupportedCipherSuite,
         secrets: ExtractedSecrets,
@@ -243,7 +242,7 @@ impl Session {
         }
     }
 
-    /// Ours is the client's side. `tickets` takes those that the server sends.
+    /// Makes it the client's side. `tickets` takes those that the server sends.
     pub(crate) fn of_client(
         mut self,
         tickets: Option<KernelConnection<ClientConnectionData>>,
@@ -267,8 +266,9 @@ impl Session {
 
     // Sealing.
 
-    /// What has to be sealed before the next data: new keys, when the peer wants some or
-    /// these have sealed enough. To be sent before anything that is sealed later.
+    /// Returns what has to be sent before the next data: a key update, if the peer wants
+    /// one or if these keys have sealed enough. It has to be sent before anything that is
+    /// sealed later.
     ///
     /// # Errors
     ///
@@ -296,7 +296,7 @@ impl Session {
         self.is_update_owed
     }
 
-    /// Seals data of the user's, at most [`MOST_PLAIN`] bytes.
+    /// Seals data of the user, at most [`MOST_PLAIN`] bytes.
     pub(crate) fn seal_data(&mut self, data: OutboundChunks<'_>) -> Result<Vec<u8>, TlsError> {
         debug_assert!(data.len() <= MOST_PLAIN);
         self.seal(ContentType::ApplicationData, data)
@@ -333,7 +333,7 @@ impl Session {
 
     // Opening.
 
-    /// Opens the body of a record where it lies.
+    /// Opens the body of a record in place.
     ///
     /// # Errors
     ///
@@ -391,7 +391,7 @@ impl Session {
         }
     }
 
-    /// A record without a byte, which only data may be, and not for ever.
+    /// Notes an empty record. Only data may be empty, and only so often in a row.
     fn nothing_came(&mut self, kind: ContentType) -> Result<(), Failure> {
         if kind != ContentType::ApplicationData {
             let error = InvalidMessage::InvalidEmptyPayload;
@@ -421,7 +421,7 @@ impl Session {
 
     // What is left of the handshake.
 
-    /// Takes the messages that have come as a whole.
+    /// Takes the handshake messages that have arrived completely.
     fn take_messages(&mut self) -> Result<Opened, Failure> {
         loop {
             let Some(&[kind, high, middle, low]) = self.partial.first_chunk() else {
@@ -443,7 +443,7 @@ impl Session {
         }
     }
 
-    /// What is out of place is known before all of it has come.
+    /// Checks that this message may come now, before all of it has arrived.
     fn check_kind(&self, kind: HandshakeType) -> Result<(), Failure> {
         let is_wanted = match (self.is_13(), self.is_client) {
             (true, true) => [HandshakeType::KeyUpdate, HandshakeType::NewSessionTicket].as_slice(),
@@ -479,7 +479,7 @@ impl Session {
         }
     }
 
-    /// Whether the peer has wanted to renegotiate, and was not refused yet.
+    /// Returns whether the peer has asked to renegotiate and was not refused yet.
     pub(crate) fn take_refusal_owed(&mut self) -> bool {
         std::mem::take(&mut self.is_refusal_owed)
     }
@@ -519,7 +519,7 @@ impl fmt::Debug for Session {
     }
 }
 
-/// One of so many is spent.
+/// Spends one of those that are left.
 fn spend(left: &mut u8, error: PeerMisbehaved) -> Result<(), Failure> {
     match left.checked_sub(1) {
         Some(now) => {
@@ -538,7 +538,7 @@ fn out_of_place(kind: ContentType) -> Failure {
     Failure::new(AlertDescription::UnexpectedMessage, error)
 }
 
-/// Below which number data may be sealed with one key.
+/// Returns the record number below which data may be sealed with one key.
 fn most_sealed(suite: SupportedCipherSuite) -> u64 {
     let limit = match suite {
         SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit,
@@ -556,7 +556,7 @@ fn parts(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error> {
     }
 }
 
-/// Whether these keys are of that secret.
+/// Whether `keys` are derived from `secret`.
 fn is_of(secret: &Secret, suite: &Tls13CipherSuite, keys: &ConnectionTrafficSecrets) -> bool {
     let (Ok((key, iv)), Ok(wanted)) = (secret.keys(suite), FixedKey::of(keys)) else {
         return false;
@@ -564,7 +564,7 @@ fn is_of(secret: &Secret, suite: &Tls13CipherSuite, keys: &ConnectionTrafficSecr
     key.as_ref() == &wanted.key[..] && iv.as_ref() == wanted.iv
 }
 
-/// The next keys of one direction.
+/// Derives the next keys of one direction.
 fn updated(
     keys: &mut Keys,
     suite: SupportedCipherSuite,
@@ -602,10 +602,11 @@ fn split(iv: &Iv, fixed: usize) -> (&[u8], &[u8]) {
     iv.as_ref().split_at(fixed.min(iv.as_ref().len()))
 }
 
-/// A sealer that goes on at the number `next`.
+/// Makes a sealer that continues at the number `next`.
 ///
-/// With AES-GCM, that of aws-lc-rs takes the first number that it seals for 0, and refuses
-/// others later on: so it seals nothing, as 0, which is wiped and never leaves.
+/// With AES-GCM, the sealer of aws-lc-rs takes the first number that it seals for 0, and
+/// refuses others later on. So it first seals nothing, as number 0; the result is wiped
+/// and never sent.
 fn primed(
     suite: SupportedCipherSuite,
     mut by: Box<dyn MessageEncrypter>,

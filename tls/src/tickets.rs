@@ -1,4 +1,4 @@
-//! Tickets that any process with the same keys can take back.
+//! Session tickets that every process with the same keys accepts.
 
 use std::fmt;
 use std::sync::{Arc, RwLock};
@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 
 use crate::config::crypto_provider;
 
-/// The length of a [`TicketKey`] as bytes.
+/// The length of a [`TicketKey`] in bytes.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub const TICKET_KEY_BYTES: usize = NAME_BYTES + KEY_BYTES;
@@ -22,16 +22,16 @@ const NAME_BYTES: usize = 16;
 const KEY_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 
-/// How long a ticket is worth something, unless set: as rustls' own.
+/// How long a ticket is valid by default: as in rustls.
 const LIFETIME_SECONDS: u32 = 12 * 60 * 60;
 
-/// How long what a ticket carries may be: a session, with the client's certificates.
+/// How long the contents of a ticket may be: a session, with the client's certificates.
 const MOST_BYTES: usize = 16_384;
 
-/// How many keys are tried: one for sealing, and older ones.
+/// How many keys are tried: the one that seals, and older ones.
 const MOST_KEYS: usize = 8;
 
-/// A key that seals tickets; secret. Wiped when it is dropped.
+/// A key that seals session tickets. It is secret, and wiped when it is dropped.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ pub struct TicketKey {
 }
 
 impl TicketKey {
-    /// A new one.
+    /// Generates a new key.
     ///
     /// # Errors
     ///
@@ -58,8 +58,8 @@ impl TicketKey {
         Ok(key)
     }
 
-    /// One that another process has made: 48 bytes, 16 of which go with each ticket so
-    /// that its key is found, while the others seal it.
+    /// Makes a key of the bytes of one from another process. The first 16 of the 48 bytes
+    /// name the key in each ticket; the others seal it.
     pub fn from_bytes(bytes: &[u8; TICKET_KEY_BYTES]) -> Self {
         let mut key = Self {
             name: [0; NAME_BYTES],
@@ -71,9 +71,9 @@ impl TicketKey {
         key
     }
 
-    /// It as bytes, for another process: in a message that nobody else can read. Whoever
-    /// has it can go on with the sessions of all tickets that it sealed, and read what was
-    /// said in those of TLS 1.2.
+    /// Returns the key as bytes, to send to another process in a message that nobody else
+    /// can read. Whoever has it can resume the sessions of all tickets that it sealed. Of
+    /// TLS 1.2 sessions, they can also read what was said.
     pub fn to_bytes(&self) -> [u8; TICKET_KEY_BYTES] {
         let mut bytes = [0; TICKET_KEY_BYTES];
         bytes[..NAME_BYTES].copy_from_slice(&self.name);
@@ -94,12 +94,12 @@ impl fmt::Debug for TicketKey {
     }
 }
 
-/// Tickets by keys that are given: so that a session that one worker of a pool has begun,
-/// or a process before its restart, can be gone on with at another.
+/// Session tickets with keys that the program provides. A session that began at one worker
+/// of a pool, or before a restart, can so be resumed at another.
 ///
-/// It is the `ticketer` of a configuration of rustls. Keys wear out: whoever gives them
-/// makes a [new one](Self::rotate) at least once in the lifetime of a ticket, and hands it
-/// to all. It is cheap to clone, and clones have the same keys.
+/// It is the `ticketer` of a rustls configuration. Keys wear out: the program has to make a
+/// [new one](Self::rotate) at least once in the lifetime of a ticket, and hand it to all
+/// processes. A clone is cheap and shares the same keys.
 ///
 /// # Examples
 ///
@@ -126,17 +126,16 @@ struct Shared {
     provider: Arc<CryptoProvider>,
     suite: &'static Tls13CipherSuite,
     lifetime: u32,
-    /// The first seals.
+    /// The first one seals.
     keys: RwLock<Vec<TicketKey>>,
 }
 
 impl Tickets {
-    /// Seals by `key`.
+    /// Makes tickets that `key` seals.
     ///
     /// # Panics
     ///
-    /// As [`crypto_provider`], and where that has no suite of TLS 1.3 with keys of 256
-    /// bits.
+    /// As [`crypto_provider`], and also if that has no TLS 1.3 suite with keys of 256 bits.
     pub fn new(key: TicketKey) -> Self {
         let provider = crypto_provider();
         let suite = suite_of(&provider).expect("providers have such a suite");
@@ -148,8 +147,8 @@ impl Tickets {
         }))
     }
 
-    /// Seals by `key` from now on. What was sealed by the others, up to seven, is still
-    /// taken.
+    /// Seals with `key` from now on. Tickets that earlier keys sealed, up to seven keys,
+    /// are still accepted.
     pub fn rotate(&self, key: TicketKey) {
         let keys = self.0.keys.write();
         let mut keys = keys.unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -158,8 +157,8 @@ impl Tickets {
         keys.truncate(MOST_KEYS);
     }
 
-    /// Takes what `key` has sealed too: one that others seal by already. Without effect if
-    /// it is known.
+    /// Also accepts tickets that `key` has sealed, for when other processes seal with it
+    /// already. Has no effect if the key is known, or if there are eight keys already.
     pub fn accept(&self, key: TicketKey) {
         let keys = self.0.keys.write();
         let mut keys = keys.unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -168,13 +167,13 @@ impl Tickets {
         }
     }
 
-    /// They as a configuration of rustls takes them.
+    /// Returns the tickets in the form that a rustls configuration takes (`ticketer`).
     pub fn ticketer(&self) -> Arc<dyn ProducesTickets> {
         Arc::clone(&self.0) as Arc<dyn ProducesTickets>
     }
 }
 
-/// One whose keys have 256 bits: such keys can be made of bytes.
+/// Returns a suite whose keys have 256 bits, since such keys can be made of bytes.
 pub(crate) fn suite_of(provider: &CryptoProvider) -> Option<&'static Tls13CipherSuite> {
     let of = |wanted| {
         let mut suites = provider.cipher_suites.iter();
@@ -193,7 +192,7 @@ impl ProducesTickets for Shared {
         self.lifetime
     }
 
-    /// The name of the key, a number that was drawn, and a TLS record's body.
+    /// The name of the key, a random nonce, and the body of a TLS record.
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         if plain.len() > MOST_BYTES {
             return None;

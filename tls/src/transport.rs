@@ -7,35 +7,35 @@ use crate::error::StartTlsError;
 use crate::layer::TlsState;
 use crate::role::Role;
 
-/// A connection that may have TLS. Every stream is one, so that the same protocol serves
-/// with and without: it says `impl<T: TlsTransport> Protocol<T>`, or no more than
-/// `T: Transport` where it does not ask.
+/// A connection that may have TLS. Every stream is one, so the same protocol works with and
+/// without TLS. A protocol that asks for TLS says `impl<T: TlsTransport> Protocol<T>`; for
+/// others `T: Transport` is enough.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub trait TlsTransport: Transport {
-    /// How TLS stands on this connection; `None` where there is no layer for it.
+    /// Returns the state of TLS on this connection, or `None` if it has no TLS layer.
     fn tls(&self) -> Option<&TlsState>;
 
     /// Starts TLS in the middle of the connection (STARTTLS), as the server or as the
-    /// client. Its endpoint has [`StartTls`](crate::StartTls) put on its connections.
+    /// client. The endpoint must have put [`StartTls`](crate::StartTls) on the connection.
     ///
-    /// What was written before leaves in the clear, and then the handshake begins; what is
-    /// written after this waits for it.
-    /// [`connection_secured`](bowline_protocol::Protocol::connection_secured) says that it
-    /// is done. A connection whose handshake fails is lost.
+    /// What was written before is sent in the clear; then the handshake begins. What is
+    /// written afterwards waits for it.
+    /// [`connection_secured`](bowline_protocol::Protocol::connection_secured) is called
+    /// when the handshake is done. A connection whose handshake fails is lost.
     ///
-    /// `unread` is what has arrived behind the words that agreed on this, and what was
-    /// [put back](Transport::push_back) is taken too. Both count as what TLS brought. A
-    /// peer, or somebody between, that has smuggled in commands in the clear so breaks the
-    /// handshake: none of it is ever read as a command
+    /// `unread` is what has arrived behind the words that agreed on TLS. What was [put
+    /// back](Transport::push_back) is taken as well. Both are read as part of the
+    /// handshake. So commands that somebody smuggled in ahead of TLS break the handshake;
+    /// they are never read as commands
     /// ([CVE-2011-0411](https://www.cve.org/CVERecord?id=CVE-2011-0411)). A
-    /// [`FrameReceiver`](bowline_protocol::framing::FrameReceiver) has it from
+    /// [`FrameReceiver`](bowline_protocol::framing::FrameReceiver) gets `unread` from
     /// [`take_rest`](bowline_protocol::framing::Framing::take_rest). Bytes that a protocol
     /// keeps elsewhere it has to forget.
     ///
     /// # Errors
     ///
-    /// Nothing has changed.
+    /// TLS cannot start; see [`StartTlsError`]. Nothing has changed then.
     fn start_tls(&mut self, role: impl Into<Role>, unread: &[u8]) -> Result<(), StartTlsError>;
 }
 

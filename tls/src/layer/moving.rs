@@ -1,4 +1,4 @@
-//! Giving a connection to another process, and going on with one.
+//! Gives a connection to another process, and takes over one from another.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -16,19 +16,18 @@ use crate::log;
 use crate::server::Passing;
 use crate::session::moving::{RestoreError, SESSION_BYTES};
 
-/// What the layer calls itself.
+/// The name of the layer.
 const NAME: &str = "tls";
 
-/// Of what follows; another version of this crate may have another.
+/// The format of what follows. Another version of this crate may have another.
 const FORMAT: u8 = 1;
 
-/// What is said of a state without opening it: the format, the side, the version, the
-/// suite.
+/// The length of what a state shows unopened: the format, the side, the version, the suite.
 pub(super) const HEADER_BYTES: usize = 6;
 
-/// What is put on the socket of a connection that was given to this process; made by
+/// The layer for a connection that was given to this process. It is made by
 /// [`TlsServer::resume`](crate::TlsServer::resume) and
-/// [`TlsClient::resume`](crate::TlsClient::resume). It is put on one connection.
+/// [`TlsClient::resume`](crate::TlsClient::resume), and put on that one connection.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 pub struct MovedTls {
@@ -36,7 +35,7 @@ pub struct MovedTls {
 }
 
 impl MovedTls {
-    /// Whether one of this provider can go on with it.
+    /// Whether a configuration with this provider can take the connection over.
     pub(crate) fn fits(provider: &CryptoProvider, state: &LayerState) -> bool {
         let found = check(provider, state);
         if let Err(error) = &found {
@@ -62,12 +61,13 @@ impl MovedTls {
         Ok(Self { state: Some(state) })
     }
 
-    /// How TLS stands, as it was agreed on with the peer.
+    /// Returns the state of TLS, as it was negotiated with the peer. `None` once it has
+    /// been put on a connection.
     pub fn state(&self) -> Option<&TlsState> {
         self.state.as_ref()
     }
 
-    /// The same for connections that pass descriptors; see
+    /// Returns the same for connections that pass descriptors; see
     /// [`TlsServer::passing`](crate::TlsServer::passing).
     pub fn passing(self) -> Passing<Self> {
         Passing(self)
@@ -94,7 +94,8 @@ impl fmt::Debug for MovedTls {
     }
 }
 
-/// Has something taken for what was given away: the header, and what the envelope had.
+/// Takes over what was given away, as far as `bytes` allow: the header, and the contents of
+/// the envelope.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn state_of_bytes(provider: &Arc<CryptoProvider>, bytes: &[u8]) {
     if let Some((head, rest)) = bytes.split_at_checked(HEADER_BYTES)
@@ -104,7 +105,7 @@ pub(crate) fn state_of_bytes(provider: &Arc<CryptoProvider>, bytes: &[u8]) {
     }
 }
 
-/// The header of a state.
+/// Returns the header of a state.
 fn head(agreed: &Agreed, is_client: bool) -> [u8; HEADER_BYTES] {
     let version = u16::from(agreed.version).to_be_bytes();
     let suite = u16::from(agreed.suite.suite()).to_be_bytes();
@@ -118,7 +119,7 @@ fn head(agreed: &Agreed, is_client: bool) -> [u8; HEADER_BYTES] {
     ]
 }
 
-/// The version and the suite that a header names, if the provider has them.
+/// Returns the version and the suite that a header names, if the provider has them.
 fn suite_of(
     provider: &CryptoProvider,
     head: &[u8],
@@ -142,7 +143,7 @@ fn check(provider: &CryptoProvider, state: &LayerState) -> Result<(), MoveError>
 }
 
 impl TlsState {
-    /// What may be given away, and what it takes; the reason why it stays.
+    /// Returns what is needed to give the connection away, or the reason why it stays.
     fn mover(&self) -> Result<Arc<CryptoProvider>, Stays> {
         match &self.stage {
             Stage::Open(_) => {}
@@ -168,8 +169,8 @@ impl TlsState {
         Ok(Arc::clone(provider))
     }
 
-    /// See [`FileDescriptor::pack`]. From here on this process has no keys, but what it
-    /// could read from the pipe again.
+    /// See [`FileDescriptor::pack`]. Afterwards this process has no keys, except what it
+    /// could read back from the pipe.
     pub(super) fn pack(&mut self) -> Result<LayerState, Stays> {
         let provider = self.mover()?;
         let Some(agreed) = self.agreed.take() else {
@@ -260,7 +261,7 @@ impl TlsState {
         Ok(out.finish())
     }
 
-    /// What was said by [`take_bytes`](Self::take_bytes), behind its header.
+    /// Takes what [`take_bytes`](Self::take_bytes) has written, without its header.
     fn of_bytes(
         provider: &Arc<CryptoProvider>,
         head: &[u8],
@@ -305,7 +306,7 @@ impl TlsState {
         Ok(state)
     }
 
-    /// Asks for what it takes to go on where another process has stopped.
+    /// Asks for what is needed to go on where another process has stopped.
     pub(super) fn go_on(&self, link: &mut Link) {
         if !matches!(self.stage, Stage::Open(_)) {
             return;
@@ -319,7 +320,7 @@ impl TlsState {
     }
 }
 
-/// Why a connection that was given to this process is not gone on with here.
+/// Why this process could not take over a connection that was given to it.
 ///
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Debug)]
@@ -327,18 +328,18 @@ impl TlsState {
 pub enum MoveError {
     /// It is the state of another layer, or of another version of this one.
     Unfit,
-    /// The configuration has no such version, or no such suite in it.
+    /// The configuration does not have this version, or not this cipher suite.
     Unsupported {
-        /// The version.
+        /// The protocol version.
         version: ProtocolVersion,
-        /// The suite.
+        /// The cipher suite.
         suite: CipherSuite,
     },
-    /// Another process has it: the one that had given it away, or its heir.
+    /// Another process has taken it: the one that had given it away, or another successor.
     Taken,
     /// It is not what was given away.
     Malformed,
-    /// The cryptography does not do what it has to.
+    /// The provider of cryptography has failed.
     Provider(Error),
     /// The system has refused something.
     Os(io::Error),

@@ -1,4 +1,4 @@
-//! What a fuzzer, or a test, has both ends of a session do.
+//! What a fuzzer, or a test, makes both ends of a session do.
 
 use super::moving::SESSION_BYTES;
 use super::*;
@@ -7,11 +7,11 @@ use crate::encoding::{Reader, Writer};
 use crate::layer::state_of_bytes;
 use crate::record::{self, HEADER};
 
-/// Both ends of a session whose peer has the keys, and says whatever `data` has it say: in
-/// records that are cut, changed, of any type, or none; with moves in between. The first byte
-/// chooses the suite, or that the rest is what a process says that it gives away.
+/// Runs both ends of a session. The peer has the keys, and sends whatever `data` says:
+/// records that are cut, changed, of any type, or none, with moves in between. The first
+/// byte chooses the suite, or says that the rest is a connection that a process gives away.
 ///
-/// What arrives unchanged is what was sealed, and nothing panics.
+/// Checks that what arrives unchanged is what was sealed, and that nothing panics.
 pub(crate) fn records(data: &[u8]) {
     let Some((&choice, mut rest)) = data.split_first() else {
         return;
@@ -45,7 +45,7 @@ pub(crate) fn records(data: &[u8]) {
     }
 }
 
-/// The peer seals a record, of a type that is mostly one, which arrives as it is or not.
+/// Seals a record at the peer, mostly of a valid type. It arrives unchanged or not.
 fn say(ours: &mut Session, theirs: &mut Session, operation: u8, piece: &[u8]) -> bool {
     let kind = match operation % 8 {
         3 => ContentType::Handshake,
@@ -106,7 +106,7 @@ pub(super) fn moved(suite: SupportedCipherSuite, session: Session) -> Session {
     session
 }
 
-/// One of two that have each other's keys.
+/// Makes one of two sessions that have each other's keys.
 pub(super) fn session(suite: SupportedCipherSuite, is_client: bool) -> Session {
     let mut bytes = Writer::with_capacity(SESSION_BYTES);
     bytes.u8(is_client.into());

@@ -1,25 +1,26 @@
-//! A session as bytes, for another process: whoever has those has the session.
+//! Encodes a session as bytes for another process. Whoever has the bytes has the session.
 
 use rustls::Tls12CipherSuite;
 
 use super::*;
 use crate::encoding::{Malformed, Reader, Writer};
 
-/// About how many bytes one is, but for a part of a message.
+/// About how many bytes a session takes, without a partial message.
 pub(crate) const SESSION_BYTES: usize = 512;
 
-/// Where in the initialisation vector of TLS 1.2 with AES-GCM the part begins that goes
-/// with each record (RFC 5288 3).
+/// Where in the initialisation vector of TLS 1.2 with AES-GCM the explicit part begins,
+/// which is sent with each record (RFC 5288, 3).
 const EXPLICIT: usize = 4;
 
-/// Above the numbers that one sealer has: their limit is 2^24.5 records (RFC 8446 5.5),
-/// which are counted over all sealers.
+/// Above the record numbers of one sealer. They are limited to 2^24.5 records (RFC 8446,
+/// 5.5), counted over all sealers.
 const SEALER_SHIFT: u32 = 40;
 
 impl Session {
-    /// All that there is of it, wiped here but for what is in `out`.
+    /// Encodes all of it. Nothing is left here but what is in `out`.
     ///
-    /// It is taken by value, and cannot be cloned: whoever had it seals no more.
+    /// It takes the session by value, and a session cannot be cloned: whoever had it cannot
+    /// seal any more.
     pub(crate) fn into_bytes(self, out: &mut Writer) -> Result<(), Error> {
         out.u8(self.is_client.into());
         out.u64(self.sealer.next);
@@ -51,9 +52,9 @@ impl Session {
         Ok(())
     }
 
-    /// Goes on with one that was in other hands.
+    /// Continues a session that another process has had.
     ///
-    /// In TLS 1.3, new keys come before anything else that it seals.
+    /// In TLS 1.3, it seals a key update before anything else.
     pub(crate) fn of_bytes(
         suite: SupportedCipherSuite,
         bytes: &mut Reader<'_>,
@@ -127,23 +128,23 @@ impl FixedKeys {
         })
     }
 
-    /// A sealer whose numbers no earlier one has used.
+    /// Makes a sealer whose record numbers no earlier one has used.
     ///
-    /// With AES-GCM the peer is told with what number each record is sealed. So the numbers
-    /// of each sealer are apart from those of the others, and the one that primes it is
-    /// used for the first time too. ChaCha20 begins where the last one ended.
+    /// With AES-GCM, each record tells the peer its number. So each sealer has a range of
+    /// numbers of its own, in which the number that primes it is also used for the first
+    /// time. With ChaCha20, it continues where the last one ended.
     fn sealer(&self, suite: SupportedCipherSuite) -> Result<Box<dyn MessageEncrypter>, Error> {
         let (key, iv) = self.seal.parts()?;
         Ok(sealer(suite, (key, apart(suite, iv, self.sealers - 1))))
     }
 }
 
-/// Whether the peer is told with what number each record is sealed: AES-GCM.
+/// Whether each record tells the peer its number: with AES-GCM.
 pub(super) fn tells_numbers(suite: &Tls12CipherSuite) -> bool {
     suite.aead_alg.key_block_shape().fixed_iv_len == EXPLICIT
 }
 
-/// What the sealer of this number begins from.
+/// Returns the initialisation vector with which the sealer of this number begins.
 pub(super) fn apart(suite: SupportedCipherSuite, iv: Iv, sealer: u32) -> Iv {
     let SupportedCipherSuite::Tls12(suite) = suite else {
         return iv;
@@ -159,7 +160,7 @@ pub(super) fn apart(suite: SupportedCipherSuite, iv: Iv, sealer: u32) -> Iv {
     Iv::from(bytes)
 }
 
-/// Why there is no session in some bytes.
+/// Why bytes hold no session.
 #[derive(Debug)]
 pub(crate) enum RestoreError {
     Malformed,
