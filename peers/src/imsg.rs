@@ -1,32 +1,36 @@
-//! imsg, the messages of OpenBSD's privilege-separated programs and of tmux.
+//! imsg: the messages of OpenBSD's privilege-separated programs and of tmux.
 //!
-//! A message has a kind, two numbers of the program's own, data, and at most one
+//! A message has a type, two numbers that the program chooses, data, and at most one
 //! descriptor. There is no handshake, and either side may begin. Implement
-//! [`FrameReceiver`](bowline::framing::FrameReceiver) for [`ImsgFramer`], and
-//! make a protocol of it with [`protocol`].
+//! [`FrameReceiver`](bowline::framing::FrameReceiver) for [`ImsgFramer`], and make a
+//! protocol of it with [`protocol`].
 //!
 //! # Two dialects
 //!
-//! The header has 16 bytes in either, in the byte order of the machine. They differ in
-//! the second word. Nothing on the wire says which one it is.
+//! The header has 16 bytes in both, in the byte order of the machine. They differ in the
+//! second word. Nothing on the wire says which dialect it is.
 //!
 //! | dialect | second word | who |
 //! |---|---|---|
 //! | [`Legacy`](ImsgDialect::Legacy) | 16 bits of length, 16 bits of flags (1: has a descriptor) | OpenBSD up to 7.6, tmux up to 3.5, libimsg of Debian 12 |
 //! | [`Current`](ImsgDialect::Current) | 31 bits of length, the highest bit says that it has a descriptor | OpenBSD since 2025, tmux from 3.6 on |
 //!
-//! A message without a descriptor looks alike in both (on a little-endian machine). So a
-//! receiver learns the dialect of its peer from the first one that has a descriptor:
+//! A message without a descriptor looks the same in both (on a little-endian machine). So a
+//! receiver learns the dialect of its peer from the first message that has a descriptor:
 //! [`ImsgFramer::learning`].
 //!
-//! # Which descriptor is a message's
+//! # Which message a descriptor belongs to
 //!
-//! The flag says that a message owns one, and the descriptors are taken in the order in
-//! which they arrived. A legacy sender puts the descriptor of a message on the first byte
-//! of a call that sends plain messages before it, so descriptors can be early: they
-//! [wait](Unclaimed::Wait). A descriptor that no message owns is then taken by the next
-//! message that owns one, as it is by the reference implementation. A current sender puts
-//! it on the first byte of its own message. There one that no message owns is closed.
+//! The flag says that a message has a descriptor. Descriptors are assigned in the order in
+//! which they arrive.
+//!
+//! A legacy sender may send several messages in one call, and attaches the descriptor to
+//! the first byte of the call. So a descriptor may be early; then it
+//! [waits](Unclaimed::Wait). A descriptor that no message has goes to the next message that
+//! has one, as in the reference implementation.
+//!
+//! A current sender attaches the descriptor to the first byte of its own message. A
+//! descriptor that no message has is closed.
 //!
 //! | limit | default | of |
 //! |---|---|---|
@@ -37,7 +41,7 @@
 //!
 //! # Examples
 //!
-//! The privileged half of a program. It opens files for the half that may not:
+//! The privileged half of a program opens files for the half that may not open them:
 //!
 //! ```
 //! use std::fs::File;
@@ -86,17 +90,17 @@ use bowline::framing::{
 const HEADER: usize = 16;
 
 /// How many descriptors may wait for their message. Each call of a sender carries one, so
-/// that more than a few are a mistake.
+/// more than a few are a mistake.
 const MAX_WAITING: usize = 16;
 
-/// What the second word of a current message says beside its length.
+/// The bit in the second word of a current header that says that there is a descriptor.
 const HAS_DESCRIPTOR: u32 = 1 << 31;
 
-/// The same in the flags of a legacy message.
+/// The same bit in the flags of a legacy header.
 const LEGACY_HAS_DESCRIPTOR: u16 = 1;
 
-/// A protocol that delivers messages to `receiver`, with their descriptors, within the
-/// limits of the [module](self). All of those can be set on what is returned.
+/// Makes a protocol that delivers messages with their descriptors to `receiver`. It has the
+/// limits of the [module](self), which can be changed on the returned value.
 pub fn protocol<R>(framer: ImsgFramer, receiver: R) -> Framed<ImsgFramer, R> {
     let unclaimed = framer.unclaimed();
     Framed::new(framer, receiver)
@@ -105,28 +109,28 @@ pub fn protocol<R>(framer: ImsgFramer, receiver: R) -> Framed<ImsgFramer, R> {
         .max_waiting(MAX_WAITING)
 }
 
-/// How a header is laid out; see the [module](self#two-dialects).
+/// The layout of a header; see the [module](self#two-dialects).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImsgDialect {
     /// 16 bits of length and 16 bits of flags.
     Legacy,
-    /// 31 bits of length and one that says whether there is a descriptor.
+    /// 31 bits of length, and one bit that says whether there is a descriptor.
     Current,
 }
 
-/// The header of a message. Its length and its flag are set by themselves.
+/// The header of a message, without its length and its flag. Those are set automatically.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImsgHeader {
-    /// What the message is about, in the program's own numbers; `type` in C.
+    /// The type of the message, as the program defines it; `type` in C.
     pub kind: u32,
-    /// A number of the program's own. tmux has its protocol version here.
+    /// A number that the program chooses. tmux puts its protocol version here.
     pub peer_id: u32,
-    /// The process that sends, or a number of the program's own. `imsg_compose` replaces
-    /// 0 by the process's number; here it is sent as it is.
+    /// The process ID of the sender, or a number that the program chooses. `imsg_compose`
+    /// replaces 0 by the process ID. Here, it is sent as it is.
     pub pid: u32,
 }
 
-/// A message, as it was received.
+/// A received message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Imsg<'a> {
     /// Its header.
@@ -136,11 +140,11 @@ pub struct Imsg<'a> {
 }
 
 impl<'a> Imsg<'a> {
-    /// What a receiver's `frame` says.
+    /// Parses a received frame.
     ///
     /// # Panics
     ///
-    /// If `frame` is shorter than a header. No frame of an [`ImsgFramer`] is.
+    /// `frame` is shorter than a header. No frame of an [`ImsgFramer`] is.
     #[track_caller]
     pub fn of(frame: &'a [u8]) -> Self {
         let (header, data) = frame.split_at(HEADER);
@@ -153,10 +157,10 @@ impl<'a> Imsg<'a> {
     }
 }
 
-/// Cuts messages, and makes them.
+/// Finds messages in the bytes, and encodes them.
 ///
-/// A frame that the receiver gets is a whole message; [`Imsg::of`] takes it apart. A flag
-/// that it does not know is ignored, as by the reference implementation.
+/// A frame is a whole message; [`Imsg::of`] parses it. Unknown flags are ignored, as in the
+/// reference implementation.
 #[derive(Clone, Debug)]
 pub struct ImsgFramer {
     dialect: ImsgDialect,
@@ -165,10 +169,10 @@ pub struct ImsgFramer {
 }
 
 impl ImsgFramer {
-    /// The default [limit](Self::with_max_length) in bytes: `MAX_IMSGSIZE`.
+    /// The default [limit](Self::with_max_length), in bytes: `MAX_IMSGSIZE`.
     pub const MAX_LENGTH: usize = 16_384;
 
-    /// Reads and writes messages in this dialect.
+    /// Makes a framer that reads and writes this dialect.
     pub fn new(dialect: ImsgDialect) -> Self {
         Self {
             dialect,
@@ -177,11 +181,11 @@ impl ImsgFramer {
         }
     }
 
-    /// Reads messages in either dialect, and writes them in that of the peer. Until it has
-    /// one that tells, it writes in the dialect `first`.
+    /// Makes a framer that reads both dialects, and writes the dialect of the peer. Until
+    /// the peer has sent a message that shows its dialect, it writes the dialect `first`.
     ///
-    /// Only for messages of less than 32 KiB: those of a higher
-    /// [limit](Self::with_max_length) can mean two things.
+    /// It is only for messages of less than 32 KiB: with a higher
+    /// [limit](Self::with_max_length), a header can have two meanings.
     pub fn learning(first: ImsgDialect) -> Self {
         Self {
             is_learning: true,
@@ -189,16 +193,16 @@ impl ImsgFramer {
         }
     }
 
-    /// Sets how many bytes a message may have, header included, received or sent. The
-    /// default is 16,384. Legacy messages never have more than 65,535, and messages whose
-    /// dialect is to be learned never more than 32,767.
+    /// Sets how many bytes a received or sent message may have, including the header;
+    /// default 16,384. A legacy message never has more than 65,535. While the dialect is
+    /// being learned, a message never has more than 32,767.
     #[must_use]
     pub fn with_max_length(mut self, max_length: usize) -> Self {
         self.max_length = max_length;
         self
     }
 
-    /// How many bytes a message may have, header included.
+    /// Returns how many bytes a message may have, including the header.
     pub fn max_length(&self) -> usize {
         self.max_length.min(match self.dialect {
             _ if self.is_learning => 0x7fff,
@@ -207,17 +211,17 @@ impl ImsgFramer {
         })
     }
 
-    /// The dialect in which messages are written now.
+    /// Returns the dialect in which messages are written now.
     pub fn dialect(&self) -> ImsgDialect {
         self.dialect
     }
 
-    /// Whether the dialect of the peer is still to be learned.
+    /// Whether the dialect of the peer is not known yet.
     pub fn is_learning(&self) -> bool {
         self.is_learning
     }
 
-    /// What becomes of descriptors that come early; see the [module](self).
+    /// Returns what happens to descriptors that are early; see the [module](self).
     fn unclaimed(&self) -> Unclaimed {
         match (self.is_learning, self.dialect) {
             (false, ImsgDialect::Current) => Unclaimed::Close,
@@ -225,7 +229,8 @@ impl ImsgFramer {
         }
     }
 
-    /// The length that this second word of a header says, and whether it has a descriptor.
+    /// Returns the length in the second word of a header, and whether there is a
+    /// descriptor.
     fn length_of(&self, second: [u8; 4]) -> Result<(usize, bool), u64> {
         if !self.is_learning {
             let (length, has_descriptor) = read(self.dialect, second);
@@ -242,7 +247,7 @@ impl ImsgFramer {
         Ok((length as usize, has_descriptor))
     }
 
-    /// The dialects in which this second word makes sense.
+    /// Returns the dialects in which this second word makes sense.
     fn candidates(&self, second: [u8; 4]) -> impl Iterator<Item = ImsgDialect> {
         [ImsgDialect::Legacy, ImsgDialect::Current]
             .into_iter()
@@ -258,7 +263,7 @@ impl ImsgFramer {
         (HEADER..=self.max_length()).contains(&(length as usize))
     }
 
-    /// Looks whether this message tells the dialect of the peer.
+    /// Learns the dialect of the peer, if this message shows it.
     fn learn(&mut self, second: [u8; 4]) {
         let mut candidates = self.candidates(second);
         if let (Some(dialect), None) = (candidates.next(), candidates.next()) {
@@ -269,7 +274,7 @@ impl ImsgFramer {
     }
 }
 
-/// The length and the flag in the second word of a header.
+/// Reads the length and the flag in the second word of a header.
 fn read(dialect: ImsgDialect, second: [u8; 4]) -> (u32, bool) {
     match dialect {
         ImsgDialect::Legacy => {
@@ -285,7 +290,7 @@ fn read(dialect: ImsgDialect, second: [u8; 4]) -> (u32, bool) {
     }
 }
 
-/// The second word of a header.
+/// Makes the second word of a header.
 fn written(dialect: ImsgDialect, length: u32, has_descriptor: bool) -> [u8; 4] {
     match dialect {
         ImsgDialect::Legacy => {
@@ -336,8 +341,8 @@ impl Framer for ImsgFramer {
 impl FrameEncoder for ImsgFramer {
     type Header = ImsgHeader;
 
-    /// Refuses a message that is longer than the [limit](ImsgFramer::with_max_length),
-    /// since its peer would end the connection.
+    /// Refuses a message that is longer than the [limit](ImsgFramer::with_max_length): the
+    /// peer would end the connection.
     fn envelope(
         &self,
         header: &ImsgHeader,
@@ -361,7 +366,7 @@ impl FrameEncoder for ImsgFramer {
         Ok(Envelope::new(&head, b""))
     }
 
-    /// 1.
+    /// 1: a message has at most one descriptor.
     fn max_descriptors(&self) -> usize {
         1
     }
@@ -371,7 +376,7 @@ fn second_of(header: &[u8]) -> [u8; 4] {
     word(header, 4).to_ne_bytes()
 }
 
-/// The word at this place, which is there.
+/// Returns the word at `at`, which must be there.
 fn word(bytes: &[u8], at: usize) -> u32 {
     let word = bytes[at..].first_chunk().expect("a header has four words");
     u32::from_ne_bytes(*word)

@@ -1,38 +1,37 @@
-//! Ready framings for [bowline] of protocols that pass open descriptors between
-//! processes.
+//! Framings and protocols for [bowline] to talk to programs that pass open descriptors
+//! between processes.
 //!
-//! A module is one protocol: how its messages are cut out of the bytes and which
-//! descriptors belong to each, as a pure [`Framer`](bowline::framing::Framer) and
-//! [`FrameEncoder`](bowline::framing::FrameEncoder), and a thin protocol around both, to be
-//! served or spoken over a [`Unix`](bowline::Unix) connection. What the messages mean is
-//! the program's.
+//! Each module is one protocol. A pure [`Framer`](bowline::framing::Framer) and
+//! [`FrameEncoder`](bowline::framing::FrameEncoder) find its messages in the bytes, and the
+//! descriptors that belong to each. A thin protocol around them is served or connected over
+//! a [`Unix`](bowline::Unix) connection. The program decides what the messages mean.
 //!
 //! Each module is behind the feature of its name. None is on by default, and the crate
-//! `bowline` does not re-export them: a program depends on `bowline-peers`, and names
-//! `bowline_peers::notify`.
+//! `bowline` does not re-export them. A program depends on `bowline-peers`, and uses
+//! `bowline_peers::notify`, for example.
 //!
-//! | module | protocol | a message has the descriptors that | peers |
+//! | module | protocol | descriptors of a message | peers |
 //! |---|---|---|---|
-//! | `imsg` | imsg of OpenBSD and tmux, both dialects | says that it has, in order | `tmux`, as server and as client |
-//! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | has a record or two bytes for, in order | `haproxy`, on either side |
-//! | `node` | Node's IPC with handles, both ends; workers of its `cluster` | is a `NODE_HANDLE` | `node`, as parent, child and primary |
-//! | `dbus` | D-Bus: a client of a bus, or of a peer; a service to peers | are claimed by the number in its header | dbus-daemon, libdbus, GDBus, sd-bus |
-//! | `oci` | the console socket of OCI runtimes | is the one of its connection | `runc` |
-//! | `varlink` | varlink, client and service | came with the read in which it ends | asyncvarlink |
-//! | `wayland` | Wayland's wire, client and compositor | has arguments of that type, by its object's interface | libwayland in `wayland-info` and weston, as client and as compositor |
-//! | `vhost_user` | vhost-user, front-end and back-end | has by its kind and payload | QEMU, as front-end and as back-end |
-//! | `notify` | sd_notify(3), both sides | came with its datagram | `systemd-notify`, libsystemd |
+//! | `imsg` | imsg of OpenBSD and tmux, both dialects | one if its flag says so, in order | `tmux`, as server and as client |
+//! | `haproxy` | HAProxy's listeners (`_getsocks`) and connections (`sockpair@`), both sides | one for each record or two-byte message, in order | `haproxy`, on either side |
+//! | `node` | Node's IPC with handles, both ends; workers of its `cluster` | one if it is a `NODE_HANDLE` | `node`, as parent, child and primary |
+//! | `dbus` | D-Bus: a client of a bus, or of a peer; a service to peers | as many as its header says | dbus-daemon, libdbus, GDBus, sd-bus |
+//! | `oci` | the console socket of OCI runtimes | exactly one | `runc` |
+//! | `varlink` | varlink, client and service | those that came with the read in which it ends | asyncvarlink |
+//! | `wayland` | Wayland's wire, client and compositor | one for each argument of that type, by its object's interface | libwayland in `wayland-info` and weston, as client and as compositor |
+//! | `vhost_user` | vhost-user, front-end and back-end | as many as its kind and payload say | QEMU, as front-end and as back-end |
+//! | `notify` | sd_notify(3), both sides | those that came with its datagram | `systemd-notify`, libsystemd |
 //!
-//! # What holds for each
+//! # What all of them promise
 //!
-//! - A message is delivered with exactly its descriptors, wherever the kernel cuts or
-//!   glues the bytes, as far as its protocol says which those are.
-//! - Descriptors that no message has are closed. How many may wait, and how long, is
+//! - A message is delivered with exactly its descriptors, as far as its protocol says which
+//!   those are. It does not matter where the kernel splits or joins the bytes.
+//! - Descriptors that belong to no message are closed. How many may wait, and how long, is
 //!   bounded in every phase of a protocol.
-//! - Limits are settings, and their defaults are those of the protocol's reference
-//!   implementation. What a peer would choke on is refused before it is sent, and the
-//!   descriptors come back in the error.
-//! - What the peer has sent is delivered to its end, though nothing can be sent to it any
+//! - Limits are settings. Their defaults are those of the protocol's reference
+//!   implementation. What a peer could not handle is refused before it is sent; the error
+//!   returns the descriptors.
+//! - Everything that the peer has sent is delivered, even if nothing can be sent to it any
 //!   more.
 //!
 //! [bowline]: https://docs.rs/bowline

@@ -1,22 +1,22 @@
-//! sd_notify(3), the notify socket of systemd: a service tells its manager how it is, and
-//! gives it descriptors to keep.
+//! sd_notify(3), the notification socket of systemd: a service tells its manager its state,
+//! and gives it descriptors to keep.
 //!
 //! Both sides are part of bowline, since its own restarts need them
-//! ([`bowline::handoff::systemd`]). This page has them together, as the other protocols
-//! are.
+//! ([`bowline::handoff::systemd`]). This page lists them together, like the other
+//! protocols.
 //!
 //! | side | |
 //! |---|---|
-//! | the service | [`Notifier`] sends a [`Notice`], with descriptors to be stored or with a barrier, and queues while the manager has no room |
-//! | the manager | [`NoticeSocket`] hears services and tells a [`NoticeHandler`] who they are, by credentials and pidfd; [`Notice::said`] reads what they say |
-//! | the manager's store | [`DescriptorStore`] keeps what they give away, by name, as often as is allowed |
+//! | the service | [`Notifier`] sends a [`Notice`], with descriptors to store or with a barrier. It queues while the manager has no room |
+//! | the manager | [`NoticeSocket`] receives from services, and tells a [`NoticeHandler`] who they are, by credentials and pidfd. [`Notice::said`] parses what they say |
+//! | the manager's store | [`DescriptorStore`] keeps the descriptors of a service, by name, as many as are allowed |
 //! | the service, started again | [`announced`] and [`inherited`] take the descriptors back; [`spawn_with_listen_fds`] is the manager's part |
-//! | both | a [`Watchdog`] says at intervals that the service is alive |
+//! | both | a [`Watchdog`] says regularly that the service is alive |
 //!
-//! A message is a datagram of lines `KEY=VALUE`, at most 4,096 bytes, and has the
-//! descriptors that came with it: at most 253, of which the manager keeps what the notice
-//! says. A datagram that was cut, or of which descriptors were lost, is dropped as a
-//! whole, as systemd does ([`Dropped`]).
+//! A message is a datagram of lines `KEY=VALUE`, of at most 4,096 bytes. It has the
+//! descriptors that arrived with it, at most 253. The manager keeps those that the notice
+//! says. A datagram that was truncated, or that lost descriptors, is dropped as a whole, as
+//! systemd does ([`Dropped`]).
 //!
 //! # Examples
 //!

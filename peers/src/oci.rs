@@ -1,19 +1,21 @@
-//! The console socket of OCI runtimes (runc, crun): a runtime hands the terminal of a
+//! The console socket of OCI runtimes (runc, crun): a runtime passes the terminal of a
 //! container to the engine that started it.
 //!
-//! The engine listens at a path ([`ConsoleSocket`]), and names it to the runtime with
+//! The engine listens at a path ([`ConsoleSocket`]), and gives the path to the runtime with
 //! `--console-socket`. The runtime connects, and sends one message with one descriptor: the
-//! side of a pseudo-terminal that holds it. The bytes are a label, of at least one byte and
-//! fewer than 4,096: the name of the file for runc, a blank for crun. Nothing is answered. Then
-//! the one hangs up and the other does not, so the message counts, and never the end.
+//! master side of a pseudo-terminal. The bytes are a label, of at least one byte and fewer
+//! than 4,096: runc sends the name of the file, crun a blank. The engine does not answer.
+//! After the message one of the runtimes hangs up and the other does not, so only the
+//! message counts.
 //!
-//! What the engine gets is checked: exactly one descriptor, and a terminal. Then the socket is
-//! closed and its file removed, as conmon does: a container has one console.
+//! The engine checks what it gets: exactly one descriptor, and that it is a terminal. Then
+//! the socket is closed and its file removed, as in conmon: a container has one console.
 //!
-//! The terminal is a byte stream for [`Pipe`](bowline::Pipe), which leaves its flags as they
-//! are and never waits for it. Its size is set with
-//! [`set_terminal_size`](bowline::process::set_terminal_size). It ends when no process of the
-//! container has it any more. It has to be read, or the container stands still.
+//! The terminal is a byte stream for [`Pipe`](bowline::Pipe), which does not change its
+//! flags, and never blocks on it.
+//! [`set_terminal_size`](bowline::process::set_terminal_size) sets its size. It ends when
+//! no process of the container has it open any more. The engine has to read it, or the
+//! container blocks.
 //!
 //! # Examples
 //!
@@ -61,10 +63,10 @@ use bowline::{
     UnixTransport, WriteStatus,
 };
 
-/// How many bytes a label has to be shorter than, as runc has it (`internal/cmsg`).
+/// A label has to be shorter than this, in bytes, as in runc (`internal/cmsg`).
 pub const LABEL_LIMIT: usize = 4_096;
 
-/// Where an engine waits for the console of a container.
+/// The socket at which an engine waits for the console of a container.
 #[derive(Clone, Debug)]
 #[must_use = "nothing listens before `listen` is called"]
 pub struct ConsoleSocket {
@@ -72,12 +74,12 @@ pub struct ConsoleSocket {
     within: Option<Duration>,
 }
 
-/// What is called with the console, or with why there is none.
+/// Called with the console, or with the reason why there is none.
 type Taken = Box<dyn FnOnce(&mut Reactor, Result<Console, ConsoleError>)>;
 
 impl ConsoleSocket {
-    /// At a path, which has to be free. Runtimes take no names of the abstract namespace. The
-    /// file is for the user of this process only (mode 0600).
+    /// Makes one for a path, at which nothing may exist. Runtimes do not accept names of
+    /// the abstract namespace. Only the user of this process may use the file (mode 0600).
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -85,17 +87,17 @@ impl ConsoleSocket {
         }
     }
 
-    /// Sets how long the runtime may take; by default it may take as long as it does.
+    /// Sets how long the runtime may take; no limit by default.
     pub fn within(mut self, limit: Duration) -> Self {
         self.within = Some(limit);
         self
     }
 
     /// Listens until a runtime has connected, and calls `taken` once. Then the socket is
-    /// closed, and its file removed.
+    /// closed and its file removed.
     ///
-    /// It is called with an error too where the listener is stopped first, or the reactor
-    /// stops. To give up, stop the listener that is answered.
+    /// `taken` is also called, with an error, if the listener is stopped first or the
+    /// reactor stops. To give up, stop the returned listener.
     ///
     /// # Errors
     ///
@@ -127,7 +129,7 @@ impl ConsoleSocket {
     }
 }
 
-/// The console of a container: the side of its terminal that holds it.
+/// The console of a container: the master side of its terminal.
 #[derive(Debug)]
 pub struct Console {
     terminal: OwnedFd,
@@ -135,17 +137,18 @@ pub struct Console {
 }
 
 impl Console {
-    /// The terminal, to set its size for example.
+    /// Returns the terminal, for example to set its size.
     pub fn terminal(&self) -> BorrowedFd<'_> {
         self.terminal.as_fd()
     }
 
-    /// What the runtime calls it, at least one byte: `/dev/ptmx`, or a blank.
+    /// Returns the label, at least one byte: `/dev/ptmx`, or a blank.
     pub fn label(&self) -> &[u8] {
         &self.label
     }
 
-    /// The terminal, to be adopted as a [`Pipe`](bowline::Pipe). It may block, and is close-on-exec.
+    /// Returns the terminal, to be adopted as a [`Pipe`](bowline::Pipe). It may be
+    /// blocking, and is close-on-exec.
     pub fn into_descriptor(self) -> OwnedFd {
         self.terminal
     }
@@ -155,18 +158,18 @@ impl Console {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConsoleError {
-    /// The message did not come with exactly one descriptor. All are closed.
+    /// The message did not have exactly one descriptor. All of them are closed.
     NotOne {
-        /// How many came.
+        /// How many arrived.
         count: usize,
     },
-    /// It came with something else than a terminal. Dropping this closes it.
+    /// The descriptor is not a terminal. Dropping this closes it.
     Wrong(WrongDescriptor),
-    /// The label has no end, or too many bytes.
+    /// The label does not end, or is too long.
     LongLabel,
     /// The runtime has hung up without a message. It has probably failed.
     NoMessage,
-    /// No message came within the time for it.
+    /// No message came in time.
     TimedOut,
     /// The listener was stopped.
     Stopped,
@@ -196,12 +199,13 @@ impl Error for ConsoleError {
     }
 }
 
-/// Sends the side of a terminal that holds it to an engine, as a runtime does. The label has
-/// at least one byte, and fewer than [`LABEL_LIMIT`].
+/// Sends the master side of a terminal to an engine, as a runtime does. The label has at
+/// least one byte, and fewer than [`LABEL_LIMIT`].
 ///
 /// # Errors
 ///
-/// The transport refuses, for example an empty label. The descriptor comes back.
+/// The transport refuses it, for example because the label is empty. The error returns the
+/// descriptor.
 pub fn send_console<T: UnixTransport>(
     transport: &mut T,
     terminal: PassedDescriptor,

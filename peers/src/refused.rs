@@ -1,9 +1,9 @@
-//! What both D-Bus and varlink say of a message that they do not send.
+//! The error of D-Bus and varlink for a message that cannot be sent.
 
 use bowline::PassedDescriptor;
 use bowline::framing::{EncodeError, SendFrameError, SendFrameErrorKind};
 
-/// Nothing is sent, and the descriptors come back.
+/// Makes the error. Nothing is sent, and it returns the descriptors.
 pub(crate) fn refusal(error: EncodeError, descriptors: Vec<PassedDescriptor>) -> SendFrameError {
     SendFrameError {
         kind: SendFrameErrorKind::Encode(error),

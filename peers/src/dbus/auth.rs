@@ -1,20 +1,20 @@
 //! The lines before the messages, on both sides; pure.
 //!
 //! The mechanism is EXTERNAL: the kernel says who the other side is, and the line only says
-//! who it wants to be. By the section "Authentication Protocol" of the specification, and
-//! as libdbus does.
+//! who it wants to be. This follows the section "Authentication Protocol" of the
+//! specification, and libdbus.
 
-/// After how many refusals a client is disconnected, as libdbus does.
+/// A client is disconnected after this many refusals, as in libdbus.
 const MOST_REFUSALS: u8 = 6;
 
-/// What is to be done for a line.
+/// What to do after a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Send these lines.
     Say(String),
-    /// Send these lines; then come messages, with descriptors or without.
+    /// Send these lines. Then messages follow, with descriptors or without.
     Begin { say: String, descriptors: bool },
-    /// It cannot go on.
+    /// Fail: the connection cannot go on.
     Fail(&'static str),
 }
 
@@ -24,7 +24,7 @@ impl Step {
     }
 }
 
-/// The side that was connected to.
+/// The authentication of the side that was connected to.
 #[derive(Debug)]
 pub(super) struct ServiceAuth {
     state: WaitsFor,
@@ -32,7 +32,7 @@ pub(super) struct ServiceAuth {
     takes_descriptors: bool,
     agreed: bool,
     refusals: u8,
-    /// The zero before the first line has come.
+    /// The zero byte before the first line has arrived.
     has_begun: bool,
 }
 
@@ -55,7 +55,8 @@ impl ServiceAuth {
         }
     }
 
-    /// `admits` says whether the peer may be this user; `None` is whoever it is.
+    /// Handles a line. `admits` says whether the peer may be this user; `None` is the user
+    /// that it is.
     pub(super) fn line(&mut self, line: &[u8], admits: impl FnOnce(Option<u32>) -> bool) -> Step {
         let Ok(mut line) = str::from_utf8(line) else {
             return Step::Fail("a line that is no text");
@@ -116,7 +117,7 @@ impl ServiceAuth {
     }
 }
 
-/// The decimal number that this is the hexadecimal text of.
+/// Parses the decimal number of which `hex` is the hexadecimal text.
 fn user_of(hex: &str) -> Option<u32> {
     if !hex.len().is_multiple_of(2) || hex.len() > 20 {
         return None;
@@ -133,12 +134,12 @@ fn user_of(hex: &str) -> Option<u32> {
     digits?.parse().ok()
 }
 
-/// The side that connects.
+/// The authentication of the side that connects.
 #[derive(Debug)]
 pub(super) struct ClientAuth {
     wants_descriptors: bool,
     has_asked: bool,
-    /// Of the service, once it has said it.
+    /// The GUID of the service, once it has said it.
     pub(super) guid: String,
 }
 
@@ -151,9 +152,10 @@ impl ClientAuth {
         }
     }
 
-    /// What is sent first: the zero that credentials travel with elsewhere, and who we are.
+    /// Returns what is sent first: the zero byte with which credentials are sent on other
+    /// systems, and who we are.
     ///
-    /// One line at a time: proxies such as xdg-dbus-proxy take no more.
+    /// Lines are sent one at a time: proxies such as xdg-dbus-proxy do not accept more.
     pub(super) fn first(user: u32) -> String {
         use std::fmt::Write as _;
         let mut line = String::from("\0AUTH EXTERNAL ");

@@ -1,4 +1,4 @@
-//! Bodies by zvariant.
+//! Bodies made with zvariant.
 
 use std::os::fd::OwnedFd;
 
@@ -10,10 +10,10 @@ use zvariant::{DynamicType, Endian, Type};
 
 use super::{ByteOrder, DbusAnswer, DbusCaller, DbusContext, DbusHandler, DbusHeader, DbusMessage};
 
-/// A body with its types and its descriptors, as [`DbusContext::call`] takes them.
+/// A body with its signature and its descriptors, as [`DbusContext::call`] takes them.
 ///
-/// Made of any value that zvariant serialises; a tuple is as many values. The descriptors
-/// in it (`zvariant::Fd`) are duplicated.
+/// It is made of any value that zvariant serialises; a tuple becomes several values. The
+/// descriptors in it (`zvariant::Fd`) are duplicated.
 ///
 /// # Examples
 ///
@@ -36,7 +36,7 @@ impl DbusBody {
     ///
     /// # Errors
     ///
-    /// zvariant cannot serialise it, or there is no number for a duplicate.
+    /// zvariant cannot serialise it, or a descriptor cannot be duplicated.
     pub fn of<B>(value: &B) -> zvariant::Result<Self>
     where
         B: Serialize + DynamicType + ?Sized,
@@ -53,25 +53,25 @@ impl DbusBody {
         })
     }
 
-    /// The types of the values.
+    /// Returns the signature: the types of the values.
     pub fn signature(&self) -> &str {
         &self.signature
     }
 
-    /// The values.
+    /// Returns the serialised values.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The descriptors that the values speak of.
+    /// Returns the descriptors that the values refer to.
     pub fn into_descriptors(self) -> Vec<PassedDescriptor> {
         self.descriptors
     }
 }
 
 impl DbusMessage<'_> {
-    /// The values of the body, with the descriptors that they speak of: those of
-    /// [`DbusContext::descriptors`]. Begin with this where the body has some; else with
+    /// Returns the values of the body, with the descriptors that they refer to: pass those
+    /// of [`DbusContext::descriptors`]. If the body has no descriptors, use
     /// [`body_as`](Self::body_as).
     pub fn body_with(&self, descriptors: impl IntoIterator<Item = OwnedFd>) -> Data<'_, 'static> {
         let endian = match self.order {
@@ -82,16 +82,17 @@ impl DbusMessage<'_> {
         Data::new_fds(self.body, Context::new_dbus(endian, 0), descriptors)
     }
 
-    /// Whether the body is of this type; a tuple is as many values.
+    /// Whether the body is of this type; a tuple stands for several values.
     pub fn is_of<B: Type>(&self) -> bool {
         B::SIGNATURE.to_string_no_parens() == self.header.signature
     }
 
-    /// The body as a value that borrows nothing. It has no descriptors.
+    /// Deserialises the body into a value that borrows nothing. It cannot contain
+    /// descriptors.
     ///
     /// # Errors
     ///
-    /// It is of other types, or malformed.
+    /// The body is of another type, or malformed.
     pub fn body_as<B>(&self) -> zvariant::Result<B>
     where
         B: Type + for<'d> Deserialize<'d>,
@@ -99,12 +100,13 @@ impl DbusMessage<'_> {
         self.body_with_as(Vec::new())
     }
 
-    /// The body as a value that borrows nothing, with its descriptors as
-    /// `zvariant::OwnedFd`: duplicates of these.
+    /// Deserialises the body into a value that borrows nothing. Its descriptors are
+    /// duplicates of `descriptors`, as `zvariant::OwnedFd`.
     ///
     /// # Errors
     ///
-    /// It is of other types, or malformed, or speaks of a descriptor that is not there.
+    /// The body is of another type, or malformed, or refers to a descriptor that does not
+    /// exist.
     pub fn body_with_as<B>(
         &self,
         descriptors: impl IntoIterator<Item = OwnedFd>,
@@ -123,11 +125,11 @@ impl DbusMessage<'_> {
 }
 
 impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
-    /// As [`call`](Self::call), with a body by zvariant.
+    /// Calls a method like [`call`](Self::call), with a body that zvariant makes.
     ///
     /// # Errors
     ///
-    /// As [`call`](Self::call), and zvariant may refuse the value.
+    /// As [`call`](Self::call). Also if zvariant cannot serialise the value.
     pub fn call_with<B>(
         &mut self,
         header: &DbusHeader<'_>,
@@ -142,7 +144,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
         self.call(&header, &body.bytes, body.descriptors, answered)
     }
 
-    /// As [`reply`](Self::reply), with a body by zvariant.
+    /// Answers a call like [`reply`](Self::reply), with a body that zvariant makes.
     ///
     /// # Errors
     ///
@@ -155,7 +157,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
         self.reply(to, &body.signature, &body.bytes, body.descriptors)
     }
 
-    /// As [`send`](Self::send), with a body by zvariant.
+    /// Sends a message like [`send`](Self::send), with a body that zvariant makes.
     ///
     /// # Errors
     ///

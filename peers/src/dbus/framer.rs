@@ -1,17 +1,17 @@
-//! Where lines and messages end; pure.
+//! Finds lines and messages in the bytes; pure.
 
 use bowline::framing::{Decoded, Framer, FramingError};
 
 use super::message::{DbusMessage, LONGEST_MESSAGE, Layout, length_of};
 
-/// The longest line of an authentication, as both daemons have it.
+/// The longest line of an authentication in bytes, as in both daemons.
 const LONGEST_LINE: usize = 16 * 1_024;
 
-/// The framer of D-Bus: lines first, then messages.
+/// The framer of D-Bus: first lines, then messages.
 ///
-/// A message is a frame with all of its bytes. It claims as many descriptors as its header
-/// says; a line claims none. Both the messages and the limits of lines are checked: what
-/// does not keep to the specification breaks the framing.
+/// A frame is a whole message, or a line. A message claims as many descriptors as its
+/// header says, a line claims none. Messages and the length of lines are checked: what
+/// violates the specification breaks the framing.
 #[derive(Debug)]
 pub struct DbusFramer {
     phase: Phase,
@@ -21,23 +21,23 @@ pub struct DbusFramer {
 #[derive(Debug)]
 enum Phase {
     Lines {
-        /// How far no end of a line was found.
+        /// How far the input was searched for the end of a line, without finding one.
         searched: usize,
     },
     Messages {
-        /// Of the message that was found last.
+        /// The layout of the message that was found last.
         layout: Option<Box<Layout>>,
     },
 }
 
 impl DbusFramer {
-    /// Of lines until [`begin_messages`](Self::begin_messages). The zero that a client
-    /// begins with is a part of its first line.
+    /// Makes a framer for lines, until [`begin_messages`](Self::begin_messages). The zero
+    /// byte with which a client begins is part of its first line.
     pub fn of_lines() -> Self {
         Self::of(Phase::Lines { searched: 0 })
     }
 
-    /// Of messages alone.
+    /// Makes a framer for messages only.
     pub fn of_messages() -> Self {
         Self::of(Phase::Messages { layout: None })
     }
@@ -49,29 +49,29 @@ impl DbusFramer {
         }
     }
 
-    /// Sets how many bytes a message may have; default and most 134,217,728, by the
-    /// specification.
+    /// Sets how many bytes a message may have. The default is the most that the
+    /// specification allows, 134,217,728.
     #[must_use]
     pub fn with_max_length(mut self, bytes: usize) -> Self {
         self.longest = bytes.min(LONGEST_MESSAGE);
         self
     }
 
-    /// What follows are messages. To be called for the line that ends the authentication.
+    /// Switches to messages. Call it when the line arrives that ends the authentication.
     pub fn begin_messages(&mut self) {
         self.phase = Phase::Messages { layout: None };
     }
 
-    /// Whether messages are what follows.
+    /// Whether messages follow.
     pub fn is_of_messages(&self) -> bool {
         matches!(self.phase, Phase::Messages { .. })
     }
 
-    /// The message that is being delivered. `frame` is its bytes.
+    /// Parses the message that is being delivered. `frame` is its bytes.
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// It is not a message.
     pub fn message<'a>(&self, frame: &'a [u8]) -> Result<DbusMessage<'a>, FramingError> {
         match &self.phase {
             Phase::Messages {

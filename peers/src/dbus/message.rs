@@ -1,4 +1,4 @@
-//! Messages: what they say beside their body, and their bytes; pure.
+//! Messages: their headers, and their bytes; pure.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -7,26 +7,27 @@ use bowline::framing::{EncodeError, FramingError};
 
 use super::names;
 
-/// The longest message, by the specification: 128 MiB.
+/// The longest message in bytes, by the specification: 128 MiB.
 pub const LONGEST_MESSAGE: usize = 1 << 27;
 
-/// The longest array, by the specification: 64 MiB. The fields of a header are one.
+/// The longest array in bytes, by the specification: 64 MiB. The header fields are an
+/// array.
 const LONGEST_ARRAY: usize = 1 << 26;
 
-/// What a message has before its fields.
+/// How many bytes a message has before its header fields.
 const FIXED: usize = 16;
 
-/// The order of the bytes of a message. Each message has its own.
+/// The byte order of a message. Each message has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteOrder {
-    /// The least significant byte first: `l`.
+    /// Little-endian: `l`.
     Little,
-    /// The most significant byte first: `B`.
+    /// Big-endian: `B`.
     Big,
 }
 
 impl ByteOrder {
-    /// That of this machine.
+    /// The byte order of this machine.
     pub const NATIVE: Self = match cfg!(target_endian = "big") {
         true => Self::Big,
         false => Self::Little,
@@ -47,27 +48,28 @@ impl ByteOrder {
     }
 }
 
-/// What a message is for.
+/// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DbusKind {
-    /// A method call. Has a path and a member.
+    /// A method call. It has a path and a member.
     Call,
-    /// The answer to a call, with the results. Has the serial of the call.
+    /// The answer to a call, with the results. It has the serial of the call.
     Return,
-    /// The answer to a call that failed. Has the serial of the call and the name of the
-    /// error; the first value of the body is a text for people, as a rule.
+    /// The answer to a call that failed. It has the serial of the call and the name of the
+    /// error. The first value of the body is usually a text for people.
     Error,
-    /// A signal. Has a path, an interface and a member.
+    /// A signal. It has a path, an interface and a member.
     Signal,
-    /// A kind that the specification may get one day. It is to be ignored.
+    /// A type that a later specification may define. Ignore it.
     Other(u8),
 }
 
-/// What a message says beside its body: the fields of its header.
+/// The header of a message: everything but its body.
 ///
-/// The same type serves what is sent and what was received. A message that is sent gets
-/// its serial, the number of its descriptors and the length of its body by itself.
+/// The same type is used for messages that are sent and for those that were received. The
+/// serial of a sent message, the number of its descriptors and the length of its body are
+/// set automatically.
 ///
 /// # Examples
 ///
@@ -82,15 +84,15 @@ pub enum DbusKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DbusHeader<'a> {
-    /// What the message is for.
+    /// The type of the message.
     pub kind: DbusKind,
     /// The sender of a call wants no answer, and ignores one.
     pub no_reply: bool,
-    /// The bus shall not start a program for the destination.
+    /// The bus must not start a program for the destination.
     pub no_auto_start: bool,
-    /// The caller waits while a person is asked for permission.
+    /// The caller is willing to wait while a person is asked for permission.
     pub allows_interaction: bool,
-    /// The object that a call is for, or a signal is of.
+    /// The object that a call is for, or that a signal comes from.
     pub path: Option<&'a str>,
     /// The interface of the member. A call may have none.
     pub interface: Option<&'a str>,
@@ -100,16 +102,16 @@ pub struct DbusHeader<'a> {
     pub error_name: Option<&'a str>,
     /// The serial of the call that this answers.
     pub reply_serial: Option<NonZeroU32>,
-    /// Who is to have it, on a bus.
+    /// The name on the bus that the message is for.
     pub destination: Option<&'a str>,
-    /// Whose it is. A bus fills this in, and nobody else can be believed.
+    /// The name of the sender. The bus fills it in; from anybody else, do not believe it.
     pub sender: Option<&'a str>,
-    /// The types of the values in the body; empty if there is none.
+    /// The types of the values in the body; empty if there are none.
     pub signature: &'a str,
 }
 
 impl<'a> DbusHeader<'a> {
-    /// A call of a method of an object.
+    /// Makes the header of a method call.
     pub fn call(path: &'a str, member: &'a str) -> Self {
         Self {
             path: Some(path),
@@ -118,7 +120,7 @@ impl<'a> DbusHeader<'a> {
         }
     }
 
-    /// A signal of an object.
+    /// Makes the header of a signal.
     pub fn signal(path: &'a str, interface: &'a str, member: &'a str) -> Self {
         Self {
             path: Some(path),
@@ -145,42 +147,42 @@ impl<'a> DbusHeader<'a> {
         }
     }
 
-    /// With the interface of the member.
+    /// Sets the interface of the member.
     #[must_use]
     pub fn interface(mut self, name: &'a str) -> Self {
         self.interface = Some(name);
         self
     }
 
-    /// For this name on the bus.
+    /// Sets the name on the bus that the message is for.
     #[must_use]
     pub fn destination(mut self, name: &'a str) -> Self {
         self.destination = Some(name);
         self
     }
 
-    /// With the types of the values in the body.
+    /// Sets the types of the values in the body.
     #[must_use]
     pub fn signature(mut self, types: &'a str) -> Self {
         self.signature = types;
         self
     }
 
-    /// With no answer wanted.
+    /// Says that no answer is wanted.
     #[must_use]
     pub fn no_reply(mut self) -> Self {
         self.no_reply = true;
         self
     }
 
-    /// Without a program being started for the destination.
+    /// Says that no program is to be started for the destination.
     #[must_use]
     pub fn no_auto_start(mut self) -> Self {
         self.no_auto_start = true;
         self
     }
 
-    /// Whether it has what its kind needs, and all of it is well-formed.
+    /// Checks that it has what its type needs, and that all of it is well-formed.
     fn check(&self) -> Result<(), &'static str> {
         let has_all = match self.kind {
             DbusKind::Call => self.path.is_some() && self.member.is_some(),
@@ -218,7 +220,7 @@ impl<'a> DbusHeader<'a> {
             | u8::from(self.allows_interaction) << 2
     }
 
-    /// Writes everything before the body, into `out`, which is emptied first.
+    /// Encodes everything before the body into `out`, which is emptied first.
     ///
     /// # Errors
     ///
@@ -316,31 +318,31 @@ fn pad(out: &mut Vec<u8>, to: usize) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DbusMessage<'a> {
-    /// The order of the bytes of its body.
+    /// The byte order of its body.
     pub order: ByteOrder,
-    /// Its number among those of its sender.
+    /// Its serial: its number among the messages of its sender.
     pub serial: NonZeroU32,
-    /// What it says beside its body.
+    /// Its header.
     pub header: DbusHeader<'a>,
     /// How many descriptors it has. A value of the type `h` in the body is an index into
     /// them.
     pub descriptors: usize,
-    /// The values, as they are on the wire.
+    /// The values, as they were sent.
     pub body: &'a [u8],
 }
 
 impl<'a> DbusMessage<'a> {
-    /// Reads a whole message.
+    /// Parses a whole message.
     ///
     /// # Errors
     ///
-    /// It does not keep to the specification.
+    /// It violates the specification.
     pub fn parse(message: &'a [u8]) -> Result<Self, FramingError> {
         let layout = Layout::parse(message)?;
         Ok(layout.view(message))
     }
 
-    /// The text of an error: the first value of its body, if that is a string.
+    /// Returns the text of an error: the first value of its body, if that is a string.
     pub fn error_text(&self) -> Option<&'a str> {
         let mut reader = Reader::new(self.body, self.order);
         match self.header.signature.as_bytes().first() {
@@ -353,7 +355,8 @@ impl<'a> DbusMessage<'a> {
     }
 }
 
-/// How long a message is that begins like this: `None` if that cannot be said yet.
+/// Returns the length of the message that `input` begins with, or `None` if it is not known
+/// yet.
 pub(super) fn length_of(input: &[u8], longest: usize) -> Result<Option<usize>, FramingError> {
     let order = match input.first() {
         None => return Ok(None),
@@ -382,15 +385,15 @@ pub(super) fn length_of(input: &[u8], longest: usize) -> Result<Option<usize>, F
     Ok(Some(length as usize))
 }
 
-/// Where everything is in a message that was looked at.
+/// Where everything is in a message that was checked.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     order: ByteOrder,
     kind: DbusKind,
     flags: u8,
     serial: NonZeroU32,
-    /// Path, interface, member, error name, destination, sender, signature; by the code of
-    /// the field, less one.
+    /// Path, interface, member, error name, destination, sender, signature. The index is
+    /// the code of the field, minus one.
     texts: [Option<(u32, u32)>; 8],
     reply_serial: Option<NonZeroU32>,
     pub(super) descriptors: u32,
@@ -503,7 +506,7 @@ impl Layout {
     }
 }
 
-/// Values, one after the other.
+/// Reads values, one after the other.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -547,7 +550,7 @@ impl<'a> Reader<'a> {
         Ok(self.order.u32([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    /// Where a string is, or a signature, which has a short length.
+    /// Returns where a string is, or a signature, which has a short length.
     fn string(&mut self, is_signature: bool) -> Result<Range<usize>, FramingError> {
         let length = match is_signature {
             true => self.u8()?.into(),
@@ -561,7 +564,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes one value of this complete type. `depth` counts variants in variants too,
+    /// Skips one value of this complete type. `depth` also counts variants in variants,
     /// which no signature shows.
     fn skip(&mut self, kind: &[u8], depth: u8) -> Result<(), FramingError> {
         if depth > 64 {
@@ -604,7 +607,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A body of one string.
+/// Makes a body of one string.
 pub(super) fn string_body(order: ByteOrder, text: &str) -> Vec<u8> {
     let mut body = Vec::with_capacity(text.len() + 5);
     body.extend(order.bytes(text.len() as u32));

@@ -1,13 +1,13 @@
-//! D-Bus: messages between programs, most of them by way of a bus.
+//! D-Bus: messages between programs, mostly through a bus.
 //!
-//! [`connection`] makes a protocol of a [`DbusHandler`], to be connected to a bus, connected
-//! to a peer, or listened with ([`DbusRole`]). It authenticates with the mechanism EXTERNAL,
-//! agrees on descriptors, numbers the calls, and finds the answer to each. Both byte orders
-//! are understood.
+//! [`connection`] makes a protocol of a [`DbusHandler`]. It connects to a bus or to a peer,
+//! or is connected to ([`DbusRole`]). It authenticates with the mechanism EXTERNAL,
+//! negotiates the passing of descriptors, numbers the calls, and finds the answer to each.
+//! It understands both byte orders.
 //!
-//! Bodies are bytes and the types of what is in them. With the feature `dbus-zvariant`, the
-//! crate `zvariant` makes them of any value. Names on the bus, match rules and introspection
-//! are calls as any others.
+//! A body is bytes, and a signature with the types of its values. With the feature
+//! `dbus-zvariant`, the crate `zvariant` makes bodies of any value. Names on the bus, match
+//! rules and introspection are ordinary calls.
 //!
 //! | limit | default | as in |
 //! |---|---|---|
@@ -20,9 +20,9 @@
 //! | calls that wait for an answer | 50,000 | the session bus, `max_replies_per_connection` |
 //! | time for an answer | 25 s | libdbus |
 //!
-//! A message has as many descriptors as its header says. More that come with it, and any
-//! that come with lines, break the framing, as the specification has it. Messages are sent
-//! each in a call of its own if they have descriptors, which suits every peer.
+//! A message has as many descriptors as its header says. If more arrive with it, or if any
+//! arrive with a line, the framing is broken, as the specification says. A message with
+//! descriptors is sent in a call of its own, which suits every peer.
 //!
 //! # Examples
 //!
@@ -95,13 +95,13 @@ pub use self::peer::{DbusAnswer, DbusCaller, DbusContext, DbusError, DbusHandler
 #[cfg(feature = "dbus-zvariant")]
 pub use zvariant;
 
-/// A connection of D-Bus, as a protocol: what [`connection`] makes.
+/// The protocol of a D-Bus connection, as [`connection`] makes it.
 pub type Dbus<T, H> = Framed<DbusFramer, DbusPeer<T, H>>;
 
-/// Which side of a connection this is.
+/// The side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DbusRole {
-    /// A client of a bus. It asks for a name before anything else.
+    /// A client of a bus. It first asks the bus for a name.
     Bus,
     /// The side that has connected to a peer.
     Client,
@@ -109,25 +109,26 @@ pub enum DbusRole {
     Service,
 }
 
-/// What a connection is allowed.
+/// The limits of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DbusSettings {
-    /// How many descriptors a message may have, in either direction; default 16, as buses
-    /// have it. With 0 none are passed, and the other side is told so.
+    /// How many descriptors a message may have, in either direction; default 16, as on
+    /// buses. With 0, no descriptors are passed, and the other side is told so.
     pub max_descriptors: usize,
-    /// How many bytes a message may have that is received; default and most 134,217,728.
+    /// How many bytes a received message may have. The default is the most that is
+    /// possible, 134,217,728.
     pub max_length: usize,
     /// How many calls may wait for an answer; default 50,000.
     pub max_waiting_calls: usize,
-    /// How long an answer may take; default 25 seconds. `None` waits for as long as it takes.
+    /// How long an answer may take; default 25 seconds. `None` sets no limit.
     pub call_deadline: Option<Duration>,
     /// How long the authentication may take; default 30 seconds.
     pub authentication_deadline: Duration,
-    /// How long a message may take to become whole whose descriptors have come; default 150
-    /// seconds. `None` waits for as long as it takes.
+    /// How long the rest of a message may take once its descriptors have arrived; default
+    /// 150 seconds. `None` sets no limit.
     pub descriptor_deadline: Option<Duration>,
-    /// The identity of a service: 32 hexadecimal digits. The default is one at random.
+    /// The GUID of a service: 32 hexadecimal digits. The default is random.
     pub guid: String,
 }
 
@@ -146,49 +147,49 @@ impl Default for DbusSettings {
 }
 
 impl DbusSettings {
-    /// With another [`max_descriptors`](Self#structfield.max_descriptors).
+    /// Sets [`max_descriptors`](Self#structfield.max_descriptors).
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
         self.max_descriptors = count;
         self
     }
 
-    /// With another [`max_length`](Self#structfield.max_length).
+    /// Sets [`max_length`](Self#structfield.max_length).
     #[must_use]
     pub fn max_length(mut self, bytes: usize) -> Self {
         self.max_length = bytes;
         self
     }
 
-    /// With another [`max_waiting_calls`](Self#structfield.max_waiting_calls).
+    /// Sets [`max_waiting_calls`](Self#structfield.max_waiting_calls).
     #[must_use]
     pub fn max_waiting_calls(mut self, count: usize) -> Self {
         self.max_waiting_calls = count;
         self
     }
 
-    /// With another [`call_deadline`](Self#structfield.call_deadline).
+    /// Sets [`call_deadline`](Self#structfield.call_deadline).
     #[must_use]
     pub fn call_deadline(mut self, deadline: Option<Duration>) -> Self {
         self.call_deadline = deadline;
         self
     }
 
-    /// With another [`authentication_deadline`](Self#structfield.authentication_deadline).
+    /// Sets [`authentication_deadline`](Self#structfield.authentication_deadline).
     #[must_use]
     pub fn authentication_deadline(mut self, deadline: Duration) -> Self {
         self.authentication_deadline = deadline;
         self
     }
 
-    /// With another [`descriptor_deadline`](Self#structfield.descriptor_deadline).
+    /// Sets [`descriptor_deadline`](Self#structfield.descriptor_deadline).
     #[must_use]
     pub fn descriptor_deadline(mut self, deadline: Option<Duration>) -> Self {
         self.descriptor_deadline = deadline;
         self
     }
 
-    /// With another [`guid`](Self#structfield.guid).
+    /// Sets [`guid`](Self#structfield.guid).
     #[must_use]
     pub fn guid(mut self, guid: impl Into<String>) -> Self {
         self.guid = guid.into();
@@ -196,10 +197,10 @@ impl DbusSettings {
     }
 }
 
-/// A protocol that speaks D-Bus in this role, and calls `handler`.
+/// Makes a protocol that speaks D-Bus in this role, and calls `handler`.
 ///
 /// Give it to `connect`, to `listen` (one for each connection) or to `adopt`, with a UNIX
-/// stream. [`Framed::call`] and [`DbusPeer::enter`] reach the handler from a timer.
+/// stream. A timer reaches the handler with [`Framed::call`] and [`DbusPeer::enter`].
 pub fn connection<T: UnixTransport, H: DbusHandler<T>>(
     role: DbusRole,
     settings: DbusSettings,
@@ -208,9 +209,9 @@ pub fn connection<T: UnixTransport, H: DbusHandler<T>>(
     DbusPeer::framed(role, settings, handler)
 }
 
-/// The first UNIX address in a list of addresses of D-Bus, as in `DBUS_SESSION_BUS_ADDRESS`:
-/// `unix:path=/run/user/1000/bus,guid=...;unix:abstract=...`. `None` if there is none that a
-/// client could connect to.
+/// Returns the first UNIX address in a list of D-Bus addresses, as in
+/// `DBUS_SESSION_BUS_ADDRESS`: `unix:path=/run/user/1000/bus,guid=...;unix:abstract=...`.
+/// `None` if the list has no address that a client could connect to.
 pub fn unix_address(addresses: &str) -> Option<UnixAddress> {
     addresses.split(';').find_map(|address| {
         address.strip_prefix("unix:")?.split(',').find_map(|pair| {
@@ -225,7 +226,7 @@ pub fn unix_address(addresses: &str) -> Option<UnixAddress> {
     })
 }
 
-/// With the bytes that `%` and two digits stand for.
+/// Replaces `%` and two digits by the byte that they stand for.
 fn unescaped(value: &str) -> Option<String> {
     let mut pieces = value.split('%');
     let mut bytes = pieces.next()?.as_bytes().to_vec();

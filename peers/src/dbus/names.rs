@@ -1,12 +1,12 @@
-//! What the specification allows as a path, a name and a signature; pure.
+//! Checks paths, names and signatures by the specification; pure.
 
-/// How long names and signatures may be, by the specification.
+/// How long names and signatures may be, in bytes, by the specification.
 pub(super) const LONGEST_NAME: usize = 255;
 
-/// How deep arrays, and how deep structs, may stand in each other.
+/// How deep arrays may be nested, and how deep structs.
 const DEEPEST: u8 = 32;
 
-/// `/`, or elements of letters, digits and underscores behind a slash each.
+/// Whether it is `/`, or elements of letters, digits and underscores, each after a slash.
 pub(super) fn is_path(path: &str) -> bool {
     path == "/"
         || path.strip_prefix('/').is_some_and(|path| {
@@ -15,7 +15,7 @@ pub(super) fn is_path(path: &str) -> bool {
         })
 }
 
-/// Of an interface or an error: two elements or more.
+/// Whether it is the name of an interface or an error: two elements or more.
 pub(super) fn is_interface(name: &str) -> bool {
     name.len() <= LONGEST_NAME && name.contains('.') && name.split('.').all(is_identifier)
 }
@@ -24,7 +24,7 @@ pub(super) fn is_member(name: &str) -> bool {
     name.len() <= LONGEST_NAME && is_identifier(name)
 }
 
-/// Unique (`:1.7`) or well-known.
+/// Whether it is a unique name (`:1.7`) or a well-known one.
 pub(super) fn is_bus_name(name: &str) -> bool {
     let is_element = |element: &str, digit_first: bool| {
         let first = element.bytes().next();
@@ -40,7 +40,7 @@ pub(super) fn is_bus_name(name: &str) -> bool {
         && elements.split('.').all(|it| is_element(it, digit_first))
 }
 
-/// Any number of complete types.
+/// Whether it is any number of complete types.
 pub(super) fn is_signature(signature: &[u8]) -> bool {
     if signature.len() > LONGEST_NAME {
         return false;
@@ -55,7 +55,7 @@ pub(super) fn is_signature(signature: &[u8]) -> bool {
     true
 }
 
-/// The first complete type, and what is behind it.
+/// Splits off the first complete type.
 pub(super) fn complete_type(signature: &[u8], arrays: u8, structs: u8) -> Option<(&[u8], &[u8])> {
     if arrays > DEEPEST || structs > DEEPEST {
         return None;

@@ -18,30 +18,33 @@ use crate::refused::refusal;
 
 /// What a program does with the messages of one connection.
 ///
-/// The callbacks are never called inside each other, as all of bowline's. `cx` sends
-/// messages, and reaches the transport and the reactor.
+/// The callbacks are never called from inside each other, like all callbacks of bowline.
+/// `cx` sends messages, and gives access to the transport and the reactor.
 pub trait DbusHandler<T: UnixTransport>: Sized + 'static {
-    /// Whether the process at the other end may speak to this service. By default only one
-    /// of the same user may, and one of root. Asked by a service, once a client has said who
-    /// it is and the kernel has confirmed that.
+    /// Whether the process at the other end may speak to this service. A service is asked
+    /// this once a client has said who it is and the kernel has confirmed it. By default,
+    /// processes of the same user and of root may.
     fn admits(&mut self, client: &Credentials) -> bool {
         client.uid == effective_user() || client.uid == 0
     }
 
-    /// Messages can be sent from now on. On a bus, [`DbusContext::unique_name`] is known. A
-    /// client of a peer with which descriptors were agreed on has had a `Ping` answered
-    /// before: a service takes none until it has read the end of the authentication.
+    /// The connection is ready: messages can be sent from now on. On a bus,
+    /// [`DbusContext::unique_name`] is known.
+    ///
+    /// A client that has negotiated descriptors with a peer has had a `Ping` answered
+    /// before. The peer accepts no descriptors until it has read the end of the
+    /// authentication.
     fn ready(&mut self, cx: &mut DbusContext<'_, '_, T, Self>) {
         let _ = cx;
     }
 
-    /// A method was called. Answer it with [`reply`](DbusContext::reply) or
-    /// [`reply_error`](DbusContext::reply_error), now or later by its
-    /// [`caller`](DbusCaller::of). What it has of descriptors is in
-    /// [`DbusContext::descriptors`]; those that are left are closed.
+    /// A method was called. Answer the call with [`reply`](DbusContext::reply) or
+    /// [`reply_error`](DbusContext::reply_error), now, or later with its
+    /// [`caller`](DbusCaller::of). Its descriptors are in [`DbusContext::descriptors`];
+    /// those that are left there are closed.
     ///
-    /// `Ping` of `org.freedesktop.DBus.Peer` is answered without this. The default answers
-    /// that there is no such method.
+    /// `Ping` of `org.freedesktop.DBus.Peer` is answered without a call of this. By default
+    /// the answer is that there is no such method.
     fn call_received(&mut self, cx: &mut DbusContext<'_, '_, T, Self>, call: &DbusMessage<'_>) {
         let caller = DbusCaller::of(call);
         let text = "there is no such method";
@@ -49,20 +52,20 @@ pub trait DbusHandler<T: UnixTransport>: Sized + 'static {
         let _ = cx.reply_error(&caller, "org.freedesktop.DBus.Error.UnknownMethod", text);
     }
 
-    /// A signal. The default ignores it.
+    /// A signal has arrived. Ignored by default.
     fn signal_received(&mut self, cx: &mut DbusContext<'_, '_, T, Self>, signal: &DbusMessage<'_>) {
         let _ = (cx, signal);
     }
 
-    /// The peer does not keep to the protocol, or refuses us, and the connection is aborted.
-    /// [`connection_lost`](Self::connection_lost) follows. The default logs it.
+    /// The peer has broken the protocol, or refuses us, and the connection is aborted.
+    /// [`connection_lost`](Self::connection_lost) follows. Logged by default.
     fn failed(&mut self, cx: &mut DbusContext<'_, '_, T, Self>, error: &DbusError) {
         let peer = cx.frame.transport.peer();
         log::warn!(target: "bowline::peers", "D-Bus with {peer}: {error}; aborting the connection");
     }
 
-    /// The connection has ended. Called once, last. The calls that had no answer have had
-    /// [`DbusAnswer::Lost`].
+    /// The connection has ended. Called once, last. The calls without an answer have been
+    /// told [`DbusAnswer::Lost`] before.
     fn connection_lost(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         let _ = (reactor, reason);
     }
@@ -72,16 +75,16 @@ pub trait DbusHandler<T: UnixTransport>: Sized + 'static {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DbusError {
-    /// The peer broke the framing, or a message does not keep to the specification.
+    /// The peer broke the framing, or a message violates the specification.
     Framing(FramingError),
-    /// They do not agree on who speaks.
+    /// The authentication failed.
     Authentication {
         /// What is wrong, as a lower-case phrase.
         what: &'static str,
     },
     /// The authentication took longer than [allowed](DbusSettings::authentication_deadline).
     AuthenticationTimedOut,
-    /// The bus does not give us a name.
+    /// The bus did not give us a name.
     HelloRefused,
 }
 
@@ -98,21 +101,21 @@ impl fmt::Display for DbusError {
 
 impl std::error::Error for DbusError {}
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum DbusAnswer<'a> {
     /// The results.
     Return(&'a DbusMessage<'a>),
-    /// An error, by the callee or the bus.
+    /// An error, from the callee or from the bus.
     Error(&'a DbusMessage<'a>),
-    /// None came within the [time](DbusSettings::call_deadline) for it.
+    /// No answer arrived [in time](DbusSettings::call_deadline).
     TimedOut,
     /// The connection has ended.
     Lost,
 }
 
-/// Who called: what an answer needs. Keep it to answer later.
+/// The caller of a method, which an answer needs. Keep it to answer later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DbusCaller {
     serial: NonZeroU32,
@@ -122,7 +125,7 @@ pub struct DbusCaller {
 }
 
 impl DbusCaller {
-    /// Whoever sent this call.
+    /// Returns the caller of this call.
     pub fn of(call: &DbusMessage<'_>) -> Self {
         Self {
             serial: call.serial,
@@ -132,7 +135,7 @@ impl DbusCaller {
         }
     }
 
-    /// Whether an answer is waited for.
+    /// Whether the caller waits for an answer.
     pub fn wants_reply(&self) -> bool {
         !self.no_reply
     }
@@ -141,8 +144,8 @@ impl DbusCaller {
 type Answered<T, H> =
     Box<dyn FnOnce(&mut H, &mut DbusContext<'_, '_, T, H>, DbusAnswer<'_>) + 'static>;
 
-/// The receiver that is inside of a [`Framed`]: the authentication, serials and calls
-/// around a [`DbusHandler`].
+/// The receiver inside of a [`Framed`]: it does the authentication, the serials and the
+/// calls, around a [`DbusHandler`].
 ///
 /// [`connection`](super::connection) makes the protocol of it.
 pub struct DbusPeer<T: UnixTransport, H> {
@@ -154,13 +157,13 @@ struct State<T: UnixTransport, H> {
     phase: Phase,
     role: DbusRole,
     settings: DbusSettings,
-    /// Both sides have agreed on them.
+    /// Both sides pass descriptors.
     descriptors: bool,
     serial: NonZeroU32,
     questions: Questions<NonZeroU32, Answered<T, H>>,
     unique_name: String,
     deadline: Timeout,
-    /// For heads of messages.
+    /// A buffer for the heads of messages.
     head: Vec<u8>,
 }
 
@@ -172,24 +175,24 @@ enum Phase {
     Over,
 }
 
-/// What a callback of a [`DbusHandler`] reaches.
+/// What a callback of a [`DbusHandler`] can use.
 pub struct DbusContext<'c, 'f, T: UnixTransport, H> {
     frame: &'c mut FrameContext<'f, T, DbusFramer>,
     state: &'c mut State<T, H>,
 }
 
 impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
-    /// The connection's transport.
+    /// Returns the connection's transport.
     pub fn transport(&mut self) -> &mut T {
         self.frame.transport
     }
 
-    /// The reactor that drives it.
+    /// Returns the reactor.
     pub fn reactor(&mut self) -> &mut Reactor {
         self.frame.reactor
     }
 
-    /// The name that the bus has given us, such as `:1.7`; empty without a bus.
+    /// Returns the name that the bus has given us, such as `:1.7`; empty without a bus.
     pub fn unique_name(&self) -> &str {
         &self.state.unique_name
     }
@@ -199,27 +202,30 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
         self.state.descriptors
     }
 
-    /// How many calls wait for an answer.
+    /// Returns how many calls wait for an answer.
     pub fn waiting_calls(&self) -> usize {
         self.state.questions.len()
     }
 
-    /// The descriptors of the message that is being delivered.
+    /// Returns the descriptors of the message that is being delivered.
     pub fn descriptors(&mut self) -> FrameDescriptors<'_> {
         self.frame.framing.descriptors()
     }
 
-    /// Calls a method. `answered` is called once, with what came of it.
+    /// Calls a method. `answered` is called once, with the outcome.
     ///
-    /// The values of `body` are of the types of the header's signature, in the byte order of
+    /// The values in `body` have the types of the header's signature, in the byte order of
     /// this machine. A value of the type `h` in it is an index into `descriptors`.
     ///
     /// # Errors
     ///
-    /// Nothing is sent, `answered` is dropped, and the descriptors come back in the error:
-    /// something in the header is malformed, there are more descriptors than
-    /// [allowed](DbusSettings::max_descriptors) or any although the peer takes none, too many
-    /// calls wait, or the transport refused.
+    /// - A field of the header is malformed.
+    /// - There are more descriptors than [allowed](DbusSettings::max_descriptors), or there
+    ///   are some and the peer accepts none.
+    /// - Too many calls wait.
+    /// - The transport refused.
+    ///
+    /// Nothing is sent, `answered` is dropped, and the error returns the descriptors.
     pub fn call(
         &mut self,
         header: &DbusHeader<'_>,
@@ -243,7 +249,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
     }
 
     /// Sends a message that has no answer: a signal, or a call with
-    /// [`no_reply`](DbusHeader::no_reply). Answers its serial.
+    /// [`no_reply`](DbusHeader::no_reply). Returns its serial.
     ///
     /// # Errors
     ///
@@ -257,7 +263,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
         self.send_in(ByteOrder::NATIVE, header, body, descriptors)
     }
 
-    /// Answers a call with results of these types. Nothing is sent to a caller who wants no
+    /// Answers a call with results of these types. Nothing is sent if the caller wants no
     /// answer.
     ///
     /// # Errors
@@ -311,8 +317,8 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
         }
     }
 
-    /// As [`send`](Self::send), in another byte order than that of this machine: for tests of
-    /// peers.
+    /// Sends a message like [`send`](Self::send), in the given byte order. It is for tests
+    /// of peers.
     ///
     /// # Errors
     ///
@@ -367,7 +373,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusContext<'_, '_, T, H> {
     }
 }
 
-/// How much memory a connection keeps for the heads of its messages.
+/// How many bytes a connection keeps for the heads of its messages.
 const KEPT_HEAD: usize = 1_024;
 
 type Frame<'a, T> = FrameContext<'a, T, DbusFramer>;
@@ -410,18 +416,18 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
             .descriptor_deadline(deadline)
     }
 
-    /// What the program has given.
+    /// Returns the handler of the program.
     pub fn handler(&self) -> &H {
         &self.handler
     }
 
-    /// What the program has given.
+    /// Returns the handler of the program.
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler
     }
 
-    /// Calls `act` with the handler and everything that its callbacks reach, from a timer
-    /// for instance, which gets here through `call_protocol` and [`Framed::call`].
+    /// Calls `act` with the handler and the context of its callbacks. A timer gets here
+    /// with `call_protocol` and [`Framed::call`].
     pub fn enter<A>(
         &mut self,
         frame: &mut Frame<'_, T>,
@@ -437,7 +443,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
         frame.transport.abort_connection();
     }
 
-    /// A line of the authentication.
+    /// Handles a line of the authentication.
     fn hear_line(&mut self, frame: &mut Frame<'_, T>, line: &[u8]) {
         let step = match &mut self.state.phase {
             Phase::Client(auth) => auth.line(line),
@@ -495,9 +501,9 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
         });
     }
 
-    /// Waits until the service has read the last line. Until then it takes no descriptors:
-    /// sd-bus ends a connection where one comes in the read in which the lines end, and
-    /// libdbus loses it. Any answer will do.
+    /// Waits until the service has read the last line. Until then it accepts no
+    /// descriptors: sd-bus ends the connection if one arrives in the read in which the
+    /// lines end, and libdbus loses it. Any answer will do.
     fn ping(&mut self, frame: &mut Frame<'_, T>) {
         let ping = DbusHeader::call("/", "Ping").interface("org.freedesktop.DBus.Peer");
         self.ask_first(frame, &ping, |handler, cx, answer| {
@@ -517,7 +523,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
         debug_assert!(asked.is_ok(), "it is well-formed: {asked:?}");
     }
 
-    /// The oldest call, or the authentication, has had its time.
+    /// Ends what has taken too long: the oldest call, or the authentication.
     fn is_late(&mut self, frame: &mut Frame<'_, T>) {
         if !matches!(self.state.phase, Phase::Messages) {
             return self.fail(frame, &DbusError::AuthenticationTimedOut);
@@ -537,7 +543,7 @@ impl<T: UnixTransport, H: DbusHandler<T>> DbusPeer<T, H> {
         self.wait_for_oldest(frame);
     }
 
-    /// Sets the deadline of the call that waits the longest.
+    /// Sets the deadline of the call that has waited longest.
     fn wait_for_oldest(&mut self, frame: &mut Frame<'_, T>) {
         let now = frame.reactor.now();
         let oldest = self.state.questions.oldest();

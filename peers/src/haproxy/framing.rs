@@ -1,48 +1,47 @@
-//! What is on the wire of `_getsocks`; pure.
+//! The messages of `_getsocks`; pure.
 
 use bowline::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
-/// How many listeners HAProxy sends at once (`MAX_SEND_FD`), since musl could not do with
-/// one more.
+/// How many listeners HAProxy sends at once (`MAX_SEND_FD`); musl did not allow one more.
 pub(super) const MAX_BATCH: usize = 252;
 
-/// The longest line of a request: HAProxy's `tune.bufsize`.
+/// The longest line of a request, in bytes: HAProxy's `tune.bufsize`.
 const MAX_LINE: usize = 16_384;
 
-/// Bytes of a count and of an acknowledgement: an `int` of C.
+/// Bytes of a count and of an acknowledgement: an `int` in C.
 const INT: usize = 4;
 
-/// Bytes of a record that are kept for options. HAProxy sends zeros.
+/// Bytes of a record that are reserved for options. HAProxy sends zeros.
 const OPTIONS: usize = 4;
 
-/// What an end of a transfer receives.
+/// What one end of a transfer receives next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GetsocksPart {
-    /// Who gives: the line that asks. The frame is without its line feed.
+    /// The giving end: the line of the request. The frame is without its line feed.
     Request,
-    /// Who gives: acknowledgements, of 4 bytes each.
+    /// The giving end: acknowledgements, of 4 bytes each.
     Acknowledgements,
-    /// Who takes: how many listeners there are, in 4 bytes.
+    /// The taking end: the number of listeners, in 4 bytes.
     Count,
-    /// Who takes: a record for each listener, which claims one descriptor.
+    /// The taking end: a record for each listener, which claims one descriptor.
     Records,
 }
 
-/// Where a listener of HAProxy belongs, beside its address.
+/// Where a listener of HAProxy belongs, besides its address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ListenerName {
-    /// The name of its network namespace; empty for that of the process.
+    /// The name of its network namespace; empty for the namespace of the process.
     pub namespace: Vec<u8>,
-    /// The interface that it is bound to; empty for none.
+    /// The interface that it is bound to; empty if it is bound to none.
     pub interface: Vec<u8>,
 }
 
 impl ListenerName {
-    /// What a record says: a receiver's frame of [`GetsocksPart::Records`].
+    /// Parses a record: a received frame of [`GetsocksPart::Records`].
     ///
     /// # Panics
     ///
-    /// If `frame` is no whole record.
+    /// `frame` is not a whole record.
     #[track_caller]
     pub fn of(frame: &[u8]) -> Self {
         let (namespace, rest) = counted(frame).expect("a whole record");
@@ -54,20 +53,20 @@ impl ListenerName {
     }
 }
 
-/// Cuts what either end of a transfer receives, and makes records.
+/// Finds what either end of a transfer receives, and encodes records.
 #[derive(Clone, Debug)]
 pub struct GetsocksFramer {
     part: GetsocksPart,
 }
 
 impl GetsocksFramer {
-    /// Begins with this part. The protocol goes on to the next by
-    /// [`set_part`](Self::set_part).
+    /// Makes a framer that begins with this part. The protocol goes on to the next part
+    /// with [`set_part`](Self::set_part).
     pub fn new(part: GetsocksPart) -> Self {
         Self { part }
     }
 
-    /// What the next frame is.
+    /// Returns what the next frame is.
     pub fn part(&self) -> GetsocksPart {
         self.part
     }
@@ -102,10 +101,10 @@ impl Framer for GetsocksFramer {
 }
 
 impl FrameEncoder for GetsocksFramer {
-    /// A frame that is made is a record, whatever is received.
+    /// The header of an encoded frame, which is always a record.
     type Header = ListenerName;
 
-    /// A record has no payload. Its names have 255 bytes at most.
+    /// Encodes a record, which has no payload. Its names have at most 255 bytes.
     fn envelope(
         &self,
         name: &ListenerName,
@@ -129,13 +128,13 @@ impl FrameEncoder for GetsocksFramer {
         Ok(Envelope::new(&record, b""))
     }
 
-    /// 252: those of a whole batch, which travel together.
+    /// 252: the descriptors of a whole batch, which are sent together.
     fn max_descriptors(&self) -> usize {
         MAX_BATCH
     }
 }
 
-/// The 4 bytes of a number, which are there.
+/// Returns the number in 4 bytes, which must be there.
 pub(super) fn int(frame: &[u8]) -> i32 {
     i32::from_ne_bytes(*frame.first_chunk().expect("a frame of 4 bytes"))
 }
@@ -155,7 +154,7 @@ fn decode_line(input: &[u8]) -> Result<Decoded, FramingError> {
     }
 }
 
-/// Where a record ends; as an error, where it ends at the earliest.
+/// Returns where a record ends; as an error, where it ends at the earliest.
 fn record_end(input: &[u8]) -> Result<usize, usize> {
     let least = 2 + OPTIONS;
     let namespace = usize::from(*input.first().ok_or(least)?);
@@ -163,7 +162,7 @@ fn record_end(input: &[u8]) -> Result<usize, usize> {
     Ok(least + namespace + usize::from(*interface))
 }
 
-/// A string behind its length of one byte, and what follows.
+/// Splits off a string that is preceded by its length in one byte.
 fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first()?;
     rest.split_at_checked((*length).into())

@@ -1,4 +1,4 @@
-//! Who gives listeners.
+//! The end that gives listeners.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,17 +10,19 @@ use bowline::{PassedDescriptor, Reactor, UnixTransport};
 
 use super::framing::{GetsocksFramer, GetsocksPart, ListenerName, MAX_BATCH};
 
-/// A protocol that gives listeners to who asks for them, as HAProxy does on its stats
-/// socket. For the factory of a listening UNIX socket, which only those should reach who
-/// may have the listeners ([`mode`](bowline::endpoint::UnixListen::mode) 0600).
+/// Makes a protocol that gives listeners to a process that asks for them, as HAProxy does
+/// on its stats socket. It is for the factory of a listening UNIX socket. Only processes
+/// that may have the listeners should be able to connect
+/// ([`mode`](bowline::endpoint::UnixListen::mode) 0600).
 ///
-/// `listeners` is called for each request, and says what is given. The connection ends
-/// when all of that has left. Any request but `_getsocks` is answered with a line that
-/// says so, and ends the connection.
+/// `listeners` is called for each request, and returns what to give. The connection ends
+/// when everything has been sent. Any request other than `_getsocks` is answered with a
+/// line that says so, and ends the connection.
 ///
-/// To have HAProxy start with listeners of this program: `haproxy -x PATH`. It recognises
-/// them by their addresses. What is in its configuration and is not given it binds itself;
-/// what is given and is not in its configuration it closes. It must be given one at least.
+/// HAProxy starts with listeners of this program if it is run as `haproxy -x PATH`. It
+/// recognises them by their addresses. It binds what is in its configuration and was not
+/// given. It closes what was given and is not in its configuration. It must be given at
+/// least one.
 pub fn give_listeners(
     listeners: impl FnMut(&mut Reactor) -> Vec<GivenListener> + 'static,
 ) -> Framed<GetsocksFramer, Giver> {
@@ -34,17 +36,18 @@ pub fn give_listeners(
         .pairing(Pairing::Claimed(Unclaimed::Fail))
 }
 
-/// A listener to be given.
+/// A listener to give.
 #[derive(Debug)]
 pub struct GivenListener {
-    /// The listening socket. A [shared](PassedDescriptor::shared) one stays ours as well.
+    /// The listening socket. If it is [shared](PassedDescriptor::shared), we keep it as
+    /// well.
     pub fd: PassedDescriptor,
-    /// Where it belongs, beside its address. HAProxy compares it.
+    /// Where it belongs, besides its address. HAProxy compares it.
     pub name: ListenerName,
 }
 
 impl<F: Into<PassedDescriptor>> From<F> for GivenListener {
-    /// A listener of the network namespace of this process, bound to no interface.
+    /// Makes one in the network namespace of this process, bound to no interface.
     fn from(fd: F) -> Self {
         Self {
             fd: fd.into(),
@@ -55,7 +58,7 @@ impl<F: Into<PassedDescriptor>> From<F> for GivenListener {
 
 type Listeners = Box<dyn FnMut(&mut Reactor) -> Vec<GivenListener>>;
 
-/// The receiver of [`give_listeners`].
+/// The receiver that [`give_listeners`] puts into its [`Framed`].
 pub struct Giver {
     listeners: Listeners,
     left: VecDeque<GivenListener>,
@@ -63,8 +66,7 @@ pub struct Giver {
 }
 
 impl Giver {
-    /// Sets how many listeners are sent at once: at least 1, at most 252, which is the
-    /// default.
+    /// Sets how many listeners are sent at once, from 1 to 252; default 252.
     pub fn set_max_batch(&mut self, count: usize) {
         self.max_batch = count.clamp(1, MAX_BATCH);
     }

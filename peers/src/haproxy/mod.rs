@@ -1,16 +1,17 @@
-//! The two ways in which HAProxy passes sockets: its listeners to a successor
-//! (`_getsocks`), and single connections (`sockpair@`).
+//! HAProxy's two ways to pass sockets: listeners to a successor (`_getsocks`), and single
+//! connections (`sockpair@`).
 //!
 //! # Listeners: `_getsocks`
 //!
-//! Whoever is to have the listeners connects to the stats socket of the process that has
-//! them, which was configured with `expose-fd listeners`. It sends the line `_getsocks`,
-//! and is sent their number, and then batches: a record for each listener, with all
-//! descriptors of the batch on its first byte. Each batch is acknowledged.
+//! The process that wants the listeners connects to the stats socket of the process that
+//! has them; that has to be configured with `expose-fd listeners`. It sends the line
+//! `_getsocks`. It receives their number, and then batches: a record for each listener,
+//! with all descriptors of the batch on its first byte. It acknowledges each batch.
 //!
-//! [`take_listeners`] is the protocol of who takes, [`give_listeners`] of who gives.
-//! HAProxy takes from us with the option `-x PATH`. Either way both processes have the
-//! listeners afterwards; HAProxy goes on accepting until it is told to stop (`SIGUSR1`).
+//! [`take_listeners`] is the protocol of the process that takes, [`give_listeners`] that of
+//! the process that gives. HAProxy takes listeners from us with the option `-x PATH`. In
+//! both cases both processes have the listeners afterwards. HAProxy goes on accepting until
+//! it is told to stop (`SIGUSR1`).
 //!
 //! | limit | default | of |
 //! |---|---|---|
@@ -22,16 +23,16 @@
 //! # Connections: `sockpair@`
 //!
 //! Two processes share a connected pair of sockets. Each message on it is two bytes, with
-//! one end of a connection. HAProxy takes connections from `bind sockpair@N` and opens
-//! them through `server NAME sockpair@N`, where N is a descriptor that it has inherited.
-//! [`take_connections`] is the protocol of who takes, [`give_connection`] opens one. Both
-//! can be done on either end.
+//! one end of a connection. HAProxy accepts connections with `bind sockpair@N`, and opens
+//! them with `server NAME sockpair@N`, where N is an inherited descriptor.
+//! [`take_connections`] is the protocol that accepts; [`give_connection`] opens one. Each
+//! end can do both.
 //!
-//! A message has exactly one descriptor. HAProxy aborts at two.
+//! A message has exactly one descriptor. HAProxy aborts if there are two.
 //!
 //! # Examples
 //!
-//! Takes the listeners of a HAProxy, and serves what comes to them:
+//! Takes the listeners of a HAProxy, and accepts connections on them:
 //!
 //! ```no_run
 //! use bowline::{

@@ -1,4 +1,4 @@
-//! Single connections, `sockpair@`.
+//! Single connections: `sockpair@`.
 
 use std::fmt;
 use std::io;
@@ -12,15 +12,15 @@ use bowline::framing::{
 use bowline::process::describe_socket;
 use bowline::{Address, Reactor, UnixTransport};
 
-/// Bytes of a message. HAProxy sends zeros, and does not look at them.
+/// Bytes of a message. HAProxy sends zeros, and does not read them.
 const MESSAGE: usize = 2;
 
-/// A protocol that takes connections, on one end of a pair of sockets. `connection` is
-/// called with one end of each, to be [adopted](bowline::Transports::adopt) as a
-/// [`Unix`](bowline::Unix) stream.
+/// Makes a protocol that accepts connections on one end of a pair of sockets. `connection`
+/// is called with one end of each connection, to be [adopted](bowline::Transports::adopt)
+/// as a [`Unix`](bowline::Unix) stream.
 ///
-/// What is no connected UNIX stream is closed, and logged. A message without a descriptor,
-/// or with more than one, breaks the framing.
+/// A descriptor that is not a connected UNIX stream is closed and logged. A message without
+/// a descriptor, or with more than one, breaks the framing.
 pub fn take_connections(
     connection: impl FnMut(&mut Reactor, OwnedFd) + 'static,
 ) -> Framed<SockpairFramer, ConnectionTaker> {
@@ -32,14 +32,14 @@ pub fn take_connections(
         .max_descriptors(1)
 }
 
-/// Opens a connection to who takes them at the other end of `transport`. Returns our end
-/// of it, to be [adopted](bowline::Transports::adopt). What is written to it before the peer
-/// has its end waits in the kernel.
+/// Opens a connection to the process at the other end of `transport`. Returns our end, to
+/// be [adopted](bowline::Transports::adopt). What is written to it before the peer has
+/// received its end waits in the kernel.
 ///
 /// # Errors
 ///
-/// The kernel's, if no descriptors are to be had, and whatever
-/// [`write_with_descriptors`](UnixTransport::write_with_descriptors) refuses, as
+/// No descriptors are available; the error is the kernel's. Or
+/// [`write_with_descriptors`](UnixTransport::write_with_descriptors) refuses; the error is
 /// [`Other`](io::ErrorKind::Other).
 pub fn give_connection(transport: &mut (impl UnixTransport + ?Sized)) -> io::Result<OwnedFd> {
     let (ours, theirs) = StdUnixStream::pair()?;
@@ -50,7 +50,7 @@ pub fn give_connection(transport: &mut (impl UnixTransport + ?Sized)) -> io::Res
     Ok(ours.into())
 }
 
-/// Cuts and makes messages of two bytes, each of which owns one descriptor.
+/// Finds and encodes messages of two bytes, each of which has one descriptor.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SockpairFramer;
 
@@ -75,7 +75,7 @@ impl Framer for SockpairFramer {
 impl FrameEncoder for SockpairFramer {
     type Header = ();
 
-    /// A message has no payload, and exactly one descriptor.
+    /// Encodes a message, which has no payload and exactly one descriptor.
     fn envelope(
         &self,
         _: &(),
@@ -90,7 +90,7 @@ impl FrameEncoder for SockpairFramer {
         Err(EncodeError::Malformed { what })
     }
 
-    /// 1. HAProxy writes beyond the end of its own memory at two.
+    /// 1. HAProxy writes past the end of its own memory if there are two.
     fn max_descriptors(&self) -> usize {
         1
     }
@@ -98,7 +98,7 @@ impl FrameEncoder for SockpairFramer {
 
 type OnConnection = Box<dyn FnMut(&mut Reactor, OwnedFd)>;
 
-/// The receiver of [`take_connections`].
+/// The receiver that [`take_connections`] puts into its [`Framed`].
 pub struct ConnectionTaker {
     connection: OnConnection,
 }

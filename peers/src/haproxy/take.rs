@@ -1,4 +1,4 @@
-//! Who takes listeners.
+//! The end that takes listeners.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,18 +17,18 @@ use super::framing::{GetsocksFramer, GetsocksPart, ListenerName, MAX_BATCH, int}
 /// How long HAProxy waits for the next part of an answer.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// How many listeners there may be, unless set.
+/// How many listeners there may be by default.
 const MAX_LISTENERS: usize = 65_536;
 
 type Then = Box<dyn FnOnce(&mut Reactor, Result<Vec<TakenListener>, TakeError>)>;
 
-/// A protocol that takes the listeners of who listens there: a HAProxy with `expose-fd
-/// listeners`, or [`give_listeners`](super::give_listeners). For
-/// [`Once`](bowline::Once), and a connector.
+/// Makes a protocol that takes the listeners of the process at the other end: a HAProxy
+/// with `expose-fd listeners`, or [`give_listeners`](super::give_listeners). It is for
+/// [`Once`](bowline::Once) and a connector.
 ///
 /// `then` is called once, with the listeners in the order in which they were sent, or with
-/// what went wrong; all that had come is closed then. It is not called if the connection is
-/// never made.
+/// what went wrong. After an error everything that had arrived is closed. `then` is not
+/// called if the connection is never made.
 pub fn take_listeners(
     then: impl FnOnce(&mut Reactor, Result<Vec<TakenListener>, TakeError>) + 'static,
 ) -> Framed<GetsocksFramer, Taker> {
@@ -50,22 +50,23 @@ pub fn take_listeners(
 /// A listener that was taken.
 #[derive(Debug)]
 pub struct TakenListener {
-    /// The socket. The process that gave it has it, too, and may go on accepting.
+    /// The socket. The process that gave it has it as well, and may go on accepting.
     pub fd: OwnedFd,
-    /// Where it belongs, beside its address.
+    /// Where it belongs, besides its address.
     pub name: ListenerName,
-    /// What the kernel says of it. HAProxy gives sockets of datagrams, too, which do not
-    /// listen.
+    /// What the kernel says about the socket. HAProxy also gives datagram sockets, which do
+    /// not listen.
     pub socket: SocketDescription,
 }
 
 impl TakenListener {
-    /// The address that HAProxy's configuration has for it, so far as it can be told.
+    /// Returns the address that HAProxy's configuration has for it, as far as it can be
+    /// known.
     ///
-    /// That is the kernel's, but for two. HAProxy binds a path under a temporary name
-    /// (`PATH.PID.tmp`), which the kernel goes on to say: this is `PATH`. An `abns@` name is
-    /// padded with zeros to 107 bytes: here it is without them. Never unlink a path by the
-    /// kernel's name.
+    /// That is the address that the kernel reports, with two exceptions. HAProxy binds a
+    /// path under a temporary name (`PATH.PID.tmp`), and the kernel keeps reporting that;
+    /// this returns `PATH`. An `abns@` name is padded with zeros to 107 bytes; this returns
+    /// it without them. Never unlink a path by the name that the kernel reports.
     pub fn address(&self) -> Option<Address> {
         let unix = match self.socket.address.as_ref()? {
             Address::Unix(UnixAddress::Path(path)) => UnixAddress::Path(without_suffix(path)),
@@ -79,7 +80,7 @@ impl TakenListener {
     }
 }
 
-/// The path that was asked for, of one that HAProxy has bound.
+/// Returns the configured path of a path that HAProxy has bound.
 fn without_suffix(path: &Path) -> PathBuf {
     let asked_for = || {
         let rest = path.as_os_str().as_bytes().strip_suffix(b".tmp")?;
@@ -91,21 +92,21 @@ fn without_suffix(path: &Path) -> PathBuf {
     asked_for().map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
-/// Why listeners were not taken.
+/// Why listeners could not be taken.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TakeError {
-    /// The connection ended before it was said how many there are. HAProxy does so where
-    /// the stats socket has no `expose-fd listeners`.
+    /// The connection ended before the number of listeners arrived. HAProxy does this if
+    /// its stats socket has no `expose-fd listeners`.
     Refused,
-    /// The connection ended before all of them were there.
+    /// The connection ended before all listeners had arrived.
     Ended {
         /// How many there are.
         announced: usize,
-        /// How many had come.
+        /// How many had arrived.
         received: usize,
     },
-    /// The next part did not come [in time](Taker::set_deadline).
+    /// The next part did not arrive [in time](Taker::set_deadline).
     TimedOut,
     /// There are more than [allowed](Taker::set_max_listeners).
     TooMany {
@@ -114,11 +115,11 @@ pub enum TakeError {
         /// How many are allowed.
         limit: usize,
     },
-    /// One is no socket.
+    /// One of the descriptors is not a socket.
     NotASocket(io::Error),
     /// The peer broke the framing.
     Framing(FramingError),
-    /// The connection broke.
+    /// The connection was lost.
     Lost(io::Error),
 }
 
@@ -151,30 +152,30 @@ impl std::error::Error for TakeError {
     }
 }
 
-/// The receiver of [`take_listeners`].
+/// The receiver that [`take_listeners`] puts into its [`Framed`].
 pub struct Taker {
     then: Option<Then>,
     announced: Option<usize>,
     taken: Vec<TakenListener>,
-    /// How many were there when a batch was acknowledged last.
+    /// How many had arrived when a batch was last acknowledged.
     acknowledged: usize,
     max_listeners: usize,
     deadline: Duration,
     timer: Option<DelayedCall>,
-    /// Why it is given up.
+    /// Why it gives up.
     error: Option<TakeError>,
 }
 
 type Cx<'a, T> = FrameContext<'a, T, GetsocksFramer>;
 
 impl Taker {
-    /// Sets how long each part of the answer may take; default 1 second, HAProxy's.
+    /// Sets how long each part of the answer may take; default 1 second, as in HAProxy.
     pub fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
     }
 
-    /// Sets how many listeners there may be; default 65,536. The peer's number is compared
-    /// before any is taken.
+    /// Sets how many listeners there may be; default 65,536. The number that the peer
+    /// announces is checked before any is taken.
     pub fn set_max_listeners(&mut self, count: usize) {
         self.max_listeners = count;
     }
@@ -231,7 +232,7 @@ impl Taker {
         cx.transport.lose_connection();
     }
 
-    /// Fails if descriptors are there that belong to nothing.
+    /// Fails if there are descriptors that belong to nothing.
     fn refuse_surplus<T: UnixTransport>(&mut self, cx: &mut Cx<'_, T>) -> bool {
         let surplus = cx.framing.take_descriptors();
         let count = surplus.len();
@@ -243,7 +244,7 @@ impl Taker {
         count > 0
     }
 
-    /// Says how many there were before this batch, as HAProxy does.
+    /// Sends how many there were before this batch, as HAProxy does.
     fn acknowledge<T: UnixTransport>(&mut self, cx: &mut Cx<'_, T>) {
         let before = i32::try_from(self.acknowledged).expect("within an announced number");
         cx.transport.write(&before.to_ne_bytes());
@@ -269,7 +270,7 @@ impl Taker {
         }
     }
 
-    /// Begins to wait for the next part.
+    /// Starts to wait for the next part.
     fn wait<T: UnixTransport>(&mut self, cx: &mut Cx<'_, T>) {
         let is_reset = self
             .timer

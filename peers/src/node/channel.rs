@@ -1,4 +1,4 @@
-//! Either end of a channel.
+//! Both ends of a channel.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use super::framing::{Line, NodeFramer};
 use super::handle::{NodeHandle, NodeHandleKind, OutgoingHandle};
 use super::outbox::{AfterRefusal, NodeSendError, Outbox};
 
-/// A protocol that speaks with a Node at the other end, for [`adopt`] on a UNIX stream.
+/// Makes a protocol that talks to a Node process, for [`adopt`] on a UNIX stream.
 ///
 /// [`adopt`]: bowline::Transports::adopt
 pub fn channel<P>(peer: P) -> Framed<NodeFramer, NodeChannel<P>> {
@@ -25,75 +25,75 @@ pub fn channel<P>(peer: P) -> Framed<NodeFramer, NodeChannel<P>> {
     Framed::new(NodeFramer::new(), channel).pairing(Pairing::Claimed(Unclaimed::Close))
 }
 
-/// The callbacks of one end of a channel. All the promises of
-/// [`Protocol`](bowline::Protocol) hold.
+/// The callbacks of one end of a channel. Everything that [`Protocol`](bowline::Protocol)
+/// promises holds for them.
 pub trait NodePeer<T: UnixTransport + ?Sized>: 'static {
-    /// The channel is there. Called once, first.
+    /// The channel is open. Called once, first.
     fn connection_made(&mut self, cx: &mut NodeContext<'_, T>) {
         let _ = cx;
     }
 
-    /// A message of the program has come: what `process.send` or `subprocess.send` was
-    /// given, as JSON. Whether it is valid is for its parser to find out.
+    /// A message of the program has arrived, as JSON: the argument of `process.send` or
+    /// `subprocess.send`. It was not checked to be valid JSON.
     fn message_received(&mut self, cx: &mut NodeContext<'_, T>, message: &str);
 
-    /// A message has come with a handle. It has been acknowledged.
+    /// A message has arrived with a handle. The handle has been acknowledged.
     ///
-    /// The default drops both, which closes the handle.
+    /// By default both are dropped, which closes the handle.
     fn handle_received(&mut self, cx: &mut NodeContext<'_, T>, message: &str, handle: NodeHandle) {
         let _ = (cx, message);
         drop(handle);
     }
 
-    /// A message of Node's own has come that is not about handles, as JSON: its `cmd`
-    /// begins with `NODE_`. The default ignores it.
+    /// An internal message of Node has arrived that is not about handles, as JSON: its
+    /// `cmd` begins with `NODE_`. Ignored by default.
     fn internal_received(&mut self, cx: &mut NodeContext<'_, T>, message: &str) {
         let _ = (cx, message);
     }
 
-    /// The peer has refused a handle of ours for the fourth time. Its message is dropped
-    /// with it, as Node does; what was sent behind it follows.
+    /// The peer has refused a handle of ours for the fourth time. The handle and its
+    /// message are dropped, as in Node. What was sent after it follows.
     fn handle_refused(&mut self, cx: &mut NodeContext<'_, T>) {
         let _ = cx;
     }
 
-    /// The channel has ended. Called once, last. What had not been acknowledged may not
-    /// have come.
+    /// The channel has ended. Called once, last. What was not acknowledged may not have
+    /// arrived.
     fn connection_lost(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         let _ = (reactor, reason);
     }
 }
 
-/// Everything a callback of a [`NodePeer`] can reach.
+/// What a callback of a [`NodePeer`] can use.
 #[derive(Debug)]
 pub struct NodeContext<'a, T: ?Sized> {
-    /// The channel's transport. What is written to it directly passes what waits.
+    /// The channel's transport. What is written to it directly overtakes what waits.
     pub transport: &'a mut T,
-    /// The reactor that drives it.
+    /// The reactor.
     pub reactor: &'a mut Reactor,
     pub(super) outbox: &'a mut Outbox,
     sockets: &'a mut Sockets,
 }
 
 impl<T: UnixTransport + ?Sized> NodeContext<'_, T> {
-    /// Sends a message, which is JSON in one line. If a handle is not acknowledged yet, it
-    /// waits until that is.
+    /// Sends a message, which is JSON in one line. While a handle is not acknowledged, the
+    /// message waits.
     ///
     /// # Errors
     ///
-    /// It is no JSON in one line, or too much waits. Nothing is sent.
+    /// It is not JSON in one line, or too much waits. Nothing is sent.
     pub fn send(&mut self, message: &str) -> Result<WriteStatus, NodeSendError> {
         let sent = self.outbox.send(self.transport, message);
         sent.map_err(|kind| NodeSendError { kind, handle: None })
     }
 
-    /// Sends a message with a handle. It stays ours, too, until the peer has acknowledged
-    /// it, and waits for the one before.
+    /// Sends a message with a handle. The message waits for the previous handle. The
+    /// descriptor stays open here until the peer has acknowledged it.
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send), or a Node would not survive it, or the transport refuses.
-    /// Nothing is sent, and the handle comes back in the error.
+    /// As [`send`](Self::send). Also if a Node process could not handle the descriptor, or
+    /// if the transport refuses it. Nothing is sent, and the error returns the handle.
     pub fn send_handle(
         &mut self,
         message: &str,
@@ -102,14 +102,15 @@ impl<T: UnixTransport + ?Sized> NodeContext<'_, T> {
         self.outbox.send_handle(self.transport, message, handle)
     }
 
-    /// How many messages wait for the peer to acknowledge a handle, that with the handle
-    /// included.
+    /// Returns how many messages wait for the peer to acknowledge a handle, including the
+    /// message with the handle.
     pub fn waiting(&self) -> usize {
         self.outbox.waiting()
     }
 
-    /// A connection that came with this [key](NodeHandle::key) has closed. The parent waits
-    /// for the last of a key when it closes its server.
+    /// Tells the parent that a connection that came with this [key](NodeHandle::key) has
+    /// closed. When it closes its server, the parent waits for the last connection of the
+    /// key.
     pub fn socket_closed(&mut self, key: &str) {
         if self.sockets.closed(key) {
             let answer = all_closed(key);
@@ -118,7 +119,7 @@ impl<T: UnixTransport + ?Sized> NodeContext<'_, T> {
     }
 }
 
-/// The receiver of [`channel`].
+/// The receiver that [`channel`] puts into its [`Framed`].
 pub struct NodeChannel<P> {
     peer: P,
     outbox: Outbox,
@@ -128,12 +129,12 @@ pub struct NodeChannel<P> {
 type Cx<'a, T> = FrameContext<'a, T, NodeFramer>;
 
 impl<P: 'static> NodeChannel<P> {
-    /// The peer.
+    /// Returns the peer.
     pub fn peer(&self) -> &P {
         &self.peer
     }
 
-    /// The peer.
+    /// Returns the peer.
     pub fn peer_mut(&mut self) -> &mut P {
         &mut self.peer
     }
@@ -144,9 +145,9 @@ impl<P: 'static> NodeChannel<P> {
         self.outbox.max_queued = bytes;
     }
 
-    /// Calls `act` with the peer and with what its callbacks can reach: for timers, which get
-    /// here through [`call_protocol`](bowline::Transports::call_protocol), for a part of the
-    /// type `NodeChannel<P>`.
+    /// Calls `act` with the peer and the context of its callbacks. A timer gets here with
+    /// [`call_protocol`](bowline::Transports::call_protocol), for the type
+    /// `NodeChannel<P>`.
     pub fn call<T, A>(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -264,7 +265,7 @@ where
     }
 }
 
-/// Says something of Node's own, at once.
+/// Sends an internal message of Node, at once.
 fn say(transport: &mut (impl UnixTransport + ?Sized), line: &str) {
     let sent = NodeFramer::new().send_to(transport, &(), line.as_bytes());
     sent.expect("there is no line feed in it");
@@ -279,15 +280,15 @@ impl<P: fmt::Debug> fmt::Debug for NodeChannel<P> {
     }
 }
 
-/// The connections that were received with a key, and are open.
+/// The open connections that were received with a key.
 #[derive(Debug, Default)]
 struct Sockets {
     open: HashMap<String, u32>,
-    /// Keys whose parent wants to be told of the last.
+    /// Keys whose parent wants to be told when the last connection closes.
     awaited: Vec<String>,
 }
 
-/// What a question about connections gets.
+/// The answer to a question about connections.
 #[derive(Debug, PartialEq, Eq)]
 enum Asked {
     Answer(String),
@@ -306,7 +307,7 @@ impl Sockets {
         *self.open.entry(key.to_owned()).or_default() += 1;
     }
 
-    /// Whether the parent is to be told.
+    /// Returns whether the parent has to be told.
     fn closed(&mut self, key: &str) -> bool {
         if let Some(count) = self.open.get_mut(key) {
             *count -= 1;

@@ -1,4 +1,4 @@
-//! Workers of Node's `cluster`.
+//! Workers of Node's `cluster` module.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,10 +14,10 @@ use super::framing::NodeFramer;
 use super::handle::NodeHandle;
 use super::outbox::NodeSendError;
 
-/// A protocol of a worker that a primary has started with `cluster.fork()`, on the socket of
-/// [`take_channel`](super::take_channel).
+/// Makes the protocol of a worker that a primary has started with `cluster.fork()`, for the
+/// socket that [`take_channel`](super::take_channel) returns.
 ///
-/// A primary starts a program other than Node if its `process.execPath` is that program.
+/// A primary starts this program instead of Node if its `process.execPath` is this program.
 pub fn cluster_worker<S>(service: S) -> Framed<NodeFramer, NodeChannel<ClusterWorker<S>>> {
     channel(ClusterWorker {
         service,
@@ -25,18 +25,18 @@ pub fn cluster_worker<S>(service: S) -> Framed<NodeFramer, NodeChannel<ClusterWo
     })
 }
 
-/// The callbacks of a worker.
+/// The callbacks of a cluster worker.
 pub trait ClusterService<T: UnixTransport + ?Sized>: 'static {
-    /// The primary is told that the worker is online. Called once, first: the place to
-    /// [listen](ClusterContext::listen).
+    /// The primary has been told that the worker is online. Called once, first.
+    /// [Listen](ClusterContext::listen) here.
     fn started(&mut self, cx: &mut ClusterContext<'_, '_, T>);
 
-    /// The primary listens for us on this address, which is that of the socket.
+    /// The primary listens for us. `address` is the address of the socket.
     ///
-    /// With `shared`, a listening socket that all workers have, we are to accept ourselves
-    /// (`cluster.SCHED_NONE`). Otherwise the primary
-    /// accepts, and [`connection_received`](Self::connection_received) is called (round
-    /// robin, the default).
+    /// `shared` is a listening socket that all workers have, if we are to accept
+    /// connections ourselves (`cluster.SCHED_NONE`). Without it, the primary accepts, and
+    /// [`connection_received`](Self::connection_received) is called (round robin, the
+    /// default).
     fn listening(
         &mut self,
         cx: &mut ClusterContext<'_, '_, T>,
@@ -46,7 +46,8 @@ pub trait ClusterService<T: UnixTransport + ?Sized>: 'static {
         let _ = (cx, address, shared);
     }
 
-    /// The primary cannot listen there. `errno` is its error as libuv has it: negative.
+    /// The primary could not listen at `address`. `errno` is the error as libuv has it:
+    /// negative.
     fn listen_failed(
         &mut self,
         cx: &mut ClusterContext<'_, '_, T>,
@@ -57,14 +58,15 @@ pub trait ClusterService<T: UnixTransport + ?Sized>: 'static {
         let _ = cx;
     }
 
-    /// Whether one more connection is taken. If not, the primary gives it to another worker.
-    /// Asked before each.
+    /// Whether to take one more connection. Asked before each. If not, the primary gives
+    /// the connection to another worker.
     fn is_accepting(&self) -> bool {
         true
     }
 
-    /// A connection that the primary has accepted for us, on a socket of this address. It
-    /// does not close its copy before we have said that we take it, which we have.
+    /// The primary has accepted a connection for us, on a socket with this address. It
+    /// keeps its copy open until we have said that we take the connection; that was done
+    /// already.
     fn connection_received(
         &mut self,
         cx: &mut ClusterContext<'_, '_, T>,
@@ -72,46 +74,46 @@ pub trait ClusterService<T: UnixTransport + ?Sized>: 'static {
         connection: OwnedFd,
     );
 
-    /// A message of the program.
+    /// A message of the program has arrived.
     fn message_received(&mut self, cx: &mut ClusterContext<'_, '_, T>, message: &str) {
         let _ = (cx, message);
     }
 
-    /// The primary wants us to end (`worker.disconnect()`). No more connections come. The
-    /// channel is lost when this returns.
+    /// The primary wants the worker to end (`worker.disconnect()`). No more connections
+    /// arrive. The channel closes when this returns.
     fn disconnecting(&mut self, cx: &mut ClusterContext<'_, '_, T>) {
         let _ = cx;
     }
 
-    /// The channel has ended. Called once, last. A worker of Node's own exits.
+    /// The channel has ended. Called once, last. A worker in Node exits then.
     fn connection_lost(&mut self, reactor: &mut Reactor, reason: &CloseReason);
 }
 
-/// Everything a callback of a [`ClusterService`] can reach.
+/// What a callback of a [`ClusterService`] can use.
 #[derive(Debug)]
 pub struct ClusterContext<'a, 'b, T: ?Sized> {
-    /// The channel.
+    /// The context of the channel.
     pub node: &'a mut NodeContext<'b, T>,
     state: &'a mut State,
 }
 
-/// The length of the queue that Node asks for.
+/// The backlog that Node asks for.
 const BACKLOG: i32 = 511;
 
 #[derive(Debug, Default)]
 struct State {
     last_question: u64,
-    /// Addresses that were asked for, by the number of the question.
+    /// Addresses that were asked for, by the number of the request.
     asked: HashMap<u64, SocketAddr>,
-    /// Where the primary listens for us, by its key.
+    /// The addresses at which the primary listens for us, by their key.
     servers: HashMap<String, SocketAddr>,
-    /// The next index of an address, by which Node tells servers of one address apart.
+    /// The next index of an address. Node uses it to distinguish servers at one address.
     indexes: HashMap<SocketAddr, u32>,
 }
 
 impl<T: UnixTransport + ?Sized> ClusterContext<'_, '_, T> {
-    /// Asks the primary to listen on this address. Workers who ask for the same share one
-    /// socket, for port 0 too.
+    /// Asks the primary to listen at this address. Workers that ask for the same address
+    /// share one socket, also for port 0.
     pub fn listen(&mut self, address: SocketAddr) {
         let index = self.state.indexes.entry(address).or_default();
         let question = Tcp { address };
@@ -122,7 +124,7 @@ impl<T: UnixTransport + ?Sized> ClusterContext<'_, '_, T> {
         self.state.asked.insert(number, address);
     }
 
-    /// Has the primary send no more connections for this address.
+    /// Tells the primary to send no more connections for this address.
     pub fn stop_listening(&mut self, address: SocketAddr) {
         let keys = self.state.servers.iter();
         let keys = keys.filter(|(_, at)| **at == address);
@@ -143,7 +145,7 @@ impl<T: UnixTransport + ?Sized> ClusterContext<'_, '_, T> {
         self.node.send(message)
     }
 
-    /// Says something of the module's own; under which number.
+    /// Sends a message of the `cluster` module. Returns its number.
     fn say(&mut self, text: &str) -> u64 {
         self.state.last_question += 1;
         let number = self.state.last_question;
@@ -156,7 +158,7 @@ impl<T: UnixTransport + ?Sized> ClusterContext<'_, '_, T> {
     }
 }
 
-/// An address as the module says it.
+/// An address in the form of the module.
 struct Tcp {
     address: SocketAddr,
 }
@@ -172,7 +174,7 @@ impl fmt::Display for Tcp {
     }
 }
 
-/// What a primary says.
+/// A message of a primary.
 #[derive(Deserialize)]
 struct Said {
     cmd: String,
@@ -190,7 +192,7 @@ struct SocketName {
     port: u16,
 }
 
-/// The peer of [`cluster_worker`].
+/// The peer that [`cluster_worker`] puts into its channel.
 #[derive(Debug)]
 pub struct ClusterWorker<S> {
     service: S,
@@ -198,7 +200,7 @@ pub struct ClusterWorker<S> {
 }
 
 impl<S: 'static> ClusterWorker<S> {
-    /// Calls `act` with the service and with what its callbacks can reach, from
+    /// Calls `act` with the service and the context of its callbacks, from
     /// [`NodeChannel::call`].
     pub fn call<T: ?Sized, A>(
         &mut self,
@@ -297,7 +299,7 @@ impl<S: 'static> ClusterWorker<S> {
     }
 }
 
-/// Listens on what is only bound.
+/// Makes a bound socket listen.
 fn listen(fd: OwnedFd, address: SocketAddr) -> Result<OwnedFd, i32> {
     match rustix::net::listen(&fd, BACKLOG) {
         Ok(()) => Ok(fd),

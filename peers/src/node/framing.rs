@@ -1,4 +1,4 @@
-//! Lines of JSON, and what Node says with them; pure.
+//! Lines of JSON, and what they mean to Node; pure.
 
 use std::borrow::Cow;
 
@@ -8,10 +8,10 @@ use bowline::framing::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Cuts messages, which are lines, and makes them.
+/// Finds messages, which are lines, in the bytes, and encodes them.
 ///
-/// It does not say how many descriptors a line owns: one that lacks its own is no broken
-/// framing, but refused.
+/// It does not say how many descriptors a line has. A line whose descriptor is missing does
+/// not break the framing; it is answered with a refusal.
 #[derive(Clone, Debug)]
 pub struct NodeFramer {
     lines: LineFramer,
@@ -21,7 +21,7 @@ impl NodeFramer {
     /// The default [limit](Self::with_max_length) in bytes.
     pub const MAX_LENGTH: usize = 64 << 20;
 
-    /// With the default limit.
+    /// Makes a framer with the default limit.
     pub fn new() -> Self {
         let lines = LineFramer::with_delimiter(b"\n".as_slice());
         Self {
@@ -57,7 +57,7 @@ impl Framer for NodeFramer {
 impl FrameEncoder for NodeFramer {
     type Header = ();
 
-    /// Refuses what has a line feed in it.
+    /// Refuses a message that contains a line feed.
     fn envelope(
         &self,
         _: &(),
@@ -67,29 +67,29 @@ impl FrameEncoder for NodeFramer {
         self.lines.envelope(&(), payload, descriptors)
     }
 
-    /// 1. A Node that is sent two has each later one with the wrong message, for good.
+    /// 1. If Node is sent two, all later descriptors are assigned to the wrong messages.
     fn max_descriptors(&self) -> usize {
         1
     }
 }
 
-/// What a line says.
+/// What a line is.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
     /// A message of the program.
     Message,
-    /// A message of the program that owns a descriptor.
+    /// A message of the program with a descriptor.
     Handle {
         kind: Cow<'a, str>,
-        /// Of `net.Socket`, where the sender counts connections.
+        /// Only for `net.Socket`: the key by which the sender counts connections.
         key: Option<Cow<'a, str>>,
-        /// Of `dgram.Socket`: `udp4` or `udp6`.
+        /// Only for `dgram.Socket`: `udp4` or `udp6`.
         datagrams: Option<Cow<'a, str>>,
         message: &'a str,
     },
     Acknowledged,
     Refused,
-    /// Anything else of Node's own.
+    /// Any other internal message of Node.
     Internal,
 }
 
@@ -108,12 +108,12 @@ struct Parts<'a> {
     msg: Option<&'a RawValue>,
 }
 
-/// Where the command of an internal message begins.
+/// What the command of an internal message begins with.
 const INTERNAL: &str = "NODE_";
 
 impl<'a> Line<'a> {
-    /// Reads a line. Only one that could be Node's own is parsed, so that whether it is JSON
-    /// is known of such only.
+    /// Reads a line. Only a line that could be an internal message is parsed, so only of
+    /// such a line it is known whether it is JSON.
     pub(super) fn of(line: &'a str) -> Result<Self, FramingError> {
         // Whatever is escaped in it: Node itself compares the parsed text, but no Node
         // writes it so.

@@ -1,4 +1,4 @@
-//! What travels with a message.
+//! The handles that are passed with messages.
 
 use std::fs::File;
 use std::io;
@@ -8,25 +8,26 @@ use std::os::unix::fs::FileTypeExt as _;
 use bowline::PassedDescriptor;
 use bowline::process::describe_socket;
 
-/// What Node makes of a descriptor that comes with a message. The peer says it, and nobody
-/// has checked it: what is received can be anything.
+/// What Node makes of a descriptor that is passed with a message. The sender says it, and
+/// nobody checks: a received descriptor can be anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeHandleKind {
-    /// A connection, TCP or UNIX: `net.Socket`.
+    /// A TCP or UNIX connection: `net.Socket`.
     Socket,
     /// A listening socket: `net.Server`.
     Server,
-    /// Either, or a pipe, without an object of JavaScript around it: `net.Native`.
+    /// A connection, a listening socket or a pipe, without a JavaScript object around it:
+    /// `net.Native`.
     Native,
     /// A UDP socket: `dgram.Socket`.
     Datagrams {
-        /// Whether it is of IPv6 (`udp6`).
+        /// Whether it is an IPv6 socket (`udp6`).
         is_ipv6: bool,
     },
-    /// A UDP socket without an object around it: `dgram.Native`.
+    /// A UDP socket without a JavaScript object around it: `dgram.Native`.
     NativeDatagrams,
-    /// One that this version does not know.
+    /// A kind that this version does not know.
     Other(String),
 }
 
@@ -44,7 +45,7 @@ impl NodeHandleKind {
         }
     }
 
-    /// As Node calls it.
+    /// Returns Node's name for it.
     pub fn name(&self) -> &str {
         match self {
             Self::Socket => "net.Socket",
@@ -57,19 +58,19 @@ impl NodeHandleKind {
     }
 }
 
-/// A handle that was received.
+/// A received handle.
 #[derive(Debug)]
 pub struct NodeHandle {
-    /// What the peer says it is.
+    /// What it is, as the peer says.
     pub kind: NodeHandleKind,
     /// The descriptor.
     pub fd: OwnedFd,
-    /// The sender counts connections by this key, until it is told that they are
-    /// [closed](super::NodeContext::socket_closed): its `server.close()` waits for that.
+    /// The key by which the sender counts connections, until it is told that they are
+    /// [closed](super::NodeContext::socket_closed). Its `server.close()` waits for that.
     pub key: Option<String>,
 }
 
-/// A handle that is to be sent.
+/// A handle to be sent.
 #[derive(Debug)]
 pub struct OutgoingHandle {
     /// What Node is to make of it.
@@ -79,13 +80,13 @@ pub struct OutgoingHandle {
 }
 
 impl OutgoingHandle {
-    /// A handle of this kind.
+    /// Makes a handle of this kind.
     pub fn new(kind: NodeHandleKind, fd: impl Into<PassedDescriptor>) -> Self {
         let fd = fd.into();
         Self { kind, fd }
     }
 
-    /// Whether libuv survives it.
+    /// Whether libuv can handle the descriptor.
     pub(super) fn is_passable(&self) -> bool {
         let fd = self.fd.as_fd();
         describe_socket(fd).is_ok() || is_pipe(fd).unwrap_or(false)

@@ -1,18 +1,19 @@
-//! The channel of Node between a parent and its child, with handles, and workers of its
+//! Node's IPC channel between a parent and its child, with handles; and workers of Node's
 //! `cluster` module.
 //!
-//! [`channel`] is the protocol of either end, for a [`NodePeer`]. A child finds its end with
-//! [`take_channel`], a parent starts a child with [`spawn_node`]. [`cluster_worker`] is a
+//! [`channel`] is the protocol of both ends, for a [`NodePeer`]. A child finds its end with
+//! [`take_channel`]. A parent starts a child with [`spawn_node`]. [`cluster_worker`] is a
 //! child that serves connections which its primary accepts.
 //!
-//! A message is a line of JSON; `{"cmd":"NODE_...` are those of Node itself. One of them,
-//! `NODE_HANDLE`, brings a message of the program with one descriptor. Its receiver answers
-//! that it has come (`NODE_HANDLE_ACK`), or that it has not (`NODE_HANDLE_NACK`), and then
-//! it is sent again. Until it has come, nothing else is sent, so that the order is kept.
-//! All of that is done here. JSON stays text for the peer, who parses it with what it likes.
+//! A message is a line of JSON. Those that begin with `{"cmd":"NODE_...` are internal to
+//! Node. One of them, `NODE_HANDLE`, wraps a message of the program with one descriptor.
+//! Its receiver answers whether the descriptor has arrived (`NODE_HANDLE_ACK`) or not
+//! (`NODE_HANDLE_NACK`); if not, it is sent again. Until it has arrived, nothing else is
+//! sent, so that the order is kept. All of that is done here. The JSON is passed to the
+//! peer as text, to be parsed with any library.
 //!
-//! Node knows a second form of messages (`serialization: 'advanced'`), in V8's format. That
-//! is not spoken here.
+//! Node has a second format of messages (`serialization: 'advanced'`), that of V8. It is
+//! not supported here.
 //!
 //! | limit | default | of |
 //! |---|---|---|
@@ -23,9 +24,9 @@
 //!
 //! # What may be sent
 //!
-//! Sockets and pipes. A Node that is sent anything else can abort, since libuv does when it
-//! meets a regular file, a memfd or a terminal. So those are refused here, and come back in
-//! the error. What Node makes of a socket is said with it ([`NodeHandleKind`]); Node does
+//! Sockets and pipes. If Node is sent anything else it may abort, since libuv aborts when
+//! it gets a regular file, a memfd or a terminal. So those are refused here; the error
+//! returns them. A handle says what Node makes of a socket ([`NodeHandleKind`]); Node does
 //! not check.
 //!
 //! # Examples

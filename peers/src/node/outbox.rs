@@ -14,13 +14,13 @@ use super::handle::OutgoingHandle;
 /// How often Node sends a handle again (`MAX_HANDLE_RETRANSMISSIONS`).
 const MAX_RETRIES: u32 = 3;
 
-/// How many bytes may wait behind a handle, unless set.
+/// How many bytes may wait behind a handle by default.
 const MAX_QUEUED: usize = 16 << 20;
 
-/// Why a message was not sent; hands back the handle that was to go with it.
+/// Why a message was not sent. Returns the handle that was to be sent with it.
 #[derive(Debug)]
 pub struct NodeSendError {
-    /// Why.
+    /// The reason.
     pub kind: NodeSendErrorKind,
     /// The handle, if there was one.
     pub handle: Option<OutgoingHandle>,
@@ -30,15 +30,15 @@ pub struct NodeSendError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeSendErrorKind {
-    /// It is no JSON. A Node that reads it ends.
+    /// It is not JSON. A Node process that reads it ends.
     NotJson,
-    /// It has a line feed in it, between two tokens.
+    /// It contains a line feed, between two tokens.
     LineFeed,
     /// The descriptor is neither a socket nor a pipe. A Node that receives it can abort.
     NotPassable,
     /// Too much waits behind a handle that the peer has not acknowledged.
     QueueFull,
-    /// The transport refuses.
+    /// The transport refuses it.
     Transport,
 }
 
@@ -62,7 +62,7 @@ impl From<EncodeError> for NodeSendErrorKind {
     }
 }
 
-/// Messages on their way: one handle at a time, and what was said behind it later.
+/// Messages on their way: one handle at a time, and what was sent after it.
 #[derive(Debug)]
 pub(super) struct Outbox {
     in_flight: Option<HandleLine>,
@@ -80,12 +80,12 @@ enum Outgoing {
 #[derive(Debug)]
 struct HandleLine {
     line: Vec<u8>,
-    /// Ours until the peer has it.
+    /// It stays open until the peer has it.
     fd: Rc<OwnedFd>,
     retries: u32,
 }
 
-/// What came of a handle that the peer refused.
+/// What happened to a handle that the peer refused.
 pub(super) enum AfterRefusal {
     SentAgain,
     GivenUp,
@@ -154,14 +154,14 @@ impl Outbox {
         })
     }
 
-    /// The peer has the handle.
+    /// Notes that the peer has the handle.
     pub(super) fn acknowledged(&mut self, transport: &mut (impl UnixTransport + ?Sized)) {
         if self.in_flight.take().is_some() {
             self.go_on(transport);
         }
     }
 
-    /// The peer does not have it.
+    /// Notes that the peer does not have it.
     pub(super) fn refused(
         &mut self,
         transport: &mut (impl UnixTransport + ?Sized),
@@ -177,7 +177,8 @@ impl Outbox {
         AfterRefusal::GivenUp
     }
 
-    /// How many messages wait for an acknowledgement, the one with its handle included.
+    /// Returns how many messages wait for an acknowledgement, including the message with
+    /// the handle.
     pub(super) fn waiting(&self) -> usize {
         self.queue.len() + usize::from(self.in_flight.is_some())
     }
@@ -244,7 +245,7 @@ fn check(json: &str) -> Result<(), NodeSendErrorKind> {
     }
 }
 
-/// The keys in Node's own order.
+/// Makes the line, with its keys in Node's own order.
 fn line_of(json: &str, handle: &OutgoingHandle) -> Vec<u8> {
     let kind = serde_json::to_string(handle.kind.name()).expect("text is JSON");
     let mut line = format!(r#"{{"cmd":"NODE_HANDLE","type":{kind},"msg":{json}"#);

@@ -1,4 +1,4 @@
-//! How a channel comes about.
+//! How a channel is created, and found.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -7,26 +7,26 @@ use std::process::{Child, Command};
 
 use bowline::process::{remove_environment, spawn_with_descriptors, take_granted};
 
-/// Names the descriptor of a child's end.
+/// The variable with the descriptor number of a child's end.
 const DESCRIPTOR: &str = "NODE_CHANNEL_FD";
 
-/// Names the form of messages.
+/// The variable with the format of messages.
 const MODE: &str = "NODE_CHANNEL_SERIALIZATION_MODE";
 
-/// The number of a child's end, the first that is not its standard input or output. Node
-/// takes any.
+/// The descriptor number of a child's end: the first after standard error. Node accepts
+/// any.
 const NUMBER: u32 = 3;
 
-/// Takes the channel to the parent of this process, if it has one: it was started by Node
-/// with `stdio: [..., 'ipc']`, `fork` or `cluster.fork`. To be called at the beginning,
-/// before there are other threads. The variables that name it are removed, so that children
-/// of ours do not take it for theirs.
+/// Takes the channel to the parent of this process, if it has one. It has one if Node
+/// started it with `stdio: [..., 'ipc']`, `fork` or `cluster.fork`. Call this at the
+/// beginning, before there are other threads. It removes the variables that describe the
+/// channel, so that our own children do not use it.
 ///
 /// # Errors
 ///
-/// The parent speaks another form of messages (`serialization: 'advanced'`,
-/// [`Unsupported`](io::ErrorKind::Unsupported)), there are other threads already (the same
-/// kind), or what is named is no descriptor that this process was given.
+/// - The parent uses the other format of messages (`serialization: 'advanced'`), or there
+///   are other threads already: [`Unsupported`](io::ErrorKind::Unsupported).
+/// - The variable does not name a descriptor that this process was given.
 pub fn take_channel() -> io::Result<Option<OwnedFd>> {
     let Some(number) = std::env::var_os(DESCRIPTOR) else {
         return Ok(None);
@@ -42,15 +42,15 @@ pub fn take_channel() -> io::Result<Option<OwnedFd>> {
     take_granted(number).map(Some)
 }
 
-/// Starts `command`, a Node, with a channel to this process. Returns our end, to be adopted
-/// with a [`channel`](super::channel).
+/// Starts `command`, which runs Node, with a channel to this process. Returns our end, to
+/// be adopted with a [`channel`](super::channel).
 ///
-/// The child finds it by itself: `process.send` and `process.on('message')` are there. It
-/// goes on running as long as it listens to messages, and the channel is open.
+/// In the child, `process.send` and `process.on('message')` work without further setup. The
+/// child runs for as long as it listens for messages and the channel is open.
 ///
 /// # Errors
 ///
-/// Those of [`spawn_with_descriptors`].
+/// As [`spawn_with_descriptors`].
 pub fn spawn_node(mut command: Command) -> io::Result<(Child, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     command

@@ -4,23 +4,23 @@ use bowline::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, Fra
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// The longest message, as sd-varlink has it: 16 MiB.
+/// The longest message in bytes, as in sd-varlink: 16 MiB.
 pub const LONGEST_MESSAGE: usize = 16 * 1_024 * 1_024;
 
-/// How many descriptors a message may have: as many as sd-varlink takes, and the kernel.
+/// How many descriptors a message may have: the limit of sd-varlink and of the kernel.
 pub(super) const MOST_DESCRIPTORS: usize = 253;
 
-/// Messages of any bytes but zero, with a zero behind each. The frame is the message
-/// without its zero.
+/// Finds and encodes messages, each of which ends with a zero byte. The frame is the
+/// message without its zero.
 #[derive(Clone, Debug)]
 pub struct VarlinkFramer {
     longest: usize,
-    /// How far no zero was found.
+    /// How far the input was searched for a zero, without finding one.
     searched: usize,
 }
 
 impl VarlinkFramer {
-    /// Messages of at most 16 MiB.
+    /// Makes a framer for messages of at most 16 MiB.
     pub fn new() -> Self {
         Self {
             longest: LONGEST_MESSAGE,
@@ -28,7 +28,7 @@ impl VarlinkFramer {
         }
     }
 
-    /// Sets how many bytes a message may have, its zero left out; default 16 MiB.
+    /// Sets how many bytes a message may have, without its zero; default 16 MiB.
     #[must_use]
     pub fn with_max_length(mut self, bytes: usize) -> Self {
         self.longest = bytes;
@@ -96,25 +96,25 @@ impl FrameEncoder for VarlinkFramer {
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[non_exhaustive]
 pub struct VarlinkCall<'a> {
-    /// The interface and the method: `org.example.ftl.Jump`. It has no escapes.
+    /// The interface and the method: `org.example.ftl.Jump`. It contains no escapes.
     #[serde(borrow)]
     pub method: &'a str,
-    /// The arguments, as JSON; none are an empty object.
+    /// The arguments, as JSON. `None` is the same as an empty object.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<&'a RawValue>,
-    /// No answer is wanted, and none may be sent.
+    /// The caller wants no answer, and none may be sent.
     #[serde(default, skip_serializing_if = "is_false")]
     pub oneway: bool,
-    /// Several answers are taken.
+    /// The caller accepts several answers.
     #[serde(default, skip_serializing_if = "is_false")]
     pub more: bool,
-    /// After the answer the connection is no varlink any more.
+    /// After the answer, the connection no longer speaks varlink.
     #[serde(default, skip_serializing_if = "is_false")]
     pub upgrade: bool,
 }
 
 impl<'a> VarlinkCall<'a> {
-    /// A call with one answer.
+    /// Makes a call with one answer.
     pub fn new(method: &'a str) -> Self {
         Self {
             method,
@@ -125,23 +125,23 @@ impl<'a> VarlinkCall<'a> {
         }
     }
 
-    /// With these arguments.
+    /// Returns the same call with these arguments.
     #[must_use]
     pub fn parameters(mut self, parameters: &'a RawValue) -> Self {
         self.parameters = Some(parameters);
         self
     }
 
-    /// Reads a message.
+    /// Parses a message.
     ///
     /// # Errors
     ///
-    /// It is no call.
+    /// It is not a call.
     pub fn parse(message: &'a [u8]) -> Result<Self, FramingError> {
         parse(message, "a call that is none")
     }
 
-    /// The arguments, as a value.
+    /// Deserialises the arguments.
     ///
     /// # Errors
     ///
@@ -160,10 +160,11 @@ impl<'a> VarlinkCall<'a> {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct VarlinkReply<'a> {
-    /// The name of an error: `org.varlink.service.MethodNotFound`. It has no escapes.
+    /// The name of an error: `org.varlink.service.MethodNotFound`. It contains no escapes.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
-    /// The results, or what is to be said of the error, as JSON; none are an empty object.
+    /// The results, or the details of the error, as JSON. `None` is the same as an empty
+    /// object.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<&'a RawValue>,
     /// More answers to this call follow.
@@ -172,16 +173,16 @@ pub struct VarlinkReply<'a> {
 }
 
 impl<'a> VarlinkReply<'a> {
-    /// Reads a message.
+    /// Parses a message.
     ///
     /// # Errors
     ///
-    /// It is no answer, or has something in it that nobody knows, as sd-varlink judges it.
+    /// It is not an answer, or contains an unknown field; sd-varlink is as strict.
     pub fn parse(message: &'a [u8]) -> Result<Self, FramingError> {
         parse(message, "an answer that is none")
     }
 
-    /// The results, as a value.
+    /// Deserialises the results.
     ///
     /// # Errors
     ///
@@ -191,7 +192,7 @@ impl<'a> VarlinkReply<'a> {
     }
 }
 
-/// An object of JSON. The library would take an array for one, too.
+/// Parses a JSON object. serde_json would accept an array as well.
 fn parse<'a, M: Deserialize<'a>>(message: &'a [u8], what: &'static str) -> Result<M, FramingError> {
     let malformed = FramingError::Malformed { what };
     match message.trim_ascii_start().first() {

@@ -1,13 +1,14 @@
-//! varlink: calls and answers in JSON, with a zero behind each. systemd's services speak it.
+//! varlink: calls and answers in JSON, each followed by a zero byte. systemd's services
+//! speak it.
 //!
 //! [`connection`] makes a protocol of a [`VarlinkHandler`], for either side
-//! ([`VarlinkRole`]). It keeps the order of calls and answers, takes several answers to one
-//! call (`more`), sends calls without an answer (`oneway`), and gives the connection away
-//! after an `upgrade`. Interfaces and their descriptions are the program's.
+//! ([`VarlinkRole`]). It keeps calls and answers in order, accepts several answers to one
+//! call (`more`), sends calls without an answer (`oneway`), and hands over the connection
+//! after an `upgrade`. Interfaces and their descriptions are left to the program.
 //!
-//! Descriptors are systemd's extension. A message does not say how many it has: it has those
-//! that came with the read in which it ends, and speaks of them by their index. They are off
-//! by default, as in sd-varlink: a peer that sends one is cut off.
+//! Descriptors are an extension of systemd. A message does not say how many it has. It has
+//! those that arrived with the read in which it ends, and refers to them by index. They are
+//! off by default, as in sd-varlink: a peer that sends one is disconnected.
 //!
 //! | limit | default | as in |
 //! |---|---|---|
@@ -81,19 +82,19 @@ pub use self::peer::{VarlinkAnswer, VarlinkContext, VarlinkHandler, VarlinkPeer}
 /// The crate that reads and writes JSON.
 pub use serde_json;
 
-/// A connection of varlink, as a protocol: what [`connection`] makes.
+/// The protocol of a varlink connection, as [`connection`] makes it.
 pub type Varlink<T, H> = Framed<VarlinkFramer, VarlinkPeer<T, H>>;
 
-/// Which side of a connection this is.
+/// The side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VarlinkRole {
-    /// Calls.
+    /// The side that calls.
     Client,
-    /// Answers.
+    /// The side that answers.
     Service,
 }
 
-/// What a connection is allowed.
+/// The limits of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VarlinkSettings {
@@ -103,8 +104,8 @@ pub struct VarlinkSettings {
     pub max_length: usize,
     /// How many calls may wait for an answer; default 1,024.
     pub max_waiting_calls: usize,
-    /// How long an answer may take; default 45 seconds. `None` waits for as long as it takes,
-    /// as a call with [`more`](VarlinkCall::more) always does.
+    /// How long an answer may take; default 45 seconds. `None` sets no limit. A call with
+    /// [`more`](VarlinkCall::more) never has one.
     pub call_deadline: Option<Duration>,
 }
 
@@ -120,28 +121,28 @@ impl Default for VarlinkSettings {
 }
 
 impl VarlinkSettings {
-    /// With another [`max_descriptors`](Self#structfield.max_descriptors).
+    /// Sets [`max_descriptors`](Self#structfield.max_descriptors).
     #[must_use]
     pub fn max_descriptors(mut self, count: usize) -> Self {
         self.max_descriptors = count.min(message::MOST_DESCRIPTORS);
         self
     }
 
-    /// With another [`max_length`](Self#structfield.max_length).
+    /// Sets [`max_length`](Self#structfield.max_length).
     #[must_use]
     pub fn max_length(mut self, bytes: usize) -> Self {
         self.max_length = bytes;
         self
     }
 
-    /// With another [`max_waiting_calls`](Self#structfield.max_waiting_calls).
+    /// Sets [`max_waiting_calls`](Self#structfield.max_waiting_calls).
     #[must_use]
     pub fn max_waiting_calls(mut self, count: usize) -> Self {
         self.max_waiting_calls = count;
         self
     }
 
-    /// With another [`call_deadline`](Self#structfield.call_deadline).
+    /// Sets [`call_deadline`](Self#structfield.call_deadline).
     #[must_use]
     pub fn call_deadline(mut self, deadline: Option<Duration>) -> Self {
         self.call_deadline = deadline;
@@ -149,10 +150,10 @@ impl VarlinkSettings {
     }
 }
 
-/// A protocol that speaks varlink in this role, and calls `handler`.
+/// Makes a protocol that speaks varlink in this role, and calls `handler`.
 ///
 /// Give it to `connect`, to `listen` (one for each connection) or to `adopt`, with a UNIX
-/// stream. [`Framed::call`] and [`VarlinkPeer::enter`] reach the handler from a timer.
+/// stream. A timer reaches the handler with [`Framed::call`] and [`VarlinkPeer::enter`].
 pub fn connection<T: UnixTransport, H: VarlinkHandler<T>>(
     role: VarlinkRole,
     settings: VarlinkSettings,

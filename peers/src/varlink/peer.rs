@@ -19,20 +19,20 @@ use crate::refused::refusal;
 
 /// What a program does with the messages of one connection.
 ///
-/// The callbacks are never called inside each other, as all of bowline's. `cx` sends
-/// messages, and reaches the transport and the reactor.
+/// The callbacks are never called from inside each other, like all callbacks of bowline.
+/// `cx` sends messages, and gives access to the transport and the reactor.
 pub trait VarlinkHandler<T: UnixTransport>: Sized + 'static {
-    /// The connection is there; a client may call.
+    /// The connection has been made. A client may call from now on.
     fn ready(&mut self, cx: &mut VarlinkContext<'_, '_, T, Self>) {
         let _ = cx;
     }
 
-    /// A method was called, of a service. Answer it with [`VarlinkContext::reply`] or
-    /// [`reply_error`](VarlinkContext::reply_error), unless it is oneway. Until that is done,
-    /// now or later, the calls behind it wait, since answers come in the order of calls.
+    /// A method of the service was called. Answer the call with [`VarlinkContext::reply`]
+    /// or [`reply_error`](VarlinkContext::reply_error), now or later, unless it is oneway.
+    /// Later calls wait until then, since answers are sent in the order of the calls.
     ///
-    /// Its descriptors are in [`VarlinkContext::descriptors`]; those that are left are
-    /// closed. The default answers that there is no such method.
+    /// The descriptors of the call are in [`VarlinkContext::descriptors`]; those that are
+    /// left there are closed. By default the answer is that there is no such method.
     fn call_received(&mut self, cx: &mut VarlinkContext<'_, '_, T, Self>, call: &VarlinkCall<'_>) {
         #[derive(Serialize)]
         struct Unknown<'a> {
@@ -48,7 +48,7 @@ pub trait VarlinkHandler<T: UnixTransport>: Sized + 'static {
         }
     }
 
-    /// Bytes have arrived after an upgrade. They are no varlink any more.
+    /// Bytes have arrived after an upgrade. They are not varlink.
     fn raw_data_received(&mut self, cx: &mut VarlinkContext<'_, '_, T, Self>, data: &[u8]) {
         let _ = (cx, data);
     }
@@ -57,7 +57,7 @@ pub trait VarlinkHandler<T: UnixTransport>: Sized + 'static {
     ///
     /// # Errors
     ///
-    /// A handler that does not want it gives it back, as the default does.
+    /// A handler that does not want the descriptor returns it. By default it is returned.
     fn raw_descriptor_received(
         &mut self,
         cx: &mut VarlinkContext<'_, '_, T, Self>,
@@ -67,29 +67,29 @@ pub trait VarlinkHandler<T: UnixTransport>: Sized + 'static {
         Err(fd)
     }
 
-    /// The peer does not keep to the protocol, and the connection is aborted.
-    /// [`connection_lost`](Self::connection_lost) follows. The default logs it.
+    /// The peer has broken the protocol, and the connection is aborted.
+    /// [`connection_lost`](Self::connection_lost) follows. Logged by default.
     fn failed(&mut self, cx: &mut VarlinkContext<'_, '_, T, Self>, error: &FramingError) {
         let peer = cx.frame.transport.peer();
         log::warn!(target: "bowline::peers", "varlink with {peer}: {error}; aborting the connection");
     }
 
-    /// The connection has ended. Called once, last. The calls that had no answer have had
-    /// [`VarlinkAnswer::Lost`].
+    /// The connection has ended. Called once, last. The calls without an answer have been
+    /// told [`VarlinkAnswer::Lost`] before.
     fn connection_lost(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         let _ = (reactor, reason);
     }
 }
 
-/// What came of a call.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum VarlinkAnswer<'a> {
-    /// An answer. Its [`error`](VarlinkReply::error) says whether it is one, and
-    /// [`continues`](VarlinkReply::continues) whether more follow.
+    /// An answer. Its [`error`](VarlinkReply::error) says whether it is an error, and its
+    /// [`continues`](VarlinkReply::continues) whether more answers follow.
     Reply(&'a VarlinkReply<'a>),
-    /// None came within the [time](VarlinkSettings::call_deadline) for it. Nobody could tell
-    /// any more which call an answer is for, so the connection is aborted.
+    /// No answer arrived [in time](VarlinkSettings::call_deadline). The connection is
+    /// aborted, since nobody could tell which call a later answer is for.
     TimedOut,
     /// The connection has ended.
     Lost,
@@ -99,21 +99,21 @@ type Answered<T, H> =
     Box<dyn FnMut(&mut H, &mut VarlinkContext<'_, '_, T, H>, VarlinkAnswer<'_>) + 'static>;
 
 struct Question<T: UnixTransport, H> {
-    /// Out while it is called.
+    /// Taken out while it is called.
     answered: Option<Answered<T, H>>,
     upgrade: bool,
     more: bool,
 }
 
-/// A call that waits for those before it, since it has descriptors: a peer could take them
-/// for an earlier message's.
+/// A call that waits for the calls before it, since it has descriptors: a peer could assign
+/// them to an earlier message.
 struct Held<T: UnixTransport, H> {
     message: Vec<u8>,
     descriptors: Vec<PassedDescriptor>,
     question: Option<Question<T, H>>,
 }
 
-/// The receiver that is inside of a [`Framed`]: the order of calls and answers around a
+/// The receiver inside of a [`Framed`]: it keeps calls and answers in order, around a
 /// [`VarlinkHandler`].
 ///
 /// [`connection`](super::connection) makes the protocol of it.
@@ -140,46 +140,47 @@ struct Current {
     is_paused: bool,
 }
 
-/// What a callback of a [`VarlinkHandler`] reaches.
+/// What a callback of a [`VarlinkHandler`] can use.
 pub struct VarlinkContext<'c, 'f, T: UnixTransport, H> {
     frame: &'c mut FrameContext<'f, T, VarlinkFramer>,
     state: &'c mut State<T, H>,
 }
 
 impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
-    /// The connection's transport. After an upgrade, what is written to it is as it is.
+    /// Returns the connection's transport. After an upgrade, what is written to it is sent
+    /// as it is.
     pub fn transport(&mut self) -> &mut T {
         self.frame.transport
     }
 
-    /// The reactor that drives it.
+    /// Returns the reactor.
     pub fn reactor(&mut self) -> &mut Reactor {
         self.frame.reactor
     }
 
-    /// The descriptors of the message that is being delivered, in the order in which it
-    /// speaks of them: by an index, as a rule.
+    /// Returns the descriptors of the message that is being delivered, in order. The
+    /// message usually refers to them by index.
     pub fn descriptors(&mut self) -> FrameDescriptors<'_> {
         self.frame.framing.descriptors()
     }
 
-    /// How many calls wait for an answer.
+    /// Returns how many calls wait for an answer.
     pub fn waiting_calls(&self) -> usize {
         self.state.questions.len() + self.state.held.len()
     }
 
-    /// Calls a method of the service. `answered` is called with each answer: once, or, for a
-    /// call with [`more`](VarlinkCall::more), until one does not continue. For a oneway call
-    /// it is never called.
+    /// Calls a method of the service. `answered` is called with the answer. For a call with
+    /// [`more`](VarlinkCall::more), it is called with each answer, until one does not
+    /// continue. For a oneway call it is never called.
     ///
-    /// A call with descriptors leaves when those before it are answered: a service could
-    /// take them for an earlier message's. Later calls then wait behind it.
+    /// A call with descriptors is sent when those before it have been answered: a service
+    /// could assign the descriptors to an earlier message. Later calls then wait behind it.
     ///
     /// # Errors
     ///
-    /// Nothing is sent, and the descriptors come back: the call cannot be encoded, there are
-    /// more descriptors than [allowed](VarlinkSettings::max_descriptors), too many calls
-    /// wait, or the transport refused.
+    /// The call cannot be encoded, there are more descriptors than
+    /// [allowed](VarlinkSettings::max_descriptors), too many calls wait, or the transport
+    /// refused. Nothing is sent, and the error returns the descriptors.
     pub fn call(
         &mut self,
         call: &VarlinkCall<'_>,
@@ -217,11 +218,11 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
         Ok(())
     }
 
-    /// Answers the call that was received last, and lets the next one come.
+    /// Answers the call that was received last, and lets the next one in.
     ///
     /// # Errors
     ///
-    /// As [`call`](Self::call); and no call waits for an answer.
+    /// As [`call`](Self::call). Also if no call waits for an answer.
     pub fn reply(
         &mut self,
         parameters: &impl Serialize,
@@ -230,11 +231,11 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
         self.answer(None, parameters, false, descriptors)
     }
 
-    /// Answers it, and more answers follow.
+    /// Answers the call that was received last; more answers follow.
     ///
     /// # Errors
     ///
-    /// As [`reply`](Self::reply); and the caller does not take several.
+    /// As [`reply`](Self::reply). Also if the caller does not accept several answers.
     pub fn reply_and_continue(
         &mut self,
         parameters: &impl Serialize,
@@ -243,7 +244,7 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
         self.answer(None, parameters, true, descriptors)
     }
 
-    /// Answers it with an error of this name.
+    /// Answers the call that was received last with an error of this name.
     ///
     /// # Errors
     ///
@@ -348,8 +349,8 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
         }
     }
 
-    /// The oldest call has its time from now on: an answer to it has come, or to the one
-    /// before it. One that takes several answers has as much as it takes.
+    /// Restarts the time of the oldest call: it, or the call before it, was answered. A
+    /// call that accepts several answers has no limit.
     fn restart_deadline(&mut self) {
         let first = self.state.questions.first();
         let deadline = self.state.settings.call_deadline;
@@ -361,7 +362,7 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkContext<'_, '_, T, H> {
         self.state.settings.max_waiting_calls
     }
 
-    /// Sends what waited for answers that have come.
+    /// Sends the calls that waited for answers which have arrived.
     fn send_held(&mut self) {
         while let Some(next) = self.state.held.front() {
             if !next.descriptors.is_empty() && !self.state.questions.is_empty() {
@@ -411,18 +412,18 @@ impl<T: UnixTransport, H: VarlinkHandler<T>> VarlinkPeer<T, H> {
             .max_descriptors(most)
     }
 
-    /// What the program has given.
+    /// Returns the handler of the program.
     pub fn handler(&self) -> &H {
         &self.handler
     }
 
-    /// What the program has given.
+    /// Returns the handler of the program.
     pub fn handler_mut(&mut self) -> &mut H {
         &mut self.handler
     }
 
-    /// Calls `act` with the handler and everything that its callbacks reach, from a timer
-    /// for instance, which gets here through `call_protocol` and [`Framed::call`].
+    /// Calls `act` with the handler and the context of its callbacks. A timer gets here
+    /// with `call_protocol` and [`Framed::call`].
     pub fn enter<A>(
         &mut self,
         frame: &mut Frame<'_, T>,

@@ -1,4 +1,5 @@
-//! What both who ask have in common: a front-end, and a back-end on its channel.
+//! What the two ends that send requests have in common: a front-end, and a back-end on its
+//! channel.
 
 use std::os::fd::OwnedFd;
 
@@ -9,14 +10,14 @@ use super::codec::Written;
 use super::framing::{VhostUserFramer, VhostUserHeader};
 use super::front_end::{FrontEndError, FrontEndReply};
 
-/// Called once, with what came of a request.
+/// Called once, with the outcome of a request.
 pub(super) type Then = Box<dyn FnOnce(&mut Reactor, Answer)>;
 pub(super) type Answer = Result<FrontEndReply, FrontEndError>;
 
-/// Requests whose answer is to come, in order.
+/// Requests that wait for an answer, in order.
 pub(super) struct Asking {
     framer: VhostUserFramer,
-    /// Each with its number.
+    /// Each with the number of its request.
     questions: Questions<(), (u32, Then)>,
 }
 
@@ -26,8 +27,8 @@ impl Asking {
         Self { framer, questions }
     }
 
-    /// Sends in one call, with the descriptors on the first byte. `then` is told at once if
-    /// nothing is answered.
+    /// Sends a request in one call, with the descriptors on its first byte. `then` is
+    /// called at once if there is no answer.
     pub(super) fn ask<T: UnixTransport + ?Sized>(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -68,8 +69,8 @@ impl Asking {
         sent.map_err(|error| error.descriptors)
     }
 
-    /// Gives an answer to who waits for it. One that is not as `read` wants it, or to
-    /// another request, ends the connection.
+    /// Passes an answer to the request that waits for it. The connection ends if the answer
+    /// is to another request, or if `read` does not accept it.
     pub(super) fn answered<T: UnixTransport + ?Sized>(
         &mut self,
         cx: &mut FrameContext<'_, T, VhostUserFramer>,

@@ -1,4 +1,4 @@
-//! The device's end.
+//! The device: the back-end.
 
 use bowline::framing::{
     FrameContext, FrameEncoder as _, FrameReceiver, Framed, Pairing, Unclaimed,
@@ -9,7 +9,7 @@ use super::codec::{bytes, pair, write_config, write_inflight};
 use super::framing::{MAX_DESCRIPTORS, VhostUserFramer, VhostUserHeader};
 use super::messages::{InflightRegion, VhostUserRequest, features};
 
-/// A protocol of a device, for a listener or a connector.
+/// Makes the protocol of a device, for a listener or a connector.
 pub fn back_end<D>(device: D) -> Framed<VhostUserFramer, BackEnd<D>> {
     let back_end = BackEnd {
         device,
@@ -20,12 +20,13 @@ pub fn back_end<D>(device: D) -> Framed<VhostUserFramer, BackEnd<D>> {
         .max_descriptors(MAX_DESCRIPTORS)
 }
 
-/// A device. All the promises of [`Protocol`](bowline::Protocol) hold.
+/// A device. Everything that [`Protocol`](bowline::Protocol) promises holds for it.
 pub trait VhostUserDevice<T: UnixTransport + ?Sized>: 'static {
-    /// The front-end asks for something, with its descriptors. It waits for the answer, if
-    /// there is one, and asks nothing else meanwhile.
+    /// The front-end sends a request, with its descriptors. If there is an answer, the
+    /// front-end waits for it and sends nothing else meanwhile.
     ///
-    /// Whatever was given before stays the device's until it drops it: a new call, kick or
+    /// The device owns what it was given until it drops it. A new call eventfd, kick
+    /// eventfd or memory table replaces the previous one.
     /// table of memory takes the place of the one before.
     fn request_received(
         &mut self,
@@ -33,23 +34,25 @@ pub trait VhostUserDevice<T: UnixTransport + ?Sized>: 'static {
         request: VhostUserRequest,
     ) -> VhostUserAnswer;
 
-    /// The front-end is gone, and with it the guest, as a rule. Called once, last. Rings are
-    /// to be stopped.
+    /// The front-end is gone, and usually the guest as well. Called once, last. Stop the
+    /// rings.
     fn connection_lost(&mut self, reactor: &mut Reactor, reason: &CloseReason) {
         let _ = (reactor, reason);
     }
 }
 
-/// What a device says to a request.
+/// The answer of a device to a request.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum VhostUserAnswer {
-    /// It was done. Said only if it is asked for, or to [`VhostUserRequest::SetLogBase`]. For
-    /// a request that has another answer, the connection ends.
+    /// The request was done. This is sent only if the front-end wants an acknowledgement,
+    /// or for [`VhostUserRequest::SetLogBase`]. If the request needs another answer, the
+    /// connection ends.
     Done,
-    /// It was not done. The number is not 0. Where it cannot be said, the connection ends.
+    /// The request failed. The number is not 0. If there is no way to send it, the
+    /// connection ends.
     Failed(u64),
-    /// Features, or a number.
+    /// Features, or another number.
     Value(u64),
     /// The next entry of a ring.
     Vring {
@@ -58,42 +61,42 @@ pub enum VhostUserAnswer {
         /// The entry.
         number: u32,
     },
-    /// A part of the configuration: as many bytes as were asked for. None mean that it
-    /// cannot be read.
+    /// A part of the configuration: as many bytes as were requested. Empty if it cannot be
+    /// read.
     Config(Vec<u8>),
-    /// Memory in which the device notes what it is about.
+    /// Memory in which the device records its requests in progress.
     Inflight {
-        /// What it is.
+        /// Its layout.
         region: InflightRegion,
-        /// The memory: a memfd, as a rule. The device keeps one of its own.
+        /// The memory, usually a memfd. The device keeps a descriptor of its own.
         fd: PassedDescriptor,
     },
 }
 
-/// What a device can reach in its callback.
+/// What a device can use in its callback.
 #[derive(Debug)]
 pub struct BackEndContext<'a, T: ?Sized> {
     /// The connection's transport.
     pub transport: &'a mut T,
-    /// The reactor that drives it, to watch what kicks.
+    /// The reactor, to watch the kick eventfds.
     pub reactor: &'a mut Reactor,
 }
 
-/// The receiver of [`back_end`].
+/// The receiver that [`back_end`] puts into its [`Framed`].
 #[derive(Debug)]
 pub struct BackEnd<D> {
     device: D,
-    /// The feature was chosen by which requests are acknowledged.
+    /// The feature was negotiated by which requests are acknowledged.
     acknowledges: bool,
 }
 
 impl<D> BackEnd<D> {
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &D {
         &self.device
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device_mut(&mut self) -> &mut D {
         &mut self.device
     }
@@ -159,9 +162,9 @@ where
 enum Asked {
     Nothing,
     Acknowledgement,
-    /// An answer of its own.
+    /// The answer of this request.
     Answer,
-    /// That it was done, whether or not it was asked for.
+    /// An acknowledgement, even if none was asked for.
     Log,
     Config {
         offset: u32,
@@ -171,7 +174,8 @@ enum Asked {
 
 type Payload = (Vec<u8>, Option<PassedDescriptor>);
 
-/// What is replied: nothing, where nobody waits for it. An error for what cannot be said.
+/// Returns what to reply: `None` if nobody waits for it, an error if `answer` cannot be
+/// sent.
 fn payload_of(asked: &Asked, answer: VhostUserAnswer) -> Result<Option<Payload>, VhostUserAnswer> {
     use VhostUserAnswer as Answer;
     let plain = |payload| Ok(Some((payload, None)));

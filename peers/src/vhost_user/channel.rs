@@ -1,4 +1,4 @@
-//! The channel on which a back-end asks.
+//! The channel on which a back-end sends requests.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -14,7 +14,7 @@ use super::framing::{MAX_DESCRIPTORS, VhostUserFramer, VhostUserHeader};
 use super::front_end::{FrontEndError, FrontEndReply, Made, acknowledgement};
 use super::messages::kind;
 
-/// Numbers of requests of back-ends, as the specification has them.
+/// The numbers of the requests of back-ends, as in the specification.
 pub(super) mod of_back_end {
     pub(crate) const FIRST: u32 = 1;
     pub(crate) const LAST: u32 = 8;
@@ -28,32 +28,32 @@ pub(super) mod of_back_end {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BackEndRequest {
-    /// The configuration of the device is another. The front-end reads it again, maybe
+    /// The configuration of the device has changed. The front-end reads it again, maybe
     /// before it answers this.
     ConfigChanged,
-    /// Where the guest may write instead of kicking a ring: a page of the device. Without a
-    /// descriptor, it may no longer.
+    /// A page of the device to which the guest may write instead of kicking a ring. Without
+    /// a descriptor, it may no longer do so.
     HostNotifier {
         /// The ring.
         index: u32,
-        /// How many bytes.
+        /// Its size in bytes.
         size: u64,
         /// Where it begins in the file.
         offset: u64,
         /// The memory.
         fd: Option<OwnedFd>,
     },
-    /// Entries of a ring were used: in place of its eventfd.
+    /// Entries of a ring were used. Replaces the call eventfd.
     VringCall {
         /// The ring.
         index: u32,
     },
-    /// A ring is broken: in place of its eventfd.
+    /// A ring is broken. Replaces the error eventfd.
     VringErr {
         /// The ring.
         index: u32,
     },
-    /// Anything else, as it came.
+    /// Any other request, unparsed.
     Other {
         /// Its number.
         request: u32,
@@ -65,7 +65,7 @@ pub enum BackEndRequest {
 }
 
 impl BackEndRequest {
-    /// What a message asks. `None` if its payload is not what its kind has.
+    /// Parses a message. Returns `None` if its payload does not fit its request.
     fn read(
         request: u32,
         payload: &[u8],
@@ -127,10 +127,10 @@ fn framed<R>(receiver: R) -> Framed<VhostUserFramer, R> {
         .max_descriptors(MAX_DESCRIPTORS)
 }
 
-/// A protocol for the socket that a device was given to ask on
-/// ([`SetBackendReqFd`](super::VhostUserRequest::SetBackendReqFd)). `made` is called when it
-/// is adopted. From then on, requests are made by [`ask`](BackEndChannel::ask), through
-/// [`call_protocol`](bowline::Transports::call_protocol) for a part of the type
+/// Makes the protocol for the socket on which a device may send requests
+/// ([`SetBackendReqFd`](super::VhostUserRequest::SetBackendReqFd)). `made` is called when
+/// the socket is adopted. From then on, [`ask`](BackEndChannel::ask) sends requests. It is
+/// reached with [`call_protocol`](bowline::Transports::call_protocol), for the type
 /// [`BackEndChannel`].
 pub fn back_end_channel(
     made: impl FnOnce(&mut Reactor, UnixTransportHandle) + 'static,
@@ -141,27 +141,28 @@ pub fn back_end_channel(
     })
 }
 
-/// The receiver of [`back_end_channel`].
+/// The receiver that [`back_end_channel`] puts into its [`Framed`].
 pub struct BackEndChannel {
     made: Option<Made>,
     asking: Asking,
 }
 
-/// Whether a request on the channel of a back-end is to be acknowledged.
+/// Whether to have a request on the channel of a back-end acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acknowledged {
-    /// It is: both sides have to have chosen
+    /// It is acknowledged. Both sides must have negotiated
     /// [`PROTOCOL_REPLY_ACK`](super::features::PROTOCOL_REPLY_ACK).
     Yes,
-    /// `then` is told that it was sent.
+    /// It is not. `then` is called when the request was sent.
     No,
 }
 
 impl BackEndChannel {
-    /// Asks the front-end. `then` is called once, with its answer; in the order of requests.
+    /// Sends a request to the front-end. `then` is called once, with the answer, in the
+    /// order of the requests.
     ///
-    /// A front-end may ask the device something before it answers. So nothing of the device's
-    /// is to wait for `then`.
+    /// A front-end may send the device a request before it answers. So the device must not
+    /// wait for `then`.
     pub fn ask<T: UnixTransport + ?Sized>(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -174,7 +175,7 @@ impl BackEndChannel {
             .ask(cx, request.write(), awaited, Box::new(then));
     }
 
-    /// How many answers are to come.
+    /// Returns how many answers are outstanding.
     pub fn outstanding(&self) -> usize {
         self.asking.outstanding()
     }
@@ -208,9 +209,9 @@ impl fmt::Debug for BackEndChannel {
     }
 }
 
-/// A protocol of a front-end for its end of the channel that it has given a back-end.
-/// `asked` is called for each request; an error, which is not 0, is told where the back-end
-/// wants to know.
+/// Makes the protocol of a front-end for its end of the channel that it has given to a
+/// back-end. `asked` is called for each request. If it returns an error, which is not 0,
+/// that is sent if the back-end wants an acknowledgement.
 pub fn front_end_channel<A>(asked: A) -> Framed<VhostUserFramer, FrontEndChannel<A>>
 where
     A: FnMut(&mut Reactor, BackEndRequest) -> Result<(), u64> + 'static,
@@ -218,7 +219,7 @@ where
     framed(FrontEndChannel { asked })
 }
 
-/// The receiver of [`front_end_channel`].
+/// The receiver that [`front_end_channel`] puts into its [`Framed`].
 pub struct FrontEndChannel<A> {
     asked: A,
 }

@@ -1,4 +1,4 @@
-//! Requests as bytes and descriptors; pure.
+//! Encodes and parses requests as bytes and descriptors; pure.
 
 use std::os::fd::OwnedFd;
 
@@ -7,11 +7,11 @@ use bowline::PassedDescriptor;
 use super::framing::{LOG, MAX_DESCRIPTORS, word};
 use super::messages::{InflightRegion, MemoryRegion, VhostUserRequest, VringAddress, kind};
 
-/// Bytes of the description of a region.
+/// Bytes of the description of a memory region.
 const REGION: usize = 32;
 
 impl VhostUserRequest {
-    /// What a message asks. `None` if its payload is not what its kind has.
+    /// Parses a message. Returns `None` if its payload does not fit its request.
     pub(super) fn read(
         request: u32,
         payload: &[u8],
@@ -25,7 +25,7 @@ impl VhostUserRequest {
         }
     }
 
-    /// Of a ring.
+    /// Parses a request about a ring.
     fn read_ring(request: u32, payload: &[u8], fd: Option<OwnedFd>) -> Option<Self> {
         let (first, second) = (low(value(payload)?), high(value(payload)?));
         let index = match request {
@@ -102,7 +102,7 @@ impl VhostUserRequest {
         })
     }
 
-    /// What it is on the wire.
+    /// Encodes the request.
     pub(super) fn write(self) -> Written {
         let event = |kind, index: u32, fd: Option<OwnedFd>| {
             let flag = if fd.is_some() { 0 } else { kind::NO_DESCRIPTOR };
@@ -141,7 +141,7 @@ impl VhostUserRequest {
         }
     }
 
-    /// Of what is of no ring.
+    /// Encodes a request that is about no ring.
     fn write_other(self) -> Written {
         let plain = |kind| Written::new(kind, Vec::new());
         match self {
@@ -186,7 +186,7 @@ impl VhostUserRequest {
         }
     }
 
-    /// Of what is for migration, and for going on after a crash.
+    /// Encodes a request about migration, or about recovery from a crash.
     fn write_passing(self) -> Written {
         match self {
             Self::SetLogBase { size, offset, fd } => {
@@ -211,7 +211,7 @@ impl VhostUserRequest {
         }
     }
 
-    /// Whether it has an answer of its own.
+    /// Whether the request has an answer of its own.
     pub(super) fn has_answer(&self) -> bool {
         matches!(
             self,
@@ -227,7 +227,7 @@ impl VhostUserRequest {
     }
 }
 
-/// A request as it is sent.
+/// An encoded request.
 pub(super) struct Written {
     pub(super) request: u32,
     pub(super) payload: Vec<u8>,
@@ -250,7 +250,7 @@ impl Written {
     }
 }
 
-/// The number that a payload is.
+/// Parses a payload that is a number.
 pub(super) fn value(payload: &[u8]) -> Option<u64> {
     Some(u64::from_ne_bytes(*payload.first_chunk()?))
 }

@@ -1,4 +1,4 @@
-//! Where messages begin and end, and how many descriptors they own; pure.
+//! Finds messages in the bytes, and how many descriptors each has; pure.
 
 use bowline::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
@@ -8,13 +8,13 @@ use super::messages::kind;
 /// Bytes of a header.
 const HEADER: usize = 12;
 
-/// Bytes of what says where a log is.
+/// Bytes of the description of a log.
 pub(super) const LOG: usize = 16;
 
-/// The longest payload, unless set: rust-vmm's `MAX_MSG_SIZE`.
+/// The longest payload by default, in bytes: `MAX_MSG_SIZE` of rust-vmm.
 const MAX_PAYLOAD: usize = 4_096;
 
-/// The most descriptors of a message (`VHOST_MEMORY_BASELINE_NREGIONS`).
+/// How many descriptors a message may have (`VHOST_MEMORY_BASELINE_NREGIONS`).
 pub(super) const MAX_DESCRIPTORS: usize = 8;
 
 const VERSION: u32 = 1;
@@ -22,10 +22,10 @@ const VERSION_MASK: u32 = 3;
 const REPLY: u32 = 1 << 2;
 const NEEDS_REPLY: u32 = 1 << 3;
 
-/// The header of a message. Its length and version are set by themselves.
+/// The header of a message, without its length and version. Those are set automatically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VhostUserHeader {
-    /// What is asked, by the number of the specification.
+    /// The number of the request, as in the specification.
     pub request: u32,
     /// Whether this is the answer.
     pub is_reply: bool,
@@ -34,11 +34,11 @@ pub struct VhostUserHeader {
 }
 
 impl VhostUserHeader {
-    /// What a frame begins with, and its payload.
+    /// Parses a frame. Returns its header and its payload.
     ///
     /// # Panics
     ///
-    /// If `frame` is shorter than a header. No frame of a [`VhostUserFramer`] is.
+    /// `frame` is shorter than a header. No frame of a [`VhostUserFramer`] is.
     #[track_caller]
     pub fn of(frame: &[u8]) -> (Self, &[u8]) {
         let (header, payload) = frame.split_at(HEADER);
@@ -51,7 +51,7 @@ impl VhostUserHeader {
         (header, payload)
     }
 
-    /// How many descriptors such a message owns.
+    /// Returns how many descriptors a message of a front-end has.
     fn claims(&self, payload: &[u8]) -> Option<usize> {
         let first = |payload: &[u8]| (payload.len() >= 4).then(|| word(payload, 0));
         Some(match self.request {
@@ -73,7 +73,7 @@ impl VhostUserHeader {
         })
     }
 
-    /// As that, of a message on the channel of a back-end.
+    /// Returns how many descriptors a message on the channel of a back-end has.
     fn claims_of_back_end(&self, payload: &[u8]) -> Option<usize> {
         Some(match self.request {
             _ if self.is_reply => 0,
@@ -84,19 +84,19 @@ impl VhostUserHeader {
     }
 }
 
-/// One, unless bit 8 of the first word says that there is none.
+/// Returns 1, or 0 if bit 8 of the first word says that there is no descriptor.
 fn one_unless_denied(payload: &[u8]) -> usize {
     usize::from(payload.len() >= 4 && word(payload, 0) & kind::NO_DESCRIPTOR == 0)
 }
 
-/// Cuts messages, and makes them.
+/// Finds messages in the bytes, and encodes them.
 #[derive(Clone, Debug)]
 pub struct VhostUserFramer {
     max_payload: usize,
     channel: Channel,
 }
 
-/// Who asks: the same numbers mean different things.
+/// Who sends the requests: the same numbers mean different things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Channel {
     FrontEnd,
@@ -104,7 +104,8 @@ enum Channel {
 }
 
 impl VhostUserFramer {
-    /// With the default limit, of requests of a front-end and their answers.
+    /// Makes a framer for the requests of a front-end and their answers, with the default
+    /// limit.
     pub fn new() -> Self {
         Self {
             max_payload: MAX_PAYLOAD,
@@ -112,8 +113,8 @@ impl VhostUserFramer {
         }
     }
 
-    /// Of requests of a back-end, which come on a [channel](super::back_end_channel) of
-    /// their own.
+    /// Makes a framer for the requests of a back-end, which are sent on a
+    /// [channel](super::back_end_channel) of their own, with the default limit.
     pub fn of_back_end() -> Self {
         Self {
             channel: Channel::BackEnd,
@@ -121,7 +122,7 @@ impl VhostUserFramer {
         }
     }
 
-    /// Sets how many bytes a payload may have, received or sent; default 4,096.
+    /// Sets how many bytes a received or sent payload may have; default 4,096.
     #[must_use]
     pub fn with_max_payload(mut self, max_payload: usize) -> Self {
         self.max_payload = max_payload;
@@ -201,13 +202,13 @@ impl FrameEncoder for VhostUserFramer {
         Ok(Envelope::new(&head, b""))
     }
 
-    /// 8. QEMU ends the connection at more.
+    /// 8. QEMU ends the connection if there are more.
     fn max_descriptors(&self) -> usize {
         MAX_DESCRIPTORS
     }
 }
 
-/// The word at this place, which is there.
+/// Returns the word at `at`, which must be there.
 pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(*bytes[at..].first_chunk().expect("a word"))
 }

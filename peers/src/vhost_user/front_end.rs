@@ -1,4 +1,4 @@
-//! The monitor's end.
+//! The virtual machine monitor: the front-end.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -15,10 +15,9 @@ use super::messages::{InflightRegion, VhostUserRequest, features};
 
 pub(super) type Made = Box<dyn FnOnce(&mut Reactor, UnixTransportHandle)>;
 
-/// A protocol that asks a device. `made` is called when the connection is there. From then
-/// on, requests are made by [`ask`](FrontEnd::ask), through
-/// [`call_protocol`](bowline::Transports::call_protocol) for a part of the type
-/// [`FrontEnd`].
+/// Makes a protocol that sends requests to a device. `made` is called when the connection
+/// is made. From then on, [`ask`](FrontEnd::ask) sends requests. It is reached with
+/// [`call_protocol`](bowline::Transports::call_protocol), for the type [`FrontEnd`].
 pub fn front_end(
     made: impl FnOnce(&mut Reactor, UnixTransportHandle) + 'static,
 ) -> Framed<VhostUserFramer, FrontEnd> {
@@ -32,23 +31,23 @@ pub fn front_end(
         .max_descriptors(MAX_DESCRIPTORS)
 }
 
-/// The receiver of [`front_end`].
+/// The receiver that [`front_end`] puts into its [`Framed`].
 pub struct FrontEnd {
     made: Option<Made>,
     asking: Asking,
-    /// The feature was chosen by which requests are acknowledged.
+    /// The feature was negotiated by which requests are acknowledged.
     acknowledged: bool,
 }
 
-/// What was answered.
+/// The answer to a request.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FrontEndReply {
-    /// The request was sent, and nothing is answered to it.
+    /// The request was sent, and has no answer.
     Sent,
-    /// It was done.
+    /// The request was done.
     Done,
-    /// Features, or a number.
+    /// Features, or another number.
     Value(u64),
     /// A ring and its next entry.
     Vring {
@@ -57,27 +56,28 @@ pub enum FrontEndReply {
         /// The entry.
         number: u32,
     },
-    /// The bytes of a configuration. None mean that the device cannot read it.
+    /// The bytes of the configuration. Empty if the device cannot read it.
     Config(Vec<u8>),
-    /// Memory in which the device notes what it is about. Keep it, for the next device.
+    /// Memory in which the device records its requests in progress. Keep it for the next
+    /// device.
     Inflight {
-        /// What it is.
+        /// Its layout.
         region: InflightRegion,
         /// The memory.
         fd: OwnedFd,
     },
 }
 
-/// Why there is no answer.
+/// Why a request was not answered, or has failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FrontEndError {
-    /// It was not done, which is said by this number.
+    /// The device has failed to do it, with this number.
     Failed(u64),
-    /// The request was not sent: it is too long, or the transport refuses. Its descriptors
-    /// come back.
+    /// The request was not sent: it is too long, or the transport refuses it. Returns the
+    /// descriptors.
     NotSent(Vec<PassedDescriptor>),
-    /// The device answers something else, and the connection ends.
+    /// The answer does not fit the request, and the connection ends.
     Malformed,
     /// The connection has ended.
     Lost,
@@ -99,11 +99,12 @@ impl std::error::Error for FrontEndError {}
 type Cx<'a, T> = FrameContext<'a, T, VhostUserFramer>;
 
 impl FrontEnd {
-    /// Asks the device. `then` is called once, with its answer; in the order of requests.
+    /// Sends a request to the device. `then` is called once, with the answer, in the order
+    /// of the requests.
     ///
-    /// A request that has no answer of its own is acknowledged where both sides have
-    /// chosen so ([`features::PROTOCOL_REPLY_ACK`]). Otherwise `then` is told, at once, that
-    /// it was sent.
+    /// A request without an answer of its own is acknowledged if both sides have negotiated
+    /// it ([`features::PROTOCOL_REPLY_ACK`]). Otherwise `then` is told at once that it was
+    /// sent.
     pub fn ask<T: UnixTransport + ?Sized>(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -124,13 +125,13 @@ impl FrontEnd {
         }
     }
 
-    /// How many answers are to come.
+    /// Returns how many answers are outstanding.
     pub fn outstanding(&self) -> usize {
         self.asking.outstanding()
     }
 }
 
-/// What an answer says. `None` if it is not as its request has it.
+/// Parses an answer. Returns `None` if it does not fit its request.
 fn read(
     request: u32,
     payload: &[u8],
@@ -159,7 +160,7 @@ fn read(
     }))
 }
 
-/// What the acknowledgement of a request says that has no other answer.
+/// Parses the acknowledgement of a request that has no other answer.
 pub(super) fn acknowledgement(payload: &[u8]) -> Option<Answer> {
     Some(match value(payload)? {
         0 => Ok(FrontEndReply::Done),

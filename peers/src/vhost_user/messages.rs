@@ -1,8 +1,8 @@
-//! What is asked.
+//! The requests of a front-end.
 
 use std::os::fd::OwnedFd;
 
-/// Numbers of requests, as the specification has them.
+/// The numbers of the requests, as in the specification.
 pub(super) mod kind {
     pub(crate) const FIRST: u32 = 1;
     pub(crate) const LAST: u32 = 38;
@@ -37,63 +37,67 @@ pub(super) mod kind {
     /// In the payload of kick, call and err: there is no descriptor.
     pub(crate) const NO_DESCRIPTOR: u32 = 1 << 8;
 
-    /// In the address of a ring: what is used of it is written to the log.
+    /// In the address of a ring: writes to its used ring are recorded in the log.
     pub(crate) const LOGGED: u32 = 1;
 }
 
-/// Bits of features: of virtio devices, and of this protocol.
+/// Feature bits: of virtio devices, and of this protocol.
 pub mod features {
-    /// Of a device (`VIRTIO_F_VERSION_1`): it is not of the time before the standard.
+    /// Of a device (`VIRTIO_F_VERSION_1`): it conforms to the virtio standard and is not a
+    /// legacy device.
     pub const VERSION_1: u64 = 1 << 32;
-    /// Of a device (`VHOST_USER_F_PROTOCOL_FEATURES`): the protocol has features, too. Rings
-    /// are then off until they are enabled.
+    /// Of a device (`VHOST_USER_F_PROTOCOL_FEATURES`): protocol features can be negotiated.
+    /// Rings are then disabled until they are enabled.
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
-    /// Of the protocol: several queues, and their number can be asked.
+    /// Of the protocol: there are several queues, and their number can be requested.
     pub const PROTOCOL_MQ: u64 = 1 << 0;
-    /// Of a device (`VHOST_F_LOG_ALL`): what it writes of the guest's memory is noted in the
-    /// log.
+    /// Of a device (`VHOST_F_LOG_ALL`): its writes to the guest's memory are recorded in
+    /// the log.
     pub const LOG_ALL: u64 = 1 << 26;
-    /// Of the protocol: the log is passed as a descriptor. A guest can be moved then.
+    /// Of the protocol: the log is passed as a descriptor. A guest can then be migrated.
     pub const PROTOCOL_LOG_SHMFD: u64 = 1 << 1;
     /// Of the protocol: requests can be acknowledged.
     pub const PROTOCOL_REPLY_ACK: u64 = 1 << 3;
-    /// Of the protocol: the back-end may ask, too, on a channel of its own.
+    /// Of the protocol: the back-end may also send requests, on a channel of its own.
     pub const PROTOCOL_BACKEND_REQ: u64 = 1 << 5;
-    /// Of the protocol: the device's configuration is the back-end's.
+    /// Of the protocol: the back-end has the device's configuration.
     pub const PROTOCOL_CONFIG: u64 = 1 << 9;
     /// Of the protocol: a request of a back-end may have descriptors.
     pub const PROTOCOL_BACKEND_SEND_FD: u64 = 1 << 10;
-    /// Of the protocol: memory of the device is mapped into the guest by a request of the
-    /// back-end's.
+    /// Of the protocol: the back-end can request that memory of the device is mapped into
+    /// the guest.
     pub const PROTOCOL_HOST_NOTIFIER: u64 = 1 << 11;
-    /// Of the protocol: what a device is about is kept in memory that outlives it.
+    /// Of the protocol: requests in progress are recorded in memory that outlives the
+    /// device.
     pub const PROTOCOL_INFLIGHT_SHMFD: u64 = 1 << 12;
-    /// Of the protocol: regions of memory come and go one by one.
+    /// Of the protocol: memory regions are added and removed one by one.
     pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 }
 
-/// A piece of the guest's memory.
+/// A region of the guest's memory.
 #[derive(Debug)]
 pub struct MemoryRegion {
-    /// Where it is for the guest.
+    /// Its address in the guest.
     pub guest: u64,
-    /// How many bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Where it is for the front-end.
+    /// Its address in the front-end.
     pub user: u64,
-    /// Where it begins in the file. Who maps it maps from the beginning, `offset + size`.
+    /// Where it begins in the file. A device that maps it maps the file from its beginning,
+    /// with a length of `offset + size`.
     pub offset: u64,
-    /// The memory: a memfd, as a rule.
+    /// The memory, usually a memfd.
     pub fd: OwnedFd,
 }
 
 impl MemoryRegion {
-    /// Where in the file an address of the guest is, with `length` bytes that are there.
+    /// Returns where in the file an address of the guest is. `None` if the `length` bytes
+    /// from there are not all in this region.
     pub fn at_guest(&self, address: u64, length: u64) -> Option<u64> {
         self.at(self.guest, address, length)
     }
 
-    /// As [`at_guest`](Self::at_guest), of an address of the front-end.
+    /// As [`at_guest`](Self::at_guest), for an address of the front-end.
     pub fn at_user(&self, address: u64, length: u64) -> Option<u64> {
         self.at(self.user, address, length)
     }
@@ -108,29 +112,29 @@ impl MemoryRegion {
 /// Where the parts of a ring are: addresses of the front-end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VringAddress {
-    /// The table of descriptors.
+    /// The descriptor table.
     pub descriptors: u64,
-    /// What the device has used.
+    /// The used ring, which the device writes.
     pub used: u64,
-    /// What the driver has made available.
+    /// The available ring, which the driver writes.
     pub available: u64,
-    /// Where in the guest's memory the part that is used is, as the log has it. `Some` while
-    /// a guest is being moved: what the device writes there has to be noted.
+    /// The address of the used ring in the guest's memory, for the log. `Some` while a
+    /// guest is being migrated: the device has to record what it writes there.
     pub log: Option<u64>,
 }
 
-/// Memory in which a device notes what it is about, so that another can go on after a crash.
-/// How it is divided is the device's, by the section "Inflight I/O tracking" of the
-/// specification.
+/// Memory in which a device records its requests in progress, so that another device can go
+/// on after a crash. The device decides on its layout; see the section "Inflight I/O
+/// tracking" of the specification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InflightRegion {
-    /// How many bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Where it begins in its file.
+    /// Where it begins in the file.
     pub offset: u64,
     /// For how many rings it is.
     pub queues: u16,
-    /// How many entries each has.
+    /// How many entries each ring has.
     pub queue_size: u16,
 }
 
@@ -138,137 +142,139 @@ pub struct InflightRegion {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum VhostUserRequest {
-    /// Which features of the device there are. Answered by a value.
+    /// Asks for the features that the device offers. Answered with a value.
     GetFeatures,
-    /// Which of them are used.
+    /// Says which features of the device are used.
     SetFeatures(u64),
-    /// The session begins.
+    /// Begins the session.
     SetOwner,
-    /// Deprecated; to be ignored.
+    /// Deprecated; ignore it.
     ResetOwner,
-    /// The guest's memory, in place of what was said before.
+    /// Sets the guest's memory, in place of the previous one.
     SetMemTable(Vec<MemoryRegion>),
-    /// How many entries a ring has.
+    /// Sets how many entries a ring has.
     SetVringNum {
         /// The ring.
         index: u32,
         /// How many; a power of 2.
         number: u32,
     },
-    /// Where a ring is.
+    /// Sets where a ring is.
     SetVringAddr {
         /// The ring.
         index: u32,
-        /// Where.
+        /// Its addresses.
         address: VringAddress,
     },
-    /// The next entry that the device takes.
+    /// Sets the next entry that the device takes.
     SetVringBase {
         /// The ring.
         index: u32,
         /// The entry.
         number: u32,
     },
-    /// Stops a ring. Answered by the next entry that the device would have taken.
+    /// Stops a ring. Answered with the next entry that the device would have taken.
     GetVringBase {
         /// The ring.
         index: u32,
     },
-    /// An eventfd that says that there is something in a ring, which starts it. Without one,
-    /// the device has to look by itself.
+    /// Sets the kick eventfd, which says that a ring has new entries, and starts the ring.
+    /// Without one, the device has to poll.
     SetVringKick {
         /// The ring.
         index: u32,
         /// The eventfd.
         fd: Option<OwnedFd>,
     },
-    /// An eventfd by which the device says that it has used entries. It comes again while
-    /// the guest runs, in place of the one before.
+    /// Sets the call eventfd, with which the device says that it has used entries. The
+    /// front-end may replace it while the guest runs.
     SetVringCall {
         /// The ring.
         index: u32,
         /// The eventfd.
         fd: Option<OwnedFd>,
     },
-    /// An eventfd by which the device says that a ring is broken.
+    /// Sets the error eventfd, with which the device says that a ring is broken.
     SetVringErr {
         /// The ring.
         index: u32,
         /// The eventfd.
         fd: Option<OwnedFd>,
     },
-    /// Which features of the protocol there are. Answered by a value.
+    /// Asks for the protocol features that the back-end offers. Answered with a value.
     GetProtocolFeatures,
-    /// Which of them are used.
+    /// Says which protocol features are used.
     SetProtocolFeatures(u64),
-    /// How many rings there are. Answered by a value.
+    /// Asks for the number of rings. Answered with a value.
     GetQueueNum,
-    /// Turns a ring on or off.
+    /// Enables or disables a ring.
     SetVringEnable {
         /// The ring.
         index: u32,
-        /// Whether it is on.
+        /// Whether it is enabled.
         is_on: bool,
     },
-    /// Reads the configuration of the device. Answered by its bytes, all of them.
+    /// Reads the device's configuration. Answered with all of the requested bytes.
     GetConfig {
-        /// From where on.
+        /// The offset of the first byte.
         offset: u32,
         /// How many bytes.
         size: u32,
         /// For migration: 1.
         flags: u32,
     },
-    /// Writes the configuration of the device.
+    /// Writes the device's configuration.
     SetConfig {
-        /// From where on.
+        /// The offset of the first byte.
         offset: u32,
         /// For migration: 1.
         flags: u32,
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// How many regions of memory there may be. Answered by a value.
+    /// Asks how many memory regions there may be. Answered with a value.
     GetMaxMemSlots,
-    /// One more region of memory.
+    /// Adds a memory region.
     AddMemReg(MemoryRegion),
-    /// One less: that of these addresses and of this size.
+    /// Removes the memory region with these addresses and this size.
     RemMemReg {
-        /// Where it is for the guest.
+        /// Its address in the guest.
         guest: u64,
-        /// How many bytes.
+        /// Its size in bytes.
         size: u64,
-        /// Where it is for the front-end.
+        /// Its address in the front-end.
         user: u64,
     },
-    /// Where the device notes which pages of the guest it has written: a bit for each of
-    /// 4,096 bytes. Acknowledged always, once both sides have chosen
-    /// [`features::PROTOCOL_LOG_SHMFD`]. Without that it comes as [`Other`](Self::Other).
+    /// Sets the log, in which the device records which pages of the guest it has written:
+    /// one bit for each 4,096 bytes. It is always acknowledged, once both sides have
+    /// negotiated [`features::PROTOCOL_LOG_SHMFD`]. Without that it arrives as
+    /// [`Other`](Self::Other).
     SetLogBase {
-        /// How many bytes.
+        /// Its size in bytes.
         size: u64,
         /// Where it begins in the file.
         offset: u64,
         /// The memory.
         fd: OwnedFd,
     },
-    /// An eventfd by which the device says that it has written to the log.
+    /// Sets the eventfd with which the device says that it has written to the log.
     SetLogFd(OwnedFd),
-    /// A connected socket on which the back-end may ask: adopt it with
+    /// Gives the back-end a connected socket on which it may send requests. Adopt it with
     /// [`back_end_channel`](super::back_end_channel).
     SetBackendReqFd(OwnedFd),
-    /// Memory for what the device is about; of the answer only `queues` and `queue_size`
-    /// are given. Answered by [`VhostUserAnswer::Inflight`](super::VhostUserAnswer::Inflight).
+    /// Asks for memory in which to record requests in progress. Only `queues` and
+    /// `queue_size` are set. Answered with
+    /// [`VhostUserAnswer::Inflight`](super::VhostUserAnswer::Inflight).
     GetInflightFd(InflightRegion),
-    /// That memory again, of this device or of the one before it.
+    /// Returns that memory to the device, or to the next one.
     SetInflightFd {
-        /// What it is.
+        /// Its layout.
         region: InflightRegion,
         /// The memory.
         fd: OwnedFd,
     },
-    /// Anything else, as it came. If it has an answer of its own, that cannot be given:
-    /// do not offer the feature of the protocol that it belongs to.
+    /// Any other request, unparsed. If it needs an answer of its own, that cannot be given:
+    /// do not offer the protocol feature that it belongs to.
     Other {
         /// Its number.
         request: u32,

@@ -1,33 +1,32 @@
-//! vhost-user: a virtual machine monitor (the front-end) has another process (the back-end)
-//! be a device of its guest, on memory that both have.
+//! vhost-user: another process (the back-end) implements a device of a virtual machine, for
+//! its monitor (the front-end). Both share the guest's memory.
 //!
-//! [`back_end`] is the protocol of the process that is the device, [`front_end`] that of the
-//! monitor. Either may listen. Requests are values ([`VhostUserRequest`]), with descriptors
-//! where they have some: memory, and the eventfds by which both sides wake each other
-//! ([`EventCounter`](bowline::descriptor::EventCounter), which a
-//! [reactor watches](bowline::Reactor::call_each_time_readable)).
+//! [`back_end`] is the protocol of the process that implements the device, [`front_end`]
+//! that of the monitor. Either may listen. Requests are values ([`VhostUserRequest`]). Some
+//! have descriptors: memory, and the eventfds with which the two sides wake each other
+//! ([`EventCounter`](bowline::descriptor::EventCounter), which a [reactor
+//! watches](bowline::Reactor::call_each_time_readable)).
 //!
-//! Rings and devices are not here. Descriptors of a ring have addresses of the guest, the
-//! addresses of rings are those of the front-end ([`MemoryRegion::guest`] and
-//! [`MemoryRegion::user`]).
+//! Rings and devices are not implemented here. The descriptors in a ring have guest
+//! addresses; the addresses of the rings are those of the front-end
+//! ([`MemoryRegion::guest`] and [`MemoryRegion::user`]).
 //!
-//! A message has its descriptors with its header, and its kind and payload say how many it
-//! has. So they are claimed, and reads are not limited. One that no message claims is closed.
-//! A front-end is trusted with the linger setting of what it passes
-//! ([`Linger::Keep`](bowline::Linger::Keep)).
+//! The descriptors of a message arrive with its header. The request and the payload say how
+//! many there are. So they are claimed, and a read may be of any length. A descriptor that
+//! no message claims is closed. A front-end is trusted with the linger setting of the
+//! sockets that it passes ([`Linger::Keep`](bowline::Linger::Keep)).
 //!
 //! | limit | default | of |
 //! |---|---|---|
 //! | bytes of a payload | 4,096 | rust-vmm; the specification has none |
 //! | descriptors of a message, regions of memory | 8 | the specification |
 //!
-//! A back-end may ask, too, on a channel that the front-end gives it
-//! ([`VhostUserRequest::SetBackendReqFd`]): [`back_end_channel`] and [`front_end_channel`] are
-//! its two ends.
+//! A back-end may send requests as well, on a channel that the front-end gives it
+//! ([`VhostUserRequest::SetBackendReqFd`]). [`back_end_channel`] and [`front_end_channel`]
+//! are its two ends.
 //!
-//! Not spoken: the migration of a running guest's memory by demand (postcopy), and what has
-//! its own answer beside the requests that are listed. A device that does not offer their
-//! features is not asked.
+//! Not supported: migration by postcopy, and other requests with answers of their own that
+//! are not listed. A device that does not offer their features does not receive them.
 //!
 //! # Examples
 //!

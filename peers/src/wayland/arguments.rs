@@ -1,4 +1,4 @@
-//! What stands in a message.
+//! The arguments of messages.
 
 use std::os::fd::OwnedFd;
 
@@ -7,24 +7,25 @@ use bowline::PassedDescriptor;
 use super::framing::word;
 use super::interfaces::{Interface, Signature};
 
-/// An argument of a message, by its letter in a [signature](Signature).
+/// An argument of a message, with its letter in a [signature](Signature).
 #[derive(Debug)]
 pub enum Argument<'a> {
-    /// `i`
+    /// `i`: a signed number.
     Int(i32),
-    /// `u`
+    /// `u`: an unsigned number.
     Uint(u32),
-    /// `f`: a number in 256ths.
+    /// `f`: a fixed-point number, in 256ths.
     Fixed(i32),
-    /// `s`, or nothing (`?s`). Bytes of no known encoding, without the zero at the end.
+    /// `s`: a string, or `None` (`?s`). Its bytes have no known encoding, and no zero at
+    /// the end.
     String(Option<&'a [u8]>),
-    /// `o`, or 0 (`?o`).
+    /// `o`: an object, or 0 (`?o`).
     Object(u32),
-    /// `n`: the object is there from now on.
+    /// `n`: a new object, which exists from now on.
     NewId(u32),
-    /// `a`
+    /// `a`: an array of bytes.
     Array(&'a [u8]),
-    /// `h`: nothing, once it was taken.
+    /// `h`: a descriptor, or `None` once it was taken.
     Descriptor(Option<PassedDescriptor>),
 }
 
@@ -42,7 +43,7 @@ impl Argument<'_> {
         }
     }
 
-    /// Whether it may stand where the signature does not say `?`.
+    /// Whether the argument is allowed where the signature has no `?`.
     pub(super) fn is_there(&self) -> bool {
         !matches!(
             self,
@@ -50,7 +51,7 @@ impl Argument<'_> {
         )
     }
 
-    /// Appends what it is on the wire.
+    /// Appends the encoded argument.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         match *self {
             Self::Int(value) | Self::Fixed(value) => out.extend(value.to_ne_bytes()),
@@ -66,7 +67,7 @@ impl Argument<'_> {
     }
 }
 
-/// Bytes behind their number, filled up to whole words.
+/// Appends bytes, preceded by their number and padded to whole words.
 fn write_bytes(out: &mut Vec<u8>, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     // One that is too long for it is refused as a message.
@@ -75,36 +76,36 @@ fn write_bytes(out: &mut Vec<u8>, parts: &[&[u8]]) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-/// A message that was received, taken apart by the signature of its object's interface.
+/// A received message, parsed by the signature of its object's interface.
 #[derive(Debug)]
 pub struct WaylandMessage<'a> {
-    /// The object that it is for, or from.
+    /// The object that it is sent to, or comes from.
     pub object: u32,
-    /// What that object is.
+    /// The interface of that object.
     pub interface: &'static Interface,
-    /// The place of the request or event in its interface.
+    /// The opcode: the position of the request or event in its interface.
     pub opcode: u16,
     /// The request or event.
     pub signature: &'static Signature,
-    /// Its arguments: as many as the signature says, of the types that it says.
+    /// Its arguments, with the number and the types that the signature says.
     pub arguments: Vec<Argument<'a>>,
 }
 
-/// What an argument is asked for that is another. The signature says what they are, so that
-/// this is a mistake of who asks.
+/// The panic if an argument is of another type. The signature says what the arguments are,
+/// so this is the caller's mistake.
 const OTHER: &str = "the signature says what arguments there are";
 
 impl<'a> WaylandMessage<'a> {
-    /// The name of the request or event.
+    /// Returns the name of the request or event.
     pub fn name(&self) -> &'static str {
         self.signature.name
     }
 
-    /// The argument at this place, an `i`.
+    /// Returns the argument at `place`, of type `i`.
     ///
     /// # Panics
     ///
-    /// If it is none, as all of these methods do.
+    /// The argument is of another type. This holds for all of these methods.
     #[track_caller]
     pub fn int(&self, place: usize) -> i32 {
         match self.arguments.get(place) {
@@ -113,7 +114,7 @@ impl<'a> WaylandMessage<'a> {
         }
     }
 
-    /// The argument at this place, a `u`.
+    /// Returns the argument at `place`, of type `u`.
     #[track_caller]
     pub fn uint(&self, place: usize) -> u32 {
         match self.arguments.get(place) {
@@ -122,7 +123,7 @@ impl<'a> WaylandMessage<'a> {
         }
     }
 
-    /// The argument at this place, an `o` or an `n`; 0 where there is no object.
+    /// Returns the argument at `place`, of type `o` or `n`; 0 if there is no object.
     #[track_caller]
     pub fn object(&self, place: usize) -> u32 {
         match self.arguments.get(place) {
@@ -131,7 +132,7 @@ impl<'a> WaylandMessage<'a> {
         }
     }
 
-    /// The argument at this place, an `s`; what is no UTF-8 in it is replaced.
+    /// Returns the argument at `place`, of type `s`. Invalid UTF-8 in it is replaced.
     #[track_caller]
     pub fn string(&self, place: usize) -> std::borrow::Cow<'a, str> {
         match self.arguments.get(place) {
@@ -140,7 +141,8 @@ impl<'a> WaylandMessage<'a> {
         }
     }
 
-    /// Takes the descriptor at this place, an `h`. What is not taken is closed.
+    /// Takes the descriptor at `place`, of type `h`. Descriptors that are not taken are
+    /// closed.
     #[track_caller]
     pub fn take_descriptor(&mut self, place: usize) -> OwnedFd {
         match self.arguments.get_mut(place) {
@@ -153,8 +155,8 @@ impl<'a> WaylandMessage<'a> {
     }
 }
 
-/// Takes the arguments of a message apart. `None` if they are not as the signature says, or
-/// descriptors are missing.
+/// Parses the arguments of a message. Returns `None` if they do not fit the signature, or
+/// if descriptors are missing.
 pub(super) fn read<'a>(
     signature: &Signature,
     mut bytes: &'a [u8],

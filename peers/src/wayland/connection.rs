@@ -1,4 +1,4 @@
-//! Either end of a connection.
+//! Both ends of a connection.
 
 use std::fmt;
 
@@ -14,21 +14,22 @@ use super::framing::{WaylandFramer, WaylandHeader};
 use super::interfaces::{Interface, Signature};
 use super::objects::{End, Objects};
 
-/// How many descriptors libwayland keeps that no message has claimed.
+/// How many unclaimed descriptors libwayland keeps.
 const MAX_WAITING: usize = 1_024;
 
-/// `wl_display.error`, its codes, and `wl_display.delete_id`.
+/// The opcodes of `wl_display.error`, with its codes, and of `wl_display.delete_id`.
 const ERROR: u16 = 0;
 const DELETE_ID: u16 = 1;
 const INVALID_OBJECT: u32 = 0;
 const INVALID_METHOD: u32 = 1;
 
-/// A protocol of a client, for a connector or [`adopt`](bowline::Transports::adopt).
+/// Makes the protocol of a client, for a connector or
+/// [`adopt`](bowline::Transports::adopt).
 pub fn client<P>(peer: P) -> Framed<WaylandFramer, WaylandConnection<P>> {
     connection(End::Client, peer)
 }
 
-/// A protocol of a compositor, for the factory of a listener.
+/// Makes the protocol of a compositor, for the factory of a listener.
 pub fn server<P>(peer: P) -> Framed<WaylandFramer, WaylandConnection<P>> {
     connection(End::Server, peer)
 }
@@ -43,23 +44,24 @@ fn connection<P>(end: End, peer: P) -> Framed<WaylandFramer, WaylandConnection<P
         .max_waiting(MAX_WAITING)
 }
 
-/// The callbacks of one end of a connection. All the promises of
-/// [`Protocol`](bowline::Protocol) hold.
+/// The callbacks of one end of a connection. Everything that
+/// [`Protocol`](bowline::Protocol) promises holds for them.
 pub trait WaylandPeer<T: UnixTransport + ?Sized>: 'static {
-    /// The connection is there. Called once, first.
+    /// The connection has been made. Called once, first.
     fn connection_made(&mut self, cx: &mut WaylandContext<'_, T>) {
         let _ = cx;
     }
 
-    /// A message has come: a request for a compositor, an event for a client. Its arguments
-    /// are as its signature says. The objects that it makes are there already. An object
-    /// that it destroys is there until this returns.
+    /// A message has arrived: a request at a compositor, an event at a client. Its
+    /// arguments fit its signature. Objects that it creates exist already. An object that
+    /// it destroys exists until this returns.
     ///
-    /// The new object of `wl_registry.bind` is not there yet: its interface is an argument.
-    /// See [`WaylandContext::register`].
+    /// The new object of `wl_registry.bind` does not exist yet, since its interface is an
+    /// argument. See [`WaylandContext::register`].
     ///
-    /// `wl_display.delete_id` is not told, nor what comes from objects that were destroyed
-    /// here. Arguments that were not taken are dropped, which closes descriptors.
+    /// This is not called for `wl_display.delete_id`, nor for messages from objects that
+    /// were destroyed here. Arguments that are not taken are dropped, which closes
+    /// descriptors.
     fn message_received(
         &mut self,
         cx: &mut WaylandContext<'_, T>,
@@ -72,28 +74,28 @@ pub trait WaylandPeer<T: UnixTransport + ?Sized>: 'static {
     }
 }
 
-/// A message was not sent; hands back its descriptors.
+/// Why a message was not sent. Returns its descriptors.
 #[derive(Debug)]
 pub struct WaylandSendError {
-    /// Why.
+    /// The reason.
     pub kind: WaylandSendErrorKind,
     /// The descriptors among its arguments, in order.
     pub descriptors: Vec<PassedDescriptor>,
 }
 
-/// Why a message was not sent.
+/// The reason why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaylandSendErrorKind {
-    /// There is no such object, or it is gone.
+    /// The object does not exist, or was destroyed.
     NoObject,
     /// Its interface has no request, or event, of this name.
     NoMessage,
-    /// The arguments are not those of the signature, or a new object's number is taken.
+    /// The arguments do not fit the signature, or the number of a new object is in use.
     Arguments,
-    /// It is too long for the peer, or has too many descriptors.
+    /// The message is too long for the peer, or has too many descriptors.
     TooLong,
-    /// The transport refuses.
+    /// The transport refuses it.
     Transport,
 }
 
@@ -111,38 +113,41 @@ impl fmt::Display for WaylandSendError {
 
 impl std::error::Error for WaylandSendError {}
 
-/// Everything a callback of a [`WaylandPeer`] can reach.
+/// What a callback of a [`WaylandPeer`] can use.
 #[derive(Debug)]
 pub struct WaylandContext<'a, T: ?Sized> {
     /// The connection's transport.
     pub transport: &'a mut T,
-    /// The reactor that drives it.
+    /// The reactor.
     pub reactor: &'a mut Reactor,
     objects: &'a mut Objects,
 }
 
 impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
-    /// A number for an object that this end makes. It is there once a message was sent that
-    /// makes it. Numbers of objects that are gone are given again, when the peer knows it.
+    /// Returns a number for an object that this end creates. The object exists once a
+    /// message that creates it was sent. Numbers of destroyed objects are used again, once
+    /// the peer knows that they are gone.
     pub fn new_id(&mut self) -> u32 {
         self.objects.new_id()
     }
 
-    /// What an object is. `None` if there is none of this number, or it was destroyed here.
+    /// Returns the interface of an object. `None` if there is no object with this number,
+    /// or if it was destroyed here.
     pub fn interface(&self, object: u32) -> Option<&'static Interface> {
         let (interface, is_gone) = self.objects.get(object)?;
         (!is_gone).then_some(interface)
     }
 
-    /// Sends the message of this name from, or for, an object: a request of a client, an
-    /// event of a compositor. It is one call, with its descriptors on its first byte.
+    /// Sends a message to, or from, an object: a client sends the request `name`, a
+    /// compositor the event. It is sent in one call, with its descriptors on its first
+    /// byte.
     ///
-    /// Objects that it makes are there from here on; one that it destroys is gone.
+    /// Objects that it creates exist from then on. An object that it destroys is gone.
     ///
     /// # Errors
     ///
-    /// It is not as the object's interface says, or cannot be sent. Nothing is sent, and the
-    /// descriptors come back.
+    /// The message does not fit the object's interface, or it cannot be sent. Nothing is
+    /// sent, and the error returns the descriptors.
     pub fn send<'b>(
         &mut self,
         object: u32,
@@ -177,7 +182,7 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
         Ok(status)
     }
 
-    /// Binds a global of the registry, as a client; the number of the new object.
+    /// Binds a global of the registry, as a client. Returns the number of the new object.
     ///
     /// # Errors
     ///
@@ -201,9 +206,9 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
         Ok(id)
     }
 
-    /// Adds an object that the peer has made by a message which does not fix its interface,
-    /// `wl_registry.bind`. If the number is not one that the peer may give, that is an error
-    /// of the peer's, the connection ends, and the answer is `false`.
+    /// Adds an object that the peer has created with a message that does not fix its
+    /// interface: `wl_registry.bind`. Returns `false` if the peer may not use this number;
+    /// then the connection ends with an error.
     pub fn register(&mut self, id: u32, interface: &'static Interface) -> bool {
         let is_new = self.objects.made_by_peer(id, interface);
         if !is_new {
@@ -212,9 +217,8 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
         is_new
     }
 
-    /// Ends the connection because of an error of the client's, as a compositor, and says
-    /// which: a code of the object's interface, and a text for people. As a client it only
-    /// ends the connection.
+    /// Ends the connection. A compositor tells the client the error: a code of the object's
+    /// interface, and a text for people.
     pub fn fail(&mut self, object: u32, code: u32, text: &str) {
         log::debug!(target: "bowline::peers", "{}: {text}", self.transport.peer());
         if self.objects.end == End::Server {
@@ -230,7 +234,7 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
         self.transport.lose_connection();
     }
 
-    /// What a message of this name is, if it may be sent.
+    /// Returns the message of this name, if it may be sent.
     fn check(
         &self,
         object: u32,
@@ -282,7 +286,7 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
         })
     }
 
-    /// Says something of the display's own.
+    /// Sends an event of the display.
     fn say(&mut self, opcode: u16, bytes: &[u8]) {
         let object = DISPLAY;
         let header = WaylandHeader { object, opcode };
@@ -297,7 +301,7 @@ impl<T: UnixTransport + ?Sized> WaylandContext<'_, T> {
     }
 }
 
-/// The receiver of [`client`] and [`server`].
+/// The receiver that [`client`] and [`server`] put into their [`Framed`].
 #[derive(Debug)]
 pub struct WaylandConnection<P> {
     peer: P,
@@ -307,19 +311,19 @@ pub struct WaylandConnection<P> {
 type Cx<'a, T> = FrameContext<'a, T, WaylandFramer>;
 
 impl<P: 'static> WaylandConnection<P> {
-    /// The peer.
+    /// Returns the peer.
     pub fn peer(&self) -> &P {
         &self.peer
     }
 
-    /// The peer.
+    /// Returns the peer.
     pub fn peer_mut(&mut self) -> &mut P {
         &mut self.peer
     }
 
-    /// Calls `act` with the peer and with what its callbacks can reach: for timers, which get
-    /// here through [`call_protocol`](bowline::Transports::call_protocol), for a part of the
-    /// type `WaylandConnection<P>`.
+    /// Calls `act` with the peer and the context of its callbacks. A timer gets here with
+    /// [`call_protocol`](bowline::Transports::call_protocol), for the type
+    /// `WaylandConnection<P>`.
     pub fn call<T, A>(
         &mut self,
         cx: &mut Context<'_, T>,
@@ -336,7 +340,7 @@ impl<P: 'static> WaylandConnection<P> {
         act(&mut self.peer, &mut cx)
     }
 
-    /// What a frame says, or what is wrong with it: of which object, by which code.
+    /// Parses a frame. The error says what is wrong: of which object, the code, and a text.
     fn understand<'a, T: UnixTransport + ?Sized>(
         &self,
         cx: &mut Cx<'_, T>,

@@ -1,32 +1,32 @@
-//! Where messages begin and end; pure.
+//! Finds messages in the bytes; pure.
 
 use bowline::framing::{Decoded, EncodeError, Envelope, FrameEncoder, Framer, FramingError};
 
 /// Bytes of a header.
 pub(super) const HEADER: usize = 8;
 
-/// What libwayland keeps of a connection, and so its longest message
+/// The size of libwayland's buffer, and so of the longest message in bytes
 /// (`WL_MAX_MESSAGE_SIZE`).
 pub(super) const MAX_LENGTH: usize = 4_096;
 
-/// How many descriptors libwayland has room for in one receive (`MAX_FDS_OUT`).
+/// How many descriptors libwayland can take in one receive (`MAX_FDS_OUT`).
 const MAX_DESCRIPTORS: usize = 28;
 
-/// The header of a message. Its length is set by itself.
+/// The header of a message, without its length. That is set automatically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaylandHeader {
-    /// The object that it is for, or from.
+    /// The object that the message is sent to, or comes from.
     pub object: u32,
-    /// The place of the request or event in its interface.
+    /// The opcode: the position of the request or event in its interface.
     pub opcode: u16,
 }
 
 impl WaylandHeader {
-    /// What a frame begins with, and its arguments.
+    /// Parses a frame. Returns its header and its arguments.
     ///
     /// # Panics
     ///
-    /// If `frame` is shorter than a header. No frame of a [`WaylandFramer`] is.
+    /// `frame` is shorter than a header. No frame of a [`WaylandFramer`] is.
     #[track_caller]
     pub fn of(frame: &[u8]) -> (Self, &[u8]) {
         let (header, arguments) = frame.split_at(HEADER);
@@ -36,25 +36,25 @@ impl WaylandHeader {
     }
 }
 
-/// Cuts messages, and makes them.
+/// Finds messages in the bytes, and encodes them.
 ///
-/// It does not say how many descriptors a message owns: that depends on the object's
-/// interface. Its receiver takes them.
+/// It does not say how many descriptors a message has, since that depends on the object's
+/// interface. The receiver of the frames takes them.
 #[derive(Clone, Debug)]
 pub struct WaylandFramer {
     max_length: usize,
 }
 
 impl WaylandFramer {
-    /// With libwayland's limit, 4,096 bytes.
+    /// Makes a framer with libwayland's limit, 4,096 bytes.
     pub fn new() -> Self {
         Self {
             max_length: MAX_LENGTH,
         }
     }
 
-    /// Sets how many bytes a message may have, header included, received or sent; at most
-    /// 65,532. More than 4,096 only where the peer is known to take them.
+    /// Sets how many bytes a received or sent message may have, including the header; at
+    /// most 65,532. Use more than 4,096 only if the peer is known to accept it.
     #[must_use]
     pub fn with_max_length(mut self, max_length: usize) -> Self {
         self.max_length = max_length.min(0xfffc);
@@ -100,7 +100,7 @@ impl FrameEncoder for WaylandFramer {
     type Header = WaylandHeader;
 
     /// Refuses a message that is longer than the limit, since libwayland would end the
-    /// connection, and one that is no whole number of words.
+    /// connection. Also refuses one that is not a whole number of words.
     fn envelope(
         &self,
         header: &WaylandHeader,
@@ -125,7 +125,7 @@ impl FrameEncoder for WaylandFramer {
         Ok(Envelope::new(&head, b""))
     }
 
-    /// 28. libwayland has no room for more in one receive: the rest is lost to it.
+    /// 28. libwayland cannot take more in one receive, and would lose the rest.
     fn max_descriptors(&self) -> usize {
         MAX_DESCRIPTORS
     }

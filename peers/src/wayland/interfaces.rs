@@ -1,17 +1,17 @@
-//! Interfaces as tables, and those that clients without input need: of the core protocol,
-//! and of xdg-shell.
+//! Interfaces as tables: those of the core protocol and of xdg-shell that clients without
+//! input need.
 //!
 //! The signatures are those of `wayland.xml` 1.22 and `xdg-shell.xml` version 5. Later
-//! versions add behind them.
+//! versions append to them.
 
-/// What requests and events objects of a kind have.
+/// The requests and events of a kind of object.
 #[derive(Debug)]
 pub struct Interface {
-    /// Its name, as the registry says it.
+    /// Its name in the registry.
     pub name: &'static str,
-    /// What clients ask, by opcode.
+    /// The requests of clients, by opcode.
     pub requests: &'static [Signature],
-    /// What compositors say, by opcode.
+    /// The events of compositors, by opcode.
     pub events: &'static [Signature],
 }
 
@@ -20,18 +20,18 @@ pub struct Interface {
 pub struct Signature {
     /// Its name.
     pub name: &'static str,
-    /// Its arguments, a letter each: `i` int, `u` uint, `f` fixed, `s` string, `o` object,
-    /// `n` new object, `a` array, `h` descriptor. A `?` in front lets a string or an object
-    /// be missing. A new object of any interface is `sun`.
+    /// Its arguments, one letter each: `i` int, `u` uint, `f` fixed, `s` string, `o`
+    /// object, `n` new object, `a` array, `h` descriptor. A string or an object after `?`
+    /// may be missing. A new object of any interface is `sun`.
     pub arguments: &'static str,
-    /// Of which interface the new object is, if there is one of a known interface.
+    /// The interface of the new object, if there is one and its interface is fixed.
     pub creates: Option<&'static Interface>,
-    /// Whether the object is gone with it.
+    /// Whether it destroys its object.
     pub destroys: bool,
 }
 
 impl Signature {
-    /// One that creates and destroys nothing.
+    /// Makes a signature that creates and destroys nothing.
     pub const fn new(name: &'static str, arguments: &'static str) -> Self {
         Self {
             name,
@@ -41,19 +41,19 @@ impl Signature {
         }
     }
 
-    /// The same with a new object of this interface.
+    /// Returns the same signature with a new object of this interface.
     pub const fn creating(mut self, interface: &'static Interface) -> Self {
         self.creates = Some(interface);
         self
     }
 
-    /// The same, and its own object is gone with it (`type="destructor"`).
+    /// Returns the same signature that also destroys its object (`type="destructor"`).
     pub const fn destroying(mut self) -> Self {
         self.destroys = true;
         self
     }
 
-    /// Its letters, and whether each may be missing.
+    /// Returns its letters, and whether each argument may be missing.
     pub(super) fn letters(&self) -> impl Iterator<Item = (char, bool)> {
         let mut may_be_missing = false;
         self.arguments.chars().filter_map(move |letter| {
@@ -82,7 +82,7 @@ macro_rules! interfaces {
 }
 
 interfaces! {
-    /// The object 1.
+    /// The display: the object 1.
     WL_DISPLAY "wl_display" {
         message("sync", "n").creating(&WL_CALLBACK),
         message("get_registry", "n").creating(&WL_REGISTRY)
@@ -90,42 +90,42 @@ interfaces! {
         message("error", "ous"),
         message("delete_id", "u")
     }
-    /// What there is.
+    /// The registry, which lists the globals.
     WL_REGISTRY "wl_registry" {
         message("bind", "usun")
     } {
         message("global", "usu"),
         message("global_remove", "u")
     }
-    /// Told once.
+    /// A callback, which is called once.
     WL_CALLBACK "wl_callback" {} {
         message("done", "u").destroying()
     }
-    /// Makes surfaces.
+    /// The compositor, which creates surfaces.
     WL_COMPOSITOR "wl_compositor" {
         message("create_surface", "n").creating(&WL_SURFACE),
         message("create_region", "n").creating(&WL_REGION)
     } {}
-    /// Makes pools of shared memory.
+    /// Shared memory, which creates pools.
     WL_SHM "wl_shm" {
         message("create_pool", "nhi").creating(&WL_SHM_POOL),
         message("release", "").destroying()
     } {
         message("format", "u")
     }
-    /// Memory that is shared.
+    /// A pool of shared memory.
     WL_SHM_POOL "wl_shm_pool" {
         message("create_buffer", "niiiiu").creating(&WL_BUFFER),
         message("destroy", "").destroying(),
         message("resize", "i")
     } {}
-    /// A part of it, with what is to be shown.
+    /// A buffer: a part of a pool, with the contents of a surface.
     WL_BUFFER "wl_buffer" {
         message("destroy", "").destroying()
     } {
         message("release", "")
     }
-    /// Where something is shown.
+    /// A surface, which is shown.
     WL_SURFACE "wl_surface" {
         message("destroy", "").destroying(),
         message("attach", "?oii"),
@@ -144,13 +144,13 @@ interfaces! {
         message("preferred_buffer_scale", "i"),
         message("preferred_buffer_transform", "u")
     }
-    /// A part of a surface.
+    /// A region of a surface.
     WL_REGION "wl_region" {
         message("destroy", "").destroying(),
         message("add", "iiii"),
         message("subtract", "iiii")
     } {}
-    /// A screen.
+    /// An output: a screen.
     WL_OUTPUT "wl_output" {
         message("release", "").destroying()
     } {
@@ -161,7 +161,7 @@ interfaces! {
         message("name", "s"),
         message("description", "s")
     }
-    /// Makes windows.
+    /// Creates windows.
     XDG_WM_BASE "xdg_wm_base" {
         message("destroy", "").destroying(),
         message("create_positioner", "n").creating(&XDG_POSITIONER),
@@ -170,7 +170,7 @@ interfaces! {
     } {
         message("ping", "u")
     }
-    /// Where a popup goes.
+    /// The position of a popup.
     XDG_POSITIONER "xdg_positioner" {
         message("destroy", "").destroying(),
         message("set_size", "ii"),

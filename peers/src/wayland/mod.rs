@@ -1,16 +1,16 @@
-//! The wire of Wayland, for clients and for compositors.
+//! The wire protocol of Wayland, for clients and for compositors.
 //!
-//! [`client`] and [`server`] are the protocols of both ends, for a [`WaylandPeer`]. They know
-//! which objects there are and of which [`Interface`]. So they know what a message means:
-//! its arguments are checked and taken apart, and it gets as many descriptors as it has
-//! arguments of that type. What the objects do is the program's.
+//! [`client`] and [`server`] are the protocols of the two ends, for a [`WaylandPeer`]. They
+//! track which objects exist, and the [`Interface`] of each. So they know what a message
+//! means: they check and parse its arguments, and give it as many descriptors as it has
+//! arguments of that type. The program decides what the objects do.
 //!
-//! Interfaces are tables of [signatures](Signature), in the letters of libwayland. Those of
-//! the core protocol and of xdg-shell that clients without input need are in
-//! [`interfaces`]. A program writes its own in the same way.
+//! Interfaces are tables of [signatures](Signature), in the letters of libwayland.
+//! [`interfaces`] has those of the core protocol and of xdg-shell that clients without
+//! input need. A program writes others in the same way.
 //!
-//! A client finds its compositor with [`WAYLAND_SOCKET`](take_socket), a number, or with
-//! `WAYLAND_DISPLAY`, a path below `XDG_RUNTIME_DIR` ([`display_path`]).
+//! A client finds its compositor with [`WAYLAND_SOCKET`](take_socket), a descriptor number,
+//! or with `WAYLAND_DISPLAY`, a path below `XDG_RUNTIME_DIR` ([`display_path`]).
 //!
 //! | limit | default | of |
 //! |---|---|---|
@@ -19,9 +19,9 @@
 //! | descriptors that wait for their message | 1,024 | libwayland |
 //! | how long they wait | 30 s | ours; libwayland has no limit |
 //!
-//! A peer that breaks the rules ends the connection. A server says why, as libwayland does:
-//! `wl_display.error`. After an error in sending, what the peer has said is still delivered
-//! to its end, so that a client hears such an error.
+//! A peer that breaks the rules is disconnected. A server says why, as libwayland does:
+//! `wl_display.error`. After an error in sending, everything that the peer has sent is
+//! still delivered, so that a client receives such an error.
 //!
 //! # Examples
 //!
@@ -91,20 +91,20 @@ pub use self::connection::{
 pub use self::framing::{WaylandFramer, WaylandHeader};
 pub use self::interfaces::{Interface, Signature};
 
-/// The object that is there from the beginning, `wl_display`.
+/// The object that exists from the beginning, `wl_display`.
 pub const DISPLAY: u32 = 1;
 
-/// The variable of a compositor that has connected its client already.
+/// The variable of a compositor that has already connected its client.
 const SOCKET: &str = "WAYLAND_SOCKET";
 
-/// Takes the connection that a compositor has opened for this process, if it has. It comes
-/// before [`display_path`]. To be called at the beginning, before there are other threads;
-/// children of ours do not find it any more.
+/// Takes the connection that a compositor has opened for this process, if there is one. Try
+/// it before [`display_path`]. Call it at the beginning, before there are other threads.
+/// Our own children do not find the connection any more.
 ///
 /// # Errors
 ///
-/// What is named is no descriptor that this process was given, or there are other threads
-/// already ([`Unsupported`](io::ErrorKind::Unsupported)).
+/// The variable does not name a descriptor that this process was given, or there are other
+/// threads already ([`Unsupported`](io::ErrorKind::Unsupported)).
 pub fn take_socket() -> io::Result<Option<OwnedFd>> {
     let Some(number) = std::env::var_os(SOCKET) else {
         return Ok(None);
@@ -115,8 +115,9 @@ pub fn take_socket() -> io::Result<Option<OwnedFd>> {
     take_granted(number).map(Some)
 }
 
-/// The path of the compositor's socket, by the environment: `WAYLAND_DISPLAY`, which is
-/// `wayland-0` where it is not set, below `XDG_RUNTIME_DIR`, unless it is absolute.
+/// Returns the path of the compositor's socket, from the environment. It is
+/// `WAYLAND_DISPLAY`, or `wayland-0` if that is not set, below `XDG_RUNTIME_DIR` unless it
+/// is absolute.
 pub fn display_path() -> Option<PathBuf> {
     let display = std::env::var_os("WAYLAND_DISPLAY").unwrap_or_else(|| "wayland-0".into());
     let display = PathBuf::from(display);

@@ -1,15 +1,15 @@
-//! Which objects there are; pure.
+//! The objects that exist; pure.
 
 use std::collections::HashMap;
 
 use super::DISPLAY;
 use super::interfaces::{Interface, Signature, WL_DISPLAY};
 
-/// The first number that a server gives; below are the client's.
+/// The first number of a server's objects; below it are the client's.
 const FIRST_OF_SERVER: u32 = 0xff00_0000;
 
-/// How many objects a peer may have made, and not destroyed: libwayland lets a client have
-/// as many as there are numbers.
+/// How many objects a peer may have created and not destroyed. libwayland does not limit a
+/// client.
 pub(super) const MAX_OBJECTS: usize = 1 << 20;
 
 /// Which end this is.
@@ -25,15 +25,15 @@ pub(super) struct Objects {
     pub(super) end: End,
     known: HashMap<u32, Object>,
     next: u32,
-    /// Numbers of ours that can be given again.
+    /// Numbers of ours that can be used again.
     free: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Object {
     interface: &'static Interface,
-    /// We have destroyed it, and the peer may not know yet: what it says is read, for its
-    /// descriptors, and dropped.
+    /// We have destroyed it, and the peer may not know yet. Its messages are parsed, for
+    /// their descriptors, and dropped.
     is_gone: bool,
 }
 
@@ -54,7 +54,7 @@ impl Objects {
         }
     }
 
-    /// What an object is, and whether the program has destroyed it.
+    /// Returns the interface of an object, and whether the program has destroyed it.
     pub(super) fn get(&self, id: u32) -> Option<(&'static Interface, bool)> {
         let object = self.known.get(&id)?;
         Some((object.interface, object.is_gone))
@@ -67,17 +67,17 @@ impl Objects {
         })
     }
 
-    /// Whether a number is one of those that this end gives.
+    /// Whether this end uses this number.
     fn is_ours(&self, id: u32) -> bool {
         (id >= FIRST_OF_SERVER) == (self.end == End::Server)
     }
 
-    /// Adds an object that the peer has made. Its number has to be one that it may give.
+    /// Adds an object that the peer has created. It must use a number of the peer.
     pub(super) fn made_by_peer(&mut self, id: u32, interface: &'static Interface) -> bool {
         !self.is_ours(id) && self.add(id, interface)
     }
 
-    /// Adds an object. Answers whether its number was free, and there is room.
+    /// Adds an object. Returns whether its number was free and there was room.
     pub(super) fn add(&mut self, id: u32, interface: &'static Interface) -> bool {
         let is_new = id != 0 && !self.known.contains_key(&id) && self.known.len() < MAX_OBJECTS;
         if is_new {
@@ -87,8 +87,8 @@ impl Objects {
         is_new
     }
 
-    /// An object is gone: the peer has said so, or we have. Answers whether its number has
-    /// to be given back by `wl_display.delete_id`.
+    /// Notes that an object is gone: the peer has said so, or we have. Returns whether
+    /// `wl_display.delete_id` has to return its number.
     pub(super) fn destroyed(&mut self, id: u32) -> bool {
         match (self.end, self.is_ours(id)) {
             // The client gives its number again when it hears that.
@@ -108,14 +108,14 @@ impl Objects {
         }
     }
 
-    /// The server knows that an object is gone.
+    /// Notes that the server knows that an object is gone.
     pub(super) fn deleted(&mut self, id: u32) {
         if self.known.remove(&id).is_some() && self.is_ours(id) {
             self.free.push(id);
         }
     }
 
-    /// What this end receives of an interface, or sends.
+    /// Returns the messages of an interface that this end receives.
     pub(super) fn received(&self, interface: &'static Interface) -> &'static [Signature] {
         match self.end {
             End::Client => interface.events,
