@@ -72,7 +72,7 @@ pub type UnixDatagramHandle = Handle<dyn UnixDatagramTransport>;
             `impl<T: DatagramTransport> DatagramProtocol<T>`"
 )]
 pub trait DatagramProtocol<T: DatagramTransport + ?Sized>: Part {
-    /// The socket is there. Called once, first. (Twisted: `startProtocol`.)
+    /// The socket is open. Called once, first. (Twisted: `startProtocol`.)
     fn started(&mut self, cx: &mut Context<'_, T>) {
         let _ = cx;
     }
@@ -322,40 +322,40 @@ pub trait DatagramTransport: 'static {
     /// The peer's address, if the socket is connected. It is known after the end too.
     fn peer(&self) -> Option<Address>;
 
-    /// Connects the socket. From now on only datagrams of `peer` are received, and
-    /// [`send`](Self::send) sends to it. It can be connected again, to another peer.
-    /// Datagrams that were received before are delivered.
+    /// Connects the socket. From now on only datagrams from `peer` are received, and
+    /// [`send`](Self::send) sends to it. The socket can be connected again, to another
+    /// peer. Datagrams that were received before are delivered.
     ///
     /// # Errors
     ///
-    /// Those of connect(2); `InvalidInput` for an address of another family;
-    /// `NotConnected` after the end.
+    /// `InvalidInput` for an address of another family. `NotConnected` after the end.
+    /// Otherwise those of connect(2).
     fn connect(&mut self, peer: AddressRef<'_>) -> io::Result<()>;
 
-    /// What has come and gone so far.
+    /// Counters of the datagrams so far.
     fn counts(&self) -> DatagramCounts;
 
-    /// How many datagrams the kernel has dropped so far because nobody read those before
-    /// (`SO_MEMINFO`). On UNIX sockets none, since senders wait.
+    /// Returns how many datagrams the kernel has dropped so far, because earlier ones were
+    /// not read (`SO_MEMINFO`). On UNIX sockets it drops none, since senders wait.
     ///
     /// # Errors
     ///
-    /// `NotConnected` after the end; those of getsockopt(2).
+    /// `NotConnected` after the end. Otherwise those of getsockopt(2).
     fn dropped_by_kernel(&self) -> io::Result<u32>;
 
-    /// Another descriptor of the socket, for somebody who goes on with it: in another
-    /// process, say. Datagrams go to whoever reads first.
+    /// Makes another descriptor of the socket, for somebody who goes on with it, such as
+    /// another process. Each datagram goes to the one that reads it first.
     ///
     /// # Errors
     ///
-    /// `NotConnected` after the end; no free descriptor number.
+    /// `NotConnected` after the end. `EMFILE` if no descriptor number is free.
     fn duplicate(&self) -> io::Result<OwnedFd>;
 
-    /// The socket itself, for options that have no method here; `None` after the end.
+    /// Returns the socket, for options that have no method here. `None` after the end.
     /// (Twisted: `getHandle`.)
     fn socket_descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// This socket's name, for others to reach it by.
+    /// The handle of this socket, by which others reach it.
     fn handle(&self) -> DatagramHandle;
 
     /// The transport, with its type forgotten.
@@ -364,100 +364,103 @@ pub trait DatagramTransport: 'static {
 
 /// A UDP socket, over IPv4 or IPv6. (Twisted: `IUDPTransport`, `IMulticastTransport`.)
 ///
-/// All of these fail with `NotConnected` after the end, and otherwise as the system call
-/// does.
+/// After the end, the methods that return an `io::Result` fail with `NotConnected`.
+/// Otherwise they fail as their system calls do.
 pub trait UdpTransport: DatagramTransport {
-    /// Whether datagrams may be sent to a broadcast address (`SO_BROADCAST`). Off by
-    /// default; such a datagram [fails](DatagramProtocol::send_failed) then.
+    /// Whether datagrams may be sent to a broadcast address (`SO_BROADCAST`). The default
+    /// is false; then such a datagram [fails](DatagramProtocol::send_failed).
     ///
     /// # Errors
     ///
     /// Those of getsockopt(2).
     fn broadcast(&self) -> io::Result<bool>;
 
-    /// Sets whether they may. (Twisted: `setBroadcastAllowed`.)
+    /// Sets whether datagrams may be sent to a broadcast address. (Twisted:
+    /// `setBroadcastAllowed`.)
     ///
     /// # Errors
     ///
     /// Those of setsockopt(2).
     fn set_broadcast(&mut self, allowed: bool) -> io::Result<()>;
 
-    /// Receives what is sent to a group from now on, on one interface. Other groups that
-    /// this machine has joined for somebody else are not received. (Twisted:
-    /// `joinGroup`.)
+    /// Joins a multicast group on one interface: datagrams to the group are received from
+    /// now on. Datagrams to groups that other programs of this machine have joined are not
+    /// received. (Twisted: `joinGroup`.)
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an address that is none of a group, or of another family;
-    /// `AddrInUse` for a group that was joined already; those of setsockopt(2).
+    /// `InvalidInput` if the address is not a multicast address, or is of another family.
+    /// `AddrInUse` if the group was joined already. Otherwise those of setsockopt(2).
     fn join_multicast(&mut self, group: IpAddr, interface: MulticastInterface) -> io::Result<()>;
 
-    /// Leaves a group, which was joined on the same interface. (Twisted: `leaveGroup`.)
+    /// Leaves a multicast group that was joined on the same interface. (Twisted:
+    /// `leaveGroup`.)
     ///
     /// # Errors
     ///
-    /// `AddrNotAvailable` for one that was not joined; as
+    /// `AddrNotAvailable` if the group was not joined. Otherwise as
     /// [`join_multicast`](Self::join_multicast).
     fn leave_multicast(&mut self, group: IpAddr, interface: MulticastInterface) -> io::Result<()>;
 
-    /// Sets by which interface datagrams to groups leave. (Twisted:
+    /// Sets the interface by which multicast datagrams are sent. (Twisted:
     /// `setOutgoingInterface`.)
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an address where IPv6 has to have an index; those of
-    /// setsockopt(2).
+    /// `InvalidInput` if an IPv6 socket is given an address instead of an index. Otherwise
+    /// those of setsockopt(2).
     fn set_multicast_interface(&mut self, interface: MulticastInterface) -> io::Result<()>;
 
-    /// How many hops datagrams to groups go; 1 by default, the own network. (Twisted:
-    /// `getTTL`.)
+    /// Returns the time to live of multicast datagrams, in hops. The default is 1, the
+    /// local network. (Twisted: `getTTL`.)
     ///
     /// # Errors
     ///
     /// Those of getsockopt(2).
     fn multicast_ttl(&self) -> io::Result<u32>;
 
-    /// Sets how many, at most 255. (Twisted: `setTTL`.)
+    /// Sets the time to live of multicast datagrams, in hops, at most 255. (Twisted:
+    /// `setTTL`.)
     ///
     /// # Errors
     ///
-    /// `InvalidInput` above 255; those of setsockopt(2).
+    /// `InvalidInput` above 255. Otherwise those of setsockopt(2).
     fn set_multicast_ttl(&mut self, hops: u32) -> io::Result<()>;
 
-    /// Whether what we send to a group comes back to this machine, if somebody here has
-    /// joined it; true by default. (Twisted: `getLoopbackMode`.)
+    /// Whether multicast datagrams that we send are also received on this machine, by those
+    /// who have joined the group. The default is true. (Twisted: `getLoopbackMode`.)
     ///
     /// # Errors
     ///
     /// Those of getsockopt(2).
     fn multicast_loopback(&self) -> io::Result<bool>;
 
-    /// Sets whether it does. (Twisted: `setLoopbackMode`.)
+    /// Sets whether multicast datagrams that we send are also received on this machine.
+    /// (Twisted: `setLoopbackMode`.)
     ///
     /// # Errors
     ///
     /// Those of setsockopt(2).
     fn set_multicast_loopback(&mut self, on: bool) -> io::Result<()>;
 
-    /// What the kernel does at once for many datagrams.
+    /// Returns which offloads the kernel uses for this socket.
     fn offload(&self) -> Offload;
 
-    /// This socket's name, for others to reach it by.
+    /// The handle of this socket as a UDP socket, by which others reach it.
     fn udp_handle(&self) -> UdpHandle;
 }
 
 /// A UNIX datagram socket, which passes descriptors beside its bytes.
 ///
-/// It is reliable: nothing is lost, and who sends waits for who reads.
+/// It is reliable: nothing is lost, since a sender waits for its receiver.
 pub trait UnixDatagramTransport: DatagramTransport {
     /// Sends one datagram with descriptors, to `to` or to the peer of a connected socket.
-    /// They leave with exactly this datagram, which may be one of no bytes. Our copies are
-    /// closed then.
+    /// They are sent with exactly this datagram, which may be empty. Our copies are closed
+    /// then.
     ///
     /// # Errors
     ///
-    /// The descriptors come back where the datagram is refused, and where there are more
-    /// than 253.
+    /// The descriptors come back if the datagram is refused, or if there are more than 253.
     fn send_with_descriptors(
         &mut self,
         data: &[u8],
@@ -465,32 +468,32 @@ pub trait UnixDatagramTransport: DatagramTransport {
         descriptors: Vec<PassedDescriptor>,
     ) -> Result<SendStatus, SendDescriptorError>;
 
-    /// How many descriptors wait to be sent. After the end: how many never were.
+    /// How many descriptors wait to be sent. After the end, how many were never sent.
     fn unsent_descriptors(&self) -> usize;
 
-    /// Sets what happens to the linger setting of received sockets; see [`Linger`].
+    /// Sets what happens to the linger setting of received sockets. See [`Linger`].
     fn set_received_linger(&mut self, linger: Linger);
 
-    /// Lets the kernel refuse (`false`) or accept (`true`, the default) descriptors sent
-    /// to us: the sender gets `EPERM` instead (`SO_PASSRIGHTS`). Those sent before are
+    /// Sets whether the kernel accepts descriptors for us (`SO_PASSRIGHTS`). The default is
+    /// true. With false, the sender gets `EPERM`. Descriptors that were sent before are
     /// still delivered.
     ///
     /// # Errors
     ///
-    /// `ENOPROTOOPT` before Linux 6.16; `NotConnected` after the end.
+    /// `ENOPROTOOPT` before Linux 6.16. `NotConnected` after the end.
     fn set_descriptors_accepted(&mut self, accepted: bool) -> io::Result<()>;
 
-    /// This socket's name, for others to reach it by.
+    /// The handle of this socket as a UNIX datagram socket, by which others reach it.
     fn unix_datagram_handle(&self) -> UnixDatagramHandle;
 }
 
-/// What a send says to the sender.
+/// The answer of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendStatus {
-    /// Taken; go on.
+    /// Taken. Go on.
     Ready,
-    /// Taken, and the queue is full now: better wait for
-    /// [`sending_resumed`](DatagramProtocol::sending_resumed).
+    /// Taken, and the queue is now full. Wait for
+    /// [`sending_resumed`](DatagramProtocol::sending_resumed) before you send more.
     Full,
     /// Not taken.
     Refused(SendRefusal),
@@ -508,23 +511,24 @@ impl SendStatus {
     }
 }
 
-/// Why a datagram was not taken to be sent.
+/// Why a datagram was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendRefusal {
-    /// The queue is at its [limit](QueueLimits), or an eighth of it waits for a UNIX
-    /// socket that is not read.
+    /// The queue is at its [limit](QueueLimits), or an eighth of it waits for a UNIX socket
+    /// that does not read.
     QueueFull,
-    /// Longer than a datagram can be: 65,507 bytes over IPv4, 65,527 over IPv6, what its
-    /// send buffer holds on a UNIX socket.
+    /// The datagram is longer than possible: 65,507 bytes over IPv4, 65,527 over IPv6. On a
+    /// UNIX socket the limit is the size of the send buffer.
     TooLong,
-    /// An address of a family that is not the socket's.
+    /// The address is not of the socket's family.
     WrongFamily,
-    /// No address that can be sent to: an unnamed UNIX socket, a path that is too long.
+    /// Nothing can be sent to the address: it is an unnamed UNIX socket, or its path is too
+    /// long.
     BadAddress,
     /// No address was given, and the socket is not connected.
     NotConnected,
-    /// The socket is closed, or about to be.
+    /// The socket is closed, or is closing.
     Closed,
 }
 
@@ -543,18 +547,19 @@ impl fmt::Display for SendRefusal {
 
 impl Error for SendRefusal {}
 
-/// How many datagrams of one socket wait to be sent. A value of zero counts as one.
+/// Limits on the datagrams of one socket that wait to be sent. A value of zero counts as
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueLimits {
-    /// From this many datagrams on the queue counts as full; default 256.
+    /// With this many datagrams, the queue counts as full. The default is 256.
     pub full: usize,
-    /// From this many bytes on it does so too; default 262,144.
+    /// With this many bytes, the queue also counts as full. The default is 262,144.
     pub full_bytes: usize,
-    /// More datagrams than this are refused; default 1,024.
+    /// More datagrams than this are refused. The default is 1,024.
     pub most: usize,
-    /// A datagram that would leave more bytes than this unsent is refused, unless it is
-    /// the only one; default 1 MiB.
+    /// A datagram is refused if more bytes than this would wait, unless it is the only one.
+    /// The default is 1 MiB.
     pub most_bytes: usize,
 }
 
@@ -576,17 +581,17 @@ impl Default for QueueLimits {
     }
 }
 
-/// What has come and gone over one socket.
+/// Counters of the datagrams of one socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DatagramCounts {
     /// Datagrams that were delivered.
     pub received: u64,
-    /// Those of them that had more bytes than there was room for.
+    /// Received datagrams that had more bytes than there was room for.
     pub truncated: u64,
-    /// Datagrams that the kernel has taken.
+    /// Datagrams that the kernel has accepted.
     pub sent: u64,
-    /// Datagrams that were taken, and that the kernel refused.
+    /// Datagrams that were taken and that the kernel refused.
     pub failed: u64,
     /// Datagrams that were not taken.
     pub refused: u64,
@@ -596,29 +601,29 @@ pub struct DatagramCounts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MulticastInterface {
-    /// The kernel chooses, by its routes.
+    /// The interface that the kernel's routes choose.
     #[default]
     Any,
-    /// The one of this number (if_nametoindex(3)).
+    /// The interface with this index (if_nametoindex(3)).
     Index(u32),
-    /// The one that has this address; only for IPv4.
+    /// The interface with this address. Only for IPv4.
     Address(std::net::Ipv4Addr),
 }
 
-/// What the kernel does at once for many datagrams of the same length.
+/// What the kernel does with several datagrams of the same length at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Offload {
-    /// How many datagrams to one address are sent as one, to be cut by the network card or
-    /// just before it (`UDP_SEGMENT`, GSO); 1 where that is off or not known.
+    /// How many datagrams to one address are sent as one, which the network card or the
+    /// kernel splits (`UDP_SEGMENT`, GSO). 1 if this is off or not known.
     pub send_segments: usize,
-    /// Whether those that come in a row from one address are received as one
-    /// (`UDP_GRO`). They are delivered one by one.
+    /// Whether several datagrams in a row from one address are received as one (`UDP_GRO`).
+    /// They are delivered one by one.
     pub receive: bool,
 }
 
 impl Offload {
-    /// What is in force; for transports.
+    /// Makes one of these values, for transports.
     pub fn new(send_segments: usize, receive: bool) -> Self {
         Self {
             send_segments,
@@ -637,8 +642,8 @@ impl fmt::Debug for dyn DatagramTransport {
     }
 }
 
-/// Forwards every callback to a protocol that several sockets share, borrowed for the time
-/// of the callback.
+/// Forwards every callback to a protocol that several sockets share. It is borrowed only
+/// while a callback runs.
 impl<T, P> DatagramProtocol<T> for Rc<RefCell<P>>
 where
     T: DatagramTransport + ?Sized,
@@ -690,7 +695,7 @@ where
     }
 }
 
-/// Forwards every callback to what is inside the box.
+/// Forwards every callback to the protocol in the box.
 impl<T, P> DatagramProtocol<T> for Box<P>
 where
     T: DatagramTransport + ?Sized,

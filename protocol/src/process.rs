@@ -1,4 +1,4 @@
-//! Child processes: the callbacks of one, and everything they may ask of it.
+//! The callbacks of a child process, and what they may ask of it.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -16,16 +16,16 @@ use crate::protocol::{AtDrain, Part, short_type_name};
 use crate::reason::CloseReason;
 use crate::transport::{Transport, TransportHandle, WriteStatus};
 
-/// The name of a child process; see [`Reactor::get`].
+/// The handle of a child process. See [`Reactor::get`].
 pub type ProcessHandle = Handle<dyn ProcessTransport>;
 
 /// The callbacks of one child process.
 ///
-/// A child has descriptors under numbers, which are chosen when it is started: pipes, a
-/// terminal, files. Where we have the other end, the number is a *stream*, with everything
-/// that a [`Transport`] has ([`ProcessContext::stream`]). The bytes of each stream arrive
-/// here, with its number. A stream can also have a [`Protocol`](crate::Protocol) of its
-/// own. Then that is called, and this one is not.
+/// A child has descriptors under numbers: pipes, a terminal, files. The numbers are chosen
+/// when it is started. If we have the other end of one, the number is a *stream*, with
+/// everything that a [`Transport`] has ([`ProcessContext::stream`]). The bytes of each
+/// stream arrive here, with its number. A stream can also have a
+/// [`Protocol`](crate::Protocol) of its own. Then its bytes arrive there, and not here.
 ///
 /// # Order
 ///
@@ -33,8 +33,8 @@ pub type ProcessHandle = Handle<dyn ProcessTransport>;
 /// 2. [`child_data_received`](Self::child_data_received) any number of times, and
 ///    [`child_connection_lost`](Self::child_connection_lost) once for each stream.
 /// 3. [`process_exited`](Self::process_exited), once, when the child has exited. It can
-///    come before, between or after those of 2. A child can close everything long before
-///    it exits, and its last bytes can be read long after.
+///    come before, between or after the calls of 2. A child can close everything long
+///    before it exits, and its last bytes can be read long after.
 /// 4. [`process_ended`](Self::process_ended), once and last, when the child has exited and
 ///    all streams have ended or were given up. The protocol is dropped afterwards.
 ///
@@ -47,27 +47,26 @@ pub type ProcessHandle = Handle<dyn ProcessTransport>;
 ///
 /// # Panics
 ///
-/// After a panic in a callback all streams of the process are given up. The child is not
-/// killed. Its exit and its end are still told.
+/// After a panic in a callback, all streams of the process are given up. The child is not
+/// killed. The protocol is still told of its exit and its end.
 pub trait ProcessProtocol: Part {
     /// The child runs its program. Called once, first.
     fn connection_made(&mut self, cx: &mut ProcessContext<'_>) {
         let _ = cx;
     }
 
-    /// Bytes have arrived that the child wrote under `number`: a piece of the stream, cut
-    /// anywhere. (Twisted: `childDataReceived`.)
+    /// The child has written bytes under `number`. They are any piece of the stream.
+    /// (Twisted: `childDataReceived`.)
     ///
-    /// A terminal has several numbers. Its bytes arrive under 1 if it has that one, else
-    /// under its lowest number.
+    /// A terminal can have several numbers. Its bytes arrive under 1 if it has that number,
+    /// and else under its lowest number.
     fn child_data_received(&mut self, cx: &mut ProcessContext<'_>, number: u32, data: &[u8]);
 
-    /// The stream under `number` has ended. Called once for each stream.
-    /// [`ProcessContext::stream`] does not find it any more. (Twisted:
-    /// `childConnectionLost`.)
+    /// The stream under `number` has ended. Called once for each stream. From now on,
+    /// [`ProcessContext::stream`] does not find it. (Twisted: `childConnectionLost`.)
     ///
-    /// We have closed it; or the child has, and so has everybody who got it from the child.
-    /// If it was written to, and nobody reads it any more, `reason` is
+    /// Either we have closed it, or the child has, and everybody who got it from the child.
+    /// If we wrote to it and nobody reads it any more, `reason` is
     /// [`Lost`](CloseReason::Lost) with `BrokenPipe`.
     fn child_connection_lost(
         &mut self,
@@ -82,7 +81,7 @@ pub trait ProcessProtocol: Part {
     /// `processExited`.)
     ///
     /// Bytes that it wrote may still arrive. Processes that it has started may go on, and
-    /// write more. The child itself can be sent no signals from now on.
+    /// write more. The child itself can receive no more signals.
     fn process_exited(&mut self, cx: &mut ProcessContext<'_>, status: ProcessStatus) {
         let _ = (cx, status);
     }
@@ -91,18 +90,18 @@ pub trait ProcessProtocol: Part {
     /// `processEnded`.)
     ///
     /// If the reactor stops first, the status is
-    /// [`ReactorStopped`](ProcessStatus::ReactorStopped), and there was no
-    /// [`process_exited`](Self::process_exited).
+    /// [`ReactorStopped`](ProcessStatus::ReactorStopped), and
+    /// [`process_exited`](Self::process_exited) was not called.
     fn process_ended(&mut self, cx: &mut ProcessContext<'_>, status: ProcessStatus) {
         let _ = (cx, status);
     }
 
-    /// The reactor stops gracefully; called once at the most.
+    /// The reactor stops gracefully. Called once at the most.
     ///
     /// The default, [`DoNotWait`](AtDrain::DoNotWait), leaves the child alone. With
     /// [`GoOn`](AtDrain::GoOn) the stop waits for its end. With
-    /// [`LoseWhenIdle`](AtDrain::LoseWhenIdle) it waits too, and closes the streams that
-    /// are only written, such as standard input. Many programs end then.
+    /// [`LoseWhenIdle`](AtDrain::LoseWhenIdle) the stop waits too, and closes the streams
+    /// that are only written, such as standard input. Many programs then end.
     fn draining(&mut self, cx: &mut ProcessContext<'_>) -> AtDrain {
         let _ = cx;
         AtDrain::DoNotWait
@@ -116,12 +115,12 @@ pub trait ProcessProtocol: Part {
     }
 
     /// Go on writing to the stream under `number`, or write one portion. Called for a
-    /// registered producer, as [`pause_producing`](Self::pause_producing).
+    /// registered producer, like [`pause_producing`](Self::pause_producing).
     fn resume_producing(&mut self, cx: &mut ProcessContext<'_>, number: u32) {
         let _ = (cx, number);
     }
 
-    /// The stream under `number` is lost. Called for a registered producer, as
+    /// The stream under `number` is lost. Called for a registered producer, like
     /// [`pause_producing`](Self::pause_producing).
     fn stop_producing(&mut self, cx: &mut ProcessContext<'_>, number: u32) {
         let _ = (cx, number);
@@ -133,14 +132,13 @@ pub trait ProcessProtocol: Part {
         description.section(self.log_prefix().into_owned());
     }
 
-    /// What log lines about this process call the protocol; the name of its type by
-    /// default.
+    /// The name of this protocol in log lines. By default it is the name of its type.
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed(short_type_name::<Self>())
     }
 }
 
-/// A child process, as its protocol and all who have its [handle](ProcessHandle) see it.
+/// A child process, as its protocol and everybody with its [handle](ProcessHandle) see it.
 /// (Twisted: `IProcessTransport`.)
 ///
 /// Every method may be called from any callback. None of them calls a protocol.
@@ -148,60 +146,60 @@ pub trait ProcessTransport: 'static {
     /// Its process id. Once the child has exited, another process may have this number.
     fn pid(&self) -> u32;
 
-    /// Its name, for others to reach it by. After
+    /// Its handle, by which others reach it. After
     /// [`process_ended`](ProcessProtocol::process_ended) it reaches nothing.
     fn handle(&self) -> ProcessHandle;
 
-    /// The stream under `number`, while it is open. The numbers of a terminal have one
-    /// stream together.
+    /// Returns the stream under `number`, while it is open. All numbers of a terminal have
+    /// the same stream.
     fn stream(&self, number: u32) -> Option<TransportHandle>;
 
-    /// All open streams, the lowest number first. That of a terminal is listed for each of
-    /// its numbers.
+    /// Returns all open streams, the lowest number first. The stream of a terminal is
+    /// listed for each of its numbers.
     fn streams(&self) -> Vec<(u32, TransportHandle)>;
 
-    /// Whether it is known to have exited.
+    /// Whether the child is known to have exited.
     fn has_exited(&self) -> bool;
 
     /// Sends a signal to the child. (Twisted: `signalProcess`.)
     ///
-    /// It is sent by the child's descriptor (pidfd_send_signal(2)), so it never reaches
-    /// another process that has its number by now.
+    /// The signal is sent with the child's pidfd (pidfd_send_signal(2)). So it never
+    /// reaches another process that has got the same number since.
     ///
     /// # Errors
     ///
-    /// [`SignalError::ExitedAlready`]; those of the kernel.
+    /// [`SignalError::ExitedAlready`] if the child has exited. Otherwise those of the
+    /// kernel.
     fn signal_process(&mut self, signal: i32) -> Result<(), SignalError>;
 
-    /// Sends a signal to every process of the group that the child leads. The child itself
-    /// may have exited (not before Linux 6.9).
+    /// Sends a signal to every process of the group that the child leads. This also works
+    /// after the child itself has exited (since Linux 6.9).
     ///
     /// # Errors
     ///
-    /// [`SignalError::NoGroup`] if the child was not started as the leader of a group;
-    /// [`SignalError::ExitedAlready`] if no process is left in it.
+    /// [`SignalError::NoGroup`] if the child was not started as the leader of a group.
+    /// [`SignalError::ExitedAlready`] if no process is left in the group.
     fn signal_group(&mut self, signal: i32) -> Result<(), SignalError>;
 
-    /// Ends the child at once (SIGKILL).
+    /// Kills the child (SIGKILL).
     ///
     /// # Errors
     ///
     /// As [`signal_process`](Self::signal_process).
     fn kill(&mut self) -> Result<(), SignalError>;
 
-    /// Ends the child, gently at first: sends SIGTERM now, and SIGKILL after `grace` if the
-    /// process has not [ended](ProcessProtocol::process_ended) by then.
+    /// Ends the child, gently at first: sends SIGTERM now. Sends SIGKILL after `grace`, if
+    /// the process has not [ended](ProcessProtocol::process_ended) by then.
     ///
-    /// If the child leads a group, both go to the whole group. A process that is stopped
-    /// is continued, so it can react. Streams that are still open one second after the
-    /// SIGKILL are given up. If called again, the earlier SIGKILL counts.
+    /// If the child leads a group, both signals go to the whole group. A stopped process is
+    /// continued, so that it can react. Streams that are still open one second after the
+    /// SIGKILL are given up. If this is called again, the earlier SIGKILL counts.
     fn terminate_within(&mut self, grace: Duration);
 
-    /// Closes every stream, later in this turn. Bytes that are unsent or unread are
-    /// dropped.
+    /// Closes every stream, later in this turn. Unsent and unread bytes are dropped.
     ///
-    /// A child can leave processes behind that have its streams, and go on for ever. After
-    /// this the end does not wait for them.
+    /// A child can leave processes behind that hold its streams, and that go on for ever.
+    /// After this call, the end does not wait for them.
     fn give_up_streams(&mut self);
 
     /// Sets the size of the child's terminal. The processes in its foreground get SIGWINCH.
@@ -221,20 +219,19 @@ impl fmt::Debug for dyn ProcessTransport {
     }
 }
 
-/// The argument of a process's callbacks: the process, its streams, and the reactor with
-/// everything else.
+/// The argument of the callbacks of a process: the process, its streams, and the reactor.
 pub struct ProcessContext<'a> {
     /// The process.
     pub process: &'a mut dyn ProcessTransport,
-    /// The reactor that drives it.
+    /// The reactor.
     pub reactor: &'a mut Reactor,
-    /// The stream whose callback this is, which the reactor does not give out now.
+    /// The stream whose callback runs. The reactor does not give it out meanwhile.
     own: Option<&'a mut dyn Transport>,
 }
 
 impl<'a> ProcessContext<'a> {
-    /// Makes a context. `own` is the stream whose callback runs, if there is one. For code
-    /// that drives processes, and for tests.
+    /// Makes a context, for code that drives processes, and for tests. `own` is the stream
+    /// whose callback runs, if there is one.
     pub fn new(
         process: &'a mut dyn ProcessTransport,
         reactor: &'a mut Reactor,
@@ -247,12 +244,12 @@ impl<'a> ProcessContext<'a> {
         }
     }
 
-    /// The stream under `number`: a transport with watermarks, producers, pauses and all
-    /// the rest. `None` if there is no such stream, or it has ended.
+    /// Returns the stream under `number`: a transport with watermarks, producers and
+    /// pauses. `None` if there is no such stream, or if it has ended.
     ///
     /// # Examples
     ///
-    /// An upload is read only as fast as the child takes it:
+    /// An upload is read only as fast as the child reads it:
     ///
     /// ```
     /// # use bowline::process::ProcessContext;
@@ -268,7 +265,7 @@ impl<'a> ProcessContext<'a> {
         self.get(handle)
     }
 
-    /// Any transport by its handle; see [`Context::get`].
+    /// Returns any transport by its handle. See [`Context::get`].
     pub fn get(&mut self, handle: TransportHandle) -> Option<&mut dyn Transport> {
         match &mut self.own {
             Some(own) if own.handle() == handle => Some(&mut **own),
@@ -276,8 +273,8 @@ impl<'a> ProcessContext<'a> {
         }
     }
 
-    /// Writes to the stream under `number`. `Refused` if there is no such stream, or it has
-    /// ended. (Twisted: `writeToChild`.)
+    /// Writes to the stream under `number`. Returns `Refused` if there is no such stream,
+    /// or if it has ended. (Twisted: `writeToChild`.)
     pub fn write_to_child(&mut self, number: u32, data: &[u8]) -> WriteStatus {
         match self.stream(number) {
             Some(stream) => stream.write(data),
@@ -290,11 +287,11 @@ impl<'a> ProcessContext<'a> {
         self.write_to_child(0, data)
     }
 
-    /// Closes the stream under `number`, once everything written to it is sent. Answers
+    /// Closes the stream under `number` once everything written to it was sent. Returns
     /// whether there is such a stream. (Twisted: `closeChildFD`.)
     ///
-    /// The child reads the end of its input. If it writes, it is told that nobody reads. A
-    /// terminal hangs up.
+    /// The child then reads the end of its input. If it writes, it is told that nobody
+    /// reads (SIGPIPE, `EPIPE`). A terminal hangs up.
     pub fn close_child_fd(&mut self, number: u32) -> bool {
         match self.stream(number) {
             Some(stream) => {
@@ -305,20 +302,24 @@ impl<'a> ProcessContext<'a> {
         }
     }
 
-    /// Closes the child's standard input, once everything is sent. (Twisted: `closeStdin`.)
+    /// Closes the child's standard input once everything was sent. Returns whether there is
+    /// such a stream to close. (Twisted: `closeStdin`.)
     ///
-    /// Does nothing if that is the terminal, which the child would lose altogether. On a
-    /// terminal a byte is the end of the input, 4 by default (Ctrl-D).
+    /// Does nothing, and returns false, if that is the terminal, since the child would lose
+    /// the whole terminal. On a terminal, the end of the input is a byte, by default 4
+    /// (Ctrl-D).
     pub fn close_stdin(&mut self) -> bool {
         self.close_one(0)
     }
 
-    /// Closes our end of the child's standard output. Does nothing if that is the terminal.
+    /// Closes our end of the child's standard output. Does nothing, and returns false, if
+    /// that is the terminal.
     pub fn close_stdout(&mut self) -> bool {
         self.close_one(1)
     }
 
-    /// Closes our end of the child's standard error. Does nothing if that is the terminal.
+    /// Closes our end of the child's standard error. Does nothing, and returns false, if
+    /// that is the terminal.
     pub fn close_stderr(&mut self) -> bool {
         self.close_one(2)
     }
@@ -332,8 +333,8 @@ impl<'a> ProcessContext<'a> {
         !has_others && self.close_child_fd(number)
     }
 
-    /// Reads nothing more from the child, on any stream, until
-    /// [`resume_producing`](Self::resume_producing). The child can write on until its pipes
+    /// Stops reading from the child, on all streams, until
+    /// [`resume_producing`](Self::resume_producing). The child can write until its pipes
     /// are full.
     pub fn pause_producing(&mut self) {
         for (_, handle) in self.process.streams() {
@@ -352,7 +353,7 @@ impl<'a> ProcessContext<'a> {
         }
     }
 
-    /// Closes every stream, once everything written to it is sent. (Twisted:
+    /// Closes every stream once everything written to it was sent. (Twisted:
     /// `loseConnection`.)
     pub fn lose_connection(&mut self) {
         for (_, handle) in self.process.streams() {
@@ -379,19 +380,19 @@ pub enum ProcessStatus {
     /// `ProcessTerminated`.)
     Exited(ExitStatus),
     /// It exited, and the kernel does not say how. Other code of this program has waited
-    /// for it, or SIGCHLD is ignored. Linux 6.15 and later say it even then.
+    /// for it, or SIGCHLD is ignored. Linux 6.15 and later says it even then.
     Unknown,
     /// The reactor stopped. The child goes on without it.
     ReactorStopped,
 }
 
 impl ProcessStatus {
-    /// Whether it exited with code 0.
+    /// Whether the child exited with code 0.
     pub fn is_success(self) -> bool {
         matches!(self, Self::Exited(status) if status.success())
     }
 
-    /// The code that it exited with.
+    /// Returns the code that the child exited with.
     pub fn code(self) -> Option<i32> {
         match self {
             Self::Exited(status) => status.code(),
@@ -399,7 +400,7 @@ impl ProcessStatus {
         }
     }
 
-    /// The signal that killed it.
+    /// Returns the signal that killed the child.
     pub fn signal(self) -> Option<i32> {
         match self {
             Self::Exited(status) => status.signal(),
@@ -426,11 +427,12 @@ impl fmt::Display for ProcessStatus {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SignalError {
-    /// It has exited. (Twisted: `ProcessExitedAlready`.)
+    /// The process has exited. (Twisted: `ProcessExitedAlready`.)
     ExitedAlready,
-    /// It does not lead a process group.
+    /// The process does not lead a process group.
     NoGroup,
-    /// The kernel refused: `PermissionDenied` for a process of another user.
+    /// The kernel refused, for example with `PermissionDenied` for a process of another
+    /// user.
     Os(io::Error),
 }
 
@@ -467,13 +469,13 @@ impl From<SignalError> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TerminalSize {
-    /// Lines; default 24.
+    /// Lines. The default is 24.
     pub rows: u16,
-    /// Characters in a line; default 80.
+    /// Characters in a line. The default is 80.
     pub columns: u16,
-    /// Pixels across; default 0, unknown.
+    /// Width in pixels. The default is 0, unknown.
     pub width: u16,
-    /// Pixels down; default 0, unknown.
+    /// Height in pixels. The default is 0, unknown.
     pub height: u16,
 }
 
@@ -495,7 +497,7 @@ impl Default for TerminalSize {
     }
 }
 
-/// A process as the producer of another transport: a pause stops reading from all its
+/// A process as the producer of another transport. A pause stops reading from all its
 /// streams.
 impl From<ProcessHandle> for ProducerRef {
     fn from(process: ProcessHandle) -> Self {
@@ -532,7 +534,7 @@ impl Producer for ChildOutput {
     }
 }
 
-/// Forwards every callback to what is inside the box.
+/// Forwards every callback to the protocol in the box.
 impl<P: ProcessProtocol + ?Sized> ProcessProtocol for Box<P> {
     fn connection_made(&mut self, cx: &mut ProcessContext<'_>) {
         (**self).connection_made(cx);
