@@ -1,7 +1,7 @@
-//! The names of sockets, to and from what the kernel reads and writes.
+//! The names of sockets, converted from and to the bytes that the kernel reads and writes.
 //!
-//! Pure: fields are read and written one by one, at the offsets that the C structs
-//! give. No type of std is taken for a C struct: their layouts are not promised.
+//! Pure: fields are read and written one by one, at the offsets of the C structs. No type
+//! of std is used as a C struct, since their layouts are not promised.
 
 #![forbid(unsafe_code)]
 
@@ -14,43 +14,41 @@ use std::path::{Path, PathBuf};
 
 use super::cmsg::field;
 
-/// The most bytes in the path of a UNIX socket, and in an abstract name.
+/// The most bytes in the path of a UNIX socket, or in an abstract name.
 ///
-/// `sun_path` has 108: a path ends with a NUL, an abstract name begins with one.
+/// `sun_path` has 108: a path ends with a NUL, and an abstract name begins with one.
 pub(crate) const MAX_NAME_BYTES: usize = 107;
 
-/// Bytes of the longest name of any family.
+/// The size of the longest name of any family, in bytes.
 const NAME_BUFFER_BYTES: usize = size_of::<libc::sockaddr_storage>();
 
 const INET4_BYTES: usize = size_of::<libc::sockaddr_in>();
 const INET6_BYTES: usize = size_of::<libc::sockaddr_in6>();
 
-/// Where the path starts, which is also how long an unnamed name is.
+/// The offset of the path, which is also the length of an unnamed name.
 const PATH_AT: usize = offset_of!(libc::sockaddr_un, sun_path);
 
 const _: () = assert!(PATH_AT + 1 + MAX_NAME_BYTES == size_of::<libc::sockaddr_un>());
 const _: () = assert!(offset_of!(libc::sockaddr_storage, ss_family) == 0);
 
-/// What a socket is called.
+/// The name of a socket.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum SocketName {
-    /// An IP address and port; with IPv6, flow and scope too, both as the kernel
-    /// has them.
+    /// An IP address and port. With IPv6, also flow and scope as the kernel has them.
     Inet(SocketAddr),
-    /// A UNIX socket without a name. Binding to it has the kernel choose an
-    /// abstract one.
+    /// A UNIX socket without a name. If a socket is bound to it, the kernel chooses an
+    /// abstract name.
     UnixUnnamed,
-    /// A UNIX socket in the file system.
+    /// A UNIX socket with a path in the file system.
     UnixPath(PathBuf),
-    /// A UNIX socket in the abstract namespace: any bytes, NUL included, without
-    /// the NUL that marks it abstract.
+    /// A UNIX socket in the abstract namespace. The name is any bytes, NUL included,
+    /// without the NUL that marks it as abstract.
     UnixAbstract(Vec<u8>),
-    /// Of a family that is not known here, or too short to be what its family
-    /// says.
+    /// A name of an unknown family, or one that is too short for its family.
     Other(u16),
 }
 
-/// A [`SocketName`] in somebody else's memory: in that of a message that was received, or
+/// A [`SocketName`] in somebody else's memory: in a message that was received, or that
 /// waits to be sent.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum NameRef<'a> {
@@ -67,9 +65,9 @@ pub(crate) enum NameRef<'a> {
 }
 
 impl SocketName {
-    /// Reads the name that the kernel wrote. Any bytes will do.
+    /// Decodes a name that the kernel has written. It accepts any bytes.
     ///
-    /// Allocates for a UNIX socket that has a name, and for nothing else.
+    /// Allocates only for a UNIX socket with a name.
     #[inline]
     pub(super) fn decode(bytes: &[u8]) -> Self {
         match NameRef::decode(bytes) {
@@ -81,7 +79,7 @@ impl SocketName {
         }
     }
 
-    /// Writes the name for the kernel to read.
+    /// Encodes the name for the kernel.
     ///
     /// # Errors
     /// As [`NameRef::encode`].
@@ -89,7 +87,7 @@ impl SocketName {
         self.as_ref().encode()
     }
 
-    /// The same, lent.
+    /// Returns the same name, borrowed.
     pub(crate) fn as_ref(&self) -> NameRef<'_> {
         match self {
             Self::Inet(address) => NameRef::Inet(*address),
@@ -102,8 +100,8 @@ impl SocketName {
 }
 
 impl<'a> NameRef<'a> {
-    /// Reads the name that the kernel wrote, or that was [encoded](Self::encode). Any
-    /// bytes will do.
+    /// Decodes a name that the kernel has written, or that was [encoded](Self::encode). It
+    /// accepts any bytes.
     #[inline]
     pub(crate) fn decode(bytes: &'a [u8]) -> Self {
         let Some(family) = bytes.first_chunk() else {
@@ -142,12 +140,11 @@ impl<'a> NameRef<'a> {
         }
     }
 
-    /// Writes the name for the kernel to read.
+    /// Encodes the name for the kernel.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that is empty, longer than [`MAX_NAME_BYTES`]
-    /// or has a NUL in it, for an abstract name longer than that, and for
-    /// [`NameRef::Other`].
+    /// `InvalidInput` for a path that is empty, longer than [`MAX_NAME_BYTES`] or contains
+    /// a NUL; for an abstract name that is longer; and for [`NameRef::Other`].
     pub(crate) fn encode(self) -> io::Result<NameBuffer> {
         let mut name = NameBuffer::new();
         match self {
@@ -173,11 +170,10 @@ impl<'a> NameRef<'a> {
     }
 }
 
-/// A name in the kernel's form, or room for one; aligned as the kernel's
-/// structs are.
+/// An encoded name, or room for one, aligned like the kernel's structs.
 ///
-/// Zeroed when made, which is a handful of instructions and saves thinking of what the
-/// kernel left out.
+/// It is zeroed when it is made. That costs a handful of instructions, and nobody has to
+/// think about what the kernel has left out.
 #[repr(C)]
 pub(crate) struct NameBuffer {
     _align: [libc::sockaddr_storage; 0],
@@ -187,7 +183,7 @@ pub(crate) struct NameBuffer {
 }
 
 impl NameBuffer {
-    /// For how many bytes there is room, at the beginning of one.
+    /// How many bytes the kernel may write.
     pub(super) const ROOM: usize = NAME_BUFFER_BYTES;
 
     #[inline]
@@ -199,20 +195,20 @@ impl NameBuffer {
         }
     }
 
-    /// All of the room, for the kernel to write to.
+    /// Returns all of the room, for the kernel to write to.
     #[inline]
     pub(super) fn bytes_mut(&mut self) -> &mut [u8; NAME_BUFFER_BYTES] {
         &mut self.bytes
     }
 
-    /// The first `length` bytes, as far as they fit: the kernel answers the length
-    /// that a name has, which can be more than it could write.
+    /// Returns the first `length` bytes, as far as they fit. The kernel reports the full
+    /// length of a name, which can be more than it could write.
     #[inline]
     pub(super) fn prefix(&self, length: usize) -> &[u8] {
         &self.bytes[..length.min(NAME_BUFFER_BYTES)]
     }
 
-    /// The bytes that were encoded.
+    /// Returns the encoded bytes.
     #[inline]
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.prefix(self.length)

@@ -1,5 +1,5 @@
-//! A child's environment that says the child's own number, which nobody knows before it
-//! is there.
+//! An environment that tells a child its own process ID, which nobody knows before the
+//! child exists.
 
 #![allow(unsafe_code)]
 
@@ -12,35 +12,35 @@ use std::process::Command;
 
 use super::retry;
 
-/// The file system of pidfds, where each process has an inode of its own (Linux 6.9).
+/// The file system of pidfds, where each process has its own inode (Linux 6.9).
 const PID_FS: u64 = 0x5049_4446;
 
 /// Room for the digits of any number, and a NUL.
 const DIGITS: usize = 21;
 
-/// What to start, with everything that takes memory done before the fork.
+/// The program to run. Everything that allocates was done before the fork.
 ///
-/// std makes the environment of a child before there is one, and no closure that runs in
-/// the child can change it. So one of them starts the program itself, with this.
+/// std makes the environment of a child before the fork, and no closure that runs in the
+/// child can change it. So one of those closures starts the program itself, with this.
 #[derive(Debug)]
 pub(crate) struct Announcement {
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    /// `NAME=` with room for a number behind it.
+    /// `NAME=`, with room for a number after it.
     pid: Vec<u8>,
     pidfd: Vec<u8>,
-    /// Places for the pointers to all of those, which are made in the child.
+    /// Room for the pointers to all of these, which are set in the child.
     argv: Vec<usize>,
     envp: Vec<usize>,
 }
 
 impl Announcement {
-    /// Of what `command` starts, with its changes of the environment and `variables`;
-    /// `pid` and `pidfd` are the names of those that hold the child's number and the
-    /// inode of its pidfd, the latter only where it has one.
+    /// Makes one for the program of `command`, with its changes of the environment and
+    /// `variables`. `pid` and `pidfd` name the variables with the child's process ID and
+    /// with the inode of its pidfd. The latter is set only if the pidfd has an inode.
     ///
     /// # Errors
-    /// `InvalidInput` for something with a NUL in it.
+    /// `InvalidInput` if something contains a NUL.
     pub(crate) fn of(
         command: &mut Command,
         variables: &[(&str, String)],
@@ -81,8 +81,8 @@ impl Announcement {
         })
     }
 
-    /// Becomes the program: to be called in the child, by the last closure before std
-    /// would do it. Allocates nothing, and returns only if it fails.
+    /// Executes the program. Called in the child by the last closure, just before std would
+    /// do it. Allocates nothing, and returns only if it fails.
     pub(crate) fn exec(&mut self) -> io::Error {
         for (place, argument) in self.argv.iter_mut().zip(&self.arguments) {
             *place = argument.as_ptr().expose_provenance();
@@ -112,12 +112,12 @@ impl Announcement {
 }
 
 unsafe extern "C" {
-    /// What execvp(3) gives the program, and looks for `PATH` in.
+    /// The environment that execvp(3) gives the program, and in which it looks for `PATH`.
     static mut environ: *const *const c_char;
 }
 
-/// Everything that a child would find: what is set here, unless `command` clears it,
-/// with the changes that it makes.
+/// Returns everything that a child would find in its environment: the variables of this
+/// process, unless `command` clears them, with the changes of `command`.
 fn environment_of(command: &mut Command, probe: &str) -> Vec<(OsString, OsString)> {
     // std does not say whether it clears the environment. Then there is nothing to be
     // removed, and so no removal is noted; `probe` is going to be set anyhow.
@@ -138,7 +138,7 @@ fn environment_of(command: &mut Command, probe: &str) -> Vec<(OsString, OsString
     all
 }
 
-/// Writes a number behind the `=`, and a NUL behind that. Its digits are at the end of the
+/// Writes a number after the `=`, and a NUL after it. The digits are made at the end of the
 /// room first.
 fn write_number(entry: &mut [u8], mut number: u64) {
     let start = entry.len() - DIGITS;
@@ -159,8 +159,8 @@ fn write_number(entry: &mut [u8], mut number: u64) {
     }
 }
 
-/// The inode of the pidfd of this process, which no other process has before the next
-/// start of the machine; `None` before Linux 6.9. Allocates nothing.
+/// Returns the inode of the pidfd of this process. No other process has the same one until
+/// the machine starts again. `None` before Linux 6.9. Allocates nothing.
 pub(crate) fn own_pidfd_inode() -> Option<u64> {
     let pid = std::process::id().cast_signed();
     // SAFETY: takes integers only.

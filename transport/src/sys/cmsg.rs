@@ -1,8 +1,7 @@
-//! Control messages: the bytes of ancillary data, written and read.
+//! Control messages: encodes and decodes the bytes of ancillary data.
 //!
-//! Pure: no system call, no ownership, and no `unsafe`. Descriptors appear here
-//! as numbers only; `msg` makes owners of them, and only from bytes that the
-//! kernel has written.
+//! Pure: no system call, no ownership, and no `unsafe`. Descriptors appear here only as
+//! numbers. `msg` makes owners of them, and only from bytes that the kernel has written.
 
 #![forbid(unsafe_code)]
 
@@ -11,16 +10,16 @@ use std::iter::{Copied, FusedIterator};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::slice;
 
-/// The most descriptors that one message carries: the kernel's `SCM_MAX_FD`,
-/// counted over the whole message.
+/// The most descriptors in one message, over all of its control messages: the kernel's
+/// `SCM_MAX_FD`.
 pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
-/// Bytes in a [`ControlBuffer`].
+/// The size of a [`ControlBuffer`], in bytes.
 ///
-/// On a 64-bit machine 253 descriptors take 1032, credentials 32, a pidfd 24
-/// and the count of unread bytes (`SCM_INQ`) 24, a time stamp 32, together 1144. All of what
-/// is switched on shares the buffer, and what finds no room is lost, so the rest is
-/// a reserve for kinds that a later kernel may add.
+/// On a 64-bit machine, 253 descriptors take 1032 bytes, credentials 32, a pidfd 24, the
+/// count of unread bytes (`SCM_INQ`) 24, and a time stamp 32: together 1144. Everything
+/// that is switched on shares the buffer, and what finds no room is lost. So the rest is a
+/// reserve for kinds that a later kernel may add.
 pub(crate) const CONTROL_BUFFER_BYTES: usize = 1536;
 
 /// `cmsghdr` as the kernel lays it out: length (a word), level, kind.
@@ -40,10 +39,10 @@ const _: () = assert!(align(HEADER_BYTES) == HEADER_BYTES);
 const _: () =
     assert!(CONTROL_BUFFER_BYTES >= HEADER_BYTES + align(MAX_DESCRIPTORS * NUMBER_BYTES) + 80);
 
-/// Room for the ancillary data of one message, made once and used again.
+/// Room for the ancillary data of one message. It is made once and used again.
 ///
-/// Aligned as the kernel's headers want it. It is zeroed when it is made and
-/// never again: what a call did not write is not read after that call.
+/// It is aligned like the kernel's headers. It is zeroed when it is made, and never again:
+/// after a call, only what that call has written is read.
 #[repr(C)]
 pub(crate) struct ControlBuffer {
     _align: [libc::cmsghdr; 0],
@@ -59,10 +58,10 @@ impl ControlBuffer {
         }
     }
 
-    /// Writes one message that carries `descriptors`, in their order, and
-    /// answers its bytes, padding included.
+    /// Encodes one control message with `descriptors`, in order. Returns its bytes,
+    /// including the padding.
     ///
-    /// Answers `None` above [`MAX_DESCRIPTORS`], and no bytes at all for none.
+    /// Returns `None` above [`MAX_DESCRIPTORS`], and no bytes if there are no descriptors.
     #[inline]
     pub(super) fn encode_descriptors(&mut self, descriptors: &[BorrowedFd<'_>]) -> Option<&[u8]> {
         if descriptors.is_empty() {
@@ -86,7 +85,7 @@ impl ControlBuffer {
         Some(message)
     }
 
-    /// All of the buffer, for the kernel to write to.
+    /// Returns all of the buffer, for the kernel to write to.
     #[inline]
     pub(super) fn bytes_mut(&mut self) -> &mut [u8; CONTROL_BUFFER_BYTES] {
         &mut self.bytes
@@ -107,20 +106,20 @@ impl fmt::Debug for ControlBuffer {
     }
 }
 
-/// Reads the control messages in `bytes`.
+/// Decodes the control messages in `bytes`.
 ///
-/// Any bytes will do: nothing outside them is read, nothing in them is trusted,
-/// and no alignment is asked for.
+/// It accepts any bytes, at any alignment. It reads nothing outside of them, and trusts
+/// nothing in them.
 #[inline]
 pub(crate) const fn walk(bytes: &[u8]) -> ControlMessages<'_> {
     ControlMessages { rest: bytes }
 }
 
-/// The control messages of one read, in the order in which they lie.
+/// The control messages of one read, in the order of the bytes.
 ///
-/// Ends at the first header that is cut short or that claims to be shorter than
-/// itself. A payload that claims to go on past the end is cut at the end:
-/// the numbers before the cut are descriptors that somebody must own.
+/// It ends at the first header that is truncated, or whose length is shorter than a header.
+/// A payload whose length goes past the end is cut at the end. The numbers before the cut
+/// are descriptors that somebody must own.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlMessages<'a> {
     rest: &'a [u8],
@@ -152,19 +151,19 @@ impl FusedIterator for ControlMessages<'_> {}
 /// One control message.
 #[derive(Clone, Debug)]
 pub(crate) enum ControlMessage<'a> {
-    /// `SCM_RIGHTS`: the numbers under which descriptors were installed here.
+    /// `SCM_RIGHTS`: the numbers of the descriptors that were installed here.
     Descriptors(DescriptorNumbers<'a>),
-    /// `SCM_CREDENTIALS`: who sent the message.
+    /// `SCM_CREDENTIALS`: the sender of the message.
     Credentials(Credentials),
-    /// `SCM_PIDFD`: the number of a pidfd of who sent the message. Negative
-    /// where the kernel could not make one.
+    /// `SCM_PIDFD`: the number of a pidfd of the sender. Negative if the kernel could not
+    /// make one.
     PidFd(i32),
-    /// `UDP_GRO`: how many bytes each of the datagrams has that were received as one, but
-    /// the last, which may have fewer.
+    /// `UDP_GRO`: the length of each of the datagrams that were received as one. The last
+    /// may be shorter.
     Segments(usize),
-    /// `SCM_TIMESTAMP`: there is a message. When it arrived is of no interest here.
+    /// `SCM_TIMESTAMP`: there is a message. The time itself is not used.
     Stamp,
-    /// Of no kind that is known here, or too short to be what its kind says.
+    /// A kind that is not known here, or one that is too short for its kind.
     Unknown {
         /// The protocol that defines `kind`, such as `SOL_SOCKET`.
         level: i32,
@@ -207,8 +206,8 @@ impl<'a> ControlMessage<'a> {
     }
 }
 
-/// The descriptor numbers in one message, as the bytes have them: numbers that
-/// own nothing, and that may be negative.
+/// The descriptor numbers in one control message, as they are in the bytes. They own
+/// nothing, and may be negative.
 #[derive(Clone, Debug)]
 pub(crate) struct DescriptorNumbers<'a>(Copied<slice::Iter<'a, [u8; NUMBER_BYTES]>>);
 
@@ -230,29 +229,29 @@ impl ExactSizeIterator for DescriptorNumbers<'_> {}
 
 impl FusedIterator for DescriptorNumbers<'_> {}
 
-/// Who is at the other end, as the kernel vouches for it.
+/// The identity of a process at the other end, which the kernel vouches for.
 ///
-/// Asked of a connection, these are the credentials at the time of `connect`,
-/// `listen` or `socketpair`; arriving beside a message, those of its sender at
-/// the time of sending. Neither says who holds the descriptor now. All
-/// numbers are translated to the namespaces of the receiver.
+/// Those of a connection are the credentials at the time of `connect`, `listen` or
+/// `socketpair`. Those beside a message are its sender's at the time of sending. Neither
+/// says who holds the descriptor now. All numbers are translated to the namespaces of the
+/// receiver.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[doc(alias = "ucred")]
 pub(crate) struct Credentials {
-    /// The process, or `None` where it has no number here: it lives outside of
-    /// the receiver's process namespace, or the message was queued before the
-    /// receiver asked for credentials.
+    /// The process ID, or `None` if the process has none here. Either it is outside of the
+    /// receiver's PID namespace, or the message was queued before the receiver asked for
+    /// credentials.
     ///
-    /// A number can be given to another process once this one has ended.
+    /// The number can be given to another process once this one has ended.
     pub(crate) pid: Option<u32>,
-    /// The effective user. 65534 (by default) where it has no number here.
+    /// The effective user ID. It is 65534 (by default) if the user has none here.
     pub(crate) uid: u32,
-    /// The effective group. 65534 (by default) where it has no number here.
+    /// The effective group ID. It is 65534 (by default) if the group has none here.
     pub(crate) gid: u32,
 }
 
 impl Credentials {
-    /// Reads `struct ucred`: three words, in this order.
+    /// Decodes `struct ucred`: three words, in this order.
     #[inline]
     fn from_ucred(bytes: &[u8; size_of::<libc::ucred>()]) -> Self {
         use std::mem::offset_of;
@@ -263,7 +262,7 @@ impl Credentials {
         )
     }
 
-    /// `pid` is the kernel's, which says zero for nobody.
+    /// Makes one. `pid` is 0 if there is no process, as the kernel has it.
     #[inline]
     pub(super) fn new(pid: i32, uid: u32, gid: u32) -> Self {
         Self {
@@ -274,13 +273,13 @@ impl Credentials {
     }
 }
 
-/// Rounds up to where the next header may start.
+/// Rounds up to where the next header may begin.
 #[inline]
 const fn align(length: usize) -> usize {
     (length + size_of::<usize>() - 1) & !(size_of::<usize>() - 1)
 }
 
-/// The `N` bytes of `bytes` from `at` on, which must lie inside.
+/// Returns the `N` bytes of `bytes` from `at` on, which must be inside.
 #[inline]
 pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut field = [0; N];
@@ -288,7 +287,7 @@ pub(super) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     field
 }
 
-/// Walks any bytes, for the fuzzer: what is found lies within them.
+/// Decodes any bytes, for the fuzzer. Everything that is found is inside of them.
 #[cfg(fuzzing)]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let mut taken = 0;

@@ -1,5 +1,4 @@
-//! Several messages by one call, recvmmsg(2) and sendmmsg(2); and the sockets that they
-//! are for.
+//! Several messages in one call, recvmmsg(2) and sendmmsg(2), and the sockets for them.
 
 #![allow(unsafe_code)]
 
@@ -18,39 +17,39 @@ use super::socket::{Family, flag, option, set_flag, set_option};
 
 // The C library's bindings do not have these.
 const SO_MEMINFO: libc::c_int = 55;
-/// How many numbers that answers, and which of them counts what was dropped.
+/// How many numbers this option returns, and which of them counts dropped messages.
 const MEMINFO_NUMBERS: usize = 9;
 const MEMINFO_DROPS: usize = 8;
 const IPV6_MULTICAST_ALL: libc::c_int = 29;
 
-/// The most messages by one call. The kernel would take 1,024; what is gained is gained
-/// by the first tens.
+/// The most messages in one call. The kernel would take 1,024, but most of the gain comes
+/// from the first tens.
 pub(crate) const MOST_MESSAGES: usize = 64;
 
 /// Bytes of control messages beside a UDP datagram: one number.
 const SEGMENT_CONTROL_BYTES: usize = 64;
 
-/// How far the places of two messages are apart beside their room. Were it a power of two
-/// all would compete for the same lines of the cache.
+/// How many bytes the places of two messages are apart, besides their room. With a power of
+/// two, all of them would compete for the same cache lines.
 const STAGGER: usize = 192;
 
-/// What may come beside a message.
+/// What may be received beside a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Beside {
-    /// The length of segments (`UDP_GRO`).
+    /// The length of the segments (`UDP_GRO`).
     Segments,
-    /// Descriptors, and who sent it.
+    /// Descriptors, and credentials.
     Descriptors,
-    /// The same, and a stamp on each message, if the socket [is told](super::set_stamps)
-    /// to put one there.
+    /// The same, and a time stamp with each message, if the socket [is
+    /// set](super::set_stamps) to have one.
     Stamps,
 }
 
-/// What was received by one call: room for some messages, made once and used again.
+/// The messages of one receive. The room is made once and used again.
 pub(crate) struct MessageBatch {
     room: usize,
     data: Vec<u8>,
-    /// In words, for the alignment of control messages.
+    /// Stored as words, for the alignment of control messages.
     control: Vec<u64>,
     names: Vec<NameBuffer>,
     headers: Vec<libc::mmsghdr>,
@@ -58,26 +57,26 @@ pub(crate) struct MessageBatch {
     messages: Vec<Message>,
     ancillary: Vec<Ancillary>,
     received: usize,
-    /// For how many bytes of control messages the headers are made; 0 before they are.
+    /// How many bytes of control messages the headers are made for; 0 before they are made.
     control_bytes: usize,
-    /// Of how many headers the kernel may have changed the lengths.
+    /// How many headers may have lengths that the kernel has changed.
     changed: usize,
-    /// Whether something came beside one of the messages.
+    /// Whether something was received beside one of the messages.
     has_ancillary: bool,
 }
 
-/// What is known of one message of a batch.
+/// The facts about one message of a batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Message {
-    /// How many bytes it had, of which there may be fewer here.
+    /// How many bytes it had. Fewer may be stored here.
     pub(crate) length: usize,
-    /// How many bytes each datagram of it has, if it is several; else 0.
+    /// The length of each of its datagrams, if it is several; otherwise 0.
     pub(crate) segment: usize,
     /// Whether there may be something beside it.
     pub(crate) has_ancillary: bool,
     /// Ancillary data was lost.
     pub(crate) control_truncated: bool,
-    /// Whether it had a stamp: then it is a message, and no end.
+    /// Whether it had a time stamp. Then it is a message, and not the end.
     is_stamped: bool,
     name_length: u32,
 }
@@ -85,8 +84,8 @@ pub(crate) struct Message {
 const CONTROL_WORDS: usize = CONTROL_BUFFER_BYTES / size_of::<u64>();
 
 impl MessageBatch {
-    /// Room for `slots` messages of `room` bytes each. The memory is not touched before
-    /// it is needed.
+    /// Makes room for `slots` messages of `room` bytes each. The memory is not touched
+    /// before it is needed.
     pub(crate) fn new(slots: usize, room: usize) -> Self {
         let slots = slots.clamp(1, MOST_MESSAGES);
         let room = room.max(1);
@@ -106,30 +105,30 @@ impl MessageBatch {
         }
     }
 
-    /// For how many messages there is room.
+    /// Returns how many messages there is room for.
     pub(crate) fn slots(&self) -> usize {
         self.messages.len()
     }
 
-    /// For how many bytes of each.
+    /// Returns how many bytes of each message there is room for.
     pub(crate) fn room(&self) -> usize {
         self.room
     }
 
-    /// How many were received last.
+    /// Returns how many messages were received last.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.received
     }
 
-    /// What is known of the message at `place`.
+    /// Returns the facts about the message at `place`.
     #[inline]
     pub(crate) fn message(&self, place: usize) -> &Message {
         &self.messages[place]
     }
 
-    /// The parts of the message at `place`: what is known of it, its bytes as far as there
-    /// are, the name of its sender, and what came beside it.
+    /// Returns the parts of the message at `place`: the facts, the stored bytes, the name
+    /// of its sender, and what was received beside it.
     #[inline]
     pub(crate) fn parts(&mut self, place: usize) -> (&Message, &[u8], NameRef<'_>, &mut Ancillary) {
         let message = &self.messages[place];
@@ -144,13 +143,13 @@ impl MessageBatch {
         )
     }
 
-    /// Where the end of a connection lies, if it was received: the first place that holds
-    /// no message. From there on all are of no bytes, since the kernel answers the end as
-    /// often as it is asked.
+    /// Returns the place of the end of a connection, if the end was received. It is the
+    /// first place without a message. All places after it are empty too, since the kernel
+    /// reports the end as often as it is asked.
     ///
-    /// `is_stamped` says that messages have stamps. Without them one of no bytes may
-    /// be the end where the kernel was asked for `count`, and had as many, and `is_over` says
-    /// that nothing more comes.
+    /// `is_stamped` says that messages have time stamps. Without them, an empty message may
+    /// be the end if the kernel was asked for `count` messages and returned as many, and if
+    /// `is_over` says that nothing more comes.
     pub(crate) fn end(
         &self,
         count: usize,
@@ -172,13 +171,13 @@ impl MessageBatch {
         first.filter(|_| is_stamped || is_over())
     }
 
-    /// Forgets the messages from `place` on, which are none.
+    /// Forgets the places from `place` on, which have no messages.
     pub(crate) fn truncate(&mut self, place: usize) {
         self.received = self.received.min(place);
     }
 
-    /// Puts a message at the end, as if it had been received; whether there was room. For
-    /// kinds that receive by other means.
+    /// Adds a message at the end, as if it had been received. Returns whether there was
+    /// room. For kinds that receive in another way.
     pub(crate) fn push(
         &mut self,
         data: &[u8],
@@ -209,7 +208,7 @@ impl MessageBatch {
         true
     }
 
-    /// Says who has sent the message at `place`, which was [put](Self::push) there.
+    /// Sets the sender of the message at `place`, which was [added](Self::push).
     #[cfg(feature = "testing")]
     pub(crate) fn set_credentials(
         &mut self,
@@ -221,7 +220,7 @@ impl MessageBatch {
         self.ancillary[place].credentials = credentials;
     }
 
-    /// Forgets what was received, and closes what nobody took of it.
+    /// Forgets what was received, and closes the descriptors that nobody took.
     #[inline]
     pub(crate) fn clear(&mut self) {
         if self.has_ancillary {
@@ -241,15 +240,15 @@ impl MessageBatch {
         }
     }
 
-    /// Receives up to `count` messages, and answers how many; the batch was
-    /// [cleared](Self::clear) before. Fewer than asked for are all that there were at the
+    /// Receives up to `count` messages, and returns how many. The batch must have been
+    /// [cleared](Self::clear). If they are fewer than asked for, there were no more at the
     /// time.
     ///
     /// Every descriptor that arrived is owned when this returns.
     ///
     /// # Errors
-    /// `WouldBlock` where there is none; otherwise the kernel's, which may be what it was
-    /// told of a message sent before.
+    /// `WouldBlock` if there is none. Otherwise the kernel's, which may be about a message
+    /// that was sent before.
     ///
     /// References: recvmmsg(2), udp(7), unix(7).
     #[doc(alias = "recvmmsg")]
@@ -297,12 +296,12 @@ impl MessageBatch {
         Ok(self.received)
     }
 
-    /// What was received in a place, once for each receive.
+    /// Returns the message that was received in a place. Called once for each receive.
     ///
     /// # Safety
     ///
-    /// The kernel has filled the place's header and control bytes, and nobody has looked at
-    /// them yet: the descriptors that they name become owned here.
+    /// The kernel has filled the place's header and control bytes, and nobody has read them
+    /// yet: the descriptors that they name become owned here.
     unsafe fn message_at(&mut self, place: usize, beside: Beside, control_bytes: usize) -> Message {
         let header = &self.headers[place];
         let flags = header.msg_hdr.msg_flags;
@@ -347,8 +346,8 @@ impl MessageBatch {
         message
     }
 
-    /// Makes all headers as they are before a call. Their pointers stay the same, so only
-    /// what the kernel has written there is written again.
+    /// Resets all headers to their state before a call. Their pointers stay the same, so
+    /// only what the kernel has written is written again.
     #[inline]
     fn prepare_headers(&mut self, control_bytes: usize) {
         if self.control_bytes != control_bytes {
@@ -361,8 +360,8 @@ impl MessageBatch {
         }
     }
 
-    /// Has the headers point to their places. By pointers to the whole of each piece of
-    /// memory, which reading it in between does not make stale.
+    /// Makes the headers point to their places. The pointers are to the whole of each piece
+    /// of memory, so that reading it in between does not invalidate them.
     #[cold]
     fn point_headers(&mut self, control_bytes: usize) {
         self.control_bytes = control_bytes;
@@ -395,14 +394,14 @@ impl MessageBatch {
     }
 }
 
-/// The bytes of words.
+/// Returns the bytes of words.
 fn bytes_of(words: &[u64]) -> &[u8] {
     // SAFETY: the same memory, borrowed as long; bytes are aligned anywhere, and each of
     // their patterns is a value.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }
 
-/// The length of segments that these control messages say; 0 for none.
+/// Returns the length of segments in these control messages; 0 if there is none.
 fn segment_in(control: &[u8]) -> usize {
     walk(control)
         .find_map(|message| match message {
@@ -420,27 +419,27 @@ impl std::fmt::Debug for MessageBatch {
     }
 }
 
-/// One message to be sent, of one datagram or several.
+/// One message to send, of one datagram or several.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutgoingMessage<'a> {
     pub(crate) data: &'a [u8],
-    /// Where to, encoded; nothing for the peer of the socket.
+    /// The encoded address; empty for the peer of the socket.
     pub(crate) name: &'a [u8],
-    /// How many bytes each datagram has of `data`, where it is several.
+    /// The length of each datagram in `data`, if there are several.
     pub(crate) segment: Option<u16>,
 }
 
-/// Room for the headers of what is sent by one call; made once and used again.
+/// Room for the headers of one send. It is made once and used again.
 #[derive(Default)]
 pub(crate) struct SendBatch {
     headers: Vec<libc::mmsghdr>,
     parts: Vec<libc::iovec>,
     controls: Vec<SegmentControl>,
-    /// How many datagrams each message is.
+    /// How many datagrams each message has.
     counts: Vec<usize>,
 }
 
-/// The control message that says how long segments are, as the kernel lays it out.
+/// The control message with the length of segments, in the kernel's layout.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct SegmentControl {
@@ -466,13 +465,13 @@ impl SegmentControl {
 
 const _: () = assert!(size_of::<SegmentControl>() == size_of::<libc::cmsghdr>() + 8);
 
-/// Sends messages, at most [`MOST_MESSAGES`] of them, each of so many datagrams, and answers
-/// how many datagrams were taken from the front.
+/// Sends messages, at most [`MOST_MESSAGES`], each with the number of its datagrams.
+/// Returns how many datagrams were taken from the front.
 ///
 /// # Errors
-/// Why the first was not; for those behind it that is to be found out by calling again.
-/// `WouldBlock` where there is no room; otherwise the kernel's, which may be what it was
-/// told of a message sent before.
+/// The reason why the first was not taken. The reason for later ones is found out by
+/// another call. `WouldBlock` if there is no room. Otherwise the kernel's, which may be
+/// about a message that was sent before.
 ///
 /// References: sendmmsg(2), udp(7).
 #[doc(alias = "sendmmsg")]
@@ -537,8 +536,8 @@ pub(crate) fn send_messages<'a>(
     Ok(batch.counts.iter().take(sent as usize).sum())
 }
 
-/// Sends one message, to the peer of the socket if `name` is empty. Cheaper than
-/// [`send_messages`] with one.
+/// Sends one message, to the peer of the socket if `name` is empty. It is cheaper than
+/// [`send_messages`] with one message.
 ///
 /// # Errors
 /// As [`send_messages`].
@@ -570,7 +569,7 @@ pub(crate) fn send_one(fd: BorrowedFd<'_>, name: &[u8], data: &[u8]) -> io::Resu
 /// Makes a datagram socket, non-blocking and close-on-exec.
 ///
 /// # Errors
-/// The kernel's; `EMFILE` and `ENFILE` where no descriptor is free.
+/// `EMFILE` and `ENFILE` if no descriptor number is free. Otherwise the kernel's.
 pub(crate) fn datagram_socket(family: Family) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let fd = retry(|| {
@@ -584,21 +583,21 @@ pub(crate) fn datagram_socket(family: Family) -> io::Result<OwnedFd> {
 /// Whether the socket is of type `SOCK_DGRAM`.
 ///
 /// # Errors
-/// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
+/// `ENOTSOCK` if it is not a socket. Otherwise the kernel's.
 pub(crate) fn is_datagram(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
     Ok(kind == libc::SOCK_DGRAM)
 }
 
-/// Whether datagrams to one address can be sent as one.
+/// Whether several datagrams to one address can be sent as one.
 #[doc(alias = "UDP_SEGMENT")]
 pub(crate) fn has_segmentation(fd: BorrowedFd<'_>) -> bool {
     // Known since Linux 4.18. What is set here is the default of each message, none.
     set_option::<libc::c_int>(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
 }
 
-/// Has datagrams that come in a row received as one; whether the kernel can do that (since
-/// Linux 5.0).
+/// Sets whether several datagrams in a row are received as one. Returns whether the kernel
+/// can do that (since Linux 5.0).
 #[doc(alias = "UDP_GRO")]
 pub(crate) fn set_receive_offload(fd: BorrowedFd<'_>, on: bool) -> bool {
     set_flag(fd, libc::SOL_UDP, libc::UDP_GRO, on).is_ok()
@@ -612,7 +611,7 @@ pub(crate) fn broadcast(fd: BorrowedFd<'_>) -> io::Result<bool> {
     flag(fd, libc::SOL_SOCKET, libc::SO_BROADCAST)
 }
 
-/// Sets whether they may.
+/// Sets whether datagrams may be sent to a broadcast address.
 ///
 /// # Errors
 /// The kernel's.
@@ -621,7 +620,7 @@ pub(crate) fn set_broadcast(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_BROADCAST, on)
 }
 
-/// How many messages the kernel has dropped for want of room in the socket.
+/// Returns how many messages the kernel has dropped since the socket had no room.
 ///
 /// # Errors
 /// The kernel's.
@@ -631,7 +630,7 @@ pub(crate) fn dropped(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(numbers[MEMINFO_DROPS])
 }
 
-/// An interface, as options of IPv4 name it.
+/// An interface, in the form of the IPv4 options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Interface4 {
     pub(crate) address: Ipv4Addr,
@@ -654,8 +653,8 @@ fn index(index: u32) -> io::Result<libc::c_int> {
     libc::c_int::try_from(index).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Joins a group of IPv4, or leaves it. Of groups that others of this machine have joined
-/// nothing is received then.
+/// Joins an IPv4 multicast group, or leaves it. Datagrams to groups that others on this
+/// machine have joined are not received then.
 ///
 /// # Errors
 /// The kernel's.
@@ -676,7 +675,7 @@ pub(crate) fn set_membership4(
     set_option(fd, libc::IPPROTO_IP, name, membership)
 }
 
-/// As [`set_membership4`], of IPv6.
+/// As [`set_membership4`], for IPv6.
 ///
 /// # Errors
 /// The kernel's.
@@ -703,7 +702,7 @@ pub(crate) fn set_membership6(
     set_option(fd, libc::IPPROTO_IPV6, name, membership)
 }
 
-/// Sets by which interface datagrams to groups of IPv4 leave.
+/// Sets the interface by which IPv4 multicast datagrams are sent.
 ///
 /// # Errors
 /// The kernel's.
@@ -716,7 +715,7 @@ pub(crate) fn set_multicast_interface4(
     set_option(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, choice)
 }
 
-/// As [`set_multicast_interface4`], of IPv6.
+/// As [`set_multicast_interface4`], for IPv6.
 ///
 /// # Errors
 /// The kernel's.
@@ -726,7 +725,7 @@ pub(crate) fn set_multicast_interface6(fd: BorrowedFd<'_>, interface: u32) -> io
     set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, interface)
 }
 
-/// How many hops datagrams to groups go.
+/// Returns the time to live of multicast datagrams, in hops.
 ///
 /// # Errors
 /// The kernel's.
@@ -738,10 +737,10 @@ pub(crate) fn multicast_hops(fd: BorrowedFd<'_>, family: Family) -> io::Result<u
     Ok(u32::try_from(hops).unwrap_or(0))
 }
 
-/// Sets how many.
+/// Sets the time to live of multicast datagrams, in hops.
 ///
 /// # Errors
-/// `InvalidInput` above 255; otherwise the kernel's.
+/// `InvalidInput` above 255. Otherwise the kernel's.
 #[doc(alias = "IP_MULTICAST_TTL")]
 #[doc(alias = "IPV6_MULTICAST_HOPS")]
 pub(crate) fn set_multicast_hops(fd: BorrowedFd<'_>, family: Family, hops: u32) -> io::Result<()> {
@@ -761,7 +760,7 @@ const fn loopback_option(family: Family) -> (libc::c_int, libc::c_int) {
     }
 }
 
-/// Whether what is sent to a group comes back to this machine.
+/// Whether multicast datagrams that are sent here are also received on this machine.
 ///
 /// # Errors
 /// The kernel's.
@@ -770,7 +769,7 @@ pub(crate) fn multicast_loopback(fd: BorrowedFd<'_>, family: Family) -> io::Resu
     flag(fd, level, name)
 }
 
-/// Sets whether it does.
+/// Sets whether multicast datagrams that are sent here are also received on this machine.
 ///
 /// # Errors
 /// The kernel's.

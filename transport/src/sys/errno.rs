@@ -1,12 +1,11 @@
-//! Errors that `std::io::ErrorKind` does not tell apart.
+//! Errors that `std::io::ErrorKind` does not distinguish.
 
 #![forbid(unsafe_code)]
 
 use std::io;
 
-/// Whether a send failed for want of something that comes back by itself,
-/// without any event to say so: buffers, or room under the user's limit of
-/// descriptors in flight.
+/// Whether a send failed for lack of something that comes back without an event: buffers,
+/// or room under the user's limit of descriptors in flight.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -14,8 +13,8 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
     )
 }
 
-/// Whether datagrams that were sent as one could be refused for that: the network card
-/// cannot do it (`EIO`), or they do not fit on the way (`EINVAL`, `EMSGSIZE`).
+/// Whether datagrams that were sent as one may have been refused for that. The network card
+/// cannot do it (`EIO`), or they do not fit on the route (`EINVAL`, `EMSGSIZE`).
 pub(crate) fn is_of_segmentation(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -23,19 +22,19 @@ pub(crate) fn is_of_segmentation(error: &io::Error) -> bool {
     )
 }
 
-/// Whether there was no free descriptor number, in this process or at all.
+/// Whether no descriptor number was free, in this process or in the system.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Whether an accept failed for want of memory.
+/// Whether an accept failed for lack of memory.
 pub(crate) fn is_out_of_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }
 
-/// Whether an accept failed on account of the one connection it was to
-/// return: gone already, refused by a firewall, or one of the network errors
-/// that accept(2) passes on.
+/// Whether an accept failed only because of the connection that it was to return. It is
+/// gone already, a firewall has refused it, or it has one of the network errors that
+/// accept(2) passes on.
 pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -54,13 +53,13 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a descriptor that is open turned out to be no socket. One that only names
-/// a file (`O_PATH`) answers as if it were closed, to all that asks a socket.
+/// Whether an open descriptor turned out not to be a socket. For a descriptor that only
+/// names a file (`O_PATH`), all calls for sockets fail as if it were closed.
 pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTSOCK | libc::EBADF))
 }
 
-/// Whether a path cannot be gone to: what chdir(2) says.
+/// Whether a directory cannot be entered: an error of chdir(2).
 pub(crate) fn is_of_a_path(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -68,8 +67,8 @@ pub(crate) fn is_of_a_path(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a user, a group or a process group cannot be taken: what setuid(2), setgid(2),
-/// setgroups(2) and setpgid(2) say.
+/// Whether a user, a group or a process group cannot be taken: an error of setuid(2),
+/// setgid(2), setgroups(2) or setpgid(2).
 pub(crate) fn is_of_an_identity(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,14 +1,14 @@
-//! Reading and writing what is no socket: pipes, terminals, files.
+//! Reads and writes files that are not sockets: pipes, terminals, regular files.
 //!
-//! Whether such a call blocks is for `O_NONBLOCK` to say, which belongs to the open
-//! file and so to everyone who holds it: a terminal, or a pipe that was inherited, is
-//! shared with a shell that does not expect its reads to fail. Nothing here sets it on
-//! a file that others may hold. For each call there are other ways to say it, and none
-//! of them serves all files:
+//! `O_NONBLOCK` decides whether such a call blocks. It belongs to the open file
+//! description, and so to everyone who holds it. A terminal, or a pipe that was inherited,
+//! is shared with a shell that does not expect its reads to fail. Nothing here sets the
+//! flag on a file that others may hold. There are other ways not to block, and none of them
+//! works for all files:
 //! - [`read_at_once`] and [`write_at_once`], for what pipe(2) makes;
-//! - [`has_waiting`](super::has_waiting) and [`has_room`], asked before [`read`] and
+//! - [`has_waiting`](super::has_waiting) and [`has_room`], called before [`read`] and
 //!   [`write`];
-//! - [`reopen`], for an open file of our own.
+//! - [`reopen`], which makes an open file description of our own.
 
 #![allow(unsafe_code)]
 
@@ -25,10 +25,10 @@ use super::{retry, retry_count};
 /// Not in the C library's bindings yet; Linux knows it since 6.18.
 const RWF_NOSIGNAL: libc::c_int = 0x100;
 
-/// The most pieces that one call takes (`IOV_MAX`).
+/// The most pieces in one call (`IOV_MAX`).
 const MOST_PIECES: usize = 1024;
 
-/// What kind of file a descriptor is of.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     /// A pipe or a FIFO.
@@ -39,15 +39,15 @@ pub(crate) enum FileKind {
     Regular,
     /// A directory.
     Directory,
-    /// The side of a pseudo-terminal that holds it.
+    /// The master side of a pseudo-terminal.
     TerminalMaster,
-    /// A terminal, or the other side of a pseudo-terminal.
+    /// A terminal, or the slave side of a pseudo-terminal.
     Terminal,
-    /// Another device, or something of the kernel's own.
+    /// Another device, or a file of the kernel's own.
     Other,
 }
 
-/// What kind of file it is.
+/// Returns the kind of a file.
 ///
 /// # Errors
 /// The kernel's.
@@ -65,7 +65,7 @@ pub(crate) fn file_kind(fd: BorrowedFd<'_>) -> io::Result<FileKind> {
     })
 }
 
-/// How many bytes a regular file has; `None` for another.
+/// Returns the length of a regular file, in bytes. `None` for other files.
 ///
 /// # Errors
 /// The kernel's.
@@ -92,7 +92,7 @@ fn is_master(fd: BorrowedFd<'_>) -> bool {
     retry(|| unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTN, &raw mut number) }).is_ok()
 }
 
-/// Whether a descriptor is open for reading, and for writing.
+/// Returns whether a descriptor is open for reading, and whether for writing.
 ///
 /// # Errors
 /// The kernel's.
@@ -115,7 +115,7 @@ fn status_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     })
 }
 
-/// Makes an open file that nobody else holds block again, or no more.
+/// Sets whether an open file that nobody else holds blocks.
 ///
 /// # Errors
 /// The kernel's.
@@ -132,12 +132,13 @@ pub(crate) fn set_blocking(fd: BorrowedFd<'_>, blocking: bool) -> io::Result<()>
     Ok(())
 }
 
-/// The same file opened anew, for the same ways: non-blocking, close-on-exec, and an
-/// open file of our own. A terminal does not become the controlling one.
+/// Opens the same file again, with the same access: non-blocking, close-on-exec, and with
+/// an open file description of our own. A terminal does not become the controlling
+/// terminal.
 ///
 /// # Errors
-/// Those of open(2): `PermissionDenied` for a terminal of another user; `NotFound`
-/// without /proc.
+/// Those of open(2): `PermissionDenied` for a terminal of another user, `NotFound` without
+/// /proc.
 pub(crate) fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let (reads, writes) = access(fd)?;
     let file = OpenOptions::new()
@@ -148,20 +149,20 @@ pub(crate) fn reopen(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The path of the file, if it has one.
+/// Returns the path of the file, if it has one.
 pub(crate) fn file_path(fd: BorrowedFd<'_>) -> Option<PathBuf> {
     let path = std::fs::read_link(proc_path(fd)).ok()?;
     let text = path.to_string_lossy();
     (path.is_absolute() && !text.ends_with(" (deleted)")).then_some(path)
 }
 
-/// Whether it is a counter (eventfd(2)).
+/// Whether the descriptor is an event counter (eventfd(2)).
 pub(crate) fn is_event_counter(fd: BorrowedFd<'_>) -> bool {
     let path = std::fs::read_link(proc_path(fd));
     path.is_ok_and(|path| path.as_os_str() == "anon_inode:[eventfd]")
 }
 
-/// Whether reads and writes do not wait, for all who hold the open file.
+/// Whether reads and writes do not block, for everyone who holds the open file.
 pub(crate) fn is_nonblocking(fd: BorrowedFd<'_>) -> bool {
     status_flags(fd).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
 }
@@ -170,8 +171,8 @@ fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     format!("/proc/thread-self/fd/{}", fd.as_raw_fd()).into()
 }
 
-/// Whether a write of some bytes would not block. What has broken has room; a terminal
-/// that was hung up need not have any, and keeps a write waiting.
+/// Whether writing some bytes would not block. A broken file has room. A terminal that was
+/// hung up may have no room, and then a write blocks.
 ///
 /// # Errors
 /// The kernel's.
@@ -180,19 +181,19 @@ pub(crate) fn has_room(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(poll(fd, asked)? & (asked | libc::POLLERR) != 0)
 }
 
-/// Whether nobody is left who could read what is written to a pipe.
+/// Whether nobody can read any more what is written to a pipe.
 pub(crate) fn has_no_reader(fd: BorrowedFd<'_>) -> bool {
     poll(fd, 0).is_ok_and(|events| events & libc::POLLERR != 0)
 }
 
-/// Whether the other end is gone, or there is an error: what poll(2) reports of a
-/// descriptor that is asked for nothing.
+/// Whether the other end is gone, or there is an error: what poll(2) reports even if it is
+/// asked for no events.
 pub(crate) fn is_broken(fd: BorrowedFd<'_>) -> bool {
     poll(fd, 0).is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) != 0)
 }
 
-/// Whether two descriptors are of one open file. By `F_DUPFD_QUERY` (Linux 6.10), else by
-/// kcmp(2), which a sandbox may forbid: then false.
+/// Whether two descriptors refer to one open file. Uses `F_DUPFD_QUERY` (Linux 6.10), or
+/// else kcmp(2). A sandbox may forbid the latter; then the result is false.
 #[doc(alias = "kcmp")]
 pub(crate) fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     // The C library's bindings do not have these.
@@ -224,27 +225,28 @@ fn poll(fd: BorrowedFd<'_>, events: libc::c_short) -> io::Result<libc::c_short> 
     Ok(watched.revents)
 }
 
-/// Whether a file does not know calls that do not block; those have done nothing then.
+/// Whether the error says that a file does not support calls that do not block. Such a call
+/// has done nothing.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EOPNOTSUPP)
 }
 
-/// Whether a terminal says that it was hung up, or that its other side has gone; or
-/// that we may not use it now.
+/// Whether the error of a terminal says that it was hung up, that its other side is gone,
+/// or that we may not use it now.
 pub(crate) fn is_of_terminal(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EIO)
 }
 
-/// What writing says where nobody reads.
+/// The error of writing when nobody reads.
 pub(crate) fn no_reader() -> io::Error {
     io::Error::from_raw_os_error(libc::EPIPE)
 }
 
-/// Reads without waiting, however the file was opened.
+/// Reads without blocking, however the file was opened.
 ///
 /// # Errors
-/// The kernel's; `WouldBlock` for nothing; [unsupported](is_unsupported) by a FIFO,
-/// a terminal and most files that are no pipe.
+/// `WouldBlock` if there is nothing to read. [Unsupported](is_unsupported) by a FIFO, a
+/// terminal and most files that are not pipes. Otherwise the kernel's.
 pub(crate) fn read_at_once(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<usize> {
     let piece = libc::iovec {
         iov_base: data.as_mut_ptr().cast(),
@@ -257,15 +259,15 @@ pub(crate) fn read_at_once(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<us
     })
 }
 
-/// Writes without waiting, however the file was opened, and without SIGPIPE.
+/// Writes without blocking, however the file was opened, and without SIGPIPE.
 ///
 /// # Errors
-/// As [`read_at_once`]; `BrokenPipe` where nobody reads.
+/// As [`read_at_once`]. `BrokenPipe` if nobody reads.
 pub(crate) fn write_at_once(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     write_with(fd, pieces, libc::RWF_NOWAIT)
 }
 
-/// Reads; waits if the file does.
+/// Reads. It blocks if the file does.
 ///
 /// # Errors
 /// The kernel's.
@@ -277,10 +279,10 @@ pub(crate) fn read(fd: BorrowedFd<'_>, data: &mut [u8]) -> io::Result<usize> {
     })
 }
 
-/// Writes, without SIGPIPE; waits if the file does.
+/// Writes, without SIGPIPE. It blocks if the file does.
 ///
 /// # Errors
-/// The kernel's; `BrokenPipe` where nobody reads.
+/// `BrokenPipe` if nobody reads. Otherwise the kernel's.
 pub(crate) fn write(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     write_with(fd, pieces, 0)
 }
@@ -296,7 +298,7 @@ fn write_with(fd: BorrowedFd<'_>, pieces: &[IoSlice<'_>], flags: libc::c_int) ->
     without_signal(|| write_pieces(fd, pieces, flags))
 }
 
-/// As pwritev2(2). (`IoSlice` is laid out as `iovec`, which std promises.)
+/// Calls pwritev2(2). (std promises that `IoSlice` has the layout of `iovec`.)
 fn write_pieces(
     fd: BorrowedFd<'_>,
     pieces: &[IoSlice<'_>],
@@ -311,7 +313,7 @@ fn write_pieces(
     })
 }
 
-/// Whether the kernel can be told for each call not to raise SIGPIPE; asked once.
+/// Whether the kernel has a flag not to raise SIGPIPE in a call. Asked once.
 fn knows_no_signal() -> bool {
     static KNOWS: OnceLock<bool> = OnceLock::new();
     *KNOWS.get_or_init(|| {
@@ -322,10 +324,10 @@ fn knows_no_signal() -> bool {
     })
 }
 
-/// Makes a call that may raise SIGPIPE, and keeps that from the program: it is held
-/// back in this thread, and taken if the call has raised it. Where the program
-/// ignores the signal, as std has it from the start, that is one system call more,
-/// otherwise three or four.
+/// Makes a call that may raise SIGPIPE, and keeps the signal from the program: it is
+/// blocked in this thread, and taken if the call has raised it. If the program ignores the
+/// signal, as it does by default with std, this takes one more system call; otherwise three
+/// or four.
 pub(crate) fn without_signal(call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
     if is_ignored() {
         return call();
@@ -373,8 +375,8 @@ fn is_ignored() -> bool {
     asked.is_ok() && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
-/// Has the standard output of this process lead nowhere, for what others hold of it to
-/// come to its end.
+/// Redirects the standard output of this process to nowhere, so that whoever reads the
+/// other end sees the end.
 ///
 /// # Errors
 /// The kernel's.

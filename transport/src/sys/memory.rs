@@ -10,19 +10,19 @@ use std::slice;
 
 use super::retry;
 
-/// What has to be sealed so that bytes cannot change while they are looked at, and that
-/// nobody takes a seal off: none can be taken off.
+/// The seals that keep the bytes from changing while they are read. The last one keeps
+/// seals from being added; none can be removed.
 const SEALS: libc::c_int =
     libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
 
-/// Not executable, and that is sealed too; since Linux 6.3. The C library's bindings need not
-/// have it.
+/// Makes the file not executable, and seals that; since Linux 6.3. The C library's bindings
+/// may not have it.
 const MFD_NOEXEC_SEAL: libc::c_uint = 0x0008;
 
-/// Makes a file that is only memory, which can be sealed.
+/// Makes a file in memory that can be sealed.
 ///
 /// # Errors
-/// The kernel's; no free descriptor number.
+/// `EMFILE` or `ENFILE` if no descriptor number is free. Otherwise the kernel's.
 ///
 /// References: memfd_create(2).
 #[doc(alias = "memfd_create")]
@@ -40,10 +40,10 @@ pub(crate) fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Has neither its size nor its bytes change any more.
+/// Seals a file, so that neither its size nor its bytes can change any more.
 ///
 /// # Errors
-/// The kernel's; `EBUSY` where somebody has mapped it to be written to.
+/// `EBUSY` if somebody has mapped it for writing. Otherwise the kernel's.
 #[doc(alias = "F_ADD_SEALS")]
 pub(crate) fn seal(fd: BorrowedFd<'_>) -> io::Result<()> {
     retry(|| {
@@ -53,7 +53,7 @@ pub(crate) fn seal(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether neither can change any more.
+/// Whether neither the size nor the bytes can change any more.
 ///
 /// # Errors
 /// `EINVAL` for a file that cannot be sealed.
@@ -66,10 +66,10 @@ pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(seals & SEALS == SEALS)
 }
 
-/// The bytes of a sealed file, mapped to be read.
+/// The bytes of a sealed file, mapped for reading.
 ///
-/// Invariant: the file was sealed when it was mapped, so that its bytes are those for as
-/// long as this lives, and all of them are there: it cannot have shrunk.
+/// Invariant: the file was sealed when it was mapped. So its bytes stay the same while this
+/// lives, and all of them exist, since it cannot have shrunk.
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     length: usize,
@@ -81,11 +81,10 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `length` bytes of `fd`, which has as many, or more.
+    /// Maps the first `length` bytes of `fd`, which has at least as many.
     ///
     /// # Errors
-    /// `InvalidInput` for a file that is not sealed; otherwise the kernel's, such as
-    /// `ENOMEM`.
+    /// `InvalidInput` if the file is not sealed. Otherwise the kernel's, such as `ENOMEM`.
     ///
     /// References: mmap(2).
     #[doc(alias = "mmap")]
@@ -134,10 +133,10 @@ impl Drop for Mapping {
     }
 }
 
-/// Makes a counter that starts at 0, non-blocking and close-on-exec.
+/// Makes an event counter that is 0, non-blocking and close-on-exec.
 ///
 /// # Errors
-/// The kernel's; no free descriptor number.
+/// `EMFILE` or `ENFILE` if no descriptor number is free. Otherwise the kernel's.
 ///
 /// References: eventfd(2).
 #[doc(alias = "eventfd")]

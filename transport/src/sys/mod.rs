@@ -1,30 +1,30 @@
-//! The system calls of the transports: the only code of this crate that may
-//! say `unsafe`, and the only code that names `libc`.
+//! The system calls of the transports. Only the code here may use `unsafe`, and only the
+//! code here names `libc`.
 //!
-//! What a backend provides, all of it for Linux:
+//! What a backend provides; all of it is for Linux:
 //! - [`recv`], [`send`], [`send_vectored`]: bytes;
-//! - [`receive`] and [`send_with_descriptors`]: bytes with what rides beside
-//!   them, through a [`ControlBuffer`] and an [`Ancillary`];
-//! - several messages by one call ([`MessageBatch`], [`send_messages`]);
-//! - sockets, their names and their options ([`stream_socket`], [`bind`],
-//!   [`listen`], [`connect`], [`accept`], and the rest of `socket`);
-//! - what is no socket (`file`): pipes, terminals, files;
-//! - what is given over exec ([`spawn`], [`take_granted`], [`take_inherited`]), and how
-//!   a child begins ([`CleanStart`]);
-//! - processes by their descriptors (`pidfd`), and terminals (`terminal`).
+//! - [`receive`] and [`send_with_descriptors`]: bytes with ancillary data, in a
+//!   [`ControlBuffer`] and an [`Ancillary`];
+//! - [`MessageBatch`], [`send_messages`]: several messages in one call;
+//! - [`stream_socket`], [`bind`], [`listen`], [`connect`], [`accept`], and the rest of
+//!   `socket`: sockets, their names and their options;
+//! - `file`: pipes, terminals and regular files;
+//! - [`spawn`], [`take_granted`], [`take_inherited`]: what is passed over exec, and
+//!   [`CleanStart`]: how a child begins;
+//! - `pidfd`: processes by their descriptors, and `terminal`.
 //!
-//! The rules that hold for every function, so that no caller needs to think
-//! of them:
-//! - A descriptor comes in as `BorrowedFd` and goes out as `OwnedFd`, made in
-//!   the statement after the kernel gave it. No number is ever returned.
-//! - A call cut short by a signal (`EINTR`) is made again.
+//! Rules that hold for every function, so that callers need not think of them:
+//! - A descriptor comes in as `BorrowedFd` and goes out as `OwnedFd`, which is made in the
+//!   statement after the kernel has returned it. No number is ever returned.
+//! - A call that a signal interrupts (`EINTR`) is made again.
 //! - Sending never raises SIGPIPE.
-//! - No call blocks, but for [`read`] and [`write`] of what may. Sockets made here are non-blocking and close-on-exec from
-//!   birth, and the calls that move bytes ask for that each time, because the
-//!   flag belongs to the open file: another process that holds the same socket
-//!   can clear it at any moment. (accept4(2) cannot be asked: see
-//!   [`accept_shared`].)
-//! - Pointer and length of what the kernel reads or writes come from one slice.
+//! - No call blocks, except [`read`] and [`write`] on files that may block. Sockets made
+//!   here are non-blocking and close-on-exec from the start. The calls that move bytes
+//!   still ask not to block each time: the flag belongs to the open file description, so
+//!   another process that holds the same socket can clear it at any moment. (accept4(2) has
+//!   no such flag; see [`accept_shared`].)
+//! - The pointer and the length of memory that the kernel reads or writes come from one
+//!   slice.
 
 mod address;
 mod announce;
@@ -101,8 +101,7 @@ pub(crate) use self::{
     socket::{bytes_unsent, linger, receive_buffer_size, unpassable},
 };
 
-/// Makes a call that answers a byte count, again for as long as a signal
-/// interrupts it.
+/// Makes a call that returns a byte count. Makes it again if a signal interrupts it.
 #[inline(always)]
 fn retry_count(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {
@@ -123,8 +122,8 @@ fn failure() -> Option<io::Error> {
     (error.raw_os_error() != Some(libc::EINTR)).then_some(error)
 }
 
-/// Makes a call that answers zero or a descriptor number, again for as long
-/// as a signal interrupts it.
+/// Makes a call that returns zero or a descriptor number. Makes it again if a signal
+/// interrupts it.
 #[inline]
 fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
     loop {

@@ -1,5 +1,4 @@
-//! Moving bytes, and descriptors beside them: recv(2), send(2), recvmsg(2),
-//! sendmsg(2).
+//! Moves bytes, and descriptors beside them: recv(2), send(2), recvmsg(2), sendmsg(2).
 
 #![allow(unsafe_code)]
 
@@ -14,19 +13,19 @@ use super::retry_count;
 /// `IOV_MAX`: the kernel refuses a call with more slices than this.
 const MAX_SLICES: usize = 1024;
 
-/// What says that there is a message.
+/// The level and type of the control message that says that there is a message.
 pub(super) const STAMP: (i32, i32) = (libc::SOL_SOCKET, libc::SCM_TIMESTAMP);
 
-/// No SIGPIPE, and no blocking whatever became of the socket's own flag.
+/// No SIGPIPE, and no blocking, whatever the flag of the socket is.
 pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
-/// Reads bytes into `buf` and answers how many; zero is the end of the stream.
+/// Reads bytes into `buf`, and returns how many. Zero is the end of the stream.
 ///
-/// For sockets that carry no descriptors: here the kernel would close, in the
-/// middle of this call, those that came along. Use [`receive`] on UNIX sockets.
+/// It is for sockets that carry no descriptors: the kernel would close those that came
+/// along in the middle of this call. Use [`receive`] on UNIX sockets.
 ///
 /// # Errors
-/// `WouldBlock` where nothing is there to read; otherwise the kernel's.
+/// `WouldBlock` if there is nothing to read. Otherwise the kernel's.
 #[inline(always)]
 pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     debug_assert!(!buf.is_empty(), "a read into nothing looks like the end");
@@ -44,11 +43,11 @@ pub(crate) fn recv(fd: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<usize> {
     })
 }
 
-/// Sends bytes of `buf` from its start on and answers how many were taken.
+/// Sends bytes from the start of `buf`, and returns how many were taken.
 ///
 /// # Errors
-/// `WouldBlock` where there is no room; `BrokenPipe` (and no signal) where the
-/// other end is gone; otherwise the kernel's. None of them took anything.
+/// `WouldBlock` if there is no room. `BrokenPipe` (and no signal) if the other end is gone.
+/// Otherwise the kernel's. After an error nothing was taken.
 #[inline(always)]
 pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     retry_count(|| {
@@ -58,8 +57,8 @@ pub(crate) fn send(fd: BorrowedFd<'_>, buf: &[u8]) -> io::Result<usize> {
     })
 }
 
-/// Sends the bytes of `data`, one slice after the other, and answers how many
-/// were taken in all.
+/// Sends the bytes of `data`, one slice after the other, and returns how many were taken in
+/// all.
 ///
 /// Slices after the 1024th wait for another call.
 ///
@@ -70,19 +69,18 @@ pub(crate) fn send_vectored(fd: BorrowedFd<'_>, data: &[IoSlice<'_>]) -> io::Res
     sendmsg(fd, &[], data, &[])
 }
 
-/// Sends the bytes of `data` with `descriptors` attached to the first of them,
-/// and answers how many bytes were taken.
+/// Sends the bytes of `data` with `descriptors` attached to the first of them. Returns how
+/// many bytes were taken.
 ///
-/// Any positive answer means that *all* descriptors have left; what remains of
-/// the bytes must then be sent without them. An error means that none has.
-/// `control` is only scratch space. Neither list is kept or changed.
+/// If it returns a positive number, *all* descriptors were sent. The rest of the bytes must
+/// then be sent without them. After an error none was sent. `control` is only scratch
+/// space. Neither list is kept or changed.
 ///
 /// # Errors
 /// `InvalidInput`, without a system call, for more than
-/// [`MAX_DESCRIPTORS`](super::MAX_DESCRIPTORS), and where `data` has no byte: on a
-/// stream the kernel would take the descriptors, report success and close them.
-/// Otherwise as [`send`]; `ETOOMANYREFS` and `ENOBUFS` are the kernel's way to
-/// say later.
+/// [`MAX_DESCRIPTORS`](super::MAX_DESCRIPTORS), or if `data` has no bytes: on a stream the
+/// kernel would take the descriptors, report success and close them. `ETOOMANYREFS` and
+/// `ENOBUFS` are the kernel's way to say: later. Otherwise as [`send`].
 ///
 /// References: sendmsg(2), unix(7).
 #[doc(alias = "SCM_RIGHTS")]
@@ -103,8 +101,9 @@ pub(crate) fn send_with_descriptors(
     sendmsg(fd, &[], data, control)
 }
 
-/// Sends one message of a socket that keeps their boundaries, with `descriptors`: to
-/// `name`, an encoded one, or to its peer where that is empty. It may be one of no bytes.
+/// Sends one message with `descriptors`, on a socket that keeps messages apart. `name` is
+/// an encoded address; the message goes to the peer if it is empty. The message may be
+/// empty.
 ///
 /// # Errors
 /// As [`send_with_descriptors`].
@@ -121,36 +120,34 @@ pub(crate) fn send_message(
     sendmsg(fd, name, &[IoSlice::new(data)], control).map(|_| ())
 }
 
-/// What one [`receive`] took from the socket, beside what it put in [`Ancillary`].
+/// The result of one [`receive`], besides what it put into [`Ancillary`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct ReceivedMessage {
-    /// How many bytes were written to the buffer. Zero is the end of a stream;
-    /// on sockets that keep message boundaries it may be a message of no bytes.
+    /// How many bytes were written to the buffer. Zero is the end of a stream. On sockets
+    /// that keep messages apart, it may be an empty message.
     pub(crate) bytes: usize,
-    /// Ancillary data was lost. Where descriptors were among it, they were closed by
-    /// the kernel: this process had no free slot for them, or a security module
-    /// refused.
+    /// Ancillary data was lost. If descriptors were among it, the kernel has closed them:
+    /// this process had no free descriptor number, or a security module refused.
     pub(crate) control_truncated: bool,
-    /// The message had more bytes than the buffer (never on a stream).
+    /// The message had more bytes than the buffer. Never on a stream.
     pub(crate) truncated: bool,
-    /// Ancillary data came along, lost or not: the kernel ended the read behind the
-    /// bytes that had it, so a short read does not mean that the socket is
-    /// drained.
+    /// Ancillary data came along, lost or not. The kernel ends a read after the bytes with
+    /// ancillary data. So a short read does not mean that nothing more is there.
     pub(crate) had_ancillary: bool,
 }
 
-/// What came beside the bytes; made once and used for every read, so that the
+/// What was received beside the bytes. It is made once and used for every read, so that the
 /// lists keep their capacity.
 #[derive(Debug, Default)]
 pub(crate) struct Ancillary {
-    /// The descriptors, in the order in which they were sent; each read
-    /// appends. Close-on-exec is set on all of them.
+    /// The descriptors, in the order in which they were sent, close-on-exec. Each read
+    /// appends.
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// Who sent the bytes, where `set_pass_credentials` asked for it.
+    /// The sender of the bytes, if `set_pass_credentials` asked for it.
     pub(crate) credentials: Option<Credentials>,
-    /// A pidfd of who sent the bytes, where `set_pass_pidfd` asked for it.
+    /// A pidfd of the sender of the bytes, if `set_pass_pidfd` asked for it.
     pub(crate) pidfd: Option<OwnedFd>,
-    /// Level and type of the messages that this module does not know.
+    /// Level and type of the control messages that this module does not know.
     pub(crate) unknown: Vec<(i32, i32)>,
 }
 
@@ -165,7 +162,7 @@ impl Ancillary {
         }
     }
 
-    /// Whether nothing came.
+    /// Whether nothing was received.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.descriptors.is_empty()
@@ -174,7 +171,7 @@ impl Ancillary {
             && self.unknown.is_empty()
     }
 
-    /// Closes what is left and forgets the rest; capacity is kept.
+    /// Closes what is left, and forgets the rest. The capacity is kept.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.descriptors.clear();
@@ -183,12 +180,12 @@ impl Ancillary {
         self.unknown.clear();
     }
 
-    /// Owns what the kernel has put into `control`, and answers whether all of it
-    /// was there to be owned.
+    /// Owns the descriptors that the kernel has put into `control`. Returns whether all of
+    /// them were there to be owned.
     ///
     /// # Safety
-    /// `control` must be what a successful recvmsg(2) wrote, and must be given
-    /// to this function once only: each number in it becomes an owner.
+    /// `control` must be what a successful recvmsg(2) has written. It must be given to this
+    /// function only once: each number in it becomes an owner.
     pub(super) unsafe fn collect(&mut self, control: &[u8]) -> bool {
         let mut complete = true;
         for message in walk(control) {
@@ -224,14 +221,14 @@ impl Ancillary {
     }
 }
 
-/// Reads bytes into `buf`, and appends to `ancillary` what came beside them.
+/// Reads bytes into `buf`, and appends what came beside them to `ancillary`.
 ///
-/// Every descriptor that arrived is owned when this returns, whatever the
-/// flags say. Those that belong to bytes behind the end of `buf` stay with the
-/// socket. `control` is only scratch space.
+/// Every descriptor that arrived is owned when this returns, whatever the flags say.
+/// Descriptors of bytes after the end of `buf` stay with the socket. `control` is only
+/// scratch space.
 ///
 /// # Errors
-/// As [`recv`]; nothing was taken then.
+/// As [`recv`]. Nothing was taken then.
 ///
 /// References: recvmsg(2), unix(7).
 #[doc(alias = "recvmsg")]
@@ -245,8 +242,7 @@ pub(crate) fn receive(
     receive_with_room(fd, buf, control, CONTROL_BUFFER_BYTES, ancillary)
 }
 
-/// [`receive`] with only `room` bytes of `control`, so that tests can have them
-/// run out.
+/// As [`receive`], with only `room` bytes of `control`. It lets tests run out of room.
 #[inline(always)]
 pub(super) fn receive_with_room(
     fd: BorrowedFd<'_>,
@@ -299,8 +295,8 @@ pub(super) fn receive_with_room(
     Ok(unsafe { take_ancillary(bytes, header.msg_flags, &control[..written], ancillary) })
 }
 
-/// The end of a read that brought more than plain bytes; kept apart so that the
-/// common read stays short.
+/// Ends a read that brought more than plain bytes. It is separate so that the common read
+/// stays short.
 ///
 /// # Safety
 /// As [`Ancillary::collect`].
@@ -324,8 +320,8 @@ unsafe fn take_ancillary(
     }
 }
 
-/// Sends `data` with `control`, the encoded control messages, beside it, to `name`, which
-/// is none where it is empty.
+/// Sends `data` to `name`, with the encoded control messages `control` beside it. If `name`
+/// is empty, no address is given.
 #[inline]
 fn sendmsg(
     fd: BorrowedFd<'_>,
@@ -354,7 +350,7 @@ fn sendmsg(
     })
 }
 
-/// A header that points nowhere.
+/// Makes a header without pointers.
 #[inline]
 pub(super) fn message_header() -> libc::msghdr {
     // SAFETY: `msghdr` is pointers, integers and, in some C libraries, padding; all
@@ -363,12 +359,12 @@ pub(super) fn message_header() -> libc::msghdr {
     unsafe { mem::zeroed() }
 }
 
-/// Makes an owner of a number, or `None` of a negative one, which the kernel writes
-/// in place of a descriptor that it could not install.
+/// Makes an owner of a number. Returns `None` for a negative number, which the kernel
+/// writes if it could not install a descriptor.
 ///
 /// # Safety
-/// A `number` that is not negative must be an open descriptor of this process that
-/// nothing owns.
+/// A `number` that is not negative must be an open descriptor of this process that nothing
+/// owns.
 #[inline]
 unsafe fn own(number: i32) -> Option<OwnedFd> {
     if number < 0 {

@@ -1,5 +1,4 @@
-//! Descriptor numbers, of which a process has so many: how many there are, and
-//! whether one is high.
+//! Descriptor numbers: how many a process may use, and whether one is high.
 
 #![allow(unsafe_code)]
 
@@ -8,8 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::retry;
 
-/// How many descriptor numbers this process may use, the numbers below this one;
-/// another process can change it at any time.
+/// Returns how many descriptor numbers this process may use: those below the returned one.
+/// Another process can change the limit at any time.
 ///
 /// # Errors
 /// The kernel's.
@@ -26,18 +25,17 @@ pub(crate) fn descriptor_limit() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Whether `fd` has this number or a higher one. The kernel gives out the lowest
-/// that is free, so all below were taken when it was made.
+/// Whether `fd` has this number or a higher one. The kernel gives out the lowest free
+/// number, so all below were taken when `fd` was made.
 #[inline]
 pub(crate) fn reaches(fd: BorrowedFd<'_>, number: i32) -> bool {
     fd.as_raw_fd() >= number
 }
 
-/// The lowest number that is free; looked for with a copy of `fd`, which is
-/// closed again.
+/// Returns the lowest free number. It is found with a copy of `fd`, which is closed again.
 ///
 /// # Errors
-/// The kernel's; `EMFILE` where none is.
+/// `EMFILE` if no number is free. Otherwise the kernel's.
 pub(crate) fn lowest_free(fd: BorrowedFd<'_>) -> io::Result<i32> {
     let number = retry(|| {
         // SAFETY: takes integers only.

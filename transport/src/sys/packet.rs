@@ -12,7 +12,7 @@ use super::socket::{flag, option, set_flag};
 /// Makes a UNIX socket of sequenced packets, non-blocking and close-on-exec.
 ///
 /// # Errors
-/// The kernel's; `EMFILE` and `ENFILE` where no descriptor is free.
+/// `EMFILE` and `ENFILE` if no descriptor number is free. Otherwise the kernel's.
 pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let fd = retry(|| {
@@ -26,17 +26,17 @@ pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
 /// Whether the socket is of type `SOCK_SEQPACKET`.
 ///
 /// # Errors
-/// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
+/// `ENOTSOCK` if it is not a socket. Otherwise the kernel's.
 pub(crate) fn is_packets(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
     Ok(kind == libc::SOCK_SEQPACKET)
 }
 
-/// Has each message come with a stamp from now on, those that wait already too.
+/// Adds a time stamp to each message from now on, also to those that wait already.
 ///
-/// A message of no bytes and the end of the connection are the same answer of recvmsg(2),
-/// but that the end has no stamp. On UNIX sockets it costs nothing beside its bytes: the
-/// kernel takes the time when it is received.
+/// For an empty message and for the end of the connection, recvmsg(2) returns the same,
+/// except that the end has no time stamp. On UNIX sockets a time stamp costs nothing
+/// besides its bytes: the kernel takes the time when the message is received.
 ///
 /// # Errors
 /// The kernel's.
@@ -45,12 +45,12 @@ pub(crate) fn set_stamps(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMP, true)
 }
 
-/// Whether messages come with a stamp.
+/// Whether messages have time stamps.
 pub(crate) fn has_stamps(fd: BorrowedFd<'_>) -> bool {
     flag(fd, libc::SOL_SOCKET, libc::SO_TIMESTAMP).unwrap_or(false)
 }
 
-/// Whether nothing comes any more but for what has arrived (`POLLRDHUP`).
+/// Whether nothing more arrives, except for what has arrived already (`POLLRDHUP`).
 pub(crate) fn is_read_closed(fd: BorrowedFd<'_>) -> bool {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::socket::set_mode_of_held;
 
-/// Which file stands at a path.
+/// The identity of the file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileIdentity {
     pub(crate) device: u64,
@@ -26,7 +26,7 @@ impl FileIdentity {
     }
 }
 
-/// The socket file at `path`, if it is one; links are not followed.
+/// Returns the identity of the socket file at `path`, if it is one. Links are not followed.
 pub(crate) fn socket_file(path: &Path) -> io::Result<FileIdentity> {
     let metadata = fs::symlink_metadata(path)?;
     if !metadata.file_type().is_socket() {
@@ -35,8 +35,8 @@ pub(crate) fn socket_file(path: &Path) -> io::Result<FileIdentity> {
     Ok(FileIdentity::of(&metadata))
 }
 
-/// A socket file that is held: its number is given to no other meanwhile, removed or
-/// not.
+/// A socket file that is held open. No other file gets its inode number meanwhile, even if
+/// it is removed.
 #[derive(Debug)]
 pub(crate) struct HeldFile {
     fd: File,
@@ -49,7 +49,7 @@ impl HeldFile {
     }
 }
 
-/// Holds the socket file at `path`, as [`socket_file`].
+/// Opens the socket file at `path` to hold it, as [`socket_file`] finds it.
 pub(crate) fn hold_socket_file(path: &Path) -> io::Result<HeldFile> {
     let fd = OpenOptions::new()
         .read(true)
@@ -62,11 +62,11 @@ pub(crate) fn hold_socket_file(path: &Path) -> io::Result<HeldFile> {
     Ok(HeldFile { fd, metadata })
 }
 
-/// Gives the socket file at `path` exactly `mode`, if it is `file`: the file is
-/// held by a descriptor meanwhile, so that it cannot be exchanged for another.
+/// Sets the mode of the socket file at `path` to exactly `mode`, if it is `file`. The file
+/// is held open meanwhile, so that it cannot be exchanged for another.
 ///
 /// # Errors
-/// `Unsupported` where there is neither fchmodat2(2), Linux 6.6, nor /proc.
+/// `Unsupported` if there is neither fchmodat2(2) (Linux 6.6) nor /proc.
 pub(crate) fn set_file_mode(path: &Path, file: FileIdentity, mode: u32) -> io::Result<()> {
     let held = hold_socket_file(path)?;
     if held.identity() != file {

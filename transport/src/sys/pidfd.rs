@@ -1,6 +1,6 @@
-//! Processes by a descriptor (pidfd), which never comes to mean another process.
+//! Processes by their descriptors (pidfd), which never come to mean another process.
 //!
-//! References: pidfd_open(2), pidfd_send_signal(2), waitid(2), kill(2); for
+//! References: pidfd_open(2), pidfd_send_signal(2), waitid(2), kill(2). For
 //! `PIDFD_GET_INFO`, linux/pidfd.h.
 
 #![allow(unsafe_code)]
@@ -13,22 +13,22 @@ use std::process::ExitStatus;
 
 use super::{has_waiting, retry};
 
-/// Whom a signal is for.
+/// The recipient of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recipient {
     /// The process.
     Process,
-    /// Every process of the group that has its number (Linux 6.9).
+    /// Every process in the group with its number (Linux 6.9).
     Group,
 }
 
 /// `PIDFD_SIGNAL_PROCESS_GROUP`: not in the C library's bindings yet.
 const SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
 
-/// `PIDFD_GET_INFO`, with what Linux 6.13 has in it.
+/// `PIDFD_GET_INFO`, with the fields of Linux 6.13.
 const GET_INFO: libc::Ioctl = 0xC040_FF0B_u32 as libc::Ioctl;
 
-/// `PIDFD_INFO_EXIT`: how it ended, where it was waited for (Linux 6.15).
+/// `PIDFD_INFO_EXIT`: how the process ended, if it was waited for (Linux 6.15).
 const INFO_EXIT: u64 = 1 << 3;
 
 /// `struct pidfd_info`.
@@ -41,14 +41,14 @@ struct Info {
     exit_code: i32,
 }
 
-/// A descriptor of the process of this number, close-on-exec: readable once it has
-/// exited.
+/// Opens a pidfd of the process with this number, close-on-exec. It becomes readable when
+/// the process exits.
 ///
-/// Of a child that was not waited for, the number is surely its own.
+/// Only for a child that nobody has waited for, the number certainly means that process.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.3; `ESRCH` where there is no such process; no free
-/// descriptor number.
+/// `ENOSYS` before Linux 5.3. `ESRCH` if there is no such process. `EMFILE` or `ENFILE` if
+/// no descriptor number is free.
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     let pid = libc::pid_t::try_from(pid).map_err(|_| no_process())?;
     // SAFETY: takes integers only.
@@ -57,11 +57,11 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The number of the process, as it is seen from here.
+/// Returns the process ID, as it is seen from here.
 ///
 /// # Errors
-/// `InvalidInput` for a descriptor of something else; `ESRCH` for a process that was
-/// waited for, or cannot be seen; `NotFound` without /proc.
+/// `InvalidInput` if the descriptor is something else. `ESRCH` if the process was waited
+/// for, or is not visible from here. `NotFound` without /proc.
 pub(crate) fn pid_of(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let path = format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd());
     let text = std::fs::read_to_string(path)?;
@@ -83,15 +83,15 @@ fn no_process() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
 }
 
-/// Whether there is no such process, or none any more.
+/// Whether the error says that there is no such process, or no longer.
 pub(crate) fn is_no_process(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// Sends a signal; 0 only asks whether one could be sent.
+/// Sends a signal. 0 only checks whether one could be sent.
 ///
 /// # Errors
-/// `ESRCH` where nobody is left; `EINVAL` for a group before Linux 6.9; those of
+/// `ESRCH` if nobody is left. `EINVAL` for a group before Linux 6.9. Otherwise those of
 /// kill(2).
 pub(crate) fn pidfd_send_signal(
     fd: BorrowedFd<'_>,
@@ -118,8 +118,8 @@ pub(crate) fn pidfd_send_signal(
     Ok(())
 }
 
-/// Sends a signal to the child of this number, which was not waited for, or to the
-/// group of that number, which it leads.
+/// Sends a signal to the child with this number, which was not waited for, or to the
+/// process group with this number, which the child leads.
 ///
 /// # Errors
 /// Those of kill(2).
@@ -136,11 +136,12 @@ pub(crate) fn send_signal(pid: u32, signal: i32, recipient: Recipient) -> io::Re
     Ok(())
 }
 
-/// How the process ended, if it has: a child is waited for by that. Never waits.
+/// Returns how the process ended, if it has. This waits for a child. It never blocks.
 ///
 /// # Errors
-/// `ECHILD` for one that has ended, and is no child of this process, or was waited for
-/// by somebody else: nobody can tell how then, but Linux 6.15, which can.
+/// `ECHILD` if the process has ended, and either is not a child of this process or somebody
+/// else has waited for it. Then nobody can tell how it ended; only Linux 6.15 and later
+/// can.
 pub(crate) fn pidfd_wait(fd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let number = libc::id_t::try_from(fd.as_raw_fd()).unwrap_or(libc::id_t::MAX);
@@ -182,7 +183,7 @@ pub(crate) fn pidfd_wait(fd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
     })))
 }
 
-/// How it ended, as the kernel remembers it of one that was waited for.
+/// Returns how a process ended that was waited for, if the kernel remembers it.
 fn told_status(fd: BorrowedFd<'_>) -> Option<ExitStatus> {
     let mut info = Info {
         mask: INFO_EXIT,

@@ -1,5 +1,5 @@
-//! What processes give each other over fork and exec: descriptors under agreed
-//! numbers, and the environment.
+//! What a process passes to another over fork and exec: descriptors with agreed numbers,
+//! and the environment.
 
 #![allow(unsafe_code)]
 
@@ -22,30 +22,29 @@ use super::start::{Blocked, CleanStart};
 /// The first number that is not a standard stream.
 const FIRST: RawFd = 3;
 
-/// The variable that names to a child what [`spawn`] gives it: number, device and inode
-/// of each, `3:9:4711,7:9:4712`.
+/// The variable that tells a child what [`spawn`] gives it: number, device and inode of
+/// each descriptor, `3:9:4711,7:9:4712`.
 const GRANTED: &str = "BOWLINE_DESCRIPTORS";
 
-/// How often [`spawn`] begins again when other threads close what it needs.
+/// How often [`spawn`] starts again if other threads close the descriptors it needs.
 const SPAWN_ATTEMPTS: u32 = 64;
 
 /// Starts `command` with `grants` under their numbers in the child.
 ///
-/// Sources are borrowed and stay open here. The child has, beside its standard
-/// streams, exactly these: what else is open is made close-on-exec there, in case
-/// that it was not.
+/// The descriptors are borrowed and stay open here. Besides its standard streams, the child
+/// has exactly these. All others are made close-on-exec there, in case they were not.
 ///
 /// # Errors
-/// `InvalidInput` for a number below 3 and one given twice; `WouldBlock` where other
-/// threads closed and opened descriptors at the granted numbers during every one of
-/// 64 attempts; otherwise those of fork and exec.
+/// `InvalidInput` if a number is below 3 or is given twice. `WouldBlock` if other threads
+/// closed and opened descriptors at these numbers in each of 64 attempts. Otherwise those
+/// of fork and exec.
 pub(crate) fn spawn(command: Command, grants: &[(BorrowedFd<'_>, u32)]) -> io::Result<Child> {
     spawn_announced(command, grants, None, |_| Ok(None))
 }
 
-/// As [`spawn`], with an environment of which some is known in the child only:
-/// `announce` makes it when everything else of `command` is settled. With `start` the
-/// child begins as that says.
+/// As [`spawn`], with an environment of which a part is known only in the child. `announce`
+/// makes it when everything else of `command` is settled. `start` says how the child
+/// begins.
 ///
 /// # Errors
 /// As [`spawn`], and those of `announce`.
@@ -110,7 +109,7 @@ pub(crate) fn spawn_announced(
     Err(io::Error::from(io::ErrorKind::WouldBlock))
 }
 
-/// Says in the environment of the child what it is given.
+/// Sets the variable of the child that tells it what it is given.
 fn grant_by_environment(command: &mut Command, moves: &[(RawFd, RawFd)]) -> io::Result<()> {
     match announcement(moves)? {
         text if text.is_empty() => command.env_remove(GRANTED),
@@ -119,8 +118,8 @@ fn grant_by_environment(command: &mut Command, moves: &[(RawFd, RawFd)]) -> io::
     Ok(())
 }
 
-/// From where to where the descriptors of a child are moved. Those that std would replace
-/// are copied first.
+/// Returns from where to where the descriptors of a child are moved. Those that std would
+/// replace are copied first.
 fn moves_of(
     grants: &[(BorrowedFd<'_>, u32)],
     copies: &mut Vec<OwnedFd>,
@@ -144,17 +143,17 @@ fn moves_of(
     Ok(moves)
 }
 
-/// What the child reports instead of taking its descriptors: an error that none of
-/// the calls for it, and none of exec, has.
+/// What the child reports if it cannot take its descriptors: an error that neither these
+/// calls nor exec can return.
 const PLACE_CHANGED: libc::c_int = libc::EIDRM;
 
-/// A number that the child is to have something under.
+/// A descriptor number that the child is to have.
 ///
-/// std reports a failed exec through a pipe of its own, and takes the lowest free
-/// number for it. If that were one of the grants', the child would close it and write
-/// the error to the granted file, and the parent take the program for started. So
-/// each is occupied meanwhile; where another thread has it, and may close it at any
-/// moment, the child looks whether it still is what it was.
+/// std reports a failed exec through a pipe of its own, and takes the lowest free number
+/// for it. If that were the number of a grant, the child would close the pipe and write the
+/// error to the granted file. The parent would then think that the program was started. So
+/// each number is kept in use meanwhile. If another thread uses it, it may close it at any
+/// moment; so the child checks that it is still what it was.
 #[derive(Debug)]
 struct Place {
     number: RawFd,
@@ -171,8 +170,8 @@ impl Place {
         }
     }
 
-    /// Makes sure that something is open under the number, and notes what. Answers it
-    /// where nothing else was: with `source` then, for as long as it is kept.
+    /// Makes sure that something is open under the number, and notes what. If nothing else
+    /// was, returns a copy of `source` under the number, to be kept meanwhile.
     fn occupy(&self, source: &impl AsRawFd) -> io::Result<Option<OwnedFd>> {
         loop {
             let placeholder = duplicate_at_least(source.as_raw_fd(), self.number)?;
@@ -186,8 +185,8 @@ impl Place {
         }
     }
 
-    /// Whether something else is open under the number than was noted: maybe std's
-    /// pipe. In the child, where no other thread runs.
+    /// Whether something else is open under the number than was noted, maybe std's pipe.
+    /// Called in the child, where no other thread runs.
     fn has_changed(&self) -> bool {
         let noted = (self.device.load(Relaxed), self.inode.load(Relaxed));
         self.identity().is_some_and(|identity| identity != noted)
@@ -198,7 +197,7 @@ impl Place {
     }
 }
 
-/// Device and inode of what is open under the number.
+/// Returns device and inode of what is open under the number.
 fn identity(number: RawFd) -> io::Result<(u64, u64)> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the pointer is that of `stat`, borrowed for writing until the call
@@ -209,7 +208,8 @@ fn identity(number: RawFd) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// What [`GRANTED`] says of these, each a source and the number that it is to have.
+/// Returns the value of [`GRANTED`] for these pairs of a source and its number in the
+/// child.
 fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
     let mut text = String::new();
     for &(source, number) in moves {
@@ -223,8 +223,8 @@ fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
 
 /// Puts every source under its number, in the child.
 ///
-/// Those that stand where another one is to go are moved out of the way first,
-/// above `top`, so that numbers may overlap or be swapped.
+/// Sources whose number another one needs are first moved out of the way, above `top`. So
+/// numbers may overlap or be swapped.
 fn arrange(moves: &mut [(RawFd, RawFd)], top: RawFd) -> io::Result<()> {
     // Something that was inherited here and that nobody claimed, or was opened by a
     // library that does not know better. Not before Linux 5.11; then it stays.
@@ -265,28 +265,28 @@ fn duplicate_at_least(source: RawFd, number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The numbers that were taken by [`take_inherited`]: each is given out once.
+/// The numbers that [`take_inherited`] has given out. Each is given out once.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes ownership of a descriptor that this process was started with, under a number
-/// that was agreed on in whatever way, and makes it close-on-exec. For what
-/// [`spawn_with_descriptors`](crate::spawn_with_descriptors) or systemd have given,
-/// [`take_granted`](crate::take_granted) does it safely.
+/// Takes ownership of a descriptor that this process was started with, and makes it
+/// close-on-exec. Its number may have been agreed on in any way. For descriptors from
+/// [`spawn_with_descriptors`](crate::spawn_with_descriptors) or systemd,
+/// [`take_granted`](crate::take_granted) does the same safely.
 ///
 /// Each number is given out once.
 ///
 /// # Errors
 ///
-/// `InvalidInput` for the standard streams; `NotFound` where nothing is open under the
-/// number; `AlreadyExists` where it was taken before, or is close-on-exec: then it was
-/// not inherited, but made by this process.
+/// `InvalidInput` for the standard streams. `NotFound` if nothing is open under the number.
+/// `AlreadyExists` if it was taken before, or if it is close-on-exec: then it was not
+/// inherited, but made by this process.
 ///
 /// # Safety
 ///
-/// This process was started with the descriptor of this number, and nothing in it owns
-/// it. That cannot be found out: what was opened here and had its close-on-exec flag
-/// cleared looks the same. (See `std::os::fd`, "I/O safety".) Called first in `main`, it
-/// is enough that whoever started us has opened it.
+/// This process was started with the descriptor of this number, and nothing in it owns the
+/// descriptor. That cannot be checked: a descriptor that was opened here and is not
+/// close-on-exec looks the same. (See `std::os::fd`, "I/O safety".) If this is called first
+/// in `main`, it is enough that whoever started this process has opened the descriptor.
 ///
 /// # Examples
 ///
@@ -310,11 +310,11 @@ pub unsafe fn take_inherited(number: u32) -> io::Result<OwnedFd> {
     take(number, |_| true)
 }
 
-/// As [`take_inherited`], of a number that the environment names which this process was
-/// started with.
+/// As [`take_inherited`], for a number that is named in the environment with which this
+/// process was started.
 ///
 /// # Errors
-/// As [`take_inherited`]; `NotFound` too where it is not named.
+/// As [`take_inherited`]. `NotFound` also if the number is not named.
 pub(crate) fn take_granted(number: u32) -> io::Result<OwnedFd> {
     take(number, is_granted)
 }
@@ -360,7 +360,7 @@ fn take(number: u32, is_ours: impl FnOnce(RawFd) -> bool) -> io::Result<OwnedFd>
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Whether the environment that this process was started with names a number.
+/// Whether the environment with which this process was started names a number.
 fn is_granted(number: RawFd) -> bool {
     let by_us = || {
         let found = identity(number).ok()?;
@@ -379,8 +379,8 @@ fn is_granted(number: RawFd) -> bool {
     by_us() == Some(true) || by_systemd() == Some(true) || NAMING.iter().any(is_named)
 }
 
-/// Variables whose value is the number of a descriptor that was opened for the program: by
-/// a Wayland compositor for its client, by Node for its child.
+/// Variables with the number of a descriptor that was opened for the program: by a Wayland
+/// compositor for its client, and by Node for its child.
 const NAMING: [&str; 2] = ["WAYLAND_SOCKET", "NODE_CHANNEL_FD"];
 
 fn parse_granted(entry: &str) -> Option<(RawFd, (u64, u64))> {
@@ -390,8 +390,8 @@ fn parse_granted(entry: &str) -> Option<(RawFd, (u64, u64))> {
     Some((number.parse().ok()?, identity))
 }
 
-/// A variable as it was when this program was started: what it has set for itself since
-/// vouches for nothing. Where there is no /proc, as it is now.
+/// Returns a variable as it was when this program was started. What the program has set
+/// since proves nothing. Without /proc, returns the variable as it is now.
 fn initial_variable(name: &str) -> Option<String> {
     let Ok(environment) = std::fs::read("/proc/self/environ") else {
         return std::env::var(name).ok();
@@ -404,11 +404,11 @@ fn initial_variable(name: &str) -> Option<String> {
     String::from_utf8(value.to_vec()).ok()
 }
 
-/// A descriptor of `child` that becomes readable when it exits: a pidfd,
-/// close-on-exec. `None` if it has exited.
+/// Returns a descriptor that becomes readable when `child` exits: a pidfd, close-on-exec.
+/// `None` if it has exited.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 5.3; those of pidfd_open(2) and wait4(2).
+/// `ENOSYS` before Linux 5.3. Otherwise those of pidfd_open(2) and wait4(2).
 #[doc(alias = "pidfd_open")]
 pub(crate) fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
     // One that was waited for has no number any more: it may be another's.
@@ -418,11 +418,11 @@ pub(crate) fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> 
     pidfd_open(child.id()).map(Some)
 }
 
-/// Removes variables from this process's environment.
+/// Removes variables from the environment of this process.
 ///
 /// # Errors
-/// `Unsupported`, and nothing is removed, once other threads run: they may be
-/// reading it. Also where that cannot be found out.
+/// `Unsupported`, with nothing removed, if other threads run, since they may be reading the
+/// environment; or if that cannot be found out.
 pub(crate) fn remove_environment(names: &[&str]) -> io::Result<()> {
     if !is_single_threaded() {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
@@ -436,7 +436,7 @@ pub(crate) fn remove_environment(names: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether no other thread runs, as far as can be found out.
+/// Whether no other thread runs, as far as that can be found out.
 fn is_single_threaded() -> bool {
     if let Ok(tasks) = std::fs::read_dir("/proc/self/task") {
         return tasks.count() == 1;
@@ -447,7 +447,7 @@ fn is_single_threaded() -> bool {
     retry(|| unsafe { libc::unshare(libc::CLONE_THREAD) }).is_ok()
 }
 
-/// `CLOCK_MONOTONIC`, in microseconds: what systemd compares times by.
+/// Returns the time of `CLOCK_MONOTONIC`, in microseconds. systemd compares times by it.
 pub(crate) fn monotonic_microseconds() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
@@ -460,7 +460,7 @@ pub(crate) fn monotonic_microseconds() -> u64 {
     seconds * 1_000_000 + u64::try_from(time.tv_nsec / 1_000).unwrap_or(0)
 }
 
-/// The user whose rights this process has.
+/// Returns the effective user ID of this process.
 pub(crate) fn effective_user() -> u32 {
     // SAFETY: takes nothing, cannot fail.
     unsafe { libc::geteuid() }

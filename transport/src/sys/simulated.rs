@@ -1,4 +1,4 @@
-//! What the simulated kernel answers: the numbers of the real one.
+//! The errors of the simulated kernel, with the numbers of the real one.
 
 #![allow(unsafe_code)]
 
@@ -63,11 +63,11 @@ pub(crate) fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// What passes by itself: a send is to be made again later.
+/// Errors that pass by themselves: the send is made again later.
 pub(crate) const PASSING: [i32; 3] = [libc::ENOBUFS, libc::ENOMEM, libc::ETOOMANYREFS];
 
-/// What ends a connection, of all kinds of errors. Not those by which UNIX sockets
-/// say that the other end is closed: who hears of that may rely on it.
+/// Errors that end a connection, of all kinds. Those with which UNIX sockets report that
+/// the other end is closed are not among them, since whoever gets those may rely on them.
 pub(crate) const LASTING: [i32; 7] = [
     libc::ETIMEDOUT,
     libc::EHOSTUNREACH,
@@ -78,7 +78,7 @@ pub(crate) const LASTING: [i32; 7] = [
     libc::EIO,
 ];
 
-/// What a peer would be told of this process.
+/// Returns the credentials of this process, as a peer would see them.
 pub(crate) fn own_credentials() -> Credentials {
     let pid = std::process::id().cast_signed();
     // SAFETY: takes nothing, cannot fail.

@@ -1,4 +1,4 @@
-//! Sockets: making, naming, connecting, accepting, and their options.
+//! Sockets: making, naming, connecting and accepting them, and their options.
 
 #![allow(unsafe_code)]
 
@@ -19,7 +19,7 @@ const SO_COOKIE: libc::c_int = 57;
 const SO_PEERPIDFD: libc::c_int = 77;
 const SO_PASSRIGHTS: libc::c_int = 83;
 
-/// The families of sockets that can be made here.
+/// The socket families that can be made here.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Family {
     /// IPv4.
@@ -54,21 +54,21 @@ impl Family {
 pub(crate) enum Connecting {
     /// Connected.
     Done,
-    /// Under way: the socket becomes writable, and [`take_error`] then tells.
+    /// In progress. When the socket becomes writable, [`take_error`] tells the result.
     InProgress,
-    /// The UNIX listener has no room. The kernel does not say when it has again,
-    /// so all there is to do is to call again later.
+    /// The UNIX listener has no room. The kernel does not report when it has room again, so
+    /// the only way is to call again later.
     BacklogFull,
 }
 
-/// What a socket is, as [`socket_kind`] finds it.
+/// What a socket is, as [`socket_kind`] finds out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct SocketKind {
-    /// Its family; `None` is one that cannot be made here.
+    /// Its family. `None` is a family that cannot be made here.
     pub(crate) domain: Option<Family>,
     /// Whether it is a byte stream, rather than datagrams or sequenced packets.
     pub(crate) stream: bool,
-    /// Whether it is of sequenced packets.
+    /// Whether it is a socket of sequenced packets.
     pub(crate) packets: bool,
     /// Whether it accepts connections.
     pub(crate) listening: bool,
@@ -77,7 +77,7 @@ pub(crate) struct SocketKind {
 /// Makes a stream socket, non-blocking and close-on-exec.
 ///
 /// # Errors
-/// The kernel's; `EMFILE` and `ENFILE` where no descriptor is free.
+/// `EMFILE` and `ENFILE` if no descriptor number is free. Otherwise the kernel's.
 pub(crate) fn stream_socket(family: Family) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     let fd = retry(|| {
@@ -88,13 +88,12 @@ pub(crate) fn stream_socket(family: Family) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Gives the socket a name.
+/// Binds the socket to a name.
 ///
-/// A path is created in the file system, and stays there until somebody unlinks
-/// it.
+/// A path is created in the file system, and stays there until somebody unlinks it.
 ///
 /// # Errors
-/// `InvalidInput` for a name that cannot be one; otherwise the kernel's.
+/// `InvalidInput` if `name` cannot be a name. Otherwise the kernel's.
 pub(crate) fn bind(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<()> {
     let name = name.encode()?;
     let name = name.as_bytes();
@@ -106,7 +105,7 @@ pub(crate) fn bind(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the socket accept connections, `backlog` (and one) of which wait for
+/// Makes the socket accept connections. `backlog` connections, and one more, can wait for
 /// [`accept`].
 ///
 /// # Errors
@@ -122,7 +121,7 @@ pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
 /// Begins to connect the socket, which must be non-blocking, to `name`.
 ///
 /// # Errors
-/// `InvalidInput` for a name that cannot be one; otherwise the kernel's.
+/// `InvalidInput` if `name` cannot be a name. Otherwise the kernel's.
 pub(crate) fn connect(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<Connecting> {
     let unix = !matches!(name, SocketName::Inet(_));
     let name = name.encode()?;
@@ -149,17 +148,16 @@ pub(crate) fn connect(fd: BorrowedFd<'_>, name: &SocketName) -> io::Result<Conne
     }
 }
 
-/// Takes the first connection that waits at a listener; it is non-blocking and
+/// Accepts the first connection that waits at a listener. It is non-blocking and
 /// close-on-exec.
 ///
-/// The name is the peer's as it was on arrival. Nothing is allocated for it unless
-/// the peer is a UNIX socket with a name of its own.
+/// The returned name is the peer's at the time of its arrival. Nothing is allocated for it,
+/// unless the peer is a UNIX socket with a name.
 ///
 /// # Errors
-/// `WouldBlock` where none waits. `EMFILE` and `ENFILE`, even where none waits,
-/// while no descriptor is free: the connection stays in the queue.
-/// `ECONNABORTED` and the like concern one connection that went away, and the
-/// next may be there: go on.
+/// `WouldBlock` if none waits. `EMFILE` and `ENFILE` if no descriptor number is free, even
+/// if no connection waits; a connection stays in the queue. `ECONNABORTED` and similar
+/// errors concern one connection that went away, and there may be others: go on.
 #[inline]
 pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
     let mut name = NameBuffer::new();
@@ -183,12 +181,12 @@ pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketName)> {
     Ok((accepted, SocketName::decode(name.prefix(length as usize))))
 }
 
-/// As [`accept`], from a listener that others hold too. They may have made it
-/// block, and unlike the calls that move bytes, accept4(2) cannot be told not to:
-/// so it is made only where a connection waits.
+/// As [`accept`], for a listener that others hold too. They may have made it blocking, and
+/// unlike the calls that move bytes, accept4(2) has no flag against that. So it is called
+/// only if a connection waits.
 ///
-/// What is left is that another holder makes it block *and* takes the connection
-/// between the two calls.
+/// One case is left: another holder makes it blocking *and* takes the connection between
+/// the two calls.
 ///
 /// # Errors
 /// As [`accept`].
@@ -199,7 +197,7 @@ pub(crate) fn accept_shared(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SocketNa
     accept(fd)
 }
 
-/// Accepts a connection; [shared](accept_shared) or not.
+/// Accepts a connection, from a [shared](accept_shared) listener or not.
 #[inline]
 pub(crate) fn accept_from(
     fd: BorrowedFd<'_>,
@@ -211,7 +209,8 @@ pub(crate) fn accept_from(
     }
 }
 
-/// Whether a connection waits at a listener, or something to read at any other socket.
+/// Whether a connection waits at a listener, or whether another socket has something to
+/// read.
 ///
 /// # Errors
 /// The kernel's.
@@ -228,7 +227,8 @@ pub(crate) fn has_waiting(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(count > 0)
 }
 
-/// Whether nothing can come or go any more, but for what has arrived (`POLLHUP`).
+/// Whether nothing can be received or sent any more, except for what has arrived
+/// (`POLLHUP`).
 pub(crate) fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),
@@ -242,7 +242,8 @@ pub(crate) fn is_hung_up(fd: BorrowedFd<'_>) -> bool {
     count.is_ok() && watched.revents & libc::POLLHUP != 0
 }
 
-/// How many bytes wait to be read. Of a stream, descriptors never wait without one.
+/// Returns how many bytes wait to be read. On a stream, descriptors never wait without
+/// bytes.
 ///
 /// # Errors
 /// The kernel's.
@@ -257,7 +258,7 @@ pub(crate) fn bytes_unread(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// The socket's own name.
+/// Returns the socket's own name.
 ///
 /// # Errors
 /// The kernel's.
@@ -266,17 +267,17 @@ pub(crate) fn local_name(fd: BorrowedFd<'_>) -> io::Result<SocketName> {
     name_by(libc::getsockname, fd)
 }
 
-/// The name of the socket at the other end.
+/// Returns the name of the socket at the other end.
 ///
 /// # Errors
-/// `NotConnected` where there is no other end, or none any more: even a
-/// connection just accepted may have been reset.
+/// `NotConnected` if there is no other end, or no longer. Even a connection that was just
+/// accepted may have been reset.
 #[doc(alias = "getpeername")]
 pub(crate) fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketName> {
     name_by(libc::getpeername, fd)
 }
 
-/// The form that getsockname(2) and getpeername(2) share.
+/// The signature of getsockname(2) and getpeername(2).
 type NameCall =
     unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
 
@@ -292,11 +293,10 @@ fn name_by(call: NameCall, fd: BorrowedFd<'_>) -> io::Result<SocketName> {
     Ok(SocketName::decode(name.prefix(length as usize)))
 }
 
-/// Shuts one direction of the connection, or both, for everyone who holds the
-/// socket.
+/// Shuts down one direction of the connection, or both, for everyone who holds the socket.
 ///
 /// # Errors
-/// The kernel's; `NotConnected` where the peer has reset the connection.
+/// `NotConnected` if the peer has reset the connection. Otherwise the kernel's.
 pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
     let how = match how {
         Shutdown::Read => libc::SHUT_RD,
@@ -310,21 +310,21 @@ pub(crate) fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the error that waits at the socket, if any: how a [`connect`] went, or
-/// why the connection broke.
+/// Takes the pending error of the socket, if there is one: the result of a [`connect`], or
+/// the reason why the connection broke.
 ///
 /// # Errors
-/// The kernel's, where it could not even be asked.
+/// The kernel's, if the error could not be read.
 #[doc(alias = "SO_ERROR")]
 pub(crate) fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
     let error: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_ERROR)?;
     Ok((error != 0).then(|| io::Error::from_raw_os_error(error)))
 }
 
-/// Finds out what a descriptor that came from elsewhere is.
+/// Finds out what a descriptor from elsewhere is.
 ///
 /// # Errors
-/// `ENOTSOCK` where it is not a socket; otherwise the kernel's.
+/// `ENOTSOCK` if it is not a socket. Otherwise the kernel's.
 pub(crate) fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
     let kind: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
     let domain: libc::c_int = option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
@@ -345,13 +345,13 @@ pub(crate) fn is_stream(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(kind == libc::SOCK_STREAM)
 }
 
-/// Has `close` wait for unsent bytes for as long as `time`, or not at all.
+/// Makes `close` wait up to `time` for unsent bytes, or not at all.
 ///
-/// Whole seconds, rounded up; zero discards them and resets the connection.
-/// Beware: a non-blocking socket waits too, and holds up its whole thread.
+/// The time is rounded up to whole seconds. Zero discards the bytes and resets the
+/// connection. Beware: a non-blocking socket waits too, and blocks its whole thread.
 ///
 /// # Errors
-/// `InvalidInput` above 2^31 - 1 seconds; otherwise the kernel's.
+/// `InvalidInput` above 2^31 - 1 seconds. Otherwise the kernel's.
 #[doc(alias = "SO_LINGER")]
 pub(crate) fn set_linger(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Result<()> {
     let linger = libc::linger {
@@ -362,7 +362,7 @@ pub(crate) fn set_linger(fd: BorrowedFd<'_>, time: Option<Duration>) -> io::Resu
 }
 
 #[cfg(test)]
-/// What [`set_linger`] has set; `None` by default.
+/// Returns what [`set_linger`] has set. The default is `None`.
 ///
 /// # Errors
 /// The kernel's.
@@ -372,13 +372,13 @@ pub(crate) fn linger(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
     Ok((linger.l_onoff != 0).then(|| Duration::from_secs(seconds)))
 }
 
-/// Makes sure that closing `fd`, which came from somebody else, does not wait.
+/// Makes sure that closing `fd`, which came from somebody else, does not block.
 ///
-/// The sender of a socket can have it linger, and then whoever closes it last sleeps,
-/// up to 2^31 - 1 seconds. What is not a socket is left alone. The setting
-/// belongs to the socket: the sender loses it too, if it still holds a copy.
+/// The sender of a socket can set it to linger. Then whoever closes it last sleeps, for up
+/// to 2^31 - 1 seconds. A descriptor that is not a socket is left alone. The setting
+/// belongs to the socket: the sender loses it too, if it still has a copy.
 ///
-/// Answers whether it is a socket.
+/// Returns whether `fd` is a socket.
 #[inline]
 pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) -> bool {
     // Fails where `fd` is no socket, which is the common case; and on a socket
@@ -386,34 +386,34 @@ pub(crate) fn disarm_linger(fd: BorrowedFd<'_>) -> bool {
     set_linger(fd, None).is_ok()
 }
 
-/// Whether `fd` is a UNIX socket, of any type: one that can hold descriptors.
+/// Whether `fd` is a UNIX socket, of any type. Such a socket can hold descriptors.
 #[inline]
 pub(crate) fn is_unix(fd: BorrowedFd<'_>) -> bool {
     option::<libc::c_int>(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)
         .is_ok_and(|domain| domain == libc::AF_UNIX)
 }
 
-/// The number that the kernel gave this socket and gives no other; the same for
-/// all descriptors of it.
+/// Returns the number that the kernel has given only to this socket. All descriptors of the
+/// socket have the same.
 ///
 /// # Errors
-/// The kernel's, of what is no socket for one.
+/// The kernel's, for example if `fd` is not a socket.
 #[doc(alias = "SO_COOKIE")]
 pub(crate) fn cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
     option(fd, libc::SOL_SOCKET, SO_COOKIE)
 }
 
-/// Whether small writes leave at once.
+/// Whether small writes are sent at once.
 ///
 /// # Errors
-/// The kernel's; an error on a socket that is not TCP.
+/// The kernel's, for example if the socket is not TCP.
 #[doc(alias = "TCP_NODELAY")]
 pub(crate) fn no_delay(fd: BorrowedFd<'_>) -> io::Result<bool> {
     flag(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)
 }
 
-/// Has small writes leave at once, rather than wait for those before them to
-/// be acknowledged (the default).
+/// Sets whether small writes are sent at once. By default they wait until earlier ones were
+/// acknowledged.
 ///
 /// # Errors
 /// As [`no_delay`].
@@ -431,8 +431,8 @@ pub(crate) fn keep_alive(fd: BorrowedFd<'_>) -> io::Result<bool> {
     flag(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE)
 }
 
-/// Has the kernel probe a peer that has been silent (by default for two hours), and
-/// give the connection up if no answer comes.
+/// Sets whether the kernel probes a peer that has been silent (by default for two hours),
+/// and gives the connection up if no answer comes.
 ///
 /// # Errors
 /// The kernel's.
@@ -441,15 +441,15 @@ pub(crate) fn set_keep_alive(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on)
 }
 
-/// Sets when probing starts, what lies between two probes, and how many
-/// may go unanswered. Does not switch it on; [`set_keep_alive`] does.
+/// Sets when probing starts, the time between two probes, and how many may go unanswered.
+/// It does not switch probing on; [`set_keep_alive`] does.
 ///
-/// Times in whole seconds, rounded up. The kernel takes 1 to 32767 seconds and 1 to
-/// 127 probes; its defaults are 7200 s, 75 s and 9.
+/// Times are rounded up to whole seconds. The kernel accepts 1 to 32767 seconds and 1 to
+/// 127 probes. Its defaults are 7200 s, 75 s and 9.
 ///
 /// # Errors
-/// The kernel's, `InvalidInput` outside those limits; what was set before
-/// the one that failed stays set.
+/// The kernel's; `InvalidInput` outside of those limits. Values that were set before the
+/// one that failed stay set.
 pub(crate) fn set_keep_alive_times(
     fd: BorrowedFd<'_>,
     idle: Duration,
@@ -463,7 +463,7 @@ pub(crate) fn set_keep_alive_times(
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, count)
 }
 
-/// Lets the socket bind to an address that connections of an earlier listener
+/// Sets whether the socket may bind to an address that connections of an earlier listener
 /// still use.
 ///
 /// # Errors
@@ -473,8 +473,8 @@ pub(crate) fn set_reuse_address(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> 
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
 }
 
-/// Lets several sockets of one user listen on one address, each with a queue of its
-/// own, which is reset when that socket closes.
+/// Sets whether several sockets of one user may listen at one address. Each has a queue of
+/// its own. The connections in it are reset when that socket closes.
 ///
 /// # Errors
 /// The kernel's.
@@ -483,16 +483,16 @@ pub(crate) fn set_reuse_port(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
-/// How an accept queue stands.
+/// The state of an accept queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AcceptQueue {
     /// Connections that wait to be accepted.
     pub(crate) waiting: u32,
-    /// How many may: what listen(2) was given, as the kernel has cut it.
+    /// How many may wait: the backlog of listen(2), as the kernel has limited it.
     pub(crate) limit: u32,
 }
 
-/// Asks how the queue of a listening TCP socket stands.
+/// Returns the state of the queue of a listening TCP socket.
 ///
 /// # Errors
 /// The kernel's.
@@ -507,8 +507,8 @@ pub(crate) fn accept_queue(fd: BorrowedFd<'_>) -> io::Result<AcceptQueue> {
     })
 }
 
-/// Gives a socket that is not bound yet what connections inherit from a listener, as
-/// another one has it.
+/// Copies the options that connections inherit from a listener, to a socket that is not
+/// bound yet.
 ///
 /// # Errors
 /// The kernel's.
@@ -526,8 +526,8 @@ pub(crate) fn copy_listener_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) ->
     Ok(())
 }
 
-/// Has new connections at the address of a `SO_REUSEPORT` group go to `count` of its
-/// sockets, from number `base` on, at random. They count in the order in which they
+/// Sends new connections at the address of a `SO_REUSEPORT` group to `count` of its
+/// sockets, at random, from number `base` on. They are numbered in the order in which they
 /// began to listen.
 ///
 /// # Errors
@@ -568,7 +568,7 @@ pub(crate) fn steer_group(fd: BorrowedFd<'_>, base: u32, count: u32) -> io::Resu
     Ok(())
 }
 
-/// Keeps IPv4 away from an IPv6 socket. To be set before it is bound.
+/// Sets whether an IPv6 socket excludes IPv4. Call it before the socket is bound.
 ///
 /// # Errors
 /// The kernel's.
@@ -577,7 +577,7 @@ pub(crate) fn set_v6_only(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
-/// Bytes that the kernel may hold for sending, its own overhead included.
+/// Returns how many bytes the kernel may hold for sending, including its own overhead.
 ///
 /// # Errors
 /// The kernel's.
@@ -586,8 +586,8 @@ pub(crate) fn send_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_SNDBUF)
 }
 
-/// Asks for a send buffer of `bytes`, of which the kernel makes the double, for its
-/// overhead, within its limits.
+/// Asks for a send buffer of `bytes`. The kernel doubles that, for its overhead, within its
+/// limits.
 ///
 /// # Errors
 /// The kernel's.
@@ -597,7 +597,8 @@ pub(crate) fn set_send_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::Resu
 }
 
 #[cfg(test)]
-/// Bytes that the kernel may hold until we read them, its own overhead included.
+/// Returns how many bytes the kernel may hold until we read them, including its own
+/// overhead.
 ///
 /// # Errors
 /// The kernel's.
@@ -606,8 +607,8 @@ pub(crate) fn receive_buffer_size(fd: BorrowedFd<'_>) -> io::Result<usize> {
     size(fd, libc::SO_RCVBUF)
 }
 
-/// Asks for a receive buffer of `bytes`, of which the kernel makes the double, for its
-/// overhead, within its limits. On a UNIX socket the sender's buffer counts, not this.
+/// Asks for a receive buffer of `bytes`. The kernel doubles that, for its overhead, within
+/// its limits. On a UNIX socket the sender's buffer counts, and not this one.
 ///
 /// # Errors
 /// The kernel's.
@@ -616,10 +617,10 @@ pub(crate) fn set_receive_buffer_size(fd: BorrowedFd<'_>, bytes: usize) -> io::R
     set_size(fd, libc::SO_RCVBUF, bytes)
 }
 
-/// Who was at the other end of a UNIX connection when it was made.
+/// Returns who was at the other end of a UNIX connection when it was made.
 ///
 /// # Errors
-/// `NotConnected` where the kernel knows of nobody: no connection yet, or not a
+/// `NotConnected` if the kernel knows nobody: the socket is not connected yet, or is not a
 /// UNIX socket. Otherwise the kernel's.
 #[doc(alias = "SO_PEERCRED")]
 pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
@@ -632,11 +633,11 @@ pub(crate) fn peer_credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
     Ok(Credentials::new(peer.pid, peer.uid, peer.gid))
 }
 
-/// A pidfd of the process that [`peer_credentials`] speaks of: unlike its number it
-/// can never mean another one. Close-on-exec.
+/// Returns a pidfd of the process of [`peer_credentials`]. Unlike its number, it never
+/// comes to mean another process. It is close-on-exec.
 ///
 /// # Errors
-/// The kernel's; `ENOPROTOOPT`, or `EINVAL`, before Linux 6.5.
+/// `ENOPROTOOPT` or `EINVAL` before Linux 6.5. Otherwise the kernel's.
 #[doc(alias = "SO_PEERPIDFD")]
 pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let number: libc::c_int = option(fd, libc::SOL_SOCKET, SO_PEERPIDFD)?;
@@ -645,28 +646,28 @@ pub(crate) fn peer_pidfd(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Says whether a UNIX socket takes descriptors (the default). Where it does not, the
-/// sender of one gets `EPERM`.
+/// Sets whether a UNIX socket accepts descriptors (the default). If not, the sender of one
+/// gets `EPERM`.
 ///
-/// Set on a listener it holds for connections from before they are accepted;
-/// set after that, descriptors may have slipped in.
+/// If it is set on a listener, it holds for connections from before they are accepted. If
+/// it is set later, descriptors may have been sent already.
 ///
 /// # Errors
-/// The kernel's; `ENOPROTOOPT` before Linux 6.16, `EOPNOTSUPP` on other families.
+/// `ENOPROTOOPT` before Linux 6.16, `EOPNOTSUPP` on other families. Otherwise the kernel's.
 #[doc(alias = "SO_PASSRIGHTS")]
 pub(crate) fn set_pass_rights(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS, on)
 }
 
-/// Whether the kernel takes descriptors that are sent to this socket; true
-/// where it cannot be asked.
+/// Whether the kernel accepts descriptors that are sent to this socket. True if it cannot
+/// be asked.
 #[doc(alias = "SO_PASSRIGHTS")]
 pub(crate) fn passes_rights(fd: BorrowedFd<'_>) -> bool {
     flag(fd, libc::SOL_SOCKET, SO_PASSRIGHTS).unwrap_or(true)
 }
 
-/// Has every read from a UNIX socket say who wrote the bytes. Bytes queued before
-/// come without a process, from user 65534.
+/// Sets whether every read from a UNIX socket says who wrote the bytes. Bytes that were
+/// queued before come without a process, from user 65534.
 ///
 /// # Errors
 /// The kernel's.
@@ -675,17 +676,17 @@ pub(crate) fn set_pass_credentials(fd: BorrowedFd<'_>, on: bool) -> io::Result<(
     set_flag(fd, libc::SOL_SOCKET, libc::SO_PASSCRED, on)
 }
 
-/// Has every read from a UNIX socket bring a pidfd of who wrote the bytes.
+/// Sets whether every read from a UNIX socket brings a pidfd of who wrote the bytes.
 ///
 /// # Errors
-/// The kernel's; `ENOPROTOOPT` before Linux 6.5.
+/// `ENOPROTOOPT` before Linux 6.5. Otherwise the kernel's.
 #[doc(alias = "SO_PASSPIDFD")]
 pub(crate) fn set_pass_pidfd(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, SO_PASSPIDFD, on)
 }
 
-/// Makes a descriptor that came from elsewhere non-blocking, for everyone who
-/// holds the same open file.
+/// Makes a descriptor from elsewhere non-blocking, for everyone who holds the same open
+/// file.
 ///
 /// # Errors
 /// The kernel's.
@@ -704,7 +705,8 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps a descriptor that came from elsewhere out of programs started later.
+/// Makes a descriptor from elsewhere close-on-exec, so that programs started later do not
+/// have it.
 ///
 /// # Errors
 /// The kernel's.
@@ -724,8 +726,9 @@ pub(crate) fn set_close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 #[cfg(test)]
-/// What was sent and has not arrived: bytes not acknowledged on TCP; on a UNIX socket
-/// the memory, overhead included, of what the peer has not read.
+/// Returns how much was sent and has not arrived. On TCP, it is the bytes that were not
+/// acknowledged. On a UNIX socket, it is the memory of what the peer has not read,
+/// including overhead.
 ///
 /// # Errors
 /// The kernel's.
@@ -740,7 +743,7 @@ pub(crate) fn bytes_unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// A descriptor that the kernel passes to nobody, where it gives us one: an io_uring.
+/// Makes a descriptor that the kernel passes to nobody, if it can: an io_uring.
 #[cfg(test)]
 pub(crate) fn unpassable() -> Option<OwnedFd> {
     // struct io_uring_params: zeros ask for nothing.
@@ -752,10 +755,11 @@ pub(crate) fn unpassable() -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets the permission bits that a UNIX socket's path is going to have when it is
-/// bound, less those that the process masks.
+/// Sets the permission bits that the path of a UNIX socket gets when it is bound, without
+/// those in the umask of the process.
 ///
-/// Set before binding there is no moment at which the path has wider ones.
+/// Since it is set before binding, there is no moment at which the path has wider
+/// permissions.
 ///
 /// # Errors
 /// The kernel's.
@@ -768,11 +772,11 @@ pub(crate) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the permission bits of a file that is held by an `O_PATH` descriptor, whatever
-/// stands at its path by now.
+/// Sets the permission bits of a file that is held by an `O_PATH` descriptor, whatever is
+/// at its path by now.
 ///
 /// # Errors
-/// `ENOSYS` before Linux 6.6; otherwise the kernel's.
+/// `ENOSYS` before Linux 6.6. Otherwise the kernel's.
 #[doc(alias = "fchmodat2")]
 pub(super) fn set_mode_of_held(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
     let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
@@ -785,11 +789,11 @@ pub(super) fn set_mode_of_held(file: BorrowedFd<'_>, mode: u32) -> io::Result<()
     Ok(())
 }
 
-/// Values of socket options.
+/// A type for the value of a socket option.
 ///
 /// # Safety
-/// Every bit pattern, all zeros included, must be a value, and there must be no
-/// padding: the kernel reads and writes all bytes.
+/// Every bit pattern, including all zeros, must be a value, and there must be no padding:
+/// the kernel reads and writes all bytes.
 pub(super) unsafe trait OptionValue: Copy {}
 
 // SAFETY: an integer.
@@ -880,8 +884,8 @@ fn set_size(fd: BorrowedFd<'_>, name: libc::c_int, bytes: usize) -> io::Result<(
     set_option(fd, libc::SOL_SOCKET, name, bytes)
 }
 
-/// Rounds up, so that a short time does not become none, which means something
-/// else.
+/// Rounds up to whole seconds, so that a short time does not become zero, which means
+/// something else.
 fn whole_seconds(time: Duration) -> io::Result<libc::c_int> {
     let up = u64::from(time.subsec_nanos() != 0);
     time.as_secs()

@@ -1,5 +1,5 @@
-//! How a child comes to begin as if nobody had been there before it, and how far it
-//! came if it did not.
+//! Starts a child as if nobody had been there before it, and tells how far it came if it
+//! fails.
 //!
 //! References: fork(2), execve(2), signal(7), setsid(2), TIOCSCTTY(2const).
 
@@ -18,14 +18,14 @@ use super::retry;
 /// How far a child came on the way to its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reached {
-    /// Not to us: the fork, or what std does in the child before, which is its standard
-    /// streams, its user and groups, its directory, its process group.
+    /// Not to our code. It failed in fork(2), or in what std does in the child before:
+    /// standard streams, user and groups, directory, process group.
     Std,
-    /// Signals.
+    /// Its signals.
     Signals,
-    /// A session of its own, and its terminal.
+    /// Its session, and its controlling terminal.
     Session,
-    /// Descriptors under their numbers.
+    /// Its descriptors.
     Descriptors,
     /// execve(2).
     Program,
@@ -39,21 +39,22 @@ const STEPS: [Reached; 5] = [
     Reached::Program,
 ];
 
-/// What a child does between fork and exec beside taking its descriptors: it begins with
-/// default signal dispositions and an empty mask, and in a session of its own if it has
-/// a terminal.
+/// What a child does between fork and exec besides taking its descriptors. It begins with
+/// default signal dispositions and an empty mask. If it has a terminal, it begins in a
+/// session of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct CleanStart {
     progress: Arc<Progress>,
-    /// The number under which it has the terminal that it is to be controlled by.
+    /// The number of its controlling terminal.
     terminal: Option<RawFd>,
 }
 
 impl CleanStart {
-    /// With the number of the controlling terminal in the child, if it is to have one.
+    /// Makes one. `terminal` is the number of the controlling terminal in the child, if it
+    /// is to have one.
     ///
     /// # Errors
-    /// No memory.
+    /// There is no memory.
     pub(crate) fn new(terminal: Option<u32>) -> io::Result<Self> {
         let terminal = terminal.map(RawFd::try_from).transpose();
         Ok(Self {
@@ -62,7 +63,7 @@ impl CleanStart {
         })
     }
 
-    /// How far the child came that was started last.
+    /// Returns how far the last child came.
     pub(crate) fn reached(&self) -> Reached {
         let step = self.progress.step().load(Relaxed);
         STEPS[(step as usize).min(STEPS.len() - 1)]
@@ -76,7 +77,7 @@ impl CleanStart {
         self.progress.step().store(step as u32, Relaxed);
     }
 
-    /// In the child, before its descriptors are arranged. Allocates nothing.
+    /// Runs in the child, before its descriptors are arranged. Allocates nothing.
     pub(super) fn begin(&self) -> io::Result<()> {
         self.reach(Reached::Signals);
         reset_dispositions();
@@ -89,7 +90,7 @@ impl CleanStart {
         Ok(())
     }
 
-    /// In the child, once its descriptors are arranged. Allocates nothing.
+    /// Runs in the child, once its descriptors are arranged. Allocates nothing.
     pub(super) fn finish(&self) -> io::Result<()> {
         if let Some(terminal) = self.terminal {
             self.reach(Reached::Session);
@@ -105,7 +106,7 @@ impl CleanStart {
     }
 }
 
-/// A number in memory that parent and child have both.
+/// A number in memory that parent and child share.
 #[derive(Debug)]
 struct Progress {
     place: NonNull<AtomicU32>,
@@ -151,8 +152,8 @@ impl Drop for Progress {
     }
 }
 
-/// All signals are held back in this thread for as long as this is there: a child that is
-/// forked meanwhile runs no handler of ours, whose effect would be ours too.
+/// Blocks all signals in this thread while it exists. So a child that is forked meanwhile
+/// runs no handler of ours; its effect would be ours too.
 #[derive(Debug)]
 pub(super) struct Blocked {
     before: libc::sigset_t,
@@ -198,9 +199,9 @@ fn set_mask(mask: &libc::sigset_t, before: Option<&mut libc::sigset_t>) -> io::R
     }
 }
 
-/// Gives every signal its default effect. Those that are handled get it by exec anyhow;
-/// those that are ignored do not. By the kernel's own call: that of the C library refuses
-/// two signals of its own, which a parent that it started has ignored.
+/// Gives every signal its default effect. exec does so for those that are handled, but not
+/// for those that are ignored. It makes the system call itself: the C library refuses two
+/// signals of its own, which a parent may have ignored.
 fn reset_dispositions() {
     // The kernel's `struct sigaction`, and room: `SIG_DFL`, no flags, an empty mask.
     let action = [0_u64; 4];

@@ -12,15 +12,16 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::retry;
 
-/// Rows, columns, and pixels across and down.
+/// Rows, columns, and width and height in pixels.
 type WindowSize = [u16; 4];
 
-/// A new pseudo-terminal: the side that holds it, which does not block, and the other.
-/// Neither becomes the controlling terminal of this process. Both are close-on-exec.
+/// Opens a new pseudo-terminal. Returns its master side, which is non-blocking, and its
+/// slave side. Neither becomes the controlling terminal of this process. Both are
+/// close-on-exec.
 ///
 /// # Errors
-/// Those of open(2): `NotFound` where /dev/ptmx is missing; `ENOSPC` when there are
-/// `kernel.pty.max`.
+/// Those of open(2): `NotFound` if /dev/ptmx is missing, `ENOSPC` if there are
+/// `kernel.pty.max` already.
 pub(crate) fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let master = OpenOptions::new()
         .read(true)
@@ -42,10 +43,10 @@ pub(crate) fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((master.into(), slave))
 }
 
-/// The size of a terminal, from either side.
+/// Returns the size of a terminal, from either side.
 ///
 /// # Errors
-/// `ENOTTY` for what is none.
+/// `ENOTTY` if it is not a terminal.
 pub(crate) fn window_size(fd: BorrowedFd<'_>) -> io::Result<WindowSize> {
     let mut size = MaybeUninit::<libc::winsize>::zeroed();
     retry(|| {
@@ -61,7 +62,7 @@ pub(crate) fn window_size(fd: BorrowedFd<'_>) -> io::Result<WindowSize> {
 /// Sets the size of a terminal, from either side.
 ///
 /// # Errors
-/// `ENOTTY` for what is none.
+/// `ENOTTY` if it is not a terminal.
 pub(crate) fn set_window_size(fd: BorrowedFd<'_>, size: WindowSize) -> io::Result<()> {
     let [ws_row, ws_col, ws_xpixel, ws_ypixel] = size;
     let size = libc::winsize {
