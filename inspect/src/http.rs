@@ -15,11 +15,11 @@ use crate::json;
 use crate::metrics::{self, Totals};
 use crate::survey::Survey;
 
-/// The longest head of a request.
+/// How many bytes the head of a request may have.
 const LONGEST: usize = 8 * 1_024;
-/// How many headers it may have.
+/// How many headers a request may have.
 const HEADERS: usize = 64;
-/// How long a client may take for its request, and for reading the answer.
+/// How long a client may take for its request, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often the page is told what has changed.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,12 +27,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const LISTED: usize = 1_000;
 const PAGE: &str = include_str!("page.html");
 
-/// Who may ask, and what for.
+/// The secret in the path: who knows it may ask.
 struct Secret(String);
 
 impl Secret {
-    /// What stands behind the secret in a path. All bytes are compared, so that the time
-    /// tells nothing.
+    /// Returns what follows the secret in a path. All bytes are compared, so that the time
+    /// that this takes reveals nothing.
     fn open<'a>(&self, path: &'a str) -> Option<&'a str> {
         let path = path.strip_prefix('/')?;
         let (secret, rest) = path.split_at_checked(self.0.len())?;
@@ -42,7 +42,7 @@ impl Secret {
     }
 }
 
-/// Builds the protocols of browsers. See
+/// The factory for browsers and Prometheus. See
 /// [`Inspector::browsers`](crate::Inspector::browsers).
 pub struct Browsers(Rc<Secret>);
 
@@ -71,7 +71,7 @@ impl fmt::Debug for Browsers {
     }
 }
 
-/// A browser, or whatever speaks HTTP, which asks once.
+/// The protocol of one HTTP client: a browser, or Prometheus. It answers one request.
 pub struct Browser {
     secret: Rc<Secret>,
     head: Vec<u8>,
@@ -123,7 +123,7 @@ impl<T: Transport> Protocol<T> for Browser {
         }
     }
 
-    /// The program does not stop later for being looked at.
+    /// Being looked at does not delay the stop of the program.
     fn draining(&mut self, _: &mut Context<'_, T>) -> AtDrain {
         AtDrain::DoNotWait
     }
@@ -169,7 +169,7 @@ enum Asked {
 }
 
 impl Asked {
-    /// `None` while the head is not whole.
+    /// Parses a request. Returns `None` while the head is incomplete.
     fn parse(head: &[u8], secret: &Secret) -> Result<Option<Self>, &'static str> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS];
         let mut request = httparse::Request::new(&mut headers);
@@ -197,7 +197,7 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const EVENTS: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
     Cache-Control: no-store\r\nConnection: close\r\n\r\nretry: 500\n\n";
 
-/// Answers, and closes.
+/// Sends an answer, and closes the connection.
 fn answer(transport: &mut (impl Transport + ?Sized), status: &str, kind: &str, body: &str) {
     // Nothing from elsewhere is loaded, and no address is passed on.
     let head = format!(
@@ -212,7 +212,7 @@ fn answer(transport: &mut (impl Transport + ?Sized), status: &str, kind: &str, b
     transport.lose_connection_within(PATIENCE);
 }
 
-/// Tells a page how things are, unless it has not read the last time's.
+/// Sends a page the current state, unless it has not read the last one.
 fn tell(reactor: &mut Reactor, handle: TransportHandle) {
     let is_behind = reactor.get(handle).is_none_or(|it| it.unsent_bytes() > 0);
     if is_behind {
@@ -231,7 +231,7 @@ fn tell(reactor: &mut Reactor, handle: TransportHandle) {
     });
 }
 
-/// What a survey has found.
+/// The result of a survey.
 #[derive(Default)]
 struct Found {
     descriptors: Vec<Value>,
@@ -239,7 +239,7 @@ struct Found {
     totals: Totals,
 }
 
-/// Looks at everything, a portion a turn.
+/// Describes everything, one portion in each turn.
 fn collect(reactor: &mut Reactor, then: impl FnOnce(&mut Reactor, Found) + 'static) {
     // Deferred, when every descriptor is in its slot.
     reactor.defer(move |reactor| {

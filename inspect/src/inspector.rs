@@ -1,4 +1,4 @@
-//! Where what is inside is shown.
+//! The places where a reactor is shown.
 
 use std::error::Error;
 use std::fmt;
@@ -15,22 +15,23 @@ use bowline_transport::{ListenError, Transports, Unix};
 use crate::http::Browsers;
 use crate::socket::Operators;
 
-/// How many clients each place serves at once. More are turned away.
+/// How many clients each place serves at once. Others are refused.
 const MOST_CLIENTS: usize = 16;
 
-/// Shows what is inside a reactor, from now on until that stops.
+/// Shows what is inside a reactor, until the reactor stops.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Inspector;
 
 impl Inspector {
-    /// Shows it where `place` says: `path` of a UNIX socket if there is a slash in it, or
-    /// else an address such as `127.0.0.1:9090` or `[::1]:0`. That is what programs take as
-    /// `--inspect PLACE`. Answers where it is: the path, or the page's URL.
+    /// Listens at `place`, which programs take as an option `--inspect PLACE`. A `place`
+    /// with a slash in it is the path of a UNIX socket. Any other is an address for
+    /// browsers, such as `127.0.0.1:9090` or `[::1]:0`. Returns the path, or the page's
+    /// URL.
     ///
     /// # Errors
     ///
-    /// [`InspectError`], if the place makes no sense or cannot be had.
+    /// [`InspectError`], if `place` is neither, or if it is not possible to listen there.
     pub fn at(reactor: &mut Reactor, place: &str) -> Result<String, InspectError> {
         if place.contains('/') {
             Self::on_socket(reactor, place)?;
@@ -42,14 +43,14 @@ impl Inspector {
         Ok(Self::on_address(reactor, address)?.url())
     }
 
-    /// Listens on a UNIX socket of the mode 0600, whose clients ask by lines of JSON. See
-    /// [the crate's page](crate#the-socket). Clients of other users are refused, except
+    /// Listens on a UNIX socket with mode 0600. Its clients send requests as lines of JSON.
+    /// See [the crate's page](crate#the-socket). Clients of other users are refused, except
     /// root.
     ///
     /// # Errors
     ///
-    /// Those of listening. Where another process listens at the path, that is
-    /// `AddrInUse`; for programs that are restarted see [`operators`](Self::operators).
+    /// Those of listening. It is `AddrInUse` if another process listens at the path. For
+    /// programs that are restarted, see [`operators`](Self::operators).
     pub fn on_socket(
         reactor: &mut Reactor,
         path: impl AsRef<Path>,
@@ -59,20 +60,21 @@ impl Inspector {
     }
 
     /// Listens for browsers and for Prometheus. The page is at [`Page::url`], whose path is
-    /// a secret of 128 bits; `metrics` behind it is the endpoint of Prometheus.
+    /// a secret of 128 bits. The endpoint for Prometheus is `metrics`, after the secret.
     ///
     /// What is sent is not encrypted. Use an address of the loopback interface, and a
     /// tunnel from elsewhere.
     ///
     /// # Errors
     ///
-    /// Those of listening, and of finding a secret (getrandom(2), as `/dev/urandom`).
+    /// Those of listening, and those of reading `/dev/urandom` for the secret.
     pub fn on_address(reactor: &mut Reactor, address: SocketAddr) -> Result<Page, InspectError> {
         Self::with_secret(reactor, address, Self::new_secret()?)
     }
 
-    /// As [`on_address`](Self::on_address), with a secret of the program's own, which
-    /// stays the same over restarts: at least 16 letters and digits.
+    /// Listens like [`on_address`](Self::on_address), with a secret that the program
+    /// provides, so that it stays the same over restarts. It has at least 16 letters and
+    /// digits.
     ///
     /// # Errors
     ///
@@ -94,10 +96,11 @@ impl Inspector {
         })
     }
 
-    /// What serves the clients of a UNIX socket, for a program that listens by itself: one
-    /// that is restarted, whose next process takes over the listener while this one still
-    /// serves. Give it to `Listeners::listen` with `Unix::at(path).mode(0o600)`. It serves
-    /// UNIX connections only, since it asks who is there.
+    /// Returns the factory for the clients of a UNIX socket, for a program that listens by
+    /// itself. A program that is restarted does so: its next process takes over the
+    /// listener while this one still serves. Give the factory to `Listeners::listen` with
+    /// `Unix::at(path).mode(0o600)`. It serves only UNIX connections, since it checks the
+    /// user at the other end.
     ///
     /// # Examples
     ///
@@ -131,10 +134,10 @@ impl Inspector {
         LimitConnections::new(Operators::new()).total(Some(MOST_CLIENTS))
     }
 
-    /// What serves browsers and Prometheus, for a program that listens by itself, as
-    /// [`operators`](Self::operators). The page is at `/SECRET/`, and goes on in the
-    /// browser when the next process serves, if that has the same secret: at least 16
-    /// letters and digits.
+    /// Returns the factory for browsers and Prometheus, for a program that listens by
+    /// itself, like [`operators`](Self::operators). The page is at `/SECRET/`. When the
+    /// next process serves, the page goes on in the browser if that process has the same
+    /// secret. The secret has at least 16 letters and digits.
     ///
     /// # Errors
     ///
@@ -146,7 +149,7 @@ impl Inspector {
         Ok(LimitConnections::new(Browsers::new(secret)).total(Some(MOST_CLIENTS)))
     }
 
-    /// A secret for [`browsers`](Self::browsers), of 128 bits.
+    /// Returns a random secret of 128 bits for [`browsers`](Self::browsers).
     ///
     /// # Errors
     ///
@@ -162,23 +165,23 @@ fn secret() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The page of an [`Inspector`].
+/// The page that an [`Inspector`] serves.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Page {
-    /// Who listens for its browsers.
+    /// The listener for its browsers.
     pub listener: ListenerHandle,
     address: SocketAddr,
     secret: String,
 }
 
 impl Page {
-    /// Where it is, with the secret.
+    /// Returns its URL, with the secret.
     pub fn url(&self) -> String {
         format!("http://{}/{}/", self.address, self.secret)
     }
 
-    /// The address.
+    /// Returns the address at which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -192,17 +195,17 @@ impl fmt::Debug for Page {
     }
 }
 
-/// Why an [`Inspector`] shows nothing.
+/// Why an [`Inspector`] could not be started.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum InspectError {
-    /// This is neither a path nor an address.
+    /// The place is neither a path nor an address.
     Place(String),
     /// It cannot listen there.
     Listen(ListenError),
-    /// No secret could be found.
+    /// No random secret could be made.
     Secret(io::Error),
-    /// The secret is short, or has other characters than letters and digits.
+    /// The secret is too short, or contains characters other than letters and digits.
     WeakSecret,
 }
 

@@ -1,4 +1,4 @@
-//! What there is to see, as JSON.
+//! The state of a reactor as JSON.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use bowline_reactor::{
 use bowline_transport::Transports;
 use serde_json::{Map, Value, json};
 
-/// Seconds, to the nanosecond.
+/// Returns a duration in seconds, to the nanosecond.
 pub(crate) fn seconds(duration: Duration) -> Value {
     json!(duration.as_secs_f64())
 }
@@ -51,7 +51,7 @@ fn section(section: &Section) -> Value {
     json!({"name": section.name(), "facts": facts.collect::<Map<_, _>>()})
 }
 
-/// The counts of a reactor.
+/// Returns the counts of a reactor.
 pub(crate) fn summary(reactor: &mut Reactor) -> Value {
     let statistics = reactor.statistics();
     let descriptors = reactor.descriptor_counts();
@@ -127,7 +127,7 @@ fn slow(slow: &SlowCallback) -> Value {
     })
 }
 
-/// The last turns.
+/// Returns the last turns.
 pub(crate) fn turns(reactor: &Reactor) -> Value {
     let turns = reactor.measurements().last_turns().map(|turn| {
         let phases = turn.times.phases();

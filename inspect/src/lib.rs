@@ -1,13 +1,13 @@
-//! A look inside a running reactor.
+//! Shows the inside of a running reactor.
 //!
-//! One thread owns everything, so at one moment everything can be shown: connections with
-//! their buffers, listeners, children, timers, what callbacks take, where time goes.
-//! An [`Inspector`] shows it on a UNIX socket, as lines of JSON, and on a page for a
-//! browser, which has the metrics for Prometheus too. The command `bowline-top` reads the
-//! socket as `top` reads a machine.
+//! One thread owns everything, so everything can be shown as it is at one moment:
+//! connections with their buffers, listeners, children, timers, how long callbacks take,
+//! and where time goes. An [`Inspector`] shows it on a UNIX socket, as lines of JSON, and
+//! on a page for a browser, which also has the metrics for Prometheus. The command
+//! `bowline-top` shows what the socket says in a terminal, like `top`.
 //!
-//! Nothing that was sent or received is shown, only how much of it. An operator can ask
-//! for [the log of one connection](Operation::LogTraffic), for a minute.
+//! Nothing that was sent or received is shown, only how much of it. An operator can ask for
+//! [the log of one connection](Operation::LogTraffic), for a minute.
 //!
 //! # Examples
 //!
@@ -25,7 +25,7 @@
 //!
 //! # The socket
 //!
-//! It has the mode 0600, and answers processes of the program's own user and of root. A
+//! Its mode is 0600, and it serves processes of the program's own user and of root. A
 //! request is one line, a JSON object with one member:
 //!
 //! | request | answer |
@@ -37,9 +37,9 @@
 //! | `{"pause":TOKEN}`, `{"resume":TOKEN}` | the same; of listeners |
 //! | `{"log":TOKEN}` | the same; logs the traffic of a connection for a minute |
 //!
-//! A list of descriptors is taken in portions of 256, one a turn, so that no turn is long.
-//! It holds what was registered when it was asked for. Each line has the turn at which it
-//! was true.
+//! A list of descriptors is made in portions of 256, one in each turn, so that no turn is
+//! long. It contains the descriptors that were registered when it was requested. Each line
+//! says at which turn it was made.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]

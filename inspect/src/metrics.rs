@@ -1,6 +1,6 @@
-//! The text that Prometheus reads.
+//! The metrics, in the text format of Prometheus.
 //!
-//! The names are stable: an alert that was written once goes on to work.
+//! The names are stable, so that alerts keep working.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use std::fmt::Write;
 use bowline_reactor::{Budget, CallbackKind, Description, Fact, Histogram, Reactor};
 use bowline_transport::Transports;
 
-/// What the connections that are open add up to, by kind.
+/// The sums over the open connections, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     by_kind: BTreeMap<String, Total>,
@@ -43,7 +43,7 @@ impl Totals {
     }
 }
 
-/// One family after the other, each with its explanation.
+/// One family of metrics after the other, each with its help text.
 struct Text(String);
 
 impl Text {

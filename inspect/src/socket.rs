@@ -1,4 +1,4 @@
-//! The socket: a line of JSON is a request, and each answer is lines of JSON.
+//! The UNIX socket: a request is a line of JSON, and so is each line of an answer.
 
 use std::time::Duration;
 
@@ -15,18 +15,18 @@ use crate::json;
 use crate::log;
 use crate::survey::Survey;
 
-/// The longest request.
+/// How many bytes a request may have.
 const LONGEST: usize = 1_024;
 
-/// How much may wait for a client before its next requests do, in bytes.
+/// How many unread bytes of answers make the next requests of a client wait.
 const MOST_UNREAD: usize = 64 * 1_024;
 
-/// For how long the traffic of a connection is logged.
+/// How long the traffic of a connection is logged.
 const LOGGED_FOR: Duration = Duration::from_secs(60);
 
 type Cx<'a, T> = FrameContext<'a, T, LineFramer>;
 
-/// Builds the protocols of those who ask on a UNIX socket. See
+/// The factory for the clients of the UNIX socket. See
 /// [`Inspector::operators`](crate::Inspector::operators).
 #[derive(Debug)]
 pub struct Operators {
@@ -65,7 +65,7 @@ impl Factory for Operators {
     }
 }
 
-/// One who asks.
+/// The receiver of requests from one client of the UNIX socket.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Operator;
@@ -95,7 +95,7 @@ impl<T: Transport> FrameReceiver<T, LineFramer> for Operator {
         cx.transport.lose_connection();
     }
 
-    /// The program does not stop later for being looked at.
+    /// Being looked at does not delay the stop of the program.
     fn draining(&mut self, _: &mut Cx<'_, T>) -> AtDrain {
         AtDrain::DoNotWait
     }
@@ -162,8 +162,8 @@ fn operate(reactor: &mut Reactor, client: TransportHandle, operation: Operation,
     });
 }
 
-/// Sends the list as fast as the client takes it, one portion a turn. Requests that come
-/// meanwhile wait.
+/// Sends the list as fast as the client reads it, one portion in each turn. Requests that
+/// arrive meanwhile wait.
 fn list<T: Transport>(cx: &mut Cx<'_, T>) {
     let list = List {
         turn: None,
@@ -173,7 +173,7 @@ fn list<T: Transport>(cx: &mut Cx<'_, T>) {
     wait_for(cx, list);
 }
 
-/// Has requests wait until `producer` is through, which is asked for more whenever the
+/// Makes requests wait until `producer` has finished. It is asked for more whenever the
 /// client has read everything.
 fn wait_for<T: Transport>(cx: &mut Cx<'_, T>, producer: impl Producer) {
     let registered = cx

@@ -1,4 +1,4 @@
-//! A list of what is registered, taken in portions.
+//! A list of what is registered, made in portions.
 
 use std::time::{Duration, Instant};
 
@@ -7,17 +7,16 @@ use serde_json::Value;
 
 use crate::json;
 
-/// How many descriptors one turn describes at the most. Each takes some microseconds,
-/// unless user code takes longer.
+/// How many descriptors are described in one turn at the most. Each takes some
+/// microseconds, unless user code takes longer.
 pub(crate) const PORTION: usize = 256;
-/// How long one turn does so at the most, if that is not the first of them alone.
+/// How long describing may take in one turn, unless a single descriptor takes longer.
 const PORTION_TIME: Duration = Duration::from_millis(1);
 
-/// A list that is being taken. What was registered when it began belongs to it, and
-/// nothing else.
+/// A list that is being made. It has only descriptors that were registered when it began.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Survey {
-    /// The newest that belongs to it.
+    /// The newest descriptor in the list.
     newest: u64,
     last: Option<Token>,
     pub(crate) told: u64,
@@ -35,7 +34,7 @@ impl Survey {
         }
     }
 
-    /// Tells the next portion. False once there is none.
+    /// Describes the next portion. Returns false when there is no more.
     pub(crate) fn take(
         &mut self,
         reactor: &Reactor,
