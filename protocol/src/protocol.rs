@@ -156,7 +156,7 @@ pub trait Protocol<T: Transport + ?Sized>: Part {
     /// reader.
     ///
     /// The peer has reset the connection, or a write has failed. Called as soon as that is
-    /// known, at most once. `remains` says what there is to be read.
+    /// known, at most once. `remains` says what is left to be read.
     ///
     /// A reader that goes on gets all of it, at any pace. Then
     /// [`connection_lost`](Self::connection_lost) follows with the error. A reader that

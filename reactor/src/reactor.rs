@@ -706,7 +706,7 @@ impl Reactor {
     /// The descriptor's [`attend`](Descriptor::attend) is called later in the same turn,
     /// so that it can act on the changes.
     ///
-    /// Answers `None` when the descriptor is gone, and also while its own callback
+    /// Returns `None` if the descriptor is gone, and also while its own callback
     /// runs: it is out of its slot then. [`is_registered`](Self::is_registered) tells
     /// the two apart. A callback that writes to a whole list, its own transport
     /// included, uses `Context::get`, or [defers](Self::defer) a call that goes through

@@ -98,8 +98,8 @@ impl Slots {
         self.get_mut(token)?.entry.take()
     }
 
-    /// Puts a descriptor into its slot: the first time, or after a callback. Answers
-    /// it where there is no such slot: these are those of another reactor.
+    /// Puts a descriptor into its slot: the first time, or after a callback.
+    /// Returns it if there is no such slot: these are the slots of another reactor.
     #[inline(always)]
     #[must_use]
     pub(crate) fn put(

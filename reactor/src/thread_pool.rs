@@ -370,7 +370,7 @@ impl ThreadPool {
 
 impl ThreadCall {
     /// Cancels the call: `done` is not called, and work that has not begun never
-    /// begins. Work that runs goes on, and its result is dropped. Answers whether this
+    /// begins. Work that runs goes on, and its result is dropped. Returns whether this
     /// was in time.
     pub fn cancel(self, reactor: &mut Reactor) -> bool {
         Calls::of(reactor).cancel(self.id)

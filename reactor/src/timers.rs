@@ -222,7 +222,7 @@ impl<T> Timers<T> {
 
     /// Takes a timer out of the queue and drops its value.
     ///
-    /// Answers `false` if it has been popped or cancelled before. One that is
+    /// Returns `false` if it has been popped or cancelled before. One that is
     /// due but not popped yet can still be cancelled. Takes constant time.
     #[inline]
     pub(crate) fn cancel(&mut self, key: TimerKey) -> bool {
@@ -250,7 +250,7 @@ impl<T> Timers<T> {
     ///
     /// Among equal deadlines it comes last. One that is due but not popped yet
     /// goes back to waiting, and is not popped before the next
-    /// [`expire`](Self::expire). Answers `false` if it has been popped or
+    /// [`expire`](Self::expire). Returns `false` if it has been popped or
     /// cancelled before. Takes constant time.
     pub(crate) fn reset(&mut self, key: TimerKey, deadline: Instant) -> bool {
         let moved = self.reset_at(key, self.moment(deadline));

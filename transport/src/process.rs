@@ -144,8 +144,9 @@ pub fn exit_descriptor(child: &mut Child) -> io::Result<Option<OwnedFd>> {
 /// The environment that the program was started with has to name its number. Either
 /// `BOWLINE_DESCRIPTORS` does, which `spawn_with_descriptors` sets and which also
 /// identifies the file. Or `LISTEN_FDS` does, together with the `LISTEN_PID` of this
-/// process. Or it is the value of `NODE_CHANNEL_FD` or `WAYLAND_SOCKET`. Variables that the program has set since do not count. (Without /proc they
-/// cannot be told apart, and do count.) Each number is given out once.
+/// process. Or it is the value of `NODE_CHANNEL_FD` or `WAYLAND_SOCKET`. Variables that
+/// the program has set since do not count. (Without /proc they cannot be told apart, and
+/// do count.) Each number is given out once.
 ///
 /// For descriptors that were given in another way, see
 /// [`take_inherited`](crate::take_inherited).

@@ -77,8 +77,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Answers. Nothing is called before this returns. If nobody waits any more, nothing
-    /// happens.
+    /// Gives the answer to whoever waits for it. Nothing is called before this returns. If
+    /// nobody waits any more, nothing happens.
     pub fn give(self, reactor: &mut Reactor, addresses: io::Result<Vec<SocketAddr>>) {
         let result = match addresses {
             Ok(addresses) if addresses.is_empty() => Err(LookupError::NoAddress),

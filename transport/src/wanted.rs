@@ -84,7 +84,7 @@ pub enum DescriptorKind {
 }
 
 impl DescriptorKind {
-    /// Answers the descriptor if it is of this kind.
+    /// Returns the descriptor if it is of this kind.
     ///
     /// # Errors
     ///

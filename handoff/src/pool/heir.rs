@@ -63,7 +63,7 @@ impl ChildProcess for Elsewhere {
 
 impl PoolShared {
     /// Makes a channel on which the process that takes over can be given connections.
-    /// Answers its end.
+    /// Returns its end.
     pub(crate) fn offer(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = UnixStream::pair()?;
         self.state.borrow_mut().heir_end = Some(ours.into());

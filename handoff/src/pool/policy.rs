@@ -7,7 +7,7 @@ use super::WorkerId;
 /// Chooses the worker that gets a connection. Any closure of this shape is a policy,
 /// for example one that sends a client to the same worker each time.
 pub trait PoolPolicy: 'static {
-    /// Answers the place in `candidates` of the worker that gets the connection. With
+    /// Returns the place in `candidates` of the worker that gets the connection. With
     /// `None`, or with a place that does not exist, the connection waits.
     ///
     /// `candidates` are the workers that have room and have not refused this

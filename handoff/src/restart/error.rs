@@ -38,7 +38,7 @@ pub enum RestartError {
     },
     /// The program could not listen.
     Listen(io::Error),
-    /// The control socket could not be had.
+    /// The control socket could not be obtained.
     Control(io::Error),
     /// The service manager did not take a notice.
     Manager(io::Error),

@@ -200,7 +200,7 @@ impl<F: Framer, R> Framed<F, R> {
     }
 
     /// The one place where frames are delivered from: whatever a callback changes
-    /// is seen here before the next. Answers whether all was delivered that can be.
+    /// is seen here before the next. Returns whether everything that can be delivered was.
     fn deliver<T>(&mut self, cx: &mut Context<'_, T>, mut input: &[u8]) -> bool
     where
         T: Transport + ?Sized,
@@ -250,8 +250,8 @@ impl<F: Framer, R> Framed<F, R> {
         }
     }
 
-    /// Looks at what waits where one frame has ended and the next not yet been
-    /// found. Answers whether a callback was made.
+    /// Looks at what waits where one frame has ended and the next was not yet
+    /// found. Returns whether a callback was made.
     #[inline(never)]
     fn settle_arrivals<T>(&mut self, cx: &mut Context<'_, T>, input: &mut &[u8]) -> bool
     where

@@ -90,7 +90,7 @@ pub trait FrameReceiver<T: Transport + ?Sized, F>: 'static {
     /// Called once for each read, even if it completed no frame. If reading was paused
     /// meanwhile, it is called when the rest has been delivered after the pause. Not
     /// called once the connection closes. [`Framing::rest_len`] says how much of an
-    /// unfinished frame there is.
+    /// unfinished frame has arrived.
     #[inline]
     fn read_delivered(&mut self, cx: &mut FrameContext<'_, T, F>) {
         let _ = cx;

@@ -145,7 +145,7 @@ impl Timeout {
         self
     }
 
-    /// Sets a limit of `period` from now on. `None` [cancels](Self::cancel) it. Answers
+    /// Sets a limit of `period` from now on. `None` [cancels](Self::cancel) it. Returns
     /// the limit that was set before. (Twisted: `setTimeout`.)
     pub fn set(&mut self, cx: &mut impl AnyContext, period: Option<Duration>) -> Option<Duration> {
         let transport = cx.own_handle();
@@ -194,7 +194,7 @@ impl Timeout {
         }
     }
 
-    /// Removes the limit and its timer. Answers the limit that was set.
+    /// Removes the limit and its timer. Returns the limit that was set.
     pub fn cancel(&mut self, reactor: &mut Reactor) -> Option<Duration> {
         if let Some(call) = self.state.call.take() {
             // It may be what runs.

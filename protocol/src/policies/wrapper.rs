@@ -105,7 +105,7 @@ pub enum Event<'a> {
     ReadConnectionLost,
     /// [`Protocol::write_connection_lost`].
     WriteConnectionLost,
-    /// [`Protocol::connection_broken`], with what there is to be read.
+    /// [`Protocol::connection_broken`], with what remains to be read.
     ConnectionBroken(Remains),
     /// [`Protocol::connection_lost`], with its reason.
     ConnectionLost(&'a CloseReason),

@@ -160,8 +160,10 @@ pub(super) struct Blocked {
 }
 
 impl Blocked {
+    /// Blocks all signals.
+    ///
     /// # Errors
-    /// There are none that this could meet.
+    /// The kernel's; none is expected.
     pub(super) fn all() -> io::Result<Self> {
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: writes to `all`, which is borrowed for that.

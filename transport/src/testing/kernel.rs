@@ -1689,8 +1689,8 @@ impl SimulatedEnd {
         }
     }
 
-    /// Moves what has arrived into `room`, up to the first descriptors. Answers also which
-    /// buffers of the sender that has emptied.
+    /// Moves what has arrived into `room`, up to the first descriptors. Also returns which
+    /// buffers of the sender this has emptied.
     fn take(&mut self, room: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> (Read, Vec<usize>) {
         let mut read = Read {
             bytes: 0,

@@ -274,7 +274,7 @@ impl Pump {
     }
 
     /// Runs until `is_done`, which is asked before each turn, or until nothing is left
-    /// to do. Answers the last answer of `is_done`.
+    /// to do. Returns the last answer of `is_done`.
     ///
     /// # Panics
     ///
@@ -292,7 +292,7 @@ impl Pump {
         panic!("not done after {MOST_TURNS} turns: {self:?}");
     }
 
-    /// Runs one turn of the reactor. Answers whether there is more to do at the present
+    /// Runs one turn of the reactor. Returns whether there is more to do at the present
     /// time.
     pub fn turn(&mut self) -> bool {
         if self.reactor.turn(Some(Duration::ZERO)) == Turn::Stopped {
@@ -332,7 +332,7 @@ impl Pump {
     }
 
     /// Sends `bytes` from a peer, and runs until the protocol has had them all and
-    /// rests. Answers everything that the protocol sent.
+    /// rests. Returns everything that the protocol sent.
     ///
     /// If the kernel refuses a send with an error that passes
     /// ([`passing_errors_percent`](super::KernelSettings::passing_errors_percent)), time

@@ -265,7 +265,7 @@ impl Simulation {
 
     // Running.
 
-    /// Has one of the processes that have work make a turn. Answers whether there was
+    /// Has one of the processes that have work make a turn. Returns whether there was
     /// one.
     pub fn turn(&mut self) -> bool {
         let now = self.clock.now();
