@@ -1,16 +1,14 @@
-//! A new process of a program takes over from the old one, and nobody outside
+//! Restarts: a new process of a program takes over from the old one, and nobody outside
 //! notices.
 //!
-//! The old process, the *predecessor*, goes on serving until its *successor*
-//! has everything and says so; then the listeners change hands, the
-//! connections that can [move](Movable) do, and the predecessor ends when the
-//! others have. If anything goes wrong with the successor before, the
-//! predecessor goes on as if nothing had happened.
+//! The old process, the *predecessor*, serves until its *successor* has everything and says
+//! so. Then the listeners change hands, and so do the connections that can [move](Movable).
+//! The predecessor ends when its other connections have ended. If anything goes wrong with
+//! the successor before, the predecessor goes on as if nothing had happened.
 //!
-//! A program says what it listens on and how it goes on, as a [`Program`];
-//! [`Restart::begin`] finds out whether there is a predecessor. The same code
-//! serves a cold start, a start by systemd with sockets
-//! ([`RestartSettings::inherited`]), and a take-over.
+//! A [`Program`] says what it listens on and how it goes on. [`Restart::begin`] finds out
+//! whether there is a predecessor. The same code serves a cold start, a start by systemd
+//! with sockets ([`RestartSettings::inherited`]), and a take-over.
 //!
 //! # How it goes
 //!
@@ -34,50 +32,56 @@
 //!  Program::handed_over
 //! ```
 //!
-//! Where there is a service manager ([`RestartSettings::notifier`]), `done` is said when
-//! it has been told who is the main process, and `parted` when it has been told that the
-//! service is ready. Both wait for room in its queue, for
-//! [`RestartSettings::manager`] at the longest.
+//! If there is a service manager ([`RestartSettings::notifier`]), `done` is sent when it
+//! has been told which process is the main one, and `parted` when it has been told that the
+//! service is ready. Both wait for room in its queue, for [`RestartSettings::manager`] at
+//! the longest.
 //!
-//! Every step has a deadline ([`RestartSettings`]), and every failure an end:
-//! until `done` the predecessor can go on, and has back whatever was not
-//! `live`. A successor whose predecessor dies once it is ready serves.
+//! Every step has a deadline ([`RestartSettings`]), and every failure has a defined end.
+//! Until `done`, the predecessor can go on, and gets back whatever was not `live`. If the
+//! predecessor dies once the successor is ready, the successor serves.
 //!
-//! Where their connection breaks, and both live, one of them serves, whatever the other
-//! has heard: with the offer goes a pipe with one byte in it, and whoever reads that
-//! serves. As a rule that is a successor that has everything; the predecessor is told
-//! [`handed_over`](Program::handed_over) then, and what has not moved it serves to its
-//! end. No connection is served by both.
+//! If the connection between them breaks and both live, exactly one of them serves,
+//! whatever the other has heard. For that, a pipe with one byte in it is sent with the
+//! offer, and whoever reads the byte serves. Usually that is a successor that has
+//! everything. The predecessor is then told [`handed_over`](Program::handed_over), and
+//! serves what has not moved to its end. No connection is served by both.
 //!
-//! What waits in the queues of the listeners is nobody's until it is accepted:
-//! the two share them, and closing one's own copy loses nothing.
+//! Connections in the queue of a listener belong to nobody until they are accepted. The two
+//! processes share the queues, so closing one copy of a listener loses nothing.
 //!
 //! The connections of a worker pool ([`Listeners::pool`]) move after `done`, from worker to
 //! worker; see [there](crate::pool#restarts).
 //!
-//! One successor at a time: another is refused ([`Refusal::Busy`]), and looks again.
+//! There is one successor at a time. Another one is refused ([`Refusal::Busy`]), and looks
+//! again.
 //!
-//! # Who starts at the same moment
+//! # Processes that start at the same moment
 //!
-//! Of several processes that find nobody, one has the control socket and starts cold;
-//! the others look again, and take over from it as if they had come later. So does one
-//! that is refused because another is being served, or because the process that it has
-//! found does not serve yet or any more, or that loses it before it has everything. In
-//! the end one serves, whichever of them fails. It is looked for a limited time
-//! ([`RestartSettings::search`]); who has looked in vain
-//! [says why](RestartError::LookedInVain).
+//! If several processes find that nobody serves, one of them gets the control socket and
+//! starts cold. The others look again, and take over from it as if they had come later. A
+//! process also looks again if
+//!
+//! - it is refused because another successor is being served,
+//! - the process that it has found does not serve yet, or no longer,
+//! - it loses that process before it has everything.
+//!
+//! In the end one process serves, whichever of them fails. The search has a time limit
+//! ([`RestartSettings::search`]). A process that has found nobody in that time [says
+//! why](RestartError::LookedInVain).
 //!
 //! # The control socket
 //!
-//! It stands in a directory that only its owner may enter, which is made with
-//! mode 0700 and checked; who connects has to be of the same user. It is itself
-//! handed over, so its path never changes.
+//! It is in a directory that only its owner may enter. The directory is made with mode
+//! 0700, and is checked. A process that connects has to be of the same user. The control
+//! socket is itself handed over, so its path never changes.
 //!
-//! A process is known by what the kernel says of the one that connected (`SO_PEERCRED`,
-//! and from Linux 6.5 on `SO_PEERPIDFD`), and not by its own word. While a successor that
-//! was [started here](Restart::start_successor) is under way, that child is served and
-//! nobody else. One whose process is gone, so that another has its connection, is not
-//! served; that is asked again before connections leave, with the keys that some have.
+//! A process is identified by what the kernel says of the one that connected
+//! (`SO_PEERCRED`, and since Linux 6.5 `SO_PEERPIDFD`), and not by its own word. After
+//! [`start_successor`](Restart::start_successor), only that child is served until it has
+//! taken over or failed. If the process that connected is gone, so that another one has its
+//! connection, that one is not served. This is checked again before connections are sent,
+//! since some have keys with them.
 
 mod applying;
 mod attempt;
@@ -117,8 +121,7 @@ pub use self::settings::RestartSettings;
 use self::successor::Successor;
 use crate::systemd::prepare_successor;
 
-/// What a running program does about its own restart; copies are of the same
-/// one.
+/// A handle of a program's restarts. Clones refer to the same restart.
 ///
 /// # Examples
 ///
@@ -169,16 +172,16 @@ pub struct Restart {
 }
 
 impl Restart {
-    /// Begins: takes over from the process that serves, if there is one, or
-    /// starts cold. Calls nothing of `program` before it returns.
+    /// Begins: takes over from the process that serves, or starts cold if there is none. It
+    /// calls nothing of `program` before it returns.
     ///
-    /// It owns `program`: one that keeps a `Restart` of its own, to be asked in
-    /// its callbacks, has to let go of it in the end, or neither is ever freed.
+    /// It owns `program`. If `program` keeps a `Restart`, for use in its callbacks, it has
+    /// to drop that in the end, or neither is ever freed.
     ///
     /// # Errors
     ///
-    /// Those of making the directory; `PermissionDenied` where it is another
-    /// user's, or others may enter it.
+    /// Those of making the directory. `PermissionDenied` if the directory belongs to
+    /// another user, or if others may enter it.
     pub fn begin(
         reactor: &mut Reactor,
         mut settings: RestartSettings,
@@ -204,17 +207,17 @@ impl Restart {
         Ok(this)
     }
 
-    /// Starts `command` as the successor: this program, as a rule, in its
-    /// present version. What becomes of it is told to [`Program`].
+    /// Starts `command` as the successor. Usually it is this program in its present
+    /// version. The outcome is told to [`Program`].
     ///
-    /// Variables that are for this process are left out of its environment, unless
-    /// `command` sets them: `LISTEN_FDS` and its companions, and a `WATCHDOG_PID` that
-    /// names this one, or one that it has taken over from.
+    /// Variables that are meant for this process are removed from its environment, unless
+    /// `command` sets them. They are `LISTEN_FDS` and its companions, and a `WATCHDOG_PID`
+    /// that names this process, or one that it has taken over from.
     ///
     /// # Errors
     ///
-    /// [`RestartError::Busy`] while another one is being served or was started
-    /// and has not ended; [`RestartError::NotServing`]; [`RestartError::Spawn`].
+    /// [`RestartError::Busy`] while another successor is being served, or was started and
+    /// has not ended. [`RestartError::NotServing`]. [`RestartError::Spawn`].
     pub fn start_successor(
         &self,
         reactor: &mut Reactor,
@@ -225,14 +228,14 @@ impl Restart {
         self.start_successor_with(reactor, || Ok(Box::new(command.spawn()?)))
     }
 
-    /// As [`start_successor`](Self::start_successor), for a process that is started
-    /// in another way: in a container, by a helper, in a simulation. `start` is
-    /// called if there may be a successor now.
+    /// As [`start_successor`](Self::start_successor), for a process that is started in
+    /// another way: in a container, by a helper, in a simulation. `start` is called if
+    /// there may be a successor now.
     ///
     /// # Errors
     ///
-    /// As [`start_successor`](Self::start_successor); [`RestartError::Spawn`] is the
-    /// error of `start`.
+    /// As [`start_successor`](Self::start_successor). [`RestartError::Spawn`] has the error
+    /// of `start`.
     pub fn start_successor_with(
         &self,
         reactor: &mut Reactor,
@@ -241,14 +244,14 @@ impl Restart {
         self.predecessor.start_child(reactor, start)
     }
 
-    /// Puts a connection on the list of those that move to a successor; the
-    /// ticket is to be kept in its protocol. To be called when it is made.
-    /// `T` is the type of its transport, and `P` that of its protocol.
+    /// Puts a connection on the list of those that move to a successor. Call this when the
+    /// connection is made, and keep the ticket in its protocol. `T` is the type of its
+    /// transport, and `P` that of its protocol.
     pub fn movable<T: TransportFor<P>, P: Movable>(&self, handle: impl Into<Token>) -> MoveTicket {
         MoveList::add::<T, P>(&self.server.list, handle.into())
     }
 
-    /// Whether this process serves: started, and has not handed over.
+    /// Whether this process serves: it was started, and has not handed over.
     pub fn is_serving(&self) -> bool {
         self.server.life.get() == Life::Serving
     }
@@ -263,24 +266,25 @@ impl Restart {
         self.predecessor.is_under_way()
     }
 
-    /// How many successors did not make it: could not be started, ended, hung,
+    /// Returns how many successors have failed: they could not be started, ended, hung,
     /// gave up or were refused.
     pub fn successors_failed(&self) -> u64 {
         self.predecessor.failed()
     }
 
-    /// How many times this process has looked for a predecessor: once, as a rule.
+    /// Returns how often this process has looked for a predecessor. Usually it looks once.
     pub fn looks(&self) -> u32 {
         self.server.looks.get()
     }
 
-    /// How many connections were to move from here and stay, to be served to their end, by
-    /// reason. One that is looked at again, for another successor, counts again.
+    /// Returns how many connections were to move from here and stayed, by reason. They are
+    /// served to their end. A connection that is looked at again, for another successor,
+    /// counts again.
     pub fn connections_stayed(&self) -> BTreeMap<Stays, usize> {
         self.server.list.borrow().stayed()
     }
 
-    /// How many live connections have moved, to this process or from it.
+    /// Returns how many live connections have moved, to this process or from it.
     pub fn connections_moved(&self) -> usize {
         self.server.moved.get()
     }

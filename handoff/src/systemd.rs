@@ -1,10 +1,11 @@
-//! The interfaces of systemd: it hands us sockets that it has listened on, and we
-//! notify it of our state. A program that manages services itself has the other side:
-//! [`NoticeSocket`] hears them, and a [`DescriptorStore`] keeps what they give away.
+//! The interfaces of systemd. It passes us sockets on which it has listened, and we notify
+//! it of our state. A program that manages services itself uses the other side: a
+//! [`NoticeSocket`] receives their notices, and a [`DescriptorStore`] keeps the descriptors
+//! that they give away.
 //!
-//! Without systemd nothing happens. [`inherited`] is empty then, and
-//! [`Notifier::from_environment`] answers `None`. Other programs speak both protocols
-//! too (`systemd-socket-activate`, s6, containers).
+//! Without systemd nothing happens. [`inherited`] is then empty, and
+//! [`Notifier::from_environment`] returns `None`. Other programs use both protocols as well
+//! (`systemd-socket-activate`, s6, containers).
 
 mod environment;
 mod listen;

@@ -1,4 +1,4 @@
-//! Strings that say where to connect.
+//! Endpoint strings that say where to connect.
 
 use std::fmt;
 use std::io;
@@ -16,10 +16,10 @@ use bowline_transport::{
 use super::server::{abstract_name, check_path, parse_switch, refuse_lockfile};
 use super::{EndpointArgument, EndpointArguments, EndpointError, PORT, unknown_kind};
 
-/// The kinds to connect to that are known without more.
+/// The kinds that are known from the start.
 pub(super) const KINDS: [&str; 3] = ["tcp", "unix", "unix-abstract"];
 
-/// Where to connect, made from a string; the [module](super) has the forms.
+/// Where to connect, made from a string. The [module](super) lists the forms.
 ///
 /// It is displayed as the string that it was made from.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl ClientEndpoint {
 }
 
 impl ClientEndpoint {
-    /// Puts other layers on the connection, instead of those of its kind; see
+    /// Puts other layers on the connection, instead of those of its kind. See
     /// [`ServerEndpoint::layer`](super::ServerEndpoint::layer).
     pub fn layer<W>(self, wrap: W) -> LayeredClientEndpoint<W>
     where
@@ -91,14 +91,14 @@ impl ClientEndpoint {
 impl TryFrom<EndpointArguments> for ClientEndpoint {
     type Error = EndpointError;
 
-    /// The endpoint that these arguments are of.
+    /// Makes the endpoint of these arguments.
     fn try_from(arguments: EndpointArguments) -> Result<Self, EndpointError> {
         Self::of(arguments, &KINDS)
     }
 }
 
-/// A [`ClientEndpoint`] whose connection has layers of the caller's;
-/// [`ClientEndpoint::layer`] makes it.
+/// A [`ClientEndpoint`] whose connection has other layers. [`ClientEndpoint::layer`] makes
+/// it.
 #[derive(Clone, Debug)]
 pub struct LayeredClientEndpoint<W> {
     endpoint: ClientEndpoint,
@@ -187,7 +187,7 @@ fn timeout(arguments: &mut EndpointArguments) -> Result<Option<Duration>, Endpoi
     }
 }
 
-/// An address, with a port or any.
+/// Parses an address, with or without a port.
 fn parse_bind(bind: &EndpointArgument) -> Result<SocketAddr, EndpointError> {
     match bind.as_str().parse::<IpAddr>() {
         Ok(ip) => Ok(SocketAddr::new(ip, 0)),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
-/// Why an endpoint string makes no endpoint, or why the endpoint could not be used.
+/// Why a string is not a valid endpoint, or why the endpoint could not be used.
 ///
 /// `{}` shows one line. `{:#}` shows the string too, with a mark under the place of the
 /// error:
@@ -45,8 +45,8 @@ impl EndpointError {
         }
     }
 
-    /// The place of the error in the string, in bytes. `None` if the string is right, and
-    /// the system refused the endpoint.
+    /// Returns the place of the error in the string, in bytes. `None` if the string is
+    /// valid, and the system refused the endpoint.
     pub fn place(&self) -> Option<std::ops::Range<usize>> {
         let place = self.place.as_ref()?;
         Some(place.start..place.end)

@@ -13,14 +13,16 @@ use super::{ClientEndpoint, EndpointArguments, EndpointError, ServerEndpoint, cl
 /// Makes endpoints of one kind out of strings, for factories of the type `F`. (Twisted:
 /// `IStreamServerEndpointStringParser`, `IStreamClientEndpointStringParser`.)
 ///
-/// Implement what the kind can do; the rest is an error that says so.
+/// Implement what the kind can do. By default a method returns an error that says that the
+/// kind cannot do this.
 pub trait EndpointFactory<F> {
     /// Listens where `arguments` say, and serves there with `factory`. Called once for each
-    /// string of this kind. Take the arguments, and [`finish`](EndpointArguments::finish).
+    /// string of this kind. Take the arguments, and then call
+    /// [`finish`](EndpointArguments::finish).
     ///
     /// # Errors
     ///
-    /// What is wrong with the arguments, or why nothing listens.
+    /// The arguments are wrong, or listening failed.
     fn listen(
         &self,
         reactor: &mut Reactor,
@@ -31,11 +33,11 @@ pub trait EndpointFactory<F> {
         Err(arguments.error_at_kind("one cannot listen at this kind of endpoint"))
     }
 
-    /// Connects to where `arguments` say, as [`listen`](Self::listen).
+    /// Connects to where `arguments` say, as [`listen`](Self::listen) listens.
     ///
     /// # Errors
     ///
-    /// What is wrong with the arguments, or why nothing connects.
+    /// The arguments are wrong, or connecting failed.
     fn connect(
         &self,
         reactor: &mut Reactor,
@@ -48,8 +50,8 @@ pub trait EndpointFactory<F> {
 }
 
 /// The kinds of endpoint that a program knows: those of this module, and its own. All are
-/// served by factories of one type `F`: a function, say, since each closure has a type of
-/// its own.
+/// served by factories of one type `F`. That is a function, for example, since each closure
+/// has a type of its own.
 ///
 /// # Examples
 ///
@@ -104,24 +106,24 @@ pub struct EndpointKinds<F> {
 }
 
 impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> EndpointKinds<F> {
-    /// Those of this module.
+    /// Makes a list with the kinds of this module.
     pub fn new() -> Self {
         Self { own: Vec::new() }
     }
 
-    /// Adds a kind, whose strings begin with `kind` and a colon. One of the same name, added
-    /// before or known without, is replaced.
+    /// Adds a kind, whose strings begin with `kind` and a colon. It replaces a kind of the
+    /// same name.
     pub fn add(&mut self, kind: impl Into<String>, factory: impl EndpointFactory<F> + 'static) {
         let kind = kind.into();
         self.own.retain(|(known, _)| *known != kind);
         self.own.push((kind, Rc::new(factory)));
     }
 
-    /// Listens at an endpoint of any of the kinds.
+    /// Listens at an endpoint of any of these kinds.
     ///
     /// # Errors
     ///
-    /// What is wrong with the string, or why nothing listens there.
+    /// The string is wrong, or listening failed.
     pub fn listen(
         &self,
         reactor: &mut Reactor,
@@ -139,11 +141,11 @@ impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> EndpointK
         }
     }
 
-    /// Connects to an endpoint of any of the kinds.
+    /// Connects to an endpoint of any of these kinds.
     ///
     /// # Errors
     ///
-    /// What is wrong with the string, or why nothing connects there.
+    /// The string is wrong, or connecting failed.
     pub fn connect(
         &self,
         reactor: &mut Reactor,

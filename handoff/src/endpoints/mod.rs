@@ -15,15 +15,14 @@
 //! | `tcp:HOST:PORT` | TCP, to an IP address or a host by its name; `timeout=` in seconds, `bind=` (or `bindAddress=`), an address and optionally a port; `nodelay=1`, `keepalive=1` |
 //! | `unix:/run/x.sock`, `unix-abstract:NAME` | UNIX; `timeout=` |
 //!
-//! Each argument has a name, and may be given by that too: `tcp:port=8080`,
-//! `unix:path=/run/x.sock`. A colon, an equals sign or a backslash in an argument is
-//! escaped by a backslash ([`quote`] does that). An IPv6 address may stand in brackets
-//! instead: `tcp:[::1]:8080`.
+//! Each argument has a name, which may be given: `tcp:port=8080`, `unix:path=/run/x.sock`.
+//! A backslash escapes a colon, an equals sign or a backslash in an argument ([`quote`]
+//! does that). An IPv6 address may be in brackets instead: `tcp:[::1]:8080`.
 //!
-//! [`ServerEndpoint`] and [`ClientEndpoint`] are parsed from these strings, and given to
+//! [`ServerEndpoint`] and [`ClientEndpoint`] are parsed from these strings. Give them to
 //! [`listen`](bowline_transport::Transports::listen) and
 //! [`connect`](bowline_transport::Transports::connect) like any other endpoint. A factory
-//! has to serve both kinds of connection. For kinds of your own there is [`EndpointKinds`].
+//! has to serve both TCP and UNIX connections. [`EndpointKinds`] lets a program add kinds.
 //! (Twisted: `serverFromString`, `clientFromString`.)
 //!
 //! # Examples
@@ -65,10 +64,10 @@ use crate::Inherited;
 #[cfg(doc)]
 use bowline_transport::take_granted;
 
-/// What a port is, for messages.
+/// What a port is, for error messages.
 const PORT: &str = "port, which is a number up to 65535";
 
-/// What stands where a kind does and is known under another name, or none.
+/// Makes the error for an unknown kind, or for one with another name.
 fn unknown_kind(arguments: &EndpointArguments, known: &[&str]) -> EndpointError {
     let kind = arguments.kind();
     let text = arguments.as_str();

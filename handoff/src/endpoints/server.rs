@@ -1,4 +1,4 @@
-//! Strings that say where to listen.
+//! Endpoint strings that say where to listen.
 
 use std::fmt;
 use std::io;
@@ -20,7 +20,7 @@ use crate::pool::Pool;
 use crate::restart::Listeners;
 use crate::systemd::announced_here;
 
-/// The kinds to listen at that are known without more.
+/// The kinds that are known from the start.
 pub(super) const KINDS: [&str; 7] = [
     "tcp",
     "tcp6",
@@ -31,7 +31,7 @@ pub(super) const KINDS: [&str; 7] = [
     "inherited",
 ];
 
-/// Where to listen, made from a string; the [module](super) has the forms.
+/// Where to listen, made from a string. The [module](super) lists the forms.
 ///
 /// It is displayed as the string that it was made from.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ enum Place {
     Number(u32),
     Systemd(Chosen, Option<Domain>),
     Inherited(String),
-    /// A listening socket, claimed.
+    /// A listening socket that was claimed.
     Claimed(OwnedFd),
 }
 
@@ -56,7 +56,7 @@ enum Place {
 type OnTcp<W> = <W as Wrap<TcpSocket>>::Transport;
 type OnUnix<W> = <W as Wrap<UnixSocket>>::Transport;
 
-/// A place whose kind is known, and its socket if it has one.
+/// An endpoint whose kind is known, with its socket if it has one.
 enum Found {
     Tcp(TcpListen),
     Unix(UnixListen),
@@ -64,20 +64,20 @@ enum Found {
     ListeningUnix(OwnedFd),
 }
 
-/// The same, among others that have names.
+/// The same, among other listeners that have names.
 enum Among {
     Tcp(TcpListen),
     Unix(UnixListen),
 }
 
-/// Which of the sockets of systemd.
+/// Which of systemd's sockets to take.
 #[derive(Debug)]
 enum Chosen {
     Name(String),
     Index(u32),
 }
 
-/// A socket(2) domain, as systemd strings say it.
+/// A socket(2) domain, as systemd strings name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Domain {
     Inet,
@@ -145,13 +145,13 @@ impl ServerEndpoint {
     }
 
     /// Takes the socket of `inherited:NAME` or `systemd:name=NAME` out of what this process
-    /// was given. Any other endpoint stays as it is, and so does `systemd:` if nothing of
-    /// that name is there: then it is looked for in the environment when it is used.
+    /// was given. Any other endpoint stays as it is. So does `systemd:` if there is no such
+    /// name; then it is looked up in the environment when it is used.
     ///
     /// # Errors
     ///
-    /// `NotFound` for an `inherited:` whose name is not there; `InvalidInput` for a socket
-    /// of another domain than the string says, which stays unclaimed.
+    /// `NotFound` if there is no `inherited:` socket of this name. `InvalidInput` if the
+    /// socket is of another domain than the string says; then it stays unclaimed.
     pub fn claim(mut self, inherited: &mut Inherited) -> io::Result<Self> {
         let (name, domain, has_to_be) = match &self.place {
             Place::Inherited(name) => (name, None, true),
@@ -175,8 +175,8 @@ impl ServerEndpoint {
         Ok(self)
     }
 
-    /// Puts other layers on each accepted connection, instead of those of its kind: the
-    /// same for TCP and for UNIX sockets, TLS for example.
+    /// Puts other layers on each accepted connection, instead of those of its kind, such as
+    /// TLS. They are the same for TCP and for UNIX sockets.
     ///
     /// ```
     /// use bowline::endpoint::ServerEndpoint;
@@ -207,10 +207,9 @@ impl ServerEndpoint {
         }
     }
 
-    /// Listens as part of a program that can be replaced; see
-    /// [`Listeners::listen`], which says what `name` is. A predecessor's listener of that
-    /// name comes first, whatever the string says of systemd or of a number: that was for
-    /// the first process.
+    /// Listens as part of a program that can be replaced. See [`Listeners::listen`], also
+    /// for `name`. A predecessor's listener of that name is preferred, whatever the string
+    /// says of systemd or of a number: that was for the first process.
     ///
     /// # Errors
     ///
@@ -229,7 +228,7 @@ impl ServerEndpoint {
     }
 
     /// As [`listen_among`](Self::listen_among), for an acceptor, such as that of a worker
-    /// pool; see [`Listeners::accept`].
+    /// pool. See [`Listeners::accept`].
     ///
     /// # Errors
     ///
@@ -247,8 +246,8 @@ impl ServerEndpoint {
         }
     }
 
-    /// As [`listen_among`](Self::listen_among), for a worker pool, whose connections move
-    /// to the workers of a successor; see [`Listeners::pool`].
+    /// As [`listen_among`](Self::listen_among), for a worker pool. Its connections move to
+    /// the workers of a successor. See [`Listeners::pool`].
     ///
     /// # Errors
     ///
@@ -267,7 +266,7 @@ impl ServerEndpoint {
         }
     }
 
-    /// Where to listen by this name among others. What has a socket already is to be
+    /// Returns where to listen under this name. A socket that exists already has to be
     /// claimed by its name.
     fn among(self, listeners: &mut Listeners<'_>, name: &str) -> io::Result<Among> {
         let fd = match self.place {
@@ -296,8 +295,8 @@ impl ServerEndpoint {
         }
     }
 
-    /// Listens, and gives every accepted socket to `acceptor`, a worker pool say; see
-    /// [`Transports::accept`].
+    /// Listens, and gives every accepted socket to `acceptor`, such as that of a worker
+    /// pool. See [`Transports::accept`].
     ///
     /// # Errors
     ///
@@ -315,7 +314,7 @@ impl ServerEndpoint {
         })
     }
 
-    /// Where to listen, once it is known of which kind that is.
+    /// Returns where to listen, once the kind is known.
     fn found(self) -> io::Result<Found> {
         let fd = match self.place {
             Place::Tcp(endpoint) => return Ok(Found::Tcp(endpoint)),
@@ -329,7 +328,7 @@ impl ServerEndpoint {
         }
     }
 
-    /// The socket of a place that has one already.
+    /// Returns the socket of an endpoint that has one already.
     fn socket(self) -> io::Result<OwnedFd> {
         match self.place {
             Place::Claimed(fd) => Ok(fd),
@@ -367,15 +366,15 @@ impl<F: Factory<Protocol: Protocol<TcpStream> + Protocol<UnixStream>>> ListenWit
 impl TryFrom<EndpointArguments> for ServerEndpoint {
     type Error = EndpointError;
 
-    /// The endpoint that these arguments are of. A kind of a program's own that puts
-    /// something on another kind [changes](EndpointArguments::set_kind) them first.
+    /// Makes the endpoint of these arguments. A kind of a program's own that is based on
+    /// another kind first [changes](EndpointArguments::set_kind) them.
     fn try_from(arguments: EndpointArguments) -> Result<Self, EndpointError> {
         Self::of(arguments, &KINDS)
     }
 }
 
-/// A [`ServerEndpoint`] whose connections have layers of the caller's;
-/// [`ServerEndpoint::layer`] makes it.
+/// A [`ServerEndpoint`] whose connections have other layers. [`ServerEndpoint::layer`]
+/// makes it.
 #[derive(Debug)]
 pub struct LayeredServerEndpoint<W> {
     endpoint: ServerEndpoint,
@@ -383,7 +382,7 @@ pub struct LayeredServerEndpoint<W> {
 }
 
 impl<W: Wrap<TcpSocket> + Wrap<UnixSocket>> LayeredServerEndpoint<W> {
-    /// As [`ServerEndpoint::claim`].
+    /// Takes its socket out of what this process was given; see [`ServerEndpoint::claim`].
     ///
     /// # Errors
     ///
@@ -395,7 +394,8 @@ impl<W: Wrap<TcpSocket> + Wrap<UnixSocket>> LayeredServerEndpoint<W> {
         })
     }
 
-    /// As [`ServerEndpoint::listen_among`].
+    /// Listens as part of a program that can be replaced; see
+    /// [`ServerEndpoint::listen_among`].
     ///
     /// # Errors
     ///
@@ -440,7 +440,7 @@ where
     }
 }
 
-/// Where it listens, if it does.
+/// Returns the address at which it listens, if it does.
 fn listening_address(fd: &OwnedFd) -> io::Result<Address> {
     let found = describe_socket(fd.as_fd())?;
     match found.address {
@@ -454,7 +454,7 @@ fn no_listener() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
-/// The first socket of systemd that fits and was not taken.
+/// Returns the first of systemd's sockets that fits and was not taken.
 fn granted_by_systemd(chosen: &Chosen) -> io::Result<OwnedFd> {
     let announced = announced_here().map_err(io::Error::other)?;
     let count = announced.len();
@@ -566,7 +566,7 @@ pub(super) fn parse_switch(switch: &EndpointArgument) -> Result<bool, EndpointEr
     }
 }
 
-/// Of the kernel's, less the NUL at its end.
+/// The kernel's limit, without the NUL at the end.
 const LONGEST_PATH: usize = 107;
 
 pub(super) fn check_path(path: &EndpointArgument) -> Result<(), EndpointError> {
@@ -587,7 +587,7 @@ pub(super) fn abstract_name(
     Ok(UnixAddress::Abstract(name.as_str().into()))
 }
 
-/// Twisted has a lock file beside the socket, and a switch for it.
+/// Refuses the lock file of Twisted, which has one beside the socket, and an option for it.
 pub(super) fn refuse_lockfile(arguments: &mut EndpointArguments) -> Result<(), EndpointError> {
     match arguments.named("lockfile") {
         None => Ok(()),

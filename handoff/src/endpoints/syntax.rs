@@ -4,11 +4,11 @@ use std::str::FromStr;
 
 use super::EndpointError;
 
-/// An endpoint string, cut into its kind and its arguments.
+/// An endpoint string, split into its kind and its arguments.
 ///
-/// The kind is what stands before the first colon. Arguments are separated by colons. One
-/// with an equals sign is named, by what stands before the first. The others have a
-/// position. A backslash takes the next character as it is, and so do square brackets
+/// The kind is the text before the first colon. Colons separate the arguments. An argument
+/// with an equals sign has a name, the text before the first equals sign. The others have a
+/// position. A backslash takes the next character literally, and so do square brackets
 /// around an IPv6 address. (Twisted: `endpoints._parse`.)
 ///
 /// Each argument is taken once. [`finish`](Self::finish) says whether any is left.
@@ -24,7 +24,7 @@ pub struct EndpointArguments {
 #[derive(Clone, Debug)]
 struct Named {
     name: String,
-    /// Where the name begins; an escape makes it longer than it is.
+    /// Where the name begins. With escapes, it takes more bytes than it has.
     start: usize,
     piece: Piece,
 }
@@ -44,7 +44,7 @@ pub struct EndpointArgument {
     piece: Piece,
 }
 
-/// The text as one argument of an endpoint string, whatever it contains. (Twisted:
+/// Quotes a text as one argument of an endpoint string, whatever it contains. (Twisted:
 /// `quoteStringArgument`.)
 ///
 /// ```
@@ -93,12 +93,11 @@ impl Collector {
 }
 
 impl EndpointArguments {
-    /// Cuts a string.
+    /// Splits a string.
     ///
     /// # Errors
     ///
-    /// For a name that is given twice, a bracket that is not closed, and a backslash at
-    /// the end.
+    /// A name is given twice, a bracket is not closed, or there is a backslash at the end.
     pub fn parse(text: &str) -> Result<Self, EndpointError> {
         let mut pieces = Vec::new();
         let mut collector = Collector::at(0);
@@ -169,18 +168,18 @@ impl EndpointArguments {
         Ok(arguments)
     }
 
-    /// The kind: `tcp`, say.
+    /// Returns the kind, such as `tcp`.
     pub fn kind(&self) -> &str {
         &self.kind.value
     }
 
-    /// Makes them arguments of another kind: of the one that a kind of a program's own
-    /// puts something on. The string, and the places of errors in it, stay.
+    /// Changes the kind. A kind of a program's own uses this to become the kind that it is
+    /// based on. The string, and the places of errors in it, stay.
     pub fn set_kind(&mut self, kind: impl Into<String>) {
         self.kind.value = kind.into();
     }
 
-    /// Has an argument that was taken be there again, by its name.
+    /// Puts back an argument that was taken, under its name.
     pub fn put_back(&mut self, name: &str, argument: EndpointArgument) {
         let piece = argument.piece;
         self.named.push(Named {
@@ -190,17 +189,17 @@ impl EndpointArguments {
         });
     }
 
-    /// The whole string.
+    /// Returns the whole string.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// How many arguments without a name are left.
+    /// Returns how many arguments without a name are left.
     pub fn positional_left(&self) -> usize {
         self.positional.len()
     }
 
-    /// Takes the argument of this name.
+    /// Takes the argument with this name.
     pub fn named(&mut self, name: &str) -> Option<EndpointArgument> {
         let index = self.named.iter().position(|known| known.name == name)?;
         let named = self.named.remove(index);
@@ -213,16 +212,16 @@ impl EndpointArguments {
         Some(self.argument(piece))
     }
 
-    /// Takes the argument of this name, or else the first one without a name.
+    /// Takes the argument with this name, or else the first one without a name.
     pub fn take(&mut self, name: &str) -> Option<EndpointArgument> {
         self.named(name).or_else(|| self.positional())
     }
 
-    /// As [`take`](Self::take), of one that has to be there.
+    /// As [`take`](Self::take), for an argument that is required.
     ///
     /// # Errors
     ///
-    /// That it is missing.
+    /// The argument is missing.
     pub fn require(&mut self, name: &str) -> Result<EndpointArgument, EndpointError> {
         self.take(name)
             .ok_or_else(|| self.error_at_end(format!("{name} is missing")))
@@ -235,11 +234,11 @@ impl EndpointArguments {
         }
     }
 
-    /// All arguments have been taken that the kind knows.
+    /// Checks that no argument is left that the kind does not know.
     ///
     /// # Errors
     ///
-    /// For the first that is left over.
+    /// The error is about the first argument that is left.
     pub fn finish(self) -> Result<(), EndpointError> {
         if let Some(Named { name, start, piece }) = self.named.first() {
             let what = format!("{} has no argument {name}", self.kind.value);
@@ -254,12 +253,12 @@ impl EndpointArguments {
         }
     }
 
-    /// An error about the kind.
+    /// Makes an error about the kind.
     pub fn error_at_kind(&self, what: impl Into<String>) -> EndpointError {
         EndpointError::at(&self.text, self.kind.start, self.kind.end, what)
     }
 
-    /// An error about something that is missing.
+    /// Makes an error about something that is missing.
     pub fn error_at_end(&self, what: impl Into<String>) -> EndpointError {
         let end = self.text.len();
         EndpointError::at(&self.text, end, end, what)
@@ -267,22 +266,22 @@ impl EndpointArguments {
 }
 
 impl EndpointArgument {
-    /// Its text, without escapes.
+    /// Returns its text, without escapes.
     pub fn as_str(&self) -> &str {
         &self.piece.value
     }
 
-    /// Its text as a value; `is` says what it should have been: `"port, which is …"`.
+    /// Parses its text as a value. `is` says what it should be: `"port, which is …"`.
     ///
     /// # Errors
     ///
-    /// That it is no such thing, at its place.
+    /// The text is not such a value. The error has the place of the argument.
     pub fn parse<T: FromStr>(&self, is: &str) -> Result<T, EndpointError> {
         let value = self.piece.value.parse();
         value.map_err(|_| self.error(format!("{:?} is no {is}", self.piece.value)))
     }
 
-    /// An error about it.
+    /// Makes an error about it.
     pub fn error(&self, what: impl Into<String>) -> EndpointError {
         EndpointError::at(&self.text, self.piece.start, self.piece.end, what)
     }

@@ -13,7 +13,7 @@ use super::messages::Refusal;
 pub enum RestartError {
     /// Another successor is being served.
     Busy,
-    /// This process does not serve: it starts, has handed over, or stops.
+    /// This process does not serve: it is starting, has handed over, or is stopping.
     NotServing,
     /// The successor could not be started.
     Spawn(io::Error),
@@ -25,27 +25,26 @@ pub enum RestartError {
     Lost,
     /// The other process gave up.
     GaveUp,
-    /// The predecessor does not want this successor.
+    /// The predecessor refuses this successor.
     Refused(Refusal),
-    /// Nobody was found who hands over, and nobody's place was free, for as long as it
-    /// was [looked](super::RestartSettings::search): so many times, the last of which
-    /// ended so.
+    /// No process was found that hands over, and the control socket was not free, for the
+    /// whole [search](super::RestartSettings::search).
     LookedInVain {
-        /// How many times.
+        /// How often it has looked.
         looks: u32,
-        /// What came of the last.
+        /// The outcome of the last look.
         last: Box<Self>,
     },
     /// The program could not listen.
     Listen(io::Error),
     /// The control socket could not be obtained.
     Control(io::Error),
-    /// The service manager did not take a notice.
+    /// The service manager did not accept a notice.
     Manager(io::Error),
 }
 
 impl RestartError {
-    /// The same as an error of the system's kind, with all that this one says.
+    /// Converts it into an `io::Error` of the fitting kind, with the same message.
     pub(super) fn to_io(&self) -> io::Error {
         let kind = match self {
             Self::Spawn(error)

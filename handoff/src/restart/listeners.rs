@@ -15,14 +15,14 @@ use super::server::{PoolListener, channel_name, member_name};
 use crate::inherited::Inherited;
 use crate::pool::Pool;
 
-/// What a program listens on: adopted by name, or bound.
+/// The listeners of a program: each is adopted by name, or bound.
 ///
-/// Each listener has a name of its own, by which a successor finds it; a
-/// listener of that name at another address is not adopted, and is reported.
+/// Each listener has a name of its own, by which a successor finds it. If the listener of a
+/// name is at another address, it is not adopted, and that is reported.
 pub struct Listeners<'a> {
     restart: &'a Restart,
     inherited: Inherited,
-    /// The files of those that a predecessor had.
+    /// The socket files of the listeners that a predecessor had.
     files: Vec<(String, SocketFile)>,
 }
 
@@ -39,28 +39,28 @@ impl<'a> Listeners<'a> {
         }
     }
 
-    /// The restart that this is part of, for [`Restart::movable`].
+    /// Returns the restart that this is part of, for [`Restart::movable`].
     pub fn restart(&self) -> &Restart {
         self.restart
     }
 
-    /// What was inherited and not claimed yet.
+    /// Returns the inherited descriptors that were not claimed yet.
     pub fn inherited(&mut self) -> &mut Inherited {
         &mut self.inherited
     }
 
-    /// Listens at an endpoint, [`Tcp::at`](bowline_transport::Tcp::at) say, and serves
-    /// whoever connects with the protocols of a factory. The kind may be one of packets:
+    /// Listens at an endpoint, such as [`Tcp::at`](bowline_transport::Tcp::at), and serves
+    /// connections with the protocols of a factory. The kind may be one of packets:
     /// [`UnixSeqpacket::at`](bowline_transport::UnixSeqpacket::at).
     ///
-    /// Port 0 adopts whatever port the listener of that name had. The file of a UNIX
-    /// socket passes from one process to the next with the listener, and is removed by
-    /// whoever serves last. On a simulated kernel, the address is `name`.
+    /// With port 0, the listener of that name is adopted with whatever port it has. The
+    /// file of a UNIX socket passes from one process to the next with the listener. The
+    /// last process that serves removes it. On a simulated kernel, the address is `name`.
     ///
     /// # Errors
     ///
-    /// Those of listening and adopting; `AlreadyExists` for a name that is
-    /// taken, `InvalidInput` beyond 16,191 of them.
+    /// Those of listening and adopting. `AlreadyExists` if the name is in use.
+    /// `InvalidInput` if there are more than 16,191 listeners.
     pub fn listen<E, F>(
         &mut self,
         reactor: &mut Reactor,
@@ -81,8 +81,7 @@ impl<'a> Listeners<'a> {
         Ok(self.add(reactor, name, handle))
     }
 
-    /// Listens for an acceptor, a worker pool say; see
-    /// [`Transports::accept`].
+    /// Listens for an acceptor, such as that of a worker pool. See [`Transports::accept`].
     ///
     /// # Errors
     ///
@@ -102,18 +101,17 @@ impl<'a> Listeners<'a> {
         Ok(self.add(reactor, name, handle))
     }
 
-    /// Listens for a worker pool, whoever of it [accepts](crate::pool::Accepting). Its
-    /// connections have the label `label`.
+    /// Listens for a worker pool, whichever of its processes
+    /// [accepts](crate::pool::Accepting). Its connections have the label `label`.
     ///
     /// This does what [`accept`](Self::accept) does with the pool's
-    /// [acceptor](Pool::acceptor), and more: the sockets on which workers accept are
-    /// handed over with the listener, so that nobody in their queues is lost; and the
+    /// [acceptor](Pool::acceptor), and more. The sockets on which workers accept are handed
+    /// over with the listener, so no connection in their queues is lost. And the
     /// connections of workers move to the workers of the successor. For that, the program
-    /// has to [take](super::Program::takes) their kind, as well as its
-    /// [workers](crate::pool::Service::takes), and the connections have to be
-    /// [movable](crate::pool::Live::movable). Connections that are not are told to drain,
-    /// and are served to the end by the worker that has them, within
-    /// [`RestartSettings::drain`](super::RestartSettings::drain).
+    /// and its [workers](crate::pool::Service::takes) have to [take](super::Program::takes)
+    /// their kind, and the connections have to be [movable](crate::pool::Live::movable).
+    /// Other connections are told to drain. The worker that has them serves them to the
+    /// end, within [`RestartSettings::drain`](super::RestartSettings::drain).
     ///
     /// # Errors
     ///

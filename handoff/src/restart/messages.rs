@@ -1,4 +1,4 @@
-//! What a successor and its predecessor say to each other.
+//! The messages between a successor and its predecessor.
 
 use std::ops::Range;
 
@@ -6,48 +6,48 @@ use bowline_protocol::SocketFile;
 
 use crate::wire::{Message, PayloadReader, PayloadWriter, WireError};
 
-/// What the successor says.
+/// A message of the successor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FromSuccessor {
-    /// Asks for everything. Both have to be of the same `format`.
+    /// It asks for everything. Both have to be of the same `format`.
     Take { format: u32 },
-    /// A batch of listeners is here.
+    /// A batch of listeners has arrived.
     Taken { batch: u32 },
-    /// Everything is adopted or bound, and the loop has turned.
+    /// Everything is adopted or bound, and the loop has made a turn.
     Ready,
     /// It serves now.
     Serving,
-    /// A batch of connections is here, but for those in `refused`.
+    /// A batch of connections has arrived, except those in `refused`.
     Prepared { batch: u32, refused: Vec<u32> },
-    /// The connections of a batch are its own from here on.
+    /// The connections of a batch are the successor's from now on.
     Live { batch: u32 },
     /// It gives up.
     Abort,
-    /// The service manager knows of it, as far as that can be helped: the
-    /// predecessor may go.
+    /// The service manager knows the successor, as far as possible. The predecessor may
+    /// end.
     Parted,
 }
 
-/// What the predecessor says.
+/// A message of the predecessor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FromPredecessor {
     /// Not now, or not with this one.
     Refused { refusal: Refusal },
-    /// So many batches of listeners follow. `watched` is the process that the service
-    /// manager was to watch in the first place, if it is to: its number, or 0.
+    /// This many batches of listeners follow. `watched` is the number of the process that
+    /// the service manager was originally to watch, or 0.
     Offer { batches: u32, watched: u32 },
     /// A batch of listeners, each with one descriptor.
     Listeners { batch: u32, listeners: Vec<Offered> },
-    /// The listeners are the successor's from here on.
+    /// The listeners are the successor's from now on.
     Commit,
     /// A batch of connections.
     Connections {
         batch: u32,
         connections: Vec<Record>,
     },
-    /// The connections of a batch, but for those refused, are the successor's.
+    /// The connections of a batch, except those refused, are the successor's.
     Go { batch: u32 },
-    /// There is nothing more to come.
+    /// Nothing more follows.
     Done,
     /// It takes everything back.
     Abort,
@@ -57,22 +57,22 @@ pub(crate) enum FromPredecessor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Another one is being served.
+    /// Another successor is being served.
     Busy,
-    /// It is of another [format](super::RestartSettings::format).
+    /// The successor has another [format](super::RestartSettings::format).
     Format,
-    /// It does not serve: it starts, or has handed over already.
+    /// The process does not serve: it is starting, or has handed over already.
     NotServing,
 }
 
-/// A listener on its way.
+/// A listener that is passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Offered {
     pub(crate) name: String,
     pub(crate) file: Option<SocketFile>,
 }
 
-/// A connection on its way, but for its descriptors.
+/// A connection that is passed on, without its descriptors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) kind: String,

@@ -1,4 +1,4 @@
-//! Live connections on their way to a successor.
+//! Live connections that move to a successor.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
@@ -22,57 +22,54 @@ use super::messages::{LayerRecord, Record};
 use crate::log;
 use crate::wire::MAX_DESCRIPTORS;
 
-/// The most connections in one batch: each of them stands still from when it is
-/// detached here until it is adopted there, so a batch is short.
+/// The most connections in one batch. A connection is not served from when it is detached
+/// here until it is adopted there, so a batch is small.
 const BATCH_CONNECTIONS: usize = 64;
 
 /// The most bytes in one batch that holds more than one connection.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A protocol whose connections can move to a successor, in the middle of
-/// their life.
+/// A protocol whose connections can move to a successor in the middle of their life.
 ///
-/// The connection is taken apart; what the kernel holds for it goes with the
-/// socket, what was written and had not left is taken along by itself, each
-/// queued descriptor with the bytes it belongs to. What the *protocol* holds is
-/// its own to say: [`pack`](Self::pack).
+/// To move a connection, it is taken apart. What the kernel holds for it moves with the
+/// socket. Unsent bytes are taken along automatically, each queued descriptor with the
+/// bytes it belongs to. The *protocol* has to say itself what it holds:
+/// [`pack`](Self::pack).
 ///
-/// It is the same for streams and for packets. A connection of packets that has paused
-/// in the middle of what was received at once stays, and so does one that is half
-/// closed.
+/// This is the same for streams and for packets. A connection of packets stays if it was
+/// paused in the middle of what one read has brought, or if it is half closed.
 pub trait Movable: Sized + 'static {
-    /// What the successor calls connections of this kind; it gets them by this
-    /// name, in [`Program::connection_moved`](super::Program::connection_moved).
+    /// The name of this kind of connection. The successor gets it in
+    /// [`Program::connection_moved`](super::Program::connection_moved).
     const KIND: &'static str;
 
-    /// Says what another process needs to go on from exactly here, or `None`:
-    /// this connection stays, to its end.
+    /// Returns what another process needs to go on from exactly here. With `None`, this
+    /// connection stays until it ends.
     ///
-    /// Called when the connection is detached. Bytes that were received and not
-    /// used are [`Packed::unread`]. Descriptors that the protocol holds for the
-    /// connection move along as [`Packed::descriptors`]. A connection that is
-    /// half closed had better stay.
+    /// Called when the connection is detached. Bytes that were received and not used are
+    /// [`Packed::unread`]. Descriptors that the protocol holds for the connection move as
+    /// [`Packed::descriptors`]. It is better to keep a connection here if it is half
+    /// closed.
     fn pack(&mut self) -> Option<Packed>;
 
-    /// The successor did not take the connection: this protocol goes on with
-    /// it. What was packed comes back, above all its descriptors; that its
-    /// transport has another handle, it is told once it is whole again
+    /// The successor did not take the connection, and this protocol goes on with it. What
+    /// was packed comes back, above all its descriptors. Once the connection is whole
+    /// again, the protocol is told that its transport has another handle
     /// ([`connection_reattached`](bowline_protocol::Protocol::connection_reattached)).
     fn unpack(&mut self, packed: Packed);
 }
 
-/// What a protocol gives along when its connection moves.
+/// What a protocol passes on when its connection moves.
 #[derive(Debug, Default)]
 pub struct Packed {
-    /// Its state, in a form that the successor's version understands:
-    /// programs differ, [`format`](super::RestartSettings::format) says when
-    /// too much.
+    /// Its state, in a form that the successor's version of the program understands. If
+    /// versions differ too much, change [`format`](super::RestartSettings::format).
     pub state: Vec<u8>,
-    /// Bytes received and not used; over there they are given to
-    /// [`push_back`](bowline_protocol::Transport::push_back), say, when the
-    /// connection is made.
+    /// Bytes that were received and not used. Over there, give them to
+    /// [`push_back`](bowline_protocol::Transport::push_back) when the connection is made,
+    /// for example.
     pub unread: Vec<u8>,
-    /// Descriptors it holds.
+    /// Descriptors that the protocol holds.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -80,25 +77,25 @@ pub struct Packed {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Moved {
-    /// [`Movable::KIND`] of its protocol there.
+    /// The [`Movable::KIND`] of its protocol in the predecessor.
     pub kind: String,
-    /// The socket, to be given to [`Transports::adopt`].
+    /// The socket. Give it to [`Transports::adopt`].
     pub fd: OwnedFd,
-    /// What had not left, to be given along
-    /// ([`with_unsent`](bowline_transport::endpoint::Adopt::with_unsent)).
+    /// What was not sent. Give it to
+    /// [`with_unsent`](bowline_transport::endpoint::Adopt::with_unsent).
     pub unsent: Unsent,
-    /// What its protocol there packed, for the one here.
+    /// What its protocol in the predecessor has packed, for the protocol here.
     pub packed: Packed,
-    /// What its layers there said of themselves, the topmost first; nothing of those that
-    /// hold nothing. Each goes to the layer of its name that is put on the socket: to
-    /// [`TlsServer::resume`], say. What is not taken is lost.
+    /// The states of its layers in the predecessor, the topmost first. Layers without a
+    /// state are left out. Give each to the layer of its name that is put on the socket,
+    /// such as [`TlsServer::resume`]. States that are not taken are lost.
     ///
     /// [`TlsServer::resume`]: https://docs.rs/bowline-tls/latest/bowline_tls/struct.TlsServer.html#method.resume
     pub layers: Vec<LayerState>,
 }
 
 impl Moved {
-    /// As it goes on to another process: what is said of it, and its descriptors, socket
+    /// Encodes it for yet another process: its record, and its descriptors, the socket
     /// first.
     pub(crate) fn into_record(self) -> (Record, Vec<PassedDescriptor>) {
         let Unsent {
@@ -136,8 +133,8 @@ impl Moved {
     }
 }
 
-/// Keeps a connection on the list of those that are to move; to be kept in its
-/// protocol, and dropped with it.
+/// Keeps a connection on the list of those that move. Keep it in the connection's protocol,
+/// so that it is dropped with it.
 #[derive(Debug)]
 #[must_use = "the connection leaves the list when it is dropped"]
 pub struct MoveTicket {
@@ -153,7 +150,7 @@ impl Drop for MoveTicket {
     }
 }
 
-/// A connection taken apart, as it comes.
+/// A connection that was taken apart.
 type DetachedPart = Detached<Box<dyn Any>>;
 
 /// The connections that are to move.
@@ -161,7 +158,7 @@ type DetachedPart = Detached<Box<dyn Any>>;
 pub(crate) struct MoveList {
     connections: BTreeMap<u64, Listed>,
     next: u64,
-    /// How many were looked at and stay, by reason.
+    /// How many connections were looked at and stayed, by reason.
     stayed: BTreeMap<Stays, usize>,
 }
 
@@ -175,9 +172,10 @@ struct Listed {
     own: fn(DetachedPart) -> Option<Box<dyn Parts>>,
 }
 
-/// A connection taken apart, whatever its types.
+/// A connection that was taken apart, whatever its types.
 trait Parts {
-    /// What is said of it, and copies of its descriptors, socket first; or why it stays.
+    /// Returns its record, and copies of its descriptors, the socket first; or the reason
+    /// why it stays.
     fn record(&mut self) -> Result<(Record, Vec<PassedDescriptor>), Stays>;
 
     /// Puts it together again.
@@ -209,7 +207,7 @@ impl<T: TransportFor<P>, P: Movable> Parts for Apart<T, P> {
     }
 }
 
-/// See [`Parts::record`]; what was packed is kept, to be given back.
+/// As [`Parts::record`]. What was packed is kept, to be given back.
 fn record_of<P>(
     detached: &mut Detached<P>,
     kept: &mut Option<Packed>,
@@ -249,7 +247,7 @@ fn record_of<P>(
     Ok((record, descriptors))
 }
 
-/// Copies of a connection's descriptors, but for those of its layers.
+/// Copies a connection's descriptors, except those of its layers.
 fn copies<P>(
     detached: &Detached<P>,
     packed: &Packed,
@@ -298,22 +296,22 @@ impl MoveList {
         *self.stayed.entry(reason).or_default() += 1;
     }
 
-    /// How many were looked at and stay, by reason.
+    /// Returns how many connections were looked at and stayed, by reason.
     pub(crate) fn stayed(&self) -> BTreeMap<Stays, usize> {
         self.stayed.clone()
     }
 
-    /// How many are on it.
+    /// Returns how many connections are on the list.
     pub(crate) fn len(&self) -> usize {
         self.connections.len()
     }
 
-    /// Behind the last that was put on it.
+    /// Returns the number after the last connection on the list.
     pub(crate) fn end(&self) -> u64 {
         self.next
     }
 
-    /// The first connections in `range`, at most a batch of them.
+    /// Returns the first connections in `range`, at most a batch of them.
     fn next_batch(&self, range: Range<u64>) -> Vec<(u64, Listed)> {
         self.connections
             .range(range.start..range.end.max(range.start))
@@ -343,7 +341,7 @@ pub(crate) struct Batch {
     connections: Vec<(u64, Box<dyn Parts>)>,
 }
 
-/// What a batch says and holds.
+/// The contents of a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Packet {
     pub(crate) records: Vec<Record>,
@@ -355,17 +353,17 @@ impl Batch {
         self.connections.len()
     }
 
-    /// Each of its connections by itself.
+    /// Splits it into one packet for each connection.
     pub(crate) fn split(self) -> impl Iterator<Item = Self> {
         self.connections.into_iter().map(|one| Self {
             connections: vec![one],
         })
     }
 
-    /// Detaches the first connections of those in `range` and gives `then` the batch
-    /// with the last that was looked at; `None` when there are none.
+    /// Detaches the first connections in `range`. Gives `then` the batch, and the last
+    /// connection that was looked at; `None` if there are none.
     ///
-    /// What does not want to move, or does not fit, goes on where it is.
+    /// Connections that do not want to move, or do not fit, go on where they are.
     pub(crate) fn collect(
         reactor: &mut Reactor,
         list: &Rc<RefCell<MoveList>>,
@@ -419,8 +417,8 @@ impl Batch {
         });
     }
 
-    /// Packs as many as fit. The rest goes on where it is, and is looked at
-    /// again: the answer is the last that needs no second look.
+    /// Packs as many connections as fit. The rest go on where they are, and are looked at
+    /// again. Returns the last connection that needs no second look.
     fn pack(
         reactor: &mut Reactor,
         list: &Rc<RefCell<MoveList>>,
@@ -489,8 +487,7 @@ impl Batch {
         }
     }
 
-    /// Puts those at the given places together again; the others stay on their
-    /// way.
+    /// Puts the connections at these places together again. The others stay on their way.
     pub(crate) fn return_refused(
         &mut self,
         reactor: &mut Reactor,
@@ -516,8 +513,9 @@ impl Batch {
     }
 }
 
-/// Gives back what a connection can have: a socket of streams or packets, a pipe, a
-/// terminal, a file. The program would have to lose what is none: the predecessor has let go of it by then.
+/// Returns the descriptor if it can be a connection: a socket of streams or packets, a
+/// pipe, a terminal, a file. The program would have to lose any other, since the
+/// predecessor has let go of it by then.
 fn may_be_connection(fd: OwnedFd) -> Option<OwnedFd> {
     if let Ok(socket) = describe_socket(fd.as_fd()) {
         let has_connections = socket.is_stream || socket.is_packets;
@@ -529,8 +527,8 @@ fn may_be_connection(fd: OwnedFd) -> Option<OwnedFd> {
     is_any.then(|| file.into())
 }
 
-/// What arrived of a batch: each connection, or `None` for one that is refused: that is
-/// not wanted, or with a descriptor that no connection has.
+/// Returns the connections of a batch that has arrived. `None` is a connection that is
+/// refused: it is not wanted, or has a descriptor that no connection has.
 pub(crate) fn unpack(
     records: Vec<Record>,
     descriptors: Vec<OwnedFd>,

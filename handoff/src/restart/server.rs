@@ -1,5 +1,5 @@
-//! What a process is that serves or is about to, whichever of the two it is: its
-//! program, its listeners, and what its service manager is told.
+//! A process that serves or is about to, predecessor or successor: its program, its
+//! listeners, and what its service manager is told.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -342,8 +342,8 @@ impl Server {
         }
     }
 
-    /// Tells the service manager and does what comes after that: when the notice has
-    /// left, or cannot be waited for any longer. Answers its number, if there is one.
+    /// Tells the service manager, and then does what comes after that: when the notice was
+    /// sent, or when its time has passed. Returns the notice's number, if there is one.
     pub(super) fn tell_manager_then(
         self: &Rc<Self>,
         reactor: &mut Reactor,

@@ -1,4 +1,4 @@
-//! How a program is restarted.
+//! The settings of restarts.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -15,40 +15,40 @@ use crate::systemd::Notifier;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RestartSettings {
-    /// The directory of the control socket, for this program alone: made if it
-    /// is not there.
+    /// The directory of the control socket, for this program alone. It is made if it does
+    /// not exist.
     pub directory: PathBuf,
-    /// What the states of moved connections look like, in numbers of the
-    /// program's own: a predecessor of another format refuses. Default 0.
+    /// The format of the states of moved connections, as a number that the program chooses.
+    /// A predecessor with another format refuses. Default 0.
     pub format: u32,
-    /// How long one answer of the other process may take, its greeting included;
-    /// default 10 s.
+    /// How long one answer of the other process may take, including its greeting; default
+    /// 10 s.
     pub answer: Duration,
-    /// How long it is looked for somebody who hands over, beside the looks themselves,
-    /// where one cannot: it serves another successor, ends, is about to serve, or starts
-    /// cold at the same moment. It is looked again after 1 ms, and after twice as long
-    /// each time, up to 500 ms; with the default of 10 s that is 29 times. Zero is for
-    /// one look only. Then the program is [not started](Program::not_started).
+    /// How long to search for a process that hands over; default 10 s. The looks themselves
+    /// do not count. A process that is found may not be able to hand over: it serves
+    /// another successor, ends, is about to serve, or starts cold at the same moment. Then
+    /// the search waits for 1 ms, and twice as long each time after that, up to 500 ms.
+    /// With the default that makes 29 looks. With zero there is only one look. If the
+    /// search fails, the program is [not started](Program::not_started).
     pub search: Duration,
-    /// How long a successor that was started may take until it asks to take
-    /// over; default 30 s.
+    /// How long a successor that was started may take until it asks to take over; default
+    /// 30 s.
     pub start: Duration,
     /// How long a successor may take until it is ready; default 60 s.
     pub ready: Duration,
-    /// How long the connections that stay with the predecessor have until they
-    /// are cut; default 30 s.
+    /// How long the connections that stay with the predecessor may go on before they are
+    /// cut; default 30 s.
     pub drain: Duration,
-    /// How long the service manager may take until it has room for a notice that a
-    /// restart waits for: a predecessor does not end before its manager knows who is the
-    /// main process, and that it is ready. Default 30 s;
-    /// [told](Program::manager_not_told) when it has passed.
+    /// How long the service manager may take to have room for a notice that a restart waits
+    /// for; default 30 s. A predecessor does not end before its manager knows which process
+    /// is the main one, and that it is ready. When this time has passed,
+    /// [`manager_not_told`](Program::manager_not_told) is called.
     pub manager: Duration,
-    /// Descriptors from elsewhere, systemd above all, that
-    /// [`Program::listen`] may claim too.
+    /// Descriptors from elsewhere, above all from systemd, that [`Program::listen`] may
+    /// also claim.
     pub inherited: Inherited,
-    /// The service manager, to be told of restarts: `RELOADING` when a
-    /// successor is started, `READY` when one of the two serves, `MAINPID`
-    /// when it is the new one.
+    /// The service manager, to be told of restarts: `RELOADING` when a successor is
+    /// started, `READY` when one of the two serves, and `MAINPID` when that is the new one.
     pub notifier: Option<Rc<Notifier>>,
     pub(crate) control: Rc<dyn MeetingPlace>,
 }
@@ -67,7 +67,7 @@ bowline_reactor::setters!(RestartSettings {
 });
 
 impl RestartSettings {
-    /// The defaults, with the control socket in `directory`.
+    /// Makes the default settings, with the control socket in `directory`.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),

@@ -1,15 +1,15 @@
-//! Whose the variables are that a child inherits.
+//! Which variables of the environment are meant for a child.
 
 use std::process::Command;
 
 use super::listen;
 
-/// Takes out of a successor's environment what is not for it.
+/// Removes from a successor's environment what is not meant for it.
 ///
 /// `LISTEN_FDS` and its companions say which descriptors *this* process was given.
-/// `WATCHDOG_PID` is left out where it names this process, or `watched`, in whose place
-/// it is watched: so it is for whoever reads `WATCHDOG_USEC`, the successor. What
-/// `command` says for itself stays.
+/// `WATCHDOG_PID` is removed if it names this process, or `watched`, in whose place this
+/// process is watched. Without it, `WATCHDOG_USEC` is meant for whoever reads it, the
+/// successor. What `command` sets itself stays.
 pub(crate) fn prepare_successor(command: &mut Command, watched: Option<u32>) {
     let named = std::env::var("WATCHDOG_PID").ok();
     let named = named.and_then(|pid| pid.parse().ok());

@@ -1,4 +1,4 @@
-//! `NOTIFY_SOCKET`: how notices reach the manager.
+//! `NOTIFY_SOCKET`: sends notices to the manager.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -23,14 +23,14 @@ use crate::wire::MAX_DESCRIPTORS;
 /// How many notices leave in one turn, at most.
 pub(super) const BUDGET: usize = 64;
 
-/// How long a stop of the reactor waits for what has not left, where the manager
-/// only has no room: it reads as fast as it can, as a rule.
+/// How long a stop of the reactor waits for notices that were not sent, if the manager only
+/// has no room. Usually it reads as fast as it can.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// After which time without room it is worth a line in the log.
+/// After this time without room, a line is logged.
 const LONG: Duration = Duration::from_secs(10);
 
-/// Sends notices to the service manager. Copies of a notifier are the same one.
+/// Sends notices to the service manager. Clones are the same notifier.
 ///
 /// Sending never blocks. A busy manager does not read for a while, and its queue is
 /// short: ten notices (`net.unix.max_dgram_qlen`), unless systemd has made it longer.
@@ -44,18 +44,18 @@ const LONG: Duration = Duration::from_secs(10);
 /// may go and come back. While nobody has the address, notices are kept in the same
 /// way, which is logged once.
 ///
-/// In a forked child the notices that wait are gone, since they are the parent's to send,
-/// and the child is not the main process of the service. What it says itself it sends, once
-/// it was attached to a reactor of its own.
+/// After a fork, the child does not have the notices that wait, since the parent sends
+/// them. The child is not the main process of the service. It sends its own notices once it
+/// is attached to a reactor of its own.
 ///
 /// At most 1,024 notices of the program are kept, with as many descriptors
 /// ([`set_most_waiting`](Self::set_most_waiting)). When the reactor stops, it waits up
 /// to 5 s for a manager that has no room. The log says how many notices have not left
 /// by then.
 ///
-/// An attached notifier says `STOPPING=1` by itself when the reactor begins to
-/// [stop](Reactor::stop). It does not if the program has said so, nor if its process is
-/// not the main one of the service. That is a successor that does not serve yet, or a
+/// An attached notifier sends `STOPPING=1` automatically when the reactor begins to
+/// [stop](Reactor::stop). It does not if the program has sent it already, or if its process
+/// is not the main one of the service: a successor that does not serve yet, or a
 /// predecessor that has handed over.
 ///
 /// # Examples
@@ -101,7 +101,7 @@ pub(super) struct Inner {
 pub(super) struct State {
     pub(super) queue: Queue,
     pub(super) runs_on: Option<RunsOn>,
-    /// Since when the first one waits, and for what.
+    /// Since when the first notice waits, and for what.
     blocked: Option<(Trouble, Instant)>,
     is_long: bool,
     pub(super) watchers: Vec<Watcher>,
@@ -113,7 +113,8 @@ pub(super) struct State {
     is_main: bool,
     has_said_stopping: bool,
     dogs: Vec<Weak<Dog>>,
-    /// Whose notices these are: a process that was forked from it has a copy of all this.
+    /// The process that these notices belong to. A process that was forked from it has a
+    /// copy of all this.
     process: u32,
 }
 
@@ -123,13 +124,13 @@ pub(super) struct RunsOn {
     pub(super) token: Token,
 }
 
-/// Somebody waits for a notice to leave.
+/// Waits for a notice to be sent.
 pub(super) struct Watcher {
     id: u64,
     number: u64,
     then: WhenLeft,
     deadline: DelayedCall,
-    /// Why it never will.
+    /// Why it will never be sent.
     pub(super) error: Option<io::Error>,
 }
 
@@ -157,7 +158,7 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an address that is neither; those of socket(2).
+    /// `InvalidInput` if the address is neither. Otherwise those of socket(2).
     pub fn connect(address: &str) -> io::Result<Self> {
         Ok(Self::over(ManagerSocket::to(address)?))
     }
@@ -186,9 +187,9 @@ impl Notifier {
         }
     }
 
-    /// Has `reactor` send notices that cannot leave at once, from now on. If the
-    /// notifier is attached already, it stays where it is. The reactor lets go of it
-    /// when the last copy is dropped and everything has left.
+    /// Lets `reactor` send the notices that cannot be sent at once. If the notifier is
+    /// attached already, it stays where it is. The reactor releases it when the last clone
+    /// is dropped and everything was sent.
     ///
     /// # Errors
     ///
@@ -249,8 +250,8 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send); `InvalidInput` for more than 253; `EMFILE` if no copy
-    /// can be made.
+    /// As [`send`](Self::send). `InvalidInput` if there are more than 253 descriptors.
+    /// `EMFILE` if no copy can be made.
     pub fn send_with(&self, notice: &Notice, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.submit(notice, descriptors, Purpose::Program)?;
         Ok(())
@@ -315,7 +316,7 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// As [`attach`](Self::attach) and [`send`](Self::send), but never `WouldBlock`;
+    /// As [`attach`](Self::attach) and [`send`](Self::send), but never `WouldBlock`. Also
     /// those of pipe(2). `then` is dropped.
     pub fn barrier(
         &self,
@@ -339,7 +340,7 @@ impl Notifier {
         Ok(())
     }
 
-    /// Sends or keeps; answers the notice's number.
+    /// Sends a notice or keeps it. Returns its number.
     pub(super) fn submit(
         &self,
         notice: &Notice,
@@ -385,13 +386,13 @@ impl Notifier {
         Ok(number)
     }
 
-    /// As [`send`](Self::send), of a notice that the program's do not keep out.
+    /// As [`send`](Self::send), for a notice that the program's notices do not keep out.
     pub(crate) fn tell(&self, notice: &Notice) -> io::Result<u64> {
         self.submit(notice, &[], Purpose::Limited)
     }
 
-    /// Calls `then` when a notice has left, as [`when_sent`](Self::when_sent); at once
-    /// if it has.
+    /// Calls `then` when a notice was sent, like [`when_sent`](Self::when_sent); at once if
+    /// it was sent already.
     pub(crate) fn when_left(
         &self,
         reactor: &mut Reactor,
@@ -410,7 +411,7 @@ impl Notifier {
         self.inner.state.borrow().queue.is_behind(number)
     }
 
-    /// Takes back a notice that has not left; whether it could be.
+    /// Takes back a notice that was not sent. Returns whether that was possible.
     pub(crate) fn take_back(&self, number: u64) -> bool {
         self.inner.state.borrow_mut().queue.cancel(number)
     }
@@ -429,14 +430,14 @@ impl Notifier {
         state.dogs.push(Rc::downgrade(dog));
     }
 
-    /// This process is not the main one of its service, or not any more: its watchdog
-    /// rests.
+    /// Notes that this process is not the main one of its service, or no longer. Its
+    /// watchdog rests.
     pub(crate) fn is_not_main(&self) {
         self.inner.state.borrow_mut().is_main = false;
     }
 
-    /// This process is the main one of its service from now on. What was meant for one
-    /// of the processes that it took over from is for it.
+    /// Notes that this process is now the main one of its service. What was meant for a
+    /// process that it took over from is now meant for it.
     pub(crate) fn becomes_main(&self, reactor: &mut Reactor, heir_of: &[u32]) {
         let dogs: Vec<_> = {
             let mut state = self.inner.state.borrow_mut();
@@ -448,8 +449,8 @@ impl Notifier {
         }
     }
 
-    /// The process that was to be watched in the first place, by its number: whose
-    /// heir a successor of this one is, too.
+    /// Returns the number of the process that was originally to be watched. A successor of
+    /// this process will be watched in its place as well.
     pub(crate) fn watched(&self) -> Option<u32> {
         let state = self.inner.state.borrow();
         let mut dogs = state.dogs.iter().filter_map(Weak::upgrade);
@@ -476,7 +477,7 @@ impl fmt::Debug for Notifier {
 }
 
 impl State {
-    /// Has the sender look what there is to do.
+    /// Makes the sender check what there is to do.
     fn wake(&self) {
         if let Some(RunsOn { remote, token }) = &self.runs_on {
             let token = *token;
@@ -486,13 +487,13 @@ impl State {
     }
 }
 
-/// How far it got.
+/// How far sending got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pumped {
     Everything,
     /// As much as it was allowed to.
     Enough,
-    /// The next one has to wait.
+    /// The next notice has to wait.
     Blocked(Trouble),
 }
 
@@ -575,7 +576,7 @@ impl Inner {
         }
     }
 
-    /// The reactor was asked to stop.
+    /// Handles a stop of the reactor.
     fn stops(self: &Rc<Self>, reactor: &mut Reactor) {
         let says_so = {
             let state = &mut *self.state.borrow_mut();
@@ -601,8 +602,8 @@ impl Inner {
 }
 
 impl State {
-    /// In a process that was forked since: what waits is the parent's to send, and so is
-    /// its part as the main process.
+    /// Used in a process that was forked. The notices that wait are the parent's to send,
+    /// and the parent is the main process.
     fn leave_to_parent(&mut self) {
         let process = std::process::id();
         let parent = std::mem::replace(&mut self.process, process);

@@ -1,4 +1,4 @@
-//! What waits for the manager to have room: a pure value.
+//! The notices that wait for the manager to have room; pure.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,8 @@ use super::notice::Notice;
 /// How many notices of the program may wait, and how many descriptors.
 pub(super) const MOST: usize = 1024;
 
-/// Notices that have not left yet, in order. Each has a number, one more than that
-/// of the notice before.
+/// Notices that were not sent yet, in order. Each has a number, one more than that of the
+/// notice before.
 #[derive(Debug)]
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
@@ -28,12 +28,12 @@ pub(super) struct Waiting {
 /// What a notice is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Something that the program says: as much as there is room for.
+    /// A notice of the program. It is accepted as long as there is room.
     Program,
-    /// The watchdog's: one is enough, however long it waits.
+    /// A notice of the watchdog. One is enough, however long it waits.
     Watchdog,
-    /// Part of a restart or an end, or a barrier: each waits for a limited time, and
-    /// what the program says does not keep it out.
+    /// A part of a restart or of an end, or a barrier. Each waits for a limited time, and
+    /// the program's notices do not keep it out.
     Limited,
 }
 
@@ -50,14 +50,14 @@ impl Queue {
         self.most = most;
     }
 
-    /// The number of a notice that has not to wait.
+    /// Returns the number of a notice that does not have to wait.
     pub(super) fn pass(&mut self) -> u64 {
         debug_assert!(self.waiting.is_empty(), "overtakes what waits");
         self.next += 1;
         self.next - 1
     }
 
-    /// Whether a notice with so many descriptors may wait.
+    /// Whether a notice with this many descriptors may wait.
     pub(super) fn has_room(&self, purpose: Purpose, descriptors: usize) -> bool {
         if purpose != Purpose::Program {
             return true;
@@ -71,7 +71,7 @@ impl Queue {
         notices < self.most && (held == 0 || held + descriptors <= self.most)
     }
 
-    /// The number of a notice for that purpose that waits already and is enough.
+    /// Returns the number of a waiting notice for the same purpose that is enough.
     pub(super) fn stands_for(&self, purpose: Purpose) -> Option<u64> {
         let mut waiting = self.waiting.iter();
         let same = waiting.find(|waiting| waiting.purpose == purpose)?;
@@ -95,7 +95,7 @@ impl Queue {
         number
     }
 
-    /// Lets go of all that waits, and answers how many those were. They count as gone.
+    /// Drops everything that waits. Returns how many notices that was. They count as gone.
     pub(super) fn clear(&mut self) -> usize {
         let count = self.waiting.len();
         self.waiting.clear();
@@ -110,14 +110,14 @@ impl Queue {
         self.waiting.pop_front()
     }
 
-    /// Takes back one that waits; whether it did.
+    /// Takes back a notice that waits. Returns whether it waited.
     pub(super) fn cancel(&mut self, number: u64) -> bool {
         let before = self.waiting.len();
         self.waiting.retain(|waiting| waiting.number != number);
         self.waiting.len() < before
     }
 
-    /// Whether this one, and all before it, are not here any more.
+    /// Whether this notice, and all before it, no longer wait.
     pub(super) fn is_behind(&self, number: u64) -> bool {
         self.first().is_none_or(|first| first.number > number)
     }
@@ -130,7 +130,7 @@ impl Queue {
         self.waiting.is_empty()
     }
 
-    /// The number of the next one.
+    /// Returns the number of the next notice.
     pub(super) fn next(&self) -> u64 {
         self.next
     }

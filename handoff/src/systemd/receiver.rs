@@ -1,4 +1,4 @@
-//! The manager's side of sd_notify(3): who is heard, and what is done with what they say.
+//! The manager's side of sd_notify(3): receives notices from processes that are admitted.
 
 use std::os::fd::OwnedFd;
 
@@ -15,15 +15,15 @@ use bowline_transport::{
 use super::notice::{LONGEST, Notice};
 use crate::log;
 
-/// Where a manager of services receives their notices. It is given to
+/// The socket on which a service manager receives notices. Give it to
 /// [`listen`](bowline_transport::Transports::listen), together with a [`NoticeHandler`].
 ///
-/// The socket is one of datagrams, with the credentials of who sends, for which the kernel
-/// vouches. Services find it by [`environment`](Self::environment).
+/// It is a datagram socket. Each message has the credentials of its sender, which the
+/// kernel vouches for. Services find the socket by [`environment`](Self::environment).
 ///
 /// # Examples
 ///
-/// A service says that it is ready, and what it wants kept:
+/// A service says that it is ready, and gives a descriptor to keep:
 ///
 /// ```
 /// use std::os::fd::OwnedFd;
@@ -78,23 +78,22 @@ pub struct NoticeSocket {
 
 /// What a manager does with notices.
 pub trait NoticeHandler: 'static {
-    /// Whether the notices of this process are taken. The number of a process can be
-    /// another's once that has ended, so that who remembers numbers has to have waited for
-    /// none of them. Called for each message; what comes from others is dropped, with its
-    /// descriptors.
+    /// Whether to accept notices from this process. Called for each message. What others
+    /// send is dropped, with its descriptors.
     ///
-    /// A process outside of this one's namespace has no number.
+    /// A process ID can be given to another process when this one has ended. So if you
+    /// remember process IDs, they should be those of processes that nobody has waited for.
+    /// A process outside of our PID namespace has no number.
     fn admits(&mut self, sender: &Credentials) -> bool;
 
-    /// A notice of a process that is admitted. [`Notice::said`] reads it.
+    /// A notice has arrived from a process that is admitted. [`Notice::said`] parses it.
     ///
-    /// `descriptors` came with it, in order; a
-    /// [`DescriptorStore`](super::DescriptorStore) takes those that are to be kept. They are
-    /// the callee's: to close one that is not trusted, give it to
-    /// [`close_received`].
+    /// `descriptors` arrived with it, in order. A
+    /// [`DescriptorStore`](super::DescriptorStore) takes those that are to be kept. The
+    /// callee owns them. To close one that is not trusted, give it to [`close_received`].
     ///
-    /// Not called for a barrier. That is answered when this has returned for all that was
-    /// sent before it.
+    /// Not called for a barrier. That is answered once this has returned for everything
+    /// that was sent before it.
     fn notice_received(
         &mut self,
         reactor: &mut Reactor,
@@ -103,7 +102,7 @@ pub trait NoticeHandler: 'static {
         descriptors: Vec<OwnedFd>,
     );
 
-    /// A message was dropped. Called beside the log, which has one line for each sort.
+    /// A message was dropped. It is also logged, once for each reason.
     fn notice_dropped(
         &mut self,
         reactor: &mut Reactor,
@@ -118,21 +117,22 @@ pub trait NoticeHandler: 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dropped {
-    /// Its sender is not admitted, or the kernel does not say who it is.
+    /// The sender is not admitted, or the kernel does not say who it is.
     NotAdmitted,
-    /// It is longer than 4,096 bytes, as systemd has it.
+    /// The message is longer than 4,096 bytes, the limit of systemd.
     TooLong,
-    /// It is no text, or nothing but lines that are no fields.
+    /// The message is not text, or contains no field.
     Malformed,
-    /// A barrier with more or less than one descriptor, or with something else.
+    /// A barrier with more or less than one descriptor, or with anything else.
     Barrier,
-    /// Descriptors that came with it were lost on the way: no number was free here.
+    /// Descriptors that came with it were lost, since no descriptor number was free here.
     DescriptorsLost,
 }
 
 impl NoticeSocket {
-    /// Receives at a path, or at a name in the abstract namespace. Which processes may send
-    /// to a path is said by its [mode](Self::mode); to a name all may.
+    /// Makes a socket at a path, or at a name in the abstract namespace. The
+    /// [mode](Self::mode) of a path says which processes may send to it. All processes may
+    /// send to a name.
     pub fn at(address: impl Into<UnixAddress>) -> Self {
         let address = address.into();
         let endpoint = UnixDatagram::at(address.clone())
@@ -141,14 +141,14 @@ impl NoticeSocket {
         Self { address, endpoint }
     }
 
-    /// Sets the permissions of the socket file; default `0o666`. Whoever may write to it is
-    /// heard by [`admits`](NoticeHandler::admits).
+    /// Sets the permissions of the socket file; default `0o666`.
+    /// [`admits`](NoticeHandler::admits) is asked about everybody who may write to it.
     pub fn mode(mut self, mode: u32) -> Self {
         self.endpoint = self.endpoint.mode(mode);
         self
     }
 
-    /// The value of `NOTIFY_SOCKET` for services. A path has to be absolute.
+    /// Returns the value of `NOTIFY_SOCKET` for services. A path has to be absolute.
     pub fn environment(&self) -> std::ffi::OsString {
         use std::os::unix::ffi::OsStringExt as _;
         match &self.address {
@@ -177,7 +177,7 @@ impl<H: NoticeHandler> ListenWith<H> for NoticeSocket {
 /// The protocol of the socket.
 struct Receiver<H> {
     handler: H,
-    /// What was warned of already: a service could fill the disk otherwise.
+    /// The reasons that were logged already. A service could fill the disk otherwise.
     warned: Vec<Dropped>,
 }
 

@@ -1,48 +1,48 @@
-//! What a notice says, for who receives it; pure.
+//! What a notice says, for its receiver; pure.
 
 use std::time::Duration;
 
 use super::notice::{Notice, NotifyAccess};
 
-/// One thing that a [`Notice`] says; see [`Notice::said`].
+/// One thing that a [`Notice`] says. See [`Notice::said`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Said<'a> {
-    /// It is up, or up again (`READY=1`).
+    /// The service is up, or up again (`READY=1`).
     Ready,
-    /// It reloads (`RELOADING=1`).
+    /// The service reloads its configuration (`RELOADING=1`).
     Reloading,
-    /// It shuts down (`STOPPING=1`).
+    /// The service shuts down (`STOPPING=1`).
     Stopping,
     /// A line for people to read (`STATUS`).
     Status(&'a str),
-    /// Why it fails, a number of errno(3) (`ERRNO`).
+    /// The reason why the service fails, a number of errno(3) (`ERRNO`).
     Errno(i32),
-    /// Its main process is another one (`MAINPID`).
+    /// The new main process of the service (`MAINPID`).
     MainPid(u32),
-    /// It is alive (`WATCHDOG=1`).
+    /// The process is alive (`WATCHDOG=1`).
     Alive,
-    /// It has found out that it hangs (`WATCHDOG=trigger`).
+    /// The service has found out that it hangs (`WATCHDOG=trigger`).
     Hangs,
-    /// How often it is to be heard of from now on (`WATCHDOG_USEC`).
+    /// The new interval of the watchdog (`WATCHDOG_USEC`).
     WatchdogInterval(Duration),
-    /// It is to be given so much time from now on (`EXTEND_TIMEOUT_USEC`).
+    /// The service needs this much time from now on (`EXTEND_TIMEOUT_USEC`).
     ExtendTimeout(Duration),
-    /// Whose notices are to be taken (`NOTIFYACCESS`).
+    /// The processes whose notices are to be accepted (`NOTIFYACCESS`).
     Access(NotifyAccess),
-    /// The exit status of something that it runs (`EXIT_STATUS`).
+    /// The exit status of something that the service runs (`EXIT_STATUS`).
     ExitStatus(i32),
-    /// When it was sent, on the monotonic clock, in microseconds (`MONOTONIC_USEC`).
+    /// The time of the notice on the monotonic clock, in microseconds (`MONOTONIC_USEC`).
     Monotonic(u64),
-    /// Something else, or a value that makes no sense: a field with its value. The fields
-    /// about descriptors are among these, since a [`DescriptorStore`](super::DescriptorStore)
-    /// reads them.
+    /// Any other field, or a value that is not valid: the name of the field, and its value.
+    /// The fields about descriptors are among these, since a
+    /// [`DescriptorStore`](super::DescriptorStore) reads them.
     Field(&'a str, &'a str),
 }
 
 impl Notice {
-    /// What it says, in order: the reverse of what its makers say, such as
-    /// [`ready`](Self::ready).
+    /// Returns what it says, in order. It is the reverse of the methods that make a notice,
+    /// such as [`ready`](Self::ready).
     ///
     /// # Examples
     ///
@@ -64,7 +64,7 @@ impl Notice {
             .map(|(name, value)| one(name, value).unwrap_or(Said::Field(name, value)))
     }
 
-    /// Whether a field says 1.
+    /// Whether a field has the value 1.
     pub(super) fn says_yes(&self, name: &str) -> bool {
         self.get(name) == Some("1")
     }

@@ -12,23 +12,23 @@ use super::notify::{BUDGET, Inner, Pumped, WhenLeft};
 use super::way::Trouble;
 use crate::log;
 
-/// How soon a manager that cannot be reached is looked for again: at first, and at
-/// most. Nobody says when it is back.
+/// How soon to try again to reach the manager: at first, and at most. Nothing reports when
+/// it is back.
 const AGAIN_FIRST: Duration = Duration::from_millis(20);
 const AGAIN_MOST: Duration = Duration::from_secs(2);
 
-/// How often the address is looked at anew while the manager has no room: another
-/// one may stand there by now, and the one that we wait for never read again.
+/// How often to look up the address again while the manager has no room. Another manager
+/// may have it by now, and the one that we wait for may never read again.
 const LOOK_ANEW: Duration = Duration::from_secs(1);
 
-/// The reactor's side: sends what waits.
+/// The reactor's side: it sends what waits.
 pub(super) struct Sender {
     inner: Rc<Inner>,
     token: Token,
-    /// Whether the reactor says when there is room.
+    /// Whether the reactor reports room.
     is_watched: bool,
     retry: Option<DelayedCall>,
-    /// After which time it is looked for the manager again.
+    /// How long to wait before the manager is looked for again.
     wait: Duration,
 }
 
@@ -199,7 +199,7 @@ impl Barrier {
         Next::Remove
     }
 
-    /// Whether it never left.
+    /// Whether it will never be sent.
     fn is_lost(&self) -> bool {
         let inner = self.inner.upgrade();
         inner.is_some_and(|inner| inner.state.borrow_mut().lost.remove(&self.number))

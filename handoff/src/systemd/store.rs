@@ -1,4 +1,4 @@
-//! Descriptors that are kept for a service, between its lives.
+//! Descriptors that are kept for a service while it does not run.
 
 use std::fmt;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -9,18 +9,18 @@ use super::notice::{Notice, check_name};
 use crate::inherited::Inherited;
 use crate::log;
 
-/// What systemd calls descriptors that come without a name.
+/// The name that systemd gives to descriptors that come without one.
 const UNNAMED: &str = "stored";
 
-/// The descriptors that a manager keeps for one service, by name and bounded, as systemd
-/// does for `FileDescriptorStoreMax=`.
+/// A bounded store of the descriptors that a manager keeps for one service, by name.
+/// systemd has one with `FileDescriptorStoreMax=`.
 ///
-/// Several may have the same name. One that is kept already, under whatever name, is not
-/// kept twice. One whose other end has closed is of no use and is closed, unless it came
-/// with `FDPOLL=0`
+/// Several descriptors may have the same name. A descriptor that is kept already, under any
+/// name, is not kept twice. A descriptor whose other end has closed is useless and is
+/// closed, unless it came with `FDPOLL=0`
 /// ([`store_without_polling`](super::Notice::store_without_polling)). Each method that
-/// stores or takes looks for such ones; [`remove_hung_up`](Self::remove_hung_up) does so at
-/// other times.
+/// stores or takes descriptors looks for those. At other times,
+/// [`remove_hung_up`](Self::remove_hung_up) does.
 ///
 /// # Examples
 ///
@@ -45,7 +45,7 @@ pub struct DescriptorStore {
 struct Kept {
     name: String,
     fd: OwnedFd,
-    /// Whether it goes when its other end closes.
+    /// Whether it is closed when its other end closes.
     is_polled: bool,
 }
 
@@ -53,22 +53,22 @@ struct Kept {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Applied {
-    /// How many descriptors are kept now that were not before.
+    /// How many descriptors are kept now that were not kept before.
     pub stored: usize,
-    /// How many came to be kept, and were closed: beyond what is kept, or under a name that
-    /// is none.
+    /// How many were to be kept and were closed: there was no room, or the name is not
+    /// valid.
     pub refused: usize,
-    /// How many were kept and are closed: those that were to be removed, and those whose
-    /// other end has closed.
+    /// How many were kept and are now closed: they were to be removed, or their other end
+    /// has closed.
     pub removed: usize,
-    /// How many came to be kept, and were closed since they are kept already.
+    /// How many were to be kept and were closed, since they are kept already.
     pub duplicates: usize,
-    /// How many came with a notice that does not say what for, and were closed.
+    /// How many came with a notice that does not say what they are for, and were closed.
     pub unclaimed: usize,
 }
 
 impl DescriptorStore {
-    /// A store of `most` descriptors at the most. 0 keeps none.
+    /// Makes a store for at most `most` descriptors. 0 keeps none.
     pub fn new(most: usize) -> Self {
         Self {
             most,
@@ -77,8 +77,8 @@ impl DescriptorStore {
     }
 
     /// Does what a notice says about descriptors (`FDSTORE`, `FDNAME`, `FDPOLL`,
-    /// `FDSTOREREMOVE`), of which some came with it. What is not kept is closed, and never in a way that could
-    /// hold up the loop.
+    /// `FDSTOREREMOVE`). `descriptors` came with it. Those that are not kept are closed, in
+    /// a way that never blocks the loop.
     pub fn apply(&mut self, notice: &Notice, descriptors: Vec<OwnedFd>) -> Applied {
         let mut applied = Applied {
             removed: self.remove_hung_up(),
@@ -130,13 +130,14 @@ impl DescriptorStore {
         self.kept.iter().any(is_it)
     }
 
-    /// Closes those of a name; answers how many.
+    /// Closes the descriptors with this name. Returns how many.
     pub fn remove(&mut self, name: &str) -> usize {
         self.remove_if(|kept| kept.name == name)
     }
 
-    /// Closes those whose other end has closed, or that are broken, but for those that came
-    /// with `FDPOLL=0`; answers how many. One system call for each that is kept.
+    /// Closes the descriptors whose other end has closed, or that are broken, except those
+    /// that came with `FDPOLL=0`. Returns how many. It takes one system call for each kept
+    /// descriptor.
     pub fn remove_hung_up(&mut self) -> usize {
         self.remove_if(|kept| kept.is_polled && is_hung_up(kept.fd.as_fd()))
     }
@@ -151,7 +152,7 @@ impl DescriptorStore {
         count
     }
 
-    /// Takes those of a name out, in the order in which they came.
+    /// Takes out the descriptors with this name, in the order in which they came.
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         self.remove_hung_up();
         let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.kept)
@@ -161,7 +162,7 @@ impl DescriptorStore {
         taken.into_iter().map(|kept| kept.fd).collect()
     }
 
-    /// Takes all out, for who [starts the service
+    /// Takes out all descriptors, for a caller that [starts the service
     /// again](bowline_transport::spawn_with_listen_fds).
     pub fn take_all(&mut self) -> Vec<(String, OwnedFd)> {
         self.remove_hung_up();
@@ -169,17 +170,17 @@ impl DescriptorStore {
         kept.map(|kept| (kept.name, kept.fd)).collect()
     }
 
-    /// The name of each that is kept, in the order in which they came.
+    /// Returns the name of each kept descriptor, in the order in which they came.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.kept.iter().map(|kept| kept.name.as_str())
     }
 
-    /// How many are kept.
+    /// Returns how many descriptors are kept.
     pub fn len(&self) -> usize {
         self.kept.len()
     }
 
-    /// Whether none is.
+    /// Whether no descriptor is kept.
     pub fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }

@@ -11,8 +11,8 @@ use super::notify::Notifier;
 use super::queue::Purpose;
 use crate::log;
 
-/// How often the service manager wants to hear of this process. `None` if it does not.
-/// `variable` looks up a variable of the environment.
+/// Returns how often the service manager wants to hear from this process. `None` if it does
+/// not. `variable` looks up a variable of the environment.
 ///
 /// # Examples
 ///
@@ -29,15 +29,15 @@ pub fn watchdog_interval(variable: impl Fn(&str) -> Option<String>, pid: u32) ->
     is_for_us.then_some(interval)
 }
 
-/// Whom `WATCHDOG_PID` names.
+/// The process that `WATCHDOG_PID` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NamedProcess {
     Process(u32),
-    /// It is no number.
+    /// The value is not a number.
     Nobody,
 }
 
-/// How often the manager wants to hear, and of whom, if somebody is named.
+/// Returns how often the manager wants to hear, and from which process, if one is named.
 fn asked(variable: impl Fn(&str) -> Option<String>) -> Option<(Duration, Option<NamedProcess>)> {
     let microseconds: u64 = variable("WATCHDOG_USEC")?.parse().ok()?;
     let named = variable("WATCHDOG_PID");
@@ -66,26 +66,26 @@ pub struct Watchdog {
 #[derive(Debug)]
 pub(super) struct Dog {
     every: Duration,
-    /// The process that is to be watched, if it is named.
+    /// The process to be watched, if one is named.
     named: Option<u32>,
     state: Cell<DogState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DogState {
-    /// It is for another process, of which this one is no heir yet.
+    /// It is for another process, which this one has not taken over from yet.
     OfAnother,
     Running,
 }
 
 impl Watchdog {
-    /// Starts if the environment asks for it, at the pace that it asks for
+    /// Starts if the environment asks for it, at the interval that it asks for
     /// (`WATCHDOG_USEC`).
     ///
-    /// `WATCHDOG_PID` may name another process. That may be a predecessor from which
-    /// this process takes over, or a predecessor of that one. From the takeover on this
-    /// process is watched in its place. Until then, and if it never takes over, it
-    /// tells nothing. That is logged once.
+    /// `WATCHDOG_PID` may name another process: a predecessor from which this process takes
+    /// over, or a predecessor of that one. After the takeover, this process is watched in
+    /// its place. Until then, and if it never takes over, it sends nothing. That is logged
+    /// once.
     pub fn from_environment(reactor: &mut Reactor, notifier: Rc<Notifier>) -> Option<Self> {
         let (interval, named) = asked(|name| std::env::var(name).ok())?;
         let named = match named {
@@ -97,8 +97,8 @@ impl Watchdog {
         Some(Self::start_for(reactor, notifier, interval, named))
     }
 
-    /// As [`from_environment`](Self::from_environment), for an environment that you
-    /// have read yourself. `pid` is the process that is to be watched.
+    /// As [`from_environment`](Self::from_environment), for an environment that you have
+    /// read yourself. `pid` is the process to be watched.
     pub fn start_for(
         reactor: &mut Reactor,
         notifier: Rc<Notifier>,
@@ -120,7 +120,7 @@ impl Watchdog {
         Self::with(reactor, &notifier, interval, Some(pid), state)
     }
 
-    /// Starts. The first notice leaves now.
+    /// Starts. The first notice is sent now.
     pub fn start(reactor: &mut Reactor, notifier: Rc<Notifier>, interval: Duration) -> Self {
         Self::with(reactor, &notifier, interval, None, DogState::Running)
     }
@@ -156,7 +156,7 @@ impl Watchdog {
 }
 
 impl Dog {
-    /// This process is the main one of the service from now on.
+    /// Notes that this process is the main one of the service from now on.
     pub(super) fn wakes(
         self: &Rc<Self>,
         reactor: &mut Reactor,
@@ -175,8 +175,8 @@ impl Dog {
         }
     }
 
-    /// The process that is to be watched in the first place, where this one is watched
-    /// for it.
+    /// Returns the process that was originally to be watched, if this one is watched in its
+    /// place.
     pub(super) fn stands_for(&self) -> Option<u32> {
         self.named.filter(|_| self.state.get() == DogState::Running)
     }

@@ -1,4 +1,4 @@
-//! The socket that notices leave by.
+//! The socket by which notices are sent.
 
 use std::fmt;
 use std::io;
@@ -9,44 +9,44 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use bowline_reactor::{Interest, Reactor, Token};
 use bowline_transport::{is_passing_shortage, send_datagram};
 
-/// What notices leave by.
+/// A way to send notices.
 pub(crate) trait Way: fmt::Debug + 'static {
-    /// Sends one, with descriptors.
+    /// Sends one notice, with descriptors.
     fn send(&self, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()>;
 
-    /// Has the reactor report when there is room.
+    /// Makes the reactor report when there is room.
     fn watch(&self, reactor: &mut Reactor, token: Token) -> io::Result<()>;
 
     fn unwatch(&self, reactor: &mut Reactor);
 
-    /// What [`watch`](Self::watch) watches, if the poller knows it.
+    /// Returns what [`watch`](Self::watch) watches, if the poller knows it.
     fn source(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// Where the manager is, and a socket of ours.
+/// The address of the manager, and a socket of ours.
 ///
-/// sd_notify(3) sends to the address, and so reaches whoever has it by then. A socket
-/// that was connected once stays with a manager that is gone; but of one that is not
-/// connected the kernel never says when there is room, it always calls it writable. So
-/// it is connected anew for each notice: to itself, as a rule.
+/// sd_notify(3) sends to the address, and so reaches whoever has it at the time. A
+/// connected socket would stay with a manager that is gone. But a socket that is not
+/// connected is always writable for the kernel, which never reports room. So it is
+/// connected again for each notice, and usually to itself.
 pub(super) struct ManagerSocket {
     address: SocketAddr,
     socket: UnixDatagram,
 }
 
-/// Why a notice cannot leave now, and may later.
+/// Why a notice cannot be sent now, and can be later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// The manager's queue is full, or ours: the socket becomes writable.
+    /// The manager's queue is full, or ours. The socket becomes writable later.
     Full,
-    /// Nobody is there, or it may not be reached; nothing tells when that changes.
+    /// Nobody is there, or may not be reached. Nothing reports when that changes.
     Nobody,
-    /// The kernel has no memory, or too many descriptors are on their way.
+    /// The kernel has no memory, or too many descriptors are in flight.
     Short,
 }
 
 impl Trouble {
-    /// `None` for an error that another attempt would bring again.
+    /// Returns `None` for an error that would come again.
     pub(super) fn of(error: &io::Error) -> Option<Self> {
         use io::ErrorKind as Kind;
         match error.kind() {

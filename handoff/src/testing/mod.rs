@@ -1,5 +1,5 @@
-//! What a simulated kernel stands in for here: the sockets that channels run over, and
-//! that notices leave by.
+//! What a simulated kernel replaces here: the sockets of channels, and those that notices
+//! are sent by.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -34,8 +34,8 @@ impl ChannelSocket for MemorySocket {
 }
 
 impl Notifier {
-    /// One for a manager on a simulated kernel, that
-    /// [receives](SimulatedKernel::datagrams) under a name; feature `testing`.
+    /// Makes a notifier for a manager on a simulated kernel, which
+    /// [receives](SimulatedKernel::datagrams) under a name. Feature `testing`.
     pub fn simulated(kernel: &SimulatedKernel, name: &str) -> Self {
         Self::over(kernel.datagram_sender(name))
     }
@@ -60,9 +60,9 @@ impl Way for MemoryDatagramSender {
 }
 
 impl RestartSettings {
-    /// The defaults, for processes that find each other on a simulated kernel, under the
-    /// name of the directory, which is not made. What the program listens on is there
-    /// too. Feature `testing`.
+    /// Makes the default settings for processes on a simulated kernel. They find each other
+    /// under the name of the directory, which is not created. The program's listeners are
+    /// on the simulated kernel too. Feature `testing`.
     pub fn simulated(directory: impl Into<PathBuf>, kernel: &SimulatedKernel) -> Self {
         let mut settings = Self::new(directory);
         settings.control = Rc::new(OnKernel(kernel.clone()));
