@@ -222,9 +222,9 @@ pub mod endpoint {
         EndpointKinds, LayeredClientEndpoint, LayeredServerEndpoint, ServerEndpoint, quote,
     };
     pub use bowline_transport::endpoint::{
-        Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect, ConnectTransport,
-        ConnectWith, ConnectionSocket, Dial, HostToTry, LayerOf, Layered, Lingering, Listen,
-        ListenAt, ListenTransport, ListenWith, ListeningSocket, On, Side, SocketTransport,
+        Accepted, Adopt, AdoptTransport, AdoptWith, Carried, Carrying, Connect, ConnectTransport,
+        ConnectWith, ConnectionSocket, Dial, HostToTry, JustAccepted, LayerOf, Layered, Lingering,
+        Listen, ListenAt, ListenTransport, ListenWith, ListeningSocket, On, Side, SocketTransport,
         TransportFor, Wrap,
     };
     pub use bowline_transport::{
@@ -268,9 +268,9 @@ pub mod process {
         ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput,
         ProcessSettings, RunningChild, SocketDescription, SpawnError, SpawnStep, close_received,
         describe_socket, descriptors_closing, effective_user, exit_descriptor, is_passing_shortage,
-        monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
-        set_terminal_size, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
-        take_inherited, terminal_size,
+        is_stream_connection, monotonic_microseconds, own_pidfd_inode, remove_environment,
+        send_datagram, set_terminal_size, spawn_with_descriptors, spawn_with_listen_fds,
+        take_granted, take_inherited, terminal_size,
     };
 }
 

@@ -12,12 +12,16 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, io};
 
 use bowline::Tcp;
+use bowline::handoff::pool::{
+    Live, PassedConnection, Pool, PoolSettings, Spawned, Worker, WorkerId, WorkerSettings,
+};
+use bowline::process::ChildProcess;
 use bowline::{
     Address, BuildContext, CloseReason, Context, ListenerHandle, Protocol, Reactor, Transport,
     Transports,
@@ -41,6 +45,8 @@ const ADOPTED_ALONE: &str = "adopted, alone";
 /// Accepts such connections, sends them through a pair of sockets and serves them
 /// where they come out.
 const PASSED: &str = "passed";
+/// A pool accepts them, with a worker in the same process.
+const POOLED: &str = "pooled";
 /// The type of each of the pair; of the listener type, domain and whether it
 /// listens; the identity of the socket through which connections come.
 const OF_THE_CHANNELS: u64 = 2 + 3 + 1;
@@ -110,6 +116,30 @@ fn connection_that_was_accepted_elsewhere_is_asked_no_more_than_is_needed() {
         (CONNECTIONS..=CONNECTIONS + 5).contains(&set),
         "{set} setsockopt"
     );
+}
+
+/// A pool says who the peer is, and workers trust it: a client has waited long enough.
+#[test]
+fn connection_that_a_pool_passes_is_hardly_asked_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let counted = count_calls(directory.path(), POOLED, |address| {
+        Box::new(TcpStream::connect(address).unwrap())
+    });
+    // That it is a stream, and does not listen.
+    let of_the_channels = 10;
+    let asked = counted.of("getsockopt");
+    let most = 2 * CONNECTIONS + of_the_channels;
+    assert!(asked <= most, "{asked} getsockopt");
+    // At the end, the name of this side of it.
+    let names = counted.of("getsockname");
+    assert!(
+        names <= CONNECTIONS + of_the_channels,
+        "{names} getsockname"
+    );
+    for name in ["getpeername", "setsockopt"] {
+        let calls = counted.of(name);
+        assert!(calls <= of_the_channels, "{calls} {name}");
+    }
 }
 
 /// The calls of a server, by name, and the turns that its reactor made.
@@ -285,6 +315,45 @@ fn pass_connections(
     reactor.accept_adopted(made.into(), acceptor).unwrap()
 }
 
+struct NoProcess;
+
+impl ChildProcess for NoProcess {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        Ok(Some(ExitStatus::default()))
+    }
+}
+
+fn pool_connections(
+    reactor: &mut Reactor,
+    factory: impl Fn(&Address) -> Echo + Clone + 'static,
+) -> ListenerHandle {
+    let settings = PoolSettings::default().workers(1).drain_timeout(None);
+    let spawn = move |reactor: &mut Reactor, _: WorkerId| {
+        let (ours, theirs) = UnixStream::pair()?;
+        let factory = factory.clone();
+        let serve = move |reactor: &mut Reactor, connection: PassedConnection, _: Live| {
+            let peer = Address::Inet(connection.peer.expect("over TCP"));
+            connection.adopt(reactor, Tcp, factory(&peer)).unwrap();
+        };
+        Worker::start(reactor, theirs, WorkerSettings::default(), serve)?;
+        Ok(Spawned {
+            channel: ours,
+            process: Box::new(NoProcess),
+        })
+    };
+    let pool = Pool::start(reactor, settings, spawn);
+    let here = Tcp::at(([127, 0, 0, 1], 0).into());
+    reactor.accept(here, pool.acceptor(0)).unwrap()
+}
+
 #[test]
 #[ignore = "the server of the other tests, which run it in a process of its own"]
 fn server_process() {
@@ -305,6 +374,7 @@ fn server_process() {
                 .unwrap()
         }
         PASSED => pass_connections(&mut reactor, factory),
+        POOLED => pool_connections(&mut reactor, factory),
         path => reactor.listen_unix(Path::new(path), factory).unwrap(),
     };
     let listener = reactor.get(listener).unwrap();

@@ -155,6 +155,18 @@ pub fn encode_frame<M: Message>(
     descriptors: usize,
     out: &mut Vec<u8>,
 ) -> Result<(), WireError> {
+    encode_frame_of(message.kind(), descriptors, out, |payload| {
+        message.encode(payload);
+    })
+}
+
+/// As [`encode_frame`], with a payload that is nowhere in one piece.
+fn encode_frame_of(
+    kind: u16,
+    descriptors: usize,
+    out: &mut Vec<u8>,
+    encode: impl FnOnce(&mut PayloadWriter<'_>),
+) -> Result<(), WireError> {
     let Some(count) = u8::try_from(descriptors)
         .ok()
         .filter(|count| usize::from(*count) <= MAX_DESCRIPTORS)
@@ -163,9 +175,9 @@ pub fn encode_frame<M: Message>(
     };
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&message.kind().to_be_bytes());
+    out.extend_from_slice(&kind.to_be_bytes());
     out.extend_from_slice(&[FRAME_VERSION, count]);
-    message.encode(&mut PayloadWriter { bytes: out });
+    encode(&mut PayloadWriter { bytes: out });
     let length = out.len() - start - HEADER_BYTES;
     if length > MAX_PAYLOAD {
         out.truncate(start);
@@ -199,8 +211,20 @@ where
     T: UnixTransport + ?Sized,
     M: Message,
 {
+    send_of(transport, message.kind(), descriptors, |payload| {
+        message.encode(payload);
+    })
+}
+
+/// As [`send`], with a payload that is nowhere in one piece.
+pub(crate) fn send_of<T: UnixTransport + ?Sized>(
+    transport: &mut T,
+    kind: u16,
+    descriptors: Vec<PassedDescriptor>,
+    encode: impl FnOnce(&mut PayloadWriter<'_>),
+) -> Result<WriteStatus, SendError> {
     let mut frame = Vec::with_capacity(64);
-    if let Err(error) = encode_frame(message, descriptors.len(), &mut frame) {
+    if let Err(error) = encode_frame_of(kind, descriptors.len(), &mut frame, encode) {
         return Err(SendError {
             kind: SendErrorKind::Wire(error),
             descriptors,

@@ -9,7 +9,6 @@ use bowline_protocol::{Address, Context, ProducerKind, ProducerRef, Protocol};
 use bowline_reactor::{Reactor, Token};
 
 use crate::descriptor_queue::{self, UnsentDescriptors};
-use crate::endpoint::Side;
 use crate::error::{AdoptErrorKind, CallError, DetachError};
 use crate::establish::put_stream;
 use crate::file_descriptor::{FileDescriptor, Socket};
@@ -236,8 +235,8 @@ pub(crate) fn reattach<T: StreamTransport, P: Protocol<T>>(
             stream.restore_producer(producer, kind, is_paused);
         }
     };
-    let (protocol, side) = (detached.protocol, Side::Adopted);
-    match put_stream::<T, _, _>(reactor, layer, |layer| layer, protocol, side, prepare) {
+    let protocol = detached.protocol;
+    match put_stream::<T, _, _>(reactor, layer, |layer| layer, protocol, false, prepare) {
         Ok(token) => Ok(token),
         Err((error, mut layer, protocol)) => {
             let socket = layer.socket_mut();

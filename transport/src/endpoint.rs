@@ -199,11 +199,12 @@ where
     AdoptTransport<K>: TransportFor<P>,
 {
     let socket = kind.check(source)?;
-    let is_shared = kind.is_shared();
+    let (is_shared, is_fresh) = (kind.is_shared(), kind.is_fresh());
     let (mut wrap, carried) = kind.into_parts();
     let side = Side::Adopted;
     let beginning = Beginning {
         is_shared,
+        is_fresh,
         carried,
         ..Beginning::of(side)
     };
@@ -616,6 +617,22 @@ pub trait Adopt: Sized {
     /// [`AdoptError`] gives the source back.
     fn check(&self, source: Self::Source) -> Result<Self::Socket, AdoptError<Self::Source>>;
 
+    /// As [`check`](Self::check), for a source that was [accepted](Self::accepted) a moment
+    /// ago. A kind that need not ask the kernel what is known leaves that out. By default
+    /// it asks.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check).
+    fn check_accepted(
+        &self,
+        source: Self::Source,
+        known: &JustAccepted,
+    ) -> Result<Self::Socket, AdoptError<Self::Source>> {
+        let _ = known;
+        self.check(source)
+    }
+
     /// Makes the error for a socket that was checked but that the reactor could not
     /// take.
     fn not_installed(socket: Self::Socket, error: io::Error) -> AdoptError<Self::Source>;
@@ -624,6 +641,13 @@ pub trait Adopt: Sized {
     /// them.
     fn is_shared(&self) -> bool {
         true
+    }
+
+    /// Whether the socket was [accepted](Self::accepted) a moment ago. It is read before
+    /// the poller watches it, as what a listener accepts is: a client that has asked
+    /// already, and is done with its answer, costs no epoll_ctl(2). By default it was not.
+    fn is_fresh(&self) -> bool {
+        false
     }
 
     /// Checks the state that a connection is to bring along, before its source is
@@ -646,6 +670,14 @@ pub trait Adopt: Sized {
             endpoint: self,
             wrap,
         }
+    }
+
+    /// Adopts a connection that an [`Acceptor`](bowline_protocol::Acceptor), here or in
+    /// another process, has accepted a moment ago. Then the kernel is asked less: such a
+    /// socket is what it is said to be, does not block, and is read before it is watched.
+    /// A connection that was reset meanwhile is adopted, and ends.
+    fn accepted(self, known: JustAccepted) -> Accepted<Self> {
+        Accepted { kind: self, known }
     }
 
     /// Brings along the state of a connection that was detached elsewhere, such as in
@@ -766,12 +798,24 @@ impl<K: Adopt, W: Wrap<K::Socket>> Adopt for Layered<K, W> {
         self.endpoint.check(source)
     }
 
+    fn check_accepted(
+        &self,
+        source: K::Source,
+        known: &JustAccepted,
+    ) -> Result<K::Socket, AdoptError<K::Source>> {
+        self.endpoint.check_accepted(source, known)
+    }
+
     fn not_installed(socket: K::Socket, error: io::Error) -> AdoptError<K::Source> {
         K::not_installed(socket, error)
     }
 
     fn is_shared(&self) -> bool {
         self.endpoint.is_shared()
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.endpoint.is_fresh()
     }
 
     fn into_parts(self) -> (W, Carried) {
@@ -887,7 +931,79 @@ impl<K: Adopt> Adopt for Carrying<K> {
         self.kind.is_shared()
     }
 
+    fn is_fresh(&self) -> bool {
+        self.kind.is_fresh()
+    }
+
     fn into_parts(self) -> (K::Wrap, Carried) {
         (self.kind.into_parts().0, self.carried)
+    }
+}
+
+/// What is known of a connection that was accepted a moment ago. See
+/// [`Adopt::accepted`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JustAccepted {
+    /// Its peer, as accept(2) said. Where that is not known any more, the kernel is asked
+    /// everything, as of any other connection.
+    pub peer: Option<Address>,
+    /// Our address, where the listener has one for all: then nobody has to ask.
+    pub host: Option<Address>,
+    /// Whether another process may hold the socket too, such as the one that accepted it.
+    /// By default nobody does.
+    pub is_shared: bool,
+}
+
+impl JustAccepted {
+    /// Of a connection from this peer, which nobody else holds.
+    pub fn from(peer: impl Into<Option<Address>>) -> Self {
+        Self {
+            peer: peer.into(),
+            host: None,
+            is_shared: false,
+        }
+    }
+}
+
+bowline_reactor::setters!(JustAccepted {
+    host: Option<Address>,
+    is_shared: bool,
+});
+
+/// A kind of connection that was accepted a moment ago. `accepted` makes it.
+#[derive(Debug)]
+pub struct Accepted<K> {
+    kind: K,
+    known: JustAccepted,
+}
+
+impl<K: Adopt> Adopt for Accepted<K> {
+    type Source = K::Source;
+    type Socket = K::Socket;
+    type Wrap = K::Wrap;
+
+    fn check(&self, source: K::Source) -> Result<K::Socket, AdoptError<K::Source>> {
+        self.kind.check_accepted(source, &self.known)
+    }
+
+    fn check_carried(&self, carried: &Carried) -> Result<(), AdoptErrorKind> {
+        self.kind.check_carried(carried)
+    }
+
+    fn not_installed(socket: K::Socket, error: io::Error) -> AdoptError<K::Source> {
+        K::not_installed(socket, error)
+    }
+
+    fn is_shared(&self) -> bool {
+        self.known.is_shared
+    }
+
+    fn is_fresh(&self) -> bool {
+        true
+    }
+
+    fn into_parts(self) -> (K::Wrap, Carried) {
+        self.kind.into_parts()
     }
 }

@@ -54,6 +54,8 @@ pub struct Beginning<'a> {
     pub(crate) connector: Option<Token>,
     /// Whether others may hold the socket.
     pub(crate) is_shared: bool,
+    /// Whether it was accepted a moment ago: it is read before it is watched.
+    pub(crate) is_fresh: bool,
     pub(crate) carried: Carried,
     /// The settings of its endpoint, if it is a stream.
     pub(crate) prepare: &'a dyn Fn(&mut Link),
@@ -67,6 +69,7 @@ impl Beginning<'_> {
             side,
             connector: None,
             is_shared: false,
+            is_fresh: side == Side::Accepted,
             carried: Carried::default(),
             prepare: &|_| {},
         }
@@ -120,13 +123,13 @@ impl<T: StreamTransport, P: Protocol<T>> Establish<P> for T {
         protocol: P,
         beginning: Beginning<'_>,
     ) -> Result<Made, (io::Error, S, P)> {
-        let side = beginning.side;
+        let is_fresh = beginning.is_fresh;
         let mut is_established = true;
         let prepare = |stream: &mut Stream<T::Layer>| {
             stream.begin(beginning);
             is_established = stream.link.is_established();
         };
-        let token = put_stream::<T, P, S>(reactor, socket, wrap, protocol, side, prepare)?;
+        let token = put_stream::<T, P, S>(reactor, socket, wrap, protocol, is_fresh, prepare)?;
         let handshake = (!is_established).then(|| T::transport_named(token));
         Ok(Made { token, handshake })
     }
@@ -176,14 +179,15 @@ impl<L: FileDescriptor> Stream<L> {
     }
 }
 
-/// Puts a stream and its protocol into the reactor. `prepare` is called before the
+/// Puts a stream and its protocol into the reactor. If it is fresh, its peer may have sent
+/// something already, and it is read before it is watched. `prepare` is called before the
 /// protocol sees the transport.
 pub(crate) fn put_stream<T, P, S>(
     reactor: &mut Reactor,
     socket: S,
     wrap: impl FnOnce(S) -> T::Layer,
     protocol: P,
-    side: Side,
+    is_fresh: bool,
     prepare: impl FnOnce(&mut Stream<T::Layer>),
 ) -> Result<Token, (io::Error, S, P)>
 where
@@ -197,14 +201,12 @@ where
         Err(error) => return Err((error, socket, protocol)),
     };
     let token = vacancy.token();
-    if side != Side::Accepted
-        && let Err(error) = socket.watch(vacancy.reactor(), token)
-    {
+    if !is_fresh && let Err(error) = socket.watch(vacancy.reactor(), token) {
         return Err((error, socket, protocol));
     }
     Ledger::add(&shared.ledger.opened, 1);
     let mut link = Link::new(shared, token);
-    if side == Side::Accepted {
+    if is_fresh {
         link.set(Flags::UNWATCHED | Flags::READABLE);
     } else if socket.is_always_ready() {
         link.set(Flags::READABLE);

@@ -102,8 +102,8 @@ pub use crate::listener_group::ListenerGroup;
 pub use crate::operation::{OperateError, Operation};
 pub use crate::process::{
     SocketDescription, describe_socket, effective_user, exit_descriptor, is_passing_shortage,
-    monotonic_microseconds, own_pidfd_inode, remove_environment, send_datagram,
-    spawn_with_descriptors, spawn_with_listen_fds, take_granted,
+    is_stream_connection, monotonic_microseconds, own_pidfd_inode, remove_environment,
+    send_datagram, spawn_with_descriptors, spawn_with_listen_fds, take_granted,
 };
 pub use crate::resolver::{Answer, Lookup, Resolver, SystemResolver};
 pub use crate::sealed_memory::{SealedMemory, SealedMemoryError, SealedMemoryErrorKind};

@@ -269,6 +269,20 @@ pub fn describe_socket(fd: BorrowedFd<'_>) -> io::Result<SocketDescription> {
     })
 }
 
+/// Whether a socket is a stream that does not listen, as a connection is. This asks two
+/// questions, where [`describe_socket`] asks four.
+///
+/// # Errors
+///
+/// `ENOTSOCK` if it is no socket.
+pub fn is_stream_connection(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    #[cfg(feature = "testing")]
+    if let Some(description) = crate::testing::describe(fd) {
+        return Ok(description.is_stream && !description.is_listening);
+    }
+    Ok(sys::is_stream(fd)? && !sys::is_listening(fd)?)
+}
+
 /// The kernel's monotonic clock (`CLOCK_MONOTONIC`), in microseconds since some fixed
 /// point. systemd compares times by it.
 pub fn monotonic_microseconds() -> u64 {

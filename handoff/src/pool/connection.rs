@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use bowline_reactor::Reactor;
-use bowline_transport::endpoint::{Adopt, AdoptTransport, Carried, SocketTransport, TransportFor};
+use bowline_transport::endpoint::{
+    Adopt, AdoptTransport, Carried, JustAccepted, SocketTransport, TransportFor,
+};
 use bowline_transport::{AdoptError, Detached, Transports, Unsent};
 
 /// A connection that is passed from one process to another, with all that the kernel
@@ -26,6 +28,8 @@ pub struct PassedConnection {
     /// it. The end of the connection has to be that of the socket then (shutdown(2)):
     /// [`adopt`](Self::adopt) sees to it.
     pub is_recalled: bool,
+    /// What is known of a socket that was accepted a moment ago.
+    pub(super) accepted: Option<JustAccepted>,
 }
 
 impl PassedConnection {
@@ -38,6 +42,7 @@ impl PassedConnection {
             read: Vec::new(),
             unsent: Vec::new(),
             is_recalled: false,
+            accepted: None,
         }
     }
 
@@ -67,7 +72,8 @@ impl PassedConnection {
     ///
     /// # Errors
     ///
-    /// [`AdoptError`]. Most likely the connection was reset meanwhile.
+    /// [`AdoptError`], if it is not of this kind. A connection that was reset meanwhile may
+    /// be an error, or be adopted and end.
     pub fn adopt<K: Adopt<Source = OwnedFd>, P>(
         self,
         reactor: &mut Reactor,
@@ -85,6 +91,12 @@ impl PassedConnection {
             unread: self.read,
             ends_for_all: self.is_recalled,
         };
-        reactor.adopt(kind.carrying(carried), self.fd, protocol)
+        match self.accepted {
+            Some(known) => {
+                let kind = kind.accepted(known).carrying(carried);
+                reactor.adopt(kind, self.fd, protocol)
+            }
+            None => reactor.adopt(kind.carrying(carried), self.fd, protocol),
+        }
     }
 }

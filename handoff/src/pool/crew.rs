@@ -15,7 +15,7 @@ use bowline_transport::ChildWatch;
 use super::WorkerId;
 use super::connection::PassedConnection;
 use super::dispatcher::{PoolShared, WorkerEnd};
-use super::messages::{Dispatch, FromWorker, ToWorker, WorkerRefusal};
+use super::messages::{Dispatch, FromWorker, SHARES_MESSAGES, ToWorker, VERSIONS, WorkerRefusal};
 use super::process::StartedWorker;
 use super::settings::{PoolEvent, WorkerStage};
 use super::state::{Answered, Leaving, Member, Place, PoolLife, StopCall, moment_after};
@@ -52,6 +52,7 @@ impl PoolShared {
             self.arm_tick(reactor);
             let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
             settings.handshake_timeout = self.state.borrow().settings.start_timeout;
+            settings.versions = VERSIONS;
             let link = WorkerEnd {
                 shared: Rc::clone(self),
                 worker: id,
@@ -170,6 +171,7 @@ impl PoolShared {
         let mut state = self.state.borrow_mut();
         let within = state.settings.drain_timeout;
         let within = within.unwrap_or(state.settings.exit_timeout);
+        state.put_on_channel(reactor, id, now);
         let Some(worker) = state.worker(id) else {
             return;
         };
@@ -200,7 +202,7 @@ impl PoolShared {
         self.start_missing_workers(reactor);
     }
 
-    pub(super) fn ready(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId) {
+    pub(super) fn ready(self: &Rc<Self>, reactor: &mut Reactor, id: WorkerId, version: u16) {
         let mut state = self.state.borrow_mut();
         let Some(worker) = state.worker(id) else {
             return;
@@ -211,6 +213,7 @@ impl PoolShared {
         }
         worker.stage = WorkerStage::Serving;
         worker.was_ready = true;
+        worker.shares_messages = version >= SHARES_MESSAGES;
         let pid = worker.pid;
         if !state.has_given_up() {
             state.failed_starts = 0;

@@ -54,6 +54,8 @@ pub(crate) struct PoolShared {
     /// Memory that is used again for each choice.
     pub(super) candidates: RefCell<Vec<Candidate>>,
     pub(super) pump_is_due: Cell<bool>,
+    /// What workers were given is put on their channels later in this turn.
+    pub(super) flush_is_due: Cell<bool>,
 }
 
 impl Pool {
@@ -110,6 +112,7 @@ impl Pool {
                 on_undelivered: RefCell::new(None),
                 candidates: RefCell::new(Vec::new()),
                 pump_is_due: Cell::new(false),
+                flush_is_due: Cell::new(false),
             }),
         };
         if let Some(within) = drain_timeout {
@@ -396,14 +399,30 @@ impl PoolShared {
             match self
                 .state
                 .borrow_mut()
-                .send(reactor, chosen.worker, job, now)
+                .assign(reactor, chosen.worker, job, now)
             {
                 Ok(()) => break,
                 Err(back) => job = back,
             }
         }
+        self.flush_later(reactor);
         self.arm_tick(reactor);
         Ok(())
+    }
+
+    /// Has what is given out in this turn leave at its end: to each worker in as few
+    /// messages as may be.
+    fn flush_later(self: &Rc<Self>, reactor: &mut Reactor) {
+        if !self.flush_is_due.replace(true) {
+            let shared = Rc::clone(self);
+            reactor.defer(move |reactor| {
+                shared.flush_is_due.set(false);
+                let now = reactor.now();
+                if shared.state.borrow_mut().put_on_channels(reactor, now) {
+                    shared.pump_later(reactor);
+                }
+            });
+        }
     }
 
     /// Sees later in this turn what can be given out now: a channel cannot be
@@ -547,8 +566,8 @@ pub(super) struct WorkerEnd {
 impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
     type Message = FromWorker;
 
-    fn channel_made(&mut self, cx: &mut Context<'_, T>, _: &Peer) {
-        self.shared.ready(cx.reactor, self.worker);
+    fn channel_made(&mut self, cx: &mut Context<'_, T>, peer: &Peer) {
+        self.shared.ready(cx.reactor, self.worker, peer.version);
     }
 
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<FromWorker>) {

@@ -16,7 +16,7 @@ use bowline_transport::{ChildProcess, LayerState};
 use super::WorkerId;
 use super::connection::PassedConnection;
 use super::dispatcher::{Pool, PoolShared, WorkerEnd};
-use super::messages::{MovedRecord, ToWorker, WorkerRefusal};
+use super::messages::{MovedRecord, ToWorker, VERSIONS, WorkerRefusal};
 use super::process::StartedWorker;
 use super::state::Job;
 use super::worker::{Live, Service, Worker, WorkerSettings};
@@ -90,7 +90,8 @@ impl PoolShared {
             worker: id,
         };
         let has_ended = Rc::<Cell<bool>>::default();
-        let settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+        let mut settings = ChannelSettings::new(Role::DISPATCHER, Role::WORKER);
+        settings.versions = VERSIONS;
         let channel = end.adopt(reactor, Channel::new(settings, link));
         let started = StartedWorker {
             process: Box::new(Elsewhere(Rc::clone(&has_ended))),

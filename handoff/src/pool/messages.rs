@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use crate::restart::messages::{Record, read_record, write_record};
 use crate::wire::{Message, PayloadReader, PayloadWriter, WireError};
@@ -13,6 +14,10 @@ pub enum ToWorker {
     /// A connection, with its one descriptor. The worker answers with one
     /// [`FromWorker::Accepted`] or [`FromWorker::Refused`].
     Dispatch(Dispatch),
+    /// Several connections, each with its one descriptor, in this order. The worker answers
+    /// those that it takes with one [`FromWorker::AcceptedAll`], and each of the others with
+    /// a [`FromWorker::Refused`]. (Since version 2.)
+    DispatchAll(Vec<Dispatch>),
     /// No more connections come. The worker is to serve those that it has, and to
     /// close the channel then.
     Drain {
@@ -86,6 +91,14 @@ pub enum FromWorker {
         /// The delivery.
         id: u64,
         /// How many connections the worker has, this one among them.
+        live: u32,
+    },
+    /// These connections of one [`ToWorker::DispatchAll`] are the worker's now. (Since
+    /// version 2.)
+    AcceptedAll {
+        /// The deliveries, in order.
+        ids: Vec<u64>,
+        /// How many connections the worker has, these among them.
         live: u32,
     },
     /// The connection stays the dispatcher's. The worker has closed its copy.
@@ -191,6 +204,13 @@ impl fmt::Display for WorkerRefusal {
     }
 }
 
+/// The versions of these messages that are known here. Since 2 there are
+/// [`ToWorker::DispatchAll`] and [`FromWorker::AcceptedAll`].
+pub(super) const VERSIONS: RangeInclusive<u16> = 1..=2;
+
+/// The first version in which several connections share a message.
+pub(super) const SHARES_MESSAGES: u16 = 2;
+
 const DISPATCH: u16 = 0x0100;
 const DRAIN: u16 = 0x0101;
 const RECALL: u16 = 0x0102;
@@ -200,17 +220,20 @@ const ASK: u16 = 0x0105;
 const MOVE: u16 = 0x0106;
 const HAS_MOVED: u16 = 0x0107;
 const HAS_NOT_MOVED: u16 = 0x0108;
+pub(super) const DISPATCH_ALL: u16 = 0x0109;
 const ACCEPTED: u16 = 0x0180;
 const REFUSED: u16 = 0x0181;
 const LOAD: u16 = 0x0182;
 const ACCEPTS: u16 = 0x0183;
 const DECLINED: u16 = 0x0184;
 const MOVING: u16 = 0x0185;
+const ACCEPTED_ALL: u16 = 0x0186;
 
 impl Message for ToWorker {
     fn kind(&self) -> u16 {
         match self {
             Self::Dispatch(_) => DISPATCH,
+            Self::DispatchAll(_) => DISPATCH_ALL,
             Self::Drain { .. } => DRAIN,
             Self::Recall => RECALL,
             Self::Listen { .. } => LISTEN,
@@ -225,6 +248,7 @@ impl Message for ToWorker {
     fn encode(&self, payload: &mut PayloadWriter<'_>) {
         match self {
             Self::Dispatch(dispatch) => dispatch.encode(payload),
+            Self::DispatchAll(all) => encode_all(all.iter(), payload),
             Self::Drain { within_ms } => payload.u32(*within_ms),
             Self::Listen { listener, label } => {
                 payload.u32(*listener);
@@ -239,6 +263,11 @@ impl Message for ToWorker {
     fn decode(kind: u16, version: u16, payload: &mut PayloadReader<'_>) -> Result<Self, WireError> {
         match kind {
             DISPATCH => Dispatch::decode(kind, version, payload).map(Self::Dispatch),
+            DISPATCH_ALL => {
+                let count = payload.u16()?;
+                let all = (0..count).map(|_| Dispatch::decode(DISPATCH, version, payload));
+                all.collect::<Result<_, _>>().map(Self::DispatchAll)
+            }
             DRAIN => Ok(Self::Drain {
                 within_ms: payload.u32()?,
             }),
@@ -256,6 +285,18 @@ impl Message for ToWorker {
             HAS_NOT_MOVED => Ok(Self::HasNotMoved { id: payload.u64()? }),
             kind => Err(WireError::UnknownKind { kind }),
         }
+    }
+}
+
+/// Appends what a [`ToWorker::DispatchAll`] of these has.
+pub(super) fn encode_all<'a>(
+    all: impl ExactSizeIterator<Item = &'a Dispatch>,
+    payload: &mut PayloadWriter<'_>,
+) {
+    // No frame has more descriptors than this holds.
+    payload.u16(u16::try_from(all.len()).unwrap_or(u16::MAX));
+    for dispatch in all {
+        dispatch.encode(payload);
     }
 }
 
@@ -305,6 +346,7 @@ impl Message for FromWorker {
     fn kind(&self) -> u16 {
         match self {
             Self::Accepted { .. } => ACCEPTED,
+            Self::AcceptedAll { .. } => ACCEPTED_ALL,
             Self::Refused { .. } => REFUSED,
             Self::Load { .. } => LOAD,
             Self::Accepts { .. } => ACCEPTS,
@@ -317,6 +359,11 @@ impl Message for FromWorker {
         match self {
             Self::Accepted { id, live } => {
                 payload.u64(*id);
+                payload.u32(*live);
+            }
+            Self::AcceptedAll { ids, live } => {
+                payload.u16(u16::try_from(ids.len()).unwrap_or(u16::MAX));
+                ids.iter().for_each(|id| payload.u64(*id));
                 payload.u32(*live);
             }
             Self::Refused { id, reason, live } => {
@@ -358,6 +405,15 @@ impl Message for FromWorker {
                 id: payload.u64()?,
                 live: payload.u32()?,
             }),
+            ACCEPTED_ALL => {
+                let count = payload.u16()?;
+                Ok(Self::AcceptedAll {
+                    ids: (0..count)
+                        .map(|_| payload.u64())
+                        .collect::<Result<_, _>>()?,
+                    live: payload.u32()?,
+                })
+            }
             REFUSED => Ok(Self::Refused {
                 id: payload.u64()?,
                 reason: WorkerRefusal::of_number(payload.u8()?)?,
@@ -461,8 +517,12 @@ mod tests {
             moved: Some(moved.clone()),
             ..dispatch
         };
+        let all = ToWorker::DispatchAll(vec![dispatch.clone(), dispatch.clone()]);
+        assert_eq!(there_and_back(&all), all);
+        let (ids, live) = (vec![1, u64::MAX], 2);
         for message in [
             FromWorker::Moving { id: 9, moved },
+            FromWorker::AcceptedAll { ids, live },
             FromWorker::Accepted { id: 1, live: 2 },
             FromWorker::Load { live: 3 },
             accepts(AcceptStage::Accepting),
@@ -491,6 +551,10 @@ mod tests {
         let (id, live, reason) = (1, 2, WorkerRefusal::Unwanted);
         assert_eq!(dispatch.kind(), 0x0100);
         assert_eq!(ToWorker::Dispatch(dispatch.clone()).kind(), 0x0100);
+        let all = ToWorker::DispatchAll(vec![dispatch.clone()]);
+        assert_eq!(all.kind(), 0x0109);
+        let ids = vec![id];
+        assert_eq!(FromWorker::AcceptedAll { ids, live }.kind(), 0x0186);
         assert_eq!(ToWorker::Drain { within_ms: 5 }.kind(), 0x0101);
         assert_eq!(ToWorker::Recall.kind(), 0x0102);
         assert_eq!(FromWorker::Accepted { id, live }.kind(), 0x0180);

@@ -6,10 +6,11 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::rc::Rc;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use bowline_protocol::policies::Backoff;
-use bowline_protocol::{ListenerHandle, PassedDescriptor, UnixTransportHandle};
+use bowline_protocol::{ListenerHandle, PassedDescriptor, TransportState, UnixTransportHandle};
 use bowline_reactor::{Hold, Reactor};
 use bowline_transport::{ChildWatch, close_received};
 
@@ -17,7 +18,10 @@ use super::WorkerId;
 use super::connection::PassedConnection;
 use super::dispatcher::REFUSAL_PAUSE;
 use super::heir::Heir;
-use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
+use super::messages::{
+    AcceptStage, DISPATCH_ALL, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal,
+    encode_all,
+};
 use super::policy::{Candidate, Offer};
 use super::settings::{
     PoolEvent, PoolSettings, PoolStatistics, Undelivered, WorkerStage, WorkerStatistics,
@@ -95,6 +99,10 @@ pub(super) struct Member {
     pub(super) was_ready: bool,
     /// Unanswered, oldest first.
     pub(super) in_flight: VecDeque<Box<Job>>,
+    /// How many of these, the last ones, are not on its channel yet.
+    pub(super) unsent: usize,
+    /// Whether it knows messages with several connections.
+    pub(super) shares_messages: bool,
     /// How many connections were put on its channel, and of them left: what is kept
     /// here, since somebody of our user has too many descriptors in flight, it cannot
     /// answer.
@@ -157,7 +165,7 @@ pub(super) struct Job {
     pub(super) refused_by: Vec<(WorkerId, WorkerRefusal)>,
     /// Since when it waits here, or is with a worker.
     pub(super) since: Instant,
-    /// Its place among those that its worker was given, from 1 on.
+    /// Its place among those that its worker was given, from 1 on; or [`NOT_LEFT`].
     place: u64,
 }
 
@@ -181,6 +189,14 @@ impl Drop for KeptSocket {
         }
     }
 }
+
+/// The place of a connection that is not on its worker's channel yet.
+const NOT_LEFT: u64 = u64::MAX;
+
+/// How many connections share a message at the most, and how many bytes of theirs. So much
+/// the kernel passes in one piece.
+const SHARE_A_MESSAGE: usize = 64;
+const SHARED_BYTES: usize = 16_384;
 
 /// As long as nobody waits: 136 years.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
@@ -349,7 +365,9 @@ impl PoolState {
         is_hopeless.then_some(Undelivered::Refused(reason))
     }
 
-    pub(super) fn send(
+    /// Gives a connection to a worker. It leaves with those that follow in this turn, by
+    /// [`put_on_channels`](Self::put_on_channels).
+    pub(super) fn assign(
         &mut self,
         reactor: &mut Reactor,
         id: WorkerId,
@@ -360,26 +378,59 @@ impl PoolState {
         let Some(worker) = self.worker(id) else {
             return Err(job);
         };
-        job.dispatch.id = delivery;
-        let descriptors = job.socket.fd.as_ref().map(PassedDescriptor::shared);
-        let mut descriptors: Vec<_> = descriptors.into_iter().collect();
-        descriptors.extend(job.more.iter().map(PassedDescriptor::shared));
-        let count = descriptors.len() as u64;
         let channel = reactor.get(worker.channel);
-        let sent = channel.map(|channel| wire::send(channel, &job.dispatch, descriptors));
-        if !matches!(sent, Some(Ok(_))) {
-            log::debug!(target: log::HANDOFF, "{id}: its channel takes nothing: {sent:?}");
+        if channel.is_none_or(|channel| channel.state() != TransportState::Connected) {
+            log::debug!(target: log::HANDOFF, "{id}: its channel has ended");
             worker.not_before = Some(now + REFUSAL_PAUSE);
             return Err(job);
         }
-        worker.given += count;
+        job.dispatch.id = delivery;
         job.attempts += 1;
         job.since = now;
-        job.place = worker.given;
+        job.place = NOT_LEFT;
         worker.in_flight.push_back(job);
+        worker.unsent += 1;
         self.next_delivery += 1;
         self.counts.sent += 1;
         Ok(())
+    }
+
+    /// Puts what workers were given on their channels. Returns whether there is something
+    /// to be given to others, since a channel did not take it.
+    pub(super) fn put_on_channels(&mut self, reactor: &mut Reactor, now: Instant) -> bool {
+        let with_some = self.workers.iter().filter(|worker| worker.unsent > 0);
+        let ids: Vec<WorkerId> = with_some.map(|worker| worker.id).collect();
+        let mut has_back = false;
+        for id in ids {
+            has_back |= self.put_on_channel(reactor, id, now);
+        }
+        has_back
+    }
+
+    /// The same of one worker, before it is told something else.
+    pub(super) fn put_on_channel(
+        &mut self,
+        reactor: &mut Reactor,
+        id: WorkerId,
+        now: Instant,
+    ) -> bool {
+        let Some(worker) = self.worker(id) else {
+            return false;
+        };
+        while worker.unsent > 0 {
+            if let Err(error) = worker.put_next_message(reactor) {
+                log::debug!(target: log::HANDOFF, "{id}: its channel takes nothing: {error}");
+                worker.not_before = Some(now + REFUSAL_PAUSE);
+                let mut back = worker.in_flight.split_off(worker.first_unsent());
+                worker.unsent = 0;
+                self.counts.sent -= back.len() as u64;
+                back.iter_mut().for_each(|job| job.attempts -= 1);
+                back.append(&mut self.waiting);
+                self.waiting = back;
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes note that so many of the connections that a worker was given have left.
@@ -406,7 +457,10 @@ impl PoolState {
     }
 
     pub(super) fn drain_worker(&mut self, reactor: &mut Reactor, id: WorkerId, within: Duration) {
-        let deadline = moment_after(reactor.now(), within);
+        let now = reactor.now();
+        let deadline = moment_after(now, within);
+        // These go before the word that no more come.
+        self.put_on_channel(reactor, id, now);
         let Some(worker) = self.worker(id) else {
             return;
         };
@@ -487,7 +541,7 @@ impl PoolState {
         answer: &FromWorker,
         now: Instant,
     ) -> Option<Answered> {
-        let (delivery, live, refusal) = parts_of(answer)?;
+        let (deliveries, live, refusal) = parts_of(answer)?;
         let worker = self.worker(id)?;
         let event = worker.answers(live, now);
         let mut drains = false;
@@ -498,28 +552,26 @@ impl PoolState {
         {
             (more, drains) = worker.accepts(*accepted, *stage);
         }
-        let job = delivery.and_then(|delivery| worker.take(delivery));
         let (place, lived) = (worker.place, now.saturating_duration_since(worker.started));
-        if job.is_none()
-            && let Some(delivery) = delivery
-        {
-            log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
-        }
         let (mut refused, mut moved) = (None, None);
-        match (job, refusal) {
-            (Some(job), Some(reason)) => {
-                drains = worker.refuse(reason, now);
-                self.counts.refused += 1;
-                refused = Some((job, reason));
+        for &delivery in deliveries {
+            match (worker.take(delivery), refusal) {
+                (Some(job), Some(reason)) => {
+                    drains = worker.refuse(reason, now);
+                    refused = Some((job, reason));
+                }
+                (Some(taken), None) => {
+                    // Our copy is closed: the worker has its own.
+                    moved = taken.origin;
+                    worker.acknowledged += 1;
+                    more += 1;
+                }
+                (None, _) => {
+                    log::warn!(target: log::HANDOFF, "{id}: answers {delivery}, which it was not given");
+                }
             }
-            (Some(taken), None) => {
-                // Our copy is closed: the worker has its own.
-                moved = taken.origin;
-                worker.acknowledged += 1;
-                self.counts.acknowledged += 1;
-            }
-            (None, _) => {}
         }
+        self.counts.refused += u64::from(refused.is_some());
         self.counts.acknowledged += more;
         let has_use = refused.is_some() || self.waits_for_room();
         if let Some((mut job, reason)) = refused {
@@ -663,13 +715,14 @@ impl Place {
     }
 }
 
-/// Which delivery an answer is of, how many connections the worker has, and why it
+/// Which deliveries an answer is of, how many connections the worker has, and why it
 /// refuses.
-fn parts_of(answer: &FromWorker) -> Option<(Option<u64>, u32, Option<WorkerRefusal>)> {
+fn parts_of(answer: &FromWorker) -> Option<(&[u64], u32, Option<WorkerRefusal>)> {
     Some(match answer {
-        FromWorker::Accepted { id, live } => (Some(*id), *live, None),
-        FromWorker::Refused { id, reason, live } => (Some(*id), *live, Some(*reason)),
-        FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (None, *live, None),
+        FromWorker::Accepted { id, live } => (slice::from_ref(id), *live, None),
+        FromWorker::AcceptedAll { ids, live } => (ids, *live, None),
+        FromWorker::Refused { id, reason, live } => (slice::from_ref(id), *live, Some(*reason)),
+        FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (&[], *live, None),
         // See `declined`.
         FromWorker::Declined { .. } | FromWorker::Moving { .. } => return None,
     })
@@ -692,6 +745,8 @@ impl Member {
             stage: WorkerStage::Starting,
             was_ready: false,
             in_flight: VecDeque::new(),
+            unsent: 0,
+            shares_messages: false,
             given: 0,
             left: 0,
             live: 0,
@@ -707,6 +762,43 @@ impl Member {
             drain_deadline: None,
             ended: None,
         }
+    }
+
+    /// Where those begin that are not on its channel yet.
+    fn first_unsent(&self) -> usize {
+        self.in_flight.len() - self.unsent
+    }
+
+    /// How many of those that are not on its channel yet make up the next message.
+    fn next_message(&self) -> usize {
+        let unsent = self.in_flight.range(self.first_unsent()..);
+        let mut bytes = 0;
+        let shares = unsent.take(SHARE_A_MESSAGE).take_while(|job| {
+            bytes += job.dispatch.read.len() + job.dispatch.unsent.len();
+            self.shares_messages && job.dispatch.moved.is_none() && bytes <= SHARED_BYTES
+        });
+        shares.count().max(1)
+    }
+
+    fn put_next_message(&mut self, reactor: &mut Reactor) -> io::Result<()> {
+        let (from, count) = (self.first_unsent(), self.next_message());
+        let jobs = self.in_flight.range(from..from + count);
+        let descriptors: Vec<_> = jobs.clone().flat_map(|job| job.descriptors()).collect();
+        let channel = reactor.get(self.channel);
+        let channel = channel.ok_or(io::ErrorKind::NotConnected)?;
+        let sent = match count {
+            1 => wire::send(channel, &self.in_flight[from].dispatch, descriptors),
+            _ => wire::send_of(channel, DISPATCH_ALL, descriptors, |payload| {
+                encode_all(jobs.map(|job| &job.dispatch), payload);
+            }),
+        };
+        sent.map_err(|error| io::Error::other(error.to_string()))?;
+        for job in self.in_flight.range_mut(from..from + count) {
+            self.given += 1 + job.more.len() as u64;
+            job.place = self.given;
+        }
+        self.unsent -= count;
+        Ok(())
     }
 
     /// Its channel has ended. What it has not answered is to go to others.
@@ -799,7 +891,7 @@ impl Member {
         // Answers come in order, mostly: the first place usually.
         let place = self
             .in_flight
-            .iter()
+            .range(..self.first_unsent())
             .position(|job| job.dispatch.id == delivery)?;
         self.in_flight.remove(place)
     }
@@ -851,6 +943,7 @@ impl Job {
             read,
             unsent,
             is_recalled,
+            accepted: _,
         } = connection;
         Self {
             socket: KeptSocket {
@@ -913,6 +1006,12 @@ impl Job {
         })
     }
 
+    /// Its descriptors, shared with the channel that they are to leave by.
+    fn descriptors(&self) -> impl Iterator<Item = PassedDescriptor> {
+        let own = self.socket.fd.iter().chain(&self.more);
+        own.map(PassedDescriptor::shared)
+    }
+
     pub(super) fn offer(&self) -> Offer<'_> {
         Offer {
             peer: self.dispatch.peer,
@@ -937,12 +1036,12 @@ impl Job {
             Err(shared) => shared.try_clone()?,
         };
         Ok(PassedConnection {
-            fd,
             peer: self.dispatch.peer,
             label: self.dispatch.label,
             read: self.dispatch.read,
             unsent: self.dispatch.unsent,
             is_recalled: self.dispatch.is_recalled,
+            ..PassedConnection::new(fd)
         })
     }
 }

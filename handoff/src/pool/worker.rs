@@ -10,15 +10,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bowline_protocol::{
-    Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context,
+    Acceptor, Address, AfterReadClosed, AtDrain, BuildContext, CloseReason, Context, Linger,
     ListenerHandle, NotSent, UnixTransport, UnixTransportHandle,
 };
 use bowline_reactor::{DelayedCall, Description, GracefulStop, Hold, Reactor, SystemEvent, Token};
-use bowline_transport::endpoint::TransportFor;
-use bowline_transport::{LayerState, Tcp, Transports, describe_socket};
+use bowline_transport::endpoint::{JustAccepted, TransportFor};
+use bowline_transport::{LayerState, Tcp, Transports, is_stream_connection};
 
 use super::connection::PassedConnection;
-use super::messages::{AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, WorkerRefusal};
+use super::messages::{
+    AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, VERSIONS, WorkerRefusal,
+};
 use crate::channel::{
     Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
 };
@@ -300,6 +302,7 @@ impl Worker {
     ) -> Result<Self, C::Error> {
         let mut channel_settings = ChannelSettings::new(Role::WORKER, Role::DISPATCHER);
         channel_settings.handshake_timeout = settings.start_timeout;
+        channel_settings.versions = VERSIONS;
         let shared = Rc::new(WorkerShared {
             settings,
             service: RefCell::new(Box::new(service)),
@@ -328,6 +331,10 @@ impl Worker {
         };
         let channel = channel.adopt(reactor, Channel::new(channel_settings, inlet))?;
         shared.channel.set(Some(channel));
+        if let Some(channel) = reactor.get(channel) {
+            // Who starts workers does not block them.
+            channel.set_received_linger(Linger::Keep);
+        }
         Ok(Self { shared })
     }
 
@@ -384,16 +391,17 @@ impl WorkerShared {
         let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
             return Err(WorkerRefusal::WrongKind);
         };
-        let kind = describe_socket(fd.as_fd()).map_err(|_| WorkerRefusal::WrongKind)?;
-        if !kind.is_stream || kind.is_listening {
+        if !is_stream_connection(fd.as_fd()).unwrap_or(false) {
             return Err(WorkerRefusal::WrongKind);
         }
+        let peer = dispatch.peer.map(Address::Inet);
         let connection = PassedConnection {
             peer: dispatch.peer,
             label: dispatch.label,
             read: dispatch.read,
             unsent: dispatch.unsent,
             is_recalled: dispatch.is_recalled,
+            accepted: Some(JustAccepted::from(peer).is_shared(true)),
             ..PassedConnection::new(fd)
         };
         self.service.borrow_mut().admit(reactor, &connection)?;
@@ -404,14 +412,19 @@ impl WorkerShared {
     fn begin(self: &Rc<Self>, reactor: &mut Reactor) {
         let first = self.promised.borrow_mut().pop_front();
         // Where there is none, the end of the channel has settled what becomes of it.
-        if let Some(first) = first {
-            if self.promised.borrow().is_empty() {
-                // If this one panics, it is told all the same.
-                let shared = Rc::clone(self);
-                reactor.defer(move |reactor| shared.tell_draining(reactor));
+        let Some(first) = first else { return };
+        let next_ends = self.promised.borrow().front().map(|it| it.answer_ends);
+        let shared = Rc::clone(self);
+        // If this one panics, these go on all the same.
+        match next_ends {
+            None => reactor.defer(move |reactor| shared.tell_draining(reactor)),
+            // They have one answer.
+            Some(ends) if ends == first.answer_ends => {
+                reactor.defer(move |reactor| shared.begin(reactor));
             }
-            self.serve(reactor, first);
+            Some(_) => {}
         }
+        self.serve(reactor, first);
     }
 
     fn serve(self: &Rc<Self>, reactor: &mut Reactor, promised: Promised) {
@@ -490,6 +503,7 @@ impl WorkerShared {
         let acceptor = Inbound {
             shared: Rc::clone(self),
             label,
+            host: None,
         };
         let listener = reactor.accept(Tcp::listening(socket), acceptor);
         let listener = listener.map_err(io::Error::from)?;
@@ -711,13 +725,23 @@ impl WorkerShared {
 struct Inbound {
     shared: Rc<WorkerShared>,
     label: u32,
+    /// Our address in all connections, if it is the same in all.
+    host: Option<Address>,
 }
 
 impl Acceptor for Inbound {
+    fn started(&mut self, cx: &mut BuildContext<'_>) {
+        let address = cx.listener().map(|listener| listener.address());
+        let is_one = |it: &Address| it.as_inet().is_some_and(|it| !it.ip().is_unspecified());
+        self.host = address.filter(is_one);
+    }
+
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
+        let known = JustAccepted::from(peer.clone()).host(self.host.clone());
         let connection = PassedConnection {
             peer: peer.as_inet(),
             label: self.label,
+            accepted: Some(known),
             ..PassedConnection::new(socket)
         };
         self.shared.accepted(cx.reactor, connection);
@@ -751,27 +775,63 @@ impl Inlet {
         }
     }
 
-    /// Answers that a connection is taken. It is served once the answer has left.
-    fn promise<T: UnixTransport + ?Sized>(
+    /// Judges what the pool offers in one message.
+    fn offered<T: UnixTransport + ?Sized>(
+        &self,
+        cx: &mut Context<'_, T>,
+        all: Vec<Dispatch>,
+        descriptors: Vec<OwnedFd>,
+        lost: usize,
+    ) {
+        let shared = &self.shared;
+        let mut descriptors = descriptors.into_iter();
+        let (mut ids, mut taken) = (Vec::new(), Vec::new());
+        for dispatch in all {
+            let id = dispatch.id;
+            let own = descriptors.by_ref().take(1).collect();
+            match shared.judge(cx.reactor, dispatch, own, lost) {
+                Ok(connection) => {
+                    ids.push(id);
+                    taken.push((connection, Live::new(shared)));
+                }
+                Err(reason) => self.refuse(cx, id, reason),
+            }
+        }
+        if !ids.is_empty() {
+            let live = shared.live.get();
+            self.promise(cx, &FromWorker::AcceptedAll { ids, live }, taken);
+        }
+    }
+
+    fn refuse<T: UnixTransport + ?Sized>(
         &self,
         cx: &mut Context<'_, T>,
         id: u64,
-        connection: Given,
+        reason: WorkerRefusal,
+    ) {
+        log::debug!(target: log::HANDOFF, "refused delivery {id}: {reason}");
+        let live = self.shared.live.get();
+        let answer = FromWorker::Refused { id, reason, live };
+        self.shared.say(cx.transport, &answer);
+    }
+
+    /// Answers that connections are taken. They are served once the answer has left.
+    fn promise<T: UnixTransport + ?Sized>(
+        &self,
+        cx: &mut Context<'_, T>,
+        answer: &FromWorker,
+        connections: impl IntoIterator<Item = (Given, Live)>,
     ) {
         let shared = &self.shared;
-        let live = Live::new(shared);
-        let answer = FromWorker::Accepted {
-            id,
-            live: shared.live.get(),
-        };
-        shared.say(cx.transport, &answer);
+        shared.say(cx.transport, answer);
         let unsent = cx.transport.unsent_bytes() as u64;
         let answer_ends = cx.transport.bytes_sent() + unsent;
-        shared.promised.borrow_mut().push_back(Promised {
+        let promised = connections.into_iter().map(|(connection, live)| Promised {
             answer_ends,
             connection,
             live,
         });
+        shared.promised.borrow_mut().extend(promised);
         let worker = Rc::clone(shared);
         let begin = move |reactor: &mut Reactor, sent: Result<(), NotSent>| {
             if sent.is_ok() {
@@ -829,17 +889,21 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 shared.is_recalled.set(true);
                 return;
             }
+            ToWorker::DispatchAll(all) => {
+                return self.offered(cx, all, incoming.descriptors, incoming.lost);
+            }
             ToWorker::Dispatch(dispatch) => dispatch,
         };
         let id = dispatch.id;
         let judged = shared.judge(cx.reactor, dispatch, incoming.descriptors, incoming.lost);
         match judged {
-            Ok(connection) => self.promise(cx, id, connection),
-            Err(reason) => {
-                log::debug!(target: log::HANDOFF, "refused delivery {id}: {reason}");
+            Ok(connection) => {
+                let own = Live::new(shared);
                 let live = shared.live.get();
-                shared.say(cx.transport, &FromWorker::Refused { id, reason, live });
+                let answer = FromWorker::Accepted { id, live };
+                self.promise(cx, &answer, [(connection, own)]);
             }
+            Err(reason) => self.refuse(cx, id, reason),
         }
     }
 

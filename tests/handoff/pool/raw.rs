@@ -77,6 +77,14 @@ pub(crate) fn hello(role: Role) -> Hello {
     }
 }
 
+/// Of one that knows messages with several connections.
+pub(crate) fn hello_of_today(role: Role) -> Hello {
+    Hello {
+        versions: 1..=2,
+        ..hello(role)
+    }
+}
+
 pub(crate) fn dispatch(id: u64, read: &[u8]) -> Dispatch {
     Dispatch {
         id,

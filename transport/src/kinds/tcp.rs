@@ -17,7 +17,8 @@ use super::{
     BACKLOG, CONNECT_TIMEOUT, Of, Plain, backlog, check_connected, check_listening, outcome,
 };
 use crate::endpoint::{
-    Adopt, Carried, Connect, Dial, HostToTry, Listen, ListenAt, ListeningSocket, On, Side, Wrap,
+    Adopt, Carried, Connect, Dial, HostToTry, JustAccepted, Listen, ListenAt, ListeningSocket, On,
+    Side, Wrap,
 };
 use crate::error::{AdoptError, ListenError, ListenStep};
 use crate::file_descriptor::{FileDescriptor, Received, Socket};
@@ -439,6 +440,18 @@ impl Adopt for Tcp {
     fn check(&self, fd: OwnedFd) -> Result<TcpSocket, AdoptError> {
         let (fd, peer) = check_connected(fd, Of::Inet)?;
         Ok(TcpSocket::named(fd, &peer, None))
+    }
+
+    fn check_accepted(&self, fd: OwnedFd, known: &JustAccepted) -> Result<TcpSocket, AdoptError> {
+        // Only a socket of TCP has such a peer, and no call of ours waits for a socket that
+        // blocks.
+        match known.peer.as_ref().and_then(Address::as_inet) {
+            Some(peer) => {
+                let host = known.host.as_ref().and_then(Address::as_inet);
+                Ok(TcpSocket::new(fd, peer, host))
+            }
+            None => self.check(fd),
+        }
     }
 
     fn not_installed(mut socket: TcpSocket, error: io::Error) -> AdoptError {

@@ -84,12 +84,13 @@ pub(crate) use self::process::{
 };
 pub(crate) use self::socket::{
     Connecting, Family, SocketKind, accept_from, accept_queue, bind, bytes_unread, connect, cookie,
-    copy_listener_options, disarm_linger, has_waiting, is_hung_up, is_stream, is_unix, keep_alive,
-    listen, local_name, no_delay, passes_rights, peer_credentials, peer_name, peer_pidfd,
-    send_buffer_size, set_close_on_exec, set_keep_alive, set_keep_alive_times, set_linger,
-    set_mode, set_no_delay, set_nonblocking, set_pass_credentials, set_pass_pidfd, set_pass_rights,
-    set_receive_buffer_size, set_reuse_address, set_reuse_port, set_send_buffer_size, set_v6_only,
-    shutdown, socket_kind, steer_group, stream_socket, take_error,
+    copy_listener_options, disarm_linger, has_waiting, is_hung_up, is_listening, is_stream,
+    is_unix, keep_alive, listen, local_name, no_delay, passes_rights, peer_credentials, peer_name,
+    peer_pidfd, send_buffer_size, set_close_on_exec, set_keep_alive, set_keep_alive_times,
+    set_linger, set_mode, set_no_delay, set_nonblocking, set_pass_credentials, set_pass_pidfd,
+    set_pass_rights, set_receive_buffer_size, set_reuse_address, set_reuse_port,
+    set_send_buffer_size, set_v6_only, shutdown, socket_kind, steer_group, stream_socket,
+    take_error,
 };
 pub(crate) use self::start::{CleanStart, Reached};
 pub(crate) use self::terminal::{open_terminal, set_window_size, window_size};

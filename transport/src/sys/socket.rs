@@ -332,8 +332,17 @@ pub(crate) fn socket_kind(fd: BorrowedFd<'_>) -> io::Result<SocketKind> {
         domain: Family::from_number(domain),
         stream: kind == libc::SOCK_STREAM,
         packets: kind == libc::SOCK_SEQPACKET,
-        listening: flag(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?,
+        listening: is_listening(fd)?,
     })
+}
+
+/// Whether the socket accepts connections.
+///
+/// # Errors
+/// As [`socket_kind`].
+#[doc(alias = "SO_ACCEPTCONN")]
+pub(crate) fn is_listening(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    flag(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
 }
 
 /// Whether the socket is of type `SOCK_STREAM`.

@@ -10,6 +10,7 @@ mod hanging;
 mod limits;
 mod serving;
 mod stopping;
+mod together;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -35,7 +36,7 @@ use bowline::testing::ManualClock;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg};
 
-use super::raw::{frame, hello, refused, send_bytes};
+use super::raw::{frame, hello, hello_of_today, refused, send_bytes};
 use crate::frames::Frames;
 use crate::support::{DescriptorLedger, Staged, socketpair, staged};
 
@@ -337,6 +338,12 @@ impl Hand {
         if !self.has_greeted.replace(true) {
             self.say(&hello(Role::WORKER));
         }
+    }
+
+    /// As one that knows messages with several connections.
+    fn greet_anew(&self) {
+        assert!(!self.has_greeted.replace(true), "it has said hello");
+        self.say(&hello_of_today(Role::WORKER));
     }
 
     #[track_caller]
