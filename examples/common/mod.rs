@@ -16,7 +16,7 @@ use bowline::endpoint::{EndpointArguments, EndpointError, ServerEndpoint};
 use bowline::endpoint::{LayeredServerEndpoint, ListenWith};
 use bowline::handoff::restart::Listeners;
 use bowline::inspect::Inspector;
-use bowline::layers::{Stream, TcpSocket, UnixSocket};
+use bowline::layers::{LayerState, Stream, TcpSocket, UnixSocket};
 use bowline::tls::{Certificates, TICKET_KEY_BYTES, TicketKey, Tickets, Tls, TlsEndpoints};
 use bowline::tls::{TlsServer, server_config_builder};
 use bowline::{Factory, ListenerHandle, Protocol, Reactor, Transports};
@@ -137,14 +137,26 @@ impl Arguments {
 pub(crate) struct WorkersTls {
     files: [String; 2],
     tickets: TicketKey,
+    /// Of this process, which only looks whether its workers can go on with a connection.
+    look: TlsServer,
 }
 
 impl WorkersTls {
     pub(crate) fn new(files: [String; 2]) -> Result<Self> {
         // What is wrong with them is said now, and not by each worker.
-        TlsServer::from_pem_files(&files[0], &files[1])?;
+        let look = TlsServer::from_pem_files(&files[0], &files[1])?;
         let tickets = TicketKey::generate()?;
-        Ok(Self { files, tickets })
+        Ok(Self {
+            files,
+            tickets,
+            look,
+        })
+    }
+
+    /// Whether workers can go on with a connection of the process before.
+    #[allow(dead_code, reason = "used where connections move")]
+    pub(crate) fn can_resume(&self, state: &LayerState) -> bool {
+        self.look.can_resume(state)
     }
 
     /// Has a worker that is about to start be given it. A secret goes neither through
@@ -165,7 +177,8 @@ impl WorkersTls {
         let mut tickets = [0; TICKET_KEY_BYTES];
         io::stdin().read_exact(&mut tickets)?;
         config.ticketer = Tickets::new(TicketKey::from_bytes(&tickets)).ticketer();
-        Ok(TlsServer::new(config))
+        // Where a connection is given a ticket, it moves when the program is restarted.
+        Ok(TlsServer::new(config).may_move(true))
     }
 }
 

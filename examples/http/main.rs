@@ -11,9 +11,9 @@
 //!
 //! This process accepts, and passes each connection to a worker (`worker.rs`). It is
 //! replaced on SIGHUP by the program that stands at its path then. Connections that are
-//! open move to its workers; those with TLS, and those that are being sent a file, are told
-//! and served to the end where they are. `connection.rs` is the protocol. Under systemd it takes the sockets `web` and `metrics`
-//! (`--listen systemd:name=web`) and says what it does.
+//! open move to its workers, those with TLS too; those that are being sent a file are told,
+//! and served to the end where they are. `connection.rs` is the protocol. Under systemd it
+//! takes the sockets `web` and `metrics` (`--listen systemd:name=web`) and says what it does.
 
 #![allow(clippy::print_stdout)]
 
@@ -36,6 +36,7 @@ use bowline::handoff::pool::{CHANNEL_NUMBER, Pool, PoolSettings, Spawned, Worker
 use bowline::handoff::restart::{Listeners, Movable as _, Program, Restart};
 use bowline::handoff::restart::{RestartError, RestartSettings};
 use bowline::handoff::systemd::{self, Notifier, Watchdog};
+use bowline::layers::LayerState;
 use bowline::process::spawn_with_descriptors;
 use bowline::signal::SIGHUP;
 use bowline::{Address, GracefulStop, Reactor};
@@ -171,6 +172,15 @@ impl Program for Server {
 
     fn takes(&self, kind: &str) -> bool {
         kind == Http::KIND
+    }
+
+    /// With TLS, those whose version and suite workers have.
+    fn takes_layers(&self, _: &str, layers: &[LayerState]) -> bool {
+        match (&self.tls, layers) {
+            (None, []) => true,
+            (Some(tls), [state]) => tls.can_resume(state),
+            _ => false,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use bowline::endpoint::Adopt as _;
 use bowline::handoff::pool::inherited_channel;
 use bowline::handoff::pool::{Live, PassedConnection, Service, Worker, WorkerSettings};
 use bowline::handoff::restart::{Movable as _, Moved};
+use bowline::layers::LayerState;
 use bowline::policies::{Idle, ProtocolWrapper};
 use bowline::process::{describe_socket, take_granted};
 use bowline::signal::{SIGHUP, SIGINT, SIGTERM};
@@ -95,19 +96,42 @@ impl Service for Files {
         kind == Http::KIND
     }
 
-    /// One of the process before, in the clear: with TLS they stay where they are.
+    fn takes_layers(&self, _: &str, layers: &[LayerState]) -> bool {
+        match (&self.tls, layers) {
+            (None, []) => true,
+            (Some(tls), [state]) => tls.can_resume(state),
+            _ => false,
+        }
+    }
+
+    /// One of the process before.
     fn serve_moved(&mut self, reactor: &mut Reactor, moved: Moved, live: Live) {
+        if let Err(error) = self.go_on(reactor, moved, live) {
+            log::debug!("a connection ended on its way: {error}");
+        }
+    }
+}
+
+impl Files {
+    fn go_on(&self, reactor: &mut Reactor, moved: Moved, live: Live) -> common::Result {
         let http = Http::going_on(&self.site, live, moved.packed.unread);
         let http = ProtocolWrapper::new(http, Idle::new(IDLE));
         let is_tcp = describe_socket(moved.fd.as_fd())
             .is_ok_and(|socket| matches!(socket.address, Some(Address::Inet(_))));
-        let error = match is_tcp {
-            true => (reactor.adopt(Tcp.with_unsent(moved.unsent), moved.fd, http)).err(),
-            false => (reactor.adopt(Unix.with_unsent(moved.unsent), moved.fd, http)).err(),
-        };
-        if let Some(error) = error {
-            log::debug!("a connection ended on its way: {error}");
+        let (fd, unsent) = (moved.fd, moved.unsent);
+        let tls = self.tls.as_ref().zip(moved.layers.into_iter().next());
+        let tls = tls.map(|(tls, state)| tls.resume(state)).transpose()?;
+        match (is_tcp, tls) {
+            (true, None) => _ = reactor.adopt(Tcp.with_unsent(unsent), fd, http)?,
+            (false, None) => _ = reactor.adopt(Unix.with_unsent(unsent), fd, http)?,
+            (true, Some(tls)) => {
+                reactor.adopt(Tcp.layer(tls).with_unsent(unsent), fd, http)?;
+            }
+            (false, Some(tls)) => {
+                reactor.adopt(Unix.layer(tls).with_unsent(unsent), fd, http)?;
+            }
         }
+        Ok(())
     }
 }
 

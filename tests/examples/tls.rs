@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use rustix::process::{Signal, kill_process};
 
 use crate::http;
 use crate::support::peers::has_program;
-use crate::{Example, row_of, run_to_end, wait_until};
+use crate::{Example, is_running, row_of, run_to_end, wait_until};
 
 /// Whether this program is there; see [`has_program`].
 #[track_caller]
@@ -265,6 +265,94 @@ fn curl_gets_every_page_while_http_restarts() {
     let connections = said.lines().filter(|line| line.ends_with(" 1")).count();
     assert!(connections <= 1 + restarts, "{connections} connections");
     assert!(was_at_it, "no page was fetched after a restart");
+    kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
+}
+
+/// A connection with TLS that is open for longer.
+struct Held {
+    client: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Held {
+    fn open(files: &Files, address: &str) -> Self {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-verify_return_error"]);
+        command.args(["-servername", "localhost", "-connect", address]);
+        command.arg("-CAfile").arg(files.path("cert"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut client = command.stderr(Stdio::null()).spawn().expect("starts");
+        let input = client.stdin.take().expect("a pipe");
+        let output = client.stdout.take().expect("a pipe");
+        Self {
+            client,
+            input,
+            output: BufReader::new(output),
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        self.input.write_all(text.as_bytes()).expect("written");
+    }
+
+    /// An answer whose body is one line; nothing if the connection has ended.
+    fn answer(&mut self) -> String {
+        let (mut answer, mut is_in_body) = (String::new(), false);
+        loop {
+            let begin = answer.len();
+            if self.output.read_line(&mut answer).expect("text") == 0 || is_in_body {
+                return answer;
+            }
+            is_in_body = &answer[begin..] == "\r\n";
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+    }
+}
+
+/// Pools, restarts and moves together, with TLS: its process ends, and the connection goes
+/// on, in the middle of a request.
+#[test]
+fn http_moves_secured_connections_when_it_is_restarted() {
+    if !has("openssl", "version") {
+        return;
+    }
+    let files = Files::new();
+    let tls = files.tls();
+    let tls: Vec<_> = tls.iter().map(String::as_str).collect();
+    let http = http::Server::start_with(&[("file", b"content\n")], "2", &tls);
+    let mut clients: Vec<Held> = (0..6)
+        .map(|_| Held::open(&files, &http.example.address))
+        .collect();
+    let rest = "le HTTP/1.1\r\nHost: here\r\n\r\n";
+    for client in &mut clients {
+        client.write(&format!("GET /fi{rest}"));
+        assert!(client.answer().ends_with("\r\n\r\ncontent\n"));
+        // The rest of it comes when another process is there.
+        client.write("GET /fi");
+    }
+    let before = http.process();
+    kill_process(http::pid(before), Signal::HUP).expect("it runs");
+    wait_until("another process serves", || http.process() != before);
+    let number = u32::try_from(before).expect("a process");
+    // It would wait for those that it still has.
+    wait_until("the one before ends", || !is_running(number));
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.write(rest);
+        let answer = client.answer();
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n"),
+            "connection {number} was lost"
+        );
+        assert!(answer.ends_with("\r\n\r\ncontent\n"), "{number}: {answer}");
+        assert!(!answer.contains("Connection: close"), "{number}: {answer}");
+    }
     kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
 }
 
