@@ -14,6 +14,9 @@
 //!                      bowline's instructions, held against a file
 //!     --write FILE     keeps what was counted, as such a file
 //!     --more PERCENT   allows so much more than stands there
+//!
+//! cargo run --release -p bowline-bench -- growth         what one more of something costs
+//!     --quick, --write FILE, --svg FILE
 //! ```
 //!
 //! Each server is a process of its own, started fresh for every round and bound
@@ -32,6 +35,7 @@ mod ceilings;
 mod child;
 mod drive;
 mod external;
+mod growth;
 mod load;
 mod messages;
 mod peers;
@@ -47,6 +51,7 @@ use std::io::Write;
 use std::time::Duration;
 use std::{env, fs, io};
 
+use crate::growth::Grown;
 use crate::peers::{Family, Job, Peer, Task, Wait, passing};
 use crate::report::Table;
 use crate::timers::Timed;
@@ -91,6 +96,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["ceilings", file, "--more", percent] => ceilings(file, percent.parse()?, None),
         ["steady", timed] => Ok(ceilings::drive(find(&Timed::ALL, Timed::name, timed)?)?),
         ["time", peer, timed, count] => time(peer, timed, count),
+        ["hold", port, count] => {
+            sys::raise_descriptor_limit()?;
+            Ok(growth::hold(port.parse()?, count.parse()?)?)
+        }
+        ["growth", ref options @ ..] => growth::run(options),
+        ["grow", peer, grown, size, rounds] => {
+            sys::raise_descriptor_limit()?;
+            let peer = find(&Peer::ALL, Peer::name, peer)?;
+            let grown = find(&Grown::ALL, Grown::name, grown)?;
+            let each = growth::grow(peer, grown, size.parse()?, rounds.parse()?)?;
+            println!("{each}");
+            Ok(())
+        }
         _ => Err(USAGE.into()),
     }
 }

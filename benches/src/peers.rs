@@ -183,6 +183,12 @@ pub(crate) trait Server {
     /// Serves a connected non-blocking socket.
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<()>;
 
+    /// Serves one more non-blocking TCP listener, if it can.
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
+        drop(listener);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Waits for something to do, or not, and does it.
     fn turn(&mut self, wait: Wait) -> io::Result<()>;
 }

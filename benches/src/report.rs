@@ -276,7 +276,7 @@ impl Table {
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.get(sorted.len() / 2)?;
@@ -296,7 +296,7 @@ fn spread(values: &[f64]) -> Option<(f64, f64)> {
 }
 
 /// What it was measured on, and when.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let said = |program: &str, argument: &str| {
         let output = Command::new(program).arg(argument).output();
         let output = output.map(|output| output.stdout).unwrap_or_default();

@@ -61,6 +61,14 @@ impl Server for Bowline {
         Ok(())
     }
 
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
+        let listener = listen_tcp(&mut self.reactor, self.job.task, listener);
+        if let Some(listener) = self.reactor.get(listener) {
+            listener.assume_sole_holder();
+        }
+        Ok(())
+    }
+
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         let timeout = match wait {
             Wait::No => Some(Duration::ZERO),

@@ -12,7 +12,8 @@ pub(super) use crate::wheel::time;
 const EVENTS: usize = 1024;
 /// How many connections are accepted in a row.
 const ACCEPTS: usize = 64;
-const LISTENER: u64 = u64::MAX;
+/// The first listener has the number behind this, and the others those behind that.
+const LISTENERS: u64 = 1 << 32;
 const CLOSED: u32 = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32;
 
 pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
@@ -20,18 +21,18 @@ pub(super) fn build(job: Job, listener: Option<OwnedFd>) -> io::Result<Box<dyn S
 }
 
 fn with_task<const TASK: u8>(listener: Option<OwnedFd>) -> io::Result<Box<dyn Server>> {
-    let epoll = Epoll::new()?;
-    if let Some(listener) = &listener {
-        epoll.add(listener.as_raw_fd(), sys::READ, LISTENER)?;
-    }
-    Ok(Box::new(Limit::<TASK> {
-        epoll,
+    let mut server = Limit::<TASK> {
+        epoll: Epoll::new()?,
         events: Vec::with_capacity(EVENTS),
         connections: Vec::new(),
         free: Vec::new(),
         scratch: Scratch::new()?,
-        listener,
-    }))
+        listeners: Vec::new(),
+    };
+    if let Some(listener) = listener {
+        server.listen(listener)?;
+    }
+    Ok(Box::new(server))
 }
 
 struct Limit<const TASK: u8> {
@@ -40,7 +41,7 @@ struct Limit<const TASK: u8> {
     connections: Vec<Option<Connection<OwnedFd, TASK>>>,
     free: Vec<usize>,
     scratch: Scratch,
-    listener: Option<OwnedFd>,
+    listeners: Vec<OwnedFd>,
 }
 
 impl<const TASK: u8> Server for Limit<TASK> {
@@ -55,6 +56,13 @@ impl<const TASK: u8> Server for Limit<TASK> {
         Ok(())
     }
 
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<()> {
+        let number = LISTENERS + self.listeners.len() as u64;
+        self.epoll.add(listener.as_raw_fd(), sys::READ, number)?;
+        self.listeners.push(listener);
+        Ok(())
+    }
+
     fn turn(&mut self, wait: Wait) -> io::Result<()> {
         let timeout = match wait {
             Wait::No => 0,
@@ -63,8 +71,8 @@ impl<const TASK: u8> Server for Limit<TASK> {
         self.epoll.wait(&mut self.events, timeout);
         for at in 0..self.events.len() {
             let libc::epoll_event { events, u64: data } = self.events[at];
-            if data == LISTENER {
-                self.accept()?;
+            if data >= LISTENERS {
+                self.accept(data)?;
                 continue;
             }
             let slot = &mut self.connections[data as usize];
@@ -89,21 +97,16 @@ impl<const TASK: u8> Server for Limit<TASK> {
 
 impl<const TASK: u8> Limit<TASK> {
     #[cold]
-    fn accept(&mut self) -> io::Result<()> {
+    fn accept(&mut self, number: u64) -> io::Result<()> {
+        let listener = self.listeners[(number - LISTENERS) as usize].as_raw_fd();
         for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else {
-                return Ok(());
-            };
-            match sys::accept(listener.as_raw_fd()) {
+            match sys::accept(listener) {
                 Ok(socket) => self.adopt(socket)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         // Others have their turn; what is left is reported again.
-        match &self.listener {
-            Some(listener) => self.epoll.modify(listener.as_raw_fd(), sys::READ, LISTENER),
-            None => Ok(()),
-        }
+        self.epoll.modify(listener, sys::READ, number)
     }
 }

@@ -8,6 +8,7 @@
 //!     hung             a worker stopped, and killed after 3 s
 //!     new-connections  a request on each: how many a second, and CPU each
 //!     keep-alive       requests on 64 connections, likewise
+//!     workers          by itself: new connections with 1 to 16 workers
 //!     --quick          a short form
 //!     --peers A,B      these only, by the words that a wrong one is answered with
 //!     --write FILE     the table as Markdown
@@ -112,6 +113,8 @@ impl Job {
 /// What the command line asks for.
 struct Order {
     jobs: Vec<Job>,
+    /// By itself: a new connection with more and more workers.
+    counts_workers: bool,
     peers: Vec<Peer>,
     effort: Effort,
     write: Option<PathBuf>,
@@ -122,6 +125,7 @@ impl Order {
     fn parse(arguments: &[&str]) -> Outcome<Self> {
         let mut order = Self {
             jobs: Vec::new(),
+            counts_workers: false,
             peers: Peer::ALL.to_vec(),
             effort: Effort::FULL,
             write: None,
@@ -132,6 +136,7 @@ impl Order {
             let mut value = || arguments.next().ok_or_else(|| format!("{argument} what?"));
             match argument {
                 "all" => order.jobs = Job::ALL.to_vec(),
+                "workers" => order.counts_workers = true,
                 "--quick" => order.effort = Effort::QUICK,
                 "--peers" => order.peers = peers(value()?)?,
                 "--write" => order.write = Some(value()?.into()),
@@ -144,10 +149,10 @@ impl Order {
                 }
             }
         }
-        if order.jobs.is_empty() {
+        if order.jobs.is_empty() && !order.counts_workers {
             let words = Job::ALL.map(Job::word).join("|");
             return Err(format!(
-                "usage: jobs all|{words} [--quick] [--peers A,B] [--write FILE] [--svg FILE]"
+                "usage: jobs all|workers|{words} [--quick] [--peers A,B] [--write FILE] [--svg FILE]"
             )
             .into());
         }
@@ -198,6 +203,15 @@ impl Effort {
 
 fn compare(order: &Order) -> Outcome {
     sys::raise_descriptor_limit()?;
+    if order.counts_workers {
+        let load = report::load_average();
+        let table = workers(order)?;
+        println!("\n{table}");
+        if let Some(path) = &order.write {
+            fs::write(path, document_of_workers(&table, &load))?;
+        }
+        return Ok(());
+    }
     let mut table = {
         let Effort {
             stopped,
@@ -493,6 +507,19 @@ fn rate(
     peer: Peer,
     [rate, cpu]: [Measure; 2],
 ) -> io::Result<()> {
+    let (middle, cost) = measured(server, plan, effort)?;
+    table.add(rate, peer, middle);
+    table.add(cpu, peer, cost);
+    println!(
+        "{:16} {:24} {middle:.0}/s, {cost:.1} us each",
+        rate.name(),
+        peer.name()
+    );
+    Ok(())
+}
+
+/// How many answers a second, and microseconds of CPU time for each.
+fn measured(server: &mut Server, plan: Plan, effort: Effort) -> io::Result<(f64, f64)> {
     let (mut rates, mut costs) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
         let before = server.cpu_time();
@@ -508,15 +535,53 @@ fn rate(
         rates.push(tally.answers as f64 / tally.took.as_secs_f64());
         costs.push(used.as_secs_f64() * 1e6 / tally.answers as f64);
     }
-    let (middle, cost) = (median(&mut rates), median(&mut costs));
-    table.add(rate, peer, middle);
-    table.add(cpu, peer, cost);
-    println!(
-        "{:16} {:24} {middle:.0}/s, {cost:.1} us each",
-        rate.name(),
-        peer.name()
-    );
-    Ok(())
+    Ok((median(&mut rates), median(&mut costs)))
+}
+
+/// How many workers there are, one time after the other.
+const MORE_AND_MORE: [usize; 5] = [1, 2, 4, 8, 16];
+
+/// What a new connection costs with more and more workers, as a table.
+fn workers(order: &Order) -> Outcome<String> {
+    let peers = order.peers.iter().copied();
+    let can = |peer: &Peer| peer.has_workers() && peer.missing().is_none();
+    let peers: Vec<Peer> = peers.filter(can).collect();
+    let plan = Plan {
+        fresh: 64,
+        ..Plan::default()
+    };
+    let mut text = String::from("| workers |");
+    for peer in &peers {
+        text += &format!(" {} |", peer.name());
+    }
+    text += &format!("\n|---|{}\n", "---|".repeat(peers.len()));
+    for count in MORE_AND_MORE {
+        text += &format!("| {count} |");
+        for &peer in &peers {
+            let mut server = Server::start(peer, count)?;
+            let (rate, cost) = measured(&mut server, plan, order.effort)?;
+            println!(
+                "{count:2} workers {:24} {rate:.0}/s, {cost:.1} us each",
+                peer.name()
+            );
+            text += &format!(" {:.1} k/s, {cost:.1} us |", rate / 1e3);
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// The file that keeps it.
+fn document_of_workers(table: &str, load: &str) -> String {
+    let command = env::args().skip(1).collect::<Vec<_>>().join(" ");
+    format!(
+        "# What a new connection costs with more and more workers\n\n{}\n\nMade by `cargo run --release -p \
+         bowline-bench --features jobs --bin jobs -- {command}`. 64 clients at a time, on the same {} \
+         CPUs as the\nservers: a new connection with one request each; how many a second, and the CPU \
+         time of all processes of the server for each.\n\n{table}",
+        report::machine(load),
+        thread::available_parallelism().map_or(1, usize::from),
+    )
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -112,14 +112,13 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn new(stopped: Duration, restarts: usize, kills: usize) -> Self {
-        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
             peers: Vec::new(),
             values: Vec::new(),
             stopped,
             restarts,
             kills,
-            load: load.split(' ').next().unwrap_or("?").to_owned(),
+            load: load_average(),
         }
     }
 
@@ -181,12 +180,6 @@ impl Table {
 
     /// The whole file.
     pub(crate) fn document(&self, arguments: &str) -> String {
-        let output = |program: &str, argument: &str| {
-            let output = Command::new(program).arg(argument).output();
-            let text = output.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
-            text.unwrap_or_else(|_| "?".into())
-        };
-        let processors = std::thread::available_parallelism().map_or(0, usize::from);
         let versions: Vec<String> = self
             .peers
             .iter()
@@ -195,7 +188,7 @@ impl Table {
         format!(
             "# What a restart and a dead worker cost
 
-{}, {processors} CPUs, Linux {}, load average {} when it began. {}.
+{} {}.
 
 Made by `cargo run --release -p bowline-bench --features jobs --bin jobs -- {arguments}`, which fills this file
 again. {} restarts and {} kills of each. Two workers each, HTTP/1.1 in the clear, one generator
@@ -204,9 +197,7 @@ and rates: on a machine whose load average is above its number of CPUs they say 
 has no workers that could die one by one.
 
 {}",
-            output("date", "+%Y-%m-%d"),
-            output("uname", "-r"),
-            self.load,
+            machine(&self.load),
             versions.join(", "),
             self.restarts,
             self.kills,
@@ -334,4 +325,25 @@ has no workers that could die one by one.
             );
         }
     }
+}
+
+/// The day, and the machine: its load average was this when it began.
+pub(crate) fn machine(load: &str) -> String {
+    let output = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        let text = output.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned());
+        text.unwrap_or_else(|_| "?".into())
+    };
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{}, {processors} CPUs, Linux {}, load average {load} when it began.",
+        output("date", "+%Y-%m-%d"),
+        output("uname", "-r"),
+    )
+}
+
+/// Of the last minute.
+pub(crate) fn load_average() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or("?").to_owned()
 }

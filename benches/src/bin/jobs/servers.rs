@@ -31,6 +31,13 @@ const GUNICORN: &str = concat!(
     "/../target/jobs-venv/bin/gunicorn"
 );
 
+/// The same.
+const HYPER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/jobs-hyper/release/bowline-bench-hyper"
+);
+const HYPER_LOCK: &str = include_str!("../../../peers/jobs/hyper/Cargo.lock");
+
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Peer {
@@ -46,12 +53,14 @@ pub(crate) enum Peer {
     Haproxy,
     Gunicorn,
     Node,
+    /// One process with threads, restarted by the crate ecdysis.
+    Hyper,
     /// Processes with listeners of their own under a supervisor.
     Naive,
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Bowline,
         Self::BowlineStays,
         Self::BowlineAccepting,
@@ -60,6 +69,7 @@ impl Peer {
         Self::Haproxy,
         Self::Gunicorn,
         Self::Node,
+        Self::Hyper,
         Self::Naive,
     ];
 
@@ -73,6 +83,7 @@ impl Peer {
             Self::Haproxy => "HAProxy",
             Self::Gunicorn => "gunicorn",
             Self::Node => "Node cluster",
+            Self::Hyper => "hyper, ecdysis",
             Self::Naive => "naive reuseport",
         }
     }
@@ -88,21 +99,22 @@ impl Peer {
             Self::Haproxy => "haproxy",
             Self::Gunicorn => "gunicorn",
             Self::Node => "node",
+            Self::Hyper => "hyper",
             Self::Naive => "naive",
         }
     }
 
-    /// Whether it has workers of which one can die or stop. HAProxy is one process with
-    /// threads.
+    /// Whether it has workers of which one can die or stop. HAProxy, and hyper as it is
+    /// here, is one process with threads.
     pub(crate) fn has_workers(self) -> bool {
-        self != Self::Haproxy
+        !matches!(self, Self::Haproxy | Self::Hyper)
     }
 
     /// Whether the process stays that was started, and others come and go.
     fn has_master(self) -> bool {
         !matches!(
             self,
-            Self::Bowline | Self::BowlineStays | Self::BowlineAccepting
+            Self::Bowline | Self::BowlineStays | Self::BowlineAccepting | Self::Hyper
         )
     }
 
@@ -129,6 +141,7 @@ impl Peer {
             Self::Haproxy => needs("haproxy", "Debian: apt-get install haproxy"),
             Self::Node => needs("node", "Debian: apt-get install nodejs"),
             Self::Gunicorn => needs(GUNICORN, "benches/peers/jobs/setup installs it"),
+            Self::Hyper => needs(HYPER, "benches/peers/jobs/setup builds it"),
             _ => None,
         }
     }
@@ -154,6 +167,10 @@ pub(crate) fn version(peer: Peer) -> Option<String> {
         Peer::Haproxy => ("haproxy", "-v"),
         Peer::Node => ("node", "--version"),
         Peer::Gunicorn => (GUNICORN, "--version"),
+        Peer::Hyper => {
+            let (hyper, ecdysis) = (locked("hyper")?, locked("ecdysis")?);
+            return Some(format!("hyper {hyper} with ecdysis {ecdysis}"));
+        }
         _ => return None,
     };
     let output = Command::new(program).arg(argument).output().ok()?;
@@ -163,6 +180,13 @@ pub(crate) fn version(peer: Peer) -> Option<String> {
     let digits = line.find(|it: char| it.is_ascii_digit())?;
     let version = line[digits..].split([' ', '-', ')']).next()?;
     Some(format!("{} {version}", peer.name()))
+}
+
+/// The version of a crate that the server on hyper is built with.
+fn locked(name: &str) -> Option<&'static str> {
+    let name = format!("name = \"{name}\"\nversion = \"");
+    let found = &HYPER_LOCK[HYPER_LOCK.find(&name)? + name.len()..];
+    found.split('"').next()
 }
 
 /// One process of a server.
@@ -357,6 +381,13 @@ fn command(peer: Peer, workers: usize, port: u16, directory: &Path) -> io::Resul
         Peer::Naive => {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["naive", &port.to_string(), &workers_text]);
+            Ok(command)
+        }
+        Peer::Hyper => {
+            let mut command = Command::new(HYPER);
+            let every = TICK_EVERY.as_millis().to_string();
+            command.arg(port.to_string()).arg(directory);
+            command.args([&TICKS.to_string(), &every, TICK]);
             Ok(command)
         }
         Peer::Nginx => nginx(workers, port, directory, ""),

@@ -131,8 +131,9 @@ impl Program for Server {
             .accepting(options.style.accepting)
             .drain_timeout(Some(DRAIN));
         let words = options.style.words();
+        let program = env::current_exe()?;
         let worker = move |_: WorkerId| {
-            let mut command = Command::new("/proc/self/exe");
+            let mut command = Command::new(&program);
             command.arg("bowline-worker").args(words);
             command
         };
@@ -336,7 +337,7 @@ pub(crate) fn supervise(port: &str, workers: usize) -> Outcome {
     let start = {
         let port = port.to_owned();
         move || {
-            let mut command = Command::new("/proc/self/exe");
+            let mut command = Command::new(env::current_exe()?);
             command.args(["naive-worker", &port]);
             command.spawn()
         }
