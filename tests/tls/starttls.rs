@@ -12,7 +12,7 @@ use std::time::Duration;
 use bowline::endpoint::{Adopt as _, Connect as _, Listen as _};
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
 use bowline::testing::ManualClock;
-use bowline::tls::{Role, StartTls, StartTlsError, TlsError, TlsTransport};
+use bowline::tls::{StartTls, StartTlsError, TlsError, TlsRole, TlsTransport};
 use bowline::{
     Address, CloseReason, Context, Protocol, Reactor, Tcp, Transport, Transports, Unix,
     UnixTransport,
@@ -29,7 +29,7 @@ type Log = Rc<RefCell<Vec<String>>>;
 /// Speaks in lines, and starts TLS at the line `secure`.
 struct Talk {
     log: Log,
-    role: Role,
+    role: TlsRole,
     lost: Rc<RefCell<Option<TlsError>>>,
     /// What it does with what came behind.
     rest: Rest,
@@ -50,7 +50,7 @@ impl Talk {
 impl<T: TlsTransport> Protocol<T> for Talk {
     fn connection_made(&mut self, cx: &mut Context<'_, T>) {
         self.note("made");
-        if let Role::Client(_) = self.role {
+        if let TlsRole::Client(_) = self.role {
             cx.transport.write(b"secure\n");
         }
     }
@@ -73,7 +73,7 @@ impl<T: TlsTransport> Protocol<T> for Talk {
             return;
         };
         self.note("agreed");
-        if let Role::Server(_) = self.role {
+        if let TlsRole::Server(_) = self.role {
             cx.transport.write(b"go\n");
         }
         let (mut rest, mut put_back) = (&data[end + 1..], &[][..]);
@@ -115,7 +115,7 @@ enum Place {
 }
 
 impl Half {
-    fn new(place: Place, role: Role, rest: Rest) -> Self {
+    fn new(place: Place, role: TlsRole, rest: Rest) -> Self {
         let ledger = DescriptorLedger::open();
         let clock = ManualClock::new();
         let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
@@ -136,7 +136,7 @@ impl Half {
                 theirs.set_nonblocking(true).unwrap();
                 Raw::Unix(theirs)
             }
-            (Place::Tcp, Role::Server(_)) => {
+            (Place::Tcp, TlsRole::Server(_)) => {
                 let here = Tcp::at(([127, 0, 0, 1], 0).into()).layer(StartTls);
                 let factory = move |_: &Address| talk.take().unwrap();
                 let listener = reactor.listen(here, factory).unwrap();
@@ -218,8 +218,8 @@ fn a_connection_is_secured_when_both_have_agreed() {
     for place in [Place::Tcp, Place::Unix] {
         for is_client in [false, true] {
             let role = match is_client {
-                true => Role::from(&client()),
-                false => Role::from(&server()),
+                true => TlsRole::from(&client()),
+                false => TlsRole::from(&server()),
             };
             let mut half = Half::new(place, role, Rest::Handed);
             if is_client {
@@ -255,7 +255,7 @@ fn a_connection_is_secured_when_both_have_agreed() {
 #[test]
 fn a_hello_that_came_early_is_none_the_worse() {
     for rest in [Rest::Handed, Rest::PutBack] {
-        let mut half = Half::new(Place::Tcp, Role::from(&server()), rest);
+        let mut half = Half::new(Place::Tcp, TlsRole::from(&server()), rest);
         half.peer.secure(connecting(client_config(BOTH)));
         let mut bytes = b"secure\n".to_vec();
         half.peer
@@ -275,7 +275,7 @@ fn a_hello_that_came_early_is_none_the_worse() {
 fn what_was_smuggled_in_behind_the_command_is_refused() {
     for place in [Place::Tcp, Place::Unix] {
         for rest in [Rest::Handed, Rest::PutBack] {
-            for role in [Role::from(&server()), Role::from(&client())] {
+            for role in [TlsRole::from(&server()), TlsRole::from(&client())] {
                 let mut half = Half::new(place, role, rest);
                 half.peer.raw.write_all(b"go\nDELETE everything\n").unwrap();
                 half.run_until_noted("lost");
@@ -288,7 +288,7 @@ fn what_was_smuggled_in_behind_the_command_is_refused() {
 
 #[test]
 fn a_handshake_in_the_middle_has_its_time_too() {
-    let mut half = Half::new(Place::Tcp, Role::from(&server()), Rest::Handed);
+    let mut half = Half::new(Place::Tcp, TlsRole::from(&server()), Rest::Handed);
     half.peer.raw.write_all(b"secure\n").unwrap();
     half.read_plain(b"go\n");
     run_until_quiet(&mut half.reactor);
@@ -306,7 +306,7 @@ fn a_handshake_in_the_middle_has_its_time_too() {
 /// What was written before leaves before, however long that takes.
 #[test]
 fn a_handshake_begins_when_what_was_written_before_has_left() {
-    struct Pours(Role);
+    struct Pours(TlsRole);
 
     impl<T: TlsTransport> Protocol<T> for Pours {
         fn connection_made(&mut self, cx: &mut Context<'_, T>) {
@@ -319,11 +319,11 @@ fn a_handshake_begins_when_what_was_written_before_has_left() {
     }
 
     let _ledger = DescriptorLedger::open();
-    for role in [Role::from(&server()), Role::from(&client())] {
+    for role in [TlsRole::from(&server()), TlsRole::from(&client())] {
         let mut reactor = Reactor::new().unwrap();
         let (ours, theirs) = StdUnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let is_client = matches!(role, Role::Client(_));
+        let is_client = matches!(role, TlsRole::Client(_));
         let kind = Unix.layer(StartTls);
         reactor.adopt(kind, ours.into(), Pours(role)).unwrap();
         run_until_quiet(&mut reactor);
@@ -425,7 +425,7 @@ fn lines_behind_the_command_are_none() {
 }
 
 /// Descriptors pass beside it, in the clear and after, each with its byte.
-struct Gives(Option<Role>);
+struct Gives(Option<TlsRole>);
 
 impl Protocol<TlsPassing> for Gives {
     fn connection_made(&mut self, cx: &mut Context<'_, TlsPassing>) {
@@ -454,7 +454,7 @@ fn file(content: &str) -> File {
 
 #[derive(Default)]
 struct Takes {
-    role: Option<Role>,
+    role: Option<TlsRole>,
     log: Log,
 }
 
@@ -488,13 +488,13 @@ fn descriptors_pass_beside_what_is_in_the_clear_and_what_is_sealed() {
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     let log = Log::default();
     let takes = Takes {
-        role: Some(Role::from(&client())),
+        role: Some(TlsRole::from(&client())),
         log: Rc::clone(&log),
     };
     let kind = || Unix.layer(StartTls.passing());
     reactor.adopt(kind(), theirs.into(), takes).unwrap();
     // Nothing glues the ClientHello to it: the client waits for the byte.
-    let gives = Gives(Some(Role::from(&server())));
+    let gives = Gives(Some(TlsRole::from(&server())));
     reactor.adopt(kind(), ours.into(), gives).unwrap();
     run_until(&mut reactor, |_| log.borrow().concat().ends_with("sealed"));
     let log = log.borrow();

@@ -15,7 +15,7 @@ use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use crate::config::HANDSHAKE_TIMEOUT;
 use crate::handshake::Handshake;
 use crate::layer::{MoveError, MovedTls, Tls};
-use crate::role::Role;
+use crate::role::TlsRole;
 use crate::secret::keeping;
 use crate::server::Passing;
 
@@ -184,6 +184,6 @@ impl<S: FileDescriptor> Wrap<S> for TlsClient {
     type Transport = Stream<Tls<S>>;
 
     fn wrap(&mut self, socket: S, _: Side) -> Tls<S> {
-        Tls::new(socket, Role::Client(self.clone()))
+        Tls::new(socket, TlsRole::Client(self.clone()))
     }
 }

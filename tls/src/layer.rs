@@ -26,7 +26,7 @@ use crate::log;
 use crate::memory;
 use crate::outgoing::{MOST_PIECES, Outgoing};
 use crate::record::{self, HEADER, MOST_PLAIN};
-use crate::role::Role;
+use crate::role::TlsRole;
 use crate::session::{Failure, Opened, Session};
 
 mod moving;
@@ -93,15 +93,15 @@ enum Stage {
     /// Somebody has. First, what was written before has to be sent, up to this position.
     Leaving {
         until: u64,
-        role: Role,
+        role: TlsRole,
     },
     /// The handshake has not begun, since the layer has not been started.
     Waiting {
-        role: Role,
+        role: TlsRole,
     },
     Handshaking {
         handshake: Box<Handshake>,
-        role: Role,
+        role: TlsRole,
     },
     Open(Box<Session>),
     /// The connection was given away. There is no session here that could seal or open. It
@@ -149,7 +149,7 @@ impl Drop for Passed {
 
 impl<B: FileDescriptor> Tls<B> {
     /// Makes a layer that secures the connection from its beginning.
-    pub fn new(base: B, role: impl Into<Role>) -> Self {
+    pub fn new(base: B, role: impl Into<TlsRole>) -> Self {
         Self {
             base,
             state: TlsState::new(Stage::Waiting { role: role.into() }),
@@ -484,7 +484,7 @@ impl TlsState {
     pub(crate) fn start_tls(
         &mut self,
         link: &mut Link,
-        role: Role,
+        role: TlsRole,
         unsent: u64,
         unread: &[u8],
     ) -> Result<(), StartTlsError> {

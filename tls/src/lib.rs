@@ -65,7 +65,7 @@ pub use crate::config::*;
 pub use crate::endpoints::TlsEndpoints;
 pub use crate::error::{LoadError, StartTlsError, TlsError};
 pub use crate::layer::{MoveError, MovedTls, Tls, TlsState};
-pub use crate::role::{Role, StartTls};
+pub use crate::role::{StartTls, TlsRole};
 pub use crate::server::{Passing, TlsServer};
 pub use crate::tickets::{TICKET_KEY_BYTES, TicketKey, Tickets};
 pub use crate::transport::TlsTransport;

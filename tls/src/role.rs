@@ -19,14 +19,14 @@ use crate::server::{Passing, TlsServer};
 /// Feature `tls`, or `tls-aws-lc-rs`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum Role {
+pub enum TlsRole {
     /// The server. It waits for the client to begin.
     Server(TlsServer),
     /// The client. It sends the first message.
     Client(TlsClient),
 }
 
-impl Role {
+impl TlsRole {
     pub(crate) fn timeout(&self) -> Duration {
         match self {
             Self::Server(server) => server.timeout(),
@@ -49,13 +49,13 @@ impl Role {
     }
 }
 
-impl From<&TlsServer> for Role {
+impl From<&TlsServer> for TlsRole {
     fn from(server: &TlsServer) -> Self {
         Self::Server(server.clone())
     }
 }
 
-impl From<&TlsClient> for Role {
+impl From<&TlsClient> for TlsRole {
     fn from(client: &TlsClient) -> Self {
         Self::Client(client.clone())
     }

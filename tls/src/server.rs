@@ -18,7 +18,7 @@ use crate::config::{HANDSHAKE_TIMEOUT, server_config_builder};
 use crate::error::LoadError;
 use crate::handshake::{Handshake, NotesName};
 use crate::layer::{MoveError, MovedTls, Tls};
-use crate::role::Role;
+use crate::role::TlsRole;
 use crate::secret::keeping;
 
 /// The TLS server: it is put on the connections of an endpoint.
@@ -240,7 +240,7 @@ impl<S: FileDescriptor> Wrap<S> for TlsServer {
     type Transport = Stream<Tls<S>>;
 
     fn wrap(&mut self, socket: S, _: Side) -> Tls<S> {
-        Tls::new(socket, Role::Server(self.clone()))
+        Tls::new(socket, TlsRole::Server(self.clone()))
     }
 }
 

@@ -5,7 +5,7 @@ use bowline_transport::StreamTransport;
 
 use crate::error::StartTlsError;
 use crate::layer::TlsState;
-use crate::role::Role;
+use crate::role::TlsRole;
 
 /// A connection that may have TLS. Every stream is one, so the same protocol works with and
 /// without TLS. A protocol that asks for TLS says `impl<T: TlsTransport> Protocol<T>`; for
@@ -36,7 +36,7 @@ pub trait TlsTransport: Transport {
     /// # Errors
     ///
     /// TLS cannot start; see [`StartTlsError`]. Nothing has changed then.
-    fn start_tls(&mut self, role: impl Into<Role>, unread: &[u8]) -> Result<(), StartTlsError>;
+    fn start_tls(&mut self, role: impl Into<TlsRole>, unread: &[u8]) -> Result<(), StartTlsError>;
 }
 
 impl<T: StreamTransport> TlsTransport for T {
@@ -44,7 +44,7 @@ impl<T: StreamTransport> TlsTransport for T {
         self.stream().facet()
     }
 
-    fn start_tls(&mut self, role: impl Into<Role>, unread: &[u8]) -> Result<(), StartTlsError> {
+    fn start_tls(&mut self, role: impl Into<TlsRole>, unread: &[u8]) -> Result<(), StartTlsError> {
         if self.state() != TransportState::Connected || !self.is_open_for_reading() {
             return Err(StartTlsError::NotConnected);
         }
