@@ -63,11 +63,12 @@ pub(crate) fn await_exit(child: &mut Child, limit: Duration) -> ExitStatus {
 }
 
 /// Asks again whenever a file of the folder is made or written to, until there is an answer.
+/// If there is none in time, says `what` there should be.
 #[track_caller]
 pub(crate) fn await_in<T>(
     folder: &Path,
     limit: Duration,
-    what: &str,
+    what: impl Fn() -> String,
     mut ask: impl FnMut() -> Option<T>,
 ) -> T {
     let deadline = Instant::now() + limit;
@@ -83,7 +84,7 @@ pub(crate) fn await_in<T>(
             return answer;
         }
         let is_changed = is_readable_by(watch.as_fd(), deadline);
-        assert!(is_changed, "not within {limit:?}: {what}");
+        assert!(is_changed, "not within {limit:?}: {}", what());
         let mut reader = inotify::Reader::new(&watch, &mut buffer);
         while reader.next().is_ok() {}
     }

@@ -9,7 +9,7 @@ use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ use rustix::process::Signal;
 
 use crate::restart::{Client, Clients, Processes, command_of, go_on_until, log, server_config};
 use crate::support::figures::{Bound, Figures};
+use crate::support::waiting::await_exit;
 use crate::support::{DEADLINE, DescriptorLedger};
 
 /// Says to the test that it is to be the program, and where its files are.
@@ -261,20 +262,11 @@ fn finish(mut processes: Processes, mut clients: Clients) -> usize {
     let before = processes.lines();
     processes.signal(Signal::TERM);
     go_on_until_said(&processes, &mut clients, before, (1, "ended"));
-    wait_for(&mut processes.first);
+    // The first has all the others for children, down to the last.
+    await_exit(&mut processes.first, DEADLINE);
     let sealed = processes.assert_sealed_once();
     assert_eq!(processes.read("errors"), "", "nothing has gone wrong");
     sealed
-}
-
-/// The first has all the others for children, down to the last.
-#[track_caller]
-fn wait_for(child: &mut Child) {
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        assert!(began.elapsed() < DEADLINE, "it does not end");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 fn move_all(accepting: Accepting) {

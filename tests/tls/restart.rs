@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use bowline::endpoint::{Adopt as _, Listen as _};
@@ -32,6 +31,7 @@ use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use crate::harness::{IDENTITY, connecting, provider, providers, roots};
 use crate::recorder::{Note, doubled, recording};
 use crate::support::figures::{Bound, Figures, is_full, scaled};
+use crate::support::waiting::await_in;
 use crate::support::{DEADLINE, DescriptorLedger};
 
 /// Says to the test that it is to be the server, and where its files are.
@@ -358,21 +358,14 @@ impl Processes {
     /// Waits for a line of the log with this in it that was not there before.
     #[track_caller]
     fn wait_for_new(&self, before: usize, wanted: &[&str]) -> String {
-        let began = Instant::now();
-        loop {
+        let errors = || self.read("errors");
+        let what = || format!("{wanted:?} in:\n{}\n{}", self.read("log"), errors());
+        await_in(self.directory.path(), patience(), what, || {
             let log = self.read("log");
-            let new = log.lines().skip(before);
-            let mut found = new.filter(|line| wanted.iter().any(|it| line.contains(it)));
-            if let Some(line) = found.next() {
-                return line.to_owned();
-            }
-            assert!(
-                began.elapsed() < patience(),
-                "no {wanted:?} in:\n{log}\n{}",
-                self.read("errors")
-            );
-            thread::sleep(Duration::from_millis(2));
-        }
+            let mut new = log.lines().skip(before);
+            let found = new.find(|line| wanted.iter().any(|it| line.contains(it)));
+            found.map(str::to_owned)
+        })
     }
 
     #[track_caller]

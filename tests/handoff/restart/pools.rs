@@ -260,12 +260,17 @@ impl Running {
     /// Waits for the next process to serve.
     fn await_server(&mut self) {
         let folder = self.directory.path();
-        let line = await_in(folder, PATIENCE, "the next one serves", || {
-            let text = fs::read_to_string(folder.join("log")).unwrap_or_default();
-            // Written in one piece, with its end.
-            let line = text.split_inclusive('\n').nth(self.pids.len())?;
-            Some(line.strip_suffix('\n')?.to_owned())
-        });
+        let line = await_in(
+            folder,
+            PATIENCE,
+            || "the next one serves".into(),
+            || {
+                let text = fs::read_to_string(folder.join("log")).unwrap_or_default();
+                // Written in one piece, with its end.
+                let line = text.split_inclusive('\n').nth(self.pids.len())?;
+                Some(line.strip_suffix('\n')?.to_owned())
+            },
+        );
         let (pid, address) = line.split_once(' ').expect("both");
         self.pids.push(pid.parse().expect("a number"));
         self.address = address.parse().expect("an address");
