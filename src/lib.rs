@@ -266,11 +266,11 @@ pub mod process {
     };
     pub use bowline_transport::{
         ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput,
-        ProcessSettings, RunningChild, SocketDescription, SpawnError, SpawnStep, close_received,
-        describe_socket, descriptors_closing, effective_user, exit_descriptor, is_passing_shortage,
-        is_stream_connection, monotonic_microseconds, own_pidfd_inode, remove_environment,
-        send_datagram, set_terminal_size, spawn_with_descriptors, spawn_with_listen_fds,
-        take_granted, take_inherited, terminal_size,
+        ProcessSettings, RunningChild, SocketDescription, SpawnError, SpawnStep, close_all,
+        close_received, describe_socket, descriptors_closing, effective_user, exit_descriptor,
+        is_passing_shortage, is_stream_connection, monotonic_microseconds, own_pidfd_inode,
+        remove_environment, send_datagram, set_terminal_size, spawn_with_descriptors,
+        spawn_with_listen_fds, take_granted, take_inherited, terminal_size,
     };
 }
 

@@ -89,9 +89,41 @@ struct CloseQueue {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn close_received(fd: OwnedFd) {
+    drop(closable(fd));
+}
+
+/// A descriptor that a peer has sent, whose close does not wait for anything. `None` if
+/// another thread closes it.
+pub(crate) fn closable(fd: OwnedFd) -> Option<OwnedFd> {
     if sys::disarm_linger(fd.as_fd()) && sys::is_unix(fd.as_fd()) {
         close_elsewhere(fd);
+        return None;
     }
+    Some(fd)
+}
+
+/// Closes descriptors at once: those whose numbers follow each other by one system call,
+/// as those of a message mostly do.
+///
+/// It does not look what they are. What a peer has sent who is not trusted is closed by
+/// [`close_received`], one by one, if it may be a UNIX socket.
+///
+/// # Examples
+///
+/// ```
+/// use std::fs::File;
+/// use std::os::fd::OwnedFd;
+///
+/// let files: Vec<OwnedFd> = vec![
+///     File::open("/dev/null")?.into(),
+///     File::open("/dev/null")?.into(),
+/// ];
+/// bowline::process::close_all(files);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[doc(alias = "close_range")]
+pub fn close_all(descriptors: impl IntoIterator<Item = OwnedFd>) {
+    sys::close_all(descriptors);
 }
 
 /// How many descriptors of this thread are being closed in others. See

@@ -79,7 +79,7 @@ pub use crate::child::{
     ChildCommand, ChildProcess, ChildWatch, CollectOutput, Pidfd, ProcessOutput, ProcessSettings,
     RunningChild, SpawnError, SpawnStep,
 };
-pub use crate::closer::{close_received, descriptors_closing};
+pub use crate::closer::{close_all, close_received, descriptors_closing};
 pub use crate::datagram::{
     AfterSendError, Arrivals, DatagramSocket, Outgoing, OutgoingDatagram, PacketSocket, Port,
 };

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use bowline_reactor::{Reactor, Token};
 
-use crate::closer::close_received;
+use crate::closer::closable;
 use crate::datagram::{Arrivals, SendQueue};
 use crate::log;
 use crate::resolver::{Resolver, SharedResolver, SystemResolver};
@@ -244,11 +244,11 @@ impl Shared {
     /// Closes received descriptors that nobody took, and returns how many there were.
     pub(crate) fn close_received(&self, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
         let mut count = 0;
-        for fd in descriptors {
-            // The peer may have made the last close block.
-            close_received(fd);
+        // The peer may have made the last close block.
+        sys::close_all(descriptors.into_iter().filter_map(|fd| {
             count += 1;
-        }
+            closable(fd)
+        }));
         Ledger::add(&self.ledger.unclaimed, count);
         count
     }

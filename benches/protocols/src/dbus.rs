@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use bowline::process::close_all;
 use bowline::{
     Address, CloseReason, Linger, Once, Reactor, Transports as _, Unix, UnixStream,
     UnixTransport as _,
@@ -188,7 +189,9 @@ impl DbusHandler<UnixStream> for Service {
                 call.body_with_as(cx.descriptors()).expect("of this type");
             cx.reply_with(&caller, &(given.len() as u32))
         } else {
-            let count = cx.descriptors().count() as u32;
+            let descriptors = cx.descriptors();
+            let count = descriptors.len() as u32;
+            close_all(descriptors);
             cx.reply(&caller, "u", &count.to_ne_bytes(), Vec::new())
         };
         sent.expect("a reply");

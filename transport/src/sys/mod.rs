@@ -71,7 +71,7 @@ pub(crate) use self::memory::{Mapping, event_counter, is_sealed, memory_file, se
 pub(crate) use self::msg::{
     Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
 };
-pub(crate) use self::number::{descriptor_limit, lowest_free, reaches};
+pub(crate) use self::number::{close_all, descriptor_limit, lowest_free, reaches};
 pub(crate) use self::packet::{has_stamps, is_packets, is_read_closed, packet_socket, set_stamps};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 pub(crate) use self::pidfd::{
