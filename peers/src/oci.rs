@@ -137,6 +137,31 @@ pub struct Console {
 }
 
 impl Console {
+    /// Returns the console of a runtime's message: of its bytes, and of the descriptors that
+    /// came with them. [`ConsoleSocket`] does this by itself. Use this only if your program
+    /// has a listener of its own.
+    ///
+    /// # Errors
+    ///
+    /// The message is no console. Its descriptors are closed.
+    pub fn of(
+        label: &[u8],
+        descriptors: &mut ReceivedDescriptors<'_>,
+    ) -> Result<Self, ConsoleError> {
+        let count = descriptors.len();
+        if count != 1 {
+            return Err(ConsoleError::NotOne { count });
+        }
+        if label.len() >= LABEL_LIMIT {
+            return Err(ConsoleError::LongLabel);
+        }
+        let terminal = descriptors.take_kind(DescriptorKind::TerminalMaster);
+        Ok(Self {
+            terminal: terminal.map_err(ConsoleError::Wrong)?,
+            label: label.to_vec(),
+        })
+    }
+
     /// Returns the terminal, for example to set its size.
     pub fn terminal(&self) -> BorrowedFd<'_> {
         self.terminal.as_fd()
@@ -260,24 +285,6 @@ impl bowline::Factory for Accepting {
 struct Taker(Rc<Desk>);
 
 impl Taker {
-    fn judge(
-        descriptors: &mut ReceivedDescriptors<'_>,
-        data: &[u8],
-    ) -> Result<Console, ConsoleError> {
-        let count = descriptors.len();
-        if count != 1 {
-            return Err(ConsoleError::NotOne { count });
-        }
-        if data.len() >= LABEL_LIMIT {
-            return Err(ConsoleError::LongLabel);
-        }
-        let terminal = descriptors.take_kind(DescriptorKind::TerminalMaster);
-        Ok(Console {
-            terminal: terminal.map_err(ConsoleError::Wrong)?,
-            label: data.to_vec(),
-        })
-    }
-
     fn end(&self, cx: &mut Context<'_, UnixStream>, result: Result<Console, ConsoleError>) {
         cx.transport.lose_connection();
         self.0.end(cx.reactor, result);
@@ -295,8 +302,7 @@ impl Protocol<UnixStream> for Taker {
         descriptors: &mut ReceivedDescriptors<'_>,
         data: &[u8],
     ) {
-        let result = Self::judge(descriptors, data);
-        self.end(cx, result);
+        self.end(cx, Console::of(data, descriptors));
     }
 
     fn connection_lost(&mut self, cx: &mut Context<'_, UnixStream>, _: &CloseReason) {

@@ -349,3 +349,9 @@ suite!(
         ImsgDialect::Legacy
     ))
 );
+suite!(
+    legacy_met_with_the_other_dialect,
+    Of(ImsgDialect::Legacy, |_| ImsgFramer::learning(
+        ImsgDialect::Current
+    ))
+);

@@ -16,6 +16,7 @@ mod examples;
 mod haproxy;
 mod imsg;
 mod node;
+mod notify;
 mod oci;
 mod rules;
 mod varlink;

@@ -19,7 +19,7 @@ use bowline_peers::oci::{Console, ConsoleError, ConsoleSocket, LABEL_LIMIT, send
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 
 use crate::programs::{Program, example, has, say_missing};
-use crate::suite::{identity, send};
+use crate::suite::{identity, send, send_sets};
 use crate::support::{DescriptorLedger, run_until, settle};
 
 /// What a console socket has given.
@@ -88,9 +88,56 @@ fn console_is_taken_as_runc_and_crun_send_it() {
             assert_eq!(identity(console.terminal()), identity(&terminal));
         }
     }
-    // The rest of a label that was cut is not waited for: a runtime says nothing more.
-    let console = sent(&[(b"/dev", &one), (b"/ptmx", &[])], true).unwrap();
-    assert_eq!(identity(console.terminal()), identity(&terminal));
+}
+
+/// The rest of a label that was cut is not waited for: a runtime says nothing more. So the
+/// terminal comes with the first piece, or there is none.
+#[test]
+fn message_cut_at_any_byte_has_its_terminal_or_none() {
+    let _ledger = DescriptorLedger::open();
+    let terminals = [terminal(), terminal()];
+    let [first, second] = [[terminals[0].as_fd()], [terminals[1].as_fd()]];
+    let label = b"/dev/ptmx";
+    for at in 1..label.len() {
+        let (begin, end) = label.split_at(at);
+        for behind in [&[][..], &second] {
+            let console = sent(&[(begin, &first), (end, behind)], true).unwrap();
+            assert_eq!(console.label(), begin);
+            assert_eq!(identity(console.terminal()), identity(&terminals[0]));
+        }
+        let late = sent(&[(begin, &[]), (end, &first)], true).unwrap_err();
+        assert!(matches!(late, ConsoleError::NotOne { count: 0 }), "{late}");
+    }
+}
+
+/// All that a runtime sends is there before any of it is read, and the runtime is gone.
+#[test]
+fn last_words_of_a_runtime_that_is_gone_are_a_console() {
+    let _ledger = DescriptorLedger::open();
+    let terminals = [terminal(), terminal()];
+    let [first, second] = [[terminals[0].as_fd()], [terminals[1].as_fd()]];
+    let folder = tempfile::tempdir().unwrap();
+    // Two sets in one call are two terminals; of two calls the first counts.
+    for (calls, count) in [
+        (&[&[&first[..]][..]][..], 1),
+        (&[&[&first], &[&second]], 1),
+        (&[&[&first, &second]], 2),
+    ] {
+        let (mut reactor, _, given) = engine(folder.path(), None);
+        let runtime = StdUnixStream::connect(folder.path().join("console")).unwrap();
+        for sets in calls {
+            send_sets(&runtime, b"/dev/ptmx", sets);
+        }
+        drop(runtime);
+        settle(&mut reactor);
+        match given.take().pop().expect("called") {
+            Ok(console) if count == 1 => {
+                assert_eq!(identity(console.terminal()), identity(&terminals[0]));
+            }
+            Err(ConsoleError::NotOne { count: came }) => assert_eq!(came, count),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -219,11 +266,21 @@ fn runs(said: &str) -> bool {
     !is_refused
 }
 
+/// How many descriptors the first process of a container has open.
+fn descriptors_of_container(id: &str) -> usize {
+    let state = Command::new("runc").args(["state", id]).output().unwrap();
+    let state = String::from_utf8(state.stdout).unwrap();
+    let (_, behind) = state.split_once("\"pid\": ").expect("it runs");
+    let pid = behind.split(',').next().expect("a number");
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
 #[test]
 fn console_of_a_container_is_a_connection() {
     let _ledger = DescriptorLedger::open();
     let folder = tempfile::tempdir().unwrap();
-    let Some(()) = bundle(folder.path(), SCRIPT) else {
+    let script = format!("{SCRIPT}; read line");
+    let Some(()) = bundle(folder.path(), &script) else {
         return;
     };
     let (mut reactor, _, given) = engine(folder.path(), None);
@@ -247,10 +304,15 @@ fn console_of_a_container_is_a_connection() {
         .adopt(Pipe, console.into_descriptor(), screen.clone())
         .unwrap();
     run_until(&mut reactor, |_| screen.0.borrow().0.contains("hello"));
+    // The runtime has ended; what runs in the container has its terminal, and nothing else.
+    assert_eq!(descriptors_of_container(&id), 3);
     reactor.get(terminal).unwrap().write(b"me\n");
+    run_until(&mut reactor, |_| screen.0.borrow().0.contains("got me"));
+    assert_eq!(descriptors_of_container(&id), 3);
+    reactor.get(terminal).unwrap().write(b"\n");
     run_until(&mut reactor, |_| screen.0.borrow().1.is_some());
     let (said, reason) = screen.0.take();
-    assert_eq!(said, "hello\r\nme\r\ngot me\r\n");
+    assert_eq!(said, "hello\r\nme\r\ngot me\r\n\r\n");
     assert_eq!(reason.as_deref(), Some("closed cleanly"));
     let deleted = Command::new("runc")
         .args(["delete", "--force", &id])

@@ -203,10 +203,16 @@ pub(crate) fn identity(fd: impl AsFd) -> Identity {
 
 /// Sends once, all of it.
 #[track_caller]
-pub(crate) fn send(peer: &StdUnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+pub(crate) fn send(peer: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    send_sets(peer, bytes, &[descriptors]);
+}
+
+/// As [`send`], with each set of descriptors in a control message of its own.
+#[track_caller]
+pub(crate) fn send_sets(peer: impl AsFd, bytes: &[u8], sets: &[&[BorrowedFd<'_>]]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253), ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() {
+    for descriptors in sets.iter().filter(|set| !set.is_empty()) {
         assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;

@@ -139,6 +139,7 @@ fn machine_of_qemu_keeps_memory_for_its_device_hears_it_and_is_moved() {
     // Its firmware looks for something to boot from.
     let started = "inflight of 4096 bytes";
     machine.wait(&mut reactor, started, |_| noting.has(started));
+    let before = machine.open_descriptors();
 
     let channel = noting.channel.borrow().expect("it was given");
     let told: Rc<RefCell<Option<Answer>>> = Rc::default();
@@ -160,6 +161,10 @@ fn machine_of_qemu_keeps_memory_for_its_device_hears_it_and_is_moved() {
     for what in ["log", "all is logged", "the ring is logged"] {
         assert!(noting.has(what), "{what}: {:?}", noting.asked.borrow());
     }
+    machine.tell("info migrate\n");
+    machine.wait_for(&mut reactor, "Migration status: completed");
+    // What it has passed, and what was made for the move, it has not kept.
+    machine.wait_for_descriptors_at_most(&mut reactor, before);
     machine.tell("quit\n");
     let (is_well, said) = machine.end(&mut reactor);
     assert!(is_well, "{said}");
