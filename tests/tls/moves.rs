@@ -5,15 +5,17 @@ use std::cell::{Cell, RefCell};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::process::Command;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use bowline::endpoint::{Adopt as _, Carried};
 use bowline::error::ReattachError;
 use bowline::layers::{LayerState, Stays};
 use bowline::tls::rustls::crypto::CryptoProvider;
-use bowline::tls::rustls::{ClientConfig, Connection, ServerConfig};
+use bowline::tls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use bowline::tls::rustls::{ClientConfig, Connection, ServerConfig, SupportedCipherSuite};
 use bowline::tls::{MoveError, MovedTls, TlsClient, TlsServer, TlsTransport};
 use bowline::{
     AfterReadClosed, CloseReason, Context, Detached, Protocol, Reactor, Transport, TransportHandle,
@@ -24,6 +26,7 @@ use crate::harness::{
     IDENTITY, TlsUnix, accepting, connecting, pattern, provider, providers, roots,
 };
 use crate::recorder::{Note, doubled, recording};
+use crate::support::peers::has_program;
 use crate::support::{DEADLINE, DescriptorLedger};
 
 /// Sends back what it receives.
@@ -91,13 +94,45 @@ struct Pair {
     back: Vec<u8>,
 }
 
+/// A certificate with a key for RSA, which OpenSSL makes; `None` without it, which is said.
+static RSA: LazyLock<Option<Certified>> = LazyLock::new(|| {
+    if !has_program("openssl", "version", "openssl") {
+        return None;
+    }
+    let made = Command::new("openssl")
+        .args(["genpkey", "-algorithm", "RSA"])
+        .args(["-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .unwrap();
+    let pem = String::from_utf8(made.stdout).unwrap();
+    let key = rcgen::KeyPair::from_pem(&pem).unwrap();
+    let parameters = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+    let certificate = parameters.signed_by(&key, &IDENTITY.authority).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    Some((vec![certificate.der().clone()], key))
+});
+
+type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn is_of_rsa(suite: SupportedCipherSuite) -> bool {
+    format!("{suite:?}").contains("ECDHE_RSA")
+}
+
+/// For `peers`, which has one suite.
 fn configs(provider: &CryptoProvider, peers: &CryptoProvider) -> (ServerConfig, ClientConfig) {
-    let versions = [peers.cipher_suites[0].version()];
+    let [suite] = peers.cipher_suites[..] else {
+        panic!("{peers:?} has others");
+    };
+    let versions = [suite.version()];
+    let (chain, key) = match &*RSA {
+        Some((chain, key)) if is_of_rsa(suite) => (chain, key),
+        _ => (&IDENTITY.chain, &IDENTITY.key),
+    };
     let server = ServerConfig::builder_with_provider(Arc::new(provider.clone()))
         .with_protocol_versions(&versions)
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(IDENTITY.chain.clone(), IDENTITY.key.clone_key())
+        .with_single_cert(chain.clone(), key.clone_key())
         .unwrap();
     let client = ClientConfig::builder_with_provider(Arc::new(peers.clone()))
         .with_protocol_versions(&versions)
@@ -107,19 +142,18 @@ fn configs(provider: &CryptoProvider, peers: &CryptoProvider) -> (ServerConfig, 
     (server, client)
 }
 
-/// This provider with each of its suites alone, but for those that our certificate is not
-/// made for.
+/// This provider with each of its suites alone.
 fn single_suites(provider: &CryptoProvider) -> Vec<CryptoProvider> {
-    let mut single = Vec::new();
-    for suite in &provider.cipher_suites {
-        if !format!("{suite:?}").contains("ECDHE_RSA") {
-            single.push(CryptoProvider {
-                cipher_suites: vec![*suite],
-                ..provider.clone()
-            });
-        }
-    }
-    assert!(single.len() >= 6, "three suites of each version");
+    let suites = provider.cipher_suites.iter().copied();
+    let single: Vec<_> = suites
+        .filter(|suite| !is_of_rsa(*suite) || RSA.is_some())
+        .map(|suite| CryptoProvider {
+            cipher_suites: vec![suite],
+            ..provider.clone()
+        })
+        .collect();
+    // Three of TLS 1.3, and as many of 1.2 for each sort of key.
+    assert_eq!(single.len(), if RSA.is_some() { 9 } else { 6 });
     single
 }
 
