@@ -1,7 +1,7 @@
 //! The servers with TLS on them, asked by programs that nobody here wrote.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
@@ -186,12 +186,13 @@ fn sessions_go_on_at_whichever_worker_of_a_pool() {
 }
 
 fn curl(files: &Files, address: &str, count: usize) -> String {
-    let mut command = curl_command(files, address, count);
+    let mut command = curl_command(files, address, count, "/dev/null");
     let output = command.output().expect("starts");
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-fn curl_command(files: &Files, address: &str, count: usize) -> Command {
+/// Fetches the page so often into there, and says of each how it went, on standard error.
+fn curl_command(files: &Files, address: &str, count: usize, output: &str) -> Command {
     let port = address.rsplit(':').next().expect("a port");
     let mut command = Command::new("curl");
     command.args([
@@ -205,11 +206,11 @@ fn curl_command(files: &Files, address: &str, count: usize) -> Command {
     command.args(["--resolve", &format!("localhost:{port}:127.0.0.1")]);
     command.args([
         "--write-out",
-        "%{http_code} %{size_download} %{num_connects}\n",
+        "%{stderr}%{http_code} %{size_download} %{num_connects}\n",
     ]);
     command.arg("--cacert").arg(files.path("cert"));
     for _ in 0..count {
-        command.args(["--output", "/dev/null"]);
+        command.args(["--output", output]);
         command.arg(format!("https://localhost:{port}/page"));
     }
     command
@@ -247,10 +248,10 @@ fn curl_gets_every_page_while_http_restarts() {
     let tls = files.tls();
     let tls: Vec<_> = tls.iter().map(String::as_str).collect();
     let http = http::Server::start_with(&[("page", &page)], "2", &tls);
-    let mut command = curl_command(&files, &http.example.address, pages);
+    let mut command = curl_command(&files, &http.example.address, pages, "/dev/null");
     // So that it is still at it after the last restart.
     command.args(["--limit-rate", "5M"]);
-    let mut client = command.stdout(Stdio::piped()).spawn().expect("starts");
+    let mut client = command.stderr(Stdio::piped()).spawn().expect("starts");
     for _ in 0..restarts {
         let process = http.process();
         kill_process(http::pid(process), Signal::HUP).expect("it runs");
@@ -258,13 +259,50 @@ fn curl_gets_every_page_while_http_restarts() {
     }
     let was_at_it = client.try_wait().expect("a child").is_none();
     let output = client.wait_with_output().expect("a child");
-    let said = String::from_utf8(output.stdout).expect("text");
+    let said = String::from_utf8(output.stderr).expect("text");
     let whole = format!("200 {size} ");
     let fetched = said.lines().filter(|line| line.starts_with(&whole)).count();
     assert_eq!(fetched, pages, "{said}");
     let connections = said.lines().filter(|line| line.ends_with(" 1")).count();
     assert!(connections <= 1 + restarts, "{connections} connections");
     assert!(was_at_it, "no page was fetched after a restart");
+    kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
+}
+
+/// One connection, of whose moves its client learns nothing. It is idle at each of them:
+/// curl has asked for a page and got it, and cannot write all of it to its full pipe.
+#[test]
+fn curl_keeps_its_connection_while_http_restarts() {
+    if !has("curl", "--version") {
+        return;
+    }
+    let files = Files::new();
+    let (size, restarts) = (100_000, 3);
+    let page = vec![b'p'; size];
+    let tls = files.tls();
+    let tls: Vec<_> = tls.iter().map(String::as_str).collect();
+    let http = http::Server::start_with(&[("page", &page)], "2", &tls);
+    let mut command = curl_command(&files, &http.example.address, restarts + 1, "-");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut client = command.spawn().expect("starts");
+    let mut pages = client.stdout.take().expect("a pipe");
+    let mut read = vec![0; size];
+    for _ in 0..restarts {
+        pages.read_exact(&mut read[..1]).expect("it has begun");
+        let process = http.process();
+        kill_process(http::pid(process), Signal::HUP).expect("it runs");
+        wait_until("another process serves", || http.process() != process);
+        wait_until("it is gone", || {
+            !is_running(u32::try_from(process).expect("a process"))
+        });
+        pages.read_exact(&mut read[1..]).expect("all of it");
+        assert!(read == page, "another page");
+    }
+    pages.read_exact(&mut read).expect("the last");
+    let output = client.wait_with_output().expect("a child");
+    let said = String::from_utf8(output.stderr).expect("text");
+    let later = format!("200 {size} 0\n").repeat(restarts);
+    assert_eq!(said, format!("200 {size} 1\n{later}"));
     kill_process(http::pid(http.process()), Signal::TERM).expect("it runs");
 }
 
