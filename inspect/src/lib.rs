@@ -56,6 +56,7 @@ pub use crate::http::{Browser, Browsers};
 pub use crate::inspector::{InspectError, Inspector, Page};
 pub use crate::socket::{Operator, Operators};
 pub use bowline_reactor::{
-    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, TurnRecord, TurnTimes,
+    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, SlowTurn, TurnRecord,
+    TurnTimes,
 };
 pub use bowline_transport::{KindCounts, OperateError, Operation};

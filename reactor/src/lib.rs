@@ -63,7 +63,8 @@ pub use crate::error::{ReactorError, RunError, TriggerError};
 pub use crate::handle::Handle;
 #[cfg(feature = "inspect")]
 pub use crate::meter::{
-    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, TurnRecord, TurnTimes,
+    Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, SlowTurn, TurnRecord,
+    TurnTimes,
 };
 pub use crate::panic::{Contained, Panic, catch_panic};
 pub use crate::periodic_call::{PeriodicCall, PeriodicEnd};

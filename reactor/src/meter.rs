@@ -24,7 +24,7 @@ pub(crate) use self::on::Meter;
 pub use self::{
     histogram::Histogram,
     kinds::{Budget, CallbackKind},
-    on::{Measurements, SlowCallback, SlowLimits},
+    on::{Measurements, SlowCallback, SlowLimits, SlowTurn},
     turns::{TurnRecord, TurnTimes},
 };
 #[cfg(not(feature = "inspect"))]

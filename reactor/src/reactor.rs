@@ -719,8 +719,8 @@ impl Reactor {
             missed_own(&mut self.has_missed_own, token);
             return None;
         }
-        if !slot.queued {
-            slot.queued = true;
+        if !slot.is_queued() {
+            slot.set_queued(true);
             self.deferred.push_back(Deferred::Attend(token));
         }
         handle.view(slot.entry_mut()?.facet())
@@ -736,9 +736,9 @@ impl Reactor {
     /// this turn.
     pub fn notify(&mut self, token: Token) {
         if let Some(slot) = self.slots.get_mut(token)
-            && !slot.queued
+            && !slot.is_queued()
         {
-            slot.queued = true;
+            slot.set_queued(true);
             self.deferred.push_back(Deferred::Attend(token));
         }
     }

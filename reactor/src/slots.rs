@@ -20,19 +20,27 @@ pub(crate) struct Slots {
     /// Those of the registrations to come. Never repeated in the process, so
     /// that a token means nothing in another reactor.
     generations: Generations,
-    /// Invariant: how many slots are [awaited](Slot::is_awaited).
+    /// Invariant: how many slots are [`AWAITED`].
     awaited: usize,
 }
+
+/// The descriptor stands in the reactor's queue of those that wait for attention.
+const QUEUED: u8 = 1;
+/// A graceful stop waits for the descriptor. Changed by [`Slots::set_awaited`] only, and
+/// by the release.
+const AWAITED: u8 = 1 << 1;
+
+// It is found by a shift.
+const _: () = assert!(size_of::<Slot>() == 32);
 
 pub(crate) struct Slot {
     token: Token,
     entry: Option<Box<dyn Descriptor>>,
-    /// Whether the descriptor stands in the reactor's queue of those that
-    /// wait for attention.
-    pub(crate) queued: bool,
-    /// Whether a graceful stop waits for the descriptor. Changed by
-    /// [`Slots::set_awaited`] only, and by the release.
-    is_awaited: bool,
+    /// The lower half of the tick count when its last callback began.
+    #[cfg(feature = "inspect")]
+    began: u32,
+    /// [`QUEUED`] and [`AWAITED`]: in one byte, so that a slot has 32.
+    marks: u8,
     /// There while the descriptor stands in the reactor's queue of those that
     /// asked for another turn: what was reported meanwhile.
     pub(crate) again: Option<Readiness>,
@@ -60,8 +68,9 @@ impl Slots {
         vacant.insert(Slot {
             token,
             entry: None,
-            queued: false,
-            is_awaited: false,
+            #[cfg(feature = "inspect")]
+            began: 0,
+            marks: 0,
             again: None,
             interest: None,
         });
@@ -95,7 +104,27 @@ impl Slots {
     /// Takes the descriptor out for the time of its callback.
     #[inline]
     pub(crate) fn take(&mut self, token: Token) -> Option<Box<dyn Descriptor>> {
-        self.get_mut(token)?.entry.take()
+        let slot = self.get_mut(token)?;
+        #[cfg(feature = "inspect")]
+        {
+            slot.began = crate::sys::ticks() as u32;
+        }
+        slot.entry.take()
+    }
+
+    /// When the last callback of whatever has the slot of `token`, or had it until a moment
+    /// ago, began: the lower half of the tick count.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn began(&self, token: Token) -> Option<u32> {
+        self.slab.get(token.index()).map(|slot| slot.began)
+    }
+
+    /// Takes the beginning of that callback back to when it was.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn set_began(&mut self, token: Token, began: u32) {
+        if let Some(slot) = self.slab.get_mut(token.index()) {
+            slot.began = began;
+        }
     }
 
     /// Puts a descriptor into its slot: the first time, or after a callback.
@@ -125,7 +154,7 @@ impl Slots {
         let slot = self.slab.get_mut(token.index());
         let slot = slot.filter(|slot| slot.token == token && slot.is_occupied())?;
         slot.token = Token::new(token.index(), self.generations.next());
-        slot.queued = false;
+        slot.set_queued(false);
         slot.again = None;
         Some(slot.token)
     }
@@ -136,9 +165,9 @@ impl Slots {
         let slot = self.get_mut(token)?;
         // No token equals this one, so nothing finds the slot any more.
         slot.token = Token::WAKER;
-        slot.queued = false;
+        slot.set_queued(false);
         let entry = slot.entry.take();
-        let was_awaited = slot.is_awaited;
+        let was_awaited = slot.has(AWAITED);
         self.awaited -= usize::from(was_awaited);
         self.released.push(token.index());
         entry
@@ -156,7 +185,8 @@ impl Slots {
     /// gone it says nothing.
     pub(crate) fn set_awaited(&mut self, token: Token, is_awaited: bool) {
         if let Some(slot) = self.get_mut(token) {
-            let was_awaited = mem::replace(&mut slot.is_awaited, is_awaited);
+            let was_awaited = slot.has(AWAITED);
+            slot.mark(AWAITED, is_awaited);
             self.awaited += usize::from(is_awaited);
             self.awaited -= usize::from(was_awaited);
         }
@@ -204,6 +234,25 @@ impl Slots {
 }
 
 impl Slot {
+    fn has(&self, mark: u8) -> bool {
+        self.marks & mark != 0
+    }
+
+    fn mark(&mut self, mark: u8, on: bool) {
+        match on {
+            true => self.marks |= mark,
+            false => self.marks &= !mark,
+        }
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        self.has(QUEUED)
+    }
+
+    pub(crate) fn set_queued(&mut self, on: bool) {
+        self.mark(QUEUED, on);
+    }
+
     pub(crate) fn entry_mut(&mut self) -> Option<&mut dyn Descriptor> {
         self.entry.as_deref_mut()
     }
@@ -284,11 +333,11 @@ mod tests {
         let old = slots.reserve().unwrap();
         assert!(slots.put(old, Box::new(Numbered(1))).is_none());
         let slot = slots.get_mut(old).unwrap();
-        slot.queued = true;
+        slot.set_queued(true);
         slot.again = Some(Readiness::default());
         let new = slots.rename(old).unwrap();
         let slot = slots.get_mut(new).unwrap();
-        assert!(!slot.queued && slot.again.is_none());
+        assert!(!slot.is_queued() && slot.again.is_none());
     }
 
     proptest! {

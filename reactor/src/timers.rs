@@ -341,6 +341,13 @@ impl<T> Timers<T> {
         Some((key, value))
     }
 
+    /// Iterates over what [`pop_due`](Self::pop_due) would give.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn due(&self) -> impl Iterator<Item = u32> {
+        let after = |node: u32| Some(self.nodes[node as usize].next).filter(|next| *next != DUE);
+        std::iter::successors(after(DUE), move |node| after(*node))
+    }
+
     /// Returns whether [`pop_due`](Self::pop_due) would give something.
     pub(crate) fn has_due(&self) -> bool {
         self.nodes[DUE as usize].next != DUE

@@ -51,6 +51,124 @@ fn a_slow_callback_is_kept_with_its_name_its_kind_and_its_time() {
     ledger.assert_balanced();
 }
 
+/// Sleeps as the letter says, and then does what the letter says.
+struct Obeys;
+
+impl<T: Transport> Protocol<T> for Obeys {
+    fn data_received(&mut self, cx: &mut Context<'_, T>, data: &[u8]) {
+        match data {
+            b"ends" => {
+                thread::sleep(SLOW);
+                cx.transport.abort_connection();
+            }
+            b"panics" => {
+                thread::sleep(SLOW);
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+            b"sleeps" => thread::sleep(SLOW),
+            _ => {}
+        }
+        cx.transport.write(data);
+    }
+
+    fn log_prefix(&self) -> std::borrow::Cow<'_, str> {
+        "Obeys".into()
+    }
+}
+
+/// All of them are ready in one turn, and what was said to each is done in it. The tokens
+/// of them, in the order of the words.
+fn in_one_turn(reactor: &mut Reactor, words: &[&str]) -> Vec<bowline::descriptor::Token> {
+    let ends: Vec<_> = words.iter().map(|_| crate::support::socketpair()).collect();
+    let adopt = |(ours, theirs): (std::os::unix::net::UnixStream, _)| {
+        let handle = reactor.adopt(bowline::Unix, ours.into(), Obeys).unwrap();
+        (handle.token(), theirs)
+    };
+    let ends: Vec<_> = ends.into_iter().map(adopt).collect();
+    for _ in 0..3 {
+        reactor.turn(Some(Duration::ZERO));
+    }
+    for ((_, theirs), word) in ends.iter().zip(words) {
+        std::io::Write::write_all(&mut &*theirs, word.as_bytes()).unwrap();
+    }
+    // One that panics is not counted among the events.
+    let called = |reactor: &Reactor| reactor.statistics().events + reactor.statistics().panics;
+    let before = called(reactor);
+    reactor.turn(Some(Duration::ZERO));
+    assert_eq!(called(reactor), before + words.len() as u64);
+    ends.into_iter().map(|(token, _)| token).collect()
+}
+
+#[test]
+fn of_many_callbacks_in_a_turn_the_slow_ones_are_found_whatever_became_of_them() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = Reactor::new().unwrap();
+    let words = [
+        "quick", "sleeps", "quick", "ends", "quick", "panics", "sleeps", "quick",
+    ];
+    let tokens = in_one_turn(&mut reactor, &words);
+    let measured = reactor.measurements();
+    let expected = words.iter().zip(&tokens);
+    let expected: Vec<_> = expected.filter(|(word, _)| **word != "quick").collect();
+    for (word, token) in &expected {
+        let is_it = |it: &&bowline::inspect::SlowCallback| it.token == Some(**token);
+        let found: Vec<_> = measured.slowest().iter().filter(is_it).collect();
+        assert_eq!(found.len(), 1, "{word}: {:?}", measured.slowest());
+        assert!(found[0].name.starts_with("Obeys,UNIX"), "{word}: {found:?}");
+        assert_eq!(found[0].kind, CallbackKind::Ready);
+        let took = found[0].took;
+        assert!(took >= SLOW && took < SLOW * 3 / 2, "{word}: {took:?}");
+    }
+    assert_eq!(measured.slowest().len(), expected.len(), "{measured:?}");
+    // What returned first is the longest ago.
+    let sleeps = |token| measured.slowest().iter().find(|it| it.token == Some(token));
+    let (first, last) = (sleeps(tokens[1]), sleeps(tokens[6]));
+    let between = last.unwrap().at - first.unwrap().at;
+    assert!(between >= SLOW * 5 / 2, "{between:?}");
+    drop(reactor);
+    ledger.assert_balanced();
+}
+
+#[test]
+fn a_slow_turn_is_kept_with_what_ran_in_it() {
+    let mut reactor = Reactor::new().unwrap();
+    let tokens = in_one_turn(&mut reactor, &["sleeps", "quick", "sleeps"]);
+    // Where nothing was slow by itself, all was.
+    reactor.set_slow_limits(SlowLimits::default().callback(SLOW * 10));
+    reactor.turn(Some(Duration::ZERO));
+    for _ in 0..100 {
+        reactor.call_soon(|_| thread::sleep(SLOW / 5));
+    }
+    run_until(&mut reactor, |reactor| reactor.is_idle());
+    let turns = reactor.measurements().slowest_turns();
+    let of_two = |it: &&bowline::inspect::SlowTurn| it.events == 3;
+    let turn = turns.iter().find(of_two).expect("it is kept");
+    let ran: Vec<_> = turn.ran.iter().map(|it| it.token.unwrap()).collect();
+    assert!(ran.len() == 2 && ran.contains(&tokens[0]) && ran.contains(&tokens[2]));
+    assert!(turn.times.ready >= SLOW * 2, "{turn:?}");
+    let many = turns.iter().find(|it| it.ran.is_empty());
+    let calls = many.expect("it is kept too").times.calls;
+    assert!(calls >= SLOW * 20, "{turns:?}");
+    assert!(turns.is_sorted_by(|a, b| a.times.total() >= b.times.total()));
+}
+
+#[test]
+fn delayed_calls_that_wait_and_those_that_are_late_are_counted() {
+    let clock = bowline::testing::ManualClock::new();
+    let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
+    reactor.set_limits(Limits::default().timers(2));
+    for number in 0..10 {
+        reactor.call_later(Duration::from_millis(number), |_| {});
+    }
+    reactor.call_later(Duration::from_secs(60), |_| {});
+    assert_eq!(reactor.delayed_call_counts(), (11, 0));
+    clock.advance(Duration::from_millis(20));
+    reactor.turn(Some(Duration::ZERO));
+    assert_eq!(reactor.delayed_call_counts(), (9, 8), "two a turn");
+    run_until(&mut reactor, |reactor| reactor.is_idle());
+    assert_eq!(reactor.delayed_call_counts(), (1, 0));
+}
+
 #[test]
 fn a_slow_closure_is_named_by_the_function_that_it_stands_in() {
     fn begins_long_work(reactor: &mut Reactor) {
@@ -158,6 +276,33 @@ fn an_age_is_that_since_the_registration_and_there_is_none_of_what_is_gone() {
     );
     reactor.remove(token);
     assert_eq!(reactor.age(token), None);
+}
+
+#[test]
+fn a_callback_of_a_connection_that_takes_seconds_is_told_in_full() {
+    struct Sleeps(Duration);
+    impl<T: Transport> Protocol<T> for Sleeps {
+        fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {
+            thread::sleep(self.0);
+        }
+    }
+    let long = Duration::from_millis(2_200);
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, theirs) = crate::support::socketpair();
+    reactor
+        .adopt(bowline::Unix, ours.into(), Sleeps(long))
+        .unwrap();
+    std::io::Write::write_all(&mut &theirs, b"x").unwrap();
+    run_until(&mut reactor, |reactor| {
+        !reactor.measurements().slowest().is_empty()
+    });
+    let measured = reactor.measurements();
+    let slowest = &measured.slowest()[0];
+    assert!(slowest.name.starts_with("Sleeps,"), "{slowest:?}");
+    let within = long..long + Duration::from_secs(1);
+    assert!(within.contains(&slowest.took), "{slowest:?}");
+    let turn = measured.last_turns().map(|it| it.times.ready).max();
+    assert!(turn >= Some(long), "the turn took {turn:?}");
 }
 
 /// A callback that is as long as the halves of the tick count that are compared is told

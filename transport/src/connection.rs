@@ -384,12 +384,11 @@ where
                 #[cfg(feature = "inspect")]
                 link.count_received(received.bytes);
                 let reads_on = link.has(Flags::READ_ON | Flags::UNWATCHED);
-                if received.is_drained() && !reads_on {
-                    link.clear(Flags::READABLE);
-                }
-                #[cfg(feature = "inspect")]
                 if reads_on {
+                    #[cfg(feature = "inspect")]
                     link.note_received(buffers.data.get(received.bytes));
+                } else if received.is_drained() {
+                    link.clear(Flags::READABLE);
                 }
                 if received.had_ancillary() {
                     let is_truncated = received.is_truncated();

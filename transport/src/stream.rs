@@ -249,7 +249,9 @@ impl<L: FileDescriptor> Stream<L> {
     /// Otherwise does nothing.
     #[inline(always)]
     fn append(&mut self, data: &[u8]) -> bool {
-        if data.is_empty() || data.len() >= MIN_DIRECT_BYTES || self.link.writes_with_care() {
+        // One test in the place of two, of which the compiler makes more at times.
+        let is_large = data.len() / MIN_DIRECT_BYTES;
+        if data.is_empty() || is_large | self.link.careful_bits() != 0 {
             return false;
         }
         if self.buffer.needs_storage() {

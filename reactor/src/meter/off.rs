@@ -29,15 +29,24 @@ impl Reactor {
     pub(crate) fn meter_phase(&mut self, _: usize) {}
 
     #[inline(always)]
-    pub(crate) fn meter_delivered(&self) -> usize {
-        0
-    }
-
-    #[inline(always)]
     pub(crate) fn meter_turned(&mut self) {}
 
     #[inline(always)]
     pub(crate) fn meter_ran(&mut self, _: Ran) {}
+
+    #[inline(always)]
+    pub(crate) fn meter_events(&mut self, _: &mio::Events) {}
+
+    #[inline(always)]
+    pub(crate) fn meter_leaves(&mut self, _: Token) {}
+
+    #[inline(always)]
+    pub(crate) fn meter_panicked(&mut self, _: Token) -> Option<u32> {
+        None
+    }
+
+    #[inline(always)]
+    pub(crate) fn meter_told(&mut self, _: Token, _: Option<u32>) {}
 
     #[inline(always)]
     pub(crate) fn meter_spent(&mut self, _: Budget) {}

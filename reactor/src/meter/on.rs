@@ -1,11 +1,14 @@
 //! What is measured with the feature `inspect`.
 //!
-//! After each callback the tick count is read, and compared with what it was at the last
-//! look: four instructions. Only after a quarter of what is slow is it looked again. So the
-//! callback that has returned then is the one that took long, if one did. In the turns of a
-//! sample it is looked after each, which fills the histograms; the books are kept of these
-//! turns and of all long ones.
+//! Before each callback of a descriptor its slot is given the tick count: two instructions.
+//! When all events of a turn are delivered, and that took long, the callbacks in which the
+//! time went are found by these. After each callback that is no event's the tick count is
+//! compared with what it was at the last look; only after a quarter of what is slow is it
+//! looked again. So the callback that has returned then is the one that took long, if one
+//! did. In the turns of a sample all of it is looked at, which fills the histograms; the
+//! books are kept of these turns and of all long ones.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::mem;
 use std::time::{Duration, Instant};
@@ -30,12 +33,18 @@ const SAMPLED_AT_LEAST: u32 = 1_024;
 /// How often it is looked at the most in the time that is slow. The duration of a slow
 /// callback is known to that part of it.
 const LOOKS: f64 = 4.0;
-/// How many slow callbacks are kept.
+/// How many slow callbacks are kept, and how many slow turns.
 const SLOWEST: usize = 32;
+/// How many callbacks are kept of a slow turn.
+const OF_SLOW_TURN: usize = 8;
 /// For how long they are.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 /// Of how many kinds the log's last line is remembered.
 const WARNED_KINDS: usize = 64;
+/// Of so many events of a long turn one is asked at first.
+const ONE_OF: usize = 16;
+/// How many delayed calls that are late are counted, one by one.
+const MOST_LATE: usize = 65_536;
 /// How long the rate of the tick count is watched at the least before it is believed.
 const CALIBRATION: Duration = Duration::from_millis(2);
 
@@ -93,6 +102,23 @@ pub struct SlowCallback {
     pub age: Option<Duration>,
 }
 
+/// A turn that took long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowTurn {
+    /// When it ended.
+    pub at: Instant,
+    /// What its phases took.
+    pub times: TurnTimes,
+    /// How many events were delivered.
+    pub events: u32,
+    /// How many delayed calls ran.
+    pub timers: u32,
+    /// The slow callbacks that ran in it, the slowest first, at the most eight. None where
+    /// many callbacks made it long together.
+    pub ran: Vec<SlowCallback>,
+}
+
 /// What the loop has measured since the reactor was made. See
 /// [`Reactor::measurements`].
 #[derive(Debug)]
@@ -105,6 +131,7 @@ pub struct Measurements {
     busy: u64,
     spent: [u64; Budget::ALL.len()],
     slowest: Vec<SlowCallback>,
+    slowest_turns: Vec<SlowTurn>,
     last: [Ticks; KEPT],
     /// How many were kept.
     count: u64,
@@ -115,9 +142,17 @@ pub struct Measurements {
     warned: HashMap<String, Warned>,
     /// Those of the present turn that were slow.
     of_turn: Vec<SlowCallback>,
+    /// The names of descriptors that left in this turn, after a slow callback.
+    left: Vec<(Token, String)>,
+    /// The callbacks of the present turn's events, with their ticks.
+    of_events: Vec<(Token, u64)>,
     /// The same moment by both clocks.
     origin: (Instant, u64),
     nanoseconds_per_tick: f64,
+}
+
+fn is_of_late(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) <= KEPT_FOR
 }
 
 #[derive(Debug)]
@@ -157,10 +192,18 @@ impl Measurements {
     }
 
     /// The slowest callbacks of the last ten minutes, at the most 32 of them, the slowest
-    /// first. Each is seen that took longer than [`SlowLimits::callback`]. What is told is
-    /// too long at times, by a quarter of that limit at the most.
+    /// first. Each is seen that took longer than [`SlowLimits::callback`]. What is told of
+    /// others than [`CallbackKind::Ready`] is too long at times, by a quarter of that limit
+    /// at the most.
     pub fn slowest(&self) -> &[SlowCallback] {
         &self.slowest
+    }
+
+    /// The slowest turns of the last ten minutes, at the most 32 of them, the slowest first,
+    /// with what ran in them. Those are there that took longer than
+    /// [`SlowLimits::callback`].
+    pub fn slowest_turns(&self) -> &[SlowTurn] {
+        &self.slowest_turns
     }
 
     /// The last turns that were counted, those of the sample and all long ones: at the most
@@ -198,12 +241,33 @@ impl Measurements {
     }
 
     fn keep(&mut self, slow: SlowCallback) {
-        let is_old = |it: &SlowCallback| slow.at.saturating_duration_since(it.at) > KEPT_FOR;
-        self.slowest.retain(|it| !is_old(it));
+        self.slowest.retain(|it| is_of_late(it.at, slow.at));
         let place = self.slowest.partition_point(|it| it.took >= slow.took);
         if place < SLOWEST {
             self.slowest.truncate(SLOWEST - 1);
             self.slowest.insert(place, slow);
+        }
+    }
+
+    /// As [`keep`](Self::keep), of the turn that has ended just now.
+    fn keep_turn(&mut self, kept: &Ticks) {
+        let at = Instant::now();
+        self.slowest_turns.retain(|it| is_of_late(it.at, at));
+        let times = TurnTimes::of(&kept.phases, |ticks| self.duration(ticks));
+        let took = times.total();
+        let place = self
+            .slowest_turns
+            .partition_point(|it| it.times.total() >= took);
+        if place < SLOWEST {
+            let turn = SlowTurn {
+                at,
+                times,
+                events: kept.events,
+                timers: kept.timers,
+                ran: self.of_turn.iter().take(OF_SLOW_TURN).cloned().collect(),
+            };
+            self.slowest_turns.truncate(SLOWEST - 1);
+            self.slowest_turns.insert(place, turn);
         }
     }
 
@@ -238,6 +302,11 @@ pub(crate) struct Meter {
     looked: u32,
     /// After how many ticks it is looked again. Zero: after each callback.
     look_after: u32,
+    /// After how many ticks of a turn it is looked which of its events took long. Zero: in
+    /// any case.
+    find_from: u64,
+    /// From how many ticks on a callback is slow.
+    slow_from: u32,
     /// From how many ticks on a turn is put into the books. Zero: each is.
     kept_from: u32,
     until_sample: u32,
@@ -267,12 +336,15 @@ impl Default for Meter {
             busy: 0,
             spent: [0; Budget::ALL.len()],
             slowest: Vec::new(),
+            slowest_turns: Vec::new(),
             last: [Ticks::default(); KEPT],
             count: 0,
             unseen: (0, 0),
             births: Births::default(),
             warned: HashMap::new(),
             of_turn: Vec::new(),
+            left: Vec::new(),
+            of_events: Vec::new(),
             origin,
             // Until it is known better: a count of some 3 GHz.
             nanoseconds_per_tick: 1.0 / 3.0,
@@ -280,6 +352,8 @@ impl Default for Meter {
         let mut meter = Self {
             looked: 0,
             look_after: 0,
+            find_from: 0,
+            slow_from: 0,
             kept_from: 0,
             until_sample: 1,
             ends: [0; phase::COUNT - 1],
@@ -310,7 +384,10 @@ impl Meter {
         // Halves are compared, and a difference of more than that is looked at in any case.
         // (It saturates.)
         let half = |ticks: f64| (ticks as u32).clamp(1, u32::MAX / 2);
-        self.look_after = half(ticks(books.limits.callback) / LOOKS);
+        let slow = ticks(books.limits.callback);
+        self.look_after = half(slow / LOOKS);
+        self.find_from = slow as u64;
+        self.slow_from = half(slow);
         self.kept_from = half(ticks(books.limits.callback.min(books.limits.turn)));
     }
 
@@ -320,7 +397,15 @@ impl Meter {
         self.is_sampled = true;
         self.sampled = 0;
         self.look_after = 0;
+        self.find_from = 0;
         self.kept_from = 0;
+    }
+
+    /// It was looked, and found that nothing else needs to be.
+    #[inline(always)]
+    fn looked_at(&mut self, now: u64) {
+        self.look = now;
+        self.looked = now as u32;
     }
 
     /// What the phases of the present turn took, which took so long together.
@@ -366,6 +451,13 @@ impl Reactor {
         self.slots.get(token)?;
         let born = self.meter.books.births.of(token.generation())?;
         Some(self.now().saturating_duration_since(born))
+    }
+
+    /// How many [delayed calls](Self::delayed_calls) there are; and how many of them are due
+    /// and have not run, of which 65,536 are counted at the most. (Feature `inspect`.)
+    pub fn delayed_call_counts(&self) -> (usize, usize) {
+        let late = self.timers.due().take(MOST_LATE).count();
+        (self.timers.len(), late)
     }
 
     /// The turn begins: something was waited for until now.
@@ -448,6 +540,10 @@ impl Reactor {
         books.count += 1;
         let took = books.duration(total);
         books.turns.record_many(took, stands_for);
+        books.of_turn.sort_by_key(|it| Reverse(it.took));
+        if took >= books.limits.callback {
+            books.keep_turn(&kept);
+        }
         let is_slow = took >= books.limits.turn;
         if mem::take(&mut meter.is_sampled) {
             meter.until_sample =
@@ -455,6 +551,7 @@ impl Reactor {
         }
         meter.began = 0;
         meter.set_limits();
+        self.meter.books.left.clear();
         if is_slow {
             self.meter_warn(took, &kept);
         } else {
@@ -486,8 +583,7 @@ impl Reactor {
         let meter = &mut self.meter;
         // Below zero is nothing: processors may be some ticks apart.
         let ticked = now.saturating_sub(meter.look.max(meter.began));
-        meter.look = now;
-        meter.looked = now as u32;
+        meter.looked_at(now);
         if meter.began == 0 {
             // In no turn: when the loop starts or stops. It may have waited before.
             return;
@@ -502,40 +598,187 @@ impl Reactor {
             books.callbacks[ran.kind as usize].record(took);
         }
         if took >= books.limits.callback {
-            self.meter_note(ran, took);
-            // What this took is nobody's.
-            let now = ticks();
-            self.meter.look = now;
-            self.meter.looked = now as u32;
-            // The turn is of interest.
-            self.meter.kept_from = 0;
+            let token = Some(self.current).filter(|it| *it != Token::WAKER);
+            self.meter_note(ran, token, took, Duration::ZERO);
+        }
+    }
+
+    /// The events of the turn were delivered.
+    #[inline(always)]
+    pub(crate) fn meter_events(&mut self, events: &mio::Events) {
+        let now = ticks();
+        if now.wrapping_sub(self.meter.began) >= self.meter.find_from {
+            return self.meter_find(events);
+        }
+        self.meter.looked_at(now);
+    }
+
+    /// Finds the callbacks of events that were slow; in a turn of the sample all of them are
+    /// counted.
+    #[cold]
+    #[inline(never)]
+    fn meter_find(&mut self, events: &mio::Events) {
+        let now = ticks();
+        if self.meter.began == 0 {
+            return self.meter.looked_at(now);
+        }
+        if !self.meter.is_sampled && !self.may_be_slow(events, now) {
+            return self.meter.looked_at(now);
+        }
+        let mut found = self.of_events(events, now);
+        let books = &mut self.meter.books;
+        if now.saturating_sub(self.meter.began) >= CALIBRATED_FROM {
+            books.calibrate(now);
+        }
+        let ran = Ran::of(CallbackKind::Ready);
+        let mut ago = 0;
+        for (token, ticked) in found.drain(..).rev() {
+            let books = &mut self.meter.books;
+            let took = books.duration(ticked);
+            if self.meter.is_sampled {
+                self.meter.sampled += 1;
+                books.callbacks[ran.kind as usize].record(took);
+            }
+            if took >= books.limits.callback {
+                let ago = books.duration(ago);
+                self.meter_note(ran, Some(token), took, ago);
+            }
+            ago += ticked;
+        }
+        self.meter.books.of_events = found;
+        // What this took is nobody's.
+        self.meter.looked_at(ticks());
+    }
+
+    /// Whether the callback of one of these events may have been slow. One of a few is asked
+    /// when it began: a busy turn is long by many events, none of which is slow.
+    fn may_be_slow(&self, events: &mio::Events, now: u64) -> bool {
+        let from = self.meter.look.max(self.meter.began);
+        let Ok(total) = u32::try_from(now.saturating_sub(from)) else {
+            return true;
+        };
+        let mut last = 0;
+        for event in events.iter().step_by(ONE_OF) {
+            let began = self.slots.began(Token::from_mio(event.token()));
+            let began = began.map(|began| began.wrapping_sub(from as u32));
+            // It may have had no callback now, but some time before.
+            let Some(began) = began.filter(|began| (last..=total).contains(began)) else {
+                continue;
+            };
+            if began - last >= self.meter.slow_from {
+                return true;
+            }
+            last = began;
+        }
+        total - last >= self.meter.slow_from
+    }
+
+    /// How long each callback of these events took, in their order: until the next one
+    /// began. Of two for one descriptor, which has two sources, the first is its
+    /// predecessor's.
+    fn of_events(&mut self, events: &mio::Events, now: u64) -> Vec<(Token, u64)> {
+        let mut found = mem::take(&mut self.meter.books.of_events);
+        let from = self.meter.look.max(self.meter.began);
+        let total = now.saturating_sub(from);
+        // Where the halves have come round nobody knows their order.
+        let is_exact = total <= u64::from(u32::MAX);
+        let (mut last, mut told) = (0, 0);
+        for event in events {
+            let token = Token::from_mio(event.token());
+            let Some(began) = self.slots.began(token) else {
+                continue;
+            };
+            let began = began.wrapping_sub(from as u32);
+            // It may have had no callback now, but some time before.
+            if is_exact && (began < last || u64::from(began) > total) {
+                continue;
+            }
+            let passed = u64::from(began.wrapping_sub(last));
+            told += passed;
+            if let Some((_, ticked)) = found.last_mut() {
+                *ticked = passed;
+            }
+            last = began;
+            found.push((token, 0));
+        }
+        if let Some((_, ticked)) = found.last_mut() {
+            *ticked = u64::from((total as u32).wrapping_sub(last));
+            told += *ticked;
+        }
+        // How often the halves came round is that of the slowest.
+        if let Some((_, ticked)) = found.iter_mut().max_by_key(|(_, ticked)| *ticked) {
+            *ticked += total.saturating_sub(told) >> 32 << 32;
+        }
+        found
+    }
+
+    /// The descriptor is about to leave, after a callback. If that was slow, it is told of
+    /// by its name.
+    #[inline(always)]
+    pub(crate) fn meter_leaves(&mut self, token: Token) {
+        let now = ticks() as u32;
+        let began = self.slots.began(token).unwrap_or(now);
+        if now.wrapping_sub(began) >= self.meter.slow_from {
+            self.meter_keep_name(token);
+        }
+    }
+
+    /// A callback of the descriptor has panicked; when it began. The descriptor is told,
+    /// which is no callback of its own.
+    #[cold]
+    pub(crate) fn meter_panicked(&mut self, token: Token) -> Option<u32> {
+        self.meter_leaves(token);
+        self.slots.began(token)
+    }
+
+    /// The descriptor was told.
+    #[cold]
+    pub(crate) fn meter_told(&mut self, token: Token, began: Option<u32>) {
+        if let Some(began) = began {
+            self.slots.set_began(token, began);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn meter_note(&mut self, ran: Ran, took: Duration) {
-        let token = Some(self.current).filter(|it| *it != Token::WAKER);
+    fn meter_keep_name(&mut self, token: Token) {
+        if self.meter.began != 0 {
+            let name = self.name_of(Ran::of(CallbackKind::Ready), Some(token));
+            self.meter.books.left.push((token, name));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn meter_note(&mut self, ran: Ran, token: Option<Token>, took: Duration, ago: Duration) {
+        let now = Instant::now();
         let slow = SlowCallback {
-            at: Instant::now(),
+            at: now.checked_sub(ago).unwrap_or(now),
             took,
             kind: ran.kind,
             name: self.name_of(ran, token),
             token,
             age: token.and_then(|token| self.age(token)),
         };
-        let books = &mut self.meter.books;
-        books.of_turn.push(slow.clone());
-        books.keep(slow);
+        let meter = &mut self.meter;
+        meter.books.of_turn.push(slow.clone());
+        meter.books.keep(slow);
+        // What this took is nobody's, and the turn is of interest.
+        meter.looked_at(ticks());
+        meter.kept_from = 0;
     }
 
     /// The name of a descriptor is user code's.
     fn name_of(&mut self, ran: Ran, token: Option<Token>) -> String {
         let entry = token.and_then(|token| self.slots.get_mut(token));
+        let left = &self.meter.books.left;
         match (entry.and_then(Slot::entry_mut), ran.name, token) {
             (Some(entry), ..) => catch_panic(|| entry.log_prefix().into_owned())
                 .unwrap_or_else(|_| "(whose log_prefix panics)".into()),
-            (None, _, Some(token)) => format!("{token}, which is gone"),
+            (None, _, Some(token)) => match left.iter().find(|(left, _)| *left == token) {
+                Some((_, name)) => name.clone(),
+                None => format!("{token}, which is gone"),
+            },
             (None, Some(name), None) => written(name()).to_owned(),
             (None, None, None) => "a call".to_owned(),
         }
@@ -545,8 +788,7 @@ impl Reactor {
     #[cold]
     fn meter_warn(&mut self, took: Duration, turn: &Ticks) {
         let books = &mut self.meter.books;
-        let mut slow = mem::take(&mut books.of_turn);
-        slow.sort_by_key(|it| std::cmp::Reverse(it.took));
+        let slow = mem::take(&mut books.of_turn);
         let worst = slow
             .first()
             .map(|it| format!("{} {}", it.kind.name(), kind_of(&it.name)));
@@ -573,6 +815,17 @@ impl Reactor {
 
 /// The name of a closure as it was written, out of that of ours around it.
 fn written(name: &str) -> &str {
+    // However many there are around that one.
+    if let Some((ours, rest)) = name.split_once("bowline_reactor::reactor::plain<")
+        && (ours.is_empty() || ours.starts_with("bowline_reactor::"))
+    {
+        let mut open = 1;
+        let end = rest.find(|it| {
+            open += i32::from(it == '<') - i32::from(it == '>');
+            open == 0
+        });
+        return end.map_or(rest, |end| &rest[..end]);
+    }
     name.strip_prefix("bowline_reactor::")
         .and_then(|name| name.strip_suffix(">::{{closure}}"))
         .and_then(|name| name.split_once('<'))
@@ -595,6 +848,10 @@ mod tests {
     fn what_is_written_is_named_and_not_what_we_put_around_it() {
         let ours = "bowline_reactor::reactor::plain<web::main::{{closure}}>::{{closure}}";
         assert_eq!(written(ours), "web::main::{{closure}}");
+        let boxed = "bowline_reactor::sys::call::Call<bowline_reactor::Reactor, ()>::new<\
+                     bowline_reactor::reactor::plain<web::list<web::Row>::{{closure}}>\
+                     ::{{closure}}>::{{closure}}";
+        assert_eq!(written(boxed), "web::list<web::Row>::{{closure}}");
         let generic = "web::list<alloc::string::String>::{{closure}}";
         assert_eq!(written(generic), generic);
         assert_eq!(kind_of("Echo,TCP,127.0.0.1:7"), "Echo,TCP");

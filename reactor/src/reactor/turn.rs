@@ -131,8 +131,7 @@ impl Reactor {
             return;
         }
         let most = self.limits.events.max(1);
-        // Two of them may be the reactor's own. Counting takes its time.
-        if self.meter_delivered() + 2 >= most && events.iter().count() >= most {
+        if events.iter().count() >= most {
             self.meter_spent(Budget::Events);
         }
         if !self.remote_calls.is_empty() || self.soon.len() > self.limits.calls {
@@ -140,9 +139,6 @@ impl Reactor {
         }
         if !self.deferred.is_empty() {
             self.meter_spent(Budget::Notifications);
-        }
-        if self.timers.has_due() && self.held_back == 0 {
-            self.meter_spent(Budget::Timers);
         }
     }
 
@@ -221,6 +217,9 @@ impl Reactor {
         }
         self.timers_phase();
         self.notifications_phase(notices);
+        if self.timers.has_due() && self.held_back == 0 {
+            self.meter_spent(Budget::Timers);
+        }
     }
 
     #[cold]
@@ -262,17 +261,19 @@ impl Reactor {
     fn ready_phase(&mut self, events: &mio::Events) {
         // What asks for another turn from now on waits for the next one.
         let again = self.again.len();
-        let mut events = events.iter();
+        let mut each = events.iter();
         self.guarded(|reactor| {
-            for event in &mut events {
+            for event in &mut each {
                 let token = Token::from_mio(event.token());
-                reactor.deliver(token, Readiness::from_mio(event));
+                reactor.deliver(token, || Readiness::from_mio(event));
             }
         });
+        self.meter_events(events);
         if let Some(mut events) = self.source.poll() {
             self.guarded(|reactor| {
                 for (token, readiness) in &mut events {
-                    reactor.deliver(token, readiness);
+                    reactor.deliver(token, || readiness);
+                    reactor.meter_ran(Ran::of(CallbackKind::Ready));
                 }
             });
         }
@@ -292,23 +293,24 @@ impl Reactor {
         });
     }
 
+    /// What was reported is only asked for when the slot was found: where the registers are
+    /// free for it.
     #[inline]
-    fn deliver(&mut self, token: Token, readiness: Readiness) {
+    fn deliver(&mut self, token: Token, readiness: impl Fn() -> Readiness) {
         if let Some(slot) = self.slots.get_mut(token)
             && let Some(latched) = &mut slot.again
         {
             // It is going to be called anyway, and no more than once: a peer
             // that sends without end would otherwise gain a call each turn.
-            *latched |= readiness;
+            *latched |= readiness();
             self.statistics.events += 1;
             return;
         }
         let found = self.dispatch(token, |descriptor, reactor| {
-            descriptor.ready(reactor, readiness)
+            descriptor.ready(reactor, readiness())
         });
         if found {
             self.statistics.events += 1;
-            self.meter_ran(Ran::of(CallbackKind::Ready));
         } else {
             self.unclaimed_event(token);
         }
@@ -349,7 +351,7 @@ impl Reactor {
         match deferred {
             Deferred::Attend(token) => {
                 if let Some(slot) = self.slots.get_mut(token) {
-                    slot.queued = false;
+                    slot.set_queued(false);
                 }
                 self.dispatch(token, |descriptor, reactor| descriptor.attend(reactor));
                 self.meter_ran(Ran::of(CallbackKind::Notified));
@@ -590,7 +592,10 @@ impl Reactor {
         match next {
             Next::Keep => {}
             Next::Again => self.ask_again(token),
-            Next::Remove => self.discard(token),
+            Next::Remove => {
+                self.meter_leaves(token);
+                self.discard(token);
+            }
         }
     }
 
@@ -632,12 +637,19 @@ impl Reactor {
     /// Whatever is called for that, and whatever is dropped, may panic as well. It
     /// costs the same descriptor, and no more.
     #[cold]
-    fn recover(&mut self, mut panic: Panic) {
+    fn recover(&mut self, panic: Panic) {
         let mut token = mem::replace(&mut self.current, Token::WAKER);
         if !self.is_turning {
             // It took the place of the one whose callback it was.
             token = Token::WAKER;
         }
+        let began = self.meter_panicked(token);
+        self.tell_of_panic(token, panic);
+        self.meter_told(token, began);
+    }
+
+    #[cold]
+    fn tell_of_panic(&mut self, token: Token, mut panic: Panic) {
         for _ in 0..TOLD_OF_PANICS {
             self.statistics.panics += 1;
             self.log_panic(token, &panic);

@@ -91,6 +91,12 @@ impl Flags {
         self.0 & other.0 != 0
     }
 
+    /// Returns the bits that are in `mask` too, as a number.
+    #[inline(always)]
+    pub(super) const fn bits(self, mask: Self) -> u32 {
+        self.0 & mask.0
+    }
+
     /// The bits that are in `mask` too.
     #[inline(always)]
     pub(crate) const fn of(self, mask: Self) -> Self {
