@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::{Handle, Reactor};
+use bowline_reactor::{Description, Handle, Reactor};
 
 use crate::address::{Address, Destination};
 use crate::error::ConnectError;
@@ -83,6 +83,14 @@ pub trait Factory: 'static {
         let _ = (cx, reason);
     }
 
+    /// Adds what the factory says of itself to who
+    /// [looks into](bowline_reactor::Reactor::descriptors) the reactor, behind what the
+    /// listener or connector says. By default that is nothing. A layer around a factory
+    /// adds a section of its own, and then has the inner factory describe itself.
+    fn describe(&self, description: &mut Description) {
+        let _ = description;
+    }
+
     /// The name of this factory in log lines. By default it is the name of its type; for
     /// a closure, the name of its protocol's type.
     fn log_prefix(&self) -> Cow<'_, str> {
@@ -125,6 +133,11 @@ pub trait Acceptor: 'static {
     /// The listener has closed. Nothing more is called after this.
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         let _ = cx;
+    }
+
+    /// Adds what the acceptor says of itself, as [`Factory::describe`].
+    fn describe(&self, description: &mut Description) {
+        let _ = description;
     }
 }
 
@@ -404,6 +417,13 @@ impl<F: Factory> Factory for Rc<RefCell<F>> {
         self.borrow_mut().connection_lost(cx, reason);
     }
 
+    fn describe(&self, description: &mut Description) {
+        // One of its own callbacks may be looking.
+        if let Ok(factory) = self.try_borrow() {
+            factory.describe(description);
+        }
+    }
+
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Owned(self.borrow().log_prefix().into_owned())
     }
@@ -433,5 +453,12 @@ impl<A: Acceptor> Acceptor for Rc<RefCell<A>> {
 
     fn stopped(&mut self, cx: &mut BuildContext<'_>) {
         self.borrow_mut().stopped(cx);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        // One of its own callbacks may be looking.
+        if let Ok(acceptor) = self.try_borrow() {
+            acceptor.describe(description);
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use crate::description::Description;
 use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::handle::Handle;
 use crate::reactor::Reactor;
@@ -214,6 +215,12 @@ where
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.watched
+    }
+
+    fn describe(&self, description: &mut Description) {
+        description
+            .section("readable call")
+            .set("polled", self.watched.is_polled);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

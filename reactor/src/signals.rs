@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use signal_hook::SigId;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::description::Description;
 use crate::descriptor::{Descriptor, Interest, Next, Readiness};
 use crate::log;
 use crate::reactor::{GracefulStop, Reactor};
@@ -231,6 +232,12 @@ impl Descriptor for SignalPipe {
 
     fn facet(&mut self) -> &mut dyn Any {
         &mut self.arrived
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let numbers = self.arrived.iter().map(|(signal, _)| signal.to_string());
+        let numbers = numbers.collect::<Vec<_>>().join(" ");
+        description.section("signals").set("numbers", numbers);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

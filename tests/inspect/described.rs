@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use bowline::descriptor::{Description, Fact};
 use bowline::framing::{FrameContext, FrameReceiver, Framed, LineFramer};
-use bowline::policies::{IdleTimeout, TrafficLog};
+use bowline::policies::{
+    Idle, IdleTimeout, LimitConnections, LimitHandshakes, ProtocolWrapper, Rate, Reconnecting,
+    Throttle, ThrottleReading, TrafficLog,
+};
 use bowline::{Address, Context, Protocol, Reactor, Transport, Transports, Udp, Unix};
 
 use crate::Echo;
@@ -203,4 +206,172 @@ fn bytes_of_those_that_ended_stay_counted_by_kind() {
     assert_eq!((unix.made, unix.open()), (1, 0));
     assert_eq!((unix.sent_bytes, unix.received_bytes), (10, 10));
     reactor.turn(Some(Duration::ZERO));
+}
+
+/// Each layer around a factory, with a fact that it tells at its listener or connector.
+#[test]
+fn every_layer_around_a_factory_tells_what_it_is_at_its_listener_or_connector() {
+    let rate = Rate::per_second(std::num::NonZeroU64::new(1_000).unwrap());
+    let any = ([127, 0, 0, 1], 0).into();
+    let mut reactor = Reactor::new().unwrap();
+    let echo = |_: &Address| Echo;
+    let shared = Rc::new(std::cell::RefCell::new(
+        LimitConnections::new(echo).total(Some(7)),
+    ));
+    reactor.listen_tcp(any, Rc::clone(&shared)).unwrap();
+    reactor
+        .listen_tcp(any, LimitHandshakes::new(|_: &Address, _| Echo).most(5))
+        .unwrap();
+    let period = Duration::from_secs(9);
+    reactor
+        .listen_tcp(
+            any,
+            IdleTimeout::new(TrafficLog::new(echo).shown_bytes(3)).period(period),
+        )
+        .unwrap();
+    let throttled = ThrottleReading::new(echo).total(Some(rate));
+    reactor
+        .listen_tcp(any, throttled.per_connection(Some(rate)))
+        .unwrap();
+    let nobody = ([127, 0, 0, 1], 9).into();
+    reactor
+        .connect_tcp(nobody, Reconnecting::new(echo).max_retries(Some(4)))
+        .unwrap();
+    let all = all(&reactor);
+    let expected: [(&str, &str, Fact); 9] = [
+        ("LimitConnections", "total", 7_u64.into()),
+        ("LimitConnections", "declined", 0_u64.into()),
+        ("LimitHandshakes", "most", 5_u64.into()),
+        ("IdleTimeout", "period", period.into()),
+        ("TrafficLog", "shown_bytes", 3_u64.into()),
+        (
+            "ThrottleReading",
+            "total_bytes_per_second",
+            1_000_u64.into(),
+        ),
+        ("ThrottleReading", "bytes_per_second_each", 1_000_u64.into()),
+        ("Reconnecting", "stage", "trying".into()),
+        ("Reconnecting", "max_retries", 4_u64.into()),
+    ];
+    for (layer, name, fact) in &expected {
+        let sections = all.iter().flat_map(Description::sections);
+        let mut found = sections.filter(|it| it.name() == *layer);
+        let section = found.next().unwrap_or_else(|| panic!("{layer}: {all:#?}"));
+        assert_eq!(section.get(name), Some(fact), "{layer}: {section:#?}");
+        assert!(found.next().is_none(), "{layer} is there twice");
+    }
+    let listener = all.iter().find(|it| it.get("period").is_some()).unwrap();
+    let names: Vec<_> = listener.sections().iter().map(|it| it.name()).collect();
+    assert_eq!(names, ["listener", "IdleTimeout", "TrafficLog"]);
+    // One whose callback looks says nothing, and nothing breaks.
+    let _busy = shared.borrow_mut();
+    assert!(
+        self::all(&reactor)
+            .iter()
+            .all(|it| it.get("total").is_none())
+    );
+}
+
+/// Each policy, around one connection.
+#[test]
+fn every_policy_tells_what_it_is_at_its_connection() {
+    let rate = Rate::per_second(std::num::NonZeroU64::new(1_000).unwrap());
+    let count = LimitConnections::new(|_: &Address| Echo).count();
+    let peer = Address::Unix(bowline::UnixAddress::Unnamed);
+    let idle = Idle::new(Duration::from_secs(9));
+    let policies = (
+        count.counted(&peer),
+        (idle, (Throttle::new(rate).throttled(), None::<Idle>)),
+    );
+    let mut reactor = Reactor::new().unwrap();
+    let (ours, _theirs) = socketpair();
+    let protocol = ProtocolWrapper::new(Echo, policies);
+    reactor.adopt(Unix, ours.into(), protocol).unwrap();
+    run_until(&mut reactor, |reactor| reactor.is_idle());
+    let it = one_of(&reactor, "UNIX");
+    let sections = it.sections().iter().map(|it| it.name());
+    let names: Vec<_> = sections.collect();
+    assert_eq!(
+        names,
+        [
+            "UNIX",
+            "SendmsgMixin",
+            "Counted",
+            "Idle",
+            "Throttled",
+            "Echo"
+        ]
+    );
+    assert_fact(&it, "open_in_all", 1_u64);
+    assert_fact(&it, "period", Duration::from_secs(9));
+    assert_fact(&it, "bytes_per_second", 1_000_u64);
+}
+
+/// Who implements one of the traits that have the method and does not say why it has none
+/// of its own.
+#[test]
+fn whoever_is_registered_or_stands_around_something_describes_itself() {
+    const TRAITS: [&str; 5] = [
+        "Policy<T>",
+        "Factory",
+        "Descriptor",
+        "FileDescriptor",
+        "ChannelReceiver<T>",
+    ];
+    // These say nothing, and why.
+    let silent = [
+        // Sockets are told of by their connection.
+        "PipeEnds",
+        "TcpSocket",
+        "UnixSocket",
+        "MemorySocket",
+        // Without a setting or a state.
+        "Operators",
+        "Browsers",
+        "Finder",
+        "Once<P>",
+        "F",
+    ];
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut missing, mut found) = (Vec::new(), 0);
+    for part in [
+        "reactor",
+        "protocol",
+        "transport",
+        "handoff",
+        "tls",
+        "inspect",
+    ] {
+        let mut folders = vec![root.join(part).join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|it| it == "rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    // Blocks of tests are indented.
+                    for block in text.split("\nimpl").skip(1) {
+                        let (head, rest) = block.split_once('{').unwrap_or((block, ""));
+                        let head = head.split_whitespace().collect::<Vec<_>>().join(" ");
+                        let Some((of, who)) = head.split_once(" for ") else {
+                            continue;
+                        };
+                        let of = of.rsplit("> ").next().unwrap().trim();
+                        let who = who.split(" where").next().unwrap().trim();
+                        if !TRAITS.contains(&of) {
+                            continue;
+                        }
+                        found += 1;
+                        let body = rest.split("\n}\n").next().unwrap();
+                        if !body.contains("fn describe(") && !silent.contains(&who) {
+                            missing.push(format!("{of} for {who} in {}", path.display()));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(found > 35, "only {found} were found");
+    assert!(missing.is_empty(), "{missing:#?}");
 }

@@ -17,7 +17,7 @@ use std::process::{Child, ExitStatus};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline_reactor::{DelayedCall, Descriptor, Interest, Next, Reactor, Readiness};
+use bowline_reactor::{DelayedCall, Description, Descriptor, Interest, Next, Reactor, Readiness};
 
 use crate::StandIn;
 use crate::process::exit_descriptor;
@@ -340,6 +340,13 @@ impl Descriptor for ExitDescriptor {
 
     fn facet(&mut self) -> &mut dyn Any {
         self
+    }
+
+    fn describe(&self, description: &mut Description) {
+        description
+            .section("end of process")
+            .set("role", "child")
+            .set("pid", self.watch.shared.pid);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

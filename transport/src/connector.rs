@@ -723,6 +723,7 @@ where
             .set("state", state)
             .set("peer", self.control.destination.to_string())
             .set("attempts", self.attempts);
+        self.factory.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

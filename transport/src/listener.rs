@@ -67,6 +67,9 @@ pub(crate) trait OnAccept<L: ListeningSocket>: 'static {
 
     /// What accepts or builds.
     fn name(&self) -> Cow<'_, str>;
+
+    /// What it says of itself.
+    fn describe(&self, description: &mut Description);
 }
 
 /// Makes connections of the sockets, with the protocols of a factory.
@@ -276,6 +279,10 @@ where
     fn name(&self) -> Cow<'_, str> {
         self.factory.log_prefix()
     }
+
+    fn describe(&self, description: &mut Description) {
+        self.factory.describe(description);
+    }
 }
 
 /// Says that the factory of a listener is `starting` or `stopping`.
@@ -319,6 +326,10 @@ impl<L: ListeningSocket, A: Acceptor> OnAccept<L> for HandOver<A> {
 
     fn name(&self) -> Cow<'_, str> {
         Cow::Borrowed(std::any::type_name::<A>())
+    }
+
+    fn describe(&self, description: &mut Description) {
+        self.acceptor.describe(description);
     }
 }
 
@@ -613,6 +624,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
             .set("local", control.address.to_string())
             .set("accepted", control.count)
             .set("shared", control.shares_queue.get());
+        self.service.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

@@ -236,6 +236,12 @@ impl Descriptor for Barrier {
         &mut self.read
     }
 
+    fn describe(&self, description: &mut Description) {
+        description
+            .section("barrier of the service manager")
+            .set("number", self.number);
+    }
+
     fn log_prefix(&self) -> Cow<'_, str> {
         Cow::Borrowed("barrier of the service manager")
     }

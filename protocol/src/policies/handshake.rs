@@ -141,6 +141,17 @@ where
         }
         Some(ProtocolWrapper::new(protocol, Handshaking::new(slot)))
     }
+
+    fn describe(&self, description: &mut Description) {
+        let state = &self.state;
+        description
+            .section_of::<Self>()
+            .set("open", state.open.get())
+            .set("most", state.most.get())
+            .set("timed_out", state.timed_out.get())
+            .set("deadline", state.deadline.get())
+            .set_some("holds", state.held.try_borrow().ok().map(|it| it.len()));
+    }
 }
 
 impl State {

@@ -107,6 +107,14 @@ impl<F: Factory> Factory for IdleTimeout<F> {
         Some(ProtocolWrapper::new(protocol, idle))
     }
 
+    fn describe(&self, description: &mut Description) {
+        description
+            .section_of::<Self>()
+            .set("period", self.period)
+            .set("close_within", self.close_within);
+        self.factory.describe(description);
+    }
+
     forward_factory_events!();
 }
 

@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use bowline_reactor::Description;
+
 use super::wrapper::{Event, Policy, ProtocolWrapper};
 use crate::address::Address;
 use crate::context::Context;
@@ -161,6 +163,20 @@ impl<F: Factory> Factory for LimitConnections<F> {
         Some(ProtocolWrapper::new(protocol, counted))
     }
 
+    fn describe(&self, description: &mut Description) {
+        let counts = self.count.counts.borrow();
+        description
+            .section_of::<Self>()
+            .set("open", counts.open)
+            .set("peers", counts.by_peer.len())
+            .set("declined", counts.declined)
+            .set_some("total", self.total)
+            .set_some("per_peer", self.per_peer)
+            .set_some("per_user", self.per_user);
+        drop(counts);
+        self.factory.describe(description);
+    }
+
     forward_factory_events!();
 }
 
@@ -290,6 +306,13 @@ impl Counted {
 }
 
 impl<T: ?Sized> Policy<T> for Counted {
+    fn describe(&self, description: &mut Description) {
+        let open = self.entry.as_ref().map(|(count, _)| count.open());
+        description
+            .section_of::<Self>()
+            .set_some("open_in_all", open);
+    }
+
     fn after(&mut self, _: &mut Context<'_, T>, event: &Event<'_>) {
         if matches!(event, Event::ConnectionLost(_)) {
             self.end();

@@ -6,7 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bowline_reactor::Reactor;
+use bowline_reactor::{Description, Reactor};
 
 use super::backoff::Backoff;
 use crate::address::Address;
@@ -285,6 +285,24 @@ impl<F: Factory> Factory for Reconnecting<F> {
             );
         }
         self.factory.stopped(cx);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let state = self.reconnection.state.borrow();
+        let stage = match state.stage {
+            RetryStage::Trying => "trying",
+            RetryStage::Stopped => "stopped",
+            RetryStage::Spent => "given up",
+            RetryStage::ReactorStopped => "reactor stopped",
+        };
+        description
+            .section_of::<Self>()
+            .set("stage", stage)
+            .set("retries", state.backoff.retries())
+            .set_some("max_retries", self.max_retries)
+            .set("settled_after", self.settled_after);
+        drop(state);
+        self.factory.describe(description);
     }
 
     fn log_prefix(&self) -> Cow<'_, str> {

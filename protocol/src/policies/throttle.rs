@@ -352,6 +352,16 @@ impl<F: Factory> Factory for ThrottleReading<F> {
         Some(ProtocolWrapper::new(protocol, (total, own)))
     }
 
+    fn describe(&self, description: &mut Description) {
+        let rate = |rate: Rate| rate.bytes_per_second.get();
+        let total = self.total.as_ref().map(|it| it.shared.bucket.get().rate);
+        description
+            .section_of::<Self>()
+            .set_some("total_bytes_per_second", total.map(rate))
+            .set_some("bytes_per_second_each", self.per_connection.map(rate));
+        self.factory.describe(description);
+    }
+
     forward_factory_events!();
 }
 

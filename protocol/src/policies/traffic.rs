@@ -90,6 +90,14 @@ impl<F: Factory> Factory for TrafficLog<F> {
         Some(ProtocolWrapper::new(protocol, traffic))
     }
 
+    fn describe(&self, description: &mut Description) {
+        description
+            .section_of::<Self>()
+            .set("connections", self.connections)
+            .set("shown_bytes", self.shown_bytes);
+        self.factory.describe(description);
+    }
+
     forward_factory_events!();
 }
 
