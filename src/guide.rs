@@ -124,6 +124,7 @@ pub mod testing {}
 
 #[cfg_attr(feature = "inspect", doc = include_str!("guide/inspect.md"))]
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/page.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/phone.md"))]
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/restart.md"))]
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/pool.md"))]
 #[cfg_attr(

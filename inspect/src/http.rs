@@ -9,7 +9,7 @@ use bowline_protocol::{
     TransportHandle,
 };
 use bowline_reactor::{DelayedCall, PeriodicCall, Reactor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::json;
 use crate::metrics::{self, Totals};
@@ -151,7 +151,8 @@ impl Browser {
             Asked::Events => {
                 self.is_patient(cx.reactor);
                 cx.transport.write(EVENTS.as_bytes());
-                tell(cx.reactor, handle);
+                // When the connection is in its slot, and has sent the head.
+                cx.reactor.defer(move |reactor| tell(reactor, handle));
                 let every = cx.reactor.call_every(INTERVAL, move |reactor, _| {
                     tell(reactor, handle);
                 });
@@ -219,14 +220,23 @@ fn tell(reactor: &mut Reactor, handle: TransportHandle) {
         return;
     }
     collect(reactor, move |reactor, found| {
-        let event = json!({
+        let counts = json!({
             "summary": json::summary(reactor),
             "turns": json::turns(reactor)["turns"],
-            "descriptors": found.descriptors,
+            "totals": found.totals.sums(),
             "unlisted": found.unlisted,
         });
+        let counts = counts.to_string();
+        let counts = counts.strip_suffix('}').unwrap_or_default();
+        let pieces = [
+            "data: ",
+            counts,
+            ",\"descriptors\":[",
+            &found.listed,
+            "]}\n\n",
+        ];
         if let Some(client) = reactor.get(handle) {
-            client.write_sequence(&[b"data: ", event.to_string().as_bytes(), b"\n\n"]);
+            client.write_sequence(&pieces.map(str::as_bytes));
         }
     });
 }
@@ -234,7 +244,9 @@ fn tell(reactor: &mut Reactor, handle: TransportHandle) {
 /// The result of a survey.
 #[derive(Default)]
 struct Found {
-    descriptors: Vec<Value>,
+    /// As JSON, with commas between: made in portions too, since it takes as long as all else.
+    listed: String,
+    count: usize,
     unlisted: u64,
     totals: Totals,
 }
@@ -258,10 +270,15 @@ fn go_on(
         if let Some(description) = description {
             found.totals.add(description);
         }
-        match found.descriptors.len() < LISTED {
-            true => found.descriptors.push(descriptor()),
-            false => found.unlisted += 1,
+        if found.count == LISTED {
+            found.unlisted += 1;
+            return;
         }
+        found.count += 1;
+        if !found.listed.is_empty() {
+            found.listed.push(',');
+        }
+        found.listed.push_str(&descriptor().to_string());
     });
     if is_more {
         reactor.call_soon(move |reactor| go_on(reactor, survey, found, then));

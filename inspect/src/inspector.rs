@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use bowline_protocol::policies::LimitConnections;
@@ -26,8 +26,8 @@ pub struct Inspector;
 impl Inspector {
     /// Listens at `place`, which programs take as an option `--inspect PLACE`. A `place`
     /// with a slash in it is the path of a UNIX socket. Any other is an address for
-    /// browsers, such as `127.0.0.1:9090` or `[::1]:0`. Returns the path, or the page's
-    /// URL.
+    /// browsers, such as `127.0.0.1:9090` or `[::1]:0`, or a port of the loopback interface
+    /// alone, `9090`. Returns the path, or the page's URL.
     ///
     /// # Errors
     ///
@@ -37,9 +37,12 @@ impl Inspector {
             Self::on_socket(reactor, place)?;
             return Ok(place.to_owned());
         }
-        let address = place
-            .parse()
-            .map_err(|_| InspectError::Place(place.to_owned()))?;
+        let address = match place.parse::<u16>() {
+            Ok(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            Err(_) => place
+                .parse()
+                .map_err(|_| InspectError::Place(place.to_owned()))?,
+        };
         Ok(Self::on_address(reactor, address)?.url())
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bowline_reactor::{
-    Budget, CallbackKind, Description, Fact, Histogram, Reactor, Section, SlowCallback, Token,
+    Budget, CallbackKind, Description, Fact, Histogram, Reactor, Section, SlowCallback, SlowTurn,
+    Token, TurnTimes,
 };
 use bowline_transport::Transports;
 use serde_json::{Map, Value, json};
@@ -57,7 +58,7 @@ pub(crate) fn summary(reactor: &mut Reactor) -> Value {
     let descriptors = reactor.descriptor_counts();
     let kinds = reactor.kind_counts();
     let registered = reactor.registered();
-    let timers = reactor.delayed_calls().count();
+    let (pending, late) = reactor.delayed_call_counts();
     let measured = reactor.measurements();
     let kinds = kinds.iter().map(|it| {
         let counts = json!({
@@ -74,15 +75,12 @@ pub(crate) fn summary(reactor: &mut Reactor) -> Value {
         )
     });
     let spent = Budget::ALL.map(|it| (it.name().to_owned(), measured.spent(it).into()));
-    let phases = measured.times();
-    let phases = phases
-        .phases()
-        .map(|(name, it)| (name.to_owned(), seconds(it)));
     json!({
         "pid": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
         "registered": registered,
-        "timers_pending": timers,
+        "timers_pending": pending,
+        "timers_late": late,
         "turns": statistics.turns,
         "events": statistics.events,
         "stale_events": statistics.stale_events,
@@ -100,9 +98,10 @@ pub(crate) fn summary(reactor: &mut Reactor) -> Value {
         "busy": seconds(measured.busy()),
         "turn_times": histogram_of(measured.turns()),
         "parts": reactor.parts().sections().iter().map(section).collect::<Vec<_>>(),
-        "phases": phases.collect::<Map<_, _>>(),
+        "phases": phases(&measured.times()),
         "callbacks": callbacks.into_iter().collect::<Map<_, _>>(),
         "slowest": measured.slowest().iter().map(slow).collect::<Vec<_>>(),
+        "slowest_turns": measured.slowest_turns().iter().map(slow_turn).collect::<Vec<_>>(),
     })
 }
 
@@ -127,17 +126,33 @@ fn slow(slow: &SlowCallback) -> Value {
     })
 }
 
+fn slow_turn(turn: &SlowTurn) -> Value {
+    json!({
+        "ago": seconds(turn.at.elapsed()),
+        "took": seconds(turn.times.total()),
+        "events": turn.events,
+        "timers": turn.timers,
+        "phases": phases(&turn.times),
+        "ran": turn.ran.iter().map(slow).collect::<Vec<_>>(),
+    })
+}
+
+fn phases(times: &TurnTimes) -> Map<String, Value> {
+    let phases = times.phases();
+    phases
+        .map(|(name, it)| (name.to_owned(), seconds(it)))
+        .collect()
+}
+
 /// Returns the last turns.
 pub(crate) fn turns(reactor: &Reactor) -> Value {
     let turns = reactor.measurements().last_turns().map(|turn| {
-        let phases = turn.times.phases();
-        let phases = phases.map(|(name, it)| (name.to_owned(), seconds(it)));
         json!({
             "ago": seconds(turn.ago),
             "took": seconds(turn.times.total()),
             "events": turn.events,
             "timers": turn.timers,
-            "phases": phases.collect::<Map<_, _>>(),
+            "phases": phases(&turn.times),
         })
     });
     json!({"turns": turns.collect::<Vec<_>>()})

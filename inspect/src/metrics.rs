@@ -5,14 +5,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use bowline_reactor::{Budget, CallbackKind, Description, Fact, Histogram, Reactor};
+use bowline_reactor::{Budget, CallbackKind, Description, Fact, Histogram, Reactor, Section};
 use bowline_transport::Transports;
+use serde_json::{Value, json};
 
 /// The sums over the open connections, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     by_kind: BTreeMap<String, Total>,
+    /// By kind and state.
+    by_state: BTreeMap<(String, String), u64>,
+    /// What listeners have accepted, by their factory and their address.
+    accepted: BTreeMap<(String, String), u64>,
     paused: u64,
+    held: u64,
 }
 
 #[derive(Debug, Default)]
@@ -20,6 +26,7 @@ struct Total {
     sent: u64,
     received: u64,
     buffered: u64,
+    queued: u64,
 }
 
 impl Totals {
@@ -28,9 +35,21 @@ impl Totals {
             Some(Fact::Count(count)) => *count,
             _ => 0,
         };
-        if description.get("role") != Some(&"connection".into()) {
-            return;
+        let word = |fact: &str| match description.get(fact) {
+            Some(Fact::Text(text)) => text.clone().into_owned(),
+            _ => String::new(),
+        };
+        match word("role").as_str() {
+            "listener" => {
+                let listener = (word("factory"), word("local"));
+                *self.accepted.entry(listener).or_default() += count("accepted");
+                return;
+            }
+            "connection" => {}
+            _ => return,
         }
+        let state = (description.kind().to_owned(), word("state"));
+        *self.by_state.entry(state).or_default() += 1;
         let total = self
             .by_kind
             .entry(description.kind().to_owned())
@@ -38,8 +57,23 @@ impl Totals {
         total.sent += count("sent_bytes");
         total.received += count("received_bytes");
         total.buffered += count("buffered_bytes");
-        let is_paused = description.get("reading") == Some(&"paused".into());
-        self.paused += u64::from(is_paused);
+        total.queued += count("queued_descriptors");
+        let reading = word("reading");
+        self.paused += u64::from(reading == "paused");
+        self.held += u64::from(reading == "held");
+    }
+}
+
+impl Totals {
+    /// Adds up what the page plots, over all kinds.
+    pub(crate) fn sums(&self) -> Value {
+        let sum = |of: fn(&Total) -> u64| self.by_kind.values().map(of).sum::<u64>();
+        json!({
+            "sent": sum(|it| it.sent),
+            "received": sum(|it| it.received),
+            "buffered": sum(|it| it.buffered),
+            "queued_descriptors": sum(|it| it.queued),
+        })
     }
 }
 
@@ -98,6 +132,13 @@ pub(crate) fn text(reactor: &mut Reactor, totals: &Totals) -> String {
     times(&mut text, reactor);
     connections(&mut text, reactor, totals);
     descriptors(&mut text, reactor);
+    let parts = reactor.parts();
+    let of = |name: &str| {
+        let sections = parts.sections().iter();
+        sections.filter(|it| it.name() == name).collect::<Vec<_>>()
+    };
+    pools(&mut text, &of("Pool"));
+    restarts(&mut text, &of("Restart"));
     text.0
 }
 
@@ -117,13 +158,19 @@ fn loop_counts(text: &mut Text, reactor: &Reactor) {
     for (name, help, count) in counts {
         text.single(&format!("bowline_{name}_total"), "counter", help, count);
     }
-    let pending = reactor.delayed_calls().count() as u64;
+    let (pending, late) = reactor.delayed_call_counts();
     let registered = reactor.registered() as u64;
     text.single(
         "bowline_timers_pending",
         "gauge",
         "Delayed calls that wait.",
-        pending,
+        pending as u64,
+    );
+    text.single(
+        "bowline_timers_late",
+        "gauge",
+        "Delayed calls that are due and have not run.",
+        late as u64,
     );
     text.single(
         "bowline_registered",
@@ -209,6 +256,115 @@ fn connections(text: &mut Text, reactor: &mut Reactor, totals: &Totals) {
     );
     let help = "Connections whose reading is paused.";
     text.single("bowline_paused_connections", "gauge", help, totals.paused);
+    let help = "Connections whose reading a policy or a layer holds.";
+    text.single("bowline_held_connections", "gauge", help, totals.held);
+    let name = "bowline_connections_by_state";
+    text.family(name, "gauge", "Open connections by their state.");
+    for ((kind, state), count) in &totals.by_state {
+        text.sample(name, &[("kind", kind), ("state", state)], count);
+    }
+    let name = "bowline_accepted_total";
+    text.family(name, "counter", "Connections that listeners accepted.");
+    for ((factory, local), count) in &totals.accepted {
+        text.sample(name, &[("factory", factory), ("local", local)], count);
+    }
+}
+
+/// A number among the facts of a section.
+fn count_of(section: &Section, fact: &str) -> u64 {
+    match section.get(fact) {
+        Some(Fact::Count(count)) => *count,
+        Some(Fact::Flag(flag)) => u64::from(*flag),
+        _ => 0,
+    }
+}
+
+/// Pools have the numbers of their order, the oldest first.
+fn pools(text: &mut Text, pools: &[&Section]) {
+    let mut family = |name: &str, kind: &str, help: &str, label: &str, facts: &[&str]| {
+        if !pools.is_empty() {
+            text.family(name, kind, help);
+        }
+        for (number, pool) in pools.iter().enumerate() {
+            let number = number.to_string();
+            for fact in facts {
+                let labels = [("pool", number.as_str()), (label, fact)];
+                let labels = &labels[..if label.is_empty() { 1 } else { 2 }];
+                text.sample(name, labels, count_of(pool, fact));
+            }
+        }
+    };
+    let gauges = [
+        ("workers", "Worker processes.", "workers"),
+        ("waiting", "Connections that wait for a worker.", "waiting"),
+        (
+            "in_flight",
+            "Connections that no worker has answered for.",
+            "in_flight",
+        ),
+        ("paused", "Whether the pool accepts nothing.", "paused"),
+    ];
+    for (name, help, fact) in gauges {
+        family(&format!("bowline_pool_{name}"), "gauge", help, "", &[fact]);
+    }
+    family(
+        "bowline_pool_connections_total",
+        "counter",
+        "What became of connections.",
+        "outcome",
+        &[
+            "sent",
+            "acknowledged",
+            "refused",
+            "resent",
+            "rescued",
+            "undelivered",
+        ],
+    );
+    family(
+        "bowline_pool_worker_events_total",
+        "counter",
+        "What became of workers.",
+        "event",
+        &["started", "not_started", "deaths", "hangs", "recalls"],
+    );
+}
+
+fn restarts(text: &mut Text, restarts: &[&Section]) {
+    let Some(restart) = restarts.first() else {
+        return;
+    };
+    let is_serving = restart.get("state") == Some(&"serving".into());
+    let gauges = [
+        (
+            "serving",
+            "Whether this is the process that serves.",
+            u64::from(is_serving),
+        ),
+        (
+            "took_over",
+            "Whether it has taken over from another.",
+            u64::from(restart.get("predecessor").is_some()),
+        ),
+        (
+            "movable_connections",
+            "Connections that can move.",
+            count_of(restart, "movable"),
+        ),
+        (
+            "stayed_connections",
+            "Connections that could not move.",
+            count_of(restart, "stayed"),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        text.single(&format!("bowline_restart_{name}"), "gauge", help, value);
+    }
+    let name = "bowline_restart_moved_total";
+    text.family(name, "counter", "Connections that have moved.");
+    for (way, fact) in [("here", "moved_here"), ("away", "moved_away")] {
+        text.sample(name, &[("way", way)], count_of(restart, fact));
+    }
 }
 
 fn descriptors(text: &mut Text, reactor: &mut Reactor) {

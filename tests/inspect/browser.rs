@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::{Program, not_run, say};
+use crate::{Program, connect, not_run, say};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -157,10 +157,48 @@ impl Browser {
         std::fs::write(folder.join(format!("{name}.md")), definition).unwrap();
     }
 
+    /// Has the page look as the machine does, `dark` or `light`.
+    fn emulate_dark(&self, scheme: &str) {
+        let media = json!({"cmd": "Emulation.setEmulatedMedia", "params": {
+            "features": [{"name": "prefers-color-scheme", "value": scheme}],
+        }});
+        self.of_session("POST", "goog/cdp/execute", &media);
+    }
+
+    /// Presses a key, by WebDriver's name for it, until a script answers true.
+    fn press(&self, key: char, script: &str) {
+        self.press_all(&[key], script);
+    }
+
+    fn press_with_shift(&self, key: char, script: &str) {
+        self.press_all(&['\u{e008}', key], script);
+    }
+
+    #[track_caller]
+    fn press_all(&self, keys: &[char], script: &str) {
+        let down = keys
+            .iter()
+            .map(|key| json!({"type": "keyDown", "value": key}));
+        let up = keys.iter().rev();
+        let up = up.map(|key| json!({"type": "keyUp", "value": key}));
+        let steps: Vec<_> = down.chain(up).collect();
+        let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": steps}]});
+        for _ in 0..200 {
+            self.of_session("POST", "actions", &actions);
+            if self.run(script) == Value::Bool(true) {
+                return;
+            }
+        }
+        panic!(
+            "{script}: {}",
+            self.run("return document.activeElement.outerHTML")
+        );
+    }
+
     /// Has the page as high as what is on it, for a picture of it all.
     fn fit(&self) {
         let height = self.run("return document.documentElement.scrollHeight");
-        let height = height.as_u64().unwrap().clamp(600, 1_000) + 120;
+        let height = height.as_u64().unwrap().clamp(600, 1_300) + 120;
         let size = json!({"width": 1_000, "height": height});
         self.of_session("POST", "window/rect", &size);
     }
@@ -210,6 +248,24 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
         "return [...document.querySelectorAll('#slow tbody tr')]\
          .some(row => row.cells[2].textContent.startsWith('Echo,UNIX'))",
     );
+    // The turn is on the timeline of the slowest, with what ran in it.
+    say(&mut client, b"slow");
+    browser.until("return document.querySelectorAll('#timeline button').length > 1");
+    let turn = "[...document.querySelectorAll('#timeline button')]\
+                .find(it => it.title.includes('ready of Echo,UNIX'))";
+    browser.until(&format!("return Boolean({turn})"));
+    browser.until(&format!(
+        "{turn}.focus();\
+         return [...document.querySelectorAll('#ran li')]\
+         .some(it => it.textContent.startsWith('ready of Echo,UNIX'))"
+    ));
+    let mut flooded = connect(&program.echo);
+    flooded.write_all(b"flood").unwrap();
+    browser.until(
+        "return [...document.querySelectorAll('#all tbody tr')]\
+         .some(row => row.innerText.includes('producer=push, paused'))",
+    );
+    drop(flooded);
     say(&mut client, b"pause");
     browser.until(&format!(
         "return ({}) === 'paused'",
@@ -226,11 +282,54 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
         "return [...document.querySelectorAll('#all tbody tr')]\
          .every(row => row.cells[0].textContent === 'listener')",
     );
+    browser.run(
+        "const filter = document.getElementById('filter');\
+         filter.value = ''; filter.dispatchEvent(new Event('input'));",
+    );
+    is_used_by_keyboard_alone(&browser);
+    // In the dark it is dark.
+    browser.emulate_dark("dark");
+    browser.until(
+        "const style = getComputedStyle(document.body);\
+         const ink = getComputedStyle(document.documentElement).getPropertyValue('--ink');\
+         return style.color === 'rgb(255, 255, 255)' && ink.trim() === '#7af'",
+    );
+    browser.emulate_dark("light");
+    browser.until("return getComputedStyle(document.body).color === 'rgb(0, 0, 0)'");
     // A phone has no room for all, and nothing but the tables scrolls sideways.
     let phone = json!({"width": 390, "height": 844});
     browser.of_session("POST", "window/rect", &phone);
     browser.until("return document.documentElement.scrollWidth <= window.innerWidth");
+    browser.emulate_dark("dark");
     browser.picture("phone");
+}
+
+/// The table is ordered, and a slow turn chosen, without a mouse.
+fn is_used_by_keyboard_alone(browser: &Browser) {
+    const ORDER: &str = "[...document.querySelectorAll('#all th')]\
+        .find(it => it.textContent === 'received').getAttribute('aria-sort')";
+    browser.press(
+        '\u{e004}',
+        "return document.activeElement.textContent === 'received'",
+    );
+    for order in ["ascending", "descending"] {
+        browser.press('\u{e007}', &format!("return {ORDER} === '{order}'"));
+    }
+    // Backwards, past the filter.
+    browser.run("document.querySelector('#timeline button').focus()");
+    browser.until("return document.querySelector('#timeline .chosen').previousSibling === null");
+    browser.press(
+        '\u{e004}',
+        "return document.activeElement.textContent === 'received'",
+    );
+    browser.press_with_shift(
+        '\u{e004}',
+        "return document.activeElement.parentElement.id === 'timeline'",
+    );
+    browser.until(
+        "return document.activeElement.className === 'chosen'\
+         && document.activeElement.previousSibling !== null",
+    );
 }
 
 #[test]
@@ -253,16 +352,16 @@ fn a_browser_goes_on_after_the_program_was_restarted() {
 }
 
 /// An example server with a page, ended with this value, and its successors by the test.
-struct Server {
+pub(crate) struct Server {
     process: Child,
-    page: String,
-    address: String,
+    pub(crate) page: String,
+    pub(crate) address: String,
 }
 
 const SECRET: &str = "0123456789abcdef";
 
 impl Server {
-    fn start(name: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(name: &str, arguments: &[&str]) -> Self {
         let process = Command::new(example(name))
             .args(arguments)
             .args(["--inspect", "127.0.0.1:0"])
@@ -303,7 +402,7 @@ fn said(output: impl Read + Send + 'static, what: &str) -> String {
 
 /// The example, built if it is not there yet: `cargo test` of everything builds it, that
 /// of one test does not.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let mut path = std::env::current_exe().unwrap();
     path.pop();
     path.pop();
@@ -320,17 +419,17 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// A client of `hot_restart`, whose answers say which process they are of.
-struct Client(BufReader<UnixStream>);
+pub(crate) struct Client(BufReader<UnixStream>);
 
 impl Client {
-    fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         let stream = eventually(PATIENCE, || UnixStream::connect(path));
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(BufReader::new(stream))
     }
 
     /// Says a line; the process that answers.
-    fn say(&mut self, line: &str) -> i32 {
+    pub(crate) fn say(&mut self, line: &str) -> i32 {
         self.0
             .get_mut()
             .write_all(format!("{line}\n").as_bytes())
@@ -344,7 +443,7 @@ impl Client {
 }
 
 /// Ends the last of the processes, which nobody waits for.
-struct Last(Option<rustix::process::Pid>);
+pub(crate) struct Last(pub(crate) Option<rustix::process::Pid>);
 
 impl Drop for Last {
     fn drop(&mut self) {

@@ -22,7 +22,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use bowline::inspect::Inspector;
-use bowline::{Address, Context, Protocol, Reactor, RemoteHandle, Transport, Transports};
+use bowline::{
+    Address, Context, Producer, ProducerKind, ProducerRef, Protocol, Reactor, RemoteHandle,
+    Transport, Transports,
+};
 use serde_json::{Value, json};
 
 /// Echoes, unless it is told to be slow.
@@ -33,10 +36,24 @@ impl<T: Transport> Protocol<T> for Echo {
         match data {
             b"slow" => thread::sleep(Duration::from_millis(30)),
             b"pause" => cx.transport.pause_producing(),
+            b"flood" => flood(cx.transport.as_dyn()),
             _ => {}
         }
         cx.transport.write(data);
     }
+}
+
+/// Writes more than the peer takes, as a producer that is told to pause.
+fn flood(transport: &mut dyn Transport) {
+    struct Flood;
+    impl Producer for Flood {
+        fn resume_producing(&mut self, _: &mut Context<'_, dyn Transport>) {}
+    }
+    let producer = ProducerRef::boxed(Flood);
+    transport
+        .register_producer(producer, ProducerKind::Push)
+        .unwrap();
+    transport.write(&vec![0; 4_000_000]);
 }
 
 /// A program that is looked into: an echo server in a thread of its own.

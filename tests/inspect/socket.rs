@@ -267,13 +267,14 @@ impl Descriptor for Counted {
     }
 }
 
-/// Of ten thousand each is asked once, and no more than a portion of them in any turn.
-#[test]
-fn a_list_of_ten_thousand_is_taken_over_many_turns() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("inspect");
-    let mut reactor = Reactor::new().unwrap();
-    Inspector::on_socket(&mut reactor, &path).unwrap();
+/// Has somebody ask a program with ten thousand descriptors, and answers with the answer
+/// and the turns in which they were asked what they are.
+fn asked_of_ten_thousand<S: Read + Write>(
+    reactor: &mut Reactor,
+    mut client: S,
+    request: &str,
+    is_all: impl Fn(&[u8]) -> bool,
+) -> (String, Vec<u64>) {
     let (turn, asked) = (
         Rc::<Cell<u64>>::default(),
         Rc::<RefCell<Vec<u64>>>::default(),
@@ -283,26 +284,70 @@ fn a_list_of_ten_thousand_is_taken_over_many_turns() {
         let vacancy = reactor.vacancy().unwrap();
         vacancy.install(Box::new(Counted { turn, asked }));
     }
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"{\"get\":\"descriptors\"}\n").unwrap();
-    client.set_nonblocking(true).unwrap();
+    client.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
-    run_until(&mut reactor, |_| {
+    run_until(reactor, |_| {
         turn.set(turn.get() + 1);
         // Nothing comes while there is nothing to read.
         let _ = client.read_to_end(&mut answer);
-        answer.ends_with(b"}}\n")
+        is_all(&answer)
     });
-    let answer = String::from_utf8(answer).unwrap();
+    let asked = asked.borrow();
+    assert_eq!(asked.len(), 10_000, "each was asked once");
+    let most = asked.chunk_by(|a, b| a == b).map(<[u64]>::len).max();
+    assert!(most <= Some(256), "{most:?} of them in one turn");
+    (String::from_utf8(answer).unwrap(), asked.clone())
+}
+
+/// For the page and for Prometheus it is taken as for the socket.
+#[test]
+fn a_page_and_metrics_of_ten_thousand_are_taken_over_many_turns() {
+    for (name, end) in [("events", "\n\n"), ("metrics", "\n")] {
+        let ledger = DescriptorLedger::open();
+        // A page is told again after a second, which does not come.
+        let mut reactor = Reactor::with_clock(ManualClock::new()).unwrap();
+        let page = Inspector::on_address(&mut reactor, ([127, 0, 0, 1], 0).into()).unwrap();
+        let url = page.url();
+        let path = &url[url.len() - 34..];
+        let client = std::net::TcpStream::connect(page.address()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let request = format!("GET {path}{name} HTTP/1.1\r\n\r\n");
+        let is_all = |answer: &[u8]| {
+            let text = String::from_utf8_lossy(answer);
+            let body = text.split_once("\r\n\r\n").map(|(_, body)| body);
+            let body = body
+                .unwrap_or_default()
+                .trim_start_matches("retry: 500\n\n");
+            let is_whole = name == "events" || body.contains("bowline_truncations_total");
+            is_whole && body.len() > 100 && body.ends_with(end)
+        };
+        let (answer, asked) = asked_of_ten_thousand(&mut reactor, client, &request, is_all);
+        let turns = asked.last().unwrap() - asked[0];
+        assert!(turns >= 39, "{name} in {turns} turns");
+        let listed = answer.matches("\"counted\"").count();
+        assert!(listed <= 2_000, "{name} lists {listed}");
+        drop(reactor);
+        ledger.assert_balanced();
+    }
+}
+
+/// Of ten thousand each is asked once, and no more than a portion of them in any turn.
+#[test]
+fn a_list_of_ten_thousand_is_taken_over_many_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("inspect");
+    let mut reactor = Reactor::new().unwrap();
+    Inspector::on_socket(&mut reactor, &path).unwrap();
+    let client = UnixStream::connect(&path).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let request = "{\"get\":\"descriptors\"}\n";
+    let is_all = |answer: &[u8]| answer.ends_with(b"}}\n");
+    let (answer, _) = asked_of_ten_thousand(&mut reactor, client, request, is_all);
     assert_eq!(
         answer.matches("\"counted\"").count(),
         2 * 10_000,
         "each has a line"
     );
-    let asked = asked.borrow();
-    assert_eq!(asked.len(), 10_000, "each was asked once");
-    let most = asked.chunk_by(|a, b| a == b).map(<[u64]>::len).max();
-    assert!(most <= Some(256), "{most:?} of them in one turn");
     let end: Value = serde_json::from_str(answer.lines().last().unwrap()).unwrap();
     let (first, last) = (&end["end"]["first_turn"], &end["end"]["last_turn"]);
     assert!(

@@ -1,11 +1,12 @@
 //! The command `bowline-top`.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::browser::{Client, Last, example};
 use crate::support::eventually;
-use crate::{Program, not_run};
+use crate::{Program, not_run, say};
 
 /// The command, built if it is not there yet: `cargo test` of everything builds it, that
 /// of one test does not.
@@ -69,7 +70,7 @@ fn it_shows_a_program_in_a_terminal_until_it_is_told_to_quit() {
         command.args(arguments).output().ok()
     };
     let program = Program::start();
-    let _client = program.connect();
+    let mut client = program.connect();
     let top = format!(
         "{} --every 0.1 {}",
         bowline_top().display(),
@@ -90,6 +91,41 @@ fn it_shows_a_program_in_a_terminal_until_it_is_told_to_quit() {
             true => Ok(()),
             false => Err(shown),
         }
+    });
+    // What a connection does is seen, and the list can be ordered.
+    let until = |what: &str, is_there: &dyn Fn(&str) -> bool| {
+        eventually(Duration::from_secs(20), || match screen() {
+            shown if is_there(&shown) => Ok(()),
+            shown => Err(format!("no {what} in {shown}")),
+        })
+    };
+    let echo = |shown: &str, column: usize| {
+        let mut rows = shown.lines().filter(|line| line.starts_with("UNIX"));
+        let row = rows.find(|line| line.contains(" Echo "));
+        row.and_then(|row| row.split_whitespace().nth(column).map(str::to_owned))
+    };
+    until("five bytes", &|shown| {
+        echo(shown, 6).as_deref() == Some("5")
+    });
+    say(&mut client, b"and more");
+    until("bytes that grow", &|shown| {
+        echo(shown, 6).as_deref() == Some("13")
+    });
+    say(&mut client, b"slow");
+    until("slow callback", &|shown| {
+        let slowest = shown.lines().find(|line| line.starts_with("slowest: "));
+        slowest.is_some_and(|line| line.contains(" in ready of Echo,UNIX"))
+    });
+    for (key, first) in [("k", "UNIX"), ("a", "listener")] {
+        tmux(&["send-keys", key]);
+        until(key, &|shown| {
+            let mut lines = shown.lines().skip_while(|line| !line.starts_with("KIND "));
+            lines.nth(1).is_some_and(|line| line.starts_with(first))
+        });
+    }
+    say(&mut client, b"pause");
+    until("pause", &|shown| {
+        echo(shown, 2).as_deref() == Some("paused")
     });
     // The guide shows such a terminal, with the same columns.
     let shown = screen();
@@ -114,4 +150,61 @@ fn it_shows_a_program_in_a_terminal_until_it_is_told_to_quit() {
             true => Err("it goes on"),
         }
     });
+}
+
+#[test]
+fn it_shows_a_restart_whose_connections_move_and_goes_on_with_the_next_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (terminal, socket, place) = (at("tmux"), at("socket"), at("inspect"));
+    let tmux = |arguments: &[&str]| -> Option<Output> {
+        let mut command = Command::new("tmux");
+        command.args(["-f", "/dev/null", "-S", &terminal]);
+        command.args(arguments).output().ok()
+    };
+    let mut server = Command::new(example("hot_restart"))
+        .args(["--serve", "--move", "--directory", &at("control")])
+        .args(["--unix", &socket, "--inspect", &place])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut clients: Vec<_> = (0..40).map(|_| Client::connect(socket.as_ref())).collect();
+    let first = clients.iter_mut().map(|it| it.say("one")).max().unwrap();
+    let mut last = Last(None);
+    let top = format!("{} --every 0.1 {place}", bowline_top().display());
+    let started = tmux(&["new-session", "-d", "-x", "160", "-y", "30", &top]);
+    let Some(started) = started else {
+        let _ = server.kill();
+        let _ = server.wait();
+        return not_run("tmux is missing");
+    };
+    assert!(started.status.success(), "{started:?}");
+    let until = |words: &[&str]| {
+        eventually(Duration::from_secs(60), || {
+            let shown = tmux(&["capture-pane", "-p"]).unwrap();
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            match words.iter().all(|word| shown.contains(word)) {
+                true => Ok(()),
+                false => Err(format!("no {words:?} in {shown}")),
+            }
+        });
+    };
+    until(&[&format!("process {first} "), "movable 40"]);
+    let pid = rustix::process::Pid::from_raw(first).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let after = eventually(Duration::from_secs(60), || match clients[0].say("two") {
+        pid if pid == first => Err("the first process answers"),
+        pid => Ok(pid),
+    });
+    last.0 = rustix::process::Pid::from_raw(after);
+    until(&[
+        &format!("process {after} "),
+        &format!("predecessor {first}"),
+        "moved_here 40",
+    ]);
+    tmux(&["kill-server"]);
+    drop(clients);
+    let _ = server.kill();
+    let _ = server.wait();
 }
