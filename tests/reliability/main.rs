@@ -17,6 +17,7 @@ mod drained;
 mod flooded;
 mod framing;
 mod hostile;
+mod inspected;
 mod packages;
 mod spawned;
 mod standard;
