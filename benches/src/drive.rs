@@ -20,7 +20,7 @@ const WARM_UP: usize = 10;
 
 /// One turn of the server; callgrind knows it by its name.
 #[inline(never)]
-fn server_turn(server: &mut dyn Server) -> io::Result<()> {
+pub(crate) fn server_turn(server: &mut dyn Server) -> io::Result<()> {
     server.turn(Wait::No)
 }
 

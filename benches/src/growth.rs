@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::drive::collected;
+use crate::drive::{collected, server_turn};
 use crate::external;
 use crate::peers::{self, Family, Job, Peer, Server, Task, Wait};
 use crate::report::{machine, median};
@@ -92,12 +92,6 @@ impl Grown {
     }
 }
 
-/// One turn of the server; callgrind knows it by its name.
-#[inline(never)]
-fn grown_turn(server: &mut dyn Server) -> io::Result<()> {
-    server.turn(Wait::No)
-}
-
 /// The server, and the CPU time that its turns have taken.
 struct Bench {
     server: Box<dyn Server>,
@@ -124,7 +118,7 @@ impl Bench {
             return self.server.turn(Wait::No);
         }
         let before = sys::own_cpu_time();
-        grown_turn(&mut *self.server)?;
+        server_turn(&mut *self.server)?;
         self.took += sys::own_cpu_time() - before;
         Ok(())
     }
@@ -227,7 +221,8 @@ pub(crate) fn grow(peer: Peer, grown: Grown, size: usize, rounds: usize) -> io::
     let mut clients = Vec::with_capacity(own);
     for number in 0..own {
         clients.push(client(1, ports[0])?);
-        if number % 256 == 255 {
+        // A turn accepts more than come meanwhile, so that no queue overflows.
+        if number % 32 == 31 {
             bench.turn()?;
         }
     }
@@ -376,7 +371,7 @@ fn number(command: &mut Command) -> io::Result<f64> {
 fn instructions(peer: Peer, grown: Grown, size: usize, rounds: usize) -> io::Result<Option<f64>> {
     let counted = |rounds| {
         let arguments = arguments(peer, grown, size, rounds);
-        collected(peer, "*growth::grown_turn*", &arguments)
+        collected(peer, "*drive::server_turn*", &arguments)
     };
     let operations = match grown {
         Grown::Messages => rounds * AT_ONCE.min(size),

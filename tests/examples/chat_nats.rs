@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{DEADLINE, Example};
+use crate::support::peers::has_program;
+use crate::{DEADLINE, Example, wait_until};
 
 /// The broker's program, unless it is missing.
 fn nats_server() -> Option<&'static str> {
@@ -110,8 +111,12 @@ struct Member {
 
 impl Member {
     fn come(server: &Example, name: &str) -> Self {
+        Self::over(server.connect(), name)
+    }
+
+    fn over(stream: TcpStream, name: &str) -> Self {
         let mut member = Self {
-            stream: BufReader::new(server.connect()),
+            stream: BufReader::new(stream),
             heard: BTreeMap::new(),
             stored: Vec::new(),
         };
@@ -121,7 +126,11 @@ impl Member {
 
     /// Comes back with what it had, at this server.
     fn come_back(&mut self, server: &Example, name: &str) {
-        self.stream = BufReader::new(server.connect());
+        self.come_back_over(server.connect(), name);
+    }
+
+    fn come_back_over(&mut self, stream: TcpStream, name: &str) {
+        self.stream = BufReader::new(stream);
         let last = self.heard.last_key_value().map_or(0, |(number, _)| *number);
         self.say(&format!("{name} {last}"));
     }
@@ -140,7 +149,27 @@ impl Member {
         let mut line = String::new();
         let length = self.stream.read_line(&mut line).expect(what);
         assert!(length > 0, "the server has closed");
-        let line = line.trim_end();
+        self.note(line.trim_end());
+    }
+
+    /// Says a line, and waits until it is stored; whether it was, before the connection
+    /// has ended.
+    fn is_stored(&mut self, line: &str) -> bool {
+        let before = self.stored.len();
+        if writeln!(self.stream.get_mut(), "{line}").is_err() {
+            return false;
+        }
+        while self.stored.len() == before {
+            let mut heard = String::new();
+            match self.stream.read_line(&mut heard) {
+                Ok(1..) if heard.ends_with('\n') => self.note(heard.trim_end()),
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    fn note(&mut self, line: &str) {
         if let Some(number) = line.strip_prefix("+ ") {
             self.stored.push(number.parse().expect("a number"));
         } else if let Some((number, text)) = line.split_once(' ')
@@ -246,4 +275,106 @@ fn chat_over_nats_loses_no_line_that_was_acknowledged() {
     eve.stream.read_to_end(&mut rest).expect("to the end");
     drop(broker);
     assert!(fs::read_dir(folder.path()).is_ok_and(|mut files| files.next().is_some()));
+}
+
+/// HAProxy in front of several machines.
+struct Front {
+    process: Child,
+    port: u16,
+}
+
+impl Front {
+    fn start(folder: &Path, servers: &[&str]) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let mut text = format!(
+            "defaults\n mode tcp\n timeout connect 2s\n timeout client 1h\n timeout server 1h\n\
+             frontend chat\n bind 127.0.0.1:{port}\n default_backend machines\n\
+             backend machines\n balance leastconn\n option redispatch\n retries 3\n"
+        );
+        for (number, server) in servers.iter().enumerate() {
+            text += &format!(" server machine{number} {server} check inter 500ms\n");
+        }
+        let file = folder.join("haproxy.cfg");
+        fs::write(&file, text).expect("written");
+        let process = Command::new("haproxy")
+            .arg("-db")
+            .arg("-f")
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let front = Self { process, port };
+        wait_until("HAProxy listens", || front.try_connect().is_some());
+        front
+    }
+
+    fn try_connect(&self) -> Option<TcpStream> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(DEADLINE)).expect("a socket");
+        Some(stream)
+    }
+
+    fn connect(&self) -> TcpStream {
+        self.try_connect().expect("it listens")
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Machines behind HAProxy: one is killed, its members come back at the other by the same
+/// address, and everybody gets every line that was acknowledged.
+#[test]
+fn members_behind_haproxy_miss_no_acknowledged_line_when_a_machine_is_gone() {
+    const LINES: usize = 40;
+    const NAMES: [&str; 4] = ["ann", "bob", "cay", "dan"];
+    let Some(program) = nats_server() else { return };
+    if !has_program("haproxy", "-v", "haproxy") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = Broker::start(program, folder.path());
+    let nats = format!("tcp:host=127.0.0.1:port={}", broker.port);
+    let arguments = ["--listen", "tcp:host=127.0.0.1:port=0", "--nats", &nats];
+    let mut gone = Example::start("chat_nats", &arguments);
+    let stays = Example::start("chat_nats", &arguments);
+    let front = Front::start(folder.path(), &[&gone.address, &stays.address]);
+    let mut members = NAMES.map(|name| Member::over(front.connect(), name));
+    let mut acknowledged = BTreeMap::new();
+    let mut came_back = 0;
+    for number in 0..LINES {
+        if number == LINES / 2 {
+            gone.child.kill().expect("it runs");
+            gone.child.wait().expect("ours");
+        }
+        for (member, name) in members.iter_mut().zip(NAMES) {
+            let line = format!("line {number}");
+            while !member.is_stored(&line) {
+                came_back += 1;
+                assert!(came_back < 100, "{name} is not served");
+                member.come_back_over(front.connect(), name);
+            }
+            let stored = *member.stored.last().expect("it was");
+            acknowledged.insert(stored, format!("{name}: {line}"));
+        }
+    }
+    assert!(came_back > 0, "nobody was at the machine that is gone");
+    let last = *acknowledged.last_key_value().expect("some").0;
+    for member in &mut members {
+        member.hear_until("all is heard", |member| member.heard.contains_key(&last));
+        for (number, line) in &acknowledged {
+            assert_eq!(member.heard.get(number), Some(line));
+        }
+    }
+    assert_eq!(acknowledged.len(), LINES * NAMES.len());
+    drop(front);
+    stays.stop();
 }

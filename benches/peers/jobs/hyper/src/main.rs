@@ -109,10 +109,11 @@ async fn serve(socket: TcpStream, ticks: Ticks, mut end: watch::Receiver<bool>) 
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
     let mut connection = std::pin::pin!(connection);
+    let is_told = async { drop(end.wait_for(|ends| *ends).await) };
     tokio::select! {
         // Its client has gone, if it failed.
         _ = connection.as_mut() => {}
-        _ = end.wait_for(|ends| *ends) => {
+        () = is_told => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }
