@@ -114,9 +114,10 @@ fn main() -> common::Result {
             reactor.fail(error);
         }
     })?;
-    let mut runtime = Command::new("runc");
-    runtime.args(["run", "--detach", "--bundle", &bundle, "--console-socket"]);
-    runtime.arg(&path).arg(&id);
+    let runtime = ChildCommand::program("runc")
+        .args(["run", "--detach", "--bundle", &bundle, "--console-socket"])
+        .arg(&path)
+        .arg(&id);
     let failed = CollectOutput::new(|reactor, output| {
         // The container may have ended, and this program with it, before runc has.
         let is_cut = output.status == ProcessStatus::ReactorStopped;
@@ -125,7 +126,7 @@ fn main() -> common::Result {
             reactor.fail(io::Error::other(format!("runc {}: {why}", output.status)));
         }
     });
-    reactor.spawn_process(ChildCommand::new(runtime), failed)?;
+    reactor.spawn_process(runtime, failed)?;
     reactor.stop_on_signals()?;
     let result = reactor.run();
     // It has ended, or has no console any more.

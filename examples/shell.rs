@@ -20,8 +20,6 @@
 
 mod common;
 
-use std::process::Command;
-
 use bowline::process::{
     ChildCommand, ProcessContext, ProcessHandle, ProcessProtocol, ProcessStatus, TerminalSize,
 };
@@ -56,9 +54,8 @@ struct Session {
 
 impl Session {
     fn start(&mut self, reactor: &mut Reactor, client: PacketHandle) -> Result<(), String> {
-        let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]);
-        let command = ChildCommand::new(command).terminal(TerminalSize::default());
+        let command = ChildCommand::program(&self.program[0]).args(&self.program[1..]);
+        let command = command.terminal(TerminalSize::default());
         let started = reactor.spawn_process(command, Screen { client });
         self.process = Some(started.map_err(|error| error.to_string())?);
         Ok(())

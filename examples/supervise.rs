@@ -22,7 +22,6 @@ mod common;
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -127,8 +126,6 @@ fn start_after(reactor: &mut Reactor, shared: &Shared, child: usize, wait: Durat
 
 fn start(reactor: &mut Reactor, shared: &Shared, index: usize) {
     let supervisor = shared.borrow();
-    let mut command = Command::new(&supervisor.program[0]);
-    command.args(&supervisor.program[1..]);
     let lines = |stream| {
         let framer = LineFramer::with_delimiter(b"\n".as_slice()).with_max_length(LONGEST_LINE);
         Framed::new(
@@ -139,7 +136,8 @@ fn start(reactor: &mut Reactor, shared: &Shared, index: usize) {
             },
         )
     };
-    let mut command = ChildCommand::new(command)
+    let mut command = ChildCommand::program(&supervisor.program[0])
+        .args(&supervisor.program[1..])
         .null(0)
         .read_from_with(1, lines("out"))
         .read_from_with(2, lines("err"))

@@ -217,7 +217,28 @@ pub(crate) fn sh(script: &str) -> Command {
 
 /// A child that runs `script`, with pipes.
 pub(crate) fn shell(script: &str) -> ChildCommand<'static> {
-    ChildCommand::new(sh(script))
+    launched(sh(script))
+}
+
+/// How a child comes about.
+pub(crate) type Way = fn(Command) -> ChildCommand<'static>;
+
+/// Both ways: with a fork, and without.
+pub(crate) const WAYS: [Way; 2] = [ChildCommand::new, launched];
+
+/// The same child without a fork. Nothing else can be seen in a command.
+pub(crate) fn launched(command: Command) -> ChildCommand<'static> {
+    let mut child = ChildCommand::program(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        child = match value {
+            Some(value) => child.env(name, value),
+            None => child.env_remove(name),
+        };
+    }
+    match command.get_current_dir() {
+        Some(directory) => child.current_dir(directory),
+        None => child,
+    }
 }
 
 #[track_caller]

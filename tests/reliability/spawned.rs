@@ -139,7 +139,11 @@ impl Protocol<UnixStream> for Silent {
     fn data_received(&mut self, _: &mut Context<'_, UnixStream>, _: &[u8]) {}
 }
 
-fn command(program: &str, arguments: &[&str]) -> ChildCommand<'static> {
+/// With a fork, or without.
+fn command(forks: bool, program: &str, arguments: &[&str]) -> ChildCommand<'static> {
+    if !forks {
+        return ChildCommand::program(program).args(arguments);
+    }
     let mut command = Command::new(program);
     command.args(arguments);
     ChildCommand::new(command)
@@ -160,6 +164,8 @@ fn child<'a>(
         .grace(Duration::from_millis(random.below(10) as u64));
     let size = TerminalSize::default();
     let all = vec![0, 1, 2];
+    let forks = random.chance(50);
+    let command = |program: &str, arguments: &[&str]| command(forks, program, arguments);
     let (command, fate, streams) = match kind {
         0 => (command("true", &[]), Fate::Own, all),
         1 => (command("cat", &[]), Fate::ClosedInput, all),

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use bowline_protocol::Address;
 
 use crate::kinds::address_of;
-use crate::sys::{self, Announcement, ControlBuffer, Family, SocketName};
+use crate::sys::{self, ControlBuffer, Family, Image, SocketName};
 
 /// Starts `command` with descriptors under agreed numbers, for programs that expect
 /// their sockets by number. They need not be programs of bowline's.
@@ -89,7 +89,8 @@ pub fn spawn_with_listen_fds(
         .map(|((fd, _), number)| (*fd, number))
         .collect();
     sys::spawn_announced(command, &grants, None, |command| {
-        announce_listen_fds(command, &names).map(Some)
+        let variables = listen_variables(&names);
+        Image::of(command, &variables, Some(LISTEN_NUMBERS)).map(Some)
     })
 }
 
@@ -107,17 +108,16 @@ pub(crate) fn names_of(descriptors: &[(BorrowedFd<'_>, &str)]) -> io::Result<Vec
 }
 
 /// The variables that announce descriptors of these names, from number 3 on, to a
-/// child.
-pub(crate) fn announce_listen_fds(
-    command: &mut Command,
-    names: &[String],
-) -> io::Result<Announcement> {
-    let variables = [
+/// child. Two others have numbers of its own.
+pub(crate) fn listen_variables(names: &[String]) -> [(&'static str, String); 2] {
+    [
         ("LISTEN_FDS", names.len().to_string()),
         ("LISTEN_FDNAMES", names.join(":")),
-    ];
-    Announcement::of(command, &variables, ("LISTEN_PID", "LISTEN_PIDFDID"))
+    ]
 }
+
+/// The variables for the number of the child and the inode of its pidfd.
+pub(crate) const LISTEN_NUMBERS: (&str, &str) = ("LISTEN_PID", "LISTEN_PIDFDID");
 
 /// The inode of the pidfd of this process, as `LISTEN_PIDFDID` gives it. No other
 /// process has the same one until the machine starts again. `None` before Linux 6.9.

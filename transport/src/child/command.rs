@@ -1,30 +1,35 @@
 //! The program of a child, and its descriptors.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bowline_protocol::{Protocol, TerminalSize};
 
+use super::ChildProcess;
 use super::error::{SpawnError, SpawnStep};
-use super::process::{ProcessSettings, RunningChild, started};
+use super::process::{ProcessSettings, RunningChild, launched, started};
 use super::streams::{Install, Planned, by_number, with_protocol};
 use crate::kinds::{OwnEnd, PipeStream, Unix, UnixStream};
-use crate::process::{announce_listen_fds, names_of};
-use crate::sys::{self, CleanStart, Reached};
+use crate::process::{LISTEN_NUMBERS, listen_variables, names_of};
+use crate::sys::{self, CleanStart, Group, Image, Launch};
 
 /// A child for [`spawn_process`](crate::Transports::spawn_process): the program that it
 /// runs, and what each of its descriptor numbers is.
 ///
-/// Program, arguments, environment, directory, user and groups are those of std's
-/// [`Command`]. Its standard streams have no effect, since all descriptors are set
-/// here. By default 0, 1 and 2 are pipes. We write to 0, and read from 1 and 2.
-/// (Twisted: `childFDs`.)
+/// [`program`](Self::program) begins with the name of a program, and methods of this type
+/// add arguments, environment and directory. [`new`](Self::new) takes all of that from
+/// std's [`Command`], and user, groups and `pre_exec` too. Its standard streams have no
+/// effect, since all descriptors are set here. By default 0, 1 and 2 are pipes. We write
+/// to 0, and read from 1 and 2. (Twisted: `childFDs`.)
 ///
 /// | method | the child has | we have |
 /// |---|---|---|
@@ -43,7 +48,6 @@ use crate::sys::{self, CleanStart, Reached};
 /// as a [`Framed`](bowline_protocol::framing::Framed) for lines.
 ///
 /// ```
-/// use std::process::Command;
 /// use bowline::process::{ChildCommand, ProcessContext, ProcessProtocol, ProcessStatus};
 /// use bowline::{Reactor, Transports};
 ///
@@ -67,10 +71,9 @@ use crate::sys::{self, CleanStart, Reached};
 ///     }
 /// }
 ///
-/// let mut command = Command::new("tr");
-/// command.args(["a-z", "A-Z"]);
 /// let mut reactor = Reactor::new()?;
-/// reactor.spawn_process(ChildCommand::new(command).inherit(2), Louder(Vec::new()))?;
+/// let louder = ChildCommand::program("tr").args(["a-z", "A-Z"]);
+/// reactor.spawn_process(louder.inherit(2), Louder(Vec::new()))?;
 /// reactor.run()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -91,16 +94,36 @@ use crate::sys::{self, CleanStart, Reached};
 ///
 /// # Costs
 ///
-/// Starting takes a fork(2). It returns once the child runs its program. Each pipe
-/// takes two system calls.
+/// Starting returns once the child runs its program. Each pipe takes two system calls.
+///
+/// A child that began with [`program`](Self::program) is not forked: it borrows the memory
+/// of this program until its own begins, while this thread waits. (So does one of
+/// posix_spawn(3).) That costs the same however large this program is. A child that began
+/// with [`new`](Self::new) takes a fork(2), which copies page tables: only there a closure
+/// can run in the child, and only there it can get another user. Choose `new` if you need
+/// what only a `Command` has.
+///
+/// Under an emulator or a debugger that makes a plain fork of every child, like valgrind,
+/// an error of the program's start is not told: the child then exits with code 127.
 pub struct ChildCommand<'a> {
     command: Command,
+    way: Way,
     ends: BTreeMap<u32, ChildEnd<'a>>,
     terminal: Option<TerminalEnd>,
     names: Option<Vec<String>>,
     leads_group: bool,
     settings: ProcessSettings,
     error: Option<io::Error>,
+}
+
+/// How a child comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Of a command that we have made: nothing is in it that could not be read.
+    Launched,
+    /// Of a command of the user's, which may have closures that run in the child, a user
+    /// and groups. Only std knows them.
+    Forked,
 }
 
 /// What one descriptor number of the child is.
@@ -124,8 +147,24 @@ struct TerminalEnd {
 }
 
 impl<'a> ChildCommand<'a> {
-    /// Makes a child that runs `command`, with pipes under 0, 1 and 2.
+    /// Makes a child that runs a program, with pipes under 0, 1 and 2.
+    ///
+    /// A name without a slash is looked for in the directories of `PATH`, as the child has
+    /// it. Without a word the child has our environment and our directory.
+    pub fn program(name: impl AsRef<OsStr>) -> Self {
+        let command = Command::new(name.as_ref());
+        Self::by(Way::Launched, command).checked(name.as_ref())
+    }
+
+    /// Makes a child that runs `command`, with pipes under 0, 1 and 2, by a fork(2).
+    ///
+    /// Everything that `command` has takes effect, except for its standard streams: user
+    /// and groups, `arg0`, `pre_exec` closures.
     pub fn new(command: Command) -> Self {
+        Self::by(Way::Forked, command)
+    }
+
+    fn by(way: Way, command: Command) -> Self {
         let ends = [
             (0, ChildEnd::WriteTo(None)),
             (1, ChildEnd::ReadFrom(None)),
@@ -133,6 +172,7 @@ impl<'a> ChildCommand<'a> {
         ];
         Self {
             command,
+            way,
             ends: ends.into(),
             terminal: None,
             names: None,
@@ -140,6 +180,59 @@ impl<'a> ChildCommand<'a> {
             settings: ProcessSettings::default(),
             error: None,
         }
+    }
+
+    /// A string that a program can be given ends where its NUL is. std notes one that has
+    /// another, and does not say so.
+    fn checked(mut self, text: &OsStr) -> Self {
+        if text.as_bytes().contains(&0) {
+            let text = "a NUL is in what the program is to be given";
+            self.error = Some(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.command.arg(argument.as_ref());
+        self.checked(argument.as_ref())
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        arguments.into_iter().fold(self, Self::arg)
+    }
+
+    /// Sets a variable of the child's environment.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Removes a variable from the child's environment.
+    #[must_use]
+    pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Removes all variables from the child's environment, so that it has only those that
+    /// are set afterwards.
+    #[must_use]
+    pub fn env_clear(mut self) -> Self {
+        self.command.env_clear();
+        self
+    }
+
+    /// Sets the directory in which the program begins. A program whose name is a relative
+    /// path, or is found by a relative path of `PATH`, is looked for from there.
+    #[must_use]
+    pub fn current_dir(mut self, directory: impl AsRef<Path>) -> Self {
+        self.command.current_dir(directory.as_ref());
+        self.checked(directory.as_ref().as_os_str())
     }
 
     fn with(mut self, number: u32, end: ChildEnd<'a>) -> Self {
@@ -283,54 +376,15 @@ impl<'a> ChildCommand<'a> {
     /// Starts the child.
     pub(super) fn start(mut self) -> Result<RunningChild, SpawnError> {
         let program = self.command.get_program().to_owned();
-        let failed = |step, error| {
-            let program = program.clone();
-            Err(SpawnError {
+        let begun = self.make().map_err(|error| (SpawnStep::Prepare, error));
+        match begun.and_then(|made| made.begin(&program)) {
+            Ok(running) => Ok(running),
+            Err((step, error)) => Err(SpawnError {
                 program,
                 step,
                 error,
-            })
-        };
-        let has_directory = self.command.get_current_dir().is_some();
-        let Made {
-            command,
-            given,
-            streams,
-            leads_group,
-            start,
-            names,
-            settings,
-        } = match self.make() {
-            Ok(made) => made,
-            Err(error) => return failed(SpawnStep::Prepare, error),
-        };
-        let grants: Vec<_> = given
-            .iter()
-            .map(|(number, fd)| (fd.as_fd(), *number))
-            .collect();
-        let spawned =
-            sys::spawn_announced(command, &grants, Some(&start), |command| match &names {
-                Some(names) => announce_listen_fds(command, names).map(Some),
-                None => Ok(None),
-            });
-        let child = match spawned {
-            Ok(child) => child,
-            Err(error) => {
-                let step = match start.reached() {
-                    Reached::Std => SpawnStep::of_std(&error, has_directory),
-                    Reached::Signals => SpawnStep::Signals,
-                    Reached::Session => SpawnStep::Session,
-                    Reached::Descriptors => SpawnStep::Descriptors,
-                    Reached::Program => SpawnStep::Program,
-                };
-                return failed(step, error);
-            }
-        };
-        let mut running = RunningChild::of(started(child), program).settings(settings);
-        if leads_group {
-            running = running.leads_group();
+            }),
         }
-        Ok(streams.into_iter().fold(running, RunningChild::planned))
     }
 
     /// Makes all descriptors of the child, and our ends of them.
@@ -341,10 +395,10 @@ impl<'a> ChildCommand<'a> {
         let command = std::mem::replace(&mut self.command, Command::new(""));
         let mut made = Made {
             command,
+            way: self.way,
             given: Vec::new(),
             streams: Vec::new(),
-            leads_group: self.leads_group,
-            start: CleanStart::new(None)?,
+            group: self.leads_group.then_some(Group::Own),
             names: self.names.take(),
             settings: self.settings,
         };
@@ -362,19 +416,7 @@ impl<'a> ChildCommand<'a> {
             let theirs = pairs.get(&other).ok_or_else(nothing_there)?.copy(other)?;
             pairs.insert(number, theirs);
         }
-        for (number, theirs) in pairs {
-            match number {
-                0 => drop(made.command.stdin(theirs.into_stdio()?)),
-                1 => drop(made.command.stdout(theirs.into_stdio()?)),
-                2 => drop(made.command.stderr(theirs.into_stdio()?)),
-                _ => made
-                    .given
-                    .extend(theirs.into_grant().map(|it| (number, it))),
-            }
-        }
-        if terminal.is_none() && made.leads_group {
-            made.command.process_group(0);
-        }
+        made.given.extend(pairs);
         Ok(made)
     }
 
@@ -403,9 +445,8 @@ impl<'a> ChildCommand<'a> {
             terminal: Some(to_resize),
             install,
         });
-        made.start = CleanStart::new(Some(first))?;
         // A session has a process group.
-        made.leads_group = true;
+        made.group = Some(Group::Session(first));
         Ok(Some(theirs))
     }
 }
@@ -422,15 +463,83 @@ impl fmt::Debug for ChildCommand<'_> {
 /// Everything that a child is started with.
 struct Made<'a> {
     command: Command,
-    given: Vec<(u32, Grant<'a>)>,
+    way: Way,
+    given: Vec<(u32, Given<'a>)>,
     streams: Vec<Planned>,
-    leads_group: bool,
-    start: CleanStart,
+    group: Option<Group>,
     names: Option<Vec<String>>,
     settings: ProcessSettings,
 }
 
 impl<'a> Made<'a> {
+    /// Starts the child.
+    fn begin(mut self, program: &OsStr) -> Result<RunningChild, (SpawnStep, io::Error)> {
+        let streams = std::mem::take(&mut self.streams);
+        let (leads_group, settings) = (self.group.is_some(), self.settings);
+        let process = match self.way {
+            Way::Launched => self.launch()?,
+            Way::Forked => self.fork()?,
+        };
+        let mut running = RunningChild::of(process, OsString::from(program)).settings(settings);
+        if leads_group {
+            running = running.leads_group();
+        }
+        Ok(streams.into_iter().fold(running, RunningChild::planned))
+    }
+
+    fn launch(self) -> Result<Box<dyn ChildProcess>, (SpawnStep, io::Error)> {
+        let given = self.given.iter();
+        let grants: Vec<_> = given
+            .filter_map(|(number, it)| Some((it.as_grant()?.as_fd(), *number)))
+            .collect();
+        let variables = self.names.as_deref().map(listen_variables);
+        let variables = variables.iter().flatten().cloned().collect::<Vec<_>>();
+        let own = self.names.as_ref().map(|_| LISTEN_NUMBERS);
+        let launch = Launch::new(self.command, &grants, &variables, own, self.group);
+        let child = launch.map_err(|error| (SpawnStep::Prepare, error))?.start();
+        child
+            .map(launched)
+            .map_err(|(reached, error)| (SpawnStep::of(reached, &error, false), error))
+    }
+
+    fn fork(mut self) -> Result<Box<dyn ChildProcess>, (SpawnStep, io::Error)> {
+        let prepare = |error| (SpawnStep::Prepare, error);
+        let has_directory = self.command.get_current_dir().is_some();
+        let mut given = Vec::new();
+        for (number, it) in std::mem::take(&mut self.given) {
+            match number {
+                0 => drop(self.command.stdin(it.into_stdio().map_err(prepare)?)),
+                1 => drop(self.command.stdout(it.into_stdio().map_err(prepare)?)),
+                2 => drop(self.command.stderr(it.into_stdio().map_err(prepare)?)),
+                _ => given.extend(it.into_grant().map(|it| (number, it))),
+            }
+        }
+        let terminal = match self.group {
+            Some(Group::Session(terminal)) => Some(terminal),
+            Some(Group::Own) => {
+                self.command.process_group(0);
+                None
+            }
+            None => None,
+        };
+        let start = CleanStart::new(terminal).map_err(prepare)?;
+        let grants = given.iter().map(|(number, fd)| (fd.as_fd(), *number));
+        let grants: Vec<_> = grants.collect();
+        let names = self.names;
+        let image = |command: &mut Command| match &names {
+            Some(names) => {
+                let variables = listen_variables(names);
+                Image::of(command, &variables, Some(LISTEN_NUMBERS)).map(Some)
+            }
+            None => Ok(None),
+        };
+        let child = sys::spawn_announced(self.command, &grants, Some(&start), image);
+        child.map(started).map_err(|error| {
+            let step = SpawnStep::of(start.reached(), &error, has_directory);
+            (step, error)
+        })
+    }
+
     /// Makes the child's end of what it has under a number, and our stream of it.
     fn make_end(
         &mut self,
@@ -503,6 +612,13 @@ impl<'a> Given<'a> {
             Self::Grant(Grant::Borrowed(fd)) => fd.try_clone_to_owned()?.into(),
             Self::Inherited => Stdio::inherit(),
         })
+    }
+
+    fn as_grant(&self) -> Option<&Grant<'a>> {
+        match self {
+            Self::Grant(grant) => Some(grant),
+            Self::Inherited => None,
+        }
     }
 
     fn into_grant(self) -> Option<Grant<'a>> {

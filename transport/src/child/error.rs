@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 
-use crate::sys;
+use crate::sys::{self, Reached};
 
 /// A child was not started. Nothing is left of it.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub enum SpawnStep {
     /// Making its pipes, sockets and terminal. `InvalidInput` if its settings are not
     /// possible.
     Prepare,
-    /// fork(2), and the descriptors that std needs for it.
+    /// The new process: fork(2) or clone(2), and the descriptors that std needs for it.
     Fork,
     /// Its user, groups or process group: setuid(2) and the like.
     User,
@@ -46,9 +46,23 @@ pub enum SpawnStep {
 }
 
 impl SpawnStep {
+    /// The step that a child did not come beyond.
+    pub(super) fn of(reached: Reached, error: &io::Error, has_directory: bool) -> Self {
+        match reached {
+            Reached::Std => Self::of_std(error, has_directory),
+            Reached::Fork => Self::Fork,
+            Reached::Group => Self::User,
+            Reached::Directory => Self::Directory,
+            Reached::Signals => Self::Signals,
+            Reached::Session => Self::Session,
+            Reached::Descriptors => Self::Descriptors,
+            Reached::Program => Self::Program,
+        }
+    }
+
     /// The step at which std failed. std does not say so, but each step has errors that
     /// the others do not have.
-    pub(super) fn of_std(error: &io::Error, has_directory: bool) -> Self {
+    fn of_std(error: &io::Error, has_directory: bool) -> Self {
         if has_directory && sys::is_of_a_path(error) {
             Self::Directory
         } else if sys::is_of_an_identity(error) {

@@ -28,7 +28,6 @@ pub struct ProcessOutput {
 /// `getProcessOutputAndValue`.)
 ///
 /// ```
-/// use std::process::Command;
 /// use bowline::process::{ChildCommand, CollectOutput};
 /// use bowline::{Reactor, Transports};
 ///
@@ -38,9 +37,7 @@ pub struct ProcessOutput {
 ///     assert_eq!(output.stdout, b"3\n");
 ///     let _ = reactor.stop();
 /// });
-/// let mut command = Command::new("wc");
-/// command.arg("-c");
-/// reactor.spawn_process(ChildCommand::new(command), collect.input("abc"))?;
+/// reactor.spawn_process(ChildCommand::program("wc").arg("-c"), collect.input("abc"))?;
 /// reactor.run()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -68,6 +68,14 @@ impl Pidfd {
     }
 }
 
+impl Pidfd {
+    /// A child that was started with this descriptor.
+    pub(super) fn of_child(fd: OwnedFd, pid: u32) -> Self {
+        let fd = Rc::new(fd);
+        Self { fd, pid }
+    }
+}
+
 impl AsFd for Pidfd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         (*self.fd).as_fd()
@@ -108,5 +116,54 @@ impl ChildProcess for Pidfd {
             }
             result => result,
         }
+    }
+}
+
+/// A child of ours without a descriptor. Nobody else may wait for it: its number is its own
+/// until then.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    pid: u32,
+    status: Option<ExitStatus>,
+}
+
+impl Numbered {
+    pub(super) fn new(pid: u32) -> Self {
+        Self { pid, status: None }
+    }
+
+    fn send(&mut self, signal: i32, recipient: Recipient) -> io::Result<()> {
+        match self.try_wait()? {
+            None => sys::send_signal(self.pid, signal, recipient),
+            Some(_) => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+impl ChildProcess for Numbered {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        match self.send(SIGKILL, Recipient::Process) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            self.status = sys::child_wait(self.pid)?;
+        }
+        Ok(self.status)
+    }
+
+    fn signal(&mut self, signal: i32) -> io::Result<()> {
+        self.send(signal, Recipient::Process)
+    }
+
+    fn signal_group(&mut self, signal: i32) -> io::Result<()> {
+        self.send(signal, Recipient::Group)
     }
 }

@@ -24,6 +24,7 @@ use bowline_reactor::{
 
 use super::command::ChildCommand;
 use super::error::{SpawnError, SpawnStep};
+use super::pidfd::Numbered;
 use super::streams::{OpenStream, Planned, by_number, with_protocol};
 use super::{ChildProcess, ChildWatch, Pidfd};
 use crate::endpoint::{Adopt, AdoptTransport};
@@ -31,7 +32,7 @@ use crate::error::CallError;
 use crate::kinds::Pipe;
 use crate::log;
 use crate::stream::StreamTransport;
-use crate::sys;
+use crate::sys::{self, Launched};
 
 /// How long the streams of a child may stay open after it was killed for being late.
 /// They end when the last process that holds them does. If all were killed, that is at
@@ -226,6 +227,17 @@ pub(super) fn started(child: Child) -> Box<dyn ChildProcess> {
     match Pidfd::open(child.id()) {
         Ok(process) => Box::new(process),
         Err(_) => Box::new(child),
+    }
+}
+
+/// A child that std knows nothing of, by its pidfd, or by its number if it has none.
+pub(super) fn launched(Launched { pid, pidfd }: Launched) -> Box<dyn ChildProcess> {
+    match pidfd {
+        Some(fd) => Box::new(Pidfd::of_child(fd, pid)),
+        None => match Pidfd::open(pid) {
+            Ok(process) => Box::new(process),
+            Err(_) => Box::new(Numbered::new(pid)),
+        },
     }
 }
 

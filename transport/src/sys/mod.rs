@@ -10,7 +10,7 @@
 //!   `socket`: sockets, their names and their options;
 //! - `file`: pipes, terminals and regular files;
 //! - [`spawn`], [`take_granted`], [`take_inherited`]: what is passed over exec, and
-//!   [`CleanStart`]: how a child begins;
+//!   [`CleanStart`]: how a child begins. [`Launch`]: children that are not forked;
 //! - `pidfd`: processes by their descriptors, and `terminal`.
 //!
 //! Rules that hold for every function, so that callers need not think of them:
@@ -27,13 +27,14 @@
 //!   slice.
 
 mod address;
-mod announce;
 mod cmsg;
 mod datagram;
 mod errno;
 pub(crate) mod file;
 #[cfg(test)]
 mod fork_tests;
+mod image;
+mod launch;
 mod memory;
 mod msg;
 mod number;
@@ -52,7 +53,6 @@ pub(crate) mod tests;
 use std::io;
 
 pub(crate) use self::address::{NameRef, SocketName};
-pub(crate) use self::announce::{Announcement, own_pidfd_inode};
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
@@ -67,6 +67,8 @@ pub(crate) use self::errno::{
     is_not_a_socket, is_of_a_path, is_of_an_identity, is_of_one_connection, is_of_segmentation,
     is_out_of_descriptors, is_out_of_memory, is_transient,
 };
+pub(crate) use self::image::{Image, own_pidfd_inode};
+pub(crate) use self::launch::{Group, Launch, Launched};
 pub(crate) use self::memory::{Mapping, event_counter, is_sealed, memory_file, seal};
 pub(crate) use self::msg::{
     Ancillary, receive, recv, send, send_message, send_vectored, send_with_descriptors,
@@ -75,7 +77,8 @@ pub(crate) use self::number::{close_all, descriptor_limit, lowest_free, reaches}
 pub(crate) use self::packet::{has_stamps, is_packets, is_read_closed, packet_socket, set_stamps};
 pub(crate) use self::path::{FileIdentity, hold_socket_file, set_file_mode, socket_file};
 pub(crate) use self::pidfd::{
-    Recipient, is_no_process, pid_of, pidfd_open, pidfd_send_signal, pidfd_wait, send_signal,
+    Recipient, child_wait, is_no_process, pid_of, pidfd_open, pidfd_send_signal, pidfd_wait,
+    send_signal,
 };
 pub use self::process::take_inherited;
 pub(crate) use self::process::{

@@ -143,29 +143,41 @@ pub(crate) fn send_signal(pid: u32, signal: i32, recipient: Recipient) -> io::Re
 /// else has waited for it. Then nobody can tell how it ended; only Linux 6.15 and later
 /// can.
 pub(crate) fn pidfd_wait(fd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     let number = libc::id_t::try_from(fd.as_raw_fd()).unwrap_or(libc::id_t::MAX);
-    let waited = retry(|| {
+    match wait(libc::P_PIDFD, number) {
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+            if !has_waiting(fd)? {
+                return Ok(None);
+            }
+            told_status(fd).map(Some).ok_or(error)
+        }
+        Err(error) => told_status(fd).map(Some).ok_or(error),
+        result => result,
+    }
+}
+
+/// How the child of this number ended, if it has, and waits for it by that. Never waits.
+///
+/// # Errors
+/// `ECHILD` where it was waited for by somebody else.
+pub(crate) fn child_wait(pid: u32) -> io::Result<Option<ExitStatus>> {
+    wait(libc::P_PID, pid)
+}
+
+fn wait(kind: libc::idtype_t, number: libc::id_t) -> io::Result<Option<ExitStatus>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    retry(|| {
         // SAFETY: the pointer is that of `info`, borrowed for writing until the call
         // returns.
         unsafe {
             libc::waitid(
-                libc::P_PIDFD,
+                kind,
                 number,
                 info.as_mut_ptr(),
                 libc::WEXITED | libc::WNOHANG,
             )
         }
-    });
-    if let Err(error) = waited {
-        if error.raw_os_error() == Some(libc::ECHILD) && !has_waiting(fd)? {
-            return Ok(None);
-        }
-        return match told_status(fd) {
-            Some(status) => Ok(Some(status)),
-            None => Err(error),
-        };
-    }
+    })?;
     // SAFETY: zeroed, which is a value of this type, and then filled by the call, unless
     // it has found nothing.
     let info = unsafe { info.assume_init() };

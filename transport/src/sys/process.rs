@@ -14,17 +14,17 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::announce::Announcement;
+use super::image::Image;
 use super::pidfd::pidfd_open;
 use super::retry;
 use super::start::{Blocked, CleanStart};
 
 /// The first number that is not a standard stream.
-const FIRST: RawFd = 3;
+pub(super) const FIRST: RawFd = 3;
 
 /// The variable that tells a child what [`spawn`] gives it: number, device and inode of
 /// each descriptor, `3:9:4711,7:9:4712`.
-const GRANTED: &str = "BOWLINE_DESCRIPTORS";
+pub(super) const GRANTED: &str = "BOWLINE_DESCRIPTORS";
 
 /// How often [`spawn`] starts again if other threads close the descriptors it needs.
 const SPAWN_ATTEMPTS: u32 = 64;
@@ -52,13 +52,13 @@ pub(crate) fn spawn_announced(
     mut command: Command,
     grants: &[(BorrowedFd<'_>, u32)],
     start: Option<&CleanStart>,
-    announce: impl FnOnce(&mut Command) -> io::Result<Option<Announcement>>,
+    announce: impl FnOnce(&mut Command) -> io::Result<Option<Image>>,
 ) -> io::Result<Child> {
     let mut copies = Vec::new();
     let mut moves = moves_of(grants, &mut copies)?;
     let numbers: BTreeSet<_> = moves.iter().map(|(_, number)| *number).collect();
     grant_by_environment(&mut command, &moves)?;
-    let mut announcement = announce(&mut command)?;
+    let mut image = announce(&mut command)?;
     let top = numbers.last().map_or(FIRST, |last| last + 1);
     let places: Arc<[Place]> = numbers.into_iter().map(Place::new).collect();
     let (seen, begins) = (Arc::clone(&places), start.cloned());
@@ -73,8 +73,8 @@ pub(crate) fn spawn_announced(
         if let Some(start) = &begins {
             start.finish()?;
         }
-        match &mut announcement {
-            Some(announcement) => Err(announcement.exec()),
+        match &mut image {
+            Some(image) => Err(image.exec()),
             None => Ok(()),
         }
     };
@@ -210,7 +210,7 @@ fn identity(number: RawFd) -> io::Result<(u64, u64)> {
 
 /// Returns the value of [`GRANTED`] for these pairs of a source and its number in the
 /// child.
-fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
+pub(super) fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
     let mut text = String::new();
     for &(source, number) in moves {
         let (device, inode) = identity(source)?;
@@ -225,7 +225,7 @@ fn announcement(moves: &[(RawFd, RawFd)]) -> io::Result<String> {
 ///
 /// Sources whose number another one needs are first moved out of the way, above `top`. So
 /// numbers may overlap or be swapped.
-fn arrange(moves: &mut [(RawFd, RawFd)], top: RawFd) -> io::Result<()> {
+pub(super) fn arrange(moves: &mut [(RawFd, RawFd)], top: RawFd) -> io::Result<()> {
     // Something that was inherited here and that nobody claimed, or was opened by a
     // library that does not know better. Not before Linux 5.11; then it stays.
     // SAFETY: takes integers only.

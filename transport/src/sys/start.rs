@@ -29,8 +29,15 @@ pub(crate) enum Reached {
     Descriptors,
     /// execve(2).
     Program,
+    /// Not to a child: clone(2). Of those that are launched, as the following are.
+    Fork,
+    /// Its directory.
+    Directory,
+    /// A process group of its own.
+    Group,
 }
 
+/// Those of a child that is forked, in the order of their numbers.
 const STEPS: [Reached; 5] = [
     Reached::Std,
     Reached::Signals,
@@ -204,7 +211,7 @@ fn set_mask(mask: &libc::sigset_t, before: Option<&mut libc::sigset_t>) -> io::R
 /// Gives every signal its default effect. exec does so for those that are handled, but not
 /// for those that are ignored. It makes the system call itself: the C library refuses two
 /// signals of its own, which a parent may have ignored.
-fn reset_dispositions() {
+pub(super) fn reset_dispositions() {
     // The kernel's `struct sigaction`, and room: `SIG_DFL`, no flags, an empty mask.
     let action = [0_u64; 4];
     // As many bytes as a mask has there.

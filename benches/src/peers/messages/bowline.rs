@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -172,9 +171,8 @@ fn start_child(reactor: &mut Reactor, left: &Rc<Cell<usize>>, running: &Rc<Cell<
     left.set(left.get() - 1);
     running.set(running.get() + 1);
     let program = PROGRAM.to_str().expect("a name");
-    let mut command = Command::new(program);
-    command.env_clear();
-    let command = ChildCommand::new(command).inherit(0).inherit(1).inherit(2);
+    let command = ChildCommand::program(program).env_clear();
+    let command = command.inherit(0).inherit(1).inherit(2);
     let parent = Parent {
         left: Rc::clone(left),
         running: Rc::clone(running),

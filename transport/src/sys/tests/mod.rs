@@ -6,6 +6,7 @@ mod address;
 mod cmsg;
 mod datagram;
 mod file;
+mod launch;
 mod msg;
 mod packet;
 mod process;

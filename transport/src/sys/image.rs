@@ -1,5 +1,6 @@
-//! An environment that tells a child its own process ID, which nobody knows before the
-//! child exists.
+//! What execve(2) is given: arguments and environment as the kernel wants them, made
+//! before there is a child. The environment can say the child's own number, which nobody
+//! knows before.
 
 #![allow(unsafe_code)]
 
@@ -10,6 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::Command;
 
+use super::process::GRANTED;
 use super::retry;
 
 /// The file system of pidfds, where each process has its own inode (Linux 6.9).
@@ -18,48 +20,62 @@ const PID_FS: u64 = 0x5049_4446;
 /// Room for the digits of any number, and a NUL.
 const DIGITS: usize = 21;
 
-/// The program to run. Everything that allocates was done before the fork.
-///
-/// std makes the environment of a child before the fork, and no closure that runs in the
-/// child can change it. So one of those closures starts the program itself, with this.
+/// The shell that runs a file which the kernel takes for no program, as execvp(3) does.
+const SHELL: &std::ffi::CStr = c"/bin/sh";
+
+/// Where programs are looked for without a `PATH`, as execvp(3) does.
+const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
+
+/// What to start, with everything that takes memory done before the child is there.
 #[derive(Debug)]
-pub(crate) struct Announcement {
+pub(crate) struct Image {
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    /// `NAME=`, with room for a number after it.
-    pid: Vec<u8>,
-    pidfd: Vec<u8>,
-    /// Room for the pointers to all of these, which are set in the child.
+    own: Option<OwnNumbers>,
+    /// Places for the pointers to all of those, which are made in the child. There is one
+    /// more in front of the arguments, for the shell that runs a script.
     argv: Vec<usize>,
     envp: Vec<usize>,
 }
 
-impl Announcement {
+/// Variables that are known in the child only.
+#[derive(Debug)]
+struct OwnNumbers {
+    /// `NAME=` with room for a number behind it.
+    pid: Vec<u8>,
+    pidfd: Vec<u8>,
+}
+
+impl Image {
     /// Makes one for the program of `command`, with its changes of the environment and
-    /// `variables`. `pid` and `pidfd` name the variables with the child's process ID and
-    /// with the inode of its pidfd. The latter is set only if the pidfd has an inode.
+    /// `variables`. [`GRANTED`] is either among those or not in the environment. `own` names
+    /// the variables with the child's process ID and with the inode of its pidfd. The latter
+    /// is set only if the pidfd has an inode.
     ///
     /// # Errors
     /// `InvalidInput` if something contains a NUL.
     pub(crate) fn of(
         command: &mut Command,
         variables: &[(&str, String)],
-        (pid, pidfd): (&str, &str),
+        own: Option<(&str, &str)>,
     ) -> io::Result<Self> {
         let program = std::iter::once(command.get_program());
         let arguments = program.chain(command.get_args());
         let arguments = arguments.map(|it| Ok(CString::new(it.as_bytes())?));
         let arguments = arguments.collect::<io::Result<Vec<_>>>()?;
-        let mut all = environment_of(command, pid);
+        let probe = own.map_or(GRANTED, |(pid, _)| pid);
+        let mut all = environment_of(command, probe);
+        let own_names = own.map(|(pid, pidfd)| [pid, pidfd]);
         let names = variables.iter().map(|(name, _)| *name);
-        for name in names.chain([pid, pidfd]) {
+        for name in names.chain(own_names.into_iter().flatten()) {
             all.retain(|(found, _)| found != name);
         }
         let mut environment = Vec::with_capacity(all.len() + variables.len());
         for (name, value) in all {
             let mut entry = name.into_vec();
+            entry.reserve_exact(value.len() + 2);
             entry.push(b'=');
-            entry.extend(value.into_vec());
+            entry.extend_from_slice(value.as_bytes());
             environment.push(CString::new(entry)?);
         }
         for (name, value) in variables {
@@ -71,43 +87,130 @@ impl Announcement {
             entry
         };
         Ok(Self {
-            argv: vec![0; arguments.len() + 1],
+            argv: vec![0; arguments.len() + 2],
             // The two numbers, and the end.
             envp: vec![0; environment.len() + 3],
             arguments,
             environment,
-            pid: with_room(pid),
-            pidfd: with_room(pidfd),
+            own: own.map(|(pid, pidfd)| OwnNumbers {
+                pid: with_room(pid),
+                pidfd: with_room(pidfd),
+            }),
         })
     }
 
-    /// Executes the program. Called in the child by the last closure, just before std would
-    /// do it. Allocates nothing, and returns only if it fails.
+    /// The files that may be the program, in the order in which they are tried: those of
+    /// `PATH` as the child has it, where the name has no slash.
+    ///
+    /// # Errors
+    /// There are none: nothing has a NUL in it.
+    pub(super) fn files(&self) -> io::Result<Vec<CString>> {
+        let Some(name) = self.arguments.first().map(|it| it.as_bytes()) else {
+            return Ok(Vec::new());
+        };
+        if name.contains(&b'/') || name.is_empty() {
+            return Ok(vec![CString::new(name)?]);
+        }
+        let path = |entry: &CString| entry.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec);
+        let path = self.environment.iter().find_map(path);
+        let path = path.unwrap_or_else(|| DEFAULT_PATH.to_vec());
+        let files = path.split(|byte| *byte == b':').map(|folder| {
+            let separator: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+            Ok(CString::new([folder, separator, name].concat())?)
+        });
+        files.collect()
+    }
+
+    /// Becomes the program, which is looked for as execvp(3) does. To be called in the
+    /// child, by the last closure before std would do it. Allocates nothing, and returns
+    /// only if it fails.
     pub(crate) fn exec(&mut self) -> io::Error {
-        for (place, argument) in self.argv.iter_mut().zip(&self.arguments) {
-            *place = argument.as_ptr().expose_provenance();
-        }
-        for (place, entry) in self.envp.iter_mut().zip(&self.environment) {
-            *place = entry.as_ptr().expose_provenance();
-        }
-        let count = self.environment.len();
-        write_number(&mut self.pid, u64::from(std::process::id()));
-        self.envp[count] = self.pid.as_ptr().expose_provenance();
-        // Last, so that it can be left out.
-        if let Some(number) = own_pidfd_inode() {
-            write_number(&mut self.pidfd, number);
-            self.envp[count + 1] = self.pidfd.as_ptr().expose_provenance();
-        }
+        self.point();
         let place = &raw mut environ;
         // SAFETY: the C library's own variable. This is the only thread of the child, and
         // nothing else of it reads the environment any more. The pointers end with a null
         // one, and what they point to is kept by `self`, which this function does not
         // leave but to fail, and then the child exits.
         unsafe { place.write(self.envp.as_ptr().cast()) };
+        let argv = self.argv.as_ptr().wrapping_add(1);
         // SAFETY: the pointers are to strings that end with a NUL, the last is null, and
         // all are kept by `self`. The program is looked for as std does.
-        unsafe { libc::execvp(self.arguments[0].as_ptr(), self.argv.as_ptr().cast()) };
+        unsafe { libc::execvp(self.arguments[0].as_ptr(), argv.cast()) };
         io::Error::last_os_error()
+    }
+
+    /// Becomes the first of `files` that can be executed. What fails says so as execvp(3)
+    /// does: that something may not be executed comes before that others are not there.
+    ///
+    /// To be called in the child, whose memory may be the parent's: it allocates nothing,
+    /// writes to nothing but `self`, and returns only if it fails.
+    pub(super) fn exec_any(&mut self, files: &[CString]) -> io::Error {
+        self.point();
+        let mut denied = None;
+        let mut last = io::Error::from_raw_os_error(libc::ENOENT);
+        for file in files {
+            let error = self.exec_file(file);
+            match error.raw_os_error() {
+                Some(libc::EACCES) => denied = Some(error),
+                Some(
+                    libc::ENOENT | libc::ESTALE | libc::ENOTDIR | libc::ENODEV | libc::ETIMEDOUT,
+                ) => last = error,
+                _ => return error,
+            }
+        }
+        denied.unwrap_or(last)
+    }
+
+    fn exec_file(&mut self, file: &CString) -> io::Error {
+        let envp = self.envp.as_ptr();
+        // Read anew by the kernel each time: what is in front is the shell's.
+        let argv = self.argv.as_ptr().wrapping_add(1);
+        // SAFETY: the pointers are to strings that end with a NUL, the last of either list
+        // is null, and all are kept by `self`.
+        unsafe { libc::execve(file.as_ptr(), argv.cast(), envp.cast()) };
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::ENOEXEC) {
+            return error;
+        }
+        // A script without a first line that says what runs it: its name goes where its
+        // own was, and that of the shell before it.
+        let shell = SHELL.as_ptr().expose_provenance();
+        for (place, word) in self
+            .argv
+            .iter_mut()
+            .zip([shell, file.as_ptr().expose_provenance()])
+        {
+            *place = word;
+        }
+        let argv = self.argv.as_ptr();
+        // SAFETY: as before, and the shell's name is a constant.
+        unsafe { libc::execve(SHELL.as_ptr(), argv.cast(), envp.cast()) };
+        let error = io::Error::last_os_error();
+        self.point();
+        error
+    }
+
+    /// Makes all pointers, and the variables that only the child knows. Allocates nothing.
+    fn point(&mut self) {
+        for (place, argument) in self.argv.iter_mut().skip(1).zip(&self.arguments) {
+            *place = argument.as_ptr().expose_provenance();
+        }
+        let mut places = self.envp.iter_mut();
+        for (entry, place) in self.environment.iter().zip(places.by_ref()) {
+            *place = entry.as_ptr().expose_provenance();
+        }
+        let Some(own) = &mut self.own else {
+            return;
+        };
+        // In this order, so that the second can be left out.
+        let numbers = [Some(u64::from(std::process::id())), own_pidfd_inode()];
+        let entries = [&mut own.pid, &mut own.pidfd];
+        for ((entry, number), place) in entries.into_iter().zip(numbers).zip(places) {
+            if let Some(number) = number {
+                write_number(entry, number);
+                *place = entry.as_ptr().expose_provenance();
+            }
+        }
     }
 }
 
