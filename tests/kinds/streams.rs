@@ -10,7 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bowline::endpoint::Connect as _;
 use bowline::error::DetachError;
+use bowline::layers::{Stream, TcpSocket};
+use bowline::tls::rustls::pki_types::PrivateKeyDer;
+use bowline::tls::rustls::{RootCertStore, ServerConfig, ServerConnection};
+use bowline::tls::{
+    StartTls, Tls, TlsClient, TlsRole, TlsTransport, client_config_builder, server_config_builder,
+};
 use bowline::{
     Address, AfterReadClosed, AfterTruncation, AnyConnection as _, AtDrain, CloseReason, Context,
     DescriptorLimits, Detached, GracefulStop, Linger, LingeringClose, Part, Pipe, PipeStream,
@@ -36,9 +43,12 @@ const PROTOCOL: &str = "protocol/src/protocol.rs";
 const METHODS: &str = "What can be asked of a stream";
 const CALLBACKS: &str = "What the protocol of a stream is told";
 
+type TlsStream = Stream<Tls<TcpSocket>>;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Tcp,
+    Tls,
     Unix,
     Pair,
     Reading,
@@ -48,8 +58,9 @@ enum Kind {
 }
 
 /// The columns of both tables.
-const KINDS: [(&str, Kind); 7] = [
+const KINDS: [(&str, Kind); 8] = [
     ("`Tcp`", Kind::Tcp),
+    ("TLS on it", Kind::Tls),
     ("`Unix`", Kind::Unix),
     ("`Pipe::pair`", Kind::Pair),
     ("`Pipe::reading`", Kind::Reading),
@@ -62,6 +73,7 @@ impl Kind {
     fn passes_descriptors(self) -> bool {
         match self {
             Self::Tcp => has!(TcpStream: UnixTransport),
+            Self::Tls => has!(TlsStream: UnixTransport),
             Self::Unix => has!(UnixStream: UnixTransport),
             _ => has!(PipeStream: UnixTransport),
         }
@@ -70,13 +82,14 @@ impl Kind {
     fn has_tcp_options(self) -> bool {
         match self {
             Self::Tcp => has!(TcpStream: TcpTransport),
+            Self::Tls => has!(TlsStream: TcpTransport),
             Self::Unix => has!(UnixStream: TcpTransport),
             _ => has!(PipeStream: TcpTransport),
         }
     }
 
     fn is_socket(self) -> bool {
-        matches!(self, Self::Tcp | Self::Unix)
+        matches!(self, Self::Tcp | Self::Tls | Self::Unix)
     }
 }
 
@@ -229,6 +242,8 @@ struct Peer {
     reading: Option<File>,
     /// What it writes to ours.
     writing: Option<File>,
+    /// What is between the two and what it says.
+    tls: Option<ServerConnection>,
     is_at_end: bool,
 }
 
@@ -241,8 +256,60 @@ impl Peer {
         Self {
             reading: reading.map(File::from),
             writing: writing.map(File::from),
+            tls: None,
             is_at_end: false,
         }
+    }
+
+    /// With rustls' own records.
+    fn secured(fd: OwnedFd, config: ServerConfig) -> Self {
+        let mut this = Self::both(fd);
+        this.tls = Some(ServerConnection::new(config.into()).unwrap());
+        this
+    }
+
+    /// Has leave what rustls has for us; what cannot, or not any more, is left.
+    fn flush(&mut self) {
+        while let (Some(tls), Some(writing)) = (&mut self.tls, &mut self.writing)
+            && tls.wants_write()
+            && tls.write_tls(writing).is_ok()
+        {}
+    }
+
+    fn write(&mut self, data: &[u8]) -> bool {
+        let Some(writing) = &mut self.writing else {
+            return false;
+        };
+        match &mut self.tls {
+            None => writing.write_all(data).is_ok(),
+            Some(tls) => {
+                tls.writer().write_all(data).unwrap();
+                self.flush();
+                true
+            }
+        }
+    }
+
+    fn read_secured(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let (Some(tls), Some(reading)) = (&mut self.tls, &mut self.reading) {
+            match tls.read_tls(reading) {
+                Ok(0) => self.is_at_end = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => self.is_at_end = true,
+            }
+            let state = tls.process_new_packets().unwrap();
+            self.is_at_end |= state.peer_has_closed();
+            let mut plain = vec![0; state.plaintext_bytes_to_read()];
+            tls.reader().read_exact(&mut plain).unwrap();
+            all.extend(plain);
+            if self.is_at_end {
+                break;
+            }
+        }
+        self.flush();
+        all
     }
 
     fn both(fd: OwnedFd) -> Self {
@@ -250,6 +317,9 @@ impl Peer {
     }
 
     fn read(&mut self) -> Vec<u8> {
+        if self.tls.is_some() {
+            return self.read_secured();
+        }
         let mut all = Vec::new();
         let mut buffer = [0; 65_536];
         let Some(reading) = &mut self.reading else {
@@ -304,6 +374,20 @@ impl Rig {
                     notes.handle.get().is_some() && all.is_some()
                 }));
                 Peer::both(all.unwrap().0.into())
+            }
+            Kind::Tls => {
+                let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+                let mut probe = Some(probe);
+                let (client, config) = identity();
+                let to = Tcp::to(listener.local_addr().unwrap()).layer(client);
+                let factory = move |_: &Address| probe.take().expect("one");
+                reactor.connect(to, factory).unwrap();
+                let mut peer = Accepting::new(listener, config);
+                assert!(until(&mut reactor, Cell::Yes, |_| {
+                    peer.go_on();
+                    notes.handle.get().is_some()
+                }));
+                peer.peer.expect("it was made")
             }
             Kind::Unix => {
                 let (ours, theirs) = socketpair();
@@ -401,15 +485,10 @@ impl Rig {
 
     /// Lets the peer send, and whether it can.
     fn send(&mut self, data: &[u8]) -> bool {
-        match &mut self.peer.writing {
-            None => false,
-            Some(writing) => {
-                if self.kind == Kind::File {
-                    writing.seek(SeekFrom::End(0)).unwrap();
-                }
-                writing.write_all(data).is_ok()
-            }
+        if let (Kind::File, Some(writing)) = (self.kind, &mut self.peer.writing) {
+            writing.seek(SeekFrom::End(0)).unwrap();
         }
+        self.peer.write(data)
     }
 
     fn arrives(&mut self, data: &[u8]) -> bool {
@@ -470,7 +549,7 @@ impl Rig {
     /// The peer goes, so that ours can no longer write.
     fn break_off(&mut self) {
         match self.kind {
-            Kind::Tcp => {
+            Kind::Tcp | Kind::Tls => {
                 let socket = self.peer.writing.as_ref().unwrap();
                 sockopt::set_socket_linger(socket, Some(Duration::ZERO)).unwrap();
             }
@@ -496,6 +575,10 @@ impl Rig {
             Kind::Tcp | Kind::Unix => {
                 let socket = self.peer.writing.as_ref().unwrap();
                 rustix::net::shutdown(socket, Shutdown::Write).unwrap();
+            }
+            Kind::Tls => {
+                self.peer.tls.as_mut().unwrap().send_close_notify();
+                self.peer.flush();
             }
             Kind::Terminal => {
                 self.peer.reading = None;
@@ -552,6 +635,7 @@ impl Rig {
         let handle = self.handle();
         match self.kind {
             Kind::Tcp => self.reactor.detach(handle, again::<TcpStream>),
+            Kind::Tls => self.reactor.detach(handle, again::<TlsStream>),
             Kind::Unix => self.reactor.detach(handle, again::<UnixStream>),
             _ => self.reactor.detach(handle, again::<PipeStream>),
         }
@@ -585,6 +669,81 @@ impl NoneFree {
 impl Drop for NoneFree {
     fn drop(&mut self) {
         setrlimit(Resource::Nofile, self.0).unwrap();
+    }
+}
+
+/// Who trusts whom.
+fn identity() -> (TlsClient, ServerConfig) {
+    let names = vec!["localhost".to_owned()];
+    let signed = rcgen::generate_simple_self_signed(names).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(signed.cert.der().clone()).unwrap();
+    let client = client_config_builder().with_root_certificates(roots);
+    let client = TlsClient::new(client.with_no_client_auth(), "localhost").unwrap();
+    let key = PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
+    let server = server_config_builder().with_no_client_auth();
+    let mut server = server
+        .with_single_cert(vec![signed.cert.der().clone()], key)
+        .unwrap();
+    // Which would wait unread, since ours begins paused.
+    server.send_tls13_tickets = 0;
+    (client.may_move(true), server)
+}
+
+/// Whether it is told that a connection which began in the clear is secured.
+fn is_secured(expected: Cell) -> Cell {
+    struct Starts(TlsRole, Rc<StdCell<bool>>);
+    impl<T: TlsTransport> Protocol<T> for Starts {
+        fn connection_made(&mut self, cx: &mut Context<'_, T>) {
+            cx.transport.start_tls(self.0.clone(), b"").unwrap();
+        }
+
+        fn data_received(&mut self, _: &mut Context<'_, T>, _: &[u8]) {}
+
+        fn connection_secured(&mut self, _: &mut Context<'_, T>) {
+            self.1.set(true);
+        }
+    }
+    let mut reactor = Reactor::new().unwrap();
+    let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+    let (client, config) = identity();
+    let told = Rc::new(StdCell::new(false));
+    let starts = Starts(TlsRole::from(&client), Rc::clone(&told));
+    let mut starts = Some(starts);
+    let to = Tcp::to(listener.local_addr().unwrap()).layer(StartTls);
+    let factory = move |_: &Address| starts.take().expect("one");
+    reactor.connect(to, factory).unwrap();
+    let mut peer = Accepting::new(listener, config);
+    Cell::called_if(until(&mut reactor, expected, |_| {
+        peer.go_on();
+        told.get()
+    }))
+}
+
+/// A peer that accepts a connection and secures it.
+struct Accepting {
+    listener: StdTcpListener,
+    config: Option<ServerConfig>,
+    peer: Option<Peer>,
+}
+
+impl Accepting {
+    fn new(listener: StdTcpListener, config: ServerConfig) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        Self {
+            listener,
+            config: Some(config),
+            peer: None,
+        }
+    }
+
+    fn go_on(&mut self) {
+        if let Some(peer) = &mut self.peer {
+            assert_eq!(peer.read(), b"");
+        } else if let Ok((socket, _)) = self.listener.accept() {
+            let config = self.config.take().expect("it accepts once");
+            self.peer = Some(Peer::secured(socket.into(), config));
+        }
     }
 }
 
@@ -778,7 +937,9 @@ fn closing_method(rig: &mut Rig, row: &str) -> Option<Cell> {
                 _ => rig.get().peer(),
             };
             Cell::yes_if(match rig.kind {
-                Kind::Tcp => matches!(address, Address::Inet(address) if address.port() > 0),
+                Kind::Tcp | Kind::Tls => {
+                    matches!(address, Address::Inet(address) if address.port() > 0)
+                }
                 Kind::Unix => matches!(address, Address::Unix(_)),
                 _ => matches!(address, Address::File(_)),
             })
@@ -1011,6 +1172,7 @@ fn callback(rig: &mut Rig, row: &str) -> Option<Cell> {
             rig.stop_gracefully();
         }
         "connection_reattached" | "into_part" => rig.reattach(),
+        "connection_secured" if rig.kind == Kind::Tls => return Some(is_secured(rig.expected)),
         "connection_secured" => {
             // Nothing of these asks for it: bytes both ways, and the ends.
             rig.get().write(b"hello");
@@ -1048,6 +1210,9 @@ fn callback(rig: &mut Rig, row: &str) -> Option<Cell> {
                 Kind::Tcp => rig
                     .reactor
                     .call_protocol(handle, |_: &mut Probe, _: &mut Context<'_, TcpStream>| {}),
+                Kind::Tls => rig
+                    .reactor
+                    .call_protocol(handle, |_: &mut Probe, _: &mut Context<'_, TlsStream>| {}),
                 Kind::Unix => {}
                 _ => rig
                     .reactor
