@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::{CString, c_int, c_void};
 use std::io;
 use std::marker::PhantomData;
@@ -122,10 +123,11 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// With the step that failed; no process is left then.
     pub(crate) fn start(mut self) -> Result<Launched, (Reached, io::Error)> {
-        let stack = Stack::new().map_err(|error| (Reached::Fork, error))?;
+        let stack = Stack::take().map_err(|error| (Reached::Fork, error))?;
         let blocked = AllBlocked::new();
         let cloned = clone(&stack, &mut self);
         drop(blocked);
+        stack.put_back();
         let launched = cloned.map_err(|error| (Reached::Fork, error))?;
         match self.failure.take() {
             None => Ok(launched),
@@ -241,7 +243,27 @@ struct Stack {
     base: NonNull<c_void>,
 }
 
+thread_local! {
+    /// The stack of this thread's next child: one at a time has it, and making it takes as
+    /// long as all else that is done here for a child.
+    static SPARE: Cell<Option<Stack>> = const { Cell::new(None) };
+}
+
 impl Stack {
+    /// That of the last child, or a new one.
+    fn take() -> io::Result<Self> {
+        match SPARE.try_with(Cell::take) {
+            Ok(Some(stack)) => Ok(stack),
+            _ => Self::new(),
+        }
+    }
+
+    /// Keeps it for the next child.
+    fn put_back(self) {
+        // A thread that ends has no next one.
+        let _ = SPARE.try_with(|spare| spare.set(Some(self)));
+    }
+
     fn new() -> io::Result<Self> {
         // SAFETY: asks for new memory, wherever there is some.
         let base = unsafe {
