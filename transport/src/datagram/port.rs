@@ -3,6 +3,7 @@
 use std::io;
 use std::iter;
 use std::mem;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -393,9 +394,13 @@ impl<S: DatagramSocket> Port<S> {
         descriptors: Vec<PassedDescriptor>,
     ) -> Result<SendStatus, (SendRefusal, Vec<PassedDescriptor>)> {
         let length = parts.iter().map(|part| part.len()).sum();
-        let encoded;
+        let (encoded, inet4);
         let name: &[u8] = match to {
             None => &[],
+            Some(AddressRef::Inet(SocketAddr::V4(address))) => {
+                inet4 = sys::inet4_name(&address);
+                &inet4
+            }
             Some(to) => match name_ref(to).encode() {
                 Ok(name) => {
                     encoded = name;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use bowline_protocol::PassedDescriptor;
 
-use crate::sys::OutgoingMessage;
+use crate::sys::{INET4_BYTES, OutgoingMessage};
 
 /// An empty queue keeps its memory up to this size.
 const MOST_KEPT: usize = 65_536;
@@ -141,9 +141,13 @@ impl SendQueue {
         }
         let length = self.bytes.len() - start;
         let name_start = match self.waiting.back() {
-            Some(last) if self.name_of(last) == name => last.name_start,
+            Some(last) if is_same(self.name_of(last), name) => last.name_start,
             _ => {
-                self.names.extend_from_slice(name);
+                match <&[u8; INET4_BYTES]>::try_from(name) {
+                    // Its length is known to the compiler.
+                    Ok(name) => self.names.extend_from_slice(name),
+                    Err(_) => self.names.extend_from_slice(name),
+                }
                 self.names.len() - name.len()
             }
         };
@@ -167,6 +171,7 @@ impl SendQueue {
         });
     }
 
+    #[inline]
     fn name_of(&self, waiting: &Waiting) -> &[u8] {
         &self.names[waiting.name_start..][..waiting.name_length]
     }
@@ -241,6 +246,15 @@ impl SendQueue {
     /// Removes the first `count` datagrams in line, which have left.
     #[inline]
     pub(crate) fn sent(&mut self, count: usize) {
+        if count >= self.len {
+            // Mostly.
+            self.len = 0;
+            self.held = 0;
+            self.unsent_bytes = 0;
+            self.descriptors = 0;
+            self.waiting.clear();
+            return;
+        }
         // Otherwise some of them have left already, or are held back.
         if self.held == 0 && self.waiting.len() == self.len {
             for _ in 0..count {
@@ -321,6 +335,20 @@ impl SendQueue {
         let waiting = std::mem::take(&mut self.waiting);
         *self = Self::default();
         waiting.into_iter().flat_map(|it| it.descriptors).collect()
+    }
+}
+
+/// Whether two names are the same. Those of IPv4, which most are, are compared as one number.
+#[inline]
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let number = |name: &[u8]| {
+        Some(u128::from_ne_bytes(
+            <[u8; INET4_BYTES]>::try_from(name).ok()?,
+        ))
+    };
+    match (number(one), number(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) const MAX_NAME_BYTES: usize = 107;
 /// The size of the longest name of any family, in bytes.
 const NAME_BUFFER_BYTES: usize = size_of::<libc::sockaddr_storage>();
 
-const INET4_BYTES: usize = size_of::<libc::sockaddr_in>();
+pub(crate) const INET4_BYTES: usize = size_of::<libc::sockaddr_in>();
 const INET6_BYTES: usize = size_of::<libc::sockaddr_in6>();
 
 /// The offset of the path, which is also the length of an unnamed name.
@@ -224,6 +224,18 @@ impl NameBuffer {
     }
 }
 
+/// A name of IPv4 in the kernel's form, by itself: it is what most datagrams go to.
+#[inline]
+pub(crate) fn inet4_name(address: &SocketAddrV4) -> [u8; INET4_BYTES] {
+    const PORT_AT: usize = offset_of!(libc::sockaddr_in, sin_port);
+    const ADDRESS_AT: usize = offset_of!(libc::sockaddr_in, sin_addr);
+    let mut name = [0; INET4_BYTES];
+    name[..2].copy_from_slice(&(libc::AF_INET as libc::sa_family_t).to_ne_bytes());
+    name[PORT_AT..PORT_AT + 2].copy_from_slice(&address.port().to_be_bytes());
+    name[ADDRESS_AT..ADDRESS_AT + 4].copy_from_slice(&address.ip().octets());
+    name
+}
+
 #[inline]
 fn decode_inet4(name: &[u8; INET4_BYTES]) -> SocketAddr {
     let octets: [u8; 4] = field(name, offset_of!(libc::sockaddr_in, sin_addr));
@@ -249,15 +261,7 @@ fn decode_inet6(name: &[u8; INET6_BYTES]) -> SocketAddr {
 }
 
 fn encode_inet4(address: &SocketAddrV4, name: &mut NameBuffer) {
-    name.put_family(libc::AF_INET);
-    name.put(
-        offset_of!(libc::sockaddr_in, sin_port),
-        &address.port().to_be_bytes(),
-    );
-    name.put(
-        offset_of!(libc::sockaddr_in, sin_addr),
-        &address.ip().octets(),
-    );
+    name.put(0, &inet4_name(address));
     name.length = INET4_BYTES;
 }
 

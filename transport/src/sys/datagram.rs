@@ -439,6 +439,29 @@ pub(crate) struct SendBatch {
     counts: Vec<usize>,
 }
 
+impl SendBatch {
+    /// Makes room for [`MOST_MESSAGES`].
+    #[cold]
+    fn make_room(&mut self) {
+        let part = libc::iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: 0,
+        };
+        self.parts = vec![part; MOST_MESSAGES];
+        self.controls = vec![SegmentControl::new(0); MOST_MESSAGES];
+        self.counts = vec![0; MOST_MESSAGES];
+        let header = || {
+            let mut header = message_header();
+            header.msg_iovlen = 1;
+            libc::mmsghdr {
+                msg_hdr: header,
+                msg_len: 0,
+            }
+        };
+        self.headers = iter::repeat_with(header).take(MOST_MESSAGES).collect();
+    }
+}
+
 /// The control message with the length of segments, in the kernel's layout.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -480,55 +503,48 @@ pub(crate) fn send_messages<'a>(
     messages: impl Iterator<Item = (OutgoingMessage<'a>, usize)>,
     batch: &mut SendBatch,
 ) -> io::Result<usize> {
-    batch.headers.clear();
-    batch.parts.clear();
-    batch.controls.clear();
-    batch.counts.clear();
-    // Pointers to what is in these are taken below, so nothing may move any more.
-    batch.parts.reserve(MOST_MESSAGES);
-    batch.controls.reserve(MOST_MESSAGES);
-    for (message, count) in messages.take(MOST_MESSAGES) {
-        batch.counts.push(count);
-        let mut header = message_header();
-        header.msg_name = message.name.as_ptr().cast::<libc::c_void>().cast_mut();
-        header.msg_namelen = message.name.len() as _;
-        if let Some(size) = message.segment {
-            batch.controls.push(SegmentControl::new(size));
-            header.msg_controllen = size_of::<SegmentControl>() as _;
-        }
-        batch.parts.push(libc::iovec {
+    if batch.headers.is_empty() {
+        batch.make_room();
+    }
+    let mut count = 0;
+    let mut controls = batch.controls.iter_mut();
+    let places = batch.headers.iter_mut().zip(&mut batch.parts);
+    for ((header, part), (message, datagrams)) in places.zip(messages) {
+        *part = libc::iovec {
             iov_base: message.data.as_ptr().cast::<libc::c_void>().cast_mut(),
             iov_len: message.data.len(),
-        });
-        batch.headers.push(libc::mmsghdr {
-            msg_hdr: header,
-            msg_len: 0,
-        });
-    }
-    let mut controls = batch.controls.iter_mut();
-    for (header, part) in batch.headers.iter_mut().zip(&mut batch.parts) {
-        header.msg_hdr.msg_iov = part;
-        header.msg_hdr.msg_iovlen = 1;
-        if header.msg_hdr.msg_controllen > 0
+        };
+        let header = &mut header.msg_hdr;
+        header.msg_name = message.name.as_ptr().cast::<libc::c_void>().cast_mut();
+        header.msg_namelen = message.name.len() as _;
+        // Nothing that was taken a pointer to moves before the call, or is written to.
+        header.msg_iov = part;
+        header.msg_control = ptr::null_mut();
+        header.msg_controllen = 0;
+        if let Some(size) = message.segment
             && let Some(control) = controls.next()
         {
-            header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            *control = SegmentControl::new(size);
+            header.msg_control = ptr::from_mut(control).cast();
+            header.msg_controllen = size_of::<SegmentControl>() as _;
         }
+        batch.counts[count] = datagrams;
+        count += 1;
     }
-    let count = batch.headers.len() as libc::c_uint;
     if count == 0 {
         return Ok(0);
     }
+    let headers = &mut batch.headers[..count];
     let sent = retry(|| {
-        // SAFETY: `headers` has `count` elements. Each has pointer and length of a name
-        // and of data that are borrowed for `'a`, through an element of `parts`, and of a
-        // control message or none; none of these moves before the call returns. The kernel
-        // reads them, and writes the lengths in `headers`, which are borrowed for writing.
+        // SAFETY: each of the headers has pointer and length of a name and of data that are
+        // borrowed for `'a`, through an element of `parts`, and of a control message or none;
+        // none of these moves before the call returns. The kernel reads them, and writes the
+        // lengths in `headers`, which are borrowed for writing.
         unsafe {
             libc::sendmmsg(
                 fd.as_raw_fd(),
-                batch.headers.as_mut_ptr(),
-                count,
+                headers.as_mut_ptr(),
+                count as libc::c_uint,
                 SEND_FLAGS,
             )
         }

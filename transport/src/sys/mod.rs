@@ -52,7 +52,7 @@ pub(crate) mod tests;
 
 use std::io;
 
-pub(crate) use self::address::{NameRef, SocketName};
+pub(crate) use self::address::{INET4_BYTES, NameRef, SocketName, inet4_name};
 #[cfg(fuzzing)]
 pub(crate) use self::cmsg::fuzz as fuzz_control;
 pub(crate) use self::cmsg::{ControlBuffer, Credentials, MAX_DESCRIPTORS};
