@@ -285,6 +285,45 @@ fn steady_echo_of_datagrams_does_not_allocate() {
     assert!(counted.iter().all(|(_, count)| *count == 0), "{counted:?}");
 }
 
+/// Sends a burst back for each datagram: as much as the buffer of a socket holds.
+struct Burst;
+
+const BURST: usize = 64;
+
+impl<T: DatagramTransport> DatagramProtocol<T> for Burst {
+    fn datagram_received(&mut self, cx: &mut Context<'_, T>, datagram: &mut Datagram<'_>) {
+        for _ in 0..BURST {
+            cx.transport.send_to(&[7; 1_200], datagram.from);
+        }
+    }
+}
+
+/// None for what waits to be sent either, if it is much at once.
+#[test]
+fn steady_bursts_of_datagrams_do_not_allocate() {
+    let ledger = DescriptorLedger::open();
+    let mut reactor = reactor();
+    let here = Udp::at(([127, 0, 0, 1], 0).into());
+    let handle = reactor.listen(here, Burst).unwrap();
+    let address = reactor.get(handle).unwrap().host().as_inet().unwrap();
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.connect(address).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    let count = allocations(|_| {
+        peer.send(b"more").unwrap();
+        let mut missing = BURST;
+        while missing > 0 {
+            match peer.recv(&mut [0; 2_048]) {
+                Ok(_) => missing -= 1,
+                Err(_) => drop(reactor.turn(Some(Duration::from_secs(1)))),
+            }
+        }
+    });
+    assert_eq!(count, 0, "allocations in {MESSAGES} bursts");
+    drop((reactor, peer));
+    ledger.assert_balanced();
+}
+
 /// Sends back what came, over a connection.
 impl<T: PacketTransport> PacketProtocol<T> for Echo {
     fn packet_received(&mut self, cx: &mut Context<'_, T>, packet: &mut Packet<'_>) {

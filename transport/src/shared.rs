@@ -199,7 +199,10 @@ impl Shared {
     #[inline]
     pub(crate) fn return_send_queue(&self, queue: Box<SendQueue>) {
         let mut queues = self.send_queues.borrow_mut();
-        if queues.len() < MAX_SPARE_QUEUES && queue.is_small() {
+        // One large queue: whoever sends much in a turn does so again in the next.
+        let is_kept =
+            queue.is_small() || queue.is_kept_once() && queues.iter().all(|kept| kept.is_small());
+        if queues.len() < MAX_SPARE_QUEUES && is_kept {
             queues.push(queue);
         }
     }

@@ -13,6 +13,11 @@ use crate::sys::{INET4_BYTES, OutgoingMessage};
 /// An empty queue keeps its memory up to this size.
 const MOST_KEPT: usize = 65_536;
 
+/// One queue of each reactor keeps its memory up to this size: as much as the kernel's
+/// buffers take of one socket by default, so that a source of datagrams that fills them
+/// makes memory once.
+const MOST_KEPT_ONCE: usize = 262_144;
+
 /// How many bytes one message has at the most that the kernel cuts. It is less than the
 /// largest datagram of either family of addresses.
 const MOST_IN_RUN: usize = 65_000;
@@ -124,6 +129,12 @@ impl SendQueue {
     /// Whether it is worth keeping once it is empty.
     pub(crate) fn is_small(&self) -> bool {
         self.bytes.capacity() <= MOST_KEPT && self.names.capacity() <= MOST_KEPT
+    }
+
+    /// Whether it is worth keeping once.
+    #[cold]
+    pub(crate) fn is_kept_once(&self) -> bool {
+        self.bytes.capacity() <= MOST_KEPT_ONCE && self.names.capacity() <= MOST_KEPT
     }
 
     /// Puts a datagram at the end. Its bytes are `parts`, one after the other.

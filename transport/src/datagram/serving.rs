@@ -238,9 +238,11 @@ where
             } else if self.may_deliver() && bytes > 0 {
                 bytes = self.deliver(reactor, bytes);
             } else if self.may_receive() && bytes > 0 {
-                if !self.receive() {
-                    bytes = bytes.saturating_sub(LEAST_COST);
-                }
+                // What has arrived is wanted: nobody was called since that was asked.
+                bytes = match self.receive() {
+                    true => self.deliver(reactor, bytes),
+                    false => bytes.saturating_sub(LEAST_COST),
+                };
             } else if P::IS_CONNECTION && self.take_end_step(reactor) {
                 // The loop checks the new state.
             } else if self.port.state == PortState::Stopping && !self.port.has_unsent() {
