@@ -1,5 +1,5 @@
-//! The user-space instructions that bowline takes, held against a file: a
-//! regression then fails by a number that no machine's mood changes.
+//! The user-space instructions that bowline takes, its system calls and its allocations,
+//! held against a file: a regression then fails by a number that no machine's mood changes.
 
 use std::cell::Cell;
 use std::fs;
@@ -12,7 +12,7 @@ use ::bowline::inspect::SlowLimits;
 use ::bowline::time::{Clock, Sleep};
 use ::bowline::{DelayedCall, Reactor};
 
-use crate::drive::{collected, count_instructions};
+use crate::drive::{Cost, collected, count_cost, count_instructions};
 #[cfg(feature = "inspect")]
 use crate::peers::SLOW;
 use crate::peers::{Family, Job, Peer, Task};
@@ -30,7 +30,10 @@ const STEP: Duration = Duration::from_micros(100);
 pub(crate) fn check(path: &str, more: f64, counts: Option<&str>) -> io::Result<bool> {
     let mut is_kept = true;
     let mut all = String::new();
-    println!("{:>9} {:>9}  instructions per", "counted", "ceiling");
+    println!(
+        "{:>9} {:>9}  instructions per, or what else is named",
+        "counted", "ceiling"
+    );
     for line in fs::read_to_string(path)?.lines() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let Some((ceiling, name)) = line.split_once(' ') else {
@@ -40,9 +43,9 @@ pub(crate) fn check(path: &str, more: f64, counts: Option<&str>) -> io::Result<b
         let ceiling = ceiling * (1.0 + more / 100.0);
         let counted = count(name.trim())?;
         let verdict = if counted > ceiling { "  TOO MANY" } else { "" };
-        println!("{counted:9.1} {ceiling:9.1}  {}{verdict}", name.trim());
+        println!("{counted:9.2} {ceiling:9.2}  {}{verdict}", name.trim());
         is_kept &= counted <= ceiling;
-        all += &format!("{counted:.2} {}\n", name.trim());
+        all += &format!("{counted:.6} {}\n", name.trim());
     }
     if let Some(counts) = counts {
         fs::write(counts, all)?;
@@ -60,12 +63,24 @@ fn count(name: &str) -> io::Result<f64> {
         let counted = count_instructions(Peer::Bowline, job, ROUNDS)?;
         io::Result::Ok(counted.first().map(|(_, count)| *count))
     };
+    let cost = |family, cost| {
+        let job = Job {
+            task: Task::Echo,
+            family,
+            message: 64,
+        };
+        count_cost(Peer::Bowline, job, ROUNDS, cost)
+    };
     let counted = match name {
         "echo, TCP" => echo(Task::Echo, Family::Tcp)?,
         "echo, UNIX" => echo(Task::Echo, Family::Unix)?,
         "echo, UDP" => echo(Task::Echo, Family::Udp)?,
         "echo, packets" => echo(Task::Echo, Family::Packets)?,
         "echo, UNIX with the mixin" => echo(Task::EchoMixin, Family::Unix)?,
+        "allocations, echo, UDP" => cost(Family::Udp, Cost::Allocations)?,
+        "allocations, echo, packets" => cost(Family::Packets, Cost::Allocations)?,
+        "system calls, echo, UDP" => cost(Family::Udp, Cost::SystemCalls)?,
+        "system calls, echo, packets" => cost(Family::Packets, Cost::SystemCalls)?,
         "timer scheduled and fired" => steady(Timed::Fire)?,
         "timer scheduled and cancelled" => steady(Timed::Cancel)?,
         "timer reset" => steady(Timed::Reset)?,
@@ -74,7 +89,12 @@ fn count(name: &str) -> io::Result<f64> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
     };
-    counted.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "valgrind is not installed"))
+    counted.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            "valgrind or strace is not installed",
+        )
+    })
 }
 
 fn steady(timed: Timed) -> io::Result<Option<f64>> {

@@ -24,8 +24,9 @@ pub(crate) fn server_turn(server: &mut dyn Server) -> io::Result<()> {
     server.turn(Wait::No)
 }
 
-/// The process that is counted: `rounds` messages on each connection.
-pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<()> {
+/// The process that is counted: `rounds` messages on each connection. Answers how often the
+/// server had a turn, and how often memory was asked for in those turns, after the warm-up.
+pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<[u64; 2]> {
     let (mut server, address) = match job.family {
         Family::Udp => {
             let socket = UdpSocket::bind("127.0.0.1:0")?;
@@ -64,6 +65,7 @@ pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<()> {
         server.adopt(served)?;
         clients.push(client);
     }
+    let (mut turns, mut allocations) = (0, 0);
     for number in 0..WARM_UP + rounds {
         let message = vec![number as u8; job.message];
         for client in &clients {
@@ -78,14 +80,78 @@ pub(crate) fn drive(peer: Peer, job: Job, rounds: usize) -> io::Result<()> {
                         break;
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        let before = sys::allocations();
                         server_turn(&mut *server)?;
+                        if number >= WARM_UP {
+                            turns += 1;
+                            allocations += sys::allocations() - before;
+                        }
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
     }
-    Ok(())
+    Ok([turns, allocations])
+}
+
+/// What one message costs that is no instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cost {
+    Allocations,
+    /// Of the server, without those of its clients, which the process makes too.
+    SystemCalls,
+}
+
+/// The cost of each message of one peer; nothing without strace.
+pub(crate) fn count_cost(
+    peer: Peer,
+    job: Job,
+    rounds: usize,
+    cost: Cost,
+) -> io::Result<Option<f64>> {
+    let (warm, all) = (traced(peer, job, 0)?, traced(peer, job, rounds)?);
+    let (Some((_, before)), Some(([turns, allocations], after))) = (warm, all) else {
+        return Ok(None);
+    };
+    let messages = (rounds * CONNECTIONS) as f64;
+    Ok(Some(match cost {
+        Cost::Allocations => allocations as f64 / messages,
+        // A client sends once and receives once for each message, and once more in vain
+        // before each turn of the server.
+        Cost::SystemCalls => (after as f64 - before as f64 - turns as f64) / messages - 2.0,
+    }))
+}
+
+/// What the process to be counted says, and how many system calls it makes.
+fn traced(peer: Peer, job: Job, rounds: usize) -> io::Result<Option<([u64; 2], u64)>> {
+    let program = external::program(peer)?;
+    let output = Command::new("strace")
+        .args(["-f", "-c", "-S", "name", "-U", "calls"])
+        .arg(program.get_program())
+        .args(["drive", peer.name(), job.task.name(), job.family.name()])
+        .args([job.message.to_string(), rounds.to_string()])
+        .output();
+    let output = match output {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        output => output?,
+    };
+    let table = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wrong = || io::Error::other(format!("{said}{table}"));
+    let number = |it: &str| it.parse::<u64>().ok();
+    let sum = table
+        .lines()
+        .find_map(|line| line.trim().strip_suffix("total"));
+    let mut said = said.split_whitespace().filter_map(number);
+    match (
+        said.next(),
+        said.next(),
+        sum.and_then(|sum| number(sum.trim())),
+    ) {
+        (Some(turns), Some(allocations), Some(calls)) => Ok(Some(([turns, allocations], calls))),
+        _ => Err(wrong()),
+    }
 }
 
 /// Instructions for each message of one peer; nothing without valgrind.

@@ -69,11 +69,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     match *arguments {
         ["all", ref options @ ..] => all(options),
         ["serve", peer, task, family, message] => Ok(serve(peer, job(task, family, message)?)?),
-        ["drive", peer, task, family, message, rounds] => Ok(drive::drive(
-            find(&Peer::ALL, Peer::name, peer)?,
-            job(task, family, message)?,
-            rounds.parse()?,
-        )?),
+        ["drive", peer, task, family, message, rounds] => {
+            let peer = find(&Peer::ALL, Peer::name, peer)?;
+            let job = job(task, family, message)?;
+            let [turns, allocations] = drive::drive(peer, job, rounds.parse()?)?;
+            println!("{turns} {allocations}");
+            Ok(())
+        }
         ["work", peer] => Ok(passing::work(
             find(&Peer::ALL, Peer::name, peer)?,
             sys::inherited_listener(),

@@ -486,8 +486,15 @@ impl TimerFd {
 pub(crate) struct Counting;
 
 static LIVE: AtomicU64 = AtomicU64::new(0);
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// How often memory was asked for.
+pub(crate) fn allocations() -> u64 {
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
 
 fn add(size: usize) {
+    ALLOCATIONS.store(ALLOCATIONS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     // Servers have one thread: an addition in two steps costs them nothing that
     // the limit would not pay too.
     LIVE.store(
