@@ -127,7 +127,17 @@ pub(crate) fn count_cost(
 fn traced(peer: Peer, job: Job, rounds: usize) -> io::Result<Option<([u64; 2], u64)>> {
     let program = external::program(peer)?;
     let output = Command::new("strace")
-        .args(["-f", "-c", "-S", "name", "-U", "calls"])
+        // How often the threads that close sockets wake each other differs.
+        .args([
+            "-f",
+            "-c",
+            "-S",
+            "name",
+            "-U",
+            "calls",
+            "-e",
+            "trace=!futex",
+        ])
         .arg(program.get_program())
         .args(["drive", peer.name(), job.task.name(), job.family.name()])
         .args([job.message.to_string(), rounds.to_string()])
