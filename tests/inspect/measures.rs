@@ -1,7 +1,7 @@
 //! What the loop measures.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::inspect::{Budget, CallbackKind, SlowLimits};
 use bowline::{Address, Context, Limits, Protocol, Reactor, Transport, Transports};
@@ -77,8 +77,11 @@ impl<T: Transport> Protocol<T> for Obeys {
 }
 
 /// All of them are ready in one turn, and what was said to each is done in it. The tokens
-/// of them, in the order of the words.
-fn in_one_turn(reactor: &mut Reactor, words: &[&str]) -> Vec<bowline::descriptor::Token> {
+/// of them, in the order of the words, and how long the turn took.
+fn in_one_turn(
+    reactor: &mut Reactor,
+    words: &[&str],
+) -> (Vec<bowline::descriptor::Token>, Duration) {
     let ends: Vec<_> = words.iter().map(|_| crate::support::socketpair()).collect();
     let adopt = |(ours, theirs): (std::os::unix::net::UnixStream, _)| {
         let handle = reactor.adopt(bowline::Unix, ours.into(), Obeys).unwrap();
@@ -94,9 +97,11 @@ fn in_one_turn(reactor: &mut Reactor, words: &[&str]) -> Vec<bowline::descriptor
     // One that panics is not counted among the events.
     let called = |reactor: &Reactor| reactor.statistics().events + reactor.statistics().panics;
     let before = called(reactor);
+    let began = Instant::now();
     reactor.turn(Some(Duration::ZERO));
+    let took = began.elapsed();
     assert_eq!(called(reactor), before + words.len() as u64);
-    ends.into_iter().map(|(token, _)| token).collect()
+    (ends.into_iter().map(|(token, _)| token).collect(), took)
 }
 
 #[test]
@@ -106,10 +111,13 @@ fn of_many_callbacks_in_a_turn_the_slow_ones_are_found_whatever_became_of_them()
     let words = [
         "quick", "sleeps", "quick", "ends", "quick", "panics", "sleeps", "quick",
     ];
-    let tokens = in_one_turn(&mut reactor, &words);
+    let (tokens, turn) = in_one_turn(&mut reactor, &words);
     let measured = reactor.measurements();
     let expected = words.iter().zip(&tokens);
     let expected: Vec<_> = expected.filter(|(word, _)| **word != "quick").collect();
+    // What the others slept is not its own, however busy the machine is. The ticks are
+    // known to be as long as they are to some hundredths.
+    let most = turn - SLOW * (expected.len() as u32 - 1) + SLOW / 2;
     for (word, token) in &expected {
         let is_it = |it: &&bowline::inspect::SlowCallback| it.token == Some(**token);
         let found: Vec<_> = measured.slowest().iter().filter(is_it).collect();
@@ -117,9 +125,14 @@ fn of_many_callbacks_in_a_turn_the_slow_ones_are_found_whatever_became_of_them()
         assert!(found[0].name.starts_with("Obeys,UNIX"), "{word}: {found:?}");
         assert_eq!(found[0].kind, CallbackKind::Ready);
         let took = found[0].took;
-        assert!(took >= SLOW && took < SLOW * 3 / 2, "{word}: {took:?}");
+        assert!(took >= SLOW && took < most, "{word}: {took:?} of {turn:?}");
     }
-    assert_eq!(measured.slowest().len(), expected.len(), "{measured:?}");
+    // No time is told of twice. (A quick one is slow too where the processor was taken from it.)
+    let told: Duration = measured.slowest().iter().map(|it| it.took).sum();
+    assert!(
+        told <= turn + SLOW / 2,
+        "{told:?} of {turn:?}: {measured:?}"
+    );
     // What returned first is the longest ago.
     let sleeps = |token| measured.slowest().iter().find(|it| it.token == Some(token));
     let (first, last) = (sleeps(tokens[1]), sleeps(tokens[6]));
@@ -132,7 +145,7 @@ fn of_many_callbacks_in_a_turn_the_slow_ones_are_found_whatever_became_of_them()
 #[test]
 fn a_slow_turn_is_kept_with_what_ran_in_it() {
     let mut reactor = Reactor::new().unwrap();
-    let tokens = in_one_turn(&mut reactor, &["sleeps", "quick", "sleeps"]);
+    let (tokens, _) = in_one_turn(&mut reactor, &["sleeps", "quick", "sleeps"]);
     // Where nothing was slow by itself, all was.
     reactor.set_slow_limits(SlowLimits::default().callback(SLOW * 10));
     reactor.turn(Some(Duration::ZERO));
@@ -144,7 +157,12 @@ fn a_slow_turn_is_kept_with_what_ran_in_it() {
     let of_two = |it: &&bowline::inspect::SlowTurn| it.events == 3;
     let turn = turns.iter().find(of_two).expect("it is kept");
     let ran: Vec<_> = turn.ran.iter().map(|it| it.token.unwrap()).collect();
-    assert!(ran.len() == 2 && ran.contains(&tokens[0]) && ran.contains(&tokens[2]));
+    assert!(
+        ran.contains(&tokens[0]) && ran.contains(&tokens[2]),
+        "{turn:?}"
+    );
+    let told: Duration = turn.ran.iter().map(|it| it.took).sum();
+    assert!(told <= turn.times.ready, "{turn:?}");
     assert!(turn.times.ready >= SLOW * 2, "{turn:?}");
     let many = turns.iter().find(|it| it.ran.is_empty());
     let calls = many.expect("it is kept too").times.calls;
