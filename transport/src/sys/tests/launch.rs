@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use super::CHILD;
 use crate::sys::{
@@ -31,7 +32,10 @@ fn launch(
 fn status(launched: &Launched) -> ExitStatus {
     let fd = launched.pidfd.as_ref().expect("Linux 5.2");
     let mut watched = [PollFd::new(fd, PollFlags::IN)];
-    poll(&mut watched, None).unwrap();
+    while let Err(error) = poll(&mut watched, None) {
+        // A handler has run; it is not called again for that.
+        assert_eq!(error, Errno::INTR);
+    }
     pidfd_wait(fd.as_fd()).unwrap().expect("it has exited")
 }
 
@@ -141,6 +145,15 @@ fn no_handler_of_ours_runs_in_a_launched_child() {
     assert!(output.status.success(), "{output:?}");
 }
 
+/// Sets it when this is dropped.
+struct Sets<'a>(&'a AtomicBool);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 fn under_a_flood_of_signals() {
     // SAFETY: takes nothing.
     OWN.store(unsafe { libc::getpid() }, Relaxed);
@@ -157,6 +170,8 @@ fn under_a_flood_of_signals() {
                 unsafe { libc::kill(0, libc::SIGUSR1) };
             }
         });
+        // Also where something below fails.
+        let _ends = Sets(&is_done);
         for _ in 0..300 {
             let launched = launch(command(&["/bin/true"]), &[], None).unwrap();
             let status = status(&launched);
@@ -166,7 +181,6 @@ fn under_a_flood_of_signals() {
             );
             killed += u32::from(!status.success());
         }
-        is_done.store(true, Relaxed);
     });
     // The premise.
     assert!(RUN.load(Relaxed) > 0 && killed > 0, "{killed} were killed");
