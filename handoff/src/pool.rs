@@ -181,7 +181,8 @@
 //! #     stream.read_exact(&mut answer)?;
 //! #     io::Result::Ok(answer)
 //! # });
-//! # while !client.is_finished() {
+//! # // The worker may have answered the client before it tells the pool.
+//! # while !client.is_finished() || pool.statistics().in_flight > 0 {
 //! #     reactor.turn(Some(std::time::Duration::from_millis(10)));
 //! # }
 //! # assert_eq!(&client.join().unwrap()?, b"hello");
