@@ -62,9 +62,7 @@ impl Totals {
         self.paused += u64::from(reading == "paused");
         self.held += u64::from(reading == "held");
     }
-}
 
-impl Totals {
     /// Adds up what the page plots, over all kinds.
     pub(crate) fn sums(&self) -> Value {
         let sum = |of: fn(&Total) -> u64| self.by_kind.values().map(of).sum::<u64>();

@@ -673,9 +673,10 @@ pub trait Adopt: Sized {
     }
 
     /// Adopts a connection that an [`Acceptor`](bowline_protocol::Acceptor), here or in
-    /// another process, has accepted a moment ago. Then the kernel is asked less: such a
-    /// socket is what it is said to be, does not block, and is read before it is watched.
-    /// A connection that was reset meanwhile is adopted, and ends.
+    /// another process, has accepted a moment ago. Then the kernel is asked less. If the peer
+    /// is known, such a socket is taken for what it is said to be, and its flags stay as they
+    /// are: it has to be close-on-exec, as those of a listener of bowline are. It is read
+    /// before it is watched. A connection that was reset meanwhile is adopted, and ends.
     fn accepted(self, known: JustAccepted) -> Accepted<Self> {
         Accepted { kind: self, known }
     }

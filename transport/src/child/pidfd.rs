@@ -63,12 +63,9 @@ impl Pidfd {
     /// not visible from here. The descriptor is closed.
     pub fn from_descriptor(fd: OwnedFd) -> io::Result<Self> {
         let pid = sys::pid_of(fd.as_fd())?;
-        let fd = Rc::new(fd);
-        Ok(Self { fd, pid })
+        Ok(Self::of_child(fd, pid))
     }
-}
 
-impl Pidfd {
     /// A child that was started with this descriptor.
     pub(super) fn of_child(fd: OwnedFd, pid: u32) -> Self {
         let fd = Rc::new(fd);
