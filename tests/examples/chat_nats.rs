@@ -208,24 +208,28 @@ fn chat_over_nats_loses_no_line_that_was_acknowledged() {
         lost_here.recv_timeout(DEADLINE).expect(what);
         lost_there.recv_timeout(DEADLINE).expect(what);
     };
+    // What is told from here on is of the stop that follows.
+    let both_have_it = |ann: &Member, bob: &mut Member| {
+        let last = *ann.stored.last().expect("some");
+        bob.hear_until("bob hears", |bob| bob.heard.contains_key(&last));
+        for lost in [&lost_here, &lost_there] {
+            lost.try_iter().for_each(drop);
+        }
+    };
     let mut ann = Member::come(&here, "ann");
     let mut bob = Member::come(&there, "bob");
     for number in 0..LINES {
         match number {
             // Its lines wait at the server, and are said again.
             50 => {
+                both_have_it(&ann, &mut bob);
                 broker.kill();
                 both_lose_it("the broker has ended");
             }
             60 => broker.start_again(),
             // Open connections, and nobody at the other end.
             100 => {
-                // Both have it: what is told from here on is of this stop.
-                let last = *ann.stored.last().expect("some");
-                bob.hear_until("bob hears", |bob| bob.heard.contains_key(&last));
-                for lost in [&lost_here, &lost_there] {
-                    lost.try_iter().for_each(drop);
-                }
+                both_have_it(&ann, &mut bob);
                 broker.signal(Signal::STOP);
             }
             110 => {
