@@ -28,7 +28,7 @@ use bowline::{
 
 use crate::harness::{
     BOTH, Buffers, IDENTITY, Kind, ONLY_12, Peer, Raw, Script, TlsTcp, accepting, certified,
-    client, client_config, connecting, over_every_layer, roots, server, server_config,
+    client, client_config, connecting, over_every_layer, provider, roots, server, server_config,
 };
 use crate::support::{DEADLINE, DescriptorLedger, Event, Record, run_until, run_until_quiet};
 
@@ -547,7 +547,7 @@ fn certificates_come_from_files() {
 }
 
 fn asking_for_certificates() -> ServerConfig {
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots()))
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots()), provider())
         .build()
         .unwrap();
     let mut config = server_config_builder()

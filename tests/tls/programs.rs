@@ -443,7 +443,7 @@ fn openssl_shows_its_certificate() {
         return;
     }
     let files = Files::new();
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots()));
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots()), provider());
     let config = server_config_builder()
         .with_client_cert_verifier(verifier.build().unwrap())
         .with_single_cert(IDENTITY.chain.clone(), IDENTITY.key.clone_key())
