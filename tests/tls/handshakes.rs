@@ -562,7 +562,7 @@ fn asking_for_certificates() -> ServerConfig {
 fn a_client_shows_its_certificate() {
     for versions in [ONLY_13, ONLY_12] {
         let (chain, key) = certified(&IDENTITY.authority, &["us"]);
-        let config = ClientConfig::builder_with_provider(crate::harness::provider())
+        let config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots())
