@@ -239,6 +239,9 @@ fn a_program_is_looked_for_in_the_same_way_with_and_without_a_fork() {
         ":third".into(),
         String::new(),
         "/dev/null:second".into(),
+        // Longer than a name may be, and as long as a path may be.
+        format!("/{}:second", "x".repeat(300)),
+        format!("/{}:second", "x".repeat(4_094)),
     ];
     let names = [
         "plain",
@@ -281,6 +284,19 @@ fn a_program_is_looked_for_in_the_same_way_with_and_without_a_fork() {
         Err(Some(13)),
         "rather than that it is missing"
     );
+    // An entry that is longer than any path is passed over. glibc's execvp(3) takes the place
+    // after it for an empty entry, and runs what lies in the directory.
+    for (directory, is_there) in [(folder.path().to_owned(), true), (at("second"), false)] {
+        let mut command = Command::new("plain");
+        let long = format!("/{}:second", "x".repeat(5_000));
+        command.arg("one").env("PATH", long).current_dir(directory);
+        let expected = if is_there {
+            Ok("second second/plain one\n".to_owned())
+        } else {
+            Err(Some(2))
+        };
+        assert_eq!(found(launched(command)), expected);
+    }
     // Where the child has no `PATH`, it is not ours that counts.
     let bare = ChildCommand::program("env").env_clear();
     assert_eq!(stdout(bare), "");

@@ -114,7 +114,10 @@ impl Image {
         let path = |entry: &CString| entry.as_bytes().strip_prefix(b"PATH=").map(<[u8]>::to_vec);
         let path = self.environment.iter().find_map(path);
         let path = path.unwrap_or_else(|| DEFAULT_PATH.to_vec());
-        let files = path.split(|byte| *byte == b':').map(|folder| {
+        // execvp(3) passes over what is longer than any path.
+        let folders = path.split(|byte| *byte == b':');
+        let folders = folders.filter(|folder| folder.len() < libc::PATH_MAX as usize);
+        let files = folders.map(|folder| {
             let separator: &[u8] = if folder.is_empty() { b"" } else { b"/" };
             Ok(CString::new([folder, separator, name].concat())?)
         });
