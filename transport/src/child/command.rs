@@ -149,8 +149,13 @@ struct TerminalEnd {
 impl<'a> ChildCommand<'a> {
     /// Makes a child that runs a program, with pipes under 0, 1 and 2.
     ///
-    /// A name without a slash is looked for in the directories of `PATH`, as the child has
-    /// it. Without a word the child has our environment and our directory.
+    /// It is looked for as execvp(3) does. A name without a slash is tried in the directories
+    /// of the child's `PATH`, or of `/bin:/usr/bin` if it has none. An empty entry is the
+    /// directory in which the child begins. A file that may be executed, and that the kernel
+    /// takes for no program, is run by `/bin/sh`: also one for another machine, which then ends
+    /// with code 127 or another error of the shell.
+    ///
+    /// Unless you say otherwise, the child has our environment and our directory.
     pub fn program(name: impl AsRef<OsStr>) -> Self {
         let command = Command::new(name.as_ref());
         Self::by(Way::Launched, command).checked(name.as_ref())
