@@ -534,6 +534,38 @@ fn a_duplicate_goes_on_accepting() {
     ledger.assert_balanced();
 }
 
+/// A listener that somebody else has shut down, who has the socket too, closes: nobody can
+/// reach it any more, and each accept would fail.
+#[test]
+fn a_listener_that_somebody_shuts_down_closes() {
+    for kind in ["TCP", "UNIX"] {
+        for is_draining in [false, true] {
+            let ledger = DescriptorLedger::open();
+            let log = Log::default();
+            let mut reactor = Reactor::new().unwrap();
+            let listener = match kind {
+                "TCP" => listen(&mut reactor, Doorman::new(&log)).0,
+                _ => {
+                    let name = Unix::at(UnixAddress::Abstract(abstract_name()));
+                    reactor.listen(name, Doorman::new(&log)).unwrap()
+                }
+            };
+            run_until_quiet(&mut reactor);
+            let duplicate = reactor.get(listener).unwrap().duplicate().unwrap();
+            rustix::net::shutdown(&duplicate, rustix::net::Shutdown::Both).unwrap();
+            if is_draining {
+                let listener = reactor.get(listener).unwrap();
+                listener.stop_listening_when_drained();
+            }
+            run_until(&mut reactor, |reactor| reactor.get(listener).is_none());
+            assert_eq!(*log.borrow(), ["started", "stopped"], "{kind}");
+            assert_eq!(reactor.delayed_calls().count(), 0, "{kind}");
+            drop((reactor, duplicate));
+            ledger.assert_balanced();
+        }
+    }
+}
+
 /// L-13.
 #[test]
 fn build_protocol_is_given_the_peers_address() {

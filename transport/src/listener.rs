@@ -98,6 +98,8 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     /// How many reasons there are not to accept, besides the pause.
     holds: u32,
     is_stopping: bool,
+    /// Whether somebody else, who has the socket too, has shut it down.
+    is_shut: bool,
     /// Whether the listener stops once no connection waits.
     is_draining: bool,
     /// How many connections it accepts at the most until then.
@@ -454,7 +456,15 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
     #[cold]
     fn accept_failed(&mut self, reactor: &mut Reactor, error: &io::Error) {
         let control = &mut self.control;
-        if error.kind() == io::ErrorKind::WouldBlock {
+        let is_empty = error.kind() == io::ErrorKind::WouldBlock;
+        if is_empty && control.is_shut || sys::is_not_listening(error) {
+            if !control.is_draining {
+                log::warn!(target: log::TRANSPORT, "{} {}: somebody else has shut it down", control.token, control.address);
+            }
+            control.is_stopping = true;
+            return;
+        }
+        if is_empty {
             control.is_readable = false;
             return;
         }
@@ -512,6 +522,9 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
     fn ready(&mut self, reactor: &mut Reactor, readiness: Readiness) -> Next {
         if !readiness.is_empty() {
             self.control.is_readable = true;
+        }
+        if readiness.intersects(Readiness::READ_CLOSED | Readiness::WRITE_CLOSED) {
+            self.control.is_shut = true;
         }
         self.work(reactor)
     }
@@ -669,6 +682,7 @@ pub(crate) fn install<E: Listen>(
         is_paused: false,
         holds: 0,
         is_stopping: false,
+        is_shut: false,
         is_draining: false,
         accepts_left: u32::MAX,
         is_started: false,

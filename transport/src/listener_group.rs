@@ -1,7 +1,7 @@
 //! Listening sockets that share one address.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -15,9 +15,10 @@ use crate::sys::{self, Family, SocketName};
 /// from there. Its sockets are duplicates of descriptors that other processes may have
 /// too: a process that accepts has a copy of one, and this value has a copy of each. So a
 /// queue outlives the process that was to serve it, and whoever takes its place serves
-/// it. Nothing in a group is closed before the group is dropped: closing a socket for good
-/// resets the connections in its queue, and those whose handshake has begun
-/// (`net.ipv4.tcp_migrate_req` can change that, for all of the machine).
+/// it. Unless you [shut one down](Self::shut_down), nothing in a group is closed before the
+/// group is dropped: closing a socket for good resets the connections in its queue, and
+/// those whose handshake has begun (`net.ipv4.tcp_migrate_req` can change that, for all of
+/// the machine).
 ///
 /// # Examples
 ///
@@ -158,5 +159,20 @@ impl ListenerGroup {
             (fd, SocketName::Inet(peer)) => Ok((fd, peer)),
             (fd, _) => Ok((fd, SocketAddr::from(([0; 4], 0)))),
         }
+    }
+
+    /// Has a socket listen no more, whoever has a copy of it (shutdown(2)). Connections that
+    /// wait in its queue are reset: [accept](Self::accept) them first. A listener that
+    /// accepts on a copy closes.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for a socket that is not there, and the kernel's.
+    pub fn shut_down(&self, member: usize) -> io::Result<()> {
+        let member = self
+            .members
+            .get(member)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        sys::shutdown(member.as_fd(), Shutdown::Both)
     }
 }

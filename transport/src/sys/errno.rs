@@ -53,6 +53,12 @@ pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an accept failed because the socket does not listen any more: somebody who has it
+/// too has shut it down.
+pub(crate) fn is_not_listening(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
 /// Whether an open descriptor turned out not to be a socket. For a descriptor that only
 /// names a file (`O_PATH`), all calls for sockets fail as if it were closed.
 pub(crate) fn is_not_a_socket(error: &io::Error) -> bool {

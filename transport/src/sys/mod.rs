@@ -64,8 +64,8 @@ pub(crate) use self::datagram::{
     set_receive_offload,
 };
 pub(crate) use self::errno::{
-    is_not_a_socket, is_of_a_path, is_of_an_identity, is_of_one_connection, is_of_segmentation,
-    is_out_of_descriptors, is_out_of_memory, is_transient,
+    is_not_a_socket, is_not_listening, is_of_a_path, is_of_an_identity, is_of_one_connection,
+    is_of_segmentation, is_out_of_descriptors, is_out_of_memory, is_transient,
 };
 pub(crate) use self::image::{Image, own_pidfd_inode};
 pub(crate) use self::launch::{Group, Launch, Launched};
