@@ -190,6 +190,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod closing;
 mod connection;
 mod crew;
 mod dispatcher;

@@ -446,6 +446,7 @@ impl PoolShared {
 
     pub(super) fn tick(self: &Rc<Self>, reactor: &mut Reactor) {
         self.look_at_queues(reactor);
+        self.end_closing(reactor);
         let (events, late, has_panicked, recalled) = {
             let state = &mut *self.state.borrow_mut();
             let now = reactor.now();
@@ -493,10 +494,13 @@ impl PoolShared {
         let mut state = self.state.borrow_mut();
         let hold = reactor.hold(SystemEvent::Shutdown);
         let until = moment_after(reactor.now(), within);
+        // Who hangs is known then, and what it had is with others.
+        let settling = (state.settings.ack_timeout * 2).min(within / 2);
         match &mut state.life {
             PoolLife::Running => {
                 state.life = PoolLife::Stopping {
                     deadline: until,
+                    settled_by: moment_after(reactor.now(), settling),
                     then: then.into_iter().collect(),
                     _holds: vec![hold],
                 };
@@ -523,10 +527,16 @@ impl PoolShared {
     /// Takes the next step of stopping, if there is one to take.
     pub(super) fn advance_stop(self: &Rc<Self>, reactor: &mut Reactor) {
         let mut state = self.state.borrow_mut();
-        let PoolLife::Stopping { deadline, .. } = state.life else {
+        let PoolLife::Stopping {
+            deadline,
+            settled_by,
+            ..
+        } = state.life
+        else {
             return;
         };
-        if !state.waiting.is_empty() {
+        let settles = reactor.now() < settled_by && !state.is_settled();
+        if settles || !state.waiting.is_empty() {
             return;
         }
         let within = deadline.saturating_duration_since(reactor.now());

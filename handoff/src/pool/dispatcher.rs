@@ -56,6 +56,8 @@ pub(crate) struct PoolShared {
     pub(super) pump_is_due: Cell<bool>,
     /// What workers were given is put on their channels later in this turn.
     pub(super) flush_is_due: Cell<bool>,
+    /// Listeners that workers have closed are seen to later in this turn.
+    pub(super) close_is_due: Cell<bool>,
 }
 
 impl Pool {
@@ -87,6 +89,7 @@ impl Pool {
                 state: RefCell::new(PoolState {
                     places: Place::all(&settings),
                     shared: Vec::new(),
+                    closing: Vec::new(),
                     next_shared: 0,
                     heir: None,
                     heir_id: None,
@@ -113,6 +116,7 @@ impl Pool {
                 candidates: RefCell::new(Vec::new()),
                 pump_is_due: Cell::new(false),
                 flush_is_due: Cell::new(false),
+                close_is_due: Cell::new(false),
             }),
         };
         if let Some(within) = drain_timeout {
@@ -228,6 +232,10 @@ impl Pool {
     /// its connections to the end, and `then` is called when all workers are gone. A
     /// worker that takes longer than `within` is killed. Close the listeners first:
     /// the pool does not.
+    ///
+    /// No worker is told to end while another has a connection that it has not answered,
+    /// since that may have to go to it: for twice the
+    /// [`ack_timeout`](PoolSettings::ack_timeout), and half of `within`, at the most.
     pub fn stop(
         &self,
         reactor: &mut Reactor,
@@ -587,6 +595,9 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for WorkerEnd {
                     shared.moving(reactor, worker, id, moved, descriptors);
                 });
                 return;
+            }
+            FromWorker::Unlistened { listener, .. } => {
+                shared.unlistened(cx.reactor, worker, listener)
             }
             _ => {}
         }

@@ -124,6 +124,13 @@ pub enum FromWorker {
         /// Whether it accepts more.
         stage: AcceptStage,
     },
+    /// The worker has accepted what waited at a listener, and has closed its copy.
+    Unlistened {
+        /// What it was called.
+        listener: u32,
+        /// How many connections the worker has.
+        live: u32,
+    },
     /// A connection, with its descriptor, that the worker has accepted and does not want.
     /// It is the dispatcher's now.
     Declined {
@@ -205,10 +212,11 @@ impl fmt::Display for WorkerRefusal {
 }
 
 /// The versions of these messages that are known here. Since 2 there are
-/// [`ToWorker::DispatchAll`] and [`FromWorker::AcceptedAll`].
+/// [`ToWorker::DispatchAll`], [`FromWorker::AcceptedAll`] and [`FromWorker::Unlistened`].
 pub(super) const VERSIONS: RangeInclusive<u16> = 1..=2;
 
-/// The first version in which several connections share a message.
+/// The first version in which several connections share a message, and a worker says which
+/// listener it has closed.
 pub(super) const SHARES_MESSAGES: u16 = 2;
 
 const DISPATCH: u16 = 0x0100;
@@ -228,6 +236,7 @@ const ACCEPTS: u16 = 0x0183;
 const DECLINED: u16 = 0x0184;
 const MOVING: u16 = 0x0185;
 const ACCEPTED_ALL: u16 = 0x0186;
+const UNLISTENED: u16 = 0x0187;
 
 impl Message for ToWorker {
     fn kind(&self) -> u16 {
@@ -350,6 +359,7 @@ impl Message for FromWorker {
             Self::Refused { .. } => REFUSED,
             Self::Load { .. } => LOAD,
             Self::Accepts { .. } => ACCEPTS,
+            Self::Unlistened { .. } => UNLISTENED,
             Self::Declined { .. } => DECLINED,
             Self::Moving { .. } => MOVING,
         }
@@ -384,6 +394,10 @@ impl Message for FromWorker {
                     AcceptStage::Full => 1,
                     AcceptStage::Draining => 2,
                 });
+            }
+            Self::Unlistened { listener, live } => {
+                payload.u32(*listener);
+                payload.u32(*live);
             }
             Self::Declined { dispatch, reason } => {
                 payload.u8(reason.number());
@@ -431,6 +445,10 @@ impl Message for FromWorker {
                     2 => AcceptStage::Draining,
                     _ => return Err(WireError::Malformed { what: "stage" }),
                 },
+            }),
+            UNLISTENED => Ok(Self::Unlistened {
+                listener: payload.u32()?,
+                live: payload.u32()?,
             }),
             DECLINED => Ok(Self::Declined {
                 reason: WorkerRefusal::of_number(payload.u8()?)?,
@@ -525,6 +543,7 @@ mod tests {
             FromWorker::AcceptedAll { ids, live },
             FromWorker::Accepted { id: 1, live: 2 },
             FromWorker::Load { live: 3 },
+            FromWorker::Unlistened { listener, live: 3 },
             accepts(AcceptStage::Accepting),
             accepts(AcceptStage::Full),
             accepts(AcceptStage::Draining),
@@ -571,6 +590,7 @@ mod tests {
             stage,
         };
         assert_eq!(accepts.kind(), 0x0183);
+        assert_eq!(FromWorker::Unlistened { listener, live }.kind(), 0x0187);
         assert_eq!(ToWorker::Move.kind(), 0x0106);
         assert_eq!(ToWorker::HasMoved { id }.kind(), 0x0107);
         assert_eq!(ToWorker::HasNotMoved { id }.kind(), 0x0108);
@@ -616,7 +636,7 @@ mod tests {
         /// Any payload of any kind is a message or an error.
         #[test]
         fn any_payload_is_a_message_or_an_error(
-            kind in prop_oneof![0x0100..0x0109_u16, 0x0180..0x0186_u16, any::<u16>()],
+            kind in prop_oneof![0x0100..0x010a_u16, 0x0180..0x0188_u16, any::<u16>()],
             payload in prop::collection::vec(any::<u8>(), 0..64),
         ) {
             let _ = decode_payload::<ToWorker>(kind, 1, &payload);

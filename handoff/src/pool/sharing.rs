@@ -11,6 +11,7 @@ use bowline_reactor::{Reactor, ReadableCall};
 use bowline_transport::ListenerGroup;
 
 use super::WorkerId;
+use super::closing::ClosingListener;
 use super::connection::PassedConnection;
 use super::dispatcher::PoolShared;
 use super::messages::ToWorker;
@@ -36,6 +37,8 @@ pub(super) struct SharedListener {
     seats: Vec<Seat>,
     /// Workers accept on it.
     is_open: bool,
+    /// A process that is to take over may have its sockets.
+    is_offered: bool,
 }
 
 /// The queue of one place, in one of the listeners.
@@ -113,6 +116,7 @@ impl PoolShared {
             group,
             seats,
             is_open: false,
+            is_offered: false,
         };
         let mut state = self.state.borrow_mut();
         state.next_shared += 1;
@@ -152,12 +156,15 @@ impl PoolShared {
         }
     }
 
-    /// The sockets of a listener beside its own, in their order.
+    /// The sockets of a listener beside its own, in their order, for another process.
     pub(crate) fn members(&self, listener: ListenerHandle) -> Vec<Rc<OwnedFd>> {
-        let state = self.state.borrow();
-        let shared = state.shared.iter().find(|it| it.listener == listener);
-        let members = shared.map(|it| it.group.members()[1..].to_vec());
-        members.unwrap_or_default()
+        let mut state = self.state.borrow_mut();
+        let mut shared = state.shared.iter_mut();
+        let Some(shared) = shared.find(|it| it.listener == listener) else {
+            return Vec::new();
+        };
+        shared.is_offered = true;
+        shared.group.members()[1..].to_vec()
     }
 
     /// Gives a worker that has become ready the queues of its place.
@@ -188,46 +195,27 @@ impl PoolShared {
         self.watch_seats(reactor);
     }
 
-    /// The listener is closed. What waits in the queues of places that nobody serves goes
-    /// to workers; the others are served to the end by theirs, unless another process has
-    /// all of them now.
+    /// The listener is closed. Each worker serves its queue to the end and closes it; see
+    /// [`ClosingListener`]. Where another process has all of them now, nothing else happens.
     pub(super) fn unshare(self: &Rc<Self>, reactor: &mut Reactor, listener: ListenerHandle) {
-        let (shared, is_served) = {
+        let shared = {
             let state = &mut *self.state.borrow_mut();
             let at = state.shared.iter().position(|it| it.listener == listener);
             let Some(at) = at else { return };
             let shared = state.shared.remove(at);
-            let has_heir = state.heir.is_some();
-            let is_served = |place| {
-                if has_heir {
-                    // The next process has the sockets too.
-                    return true;
-                }
-                let mut workers = state.workers.iter();
-                workers.any(|it| it.place == place && it.stage == WorkerStage::Serving)
-            };
-            let is_served: Vec<bool> = (0..shared.seats.len()).map(is_served).collect();
             state.close_seats(reactor, shared.id);
-            (shared, is_served)
+            shared
         };
-        let SharedListener {
-            label,
-            group,
-            seats,
-            ..
-        } = shared;
-        for (place, seat) in seats.into_iter().enumerate() {
-            if let Some(watch) = seat.watch {
-                // It may be what has just been called.
-                drop(watch.cancel(reactor));
-            }
-            while !is_served[place]
-                && let Some(connection) = accept(&group, place, label)
-            {
-                self.state.borrow_mut().counts.rescued += 1;
-                let this = Rc::clone(self);
-                reactor.defer(move |reactor| this.dispatch(reactor, connection));
-            }
+        for watch in shared.seats.into_iter().filter_map(|seat| seat.watch) {
+            // It may be what has just been called.
+            drop(watch.cancel(reactor));
+        }
+        let state = &mut *self.state.borrow_mut();
+        if state.heir_id.is_none() {
+            let (id, label, group) = (shared.id, shared.label, shared.group);
+            let closing = ClosingListener::new(id, label, group, shared.is_offered, reactor.now());
+            state.closing.push(closing);
+            self.close_later(reactor);
         }
     }
 
@@ -312,7 +300,7 @@ impl PoolShared {
 }
 
 /// The next that waits in a queue.
-fn accept(group: &ListenerGroup, place: usize, label: u32) -> Option<PassedConnection> {
+pub(super) fn accept(group: &ListenerGroup, place: usize, label: u32) -> Option<PassedConnection> {
     match group.accept(place + 1) {
         Ok((socket, peer)) => Some(PassedConnection {
             peer: Some(peer),

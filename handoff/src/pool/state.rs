@@ -15,6 +15,7 @@ use bowline_reactor::{Hold, Reactor};
 use bowline_transport::{ChildWatch, close_received};
 
 use super::WorkerId;
+use super::closing::ClosingListener;
 use super::connection::PassedConnection;
 use super::dispatcher::REFUSAL_PAUSE;
 use super::heir::Heir;
@@ -44,6 +45,8 @@ pub(super) struct PoolState {
     pub(super) paused: Vec<ListenerHandle>,
     /// Listeners on which workers accept by themselves.
     pub(super) shared: Vec<SharedListener>,
+    /// Those of them that workers are to close.
+    pub(super) closing: Vec<ClosingListener>,
     pub(super) next_shared: u32,
     /// The process that has taken over, as a worker: it is given everything.
     pub(super) heir: Option<Heir>,
@@ -81,6 +84,9 @@ pub(super) enum PoolLife {
     Running,
     Stopping {
         deadline: Instant,
+        /// Until then no worker is told to end while there is something that another worker
+        /// may not have taken, and that may have to go to it.
+        settled_by: Instant,
         then: Vec<StopCall>,
         _holds: Vec<Hold>,
     },
@@ -488,6 +494,7 @@ impl PoolState {
     pub(super) fn needs_tick(&self) -> bool {
         self.is_starting
             || self.are_queues_busy()
+            || !self.closing.is_empty()
             || !self.waiting.is_empty()
             || !self.paused.is_empty()
             || !self.leaving.is_empty()
@@ -522,8 +529,15 @@ impl PoolState {
         self.waiting
             .iter_mut()
             .for_each(|job| later(&mut job.since));
-        if let PoolLife::Stopping { deadline, .. } = &mut self.life {
+        self.closing.iter_mut().for_each(|it| later(&mut it.since));
+        if let PoolLife::Stopping {
+            deadline,
+            settled_by,
+            ..
+        } = &mut self.life
+        {
             later(deadline);
+            later(settled_by);
         }
     }
 
@@ -605,6 +619,21 @@ impl PoolState {
             worker.refused += 1;
         }
         self.wait_for_another(job);
+    }
+
+    /// Whether no worker has something that may have to go to another one: a connection that it
+    /// has not answered, or a listener that it has not closed.
+    pub(super) fn is_settled(&self) -> bool {
+        let heir = self.heir.as_ref().map(|heir| heir.id);
+        let may_give_back = |worker: &Member| match worker.stage {
+            WorkerStage::Hung => self.settings.recalls,
+            _ => Some(worker.id) != heir,
+        };
+        let mut workers = self.workers.iter().filter(|it| may_give_back(it));
+        let mut leaving = self.leaving.iter();
+        self.closing.is_empty()
+            && workers.all(|worker| worker.in_flight.is_empty())
+            && leaving.all(|leaving| leaving.held.is_empty())
     }
 
     // Time.
@@ -722,8 +751,10 @@ fn parts_of(answer: &FromWorker) -> Option<(&[u64], u32, Option<WorkerRefusal>)>
         FromWorker::Accepted { id, live } => (slice::from_ref(id), *live, None),
         FromWorker::AcceptedAll { ids, live } => (ids, *live, None),
         FromWorker::Refused { id, reason, live } => (slice::from_ref(id), *live, Some(*reason)),
-        FromWorker::Load { live } | FromWorker::Accepts { live, .. } => (&[], *live, None),
-        // See `declined`.
+        FromWorker::Load { live }
+        | FromWorker::Accepts { live, .. }
+        | FromWorker::Unlistened { live, .. } => (&[], *live, None),
+        // See `declined` and `moving`.
         FromWorker::Declined { .. } | FromWorker::Moving { .. } => return None,
     })
 }

@@ -19,10 +19,12 @@ use bowline_transport::{LayerState, Tcp, Transports, is_stream_connection};
 
 use super::connection::PassedConnection;
 use super::messages::{
-    AcceptStage, Dispatch, FromWorker, MovedRecord, ToWorker, VERSIONS, WorkerRefusal,
+    AcceptStage, Dispatch, FromWorker, MovedRecord, SHARES_MESSAGES, ToWorker, VERSIONS,
+    WorkerRefusal,
 };
 use crate::channel::{
-    Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Role, has_peer_ended,
+    Channel, ChannelError, ChannelReceiver, ChannelSettings, ChannelSocket, Peer, Role,
+    has_peer_ended,
 };
 use crate::log;
 use crate::restart::moving::{Batch, MoveList, Packet, unpack};
@@ -255,6 +257,8 @@ struct WorkerShared {
     hold: Cell<Option<Hold>>,
     /// The pool lives, and gives to others what it has no answer for.
     is_recalled: Cell<bool>,
+    /// Whether the pool is told of listeners that are closed.
+    says_closed: Cell<bool>,
     /// On which it accepts by itself, by the pool's numbers.
     listeners: RefCell<Vec<(u32, ListenerHandle)>>,
     /// How many connections it has accepted by itself, and how many of them the pool knows.
@@ -320,6 +324,7 @@ impl Worker {
             untold: Cell::new(None),
             hold: Cell::new(None),
             is_recalled: Cell::new(false),
+            says_closed: Cell::new(false),
             listeners: RefCell::default(),
             accepted: Cell::new(0),
             accepted_reported: Cell::new(0),
@@ -502,6 +507,7 @@ impl WorkerShared {
         let socket = socket.ok_or(io::ErrorKind::NotFound)?;
         let acceptor = Inbound {
             shared: Rc::clone(self),
+            id,
             label,
             host: None,
         };
@@ -519,15 +525,18 @@ impl WorkerShared {
         Ok(())
     }
 
-    /// Accepts what waits at these listeners, and closes them.
-    fn unlisten(&self, reactor: &mut Reactor, which: impl Fn(u32) -> bool) {
+    /// Accepts what waits at these listeners, and closes them. Answers whether there is one.
+    fn unlisten(&self, reactor: &mut Reactor, which: impl Fn(u32) -> bool) -> bool {
+        let mut is_any = false;
         self.listeners.borrow_mut().retain(|&(id, listener)| {
             let is_one = which(id);
             if is_one && let Some(listener) = reactor.get(listener) {
                 listener.stop_listening_when_drained();
+                is_any = true;
             }
             !is_one
         });
+        is_any
     }
 
     /// Accepts no more for as long as there are as many connections as may be.
@@ -555,6 +564,22 @@ impl WorkerShared {
         {
             self.say(channel, &self.accepts());
         }
+    }
+
+    /// Says that a listener is closed.
+    fn say_closed(self: &Rc<Self>, reactor: &mut Reactor, listener: u32) {
+        if !self.says_closed.get() {
+            return;
+        }
+        let shared = Rc::clone(self);
+        // The channel cannot be reached from its own callback.
+        reactor.defer(move |reactor| {
+            let live = shared.live.get();
+            let channel = shared.channel.get();
+            if let Some(channel) = channel.and_then(|channel| reactor.get(channel)) {
+                shared.say(channel, &FromWorker::Unlistened { listener, live });
+            }
+        });
     }
 
     fn accepts(&self) -> FromWorker {
@@ -724,6 +749,8 @@ impl WorkerShared {
 /// Accepts on one of the worker's own listeners.
 struct Inbound {
     shared: Rc<WorkerShared>,
+    /// What the pool calls the listener.
+    id: u32,
     label: u32,
     /// Our address in all connections, if it is the same in all.
     host: Option<Address>,
@@ -734,6 +761,10 @@ impl Acceptor for Inbound {
         let address = cx.listener().map(|listener| listener.address());
         let is_one = |it: &Address| it.as_inet().is_some_and(|it| !it.ip().is_unspecified());
         self.host = address.filter(is_one);
+    }
+
+    fn stopped(&mut self, cx: &mut BuildContext<'_>) {
+        self.shared.say_closed(cx.reactor, self.id);
     }
 
     fn accepted(&mut self, cx: &mut BuildContext<'_>, socket: OwnedFd, peer: &Address) {
@@ -847,6 +878,10 @@ impl Inlet {
 impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
     type Message = ToWorker;
 
+    fn channel_made(&mut self, _: &mut Context<'_, T>, peer: &Peer) {
+        self.shared.says_closed.set(peer.version >= SHARES_MESSAGES);
+    }
+
     fn message_received(&mut self, cx: &mut Context<'_, T>, incoming: Incoming<ToWorker>) {
         let shared = &self.shared;
         let dispatch = match incoming.message {
@@ -862,7 +897,10 @@ impl<T: UnixTransport + ?Sized> ChannelReceiver<T> for Inlet {
                 return self.listen(cx, (listener, label), socket);
             }
             ToWorker::Unlisten { listener } => {
-                shared.unlisten(cx.reactor, |id| id == listener);
+                if !shared.unlisten(cx.reactor, |id| id == listener) {
+                    // It is closed already, or was never open.
+                    shared.say_closed(cx.reactor, listener);
+                }
                 return;
             }
             ToWorker::Ask => {

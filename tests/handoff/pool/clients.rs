@@ -63,6 +63,11 @@ impl Clients {
         self.outcome.borrow().done() == self.total() as usize
     }
 
+    /// How many have connected so far.
+    pub(crate) fn connected(&self) -> usize {
+        self.outcome.borrow().ports.len()
+    }
+
     pub(crate) fn total(&self) -> u32 {
         self.total.get()
     }

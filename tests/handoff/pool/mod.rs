@@ -14,3 +14,4 @@ mod fuzz;
 mod hung;
 mod sender;
 mod sharing;
+mod stops;

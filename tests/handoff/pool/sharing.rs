@@ -205,6 +205,12 @@ fn kill_every_short_while(accepting: Accepting, name: &str) {
         assert!(began.elapsed() < PATIENCE, "{:?}", crowd.pool.statistics());
     }
     crowd.serve(&clients, |_, _| {});
+    // Until it is told of one, it does not know whom that one has cost.
+    let (killed, pool) = (Rc::clone(&crowd.killed), crowd.pool.clone());
+    run_until_within(PATIENCE, &mut crowd.reactor, &pool, |_| {
+        killed.borrow().len() == kills as usize
+    });
+    drop(pool);
     let log = crowd.log.clone();
     let (_, others) = failed(&clients, &log, &crowd.killed.borrow());
     // Between accept(2) and its note a worker may have one that is not in its account.
