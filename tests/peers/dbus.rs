@@ -16,10 +16,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use bowline::process::effective_user;
-use bowline::{
-    Address, AnyConnection as _, CloseReason, Once, Reactor, Transports, UnixStream,
-    UnixTransportHandle,
-};
+use bowline::{Address, AnyConnection as _, CloseReason, Once, Reactor, Transports, UnixStream};
 use bowline_peers::dbus::{
     ByteOrder, DbusAnswer, DbusCaller, DbusContext, DbusError, DbusHandler, DbusHeader, DbusKind,
     DbusMessage, DbusRole, DbusSettings, connection, zvariant,
@@ -28,7 +25,7 @@ use bowline_peers::dbus::{
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::programs::{Program, content, example, has, memory, say_missing};
-use crate::suite::{Heard, Limit, Message, Rule, Sample};
+use crate::suite::{Heard, Limit, Message, Rule, Sample, Served};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
 /// Tells what it hears.
@@ -96,10 +93,10 @@ impl Sample for Side {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let settings = DbusSettings::default().max_length(LONGEST);
         let protocol = connection(self.0, settings, Teller(heard.clone()));
-        reactor.adopt_unix_stream(socket, protocol).unwrap()
+        Served::by(|socket| reactor.adopt_unix_stream(socket, protocol).unwrap())
     }
 
     fn prelude(&self) -> Vec<Vec<u8>> {

@@ -18,7 +18,7 @@ use bowline::framing::{
 use bowline::process::describe_socket;
 use bowline::{
     Address, CloseReason, ConnectError, Context, Once, PassedDescriptor, Protocol, Reactor, Tcp,
-    Transport, Transports, Unix, UnixAddress, UnixTransport, UnixTransportHandle,
+    Transport, Transports, Unix, UnixAddress, UnixTransport,
 };
 use bowline_peers::haproxy::{
     GetsocksFramer, GetsocksPart, GivenListener, ListenerName, TakeError, TakenListener,
@@ -26,7 +26,7 @@ use bowline_peers::haproxy::{
 };
 
 use crate::programs::{PATIENCE, Program, has};
-use crate::suite::{Heard, Limit, Message, Rule, Sample, send};
+use crate::suite::{Heard, Message, Question, Rule, Sample, Served, send};
 use crate::support::{DescriptorLedger, row, run_until, settle, socketpair};
 
 type Taken = Rc<RefCell<Option<Result<Vec<TakenListener>, TakeError>>>>;
@@ -561,11 +561,11 @@ impl Sample for Records {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let framer = GetsocksFramer::new(GetsocksPart::Count);
         let framed =
             Framed::new(framer, Teller(heard.clone())).pairing(Pairing::Claimed(Unclaimed::Fail));
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn prelude(&self) -> Vec<Vec<u8>> {
@@ -576,13 +576,15 @@ impl Sample for Records {
         ["eth0", "eth1", "lo", "br0"].map(record).into()
     }
 
-    fn limits(&self) -> Vec<Limit> {
-        // What a record says has no limits but those of its format.
-        Vec::new()
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        vec![
+            (Question::Stray, "none is plain"),
+            (Question::Limit, "none but the format's"),
+        ]
     }
 }
 
-suite!(records, Records, lines);
+suite!(records, Records, asks cut early late sets few many lines last);
 
 /// Messages of `sockpair@`: all are two bytes, and own one.
 struct Connections;
@@ -592,10 +594,10 @@ impl Sample for Connections {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let heard = heard.clone();
         let takes = take_connections(move |_, fd| heard.message("connection", [fd]));
-        reactor.adopt(Unix, socket, takes).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, takes).expect("a socket"))
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -606,13 +608,16 @@ impl Sample for Connections {
         StdUnixStream::pair().expect("a pair").0.into()
     }
 
-    fn limits(&self) -> Vec<Limit> {
-        // One descriptor: `one_descriptor_too_many` is about that.
-        Vec::new()
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        vec![
+            (Question::Stray, "none is plain"),
+            (Question::Limit, "none but the format's"),
+            (Question::Lines, "no lines"),
+        ]
     }
 }
 
-suite!(connections, Connections);
+suite!(connections, Connections, asks cut early late sets few many last);
 
 /// What a peer sends in one call: bytes, and so many listeners.
 type Sent = (Vec<u8>, usize);

@@ -9,13 +9,11 @@ use std::process::Command;
 use std::rc::Rc;
 
 use bowline::framing::{FrameContext, FrameEncoder as _, FrameReceiver};
-use bowline::{
-    Address, CloseReason, Once, Reactor, Transports, Unix, UnixTransport, UnixTransportHandle,
-};
+use bowline::{Address, CloseReason, Once, Reactor, Transports, Unix, UnixTransport};
 use bowline_peers::imsg::{self, Imsg, ImsgDialect, ImsgFramer, ImsgHeader};
 
 use crate::programs::{Program, has};
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Served, Trial};
 use crate::support::{DescriptorLedger, run_until, settle};
 
 const STDIN: u32 = 104;
@@ -293,9 +291,9 @@ impl Sample for Of {
         Rule::ClaimedOrWaits
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let framed = imsg::protocol(self.1(self.0), Teller(heard.clone()));
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn outcome(&self, trial: Trial) -> Outcome {

@@ -19,6 +19,7 @@ mod node;
 mod notify;
 mod oci;
 mod rules;
+mod table;
 mod varlink;
 mod vhost_user;
 mod wayland;

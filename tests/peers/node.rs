@@ -13,13 +13,13 @@ use bowline::{
     CloseReason, Reactor, Transports, Unix, UnixStream, UnixTransport, UnixTransportHandle,
 };
 use bowline_peers::node::{
-    NodeChannel, NodeContext, NodeHandle, NodeHandleKind, NodePeer, NodeSendErrorKind,
-    OutgoingHandle, channel,
+    NodeChannel, NodeContext, NodeFramer, NodeHandle, NodeHandleKind, NodePeer, NodeSendErrorKind,
+    OutgoingHandle, channel, channel_of,
 };
 use rustix::fs::MemfdFlags;
 
 use crate::programs::{PATIENCE, Program, has};
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Served, Trial, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
 /// Tells what it hears.
@@ -40,6 +40,9 @@ impl<T: UnixTransport> NodePeer<T> for Teller {
 /// What a Node sends.
 struct Lines;
 
+/// How many bytes a line of the suite may have.
+const LONGEST: usize = 4_096;
+
 fn with_handle(message: &str) -> Message {
     let line = format!("{{\"cmd\":\"NODE_HANDLE\",\"type\":\"net.Native\",\"msg\":{message}}}\n");
     Message::new(line, 1, format!("net.Native {message}"))
@@ -54,9 +57,10 @@ impl Sample for Lines {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
-        let framed = channel(Teller(heard.clone()));
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
+        let framer = NodeFramer::new().with_max_length(LONGEST);
+        let framed = channel_of(framer, Teller(heard.clone()));
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn messages(&self) -> Vec<Message> {
@@ -79,8 +83,16 @@ impl Sample for Lines {
     }
 
     fn limits(&self) -> Vec<Limit> {
-        // None within reach: 64 MiB. Its framer has tests of its own.
-        Vec::new()
+        let of = |length| {
+            // The line feed is not counted.
+            let rest = with_handle("\"\"").bytes.len() - 1;
+            with_handle(&format!("\"{}\"", "x".repeat(length - rest)))
+        };
+        vec![Limit {
+            of: "bytes",
+            within: of(LONGEST),
+            beyond: of(LONGEST + 1),
+        }]
     }
 }
 

@@ -1,8 +1,8 @@
-//! The notify socket, asked what the suite asks of every framing. A message is a datagram
-//! there, so it has what came with it, and shares nothing with those around it.
+//! The notify socket: the suite over datagrams, and what is dropped and told. A message has
+//! what came with its datagram, and shares nothing with those around it.
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,12 +11,114 @@ use bowline::{Credentials, Reactor, Transports as _};
 use bowline_peers::notify::{DescriptorStore, Dropped, Notice, NoticeHandler, NoticeSocket};
 use rustix::fs::MemfdFlags;
 
-use crate::suite::{Identity, identity, send_sets};
+use crate::suite::{
+    End, Heard as Told, Identity, Limit, Message, Outcome, Question, Rule, Sample, Served, Trial,
+    identity, send,
+};
 use crate::support::{DescriptorLedger, row, run_until};
 
-/// A notice that has its descriptors kept, and one that has nothing to do with any.
+/// A manager of the suite. A notice has those that are kept of what came.
+struct Keeper(Told);
+
+impl NoticeHandler for Keeper {
+    fn admits(&mut self, sender: &Credentials) -> bool {
+        sender.pid == Some(std::process::id())
+    }
+
+    fn notice_received(
+        &mut self,
+        _: &mut Reactor,
+        _: &Credentials,
+        notice: &Notice,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let mut store = DescriptorStore::new(8);
+        store.apply(notice, descriptors);
+        let kept = store.take_all().into_iter().map(|(_, fd)| fd);
+        self.0.message(told(notice), kept);
+    }
+}
+
+struct Notices;
+
+fn told(notice: &Notice) -> String {
+    let text = notice.as_str();
+    format!("{} of {}", &text[..text.len().min(24)], text.len())
+}
+
+fn notice(text: &str, descriptors: usize) -> Message {
+    let heard = told(&Notice::parse(text.as_bytes()).expect("text"));
+    Message::new(text, descriptors, heard)
+}
+
+impl Sample for Notices {
+    fn rule(&self) -> Rule {
+        Rule::Datagram
+    }
+
+    fn serve(&self, reactor: &mut Reactor, heard: &Told) -> Served {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path: PathBuf = folder.path().join("notify");
+        reactor
+            .listen(NoticeSocket::at(path.as_path()), Keeper(heard.clone()))
+            .expect("a free path");
+        let service = UnixDatagram::unbound().expect("a socket");
+        service.connect(path).expect("it listens");
+        Served {
+            peer: Some(service.into()),
+            end: End::Never,
+            folder: Some(folder),
+        }
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        vec![
+            notice("READY=1", 0),
+            notice("FDSTORE=1\nFDNAME=web", 1),
+            notice("FDSTORE=1\nFDNAME=three", 3),
+            notice("STATUS=none", 0),
+            notice("FDSTORE=1\n", 1),
+        ]
+    }
+
+    fn outcome(&self, trial: Trial) -> Outcome {
+        match trial {
+            // The first is not to be kept with any.
+            Trial::Lumped => Outcome::Dealt(vec![0; 5]),
+            // It is closed.
+            Trial::Stray => Outcome::Paired,
+            // The kernel makes one of them.
+            Trial::SecondSet => Outcome::Differs(1),
+            _ => self.rule().outcome(trial),
+        }
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        let of = |length| {
+            let mut text = "FDSTORE=1\nSTATUS=".to_owned();
+            text.extend(std::iter::repeat_n('x', length - text.len()));
+            notice(&text, 1)
+        };
+        vec![Limit {
+            of: "bytes",
+            within: of(4_096),
+            beyond: of(4_097),
+        }]
+    }
+
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        vec![
+            (Question::Cut, "a datagram is whole"),
+            (Question::Late, "a datagram is whole"),
+            (Question::Lines, "no lines"),
+        ]
+    }
+}
+
+suite!(notices, Notices, asks early sets few many limit stray last);
+
+/// A notice that has its descriptors kept.
 const KEEP: &[u8] = b"FDSTORE=1\nFDNAME=web\n";
-const PLAIN: &[u8] = b"READY=1\n";
 
 /// What a manager keeps, and what it has dropped.
 struct Heard {
@@ -56,7 +158,7 @@ impl NoticeHandler for Manager {
 struct Stage {
     reactor: Reactor,
     manager: Manager,
-    service: Option<UnixDatagram>,
+    service: UnixDatagram,
     sent: usize,
     // Last: what is above is closed by then.
     _folder: tempfile::TempDir,
@@ -83,21 +185,16 @@ impl Stage {
         Self {
             reactor,
             manager,
-            service: Some(service),
+            service,
             sent: 0,
             _folder: folder,
             _ledger: ledger,
         }
     }
 
-    /// Sends a message with these sets of descriptors, each a control message of its own.
-    fn send(&mut self, bytes: &[u8], sets: &[&[OwnedFd]]) {
-        let sets: Vec<Vec<BorrowedFd<'_>>> = sets
-            .iter()
-            .map(|set| set.iter().map(|fd| fd.as_fd()).collect())
-            .collect();
-        let sets: Vec<&[BorrowedFd<'_>]> = sets.iter().map(Vec::as_slice).collect();
-        send_sets(self.service.as_ref().expect("it is there"), bytes, &sets);
+    fn send(&mut self, bytes: &[u8], descriptors: &[OwnedFd]) {
+        let descriptors: Vec<_> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+        send(&self.service, bytes, &descriptors);
         self.sent += 1;
     }
 
@@ -132,13 +229,13 @@ fn descriptors(count: usize) -> Vec<OwnedFd> {
 
 /// What is cut off is a message of its own, and says what it says.
 #[test]
-fn message_cut_at_any_byte_has_its_descriptors() {
+fn notice_cut_at_any_byte_says_what_is_left_of_it() {
     for at in 1..=KEEP.len() {
         let _row = row(at);
         let mut stage = Stage::new(8);
         let (own, next) = (descriptors(1), descriptors(1));
-        stage.send(&KEEP[..at], &[&own]);
-        stage.send(b"FDSTORE=1\nFDNAME=next\n", &[&next]);
+        stage.send(&KEEP[..at], &own);
+        stage.send(b"FDSTORE=1\nFDNAME=next\n", &next);
         let (name, dropped) = match at {
             // No field at all.
             ..=7 => (None, &[Dropped::Malformed][..]),
@@ -160,94 +257,39 @@ fn message_cut_at_any_byte_has_its_descriptors() {
     }
 }
 
-/// They came with a message that says nothing of them, and those that do came with none.
+/// A barrier has exactly one, and what is too long is nothing at all.
 #[test]
-fn descriptors_of_all_messages_come_early() {
+fn what_is_dropped_is_told_with_its_reason() {
     let mut stage = Stage::new(8);
-    stage.send(PLAIN, &[&descriptors(2)]);
-    stage.send(KEEP, &[]);
-    stage.send(KEEP, &[]);
-    stage.assert_keeps(&[], &[]);
-}
-
-#[test]
-fn descriptors_come_late() {
-    let mut stage = Stage::new(8);
-    stage.send(KEEP, &[]);
-    stage.send(PLAIN, &[&descriptors(1)]);
-    stage.assert_keeps(&[], &[]);
-}
-
-/// The kernel makes one of them.
-#[test]
-fn descriptors_come_in_two_sets() {
-    let mut stage = Stage::new(8);
-    let all = descriptors(3);
-    stage.send(KEEP, &[&all[..1], &all[1..]]);
-    stage.assert_keeps(&all, &[]);
-}
-
-#[test]
-fn one_descriptor_too_few() {
-    let mut stage = Stage::new(8);
-    let own = descriptors(1);
-    stage.send(KEEP, &[]);
+    let (own, last) = (descriptors(2), descriptors(1));
     stage.send(b"BARRIER=1\n", &[]);
-    stage.send(KEEP, &[&own]);
-    stage.assert_keeps(&own, &[Dropped::Barrier]);
+    stage.send(b"BARRIER=1\n", &own);
+    stage.send(&[KEEP, &[b'x'; 4_096]].concat(), &own);
+    stage.send(KEEP, &last);
+    stage.assert_keeps(
+        &last,
+        &[Dropped::Barrier, Dropped::Barrier, Dropped::TooLong],
+    );
 }
 
 #[test]
-fn one_descriptor_too_many() {
+fn store_keeps_as_many_as_it_may() {
     let mut stage = Stage::new(2);
     let all = descriptors(3);
-    stage.send(b"BARRIER=1\n", &[&all[..2]]);
-    stage.send(KEEP, &[&all]);
-    // The store is full of the first.
-    stage.assert_keeps(&all[..2], &[Dropped::Barrier]);
+    stage.send(KEEP, &all);
+    // It is full of the first.
+    stage.assert_keeps(&all[..2], &[]);
 }
 
+/// As many as the kernel passes at once, beside a name of the longest, and one too long.
 #[test]
-fn message_of_a_limit_comes_and_one_beyond_is_refused() {
-    // As many as the kernel passes at once, beside a name of the longest.
+fn name_of_the_longest_is_kept_and_one_of_one_byte_more_is_not() {
     let mut stage = Stage::new(300);
     let all = descriptors(253);
     let name = "x".repeat(255);
-    stage.send(format!("FDSTORE=1\nFDNAME={name}").as_bytes(), &[&all]);
+    stage.send(format!("FDSTORE=1\nFDNAME={name}").as_bytes(), &all);
     let expected = all.iter().map(|fd| (name.clone(), identity(fd)));
     assert_eq!(stage.heard(), (expected.collect(), vec![]));
-    stage.send(format!("FDSTORE=1\nFDNAME={name}x").as_bytes(), &[&all]);
+    stage.send(format!("FDSTORE=1\nFDNAME={name}x").as_bytes(), &all);
     stage.assert_keeps(&[], &[]);
-
-    let of = |length: usize| {
-        let mut text = KEEP.to_vec();
-        text.extend(b"STATUS=");
-        text.resize(length, b'x');
-        text
-    };
-    let own = descriptors(1);
-    stage.send(&of(4_096), &[&own]);
-    stage.assert_keeps(&own, &[]);
-    stage.send(&of(4_097), &[&own]);
-    stage.assert_keeps(&[], &[Dropped::TooLong]);
-}
-
-#[test]
-fn stray_descriptor_on_a_plain_message() {
-    let mut stage = Stage::new(8);
-    let own = descriptors(1);
-    stage.send(PLAIN, &[&descriptors(1)]);
-    stage.send(KEEP, &[&own]);
-    stage.assert_keeps(&own, &[]);
-}
-
-#[test]
-fn last_words_of_a_peer_that_is_gone_are_heard() {
-    let mut stage = Stage::new(8);
-    let all = descriptors(2);
-    stage.send(KEEP, &[&all[..1]]);
-    stage.send(b"STOPPING=1\n", &[]);
-    stage.send(KEEP, &[&all[1..]]);
-    stage.service = None;
-    stage.assert_keeps(&all, &[]);
 }

@@ -1,6 +1,6 @@
-//! The console socket: what a runtime may send, and runc.
+//! The console socket: the suite over its one message, what a runtime may send, and runc.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,8 +19,69 @@ use bowline_peers::oci::{Console, ConsoleError, ConsoleSocket, LABEL_LIMIT, send
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 
 use crate::programs::{Program, example, has, say_missing};
-use crate::suite::{identity, send, send_sets};
+use crate::suite::{End, Heard, Limit, Message, Question, Rule, Sample, Served, identity, send};
 use crate::support::{DescriptorLedger, run_until, settle};
+
+/// What a runtime sends, which is one message.
+struct Consoles;
+
+impl Consoles {
+    fn of_length(length: usize) -> Message {
+        Message::new(vec![b'x'; length], 1, "a console")
+    }
+}
+
+impl Sample for Consoles {
+    fn rule(&self) -> Rule {
+        Rule::FirstRead
+    }
+
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let is_over = Rc::new(Cell::new(false));
+        let (heard, ends) = (heard.clone(), Rc::clone(&is_over));
+        ConsoleSocket::at(&path)
+            .listen(reactor, move |_, given| {
+                ends.set(true);
+                if let Ok(console) = given {
+                    heard.message("a console", [console.into_descriptor()]);
+                }
+            })
+            .unwrap();
+        Served {
+            peer: Some(StdUnixStream::connect(path).unwrap().into()),
+            end: End::Told(is_over),
+            folder: Some(folder),
+        }
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        vec![Message::new("/dev/ptmx", 1, "a console")]
+    }
+
+    fn descriptor(&self) -> OwnedFd {
+        terminal()
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![Limit {
+            of: "bytes",
+            within: Self::of_length(LABEL_LIMIT - 1),
+            beyond: Self::of_length(LABEL_LIMIT),
+        }]
+    }
+
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        vec![
+            (Question::Early, "one message"),
+            (Question::Stray, "none is plain"),
+            (Question::Lines, "no lines"),
+        ]
+    }
+}
+
+suite!(console, Consoles, asks cut late sets few many limit last);
 
 /// What a console socket has given.
 type Given = Rc<RefCell<Vec<Result<Console, ConsoleError>>>>;
@@ -90,54 +151,14 @@ fn console_is_taken_as_runc_and_crun_send_it() {
     }
 }
 
-/// The rest of a label that was cut is not waited for: a runtime says nothing more. So the
-/// terminal comes with the first piece, or there is none.
+/// The rest of a label that was cut is not waited for: a runtime says nothing more.
 #[test]
-fn message_cut_at_any_byte_has_its_terminal_or_none() {
+fn label_is_what_comes_at_once() {
     let _ledger = DescriptorLedger::open();
-    let terminals = [terminal(), terminal()];
-    let [first, second] = [[terminals[0].as_fd()], [terminals[1].as_fd()]];
-    let label = b"/dev/ptmx";
-    for at in 1..label.len() {
-        let (begin, end) = label.split_at(at);
-        for behind in [&[][..], &second] {
-            let console = sent(&[(begin, &first), (end, behind)], true).unwrap();
-            assert_eq!(console.label(), begin);
-            assert_eq!(identity(console.terminal()), identity(&terminals[0]));
-        }
-        let late = sent(&[(begin, &[]), (end, &first)], true).unwrap_err();
-        assert!(matches!(late, ConsoleError::NotOne { count: 0 }), "{late}");
-    }
-}
-
-/// All that a runtime sends is there before any of it is read, and the runtime is gone.
-#[test]
-fn last_words_of_a_runtime_that_is_gone_are_a_console() {
-    let _ledger = DescriptorLedger::open();
-    let terminals = [terminal(), terminal()];
-    let [first, second] = [[terminals[0].as_fd()], [terminals[1].as_fd()]];
-    let folder = tempfile::tempdir().unwrap();
-    // Two sets in one call are two terminals; of two calls the first counts.
-    for (calls, count) in [
-        (&[&[&first[..]][..]][..], 1),
-        (&[&[&first], &[&second]], 1),
-        (&[&[&first, &second]], 2),
-    ] {
-        let (mut reactor, _, given) = engine(folder.path(), None);
-        let runtime = StdUnixStream::connect(folder.path().join("console")).unwrap();
-        for sets in calls {
-            send_sets(&runtime, b"/dev/ptmx", sets);
-        }
-        drop(runtime);
-        settle(&mut reactor);
-        match given.take().pop().expect("called") {
-            Ok(console) if count == 1 => {
-                assert_eq!(identity(console.terminal()), identity(&terminals[0]));
-            }
-            Err(ConsoleError::NotOne { count: came }) => assert_eq!(came, count),
-            other => panic!("{other:?}"),
-        }
-    }
+    let terminal = terminal();
+    let one = [terminal.as_fd()];
+    let console = sent(&[(b"/dev", &one), (b"/ptmx", &[])], true).unwrap();
+    assert_eq!(console.label(), b"/dev");
 }
 
 #[test]
@@ -152,8 +173,6 @@ fn what_is_no_console_is_refused_and_closed() {
                  something else";
     for (pieces, error) in [
         (&[(&b"x"[..], &[][..])][..], &*passed(0)),
-        // Early and late are not told apart from none: it is with the first bytes or not there.
-        (&[(b"x", &[]), (b"y", &[terminal])], &passed(0)),
         (&[(b"x", &[terminal, terminal])], &passed(2)),
         (&[(b"x", &[null.as_fd()])], wrong),
         (

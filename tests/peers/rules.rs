@@ -1,15 +1,15 @@
 //! The suite over the rules themselves: a framing of no protocol, that pairs by each, and
 //! begins with lines.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use bowline::framing::{
     Decoded, FrameContext, FrameReceiver, Framed, Framer, FramingError, LineFramer, Pairing,
     Unclaimed,
 };
-use bowline::{AnyConnection as _, Reactor, Transports, UnixStream, UnixTransportHandle};
+use bowline::{AnyConnection as _, Reactor, Transports, UnixStream};
 
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
+use crate::suite::{Heard, Limit, Message, Outcome, Question, Rule, Sample, Served, Trial, send};
 use crate::support::{DescriptorLedger, settle, socketpair};
 
 /// Frames of two bytes and a payload: how many descriptors, and how long. Behind lines.
@@ -75,6 +75,7 @@ impl Of {
             Rule::ClaimedOrWaits => Pairing::Claimed(Unclaimed::Wait),
             Rule::Exact => Pairing::Exact,
             Rule::ByLastByte => Pairing::ByLastByte,
+            Rule::Datagram | Rule::FirstRead => panic!("it is not of streams that go on"),
         }
     }
 }
@@ -84,11 +85,11 @@ impl Sample for Of {
         self.0
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let teller = Teller(heard.clone(), self.pairing());
         let framed = Framed::new(Frames::Lines(LineFramer::new()), teller)
             .pairing(Pairing::Claimed(Unclaimed::Fail));
-        reactor.adopt_unix_stream(socket, framed).unwrap()
+        Served::by(|socket| reactor.adopt_unix_stream(socket, framed).unwrap())
     }
 
     fn prelude(&self) -> Vec<Vec<u8>> {
@@ -128,6 +129,14 @@ impl Sample for Of {
                 beyond: message(1, &"x".repeat(LONGEST + 1)),
             },
         ]
+    }
+
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        match self.0 {
+            Rule::Claimed => Vec::new(),
+            // What comes with the last line is paired by what follows.
+            _ => vec![(Question::Lines, "the lines are claimed")],
+        }
     }
 }
 

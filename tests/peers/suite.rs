@@ -4,18 +4,19 @@
 //! a stray on a plain message; descriptors in the phase of lines; the last words of a peer
 //! that is gone.
 //!
-//! A framing is a [`Sample`], and [`suite!`] makes the tests of it.
+//! A framing is a [`Sample`], and [`suite!`] makes the tests of it. Where messages are
+//! datagrams, or there is only one, some of the [questions](Question) have no meaning: the
+//! sample says which and why ([`Sample::unasked`]), and the table of all of them shows it.
 
-use std::cell::RefCell;
-use std::io::{IoSlice, Read};
+use std::cell::{Cell, RefCell};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 
 use bowline::{Reactor, UnixTransport, UnixTransportHandle};
 use rustix::fs::MemfdFlags;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 
 use crate::support::{DescriptorLedger, row, settle, socketpair};
 
@@ -25,9 +26,9 @@ pub(crate) trait Sample {
     /// [`outcome`](Self::outcome) says otherwise.
     fn rule(&self) -> Rule;
 
-    /// Serves `socket`: adopts it with the protocol under test, which tells `heard` of each
-    /// message and of the end of its framing.
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle;
+    /// Serves a peer with the protocol under test, which tells `heard` of each message and
+    /// of the end of its framing.
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served;
 
     /// What a peer sends, each whole, in an order that the protocol allows: at least a plain
     /// one first, then one with a descriptor, one with several where there are such, and one
@@ -52,7 +53,93 @@ pub(crate) trait Sample {
     }
 
     /// The limits of its messages: of descriptors, of bytes, of whatever else.
-    fn limits(&self) -> Vec<Limit>;
+    fn limits(&self) -> Vec<Limit> {
+        Vec::new()
+    }
+
+    /// What is not asked, each with the reason. The rest has to be.
+    fn unasked(&self) -> Vec<(Question, &'static str)> {
+        match self.prelude().is_empty() {
+            true => vec![(Question::Lines, "no lines")],
+            false => Vec::new(),
+        }
+    }
+}
+
+/// A peer that is served.
+pub(crate) struct Served {
+    /// What it sends on, until it has gone.
+    pub(crate) peer: Option<OwnedFd>,
+    pub(crate) end: End,
+    /// Where the socket is, if it is in a folder.
+    pub(crate) folder: Option<tempfile::TempDir>,
+}
+
+/// How the end of what serves a peer is known.
+pub(crate) enum End {
+    Connection(UnixTransportHandle),
+    /// It is made by a listener, and has ended when this says so.
+    Told(Rc<Cell<bool>>),
+    /// Nothing that a peer does ends it.
+    Never,
+}
+
+impl Served {
+    /// By one end of a pair.
+    pub(crate) fn by(adopt: impl FnOnce(OwnedFd) -> UnixTransportHandle) -> Self {
+        let (ours, peer) = socketpair();
+        Self {
+            peer: Some(peer.into()),
+            end: End::Connection(adopt(ours.into())),
+            folder: None,
+        }
+    }
+}
+
+/// What is asked of every framing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Question {
+    Cut,
+    Early,
+    Late,
+    TwoSets,
+    TooFew,
+    TooMany,
+    Limit,
+    Stray,
+    Lines,
+    LastWords,
+}
+
+impl Question {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Cut,
+        Self::Early,
+        Self::Late,
+        Self::TwoSets,
+        Self::TooFew,
+        Self::TooMany,
+        Self::Stray,
+        Self::Limit,
+        Self::Lines,
+        Self::LastWords,
+    ];
+
+    /// The test that asks it.
+    pub(crate) fn test(self) -> &'static str {
+        match self {
+            Self::Cut => "message_cut_at_any_byte_has_its_descriptors",
+            Self::Early => "descriptors_of_all_messages_come_early",
+            Self::Late => "descriptors_come_late",
+            Self::TwoSets => "descriptors_come_in_two_sets",
+            Self::TooFew => "one_descriptor_too_few",
+            Self::TooMany => "one_descriptor_too_many",
+            Self::Limit => "message_of_a_limit_comes_and_one_beyond_is_refused",
+            Self::Stray => "stray_descriptor_on_a_plain_message",
+            Self::Lines => "descriptor_in_the_line_phase_is_refused",
+            Self::LastWords => "last_words_of_a_peer_that_is_gone_are_heard",
+        }
+    }
 }
 
 /// How a framing pairs.
@@ -66,21 +153,30 @@ pub(crate) enum Rule {
     Exact,
     /// What came with the read that ends in it.
     ByLastByte,
+    /// What came with its datagram.
+    Datagram,
+    /// What came with the first read, which is the only message.
+    FirstRead,
 }
 
 /// What is done to the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trial {
+    /// They come with the first part of their message, which is cut.
+    Cut,
     /// All descriptors of all messages on the first byte of one call.
     Lumped,
     /// They come with a later part of their message.
     Late,
-    /// Half of them come with each half of their message; of messages with several.
+    /// Half of them come with each half of their message; of messages with several. A
+    /// datagram, which has no halves, has two control messages.
     TwoSets,
     /// A message of one has it with its first half, and another with its second.
     SecondSet,
     TooFew,
     TooMany,
+    /// The message is beyond a limit.
+    Beyond,
     /// One comes with a message that has none.
     Stray,
 }
@@ -108,18 +204,22 @@ pub(crate) enum Outcome {
 
 impl Rule {
     pub(crate) fn outcome(self, trial: Trial) -> Outcome {
-        use Outcome::{Differs, Paired, Refused, RefusedBehind, Shifted};
+        use Outcome::{Differs, Dropped, Paired, Refused, RefusedBehind, Shifted};
         match (self, trial) {
-            (_, Trial::Late | Trial::TwoSets) => Paired,
+            (Self::FirstRead, Trial::Cut | Trial::TwoSets | Trial::SecondSet) => RefusedBehind,
+            (Self::FirstRead, _) => Refused,
+            (Self::Datagram, Trial::Beyond) => Dropped,
+            (_, Trial::Beyond) => Refused,
+            (_, Trial::Cut | Trial::Late | Trial::TwoSets) => Paired,
             (Self::Claimed | Self::ClaimedOrWaits, Trial::Lumped) => Paired,
             (Self::Claimed | Self::ClaimedOrWaits, Trial::TooFew) => Refused,
             (Self::Claimed, Trial::SecondSet | Trial::TooMany | Trial::Stray) => RefusedBehind,
             (Self::ClaimedOrWaits, _) => Shifted,
-            (Self::Exact | Self::ByLastByte, Trial::TooFew) => Differs(-1),
-            (Self::Exact | Self::ByLastByte, Trial::Lumped) => {
+            (Self::Exact | Self::ByLastByte | Self::Datagram, Trial::TooFew) => Differs(-1),
+            (Self::Exact | Self::ByLastByte | Self::Datagram, Trial::Lumped) => {
                 panic!("it is for the sample to say: `Outcome::Dealt`")
             }
-            (Self::Exact | Self::ByLastByte, _) => Differs(1),
+            (Self::Exact | Self::ByLastByte | Self::Datagram, _) => Differs(1),
         }
     }
 }
@@ -224,9 +324,8 @@ pub(crate) fn send_sets(peer: impl AsFd, bytes: &[u8], sets: &[&[BorrowedFd<'_>]
 struct Trialled<'a> {
     sample: &'a dyn Sample,
     reactor: &'a mut Reactor,
-    handle: UnixTransportHandle,
+    served: Served,
     heard: Heard,
-    peer: StdUnixStream,
     /// All that should have been heard by now.
     expected: Vec<(String, Vec<Identity>)>,
 }
@@ -242,16 +341,16 @@ impl<'a> Trialled<'a> {
     }
 
     fn begin(sample: &'a dyn Sample, reactor: &'a mut Reactor) -> Self {
-        let (ours, peer) = socketpair();
         let heard = Heard::default();
-        let handle = sample.serve(reactor, ours.into(), &heard);
-        settle(reactor);
+        let served = sample.serve(reactor, &heard);
+        if let End::Connection(_) = served.end {
+            settle(reactor);
+        }
         Self {
             sample,
             reactor,
-            handle,
+            served,
             heard,
-            peer,
             expected: Vec::new(),
         }
     }
@@ -259,18 +358,36 @@ impl<'a> Trialled<'a> {
     /// Sends once, lets it arrive, and reads what is answered. A peer whose connection was
     /// ended cannot send: what it would have is not heard either.
     fn send(&mut self, bytes: &[u8], descriptors: &[OwnedFd]) {
+        self.send_sets(bytes, &[descriptors]);
+    }
+
+    /// As [`send`](Self::send), each set in a control message of its own.
+    fn send_sets(&mut self, bytes: &[u8], sets: &[&[OwnedFd]]) {
         if self.is_over() {
             return;
         }
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        send(&self.peer, bytes, &borrowed);
+        self.send_unheard(bytes, sets);
         self.settle();
+    }
+
+    fn send_unheard(&self, bytes: &[u8], sets: &[&[OwnedFd]]) {
+        let sets: Vec<Vec<_>> = sets
+            .iter()
+            .map(|set| set.iter().map(AsFd::as_fd).collect())
+            .collect();
+        let sets: Vec<&[_]> = sets.iter().map(Vec::as_slice).collect();
+        let peer = self.served.peer.as_ref().expect("it is there");
+        send_sets(peer, bytes, &sets);
     }
 
     fn settle(&mut self) {
         let mut answers = [0; 65_536];
         settle(self.reactor);
-        while matches!((&self.peer).read(&mut answers), Ok(1..)) {
+        let Some(peer) = &self.served.peer else {
+            return;
+        };
+        let flags = RecvFlags::DONTWAIT;
+        while let Ok((1.., _)) = rustix::net::recv(peer, &mut answers, flags) {
             settle(self.reactor);
         }
     }
@@ -292,7 +409,19 @@ impl<'a> Trialled<'a> {
     }
 
     fn is_over(&mut self) -> bool {
-        self.reactor.get(self.handle).is_none()
+        match &self.served.end {
+            End::Connection(handle) => self.reactor.get(*handle).is_none(),
+            End::Told(is_over) => is_over.get(),
+            End::Never => false,
+        }
+    }
+
+    /// Our end, if it is in reach.
+    fn transport(&mut self) -> Option<&mut dyn UnixTransport> {
+        match self.served.end {
+            End::Connection(handle) => Some(self.reactor.get(handle).expect("it is there")),
+            End::Told(_) | End::Never => None,
+        }
     }
 
     /// That all that was expected was heard, and nothing else.
@@ -353,11 +482,23 @@ impl<'a> Trialled<'a> {
     /// The peer goes, and so does our end.
     #[track_caller]
     fn end(mut self) {
-        self.peer
-            .shutdown(std::net::Shutdown::Both)
-            .expect("a socket");
+        self.hang_up();
         self.settle();
-        assert!(self.is_over(), "it does not end with its peer");
+        self.assert_over();
+    }
+
+    fn hang_up(&mut self) {
+        if let End::Never = self.served.end {
+            self.served.peer = None;
+        } else if let Some(peer) = &self.served.peer {
+            rustix::net::shutdown(peer, Shutdown::Both).expect("a socket");
+        }
+    }
+
+    #[track_caller]
+    fn assert_over(&mut self) {
+        let is_over = self.is_over() || matches!(self.served.end, End::Never);
+        assert!(is_over, "it does not end with its peer");
     }
 }
 
@@ -371,6 +512,7 @@ fn with_each(
     {
         let mut reactor = Reactor::new().unwrap();
         let messages = sample.messages();
+        assert!(messages.iter().any(&matches), "nothing is asked");
         for (number, message) in messages.iter().enumerate() {
             if matches(message) {
                 let _row = row(&message.heard);
@@ -396,22 +538,30 @@ pub(crate) fn cut_at_every_byte(sample: &dyn Sample) {
             let (first, second) = message.bytes.split_at(at);
             trialled.send(first, &descriptors);
             trialled.send(second, &[]);
-            trialled.assert_comes_out(&Outcome::Paired, message, &descriptors);
+            let outcome = trialled.sample.outcome(Trial::Cut);
+            trialled.assert_comes_out(&outcome, message, &descriptors);
         });
     }
 }
 
-/// All messages leave in one call, whose first byte has the descriptors of all.
+/// All messages leave in one call, whose first byte has the descriptors of all; datagrams
+/// in a call each, the first with all.
 pub(crate) fn lumped_early(sample: &dyn Sample) {
     let ledger = DescriptorLedger::open();
     {
         let mut reactor = Reactor::new().unwrap();
         let mut trialled = Trialled::new(sample, &mut reactor);
         let messages = sample.messages();
-        let bytes: Vec<_> = messages.iter().map(|it| &*it.bytes).collect();
+        let mut calls: Vec<_> = messages.iter().map(|it| it.bytes.clone()).collect();
+        if sample.rule() != Rule::Datagram {
+            calls = vec![calls.concat()];
+        }
         let count = messages.iter().map(|it| it.descriptors).sum();
         let descriptors = trialled.descriptors(count);
-        trialled.send(&bytes.concat(), &descriptors);
+        for (number, bytes) in calls.iter().enumerate() {
+            let its = if number == 0 { &descriptors[..] } else { &[] };
+            trialled.send(bytes, its);
+        }
         let dealt = match sample.outcome(Trial::Lumped) {
             Outcome::Paired => messages.iter().map(|it| it.descriptors).collect(),
             Outcome::Dealt(dealt) => dealt,
@@ -460,8 +610,13 @@ pub(crate) fn two_sets(sample: &dyn Sample) {
         };
         let descriptors = trialled.descriptors(count);
         let (first, second) = message.bytes.split_at(message.bytes.len() / 2);
-        trialled.send(first, &descriptors[..count / 2]);
-        trialled.send(second, &descriptors[count / 2..]);
+        let (early, late) = descriptors.split_at(count / 2);
+        if sample.rule() == Rule::Datagram {
+            trialled.send_sets(&message.bytes, &[early, late]);
+        } else {
+            trialled.send(first, early);
+            trialled.send(second, late);
+        }
         let outcome = trialled.sample.outcome(trial);
         trialled.assert_comes_out(&outcome, message, &descriptors);
     });
@@ -492,7 +647,9 @@ pub(crate) fn limit_and_one_more(sample: &dyn Sample) {
     let ledger = DescriptorLedger::open();
     {
         let mut reactor = Reactor::new().unwrap();
-        for limit in sample.limits() {
+        let limits = sample.limits();
+        assert!(!limits.is_empty(), "nothing is asked");
+        for limit in limits {
             let _row = row(limit.of);
             let mut trialled = Trialled::new(sample, &mut reactor);
             trialled.send_in_pieces(&limit.within);
@@ -502,9 +659,9 @@ pub(crate) fn limit_and_one_more(sample: &dyn Sample) {
 
             let mut trialled = Trialled::new(sample, &mut reactor);
             trialled.send_in_pieces(&limit.beyond);
-            assert!(trialled.is_over(), "{} was not refused", limit.of);
             trialled.expected.clear();
-            trialled.assert_heard();
+            let outcome = sample.outcome(Trial::Beyond);
+            trialled.assert_comes_out(&outcome, &limit.beyond, &[]);
         }
     }
     ledger.assert_balanced();
@@ -572,96 +729,117 @@ pub(crate) fn last_words(sample: &dyn Sample) {
             let _row = row(is_paused);
             let mut trialled = Trialled::new(sample, &mut reactor);
             if is_paused {
-                transport(&mut trialled).pause_producing();
+                let Some(transport) = trialled.transport() else {
+                    continue;
+                };
+                transport.pause_producing();
             }
             for message in sample.messages() {
                 let descriptors = trialled.descriptors(message.descriptors);
-                let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-                send(&trialled.peer, &message.bytes, &borrowed);
+                trialled.send_unheard(&message.bytes, &[&descriptors]);
                 trialled.expect(&message, &descriptors);
             }
-            trialled
-                .peer
-                .shutdown(std::net::Shutdown::Both)
-                .expect("a socket");
-            transport(&mut trialled).write(b"too late");
+            trialled.hang_up();
+            if let Some(transport) = trialled.transport() {
+                transport.write(b"too late");
+            }
             settle(trialled.reactor);
             if is_paused {
-                assert!(trialled.heard.0.borrow().is_empty(), "it was to pause");
-                transport(&mut trialled).resume_producing();
+                assert!(trialled.heard.is_empty(), "it was to pause");
+                let transport = trialled.transport().expect("it was there");
+                transport.resume_producing();
                 settle(trialled.reactor);
             }
             trialled.assert_heard();
-            assert!(trialled.is_over(), "it does not end with its peer");
+            trialled.assert_over();
         }
     }
     ledger.assert_balanced();
 }
 
-fn transport<'a>(trialled: &'a mut Trialled<'_>) -> &'a mut dyn UnixTransport {
-    trialled.reactor.get(trialled.handle).expect("it is there")
-}
-
-/// The tests of a [`Sample`], in a module of this name; `lines` where the protocol begins
-/// with lines.
+/// The tests of a [`Sample`], in a module of this name: all but that of the lines, which
+/// those have that say `lines`, or those that it `asks`.
 macro_rules! suite {
+    (@cut $sample:expr) => {
+        #[test]
+        fn message_cut_at_any_byte_has_its_descriptors() {
+            suite::cut_at_every_byte(&$sample);
+        }
+    };
+    (@early $sample:expr) => {
+        #[test]
+        fn descriptors_of_all_messages_come_early() {
+            suite::lumped_early(&$sample);
+        }
+    };
+    (@late $sample:expr) => {
+        #[test]
+        fn descriptors_come_late() {
+            suite::late(&$sample);
+        }
+    };
+    (@sets $sample:expr) => {
+        #[test]
+        fn descriptors_come_in_two_sets() {
+            suite::two_sets(&$sample);
+        }
+    };
+    (@few $sample:expr) => {
+        #[test]
+        fn one_descriptor_too_few() {
+            suite::one_too_few(&$sample);
+        }
+    };
+    (@many $sample:expr) => {
+        #[test]
+        fn one_descriptor_too_many() {
+            suite::one_too_many(&$sample);
+        }
+    };
+    (@limit $sample:expr) => {
+        #[test]
+        fn message_of_a_limit_comes_and_one_beyond_is_refused() {
+            suite::limit_and_one_more(&$sample);
+        }
+    };
+    (@stray $sample:expr) => {
+        #[test]
+        fn stray_descriptor_on_a_plain_message() {
+            suite::stray(&$sample);
+        }
+    };
     (@lines $sample:expr) => {
         #[test]
         fn descriptor_in_the_line_phase_is_refused() {
             suite::in_the_line_phase(&$sample);
         }
     };
-    ($name:ident, $sample:expr $(, $lines:ident)?) => {
-        mod $name {
+    (@last $sample:expr) => {
+        #[test]
+        fn last_words_of_a_peer_that_is_gone_are_heard() {
+            suite::last_words(&$sample);
+        }
+    };
+    ($name:ident, $sample:expr) => {
+        $crate::suite::suite!(
+            $name, $sample, asks cut early late sets few many limit stray last
+        );
+    };
+    ($name:ident, $sample:expr, lines) => {
+        $crate::suite::suite!(
+            $name, $sample, asks cut early late sets few many limit stray lines last
+        );
+    };
+    ($name:ident, $sample:expr, asks $($question:ident)+) => {
+        pub(crate) mod $name {
             use super::*;
             use $crate::suite;
 
-            #[test]
-            fn message_cut_at_any_byte_has_its_descriptors() {
-                suite::cut_at_every_byte(&$sample);
+            pub(crate) fn sample() -> Box<dyn suite::Sample> {
+                Box::new($sample)
             }
 
-            #[test]
-            fn descriptors_of_all_messages_come_early() {
-                suite::lumped_early(&$sample);
-            }
-
-            #[test]
-            fn descriptors_come_late() {
-                suite::late(&$sample);
-            }
-
-            #[test]
-            fn descriptors_come_in_two_sets() {
-                suite::two_sets(&$sample);
-            }
-
-            #[test]
-            fn one_descriptor_too_few() {
-                suite::one_too_few(&$sample);
-            }
-
-            #[test]
-            fn one_descriptor_too_many() {
-                suite::one_too_many(&$sample);
-            }
-
-            #[test]
-            fn message_of_a_limit_comes_and_one_beyond_is_refused() {
-                suite::limit_and_one_more(&$sample);
-            }
-
-            #[test]
-            fn stray_descriptor_on_a_plain_message() {
-                suite::stray(&$sample);
-            }
-
-            #[test]
-            fn last_words_of_a_peer_that_is_gone_are_heard() {
-                suite::last_words(&$sample);
-            }
-
-            $($crate::suite::suite!(@$lines $sample);)?
+            $($crate::suite::suite!(@$question $sample);)+
         }
     };
 }

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +19,7 @@ use bowline_peers::varlink::{
 };
 
 use crate::programs::{Program, content, example, memory, say_missing};
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, send};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Served, Trial, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
 type Cx<'c, 'f, H> = VarlinkContext<'c, 'f, UnixStream, H>;
@@ -82,12 +81,12 @@ impl Sample for Side {
         Rule::ByLastByte
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let settings = VarlinkSettings::default()
             .max_length(LONGEST)
             .max_descriptors(MOST);
         let protocol = connection(self.0, settings, Teller(heard.clone(), self.0));
-        reactor.adopt_unix_stream(socket, protocol).unwrap()
+        Served::by(|socket| reactor.adopt_unix_stream(socket, protocol).unwrap())
     }
 
     fn messages(&self) -> Vec<Message> {

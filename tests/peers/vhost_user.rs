@@ -1,7 +1,7 @@
 //! vhost-user with QEMU: its storage daemon as the device of a front-end of ours, its machine
 //! as the front-end of a device of ours.
 
-mod channel;
+pub(crate) mod channel;
 mod machine;
 
 use std::cell::RefCell;
@@ -25,7 +25,7 @@ use bowline_peers::vhost_user::{
 use rustix::fs::MemfdFlags;
 
 use crate::programs::{Program, has};
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Served, Trial};
 use crate::support::{DescriptorLedger, run_until};
 
 /// A device that tells what it is asked.
@@ -110,9 +110,9 @@ impl Sample for Requests {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let framed = back_end(Teller(heard.clone()));
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn messages(&self) -> Vec<Message> {

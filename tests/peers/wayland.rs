@@ -3,14 +3,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
 
-use bowline::{
-    Address, CloseReason, Once, Reactor, Transports, Unix, UnixTransport, UnixTransportHandle,
-};
+use bowline::{Address, CloseReason, Once, Reactor, Transports, Unix, UnixTransport};
 use bowline_peers::wayland::{
     Argument, DISPLAY, Interface, Signature, WaylandContext, WaylandMessage, WaylandPeer,
     WaylandSendError, WaylandSendErrorKind, client, interfaces, server,
@@ -18,7 +15,7 @@ use bowline_peers::wayland::{
 use rustix::fs::MemfdFlags;
 
 use crate::programs::{Program, has};
-use crate::suite::{Heard, Limit, Message, Rule, Sample, send};
+use crate::suite::{Heard, Limit, Message, Rule, Sample, Served, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
 /// An interface for the suite.
@@ -85,9 +82,9 @@ impl Sample for Requests {
         Rule::ClaimedOrWaits
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let framed = server(Teller(heard.clone()));
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn messages(&self) -> Vec<Message> {

@@ -16,13 +16,19 @@ use super::outbox::{AfterRefusal, NodeSendError, Outbox};
 ///
 /// [`adopt`]: bowline::Transports::adopt
 pub fn channel<P>(peer: P) -> Framed<NodeFramer, NodeChannel<P>> {
+    channel_of(NodeFramer::new(), peer)
+}
+
+/// Makes the protocol of a channel as [`channel`] does, with a framer that has another
+/// [limit](NodeFramer::with_max_length).
+pub fn channel_of<P>(framer: NodeFramer, peer: P) -> Framed<NodeFramer, NodeChannel<P>> {
     let channel = NodeChannel {
         peer,
         outbox: Outbox::default(),
         sockets: Sockets::default(),
     };
     // A descriptor comes with its own line. One more shifts nothing, in Node neither.
-    Framed::new(NodeFramer::new(), channel).pairing(Pairing::Claimed(Unclaimed::Close))
+    Framed::new(framer, channel).pairing(Pairing::Claimed(Unclaimed::Close))
 }
 
 /// The callbacks of one end of a channel. Everything that [`Protocol`](bowline::Protocol)

@@ -72,7 +72,7 @@ mod handle;
 mod outbox;
 mod start;
 
-pub use self::channel::{NodeChannel, NodeContext, NodePeer, channel};
+pub use self::channel::{NodeChannel, NodeContext, NodePeer, channel, channel_of};
 pub use self::cluster::{ClusterContext, ClusterService, ClusterWorker, cluster_worker};
 pub use self::framing::NodeFramer;
 pub use self::handle::{NodeHandle, NodeHandleKind, OutgoingHandle};

@@ -16,7 +16,7 @@ use rustix::fs::MemfdFlags;
 
 use super::{Answer, ask, connect, words};
 use crate::programs::{Program, has};
-use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Trial, identity, send};
+use crate::suite::{Heard, Limit, Message, Outcome, Rule, Sample, Served, Trial, identity, send};
 use crate::support::{DescriptorLedger, run_until, settle, socketpair};
 
 /// A message as a back-end sends it.
@@ -42,7 +42,7 @@ impl Sample for Channel {
         Rule::Claimed
     }
 
-    fn serve(&self, reactor: &mut Reactor, socket: OwnedFd, heard: &Heard) -> UnixTransportHandle {
+    fn serve(&self, reactor: &mut Reactor, heard: &Heard) -> Served {
         let heard = heard.clone();
         let framed = front_end_channel(move |_, request| {
             match request {
@@ -58,7 +58,7 @@ impl Sample for Channel {
             }
             Ok(())
         });
-        reactor.adopt(Unix, socket, framed).expect("a socket")
+        Served::by(|socket| reactor.adopt(Unix, socket, framed).expect("a socket"))
     }
 
     fn messages(&self) -> Vec<Message> {
