@@ -31,7 +31,7 @@ use crate::remote::{RemoteCall, RemoteHandle};
 use crate::simulated::Source;
 use crate::slots::Slots;
 use crate::sys::{self, TimerFd};
-use crate::timers::{Moment, TimerKey, Timers};
+use crate::timers::{EmptyPlace, Moment, TimerKey, Timers};
 use crate::token::Token;
 use crate::triggers::{Hold, Phase, SystemEvent, TriggerId, Triggers};
 
@@ -128,8 +128,7 @@ pub struct Reactor {
     /// Those that asked for another turn.
     again: VecDeque<Token>,
     deferred: VecDeque<Deferred>,
-    /// What is due is told its own name.
-    pub(crate) timers: Timers<sys::Call<DelayedCall>>,
+    pub(crate) timers: Timers<TimerCall>,
     /// This turn's time, read when it is first asked for.
     now: Cell<Option<Instant>>,
     /// The time that was read last, as the timers count.
@@ -165,6 +164,9 @@ pub struct Reactor {
     events: mio::Events,
     poll: mio::Poll,
 }
+
+/// What a timer is for; it is told its own name.
+type TimerCall = sys::Call<DelayedCall>;
 
 /// A call that is told nothing but the reactor.
 pub(crate) type PlainCall = sys::Call<()>;
@@ -504,7 +506,7 @@ impl Reactor {
         call: impl FnOnce(&mut Self) + 'static,
     ) -> DelayedCall {
         let (delayed, place) = self.schedule(delay);
-        *place = Some(sys::Call::new(|reactor: &mut Self, _| call(reactor)));
+        place.fill(sys::Call::new(|reactor: &mut Self, _| call(reactor)));
         delayed
     }
 
@@ -512,7 +514,7 @@ impl Reactor {
     /// without a box. Nothing happens if the descriptor is gone by then.
     pub fn notify_later(&mut self, delay: Duration, token: Token) -> DelayedCall {
         let (delayed, place) = self.schedule(delay);
-        *place = Some(sys::Call::new(move |reactor: &mut Self, call| {
+        place.fill(sys::Call::new(move |reactor: &mut Self, call| {
             reactor.dispatch(token, |descriptor, reactor| {
                 descriptor.timer_fired(reactor, call)
             });
@@ -525,9 +527,8 @@ impl Reactor {
         self.timers.number()
     }
 
-    /// The place returned is to be filled at once.
     #[inline]
-    fn schedule(&mut self, delay: Duration) -> (DelayedCall, &mut Option<sys::Call<DelayedCall>>) {
+    fn schedule(&mut self, delay: Duration) -> (DelayedCall, EmptyPlace<'_, TimerCall>) {
         let (key, place) = match self.moment_after(delay) {
             Some(deadline) => self.timers.insert_place(deadline),
             None => self.schedule_distant(delay),
@@ -536,10 +537,7 @@ impl Reactor {
     }
 
     #[cold]
-    fn schedule_distant(
-        &mut self,
-        delay: Duration,
-    ) -> (TimerKey, &mut Option<sys::Call<DelayedCall>>) {
+    fn schedule_distant(&mut self, delay: Duration) -> (TimerKey, EmptyPlace<'_, TimerCall>) {
         let deadline = self.deadline_after(delay);
         self.timers.insert_distant(deadline)
     }

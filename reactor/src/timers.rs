@@ -1,22 +1,8 @@
-//! The timers of the reactor: a hierarchical timing wheel.
+//! The timers of the reactor: values that wait in a hierarchical timing [`wheel`].
 //!
 //! The wheel is a pure value. Time comes in as an argument, due timers go out
 //! through [`Timers::pop_due`]; nothing here reads a clock, sleeps or calls
 //! anybody.
-//!
-//! # How it works
-//! Time since the origin is counted in ticks of 1.024 us ([`TICK_SHIFT`]), and
-//! a tick number is read as six digits of nine bits ([`DIGIT_BITS`]). A timer
-//! stands on the level of the highest digit in which its tick differs from
-//! the wheel's own, in the slot named by that digit. When the wheel's tick
-//! enters a coarse slot, the timers in it cascade to finer levels, and those
-//! on the finest level become due.
-//!
-//! A timer's place is thus a function of its deadline and of the wheel's
-//! tick, of nothing else. Timers with equal deadlines always stand in the same
-//! list, every move appends, and so the order of a list *is* the order of
-//! scheduling: no sequence number is kept, and keeping the order of ties costs
-//! nothing.
 //!
 //! # Costs
 //! Scheduling, cancelling and resetting take constant time: one timer, its
@@ -30,13 +16,16 @@
 //! theirs. Room is reused and never given back, so nothing is allocated once the
 //! peak has been seen.
 
-use std::cell::Cell;
+mod wheel;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use self::wheel::{FIRST_TIMER, MOST_NODES, Wheel};
 
 /// A queue of values, each with the instant from which it is due.
 ///
@@ -54,34 +43,11 @@ pub(crate) struct Timers<T> {
     origin: Instant,
     /// What no other queue of the process has, so that a key means nothing there.
     number: u32,
-    /// The tick up to which the wheel has been turned.
-    ///
-    /// Invariant: on every level but the finest, the slot that contains this
-    /// tick is empty, and so are the slots before it; on the finest level,
-    /// those before it are.
-    elapsed: u64,
-    /// The heads of the lists ([`SLOTS`] slots, the finest level first, then
-    /// [`DUE`]), then the timers.
-    ///
-    /// Invariant: the node of a timer is in exactly one of the circular lists.
-    /// The due list is sorted by deadline, then by order of scheduling.
-    nodes: Vec<Node>,
-    /// The rest of the timers, from [`FIRST_TIMER`] on.
+    wheel: Wheel,
+    /// What the nodes of the wheel belong to, in their order, from [`FIRST_TIMER`] on.
     places: Vec<TimerPlace<T>>,
-    /// Invariant: a bit is set if and only if its slot is not empty.
-    occupied: Bitmap,
-    /// The first of the nodes to reuse, linked by `next`; [`NIL`] if none.
-    free: u32,
-    len: usize,
-    /// When the wheel must be turned next, [`UNKNOWN`] where that must be
-    /// worked out.
-    ///
-    /// Invariant: not later than any deadline on the wheel.
-    wakeup: Cell<i64>,
     /// The deadlines, by node, that lie outside of our time.
     distant: BTreeMap<u32, Instant>,
-    /// Room for sorting one slot, empty between calls.
-    batch: Vec<Expired>,
 }
 
 /// An instant as the wheel counts: what is computed once for a whole turn, so
@@ -96,15 +62,16 @@ impl Moment {
     pub(crate) const ORIGIN: Self = Self { nanos: 0 };
 
     /// Returns the moment `delay` later, `None` where it may lie outside of
-    /// the wheel's time.
+    /// the wheel's time, or before its origin.
     #[inline]
     pub(crate) fn after(self, delay: Duration) -> Option<Self> {
         if delay.as_secs() >= MAX_SECS {
             return None;
         }
         let delay = delay.as_secs() * 1_000_000_000 + u64::from(delay.subsec_nanos());
-        let nanos = self.nanos.checked_add(delay.cast_signed())?;
-        (nanos != NEVER).then_some(Self { nanos })
+        // Where that is too much it comes to be negative.
+        let nanos = self.nanos.wrapping_add(delay.cast_signed());
+        (0..NEVER).contains(&nanos).then_some(Self { nanos })
     }
 }
 
@@ -116,13 +83,14 @@ impl Moment {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct TimerKey(NonZeroU64);
 
-/// A key is, from its lowest bit on: the node; how many timers there were at its place
-/// before, one at the least; and the number of the queue, as much of it as fits.
+/// A key is, from its lowest bit on: the node; the number of the queue, as much of it as
+/// fits; and how many timers there were at its place before, one at the least.
 const NODE_BITS: u32 = 24;
-const GENERATION_BITS: u32 = 20;
+const QUEUE_BITS: u32 = 20;
+const _: () = assert!(MOST_NODES == 1 << NODE_BITS);
 const NODE_MASK: u64 = (1 << NODE_BITS) - 1;
-const GENERATION: u64 = 1 << NODE_BITS;
-const GENERATION_MASK: u64 = ((1 << GENERATION_BITS) - 1) << NODE_BITS;
+const QUEUE_MASK: u64 = ((1 << QUEUE_BITS) - 1) << NODE_BITS;
+const GENERATION: u64 = 1 << (NODE_BITS + QUEUE_BITS);
 
 impl TimerKey {
     #[inline]
@@ -150,26 +118,12 @@ impl<T> Timers<T> {
     /// `origin` should be the first reading of the clock. Deadlines before it
     /// are served like any other.
     pub(crate) fn new(origin: Instant) -> Self {
-        let nodes = (0..FIRST_TIMER)
-            .map(|list| Node {
-                // Ends the search for a place in the due list.
-                deadline: i64::MIN,
-                prev: list,
-                next: list,
-            })
-            .collect();
         Self {
             origin,
             number: QUEUES.fetch_add(1, Ordering::Relaxed),
-            elapsed: 0,
-            nodes,
+            wheel: Wheel::new(),
             places: Vec::new(),
-            occupied: Bitmap::EMPTY,
-            free: NIL,
-            len: 0,
-            wakeup: Cell::new(i64::MAX),
             distant: BTreeMap::new(),
-            batch: Vec::new(),
         }
     }
 
@@ -177,7 +131,7 @@ impl<T> Timers<T> {
     #[cfg(test)]
     fn insert(&mut self, deadline: Instant, value: T) -> TimerKey {
         let (key, place) = self.insert_distant(deadline);
-        *place = Some(value);
+        place.fill(value);
         key
     }
 
@@ -190,34 +144,22 @@ impl<T> Timers<T> {
     /// # Panics
     /// With 16 million timers pending, which is 1 GB of them.
     #[inline]
-    pub(crate) fn insert_place(&mut self, deadline: Moment) -> (TimerKey, &mut Option<T>) {
-        let list = self.enter_slot(deadline.nanos);
-        let mut node = self.free;
-        match self.nodes.get(node as usize) {
-            Some(place) => self.free = place.next,
-            None => node = self.add_place(),
+    pub(crate) fn insert_place(&mut self, deadline: Moment) -> (TimerKey, EmptyPlace<'_, T>) {
+        let node = self.wheel.insert(deadline.nanos);
+        let index = index_of(node);
+        if index >= self.places.len() {
+            return self.add_place(node);
         }
-        let prev = mem::replace(&mut self.nodes[list as usize].prev, node);
-        self.nodes[prev as usize].next = node;
-        self.nodes[node as usize] = Node {
-            deadline: deadline.nanos,
-            prev,
-            next: list,
-        };
-        self.len += 1;
-        let place = &mut self.places[(node - FIRST_TIMER) as usize];
-        (TimerKey::new(node, place.stamp), &mut place.value)
+        self.places[index].begin(node)
     }
 
     /// As [`insert_place`](Self::insert_place), for a deadline that may lie
     /// outside of the wheel's time.
-    pub(crate) fn insert_distant(&mut self, deadline: Instant) -> (TimerKey, &mut Option<T>) {
-        let (key, _) = self.insert_place(self.moment(deadline));
-        self.note_if_distant(key, deadline);
-        (
-            key,
-            &mut self.places[(key.node() - FIRST_TIMER) as usize].value,
-        )
+    pub(crate) fn insert_distant(&mut self, deadline: Instant) -> (TimerKey, EmptyPlace<'_, T>) {
+        let moment = self.moment(deadline);
+        let (key, _) = self.insert_place(moment);
+        self.note_if_distant(key, moment, deadline);
+        self.places[index_of(key.node())].begin(key.node())
     }
 
     /// Takes a timer out of the queue and drops its value.
@@ -226,24 +168,22 @@ impl<T> Timers<T> {
     /// due but not popped yet can still be cancelled. Takes constant time.
     #[inline]
     pub(crate) fn cancel(&mut self, key: TimerKey) -> bool {
-        let Some(place) = place_of(&mut self.places, key) else {
+        let Some(value) = self.remove(key) else {
             return false;
         };
-        let node = &mut self.nodes[key.node() as usize];
-        let &mut Node {
-            deadline,
-            prev,
-            next,
-        } = node;
-        if place.vacate() {
-            node.next = mem::replace(&mut self.free, key.node());
-        }
-        self.join(prev, next);
-        self.not_waiting(key.node(), deadline);
-        self.left();
         // Last, as it may panic; and where it is, not to be copied.
-        self.places[(key.node() - FIRST_TIMER) as usize].value = None;
+        *value = None;
         true
+    }
+
+    /// Takes a timer out of the queue. Its value stays where it is, to be dropped at once.
+    fn remove(&mut self, key: TimerKey) -> Option<&mut Option<T>> {
+        let place = place_of(&mut self.places, key)?;
+        let before = self.wheel.remove(key.node(), place.vacate());
+        if !self.distant.is_empty() {
+            forget_if_distant(&mut self.distant, key, before);
+        }
+        Some(&mut place.value)
     }
 
     /// Moves a timer to another deadline, as if it had been scheduled now.
@@ -253,9 +193,10 @@ impl<T> Timers<T> {
     /// [`expire`](Self::expire). Returns `false` if it has been popped or
     /// cancelled before. Takes constant time.
     pub(crate) fn reset(&mut self, key: TimerKey, deadline: Instant) -> bool {
-        let moved = self.reset_at(key, self.moment(deadline));
+        let moment = self.moment(deadline);
+        let moved = self.reset_at(key, moment);
         if moved {
-            self.note_if_distant(key, deadline);
+            self.note_if_distant(key, moment, deadline);
         }
         moved
     }
@@ -266,13 +207,10 @@ impl<T> Timers<T> {
         if !self.contains(key) {
             return false;
         }
-        let node = &mut self.nodes[key.node() as usize];
-        let Node { prev, next, .. } = *node;
-        let before = mem::replace(&mut node.deadline, deadline.nanos);
-        self.join(prev, next);
-        self.not_waiting(key.node(), before);
-        let list = self.enter_slot(deadline.nanos);
-        self.link_last(list, key.node());
+        let before = self.wheel.reset(key.node(), deadline.nanos);
+        if !self.distant.is_empty() {
+            forget_if_distant(&mut self.distant, key, before);
+        }
         true
     }
 
@@ -293,25 +231,7 @@ impl<T> Timers<T> {
     /// the last call; only a timer scheduled for a time before the deadline of
     /// one that was already due costs a walk along the due list.
     pub(crate) fn expire(&mut self, now: Moment) {
-        let now = now.nanos.min(NEVER - 1);
-        let target = self.tick(now);
-        if now < self.wakeup.get() && target >> DIGIT_BITS == self.elapsed >> DIGIT_BITS {
-            // Nothing is due, and no coarse slot is entered.
-            self.elapsed = target;
-            return;
-        }
-        loop {
-            self.expire_finest(target, now);
-            match self.first_coarse() {
-                Some((list, start)) if start <= target => {
-                    self.elapsed = start;
-                    self.cascade(list);
-                }
-                _ => break,
-            }
-        }
-        self.elapsed = target;
-        self.wakeup.set(UNKNOWN);
+        self.wheel.expire(now.nanos.min(NEVER - 1));
     }
 
     /// Takes the next due timer out of the queue.
@@ -321,49 +241,32 @@ impl<T> Timers<T> {
     /// does not keep the caller here for ever.
     #[inline]
     pub(crate) fn pop_due(&mut self) -> Option<(TimerKey, T)> {
-        let node = self.nodes[DUE as usize].next;
-        if node == DUE {
-            return None;
-        }
-        // The due list has no bit to be cleared.
-        let place = &mut self.places[(node - FIRST_TIMER) as usize];
+        let node = self.wheel.first_due()?;
+        let place = &mut self.places[index_of(node)];
         let key = TimerKey::new(node, place.stamp);
         let value = place.value.take()?;
-        let is_free = place.vacate();
-        let links = &mut self.nodes[node as usize];
-        let next = links.next;
-        if is_free {
-            links.next = mem::replace(&mut self.free, node);
-        }
-        self.nodes[DUE as usize].next = next;
-        self.nodes[next as usize].prev = DUE;
-        self.left();
+        self.wheel.pop_due(node, place.vacate());
         Some((key, value))
     }
 
     /// Iterates over what [`pop_due`](Self::pop_due) would give.
     #[cfg(feature = "inspect")]
     pub(crate) fn due(&self) -> impl Iterator<Item = u32> {
-        let after = |node: u32| Some(self.nodes[node as usize].next).filter(|next| *next != DUE);
-        std::iter::successors(after(DUE), move |node| after(*node))
+        std::iter::successors(self.wheel.first_due(), |node| self.wheel.due_after(*node))
     }
 
     /// Returns whether [`pop_due`](Self::pop_due) would give something.
     pub(crate) fn has_due(&self) -> bool {
-        self.nodes[DUE as usize].next != DUE
+        self.wheel.first_due().is_some()
     }
 
     /// Returns whether the first of what [`pop_due`](Self::pop_due) would give has
-    /// been due for that long at `now`; there has to be something.
+    /// been due for that long at `now`.
     #[inline]
     pub(crate) fn is_overdue(&self, now: Moment, by: Duration) -> bool {
-        let due = self.nodes[DUE as usize].next;
-        let deadline = Moment {
-            nanos: self.nodes[due as usize].deadline,
-        };
-        deadline
-            .after(by)
-            .is_some_and(|latest| latest.nanos <= now.nanos)
+        let due = self.wheel.first_due();
+        let since = due.map(|due| now.nanos.saturating_sub(self.wheel.deadline(due)));
+        since.is_some_and(|since| i128::from(since) >= by.as_nanos().cast_signed())
     }
 
     /// Returns the instant at which [`expire`](Self::expire) is to be called
@@ -379,24 +282,7 @@ impl<T> Timers<T> {
     /// takes a look at the bitmaps, and at the timers of a single slot of the
     /// finest level.
     pub(crate) fn next_wakeup(&self) -> Option<Instant> {
-        if self.len == 0 {
-            return None;
-        }
-        let mut wakeup = self.wakeup.get();
-        if wakeup == UNKNOWN {
-            wakeup = match self.occupied.first_from(0, digit(self.elapsed, 0)) {
-                Some(list) => self.earliest_in(list),
-                None => self
-                    .first_coarse()
-                    .map_or(i64::MAX, |(_, start)| (start << TICK_SHIFT).cast_signed()),
-            };
-            self.wakeup.set(wakeup);
-        }
-        let due = self.nodes[DUE as usize].next;
-        if due != DUE {
-            wakeup = wakeup.min(self.nodes[due as usize].deadline);
-        }
-        Some(self.instant(wakeup))
+        self.wheel.next_wakeup().map(|nanos| self.instant(nanos))
     }
 
     /// Returns the deadline that a timer was given last, `None` once it has
@@ -405,7 +291,7 @@ impl<T> Timers<T> {
         if !self.contains(key) {
             return None;
         }
-        let nanos = self.nodes[key.node() as usize].deadline;
+        let nanos = self.wheel.deadline(key.node());
         Some(match is_distant(nanos) {
             true => self.distant[&key.node()],
             false => self.instant(nanos),
@@ -416,13 +302,13 @@ impl<T> Timers<T> {
     #[inline]
     pub(crate) fn contains(&self, key: TimerKey) -> bool {
         self.places
-            .get(key.node().wrapping_sub(FIRST_TIMER) as usize)
+            .get(index_of(key.node()))
             .is_some_and(|place| place.stamp.get() == key.stamp())
     }
 
     /// Returns the number of timers that are neither popped nor cancelled.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.wheel.len()
     }
 
     /// Returns what no other queue of the process answers.
@@ -432,7 +318,7 @@ impl<T> Timers<T> {
 
     /// Returns whether no timer is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.wheel.len() == 0
     }
 
     /// Iterates over the timers that are neither popped nor cancelled, in no
@@ -446,251 +332,22 @@ impl<T> Timers<T> {
             .map(|(node, place)| TimerKey::new(node, place.stamp))
     }
 
-    /// Adds a place, in no list yet.
+    /// Makes the place of a node that there was not before.
     #[cold]
-    fn add_place(&mut self) -> u32 {
-        let node = self.nodes.len();
-        assert!(node <= NODE_MASK as usize, "16 million timers are pending");
-        let node = node as u32;
-        self.nodes.push(Node {
-            deadline: 0,
-            prev: node,
-            next: node,
-        });
+    #[inline(never)]
+    fn add_place(&mut self, node: u32) -> (TimerKey, EmptyPlace<'_, T>) {
+        debug_assert_eq!(index_of(node), self.places.len());
         self.places.push(TimerPlace {
             stamp: first_stamp(self.number),
             value: None,
         });
-        node
+        self.places[index_of(node)].begin(node)
     }
 
-    /// Notes that a timer comes to stand in the slot for a deadline, which is
-    /// returned.
-    #[inline]
-    fn enter_slot(&mut self, nanos: i64) -> u32 {
-        self.wakeup.set(self.wakeup.get().min(nanos));
-        let list = self.slot(nanos);
-        self.occupied.set(list);
-        list
-    }
-
-    /// Forgets what is known of a deadline that no longer holds.
-    #[inline]
-    fn not_waiting(&mut self, node: u32, deadline: i64) {
-        if deadline == self.wakeup.get() {
-            self.wakeup.set(UNKNOWN);
-        }
-        if is_distant(deadline) {
-            self.forget_distant(node);
-        }
-    }
-
-    fn note_if_distant(&mut self, key: TimerKey, deadline: Instant) {
-        if is_distant(self.nodes[key.node() as usize].deadline) {
+    fn note_if_distant(&mut self, key: TimerKey, moment: Moment, deadline: Instant) {
+        if is_distant(moment.nanos) {
             self.distant.insert(key.node(), deadline);
         }
-    }
-
-    // Out of line, so that its needs do not weigh on every timer.
-    #[cold]
-    #[inline(never)]
-    fn forget_distant(&mut self, node: u32) {
-        self.distant.remove(&node);
-    }
-
-    /// Counts a timer that has been popped or cancelled.
-    #[inline]
-    fn left(&mut self) {
-        self.len -= 1;
-        if self.len == 0 {
-            // The next one scheduled is the earliest.
-            self.wakeup.set(i64::MAX);
-        }
-    }
-
-    /// Makes due what stands on the finest level, as far as it reaches.
-    fn expire_finest(&mut self, target: u64, now: i64) {
-        let block = self.elapsed & !DIGIT_MASK;
-        let mut from = digit(self.elapsed, 0);
-        while let Some(list) = self.occupied.first_from(0, from) {
-            let tick = block | u64::from(list);
-            if tick < target {
-                self.expire_slot(list);
-            } else {
-                if tick == target {
-                    self.expire_part_of_slot(list, now);
-                }
-                break;
-            }
-            from = list;
-        }
-    }
-
-    /// Makes all timers of a slot of the finest level due.
-    fn expire_slot(&mut self, list: u32) {
-        let (head, tail) = self.take_list(list);
-        let due_tail = self.nodes[DUE as usize].prev;
-        let mut latest = self.nodes[due_tail as usize].deadline;
-        let mut sorted = true;
-        let mut node = head;
-        while node != list {
-            let Node { deadline, next, .. } = self.nodes[node as usize];
-            sorted &= latest <= deadline;
-            latest = deadline;
-            node = next;
-        }
-        if sorted {
-            // Nearly always: the list joins the due ones as it is.
-            self.nodes[due_tail as usize].next = head;
-            self.nodes[head as usize].prev = due_tail;
-            self.nodes[tail as usize].next = DUE;
-            self.nodes[DUE as usize].prev = tail;
-        } else {
-            let mut node = head;
-            while node != list {
-                let Node { deadline, next, .. } = self.nodes[node as usize];
-                self.add_to_batch(deadline, node);
-                node = next;
-            }
-            self.merge_batch();
-        }
-    }
-
-    /// Makes due those timers of the wheel's current slot whose deadline has
-    /// come; the tick is not over, so others may stay.
-    fn expire_part_of_slot(&mut self, list: u32, now: i64) {
-        let mut node = self.nodes[list as usize].next;
-        while node != list {
-            let Node {
-                deadline,
-                prev,
-                next,
-                ..
-            } = self.nodes[node as usize];
-            if deadline <= now {
-                self.join(prev, next);
-                self.add_to_batch(deadline, node);
-            }
-            node = next;
-        }
-        self.merge_batch();
-    }
-
-    fn add_to_batch(&mut self, deadline: i64, node: u32) {
-        let position = self.batch.len() as u32;
-        self.batch.push(Expired {
-            deadline,
-            position,
-            node,
-        });
-    }
-
-    /// Sorts what is in `batch`, and in no list, into the due list.
-    ///
-    /// Where deadlines are equal, those that were due before come first: what
-    /// is not yet due after an `expire` that reached its deadline was scheduled
-    /// after it.
-    fn merge_batch(&mut self) {
-        // The position makes every key unique, so that the unstable sort, which
-        // needs no memory, is stable in effect.
-        self.batch.sort_unstable();
-        let mut prev = self.nodes[DUE as usize].prev;
-        while let Some(Expired { deadline, node, .. }) = self.batch.pop() {
-            while self.nodes[prev as usize].deadline > deadline {
-                prev = self.nodes[prev as usize].prev;
-            }
-            let next = mem::replace(&mut self.nodes[prev as usize].next, node);
-            self.nodes[next as usize].prev = node;
-            self.nodes[node as usize].prev = prev;
-            self.nodes[node as usize].next = next;
-        }
-    }
-
-    /// Distributes the timers of a coarse slot that the wheel has just entered
-    /// over finer ones, in their order.
-    fn cascade(&mut self, list: u32) {
-        let (mut node, _) = self.take_list(list);
-        while node != list {
-            let Node { deadline, next, .. } = self.nodes[node as usize];
-            let finer = self.slot(deadline);
-            self.occupied.set(finer);
-            self.link_last(finer, node);
-            node = next;
-        }
-    }
-
-    /// Empties a slot and returns the first and the last of its nodes, which
-    /// stay linked; the last one names the slot as its next.
-    fn take_list(&mut self, list: u32) -> (u32, u32) {
-        self.occupied.clear(list);
-        let head = &mut self.nodes[list as usize];
-        (
-            mem::replace(&mut head.next, list),
-            mem::replace(&mut head.prev, list),
-        )
-    }
-
-    /// Adds a node to the end of a list, whose bit is set.
-    #[inline]
-    fn link_last(&mut self, list: u32, node: u32) {
-        let prev = mem::replace(&mut self.nodes[list as usize].prev, node);
-        self.nodes[prev as usize].next = node;
-        let links = &mut self.nodes[node as usize];
-        links.prev = prev;
-        links.next = list;
-    }
-
-    /// Links the neighbours of a node that leaves its list.
-    #[inline]
-    fn join(&mut self, prev: u32, next: u32) {
-        self.nodes[prev as usize].next = next;
-        self.nodes[next as usize].prev = prev;
-        if prev == next {
-            // Both are the head of the list: the node was alone in it.
-            self.occupied.clear(next);
-        }
-    }
-
-    /// Returns the earliest deadline in a list that is not empty.
-    fn earliest_in(&self, list: u32) -> i64 {
-        let mut node = self.nodes[list as usize].next;
-        let mut earliest = i64::MAX;
-        while node != list {
-            let Node { deadline, next, .. } = self.nodes[node as usize];
-            earliest = earliest.min(deadline);
-            node = next;
-        }
-        earliest
-    }
-
-    /// Returns the occupied coarse slot that the wheel will enter first, and
-    /// the tick at which it begins.
-    fn first_coarse(&self) -> Option<(u32, u64)> {
-        (1..LEVELS).find_map(|level| {
-            let list = self
-                .occupied
-                .first_from(level, digit(self.elapsed, level))?;
-            let shift = level * DIGIT_BITS;
-            let block = (self.elapsed >> shift) & !DIGIT_MASK;
-            Some((list, (block | (u64::from(list) & DIGIT_MASK)) << shift))
-        })
-    }
-
-    /// Returns the slot in which a timer has to stand.
-    #[inline]
-    fn slot(&self, nanos: i64) -> u32 {
-        let tick = self.tick(nanos);
-        // `| 1` gives the current tick level 0.
-        let level = ((tick ^ self.elapsed) | 1).ilog2() / DIGIT_BITS;
-        level * DIGITS + digit(tick, level)
-    }
-
-    /// Returns the tick that contains a time, the current one for the past.
-    #[inline]
-    fn tick(&self, nanos: i64) -> u64 {
-        (nanos >> TICK_SHIFT)
-            .max(self.elapsed.cast_signed())
-            .cast_unsigned()
     }
 
     /// Returns the nanoseconds from the origin to an instant, an extreme value
@@ -727,20 +384,11 @@ impl<T> Timers<T> {
 impl<T> fmt::Debug for Timers<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Timers")
-            .field("len", &self.len)
+            .field("len", &self.len())
             .field("has_due", &self.has_due())
             .field("next_wakeup", &self.next_wakeup())
             .finish_non_exhaustive()
     }
-}
-
-/// The head of a list, or a timer without its value.
-#[derive(Clone, Copy)]
-struct Node {
-    /// Nanoseconds since the origin.
-    deadline: i64,
-    prev: u32,
-    next: u32,
 }
 
 /// What a timer has besides its node.
@@ -751,15 +399,35 @@ struct TimerPlace<T> {
     value: Option<T>,
 }
 
+/// The place of a timer's value that is to be filled at once.
+pub(crate) struct EmptyPlace<'a, T>(&'a mut Option<T>);
+
+impl<T> EmptyPlace<'_, T> {
+    #[inline]
+    pub(crate) fn fill(self, value: T) {
+        let earlier = self.0.replace(value);
+        debug_assert!(earlier.is_none());
+        // Nothing, which does not have to be looked at to be dropped.
+        mem::forget(earlier);
+    }
+}
+
 impl<T> TimerPlace<T> {
+    /// Gives the place to the timer of `node`, whose key is returned.
+    #[inline]
+    fn begin(&mut self, node: u32) -> (TimerKey, EmptyPlace<'_, T>) {
+        let key = TimerKey::new(node, self.stamp);
+        (key, EmptyPlace(&mut self.value))
+    }
+
     /// Ends the life of the timer's name; whether the place can have another.
     #[inline]
     fn vacate(&mut self) -> bool {
-        // The last generation is never given out, so that a place that has come
-        // to it can be retired: 56 bytes for a million timers, rather than an
-        // old key that names a new timer.
-        self.stamp = self.stamp.saturating_add(GENERATION);
-        self.stamp.get() & GENERATION_MASK != GENERATION_MASK
+        // A place that has used up its generations is retired: 56 bytes for a million
+        // timers, rather than an old key that names a new timer.
+        let next = self.stamp.checked_add(GENERATION);
+        self.stamp = next.unwrap_or(RETIRED);
+        next.is_some()
     }
 }
 
@@ -767,66 +435,34 @@ impl<T> TimerPlace<T> {
 #[inline]
 fn place_of<T>(places: &mut [TimerPlace<T>], key: TimerKey) -> Option<&mut TimerPlace<T>> {
     places
-        .get_mut(key.node().wrapping_sub(FIRST_TIMER) as usize)
+        .get_mut(index_of(key.node()))
         .filter(|place| place.stamp.get() == key.stamp())
+}
+
+/// Where the place of a node is; beyond all of them if it is no timer's.
+#[inline]
+fn index_of(node: u32) -> usize {
+    node.wrapping_sub(FIRST_TIMER) as usize
+}
+
+/// Forgets the instant of a timer that no longer has the deadline `before`.
+// Out of line, so that its needs do not weigh on every timer.
+#[cold]
+#[inline(never)]
+fn forget_if_distant(distant: &mut BTreeMap<u32, Instant>, key: TimerKey, before: i64) {
+    if is_distant(before) {
+        distant.remove(&key.node());
+    }
 }
 
 /// What the first timer at any place of a queue has.
 fn first_stamp(queue: u32) -> NonZeroU64 {
     const FIRST: NonZeroU64 = NonZeroU64::new(GENERATION).expect("it is a power of two");
-    FIRST | u64::from(queue) << (NODE_BITS + GENERATION_BITS)
+    FIRST | (u64::from(queue) << NODE_BITS & QUEUE_MASK)
 }
 
-/// A timer on its way to the due list. The order of the fields is that of
-/// sorting.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Expired {
-    deadline: i64,
-    position: u32,
-    node: u32,
-}
-
-/// A bit for each list.
-struct Bitmap {
-    words: [u64; (LEVELS * WORDS + 1) as usize],
-}
-
-impl Bitmap {
-    const EMPTY: Self = Self { words: [0; _] };
-
-    #[inline]
-    fn set(&mut self, list: u32) {
-        self.words[(list / 64) as usize] |= 1 << (list % 64);
-    }
-
-    #[inline]
-    fn clear(&mut self, list: u32) {
-        self.words[(list / 64) as usize] &= !(1 << (list % 64));
-    }
-
-    /// Returns the first occupied slot of a level that has at least the given
-    /// digit.
-    #[inline]
-    fn first_from(&self, level: u32, digit: u32) -> Option<u32> {
-        let first = level * DIGITS + digit;
-        let word = first / 64;
-        let here = self.words[word as usize] >> (first % 64);
-        if here != 0 {
-            return Some(first + here.trailing_zeros());
-        }
-        let end = (level + 1) * WORDS;
-        (word + 1..end).find_map(|word| {
-            let bits = self.words[word as usize];
-            (bits != 0).then(|| word * 64 + bits.trailing_zeros())
-        })
-    }
-}
-
-/// Returns the digit of a tick that counts on a level.
-#[inline]
-fn digit(tick: u64, level: u32) -> u32 {
-    ((tick >> (level * DIGIT_BITS)) & DIGIT_MASK) as u32
-}
+/// The stamp of a place that has no more timers; no key has it.
+const RETIRED: NonZeroU64 = NonZeroU64::new(NODE_MASK).expect("it has bits");
 
 /// Returns whether a deadline stands for one that cannot be expressed.
 #[inline]
@@ -835,37 +471,9 @@ fn is_distant(nanos: i64) -> bool {
     nanos.wrapping_add(1) <= i64::MIN + 1
 }
 
-/// A tick is 2^10 ns, about the time of one turn of a loop that has nothing to
-/// do. With longer ticks a slot would be looked through again and again by
-/// turns that end within its tick (at a million timers a second, 2^16 ns made
-/// firing four times as expensive); with shorter ones timers would cascade more
-/// often. Precision does not depend on it.
-const TICK_SHIFT: u32 = 10;
-
-/// A level has 2^9 slots, which makes the levels reach 0.5 ms, 0.27 s, 137 s,
-/// 19.5 hours, 416 days and 292 years: retries and protocol timeouts cascade
-/// once or twice. Six such digits hold the 53 bits of a tick.
-const DIGIT_BITS: u32 = 9;
-const DIGITS: u32 = 1 << DIGIT_BITS;
-const DIGIT_MASK: u64 = DIGITS as u64 - 1;
-const LEVELS: u32 = (i64::BITS - 1 - TICK_SHIFT).div_ceil(DIGIT_BITS);
-const SLOTS: u32 = LEVELS * DIGITS;
-/// Words of bits for one level.
-const WORDS: u32 = DIGITS / 64;
-
-/// The list of due timers, which comes after the slots.
-const DUE: u32 = SLOTS;
-/// The node of the first timer.
-const FIRST_TIMER: u32 = DUE + 1;
-/// No node.
-const NIL: u32 = u32::MAX;
-
 /// The last nanosecond of our time: a deadline at or after it never comes.
 const NEVER: i64 = i64::MAX;
 /// Whole seconds that certainly lie within our time.
 const MAX_SECS: u64 = NEVER as u64 / 1_000_000_000;
-/// As `wakeup`: lower than anything, so that scheduling keeps it.
-const UNKNOWN: i64 = i64::MIN;
-
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::{FIRST_TIMER, GENERATION, GENERATION_MASK, TimerKey, Timers};
+use super::{FIRST_TIMER, GENERATION, Moment, TimerKey, Timers};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -167,9 +167,12 @@ fn a_place_that_has_used_up_its_generations_is_retired() {
     let first = timers.insert(t0, 'a');
     timers.cancel(first);
     let place = &mut timers.places[(first.node() - FIRST_TIMER) as usize];
-    place.stamp = place.stamp.saturating_add(GENERATION_MASK - 3 * GENERATION);
+    // One was used, and there is none of zero.
+    let generations = u64::MAX / GENERATION;
+    place.stamp = place.stamp.saturating_add((generations - 2) * GENERATION);
     let last = timers.insert(t0, 'b');
     assert_eq!(last.node(), first.node());
+    assert_eq!(last.stamp() / GENERATION, generations);
     assert!(timers.cancel(last));
     let elsewhere = timers.insert(t0, 'c');
     assert_ne!(elsewhere.node(), first.node());
@@ -326,6 +329,32 @@ fn deadlines_before_the_origin_are_exact_and_in_order() {
 }
 
 #[test]
+fn a_moment_outside_of_our_time_is_none() {
+    let after = |nanos, delay| Moment { nanos }.after(delay).map(|it| it.nanos);
+    let most = Duration::from_nanos(i64::MAX as u64 - 1_000_000_000);
+    assert_eq!(after(999_999_999, most), Some(i64::MAX - 1));
+    assert_eq!(after(1_000_000_000, most), None);
+    assert_eq!(after(i64::MAX, most), None);
+    assert_eq!(after(i64::MAX, Duration::ZERO), None);
+    assert_eq!(after(0, Duration::MAX), None);
+    // Instants say what lies before the origin.
+    assert_eq!(after(-5, ns(4)), None);
+    assert_eq!(after(-5, ns(5)), Some(0));
+}
+
+#[test]
+fn what_was_due_before_the_origin_is_overdue() {
+    let (mut timers, t0) = new();
+    timers.insert(t0.checked_sub(ms(40)).unwrap_or(t0), 'a');
+    let now = timers.moment(t0);
+    timers.expire(now);
+    assert!(timers.is_overdue(now, ms(40)));
+    assert!(!timers.is_overdue(now, ms(41)));
+    timers.pop_due();
+    assert!(!timers.is_overdue(now, Duration::ZERO), "nothing is due");
+}
+
+#[test]
 fn keys_are_those_pending_or_due() {
     let (mut timers, t0) = new();
     let keys: Vec<_> = (0..4).map(|n| timers.insert(t0 + ms(n), n)).collect();
@@ -351,7 +380,7 @@ fn memory_is_reused() {
         now += ms(20);
         fire(&mut timers, now);
     }
-    assert_eq!(timers.nodes.len() - FIRST_TIMER as usize, 100);
+    assert_eq!(timers.places.len(), 100);
 }
 
 #[test]
@@ -567,10 +596,7 @@ impl Model {
         for ((deadline, _), number) in all() {
             assert_eq!(self.timers.deadline(self.keys[*number]), Some(*deadline));
         }
-        for (list, next) in (0_u32..).zip(&self.timers.nodes[..super::SLOTS as usize]) {
-            let bit = self.timers.occupied.words[(list / 64) as usize] >> (list % 64) & 1;
-            assert_eq!(bit == 1, next.next != list, "bit of slot {list}");
-        }
+        self.timers.wheel.check_bits();
     }
 }
 
