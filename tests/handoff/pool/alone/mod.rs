@@ -23,8 +23,8 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bowline::Reactor;
-use bowline::handoff::channel::Role;
+use bowline::error::AdoptError;
+use bowline::handoff::channel::{ChannelSocket, Role};
 use bowline::handoff::pool::{
     FromWorker, PassedConnection, Pool, PoolEvent, PoolPolicy, PoolSettings, RoundRobin, Spawned,
     ToWorker, Undelivered, WorkerId, WorkerRefusal, WorkerStage, WorkerStatistics,
@@ -33,6 +33,7 @@ use bowline::handoff::wire::{Message, decode_payload};
 use bowline::policies::{Backoff, Jitter};
 use bowline::process::ChildProcess;
 use bowline::testing::ManualClock;
+use bowline::{Protocol, Reactor, Transports, UnixStream, UnixTransportHandle};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg};
 
@@ -82,6 +83,8 @@ struct Stage {
     events: Rc<RefCell<Vec<String>>>,
     undelivered: Rc<RefCell<Vec<(u32, Undelivered)>>>,
     clients: Vec<StdUnixStream>,
+    /// The pool's ends of the channels, by the numbers of workers.
+    lines: Rc<RefCell<Vec<UnixTransportHandle>>>,
     _ledger: DescriptorLedger,
 }
 
@@ -114,8 +117,11 @@ impl Stage {
         let mut reactor = Reactor::with_clock(clock.clone()).unwrap();
         let hands = Rc::new(RefCell::new(Vec::new()));
         let hired = Rc::clone(&hands);
+        let lines = Rc::<RefCell<Vec<_>>>::default();
+        let noted = Rc::clone(&lines);
         let spawn = move |_: &mut Reactor, id: WorkerId| {
             let (hand, channel) = hire(id);
+            let channel = Noted(channel, Rc::clone(&noted));
             let hand = Rc::new(hand);
             hired.borrow_mut().push(Rc::clone(&hand));
             let process = hand.process();
@@ -130,6 +136,7 @@ impl Stage {
             events: Rc::default(),
             undelivered: Rc::default(),
             clients: Vec::new(),
+            lines,
             _ledger: ledger,
         };
         let told = Rc::clone(&stage.events);
@@ -215,6 +222,14 @@ impl Stage {
         self.settle();
     }
 
+    /// How many descriptors may wait to leave for a worker.
+    fn let_wait(&mut self, place: usize, queued: usize) {
+        let line = self.lines.borrow()[place];
+        let line = self.reactor.get(line).expect("it is open");
+        let limits = line.descriptor_limits().queued(queued);
+        line.set_descriptor_limits(limits);
+    }
+
     fn has_room(&self) -> bool {
         self.pool.has_room(&self.reactor)
     }
@@ -238,6 +253,24 @@ impl Stage {
 
     fn undelivered(&self) -> Vec<(u32, Undelivered)> {
         self.undelivered.take()
+    }
+}
+
+/// The pool's end of a channel, which is noted.
+struct Noted(OwnedFd, Rc<RefCell<Vec<UnixTransportHandle>>>);
+
+impl ChannelSocket for Noted {
+    type Transport = UnixStream;
+    type Error = AdoptError;
+
+    fn adopt(
+        self,
+        reactor: &mut Reactor,
+        protocol: impl Protocol<UnixStream>,
+    ) -> Result<UnixTransportHandle, AdoptError> {
+        let line = reactor.adopt_unix_stream(self.0, protocol)?;
+        self.1.borrow_mut().push(line);
+        Ok(line)
     }
 }
 

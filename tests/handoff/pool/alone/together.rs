@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use bowline::handoff::channel::Role;
-use bowline::handoff::pool::{FromWorker, ToWorker, Undelivered, WorkerRefusal, WorkerSettings};
+use bowline::handoff::pool::{
+    FromWorker, PoolSettings, ToWorker, Undelivered, WorkerRefusal, WorkerSettings,
+};
 
 use super::super::raw::{dispatch, hello_of_today, refused};
 use super::desk::{Desk, Told};
@@ -14,7 +16,11 @@ use crate::support::socketpair;
 
 /// Workers that know such messages.
 fn serving(workers: usize) -> Stage {
-    let mut stage = Stage::starting(settings(workers));
+    serving_by(settings(workers), workers)
+}
+
+fn serving_by(settings: PoolSettings, workers: usize) -> Stage {
+    let mut stage = Stage::starting(settings);
     for place in 0..workers {
         stage.hand(place).greet_anew();
     }
@@ -76,6 +82,33 @@ fn what_was_not_answered_of_a_message_goes_to_others() {
     let (all, _fds) = several(stage.hand(1).heard().remove(0));
     assert_eq!(all, [(7, 0), (8, 4)]);
     assert_eq!(stage.pool.statistics().resent, 2);
+}
+
+/// A message that the channel does not take: its connections go to another worker, in their
+/// order and before what came later, and count as never given.
+#[test]
+fn what_a_channel_refuses_of_a_turn_goes_to_others_as_if_it_had_never_been_given() {
+    let mut settings = settings(2);
+    settings.max_attempts = 1;
+    let mut stage = serving_by(settings, 2);
+    stage.let_wait(0, 1);
+    stage.dispatch(0..6);
+    let heard = stage.hand(0).heard();
+    assert!(heard.is_empty(), "{heard:?}");
+    let mut heard = stage.hand(1).heard();
+    assert_eq!(heard.len(), 2, "{heard:?}");
+    let (others, _fds) = several(heard.pop().unwrap());
+    let labels: Vec<_> = others.iter().map(|(_, label)| *label).collect();
+    assert_eq!(labels, [0, 2, 4], "what the first was to have");
+    let statistics = stage.pool.statistics();
+    assert_eq!((statistics.sent, statistics.in_flight), (6, 6));
+    assert_eq!((statistics.waiting, statistics.resent), (0, 0));
+    assert_eq!(stage.undelivered(), []);
+    // It is asked again after a while.
+    stage.let_wait(0, 100);
+    stage.pass(ms(120));
+    stage.dispatch([6, 7]);
+    assert_eq!(stage.hand(0).labels(), [6], "by turns again");
 }
 
 #[test]
