@@ -285,7 +285,8 @@ pub enum PoolEvent {
         worker: WorkerId,
         /// Its process.
         pid: u32,
-        /// How many connections it had taken.
+        /// How many connections it had taken, as far as it has said. One that accepts by
+        /// itself says so every 20 ms: it may have taken more.
         acknowledged: u64,
         /// How many connections it had not answered. They go to others.
         unanswered: usize,

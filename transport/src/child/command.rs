@@ -191,7 +191,7 @@ impl<'a> ChildCommand<'a> {
     /// another, and does not say so.
     fn checked(mut self, text: &OsStr) -> Self {
         if text.as_bytes().contains(&0) {
-            let text = "a NUL is in what the program is to be given";
+            let text = "an argument, a variable or a path has a NUL in it";
             self.error = Some(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
         self
@@ -213,8 +213,8 @@ impl<'a> ChildCommand<'a> {
     /// Sets a variable of the child's environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.command.env(name, value);
-        self
+        self.command.env(name.as_ref(), value.as_ref());
+        self.checked(name.as_ref()).checked(value.as_ref())
     }
 
     /// Removes a variable from the child's environment.

@@ -79,7 +79,7 @@ impl SpawnStep {
 impl fmt::Display for SpawnStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Prepare => "what it is to be given",
+            Self::Prepare => "its settings",
             Self::Fork => "the new process",
             Self::User => "its user and groups",
             Self::Directory => "its directory",
