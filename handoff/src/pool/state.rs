@@ -621,19 +621,22 @@ impl PoolState {
         self.wait_for_another(job);
     }
 
-    /// Whether no worker has something that may have to go to another one: a connection that it
-    /// has not answered, or a listener that it has not closed.
+    /// Whether no worker has something that may have to go to another one, which can take it:
+    /// a connection that it has not answered, or a listener that it has not closed.
     pub(super) fn is_settled(&self) -> bool {
         let heir = self.heir.as_ref().map(|heir| heir.id);
-        let may_give_back = |worker: &Member| match worker.stage {
-            WorkerStage::Hung => self.settings.recalls,
-            _ => Some(worker.id) != heir,
+        let serves = |it: &&Member| it.stage == WorkerStage::Serving && Some(it.id) != heir;
+        let serving = self.workers.iter().filter(serves).count();
+        let may_give_back = |worker: &Member| {
+            let others = serving - usize::from(serves(&worker));
+            let is_given_up = worker.stage == WorkerStage::Hung && !self.settings.recalls;
+            others > 0 && !is_given_up && Some(worker.id) != heir
         };
         let mut workers = self.workers.iter().filter(|it| may_give_back(it));
         let mut leaving = self.leaving.iter();
         self.closing.is_empty()
             && workers.all(|worker| worker.in_flight.is_empty())
-            && leaving.all(|leaving| leaving.held.is_empty())
+            && (serving == 0 || leaving.all(|leaving| leaving.held.is_empty()))
     }
 
     // Time.
