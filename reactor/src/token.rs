@@ -60,6 +60,13 @@ impl Token {
         self.generation()
     }
 
+    /// The slot that its descriptor is in, which is below 2^24. Slots are taken again, the
+    /// lowest free one not always first. So a table beside the reactor's own, with one entry
+    /// for each descriptor, can be a vector.
+    pub fn slot(self) -> usize {
+        self.index()
+    }
+
     /// The token that has this number, which [`to_bits`](Self::to_bits) gave. Any other
     /// number names nothing, or something of another kind.
     pub fn from_bits(bits: u64) -> Self {

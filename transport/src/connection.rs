@@ -651,7 +651,9 @@ where
             let link = &mut stream.link;
             Ledger::add(&link.shared.ledger.closed, 1);
             #[cfg(feature = "inspect")]
-            link.shared.kinds.ended(stream.layer.socket().kind(), link);
+            link.shared
+                .kinds
+                .ended(stream.layer.socket().kind(), link, &stream.layer);
             if is_ours_to_read {
                 stream.layer.disarm_unread(link);
             } else {
@@ -804,7 +806,7 @@ where
         link.set_state(State::Lost);
         Ledger::add(&link.shared.ledger.closed, 1);
         #[cfg(feature = "inspect")]
-        link.shared.kinds.ended(layer.socket().kind(), link);
+        link.shared.kinds.ended(layer.socket().kind(), link, &layer);
         let unsent = stream.buffer.take();
         let unread = link.take_unread();
         let producer = link.take_producer();

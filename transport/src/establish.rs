@@ -57,6 +57,9 @@ pub struct Beginning<'a> {
     /// Whether it was accepted a moment ago: it is read before it is watched.
     pub(crate) is_fresh: bool,
     pub(crate) carried: Carried,
+    /// What the listener knows of its connections.
+    #[cfg(feature = "inspect")]
+    pub(crate) tally: Option<&'a crate::Tally>,
     /// The settings of its endpoint, if it is a stream.
     pub(crate) prepare: &'a dyn Fn(&mut Link),
 }
@@ -71,6 +74,8 @@ impl Beginning<'_> {
             is_shared: false,
             is_fresh: side == Side::Accepted,
             carried: Carried::default(),
+            #[cfg(feature = "inspect")]
+            tally: None,
             prepare: &|_| {},
         }
     }
@@ -149,6 +154,10 @@ impl<S: PacketSocket, P: PacketProtocol<Self>> Establish<P> for Port<S> {
     ) -> Result<Made, (io::Error, C, P)> {
         let prepare = |port: &mut Self| {
             port.made_by(beginning.connector);
+            #[cfg(feature = "inspect")]
+            if let Some(tally) = beginning.tally {
+                port.came_from(tally);
+            }
             port.restore_unsent(beginning.carried.unsent);
         };
         let token = datagram::install_packets(reactor, socket, wrap, protocol, prepare)?;
@@ -169,6 +178,10 @@ impl<L: FileDescriptor> Stream<L> {
         }
         if beginning.is_shared {
             link.set(Flags::SHARED);
+        }
+        #[cfg(feature = "inspect")]
+        if let Some(tally) = beginning.tally {
+            link.shared.kinds.came(link.token, tally);
         }
         (beginning.prepare)(link);
         if beginning.side == Side::Adopted {
@@ -216,7 +229,8 @@ where
     #[cfg(feature = "inspect")]
     {
         let kind = stream.layer.socket().kind();
-        stream.link.shared.kinds.made(kind, &stream.link);
+        let kinds = &stream.link.shared.kinds;
+        kinds.made(kind, &stream.link, &stream.layer);
     }
     let connection = Connection {
         transport: T::from_stream(stream),

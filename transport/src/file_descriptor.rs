@@ -370,6 +370,11 @@ pub trait FileDescriptor: Any {
         self.below().map_or(0, |below| below.queued_descriptors())
     }
 
+    /// How many descriptors have left.
+    fn sent_descriptors(&self) -> u64 {
+        self.below().map_or(0, |below| below.sent_descriptors())
+    }
+
     /// Closes the queued descriptors, and returns how many there were.
     fn discard_descriptors(&mut self, link: &mut Link) -> usize {
         self.below_mut()

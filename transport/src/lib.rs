@@ -93,7 +93,7 @@ pub use crate::file_descriptor::{
     DescriptorSocket, FileDescriptor, PassDescriptors, Received, ReceivedLimits, Socket,
 };
 #[cfg(feature = "inspect")]
-pub use crate::kind_counts::KindCounts;
+pub use crate::kind_counts::{KindCounts, Tally};
 pub use crate::kinds::*;
 pub use crate::layer_state::{LayerState, Stays};
 pub use crate::link::Link;

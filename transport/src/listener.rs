@@ -118,6 +118,9 @@ pub(crate) struct ListenerControl<L: ListeningSocket> {
     farewells: Farewells,
     /// How many sockets were accepted.
     count: u64,
+    /// What became of those that connections were made of.
+    #[cfg(feature = "inspect")]
+    tally: crate::Tally,
 }
 
 impl<L: ListeningSocket> Listener for ListenerControl<L> {
@@ -248,6 +251,8 @@ where
         };
         let beginning = Beginning {
             prepare,
+            #[cfg(feature = "inspect")]
+            tally: Some(&control.tally),
             ..Beginning::of(Side::Accepted)
         };
         let Some(protocol) = protocol else {
@@ -629,14 +634,16 @@ impl<L: ListeningSocket, S: OnAccept<L>> Descriptor for Accepting<L, S> {
         } else {
             "listening"
         };
-        description
-            .section("listener")
+        let section = description.section("listener");
+        section
             .set("role", "listener")
             .set("factory", log::name(|| self.service.name()).into_owned())
             .set("state", state)
             .set("local", control.address.to_string())
             .set("accepted", control.count)
             .set("shared", control.shares_queue.get());
+        #[cfg(feature = "inspect")]
+        control.tally.describe(section);
         self.service.describe(description);
     }
 
@@ -693,6 +700,8 @@ pub(crate) fn install<E: Listen>(
         accepted: None,
         farewells: Farewells::default(),
         count: 0,
+        #[cfg(feature = "inspect")]
+        tally: crate::Tally::new("listener", token.to_bits()),
     };
     let handle = control.handle();
     vacancy.install(Box::new(Accepting { control, service }));

@@ -391,6 +391,10 @@ impl<B: PassDescriptors> FileDescriptor for SendmsgMixin<B> {
             .map_or(0, |passing| passing.queue.len())
     }
 
+    fn sent_descriptors(&self) -> u64 {
+        self.sent_count()
+    }
+
     fn discard_descriptors(&mut self, link: &mut Link) -> usize {
         let Some(passing) = &mut self.passing else {
             return 0;

@@ -416,6 +416,12 @@ pub trait Transports {
     #[cfg(feature = "inspect")]
     fn kind_counts(&mut self) -> Vec<crate::KindCounts>;
 
+    /// Has `tally` know what a connection does that was made just now, until its end. What
+    /// a listener accepts has one already. Nothing happens if it has ended. (Feature
+    /// `inspect`.)
+    #[cfg(feature = "inspect")]
+    fn tally(&mut self, connection: Token, tally: &crate::Tally);
+
     /// Counts what happened to descriptors in this reactor so far.
     fn descriptor_counts(&mut self) -> DescriptorCounts;
 
@@ -659,6 +665,13 @@ impl Transports for Reactor {
     #[cfg(feature = "inspect")]
     fn kind_counts(&mut self) -> Vec<crate::KindCounts> {
         Shared::of(self).kinds.all()
+    }
+
+    #[cfg(feature = "inspect")]
+    fn tally(&mut self, connection: Token, tally: &crate::Tally) {
+        if self.is_registered(connection) {
+            Shared::of(self).kinds.came(connection, tally);
+        }
     }
 
     fn descriptor_counts(&mut self) -> DescriptorCounts {

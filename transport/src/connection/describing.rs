@@ -22,7 +22,10 @@ impl<T: StreamTransport, P: Protocol<T>> Connection<T, P> {
             .set("sent_bytes", link.sent)
             .set("buffered_bytes", stream.buffer.len());
         #[cfg(feature = "inspect")]
-        section.set("received_bytes", link.received_bytes());
+        {
+            section.set("received_bytes", link.received_bytes());
+            link.shared.kinds.tell_origin(link.token, section);
+        }
         tell_reading(link, section);
         tell_rare(link, stream.layer.queued_descriptors(), section);
         tell_layers(&stream.layer, link, description);

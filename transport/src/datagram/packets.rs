@@ -29,7 +29,6 @@ use crate::error::{AdoptErrorKind, DetachError};
 use crate::establish::SocketTransport;
 use crate::file_descriptor::not_connected;
 use crate::log;
-use crate::shared::Ledger;
 use crate::sys::MAX_DESCRIPTORS;
 
 /// How many bytes give the length of an unsent packet.
@@ -354,7 +353,7 @@ where
         };
         let kept = port.keep();
         let (unsent, descriptors) = pack(port.take_unsent());
-        Ledger::add(&port.shared.ledger.closed, 1);
+        port.is_closed_now();
         port.state = PortState::Closed;
         self.stage = Stage::Stopped;
         self.cancel_calls(reactor);

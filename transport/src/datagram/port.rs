@@ -304,6 +304,12 @@ impl<S: DatagramSocket> Port<S> {
         self.ends.connector = connector;
     }
 
+    /// Records which listener has accepted the connection.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn came_from(&self, tally: &crate::Tally) {
+        self.shared.kinds.came(self.token, tally);
+    }
+
     /// Queues a packet that was taken out before, whatever the limits are.
     pub(super) fn requeue(&mut self, data: &[u8], descriptors: Vec<PassedDescriptor>) {
         let shared = &self.shared;
@@ -592,8 +598,23 @@ impl<S: DatagramSocket> Port<S> {
             // If others hold the socket too, epoll would go on to report it.
             self.socket.unwatch(reactor);
             self.socket.close();
-            Ledger::add(&self.shared.ledger.closed, 1);
+            self.is_closed_now();
         }
+    }
+
+    /// Counts that the socket was closed or detached.
+    pub(super) fn is_closed_now(&self) {
+        Ledger::add(&self.shared.ledger.closed, 1);
+        #[cfg(feature = "inspect")]
+        self.shared.kinds.left(
+            self.token,
+            crate::kind_counts::Done {
+                connections: 1,
+                sent_messages: self.counts.sent,
+                received_messages: self.counts.received,
+                ..Default::default()
+            },
+        );
     }
 
     /// Makes a handle of this port as a `T`.

@@ -995,6 +995,8 @@ where
             .set("failed_messages", counts.failed)
             .set("refused_messages", counts.refused)
             .set("reading", port.reading());
+        #[cfg(feature = "inspect")]
+        port.shared.kinds.tell_origin(port.token, section);
         port.tell_queue(section);
         self.protocol.describe(description);
     }
