@@ -1,5 +1,6 @@
 //! What everything says of itself.
 
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -272,6 +273,41 @@ fn every_layer_around_a_factory_tells_what_it_is_at_its_listener_or_connector() 
     );
 }
 
+#[test]
+fn a_listener_whose_connections_a_pool_gets_tells_which_and_who_accepts() {
+    use bowline::handoff::pool::{Accepting, Pool, PoolSettings, Spawned, WorkerId};
+    let ledger = DescriptorLedger::open();
+    let any = ([127, 0, 0, 1], 0).into();
+    for (accepting, who) in [
+        (Accepting::ByPool, "by the pool"),
+        (Accepting::ByWorkers, "by workers"),
+    ] {
+        let mut reactor = Reactor::new().unwrap();
+        let settings = PoolSettings::default().workers(0).accepting(accepting);
+        let none = |_: &mut Reactor, _: WorkerId| -> std::io::Result<Spawned<OwnedFd>> {
+            unreachable!("there are to be no workers")
+        };
+        let pool = Pool::start(&mut reactor, settings, none);
+        reactor
+            .accept(bowline::Tcp::at(any), pool.acceptor(7))
+            .unwrap();
+        run_until(&mut reactor, |reactor| reactor.is_idle());
+        let it = one_of(&reactor, "listener");
+        let acceptor = it.sections().iter().find(|it| it.name() == "PoolAcceptor");
+        let acceptor = acceptor.unwrap_or_else(|| panic!("{it:#?}"));
+        assert_eq!(acceptor.get("label"), Some(&7_u64.into()));
+        assert_eq!(acceptor.get("accepting"), Some(&who.into()));
+        // Nobody has room, as there is nobody.
+        assert_eq!(acceptor.get("paused"), Some(&true.into()));
+        assert_fact(&it, "state", "held");
+        let parts = reactor.parts();
+        let of_pool = parts.sections().iter().find(|it| it.name() == "Pool");
+        assert_eq!(of_pool.unwrap().get("pool"), acceptor.get("pool"));
+        assert!(acceptor.get("pool").is_some());
+    }
+    ledger.assert_balanced();
+}
+
 /// Each policy, around one connection.
 #[test]
 fn every_policy_tells_what_it_is_at_its_connection() {
@@ -311,9 +347,10 @@ fn every_policy_tells_what_it_is_at_its_connection() {
 /// of its own.
 #[test]
 fn whoever_is_registered_or_stands_around_something_describes_itself() {
-    const TRAITS: [&str; 5] = [
+    const TRAITS: [&str; 6] = [
         "Policy<T>",
         "Factory",
+        "Acceptor",
         "Descriptor",
         "FileDescriptor",
         "ChannelReceiver<T>",
@@ -331,6 +368,7 @@ fn whoever_is_registered_or_stands_around_something_describes_itself() {
         "Finder",
         "Once<P>",
         "F",
+        "A",
     ];
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let (mut missing, mut found) = (Vec::new(), 0);

@@ -11,6 +11,8 @@ use std::time::Duration;
 use bowline_protocol::{CloseReason, NotSent};
 use bowline_reactor::{Reactor, SystemEvent};
 use bowline_transport::ChildWatch;
+#[cfg(feature = "inspect")]
+use bowline_transport::Transports;
 
 use super::WorkerId;
 use super::connection::PassedConnection;
@@ -144,6 +146,8 @@ impl PoolShared {
                 return Err(error);
             }
         };
+        #[cfg(feature = "inspect")]
+        reactor.tally(channel.into(), &self.tally);
         let mut state = self.state.borrow_mut();
         state.counts.started += 1;
         let now = reactor.now();

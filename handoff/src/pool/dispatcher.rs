@@ -7,6 +7,7 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bowline_protocol::UnixTransport;
@@ -58,7 +59,15 @@ pub(crate) struct PoolShared {
     pub(super) flush_is_due: Cell<bool>,
     /// Listeners that workers have closed are seen to later in this turn.
     pub(super) close_is_due: Cell<bool>,
+    /// What it is called by those who look inside.
+    number: u64,
+    /// What passes over its channels.
+    #[cfg(feature = "inspect")]
+    pub(super) tally: bowline_transport::Tally,
 }
+
+/// What the next pool of the process is called.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Pool {
     /// Starts the workers. Who has the fewest connections gets the next ([`LeastLoaded`]).
@@ -84,6 +93,7 @@ impl Pool {
         // None at all could never be given anything.
         settings.window = settings.window.max(1);
         let drain_timeout = settings.drain_timeout;
+        let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
         let pool = Self {
             shared: Rc::new(PoolShared {
                 state: RefCell::new(PoolState {
@@ -117,6 +127,9 @@ impl Pool {
                 pump_is_due: Cell::new(false),
                 flush_is_due: Cell::new(false),
                 close_is_due: Cell::new(false),
+                number,
+                #[cfg(feature = "inspect")]
+                tally: bowline_transport::Tally::new("pool", number),
             }),
         };
         if let Some(within) = drain_timeout {
@@ -161,6 +174,7 @@ impl Pool {
         PoolAcceptor {
             pool: self.clone(),
             label,
+            own: None,
             listener: None,
             members: Vec::new(),
             is_held: false,
@@ -257,6 +271,8 @@ impl fmt::Debug for Pool {
 pub struct PoolAcceptor {
     pool: Pool,
     label: u32,
+    /// The listener, once it has started.
+    own: Option<ListenerHandle>,
     /// The listener, if it is shared out among workers.
     listener: Option<ListenerHandle>,
     /// The sockets beside its own that a predecessor had made.
@@ -275,6 +291,7 @@ impl Acceptor for PoolAcceptor {
     }
 
     fn started(&mut self, cx: &mut BuildContext<'_>) {
+        self.own = cx.listener().map(|listener| listener.handle());
         if self.pool.shared.state.borrow().shares() {
             self.share(cx);
         }
@@ -295,6 +312,27 @@ impl Acceptor for PoolAcceptor {
         };
         self.pool.dispatch(cx.reactor, connection);
         self.pause_if_full(cx);
+    }
+
+    fn describe(&self, description: &mut Description) {
+        let Ok(state) = self.pool.shared.state.try_borrow() else {
+            return;
+        };
+        let is_open = self.own.and_then(|own| state.is_open_to_workers(own));
+        let accepting = match is_open {
+            Some(true) => "by workers",
+            // They begin once the program serves.
+            Some(false) => "held",
+            None => "by the pool",
+        };
+        let is_paused = self.own.is_some_and(|own| state.paused.contains(&own));
+        description
+            .section_of::<Self>()
+            .set("pool", self.pool.shared.number)
+            .set("label", self.label)
+            .set("accepting", accepting)
+            // Until a worker has room.
+            .set("paused", is_paused);
     }
 }
 
@@ -673,7 +711,9 @@ impl PoolShared {
         description
             .section("Pool")
             .set("state", life)
+            .set("pool", self.number)
             .set("workers", pool.workers.len())
+            .set("live", state.workers.iter().map(|it| it.live).sum::<u32>())
             .set("waiting", pool.waiting)
             .set("in_flight", pool.in_flight)
             .set("sent", pool.sent)
@@ -688,5 +728,42 @@ impl PoolShared {
             .set("hangs", pool.hangs)
             .set("recalls", pool.recalls)
             .set("paused", pool.is_paused);
+        #[cfg(feature = "inspect")]
+        self.tally.describe(description.section("Pool channels"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bowline_transport::{Tcp, Transports};
+
+    use super::super::process::Spawned;
+    use super::super::settings::Accepting;
+    use super::*;
+
+    #[test]
+    fn a_listener_is_described_as_held_until_workers_may_accept_on_it() {
+        let mut reactor = Reactor::new().expect("epoll");
+        let settings = PoolSettings::default()
+            .workers(0)
+            .accepting(Accepting::ByWorkers);
+        let none = |_: &mut Reactor, _: WorkerId| -> io::Result<Spawned<OwnedFd>> {
+            unreachable!("there are to be no workers")
+        };
+        let pool = Pool::start(&mut reactor, settings, none);
+        let any = Tcp::at(([127, 0, 0, 1], 0).into());
+        let acceptor = pool.successor(1, Vec::new());
+        let listener = reactor.accept(any, acceptor).expect("it listens");
+        while !reactor.is_idle() {
+            reactor.turn(Some(Duration::ZERO));
+        }
+        let accepting = |reactor: &Reactor| {
+            let all = reactor.descriptors().filter_map(|it| it.describe());
+            let found = all.filter_map(|it| it.get("accepting").cloned());
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(accepting(&reactor), ["held".into()]);
+        pool.shared.begin_accepting(&mut reactor, listener);
+        assert_eq!(accepting(&reactor), ["by workers".into()]);
     }
 }

@@ -86,6 +86,14 @@ impl SharedListener {
     }
 }
 
+impl PoolState {
+    /// Whether workers accept on this listener, if it is shared out among them.
+    pub(super) fn is_open_to_workers(&self, listener: ListenerHandle) -> Option<bool> {
+        let shared = self.shared.iter().find(|it| it.listener == listener);
+        shared.map(|it| it.is_open)
+    }
+}
+
 impl PoolShared {
     /// Shares a listener out among the workers. `members` are the sockets beside its own,
     /// if a predecessor has done so before.

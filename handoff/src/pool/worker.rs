@@ -777,6 +777,10 @@ impl Acceptor for Inbound {
         };
         self.shared.accepted(cx.reactor, connection);
     }
+
+    fn describe(&self, description: &mut Description) {
+        description.section_of::<Self>().set("label", self.label);
+    }
 }
 
 /// The worker's end of its channel.
