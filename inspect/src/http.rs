@@ -12,8 +12,9 @@ use bowline_reactor::{DelayedCall, PeriodicCall, Reactor};
 use serde_json::json;
 
 use crate::json;
-use crate::metrics::{self, Totals};
+use crate::metrics;
 use crate::survey::Survey;
+use crate::totals::Totals;
 
 /// How many bytes the head of a request may have.
 const LONGEST: usize = 8 * 1_024;
@@ -224,6 +225,8 @@ fn tell(reactor: &mut Reactor, handle: TransportHandle) {
             "summary": json::summary(reactor),
             "turns": json::turns(reactor)["turns"],
             "totals": found.totals.sums(),
+            "listeners": found.totals.listeners(),
+            "pools": found.totals.pools(),
             "unlisted": found.unlisted,
         });
         let counts = counts.to_string();
@@ -283,6 +286,7 @@ fn go_on(
     if is_more {
         reactor.call_soon(move |reactor| go_on(reactor, survey, found, then));
     } else {
+        found.totals.finish(&reactor.parts());
         then(reactor, found);
     }
 }

@@ -65,6 +65,8 @@ pub(crate) fn summary(reactor: &mut Reactor) -> Value {
             "made": it.made, "open": it.open(), "ended": it.ended,
             "ended_sent_bytes": it.sent_bytes as i64,
             "ended_received_bytes": it.received_bytes as i64,
+            "ended_sent_descriptors": it.sent_descriptors as i64,
+            "ended_received_descriptors": it.received_descriptors as i64,
         });
         (it.kind.to_owned(), counts)
     });

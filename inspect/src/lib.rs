@@ -39,7 +39,13 @@
 //!
 //! A list of descriptors is made in portions of 256, one in each turn, so that no turn is
 //! long. It contains the descriptors that were registered when it was requested. Each line
-//! says at which turn it was made.
+//! says at which turn it was made. A connection names the listener that has accepted it.
+//!
+//! The last line adds up the connections of each listener (`listeners`), and the channels
+//! of each pool to its workers (`pools`): how many are open, by state; bytes, descriptors
+//! and messages in and out, also of those that have ended; what waits to be sent; and how
+//! many are paused, by whom: by the protocol, by a policy or a layer, or, of producers, by
+//! the peer, which does not read.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -51,6 +57,7 @@ mod log;
 mod metrics;
 mod socket;
 mod survey;
+mod totals;
 
 pub use crate::http::{Browser, Browsers};
 pub use crate::inspector::{InspectError, Inspector, Page};
@@ -59,4 +66,4 @@ pub use bowline_reactor::{
     Budget, CallbackKind, Histogram, Measurements, SlowCallback, SlowLimits, SlowTurn, TurnRecord,
     TurnTimes,
 };
-pub use bowline_transport::{KindCounts, OperateError, Operation};
+pub use bowline_transport::{KindCounts, OperateError, Operation, Tally};

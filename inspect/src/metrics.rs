@@ -2,78 +2,12 @@
 //!
 //! The names are stable, so that alerts keep working.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use bowline_reactor::{Budget, CallbackKind, Description, Fact, Histogram, Reactor, Section};
-use bowline_transport::Transports;
-use serde_json::{Value, json};
+use bowline_reactor::{Budget, CallbackKind, Histogram, Reactor, Section};
+use bowline_transport::{KindCounts, Transports};
 
-/// The sums over the open connections, by kind.
-#[derive(Debug, Default)]
-pub(crate) struct Totals {
-    by_kind: BTreeMap<String, Total>,
-    /// By kind and state.
-    by_state: BTreeMap<(String, String), u64>,
-    /// What listeners have accepted, by their factory and their address.
-    accepted: BTreeMap<(String, String), u64>,
-    paused: u64,
-    held: u64,
-}
-
-#[derive(Debug, Default)]
-struct Total {
-    sent: u64,
-    received: u64,
-    buffered: u64,
-    queued: u64,
-}
-
-impl Totals {
-    pub(crate) fn add(&mut self, description: &Description) {
-        let count = |fact: &str| match description.get(fact) {
-            Some(Fact::Count(count)) => *count,
-            _ => 0,
-        };
-        let word = |fact: &str| match description.get(fact) {
-            Some(Fact::Text(text)) => text.clone().into_owned(),
-            _ => String::new(),
-        };
-        match word("role").as_str() {
-            "listener" => {
-                let listener = (word("factory"), word("local"));
-                *self.accepted.entry(listener).or_default() += count("accepted");
-                return;
-            }
-            "connection" => {}
-            _ => return,
-        }
-        let state = (description.kind().to_owned(), word("state"));
-        *self.by_state.entry(state).or_default() += 1;
-        let total = self
-            .by_kind
-            .entry(description.kind().to_owned())
-            .or_default();
-        total.sent += count("sent_bytes");
-        total.received += count("received_bytes");
-        total.buffered += count("buffered_bytes");
-        total.queued += count("queued_descriptors");
-        let reading = word("reading");
-        self.paused += u64::from(reading == "paused");
-        self.held += u64::from(reading == "held");
-    }
-
-    /// Adds up what the page plots, over all kinds.
-    pub(crate) fn sums(&self) -> Value {
-        let sum = |of: fn(&Total) -> u64| self.by_kind.values().map(of).sum::<u64>();
-        json!({
-            "sent": sum(|it| it.sent),
-            "received": sum(|it| it.received),
-            "buffered": sum(|it| it.buffered),
-            "queued_descriptors": sum(|it| it.queued),
-        })
-    }
-}
+use crate::totals::{Listener, PAUSED_BY, Sum, Totals, count, sections};
 
 /// One family of metrics after the other, each with its help text.
 struct Text(String);
@@ -129,14 +63,13 @@ pub(crate) fn text(reactor: &mut Reactor, totals: &Totals) -> String {
     loop_counts(&mut text, reactor);
     times(&mut text, reactor);
     connections(&mut text, reactor, totals);
+    listeners(&mut text, &totals.listeners);
     descriptors(&mut text, reactor);
     let parts = reactor.parts();
-    let of = |name: &str| {
-        let sections = parts.sections().iter();
-        sections.filter(|it| it.name() == name).collect::<Vec<_>>()
-    };
-    pools(&mut text, &of("Pool"));
-    restarts(&mut text, &of("Restart"));
+    let all: Vec<_> = sections(&parts, "Pool").collect();
+    pools(&mut text, &all);
+    channels(&mut text, &all, totals);
+    restarts(&mut text, &sections(&parts, "Restart").collect::<Vec<_>>());
     text.0
 }
 
@@ -206,74 +139,176 @@ fn times(text: &mut Text, reactor: &Reactor) {
 
 fn connections(text: &mut Text, reactor: &mut Reactor, totals: &Totals) {
     let kinds = reactor.kind_counts();
-    let nothing = Total::default();
-    let total = |kind: &str| totals.by_kind.get(kind).unwrap_or(&nothing);
-    let mut family = |name: &str, kind: &str, help: &str, count: &dyn Fn(usize) -> u64| {
+    let nothing = Sum::default();
+    let open = |kind: &str| totals.by_kind.get(kind).unwrap_or(&nothing);
+    let mut family = |name: &str, kind: &str, help: &str, count: &dyn Fn(&KindCounts) -> u64| {
         text.family(name, kind, help);
-        for (index, counts) in kinds.iter().enumerate() {
-            text.sample(name, &[("kind", counts.kind)], count(index));
+        for counts in &kinds {
+            text.sample(name, &[("kind", counts.kind)], count(counts));
         }
     };
-    family(
-        "bowline_connections",
-        "gauge",
-        "Open connections.",
-        &|index| kinds[index].open(),
-    );
-    family(
-        "bowline_connections_made_total",
-        "counter",
-        "Connections made.",
-        &|index| kinds[index].made,
-    );
-    family(
-        "bowline_sent_bytes_total",
-        "counter",
-        "Bytes sent.",
-        &|index| {
-            kinds[index]
-                .sent_bytes
-                .wrapping_add(total(kinds[index].kind).sent)
-        },
-    );
-    family(
-        "bowline_received_bytes_total",
-        "counter",
-        "Bytes delivered.",
-        &|index| {
-            kinds[index]
-                .received_bytes
-                .wrapping_add(total(kinds[index].kind).received)
-        },
-    );
-    family(
-        "bowline_buffered_bytes",
-        "gauge",
-        "Bytes that wait to be sent.",
-        &|index| total(kinds[index].kind).buffered,
-    );
-    let help = "Connections whose reading is paused.";
-    text.single("bowline_paused_connections", "gauge", help, totals.paused);
-    let help = "Connections whose reading a policy or a layer holds.";
-    text.single("bowline_held_connections", "gauge", help, totals.held);
+    let name = "bowline_connections";
+    family(name, "gauge", "Open connections.", &|it| it.open());
+    let name = "bowline_connections_made_total";
+    family(name, "counter", "Connections made.", &|it| it.made);
+    let name = "bowline_sent_bytes_total";
+    family(name, "counter", "Bytes sent.", &|it| {
+        it.sent_bytes.wrapping_add(open(it.kind).sent)
+    });
+    let name = "bowline_received_bytes_total";
+    family(name, "counter", "Bytes delivered.", &|it| {
+        it.received_bytes.wrapping_add(open(it.kind).received)
+    });
+    let name = "bowline_sent_descriptors_total";
+    family(name, "counter", "Descriptors passed.", &|it| {
+        let open = open(it.kind).sent_descriptors;
+        it.sent_descriptors.wrapping_add(open)
+    });
+    let name = "bowline_received_descriptors_total";
+    family(name, "counter", "Descriptors received.", &|it| {
+        let open = open(it.kind).received_descriptors;
+        it.received_descriptors.wrapping_add(open)
+    });
+    let (name, help) = ("bowline_buffered_bytes", "Bytes that wait to be sent.");
+    family(name, "gauge", help, &|it| open(it.kind).buffered);
+    let name = "bowline_queued_descriptors";
+    let help = "Descriptors that wait to be passed.";
+    family(name, "gauge", help, &|it| open(it.kind).queued);
+    paused(text, totals);
     let name = "bowline_connections_by_state";
     text.family(name, "gauge", "Open connections by their state.");
-    for ((kind, state), count) in &totals.by_state {
-        text.sample(name, &[("kind", kind), ("state", state)], count);
-    }
-    let name = "bowline_accepted_total";
-    text.family(name, "counter", "Connections that listeners accepted.");
-    for ((factory, local), count) in &totals.accepted {
-        text.sample(name, &[("factory", factory), ("local", local)], count);
+    for (kind, sum) in &totals.by_kind {
+        for (state, count) in &sum.states {
+            text.sample(name, &[("kind", kind), ("state", state)], count);
+        }
     }
 }
 
-/// A number among the facts of a section.
-fn count_of(section: &Section, fact: &str) -> u64 {
-    match section.get(fact) {
-        Some(Fact::Count(count)) => *count,
-        Some(Fact::Flag(flag)) => u64::from(*flag),
-        _ => 0,
+fn paused(text: &mut Text, totals: &Totals) {
+    let all = |by: usize| totals.by_kind.values().map(|it| it.paused[by]).sum();
+    let help = "Connections whose reading is paused.";
+    text.single("bowline_paused_connections", "gauge", help, all(0));
+    let help = "Connections whose reading a policy or a layer holds.";
+    text.single("bowline_held_connections", "gauge", help, all(1));
+    let name = "bowline_paused";
+    text.family(name, "gauge", "What is paused, by whom.");
+    for (kind, sum) in &totals.by_kind {
+        for (by, count) in PAUSED_BY.iter().zip(sum.paused) {
+            text.sample(name, &[("kind", kind), ("by", by)], count);
+        }
+    }
+}
+
+/// Of each family of a listener or a pool: what it is called after that, whether it is a
+/// gauge or a counter, its help text, and what it counts.
+type Family = (&'static str, &'static str, &'static str, fn(&Sum) -> u64);
+
+const FAMILIES: [Family; 6] = [
+    ("sent_bytes_total", "counter", "Bytes sent.", |it| it.sent),
+    (
+        "received_bytes_total",
+        "counter",
+        "Bytes delivered.",
+        |it| it.received,
+    ),
+    (
+        "sent_descriptors_total",
+        "counter",
+        "Descriptors passed.",
+        |it| it.sent_descriptors,
+    ),
+    (
+        "received_descriptors_total",
+        "counter",
+        "Descriptors received.",
+        |it| it.received_descriptors,
+    ),
+    (
+        "buffered_bytes",
+        "gauge",
+        "Bytes that wait to be sent.",
+        |it| it.buffered,
+    ),
+    (
+        "queued_descriptors",
+        "gauge",
+        "Descriptors that wait to be passed.",
+        |it| it.queued,
+    ),
+];
+
+/// Several listeners may have the same factory and address.
+fn listeners(text: &mut Text, all: &[Listener]) {
+    let mut merged: Vec<((&str, &str), Sum, u64, u64)> = Vec::new();
+    for it in all {
+        let labels = (it.factory.as_str(), it.local.as_str());
+        let (accepted, accepting) = (it.accepted, u64::from(it.is_accepting));
+        match merged.iter_mut().find(|known| known.0 == labels) {
+            Some(known) => {
+                known.1.add(&it.all);
+                known.2 += accepted;
+                known.3 += accepting;
+            }
+            None => merged.push((labels, it.all.clone(), accepted, accepting)),
+        }
+    }
+    let labels = |(factory, local)| [("factory", factory), ("local", local)];
+    let name = "bowline_accepted_total";
+    text.family(name, "counter", "Connections that listeners accepted.");
+    for (whose, _, accepted, _) in &merged {
+        text.sample(name, &labels(*whose), accepted);
+    }
+    let name = "bowline_listener_accepting";
+    text.family(name, "gauge", "How many listeners accept now.");
+    for (whose, .., accepting) in &merged {
+        text.sample(name, &labels(*whose), accepting);
+    }
+    let name = "bowline_listener_connections";
+    text.family(name, "gauge", "Open connections of a listener by state.");
+    for (whose, sum, ..) in &merged {
+        let [factory, local] = labels(*whose);
+        for (state, count) in &sum.states {
+            text.sample(name, &[factory, local, ("state", state)], count);
+        }
+    }
+    let name = "bowline_listener_paused";
+    text.family(name, "gauge", "What is paused of its connections, by whom.");
+    for (whose, sum, ..) in &merged {
+        let [factory, local] = labels(*whose);
+        for (by, count) in PAUSED_BY.iter().zip(sum.paused) {
+            text.sample(name, &[factory, local, ("by", by)], count);
+        }
+    }
+    for (what, kind, help, count) in FAMILIES {
+        let name = format!("bowline_listener_{what}");
+        text.family(&name, kind, help);
+        for (whose, sum, ..) in &merged {
+            text.sample(&name, &labels(*whose), count(sum));
+        }
+    }
+}
+
+/// What passes between pools and their workers.
+fn channels(text: &mut Text, pools: &[&Section], totals: &Totals) {
+    let known = pools.iter().enumerate();
+    let known = known.filter_map(|(at, pool)| Some((at.to_string(), totals.channels_of(pool)?)));
+    let known: Vec<_> = known.collect();
+    if known.is_empty() {
+        return;
+    }
+    for (what, kind, help, count) in FAMILIES {
+        let name = format!("bowline_pool_{what}");
+        text.family(&name, kind, help);
+        for (pool, sum) in &known {
+            text.sample(&name, &[("pool", pool)], count(sum));
+        }
+    }
+    let name = "bowline_pool_channels_paused";
+    text.family(name, "gauge", "What is paused of its channels, by whom.");
+    for (pool, sum) in &known {
+        for (by, count) in PAUSED_BY.iter().zip(sum.paused) {
+            text.sample(name, &[("pool", pool), ("by", by)], count);
+        }
     }
 }
 
@@ -288,12 +323,13 @@ fn pools(text: &mut Text, pools: &[&Section]) {
             for fact in facts {
                 let labels = [("pool", number.as_str()), (label, fact)];
                 let labels = &labels[..if label.is_empty() { 1 } else { 2 }];
-                text.sample(name, labels, count_of(pool, fact));
+                text.sample(name, labels, count(pool.get(fact)));
             }
         }
     };
     let gauges = [
         ("workers", "Worker processes.", "workers"),
+        ("live", "Connections that workers have.", "live"),
         ("waiting", "Connections that wait for a worker.", "waiting"),
         (
             "in_flight",
@@ -347,12 +383,12 @@ fn restarts(text: &mut Text, restarts: &[&Section]) {
         (
             "movable_connections",
             "Connections that can move.",
-            count_of(restart, "movable"),
+            count(restart.get("movable")),
         ),
         (
             "stayed_connections",
             "Connections that could not move.",
-            count_of(restart, "stayed"),
+            count(restart.get("stayed")),
         ),
     ];
     for (name, help, value) in gauges {
@@ -361,7 +397,7 @@ fn restarts(text: &mut Text, restarts: &[&Section]) {
     let name = "bowline_restart_moved_total";
     text.family(name, "counter", "Connections that have moved.");
     for (way, fact) in [("here", "moved_here"), ("away", "moved_away")] {
-        text.sample(name, &[("way", way)], count_of(restart, fact));
+        text.sample(name, &[("way", way)], count(restart.get(fact)));
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::json;
 use crate::log;
 use crate::survey::Survey;
+use crate::totals::Totals;
 
 /// How many bytes a request may have.
 const LONGEST: usize = 1_024;
@@ -167,6 +168,7 @@ fn operate(reactor: &mut Reactor, client: TransportHandle, operation: Operation,
 fn list<T: Transport>(cx: &mut Cx<'_, T>) {
     let list = List {
         turn: None,
+        totals: Totals::default(),
         survey: Survey::begin(cx.reactor),
         own: cx.transport.handle().token(),
     };
@@ -202,6 +204,7 @@ struct List {
     /// The turn of the last portion.
     turn: Option<u64>,
     survey: Survey,
+    totals: Totals,
     own: Token,
 }
 
@@ -216,7 +219,11 @@ impl Producer for List {
         self.turn = turn;
         let own = self.own.to_bits();
         let mut lines = String::new();
-        let is_more = self.survey.take(cx.reactor, |_, descriptor| {
+        let totals = &mut self.totals;
+        let is_more = self.survey.take(cx.reactor, |description, descriptor| {
+            if let Some(description) = description {
+                totals.add(description);
+            }
             let descriptor = descriptor();
             // The one that asks is out of its slot now, and of no interest.
             if descriptor["token"] != own {
@@ -225,10 +232,13 @@ impl Producer for List {
             }
         });
         if !is_more {
+            totals.finish(&cx.reactor.parts());
             let end = json!({"end": {
                 "descriptors": self.survey.told,
                 "first_turn": self.survey.began,
                 "last_turn": cx.reactor.statistics().turns,
+                "listeners": totals.listeners(),
+                "pools": totals.pools(),
             }});
             lines.push_str(&end.to_string());
             lines.push('\n');

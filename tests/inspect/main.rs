@@ -11,6 +11,7 @@ mod described;
 mod measures;
 mod socket;
 mod top;
+mod totals;
 mod web;
 
 use std::io::{BufRead, BufReader, Write};
@@ -74,6 +75,16 @@ impl Program {
 
     /// With the address of its page, and the secret of that.
     pub(crate) fn start_with(page: Option<(SocketAddr, &'static str)>) -> Self {
+        Self::start_of(page, |reactor, path| {
+            reactor.listen_unix(path, |_: &Address| Echo).unwrap();
+        })
+    }
+
+    /// With a server of its own at the path that it is given.
+    pub(crate) fn start_of(
+        page: Option<(SocketAddr, &'static str)>,
+        serve: impl FnOnce(&mut Reactor, &Path) + Send + 'static,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (socket, echo) = (folder.path().join("inspect"), folder.path().join("echo"));
         let (tell, told) = mpsc::channel();
@@ -86,9 +97,7 @@ impl Program {
                 None => Inspector::on_address(&mut reactor, ([127, 0, 0, 1], 0).into()),
             };
             let page = page.unwrap();
-            reactor
-                .listen_unix(paths.1.as_path(), |_: &Address| Echo)
-                .unwrap();
+            serve(&mut reactor, &paths.1);
             tell.send((reactor.remote(), page)).unwrap();
             reactor.run().unwrap();
         });

@@ -1,5 +1,7 @@
 //! The command `bowline-top`.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -40,12 +42,45 @@ fn it_prints_one_look_of_a_program() {
         text.contains(&format!("process {}", std::process::id())),
         "{text}"
     );
-    let is_echo = |line: &str| line.starts_with("UNIX") && line.contains("Echo");
-    assert!(text.lines().any(is_echo), "{text}");
-    assert!(
-        text.lines().any(|line| line.starts_with("listener")),
-        "{text}"
-    );
+    let is_echo = |line: &&str| line.starts_with("UNIX") && line.contains("Echo");
+    assert!(text.lines().any(|line| is_echo(&line)), "{text}");
+    // The listener has what its connections did, and how many there are.
+    let is_listener = |line: &&str| line.starts_with("listener") && line.contains(" Echo ");
+    let listener = text.lines().find(is_listener);
+    let listener = listener.unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(listener.split_whitespace().nth(6), Some("5"), "{text}");
+    assert!(listener.ends_with(" 1 open"), "{text}");
+}
+
+#[test]
+fn it_prints_what_has_passed_to_the_workers_of_a_pool() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("inspect").display().to_string();
+    let mut pool = Command::new(example("prefork"))
+        .args(["--serve", "--workers", "1", "--inspect", &place])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(pool.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on ").unwrap();
+    for _ in 0..3 {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(client.read(&mut [0; 100]).unwrap() > 0);
+    }
+    let output = Command::new(bowline_top())
+        .args(["--once", "--every", "0.1", &place])
+        .output()
+        .unwrap();
+    let _ = pool.kill();
+    let _ = pool.wait();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let channels = text.lines().find(|it| it.starts_with("Pool channels:"));
+    let channels = channels.unwrap_or_else(|| panic!("{text}"));
+    assert!(channels.ends_with(" 1 open, 3 descriptors out"), "{text}");
 }
 
 #[test]

@@ -15,12 +15,12 @@ use crate::support::{DescriptorLedger, run_until};
 use crate::{Program, fact, not_run, say};
 
 /// The host and the path of the page.
-fn place(page: &str) -> (&str, &str) {
+pub(crate) fn place(page: &str) -> (&str, &str) {
     let rest = page.strip_prefix("http://").unwrap();
     rest.split_at(rest.find('/').unwrap())
 }
 
-fn open(page: &str) -> TcpStream {
+pub(crate) fn open(page: &str) -> TcpStream {
     let stream = TcpStream::connect(place(page).0).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
@@ -28,7 +28,7 @@ fn open(page: &str) -> TcpStream {
     stream
 }
 
-fn get(page: &str, path: &str) -> String {
+pub(crate) fn get(page: &str, path: &str) -> String {
     let mut stream = open(page);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: it\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -37,7 +37,7 @@ fn get(page: &str, path: &str) -> String {
 }
 
 /// The next event of a page.
-fn event(stream: &mut TcpStream, read: &mut String) -> Value {
+pub(crate) fn event(stream: &mut TcpStream, read: &mut String) -> Value {
     loop {
         if let Some(start) = read.find("data: ")
             && let Some(length) = read[start..].find("\n\n")
@@ -388,7 +388,7 @@ fn pools_and_restarts_are_in_the_metrics() {
 }
 
 /// The value of a sample.
-fn sample(body: &str, name: &str) -> Option<f64> {
+pub(crate) fn sample(body: &str, name: &str) -> Option<f64> {
     let mut lines = body.lines();
     let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.map(|value| value.parse().unwrap())

@@ -71,6 +71,8 @@ struct View {
     at: Instant,
     before: HashMap<u64, [u64; 2]>,
     rows: Vec<Row>,
+    /// What the channels of pools hold together.
+    pools: Vec<Value>,
     /// Those of the list that is arriving.
     arriving: Vec<Value>,
     message: String,
@@ -98,8 +100,8 @@ impl<T: Transport> FrameReceiver<T, LineFramer> for Listens {
         };
         if value.get("turns").is_some() {
             view.summary = value;
-        } else if value.get("end").is_some() {
-            view.looked();
+        } else if let Some(end) = value.get("end") {
+            view.looked(end);
             if view.is_once && view.looks == 2 {
                 println!("{}", view.text(usize::MAX, usize::MAX).join("\n"));
                 // It runs: this is one of its callbacks.
@@ -168,8 +170,8 @@ fn number(value: &Value, path: &str) -> f64 {
 }
 
 impl View {
-    /// A list is whole.
-    fn looked(&mut self) {
+    /// A list is whole. Its last line has what belongs together, added up.
+    fn looked(&mut self, end: &Value) {
         let passed = self.at.elapsed().as_secs_f64().max(1e-3);
         self.at = Instant::now();
         self.looks += 1;
@@ -178,6 +180,13 @@ impl View {
         self.busy = (self.busy.1, number(&self.summary, "/busy"));
         let arrived = std::mem::take(&mut self.arriving);
         let mut rows: Vec<_> = arrived.iter().map(Row::new).collect();
+        for sum in end["listeners"].as_array().into_iter().flatten() {
+            let token = sum["token"].as_u64();
+            if let Some(row) = rows.iter_mut().find(|row| Some(row.token) == token) {
+                row.is_of_all(sum);
+            }
+        }
+        self.pools = end["pools"].as_array().cloned().unwrap_or_default();
         let mut counts = HashMap::new();
         for row in &mut rows {
             let now = [row.received, row.sent];
@@ -237,7 +246,7 @@ impl View {
             format!("slowest: {took} in {callback} of {name}, {ago} ago")
         }));
         let parts = it["parts"].as_array().into_iter().flatten();
-        text.extend(parts.map(part));
+        text.extend(parts.map(|it| part(it, &self.pools)));
         let mut head = String::new();
         let _ = write!(
             head,
@@ -299,6 +308,19 @@ impl Row {
         }
     }
 
+    /// It is a listener: what all of its connections did and hold.
+    fn is_of_all(&mut self, sum: &Value) {
+        let count = |name: &str| sum[name].as_u64().unwrap_or(0);
+        let either = |bytes: &str, messages: &str| match count(bytes) {
+            0 => count(messages),
+            bytes => bytes,
+        };
+        self.received = either("received_bytes", "received_messages");
+        self.sent = either("sent_bytes", "sent_messages");
+        self.buffered = count("buffered_bytes");
+        self.peer += &format!("  {}", held(sum));
+    }
+
     fn text(&self) -> String {
         format!(
             "{:<10.10} {:<16.16} {:<12.12} {:>8} {:>9} {:>9} {:>8} {:>8}  {}",
@@ -315,9 +337,37 @@ impl Row {
     }
 }
 
+/// What connections hold together: their states, descriptors, and who has paused them.
+fn held(sum: &Value) -> String {
+    let mut text = String::new();
+    let mut tell = |count: &Value, what: &str| {
+        if count.as_u64().is_some_and(|count| count > 0) {
+            let comma = if text.is_empty() { "" } else { ", " };
+            let _ = write!(text, "{comma}{count} {}", printable(what));
+        }
+    };
+    for (state, count) in sum["states"].as_object().into_iter().flatten() {
+        tell(count, state);
+    }
+    tell(&sum["sent_descriptors"], "descriptors out");
+    tell(&sum["received_descriptors"], "descriptors in");
+    tell(&sum["queued_descriptors"], "descriptors wait");
+    for (by, count) in sum["paused_by"].as_object().into_iter().flatten() {
+        tell(count, &format!("paused by the {by}"));
+    }
+    text
+}
+
 /// A pool, a restart, or what the program has told of itself beside its descriptors.
-fn part(part: &Value) -> String {
+fn part(part: &Value, pools: &[Value]) -> String {
     let mut text = printable(part["name"].as_str().unwrap_or_default()) + ":";
+    let of_pool = |it: &&Value| text == "Pool channels:" && it["pool"] == part["facts"]["pool"];
+    if let Some(sum) = pools.iter().find(of_pool) {
+        let bytes = |name: &str| size(number(sum, name));
+        let (sent, received) = (bytes("/sent_bytes"), bytes("/received_bytes"));
+        let (waits, held) = (bytes("/buffered_bytes"), held(sum));
+        return format!("{text}  {sent} bytes out, {received} in, {waits} wait, {held}");
+    }
     for (name, fact) in part["facts"].as_object().into_iter().flatten() {
         let fact = match fact {
             // What is nothing says nothing.
@@ -427,6 +477,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
         at: Instant::now(),
         before: HashMap::new(),
         rows: Vec::new(),
+        pools: Vec::new(),
         arriving: Vec::new(),
         message: "connecting".into(),
         screen: None,
