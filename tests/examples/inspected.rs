@@ -51,7 +51,7 @@ fn summary(socket: &Path) -> Result<Value, String> {
 }
 
 /// Those that are missing need a peer before they serve: Node for `node_worker`, HAProxy for
-/// `haproxy_takeover`.
+/// `haproxy_takeover`. They are with the tests of these (`tests/peers/examples.rs`).
 #[test]
 fn every_server_shows_on_a_socket_what_is_inside() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,7 +1,8 @@
 //! The examples, with the programs that they are for.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -154,18 +155,117 @@ fn haproxy_is_taken_over_under_load_and_takes_back() {
     load.end();
 }
 
+/// One line of what the program shows at `place`, where it was told to.
+fn look(place: &str, request: &str) -> serde_json::Value {
+    let mut stream = UnixStream::connect(place).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("it can");
+    writeln!(stream, "{request}").expect("it reads");
+    let mut line = String::new();
+    let mut answer = BufReader::new(stream);
+    answer.read_line(&mut line).expect("it answers");
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+/// How many connections a program has made that listens at `place` for those who look.
+fn connections_made(place: &str, kind: &str) -> u64 {
+    let summary = look(place, "{\"get\":\"summary\"}");
+    let made = summary["kinds"][kind]["made"].as_u64();
+    made.unwrap_or_default()
+}
+
+/// The page that a program has said that it shows, and its metrics.
+fn metrics_of(said: &str) -> String {
+    let url = said
+        .lines()
+        .find_map(|it| it.strip_prefix("look inside at http://"));
+    let url = url.unwrap_or_else(|| panic!("no page: {said}"));
+    let (address, path) = url.split_once('/').expect("a URL");
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("it can");
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: here\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("text");
+        answer
+    };
+    let page = get(path);
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page:.200}");
+    assert!(page.trim_end().ends_with("</html>"));
+    get(&format!("{path}metrics"))
+}
+
+#[test]
+fn haproxy_takeover_shows_what_is_inside_on_a_socket_and_on_a_page() {
+    if !has("haproxy", "haproxy") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let stats = directory.path().join("stats");
+    let socket = directory.path().join("inspect");
+    let port = haproxy::free_port();
+    let configuration = haproxy::configuration(
+        &format!(
+            "stats socket {} mode 600 level admin expose-fd listeners",
+            stats.display()
+        ),
+        &format!("  bind 127.0.0.1:{port}"),
+    );
+    let mut reactor = Reactor::new().expect("a reactor");
+    let mut command = haproxy::haproxy(directory.path(), &configuration);
+    let mut before = Program::start(&mut command);
+    before.wait_for_listener(&mut reactor, &stats);
+    let listener = format!("factory=\"Framed\",local=\"127.0.0.1:{port}\"");
+    let place = socket.to_str().expect("text");
+    let mut take = |inspect: &str, asked: &mut dyn FnMut(&Program)| {
+        let mut takeover = example("haproxy_takeover");
+        takeover
+            .arg("--stats")
+            .arg(&stats)
+            .args(["--inspect", inspect]);
+        let takeover = Program::start(&mut takeover);
+        takeover.wait_for(&mut reactor, &format!("serving 127.0.0.1:{port}"));
+        asked(&takeover);
+    };
+    // HAProxy goes on to accept, from the same queue.
+    let until_served_here = |served: &mut dyn FnMut() -> bool| {
+        let asked = (0..1_000).find(|_| {
+            ask(port);
+            served()
+        });
+        assert!(asked.is_some(), "HAProxy has served them all");
+    };
+    take(place, &mut |takeover| {
+        let summary = look(place, "{\"get\":\"summary\"}");
+        assert_eq!(summary["pid"], takeover.pid(), "{summary}");
+        let before = connections_made(place, "TCP");
+        until_served_here(&mut || connections_made(place, "TCP") > before);
+    });
+    take("127.0.0.1:0", &mut |takeover| {
+        let accepted = format!("bowline_accepted_total{{{listener}}} ");
+        let count = |metrics: &str| {
+            let mut lines = metrics.lines();
+            let value = lines.find_map(|line| line.strip_prefix(&accepted));
+            let value = value.unwrap_or_else(|| panic!("no {accepted} in {metrics}"));
+            value.parse::<u64>().expect("a number")
+        };
+        let before = count(&metrics_of(&takeover.said()));
+        until_served_here(&mut || count(&metrics_of(&takeover.said())) > before);
+    });
+}
+
 /// A primary, which says what its workers do.
 const PRIMARY: &str = "
 const cluster = require('cluster');
 process.execPath = process.argv[2];
 if (process.argv[3] === 'share') cluster.schedulingPolicy = cluster.SCHED_NONE;
-cluster.setupPrimary({ exec: 'worker', args: ['--listen', '127.0.0.1:' + process.argv[4]] });
+const [port, count, ...more] = process.argv.slice(4);
+cluster.setupPrimary({ exec: 'worker', args: ['--listen', '127.0.0.1:' + port, ...more] });
 cluster.on('online', (worker) => console.log('online', worker.process.pid));
 cluster.on('listening', (worker, { address, port }) =>
     console.log('serves', worker.process.pid, address, port));
 cluster.on('message', (worker, message) => console.log('says', JSON.stringify(message)));
 cluster.on('exit', (worker, code, signal) => console.log('exit', worker.process.pid, code, signal));
-const workers = [cluster.fork(), cluster.fork()];
+const workers = Array.from({ length: count }, () => cluster.fork());
 process.stdin.on('data', (text) => {
     if (`${text}`.includes('count')) workers.forEach((worker) => worker.send('how many'));
     if (`${text}`.includes('end')) {
@@ -193,8 +293,7 @@ fn node_worker_serves_for_a_primary_in_either_way() {
         command
             .arg(&script)
             .arg(&worker)
-            .arg(way)
-            .arg(port.to_string());
+            .args([way, &port.to_string(), "2"]);
         let mut primary = Program::start(&mut command);
         let address = format!("127.0.0.1 {port}");
         primary.wait(&mut reactor, "two that serve", |it| {
@@ -224,6 +323,56 @@ fn node_worker_serves_for_a_primary_in_either_way() {
         for pid in pids {
             assert!(said.contains(&format!("exit {pid} 0 null")), "{said}");
         }
+    }
+}
+
+#[test]
+fn node_worker_shows_what_is_inside_on_a_socket_and_on_a_page() {
+    if !has("node", "nodejs") {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    let script = directory.path().join("primary.js");
+    std::fs::write(&script, PRIMARY).expect("written");
+    let socket = directory.path().join("inspect");
+    let place = socket.to_str().expect("text");
+    let worker = example("node_worker");
+    let worker = worker.get_program();
+    let mut reactor = Reactor::new().expect("a reactor");
+    for (way, inspect) in [("pass", place), ("share", "127.0.0.1:0")] {
+        let port = haproxy::free_port();
+        let mut command = Command::new("node");
+        command.arg(&script).arg(worker);
+        command.args([way, &port.to_string(), "1", "--inspect", inspect]);
+        let mut primary = Program::start(&mut command);
+        primary.wait_for(&mut reactor, &format!("127.0.0.1 {port}"));
+        let pid = pids_that_serve(&primary.said())[0];
+        for _ in 0..3 {
+            assert!(ask(port).ends_with(&format!("served by {pid}\n")));
+        }
+        if way == "pass" {
+            // The three were passed, over the channel from the primary.
+            let summary = look(place, "{\"get\":\"summary\"}");
+            assert_eq!(summary["pid"], pid, "{summary}");
+            assert_eq!(connections_made(place, "TCP"), 3);
+            assert!(
+                summary["descriptors"]["received"].as_u64() >= Some(3),
+                "{summary}"
+            );
+        } else {
+            let metrics = metrics_of(&primary.said());
+            let accepted = format!("local=\"127.0.0.1:{port}\"}} 3\n");
+            let mut lines = metrics.split_inclusive('\n');
+            let is_it = |line: &str| line.starts_with("bowline_accepted_total{");
+            assert!(
+                lines.any(|line| is_it(line) && line.ends_with(&accepted)),
+                "{metrics}"
+            );
+        }
+        primary.tell("end\n");
+        let (is_well, said) = primary.end(&mut reactor);
+        assert!(is_well, "{said}");
+        assert!(!socket.exists(), "it has left its socket behind");
     }
 }
 
