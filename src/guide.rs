@@ -127,6 +127,11 @@ pub mod testing {}
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/phone.md"))]
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/restart.md"))]
 #[cfg_attr(feature = "inspect", doc = include_str!("pictures/pool.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/made.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/growing.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/paused.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/slow.md"))]
+#[cfg_attr(feature = "inspect", doc = include_str!("pictures/again.md"))]
 #[cfg_attr(
     not(feature = "inspect"),
     doc = "Looking inside. Build the documentation with the feature `inspect` to read it."

@@ -139,18 +139,48 @@ impl Browser {
         };
         let folder = PathBuf::from(folder);
         let picture = self.of_session("GET", "screenshot", &Value::Null);
+        let picture = picture.as_str().unwrap();
         let decoded = Command::new("base64")
             .arg("--decode")
             .stdin(Stdio::piped())
             .stdout(std::fs::File::create(folder.join(format!("{name}.png"))).unwrap())
             .spawn();
         let mut decoded = decoded.unwrap();
-        let text = picture.as_str().unwrap().as_bytes();
+        let text = picture.as_bytes();
         decoded.stdin.take().unwrap().write_all(text).unwrap();
         assert!(decoded.wait().unwrap().success());
-        let shot = json!({"cmd": "Page.captureScreenshot", "params": {
-            "format": "webp", "quality": 40,
-        }});
+        self.define(name, &folder, &json!({"format": "webp", "quality": 40}));
+    }
+
+    /// The same of a part of the page, as the definition for the guide alone: from the
+    /// first to the last of what the selector finds.
+    fn picture_of(&self, name: &str, selector: &str) {
+        let Some(folder) = std::env::var_os("BOWLINE_PICTURES") else {
+            return;
+        };
+        // Nothing moves between the look at where it is and the picture.
+        self.run("source.onmessage = null");
+        let size = json!({"width": 1_300, "height": 1_000});
+        self.of_session("POST", "window/rect", &size);
+        self.until("return window.innerWidth > 1200");
+        let clip = self.run(&format!(
+            "const all = [...document.querySelectorAll(\"{selector}\")]\
+             .map(it => it.getBoundingClientRect());\
+             const edge = (of, side) => of(...all.map(it => it[side]));\
+             const [left, top] = [edge(Math.min, 'left'), edge(Math.min, 'top')];\
+             return {{x: scrollX + left - 6, y: scrollY + top - 6, scale: 0.75,\
+             width: edge(Math.max, 'right') - left + 12,\
+             height: edge(Math.max, 'bottom') - top + 12}}"
+        ));
+        let shot = json!({
+            "format": "webp", "quality": 50, "clip": clip, "captureBeyondViewport": true,
+        });
+        self.define(name, Path::new(&folder), &shot);
+        self.run("source.onmessage = message => take(JSON.parse(message.data))");
+    }
+
+    fn define(&self, name: &str, folder: &Path, shot: &Value) {
+        let shot = json!({"cmd": "Page.captureScreenshot", "params": shot});
         let shot = self.of_session("POST", "goog/cdp/execute", &shot);
         let data = shot["data"].as_str().unwrap();
         let definition = format!("[{name}-picture]: data:image/webp;base64,{data}\n");
@@ -271,6 +301,13 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
         "return ({}) === 'paused'",
         &cell(3)["return ".len()..]
     ));
+    // The listener has what all of its connections did, and who has paused one.
+    browser.until(
+        "return [...document.querySelectorAll('#all tbody tr')]\
+         .some(row => row.cells[0].textContent === 'listener'\
+         && row.cells[1].textContent === 'Echo' && row.cells[6].textContent === '31'\
+         && row.cells[10].textContent.startsWith('2 accepted · 1 open, 1 paused by the protocol'))",
+    );
     browser.fit();
     browser.picture("page");
     // Rows can be filtered, by keyboard too.
@@ -302,6 +339,61 @@ fn a_browser_shows_a_connection_its_bytes_a_pause_and_a_slow_callback() {
     browser.until("return document.documentElement.scrollWidth <= window.innerWidth");
     browser.emulate_dark("dark");
     browser.picture("phone");
+}
+
+const TABLE: &str = "section[aria-label='Descriptors']";
+const PLOTS: &str = "header, section[aria-label='Plots']";
+
+/// Each has a picture in the guide.
+#[test]
+fn a_browser_shows_a_new_connection_its_growth_a_paused_producer_and_a_slow_callback() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let program = Program::start();
+    browser.open(&program.page);
+    let none = format!("return ({}) === ''", &cell(0)["return ".len()..]);
+    browser.until("return document.getElementById('state').textContent === 'live'");
+    browser.until(&none);
+    // It was just made: it is there, with its first bytes, and younger than a minute.
+    let mut client = program.connect();
+    let received = |count: &str| {
+        let received = &cell(6)["return ".len()..];
+        format!("return ({received}) === '{count}'")
+    };
+    browser.until(&received("5"));
+    let age = &cell(9)["return ".len()..];
+    browser.until(&format!("return /^[\\d.]+ (µs|ms|s)$/.test({age})"));
+    browser.picture_of("made", TABLE);
+    // Its bytes grow, in its row and on the plots.
+    let mut count = 5_u64;
+    for round in 1..=5 {
+        say(&mut client, &vec![b'x'; round * 1_000]);
+        count += round as u64 * 1_000;
+        browser.until(&received(&format!("{:.1} K", count as f64 / 1_000.0)));
+    }
+    for plot in ["received", "sent"] {
+        browser.until(&format!(
+            "return document.getElementById('path-{plot}').getAttribute('d')\
+             .split(/[LM]/).filter(it => it && Number(it.split(',')[1]) < 38).length > 1"
+        ));
+    }
+    browser.picture_of("growing", PLOTS);
+    let mut flooded = connect(&program.echo);
+    flooded.write_all(b"flood").unwrap();
+    browser.until(
+        "return [...document.querySelectorAll('#all tbody tr')]\
+         .some(row => row.innerText.includes('producer=push, paused'))",
+    );
+    browser.run("document.getElementById('all').parentElement.scrollLeft = 1e6");
+    browser.picture_of("paused", TABLE);
+    drop(flooded);
+    say(&mut client, b"slow");
+    browser.until(
+        "return [...document.querySelectorAll('#slow tbody tr')]\
+         .some(row => row.cells[2].textContent.startsWith('Echo,UNIX'))",
+    );
+    browser.picture_of("slow", "section[aria-label='Slow callbacks']");
 }
 
 /// The table is ordered, and a slow turn chosen, without a mouse.
@@ -349,6 +441,11 @@ fn a_browser_goes_on_after_the_program_was_restarted() {
     let _client = program.connect();
     browser.until("return document.getElementById('state').textContent === 'live'");
     browser.until(&format!("return ({}) === '5'", &cell(6)["return ".len()..]));
+    // What was plotted before stays.
+    browser.until(
+        "return document.getElementById('path-turns').getAttribute('d').split('L').length > 3",
+    );
+    browser.picture_of("again", PLOTS);
 }
 
 /// An example server with a page, ended with this value, and its successors by the test.
@@ -535,6 +632,7 @@ fn a_browser_shows_a_pool_and_what_passes_to_its_workers() {
         "return {workers}.reduce((all, it) => all + {passed}, 0) === 30"
     ));
     browser.until("return document.body.innerText.includes('acknowledged 30')");
+    browser.until("return document.body.innerText.includes('3 open, 30 descriptors out')");
     browser.fit();
     browser.picture("pool");
 }
