@@ -10,6 +10,7 @@ use bowline_reactor::Description;
 
 use self::bounds::Bounds;
 use crate::context::Context;
+use crate::descriptors::ReceivedDescriptors;
 use crate::framing::buffer::Found;
 use crate::framing::pairing::Arrivals;
 use crate::framing::receiver::Changes;
@@ -556,6 +557,15 @@ impl<F: Framer, R> Framed<F, R> {
         cx.transport.set_read_limit(limit);
     }
 
+    /// Whether a descriptor is told by itself, and not behind those that are still to be.
+    fn offers_each(&self) -> bool {
+        let is_loose = matches!(
+            (self.mode, self.arrivals.pairing),
+            (Mode::Raw { left: u64::MAX }, _) | (_, Pairing::Loose)
+        );
+        is_loose && self.arrivals.is_empty()
+    }
+
     /// Has the oldest of what waits find its frame in time.
     #[inline]
     fn limit_waiting<T: Transport + ?Sized>(&mut self, cx: &mut Context<'_, T>) {
@@ -668,19 +678,38 @@ where
         cx: &mut Context<'_, T>,
         fd: OwnedFd,
     ) -> Result<(), OwnedFd> {
-        let is_loose = matches!(
-            (self.mode, self.arrivals.pairing),
-            (Mode::Raw { left: u64::MAX }, _) | (_, Pairing::Loose)
-        );
         if self.mode == Mode::Failed {
             return Err(fd);
         }
-        // Behind those that are still to be told it waits its turn.
-        if is_loose && self.arrivals.is_empty() {
+        if self.offers_each() {
             return self.forward(cx, |receiver, cx| receiver.file_descriptor_received(cx, fd));
         }
-        self.arrivals.push(fd, cx.reactor.now());
+        self.arrivals.push_all([fd], cx.reactor.now());
         Ok(())
+    }
+
+    /// As the default does, but that what waits for its frame is kept at once: no callback
+    /// comes between.
+    fn descriptors_received(
+        &mut self,
+        cx: &mut Context<'_, T>,
+        descriptors: &mut ReceivedDescriptors<'_>,
+        data: &[u8],
+    ) {
+        let mut refused = Vec::new();
+        while cx.transport.is_open_for_reading() && descriptors.len() > 0 {
+            if self.mode != Mode::Failed && !self.offers_each() {
+                self.arrivals.push_all(descriptors, cx.reactor.now());
+                break;
+            }
+            let fd = descriptors.next();
+            let refusal = fd.and_then(|fd| self.file_descriptor_received(cx, fd).err());
+            refused.extend(refusal);
+        }
+        cx.transport.close_unclaimed(refused);
+        if cx.transport.is_open_for_reading() {
+            self.data_received(cx, data);
+        }
     }
 
     fn descriptors_truncated(

@@ -156,18 +156,22 @@ impl Arrivals {
     /// As [offered](Self::offer): as many as the receiver wants.
     pub(super) const ANY: usize = u32::MAX as usize;
 
-    /// A descriptor has arrived, with the bytes that are noted next.
-    pub(super) fn push(&mut self, fd: OwnedFd, now: Instant) {
-        self.push_entry(Some(fd), now);
+    /// Descriptors have arrived, with the bytes that are noted next.
+    pub(super) fn push_all(&mut self, fds: impl IntoIterator<Item = OwnedFd>, since: Instant) {
+        let (upto, fds) = (u64::MAX, fds.into_iter());
+        // As many as the memory is needed for, which is given back when none waits.
+        self.queue.reserve(fds.size_hint().0);
+        let arrived = |fd| Arrival {
+            fd: Some(fd),
+            upto,
+            since,
+        };
+        self.queue.extend(fds.map(arrived));
     }
 
-    /// As [`push`](Self::push), and it was lost: with all others of its read.
-    pub(super) fn push_lost(&mut self, now: Instant) {
-        self.push_entry(None, now);
-    }
-
-    fn push_entry(&mut self, fd: Option<OwnedFd>, since: Instant) {
-        let upto = u64::MAX;
+    /// As [`push_all`](Self::push_all), and they were lost: all of a read.
+    pub(super) fn push_lost(&mut self, since: Instant) {
+        let (fd, upto) = (None, u64::MAX);
         self.queue.push_back(Arrival { fd, upto, since });
     }
 
@@ -195,10 +199,13 @@ impl Arrivals {
 
     /// How many came with reads that ended at `position` at the latest.
     pub(super) fn due(&self, position: u64) -> usize {
-        self.queue
-            .iter()
-            .take_while(|it| it.upto <= position)
-            .count()
+        match self.queue.back() {
+            Some(last) if last.upto <= position => self.queue.len(),
+            _ => {
+                let is_due = |it: &&Arrival| it.upto <= position;
+                self.queue.iter().take_while(is_due).count()
+            }
+        }
     }
 
     /// Drops at the front what was lost by reads that ended at `position` at the
