@@ -282,18 +282,18 @@ pub(super) fn words<const N: usize>(payload: &[u8]) -> Option<[u64; N]> {
 
 fn read_regions(
     payload: &[u8],
-    descriptors: impl Iterator<Item = OwnedFd>,
+    mut descriptors: impl Iterator<Item = OwnedFd>,
 ) -> Option<Vec<MemoryRegion>> {
     let (head, regions) = payload.split_first_chunk::<8>()?;
     let count = word(head, 0) as usize;
-    let descriptors: Vec<_> = descriptors.collect();
-    if count > MAX_DESCRIPTORS || descriptors.len() != count || regions.len() < count * REGION {
+    if count > MAX_DESCRIPTORS || regions.len() < count * REGION {
         return None;
     }
-    let regions = regions.chunks_exact(REGION).zip(descriptors);
-    regions
-        .map(|(region, fd)| read_region(region, fd))
-        .collect()
+    let mut read = Vec::with_capacity(count);
+    for region in regions.chunks_exact(REGION).take(count) {
+        read.push(read_region(region, descriptors.next()?)?);
+    }
+    descriptors.next().is_none().then_some(read)
 }
 
 fn read_region(bytes: &[u8], fd: OwnedFd) -> Option<MemoryRegion> {
