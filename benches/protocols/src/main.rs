@@ -7,6 +7,7 @@
 //!     --quick          a short form
 //!     --rounds N       how often each is measured
 //!     --only TEXT      works with this in their name
+//!     --instructions   what callgrind counts in user space for one message, and no times
 //! ```
 //!
 //! Each peer is a process of its own, on another CPU than the generator, which is one for
@@ -28,7 +29,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
-use peer::{Peer, Process};
+use peer::{Peer, Process, Tool};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -60,6 +61,7 @@ fn main() -> Outcome {
         return serve(peer, kind, Path::new(socket), name);
     }
     let (mut rounds, mut only, mut part) = (9, "", 1);
+    let mut compare: fn(&Work, &[&Peer], usize, usize, &Path) -> Outcome = compare;
     let mut rest = &arguments[..];
     while !rest.is_empty() {
         rest = match rest {
@@ -75,7 +77,11 @@ fn main() -> Outcome {
                 only = text;
                 rest
             }
-            _ => return Err("usage: [--quick] [--rounds N] [--only TEXT]".into()),
+            ["--instructions", rest @ ..] => {
+                compare = compare_instructions;
+                rest
+            }
+            _ => return Err("usage: [--quick] [--rounds N] [--only TEXT] [--instructions]".into()),
         };
     }
     let scratch = tempfile::tempdir()?;
@@ -112,10 +118,10 @@ fn compare(work: &Work, peers: &[&Peer], rounds: usize, part: usize, scratch: &P
         _ => None,
     };
     let bus = bus.as_ref();
-    let start = |peer: &&Peer, traced| Process::start(peer, work.kind, scratch, bus, traced);
+    let start = |peer: &&Peer, tool| Process::start(peer, work.kind, scratch, bus, tool);
     let mut times: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     {
-        let processes = peers.iter().map(|peer| start(peer, false));
+        let processes = peers.iter().map(|peer| start(peer, None));
         let processes = processes.collect::<Outcome<Vec<_>>>()?;
         let sessions = processes
             .iter()
@@ -137,14 +143,39 @@ fn compare(work: &Work, peers: &[&Peer], rounds: usize, part: usize, scratch: &P
     }
     let mut calls = BTreeMap::new();
     for peer in peers {
-        calls.insert(peer.name, count_calls(work, || start(peer, true))?);
+        calls.insert(peer.name, count(work, || start(peer, Some(Tool::Strace)))?);
     }
     row(work, peers, &times, &calls);
     Ok(())
 }
 
-/// Receives and system calls a message, by what more messages take more.
-fn count_calls(work: &Work, start: impl Fn() -> Outcome<Process>) -> Outcome<(f64, f64)> {
+/// The instructions of each for a message, and as ratios to those of the first.
+fn compare_instructions(
+    work: &Work,
+    peers: &[&Peer],
+    _: usize,
+    _: usize,
+    scratch: &Path,
+) -> Outcome {
+    let bus = match work.kind {
+        "dbus-bus" => Some(dbus::Bus::start(scratch)?),
+        _ => None,
+    };
+    let tool = Some(Tool::Callgrind);
+    let mut ours = None;
+    print!("| {} |", work.name);
+    for peer in peers {
+        let start = || Process::start(peer, work.kind, scratch, bus.as_ref(), tool);
+        let its = count(work, start)?.1;
+        let ratio = its / *ours.get_or_insert(its);
+        print!(" {its:.0}, {ratio:.2} |");
+    }
+    println!();
+    Ok(())
+}
+
+/// What a tool counts for a message: by what more messages take more.
+fn count(work: &Work, start: impl Fn() -> Outcome<Process>) -> Outcome<(f64, f64)> {
     const TIMES: [usize; 2] = [20, 120];
     let mut counted = [(0, 0); 2];
     for (counted, times) in counted.iter_mut().zip(TIMES) {
@@ -164,7 +195,7 @@ fn count_calls(work: &Work, start: impl Fn() -> Outcome<Process>) -> Outcome<(f6
 }
 
 fn head(protocol: &str, peers: &[&Peer]) {
-    print!("\n| {protocol}: CPU time a message |");
+    print!("\n| {protocol}, a message |");
     for peer in peers {
         print!(" {} |", peer.name);
     }

@@ -67,9 +67,19 @@ fn compile(source: &str, library: &str, program: &Path) -> bool {
     status.is_ok_and(|it| it.success())
 }
 
+/// What a peer is run under, to count what it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tool {
+    /// Its system calls.
+    Strace,
+    /// Its instructions in user space.
+    Callgrind,
+}
+
 pub(crate) struct Process {
     child: Child,
-    trace: Option<PathBuf>,
+    /// The tool, and where it writes.
+    trace: Option<(Tool, PathBuf)>,
     /// Where it listens, or the bus that it is on.
     pub(crate) socket: PathBuf,
     /// Its name on the bus.
@@ -82,7 +92,7 @@ impl Process {
         kind: &str,
         scratch: &Path,
         bus: Option<&Bus>,
-        is_traced: bool,
+        tool: Option<Tool>,
     ) -> Outcome<Self> {
         // Each has a place and a name of its own.
         static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -93,12 +103,21 @@ impl Process {
             Some((source, ..)) => program(source),
             None => std::env::current_exe()?,
         };
-        let trace = is_traced.then(|| place.with_extension("trace"));
+        let trace = tool.map(|tool| (tool, place.with_extension("trace")));
         let mut command = match &trace {
-            Some(trace) => {
+            Some((Tool::Strace, trace)) => {
                 let mut strace = Command::new("strace");
                 strace.arg("-fqo").arg(trace).arg(own);
                 strace
+            }
+            Some((Tool::Callgrind, trace)) => {
+                let mut valgrind = Command::new("valgrind");
+                let out = format!("--callgrind-out-file={}", trace.display());
+                valgrind
+                    .args(["--tool=callgrind", "--quiet"])
+                    .arg(out)
+                    .arg(own);
+                valgrind
             }
             None => Command::new(own),
         };
@@ -107,6 +126,10 @@ impl Process {
             .arg(&socket)
             .arg(&name);
         pin(SERVER)?;
+        if tool == Some(Tool::Callgrind) {
+            // It warns of system calls that it does not know.
+            command.stderr(Stdio::null());
+        }
         let child = command.stdin(Stdio::null()).spawn();
         pin(GENERATOR)?;
         Ok(Self {
@@ -128,31 +151,50 @@ impl Process {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// Ends a traced one: how many receives there were, and how many system calls.
+    /// Ends one under a tool: how many receives there were, and how many system calls; or
+    /// how many instructions, twice.
     pub(crate) fn end_and_count(mut self) -> Outcome<(usize, usize)> {
+        let (tool, trace) = self.trace.take().ok_or("it is not traced")?;
         let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let traced = children.trim().parse()?;
+        let traced = match tool {
+            Tool::Callgrind => pid.try_into()?,
+            Tool::Strace => {
+                let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+                children.trim().parse()?
+            }
+        };
         let traced = Pid::from_raw(traced).ok_or("no process")?;
         kill_process(traced, Signal::TERM)?;
         self.child.wait()?;
-        let told = fs::read_to_string(self.trace.as_deref().ok_or("it is not traced")?)?;
-        // A call that another thread interrupts is told twice.
-        let calls = told.lines().filter(|line| {
-            line.contains('(') && !line.contains(" resumed>") && !line.contains("+++")
-        });
-        let name = |line: &str| {
-            let line = line.trim_start_matches(|it: char| it.is_ascii_digit() || it == ' ');
-            line.split('(').next().unwrap_or_default().to_owned()
-        };
-        let is_receive = |line: &&str| {
-            matches!(
-                &*name(line),
-                "recvmsg" | "recvfrom" | "recvmmsg" | "read" | "readv"
-            )
-        };
-        Ok((calls.clone().filter(is_receive).count(), calls.count()))
+        let told = fs::read_to_string(trace)?;
+        match tool {
+            Tool::Strace => Ok(count_calls(&told)),
+            Tool::Callgrind => {
+                let total = told.lines().find_map(|line| line.strip_prefix("totals: "));
+                let total = total.ok_or("callgrind says no total")?.trim().parse()?;
+                Ok((total, total))
+            }
+        }
     }
+}
+
+/// How many receives, and how many system calls, strace(1) tells of.
+fn count_calls(told: &str) -> (usize, usize) {
+    // A call that another thread interrupts is told twice.
+    let calls = told
+        .lines()
+        .filter(|line| line.contains('(') && !line.contains(" resumed>") && !line.contains("+++"));
+    let name = |line: &str| {
+        let line = line.trim_start_matches(|it: char| it.is_ascii_digit() || it == ' ');
+        line.split('(').next().unwrap_or_default().to_owned()
+    };
+    let is_receive = |line: &&str| {
+        matches!(
+            &*name(line),
+            "recvmsg" | "recvfrom" | "recvmmsg" | "read" | "readv"
+        )
+    };
+    (calls.clone().filter(is_receive).count(), calls.count())
 }
 
 impl Drop for Process {
