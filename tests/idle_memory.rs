@@ -53,10 +53,10 @@ static ALLOCATOR: Counting = Counting;
 
 const CONNECTIONS: usize = 10_000;
 /// What one connection may ask for.
-const MOST_BYTES_TCP: usize = 200;
+const MOST_BYTES_TCP: usize = 165;
 const MOST_BYTES_UNIX: usize = 170;
 /// What it may take, with what the allocator adds.
-const MOST_TAKEN: usize = 256;
+const MOST_TAKEN: usize = 190;
 /// Holds the address to connect to, in the process that holds the other ends.
 const CONNECT_TO: &str = "BOWLINE_TEST_CONNECT_TO";
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -41,7 +41,8 @@ pub struct Link {
     /// State that most connections never need.
     cold: Option<Box<Cold>>,
     pub(crate) high_watermark: usize,
-    pub(crate) read_limit: u32,
+    /// How many bytes a read brings at the most; 0 for [`READ_BYTES`], which has no room.
+    read_limit: u16,
     flags: Flags,
     /// Only [`Link::set_state`] changes it.
     state: State,
@@ -54,6 +55,8 @@ pub struct Link {
     #[cfg(feature = "inspect")]
     received_rounds: u16,
 }
+
+const _: () = assert!(READ_BYTES == u16::MAX as usize + 1);
 
 /// How far a transport is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +256,7 @@ pub(crate) struct Kept {
     /// The error of a connection that only has to be read to its end, and how many
     /// unsent bytes that cost.
     broken: Option<(Broken, usize)>,
-    read_limit: u32,
+    read_limit: u16,
     watermarks: Watermarks,
     write_observer: Option<Rc<dyn WriteObserver>>,
     handshakes: u32,
@@ -440,7 +443,7 @@ impl Link {
             sent: 0,
             cold: None,
             high_watermark: Watermarks::default().high,
-            read_limit: READ_BYTES as u32,
+            read_limit: 0,
             flags: Flags::WRITABLE.with(Flags::CONNECTION_MADE),
             state: State::Open,
             has_lent: Cell::new(false),
@@ -1034,9 +1037,18 @@ impl Link {
         }
     }
 
+    /// How many bytes a read brings at the most.
+    #[inline(always)]
+    pub(crate) fn read_limit(&self) -> usize {
+        match self.read_limit {
+            0 => READ_BYTES,
+            limit => usize::from(limit),
+        }
+    }
+
     pub(crate) fn set_read_limit(&mut self, limit: Option<NonZeroUsize>) {
         let limit = limit.map_or(READ_BYTES, NonZeroUsize::get).min(READ_BYTES);
-        self.read_limit = limit as u32;
+        self.read_limit = (limit % READ_BYTES) as u16;
     }
 
     pub(crate) fn push_back(&mut self, mut data: Vec<u8>) {
@@ -1052,7 +1064,7 @@ impl Link {
 
     /// Takes as many of the pushed-back bytes as one read may.
     pub(crate) fn take_pushed_back(&mut self) -> Vec<u8> {
-        let limit = self.read_limit as usize;
+        let limit = self.read_limit();
         let left = &mut self.cold().pushed_back;
         let rest = if left.len() > limit {
             left.split_off(limit)

@@ -1,17 +1,37 @@
-//! The addresses of both ends of a TCP connection, in 48 bytes.
+//! The addresses of both ends of a TCP connection: 16 bytes for IPv4, and a box for others.
 //!
-//! Two [`SocketAddr`]s take 64 bytes. That is twice as much as an idle connection has
-//! for its unsent bytes.
+//! Two [`SocketAddr`]s take 64 bytes. That is more than half of all that an idle
+//! connection has.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// The peer's address, and ours once it is known.
+#[derive(Clone, Debug)]
+pub(super) enum Ends {
+    Short(Short),
+    Wide(Box<Wide>),
+}
+
+/// Two ends of IPv4, as that is written or as IPv6 writes it (`::ffff:192.0.2.1`), which
+/// is what a listener of both sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Short {
+    is_mapped: bool,
+    /// Whether our address was asked for.
+    has_host: bool,
+    peer_port: u16,
+    host_port: u16,
+    peer: [u8; 4],
+    host: [u8; 4],
+}
+
+/// Any two ends.
 ///
 /// For IPv6 the kernel gives no flow label of our end. It gives a scope only for
 /// link-local addresses, and both ends of these are on one interface (`inet6_getname`).
 /// So one scope is enough.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ends {
+pub(super) struct Wide {
     peer: [u8; 16],
     host: [u8; 16],
     peer_flow: u32,
@@ -21,9 +41,6 @@ pub(super) struct Ends {
     peer_family: Family,
     /// `None` until our address was asked for.
     host_family: Option<Family>,
-    /// The end of the connection is that of everybody who holds the socket. It is here
-    /// because there is room.
-    pub(super) are_for_all: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,21 +51,17 @@ enum Family {
 
 impl Ends {
     pub(super) fn new(peer: SocketAddr, host: Option<SocketAddr>) -> Self {
-        let (peer_family, bytes) = packed(peer.ip());
-        let mut ends = Self {
-            peer: bytes,
-            host: [0; 16],
-            peer_flow: 0,
-            scope: 0,
-            peer_port: peer.port(),
-            host_port: 0,
-            peer_family,
-            host_family: None,
-            are_for_all: false,
+        let mut ends = match ipv4_of(peer) {
+            Some((is_mapped, ip)) => Self::Short(Short {
+                is_mapped,
+                has_host: false,
+                peer_port: peer.port(),
+                host_port: 0,
+                peer: ip,
+                host: [0; 4],
+            }),
+            None => Self::Wide(Box::new(Wide::new(peer))),
         };
-        if let SocketAddr::V6(peer) = peer {
-            (ends.peer_flow, ends.scope) = (peer.flowinfo(), peer.scope_id());
-        }
         if let Some(host) = host {
             ends.set_host(host);
         }
@@ -56,16 +69,88 @@ impl Ends {
     }
 
     pub(super) fn peer(&self) -> SocketAddr {
+        match self {
+            Self::Short(ends) => ends.address(ends.peer, ends.peer_port),
+            Self::Wide(ends) => ends.peer(),
+        }
+    }
+
+    pub(super) fn host(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Short(ends) => ends
+                .has_host
+                .then(|| ends.address(ends.host, ends.host_port)),
+            Self::Wide(ends) => ends.host(),
+        }
+    }
+
+    pub(super) fn set_host(&mut self, host: SocketAddr) {
+        match (self, ipv4_of(host)) {
+            (Self::Short(ends), Some((is_mapped, ip))) if is_mapped == ends.is_mapped => {
+                (ends.has_host, ends.host, ends.host_port) = (true, ip, host.port());
+            }
+            (Self::Wide(ends), _) => ends.set_host(host),
+            (ends, _) => {
+                let mut wide = Wide::new(ends.peer());
+                wide.set_host(host);
+                *ends = Self::Wide(Box::new(wide));
+            }
+        }
+    }
+}
+
+/// The bytes of an address of IPv4, and whether it is written as one of IPv6.
+fn ipv4_of(address: SocketAddr) -> Option<(bool, [u8; 4])> {
+    match address {
+        SocketAddr::V4(address) => Some((false, address.ip().octets())),
+        SocketAddr::V6(address) => {
+            let is_plain = address.flowinfo() == 0 && address.scope_id() == 0;
+            let ip = address.ip().to_ipv4_mapped().filter(|_| is_plain)?;
+            Some((true, ip.octets()))
+        }
+    }
+}
+
+impl Short {
+    fn address(&self, ip: [u8; 4], port: u16) -> SocketAddr {
+        let ip = Ipv4Addr::from(ip);
+        match self.is_mapped {
+            true => SocketAddr::new(ip.to_ipv6_mapped().into(), port),
+            false => SocketAddr::new(ip.into(), port),
+        }
+    }
+}
+
+impl Wide {
+    fn new(peer: SocketAddr) -> Self {
+        let (peer_family, bytes) = packed(peer.ip());
+        let (peer_flow, scope) = match peer {
+            SocketAddr::V6(peer) => (peer.flowinfo(), peer.scope_id()),
+            SocketAddr::V4(_) => (0, 0),
+        };
+        Self {
+            peer: bytes,
+            host: [0; 16],
+            peer_flow,
+            scope,
+            peer_port: peer.port(),
+            host_port: 0,
+            peer_family,
+            host_family: None,
+        }
+    }
+
+    fn peer(&self) -> SocketAddr {
         let ip = unpacked(self.peer_family, self.peer);
         self.with_scope(ip, self.peer_port, self.peer_flow)
     }
 
-    pub(super) fn host(&self) -> Option<SocketAddr> {
+    fn host(&self) -> Option<SocketAddr> {
         let ip = unpacked(self.host_family?, self.host);
         Some(self.with_scope(ip, self.host_port, 0))
     }
 
-    pub(super) fn set_host(&mut self, host: SocketAddr) {
+    fn set_host(&mut self, host: SocketAddr) {
         let (family, bytes) = packed(host.ip());
         (self.host_family, self.host) = (Some(family), bytes);
         self.host_port = host.port();
@@ -131,6 +216,8 @@ mod tests {
             (near(5, 3), Some(global)),
             // A peer that was gone when it was asked for.
             (nowhere, Some(near(7, 4))),
+            (nowhere, Some(mapped)),
+            (mapped, Some(global)),
         ];
         for (peer, host) in ends {
             let at_once = Ends::new(peer, host);
@@ -144,8 +231,13 @@ mod tests {
         }
     }
 
+    /// Of both ends of IPv4 nothing is boxed, however it is written.
     #[test]
-    fn both_ends_take_forty_eight_bytes() {
-        assert_eq!(size_of::<Ends>(), 48);
+    fn both_ends_take_sixteen_bytes() {
+        assert_eq!(size_of::<Ends>(), 16);
+        for text in ["192.0.2.1:9", "[::ffff:192.0.2.1]:9"] {
+            let end = text.parse().unwrap();
+            assert!(matches!(Ends::new(end, Some(end)), Ends::Short(_)));
+        }
     }
 }

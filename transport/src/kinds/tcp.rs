@@ -128,6 +128,8 @@ impl TcpStream {
 #[derive(Debug)]
 pub struct TcpSocket {
     fd: SocketFd,
+    /// Whether the close ends the connection for other holders too.
+    is_for_all: bool,
     /// Our address is asked for when it is needed, at the latest before the close.
     ends: Ends,
 }
@@ -143,6 +145,7 @@ impl TcpSocket {
     pub(crate) fn new(fd: OwnedFd, peer: SocketAddr, host: Option<SocketAddr>) -> Self {
         Self {
             fd: SocketFd::new(fd),
+            is_for_all: false,
             ends: Ends::new(peer, host),
         }
     }
@@ -232,8 +235,11 @@ impl FileDescriptor for TcpSocket {
 
     fn take(&mut self) -> Option<Self> {
         self.ends.set_host(self.find_host());
-        let fd = std::mem::take(&mut self.fd);
-        Some(Self { fd, ..*self })
+        Some(Self {
+            fd: std::mem::take(&mut self.fd),
+            ends: self.ends.clone(),
+            is_for_all: self.is_for_all,
+        })
     }
 
     fn travels(&self) -> bool {
@@ -280,7 +286,7 @@ impl Socket for TcpSocket {
     }
 
     fn end_for_all(&mut self) {
-        self.ends.are_for_all = true;
+        self.is_for_all = true;
     }
 
     fn prepare_abort(&mut self) {
@@ -295,7 +301,7 @@ impl Socket for TcpSocket {
         if self.ends.host().is_none() && self.fd.get().is_some() {
             self.ends.set_host(self.find_host());
         }
-        if self.ends.are_for_all {
+        if self.is_for_all {
             self.fd.shut_down();
         }
         self.fd.close();
