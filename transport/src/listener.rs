@@ -409,7 +409,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
                 self.control.is_stopping = true;
                 break;
             }
-            if self.control.retry.is_some() {
+            if self.control.retry.is_some() && !self.control.is_shut {
                 break;
             }
             self.accept(reactor);
@@ -462,7 +462,7 @@ impl<L: ListeningSocket, S: OnAccept<L>> Accepting<L, S> {
     fn accept_failed(&mut self, reactor: &mut Reactor, error: &io::Error) {
         let control = &mut self.control;
         let is_empty = error.kind() == io::ErrorKind::WouldBlock;
-        if is_empty && control.is_shut || sys::is_not_listening(error) {
+        if control.is_shut && (is_empty || sys::is_not_listening(error)) {
             if !control.is_draining {
                 log::warn!(target: log::TRANSPORT, "{} {}: somebody else has shut it down", control.token, control.address);
             }

@@ -125,6 +125,18 @@ impl ListenerGroup {
         sys::steer_group(self.members[0].as_fd(), base, count)
     }
 
+    /// Takes the sockets from this number on out of this value, as `Vec::split_off` does. To
+    /// the kernel they are one group as before, as long as all are open: whoever drops one of
+    /// the two values closes its copies of what is in it. `None` if nothing is left for one
+    /// of the two.
+    pub fn split_off(&mut self, at: usize) -> Option<Self> {
+        if at == 0 || at >= self.members.len() {
+            return None;
+        }
+        let members = self.members.split_off(at);
+        Some(Self { members })
+    }
+
     /// The sockets, in their order.
     pub fn members(&self) -> &[Rc<OwnedFd>] {
         &self.members

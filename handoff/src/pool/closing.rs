@@ -24,7 +24,8 @@ pub(super) struct ClosingListener {
     /// What it was called between pool and workers.
     id: u32,
     label: u32,
-    group: ListenerGroup,
+    /// The socket of each place.
+    sockets: ListenerGroup,
     /// The places whose sockets are open.
     open: Vec<usize>,
     /// A process that takes over has the sockets too: nobody may shut them down.
@@ -39,15 +40,15 @@ impl ClosingListener {
     pub(super) fn new(
         id: u32,
         label: u32,
-        group: ListenerGroup,
+        sockets: ListenerGroup,
         is_offered: bool,
         now: Instant,
     ) -> Self {
-        let open = (0..group.members().len() - 1).collect();
+        let open = (0..sockets.members().len()).collect();
         Self {
             id,
             label,
-            group,
+            sockets,
             open,
             is_offered,
             closed_by: Vec::new(),
@@ -60,7 +61,7 @@ impl ClosingListener {
         if self.is_offered {
             return;
         }
-        if let Err(error) = self.group.shut_down(place + 1) {
+        if let Err(error) = self.sockets.shut_down(place) {
             log::warn!(target: log::HANDOFF, "cannot close the listener of a worker: {error}");
         }
     }
@@ -176,7 +177,7 @@ impl PoolState {
         if self.waiting.len() >= self.settings.queue {
             return Taken::Later;
         }
-        match accept(&closing.group, place, closing.label) {
+        match accept(&closing.sockets, place, closing.label) {
             Some(connection) => {
                 self.counts.rescued += 1;
                 Taken::One(Box::new(connection))

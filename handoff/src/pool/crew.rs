@@ -324,11 +324,11 @@ impl PoolShared {
         let Some(place) = state.workers.iter().position(|worker| worker.id == id) else {
             return;
         };
+        if matches!(reason, CloseReason::ReactorStopped) {
+            state.has_been_cut();
+        }
         let mut worker = state.workers.remove(place);
         let now = reactor.now();
-        if matches!(reason, CloseReason::ReactorStopped) {
-            state.life = PoolLife::Stopped;
-        }
         let heir = state.heir.take_if(|heir| heir.id == id);
         let is_heir = heir.is_some();
         if let Some(heir) = heir {
@@ -524,6 +524,7 @@ impl PoolShared {
             }
         }
         drop(state);
+        self.unshare_all(reactor);
         self.pump_later(reactor);
         self.arm_tick(reactor);
     }

@@ -144,6 +144,12 @@ impl Pool {
                 }
             });
         }
+        let stopped = Rc::downgrade(&pool.shared);
+        reactor.add_trigger(Phase::After, SystemEvent::Shutdown, move |_| {
+            if let Some(shared) = stopped.upgrade() {
+                shared.state.borrow_mut().has_been_cut();
+            }
+        });
         pool.shared.become_part(reactor);
         pool.shared.start_missing_workers(reactor);
         pool
@@ -244,8 +250,10 @@ impl Pool {
 
     /// Stops the pool. Connections that wait are given to workers, each worker serves
     /// its connections to the end, and `then` is called when all workers are gone. A
-    /// worker that takes longer than `within` is killed. Close the listeners first:
-    /// the pool does not.
+    /// worker that takes longer than `within` is killed, and so is each that is left when the
+    /// reactor stops before that. Close the listeners first: the pool does not, and what they
+    /// accept while it stops is undelivered in the end. (Workers that accept by themselves
+    /// close their copies.)
     ///
     /// No worker is told to end while another has a connection that it has not answered,
     /// since that may have to go to it: for twice the

@@ -218,13 +218,36 @@ impl PoolShared {
             // It may be what has just been called.
             drop(watch.cancel(reactor));
         }
+        let (id, label, mut group) = (shared.id, shared.label, shared.group);
+        // Where workers have closed theirs, the kernel may choose our own socket again, on
+        // which nobody accepts any more: it goes first, unless somebody else has it too.
+        let members = group.split_off(1);
+        drop(group);
         let state = &mut *self.state.borrow_mut();
-        if state.heir_id.is_none() {
-            let (id, label, group) = (shared.id, shared.label, shared.group);
-            let closing = ClosingListener::new(id, label, group, shared.is_offered, reactor.now());
+        if let Some(members) = members.filter(|_| state.heir_id.is_none()) {
+            let now = reactor.now();
+            let closing = ClosingListener::new(id, label, members, shared.is_offered, now);
             state.closing.push(closing);
             self.close_later(reactor);
         }
+    }
+
+    /// Closes what workers accept on, since the pool stops, or another process has it.
+    pub(super) fn unshare_all(self: &Rc<Self>, reactor: &mut Reactor) {
+        let listeners: Vec<_> = {
+            let state = self.state.borrow();
+            state.shared.iter().map(|it| it.listener).collect()
+        };
+        for listener in listeners {
+            self.unshare(reactor, listener);
+        }
+    }
+
+    /// No process takes over the sockets that it was [given](Self::members).
+    pub(crate) fn withdraw_offer(&self) {
+        let mut state = self.state.borrow_mut();
+        state.heir_end = None;
+        state.shared.iter_mut().for_each(|it| it.is_offered = false);
     }
 
     /// Has the first that comes in each quiet queue be told.
@@ -308,8 +331,8 @@ impl PoolShared {
 }
 
 /// The next that waits in a queue.
-pub(super) fn accept(group: &ListenerGroup, place: usize, label: u32) -> Option<PassedConnection> {
-    match group.accept(place + 1) {
+pub(super) fn accept(group: &ListenerGroup, member: usize, label: u32) -> Option<PassedConnection> {
+    match group.accept(member) {
         Ok((socket, peer)) => Some(PassedConnection {
             peer: Some(peer),
             label,
@@ -332,7 +355,7 @@ impl PoolState {
     /// The next that waits at a place, which is the pool's then.
     fn accept(&mut self, id: u32, place: usize) -> Option<PassedConnection> {
         let shared = self.shared.iter().find(|it| it.id == id)?;
-        let connection = accept(&shared.group, place, shared.label)?;
+        let connection = accept(&shared.group, place + 1, shared.label)?;
         self.counts.rescued += 1;
         Some(connection)
     }

@@ -628,7 +628,8 @@ impl PoolState {
         let serves = |it: &&Member| it.stage == WorkerStage::Serving && Some(it.id) != heir;
         let serving = self.workers.iter().filter(serves).count();
         let may_give_back = |worker: &Member| {
-            let others = serving - usize::from(serves(&worker));
+            // Whoever has taken over takes everything.
+            let others = serving - usize::from(serves(&worker)) + usize::from(heir.is_some());
             let is_given_up = worker.stage == WorkerStage::Hung && !self.settings.recalls;
             others > 0 && !is_given_up && Some(worker.id) != heir
         };
@@ -636,7 +637,7 @@ impl PoolState {
         let mut leaving = self.leaving.iter();
         self.closing.is_empty()
             && workers.all(|worker| worker.in_flight.is_empty())
-            && (serving == 0 || leaving.all(|leaving| leaving.held.is_empty()))
+            && (serving == 0 && heir.is_none() || leaving.all(|leaving| leaving.held.is_empty()))
     }
 
     // Time.
@@ -671,15 +672,32 @@ impl PoolState {
         events
     }
 
+    /// The reactor stops. Whoever of a pool that was stopping has not ended is killed: nobody
+    /// is there to do so later.
+    pub(super) fn has_been_cut(&mut self) {
+        let life = mem::replace(&mut self.life, PoolLife::Stopped);
+        if !matches!(life, PoolLife::Stopping { .. }) {
+            return;
+        }
+        let heir = self.heir_id;
+        let workers = self.workers.iter_mut();
+        for worker in workers.filter(|it| Some(it.id) != heir && it.stage != WorkerStage::Killed) {
+            log::warn!(target: log::HANDOFF, "{}, process {}, has not ended with the stop: killed", worker.id, worker.pid);
+            worker.kill();
+        }
+        self.kill_late_leavers_by(|_| true);
+    }
+
     /// Kills those that should have exited by now.
     pub(super) fn kill_late_leavers(&mut self, now: Instant) {
         let is_over = self.is_over(now);
+        self.kill_late_leavers_by(|deadline| is_over || now >= deadline);
+    }
+
+    fn kill_late_leavers_by(&mut self, is_late: impl Fn(Instant) -> bool) {
         for leaving in &mut self.leaving {
             let kill_at = &mut leaving.kill_at;
-            if kill_at
-                .take_if(|deadline| is_over || now >= *deadline)
-                .is_some()
-            {
+            if kill_at.take_if(|deadline| is_late(*deadline)).is_some() {
                 log::warn!(target: log::HANDOFF, "{}, process {}, does not exit: killed", leaving.id, leaving.pid);
                 if let Err(error) = leaving.process.kill() {
                     log::warn!(target: log::HANDOFF, "cannot kill process {}: {error}", leaving.pid);

@@ -309,6 +309,7 @@ impl Predecessor {
     fn attempt_failed(&self, reactor: &mut Reactor, error: RestartError) {
         let error = self.state.borrow_mut().attempt.fail(reactor, error);
         if let Some(error) = error {
+            self.server.withdraw_companions();
             self.tell_of_failure(reactor, error);
         }
     }

@@ -299,6 +299,14 @@ impl Server {
         self.companions.replace(all);
     }
 
+    /// No successor takes what was made ready for it.
+    pub(super) fn withdraw_companions(&self) {
+        self.companions.take();
+        for PoolListener { pool, .. } in &*self.pools.borrow() {
+            pool.shared.withdraw_offer();
+        }
+    }
+
     /// The workers of pools give up their connections: the successor serves.
     pub(super) fn hand_pools_over(&self, reactor: &mut Reactor) {
         // The successor has its copies.

@@ -4,11 +4,12 @@
 use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline::handoff::pool::{Accepting, Pool, PoolEvent, PoolSettings, Undelivered};
 use bowline::{GracefulStop, Reactor, Tcp, Transports};
-use rustix::process::Signal;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
 use super::clients::Clients;
 use super::process::{Script, end, scripted, signal, stop, turn_until_serving};
@@ -23,6 +24,8 @@ enum What {
     /// The listener, and the pool goes on.
     Listener,
     Pool,
+    /// The pool, and its listener is closed only when all were served.
+    PoolFirst,
     /// The program, as a signal has it.
     Reactor,
 }
@@ -62,7 +65,7 @@ fn stop_with_one_that_hangs(accepting: Accepting, what: What, hangs: Hangs) {
         assert_eq!(clients.outcome.borrow().failed.len(), 0);
     }
     // The pool sees none of them before it is told to stop.
-    watch.clients();
+    let served = watch.clients().outcome;
     watch.await_connections();
     let is_over = Rc::<Cell<bool>>::default();
     let noted = Rc::clone(&is_over);
@@ -83,12 +86,24 @@ fn stop_with_one_that_hangs(accepting: Accepting, what: What, hangs: Hangs) {
         });
         reactor.run().unwrap();
     } else {
-        let listener = reactor.get(listener).unwrap();
-        listener.stop_listening_when_drained();
-        if what == What::Pool {
+        let is_first = what == What::PoolFirst;
+        if !is_first {
+            let listener = reactor.get(listener).unwrap();
+            listener.stop_listening_when_drained();
+        }
+        if matches!(what, What::Pool | What::PoolFirst) {
             pool.stop(&mut reactor, PATIENCE, |_| {});
         }
-        run_until_within(PATIENCE, &mut reactor, &pool, |_| see());
+        run_until_within(PATIENCE, &mut reactor, &pool, |reactor| {
+            if is_first
+                && served.borrow().answered.len() == CLIENTS as usize
+                && let Some(listener) = reactor.get(listener)
+            {
+                listener.stop_listening();
+                return false;
+            }
+            see()
+        });
         drop(see);
         end(&mut reactor, &pool);
     }
@@ -156,9 +171,9 @@ impl Watch {
     /// Whether all were served, and nobody listens any more.
     fn is_over(&mut self) -> bool {
         let case = &self.case;
-        self.outside.turn(Some(Duration::ZERO));
         let clients = self.clients.as_ref().expect("there are some");
         if !clients.are_done() {
+            self.outside.turn(Some(Duration::ZERO));
             return false;
         }
         let (failed, lost) = (clients.outcome.borrow().failed.len(), self.lost.borrow());
@@ -176,7 +191,7 @@ impl Watch {
 /// left waiting, and the address can be had again while the worker still hangs.
 #[test]
 fn a_listener_of_a_worker_that_hangs_is_served_and_closed_by_the_pool() {
-    for what in [What::Listener, What::Pool, What::Reactor] {
+    for what in [What::Listener, What::Pool, What::PoolFirst, What::Reactor] {
         for hangs in [Hangs::Before, Hangs::AtTheStop] {
             stop_with_one_that_hangs(Accepting::ByWorkers, what, hangs);
         }
@@ -187,9 +202,118 @@ fn a_listener_of_a_worker_that_hangs_is_served_and_closed_by_the_pool() {
 /// to the others, which are not told to end before.
 #[test]
 fn what_a_worker_has_that_hangs_at_a_stop_is_served_by_the_others() {
-    for what in [What::Listener, What::Pool, What::Reactor] {
+    for what in [What::Listener, What::Pool, What::PoolFirst, What::Reactor] {
         for hangs in [Hangs::Before, Hangs::AtTheStop] {
             stop_with_one_that_hangs(Accepting::ByPool, what, hangs);
         }
     }
+}
+
+/// Who comes while the listener is being closed, and others have closed theirs already, is at
+/// the worker that hangs, and served by the others: our own socket, on which nobody accepts,
+/// is gone by then.
+#[test]
+fn whoever_comes_while_a_listener_is_closed_is_served() {
+    let ledger = DescriptorLedger::open();
+    let directory = tempfile::tempdir().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let mut settings = PoolSettings::default().workers(3);
+    settings.accepting = Accepting::ByWorkers;
+    settings.slow_after = Duration::from_secs(1);
+    settings.ack_timeout = Duration::from_secs(5);
+    let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
+    let pool = Pool::start(&mut reactor, settings, spawn);
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
+    let address = reactor.get(listener).unwrap().address();
+    let address = address.as_inet().unwrap();
+    turn_until_serving(&mut reactor, &pool);
+    let victim = pool.statistics().workers[0].pid;
+    stop(victim);
+    assert_eq!(listening_at(address), 4, "its own, and one for each worker");
+    let listener = reactor.get(listener).unwrap();
+    listener.stop_listening_when_drained();
+    run_until_within(PATIENCE, &mut reactor, &pool, |_| {
+        listening_at(address) <= 2
+    });
+    let clients = Clients::start(&mut reactor, vec![address], CLIENTS, CLIENTS as usize);
+    run_until_within(PATIENCE, &mut reactor, &pool, |_| clients.are_done());
+    assert_eq!(clients.outcome.borrow().failed.len(), 0, "{pool:?}");
+    run_until_within(PATIENCE, &mut reactor, &pool, |_| {
+        listening_at(address) == 0
+    });
+    signal(victim, Signal::CONT);
+    end(&mut reactor, &pool);
+    drop((pool, reactor, clients));
+    ledger.assert_balanced();
+}
+
+/// How many sockets listen at an address of IPv4.
+fn listening_at(address: SocketAddr) -> usize {
+    let port = format!(":{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let sockets = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    sockets
+        .filter(|it| it.len() > 3 && it[1].ends_with(&port) && it[3] == "0A")
+        .count()
+}
+
+/// The reactor stops before its pool: at the deadline, or since it is told to stop at once.
+/// What hangs then is killed, also where it was recalled; nobody would be there to do so later.
+#[test]
+fn a_worker_that_hangs_does_not_outlive_the_stop_of_the_reactor() {
+    for accepting in [Accepting::ByPool, Accepting::ByWorkers] {
+        for (deadline, is_recalled) in [(0, false), (10, false), (300, false), (60_000, true)] {
+            let ledger = DescriptorLedger::open();
+            let directory = tempfile::tempdir().unwrap();
+            let mut reactor = Reactor::new().unwrap();
+            let mut settings = PoolSettings::default().workers(2).accepting(accepting);
+            settings.ack_timeout = Duration::from_millis(100);
+            let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
+            let pool = Pool::start(&mut reactor, settings, spawn);
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
+            let address = reactor.get(listener).unwrap().address();
+            let address = address.as_inet().unwrap();
+            turn_until_serving(&mut reactor, &pool);
+            let victim = pool.statistics().workers[0].pid;
+            stop(victim);
+            let mut clients = Vec::new();
+            if is_recalled {
+                clients.extend((0..20).map(|_| TcpStream::connect(address).unwrap()));
+                run_until_within(PATIENCE, &mut reactor, &pool, |_| {
+                    pool.statistics().recalls == 1
+                });
+            }
+            reactor.call_later(Duration::ZERO, move |reactor| {
+                let stop = GracefulStop::new().deadline(Duration::from_millis(deadline));
+                reactor.stop_gracefully(stop).unwrap();
+            });
+            // The longest is cut short.
+            reactor.call_later(Duration::from_millis(500), |reactor| {
+                reactor.stop_now().unwrap();
+            });
+            reactor.run().unwrap();
+            assert!(has_ended(victim), "{accepting:?}, {deadline} ms");
+            drop((pool, reactor, clients));
+            ledger.assert_balanced();
+        }
+    }
+}
+
+/// Whether a child that was stopped ends: somebody has killed it.
+fn has_ended(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        match waitpid(pid, WaitOptions::NOHANG) {
+            Ok(None) => std::thread::yield_now(),
+            Ok(Some((_, status))) => return status.signaled(),
+            // The pool has waited for it.
+            Err(error) => return error == Errno::CHILD,
+        }
+    }
+    false
 }
