@@ -103,11 +103,16 @@ impl Example {
     /// Sends SIGTERM, and expects an orderly end. What it printed last.
     #[track_caller]
     fn stop(mut self) -> String {
+        let began = Instant::now();
         kill_process(self.pid(), Signal::TERM).expect("it runs");
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).expect("text");
         let status = self.child.wait().expect("ours");
         assert!(status.success(), "{status}; {rest}");
+        // A stop that waits until its deadline, by default 30 s, waits for something that
+        // never ends.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(25), "{took:?}; {rest}");
         rest
     }
 
@@ -649,7 +654,7 @@ fn producer_consumer_stays_below_its_watermark_and_plots_it() {
 
 #[test]
 fn producer_consumer_can_be_interrupted() {
-    let example = Example::start("producer_consumer", &[]);
+    let example = Example::start("producer_consumer", &["--bytes", "64MiB"]);
     let rest = example.stop();
     assert!(rest.contains("interrupted"), "{rest}");
 }

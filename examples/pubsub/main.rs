@@ -32,7 +32,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bowline::framing::{FrameContext, FrameReceiver, Framed, FramingError, LineFramer};
-use bowline::{Address, CloseReason, Factory, ProducerKind, ProducerRef, Reactor};
+use bowline::{Address, AtDrain, CloseReason, Factory, ProducerKind, ProducerRef, Reactor};
 use bowline::{Transport, TransportHandle, Transports};
 
 use crate::common::{Arguments, Endpoint, Inspect};
@@ -161,6 +161,14 @@ impl<T: Transport> FrameReceiver<T, LineFramer> for Client {
                 None => log::debug!("{publisher:?} has not waited for the end of it"),
             }
         }
+    }
+
+    /// It produces for as long as it is there, so that it would never count as idle.
+    fn draining(&mut self, cx: &mut Cx<'_, T>) -> AtDrain {
+        cx.transport.unregister_producer();
+        // Whoever does not read what is queued holds up nobody.
+        cx.transport.lose_connection_within(Duration::from_secs(5));
+        AtDrain::GoOn
     }
 
     fn connection_lost(&mut self, cx: &mut Cx<'_, T>, _: &CloseReason) {
