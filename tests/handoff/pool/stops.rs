@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bowline::handoff::pool::{Accepting, Pool, PoolEvent, PoolSettings, Undelivered};
-use bowline::{GracefulStop, Reactor, Tcp, Transports};
+use bowline::{GracefulStop, ListenerHandle, Reactor, Tcp, Transports};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 
@@ -39,22 +39,56 @@ enum Hangs {
     AtTheStop,
 }
 
+/// A pool with a listener, one of whose workers hangs.
+struct Scene {
+    reactor: Reactor,
+    pool: Pool,
+    listener: ListenerHandle,
+    address: SocketAddr,
+    victim: u32,
+    ledger: DescriptorLedger,
+    _directory: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(settings: PoolSettings) -> Self {
+        let ledger = DescriptorLedger::open();
+        let directory = tempfile::tempdir().unwrap();
+        let mut reactor = Reactor::new().unwrap();
+        let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
+        let pool = Pool::start(&mut reactor, settings, spawn);
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
+        let address = reactor.get(listener).unwrap().address();
+        let address = address.as_inet().unwrap();
+        turn_until_serving(&mut reactor, &pool);
+        let victim = pool.statistics().workers[0].pid;
+        stop(victim);
+        Self {
+            reactor,
+            pool,
+            listener,
+            address,
+            victim,
+            ledger,
+            _directory: directory,
+        }
+    }
+}
+
 /// One of three workers hangs, and the rest is as the arguments say.
 fn stop_with_one_that_hangs(accepting: Accepting, what: What, hangs: Hangs) {
-    let ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let mut reactor = Reactor::new().unwrap();
     let mut settings = PoolSettings::default().workers(3).accepting(accepting);
     settings.ack_timeout = Duration::from_secs(1);
-    let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
-    let pool = Pool::start(&mut reactor, settings, spawn);
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
-    let address = reactor.get(listener).unwrap().address();
-    let address = address.as_inet().unwrap();
-    turn_until_serving(&mut reactor, &pool);
-    let victim = pool.statistics().workers[0].pid;
-    stop(victim);
+    let Scene {
+        mut reactor,
+        pool,
+        listener,
+        address,
+        victim,
+        ledger,
+        _directory,
+    } = Scene::new(settings);
     let mut watch = Watch::new(&pool, address, victim, (accepting, what, hangs));
     if hangs == Hangs::Before {
         let clients = watch.clients();
@@ -214,22 +248,19 @@ fn what_a_worker_has_that_hangs_at_a_stop_is_served_by_the_others() {
 /// is gone by then.
 #[test]
 fn whoever_comes_while_a_listener_is_closed_is_served() {
-    let ledger = DescriptorLedger::open();
-    let directory = tempfile::tempdir().unwrap();
-    let mut reactor = Reactor::new().unwrap();
     let mut settings = PoolSettings::default().workers(3);
     settings.accepting = Accepting::ByWorkers;
     settings.slow_after = Duration::from_secs(1);
     settings.ack_timeout = Duration::from_secs(5);
-    let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
-    let pool = Pool::start(&mut reactor, settings, spawn);
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
-    let address = reactor.get(listener).unwrap().address();
-    let address = address.as_inet().unwrap();
-    turn_until_serving(&mut reactor, &pool);
-    let victim = pool.statistics().workers[0].pid;
-    stop(victim);
+    let Scene {
+        mut reactor,
+        pool,
+        listener,
+        address,
+        victim,
+        ledger,
+        _directory,
+    } = Scene::new(settings);
     assert_eq!(listening_at(address), 4, "its own, and one for each worker");
     let listener = reactor.get(listener).unwrap();
     listener.stop_listening_when_drained();
@@ -266,26 +297,14 @@ fn listening_at(address: SocketAddr) -> usize {
 fn a_worker_that_hangs_does_not_outlive_the_stop_of_the_reactor() {
     for accepting in [Accepting::ByPool, Accepting::ByWorkers] {
         for (deadline, is_recalled) in [(0, false), (10, false), (300, false), (60_000, true)] {
-            let ledger = DescriptorLedger::open();
-            let directory = tempfile::tempdir().unwrap();
-            let mut reactor = Reactor::new().unwrap();
             let mut settings = PoolSettings::default().workers(2).accepting(accepting);
             settings.ack_timeout = Duration::from_millis(100);
-            let spawn = scripted(directory.path().join("served"), |_| Script::Serve);
-            let pool = Pool::start(&mut reactor, settings, spawn);
-            let any = SocketAddr::from(([127, 0, 0, 1], 0));
-            let listener = reactor.accept(Tcp::at(any), pool.acceptor(7)).unwrap();
-            let address = reactor.get(listener).unwrap().address();
-            let address = address.as_inet().unwrap();
-            turn_until_serving(&mut reactor, &pool);
-            let victim = pool.statistics().workers[0].pid;
-            stop(victim);
+            let mut scene = Scene::new(settings);
+            let (reactor, pool) = (&mut scene.reactor, &scene.pool);
             let mut clients = Vec::new();
             if is_recalled {
-                clients.extend((0..20).map(|_| TcpStream::connect(address).unwrap()));
-                run_until_within(PATIENCE, &mut reactor, &pool, |_| {
-                    pool.statistics().recalls == 1
-                });
+                clients.extend((0..20).map(|_| TcpStream::connect(scene.address).unwrap()));
+                run_until_within(PATIENCE, reactor, pool, |_| pool.statistics().recalls == 1);
             }
             reactor.call_later(Duration::ZERO, move |reactor| {
                 let stop = GracefulStop::new().deadline(Duration::from_millis(deadline));
@@ -296,9 +315,9 @@ fn a_worker_that_hangs_does_not_outlive_the_stop_of_the_reactor() {
                 reactor.stop_now().unwrap();
             });
             reactor.run().unwrap();
-            assert!(has_ended(victim), "{accepting:?}, {deadline} ms");
-            drop((pool, reactor, clients));
-            ledger.assert_balanced();
+            assert!(has_ended(scene.victim), "{accepting:?}, {deadline} ms");
+            drop((scene.pool, scene.reactor, clients));
+            scene.ledger.assert_balanced();
         }
     }
 }
