@@ -101,7 +101,7 @@ impl PoolShared {
             state.left_places(now)
         };
         for (id, place) in left {
-            let is_late = loop {
+            let is_empty = loop {
                 let taken = self.state.borrow_mut().take_left(id, place, now);
                 match taken {
                     Taken::One(connection) => self.dispatch(reactor, *connection),
@@ -109,7 +109,7 @@ impl PoolShared {
                     Taken::All => break true,
                 }
             };
-            if is_late {
+            if is_empty {
                 self.state.borrow_mut().end_place(id, place);
             }
         }
